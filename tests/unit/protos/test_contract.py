@@ -1,0 +1,203 @@
+"""The contract keeps its own rules. They are read from the descriptors, so that a new method cannot forget one."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from buf.validate import validate_pb2
+from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor
+from roost.options.v1 import options_pb2
+
+PROTOS = Path(__file__).resolve().parents[3] / "protos"
+VERBS = ("get", "put", "post", "delete", "patch")
+TWEET = "roost.tweet.v1.Tweet"
+# Never in an answer: neither what proves a user nor what it is checked against.
+SECRET_NAMES = re.compile(r"(^|_)(password|hash|otp|secret)$")
+# What every canonical route begins with; RFC 8615 fixes the last.
+CANONICAL = ("/v1/", "/admin/v1/", "/.well-known/")
+
+
+def load() -> list[FileDescriptor]:
+    """Every proto of ours, by the stubs beside it."""
+    stubs = sorted((PROTOS / "roost").rglob("*_pb2.py"))
+    assert stubs, "no stubs: run scripts/generate.py"
+    names = [".".join(path.relative_to(PROTOS).with_suffix("").parts) for path in stubs]
+    return [importlib.import_module(name).DESCRIPTOR for name in names]
+
+
+FILES = load()
+METHODS: list[MethodDescriptor] = [
+    method for file in FILES for service in file.services_by_name.values() for method in service.methods
+]
+MESSAGES: list[Descriptor] = [message for file in FILES for message in file.message_types_by_name.values()]
+
+
+def policy(method: MethodDescriptor) -> options_pb2.MethodPolicy:
+    return method.GetOptions().Extensions[options_pb2.policy]
+
+
+def bindings(method: MethodDescriptor) -> list[http_pb2.HttpRule]:
+    """The canonical rule first, then the others; empty where the method has no route."""
+    options = method.GetOptions()
+    if not options.HasExtension(annotations_pb2.http):
+        return []
+    rule = options.Extensions[annotations_pb2.http]
+    return [rule, *rule.additional_bindings]
+
+
+def verb_and_path(rule: http_pb2.HttpRule) -> tuple[str, str]:
+    verb = rule.WhichOneof("pattern")
+    assert verb in VERBS, f"{verb} is no verb of ours"
+    return verb, getattr(rule, verb)
+
+
+def reachable(message: Descriptor) -> Iterator[FieldDescriptor]:
+    """Every field of our messages that can stand somewhere below `message`."""
+    seen, waiting = {message.full_name}, [message]
+    while waiting:
+        for field in waiting.pop().fields:
+            yield field
+            below = field.message_type
+            if below is not None and below.full_name.startswith("roost.") and below.full_name not in seen:
+                seen.add(below.full_name)
+                waiting.append(below)
+
+
+def pattern_is_bounded(pattern: str) -> bool:
+    """True where nothing in an anchored pattern repeats without end."""
+    outside_classes = re.sub(r"\\.|\[(?:\\.|[^\]])*\]", "", pattern)
+    return pattern.startswith("^") and pattern.endswith("$") and not re.search(r"[*+]|,\}", outside_classes)
+
+
+def text_is_bounded(rules: validate_pb2.FieldRules) -> bool:
+    if rules.WhichOneof("type") == "bytes":
+        return rules.bytes.HasField("max_len") or rules.bytes.HasField("len")
+    text = rules.string
+    given = {rule.name for rule, _ in text.ListFields()}
+    return bool(given & {"max_len", "max_bytes", "len", "len_bytes", "const"}) or pattern_is_bounded(text.pattern)
+
+
+def is_bounded(field: FieldDescriptor) -> bool:
+    """Whether buf.validate limits how much a caller can put into the field."""
+    rules = field.GetOptions().Extensions[validate_pb2.field]
+    kept_as_text = field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
+    if not field.is_repeated:
+        return not kept_as_text or text_is_bounded(rules)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return rules.map.HasField("max_pairs")
+    return rules.repeated.HasField("max_items") and (not kept_as_text or text_is_bounded(rules.repeated.items))
+
+
+def by_name(method: MethodDescriptor) -> str:
+    return f"{method.containing_service.name}.{method.name}"
+
+
+def test_the_walk_finds_every_proto() -> None:
+    written = {path.relative_to(PROTOS).as_posix() for path in (PROTOS / "roost").rglob("*.proto")}
+    assert {file.name for file in FILES} == written
+
+
+@pytest.mark.parametrize("method", METHODS, ids=by_name)
+def test_a_method_has_a_complete_policy(method: MethodDescriptor) -> None:
+    rules = policy(method)
+    assert rules.access != options_pb2.ACCESS_UNSPECIFIED
+    # 0 means a stream that lives as long as its reader: only the mesh may hold one.
+    endless = method.server_streaming and rules.access == options_pb2.ACCESS_MESH
+    assert rules.deadline_ms > 0 or (endless and rules.deadline_ms == 0)
+    assert rules.success_status in (0, 201)
+    if rules.access == options_pb2.ACCESS_MESH:
+        assert rules.callers
+        assert len(set(rules.callers)) == len(rules.callers)
+        assert rules.rate_limit == options_pb2.RATE_LIMIT_UNSPECIFIED
+    else:
+        assert not rules.callers
+        assert rules.rate_limit != options_pb2.RATE_LIMIT_UNSPECIFIED
+
+
+@pytest.mark.parametrize("method", METHODS, ids=by_name)
+def test_a_method_is_routed_unless_it_belongs_to_the_mesh(method: MethodDescriptor) -> None:
+    rules = bindings(method)
+    if policy(method).access == options_pb2.ACCESS_MESH:
+        assert not rules
+    elif not method.client_streaming:  # A client stream has no body to transcode: the gateway has a route of its own.
+        assert rules
+        _, canonical = verb_and_path(rules[0])
+        assert canonical.startswith(CANONICAL)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=by_name)
+def test_routes_name_fields_that_exist(method: MethodDescriptor) -> None:
+    administers = policy(method).access in (options_pb2.ACCESS_ADMIN, options_pb2.ACCESS_MODERATOR)
+    for rule in bindings(method):
+        verb, path = verb_and_path(rule)
+        for variable in re.findall(r"\{(\w+)\}", path):
+            assert variable in method.input_type.fields_by_name
+        assert not rule.response_body or rule.response_body in method.output_type.fields_by_name
+        assert rule.response_body == bindings(method)[0].response_body
+        assert rule.body == ("*" if verb in ("post", "put", "patch") else "")
+        assert path.startswith("/admin/") == administers
+
+
+def test_no_route_is_bound_twice() -> None:
+    owners: dict[tuple[str, str], list[str]] = {}
+    for method in METHODS:
+        for rule in bindings(method):
+            verb, path = verb_and_path(rule)
+            owners.setdefault((verb, re.sub(r"\{\w+\}", "{}", path)), []).append(by_name(method))
+    assert {route: names for route, names in owners.items() if len(names) > 1} == {}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=by_name)
+def test_requests_are_bounded(method: MethodDescriptor) -> None:
+    assert [field.full_name for field in reachable(method.input_type) if not is_bounded(field)] == []
+
+
+@pytest.mark.parametrize("method", METHODS, ids=by_name)
+def test_aliases_hide_no_field(method: MethodDescriptor) -> None:
+    fields = method.input_type.fields
+    names = [field.name for field in fields]
+    for field in fields:
+        names.extend(field.GetOptions().Extensions[options_pb2.field].aliases)
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=by_name)
+def test_answers_hold_no_secret(method: MethodDescriptor) -> None:
+    assert [field.full_name for field in reachable(method.output_type) if SECRET_NAMES.search(field.name)] == []
+
+
+@pytest.mark.parametrize("method", METHODS, ids=by_name)
+def test_answers_with_tweets_have_a_twin(method: MethodDescriptor) -> None:
+    answer = method.output_type
+    if any(field.message_type is not None and field.message_type.full_name == TWEET for field in answer.fields):
+        assert answer.GetOptions().Extensions[options_pb2.twin]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [message for message in MESSAGES if message.GetOptions().Extensions[options_pb2.twin]],
+    ids=lambda message: str(message.name),
+)
+def test_a_twin_has_the_numbers_of_its_message(message: Descriptor) -> None:
+    twin = descriptor_pool.Default().FindMessageTypeByName(message.GetOptions().Extensions[options_pb2.twin])
+    for field in message.fields:
+        other = twin.fields_by_name[field.name]
+        assert (other.number, other.is_repeated) == (field.number, field.is_repeated)
+        if field.message_type is not None and field.message_type.full_name == TWEET:
+            assert other.type == FieldDescriptor.TYPE_BYTES
+        else:
+            assert (other.type, other.message_type) == (field.type, field.message_type)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "bounded"),
+    [("^[A-Z*+]{3,15}$", True), ("^a*$", False), ("^a+$", False), ("^a{3,}$", False), ("a", False), ("", False)],
+)
+def test_a_pattern_bounds_only_where_nothing_repeats_without_end(pattern: str, bounded: bool) -> None:
+    assert pattern_is_bounded(pattern) is bounded
