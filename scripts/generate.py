@@ -1,0 +1,86 @@
+"""Generates the Python stubs from `protos/`: run by the build (a hatch hook) and by hand after a proto changes.
+
+The stubs lie beside their protos under the import root `protos/` and are ignored by git. `buf/validate` is generated into the same
+root, because protovalidate ships no stubs of it; `google/api` comes with the package googleapis-common-protos.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTOS = ROOT / "protos"
+VALIDATE = "buf/validate/validate.proto"
+
+# `message X { option (roost.options.v1.twin) = "roost.tweet.v1.JoinedTweet";`, X's package being the file's.
+TWIN = re.compile(r'message (\w+) \{\s+option \(roost\.options\.v1\.twin\) = "([\w.]+)";')
+
+
+def generate() -> int:
+    """Writes every stub and returns the number of protos read; raises RuntimeError where protoc refuses one."""
+    import grpc_tools
+    from grpc_tools import protoc
+
+    well_known = Path(grpc_tools.__file__).parent / "_proto"
+    own = sorted(path.relative_to(PROTOS).as_posix() for path in (PROTOS / "roost").rglob("*.proto"))
+    includes = [f"-I{PROTOS}", f"-I{PROTOS / 'third_party'}", f"-I{well_known}"]
+    # mypy-protobuf's plugins sit beside the interpreter, which an isolated build does not put on PATH.
+    beside = Path(sys.executable).parent
+    plugins = [
+        f"--plugin={name}={beside / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc") if (beside / name).exists()
+    ]
+    outputs = [f"--python_out={PROTOS}", f"--mypy_out=quiet:{PROTOS}"]
+    services = [f"--grpc_python_out={PROTOS}", f"--mypy_grpc_out=quiet,only_async:{PROTOS}"]
+    for arguments, files in ((outputs, [VALIDATE]), ([*outputs, *services], own)):
+        if protoc.main(["protoc", *includes, *plugins, *arguments, *files]) != 0:
+            raise RuntimeError("protoc refused the protos: its message stands above")
+    for name in own:
+        _adapt_types(PROTOS / name)
+    return len(own)
+
+
+def _adapt_types(proto: Path) -> None:
+    """Makes the servicers' types say what ours do: a method that is not served yet may be left out (the generated one answers
+    UNIMPLEMENTED), and a method whose response has a twin may answer the twin."""
+    stub_types = proto.with_name(f"{proto.stem}_pb2_grpc.pyi")
+    if not stub_types.exists():
+        return
+    text = stub_types.read_text().replace("    @_abc_1.abstractmethod\n", "")
+    for message, twin in TWIN.findall(proto.read_text()):
+        package, _, twin_name = twin.rpartition(".")
+        module = f"{package}.{_file_of(package, twin_name)}_pb2"
+        text = re.sub(
+            rf"(\) -> _abc\.Awaitable\[\w+\.{message})\]:", rf"\1 | _twin_{twin_name}.{twin_name}]:", text
+        )
+        line = f"import {module} as _twin_{twin_name}\n"
+        if line not in text:
+            text = text.replace("from collections import abc as _abc\n", f"from collections import abc as _abc\n{line}", 1)
+    stub_types.write_text(text)
+
+
+def _file_of(package: str, message: str) -> str:
+    for path in (PROTOS / package.replace(".", "/")).glob("*.proto"):
+        if re.search(rf"^message {message} ", path.read_text(), re.MULTILINE):
+            return path.stem
+    raise RuntimeError(f"a twin names {package}.{message}, which no proto defines")
+
+
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+except ImportError:  # Run by hand, outside a build.
+    pass
+else:
+
+    class GenerateStubs(BuildHookInterface):  # type: ignore[type-arg,misc]
+        """The build hook: hatchling finds it by its base class."""
+
+        def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+            """Generates before anything is collected."""
+            generate()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{generate()} protos generated\n")

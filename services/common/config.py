@@ -1,0 +1,98 @@
+"""Settings: `ROOST_…` variables, or a TOML file named by ROOST_CONFIG; the one module that reads the environment.
+
+Every field has a default that is safe for the embedded family on one machine.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+CONFIG_VARIABLE = "ROOST_CONFIG"
+
+
+class Settings(BaseSettings):
+    """What can be set. Variables win over the file, arguments of a command over both."""
+
+    model_config = SettingsConfigDict(env_prefix="ROOST_", extra="forbid", frozen=True, validate_default=True)
+
+    family: Literal["embedded"] = "embedded"
+    data_dir: Path = Path("data")
+    http: str = "127.0.0.1:8080"
+    grpc: str = "127.0.0.1:50051"
+
+    # Home timelines: design §4. 1,000 suits one process; a cluster takes 100,000.
+    celebrity_threshold: int = Field(default=1_000, ge=1)
+    timeline_mode: Literal["hybrid", "push", "pull"] = "hybrid"
+    # Covers clock skew and the time from a row's stamp to its commit: 5 s in one process, 60 s between processes.
+    clock_margin_s: float = Field(default=5.0, ge=0)
+    # Warm home timelines kept in memory; the least recently read goes first.
+    warm_timelines: int = Field(default=100_000, ge=1)
+
+    # 12 costs about 240 ms of one core for each log-in; tests take 4.
+    bcrypt_cost: int = Field(default=12, ge=4, le=16)
+    access_token_ttl_s: int = Field(default=300, ge=1, le=3600)
+    refresh_token_ttl_s: int = Field(default=30 * 86_400, ge=60)
+    # Usernames whose tokens carry the role `admin`.
+    admins: Annotated[tuple[str, ...], NoDecode] = ()
+
+    delete_grace_s: int = Field(default=30 * 86_400, ge=0)
+
+    rate_limits: bool = True
+    reflection: bool = True
+    # Authenticates services to each other over sockets; made anew at each start where it is empty.
+    mesh_secret: str = Field(default="", repr=False)
+    # name=host:port, comma-separated: where `roost serve` finds the services that it does not run itself.
+    peers: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
+    # How long watchers get to see NOT_SERVING before a server stops taking calls.
+    drain_s: float = Field(default=0.0, ge=0)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    @field_validator("admins", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("peers", mode="before")
+    @classmethod
+    def _split_peers(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.split("=", 1) for pair in value.split(",") if pair.strip()]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError("peers are written as name=host:port,name=host:port")
+        return {name.strip(): target.strip() for name, target in pairs}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+        if path := os.environ.get(CONFIG_VARIABLE):
+            if not Path(path).is_file():
+                raise ValueError(f"{CONFIG_VARIABLE} names {path}, which is not a file")
+            sources.append(TomlConfigSettingsSource(settings_cls, Path(path)))
+        return tuple(sources)
+
+
+def runtime_dir() -> Path:
+    """Where run files lie: `$XDG_RUNTIME_DIR/roost/run`, or `~/.cache/roost/run` where there is none."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return (Path(base) if base else Path.home() / ".cache") / "roost" / "run"

@@ -1,0 +1,69 @@
+"""Who calls, with how much time left: the current call, carried by the task's context.
+
+A servicer reads identity from here and nowhere else. By the time it runs, the policy of its method has been enforced.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from services.common import errors
+
+# The caller's name of the operator's credentials.
+OPERATOR = "operator"
+
+NEVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """The user a verified access token speaks for; `user_id` 0 is nobody."""
+
+    user_id: int = 0
+    session_id: int = 0
+    roles: frozenset[str] = frozenset()
+    token: str = field(default="", repr=False)
+
+
+ANONYMOUS = Actor()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: `method` is its path, `caller` the calling service, OPERATOR, or "" for clients outside; `deadline` is in the
+    loop's seconds, NEVER where the method has none."""
+
+    method: str = ""
+    actor: Actor = ANONYMOUS
+    caller: str = ""
+    request_id: str = ""
+    traceparent: str = ""
+    deadline: float = NEVER
+
+
+_NO_CALL = Call()
+current_call: ContextVar[Call] = ContextVar("roost_call", default=_NO_CALL)
+
+
+def current() -> Call:
+    """The call this task serves; an empty one outside of calls (consumers, start-up)."""
+    return current_call.get()
+
+
+def actor() -> Actor:
+    """The caller's actor, or ANONYMOUS."""
+    return current_call.get().actor
+
+
+def reader_id() -> int:
+    """The caller's user id, 0 where nobody is signed in."""
+    return current_call.get().actor.user_id
+
+
+def require_user() -> int:
+    """The caller's user id; UNAUTHENTICATED where nobody is signed in."""
+    user_id = current_call.get().actor.user_id
+    if not user_id:
+        raise errors.unauthenticated()
+    return user_id

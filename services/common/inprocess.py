@@ -1,0 +1,283 @@
+"""The in-process channel: stubs call servicers without a socket.
+
+Interceptors, deadlines, metadata, cancellation and status codes are those of a socket, and each call has its own task and context.
+Messages pass by reference: whoever hands one over must not change it any more. `Checker` turns that promise into a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from services.common import errors
+from services.common.context import Call, current_call
+from services.common.interceptors import Endpoint
+
+# A callee gets this much less time than its caller, so that the caller can still answer.
+DEADLINE_MARGIN_S = 0.001
+# Messages a stream may be ahead of its reader.
+STREAM_AHEAD = 4
+# Messages the checker keeps an eye on: enough to catch a servicer that changes what it returned a moment ago.
+CHECKED_MESSAGES = 512
+
+_END = object()
+
+
+class FrozenMessageChanged(AssertionError):
+    """A message was changed after it was handed over."""
+
+
+class Checker:
+    """The test mode: serialises both ways and fails on any message that changed after the call."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[str, Message, bytes]] = deque(maxlen=CHECKED_MESSAGES)
+
+    def hand_over(self, path: str, message: Message) -> Message:
+        """Watches a message and returns what the other side gets, having crossed the wire format."""
+        data = message.SerializeToString(deterministic=True)
+        self._seen.append((path, message, data))
+        copy = type(message).FromString(data)
+        self._seen.append((path, copy, data))
+        return copy
+
+    def verify(self) -> None:
+        """Raises FrozenMessageChanged naming the method whose message was changed."""
+        for path, message, data in self._seen:
+            if message.SerializeToString(deterministic=True) != data:
+                raise FrozenMessageChanged(f"{path}: a {type(message).__name__} was changed after it was handed over")
+
+
+class _Context:
+    """The servicer's context of one in-process call."""
+
+    __slots__ = ("trailing",)
+
+    def __init__(self) -> None:
+        self.trailing: tuple[tuple[str, str | bytes], ...] = ()
+
+    def set_trailing_metadata(self, trailing_metadata: Sequence[tuple[str, str | bytes]]) -> None:
+        self.trailing = tuple(trailing_metadata)
+
+
+class _Target:
+    """A method as one caller sees it: where it is served and which class the caller wants back."""
+
+    __slots__ = ("caller", "checker", "endpoint", "path", "wanted")
+
+    def __init__(
+        self, path: str, endpoint: Endpoint | None, caller: str, checker: Checker | None, deserializer: Any
+    ) -> None:
+        self.path = path
+        self.endpoint = endpoint
+        self.caller = caller
+        self.checker = checker
+        # Generated stubs pass `Message.FromString`, a bound class method.
+        self.wanted: type[Message] | None = getattr(deserializer, "__self__", None)
+
+    def begin(self, timeout: float | None) -> tuple[Endpoint, Call]:
+        endpoint = self.endpoint
+        if endpoint is None:
+            raise errors.unimplemented(f"{self.path} is not served here")
+        above = current_call.get()
+        now = asyncio.get_running_loop().time()
+        deadline = min(now + endpoint.cap_s, above.deadline - DEADLINE_MARGIN_S)
+        if timeout is not None:
+            deadline = min(deadline, now + timeout)
+        request_id = above.request_id or secrets.token_hex(8)
+        return endpoint, Call(self.path, above.actor, self.caller, request_id, above.traceparent, deadline)
+
+    def sent(self, request: Message) -> Message:
+        return request if self.checker is None else self.checker.hand_over(self.path, request)
+
+    def received(self, response: Message) -> Message:
+        if self.checker is not None:
+            response = self.checker.hand_over(self.path, response)
+            self.checker.verify()
+        if self.wanted is None or type(response) is self.wanted:
+            return response
+        # A twin, wanted as the message it stands for.
+        return self.wanted.FromString(response.SerializeToString())
+
+
+def _rpc_error(error: errors.RoostError, trailing: Sequence[tuple[str, str | bytes]]) -> grpc.aio.AioRpcError:
+    details = (*trailing, (errors.STATUS_KEY, error.status().SerializeToString()))
+    return grpc.aio.AioRpcError(error.code, grpc.aio.Metadata(), grpc.aio.Metadata(*details), error.message)
+
+
+class UnaryCall:
+    """One unary call under way; awaiting it gives the response or raises AioRpcError."""
+
+    __slots__ = ("_context", "_target", "_task")
+
+    def __init__(self, target: _Target, request: Message, timeout: float | None) -> None:
+        self._target = target
+        self._context = _Context()
+        self._task = asyncio.get_running_loop().create_task(self._run(request, timeout))
+
+    async def _run(self, request: Message, timeout: float | None) -> Message:
+        try:
+            endpoint, call = self._target.begin(timeout)
+            response = await endpoint.unary(self._target.sent(request), call, self._context)
+            return self._target.received(response)
+        except errors.RoostError as error:
+            raise _rpc_error(error, self._context.trailing) from None
+
+    def __await__(self) -> Generator[Any, None, Message]:
+        return self._task.__await__()
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        """What the servicer sent behind its answer; waits for the end of the call."""
+        await asyncio.wait([self._task])
+        return grpc.aio.Metadata(*self._context.trailing)
+
+    async def code(self) -> grpc.StatusCode:
+        """The call's status; waits for its end."""
+        await asyncio.wait([self._task])
+        if self._task.cancelled():
+            return grpc.StatusCode.CANCELLED
+        error = self._task.exception()
+        return error.code() if isinstance(error, grpc.aio.AioRpcError) else grpc.StatusCode.OK
+
+    def cancel(self) -> bool:
+        """Cancels the call."""
+        return self._task.cancel()
+
+    def done(self) -> bool:
+        """Whether it ended."""
+        return self._task.done()
+
+
+class StreamCall:
+    """One server stream under way: iterate it, or `read()` message by message."""
+
+    __slots__ = ("_context", "_ended", "_queue", "_target", "_task")
+
+    def __init__(self, target: _Target, request: Message, timeout: float | None) -> None:
+        self._target = target
+        self._context = _Context()
+        self._queue: asyncio.Queue[Any] = asyncio.Queue(STREAM_AHEAD)
+        self._ended = False
+        self._task = asyncio.get_running_loop().create_task(self._run(request, timeout))
+
+    async def _run(self, request: Message, timeout: float | None) -> None:
+        end: Any = _END
+        try:
+            endpoint, call = self._target.begin(timeout)
+            async for message in endpoint.stream(self._target.sent(request), call, self._context):
+                await self._queue.put(self._target.received(message))
+        except errors.RoostError as error:
+            end = _rpc_error(error, self._context.trailing)
+        await self._queue.put(end)
+
+    async def read(self) -> Any:
+        """The next message; grpc.aio.EOF at the end."""
+        if self._ended:
+            return grpc.aio.EOF
+        try:
+            item = await self._queue.get()
+        except asyncio.CancelledError:
+            self._task.cancel()
+            raise
+        if item is _END or isinstance(item, grpc.aio.AioRpcError):
+            self._ended = True
+            if item is not _END:
+                raise item
+            return grpc.aio.EOF
+        return item
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        try:
+            while (message := await self.read()) is not grpc.aio.EOF:
+                yield message
+        finally:
+            self._task.cancel()
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        """What the servicer sent behind its last message."""
+        await asyncio.wait([self._task])
+        return grpc.aio.Metadata(*self._context.trailing)
+
+    def cancel(self) -> bool:
+        """Cancels the stream."""
+        return self._task.cancel()
+
+    def done(self) -> bool:
+        """Whether it ended."""
+        return self._task.done()
+
+
+class InProcessChannel(grpc.aio.Channel):
+    """A channel to the endpoints of this process, as `caller`. `endpoints` may grow until the first call."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], caller: str, checker: Checker | None = None) -> None:
+        self._endpoints = endpoints
+        self._caller = caller
+        self._checker = checker
+
+    def _starter(self, call: type[Any], path: str, deserializer: Any) -> Callable[..., Any]:
+        target: _Target | None = None
+
+        def start(request: Message, *, timeout: float | None = None, **_: Any) -> Any:
+            nonlocal target
+            # Resolved at the first call: a stub may be made before its service is built.
+            if target is None or target.endpoint is None:
+                endpoint = self._endpoints.get(path)
+                target = _Target(path, endpoint, self._caller, self._checker, deserializer)
+            return call(target, request, timeout)
+
+        return start
+
+    def unary_unary(  # type: ignore[override]
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, *_: Any, **__: Any
+    ) -> Any:
+        """A callable that starts a unary call."""
+        return self._starter(UnaryCall, method, response_deserializer)
+
+    def unary_stream(  # type: ignore[override]
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, *_: Any, **__: Any
+    ) -> Any:
+        """A callable that starts a server stream."""
+        return self._starter(StreamCall, method, response_deserializer)
+
+    def stream_unary(self, method: str, *_: Any, **__: Any) -> Any:
+        """Client streams have no in-process form yet: the callable refuses."""
+        return _refuse(method)
+
+    def stream_stream(self, method: str, *_: Any, **__: Any) -> Any:
+        """Bidirectional streams are not in the contract: the callable refuses."""
+        return _refuse(method)
+
+    async def close(self, grace: float | None = None) -> None:
+        """Nothing to close."""
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """Always ready."""
+        return grpc.ChannelConnectivity.READY
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """Never changes."""
+        await asyncio.get_running_loop().create_future()
+
+    async def channel_ready(self) -> None:
+        """At once."""
+
+    async def __aenter__(self) -> InProcessChannel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _refuse(path: str) -> Callable[..., Any]:
+    def start(*_: Any, **__: Any) -> Any:
+        raise _rpc_error(errors.unimplemented(f"{path} has no in-process form"), ())
+
+    return start
+

@@ -1,0 +1,9 @@
+"""What happens around every RPC, whichever channel it came by: access, deadline, validation, error mapping, metrics.
+
+`endpoint` is the chain itself, `metrics` what it counts, `validation` the field rules of the contract. One chain serves the socket
+and the in-process channel, so a rule cannot hold on one and not on the other.
+"""
+
+from services.common.interceptors.endpoint import Endpoint, ServicerContext, endpoints_of
+
+__all__ = ["Endpoint", "ServicerContext", "endpoints_of"]

@@ -1,0 +1,158 @@
+"""One RPC as it is served: the chain around a servicer's method."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from services.common import errors
+from services.common.context import NEVER, OPERATOR, Call, current_call
+from services.common.contract import Method, methods
+from services.common.interceptors.metrics import Observer
+from services.common.interceptors.validation import check_caller_only, validate
+from roost.options.v1 import options_pb2 as options
+
+log = structlog.get_logger()
+
+# With less time left an answer would reach nobody: refused before any work.
+LEAST_TIME_S = 0.002
+
+# What a dependency may say through us: the caller can act on these. Anything else a dependency says is our fault.
+PASSED_ON = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+    }
+)
+
+
+class ServicerContext(Protocol):
+    """What a servicer may use of gRPC's context; everything else is in `services.common.context`."""
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        """Sends (key, value) pairs behind the answer."""
+
+
+class Endpoint:
+    """A servicer's method behind access, deadline, validation, error mapping and metrics."""
+
+    __slots__ = ("_observer", "_serve", "cap_s", "method")
+
+    def __init__(self, method: Method, servicer: object) -> None:
+        self.method = method
+        self.cap_s = method.policy.deadline_ms / 1000 or NEVER
+        self._serve: Any = getattr(servicer, method.name)
+        if getattr(self._serve, "__module__", "").endswith("_pb2_grpc"):
+            # The generated servicer's own method: part of the contract, not served yet.
+            self._serve = None
+        self._observer = Observer(method.service, method.name)
+
+    async def unary(self, request: Message, call: Call, context: ServicerContext) -> Message:
+        """Serves one unary call in the current task; raises RoostError and nothing else but cancellation."""
+        current_call.set(call)
+        begun = self._observer.begin()
+        code = grpc.StatusCode.OK
+        try:
+            left = self._admit(request, call)
+            if left is None:
+                return await self._serve(request, context)  # type: ignore[no-any-return]
+            async with asyncio.timeout(left):
+                return await self._serve(request, context)  # type: ignore[no-any-return]
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception as error:
+            mapped = self._mapped(error, call)
+            code = mapped.code
+            raise mapped from error
+        finally:
+            self._observer.end(begun, code)
+
+    async def stream(self, request: Message, call: Call, context: ServicerContext) -> AsyncIterator[Message]:
+        """Serves one server stream; run it in a task of its own, because it sets the task's current call."""
+        current_call.set(call)
+        begun = self._observer.begin()
+        code = grpc.StatusCode.OK
+        try:
+            left = self._admit(request, call)
+            async with asyncio.timeout(left):
+                async for message in self._serve(request, context):
+                    yield message
+        except (asyncio.CancelledError, GeneratorExit):
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception as error:
+            mapped = self._mapped(error, call)
+            code = mapped.code
+            raise mapped from error
+        finally:
+            self._observer.end(begun, code)
+
+    def _admit(self, request: Message, call: Call) -> float | None:
+        """Enforces policy and field rules; returns the seconds left, None where there is no deadline."""
+        _check_access(self.method, call)
+        left = None
+        if call.deadline != NEVER:
+            left = call.deadline - asyncio.get_running_loop().time()
+            if left < LEAST_TIME_S:
+                raise errors.deadline_exceeded("too little time was left to begin")
+        validate(request)
+        check_caller_only(self.method, request, call)
+        if self._serve is None:
+            raise errors.unimplemented(f"{self.method.path} is not served yet")
+        return left
+
+    def _mapped(self, error: Exception, call: Call) -> errors.RoostError:
+        if isinstance(error, errors.RoostError):
+            return error
+        if isinstance(error, TimeoutError) and asyncio.get_running_loop().time() >= call.deadline:
+            return errors.deadline_exceeded()
+        if isinstance(error, grpc.aio.AioRpcError) and error.code() in PASSED_ON:
+            return errors.from_rpc(error)
+        error_id = secrets.token_hex(8)
+        log.error(
+            "rpc.failed", method=self.method.path, error_id=error_id, request_id=call.request_id, exc_info=error
+        )
+        return errors.internal(error_id)
+
+
+def _check_access(method: Method, call: Call) -> None:
+    access = method.policy.access
+    if access == options.ACCESS_PUBLIC:
+        return
+    if access == options.ACCESS_MESH:
+        if call.caller not in method.policy.callers:
+            raise errors.permission_denied(f"{method.name} is for {', '.join(method.policy.callers)} only", "MESH_ONLY")
+        return
+    if access == options.ACCESS_USER:
+        if not call.actor.user_id:
+            raise errors.unauthenticated()
+        return
+    if call.caller == OPERATOR:
+        return
+    if not call.actor.user_id:
+        raise errors.unauthenticated()
+    needed = {"admin"} if access == options.ACCESS_ADMIN else {"admin", "moderator"}
+    if not needed & call.actor.roles:
+        raise errors.permission_denied(f"{method.name} needs the role {' or '.join(sorted(needed))}", "ROLE_MISSING")
+
+
+def endpoints_of(servicers: Mapping[str, object]) -> dict[str, Endpoint]:
+    """The endpoints of a service by path; ValueError where a servicer serves what the contract does not know."""
+    found = {
+        method.path: Endpoint(method, servicers[method.service])
+        for method in methods().values()
+        if method.service in servicers
+    }
+    unknown = set(servicers) - {endpoint.method.service for endpoint in found.values()}
+    if unknown:
+        raise ValueError(f"the contract has no service {', '.join(sorted(unknown))}")
+    return found

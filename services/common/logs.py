@@ -1,0 +1,40 @@
+"""Log lines: JSON where a machine reads them, colours on a terminal. No bodies, no tokens, no texts of users."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+from services.common.config import Settings
+from services.common.context import current_call
+
+
+def _add_call(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    call = current_call.get()
+    if call.request_id:
+        event.setdefault("request_id", call.request_id)
+    return event
+
+
+def configure(settings: Settings) -> None:
+    """Sends log lines to stderr, in the format and from the level that the settings name."""
+    level = getattr(logging, settings.log_level.upper())
+    console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    exceptions = [] if console else [structlog.processors.dict_tracebacks]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            _add_call,
+            *exceptions,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(stream=sys.stderr, level=max(level, logging.WARNING), format="%(name)s: %(message)s")

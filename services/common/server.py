@@ -1,0 +1,188 @@
+"""The socket: a grpc.aio server over the endpoints of a process, with health, reflection and drain."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.common import errors
+from services.common.channel import AUTHORIZATION_KEY, CALLER_KEY, REQUEST_ID_KEY, SECRET_KEY, TRACE_KEY
+from services.common.context import ANONYMOUS, NEVER, OPERATOR, Actor, Call
+from services.common.interceptors import Endpoint
+from services.common.tokens import Verifier
+
+# The largest legal request (AppendHomeEntries, 10,000 ids) is under 100 kB, an import of 1,000 people about 300 kB.
+MAX_MESSAGE_BYTES = 1 << 20
+MAX_STREAMS = 1_000
+# Calls under way get this long to end once the server takes no more.
+GRACE_S = 10.0
+MAX_ID_CHARS = 128
+
+
+class _Malformed:
+    """Stands in for a request that is not valid Protobuf: gRPC itself would answer UNKNOWN with the parser's text."""
+
+
+_MALFORMED = _Malformed()
+
+
+class Authenticator:
+    """Turns a call's metadata into who calls: a user by token, the operator by secret, a service by the mesh's secret."""
+
+    def __init__(self, verifier: Verifier, operator_token: str, mesh_secret: str) -> None:
+        self._verifier = verifier
+        self._operator_token = operator_token.encode()
+        self._mesh_secret = mesh_secret.encode()
+
+    async def identify(self, metadata: Mapping[str, str]) -> tuple[Actor, str]:
+        """The actor and the caller; UNAUTHENTICATED where credentials are sent that do not hold."""
+        caller = ""
+        if CALLER_KEY in metadata:
+            if not hmac.compare_digest(metadata.get(SECRET_KEY, "").encode(), self._mesh_secret):
+                raise errors.unauthenticated("the mesh secret does not match", "MESH_SECRET")
+            caller = metadata[CALLER_KEY]
+        authorization = metadata.get(AUTHORIZATION_KEY, "")
+        if not authorization:
+            return ANONYMOUS, caller
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise errors.unauthenticated("authorization must be 'Bearer <token>'")
+        if hmac.compare_digest(token.encode(), self._operator_token):
+            return ANONYMOUS, OPERATOR
+        return await self._verifier.verify(token), caller
+
+
+class GrpcServer:
+    """Serves endpoints on one address. `services` are gRPC's full names, for health and reflection."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], authenticator: Authenticator, *, reflect: bool) -> None:
+        self._authenticator = authenticator
+        self._reflect = reflect
+        self._names = sorted({endpoint.method.service for endpoint in endpoints.values()})
+        self._folders = sorted({endpoint.method.folder for endpoint in endpoints.values()})
+        self._health = health.aio.HealthServicer()
+        options = (
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            # Two processes on one port would share its calls by chance.
+            ("grpc.so_reuseport", 0),
+        )
+        self._server = grpc.aio.server(options=options)
+        for name in self._names:
+            served = [endpoint for endpoint in endpoints.values() if endpoint.method.service == name]
+            rpcs = {endpoint.method.name: self._rpc(endpoint) for endpoint in served}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, rpcs),))
+
+    async def start(self, address: str) -> int:
+        """Listens and returns the port; UNAVAILABLE where the address cannot be had."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if self._reflect:
+            names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise errors.unavailable(f"cannot listen on {address}: is the port taken?") from error
+        await self._server.start()
+        for name in ("", *self._names, *self._folders):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+    async def drain(self, wait_s: float) -> None:
+        """Says NOT_SERVING and gives watchers `wait_s` seconds to see it."""
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(wait_s)
+
+    async def stop(self) -> None:
+        """Takes no more calls and waits up to GRACE_S for those under way."""
+        await self._server.stop(GRACE_S)
+
+    def _rpc(self, endpoint: Endpoint) -> Any:
+        parse = _tolerant(endpoint.method.request)
+        if endpoint.method.client_streaming:
+            return grpc.stream_unary_rpc_method_handler(_unserved, parse, _serialize)
+        if endpoint.method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._stream(endpoint), parse, _serialize)
+        return grpc.unary_unary_rpc_method_handler(self._unary(endpoint), parse, _serialize)
+
+    def _unary(self, endpoint: Endpoint) -> Callable[..., Any]:
+        async def serve(request: Any, context: Any) -> Message:
+            trailing = _Trailing(context)
+            try:
+                call = await self._call(endpoint, request, context)
+                return await endpoint.unary(request, call, trailing)
+            except errors.RoostError as error:
+                await _abort(context, error, trailing.sent)
+                raise AssertionError("abort returned") from error
+
+        return serve
+
+    def _stream(self, endpoint: Endpoint) -> Callable[..., Any]:
+        async def serve(request: Any, context: Any) -> AsyncIterator[Message]:
+            trailing = _Trailing(context)
+            try:
+                call = await self._call(endpoint, request, context)
+                async for message in endpoint.stream(request, call, trailing):
+                    yield message
+            except errors.RoostError as error:
+                await _abort(context, error, trailing.sent)
+
+        return serve
+
+    async def _call(self, endpoint: Endpoint, request: Any, context: Any) -> Call:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        actor, caller = await self._authenticator.identify(metadata)
+        if request is _MALFORMED:
+            raise errors.invalid_argument("the request is not a valid message")
+        left = context.time_remaining()
+        if left is None and caller not in ("", OPERATOR):
+            raise errors.invalid_argument("a call between services needs a deadline")
+        allowed = min(endpoint.cap_s, NEVER if left is None else left)
+        deadline = asyncio.get_running_loop().time() + allowed
+        request_id = metadata.get(REQUEST_ID_KEY, "")[:MAX_ID_CHARS]
+        trace = metadata.get(TRACE_KEY, "")[:MAX_ID_CHARS]
+        return Call(endpoint.method.path, actor, caller, request_id, trace, deadline)
+
+
+class _Trailing:
+    """Passes trailing metadata on, and keeps it: an abort would replace it."""
+
+    __slots__ = ("_context", "sent")
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.sent: tuple[tuple[str, str | bytes], ...] = ()
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        self.sent = tuple(trailing_metadata)
+        self._context.set_trailing_metadata(self.sent)
+
+
+async def _abort(context: Any, error: errors.RoostError, sent: tuple[tuple[str, str | bytes], ...]) -> None:
+    details = (*sent, (errors.STATUS_KEY, error.status().SerializeToString()))
+    await context.abort(error.code, error.message, details)
+
+
+async def _unserved(_: Any, context: Any) -> None:
+    await _abort(context, errors.unimplemented("client streams are not served yet"), ())
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _tolerant(cls: type[Message]) -> Callable[[bytes], Message | _Malformed]:
+    def parse(data: bytes) -> Message | _Malformed:
+        try:
+            return cls.FromString(data)
+        except DecodeError:
+            return _MALFORMED
+
+    return parse
