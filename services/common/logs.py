@@ -23,8 +23,11 @@ def configure(settings: Settings) -> None:
     """Sends log lines to stderr, in the format and from the level that the settings name."""
     level = getattr(logging, settings.log_level.upper())
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
-    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
-    exceptions = [] if console else [structlog.processors.dict_tracebacks]
+    # Tracebacks without local variables: those hold tokens and texts.
+    traceback = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    exceptions = [] if console else [structlog.processors.ExceptionRenderer(traceback)]
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer: Any = plain if console else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

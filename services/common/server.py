@@ -60,13 +60,11 @@ class Authenticator:
 
 
 class GrpcServer:
-    """Serves endpoints on one address. `services` are gRPC's full names, for health and reflection."""
+    """Serves endpoints on one address: `bind` it, then `start` it with what it serves."""
 
-    def __init__(self, endpoints: Mapping[str, Endpoint], authenticator: Authenticator, *, reflect: bool) -> None:
+    def __init__(self, authenticator: Authenticator, *, reflect: bool) -> None:
         self._authenticator = authenticator
         self._reflect = reflect
-        self._names = sorted({endpoint.method.service for endpoint in endpoints.values()})
-        self._folders = sorted({endpoint.method.folder for endpoint in endpoints.values()})
         self._health = health.aio.HealthServicer()
         options = (
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -75,25 +73,28 @@ class GrpcServer:
             ("grpc.so_reuseport", 0),
         )
         self._server = grpc.aio.server(options=options)
-        for name in self._names:
-            served = [endpoint for endpoint in endpoints.values() if endpoint.method.service == name]
-            rpcs = {endpoint.method.name: self._rpc(endpoint) for endpoint in served}
-            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, rpcs),))
 
-    async def start(self, address: str) -> int:
-        """Listens and returns the port; UNAVAILABLE where the address cannot be had."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if self._reflect:
-            names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+    def bind(self, address: str) -> int:
+        """Takes the address and returns the port; UNAVAILABLE where it cannot be had. No call is served before `start`."""
         try:
-            port = self._server.add_insecure_port(address)
+            return self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise errors.unavailable(f"cannot listen on {address}: is the port taken?") from error
+
+    async def start(self, endpoints: Mapping[str, Endpoint]) -> None:
+        """Serves the endpoints, with health by gRPC's full service names and by folder names, and reflection."""
+        by_service: dict[str, dict[str, Any]] = {}
+        for endpoint in endpoints.values():
+            by_service.setdefault(endpoint.method.service, {})[endpoint.method.name] = self._rpc(endpoint)
+        for name, rpcs in by_service.items():
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, rpcs),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if self._reflect:
+            reflection.enable_server_reflection((*by_service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self._server.start()
-        for name in ("", *self._names, *self._folders):
+        folders = {endpoint.method.folder for endpoint in endpoints.values()}
+        for name in ("", *by_service, *folders):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        return port
 
     async def drain(self, wait_s: float) -> None:
         """Says NOT_SERVING and gives watchers `wait_s` seconds to see it."""

@@ -1,0 +1,30 @@
+"""`roost serve NAME…`: some services in this process, without the gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from roost_cli.outcome import UNUSABLE, CommandError
+from roost_cli.up import serve_until_stopped, settings_with
+from services.registry import SERVICES
+
+
+def serve(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help=f"Services to run: {', '.join(SERVICES)}.")],
+    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC listens [127.0.0.1:50051].")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data directory [data].")] = None,
+) -> None:
+    """Run the named services in this process.
+
+    Services that run elsewhere are named by ROOST_PEERS (name=host:port,…), and all of them share one ROOST_MESH_SECRET. Embedded
+    stores and their event log belong to one process: consumers see the events of the services beside them only.
+    """
+    unknown = [name for name in names if name not in SERVICES]
+    if unknown:
+        raise CommandError(f"no service {', '.join(unknown)}; there are {', '.join(SERVICES)}", UNUSABLE)
+    settings = settings_with({"grpc": grpc, "data_dir": data})
+    chosen = {name: build for name, build in SERVICES.items() if name in names}
+    serve_until_stopped(settings, chosen, gateway=False, with_demo=False)

@@ -1,0 +1,125 @@
+"""`roost up`: every service and the gateway in this process, on embedded stores."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+from pydantic import ValidationError
+
+from gateway_http.app import Gateway
+from gateway_http.server import HttpServer
+from roost_cli import demo, runfile
+from roost_cli.outcome import UNUSABLE, CommandError
+from services.common import errors, logs
+from services.common.config import Settings
+from services.common.kit import Build
+from services.common.process import Process
+from services.registry import SERVICES
+
+Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", show_default=False)]
+
+
+def up(
+    http: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where the gateway listens [127.0.0.1:8080].")] = None,
+    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC listens [127.0.0.1:50051].")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data directory [data].")] = None,
+    no_demo: Annotated[bool, typer.Option("--no-demo", help="Load no demo people and tweets at the first run.")] = False,
+) -> None:
+    """Run every service in this process, with the HTTP gateway. Stops cleanly on SIGTERM and Ctrl-C.
+
+    Settings are ROOST_… variables, or a TOML file named by ROOST_CONFIG; options win over both.
+    """
+    settings = settings_with({"http": http, "grpc": grpc, "data_dir": data})
+    serve_until_stopped(settings, SERVICES, gateway=True, with_demo=not no_demo)
+
+
+def settings_with(options: Mapping[str, Any]) -> Settings:
+    """The settings, with the options given on the command line; CommandError in words where one does not fit."""
+    try:
+        return Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise CommandError("the settings do not fit: " + "; ".join(faults), UNUSABLE) from error
+    except ValueError as error:
+        raise CommandError(str(error), UNUSABLE) from error
+
+
+def serve_until_stopped(settings: Settings, builds: Mapping[str, Build], *, gateway: bool, with_demo: bool) -> None:
+    """Runs the services until SIGTERM or SIGINT; CommandError where they cannot start."""
+    logs.configure(settings)
+    for name in ("http", "grpc"):
+        address_of(getattr(settings, name), f"--{name}")
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, builds, gateway=gateway, with_demo=with_demo))
+    except errors.RoostError as error:
+        raise CommandError(error.message, UNUSABLE) from error
+
+
+async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bool, with_demo: bool) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        process = await stack.enter_async_context(await Process.start(settings, builds))
+        grpc_address = f"{address_of(settings.grpc, '--grpc')[0]}:{process.grpc_port}"
+        http_address = ""
+        if gateway:
+            app = Gateway(process.channel("gateway"), process.verifier, settings, process.health)
+            host, port = address_of(settings.http, "--http")
+            server = HttpServer(app, host, port)
+            http_address = f"{host}:{await server.start()}"
+            stack.push_async_callback(server.stop)
+        run = runfile.RunFile(grpc_address, http_address, os.getpid(), time.time(), process.operator_token)
+        runfile.write(run)
+        stack.callback(runfile.remove, run)
+        login = await _demo(process, settings, stopping) if with_demo else None
+        if not stopping.is_set():
+            _say(_ready(grpc_address, http_address, login))
+        await stopping.wait()
+        _say("stopping …")
+    _say("stopped")
+
+
+async def _demo(process: Process, settings: Settings, stopping: asyncio.Event) -> str | None:
+    """Loads the demo at the first run; a stop ends it early, and the next run goes on where it stood."""
+    loading = asyncio.ensure_future(demo.first_run(process.channel, settings.data_dir))
+    stopped = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not loading.done():
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        return None
+    account = loading.result()
+    return None if account is None else f"{account.username} / {account.password}"
+
+
+def _ready(grpc_address: str, http_address: str, login: str | None) -> str:
+    where = [f"http://{http_address}"] if http_address else []
+    where.append(f"gRPC {grpc_address}")
+    return f"roost is ready: {' · '.join(where)}" + (f" · demo log-in {login}" if login else "")
+
+
+def address_of(text: str, option: str) -> tuple[str, int]:
+    """HOST:PORT taken apart; CommandError where it is not that. Port 0 takes any free one."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise CommandError(f"{option} takes HOST:PORT, such as 127.0.0.1:8080; {text!r} is not that", UNUSABLE)
+    return host.strip("[]"), int(port)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,203 @@
+"""A process of the mesh: builds the services it is told to, connects them, serves them, and takes them down in order.
+
+`wire` says how the services of one process reach each other: "inprocess" without sockets, "grpc" over the process's own address,
+which is how separate processes do it. The same tests run over both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import grpc.aio
+import structlog
+from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
+
+from services.common import errors
+from services.common.channel import MeshChannel, RoutingChannel
+from services.common.config import Settings
+from services.common.context import OPERATOR, Call, current_call
+from services.common.cursor import Cursors
+from services.common.event_log.embedded import EmbeddedLog
+from services.common.inprocess import Checker, InProcessChannel
+from services.common.interceptors import Endpoint, endpoints_of
+from services.common.kit import Build, Closable, Kit, Service, Worker
+from services.common.server import Authenticator, GrpcServer
+from services.common.snowflake import FileLease
+from services.common.tokens import MAX_TOKEN_TTL_S, TOPICS, Revocations, Verifier
+
+log = structlog.get_logger()
+
+Wire = Literal["inprocess", "grpc"]
+
+CURSOR_KEY_BYTES = 32
+# A worker or store that has not stopped by then is left behind, and said so.
+STOP_WITHIN_S = 20.0
+
+
+class Process:
+    """One running process. Start it with `start`, end it with `stop`, or use it as an async context."""
+
+    def __init__(self, settings: Settings, wire: Wire, checker: Checker | None) -> None:
+        self.settings = settings
+        self.operator_token = secrets.token_urlsafe(32)
+        self.checker = checker
+        self.services: dict[str, Service] = {}
+        self.states: dict[str, str] = {}
+        self.grpc_port = 0
+        self._wire = wire
+        self._endpoints: dict[str, Endpoint] = {}
+        self._mesh_secret = settings.mesh_secret or secrets.token_urlsafe(32)
+        self._remote: dict[str, grpc.aio.Channel] = {}
+        self._workers: list[Worker] = []
+        self._started: list[Worker] = []
+        self._resources: list[Closable] = []
+        self._stack = AsyncExitStack()
+        self._server: GrpcServer | None = None
+        self.revocations = Revocations(time.time, settings.access_token_ttl_s)
+        self.verifier = Verifier(self._signing_keys, time.time, self.revocations)
+
+    @classmethod
+    async def start(
+        cls,
+        settings: Settings,
+        builds: Mapping[str, Build],
+        *,
+        wire: Wire = "inprocess",
+        checker: Checker | None = None,
+    ) -> Process:
+        """Starts the services of `builds`, in order; what was started is taken down again where one fails."""
+        process = cls(settings, wire, checker)
+        try:
+            await process._start(builds)
+        except BaseException:
+            await process.stop()
+            raise
+        return process
+
+    def channel(self, caller: str = "") -> grpc.aio.Channel:
+        """A channel to every service of the mesh, as `caller`: a service's name, `operator`, `gateway`, or a client outside ("")."""
+        local = InProcessChannel(self._endpoints, caller, self.checker)
+        if self._wire == "grpc" and caller != OPERATOR:
+            own = self._peer("self", f"127.0.0.1:{self.grpc_port}", caller)
+            return RoutingChannel(local, dict.fromkeys(self.states, own))
+        remote = {name: self._peer(name, target, caller) for name, target in self.settings.peers.items()}
+        return RoutingChannel(local, remote) if remote else local
+
+    def health(self) -> dict[str, str]:
+        """Each service's state: STARTING, SERVING or NOT_SERVING."""
+        return dict(self.states)
+
+    async def stop(self) -> None:
+        """Drains, stops workers, servers and stores, in that order. Safe to call twice."""
+        for name in self.states:
+            self.states[name] = "NOT_SERVING"
+        if self._server is not None:
+            await self._server.drain(self.settings.drain_s)
+        while self._started:
+            worker = self._started.pop()
+            await _within(worker.stop(), f"{type(worker).__name__} did not stop")
+        if self._server is not None:
+            await self._server.stop()
+            self._server = None
+        while self._resources:
+            resource = self._resources.pop()
+            await _within(resource.close(), f"{type(resource).__name__} did not close")
+        await self._stack.aclose()
+
+    async def __aenter__(self) -> Process:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def _start(self, builds: Mapping[str, Build]) -> None:
+        settings = self.settings
+        data_dir = _private_dir(settings.data_dir)
+        lease = FileLease(data_dir / "worker.lease")
+        self._stack.callback(lease.close)
+        event_log = await EmbeddedLog.open(data_dir / "log.db")
+        self._stack.push_async_callback(event_log.close)
+        cursors = Cursors(_kept_secret(data_dir / "cursor.key"))
+        self.states = dict.fromkeys(builds, "STARTING")
+        authenticator = Authenticator(self.verifier, self.operator_token, self._mesh_secret)
+        server = GrpcServer(authenticator, reflect=settings.reflection)
+        # Bound before the services are built, for their channels need the port; it takes calls only once all are.
+        self.grpc_port = server.bind(settings.grpc)
+        for name, build in builds.items():
+            kit = Kit(
+                name=name,
+                settings=settings,
+                clock=time.time,
+                random=random.Random(),  # noqa: S311 (for spreading load; secrets come from `secrets`)
+                ids=lease.snowflake(),
+                cursors=cursors,
+                log=event_log,
+                channel=self.channel(name),
+                data_dir=data_dir,
+            )
+            service = await build(kit)
+            self.services[name] = service
+            self._resources.extend(service.resources)
+            self._workers.extend(service.workers)
+            self._endpoints.update(endpoints_of(service.servicers))
+        await server.start(self._endpoints)
+        self._server = server
+        tokens = event_log.consumer("tokens", TOPICS, self.revocations.apply)
+        # What was revoked before this start is still to be refused: tokens may outlive a restart.
+        await tokens.seek(time_ms=int((time.time() - MAX_TOKEN_TTL_S) * 1000))
+        for worker in (*self._workers, tokens):
+            await worker.start()
+            self._started.append(worker)
+        self.states = dict.fromkeys(builds, "SERVING")
+
+    async def _signing_keys(self) -> auth_service_pb2.GetSigningKeysResponse:
+        # Asked in nobody's name: the token at hand is the very one that is being verified.
+        current_call.set(Call())
+        stub = auth_service_pb2_grpc.AuthServiceStub(self.channel())
+        return await stub.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest())
+
+    def _peer(self, name: str, target: str, caller: str) -> grpc.aio.Channel:
+        key = f"{caller}>{name}"
+        if key not in self._remote:
+            self._remote[key] = MeshChannel(target, caller, self._mesh_secret)
+            self._stack.push_async_callback(self._remote[key].close)
+        return self._remote[key]
+
+
+async def _within(stopping: object, complaint: str) -> None:
+    try:
+        async with asyncio.timeout(STOP_WITHIN_S):
+            await stopping  # type: ignore[misc]
+    except Exception as error:
+        # One that fails to stop must not keep the others from stopping.
+        log.error("stop.failed", what=complaint, exc_info=error)
+
+
+def _private_dir(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise errors.failed_precondition(f"the data directory {path} cannot be made: {error.strerror}") from error
+    return path
+
+
+def _kept_secret(path: Path) -> bytes:
+    """A random secret that outlives restarts, readable by its owner alone."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(CURSOR_KEY_BYTES))
+    return path.read_bytes()

@@ -1,0 +1,165 @@
+"""Fixtures of all tests: a real mesh in this process, on embedded stores in a temporary directory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
+from roost.graph.v1 import graph_service_pb2, graph_service_pb2_grpc
+from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc, user_service_pb2, user_service_pb2_grpc
+from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
+from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
+
+from services.common.config import Settings
+from services.common.context import Actor, Call, current_call
+from services.common.inprocess import Checker
+from services.common.process import Process, Wire
+from services.registry import SERVICES
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+# Delivery takes milliseconds; a loaded machine gets more.
+SETTLE_WITHIN_S = 20.0
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with real data; tests that need it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real data at {SHARED.name}/ beside the checkout")
+    return SHARED
+
+
+@dataclass
+class Mesh:
+    """A running process and the stubs of an outside client; `as_user` makes calls in somebody's name."""
+
+    process: Process
+    wire: Wire
+    _tokens: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        client = self.process.channel("")
+        self.auth = auth_service_pb2_grpc.AuthServiceStub(client)
+        self.users = user_service_pb2_grpc.UserServiceStub(client)
+        self.graph = graph_service_pb2_grpc.GraphServiceStub(client)
+        self.tweets = tweet_service_pb2_grpc.TweetServiceStub(client)
+        self.timelines = timeline_service_pb2_grpc.TimelineServiceStub(client)
+        operator = self.process.channel("operator")
+        self.operator_auth = auth_service_pb2_grpc.AuthServiceStub(operator)
+        self.operator_users = user_service_pb2_grpc.UserServiceStub(operator)
+        self.operator_graph = graph_service_pb2_grpc.GraphServiceStub(operator)
+        self.operator_tweets = tweet_service_pb2_grpc.TweetServiceStub(operator)
+        self.operator_timelines = timeline_service_pb2_grpc.TimelineServiceStub(operator)
+        self.fanout = fanout_service_pb2_grpc.FanoutServiceStub(operator)
+
+    @contextmanager
+    def as_user(self, user_id: int) -> Iterator[None]:
+        """Within it, calls over the stubs are made in this user's name (with a minted token where the wire is a socket)."""
+        actor = Actor(user_id, token=self._tokens.get(user_id, ""))
+        token = current_call.set(Call(actor=actor))
+        try:
+            yield
+        finally:
+            current_call.reset(token)
+
+    async def people(self, *usernames: str) -> list[int]:
+        """Imports people nobody can log in as, and returns their ids in order."""
+        request = user_service_pb2.ImportUsersRequest()
+        for name in usernames:
+            request.users.add(username=name, email=f"{name}@example.com")
+        answer = await self.operator_users.ImportUsers(request)
+        ids = list(answer.user_ids)
+        if self.wire == "grpc":
+            minted = await self.operator_auth.MintTokens(
+                auth_service_pb2.MintTokensRequest(user_ids=ids, ttl_seconds=3600)
+            )
+            self._tokens.update({token.user_id: token.access_token for token in minted.tokens})
+        return ids
+
+    async def follow(self, follower: int, followee: int) -> None:
+        with self.as_user(follower):
+            await self.graph.Follow(graph_service_pb2.FollowRequest(user_id=followee))
+
+    async def post(self, author: int, text: str, **fields: Any) -> int:
+        """Posts and returns the tweet's id."""
+        with self.as_user(author):
+            answer = await self.tweets.CreateTweet(tweet_service_pb2.CreateTweetRequest(text=text, **fields))
+        return answer.tweet.id
+
+    async def delete(self, author: int, tweet_id: int) -> None:
+        with self.as_user(author):
+            await self.tweets.DeleteTweet(tweet_service_pb2.DeleteTweetRequest(tweet_id=tweet_id))
+
+    async def home(self, reader: int, page_size: int = 100) -> list[tweet_pb2.Tweet]:
+        """The whole home, page by page."""
+        found: list[tweet_pb2.Tweet] = []
+        cursor = ""
+        while True:
+            request = timeline_service_pb2.ListHomeTimelineRequest(page_size=page_size, cursor=cursor)
+            with self.as_user(reader):
+                page = await self.timelines.ListHomeTimeline(request)
+            found.extend(page.tweets)
+            cursor = page.next_cursor
+            if not cursor:
+                return found
+
+    async def settled(self) -> None:
+        """Waits until fan-out has delivered everything."""
+        async with asyncio.timeout(SETTLE_WITHIN_S):
+            while (await self.fanout.GetFanoutLag(fanout_service_pb2.GetFanoutLagRequest())).events:
+                await asyncio.sleep(0.005)
+
+
+MeshFactory = Callable[..., Awaitable[Mesh]]
+
+
+def mesh_settings(data_dir: Path, **changes: Any) -> Settings:
+    """Settings of a test mesh: any free port, the cheapest password hash, no rate limits, no margin to wait for."""
+    defaults: dict[str, Any] = {
+        "data_dir": data_dir,
+        "grpc": "127.0.0.1:0",
+        "http": "127.0.0.1:0",
+        "bcrypt_cost": 4,
+        "rate_limits": False,
+        "log_level": "warning",
+    }
+    return Settings(**(defaults | changes))
+
+
+@pytest.fixture
+async def start_mesh(tmp_path: Path) -> AsyncIterator[MeshFactory]:
+    """Starts meshes with changed settings; all are stopped at the end of the test."""
+    running: list[Process] = []
+
+    async def start(wire: Wire = "inprocess", data_dir: Path | None = None, **changes: Any) -> Mesh:
+        settings = mesh_settings(data_dir or tmp_path / f"mesh-{len(running)}", **changes)
+        # Without sockets every message is checked for changes after it was handed over.
+        checker = Checker() if wire == "inprocess" else None
+        process = await Process.start(settings, SERVICES, wire=wire, checker=checker)
+        running.append(process)
+        return Mesh(process, wire)
+
+    yield start
+    for process in running:
+        await process.stop()
+        if process.checker is not None:
+            process.checker.verify()
+
+
+@pytest.fixture(params=["inprocess", "grpc"])
+async def mesh(request: pytest.FixtureRequest, start_mesh: MeshFactory) -> Mesh:
+    """A mesh, once over the in-process channel and once over real gRPC."""
+    return await start_mesh(wire=request.param)
+
+
+def refused(code: grpc.StatusCode) -> Any:
+    """`with refused(NOT_FOUND):` the call inside must be refused with this status."""
+    return pytest.raises(grpc.aio.AioRpcError, match=code.name)
