@@ -1,0 +1,118 @@
+"""`roost call`: any method of the API, from its descriptors alone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import grpc as grpc_lib
+import orjson
+import typer
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from roost.options.v1 import options_pb2
+
+from roost_cli import fields, options, people, target
+from roost_cli.outcome import CommandError, refused
+from services.common import contract
+
+_OPERATORS = (options_pb2.ACCESS_MESH, options_pb2.ACCESS_ADMIN, options_pb2.ACCESS_MODERATOR)
+
+
+def call(
+    method: Annotated[str | None, typer.Argument(help="Service.Method, such as TweetService.GetTweet.")] = None,
+    values: Annotated[list[str] | None, typer.Argument(help="field=value, nested.field=value, list=[1,2]")] = None,
+    user: Annotated[str | None, typer.Option("--as", metavar="USER", help="Call as this user: username or id.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the methods, with kind and access.")] = False,
+    grpc: options.Grpc = None,
+) -> None:
+    """Call one method of the API and print its answer as JSON; a stream is printed one line a message."""
+    if listed:
+        _list(method or "")
+        return
+    if method is None:
+        raise CommandError("name a method, such as TweetService.GetTweet; `roost call --list` names them all")
+    found = resolve(method)
+    asyncio.run(_call(target.find(grpc), found, values or [], user))
+
+
+def resolve(name: str) -> contract.Method:
+    """The method called `Service.Method`, with or without the package; CommandError where there is none."""
+    wanted = name.strip("/").replace("/", ".")
+    for method in contract.methods().values():
+        full = f"{method.service}.{method.name}"
+        if wanted in (full, f"{method.descriptor.containing_service.name}.{method.name}"):
+            return method
+    alike = [
+        f"{method.descriptor.containing_service.name}.{method.name}"
+        for method in contract.methods().values()
+        if method.name.lower() == wanted.rpartition(".")[2].lower()
+    ]
+    hint = f"did you mean {' or '.join(alike)}?" if alike else "`roost call --list` names them all"
+    raise CommandError(f"no method {name!r}: {hint}")
+
+
+def _list(part: str) -> None:
+    service = ""
+    for method in contract.methods().values():
+        if part.lower() not in f"{method.service}.{method.name}".lower():
+            continue
+        if method.service != service:
+            service = method.service
+            typer.echo(service)
+        access = options_pb2.Access.Name(method.policy.access).removeprefix("ACCESS_").lower()
+        callers = f" ({', '.join(method.policy.callers)})" if method.policy.callers else ""
+        typer.echo(f"  {method.name:<28} {_kind(method):<14} {access}{callers}")
+
+
+def _kind(method: contract.Method) -> str:
+    if method.client_streaming:
+        return "client stream"
+    return "server stream" if method.server_streaming else "unary"
+
+
+async def _call(mesh: target.Target, method: contract.Method, values: list[str], user: str | None) -> None:
+    if method.client_streaming:
+        raise CommandError(f"{method.name} takes a stream of messages, which a command line cannot give")
+    async with target.connect(mesh) as channels:
+        channel = channels[0]
+        caller = await people.id_of(channel, user) if user is not None else None
+        request = fields.parse(values, method.request, None if caller is None else lambda: caller)
+        metadata = await _credentials(channel, mesh, method, caller)
+        try:
+            await _print(channel, method, request, metadata)
+        except grpc_lib.aio.AioRpcError as error:
+            raise refused(error) from error
+
+
+async def _credentials(
+    channel: grpc_lib.aio.Channel, mesh: target.Target, method: contract.Method, caller: int | None
+) -> target.Metadata:
+    if caller is not None:
+        return target.bearer(await people.token_of(channel, mesh.operator(), caller))
+    if method.policy.access in _OPERATORS:
+        return mesh.operator()
+    if method.policy.access == options_pb2.ACCESS_USER:
+        raise CommandError(f"{method.name} is called by a user: say --as USER")
+    return ()
+
+
+async def _print(
+    channel: grpc_lib.aio.Channel, method: contract.Method, request: Message, metadata: target.Metadata
+) -> None:
+    timeout = method.policy.deadline_ms / 1000
+    if method.server_streaming:
+        stream = channel.unary_stream(method.path, method.request.SerializeToString, method.response.FromString)
+        async for message in stream(request, metadata=metadata, timeout=timeout):
+            typer.echo(as_json(message, indent=False))
+        return
+    unary = channel.unary_unary(method.path, method.request.SerializeToString, method.response.FromString)
+    typer.echo(as_json(await unary(request, metadata=metadata, timeout=timeout)))
+
+
+def as_json(message: Message, *, indent: bool = True) -> str:
+    """A message as the gateway writes it: names as in the proto, 64-bit ids as strings, zero values printed."""
+    plain = json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return orjson.dumps(plain, option=orjson.OPT_INDENT_2 if indent else None).decode()

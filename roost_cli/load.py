@@ -1,0 +1,136 @@
+"""`roost load`: a real graph and real tweets, through RPCs, at speed.
+
+The order matters: people, follows, the clock margin, one read of every home, tweets. So every home is warm when the
+tweets come, and it is fan-out that carries them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from roost_cli import edges, options, progress, target
+from roost_cli.loader import CONCURRENCY, Loader, Person, Post, Posted
+from roost_cli.outcome import CommandError
+from services.common.config import Settings
+
+# Connections: one is served by one task of gRPC's core, and a few keep both sides busy.
+CHANNELS = 4
+MAX_CONCURRENCY = 1_024
+# Half a sha256 tells any two files apart.
+HASH_DIGITS = 32
+# A text file of tweets is read whole: its hash is part of every key.
+MAX_TWEETS_BYTES = 256 * 1024 * 1024
+# Places named for each reason of refusal; the count says the rest.
+SHOWN_PLACES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One usable line of a file of tweets."""
+
+    number: int
+    text: str
+    key: str
+
+
+def _file(option: str, help_text: str) -> Any:
+    return typer.Option(option, exists=True, dir_okay=False, readable=True, help=help_text)
+
+
+def load(
+    graph: Annotated[Path, _file("--graph", "Edge list: two node numbers a line.")],
+    tweets: Annotated[Path, _file("--tweets", "Tweets, one a line.")],
+    directed: Annotated[bool, typer.Option("--directed", help="FROM follows TO, one way.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Decides who posts which tweet.")] = 1,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, max=MAX_CONCURRENCY, help="Calls in flight.")
+    ] = CONCURRENCY,
+    grpc: options.Grpc = None,
+) -> None:
+    """Load a graph and tweets from files. A second run with the same files resumes, and adds nothing that is there."""
+    with graph.open(encoding="utf-8", errors="replace") as lines:
+        edge_list = edges.parse(lines, directed=directed, name=graph.name)
+    if not edge_list.nodes:
+        raise CommandError(f"{graph.name} holds no edge")
+    usable, blank = tweet_lines(_whole(tweets))
+    asyncio.run(_load(target.find(grpc), edge_list, usable, blank, seed, concurrency))
+
+
+def tweet_lines(content: bytes) -> tuple[list[Line], list[int]]:
+    """The lines of a file with their idempotency keys, and the numbers of those that are blank."""
+    digest = hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
+    usable: list[Line] = []
+    blank: list[int] = []
+    # Only newlines end a line: a tweet may hold any other separator that Unicode knows.
+    texts = content.decode(errors="replace").removesuffix("\n").split("\n")
+    for number, text in enumerate(texts, 1):
+        if stripped := text.strip():
+            usable.append(Line(number, stripped, f"load:{digest}:{number}"))
+        elif content:
+            blank.append(number)
+    return usable, blank
+
+
+def authors(nodes: Sequence[int], lines: int, seed: int) -> list[int]:
+    """Who posts each of `lines` lines: every node equally likely, and the same for the same seed."""
+    chance = random.Random(seed)  # noqa: S311 (a lot that must come out the same each time)
+    return [nodes[chance.randrange(len(nodes))] for _ in range(lines)]
+
+
+def _whole(path: Path) -> bytes:
+    if path.stat().st_size > MAX_TWEETS_BYTES:
+        raise CommandError(f"{path.name} is larger than {MAX_TWEETS_BYTES // 2**20} MiB; load it in parts")
+    return path.read_bytes()
+
+
+async def _load(
+    mesh: target.Target,
+    edge_list: edges.EdgeList,
+    usable: Sequence[Line],
+    blank: Sequence[int],
+    seed: int,
+    concurrency: int,
+) -> None:
+    began = time.monotonic()
+    shown = progress.for_stream()
+    operator = mesh.operator()
+    async with target.connect(mesh, min(CHANNELS, concurrency)) as channels:
+        loader = Loader(channels, operator, shown, concurrency)
+        people = [Person(edges.username(node), f"User {node}") for node in edge_list.nodes]
+        ids = await loader.import_people(people)
+        by_node = {node: ids[edges.username(node)] for node in edge_list.nodes}
+        await loader.follow([(by_node[follower], by_node[followee]) for follower, followee in edge_list.follows])
+        await loader.settle(Settings().clock_margin_s)
+        whole = await loader.warm(list(by_node.values()))
+        chosen = authors(edge_list.nodes, max((line.number for line in usable), default=0), seed)
+        posts = [Post(by_node[chosen[line.number - 1]], line.text, line.key, f"line {line.number}") for line in usable]
+        posted = await loader.post(posts, time.time())
+    report(edge_list, posted, blank, homes=len(by_node), whole=whole, seconds=time.monotonic() - began)
+
+
+def report(
+    edge_list: edges.EdgeList, posted: Posted, blank: Sequence[int], *, homes: int, whole: int, seconds: float
+) -> None:
+    """Prints what was loaded and, always, what was not."""
+    typer.echo(f"people: {len(edge_list.nodes):,}; follows: {len(edge_list.follows):,}")
+    if edge_list.self_loops or edge_list.repeats:
+        typer.echo(f"edges left out: {edge_list.self_loops:,} from a node to itself, {edge_list.repeats:,} repeated")
+    if whole < homes:
+        typer.echo(f"homes still being built when the tweets came: {homes - whole:,} of {homes:,}")
+    typer.echo(f"tweets: {posted.made:,} posted, {posted.stood:,} already there")
+    left_out = dict(posted.refused)
+    if blank:
+        left_out["empty line"] = [f"line {number}" for number in blank]
+    for reason, places in left_out.items():
+        more = ", …" if len(places) > SHOWN_PLACES else ""
+        typer.echo(f"tweets left out: {len(places):,}: {reason} ({', '.join(places[:SHOWN_PLACES])}{more})")
+    typer.echo(f"done in {seconds:.1f} s")

@@ -1,0 +1,116 @@
+"""The `roost` command: one module a command, imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from roost_cli.outcome import FAULTS, UNUSABLE, CommandError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    module: str
+    function: str
+    summary: str
+
+
+# Where each command is. Only the one that runs is imported, so that a fault in one breaks no other.
+COMMANDS = {
+    "up": _Command("roost_cli.up", "up", "Run every service in this process."),
+    "serve": _Command("roost_cli.serve", "serve", "Run some services in this process."),
+    "call": _Command("roost_cli.call", "call", "Call one method of the API."),
+    "load": _Command("roost_cli.load", "load", "Load a graph and tweets from files."),
+    "verify": _Command("roost_cli.verify", "verify", "Compare every home timeline with what it must hold."),
+    "token": _Command("roost_cli.token", "token", "Print access tokens of users."),
+    "doctor": _Command("roost_cli.doctor", "doctor", "Say whether Roost can run here, and whether a mesh answers."),
+}
+
+
+class _LazyGroup(TyperGroup):
+    """A command group that imports a command's module only when it is needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = COMMANDS.get(cmd_name)
+        return None if command is None else _build(cmd_name, command)
+
+
+def _build(name: str, command: _Command) -> Any:
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(command.module), command.function)
+        settings: dict[str, Any] = {}
+    except ImportError as error:
+        reason = str(error)
+
+        def function() -> None:
+            raise CommandError(f"`roost {name}` cannot run here: {reason}")
+
+        settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    single.command(name, context_settings=settings, short_help=command.summary)(function)
+    return get_command(single)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"roost {metadata.version('roost')}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+@app.callback()
+def roost(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an unexpected error comes from.")] = False,
+) -> None:
+    """Roost: a Twitter-class service mesh.
+
+    Exit codes: 0 all is well, 1 faults were found or a call was refused, 2 wrong usage or no mesh that answers.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and answers its exit code; errors become one message on stderr."""
+    try:
+        get_command(app).main(args=list(arguments), prog_name="roost")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else UNUSABLE
+    except CommandError as stop:
+        typer.echo(f"roost: {stop.message}", err=True)
+        return stop.code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`roost call --list | head`): nothing is wrong.
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        typer.echo(f"roost: unexpected {type(error).__name__}: {error} (`roost --debug …` shows where)", err=True)
+        return FAULTS
+    return 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))

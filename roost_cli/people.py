@@ -1,0 +1,41 @@
+"""Users as a command line names them: by username or by id."""
+
+from __future__ import annotations
+
+import grpc
+from roost.identity.v1 import auth_service_pb2_grpc, user_service_pb2, user_service_pb2_grpc
+
+from roost_cli.minting import mint
+from roost_cli.outcome import FAULTS, CommandError, refused
+from roost_cli.pace import deadline_s
+from roost_cli.target import Metadata
+
+GET_BY_USERNAME = "/roost.identity.v1.UserService/GetUserByUsername"
+# For one command: long enough for the longest stream.
+TOKEN_TTL_S = 900
+
+
+async def id_of(channel: grpc.aio.Channel, user: str) -> int:
+    """The id of a user given by username (with or without `@`) or by id; CommandError where there is no such username.
+
+    A name of digits alone is taken for an id."""
+    if user.isascii() and user.isdigit():
+        return int(user)
+    stub = user_service_pb2_grpc.UserServiceStub(channel)
+    request = user_service_pb2.GetUserByUsernameRequest(username=user.removeprefix("@"))
+    try:
+        answer = await stub.GetUserByUsername(request, timeout=deadline_s(GET_BY_USERNAME))
+    except grpc.aio.AioRpcError as error:
+        raise refused(error, f"looking up {user}") from error
+    return answer.user.id
+
+
+async def token_of(channel: grpc.aio.Channel, operator: Metadata, user_id: int, ttl_s: int = TOKEN_TTL_S) -> str:
+    """A token of one user; CommandError where the user is unknown or not active."""
+    try:
+        tokens = await mint(auth_service_pb2_grpc.AuthServiceStub(channel), operator, [user_id], ttl_s)
+    except grpc.aio.AioRpcError as error:
+        raise refused(error, "minting a token") from error
+    if user_id not in tokens:
+        raise CommandError(f"user {user_id} is unknown, suspended or deactivated", FAULTS)
+    return tokens[user_id]

@@ -1,0 +1,158 @@
+"""What a long command shows of its work: bars on a terminal, plain lines elsewhere, nothing where nobody looks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+# Plain lines are for logs: one every few seconds says enough.
+PLAIN_EVERY_S = 5.0
+# Bars are drawn ten times a second; telling rich of every call would cost more than the call's own bookkeeping.
+BAR_EVERY_S = 0.1
+
+
+# Counts so much work as done.
+Advance = Callable[[int], None]
+
+
+class Phase:
+    """One part of the work: `done` of `total` (0 where unknown), since when, and how fast."""
+
+    def __init__(
+        self, title: str, total: int, clock: Callable[[], float], show: Callable[[Phase], None], every_s: float
+    ) -> None:
+        self.title = title
+        self.total = total
+        self.done = 0
+        self._clock = clock
+        self._show = show
+        self._every_s = every_s
+        self._began = self._shown = clock()
+        self._ended: float | None = None
+
+    def advance(self, count: int = 1) -> None:
+        """Counts work as done."""
+        self.done += count
+        now = self._clock()
+        if now - self._shown >= self._every_s:
+            self._shown = now
+            self._show(self)
+
+    def end(self) -> None:
+        """Stops the phase's clock."""
+        self._ended = self._clock()
+
+    @property
+    def seconds(self) -> float:
+        """How long the phase took, so far or in all."""
+        return (self._clock() if self._ended is None else self._ended) - self._began
+
+    @property
+    def rate(self) -> float:
+        """Done a second."""
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+    def summary(self) -> str:
+        """The phase in one line."""
+        return f"{self.title}: {self.done:,} in {self.seconds:.1f} s ({self.rate:,.0f}/s)"
+
+
+class Progress(Protocol):
+    """Shows phases, one after another."""
+
+    def phase(self, title: str, total: int) -> AbstractContextManager[Phase]:
+        """Shows a phase until the block ends; `total` 0 where it is unknown."""
+
+    def say(self, text: str) -> None:
+        """Shows a line."""
+
+
+class Silent:
+    """Shows nothing, and still measures."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+
+    @contextmanager
+    def phase(self, title: str, total: int) -> Iterator[Phase]:
+        phase = Phase(title, total, self._clock, lambda _: None, PLAIN_EVERY_S)
+        try:
+            yield phase
+        finally:
+            phase.end()
+
+    def say(self, text: str) -> None:
+        pass
+
+
+class Plain:
+    """Lines without any control character, for logs and pipes."""
+
+    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out = out
+        self._clock = clock
+
+    @contextmanager
+    def phase(self, title: str, total: int) -> Iterator[Phase]:
+        phase = Phase(title, total, self._clock, self._line, PLAIN_EVERY_S)
+        try:
+            yield phase
+            phase.end()
+            self.say(phase.summary())
+        finally:
+            phase.end()
+
+    def say(self, text: str) -> None:
+        self._out.write(text + "\n")
+        self._out.flush()
+
+    def _line(self, phase: Phase) -> None:
+        of = f" of {phase.total:,}" if phase.total else ""
+        self.say(f"{phase.title}: {phase.done:,}{of} ({phase.rate:,.0f}/s)")
+
+
+class Bar:
+    """A bar on a terminal."""
+
+    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out = out
+        self._clock = clock
+
+    @contextmanager
+    def phase(self, title: str, total: int) -> Iterator[Phase]:
+        bars, task = self._bar(title, total)
+        phase = Phase(
+            title, total, self._clock, lambda p: bars.update(task, completed=p.done, total=p.total or None), BAR_EVERY_S
+        )
+        with bars:
+            try:
+                yield phase
+            finally:
+                phase.end()
+                bars.update(task, completed=phase.done, total=phase.total or phase.done)
+        self.say(phase.summary())
+
+    def say(self, text: str) -> None:
+        self._out.write(text + "\n")
+        self._out.flush()
+
+    def _bar(self, title: str, total: int) -> tuple[Bars, TaskID]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        bars = Progress(*columns, console=Console(file=self._out), transient=True)
+        return bars, bars.add_task(title, total=total or None)
+
+
+def for_stream(out: TextIO | None = None) -> Progress:
+    """Bars where `out` (stderr by default) is a terminal, else plain lines."""
+    out = out or sys.stderr
+    return Bar(out) if out.isatty() else Plain(out)
