@@ -24,7 +24,7 @@ DEADLINE_MARGIN_S = 0.001
 # Messages a stream may be ahead of its reader.
 STREAM_AHEAD = 4
 # Messages the checker keeps an eye on: enough to catch a servicer that changes what it returned a moment ago.
-CHECKED_MESSAGES = 512
+CHECKED_MESSAGES = 64
 
 _END = object()
 

@@ -1,0 +1,308 @@
+"""The chain around an RPC, over both kinds of channel: what holds on one holds on the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
+from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
+
+from services.common import context, errors
+from services.common.config import Settings
+from services.common.context import Actor, Call, current_call
+from services.common.inprocess import Checker, FrozenMessageChanged
+from services.common.kit import Kit, Service
+from services.common.process import Process
+
+LONG_S = 30.0
+
+
+class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
+    """A servicer whose answers show what reached it."""
+
+    def __init__(self) -> None:
+        self.seen: list[Call] = []
+        self.cancelled = asyncio.Event()
+        self.kept = tweet_service_pb2.BatchGetTweetCoresResponse()
+
+    async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.JoinedTweet:
+        self.seen.append(context.current())
+        match request.tweet_id:
+            case 404:
+                raise errors.not_found("no such tweet")
+            case 500:
+                raise ValueError("the database password is hunter2")
+            case 503:
+                raise errors.unavailable("later", retry_after_s=2.5)
+            case 504:
+                try:
+                    await asyncio.sleep(LONG_S)
+                finally:
+                    self.cancelled.set()
+        context_.set_trailing_metadata((("roost-timeline", "warm"),))
+        tweet = tweet_pb2.Tweet(id=request.tweet_id, author_id=context.reader_id())
+        return tweet_pb2.JoinedTweet(tweet=tweet.SerializeToString())
+
+    async def DeleteTweet(
+        self, request: tweet_service_pb2.DeleteTweetRequest, context_: Any
+    ) -> tweet_service_pb2.DeleteTweetResponse:
+        self.seen.append(context.current())
+        return tweet_service_pb2.DeleteTweetResponse()
+
+    async def BatchGetTweetCores(
+        self, request: tweet_service_pb2.BatchGetTweetCoresRequest, context_: Any
+    ) -> tweet_service_pb2.BatchGetTweetCoresResponse:
+        self.seen.append(context.current())
+        self.kept.cores.add()
+        return self.kept
+
+    async def CreateTweet(
+        self, request: tweet_service_pb2.CreateTweetRequest, context_: Any
+    ) -> tweet_service_pb2.CreateTweetResponse:
+        request.text = "changed"
+        return tweet_service_pb2.CreateTweetResponse()
+
+    async def ScanTweets(
+        self, request: tweet_service_pb2.ScanTweetsRequest, context_: Any
+    ) -> AsyncIterator[tweet_service_pb2.ScanTweetsResponse]:
+        for number in range(1, 1000):
+            if number == request.after_id:
+                raise errors.unavailable("half-way")
+            yield tweet_service_pb2.ScanTweetsResponse(cores=[tweet_pb2.TweetCore(replies=number)])
+            await asyncio.sleep(0)
+
+
+class Fanout(fanout_service_pb2_grpc.FanoutServiceServicer):
+    """A second hop: asks the tweet service on behalf of its caller."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.tweets = tweet_service_pb2_grpc.TweetServiceStub(channel)
+
+    async def GetFanoutStatus(
+        self, request: fanout_service_pb2.GetFanoutStatusRequest, context_: Any
+    ) -> fanout_service_pb2.GetFanoutStatusResponse:
+        await self.tweets.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=request.tweet_id))
+        return fanout_service_pb2.GetFanoutStatusResponse(tweet_id=request.tweet_id)
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.servicer = Tweets()
+        self.process: Process
+
+    async def tweet(self, kit: Kit) -> Service:
+        return Service("tweet", {"roost.tweet.v1.TweetService": self.servicer})
+
+    async def fanout(self, kit: Kit) -> Service:
+        return Service("fanout", {"roost.fanout.v1.FanoutService": Fanout(kit.channel)})
+
+    def tweets(self, caller: str = "") -> tweet_service_pb2_grpc.TweetServiceStub:
+        return tweet_service_pb2_grpc.TweetServiceStub(self.process.channel(caller))
+
+
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", grpc="127.0.0.1:0", log_level="error")
+
+
+@pytest.fixture(params=["inprocess", "grpc"])
+async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig()
+    builds = {"tweet": rig.tweet, "fanout": rig.fanout}
+    async with await Process.start(settings(tmp_path), builds, wire=request.param) as rig.process:
+        yield rig
+
+
+def get(tweet_id: int) -> tweet_service_pb2.GetTweetRequest:
+    return tweet_service_pb2.GetTweetRequest(tweet_id=tweet_id)
+
+
+async def test_a_twin_arrives_as_the_message_it_stands_for(rig: Rig) -> None:
+    answer = await rig.tweets().GetTweet(get(7))
+    assert answer == tweet_service_pb2.GetTweetResponse(tweet=tweet_pb2.Tweet(id=7))
+
+
+async def test_trailing_metadata_arrives(rig: Rig) -> None:
+    call = rig.tweets().GetTweet(get(7))
+    await call
+    assert dict(await call.trailing_metadata())["roost-timeline"] == "warm"
+
+
+@pytest.mark.parametrize(
+    ("tweet_id", "code"),
+    [(404, "NOT_FOUND"), (500, "INTERNAL"), (0, "INVALID_ARGUMENT"), (-1, "INVALID_ARGUMENT")],
+)
+async def test_status_codes(rig: Rig, tweet_id: int, code: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rig.tweets().GetTweet(get(tweet_id))
+    assert caught.value.code().name == code
+
+
+async def test_an_unknown_exception_keeps_its_text_to_itself(rig: Rig) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rig.tweets().GetTweet(get(500))
+    shown = repr(caught.value) + str(errors.from_rpc(caught.value))
+    assert "hunter2" not in shown
+    assert "internal error" in shown
+
+
+async def test_violations_and_retry_times_arrive(rig: Rig) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rig.tweets().GetTweet(get(0))
+    assert [v.field for v in errors.from_rpc(caught.value).violations] == ["tweet_id"]
+    stub = rig.tweets()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetTweet(get(503))
+    assert errors.from_rpc(caught.value).retry_after_s == 2.5
+
+
+async def test_a_deadline_ends_the_servicer(rig: Rig) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rig.tweets().GetTweet(get(504), timeout=0.1)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    await asyncio.wait_for(rig.servicer.cancelled.wait(), 5)
+
+
+async def test_cancelling_the_caller_ends_the_servicer(rig: Rig) -> None:
+    async def ask() -> None:
+        await rig.tweets().GetTweet(get(504))
+
+    asking = asyncio.create_task(ask())
+    while not rig.servicer.seen:
+        await asyncio.sleep(0.01)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await asyncio.wait_for(rig.servicer.cancelled.wait(), 5)
+
+
+async def test_deadlines_shrink_from_hop_to_hop(rig: Rig) -> None:
+    asked_at = asyncio.get_running_loop().time()
+    operator = fanout_service_pb2_grpc.FanoutServiceStub(rig.process.channel("operator"))
+    await operator.GetFanoutStatus(fanout_service_pb2.GetFanoutStatusRequest(tweet_id=1), timeout=1.0)
+    (call,) = rig.servicer.seen
+    assert call.caller == "fanout"
+    # The method's own cap is 2 s: only what was left of the first hop's second may be used.
+    assert call.deadline < asked_at + 1.0
+
+
+async def test_mesh_methods_are_for_the_callers_named(rig: Rig) -> None:
+    request = tweet_service_pb2.BatchGetTweetCoresRequest(ids=[1])
+    await rig.tweets("timeline").BatchGetTweetCores(request)
+    for caller in ("", "gateway", "operator", "graph"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rig.tweets(caller).BatchGetTweetCores(request)
+        assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_user_methods_need_a_user(rig: Rig) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rig.tweets().DeleteTweet(tweet_service_pb2.DeleteTweetRequest(tweet_id=1))
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert rig.servicer.seen == []
+
+
+async def test_what_is_not_served_says_so(rig: Rig) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rig.tweets().ListQuotes(tweet_service_pb2.ListQuotesRequest(tweet_id=1))
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_streams_end_break_and_can_be_left(rig: Rig) -> None:
+    stub = rig.tweets("operator")
+    request = tweet_service_pb2.ScanTweetsRequest()
+    assert [part.cores[0].replies async for part in stub.ScanTweets(request)] == list(range(1, 1000))
+    taken = []
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for part in stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(after_id=5)):
+            taken.append(part.cores[0].replies)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert taken == [1, 2, 3, 4]
+    async for _ in stub.ScanTweets(request):
+        break
+
+
+async def test_a_caller_outside_cannot_name_itself_a_service(rig: Rig) -> None:
+    request = tweet_service_pb2.BatchGetTweetCoresRequest(ids=[1])
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{rig.process.grpc_port}") as channel:
+        stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
+        for metadata in (
+            (("roost-caller", "timeline"),),
+            (("roost-caller", "timeline"), ("roost-mesh-secret", "guessed")),
+            (("x-roost-user-id", "1"),),
+            (("authorization", "Bearer guessed"),),
+            (("authorization", "Basic Zm9v"),),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.BatchGetTweetCores(request, metadata=metadata, timeout=5)
+            assert caught.value.code().name in {"UNAUTHENTICATED", "PERMISSION_DENIED", "UNAVAILABLE"}
+    assert rig.servicer.seen == []
+
+
+async def test_bytes_that_are_no_message_are_the_callers_fault(rig: Rig) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{rig.process.grpc_port}") as channel:
+        call = channel.unary_unary("/roost.tweet.v1.TweetService/GetTweet")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"\x0a\xff\xff", timeout=5)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_health_is_known_by_every_name_and_ends_with_the_drain(rig: Rig) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{rig.process.grpc_port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "roost.tweet.v1.TweetService", "roost.fanout.v1.FanoutService", "tweet", "fanout"):
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_the_actor_travels_in_process(tmp_path: Path) -> None:
+    rig = Rig()
+    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}) as rig.process:
+        token = current_call.set(Call(actor=Actor(42)))
+        answer = await rig.tweets().GetTweet(get(1))
+        current_call.reset(token)
+    assert answer.tweet.author_id == 42
+
+
+async def test_the_checker_finds_a_servicer_that_changes_its_request(tmp_path: Path) -> None:
+    rig = Rig()
+    checker = Checker()
+    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, checker=checker) as rig.process:
+        token = current_call.set(Call(actor=Actor(42)))
+        request = tweet_service_pb2.CreateTweetRequest(text="as sent")
+        with pytest.raises(FrozenMessageChanged, match="CreateTweet"):
+            await rig.tweets().CreateTweet(request)
+        current_call.reset(token)
+    assert request.text == "as sent"
+
+
+async def test_the_checker_finds_a_servicer_that_keeps_what_it_returns(tmp_path: Path) -> None:
+    rig = Rig()
+    checker = Checker()
+    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, checker=checker) as rig.process:
+        stub = rig.tweets("timeline")
+        request = tweet_service_pb2.BatchGetTweetCoresRequest(ids=[1])
+        await stub.BatchGetTweetCores(request)
+        with pytest.raises(FrozenMessageChanged, match="BatchGetTweetCores"):
+            await stub.BatchGetTweetCores(request)
+
+
+async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
+    rig = Rig()
+    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}) as rig.process:
+        address = f"127.0.0.1:{rig.process.grpc_port}"
+        second = Settings(data_dir=tmp_path / "other", grpc=address, log_level="error")
+        with pytest.raises(errors.RoostError, match="is the port taken"):
+            await Process.start(second, {"tweet": rig.tweet})
+
+
+async def test_a_data_directory_has_one_process(tmp_path: Path) -> None:
+    rig = Rig()
+    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}) as rig.process:
+        with pytest.raises(errors.RoostError):
+            await Process.start(settings(tmp_path), {"tweet": rig.tweet})
