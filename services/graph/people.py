@@ -1,0 +1,103 @@
+"""Lists of people: entries of the store, as users whom the reader may see."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from roost.graph.v1 import graph_service_pb2 as pb
+from roost.identity.v1 import user_pb2, user_service_pb2
+from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
+
+from services.common import errors
+from services.common.cursor import Cursors
+from services.graph.store import GraphStore, Listing, Position
+
+DEFAULT_PAGE_SIZE = 20
+# Reads for one page: where nearly all of a long list is hidden, a short page with a cursor is better than a late one.
+MAX_ROUNDS = 10
+# How far suggestions reach; they are found anew for every page, so deep pages would only repeat the work.
+MAX_SUGGESTIONS = 200
+
+Page = tuple[list[user_pb2.User], str]
+
+
+class People:
+    """Pages of users for one reader (0 is nobody). A cursor is good for its list, and of a private one for its owner only."""
+
+    def __init__(self, store: GraphStore, identity: UserServiceStub, cursors: Cursors) -> None:
+        self._store = store
+        self._identity = identity
+        self._cursors = cursors
+
+    async def states(self, user_ids: Sequence[int]) -> dict[int, user_pb2.UserState.ValueType]:
+        """The states of those that identity knows."""
+        answer = await self._identity.BatchGetUserRefs(user_service_pb2.BatchGetUserRefsRequest(ids=user_ids))
+        return {entry.user_id: entry.state for entry in answer.refs}
+
+    async def require_active(self, user_id: int) -> None:
+        """NOT_FOUND unless the user is there and takes part."""
+        if (await self.states((user_id,))).get(user_id) != user_pb2.USER_STATE_ACTIVE:
+            raise errors.not_found("no such user")
+
+    async def public_page(self, listing: Listing, user_id: int, reader_id: int, cursor: str, size: int) -> Page:
+        """Followers or followees of a user; people hidden from the reader are left out. NOT_FOUND where the user is hidden."""
+        await self.require_active(user_id)
+        if reader_id not in (0, user_id):
+            (tie,) = await self._store.relationships(reader_id, (user_id,))
+            if tie.blocked_by:
+                raise errors.not_found("no such user")
+        return await self._page(listing, user_id, 0, reader_id, cursor, size)
+
+    async def private_page(self, listing: Listing, user_id: int, cursor: str, size: int) -> Page:
+        """Whom the caller blocks or mutes: also those who are hidden from the caller otherwise."""
+        return await self._page(listing, user_id, user_id, 0, cursor, size)
+
+    async def suggestions(self, user_id: int, cursor: str, size: int) -> Page:
+        """People followed by the caller's followees."""
+        start = _whole_number(self._cursors.open(cursor, "suggestions", user_id)[0]) if cursor else 0
+        found = await self._store.suggestions(user_id, MAX_SUGGESTIONS)
+        users = await self._users(found[start : start + size])
+        end = start + size
+        return users, self._cursors.seal("suggestions", user_id, end) if end < len(found) else ""
+
+    async def _page(
+        self, listing: Listing, user_id: int, cursor_owner_id: int, reader_id: int, cursor: str, size: int
+    ) -> Page:
+        list_name = f"{listing.value}/{user_id}"
+        below: Position | None = None
+        if cursor:
+            at_ms, last_id = self._cursors.open(cursor, list_name, cursor_owner_id)
+            below = Position(_whole_number(at_ms), _whole_number(last_id))
+        users: list[user_pb2.User] = []
+        for _ in range(MAX_ROUNDS):
+            wanted = size - len(users)
+            # One more than wanted tells whether the list goes on.
+            found = await self._store.page(listing, user_id, below, wanted + 1)
+            users += await self._visible_users([entry.user_id for entry in found[:wanted]], reader_id)
+            if len(found) <= wanted:
+                return users, ""
+            below = found[wanted - 1]
+            if len(users) == size:
+                break
+        # Never None: a round that found more has set it.
+        return users, self._cursors.seal(list_name, cursor_owner_id, *below) if below else ""
+
+    async def _visible_users(self, user_ids: Sequence[int], reader_id: int) -> Sequence[user_pb2.User]:
+        hidden: Container[int] = ()
+        if reader_id and user_ids:
+            request = pb.GetVisibilityFilterRequest(user_id=reader_id, candidate_ids=user_ids)
+            answer = await self._store.visibility(request)
+            hidden = {*answer.blocked_ids, *answer.blocked_by_ids}
+        return await self._users([user_id for user_id in user_ids if user_id not in hidden])
+
+    async def _users(self, user_ids: Sequence[int]) -> list[user_pb2.User]:
+        if not user_ids:
+            return []
+        answer = await self._identity.BatchGetUsers(user_service_pb2.BatchGetUsersRequest(ids=user_ids))
+        return list(answer.users)
+
+
+def _whole_number(value: int | str) -> int:
+    if not isinstance(value, int):
+        raise TypeError("cursors of these lists hold numbers")
+    return value
