@@ -30,7 +30,9 @@ def generate() -> int:
     # mypy-protobuf's plugins sit beside the interpreter, which an isolated build does not put on PATH.
     beside = Path(sys.executable).parent
     plugins = [
-        f"--plugin={name}={beside / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc") if (beside / name).exists()
+        f"--plugin={name}={beside / name}"
+        for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+        if (beside / name).exists()
     ]
     outputs = [f"--python_out={PROTOS}", f"--mypy_out=quiet:{PROTOS}"]
     services = [f"--grpc_python_out={PROTOS}", f"--mypy_grpc_out=quiet,only_async:{PROTOS}"]
@@ -52,12 +54,12 @@ def _adapt_types(proto: Path) -> None:
     for message, twin in TWIN.findall(proto.read_text()):
         package, _, twin_name = twin.rpartition(".")
         module = f"{package}.{_file_of(package, twin_name)}_pb2"
-        text = re.sub(
-            rf"(\) -> _abc\.Awaitable\[\w+\.{message})\]:", rf"\1 | _twin_{twin_name}.{twin_name}]:", text
-        )
+        text = re.sub(rf"(\) -> _abc\.Awaitable\[\w+\.{message})\]:", rf"\1 | _twin_{twin_name}.{twin_name}]:", text)
         line = f"import {module} as _twin_{twin_name}\n"
         if line not in text:
-            text = text.replace("from collections import abc as _abc\n", f"from collections import abc as _abc\n{line}", 1)
+            text = text.replace(
+                "from collections import abc as _abc\n", f"from collections import abc as _abc\n{line}", 1
+            )
     stub_types.write_text(text)
 
 
