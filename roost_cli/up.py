@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import typer
 import uvloop
-from pydantic import ValidationError
-
 from gateway_http.app import Gateway
 from gateway_http.server import HttpServer
+from pydantic import ValidationError
+
 from roost_cli import demo, runfile
 from roost_cli.outcome import UNUSABLE, CommandError
 from services.common import errors, logs
@@ -30,10 +30,14 @@ Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", show_default=F
 
 
 def up(
-    http: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where the gateway listens [127.0.0.1:8080].")] = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the gateway listens [127.0.0.1:8080].")
+    ] = None,
     grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC listens [127.0.0.1:50051].")] = None,
     data: Annotated[Path | None, typer.Option(help="The data directory [data].")] = None,
-    no_demo: Annotated[bool, typer.Option("--no-demo", help="Load no demo people and tweets at the first run.")] = False,
+    no_demo: Annotated[
+        bool, typer.Option("--no-demo", help="Load no demo people and tweets at the first run.")
+    ] = False,
 ) -> None:
     """Run every service in this process, with the HTTP gateway. Stops cleanly on SIGTERM and Ctrl-C.
 

@@ -65,19 +65,19 @@ class _Delegating(grpc.aio.Channel):
     def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
         raise LookupError(method)
 
-    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A callable that starts a unary call."""
         return self._callable("unary_unary", method, *args, **kwargs)
 
-    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A callable that starts a server stream."""
         return self._callable("unary_stream", method, *args, **kwargs)
 
-    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A callable that starts a client stream."""
         return self._callable("stream_unary", method, *args, **kwargs)
 
-    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A callable that starts a bidirectional stream."""
         return self._callable("stream_stream", method, *args, **kwargs)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 DOMAIN = "roost"
 STATUS_KEY = "grpc-status-details-bin"

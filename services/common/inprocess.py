@@ -185,12 +185,11 @@ class StreamCall:
         except asyncio.CancelledError:
             self._task.cancel()
             raise
-        if item is _END or isinstance(item, grpc.aio.AioRpcError):
+        if isinstance(item, grpc.aio.AioRpcError):
             self._ended = True
-            if item is not _END:
-                raise item
-            return grpc.aio.EOF
-        return item
+            raise item
+        self._ended = item is _END
+        return grpc.aio.EOF if self._ended else item
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         try:
@@ -234,13 +233,13 @@ class InProcessChannel(grpc.aio.Channel):
 
         return start
 
-    def unary_unary(  # type: ignore[override]
+    def unary_unary(
         self, method: str, request_serializer: Any = None, response_deserializer: Any = None, *_: Any, **__: Any
     ) -> Any:
         """A callable that starts a unary call."""
         return self._starter(UnaryCall, method, response_deserializer)
 
-    def unary_stream(  # type: ignore[override]
+    def unary_stream(
         self, method: str, request_serializer: Any = None, response_deserializer: Any = None, *_: Any, **__: Any
     ) -> Any:
         """A callable that starts a server stream."""
@@ -280,4 +279,3 @@ def _refuse(path: str) -> Callable[..., Any]:
         raise _rpc_error(errors.unimplemented(f"{path} has no in-process form"), ())
 
     return start
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -12,7 +13,7 @@ from services.common.config import Settings
 from services.common.context import current_call
 
 
-def _add_call(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+def _add_call(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     call = current_call.get()
     if call.request_id:
         event.setdefault("request_id", call.request_id)

@@ -90,7 +90,9 @@ class GrpcServer:
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, rpcs),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._reflect:
-            reflection.enable_server_reflection((*by_service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+            reflection.enable_server_reflection(
+                (*by_service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            )
         await self._server.start()
         folders = {endpoint.method.folder for endpoint in endpoints.values()}
         for name in ("", *by_service, *folders):

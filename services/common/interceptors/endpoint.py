@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import grpc
 import structlog
 from google.protobuf.message import Message
+from roost.options.v1 import options_pb2 as options
 
 from services.common import errors
 from services.common.context import NEVER, OPERATOR, Call, current_call
 from services.common.contract import Method, methods
-from services.common.interceptors.metrics import Observer
+from services.common.interceptors.metrics import observer_of
 from services.common.interceptors.validation import check_caller_only, validate
-from roost.options.v1 import options_pb2 as options
 
 log = structlog.get_logger()
 
@@ -53,27 +53,32 @@ class Endpoint:
         if getattr(self._serve, "__module__", "").endswith("_pb2_grpc"):
             # The generated servicer's own method: part of the contract, not served yet.
             self._serve = None
-        self._observer = Observer(method.service, method.name)
+        self._observer = observer_of(method.service, method.name)
 
     async def unary(self, request: Message, call: Call, context: ServicerContext) -> Message:
         """Serves one unary call in the current task; raises RoostError and nothing else but cancellation."""
         current_call.set(call)
         begun = self._observer.begin()
         code = grpc.StatusCode.OK
+        timer: _Timer | None = None
         try:
-            left = self._admit(request, call)
-            if left is None:
-                return await self._serve(request, context)  # type: ignore[no-any-return]
-            async with asyncio.timeout(left):
-                return await self._serve(request, context)  # type: ignore[no-any-return]
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED
-            raise
+            self._admit(request, call)
+            if call.deadline != NEVER:
+                timer = _Timer(call.deadline)
+            return await self._serve(request, context)  # type: ignore[no-any-return]
+        except asyncio.CancelledError as cancelled:
+            if timer is None or not timer.expired():
+                code = grpc.StatusCode.CANCELLED
+                raise
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+            raise errors.deadline_exceeded() from cancelled
         except Exception as error:
             mapped = self._mapped(error, call)
             code = mapped.code
             raise mapped from error
         finally:
+            if timer is not None:
+                timer.stop()
             self._observer.end(begun, code)
 
     async def stream(self, request: Message, call: Call, context: ServicerContext) -> AsyncIterator[Message]:
@@ -82,8 +87,8 @@ class Endpoint:
         begun = self._observer.begin()
         code = grpc.StatusCode.OK
         try:
-            left = self._admit(request, call)
-            async with asyncio.timeout(left):
+            self._admit(request, call)
+            async with asyncio.timeout_at(None if call.deadline == NEVER else call.deadline):
                 async for message in self._serve(request, context):
                     yield message
         except (asyncio.CancelledError, GeneratorExit):
@@ -96,19 +101,16 @@ class Endpoint:
         finally:
             self._observer.end(begun, code)
 
-    def _admit(self, request: Message, call: Call) -> float | None:
-        """Enforces policy and field rules; returns the seconds left, None where there is no deadline."""
+    def _admit(self, request: Message, call: Call) -> None:
+        """Enforces policy and field rules."""
         _check_access(self.method, call)
-        left = None
-        if call.deadline != NEVER:
-            left = call.deadline - asyncio.get_running_loop().time()
-            if left < LEAST_TIME_S:
-                raise errors.deadline_exceeded("too little time was left to begin")
+        if call.deadline != NEVER and call.deadline - asyncio.get_running_loop().time() < LEAST_TIME_S:
+            raise errors.deadline_exceeded("too little time was left to begin")
         validate(request)
-        check_caller_only(self.method, request, call)
+        if self.method.caller_only:
+            check_caller_only(self.method, request, call)
         if self._serve is None:
             raise errors.unimplemented(f"{self.method.path} is not served yet")
-        return left
 
     def _mapped(self, error: Exception, call: Call) -> errors.RoostError:
         if isinstance(error, errors.RoostError):
@@ -118,10 +120,32 @@ class Endpoint:
         if isinstance(error, grpc.aio.AioRpcError) and error.code() in PASSED_ON:
             return errors.from_rpc(error)
         error_id = secrets.token_hex(8)
-        log.error(
-            "rpc.failed", method=self.method.path, error_id=error_id, request_id=call.request_id, exc_info=error
-        )
+        log.error("rpc.failed", method=self.method.path, error_id=error_id, request_id=call.request_id, exc_info=error)
         return errors.internal(error_id)
+
+
+class _Timer:
+    """Cancels the current task at the deadline. asyncio.timeout does the same at 9 µs a call (measured), this at 2."""
+
+    __slots__ = ("_fired", "_scheduled", "_task")
+
+    def __init__(self, deadline: float) -> None:
+        self._fired = False
+        self._task = asyncio.current_task()
+        self._scheduled = asyncio.get_running_loop().call_at(deadline, self._fire)
+
+    def _fire(self) -> None:
+        self._fired = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def expired(self) -> bool:
+        """Whether a cancellation that was caught is the timer's own, and nobody else's."""
+        return self._fired and self._task is not None and self._task.uncancel() == 0
+
+    def stop(self) -> None:
+        """Ends the timer."""
+        self._scheduled.cancel()
 
 
 def _check_access(method: Method, call: Call) -> None:

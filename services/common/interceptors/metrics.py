@@ -1,43 +1,89 @@
-"""Counts and times of RPCs, under the names that gRPC dashboards expect (go-grpc-prometheus)."""
+"""Counts and times of RPCs, under the names that gRPC dashboards expect (go-grpc-prometheus).
+
+Counted in plain integers and handed to prometheus_client at a scrape: its own counters take a lock each and cost 6 µs a call
+(measured), a tenth of a whole in-process call.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterator
 from time import perf_counter
 
 import grpc
-from prometheus_client import Counter, Histogram
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 LABELS = ("grpc_service", "grpc_method")
-
-STARTED = Counter("grpc_server_started", "RPCs begun.", LABELS)
-HANDLED = Counter("grpc_server_handled", "RPCs ended, by status code.", (*LABELS, "grpc_code"))
-# From the cost of an in-process call (tens of µs) to the longest deadline.
+# From the cost of an in-process call (tens of µs) to the longest deadline, in seconds.
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-HANDLING = Histogram("grpc_server_handling_seconds", "Time from arrival to status.", LABELS, buckets=BUCKETS)
 
 
 class Observer:
-    """One method's metrics, its label lookups done once: they would cost more than the counting."""
+    """One method's counts. All calls of a process run on one loop, so nothing is locked."""
 
-    __slots__ = ("_handled", "_labels", "_ok", "_started", "_time")
+    __slots__ = ("_buckets", "_handled", "_seconds", "_started")
 
-    def __init__(self, service: str, method: str) -> None:
-        self._labels = (service, method)
-        self._started = STARTED.labels(service, method)
-        self._time = HANDLING.labels(service, method)
-        self._ok = HANDLED.labels(service, method, "OK")
-        self._handled = {grpc.StatusCode.OK: self._ok}
+    def __init__(self) -> None:
+        self._started = 0
+        self._handled: dict[grpc.StatusCode, int] = {}
+        self._buckets = [0] * (len(BUCKETS) + 1)
+        self._seconds = 0.0
 
     def begin(self) -> float:
         """Counts a start and returns its moment."""
-        self._started.inc()
+        self._started += 1
         return perf_counter()
 
     def end(self, begun: float, code: grpc.StatusCode) -> None:
         """Counts an end."""
-        self._time.observe(perf_counter() - begun)
-        child = self._handled.get(code)
-        if child is None:
-            name = "".join(part.title() for part in code.name.split("_"))
-            child = self._handled[code] = HANDLED.labels(*self._labels, name)
-        child.inc()
+        took = perf_counter() - begun
+        self._seconds += took
+        self._buckets[bisect_left(BUCKETS, took)] += 1
+        self._handled[code] = self._handled.get(code, 0) + 1
+
+    def add_to(self, labels: tuple[str, str], families: _Families) -> None:
+        """Adds the counts to a scrape."""
+        families.started.add_metric(labels, self._started)
+        for code, count in self._handled.items():
+            name = "".join(part.title() for part in code.name.split("_")) if code.name != "OK" else "OK"
+            families.handled.add_metric((*labels, name), count)
+        below, cumulative = 0, []
+        for bound, count in zip((*map(str, BUCKETS), "+Inf"), self._buckets, strict=True):
+            below += count
+            cumulative.append((bound, below))
+        families.handling.add_metric(labels, cumulative, self._seconds)
+
+
+class _Families:
+    def __init__(self) -> None:
+        self.started = CounterMetricFamily("grpc_server_started", "RPCs begun.", labels=LABELS)
+        self.handled = CounterMetricFamily(
+            "grpc_server_handled", "RPCs ended, by status code.", labels=(*LABELS, "grpc_code")
+        )
+        self.handling = HistogramMetricFamily(
+            "grpc_server_handling_seconds", "Time from arrival to status.", labels=LABELS
+        )
+
+
+class _Observers(Collector):
+    """Every method's counts; methods served twice in one interpreter (tests) share one."""
+
+    def __init__(self) -> None:
+        self.by_method: dict[tuple[str, str], Observer] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        families = _Families()
+        for labels, observer in list(self.by_method.items()):
+            observer.add_to(labels, families)
+        yield from (families.started, families.handled, families.handling)
+
+
+_observers = _Observers()
+REGISTRY.register(_observers)
+
+
+def observer_of(service: str, method: str) -> Observer:
+    """The method's observer."""
+    return _observers.by_method.setdefault((service, method), Observer())

@@ -27,7 +27,8 @@ def validate(request: Message) -> None:
 
 def _path(violation: protovalidate.Violation) -> str:
     parts: list[str] = []
-    for element in violation.proto.field.elements:
+    path = violation.proto.field
+    for element in path.elements if path is not None else ():
         index = getattr(element, "index", None)
         parts.append(f"{element.field_name}[{index}]" if index is not None else element.field_name)
     return ".".join(parts)
