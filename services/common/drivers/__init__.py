@@ -1,0 +1,1 @@
+"""Drivers: they open a connection and keep it well, nothing else."""

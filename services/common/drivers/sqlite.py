@@ -1,0 +1,249 @@
+"""SQLite: one writer thread that commits in groups, a few reader threads, and nothing that blocks the loop.
+
+An fsync is what a durable write costs, and one serves all who queued up during the one before: so the writer takes
+whatever is waiting, runs each unit of work in a savepoint of its own, and commits once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import structlog
+
+from services.common import errors
+from services.common.drivers.lockfile import LockFile
+
+T = TypeVar("T")
+Unit = Callable[[sqlite3.Connection], T]
+_Job = tuple[Unit[Any], "asyncio.Future[Any]"]
+_Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+# About 0.1 s of work at the measured rate: a longer queue would only hold calls past their deadlines.
+MAX_QUEUED = 4_096
+# What a failed COMMIT takes down together, and how long the first of a group waits for the last.
+MAX_GROUP = 512
+# Reads are short and mostly hold the GIL: more threads would not read faster, one would let a long read block the rest.
+READERS = 2
+# Only the operator's own tools ever lock the file against us.
+BUSY_TIMEOUT_S = 1.0
+# A WAL that grew under a long read is cut back to this at the next checkpoint.
+WAL_KEEP_BYTES = 64 * 1024 * 1024
+CACHE_KIB = 16 * 1024  # A connection; there are 1 + READERS.
+
+# The disk or the file refuses for now: the same statement may pass once there is room again.
+_PASSING = {"BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PROTOCOL", "READONLY"}
+
+_log = structlog.get_logger(__name__)
+
+
+class Database:
+    """One SQLite file, WAL and synchronous=FULL, with one owner (a lock file beside it keeps others out) and one loop.
+
+    Units of work run in threads: they fetch what they need before they return, begin and end no transaction, bind every
+    value with `?`, and touch nothing that the loop also touches.
+    """
+
+    def __init__(self, lock: LockFile, writer: sqlite3.Connection, *readers: sqlite3.Connection) -> None:
+        self._lock = lock
+        self._writer = writer
+        self._writes, self._reads = _Lane(), _Lane()
+        self._hooks: list[Callable[[], None]] = []
+        # Daemons: a database left open must not keep a dying process alive.
+        self._threads = [threading.Thread(target=self._read_loop, args=(r,), daemon=True) for r in readers]
+        self._threads.append(threading.Thread(target=self._write_loop, daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    @classmethod
+    async def open(cls, path: Path, migrations: Sequence[str]) -> Self:
+        """Opens or creates the file and brings its schema up to date.
+
+        `migrations` are SQL scripts, each applied once, in order, whole or not at all: append to the list, never change
+        it. FAILED_PRECONDITION if the file has another owner, or a newer release wrote it.
+        """
+        return cls(*await asyncio.to_thread(_open, path, migrations))
+
+    async def write(self, unit: Unit[T]) -> T:
+        """Runs `unit` in the writer thread; returns its result once that is durable.
+
+        What `unit` raises undoes that unit alone and is raised here. UNAVAILABLE when the disk refuses, with nothing
+        stored; RESOURCE_EXHAUSTED when MAX_QUEUED wait. A caller cancelled meanwhile cannot know if it was stored.
+        """
+        return await self._writes.run(unit)
+
+    async def read(self, unit: Unit[T]) -> T:
+        """Runs `unit` in a reader thread on one snapshot with every write that returned before. Errors as `write`."""
+        return await self._reads.run(unit)
+
+    def on_commit(self, hook: Callable[[], None]) -> None:
+        """Calls `hook` on the loop after every commit from now on, before the writers go on. Quick, raising nothing."""
+        self._hooks.append(hook)
+
+    async def close(self) -> None:
+        """Finishes what is queued, refuses what comes later, and gives the file free. A second call does nothing."""
+        if self._writes.close(1) and self._reads.close(READERS):
+            await asyncio.to_thread(self._join)
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        # Last, for the last connection to close folds the WAL into the file, and must be able to write.
+        self._writer.close()
+        self._lock.close()
+
+    def _write_loop(self) -> None:
+        ended = False
+        while not ended:
+            group, ended = self._writes.take(MAX_GROUP)
+            if not group:
+                continue
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                outcomes = [self._run_in_savepoint(unit, future) for unit, future in group]
+                self._writer.execute("COMMIT")
+                self._writes.hand_back(outcomes, self._hooks)
+            except Exception as error:
+                _log.error("commit failed", units=len(group), error=repr(error))
+                _roll_back(self._writer)
+                # Each gets an error of its own: a shared one would collect everybody's traceback.
+                self._writes.hand_back([(future, None, _refusal(error)) for _, future in group])
+
+    def _run_in_savepoint(self, unit: Unit[Any], future: asyncio.Future[Any]) -> _Outcome:
+        outcome = _run(self._writer, "SAVEPOINT unit", unit, future)
+        if not self._writer.in_transaction:
+            # SQLite gave up the whole transaction (as it may on a full disk), the earlier units' work included.
+            raise RuntimeError("a unit of work ended its group's transaction") from outcome[2]
+        if outcome[2] is not None:
+            self._writer.execute("ROLLBACK TO unit")
+        self._writer.execute("RELEASE unit")
+        return outcome
+
+    def _read_loop(self, connection: sqlite3.Connection) -> None:
+        ended = False
+        while not ended:
+            # A share of the queue: one wake-up of the loop serves several reads, and no reader takes all.
+            jobs, ended = self._reads.take(1 + self._reads.jobs.qsize() // READERS)
+            outcomes = []
+            for unit, future in jobs:
+                outcomes.append(_run(connection, "BEGIN", unit, future))
+                _roll_back(connection)
+            self._reads.hand_back(outcomes)
+        connection.close()
+
+
+class _Lane:
+    """A bounded queue of units from the loop to threads. Only the loop counts, so the count needs no lock."""
+
+    def __init__(self) -> None:
+        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._pending = 0
+        self._open = True
+
+    async def run(self, unit: Unit[T]) -> T:
+        if not self._open:
+            raise errors.unavailable("the store is closed")
+        if self._pending >= MAX_QUEUED:
+            raise errors.resource_exhausted("the store's queue is full")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._pending += 1
+        self.jobs.put((unit, future))
+        return await future
+
+    def close(self, threads: int) -> bool:
+        """Refuses new units and ends the threads after those queued; False if it did so before."""
+        was_open, self._open = self._open, False
+        for _ in range(threads if was_open else 0):
+            self.jobs.put(None)
+        return was_open
+
+    def take(self, most: int) -> tuple[list[_Job], bool]:
+        """Waits for a unit, then takes what is behind it, up to `most`; True if that was the end of the queue."""
+        jobs: list[_Job] = []
+        job = self.jobs.get()
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) >= most:
+                return jobs, False
+            try:
+                job = self.jobs.get_nowait()
+            except queue.Empty:
+                return jobs, False
+        return jobs, True
+
+    def hand_back(self, outcomes: list[_Outcome], hooks: Sequence[Callable[[], None]] = ()) -> None:
+        # A loop that was closed before the database has nobody waiting.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._settle, outcomes, hooks)
+
+    def _settle(self, outcomes: list[_Outcome], hooks: Sequence[Callable[[], None]]) -> None:
+        self._pending -= len(outcomes)
+        for future, result, failure in outcomes:
+            if future.done():
+                continue
+            if failure is None:
+                future.set_result(result)
+            else:
+                future.set_exception(failure)
+        for hook in hooks:
+            hook()
+
+
+def _run(connection: sqlite3.Connection, begin: str, unit: Unit[Any], future: asyncio.Future[Any]) -> _Outcome:
+    try:
+        connection.execute(begin)
+        # Whoever stopped waiting before it began is spared the work.
+        return future, None if future.cancelled() else unit(connection), None
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorname", "").split("_")
+        return future, None, _refusal(error) if len(code) > 1 and code[1] in _PASSING else error
+    except BaseException as error:
+        # A future refuses a StopIteration: it would end the loop of whoever awaits.
+        return future, None, RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
+
+
+def _refusal(error: Exception) -> Exception:
+    refusal = errors.unavailable("the store cannot do it now", reason="STORE_UNAVAILABLE")
+    refusal.__cause__ = error
+    return refusal
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.Error):
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _open(path: Path, migrations: Sequence[str]) -> tuple[Any, ...]:
+    with contextlib.ExitStack() as undo:
+        undo.callback((lock := LockFile(path.with_name(path.name + ".lock"))).close)
+        undo.callback((writer := _connect(path, "rwc")).close)
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            writer.execute(f"PRAGMA {pragma}")
+        writer.execute(f"PRAGMA journal_size_limit = {WAL_KEEP_BYTES}")
+        (version,) = writer.execute("PRAGMA user_version").fetchone()
+        if version > len(migrations):
+            raise errors.failed_precondition(f"{path}: a newer release wrote it (schema {version} > {len(migrations)})")
+        for number, script in enumerate(migrations[version:], start=version + 1):
+            writer.executescript(f"BEGIN IMMEDIATE;\n{script}\n;PRAGMA user_version = {number};COMMIT")
+        readers = []
+        for _ in range(READERS):
+            undo.callback((reader := _connect(path, "ro")).close)
+            readers.append(reader)
+        undo.pop_all()
+        return lock, writer, *readers
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    # isolation_level=None: else the module would begin transactions of its own.
+    connection = sqlite3.connect(uri, BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, uri=True)
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    return connection

@@ -1,0 +1,188 @@
+"""Ids increase whatever the clock does, and no millisecond serves two lives."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common import errors
+from services.common.snowflake import (
+    CLOCK_BACK_WAIT_MS,
+    EPOCH_MS,
+    LAST_MS,
+    MAX_WORKER,
+    RESERVE_MS,
+    FileLease,
+    Snowflake,
+    first_id_at,
+    timestamp_ms,
+)
+
+NOW = EPOCH_MS + 10_000_000
+
+
+class Clock:
+    """A wall clock under the test's control; sleeping moves it on."""
+
+    def __init__(self, now_ms: int = NOW) -> None:
+        self.now_ms = now_ms
+        self.slept = 0
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept += 1
+        self.now_ms += max(1, round(seconds * 1000))
+
+
+def unavailable(error: errors.RoostError) -> bool:
+    return error.code.name == "UNAVAILABLE"
+
+
+async def test_an_id_tells_its_time_and_its_worker() -> None:
+    snowflake = await Snowflake(MAX_WORKER, Clock()).mint()
+    assert timestamp_ms(snowflake) == NOW
+    assert snowflake >> 12 & 0x3FF == MAX_WORKER
+    assert first_id_at(NOW) <= snowflake < first_id_at(NOW + 1)
+    assert first_id_at(0) == 0
+    assert await Snowflake(MAX_WORKER, Clock(LAST_MS)).mint() < 2**63
+
+
+@pytest.mark.parametrize("worker", [-1, MAX_WORKER + 1])
+def test_a_worker_id_has_ten_bits(worker: int) -> None:
+    with pytest.raises(ValueError, match="worker"):
+        Snowflake(worker, Clock())
+
+
+async def test_a_full_millisecond_goes_on_in_the_next() -> None:
+    clock = Clock()
+    ids = Snowflake(0, clock, sleep=clock.sleep)
+    minted = [await ids.mint() for _ in range(4_097)]
+    assert minted == sorted(set(minted))
+    assert [timestamp_ms(minted[i]) for i in (0, 4_095, 4_096)] == [NOW, NOW, NOW + 1]
+
+
+async def test_minting_waits_for_nothing_in_the_common_case() -> None:
+    mint = Snowflake(0, Clock()).mint()
+    with pytest.raises(StopIteration):
+        mint.send(None)
+
+
+async def test_a_clock_a_little_back_is_waited_out_and_more_refused() -> None:
+    clock = Clock()
+    ids = Snowflake(0, clock, sleep=clock.sleep)
+    first = await ids.mint()
+    clock.now_ms -= CLOCK_BACK_WAIT_MS
+    assert await ids.mint() > first
+    assert clock.slept >= CLOCK_BACK_WAIT_MS
+    clock.now_ms -= CLOCK_BACK_WAIT_MS + 1
+    with pytest.raises(errors.RoostError, check=unavailable):
+        await ids.mint()
+    clock.now_ms += CLOCK_BACK_WAIT_MS + 2
+    assert await ids.mint() > first
+
+
+@pytest.mark.parametrize("now_ms", [EPOCH_MS - 1, LAST_MS + 1])
+async def test_a_time_that_no_id_can_hold_is_refused(now_ms: int) -> None:
+    with pytest.raises(errors.RoostError, check=unavailable):
+        await Snowflake(0, Clock(now_ms)).mint()
+
+
+async def test_a_clock_that_stands_still_ends_in_a_refusal() -> None:
+    async def stand_still(_: float) -> None: ...
+
+    ids = Snowflake(0, Clock(), high_water_ms=NOW, sleep=stand_still)
+    with pytest.raises(errors.RoostError, check=unavailable):
+        await ids.mint()
+
+
+@given(st.lists(st.tuples(st.integers(-60, 60), st.booleans()), max_size=60))
+def test_ids_increase_over_random_clock_jumps_and_kills(
+    tmp_path_factory: pytest.TempPathFactory, jumps: list[tuple[int, bool]]
+) -> None:
+    """Each step moves the clock; some kill the process (nothing of the lease is closed in order) and start another."""
+    path = tmp_path_factory.mktemp("lease") / "lease"
+    clock, minted, lease = Clock(), [-1], FileLease(path)
+    for jump_ms, killed in jumps:
+        clock.now_ms += jump_ms
+        if killed:
+            kill(lease)
+            lease = FileLease(path)
+        try:
+            # A mark ahead of the clock is waited out by real code, with the test's sleep.
+            minted.append(asyncio.run(mint(lease.snowflake(clock, clock.sleep))))
+        except errors.RoostError as error:
+            assert unavailable(error)  # noqa: PT017 (it may or may not raise)
+    lease.close()
+    assert minted == sorted(set(minted))
+
+
+def kill(lease: FileLease) -> None:
+    """What the kernel does at kill -9: it lets a system call end, and closes the file."""
+    lease._syncer.shutdown()
+    lease._lock.close()
+
+
+async def mint(ids: Snowflake) -> int:
+    return await ids.mint()
+
+
+async def test_the_lease_has_one_owner_and_one_source(tmp_path: Path) -> None:
+    lease = FileLease(tmp_path / "lease", worker_id=7)
+    assert lease.snowflake() is lease.snowflake()
+    with pytest.raises(errors.RoostError, match="in use"):
+        FileLease(tmp_path / "lease")
+    script = (
+        "import sys, pathlib; from services.common.snowflake import FileLease; FileLease(pathlib.Path(sys.argv[1]))"
+    )
+    arguments = (sys.executable, "-c", script, str(tmp_path / "lease"))
+    other = await asyncio.create_subprocess_exec(*arguments, stderr=subprocess.PIPE)
+    _, complaint = await other.communicate()
+    assert other.returncode != 0
+    assert b"is in use" in complaint
+    lease.close()
+    FileLease(tmp_path / "lease").close()
+
+
+async def test_a_clean_close_leaves_no_wait_and_ends_minting(tmp_path: Path) -> None:
+    clock = Clock()
+    lease = FileLease(tmp_path / "lease")
+    ids = lease.snowflake(clock)
+    first = await ids.mint()
+    lease.close()
+    lease.close()
+    clock.now_ms += 1
+    with pytest.raises(errors.RoostError, check=unavailable):
+        await ids.mint()
+    again = FileLease(tmp_path / "lease")
+    assert again.high_water_ms == NOW
+    second = again.snowflake(clock).try_mint()
+    assert second is not None
+    assert second > first
+    again.close()
+
+
+async def test_after_a_kill_the_reservation_is_waited_out(tmp_path: Path) -> None:
+    clock = Clock()
+    lease = FileLease(tmp_path / "lease")
+    first = await lease.snowflake(clock).mint()
+    kill(lease)
+    again = FileLease(tmp_path / "lease")
+    assert again.high_water_ms == NOW + RESERVE_MS
+    second = await again.snowflake(clock, clock.sleep).mint()
+    assert timestamp_ms(second) > NOW + RESERVE_MS > timestamp_ms(first)
+    again.close()
+
+
+async def test_a_damaged_lease_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "lease").write_text("ten past nine")
+    for _ in range(2):
+        with pytest.raises(errors.RoostError, match="damaged"):
+            FileLease(tmp_path / "lease")
