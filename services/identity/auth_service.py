@@ -1,0 +1,248 @@
+"""The servicer of roost.identity.v1.AuthService: sign-up, log-in, sessions, tokens. One-time codes and resets are not
+served yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+from roost.event.v1 import event_pb2
+from roost.identity.v1 import auth_service_pb2 as pb
+from roost.identity.v1 import user_pb2
+from roost.identity.v1.auth_service_pb2_grpc import AuthServiceServicer
+
+from services.common import context as calls
+from services.common import errors, snowflake
+from services.common.config import Settings
+from services.common.cursor import Cursors
+from services.common.snowflake import Snowflake
+from services.identity.events import Events
+from services.identity.joined import Joiner
+from services.identity.password import Passwords
+from services.identity.profile import fold_email, fold_username, is_reserved, new_core
+from services.identity.refresh import Refresh, RefreshTokens, refusal
+from services.identity.signing import Signer
+from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, Store
+
+DEFAULT_PAGE_SIZE = 20
+# A signature takes 0.1 ms or more: so many in a row are no stall of the loop.
+SIGNATURES_A_TURN = 20
+
+_log = structlog.get_logger(__name__)
+
+# The generated type differs from method to method, and nothing here asks the context for anything.
+_Context = Any
+
+
+class AuthService(AuthServiceServicer):
+    """Makes accounts, sessions and tokens. `clock` is in unix seconds."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        joiner: Joiner,
+        passwords: Passwords,
+        signer: Signer,
+        refresh_tokens: RefreshTokens,
+        events: Events,
+        settings: Settings,
+        ids: Snowflake,
+        cursors: Cursors,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._joiner = joiner
+        self._passwords = passwords
+        self._signer = signer
+        self._refresh_tokens = refresh_tokens
+        self._events = events
+        self._access_ttl_s = settings.access_token_ttl_s
+        self._refresh_ttl_ms = settings.refresh_token_ttl_s * 1000
+        self._admins = frozenset(fold_username(name) for name in settings.admins)
+        self._ids = ids
+        self._cursors = cursors
+        self._clock = clock
+
+    async def CheckUsernameAvailability(
+        self, request: pb.CheckUsernameAvailabilityRequest, context: _Context
+    ) -> pb.CheckUsernameAvailabilityResponse:
+        taken = is_reserved(request.username) or await self._store.by_username(fold_username(request.username))
+        return pb.CheckUsernameAvailabilityResponse(available=not taken)
+
+    async def SignUp(self, request: pb.SignUpRequest, context: _Context) -> pb.SignUpResponse:
+        username_key, email_key = fold_username(request.username), fold_email(request.email)
+        user_id = await self._ids.mint()
+        core = new_core(user_id, request.username, request.profile)
+        # The store decides; asked first, a name that is taken does not cost a hash.
+        if is_reserved(request.username) or await self._store.by_username(username_key):
+            raise errors.already_exists("the username is taken", "USERNAME_TAKEN")
+        if await self._store.by_email(email_key):
+            raise errors.already_exists("the email is taken", "EMAIL_TAKEN")
+        credential = await self._passwords.hash(request.password)
+        account = Account(user_id, core, request.email, user_pb2.USER_STATE_ACTIVE, 1, frozenset())
+        created = await self._events.record(event_pb2.UserCreated(user_id=user_id, username=request.username))
+        session, refresh_token, digest = await self._new_session(user_id)
+        await self._store.create(NewAccount(account, username_key, email_key, credential, created), session, digest)
+        return pb.SignUpResponse(
+            user=await self._own(account),
+            access_token=self._access_token(account, session.session_id),
+            refresh_token=refresh_token,
+            expires_in=self._access_ttl_s,
+        )
+
+    async def Login(self, request: pb.LoginRequest, context: _Context) -> pb.LoginResponse:
+        login = await self._find(request.username, request.email)
+        # One path for accounts that exist and those that do not, up to the answer.
+        matches = await self._passwords.check(request.password, login.credential if login is not None else None)
+        if login is None or not matches:
+            raise _wrong_credentials()
+        if login.account.state == user_pb2.USER_STATE_SUSPENDED:
+            raise errors.permission_denied("the account is suspended", "USER_SUSPENDED")
+        session, refresh_token, digest = await self._new_session(login.account.user_id)
+        if not await self._store.open_session(session, digest):
+            raise _wrong_credentials()
+        return pb.LoginResponse(
+            user=await self._own(login.account),
+            access_token=self._access_token(login.account, session.session_id),
+            refresh_token=refresh_token,
+            expires_in=self._access_ttl_s,
+        )
+
+    async def RefreshToken(self, request: pb.RefreshTokenRequest, context: _Context) -> pb.RefreshTokenResponse:
+        presented = self._refresh_tokens.read(request.refresh_token)
+        refresh_token, digest = self._refresh_tokens.make(presented.user_id, presented.session_id)
+        now_ms = int(self._clock() * 1000)
+        expires_ms = now_ms + self._refresh_ttl_ms
+        outcome = await self._store.rotate(presented.session_id, presented.hash, digest, now_ms, expires_ms)
+        if outcome is Rotation.DEAD:
+            # Somebody has a token that was used up: thief or victim, they cannot be told apart, so neither goes on.
+            _log.warning("refresh_token.reused", user_id=presented.user_id, session_id=presented.session_id)
+            await asyncio.shield(self._end(presented))
+        if outcome is not Rotation.DONE:
+            raise refusal()
+        accounts = await self._store.accounts([presented.user_id])
+        if not accounts or accounts[0].state != user_pb2.USER_STATE_ACTIVE:
+            raise refusal()
+        return pb.RefreshTokenResponse(
+            access_token=self._access_token(accounts[0], presented.session_id),
+            refresh_token=refresh_token,
+            expires_in=self._access_ttl_s,
+        )
+
+    async def Logout(self, request: pb.LogoutRequest, context: _Context) -> pb.LogoutResponse:
+        await self._end(self._refresh_tokens.read(request.refresh_token))
+        return pb.LogoutResponse()
+
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: _Context) -> pb.ListSessionsResponse:
+        user_id = calls.require_user()
+        size = request.page_size if request.HasField("page_size") else DEFAULT_PAGE_SIZE
+        before = self._cursors.open(request.cursor, "sessions", user_id)[0] if request.cursor else 0
+        now_ms = int(self._clock() * 1000)
+        found = await self._store.sessions(user_id, now_ms, int(before), size + 1)
+        more = len(found) > size
+        return pb.ListSessionsResponse(
+            sessions=[_shown(session, calls.actor().session_id) for session in found[:size]],
+            next_cursor=self._cursors.seal("sessions", user_id, found[size - 1].session_id) if more else "",
+        )
+
+    async def RevokeSession(self, request: pb.RevokeSessionRequest, context: _Context) -> pb.RevokeSessionResponse:
+        await self._end(Refresh(calls.require_user(), request.session_id, b""))
+        return pb.RevokeSessionResponse()
+
+    async def ChangePassword(self, request: pb.ChangePasswordRequest, context: _Context) -> pb.ChangePasswordResponse:
+        user_id = calls.require_user()
+        credential = await self._store.credential(user_id)
+        if not await self._passwords.check(request.current_password, credential):
+            raise errors.permission_denied("the current password is wrong", "WRONG_CREDENTIALS")
+        new = await self._passwords.hash(request.new_password)
+        keep = calls.actor().session_id
+        others = [s for s in await self._store.sessions(user_id, 0, 0, MAX_SESSIONS) if s.session_id != keep]
+        ended = [event_pb2.SessionRevoked(user_id=user_id, session_id=session.session_id) for session in others]
+        records = [await self._events.record(body) for body in ended]
+        await self._store.set_credential(user_id, new, keep, records)
+        return pb.ChangePasswordResponse()
+
+    async def GetSigningKeys(self, request: pb.GetSigningKeysRequest, context: _Context) -> pb.GetSigningKeysResponse:
+        return self._signer.public_keys()
+
+    async def MintTokens(self, request: pb.MintTokensRequest, context: _Context) -> pb.MintTokensResponse:
+        accounts = await self._store.accounts(request.user_ids)
+        active = [account for account in accounts if account.state == user_pb2.USER_STATE_ACTIVE]
+        minted = []
+        for number, account in enumerate(active):
+            if number % SIGNATURES_A_TURN == SIGNATURES_A_TURN - 1:
+                await asyncio.sleep(0)
+            token = self._signer.sign(account.user_id, 0, self._roles(account), request.ttl_seconds)
+            minted.append(pb.MintedToken(user_id=account.user_id, access_token=token))
+        _log.info(
+            "tokens.minted",
+            operator=calls.current().caller,
+            request_id=calls.current().request_id,
+            ttl_s=request.ttl_seconds,
+            user_ids=[account.user_id for account in active],
+        )
+        return pb.MintTokensResponse(tokens=minted)
+
+    async def _find(self, username: str, email: str) -> AccountLogin | None:
+        """The account of a name, or an address in the name's place; where an address comes too, only if it is the
+        account's.
+        """
+        if not username:
+            return await self._store.by_email(fold_email(email))
+        if "@" in username:
+            login = await self._store.by_email(fold_email(username))
+        else:
+            login = await self._store.by_username(fold_username(username))
+        if login is not None and email and fold_email(login.account.email) != fold_email(email):
+            return None
+        return login
+
+    async def _new_session(self, user_id: int) -> tuple[Session, str, bytes]:
+        """A session that begins now, its first refresh token, and that token's hash."""
+        session_id = await self._ids.mint()
+        now_ms = int(self._clock() * 1000)
+        token, digest = self._refresh_tokens.make(user_id, session_id)
+        return Session(session_id, user_id, now_ms, now_ms + self._refresh_ttl_ms, ""), token, digest
+
+    async def _end(self, session: Refresh) -> None:
+        revoked = event_pb2.SessionRevoked(user_id=session.user_id, session_id=session.session_id)
+        await self._store.end_session(session.session_id, session.user_id, [await self._events.record(revoked)])
+
+    async def _own(self, account: Account) -> user_pb2.User:
+        (user,) = await self._joiner.users(account.user_id, [account])
+        return user
+
+    def _access_token(self, account: Account, session_id: int) -> str:
+        return self._signer.sign(account.user_id, session_id, self._roles(account), self._access_ttl_s)
+
+    def _roles(self, account: Account) -> set[str]:
+        """What the account was given, and what the settings give its name."""
+        roles = {user_pb2.Role.Name(role).removeprefix("ROLE_").lower() for role in account.roles}
+        if self._admins and fold_username(user_pb2.User.FromString(account.core).username) in self._admins:
+            roles.add("admin")
+        return roles
+
+
+def _shown(session: Session, current_id: int) -> pb.Session:
+    created_at, last_used_at, expires_at = Timestamp(), Timestamp(), Timestamp()
+    created_at.FromMilliseconds(snowflake.timestamp_ms(session.session_id))
+    last_used_at.FromMilliseconds(session.used_ms)
+    expires_at.FromMilliseconds(session.expires_ms)
+    return pb.Session(
+        id=session.session_id,
+        created_at=created_at,
+        last_used_at=last_used_at,
+        expires_at=expires_at,
+        user_agent=session.user_agent,
+        current=session.session_id == current_id,
+    )
+
+
+def _wrong_credentials() -> errors.RoostError:
+    # The same for a wrong password, a name nobody has, and an account that was deactivated.
+    return errors.unauthenticated("name and password do not belong together", reason="WRONG_CREDENTIALS")

@@ -1,0 +1,314 @@
+"""The embedded adapter: one SQLite file, and the accounts in use in process memory.
+
+The file belongs to this process alone, so memory written through before a write's caller hears of it is never older
+than the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self, TypeVar
+
+from roost.identity.v1 import user_pb2, user_service_pb2
+
+from services.common import errors
+from services.common.drivers.sqlite import Database
+from services.common.event_log import Record
+from services.common.outbox import OUTBOX_SCHEMA, enqueue
+from services.identity.password import Credential, Scheme
+from services.identity.profile import ref_of
+from services.identity.store import MAX_OFFERED, MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
+
+T = TypeVar("T")
+
+# About 1.5 kB each.
+MAX_CACHED = 100_000
+# SQLite's own bound on parameters is far higher; this keeps a read short.
+IDS_PER_READ = 500
+_HASH_BYTES = 32
+
+SCHEMA = """
+CREATE TABLE account (
+    id INTEGER PRIMARY KEY, username_key TEXT NOT NULL UNIQUE, email_key TEXT NOT NULL UNIQUE, email TEXT NOT NULL,
+    core BLOB NOT NULL, state INTEGER NOT NULL, version INTEGER NOT NULL, roles TEXT NOT NULL,
+    scheme INTEGER NOT NULL, password_hash BLOB NOT NULL
+);
+CREATE TABLE session (
+    id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL, used_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL,
+    user_agent TEXT NOT NULL, used BLOB NOT NULL, offered BLOB NOT NULL
+);
+CREATE INDEX session_by_user ON session (user_id, id);
+CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+_ACCOUNT = "SELECT id, core, email, state, version, roles, scheme, password_hash FROM account"
+_IN = " WHERE id IN (SELECT value FROM json_each(?))"
+_INSERT = "INSERT INTO account VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_SESSION = "INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?)"
+_REPLACE = "UPDATE account SET core = ?, state = ?, version = ? WHERE id = ? AND version = ?"
+_SESSIONS = (
+    "SELECT id, user_id, used_ms, expires_ms, user_agent FROM session"
+    " WHERE user_id = ? AND expires_ms > ? AND id < ? ORDER BY id DESC LIMIT ?"
+)
+_SURPLUS = (
+    "DELETE FROM session WHERE user_id = ?1 AND id NOT IN"
+    " (SELECT id FROM session WHERE user_id = ?1 AND expires_ms > ?2 ORDER BY used_ms DESC, id DESC LIMIT ?3)"
+)
+_MAX_ID = 2**63 - 1
+
+_Row = tuple[int, bytes, str, int, int, str, int, bytes]
+
+
+class _Cached:
+    """An account with its reference ready for the wire."""
+
+    __slots__ = ("account", "wire")
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        entry = user_service_pb2.UserRefEntry(
+            user_id=account.user_id, ref=ref_of(account.core), state=account.state, version=account.version
+        )
+        # A response of one entry: joined with others it is a response of them all.
+        self.wire = user_service_pb2.BatchGetUserRefsResponse(refs=[entry]).SerializeToString()
+
+
+class EmbeddedStore:
+    """The Store port over SQLite. Made by `open`."""
+
+    def __init__(self, db: Database, max_cached: int = MAX_CACHED) -> None:
+        self.db = db
+        self._max_cached = max_cached
+        # Least recently used first.
+        self._cache: OrderedDict[int, _Cached] = OrderedDict()
+
+    @classmethod
+    async def open(cls, path: Path, max_cached: int = MAX_CACHED) -> Self:
+        """Opens or creates the file, readable by its owner only: it holds the keys. Errors as Database.open."""
+        await asyncio.to_thread(path.touch, mode=0o600)
+        return cls(await Database.open(path, [SCHEMA, OUTBOX_SCHEMA]), max_cached)
+
+    async def close(self) -> None:
+        """Closes the file."""
+        await self.db.close()
+
+    async def refs(self, ids: Sequence[int]) -> user_service_pb2.BatchGetUserRefsResponse:
+        found = await self._cached(ids)
+        return user_service_pb2.BatchGetUserRefsResponse.FromString(b"".join([cached.wire for cached in found]))
+
+    async def accounts(self, ids: Sequence[int]) -> list[Account]:
+        return [cached.account for cached in await self._cached(ids)]
+
+    async def by_username(self, username_key: str) -> AccountLogin | None:
+        return await self._login(" WHERE username_key = ?", username_key)
+
+    async def by_email(self, email_key: str) -> AccountLogin | None:
+        return await self._login(" WHERE email_key = ?", email_key)
+
+    async def credential(self, user_id: int) -> Credential | None:
+        login = await self._login(" WHERE id = ?", user_id)
+        return login.credential if login is not None else None
+
+    async def create(self, new: NewAccount, session: Session, token_hash: bytes) -> None:
+        def unit(connection: sqlite3.Connection) -> list[Account]:
+            _insert(connection, new)
+            _insert_session(connection, session, token_hash)
+            return [new.account]
+
+        await self._write_through(unit)
+
+    async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
+        ids: list[int] = []
+
+        def unit(connection: sqlite3.Connection) -> list[Account]:
+            ids.clear()
+            made = []
+            for one in new:
+                row = connection.execute(_ACCOUNT + " WHERE username_key = ?", (one.username_key,)).fetchone()
+                if row is None:
+                    _insert(connection, one)
+                    made.append(one.account)
+                elif not _is_equal(_login_of(row), one):
+                    name = user_pb2.User.FromString(one.account.core).username
+                    raise errors.already_exists(f"{name} exists and is another", "USERNAME_TAKEN")
+                ids.append(row[0] if row is not None else one.account.user_id)
+            return made
+
+        await self._write_through(unit)
+        return ids
+
+    async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
+        def unit(connection: sqlite3.Connection) -> list[Account]:
+            values = (account.core, account.state, account.version, account.user_id, account.version - 1)
+            if connection.execute(_REPLACE, values).rowcount == 0:
+                return []
+            if end_sessions:
+                connection.execute("DELETE FROM session WHERE user_id = ?", (account.user_id,))
+            enqueue(connection, records)
+            return [account]
+
+        return bool(await self._write_through(unit))
+
+    async def set_credential(
+        self, user_id: int, credential: Credential, keep_session_id: int, records: Sequence[Record]
+    ) -> None:
+        def unit(connection: sqlite3.Connection) -> None:
+            change = "UPDATE account SET scheme = ?, password_hash = ? WHERE id = ?"
+            connection.execute(change, (*credential, user_id))
+            connection.execute("DELETE FROM session WHERE user_id = ? AND id != ?", (user_id, keep_session_id))
+            enqueue(connection, records)
+
+        await self.db.write(unit)
+
+    async def scan(self, after_id: int, limit: int) -> list[Account]:
+        query = _ACCOUNT + " WHERE id > ? ORDER BY id LIMIT ?"
+        rows = await self.db.read(lambda c: c.execute(query, (after_id, limit)).fetchall())
+        return [_login_of(row).account for row in rows]
+
+    async def open_session(self, session: Session, token_hash: bytes) -> bool:
+        def unit(connection: sqlite3.Connection) -> bool:
+            row = connection.execute("SELECT state FROM account WHERE id = ?", (session.user_id,)).fetchone()
+            if row is None or row[0] != user_pb2.USER_STATE_ACTIVE:
+                return False
+            _insert_session(connection, session, token_hash)
+            connection.execute(_SURPLUS, (session.user_id, session.used_ms, MAX_SESSIONS))
+            return True
+
+        return await self.db.write(unit)
+
+    async def rotate(
+        self, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
+    ) -> Rotation:
+        def unit(connection: sqlite3.Connection) -> Rotation:
+            query = "SELECT used, offered FROM session WHERE id = ? AND expires_ms > ?"
+            row = connection.execute(query, (session_id, now_ms)).fetchone()
+            if row is None:
+                return Rotation.OVER
+            offered = [row[1][at : at + _HASH_BYTES] for at in range(0, len(row[1]), _HASH_BYTES)]
+            if presented in offered:
+                offered = [successor]
+            elif presented == row[0]:
+                offered = [*offered, successor][-MAX_OFFERED:]
+            else:
+                return Rotation.DEAD
+            change = "UPDATE session SET used = ?, offered = ?, used_ms = ?, expires_ms = ? WHERE id = ?"
+            connection.execute(change, (presented, b"".join(offered), now_ms, expires_ms, session_id))
+            return Rotation.DONE
+
+        return await self.db.write(unit)
+
+    async def sessions(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:
+        values = (user_id, now_ms, before_id or _MAX_ID, limit)
+        return [Session(*row) for row in await self.db.read(lambda c: c.execute(_SESSIONS, values).fetchall())]
+
+    async def end_session(self, session_id: int, user_id: int, records: Sequence[Record]) -> bool:
+        def unit(connection: sqlite3.Connection) -> bool:
+            ended = connection.execute(
+                "DELETE FROM session WHERE id = ? AND user_id = ?", (session_id, user_id)
+            ).rowcount
+            if ended:
+                enqueue(connection, records)
+            return bool(ended)
+
+        return await self.db.write(unit)
+
+    async def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
+        def unit(connection: sqlite3.Connection) -> bytes:
+            row = connection.execute("SELECT value FROM secret WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                row = (make(),)
+                connection.execute("INSERT INTO secret VALUES (?, ?)", (name, *row))
+            return bytes(row[0])
+
+        return await self.db.write(unit)
+
+    async def _cached(self, ids: Sequence[int]) -> list[_Cached]:
+        cache = self._cache
+        found = {}
+        missing = []
+        for user_id in ids:
+            cached = cache.get(user_id)
+            if cached is None:
+                missing.append(user_id)
+            else:
+                cache.move_to_end(user_id)
+                found[user_id] = cached
+        for start in range(0, len(missing), IDS_PER_READ):
+            found |= await self._load(missing[start : start + IDS_PER_READ])
+        return [found[user_id] for user_id in ids if user_id in found]
+
+    async def _load(self, ids: Sequence[int]) -> dict[int, _Cached]:
+        wanted = "[" + ",".join(map(str, ids)) + "]"
+        rows = await self.db.read(lambda c: c.execute(_ACCOUNT + _IN, (wanted,)).fetchall())
+        return {row[0]: self._remember(_login_of(row).account) for row in rows}
+
+    async def _login(self, where: str, value: str | int) -> AccountLogin | None:
+        row = await self.db.read(lambda c: c.execute(_ACCOUNT + where, (value,)).fetchone())
+        return _login_of(row) if row is not None else None
+
+    async def _write_through(self, unit: Callable[[sqlite3.Connection], list[Account]]) -> list[Account]:
+        """Commits the unit and remembers the accounts it returns, also where the caller goes away in between."""
+
+        async def write() -> list[Account]:
+            changed = await self.db.write(unit)
+            for account in changed:
+                self._remember(account)
+            return changed
+
+        return await asyncio.shield(write())
+
+    def _remember(self, account: Account) -> _Cached:
+        # A read may come back after a write that it did not see.
+        cached = self._cache.get(account.user_id)
+        if cached is None or cached.account.version < account.version:
+            cached = self._cache[account.user_id] = _Cached(account)
+            while len(self._cache) > self._max_cached:
+                self._cache.popitem(last=False)
+        return cached
+
+
+def _insert(connection: sqlite3.Connection, new: NewAccount) -> None:
+    account = new.account
+    for column, value, reason in (
+        ("username_key", new.username_key, "USERNAME_TAKEN"),
+        ("email_key", new.email_key, "EMAIL_TAKEN"),
+    ):
+        if connection.execute(f"SELECT 1 FROM account WHERE {column} = ?", (value,)).fetchone():  # noqa: S608 (ours)
+            raise errors.already_exists(f"the {reason.split('_', 1)[0].lower()} is taken", reason)
+    roles = ",".join(str(role) for role in sorted(account.roles))
+    values = (account.user_id, new.username_key, new.email_key, account.email, account.core)
+    connection.execute(_INSERT, (*values, account.state, account.version, roles, *new.credential))
+    enqueue(connection, [new.created])
+
+
+def _insert_session(connection: sqlite3.Connection, session: Session, token_hash: bytes) -> None:
+    connection.execute(_INSERT_SESSION, (*session, b"", token_hash))
+
+
+def _login_of(row: _Row) -> AccountLogin:
+    user_id, core, email, state, version, roles, scheme, password_hash = row
+    account = Account(
+        user_id,
+        core,
+        email,
+        user_pb2.UserState.ValueType(state),
+        version,
+        frozenset(user_pb2.Role.ValueType(int(role)) for role in roles.split(",") if role),
+    )
+    return AccountLogin(account, Credential(Scheme(scheme), password_hash))
+
+
+def _is_equal(stored: AccountLogin, new: NewAccount) -> bool:
+    if stored.credential != new.credential or stored.account.roles != new.account.roles:
+        return False
+    return stored.account.email == new.account.email and _written(stored.account) == _written(new.account)
+
+
+def _written(account: Account) -> user_pb2.User:
+    user = user_pb2.User.FromString(account.core)
+    user.ClearField("id")
+    user.ClearField("created_at")
+    return user
