@@ -106,7 +106,7 @@ SET_SETTING = "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)"
 
 BLOCKED = "SELECT target_id FROM blocks WHERE user_id = ? LIMIT ?"
 MUTED = "SELECT target_id FROM mutes WHERE user_id = ? LIMIT ?"
-FOLLOWEES = "SELECT followee_id FROM following WHERE follower_id = ? LIMIT ?"
+FOLLOWEES = "SELECT followee_id FROM following WHERE follower_id = ? ORDER BY followee_id LIMIT ?"
 HAS_BLOCK = "SELECT 1 FROM blocks WHERE user_id = ? AND target_id = ?"
 HAS_FOLLOW = "SELECT 1 FROM following WHERE follower_id = ? AND followee_id = ?"
 NEWEST_FOLLOWEES = """

@@ -7,7 +7,9 @@ Entries are dropped rather than changed: that is right in whatever order the wri
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from array import array
+from bisect import bisect_left
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from cachetools import LRUCache
@@ -16,30 +18,38 @@ from roost.graph.v1 import graph_service_pb2 as pb
 from services.common.drivers.sqlite import Database
 from services.graph.store import schema as sql
 
-# Ids kept, each about 64 bytes in a frozenset: 64 MB at most in each of the two caches.
-MAX_KEPT_IDS = 1_000_000
-# A set larger than this is not kept but asked row by row, so that one reader cannot push out hundreds of others.
-MAX_KEPT_SET = 5_000
+# Readers' own edges, packed: 8 bytes an id, so 64 MB; with 200 followees each, some 30,000 readers.
+MAX_STANDING_IDS = 8_000_000
+# What an entry costs beside its ids, in ids: three arrays, a tuple, and its place in the cache.
+_STANDING_WEIGHT = 60
+# Whom blockers block, as sets of about 64 bytes an id: 64 MB.
+MAX_BLOCKED_IDS = 1_000_000
+_BLOCKS_WEIGHT = 8
+# Authors known to block nobody, which is nearly everybody, at about 64 bytes: 32 MB.
+MAX_QUIET = 500_000
+# Larger than this is not kept but asked row by row, so that one user cannot push out thousands of others.
+MAX_KEPT_EDGES = 50_000
 _ALL = -1
-# An entry costs about as much as so many ids.
-_ENTRY_WEIGHT = 8
-
-# None stands for a set too large to keep.
-_Ids = frozenset[int] | None
-_UNKNOWN: frozenset[int] = frozenset((0,))
 
 
 class _Standing(NamedTuple):
-    """A reader's own edges, all of one snapshot."""
+    """A reader's own edges, all of one snapshot. `followees` ascend, and are None where they are too many to keep."""
 
     version: int
-    blocked: frozenset[int]
-    muted: frozenset[int]
-    followees: _Ids
+    blocked: array[int]
+    muted: array[int]
+    followees: array[int] | None
+
+
+class _Read(NamedTuple):
+    """What one snapshot says. `blocks` holds None where somebody blocks too many to keep."""
+
+    standing: _Standing | None
+    blocks: dict[int, frozenset[int] | None]
 
 
 class _Load:
-    """A load under way: what of it may be kept shrinks when writes return in the meantime."""
+    """A read under way: what of it may be kept shrinks when writes return in the meantime."""
 
     def __init__(self, reader_id: int, authors: Iterable[int]) -> None:
         self.reader_id = reader_id
@@ -51,17 +61,18 @@ class Visibility:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._standings: LRUCache[int, _Standing] = LRUCache(MAX_KEPT_IDS, _standing_weight)
-        self._blocks: LRUCache[int, _Ids] = LRUCache(MAX_KEPT_IDS, _ids_weight)
+        self._standings: LRUCache[int, _Standing] = LRUCache(MAX_STANDING_IDS, _standing_weight)
+        self._blocks: LRUCache[int, frozenset[int] | None] = LRUCache(MAX_BLOCKED_IDS, _blocks_weight)
+        self._quiet: set[int] = set()
         self._loads: list[_Load] = []
 
-    def forget(self, readers: Iterable[int], blockers: Iterable[int] = ()) -> None:
-        """Drops the own edges of `readers` and whom `blockers` block, also from loads that may have read too early."""
-        readers, blockers = tuple(readers), tuple(blockers)
+    def forget(self, readers: Collection[int], blockers: Collection[int] = ()) -> None:
+        """Drops the own edges of `readers` and whom `blockers` block, also from reads that may have come too early."""
         for user_id in readers:
             self._standings.pop(user_id, None)
         for user_id in blockers:
             self._blocks.pop(user_id, None)
+            self._quiet.discard(user_id)
         for load in self._loads:
             if load.reader_id in readers:
                 load.reader_id = 0
@@ -69,26 +80,22 @@ class Visibility:
 
     async def answer(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
         """The response, in memory of its own."""
-        reader_id, authors = request.user_id, request.candidate_ids
+        reader_id, authors = request.user_id, set(request.candidate_ids)
         standing = self._standings.get(reader_id)
         if standing is None:
-            # All of it from one snapshot: a kept set might be older than the version that is read now, and what is
+            # All of it from one snapshot: what is kept might be older than the version that is read now, and what is
             # answered with a version may be remembered under it.
             standing, blocks = await self._load(reader_id, authors)
         else:
-            get = self._blocks.get
-            blocks = {author: get(author, _UNKNOWN) for author in authors}
-            if unknown := [author for author, ids in blocks.items() if ids is _UNKNOWN]:
-                blocks |= (await self._load(0, unknown))[1]
+            blocks = await self._blocks_of(authors - self._quiet)
         blocked_by = [author for author, ids in blocks.items() if ids and reader_id in ids]
-        followees = standing.followees
-        following = [author for author in blocks if author in followees] if request.want_following and followees else []
-        asks_followees = request.want_following and followees is None
-        if asks_followees or None in blocks.values():
-            large = [author for author, ids in blocks.items() if ids is None]
-            rows = await self._db.read(lambda c: _ask_rows(c, reader_id, large, list(blocks) if asks_followees else ()))
-            blocked_by += rows[0]
-            following += rows[1]
+        if large := [author for author, ids in blocks.items() if ids is None]:
+            blocked_by += await self._db.read(lambda c: [a for a in large if _has(c, sql.HAS_BLOCK, a, reader_id)])
+        following: list[int] = []
+        if request.want_following and standing.followees is not None:
+            following = [author for author in authors if _is_in(standing.followees, author)]
+        elif request.want_following:
+            following = await self._db.read(lambda c: [a for a in authors if _has(c, sql.HAS_FOLLOW, reader_id, a)])
         return pb.GetVisibilityFilterResponse(
             blocked_ids=standing.blocked,
             muted_ids=standing.muted,
@@ -97,59 +104,71 @@ class Visibility:
             relation_version=standing.version,
         )
 
-    async def _load(self, reader_id: int, authors: Iterable[int]) -> tuple[_Standing, dict[int, _Ids]]:
-        """Reads what is wanted in one snapshot, and keeps what no write has overtaken. Reader 0 has no standing to read."""
+    async def _blocks_of(self, authors: set[int]) -> dict[int, frozenset[int] | None]:
+        blocks = {author: self._blocks[author] for author in authors if author in self._blocks}
+        if unknown := authors - blocks.keys():
+            blocks |= (await self._read(0, unknown)).blocks
+        return blocks
+
+    async def _load(self, reader_id: int, authors: set[int]) -> tuple[_Standing, dict[int, frozenset[int] | None]]:
+        standing, blocks = await self._read(reader_id, authors)
+        return standing or _Standing(0, array("q"), array("q"), array("q")), blocks
+
+    async def _read(self, reader_id: int, authors: set[int]) -> _Read:
+        """Reads in one snapshot, and keeps what no write has overtaken. With reader 0, the blocks alone."""
         load = _Load(reader_id, authors)
-        wanted = tuple(load.authors)
         self._loads.append(load)
         try:
-            standing, blocks = await self._db.read(lambda c: (_read_standing(c, reader_id), _read_blocks(c, wanted)))
+            found = await self._db.read(lambda c: _read(c, reader_id, authors))
         finally:
             self._loads.remove(load)
-        if load.reader_id and len(standing.blocked) + len(standing.muted) <= MAX_KEPT_SET:
+        standing = found.standing
+        if standing and load.reader_id and len(standing.blocked) + len(standing.muted) <= MAX_KEPT_EDGES:
             self._standings[reader_id] = standing
         for author in load.authors:
-            self._blocks[author] = blocks[author]
-        return standing, blocks
+            ids = found.blocks[author]
+            if ids is None or ids:
+                self._blocks[author] = ids
+            else:
+                self._quiet.add(author)
+        while len(self._quiet) > MAX_QUIET:
+            self._quiet.pop()
+        return found
 
 
 def _standing_weight(standing: _Standing) -> int:
-    return _ENTRY_WEIGHT + len(standing.blocked) + len(standing.muted) + len(standing.followees or ())
+    return _STANDING_WEIGHT + len(standing.blocked) + len(standing.muted) + len(standing.followees or ())
 
 
-def _ids_weight(ids: _Ids) -> int:
-    return _ENTRY_WEIGHT + len(ids or ())
+def _blocks_weight(ids: frozenset[int] | None) -> int:
+    return _BLOCKS_WEIGHT + len(ids or ())
 
 
-def _read_ids(connection: sqlite3.Connection, query: str, user_id: int, most: int) -> frozenset[int]:
-    return frozenset(row[0] for row in connection.execute(query, (user_id, most)))
+def _is_in(ascending: array[int], user_id: int) -> bool:
+    place = bisect_left(ascending, user_id)
+    return place < len(ascending) and ascending[place] == user_id
 
 
-def _read_kept(connection: sqlite3.Connection, query: str, user_id: int) -> _Ids:
-    ids = _read_ids(connection, query, user_id, MAX_KEPT_SET + 1)
-    return ids if len(ids) <= MAX_KEPT_SET else None
+def _has(connection: sqlite3.Connection, query: str, source_id: int, target_id: int) -> bool:
+    return connection.execute(query, (source_id, target_id)).fetchone() is not None
 
 
-def _read_standing(connection: sqlite3.Connection, reader_id: int) -> _Standing:
+def _read(connection: sqlite3.Connection, reader_id: int, authors: Iterable[int]) -> _Read:
+    def ids(query: str, user_id: int, most: int) -> array[int]:
+        return array("q", [row[0] for row in connection.execute(query, (user_id, most))])
+
+    blocks: dict[int, frozenset[int] | None] = {}
+    for author in authors:
+        blocked = ids(sql.BLOCKED, author, MAX_KEPT_EDGES + 1)
+        blocks[author] = frozenset(blocked) if len(blocked) <= MAX_KEPT_EDGES else None
     if not reader_id:
-        return _Standing(0, frozenset(), frozenset(), frozenset())
+        return _Read(None, blocks)
     row = connection.execute(sql.VERSION, (reader_id,)).fetchone()
-    return _Standing(
+    followees = ids(sql.FOLLOWEES, reader_id, MAX_KEPT_EDGES + 1)
+    standing = _Standing(
         version=row[0] if row else 0,
-        blocked=_read_ids(connection, sql.BLOCKED, reader_id, _ALL),
-        muted=_read_ids(connection, sql.MUTED, reader_id, _ALL),
-        followees=_read_kept(connection, sql.FOLLOWEES, reader_id),
+        blocked=ids(sql.BLOCKED, reader_id, _ALL),
+        muted=ids(sql.MUTED, reader_id, _ALL),
+        followees=followees if len(followees) <= MAX_KEPT_EDGES else None,
     )
-
-
-def _read_blocks(connection: sqlite3.Connection, authors: Sequence[int]) -> dict[int, _Ids]:
-    return {author: _read_kept(connection, sql.BLOCKED, author) for author in authors}
-
-
-def _ask_rows(
-    connection: sqlite3.Connection, reader_id: int, blockers: Sequence[int], followees: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Those of `blockers` who block the reader, and those of `followees` whom the reader follows."""
-    ask = connection.execute
-    blocked_by = [author for author in blockers if ask(sql.HAS_BLOCK, (author, reader_id)).fetchone()]
-    return blocked_by, [author for author in followees if ask(sql.HAS_FOLLOW, (reader_id, author)).fetchone()]
+    return _Read(standing, blocks)
