@@ -96,7 +96,7 @@ def _enum(field: FieldDescriptor, path: str, text: str) -> str | int:
     """By full name, by its last part (`latest`), or by number."""
     if text.isdigit():
         return int(text)
-    assert field.enum_type is not None  # noqa: S101 (asked by the caller)
+    assert field.enum_type is not None
     names = [value.name for value in field.enum_type.values]
     found = [name for name in names if name == text or name.endswith("_" + text.upper())]
     if len(found) != 1:

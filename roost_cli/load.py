@@ -18,7 +18,8 @@ from typing import Annotated, Any
 import typer
 
 from roost_cli import edges, options, progress, target
-from roost_cli.loader import CONCURRENCY, Loader, Person, Post, Posted
+from roost_cli.loader import CONCURRENCY, Loader, Operator, Person, Post, Posted
+from roost_cli.minting import TokenBook
 from roost_cli.outcome import CommandError
 from services.common.config import Settings
 
@@ -104,28 +105,32 @@ async def _load(
     shown = progress.for_stream()
     operator = mesh.operator()
     async with target.connect(mesh, min(CHANNELS, concurrency)) as channels:
-        loader = Loader(channels, operator, shown, concurrency)
+        actors = TokenBook(channels[0], operator)
+        loader = Loader(channels, Operator(channels[0], operator), actors, shown, concurrency)
         people = [Person(edges.username(node), f"User {node}") for node in edge_list.nodes]
         ids = await loader.import_people(people)
         by_node = {node: ids[edges.username(node)] for node in edge_list.nodes}
-        await loader.follow([(by_node[follower], by_node[followee]) for follower, followee in edge_list.follows])
+        barred = await loader.follow(
+            [(by_node[follower], by_node[followee]) for follower, followee in edge_list.follows]
+        )
         await loader.settle(Settings().clock_margin_s)
         whole = await loader.warm(list(by_node.values()))
         chosen = authors(edge_list.nodes, max((line.number for line in usable), default=0), seed)
         posts = [Post(by_node[chosen[line.number - 1]], line.text, line.key, f"line {line.number}") for line in usable]
         posted = await loader.post(posts, time.time())
-    report(edge_list, posted, blank, homes=len(by_node), whole=whole, seconds=time.monotonic() - began)
+    report(edge_list, posted, blank)
+    if barred:
+        typer.echo(f"follows left out: {barred:,}: one of the two blocks the other")
+    if whole < len(by_node):
+        typer.echo(f"homes still being built when the tweets came: {len(by_node) - whole:,} of {len(by_node):,}")
+    typer.echo(f"done in {time.monotonic() - began:.1f} s")
 
 
-def report(
-    edge_list: edges.EdgeList, posted: Posted, blank: Sequence[int], *, homes: int, whole: int, seconds: float
-) -> None:
+def report(edge_list: edges.EdgeList, posted: Posted, blank: Sequence[int]) -> None:
     """Prints what was loaded and, always, what was not."""
     typer.echo(f"people: {len(edge_list.nodes):,}; follows: {len(edge_list.follows):,}")
     if edge_list.self_loops or edge_list.repeats:
         typer.echo(f"edges left out: {edge_list.self_loops:,} from a node to itself, {edge_list.repeats:,} repeated")
-    if whole < homes:
-        typer.echo(f"homes still being built when the tweets came: {homes - whole:,} of {homes:,}")
     typer.echo(f"tweets: {posted.made:,} posted, {posted.stood:,} already there")
     left_out = dict(posted.refused)
     if blank:
@@ -133,4 +138,3 @@ def report(
     for reason, places in left_out.items():
         more = ", …" if len(places) > SHOWN_PLACES else ""
         typer.echo(f"tweets left out: {len(places):,}: {reason} ({', '.join(places[:SHOWN_PLACES])}{more})")
-    typer.echo(f"done in {seconds:.1f} s")

@@ -17,7 +17,7 @@ from roost.identity.v1 import user_pb2, user_service_pb2, user_service_pb2_grpc
 from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
-from roost_cli.minting import TokenBook
+from roost_cli.actors import Actors
 from roost_cli.outcome import FAULTS, CommandError, refused
 from roost_cli.pace import batches, deadline_s, for_each, patiently
 from roost_cli.progress import Progress
@@ -72,54 +72,74 @@ class Posted:
     refused: dict[str, list[str]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """The operator's way into the mesh: a channel, and what calls over it must carry."""
+
+    channel: grpc.aio.Channel
+    metadata: Metadata
+
+
 class Loader:
     """Calls with bounded concurrency over one or more channels to the same mesh."""
 
     def __init__(
         self,
         channels: Sequence[grpc.aio.Channel],
-        operator: Metadata,
+        operator: Operator,
+        actors: Actors,
         progress: Progress,
         concurrency: int = CONCURRENCY,
     ) -> None:
         self._channels = channels
         self._operator = operator
+        self._actors = actors
         self._progress = progress
         self._concurrency = concurrency
-        self._tokens = TokenBook(channels[0], operator)
 
     async def import_people(self, people: Sequence[Person]) -> dict[str, int]:
-        """Makes the accounts that are missing; answers every id by username, and mints everybody's token."""
+        """Makes the accounts that are missing; answers every id by username, and admits everybody to act."""
         ids = await self._known(people)
         missing = [person for person in people if person.username not in ids]
-        stub = user_service_pb2_grpc.UserServiceStub(self._channels[0])
+        stub = user_service_pb2_grpc.UserServiceStub(self._operator.channel)
         with self._progress.phase("people", len(missing)) as phase:
             for batch in batches(missing, IMPORT_BATCH):
                 request = user_service_pb2.ImportUsersRequest(users=[_imported(person) for person in batch])
                 doing = f"importing people from {batch[0].username} on"
-                answer = await _asked(stub.ImportUsers, request, self._operator, deadline_s(IMPORT_USERS), doing)
+                answer = await _asked(
+                    stub.ImportUsers, request, self._operator.metadata, deadline_s(IMPORT_USERS), doing
+                )
                 ids.update(zip((person.username for person in batch), answer.user_ids, strict=True))
                 phase.advance(len(batch))
-        await self._tokens.mint(ids.values())
-        barred = [name for name, user_id in ids.items() if user_id not in self._tokens]
+        await self._actors.admit(ids.values())
+        barred = [name for name, user_id in ids.items() if user_id not in self._actors]
         if barred:
             listed = f"{barred[0]} among them"
             raise CommandError(f"{len(barred)} of these people are suspended or deactivated here, {listed}", FAULTS)
         return ids
 
-    async def follow(self, follows: Sequence[tuple[int, int]]) -> None:
-        """Makes each (follower id, followee id) follow."""
+    async def follow(self, follows: Sequence[tuple[int, int]]) -> int:
+        """Makes each (follower id, followee id) follow; answers how many the mesh does not allow, as after a block."""
         stubs = [graph_service_pb2_grpc.GraphServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(FOLLOW)
+        barred = 0
 
         async def one(edge: tuple[int, int]) -> None:
+            nonlocal barred
             follower, followee = edge
             call = stubs[follower % len(stubs)].Follow
             request = graph_service_pb2.FollowRequest(user_id=followee)
-            await _asked(call, request, await self._tokens.of(follower), timeout, "following")
+            metadata = await self._actors.act_as(follower)
+            try:
+                await patiently(lambda: call(request, metadata=metadata, timeout=timeout))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
+                    raise refused(error, "following") from error
+                barred += 1
 
         with self._progress.phase("follows", len(follows)) as phase:
             await for_each(follows, one, concurrency=self._concurrency, done=phase.advance)
+        return barred
 
     async def settle(self, seconds: float) -> None:
         """Waits until the follows are older than the clock margin: a home built before then pulls the young ones."""
@@ -137,7 +157,7 @@ class Loader:
             request = timeline_service_pb2.ListHomeTimelineRequest()
             for _ in range(PARTIAL_TRIES):
                 call = stubs[user_id % len(stubs)].ListHomeTimeline
-                answer = await _asked(call, request, await self._tokens.of(user_id), timeout, "reading a home")
+                answer = await _asked(call, request, await self._actors.act_as(user_id), timeout, "reading a home")
                 if not answer.partial:
                     break
                 await asyncio.sleep(PARTIAL_PAUSE_S)
@@ -158,7 +178,7 @@ class Loader:
 
         async def one(post: Post) -> None:
             request = tweet_service_pb2.CreateTweetRequest(text=post.text, idempotency_key=post.key)
-            metadata = await self._tokens.of(post.author_id)
+            metadata = await self._actors.act_as(post.author_id)
             call = stubs[post.author_id % len(stubs)].CreateTweet
             try:
                 answer = await patiently(lambda: call(request, metadata=metadata, timeout=timeout))
@@ -179,7 +199,7 @@ class Loader:
     async def _known(self, people: Sequence[Person]) -> dict[str, int]:
         wanted = {person.username.lower(): person.username for person in people}
         found: dict[str, int] = {}
-        async for user in scan_users(self._channels[0], self._operator):
+        async for user in scan_users(self._operator.channel, self._operator.metadata):
             username = wanted.get(user.user.username.lower())
             if username is not None:
                 found[username] = user.user.id

@@ -38,7 +38,7 @@ class TokenBook:
         self._renew_at = float("inf")
         self._renewing = asyncio.Lock()
 
-    async def mint(self, user_ids: Iterable[int]) -> None:
+    async def admit(self, user_ids: Iterable[int]) -> None:
         """Mints tokens for these users; those unknown or not active get none."""
         self._renew_at = min(self._renew_at, self._clock() + self._ttl_s / 2)
         for ids in batches(user_ids, MINT_BATCH):
@@ -48,13 +48,13 @@ class TokenBook:
     def __contains__(self, user_id: int) -> bool:
         return user_id in self._metadata
 
-    async def of(self, user_id: int) -> Metadata:
+    async def act_as(self, user_id: int) -> Metadata:
         """The metadata of a user that has a token; KeyError for others."""
         if self._clock() >= self._renew_at:
             async with self._renewing:
                 if self._clock() >= self._renew_at:
                     self._renew_at = float("inf")
-                    await self.mint(list(self._metadata))
+                    await self.admit(list(self._metadata))
         return self._metadata[user_id]
 
 

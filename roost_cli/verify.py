@@ -169,7 +169,7 @@ class Auditor:
     async def prepare(self) -> None:
         """Computes what every active user's home must hold, and mints the tokens to read it with."""
         readers = sorted(self._truth.active)
-        await self._tokens.mint(readers)
+        await self._tokens.admit(readers)
         with self._shown.phase("homes computed", len(readers)) as phase:
             for reader in readers:
                 self._expected[reader] = expected_home(self._truth, reader)
@@ -216,7 +216,7 @@ class Auditor:
     async def _page(
         self, reader: int, request: timeline_service_pb2.ListHomeTimelineRequest
     ) -> tuple[timeline_service_pb2.ListHomeTimelineResponse, str]:
-        metadata = await self._tokens.of(reader)
+        metadata = await self._tokens.act_as(reader)
         stub = self._stubs[reader % len(self._stubs)]
 
         async def ask() -> tuple[timeline_service_pb2.ListHomeTimelineResponse, str]:

@@ -1,0 +1,260 @@
+"""`roost doctor`: whether Roost can run here, in words."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import socket
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc as grpc_lib
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from roost_cli import options, runfile
+from roost_cli.outcome import FAULTS, CommandError
+from services.common.config import Settings
+from services.common.snowflake import EPOCH_MS
+
+GOOD, NOTE, BAD = "ok", "note", "fault"
+
+MIN_PYTHON = (3, 11)
+# `RETURNING` and the strict tables of the stores need it.
+MIN_SQLITE = (3, 37)
+# A million tweets with their indices take about 1 GB; below this a load may fill the disk.
+LOW_DISK_BYTES = 2 * 1024**3
+# Below this even start-up may fail.
+NO_DISK_BYTES = 100 * 1024**2
+# A file written later than now by more than this means that the clock went back; ids would repeat.
+CLOCK_SLACK_S = 60.0
+# Every connection and store takes descriptors; the usual 1,024 hold a small mesh.
+MIN_DESCRIPTORS = 1_024
+HEALTH_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was looked at, how it stands (GOOD, NOTE or BAD), and what to do about it."""
+
+    what: str
+    state: str
+    words: str
+
+
+def doctor(
+    data: Annotated[Path | None, typer.Option("--data", help="The data directory.")] = None,
+    http: Annotated[str | None, typer.Option("--http", metavar="HOST:PORT", help="Where HTTP would listen.")] = None,
+    grpc: options.Grpc = None,
+) -> None:
+    """Say whether Roost can run here, and whether a mesh answers; exit 1 where something stands in the way."""
+    settings = Settings()
+    data_dir = data or settings.data_dir
+    checks = [
+        python(sys.version_info[:3]),
+        *packages(),
+        stubs(),
+        sqlite(sqlite3.sqlite_version_info),
+        descriptors(),
+        writable(data_dir),
+        disk(shutil.disk_usage(_existing(data_dir)).free),
+        clock(time.time(), _newest(data_dir)),
+        *asyncio.run(_mesh(grpc, grpc or settings.grpc, http or settings.http)),
+        java(shutil.which),
+    ]
+    for check in checks:
+        typer.echo(f"{check.state:<6} {check.what}: {check.words}")
+    faults = sum(check.state == BAD for check in checks)
+    typer.echo(f"{faults} fault{'' if faults == 1 else 's'} found" if faults else "nothing stands in the way")
+    if faults:
+        raise typer.Exit(FAULTS)
+
+
+def python(version: tuple[int, ...]) -> Check:
+    """Whether the interpreter is new enough."""
+    found = ".".join(map(str, version))
+    if version[:2] < MIN_PYTHON:
+        return Check("Python", BAD, f"{found} is too old; install 3.11 or newer and remove .venv")
+    return Check("Python", GOOD, found)
+
+
+def packages() -> Iterator[Check]:
+    """Whether everything that the project declares is installed; pip saw to the versions."""
+    missing = []
+    try:
+        declared = metadata.requires("roost") or []
+    except metadata.PackageNotFoundError:
+        yield Check("packages", BAD, "roost itself is not installed; run `scripts/up`, or `pip install -e .`")
+        return
+    needed = [line for line in declared if "extra ==" not in line]
+    for line in needed:
+        name = _name(line)
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        yield Check("packages", BAD, f"missing: {', '.join(missing)}; run `pip install -e .`")
+    else:
+        yield Check("packages", GOOD, f"all {len(needed)} are installed")
+
+
+def stubs() -> Check:
+    """Whether the code generated from the protos is there and loads."""
+    if importlib.util.find_spec("roost") is None:
+        return Check("generated stubs", BAD, "missing; run `python scripts/generate.py`")
+    try:
+        from services.common import contract
+
+        count = len(contract.methods())
+    except Exception as error:
+        # Whatever keeps generated code from loading, the cure is the same.
+        return Check("generated stubs", BAD, f"do not load ({error}); run `python scripts/generate.py`")
+    return Check("generated stubs", GOOD, f"{count} methods")
+
+
+def sqlite(version: tuple[int, ...]) -> Check:
+    """Whether the SQLite that Python brings is new enough."""
+    found = ".".join(map(str, version))
+    if version < MIN_SQLITE:
+        return Check("SQLite", BAD, f"{found} is too old; 3.37 or newer comes with newer Python builds")
+    return Check("SQLite", GOOD, found)
+
+
+def descriptors() -> Check:
+    """How many files and connections a process may have open."""
+    try:
+        import resource
+    except ImportError:
+        return Check("open files", NOTE, "the limit cannot be read on this system")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit < MIN_DESCRIPTORS:
+        return Check("open files", NOTE, f"at most {limit:,}; `ulimit -n 4096` leaves room for more clients")
+    return Check("open files", GOOD, f"at most {limit:,}")
+
+
+def writable(data_dir: Path) -> Check:
+    """Whether the stores can be kept in the data directory, or it can be made."""
+    try:
+        with tempfile.TemporaryFile(dir=_existing(data_dir)) as probe:
+            probe.write(b"roost")
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return Check("data directory", BAD, f"{data_dir} cannot be written: {error.strerror}; choose one with --data")
+    there = "is there" if data_dir.is_dir() else "will be made"
+    return Check("data directory", GOOD, f"{data_dir} {there}, and can be written")
+
+
+def disk(free: int) -> Check:
+    """Whether there is room for data."""
+    words = f"{free / 1024**3:.1f} GiB free"
+    if free < NO_DISK_BYTES:
+        return Check("disk", BAD, f"{words}: not enough to start")
+    if free < LOW_DISK_BYTES:
+        return Check("disk", NOTE, f"{words}: enough to try it, not for a large load")
+    return Check("disk", GOOD, words)
+
+
+def clock(now: float, newest: float) -> Check:
+    """Whether the clock can make ids: it is after their epoch, and not before `newest`, when data was written last."""
+    if now * 1000 < EPOCH_MS:
+        return Check("clock", BAD, f"it says {time.strftime('%Y-%m-%d', time.gmtime(now))}; set it, ids need the time")
+    if newest > now + CLOCK_SLACK_S:
+        return Check("clock", BAD, f"it went back {newest - now:,.0f} s since data was written; set it right first")
+    return Check("clock", GOOD, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)))
+
+
+def port(what: str, address: str) -> Check:
+    """Whether an address is free to listen on."""
+    host, _, number = address.rpartition(":")
+    if not number.isdigit():
+        raise CommandError(f"{address!r} is not an address: write HOST:PORT")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As the server does: an address whose last connections are still dying away is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), int(number)))
+        except OSError as error:
+            return Check(what, BAD, f"{address} is not free ({error.strerror}); choose another, or stop what uses it")
+    return Check(what, GOOD, f"{address} is free")
+
+
+def java(which: Callable[[str], str | None]) -> Check:
+    """What the cluster family would need here; the embedded one needs nothing."""
+    if which("java") is None:
+        return Check("cluster family", NOTE, "no Java, which Cassandra and Kafka run on; embedded stores need none")
+    return Check("cluster family", GOOD, "Java is there")
+
+
+async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list[Check]:
+    """The mesh, where one runs; where none does, whether its ports are free."""
+    runs = runfile.running()
+    found = asked or (runs[0].grpc if len(runs) == 1 else grpc_address)
+    answers = await health(found)
+    if answers:
+        return answers
+    silent = [Check("mesh", BAD, f"the process {run.pid} at {run.grpc} does not answer") for run in runs]
+    if asked is not None:
+        return [Check("mesh", BAD, f"none answers at {asked}"), *silent]
+    free = [port("gRPC port", grpc_address), port("HTTP port", http_address)]
+    return [*free, *silent] if silent else [*free, Check("mesh", NOTE, "none runs here; `scripts/up` starts one")]
+
+
+async def health(address: str) -> list[Check]:
+    """How each service of the mesh at `address` says it is; nothing where nobody answers."""
+    from services.common import contract
+
+    names = sorted({method.service for method in contract.methods().values()})
+    states: dict[str, str] = {}
+    async with grpc_lib.aio.insecure_channel(address) as channel:
+        # The package's types leave the stub's methods out.
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        for name in names:
+            try:
+                request = health_pb2.HealthCheckRequest(service=name)
+                answer = await stub.Check(request, timeout=HEALTH_TIMEOUT_S)
+                states[name] = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+            except grpc_lib.aio.AioRpcError as error:
+                if error.code() is grpc_lib.StatusCode.NOT_FOUND:
+                    continue
+                return []
+    if not states:
+        return []
+    checks = [Check("mesh", GOOD, f"answers at {address}")]
+    for name, state in states.items():
+        checks.append(Check(name, GOOD if state == "SERVING" else BAD, state))
+    return checks
+
+
+def _name(requirement: str) -> str:
+    """The name in `grpcio<2,>=1.85.1`."""
+    for index, letter in enumerate(requirement):
+        if not (letter.isalnum() or letter in "-_."):
+            return requirement[:index]
+    return requirement
+
+
+def _existing(path: Path) -> Path:
+    """The directory itself, or the nearest above it that is there."""
+    path = path.absolute()
+    while not path.is_dir() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _newest(data_dir: Path) -> float:
+    """When anything in the data directory was written last, in Unix seconds; 0 where nothing is there."""
+    if not data_dir.is_dir():
+        return 0.0
+    return max((path.stat().st_mtime for path in data_dir.iterdir()), default=0.0)

@@ -1,0 +1,245 @@
+"""The client: the methods of the API under their own names."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor
+from roost.graph.v1 import graph_service_pb2 as graph
+from roost.identity.v1 import auth_service_pb2 as auth
+from roost.identity.v1 import user_pb2, user_service_pb2
+from roost.timeline.v1 import timeline_service_pb2 as timeline
+from roost.tweet.v1 import tweet_pb2
+from roost.tweet.v1 import tweet_service_pb2 as tweets
+
+from roost_client.transport import Transport, service_config
+
+PAGE_SIZE = 100
+# A home that is being built is asked for again: this often, this far apart.
+PARTIAL_TRIES = 50
+PARTIAL_PAUSE_S = 0.1
+
+_FILES = (auth.DESCRIPTOR, user_service_pb2.DESCRIPTOR, graph.DESCRIPTOR, tweets.DESCRIPTOR, timeline.DESCRIPTOR)
+_AUTH = auth.DESCRIPTOR.services_by_name["AuthService"].methods_by_name
+_USER = user_service_pb2.DESCRIPTOR.services_by_name["UserService"].methods_by_name
+_GRAPH = graph.DESCRIPTOR.services_by_name["GraphService"].methods_by_name
+_TWEET = tweets.DESCRIPTOR.services_by_name["TweetService"].methods_by_name
+_TIMELINE = timeline.DESCRIPTOR.services_by_name["TimelineService"].methods_by_name
+
+T = TypeVar("T")
+
+
+class _Page(Protocol):
+    next_cursor: str
+
+
+P = TypeVar("P", bound=_Page)
+
+
+def connect(target: str, *, token: str = "", channel: grpc.Channel | None = None) -> Client:
+    """A client of the mesh at HOST:PORT; nothing is sent before the first call. `token` is an access token, if there is one
+    already; `channel` replaces the plaintext channel that is made otherwise, for TLS and tests."""
+    if channel is None:
+        channel = grpc.insecure_channel(target, options=[("grpc.service_config", service_config(_FILES))])
+    return Client(Transport(channel, token))
+
+
+class Client:
+    """One user's view of the mesh, or nobody's before `login`. Every method raises ApiError where a call is refused.
+
+    Not for several threads while the token changes; `acting_as` gives each its own client over the same connection.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        # Buys the next access token once the present one has expired: `refresh`.
+        self.refresh_token = ""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection, also of the clients made by `acting_as`."""
+        self._transport.channel.close()
+
+    def acting_as(self, token: str) -> Client:
+        """Another client with this access token, over the same connection."""
+        return Client(Transport(self._transport.channel, token))
+
+    # Accounts
+
+    def sign_up(self, username: str, email: str, password: str, *, display_name: str = "") -> user_pb2.User:
+        """Makes an account, and acts as it from now on."""
+        request = auth.SignUpRequest(
+            username=username, email=email, password=password, profile=user_pb2.Profile(display_name=display_name)
+        )
+        answer = self._transport.call(_AUTH["SignUp"], request, auth.SignUpResponse)
+        self._keep(answer.access_token, answer.refresh_token)
+        return answer.user
+
+    def login(self, account: str, password: str) -> user_pb2.User:
+        """Logs in by username or e-mail address, and acts as that user from now on."""
+        named = {"email": account} if "@" in account else {"username": account}
+        request = auth.LoginRequest(password=password, **named)
+        answer = self._transport.call(_AUTH["Login"], request, auth.LoginResponse)
+        self._keep(answer.access_token, answer.refresh_token)
+        return answer.user
+
+    def refresh(self) -> None:
+        """Trades the refresh token for a new pair; the old one is dead afterwards."""
+        request = auth.RefreshTokenRequest(refresh_token=self.refresh_token)
+        answer = self._transport.call(_AUTH["RefreshToken"], request, auth.RefreshTokenResponse)
+        self._keep(answer.access_token, answer.refresh_token)
+
+    def get_user(self, user_id: int) -> user_pb2.User:
+        """One user by id."""
+        request = user_service_pb2.GetUserRequest(user_id=user_id)
+        return self._transport.call(_USER["GetUser"], request, user_service_pb2.GetUserResponse).user
+
+    def get_user_by_username(self, username: str) -> user_pb2.User:
+        """One user by name, whatever its case."""
+        request = user_service_pb2.GetUserByUsernameRequest(username=username)
+        method = _USER["GetUserByUsername"]
+        return self._transport.call(method, request, user_service_pb2.GetUserByUsernameResponse).user
+
+    # Relationships; all of them may be repeated.
+
+    def follow(self, user_id: int) -> graph.Relationship:
+        """Follows a user."""
+        return self._relate("Follow", graph.FollowRequest(user_id=user_id), graph.FollowResponse)
+
+    def unfollow(self, user_id: int) -> graph.Relationship:
+        """Ends following a user."""
+        return self._relate("Unfollow", graph.UnfollowRequest(user_id=user_id), graph.UnfollowResponse)
+
+    def block(self, user_id: int) -> graph.Relationship:
+        """Hides the user and the caller from each other; undoes follows both ways."""
+        return self._relate("Block", graph.BlockRequest(user_id=user_id), graph.BlockResponse)
+
+    def unblock(self, user_id: int) -> graph.Relationship:
+        """Takes a block back; restores no follow."""
+        return self._relate("Unblock", graph.UnblockRequest(user_id=user_id), graph.UnblockResponse)
+
+    def mute(self, user_id: int) -> graph.Relationship:
+        """Hides a user from the caller's home, in secret."""
+        return self._relate("Mute", graph.MuteRequest(user_id=user_id), graph.MuteResponse)
+
+    def unmute(self, user_id: int) -> graph.Relationship:
+        """Takes a mute back."""
+        return self._relate("Unmute", graph.UnmuteRequest(user_id=user_id), graph.UnmuteResponse)
+
+    def followers(self, user_id: int) -> Iterator[user_pb2.User]:
+        """Who follow the user, newest first."""
+        method = _GRAPH["ListFollowers"]
+        return _pages(
+            lambda cursor: self._transport.call(
+                method,
+                graph.ListFollowersRequest(user_id=user_id, page_size=PAGE_SIZE, cursor=cursor),
+                graph.ListFollowersResponse,
+            ),
+            lambda page: page.users,
+        )
+
+    def following(self, user_id: int) -> Iterator[user_pb2.User]:
+        """Whom the user follows, newest first."""
+        method = _GRAPH["ListFollowing"]
+        return _pages(
+            lambda cursor: self._transport.call(
+                method,
+                graph.ListFollowingRequest(user_id=user_id, page_size=PAGE_SIZE, cursor=cursor),
+                graph.ListFollowingResponse,
+            ),
+            lambda page: page.users,
+        )
+
+    # Tweets
+
+    def create_tweet(self, text: str, *, idempotency_key: str = "") -> tweet_pb2.Tweet:
+        """Posts a tweet. Repeated with the same key within 24 hours it answers the first one; without one it posts again."""
+        request = tweets.CreateTweetRequest(text=text, idempotency_key=idempotency_key or str(uuid.uuid4()))
+        return self._transport.call(_TWEET["CreateTweet"], request, tweets.CreateTweetResponse).tweet
+
+    def get_tweet(self, tweet_id: int) -> tweet_pb2.Tweet:
+        """One tweet."""
+        request = tweets.GetTweetRequest(tweet_id=tweet_id)
+        return self._transport.call(_TWEET["GetTweet"], request, tweets.GetTweetResponse).tweet
+
+    def delete_tweet(self, tweet_id: int) -> None:
+        """Deletes an own tweet; may be repeated."""
+        self._transport.call(
+            _TWEET["DeleteTweet"], tweets.DeleteTweetRequest(tweet_id=tweet_id), tweets.DeleteTweetResponse
+        )
+
+    def user_tweets(self, user_id: int) -> Iterator[tweet_pb2.Tweet]:
+        """One user's tweets, retweets and replies, newest first."""
+        method = _TWEET["ListUserTweets"]
+        return _pages(
+            lambda cursor: self._transport.call(
+                method,
+                tweets.ListUserTweetsRequest(user_id=user_id, page_size=PAGE_SIZE, cursor=cursor),
+                tweets.ListUserTweetsResponse,
+            ),
+            lambda page: page.tweets,
+        )
+
+    def home_timeline(self, page_size: int = PAGE_SIZE) -> Iterator[tweet_pb2.Tweet]:
+        """The caller's home, newest first. Waits for a home that is being built; TimeoutError where that takes too long."""
+        return _pages(lambda cursor: self._home_page(cursor, page_size), lambda page: page.tweets)
+
+    def _home_page(self, cursor: str, page_size: int) -> timeline.ListHomeTimelineResponse:
+        for _ in range(PARTIAL_TRIES):
+            request = timeline.ListHomeTimelineRequest(cursor=cursor, page_size=page_size)
+            page = self._transport.call(_TIMELINE["ListHomeTimeline"], request, timeline.ListHomeTimelineResponse)
+            if not page.partial:
+                return page
+            cursor = page.next_cursor
+            time.sleep(PARTIAL_PAUSE_S)
+        raise TimeoutError("the home timeline is still being built")
+
+    def _relate(self, name: str, request: _Relating, response: type[R]) -> graph.Relationship:
+        method: MethodDescriptor = _GRAPH[name]
+        return self._transport.call(method, request, response).relationship
+
+    def _keep(self, access_token: str, refresh_token: str) -> None:
+        self._transport.token = access_token
+        self.refresh_token = refresh_token
+
+
+_Relating = (
+    graph.FollowRequest
+    | graph.UnfollowRequest
+    | graph.BlockRequest
+    | graph.UnblockRequest
+    | graph.MuteRequest
+    | graph.UnmuteRequest
+)
+R = TypeVar(
+    "R",
+    graph.FollowResponse,
+    graph.UnfollowResponse,
+    graph.BlockResponse,
+    graph.UnblockResponse,
+    graph.MuteResponse,
+    graph.UnmuteResponse,
+)
+
+
+def _pages(ask: Callable[[str], P], items: Callable[[P], Iterable[T]]) -> Iterator[T]:
+    """Every item of every page; asks for a page once the one before is used up."""
+    cursor = ""
+    while True:
+        page = ask(cursor)
+        yield from items(page)
+        cursor = page.next_cursor
+        if not cursor:
+            return

@@ -1,0 +1,71 @@
+"""Calls over one channel: deadlines and retries as the contract says, errors as exceptions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from roost.options.v1 import options_pb2
+
+from roost_client.errors import from_rpc
+
+R = TypeVar("R", bound=Message)
+
+# Retries are the channel's: three more tries within a second, for what may be repeated.
+RETRIES = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.05s",
+    "maxBackoff": "0.5s",
+    "backoffMultiplier": 2,
+    # A server that stops cancels what it has not begun.
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+}
+
+
+def policy(method: MethodDescriptor) -> options_pb2.MethodPolicy:
+    """What the contract says of a method."""
+    return method.GetOptions().Extensions[options_pb2.policy]
+
+
+def path(method: MethodDescriptor) -> str:
+    """gRPC's name of a method."""
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def service_config(files: Iterable[FileDescriptor]) -> str:
+    """The retry rules of every method that may be repeated, as gRPC's service config."""
+    names = [
+        {"service": service.full_name, "method": method.name}
+        for file in files
+        for service in file.services_by_name.values()
+        for method in service.methods
+        if policy(method).retry_safe
+    ]
+    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": RETRIES}]})
+
+
+class Transport:
+    """Calls as one user, or as nobody where `token` is empty."""
+
+    def __init__(self, channel: grpc.Channel, token: str = "") -> None:
+        self.channel = channel
+        self.token = token
+        self._calls: dict[str, Callable[..., Any]] = {}
+
+    def call(self, method: MethodDescriptor, request: Message, response: type[R]) -> R:
+        """The answer to one unary call; ApiError where it is refused, fails, or takes longer than the contract allows."""
+        name = path(method)
+        if name not in self._calls:
+            self._calls[name] = self.channel.unary_unary(
+                name, request_serializer=type(request).SerializeToString, response_deserializer=response.FromString
+            )
+        metadata = (("authorization", f"Bearer {self.token}"),) if self.token else ()
+        try:
+            answer: R = self._calls[name](request, timeout=policy(method).deadline_ms / 1000, metadata=metadata)
+        except grpc.RpcError as error:
+            raise from_rpc(error) from error
+        return answer
