@@ -1,0 +1,84 @@
+"""The port of the tweet store. Rows, author index, counts and event of a write commit together, or nothing does.
+
+What a write changed is what the next read answers. UNAVAILABLE where the store refuses for now: nothing was stored
+then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
+
+from services.common.event_log import Record
+
+# The longest that a key makes repeats safe.
+IDEMPOTENCY_TTL_S = 24 * 3600
+# What one scan message, one purge step and one list may ask of the store at once.
+MAX_PAGE = 1_000
+
+
+class Claim(NamedTuple):
+    """An idempotency key of the author, with the hash of the body it came with; valid from `now_s` (unix seconds) for
+    IDEMPOTENCY_TTL_S."""
+
+    key: str
+    body_hash: bytes
+    now_s: int
+
+
+class TweetStore(Protocol):
+    """Tweets by id, by author and by time. A tweet stands until it is deleted by its author or removed by a
+    moderator."""
+
+    async def create(self, core: tweet_pb2.TweetCore, conversation_id: int, event: Record, claim: Claim | None) -> int:
+        """Stores a standing tweet of version 1 and returns its id; or, where the claim's key was used within its
+        time for the same body, stores nothing and returns the id of the tweet stored then. ALREADY_EXISTS
+        (IDEMPOTENCY_KEY_REUSED) if it was used for another body."""
+
+    async def delete(self, tweet_id: int, at_s: int, event: Record) -> bool:
+        """Marks the tweet as deleted by its author at `at_s` (unix seconds). The event is published only if it
+        stood until then, which is what is returned. NOT_FOUND if there is none."""
+
+    async def remove(self, tweet_id: int, action_id: int, at_s: int, event: Record) -> bool:
+        """Hides the tweet by a moderator's action; the latest one counts. Returned and published as with `delete`;
+        changes nothing where its author deleted it. NOT_FOUND if there is none."""
+
+    async def restore(self, tweet_id: int, action_id: int, event: Record) -> bool:
+        """Undoes `remove`; True, and published, if it hid the tweet until then. FAILED_PRECONDITION if another
+        action hides it, NOT_FOUND if there is none."""
+
+    async def purge(self, before_s: int, limit: int) -> int:
+        """Removes for good at most `limit` tweets that were deleted before `before_s` (unix seconds), the longest
+        deleted first; how many."""
+
+    async def batch_get(self, ids: Sequence[int]) -> tweet_service_pb2.BatchGetTweetCoresResponse:
+        """Tweets in the order asked for, also hidden ones (`deleted`, empty core); unknown ids are left out. A
+        message of the caller's own."""
+
+    async def batch_list_author_ids(
+        self, author_ids: Sequence[int], before_id: int, per_author: int
+    ) -> tweet_service_pb2.BatchListAuthorTweetIdsResponse:
+        """Per author the newest `per_author` standing ids below `before_id` (0: no bound), newest first; authors
+        without any are left out. A message of the caller's own."""
+
+    async def list_author(
+        self, author_id: int, before_id: int, limit: int, *, replies: bool = True, retweets: bool = True
+    ) -> Sequence[int]:
+        """The newest standing ids of an author below `before_id` (0: no bound), newest first, at most `limit` (≤
+        MAX_PAGE); without replies or retweets where they are not wanted."""
+
+    async def list_recent(self, before_id: int, limit: int) -> Sequence[int]:
+        """The newest standing ids of everybody below `before_id` (0: no bound), newest first, at most `limit` (≤
+        MAX_PAGE)."""
+
+    async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
+        """How many tweets of each author stand; authors without any are left out. Exact."""
+
+    async def scan(self, after_id: int, limit: int) -> list[tweet_pb2.TweetCore]:
+        """Tweets above `after_id` by ascending id, also hidden ones, at most `limit` (≤ MAX_PAGE); fewer only at
+        the end."""
+
+    async def close(self) -> None:
+        """Finishes what was begun and gives the store free."""
