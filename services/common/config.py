@@ -60,6 +60,18 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
 
+    # Requests a minute and user (or address), by rate-limit class. A lively client reads 5 times a second, with room for bursts.
+    reads_per_minute: int = Field(default=1_500, ge=1)
+    # Far above what people write, below what fills a timeline with one author.
+    posts_per_minute: int = Field(default=200, ge=1)
+    # Follow, like, mute: a walk through a list of suggestions.
+    actions_per_minute: int = Field(default=400, ge=1)
+    # Each costs 240 ms of a core; an office behind one address may still log in together.
+    logins_per_minute: int = Field(default=100, ge=1)
+    # Searching while typing.
+    searches_per_minute: int = Field(default=300, ge=1)
+    admin_calls_per_minute: int = Field(default=600, ge=1)
+
     @field_validator("admins", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:

@@ -1,0 +1,139 @@
+"""The gateway as an ASGI application: every route compiled from the contract, one path for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+
+import grpc
+from prometheus_client import Counter, Histogram
+from roost.options.v1 import options_pb2 as options
+
+from gateway_http import limits
+from gateway_http.codec import Codec
+from gateway_http.operation import SECURITY, Front, Operation
+from gateway_http.own_routes import Health, own_routes
+from gateway_http.problem import CLIENT_CLOSED_REQUEST, problem
+from gateway_http.request import ClientGoneError, Receive, Request, Response, Route, Scope, Send
+from gateway_http.router import Binding, Router, bindings
+from services.common import errors
+from services.common.config import Settings
+from services.common.contract import methods
+from services.common.tokens import Verifier
+
+# Requests under way at once. Beyond that waiting would only grow: a refusal costs 20 µs and says when to come back.
+MAX_IN_FLIGHT = 1_000
+# After a 413 this much more is read and thrown away, for this long: a close with unread bytes would take the answer with it.
+LINGER_BYTES = 1 << 20
+LINGER_S = 2.0
+
+REQUESTS = Counter("roost_http_requests", "HTTP requests answered.", ("route", "status"))
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS = Histogram(
+    "roost_http_request_seconds", "Time from the request's headers to its answer.", ("route",), buckets=BUCKETS
+)
+
+NO_ROUTE = "none"
+
+
+class Gateway:
+    """Serves HTTP by calling services over `channel`, whose caller is a client outside the mesh.
+
+    `health` names each service's state. Contradictions in the contract (two methods on one route, a type that cannot be read) are
+    exceptions here, not answers later.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, verifier: Verifier, settings: Settings, health: Health) -> None:
+        front = Front(channel, verifier, limits.buckets(settings), Codec())
+        entries: list[tuple[Binding, Route]] = list(own_routes(health))
+        for method in methods().values():
+            if method.policy.access != options.ACCESS_MESH:
+                entries.extend((binding, Operation(method, binding, front)) for binding in bindings(method))
+        self._router: Router[Route] = Router(entries)
+        self._in_flight = 0
+        self._observed: dict[tuple[str, int], Counter] = {}
+        self._timed: dict[str, Histogram] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI's entry."""
+        if scope["type"] != "http":
+            await _refuse_other(scope, receive, send)
+            return
+        begun = perf_counter()
+        request = Request(scope, receive)
+        self._in_flight += 1
+        try:
+            route, response = await self._answer(request)
+        except ClientGoneError:
+            self._observe(NO_ROUTE, CLIENT_CLOSED_REQUEST, begun)
+            return
+        finally:
+            self._in_flight -= 1
+        self._observe(route, response.status, begun)
+        await _send(request, response, send)
+
+    async def _answer(self, request: Request) -> tuple[str, Response]:
+        """The route's name and its answer; an exception becomes a problem."""
+        route = NO_ROUTE
+        try:
+            if self._in_flight > MAX_IN_FLIGHT:
+                raise errors.unavailable("too many requests are under way", reason="OVERLOADED")
+            request.check_headers()
+            found, request.values = self._router.match(request.scope["method"], request.raw_path)
+            route = found.name
+            return route, await found.serve(request)
+        except (asyncio.CancelledError, ClientGoneError):
+            raise
+        except Exception as error:
+            said = problem(error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id)
+            return route, Response(said.status, (*said.headers, *SECURITY), said.body)
+
+    def _observe(self, route: str, status: int, begun: float) -> None:
+        # The look-ups of labels would cost more than the counting.
+        counter = self._observed.get((route, status))
+        if counter is None:
+            counter = self._observed[route, status] = REQUESTS.labels(route, str(status))
+        timer = self._timed.get(route)
+        if timer is None:
+            timer = self._timed[route] = SECONDS.labels(route)
+        counter.inc()
+        timer.observe(perf_counter() - begun)
+
+
+async def _send(request: Request, response: Response, send: Send) -> None:
+    headers = [*response.headers, *request.said]
+    if response.status != 304:
+        headers.append((b"content-length", str(len(response.body)).encode()))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    if response.status == 413 and b"expect" not in request.headers:
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        await _linger(request.receive)
+        await send({"type": "http.response.body", "body": b""})
+        return
+    body = b"" if request.scope["method"] == "HEAD" else response.body
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _linger(receive: Receive) -> None:
+    left = LINGER_BYTES
+    try:
+        async with asyncio.timeout(LINGER_S):
+            while left > 0:
+                event = await receive()
+                left -= len(event.get("body", b""))
+                if event["type"] == "http.disconnect" or not event.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+async def _refuse_other(scope: Scope, receive: Receive, send: Send) -> None:
+    """Lifespan has nothing to do here; there is no WebSocket yet."""
+    if scope["type"] == "lifespan":
+        while True:
+            event = await receive()
+            await send({"type": event["type"] + ".complete"})
+            if event["type"] == "lifespan.shutdown":
+                return
+    await receive()
+    await send({"type": "websocket.close", "code": 1008})

@@ -1,0 +1,189 @@
+"""One JSON or query value → what a Protobuf field holds, as strictly as the contract's types are meant.
+
+Python and Protobuf's own JSON reader take more than a client should send (`"1e3"`, `1.0`, `"1_000"`, `"٣"`, true for 1): every
+converter here says exactly what it takes, and raises Malformed with a text for the caller otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+# The largest id, and what every id looks like: no sign, no leading zero, ASCII digits.
+MAX_ID = 2**63 - 1
+_ID = re.compile(r"[1-9][0-9]{0,18}").fullmatch
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}").fullmatch
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}").fullmatch
+# RFC 3339: nanoseconds at most, a zone always.
+_TIMESTAMP = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+).fullmatch
+_DURATION = re.compile(r"-?[0-9]{1,12}(?:\.[0-9]{1,9})?s").fullmatch
+
+Converter = Callable[[Any], Any]
+
+_BOUNDS = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+}
+WELL_KNOWN = {"google.protobuf.Timestamp", "google.protobuf.Duration"}
+
+
+class Malformed(ValueError):
+    """The value is not one that the field takes; the text is meant for the caller."""
+
+
+def read_id(text: str) -> int:
+    """An id out of a path: `^[1-9][0-9]{0,18}$` and at most 2^63 − 1."""
+    if _ID(text) is None or (value := int(text)) > MAX_ID:
+        raise Malformed("must be an id: digits without sign or leading zero, below 2^63")
+    return value
+
+
+def integer(low: int, high: int) -> Converter:
+    """JSON integers and integers as text, within the bounds."""
+
+    def convert(value: Any) -> int:
+        if type(value) is str and _INTEGER(value):
+            value = int(value)
+        if type(value) is not int:
+            raise Malformed("must be an integer")
+        if not low <= value <= high:
+            raise Malformed(f"must be between {low} and {high}")
+        return value
+
+    return convert
+
+
+def text(value: Any) -> str:
+    """Any string that is Unicode; U+0000 included, because a password may hold it."""
+    if type(value) is not str:
+        raise Malformed("must be a string")
+    return value
+
+
+def boolean(value: Any) -> bool:
+    """True and false, and nothing that merely looks so."""
+    if type(value) is not bool:
+        raise Malformed("must be true or false")
+    return value
+
+
+def boolean_text(value: Any) -> bool:
+    """`true` and `false` in a query."""
+    if value not in ("true", "false"):
+        raise Malformed("must be true or false")
+    return bool(value == "true")
+
+
+def number(value: Any) -> float:
+    """JSON numbers, integers among them."""
+    if type(value) is not float and type(value) is not int:
+        raise Malformed("must be a number")
+    return float(value)
+
+
+def number_text(value: Any) -> float:
+    """JSON numbers as text, in a query."""
+    if _NUMBER(value) is None or not math.isfinite(found := float(value)):
+        raise Malformed("must be a number")
+    return found
+
+
+def octets(value: Any) -> bytes:
+    """Bytes in standard base64."""
+    if type(value) is not str or _BASE64(value) is None:
+        raise Malformed("must be base64")
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error:
+        raise Malformed("must be base64") from None
+
+
+def enumeration(descriptor: EnumDescriptor) -> Converter:
+    """Names in full or short (`latest` for `TIMELINE_MODE_LATEST`). UNSPECIFIED is said by leaving the field out."""
+    by_name: dict[str, int] = {}
+    short: list[str] = []
+    for one in descriptor.values:
+        if one.number:
+            by_name[one.name] = by_name[short_name(one.name, descriptor)] = one.number
+            short.append(short_name(one.name, descriptor))
+    choices = "must be one of " + ", ".join(short)
+
+    def convert(value: Any) -> int:
+        found = by_name.get(value) if type(value) is str else None
+        if found is None:
+            raise Malformed(choices)
+        return found
+
+    return convert
+
+
+def short_name(name: str, descriptor: EnumDescriptor) -> str:
+    """An enum value as JSON says it: without the enum's name, in lower case."""
+    prefix = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", descriptor.name).upper() + "_"
+    return name.removeprefix(prefix).lower()
+
+
+def timestamp(value: Any) -> Timestamp:
+    """A moment by RFC 3339."""
+    found = Timestamp()
+    if type(value) is not str or _TIMESTAMP(value) is None:
+        raise Malformed("must be a time by RFC 3339, such as 2026-01-31T12:00:00Z")
+    try:
+        found.FromJsonString(value.upper())
+    except (ValueError, OverflowError):
+        raise Malformed("must be a time that exists") from None
+    return found
+
+
+def duration(value: Any) -> Duration:
+    """Seconds with an `s`."""
+    found = Duration()
+    if type(value) is not str or _DURATION(value) is None:
+        raise Malformed("must be seconds such as 1.5s")
+    try:
+        found.FromJsonString(value)
+    except (ValueError, OverflowError):
+        raise Malformed("must be seconds such as 1.5s") from None
+    return found
+
+
+def converters(field: FieldDescriptor) -> tuple[Converter, Converter]:
+    """How one value of the field is read out of JSON, and out of text (a query or a path).
+
+    TypeError where the gateway cannot read the field's type: found at start, not by a request.
+    """
+    kind = field.cpp_type
+    if kind in _BOUNDS:
+        both = integer(*_BOUNDS[kind])
+        return both, both
+    if kind == FieldDescriptor.CPPTYPE_ENUM:
+        assert field.enum_type is not None
+        both = enumeration(field.enum_type)
+        return both, both
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return octets, octets
+    if kind == FieldDescriptor.CPPTYPE_STRING:
+        return text, text
+    if kind == FieldDescriptor.CPPTYPE_BOOL:
+        return boolean, boolean_text
+    if kind in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
+        return number, number_text
+    message = field.message_type.full_name if field.message_type is not None else "group"
+    if message == "google.protobuf.Timestamp":
+        return timestamp, timestamp
+    if message == "google.protobuf.Duration":
+        return duration, duration
+    raise TypeError(f"the gateway reads no {message} ({field.full_name})")

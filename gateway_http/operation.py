@@ -1,0 +1,143 @@
+"""One binding of one RPC, served: token, rate limit, decode, call, encode. The one path that every route of the contract takes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from roost.options.v1 import options_pb2 as options
+
+from gateway_http import caching, limits
+from gateway_http.codec import Asked, Codec
+from gateway_http.paging import DEPRECATION, Skipper
+from gateway_http.problem import Refusal
+from gateway_http.request import Request, Response
+from gateway_http.router import Binding
+from services.common import errors
+from services.common.context import ANONYMOUS, NEVER, Actor, Call, current_call
+from services.common.contract import Method
+from services.common.tokens import Verifier
+
+JSON = (b"content-type", b"application/json")
+# JSON is no page: a browser must neither guess another type nor run anything in it.
+SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+_READ_PUBLIC = (JSON, *SECURITY, (b"cache-control", caching.PUBLIC), (b"vary", b"authorization"))
+_READ_PRIVATE = (JSON, *SECURITY, (b"cache-control", caching.PRIVATE), (b"vary", b"authorization"))
+_WRITE = (JSON, *SECURITY, (b"cache-control", caching.NO_STORE))
+
+_BEARER = b"bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What all operations share."""
+
+    channel: grpc.aio.Channel
+    verifier: Verifier
+    buckets: limits.Buckets
+    codec: Codec
+
+
+class Operation:
+    """Serves one binding of one method."""
+
+    def __init__(self, method: Method, binding: Binding, front: Front) -> None:
+        """An error of the contract is an exception here, at start: TypeError or ValueError."""
+        self.name = f"{method.service.rpartition('.')[2]}/{method.name}"
+        self._path = method.path
+        self._front = front
+        self._needs_user = method.policy.access != options.ACCESS_PUBLIC
+        self._bucket = front.buckets.get(method.policy.rate_limit)
+        self._deadline_s = method.policy.deadline_ms / 1000 or NEVER
+        self._is_read = binding.http_method == "GET"
+        self._status = method.policy.success_status or 200
+        self._streams = method.server_streaming or method.client_streaming
+        if self._streams:
+            return
+        self._reader = front.codec.reader(method, binding)
+        self._write: Callable[[Any], bytes] = front.codec.writer(method, binding)
+        self._skipper = Skipper(method) if method.policy.page_numbers else None
+        # Joined bytes pass through: the twin, where there is one, is what comes back.
+        self._call: Any = front.channel.unary_unary(
+            method.path, method.request.SerializeToString, method.passed.FromString
+        )
+
+    async def serve(self, request: Request) -> Response:
+        """Answers one request; raises RoostError, AioRpcError or Refusal."""
+        actor = await self._identify(request)
+        if self._bucket is not None:
+            self._take(self._bucket, actor, request)
+        if self._streams:
+            raise errors.unimplemented(f"{self.name} is not served over HTTP yet")
+        headers = request.headers
+        body = await self._body(request) if request.has_body() else b""
+        key = headers.get(b"idempotency-key", b"").decode("latin-1")
+        asked = self._reader.read(request.values, request.scope["query_string"], body, actor.user_id, key)
+        answer = await self._ask(asked, actor, request)
+        return self._respond(self._write(answer), actor, request, asked)
+
+    async def _identify(self, request: Request) -> Actor:
+        authorization = request.headers.get(b"authorization")
+        if authorization is None:
+            if self._needs_user:
+                raise errors.unauthenticated()
+            return ANONYMOUS
+        if authorization[:7].lower() != _BEARER:
+            raise errors.unauthenticated("authorization must be `Bearer <token>`", "INVALID_TOKEN")
+        token = authorization[7:].strip().decode("latin-1")
+        if not token:
+            raise errors.unauthenticated("the token is empty", "INVALID_TOKEN")
+        verifier = self._front.verifier
+        # The cache first: most calls need no await, and no second look at the token.
+        return verifier.cached(token) or await verifier.verify(token)
+
+    @staticmethod
+    def _take(bucket: limits.Bucket, actor: Actor, request: Request) -> None:
+        key: object = actor.user_id or limits.client_key(request.address)
+        verdict = bucket.take(key, time.monotonic())
+        request.said.extend(limits.headers(bucket, verdict, time.time()))
+        if not verdict.allowed:
+            # Retry-After stands among the limit's own headers.
+            raise Refusal(429, "rate_limited", f"more than {bucket.limit} {bucket.name} requests a minute")
+
+    async def _body(self, request: Request) -> bytes:
+        headers = request.headers
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Refusal(415, "unsupported_media_type", "a body may not be compressed")
+        body = await request.read_body()
+        if body:
+            media = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            if media != b"application/json" and not (media.startswith(b"application/") and media.endswith(b"+json")):
+                raise Refusal(415, "unsupported_media_type", "a body must be application/json")
+        return body
+
+    async def _ask(self, asked: Asked, actor: Actor, request: Request) -> Any:
+        deadline = asyncio.get_running_loop().time() + self._deadline_s
+        call = Call(self._path, actor, "", request.request_id, request.traceparent, deadline)
+        before = current_call.set(call)
+        try:
+            if asked.page and self._skipper is not None:
+                return await self._skipper.fetch(self._call, asked.message, asked.page)
+            return await self._call(asked.message)
+        finally:
+            current_call.reset(before)
+
+    def _respond(self, payload: bytes, actor: Actor, request: Request, asked: Asked) -> Response:
+        if asked.page:
+            request.said.append(DEPRECATION)
+        if not self._is_read:
+            return Response(self._status, _WRITE, payload)
+        tag = caching.etag(payload)
+        fixed = _READ_PRIVATE if actor.user_id else _READ_PUBLIC
+        known = request.headers.get(b"if-none-match")
+        if known is not None and caching.matches(known, tag):
+            # RFC 9110: the headers of the answer, without those that describe a body.
+            return Response(304, (*fixed[1:], (b"etag", tag)), b"")
+        return Response(self._status, (*fixed, (b"etag", tag)), payload)

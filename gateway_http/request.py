@@ -1,0 +1,144 @@
+"""What passes between the application and its routes: a request as it came, a response ready to be sent, a body read within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from typing import Any, Protocol
+
+from gateway_http.problem import Refusal
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+# The largest JSON body: a tweet has 4 kB, the longest import of the API far less than this.
+MAX_BODY_BYTES = 64 * 1024
+# The whole body must be here by then: at the largest size 6.5 kB/s.
+BODY_TIMEOUT_S = 10.0
+
+# Names that must not come twice: a front end and we could each believe another one.
+SINGLE = frozenset(
+    {
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"host",
+        b"idempotency-key",
+        b"if-none-match",
+        b"traceparent",
+        b"x-request-id",
+    }
+)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}").fullmatch
+# W3C trace context; an all-zero trace or span id is not valid.
+_TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before it had sent everything: nobody waits for an answer."""
+
+
+class Request:
+    """One request as it came. `said` are headers that every answer to it carries, refusals too."""
+
+    __slots__ = ("headers", "raw_path", "receive", "request_id", "said", "scope", "trace_id", "traceparent", "values")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        self.values: Sequence[str] = ()
+        traceparent = self.headers.get(b"traceparent", b"")
+        if _TRACEPARENT(traceparent):
+            self.traceparent = traceparent.decode()
+            self.trace_id = self.traceparent[3:35]
+        else:
+            bits = random.getrandbits(192)
+            self.trace_id = f"{bits >> 64:032x}"
+            self.traceparent = f"00-{self.trace_id}-{bits & (2**64 - 1):016x}-01"
+        request_id = self.headers.get(b"x-request-id", b"")
+        self.request_id = request_id.decode() if _REQUEST_ID(request_id) else self.trace_id
+        self.said: list[tuple[bytes, bytes]] = [
+            (b"x-request-id", self.request_id.encode()),
+            (b"traceparent", self.traceparent.encode()),
+        ]
+
+    @property
+    def path(self) -> str:
+        """The path asked for, still encoded."""
+        return self.raw_path.decode("ascii", "replace")
+
+    @property
+    def address(self) -> str:
+        """The peer's address; "" where the server does not know it."""
+        client = self.scope.get("client")
+        return client[0] if client else ""
+
+    def check_headers(self) -> None:
+        """Refuses a header that came twice and must not."""
+        if len(self.headers) == len(self.scope["headers"]):
+            return
+        seen: set[bytes] = set()
+        for name, _ in self.scope["headers"]:
+            if name in SINGLE and name in seen:
+                raise Refusal(400, "invalid_argument", f"the header {name.decode()} came twice")
+            seen.add(name)
+
+    def has_body(self) -> bool:
+        """Whether a body is announced, of whatever length."""
+        return b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
+
+    async def read_body(self) -> bytes:
+        """The body. Raises 413 above MAX_BODY_BYTES, before the rest is read; 408 where it comes too slowly; ClientGoneError."""
+        length = self.headers.get(b"content-length", b"0")
+        # A number of more than 18 digits is too large, whatever it is.
+        if len(length) > 18 or (length.isdigit() and int(length) > MAX_BODY_BYTES):
+            raise _too_large()
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                return await self._read_all()
+        except TimeoutError:
+            raise Refusal(408, "request_timeout", "the body came too slowly", ((b"connection", b"close"),)) from None
+
+    async def _read_all(self) -> bytes:
+        body = b""
+        while True:
+            event = await self.receive()
+            if event["type"] == "http.disconnect":
+                raise ClientGoneError
+            body += bytes(event.get("body", b""))
+            if len(body) > MAX_BODY_BYTES:
+                raise _too_large()
+            if not event.get("more_body", False):
+                return body
+
+
+def _too_large() -> Refusal:
+    text = f"a body may have {MAX_BODY_BYTES} bytes"
+    return Refusal(413, "payload_too_large", text, ((b"connection", b"close"),))
+
+
+class Response:
+    """An answer ready to be sent, without its content-length."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class Route(Protocol):
+    """What the router leads to."""
+
+    name: str
+
+    async def serve(self, request: Request) -> Response:
+        """Answers; raises RoostError or Refusal."""
