@@ -79,8 +79,12 @@ class TierBoard:
 
     def post(self, entries: Iterable[pb.TierEntry]) -> None:
         """Takes in what is news and hands it to the subscribers, before it returns."""
-        news = [entry for entry in entries if self._is_news(entry)]
-        self._entries.update((entry.user_id, entry) for entry in news)
+        news: list[pb.TierEntry] = []
+        for entry in entries:
+            known = self._entries.get(entry.user_id)
+            if known is None or known.changed_at_ms < entry.changed_at_ms:
+                self._entries[entry.user_id] = entry
+                news.append(entry)
         for subscription in tuple(self._subscriptions):
             subscription.add(news)
 
@@ -95,10 +99,6 @@ class TierBoard:
     def subscribe(self) -> Subscription:
         """A subscription, to be entered with `with`. Its snapshot and its changes meet without a gap."""
         return Subscription(self.entries(), self._subscriptions)
-
-    def _is_news(self, entry: pb.TierEntry) -> bool:
-        known = self._entries.get(entry.user_id)
-        return known is None or known.changed_at_ms < entry.changed_at_ms
 
 
 class Subscription:

@@ -1,0 +1,223 @@
+"""Edges: what each write changes, what it publishes, and how it is read back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from roost.event.v1 import event_pb2
+from roost.graph.v1 import graph_service_pb2 as pb
+
+from services.common import errors
+from services.graph.store import Listing, Position
+
+ANN, BEN, CAT, DAN = 11, 22, 33, 44
+
+
+async def test_a_follow_is_seen_from_both_sides_and_counted(store, stamp):
+    outcome = await store.follow(ANN, BEN, stamp())
+    assert outcome.changed
+    assert outcome.relationship == pb.Relationship(user_id=BEN, following=True)
+    assert await store.relationships(BEN, [ANN]) == [pb.Relationship(user_id=ANN, followed_by=True)]
+    assert await store.counts([ANN, BEN, CAT]) == {ANN: pb.UserCounts(following=1), BEN: pb.UserCounts(followers=1)}
+
+
+@pytest.mark.parametrize("verb", ["follow", "block", "mute"])
+async def test_a_repeat_changes_and_publishes_nothing(store, stamp, published, verb):
+    write, undo = getattr(store, verb), getattr(store, "un" + verb)
+    first = await write(ANN, BEN, stamp())
+    events, version = await published(), await store.relation_version(ANN)
+    again = await write(ANN, BEN, stamp())
+    assert (again.changed, again.relationship) == (False, first.relationship)
+    assert (await published(), await store.relation_version(ANN)) == (events, version)
+
+    assert (await undo(ANN, BEN, stamp())).relationship == pb.Relationship(user_id=BEN)
+    events, version = await published(), await store.relation_version(ANN)
+    assert not (await undo(ANN, BEN, stamp())).changed
+    assert (await published(), await store.relation_version(ANN)) == (events, version)
+
+
+async def test_a_repeated_follow_keeps_the_first_time(store, stamp):
+    await store.follow(ANN, BEN, stamp(at_ms=1_000))
+    await store.follow(ANN, BEN, stamp(at_ms=2_000))
+    assert await store.page(Listing.FOLLOWERS, BEN, None, 10) == [Position(1_000, ANN)]
+    await store.unfollow(ANN, BEN, stamp())
+    await store.follow(ANN, BEN, stamp(at_ms=3_000))
+    assert await store.page(Listing.FOLLOWERS, BEN, None, 10) == [Position(3_000, ANN)]
+    assert await store.page(Listing.FOLLOWING, ANN, None, 10) == [Position(3_000, BEN)]
+
+
+async def test_each_write_publishes_its_fact_with_its_stamp(family, store, stamp):
+    stamp.traceparent = "00-aa-bb-01"
+    change = stamp(at_ms=1_234_567)
+    await store.follow(ANN, BEN, change)
+    (record,) = await family.published(store)
+    event = event_pb2.Event.FromString(record.payload)
+    assert (record.topic, record.key, record.event_id) == ("user.followed", ANN, event.event_id)
+    assert event.event_id in change.event_ids
+    assert record.traceparent == event.traceparent == "00-aa-bb-01"
+    assert event.occurred_at.ToMilliseconds() == 1_234_567
+    assert event.user_followed == event_pb2.UserFollowed(follower_id=ANN, followee_id=BEN)
+
+
+async def test_a_block_ends_the_follows_both_ways(family, store, stamp, published):
+    await store.follow(ANN, BEN, stamp())
+    await store.follow(BEN, ANN, stamp())
+    assert (await store.block(ANN, BEN, stamp())).relationship == pb.Relationship(user_id=BEN, blocking=True)
+    assert await store.relationships(BEN, [ANN]) == [pb.Relationship(user_id=ANN, blocked_by=True)]
+    assert await store.counts([ANN, BEN]) == {}
+    for listing in (Listing.FOLLOWERS, Listing.FOLLOWING):
+        assert await store.page(listing, ANN, None, 10) == await store.page(listing, BEN, None, 10) == []
+    assert (await published())[2:] == ["user.blocked", "user.unfollowed", "user.unfollowed"]
+    ids = [record.event_id for record in await family.published(store)]
+    assert len(set(ids)) == len(ids)
+
+
+async def test_a_block_without_follows_publishes_only_itself(store, stamp, published):
+    await store.block(ANN, BEN, stamp())
+    await store.unblock(ANN, BEN, stamp())
+    assert await published() == ["user.blocked", "user.unblocked"]
+
+
+async def test_no_follow_across_a_block_in_either_direction(store, stamp, published):
+    await store.block(ANN, BEN, stamp())
+    for follower, followee in ((ANN, BEN), (BEN, ANN)):
+        with pytest.raises(errors.RoostError) as refusal:
+            await store.follow(follower, followee, stamp())
+        assert refusal.value.code == grpc.StatusCode.PERMISSION_DENIED
+    assert await store.counts([ANN, BEN]) == {}
+    assert await published() == ["user.blocked"]
+
+
+async def test_an_unblock_restores_no_follow_and_allows_a_new_one(store, stamp):
+    await store.follow(ANN, BEN, stamp())
+    await store.block(BEN, ANN, stamp())
+    assert (await store.unblock(BEN, ANN, stamp())).relationship == pb.Relationship(user_id=ANN)
+    assert (await store.follow(ANN, BEN, stamp())).changed
+
+
+async def test_blocks_of_two_upon_each_other_are_apart(store, stamp):
+    await store.block(ANN, BEN, stamp())
+    await store.block(BEN, ANN, stamp())
+    await store.unblock(ANN, BEN, stamp())
+    assert await store.relationships(ANN, [BEN]) == [pb.Relationship(user_id=BEN, blocked_by=True)]
+
+
+async def test_a_mute_leaves_the_follow_and_stays_secret(store, stamp):
+    await store.follow(ANN, BEN, stamp())
+    version = await store.relation_version(BEN)
+    outcome = await store.mute(ANN, BEN, stamp())
+    assert outcome.relationship == pb.Relationship(user_id=BEN, following=True, muting=True)
+    assert await store.relationships(BEN, [ANN]) == [pb.Relationship(user_id=ANN, followed_by=True)]
+    assert await store.relation_version(BEN) == version
+
+
+async def test_relationships_come_in_the_order_asked_for(store, stamp):
+    await store.follow(ANN, CAT, stamp())
+    found = await store.relationships(ANN, [DAN, CAT, BEN])
+    assert found == [
+        pb.Relationship(user_id=DAN),
+        pb.Relationship(user_id=CAT, following=True),
+        pb.Relationship(user_id=BEN),
+    ]
+
+
+@pytest.mark.parametrize("verb", ["follow", "unfollow", "block", "unblock"])
+async def test_the_version_of_both_sides_changes_with_every_edge(store, stamp, verb):
+    await getattr(store, verb.removeprefix("un"))(ANN, BEN, stamp())
+    if verb.startswith("un"):
+        change = stamp()
+        await getattr(store, verb)(ANN, BEN, change)
+        assert await store.relation_version(ANN) == change.version
+    assert await store.relation_version(ANN) == await store.relation_version(BEN) != 0
+    assert await store.relation_version(CAT) == 0
+
+
+LISTS = [
+    (Listing.FOLLOWING, "follow", False),
+    (Listing.FOLLOWERS, "follow", True),
+    (Listing.BLOCKS, "block", False),
+    (Listing.MUTES, "mute", False),
+]
+
+
+@pytest.mark.parametrize(("listing", "verb", "turned"), LISTS)
+async def test_lists_are_newest_first_and_page_without_gap_or_repeat(store, stamp, listing, verb, turned):
+    # Three share a millisecond, across the border of a page.
+    times = {101: 5_000, 102: 7_000, 103: 6_000, 104: 6_000, 105: 6_000, 106: 4_000}
+    for other, at_ms in times.items():
+        pair = (other, ANN) if turned else (ANN, other)
+        await getattr(store, verb)(*pair, stamp(at_ms=at_ms))
+    found: list[Position] = []
+    below = None
+    while page := await store.page(listing, ANN, below, 2):
+        assert len(page) <= 2
+        found += page
+        below = page[-1]
+    assert [entry.user_id for entry in found] == [102, 105, 104, 103, 101, 106]
+    assert {entry.user_id: entry.at_ms for entry in found} == times
+
+
+@pytest.mark.parametrize(
+    ("kind", "verb"), [(pb.EDGE_KIND_FOLLOW, "follow"), (pb.EDGE_KIND_BLOCK, "block"), (pb.EDGE_KIND_MUTE, "mute")]
+)
+async def test_a_scan_gives_every_edge_of_its_kind_in_order(store, stamp, kind, verb):
+    pairs = [(CAT, ANN), (ANN, CAT), (BEN, ANN), (ANN, BEN), (ANN, DAN)]
+    for number, pair in enumerate(pairs):
+        await getattr(store, verb)(*pair, stamp(at_ms=1_000 + number))
+    await getattr(store, "mute" if verb != "mute" else "follow")(DAN, ANN, stamp())
+    found: list[pb.Edge] = []
+    after = (0, 0)
+    while edges := await store.scan(kind, after, 2):
+        assert len(edges) <= 2
+        found += edges
+        after = (edges[-1].from_id, edges[-1].to_id)
+    assert [(e.from_id, e.to_id) for e in found] == sorted(pairs)
+    assert {(e.from_id, e.to_id): e.created_at_ms for e in found} == {p: 1_000 + n for n, p in enumerate(pairs)}
+
+
+async def test_everything_is_there_after_a_restart(opened, store, stamp):
+    await store.follow(ANN, BEN, stamp())
+    await store.block(ANN, CAT, stamp())
+    version = await store.relation_version(ANN)
+    store = await opened.again()
+    assert (await store.relationships(ANN, [BEN, CAT])) == [
+        pb.Relationship(user_id=BEN, following=True),
+        pb.Relationship(user_id=CAT, blocking=True),
+    ]
+    assert await store.relation_version(ANN) == version
+    assert await store.counts([BEN]) == {BEN: pb.UserCounts(followers=1)}
+
+
+async def test_suggestions_are_the_followees_of_followees_not_known_yet(store, stamp):
+    for pair in [
+        (ANN, BEN),
+        (ANN, CAT),
+        (BEN, 1),
+        (CAT, 1),
+        (CAT, 2),
+        (BEN, 3),
+        (CAT, 3),
+        (BEN, 4),
+        (CAT, 5),
+        (BEN, CAT),
+    ]:
+        await store.follow(*pair, stamp())
+    await store.follow(CAT, ANN, stamp())
+    await store.mute(ANN, 4, stamp())
+    await store.block(5, ANN, stamp())
+    assert await store.suggestions(ANN, 10) == [1, 3, 2]
+    assert await store.suggestions(ANN, 2) == [1, 3]
+    assert await store.suggestions(DAN, 10) == []
+
+
+async def test_a_write_whose_caller_goes_away_is_seen_by_the_next_read(store, stamp):
+    request = pb.GetVisibilityFilterRequest(user_id=ANN)
+    await store.visibility(request)
+    write = asyncio.create_task(store.block(ANN, BEN, stamp()))
+    await asyncio.sleep(0)
+    write.cancel()
+    # One that returns after it, in the same queue, shows that it is through.
+    await store.block(ANN, CAT, stamp())
+    assert sorted((await store.visibility(request)).blocked_ids) == [BEN, CAT]

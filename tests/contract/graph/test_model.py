@@ -1,0 +1,159 @@
+"""Random writes against a model of sets: counts exact, both directions equal, lists and filters as the sets say."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from roost.graph.v1 import graph_service_pb2 as pb
+
+from services.common import errors
+from services.graph.store import Listing
+
+PEOPLE = range(1, 6)
+THRESHOLD = 3
+
+pairs = st.tuples(st.sampled_from(PEOPLE), st.sampled_from(PEOPLE)).filter(lambda pair: pair[0] != pair[1])
+
+
+class Edges(RuleBasedStateMachine):
+    """The store on one side, three sets of pairs on the other."""
+
+    def __init__(self, family: Any, stamp: Any) -> None:
+        super().__init__()
+        self.stamp = stamp
+        self.folder = tempfile.TemporaryDirectory()
+        self.loop = asyncio.new_event_loop()
+        self.store = self.run(family.open(Path(self.folder.name), threshold=THRESHOLD))
+        self.follows: set[tuple[int, int]] = set()
+        self.blocks: set[tuple[int, int]] = set()
+        self.mutes: set[tuple[int, int]] = set()
+        self.celebrities: set[int] = set()
+        self.versions: dict[int, int] = dict.fromkeys(PEOPLE, 0)
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(work)
+
+    def teardown(self) -> None:
+        self.run(self.store.close())
+        self.loop.close()
+        self.folder.cleanup()
+
+    def write(self, verb: str, pair: tuple[int, int], *, changes: bool, touched: tuple[int, ...]) -> None:
+        change = self.stamp()
+        outcome = self.run(getattr(self.store, verb)(*pair, change))
+        assert outcome.changed == changes
+        assert outcome.relationship == self.relationship(*pair)
+        if changes:
+            self.versions.update(dict.fromkeys(touched, change.version))
+        for person in PEOPLE:
+            followers = sum(followee == person for _, followee in self.follows)
+            if followers >= THRESHOLD:
+                self.celebrities.add(person)
+            elif followers < 0.8 * THRESHOLD:
+                self.celebrities.discard(person)
+
+    def relationship(self, user: int, other: int) -> pb.Relationship:
+        return pb.Relationship(
+            user_id=other,
+            following=(user, other) in self.follows,
+            followed_by=(other, user) in self.follows,
+            blocking=(user, other) in self.blocks,
+            blocked_by=(other, user) in self.blocks,
+            muting=(user, other) in self.mutes,
+        )
+
+    @rule(pair=pairs)
+    def follow(self, pair: tuple[int, int]) -> None:
+        if pair in self.blocks or pair[::-1] in self.blocks:
+            with pytest.raises(errors.RoostError, match="PERMISSION_DENIED"):
+                self.run(self.store.follow(*pair, self.stamp()))
+            return
+        changes = pair not in self.follows
+        self.follows.add(pair)
+        self.write("follow", pair, changes=changes, touched=pair)
+
+    @rule(pair=pairs)
+    def unfollow(self, pair: tuple[int, int]) -> None:
+        changes = pair in self.follows
+        self.follows.discard(pair)
+        self.write("unfollow", pair, changes=changes, touched=pair)
+
+    @rule(pair=pairs)
+    def block(self, pair: tuple[int, int]) -> None:
+        changes = pair not in self.blocks
+        self.blocks.add(pair)
+        self.follows -= {pair, pair[::-1]}
+        self.write("block", pair, changes=changes, touched=pair)
+
+    @rule(pair=pairs)
+    def unblock(self, pair: tuple[int, int]) -> None:
+        changes = pair in self.blocks
+        self.blocks.discard(pair)
+        self.write("unblock", pair, changes=changes, touched=pair)
+
+    @rule(pair=pairs)
+    def mute(self, pair: tuple[int, int]) -> None:
+        changes = pair not in self.mutes
+        self.mutes.add(pair)
+        self.write("mute", pair, changes=changes, touched=pair[:1])
+
+    @rule(pair=pairs)
+    def unmute(self, pair: tuple[int, int]) -> None:
+        changes = pair in self.mutes
+        self.mutes.discard(pair)
+        self.write("unmute", pair, changes=changes, touched=pair[:1])
+
+    @invariant()
+    def counts_are_exact(self) -> None:
+        counts = self.run(self.store.counts(PEOPLE))
+        for person in PEOPLE:
+            expected = pb.UserCounts(
+                followers=sum(followee == person for _, followee in self.follows),
+                following=sum(follower == person for follower, _ in self.follows),
+            )
+            assert counts.get(person, pb.UserCounts()) == expected
+
+    @invariant()
+    def every_list_is_the_set(self) -> None:
+        expected = {
+            Listing.FOLLOWING: self.follows,
+            Listing.FOLLOWERS: {pair[::-1] for pair in self.follows},
+            Listing.BLOCKS: self.blocks,
+            Listing.MUTES: self.mutes,
+        }
+        for listing, edges in expected.items():
+            for person in PEOPLE:
+                page = self.run(self.store.page(listing, person, None, 100))
+                assert {(person, entry.user_id) for entry in page} == {pair for pair in edges if pair[0] == person}
+                assert page == sorted(page, reverse=True)
+
+    @invariant()
+    def the_filter_agrees(self) -> None:
+        for reader in PEOPLE:
+            request = pb.GetVisibilityFilterRequest(user_id=reader, candidate_ids=PEOPLE, want_following=True)
+            found = self.run(self.store.visibility(request))
+            assert {(reader, other) for other in found.blocked_ids} == {p for p in self.blocks if p[0] == reader}
+            assert {(reader, other) for other in found.muted_ids} == {p for p in self.mutes if p[0] == reader}
+            assert {(reader, other) for other in found.following_ids} == {p for p in self.follows if p[0] == reader}
+            assert {(other, reader) for other in found.blocked_by_ids} == {p for p in self.blocks if p[1] == reader}
+            assert found.relation_version == self.versions[reader]
+
+    @invariant()
+    def tiers_follow_the_counts(self) -> None:
+        found = self.run(self.store.tiers(1 << 60))
+        assert {entry.user_id for entry in found} == self.celebrities
+
+
+@pytest.mark.slow
+def test_edges_agree_with_sets(family, stamp):
+    run_state_machine_as_test(
+        lambda: Edges(family, stamp), settings=settings(max_examples=25, stateful_step_count=40, deadline=None)
+    )

@@ -1,0 +1,120 @@
+"""The filter at read: it must show every write that returned, however often it was asked before."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from roost.graph.v1 import graph_service_pb2 as pb
+
+from services.graph.store import visibility
+
+ANN, BEN, CAT, DAN = 11, 22, 33, 44
+
+
+def asks(reader: int, *candidates: int, following: bool = True) -> pb.GetVisibilityFilterRequest:
+    return pb.GetVisibilityFilterRequest(user_id=reader, candidate_ids=candidates, want_following=following)
+
+
+async def test_nobody_is_hidden_at_first(store):
+    assert await store.visibility(asks(ANN, BEN, CAT)) == pb.GetVisibilityFilterResponse()
+
+
+async def test_it_lists_own_blocks_and_mutes_and_asks_the_candidates_about_theirs(store, stamp):
+    await store.block(ANN, BEN, stamp())
+    await store.mute(ANN, CAT, stamp())
+    await store.block(DAN, ANN, stamp())
+    await store.block(55, ANN, stamp())
+    await store.follow(ANN, CAT, stamp())
+    await store.follow(ANN, 66, stamp())
+    for _ in range(2):
+        found = await store.visibility(asks(ANN, CAT, DAN, 77))
+        assert (list(found.blocked_ids), list(found.muted_ids)) == ([BEN], [CAT])
+        # 55 blocks too, and 66 is followed too, but neither was asked about.
+        assert (list(found.blocked_by_ids), list(found.following_ids)) == ([DAN], [CAT])
+        assert found.relation_version == await store.relation_version(ANN)
+
+
+async def test_followees_only_where_wanted(store, stamp):
+    await store.follow(ANN, CAT, stamp())
+    assert not (await store.visibility(asks(ANN, CAT, following=False))).following_ids
+
+
+async def test_every_write_shows_in_the_next_answer(store, stamp):
+    async def state() -> tuple[list[int], ...]:
+        found = await store.visibility(asks(ANN, BEN))
+        return tuple(map(list, (found.blocked_ids, found.muted_ids, found.following_ids, found.blocked_by_ids)))
+
+    seen = {(await store.visibility(asks(ANN, BEN))).relation_version}
+    steps = [
+        (store.follow, ANN, BEN, ([], [], [BEN], [])),
+        (store.mute, ANN, BEN, ([], [BEN], [BEN], [])),
+        (store.block, BEN, ANN, ([], [BEN], [], [BEN])),
+        (store.block, ANN, BEN, ([BEN], [BEN], [], [BEN])),
+        (store.unblock, BEN, ANN, ([BEN], [BEN], [], [])),
+        (store.unmute, ANN, BEN, ([BEN], [], [], [])),
+        (store.unblock, ANN, BEN, ([], [], [], [])),
+        (store.follow, ANN, BEN, ([], [], [BEN], [])),
+        (store.unfollow, ANN, BEN, ([], [], [], [])),
+    ]
+    for write, source, target, expected in steps:
+        await write(source, target, stamp())
+        assert await state() == expected, write.__name__
+        version = (await store.visibility(asks(ANN, BEN))).relation_version
+        assert version not in seen
+        seen.add(version)
+
+
+async def test_sets_too_large_to_keep_are_answered_all_the_same(store, stamp, monkeypatch):
+    monkeypatch.setattr(visibility, "MAX_KEPT_EDGES", 2)
+    for other in (BEN, CAT, DAN, 55):
+        await store.block(other + 100, ANN, stamp())
+        for target in range(1, 5):
+            await store.block(BEN, target, stamp())
+        await store.follow(ANN, other, stamp())
+        await store.block(ANN, other + 200, stamp())
+    await store.block(BEN, ANN, stamp())
+    for _ in range(2):
+        found = await store.visibility(asks(ANN, BEN, CAT, DAN, 77, CAT + 100))
+        assert sorted(found.blocked_ids) == [222, 233, 244, 255]
+        assert sorted(found.following_ids) == [CAT, DAN]
+        assert sorted(found.blocked_by_ids) == [BEN, CAT + 100]
+        assert list((await store.visibility(asks(1, BEN))).blocked_by_ids) == [BEN]
+
+
+async def test_caches_that_overflow_cost_reads_only(store, stamp, monkeypatch):
+    monkeypatch.setattr(visibility, "MAX_QUIET", 3)
+    await store.block(BEN, ANN, stamp())
+    for _ in range(3):
+        assert list((await store.visibility(asks(ANN, BEN, *range(100, 120)))).blocked_by_ids) == [BEN]
+
+
+async def test_no_answer_is_older_than_a_write_that_returned_before_it_was_asked(store, stamp):
+    """Readers race writers; each reader knows what had returned when it asked, and what had begun when it was answered."""
+    rng = random.Random(7)
+    returned = False
+    begun = False
+    version_states: dict[int, bool] = {}
+
+    async def write() -> None:
+        nonlocal returned, begun
+        for number in range(60):
+            begun = number % 2 == 0
+            await (store.block if begun else store.unblock)(ANN, BEN, stamp())
+            returned = begun
+            await asyncio.sleep(rng.random() / 2_000)
+
+    async def read(reader: int, candidate: int) -> None:
+        for _ in range(80):
+            before = (returned, begun)
+            found = await store.visibility(asks(reader, candidate))
+            after = (returned, begun)
+            blocked = bool(found.blocked_ids if reader == ANN else found.blocked_by_ids)
+            if before == after and before[0] == before[1]:
+                assert blocked == before[0]
+            if reader == ANN:
+                # What is answered with one version is one state.
+                assert version_states.setdefault(found.relation_version, blocked) == blocked
+            await asyncio.sleep(rng.random() / 4_000)
+
+    await asyncio.gather(write(), *(read(ANN, BEN) for _ in range(3)), *(read(BEN, ANN) for _ in range(3)))

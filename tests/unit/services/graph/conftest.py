@@ -1,0 +1,83 @@
+"""The servicer over a real store, with a small stand-in for identity."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from roost.identity.v1 import user_pb2, user_service_pb2
+
+from services.common.context import Actor, Call, current_call
+from services.common.cursor import Cursors
+from services.common.snowflake import Snowflake
+from services.graph.service import GraphService
+from services.graph.store.embedded import EmbeddedGraphStore
+from services.graph.tiers import TierBoard, TierRule
+
+THRESHOLD = 3
+START_S = 1_800_000_000.0
+
+
+@dataclass
+class FakeIdentity:
+    """The two methods of UserService that graph calls, over a dict of states; it keeps what it was asked."""
+
+    states: dict[int, user_pb2.UserState.ValueType] = field(default_factory=dict)
+    asked: list[list[int]] = field(default_factory=list)
+
+    async def BatchGetUserRefs(self, request: Any) -> user_service_pb2.BatchGetUserRefsResponse:
+        self.asked.append(list(request.ids))
+        known = [user_id for user_id in request.ids if user_id in self.states]
+        return user_service_pb2.BatchGetUserRefsResponse(
+            refs=[user_service_pb2.UserRefEntry(user_id=user_id, state=self.states[user_id]) for user_id in known]
+        )
+
+    async def BatchGetUsers(self, request: Any) -> user_service_pb2.BatchGetUsersResponse:
+        active = [i for i in request.ids if self.states.get(i) == user_pb2.USER_STATE_ACTIVE]
+        return user_service_pb2.BatchGetUsersResponse(users=[user_pb2.User(id=user_id) for user_id in active])
+
+
+@dataclass
+class Graph:
+    """A graph service and what stands around it."""
+
+    service: GraphService
+    store: EmbeddedGraphStore
+    board: TierBoard
+    identity: FakeIdentity
+    now_s: list[float]
+
+    @contextmanager
+    def as_user(self, user_id: int, caller: str = "") -> Iterator[None]:
+        """Calls within it are this user's; 0 is nobody."""
+        token = current_call.set(Call(actor=Actor(user_id), caller=caller))
+        try:
+            yield
+        finally:
+            current_call.reset(token)
+
+    async def call(self, user_id: int, method: str, request: Any, caller: str = "") -> Any:
+        """One unary call by a user."""
+        with self.as_user(user_id, caller):
+            return await getattr(self.service, method)(request, None)
+
+
+@pytest.fixture
+async def graph(tmp_path: Path) -> AsyncIterator[Graph]:
+    """A graph service in which everybody from 1 to 99 exists and is active."""
+    milliseconds = itertools.count(int(START_S * 1000))
+    ids = Snowflake(0, lambda: next(milliseconds))
+    now_s = [START_S]
+    store = await EmbeddedGraphStore.open(tmp_path / "graph.db", TierRule(THRESHOLD))
+    board = TierBoard(lambda: now_s[0])
+    store.on_tier_change(board.post)
+    identity = FakeIdentity(dict.fromkeys(range(1, 100), user_pb2.USER_STATE_ACTIVE))
+    stub: Any = identity
+    service = GraphService(store, board, stub, Cursors(b"k" * 32), ids, lambda: now_s[0], heartbeat_s=0.02)
+    yield Graph(service, store, board, identity, now_s)
+    await store.close()
