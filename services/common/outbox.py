@@ -5,12 +5,15 @@ Append first, delete after: a crash between gives the events twice, never not at
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Sequence
 
 from services.common.drivers.sqlite import Database
-from services.common.event_log import EventLog, Record
+from services.common.event_log import MAX_LAG_COUNTED, EventLog, Lag, Record
 from services.common.event_log.pump import Pump
+from services.common.snowflake import timestamp_ms
 
 # Carried in one commit of the log, and what a crash at the wrong moment repeats.
 RELAY_BATCH = 500
@@ -26,6 +29,11 @@ _INSERT = "INSERT INTO outbox (topic, key, event_id, payload, traceparent) VALUE
 _OLDEST = "SELECT seq, topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq LIMIT ?"
 # One writer gives out seq in the order of commits: nothing below what was read can still appear.
 _DELETE = "DELETE FROM outbox WHERE seq <= ?"
+_WAITING = """SELECT count(*), min(event_id) FROM (SELECT event_id FROM outbox
+    WHERE topic IN (SELECT value FROM json_each(?)) LIMIT ?)"""
+
+# The relays of this process, for `waiting`; those that are gone drop out by themselves.
+_relays: weakref.WeakSet[Relay] = weakref.WeakSet()
 
 
 def enqueue(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
@@ -33,12 +41,24 @@ def enqueue(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
     connection.executemany(_INSERT, records)
 
 
+async def waiting(log: EventLog, topics: Sequence[str], now_ms: int) -> Lag:
+    """The events of these topics that are committed in this process and not yet in the log; `now_ms` is for their age."""
+    bounds = (json.dumps(list(topics)), MAX_LAG_COUNTED)
+    count, oldest = 0, 0
+    for relay in [relay for relay in _relays if relay.log is log]:
+        found, first = await relay.db.read(lambda c: c.execute(_WAITING, bounds).fetchone())
+        if found:
+            count, oldest = count + found, min(oldest or first, first)
+    return Lag(count, max(now_ms - timestamp_ms(oldest), 0) / 1000 if count else 0.0)
+
+
 class Relay:
     """Carries one database's outbox to the log, in order, woken by each commit. One a database."""
 
     def __init__(self, db: Database, log: EventLog) -> None:
-        self._db = db
-        self._log = log
+        self.db = db
+        self.log = log
+        _relays.add(self)
         self._pump = Pump("outbox-relay", self._carry)
         db.on_commit(self._pump.wake)
 
@@ -55,8 +75,8 @@ class Relay:
         await self._pump.idle.wait()
 
     async def _carry(self) -> bool:
-        rows = await self._db.read(lambda c: c.execute(_OLDEST, (RELAY_BATCH,)).fetchall())
+        rows = await self.db.read(lambda c: c.execute(_OLDEST, (RELAY_BATCH,)).fetchall())
         if rows:
-            await self._log.append([Record(*row[1:]) for row in rows])
-            await self._db.write(lambda c: c.execute(_DELETE, (rows[-1][0],)))
+            await self.log.append([Record(*row[1:]) for row in rows])
+            await self.db.write(lambda c: c.execute(_DELETE, (rows[-1][0],)))
         return bool(rows)

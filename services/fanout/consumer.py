@@ -1,0 +1,149 @@
+"""Events in, entries in homes out. Idempotent: homes take every id once, however often and in whatever order it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import grpc
+from roost.event.v1 import event_pb2
+from roost.fanout.v1 import fanout_service_pb2 as pb
+from roost.graph.v1 import graph_service_pb2 as graph
+from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
+from roost.timeline.v1 import timeline_service_pb2_grpc as timeline_grpc
+
+from services.common import errors
+from services.common.event_log import Delivered, EventLog, Record
+from services.common.tiers import Tiers
+from services.fanout.outbound import IDS_AN_ENTRY, Outbound
+from services.fanout.receipts import Receipts
+
+TOPICS = ("tweet.created", "tweet.restored")
+# Private to fan-out: the same events again, of authors whom a round could not finish.
+LARGE_TOPIC = "fanout.large"
+# Events a round takes of those: each may mean a hundred calls.
+LARGE_BATCH = 32
+# Entries of one author a round makes at most: two calls' worth, some milliseconds. Above that the author goes to the large ones.
+QUOTA = 20_000
+# Authors whose followers are read at the same time.
+AUTHORS_IN_FLIGHT = 16
+# What refuses for now is tried again by the log's consumer, which waits longer each time.
+RETRY_AFTER_S = 1.0
+
+HYBRID = "hybrid"
+
+
+class Fanout:
+    """Delivers batches of events; its methods are what the log's consumers apply. `clock` gives unix seconds."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        log: EventLog,
+        tiers: Tiers,
+        receipts: Receipts,
+        mode: str,
+        clock: Callable[[], float],
+        quota: int = QUOTA,
+    ) -> None:
+        self._graph = graph_grpc.GraphServiceStub(channel)
+        self._append: Any = timeline_grpc.TimelineServiceStub(channel).AppendHomeEntries
+        self._log = log
+        self._tiers = tiers
+        self._receipts = receipts
+        self._hybrid = mode == HYBRID
+        self._clock = clock
+        self._quota = quota
+
+    async def apply(self, events: Sequence[Delivered]) -> None:
+        """Delivers a batch; authors who need more than the quota go on by LARGE_TOPIC.
+
+        Raises UNAVAILABLE while tiers are unknown, and what graph or timeline answer: the batch then comes again, whole.
+        """
+        large = await self._deliver(events, self._quota)
+        if large:
+            await self._log.append([Record(LARGE_TOPIC, e.key, e.event_id, e.payload, e.traceparent) for e in large])
+
+    async def apply_large(self, events: Sequence[Delivered]) -> None:
+        """Delivers a batch to the end, however long it takes. Raises as `apply`."""
+        await self._deliver(events, None)
+
+    async def _deliver(self, events: Sequence[Delivered], quota: int | None) -> list[Delivered]:
+        """Delivers to the end but for authors who pass the quota: returns their events."""
+        if self._hybrid and not self._tiers.fresh():
+            raise errors.unavailable("nothing is heard of tiers: who is pushed is unknown", RETRY_AFTER_S)
+        by_author = self._to_push(events)
+        authors = list(by_author)
+        outbound = Outbound(self._append, self._receipts)
+        large: list[int] = []
+
+        async def serve(author: int) -> None:
+            if not await self._serve(author, list(by_author[author]), outbound, quota):
+                large.append(author)
+
+        try:
+            for start in range(0, len(authors), AUTHORS_IN_FLIGHT):
+                await _all(serve(author) for author in authors[start : start + AUTHORS_IN_FLIGHT])
+            await outbound.finish()
+        except BaseException:
+            await outbound.cancel()
+            raise
+        put_off = [event for author in large for event in by_author.pop(author).values()]
+        for tweets in by_author.values():
+            for tweet_id in tweets:
+                self._receipts.end(tweet_id, pb.FANOUT_STATE_DONE)
+        return put_off
+
+    def _to_push(self, events: Sequence[Delivered]) -> dict[int, dict[int, Delivered]]:
+        """The events by author and tweet, without those whose authors are pulled by every reader."""
+        found: dict[int, dict[int, Delivered]] = {}
+        now_ms = int(self._clock() * 1000)
+        for event in events:
+            tweet_id, author = _tweet_of(event)
+            self._receipts.begin(tweet_id)
+            # In mode pull celebrities are pushed too: homes of every other mode stay complete for a switch back.
+            if self._hybrid and self._tiers.only_pulled(author, now_ms):
+                self._receipts.end(tweet_id, pb.FANOUT_STATE_PULLED)
+            else:
+                found.setdefault(author, {})[tweet_id] = event
+        return found
+
+    async def _serve(self, author: int, tweet_ids: Sequence[int], outbound: Outbound, quota: int | None) -> bool:
+        """Hands the author's tweets to all followers, read now, never from memory; False where the quota ended it."""
+        served = 0
+        request = graph.StreamFollowerIdsRequest(user_id=author, page_size=IDS_AN_ENTRY)
+        stream = self._graph.StreamFollowerIds(request)
+        try:
+            async for message in stream:
+                served += len(message.ids) * len(tweet_ids)
+                if quota is not None and served > quota:
+                    return False
+                await outbound.add(tweet_ids, message.ids)
+        finally:
+            stream.cancel()
+        return True
+
+
+def _tweet_of(event: Delivered) -> tuple[int, int]:
+    """Tweet id and author. Raises DecodeError or ValueError for what is no such event: the log sets it aside."""
+    body = event_pb2.Event.FromString(event.payload)
+    match body.WhichOneof("body"):
+        case "tweet_created":
+            return body.tweet_created.tweet_id, body.tweet_created.author_id
+        case "tweet_restored":
+            return body.tweet_restored.tweet_id, body.tweet_restored.author_id
+        case other:
+            raise ValueError(f"{event.topic} carries {other}")
+
+
+async def _all(works: Iterable[Any]) -> None:
+    """Runs all; where one fails, the others are ended before its error is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

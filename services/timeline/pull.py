@@ -1,0 +1,220 @@
+"""Pulling: the newest tweet ids of many authors, merged in rounds of which each is complete above its frontier."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import grpc
+from cachetools import TTLCache
+from roost.tweet.v1 import tweet_service_pb2 as tweet
+from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
+
+from services.timeline.store import CAPACITY, HomeList
+
+# The contract's bound of one call.
+AUTHORS_A_CALL = 500
+# Enough to keep the owner busy, few enough that one big reader does not fill its queue.
+CALLS_IN_FLIGHT = 8
+# The contract's bound of ids an author.
+MAX_DEPTH = CAPACITY
+# Above this many authors the asking costs more than a second's staleness is worth.
+RECENTS_ABOVE = 50
+RECENTS_TTL_S = 1.0
+RECENTS_AUTHORS = 100_000
+# What recents hold of an author: the largest page, and some that filters take out.
+RECENTS_DEPTH = 120
+# Of authors a build has many, of each it mostly needs few.
+MIN_BUILD_DEPTH = 32
+# Each round doubles its depth up to MAX_DEPTH: this many reach 200,000 ids down one author. More is another page's work.
+MAX_ROUNDS = 256
+
+
+class AuthorIds(Protocol):
+    """Where the ids of authors come from."""
+
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+        """Puts into `found` the newest `depth` ids below `before_id` (0: no bound) of each author who has any, newest first.
+
+        Fills as answers come, so that a caller out of time can go on with what is there. An author with fewer than `depth` ids has
+        no more. Raises what the owner answers.
+        """
+
+
+class OwnerIds:
+    """From the owner, the tweet service, past every cache."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._tweets = tweet_grpc.TweetServiceStub(channel)
+
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+        """As in AuthorIds: 500 authors a call, 8 calls in flight."""
+        if len(authors) <= AUTHORS_A_CALL:
+            return await self._ask(authors, before_id, depth, found)
+        chunks = iter([authors[at : at + AUTHORS_A_CALL] for at in range(0, len(authors), AUTHORS_A_CALL)])
+
+        async def ask_in_turn() -> None:
+            for chunk in chunks:
+                await self._ask(chunk, before_id, depth, found)
+
+        await asyncio.gather(*(ask_in_turn() for _ in range(CALLS_IN_FLIGHT)))
+        return None
+
+    async def _ask(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+        if not authors:
+            return
+        request = tweet.BatchListAuthorTweetIdsRequest(author_ids=authors, before_id=before_id, per_author=depth)
+        answer = await self._tweets.BatchListAuthorTweetIds(request)
+        for author in answer.authors:
+            found[author.author_id] = author.ids
+
+
+class RecentIds:
+    """From this process's memory, a second old at most; from the owner where that does not reach."""
+
+    def __init__(self, owner: AuthorIds, clock: Callable[[], float]) -> None:
+        """`clock` gives seconds of any origin."""
+        self._owner = owner
+        self._kept: TTLCache[int, Sequence[int]] = TTLCache(RECENTS_AUTHORS, RECENTS_TTL_S, timer=clock)
+
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+        """As in AuthorIds, but for ids committed less than RECENTS_TTL_S ago."""
+        kept = {author: ids for author in authors if (ids := self._kept.get(author)) is not None}
+        unknown = [author for author in authors if author not in kept]
+        fresh: dict[int, Sequence[int]] = {}
+        await self._owner.newest(unknown, 0, RECENTS_DEPTH, fresh)
+        for author in unknown:
+            kept[author] = self._kept[author] = fresh.get(author, ())
+        beyond = []
+        for author, recent in kept.items():
+            ids = [tweet_id for tweet_id in recent if not before_id or tweet_id < before_id]
+            if len(ids) < depth and len(recent) >= RECENTS_DEPTH:
+                beyond.append(author)
+            elif ids:
+                found[author] = ids[:depth]
+        await self._owner.newest(beyond, before_id, depth, found)
+
+
+class Puller:
+    """What a read asks: the reader from the owner always, others from recents where they are many."""
+
+    def __init__(self, owner: AuthorIds, clock: Callable[[], float]) -> None:
+        self._owner = owner
+        self._recents = RecentIds(owner, clock)
+
+    def reading_for(self, reader: int) -> AuthorIds:
+        """The source of one reader's pages."""
+        return _ReaderIds(reader, self._owner, self._recents)
+
+
+class _ReaderIds:
+    def __init__(self, reader: int, owner: AuthorIds, recents: AuthorIds) -> None:
+        self._reader = reader
+        self._owner = owner
+        self._recents = recents
+
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+        if len(authors) <= RECENTS_ABOVE:
+            return await self._owner.newest(authors, before_id, depth, found)
+        others = [author for author in authors if author != self._reader]
+        own = [self._reader] if len(others) < len(authors) else []
+        await asyncio.gather(
+            self._owner.newest(own, before_id, depth, found), self._recents.newest(others, before_id, depth, found)
+        )
+        return None
+
+
+class Round(NamedTuple):
+    """Ids of one round, newest first: all there are from `frontier` up to the bound before; a frontier of 0 ends history."""
+
+    ids: Sequence[int]
+    frontier: int
+
+
+async def rounds(
+    source: AuthorIds,
+    home: HomeList | None,
+    pulled: Sequence[int],
+    everyone: Callable[[], Sequence[int]],
+    bound: int,
+    depth: int,
+) -> AsyncGenerator[Round]:
+    """The ids below `bound` (exclusive; 0: no bound), newest first, by rounds, until history or MAX_ROUNDS end.
+
+    Above the home's floor they come from its list and the authors `pulled`, below it (or without a home) from `everyone`.
+    Of each the newest `depth` below the bound are taken, and only what is not below the lowest of any who gave a full `depth` is
+    given out: below that somebody may have more. That is the next bound.
+    """
+    if home is not None and home.floor and bound and bound <= home.floor + 1:
+        home = None
+    authors = pulled if home is not None else everyone()
+    kept: list[int] = []
+    for _ in range(MAX_ROUNDS):
+        found: dict[int, Sequence[int]] = {}
+        await source.newest(authors, bound, depth, found)
+        pool, frontier = _listed(home, bound, depth)
+        pool += kept
+        deeper = []
+        for author, ids in found.items():
+            pool += ids
+            if len(ids) >= depth:
+                deeper.append(author)
+                frontier = max(frontier, ids[-1])
+        yield Round(sorted({tweet_id for tweet_id in pool if tweet_id >= frontier}, reverse=True), frontier)
+        if not frontier:
+            return
+        if home is not None and frontier <= home.floor + 1:
+            home, authors, kept = None, everyone(), []
+        else:
+            # Whoever gave less than was asked has no more: what is left of theirs is kept, and they are not asked again.
+            over = set(deeper)
+            kept = [i for i in kept if i < frontier]
+            kept += [i for author, ids in found.items() if author not in over for i in ids if i < frontier]
+            authors = deeper
+        bound, depth = frontier, min(depth * 2, MAX_DEPTH)
+
+
+def _listed(home: HomeList | None, bound: int, depth: int) -> tuple[list[int], int]:
+    """The newest `depth` pushed ids below the bound, and down to where they are complete."""
+    if home is None:
+        return [], 0
+    end = bisect_left(home.ids, bound) if bound else len(home.ids)
+    start = max(end - depth, 0)
+    ids = list(home.ids[start:end])
+    if start:
+        return ids, ids[0]
+    return ids, home.floor + 1 if home.floor else 0
+
+
+async def newest_of(
+    source: AuthorIds, authors: Sequence[int], found: dict[int, Sequence[int]]
+) -> tuple[list[int], int]:
+    """The newest CAPACITY ids of the authors, ascending, and the floor above which they are complete; for builds.
+
+    `found` gets what the first round answers, while it comes.
+    """
+    taken: list[int] = []
+    lowest = 0
+    depth = max(MIN_BUILD_DEPTH, min(2 * CAPACITY // max(len(authors), 1), MAX_DEPTH))
+    async for ids, lowest in rounds(_Noted(source, found), None, (), lambda: authors, 0, depth):  # noqa: B007 (read after the loop)
+        taken += ids
+        if len(taken) >= CAPACITY:
+            floor = taken[CAPACITY - 1]
+            return taken[CAPACITY - 2 :: -1], floor
+    # Only a history beyond MAX_ROUNDS ends with a frontier.
+    return taken[::-1], max(lowest - 1, 0)
+
+
+class _Noted:
+    """A source that shows what was found so far to whoever waits for it."""
+
+    def __init__(self, source: AuthorIds, seen: dict[int, Sequence[int]]) -> None:
+        self._source = source
+        self._seen = seen
+
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+        await self._source.newest(authors, before_id, depth, self._seen if not before_id else found)
+        if not before_id:
+            found.update(self._seen)

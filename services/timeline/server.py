@@ -1,0 +1,39 @@
+"""Composition root of the timeline service."""
+
+from __future__ import annotations
+
+import time
+
+from services.common.hydrate import Hydrator
+from services.common.kit import Kit, Service
+from services.common.tiers import Tiers
+from services.timeline.builds import Builds
+from services.timeline.explain import Explainer
+from services.timeline.home import HomeReader
+from services.timeline.plan import Rules
+from services.timeline.pull import OwnerIds, Puller
+from services.timeline.relations import RelationCache
+from services.timeline.service import TimelineService
+from services.timeline.store.embedded import EmbeddedHomeTimelines
+
+
+async def build(kit: Kit) -> Service:
+    """The timeline service over process memory."""
+    settings = kit.settings
+    rules = Rules(settings.timeline_mode, int(settings.clock_margin_s * 1000))
+    store = EmbeddedHomeTimelines(settings.warm_timelines)
+    tiers = Tiers(kit.channel, settings.clock_margin_s)
+    relations = RelationCache(kit.channel)
+    owner = OwnerIds(kit.channel)
+    hydrator = Hydrator(kit.channel)
+    builds = Builds(store, relations, owner, tiers, rules, kit.clock)
+    puller = Puller(owner, time.monotonic)
+    reader = HomeReader(store, builds, relations, puller, hydrator, tiers, rules, kit.clock)
+    explainer = Explainer(reader, hydrator, kit.channel)
+    servicer = TimelineService(store, reader, builds, explainer, rules, kit.cursors)
+    return Service(
+        name=kit.name,
+        servicers={"roost.timeline.v1.TimelineService": servicer},
+        workers=(tiers, builds),
+        resources=(store,),
+    )

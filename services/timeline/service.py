@@ -1,0 +1,104 @@
+"""The servicer of roost.timeline.v1.TimelineService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roost.timeline.v1 import timeline_service_pb2 as pb
+from roost.timeline.v1.timeline_service_pb2_grpc import TimelineServiceServicer
+from roost.tweet.v1 import tweet_pb2
+
+from services.common import context as calls
+from services.common import errors
+from services.common.cursor import Cursors
+from services.timeline.builds import Builds
+from services.timeline.explain import Explainer
+from services.timeline.home import MAX_ENTRIES, HomeReader
+from services.timeline.plan import PULL, Rules
+from services.timeline.store import HomeTimelineStore
+
+DEFAULT_PAGE_SIZE = 20
+# The contract's bound of one AppendHomeEntries, over all entries: some milliseconds of the loop.
+MAX_APPENDS = 10_000
+# A build by an operator's wish gets nearly the whole deadline.
+REBUILD_WITHIN_S = 9.0
+TRAILER = "roost-timeline"
+
+# The generated type differs from method to method; of the context only trailing metadata is used.
+_Context = Any
+
+
+class TimelineService(TimelineServiceServicer):
+    """Home timelines."""
+
+    def __init__(
+        self,
+        store: HomeTimelineStore,
+        reader: HomeReader,
+        builds: Builds,
+        explainer: Explainer,
+        rules: Rules,
+        cursors: Cursors,
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._builds = builds
+        self._explainer = explainer
+        self._rules = rules
+        self._cursors = cursors
+
+    async def ListHomeTimeline(
+        self, request: pb.ListHomeTimelineRequest, context: _Context
+    ) -> tweet_pb2.JoinedTweetPage:
+        user_id = calls.require_user()
+        bound, served = self._opened(request.cursor, user_id)
+        size = request.page_size if request.HasField("page_size") else DEFAULT_PAGE_SIZE
+        # mode=ranked is answered chronologically: there is no ranker yet.
+        page = await self._reader.page(user_id, bound, served, size)
+        if page.partial:
+            next_cursor = self._sealed(user_id, bound, served)
+        else:
+            next_cursor = self._sealed(user_id, page.bound, served + len(page.entries)) if page.bound else ""
+        context.set_trailing_metadata(((TRAILER, page.label),))
+        return tweet_pb2.JoinedTweetPage(
+            tweets=[entry.data for entry in page.entries], next_cursor=next_cursor, partial=page.partial
+        )
+
+    async def ExplainTimelineEntry(
+        self, request: pb.ExplainTimelineEntryRequest, context: _Context
+    ) -> pb.ExplainTimelineEntryResponse:
+        return await self._explainer.explain(calls.require_user(), request.tweet_id)
+
+    async def RebuildHomeTimeline(
+        self, request: pb.RebuildHomeTimelineRequest, context: _Context
+    ) -> pb.RebuildHomeTimelineResponse:
+        await self._store.drop(request.user_id)
+        if self._rules.mode == PULL:
+            # No home is kept in this mode.
+            return pb.RebuildHomeTimelineResponse()
+        build = self._builds.restart(request.user_id)
+        if not await build.done(REBUILD_WITHIN_S):
+            raise errors.deadline_exceeded("the build goes on")
+        entries = len(build.home.ids) if build.home is not None else 0
+        return pb.RebuildHomeTimelineResponse(entries=entries, warm=build.installed)
+
+    async def AppendHomeEntries(
+        self, request: pb.AppendHomeEntriesRequest, context: _Context
+    ) -> pb.AppendHomeEntriesResponse:
+        entries = [(entry.tweet_id, entry.user_ids) for entry in request.entries]
+        total = sum(len(user_ids) for _, user_ids in entries)
+        if total > MAX_APPENDS:
+            raise errors.invalid_argument(f"{total} user ids in one call; at most {MAX_APPENDS}", field="entries")
+        return pb.AppendHomeEntriesResponse(warm=await self._store.append(entries))
+
+    def _sealed(self, user_id: int, bound: int, served: int) -> str:
+        return self._cursors.seal("home", user_id, bound, served)
+
+    def _opened(self, cursor: str, user_id: int) -> tuple[int, int]:
+        if not cursor:
+            return 0, 0
+        bound, served = self._cursors.open(cursor, "home", user_id)
+        # Sealed by us: only a release that wrote other cursors could have put anything else there.
+        if not (isinstance(bound, int) and isinstance(served, int) and 0 <= served < MAX_ENTRIES):
+            raise errors.invalid_argument("not a cursor of this list: start again without one", field="cursor")
+        return bound, served

@@ -1,0 +1,132 @@
+"""Home timelines in process memory.
+
+No method awaits anything, so each is one step of the event loop: that, and `close_build` looking for its own object, is the whole protocol.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from services.timeline.store import CAPACITY, TRIM_ABOVE, HomeList, HomeTimelineStore, OpenBuild
+
+
+class Building:
+    """A home whose pull is under way, and what was appended meanwhile."""
+
+    __slots__ = ("mode", "opened_ms", "pending", "user_id")
+
+    def __init__(self, user_id: int, opened_ms: int, mode: str) -> None:
+        self.user_id = user_id
+        self.opened_ms = opened_ms
+        self.mode = mode
+        self.pending: list[int] = []
+
+    def insert(self, tweet_id: int) -> bool:
+        """Keeps the id; False where there are too many to go on."""
+        self.pending.append(tweet_id)
+        return len(self.pending) <= CAPACITY
+
+
+class Warm:
+    """A home that is complete above its floor. Eight bytes an id: a list of ints would take five times as much."""
+
+    __slots__ = ("floor", "ids", "mode", "opened_ms")
+
+    def __init__(self, ids: Sequence[int], floor: int, opened_ms: int, mode: str) -> None:
+        self.ids = array("q", ids)
+        self.floor = floor
+        self.opened_ms = opened_ms
+        self.mode = mode
+        self._trim()
+
+    def insert(self, tweet_id: int) -> bool:
+        """Adds the id unless it is there or not above the floor; always True."""
+        ids = self.ids
+        if tweet_id <= self.floor:
+            return True
+        if not ids or tweet_id > ids[-1]:
+            ids.append(tweet_id)
+        else:
+            place = bisect_left(ids, tweet_id)
+            if ids[place] == tweet_id:
+                return True
+            ids.insert(place, tweet_id)
+        if len(ids) > TRIM_ABOVE:
+            self._trim()
+        return True
+
+    def _trim(self) -> None:
+        surplus = len(self.ids) - CAPACITY
+        if surplus > 0:
+            self.floor = self.ids[surplus - 1]
+            del self.ids[:surplus]
+
+
+class EmbeddedHomeTimelines(HomeTimelineStore):
+    """The port in memory; beyond `capacity` homes the least recently read goes cold."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._homes: OrderedDict[int, Building | Warm] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._homes)
+
+    async def read(self, user_id: int) -> HomeList | None:
+        home = self._homes.get(user_id)
+        if not isinstance(home, Warm):
+            return None
+        self._homes.move_to_end(user_id)
+        return _snapshot(home)
+
+    async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
+        build = Building(user_id, opened_ms, mode)
+        self._homes[user_id] = build
+        self._homes.move_to_end(user_id)
+        return build
+
+    async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
+        if not isinstance(build, Building) or self._homes.get(build.user_id) is not build:
+            return None
+        merged = sorted({*ids, *build.pending})
+        home = Warm(merged[bisect_right(merged, floor) :], floor, build.opened_ms, build.mode)
+        self._homes[build.user_id] = home
+        self._homes.move_to_end(build.user_id)
+        while len(self._homes) > self._capacity:
+            self._homes.popitem(last=False)
+        return _snapshot(home)
+
+    async def abandon_build(self, build: OpenBuild) -> None:
+        if self._homes.get(build.user_id) is build:
+            del self._homes[build.user_id]
+
+    async def append(self, entries: Sequence[tuple[int, Sequence[int]]]) -> list[int]:
+        homes = self._homes
+        counts = []
+        for tweet_id, user_ids in entries:
+            taken = 0
+            for user_id in user_ids:
+                home = homes.get(user_id)
+                if home is not None:
+                    taken += 1
+                    if not home.insert(tweet_id):
+                        del homes[user_id]
+            counts.append(taken)
+        return counts
+
+    async def drop(self, user_id: int) -> None:
+        self._homes.pop(user_id, None)
+
+    async def clear(self) -> None:
+        self._homes.clear()
+
+    async def close(self) -> None:
+        self._homes.clear()
+
+
+def _snapshot(home: Warm) -> HomeList:
+    # A copy: appends go on while the reader awaits, and its frontier must not move under it.
+    return HomeList(home.ids[:], home.floor, home.opened_ms, home.mode)
