@@ -1,0 +1,90 @@
+"""What the port's promises are checked against: one entry a family."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from roost.tweet.v1 import tweet_pb2
+
+from services.common.event_log import Record
+from services.tweet.store import Claim, TweetStore
+from services.tweet.store.embedded import EmbeddedTweetStore
+
+
+class Embedded:
+    """The family that needs nothing but a folder."""
+
+    async def open(self, folder: Path) -> TweetStore:
+        """The store that lives in this folder, new or as it was left."""
+        return await EmbeddedTweetStore.open(folder / "tweet.db")
+
+    async def published(self, store: TweetStore) -> list[Record]:
+        """The events committed so far, in order."""
+        assert isinstance(store, EmbeddedTweetStore)
+        query = "SELECT topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq"
+        return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
+
+
+@pytest.fixture(params=[Embedded])
+def family(request: pytest.FixtureRequest) -> Embedded:
+    """One family of adapters after the other."""
+    return request.param()  # type: ignore[no-any-return]
+
+
+def make_core(tweet_id: int, author_id: int, text: str = "hello", **head: int) -> tweet_pb2.TweetCore:
+    """A standing tweet as `create` takes it."""
+    tweet = tweet_pb2.Tweet(id=tweet_id, author_id=author_id, text=text)
+    return tweet_pb2.TweetCore(
+        head=tweet_pb2.TweetHead(id=tweet_id, author_id=author_id, **head), core=tweet.SerializeToString()
+    )
+
+
+def event(topic: str, tweet_id: int) -> Record:
+    """An event told apart by its tweet."""
+    return Record(topic, 1, tweet_id, b"%d" % tweet_id)
+
+
+@dataclass
+class Opened:
+    """A store with short words for writes, and the way to close and open it again."""
+
+    family: Embedded
+    folder: Path
+    store: TweetStore = field(init=False)
+
+    async def post(self, tweet_id: int, author_id: int = 1, claim: Claim | None = None, **head: Any) -> int:
+        """Creates a tweet and returns the id that the store answers."""
+        core = make_core(tweet_id, author_id, **head)
+        return await self.store.create(core, tweet_id, event("tweet.created", tweet_id), claim)
+
+    async def delete(self, tweet_id: int, at_s: int = 0) -> bool:
+        """Deletes as the author does."""
+        return await self.store.delete(tweet_id, at_s, event("tweet.deleted", tweet_id))
+
+    async def again(self) -> TweetStore:
+        """Closes the store and opens what it left."""
+        await self.store.close()
+        self.store = await self.family.open(self.folder)
+        return self.store
+
+    async def topics(self) -> list[tuple[str, int]]:
+        """The events so far: topic and tweet."""
+        return [(record.topic, record.event_id) for record in await self.family.published(self.store)]
+
+    async def ids_of(self, author_id: int, before_id: int = 0, per_author: int = 832) -> list[int]:
+        """One author's newest ids."""
+        response = await self.store.batch_list_author_ids([author_id], before_id, per_author)
+        return list(response.authors[0].ids) if response.authors else []
+
+
+@pytest.fixture
+async def opened(family: Embedded, tmp_path: Path) -> AsyncIterator[Opened]:
+    """An empty store that can be reopened."""
+    opened = Opened(family, tmp_path)
+    opened.store = await family.open(tmp_path)
+    yield opened
+    await opened.store.close()

@@ -1,0 +1,276 @@
+"""The port of the tweet store: what every adapter promises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from roost.tweet.v1 import tweet_pb2
+
+from services.common.errors import RoostError
+from services.tweet.store import IDEMPOTENCY_TTL_S, Claim, TweetStore
+from tests.contract.tweet.conftest import Opened, event, make_core
+
+NOW_S = 1_800_000_000
+
+
+def claim(key: str = "k", body: bytes = b"body", now_s: int = NOW_S) -> Claim:
+    return Claim(key, body, now_s)
+
+
+async def fresh_and_reopened(opened: Opened) -> AsyncIterator[TweetStore]:
+    """The store as it stands, then as it is after a restart."""
+    yield opened.store
+    yield await opened.again()
+
+
+def code_of(caught: pytest.ExceptionInfo[RoostError]) -> grpc.StatusCode:
+    return caught.value.code
+
+
+async def test_a_tweet_is_read_as_it_was_stored(opened: Opened) -> None:
+    head = {
+        "reply_to_id": 3, "reply_to_author_id": 4, "retweet_of_id": 5, "retweet_of_author_id": 6,
+        "quote_of_id": 7, "quote_of_author_id": 8,
+    }  # fmt: skip
+    await opened.post(100, 1, **head)
+    async for store in fresh_and_reopened(opened):
+        (core,) = (await store.batch_get([100])).cores
+        assert core == make_core(100, 1, **head)
+        assert tweet_pb2.Tweet.FromString(core.core).text == "hello"
+
+
+async def test_reads_keep_the_order_asked_for_and_leave_unknown_ids_out(opened: Opened) -> None:
+    for tweet_id in (1, 2, 3):
+        await opened.post(tweet_id)
+    async for store in fresh_and_reopened(opened):
+        response = await store.batch_get([3, 9, 1, 3, 2])
+        assert [core.head.id for core in response.cores] == [3, 1, 3, 2]
+
+
+async def test_an_answer_is_the_callers_own(opened: Opened) -> None:
+    await opened.post(1)
+    response = await opened.store.batch_get([1])
+    response.cores[0].head.author_id = 77
+    lists = await opened.store.batch_list_author_ids([1], 0, 10)
+    lists.authors[0].ids.append(99)
+    assert (await opened.store.batch_get([1])).cores[0].head.author_id == 1
+    assert await opened.ids_of(1) == [1]
+
+
+async def test_a_post_is_in_every_list_at_once(opened: Opened) -> None:
+    assert await opened.ids_of(1) == []
+    for tweet_id in range(1, 30):
+        await opened.post(tweet_id)
+        assert (await opened.ids_of(1))[0] == tweet_id
+        assert (await opened.store.list_author(1, 0, 5))[0] == tweet_id
+        assert (await opened.store.list_recent(0, 5))[0] == tweet_id
+        assert await opened.store.batch_count([1, 2]) == {1: tweet_id}
+
+
+async def test_posts_that_commit_out_of_order_are_listed_by_id(opened: Opened) -> None:
+    await opened.ids_of(1)
+    for tweet_id in (5, 2, 9, 7):
+        await opened.post(tweet_id)
+    assert await opened.ids_of(1) == [9, 7, 5, 2]
+
+
+async def test_a_deletion_acts_on_the_next_read(opened: Opened) -> None:
+    for tweet_id in (1, 2, 3):
+        await opened.post(tweet_id)
+    assert await opened.ids_of(1) == [3, 2, 1]
+    assert await opened.delete(2)
+    async for store in fresh_and_reopened(opened):
+        (core,) = (await store.batch_get([2])).cores
+        assert core.head.deleted
+        assert core.head.author_id == 1
+        assert core.core == b""
+        assert await opened.ids_of(1) == [3, 1]
+        assert list(await store.list_recent(0, 10)) == [3, 1]
+        assert await store.batch_count([1]) == {1: 2}
+
+
+async def test_deleting_again_changes_nothing_and_publishes_nothing(opened: Opened) -> None:
+    await opened.post(1)
+    assert await opened.delete(1)
+    assert not await opened.delete(1)
+    assert await opened.store.batch_count([1]) == {}
+    assert await opened.topics() == [("tweet.created", 1), ("tweet.deleted", 1)]
+
+
+async def test_what_is_not_there_cannot_be_hidden(opened: Opened) -> None:
+    with pytest.raises(RoostError) as caught:
+        await opened.delete(404)
+    assert code_of(caught) is grpc.StatusCode.NOT_FOUND
+    assert await opened.topics() == []
+
+
+async def test_a_removal_is_undone_by_its_own_action_only(opened: Opened) -> None:
+    store = opened.store
+    await opened.post(1)
+    assert await store.remove(1, 7, NOW_S, event("tweet.deleted", 1))
+    assert not await store.remove(1, 8, NOW_S, event("tweet.deleted", 1))
+    assert (await store.batch_get([1])).cores[0].head.deleted
+    with pytest.raises(RoostError) as caught:
+        await store.restore(1, 7, event("tweet.restored", 1))
+    assert code_of(caught) is grpc.StatusCode.FAILED_PRECONDITION
+    assert await store.restore(1, 8, event("tweet.restored", 1))
+    assert not await store.restore(1, 8, event("tweet.restored", 1))
+    assert (await store.batch_get([1])).cores[0] == make_core(1, 1)
+    assert await opened.ids_of(1) == [1]
+    assert await store.batch_count([1]) == {1: 1}
+    assert [topic for topic, _ in await opened.topics()] == ["tweet.created", "tweet.deleted", "tweet.restored"]
+
+
+async def test_what_its_author_deleted_is_never_restored(opened: Opened) -> None:
+    await opened.post(1)
+    await opened.store.remove(1, 7, NOW_S, event("tweet.deleted", 1))
+    assert not await opened.delete(1)
+    assert not await opened.store.restore(1, 7, event("tweet.restored", 1))
+    assert (await opened.store.batch_get([1])).cores[0].head.deleted
+    assert await opened.store.batch_count([1]) == {}
+
+
+async def test_purging_takes_what_was_deleted_before_the_bound(opened: Opened) -> None:
+    for tweet_id in range(1, 7):
+        await opened.post(tweet_id)
+    for tweet_id, at_s in ((1, 30), (2, 10), (3, 20), (4, 40)):
+        await opened.delete(tweet_id, at_s)
+    await opened.store.remove(5, 7, 1, event("tweet.deleted", 5))
+    assert await opened.store.purge(40, 2) == 2
+    assert [core.head.id for core in (await opened.store.batch_get(range(1, 7))).cores] == [1, 4, 5, 6]
+    assert await opened.store.purge(40, 100) == 1
+    assert await opened.store.purge(40, 100) == 0
+    assert [core.head.id for core in (await opened.store.batch_get(range(1, 7))).cores] == [4, 5, 6]
+    assert await opened.store.batch_count([1]) == {1: 1}
+
+
+async def test_a_key_makes_one_tweet(opened: Opened) -> None:
+    assert await opened.post(1, claim=claim()) == 1
+    assert await opened.post(2, claim=claim()) == 1
+    assert await opened.post(3, author_id=2, claim=claim()) == 3, "keys belong to users"
+    assert await opened.post(4, claim=claim("other")) == 4
+    assert await opened.ids_of(1) == [4, 1]
+    assert await opened.topics() == [("tweet.created", tweet_id) for tweet_id in (1, 3, 4)]
+
+
+async def test_a_key_with_another_body_is_refused_and_stores_nothing(opened: Opened) -> None:
+    await opened.post(1, claim=claim())
+    with pytest.raises(RoostError) as caught:
+        await opened.post(2, claim=claim(body=b"another"))
+    assert code_of(caught) is grpc.StatusCode.ALREADY_EXISTS
+    assert caught.value.reason == "IDEMPOTENCY_KEY_REUSED"
+    assert await opened.ids_of(1) == [1]
+    assert await opened.store.batch_count([1]) == {1: 1}
+
+
+async def test_a_key_holds_for_its_time_also_over_a_restart(opened: Opened) -> None:
+    await opened.post(1, claim=claim())
+    await opened.again()
+    assert await opened.post(2, claim=claim(now_s=NOW_S + IDEMPOTENCY_TTL_S - 1)) == 1
+    assert await opened.post(3, claim=claim(body=b"another", now_s=NOW_S + IDEMPOTENCY_TTL_S)) == 3
+
+
+async def test_a_hundred_at_once_with_one_key_make_one_tweet(opened: Opened) -> None:
+    ids = await asyncio.gather(*(opened.post(tweet_id, claim=claim()) for tweet_id in range(1, 101)))
+    assert len(set(ids)) == 1
+    assert await opened.ids_of(1) == [ids[0]]
+    assert await opened.topics() == [("tweet.created", ids[0])]
+
+
+async def test_lists_end_at_their_bounds(opened: Opened) -> None:
+    for tweet_id in range(1, 41):
+        await opened.post(tweet_id, author_id=1 + tweet_id % 2)
+    for _ in range(2):
+        assert await opened.ids_of(1, 0, 3) == [40, 38, 36]
+        assert await opened.ids_of(1, 36, 3) == [34, 32, 30]
+        assert await opened.ids_of(1, 37, 3) == [36, 34, 32]
+        assert await opened.ids_of(1, 4, 3) == [2]
+        assert await opened.ids_of(1, 2, 3) == []
+        assert list(await opened.store.list_author(2, 5, 10)) == [3, 1]
+        assert list(await opened.store.list_recent(4, 10)) == [3, 2, 1]
+        await opened.again()
+
+
+@pytest.mark.parametrize("read_first", [True, False])
+async def test_long_lists_are_complete_at_every_depth(opened: Opened, read_first: bool) -> None:
+    if read_first:
+        await opened.ids_of(1)
+    await asyncio.gather(*(opened.post(tweet_id) for tweet_id in range(1, 1_101)))
+    for before_id, count in ((0, 832), (0, 20), (900, 832), (200, 832), (1_050, 20)):
+        newest = (before_id or 1_101) - 1
+        assert await opened.ids_of(1, before_id, count) == list(range(newest, max(newest - count, 0), -1))
+
+
+async def test_lists_of_many_authors_leave_out_those_without_tweets(opened: Opened) -> None:
+    await opened.post(1, author_id=10)
+    await opened.post(2, author_id=20)
+    for _ in range(2):
+        response = await opened.store.batch_list_author_ids([10, 15, 20], 0, 5)
+        assert {entry.author_id: list(entry.ids) for entry in response.authors} == {10: [1], 20: [2]}
+
+
+async def test_user_timelines_can_leave_kinds_out(opened: Opened) -> None:
+    await opened.post(1)
+    await opened.post(2, reply_to_id=1, reply_to_author_id=1)
+    await opened.post(3, retweet_of_id=1, retweet_of_author_id=1)
+    await opened.post(4, quote_of_id=1, quote_of_author_id=1)
+    store = opened.store
+    assert list(await store.list_author(1, 0, 10)) == [4, 3, 2, 1]
+    assert list(await store.list_author(1, 0, 10, replies=False)) == [4, 3, 1]
+    assert list(await store.list_author(1, 0, 10, retweets=False)) == [4, 2, 1]
+    assert list(await store.list_author(1, 4, 2, replies=False, retweets=False)) == [1]
+
+
+async def test_a_scan_gives_every_tweet_once_by_ascending_id(opened: Opened) -> None:
+    for tweet_id in (5, 1, 4, 2, 3):
+        await opened.post(tweet_id)
+    await opened.delete(3)
+    first = await opened.store.scan(0, 3)
+    rest = await opened.store.scan(first[-1].head.id, 3)
+    assert [core.head.id for core in first + rest] == [1, 2, 3, 4, 5]
+    assert [core.head.id for core in first + rest if core.head.deleted] == [3]
+    assert await opened.store.scan(5, 3) == []
+
+
+async def test_a_caller_who_gives_up_leaves_no_stale_answer(opened: Opened) -> None:
+    await opened.post(1)
+    await opened.store.batch_get([1])
+    await opened.ids_of(1)
+    for tweet_id in range(2, 40):
+        task = asyncio.ensure_future(opened.post(tweet_id) if tweet_id % 2 else opened.delete(max(tweet_id - 3, 1)))
+        for _ in range(tweet_id % 5):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    # A write after them: whatever they stored is committed by now.
+    await opened.post(1_000)
+    known = await opened.ids_of(1)
+    cores = (await opened.store.batch_get(range(1, 40))).cores
+    await opened.again()
+    assert known == await opened.ids_of(1)
+    assert list(cores) == list((await opened.store.batch_get(range(1, 40))).cores)
+
+
+async def test_reads_beside_writes_never_leave_something_stale_behind(opened: Opened) -> None:
+    async def write(author_id: int) -> None:
+        for n in range(1, 25):
+            tweet_id = author_id * 1_000 + n
+            await opened.post(tweet_id, author_id=author_id)
+            assert (await opened.ids_of(author_id))[0] == tweet_id
+            if n % 3 == 0:
+                await opened.delete(tweet_id)
+                assert tweet_id not in await opened.ids_of(author_id)
+                assert (await opened.store.batch_get([tweet_id])).cores[0].head.deleted
+
+    async def read(author_id: int) -> None:
+        for n in range(1, 60):
+            await opened.ids_of(author_id)
+            await opened.store.batch_get([author_id * 1_000 + n // 2])
+
+    await asyncio.gather(*(work(author_id) for author_id in (1, 2, 3) for work in (write, read, read)))
+    known = [await opened.ids_of(author_id) for author_id in (1, 2, 3)]
+    await opened.again()
+    assert known == [await opened.ids_of(author_id) for author_id in (1, 2, 3)]
