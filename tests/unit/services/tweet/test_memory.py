@@ -1,0 +1,85 @@
+"""What the embedded store keeps in memory: bounded, and never older than what was told."""
+
+from __future__ import annotations
+
+from array import array
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.tweet.store.memory import KEPT_IDS, AuthorIds, Epochs, Recent
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["get", "put", "pop"])), max_size=200))
+def test_recent_forgets_but_never_lies_and_stays_within_its_bound(steps: list[tuple[int, str]]) -> None:
+    recent: Recent[int, int] = Recent(4)
+    truth: dict[int, int] = {}
+    for number, (key, step) in enumerate(steps, 1):
+        if step == "put":
+            recent.put(key, number)
+            truth[key] = number
+            assert recent.get(key) == number
+        elif step == "pop":
+            recent.pop(key)
+            truth.pop(key, None)
+            assert recent.get(key) is None
+        else:
+            assert recent.get(key) in (None, truth.get(key))
+        assert len(recent) <= 8
+
+
+def test_recent_keeps_what_is_used() -> None:
+    recent: Recent[int, str] = Recent(4)
+    recent.put(0, "used")
+    for key in range(1, 100):
+        recent.put(key, "other")
+        assert recent.get(0) == "used"
+
+
+def test_epochs_tell_of_a_write() -> None:
+    epochs = Epochs()
+    before = epochs.now(1 << 40)
+    epochs.advance((1 << 40) + 1)
+    assert epochs.now(1 << 40) == before
+    epochs.advance(1 << 40)
+    assert epochs.now(1 << 40) != before
+
+
+def test_ids_of_one_millisecond_and_worker_share_no_shard() -> None:
+    epochs = Epochs()
+    for milliseconds in range(1, 500):
+        epochs.advance(milliseconds << 22)
+    assert epochs.now(500 << 22) == 0
+
+
+@given(
+    st.sets(st.integers(1, 60)),
+    st.lists(st.tuples(st.sampled_from(["add", "discard"]), st.integers(1, 60)), max_size=30),
+    st.integers(0, 20),
+    st.integers(0, 61),
+    st.integers(1, 10),
+)
+def test_a_list_answers_exactly_or_not_at_all(
+    older: set[int], steps: list[tuple[str, int]], kept: int, before_id: int, limit: int
+) -> None:
+    ascending = sorted(older)
+    newest = ascending[-kept:] if kept else []
+    known = AuthorIds(array("q", newest), complete=len(newest) == len(ascending))
+    truth = set(older)
+    for step, tweet_id in steps:
+        getattr(known, step)(tweet_id)
+        getattr(truth, step)(tweet_id)
+    found = known.newest(before_id, limit)
+    expected = sorted((i for i in truth if not before_id or i < before_id), reverse=True)[:limit]
+    assert found is None or found.tolist() == expected
+    assert found is not None or not known.complete
+
+
+def test_a_list_that_grows_is_cut_back() -> None:
+    known = AuthorIds(array("q"), complete=True)
+    for tweet_id in range(1, 5_000):
+        known.add(tweet_id)
+        assert KEPT_IDS <= len(known.ids) <= 2 * KEPT_IDS or known.complete
+    found = known.newest(0, KEPT_IDS)
+    assert found is not None
+    assert found.tolist() == list(range(4_999, 4_999 - KEPT_IDS, -1))

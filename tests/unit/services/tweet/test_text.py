@@ -1,0 +1,182 @@
+"""What may stand in a tweet, and how much it weighs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import unicodedata
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common.errors import RoostError
+from services.tweet.text import MAX_BYTES, MAX_WEIGHT, checked, is_visible, weight
+from services.tweet.weight import find_urls
+
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"
+# Far more than the worst text takes, far less than what backtracking would.
+WITHIN_S = 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "weighs"),
+    [
+        ("a", 1),
+        ("caf\u00e9", 4),
+        ("\u0645\u0631\u062d\u0628\u0627", 5),
+        ("\u65e5\u672c\u8a9e", 6),
+        ("\uac00\ub098", 4),
+        ("\u2018x\u2019", 3),
+        ("\u2026", 2),
+        ("\U0001f600", 2),
+        ("\u2764\ufe0f", 2),
+        ("\u00a9", 2),
+        (FAMILY, 2),
+        ("\U0001f44d\U0001f3fd", 2),
+        ("1\ufe0f\u20e3", 2),
+        ("1", 1),
+        ("\U0001f1e9\U0001f1ea", 2),
+        (FAMILY + "\U0001f600 a", 6),
+        ("\u200d", 1),
+        ("https://example.com/" + "a" * 200, 23),
+        ("see example.com.", 28),
+        ("see example.com/a?b=c&d, ok", 31),
+        ("http://\u65e5\u672c\u8a9e.jp/x", 23),
+        ("\u3053\u3093example.com", 27),
+        ("https://t.co/abc", 23),
+        ("word.another", 12),
+        ("wing.pro-freedom", 16),
+        ("name@example.com", 16),
+        ("a.b.c", 5),
+        ("...", 3),
+        ("end.https://t.co/abc then", 32),
+        ("https://en.wikipedia.org/wiki/A_(b)_c", 23),
+        ("(example.com)", 25),
+    ],
+)
+def test_weights(text: str, weighs: int) -> None:
+    assert weight(unicodedata.normalize("NFC", text)) == weighs
+
+
+@pytest.mark.parametrize(
+    ("text", "urls"),
+    [
+        ("example.com and http://b.org/x.", ["example.com", "http://b.org/x"]),
+        ("(see https://a.com/(b))", ["https://a.com/(b)"]),
+        ("https://t.co/abc/def", ["https://t.co/abc"]),
+        ("https://t.co/" + "a" * 41, []),
+        ("-example.com", []),
+        ("@example.com", []),
+        ("a.com:8080/x?y=1!", ["a.com:8080/x?y=1"]),
+        ("https://localhost/x", []),
+        ("foo.notatld", []),
+        ("EXAMPLE.COM", ["EXAMPLE.COM"]),
+    ],
+)
+def test_urls_are_found_where_they_begin_and_end(text: str, urls: list[str]) -> None:
+    assert [text[start:end] for start, end in find_urls(text)] == urls
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * MAX_WEIGHT,
+        "\u65e5" * 140,
+        FAMILY * 140,
+        "https://example.com/" + "a" * 3_000 + " " + "b" * 256,
+        "https://example.com/" + "a" * (MAX_BYTES - 20),
+        "two\nlines\tand a tab",
+        "\u202eright to left\u202c",
+        " padded ",
+        "\u200bx\ufeff",
+        "\x7f and \x85 are no C0 controls",
+    ],
+)
+def test_kept_as_it_is(text: str) -> None:
+    if len(text.encode()) <= MAX_BYTES:
+        assert checked(text) == text
+    else:
+        assert weight(text) <= MAX_WEIGHT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "\n\t \u3000\u00a0",
+        "\u200b\u200c\u200d\u2060\ufeff",
+        "\u200e\u202e\u2066",
+        "\u3164\u2800\u115f\ufe0f",
+        "a\x00b",
+        "a\x0bb",
+        "a\rb",
+        "\x1b[2J",
+        "\ufffe",
+        "x\uffff",
+        "\ud800",
+        "x\udfffy",
+        "a" * (MAX_WEIGHT + 1),
+        "\u65e5" * 140 + "a",
+        "\U0001f600" * 140 + "a",
+        "https://example.com/" + "a" * (MAX_BYTES - 19),
+        FAMILY * 164,
+        "e\u0301" * 281,
+    ],
+)
+def test_refused(text: str) -> None:
+    with pytest.raises(RoostError) as caught:
+        checked(text)
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert [violation.field for violation in caught.value.violations] == ["text"]
+
+
+def test_stored_as_nfc_and_weighed_after() -> None:
+    assert checked("e\u0301" * 280) == "\u00e9" * 280
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x.y" * 1_365,
+        "a-" * 2_000 + ".x",
+        "http://a.com/" + "(" * 4_000,
+        "http://a.com/" + "(a" * 2_000,
+        "http://a.com/" + "(a(a)" * 800,
+        "\u00e9.\u00e9" * 800,
+        "a.com" * 800,
+        "a.com " * 680,
+        "http://" * 580,
+        "\u263a" * 1_365,
+        FAMILY * 160,
+        "a.com/?" + "?" * 4_000,
+        "a._" * 1_300,
+    ],
+)
+def test_no_text_is_slow_to_weigh(text: str) -> None:
+    begun = time.perf_counter()
+    weight(text)
+    assert time.perf_counter() - begun < WITHIN_S
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_what_passes_is_nfc_visible_and_within_bounds(text: str) -> None:
+    try:
+        kept = checked(text)
+    except RoostError:
+        return
+    assert kept == unicodedata.normalize("NFC", text)
+    assert is_visible(kept)
+    assert weight(kept) <= MAX_WEIGHT
+    assert checked(kept) == kept
+
+
+@given(st.text("ab.: /\u65e5\u00e9\U0001f600\u200d@-_(", max_size=40))
+def test_the_fast_path_and_the_parser_agree(text: str) -> None:
+    spans = find_urls(text)
+    assert all(0 <= start < end <= len(text) for start, end in spans)
+    assert all(left.end <= right.start for left, right in itertools.pairwise(spans))
+    if text.isascii() and not spans:
+        assert weight(text) == len(text)
