@@ -76,7 +76,7 @@ class Hydrator:
             response = await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=batch))
             cores = _standing(response.cores)
             if following is not None:
-                cores = _shown_replies(cores, reader_id, following)
+                cores = _of_home(cores, reader_id, following)
             if cores:
                 people, nested = await self._ask_owners(reader_id, cores, following is not None)
                 own = None if following is None else reader_id
@@ -143,15 +143,16 @@ def _standing(cores: Iterable[tweet_pb2.TweetCore]) -> list[_Core]:
     ]
 
 
-def _shown_replies(cores: Sequence[_Core], reader_id: int, following: Container[int]) -> list[_Core]:
-    """The cores less the replies that the heads alone keep out of a home."""
+def _of_home(cores: Sequence[_Core], reader_id: int, following: Container[int]) -> list[_Core]:
+    """The cores less what the heads alone keep out of a home: strangers, and replies to strangers."""
     return [
         core
         for core in cores
-        if not core[5]
-        or reader_id == core[1]
-        or (parent_author := core[2].reply_to_author_id) == reader_id
-        or parent_author in following
+        if core[1] == reader_id
+        or (
+            core[1] in following
+            and (not core[5] or (parent_author := core[2].reply_to_author_id) == reader_id or parent_author in following)
+        )
     ]
 
 

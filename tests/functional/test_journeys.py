@@ -1,0 +1,150 @@
+"""What users are promised, over HTTP: freshness, blocks, mutes, deletes, idempotency, sessions, caching."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tests.functional.conftest import PASSWORD, Web
+
+# Others' homes show a tweet within a second; a loaded test machine gets more before it is called a failure.
+WITHIN_S = 10.0
+
+
+async def appears(web: Web, person: object, tweet_id: str) -> float:
+    """Seconds until the tweet is in the person's home."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < WITHIN_S:
+        if tweet_id in await web.home(person):  # type: ignore[arg-type]
+            return time.monotonic() - begun
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{tweet_id} did not appear")
+
+
+async def test_a_post_is_there_at_once_for_its_author_and_soon_for_followers(web: Web) -> None:
+    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
+    await web.call("POST", f"/v1/users/{alice.id}/follow", bob)
+    await web.home(bob)
+    for number in range(20):
+        tweet = await web.post(alice, f"number {number}")
+        assert (await web.home(alice))[0] == tweet
+        assert (await web.call("GET", f"/v1/tweets/{tweet}")).json()["author"]["username"] == "alice"
+        assert await appears(web, bob, tweet) < WITHIN_S
+
+
+async def test_delete_block_mute_and_unfollow_act_on_the_very_next_read(web: Web) -> None:
+    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
+    follow = f"/v1/users/{alice.id}/follow"
+    await web.call("POST", follow, bob)
+    first, second = await web.post(alice, "first"), await web.post(alice, "second")
+    await web.mesh.settled()
+    assert await web.home(bob) == [second, first]
+
+    await web.call("DELETE", f"/v1/tweets/{second}", alice)
+    assert await web.home(bob) == [first]
+    assert (await web.call("GET", f"/v1/tweets/{second}")).status_code == 404
+
+    await web.call("POST", f"/v1/users/{alice.id}/mute", bob)
+    assert await web.home(bob) == []
+    await web.call("DELETE", f"/v1/users/{alice.id}/mute", bob)
+    assert await web.home(bob) == [first]
+
+    await web.call("DELETE", follow, bob)
+    assert await web.home(bob) == []
+    await web.call("POST", follow, bob)
+    assert await web.home(bob) == [first]
+
+    await web.call("POST", f"/v1/users/{bob.id}/block", alice)
+    assert await web.home(bob) == []
+    assert (await web.call("GET", f"/v1/tweets/{first}", bob)).status_code == 404
+    assert (await web.call("POST", follow, bob)).status_code == 403
+    profile = (await web.call("GET", f"/v1/users/{alice.id}", bob)).json()
+    assert profile["viewer"]["blocked_by"] is True
+    assert not profile.get("bio")
+    await web.call("DELETE", f"/v1/users/{bob.id}/block", alice)
+    # Unblock restores no follow.
+    assert await web.home(bob) == []
+    assert (await web.call("GET", f"/v1/tweets/{first}", bob)).status_code == 200
+
+
+async def test_one_key_one_tweet(web: Web) -> None:
+    alice = await web.sign_up("alice")
+    headers = {"idempotency-key": "once"}
+    answers = await asyncio.gather(
+        *(web.call("POST", "/v1/tweets", alice, json={"text": "once"}, headers=headers) for _ in range(100))
+    )
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    other = await web.call("POST", "/v1/tweets", alice, json={"text": "twice"}, headers=headers)
+    assert other.status_code == 409
+    assert len(await web.home(alice)) == 1
+
+
+async def test_sessions_begin_and_end(web: Web) -> None:
+    alice = await web.sign_up("alice")
+    taken = await web.client.post(
+        "/v1/auth/signup", json={"username": "ALICE", "email": "other@example.com", "password": PASSWORD}
+    )
+    assert taken.status_code == 409
+    wrong = await web.client.post("/v1/auth/login", json={"username": "alice", "password": "not the password"})
+    unknown = await web.client.post("/v1/auth/login", json={"username": "nobody_here", "password": "not the password"})
+    assert wrong.status_code == unknown.status_code == 401
+    assert wrong.json()["detail"] == unknown.json()["detail"]
+    by_email = await web.client.post("/v1/auth/login", json={"email": "Alice@example.com", "password": PASSWORD})
+    assert by_email.status_code == 200
+    refreshed = await web.client.post("/v1/auth/refresh", json={"refresh_token": alice.refresh_token})
+    assert refreshed.status_code == 200
+    token = refreshed.json()["access_token"]
+    headers = {"authorization": f"Bearer {token}"}
+    assert (await web.client.get("/v1/users/me", headers=headers)).json()["email"] == "alice@example.com"
+    left = await web.client.post("/v1/auth/logout", json={"refresh_token": refreshed.json()["refresh_token"]})
+    assert left.status_code == 200
+    begun = time.monotonic()
+    while (await web.client.get("/v1/users/me", headers=headers)).status_code != 401:
+        assert time.monotonic() - begun < WITHIN_S
+        await asyncio.sleep(0.02)
+    dead = await web.client.post("/v1/auth/refresh", json={"refresh_token": refreshed.json()["refresh_token"]})
+    assert dead.status_code == 401
+
+
+async def test_pages_hold_every_tweet_once(web: Web) -> None:
+    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
+    await web.call("POST", f"/v1/users/{alice.id}/follow", bob)
+    posted = [await web.post(alice, f"number {number}") for number in range(25)]
+    await web.mesh.settled()
+    for path, person in (("/v1/timelines/home", bob), (f"/v1/users/{alice.id}/tweets", None), ("/v1/tweets", None)):
+        found, cursor = [], ""
+        for _ in range(10):
+            page = (await web.call("GET", f"{path}?page_size=10&cursor={cursor}", person)).json()
+            found.extend(tweet["id"] for tweet in page["tweets"])
+            cursor = page["next_cursor"]
+            if not cursor:
+                break
+        assert found == posted[::-1], path
+    second = await web.call("GET", "/timeline?page=2&limit=10", bob)
+    assert [tweet["id"] for tweet in second.json()["tweets"]] == posted[::-1][10:20]
+    assert "deprecation" in second.headers
+
+
+async def test_etags_and_cache_control(web: Web) -> None:
+    alice = await web.sign_up("alice")
+    tweet = await web.post(alice, "cached")
+    public = await web.call("GET", f"/v1/tweets/{tweet}")
+    assert public.headers["cache-control"] == "public, max-age=30, stale-while-revalidate=30"
+    again = await web.call("GET", f"/v1/tweets/{tweet}", headers={"if-none-match": public.headers["etag"]})
+    assert again.status_code == 304
+    assert again.content == b""
+    private = await web.call("GET", f"/v1/tweets/{tweet}", alice)
+    assert private.headers["cache-control"] == "private, no-cache"
+
+
+async def test_probes(web: Web) -> None:
+    assert (await web.call("GET", "/livez")).status_code == 200
+    ready = await web.call("GET", "/readyz")
+    assert ready.status_code == 200
+    text = ready.text
+    for name in ("identity", "graph", "tweet", "timeline", "fanout"):
+        assert name in text
+    await web.call("GET", "/v1/tweets")
+    metrics = (await web.call("GET", "/metrics")).text
+    assert 'grpc_server_handled_total{grpc_code="OK"' in metrics or "grpc_server_handled_total{" in metrics

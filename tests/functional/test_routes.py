@@ -1,0 +1,192 @@
+"""Every route that the served methods own, in every spelling, and the table of the API that they must equal."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
+
+from services.common.contract import methods
+from tests.functional.conftest import PASSWORD, Person, Web
+
+VERBS = ("get", "post", "put", "patch", "delete")
+
+
+def bindings(path: str) -> list[tuple[str, str]]:
+    """(verb, template) of a method, canonical first."""
+    rule: http_pb2.HttpRule = methods()[path].descriptor.GetOptions().Extensions[annotations_pb2.http]
+    return [
+        (verb.upper(), getattr(one, verb))
+        for one in (rule, *rule.additional_bindings)
+        for verb in VERBS
+        if getattr(one, verb)
+    ]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to call a method: the path's variables, query and body may name parts of the scene."""
+
+    path: str
+    body: dict[str, Any] | None = None
+    query: str = ""
+    user_id: str = "{bob}"
+    tweet_id: str = "{tweet}"
+    signed_in: bool = True
+    admin: bool = False
+    status: int = 200
+    shows: str = ""
+
+
+RECIPES = [
+    Recipe("/roost.identity.v1.AuthService/CheckUsernameAvailability", query="?username=nobody", shows="available"),
+    Recipe(
+        "/roost.identity.v1.AuthService/SignUp",
+        body={
+            "user_name": "carol",
+            "email": "c@example.com",
+            "user_credetials": PASSWORD,
+            "user_metatData": {"bio": "b"},
+        },
+        signed_in=False,
+        status=201,
+        shows="access_token",
+    ),
+    Recipe(
+        "/roost.identity.v1.AuthService/Login",
+        body={"user_name": "alice", "credentails": PASSWORD},
+        signed_in=False,
+        shows="access_token",
+    ),
+    Recipe("/roost.identity.v1.AuthService/Logout", body={"refresh_token": "{refresh}"}),
+    Recipe("/roost.identity.v1.AuthService/RefreshToken", body={"refresh_token": "{refresh}"}, shows="access_token"),
+    Recipe("/roost.identity.v1.AuthService/GetSigningKeys", signed_in=False, shows="keys"),
+    Recipe("/roost.identity.v1.UserService/GetUser", shows="username"),
+    Recipe("/roost.identity.v1.UserService/GetUserByUsername", shows="username"),
+    Recipe("/roost.identity.v1.UserService/BatchGetUsers", query="?ids={alice},{bob}", shows="users"),
+    Recipe("/roost.identity.v1.UserService/UpdateUser", body={"bio": "new"}, user_id="me", shows="username"),
+    Recipe("/roost.identity.v1.UserService/DeleteUser", user_id="me"),
+    Recipe("/roost.graph.v1.GraphService/Follow", shows="following"),
+    Recipe("/roost.graph.v1.GraphService/Unfollow", shows="following"),
+    Recipe("/roost.graph.v1.GraphService/ListFollowers", shows="users"),
+    Recipe("/roost.graph.v1.GraphService/ListFollowing", shows="users"),
+    Recipe("/roost.graph.v1.GraphService/BatchGetRelationships", query="?ids={bob}", shows="relationships"),
+    Recipe("/roost.graph.v1.GraphService/Block", shows="blocking"),
+    Recipe("/roost.graph.v1.GraphService/Unblock", shows="blocking"),
+    Recipe("/roost.graph.v1.GraphService/ListBlocks", user_id="me", shows="users"),
+    Recipe("/roost.graph.v1.GraphService/Mute", shows="muting"),
+    Recipe("/roost.graph.v1.GraphService/Unmute", shows="muting"),
+    Recipe("/roost.graph.v1.GraphService/ListMutes", user_id="me", shows="users"),
+    Recipe("/roost.graph.v1.GraphService/ReclassifyUser", body={"tier": "celebrity"}, admin=True),
+    Recipe(
+        "/roost.tweet.v1.TweetService/CreateTweet",
+        body={"content": "hello", "user_id": "{alice}"},
+        status=201,
+        shows="id",
+    ),
+    Recipe("/roost.tweet.v1.TweetService/GetTweet", shows="text"),
+    Recipe("/roost.tweet.v1.TweetService/BatchGetTweets", query="?ids={tweet}&ids={bobs_tweet}", shows="tweets"),
+    Recipe("/roost.tweet.v1.TweetService/DeleteTweet"),
+    Recipe("/roost.tweet.v1.TweetService/ListRecentTweets", query="?sort=latest&limit=5", shows="tweets"),
+    Recipe("/roost.tweet.v1.TweetService/ListUserTweets", query="?page=1&limit=10", shows="tweets"),
+    Recipe("/roost.timeline.v1.TimelineService/ListHomeTimeline", query="?sort=latest&page=1&limit=10", shows="tweets"),
+    Recipe("/roost.timeline.v1.TimelineService/ExplainTimelineEntry", shows="shown"),
+    Recipe("/roost.timeline.v1.TimelineService/RebuildHomeTimeline", admin=True, shows="entries"),
+    Recipe("/roost.fanout.v1.FanoutService/GetFanoutStatus", admin=True, shows="state"),
+    Recipe("/roost.fanout.v1.FanoutService/GetFanoutLag", admin=True, shows="events"),
+    Recipe("/roost.fanout.v1.FanoutService/PauseFanout", admin=True),
+    Recipe("/roost.fanout.v1.FanoutService/ResumeFanout", admin=True),
+    Recipe("/roost.fanout.v1.FanoutService/ReplayFanout", body={"offset": 0}, admin=True, shows="events"),
+]
+SPELLINGS = [
+    pytest.param(recipe, verb, template, id=f"{verb} {template}")
+    for recipe in RECIPES
+    for verb, template in bindings(recipe.path)
+]
+
+
+async def scene_of(web: Web) -> dict[str, Any]:
+    alice, bob, admin = [await web.sign_up(name) for name in ("alice", "bob", "root_admin")]
+    tweet, bobs_tweet = await web.post(alice, "hers"), await web.post(bob, "his")
+    await web.mesh.settled()
+    return {"alice": alice, "bob": bob, "admin": admin, "tweet": tweet, "bobs_tweet": bobs_tweet}
+
+
+def filled(text: str, scene: dict[str, Any]) -> str:
+    names = {key: value.id if isinstance(value, Person) else value for key, value in scene.items()}
+    return re.sub(r"\{(\w+)\}", lambda found: names[found.group(1)], text)
+
+
+@pytest.mark.parametrize(("recipe", "verb", "template"), SPELLINGS)
+async def test_every_spelling(admin_web: Web, recipe: Recipe, verb: str, template: str) -> None:
+    scene = await scene_of(admin_web)
+    alice = scene["alice"]
+    scene["refresh"] = alice.refresh_token
+    scene |= {"user_id": filled(recipe.user_id, scene), "tweet_id": filled(recipe.tweet_id, scene), "username": "bob"}
+    path = filled(template + recipe.query, scene)
+    body = None
+    if recipe.body is not None:
+        body = {key: filled(value, scene) if isinstance(value, str) else value for key, value in recipe.body.items()}
+    person = scene["admin"] if recipe.admin else alice if recipe.signed_in else None
+    answer = await admin_web.call(verb, path, person, **({} if body is None else {"json": body}))
+    assert answer.status_code == recipe.status, answer.text
+    assert recipe.shows in answer.text
+    assert answer.headers["content-type"].startswith("application/json")
+
+
+def test_every_served_route_is_tried() -> None:
+    """A method that the services serve and that has routes is in RECIPES: a forgotten one fails here."""
+    from services.fanout.service import FanoutServicer
+
+    from services.graph.service import GraphServicer
+    from services.identity.auth_service import AuthServicer
+    from services.identity.user_service import UserServicer
+    from services.timeline.service import TimelineServicer
+    from services.tweet.service import TweetServicer
+
+    served = {
+        "roost.identity.v1.AuthService": AuthServicer,
+        "roost.identity.v1.UserService": UserServicer,
+        "roost.graph.v1.GraphService": GraphServicer,
+        "roost.tweet.v1.TweetService": TweetServicer,
+        "roost.timeline.v1.TimelineService": TimelineServicer,
+        "roost.fanout.v1.FanoutService": FanoutServicer,
+    }
+    tried = {recipe.path for recipe in RECIPES}
+    for method in methods().values():
+        servicer = served.get(method.service)
+        if servicer is not None and method.name in vars(servicer) and bindings(method.path):
+            assert method.path in tried, f"{method.path} is served, and its routes are tried by no recipe"
+
+
+def test_the_contract_is_the_table_of_the_api(shared: Path) -> None:
+    """Every RPC of the published table is in the contract, with its kind and its routes in order."""
+    text = (shared / "api.md").read_text()
+    by_name = {(m.service, m.name): m for m in methods().values()}
+    packages = {m.service for m in methods().values()}
+    service = ""
+    compared = 0
+    for line in text.splitlines():
+        if heading := re.match(r"\*\*(roost\.\w+\.v1\.\w+)\*\*", line):
+            service = heading.group(1)
+        row = re.match(r"\| (\w+) \| (U|S|C|I|IS) \| (.+?) \| (.*?) \| ", line)
+        if row is None or service not in packages:
+            continue
+        name, kind, canonical, others = row.groups()
+        method = by_name[service, name]
+        assert ("S" in kind) == method.server_streaming, name
+        wanted = re.findall(r"`(\w+) ([^`?]+)[^`]*`", f"{canonical} {others}")
+        assert bindings(method.path) == [(verb, route) for verb, route in wanted], name
+        compared += 1
+    assert compared > 100
+
+
+def test_no_spelling_is_bound_twice() -> None:
+    every = [(verb, re.sub(r"\{\w+\}", "{}", template)) for path in methods() for verb, template in bindings(path)]
+    repeated = [key for key, group in itertools.groupby(sorted(every)) if len(list(group)) > 1]
+    assert repeated == []
