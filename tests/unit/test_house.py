@@ -1,0 +1,227 @@
+"""The rules of the house that no linter knows: sizes, shapes, and that what the documents name exists."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from services import registry
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("services", "gateway_http", "roost_cli", "roost_client")
+
+# What fits on a screen and in a head.
+FUNCTION_LINES = 70
+MODULE_LINES = 400
+# The kit is read by everybody who writes a service: it stays small, as a whole and in each part. The whole is counted without blank
+# lines, comments and docstrings, so that nobody saves on explanations.
+KIT_MODULE_LINES = 250
+KIT_CODE_LINES = 2_500
+COMPOSITION_LINES = 80
+
+# Left for later, in the spellings that people use. Built from halves, so that this file may stand in the tree that it searches.
+UNFINISHED = re.compile(
+    "|".join((r"\bTO" + "DO", r"\bFIX" + "ME", r"\bX" + "XX", r"\bHA" + "CK", "NotImplemented" + "Error"))
+)
+# Where somebody's checkout or home lies.
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|Users|work|root)/\w")
+BINARY = {".png", ".ico", ".woff2", ".db"}
+
+# What others wrote or a program generated.
+NOT_OURS = re.compile(r"^protos/(third_party|buf)/|__pycache__/|_pb2|/node_modules/")
+NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+    tokenize.INDENT,
+    tokenize.NEWLINE,
+    tokenize.NL,
+}
+SERVICES = ROOT / "services"
+NOT_A_SERVICE = {"common", "__pycache__"}
+
+
+def modules(*folders: str) -> Iterator[Path]:
+    """Every Python module that people wrote, under the folders."""
+    return chain.from_iterable((ROOT / folder).rglob("*.py") for folder in folders if (ROOT / folder).exists())
+
+
+def service_folders() -> list[Path]:
+    return sorted(path for path in SERVICES.iterdir() if path.is_dir() and path.name not in NOT_A_SERVICE)
+
+
+def line_count(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def code_lines(path: Path) -> int:
+    """Lines that hold code: neither blank, nor comment, nor docstring."""
+    source = path.read_text()
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree_files() -> Iterator[Path]:
+    """Every text file of the project, without what others wrote and what is generated."""
+    for folder in (".ci", "docs", "k8s", "protos", "scripts", "tests", *PACKAGES):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix not in BINARY and not NOT_OURS.search(named(path)):
+                yield path
+    yield from (path for path in ROOT.glob("*.*") if path.is_file())
+
+
+def test_functions_fit_on_a_screen() -> None:
+    long = [
+        f"{named(path)}:{node.lineno} {node.name}: {lines} lines"
+        for path in modules(*PACKAGES, "scripts", "tests")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES
+    ]
+    assert not long
+
+
+def test_modules_are_short() -> None:
+    assert not [
+        f"{named(path)}: {n}" for path in modules(*PACKAGES, "scripts") if (n := line_count(path)) > MODULE_LINES
+    ]
+
+
+def test_the_kit_stays_small() -> None:
+    sizes = {named(path): line_count(path) for path in modules("services/common")}
+    assert not {name: size for name, size in sizes.items() if size > KIT_MODULE_LINES}
+    assert sum(map(code_lines, modules("services/common"))) <= KIT_CODE_LINES
+
+
+def test_nothing_is_left_for_later() -> None:
+    found = [
+        f"{named(path)}:{number}: {line.strip()}"
+        for path in tree_files()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if UNFINISHED.search(line)
+    ]
+    assert not found
+
+
+def test_no_file_names_a_machine() -> None:
+    found = [
+        f"{named(path)}:{number}: {line.strip()}"
+        for path in tree_files()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert not found
+
+
+def test_code_refers_only_to_documents_of_this_tree() -> None:
+    documents = {path.name for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]}
+    found = [
+        f"{named(path)}: {name}"
+        for path in tree_files()
+        if path.parts[len(ROOT.parts)] in (*PACKAGES, "protos", "scripts")
+        for name in re.findall(r"([\w-]+\.md)\b|\b(design §)", path.read_text())
+        if not documents & set(name)
+    ]
+    assert not found
+
+
+def test_registry_lists_every_service_folder() -> None:
+    assert sorted(registry.SERVICES) == [folder.name for folder in service_folders()]
+
+
+@pytest.mark.parametrize("folder", service_folders(), ids=lambda folder: folder.name)
+def test_services_have_one_shape(folder: Path) -> None:
+    server = folder / "server.py"
+    described = ast.parse((folder / "__init__.py").read_text())
+    assert ast.get_docstring(described), "__init__.py says what the service owns"
+    assert len(described.body) == 1, "and holds nothing else"
+    assert line_count(server) <= COMPOSITION_LINES, "a composition root only composes"
+    servicers = [path for path in folder.glob("*.py") if path.name == "service.py" or path.name.endswith("_service.py")]
+    assert servicers, "the rules are RPC methods in service.py, or in one <name>_service.py for each gRPC service"
+    if (folder / "store").exists():
+        assert {path.name for path in (folder / "store").glob("*.py")} >= {"__init__.py", "embedded.py"}, (
+            "a port and its adapter"
+        )
+        assert "Protocol" in (folder / "store" / "__init__.py").read_text(), "the port is a Protocol"
+
+
+@pytest.mark.parametrize("folder", service_folders(), ids=lambda folder: folder.name)
+def test_services_have_protos_of_their_name(folder: Path) -> None:
+    assert list((ROOT / "protos" / "roost" / folder.name / "v1").glob("*.proto"))
+
+
+def test_import_rules_name_every_service() -> None:
+    """A contract of import-linter that forgets a service would hold for the others alone."""
+    every = {f"services.{folder.name}" for folder in service_folders()}
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    for contract in contracts:
+        for key in ("modules", "source_modules", "forbidden_modules"):
+            listed = {name for name in contract.get(key, ()) if name.count(".") == 1} - {
+                "services.common",
+                "services.registry",
+            }
+            if len(listed) > 1 and listed <= every | {"services"}:
+                assert listed >= every, f"{contract['name']}: {key} lacks {sorted(every - listed)}"
+
+
+def test_vendored_protos_carry_their_licence() -> None:
+    third_party = ROOT / "protos" / "third_party"
+    for proto in third_party.rglob("*.proto"):
+        top = third_party / proto.relative_to(third_party).parts[0]
+        assert (top / "LICENSE").exists(), f"{named(proto)} came without its licence"
+
+
+def test_licence_is_the_whole_apache_licence() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Version 2.0, January 2004" in text
+    assert all(f"\n   {number}. " in text for number in range(1, 10))
+
+
+# `tests/unit/x.py`, `tests/unit/x.py::test_y`, `scripts/up` in backquotes, and [links](to/files.md).
+NAMED_FILE = re.compile(
+    r"`((?:tests|scripts|docs|protos|services|gateway_http|roost_cli|\.ci)/[\w./*-]*)(?:::(\w+))?[^`]*`"
+)
+LINK = re.compile(r"\]\(((?!https?:|#)[^)#]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize(
+    "document", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]), ids=lambda path: path.name
+)
+def test_documents_name_what_exists(document: Path) -> None:
+    text = document.read_text()
+    missing = [link for link in LINK.findall(text) if not (document.parent / link).exists()]
+    for path, test in NAMED_FILE.findall(text):
+        files = list(ROOT.glob(path.rstrip("/")))
+        if not files:
+            missing.append(path)
+        elif test and f"def {test}(" not in files[0].read_text():
+            missing.append(f"{path}::{test}")
+    assert not missing
+
+
+def test_every_requirement_row_has_evidence() -> None:
+    rows = [
+        line.split("|")[1:-1]
+        for line in (ROOT / "docs" / "requirements.md").read_text().splitlines()
+        if re.match(r"\| *\d", line)
+    ]
+    assert rows
+    assert not [row[0].strip() for row in rows if "`" not in row[-1]], "the last column names a test or a command"
