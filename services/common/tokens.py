@@ -228,7 +228,8 @@ def _read(signed: jws.CompactSignature, key: OKPKey, token: str) -> tuple[Actor,
         claims = json.loads(signed.payload or b"")
         actor = Actor(int(claims["sub"]), int(claims["sid"]), frozenset(map(str, claims["roles"])), token)
         issued_at, expires_at = float(claims["iat"]), float(claims["exp"])
-        if genuine and claims["iss"] == ISSUER and claims["aud"] == AUDIENCE and actor.user_id > 0:
+        addressed = claims["iss"] == ISSUER and claims["aud"] == AUDIENCE
+        if genuine and addressed and actor.user_id > 0 and math.isfinite(expires_at):
             return actor, issued_at, expires_at
     except (JoseError, ValueError, TypeError, LookupError, RecursionError):
         pass

@@ -1,0 +1,263 @@
+"""What every adapter of identity's store promises."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from itertools import count
+
+import grpc
+import pytest
+from roost.identity.v1 import user_pb2
+
+from services.common import errors
+from services.common.event_log import Record
+from services.identity.password import Credential, Scheme
+from services.identity.store import MAX_OFFERED, MAX_SESSIONS, Account, NewAccount, Rotation, Session, Store
+
+ACTIVE, SUSPENDED = user_pb2.USER_STATE_ACTIVE, user_pb2.USER_STATE_SUSPENDED
+HASHED = Credential(Scheme.PEPPERED, b"$2b$04$" + b"." * 53)
+NOW_MS = 1_800_000_000_000
+LATER_MS = NOW_MS + 1_000_000
+_event_ids = count(1)
+
+
+def digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def record(user_id: int, topic: str = "user.updated") -> Record:
+    return Record(topic, user_id, next(_event_ids), b"fact", "")
+
+
+def new(user_id: int, name: str, email: str = "", credential: Credential = HASHED, **fields: str) -> NewAccount:
+    email = email or f"{name}@example.com"
+    core = user_pb2.User(id=user_id, username=name, display_name=name, **fields).SerializeToString()
+    account = Account(user_id, core, email, ACTIVE, 1, frozenset({user_pb2.ROLE_MODERATOR}))
+    return NewAccount(account, name.lower(), email.lower(), credential, record(user_id, "user.created"))
+
+
+def session(session_id: int, user_id: int, used_ms: int = NOW_MS, expires_ms: int = LATER_MS) -> Session:
+    return Session(session_id, user_id, used_ms, expires_ms, "tests")
+
+
+async def create(store: Store, user_id: int, name: str, email: str = "") -> NewAccount:
+    made = new(user_id, name, email)
+    await store.create(made, session(user_id * 100, user_id), digest(f"first {user_id}"))
+    return made
+
+
+async def names(store: Store, ids: Sequence[int]) -> list[tuple[int, str, int, int]]:
+    entries = (await store.refs(ids)).refs
+    return [(e.user_id, user_pb2.UserRef.FromString(e.ref).display_name, e.state, e.version) for e in entries]
+
+
+async def test_an_account_is_found_by_everything_that_names_it(store: Store) -> None:
+    made = await create(store, 1, "Alice")
+    assert await store.accounts([1]) == [made.account]
+    for found in (await store.by_username("alice"), await store.by_email("alice@example.com")):
+        assert found == (made.account, HASHED)
+    assert await store.credential(1) == HASHED
+    assert await names(store, [1]) == [(1, "Alice", ACTIVE, 1)]
+
+
+async def test_nobody_is_found_by_nothing(store: Store) -> None:
+    assert await store.accounts([1]) == []
+    assert await names(store, [1, 2]) == []
+    assert await store.by_username("alice") is None
+    assert await store.by_email("alice@example.com") is None
+    assert await store.credential(1) is None
+    assert await store.scan(0, 10) == []
+    assert await store.accounts([]) == []
+
+
+async def test_many_are_answered_in_the_order_asked_for(store: Store) -> None:
+    await store.import_accounts([new(user_id, f"user{user_id}") for user_id in range(1, 1_001)])
+    ids = [*range(1_000, 0, -1), 5_000, 7, 7]
+    found = [account.user_id for account in await store.accounts(ids)]
+    assert found == [entry[0] for entry in await names(store, ids)] == [*range(1_000, 0, -1), 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "email", "reason"),
+    [("ALICE", "other@example.com", "USERNAME_TAKEN"), ("other", "ALICE@example.com", "EMAIL_TAKEN")],
+)
+async def test_names_and_addresses_are_unique(store: Store, name: str, email: str, reason: str) -> None:
+    await create(store, 1, "Alice")
+    with pytest.raises(errors.RoostError) as caught:
+        await create(store, 2, name, email)
+    assert caught.value.code is grpc.StatusCode.ALREADY_EXISTS
+    assert caught.value.reason == reason
+    assert await store.accounts([2]) == []
+    assert await store.rotate(200, digest("first 2"), digest("next"), NOW_MS, LATER_MS) is Rotation.OVER
+
+
+async def test_of_parallel_claims_one_wins(store: Store) -> None:
+    claims = (create(store, user_id, "alice", f"a{user_id}@example.com") for user_id in range(1, 11))
+    answers = await asyncio.gather(*claims, return_exceptions=True)
+    assert sum(isinstance(answer, NewAccount) for answer in answers) == 1
+    assert len(await store.scan(0, 100)) == 1
+
+
+async def test_imports_are_idempotent(store: Store) -> None:
+    first = await store.import_accounts([new(1, "alice"), new(2, "bob", credential=Credential(Scheme.NONE, b""))])
+    again = await store.import_accounts(
+        [new(11, "bob", credential=Credential(Scheme.NONE, b"")), new(12, "carol"), new(13, "alice"), new(14, "carol")]
+    )
+    assert (first, again) == ([1, 2], [2, 12, 1, 12])
+    assert [account.user_id for account in await store.scan(0, 100)] == [1, 2, 12]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        new(3, "alice", "other@example.com"),
+        new(3, "alice", bio="other"),
+        new(3, "alice", credential=Credential(Scheme.NONE, b"")),
+        new(3, "other", "alice@example.com"),
+    ],
+    ids=["address", "profile", "credential", "name"],
+)
+async def test_an_import_that_contradicts_stores_nothing(store: Store, other: NewAccount) -> None:
+    await store.import_accounts([new(1, "alice")])
+    with pytest.raises(errors.RoostError, match="ALREADY_EXISTS"):
+        await store.import_accounts([new(2, "bob"), other])
+    assert await store.accounts([2, 3]) == []
+    assert await store.by_username("bob") is None
+
+
+async def test_a_change_is_seen_by_the_next_read(store: Store) -> None:
+    await create(store, 1, "alice")
+    (account,) = await store.accounts([1])
+    core = user_pb2.User(id=1, username="alice", display_name="Queen").SerializeToString()
+    assert await store.replace(account._replace(core=core, version=2), [record(1)])
+    assert await names(store, [1]) == [(1, "Queen", ACTIVE, 2)]
+    assert (await store.by_username("alice")) == (account._replace(core=core, version=2), HASHED)
+
+
+async def test_a_change_over_another_version_is_refused(store: Store) -> None:
+    await create(store, 1, "alice")
+    (account,) = await store.accounts([1])
+    changes = (store.replace(account._replace(state=SUSPENDED, version=2), [record(1)]) for _ in range(5))
+    assert sorted(await asyncio.gather(*changes)) == [False, False, False, False, True]
+    assert not await store.replace(account._replace(version=4), [record(1)])
+    assert not await store.replace(account._replace(user_id=9, version=2), [record(9)])
+    assert (await names(store, [1]))[0][2:] == (SUSPENDED, 2)
+
+
+async def test_a_scan_goes_up_by_id(store: Store) -> None:
+    for user_id in (3, 1, 2):
+        await create(store, user_id, f"user{user_id}")
+    assert [account.user_id for account in await store.scan(0, 2)] == [1, 2]
+    assert [account.user_id for account in await store.scan(2, 2)] == [3]
+
+
+async def test_refresh_tokens_rotate(store: Store) -> None:
+    await create(store, 1, "alice")
+    token = "first 1"
+    for turn in range(5):
+        following = f"turn {turn}"
+        outcome = await store.rotate(100, digest(token), digest(following), NOW_MS + turn, LATER_MS)
+        assert outcome is Rotation.DONE
+        token = following
+    (found,) = await store.sessions(1, NOW_MS, 0, 10)
+    assert (found.session_id, found.used_ms, found.expires_ms) == (100, NOW_MS + 4, LATER_MS)
+
+
+async def test_the_last_used_may_be_repeated_until_a_successor_is_used(store: Store) -> None:
+    await create(store, 1, "alice")
+
+    async def rotate(presented: str, successor: str) -> Rotation:
+        return await store.rotate(100, digest(presented), digest(successor), NOW_MS, LATER_MS)
+
+    assert await rotate("first 1", "a") is Rotation.DONE
+    assert await rotate("first 1", "b") is Rotation.DONE
+    assert await rotate("a", "c") is Rotation.DONE
+    assert await rotate("b", "x") is Rotation.DEAD
+    assert await rotate("first 1", "x") is Rotation.DEAD
+    assert await rotate("x", "y") is Rotation.DEAD
+    # Nothing of that changed the session.
+    assert await rotate("a", "d") is Rotation.DONE
+    assert await rotate("c", "e") is Rotation.DONE
+
+
+async def test_successors_are_bounded(store: Store) -> None:
+    await create(store, 1, "alice")
+    for number in range(MAX_OFFERED + 1):
+        assert await store.rotate(100, digest("first 1"), digest(f"{number}"), NOW_MS, LATER_MS) is Rotation.DONE
+    assert await store.rotate(100, digest("0"), digest("x"), NOW_MS, LATER_MS) is Rotation.DEAD
+    assert await store.rotate(100, digest("1"), digest("x"), NOW_MS, LATER_MS) is Rotation.DONE
+
+
+async def test_parallel_rotations_of_siblings_have_one_winner(store: Store) -> None:
+    await create(store, 1, "alice")
+    for name in "ab":
+        await store.rotate(100, digest("first 1"), digest(name), NOW_MS, LATER_MS)
+    outcomes = await asyncio.gather(
+        *(store.rotate(100, digest(name), digest(name * 2), NOW_MS, LATER_MS) for name in "ab")
+    )
+    assert set(outcomes) == {Rotation.DONE, Rotation.DEAD}
+
+
+async def test_sessions_expire(store: Store) -> None:
+    await create(store, 1, "alice")
+    assert await store.rotate(100, digest("first 1"), digest("a"), LATER_MS, LATER_MS + 1) is Rotation.OVER
+    assert await store.sessions(1, LATER_MS, 0, 10) == []
+    assert len(await store.sessions(1, LATER_MS - 1, 0, 10)) == 1
+
+
+async def test_sessions_are_paged_newest_first(store: Store) -> None:
+    await create(store, 1, "alice")
+    await create(store, 2, "bob")
+    for session_id in (101, 102, 103):
+        assert await store.open_session(session(session_id, 1), digest(f"{session_id}"))
+    assert [s.session_id for s in await store.sessions(1, NOW_MS, 0, 2)] == [103, 102]
+    assert [s.session_id for s in await store.sessions(1, NOW_MS, 102, 10)] == [101, 100]
+
+
+async def test_too_many_sessions_end_the_least_used(store: Store) -> None:
+    await create(store, 1, "alice")
+    for number in range(1, MAX_SESSIONS + 1):
+        assert await store.open_session(session(1_000 + number, 1, NOW_MS + number), digest(f"{number}"))
+    left = {s.session_id for s in await store.sessions(1, NOW_MS, 0, 2 * MAX_SESSIONS)}
+    assert left == {1_000 + number for number in range(1, MAX_SESSIONS + 1)}
+
+
+async def test_sessions_end_once_and_by_their_owner(store: Store) -> None:
+    await create(store, 1, "alice")
+    assert not await store.end_session(100, 2, [record(2)])
+    assert await store.end_session(100, 1, [record(1)])
+    assert not await store.end_session(100, 1, [record(1)])
+    assert await store.rotate(100, digest("first 1"), digest("a"), NOW_MS, LATER_MS) is Rotation.OVER
+
+
+async def test_only_the_active_open_sessions(store: Store) -> None:
+    await create(store, 1, "alice")
+    (account,) = await store.accounts([1])
+    assert await store.replace(account._replace(state=SUSPENDED, version=2), [record(1)], end_sessions=True)
+    assert await store.sessions(1, NOW_MS, 0, 10) == []
+    assert not await store.open_session(session(101, 1), digest("a"))
+    assert not await store.open_session(session(102, 9), digest("a"))
+
+
+async def test_a_new_credential_keeps_one_session(store: Store) -> None:
+    await create(store, 1, "alice")
+    await create(store, 2, "bob")
+    await store.open_session(session(101, 1), digest("a"))
+    changed = Credential(Scheme.PEPPERED, b"$2b$05$" + b"." * 53)
+    await store.set_credential(1, changed, 101, [record(1)])
+    assert await store.credential(1) == changed
+    assert [s.session_id for s in await store.sessions(1, NOW_MS, 0, 10)] == [101]
+    await store.set_credential(1, HASHED, 0, [record(1)])
+    assert await store.sessions(1, NOW_MS, 0, 10) == []
+    assert len(await store.sessions(2, NOW_MS, 0, 10)) == 1
+
+
+async def test_secrets_are_made_once(store: Store) -> None:
+    makers = (partial(bytes, [number]) for number in range(5))
+    values = await asyncio.gather(*(store.secret("key", make) for make in makers))
+    assert len(set(values)) == 1
+    assert await store.secret("key", lambda: b"another") == values[0]
+    assert await store.secret("other", lambda: b"another") == b"another"

@@ -1,0 +1,305 @@
+"""Sign-up, log-in, refresh, log-out, sessions, minting."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import bcrypt
+import grpc
+import pytest
+import structlog
+from roost.identity.v1 import auth_service_pb2 as pb
+from roost.identity.v1 import user_pb2, user_service_pb2
+
+from services.common import context, errors
+from tests.unit.services.identity.conftest import PASSWORD, Identity, Start
+
+EXISTS = grpc.StatusCode.ALREADY_EXISTS
+UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
+DENIED = grpc.StatusCode.PERMISSION_DENIED
+
+
+def refused(code: grpc.StatusCode) -> Any:
+    return pytest.raises(errors.RoostError, match=code.name)
+
+
+async def test_sign_up_makes_an_account_and_logs_it_in(identity: Identity) -> None:
+    answer = await identity.sign_up("Alice", profile=user_pb2.Profile(bio="hi"))
+    assert (answer.user.username, answer.user.display_name, answer.user.bio) == ("Alice", "Alice", "hi")
+    assert answer.user.email == "Alice@example.com"
+    assert answer.expires_in == 300
+    actor = await identity.verifier.verify(answer.access_token)
+    assert actor.user_id == answer.user.id
+    (event,) = await identity.events()
+    assert (event.key, event.user_created.user_id, event.user_created.username) == (
+        actor.user_id,
+        actor.user_id,
+        "Alice",
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"username": "ALICE", "email": "other@example.com"}, "USERNAME_TAKEN"),
+        ({"username": "alice2", "email": "Alice@Example.COM"}, "EMAIL_TAKEN"),
+        ({"username": "Admin"}, "USERNAME_TAKEN"),
+    ],
+)
+async def test_what_is_taken_is_taken_whatever_its_case(
+    identity: Identity, fields: dict[str, str], reason: str
+) -> None:
+    await identity.sign_up("alice")
+    with refused(EXISTS) as caught:
+        await identity.sign_up(**fields)
+    assert caught.value.reason == reason
+    assert await identity.facts() == ["user_created"]
+
+
+async def test_of_parallel_sign_ups_one_wins(identity: Identity) -> None:
+    tries = [identity.sign_up("alice", email=f"a{number}@example.com") for number in range(10)]
+    answers = await asyncio.gather(*tries, return_exceptions=True)
+    assert sum(isinstance(answer, pb.SignUpResponse) for answer in answers) == 1
+    assert {e.code for e in answers if isinstance(e, errors.RoostError)} == {EXISTS}
+
+
+async def test_a_bad_profile_stores_nothing(identity: Identity) -> None:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT):
+        await identity.sign_up("alice", profile=user_pb2.Profile(display_name="\u202eevil"))
+    assert await identity.facts() == []
+    await identity.sign_up("alice")
+
+
+@pytest.mark.parametrize(("name", "free"), [("bob", True), ("ALICE", False), ("admin", False)])
+async def test_availability(identity: Identity, name: str, free: bool) -> None:
+    await identity.sign_up("alice")
+    request = pb.CheckUsernameAvailabilityRequest(username=name)
+    assert (await identity.auth.CheckUsernameAvailability(request, None)).available is free
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"username": "alice"},
+        {"username": "ALICE"},
+        {"email": "ALICE@example.com"},
+        {"username": "alice@example.com"},
+        {"username": "alice", "email": "alice@example.com"},
+    ],
+)
+async def test_log_in_by_name_or_address(identity: Identity, fields: dict[str, str]) -> None:
+    signed_up = await identity.sign_up("alice")
+    answer = await identity.auth.Login(pb.LoginRequest(password=PASSWORD, **fields), None)
+    assert answer.user.id == signed_up.user.id
+    assert answer.user.email == "alice@example.com"
+    actors = [await identity.verifier.verify(made.access_token) for made in (signed_up, answer)]
+    assert actors[0].session_id != actors[1].session_id
+
+
+async def test_a_failed_log_in_tells_nothing(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether an account exists shows neither in the answer nor in the work done for it."""
+    bob = await identity.sign_up("bob")
+    await identity.sign_up("alice")
+    with identity.as_user(bob.user.id):
+        await identity.users.DeleteUser(user_service_pb2.DeleteUserRequest(user_id=bob.user.id), None)
+    checked: list[bytes] = []
+    check = bcrypt.checkpw
+    monkeypatch.setattr(bcrypt, "checkpw", lambda given, known: checked.append(known[:7]) or check(given, known))
+    answers = set()
+    for fields in (
+        {"username": "alice", "password": "wrong"},
+        {"username": "nobody", "password": PASSWORD},
+        {"email": "nobody@example.com", "password": PASSWORD},
+        {"username": "alice", "email": "bob@example.com", "password": PASSWORD},
+        {"username": "bob", "password": PASSWORD},
+    ):
+        with refused(UNAUTHENTICATED) as caught:
+            await identity.auth.Login(pb.LoginRequest(**fields), None)
+        answers.add((caught.value.message, caught.value.reason))
+    assert len(answers) == 1
+    assert checked == [b"$2b$04$"] * 5
+
+
+async def test_the_suspended_learn_it_only_with_their_password(identity: Identity) -> None:
+    alice = (await identity.sign_up("alice")).user.id
+    await identity.users.SuspendUser(user_service_pb2.SuspendUserRequest(user_id=alice, action_id=1), None)
+    with refused(UNAUTHENTICATED):
+        await identity.login("alice", "wrong password")
+    with refused(DENIED):
+        await identity.login("alice")
+    await identity.users.ReinstateUser(user_service_pb2.ReinstateUserRequest(user_id=alice, action_id=1), None)
+    assert (await identity.login("alice")).user.id == alice
+
+
+async def test_refresh_goes_on_and_keeps_the_session(identity: Identity) -> None:
+    signed_up = await identity.sign_up("alice")
+    first = await identity.verifier.verify(signed_up.access_token)
+    token = signed_up.refresh_token
+    for _ in range(5):
+        identity.clock.now += 86_400
+        answer = await identity.auth.RefreshToken(pb.RefreshTokenRequest(refresh_token=token), None)
+        actor = await identity.verifier.verify(answer.access_token)
+        assert (actor.user_id, actor.session_id) == (first.user_id, first.session_id)
+        assert answer.expires_in == 300
+        token = answer.refresh_token
+
+
+async def test_a_lost_answer_costs_nothing(identity: Identity) -> None:
+    first = (await identity.sign_up("alice")).refresh_token
+    lost = [await identity.refresh(first) for _ in range(3)]
+    kept = await identity.refresh(first)
+    assert len({first, kept, *lost}) == 5
+    # Whichever of the answers arrived may be used.
+    following = await identity.refresh(lost[1])
+    await identity.refresh(following)
+    assert "session_revoked" not in await identity.facts()
+
+
+@pytest.mark.parametrize("dead", ["the first", "a sibling"])
+async def test_a_dead_token_ends_the_whole_session(identity: Identity, dead: str) -> None:
+    signed_up = await identity.sign_up("alice")
+    first = signed_up.refresh_token
+    sibling = await identity.refresh(first)
+    current = await identity.refresh(first)
+    newest = await identity.refresh(current)
+    with refused(UNAUTHENTICATED):
+        await identity.refresh(first if dead == "the first" else sibling)
+    for token in (newest, current, first):
+        with refused(UNAUTHENTICATED):
+            await identity.refresh(token)
+    revoked = [event.session_revoked for event in await identity.events() if event.HasField("session_revoked")]
+    actor = await identity.verifier.verify(signed_up.access_token)
+    assert [(fact.user_id, fact.session_id) for fact in revoked] == [(actor.user_id, actor.session_id)]
+    # Other sessions of the same person go on.
+    await identity.refresh((await identity.login("alice")).refresh_token)
+
+
+async def test_parallel_refreshes_leave_one_line_of_succession(identity: Identity) -> None:
+    first = (await identity.sign_up("alice")).refresh_token
+    made = await asyncio.gather(*(identity.refresh(first) for _ in range(2)))
+    used = await asyncio.gather(*(identity.refresh(token) for token in made), return_exceptions=True)
+    # The first of the two to be used killed the other, and using that one ended the session: thief and victim both stop.
+    assert sorted(isinstance(answer, errors.RoostError) for answer in used) == [False, True]
+    survivor = next(answer for answer in used if isinstance(answer, str))
+    with refused(UNAUTHENTICATED):
+        await identity.refresh(survivor)
+    assert (await identity.facts()).count("session_revoked") == 1
+
+
+async def test_a_session_ends_when_it_is_not_used(start: Start) -> None:
+    identity = await start(refresh_token_ttl_s=3600)
+    token = (await identity.sign_up("alice")).refresh_token
+    identity.clock.now += 3_599
+    token = await identity.refresh(token)
+    identity.clock.now += 3_600
+    with refused(UNAUTHENTICATED):
+        await identity.refresh(token)
+
+
+async def test_log_out_ends_the_session_by_any_of_its_tokens(identity: Identity) -> None:
+    first = (await identity.sign_up("alice")).refresh_token
+    second = await identity.refresh(first)
+    for _ in range(2):
+        await identity.auth.Logout(pb.LogoutRequest(refresh_token=first), None)
+    with refused(UNAUTHENTICATED):
+        await identity.refresh(second)
+    assert await identity.facts() == ["user_created", "session_revoked"]
+    with refused(UNAUTHENTICATED):
+        await identity.auth.Logout(pb.LogoutRequest(refresh_token="made up"), None)
+
+
+async def test_no_refresh_for_those_who_were_suspended_or_left(identity: Identity) -> None:
+    alice, bob = await identity.sign_up("alice"), await identity.sign_up("bob")
+    await identity.users.SuspendUser(user_service_pb2.SuspendUserRequest(user_id=alice.user.id, action_id=1), None)
+    with identity.as_user(bob.user.id):
+        await identity.users.DeleteUser(user_service_pb2.DeleteUserRequest(user_id=bob.user.id), None)
+    for answer in (alice, bob):
+        with refused(UNAUTHENTICATED):
+            await identity.refresh(answer.refresh_token)
+
+
+async def test_sessions_are_listed_newest_first_in_pages(identity: Identity) -> None:
+    alice = (await identity.sign_up("alice")).user.id
+    actors = [await identity.verifier.verify((await identity.login()).access_token) for _ in range(4)]
+    found, cursor = [], ""
+    with identity.as_user(alice, actors[1].session_id):
+        for _ in range(3):
+            request = pb.ListSessionsRequest(user_id=alice, page_size=2, cursor=cursor)
+            page = await identity.auth.ListSessions(request, None)
+            found += page.sessions
+            cursor = page.next_cursor
+    assert cursor == ""
+    assert [session.id for session in found[:4]] == [actor.session_id for actor in reversed(actors)]
+    assert len(found) == 5
+    assert [session.current for session in found] == [False, False, True, False, False]
+
+
+async def test_a_session_is_ended_by_its_owner_only(identity: Identity) -> None:
+    alice, bob = await identity.sign_up("alice"), await identity.sign_up("bob")
+    session_id = (await identity.verifier.verify(alice.access_token)).session_id
+    request = pb.RevokeSessionRequest(user_id=bob.user.id, session_id=session_id)
+    with identity.as_user(bob.user.id):
+        await identity.auth.RevokeSession(request, None)
+    token = await identity.refresh(alice.refresh_token)
+    with identity.as_user(alice.user.id):
+        await identity.auth.RevokeSession(pb.RevokeSessionRequest(user_id=1, session_id=session_id), None)
+    with refused(UNAUTHENTICATED):
+        await identity.refresh(token)
+    assert (await identity.facts()).count("session_revoked") == 1
+
+
+async def test_a_new_password_ends_the_other_sessions(identity: Identity) -> None:
+    here, there = await identity.sign_up("alice"), await identity.login("alice")
+    session_id = (await identity.verifier.verify(here.access_token)).session_id
+    with identity.as_user(here.user.id, session_id):
+        with refused(DENIED):
+            wrong = pb.ChangePasswordRequest(current_password="wrong", new_password="another password")
+            await identity.auth.ChangePassword(wrong, None)
+        right = pb.ChangePasswordRequest(current_password=PASSWORD, new_password="another password")
+        await identity.auth.ChangePassword(right, None)
+    await identity.refresh(here.refresh_token)
+    with refused(UNAUTHENTICATED):
+        await identity.refresh(there.refresh_token)
+    with refused(UNAUTHENTICATED):
+        await identity.login("alice")
+    await identity.login("alice", "another password")
+    assert (await identity.facts()).count("session_revoked") == 1
+
+
+async def test_minted_tokens_are_for_the_active_and_audited(identity: Identity) -> None:
+    alice, bob = (await identity.sign_up("alice")).user.id, (await identity.sign_up("bob")).user.id
+    await identity.users.SuspendUser(user_service_pb2.SuspendUserRequest(user_id=bob, action_id=1), None)
+    reset = context.current_call.set(context.Call(caller=context.OPERATOR, request_id="r1"))
+    with structlog.testing.capture_logs() as lines:
+        answer = await identity.auth.MintTokens(pb.MintTokensRequest(user_ids=[bob, alice, 5], ttl_seconds=3600), None)
+    context.current_call.reset(reset)
+    assert [token.user_id for token in answer.tokens] == [alice]
+    (line,) = [line for line in lines if line["event"] == "tokens.minted"]
+    assert (line["operator"], line["user_ids"], line["ttl_s"], line["request_id"]) == ("operator", [alice], 3600, "r1")
+    assert answer.tokens[0].access_token not in str(lines)
+    identity.clock.now += 3_599
+    assert (await identity.verifier.verify(answer.tokens[0].access_token)).session_id == 0
+    identity.clock.now += 1
+    with refused(UNAUTHENTICATED):
+        await identity.verifier.verify(answer.tokens[0].access_token)
+
+
+async def test_roles_come_from_the_settings_and_from_imports(start: Start) -> None:
+    identity = await start(admins=("Alice",))
+    alice = await identity.sign_up("alice")
+    bob = await identity.sign_up("bob")
+    request = user_service_pb2.ImportUsersRequest()
+    request.users.add(username="carol", email="c@example.com", roles=[user_pb2.ROLE_MODERATOR])
+    (carol,) = (await identity.users.ImportUsers(request, None)).user_ids
+    minted = await identity.auth.MintTokens(pb.MintTokensRequest(user_ids=[carol], ttl_seconds=60), None)
+    made = [alice.access_token, bob.access_token, minted.tokens[0].access_token]
+    roles = [(await identity.verifier.verify(token)).roles for token in made]
+    assert roles == [frozenset({"admin"}), frozenset(), frozenset({"moderator"})]
+
+
+async def test_a_published_key_is_public(identity: Identity) -> None:
+    (key,) = (await identity.auth.GetSigningKeys(pb.GetSigningKeysRequest(), None)).keys
+    assert (key.kty, key.crv, key.use, key.alg) == ("OKP", "Ed25519", "sig", "EdDSA")
+    assert len(key.x) == 43
+    assert key.kid

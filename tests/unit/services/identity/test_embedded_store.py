@@ -1,0 +1,83 @@
+"""What is the embedded adapter's own: events in the same commit, its memory, its file."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from roost.identity.v1 import user_pb2
+
+from services.common.event_log import Record
+from services.identity.password import Credential, Scheme
+from services.identity.store import Account, NewAccount, Session
+from services.identity.store.embedded import EmbeddedStore
+
+ACTIVE = user_pb2.USER_STATE_ACTIVE
+
+
+def account(user_id: int) -> Account:
+    core = user_pb2.User(id=user_id, username=f"user{user_id}", display_name="first").SerializeToString()
+    return Account(user_id, core, f"user{user_id}@example.com", ACTIVE, 1, frozenset())
+
+
+def new(user_id: int) -> NewAccount:
+    made = account(user_id)
+    created = Record("user.created", user_id, user_id, b"created", "")
+    return NewAccount(made, f"user{user_id}", made.email, Credential(Scheme.NONE, b""), created)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[EmbeddedStore]:
+    opened = await EmbeddedStore.open(tmp_path / "identity.db", max_cached=2)
+    yield opened
+    await opened.close()
+
+
+async def topics(store: EmbeddedStore) -> list[str]:
+    rows = await store.db.read(lambda c: c.execute("SELECT topic FROM outbox ORDER BY seq").fetchall())
+    return [row[0] for row in rows]
+
+
+async def test_events_commit_with_what_they_tell_of(store: EmbeddedStore) -> None:
+    updated = Record("user.updated", 1, 10, b"updated", "")
+    revoked = Record("session.revoked", 1, 11, b"revoked", "")
+    await store.create(new(1), Session(5, 1, 1, 2, ""), b"h" * 32)
+    assert not await store.replace(account(1)._replace(version=7), [updated])
+    assert not await store.end_session(6, 1, [revoked])
+    assert await topics(store) == ["user.created"]
+    assert await store.replace(account(1)._replace(version=2), [updated])
+    assert await store.end_session(5, 1, [revoked])
+    assert await topics(store) == ["user.created", "user.updated", "session.revoked"]
+    # Made before already: no second fact.
+    await store.import_accounts([new(1), new(2)])
+    assert (await topics(store))[3:] == ["user.created"]
+
+
+async def test_memory_is_bounded_and_refilled(store: EmbeddedStore) -> None:
+    await store.import_accounts([new(user_id) for user_id in range(1, 6)])
+    for _ in range(2):
+        assert [entry.user_id for entry in (await store.refs(range(1, 6))).refs] == [1, 2, 3, 4, 5]
+
+
+async def test_a_late_read_does_not_undo_a_write(store: EmbeddedStore) -> None:
+    await store.import_accounts([new(1), new(2), new(3)])
+    changed = account(1)._replace(state=user_pb2.USER_STATE_SUSPENDED, version=2)
+    assert await store.replace(changed, [])
+    # As the row was before the write: what a reader that began earlier brings back.
+    store._remember(account(1))
+    assert [entry.version for entry in (await store.refs([1])).refs] == [2]
+
+
+async def test_the_file_is_its_owners_alone_and_outlives_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "identity.db"
+    first = await EmbeddedStore.open(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    secret = await first.secret("key", lambda: b"one")
+    await first.import_accounts([new(1)])
+    await first.close()
+    second = await EmbeddedStore.open(path)
+    assert await second.secret("key", lambda: b"two") == secret
+    assert await second.accounts([1]) == [account(1)]
+    await second.close()

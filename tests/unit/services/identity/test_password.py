@@ -1,0 +1,129 @@
+"""Passwords: any length, any text, one time, and a queue that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import bcrypt
+import grpc
+import pytest
+
+from services.common import errors
+from services.identity import password
+from services.identity.password import Credential, Passwords, Scheme, foreign, prehash, worker_count
+
+COST = 4
+
+AWKWARD = {
+    "short": "correct horse",
+    "73 bytes": "x" * 73,
+    "300 characters": "y" * 300,
+    "NUL inside": "before\0after!",
+    "emoji": "🐦" * 256,
+    "combining": "Å" * 20,
+    "spaces": " " * 10,
+}
+
+
+@pytest.fixture
+async def passwords() -> AsyncIterator[Passwords]:
+    pool = Passwords(b"pepper", COST, workers=1)
+    yield pool
+    await pool.close()
+
+
+@pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD.keys())
+async def test_any_password_works_and_its_neighbours_do_not(passwords: Passwords, text: str) -> None:
+    credential = await passwords.hash(text)
+    assert credential.scheme == Scheme.PEPPERED
+    assert await passwords.check(text, credential)
+    assert not await passwords.check(text + "x", credential)
+    assert not await passwords.check(text[:-1], credential)
+    assert not await passwords.check("", credential)
+
+
+async def test_the_same_text_in_another_encoding_is_the_same_password(passwords: Passwords) -> None:
+    credential = await passwords.hash("Ångström 1234")
+    assert await passwords.check("A\u030angstro\u0308m 1234", credential)
+
+
+async def test_another_pepper_knows_no_password(passwords: Passwords) -> None:
+    credential = await passwords.hash("correct horse")
+    other = Passwords(b"another", COST, workers=1)
+    assert not await other.check("correct horse", credential)
+    await other.close()
+
+
+def test_what_bcrypt_gets_always_fits() -> None:
+    assert {len(prehash(b"pepper", text)) for text in AWKWARD.values()} == {44}
+
+
+async def test_nobody_costs_as_much_as_somebody_and_is_never_right(
+    passwords: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work is compared, not the clock: every check runs bcrypt once, at the same cost."""
+    somebody = await passwords.hash("correct horse")
+    costs: list[bytes] = []
+    check = bcrypt.checkpw
+
+    def counted(given: bytes, hashed: bytes) -> bool:
+        costs.append(hashed[:7])
+        return check(given, hashed)
+
+    monkeypatch.setattr(bcrypt, "checkpw", counted)
+    assert not await passwords.check("wrong password", somebody)
+    assert not await passwords.check("wrong password", None)
+    assert not await passwords.check("wrong password", Credential(Scheme.NONE, b""))
+    assert costs == [b"$2b$04$"] * 3
+
+
+async def test_imported_hashes_are_of_the_password_itself(passwords: Passwords) -> None:
+    credential = foreign(bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(COST)).decode())
+    assert await passwords.check("x" * 72, credential)
+    # What lies beyond 72 bytes is not cut off silently.
+    assert not await passwords.check("x" * 73, credential)
+    assert not await passwords.check("x" * 71, credential)
+
+
+def test_an_empty_import_has_no_password() -> None:
+    assert foreign("") == Credential(Scheme.NONE, b"")
+
+
+@pytest.mark.parametrize("cost", ["00", "03", "17", "31"])
+def test_imported_hashes_of_an_absurd_cost_are_refused(cost: str) -> None:
+    hashed = bcrypt.hashpw(b"x", bcrypt.gensalt(COST)).decode()
+    with pytest.raises(errors.RoostError, match="cost"):
+        foreign(hashed[:4] + cost + hashed[6:])
+
+
+@pytest.mark.parametrize("end", "/Az9")
+def test_imported_hashes_that_bcrypt_would_refuse_are_refused_first(end: str) -> None:
+    hashed = bcrypt.hashpw(b"x", bcrypt.gensalt(COST)).decode()
+    with pytest.raises(errors.RoostError, match="salt"):
+        foreign(hashed[:28] + end + hashed[29:])
+
+
+async def test_a_full_queue_says_when_to_come_back(passwords: Passwords, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *_: gate.wait(10))
+    waiting = [
+        asyncio.create_task(passwords.check("correct horse", None)) for _ in range(1 + password.QUEUED_PER_WORKER)
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(errors.RoostError) as caught:
+        await passwords.check("correct horse", None)
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.retry_after_s is not None
+    # Who gives up makes room.
+    waiting[-1].cancel()
+    await asyncio.gather(waiting[-1], return_exceptions=True)
+    again = asyncio.create_task(passwords.check("correct horse", None))
+    await asyncio.sleep(0)
+    gate.set()
+    assert await asyncio.gather(again, *waiting[:-1]) == [False] * (1 + password.QUEUED_PER_WORKER)
+
+
+def test_a_core_is_left_for_the_loop() -> None:
+    assert [worker_count(cores) for cores in (None, 1, 2, 8)] == [1, 1, 1, 7]

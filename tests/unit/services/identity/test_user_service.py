@@ -1,0 +1,299 @@
+"""Profiles as readers see them, changes of them, and the state of accounts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import bcrypt
+import grpc
+import pytest
+from roost.identity.v1 import user_pb2
+from roost.identity.v1 import user_service_pb2 as pb
+
+from services.common import errors
+from tests.unit.services.identity.conftest import Identity
+
+NOT_FOUND = grpc.StatusCode.NOT_FOUND
+
+
+def refused(code: grpc.StatusCode) -> Any:
+    return pytest.raises(errors.RoostError, match=code.name)
+
+
+async def people(identity: Identity, *names: str) -> list[int]:
+    request = pb.ImportUsersRequest()
+    for name in names:
+        request.users.add(username=name, email=f"{name}@example.com")
+    return list((await identity.users.ImportUsers(request, None)).user_ids)
+
+
+async def suspend(identity: Identity, user_id: int) -> None:
+    await identity.users.SuspendUser(pb.SuspendUserRequest(user_id=user_id, action_id=1), None)
+
+
+async def reinstate(identity: Identity, user_id: int) -> None:
+    await identity.users.ReinstateUser(pb.ReinstateUserRequest(user_id=user_id, action_id=1), None)
+
+
+async def delete(identity: Identity, user_id: int) -> None:
+    with identity.as_user(user_id):
+        await identity.users.DeleteUser(pb.DeleteUserRequest(user_id=user_id), None)
+
+
+async def update(identity: Identity, user_id: int, **changes: str) -> user_pb2.User:
+    with identity.as_user(user_id):
+        return (await identity.users.UpdateUser(pb.UpdateUserRequest(user_id=user_id, **changes), None)).user
+
+
+async def test_a_profile_is_joined_from_its_owners(identity: Identity) -> None:
+    alice, bob = await people(identity, "alice", "bob")
+    identity.graph.counts[bob] = (3, 2)
+    identity.tweet.counts[bob] = 7
+    identity.graph.ties[alice, bob] = {"following": True, "muting": True}
+    with identity.as_user(alice):
+        user = await identity.get(bob)
+    assert user.metrics == user_pb2.UserMetrics(followers=3, following=2, tweets=7)
+    assert user.viewer == user_pb2.UserViewer(following=True, muting=True)
+    assert user.email == ""
+
+
+async def test_without_a_reader_nothing_is_asked_about_one(identity: Identity) -> None:
+    (bob,) = await people(identity, "bob")
+    user = await identity.get(bob)
+    assert not user.HasField("viewer")
+    assert user.HasField("metrics")
+    assert user.metrics.followers == 0
+    assert user.email == ""
+
+
+async def test_the_address_is_in_the_own_profile_only(identity: Identity) -> None:
+    alice, bob = await people(identity, "alice", "bob")
+    with identity.as_user(alice):
+        request = pb.BatchGetUsersRequest(ids=[bob, alice])
+        users = (await identity.users.BatchGetUsers(request, None)).users
+    assert [user.email for user in users] == ["", "alice@example.com"]
+    assert [user.HasField("viewer") for user in users] == [True, False]
+
+
+async def test_who_blocks_the_reader_shows_only_that(identity: Identity) -> None:
+    alice, bob = await people(identity, "alice", "bob")
+    await update(identity, bob, bio="secret", display_name="Bob B.")
+    identity.graph.counts[bob] = (3, 2)
+    identity.graph.ties[alice, bob] = {"blocked_by": True, "blocking": True}
+    with identity.as_user(alice):
+        by_id = await identity.get(bob)
+        request = pb.GetUserByUsernameRequest(username="BOB")
+        by_name = (await identity.users.GetUserByUsername(request, None)).user
+        batch = (await identity.users.BatchGetUsers(pb.BatchGetUsersRequest(ids=[bob]), None)).users[0]
+    expected = user_pb2.User(id=bob, username="bob", viewer=user_pb2.UserViewer(blocked_by=True))
+    assert by_id == by_name == batch == expected
+
+
+@pytest.mark.parametrize("down", ["graph", "tweet"])
+async def test_a_profile_answers_without_its_counts(identity: Identity, down: str) -> None:
+    alice, bob = await people(identity, "alice", "bob")
+    getattr(identity, down).down = True
+    with identity.as_user(alice):
+        user = await identity.get(bob)
+    assert user.username == "bob"
+    assert not user.HasField("metrics")
+    assert user.HasField("viewer") is (down == "tweet")
+
+
+async def test_a_batch_asks_each_owner_once(identity: Identity) -> None:
+    ids = await people(identity, *(f"user{number}" for number in range(20)))
+    reader = ids[0]
+    identity.graph.calls = identity.tweet.calls = 0
+    with identity.as_user(reader):
+        request = pb.BatchGetUsersRequest(ids=[*reversed(ids), 5])
+        users = (await identity.users.BatchGetUsers(request, None)).users
+    assert [user.id for user in users] == ids[::-1]
+    assert (identity.graph.calls, identity.tweet.calls) == (2, 1)
+
+
+@pytest.mark.parametrize("hide", [suspend, delete])
+async def test_hidden_people_are_not_found(identity: Identity, hide: Any) -> None:
+    alice, bob = await people(identity, "alice", "bob")
+    await hide(identity, bob)
+    with refused(NOT_FOUND):
+        await identity.get(bob)
+    with refused(NOT_FOUND):
+        await identity.users.GetUserByUsername(pb.GetUserByUsernameRequest(username="bob"), None)
+    users = (await identity.users.BatchGetUsers(pb.BatchGetUsersRequest(ids=[bob, alice]), None)).users
+    assert [user.id for user in users] == [alice]
+    with refused(NOT_FOUND):
+        await identity.get(1)
+
+
+async def test_an_update_changes_what_is_given_and_nothing_else(identity: Identity) -> None:
+    (alice,) = await people(identity, "alice")
+    await update(identity, alice, bio="first", location="here")
+    user = await update(identity, alice, bio="", display_name="A\u030a")
+    assert (user.bio, user.location, user.display_name, user.username) == ("", "here", "Å", "alice")
+    assert user.email == "alice@example.com"
+    assert await identity.get(alice) == user_pb2.User(
+        id=alice,
+        username="alice",
+        display_name="Å",
+        location="here",
+        created_at=user.created_at,
+        metrics=user_pb2.UserMetrics(),
+    )
+    updates = [event.user_updated.version for event in await identity.events() if event.HasField("user_updated")]
+    assert updates == [2, 3]
+
+
+async def test_an_update_of_nothing_is_no_event(identity: Identity) -> None:
+    (alice,) = await people(identity, "alice")
+    await update(identity, alice)
+    await update(identity, alice, display_name="alice")
+    assert await identity.facts() == ["user_created"]
+
+
+async def test_parallel_updates_all_count(identity: Identity) -> None:
+    (alice,) = await people(identity, "alice")
+    changes = [{"bio": "b"}, {"location": "l"}, {"website": "https://a.b"}, {"display_name": "d"}]
+    await asyncio.gather(*(update(identity, alice, **change) for change in changes))
+    user = await identity.get(alice)
+    assert (user.bio, user.location, user.website, user.display_name) == ("b", "l", "https://a.b", "d")
+
+
+async def test_a_bad_update_stores_nothing(identity: Identity) -> None:
+    (alice,) = await people(identity, "alice")
+    with refused(grpc.StatusCode.INVALID_ARGUMENT):
+        await update(identity, alice, bio="fine", display_name="\u200b")
+    assert (await identity.get(alice)).bio == ""
+
+
+async def test_states_change_once_and_are_published(identity: Identity) -> None:
+    (alice,) = await people(identity, "alice")
+    for _ in range(2):
+        await suspend(identity, alice)
+    for _ in range(2):
+        await reinstate(identity, alice)
+    for _ in range(2):
+        await delete(identity, alice)
+    # A moderator's word does not bring back who left.
+    await suspend(identity, alice)
+    await reinstate(identity, alice)
+    assert await identity.facts() == ["user_created", "user_suspended", "user_reinstated", "user_deleted"]
+    versions = [event.user_deleted.version for event in await identity.events()]
+    assert versions[-1] == 4
+    with refused(NOT_FOUND):
+        await identity.get(alice)
+    with refused(NOT_FOUND):
+        await suspend(identity, 1)
+
+
+async def test_leaving_is_no_way_out_of_a_suspension(identity: Identity) -> None:
+    (alice,) = await people(identity, "alice")
+    await suspend(identity, alice)
+    with refused(grpc.StatusCode.PERMISSION_DENIED):
+        await delete(identity, alice)
+    with refused(NOT_FOUND):
+        await update(identity, alice, bio="hidden")
+
+
+async def test_references_carry_the_state_and_act_on_the_next_read(identity: Identity) -> None:
+    alice, bob = await people(identity, "alice", "bob")
+
+    async def refs() -> list[pb.UserRefEntry]:
+        request = pb.BatchGetUserRefsRequest(ids=[bob, 5, alice, bob])
+        return list((await identity.users.BatchGetUserRefs(request, None)).refs)
+
+    before = await refs()
+    assert [entry.user_id for entry in before] == [bob, alice, bob]
+    assert user_pb2.UserRef.FromString(before[1].ref) == user_pb2.UserRef(
+        id=alice, username="alice", display_name="alice"
+    )
+    await update(identity, alice, display_name="Queen")
+    await suspend(identity, bob)
+    after = await refs()
+    assert user_pb2.UserRef.FromString(after[1].ref).display_name == "Queen"
+    assert [entry.state for entry in after] == [
+        user_pb2.USER_STATE_SUSPENDED,
+        user_pb2.USER_STATE_ACTIVE,
+        user_pb2.USER_STATE_SUSPENDED,
+    ]
+    assert [entry.version for entry in after] == [2, 2, 2]
+
+
+async def test_a_cancelled_change_is_seen_if_it_was_stored(identity: Identity) -> None:
+    """The caller may go away between the commit and the cache: readers must not be left with the old state."""
+    ids = await people(identity, *(f"user{number}" for number in range(30)))
+    for user_id in ids:
+        task = asyncio.create_task(suspend(identity, user_id))
+        for _ in range(user_id % 7):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0.1)
+    stored = {account.user_id: account.state for account in await identity.store.scan(0, 100)}
+    request = pb.BatchGetUserRefsRequest(ids=ids)
+    shown = {entry.user_id: entry.state for entry in (await identity.users.BatchGetUserRefs(request, None)).refs}
+    assert shown == stored
+
+
+async def test_imports_are_idempotent_and_all_or_nothing(identity: Identity) -> None:
+    alice, bob = await people(identity, "alice", "bob")
+    again = await people(identity, "bob", "carol", "alice", "carol")
+    assert again == [bob, again[1], alice, again[1]]
+    request = pb.ImportUsersRequest()
+    request.users.add(username="dave", email="dave@example.com")
+    request.users.add(username="alice", email="alice@example.com", profile=user_pb2.Profile(bio="other"))
+    with refused(grpc.StatusCode.ALREADY_EXISTS):
+        await identity.users.ImportUsers(request, None)
+    with refused(NOT_FOUND):
+        await identity.users.GetUserByUsername(pb.GetUserByUsernameRequest(username="dave"), None)
+    assert await identity.facts() == ["user_created"] * 3
+
+
+async def test_imported_hashes_log_in(identity: Identity) -> None:
+    request = pb.ImportUsersRequest()
+    hashed = bcrypt.hashpw(b"from elsewhere", bcrypt.gensalt(4)).decode()
+    request.users.add(username="alice", email="alice@example.com", password_hash=hashed)
+    await identity.users.ImportUsers(request, None)
+    await identity.login("alice", "from elsewhere")
+    with refused(grpc.StatusCode.UNAUTHENTICATED):
+        await identity.login("alice", "from elsewhere?")
+    await people(identity, "bob")
+    for password in ("", "anything", "*"):
+        with refused(grpc.StatusCode.UNAUTHENTICATED):
+            await identity.login("bob", password)
+
+
+async def test_bad_imports_name_the_user_at_fault(identity: Identity) -> None:
+    request = pb.ImportUsersRequest()
+    request.users.add(username="alice", email="alice@example.com")
+    request.users.add(username="bob", email="bob@example.com", profile=user_pb2.Profile(bio="a\0b"))
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as caught:
+        await identity.users.ImportUsers(request, None)
+    assert caught.value.violations[0].field == "users[1].profile.bio"
+
+
+async def test_a_scan_sees_everybody_with_their_state(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.identity.user_service.SCANNED_A_MESSAGE", 2)
+    ids = await people(identity, *(f"user{number}" for number in range(5)))
+    await suspend(identity, ids[1])
+    await delete(identity, ids[2])
+    pages = [page async for page in identity.users.ScanUsers(pb.ScanUsersRequest(after_id=ids[0]), None)]
+    found = [(entry.user.id, entry.state) for page in pages for entry in page.users]
+    assert [len(page.users) for page in pages] == [2, 2]
+    assert found == [
+        (ids[1], user_pb2.USER_STATE_SUSPENDED),
+        (ids[2], user_pb2.USER_STATE_DEACTIVATED),
+        (ids[3], user_pb2.USER_STATE_ACTIVE),
+        (ids[4], user_pb2.USER_STATE_ACTIVE),
+    ]
+    assert not any(entry.user.email for page in pages for entry in page.users)
+
+
+async def test_tokens_of_the_suspended_are_refused_by_their_event(identity: Identity) -> None:
+    alice = await identity.sign_up("alice")
+    await identity.verifier.verify(alice.access_token)
+    await suspend(identity, alice.user.id)
+    event = (await identity.events())[-1]
+    identity.revocations.revoke_user(event.user_suspended.user_id, event.occurred_at.ToNanoseconds() / 1e9)
+    with refused(grpc.StatusCode.UNAUTHENTICATED):
+        await identity.verifier.verify(alice.access_token)
