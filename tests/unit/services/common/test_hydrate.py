@@ -1,0 +1,277 @@
+"""Joining tweets for a reader: every rule that hides something, against fake owners behind a real channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from roost.graph.v1 import graph_service_pb2 as graph
+from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
+from roost.identity.v1 import user_pb2
+from roost.identity.v1 import user_service_pb2 as identity
+from roost.identity.v1.user_service_pb2_grpc import UserServiceServicer
+from roost.tweet.v1 import tweet_pb2
+from roost.tweet.v1 import tweet_service_pb2 as tweet
+from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
+
+from services.common import errors
+from services.common.hydrate import Hydrator, framed, tombstone, varint
+from services.common.inprocess import Checker, InProcessChannel
+from services.common.interceptors.endpoint import endpoints_of
+
+READER, ANN, BOB, CAT = 1, 2, 3, 4
+
+
+@dataclass
+class World:
+    """What the owners know, and what they were asked."""
+
+    cores: dict[int, tweet_pb2.TweetCore] = field(default_factory=dict)
+    states: dict[int, int] = field(default_factory=lambda: dict.fromkeys((READER, ANN, BOB, CAT), 1))
+    blocks: set[tuple[int, int]] = field(default_factory=set)
+    mutes: set[tuple[int, int]] = field(default_factory=set)
+    down: str = ""
+    calls: list[tuple[str, int]] = field(default_factory=list)
+
+    def post(self, tweet_id: int, author_id: int, **head: int) -> int:
+        """A tweet that stands; replies, retweets and quotes find their target's author themselves."""
+        for kind in ("reply_to", "retweet_of", "quote_of"):
+            target = self.cores.get(head.get(f"{kind}_id", 0))
+            if target is not None:
+                head[f"{kind}_author_id"] = target.head.author_id
+        ids = {name: value for name, value in head.items() if name.endswith("_id") and "author" not in name}
+        body = tweet_pb2.Tweet(id=tweet_id, author_id=author_id, text=f"tweet {tweet_id}", **ids)
+        self.cores[tweet_id] = tweet_pb2.TweetCore(
+            head=tweet_pb2.TweetHead(id=tweet_id, author_id=author_id, **head),  # type: ignore[arg-type]
+            core=body.SerializeToString(),
+        )
+        return tweet_id
+
+    def delete(self, tweet_id: int) -> None:
+        self.cores[tweet_id].head.deleted = True
+        self.cores[tweet_id].core = b""
+
+    def asked(self, owner: str, ids: Any) -> None:
+        self.calls.append((owner, len(ids)))
+        if self.down == owner:
+            raise errors.unavailable(f"{owner} is down")
+
+    def ref(self, user_id: int) -> user_pb2.UserRef:
+        return user_pb2.UserRef(id=user_id, username=f"user{user_id}", display_name="x" * 40 * user_id)
+
+
+class Tweets(TweetServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def BatchGetTweetCores(self, request: Any, context: Any) -> Any:
+        self.world.asked("tweet", request.ids)
+        known = self.world.cores
+        return tweet.BatchGetTweetCoresResponse(cores=[known[i] for i in request.ids if i in known])
+
+
+class Users(UserServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def BatchGetUserRefs(self, request: Any, context: Any) -> Any:
+        self.world.asked("identity", request.ids)
+        response = identity.BatchGetUserRefsResponse()
+        for user_id in request.ids:
+            if state := self.world.states.get(user_id):
+                ref = self.world.ref(user_id).SerializeToString()
+                response.refs.add(user_id=user_id, ref=ref, state=state)  # type: ignore[arg-type]
+        return response
+
+
+class Graph(GraphServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def GetVisibilityFilter(self, request: Any, context: Any) -> Any:
+        self.world.asked("graph", request.candidate_ids)
+        reader, blocks = request.user_id, self.world.blocks
+        return graph.GetVisibilityFilterResponse(
+            blocked_ids=[target for by, target in blocks if by == reader],
+            blocked_by_ids=[i for i in request.candidate_ids if (i, reader) in blocks],
+            muted_ids=[target for by, target in self.world.mutes if by == reader],
+        )
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def hydrator(world: World) -> Hydrator:
+    endpoints = endpoints_of(
+        {
+            "roost.tweet.v1.TweetService": Tweets(world),
+            "roost.identity.v1.UserService": Users(world),
+            "roost.graph.v1.GraphService": Graph(world),
+        }
+    )
+    return Hydrator(InProcessChannel(endpoints, "tweet", Checker()))
+
+
+async def shown(hydrator: Hydrator, *ids: int, reader: int = READER, **rules: Any) -> list[int]:
+    """The ids that the reader sees, each checked to carry itself."""
+    found = await hydrator.visible(reader, ids, limit=len(ids), **rules)
+    for joined in found:
+        parsed = tweet_pb2.Tweet.FromString(joined.data)
+        assert (joined.id, joined.author_id) == (parsed.id, parsed.author_id) == (parsed.id, parsed.author.id)
+    return [joined.id for joined in found]
+
+
+async def test_joined_bytes_are_the_message_built_field_by_field(world: World, hydrator: Hydrator) -> None:
+    original, quoted = world.post(10, BOB), world.post(11, CAT)
+    world.cores[10].retweets, world.cores[10].replies, world.cores[11].quotes = 300, 1, 2
+    retweet, quote = world.post(12, ANN, retweet_of_id=original), world.post(13, ANN, quote_of_id=quoted)
+
+    def built(tweet_id: int, author: int, **fields: Any) -> tweet_pb2.Tweet:
+        return tweet_pb2.Tweet(
+            id=tweet_id, author_id=author, text=f"tweet {tweet_id}", author=world.ref(author), **fields
+        )
+
+    expected = {
+        10: built(10, BOB, metrics=tweet_pb2.TweetMetrics(retweets=300, replies=1)),
+        11: built(11, CAT, metrics=tweet_pb2.TweetMetrics(quotes=2)),
+    }
+    expected[12] = built(12, ANN, retweet_of_id=10, retweeted_tweet=expected[10])
+    expected[13] = built(13, ANN, quote_of_id=11, quoted_tweet=expected[11])
+    found = await hydrator.visible(READER, [original, quoted, retweet, quote], limit=9)
+    assert {joined.id: tweet_pb2.Tweet.FromString(joined.data) for joined in found} == expected
+
+
+async def test_the_order_asked_for_is_kept_and_unknown_ids_are_left_out(world: World, hydrator: Hydrator) -> None:
+    for tweet_id in (10, 11, 12):
+        world.post(tweet_id, ANN)
+    assert await shown(hydrator, 11, 99, 10, 12) == [11, 10, 12]
+    assert await shown(hydrator) == []
+
+
+async def test_deleted_tweets_and_retweets_of_them_are_gone(world: World, hydrator: Hydrator) -> None:
+    world.post(10, ANN)
+    world.post(11, BOB, retweet_of_id=10)
+    assert await shown(hydrator, 10, 11) == [10, 11]
+    world.delete(10)
+    assert await shown(hydrator, 10, 11) == []
+    del world.cores[10]
+    assert await shown(hydrator, 10, 11) == []
+
+
+@pytest.mark.parametrize("block", [(READER, ANN), (ANN, READER)])
+async def test_a_block_hides_both_ways_whoever_retweets(
+    world: World, hydrator: Hydrator, block: tuple[int, int]
+) -> None:
+    world.post(10, ANN)
+    world.post(11, BOB, retweet_of_id=10)
+    world.post(12, READER, retweet_of_id=10)
+    world.post(13, ANN, retweet_of_id=world.post(14, BOB))
+    world.blocks.add(block)
+    assert await shown(hydrator, 10, 11, 12, 13, 14) == [14]
+    assert await shown(hydrator, 10, 11, 12, 13, 14, reader=CAT) == [10, 11, 12, 13, 14]
+    assert await shown(hydrator, 10, 11, 12, 13, 14, reader=0) == [10, 11, 12, 13, 14]
+
+
+async def test_a_mute_hides_from_home_only_and_also_retweets(world: World, hydrator: Hydrator) -> None:
+    world.post(10, ANN)
+    world.post(11, BOB, retweet_of_id=10)
+    world.post(12, READER, retweet_of_id=10)
+    world.mutes.add((READER, ANN))
+    assert await shown(hydrator, 10, 11, 12) == [10, 11, 12]
+    assert await shown(hydrator, 10, 11, 12, hide_muted=True) == []
+    assert await shown(hydrator, 10, 11, 12, hide_muted=True, reader=CAT) == [10, 11, 12]
+
+
+@pytest.mark.parametrize("state", [user_pb2.USER_STATE_SUSPENDED, user_pb2.USER_STATE_DEACTIVATED, None])
+async def test_who_takes_no_part_is_hidden_from_everyone(world: World, hydrator: Hydrator, state: int | None) -> None:
+    world.post(10, ANN)
+    world.post(11, BOB, retweet_of_id=10)
+    world.states[ANN] = state or 0
+    assert await shown(hydrator, 10, 11) == []
+    assert await shown(hydrator, 10, 11, reader=0) == []
+
+
+@pytest.mark.parametrize("why", ["deleted", "purged", "blocked", "suspended"])
+async def test_a_quote_stays_and_shows_a_tombstone(world: World, hydrator: Hydrator, why: str) -> None:
+    world.post(10, ANN)
+    world.post(11, BOB, quote_of_id=10)
+    match why:
+        case "deleted":
+            world.delete(10)
+        case "purged":
+            del world.cores[10]
+        case "blocked":
+            world.blocks.add((ANN, READER))
+        case "suspended":
+            world.states[ANN] = user_pb2.USER_STATE_SUSPENDED
+    (joined,) = await hydrator.visible(READER, [11], limit=1)
+    parsed = tweet_pb2.Tweet.FromString(joined.data)
+    assert parsed.quoted_tweet == tweet_pb2.Tweet(id=10, deleted=True)
+
+
+async def test_replies_in_a_home(world: World, hydrator: Hydrator) -> None:
+    world.post(10, BOB)
+    reply = world.post(11, ANN, reply_to_id=10)
+    own = world.post(12, READER, reply_to_id=10)
+    to_me = world.post(13, ANN, reply_to_id=world.post(14, READER))
+    assert await shown(hydrator, reply, own, to_me) == [reply, own, to_me], "no rule but in a home"
+    assert await shown(hydrator, reply, own, to_me, following={ANN}) == [own, to_me]
+    assert await shown(hydrator, reply, own, to_me, following={ANN, BOB}) == [reply, own, to_me]
+    world.delete(10)
+    world.delete(14)
+    assert await shown(hydrator, reply, own, to_me, following={ANN, BOB}) == [own]
+
+
+async def test_if_an_owner_cannot_answer_nothing_is_shown(world: World, hydrator: Hydrator) -> None:
+    world.post(10, ANN)
+    world.post(11, BOB, retweet_of_id=10)
+    for owner in ("tweet", "identity", "graph"):
+        world.down = owner
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await hydrator.visible(READER, [10, 11], limit=2)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    world.down = "graph"
+    assert await shown(hydrator, 10, 11, reader=0) == [10, 11], "nobody's blocks are not asked for"
+
+
+async def test_a_page_takes_two_rounds_and_stops_at_its_limit(world: World, hydrator: Hydrator) -> None:
+    for tweet_id in range(100, 400):
+        world.post(tweet_id, ANN)
+    found = await hydrator.visible(READER, range(100, 400), limit=20)
+    assert [joined.id for joined in found] == list(range(100, 120))
+    assert [owner for owner, _ in world.calls] == ["tweet", "identity", "graph"]
+    assert world.calls[0][1] < 40, "what the page cannot hold is not asked for"
+
+
+async def test_hidden_tweets_are_made_up_for_by_later_ones(world: World, hydrator: Hydrator) -> None:
+    for tweet_id in range(100, 1_100):
+        world.post(tweet_id, ANN if tweet_id % 10 else BOB)
+    world.blocks.add((ANN, READER))
+    found = await hydrator.visible(READER, range(100, 1_100), limit=50)
+    assert [joined.id for joined in found] == list(range(100, 600, 10))
+
+
+async def test_author_fragments_of_those_who_may_be_seen(world: World, hydrator: Hydrator) -> None:
+    world.blocks.add((ANN, READER))
+    world.states[CAT] = user_pb2.USER_STATE_DEACTIVATED
+    assert set(await hydrator.author_fragments(READER, [ANN, BOB, CAT, 99])) == {BOB}
+    fragments = await hydrator.author_fragments(0, [ANN, BOB])
+    assert tweet_pb2.Tweet.FromString(fragments[ANN]).author == world.ref(ANN)
+
+
+@given(st.integers(0, (1 << 63) - 1))
+def test_varints_and_tombstones_are_protobufs(number: int) -> None:
+    assert tweet_pb2.Tweet.FromString(b"\x08" + varint(number)).id == number
+    assert tweet_pb2.Tweet.FromString(tombstone(number)) == tweet_pb2.Tweet(id=number, deleted=True)
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 1_023, 1_024, 16_384, 70_000])
+def test_framed_data_of_any_length(length: int) -> None:
+    assert tweet_pb2.Tweet.FromString(framed(b"\x1a", b"x" * length)).text == "x" * length
