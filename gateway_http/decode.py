@@ -58,12 +58,13 @@ Assign = Callable[[Message, Any, Reading, str], None]
 class Field:
     """One field of a request message: how it is written from JSON and from text."""
 
-    __slots__ = ("assign", "is_id", "name", "oneof", "read_text", "repeated", "takes_me")
+    __slots__ = ("assign", "is_id", "is_text", "name", "oneof", "read_text", "repeated", "takes_me")
 
     def __init__(self, descriptor: FieldDescriptor, book: dict[str, MessageDecoder]) -> None:
         self.name = descriptor.name
         self.takes_me = field_policy(descriptor).accepts_me
         self.is_id = descriptor.cpp_type == FieldDescriptor.CPPTYPE_INT64
+        self.is_text = descriptor.cpp_type == FieldDescriptor.CPPTYPE_STRING
         self.repeated = descriptor.is_repeated
         oneof = descriptor.containing_oneof
         # `optional` makes a oneof of one, which cannot be given twice.

@@ -23,6 +23,8 @@ MAX_BUCKETS = 100_000
 # An IPv6 customer has a /64 at least: its addresses are one client.
 IPV6_PREFIX = 64
 MAX_KNOWN_ADDRESSES = 10_000
+# Sums of floats must not cost the last request of a window.
+SLACK_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,7 @@ class Bucket:
         full_at = self._full_at.get(key, now)
         full_at = (full_at if full_at > now else now) + self._step
         room = self._window_s - (full_at - now)
-        # Half a step of slack: sums of floats must not cost the last request of a window.
-        if room < -self._step / 2:
+        if room < -SLACK_S:
             return Verdict(False, 0, full_at - self._step - now, -room)
         if key not in self._full_at and len(self._full_at) >= self._max_buckets:
             self._make_room(now)

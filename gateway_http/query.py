@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 
 from google.protobuf.message import Message
 
-from gateway_http.decode import QUOTED_NAME, MessageDecoder, Reading
+from gateway_http.decode import QUOTED_NAME, Field, MessageDecoder, Reading
 from services.common import errors
 
 # Enough for 100 ids, one a parameter, and everything else a route takes.
@@ -64,5 +64,13 @@ def read_query(decoder: MessageDecoder, parameters: dict[str, list[bytes]], mess
             reading.fault(field.name, "is given twice, or beside a parameter that excludes it")
             continue
         taken.add(key)
-        pieces = [piece for raw in raws for piece in raw.split(b",")] if field.repeated else raws
-        field.assign_text(message, [decode_text(piece) for piece in pieces], reading, field.name)
+        field.assign_text(message, _pieces(field, raws), reading, field.name)
+
+
+def _pieces(field: Field, raws: list[bytes]) -> list[str]:
+    if not field.repeated:
+        return [decode_text(raw) for raw in raws]
+    if field.is_text:
+        # An encoded comma belongs to the text.
+        return [decode_text(piece) for raw in raws for piece in raw.split(b",")]
+    return [piece for raw in raws for piece in decode_text(raw).split(",")]

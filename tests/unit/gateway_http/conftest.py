@@ -1,0 +1,147 @@
+"""A gateway over a channel that answers from a table, and a client that speaks ASGI to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from gateway_http.app import Gateway
+from services.common import errors
+from services.common.config import Settings
+from services.common.context import Actor, Call, current
+
+ALICE = Actor(user_id=7, session_id=1, token="alice-token")
+
+
+class FakeChannel:
+    """`answers`: a method's name → message, exception, or a function of the request."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {}
+        self.asked: list[tuple[str, Any, Call]] = []
+
+    def unary_unary(self, path: str, serializer: Any, deserializer: Any) -> Callable[[Any], Any]:
+        name = path.rpartition("/")[2]
+
+        async def call(request: Any) -> Any:
+            self.asked.append((name, request, current()))
+            answer = self.answers.get(name, errors.unimplemented(f"{path} is not served yet"))
+            if callable(answer):
+                answer = answer(request)
+            if asyncio.iscoroutine(answer):
+                answer = await answer
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        return call
+
+    @property
+    def request(self) -> Any:
+        """The last request."""
+        return self.asked[-1][1]
+
+
+class FakeVerifier:
+    """Knows one token, and only after it was verified once."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Actor] = {}
+
+    def cached(self, token: str) -> Actor | None:
+        return self.known.get(token)
+
+    async def verify(self, token: str) -> Actor:
+        if token != ALICE.token:
+            raise errors.unauthenticated("the access token is not valid", "INVALID_TOKEN")
+        self.known[token] = ALICE
+        return ALICE
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    raw_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """Asks a gateway as an ASGI server would."""
+
+    def __init__(self, gateway: Any, channel: FakeChannel) -> None:
+        self.gateway = gateway
+        self.channel = channel
+
+    async def ask(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        *,
+        signed_in: bool = False,
+        headers: dict[str, str] | None = None,
+        address: str = "192.0.2.1",
+    ) -> Answer:
+        path, _, query = target.partition("?")
+        sent = {"host": "test"} | ({"authorization": f"Bearer {ALICE.token}"} if signed_in else {})
+        if body is not None:
+            sent |= {"content-type": "application/json", "content-length": str(len(body))}
+        sent |= headers or {}
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in sent.items()],
+            "client": (address, 1234),
+        }
+        pending = [{"type": "http.request", "body": body or b"", "more_body": False}]
+        events: list[Any] = []
+
+        async def receive() -> Any:
+            return pending.pop(0) if pending else {"type": "http.disconnect"}
+
+        async def send(event: Any) -> None:
+            events.append(event)
+
+        await self.gateway(scope, receive, send)
+        start, *rest = events
+        raw = list(start["headers"])
+        found = {name.decode(): value.decode("latin-1") for name, value in raw}
+        return Answer(start["status"], found, b"".join(event.get("body", b"") for event in rest), raw)
+
+    async def json(self, method: str, target: str, body: Any, **options: Any) -> Answer:
+        return await self.ask(method, target, json.dumps(body).encode(), **options)
+
+
+def make_client(**settings: Any) -> Client:
+    channel = FakeChannel()
+    gateway = Gateway(
+        channel,  # type: ignore[arg-type]
+        FakeVerifier(),  # type: ignore[arg-type]
+        Settings(**({"rate_limits": False} | settings)),
+        lambda: {"tweet": "SERVING", "graph": "SERVING"},
+    )
+    return Client(gateway, channel)
+
+
+@pytest.fixture
+def client() -> Client:
+    return make_client()
+
+
+@pytest.fixture
+def limited() -> Callable[..., Client]:
+    """Makes a client whose gateway counts, with the settings given."""
+    return lambda **settings: make_client(rate_limits=True, **settings)

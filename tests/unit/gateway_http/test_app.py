@@ -1,0 +1,375 @@
+"""The whole path of a request over a channel that answers from a table."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import structlog
+from roost.graph.v1 import graph_service_pb2
+from roost.identity.v1 import auth_service_pb2, user_pb2, user_service_pb2
+from roost.tweet.v1 import tweet_pb2
+
+from gateway_http import app as app_module
+from gateway_http import request as request_module
+from services.common import errors
+from services.common.context import NEVER
+from tests.unit.gateway_http.conftest import ALICE, Client
+
+TWEET = tweet_pb2.Tweet(id=5, author_id=7, text="hello", author=user_pb2.UserRef(id=7, username="alice"))
+JOINED = TWEET.SerializeToString()
+
+
+def page(*ids: int, cursor: str = "", partial: bool = False) -> tweet_pb2.JoinedTweetPage:
+    tweets = [tweet_pb2.Tweet(id=one).SerializeToString() for one in ids]
+    return tweet_pb2.JoinedTweetPage(tweets=tweets, next_cursor=cursor, partial=partial)
+
+
+async def test_a_home_read_joins_bytes_and_names_the_caller(client: Client) -> None:
+    client.channel.answers["ListHomeTimeline"] = tweet_pb2.JoinedTweetPage(tweets=[JOINED], next_cursor="c")
+    answer = await client.ask("GET", "/v1/timelines/home?limit=5", signed_in=True)
+    assert answer.status == 200
+    assert answer.json["tweets"][0]["author"]["username"] == "alice"
+    assert (answer.json["next_cursor"], answer.json["partial"]) == ("c", False)
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "private, no-cache"
+    name, request, call = client.channel.asked[0]
+    assert (name, request.page_size) == ("ListHomeTimeline", 5)
+    assert call.actor == ALICE
+    assert call.method == "/roost.timeline.v1.TimelineService/ListHomeTimeline"
+    left = call.deadline - asyncio.get_running_loop().time()
+    assert 4 < left <= 5 != NEVER
+
+
+async def test_created_answers_201_unwrapped_and_is_not_stored_anywhere(client: Client) -> None:
+    client.channel.answers["CreateTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
+    answer = await client.json(
+        "POST", "/tweet", {"content": "hello"}, signed_in=True, headers={"idempotency-key": "k1"}
+    )
+    assert answer.status == 201
+    assert answer.json["id"] == "5"
+    assert answer.headers["cache-control"] == "no-store"
+    assert "etag" not in answer.headers
+    assert client.channel.request.text == "hello"
+    assert client.channel.request.idempotency_key == "k1"
+
+
+async def test_an_answer_without_its_body_is_an_empty_object(client: Client) -> None:
+    client.channel.answers["Follow"] = graph_service_pb2.FollowResponse()
+    assert (await client.ask("POST", "/v1/users/5/follow", signed_in=True)).body == b"{}"
+    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet()
+    assert (await client.ask("GET", "/v1/tweets/5")).body == b"{}"
+
+
+async def test_anonymous_reads_are_public_and_conditional(client: Client) -> None:
+    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
+    first = await client.ask("GET", "/v1/tweets/5")
+    assert first.headers["cache-control"] == "public, max-age=30, stale-while-revalidate=30"
+    assert first.headers["vary"] == "authorization"
+    tag = first.headers["etag"]
+    assert tag.startswith('W/"')
+    for known in (tag, f'"other", {tag}', "*", tag.removeprefix("W/")):
+        again = await client.ask("GET", "/v1/tweets/5", headers={"if-none-match": known})
+        assert (again.status, again.body) == (304, b"")
+        assert again.headers["etag"] == tag
+        assert "content-length" not in again.headers
+        assert "content-type" not in again.headers
+    assert (await client.ask("GET", "/v1/tweets/5", headers={"if-none-match": '"other"'})).status == 200
+
+
+async def test_head_is_get_without_its_body(client: Client) -> None:
+    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
+    got = await client.ask("GET", "/v1/tweets/5")
+    head = await client.ask("HEAD", "/v1/tweets/5")
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-length"] == str(len(got.body))
+    assert head.headers["etag"] == got.headers["etag"]
+
+
+async def test_who_must_sign_in_is_told_so_before_anything_is_read(client: Client) -> None:
+    answer = await client.ask("POST", "/v1/tweets", b"not json at all")
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert client.channel.asked == []
+
+
+@pytest.mark.parametrize("value", ["Bearer nonsense", "Bearer ", "Bearer", "Basic YTpi", "", "Bearer \xff"])
+async def test_a_token_that_does_not_hold_is_401_also_on_public_routes(client: Client, value: str) -> None:
+    answer = await client.ask("GET", "/v1/tweets/5", headers={"authorization": value})
+    assert answer.status == 401
+    assert "invalid_token" in answer.headers["www-authenticate"]
+    assert client.channel.asked == []
+
+
+async def test_a_scheme_has_any_case_and_a_verified_token_is_remembered(client: Client) -> None:
+    client.channel.answers["GetUser"] = user_service_pb2.GetUserResponse(user=user_pb2.User(id=7))
+    for _ in range(2):
+        answer = await client.ask("GET", "/v1/users/me", headers={"authorization": f"bEARER {ALICE.token}"})
+        assert answer.json["id"] == "7"
+    assert client.channel.request.user_id == 7
+
+
+async def test_me_without_a_token_is_401(client: Client) -> None:
+    assert (await client.ask("GET", "/v1/users/me")).status == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/v1//tweets", 404, "not_found"),
+        ("GET", "/v1/tweets/x", 400, "invalid_argument"),
+        ("GET", "/v1/tweets/%00", 400, "invalid_argument"),
+        ("GET", "/v1/tweets/5?zzz=1", 400, "invalid_argument"),
+        ("PUT", "/v1/timelines/home", 405, "method_not_allowed"),
+        ("OPTIONS", "/v1/tweets/5", 405, "method_not_allowed"),
+        ("GET", "/v1/tweets/5", 501, "unimplemented"),
+    ],
+)
+async def test_refusals_are_problems(client: Client, method: str, target: str, status: int, code: str) -> None:
+    answer = await client.ask(method, target)
+    assert answer.status == status
+    said = answer.json
+    assert (said["status"], said["code"], said["instance"]) == (status, code, target.partition("?")[0])
+    assert said["trace_id"]
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+async def test_streams_say_that_they_are_not_served_yet(client: Client) -> None:
+    assert (await client.ask("GET", "/v1/timelines/home/stream", signed_in=True)).status == 501
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "text/plain"},
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": ""},
+        {"content-encoding": "gzip"},
+        {"content-encoding": "br"},
+    ],
+)
+async def test_other_media_and_compression_are_415(client: Client, headers: dict[str, str]) -> None:
+    assert (await client.ask("POST", "/v1/auth/login", b'{"a":1}', headers=headers)).status == 415
+
+
+@pytest.mark.parametrize(
+    "media", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/merge-patch+json"]
+)
+async def test_json_by_any_of_its_names_is_read(client: Client, media: str) -> None:
+    client.channel.answers["Logout"] = auth_service_pb2.LogoutResponse()
+    answer = await client.ask("POST", "/v1/auth/logout", b"{}", headers={"content-type": media}, signed_in=True)
+    assert (answer.status, answer.body) == (200, b"{}")
+
+
+async def test_a_body_above_the_bound_is_413(client: Client) -> None:
+    fits = b'{"username":"' + b"a" * (request_module.MAX_BODY_BYTES - 15) + b'"}'
+    assert (await client.ask("POST", "/v1/auth/login", fits)).status == 501
+    answer = await client.ask("POST", "/v1/auth/login", fits + b" ")
+    assert answer.status == 413
+    assert answer.headers["connection"] == "close"
+    # Without a length it is found out while it is read.
+    chunked = await client.ask(
+        "POST", "/v1/auth/login", fits + b" ", headers={"content-length": "", "transfer-encoding": "chunked"}
+    )
+    assert chunked.status == 413
+    for length in ("9" * 30, "65537"):
+        assert (await client.ask("POST", "/v1/auth/login", b"{}", headers={"content-length": length})).status == 413
+
+
+async def test_a_slow_body_is_408(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_module, "BODY_TIMEOUT_S", 0.01)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/auth/login",
+        "raw_path": b"/v1/auth/login",
+        "query_string": b"",
+        "headers": [(b"content-length", b"5"), (b"content-type", b"application/json")],
+        "client": None,
+    }
+    events: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(event: Any) -> None:
+        events.append(event)
+
+    await client.gateway(scope, receive, send)
+    assert events[0]["status"] == 408
+    assert (b"connection", b"close") in events[0]["headers"]
+
+
+async def test_ids_of_trace_and_request_are_echoed_or_made(client: Client) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    answer = await client.ask("GET", "/nothing", headers={"traceparent": trace, "x-request-id": "abc-1"})
+    assert answer.headers["traceparent"] == trace
+    assert answer.headers["x-request-id"] == "abc-1"
+    assert answer.json["trace_id"] == trace[3:35]
+    bad = {"traceparent": "00-" + "0" * 32 + "-b7ad6b7169203331-01", "x-request-id": "a b\x7f"}
+    for headers in ({}, bad, {"x-request-id": "a" * 129, "traceparent": trace.upper()}):
+        made = await client.ask("GET", "/nothing", headers=headers)
+        assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-01", made.headers["traceparent"])
+        assert made.headers["x-request-id"] == made.json["trace_id"] == made.headers["traceparent"][3:35]
+
+
+async def test_the_call_carries_the_ids(client: Client) -> None:
+    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
+    answer = await client.ask("GET", "/v1/tweets/5", headers={"x-request-id": "abc-1"})
+    call = client.channel.asked[0][2]
+    assert (call.request_id, call.traceparent, call.caller) == ("abc-1", answer.headers["traceparent"], "")
+    assert call.actor.user_id == 0
+
+
+@pytest.mark.parametrize("name", ["authorization", "content-type", "idempotency-key", "x-request-id"])
+async def test_a_header_that_must_be_single_is_refused_twice(client: Client, name: str) -> None:
+    events: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(event: Any) -> None:
+        events.append(event)
+
+    headers = [(name.encode(), b"a"), (b"accept", b"x"), (b"accept", b"y"), (name.encode(), b"b")]
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/livez",
+        "raw_path": b"/livez",
+        "query_string": b"",
+        "headers": headers,
+    }
+    await client.gateway(scope, receive, send)
+    assert events[0]["status"] == 400
+    scope["headers"] = headers[:3]
+    events.clear()
+    await client.gateway(scope, receive, send)
+    assert events[0]["status"] == 200
+
+
+async def test_the_unforeseen_is_500_with_an_id_and_without_its_text(client: Client) -> None:
+    client.channel.answers["GetTweet"] = ZeroDivisionError("secret text")
+    with structlog.testing.capture_logs() as logs:
+        answer = await client.ask("GET", "/v1/tweets/5")
+    assert answer.status == 500
+    assert b"secret" not in answer.body
+    assert logs[0]["error_id"] in answer.json["detail"]
+
+
+async def test_a_service_that_is_away_is_503_and_says_when(client: Client) -> None:
+    client.channel.answers["GetTweet"] = errors.unavailable("the store is away", 2)
+    answer = await client.ask("GET", "/v1/tweets/5")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+
+
+async def test_too_many_under_way_are_refused_at_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "MAX_IN_FLIGHT", 2)
+    gate = asyncio.Event()
+
+    async def wait() -> Any:
+        await gate.wait()
+        return tweet_pb2.JoinedTweet(tweet=JOINED)
+
+    client.channel.answers["GetTweet"] = lambda request: wait()
+    running = [asyncio.create_task(client.ask("GET", "/v1/tweets/5")) for _ in range(2)]
+    await asyncio.sleep(0)
+    refused = await client.ask("GET", "/v1/tweets/5")
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    gate.set()
+    assert [(await one).status for one in running] == [200, 200]
+    assert (await client.ask("GET", "/v1/tweets/5")).status == 200
+
+
+async def test_rate_limits_count_by_user_and_by_address(limited: Callable[..., Client]) -> None:
+    client = limited(reads_per_minute=2)
+    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
+    first = await client.ask("GET", "/v1/tweets/5")
+    assert first.headers["x-rate-limit-remaining"] == "1"
+    assert first.headers["ratelimit-policy"] == '"read";q=2;w=60'
+    await client.ask("GET", "/v1/tweets/5")
+    refused = await client.ask("GET", "/v1/tweets/5")
+    assert refused.status == 429
+    assert refused.json["code"] == "rate_limited"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert len([name for name, _ in refused.raw_headers if name == b"retry-after"]) == 1
+    assert (await client.ask("GET", "/v1/tweets/5", address="192.0.2.9")).status == 200
+    assert (await client.ask("GET", "/v1/tweets/5", signed_in=True)).status == 200
+
+
+async def test_page_numbers_skip_along_the_cursor(client: Client) -> None:
+    pages = {"": (1, "b"), "b": (3, "d"), "d": (5, "")}
+    client.channel.answers["ListHomeTimeline"] = lambda request: page(
+        *range(pages[request.cursor][0], pages[request.cursor][0] + request.page_size), cursor=pages[request.cursor][1]
+    )
+    answer = await client.ask("GET", "/v1/timelines/home?page=2&limit=2&sort=latest", signed_in=True)
+    assert [one["id"] for one in answer.json["tweets"]] == ["3", "4"]
+    assert answer.headers["deprecation"].startswith("@")
+    plain = await client.ask("GET", "/v1/timelines/home?limit=2", signed_in=True)
+    assert "deprecation" not in plain.headers
+    assert (await client.ask("GET", "/v1/timelines/home?page=1&limit=2", signed_in=True)).json["tweets"][0]["id"] == "1"
+
+
+async def test_a_page_past_the_end_is_empty_and_too_deep_is_refused(client: Client) -> None:
+    client.channel.answers["ListHomeTimeline"] = lambda request: page(1, 2)
+    answer = await client.ask("GET", "/v1/timelines/home?page=3&limit=2", signed_in=True)
+    assert (answer.json["tweets"], answer.json["next_cursor"]) == ([], "")
+    for deep in ("1000000", "9223372036854775807"):
+        refused = await client.ask("GET", f"/v1/timelines/home?page={deep}", signed_in=True)
+        assert (refused.status, refused.json["violations"][0]["field"]) == (400, "page")
+    client.channel.answers["ListHomeTimeline"] = lambda request: page(cursor="more")
+    endless = await client.ask("GET", "/v1/timelines/home?page=9", signed_in=True)
+    assert endless.status == 504
+
+
+async def test_a_partial_list_stays_partial(client: Client) -> None:
+    client.channel.answers["ListHomeTimeline"] = lambda request: page(1, 2, cursor="again", partial=True)
+    answer = await client.ask("GET", "/v1/timelines/home?page=3&limit=2", signed_in=True)
+    assert answer.json == {"tweets": [], "next_cursor": "again", "partial": True}
+
+
+async def test_liveness_readiness_and_metrics(client: Client) -> None:
+    assert (await client.ask("GET", "/livez")).status == 200
+    ready = await client.ask("GET", "/readyz")
+    assert (ready.status, ready.json["services"]) == (200, {"tweet": "SERVING", "graph": "SERVING"})
+    metrics = await client.ask("GET", "/metrics")
+    assert b'roost_http_requests_total{route="readyz",status="200"}' in metrics.body
+
+
+async def test_one_service_that_does_not_serve_is_enough_for_503() -> None:
+    from gateway_http.own_routes import Readyz
+
+    for states in ({"tweet": "SERVING", "graph": "STARTING"}, {}):
+        answer = await Readyz(lambda states=states: states).serve(None)  # type: ignore[misc,arg-type]
+        assert answer.status == 503
+
+
+async def test_a_client_that_went_away_gets_nothing_and_breaks_nothing(client: Client) -> None:
+    events: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(event: Any) -> None:
+        events.append(event)
+
+    headers = [(b"content-length", b"5"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/auth/login",
+        "raw_path": b"/v1/auth/login",
+        "query_string": b"",
+        "headers": headers,
+    }
+    await client.gateway(scope, receive, send)
+    assert events == []
+    assert (await client.ask("GET", "/livez")).status == 200

@@ -1,0 +1,263 @@
+"""What a client may send, and what it may not: bodies, queries and paths → request messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from roost.search.v1 import search_service_pb2
+
+from gateway_http.codec import Asked, Codec
+from gateway_http.router import bindings
+from services.common.contract import methods
+from services.common.errors import RoostError
+
+CODEC = Codec()
+ME = 7
+
+
+def read(
+    name: str,
+    values: tuple[str, ...] = (),
+    query: bytes = b"",
+    body: bytes = b"",
+    me: int = ME,
+    key: str = "",
+    at: int = 0,
+) -> Asked:
+    method = next(one for one in methods().values() if one.name == name)
+    return CODEC.reader(method, bindings(method)[at]).read(values, query, body, me, key)
+
+
+def message(name: str, *args: Any, **options: Any) -> Any:
+    found: Message = read(name, *args, **options).message
+    return found
+
+
+def faults(name: str, *args: Any, **options: Any) -> list[str]:
+    """The fields at fault; [] where the whole is refused without naming one."""
+    with pytest.raises(RoostError) as refused:
+        read(name, *args, **options)
+    assert refused.value.code.name == "INVALID_ARGUMENT"
+    return [one.field for one in refused.value.violations]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"null",
+        b"[]",
+        b'""',
+        b"1",
+        b"true",
+        b"{",
+        b'{"text":"a"} x',
+        b"{'text':'a'}",
+        b'{"text":"a",}',
+        b"\xff",
+        b'{"text":"\xff"}',
+        b'{"text":"\\ud800"}',
+        b'{"text":"\x01"}',
+        b'{"text":NaN}',
+        b'{"text":Infinity}',
+        b'\xef\xbb\xbf{"text":"a"}',
+        b'{"text":' + b"[" * 40 + b"]" * 40 + b"}",
+        b"[" * 60000,
+        b'{"a":' * 9000,
+        b'{"reply_to_id":' + b"1" * 5000 + b"}",
+    ],
+)
+def test_a_body_that_is_not_one_json_object_is_refused(body: bytes) -> None:
+    assert faults("CreateTweet", body=body) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"text":"a","text":"b"}', "text"),
+        (b'{"text":"a","content":"b"}', "text"),
+        (b'{"text":"a","nothing":1}', "nothing"),
+        (b'{"text":1}', "text"),
+        (b'{"text":["a"]}', "text"),
+        (b'{"text":true}', "text"),
+        (b'{"media_ids":{"a":1}}', "media_ids"),
+        (b'{"media_ids":[1,"x"]}', "media_ids[1]"),
+        (b'{"media_ids":[null]}', "media_ids[0]"),
+        (b'{"media_ids":5}', "media_ids"),
+        (b'{"user_id":"you"}', "user_id"),
+    ],
+)
+def test_a_wrong_field_is_named(body: bytes, field: str) -> None:
+    assert faults("CreateTweet", body=body) == [field]
+
+
+INTEGERS = [
+    b"1.0",
+    b"1e3",
+    b'"1e3"',
+    b'"1_000"',
+    '"٣"'.encode(),
+    b'"+5"',
+    b'" 5"',
+    b'"5 "',
+    b'"0x1"',
+    b'"007"',
+    b"true",
+    b'""',
+]
+INTEGERS += [
+    b"9223372036854775808",
+    b'"9223372036854775808"',
+    b'"-0"',
+    b"18446744073709551616",
+    b'"' + b"9" * 30 + b'"',
+    b"[]",
+    b"{}",
+]
+
+
+@pytest.mark.parametrize("value", INTEGERS)
+def test_what_only_looks_like_an_integer_is_refused(value: bytes) -> None:
+    assert faults("CreateTweet", body=b'{"reply_to_id":' + value + b"}") == ["reply_to_id"]
+
+
+@pytest.mark.parametrize("value", [b"5", b'"5"', b"9223372036854775807", b'"9223372036854775807"', b"0", b'"0"'])
+def test_ids_are_integers_or_strings(value: bytes) -> None:
+    assert message("CreateTweet", body=b'{"reply_to_id":' + value + b"}").reply_to_id == int(value.strip(b'"'))
+
+
+def test_every_fault_is_said_at_once() -> None:
+    assert faults("CreateTweet", body=b'{"text":1,"reply_to_id":"x","zzz":0}') == ["text", "reply_to_id", "zzz"]
+
+
+def test_names_may_be_snake_camel_or_alias_and_null_is_unset() -> None:
+    assert message("CreateTweet", body=b'{"replyToId":"5","content":"hi","quote_of_id":null}').reply_to_id == 5
+    body = b'{"user_name":"al","user_credetials":"pw","user_metatData":{"displayName":"Al"}}'
+    found = message("SignUp", body=body)
+    assert (found.username, found.password, found.profile.display_name) == ("al", "pw", "Al")
+    assert faults("SignUp", body=b'{"profile":{"nope":1,"bio":2}}') == ["profile.nope", "profile.bio"]
+    assert faults("SignUp", body=b'{"profile":[]}') == ["profile"]
+
+
+def test_an_absent_body_is_an_empty_object() -> None:
+    assert message("CreateTweet") == message("CreateTweet", body=b"{}")
+
+
+def test_presence_is_kept() -> None:
+    found = message("UpdateUser", ("me",), body=b'{"bio":""}')
+    assert found.HasField("bio")
+    assert not found.HasField("location")
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-1", "007", "1.0", "1e3", "+5", "٣", "1_000", "x", "0x1", "9223372036854775808", "9" * 20, "%31"]
+)
+def test_a_malformed_id_in_the_path_is_refused(value: str) -> None:
+    assert faults("GetTweet", (value,)) == ["tweet_id"]
+
+
+def test_the_largest_id_is_an_id() -> None:
+    assert message("GetTweet", ("9223372036854775807",)).tweet_id == 2**63 - 1
+
+
+def test_me_is_the_caller_where_the_field_takes_it() -> None:
+    assert message("GetUser", ("me",)).user_id == ME
+    assert message("CreateTweet", body=b'{"user_id":"me"}').user_id == ME
+    assert faults("GetTweet", ("me",)) == ["tweet_id"]
+    with pytest.raises(RoostError, match="UNAUTHENTICATED"):
+        read("GetUser", ("me",), me=0)
+
+
+def test_a_body_may_repeat_the_path_but_not_contradict_it() -> None:
+    assert message("UpdateTweet", ("5",), body=b'{"tweet_id":"5","text":"a"}').tweet_id == 5
+    assert faults("UpdateTweet", ("5",), body=b'{"tweet_id":"6","text":"a"}') == ["tweet_id"]
+    assert faults("ListUserTweets", ("5",), b"user_id=6") == ["user_id"]
+
+
+@pytest.mark.parametrize("query", [b"ids=1,2,3", b"ids=1&ids=2&ids=3", b"ids=1%2C2&ids=3", b"ids=1,2&ids=3"])
+def test_lists_come_with_commas_or_repeated(query: bytes) -> None:
+    assert list(message("BatchGetTweets", query=query).ids) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("query", [b"ids=1,,2", b"ids=", b"ids=1,x", b"ids=1;2", b"ids=1+2"])
+def test_a_list_with_a_hole_is_refused(query: bytes) -> None:
+    assert faults("BatchGetTweets", query=query) == ["ids"]
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        (b"page_size=1&page_size=2", "page_size"),
+        (b"page_size=1&limit=2", "page_size"),
+        (b"page_size=", "page_size"),
+        (b"page_size=1e1", "page_size"),
+        (b"page_size=%D9%A3", "page_size"),
+        (b"page_size=2147483648", "page_size"),
+        (b"nothing=1", "nothing"),
+        (b"mode=newest", "mode"),
+        (b"mode=1", "mode"),
+        (b"mode=unspecified", "mode"),
+        (b"mode=TIMELINE_MODE_UNSPECIFIED", "mode"),
+        (b"mode=", "mode"),
+        (b"sort=oldest", "sort"),
+        (b"page=0", "page"),
+        (b"page=1.5", "page"),
+        (b"page=1&page=2", "page"),
+        (b"page=2&cursor=x", "page"),
+    ],
+)
+def test_a_wrong_parameter_is_named(query: bytes, field: str) -> None:
+    assert faults("ListHomeTimeline", query=query) == [field]
+
+
+@pytest.mark.parametrize("query", [b"cursor=%", b"cursor=%zz", b"cursor=%ff", b"cursor=%00", b"%ff=1", b"a=1&" * 200])
+def test_a_broken_query_is_refused(query: bytes) -> None:
+    faults("ListHomeTimeline", query=query)
+
+
+def test_queries_decode_plus_percent_and_enums_by_either_name() -> None:
+    assert message("ListHomeTimeline", query=b"mode=latest").mode == 1
+    assert message("ListHomeTimeline", query=b"mode=TIMELINE_MODE_RANKED&cursor=a%2Bb+c").cursor == "a+b c"
+    assert message("ListHomeTimeline", query=b"&limit=5&").page_size == 5
+    assert list(message("ListUserTweets", ("5",), b"exclude=replies,retweets").exclude) == [1, 2]
+
+
+def test_page_numbers_only_where_the_policy_admits_them() -> None:
+    assert read("ListHomeTimeline", query=b"page=3&limit=10&sort=latest").page == 3
+    assert faults("ListMentions", query=b"page=3&sort=latest") == ["page", "sort"]
+
+
+def test_a_text_list_splits_at_commas_that_are_not_encoded() -> None:
+    found: search_service_pb2.SearchTweetsRequest = message("SearchTweets", query=b"keywords=a%2Cb,c&q=x,y")
+    assert list(found.keywords) == ["a,b", "c"]
+    assert found.query == "x,y"
+
+
+def test_the_idempotency_key_comes_by_header_where_the_request_has_one() -> None:
+    assert message("CreateTweet", body=b'{"text":"a"}', key="k1").idempotency_key == "k1"
+    assert faults("CreateTweet", body=b'{"text":"a","idempotency_key":"k2"}', key="k1") == ["idempotency_key"]
+    assert message("Follow", ("5",), key="k1").user_id == 5
+
+
+def test_a_query_beside_a_body_and_a_body_where_none_belongs_are_refused() -> None:
+    assert faults("CreateTweet", query=b"text=a") == ["text"]
+    assert faults("DeleteTweet", ("5",), body=b'{"user_id":"5"}') == ["user_id"]
+    assert message("DeleteTweet", ("5",), body=b"{}").tweet_id == 5
+
+
+def test_a_oneof_is_given_once() -> None:
+    assert faults("ReplayFanout", body=b'{"offset":5,"time":"2026-01-31T12:00:00Z"}') == ["time"]
+    assert message("ReplayFanout", body=b'{"offset":5,"time":null}').offset == 5
+
+
+@pytest.mark.parametrize("time", ["2026-01-31T12:00:00Z", "2026-01-31t12:00:00.5z", "2026-01-31T13:00:00+01:00"])
+def test_times_are_rfc_3339(time: str) -> None:
+    assert message("ReplayFanout", body=f'{{"time":"{time}"}}'.encode()).time.seconds == 1769860800
+
+
+@pytest.mark.parametrize(
+    "time", ["2026-01-31", "2026-02-30T12:00:00Z", "2026-01-31T12:00:00", "2026-01-31 12:00:00Z", "1769860800"]
+)
+def test_what_is_no_time_is_refused(time: str) -> None:
+    assert faults("ReplayFanout", body=f'{{"time":"{time}"}}'.encode()) == ["time"]

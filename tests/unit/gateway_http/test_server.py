@@ -1,0 +1,297 @@
+"""The gateway on a real socket, against clients that send what no library would."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from roost.identity.v1 import auth_service_pb2
+from roost.tweet.v1 import tweet_pb2
+
+from gateway_http import protocol
+from gateway_http import request as request_module
+from gateway_http.server import HttpServer
+from services.common.errors import RoostError
+from tests.unit.gateway_http.conftest import Client
+
+HOST = "127.0.0.1"
+# A hang is a failure, not a slow test.
+PATIENCE_S = 5.0
+
+
+@pytest.fixture
+async def server(client: Client) -> AsyncIterator[HttpServer]:
+    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
+    client.channel.answers["Logout"] = auth_service_pb2.LogoutResponse()
+    running = HttpServer(client.gateway, HOST, 0, grace_s=2)
+    await running.start()
+    yield running
+    await running.stop()
+
+
+async def talk(server: HttpServer, *pieces: bytes, pause: float = 0.0) -> bytes:
+    """Sends the pieces and returns everything up to the end of the connection."""
+    reader, writer = await asyncio.open_connection(HOST, server.port)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(pause)
+            return await reader.read(-1)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def get(path: str = "/livez", *headers: str, close: bool = True, version: str = "1.1", method: str = "GET") -> bytes:
+    lines = [f"{method} {path} HTTP/{version}", "Host: x", *headers, *(["Connection: close"] if close else [])]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1")
+
+
+def post(body: bytes, *headers: str, close: bool = True) -> bytes:
+    return get("/v1/auth/logout", "Content-Type: application/json", *headers, close=close, method="POST") + body
+
+
+def status(answer: bytes) -> int:
+    assert answer.startswith(b"HTTP/1.1 "), answer[:80]
+    return int(answer[9:12])
+
+
+def body(answer: bytes) -> Any:
+    return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+async def test_it_answers_and_says_nothing_of_itself(server: HttpServer) -> None:
+    answer = await talk(server, get("/v1/tweets/5"))
+    assert (status(answer), body(answer)["id"]) == (200, "5")
+    head = answer.partition(b"\r\n\r\n")[0].lower()
+    assert b"\r\nserver:" not in head
+    assert b"\r\ndate:" in head
+    assert server.url == f"http://{HOST}:{server.port}"
+
+
+BROKEN = {
+    "garbage": b"\x16\x03\x01\x02\x00\x01\x00",
+    "no version": b"GET /livez\r\n\r\n",
+    "http/2.0": get(version="2.0"),
+    "two lengths": post(b"{}", "Content-Length: 2", "Content-Length: 3"),
+    "one length twice": post(b"{}", "Content-Length: 2", "Content-Length: 2"),
+    "length and chunks": post(b"2\r\n{}\r\n0\r\n\r\n", "Content-Length: 2", "Transfer-Encoding: chunked"),
+    "unknown transfer coding": post(b"{}", "Transfer-Encoding: gzip"),
+    "negative length": post(b"{}", "Content-Length: -1"),
+    "signed length": post(b"{}", "Content-Length: +2"),
+    "control in a value": get("/livez", "X-A: a\x00b"),
+    "bare return in a value": get("/livez", "X-A: a\rb"),
+    "space in a name": get("/livez", "X A: b"),
+    "bare line feeds": b"GET /livez HTTP/1.1\nHost: x\n\n",
+    "raw bytes in the path": get("/v1/tags/\xff/tweets"),
+    "bad chunk size": post(b"zz\r\n{}\r\n", "Transfer-Encoding: chunked"),
+    "connect": b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "two tokens": get("/livez", "Authorization: Bearer a", "Authorization: Bearer b"),
+    "nul in the path": get("/v1/tweets/%00"),
+    "half an escape": get("/v1/tweets/%2"),
+}
+
+
+async def test_what_is_not_http_is_400_and_closed(server: HttpServer) -> None:
+    for name, request_bytes in BROKEN.items():
+        answer = await talk(server, request_bytes)
+        assert status(answer) == 400, (name, answer)
+        assert b"application/problem+json" in answer
+        assert status(await talk(server, get())) == 200
+
+
+ODD = [
+    (get("http://x/livez"), 200),
+    (get("/livez", version="1.0"), 200),
+    (get("/v1/%74weets/5"), 200),
+    (get("/v1/tweets/%35"), 200),
+    (get("/v1/tweets/%2535"), 400),
+    (get("/v1/tweets/%2e%2e"), 400),
+    (get("/../etc/passwd"), 404),
+    (get("/%2e%2e/%2e%2e/etc"), 404),
+    (get("/livez#fragment"), 200),
+    (get(method="TRACE"), 405),
+    (get(method="NONSENSE"), 405),
+    (get("*", method="OPTIONS"), 404),
+    (get("/livez", "Upgrade: h2c", "Connection: upgrade", close=False), 200),
+    (post(b"{}", "Content-Length: 2", "Upgrade: h2c", "Connection: upgrade", close=False), 200),
+    (post(b"2\r\n{}\r\n0\r\n\r\n", "Transfer-Encoding: chunked"), 200),
+]
+
+
+async def test_odd_but_legal(server: HttpServer) -> None:
+    for request_bytes, expected in ODD:
+        answer = await talk(server, request_bytes)
+        assert status(answer) == expected, (request_bytes, answer)
+        if expected == 405:
+            assert b"\r\nallow:" in answer.lower()
+
+
+async def test_head_has_no_body(server: HttpServer) -> None:
+    answer = await talk(server, get(method="HEAD"))
+    assert status(answer) == 200
+    assert answer.endswith(b"\r\n\r\n")
+
+
+async def test_too_many_or_too_large_headers_are_431(server: HttpServer) -> None:
+    for headers in (
+        [f"X-A: {'a' * 20_000}"],
+        [f"X-{number}: a" for number in range(protocol.MAX_HEADERS + 1)],
+        [f"X-{number}: {'a' * 1000}" for number in range(20)],
+    ):
+        answer = await talk(server, get("/livez", *headers))
+        assert status(answer) == 431
+        assert body(answer)["code"] == "headers_too_large"
+
+
+async def test_a_target_that_is_too_long_is_431(server: HttpServer) -> None:
+    assert status(await talk(server, get("/" + "a" * 20_000))) == 431
+
+
+async def test_a_header_that_never_ends_is_431(server: HttpServer) -> None:
+    endless = [b"GET /livez HTTP/1.1\r\nX-A: ", *[b"a" * 4096] * 5]
+    assert status(await talk(server, *endless, pause=0.01)) == 431
+
+
+async def test_headers_that_fit_pass_in_pieces(server: HttpServer) -> None:
+    whole = get("/livez", *[f"X-{number}: {'a' * 100}" for number in range(protocol.MAX_HEADERS - 3)])
+    pieces = [whole[start : start + 3000] for start in range(0, len(whole), 3000)]
+    assert status(await talk(server, *pieces, pause=0.005)) == 200
+
+
+async def test_slow_headers_are_408_and_silence_is_closed(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 0.05)
+    assert status(await talk(server, b"GET /livez HTTP/1.1\r\nHost:")) == 408
+    assert await talk(server) == b""
+
+
+async def test_a_slow_body_is_408(server: HttpServer, monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
+    monkeypatch.setattr(request_module, "BODY_TIMEOUT_S", 0.05)
+    login = get("/v1/auth/login", "Content-Type: application/json", "Content-Length: 5", method="POST", close=False)
+    assert status(await talk(server, login + b"{")) == 408
+    chunked = get(
+        "/v1/auth/login", "Content-Type: application/json", "Transfer-Encoding: chunked", method="POST", close=False
+    )
+    assert status(await talk(server, chunked + b"1\r\n{\r\n")) == 408
+
+
+async def test_a_body_nobody_waits_for_does_not_hold_the_connection(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MESSAGE_TIMEOUT_S", 0.05)
+    # 401 comes before the body is read; the rest never comes.
+    answer = await talk(server, get("/v1/tweets", "Content-Length: 5", method="POST", close=False) + b"{")
+    assert status(answer) == 401
+
+
+async def test_a_large_body_is_413_before_it_is_read(server: HttpServer) -> None:
+    size = 10 * request_module.MAX_BODY_BYTES
+    login = get(
+        "/v1/auth/login", "Content-Type: application/json", f"Content-Length: {size}", method="POST", close=False
+    )
+    reader, writer = await asyncio.open_connection(HOST, server.port)
+    async with asyncio.timeout(PATIENCE_S):
+        writer.write(login)
+        assert status(await reader.readuntil(b"\r\n\r\n")) == 413
+        # The answer outlives what the client still sends.
+        writer.write(b" " * size)
+        await writer.drain()
+        await reader.read(-1)
+    writer.close()
+    sent_at_once = await talk(server, login + b" " * size)
+    assert status(sent_at_once) == 413
+
+
+async def test_expect_is_answered_only_where_the_body_is_wanted(server: HttpServer) -> None:
+    expect = ("Content-Type: application/json", "Expect: 100-continue")
+    wanted = get("/v1/auth/login", *expect, "Content-Length: 2", method="POST")
+    assert (await talk(server, wanted, b"{}")).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 501")
+    refused = get("/v1/auth/login", *expect, "Content-Length: 999999", method="POST")
+    assert status(await talk(server, refused)) == 413
+
+
+async def test_pipelined_requests_are_answered_in_order(server: HttpServer) -> None:
+    answer = await talk(server, get("/v1/tweets/5", close=False) + get("/nothing", close=False) + get())
+    assert [int(one[:3]) for one in answer.split(b"HTTP/1.1 ")[1:]] == [200, 404, 200]
+
+
+async def test_garbage_behind_a_request_does_not_take_its_answer(server: HttpServer) -> None:
+    answer = await talk(server, get("/v1/tweets/5", close=False) + b"\x00garbage\r\n\r\n")
+    assert status(answer) == 200
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+async def test_endless_pipelining_is_cut(server: HttpServer) -> None:
+    answer = await talk(server, get(close=False) * 3_000)
+    assert 0 < answer.count(b"HTTP/1.1 200") <= 3_000
+    assert status(await talk(server, get())) == 200
+
+
+async def test_a_client_that_leaves_in_the_middle_harms_nobody(server: HttpServer) -> None:
+    for request_bytes in (get(close=False)[:10], post(b"{", "Content-Length: 5"), get("/v1/tweets/5")):
+        _, writer = await asyncio.open_connection(HOST, server.port)
+        writer.write(request_bytes)
+        writer.transport.abort()
+    await asyncio.sleep(0.02)
+    assert status(await talk(server, get())) == 200
+
+
+async def test_too_many_connections_are_refused(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 1)
+    _, writer = await asyncio.open_connection(HOST, server.port)
+    await asyncio.sleep(0.02)
+    answer = await talk(server)
+    assert status(answer) == 503
+    assert b"retry-after: 1" in answer
+    writer.close()
+
+
+async def test_a_port_that_is_taken_is_said_clearly(server: HttpServer, client: Client) -> None:
+    with pytest.raises(RoostError, match=f"cannot serve HTTP on {HOST}:{server.port}: another program listens there"):
+        await HttpServer(client.gateway, HOST, server.port).start()
+
+
+async def test_stop_finishes_what_is_under_way_and_takes_no_more(client: Client) -> None:
+    gate = asyncio.Event()
+
+    async def wait() -> Any:
+        await gate.wait()
+        return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
+
+    client.channel.answers["GetTweet"] = lambda request: wait()
+    running = HttpServer(client.gateway, HOST, 0)
+    port = await running.start()
+    asking = asyncio.create_task(talk(running, get("/v1/tweets/5", close=False)))
+    while not client.channel.asked:
+        await asyncio.sleep(0.002)
+    stopping = asyncio.create_task(running.stop())
+    await asyncio.sleep(0.15)
+    with pytest.raises(ConnectionError):
+        await asyncio.open_connection(HOST, port)
+    gate.set()
+    assert status(await asking) == 200
+    await stopping
+    await running.stop()
+
+
+async def test_stop_does_not_wait_for_idle_connections_nor_for_ever(client: Client) -> None:
+    async def wait() -> Any:
+        await asyncio.sleep(60)
+
+    client.channel.answers["GetTweet"] = lambda request: wait()
+    running = HttpServer(client.gateway, HOST, 0, grace_s=1)
+    await running.start()
+    _, idle = await asyncio.open_connection(HOST, running.port)
+    asking = asyncio.create_task(talk(running, get("/v1/tweets/5", close=False)))
+    while not client.channel.asked:
+        await asyncio.sleep(0.002)
+    async with asyncio.timeout(PATIENCE_S):
+        await running.stop()
+        await asking
+    idle.close()
