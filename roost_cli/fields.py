@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -117,7 +116,7 @@ def _json(path: str, text: str) -> Any:
 def _base64(path: str, text: str) -> str:
     try:
         base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise CommandError(f"{path} holds bytes: write them in base64") from None
     return text
 

@@ -244,7 +244,7 @@ class Auditor:
             # Somebody posts while we read: those tweets are no fault, if they exist.
             await scan_tweets(self._channel, self._operator, self._truth, lambda _: None)
         found = {}
-        for reader, answer in answers.items():
+        for reader, answer in sorted(answers.items()):
             newer = [i for i in answer.ids if i > self._horizon and i in self._truth.heads]
             differs = compare(self._expected[reader], answer.ids, newer)
             found[reader] = differs if not answer.unread else Findings(unread=answer.unread)

@@ -1,0 +1,100 @@
+"""`roost doctor` finds what stands in the way, and says what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from roost_cli import doctor, runfile
+from roost_cli.doctor import BAD, GOOD, NOTE
+from roost_cli.main import run
+from roost_cli.target import Target
+from services.common.snowflake import EPOCH_MS
+
+EPOCH_S = EPOCH_MS / 1000
+
+
+def test_this_checkout_is_fit() -> None:
+    assert [check.state for check in doctor.packages()] == [GOOD]
+    assert doctor.stubs().state == GOOD
+
+
+def test_old_software_is_a_fault() -> None:
+    assert doctor.python((3, 10, 9)).state == BAD
+    assert doctor.python((3, 11, 0)).state == GOOD
+    assert doctor.sqlite((3, 36, 0)).state == BAD
+    assert doctor.sqlite((3, 40, 1)).state == GOOD
+
+
+def test_a_data_directory_that_cannot_be_written_is_a_fault(tmp_path: Path) -> None:
+    assert doctor.writable(tmp_path / "new" / "deep").state == GOOD
+    assert not (tmp_path / "new").exists()
+    if os.getuid() == 0:
+        pytest.skip("root may write anywhere")
+    tmp_path.chmod(0o500)
+    assert doctor.writable(tmp_path / "new").state == BAD
+
+
+def test_room_on_disk() -> None:
+    assert [doctor.disk(free).state for free in (10**6, 10**9, 10**10)] == [BAD, NOTE, GOOD]
+
+
+def test_a_clock_that_cannot_be_right_is_a_fault() -> None:
+    assert doctor.clock(EPOCH_S - 1, 0.0).state == BAD
+    assert doctor.clock(EPOCH_S + 1_000, EPOCH_S + 2_000).state == BAD
+    assert doctor.clock(EPOCH_S + 1_000, EPOCH_S + 1_001).state == GOOD
+
+
+def test_a_port_in_use_is_a_fault() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert doctor.port("gRPC port", address).state == BAD
+    assert doctor.port("gRPC port", address).state == GOOD
+
+
+def test_java_is_a_note_only() -> None:
+    assert doctor.java(lambda _: None).state == NOTE
+
+
+def test_without_a_mesh_it_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("ROOST_GRPC", f"127.0.0.1:{_free()}")
+    assert run(["doctor", "--data", str(tmp_path), "--http", f"127.0.0.1:{_free()}"]) == 0
+    said = capsys.readouterr().out
+    assert "none runs here" in said
+    assert said.splitlines()[-1] == "nothing stands in the way"
+
+
+def test_a_mesh_that_is_asked_for_and_silent_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert run(["doctor", "--data", str(tmp_path), "--grpc", f"127.0.0.1:{_free()}"]) == 1
+    assert "none answers at" in capsys.readouterr().out
+
+
+async def test_a_running_process_that_does_not_answer_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    address = f"127.0.0.1:{_free()}"
+    runfile.write(runfile.RunFile(address, "", os.getpid(), 0.0, "token"))
+    found = await doctor._mesh(None, address, f"127.0.0.1:{_free()}")
+    assert any(check.state == BAD and "does not answer" in check.words for check in found)
+
+
+async def test_what_serves_no_health_is_not_taken_for_a_mesh(fake_mesh: Target) -> None:
+    assert await doctor.health(fake_mesh.address) == []
+
+
+def _free() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

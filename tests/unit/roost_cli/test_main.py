@@ -1,0 +1,101 @@
+"""The command line: what it offers, how it fails, and with which exit code."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import grpc
+import pytest
+
+from roost_cli import main
+from roost_cli.main import COMMANDS, run
+from roost_cli.outcome import CommandError
+
+
+def register(monkeypatch: pytest.MonkeyPatch, name: str, function: object) -> None:
+    """Adds a command for the test."""
+    module = ModuleType(f"roost_cli.{name}")
+    setattr(module, name, function)
+    monkeypatch.setitem(sys.modules, f"roost_cli.{name}", module)
+    monkeypatch.setitem(COMMANDS, name, main._Command(f"roost_cli.{name}", name, "For a test."))
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in COMMANDS)
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("roost ")
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["call", "--no-such-option"], ["load"], ["verify", "more"]])
+def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["verify"], ["token", "alice"], ["call", "UserService.ScanUsers"]])
+def test_no_mesh_exits_2(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "nowhere")
+    assert run(command) == 2
+    assert "roost up" in capsys.readouterr().err
+
+
+def test_a_command_that_cannot_be_imported_breaks_itself_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "bench", main._Command("roost_cli.no_such_module", "bench", "Measure."))
+    assert run(["bench", "--seconds", "3"]) == 2
+    assert "`roost bench` cannot run here" in capsys.readouterr().err
+    assert run(["--help"]) == 0
+    assert "Measure." in capsys.readouterr().out
+
+
+def test_a_refusal_is_a_message_and_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise CommandError("not today", 1)
+
+    register(monkeypatch, "refuse", refuse)
+    assert run(["refuse"]) == 1
+    assert capsys.readouterr().err == "roost: not today\n"
+
+
+def test_the_unexpected_is_one_line_unless_debugging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def burst() -> None:
+        raise ZeroDivisionError("by nothing")
+
+    register(monkeypatch, "burst", burst)
+    assert run(["burst"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("roost: unexpected ZeroDivisionError: by nothing")
+    assert len(said.splitlines()) == 1
+    with pytest.raises(ZeroDivisionError):
+        run(["--debug", "burst"])
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    register(monkeypatch, "interrupted", interrupted)
+    assert run(["interrupted"]) == 130
+
+
+def test_an_unreachable_mesh_and_a_refusal_have_codes_of_their_own() -> None:
+    from roost_cli.outcome import refused
+
+    def of(code: grpc.StatusCode) -> int:
+        return refused(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "no")).code
+
+    assert of(grpc.StatusCode.UNAVAILABLE) == 2
+    assert of(grpc.StatusCode.NOT_FOUND) == 1

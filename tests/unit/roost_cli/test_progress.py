@@ -1,0 +1,52 @@
+"""Progress is bars on a terminal and plain lines elsewhere, and measures rates."""
+
+from __future__ import annotations
+
+import io
+
+from roost_cli import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_lines_come_now_and_then_and_at_the_end() -> None:
+    out = io.StringIO()
+    now = 0.0
+    shown = progress.Plain(out, lambda: now)
+    with shown.phase("follows", 1_000) as phase:
+        for _ in range(10):
+            now += 1.0
+            phase.advance(100)
+    assert out.getvalue().splitlines() == [
+        "follows: 500 of 1,000 (100/s)",
+        "follows: 1,000 of 1,000 (100/s)",
+        "follows: 1,000 in 10.0 s (100/s)",
+    ]
+
+
+def test_lines_for_pipes_hold_no_control_characters() -> None:
+    out = io.StringIO()
+    shown = progress.for_stream(out)
+    with shown.phase("tweets", 2) as phase:
+        phase.advance(2)
+    shown.say("done")
+    assert out.getvalue().replace("\n", "").isprintable()
+
+
+def test_a_terminal_gets_bars_and_the_same_last_line() -> None:
+    out = Terminal()
+    shown = progress.for_stream(out)
+    assert isinstance(shown, progress.Bar)
+    with shown.phase("tweets", 2) as phase:
+        phase.advance(2)
+    assert "tweets: 2 in 0.0 s" in out.getvalue()
+
+
+def test_a_phase_of_nothing_has_a_rate() -> None:
+    with progress.Silent(lambda: 5.0).phase("people", 0) as phase:
+        pass
+    assert phase.rate == 0.0
+    assert phase.summary() == "people: 0 in 0.0 s (0/s)"

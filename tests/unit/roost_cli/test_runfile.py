@@ -1,0 +1,79 @@
+"""Run files are private, name living processes only, and go with their mesh."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from roost_cli import runfile
+from roost_cli.runfile import RunFile
+
+
+def run_at(grpc: str, pid: int | None = None) -> RunFile:
+    return RunFile(grpc, "127.0.0.1:8080", os.getpid() if pid is None else pid, 1_790_000_000.0, "secret-token")
+
+
+def gone() -> int:
+    """The id of a process that has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_only_the_owner_can_read_it(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        path = runfile.write(run_at("127.0.0.1:50051"), tmp_path / "roost" / "run")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_it_is_read_back_as_written(tmp_path: Path) -> None:
+    runs = [run_at("127.0.0.1:50051"), run_at("[::1]:50052")]
+    for run in runs:
+        runfile.write(run, tmp_path)
+    assert runfile.running(tmp_path) == runs
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_of_a_process_that_is_gone_is_cleared_away(tmp_path: Path) -> None:
+    path = runfile.write(run_at("127.0.0.1:50051", gone()), tmp_path)
+    assert runfile.running(tmp_path) == []
+    assert not path.exists()
+
+
+def test_a_new_mesh_replaces_what_an_old_one_left(tmp_path: Path) -> None:
+    runfile.write(run_at("127.0.0.1:50051", gone()), tmp_path)
+    runfile.write(run_at("127.0.0.1:50051"), tmp_path)
+    assert runfile.running(tmp_path) == [run_at("127.0.0.1:50051")]
+
+
+def test_removing_leaves_a_successors_file(tmp_path: Path) -> None:
+    runfile.write(run_at("127.0.0.1:50051"), tmp_path)
+    runfile.remove(run_at("127.0.0.1:50051", pid=1), tmp_path)
+    assert runfile.running(tmp_path) == [run_at("127.0.0.1:50051")]
+    runfile.remove(run_at("127.0.0.1:50051"), tmp_path)
+    assert runfile.running(tmp_path) == []
+    runfile.remove(run_at("127.0.0.1:50051"), tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"grpc": "x"}', '{"other": 1}'])
+def test_what_is_no_run_file_is_passed_over(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    assert runfile.running(tmp_path) == []
+
+
+def test_no_directory_means_no_mesh(tmp_path: Path) -> None:
+    assert runfile.running(tmp_path / "nowhere") == []
+
+
+def test_the_token_is_not_shown() -> None:
+    assert "secret-token" not in repr(run_at("127.0.0.1:50051"))

@@ -1,0 +1,72 @@
+"""Commands find the mesh that is meant, or say what to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from roost_cli import runfile, target
+from roost_cli.outcome import CommandError
+from roost_cli.target import Target
+
+
+def running(directory: Path, *addresses: str) -> None:
+    for address in addresses:
+        runfile.write(runfile.RunFile(address, "", os.getpid(), 0.0, f"token of {address}"), directory)
+
+
+def test_the_only_mesh_is_meant(tmp_path: Path) -> None:
+    running(tmp_path, "127.0.0.1:50051")
+    assert target.find(None, tmp_path) == Target("127.0.0.1:50051", "token of 127.0.0.1:50051")
+
+
+def test_none_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="roost up"):
+        target.find(None, tmp_path)
+
+
+def test_several_are_listed(tmp_path: Path) -> None:
+    running(tmp_path, "127.0.0.1:50051", "127.0.0.1:50052")
+    with pytest.raises(CommandError, match=r"(?s)--grpc 127\.0\.0\.1:50051.*--grpc 127\.0\.0\.1:50052"):
+        target.find(None, tmp_path)
+
+
+@pytest.mark.parametrize("spelling", ["127.0.0.1:50051", "localhost:50051", "[::1]:50051", "0.0.0.0:50051"])
+def test_every_spelling_of_this_machine_finds_the_credentials(tmp_path: Path, spelling: str) -> None:
+    running(tmp_path, "127.0.0.1:50051", "127.0.0.1:50052")
+    assert target.find(spelling, tmp_path) == Target(spelling, "token of 127.0.0.1:50051")
+
+
+@pytest.mark.parametrize("other", ["127.0.0.1:50053", "mesh.example:50051"])
+def test_another_mesh_gets_no_credentials(tmp_path: Path, other: str) -> None:
+    running(tmp_path, "127.0.0.1:50051")
+    found = target.find(other, tmp_path)
+    assert found == Target(other, "")
+    with pytest.raises(CommandError, match="no operator credentials"):
+        found.operator()
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:", "localhost:x", "localhost:0", "localhost:65536"])
+def test_an_address_has_a_port(tmp_path: Path, address: str) -> None:
+    with pytest.raises(CommandError, match="HOST:PORT"):
+        target.find(address, tmp_path)
+
+
+async def test_where_nobody_answers_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "CONNECT_S", 0.2)
+    with pytest.raises(CommandError, match=r"no mesh answers at 127\.0\.0\.1:1"):
+        async with target.connect(Target("127.0.0.1:1")):
+            pass
+
+
+async def test_an_error_inside_is_not_taken_for_silence(fake_mesh: Target) -> None:
+    with pytest.raises(TimeoutError, match="mine"):
+        async with target.connect(fake_mesh):
+            raise TimeoutError("mine")
+
+
+async def test_channels_have_connections_of_their_own(fake_mesh: Target) -> None:
+    async with target.connect(fake_mesh, 3) as channels:
+        assert len(set(channels)) == 3

@@ -1,0 +1,60 @@
+"""`roost token` prints what a shell can use."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from roost_cli import token
+from roost_cli.main import run
+from roost_cli.outcome import CommandError
+from roost_cli.target import Target
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1_800), ("1h", 3_600), ("24h", 86_400), ("1d", 86_400)]
+)
+def test_lengths_of_time(text: str, seconds: int) -> None:
+    assert token.ttl_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "25h", "2d", "-1h", "1.5h", "1w", "h", "1 h"])
+def test_what_is_no_length_within_a_day_is_refused(text: str) -> None:
+    with pytest.raises(CommandError, match="at most a day"):
+        token.ttl_seconds(text)
+
+
+@pytest.mark.parametrize("arguments", [["token"], ["token", "alice", "--all"]])
+def test_one_or_all(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    assert "name one user, or say --all" in capsys.readouterr().err
+
+
+async def test_one_token_is_printed_alone(fake_mesh: Target, state: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    state.add_user("alice")
+    await token._tokens(fake_mesh, "alice", 60)
+    await token._tokens(fake_mesh, "100", 60)
+    assert capsys.readouterr().out == "token-100\ntoken-100\n"
+
+
+async def test_all_are_json_lines(
+    fake_mesh: Target, state: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token, "MINT_BATCH", 2)
+    for name in ("alice", "ben", "carl"):
+        state.add_user(name)
+    state.hidden.add(101)
+    await token._tokens(fake_mesh, None, 60)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"user_id": "100", "username": "alice", "token": "token-100"},
+        {"user_id": "102", "username": "carl", "token": "token-102"},
+    ]
+
+
+async def test_the_hidden_get_none(fake_mesh: Target, state: Any) -> None:
+    state.hidden.add(state.add_user("mallory"))
+    with pytest.raises(CommandError, match="unknown, suspended or deactivated") as refusal:
+        await token._tokens(fake_mesh, "mallory", 60)
+    assert refusal.value.code == 1
