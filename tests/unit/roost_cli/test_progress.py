@@ -38,8 +38,8 @@ def test_lines_for_pipes_hold_no_control_characters() -> None:
 
 def test_a_terminal_gets_bars_and_the_same_last_line() -> None:
     out = Terminal()
-    shown = progress.for_stream(out)
-    assert isinstance(shown, progress.Bar)
+    assert isinstance(progress.for_stream(out), progress.Bar)
+    shown = progress.Bar(out, lambda: 0.0)
     with shown.phase("tweets", 2) as phase:
         phase.advance(2)
     assert "tweets: 2 in 0.0 s" in out.getvalue()
