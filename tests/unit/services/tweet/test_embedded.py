@@ -1,0 +1,80 @@
+"""The embedded store's memory beside slow reads: an answer that is older than a write is given once, and never kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from roost.tweet.v1 import tweet_pb2
+
+from services.common.event_log import Record
+from services.tweet.store.embedded import EmbeddedTweetStore
+
+
+class HeldReads:
+    """A database whose reads see their snapshot, and then wait until they are let go."""
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+        self.read_done = asyncio.Event()
+        self.let_go = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    async def read(self, unit: Any) -> Any:
+        rows = await self._db.read(unit)
+        self.read_done.set()
+        await self.let_go.wait()
+        return rows
+
+
+async def post(store: EmbeddedTweetStore, tweet_id: int) -> None:
+    core = tweet_pb2.TweetCore(head=tweet_pb2.TweetHead(id=tweet_id, author_id=1), core=b"\x08\x01")
+    await store.create(core, tweet_id, Record("tweet.created", 1, tweet_id, b""), None)
+
+
+@pytest.fixture
+async def cold(tmp_path: Path) -> AsyncIterator[tuple[EmbeddedTweetStore, HeldReads]]:
+    """A store of one tweet that remembers nothing, and its reads."""
+    first = await EmbeddedTweetStore.open(tmp_path / "tweet.db")
+    await post(first, 1)
+    await first.close()
+    held = HeldReads((await EmbeddedTweetStore.open(tmp_path / "tweet.db")).db)
+    store = EmbeddedTweetStore(held)  # type: ignore[arg-type]
+    yield store, held
+    await store.close()
+
+
+async def test_a_read_from_before_a_deletion_is_not_kept(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
+    store, held = cold
+    reading = asyncio.ensure_future(store.batch_get([1]))
+    await held.read_done.wait()
+    await store.delete(1, 0, Record("tweet.deleted", 1, 1, b""))
+    held.let_go.set()
+    await reading
+    assert (await store.batch_get([1])).cores[0].head.deleted
+
+
+async def test_a_list_from_before_a_post_is_not_kept(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
+    store, held = cold
+    reading = asyncio.ensure_future(store.batch_list_author_ids([1], 0, 10))
+    await held.read_done.wait()
+    await post(store, 2)
+    held.let_go.set()
+    await reading
+    assert list((await store.batch_list_author_ids([1], 0, 10)).authors[0].ids) == [2, 1]
+
+
+async def test_what_was_read_is_kept(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
+    store, held = cold
+    held.let_go.set()
+    await store.batch_get([1])
+    await store.batch_list_author_ids([1], 0, 10)
+    held.let_go.clear()
+    async with asyncio.timeout(5):
+        assert (await store.batch_get([1])).cores
+        assert (await store.batch_list_author_ids([1], 0, 10)).authors
