@@ -78,5 +78,5 @@ class Relay:
         rows = await self.db.read(lambda c: c.execute(_OLDEST, (RELAY_BATCH,)).fetchall())
         if rows:
             await self.log.append([Record(*row[1:]) for row in rows])
-            await self.db.write(lambda c: c.execute(_DELETE, (rows[-1][0],)))
-        return bool(rows)
+            await self.db.write(lambda c: c.execute(_DELETE, (rows[-1][0],)), quiet=True)
+        return len(rows) == RELAY_BATCH

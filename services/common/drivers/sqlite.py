@@ -22,7 +22,7 @@ from services.common.drivers.lockfile import LockFile
 
 T = TypeVar("T")
 Unit = Callable[[sqlite3.Connection], T]
-_Job = tuple[Unit[Any], "asyncio.Future[Any]"]
+_Job = tuple[Unit[Any], "asyncio.Future[Any]", bool]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 # About 0.1 s of work at the measured rate: a longer queue would only hold calls past their deadlines.
@@ -70,20 +70,20 @@ class Database:
         """
         return cls(*await asyncio.to_thread(_open, path, migrations))
 
-    async def write(self, unit: Unit[T]) -> T:
-        """Runs `unit` in the writer thread; returns its result once that is durable.
+    async def write(self, unit: Unit[T], quiet: bool = False) -> T:
+        """Runs `unit` in the writer thread; returns its result once that is durable. `quiet` calls no hook for it.
 
         What `unit` raises undoes that unit alone and is raised here. UNAVAILABLE when the disk refuses, with nothing
         stored; RESOURCE_EXHAUSTED when MAX_QUEUED wait. A caller cancelled meanwhile cannot know if it was stored.
         """
-        return await self._writes.run(unit)
+        return await self._writes.run(unit, quiet)
 
     async def read(self, unit: Unit[T]) -> T:
         """Runs `unit` in a reader thread on one snapshot with every write that returned before. Errors as `write`."""
-        return await self._reads.run(unit)
+        return await self._reads.run(unit, True)
 
     def on_commit(self, hook: Callable[[], None]) -> None:
-        """Calls `hook` on the loop after every commit from now on, before the writers go on. Quick, raising nothing."""
+        """Calls `hook` on the loop after every commit that holds a write not quiet. It is quick and raises nothing."""
         self._hooks.append(hook)
 
     async def close(self) -> None:
@@ -106,14 +106,14 @@ class Database:
                 continue
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
-                outcomes = [self._run_in_savepoint(unit, future) for unit, future in group]
+                outcomes = [self._run_in_savepoint(unit, future) for unit, future, _ in group]
                 self._writer.execute("COMMIT")
-                self._writes.hand_back(outcomes, self._hooks)
+                self._writes.hand_back(outcomes, () if all(quiet for *_, quiet in group) else self._hooks)
             except Exception as error:
                 _log.error("commit failed", units=len(group), error=repr(error))
                 _roll_back(self._writer)
                 # Each gets an error of its own: a shared one would collect everybody's traceback.
-                self._writes.hand_back([(future, None, _refusal(error)) for _, future in group])
+                self._writes.hand_back([(future, None, _refusal(error)) for _, future, _ in group])
 
     def _run_in_savepoint(self, unit: Unit[Any], future: asyncio.Future[Any]) -> _Outcome:
         outcome = _run(self._writer, "SAVEPOINT unit", unit, future)
@@ -131,7 +131,7 @@ class Database:
             # A share of the queue: one wake-up of the loop serves several reads, and no reader takes all.
             jobs, ended = self._reads.take(1 + self._reads.jobs.qsize() // READERS)
             outcomes = []
-            for unit, future in jobs:
+            for unit, future, _ in jobs:
                 outcomes.append(_run(connection, "BEGIN", unit, future))
                 _roll_back(connection)
             self._reads.hand_back(outcomes)
@@ -147,14 +147,14 @@ class _Lane:
         self._pending = 0
         self._open = True
 
-    async def run(self, unit: Unit[T]) -> T:
+    async def run(self, unit: Unit[T], quiet: bool) -> T:
         if not self._open:
             raise errors.unavailable("the store is closed")
         if self._pending >= MAX_QUEUED:
             raise errors.resource_exhausted("the store's queue is full")
         future: asyncio.Future[T] = self._loop.create_future()
         self._pending += 1
-        self.jobs.put((unit, future))
+        self.jobs.put((unit, future, quiet))
         return await future
 
     def close(self, threads: int) -> bool:

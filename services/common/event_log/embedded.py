@@ -19,7 +19,7 @@ from services.common.snowflake import wall_clock_ms
 SWEEP_EVERY_S = 3_600.0  # Retention is a matter of days.
 SWEEP_ROWS = 5_000  # In one transaction: a short one, for every append waits for it.
 DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
-MAX_REASON_CHARS = 1_000
+MAX_REASON_CHARS = 1_000  # A failure may quote its whole input.
 
 SCHEMA = """
 CREATE TABLE event (
@@ -64,8 +64,7 @@ class EmbeddedLog(EventLog):
         self.clock_ms = clock_ms
         self.retry_first_s = retry_first_s
         self.running: dict[str, EmbeddedConsumer] = {}
-        self._appended = self._announced = 0
-        db.on_commit(self._announce)
+        db.on_commit(self._wake)
         self._sweeper = Pump("event-log-retention", self._sweep_all)
         self._sweeper.start()
 
@@ -78,13 +77,8 @@ class EmbeddedLog(EventLog):
 
     async def append(self, records: Sequence[Record]) -> None:
         now = self.clock_ms()
-
-        def insert(connection: sqlite3.Connection) -> None:
-            connection.executemany(_APPEND, [(now, *record) for record in records])
-            self._appended += 1
-
         if records:
-            await self.db.write(insert)
+            await self.db.write(lambda c: c.executemany(_APPEND, [(now, *record) for record in records]))
 
     def consumer(
         self, group: str, topics: Sequence[str], apply: Apply, max_batch: int = event_log.DEFAULT_BATCH
@@ -100,7 +94,6 @@ class EmbeddedLog(EventLog):
     async def redrive(self, group: str) -> int:
         def move(connection: sqlite3.Connection) -> int:
             connection.execute(_REDRIVE, (self.clock_ms(), group))
-            self._appended += 1
             return connection.execute(_FORGET_DEAD, (group,)).rowcount
 
         return await self.db.write(move)
@@ -116,7 +109,7 @@ class EmbeddedLog(EventLog):
             connection.execute(_SWEEP_DEAD, (now - DEAD_LETTERS_KEPT_S * 1000,))
             return connection.execute(_SWEEP, (now - event_log.RETENTION_S * 1000, SWEEP_ROWS)).rowcount
 
-        return await self.db.write(delete)
+        return await self.db.write(delete, quiet=True)
 
     async def close(self) -> None:
         await self._sweeper.stop()
@@ -124,12 +117,10 @@ class EmbeddedLog(EventLog):
             await consumer.stop()
         await self.db.close()
 
-    def _announce(self) -> None:
-        # Consumers' offsets commit too; those wake nobody.
-        if self._announced != self._appended:
-            self._announced = self._appended
-            for consumer in self.running.values():
-                consumer.pump.wake()
+    def _wake(self) -> None:
+        # By the commit, not by whoever appended, who may have been cancelled. Writes without an event in them are quiet.
+        for consumer in self.running.values():
+            consumer.pump.wake()
 
     async def _sweep_all(self) -> bool:
         more = await self.sweep() == SWEEP_ROWS
@@ -190,7 +181,7 @@ class EmbeddedConsumer(Consumer):
         self.pump.wake()
 
     async def _step(self) -> bool:
-        """Applies the next batch; False if there was none."""
+        """Applies the next batch; False if there is none after it."""
         if self._paused:
             return False
         position, seeks = self.position, self._seeks
@@ -203,12 +194,13 @@ class EmbeddedConsumer(Consumer):
         if batch:
             await self._apply_or_bury(batch)
         # A batch that is not full was all there is up to the head: other topics' events are passed over.
-        reached = batch[-1].offset if len(batch) == self._max_batch else head
+        full = len(batch) == self._max_batch
+        reached = batch[-1].offset if full else head
         if seeks == self._seeks and batch:
             await self._store(reached)
         if seeks == self._seeks:
             self.position = reached
-        return bool(batch)
+        return full
 
     async def _apply_or_bury(self, batch: Sequence[Delivered]) -> None:
         tries = failures = 0
@@ -238,13 +230,12 @@ class EmbeddedConsumer(Consumer):
 
     async def _bury(self, event: Delivered, error: BaseException) -> None:
         _log.error("dead letter", group=self._group, topic=event.topic, event_id=event.event_id, error=repr(error))
-        # A failure may quote its whole input.
         row = (self._group, event.offset, repr(error)[:MAX_REASON_CHARS], self._log.clock_ms())
-        await self._log.db.write(lambda c: c.execute(_BURY, row))
+        await self._log.db.write(lambda c: c.execute(_BURY, row), quiet=True)
 
     async def _load(self) -> int:
         (stored,) = await self._log.db.read(lambda c: c.execute(_STORED, (self._group,)).fetchone())
         return int(stored)
 
     async def _store(self, position: int) -> None:
-        await self._log.db.write(lambda c: c.execute(_STORE, (self._group, position)))
+        await self._log.db.write(lambda c: c.execute(_STORE, (self._group, position)), quiet=True)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common import errors
@@ -103,6 +103,7 @@ async def test_a_clock_that_stands_still_ends_in_a_refusal() -> None:
         await ids.mint()
 
 
+@settings(deadline=None)  # It writes files, and so does the rest of the machine.
 @given(st.lists(st.tuples(st.integers(-60, 60), st.booleans()), max_size=60))
 def test_ids_increase_over_random_clock_jumps_and_kills(
     tmp_path_factory: pytest.TempPathFactory, jumps: list[tuple[int, bool]]

@@ -48,6 +48,17 @@ async def test_a_write_returns_its_result_and_the_next_read_sees_it(db: Database
     assert await ids(db) == [1]
 
 
+async def test_commits_are_synced_to_the_disk(db: Database) -> None:
+    def settings(connection: sqlite3.Connection) -> tuple[str, int]:
+        (journal,), (synchronous,) = (
+            connection.execute(f"PRAGMA {name}").fetchone() for name in ("journal_mode", "synchronous")
+        )
+        return journal, synchronous
+
+    full = 2
+    assert await db.write(settings) == ("wal", full)
+
+
 async def test_those_who_queue_up_share_one_commit_and_one_wake_up(db: Database) -> None:
     commits: list[None] = []
     hold = Hold(db)
@@ -59,6 +70,15 @@ async def test_those_who_queue_up_share_one_commit_and_one_wake_up(db: Database)
     await asyncio.gather(hold.task, *writes)
     assert len(commits) == 2
     assert len(await ids(db)) == 100
+
+
+async def test_a_quiet_commit_calls_no_hook(db: Database) -> None:
+    commits: list[None] = []
+    db.on_commit(lambda: commits.append(None))
+    await db.write(lambda _: None, quiet=True)
+    assert commits == []
+    await asyncio.gather(db.write(lambda _: None, quiet=True), add(db, 1), db.write(lambda _: None, quiet=True))
+    assert commits
 
 
 async def test_a_unit_that_raises_undoes_itself_alone(db: Database) -> None:

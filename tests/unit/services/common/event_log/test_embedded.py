@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -106,6 +107,27 @@ async def test_an_append_wakes_the_consumer_at_once(log: EmbeddedLog, sink: Sink
     async with asyncio.timeout(0.5):
         while not sink.ids:
             await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("caller_gives_up", [False, True])
+async def test_an_append_is_announced_by_its_own_commit(log: EmbeddedLog, sink: Sink, caller_gives_up: bool) -> None:
+    await start(log, sink)
+    first, second = threading.Event(), threading.Event()
+    earlier = asyncio.create_task(log.db.write(lambda _: first.wait(5)))
+    await asyncio.sleep(0.05)
+    appending = asyncio.create_task(log.append(records(1)))
+    same_group = asyncio.create_task(log.db.write(lambda _: second.wait(5)))
+    await asyncio.sleep(0)
+    first.set()
+    await earlier
+    # The consumer, woken by the earlier commit, looks and finds nothing; then comes the commit of the append.
+    await asyncio.sleep(0.05)
+    if caller_gives_up:
+        appending.cancel()
+    second.set()
+    await asyncio.wait([appending, same_group])
+    assert appending.cancelled() == caller_gives_up
+    await received(sink, [1])
 
 
 async def test_it_goes_on_where_it_stopped_also_after_a_restart(tmp_path: Path, clock: Clock, sink: Sink) -> None:
@@ -300,6 +322,19 @@ async def test_retention_spares_what_a_group_has_not_consumed_and_dead_letters(
     await until(lambda: 5 in sink.ids)
     assert sink.events[-1].offset == 7
     await consumer.stop()
+
+
+async def test_a_group_without_events_of_its_own_does_not_hold_retention_back(
+    log: EmbeddedLog, clock: Clock, sink: Sink
+) -> None:
+    other = log.consumer("other", ["tweet.edited"], Sink().apply)
+    await other.start()
+    await start(log, sink)
+    await log.append(records(1, 2))
+    await until(lambda: sink.ids == [1, 2])
+    await asyncio.sleep(0.05)
+    clock.now_ms += event_log.RETENTION_S * 1000 + 1
+    assert await log.sweep() == 2
 
 
 async def test_a_group_has_one_consumer_and_batches_a_bound(log: EmbeddedLog, sink: Sink) -> None:
