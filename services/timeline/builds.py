@@ -67,7 +67,10 @@ class Builds:
         tiers: Tiers,
         rules: Rules,
         clock: Callable[[], float],
+        keep: int = CAPACITY,
     ) -> None:
+        """`clock` gives unix seconds; `keep` is how many ids a build takes, other than CAPACITY only in tests."""
+        self._keep = keep
         self._store = store
         self._relations = relations
         self._owner = owner
@@ -124,20 +127,24 @@ class Builds:
         _built.labels(outcome).inc()
 
     async def _run(self, build: Build) -> None:
-        user_id, rules = build.user_id, self._rules
         async with self._slots:
-            # Before the opening: what is stamped later than this may be missing, and is pulled.
-            build.opened_ms = int(self._clock() * 1000)
-            opened = await self._store.open_build(user_id, build.opened_ms, rules.mode)
-            if opened is None:
-                return
-            try:
-                relations = await self._relations.fetch(user_id)
-                authors = [author for author in relations.followees if rules.pushes(self._tiers, author)]
-                ids, floor = await newest_of(self._owner, authors, build.seen)
-                home = await self._store.close_build(opened, ids, floor)
-            except BaseException:
-                await self._store.abandon_build(opened)
-                raise
-            build.installed = home is not None
-            build.home = home or HomeList(ids, floor, build.opened_ms, rules.mode)
+            await self.pull(build)
+
+    async def pull(self, build: Build) -> None:
+        """Open, pull, close: the protocol of design.md §4. Whatever fails, the home is cold afterwards."""
+        user_id, rules = build.user_id, self._rules
+        # Before the opening: what is stamped later than this may be missing, and is pulled.
+        build.opened_ms = int(self._clock() * 1000)
+        opened = await self._store.open_build(user_id, build.opened_ms, rules.mode)
+        if opened is None:
+            return
+        try:
+            relations = await self._relations.fetch(user_id)
+            authors = [author for author in relations.followees if rules.pushes(self._tiers, author)]
+            ids, floor = await newest_of(self._owner, authors, build.seen, self._keep)
+            home = await self._store.close_build(opened, ids, floor)
+        except BaseException:
+            await self._store.abandon_build(opened)
+            raise
+        build.installed = home is not None
+        build.home = home or HomeList(ids, floor, build.opened_ms, rules.mode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import NamedTuple, Protocol
 
 import grpc
@@ -189,20 +190,20 @@ def _listed(home: HomeList | None, bound: int, depth: int) -> tuple[list[int], i
 
 
 async def newest_of(
-    source: AuthorIds, authors: Sequence[int], found: dict[int, Sequence[int]]
+    source: AuthorIds, authors: Sequence[int], found: dict[int, Sequence[int]], keep: int = CAPACITY
 ) -> tuple[list[int], int]:
-    """The newest CAPACITY ids of the authors, ascending, and the floor above which they are complete; for builds.
+    """The newest ids of the authors, ascending, and the floor above which they are complete; for builds.
 
-    `found` gets what the first round answers, while it comes.
+    `found` gets what the first round answers, while it comes. Fewer than `keep` ids: the `keep`-th is the floor.
     """
     taken: list[int] = []
     lowest = 0
-    depth = max(MIN_BUILD_DEPTH, min(2 * CAPACITY // max(len(authors), 1), MAX_DEPTH))
-    async for ids, lowest in rounds(_Noted(source, found), None, (), lambda: authors, 0, depth):  # noqa: B007 (read after the loop)
-        taken += ids
-        if len(taken) >= CAPACITY:
-            floor = taken[CAPACITY - 1]
-            return taken[CAPACITY - 2 :: -1], floor
+    depth = max(MIN_BUILD_DEPTH, min(2 * keep // max(len(authors), 1), MAX_DEPTH))
+    async with aclosing(rounds(_Noted(source, found), None, (), lambda: authors, 0, depth)) as walk:
+        async for ids, lowest in walk:  # noqa: B007 (read below)
+            taken += ids
+            if len(taken) >= keep:
+                return taken[keep - 2 :: -1] if keep > 1 else [], taken[keep - 1]
     # Only a history beyond MAX_ROUNDS ends with a frontier.
     return taken[::-1], max(lowest - 1, 0)
 

@@ -16,10 +16,11 @@ from services.timeline.store import CAPACITY, TRIM_ABOVE, HomeList, HomeTimeline
 class Building:
     """A home whose pull is under way, and what was appended meanwhile."""
 
-    __slots__ = ("mode", "opened_ms", "pending", "user_id")
+    __slots__ = ("mode", "most", "opened_ms", "pending", "user_id")
 
-    def __init__(self, user_id: int, opened_ms: int, mode: str) -> None:
+    def __init__(self, user_id: int, opened_ms: int, mode: str, most: int) -> None:
         self.user_id = user_id
+        self.most = most
         self.opened_ms = opened_ms
         self.mode = mode
         self.pending: list[int] = []
@@ -27,19 +28,21 @@ class Building:
     def insert(self, tweet_id: int) -> bool:
         """Keeps the id; False where there are too many to go on."""
         self.pending.append(tweet_id)
-        return len(self.pending) <= CAPACITY
+        return len(self.pending) <= self.most
 
 
 class Warm:
     """A home that is complete above its floor. Eight bytes an id: a list of ints would take five times as much."""
 
-    __slots__ = ("floor", "ids", "mode", "opened_ms")
+    __slots__ = ("floor", "ids", "keep", "mode", "opened_ms", "trim_above")
 
-    def __init__(self, ids: Sequence[int], floor: int, opened_ms: int, mode: str) -> None:
+    def __init__(self, ids: Sequence[int], floor: int, build: Building, trim_above: int) -> None:
         self.ids = array("q", ids)
         self.floor = floor
-        self.opened_ms = opened_ms
-        self.mode = mode
+        self.keep = build.most
+        self.trim_above = trim_above
+        self.opened_ms = build.opened_ms
+        self.mode = build.mode
         self._trim()
 
     def insert(self, tweet_id: int) -> bool:
@@ -54,22 +57,27 @@ class Warm:
             if ids[place] == tweet_id:
                 return True
             ids.insert(place, tweet_id)
-        if len(ids) > TRIM_ABOVE:
+        if len(ids) > self.trim_above:
             self._trim()
         return True
 
     def _trim(self) -> None:
-        surplus = len(self.ids) - CAPACITY
+        surplus = len(self.ids) - self.keep
         if surplus > 0:
             self.floor = self.ids[surplus - 1]
             del self.ids[:surplus]
 
 
 class EmbeddedHomeTimelines(HomeTimelineStore):
-    """The port in memory; beyond `capacity` homes the least recently read goes cold."""
+    """The port in memory; beyond `capacity` homes the least recently read goes cold.
 
-    def __init__(self, capacity: int) -> None:
+    Tests make the lists short: `keep` entries, cut back to that once there are more than `trim_above`.
+    """
+
+    def __init__(self, capacity: int, keep: int = CAPACITY, trim_above: int = TRIM_ABOVE) -> None:
         self._capacity = capacity
+        self._keep = keep
+        self._trim_above = trim_above
         self._homes: OrderedDict[int, Building | Warm] = OrderedDict()
 
     def __len__(self) -> int:
@@ -83,7 +91,7 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         return _snapshot(home)
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
-        build = Building(user_id, opened_ms, mode)
+        build = Building(user_id, opened_ms, mode, self._keep)
         self._homes[user_id] = build
         self._homes.move_to_end(user_id)
         return build
@@ -92,7 +100,7 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         if not isinstance(build, Building) or self._homes.get(build.user_id) is not build:
             return None
         merged = sorted({*ids, *build.pending})
-        home = Warm(merged[bisect_right(merged, floor) :], floor, build.opened_ms, build.mode)
+        home = Warm(merged[bisect_right(merged, floor) :], floor, build, self._trim_above)
         self._homes[build.user_id] = home
         self._homes.move_to_end(build.user_id)
         while len(self._homes) > self._capacity:
