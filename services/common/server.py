@@ -145,7 +145,8 @@ class GrpcServer:
         if request is _MALFORMED:
             raise errors.invalid_argument("the request is not a valid message")
         left = context.time_remaining()
-        if left is None and caller not in ("", OPERATOR):
+        # A method without a deadline of its own is a stream that lives as long as its reader.
+        if left is None and endpoint.cap_s != NEVER and caller not in ("", OPERATOR):
             raise errors.invalid_argument("a call between services needs a deadline")
         allowed = min(endpoint.cap_s, NEVER if left is None else left)
         deadline = asyncio.get_running_loop().time() + allowed
