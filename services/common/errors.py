@@ -29,7 +29,8 @@ class Violation:
     message: str
 
 
-@dataclass(slots=True)
+# eq=False: exceptions are told apart by identity, and stay hashable.
+@dataclass(slots=True, eq=False)
 class RoostError(Exception):
     """A refusal with a gRPC status code, a machine-readable reason and a text that may be shown to the caller."""
 
