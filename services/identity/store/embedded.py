@@ -227,15 +227,17 @@ class EmbeddedStore:
 
     async def _cached(self, ids: Sequence[int]) -> list[_Cached]:
         cache = self._cache
-        found = {}
-        missing = []
+        try:
+            found = [cache[user_id] for user_id in ids]
+        except KeyError:
+            return await self._cached_or_loaded(ids)
         for user_id in ids:
-            cached = cache.get(user_id)
-            if cached is None:
-                missing.append(user_id)
-            else:
-                cache.move_to_end(user_id)
-                found[user_id] = cached
+            cache.move_to_end(user_id)
+        return found
+
+    async def _cached_or_loaded(self, ids: Sequence[int]) -> list[_Cached]:
+        found = {user_id: cached for user_id in ids if (cached := self._cache.get(user_id)) is not None}
+        missing = [user_id for user_id in dict.fromkeys(ids) if user_id not in found]
         for start in range(0, len(missing), IDS_PER_READ):
             found |= await self._load(missing[start : start + IDS_PER_READ])
         return [found[user_id] for user_id in ids if user_id in found]

@@ -32,9 +32,9 @@ def record(user_id: int, topic: str = "user.updated") -> Record:
     return Record(topic, user_id, next(_event_ids), b"fact", "")
 
 
-def new(user_id: int, name: str, email: str = "", credential: Credential = HASHED, **fields: str) -> NewAccount:
+def new(user_id: int, name: str, email: str = "", credential: Credential = HASHED, bio: str = "") -> NewAccount:
     email = email or f"{name}@example.com"
-    core = user_pb2.User(id=user_id, username=name, display_name=name, **fields).SerializeToString()
+    core = user_pb2.User(id=user_id, username=name, display_name=name, bio=bio).SerializeToString()
     account = Account(user_id, core, email, ACTIVE, 1, frozenset({user_pb2.ROLE_MODERATOR}))
     return NewAccount(account, name.lower(), email.lower(), credential, record(user_id, "user.created"))
 

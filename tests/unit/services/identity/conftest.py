@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -158,7 +158,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         ids = Snowflake(1, wall_clock_ms)
         events = Events(ids, clock)
         graph, tweet = Graph(), Tweet()
-        joiner = Joiner(graph, tweet)  # type: ignore[arg-type] (stand-ins)
+        joiner = Joiner(cast(Any, graph), cast(Any, tweet))
         auth = AuthService(
             store=store,
             joiner=joiner,

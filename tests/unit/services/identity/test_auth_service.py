@@ -105,7 +105,12 @@ async def test_a_failed_log_in_tells_nothing(identity: Identity, monkeypatch: py
         await identity.users.DeleteUser(user_service_pb2.DeleteUserRequest(user_id=bob.user.id), None)
     checked: list[bytes] = []
     check = bcrypt.checkpw
-    monkeypatch.setattr(bcrypt, "checkpw", lambda given, known: checked.append(known[:7]) or check(given, known))
+
+    def counted(given: bytes, known: bytes) -> bool:
+        checked.append(known[:7])
+        return check(given, known)
+
+    monkeypatch.setattr(bcrypt, "checkpw", counted)
     answers = set()
     for fields in (
         {"username": "alice", "password": "wrong"},
@@ -222,7 +227,8 @@ async def test_no_refresh_for_those_who_were_suspended_or_left(identity: Identit
 async def test_sessions_are_listed_newest_first_in_pages(identity: Identity) -> None:
     alice = (await identity.sign_up("alice")).user.id
     actors = [await identity.verifier.verify((await identity.login()).access_token) for _ in range(4)]
-    found, cursor = [], ""
+    found: list[pb.Session] = []
+    cursor = ""
     with identity.as_user(alice, actors[1].session_id):
         for _ in range(3):
             request = pb.ListSessionsRequest(user_id=alice, page_size=2, cursor=cursor)
