@@ -63,11 +63,11 @@ class Hydrator:
     ) -> list[Joined]:
         """The first `limit` tweets of `ids` that the reader (0: nobody signed in) may see, in the order given.
 
-        Left out: unknown and deleted tweets, those whose author is suspended, deactivated or blocks or is blocked
-        by the reader, and retweets whose original is left out. A quoted tweet that may not be seen is a tombstone.
-        With `hide_muted` also what muted people wrote, whoever retweets it. With `following`, home's rules: only the
-        reader's and followees' tweets, of followees only replies to the reader or a followee whose parent stands.
-        Raises AioRpcError when an owner cannot answer: nothing is shown unchecked.
+        Left out: unknown and deleted tweets, those whose author is suspended, deactivated or blocks or is blocked by the
+        reader, and retweets whose original is left out. A quoted tweet that may not be seen is a tombstone. With
+        `hide_muted` also what muted people wrote, whoever retweets it. With `following`, the rules of a home: only what
+        the reader and these people posted, another's reply only where the reader is, or follows, the author replied to,
+        and the parent stands. Raises AioRpcError when an owner cannot answer: nothing is shown unchecked.
         """
         found: list[Joined] = []
         start, size = 0, min(limit + limit // 4 + _SPARE_IDS, MAX_ROUND_IDS)
@@ -148,12 +148,13 @@ def _of_home(cores: Sequence[_Core], reader_id: int, following: Container[int]) 
     return [
         core
         for core in cores
-        if core[1] == reader_id
-        or (
-            core[1] in following
-            and (not core[5] or (parent_author := core[2].reply_to_author_id) == reader_id or parent_author in following)
-        )
+        if core[1] == reader_id or (core[1] in following and _to_known(core, reader_id, following))
     ]
+
+
+def _to_known(core: _Core, reader_id: int, following: Container[int]) -> bool:
+    parent_author = core[2].reply_to_author_id if core[5] else reader_id
+    return parent_author == reader_id or parent_author in following
 
 
 def _join(

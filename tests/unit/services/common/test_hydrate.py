@@ -216,6 +216,14 @@ async def test_a_quote_stays_and_shows_a_tombstone(world: World, hydrator: Hydra
     assert parsed.quoted_tweet == tweet_pb2.Tweet(id=10, deleted=True)
 
 
+async def test_a_home_holds_the_reader_and_those_followed(world: World, hydrator: Hydrator) -> None:
+    for tweet_id, author_id in ((10, ANN), (11, BOB), (12, READER)):
+        world.post(tweet_id, author_id)
+    world.post(13, ANN, retweet_of_id=11)
+    assert await shown(hydrator, 10, 11, 12, 13, following={ANN}) == [10, 12, 13]
+    assert await shown(hydrator, 10, 11, 12, 13, following=()) == [12]
+
+
 async def test_replies_in_a_home(world: World, hydrator: Hydrator) -> None:
     world.post(10, BOB)
     reply = world.post(11, ANN, reply_to_id=10)
