@@ -54,8 +54,8 @@ _SESSIONS = (
     " WHERE user_id = ? AND expires_ms > ? AND id < ? ORDER BY id DESC LIMIT ?"
 )
 _SURPLUS = (
-    "DELETE FROM session WHERE user_id = ?1 AND id NOT IN"
-    " (SELECT id FROM session WHERE user_id = ?1 AND expires_ms > ?2 ORDER BY used_ms DESC, id DESC LIMIT ?3)"
+    "DELETE FROM session WHERE user_id = ? AND id NOT IN"
+    " (SELECT id FROM session WHERE user_id = ? AND expires_ms > ? ORDER BY used_ms DESC, id DESC LIMIT ?)"
 )
 _MAX_ID = 2**63 - 1
 
@@ -174,7 +174,7 @@ class EmbeddedStore:
             if row is None or row[0] != user_pb2.USER_STATE_ACTIVE:
                 return False
             _insert_session(connection, session, token_hash)
-            connection.execute(_SURPLUS, (session.user_id, session.used_ms, MAX_SESSIONS))
+            connection.execute(_SURPLUS, (session.user_id, session.user_id, session.used_ms, MAX_SESSIONS))
             return True
 
         return await self.db.write(unit)
