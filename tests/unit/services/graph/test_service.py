@@ -262,7 +262,7 @@ async def test_a_scan_gives_all_edges_of_a_kind(graph, monkeypatch):
 
 async def next_change(stream) -> list[tuple[int, int]]:
     """The next message that is no heartbeat."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             message = await anext(stream)
             if not message.heartbeat:

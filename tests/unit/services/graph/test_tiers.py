@@ -99,7 +99,7 @@ async def test_a_waiting_subscriber_is_woken(board):
         waiting = asyncio.create_task(subscription.next(10))
         await asyncio.sleep(0)
         board.post([entry(1)])
-        assert await asyncio.wait_for(waiting, 1) == [entry(1)]
+        assert await asyncio.wait_for(waiting, 30) == [entry(1)]
 
 
 async def test_messages_are_bounded(board, monkeypatch):

@@ -75,6 +75,6 @@ async def test_what_was_read_is_kept(cold: tuple[EmbeddedTweetStore, HeldReads])
     await store.batch_get([1])
     await store.batch_list_author_ids([1], 0, 10)
     held.let_go.clear()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert (await store.batch_get([1])).cores
         assert (await store.batch_list_author_ids([1], 0, 10)).authors
