@@ -82,11 +82,15 @@ class Gateway:
             found, request.values = self._router.match(request.scope["method"], request.raw_path)
             route = found.name
             return route, await found.serve(request)
-        except (asyncio.CancelledError, ClientGoneError):
+        except ClientGoneError:
             raise
-        except Exception as error:
-            said = problem(error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id)
-            return route, Response(said.status, (*said.headers, *SECURITY), said.body)
+        except asyncio.CancelledError:
+            # The server's grace is over, or the callee's: this task is the request's own, so nobody above waits for the exception.
+            error: Exception = errors.unavailable("the server is stopping", reason="STOPPING")
+        except Exception as caught:
+            error = caught
+        said = problem(error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id)
+        return route, Response(said.status, (*said.headers, *SECURITY), said.body)
 
     def _observe(self, route: str, status: int, begun: float) -> None:
         # The look-ups of labels would cost more than the counting.

@@ -21,6 +21,9 @@ IDEMPOTENCY_KEY = "idempotency_key"
 # Parameters that clients of page numbers send, where a method's policy admits them.
 PAGE, SORT = "page", "sort"
 SORT_LATEST = "latest"
+# Queries remembered by each route, and their length: first pages are asked for in few spellings, cursors are long and never twice.
+KNOWN_QUERIES = 256
+KNOWN_QUERY_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +54,16 @@ class Codec:
 class RequestReader:
     """Reads the requests of one binding."""
 
-    __slots__ = ("_body", "_decoder", "_has_key", "_page_numbers", "_request", "_variables", "takes_body")
+    __slots__ = ("_body", "_decoder", "_has_key", "_known", "_page_numbers", "_request", "_variables")
 
     def __init__(self, method: Method, binding: Binding, decoder: MessageDecoder) -> None:
         self._request = method.request
         self._decoder = decoder
         self._body = binding.body
-        self.takes_body = bool(binding.body)
         self._page_numbers = method.policy.page_numbers
         self._has_key = IDEMPOTENCY_KEY in decoder.fields
+        # Query → what it asks for. Messages are never changed once they are handed over, so one serves every caller.
+        self._known: dict[bytes, Asked] = {}
         self._variables = [decoder.fields[name] for name in binding.variables()]
         if binding.body not in ("", "*") and binding.body not in decoder.fields:
             raise TypeError(f"{method.path} has no field {binding.body} for its body")
@@ -71,6 +75,8 @@ class RequestReader:
 
         Raises INVALID_ARGUMENT with every violation found, UNAUTHENTICATED where `me` is said by nobody.
         """
+        if not (body or values or key) and (known := self._known.get(query)) is not None:
+            return known
         message = self._request()
         reading = Reading(me)
         if body:
@@ -82,7 +88,12 @@ class RequestReader:
             self._read_key(key, message, reading)
         if reading.violations:
             reading.finish()
-        return Asked(message, page)
+        asked = Asked(message, page)
+        if not (body or values or key or reading.said_me) and len(query) <= KNOWN_QUERY_BYTES:
+            if len(self._known) >= KNOWN_QUERIES:
+                self._known.clear()
+            self._known[query] = asked
+        return asked
 
     def _read_body(self, body: bytes, message: Message, reading: Reading) -> None:
         value = parse_object(body)

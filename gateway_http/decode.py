@@ -28,10 +28,11 @@ ME = "me"
 class Reading:
     """One request being read: who `me` is, and what was found wrong so far."""
 
-    __slots__ = ("me", "violations")
+    __slots__ = ("me", "said_me", "violations")
 
     def __init__(self, me: int) -> None:
         self.me = me
+        self.said_me = False
         self.violations: list[Violation] = []
 
     def fault(self, path: str, message: str) -> None:
@@ -49,6 +50,7 @@ class Reading:
         """Whom `me` means; UNAUTHENTICATED where nobody is signed in."""
         if not self.me:
             raise errors.unauthenticated("`me` needs a token")
+        self.said_me = True
         return self.me
 
 

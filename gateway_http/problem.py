@@ -20,6 +20,8 @@ log = structlog.get_logger()
 Headers = Sequence[tuple[bytes, bytes]]
 
 CONTENT_TYPE = b"application/problem+json"
+# What a problem repeats of the path; no route is longer than this.
+MAX_INSTANCE = 256
 # nginx's number for a caller that went away; HTTP has none.
 CLIENT_CLOSED_REQUEST = 499
 
@@ -109,7 +111,7 @@ def problem(error: BaseException, *, instance: str, request_id: str = "", trace_
         "title": _title(refusal.status),
         "status": refusal.status,
         "detail": refusal.detail,
-        "instance": instance,
+        "instance": instance[:MAX_INSTANCE],
         "code": refusal.code,
         "trace_id": trace_id,
         "violations": [{"field": one.field, "message": one.message} for one in refusal.violations],

@@ -25,6 +25,8 @@ MAX_HEADERS = 100
 HEADER_TIMEOUT_S = 10.0
 # Past the application's own time-out for the body: by then it has answered, and what still trickles in is of no use.
 MESSAGE_TIMEOUT_S = BODY_TIMEOUT_S + 1.0
+# A client that takes nothing of its answer for so long is cut off: a close would wait for it.
+WRITE_TIMEOUT_S = 30.0
 # Requests that may wait behind the one at work.
 MAX_PIPELINED = 64
 # Sockets open at once; each costs about 20 kB idle.
@@ -86,6 +88,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._ended = False
         self._watch: asyncio.TimerHandle | None = None
         self._watched = _State.AWAITED
+        self._stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes the connection, or refuses it above MAX_CONNECTIONS."""
@@ -96,9 +99,26 @@ class BoundedProtocol(HttpToolsProtocol):
             self._arm(HEADER_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Lets go of the timer."""
+        """Lets go of the timers."""
         self._disarm()
+        self._unstick()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered."""
+        super().pause_writing()
+        if self._stuck is None:
+            self._stuck = self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._unstick()
+        super().resume_writing()
+
+    def _unstick(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser, and watches a message that is not complete yet."""

@@ -59,9 +59,10 @@ class Request:
             self.traceparent = traceparent.decode()
             self.trace_id = self.traceparent[3:35]
         else:
-            bits = random.getrandbits(192)
-            self.trace_id = f"{bits >> 64:032x}"
-            self.traceparent = f"00-{self.trace_id}-{bits & (2**64 - 1):016x}-01"
+            # Ids to find log lines by, no secrets.
+            digits = f"{random.getrandbits(192):048x}"
+            self.trace_id = digits[:32]
+            self.traceparent = f"00-{self.trace_id}-{digits[32:]}-01"
         request_id = self.headers.get(b"x-request-id", b"")
         self.request_id = request_id.decode() if _REQUEST_ID(request_id) else self.trace_id
         self.said: list[tuple[bytes, bytes]] = [

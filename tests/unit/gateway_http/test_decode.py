@@ -223,6 +223,20 @@ def test_queries_decode_plus_percent_and_enums_by_either_name() -> None:
     assert list(message("ListUserTweets", ("5",), b"exclude=replies,retweets").exclude) == [1, 2]
 
 
+def test_what_is_remembered_of_a_query_is_not_the_caller_nor_a_fault() -> None:
+    method = next(one for one in methods().values() if one.name == "ListHomeTimeline")
+    reader = CODEC.reader(method, bindings(method)[0])
+    first = reader.read((), b"limit=5&page=2", b"", ME)
+    assert reader.read((), b"limit=5&page=2", b"", 8) == first
+    assert reader.read((), b"limit=6", b"", ME).message != first.message
+    for _ in range(2):
+        with pytest.raises(RoostError):
+            reader.read((), b"limit=x", b"", ME)
+    for number in range(1_000):
+        reader.read((), b"cursor=%d" % number, b"", ME)
+    assert len(reader._known) <= 256
+
+
 def test_page_numbers_only_where_the_policy_admits_them() -> None:
     assert read("ListHomeTimeline", query=b"page=3&limit=10&sort=latest").page == 3
     assert faults("ListMentions", query=b"page=3&sort=latest") == ["page", "sort"]

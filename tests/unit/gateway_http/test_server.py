@@ -242,6 +242,22 @@ async def test_a_client_that_leaves_in_the_middle_harms_nobody(server: HttpServe
     assert status(await talk(server, get())) == 200
 
 
+async def test_a_client_that_takes_no_answer_is_cut_off(
+    server: HttpServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 0.1)
+    huge = tweet_pb2.Tweet(id=5, text="a" * 20_000_000).SerializeToString()
+    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=huge)
+    reader, writer = await asyncio.open_connection(HOST, server.port, limit=1024)
+    writer.write(get("/v1/tweets/5", close=False))
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await reader.readexactly(1024)
+            await asyncio.sleep(0.5)
+            await reader.readexactly(20_000_000)
+    writer.close()
+
+
 async def test_too_many_connections_are_refused(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 1)
     _, writer = await asyncio.open_connection(HOST, server.port)
@@ -293,5 +309,5 @@ async def test_stop_does_not_wait_for_idle_connections_nor_for_ever(client: Clie
         await asyncio.sleep(0.002)
     async with asyncio.timeout(PATIENCE_S):
         await running.stop()
-        await asking
+        assert status(await asking) == 503
     idle.close()
