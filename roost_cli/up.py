@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import typer
 import uvloop
-from gateway_http.app import Gateway
-from gateway_http.server import HttpServer
 from pydantic import ValidationError
 
+from gateway_http.app import Gateway
+from gateway_http.server import HttpServer
 from roost_cli import demo, runfile
 from roost_cli.outcome import UNUSABLE, CommandError
 from services.common import errors, logs

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_http.server import HttpServer
 
 from gateway_http.app import Gateway
+from gateway_http.server import HttpServer
 from services.common.config import Settings
 from tests.conftest import Mesh, MeshFactory
 
