@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     http: str = "127.0.0.1:8080"
     grpc: str = "127.0.0.1:50051"
 
-    # Home timelines: design §4. 1,000 suits one process; a cluster takes 100,000.
+    # Home timelines. 1,000 suits one process; a cluster takes 100,000.
     celebrity_threshold: int = Field(default=1_000, ge=1)
     timeline_mode: Literal["hybrid", "push", "pull"] = "hybrid"
     # Covers clock skew and the time from a row's stamp to its commit: 5 s in one process, 60 s between processes.

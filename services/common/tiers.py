@@ -16,7 +16,7 @@ from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 # Graph sends a sign of life every 5 s; after six missed ones nobody may decide by what was heard before.
 SILENCE_S = 30.0
 RETRY_FIRST_S = 0.05
-# Well below any clock margin: within the margin a stale tier does no harm (design.md §4).
+# Well below any clock margin: within the margin a stale tier does no harm.
 RETRY_MOST_S = 2.0
 
 _log = structlog.get_logger(__name__)
