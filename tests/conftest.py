@@ -17,9 +17,9 @@ from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc, user_serv
 from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
+from services.common.checker import Checker
 from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
-from services.common.inprocess import Checker
 from services.common.process import Process, Wire
 from services.registry import SERVICES
 

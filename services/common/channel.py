@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from services.common.abstract_channel import AbstractChannel
 from services.common.context import NEVER, current_call
 from services.common.contract import Method, methods
 
@@ -59,50 +60,7 @@ def service_config() -> str:
     )
 
 
-class _Delegating(grpc.aio.Channel):
-    """A channel whose callables come from `_callable`; what is left of the interface is empty."""
-
-    def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        raise LookupError(method)
-
-    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A callable that starts a unary call."""
-        return self._callable("unary_unary", method, *args, **kwargs)
-
-    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A callable that starts a server stream."""
-        return self._callable("unary_stream", method, *args, **kwargs)
-
-    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A callable that starts a client stream."""
-        return self._callable("stream_unary", method, *args, **kwargs)
-
-    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A callable that starts a bidirectional stream."""
-        return self._callable("stream_stream", method, *args, **kwargs)
-
-    async def close(self, grace: float | None = None) -> None:
-        """Closes what it opened."""
-
-    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        """READY: connections are opened by the calls."""
-        return grpc.ChannelConnectivity.READY
-
-    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Never changes."""
-        await asyncio.get_running_loop().create_future()
-
-    async def channel_ready(self) -> None:
-        """At once."""
-
-    async def __aenter__(self) -> _Delegating:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-
-class MeshChannel(_Delegating):
+class MeshChannel(AbstractChannel):
     """A channel to one target (any gRPC name, such as `dns:///tweet:50051`), as the service `caller`."""
 
     def __init__(self, target: str, caller: str, mesh_secret: str) -> None:
@@ -145,7 +103,7 @@ def _time_left(method: Method | None, timeout: float | None) -> float | None:
     return min(limits) if limits else None
 
 
-class RoutingChannel(_Delegating):
+class RoutingChannel(AbstractChannel):
     """Reaches every service: `remote` by folder name, the others over `local`."""
 
     def __init__(self, local: grpc.aio.Channel, remote: Mapping[str, grpc.aio.Channel]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,8 @@ import grpc
 from google.protobuf.message import Message
 
 from services.common import errors
+from services.common.abstract_channel import AbstractChannel
+from services.common.checker import Checker
 from services.common.context import Call, current_call
 from services.common.interceptors import Endpoint
 
@@ -23,35 +24,8 @@ from services.common.interceptors import Endpoint
 DEADLINE_MARGIN_S = 0.001
 # Messages a stream may be ahead of its reader.
 STREAM_AHEAD = 4
-# Messages the checker keeps an eye on: enough to catch a servicer that changes what it returned a moment ago.
-CHECKED_MESSAGES = 64
 
 _END = object()
-
-
-class FrozenMessageChanged(AssertionError):
-    """A message was changed after it was handed over."""
-
-
-class Checker:
-    """The test mode: serialises both ways and fails on any message that changed after the call."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[str, Message, bytes]] = deque(maxlen=CHECKED_MESSAGES)
-
-    def hand_over(self, path: str, message: Message) -> Message:
-        """Watches a message and returns what the other side gets, having crossed the wire format."""
-        data = message.SerializeToString(deterministic=True)
-        self._seen.append((path, message, data))
-        copy = type(message).FromString(data)
-        self._seen.append((path, copy, data))
-        return copy
-
-    def verify(self) -> None:
-        """Raises FrozenMessageChanged naming the method whose message was changed."""
-        for path, message, data in self._seen:
-            if message.SerializeToString(deterministic=True) != data:
-                raise FrozenMessageChanged(f"{path}: a {type(message).__name__} was changed after it was handed over")
 
 
 class _Context:
@@ -212,7 +186,7 @@ class StreamCall:
         return self._task.done()
 
 
-class InProcessChannel(grpc.aio.Channel):
+class InProcessChannel(AbstractChannel):
     """A channel to the endpoints of this process, as `caller`. `endpoints` may grow until the first call."""
 
     def __init__(self, endpoints: Mapping[str, Endpoint], caller: str, checker: Checker | None = None) -> None:
@@ -233,45 +207,14 @@ class InProcessChannel(grpc.aio.Channel):
 
         return start
 
-    def unary_unary(
-        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, *_: Any, **__: Any
-    ) -> Any:
-        """A callable that starts a unary call."""
-        return self._starter(UnaryCall, method, response_deserializer)
-
-    def unary_stream(
-        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, *_: Any, **__: Any
-    ) -> Any:
-        """A callable that starts a server stream."""
-        return self._starter(StreamCall, method, response_deserializer)
-
-    def stream_unary(self, method: str, *_: Any, **__: Any) -> Any:
-        """Client streams have no in-process form yet: the callable refuses."""
+    def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        # Generated stubs pass the serializers by name or in order: request first, then response.
+        deserializer = kwargs.get("response_deserializer", args[1] if len(args) > 1 else None)
+        if kind == "unary_unary":
+            return self._starter(UnaryCall, method, deserializer)
+        if kind == "unary_stream":
+            return self._starter(StreamCall, method, deserializer)
         return _refuse(method)
-
-    def stream_stream(self, method: str, *_: Any, **__: Any) -> Any:
-        """Bidirectional streams are not in the contract: the callable refuses."""
-        return _refuse(method)
-
-    async def close(self, grace: float | None = None) -> None:
-        """Nothing to close."""
-
-    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        """Always ready."""
-        return grpc.ChannelConnectivity.READY
-
-    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Never changes."""
-        await asyncio.get_running_loop().create_future()
-
-    async def channel_ready(self) -> None:
-        """At once."""
-
-    async def __aenter__(self) -> InProcessChannel:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
 
 def _refuse(path: str) -> Callable[..., Any]:

@@ -23,11 +23,12 @@ from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
 
 from services.common import errors
 from services.common.channel import MeshChannel, RoutingChannel
+from services.common.checker import Checker
 from services.common.config import Settings
 from services.common.context import OPERATOR, Call, current_call
 from services.common.cursor import Cursors
 from services.common.event_log.embedded import EmbeddedLog
-from services.common.inprocess import Checker, InProcessChannel
+from services.common.inprocess import InProcessChannel
 from services.common.interceptors import Endpoint, endpoints_of
 from services.common.kit import Build, Closable, Kit, Service, Worker
 from services.common.server import Authenticator, GrpcServer

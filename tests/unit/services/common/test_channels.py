@@ -14,9 +14,9 @@ from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
 from services.common import context, errors
+from services.common.checker import Checker, FrozenMessageChanged
 from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
-from services.common.inprocess import Checker, FrozenMessageChanged
 from services.common.kit import Kit, Service
 from services.common.process import Process
 

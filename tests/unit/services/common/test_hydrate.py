@@ -19,8 +19,9 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.common import errors
+from services.common.checker import Checker
 from services.common.hydrate import Hydrator, framed, tombstone, varint
-from services.common.inprocess import Checker, InProcessChannel
+from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
 
 READER, ANN, BOB, CAT = 1, 2, 3, 4

@@ -22,10 +22,11 @@ from roost.tweet.v1 import tweet_service_pb2 as pb
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.common import errors
+from services.common.checker import Checker
 from services.common.context import Actor, Call, current_call
 from services.common.cursor import Cursors
 from services.common.hydrate import Hydrator
-from services.common.inprocess import Checker, InProcessChannel
+from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
 from services.common.snowflake import Snowflake, timestamp_ms, wall_clock_ms
 from services.tweet.service import AUTHOR_WAIT_S, MAX_ROUNDS, ROUND_IDS, TweetServicer
