@@ -131,7 +131,7 @@ class Builds:
             await self.pull(build)
 
     async def pull(self, build: Build) -> None:
-        """Open, pull, close: the protocol of design.md §4. Whatever fails, the home is cold afterwards."""
+        """Open, pull, close. Whatever fails, the home is cold afterwards."""
         user_id, rules = build.user_id, self._rules
         # Before the opening: what is stamped later than this may be missing, and is pulled.
         build.opened_ms = int(self._clock() * 1000)
