@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
-from roost.graph.v1 import graph_service_pb2 as pb
 from roost.identity.v1 import user_pb2, user_service_pb2
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.common import errors
 from services.common.cursor import Cursors
+from services.common.people import Entry, Page, PeopleLists
 from services.graph.store import GraphStore, Listing, Position
 
 DEFAULT_PAGE_SIZE = 20
-# Reads for one page: where nearly all of a long list is hidden, a short page with a cursor is better than a late one.
-MAX_ROUNDS = 10
 # How far suggestions reach; they are found anew for every page, so deep pages would only repeat the work.
 MAX_SUGGESTIONS = 200
-
-Page = tuple[list[user_pb2.User], str]
 
 
 class People:
@@ -28,6 +24,7 @@ class People:
         self._store = store
         self._identity = identity
         self._cursors = cursors
+        self._lists = PeopleLists(identity, store.visibility, cursors)
 
     async def states(self, user_ids: Sequence[int]) -> dict[int, user_pb2.UserState.ValueType]:
         """The states of those that identity knows."""
@@ -54,50 +51,18 @@ class People:
 
     async def suggestions(self, user_id: int, cursor: str, size: int) -> Page:
         """People followed by the caller's followees."""
-        start = _whole_number(self._cursors.open(cursor, "suggestions", user_id)[0]) if cursor else 0
+        start = int(self._cursors.open(cursor, "suggestions", user_id)[0]) if cursor else 0
         found = await self._store.suggestions(user_id, MAX_SUGGESTIONS)
-        users = await self._users(found[start : start + size])
+        users = await self._lists.users(found[start : start + size])
         end = start + size
         return users, self._cursors.seal("suggestions", user_id, end) if end < len(found) else ""
 
     async def _page(
         self, listing: Listing, user_id: int, cursor_owner_id: int, reader_id: int, cursor: str, size: int
     ) -> Page:
-        list_name = f"{listing.value}/{user_id}"
-        below: Position | None = None
-        if cursor:
-            at_ms, last_id = self._cursors.open(cursor, list_name, cursor_owner_id)
-            below = Position(_whole_number(at_ms), _whole_number(last_id))
-        users: list[user_pb2.User] = []
-        for _ in range(MAX_ROUNDS):
-            wanted = size - len(users)
-            # One more than wanted tells whether the list goes on.
-            found = await self._store.page(listing, user_id, below, wanted + 1)
-            users += await self._visible_users([entry.user_id for entry in found[:wanted]], reader_id)
-            if len(found) <= wanted:
-                return users, ""
-            below = found[wanted - 1]
-            if len(users) == size:
-                break
-        # Never None: a round that found more has set it.
-        return users, self._cursors.seal(list_name, cursor_owner_id, *below) if below else ""
+        async def fetch(below: Entry | None, limit: int) -> Sequence[Entry]:
+            return await self._store.page(listing, user_id, Position(*below) if below else None, limit)
 
-    async def _visible_users(self, user_ids: Sequence[int], reader_id: int) -> Sequence[user_pb2.User]:
-        hidden: Container[int] = ()
-        if reader_id and user_ids:
-            request = pb.GetVisibilityFilterRequest(user_id=reader_id, candidate_ids=user_ids)
-            answer = await self._store.visibility(request)
-            hidden = {*answer.blocked_ids, *answer.blocked_by_ids}
-        return await self._users([user_id for user_id in user_ids if user_id not in hidden])
-
-    async def _users(self, user_ids: Sequence[int]) -> list[user_pb2.User]:
-        if not user_ids:
-            return []
-        answer = await self._identity.BatchGetUsers(user_service_pb2.BatchGetUsersRequest(ids=user_ids))
-        return list(answer.users)
-
-
-def _whole_number(value: int | str) -> int:
-    if not isinstance(value, int):
-        raise TypeError("cursors of these lists hold numbers")
-    return value
+        return await self._lists.page(
+            f"{listing.value}/{user_id}", fetch, cursor, size, reader_id=reader_id, cursor_owner_id=cursor_owner_id
+        )

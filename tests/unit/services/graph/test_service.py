@@ -11,8 +11,8 @@ import structlog
 from roost.graph.v1 import graph_service_pb2 as pb
 from roost.identity.v1 import user_pb2
 
-from services.common import errors
-from services.graph import people, service
+from services.common import errors, people
+from services.graph import service
 
 ANN, BEN, CAT, DAN = 1, 2, 3, 4
 NOBODY = 0

@@ -1,0 +1,71 @@
+"""Lists of people: entries of a store, as pages of users whom the reader may see."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Container, Sequence
+
+from roost.graph.v1 import graph_service_pb2 as graph
+from roost.identity.v1 import user_pb2, user_service_pb2
+from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
+
+from services.common.cursor import Cursors
+
+# Reads for one page: where nearly all of a long list is hidden, a short page with a cursor is better than a late one.
+MAX_ROUNDS = 10
+
+# An entry's place in its list, greatest first, and whose it is. Places of equals are told apart by the id.
+Entry = tuple[int, int]
+# Up to so many entries, those under the given one where there is one.
+Fetch = Callable[[Entry | None, int], Awaitable[Sequence[Entry]]]
+GetFilter = Callable[[graph.GetVisibilityFilterRequest], Awaitable[graph.GetVisibilityFilterResponse]]
+Page = tuple[list[user_pb2.User], str]
+
+
+class PeopleLists:
+    """Pages of users for one reader. `get_filter` is graph's GetVisibilityFilter. UNAVAILABLE where an owner cannot answer."""
+
+    def __init__(self, identity: UserServiceStub, get_filter: GetFilter, cursors: Cursors) -> None:
+        self._identity = identity
+        self._get_filter = get_filter
+        self._cursors = cursors
+
+    async def page(
+        self, list_name: str, fetch: Fetch, cursor: str, size: int, *, reader_id: int, cursor_owner_id: int = 0
+    ) -> Page:
+        """Up to `size` (≤ 100) users and the cursor behind them, empty on the last page.
+
+        Suspended and deactivated people are left out, and whom the reader blocks or is blocked by; reader 0 sees all
+        others. The cursor is good for this list, and this owner only (0: anybody).
+        """
+        below: Entry | None = None
+        if cursor:
+            place, last_id = self._cursors.open(cursor, list_name, cursor_owner_id)
+            below = int(place), int(last_id)
+        users: list[user_pb2.User] = []
+        for _ in range(MAX_ROUNDS):
+            wanted = size - len(users)
+            # One more than wanted tells whether the list goes on.
+            found = await fetch(below, wanted + 1)
+            users += await self._visible([user_id for _, user_id in found[:wanted]], reader_id)
+            if len(found) <= wanted:
+                return users, ""
+            below = found[wanted - 1]
+            if len(users) == size:
+                break
+        # Never None: a round that found more has set it.
+        return users, self._cursors.seal(list_name, cursor_owner_id, *below) if below else ""
+
+    async def users(self, user_ids: Sequence[int]) -> list[user_pb2.User]:
+        """These people (≤ 100) in their order; those who do not take part are left out."""
+        if not user_ids:
+            return []
+        answer = await self._identity.BatchGetUsers(user_service_pb2.BatchGetUsersRequest(ids=user_ids))
+        return list(answer.users)
+
+    async def _visible(self, user_ids: Sequence[int], reader_id: int) -> Sequence[user_pb2.User]:
+        hidden: Container[int] = ()
+        if reader_id and user_ids:
+            request = graph.GetVisibilityFilterRequest(user_id=reader_id, candidate_ids=user_ids)
+            answer = await self._get_filter(request)
+            hidden = {*answer.blocked_ids, *answer.blocked_by_ids}
+        return await self.users([user_id for user_id in user_ids if user_id not in hidden])
