@@ -197,7 +197,7 @@ def test_licence_is_the_whole_apache_licence() -> None:
 
 # `tests/unit/x.py`, `tests/unit/x.py::test_y`, `scripts/up` in backquotes, and [links](to/files.md).
 NAMED_FILE = re.compile(
-    r"`((?:tests|scripts|docs|protos|services|gateway_http|roost_cli|\.ci)/[\w./*-]*)(?:::(\w+))?[^`]*`"
+    r"`((?:tests|scripts|docs|protos|services|gateway_http|roost_cli|roost_client|\.ci)/[\w./*-]*)(?:::(\w+))?[^`]*`"
 )
 LINK = re.compile(r"\]\(((?!https?:|#)[^)#]+)(?:#[^)]*)?\)")
 
