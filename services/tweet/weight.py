@@ -19,6 +19,8 @@ URL_WEIGHT = 23
 EMOJI_WEIGHT = 2
 # Twitter's own limits: a longer label is no host name, a longer slug no short link of theirs.
 _MAX_LABEL_CHARS = 63
+# How a label in another script begins once it is encoded for DNS.
+_ENCODED_PREFIX = "xn--"
 _MAX_TCO_SLUG_CHARS = 40
 
 _DISTRIBUTION = "twitter-text-parser"
@@ -47,6 +49,7 @@ _HOST = re.compile(
 _BARE_HOST = re.compile(
     rf"[a-z0-9{_LATIN}][-a-z0-9{_LATIN}]*+(?:\.[-a-z0-9{_LATIN}]++)*+(?:\.{_HOST_CHAR}++)?+", re.IGNORECASE
 )
+_BARE_LABEL = re.compile(rf"[-a-z0-9{_LATIN}]++", re.IGNORECASE)
 _TLD_RUN = re.compile(r"(?:xn--[-0-9a-z]++|[a-z]++)(?![0-9A-Za-z@+-])", re.IGNORECASE)
 _PATH_CHAR = rf"[a-z{_CYRILLIC}0-9!*';:=+,.$/%#\[\]\-\u2013_~@|&{_LATIN}]"
 _PARENS = rf"\((?>{_PATH_CHAR}++|\({_PATH_CHAR}++\))++\)"
@@ -129,18 +132,30 @@ def _host_end(text: str, start: int, end: int) -> int:
     labels = text[start:end].split(".")
     position = start + len(labels[0]) + 1
     for before, label in itertools.pairwise(labels):
-        if not before or len(before) > _MAX_LABEL_CHARS:
+        if not _is_host_label(before):
             break
-        if before[-1] not in "-_" and before[0] not in "-_" and "_" not in before:
+        # An underscore may stand in a subdomain, not in the name that somebody registered.
+        if "_" not in before:
             found = _tld_end(text, position, label) or found
         position += len(label) + 1
     return found
 
 
+def _is_host_label(label: str) -> bool:
+    if not label or label[0] in "-_" or label[-1] in "-_" or len(label) > _MAX_LABEL_CHARS:
+        return False
+    if label.isascii():
+        return True
+    # What is encoded already must not hold what would have to be encoded; encoded, a label is bounded like any other.
+    if label[:4].lower() == _ENCODED_PREFIX:
+        return _BARE_LABEL.fullmatch(label) is not None
+    return len(_ENCODED_PREFIX) + len(label.encode("punycode")) <= _MAX_LABEL_CHARS
+
+
 def _tld_end(text: str, start: int, label: str) -> int:
     if run := _TLD_RUN.match(text, start):
         name = run[0].lower()
-        return run.end() if name.startswith("xn--") or name in _TLDS else 0
+        return run.end() if name.startswith(_ENCODED_PREFIX) or name in _TLDS else 0
     if label.isascii():
         return 0
     for length in range(min(len(label), _LONGEST_TLD), 0, -1):

@@ -28,6 +28,13 @@ class Claim(NamedTuple):
     now_s: int
 
 
+class Retweeter(NamedTuple):
+    """Who retweeted a tweet; lists of them are ordered and paged by the retweet's id."""
+
+    retweet_id: int
+    user_id: int
+
+
 class TweetStore(Protocol):
     """Tweets by id, by author and by time. A tweet stands until it is deleted by its author or removed by a
     moderator."""
@@ -72,6 +79,29 @@ class TweetStore(Protocol):
     async def list_recent(self, before_id: int, limit: int) -> Sequence[int]:
         """The newest standing ids of everybody below `before_id` (0: no bound), newest first, at most `limit` (≤
         MAX_PAGE)."""
+
+    async def list_replies(
+        self, tweet_id: int, bound_id: int, limit: int, *, oldest_first: bool = False
+    ) -> Sequence[int]:
+        """The standing direct replies to a tweet, newest first below `bound_id`, or oldest first above it (0: no
+        bound); at most `limit` (≤ MAX_PAGE)."""
+
+    async def list_quotes(self, tweet_id: int, before_id: int, limit: int) -> Sequence[int]:
+        """The standing quotes of a tweet below `before_id` (0: no bound), newest first, at most `limit` (≤ MAX_PAGE)."""
+
+    async def list_retweeters(self, tweet_id: int, before_id: int, limit: int) -> Sequence[Retweeter]:
+        """The standing retweets of an original with ids below `before_id` (0: no bound), newest first, at most `limit`
+        (≤ MAX_PAGE). Each user is there once."""
+
+    async def batch_list_children(
+        self, tweet_ids: Sequence[int], per_tweet: int, *, after_id: int = 0
+    ) -> Mapping[int, Sequence[int]]:
+        """For threads: the oldest `per_tweet` direct replies above `after_id` of each of the tweets, oldest first, also
+        hidden ones, which leave tombstones. At most MAX_PAGE tweets times `per_tweet`; those without any are left out."""
+
+    async def list_ancestors(self, tweet_id: int, limit: int) -> Sequence[int]:
+        """For threads: the tweet it answers, the one that answers, and so on, at most `limit` (≤ MAX_PAGE); also hidden
+        ones. Ends behind one that was purged."""
 
     async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
         """How many tweets of each author stand; authors without any are left out. Exact."""

@@ -17,6 +17,8 @@ from services.common.drivers.sqlite import Database
 from services.common.event_log import Record
 from services.common.hydrate import framed
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
+from services.tweet.store import schema as sql
+from services.tweet.store.links import LinkLists
 from services.tweet.store.memory import AuthorIds, Epochs, Recent
 
 T = TypeVar("T")
@@ -32,31 +34,8 @@ PURGE_STEP = 500
 # Expired keys swept by each post that brings one: more than one, so that they cannot pile up.
 SWEPT_KEYS = 4
 
-_STANDS, _DELETED, _REMOVED = 0, 1, 2
 _FRAME_TAG = b"\x0a"
 
-SCHEMA = """
-CREATE TABLE tweets (
-    id INTEGER PRIMARY KEY, author_id INTEGER NOT NULL, version INTEGER NOT NULL, state INTEGER NOT NULL,
-    core BLOB NOT NULL, conversation_id INTEGER NOT NULL,
-    reply_to_id INTEGER NOT NULL, reply_to_author_id INTEGER NOT NULL,
-    retweet_of_id INTEGER NOT NULL, retweet_of_author_id INTEGER NOT NULL,
-    quote_of_id INTEGER NOT NULL, quote_of_author_id INTEGER NOT NULL,
-    replies INTEGER NOT NULL DEFAULT 0, retweets INTEGER NOT NULL DEFAULT 0, quotes INTEGER NOT NULL DEFAULT 0,
-    hidden_at_s INTEGER NOT NULL DEFAULT 0, action_id INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX tweets_by_author ON tweets (author_id, id, reply_to_id, retweet_of_id) WHERE state = 0;
-CREATE INDEX tweets_to_purge ON tweets (hidden_at_s, id) WHERE state = 1;
-CREATE VIEW cores AS
-    SELECT id, author_id, reply_to_author_id, reply_to_id, retweet_of_id, retweet_of_author_id, quote_of_id,
-        quote_of_author_id, state, core, replies, retweets, quotes FROM tweets;
-CREATE TABLE author_counts (author_id INTEGER PRIMARY KEY, tweets INTEGER NOT NULL);
-CREATE TABLE idempotency_keys (
-    user_id INTEGER NOT NULL, key TEXT NOT NULL, body_hash BLOB NOT NULL, tweet_id INTEGER NOT NULL,
-    expires_at_s INTEGER NOT NULL, PRIMARY KEY (user_id, key)
-) WITHOUT ROWID;
-CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires_at_s);
-"""
 _INSERT = """
 INSERT INTO tweets (id, author_id, version, state, core, conversation_id, reply_to_id, reply_to_author_id,
     retweet_of_id, retweet_of_author_id, quote_of_id, quote_of_author_id)
@@ -83,10 +62,8 @@ _EXPIRED = "SELECT user_id, key FROM idempotency_keys WHERE expires_at_s <= ? OR
 _KEY = "SELECT body_hash, tweet_id FROM idempotency_keys WHERE user_id = ? AND key = ? AND expires_at_s > ?"
 _PURGEABLE = "SELECT id FROM tweets WHERE state = 1 AND hidden_at_s < ? ORDER BY hidden_at_s, id LIMIT ?"
 
-_NO_BOUND = (1 << 63) - 1
 
-
-class EmbeddedTweetStore:
+class EmbeddedTweetStore(LinkLists):
     """A TweetStore over one SQLite file of this process.
 
     Memory is changed after the commit and before the writer gets its answer, in a task that its caller's
@@ -95,7 +72,7 @@ class EmbeddedTweetStore:
     """
 
     def __init__(self, db: Database) -> None:
-        self._db = db
+        super().__init__(db)
         # Serialised TweetCore messages, framed as BatchGetTweetCoresResponse holds them.
         self._cores: Recent[int, bytes] = Recent(CACHED_CORES)
         self._authors: Recent[int, AuthorIds] = Recent(CACHED_AUTHORS)
@@ -105,7 +82,7 @@ class EmbeddedTweetStore:
     @classmethod
     async def open(cls, path: Path) -> Self:
         """Opens or creates the file. FAILED_PRECONDITION if another owner has it."""
-        return cls(await Database.open(path, [SCHEMA, outbox.OUTBOX_SCHEMA]))
+        return cls(await Database.open(path, sql.MIGRATIONS))
 
     @property
     def db(self) -> Database:
@@ -143,22 +120,22 @@ class EmbeddedTweetStore:
 
     async def delete(self, tweet_id: int, at_s: int, event: Record) -> bool:
         """See the port."""
-        return await self._hide(tweet_id, _DELETED, 0, at_s, event)
+        return await self._hide(tweet_id, sql.DELETED, 0, at_s, event)
 
     async def remove(self, tweet_id: int, action_id: int, at_s: int, event: Record) -> bool:
         """See the port."""
-        return await self._hide(tweet_id, _REMOVED, action_id, at_s, event)
+        return await self._hide(tweet_id, sql.REMOVED, action_id, at_s, event)
 
     async def restore(self, tweet_id: int, action_id: int, event: Record) -> bool:
         """See the port."""
 
         def unit(connection: sqlite3.Connection) -> tuple[int, bool]:
             author_id, state, hidden_by = _state(connection, tweet_id)
-            if state != _REMOVED:
+            if state != sql.REMOVED:
                 return author_id, False
             if hidden_by != action_id:
                 raise errors.failed_precondition("another action hides the tweet", "OTHER_ACTION")
-            connection.execute(_HIDE, (_STANDS, 0, 0, tweet_id))
+            connection.execute(_HIDE, (sql.STANDS, 0, 0, tweet_id))
             connection.execute(_COUNT, (author_id, 1))
             outbox.enqueue(connection, (event,))
             return author_id, True
@@ -168,13 +145,13 @@ class EmbeddedTweetStore:
     async def _hide(self, tweet_id: int, into: int, action_id: int, at_s: int, event: Record) -> bool:
         def unit(connection: sqlite3.Connection) -> tuple[int, bool]:
             author_id, state, _ = _state(connection, tweet_id)
-            if state == _DELETED:
+            if state == sql.DELETED:
                 return author_id, False
             connection.execute(_HIDE, (into, action_id, at_s, tweet_id))
-            if state == _STANDS:
+            if state == sql.STANDS:
                 connection.execute(_COUNT, (author_id, -1))
                 outbox.enqueue(connection, (event,))
-            return author_id, state == _STANDS
+            return author_id, state == sql.STANDS
 
         return await _whole(self._change(tweet_id, unit))
 
@@ -273,12 +250,12 @@ class EmbeddedTweetStore:
             known = self._authors.get(author_id)
             kept = known.newest(before_id, limit) if known is not None else None
             return (await self._load_author_ids([author_id], before_id, limit))[author_id] if kept is None else kept
-        values = (author_id, before_id or _NO_BOUND, replies, retweets, limit)
+        values = (author_id, before_id or sql.NO_BOUND, replies, retweets, limit)
         return await self._db.read(lambda c: [row[0] for row in c.execute(_AUTHOR_IDS_NARROWED, values)])
 
     async def list_recent(self, before_id: int, limit: int) -> Sequence[int]:
         """See the port."""
-        values = (before_id or _NO_BOUND, limit)
+        values = (before_id or sql.NO_BOUND, limit)
         return await self._db.read(lambda c: [row[0] for row in c.execute(_RECENT_IDS, values)])
 
     async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
@@ -330,11 +307,11 @@ def _read_author_ids(
     connection: sqlite3.Connection, author_id: int, before_id: int, per_author: int, fill: int
 ) -> tuple[AuthorIds, Sequence[int]]:
     """The author's newest `fill` ids, to be kept, and those asked for."""
-    rows = connection.execute(_AUTHOR_IDS, (author_id, _NO_BOUND, fill)).fetchall()
+    rows = connection.execute(_AUTHOR_IDS, (author_id, sql.NO_BOUND, fill)).fetchall()
     newest = AuthorIds(array("q", [row[0] for row in reversed(rows)]), complete=len(rows) < fill)
     ids: Sequence[int] | None = newest.newest(before_id, per_author)
     if ids is None:
-        ids = [row[0] for row in connection.execute(_AUTHOR_IDS, (author_id, before_id or _NO_BOUND, per_author))]
+        ids = [row[0] for row in connection.execute(_AUTHOR_IDS, (author_id, before_id or sql.NO_BOUND, per_author))]
     return newest, ids
 
 
@@ -350,9 +327,9 @@ def _core(row: Sequence[Any]) -> tweet_pb2.TweetCore:
             retweet_of_author_id=row[5],
             quote_of_id=row[6],
             quote_of_author_id=row[7],
-            deleted=state != _STANDS,
+            deleted=state != sql.STANDS,
         ),
-        core=row[9] if state == _STANDS else b"",
+        core=row[9] if state == sql.STANDS else b"",
         replies=row[10],
         retweets=row[11],
         quotes=row[12],

@@ -1,0 +1,65 @@
+"""The tables and statements of the embedded adapter.
+
+One table holds tweets, replies, quotes and retweets; the rest are indexes. States: 0 stands, 1 deleted by its author,
+2 removed by a moderator.
+"""
+
+from __future__ import annotations
+
+from services.common.outbox import OUTBOX_SCHEMA
+
+STANDS, DELETED, REMOVED = 0, 1, 2
+# Above every id.
+NO_BOUND = (1 << 63) - 1
+
+_TWEETS = """
+CREATE TABLE tweets (
+    id INTEGER PRIMARY KEY, author_id INTEGER NOT NULL, version INTEGER NOT NULL, state INTEGER NOT NULL,
+    core BLOB NOT NULL, conversation_id INTEGER NOT NULL,
+    reply_to_id INTEGER NOT NULL, reply_to_author_id INTEGER NOT NULL,
+    retweet_of_id INTEGER NOT NULL, retweet_of_author_id INTEGER NOT NULL,
+    quote_of_id INTEGER NOT NULL, quote_of_author_id INTEGER NOT NULL,
+    replies INTEGER NOT NULL DEFAULT 0, retweets INTEGER NOT NULL DEFAULT 0, quotes INTEGER NOT NULL DEFAULT 0,
+    hidden_at_s INTEGER NOT NULL DEFAULT 0, action_id INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX tweets_by_author ON tweets (author_id, id, reply_to_id, retweet_of_id) WHERE state = 0;
+CREATE INDEX tweets_to_purge ON tweets (hidden_at_s, id) WHERE state = 1;
+CREATE VIEW cores AS
+    SELECT id, author_id, reply_to_author_id, reply_to_id, retweet_of_id, retweet_of_author_id, quote_of_id,
+        quote_of_author_id, state, core, replies, retweets, quotes FROM tweets;
+CREATE TABLE author_counts (author_id INTEGER PRIMARY KEY, tweets INTEGER NOT NULL);
+CREATE TABLE idempotency_keys (
+    user_id INTEGER NOT NULL, key TEXT NOT NULL, body_hash BLOB NOT NULL, tweet_id INTEGER NOT NULL,
+    expires_at_s INTEGER NOT NULL, PRIMARY KEY (user_id, key)
+) WITHOUT ROWID;
+CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires_at_s);
+"""
+# Partial indexes: most tweets are neither, and those cost nothing here. Replies keep their place when they are hidden,
+# for threads show tombstones. One retweet of a user and an original at a time, unless its author took it back.
+_LINKS = """
+CREATE INDEX replies_by_tweet ON tweets (reply_to_id, id, state) WHERE reply_to_id > 0;
+CREATE INDEX quotes_by_tweet ON tweets (quote_of_id, id, state) WHERE quote_of_id > 0 AND state = 0;
+CREATE INDEX retweets_by_tweet ON tweets (retweet_of_id, id, author_id, state) WHERE retweet_of_id > 0 AND state = 0;
+CREATE UNIQUE INDEX retweets_by_author ON tweets (author_id, retweet_of_id) WHERE retweet_of_id > 0 AND state != 1;
+CREATE TABLE revisions (
+    tweet_id INTEGER NOT NULL, version INTEGER NOT NULL, text TEXT NOT NULL, created_at_ms INTEGER NOT NULL,
+    PRIMARY KEY (tweet_id, version)
+) WITHOUT ROWID;
+"""
+MIGRATIONS = (_TWEETS, OUTBOX_SCHEMA, _LINKS)
+
+LIST_REPLIES_DOWN = (
+    "SELECT id FROM tweets WHERE reply_to_id = ? AND reply_to_id > 0 AND id < ? AND state = 0 ORDER BY id DESC LIMIT ?"
+)
+LIST_REPLIES_UP = (
+    "SELECT id FROM tweets WHERE reply_to_id = ? AND reply_to_id > 0 AND id > ? AND state = 0 ORDER BY id LIMIT ?"
+)
+LIST_QUOTES = (
+    "SELECT id FROM tweets WHERE quote_of_id = ? AND quote_of_id > 0 AND id < ? AND state = 0 ORDER BY id DESC LIMIT ?"
+)
+LIST_RETWEETERS = """
+SELECT id, author_id FROM tweets WHERE retweet_of_id = ? AND retweet_of_id > 0 AND id < ? AND state = 0
+ORDER BY id DESC LIMIT ?
+"""
+LIST_CHILDREN = "SELECT id FROM tweets WHERE reply_to_id = ? AND reply_to_id > 0 AND id > ? ORDER BY id LIMIT ?"
+PARENT = "SELECT reply_to_id FROM tweets WHERE id = ?"
