@@ -187,7 +187,7 @@ class Loader:
                     raise refused(error, f"posting {post.place}") from error
                 posted.refused.setdefault(_reason(error), []).append(post.place)
                 return
-            if answer.tweet.created_at.seconds < int(began_at):
+            if answer.tweet.created_at.ToMilliseconds() < int(began_at * 1000):
                 posted.stood += 1
             else:
                 posted.made += 1

@@ -16,7 +16,13 @@ from services.common import contract, errors
 T = TypeVar("T")
 
 # Everything sent this way may be repeated: follows are idempotent, tweets carry keys, the rest are reads.
-_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
+_PASSING = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    # What a server that stops says of calls it has not begun.
+    grpc.StatusCode.CANCELLED,
+)
 # Pauses double from the first to the last; with jitter, so that callers refused together do not come back together.
 FIRST_PAUSE_S = 0.05
 LAST_PAUSE_S = 5.0

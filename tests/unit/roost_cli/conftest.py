@@ -172,7 +172,7 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
             self.state.texts[tweet_id] = request.text
             self.state.keys[author, request.idempotency_key] = tweet_id
         tweet = tweet_pb2.Tweet(id=self.state.keys[author, request.idempotency_key], author_id=author)
-        tweet.created_at.FromSeconds(int(time.time()) if made else 1)
+        tweet.created_at.FromMilliseconds(int(time.time() * 1000) if made else 1)
         return tweet_service_pb2.CreateTweetResponse(tweet=tweet)
 
     async def GetTweet(self, request: Any, context: Any) -> Any:

@@ -1,0 +1,102 @@
+"""`roost load` and `roost verify` against a real mesh over gRPC: loading twice adds nothing, and a broken fan-out goes red."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from roost.fanout.v1 import fanout_service_pb2
+from roost.identity.v1 import auth_service_pb2
+
+from roost_cli import demo, edges, load, verify
+from roost_cli.loader import scan_users
+from roost_cli.target import Target
+
+MARGIN_S = 0.05
+PEOPLE, EDGES, LINES = 30, 120, 80
+
+
+@pytest.fixture
+async def mesh(start_mesh: Callable[..., Awaitable[Any]], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A mesh with an empty data directory and a short clock margin, also for the command."""
+    monkeypatch.setenv("ROOST_CLOCK_MARGIN_S", str(MARGIN_S))
+    return await start_mesh(clock_margin_s=MARGIN_S)
+
+
+@pytest.fixture
+def target(mesh: Any) -> Target:
+    return Target(f"127.0.0.1:{mesh.process.grpc_port}", mesh.process.operator_token)
+
+
+async def load_files(target: Target) -> None:
+    chance = random.Random(3)
+    graph = edges.parse(f"{chance.randrange(PEOPLE)} {chance.randrange(PEOPLE)}" for _ in range(EDGES))
+    usable, blank = load.tweet_lines("".join(f"tweet {number} #t\n" for number in range(LINES)).encode())
+    await load._load(target, graph, usable, blank, seed=1, concurrency=8)
+
+
+async def test_loading_twice_adds_nothing_and_every_home_is_exact(
+    target: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await load_files(target)
+    assert f"{LINES} posted, 0 already there" in capsys.readouterr().out
+    assert await verify._verify(target)
+    # Warm before the first tweet: it was fan-out that brought them all.
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"warm: {PEOPLE} of {PEOPLE}",
+        f"{PEOPLE} of {PEOPLE} timelines exact",
+    ]
+    await load_files(target)
+    assert f"0 posted, {LINES} already there" in capsys.readouterr().out
+    assert await verify._verify(target)
+
+
+async def test_what_fanout_does_not_deliver_is_missed(
+    mesh: Any, target: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await load_files(target)
+    await mesh.settled()
+    await mesh.fanout.PauseFanout(fanout_service_pb2.PauseFanoutRequest())
+    author = {user.user.username: user.user.id async for user in _users(mesh)}["user_0003"]
+    tweet_id = await mesh.post(author, "nobody hears of it")
+    assert not await verify._verify(target)
+    said = capsys.readouterr().out
+    assert f"1 missing ({tweet_id})" in said
+    await mesh.fanout.ResumeFanout(fanout_service_pb2.ResumeFanoutRequest())
+    await mesh.settled()
+    assert await verify._verify(target)
+
+
+async def test_the_demo_is_loaded_once_and_its_log_in_works(mesh: Any, target: Target) -> None:
+    account = await demo.first_run(mesh.process.channel, mesh.process.settings.data_dir)
+    assert account is not None
+    login = auth_service_pb2.LoginRequest(username=account.username, password=account.password)
+    assert (await mesh.auth.Login(login)).user.username == account.username
+    people = len([user async for user in _users(mesh)])
+    assert await demo.first_run(mesh.process.channel, mesh.process.settings.data_dir) == account
+    assert len([user async for user in _users(mesh)]) == people == len(demo.PEOPLE)
+    assert await verify._verify(target)
+
+
+async def test_an_interrupted_demo_is_finished(mesh: Any) -> None:
+    data_dir = mesh.process.settings.data_dir
+    account = demo.DemoAccount(demo.PEOPLE[0][0], "the password it had")
+    demo._remember(data_dir / demo.MARKER, account, complete=False)
+    await demo._sign_up(mesh.process.channel(""), account, demo.cast().people[0])
+    assert await demo.first_run(mesh.process.channel, data_dir) == account
+    assert demo._complete(data_dir / demo.MARKER)
+    assert len([user async for user in _users(mesh)]) == len(demo.PEOPLE)
+
+
+async def test_a_mesh_with_people_gets_no_demo(mesh: Any) -> None:
+    await mesh.people("somebody")
+    assert await demo.first_run(mesh.process.channel, mesh.process.settings.data_dir) is None
+    assert len([user async for user in _users(mesh)]) == 1
+
+
+def _users(mesh: Any) -> Any:
+    channel: grpc.aio.Channel = mesh.process.channel("operator")
+    return scan_users(channel, ())
