@@ -1,6 +1,6 @@
 """The in-process channel: stubs call servicers without a socket.
 
-Interceptors, deadlines, metadata, cancellation and status codes are those of a socket, and each call has its own task and context.
+Interceptors, deadlines, metadata, cancellation and status codes are those of a socket, and each call has its own current call.
 Messages pass by reference: whoever hands one over must not change it any more. `Checker` turns that promise into a failure.
 """
 
@@ -55,11 +55,10 @@ class _Target:
         # Generated stubs pass `Message.FromString`, a bound class method.
         self.wanted: type[Message] | None = getattr(deserializer, "__self__", None)
 
-    def begin(self, timeout: float | None) -> tuple[Endpoint, Call]:
+    def begin(self, above: Call, timeout: float | None) -> tuple[Endpoint, Call]:
         endpoint = self.endpoint
         if endpoint is None:
             raise errors.unimplemented(f"{self.path} is not served here")
-        above = current_call.get()
         now = asyncio.get_running_loop().time()
         deadline = min(now + endpoint.cap_s, above.deadline - DEADLINE_MARGIN_S)
         if timeout is not None:
@@ -86,46 +85,80 @@ def _rpc_error(error: errors.RoostError, trailing: Sequence[tuple[str, str | byt
 
 
 class UnaryCall:
-    """One unary call under way; awaiting it gives the response or raises AioRpcError."""
+    """One unary call; awaiting it gives the response or raises AioRpcError.
 
-    __slots__ = ("_context", "_target", "_task")
+    It runs in the task that awaits it, and begins then: a task of its own would double the cost of a call
+    (measured). Calls that are to run side by side go through asyncio.gather, which gives each a task.
+    """
+
+    __slots__ = ("_above", "_context", "_error", "_request", "_response", "_target", "_task", "_timeout")
 
     def __init__(self, target: _Target, request: Message, timeout: float | None) -> None:
         self._target = target
+        self._request = request
+        self._timeout = timeout
+        # In whose name it is made is settled now, whoever awaits it later.
+        self._above = current_call.get()
         self._context = _Context()
-        self._task = asyncio.get_running_loop().create_task(self._run(request, timeout))
+        self._task: asyncio.Task[Message] | None = None
+        self._response: Message | None = None
+        self._error: BaseException | None = None
 
-    async def _run(self, request: Message, timeout: float | None) -> Message:
+    async def _run(self) -> Message:
+        if self._error is not None:
+            raise self._error
+        if self._response is not None:
+            return self._response
+        before = current_call.get()
+        target = self._target
         try:
-            endpoint, call = self._target.begin(timeout)
-            response = await endpoint.unary(self._target.sent(request), call, self._context)
-            return self._target.received(response)
+            endpoint, call = target.begin(self._above, self._timeout)
+            trusted = target.checker is None and bool(target.caller)
+            answer = await endpoint.unary(target.sent(self._request), call, self._context, made_here=trusted)
+            self._response = target.received(answer)
+            return self._response
         except errors.RoostError as error:
-            raise _rpc_error(error, self._context.trailing) from None
+            self._error = _rpc_error(error, self._context.trailing)
+            raise self._error from None
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            current_call.set(before)
 
     def __await__(self) -> Generator[Any, None, Message]:
-        return self._task.__await__()
+        return self._run().__await__() if self._task is None else self._task.__await__()
+
+    async def _ended(self) -> None:
+        if self._response is None and self._error is None:
+            if self._task is None:
+                self._task = asyncio.get_running_loop().create_task(self._run())
+            await asyncio.wait([self._task])
 
     async def trailing_metadata(self) -> grpc.aio.Metadata:
         """What the servicer sent behind its answer; waits for the end of the call."""
-        await asyncio.wait([self._task])
+        await self._ended()
         return grpc.aio.Metadata(*self._context.trailing)
 
     async def code(self) -> grpc.StatusCode:
         """The call's status; waits for its end."""
-        await asyncio.wait([self._task])
-        if self._task.cancelled():
-            return grpc.StatusCode.CANCELLED
-        error = self._task.exception()
-        return error.code() if isinstance(error, grpc.aio.AioRpcError) else grpc.StatusCode.OK
+        await self._ended()
+        if isinstance(self._error, grpc.aio.AioRpcError):
+            return self._error.code()
+        return grpc.StatusCode.OK if self._error is None else grpc.StatusCode.CANCELLED
 
     def cancel(self) -> bool:
-        """Cancels the call."""
-        return self._task.cancel()
+        """Cancels the call, unless it has begun in a task that awaits it: cancel that one."""
+        if self.done():
+            return False
+        if self._task is not None:
+            return self._task.cancel()
+        self._error = asyncio.CancelledError()
+        return True
 
     def done(self) -> bool:
         """Whether it ended."""
-        return self._task.done()
+        return self._response is not None or self._error is not None
 
 
 class StreamCall:
@@ -143,7 +176,7 @@ class StreamCall:
     async def _run(self, request: Message, timeout: float | None) -> None:
         end: Any = _END
         try:
-            endpoint, call = self._target.begin(timeout)
+            endpoint, call = self._target.begin(current_call.get(), timeout)
             async for message in endpoint.stream(self._target.sent(request), call, self._context):
                 await self._queue.put(self._target.received(message))
         except errors.RoostError as error:

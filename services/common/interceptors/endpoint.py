@@ -16,7 +16,7 @@ from services.common import errors
 from services.common.context import NEVER, OPERATOR, Call, current_call
 from services.common.contract import Method, methods
 from services.common.interceptors.metrics import observer_of
-from services.common.interceptors.validation import check_caller_only, validate
+from services.common.interceptors.validation import check_bounds, check_caller_only, validate
 
 log = structlog.get_logger()
 
@@ -44,25 +44,31 @@ class ServicerContext(Protocol):
 class Endpoint:
     """A servicer's method behind access, deadline, validation, error mapping and metrics."""
 
-    __slots__ = ("_observer", "_serve", "cap_s", "method")
+    __slots__ = ("_mesh_only", "_observer", "_serve", "cap_s", "method")
 
     def __init__(self, method: Method, servicer: object) -> None:
         self.method = method
         self.cap_s = method.policy.deadline_ms / 1000 or NEVER
+        self._mesh_only = method.policy.access == options.ACCESS_MESH
         self._serve: Any = getattr(servicer, method.name)
         if getattr(self._serve, "__module__", "").endswith("_pb2_grpc"):
             # The generated servicer's own method: part of the contract, not served yet.
             self._serve = None
         self._observer = observer_of(method.service, method.name)
 
-    async def unary(self, request: Message, call: Call, context: ServicerContext) -> Message:
-        """Serves one unary call in the current task; raises RoostError and nothing else but cancellation."""
+    async def unary(
+        self, request: Message, call: Call, context: ServicerContext, *, made_here: bool = False
+    ) -> Message:
+        """Serves one unary call in the current task; raises RoostError and nothing else but cancellation.
+
+        `made_here` says that a service of this process made the request.
+        """
         current_call.set(call)
         begun = self._observer.begin()
         code = grpc.StatusCode.OK
         timer: _Timer | None = None
         try:
-            self._admit(request, call)
+            self._admit(request, call, made_here)
             if call.deadline != NEVER:
                 timer = _Timer(call.deadline)
             return await self._serve(request, context)  # type: ignore[no-any-return]
@@ -101,12 +107,15 @@ class Endpoint:
         finally:
             self._observer.end(begun, code)
 
-    def _admit(self, request: Message, call: Call) -> None:
+    def _admit(self, request: Message, call: Call, made_here: bool = False) -> None:
         """Enforces policy and field rules."""
         _check_access(self.method, call)
         if call.deadline != NEVER and call.deadline - asyncio.get_running_loop().time() < LEAST_TIME_S:
             raise errors.deadline_exceeded("too little time was left to begin")
-        validate(request)
+        if made_here and self._mesh_only:
+            check_bounds(self.method, request)
+        else:
+            validate(request)
         if self.method.caller_only:
             check_caller_only(self.method, request, call)
         if self._serve is None:

@@ -25,6 +25,14 @@ def validate(request: Message) -> None:
     raise errors.invalid_argument(f"{first.field}: {first.message}", violations=violations)
 
 
+def check_bounds(method: Method, request: Message) -> None:
+    """Raises INVALID_ARGUMENT where a repeated field holds more than it may: what is left to check of a message that another
+    service in this process made. Even such a caller may ask for too much (the full rules cost 5 to 100 µs, this under one)."""
+    for name, most in method.bounds:
+        if len(getattr(request, name)) > most:
+            raise errors.invalid_argument(f"{name}: must contain no more than {most} item(s)", name)
+
+
 def _path(violation: protovalidate.Violation) -> str:
     parts: list[str] = []
     path = violation.proto.field

@@ -195,7 +195,7 @@ async def test_a_repeat_with_the_same_key_answers_the_same_tweet(bench: Bench) -
 async def test_a_hundred_repeats_at_once_make_one_tweet(bench: Bench) -> None:
     with acting(ANN):
         calls = [bench.tweets.CreateTweet(pb.CreateTweetRequest(text="x", idempotency_key="k")) for _ in range(100)]
-    answers = [await call for call in calls]
+    answers = await asyncio.gather(*calls)
     assert len({answer.SerializeToString(deterministic=True) for answer in answers}) == 1
     assert await bench.stored() == 1
 
