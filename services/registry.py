@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from services.common.kit import Build
+from services.engagement.server import build as build_engagement
 from services.fanout.server import build as build_fanout
 from services.graph.server import build as build_graph
 from services.identity.server import build as build_identity
@@ -18,6 +19,7 @@ SERVICES: Mapping[str, Build] = {
     "identity": build_identity,
     "graph": build_graph,
     "tweet": build_tweet,
+    "engagement": build_engagement,
     "timeline": build_timeline,
     "fanout": build_fanout,
 }

@@ -1,0 +1,142 @@
+"""The servicer of roost.engagement.v1.EngagementService."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from roost.engagement.v1 import engagement_service_pb2 as pb
+from roost.engagement.v1.engagement_service_pb2_grpc import EngagementServiceServicer
+from roost.event.v1 import event_pb2
+from roost.tweet.v1 import tweet_pb2
+
+from services.common import context as calls
+from services.common import errors
+from services.common.cursor import Cursors
+from services.common.event_log import Record
+from services.common.hydrate import Hydrator, Joined
+from services.common.people import Entry as Liker
+from services.common.people import PeopleLists
+from services.common.snowflake import Snowflake, timestamp_ms
+from services.engagement.store import EngagementStore, Kind
+from services.engagement.targets import Targets
+
+DEFAULT_PAGE_SIZE = 20
+# A page looks at some 1,200 tweets at most before it answers short: many hidden ones in a row must not hold up a call.
+MAX_ROUNDS = 5
+ROUND_IDS = 300
+
+
+class EngagementService(EngagementServiceServicer):
+    """Likes, bookmarks and their counts. A retweet stands for its original in all of them."""
+
+    def __init__(
+        self,
+        store: EngagementStore,
+        targets: Targets,
+        hydrator: Hydrator,
+        people: PeopleLists,
+        ids: Snowflake,
+        cursors: Cursors,
+    ) -> None:
+        self._store = store
+        self._targets = targets
+        self._hydrator = hydrator
+        self._people = people
+        self._ids = ids
+        self._cursors = cursors
+
+    async def LikeTweet(self, request: pb.LikeTweetRequest, context: object) -> pb.LikeTweetResponse:
+        user_id = calls.require_user()
+        tweet_id = await self._targets.likeable(user_id, request.tweet_id)
+        body = event_pb2.Event(tweet_liked=event_pb2.TweetLiked(tweet_id=tweet_id, user_id=user_id))
+        likes = await self._store.like(tweet_id, user_id, await self._event("tweet.liked", user_id, body))
+        return pb.LikeTweetResponse(liked=True, likes=likes)
+
+    async def UnlikeTweet(self, request: pb.UnlikeTweetRequest, context: object) -> pb.UnlikeTweetResponse:
+        user_id = calls.require_user()
+        tweet_id = await self._targets.standing(request.tweet_id)
+        body = event_pb2.Event(tweet_unliked=event_pb2.TweetUnliked(tweet_id=tweet_id, user_id=user_id))
+        likes = await self._store.unlike(tweet_id, user_id, await self._event("tweet.unliked", user_id, body))
+        return pb.UnlikeTweetResponse(liked=False, likes=likes)
+
+    async def ListLikes(self, request: pb.ListLikesRequest, context: object) -> pb.ListLikesResponse:
+        reader_id = calls.reader_id()
+        tweet_id = await self._targets.visible(reader_id, request.tweet_id)
+
+        async def fetch(below: Liker | None, limit: int) -> Sequence[Liker]:
+            return await self._store.list_likers(tweet_id, below[0] if below else 0, limit)
+
+        users, next_cursor = await self._people.page(
+            f"likes/{tweet_id}", fetch, request.cursor, _size(request), reader_id=reader_id
+        )
+        return pb.ListLikesResponse(users=users, next_cursor=next_cursor)
+
+    async def ListLikedTweets(self, request: pb.ListLikedTweetsRequest, context: object) -> Any:
+        user_id = request.user_id
+        if not await self._hydrator.author_fragments(calls.reader_id(), [user_id]):
+            raise errors.not_found("no such user")
+        return await self._page(request, Kind.LIKE, user_id, cursor_owner_id=0)
+
+    async def BookmarkTweet(self, request: pb.BookmarkTweetRequest, context: object) -> pb.BookmarkTweetResponse:
+        user_id = calls.require_user()
+        tweet_id = await self._targets.visible(user_id, request.tweet_id)
+        await self._store.bookmark(tweet_id, user_id, await self._ids.mint())
+        return pb.BookmarkTweetResponse(bookmarked=True)
+
+    async def UnbookmarkTweet(self, request: pb.UnbookmarkTweetRequest, context: object) -> pb.UnbookmarkTweetResponse:
+        tweet_id = await self._targets.standing(request.tweet_id)
+        await self._store.unbookmark(tweet_id, calls.require_user())
+        return pb.UnbookmarkTweetResponse(bookmarked=False)
+
+    async def ListBookmarks(self, request: pb.ListBookmarksRequest, context: object) -> Any:
+        user_id = calls.require_user()
+        return await self._page(request, Kind.BOOKMARK, user_id, cursor_owner_id=user_id)
+
+    async def BatchGetCounts(self, request: pb.BatchGetCountsRequest, context: object) -> pb.BatchGetCountsResponse:
+        return await self._store.batch_get_counts(list(request.ids))
+
+    async def BatchGetViewerStates(
+        self, request: pb.BatchGetViewerStatesRequest, context: object
+    ) -> pb.BatchGetViewerStatesResponse:
+        return await self._store.batch_get_viewer_states(request.user_id, list(request.ids))
+
+    async def _page(
+        self,
+        request: pb.ListLikedTweetsRequest | pb.ListBookmarksRequest,
+        kind: Kind,
+        user_id: int,
+        cursor_owner_id: int,
+    ) -> tweet_pb2.JoinedTweetPage:
+        """A page of visible tweets; one more than the page holds is looked for, so that the last page says that it
+        is the last."""
+        list_name, size = f"{kind.value}_of/{user_id}", _size(request)
+        below = int(self._cursors.open(request.cursor, list_name, cursor_owner_id)[0]) if request.cursor else 0
+        found: list[Joined] = []
+        places: dict[int, int] = {}
+        wanted = take = size + 1
+        for _ in range(MAX_ROUNDS):
+            entries = await self._store.list_tweets(kind, user_id, below, take)
+            places |= {entry.id: entry.place for entry in entries}
+            ids = [entry.id for entry in entries]
+            found += await self._hydrator.visible(calls.reader_id(), ids, limit=wanted - len(found))
+            if len(found) == wanted:
+                below = places[found[size - 1].id]
+                break
+            if len(entries) < take:
+                below = 0
+                break
+            below, take = entries[-1].place, ROUND_IDS
+        next_cursor = self._cursors.seal(list_name, cursor_owner_id, below) if below else ""
+        return tweet_pb2.JoinedTweetPage(tweets=[joined.data for joined in found[:size]], next_cursor=next_cursor)
+
+    async def _event(self, topic: str, user_id: int, event: event_pb2.Event) -> Record:
+        event.event_id = await self._ids.mint()
+        event.key = user_id
+        event.occurred_at.FromMilliseconds(timestamp_ms(event.event_id))
+        event.traceparent = calls.current().traceparent
+        return Record(topic, user_id, event.event_id, event.SerializeToString(), event.traceparent)
+
+
+def _size(request: Any) -> int:
+    return int(request.page_size) if request.HasField("page_size") else DEFAULT_PAGE_SIZE

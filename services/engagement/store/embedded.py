@@ -1,0 +1,252 @@
+"""The embedded engagement store: one SQLite file, and in front of it what every page asks for, written through."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import orjson
+from roost.engagement.v1 import engagement_service_pb2 as pb
+
+from services.common import outbox
+from services.common.drivers.sqlite import Database
+from services.common.event_log import Record
+from services.engagement.store import Entry, Kind
+from services.engagement.store.memory import MAX_KEPT_MARKS, NEWEST_COUNTS, Counts, Marked, Marks
+
+# Every like lies in two tables, once a direction. Rows go when likes go: nothing is left of them.
+SCHEMA = """
+CREATE TABLE likes_by_user (
+    user_id INTEGER NOT NULL, tweet_id INTEGER NOT NULL, place INTEGER NOT NULL, PRIMARY KEY (user_id, tweet_id)
+) WITHOUT ROWID;
+CREATE INDEX likes_by_user_place ON likes_by_user (user_id, place, tweet_id);
+CREATE TABLE likes_by_tweet (
+    tweet_id INTEGER NOT NULL, place INTEGER NOT NULL, user_id INTEGER NOT NULL, PRIMARY KEY (tweet_id, place)
+) WITHOUT ROWID;
+CREATE TABLE bookmarks (
+    user_id INTEGER NOT NULL, tweet_id INTEGER NOT NULL, place INTEGER NOT NULL, PRIMARY KEY (user_id, tweet_id)
+) WITHOUT ROWID;
+CREATE INDEX bookmarks_by_place ON bookmarks (user_id, place, tweet_id);
+CREATE TABLE counts (
+    tweet_id INTEGER PRIMARY KEY, likes INTEGER NOT NULL CHECK (likes >= 0),
+    bookmarks INTEGER NOT NULL CHECK (bookmarks >= 0)
+);
+"""
+_ADD_LIKE = "INSERT OR IGNORE INTO likes_by_user (user_id, tweet_id, place) VALUES (?, ?, ?)"
+_ADD_LIKER = "INSERT INTO likes_by_tweet (tweet_id, place, user_id) VALUES (?, ?, ?)"
+_DROP_LIKE = "DELETE FROM likes_by_user WHERE user_id = ? AND tweet_id = ? RETURNING place"
+_DROP_LIKER = "DELETE FROM likes_by_tweet WHERE tweet_id = ? AND place = ?"
+_ADD_BOOKMARK = "INSERT OR IGNORE INTO bookmarks (user_id, tweet_id, place) VALUES (?, ?, ?)"
+_DROP_BOOKMARK = "DELETE FROM bookmarks WHERE user_id = ? AND tweet_id = ?"
+_COUNT_UP = """
+INSERT INTO counts (tweet_id, likes, bookmarks) VALUES (?, ?, ?)
+ON CONFLICT (tweet_id) DO UPDATE SET likes = likes + excluded.likes, bookmarks = bookmarks + excluded.bookmarks
+RETURNING likes, bookmarks
+"""
+# Not the statement above with negative numbers: a CHECK looks at the row to insert even where it becomes an update.
+_COUNT_DOWN = """
+UPDATE counts SET likes = likes - ?, bookmarks = bookmarks - ? WHERE tweet_id = ? RETURNING likes, bookmarks
+"""
+_COUNTS = "SELECT likes, bookmarks FROM counts WHERE tweet_id = ?"
+_NEWEST_COUNTS = """
+SELECT tweet_id, likes, bookmarks FROM counts WHERE likes > 0 OR bookmarks > 0 ORDER BY tweet_id DESC LIMIT ?
+"""
+_COUNTS_OF = """
+SELECT tweet_id, likes, bookmarks FROM counts WHERE tweet_id IN (SELECT value FROM json_each(?))
+"""
+_LIKERS = "SELECT place, user_id FROM likes_by_tweet WHERE tweet_id = ? AND place < ? ORDER BY place DESC LIMIT ?"
+# The names are ours, so they may stand in a statement.
+_TABLES = {Kind.LIKE: "likes_by_user", Kind.BOOKMARK: "bookmarks"}
+_TWEETS = {
+    kind: f"SELECT place, tweet_id FROM {table} WHERE user_id = ? AND place < ? ORDER BY place DESC LIMIT ?"  # noqa: S608 (see above)
+    for kind, table in _TABLES.items()
+}
+_MARKED = {
+    kind: f"SELECT tweet_id FROM {table} WHERE user_id = ? LIMIT ?"  # noqa: S608 (see above)
+    for kind, table in _TABLES.items()
+}
+_MARKED_AMONG = {
+    kind: f"SELECT tweet_id FROM {table} WHERE user_id = ? AND tweet_id IN (SELECT value FROM json_each(?))"  # noqa: S608 (see above)
+    for kind, table in _TABLES.items()
+}
+_NO_BOUND = (1 << 63) - 1
+
+
+class _Outcome(NamedTuple):
+    """Whether a write changed anything, and what the tweet counts after it."""
+
+    changed: bool
+    likes: int
+    bookmarks: int
+
+
+class EmbeddedEngagementStore:
+    """An EngagementStore over one SQLite file of this process.
+
+    Memory is changed after the commit and before the writer gets its answer, in a task that its caller's
+    cancellation does not reach. These tasks wake in the order of the commits, so what the last one says is true.
+    """
+
+    def __init__(self, db: Database, counts: Counts) -> None:
+        self.db = db
+        self._counts = counts
+        self._marks = Marks()
+        # A read that finds it changed may be older than a write, and is not remembered.
+        self._writes_told = 0
+
+    @classmethod
+    async def open(cls, path: Path) -> Self:
+        """Opens or creates the file. FAILED_PRECONDITION if another owner has it."""
+        db = await Database.open(path, [SCHEMA, outbox.OUTBOX_SCHEMA])
+        try:
+            rows = await db.read(lambda c: c.execute(_NEWEST_COUNTS, (NEWEST_COUNTS,)).fetchall())
+        except BaseException:
+            # The file's lock would outlive a start that failed.
+            await db.close()
+            raise
+        floor = rows[-1][0] if len(rows) == NEWEST_COUNTS else 0
+        return cls(db, Counts([(row[0], _frame(*row)) for row in reversed(rows)], floor))
+
+    async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
+        """See the port."""
+
+        def unit(connection: sqlite3.Connection) -> _Outcome:
+            if not connection.execute(_ADD_LIKE, (user_id, tweet_id, event.event_id)).rowcount:
+                return _unchanged(connection, tweet_id)
+            connection.execute(_ADD_LIKER, (tweet_id, event.event_id, user_id))
+            outbox.enqueue(connection, (event,))
+            return _Outcome(True, *connection.execute(_COUNT_UP, (tweet_id, 1, 0)).fetchone())
+
+        return (await self._write(unit, Kind.LIKE, tweet_id, user_id, present=True)).likes
+
+    async def unlike(self, tweet_id: int, user_id: int, event: Record) -> int:
+        """See the port."""
+
+        def unit(connection: sqlite3.Connection) -> _Outcome:
+            rows = connection.execute(_DROP_LIKE, (user_id, tweet_id)).fetchall()
+            if not rows:
+                return _unchanged(connection, tweet_id)
+            connection.execute(_DROP_LIKER, (tweet_id, rows[0][0]))
+            outbox.enqueue(connection, (event,))
+            return _Outcome(True, *connection.execute(_COUNT_DOWN, (1, 0, tweet_id)).fetchone())
+
+        return (await self._write(unit, Kind.LIKE, tweet_id, user_id, present=False)).likes
+
+    async def bookmark(self, tweet_id: int, user_id: int, place: int) -> bool:
+        """See the port."""
+
+        def unit(connection: sqlite3.Connection) -> _Outcome:
+            if not connection.execute(_ADD_BOOKMARK, (user_id, tweet_id, place)).rowcount:
+                return _unchanged(connection, tweet_id)
+            return _Outcome(True, *connection.execute(_COUNT_UP, (tweet_id, 0, 1)).fetchone())
+
+        return (await self._write(unit, Kind.BOOKMARK, tweet_id, user_id, present=True)).changed
+
+    async def unbookmark(self, tweet_id: int, user_id: int) -> bool:
+        """See the port."""
+
+        def unit(connection: sqlite3.Connection) -> _Outcome:
+            if not connection.execute(_DROP_BOOKMARK, (user_id, tweet_id)).rowcount:
+                return _unchanged(connection, tweet_id)
+            return _Outcome(True, *connection.execute(_COUNT_DOWN, (0, 1, tweet_id)).fetchone())
+
+        return (await self._write(unit, Kind.BOOKMARK, tweet_id, user_id, present=False)).changed
+
+    async def _write(
+        self, unit: Callable[[sqlite3.Connection], _Outcome], kind: Kind, tweet_id: int, user_id: int, present: bool
+    ) -> _Outcome:
+        async def run() -> _Outcome:
+            outcome = await self.db.write(unit)
+            if outcome.changed:
+                self._writes_told += 1
+                self._counts.put(tweet_id, _frame(tweet_id, outcome.likes, outcome.bookmarks))
+                self._marks.change(user_id, kind, tweet_id, present)
+            return outcome
+
+        return await asyncio.shield(asyncio.ensure_future(run()))
+
+    async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[Entry]:
+        """See the port."""
+        values = (tweet_id, below or _NO_BOUND, limit)
+        return await self.db.read(lambda c: [Entry(*row) for row in c.execute(_LIKERS, values)])
+
+    async def list_tweets(self, kind: Kind, user_id: int, below: int, limit: int) -> list[Entry]:
+        """See the port."""
+        values = (user_id, below or _NO_BOUND, limit)
+        return await self.db.read(lambda c: [Entry(*row) for row in c.execute(_TWEETS[kind], values)])
+
+    async def batch_get_counts(self, ids: Sequence[int]) -> pb.BatchGetCountsResponse:
+        """See the port."""
+        frames = self._counts.frames(ids)
+        if None in frames:
+            missing = [tweet_id for tweet_id, frame in zip(ids, frames, strict=True) if frame is None]
+            loaded = await self._load_counts(missing)
+            frames = [loaded[i] if frame is None else frame for i, frame in zip(ids, frames, strict=True)]
+        return pb.BatchGetCountsResponse.FromString(b"".join(filter(None, frames)))
+
+    async def _load_counts(self, ids: Sequence[int]) -> dict[int, bytes]:
+        writes_told = self._writes_told
+        rows = await self.db.read(lambda c: c.execute(_COUNTS_OF, (_json(ids),)).fetchall())
+        loaded = dict.fromkeys(ids, b"") | {row[0]: _frame(*row) for row in rows}
+        if writes_told == self._writes_told:
+            for tweet_id, frame in loaded.items():
+                self._counts.put(tweet_id, frame)
+        return loaded
+
+    async def batch_get_viewer_states(self, user_id: int, ids: Sequence[int]) -> pb.BatchGetViewerStatesResponse:
+        """See the port."""
+        marked = self._marks.get(user_id) if user_id in self._marks else await self._load_marks(user_id)
+        if marked is None:
+            likes, bookmarks = await self._marked_among(user_id, ids)
+        else:
+            likes, bookmarks = marked.likes.intersection(ids), marked.bookmarks.intersection(ids)
+        response = pb.BatchGetViewerStatesResponse()
+        if likes or bookmarks:
+            add = response.states.add
+            for tweet_id in ids:
+                if (liked := tweet_id in likes) | (bookmarked := tweet_id in bookmarks):
+                    add(tweet_id=tweet_id, liked=liked, bookmarked=bookmarked)
+        return response
+
+    async def _load_marks(self, user_id: int) -> Marked | None:
+        def unit(connection: sqlite3.Connection) -> Marked:
+            bound = (user_id, MAX_KEPT_MARKS + 1)
+            return Marked(*({row[0] for row in connection.execute(_MARKED[kind], bound)} for kind in Kind))
+
+        writes_told = self._writes_told
+        found = await self.db.read(unit)
+        marked = found if len(found.likes) + len(found.bookmarks) <= MAX_KEPT_MARKS else None
+        if writes_told == self._writes_told:
+            self._marks.put(user_id, marked)
+        return marked
+
+    async def _marked_among(self, user_id: int, ids: Sequence[int]) -> tuple[set[int], set[int]]:
+        def unit(connection: sqlite3.Connection) -> list[set[int]]:
+            values = (user_id, _json(ids))
+            return [{row[0] for row in connection.execute(_MARKED_AMONG[kind], values)} for kind in Kind]
+
+        likes, bookmarks = await self.db.read(unit)
+        return likes, bookmarks
+
+    async def close(self) -> None:
+        """See the port."""
+        await self.db.close()
+
+
+def _unchanged(connection: sqlite3.Connection, tweet_id: int) -> _Outcome:
+    return _Outcome(False, *(connection.execute(_COUNTS, (tweet_id,)).fetchone() or (0, 0)))
+
+
+def _frame(tweet_id: int, likes: int, bookmarks: int) -> bytes:
+    """The counts as an answer that holds nothing else: concatenated, such answers are one."""
+    if not (likes or bookmarks):
+        return b""
+    counts = pb.TweetCounts(tweet_id=tweet_id, likes=likes, bookmarks=bookmarks)
+    return pb.BatchGetCountsResponse(counts=[counts]).SerializeToString()
+
+
+def _json(ids: Sequence[int]) -> str:
+    return orjson.dumps(list(ids)).decode()
