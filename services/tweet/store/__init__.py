@@ -40,9 +40,21 @@ class TweetStore(Protocol):
     moderator."""
 
     async def create(self, core: tweet_pb2.TweetCore, conversation_id: int, event: Record, claim: Claim | None) -> int:
-        """Stores a standing tweet of version 1 and returns its id; or, where the claim's key was used within its
-        time for the same body, stores nothing and returns the id of the tweet stored then. ALREADY_EXISTS
-        (IDEMPOTENCY_KEY_REUSED) if it was used for another body."""
+        """Stores a standing tweet of version 1 and returns its id; or stores nothing and returns the id of another:
+        of the tweet that the claim's key made within its time with the same body, or of the retweet that stands where
+        this is one of the same author and original. ALREADY_EXISTS (IDEMPOTENCY_KEY_REUSED) if the key was used for
+        another body, NOT_FOUND if a tweet that it replies to, quotes or retweets does not stand, PERMISSION_DENIED
+        (REMOVED) if a moderator removed the author's retweet of this original."""
+
+    async def find_claimed(self, user_id: int, claim: Claim) -> int:
+        """The id of the tweet that the key made; 0 if it is free. ALREADY_EXISTS as with `create`."""
+
+    async def revise(self, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record) -> bool:
+        """Stores a new version: `core` is what stands from now on. False, and nothing stored, if the tweet does not
+        stand, or not at the version before this one."""
+
+    async def list_revisions(self, tweet_id: int) -> Sequence[tweet_service_pb2.TweetRevision]:
+        """All versions, oldest first, also of a hidden tweet; none if there is no such tweet."""
 
     async def delete(self, tweet_id: int, at_s: int, event: Record) -> bool:
         """Marks the tweet as deleted by its author at `at_s` (unix seconds). The event is published only if it
@@ -56,13 +68,16 @@ class TweetStore(Protocol):
         """Undoes `remove`; True, and published, if it hid the tweet until then. FAILED_PRECONDITION if another
         action hides it, NOT_FOUND if there is none."""
 
+    async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
+        """The ids of the user's standing retweets by original; originals without one are left out."""
+
     async def purge(self, before_s: int, limit: int) -> int:
         """Removes for good at most `limit` tweets that were deleted before `before_s` (unix seconds), the longest
-        deleted first; how many."""
+        deleted first, each behind the retweets of it, which count too; how many."""
 
-    async def batch_get(self, ids: Sequence[int]) -> tweet_service_pb2.BatchGetTweetCoresResponse:
-        """Tweets in the order asked for, also hidden ones (`deleted`, empty core); unknown ids are left out. A
-        message of the caller's own."""
+    async def batch_get(self, ids: Sequence[int], viewer_id: int = 0) -> tweet_service_pb2.BatchGetTweetCoresResponse:
+        """Tweets in the order asked for, also hidden ones (`deleted`, empty core); unknown ids are left out. With a
+        viewer, `retweeted` is true where they retweeted it. A message of the caller's own."""
 
     async def batch_list_author_ids(
         self, author_ids: Sequence[int], before_id: int, per_author: int
@@ -104,7 +119,8 @@ class TweetStore(Protocol):
         ones. Ends behind one that was purged."""
 
     async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
-        """How many tweets of each author stand; authors without any are left out. Exact."""
+        """How many tweets of each author stand, not counting retweets whose original does not; authors without any
+        are left out. Exact."""
 
     async def scan(self, after_id: int, limit: int) -> list[tweet_pb2.TweetCore]:
         """Tweets above `after_id` by ascending id, also hidden ones, at most `limit` (≤ MAX_PAGE); fewer only at

@@ -112,3 +112,13 @@ class AuthorIds:
         place = bisect_left(self.ids, tweet_id)
         if place < len(self.ids) and self.ids[place] == tweet_id:
             del self.ids[place]
+
+
+class OwnRetweets:
+    """The retweets of one user that stand, by original; `complete` where there are no others."""
+
+    __slots__ = ("complete", "ids")
+
+    def __init__(self, ids: dict[int, int], complete: bool) -> None:
+        self.ids = ids
+        self.complete = complete

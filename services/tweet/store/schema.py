@@ -63,3 +63,64 @@ ORDER BY id DESC LIMIT ?
 """
 LIST_CHILDREN = "SELECT id FROM tweets WHERE reply_to_id = ? AND reply_to_id > 0 AND id > ? ORDER BY id LIMIT ?"
 PARENT = "SELECT reply_to_id FROM tweets WHERE id = ?"
+
+INSERT = """
+INSERT INTO tweets (id, author_id, version, state, core, conversation_id, reply_to_id, reply_to_author_id,
+    retweet_of_id, retweet_of_author_id, quote_of_id, quote_of_author_id)
+VALUES (?, ?, 1, 0, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+STATE = "SELECT state FROM tweets WHERE id = ?"
+ROW = "SELECT author_id, state, action_id, reply_to_id, retweet_of_id, quote_of_id FROM tweets WHERE id = ?"
+HIDE = "UPDATE tweets SET state = ?, action_id = ?, hidden_at_s = ? WHERE id = ?"
+OWN_RETWEET = (
+    "SELECT id, state FROM tweets WHERE author_id = ? AND retweet_of_id = ? AND retweet_of_id > 0 AND state != 1"
+)
+OWN_RETWEETS = """
+SELECT retweet_of_id, id FROM tweets WHERE author_id = ? AND retweet_of_id > 0 AND state = 0
+ORDER BY retweet_of_id DESC LIMIT ?
+"""
+SOME_OWN_RETWEETS = """
+SELECT retweet_of_id, id FROM tweets
+WHERE author_id = ? AND retweet_of_id IN (SELECT value FROM json_each(?)) AND retweet_of_id > 0 AND state = 0
+"""
+COUNT_REPLIES = "UPDATE tweets SET replies = replies + ? WHERE id = ?"
+COUNT_RETWEETS = "UPDATE tweets SET retweets = retweets + ? WHERE id = ?"
+COUNT_QUOTES = "UPDATE tweets SET quotes = quotes + ? WHERE id = ?"
+COUNT_OF_AUTHOR = """
+INSERT INTO author_counts (author_id, tweets) VALUES (?, ?)
+ON CONFLICT (author_id) DO UPDATE SET tweets = tweets + excluded.tweets
+"""
+# One statement however many they are: some 0.2 s for 100,000 retweeters.
+COUNT_OF_RETWEETERS = """
+UPDATE author_counts SET tweets = tweets + ? WHERE author_id IN
+    (SELECT author_id FROM tweets WHERE retweet_of_id = ? AND retweet_of_id > 0 AND state = 0)
+"""
+VERSION = "SELECT version, core FROM tweets WHERE id = ? AND state = 0"
+REVISE = "UPDATE tweets SET version = ?, core = ? WHERE id = ?"
+ADD_REVISION = "INSERT INTO revisions (tweet_id, version, text, created_at_ms) VALUES (?, ?, ?, ?)"
+REVISIONS = "SELECT version, text, created_at_ms FROM revisions WHERE tweet_id = ? ORDER BY version"
+CORE = "SELECT core FROM tweets WHERE id = ?"
+
+BY_IDS = "SELECT * FROM cores WHERE id IN (SELECT value FROM json_each(?))"
+SCAN = "SELECT * FROM cores WHERE id > ? ORDER BY id LIMIT ?"
+AUTHOR_IDS = "SELECT id FROM tweets WHERE author_id = ? AND state = 0 AND id < ? ORDER BY id DESC LIMIT ?"
+AUTHOR_IDS_NARROWED = """
+SELECT id FROM tweets WHERE author_id = ? AND state = 0 AND id < ?
+    AND (? OR reply_to_id = 0) AND (? OR retweet_of_id = 0) ORDER BY id DESC LIMIT ?
+"""
+RECENT_IDS = "SELECT id FROM tweets WHERE id < ? AND state = 0 ORDER BY id DESC LIMIT ?"
+COUNTS = (
+    "SELECT author_id, tweets FROM author_counts WHERE author_id IN (SELECT value FROM json_each(?)) AND tweets > 0"
+)
+
+EXPIRED = "SELECT user_id, key FROM idempotency_keys WHERE expires_at_s <= ? ORDER BY expires_at_s LIMIT ?"
+KEY = "SELECT body_hash, tweet_id FROM idempotency_keys WHERE user_id = ? AND key = ? AND expires_at_s > ?"
+TAKE_KEY = """
+INSERT OR REPLACE INTO idempotency_keys (user_id, key, body_hash, tweet_id, expires_at_s) VALUES (?, ?, ?, ?, ?)
+"""
+DROP_KEY = "DELETE FROM idempotency_keys WHERE user_id = ? AND key = ?"
+
+PURGEABLE = "SELECT id FROM tweets WHERE state = 1 AND hidden_at_s < ? ORDER BY hidden_at_s, id LIMIT ?"
+RETWEETS_OF = "SELECT id, author_id FROM tweets WHERE retweet_of_id = ? AND retweet_of_id > 0 AND state = 0 LIMIT ?"
+PURGE = "DELETE FROM tweets WHERE id = ?"
+PURGE_REVISIONS = "DELETE FROM revisions WHERE tweet_id = ?"
