@@ -120,11 +120,17 @@ def _double(value: float) -> float | str:
 
 def _float(value: float) -> float | str:
     """A 32-bit float by its fewest digits: 0.1, not 0.10000000149011612."""
+    if not math.isfinite(value):
+        return _double(value)
     for digits in (6, 7, 8):
         short = float(f"{value:.{digits}g}")
-        if math.isfinite(value) and abs(short) < 3.4e38 and _FLOAT.unpack(_FLOAT.pack(short))[0] == value:
-            return short
-    return _double(value)
+        try:
+            if _FLOAT.unpack(_FLOAT.pack(short))[0] == value:
+                return short
+        except OverflowError:
+            # Rounded up beyond the largest: it takes more digits.
+            continue
+    return value
 
 
 def rfc3339(value: Any) -> str:

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from roost.search.v1 import search_service_pb2
 
 from gateway_http.codec import Asked, Codec
-from gateway_http.router import bindings
+from gateway_http.router import Binding, bindings
 from services.common.contract import methods
 from services.common.errors import RoostError
 
@@ -235,6 +235,12 @@ def test_what_is_remembered_of_a_query_is_not_the_caller_nor_a_fault() -> None:
     for number in range(1_000):
         reader.read((), b"cursor=%d" % number, b"", ME)
     assert len(reader._known) <= 256
+
+
+def test_me_in_a_query_is_not_remembered_for_the_next_caller() -> None:
+    method = next(one for one in methods().values() if one.name == "GetUser")
+    reader = CODEC.reader(method, Binding("GET", "/users"))
+    assert [reader.read((), b"user_id=me", b"", me).message.user_id for me in (7, 8)] == [7, 8]  # type: ignore[attr-defined]
 
 
 def test_page_numbers_only_where_the_policy_admits_them() -> None:

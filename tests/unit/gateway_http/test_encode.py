@@ -9,7 +9,9 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, given, settings
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.wrappers_pb2 import FloatValue
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from roost.fanout.v1 import fanout_service_pb2
 from roost.identity.v1 import user_pb2
@@ -17,7 +19,7 @@ from roost.tweet.v1 import tweet_pb2
 
 from gateway_http.codec import Codec
 from gateway_http.convert import short_name
-from gateway_http.encode import Encoders, Memo, encoder_of
+from gateway_http.encode import Encoders, Memo, encoder_of, rfc3339
 from gateway_http.router import bindings
 from services.common.contract import message_class, methods
 
@@ -156,6 +158,21 @@ def test_a_routed_response_reads_the_same_through_its_twin(data: st.DataObject) 
             assert same(found, body)
     else:
         assert same(found, json.loads(json.dumps(oracle(message))))
+
+
+@given(st.integers(-62_135_596_800, 253_402_300_799), st.integers(0, 999), st.sampled_from([1, 1_000, 1_000_000]))
+def test_times_have_as_few_digits_as_protobufs_own(seconds: int, part: int, unit: int) -> None:
+    time = Timestamp(seconds=seconds, nanos=part * unit)
+    assert rfc3339(time) == time.ToJsonString()
+
+
+@given(st.floats(width=32))
+@example(0.1)
+@example(3.4028234663852886e38)
+@example(1.401298464324817e-45)
+def test_floats_of_32_bits_have_as_few_digits_as_protobufs_own(value: float) -> None:
+    message = FloatValue(value=value)
+    assert same(encoder_of(FloatValue.DESCRIPTOR, {}).to_dict(message)["value"], json_format.MessageToDict(message))
 
 
 def test_zero_values_are_printed_and_unset_messages_left_out() -> None:
