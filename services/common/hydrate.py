@@ -8,19 +8,30 @@ format); no message is built.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import grpc.aio
+from roost.engagement.v1 import engagement_service_pb2 as engagement
+from roost.engagement.v1.engagement_service_pb2_grpc import EngagementServiceStub
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
-from roost.identity.v1 import user_pb2
 from roost.identity.v1 import user_service_pb2 as identity
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
+
+from services.common.answers import counts_of, gathered, nothing, seen_by_reader, states_of
+from services.common.fragments import (
+    NO_METRICS,
+    QUOTED,
+    RETWEETED,
+    VIEWER,
+    framed,
+    metrics_fragment,
+    tombstone,
+)
 
 # Each tweet names up to two people to show and two other tweets, and the owners answer for 1,000 at once.
 MAX_ROUND_IDS = 300
@@ -36,11 +47,15 @@ class Joined(NamedTuple):
     data: bytes
 
 
-class _People(NamedTuple):
-    """Who may be seen on this page: the author fragment of each, absent where hidden; and whom the reader mutes."""
+class _Page(NamedTuple):
+    """What the owners say of one round: the author fragment of each person who may be seen, whom the reader mutes, the nested
+    tweets that stand, and what is counted and what the reader did, by tweet."""
 
     fragments: dict[int, bytes]
     muted: Container[int]
+    nested: dict[int, _Core]
+    counts: dict[int, engagement.TweetCounts]
+    states: dict[int, int]
 
 
 class Hydrator:
@@ -51,6 +66,8 @@ class Hydrator:
         self._get_cores: Any = TweetServiceStub(channel).BatchGetTweetCores
         self._get_refs: Any = UserServiceStub(channel).BatchGetUserRefs
         self._get_filter: Any = GraphServiceStub(channel).GetVisibilityFilter
+        self._get_counts: Any = EngagementServiceStub(channel).BatchGetCounts
+        self._get_states: Any = EngagementServiceStub(channel).BatchGetViewerStates
 
     async def visible(
         self,
@@ -78,56 +95,54 @@ class Hydrator:
             if following is not None:
                 cores = _of_home(cores, reader_id, following)
             if cores:
-                people, nested = await self._ask_owners(reader_id, cores, following is not None)
+                page = await self._ask_owners(reader_id, cores, following is not None)
                 own = None if following is None else reader_id
-                _join(cores, people, nested, people.muted if hide_muted else (), own, limit, found)
+                _join(cores, page, page.muted if hide_muted else (), own, limit, found)
             start, size = start + size, min(size * 2, MAX_ROUND_IDS)
         return found
 
     async def author_fragments(self, reader_id: int, user_ids: Iterable[int]) -> dict[int, bytes]:
         """`Tweet.author` of each of these people (≤ 1,000) as bytes to append to a core; those hidden from the
         reader are absent."""
-        people: _People = (await self._people(reader_id, set(user_ids), ()))[0]
-        return people.fragments
+        asked = set(user_ids)
+        refs, rules = await gathered(self._ask_people(reader_id, asked))
+        return seen_by_reader(refs, rules, asked)[0]
 
-    async def _ask_owners(
-        self, reader_id: int, cores: Sequence[_Core], want_parents: bool
-    ) -> tuple[_People, dict[int, _Core]]:
+    async def _ask_owners(self, reader_id: int, cores: Sequence[_Core], want_parents: bool) -> _Page:
         user_ids: set[int] = set()
         others: set[int] = set()
+        shown = [core[0] for core in cores]
         for core in cores:
             user_ids.add(core[1])
             if core[3]:
                 others.add(core[3])
+                shown.append(core[3])
                 user_ids.add(core[2].retweet_of_author_id)
             elif core[4]:
                 others.add(core[4])
+                shown.append(core[4])
                 user_ids.add(core[2].quote_of_author_id)
             if want_parents and core[5]:
                 others.add(core[5])
+        people = self._ask_people(reader_id, user_ids)
         more = [self._get_cores(tweet.BatchGetTweetCoresRequest(ids=others))] if others else []
-        people, *answers = await self._people(reader_id, user_ids, more)
-        return people, {core[0]: core for answer in answers for core in _standing(answer.cores)}
+        counts = counts_of(self._get_counts(engagement.BatchGetCountsRequest(ids=shown)))
+        states = states_of(
+            self._get_states(engagement.BatchGetViewerStatesRequest(user_id=reader_id, ids=shown))
+            if reader_id
+            else None
+        )
+        refs, rules, *answers, counted, did = await gathered([*people, *more, counts, states])
+        fragments, muted = seen_by_reader(refs, rules, user_ids)
+        nested = {core[0]: core for answer in answers for core in _standing(answer.cores)}
+        return _Page(fragments, muted, nested, counted, did)
 
-    async def _people(self, reader_id: int, user_ids: set[int], more: Sequence[Any]) -> list[Any]:
-        """Who of these the reader may see, and the answers of the calls `more`, which are under way."""
-        calls = [self._get_refs(identity.BatchGetUserRefsRequest(ids=user_ids)), *more]
-        if reader_id:
-            calls.append(self._get_filter(graph.GetVisibilityFilterRequest(user_id=reader_id, candidate_ids=user_ids)))
-        answers = await _all(calls)
-        hidden: Container[int] = ()
-        muted: Container[int] = ()
-        if reader_id:
-            rules = answers.pop()
-            # A user's blocks may be many, the people of a page are few.
-            hidden = user_ids.intersection(rules.blocked_ids).union(rules.blocked_by_ids)
-            muted = user_ids.intersection(rules.muted_ids)
-        fragments = {}
-        for entry in answers[0].refs:
-            user_id = entry.user_id
-            if entry.state == _ACTIVE and user_id not in hidden:
-                fragments[user_id] = author_fragment(entry.ref)
-        return [_People(fragments, muted), *answers[1:]]
+    def _ask_people(self, reader_id: int, user_ids: set[int]) -> list[Any]:
+        rules = graph.GetVisibilityFilterRequest(user_id=reader_id, candidate_ids=user_ids)
+        return [
+            self._get_refs(identity.BatchGetUserRefsRequest(ids=user_ids)),
+            self._get_filter(rules) if reader_id else nothing(),
+        ]
 
 
 # Of a tweet that stands: id, author, head, original, quoted, parent (0 where there is none), and the message.
@@ -159,92 +174,45 @@ def _to_known(core: _Core, reader_id: int, following: Container[int]) -> bool:
 
 def _join(
     cores: Sequence[_Core],
-    people: _People,
-    nested: dict[int, _Core],
+    page: _Page,
     muted: Container[int],
     parents_of_others_than: int | None,
     limit: int,
     found: list[Joined],
 ) -> None:
-    fragments = people.fragments
-    for tweet_id, author_id, head, original_id, quoted_id, parent_id, core in cores:
-        author = fragments.get(author_id)
-        if author is None or author_id in muted:
+    fragments = page.fragments
+    for core in cores:
+        tweet_id, author_id, head, original_id, quoted_id, parent_id, _ = core
+        if author_id not in fragments or author_id in muted:
             continue
-        if parent_id and parents_of_others_than not in (None, author_id) and parent_id not in nested:
+        if parent_id and parents_of_others_than not in (None, author_id) and parent_id not in page.nested:
             continue
-        data: bytes = core.core + author
+        data = _whole(core, page)
         if original_id:
-            original = _whole(nested.get(original_id), fragments)
-            if original is None or head.retweet_of_author_id in muted:
+            original = _whole(page.nested.get(original_id), page)
+            if not original or head.retweet_of_author_id in muted:
                 continue
-            data += framed(_RETWEETED, original)
+            data += framed(RETWEETED, original)
         elif quoted_id:
-            data += framed(_QUOTED, _whole(nested.get(quoted_id), fragments) or tombstone(quoted_id))
-        if core.replies or core.retweets or core.quotes:
-            data += _metrics(core)
+            data += framed(QUOTED, _whole(page.nested.get(quoted_id), page) or tombstone(quoted_id))
         found.append(Joined(tweet_id, author_id, data))
         if len(found) == limit:
             return
 
 
-def _whole(core: _Core | None, fragments: dict[int, bytes]) -> bytes | None:
-    """The serialised nested tweet, or None where it may not be seen."""
-    author = None if core is None else fragments.get(core[1])
-    return None if core is None or author is None else core[6].core + author + _metrics(core[6])
-
-
-def _metrics(core: tweet_pb2.TweetCore) -> bytes:
-    fields = zip((b"\x10", b"\x18", b"\x20"), (core.retweets, core.replies, core.quotes), strict=True)
-    data = b"".join(tag + varint(count) for tag, count in fields if count)
-    return framed(_METRICS, data) if data else b""
-
-
-def tombstone(tweet_id: int) -> bytes:
-    """A serialised Tweet that holds its id and `deleted` only."""
-    return b"\x08" + varint(tweet_id) + b"\x70\x01"
-
-
-def author_fragment(ref: bytes) -> bytes:
-    """A serialised UserRef as the bytes to append to a core."""
-    return _AUTHOR_PREFIX[len(ref)] + ref if len(ref) < len(_AUTHOR_PREFIX) else framed(_AUTHOR, ref)
-
-
-def framed(tag: bytes, data: bytes) -> bytes:
-    """A length-delimited field: its tag as on the wire, the length, the data."""
-    return tag + varint(len(data)) + data
-
-
-def varint(value: int) -> bytes:
-    """A non-negative number below 2^64 as on the wire."""
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def _tag(field: str) -> bytes:
-    return varint(tweet_pb2.Tweet.DESCRIPTOR.fields_by_name[field].number << 3 | 2)
-
-
-_ACTIVE = user_pb2.USER_STATE_ACTIVE
-_AUTHOR = _tag("author")
-_RETWEETED = _tag("retweeted_tweet")
-_QUOTED = _tag("quoted_tweet")
-_METRICS = _tag("metrics")
-# Longer than any reference: joining takes a table's entry, not a loop.
-_AUTHOR_PREFIX = [_AUTHOR + varint(length) for length in range(1_024)]
-
-
-async def _all(calls: Sequence[Any]) -> list[Any]:
-    """The answers of calls under way; where one fails, the others are cancelled and its error is raised."""
-    try:
-        return [await call for call in calls]
-    except BaseException:
-        for call in calls:
-            call.cancel()
-        # Nobody else will look at how they ended.
-        await asyncio.gather(*calls, return_exceptions=True)
-        raise
+def _whole(core: _Core | None, page: _Page) -> bytes:
+    """The serialised tweet less what is nested in it; empty where it may not be seen."""
+    author = None if core is None else page.fragments.get(core[1])
+    if core is None or author is None:
+        return b""
+    kept = core[6]
+    data: bytes = kept.core + author
+    counts = page.counts.get(core[0])
+    if counts is not None:
+        data += metrics_fragment(counts.likes, kept.retweets, kept.replies, kept.quotes, counts.bookmarks)
+    elif kept.retweets or kept.replies or kept.quotes:
+        data += metrics_fragment(0, kept.retweets, kept.replies, kept.quotes, 0)
+    else:
+        data += NO_METRICS
+    state = page.states.get(core[0])
+    return data if state is None else data + VIEWER[state]

@@ -9,6 +9,8 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from roost.engagement.v1 import engagement_service_pb2 as engagement
+from roost.engagement.v1.engagement_service_pb2_grpc import EngagementServiceServicer
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 from roost.identity.v1 import user_pb2
@@ -20,7 +22,8 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.common import errors
 from services.common.checker import Checker
-from services.common.hydrate import Hydrator, framed, tombstone, varint
+from services.common.fragments import framed, tombstone, varint
+from services.common.hydrate import Hydrator
 from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
 
@@ -35,6 +38,7 @@ class World:
     states: dict[int, int] = field(default_factory=lambda: dict.fromkeys((READER, ANN, BOB, CAT), 1))
     blocks: set[tuple[int, int]] = field(default_factory=set)
     mutes: set[tuple[int, int]] = field(default_factory=set)
+    likes: set[tuple[int, int]] = field(default_factory=set)
     down: str = ""
     calls: list[tuple[str, int]] = field(default_factory=list)
 
@@ -103,6 +107,27 @@ class Graph(GraphServiceServicer):
         )
 
 
+class Engagement(EngagementServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def BatchGetCounts(self, request: Any, context: Any) -> Any:
+        self.world.asked("engagement", request.ids)
+        response = engagement.BatchGetCountsResponse()
+        for tweet_id in request.ids:
+            if likes := sum(1 for _, liked in self.world.likes if liked == tweet_id):
+                response.counts.add(tweet_id=tweet_id, likes=likes)
+        return response
+
+    async def BatchGetViewerStates(self, request: Any, context: Any) -> Any:
+        self.world.asked("engagement", request.ids)
+        response = engagement.BatchGetViewerStatesResponse()
+        for tweet_id in request.ids:
+            if (request.user_id, tweet_id) in self.world.likes:
+                response.states.add(tweet_id=tweet_id, liked=True)
+        return response
+
+
 @pytest.fixture
 def world() -> World:
     return World()
@@ -115,6 +140,7 @@ def hydrator(world: World) -> Hydrator:
             "roost.tweet.v1.TweetService": Tweets(world),
             "roost.identity.v1.UserService": Users(world),
             "roost.graph.v1.GraphService": Graph(world),
+            "roost.engagement.v1.EngagementService": Engagement(world),
         }
     )
     return Hydrator(InProcessChannel(endpoints, "tweet", Checker()))
@@ -143,8 +169,9 @@ async def test_joined_bytes_are_the_message_built_field_by_field(world: World, h
         10: built(10, BOB, metrics=tweet_pb2.TweetMetrics(retweets=300, replies=1)),
         11: built(11, CAT, metrics=tweet_pb2.TweetMetrics(quotes=2)),
     }
-    expected[12] = built(12, ANN, retweet_of_id=10, retweeted_tweet=expected[10])
-    expected[13] = built(13, ANN, quote_of_id=11, quoted_tweet=expected[11])
+    zeros = tweet_pb2.TweetMetrics()
+    expected[12] = built(12, ANN, retweet_of_id=10, retweeted_tweet=expected[10], metrics=zeros)
+    expected[13] = built(13, ANN, quote_of_id=11, quoted_tweet=expected[11], metrics=zeros)
     found = await hydrator.visible(READER, [original, quoted, retweet, quote], limit=9)
     assert {joined.id: tweet_pb2.Tweet.FromString(joined.data) for joined in found} == expected
 
@@ -255,7 +282,7 @@ async def test_a_page_takes_two_rounds_and_stops_at_its_limit(world: World, hydr
         world.post(tweet_id, ANN)
     found = await hydrator.visible(READER, range(100, 400), limit=20)
     assert [joined.id for joined in found] == list(range(100, 120))
-    assert [owner for owner, _ in world.calls] == ["tweet", "identity", "graph"]
+    assert [owner for owner, _ in world.calls] == ["tweet", "identity", "graph", "engagement", "engagement"]
     assert world.calls[0][1] < 40, "what the page cannot hold is not asked for"
 
 
@@ -284,3 +311,32 @@ def test_varints_and_tombstones_are_protobufs(number: int) -> None:
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 1_023, 1_024, 16_384, 70_000])
 def test_framed_data_of_any_length(length: int) -> None:
     assert tweet_pb2.Tweet.FromString(framed(b"\x1a", b"x" * length)).text == "x" * length
+
+
+async def test_likes_and_what_the_reader_did_are_joined(world: World, hydrator: Hydrator) -> None:
+    original, quiet = world.post(10, BOB), world.post(11, CAT)
+    retweet = world.post(12, ANN, retweet_of_id=original)
+    world.cores[original].retweets = 1
+    world.likes = {(READER, original), (ANN, original), (ANN, quiet)}
+    found = await hydrator.visible(READER, [original, quiet, retweet], limit=9)
+    first, second, third = (tweet_pb2.Tweet.FromString(joined.data) for joined in found)
+    assert (first.metrics.likes, first.metrics.retweets, first.viewer.liked) == (2, 1, True)
+    assert (second.metrics.likes, second.HasField("viewer")) == (1, False)
+    assert (third.retweeted_tweet.metrics.likes, third.retweeted_tweet.viewer.liked) == (2, True)
+
+
+async def test_nobody_signed_in_has_no_viewer(world: World, hydrator: Hydrator) -> None:
+    liked = world.post(10, BOB)
+    world.likes = {(READER, liked)}
+    (found,) = await hydrator.visible(0, [liked], limit=9)
+    assert not tweet_pb2.Tweet.FromString(found.data).HasField("viewer")
+
+
+async def test_without_engagement_tweets_are_shown_uncounted(world: World, hydrator: Hydrator) -> None:
+    liked = world.post(10, BOB)
+    world.likes = {(READER, liked)}
+    world.down = "engagement"
+    (found,) = await hydrator.visible(READER, [liked], limit=9)
+    joined = tweet_pb2.Tweet.FromString(found.data)
+    assert joined.HasField("metrics")
+    assert joined.metrics == tweet_pb2.TweetMetrics()

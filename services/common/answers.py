@@ -1,0 +1,66 @@
+"""What the fragment owners answer, as the hydrator reads it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container, Sequence
+from typing import Any
+
+import grpc.aio
+from roost.engagement.v1 import engagement_service_pb2 as engagement
+from roost.identity.v1 import user_pb2
+
+from services.common.fragments import author_fragment
+
+_ACTIVE = user_pb2.USER_STATE_ACTIVE
+
+
+async def nothing() -> None:
+    """Nobody reads: there is nothing to ask."""
+
+
+async def counts_of(call: Any) -> dict[int, engagement.TweetCounts]:
+    """Likes and bookmarks by tweet. Without an answer the tweets are shown uncounted: counts are derived, and hide nobody."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError:
+        return {}
+    return {counts.tweet_id: counts for counts in answer.counts}
+
+
+async def states_of(call: Any) -> dict[int, int]:
+    """What the reader did, by tweet, as VIEWER counts it."""
+    try:
+        answer = None if call is None else await call
+    except grpc.aio.AioRpcError:
+        return {}
+    return {} if answer is None else {s.tweet_id: s.liked + 4 * s.bookmarked for s in answer.states}
+
+
+def seen_by_reader(refs: Any, rules: Any, user_ids: set[int]) -> tuple[dict[int, bytes], Container[int]]:
+    """The author fragment of each of these people whom the reader may see, and whom the reader mutes."""
+    hidden: Container[int] = ()
+    muted: Container[int] = ()
+    if rules is not None:
+        # A user's blocks may be many, the people of a page are few.
+        hidden = user_ids.intersection(rules.blocked_ids).union(rules.blocked_by_ids)
+        muted = user_ids.intersection(rules.muted_ids)
+    fragments = {}
+    for entry in refs.refs:
+        user_id = entry.user_id
+        if entry.state == _ACTIVE and user_id not in hidden:
+            fragments[user_id] = author_fragment(entry.ref)
+    return fragments, muted
+
+
+async def gathered(calls: Sequence[Any]) -> list[Any]:
+    """The answers of calls; where one fails, the others are cancelled and its error is raised.
+
+    One after the other in process, where each is answered from memory; over sockets all are under way already.
+    """
+    try:
+        return [await call for call in calls]
+    except BaseException:
+        for call in calls:
+            call.close() if asyncio.iscoroutine(call) else call.cancel()
+        raise
