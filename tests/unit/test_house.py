@@ -24,7 +24,7 @@ MODULE_LINES = 400
 # The kit is read by everybody who writes a service: it stays small, as a whole and in each part. The whole is counted without blank
 # lines, comments and docstrings, so that nobody saves on explanations.
 KIT_MODULE_LINES = 250
-KIT_CODE_LINES = 2_500
+KIT_CODE_LINES = 3_000
 COMPOSITION_LINES = 80
 
 # Left for later, in the spellings that people use. Built from halves, so that this file may stand in the tree that it searches.
