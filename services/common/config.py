@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     # Usernames whose tokens carry the role `admin`.
     admins: Annotated[tuple[str, ...], NoDecode] = ()
 
+    # Long enough to mend a text, short enough that what people answered still stands there.
+    edit_window_s: int = Field(default=1_800, ge=0)
     delete_grace_s: int = Field(default=30 * 86_400, ge=0)
 
     rate_limits: bool = True

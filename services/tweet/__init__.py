@@ -1,5 +1,5 @@
 """The tweet service: owns tweets, retweets and quotes, and who posted them when.
 
 Calls identity (UserRef of authors) and graph (who hides from whom), both only to join what it answers.
-Publishes `tweet.created`, `tweet.deleted` and `tweet.restored`; consumes nothing.
+Publishes `tweet.created`, `tweet.edited`, `tweet.deleted` and `tweet.restored`; consumes nothing.
 """
