@@ -26,11 +26,8 @@ GRACE_S = 10.0
 MAX_ID_CHARS = 128
 
 
-class _Malformed:
-    """Stands in for a request that is not valid Protobuf: gRPC itself would answer UNKNOWN with the parser's text."""
-
-
-_MALFORMED = _Malformed()
+# Stands in for a request that is not valid Protobuf: gRPC itself would answer UNKNOWN with the parser's text.
+_MALFORMED = object()
 
 
 class Authenticator:
@@ -182,8 +179,8 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _tolerant(cls: type[Message]) -> Callable[[bytes], Message | _Malformed]:
-    def parse(data: bytes) -> Message | _Malformed:
+def _tolerant(cls: type[Message]) -> Callable[[bytes], object]:
+    def parse(data: bytes) -> object:
         try:
             return cls.FromString(data)
         except DecodeError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +38,6 @@ class Tiers:
         self._normal: dict[int, int] = {}
         self._order: list[tuple[int, int]] | None = []
         self._task: asyncio.Task[None] | None = None
-        self._heard = asyncio.Event()
         # Changes with every tier that changes: compared for equality by whoever keeps something derived.
         self.version = 0
 
@@ -51,12 +49,6 @@ class Tiers:
     def fresh(self) -> bool:
         """Whether the view may be decided by. Where it is not, readers pull and fan-out waits."""
         return self._monotonic() <= self._good_until
-
-    async def wait_fresh(self, timeout_s: float) -> bool:
-        """`fresh`, after at most `timeout_s` seconds of waiting for the first snapshot."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._heard.wait(), timeout_s)
-        return self.fresh()
 
     def is_celebrity(self, user_id: int) -> bool:
         """Whether readers pull the author."""
@@ -121,7 +113,6 @@ class Tiers:
                     self._take(snapshot)
                     snapshot = None
                 self._good_until = self._monotonic() + SILENCE_S
-                self._heard.set()
         finally:
             call.cancel()
 
