@@ -84,13 +84,13 @@ class Hydrator:
         reader, and retweets whose original is left out. A quoted tweet that may not be seen is a tombstone. With
         `hide_muted` also what muted people wrote, whoever retweets it. With `following`, the rules of a home: only what
         the reader and these people posted, another's reply only where the reader is, or follows, the author replied to,
-        and the parent stands. Raises AioRpcError when an owner cannot answer: nothing is shown unchecked.
+        and the parent stands and may be seen. Raises AioRpcError when an owner cannot answer: nothing is shown unchecked.
         """
         found: list[Joined] = []
         start, size = 0, min(limit + limit // 4 + _SPARE_IDS, MAX_ROUND_IDS)
         while start < len(ids) and len(found) < limit:
             batch = ids[start : start + size]
-            response = await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=batch))
+            response = await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=batch, viewer_id=reader_id))
             cores = _standing(response.cores)
             if following is not None:
                 cores = _of_home(cores, reader_id, following)
@@ -124,8 +124,9 @@ class Hydrator:
                 user_ids.add(core[2].quote_of_author_id)
             if want_parents and core[5]:
                 others.add(core[5])
+                user_ids.add(core[2].reply_to_author_id)
         people = self._ask_people(reader_id, user_ids)
-        more = [self._get_cores(tweet.BatchGetTweetCoresRequest(ids=others))] if others else []
+        more = [self._get_cores(tweet.BatchGetTweetCoresRequest(ids=others, viewer_id=reader_id))] if others else []
         counts = counts_of(self._get_counts(engagement.BatchGetCountsRequest(ids=shown)))
         states = states_of(
             self._get_states(engagement.BatchGetViewerStatesRequest(user_id=reader_id, ids=shown))
@@ -185,8 +186,10 @@ def _join(
         tweet_id, author_id, head, original_id, quoted_id, parent_id, _ = core
         if author_id not in fragments or author_id in muted:
             continue
-        if parent_id and parents_of_others_than not in (None, author_id) and parent_id not in page.nested:
-            continue
+        if parent_id and parents_of_others_than not in (None, author_id):
+            parent = page.nested.get(parent_id)
+            if parent is None or parent[1] not in fragments:
+                continue
         data = _whole(core, page)
         if original_id:
             original = _whole(page.nested.get(original_id), page)
@@ -214,5 +217,5 @@ def _whole(core: _Core | None, page: _Page) -> bytes:
         data += metrics_fragment(0, kept.retweets, kept.replies, kept.quotes, 0)
     else:
         data += NO_METRICS
-    state = page.states.get(core[0])
-    return data if state is None else data + VIEWER[state]
+    state = page.states.get(core[0], 0) + 2 * kept.retweeted
+    return data + VIEWER[state] if state else data
