@@ -40,6 +40,7 @@ class World:
     mutes: set[tuple[int, int]] = field(default_factory=set)
     likes: set[tuple[int, int]] = field(default_factory=set)
     down: str = ""
+    viewers: set[int] = field(default_factory=set)
     calls: list[tuple[str, int]] = field(default_factory=list)
 
     def post(self, tweet_id: int, author_id: int, **head: int) -> int:
@@ -75,6 +76,7 @@ class Tweets(TweetServiceServicer):
 
     async def BatchGetTweetCores(self, request: Any, context: Any) -> Any:
         self.world.asked("tweet", request.ids)
+        self.world.viewers.add(request.viewer_id)
         known = self.world.cores
         return tweet.BatchGetTweetCoresResponse(cores=[known[i] for i in request.ids if i in known])
 
@@ -260,6 +262,9 @@ async def test_replies_in_a_home(world: World, hydrator: Hydrator) -> None:
     assert await shown(hydrator, reply, own, to_me) == [reply, own, to_me], "no rule but in a home"
     assert await shown(hydrator, reply, own, to_me, following={ANN}) == [own, to_me]
     assert await shown(hydrator, reply, own, to_me, following={ANN, BOB}) == [reply, own, to_me]
+    world.states[BOB] = user_pb2.USER_STATE_SUSPENDED
+    assert await shown(hydrator, reply, own, to_me, following={ANN, BOB}) == [own, to_me], "the parent is hidden"
+    world.states[BOB] = user_pb2.USER_STATE_ACTIVE
     world.delete(10)
     world.delete(14)
     assert await shown(hydrator, reply, own, to_me, following={ANN, BOB}) == [own]
@@ -323,6 +328,17 @@ async def test_likes_and_what_the_reader_did_are_joined(world: World, hydrator: 
     assert (first.metrics.likes, first.metrics.retweets, first.viewer.liked) == (2, 1, True)
     assert (second.metrics.likes, second.HasField("viewer")) == (1, False)
     assert (third.retweeted_tweet.metrics.likes, third.retweeted_tweet.viewer.liked) == (2, True)
+
+
+async def test_what_the_reader_retweeted_is_joined(world: World, hydrator: Hydrator) -> None:
+    original = world.post(10, BOB)
+    quote = world.post(11, ANN, quote_of_id=original)
+    world.cores[original].retweeted = True
+    found = await hydrator.visible(READER, [original, quote], limit=9)
+    first, second = (tweet_pb2.Tweet.FromString(joined.data) for joined in found)
+    assert first.viewer == second.quoted_tweet.viewer == tweet_pb2.TweetViewer(retweeted=True)
+    assert not second.HasField("viewer")
+    assert world.viewers == {READER}
 
 
 async def test_nobody_signed_in_has_no_viewer(world: World, hydrator: Hydrator) -> None:
