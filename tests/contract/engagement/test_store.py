@@ -1,0 +1,189 @@
+"""The port of the engagement store: what every adapter promises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.engagement.store import EngagementStore, Kind
+from tests.contract.engagement.conftest import Opened
+
+ANN, BEN, CAT = 1, 2, 3
+TWEET, OTHER, THIRD = 100, 200, 300
+
+
+async def fresh_and_reopened(opened: Opened) -> AsyncIterator[EngagementStore]:
+    """The store as it stands, then as it is after a restart."""
+    yield opened.store
+    yield await opened.again()
+
+
+async def test_a_like_is_seen_from_both_sides_counted_and_published(opened: Opened) -> None:
+    assert await opened.counts([TWEET]) == []
+    assert await opened.states(ANN, [TWEET]) == []
+    assert await opened.like(TWEET, ANN) == 1
+    assert await opened.like(TWEET, BEN) == 2
+    async for _ in fresh_and_reopened(opened):
+        assert await opened.likers(TWEET) == [BEN, ANN]
+        assert await opened.tweets(Kind.LIKE, ANN) == [TWEET]
+        assert await opened.counts([TWEET]) == [(TWEET, 2, 0)]
+        assert await opened.states(ANN, [TWEET, OTHER]) == [(TWEET, True, False)]
+        assert await opened.states(CAT, [TWEET, OTHER]) == []
+    assert await opened.events() == [("tweet.liked", ANN, TWEET), ("tweet.liked", BEN, TWEET)]
+
+
+async def test_liking_again_changes_nothing_and_publishes_nothing(opened: Opened) -> None:
+    await opened.like(TWEET, ANN)
+    await opened.like(OTHER, ANN)
+    for _ in range(2):
+        assert await opened.like(TWEET, ANN) == 1
+    async for _ in fresh_and_reopened(opened):
+        assert await opened.tweets(Kind.LIKE, ANN) == [OTHER, TWEET], "a repeat keeps its place"
+        assert await opened.counts([TWEET]) == [(TWEET, 1, 0)]
+    assert len(await opened.events()) == 2
+
+
+async def test_a_like_taken_back_leaves_nothing(opened: Opened) -> None:
+    await opened.like(TWEET, ANN)
+    await opened.like(TWEET, BEN)
+    await opened.states(ANN, [TWEET])
+    assert await opened.unlike(TWEET, ANN) == 1
+    async for _ in fresh_and_reopened(opened):
+        assert await opened.likers(TWEET) == [BEN]
+        assert await opened.tweets(Kind.LIKE, ANN) == []
+        assert await opened.counts([TWEET]) == [(TWEET, 1, 0)]
+        assert await opened.states(ANN, [TWEET]) == []
+    assert await opened.unlike(TWEET, ANN) == 1
+    assert await opened.unlike(OTHER, ANN) == 0
+    assert await opened.unlike(TWEET, BEN) == 0
+    assert await opened.counts([TWEET, OTHER]) == []
+    assert await opened.events() == [
+        ("tweet.liked", ANN, TWEET),
+        ("tweet.liked", BEN, TWEET),
+        ("tweet.unliked", ANN, TWEET),
+        ("tweet.unliked", BEN, TWEET),
+    ]
+
+
+async def test_liking_once_more_is_a_new_like(opened: Opened) -> None:
+    for tweet_id in (TWEET, OTHER):
+        await opened.like(tweet_id, ANN)
+    await opened.unlike(TWEET, ANN)
+    assert await opened.like(TWEET, ANN) == 1
+    assert await opened.tweets(Kind.LIKE, ANN) == [TWEET, OTHER]
+    assert len(await opened.events()) == 4
+
+
+async def test_bookmarks_stand_beside_likes_and_are_not_published(opened: Opened) -> None:
+    await opened.like(TWEET, ANN)
+    assert await opened.bookmark(TWEET, ANN)
+    assert not await opened.bookmark(TWEET, ANN)
+    assert await opened.bookmark(OTHER, ANN)
+    assert await opened.bookmark(TWEET, BEN)
+    async for _ in fresh_and_reopened(opened):
+        assert await opened.tweets(Kind.BOOKMARK, ANN) == [OTHER, TWEET]
+        assert await opened.tweets(Kind.LIKE, ANN) == [TWEET]
+        assert await opened.counts([OTHER, TWEET]) == [(OTHER, 0, 1), (TWEET, 1, 2)]
+        assert await opened.states(ANN, [TWEET, OTHER]) == [(TWEET, True, True), (OTHER, False, True)]
+    assert await opened.unbookmark(TWEET, ANN)
+    assert not await opened.unbookmark(TWEET, ANN)
+    assert not await opened.unbookmark(THIRD, ANN)
+    async for _ in fresh_and_reopened(opened):
+        assert await opened.tweets(Kind.BOOKMARK, ANN) == [OTHER]
+        assert await opened.counts([TWEET]) == [(TWEET, 1, 1)]
+        assert await opened.states(ANN, [TWEET]) == [(TWEET, True, False)]
+    assert await opened.events() == [("tweet.liked", ANN, TWEET)]
+
+
+async def test_answers_keep_the_order_asked_for_and_are_the_callers_own(opened: Opened) -> None:
+    for tweet_id in (TWEET, OTHER, THIRD):
+        await opened.like(tweet_id, ANN)
+    async for store in fresh_and_reopened(opened):
+        wanted = [THIRD, 999, TWEET, THIRD, OTHER]
+        assert [tweet_id for tweet_id, *_ in await opened.counts(wanted)] == [THIRD, TWEET, THIRD, OTHER]
+        assert [tweet_id for tweet_id, *_ in await opened.states(ANN, wanted)] == [THIRD, TWEET, THIRD, OTHER]
+        (await store.batch_get_counts([TWEET])).counts[0].likes = 77
+        (await store.batch_get_viewer_states(ANN, [TWEET])).states[0].liked = False
+        assert await opened.counts([TWEET]) == [(TWEET, 1, 0)]
+        assert await opened.states(ANN, [TWEET]) == [(TWEET, True, False)]
+        assert await opened.counts([]) == await opened.states(ANN, []) == []
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+async def test_lists_end_at_their_bounds(opened: Opened, kind: Kind) -> None:
+    for tweet_id in range(10, 20):
+        await (opened.like if kind is Kind.LIKE else opened.bookmark)(tweet_id, ANN)
+    store = opened.store
+    first = await store.list_tweets(kind, ANN, 0, 4)
+    assert [entry.id for entry in first] == [19, 18, 17, 16]
+    second = await store.list_tweets(kind, ANN, first[-1].place, 4)
+    assert [entry.id for entry in second] == [15, 14, 13, 12]
+    assert [entry.id for entry in await store.list_tweets(kind, ANN, second[-1].place, 4)] == [11, 10]
+    assert await store.list_tweets(kind, BEN, 0, 4) == []
+
+
+async def test_likers_end_at_their_bounds(opened: Opened) -> None:
+    for user_id in range(10, 20):
+        await opened.like(TWEET, user_id)
+    first = await opened.store.list_likers(TWEET, 0, 4)
+    assert [entry.id for entry in first] == [19, 18, 17, 16]
+    assert await opened.likers(TWEET, first[-1].place) == [15, 14, 13, 12, 11, 10]
+
+
+async def test_a_hundred_at_once_by_one_user_count_once(opened: Opened) -> None:
+    answers = await asyncio.gather(*(opened.like(TWEET, ANN) for _ in range(100)))
+    assert set(answers) == {1}
+    async for _ in fresh_and_reopened(opened):
+        assert await opened.counts([TWEET]) == [(TWEET, 1, 0)]
+        assert await opened.likers(TWEET) == [ANN]
+    assert await opened.events() == [("tweet.liked", ANN, TWEET)]
+
+
+async def test_a_hundred_at_once_by_a_hundred_users_all_count(opened: Opened) -> None:
+    answers = await asyncio.gather(*(opened.like(TWEET, user_id) for user_id in range(1, 101)))
+    assert sorted(answers) == list(range(1, 101))
+    assert await opened.counts([TWEET]) == [(TWEET, 100, 0)]
+
+
+async def test_a_caller_who_gives_up_leaves_no_stale_answer(opened: Opened) -> None:
+    ids = list(range(1, 40))
+    await opened.states(ANN, ids)
+    for tweet_id in ids:
+        write = opened.like(tweet_id, ANN) if tweet_id % 2 else opened.unlike(max(tweet_id - 3, 1), ANN)
+        task = asyncio.ensure_future(write)
+        for _ in range(tweet_id % 5):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    # A write after them: whatever they stored is committed by now.
+    await opened.like(1_000, ANN)
+    known = await opened.counts(ids), await opened.states(ANN, ids)
+    await opened.again()
+    assert known == (await opened.counts(ids), await opened.states(ANN, ids))
+
+
+async def test_reads_beside_writes_never_leave_something_stale_behind(opened: Opened) -> None:
+    ids = list(range(1, 9))
+
+    async def write(user_id: int) -> None:
+        for n in range(60):
+            tweet_id = ids[(n * user_id) % len(ids)]
+            if n % 3 == 2:
+                await opened.unlike(tweet_id, user_id)
+                assert await opened.states(user_id, [tweet_id]) == []
+            else:
+                assert await opened.like(tweet_id, user_id) >= 1
+                assert await opened.states(user_id, [tweet_id]) == [(tweet_id, True, False)]
+                assert (await opened.counts([tweet_id]))[0][1] >= 1
+
+    async def read(user_id: int) -> None:
+        for _ in range(120):
+            await opened.states(user_id, ids)
+            await opened.counts(ids)
+
+    await asyncio.gather(*(work(user_id) for user_id in (1, 2, 3) for work in (write, read)))
+    known = [await opened.counts(ids), *[await opened.states(user_id, ids) for user_id in (1, 2, 3)]]
+    await opened.again()
+    assert known == [await opened.counts(ids), *[await opened.states(user_id, ids) for user_id in (1, 2, 3)]]
