@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from gateway_http.convert import Malformed, read_id
 from gateway_http.decode import ME, MessageDecoder, Reading, decoder_of
-from gateway_http.encode import Encoders
+from gateway_http.encode import SNAKE_CASE, Encoders, Spelling
 from gateway_http.query import decode_text, parse_query, read_query
 from gateway_http.router import Binding
 from gateway_http.strict_json import parse_object
@@ -35,11 +35,11 @@ class Asked:
 
 
 class Codec:
-    """Compiles bindings; the tables behind them are shared by all."""
+    """Compiles bindings; the tables behind them are shared by all. Requests are read in every spelling, responses written in one."""
 
-    def __init__(self) -> None:
+    def __init__(self, spelling: Spelling = SNAKE_CASE) -> None:
         self._decoders: dict[str, MessageDecoder] = {}
-        self._encoders = Encoders()
+        self._encoders = Encoders(spelling)
 
     def reader(self, method: Method, binding: Binding) -> RequestReader:
         """How requests of the binding are read; an error of the contract is an exception here, at start."""

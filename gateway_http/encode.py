@@ -1,7 +1,8 @@
 """Messages → JSON, by a table compiled once per message type, and joined tweets → JSON through a memo.
 
-snake_case, 64-bit integers as strings, zero values printed, unset messages left out, RFC 3339, enums by short names. Protobuf's own
-json_format says the same at five times the cost: it is the oracle of the tests, never the path.
+snake_case, 64-bit integers as strings, zero values printed, unset messages left out, RFC 3339, enums by short names; or with names
+as Protobuf's JSON spells them, for dialects that promise it. Protobuf's own json_format says the same at five times the cost: it is
+the oracle of the tests, never the path.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import base64
 import math
 import struct
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -28,34 +31,59 @@ _INT64 = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 _FLOAT = struct.Struct("<f")
 
 
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How names are written: a field's, and an enum value's."""
+
+    field: Callable[[FieldDescriptor], str]
+    enum_value: Callable[[str, EnumDescriptor], str]
+
+
+# The API's own: `created_at`, `latest`.
+SNAKE_CASE = Spelling(lambda field: field.name, short_name)
+# Protobuf's JSON, which generated clients read: `createdAt`, `TIMELINE_MODE_LATEST`.
+PROTOBUF = Spelling(lambda field: field.json_name, lambda name, _: name)
+
+
+class Book(dict[str, "MessageEncoder"]):
+    """The encoders of one spelling, by the full name of their type."""
+
+    def __init__(self, spelling: Spelling = SNAKE_CASE) -> None:
+        super().__init__()
+        self.spelling = spelling
+
+
 class MessageEncoder:
     """Writes one message type as a dict for orjson."""
 
     __slots__ = ("_plan",)
 
-    def __init__(self, descriptor: Descriptor, book: dict[str, MessageEncoder]) -> None:
+    def __init__(self, descriptor: Descriptor, book: Book) -> None:
         # Before the fields, so that a type that holds itself finds this encoder.
         book[descriptor.full_name] = self
-        # (name, converter or None where Python's value is JSON's, whether only a set field is printed)
-        self._plan = [(one.name, _convert_field(one, book), one.has_presence) for one in descriptor.fields]
+        # (name in JSON, in Python, converter or None where Python's value is JSON's, whether only a set field is printed)
+        self._plan = [
+            (book.spelling.field(one), one.name, _convert_field(one, book), one.has_presence)
+            for one in descriptor.fields
+        ]
 
     def to_dict(self, message: Message) -> dict[str, Any]:
         """The message in the order of its fields."""
         out: dict[str, Any] = {}
-        for name, convert, if_set in self._plan:
+        for spelt, name, convert, if_set in self._plan:
             if if_set and not message.HasField(name):
                 continue
             value = getattr(message, name)
-            out[name] = value if convert is None else convert(value)
+            out[spelt] = value if convert is None else convert(value)
         return out
 
 
-def encoder_of(descriptor: Descriptor, book: dict[str, MessageEncoder]) -> MessageEncoder:
+def encoder_of(descriptor: Descriptor, book: Book) -> MessageEncoder:
     """The type's encoder, compiled at the first use."""
     return book.get(descriptor.full_name) or MessageEncoder(descriptor, book)
 
 
-def _convert_field(field: FieldDescriptor, book: dict[str, MessageEncoder]) -> Convert | None:
+def _convert_field(field: FieldDescriptor, book: Book) -> Convert | None:
     message = field.message_type
     if message is not None and message.GetOptions().map_entry:
         return _convert_map(message, book)
@@ -67,7 +95,7 @@ def _convert_field(field: FieldDescriptor, book: dict[str, MessageEncoder]) -> C
     return lambda values: [convert(value) for value in values]
 
 
-def _convert_map(entry: Descriptor, book: dict[str, MessageEncoder]) -> Convert:
+def _convert_map(entry: Descriptor, book: Book) -> Convert:
     key_is_bool = entry.fields_by_name["key"].cpp_type == FieldDescriptor.CPPTYPE_BOOL
     value_of = _convert_value(entry.fields_by_name["value"], book) or _same
 
@@ -83,13 +111,13 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _convert_value(field: FieldDescriptor, book: dict[str, MessageEncoder]) -> Convert | None:
+def _convert_value(field: FieldDescriptor, book: Book) -> Convert | None:
     kind = field.cpp_type
     if kind in _INT64:
         return str
     if kind == FieldDescriptor.CPPTYPE_ENUM:
         assert field.enum_type is not None
-        return _enum_names(field.enum_type)
+        return _enum_names(field.enum_type, book.spelling)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return lambda value: base64.b64encode(value).decode("ascii")
     if kind == FieldDescriptor.CPPTYPE_DOUBLE:
@@ -106,8 +134,8 @@ def _convert_value(field: FieldDescriptor, book: dict[str, MessageEncoder]) -> C
     return encoder_of(message, book).to_dict
 
 
-def _enum_names(descriptor: EnumDescriptor) -> Convert:
-    names = {one.number: short_name(one.name, descriptor) for one in reversed(descriptor.values)}
+def _enum_names(descriptor: EnumDescriptor, spelling: Spelling) -> Convert:
+    names = {one.number: spelling.enum_value(one.name, descriptor) for one in reversed(descriptor.values)}
     # A number from a newer peer has no name here.
     return lambda number: names.get(number, number)
 
@@ -183,11 +211,15 @@ class Memo:
         return found
 
 
+def _has(name: str) -> Callable[[Any], bool]:
+    return lambda message: bool(message.HasField(name))
+
+
 class Encoders:
     """The encoders of one gateway: compiled types and memos, shared by all its routes."""
 
-    def __init__(self) -> None:
-        self._book: dict[str, MessageEncoder] = {}
+    def __init__(self, spelling: Spelling = SNAKE_CASE) -> None:
+        self._book = Book(spelling)
         self._memos: dict[str, Memo] = {}
 
     def response(self, message: Descriptor, passed: Descriptor, response_body: str = "") -> Callable[[Any], bytes]:
@@ -204,8 +236,8 @@ class Encoders:
 
         def encode(response: Any) -> bytes:
             out: dict[str, Any] = {}
-            for name, read, convert, if_set in plan:
-                if if_set and not response.HasField(read):
+            for name, read, convert, is_there in plan:
+                if is_there is not None and not is_there(response):
                     continue
                 value = getattr(response, read)
                 out[name] = value if convert is None else convert(value)
@@ -216,32 +248,34 @@ class Encoders:
     def _body(self, field: FieldDescriptor, passed: Descriptor) -> Callable[[Any], bytes]:
         if field.message_type is None or field.is_repeated:
             raise TypeError(f"response_body must name a single message, not {field.full_name}")
-        _, read, convert, if_set = self._twin_field(field, passed)
+        _, read, convert, is_there = self._twin_field(field, passed)
         assert convert is not None
+        assert is_there is not None
 
         def encode(response: Any) -> bytes:
-            if if_set and not response.HasField(read):
-                return b"{}"
-            value = getattr(response, read)
-            # A twin's bytes have no presence: a tweet that is there is never empty.
-            return orjson.dumps(convert(value)) if if_set or value else b"{}"
+            return orjson.dumps(convert(getattr(response, read))) if is_there(response) else b"{}"
 
         return encode
 
-    def _twin_field(self, field: FieldDescriptor, passed: Descriptor) -> tuple[str, str, Convert | None, bool]:
-        """(name in JSON, name in the passed message, converter, whether only a set field is printed)."""
+    def _twin_field(
+        self, field: FieldDescriptor, passed: Descriptor
+    ) -> tuple[str, str, Convert | None, Callable[[Any], bool] | None]:
+        """(name in JSON, name in the passed message, converter, whether it is there; None where it is printed always)."""
         twin = passed.fields_by_number.get(field.number)
         joined = (
             twin is not None and twin.type == FieldDescriptor.TYPE_BYTES and field.type == FieldDescriptor.TYPE_MESSAGE
         )
         if twin is None or twin.is_repeated != field.is_repeated or not (joined or twin.type == field.type):
             raise TypeError(f"{passed.full_name} is no twin: it differs from {field.full_name}")
+        spelt = self._book.spelling.field(field)
         if not joined or field.message_type is None:
-            return field.name, twin.name, _convert_field(field, self._book), field.has_presence
+            is_there = _has(twin.name) if field.has_presence else None
+            return spelt, twin.name, _convert_field(field, self._book), is_there
         memo = self._memo(field.message_type)
         if field.is_repeated:
-            return field.name, twin.name, memo.all, False
-        return field.name, twin.name, memo, False
+            return spelt, twin.name, memo.all, None
+        # A twin's bytes have no presence: a tweet that is there is never empty.
+        return spelt, twin.name, memo, attrgetter(twin.name)
 
     def _memo(self, message: Descriptor) -> Memo:
         if message.full_name not in self._memos:
