@@ -119,7 +119,9 @@ class UserService(UserServiceServicer):
             after_id = accounts[-1].user_id
             yield pb.ScanUsersResponse(
                 users=[
-                    pb.ScannedUser(user=user_pb2.User.FromString(account.core), state=account.state)
+                    pb.ScannedUser(
+                        user=user_pb2.User.FromString(account.core), state=account.state, version=account.version
+                    )
                     for account in accounts
                 ]
             )
