@@ -99,7 +99,11 @@ RECIPES = [
     ),
     Recipe("/roost.tweet.v1.TweetService/GetTweet", shows="text"),
     Recipe("/roost.tweet.v1.TweetService/BatchGetTweets", query="?ids={tweet}&ids={bobs_tweet}", shows="tweets"),
+    Recipe("/roost.tweet.v1.TweetService/UpdateTweet", body={"content": "changed"}, shows="original_text"),
+    Recipe("/roost.tweet.v1.TweetService/ListTweetRevisions", shows="revisions"),
     Recipe("/roost.tweet.v1.TweetService/DeleteTweet"),
+    Recipe("/roost.tweet.v1.TweetService/Retweet", tweet_id="{bobs_tweet}", shows="retweeted_tweet"),
+    Recipe("/roost.tweet.v1.TweetService/Unretweet", tweet_id="{bobs_tweet}"),
     Recipe("/roost.tweet.v1.TweetService/ListRecentTweets", query="?sort=latest&limit=5", shows="tweets"),
     Recipe("/roost.tweet.v1.TweetService/ListUserTweets", query="?page=1&limit=10", shows="tweets"),
     Recipe(
