@@ -43,7 +43,7 @@ class Build:
     async def done(self, within_s: float) -> bool:
         """Waits for the end; False where `within_s` seconds were not enough. Raises what made the build fail."""
         assert self.task is not None, "a build is handed out started"
-        await asyncio.wait((self.task,), timeout=within_s)
+        await asyncio.wait((self.task,), timeout=max(within_s, 0))
         if not self.task.done():
             return False
         if not self.task.cancelled():

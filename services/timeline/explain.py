@@ -7,7 +7,6 @@ and fewer rules, to the same code that filters pages. So an explanation cannot d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import aclosing
 from typing import TypeAlias
 
 import grpc
@@ -82,12 +81,12 @@ class Explainer:
     async def _entries_down_to(self, view: View, tweet_id: int) -> list[int]:
         """The home's entries from the newest down to this tweet's place, MAX_ENTRIES at most."""
         shown: list[int] = []
-        async with aclosing(self._home.walk(view, 0, DEPTH)) as walk:
-            async for ids, frontier in walk:
-                reach = [entry for entry in ids if entry >= tweet_id]
-                shown += [entry.id for entry in await self._home.visible(view, reach, MAX_ENTRIES - len(shown))]
-                if frontier <= tweet_id or len(shown) >= MAX_ENTRIES:
-                    break
+        walk = self._home.walk(view, 0, DEPTH)
+        while len(shown) < MAX_ENTRIES and (round_ := await walk.next()) is not None:
+            reach = [entry for entry in round_.ids if entry >= tweet_id]
+            shown += [entry.id for entry in await self._home.visible(view, reach, MAX_ENTRIES - len(shown))]
+            if round_.frontier <= tweet_id:
+                break
         return shown
 
     async def _source(self, view: View, tweet_id: int) -> Source:

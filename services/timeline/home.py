@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.common import context
@@ -12,7 +11,7 @@ from services.common.hydrate import Hydrator, Joined
 from services.common.tiers import Tiers
 from services.timeline.builds import Builds
 from services.timeline.plan import HYBRID, PULL, Rules, Source
-from services.timeline.pull import AuthorIds, Puller, Round, rounds
+from services.timeline.pull import Puller, Walk
 from services.timeline.relations import RelationCache, Relations
 from services.timeline.store import HomeList, HomeTimelineStore
 
@@ -24,6 +23,8 @@ PATIENCE_S = 2.0
 ANSWER_S = 0.25
 # Asked beyond the page: some are hidden, and one more tells whether there is a next page.
 SPARE = 5
+# Between looks at the clock; what the hydrator asks its owners at once.
+FILTER_AT_ONCE = 300
 
 WARM, BUILT, PULLED = "warm", "built", "pull"
 
@@ -37,6 +38,8 @@ class View:
     home: HomeList | None
     pulled: Mapping[int, Source]
     label: str
+    # The loop's time at which the read goes on with what it has.
+    until: float
     # There would be more here, had there been more time.
     partial: bool = False
 
@@ -82,20 +85,31 @@ class HomeReader:
         """Up to `size` entries below `bound` (0: from the newest on), when `served` were shown on the pages before."""
         wanted = min(size, MAX_ENTRIES - served)
         view = await self.view(reader)
+        walk = self.walk(view, bound, size + SPARE)
         shown: list[Joined] = []
         reached = 0
-        async with aclosing(self.walk(view, bound, size + SPARE)) as walk:
-            async for ids, reached in walk:  # noqa: B007 (read after the loop)
-                # One beyond the page tells whether there is a next one.
-                shown += await self.visible(view, ids, wanted + 1 - len(shown))
-                if len(shown) > wanted:
-                    break
+        while len(shown) <= wanted and (round_ := await walk.next()) is not None:
+            reached = round_.frontier
+            # One beyond the page tells whether there is a next one.
+            if (left_at := await self._fill(view, round_.ids, wanted + 1, shown)) is not None:
+                reached = left_at
+                break
         if len(shown) > wanted:
             del shown[wanted:]
             reached = shown[-1].id
         if served + len(shown) >= MAX_ENTRIES:
             reached = 0
-        return Page(shown, reached, view.label, view.partial)
+        return Page(shown, reached, view.label, view.partial or walk.partial)
+
+    async def _fill(self, view: View, ids: Sequence[int], wanted: int, shown: list[Joined]) -> int | None:
+        """Adds what may be seen of the ids until there are `wanted`. Out of time it returns the id it got to, else None."""
+        for start in range(0, len(ids), FILTER_AT_ONCE):
+            if start and _out_of_time(view):
+                return ids[start - 1]
+            shown += await self.visible(view, ids[start : start + FILTER_AT_ONCE], wanted - len(shown))
+            if len(shown) >= wanted:
+                break
+        return None
 
     async def visible(self, view: View, ids: Sequence[int], limit: int) -> list[Joined]:
         """The first `limit` of the ids that the home shows: the one place where that is decided."""
@@ -106,44 +120,34 @@ class HomeReader:
 
     async def view(self, reader: int) -> View:
         """The home as it stands: warm, built for this read, or to be pulled."""
+        until = _patience_until()
         relations = await self._relations.current(reader)
+        everything_pulled = View(reader, relations, None, {}, PULLED, until)
         if self._rules.mode == PULL or not self._decidable():
-            return View(reader, relations, None, {}, PULLED)
+            return everything_pulled
         home = await self._store.read(reader)
         if home is not None:
             if self._rules.usable(home, relations, self._now_ms()):
-                return self._listed(reader, relations, home, WARM)
+                return self._listed(reader, relations, home, WARM, until)
             await self._store.drop(reader)
         build = self._builds.join(reader)
         if build is None:
-            return View(reader, relations, None, {}, PULLED)
-        if not await build.done(_patience_s()):
-            view = self._listed(reader, relations, build.so_far(self._rules.mode), PULLED)
+            return everything_pulled
+        if not await build.done(until - asyncio.get_running_loop().time()):
+            view = self._listed(reader, relations, build.so_far(self._rules.mode), PULLED, until)
             view.partial = True
             return view
         if build.home is None:
-            return View(reader, relations, None, {}, PULLED)
-        return self._listed(reader, relations, build.home, BUILT if build.installed else PULLED)
+            return everything_pulled
+        return self._listed(reader, relations, build.home, BUILT if build.installed else PULLED, until)
 
-    async def walk(self, view: View, bound: int, depth: int) -> AsyncGenerator[Round]:
-        """The ids of the view below `bound`, unfiltered, by rounds. Ends early, its last frontier not 0, when time runs out.
+    def walk(self, view: View, bound: int, depth: int) -> Walk:
+        """The way down the view from `bound`, unfiltered. It ends early, at a frontier above 0, when time runs out."""
+        source = self._puller.reading_for(view.reader)
+        return Walk(source, view.home, list(view.pulled), view.everyone, bound, depth, view.until)
 
-        Where even the first round is not done in time, it gives what is there, and the view is partial.
-        """
-        source = _InTime(self._puller.reading_for(view.reader), _patience_s())
-        async with aclosing(rounds(source, view.home, list(view.pulled), view.everyone, bound, depth)) as found:
-            first = True
-            async for round_ in found:
-                if source.late:
-                    view.partial = view.partial or first
-                    if first:
-                        yield round_
-                    return
-                yield round_
-                first = False
-
-    def _listed(self, reader: int, relations: Relations, home: HomeList, label: str) -> View:
-        return View(reader, relations, home, self._rules.pulled(reader, relations, self._tiers, home), label)
+    def _listed(self, reader: int, relations: Relations, home: HomeList, label: str, until: float) -> View:
+        return View(reader, relations, home, self._rules.pulled(reader, relations, self._tiers, home), label, until)
 
     def _decidable(self) -> bool:
         return self._rules.mode != HYBRID or self._tiers.fresh()
@@ -152,22 +156,10 @@ class HomeReader:
         return int(self._clock() * 1000)
 
 
-def _patience_s() -> float:
-    left = context.current().deadline - asyncio.get_running_loop().time() - ANSWER_S
-    return max(min(PATIENCE_S, left), 0.0)
+def _patience_until() -> float:
+    now = asyncio.get_running_loop().time()
+    return max(min(now + PATIENCE_S, context.current().deadline - ANSWER_S), now)
 
 
-class _InTime:
-    """A source that gives up after a while: `late` says so, and what was found until then stands."""
-
-    def __init__(self, source: AuthorIds, seconds: float) -> None:
-        self._source = source
-        self._until = asyncio.get_running_loop().time() + seconds
-        self.late = False
-
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        try:
-            async with asyncio.timeout_at(self._until):
-                await self._source.newest(authors, before_id, depth, found)
-        except TimeoutError:
-            self.late = True
+def _out_of_time(view: View) -> bool:
+    return asyncio.get_running_loop().time() >= view.until

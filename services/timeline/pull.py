@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import grpc
@@ -31,6 +30,8 @@ RECENTS_DEPTH = 120
 MIN_BUILD_DEPTH = 32
 # Each round doubles its depth up to MAX_DEPTH: this many reach 200,000 ids down one author. More is another page's work.
 MAX_ROUNDS = 256
+
+FOREVER = float("inf")
 
 
 class AuthorIds(Protocol):
@@ -134,47 +135,89 @@ class Round(NamedTuple):
     frontier: int
 
 
-async def rounds(
-    source: AuthorIds,
-    home: HomeList | None,
-    pulled: Sequence[int],
-    everyone: Callable[[], Sequence[int]],
-    bound: int,
-    depth: int,
-) -> AsyncGenerator[Round]:
-    """The ids below `bound` (exclusive; 0: no bound), newest first, by rounds, until history or MAX_ROUNDS end.
+class Walk:
+    """A way down from `bound` (exclusive; 0: no bound), newest ids first, round by round, until history or MAX_ROUNDS end.
 
-    Above the home's floor they come from its list and the authors `pulled`, below it (or without a home) from `everyone`.
-    Of each the newest `depth` below the bound are taken, and only what is not below the lowest of any who gave a full `depth` is
-    given out: below that somebody may have more. That is the next bound.
+    Above the home's floor ids come from its list and the authors `pulled`, below it (or without a home) from `everyone`. Of each the
+    newest `depth` below the bound are taken, and only what is not below the lowest of any who gave a full `depth` is given out: below
+    that somebody may have more. That is the frontier, and the next bound.
+
+    From `until` on (the loop's seconds) nothing more is waited for. If that cuts the first round short, it gives what was found, and
+    `partial` is true; a later round is then left to another walk.
     """
-    if home is not None and home.floor and bound and bound <= home.floor + 1:
-        home = None
-    authors = pulled if home is not None else everyone()
-    kept: list[int] = []
-    for _ in range(MAX_ROUNDS):
+
+    def __init__(
+        self,
+        source: AuthorIds,
+        home: HomeList | None,
+        pulled: Sequence[int],
+        everyone: Callable[[], Sequence[int]],
+        bound: int,
+        depth: int,
+        until: float = FOREVER,
+    ) -> None:
+        if home is not None and home.floor and bound and bound <= home.floor + 1:
+            home = None
+        self.partial = False
+        self._source = source
+        self._home = home
+        self._everyone = everyone
+        self._authors = pulled if home is not None else everyone()
+        self._kept: list[int] = []
+        self._bound = bound
+        self._depth = depth
+        self._until = until
+        self._first = True
+        self._left = MAX_ROUNDS
+
+    async def next(self) -> Round | None:
+        """The next round; None when there is none. Raises what the source raises."""
+        if not self._left:
+            return None
         found: dict[int, Sequence[int]] = {}
-        await source.newest(authors, bound, depth, found)
-        pool, frontier = _listed(home, bound, depth)
-        pool += kept
+        if not await self._ask(found):
+            if not self._first:
+                return None
+            self.partial = True
+        given, frontier = self._merged(found)
+        self._first = False
+        self._left = self._left - 1 if frontier and not self.partial else 0
+        return Round(given, frontier)
+
+    async def _ask(self, found: dict[int, Sequence[int]]) -> bool:
+        """Asks the authors of this round; False where time ran out."""
+        if self._until == FOREVER or (self._first and len(self._authors) <= AUTHORS_A_CALL):
+            # One call has its own deadline: a timer would cost as much as the call.
+            await self._source.newest(self._authors, self._bound, self._depth, found)
+            return True
+        try:
+            async with asyncio.timeout_at(self._until):
+                await self._source.newest(self._authors, self._bound, self._depth, found)
+        except TimeoutError:
+            return False
+        return True
+
+    def _merged(self, found: dict[int, Sequence[int]]) -> tuple[list[int], int]:
+        """What this round gives out, and the frontier; makes ready for the next round."""
+        pool, frontier = _listed(self._home, self._bound, self._depth)
+        pool += self._kept
         deeper = []
         for author, ids in found.items():
             pool += ids
-            if len(ids) >= depth:
+            if len(ids) >= self._depth:
                 deeper.append(author)
                 frontier = max(frontier, ids[-1])
-        yield Round(sorted({tweet_id for tweet_id in pool if tweet_id >= frontier}, reverse=True), frontier)
-        if not frontier:
-            return
-        if home is not None and frontier <= home.floor + 1:
-            home, authors, kept = None, everyone(), []
-        else:
-            # Whoever gave less than was asked has no more: what is left of theirs is kept, and they are not asked again.
-            over = set(deeper)
-            kept = [i for i in kept if i < frontier]
-            kept += [i for author, ids in found.items() if author not in over for i in ids if i < frontier]
-            authors = deeper
-        bound, depth = frontier, min(depth * 2, MAX_DEPTH)
+        if frontier:
+            if self._home is not None and frontier <= self._home.floor + 1:
+                self._home, self._authors, self._kept = None, self._everyone(), []
+            else:
+                # Whoever gave less than was asked has no more: what is left of theirs is kept, and they are not asked again.
+                over = set(deeper)
+                self._kept = [i for i in self._kept if i < frontier]
+                self._kept += [i for author, ids in found.items() if author not in over for i in ids if i < frontier]
+                self._authors = deeper
+            self._bound, self._depth = frontier, min(self._depth * 2, MAX_DEPTH)
+        return sorted({tweet_id for tweet_id in pool if tweet_id >= frontier}, reverse=True), frontier
 
 
 def _listed(home: HomeList | None, bound: int, depth: int) -> tuple[list[int], int]:
@@ -199,11 +242,12 @@ async def newest_of(
     taken: list[int] = []
     lowest = 0
     depth = max(MIN_BUILD_DEPTH, min(2 * keep // max(len(authors), 1), MAX_DEPTH))
-    async with aclosing(rounds(_Noted(source, found), None, (), lambda: authors, 0, depth)) as walk:
-        async for ids, lowest in walk:  # noqa: B007 (read below)
-            taken += ids
-            if len(taken) >= keep:
-                return taken[keep - 2 :: -1] if keep > 1 else [], taken[keep - 1]
+    walk = Walk(_Noted(source, found), None, (), lambda: authors, 0, depth)
+    while (given := await walk.next()) is not None:
+        taken += given.ids
+        lowest = given.frontier
+        if len(taken) >= keep:
+            return taken[keep - 2 :: -1] if keep > 1 else [], taken[keep - 1]
     # Only a history beyond MAX_ROUNDS ends with a frontier.
     return taken[::-1], max(lowest - 1, 0)
 

@@ -271,7 +271,8 @@ class Schedule:
 
         async def walk() -> list[int]:
             ids: list[int] = []
-            async for round_ in pull.rounds(world, home, pulled, lambda: [*present], 0, depth):
+            down = pull.Walk(world, home, pulled, lambda: [*present], 0, depth)
+            while (round_ := await down.next()) is not None:
                 ids += round_.ids
             return ids
 
