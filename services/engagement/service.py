@@ -55,7 +55,7 @@ class EngagementService(EngagementServiceServicer):
 
     async def UnlikeTweet(self, request: pb.UnlikeTweetRequest, context: object) -> pb.UnlikeTweetResponse:
         user_id = calls.require_user()
-        tweet_id = await self._targets.standing(request.tweet_id)
+        tweet_id = await self._targets.known(request.tweet_id)
         body = event_pb2.Event(tweet_unliked=event_pb2.TweetUnliked(tweet_id=tweet_id, user_id=user_id))
         likes = await self._store.unlike(tweet_id, user_id, await self._event("tweet.unliked", user_id, body))
         return pb.UnlikeTweetResponse(liked=False, likes=likes)
@@ -85,7 +85,7 @@ class EngagementService(EngagementServiceServicer):
         return pb.BookmarkTweetResponse(bookmarked=True)
 
     async def UnbookmarkTweet(self, request: pb.UnbookmarkTweetRequest, context: object) -> pb.UnbookmarkTweetResponse:
-        tweet_id = await self._targets.standing(request.tweet_id)
+        tweet_id = await self._targets.known(request.tweet_id)
         await self._store.unbookmark(tweet_id, calls.require_user())
         return pb.UnbookmarkTweetResponse(bookmarked=False)
 
