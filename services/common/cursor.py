@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 
 import orjson
@@ -20,8 +21,8 @@ class Cursors:
     """Seals and opens cursors with one key, which all replicas of a service share and keep over restarts."""
 
     def __init__(self, key: bytes) -> None:
-        if len(key) < _SEAL_BYTES:
-            raise ValueError(f"a cursor key has at least {_SEAL_BYTES} bytes")
+        if not _SEAL_BYTES <= len(key) <= hashlib.blake2b.MAX_KEY_SIZE:
+            raise ValueError(f"a cursor key has {_SEAL_BYTES} to {hashlib.blake2b.MAX_KEY_SIZE} bytes")
         self._key = key
 
     def seal(self, list_name: str, owner_id: int, *values: int | str) -> str:
@@ -53,7 +54,8 @@ class Cursors:
         # Lengths first, so that no two (list, owner, payload) spell the same bytes.
         name = list_name.encode()
         message = b"%d %d %s%s" % (len(name), owner_id, name, payload)
-        return hmac.digest(self._key, message, "sha256")[:_SEAL_BYTES]
+        # Keyed BLAKE2 (RFC 7693): a MAC like HMAC-SHA-256, at a fifth of the cost; a home read seals one cursor.
+        return hashlib.blake2b(message, digest_size=_SEAL_BYTES, key=self._key).digest()
 
 
 def _refusal() -> errors.RoostError:
