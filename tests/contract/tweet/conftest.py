@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.tweet.v1 import tweet_pb2
+from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from services.common.event_log import Record
 from services.tweet.store import Claim, TweetStore
@@ -64,6 +64,13 @@ class Opened:
     async def delete(self, tweet_id: int, at_s: int = 0) -> bool:
         """Deletes as the author does."""
         return await self.store.delete(tweet_id, at_s, event("tweet.deleted", tweet_id))
+
+    async def edit(self, tweet_id: int, author_id: int, version: int, text: str, **head: Any) -> bool:
+        """Stores a version; its time is its number of seconds."""
+        revision = tweet_service_pb2.TweetRevision(version=version, text=text)
+        revision.created_at.FromSeconds(version)
+        core = make_core(tweet_id, author_id, text, **head)
+        return await self.store.revise(core, revision, event("tweet.edited", tweet_id))
 
     async def again(self) -> TweetStore:
         """Closes the store and opens what it left."""

@@ -1,23 +1,46 @@
-"""Random posts, deletions and restarts against a model of plain dicts."""
+"""Random posts, replies, quotes, retweets, edits, deletions, purges and restarts against a model of plain dicts."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from roost.tweet.v1 import tweet_pb2
 
+from services.common.errors import RoostError
 from services.tweet.store import Claim
 from tests.contract.tweet.conftest import Opened, event
 
 AUTHORS = (1, 2, 3)
-ids = st.integers(1, 60)
+# Few, so that rules meet each other's tweets.
+LAST_ID = 40
+ids = st.integers(1, LAST_ID)
+authors = st.sampled_from(AUTHORS)
+bounds = st.integers(0, LAST_ID + 1)
+limits = st.integers(1, 5)
+STANDS, DELETED, REMOVED = "stands", "deleted", "removed"
+
+
+@dataclass
+class Known:
+    """What the model knows of one tweet."""
+
+    author: int
+    reply_to: int = 0
+    quote_of: int = 0
+    retweet_of: int = 0
+    state: str = STANDS
+    deleted_at: int = 0
+    texts: list[str] = field(default_factory=lambda: ["hello"])
 
 
 class Tweets(RuleBasedStateMachine):
@@ -29,10 +52,10 @@ class Tweets(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.opened = Opened(family, Path(self.folder.name))
         self.opened.store = self.run(family.open(self.opened.folder))
-        self.author_of: dict[int, int] = {}
-        self.standing: set[int] = set()
-        self.removed: set[int] = set()
+        self.tweets: dict[int, Known] = {}
+        self.used: set[int] = set()
         self.keys: dict[tuple[int, str], int] = {}
+        self.now = 0
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
@@ -42,77 +65,208 @@ class Tweets(RuleBasedStateMachine):
         self.loop.close()
         self.folder.cleanup()
 
-    def newest(self, author_id: int, before_id: int, count: int) -> list[int]:
-        below = (i for i in self.standing if self.author_of[i] == author_id and (not before_id or i < before_id))
-        return sorted(below, reverse=True)[:count]
+    # What the model says.
 
-    @rule(tweet_id=ids, author_id=st.sampled_from(AUTHORS), key=st.sampled_from(["", "a", "b"]))
-    def post(self, tweet_id: int, author_id: int, key: str) -> None:
-        if tweet_id in self.author_of:
+    def stands(self, tweet_id: int) -> bool:
+        return tweet_id in self.tweets and self.tweets[tweet_id].state == STANDS
+
+    def standing(self, **wanted: int) -> list[int]:
+        """Ids of standing tweets with these properties, newest first."""
+        return sorted(
+            (
+                i
+                for i, known in self.tweets.items()
+                if known.state == STANDS and all(getattr(known, name) == value for name, value in wanted.items())
+            ),
+            reverse=True,
+        )
+
+    def count(self, author: int) -> int:
+        own = (self.tweets[i] for i in self.standing(author=author))
+        return sum(not known.retweet_of or self.stands(known.retweet_of) for known in own)
+
+    def refuses(self, code: grpc.StatusCode, work: Coroutine[Any, Any, Any]) -> None:
+        with pytest.raises(RoostError) as caught:
+            self.run(work)
+        assert caught.value.code is code
+
+    # What happens.
+
+    @rule(tweet_id=ids, author=authors, key=st.sampled_from(["", "a", "b"]))
+    def post(self, tweet_id: int, author: int, key: str) -> None:
+        self.create(tweet_id, Known(author), key)
+
+    @rule(tweet_id=ids, author=authors, parent=ids)
+    def reply(self, tweet_id: int, author: int, parent: int) -> None:
+        self.create(tweet_id, Known(author, reply_to=parent))
+
+    @rule(tweet_id=ids, author=authors, quoted=ids, parent=st.one_of(st.just(0), ids))
+    def quote(self, tweet_id: int, author: int, quoted: int, parent: int) -> None:
+        self.create(tweet_id, Known(author, quote_of=quoted, reply_to=parent))
+
+    @rule(tweet_id=ids, author=authors, original=ids)
+    def retweet(self, tweet_id: int, author: int, original: int) -> None:
+        if original not in self.tweets or not self.tweets[original].retweet_of:
+            self.create(tweet_id, Known(author, retweet_of=original))
+
+    def create(self, tweet_id: int, new: Known, key: str = "") -> None:
+        if tweet_id in self.used:
             return
-        claim = Claim(key, b"body", 0) if key else None
-        stored = self.run(self.opened.post(tweet_id, author_id, claim))
-        earlier = self.keys.get((author_id, key)) if key else None
-        assert stored == (earlier or tweet_id)
-        if earlier is None:
-            self.keys[author_id, key] = tweet_id
-            self.author_of[tweet_id] = author_id
-            self.standing.add(tweet_id)
+        links = {"reply_to": new.reply_to, "quote_of": new.quote_of, "retweet_of": new.retweet_of}
+        head = {f"{name}_id": target for name, target in links.items() if target}
+        work = self.opened.post(tweet_id, new.author, Claim(key, b"body", 0) if key else None, **head)
+        own = [
+            i
+            for i, known in self.tweets.items()
+            if (known.author, known.retweet_of) == (new.author, new.retweet_of) and known.state != DELETED
+        ]
+        if key and (new.author, key) in self.keys:
+            assert self.run(work) == self.keys[new.author, key]
+        elif new.retweet_of and own:
+            if self.stands(own[0]):
+                assert self.run(work) == own[0]
+            else:
+                self.refuses(grpc.StatusCode.PERMISSION_DENIED, work)
+        elif not all(self.stands(target) for target in links.values() if target):
+            self.refuses(grpc.StatusCode.NOT_FOUND, work)
+        else:
+            assert self.run(work) == tweet_id
+            self.tweets[tweet_id] = new
+            self.used.add(tweet_id)
+            if key:
+                self.keys[new.author, key] = tweet_id
+
+    @rule(tweet_id=ids, ahead=st.integers(0, 2))
+    def edit(self, tweet_id: int, ahead: int) -> None:
+        known = self.tweets.get(tweet_id)
+        if known is None:
+            return
+        text = f"text {len(known.texts)}"
+        changed = self.run(self.opened.edit(tweet_id, known.author, len(known.texts) + ahead, text))
+        assert changed == (ahead == 1 and known.state == STANDS)
+        if changed:
+            known.texts.append(text)
 
     @rule(tweet_id=ids)
     def delete(self, tweet_id: int) -> None:
-        if tweet_id in self.author_of:
-            assert self.run(self.opened.delete(tweet_id)) == (tweet_id in self.standing)
-            self.standing.discard(tweet_id)
-            self.removed.discard(tweet_id)
+        self.now += 1
+        if (known := self.tweets.get(tweet_id)) is not None:
+            assert self.run(self.opened.delete(tweet_id, self.now)) == (known.state == STANDS)
+            if known.state != DELETED:
+                known.state, known.deleted_at = DELETED, self.now
 
     @rule(tweet_id=ids)
     def remove(self, tweet_id: int) -> None:
-        if tweet_id in self.author_of:
+        if (known := self.tweets.get(tweet_id)) is not None:
             changed = self.run(self.opened.store.remove(tweet_id, 9, 0, event("tweet.deleted", tweet_id)))
-            assert changed == (tweet_id in self.standing)
+            assert changed == (known.state == STANDS)
             if changed:
-                self.standing.discard(tweet_id)
-                self.removed.add(tweet_id)
+                known.state = REMOVED
 
     @rule(tweet_id=ids)
     def restore(self, tweet_id: int) -> None:
-        if tweet_id in self.author_of:
+        if (known := self.tweets.get(tweet_id)) is not None:
             changed = self.run(self.opened.store.restore(tweet_id, 9, event("tweet.restored", tweet_id)))
-            assert changed == (tweet_id in self.removed)
+            assert changed == (known.state == REMOVED)
             if changed:
-                self.removed.discard(tweet_id)
-                self.standing.add(tweet_id)
+                known.state = STANDS
+
+    @rule(age=st.integers(0, 10))
+    def purge(self, age: int) -> None:
+        before = self.now - age
+        due = {i for i, known in self.tweets.items() if known.state == DELETED and known.deleted_at < before}
+        due |= {i for i in self.standing() if self.tweets[i].retweet_of in due}
+        assert self.run(self.opened.store.purge(before, 1_000)) == len(due)
+        for tweet_id in due:
+            del self.tweets[tweet_id]
 
     @rule()
     def restart(self) -> None:
         self.run(self.opened.again())
 
-    @rule(wanted=st.lists(ids, max_size=10))
-    def read(self, wanted: list[int]) -> None:
-        response = self.run(self.opened.store.batch_get(wanted))
-        assert [core.head.id for core in response.cores] == [i for i in wanted if i in self.author_of]
-        for core in response.cores:
-            assert core.head.author_id == self.author_of[core.head.id]
-            assert core.head.deleted == (core.head.id not in self.standing) == (core.core == b"")
+    # What is read.
 
-    @rule(author_id=st.sampled_from(AUTHORS), before_id=st.integers(0, 61), count=st.integers(1, 5))
-    def page(self, author_id: int, before_id: int, count: int) -> None:
-        assert self.run(self.opened.ids_of(author_id, before_id, count)) == self.newest(author_id, before_id, count)
+    @rule(author=authors, before_id=bounds, count=limits)
+    def page(self, author: int, before_id: int, count: int) -> None:
+        found = self.run(self.opened.ids_of(author, before_id, count))
+        assert found == below(self.standing(author=author), before_id, count)
 
-    @rule(before_id=st.integers(0, 61), count=st.integers(1, 5))
+    @rule(before_id=bounds, count=limits)
     def recent(self, before_id: int, count: int) -> None:
-        below = (i for i in self.standing if not before_id or i < before_id)
-        assert list(self.run(self.opened.store.list_recent(before_id, count))) == sorted(below, reverse=True)[:count]
+        found = list(self.run(self.opened.store.list_recent(before_id, count)))
+        assert found == below(self.standing(), before_id, count)
+
+    @rule(tweet_id=ids, bound=bounds, count=limits)
+    def links(self, tweet_id: int, bound: int, count: int) -> None:
+        store = self.opened.store
+        replies = self.standing(reply_to=tweet_id)
+        assert self.run(store.list_replies(tweet_id, bound, count)) == below(replies, bound, count)
+        oldest = self.run(store.list_replies(tweet_id, bound, count, oldest_first=True))
+        assert oldest == [i for i in reversed(replies) if i > bound][:count]
+        quotes = self.standing(quote_of=tweet_id)
+        assert self.run(store.list_quotes(tweet_id, bound, count)) == below(quotes, bound, count)
+        found = self.run(store.list_retweeters(tweet_id, bound, count))
+        assert [i for i, _ in found] == below(self.standing(retweet_of=tweet_id), bound, count)
+        assert all(self.tweets[i].author == user for i, user in found)
+
+    @rule(bound=bounds, count=limits)
+    def children(self, bound: int, count: int) -> None:
+        wanted: dict[int, list[int]] = {}
+        for tweet_id, known in sorted(self.tweets.items()):
+            if known.reply_to and tweet_id > bound and len(wanted.get(known.reply_to, ())) < count:
+                wanted.setdefault(known.reply_to, []).append(tweet_id)
+        found = self.run(self.opened.store.batch_list_children(range(1, LAST_ID + 1), count, after_id=bound))
+        assert found == wanted
+
+    @rule(tweet_id=ids, count=limits)
+    def ancestors(self, tweet_id: int, count: int) -> None:
+        found = self.run(self.opened.store.list_ancestors(tweet_id, count))
+        wanted: list[int] = []
+        while (known := self.tweets.get(tweet_id)) is not None and known.reply_to:
+            wanted.append(tweet_id := known.reply_to)
+        assert found == wanted[:count]
+
+    @rule(tweet_id=ids)
+    def revisions(self, tweet_id: int) -> None:
+        found = self.run(self.opened.store.list_revisions(tweet_id))
+        texts = self.tweets[tweet_id].texts if tweet_id in self.tweets else []
+        assert [(revision.version, revision.text) for revision in found] == list(enumerate(texts, 1))
+
+    @rule(wanted=st.lists(ids, max_size=10), viewer=st.sampled_from((0, *AUTHORS)))
+    def read(self, wanted: list[int], viewer: int) -> None:
+        self.check(wanted, viewer)
+
+    def check(self, wanted: list[int], viewer: int) -> None:
+        cores = self.run(self.opened.store.batch_get(wanted, viewer)).cores
+        assert [core.head.id for core in cores] == [i for i in wanted if i in self.tweets]
+        shared = {self.tweets[i].retweet_of: i for i in self.standing(author=viewer) if self.tweets[i].retweet_of}
+        assert self.run(self.opened.store.find_retweets(viewer, wanted)) == {
+            i: shared[i] for i in wanted if i in shared
+        }
+        for core in cores:
+            tweet_id = core.head.id
+            known = self.tweets[tweet_id]
+            assert core.head.author_id == known.author
+            assert core.head.deleted == (known.state != STANDS) == (core.core == b"")
+            assert core.head.deleted or tweet_pb2.Tweet.FromString(core.core).text == known.texts[-1]
+            assert core.replies == len(self.standing(reply_to=tweet_id))
+            assert core.quotes == len(self.standing(quote_of=tweet_id))
+            assert core.retweets == len(self.standing(retweet_of=tweet_id))
+            assert core.retweeted == (tweet_id in shared)
 
     @invariant()
     def counts_are_exact(self) -> None:
-        counts = {a: len(self.newest(a, 0, 100)) for a in AUTHORS}
+        counts = {author: self.count(author) for author in AUTHORS}
         assert self.run(self.opened.store.batch_count(AUTHORS)) == {a: n for a, n in counts.items() if n}
+        self.check(list(range(1, LAST_ID + 1)), AUTHORS[len(self.used) % 3])
+
+
+def below(newest_first: list[int], before_id: int, count: int) -> list[int]:
+    return [i for i in newest_first if not before_id or i < before_id][:count]
 
 
 @pytest.mark.slow
 def test_the_store_answers_as_the_model_does(family: Any) -> None:
     run_state_machine_as_test(
-        lambda: Tweets(family), settings=settings(max_examples=20, stateful_step_count=40, deadline=None)
+        lambda: Tweets(family), settings=settings(max_examples=30, stateful_step_count=60, deadline=None)
     )
