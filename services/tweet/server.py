@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
+from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
+
 from services.common.hydrate import Hydrator
 from services.common.kit import Kit, Service
 from services.common.outbox import Relay
+from services.common.people import PeopleLists
+from services.tweet.lists import Lists
 from services.tweet.service import TweetServicer
 from services.tweet.store.embedded import EmbeddedTweetStore
 from services.tweet.writes import Writes
@@ -15,7 +20,9 @@ async def build(kit: Kit) -> Service:
     store = await EmbeddedTweetStore.open(kit.data_dir / "tweet.db")
     hydrator = Hydrator(kit.channel)
     writes = Writes(store, hydrator, kit.ids, kit.clock, kit.settings.edit_window_s)
-    servicer = TweetServicer(store, writes, hydrator, kit.cursors, kit.clock, kit.settings.delete_grace_s)
+    people = PeopleLists(UserServiceStub(kit.channel), GraphServiceStub(kit.channel).GetVisibilityFilter, kit.cursors)
+    lists = Lists(store, hydrator, people, kit.cursors)
+    servicer = TweetServicer(store, writes, lists, hydrator, kit.clock, kit.settings.delete_grace_s)
     return Service(
         kit.name,
         servicers={"roost.tweet.v1.TweetService": servicer},

@@ -11,15 +11,11 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.common import context as calls
 from services.common import errors
-from services.common.cursor import Cursors
-from services.common.hydrate import Hydrator, Joined
+from services.common.hydrate import Hydrator
+from services.tweet.lists import Lists
 from services.tweet.store import TweetStore
 from services.tweet.writes import Draft, Writes
 
-DEFAULT_PAGE_SIZE = 20
-# A page looks at some 1,200 ids at most before it answers short: many hidden tweets in a row must not hold up a call.
-MAX_ROUNDS = 5
-ROUND_IDS = 300
 # A message of a scan: some 200 KB.
 SCAN_PAGE = 500
 
@@ -31,15 +27,15 @@ class TweetServicer(TweetServiceServicer):
         self,
         store: TweetStore,
         writes: Writes,
+        lists: Lists,
         hydrator: Hydrator,
-        cursors: Cursors,
         clock: Callable[[], float],
         delete_grace_s: int,
     ) -> None:
         self._store = store
         self._writes = writes
+        self._lists = lists
         self._hydrator = hydrator
-        self._cursors = cursors
         self._clock = clock
         self._delete_grace_s = delete_grace_s
 
@@ -82,7 +78,7 @@ class TweetServicer(TweetServiceServicer):
         return rpc.UnretweetResponse()
 
     async def ListRecentTweets(self, request: rpc.ListRecentTweetsRequest, context: object) -> Any:
-        return await self._page(request, "recent_tweets", self._store.list_recent)
+        return await self._lists.page(request, "recent_tweets", self._store.list_recent)
 
     async def ListUserTweets(self, request: rpc.ListUserTweetsRequest, context: object) -> Any:
         user_id = request.user_id
@@ -92,11 +88,18 @@ class TweetServicer(TweetServiceServicer):
         def fetch(before_id: int, limit: int) -> Awaitable[Sequence[int]]:
             return self._store.list_author(user_id, before_id, limit, replies=replies, retweets=retweets)
 
-        page = await self._page(request, f"user_tweets/{user_id}/{replies:d}{retweets:d}", fetch)
+        page = await self._lists.page(request, f"user_tweets/{user_id}/{replies:d}{retweets:d}", fetch)
         # Whoever has a tweet on the page may be seen; only an empty page needs the question.
         if not page.tweets and not await self._hydrator.author_fragments(calls.reader_id(), [user_id]):
             raise errors.not_found("no such user")
         return page
+
+    async def ListQuotes(self, request: rpc.ListQuotesRequest, context: object) -> Any:
+        return await self._lists.quotes(request)
+
+    async def ListRetweeters(self, request: rpc.ListRetweetersRequest, context: object) -> Any:
+        users, next_cursor = await self._lists.retweeters(request)
+        return rpc.ListRetweetersResponse(users=users, next_cursor=next_cursor)
 
     async def BatchListAuthorTweetIds(self, request: rpc.BatchListAuthorTweetIdsRequest, context: object) -> Any:
         return await self._store.batch_list_author_ids(request.author_ids, request.before_id, request.per_author)
@@ -128,28 +131,3 @@ class TweetServicer(TweetServiceServicer):
     async def RestoreTweet(self, request: rpc.RestoreTweetRequest, context: object) -> Any:
         await self._writes.restore(request.tweet_id, request.action_id)
         return rpc.RestoreTweetResponse()
-
-    async def _page(
-        self,
-        request: rpc.ListRecentTweetsRequest | rpc.ListUserTweetsRequest,
-        list_name: str,
-        fetch: Callable[[int, int], Awaitable[Sequence[int]]],
-    ) -> tweet_pb2.JoinedTweetPage:
-        """A page of visible tweets; one more than the page holds is looked for, so that the last page says that it
-        is the last."""
-        page_size = request.page_size if request.HasField("page_size") else DEFAULT_PAGE_SIZE
-        before_id = int(self._cursors.open(request.cursor, list_name, 0)[0]) if request.cursor else 0
-        found: list[Joined] = []
-        wanted = take = page_size + 1
-        for _ in range(MAX_ROUNDS):
-            ids = await fetch(before_id, take)
-            found += await self._hydrator.visible(calls.reader_id(), ids, limit=wanted - len(found))
-            if len(found) == wanted:
-                before_id = found[page_size - 1].id
-                break
-            if len(ids) < take:
-                before_id = 0
-                break
-            before_id, take = ids[-1], ROUND_IDS
-        next_cursor = self._cursors.seal(list_name, 0, before_id) if before_id else ""
-        return tweet_pb2.JoinedTweetPage(tweets=[tweet.data for tweet in found[:page_size]], next_cursor=next_cursor)

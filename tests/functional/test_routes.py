@@ -104,6 +104,8 @@ RECIPES = [
     Recipe("/roost.tweet.v1.TweetService/DeleteTweet"),
     Recipe("/roost.tweet.v1.TweetService/Retweet", tweet_id="{bobs_tweet}", shows="retweeted_tweet"),
     Recipe("/roost.tweet.v1.TweetService/Unretweet", tweet_id="{bobs_tweet}"),
+    Recipe("/roost.tweet.v1.TweetService/ListQuotes", signed_in=False, shows="tweets"),
+    Recipe("/roost.tweet.v1.TweetService/ListRetweeters", signed_in=False, shows="users"),
     Recipe("/roost.tweet.v1.TweetService/ListRecentTweets", query="?sort=latest&limit=5", shows="tweets"),
     Recipe("/roost.tweet.v1.TweetService/ListUserTweets", query="?page=1&limit=10", shows="tweets"),
     Recipe(

@@ -13,10 +13,10 @@ import grpc
 import pytest
 from roost.event.v1 import event_pb2
 from roost.graph.v1 import graph_service_pb2 as graph
-from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
+from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer, GraphServiceStub
 from roost.identity.v1 import user_pb2
 from roost.identity.v1 import user_service_pb2 as identity
-from roost.identity.v1.user_service_pb2_grpc import UserServiceServicer
+from roost.identity.v1.user_service_pb2_grpc import UserServiceServicer, UserServiceStub
 from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as pb
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
@@ -28,8 +28,10 @@ from services.common.cursor import Cursors
 from services.common.hydrate import Hydrator
 from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
+from services.common.people import PeopleLists
 from services.common.snowflake import Snowflake, timestamp_ms, wall_clock_ms
-from services.tweet.service import MAX_ROUNDS, ROUND_IDS, TweetServicer
+from services.tweet.lists import MAX_ROUNDS, ROUND_IDS, Lists
+from services.tweet.service import TweetServicer
 from services.tweet.store.embedded import EmbeddedTweetStore
 from services.tweet.writes import AUTHOR_WAIT_S, Writes
 
@@ -74,11 +76,14 @@ class Bench:
 
     def __post_init__(self) -> None:
         endpoints: dict[str, Any] = {}
-        hydrator = Hydrator(InProcessChannel(endpoints, "tweet"))
+        channel: Any = InProcessChannel(endpoints, "tweet")
+        hydrator = Hydrator(channel)
         cursors = Cursors(b"k" * 32)
         ids = Snowflake(0, wall_clock_ms)
         writes = Writes(self.store, hydrator, ids, lambda: self.now_s, WINDOW_S)
-        servicer = TweetServicer(self.store, writes, hydrator, cursors, lambda: self.now_s, GRACE_S)
+        people = PeopleLists(UserServiceStub(channel), GraphServiceStub(channel).GetVisibilityFilter, cursors)
+        lists = Lists(self.store, hydrator, people, cursors)
+        servicer = TweetServicer(self.store, writes, lists, hydrator, lambda: self.now_s, GRACE_S)
         endpoints |= endpoints_of(
             {
                 "roost.tweet.v1.TweetService": servicer,
