@@ -45,12 +45,14 @@ class ServicerContext(Protocol):
 class Endpoint:
     """A servicer's method behind access, deadline, validation, error mapping and metrics."""
 
-    __slots__ = ("_mesh_only", "_observer", "_serve", "cap_s", "method")
+    __slots__ = ("_callers", "_observer", "_open", "_serve", "cap_s", "method")
 
     def __init__(self, method: Method, servicer: object) -> None:
         self.method = method
         self.cap_s = method.policy.deadline_ms / 1000 or NEVER
-        self._mesh_only = method.policy.access == options.ACCESS_MESH
+        # Read once: a look into a message costs as much as the check.
+        self._open = method.policy.access == options.ACCESS_PUBLIC
+        self._callers = frozenset(method.policy.callers) if method.policy.access == options.ACCESS_MESH else None
         self._serve: Any = getattr(servicer, method.name)
         if getattr(self._serve, "__module__", "").endswith("_pb2_grpc"):
             # The generated servicer's own method: part of the contract, not served yet.
@@ -68,7 +70,7 @@ class Endpoint:
         begun = self._observer.begin()
         code = grpc.StatusCode.OK
         try:
-            self._admit(request, call, made_here)
+            self._admit(request, call, begun, made_here)
             return await _Timed(self._serve(request, context), call.deadline)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
@@ -86,7 +88,7 @@ class Endpoint:
         begun = self._observer.begin()
         code = grpc.StatusCode.OK
         try:
-            self._admit(request, call)
+            self._admit(request, call, begun)
             async with asyncio.timeout_at(None if call.deadline == NEVER else call.deadline):
                 async for message in self._serve(request, context):
                     yield message
@@ -100,13 +102,19 @@ class Endpoint:
         finally:
             self._observer.end(begun, code)
 
-    def _admit(self, request: Message, call: Call, made_here: bool = False) -> None:
+    def _admit(self, request: Message, call: Call, now: float, made_here: bool = False) -> None:
         """Enforces policy and field rules."""
-        _check_access(self.method, call)
-        if call.deadline != NEVER and call.deadline - monotonic() < LEAST_TIME_S:
+        callers = self._callers
+        if callers is None:
+            if not self._open:
+                _check_access(self.method, call)
+        elif call.caller not in callers:
+            raise errors.permission_denied(f"{self.method.name} is for {', '.join(sorted(callers))} only", "MESH_ONLY")
+        if call.deadline - now < LEAST_TIME_S:
             raise errors.deadline_exceeded("too little time was left to begin")
-        if made_here and self._mesh_only:
-            check_bounds(self.method, request)
+        if made_here and callers is not None:
+            if self.method.bounds:
+                check_bounds(self.method, request)
         else:
             validate(request)
         if self.method.caller_only:
@@ -182,13 +190,8 @@ def _resumed(coroutine: Coroutine[Any, Any, Message], waited_for: Any) -> Genera
 
 
 def _check_access(method: Method, call: Call) -> None:
+    """Users' and administrators' methods; an access rule that is not set admits nobody."""
     access = method.policy.access
-    if access == options.ACCESS_PUBLIC:
-        return
-    if access == options.ACCESS_MESH:
-        if call.caller not in method.policy.callers:
-            raise errors.permission_denied(f"{method.name} is for {', '.join(method.policy.callers)} only", "MESH_ONLY")
-        return
     if access == options.ACCESS_USER:
         if not call.actor.user_id:
             raise errors.unauthenticated()

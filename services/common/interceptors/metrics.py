@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from time import perf_counter
+from time import monotonic
 
 import grpc
 from prometheus_client import REGISTRY
@@ -32,13 +32,13 @@ class Observer:
         self._seconds = 0.0
 
     def begin(self) -> float:
-        """Counts a start and returns its moment."""
+        """Counts a start and returns its moment, by the monotonic clock."""
         self._started += 1
-        return perf_counter()
+        return monotonic()
 
     def end(self, begun: float, code: grpc.StatusCode) -> None:
         """Counts an end."""
-        took = perf_counter() - begun
+        took = monotonic() - begun
         self._seconds += took
         self._buckets[bisect_left(BUCKETS, took)] += 1
         self._handled[code] = self._handled.get(code, 0) + 1
