@@ -274,6 +274,10 @@ async def test_cursors_are_of_their_list_and_bookmarks_ones_own(bench: Bench) ->
             if other != method:
                 code = await refusal(bench.call(BEN, other, cursor=cursor, **others))
                 assert code == grpc.StatusCode.INVALID_ARGUMENT, (method, other)
+    bens = (await bench.call(BEN, "ListLikedTweets", user_id=BEN, page_size=1)).next_cursor
+    assert (await bench.call(CAT, "ListLikedTweets", user_id=BEN, cursor=bens)).tweets[0].id == 1_001
+    code = await refusal(bench.call(BEN, "ListLikedTweets", user_id=CAT, cursor=bens))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
     kept = (await bench.call(BEN, "ListBookmarks", user_id=BEN, page_size=1)).next_cursor
     code = await refusal(bench.call(CAT, "ListBookmarks", user_id=CAT, cursor=kept))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
