@@ -40,16 +40,8 @@ class TweetServicer(TweetServiceServicer):
         self._delete_grace_s = delete_grace_s
 
     async def CreateTweet(self, request: rpc.CreateTweetRequest, context: object) -> Any:
-        author_id = calls.require_user()
-        if request.media_ids:
-            raise errors.unimplemented("media are not served yet")
-        body = rpc.CreateTweetRequest()
-        body.CopyFrom(request)
-        # The caller may or may not name themselves: that makes no other body.
-        body.ClearField("idempotency_key")
-        body.ClearField("user_id")
-        draft = Draft(author_id, request.text, request.reply_to_id, request.quote_of_id)
-        return await self._writes.post(draft, self._writes.claim(request.idempotency_key, body))
+        draft = Draft(calls.require_user(), request.text, request.reply_to_id, request.quote_of_id)
+        return await self._writes.post(draft, request)
 
     async def GetTweet(self, request: rpc.GetTweetRequest, context: object) -> Any:
         return await self._writes.joined(request.tweet_id)

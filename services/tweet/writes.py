@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Collection
+from copy import deepcopy
 from typing import NamedTuple
 
 import grpc.aio
-from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from roost.event.v1 import event_pb2
 from roost.identity.v1 import user_pb2
-from roost.tweet.v1 import tweet_pb2
+from roost.tweet.v1 import reply_service_pb2, tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as rpc
 
 from services.common import context as calls
@@ -29,6 +29,9 @@ from services.tweet.text import checked
 MAX_EDITS = 5
 # Posting does not depend on identity: this much of the answer's time is spent on naming the author in full.
 AUTHOR_WAIT_S = 0.5
+
+# Both ways to post something written.
+Post = rpc.CreateTweetRequest | reply_service_pb2.CreateReplyRequest
 
 
 class Draft(NamedTuple):
@@ -53,11 +56,14 @@ class Writes:
         self._clock = clock
         self._edit_window_s = edit_window_s
 
-    async def post(self, draft: Draft, claim: Claim | None) -> tweet_pb2.JoinedTweet:
-        """Posts a tweet, reply or quote; a repeat with the same claim answers the first. What stands for a retweet is
-        its original. NOT_FOUND where a tweet that it names is gone, PERMISSION_DENIED where its author and this one
-        block each other, ALREADY_EXISTS where the claim is another body's."""
+    async def post(self, draft: Draft, request: Post) -> tweet_pb2.JoinedTweet:
+        """Posts a tweet, reply or quote; a repeat of a request with an idempotency key answers the first. What stands
+        for a retweet is its original. NOT_FOUND where a tweet that it names is gone, PERMISSION_DENIED where its author
+        and this one block each other, ALREADY_EXISTS where the key came with another body."""
+        if request.media_ids:
+            raise errors.unimplemented("media are not served yet")
         text = checked(draft.text)
+        claim = self._claim(request)
         try:
             parent = await self.target(draft.author_id, draft.reply_to_id) if draft.reply_to_id else None
             quoted = await self.target(draft.author_id, draft.quote_of_id) if draft.quote_of_id else None
@@ -173,13 +179,19 @@ class Writes:
             raise no_such_tweet()
         return tweet_pb2.JoinedTweet(tweet=found[0].data)
 
-    def claim(self, key: str, body: Message) -> Claim | None:
-        """What makes repeats of this body with this key safe; None without a key. Bodies of different messages share
-        no keys: each kind of post has its own."""
+    def _claim(self, request: Post) -> Claim | None:
+        """What makes repeats of this body with its key safe; None without a key. Tweets and replies share no keys."""
+        key = request.idempotency_key
+        if not key:
+            return None
+        body = deepcopy(request)
+        # The caller may or may not name themselves: that makes no other body.
+        body.ClearField("idempotency_key")
+        body.ClearField("user_id")
         digest = hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
         # A space stands in no key that a client may send.
-        scoped = key if isinstance(body, rpc.CreateTweetRequest) else f"{body.DESCRIPTOR.name} {key}"
-        return Claim(scoped, digest, int(self._clock())) if key else None
+        scoped = key if isinstance(request, rpc.CreateTweetRequest) else f"{request.DESCRIPTOR.name} {key}"
+        return Claim(scoped, digest, int(self._clock()))
 
     async def _author(self, user_id: int) -> bytes:
         """The author fragment of the caller; with the id alone while identity does not answer: a post must not wait
