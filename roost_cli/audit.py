@@ -25,6 +25,7 @@ class Truth:
     following: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     # Both ways: who is hidden from whom by a block, whoever made it.
     apart: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    blocking: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     muting: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     heads: dict[int, tweet_pb2.TweetHead] = field(default_factory=dict)
     by_author: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -43,6 +44,7 @@ class Truth:
 
     def add_block(self, blocker: int, blocked: int) -> None:
         """One blocks the other: neither sees the other."""
+        self.blocking[blocker].add(blocked)
         self.apart[blocker].add(blocked)
         self.apart[blocked].add(blocker)
 

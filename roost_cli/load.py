@@ -1,4 +1,4 @@
-"""`roost load`: a real graph and real tweets, through RPCs, at speed.
+"""`roost load`: a real graph, real tweets and random operations, through RPCs, at speed.
 
 The order matters: people, follows, the clock margin, one read of every home, tweets. So every home is warm when the
 tweets come, and it is fan-out that carries them.
@@ -17,10 +17,10 @@ from typing import Annotated, Any
 
 import typer
 
-from roost_cli import edges, options, progress, target
+from roost_cli import edges, mutate, options, progress, target
 from roost_cli.loader import CONCURRENCY, Loader, Operator, Person, Post, Posted
 from roost_cli.minting import TokenBook
-from roost_cli.outcome import CommandError
+from roost_cli.outcome import FAULTS, CommandError
 from services.common.config import Settings
 
 # Connections: one is served by one task of gRPC's core, and a few keep both sides busy.
@@ -30,6 +30,8 @@ MAX_CONCURRENCY = 1_024
 HASH_DIGITS = 32
 # A text file of tweets is read whole: its hash is part of every key.
 MAX_TWEETS_BYTES = 256 * 1024 * 1024
+# A plan is made before it begins, and kept: some hundred bytes an operation.
+MAX_OPERATIONS = 1_000_000
 # Places named for each reason of refusal; the count says the rest.
 SHOWN_PLACES = 5
 
@@ -48,16 +50,40 @@ def _file(option: str, help_text: str) -> Any:
 
 
 def load(
-    graph: Annotated[Path, _file("--graph", "Edge list: two node numbers a line.")],
-    tweets: Annotated[Path, _file("--tweets", "Tweets, one a line.")],
+    graph: Annotated[Path | None, _file("--graph", "Edge list: two node numbers a line.")] = None,
+    tweets: Annotated[Path | None, _file("--tweets", "Tweets, one a line.")] = None,
     directed: Annotated[bool, typer.Option("--directed", help="FROM follows TO, one way.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Decides who posts which tweet.")] = 1,
+    operations: Annotated[
+        int,
+        typer.Option(
+            "--mutate",
+            min=0,
+            max=MAX_OPERATIONS,
+            metavar="N",
+            help="Random operations of the people who are there then: posts, replies, retweets, edits, blocks, …",
+        ),
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Decides who posts which tweet, and every operation.")] = 1,
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, max=MAX_CONCURRENCY, help="Calls in flight.")
     ] = CONCURRENCY,
     grpc: options.Grpc = None,
 ) -> None:
-    """Load a graph and tweets from files. A second run with the same files resumes, and adds nothing that is there."""
+    """Load a graph and tweets from files, carry out random operations, or both.
+
+    A second run with the same files resumes, and adds nothing that is there. Operations are made anew by each run.
+    """
+    if (graph is None) != (tweets is None):
+        raise CommandError("--graph and --tweets go together: people and what they post")
+    if graph is not None and tweets is not None:
+        _load_files(graph, tweets, directed, seed, concurrency, grpc)
+    elif not operations:
+        raise CommandError("say what to load: --graph with --tweets, --mutate N, or both")
+    if operations and not asyncio.run(mutate.mutate(target.find(grpc), operations, seed, concurrency)):
+        raise typer.Exit(FAULTS)
+
+
+def _load_files(graph: Path, tweets: Path, directed: bool, seed: int, concurrency: int, grpc: str | None) -> None:
     with graph.open(encoding="utf-8", errors="replace") as lines:
         edge_list = edges.parse(lines, directed=directed, name=graph.name)
     if not edge_list.nodes:

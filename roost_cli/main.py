@@ -30,7 +30,7 @@ COMMANDS = {
     "up": _Command("roost_cli.up", "up", "Run every service in this process."),
     "serve": _Command("roost_cli.serve", "serve", "Run some services in this process."),
     "call": _Command("roost_cli.call", "call", "Call one method of the API."),
-    "load": _Command("roost_cli.load", "load", "Load a graph and tweets from files."),
+    "load": _Command("roost_cli.load", "load", "Load a graph and tweets from files, or carry out random operations."),
     "verify": _Command("roost_cli.verify", "verify", "Compare every home timeline with what it must hold."),
     "token": _Command("roost_cli.token", "token", "Print access tokens of users."),
     "doctor": _Command("roost_cli.doctor", "doctor", "Say whether Roost can run here, and whether a mesh answers."),

@@ -1,15 +1,16 @@
 """`roost verify`: the timeline auditor.
 
 It reads the truth from its owners (users, edges, tweets), computes what every home must hold, and compares: as they
-stand, and once more after each was built anew.
+stand, after a replay of the whole log if that is wished for, and once more after each was built anew.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import grpc as grpc_lib
 import typer
@@ -47,6 +48,7 @@ REBUILD_HOME = "/roost.timeline.v1.TimelineService/RebuildHomeTimeline"
 SCAN_EDGES = "/roost.graph.v1.GraphService/ScanEdges"
 SCAN_TWEETS = "/roost.tweet.v1.TweetService/ScanTweets"
 GET_LAG = "/roost.fanout.v1.FanoutService/GetFanoutLag"
+REPLAY = "/roost.fanout.v1.FanoutService/ReplayFanout"
 STATE_KEY = "roost-timeline"
 
 
@@ -59,18 +61,24 @@ class Answer:
     unread: str = ""
 
 
-def verify(grpc: options.Grpc = None) -> None:
+def verify(
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also let fan-out deliver the whole event log again, and compare after it.")
+    ] = False,
+    grpc: options.Grpc = None,
+) -> None:
     """Compare every home timeline with what it must hold; exit 1 where one differs.
 
     Follows, blocks, mutes and deletions made meanwhile look like faults; new tweets do not.
     """
-    if not asyncio.run(_verify(target.find(grpc))):
+    if not asyncio.run(_verify(target.find(grpc), replay=replay)):
         raise typer.Exit(FAULTS)
 
 
-async def _verify(mesh: target.Target) -> bool:
+async def _verify(mesh: target.Target, *, replay: bool = False) -> bool:
     shown = progress.for_stream()
     operator = mesh.operator()
+    findings: dict[str, dict[int, Findings]] = {}
     async with target.connect(mesh, CHANNELS) as channels:
         try:
             caught_up = await wait_for_fanout(channels[0], operator, shown)
@@ -78,12 +86,24 @@ async def _verify(mesh: target.Target) -> bool:
             auditor = Auditor(channels, operator, truth, shown)
             await auditor.prepare()
             standing = await auditor.read_all("homes as they stand")
-            first = await auditor.judge(standing)
+            findings["as it stood"] = await auditor.judge(standing)
+            if replay:
+                await replay_all(channels[0], operator, shown)
+                caught_up &= await wait_for_fanout(channels[0], operator, shown)
+                findings["after a replay"] = await auditor.judge(await auditor.read_all("homes after a replay"))
             await auditor.rebuild_all()
-            again = await auditor.judge(await auditor.read_all("homes built anew"))
+            findings["after a rebuild"] = await auditor.judge(await auditor.read_all("homes built anew"))
         except grpc_lib.aio.AioRpcError as error:
             raise refused(error, "auditing") from error
-    return report(truth, standing, first, again) and caught_up
+    return report(truth, standing, findings) and caught_up
+
+
+async def replay_all(channel: grpc_lib.aio.Channel, operator: target.Metadata, shown: progress.Progress) -> None:
+    """Has fan-out deliver every event that the log still holds once more."""
+    stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
+    request = fanout_service_pb2.ReplayFanoutRequest(offset=0)
+    answer = await patiently(lambda: stub.ReplayFanout(request, metadata=operator, timeout=deadline_s(REPLAY)))
+    shown.say(f"replay: {answer.events:,} events are delivered again")
 
 
 async def wait_for_fanout(
@@ -256,10 +276,10 @@ def _state(trailing: Iterable[tuple[str, str | bytes]] | None) -> str:
     return str(values[0]) if values else "unsaid"
 
 
-def report(truth: Truth, standing: dict[int, Answer], first: dict[int, Findings], again: dict[int, Findings]) -> bool:
-    """Prints the faults, then the two lines that scripts read; True where every home was exact both times."""
-    for title, findings in (("as it stood", first), ("after a rebuild", again)):
-        at_fault = {reader: found for reader, found in findings.items() if not found.exact}
+def report(truth: Truth, standing: dict[int, Answer], findings: Mapping[str, dict[int, Findings]]) -> bool:
+    """Prints the faults, then the two lines that scripts read; True where every home was exact each time."""
+    for title, found_then in findings.items():
+        at_fault = {reader: found for reader, found in found_then.items() if not found.exact}
         for reader, found in list(at_fault.items())[:SHOWN_HOMES]:
             typer.echo(f"home of {truth.usernames[reader]} ({reader}) {title}: {describe(found)}")
         if len(at_fault) > SHOWN_HOMES:
@@ -271,10 +291,10 @@ def report(truth: Truth, standing: dict[int, Answer], first: dict[int, Findings]
                 kinds["unread"] += bool(found.unread)
             typer.echo(f"{title}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count))
     states = Counter(answer.state for answer in standing.values())
-    exact = sum(first[reader].exact and again[reader].exact for reader in first)
-    typer.echo(f"warm: {states['warm']} of {len(first)}")
-    typer.echo(f"{exact} of {len(first)} timelines exact")
-    return exact == len(first)
+    exact = sum(all(found_then[reader].exact for found_then in findings.values()) for reader in standing)
+    typer.echo(f"warm: {states['warm']} of {len(standing)}")
+    typer.echo(f"{exact} of {len(standing)} timelines exact")
+    return exact == len(standing)
 
 
 def describe(found: Findings) -> str:
