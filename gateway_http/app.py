@@ -11,6 +11,7 @@ from roost.options.v1 import options_pb2 as options
 
 from gateway_http import limits
 from gateway_http.codec import Codec
+from gateway_http.compat import connect
 from gateway_http.operation import SECURITY, Front, Operation
 from gateway_http.own_routes import Health, own_routes
 from gateway_http.problem import CLIENT_CLOSED_REQUEST, problem
@@ -45,7 +46,7 @@ class Gateway:
 
     def __init__(self, channel: grpc.aio.Channel, verifier: Verifier, settings: Settings, health: Health) -> None:
         front = Front(channel, verifier, limits.buckets(settings), Codec())
-        entries: list[tuple[Binding, Route]] = list(own_routes(health))
+        entries: list[tuple[Binding, Route]] = [*own_routes(health), *connect.routes(front)]
         for method in methods().values():
             if method.policy.access != options.ACCESS_MESH:
                 entries.extend((binding, Operation(method, binding, front)) for binding in bindings(method))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from gateway_http.convert import Malformed, read_id
 from gateway_http.decode import ME, MessageDecoder, Reading, decoder_of
@@ -14,6 +14,7 @@ from gateway_http.encode import SNAKE_CASE, Encoders, Spelling
 from gateway_http.query import decode_text, parse_query, read_query
 from gateway_http.router import Binding
 from gateway_http.strict_json import parse_object
+from services.common import errors
 from services.common.contract import Method
 
 # The field that the header `Idempotency-Key` fills, where a request has it.
@@ -94,6 +95,21 @@ class RequestReader:
                 self._known.clear()
             self._known[query] = asked
         return asked
+
+    def read_binary(self, body: bytes, key: str = "") -> Asked:
+        """The request message out of Protobuf's binary form; fields it does not know are skipped, as everywhere in Protobuf.
+
+        Raises INVALID_ARGUMENT where the body is no such message.
+        """
+        try:
+            message = self._request.FromString(body)
+        except DecodeError:
+            raise errors.invalid_argument("the body is no message of this method") from None
+        if key and self._has_key:
+            reading = Reading(0)
+            self._read_key(key, message, reading)
+            reading.finish()
+        return Asked(message)
 
     def _read_body(self, body: bytes, message: Message, reading: Reading) -> None:
         value = parse_object(body)

@@ -118,8 +118,9 @@ class Operation:
                 raise Refusal(415, "unsupported_media_type", "a body must be application/json")
         return body
 
-    async def _ask(self, asked: Asked, actor: Actor, request: Request) -> Any:
-        deadline = asyncio.get_running_loop().time() + self._deadline_s
+    async def _ask(self, asked: Asked, actor: Actor, request: Request, until: float = NEVER) -> Any:
+        # `until` is a deadline of the client's own, in the loop's seconds: it may only be the earlier one.
+        deadline = min(until, asyncio.get_running_loop().time() + self._deadline_s)
         call = Call(self._path, actor, "", request.request_id, request.traceparent, deadline)
         before = current_call.set(call)
         try:

@@ -74,23 +74,26 @@ class Problem:
 
 
 def as_refusal(error: BaseException, request_id: str = "") -> tuple[Refusal, float | None]:
-    """The error as HTTP says it, and the seconds after which to come back, where there is something to wait for.
-
-    An exception that nobody foresaw is logged in full under an id; the caller gets only the id.
-    """
+    """The error as HTTP says it, and the seconds after which to come back, where there is something to wait for."""
     if isinstance(error, Refusal):
         return error, None
-    if isinstance(error, grpc.aio.AioRpcError):
-        error = errors.from_rpc(error)
-    if not isinstance(error, RoostError) or _hides_text(error):
-        error_id = secrets.token_hex(8)
-        log.error("http.failed", error_id=error_id, request_id=request_id, exc_info=error)
-        error = errors.internal(error_id)
+    error = as_told(error, request_id)
     status = STATUS_OF[error.code]
     retry_after = error.retry_after_s
     if retry_after is None and status in _WITH_RETRY_AFTER:
         retry_after = errors.DEFAULT_RETRY_AFTER_S
     return Refusal(status, error.reason.lower(), error.message, violations=error.violations), retry_after
+
+
+def as_told(error: BaseException, request_id: str = "") -> RoostError:
+    """The error as a caller may know it: an exception that nobody foresaw is logged in full under an id, and only the id is told."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        error = errors.from_rpc(error)
+    if isinstance(error, RoostError) and not _hides_text(error):
+        return error
+    error_id = secrets.token_hex(8)
+    log.error("http.failed", error_id=error_id, request_id=request_id, exc_info=error)
+    return errors.internal(error_id)
 
 
 def _hides_text(error: RoostError) -> bool:
@@ -100,12 +103,7 @@ def _hides_text(error: RoostError) -> bool:
 def problem(error: BaseException, *, instance: str, request_id: str = "", trace_id: str = "") -> Problem:
     """The error as status, headers (without content-length) and problem+json body. `instance` is the path asked for."""
     refusal, retry_after = as_refusal(error, request_id)
-    headers: list[tuple[bytes, bytes]] = [(b"content-type", CONTENT_TYPE), (b"cache-control", b"no-store")]
-    headers.extend(refusal.headers)
-    if retry_after is not None:
-        headers.append((b"retry-after", str(max(1, math.ceil(retry_after))).encode()))
-    if refusal.status == 401:
-        headers.append((b"www-authenticate", _challenge(refusal.code)))
+    headers = [(b"content-type", CONTENT_TYPE), *headers_of(refusal, retry_after)]
     body = {
         "type": f"urn:roost:problem:{refusal.code}",
         "title": _title(refusal.status),
@@ -117,6 +115,16 @@ def problem(error: BaseException, *, instance: str, request_id: str = "", trace_
         "violations": [{"field": one.field, "message": one.message} for one in refusal.violations],
     }
     return Problem(refusal.status, headers, _dumps(body))
+
+
+def headers_of(refusal: Refusal, retry_after: float | None) -> list[tuple[bytes, bytes]]:
+    """What every refusal says beside its body, in whatever dialect."""
+    headers = [(b"cache-control", b"no-store"), *refusal.headers]
+    if retry_after is not None:
+        headers.append((b"retry-after", str(max(1, math.ceil(retry_after))).encode()))
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", _challenge(refusal.code)))
+    return headers
 
 
 def _dumps(body: dict[str, object]) -> bytes:

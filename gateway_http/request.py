@@ -95,33 +95,33 @@ class Request:
         """Whether a body is announced, of whatever length."""
         return b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
 
-    async def read_body(self) -> bytes:
-        """The body. Raises 413 above MAX_BODY_BYTES, before the rest is read; 408 where it comes too slowly; ClientGoneError."""
+    async def read_body(self, most: int = MAX_BODY_BYTES) -> bytes:
+        """The body, of `most` bytes. Raises 413 above that, before the rest is read; 408 where it comes too slowly; ClientGoneError."""
         length = self.headers.get(b"content-length", b"0")
         # A number of more than 18 digits is too large, whatever it is.
-        if len(length) > 18 or (length.isdigit() and int(length) > MAX_BODY_BYTES):
-            raise _too_large()
+        if len(length) > 18 or (length.isdigit() and int(length) > most):
+            raise _too_large(most)
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
-                return await self._read_all()
+                return await self._read_all(most)
         except TimeoutError:
             raise Refusal(408, "request_timeout", "the body came too slowly", ((b"connection", b"close"),)) from None
 
-    async def _read_all(self) -> bytes:
+    async def _read_all(self, most: int) -> bytes:
         body = b""
         while True:
             event = await self.receive()
             if event["type"] == "http.disconnect":
                 raise ClientGoneError
             body += bytes(event.get("body", b""))
-            if len(body) > MAX_BODY_BYTES:
-                raise _too_large()
+            if len(body) > most:
+                raise _too_large(most)
             if not event.get("more_body", False):
                 return body
 
 
-def _too_large() -> Refusal:
-    text = f"a body may have {MAX_BODY_BYTES} bytes"
+def _too_large(most: int) -> Refusal:
+    text = f"a body may have {most} bytes"
     return Refusal(413, "payload_too_large", text, ((b"connection", b"close"),))
 
 

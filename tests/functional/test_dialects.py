@@ -1,0 +1,169 @@
+"""The same mesh in every dialect: Connect over real HTTP, and what no dialect may reach."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from roost.identity.v1 import auth_service_pb2
+from roost.options.v1 import options_pb2 as options
+from roost.timeline.v1 import timeline_service_pb2
+from roost.tweet.v1 import tweet_service_pb2
+
+from gateway_http.router import bindings
+from services.common.contract import Method, methods
+from tests.conftest import MeshFactory
+from tests.functional.conftest import PASSWORD, Person, Web
+
+AUTH = "/roost.identity.v1.AuthService"
+TWEETS = "/roost.tweet.v1.TweetService"
+TIMELINES = "/roost.timeline.v1.TimelineService"
+INTERNAL = [method for method in methods().values() if method.policy.access == options.ACCESS_MESH]
+
+
+async def connect(web: Web, path: str, body: Any, person: Person | None = None, **headers: str) -> httpx.Response:
+    sent = {"connect-protocol-version": "1", **headers}
+    return await web.call("POST", path, person, json=body, headers=sent)
+
+
+async def test_a_day_over_connect(web: Web) -> None:
+    """Sign-up, post, read, delete: JSON and binary, and REST sees the same."""
+    answer = await connect(web, f"{AUTH}/SignUp", {"username": "ada", "email": "ada@example.com", "password": PASSWORD})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    ada = Person(found["user"]["id"], "ada", found["accessToken"], found["refreshToken"])
+
+    request = tweet_service_pb2.CreateTweetRequest(text="over connect", idempotency_key="once")
+    binary = {"content-type": "application/proto"}
+    for _ in range(2):
+        answer = await web.call(
+            "POST", f"{TWEETS}/CreateTweet", ada, content=request.SerializeToString(), headers=binary
+        )
+        assert answer.status_code == 200
+        tweet = tweet_service_pb2.CreateTweetResponse.FromString(answer.content).tweet
+        assert (tweet.text, tweet.author.username) == ("over connect", "ada")
+    assert await web.home(ada) == [str(tweet.id)]
+
+    answer = await connect(web, f"{TIMELINES}/ListHomeTimeline", {"pageSize": 5}, ada)
+    assert [one["id"] for one in answer.json()["tweets"]] == [str(tweet.id)]
+    assert answer.json()["tweets"][0]["createdAt"].endswith("Z")
+
+    assert (await connect(web, f"{TWEETS}/DeleteTweet", {"tweetId": str(tweet.id)}, ada)).status_code == 200
+    answer = await connect(web, f"{TWEETS}/GetTweet", {"tweetId": str(tweet.id)}, ada)
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_rules_of_the_services_are_connect_errors(web: Web) -> None:
+    ada = await web.sign_up("ada")
+    answer = await connect(web, f"{TWEETS}/CreateTweet", {"text": "x" * 281}, ada)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_argument")
+    assert {"google.rpc.ErrorInfo", "google.rpc.BadRequest"} == {one["type"] for one in answer.json()["details"]}
+    answer = await connect(web, f"{TWEETS}/CreateTweet", {"text": "x"})
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    answer = await connect(web, "/roost.fanout.v1.FanoutService/PauseFanout", {}, ada)
+    assert (answer.status_code, answer.json()["code"]) == (403, "permission_denied")
+    answer = await connect(web, f"{TIMELINES}/ListHomeTimeline", {}, ada, **{"connect-timeout-ms": "0"})
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+
+
+async def test_internal_methods_are_not_there_over_http(admin_web: Web) -> None:
+    """In Connect's spelling and in any that REST might have: answered like a path that does not exist, also to administrators."""
+    admin = await admin_web.sign_up("root_admin")
+
+    def told(answer: httpx.Response) -> Any:
+        return answer.status_code, {k: v for k, v in answer.json().items() if k not in ("instance", "trace_id")}
+
+    nowhere = told(await connect(admin_web, "/roost.tweet.v1.TweetService/Nothing", {}, admin))
+    assert nowhere[0] == 404
+    for method in INTERNAL:
+        assert bindings(method) == [], f"{method.path} is internal and has a route"
+        assert told(await connect(admin_web, method.path, {}, admin)) == nowhere
+        for verb in ("GET", "POST"):
+            answer = await admin_web.call(verb, f"/v1{method.path}", admin)
+            assert told(answer) == nowhere
+
+
+async def ask(channel: grpc.aio.Channel, method: Method, token: str) -> grpc.StatusCode:
+    metadata = (("authorization", f"Bearer {token}"),)
+    try:
+        if method.client_streaming:
+            stream = channel.stream_unary(method.path)(metadata=metadata, timeout=10)
+            await stream
+        elif method.server_streaming:
+            async for _ in channel.unary_stream(method.path)(b"", metadata=metadata, timeout=10):
+                break
+        else:
+            await channel.unary_unary(method.path)(b"", metadata=metadata, timeout=10)
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+async def test_internal_methods_are_denied_over_grpc(start_mesh: MeshFactory) -> None:
+    """A client with a user's token, an administrator's at that, but no identity of the mesh."""
+    mesh = await start_mesh(wire="grpc", admins=("root_admin",))
+    [admin] = await mesh.people("root_admin")
+    token = (
+        (await mesh.operator_auth.MintTokens(auth_service_pb2.MintTokensRequest(user_ids=[admin], ttl_seconds=60)))
+        .tokens[0]
+        .access_token
+    )
+    served = {name for service in mesh.process.services.values() for name in service.servicers}
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.process.grpc_port}") as channel:
+        found = {method.path: await ask(channel, method, token) for method in INTERNAL}
+    expected = {
+        method.path: grpc.StatusCode.PERMISSION_DENIED if method.service in served else grpc.StatusCode.UNIMPLEMENTED
+        for method in INTERNAL
+    }
+    assert found == expected
+    assert len(INTERNAL) > 20
+
+
+@pytest.mark.parametrize("codec", ["json", "binary"])
+async def test_a_foreign_client_of_the_protocol_understands_us(web: Web, codec: str) -> None:
+    """connectrpc, an implementation that is not ours, as the oracle."""
+    client_module = pytest.importorskip("connectrpc.client")
+    compat = pytest.importorskip("connectrpc.compat")
+    from connectrpc.code import Code
+    from connectrpc.errors import ConnectError
+    from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+
+    def info(path: str) -> Any:
+        method = methods()[path]
+        return MethodInfo(
+            name=method.name,
+            service_name=method.service,
+            input=method.request,
+            output=method.response,
+            idempotency_level=IdempotencyLevel.UNKNOWN,
+            stream_type=StreamType.UNARY,
+        )
+
+    ada = await web.sign_up("ada")
+    chosen = compat.google_protobuf_json_codec() if codec == "json" else compat.google_protobuf_binary_codec()
+    address = str(web.client.base_url).rstrip("/")
+    client = client_module.ConnectClient(address, codec=chosen, send_compression=None)
+    created = await client.execute_unary(
+        request=tweet_service_pb2.CreateTweetRequest(text="héllo"),
+        method=info(f"{TWEETS}/CreateTweet"),
+        headers=ada.headers,
+    )
+    assert (created.tweet.text, created.tweet.author_id) == ("héllo", int(ada.id))
+    page = await client.execute_unary(
+        request=timeline_service_pb2.ListHomeTimelineRequest(mode=timeline_service_pb2.TIMELINE_MODE_LATEST),
+        method=info(f"{TIMELINES}/ListHomeTimeline"),
+        headers=ada.headers,
+        timeout_ms=5000,
+    )
+    assert [one.id for one in page.tweets] == [created.tweet.id]
+    for text, headers, code in (("", ada.headers, Code.INVALID_ARGUMENT), ("x", {}, Code.UNAUTHENTICATED)):
+        with pytest.raises(ConnectError) as caught:
+            await client.execute_unary(
+                request=tweet_service_pb2.CreateTweetRequest(text=text),
+                method=info(f"{TWEETS}/CreateTweet"),
+                headers=headers,
+            )
+        assert caught.value.code is code
+        assert "google.rpc.ErrorInfo" in {one.type_name for one in caught.value.details}
