@@ -143,7 +143,7 @@ async def test_probes(web: Web) -> None:
     ready = await web.call("GET", "/readyz")
     assert ready.status_code == 200
     text = ready.text
-    for name in ("identity", "graph", "tweet", "timeline", "fanout"):
+    for name in ("identity", "graph", "tweet", "engagement", "timeline", "fanout"):
         assert name in text
     await web.call("GET", "/v1/tweets")
     metrics = (await web.call("GET", "/metrics")).text
