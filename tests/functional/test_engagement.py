@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+from roost.engagement.v1 import engagement_service_pb2 as pb
+from roost.engagement.v1.engagement_service_pb2_grpc import EngagementServiceStub
 
+from services.common.process import Wire
+from tests.conftest import MeshFactory
 from tests.functional.conftest import Person, Web
 
 
@@ -191,3 +196,27 @@ async def test_liking_a_retweet_likes_its_original(web: Web) -> None:
     assert await tweets(web, "/v1/users/me/likes", carol) == [original]
     await web.call("DELETE", f"/v1/tweets/{retweet}", bob)
     assert await tweets(web, "/v1/users/me/likes", carol) == [original]
+
+
+@pytest.mark.parametrize("wire", ["inprocess", "grpc"])
+async def test_likes_and_bookmarks_are_there_after_a_restart(
+    start_mesh: MeshFactory, tmp_path: Path, wire: Wire
+) -> None:
+    mesh = await start_mesh(wire=wire, data_dir=tmp_path)
+    alice, bob = await mesh.people("alice", "bob")
+    tweet = await mesh.post(alice, "kept")
+    stub = EngagementServiceStub(mesh.process.channel(""))
+    with mesh.as_user(bob):
+        assert (await stub.LikeTweet(pb.LikeTweetRequest(tweet_id=tweet))).likes == 1
+        assert (await stub.BookmarkTweet(pb.BookmarkTweetRequest(tweet_id=tweet))).bookmarked
+    await mesh.process.stop()
+
+    mesh = await start_mesh(data_dir=tmp_path)
+    stub = EngagementServiceStub(mesh.process.channel(""))
+    assert [user.id for user in (await stub.ListLikes(pb.ListLikesRequest(tweet_id=tweet))).users] == [bob]
+    with mesh.as_user(bob):
+        (kept,) = (await stub.ListBookmarks(pb.ListBookmarksRequest(user_id=bob))).tweets
+        assert (kept.id, kept.metrics.likes, kept.metrics.bookmarks) == (tweet, 1, 1)
+        assert kept.viewer.liked
+        assert kept.viewer.bookmarked
+        assert (await stub.LikeTweet(pb.LikeTweetRequest(tweet_id=tweet))).likes == 1
