@@ -21,9 +21,10 @@ from services.tweet.store import Claim
 from tests.contract.tweet.conftest import Opened, event
 
 AUTHORS = (1, 2, 3)
-# Few, so that rules meet each other's tweets.
 LAST_ID = 40
 ids = st.integers(1, LAST_ID)
+# One of the tweets that are there, so that rules meet each other's; now and then one that is not.
+picks = st.integers(0, 999)
 authors = st.sampled_from(AUTHORS)
 bounds = st.integers(0, LAST_ID + 1)
 limits = st.integers(1, 5)
@@ -65,6 +66,10 @@ class Tweets(RuleBasedStateMachine):
         self.loop.close()
         self.folder.cleanup()
 
+    def pick(self, number: int) -> int:
+        known = [*sorted(self.tweets), LAST_ID]
+        return known[number % len(known)]
+
     # What the model says.
 
     def stands(self, tweet_id: int) -> bool:
@@ -96,18 +101,22 @@ class Tweets(RuleBasedStateMachine):
     def post(self, tweet_id: int, author: int, key: str) -> None:
         self.create(tweet_id, Known(author), key)
 
-    @rule(tweet_id=ids, author=authors, parent=ids)
+    @rule(tweet_id=ids, author=authors, parent=picks)
     def reply(self, tweet_id: int, author: int, parent: int) -> None:
-        self.create(tweet_id, Known(author, reply_to=parent))
+        self.create(tweet_id, Known(author, reply_to=self.pick(parent)))
 
-    @rule(tweet_id=ids, author=authors, quoted=ids, parent=st.one_of(st.just(0), ids))
-    def quote(self, tweet_id: int, author: int, quoted: int, parent: int) -> None:
-        self.create(tweet_id, Known(author, quote_of=quoted, reply_to=parent))
+    @rule(tweet_id=ids, author=authors, quoted=picks, parent=st.one_of(st.none(), picks))
+    def quote(self, tweet_id: int, author: int, quoted: int, parent: int | None) -> None:
+        self.create(
+            tweet_id, Known(author, quote_of=self.pick(quoted), reply_to=0 if parent is None else self.pick(parent))
+        )
 
-    @rule(tweet_id=ids, author=authors, original=ids)
+    @rule(tweet_id=ids, author=authors, original=picks)
     def retweet(self, tweet_id: int, author: int, original: int) -> None:
-        if original not in self.tweets or not self.tweets[original].retweet_of:
-            self.create(tweet_id, Known(author, retweet_of=original))
+        original = self.pick(original)
+        if original in self.tweets and self.tweets[original].retweet_of:
+            original = self.tweets[original].retweet_of
+        self.create(tweet_id, Known(author, retweet_of=original))
 
     def create(self, tweet_id: int, new: Known, key: str = "") -> None:
         if tweet_id in self.used:
@@ -136,8 +145,9 @@ class Tweets(RuleBasedStateMachine):
             if key:
                 self.keys[new.author, key] = tweet_id
 
-    @rule(tweet_id=ids, ahead=st.integers(0, 2))
+    @rule(tweet_id=picks, ahead=st.integers(0, 2))
     def edit(self, tweet_id: int, ahead: int) -> None:
+        tweet_id = self.pick(tweet_id)
         known = self.tweets.get(tweet_id)
         if known is None:
             return
@@ -147,24 +157,27 @@ class Tweets(RuleBasedStateMachine):
         if changed:
             known.texts.append(text)
 
-    @rule(tweet_id=ids)
+    @rule(tweet_id=picks)
     def delete(self, tweet_id: int) -> None:
+        tweet_id = self.pick(tweet_id)
         self.now += 1
         if (known := self.tweets.get(tweet_id)) is not None:
             assert self.run(self.opened.delete(tweet_id, self.now)) == (known.state == STANDS)
             if known.state != DELETED:
                 known.state, known.deleted_at = DELETED, self.now
 
-    @rule(tweet_id=ids)
+    @rule(tweet_id=picks)
     def remove(self, tweet_id: int) -> None:
+        tweet_id = self.pick(tweet_id)
         if (known := self.tweets.get(tweet_id)) is not None:
             changed = self.run(self.opened.store.remove(tweet_id, 9, 0, event("tweet.deleted", tweet_id)))
             assert changed == (known.state == STANDS)
             if changed:
                 known.state = REMOVED
 
-    @rule(tweet_id=ids)
+    @rule(tweet_id=picks)
     def restore(self, tweet_id: int) -> None:
+        tweet_id = self.pick(tweet_id)
         if (known := self.tweets.get(tweet_id)) is not None:
             changed = self.run(self.opened.store.restore(tweet_id, 9, event("tweet.restored", tweet_id)))
             assert changed == (known.state == REMOVED)
@@ -196,8 +209,9 @@ class Tweets(RuleBasedStateMachine):
         found = list(self.run(self.opened.store.list_recent(before_id, count)))
         assert found == below(self.standing(), before_id, count)
 
-    @rule(tweet_id=ids, bound=bounds, count=limits)
+    @rule(tweet_id=picks, bound=bounds, count=limits)
     def links(self, tweet_id: int, bound: int, count: int) -> None:
+        tweet_id = self.pick(tweet_id)
         store = self.opened.store
         replies = self.standing(reply_to=tweet_id)
         assert self.run(store.list_replies(tweet_id, bound, count)) == below(replies, bound, count)
@@ -218,16 +232,18 @@ class Tweets(RuleBasedStateMachine):
         found = self.run(self.opened.store.batch_list_children(range(1, LAST_ID + 1), count, after_id=bound))
         assert found == wanted
 
-    @rule(tweet_id=ids, count=limits)
+    @rule(tweet_id=picks, count=limits)
     def ancestors(self, tweet_id: int, count: int) -> None:
+        tweet_id = self.pick(tweet_id)
         found = self.run(self.opened.store.list_ancestors(tweet_id, count))
         wanted: list[int] = []
         while (known := self.tweets.get(tweet_id)) is not None and known.reply_to:
             wanted.append(tweet_id := known.reply_to)
         assert found == wanted[:count]
 
-    @rule(tweet_id=ids)
+    @rule(tweet_id=picks)
     def revisions(self, tweet_id: int) -> None:
+        tweet_id = self.pick(tweet_id)
         found = self.run(self.opened.store.list_revisions(tweet_id))
         texts = self.tweets[tweet_id].texts if tweet_id in self.tweets else []
         assert [(revision.version, revision.text) for revision in found] == list(enumerate(texts, 1))
