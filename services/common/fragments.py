@@ -61,6 +61,7 @@ def metrics_fragment(likes: int, retweets: int, replies: int, quotes: int, bookm
     return framed(_METRICS, data) if data else NO_METRICS
 
 
-def tombstone(tweet_id: int) -> bytes:
-    """A serialised Tweet that holds its id and `deleted` only."""
-    return b"\x08" + varint(tweet_id) + b"\x70\x01"
+def tombstone(tweet_id: int, reply_to_id: int = 0) -> bytes:
+    """A serialised Tweet that holds its id, `deleted`, and where given the place in its thread."""
+    data = b"\x08" + varint(tweet_id) + b"\x70\x01"
+    return data + b"\x40" + varint(reply_to_id) if reply_to_id else data

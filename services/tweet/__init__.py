@@ -1,4 +1,4 @@
-"""The tweet service: owns tweets, retweets and quotes, and who posted them when.
+"""The tweet service: owns tweets, replies, retweets and quotes, and who posted them when.
 
 Calls identity (UserRef of authors) and graph (who hides from whom), both only to join what it answers.
 Publishes `tweet.created`, `tweet.edited`, `tweet.deleted` and `tweet.restored`; consumes nothing.

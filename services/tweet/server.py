@@ -10,8 +10,10 @@ from services.common.kit import Kit, Service
 from services.common.outbox import Relay
 from services.common.people import PeopleLists
 from services.tweet.lists import Lists
+from services.tweet.reply_service import ReplyServicer
 from services.tweet.service import TweetServicer
 from services.tweet.store.embedded import EmbeddedTweetStore
+from services.tweet.threads import Threads
 from services.tweet.writes import Writes
 
 
@@ -22,10 +24,12 @@ async def build(kit: Kit) -> Service:
     writes = Writes(store, hydrator, kit.ids, kit.clock, kit.settings.edit_window_s)
     people = PeopleLists(UserServiceStub(kit.channel), GraphServiceStub(kit.channel).GetVisibilityFilter, kit.cursors)
     lists = Lists(store, hydrator, people, kit.cursors)
-    servicer = TweetServicer(store, writes, lists, hydrator, kit.clock, kit.settings.delete_grace_s)
+    threads = Threads(store, lists, hydrator, kit.cursors)
+    tweets = TweetServicer(store, writes, lists, hydrator, kit.clock, kit.settings.delete_grace_s)
+    replies = ReplyServicer(store, writes, lists, threads)
     return Service(
         kit.name,
-        servicers={"roost.tweet.v1.TweetService": servicer},
+        servicers={"roost.tweet.v1.TweetService": tweets, "roost.tweet.v1.ReplyService": replies},
         workers=(Relay(store.db, kit.log),),
         resources=(store,),
     )

@@ -109,6 +109,17 @@ RECIPES = [
     Recipe("/roost.tweet.v1.TweetService/ListRecentTweets", query="?sort=latest&limit=5", shows="tweets"),
     Recipe("/roost.tweet.v1.TweetService/ListUserTweets", query="?page=1&limit=10", shows="tweets"),
     Recipe(
+        "/roost.tweet.v1.ReplyService/CreateReply",
+        body={"tweet_id": "{bobs_tweet}", "content": "so true", "user_id": "{alice}"},
+        tweet_id="{bobs_tweet}",
+        status=201,
+        shows="reply_to_id",
+    ),
+    Recipe("/roost.tweet.v1.ReplyService/ListReplies", tweet_id="{bobs_tweet}", signed_in=False, shows="hers too"),
+    Recipe("/roost.tweet.v1.ReplyService/UpdateReply", body={"content": "changed"}, shows="original_text"),
+    Recipe("/roost.tweet.v1.ReplyService/DeleteReply", tweet_id="{bobs_tweet}"),
+    Recipe("/roost.tweet.v1.ReplyService/GetThread", tweet_id="{bobs_tweet}", signed_in=False, shows="depths"),
+    Recipe(
         "/roost.engagement.v1.EngagementService/LikeTweet",
         # `POST /like` has it in the body alone; where the path says it too, the two must agree.
         body={"tweet_id": "{bobs_tweet}", "user_id": "{alice}"},
@@ -140,8 +151,10 @@ SPELLINGS = [
 async def scene_of(web: Web) -> dict[str, Any]:
     alice, bob, admin = [await web.sign_up(name) for name in ("alice", "bob", "root_admin")]
     tweet, bobs_tweet = await web.post(alice, "hers"), await web.post(bob, "his")
+    answer = await web.call("POST", f"/v1/tweets/{bobs_tweet}/replies", alice, json={"text": "hers too"})
     await web.mesh.settled()
-    return {"alice": alice, "bob": bob, "admin": admin, "tweet": tweet, "bobs_tweet": bobs_tweet}
+    people = {"alice": alice, "bob": bob, "admin": admin}
+    return people | {"tweet": tweet, "bobs_tweet": bobs_tweet, "reply_id": answer.json()["id"]}
 
 
 def filled(text: str, scene: dict[str, Any]) -> str:

@@ -118,6 +118,11 @@ class TweetStore(Protocol):
         """For threads: the tweet it answers, the one that answers, and so on, at most `limit` (≤ MAX_PAGE); also hidden
         ones. Ends behind one that was purged."""
 
+    async def thread_version(self, conversation_id: int) -> int:
+        """Another one after each reply to the conversation that was stored, before its writer gets an answer. Where it
+        is equal, so are `batch_list_children` and `list_ancestors` of the tweets in it, but for those that were purged
+        meanwhile. Not kept over restarts."""
+
     async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
         """How many tweets of each author stand, not counting retweets whose original does not; authors without any
         are left out. Exact."""

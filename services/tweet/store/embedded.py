@@ -34,6 +34,8 @@ PURGE_STEP = 500
 KEPT_RETWEETS = 1_000
 # Mostly none, at most 0.1 MB each.
 CACHED_RETWEETERS = 16_384
+# A prime. Conversations that share one share their new replies: at 1,000 replies/s each is still good for a minute.
+CONVERSATION_SHARDS = 65_521
 
 _FRAME_TAG = b"\x0a"
 
@@ -54,6 +56,8 @@ class EmbeddedTweetStore(LinkLists):
         self._retweets: Recent[int, OwnRetweets] = Recent(CACHED_RETWEETERS)
         # Of tweet ids and author ids alike.
         self._epochs = Epochs()
+        # Of conversations.
+        self._versions = Epochs(CONVERSATION_SHARDS)
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -73,6 +77,8 @@ class EmbeddedTweetStore(LinkLists):
             if change.changed:
                 self._note(change)
                 self._keep_new(core)
+                if core.head.reply_to_id:
+                    self._versions.advance(conversation_id)
             return change.tweet_id
 
         return await _whole(write())
@@ -248,6 +254,10 @@ class EmbeddedTweetStore(LinkLists):
         """See the port."""
         values = (before_id or sql.NO_BOUND, limit)
         return await self._db.read(lambda c: [row[0] for row in c.execute(sql.RECENT_IDS, values)])
+
+    async def thread_version(self, conversation_id: int) -> int:
+        """See the port."""
+        return self._versions.now(conversation_id)
 
     async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
         """See the port."""

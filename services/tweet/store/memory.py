@@ -11,8 +11,8 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-# A prime: ids share their low bits, and other divisors would lump them together.
-_SHARDS = 1_021
+# A prime, as any other number of them must be: ids share their low bits, and other divisors would lump them together.
+SHARDS = 1_021
 # The deepest list that a home is built from, and how far a list may outgrow it before it is cut back.
 KEPT_IDS = 832
 _SLACK_IDS = 192
@@ -58,18 +58,19 @@ class Epochs:
     """Tells a reader whether what it read may be older than a write that was told meanwhile. Keys share shards:
     "changed" may be wrong, "unchanged" never is."""
 
-    __slots__ = ("_counts",)
+    __slots__ = ("_counts", "_shards")
 
-    def __init__(self) -> None:
-        self._counts = [0] * _SHARDS
+    def __init__(self, shards: int = SHARDS) -> None:
+        self._counts = [0] * shards
+        self._shards = shards
 
     def now(self, key: int) -> int:
         """The key's epoch: to be taken before the read begins, and compared after it."""
-        return self._counts[key % _SHARDS]
+        return self._counts[key % self._shards]
 
     def advance(self, key: int) -> None:
         """Tells of a write that committed: to be called before the writer's answer."""
-        self._counts[key % _SHARDS] += 1
+        self._counts[key % self._shards] += 1
 
 
 class AuthorIds:

@@ -1,0 +1,64 @@
+"""The servicer of roost.tweet.v1.ReplyService: replies are tweets, under the same rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roost.tweet.v1 import reply_service_pb2 as rpc
+from roost.tweet.v1.reply_service_pb2_grpc import ReplyServiceServicer
+
+from services.common import context as calls
+from services.common import errors
+from services.tweet.lists import Lists
+from services.tweet.store import TweetStore
+from services.tweet.threads import Threads
+from services.tweet.writes import Draft, Writes
+
+
+class ReplyServicer(ReplyServiceServicer):
+    """roost.tweet.v1.ReplyService."""
+
+    def __init__(self, store: TweetStore, writes: Writes, lists: Lists, threads: Threads) -> None:
+        self._store = store
+        self._writes = writes
+        self._lists = lists
+        self._threads = threads
+
+    async def CreateReply(self, request: rpc.CreateReplyRequest, context: object) -> Any:
+        draft = Draft(calls.require_user(), request.text, request.tweet_id, request.quote_of_id)
+        return await self._writes.post(draft, request)
+
+    async def ListReplies(self, request: rpc.ListRepliesRequest, context: object) -> Any:
+        return await self._lists.replies(request)
+
+    async def UpdateReply(self, request: rpc.UpdateReplyRequest, context: object) -> Any:
+        user_id = calls.require_user()
+        await self._answered(request.reply_id)
+        return await self._writes.edit(user_id, request.reply_id, request.text)
+
+    async def DeleteReply(self, request: rpc.DeleteReplyRequest, context: object) -> Any:
+        user_id = calls.require_user()
+        answered_id = await self._answered(request.reply_id)
+        if request.tweet_id and answered_id != await self._original_id(request.tweet_id):
+            raise _no_such_reply()
+        await self._writes.delete(user_id, request.reply_id)
+        return rpc.DeleteReplyResponse()
+
+    async def GetThread(self, request: rpc.GetThreadRequest, context: object) -> Any:
+        return await self._threads.page(request)
+
+    async def _answered(self, reply_id: int) -> int:
+        """Which tweet it replies to, also where the reply is gone. NOT_FOUND where it is no reply."""
+        cores = (await self._store.batch_get((reply_id,))).cores
+        if not cores or not cores[0].head.reply_to_id:
+            raise _no_such_reply()
+        return cores[0].head.reply_to_id
+
+    async def _original_id(self, tweet_id: int) -> int:
+        """What stands for the tweet in replies: a retweet's original, and each other tweet itself."""
+        cores = (await self._store.batch_get((tweet_id,))).cores
+        return (cores[0].head.retweet_of_id if cores else 0) or tweet_id
+
+
+def _no_such_reply() -> errors.RoostError:
+    return errors.not_found("no such reply")
