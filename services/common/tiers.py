@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,8 @@ SILENCE_S = 30.0
 RETRY_FIRST_S = 0.05
 # Well below any clock margin: within the margin a stale tier does no harm.
 RETRY_MOST_S = 2.0
+# In one process the first snapshot comes within milliseconds; a graph service that is away keeps nobody from starting.
+START_WITHIN_S = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -38,6 +41,7 @@ class Tiers:
         self._normal: dict[int, int] = {}
         self._order: list[tuple[int, int]] | None = []
         self._task: asyncio.Task[None] | None = None
+        self._heard = asyncio.Event()
         # Changes with every tier that changes: compared for equality by whoever keeps something derived.
         self.version = 0
 
@@ -66,8 +70,10 @@ class Tiers:
         return [user_id for _, user_id in self._order[bisect_right(self._order, (ms, 1 << 63)) :]]
 
     async def start(self) -> None:
-        """Begins to follow the stream."""
+        """Begins to follow the stream; waits a moment for the snapshot."""
         self._task = asyncio.create_task(self._follow(), name="tiers")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._heard.wait(), START_WITHIN_S)
 
     async def stop(self) -> None:
         """Ends the stream."""
@@ -113,6 +119,7 @@ class Tiers:
                     self._take(snapshot)
                     snapshot = None
                 self._good_until = self._monotonic() + SILENCE_S
+                self._heard.set()
         finally:
             call.cancel()
 

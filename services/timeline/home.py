@@ -134,7 +134,8 @@ class HomeReader:
         if build is None:
             return everything_pulled
         if not await build.done(until - asyncio.get_running_loop().time()):
-            view = self._listed(reader, relations, build.so_far(self._rules.mode), PULLED, until)
+            # The rest gets a time of its own: the reader's own tweets at least.
+            view = self._listed(reader, relations, build.so_far(self._rules.mode), PULLED, _patience_until())
             view.partial = True
             return view
         if build.home is None:

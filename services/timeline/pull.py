@@ -186,8 +186,7 @@ class Walk:
 
     async def _ask(self, found: dict[int, Sequence[int]]) -> bool:
         """Asks the authors of this round; False where time ran out."""
-        if self._until == FOREVER or (self._first and len(self._authors) <= AUTHORS_A_CALL):
-            # One call has its own deadline: a timer would cost as much as the call.
+        if self._until == FOREVER:
             await self._source.newest(self._authors, self._bound, self._depth, found)
             return True
         try:

@@ -1,0 +1,93 @@
+"""Between push and pull: which authors a read pulls, and when a home is no longer to be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from roost.timeline.v1 import timeline_service_pb2 as pb
+
+from services.timeline.plan import HYBRID, MAX_AGE_MS, MAX_LATE_FOLLOWEES, PULL, PUSH, Rules
+from services.timeline.relations import Relations
+from services.timeline.store import HomeList
+
+READER = 9
+MARGIN_MS = 5_000
+OPENED_MS = 1_000_000
+NOW_MS = OPENED_MS + 10 * MARGIN_MS
+
+
+class Tiers:
+    """1 is a celebrity; 2 ceased to be one long before the home was opened, 3 within the margin of it, 4 afterwards."""
+
+    version = 0
+    celebrities = (1, 77)
+
+    def is_celebrity(self, user_id: int) -> bool:
+        return user_id in self.celebrities
+
+    def normal_since(self, ms: int) -> list[int]:
+        ceased = {2: OPENED_MS - 2 * MARGIN_MS, 3: OPENED_MS - MARGIN_MS + 1, 4: OPENED_MS + 1, 78: OPENED_MS + 1}
+        return [user_id for user_id, at in ceased.items() if at > ms]
+
+
+def rules(mode: str = HYBRID) -> Rules:
+    return Rules(mode, MARGIN_MS)
+
+
+def home(mode: str = HYBRID, opened_ms: int = OPENED_MS) -> HomeList:
+    return HomeList([], 0, opened_ms, mode)
+
+
+def following(*since: tuple[int, int]) -> Relations:
+    old = [(OPENED_MS - 10 * MARGIN_MS, author) for author in (1, 2, 3, 4, 5)]
+    return Relations(1, [*old, *since])
+
+
+def pulled(mode: str, relations: Relations) -> dict[int, int]:
+    tiers: Any = Tiers()
+    return dict(rules(mode).pulled(READER, relations, tiers, home(mode)))
+
+
+def test_hybrid_pulls_self_celebrities_and_whoever_ceased_to_be_one() -> None:
+    assert pulled(HYBRID, following()) == {
+        READER: pb.ENTRY_SOURCE_PULLED_SELF,
+        1: pb.ENTRY_SOURCE_PULLED_CELEBRITY,
+        3: pb.ENTRY_SOURCE_PULLED_TIER_CHANGE,
+        4: pb.ENTRY_SOURCE_PULLED_TIER_CHANGE,
+    }
+
+
+def test_push_pulls_self_alone() -> None:
+    assert pulled(PUSH, following()) == {READER: pb.ENTRY_SOURCE_PULLED_SELF}
+
+
+@pytest.mark.parametrize("mode", [HYBRID, PUSH])
+def test_late_followees_are_pulled(mode: str) -> None:
+    relations = following((OPENED_MS - MARGIN_MS, 6), (OPENED_MS - MARGIN_MS + 1, 7), (NOW_MS, 8))
+    found = pulled(mode, relations)
+    assert {author for author, why in found.items() if why == pb.ENTRY_SOURCE_PULLED_RECENT_FOLLOWEE} == {7, 8}
+
+
+def test_celebrities_are_pushed_in_mode_push_only() -> None:
+    tiers: Any = Tiers()
+    assert rules(PUSH).pushes(tiers, 1)
+    assert not rules(HYBRID).pushes(tiers, 1)
+    assert rules(HYBRID).pushes(tiers, 2)
+
+
+def test_a_home_of_another_mode_or_too_old_is_cold() -> None:
+    assert rules().usable(home(), following(), NOW_MS)
+    assert not rules().usable(home(PUSH), following(), NOW_MS)
+    assert not rules(PULL).usable(home(HYBRID), following(), NOW_MS)
+    assert rules().usable(home(), following(), OPENED_MS + MAX_AGE_MS)
+    assert not rules().usable(home(), following(), OPENED_MS + MAX_AGE_MS + 1)
+
+
+def test_too_many_late_followees_make_an_old_home_cold_and_a_young_one_not() -> None:
+    most = [(OPENED_MS + 1, 100 + n) for n in range(MAX_LATE_FOLLOWEES)]
+    assert rules().usable(home(), following(*most), NOW_MS)
+    beyond = following(*most, (OPENED_MS + 1, 99))
+    assert not rules().usable(home(), beyond, OPENED_MS + MARGIN_MS + 1)
+    assert rules().usable(home(), beyond, OPENED_MS + MARGIN_MS)
+    assert len(pulled(HYBRID, beyond)) == MAX_LATE_FOLLOWEES + 1 + 4

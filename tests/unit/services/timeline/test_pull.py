@@ -1,0 +1,180 @@
+"""The frontier loop against brute force, and where the ids of authors come from."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.timeline import pull
+from services.timeline.pull import AUTHORS_A_CALL, Puller, RecentIds, Walk, newest_of
+from services.timeline.store import CAPACITY, HomeList
+
+READER = 1
+
+
+class Owner:
+    """Authors and their ids, ascending; remembers what it was asked."""
+
+    def __init__(self, ids: dict[int, list[int]]) -> None:
+        self.ids = ids
+        self.asked: list[list[int]] = []
+        self.slow: set[int] = set()
+
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+        self.asked.append(list(authors))
+        for author in authors:
+            if author in self.slow:
+                await asyncio.sleep(10)
+            ids = [i for i in self.ids.get(author, ()) if not before_id or i < before_id]
+            if ids:
+                found[author] = ids[: -depth - 1 : -1]
+
+
+async def all_of(walk: Walk) -> list[int]:
+    found: list[int] = []
+    while (round_ := await walk.next()) is not None:
+        assert list(round_.ids) == sorted(set(round_.ids), reverse=True)
+        assert not found or not round_.ids or round_.ids[0] < found[-1]
+        found += round_.ids
+    return found
+
+
+histories = st.dictionaries(st.integers(2, 12), st.sets(st.integers(1, 400), max_size=40), max_size=8)
+
+
+@given(histories, st.integers(1, 10), st.integers(0, 410))
+def test_a_pull_gives_every_id_below_the_bound_in_order(ids: dict[int, set[int]], depth: int, bound: int) -> None:
+    owner = Owner({author: sorted(found) for author, found in ids.items()})
+    walk = Walk(owner, None, (), lambda: list(ids), bound, depth)
+    expected = sorted({i for found in ids.values() for i in found if not bound or i < bound}, reverse=True)
+    assert asyncio.run(all_of(walk)) == expected
+
+
+@given(histories, st.integers(1, 10), st.integers(0, 410), st.integers(0, 300), st.randoms(use_true_random=False))
+def test_a_home_goes_on_below_its_floor(
+    ids: dict[int, set[int]], depth: int, bound: int, floor: int, chance: random.Random
+) -> None:
+    owner = Owner({author: sorted(found) for author, found in ids.items()})
+    pulled = [author for author in ids if chance.random() < 0.4]
+    pushed = {i for author, found in ids.items() if author not in pulled for i in found if i > floor}
+    # A list may hold ids of pulled authors too: those who were pushed before.
+    pushed |= {i for author in pulled for i in ids[author] if i > floor and chance.random() < 0.5}
+    home = HomeList(sorted(pushed), floor, 0, "hybrid")
+    walk = Walk(owner, home, pulled, lambda: list(ids), bound, depth)
+    expected = sorted({i for found in ids.values() for i in found if not bound or i < bound}, reverse=True)
+    assert asyncio.run(all_of(walk)) == expected
+
+
+async def test_whoever_has_no_more_is_not_asked_again() -> None:
+    owner = Owner({2: list(range(1, 100)), 3: [5, 50], 4: []})
+    await all_of(Walk(owner, None, (), lambda: [2, 3, 4], 0, 10))
+    assert owner.asked[0] == [2, 3, 4]
+    assert all(asked == [2] for asked in owner.asked[1:])
+
+
+async def test_a_page_within_the_home_asks_the_pulled_authors_alone() -> None:
+    owner = Owner({2: [1, 2, 3], READER: [40]})
+    walk = Walk(owner, HomeList([10, 20, 30], 5, 0, "hybrid"), [READER], lambda: [READER, 2], 0, 3)
+    round_ = await walk.next()
+    assert round_ is not None
+    assert round_.ids == [40, 30, 20, 10]
+    assert owner.asked == [[READER]]
+
+
+async def test_a_slow_first_round_gives_what_is_there() -> None:
+    owner = Owner({author: [author] for author in range(1, AUTHORS_A_CALL + 3)})
+    owner.slow = {AUTHORS_A_CALL + 1}
+    until = asyncio.get_running_loop().time() + 0.05
+    walk = Walk(owner, None, (), lambda: list(owner.ids), 0, 5, until)
+    round_ = await walk.next()
+    assert round_ is not None
+    assert round_.ids == list(range(AUTHORS_A_CALL, 0, -1))
+    assert walk.partial
+    assert await walk.next() is None
+
+
+async def test_a_slow_later_round_is_left_to_another_page() -> None:
+    owner = Owner({2: list(range(1, 100))})
+    walk = Walk(owner, None, (), lambda: [2], 0, 10, asyncio.get_running_loop().time() + 0.05)
+    first = await walk.next()
+    owner.slow = {2}
+    assert first is not None
+    assert first.frontier == 90
+    assert await walk.next() is None
+    assert not walk.partial
+
+
+async def test_rounds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pull, "MAX_ROUNDS", 3)
+    monkeypatch.setattr(pull, "MAX_DEPTH", 2)
+    owner = Owner({2: list(range(1, 100))})
+    assert await all_of(Walk(owner, None, (), lambda: [2], 0, 2)) == [99, 98, 97, 96, 95, 94]
+
+
+@given(histories, st.integers(1, 30))
+def test_a_build_takes_the_newest_and_says_its_floor(ids: dict[int, set[int]], keep: int) -> None:
+    owner = Owner({author: sorted(found) for author, found in ids.items()})
+    everything = sorted({i for found in ids.values() for i in found})
+    seen: dict[int, Sequence[int]] = {}
+    taken, floor = asyncio.run(newest_of(owner, list(ids), seen, keep))
+    assert floor == (everything[-keep] if len(everything) >= keep else 0)
+    assert taken == [i for i in everything if i > floor]
+    assert set(seen) == {author for author, found in ids.items() if found}
+
+
+async def test_a_build_of_one_busy_author_takes_a_full_home() -> None:
+    owner = Owner({2: list(range(1, 2_000))})
+    taken, floor = await newest_of(owner, [2], {})
+    assert (taken[-1], floor, len(taken)) == (1_999, 2_000 - CAPACITY, CAPACITY - 1)
+
+
+async def test_few_authors_are_asked_of_the_owner() -> None:
+    owner = Owner({author: [author] for author in range(1, 60)})
+    source = Puller(owner, lambda: 0.0).reading_for(READER)
+    for _ in range(2):
+        await source.newest(list(range(1, 51)), 0, 5, {})
+    assert len(owner.asked) == 2
+
+
+async def test_many_authors_are_asked_once_a_second_but_the_reader_always() -> None:
+    now = 100.0
+    owner = Owner({author: [author] for author in range(1, 60)})
+    source = Puller(owner, lambda: now).reading_for(READER)
+    authors = list(range(1, 60))
+    found: dict[int, Sequence[int]] = {}
+    await source.newest(authors, 0, 5, found)
+    owner.ids[2].append(200)
+    owner.ids[READER].append(300)
+    owner.asked.clear()
+    found.clear()
+    await source.newest(authors, 0, 5, found)
+    assert [asked for asked in owner.asked if asked] == [[READER]]
+    assert list(found[READER]) == [300, 1]
+    assert list(found[2]) == [2]
+    assert set(found) == set(authors)
+    now += pull.RECENTS_TTL_S
+    await source.newest(authors, 0, 5, found)
+    assert list(found[2]) == [200, 2]
+
+
+@given(st.integers(0, 400), st.integers(1, 200), st.integers(0, 500))
+def test_recents_never_leave_out_what_they_do_not_reach(bound: int, depth: int, many: int) -> None:
+    owner = Owner({2: list(range(1, many + 1)), 3: [7]})
+    recents = RecentIds(owner, lambda: 0.0)
+
+    async def asked_twice() -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
+        first: dict[int, Sequence[int]] = {}
+        await recents.newest([2, 3], 0, 5, first)
+        found: dict[int, Sequence[int]] = {}
+        expected: dict[int, Sequence[int]] = {}
+        await recents.newest([2, 3, 4], bound, depth, found)
+        await owner.newest([2, 3, 4], bound, depth, expected)
+        return found, expected
+
+    found, expected = asyncio.run(asked_twice())
+    assert {author: list(ids) for author, ids in found.items()} == {a: list(ids) for a, ids in expected.items()}
