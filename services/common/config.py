@@ -106,7 +106,14 @@ class Settings(BaseSettings):
         return tuple(sources)
 
 
-def runtime_dir() -> Path:
-    """Where run files lie: `$XDG_RUNTIME_DIR/roost/run`, or `~/.cache/roost/run` where there is none."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    return (Path(base) if base else Path.home() / ".cache") / "roost" / "run"
+def runtime_dir(base: Path | None = None) -> Path:
+    """Where run files lie: `$XDG_RUNTIME_DIR/roost/run`, or `~/.cache/roost/run` where there is none; `base` stands for
+    the variable of a process to come."""
+    given = base or os.environ.get("XDG_RUNTIME_DIR")
+    return (Path(given) if given else Path.home() / ".cache") / "roost" / "run"
+
+
+def child_environment(runtime_base: Path, **settings: str) -> dict[str, str]:
+    """The environment for a process whose run files lie under `runtime_base`: this one's, with ROOST_… settings changed."""
+    changed = {f"ROOST_{name.upper()}": value for name, value in settings.items()}
+    return {**os.environ, "XDG_RUNTIME_DIR": str(runtime_base), **changed}
