@@ -103,9 +103,7 @@ class Graph(GraphServiceServicer):
             relation_version=self.world.version,
         )
 
-    async def StreamFollowingIds(
-        self, request: Any, context: Any
-    ) -> AsyncIterator[graph.StreamFollowingIdsResponse]:
+    async def StreamFollowingIds(self, request: Any, context: Any) -> AsyncIterator[graph.StreamFollowingIdsResponse]:
         self.world.count("StreamFollowingIds")
         version = self.world.version
         edges = list(self.world.followed_ms.get(request.user_id, {}).items())
@@ -123,9 +121,7 @@ class Tweets(TweetServiceServicer):
     def __init__(self, world: World) -> None:
         self.world = world
 
-    async def BatchListAuthorTweetIds(
-        self, request: Any, context: Any
-    ) -> tweet.BatchListAuthorTweetIdsResponse:
+    async def BatchListAuthorTweetIds(self, request: Any, context: Any) -> tweet.BatchListAuthorTweetIdsResponse:
         self.world.count("BatchListAuthorTweetIds")
         self.world.pulled.append(list(request.author_ids))
         if list(request.author_ids) != [READER]:

@@ -1,0 +1,126 @@
+"""Fan-out's consumer on fake owners behind a real channel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from roost.event.v1 import event_pb2
+from roost.graph.v1 import graph_service_pb2 as graph
+from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
+from roost.timeline.v1 import timeline_service_pb2 as timeline
+from roost.timeline.v1.timeline_service_pb2_grpc import TimelineServiceServicer
+
+from services.common import errors
+from services.common.event_log import Delivered, Record
+from services.common.inprocess import InProcessChannel
+from services.common.interceptors.endpoint import endpoints_of
+from services.fanout.consumer import HYBRID, Fanout
+from services.fanout.receipts import Receipts
+
+NOW_S = 1_800_000_000.0
+
+
+@dataclass
+class World:
+    """Followers by author, homes by user, and what went over the wire."""
+
+    followers: dict[int, Sequence[int]] = field(default_factory=dict)
+    homes: dict[int, set[int]] = field(default_factory=dict)
+    warm: set[int] | None = None
+    calls: list[list[tuple[int, int]]] = field(default_factory=list)
+    reads: list[int] = field(default_factory=list)
+    in_flight: int = 0
+    most_in_flight: int = 0
+    refusals: int = 0
+    only_pulled: set[int] = field(default_factory=set)
+    tiers_fresh: bool = True
+    appended: list[Record] = field(default_factory=list)
+
+    def has(self, *pairs: tuple[int, int]) -> bool:
+        return all(tweet_id in self.homes.get(user_id, ()) for user_id, tweet_id in pairs)
+
+
+class Graph(GraphServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def StreamFollowerIds(
+        self, request: Any, context: Any
+    ) -> AsyncIterator[graph.StreamFollowerIdsResponse]:
+        self.world.reads.append(request.user_id)
+        ids = list(self.world.followers.get(request.user_id, ()))
+        for start in range(0, len(ids), request.page_size):
+            yield graph.StreamFollowerIdsResponse(ids=ids[start : start + request.page_size])
+
+
+class Homes(TimelineServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def AppendHomeEntries(self, request: Any, context: Any) -> timeline.AppendHomeEntriesResponse:
+        world = self.world
+        world.in_flight += 1
+        world.most_in_flight = max(world.most_in_flight, world.in_flight)
+        await asyncio.sleep(0.001)
+        world.in_flight -= 1
+        if world.refusals:
+            world.refusals -= 1
+            raise errors.unavailable("not now")
+        world.calls.append([(entry.tweet_id, len(entry.user_ids)) for entry in request.entries])
+        for entry in request.entries:
+            for user_id in entry.user_ids:
+                world.homes.setdefault(user_id, set()).add(entry.tweet_id)
+        warm = [len([u for u in e.user_ids if world.warm is None or u in world.warm]) for e in request.entries]
+        return timeline.AppendHomeEntriesResponse(warm=warm)
+
+
+class Tiers:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def fresh(self) -> bool:
+        return self.world.tiers_fresh
+
+    def only_pulled(self, user_id: int, now_ms: int) -> bool:
+        assert now_ms == int(NOW_S * 1000)
+        return user_id in self.world.only_pulled
+
+
+class Log:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def append(self, records: Sequence[Record]) -> None:
+        self.world.appended += records
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def receipts() -> Receipts:
+    return Receipts(lambda: NOW_S)
+
+
+def make_fanout(world: World, receipts: Receipts, mode: str = HYBRID, quota: int = 20_000) -> Fanout:
+    channel = InProcessChannel(
+        endpoints_of({"roost.graph.v1.GraphService": Graph(world), "roost.timeline.v1.TimelineService": Homes(world)}),
+        "fanout",
+    )
+    log: Any = Log(world)
+    tiers: Any = Tiers(world)
+    return Fanout(channel, log, tiers, receipts, mode, lambda: NOW_S, quota)
+
+
+def created(tweet_id: int, author: int, offset: int | None = None) -> Delivered:
+    event = event_pb2.Event(event_id=tweet_id, key=author)
+    event.tweet_created.tweet_id = tweet_id
+    event.tweet_created.author_id = author
+    payload = event.SerializeToString()
+    return Delivered(offset or tweet_id, 0, "tweet.created", author, tweet_id, payload, "")

@@ -1,0 +1,135 @@
+"""How many builds run, how many wait, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from services.timeline import builds as module
+from services.timeline.builds import Builds
+from services.timeline.plan import PUSH, Rules
+from services.timeline.relations import Relations
+from services.timeline.store.embedded import EmbeddedHomeTimelines
+
+ANN = 2
+
+
+class Owners:
+    """Everybody follows ANN; her ids are answered once `answering` is set."""
+
+    def __init__(self) -> None:
+        self.answering = asyncio.Event()
+        self.asking = 0
+        self.most = 0
+
+    async def fetch(self, user_id: int) -> Relations:
+        return Relations(1, [(0, ANN)])
+
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+        self.asking += 1
+        self.most = max(self.most, self.asking)
+        await self.answering.wait()
+        self.asking -= 1
+        found[ANN] = [30, 20, 10]
+
+
+@pytest.fixture
+def owners() -> Owners:
+    return Owners()
+
+
+@pytest.fixture
+def store() -> EmbeddedHomeTimelines:
+    return EmbeddedHomeTimelines(1_000)
+
+
+@pytest.fixture
+def builds(owners: Owners, store: EmbeddedHomeTimelines) -> Builds:
+    fake: Any = owners
+    return Builds(store, fake, fake, fake, Rules(PUSH, 0), lambda: 1.5)
+
+
+async def test_a_build_pulls_and_installs(builds: Builds, owners: Owners, store: EmbeddedHomeTimelines) -> None:
+    build = builds.join(1)
+    assert build is not None
+    assert not await build.done(0.01)
+    owners.answering.set()
+    assert await build.done(1)
+    assert build.installed
+    home = await store.read(1)
+    assert home is not None
+    assert (list(home.ids), home.floor, home.opened_ms, home.mode) == ([10, 20, 30], 0, 1_500, PUSH)
+
+
+async def test_one_build_a_user(builds: Builds, owners: Owners) -> None:
+    first = builds.join(1)
+    assert builds.join(1) is first
+    assert builds.join(2) is not first
+    owners.answering.set()
+    assert first is not None
+    assert await first.done(1)
+    assert builds.join(1) is not first
+    await builds.stop()
+
+
+async def test_builds_are_bounded_and_so_are_those_that_wait(
+    builds: Builds, owners: Owners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 10)
+    joined = [builds.join(user_id) for user_id in range(1, module.MAX_BUILDS + 12)]
+    assert joined[-1] is None
+    assert None not in joined[:-1]
+    await asyncio.sleep(0.01)
+    assert owners.asking == module.MAX_BUILDS
+    owners.answering.set()
+    for build in joined[:-1]:
+        assert build is not None
+        assert await build.done(1)
+    assert owners.most == module.MAX_BUILDS
+
+
+async def test_a_build_dropped_meanwhile_still_tells_what_it_pulled(
+    builds: Builds, owners: Owners, store: EmbeddedHomeTimelines
+) -> None:
+    build = builds.join(1)
+    assert build is not None
+    await build.done(0.01)
+    await store.drop(1)
+    owners.answering.set()
+    assert await build.done(1)
+    assert not build.installed
+    assert build.home is not None
+    assert list(build.home.ids) == [10, 20, 30]
+    assert await store.read(1) is None
+
+
+async def test_stopping_ends_builds_and_leaves_homes_cold(
+    builds: Builds, owners: Owners, store: EmbeddedHomeTimelines
+) -> None:
+    build = builds.join(1)
+    assert build is not None
+    await asyncio.sleep(0.01)
+    await builds.stop()
+    assert await build.done(0)
+    assert build.home is None
+    assert await store.append([(40, [1])]) == [0]
+
+
+async def test_a_build_fails_for_all_who_wait(
+    builds: Builds, owners: Owners, store: EmbeddedHomeTimelines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(user_id: int) -> Relations:
+        raise ConnectionError("down")
+
+    monkeypatch.setattr(owners, "fetch", fail)
+    build = builds.join(1)
+    assert build is not None
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            await build.done(1)
+    assert await store.append([(40, [1])]) == [0]
+    assert builds.join(1) is not build
+    await builds.stop()
