@@ -12,6 +12,7 @@ from services.engagement.server import build as build_engagement
 from services.fanout.server import build as build_fanout
 from services.graph.server import build as build_graph
 from services.identity.server import build as build_identity
+from services.search.server import build as build_search
 from services.timeline.server import build as build_timeline
 from services.tweet.server import build as build_tweet
 
@@ -22,4 +23,5 @@ SERVICES: Mapping[str, Build] = {
     "engagement": build_engagement,
     "timeline": build_timeline,
     "fanout": build_fanout,
+    "search": build_search,
 }

@@ -9,6 +9,7 @@ from services.common.kit import Kit, Service
 from services.common.tiers import Tiers
 from services.timeline.builds import Builds
 from services.timeline.explain import Explainer
+from services.timeline.found import FoundLists
 from services.timeline.home import HomeReader
 from services.timeline.plan import Rules
 from services.timeline.pull import OwnerIds, Puller
@@ -30,7 +31,7 @@ async def build(kit: Kit) -> Service:
     puller = Puller(owner, time.monotonic)
     reader = HomeReader(store, builds, relations, puller, hydrator, tiers, rules, kit.clock)
     explainer = Explainer(reader, hydrator, kit.channel)
-    servicer = TimelineService(store, reader, builds, explainer, rules, kit.cursors)
+    servicer = TimelineService(store, reader, builds, explainer, FoundLists(kit.channel), rules, kit.cursors)
     return Service(
         name=kit.name,
         servicers={"roost.timeline.v1.TimelineService": servicer},

@@ -13,6 +13,7 @@ from services.common import errors
 from services.common.cursor import Cursors
 from services.timeline.builds import Builds
 from services.timeline.explain import Explainer
+from services.timeline.found import FoundLists
 from services.timeline.home import MAX_ENTRIES, HomeReader
 from services.timeline.plan import PULL, Rules
 from services.timeline.store import HomeTimelineStore
@@ -37,6 +38,7 @@ class TimelineService(TimelineServiceServicer):
         reader: HomeReader,
         builds: Builds,
         explainer: Explainer,
+        found: FoundLists,
         rules: Rules,
         cursors: Cursors,
     ) -> None:
@@ -44,6 +46,7 @@ class TimelineService(TimelineServiceServicer):
         self._reader = reader
         self._builds = builds
         self._explainer = explainer
+        self._found = found
         self._rules = rules
         self._cursors = cursors
 
@@ -52,7 +55,7 @@ class TimelineService(TimelineServiceServicer):
     ) -> tweet_pb2.JoinedTweetPage:
         user_id = calls.require_user()
         bound, served = self._opened(request.cursor, user_id)
-        size = request.page_size if request.HasField("page_size") else DEFAULT_PAGE_SIZE
+        size = _size(request)
         # mode=ranked is answered chronologically: there is no ranker yet.
         page = await self._reader.page(user_id, bound, served, size)
         if page.partial:
@@ -63,6 +66,12 @@ class TimelineService(TimelineServiceServicer):
         return tweet_pb2.JoinedTweetPage(
             tweets=[entry.data for entry in page.entries], next_cursor=next_cursor, partial=page.partial
         )
+
+    async def ListMentions(self, request: pb.ListMentionsRequest, context: _Context) -> tweet_pb2.JoinedTweetPage:
+        return await self._found.mentions(calls.require_user(), request.cursor, _size(request))
+
+    async def ListTagTimeline(self, request: pb.ListTagTimelineRequest, context: _Context) -> tweet_pb2.JoinedTweetPage:
+        return await self._found.tagged(request.tag, request.cursor, _size(request))
 
     async def ExplainTimelineEntry(
         self, request: pb.ExplainTimelineEntryRequest, context: _Context
@@ -102,3 +111,7 @@ class TimelineService(TimelineServiceServicer):
         if not (isinstance(bound, int) and isinstance(served, int) and 0 <= served < MAX_ENTRIES):
             raise errors.invalid_argument("not a cursor of this list: start again without one", field="cursor")
         return bound, served
+
+
+def _size(request: Any) -> int:
+    return int(request.page_size) if request.HasField("page_size") else DEFAULT_PAGE_SIZE

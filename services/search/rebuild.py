@@ -1,0 +1,127 @@
+"""The index built anew from its owners, online: at a first start, and when an operator asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from roost.identity.v1 import user_service_pb2 as identity
+from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
+from roost.tweet.v1 import tweet_service_pb2 as tweet
+from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
+
+from services.common.event_log import is_passing
+from services.search.consumer import in_turns, tweet_change
+from services.search.documents import user_document
+from services.search.store import Change, Collection, SearchIndex
+
+# After a failure; then twice as long, up to the most.
+RETRY_FIRST_S = 0.2
+RETRY_MOST_S = 30.0
+
+_log = structlog.get_logger(__name__)
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class Rebuilder:
+    """Builds the index anew, one at a time; a worker that does so by itself where there is none."""
+
+    def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, sleep: Sleep = asyncio.sleep) -> None:
+        self._scan_tweets: Any = TweetServiceStub(channel).ScanTweets
+        self._scan_users: Any = UserServiceStub(channel).ScanUsers
+        self._index = index
+        self._sleep = sleep
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins where the index was never filled."""
+        if self._index.position is None:
+            self.begin()
+
+    async def stop(self) -> None:
+        """Gives up what is under way: the index in use stays."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def begin(self) -> bool:
+        """Begins, unless it is under way: then it answers False."""
+        if self._task is not None and not self._task.done():
+            return False
+        # In an empty context: neither the deadline nor the name of whoever asked ends with the call.
+        self._task = asyncio.get_running_loop().create_task(self._until_done(), context=contextvars.Context())
+        return True
+
+    async def done(self) -> None:
+        """Returns once what is under way has ended; raises what ended it."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def _until_done(self) -> None:
+        failures = 0
+        while True:
+            try:
+                return await self._build()
+            except Exception as error:
+                failures += 1
+                _log.error("search index not built, will begin again", failures=failures, error=repr(error))
+            await self._sleep(min(RETRY_FIRST_S * 2.0 ** min(failures - 1, 20), RETRY_MOST_S))
+
+    async def _build(self) -> None:
+        begun = time.monotonic()
+        await self._index.begin()
+        counts = {"users": 0, "tweets": 0}
+        async for users in self._through(self._users):
+            await self._fill(users)
+            counts["users"] += len(users)
+        async for tweets in self._through(self._tweets):
+            await self._fill(tweets)
+            counts["tweets"] += len(tweets)
+        await self._index.finish()
+        _log.info("search index built", seconds=round(time.monotonic() - begun, 3), **counts)
+
+    async def _fill(self, changes: list[Change]) -> None:
+        await self._index.fill([change for change in changes if change.document is not None])
+
+    async def _through(self, scan: Callable[[int], AsyncIterator[list[Change]]]) -> AsyncIterator[list[Change]]:
+        """A scan to its end, taken up again behind the last id after a failure that passes."""
+        after_id, failures = 0, 0
+        while True:
+            try:
+                async for changes in scan(after_id):
+                    yield changes
+                    after_id, failures = changes[-1].id, 0
+                return
+            except grpc.aio.AioRpcError as error:
+                if not is_passing(error):
+                    raise
+                failures += 1
+                _log.warning("scan interrupted, will go on", after_id=after_id, code=error.code().name)
+            await self._sleep(min(RETRY_FIRST_S * 2.0 ** min(failures - 1, 20), RETRY_MOST_S))
+
+    async def _tweets(self, after_id: int) -> AsyncIterator[list[Change]]:
+        async for message in self._scan_tweets(tweet.ScanTweetsRequest(after_id=after_id)):
+            changes: list[Change] = []
+            for part in in_turns(message.cores):
+                changes.extend(map(tweet_change, part))
+                await asyncio.sleep(0)
+            if changes:
+                yield changes
+
+    async def _users(self, after_id: int) -> AsyncIterator[list[Change]]:
+        async for message in self._scan_users(identity.ScanUsersRequest(after_id=after_id)):
+            changes: list[Change] = []
+            for part in in_turns(message.users):
+                changes.extend(
+                    Change(Collection.USERS, one.user.id, user_document(one.user, one.state, one.version))
+                    for one in part
+                )
+                await asyncio.sleep(0)
+            if changes:
+                yield changes

@@ -1,0 +1,153 @@
+"""The servicer of roost.search.v1.SearchService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from roost.identity.v1 import user_pb2
+from roost.search.v1 import search_service_pb2 as pb
+from roost.search.v1.search_service_pb2_grpc import SearchServiceServicer
+from roost.tweet.v1 import tweet_pb2
+
+from services.common import context as calls
+from services.common.cursor import Cursors
+from services.search.people import PeopleSearch
+from services.search.query import hashtag_term, parse
+from services.search.rebuild import Rebuilder
+from services.search.store import SearchIndex
+from services.search.trends import Trend, Trends
+from services.search.tweets import TweetSearch
+
+DEFAULT_PAGE_SIZE = 20
+# Rankings are made anew at most so often, however many ask: nobody sees a trend a second sooner.
+RANKED_EVERY_S = 1.0
+
+_log = structlog.get_logger(__name__)
+
+# The generated type differs from method to method, and nothing here asks the context for anything.
+_Context = Any
+
+
+class RankedNow:
+    """The ranking of trends, remembered for RANKED_EVERY_S. `clock` gives unix seconds."""
+
+    def __init__(self, trends: Trends[Any], clock: Callable[[], float]) -> None:
+        self._trends = trends
+        self._clock = clock
+        self._at_s = float("-inf")
+        self._ranked: Sequence[Trend] = ()
+
+    def __call__(self) -> Sequence[Trend]:
+        now_s = self._clock()
+        if abs(now_s - self._at_s) >= RANKED_EVERY_S:
+            self._at_s, self._ranked = now_s, self._trends.ranking()
+        return self._ranked
+
+    def strengths(self) -> Mapping[Any, float]:
+        """Each one's strength as a share of the strongest's: from 0 to 1."""
+        ranked = self()
+        return {trend.key: trend.strength / ranked[0].strength for trend in ranked if ranked[0].strength > 0}
+
+
+class SearchService(SearchServiceServicer):
+    """Finds tweets and people, completes what is typed, and tells what is talked about."""
+
+    def __init__(
+        self,
+        index: SearchIndex,
+        tweets: TweetSearch,
+        people: PeopleSearch,
+        trending_tags: RankedNow,
+        trending_tweets: RankedNow,
+        rebuilder: Rebuilder,
+        cursors: Cursors,
+    ) -> None:
+        self._index = index
+        self._tweets = tweets
+        self._people = people
+        self._trending_tags = trending_tags
+        self._trending_tweets = trending_tweets
+        self._rebuilder = rebuilder
+        self._cursors = cursors
+
+    async def SearchTweets(self, request: pb.SearchTweetsRequest, context: _Context) -> tweet_pb2.JoinedTweetPage:
+        tweets, next_cursor = await self._find_tweets(request)
+        return tweet_pb2.JoinedTweetPage(tweets=tweets, next_cursor=next_cursor)
+
+    async def SearchUsers(self, request: pb.SearchUsersRequest, context: _Context) -> pb.SearchUsersResponse:
+        users, next_cursor = await self._people.page(request.query, request.cursor, _size(request), calls.reader_id())
+        return pb.SearchUsersResponse(users=users, next_cursor=next_cursor)
+
+    async def Search(self, request: pb.SearchRequest, context: _Context) -> pb.JoinedSearchPage:
+        if request.type == pb.SEARCH_TYPE_USERS:
+            users, next_cursor = await self._find_users(request)
+            return pb.JoinedSearchPage(users=users, next_cursor=next_cursor)
+        if request.type == pb.SEARCH_TYPE_TWEETS or request.cursor:
+            tweets, next_cursor = await self._find_tweets(request)
+            return pb.JoinedSearchPage(tweets=tweets, next_cursor=next_cursor)
+        (tweets, next_cursor), (users, _) = await asyncio.gather(self._find_tweets(request), self._find_users(request))
+        return pb.JoinedSearchPage(tweets=tweets, next_cursor=next_cursor, users=users)
+
+    async def Suggest(self, request: pb.SuggestRequest, context: _Context) -> pb.SuggestResponse:
+        text, size = request.query.strip(), _size(request)
+        users: Sequence[user_pb2.UserRef] = ()
+        tags: Sequence[str] = ()
+        if not text.startswith("#"):
+            users = await self._people.suggest(text, size, calls.reader_id())
+        if name := "" if text.startswith("@") else text.lstrip("#"):
+            tags = await self._index.terms(hashtag_term(name), size)
+        return pb.SuggestResponse(users=users, tags=[tag.removeprefix("#") for tag in tags])
+
+    async def ListTrendingTags(
+        self, request: pb.ListTrendingTagsRequest, context: _Context
+    ) -> pb.ListTrendingTagsResponse:
+        ranked, start, size = self._trending_tags(), self._place(request.cursor, "trending_tags"), _size(request)
+        end = start + size
+        return pb.ListTrendingTagsResponse(
+            tags=[pb.TrendingTag(tag=str(trend.key), tweets=trend.acts) for trend in ranked[start:end]],
+            next_cursor=self._cursors.seal("trending_tags", 0, end) if end < len(ranked) else "",
+        )
+
+    async def ListTrendingTweets(
+        self, request: pb.ListTrendingTweetsRequest, context: _Context
+    ) -> tweet_pb2.JoinedTweetPage:
+        ids = [int(str(trend.key)) for trend in self._trending_tweets()]
+
+        def seal(place: int) -> str:
+            return self._cursors.seal("trending_tweets", 0, place)
+
+        start = self._place(request.cursor, "trending_tweets")
+        tweets, next_cursor = await self._tweets.in_order(ids, start, _size(request), calls.reader_id(), seal)
+        return tweet_pb2.JoinedTweetPage(tweets=tweets, next_cursor=next_cursor)
+
+    async def Reindex(self, request: pb.ReindexRequest, context: _Context) -> pb.ReindexResponse:
+        started = self._rebuilder.begin()
+        call = calls.current()
+        _log.info(
+            "audit",
+            action="reindex",
+            actor_id=call.actor.user_id,
+            caller=call.caller,
+            request_id=call.request_id,
+            started=started,
+        )
+        return pb.ReindexResponse(started=started)
+
+    async def _find_tweets(self, request: pb.SearchTweetsRequest | pb.SearchRequest) -> tuple[list[bytes], str]:
+        asked = parse(request.query, request.keywords, request.tags)
+        find = self._tweets.top if request.order == pb.SEARCH_ORDER_TOP else self._tweets.latest
+        return await find(asked, request.cursor, _size(request), calls.reader_id())
+
+    async def _find_users(self, request: pb.SearchRequest) -> tuple[list[user_pb2.User], str]:
+        text = " ".join((request.query, *request.keywords)).strip()
+        return await self._people.page(text, request.cursor, _size(request), calls.reader_id())
+
+    def _place(self, cursor: str, list_name: str) -> int:
+        return int(self._cursors.open(cursor, list_name, 0)[0]) if cursor else 0
+
+
+def _size(request: Any) -> int:
+    return int(request.page_size) if request.HasField("page_size") else DEFAULT_PAGE_SIZE

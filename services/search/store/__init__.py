@@ -1,0 +1,107 @@
+"""The port of the search index: documents in two collections, found by terms and phrases.
+
+The index is derived. It may be lost or dropped at any moment, and is filled anew from the owners while it goes on answering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+# What one search, one change and one fill may hold.
+MAX_FOUND = 1_000
+MAX_CHANGES = 1_000
+
+
+class Collection(Enum):
+    """What is indexed. The values are the names of the ids in an index."""
+
+    TWEETS = "tweet_id"
+    USERS = "user_id"
+
+
+class Document(NamedTuple):
+    """One tweet or person. `exact` are terms matched as a whole, `words` the text in order; neither holds white space alone.
+
+    `version` grows with every change at the owner.
+    """
+
+    id: int
+    version: int
+    author_id: int
+    exact: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+class Change(NamedTuple):
+    """What stands now: the document, or None where it is not to be found any more."""
+
+    collection: Collection
+    id: int
+    document: Document | None
+
+
+class Query(NamedTuple):
+    """Terms, and phrases (word after word; one word is a phrase too), all of which must be there. Not empty."""
+
+    exact: tuple[str, ...] = ()
+    phrases: tuple[tuple[str, ...], ...] = ()
+
+
+class Hit(NamedTuple):
+    """A tweet found: how well its text fits, from 0 to 1 among the hits, and whether it has one of the terms preferred."""
+
+    id: int
+    author_id: int
+    score: float
+    preferred: bool
+
+
+class SearchIndex(Protocol):
+    """The index of one process. UNAVAILABLE where it refuses for now."""
+
+    @property
+    def position(self) -> int | None:
+        """Up to which offset of the event log the index is durable; None where it must be filled from the owners first."""
+
+    async def apply(self, changes: Sequence[Change], position: int = 0) -> None:
+        """Takes in up to MAX_CHANGES changes: searches that begin after it returns see them.
+
+        A document of a lower version than the one that stands is passed over; a removal is not. Durable within about a second;
+        `position`, where it is not 0, is the offset up to which the log has been applied, and becomes durable after the changes.
+        UNAVAILABLE while too much waits for being durable: nothing was taken in then.
+        """
+
+    async def newest(self, collection: Collection, query: Query, before_id: int, limit: int) -> Sequence[int]:
+        """Up to `limit` (≤ MAX_FOUND) ids of matches, greatest first, below `before_id` (0: no bound). Fewer only where no more match."""
+
+    async def oldest(self, collection: Collection, query: Query, limit: int) -> Sequence[int]:
+        """Up to `limit` (≤ MAX_FOUND) ids of matches, least first."""
+
+    async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str] = ()) -> Sequence[Hit]:
+        """Up to `limit` (≤ MAX_FOUND) matching tweets below `before_id` (0: no bound) that fit best, in no promised order.
+
+        `preferred` are exact terms of which each hit tells whether it has one.
+        """
+
+    async def terms(self, prefix: str, limit: int) -> Sequence[str]:
+        """Up to `limit` (≤ MAX_FOUND) exact terms of tweets that begin so and have a document, the most frequent first."""
+
+    async def count(self, collection: Collection) -> int:
+        """How many documents there are."""
+
+    async def begin(self) -> None:
+        """Begins an index anew beside the one in use. Changes go to both from now on; one begun before is given up."""
+
+    async def fill(self, changes: Sequence[Change]) -> None:
+        """Puts what a scan of the owner found, up to MAX_CHANGES, into the new index, unless `apply` told of it since `begin`.
+
+        FAILED_PRECONDITION where none was begun.
+        """
+
+    async def finish(self) -> None:
+        """Makes the new index durable and changes over to it; the old one is dropped. FAILED_PRECONDITION as in `fill`."""
+
+    async def close(self) -> None:
+        """Makes durable what was applied, and gives the index free."""
