@@ -56,10 +56,12 @@ class Opened:
     folder: Path
     store: TweetStore = field(init=False)
 
-    async def post(self, tweet_id: int, author_id: int = 1, claim: Claim | None = None, **head: Any) -> int:
-        """Creates a tweet and returns the id that the store answers."""
+    async def post(
+        self, tweet_id: int, author_id: int = 1, claim: Claim | None = None, conversation_id: int = 0, **head: Any
+    ) -> int:
+        """Creates a tweet, in a conversation of its own where none is given, and returns the id that the store answers."""
         core = make_core(tweet_id, author_id, **head)
-        return await self.store.create(core, tweet_id, event("tweet.created", tweet_id), claim)
+        return await self.store.create(core, conversation_id or tweet_id, event("tweet.created", tweet_id), claim)
 
     async def delete(self, tweet_id: int, at_s: int = 0) -> bool:
         """Deletes as the author does."""

@@ -273,3 +273,52 @@ async def test_reads_beside_writes_never_leave_something_stale_behind(opened: Op
     known = [await opened.ids_of(author_id) for author_id in (1, 2, 3)]
     await opened.again()
     assert known == [await opened.ids_of(author_id) for author_id in (1, 2, 3)]
+
+
+async def test_a_reply_makes_a_new_version_of_its_conversation(opened: Opened) -> None:
+    store = opened.store
+    await opened.post(1)
+    await opened.post(2, reply_to_id=1, conversation_id=1)
+    versions = {await store.thread_version(1)}
+    for tweet_id in range(3, 20):
+        other = await store.thread_version(2)
+        await opened.post(tweet_id, reply_to_id=tweet_id - 1, conversation_id=1)
+        assert await store.thread_version(2) == other, "another conversation"
+        versions.add(await store.thread_version(1))
+    assert len(versions) == 18
+    await opened.post(20)
+    await opened.delete(19)
+    assert await store.thread_version(1) in versions, "what hangs on what is as it was"
+
+
+async def test_what_was_read_of_a_thread_holds_for_its_version(opened: Opened) -> None:
+    """Readers beside a writer, each remembering by version: none is ever handed less than what was answered for."""
+    await opened.post(1)
+    answered = checked = 0
+    remembered: dict[int, int] = {}
+
+    async def read() -> None:
+        nonlocal checked
+        while answered < 40:
+            expected = answered
+            version = await opened.store.thread_version(1)
+            if version in remembered:
+                assert remembered[version] >= expected
+                checked += 1
+                await asyncio.sleep(0)
+            else:
+                children = await opened.store.batch_list_children([1], 100)
+                remembered.setdefault(version, len(children.get(1, ())))
+
+    async def write() -> None:
+        nonlocal answered
+        for tweet_id in range(2, 42):
+            await opened.post(tweet_id, reply_to_id=1, conversation_id=1)
+            answered += 1
+            await asyncio.sleep(0.001)
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        for _ in range(3):
+            tasks.create_task(read())
+        tasks.create_task(write())
+    assert checked
