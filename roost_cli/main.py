@@ -32,6 +32,7 @@ COMMANDS = {
     "call": _Command("roost_cli.call", "call", "Call one method of the API."),
     "load": _Command("roost_cli.load", "load", "Load a graph and tweets from files, or carry out random operations."),
     "verify": _Command("roost_cli.verify", "verify", "Compare every home timeline with what it must hold."),
+    "drill": _Command("roost_cli.drill", "drill", "Break a mesh of its own, and say whether it kept its promises."),
     "token": _Command("roost_cli.token", "token", "Print access tokens of users."),
     "doctor": _Command("roost_cli.doctor", "doctor", "Say whether Roost can run here, and whether a mesh answers."),
 }

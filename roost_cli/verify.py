@@ -71,12 +71,12 @@ def verify(
 
     Follows, blocks, mutes and deletions made meanwhile look like faults; new tweets do not.
     """
-    if not asyncio.run(_verify(target.find(grpc), replay=replay)):
+    if not asyncio.run(audit(target.find(grpc), progress.for_stream(), replay=replay)):
         raise typer.Exit(FAULTS)
 
 
-async def _verify(mesh: target.Target, *, replay: bool = False) -> bool:
-    shown = progress.for_stream()
+async def audit(mesh: target.Target, shown: progress.Progress, *, replay: bool = False) -> bool:
+    """Compares every home, prints what differs, and answers whether nothing does and fan-out has caught up."""
     operator = mesh.operator()
     findings: dict[str, dict[int, Findings]] = {}
     async with target.connect(mesh, CHANNELS) as channels:
@@ -96,6 +96,20 @@ async def _verify(mesh: target.Target, *, replay: bool = False) -> bool:
         except grpc_lib.aio.AioRpcError as error:
             raise refused(error, "auditing") from error
     return report(truth, standing, findings) and caught_up
+
+
+async def faults_of(
+    channels: Sequence[grpc_lib.aio.Channel], operator: target.Metadata, readers: Sequence[int]
+) -> list[str]:
+    """What is wrong with the homes of these readers, a line each, once fan-out has caught up."""
+    shown = progress.Silent()
+    lines = [] if await wait_for_fanout(channels[0], operator, shown) else ["fan-out does not catch up"]
+    truth = await read_truth(channels[0], operator, shown)
+    auditor = Auditor(channels, operator, truth, shown)
+    await auditor.prepare(readers)
+    found = await auditor.judge(await auditor.read_all("homes"))
+    lines.extend(f"home of {reader}: {describe(faults)}" for reader, faults in found.items() if not faults.exact)
+    return lines
 
 
 async def replay_all(channel: grpc_lib.aio.Channel, operator: target.Metadata, shown: progress.Progress) -> None:
@@ -186,9 +200,9 @@ class Auditor:
         self._expected: dict[int, list[int]] = {}
         self._horizon = truth.newest
 
-    async def prepare(self) -> None:
-        """Computes what every active user's home must hold, and mints the tokens to read it with."""
-        readers = sorted(self._truth.active)
+    async def prepare(self, only: Sequence[int] | None = None) -> None:
+        """Computes what the homes of these readers (or of all active users) must hold, and mints tokens to read them."""
+        readers = sorted(self._truth.active if only is None else only)
         await self._tokens.admit(readers)
         with self._shown.phase("homes computed", len(readers)) as phase:
             for reader in readers:

@@ -13,6 +13,7 @@ from roost.identity.v1 import auth_service_pb2
 
 from roost_cli import demo, edges, load, verify
 from roost_cli.loader import scan_users
+from roost_cli.progress import Silent
 from roost_cli.target import Target
 
 MARGIN_S = 0.05
@@ -43,7 +44,7 @@ async def test_loading_twice_adds_nothing_and_every_home_is_exact(
 ) -> None:
     await load_files(target)
     assert f"{LINES} posted, 0 already there" in capsys.readouterr().out
-    assert await verify._verify(target)
+    assert await verify.audit(target, Silent())
     # Warm before the first tweet: it was fan-out that brought them all.
     assert capsys.readouterr().out.splitlines()[-2:] == [
         f"warm: {PEOPLE} of {PEOPLE}",
@@ -51,7 +52,7 @@ async def test_loading_twice_adds_nothing_and_every_home_is_exact(
     ]
     await load_files(target)
     assert f"0 posted, {LINES} already there" in capsys.readouterr().out
-    assert await verify._verify(target)
+    assert await verify.audit(target, Silent())
 
 
 async def test_what_fanout_does_not_deliver_is_missed(
@@ -62,12 +63,12 @@ async def test_what_fanout_does_not_deliver_is_missed(
     await mesh.fanout.PauseFanout(fanout_service_pb2.PauseFanoutRequest())
     author = {user.user.username: user.user.id async for user in _users(mesh)}["user_0003"]
     tweet_id = await mesh.post(author, "nobody hears of it")
-    assert not await verify._verify(target)
+    assert not await verify.audit(target, Silent())
     said = capsys.readouterr().out
     assert f"1 missing ({tweet_id})" in said
     await mesh.fanout.ResumeFanout(fanout_service_pb2.ResumeFanoutRequest())
     await mesh.settled()
-    assert await verify._verify(target)
+    assert await verify.audit(target, Silent())
 
 
 async def test_the_demo_is_loaded_once_and_its_log_in_works(mesh: Any, target: Target) -> None:
@@ -78,7 +79,7 @@ async def test_the_demo_is_loaded_once_and_its_log_in_works(mesh: Any, target: T
     people = len([user async for user in _users(mesh)])
     assert await demo.first_run(mesh.process.channel, mesh.process.settings.data_dir) == account
     assert len([user async for user in _users(mesh)]) == people == len(demo.PEOPLE)
-    assert await verify._verify(target)
+    assert await verify.audit(target, Silent())
 
 
 async def test_an_interrupted_demo_is_finished(mesh: Any) -> None:

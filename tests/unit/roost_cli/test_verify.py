@@ -29,7 +29,7 @@ def people(state: Any) -> list[int]:
 async def test_right_answers_are_exact(
     fake_mesh: Target, people: list[int], state: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert await verify._verify(fake_mesh) is True
+    assert await verify.audit(fake_mesh, Silent()) is True
     assert capsys.readouterr().out.splitlines()[-2:] == ["warm: 5 of 5", "5 of 5 timelines exact"]
     assert sorted(state.rebuilt) == people
 
@@ -59,7 +59,7 @@ async def test_one_of_each_fault_is_four_findings(
         people[4]: [],
     }
 
-    assert await verify._verify(fake_mesh) is False
+    assert await verify.audit(fake_mesh, Silent()) is False
     said = capsys.readouterr().out
     assert "home of user_0000 (100) as it stood: 1 missing" in said
     assert "as it stood: 1 missing, 1 extra, 1 repeated, 1 misordered" in said
@@ -81,7 +81,7 @@ async def test_a_fault_that_a_rebuild_cures_is_still_a_fault(
         state.homes = {}
 
     monkeypatch.setattr(verify.Auditor, "rebuild_all", cure)
-    assert await verify._verify(fake_mesh) is False
+    assert await verify.audit(fake_mesh, Silent()) is False
     assert capsys.readouterr().out.splitlines()[-1] == "4 of 5 timelines exact"
 
 
@@ -90,14 +90,14 @@ async def test_it_counts_what_the_first_page_says(
     fake_mesh: Target, state: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state.timeline_state = "built"
-    assert await verify._verify(fake_mesh) is True
+    assert await verify.audit(fake_mesh, Silent()) is True
     assert "warm: 0 of 5" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("people")
 async def test_partial_pages_are_asked_for_again_and_not_counted(fake_mesh: Target, state: Any) -> None:
     state.partial_answers = 3
-    assert await verify._verify(fake_mesh) is True
+    assert await verify.audit(fake_mesh, Silent()) is True
 
 
 async def test_hidden_people_have_no_home_to_audit(
@@ -107,7 +107,7 @@ async def test_hidden_people_have_no_home_to_audit(
     # Whoever follows the hidden one is right to see nothing of them.
     own = [head.id for head in state.heads if head.author_id == people[4]]
     state.homes = {people[4]: sorted(own, reverse=True)}
-    assert await verify._verify(fake_mesh) is True
+    assert await verify.audit(fake_mesh, Silent()) is True
     assert capsys.readouterr().out.splitlines()[-1] == "4 of 4 timelines exact"
 
 
@@ -115,7 +115,7 @@ async def test_hidden_people_have_no_home_to_audit(
 async def test_it_waits_for_fanout(fake_mesh: Target, state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "LAG_PAUSE_S", 0.001)
     state.lags = [7, 3, 0]
-    assert await verify._verify(fake_mesh) is True
+    assert await verify.audit(fake_mesh, Silent()) is True
     assert state.calls["GetFanoutLag"] == 3
 
 
@@ -123,7 +123,7 @@ async def test_it_waits_for_fanout(fake_mesh: Target, state: Any, monkeypatch: p
 async def test_a_stuck_fanout_is_a_fault_even_where_every_home_is_exact(fake_mesh: Target, state: Any) -> None:
     state.lags = [7]
     state.paused = True
-    assert await verify._verify(fake_mesh) is False
+    assert await verify.audit(fake_mesh, Silent()) is False
 
 
 async def test_a_home_that_does_not_end_is_a_fault(
