@@ -20,11 +20,10 @@ from roost.identity.v1 import user_service_pb2 as identity
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
-from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.common.answers import counts_of, gathered, nothing, seen_by_reader, states_of
+from services.common.cores import Core, Cores
 from services.common.fragments import (
-    NO_METRICS,
     QUOTED,
     RETWEETED,
     VIEWER,
@@ -53,7 +52,7 @@ class _Page(NamedTuple):
 
     fragments: dict[int, bytes]
     muted: Container[int]
-    nested: dict[int, _Core]
+    nested: dict[int, Core]
     counts: dict[int, engagement.TweetCounts]
     states: dict[int, int]
 
@@ -63,7 +62,13 @@ class Hydrator:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         # Any: the generated stubs' types know the socket's call class only.
-        self._get_cores: Any = TweetServiceStub(channel).BatchGetTweetCores
+        # The twin: the memory of cores knows them by their bytes.
+        self._get_cores: Any = channel.unary_unary(
+            "/roost.tweet.v1.TweetService/BatchGetTweetCores",
+            tweet.BatchGetTweetCoresRequest.SerializeToString,
+            tweet_pb2.SerializedTweetCores.FromString,
+        )
+        self._cores = Cores()
         self._get_refs: Any = UserServiceStub(channel).BatchGetUserRefs
         self._get_filter: Any = GraphServiceStub(channel).GetVisibilityFilter
         self._get_counts: Any = EngagementServiceStub(channel).BatchGetCounts
@@ -91,7 +96,7 @@ class Hydrator:
         while start < len(ids) and len(found) < limit:
             batch = ids[start : start + size]
             response = await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=batch, viewer_id=reader_id))
-            cores = _standing(response.cores)
+            cores = self._cores.standing(response.cores)
             if following is not None:
                 cores = _of_home(cores, reader_id, following)
             if cores:
@@ -108,23 +113,24 @@ class Hydrator:
         refs, rules = await gathered(self._ask_people(reader_id, asked))
         return seen_by_reader(refs, rules, asked)[0]
 
-    async def _ask_owners(self, reader_id: int, cores: Sequence[_Core], want_parents: bool) -> _Page:
+    async def _ask_owners(self, reader_id: int, cores: Sequence[Core], want_parents: bool) -> _Page:
         user_ids: set[int] = set()
         others: set[int] = set()
-        shown = [core[0] for core in cores]
+        shown = []
         for core in cores:
-            user_ids.add(core[1])
-            if core[3]:
-                others.add(core[3])
-                shown.append(core[3])
-                user_ids.add(core[2].retweet_of_author_id)
-            elif core[4]:
-                others.add(core[4])
-                shown.append(core[4])
-                user_ids.add(core[2].quote_of_author_id)
-            if want_parents and core[5]:
-                others.add(core[5])
-                user_ids.add(core[2].reply_to_author_id)
+            shown.append(core.id)
+            user_ids.add(core.author_id)
+            if core.original_id:
+                others.add(core.original_id)
+                shown.append(core.original_id)
+                user_ids.add(core.original_author_id)
+            elif core.quoted_id:
+                others.add(core.quoted_id)
+                shown.append(core.quoted_id)
+                user_ids.add(core.quoted_author_id)
+            if want_parents and core.parent_id:
+                others.add(core.parent_id)
+                user_ids.add(core.parent_author_id)
         people = self._ask_people(reader_id, user_ids)
         more = [self._get_cores(tweet.BatchGetTweetCoresRequest(ids=others, viewer_id=reader_id))] if others else []
         counts = counts_of(self._get_counts(engagement.BatchGetCountsRequest(ids=shown)))
@@ -135,7 +141,7 @@ class Hydrator:
         )
         refs, rules, *answers, counted, did = await gathered([*people, *more, counts, states])
         fragments, muted = seen_by_reader(refs, rules, user_ids)
-        nested = {core[0]: core for answer in answers for core in _standing(answer.cores)}
+        nested = {core.id: core for answer in answers for core in self._cores.standing(answer.cores)}
         return _Page(fragments, muted, nested, counted, did)
 
     def _ask_people(self, reader_id: int, user_ids: set[int]) -> list[Any]:
@@ -146,35 +152,25 @@ class Hydrator:
         ]
 
 
-# Of a tweet that stands: id, author, head, original, quoted, parent (0 where there is none), and the message.
-# Each field of a message is read once: reading is what costs.
-_Core = tuple[int, int, tweet_pb2.TweetHead, int, int, int, tweet_pb2.TweetCore]
-
-
-def _standing(cores: Iterable[tweet_pb2.TweetCore]) -> list[_Core]:
-    return [
-        (head.id, head.author_id, head, head.retweet_of_id, head.quote_of_id, head.reply_to_id, core)
-        for core in cores
-        if not (head := core.head).deleted
-    ]
-
-
-def _of_home(cores: Sequence[_Core], reader_id: int, following: Container[int]) -> list[_Core]:
+def _of_home(cores: Sequence[Core], reader_id: int, following: Container[int]) -> list[Core]:
     """The cores less what the heads alone keep out of a home: strangers, and replies to strangers."""
     return [
         core
         for core in cores
-        if core[1] == reader_id or (core[1] in following and _to_known(core, reader_id, following))
+        if core.author_id == reader_id
+        or (
+            core.author_id in following
+            and (not core.parent_id or _is_known(core.parent_author_id, reader_id, following))
+        )
     ]
 
 
-def _to_known(core: _Core, reader_id: int, following: Container[int]) -> bool:
-    parent_author = core[2].reply_to_author_id if core[5] else reader_id
-    return parent_author == reader_id or parent_author in following
+def _is_known(user_id: int, reader_id: int, following: Container[int]) -> bool:
+    return user_id == reader_id or user_id in following
 
 
 def _join(
-    cores: Sequence[_Core],
+    cores: Sequence[Core],
     page: _Page,
     muted: Container[int],
     parents_of_others_than: int | None,
@@ -183,39 +179,36 @@ def _join(
 ) -> None:
     fragments = page.fragments
     for core in cores:
-        tweet_id, author_id, head, original_id, quoted_id, parent_id, _ = core
+        author_id = core.author_id
         if author_id not in fragments or author_id in muted:
             continue
-        if parent_id and parents_of_others_than not in (None, author_id):
-            parent = page.nested.get(parent_id)
-            if parent is None or parent[1] not in fragments:
+        if core.parent_id and parents_of_others_than not in (None, author_id):
+            parent = page.nested.get(core.parent_id)
+            if parent is None or parent.author_id not in fragments:
                 continue
         data = _whole(core, page)
-        if original_id:
-            original = _whole(page.nested.get(original_id), page)
-            if not original or head.retweet_of_author_id in muted:
+        if core.original_id:
+            original = _whole(page.nested.get(core.original_id), page)
+            if not original or core.original_author_id in muted:
                 continue
             data += framed(RETWEETED, original)
-        elif quoted_id:
-            data += framed(QUOTED, _whole(page.nested.get(quoted_id), page) or tombstone(quoted_id))
-        found.append(Joined(tweet_id, author_id, data))
+        elif core.quoted_id:
+            data += framed(QUOTED, _whole(page.nested.get(core.quoted_id), page) or tombstone(core.quoted_id))
+        found.append(Joined(core.id, author_id, data))
         if len(found) == limit:
             return
 
 
-def _whole(core: _Core | None, page: _Page) -> bytes:
+def _whole(core: Core | None, page: _Page) -> bytes:
     """The serialised tweet less what is nested in it; empty where it may not be seen."""
-    author = None if core is None else page.fragments.get(core[1])
-    if core is None or author is None:
+    if core is None:
         return b""
-    kept = core[6]
-    data: bytes = kept.core + author
-    counts = page.counts.get(core[0])
+    author = page.fragments.get(core.author_id)
+    if author is None:
+        return b""
+    counts = page.counts.get(core.id)
+    metrics = core.metrics
     if counts is not None:
-        data += metrics_fragment(counts.likes, kept.retweets, kept.replies, kept.quotes, counts.bookmarks)
-    elif kept.retweets or kept.replies or kept.quotes:
-        data += metrics_fragment(0, kept.retweets, kept.replies, kept.quotes, 0)
-    else:
-        data += NO_METRICS
-    state = page.states.get(core[0], 0) + 2 * kept.retweeted
-    return data + VIEWER[state] if state else data
+        metrics = metrics_fragment(counts.likes, core.retweets, core.replies, core.quotes, counts.bookmarks)
+    state = page.states.get(core.id, 0) + 2 * core.retweeted
+    return core.data + author + metrics + VIEWER[state]

@@ -79,6 +79,9 @@ class TweetStore(Protocol):
         """Tweets in the order asked for, also hidden ones (`deleted`, empty core); unknown ids are left out. With a
         viewer, `retweeted` is true where they retweeted it. A message of the caller's own."""
 
+    async def batch_get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
+        """The same, as a serialised BatchGetTweetCoresResponse."""
+
     async def batch_list_author_ids(
         self, author_ids: Sequence[int], before_id: int, per_author: int
     ) -> tweet_service_pb2.BatchListAuthorTweetIdsResponse:

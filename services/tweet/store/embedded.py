@@ -159,6 +159,11 @@ class EmbeddedTweetStore(LinkLists):
 
     async def batch_get(self, ids: Sequence[int], viewer_id: int = 0) -> tweet_service_pb2.BatchGetTweetCoresResponse:
         """See the port."""
+        frames = await self.batch_get_serialized(ids, viewer_id)
+        return tweet_service_pb2.BatchGetTweetCoresResponse.FromString(frames)
+
+    async def batch_get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
+        """See the port."""
         get = self._cores.get
         frames = [get(tweet_id) for tweet_id in ids]
         if None in frames:
@@ -169,7 +174,7 @@ class EmbeddedTweetStore(LinkLists):
                 _marked(frame) if frame is not None and i in retweeted else frame
                 for i, frame in zip(ids, frames, strict=True)
             ]
-        return tweet_service_pb2.BatchGetTweetCoresResponse.FromString(b"".join(filter(None, frames)))
+        return b"".join(filter(None, frames))
 
     async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
         """See the port."""

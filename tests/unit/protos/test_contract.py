@@ -189,10 +189,12 @@ def test_a_twin_has_the_numbers_of_its_message(message: Descriptor) -> None:
     for field in message.fields:
         other = twin.fields_by_name[field.name]
         assert (other.number, other.is_repeated) == (field.number, field.is_repeated)
+        if field.message_type is not None and other.type == FieldDescriptor.TYPE_BYTES:
+            # A serialised message is the same on the wire.
+            continue
         if field.message_type is not None and field.message_type.full_name == TWEET:
-            assert other.type == FieldDescriptor.TYPE_BYTES
-        else:
-            assert (other.type, other.message_type) == (field.type, field.message_type)
+            raise AssertionError(f"{field.full_name} is built field by field in the twin")
+        assert (other.type, other.message_type) == (field.type, field.message_type)
 
 
 @pytest.mark.parametrize(
