@@ -1,0 +1,41 @@
+"""SIGKILL at random moments under load: what was acknowledged is there once, and the mesh comes back by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from roost_cli.child import Nursery
+from roost_cli.crash import Drill
+from roost_cli.drill import STARTUP_WITHIN_S
+from roost_cli.progress import Silent
+from services.common.config import runtime_dir
+
+# `roost drill crash` makes twenty.
+ROUNDS = 3
+
+
+@pytest.mark.slow
+async def test_a_killed_mesh_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+    drill = Drill(Nursery(tmp_path), seed=1, shown=Silent())
+    result = await drill.run(ROUNDS)
+    assert result.rounds == ROUNDS
+    assert not result.lost
+    assert not result.duplicated
+    assert not result.strange
+    assert result.homes_exact
+    assert max(result.startups_s) <= STARTUP_WITHIN_S
+    # It was load that the kills met.
+    assert result.acknowledged > 100 * ROUNDS
+    assert result.unknown > 0
+
+
+@pytest.mark.slow
+async def test_a_mesh_that_stops_cleanly_leaves_nothing_behind(tmp_path: Path) -> None:
+    nursery = Nursery(tmp_path)
+    child = await nursery.start()
+    assert list(runtime_dir(tmp_path / "runtime").glob("*.json"))
+    await child.stop()
+    assert not list(runtime_dir(tmp_path / "runtime").glob("*.json"))
+    assert not list((tmp_path / "data").glob("*-wal")), "a clean stop writes every log back"

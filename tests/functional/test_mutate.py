@@ -1,0 +1,95 @@
+"""`roost load --mutate` and `roost verify` against a real mesh: homes stay exact through everything that people do."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+
+from roost_cli import mutate, verify
+from roost_cli.plan import Kind
+from roost_cli.progress import Silent
+from roost_cli.target import Target
+from services.common import errors
+from services.tweet.service import TweetServicer
+
+PEOPLE, OPERATIONS = 12, 400
+
+
+@pytest.fixture
+async def mesh(start_mesh: Callable[..., Awaitable[Any]]) -> Any:
+    """Twelve people, each following the next three, and a tweet of each; a margin short enough to pass."""
+    mesh = await start_mesh(clock_margin_s=0.05)
+    ids = await mesh.people(*(f"person_{number}" for number in range(PEOPLE)))
+    for place, user_id in enumerate(ids):
+        for step in (1, 2, 3):
+            await mesh.follow(user_id, ids[(place + step) % PEOPLE])
+        await mesh.post(user_id, "the first")
+    return mesh
+
+
+@pytest.fixture
+def target(mesh: Any) -> Target:
+    return Target(f"127.0.0.1:{mesh.process.grpc_port}", mesh.process.operator_token)
+
+
+async def test_homes_are_exact_after_random_operations_and_a_replay(
+    target: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await verify.audit(target, Silent())
+    capsys.readouterr()
+    for seed in (1, 2):
+        assert await mutate.mutate(target, OPERATIONS, seed, concurrency=16)
+        said = capsys.readouterr().out
+        assert "0 faults" in said
+        # Every kind was done, not only tried.
+        for kind in Kind:
+            done = next(line for line in said.splitlines() if line.split()[0] == kind).split()[1]
+            assert int(done) > 0, kind
+        assert await verify.audit(target, Silent(), replay=True)
+        said = capsys.readouterr().out.splitlines()
+        assert said[-1] == f"{PEOPLE} of {PEOPLE} timelines exact"
+
+
+@pytest.fixture
+def edits(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Edits answer what `side_effect` raises."""
+    answer = AsyncMock()
+    monkeypatch.setattr(TweetServicer, "UpdateTweet", answer)
+    return answer
+
+
+@pytest.fixture
+def posts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Posts are made until a `side_effect` is set."""
+    answer = AsyncMock()
+    create = TweetServicer.CreateTweet
+
+    async def post(servicer: TweetServicer, request: Any, context: Any) -> Any:
+        return await (answer(request) if answer.side_effect else create(servicer, request, context))
+
+    monkeypatch.setattr(TweetServicer, "CreateTweet", post)
+    return answer
+
+
+async def test_an_error_of_the_mesh_is_a_fault(edits: Any, target: Target, capsys: pytest.CaptureFixture[str]) -> None:
+    # One only: its traceback takes seconds to print.
+    edits.side_effect = [ValueError("a bug"), *[errors.not_found("no such tweet")] * 100]
+    assert not await mutate.mutate(target, 100, 1, concurrency=4)
+    assert "fault INTERNAL" in capsys.readouterr().out
+
+
+async def test_what_is_not_served_is_said(edits: Any, target: Target, capsys: pytest.CaptureFixture[str]) -> None:
+    edits.side_effect = errors.unimplemented("later")
+    assert not await mutate.mutate(target, 100, 1, concurrency=4)
+    assert "edit is not served here: later" in capsys.readouterr().out
+
+
+async def test_nobody_waits_for_a_tweet_that_was_refused(
+    posts: Any, target: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    posts.side_effect = errors.permission_denied("not today")
+    assert await mutate.mutate(target, 200, 1, concurrency=1)
+    assert mutate.NO_TARGET in capsys.readouterr().out
