@@ -306,6 +306,19 @@ async def test_a_reader_who_leaves_does_not_end_the_build(timeline: Timeline, wo
     assert (await timeline.read())[2] == "built"
 
 
+async def test_a_build_outlives_the_deadline_of_its_first_reader(timeline: Timeline, world: World) -> None:
+    world.follow(ANN)
+    world.post(ANN, 10)
+    world.now_s += 2 * MARGIN_S
+    world.answering.clear()
+    with timeline.as_user(READER):
+        assert (await timeline.stub.ListHomeTimeline(pb.ListHomeTimelineRequest(), timeout=0.5)).partial
+    await asyncio.sleep(0.5)
+    world.answering.set()
+    assert (await timeline.read())[0] == [10]
+    assert sum(ANN in asked for asked in world.pulled) == 1
+
+
 @pytest.mark.parametrize("method", ["BatchListAuthorTweetIds", "BatchGetTweetCores", "GetVisibilityFilter"])
 async def test_an_owner_that_is_down_is_said_and_nothing_is_shown_unchecked(
     timeline: Timeline, world: World, method: str
