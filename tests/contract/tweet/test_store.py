@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -31,7 +32,7 @@ def code_of(caught: pytest.ExceptionInfo[RoostError]) -> grpc.StatusCode:
 
 
 async def test_a_tweet_is_read_as_it_was_stored(opened: Opened) -> None:
-    head = {"reply_to_id": 3, "reply_to_author_id": 4, "quote_of_id": 7, "quote_of_author_id": 8}
+    head: dict[str, Any] = {"reply_to_id": 3, "reply_to_author_id": 4, "quote_of_id": 7, "quote_of_author_id": 8}
     await opened.post(3, 4)
     await opened.post(7, 8)
     await opened.post(100, 1, **head)

@@ -1,0 +1,258 @@
+"""Replies, quotes, retweets and edits in the store: what every adapter promises beyond single tweets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from roost.tweet.v1 import tweet_pb2
+
+from services.common.errors import RoostError
+from services.tweet.store import Claim, Retweeter
+from tests.contract.tweet.conftest import Opened, event
+
+ANN, BOB, CAT = 1, 2, 3
+# More than adapters keep of one user.
+MANY_RETWEETS = 1_100
+REPLY: dict[str, Any] = {"reply_to_id": 1, "reply_to_author_id": ANN}
+QUOTE: dict[str, Any] = {"quote_of_id": 1, "quote_of_author_id": ANN}
+RETWEET: dict[str, Any] = {"retweet_of_id": 1, "retweet_of_author_id": ANN}
+
+
+async def core_of(opened: Opened, tweet_id: int, viewer_id: int = 0) -> tweet_pb2.TweetCore:
+    return (await opened.store.batch_get([tweet_id], viewer_id)).cores[0]
+
+
+async def counts(opened: Opened, tweet_id: int) -> tuple[int, int, int]:
+    core = await core_of(opened, tweet_id)
+    return core.replies, core.retweets, core.quotes
+
+
+async def remove(opened: Opened, tweet_id: int) -> None:
+    assert await opened.store.remove(tweet_id, 7, 0, event("tweet.deleted", tweet_id))
+
+
+async def restore(opened: Opened, tweet_id: int) -> None:
+    assert await opened.store.restore(tweet_id, 7, event("tweet.restored", tweet_id))
+
+
+@pytest.mark.parametrize("links", [REPLY, QUOTE, RETWEET, {**REPLY, **QUOTE}])
+@pytest.mark.parametrize("target", ["missing", "deleted", "removed"])
+async def test_what_does_not_stand_gets_no_links(opened: Opened, links: dict[str, Any], target: str) -> None:
+    if target != "missing":
+        await opened.post(1, ANN)
+        await (opened.delete(1) if target == "deleted" else remove(opened, 1))
+    with pytest.raises(RoostError) as caught:
+        await opened.post(2, BOB, Claim("k", b"body", 0), **links)
+    assert caught.value.code is grpc.StatusCode.NOT_FOUND
+    assert await opened.store.batch_count([BOB]) == {}
+    assert ("tweet.created", 2) not in await opened.topics()
+    assert await opened.post(3, BOB, Claim("k", b"body", 0)) == 3, "the key was not used up"
+
+
+async def test_counts_change_with_their_rows_and_are_there_at_once(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    assert await counts(opened, 1) == (0, 0, 0)
+    await opened.post(2, BOB, **REPLY, **QUOTE)
+    await opened.post(3, BOB, **RETWEET)
+    await opened.post(4, CAT, **QUOTE)
+    for _ in range(2):
+        assert await counts(opened, 1) == (1, 1, 2)
+        assert (await opened.store.scan(0, 1))[0] == await core_of(opened, 1)
+        await opened.again()
+    await opened.delete(2)
+    await opened.delete(2)
+    assert await counts(opened, 1) == (0, 1, 1)
+    await remove(opened, 4)
+    assert await counts(opened, 1) == (0, 1, 0)
+    await opened.delete(3)
+    await restore(opened, 4)
+    assert await counts(opened, 1) == (0, 0, 1)
+
+
+async def test_a_hundred_retweets_at_once_make_one(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    ids = await asyncio.gather(*(opened.post(tweet_id, BOB, **RETWEET) for tweet_id in range(2, 102)))
+    assert len(set(ids)) == 1
+    assert await counts(opened, 1) == (0, 1, 0)
+    assert await opened.ids_of(BOB) == [ids[0]]
+    assert await opened.topics() == [("tweet.created", 1), ("tweet.created", ids[0])]
+
+
+async def test_a_retweet_taken_back_makes_room_for_another(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    for tweet_id in (2, 4, 6):
+        assert await opened.post(tweet_id, BOB, **RETWEET) == tweet_id
+        assert await opened.post(tweet_id + 1, BOB, **RETWEET) == tweet_id
+        assert await opened.store.find_retweets(BOB, [1, 2]) == {1: tweet_id}
+        assert (await core_of(opened, 1, BOB)).retweeted
+        assert not (await core_of(opened, 1, CAT)).retweeted
+        assert not (await core_of(opened, 1)).retweeted
+        await opened.delete(tweet_id)
+        assert await opened.store.find_retweets(BOB, [1]) == {}
+        assert not (await core_of(opened, 1, BOB)).retweeted
+        await opened.again()
+
+
+async def test_a_removed_retweet_makes_no_room(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    await opened.post(2, BOB, **RETWEET)
+    await remove(opened, 2)
+    with pytest.raises(RoostError) as caught:
+        await opened.post(3, BOB, **RETWEET)
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.PERMISSION_DENIED, "REMOVED")
+    await restore(opened, 2)
+    assert await opened.post(4, BOB, **RETWEET) == 2
+
+
+async def test_retweets_of_what_is_gone_are_no_tweets_of_anybody(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    await opened.post(2, BOB, **RETWEET)
+    await opened.post(3, ANN, **RETWEET)
+    await opened.post(4, CAT, **RETWEET)
+    authors = [ANN, BOB, CAT]
+    assert await opened.store.batch_count(authors) == {ANN: 2, BOB: 1, CAT: 1}
+    await remove(opened, 1)
+    assert await opened.store.batch_count(authors) == {}
+    await opened.delete(2)
+    assert await opened.store.batch_count(authors) == {}
+    await restore(opened, 1)
+    assert await opened.store.batch_count(authors) == {ANN: 2, CAT: 1}
+    assert await counts(opened, 1) == (0, 2, 0)
+
+
+async def test_a_purge_takes_the_retweets_along_within_its_limit(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    for tweet_id in range(2, 9):
+        await opened.post(tweet_id, tweet_id, **RETWEET)
+        assert await opened.ids_of(tweet_id) == [tweet_id]
+    await opened.post(10, BOB, **QUOTE)
+    await opened.edit(1, ANN, 2, "changed")
+    await opened.delete(1, 10)
+    assert await opened.store.purge(10, 100) == 0
+    assert await opened.store.purge(11, 3) == 3
+    assert (await core_of(opened, 1)).head.deleted, "the original goes last"
+    assert await opened.store.purge(11, 100) == 5
+    assert [core.head.id for core in await opened.store.scan(0, 100)] == [10]
+    assert await opened.store.list_revisions(1) == []
+    for author in range(2, 9):
+        assert await opened.ids_of(author) == ([10] if author == BOB else [])
+        assert await opened.store.find_retweets(author, [1]) == {}
+    assert await opened.store.batch_count(range(1, 9)) == {BOB: 1}
+
+
+async def test_lists_of_links_end_at_their_bounds(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    for n in range(4):
+        await opened.post(10 + n, BOB, **REPLY)
+        await opened.post(20 + n, BOB, **QUOTE)
+        await opened.post(30 + n, 100 + n, **RETWEET)
+    await opened.delete(11)
+    store = await opened.again()
+    assert await store.list_replies(1, 0, 2) == [13, 12]
+    assert await store.list_replies(1, 12, 2) == [10]
+    assert await store.list_replies(1, 0, 2, oldest_first=True) == [10, 12]
+    assert await store.list_replies(1, 12, 2, oldest_first=True) == [13]
+    assert await store.list_quotes(1, 23, 2) == [22, 21]
+    assert await store.list_retweeters(1, 0, 2) == [Retweeter(33, 103), Retweeter(32, 102)]
+    assert await store.list_retweeters(1, 31, 2) == [Retweeter(30, 100)]
+    assert await store.batch_list_children([1, 10, 404], 3) == {1: [10, 11, 12]}, "hidden ones leave tombstones"
+    assert await store.batch_list_children([1], 3, after_id=11) == {1: [12, 13]}
+
+
+async def test_ancestors_go_up_to_the_first_tweet(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    for tweet_id in range(2, 8):
+        await opened.post(tweet_id, BOB, reply_to_id=tweet_id - 1, reply_to_author_id=BOB)
+    assert await opened.store.list_ancestors(7, 100) == [6, 5, 4, 3, 2, 1]
+    assert await opened.store.list_ancestors(7, 2) == [6, 5]
+    assert await opened.store.list_ancestors(1, 2) == await opened.store.list_ancestors(404, 2) == []
+    await opened.delete(3, 0)
+    assert await opened.store.purge(1, 10) == 1
+    assert await opened.store.list_ancestors(7, 100) == [6, 5, 4, 3]
+
+
+async def test_versions_follow_each_other(opened: Opened) -> None:
+    await opened.post(1, ANN, text="one")
+    assert not await opened.edit(1, ANN, 1, "again")
+    assert not await opened.edit(1, ANN, 3, "too far")
+    assert await opened.edit(1, ANN, 2, "two")
+    assert not await opened.edit(1, ANN, 2, "another two")
+    assert await opened.edit(1, ANN, 3, "three")
+    for _ in range(2):
+        found = await opened.store.list_revisions(1)
+        assert [(r.version, r.text, r.created_at.ToSeconds()) for r in found][1:] == [(2, "two", 2), (3, "three", 3)]
+        assert (found[0].version, found[0].text) == (1, "one")
+        assert tweet_pb2.Tweet.FromString((await core_of(opened, 1)).core).text == "three"
+        await opened.again()
+    await opened.delete(1)
+    assert not await opened.edit(1, ANN, 4, "four")
+    assert len(await opened.store.list_revisions(1)) == 3
+    assert await opened.store.list_revisions(404) == []
+    assert [topic for topic, _ in await opened.topics()] == ["tweet.created", *["tweet.edited"] * 2, "tweet.deleted"]
+
+
+async def test_one_of_many_edits_at_once_is_stored(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    changed = await asyncio.gather(*(opened.edit(1, ANN, 2, f"text {n}") for n in range(50)))
+    assert changed.count(True) == 1
+    (_, second) = await opened.store.list_revisions(1)
+    assert second.text == f"text {changed.index(True)}"
+
+
+async def test_edits_keep_counts_and_place(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    await opened.post(2, ANN)
+    await opened.post(3, BOB, **REPLY)
+    await opened.edit(1, ANN, 2, "changed")
+    assert await counts(opened, 1) == (1, 0, 0)
+    assert await opened.ids_of(ANN) == [2, 1]
+    assert await opened.store.batch_count([ANN]) == {ANN: 2}
+
+
+async def test_a_key_can_be_looked_up(opened: Opened) -> None:
+    claim = Claim("k", b"body", 0)
+    assert await opened.store.find_claimed(ANN, claim) == 0
+    await opened.post(1, ANN, claim)
+    assert await opened.store.find_claimed(ANN, claim) == 1
+    assert await opened.store.find_claimed(BOB, claim) == 0
+    with pytest.raises(RoostError) as caught:
+        await opened.store.find_claimed(ANN, Claim("k", b"another", 0))
+    assert caught.value.reason == "IDEMPOTENCY_KEY_REUSED"
+
+
+@pytest.mark.slow
+async def test_whoever_retweets_much_is_told_all_of_it(opened: Opened) -> None:
+    count = MANY_RETWEETS
+    await asyncio.gather(*(opened.post(n, ANN) for n in range(1, count + 1)))
+    shared = (opened.post(10_000 + n, BOB, retweet_of_id=n, retweet_of_author_id=ANN) for n in range(1, count + 1))
+    assert await opened.store.find_retweets(BOB, [1]) == {}
+    await asyncio.gather(*shared)
+    wanted = {n: 10_000 + n for n in (1, 50, 101, count)}
+    for _ in range(2):
+        assert await opened.store.find_retweets(BOB, [*wanted, 99_999]) == wanted
+        await opened.again()
+    await opened.delete(10_050)
+    del wanted[50]
+    assert await opened.store.find_retweets(BOB, [*wanted, 50]) == wanted
+
+
+async def test_a_retweeter_who_gives_up_leaves_no_stale_answer(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    await core_of(opened, 1, BOB)
+    standing = 0
+    for tweet_id in range(2, 60):
+        work = opened.post(tweet_id, BOB, **RETWEET) if tweet_id % 2 else opened.delete(standing or 1_000)
+        task = asyncio.ensure_future(work)
+        for _ in range(tweet_id % 5):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        standing = (await opened.store.find_retweets(BOB, [1])).get(1, 0)
+        await core_of(opened, 1, BOB)
+    await opened.post(1_000, CAT)
+    known = (await core_of(opened, 1, BOB), await opened.store.find_retweets(BOB, [1]))
+    await opened.again()
+    assert known == (await core_of(opened, 1, BOB), await opened.store.find_retweets(BOB, [1]))
