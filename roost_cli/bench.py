@@ -1,0 +1,312 @@
+"""`roost bench`: what a read costs, beside a bare HTTP server that gives the same bytes in the same run.
+
+Rounds of the two alternate, so that whatever else the machine does meets both; the figures are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import platform
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import grpc as grpc_lib
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+from roost.identity.v1 import auth_service_pb2_grpc
+
+from roost_cli import bare, options, progress, runfile, target, wrk
+from roost_cli.loader import scan_users
+from roost_cli.minting import DEFAULT_TTL_S, MINT_BATCH, mint
+from roost_cli.outcome import FAULTS, CommandError, refused
+from roost_cli.pace import batches
+
+HOME = "/v1/timelines/home"
+# Half of what a token's life allows for: none expires under way.
+MAX_SECONDS = DEFAULT_TTL_S // 4
+MAX_ROUNDS = 99
+MAX_CONNECTIONS = 1_000
+# Readers beyond these are left out, and that is said: wrk keeps a request of 500 bytes for each.
+MAX_READERS = 100_000
+# A home that has to be built may take its deadline, and this much more until it is given up.
+FIRST_READ_S = 30.0
+# Not measured: what each server does once, it does here.
+WARM_UP_S = 1
+PROC = Path("/proc")
+
+BEGIN, END = "<!-- roost bench {} -->", "<!-- end of roost bench {} -->"
+
+
+class What(StrEnum):
+    """What is measured."""
+
+    HOME = "home"
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One run against one server. `cpu_s` is the server process's, user and system together, in seconds."""
+
+    seen: wrk.Figures
+    cpu_s: float
+
+    @property
+    def per_second(self) -> float:
+        """Answers a second."""
+        return self.seen.requests / self.seen.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU time of the server's process an answer, in microseconds."""
+        return self.cpu_s * 1e6 / self.seen.requests
+
+    @property
+    def bytes_each(self) -> float:
+        """Bytes an answer, with its headers."""
+        return self.seen.bytes / self.seen.requests
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Everybody's first page, as it was before the load: which one the bare server repeats, and how full they are."""
+
+    headers: bare.Headers
+    body: bytes
+    tweets_each: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How it is measured; `seconds` are each round's."""
+
+    rounds: int
+    seconds: int
+    connections: int
+
+
+def bench(
+    what: Annotated[What, typer.Argument(help="home: first pages of home timelines.")] = What.HOME,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=MAX_ROUNDS, help="Rounds of each server.")] = 3,
+    seconds: Annotated[int, typer.Option("--seconds", min=1, max=MAX_SECONDS, help="Seconds a round.")] = 6,
+    connections: Annotated[
+        int, typer.Option("--connections", min=1, max=MAX_CONNECTIONS, help="HTTP connections at once.")
+    ] = 16,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(
+            "--markdown", exists=True, dir_okay=False, writable=True, help="Write the table into this document as well."
+        ),
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option("--http", metavar="HOST:PORT", help="The gateway; that of the mesh by default.")
+    ] = None,
+    grpc: options.Grpc = None,
+) -> None:
+    """Measure a loaded mesh on this machine under wrk, every request another user's.
+
+    Start the mesh with ROOST_RATE_LIMITS=off.
+    """
+    wrk.program()
+    mesh = target.find(grpc)
+    token = mesh.operator_token or mesh.operator()[0][1]
+    run = next(run for run in runfile.running() if run.operator_token == token)
+    address = http or run.http
+    if not address:
+        raise CommandError(f"the mesh at {mesh.address} serves no HTTP; name its gateway with --http")
+    cpu_seconds(run.pid)
+    plan = Plan(rounds, min(seconds, MAX_SECONDS // rounds), connections)
+    tokens = asyncio.run(_tokens(mesh))
+    shown = progress.for_stream()
+    pages = first_pages(address, tokens, shown)
+    ours, theirs = asyncio.run(_measure(run.pid, address, tokens, pages, plan, shown))
+    lines = rows(ours, theirs)
+    note = circumstances(len(tokens), pages, plan)
+    typer.echo(note)
+    _print(lines)
+    if markdown is not None:
+        markdown.write_text(inserted(markdown.read_text(), what, f"{note}\n\n{as_markdown(lines)}"))
+
+
+async def _tokens(mesh: target.Target) -> list[str]:
+    """A token of everybody who may have one, by ascending user id."""
+    tokens: list[str] = []
+    async with target.connect(mesh) as channels:
+        stub = auth_service_pb2_grpc.AuthServiceStub(channels[0])
+        try:
+            ids = [user.user.id async for user in scan_users(channels[0], mesh.operator())]
+            for some in batches(ids[:MAX_READERS], MINT_BATCH):
+                tokens.extend((await mint(stub, mesh.operator(), some, DEFAULT_TTL_S)).values())
+        except grpc_lib.aio.AioRpcError as error:
+            raise refused(error, "minting tokens") from error
+    if not tokens:
+        raise CommandError("nobody is there to read: load a graph first (`roost load`)")
+    return tokens
+
+
+def first_pages(address: str, tokens: Sequence[str], shown: progress.Progress) -> Pages:
+    """Reads every home once, which makes it warm; the page nearest to the mean size is the one recorded.
+
+    CommandError where an answer is not a page, where rate limits are on, and where nobody's home holds a tweet.
+    """
+    read: list[tuple[bare.Headers, bytes]] = []
+    connection = http.client.HTTPConnection(address, timeout=FIRST_READ_S)
+    with shown.phase("homes read once", len(tokens)) as phase:
+        try:
+            for token in tokens:
+                connection.request("GET", HOME, headers={"Authorization": f"Bearer {token}"})
+                answer = connection.getresponse()
+                read.append((answer.getheaders(), answer.read()))
+                explain(answer.status, dict(answer.getheaders()))
+                phase.advance()
+        except (OSError, http.client.HTTPException) as error:
+            raise CommandError(f"no gateway answers at {address}: {error}") from error
+        finally:
+            connection.close()
+    tweets = sum(len(orjson.loads(body)["tweets"]) for _, body in read) / len(read)
+    if not tweets:
+        raise CommandError("every home is empty: load tweets first (`roost load`)")
+    mean = sum(len(body) for _, body in read) / len(read)
+    headers, body = min(read, key=lambda page: abs(len(page[1]) - mean))
+    return Pages(headers, body, tweets)
+
+
+def explain(status: int, headers: dict[str, str]) -> None:
+    """CommandError where an answer shows that what would be measured is not what is meant."""
+    names = {name.lower() for name in headers}
+    if status == http.HTTPStatus.TOO_MANY_REQUESTS or "ratelimit-policy" in names:
+        raise CommandError("rate limits are on: start the mesh with ROOST_RATE_LIMITS=off to measure it")
+    if status != http.HTTPStatus.OK:
+        raise CommandError(f"GET {HOME} was answered with status {status}", FAULTS)
+
+
+async def _measure(
+    pid: int, address: str, tokens: Sequence[str], pages: Pages, plan: Plan, shown: progress.Progress
+) -> tuple[list[Round], list[Round]]:
+    """The rounds of the mesh, and those of the bare server."""
+    chance = random.SystemRandom()
+    ours: list[Round] = []
+    theirs: list[Round] = []
+    # The folder is this user's alone: what lies in it are tokens.
+    with tempfile.TemporaryDirectory(prefix="roost-bench-") as folder:
+        script, page = Path(folder) / "home.lua", Path(folder) / "page"
+        script.write_text(wrk.script(tokens))
+        bare.record(page, pages.headers, pages.body)
+        async with bare.running(page) as (bare_pid, bare_port):
+            servers = (("mesh", pid, address, ours), ("bare server", bare_pid, f"127.0.0.1:{bare_port}", theirs))
+            for number in range(plan.rounds + 1):
+                seconds = plan.seconds if number else WARM_UP_S
+                for name, server, where, rounds in servers:
+                    begun = cpu_seconds(server)
+                    start = chance.randrange(len(tokens))
+                    url = f"http://{where}{HOME}"
+                    seen = await wrk.run(script, url, connections=plan.connections, seconds=seconds, start=start)
+                    done = Round(seen, cpu_seconds(server) - begun)
+                    check(name, seen)
+                    if number:
+                        rounds.append(done)
+                        shown.say(
+                            f"round {number}, {name}: {done.per_second:,.0f} requests/s, {done.cpu_us:.0f} µs each"
+                        )
+    return ours, theirs
+
+
+def check(name: str, seen: wrk.Figures) -> None:
+    """CommandError where a run held anything but answers of status 200."""
+    if seen.refused or seen.broken or not seen.requests:
+        raise CommandError(
+            f"{name}: of {seen.requests:,} requests {seen.refused:,} were refused and {seen.broken:,} broken; "
+            "figures of them would say nothing",
+            FAULTS,
+        )
+
+
+def cpu_seconds(pid: int, proc: Path = PROC) -> float:
+    """CPU time that a process has used so far, all its threads, in seconds (in steps of 10 ms); CommandError where it is gone."""
+    try:
+        stat = (proc / str(pid) / "stat").read_text()
+    except OSError:
+        hint = "" if proc.is_dir() else ": this system has no /proc, which only Linux has"
+        raise CommandError(f"cannot read the CPU time of process {pid}{hint}") from None
+    # The second field is the program's name, in brackets, and may hold anything, brackets too.
+    fields = stat.rpartition(")")[2].split()
+    user, system = int(fields[11]), int(fields[12])
+    return (user + system) / os.sysconf("SC_CLK_TCK")
+
+
+def processor(proc: Path = PROC) -> str:
+    """How many cores of which model."""
+    try:
+        lines = (proc / "cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{os.cpu_count()} cores, {next(named, platform.machine())}"
+
+
+def circumstances(readers: int, pages: Pages, plan: Plan) -> str:
+    """What the table's figures hold for, in one sentence."""
+    return (
+        f"{readers:,} readers, {pages.tweets_each:.1f} tweets a page; {plan.rounds} rounds of {plan.seconds} s for each "
+        f"server, {plan.connections} connections; {processor()}; Python {platform.python_version()}."
+    )
+
+
+def rows(ours: Sequence[Round], theirs: Sequence[Round]) -> list[list[str]]:
+    """The table, its head first: medians over the rounds, with lowest and highest in brackets, and the one by the other."""
+    measures: Sequence[tuple[str, Callable[[Round], float], str]] = (
+        ("requests/s", lambda round_: round_.per_second, ",.0f"),
+        ("p50 ms", lambda round_: round_.seen.p50_ms, ".2f"),
+        ("p99 ms", lambda round_: round_.seen.p99_ms, ".2f"),
+        ("CPU µs a request", lambda round_: round_.cpu_us, ".0f"),
+        ("bytes an answer", lambda round_: round_.bytes_each, ",.0f"),
+    )
+    table = [["", "Roost, home pages", "bare uvicorn, one of them", "Roost ÷ bare"]]
+    for title, value, form in measures:
+        mine, other = [value(one) for one in ours], [value(one) for one in theirs]
+        table.append([title, _spread(mine, form), _spread(other, form), f"{_ratio(mine, other):.2f}"])
+    return table
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    median, low, high = (f"{value:{form}}" for value in (statistics.median(values), min(values), max(values)))
+    return median if low == high else f"{median} ({low}–{high})"
+
+
+def _ratio(mine: Sequence[float], other: Sequence[float]) -> float:
+    divisor = statistics.median(other)
+    return statistics.median(mine) / divisor if divisor else float("nan")
+
+
+def _print(lines: Sequence[Sequence[str]]) -> None:
+    table = Table()
+    for number, title in enumerate(lines[0]):
+        table.add_column(title, justify="right" if number else "left")
+    for line in lines[1:]:
+        table.add_row(*line)
+    Console(highlight=False).print(table)
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The table in Markdown."""
+    rule = ["---", *("---:" for _ in lines[0][1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
+def inserted(document: str, what: str, text: str) -> str:
+    """The document with `text` between its markers; CommandError where it lacks them."""
+    begin, end = BEGIN.format(what), END.format(what)
+    before, found, rest = document.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise CommandError(f"the document has no place for the table: it lies between `{begin}` and `{end}`")
+    return f"{before}{begin}\n{text}\n{end}{after}"
