@@ -161,7 +161,15 @@ class Tweets(RuleBasedStateMachine):
 
     @rule(tweet_id=picks)
     def delete(self, tweet_id: int) -> None:
-        tweet_id = self.pick(tweet_id)
+        self.end(self.pick(tweet_id))
+
+    @rule(number=picks)
+    def delete_an_original(self, number: int) -> None:
+        originals = sorted({self.tweets[i].retweet_of for i in self.standing()} - {0})
+        if originals:
+            self.end(originals[number % len(originals)])
+
+    def end(self, tweet_id: int) -> None:
         self.now += 1
         if (known := self.tweets.get(tweet_id)) is not None:
             assert self.run(self.opened.delete(tweet_id, self.now)) == (known.state == STANDS)

@@ -37,6 +37,13 @@ async def post(store: EmbeddedTweetStore, tweet_id: int) -> None:
     await store.create(core, tweet_id, Record("tweet.created", 1, tweet_id, b""), None)
 
 
+async def retweet(store: EmbeddedTweetStore, tweet_id: int) -> None:
+    """User 2 retweets tweet 1."""
+    head = tweet_pb2.TweetHead(id=tweet_id, author_id=2, retweet_of_id=1, retweet_of_author_id=1)
+    core = tweet_pb2.TweetCore(head=head, core=b"\x08\x02")
+    await store.create(core, tweet_id, Record("tweet.created", 2, tweet_id, b""), None)
+
+
 @pytest.fixture
 async def cold(tmp_path: Path) -> AsyncIterator[tuple[EmbeddedTweetStore, HeldReads]]:
     """A store of one tweet that remembers nothing, and its reads."""
@@ -78,3 +85,23 @@ async def test_what_was_read_is_kept(cold: tuple[EmbeddedTweetStore, HeldReads])
     async with asyncio.timeout(30):
         assert (await store.batch_get([1])).cores
         assert (await store.batch_list_author_ids([1], 0, 10)).authors
+
+
+async def test_retweets_from_before_a_retweet_are_not_kept(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
+    store, held = cold
+    reading = asyncio.ensure_future(store.find_retweets(2, [1]))
+    await held.read_done.wait()
+    await retweet(store, 2)
+    held.let_go.set()
+    assert await reading == {}
+    assert await store.find_retweets(2, [1]) == {1: 2}
+
+
+async def test_counts_from_before_a_retweet_are_not_kept(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
+    store, held = cold
+    reading = asyncio.ensure_future(store.batch_get([1]))
+    await held.read_done.wait()
+    await retweet(store, 2)
+    held.let_go.set()
+    assert (await reading).cores[0].retweets == 0
+    assert (await store.batch_get([1])).cores[0].retweets == 1
