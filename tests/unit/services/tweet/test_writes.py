@@ -1,0 +1,179 @@
+"""The rules of writing: what is published, how long a text may change, and on whom a write depends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+from roost.event.v1 import event_pb2
+from roost.tweet.v1 import tweet_pb2
+from roost.tweet.v1 import tweet_service_pb2 as pb
+
+from services.common import errors
+from services.common.snowflake import timestamp_ms
+from services.tweet.writes import MAX_EDITS
+from tests.unit.services.tweet.conftest import ANN, BOB, CAT, WINDOW_S, Bench, acting, refused
+
+
+async def edit(bench: Bench, user: int, tweet_id: int, text: str) -> tweet_pb2.Tweet:
+    with acting(user):
+        tweet: tweet_pb2.Tweet = (
+            await bench.tweets.UpdateTweet(pb.UpdateTweetRequest(tweet_id=tweet_id, text=text))
+        ).tweet
+    return tweet
+
+
+async def retweet(bench: Bench, user: int, tweet_id: int) -> tweet_pb2.Tweet:
+    with acting(user):
+        tweet: tweet_pb2.Tweet = (await bench.tweets.Retweet(pb.RetweetRequest(tweet_id=tweet_id))).tweet
+    return tweet
+
+
+async def unretweet(bench: Bench, user: int, tweet_id: int) -> None:
+    with acting(user):
+        await bench.tweets.Unretweet(pb.UnretweetRequest(tweet_id=tweet_id))
+
+
+async def fresh(bench: Bench, age_s: float = 0, text: str = "hello") -> tweet_pb2.Tweet:
+    """A tweet of ANN's that is this old by the service's clock."""
+    tweet = await bench.post(text=text)
+    bench.now_s = timestamp_ms(tweet.id) / 1000 + age_s
+    return tweet
+
+
+async def facts(bench: Bench) -> list[Any]:
+    """The bodies of the events so far."""
+    return [getattr(event, str(event.WhichOneof("body"))) for event in await bench.events()]
+
+
+def reason(caught: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> str:
+    return errors.from_rpc(caught.value).reason
+
+
+async def test_events_say_what_a_post_hangs_on(bench: Bench) -> None:
+    first = await bench.post(ANN)
+    reply = await bench.post(BOB, reply_to_id=first.id, quote_of_id=first.id)
+    shared = await retweet(bench, CAT, reply.id)
+    assert (await facts(bench))[1:] == [
+        event_pb2.TweetCreated(
+            tweet_id=reply.id,
+            author_id=BOB,
+            reply_to_id=first.id,
+            reply_to_author_id=ANN,
+            quote_of_id=first.id,
+            quote_of_author_id=ANN,
+        ),
+        event_pb2.TweetCreated(tweet_id=shared.id, author_id=CAT, retweet_of_id=reply.id, retweet_of_author_id=BOB),
+    ]
+    assert [event.key for event in await bench.events()] == [ANN, BOB, CAT]
+
+
+async def test_repeats_publish_nothing(bench: Bench) -> None:
+    first = await fresh(bench)
+    for _ in range(3):
+        await edit(bench, ANN, first.id, "changed")
+        shared = await retweet(bench, BOB, first.id)
+    for _ in range(3):
+        await unretweet(bench, BOB, first.id)
+        await bench.delete(BOB, shared.id)
+    assert (await facts(bench))[1:] == [
+        event_pb2.TweetEdited(tweet_id=first.id, author_id=ANN, version=2),
+        event_pb2.TweetCreated(tweet_id=shared.id, author_id=BOB, retweet_of_id=first.id, retweet_of_author_id=ANN),
+        event_pb2.TweetDeleted(tweet_id=shared.id, author_id=BOB),
+    ]
+
+
+async def test_a_text_changes_to_the_end_of_its_time(bench: Bench) -> None:
+    tweet = await fresh(bench, WINDOW_S)
+    changed = await edit(bench, ANN, tweet.id, "in time")
+    assert changed.edited_at.ToMilliseconds() == timestamp_ms(tweet.id) + WINDOW_S * 1000
+    bench.now_s += 0.01
+    with refused(grpc.StatusCode.FAILED_PRECONDITION) as caught:
+        await edit(bench, ANN, tweet.id, "late")
+    assert reason(caught) == "EDIT_WINDOW_CLOSED"
+    assert await edit(bench, ANN, tweet.id, "in time") == changed, "a repeat is no edit"
+    assert await bench.get(tweet.id) == changed
+
+
+async def test_edits_are_counted_not_texts(bench: Bench) -> None:
+    tweet = await fresh(bench, text="a")
+    for text in ("b", "a", "b", "a", "b"):
+        changed = await edit(bench, ANN, tweet.id, text)
+        assert (changed.text, changed.original_text) == (text, "a")
+    with refused(grpc.StatusCode.FAILED_PRECONDITION) as caught:
+        await edit(bench, ANN, tweet.id, "a")
+    assert reason(caught) == "EDIT_LIMIT"
+    response = await bench.tweets.ListTweetRevisions(pb.ListTweetRevisionsRequest(tweet_id=tweet.id))
+    assert [revision.text for revision in response.revisions] == list("ababab")
+    assert len(response.revisions) == MAX_EDITS + 1
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\x00", "a" * 281])
+async def test_an_edit_is_held_to_the_rules_of_texts(bench: Bench, text: str) -> None:
+    tweet = await fresh(bench)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT):
+        await edit(bench, ANN, tweet.id, text)
+    assert (await bench.get(tweet.id)).text == "hello"
+
+
+async def test_an_edit_is_normalised_before_it_is_compared(bench: Bench) -> None:
+    tweet = await fresh(bench, text="caf\u00e9")
+    assert not (await edit(bench, ANN, tweet.id, "cafe\u0301")).edited
+
+
+@pytest.mark.parametrize("state", ["suspended", "unknown"])
+async def test_what_hidden_people_wrote_cannot_be_answered(bench: Bench, state: str) -> None:
+    tweet = await bench.post(ANN)
+    if state == "suspended":
+        bench.people.suspended.add(ANN)
+    else:
+        bench.people.known.discard(ANN)
+    for write in (
+        bench.post(BOB, reply_to_id=tweet.id),
+        bench.post(BOB, quote_of_id=tweet.id),
+        retweet(bench, BOB, tweet.id),
+    ):
+        with refused(grpc.StatusCode.NOT_FOUND):
+            await write
+    assert await bench.stored() == 1
+
+
+async def test_a_block_by_whoever_retweeted_it_counts_too(bench: Bench) -> None:
+    tweet = await bench.post(ANN)
+    shared = await retweet(bench, BOB, tweet.id)
+    bench.people.blocks.add((BOB, CAT))
+    with refused(grpc.StatusCode.PERMISSION_DENIED) as caught:
+        await retweet(bench, CAT, shared.id)
+    assert reason(caught) == "BLOCKED"
+    assert (await retweet(bench, CAT, tweet.id)).retweet_of_id == tweet.id
+
+
+async def test_nothing_is_answered_unchecked(bench: Bench) -> None:
+    tweet = await bench.post(ANN)
+    bench.people.down = True
+    for write in (bench.post(BOB, reply_to_id=tweet.id), retweet(bench, BOB, tweet.id)):
+        with refused(grpc.StatusCode.UNAVAILABLE):
+            await write
+    assert await bench.stored() == 1
+    assert (await bench.post(BOB)).id, "what answers nobody needs nobody"
+
+
+async def test_what_is_hidden_can_still_be_taken_back(bench: Bench) -> None:
+    tweet = await bench.post(ANN)
+    shared = await retweet(bench, BOB, tweet.id)
+    bench.people.blocks.add((ANN, BOB))
+    await unretweet(bench, BOB, shared.id)
+    assert [fact.tweet_id for fact in (await facts(bench))[2:]] == [shared.id]
+    await unretweet(bench, CAT, tweet.id)
+    await bench.delete(ANN, tweet.id)
+    await unretweet(bench, BOB, tweet.id)
+    with refused(grpc.StatusCode.NOT_FOUND):
+        await unretweet(bench, BOB, 404)
+
+
+async def test_signing_in_comes_first(bench: Bench) -> None:
+    tweet = await bench.post(ANN)
+    for write in (edit(bench, 0, tweet.id, "x"), retweet(bench, 0, tweet.id), unretweet(bench, 0, tweet.id)):
+        with refused(grpc.StatusCode.UNAUTHENTICATED):
+            await write
