@@ -22,8 +22,10 @@ from services.search.words import words
 # How many a search reaches, of each kind of match; the contract's bound for counts is 500 at once.
 MAX_BY_HANDLE = 100
 MAX_BY_NAME = 200
+# Above every place in a list of people.
+MAX_FOUND_PLACE = 1 + MAX_BY_HANDLE + MAX_BY_NAME
 
-# A username, perhaps with its sign; anything else is words.
+# What usernames are made of, folded.
 _HANDLE_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
@@ -47,7 +49,7 @@ class PeopleSearch:
             start = 0 if below is None else MAX_FOUND_PLACE - below[0] + 1
             return [(MAX_FOUND_PLACE - at, found[at]) for at in range(start, min(start + limit, len(found)))]
 
-        name = f"search_users/{_folded(text)}"
+        name = f"search_users/{text.strip().casefold()}"
         return await self._lists.page(name, fetch, cursor, size, reader_id=reader_id)
 
     async def suggest(self, text: str, limit: int, reader_id: int) -> list[user_pb2.UserRef]:
@@ -76,12 +78,12 @@ class PeopleSearch:
 
     async def _find(self, text: str) -> list[int]:
         tiers: list[Sequence[int]] = []
-        handle = _folded(text)
+        asked = words(text)[:MAX_TERMS]
+        handle = asked[0] if len(asked) == 1 else ""
         if handle and _HANDLE_CHARS.issuperset(handle):
             if exact := await self.user_id(handle):
                 tiers.append((exact,))
             tiers.append(await self._tier((handle_prefix_term(handle),), MAX_BY_HANDLE))
-        asked = words(text)[:MAX_TERMS]
         if asked:
             tiers.append(await self._tier(tuple(dict.fromkeys(map(name_prefix_term, asked))), MAX_BY_NAME))
         followers = await self._followers(list(dict.fromkeys(user_id for tier in tiers for user_id in tier)))
@@ -99,11 +101,3 @@ class PeopleSearch:
             return {}
         answer = await self._get_counts(graph.BatchGetUserCountsRequest(ids=ids))
         return {user_id: counts.followers for user_id, counts in answer.counts.items()}
-
-
-# Above every place in a list of people.
-MAX_FOUND_PLACE = 1 + MAX_BY_HANDLE + MAX_BY_NAME
-
-
-def _folded(text: str) -> str:
-    return text.strip().removeprefix("@").casefold()

@@ -28,7 +28,10 @@ class FoundLists:
         )
 
     async def mentions(self, user_id: int, cursor: str, page_size: int) -> tweet_pb2.JoinedTweetPage:
-        """Tweets that mention the user, newest first. A mute hides none of them: it is for homes and notifications."""
+        """Tweets that mention the user, newest first. INVALID_ARGUMENT where the cursor is of another list.
+
+        A mute hides none of them: it is for homes and notifications.
+        """
         refs = (await self._get_refs(user_service_pb2.BatchGetUserRefsRequest(ids=(user_id,)))).refs
         if not refs:
             raise errors.not_found("no such user")
@@ -36,9 +39,13 @@ class FoundLists:
         return await self._found(search.SearchTweetsRequest(query=f"@{username}", cursor=cursor, page_size=page_size))
 
     async def tagged(self, tag: str, cursor: str, page_size: int) -> tweet_pb2.JoinedTweetPage:
-        """Tweets with the hashtag, newest first."""
+        """Tweets with the hashtag, newest first. INVALID_ARGUMENT where the cursor is of another list."""
         return await self._found(search.SearchTweetsRequest(tags=(tag,), cursor=cursor, page_size=page_size))
 
     async def _found(self, request: search.SearchTweetsRequest) -> tweet_pb2.JoinedTweetPage:
-        found: tweet_pb2.JoinedTweetPage = await self._search(request)
+        try:
+            found: tweet_pb2.JoinedTweetPage = await self._search(request)
+        except grpc.aio.AioRpcError as error:
+            # Cursors and names come from our caller and are judged by search: the refusal is the caller's.
+            raise errors.from_rpc(error) if error.code() is grpc.StatusCode.INVALID_ARGUMENT else error from None
         return tweet_pb2.JoinedTweetPage(tweets=found.tweets, next_cursor=found.next_cursor)

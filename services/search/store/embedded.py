@@ -144,14 +144,18 @@ class EmbeddedSearchIndex:
             await old.close()
             await asyncio.to_thread(shutil.rmtree, self._path(old_number), ignore_errors=True)
 
+    async def commit(self) -> None:
+        """Makes durable what was applied, now. Errors of the disk are raised as they are."""
+        async with self._committing:
+            await self._commit()
+
     async def close(self) -> None:
         """See the port."""
         if self._committer is not None:
             self._committer.cancel()
             await asyncio.gather(self._committer, return_exceptions=True)
         try:
-            async with self._committing:
-                await self._commit()
+            await self.commit()
         finally:
             await self._drop_next()
             await self._current.close()
@@ -167,8 +171,7 @@ class EmbeddedSearchIndex:
             self._changed.clear()
             self._many.clear()
             try:
-                async with self._committing:
-                    await self._commit()
+                await self.commit()
                 failures = 0
             except Exception as error:
                 failures = min(failures + 1, 10)

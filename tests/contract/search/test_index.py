@@ -1,0 +1,213 @@
+"""What every search index promises, whatever it is made of. Where it says `settled`, both before and after what was applied is durable."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.common import errors
+from services.search.store import Collection, Query
+from tests.contract.search.conftest import TWEETS, USERS, Opened, asked, gone, person, tweet
+
+
+@pytest.fixture(params=[False, True], ids=["laid over", "settled"])
+def settled(request: pytest.FixtureRequest) -> bool:
+    """Whether changes are made durable before questions are asked."""
+    return bool(request.param)
+
+
+async def test_a_change_is_found_by_the_search_that_begins_after_it(opened: Opened, settled: bool) -> None:
+    await opened.apply(tweet(1, "good morning"), tweet(2, "good night", "#sleep"))
+    if settled:
+        await opened.commit()
+    assert await opened.newest("good") == [2, 1]
+    assert await opened.newest("good night") == [2]
+    assert await opened.newest("#sleep good") == [2]
+    assert await opened.newest("#sleep morning") == []
+    assert await opened.best("good") == [1, 2]
+
+
+async def test_phrases_hold_word_after_word(opened: Opened, settled: bool) -> None:
+    await opened.apply(tweet(1, "the cat sat on the mat"), tweet(2, "the mat sat on the cat"), tweet(3, "cat"))
+    if settled:
+        await opened.commit()
+    assert await opened.newest('"the cat sat"') == [1]
+    assert await opened.newest('"sat on the"') == [2, 1]
+    assert await opened.newest('"the cat" mat') == [2, 1]
+    assert await opened.newest('"cat cat"') == []
+
+
+async def test_pages_go_down_by_id_and_meet_without_gap(opened: Opened) -> None:
+    for start in range(1, 101, 20):
+        await opened.apply(*(tweet(n, "one of many") for n in range(start, start + 20)))
+        if start != 81:
+            await opened.commit()
+    found: list[int] = []
+    while page := await opened.newest("many", before_id=found[-1] if found else 0, limit=7):
+        found += page
+    assert found == list(range(100, 0, -1))
+    assert await opened.best("many", before_id=3) == [1, 2]
+
+
+async def test_a_page_is_full_though_what_it_met_first_is_gone(opened: Opened) -> None:
+    await opened.apply(*(tweet(n, "word") for n in range(1, 101)))
+    await opened.commit()
+    await opened.apply(*(gone(n) for n in range(20, 101)))
+    assert await opened.newest("word", limit=10) == list(range(19, 9, -1))
+
+
+async def test_edits_replace_and_older_versions_do_not(opened: Opened, settled: bool) -> None:
+    await opened.apply(tweet(1, "first", "#a", version=0))
+    if settled:
+        await opened.commit()
+    await opened.apply(tweet(1, "second", "#b", version=5))
+    if settled:
+        await opened.commit()
+    await opened.apply(tweet(1, "first", "#a", version=0), tweet(1, "between", version=4))
+    if settled:
+        await opened.commit()
+    assert await opened.newest("second #b") == [1]
+    assert await opened.newest("first") == await opened.newest("#a") == await opened.newest("between") == []
+    assert list(await opened.index.terms("#", 10)) == ["#b"]
+    assert await opened.index.count(TWEETS) == 1
+
+
+async def test_removed_is_gone_and_may_come_back(opened: Opened, settled: bool) -> None:
+    await opened.apply(tweet(1, "here", version=9), tweet(2, "here"), gone(3))
+    if settled:
+        await opened.commit()
+    await opened.apply(gone(1))
+    if settled:
+        await opened.commit()
+    assert await opened.newest("here") == [2]
+    assert await opened.best("here") == [2]
+    assert await opened.index.count(TWEETS) == 1
+    await opened.apply(tweet(1, "here", version=9))
+    if settled:
+        await opened.commit()
+    assert await opened.newest("here") == [2, 1]
+
+
+async def test_collections_do_not_mix(opened: Opened, settled: bool) -> None:
+    await opened.apply(tweet(7, "ann", "same"), person(7, "same"), person(3, "same"))
+    if settled:
+        await opened.commit()
+    assert await opened.people("same") == [3, 7]
+    assert await opened.people("same", limit=1) == [3]
+    assert list(await opened.index.newest(TWEETS, Query(("same",)), 0, 10)) == [7]
+    assert (await opened.index.count(TWEETS), await opened.index.count(USERS)) == (1, 2)
+    await opened.apply(gone(7, Collection.USERS))
+    assert await opened.people("same") == [3]
+    assert await opened.newest("ann") == [7]
+
+
+async def test_terms_by_use_and_only_those_in_use(opened: Opened, settled: bool) -> None:
+    await opened.apply(tweet(1, "", "#pie", "#pi"), tweet(2, "", "#pie"), tweet(3, "", "#pop"), tweet(4, "", "$pie"))
+    if settled:
+        await opened.commit()
+    assert list(await opened.index.terms("#p", 10)) == ["#pie", "#pi", "#pop"]
+    assert list(await opened.index.terms("#pi", 1)) == ["#pie"]
+    await opened.apply(gone(3))
+    await opened.commit()
+    assert list(await opened.index.terms("#po", 10)) == []
+
+
+async def test_hits_tell_author_fit_and_preferred_terms(opened: Opened, settled: bool) -> None:
+    await opened.apply(
+        tweet(1, "python", "#python", author=11), tweet(2, "python and much else that is no snake", author=12)
+    )
+    if settled:
+        await opened.commit()
+    hits = {hit.id: hit for hit in await opened.index.best(asked("python"), 0, 10, ("#python", "#x"))}
+    assert (hits[1].author_id, hits[1].preferred, hits[2].author_id, hits[2].preferred) == (11, True, 12, False)
+    assert all(0 <= hit.score <= 1 for hit in hits.values())
+    if settled:
+        assert hits[1].score > hits[2].score
+
+
+async def test_what_was_filled_outlives_a_restart_with_its_position(opened: Opened) -> None:
+    assert opened.index.position is None
+    await opened.rebuilt([tweet(1, "filled")])
+    assert opened.index.position == 0
+    await opened.apply(tweet(2, "filled"), position=41)
+    await opened.apply(gone(1), position=42)
+    index = await opened.again()
+    assert index.position == 42
+    assert await opened.newest("filled") == [2]
+
+
+async def test_an_index_never_filled_says_so_after_a_restart(opened: Opened) -> None:
+    """It may lack what was there before its first event."""
+    await opened.apply(tweet(1, "event"), position=5)
+    await opened.commit()
+    index = await opened.again()
+    assert index.position is None
+
+
+async def test_a_new_index_takes_over_while_the_old_one_answers(opened: Opened) -> None:
+    await opened.rebuilt([tweet(1, "old"), tweet(2, "old")])
+    await opened.index.begin()
+    await opened.index.fill([tweet(1, "new")])
+    assert await opened.newest("old") == [2, 1]
+    assert await opened.newest("new") == []
+    await opened.apply(tweet(3, "new"), position=7)
+    assert await opened.newest("new") == [3]
+    await opened.index.finish()
+    assert await opened.newest("old") == []
+    assert await opened.newest("new") == [3, 1]
+    assert opened.index.position == 7
+
+
+async def test_a_scan_never_overwrites_an_event(opened: Opened, settled: bool) -> None:
+    """What a scan read may be older by the time it is filled in; removals have no version to tell by."""
+    await opened.index.begin()
+    await opened.apply(gone(1), tweet(2, "edited", version=0))
+    if settled:
+        await opened.commit()
+    await opened.index.fill([tweet(1, "scanned"), tweet(2, "scanned", version=0), tweet(3, "scanned")])
+    await opened.apply(gone(3))
+    await opened.index.finish()
+    assert await opened.newest("scanned") == []
+    assert await opened.newest("edited") == [2]
+    await opened.commit()
+    assert await opened.newest("scanned") == []
+    assert await opened.index.count(TWEETS) == 1
+
+
+async def test_one_begun_before_is_given_up(opened: Opened) -> None:
+    await opened.index.begin()
+    await opened.index.fill([tweet(1, "given up")])
+    await opened.index.begin()
+    await opened.index.fill([tweet(2, "stays")])
+    await opened.index.finish()
+    assert await opened.newest("up") == []
+    assert await opened.newest("stays") == [2]
+    with pytest.raises(errors.RoostError, match="FAILED_PRECONDITION"):
+        await opened.index.finish()
+    with pytest.raises(errors.RoostError, match="FAILED_PRECONDITION"):
+        await opened.index.fill([])
+
+
+async def test_searches_during_changes_and_commits_miss_nothing(opened: Opened) -> None:
+    """Every tweet matches all the time, in one text or another: edits, commits and a takeover go on meanwhile."""
+    everything = range(1, 41)
+    await opened.rebuilt(tweet(n, "standing text") for n in everything)
+    ended = asyncio.Event()
+
+    async def change() -> None:
+        for version in range(1, 16):
+            await opened.apply(*(tweet(n, f"standing text {version}", version=version) for n in everything))
+            if version % 3 == 0:
+                await opened.commit()
+            if version == 7:
+                await opened.rebuilt(tweet(n, "standing text 7", version=7) for n in everything)
+        ended.set()
+
+    work = asyncio.create_task(change())
+    while not ended.is_set():
+        assert await opened.newest("standing text") == list(reversed(everything))
+        assert await opened.best("standing") == list(everything)
+        await asyncio.sleep(0)
+    await work
+    assert await opened.newest('"text 15"') == list(reversed(everything))

@@ -1,0 +1,78 @@
+"""Random changes, commits, restarts and takeovers against a model: a dictionary, searched from end to end."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from services.search.store import Document, Query
+from tests.contract.search.conftest import TWEETS, Embedded, Opened, gone, tweet
+
+IDS = st.integers(1, 6)
+TEXTS = st.lists(st.sampled_from("abc"), max_size=4).map(" ".join)
+TAGS = st.lists(st.sampled_from(["#x", "#y"]), max_size=2, unique=True)
+STEPS = st.one_of(
+    st.tuples(st.just("put"), IDS, TEXTS, TAGS),
+    st.tuples(st.just("put"), IDS, TEXTS, TAGS),
+    st.tuples(st.just("remove"), IDS),
+    st.tuples(st.just("commit")),
+    st.tuples(st.just("restart")),
+    st.tuples(st.just("rebuild")),
+)
+QUESTIONS = st.builds(
+    Query,
+    st.lists(st.sampled_from(["#x", "#y"]), max_size=2, unique=True).map(tuple),
+    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(tuple), max_size=2).map(tuple),
+).filter(lambda query: query.exact or query.phrases)
+
+
+def matches(document: Document, query: Query) -> bool:
+    """By the letter of the port."""
+    text = f" {' '.join(document.words)} "
+    return set(query.exact) <= set(document.exact) and all(f" {' '.join(p)} " in text for p in query.phrases)
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(STEPS, max_size=20), st.lists(QUESTIONS, min_size=1, max_size=4), st.integers(0, 7))
+def test_searches_agree_with_a_model(steps: list[tuple], questions: list[Query], before_id: int) -> None:  # type: ignore[type-arg]
+    asyncio.run(run(steps, questions, before_id))
+
+
+async def run(steps: list[tuple], questions: list[Query], before_id: int) -> None:  # type: ignore[type-arg]
+    model: dict[int, Document] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        opened = Opened(Embedded(), Path(folder))
+        opened.index = await opened.family.open(opened.folder)
+        await opened.rebuilt([])
+        for version, step in enumerate(steps):
+            match step:
+                case ("put", key, text, tags):
+                    change = tweet(key, text, *tags, version=version)
+                    assert change.document is not None
+                    model[key] = change.document
+                    await opened.apply(change)
+                case ("remove", key):
+                    model.pop(key, None)
+                    await opened.apply(gone(key))
+                case ("commit",):
+                    await opened.commit()
+                case ("restart",):
+                    await opened.again()
+                case ("rebuild",):
+                    await opened.rebuilt(
+                        tweet(d.id, " ".join(d.words), *d.exact, version=d.version) for d in model.values()
+                    )
+        for query in questions:
+            wanted = sorted((d.id for d in model.values() if matches(d, query)), reverse=True)
+            below = [key for key in wanted if not before_id or key < before_id]
+            assert list(await opened.index.newest(TWEETS, query, before_id, 3)) == below[:3]
+            assert list(await opened.index.oldest(TWEETS, query, 3)) == wanted[::-1][:3]
+            assert sorted(hit.id for hit in await opened.index.best(query, before_id, 10)) == below[::-1]
+        assert await opened.index.count(TWEETS) == len(model)
+        await opened.index.close()

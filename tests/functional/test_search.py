@@ -1,0 +1,458 @@
+"""Search over HTTP: what is found, by whom, how soon, and what never shows."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from roost.identity.v1 import user_service_pb2 as identity
+from roost.search.v1 import search_service_pb2 as pb
+from roost.search.v1.search_service_pb2_grpc import SearchServiceStub
+from roost.tweet.v1 import tweet_service_pb2 as tweet
+
+from services.common.process import Wire
+from tests.conftest import SETTLE_WITHIN_S, MeshFactory
+from tests.functional.conftest import Person, Web
+
+TESTS = Path(__file__).resolve().parents[2]
+
+
+async def ask(web: Web, path: str, reader: Person | None = None, **options: Any) -> Any:
+    answer = await web.call("POST" if "json" in options else "GET", path, reader, **options)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def found(web: Web, query: str, reader: Person | None = None, **params: Any) -> list[str]:
+    """The ids that a search answers, in order."""
+    page = await ask(web, "/v1/search/tweets", reader, params={"query": query, **params})
+    return [one["id"] for one in page["tweets"]]
+
+
+async def eventually(look: Callable[[], Awaitable[Any]], wanted: Any) -> None:
+    """Waits until it looks as wanted: within a second, says the contract, of a machine that has nothing else to do."""
+    async with asyncio.timeout(SETTLE_WITHIN_S):
+        while (_seen := await look()) != wanted:
+            await asyncio.sleep(0.01)
+
+
+async def is_found(web: Web, query: str, *ids: str) -> None:
+    await eventually(lambda: found(web, query), list(ids))
+
+
+async def indexed(web: Web, author: Person) -> None:
+    """Returns once what was written before is indexed: events are applied in their order."""
+    marker = f"marker{time.monotonic_ns()}"
+    await is_found(web, marker, await web.post(author, marker))
+
+
+async def test_what_was_posted_is_found_by_others_soon_in_every_way(web: Web) -> None:
+    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
+    first = await web.post(alice, "Good morning from the #Kitchen, @bob! $TSLA")
+    second = await web.post(bob, "good Évening, alice")
+    await is_found(web, "good", second, first)
+    for query, ids in {
+        "good morning": [first],
+        '"morning from the"': [first],
+        '"from morning"': [],
+        "#kitchen": [first],
+        "kitchen": [first],
+        "@BOB": [first],
+        "$tsla": [first],
+        "from:bob good": [second],
+        "from:alice": [first],
+        "from:nobody good": [],
+        "evening": [second],
+        "goo": [],
+        "!?": [],
+    }.items():
+        assert await found(web, query) == ids, query
+        assert sorted(await found(web, query, order="top")) == sorted(ids), query
+
+
+async def test_the_bodies_of_the_sources_are_understood(web: Web) -> None:
+    alice = await web.sign_up("alice")
+    both, one = await web.post(alice, "red green #paint"), await web.post(alice, "red blue")
+    await is_found(web, "red", one, both)
+    for path in ("/search/tweets", "/tweets/search"):
+        for body, ids in (
+            ({"keywords": ["red"], "tags": []}, [one, both]),
+            ({"keywords": ["red", "green"]}, [both]),
+            ({"keywords": [], "tags": ["paint"]}, [both]),
+            ({"tags": ["#Paint"], "q": "red"}, [both]),
+            ({"keywords": ["red"], "tags": ["rust"]}, []),
+        ):
+            page = await ask(web, path, json=body)
+            assert [tweet["id"] for tweet in page["tweets"]] == ids, body
+        refused = await web.call("POST", path, json={"keywords": [], "tags": []})
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_argument")
+    assert [tweet["id"] for tweet in (await ask(web, "/search/tweets?q=red&page=2&limit=1"))["tweets"]] == [both]
+    refused = await web.call("GET", "/v1/search/tweets", params={"q": " ".join("abcdefghijklmnopq")})
+    assert (refused.status_code, refused.json()["violations"][0]["field"]) == (400, "query")
+
+
+async def test_pages_hold_every_match_once(web: Web) -> None:
+    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
+    posted = [await web.post(alice if n % 2 else bob, f"number {n}") for n in range(25)]
+    await is_found(web, "number 24", posted[24])
+    await web.call("POST", f"/v1/users/{alice.id}/block", bob)
+    for order, reader, wanted in (
+        ("latest", None, posted[::-1]),
+        ("latest", bob, posted[::-1][::2]),
+        ("top", None, sorted(posted)),
+        ("top", bob, sorted(posted[::2])),
+    ):
+        seen: list[str] = []
+        cursor = ""
+        while True:
+            params = {"query": "number", "order": order, "page_size": 4, "cursor": cursor}
+            page = await ask(web, "/v1/search/tweets", reader, params=params)
+            seen += [tweet["id"] for tweet in page["tweets"]]
+            assert len(page["tweets"]) == 4 or not page["next_cursor"]
+            # What comes meanwhile changes no page behind the first.
+            await web.post(alice, "number late")
+            if not (cursor := page["next_cursor"]):
+                break
+            elsewhere = await web.call(
+                "GET", "/v1/search/tweets", reader, params={**params, "query": "x", "cursor": cursor}
+            )
+            assert elsewhere.status_code == 400
+        assert [one for one in (seen if order == "latest" else sorted(seen)) if one in posted] == wanted
+
+
+async def test_deleted_blocked_and_suspended_never_show(web: Web) -> None:
+    alice, bob, carol = [await web.sign_up(name) for name in ("alice", "bob", "carol")]
+    hers, his, deleted = [
+        await web.post(*post) for post in ((alice, "secret #plan"), (bob, "secret #plan"), (bob, "secret"))
+    ]
+    await is_found(web, "secret", deleted, his, hers)
+
+    assert (await web.call("DELETE", f"/v1/tweets/{deleted}", bob)).status_code == 200
+    assert await found(web, "secret") == [his, hers], "at once, whatever the index holds"
+
+    await web.call("POST", f"/v1/users/{bob.id}/block", alice)
+    for reader, ids in ((alice, [hers]), (bob, [his]), (carol, [his, hers]), (None, [his, hers])):
+        assert await found(web, "secret", reader) == await found(web, "secret", reader, order="top") == ids
+        assert await found(web, "#plan", reader) == ids
+        tagged = await ask(web, "/tags/plan/tweets", reader)
+        assert [tweet["id"] for tweet in tagged["tweets"]] == ids
+        mixed = await ask(web, "/search?query=secret", reader)
+        assert [tweet["id"] for tweet in mixed["tweets"]] == ids
+    for reader, other in ((alice, "bob"), (bob, "alice")):
+        assert (await ask(web, f"/v1/search/users?query={other}", reader))["users"] == []
+        assert (await ask(web, f"/v1/search/suggest?query={other}", reader))["users"] == []
+
+    await web.mesh.process.channel("moderation").unary_unary(
+        "/roost.identity.v1.UserService/SuspendUser",
+        request_serializer=identity.SuspendUserRequest.SerializeToString,
+        response_deserializer=identity.SuspendUserResponse.FromString,
+    )(identity.SuspendUserRequest(user_id=int(bob.id), action_id=1))
+    assert await found(web, "secret", carol) == [hers]
+    assert (await ask(web, "/v1/search/users?query=bob", carol))["users"] == []
+    assert (await ask(web, "/v1/search/suggest?query=bob", carol))["users"] == []
+
+    # Nor once the index has learnt of it all.
+    await indexed(web, carol)
+    assert await found(web, "secret", carol) == [hers]
+    await web.mesh.process.channel("moderation").unary_unary(
+        "/roost.identity.v1.UserService/ReinstateUser",
+        request_serializer=identity.ReinstateUserRequest.SerializeToString,
+        response_deserializer=identity.ReinstateUserResponse.FromString,
+    )(identity.ReinstateUserRequest(user_id=int(bob.id), action_id=1))
+    await indexed(web, carol)
+    assert await found(web, "secret", carol) == [his, hers]
+    assert [user["username"] for user in (await ask(web, "/v1/search/users?query=bob", carol))["users"]] == ["bob"]
+
+
+async def test_moderators_remove_and_restore(web: Web) -> None:
+    alice = await web.sign_up("alice")
+    removed = await web.post(alice, "removed #again")
+    await is_found(web, "removed", removed)
+    moderation = web.mesh.process.channel("moderation")
+    for name, ids in (("Remove", []), ("Restore", [removed])):
+        request = getattr(tweet, f"{name}TweetRequest")(tweet_id=int(removed), action_id=1)
+        await moderation.unary_unary(
+            f"/roost.tweet.v1.TweetService/{name}Tweet",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=getattr(tweet, f"{name}TweetResponse").FromString,
+        )(request)
+        await indexed(web, alice)
+        assert await found(web, "removed #again") == ids
+
+
+async def test_an_edit_is_found_by_its_new_text_only(web: Web) -> None:
+    alice = await web.sign_up("alice")
+    edited = await web.post(alice, "before #old")
+    await is_found(web, "before", edited)
+    assert (await web.call("PATCH", f"/v1/tweets/{edited}", alice, json={"text": "after #new"})).status_code == 200
+    await is_found(web, "after #new", edited)
+    assert await found(web, "before") == await found(web, "#old") == []
+
+
+async def test_retweets_are_found_by_their_original_once(web: Web) -> None:
+    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
+    original = await web.post(alice, "worth repeating")
+    assert (await web.call("POST", f"/v1/tweets/{original}/retweets", bob)).status_code == 200
+    await indexed(web, bob)
+    assert await found(web, "repeating") == [original]
+
+
+async def test_people_are_found_by_beginnings_of_their_names(web: Web) -> None:
+    names = {"anna": "Anna Livia", "ann": "Zed", "hannah": "Anna Two", "joe_ann": "Joe"}
+    people = {name: await web.sign_up(name) for name in names}
+    for name, display_name in names.items():
+        await web.call("PATCH", "/v1/users/me", people[name], json={"display_name": display_name})
+    await web.call("POST", f"/v1/users/{people['hannah'].id}/follow", people["anna"])
+
+    async def usernames(query: str, path: str = "/search/users") -> list[str]:
+        page = await ask(web, path, params={"query": query})
+        return [user["username"] for user in page["users"]]
+
+    # The very name, then usernames that begin so, then words in names; the most followed first.
+    await eventually(lambda: usernames("ANN"), ["ann", "anna", "hannah", "joe_ann"])
+    for query, wanted in {
+        "@anna": ["anna", "hannah"],
+        "anna liv": ["anna"],
+        "livia an": ["anna"],
+        "nna": [],
+        "anna three": [],
+        "ann*": ["ann", "anna", "hannah", "joe_ann"],
+        "  ": [],
+    }.items():
+        assert await usernames(query) == wanted, query
+        assert await usernames(query, "/v1/search/suggest") == wanted, query
+    first = await ask(web, "/v1/search/users?query=ann&page_size=3")
+    second = await ask(web, "/v1/search/users", params={"query": "ann", "page_size": 3, "cursor": first["next_cursor"]})
+    assert [user["username"] for user in second["users"]] == ["joe_ann"]
+    assert second["next_cursor"] == ""
+
+    assert (await web.call("DELETE", "/v1/users/me", people["ann"])).status_code == 200
+    assert await usernames("ann") == ["anna", "hannah", "joe_ann"], "at once"
+
+
+async def test_one_route_for_tweets_and_people(web: Web) -> None:
+    alice = await web.sign_up("alice")
+    about = await web.post(alice, "all about alice")
+    await is_found(web, "alice", about)
+    for wanted, tweets, users in (("", 1, 1), ("tweets", 1, 0), ("users", 0, 1)):
+        page = await ask(web, "/search", params={"q": "alice"} | ({"type": wanted} if wanted else {}))
+        assert (len(page["tweets"]), len(page["users"])) == (tweets, users)
+    more = await web.post(alice, "alice again")
+    await is_found(web, "alice", more, about)
+    first = await ask(web, "/search?q=alice&limit=1")
+    assert ([tweet["id"] for tweet in first["tweets"]], len(first["users"])) == ([more], 1)
+    second = await ask(web, "/search", params={"q": "alice", "limit": 1, "cursor": first["next_cursor"]})
+    assert ([tweet["id"] for tweet in second["tweets"]], second["users"]) == ([about], [])
+
+
+async def test_typing_is_completed_with_people_and_tags(web: Web) -> None:
+    alice, bob = await web.sign_up("pyotr"), await web.sign_up("bob")
+    first = await web.post(alice, "#python #PyPI")
+    await web.post(bob, "#Python")
+    gone = await web.post(bob, "#pygone")
+    await is_found(web, "#pygone", gone)
+    assert await ask(web, "/v1/search/suggest?query=PY&limit=2") | {"users": []} == {
+        "users": [],
+        "tags": ["python", "pygone"],
+    }
+    await web.call("DELETE", f"/v1/tweets/{gone}", bob)
+    await web.call("DELETE", f"/v1/tweets/{first}", alice)
+    await indexed(web, bob)
+    for query, users, tags in (
+        ("py", ["pyotr"], ["python"]),
+        ("#py", [], ["python"]),
+        ("@py", ["pyotr"], []),
+        ("#", [], []),
+    ):
+        answer = await ask(web, "/v1/search/suggest", params={"query": query})
+        assert ([user["username"] for user in answer["users"]], answer["tags"]) == (users, tags), query
+
+
+async def test_tags_trend_from_three_people_on(web: Web) -> None:
+    people = [await web.sign_up(f"person{n}") for n in range(4)]
+
+    async def trending(path: str = "/tags/trending") -> list[tuple[str, int]]:
+        return [(tag["tag"], tag["tweets"]) for tag in (await ask(web, path))["tags"]]
+
+    for n in range(30):
+        await web.post(people[0], f"buy #spam {n}")
+    await web.post(people[1], "#spam")
+    for person in people[:3]:
+        await web.post(person, "did you feel the #Earthquake?")
+    await eventually(trending, [("earthquake", 3)])
+    last = [await web.post(person, "#four") for person in people][-1]
+    await eventually(trending, [("four", 4), ("earthquake", 3)])
+    first = await ask(web, "/v1/tags/trending?page_size=1")
+    assert [tag["tag"] for tag in first["tags"]] == ["four"]
+    second = await ask(web, "/v1/tags/trending", params={"page_size": 1, "cursor": first["next_cursor"]})
+    assert ([tag["tag"] for tag in second["tags"]], second["next_cursor"]) == (["earthquake"], "")
+    await web.call("DELETE", f"/v1/tweets/{last}", people[3])
+    await web.call("POST", f"/v1/users/{people[0].id}/block", people[3])
+    await eventually(lambda: trending("/v1/tags/trending?limit=100"), [("four", 3), ("earthquake", 3)])
+
+
+async def test_tweets_trend_by_the_people_who_act_upon_them(web: Web) -> None:
+    alice, bob, carol, dave = [await web.sign_up(name) for name in ("alice", "bob", "carol", "dave")]
+    quiet, liked, retweeted = [await web.post(alice, text) for text in ("quiet", "liked", "retweeted")]
+
+    async def trending(reader: Person | None = None) -> list[str]:
+        return [tweet["id"] for tweet in (await ask(web, "/tweets/trending", reader))["tweets"]]
+
+    await web.call("POST", f"/v1/tweets/{quiet}/likes", bob)
+    for person in (bob, carol):
+        await web.call("POST", f"/v1/tweets/{liked}/likes", person)
+    await eventually(trending, [liked])
+    for person in (bob, carol, dave):
+        await web.call("POST", f"/v1/tweets/{retweeted}/retweets", person)
+    await eventually(trending, [retweeted, liked])
+    await web.call("POST", f"/v1/users/{alice.id}/block", dave)
+    assert await trending(dave) == []
+    await web.call("DELETE", f"/v1/tweets/{liked}/likes", carol)
+    await eventually(trending, [retweeted])
+    await web.call("DELETE", f"/v1/tweets/{retweeted}", alice)
+    assert await trending() == []
+
+
+async def test_mentions_and_tags_are_timelines(web: Web) -> None:
+    alice, bob, carol = [await web.sign_up(name) for name in ("Alice", "bob", "carol")]
+    first, second = await web.post(bob, "hello @alice #news"), await web.post(carol, "@ALICE, look! #News")
+    await web.post(carol, "alice without a sign, and no news")
+    await indexed(web, carol)
+
+    async def mentions(reader: Person) -> list[str]:
+        return [tweet["id"] for tweet in (await ask(web, "/v1/timelines/mentions", reader))["tweets"]]
+
+    assert await mentions(alice) == [second, first]
+    assert await mentions(bob) == []
+    tagged = await ask(web, "/v1/tags/NEWS/tweets?page_size=1")
+    assert [tweet["id"] for tweet in tagged["tweets"]] == [second]
+    rest = await ask(web, "/tags/news/tweets", params={"cursor": tagged["next_cursor"]})
+    assert [tweet["id"] for tweet in rest["tweets"]] == [first]
+    assert (await web.call("GET", "/v1/tags/other/tweets", params={"cursor": tagged["next_cursor"]})).status_code == 400
+    await web.call("POST", f"/v1/users/{bob.id}/mute", alice)
+    assert await mentions(alice) == [second, first], "a mute hides from home and notifications"
+    await web.call("POST", f"/v1/users/{bob.id}/block", alice)
+    assert await mentions(alice) == [second]
+    assert (await web.call("GET", "/v1/timelines/mentions")).status_code == 401
+
+
+async def test_boosts_lift_whom_the_reader_follows(web: Web) -> None:
+    alice, bob, reader = [await web.sign_up(name) for name in ("alice", "bob", "reader")]
+    hers, his = await web.post(alice, "best coffee in town"), await web.post(bob, "best coffee in town")
+    await is_found(web, "coffee", his, hers)
+    assert await found(web, "coffee", reader, order="top") == [his, hers]
+    await web.call("POST", f"/v1/users/{alice.id}/follow", reader)
+    assert await found(web, "coffee", reader, order="top") == [hers, his]
+    assert await found(web, "coffee", reader) == [his, hers], "the latest stay in their order"
+
+
+async def test_an_index_built_anew_answers_the_same(admin_web: Web) -> None:
+    web = admin_web
+    admin, alice = await web.sign_up("root_admin"), await web.sign_up("alice")
+    posted = [await web.post(alice, f"word {n}") for n in range(5)]
+    await web.call("DELETE", f"/v1/tweets/{posted[0]}", alice)
+    await indexed(web, alice)
+    assert (await web.call("POST", "/admin/v1/search/reindex", alice, json={})).status_code == 403
+    assert (await ask(web, "/admin/v1/search/reindex", admin, json={}))["started"]
+    late = await web.post(alice, "word late")
+    await is_found(web, "word", late, *posted[:0:-1])
+    for _ in range(50):
+        assert await found(web, "word") == [late, *posted[:0:-1]]
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("wire", ["inprocess", "grpc"])
+async def test_both_wires(start_mesh: MeshFactory, wire: Wire) -> None:
+    mesh = await start_mesh(wire=wire)
+    alice, bob = await mesh.people("alice", "bob")
+    posted = await mesh.post(alice, "over the #wire to @bob")
+    search = SearchServiceStub(mesh.process.channel(""))
+
+    async def look() -> list[int]:
+        return [one.id for one in (await search.SearchTweets(pb.SearchTweetsRequest(query="wire"))).tweets]
+
+    await eventually(look, [posted])
+    both = await search.Search(pb.SearchRequest(query="bob"))
+    assert [user.id for user in both.users] == [bob]
+    assert [user.id for user in (await search.Suggest(pb.SuggestRequest(query="al"))).users] == [alice]
+
+
+KILLED = """
+import asyncio, os, pathlib, signal, sys
+from roost.search.v1 import search_service_pb2 as pb
+from roost.search.v1.search_service_pb2_grpc import SearchServiceStub
+from services.common.process import Process
+from services.registry import SERVICES
+from tests.conftest import Mesh, mesh_settings
+
+async def main():
+    process = await Process.start(mesh_settings(pathlib.Path(sys.argv[1])), SERVICES, wire="inprocess")
+    mesh = Mesh(process, "inprocess")
+    search = SearchServiceStub(process.channel(""))
+    (author,) = await mesh.people("author")
+    posted = []
+    # Some are committed by then, and some are laid over only.
+    for n in range(60):
+        posted.append(await mesh.post(author, f"survivor {n}"))
+        await asyncio.sleep(0.03)
+    await mesh.delete(author, posted.pop(7))
+    while len((await search.SearchTweets(pb.SearchTweetsRequest(query="survivor", page_size=100))).tweets) < 59:
+        await asyncio.sleep(0.001)
+    print(*posted, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+async def test_what_was_found_is_found_again_after_kill_9(start_mesh: MeshFactory, tmp_path: Path) -> None:
+    """What was not durable in the index comes again from the log, behind the index's own position."""
+    folder = tmp_path / "killed"
+    killed = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", KILLED, folder],
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    posted = [int(word) for word in killed.stdout.split() if word.isdigit()]
+    assert len(posted) == 59, killed.stderr
+    mesh = await start_mesh(data_dir=folder)
+    search = SearchServiceStub(mesh.process.channel(""))
+
+    async def look() -> list[int]:
+        page = await search.SearchTweets(pb.SearchTweetsRequest(query="survivor", page_size=100))
+        return [one.id for one in page.tweets]
+
+    assert (folder / "search" / "state.json").exists(), "it was filled before it was killed"
+    await eventually(look, posted[::-1])
+    assert [user.username for user in (await search.SearchUsers(pb.SearchUsersRequest(query="auth"))).users] == [
+        "author"
+    ]
+
+
+async def test_a_lost_index_is_built_anew(start_mesh: MeshFactory, tmp_path: Path) -> None:
+    folder = tmp_path / "lost"
+    mesh = await start_mesh(data_dir=folder)
+    (alice,) = await mesh.people("alice")
+    posted = await mesh.post(alice, "derived state is disposable")
+    await mesh.process.stop()
+    for path in (folder / "search").rglob("*"):
+        if path.is_file() and path.name != "lock":
+            path.write_bytes(b"garbage")
+    mesh = await start_mesh(data_dir=folder)
+    search = SearchServiceStub(mesh.process.channel(""))
+
+    async def look() -> list[int]:
+        return [one.id for one in (await search.SearchTweets(pb.SearchTweetsRequest(query="disposable"))).tweets]
+
+    await eventually(look, [posted])

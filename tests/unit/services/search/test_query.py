@@ -1,0 +1,84 @@
+"""The grammar of questions: closed, and no input is an error but one too long."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common import errors
+from services.search.query import MAX_TERMS, MAX_WORDS, Asked, parse
+
+
+@pytest.mark.parametrize(
+    ("query", "asked"),
+    [
+        ("hello World", Asked(phrases=(("hello",), ("world",)))),
+        ('"Hello world" again', Asked(phrases=(("hello", "world"), ("again",)))),
+        ("“curly quotes”", Asked(phrases=(("curly", "quotes"),))),
+        ('never "closed at all', Asked(phrases=(("never",), ("closed", "at", "all")))),
+        ('"#quoted"', Asked(phrases=(("quoted",),))),
+        ("#Python #Café", Asked(exact=("#python", "#café"))),
+        ("＃wide ＠ann", Asked(exact=("#wide", "@ann"))),
+        ("@Ann, $TSLA!", Asked(exact=("@ann", "$tsla"))),
+        ("$brk.b", Asked(exact=("$brk.b",))),
+        ("FROM:Ann from:@bob", Asked(authors=("ann", "bob"))),
+        ("from: from:a-b", Asked(phrases=(("from",), ("from", "a", "b")))),
+        ("don't", Asked(phrases=(("don", "t"),))),
+        ("same same #a #A", Asked(exact=("#a",), phrases=(("same",),))),
+        # No wildcards, no patterns, no operators: signs separate words.
+        ("*ing py* a?b /x.*/ a~2 [a TO b]", parse("ing py a-b x a-2 a to b")),
+        ("exact:#x {} \\ ^", Asked(phrases=(("exact", "x"),))),
+        ("a AND NOT b", Asked(phrases=(("a",), ("and",), ("not",), ("b",)))),
+        ("", Asked()),
+        ('"" # @ $ !?', Asked()),
+    ],
+)
+def test_grammar(query: str, asked: Asked) -> None:
+    assert parse(query) == asked
+
+
+def test_nothing_asked_is_false() -> None:
+    assert not parse("!?")
+    assert parse("x")
+
+
+def test_keywords_and_tags_beside_the_query() -> None:
+    asked = parse("a", ["New York", "#b"], ["#C", "d", "$e", "#", " "])
+    assert asked == Asked(("#b", "#c", "#d", "$e"), (("a",), ("new", "york")))
+
+
+def test_terms_are_bounded() -> None:
+    parse(" ".join(f"t{n}" for n in range(MAX_TERMS)))
+    with pytest.raises(errors.RoostError) as refused:
+        parse(" ".join(f"t{n}" for n in range(MAX_TERMS + 1)))
+    assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.violations[0].field == "query"
+
+
+def test_words_are_bounded() -> None:
+    parse("", ["一" * 100, "二" * 100, "三" * (MAX_WORDS - 200)])
+    with pytest.raises(errors.RoostError) as refused:
+        parse("", ["一" * 100, "二" * 100, "三" * (MAX_WORDS - 199)])
+    assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+TRICKY = st.text(st.sampled_from('"“” #＃@＠$from:*?~^()[]{}\\/-+.a東\u0301\u200d\x00🔥é'), max_size=256)
+
+
+@given(st.one_of(st.text(max_size=256), TRICKY), st.lists(TRICKY, max_size=20), st.lists(TRICKY, max_size=20))
+def test_no_input_is_an_error_but_one_too_long(query: str, keywords: list[str], tags: list[str]) -> None:
+    try:
+        asked = parse(query, keywords, tags)
+    except errors.RoostError as error:
+        refused = error.code
+    else:
+        refused = None
+    if refused is not None:
+        assert refused is grpc.StatusCode.INVALID_ARGUMENT
+        return
+    # What an index is given: whole terms under one of the signs, words without signs, names.
+    assert all(term[0] in "#@$" and len(term) > 1 for term in asked.exact)
+    assert all(phrase and all(word and not word.isspace() for word in phrase) for phrase in asked.phrases)
+    assert sum(map(len, asked.phrases)) <= MAX_WORDS

@@ -1,0 +1,172 @@
+"""Trends: people now against people usually, in bounded room, by a clock of the test's own."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from services.search.trends import MAX_KEYS_AN_ACT, MAX_RANKED, STEP_S, WINDOW_S, Trends
+
+START_S = 2_000_000_000.0
+
+
+class Clock:
+    now_s = START_S
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def trends(clock: Clock) -> Trends[str]:
+    return Trends(clock, 3)
+
+
+class Acts:
+    """Gives every act a name of its own."""
+
+    def __init__(self, trends: Trends[str], clock: Clock) -> None:
+        self.trends, self.clock, self.count = trends, clock, 0
+
+    def do(self, actors: range | list[int], *keys: str) -> None:
+        for actor in actors:
+            self.count += 1
+            self.trends.add(self.count, actor, keys, self.clock.now_s)
+
+    def keys(self) -> list[object]:
+        return [trend.key for trend in self.trends.ranking()]
+
+
+@pytest.fixture
+def acts(trends: Trends[str], clock: Clock) -> Acts:
+    return Acts(trends, clock)
+
+
+def test_three_people_make_a_trend_and_two_do_not(acts: Acts) -> None:
+    acts.do([1, 2], "tag")
+    assert acts.keys() == []
+    acts.do([3], "tag")
+    assert acts.keys() == ["tag"]
+
+
+def test_one_account_a_thousand_times_is_one(acts: Acts) -> None:
+    acts.do([1] * 1_000, "spam")
+    acts.do([2], "spam")
+    acts.do([1, 2, 3], "real")
+    assert acts.keys() == ["real"]
+    acts.do([3], "spam")
+    spam = next(trend for trend in acts.trends.ranking() if trend.key == "spam")
+    assert (spam.actors, spam.acts) == (3, 1_002)
+
+
+def test_more_people_stand_higher(acts: Acts) -> None:
+    acts.do(range(5), "five")
+    acts.do(range(9), "nine")
+    acts.do(range(7), "seven")
+    assert acts.keys() == ["nine", "seven", "five"]
+
+
+def test_what_is_usual_gives_way_to_what_is_new(acts: Acts, clock: Clock) -> None:
+    """A hundred people say good morning all day, twenty speak of an earthquake now."""
+    for _ in range(int(12 * 3_600 / STEP_S)):
+        acts.do(range(100), "morning")
+        clock.now_s += STEP_S
+    acts.do(range(20), "earthquake")
+    assert acts.keys()[0] == "earthquake"
+    strengths = {trend.key: trend.strength for trend in acts.trends.ranking()}
+    assert strengths["morning"] < 1 < strengths["earthquake"]
+
+
+def test_a_trend_ends_when_people_stop(acts: Acts, clock: Clock) -> None:
+    acts.do(range(10), "tag")
+    clock.now_s += WINDOW_S - STEP_S
+    assert acts.keys() == ["tag"]
+    clock.now_s += 2 * STEP_S
+    assert acts.keys() == []
+    clock.now_s += 7 * 24 * 3_600
+    acts.do([1], "other")
+    assert len(acts.trends) == 1, "what nobody spoke of for a week is forgotten"
+
+
+def test_the_same_act_counts_once(trends: Trends[str]) -> None:
+    for _ in range(3):
+        for actor in (1, 2, 3):
+            trends.add(("act", actor), actor, ["tag", "tag"], START_S)
+    (trend,) = trends.ranking()
+    assert (trend.actors, trend.acts) == (3, 3)
+
+
+def test_undone_acts_and_hidden_people_count_no_more(trends: Trends[str]) -> None:
+    for actor in (1, 2, 3, 4):
+        trends.add(actor, actor, ["tag"], START_S)
+        trends.add(-actor, actor, ["tag"], START_S)
+    trends.forget(1)
+    assert trends.ranking()[0].actors == 4, "another act of the same person stands"
+    trends.forget(-1)
+    trends.forget(-1)
+    trends.forget("never was")
+    assert trends.ranking()[0].actors == 3
+    trends.forget_actor(2)
+    assert trends.ranking() == []
+    trends.forget_actor(3)
+    trends.forget_actor(4)
+    assert len(trends) == 0
+
+
+def test_acts_of_hours_ago_are_none_of_now(trends: Trends[str], clock: Clock) -> None:
+    trends.add("new", 9, ["other"], START_S)
+    for actor in range(5):
+        trends.add(actor, actor, ["tag"], START_S - 2 * WINDOW_S)
+    assert trends.ranking() == []
+
+
+def test_a_replay_of_hours_comes_to_what_stood(clock: Clock) -> None:
+    done = []
+    rng = random.Random(1)
+    live, replayed = Trends[str](clock, 3), Trends[str](clock, 3)
+    for name in range(2_000):
+        clock.now_s += rng.uniform(0, 20)
+        act = (name, rng.randrange(30), [f"tag{rng.randrange(8)}"], clock.now_s)
+        live.add(*act)
+        done.append(act)
+    for act in done:
+        replayed.add(*act)
+        replayed.add(*act)
+    assert replayed.ranking() == live.ranking() != []
+
+
+def test_times_ahead_of_the_clock_forget_nothing(acts: Acts, trends: Trends[str]) -> None:
+    acts.do([1, 2, 3], "tag")
+    trends.add("ahead", 4, ["tag"], START_S + 10 * WINDOW_S)
+    assert acts.keys() == ["tag"]
+
+
+def test_a_flood_of_tags_by_one_does_not_push_out_what_several_use(clock: Clock) -> None:
+    trends = Trends[str](clock, 3, max_acts=1_000, max_keys=100)
+    acts = Acts(trends, clock)
+    acts.do([1, 2, 3], "real")
+    for number in range(900):
+        acts.do([666], f"flood{number}")
+        assert len(trends) <= 100
+    assert acts.keys() == ["real"]
+
+
+def test_acts_remembered_are_bounded_and_the_oldest_go_first(clock: Clock) -> None:
+    trends = Trends[str](clock, 3, max_acts=10)
+    acts = Acts(trends, clock)
+    acts.do(range(10), "old")
+    acts.do(range(6), "new")
+    assert [(trend.key, trend.acts) for trend in trends.ranking()] == [("new", 6), ("old", 4)]
+
+
+def test_one_act_counts_for_few_keys_and_a_ranking_ends(acts: Acts) -> None:
+    for start in range(0, 200, 20):
+        acts.do([1, 2, 3], *(f"t{number:03}" for number in range(start, start + 20)))
+    assert len(acts.trends) == 10 * MAX_KEYS_AN_ACT
+    assert len(acts.keys()) == MAX_RANKED

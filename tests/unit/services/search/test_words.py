@@ -1,0 +1,57 @@
+"""Words: what two texts must have in common for one to find the other."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.search.words import MAX_TAG_CHARS, MAX_WORD_CHARS, tag_key, words
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Hello, WORLD!", ("hello", "world")),
+        ("Crème brûlée", ("creme", "brulee")),
+        ("Straße STRASSE", ("strasse", "strasse")),
+        ("ｗｉｄｅ", ("wide",)),
+        ("don't", ("don", "t")),
+        ("C++ & R*", ("c", "r")),
+        ("snake_case", ("snake_case",)),
+        ("東京tower", ("東", "京", "tower")),
+        ("हिन्दी शब्द", ("हिन्दी", "शब्द")),
+        ("καλημέρα", ("καλημερα",)),
+        ("so 🔥🔥", ("so", "🔥", "🔥")),
+        ("", ()),
+        (" \t\n\x00…—", ()),
+    ],
+)
+def test_words(text: str, found: tuple[str, ...]) -> None:
+    assert words(text) == found
+
+
+def test_long_words_are_found_by_their_beginning() -> None:
+    assert words("x" * 300) == ("x" * MAX_WORD_CHARS,)
+    assert len(tag_key("x" * 300)) == MAX_TAG_CHARS
+
+
+def test_accents_make_another_tag_and_case_does_not() -> None:
+    assert tag_key("Café") == tag_key("CAFE\u0301") == "café" != tag_key("cafe")
+
+
+@given(st.text(max_size=300))
+def test_words_hold_no_space_and_are_bounded(text: str) -> None:
+    """The index is told words by spaces between them."""
+    found = words(text)
+    assert all(word and not any(map(str.isspace, word)) and len(word) <= MAX_WORD_CHARS for word in found)
+    assert words(" ".join(found)) == found or not text.isascii()
+
+
+def test_time_is_linear() -> None:
+    for text in ("\u0301a" * 5_000, "a\u0301" * 5_000, "東" * 10_000, "\ufdfa" * 4_096):
+        begun = time.perf_counter()
+        words(text)
+        assert time.perf_counter() - begun < 2
