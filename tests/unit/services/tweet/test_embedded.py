@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from roost.tweet.v1 import tweet_pb2
 
+from services.common.drivers.sqlite import Database
 from services.common.event_log import Record
 from services.tweet.store.embedded import EmbeddedTweetStore
+from services.tweet.store.schema import INSERT, MIGRATIONS
 
 
 class HeldReads:
@@ -105,3 +107,16 @@ async def test_counts_from_before_a_retweet_are_not_kept(cold: tuple[EmbeddedTwe
     held.let_go.set()
     assert (await reading).cores[0].retweets == 0
     assert (await store.batch_get([1])).cores[0].retweets == 1
+
+
+async def test_a_file_from_before_there_were_links_is_brought_up_to_date(tmp_path: Path) -> None:
+    db = await Database.open(tmp_path / "tweet.db", MIGRATIONS[:2])
+    values = (1, 1, b"\x08\x01", 1, *[0] * 6)
+    await db.write(lambda c: c.execute(INSERT, values) and None)
+    await db.close()
+    store = await EmbeddedTweetStore.open(tmp_path / "tweet.db")
+    await retweet(store, 2)
+    assert (await store.batch_get([1])).cores[0].retweets == 1
+    assert [user for _, user in await store.list_retweeters(1, 0, 10)] == [2]
+    assert len(await store.list_revisions(1)) == 1
+    await store.close()
