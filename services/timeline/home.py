@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 from services.common import context
 from services.common.hydrate import Hydrator, Joined
@@ -133,7 +133,7 @@ class HomeReader:
         build = self._builds.join(reader)
         if build is None:
             return everything_pulled
-        if not await build.done(until - asyncio.get_running_loop().time()):
+        if not await build.done(until - monotonic()):
             # The rest gets a time of its own: the reader's own tweets at least.
             view = self._listed(reader, relations, build.so_far(self._rules.mode), PULLED, _patience_until())
             view.partial = True
@@ -158,9 +158,9 @@ class HomeReader:
 
 
 def _patience_until() -> float:
-    now = asyncio.get_running_loop().time()
+    now = monotonic()
     return max(min(now + PATIENCE_S, context.current().deadline - ANSWER_S), now)
 
 
 def _out_of_time(view: View) -> bool:
-    return asyncio.get_running_loop().time() >= view.until
+    return monotonic() >= view.until

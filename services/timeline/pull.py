@@ -12,6 +12,7 @@ from cachetools import TTLCache
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
+from services.common.timed import until
 from services.timeline.store import CAPACITY, HomeList
 
 # The contract's bound of one call.
@@ -190,8 +191,7 @@ class Walk:
             await self._source.newest(self._authors, self._bound, self._depth, found)
             return True
         try:
-            async with asyncio.timeout_at(self._until):
-                await self._source.newest(self._authors, self._bound, self._depth, found)
+            await until(self._until, self._source.newest(self._authors, self._bound, self._depth, found))
         except TimeoutError:
             return False
         return True
