@@ -163,11 +163,13 @@ class Tweets(RuleBasedStateMachine):
     def delete(self, tweet_id: int) -> None:
         self.end(self.pick(tweet_id))
 
-    @rule(number=picks)
-    def delete_an_original(self, number: int) -> None:
+    @rule(number=picks, purged=st.booleans())
+    def delete_an_original(self, number: int, purged: bool) -> None:
         originals = sorted({self.tweets[i].retweet_of for i in self.standing()} - {0})
         if originals:
             self.end(originals[number % len(originals)])
+            if purged:
+                self.purge_before(self.now + 1)
 
     def end(self, tweet_id: int) -> None:
         self.now += 1
@@ -196,7 +198,9 @@ class Tweets(RuleBasedStateMachine):
 
     @rule(age=st.integers(-1, 2))
     def purge(self, age: int) -> None:
-        before = self.now - age
+        self.purge_before(self.now - age)
+
+    def purge_before(self, before: int) -> None:
         due = {i for i, known in self.tweets.items() if known.state == DELETED and known.deleted_at < before}
         due |= {i for i in self.standing() if self.tweets[i].retweet_of in due}
         assert self.run(self.opened.store.purge(before, 1_000)) == len(due)
