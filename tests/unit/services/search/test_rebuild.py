@@ -1,0 +1,143 @@
+"""The index is built anew online: interrupted, with changes meanwhile, once at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+from roost.event.v1.event_pb2 import TweetCreated, TweetDeleted
+
+from services.common.inprocess import InProcessChannel
+from services.search.consumer import Indexer
+from services.search.rebuild import RETRY_MOST_S, Rebuilder
+from services.search.store import Change, Collection, Document, SearchIndex
+from tests.unit.services.search.conftest import MemoryIndex, Owners, channel_to, event
+
+
+class Naps:
+    """Sleeps no time and remembers how long it should have been."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def naps() -> Naps:
+    return Naps()
+
+
+@pytest.fixture
+def rebuilder(channel: InProcessChannel, memory: MemoryIndex, naps: Naps) -> Rebuilder:
+    return Rebuilder(channel, cast(SearchIndex, memory), naps)
+
+
+async def test_it_holds_what_stands_and_nothing_else(rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex) -> None:
+    for n in range(1, 8):
+        owners.post(n, f"text {n}")
+    owners.delete(3)
+    owners.post(9, "", retweet_of_id=1)
+    owners.sign_up(5, "ann", version=4)
+    stale = Document(99, 0, 1, (), ("stale",))
+    memory.documents[Collection.TWEETS, 99] = stale
+    assert rebuilder.begin()
+    await rebuilder.done()
+    assert memory.words() == {n: ("text", str(n)) for n in (1, 2, 4, 5, 6, 7)}
+    assert memory.documents[Collection.USERS, 5].version == 4
+
+
+async def test_an_interrupted_scan_goes_on_behind_the_last_id(
+    rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex, naps: Naps
+) -> None:
+    for n in range(1, 8):
+        owners.post(n, f"text {n}")
+    owners.failures = 2
+    rebuilder.begin()
+    await rebuilder.done()
+    assert owners.scanned == [0, 2, 4]
+    assert memory.words().keys() == set(range(1, 8))
+    assert len(naps.seconds) == 2
+
+
+async def test_what_changes_meanwhile_wins_over_the_scan(
+    channel: InProcessChannel, owners: Owners, memory: MemoryIndex
+) -> None:
+    index = cast(SearchIndex, memory)
+    indexer = Indexer(channel, index, lambda: 0.0)
+    for n in range(1, 20):
+        owners.post(n, f"text {n}")
+    scan = owners.ScanTweets
+    gone: set[int] = set()
+
+    async def changing(request: Any, context: Any) -> Any:
+        async for message in scan(request, context):
+            last = message.cores[-1].head.id
+            # Read by the scan, deleted and indexed, and only then filled in; and one beyond the scan.
+            owners.delete(last)
+            owners.post(100 + last, "late")
+            deleted = event(1, tweet_deleted=TweetDeleted(tweet_id=last))
+            await indexer.apply([deleted, event(2, tweet_created=TweetCreated(tweet_id=100 + last))])
+            gone.add(last)
+            yield message
+
+    owners.ScanTweets = changing  # type: ignore[method-assign]
+    rebuilder = Rebuilder(channel_to(owners), index)
+    rebuilder.begin()
+    await rebuilder.done()
+    assert gone
+    assert memory.words().keys() == (set(range(1, 20)) - gone) | {100 + n for n in gone}
+
+
+async def test_one_at_a_time(rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex) -> None:
+    owners.post(1, "text")
+    assert rebuilder.begin()
+    assert not rebuilder.begin()
+    await rebuilder.done()
+    assert rebuilder.begin()
+    await rebuilder.done()
+    assert memory.finished == 2
+
+
+async def test_a_failed_build_begins_again_later_and_later(
+    rebuilder: Rebuilder, memory: MemoryIndex, naps: Naps
+) -> None:
+    finish, failures = memory.finish, 12
+
+    async def failing() -> None:
+        nonlocal failures
+        failures -= 1
+        if failures:
+            raise OSError("no space left")
+        await finish()
+
+    memory.finish = failing  # type: ignore[method-assign]
+    rebuilder.begin()
+    await rebuilder.done()
+    assert memory.finished == 1
+    assert naps.seconds == sorted(naps.seconds)
+    assert naps.seconds[-1] == RETRY_MOST_S
+
+
+async def test_only_an_index_never_filled_is_built_at_the_start(rebuilder: Rebuilder, memory: MemoryIndex) -> None:
+    memory.position = 7
+    await rebuilder.start()
+    await rebuilder.done()
+    assert memory.finished == 0
+    memory.position = None
+    await rebuilder.start()
+    await rebuilder.done()
+    assert memory.finished == 1
+    await rebuilder.stop()
+
+
+async def test_a_stop_leaves_the_index_in_use(rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex) -> None:
+    owners.post(1, "text")
+    await memory.apply([Change(Collection.TWEETS, 2, Document(2, 0, 1, (), ("used",)))])
+    rebuilder.begin()
+    await asyncio.sleep(0)
+    await rebuilder.stop()
+    assert memory.words() == {2: ("used",)}
