@@ -106,7 +106,7 @@ async def test_bad_values_for_every_field(admin_web: Web) -> None:
     """Every scalar field of every served method's body × values of the wrong type or size."""
     alice, admin = await admin_web.sign_up("alice"), await admin_web.sign_up("root_admin")
     scene = {"alice": alice, "bob": alice, "tweet": "1", "bobs_tweet": "1", "refresh": "x"}
-    scene |= {"user_id": alice.id, "tweet_id": "1", "username": "bob"}
+    scene |= {"user_id": alice.id, "tweet_id": "1", "username": "bob", "reply_id": "1", "session_id": "1", "tag": "x"}
     faults = []
     for recipe in RECIPES:
         verb, template = bindings(recipe.path)[0]
@@ -236,8 +236,8 @@ async def test_roles_and_owners(web: Web) -> None:
         ("POST", "/v1/users/999/follow", None, 404),
         ("GET", "/v1/tweets/999", None, 404),
         ("GET", "/v1/users/999", None, 404),
-        ("POST", f"/v1/tweets/{tweet}/likes", None, 501),
-        ("POST", "/v1/tweets", {"text": "a reply", "reply_to_id": tweet}, 501),
+        ("POST", "/v1/auth/request-password-reset", {"email": "alice@example.com"}, 501),
+        ("POST", "/v1/tweets", {"text": "a picture", "media_ids": ["1"]}, 501),
     ):
         answer = await web.call(verb, path, bob, **({} if body is None else {"json": body}))
         assert answer.status_code == status, (verb, path, answer.text)
