@@ -256,8 +256,8 @@ def processor(proc: Path = PROC) -> str:
 def circumstances(readers: int, pages: Pages, plan: Plan) -> str:
     """What the table's figures hold for, in one sentence."""
     return (
-        f"{readers:,} readers, {pages.tweets_each:.1f} tweets a page; {plan.rounds} rounds of {plan.seconds} s for each "
-        f"server, {plan.connections} connections; {processor()}; Python {platform.python_version()}."
+        f"{readers:,} readers, {pages.tweets_each:.1f} tweets a page; {plan.rounds} × {plan.seconds} s for each "
+        f"server in turn, {plan.connections} connections; {processor()}; Python {platform.python_version()}."
     )
 
 

@@ -1,0 +1,47 @@
+"""`roost bench home` for real: a mesh in a process of its own, with people who follow one another, under wrk."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from roost_cli import bench, edges, load
+from roost_cli.child import Nursery
+from roost_cli.main import run
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on PATH (apt-get install wrk)"),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="CPU time is read from /proc"),
+]
+
+DOCUMENT = f"{bench.BEGIN.format('home')}\n{bench.END.format('home')}\n"
+
+
+async def test_a_loaded_mesh_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ROOST_CLOCK_MARGIN_S", "0.05")
+    child = await Nursery(tmp_path).start()
+    try:
+        graph = edges.parse(["1 2", "2 3", "3 1"])
+        usable, blank = load.tweet_lines(b"one\ntwo\nthree\nfour\n")
+        await load._load(child.target, graph, usable, blank, seed=1, concurrency=4)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+        document = tmp_path / "benchmarks.md"
+        document.write_text(DOCUMENT)
+        argv = ["bench", "home", "--rounds", "1", "--seconds", "1", "--connections", "2", "--markdown", str(document)]
+        assert await asyncio.to_thread(run, argv) == 0
+    finally:
+        await child.stop()
+    said = capsys.readouterr().out
+    assert "3 readers, 4.0 tweets a page; 1 × 1 s" in said
+    lines = {line.split("|")[1].strip(): line for line in document.read_text().splitlines() if line.startswith("|")}
+    requests, cpu, size = lines["requests/s"], lines["CPU µs a request"], lines["bytes an answer"]
+    assert all(float(cell.replace(",", "")) > 0 for line in (requests, cpu) for cell in line.split("|")[2:5])
+    mesh, bare = (float(cell.replace(",", "")) for cell in size.split("|")[2:4])
+    # The pages differ a little, the one recorded is of about their mean size.
+    assert abs(mesh - bare) < 100

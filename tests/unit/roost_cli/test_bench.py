@@ -1,0 +1,94 @@
+"""`roost bench`: the figures that it makes of runs, what it refuses to measure, and where it writes its table."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from roost_cli import bench, wrk
+from roost_cli.outcome import CommandError
+
+
+def figures(requests: int = 1_000, *, refused: int = 0, broken: int = 0, p50_ms: float = 2.0) -> wrk.Figures:
+    return wrk.Figures(requests, 2.0, requests * 500, p50_ms, 10.0, refused, broken)
+
+
+def test_cpu_time_is_user_and_system_of_the_process(tmp_path: Path) -> None:
+    folder = tmp_path / "42"
+    folder.mkdir()
+    tick = os.sysconf("SC_CLK_TCK")
+    # The name may hold spaces and brackets.
+    (folder / "stat").write_text(f"42 (a b) c) S {' '.join('0' for _ in range(10))} {3 * tick} {tick // 2} 99 99 0 0\n")
+    assert bench.cpu_seconds(42, tmp_path) == 3.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
+def test_cpu_time_of_a_running_process_grows() -> None:
+    begun = bench.cpu_seconds(os.getpid())
+    until = time.process_time() + 0.1
+    while time.process_time() < until:
+        pass
+    assert 0.05 <= bench.cpu_seconds(os.getpid()) - begun < 5
+
+
+def test_cpu_time_of_a_process_that_is_gone_is_no_figure(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"process 7$"):
+        bench.cpu_seconds(7, tmp_path)
+    with pytest.raises(CommandError, match="only Linux"):
+        bench.cpu_seconds(7, tmp_path / "proc")
+
+
+def test_processor_is_cores_and_model(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nmodel name\t: Fast 9000\nprocessor\t: 1\nmodel name\t: Fast 9000\n"
+    )
+    assert bench.processor(tmp_path) == f"{os.cpu_count()} cores, Fast 9000"
+    assert bench.processor(tmp_path / "absent").startswith(f"{os.cpu_count()} cores, ")
+
+
+def test_a_round_is_counted_by_request() -> None:
+    one = bench.Round(figures(1_000), cpu_s=0.2)
+    assert (one.per_second, one.cpu_us, one.bytes_each) == (500.0, 200.0, 500.0)
+
+
+def test_the_table_holds_medians_their_range_and_the_ratio() -> None:
+    ours = [bench.Round(figures(requests), 0.2) for requests in (1_000, 4_000, 2_000)]
+    theirs = [bench.Round(figures(4_000, p50_ms=0.0), 0.04) for _ in range(3)]
+    table = {line[0]: line[1:] for line in bench.rows(ours, theirs)}
+    assert table["requests/s"] == ["1,000 (500–2,000)", "2,000", "0.50"]
+    assert table["CPU µs a request"] == ["100 (50–200)", "10", "10.00"]
+    assert table["bytes an answer"] == ["500", "500", "1.00"]
+    # Nothing is divided by nothing.
+    assert table["p50 ms"] == ["2.00", "0.00", "nan"]
+
+
+def test_the_table_in_markdown() -> None:
+    assert bench.as_markdown([["", "a"], ["b", "1"]]) == "|  | a |\n| --- | ---: |\n| b | 1 |"
+
+
+def test_the_table_goes_between_its_markers_and_replaces_the_old_one() -> None:
+    empty = "before\n<!-- roost bench home -->\n<!-- end of roost bench home -->\nafter\n"
+    once = bench.inserted(empty, "home", "one")
+    assert once == "before\n<!-- roost bench home -->\none\n<!-- end of roost bench home -->\nafter\n"
+    assert bench.inserted(once, "home", "two") == once.replace("one", "two")
+    with pytest.raises(CommandError, match="no place"):
+        bench.inserted("no markers", "home", "one")
+
+
+@pytest.mark.parametrize("seen", [figures(refused=1), figures(broken=1), figures(0)])
+def test_runs_with_anything_but_answers_give_no_figures(seen: wrk.Figures) -> None:
+    with pytest.raises(CommandError, match="would say nothing"):
+        bench.check("mesh", seen)
+    bench.check("mesh", figures())
+
+
+def test_rate_limits_and_refusals_are_named() -> None:
+    bench.explain(200, {"content-type": "application/json"})
+    for status, headers in ((429, {}), (200, {"RateLimit-Policy": '"read";q=300;w=60'})):
+        with pytest.raises(CommandError, match="ROOST_RATE_LIMITS=off"):
+            bench.explain(status, headers)
+    with pytest.raises(CommandError, match="status 401"):
+        bench.explain(401, {})
