@@ -36,11 +36,14 @@ class State:
     hidden: set[int] = field(default_factory=set)
     follows: list[tuple[int, int]] = field(default_factory=list)
     blocks: list[tuple[int, int]] = field(default_factory=list)
+    mutes: list[tuple[int, int]] = field(default_factory=list)
     heads: list[tweet_pb2.TweetHead] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
     keys: dict[tuple[int, str], int] = field(default_factory=dict)
     # Homes answered instead of the right ones, by user id.
     homes: dict[int, list[int]] = field(default_factory=dict)
+    # The same, once everything was delivered again.
+    after_replay: dict[int, list[int]] = field(default_factory=dict)
     timeline_state: str = "warm"
     # Answers of GetFanoutLag, one after another; the last one stays.
     lags: list[int] = field(default_factory=lambda: [0])
@@ -152,6 +155,7 @@ class Graph(graph_service_pb2_grpc.GraphServiceServicer):
         kinds = {
             graph_service_pb2.EDGE_KIND_FOLLOW: self.state.follows,
             graph_service_pb2.EDGE_KIND_BLOCK: self.state.blocks,
+            graph_service_pb2.EDGE_KIND_MUTE: self.state.mutes,
         }
         edges = [graph_service_pb2.Edge(from_id=one, to_id=other) for one, other in kinds.get(request.kind, [])]
         yield graph_service_pb2.ScanEdgesResponse(edges=edges)
@@ -222,6 +226,12 @@ class Fanout(fanout_service_pb2_grpc.FanoutServiceServicer):
         self.state.calls["GetFanoutLag"] = self.state.calls.get("GetFanoutLag", 0) + 1
         events = self.state.lags.pop(0) if len(self.state.lags) > 1 else self.state.lags[0]
         return fanout_service_pb2.GetFanoutLagResponse(events=events, paused=self.state.paused)
+
+    async def ReplayFanout(self, request: Any, context: Any) -> Any:
+        await operator_only(context)
+        await self.state.enter(context, "ReplayFanout")
+        self.state.homes |= self.state.after_replay
+        return fanout_service_pb2.ReplayFanoutResponse(events=len(self.state.heads))
 
 
 @pytest.fixture
