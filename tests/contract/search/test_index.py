@@ -211,3 +211,15 @@ async def test_searches_during_changes_and_commits_miss_nothing(opened: Opened) 
         await asyncio.sleep(0)
     await work
     assert await opened.newest('"text 15"') == list(reversed(everything))
+
+
+async def test_an_acknowledged_change_is_found_at_every_moment_of_a_commit(opened: Opened) -> None:
+    everything = range(1, 41)
+    for version in range(1, 9):
+        await opened.apply(*(tweet(n, f"text {version}", version=version) for n in everything))
+        work = asyncio.create_task(opened.commit())
+        while not work.done():
+            assert await opened.newest(str(version)) == list(reversed(everything))
+            assert await opened.best(str(version)) == list(everything)
+            assert await opened.newest(str(version - 1)) == []
+        await work
