@@ -45,7 +45,7 @@ PEOPLE = 4
 # Some become celebrities by followers, too.
 THRESHOLD = 3
 # The same each time: what fails for one fails for all.
-HISTORIES, STEPS = 16, 100
+HISTORIES, STEPS = 12, 100
 SIZES = (1, 3, 7, 50)
 # Events appended once more, in any order: those of some steps.
 SHUFFLED = 60
@@ -64,7 +64,6 @@ class History:
         self.number = number
         self.chance = random.Random(number)
         self.steps: list[str] = []
-        self.timeline = mesh.process.services["timeline"]
         client, moderation = mesh.process.channel(""), mesh.process.channel("moderation")
         self.replies = ReplyServiceStub(client)
         self.engagement = EngagementServiceStub(client)
@@ -317,9 +316,7 @@ class History:
     def disturb(self, what: str, user: int, seed: int) -> None:
         match what:
             case "lose":
-                store = self.timeline.resources[0]
-                assert isinstance(store, EmbeddedHomeTimelines)
-                self.run_(store.clear())
+                self.run_(self.timelines().clear())
             case "rebuild":
                 request = timeline.RebuildHomeTimelineRequest(user_id=self.ids[user])
                 self.must(self.mesh.operator_timelines.RebuildHomeTimeline, request)
@@ -369,6 +366,40 @@ class History:
         self.settle()
         reader = self.active(reader)
         assert self.home(reader, size) == self.world.home(reader)
+
+    def crowd(self, lose: bool) -> None:
+        """Everybody posts and reads at the same time, while homes are being built."""
+        users = [user for user in range(PEOPLE) if user not in self.world.suspended]
+        before = {user: self.world.home(user) for user in users}
+
+        async def post(user: int) -> int:
+            return await self.mesh.post(self.ids[user], TEXTS[0])
+
+        async def read(user: int) -> tuple[int, list[int]]:
+            return user, [entry.id for entry in await self.mesh.home(self.ids[user], 5)]
+
+        async def everything() -> tuple[list[int], list[tuple[int, list[int]]]]:
+            if lose:
+                await self.timelines().clear()
+            made = asyncio.gather(*(post(user) for user in users for _ in range(2)))
+            found = await asyncio.gather(*(read(user) for user in users for _ in range(2)))
+            return await made, found
+
+        made, found = self.run_(everything())
+        for place, tweet_id in enumerate(made):
+            self.add(tweet_id, users[place // 2], text=TEXTS[0])
+        for reader, shown in found:
+            assert shown == sorted(set(shown), reverse=True)
+            assert set(shown) <= {*before[reader], *made}
+            due = {i for i in before[reader] if i in self.delivered or self.world.tweets[i].author == reader}
+            assert due <= set(shown)
+        for user in users:
+            self.read_when_delivered(user, 50)
+
+    def timelines(self) -> EmbeddedHomeTimelines:
+        store = self.mesh.process.services["timeline"].resources[0]
+        assert isinstance(store, EmbeddedHomeTimelines)
+        return store
 
     def explain(self, reader: int, tweet_id: int) -> None:
         self.settle()
@@ -480,6 +511,7 @@ DEEDS: Sequence[tuple[str, Callable[[History], tuple[Any, ...]]]] = (
     *[("disturb", lambda h: (h.chance.choice(DISTURBANCES), _who(h), h.chance.randrange(100)))] * 4,
     *[("read_at_once", lambda h: (_who(h), h.chance.choice(SIZES)))] * 2,
     *[("read_when_delivered", lambda h: (_who(h), h.chance.choice(SIZES)))] * 2,
+    *[("crowd", lambda h: (h.chance.random() < 0.7,))] * 2,
     ("explain", _on_tweet),
     *[("look_at_a_tweet", _on_tweet)] * 2,
     ("look_at_a_person", _two),
