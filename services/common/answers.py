@@ -19,22 +19,17 @@ async def nothing() -> None:
     """Nobody reads: there is nothing to ask."""
 
 
-async def counts_of(call: Any) -> dict[int, engagement.TweetCounts]:
-    """Likes and bookmarks by tweet. Without an answer the tweets are shown uncounted: counts are derived, and hide nobody."""
+async def marks_of(call: Any) -> tuple[dict[int, engagement.TweetCounts], dict[int, int]]:
+    """Likes and bookmarks by tweet, and what the reader did by tweet, as VIEWER counts it.
+
+    Without an answer the tweets are shown uncounted: counts are derived, and hide nobody.
+    """
     try:
         answer = await call
     except grpc.aio.AioRpcError:
-        return {}
-    return {counts.tweet_id: counts for counts in answer.counts}
-
-
-async def states_of(call: Any) -> dict[int, int]:
-    """What the reader did, by tweet, as VIEWER counts it."""
-    try:
-        answer = None if call is None else await call
-    except grpc.aio.AioRpcError:
-        return {}
-    return {} if answer is None else {s.tweet_id: s.liked + 4 * s.bookmarked for s in answer.states}
+        return {}, {}
+    counts = {counts.tweet_id: counts for counts in answer.counts}
+    return counts, {state.tweet_id: state.liked + 4 * state.bookmarked for state in answer.states}
 
 
 def seen_by_reader(refs: Any, rules: Any, user_ids: set[int]) -> tuple[dict[int, bytes], Container[int]]:

@@ -21,7 +21,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 
-from services.common.answers import counts_of, gathered, nothing, seen_by_reader, states_of
+from services.common.answers import gathered, marks_of, nothing, seen_by_reader
 from services.common.cores import Core, Cores
 from services.common.fragments import (
     QUOTED,
@@ -72,7 +72,6 @@ class Hydrator:
         self._get_refs: Any = UserServiceStub(channel).BatchGetUserRefs
         self._get_filter: Any = GraphServiceStub(channel).GetVisibilityFilter
         self._get_counts: Any = EngagementServiceStub(channel).BatchGetCounts
-        self._get_states: Any = EngagementServiceStub(channel).BatchGetViewerStates
 
     async def visible(
         self,
@@ -133,16 +132,12 @@ class Hydrator:
                 user_ids.add(core.parent_author_id)
         people = self._ask_people(reader_id, user_ids)
         more = [self._get_cores(tweet.BatchGetTweetCoresRequest(ids=others, viewer_id=reader_id))] if others else []
-        counts = counts_of(self._get_counts(engagement.BatchGetCountsRequest(ids=shown)))
-        states = states_of(
-            self._get_states(engagement.BatchGetViewerStatesRequest(user_id=reader_id, ids=shown))
-            if reader_id
-            else None
-        )
-        refs, rules, *answers, counted, did = await gathered([*people, *more, counts, states])
+        asked = engagement.BatchGetCountsRequest(ids=shown, viewer_id=reader_id)
+        marks = marks_of(self._get_counts(asked))
+        refs, rules, *answers, (counts, states) = await gathered([*people, *more, marks])
         fragments, muted = seen_by_reader(refs, rules, user_ids)
         nested = {core.id: core for answer in answers for core in self._cores.standing(answer.cores)}
-        return _Page(fragments, muted, nested, counted, did)
+        return _Page(fragments, muted, nested, counts, states)
 
     def _ask_people(self, reader_id: int, user_ids: set[int]) -> list[Any]:
         rules = graph.GetVisibilityFilterRequest(user_id=reader_id, candidate_ids=user_ids)

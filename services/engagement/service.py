@@ -94,7 +94,13 @@ class EngagementService(EngagementServiceServicer):
         return await self._page(request, Kind.BOOKMARK, user_id, cursor_owner_id=user_id)
 
     async def BatchGetCounts(self, request: pb.BatchGetCountsRequest, context: object) -> pb.BatchGetCountsResponse:
-        return await self._store.batch_get_counts(list(request.ids))
+        ids = list(request.ids)
+        response = await self._store.batch_get_counts(ids)
+        # A bookmark or like counts, so where nothing is counted the viewer did nothing either.
+        if request.viewer_id and response.counts:
+            marked = await self._store.batch_get_viewer_states(request.viewer_id, ids)
+            response.states.MergeFrom(marked.states)
+        return response
 
     async def BatchGetViewerStates(
         self, request: pb.BatchGetViewerStatesRequest, context: object

@@ -119,13 +119,7 @@ class Engagement(EngagementServiceServicer):
         for tweet_id in request.ids:
             if likes := sum(1 for _, liked in self.world.likes if liked == tweet_id):
                 response.counts.add(tweet_id=tweet_id, likes=likes)
-        return response
-
-    async def BatchGetViewerStates(self, request: Any, context: Any) -> Any:
-        self.world.asked("engagement", request.ids)
-        response = engagement.BatchGetViewerStatesResponse()
-        for tweet_id in request.ids:
-            if (request.user_id, tweet_id) in self.world.likes:
+            if (request.viewer_id, tweet_id) in self.world.likes:
                 response.states.add(tweet_id=tweet_id, liked=True)
         return response
 
@@ -287,7 +281,7 @@ async def test_a_page_takes_two_rounds_and_stops_at_its_limit(world: World, hydr
         world.post(tweet_id, ANN)
     found = await hydrator.visible(READER, range(100, 400), limit=20)
     assert [joined.id for joined in found] == list(range(100, 120))
-    assert [owner for owner, _ in world.calls] == ["tweet", "identity", "graph", "engagement", "engagement"]
+    assert [owner for owner, _ in world.calls] == ["tweet", "identity", "graph", "engagement"]
     assert world.calls[0][1] < 40, "what the page cannot hold is not asked for"
 
 
