@@ -63,6 +63,8 @@ class Generation:
         self._writer: tantivy.IndexWriter | None = None
         self._threads = threads
         self._searcher = index.searcher()
+        # Documents were added since the last commit; and such were lost. Told by the writing thread alone.
+        self._added = self._broken = False
         # The newest first: what is collected now, and at times what is being committed.
         self._layers = [Layer()]
 
@@ -104,8 +106,13 @@ class Generation:
                 self._layers[0].put(change)
 
     async def add(self, changes: Sequence[Change]) -> None:
-        """Writes documents straight into the index; they are found after the next commit."""
-        await self._write(lambda writer: _write_all(writer, changes))
+        """Writes documents straight into the index; they are found after the next commit. OSError once some were lost."""
+
+        def write(writer: tantivy.IndexWriter) -> None:
+            self._added = True
+            _write_all(writer, changes)
+
+        await self._write(write)
 
     async def commit(self) -> None:
         """Makes durable what was put and added before the call."""
@@ -122,6 +129,7 @@ class Generation:
         def write(writer: tantivy.IndexWriter) -> None:
             _write_all(writer, changes)
             writer.commit()
+            self._added = False
             self._index.reload()
 
         await self._write(write)
@@ -204,13 +212,18 @@ class Generation:
         await asyncio.shield(future)
 
     def _with_writer(self, work: Callable[[tantivy.IndexWriter], None]) -> None:
+        if self._broken:
+            raise OSError("documents added before a failure are lost: the index is to be begun again")
         if self._writer is None:
             self._writer = self._index.writer(WRITER_HEAP_BYTES, 1)
         try:
             work(self._writer)
         except BaseException:
-            # A writer that failed refuses everything from then on.
-            self._writer = None
+            # What was put is laid over still and will be written again; what was added is in the writer alone.
+            self._broken = self._added
+            failed, self._writer = self._writer, None
+            failed.rollback()
+            self._writer = failed
             raise
 
 

@@ -1,0 +1,150 @@
+"""The embedded index where the disk refuses, the folder has an owner, or what lies there cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.common import errors
+from services.search.store import Change, Collection, Document, Query, embedded, generation
+from services.search.store.embedded import EmbeddedSearchIndex
+
+TWEETS = Collection.TWEETS
+
+
+def tweet(key: int) -> Change:
+    return Change(TWEETS, key, Document(key, 0, 1, ("#tag",), ("word",)))
+
+
+async def found(index: EmbeddedSearchIndex) -> list[int]:
+    return list(await index.newest(TWEETS, Query(("#tag",), (("word",),)), 0, 100))
+
+
+@pytest.fixture
+async def index(tmp_path: Path) -> AsyncIterator[EmbeddedSearchIndex]:
+    """An index that was filled."""
+    opened = await EmbeddedSearchIndex.open(tmp_path / "search")
+    await opened.begin()
+    await opened.finish()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Refuses writes while its `full` is set."""
+
+    class Disk:
+        full = False
+
+    write_all = generation._write_all
+
+    def refusing(writer: Any, changes: Any) -> None:
+        write_all(writer, changes)
+        if Disk.full:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(generation, "_write_all", refusing)
+    return Disk
+
+
+async def test_a_full_disk_loses_nothing(index: EmbeddedSearchIndex, disk: Any, tmp_path: Path) -> None:
+    await index.apply([tweet(1)], 1)
+    await index.commit()
+    disk.full = True
+    for key in (2, 3):
+        await index.apply([tweet(key)], key)
+        with pytest.raises(OSError, match="no space"):
+            await index.commit()
+        assert index.position == 1, "what is not durable comes again"
+        assert await found(index) == list(range(key, 0, -1))
+    disk.full = False
+    await index.apply([tweet(4)], 4)
+    await index.commit()
+    assert index.position == 4
+    assert await found(index) == [4, 3, 2, 1]
+    assert await index.count(TWEETS) == 4
+
+
+async def test_an_index_that_lost_documents_never_takes_over(index: EmbeddedSearchIndex, disk: Any) -> None:
+    """A failed commit takes back what was filled in before it."""
+    await index.apply([tweet(1)], 1)
+    await index.begin()
+    await index.fill([tweet(1), tweet(2)])
+    await index.apply([tweet(3)], 3)
+    disk.full = True
+    with pytest.raises(OSError, match="no space"):
+        await index.finish()
+    disk.full = False
+    with pytest.raises(OSError, match="lost"):
+        await index.finish()
+    with pytest.raises(OSError, match="lost"):
+        await index.fill([tweet(4)])
+    assert await found(index) == [3, 1]
+    await index.begin()
+    await index.fill([tweet(1), tweet(2)])
+    await index.finish()
+    assert await found(index) == [2, 1]
+
+
+async def test_what_waits_for_the_disk_is_bounded(
+    index: EmbeddedSearchIndex, disk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "MAX_WAITING", 10)
+    disk.full = True
+    await index.apply([tweet(key) for key in range(1, 12)], 11)
+    with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
+        await index.apply([tweet(12)], 12)
+    assert 12 not in await found(index)
+    disk.full = False
+    await index.commit()
+    await index.apply([tweet(12)], 12)
+    assert 12 in await found(index)
+
+
+async def test_commits_come_by_themselves(index: EmbeddedSearchIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "MANY_WAITING", 0)
+    await index.apply([tweet(1)], 5)
+    for _ in range(1_000):
+        if index.position == 5:
+            break
+        await embedded.asyncio.sleep(0.005)
+    assert index.position == 5
+
+
+async def test_one_owner(index: EmbeddedSearchIndex, tmp_path: Path) -> None:
+    with pytest.raises(errors.RoostError, match="in use"):
+        await EmbeddedSearchIndex.open(tmp_path / "search")
+
+
+@pytest.mark.parametrize("state", [b"", b"[]", b'{"format": 0, "index": 1, "position": 5}', b'{"format": 1}'])
+async def test_a_state_that_says_nothing_means_an_index_to_fill(tmp_path: Path, state: bytes) -> None:
+    folder = tmp_path / "search"
+    index = await EmbeddedSearchIndex.open(folder)
+    await index.begin()
+    await index.finish()
+    await index.apply([tweet(1)], 5)
+    await index.close()
+    (folder / "state.json").write_bytes(state)
+    index = await EmbeddedSearchIndex.open(folder)
+    assert index.position is None
+    assert await found(index) == []
+    await index.close()
+
+
+async def test_indexes_given_up_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    index = await EmbeddedSearchIndex.open(folder)
+    await index.begin()
+    await index.finish()
+    await index.begin()
+    await index.fill([tweet(1)])
+    await index.close()
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 2
+    index = await EmbeddedSearchIndex.open(folder)
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
+    assert index.position == 0
+    await index.close()
