@@ -38,6 +38,10 @@ MAX_ROUND_IDS = 300
 _SPARE_IDS = 4
 
 
+class RelationsChangedError(Exception):
+    """The reader follows others by now than the caller of `visible` believed."""
+
+
 class Joined(NamedTuple):
     """A tweet that may be shown; `data` is a serialised roost.tweet.v1.Tweet."""
 
@@ -80,6 +84,7 @@ class Hydrator:
         *,
         hide_muted: bool = False,
         following: Container[int] | None = None,
+        relations_at: int | None = None,
         limit: int,
     ) -> list[Joined]:
         """The first `limit` tweets of `ids` that the reader (0: nobody signed in) may see, in the order given.
@@ -88,7 +93,8 @@ class Hydrator:
         reader, and retweets whose original is left out. A quoted tweet that may not be seen is a tombstone. With
         `hide_muted` also what muted people wrote, whoever retweets it. With `following`, the rules of a home: only what
         the reader and these people posted, another's reply only where the reader is, or follows, the author replied to,
-        and the parent stands and may be seen. Raises AioRpcError when an owner cannot answer: nothing is shown unchecked.
+        and the parent stands and may be seen. Raises AioRpcError when an owner cannot answer: nothing is shown unchecked;
+        RelationsChangedError where `relations_at`, the relation version that `following` is of, is not the present one.
         """
         found: list[Joined] = []
         start, size = 0, min(limit + limit // 4 + _SPARE_IDS, MAX_ROUND_IDS)
@@ -99,7 +105,7 @@ class Hydrator:
             if following is not None:
                 cores = _of_home(cores, reader_id, following)
             if cores:
-                page = await self._ask_owners(reader_id, cores, following is not None)
+                page = await self._ask_owners(reader_id, cores, following is not None, relations_at)
                 own = None if following is None else reader_id
                 _join(cores, page, page.muted if hide_muted else (), own, limit, found)
             start, size = start + size, min(size * 2, MAX_ROUND_IDS)
@@ -112,7 +118,9 @@ class Hydrator:
         refs, rules = await gathered(self._ask_people(reader_id, asked))
         return seen_by_reader(refs, rules, asked)[0]
 
-    async def _ask_owners(self, reader_id: int, cores: Sequence[Core], want_parents: bool) -> _Page:
+    async def _ask_owners(
+        self, reader_id: int, cores: Sequence[Core], want_parents: bool, relations_at: int | None
+    ) -> _Page:
         user_ids: set[int] = set()
         others: set[int] = set()
         shown = []
@@ -135,6 +143,8 @@ class Hydrator:
         asked = engagement.BatchGetCountsRequest(ids=shown, viewer_id=reader_id)
         marks = marks_of(self._get_counts(asked))
         refs, rules, *answers, (counts, states) = await gathered([*people, *more, marks])
+        if relations_at is not None and rules.relation_version != relations_at:
+            raise RelationsChangedError
         fragments, muted = seen_by_reader(refs, rules, user_ids)
         nested = {core.id: core for answer in answers for core in self._cores.standing(answer.cores)}
         return _Page(fragments, muted, nested, counts, states)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from services.common import context
-from services.common.hydrate import Hydrator, Joined
+from services.common.hydrate import Hydrator, Joined, RelationsChangedError
 from services.common.tiers import Tiers
 from services.timeline.builds import Builds
 from services.timeline.plan import HYBRID, PULL, Rules, Source
@@ -83,15 +83,28 @@ class HomeReader:
 
     async def page(self, reader: int, bound: int, served: int, size: int) -> Page:
         """Up to `size` entries below `bound` (0: from the newest on), when `served` were shown on the pages before."""
+        known = self._relations.known(reader)
+        if known is not None:
+            # Mostly nobody was followed since the last read: then hydration, which asks graph anyway, confirms the version, and
+            # a call is saved.
+            try:
+                page = await self._page(await self.view(reader, known), bound, served, size, known.version)
+            except RelationsChangedError:
+                page = None
+            # Where nothing was shown, perhaps nothing was asked.
+            if page is not None and page.entries:
+                return page
+        return await self._page(await self.view(reader), bound, served, size, None)
+
+    async def _page(self, view: View, bound: int, served: int, size: int, relations_at: int | None) -> Page:
         wanted = min(size, MAX_ENTRIES - served)
-        view = await self.view(reader)
         walk = self.walk(view, bound, size + SPARE)
         shown: list[Joined] = []
         reached = 0
         while len(shown) <= wanted and (round_ := await walk.next()) is not None:
             reached = round_.frontier
             # One beyond the page tells whether there is a next one.
-            if (left_at := await self._fill(view, round_.ids, wanted + 1, shown)) is not None:
+            if (left_at := await self._fill(view, round_.ids, wanted + 1, shown, relations_at)) is not None:
                 reached = left_at
                 break
         if len(shown) > wanted:
@@ -101,27 +114,34 @@ class HomeReader:
             reached = 0
         return Page(shown, reached, view.label, view.partial or walk.partial)
 
-    async def _fill(self, view: View, ids: Sequence[int], wanted: int, shown: list[Joined]) -> int | None:
+    async def _fill(
+        self, view: View, ids: Sequence[int], wanted: int, shown: list[Joined], relations_at: int | None
+    ) -> int | None:
         """Adds what may be seen of the ids until there are `wanted`. Out of time it returns the id it got to, else None."""
         for start in range(0, len(ids), FILTER_AT_ONCE):
             if start and _out_of_time(view):
                 return ids[start - 1]
-            shown += await self.visible(view, ids[start : start + FILTER_AT_ONCE], wanted - len(shown))
+            shown += await self.visible(view, ids[start : start + FILTER_AT_ONCE], wanted - len(shown), relations_at)
             if len(shown) >= wanted:
                 break
         return None
 
-    async def visible(self, view: View, ids: Sequence[int], limit: int) -> list[Joined]:
+    async def visible(
+        self, view: View, ids: Sequence[int], limit: int, relations_at: int | None = None
+    ) -> list[Joined]:
         """The first `limit` of the ids that the home shows: the one place where that is decided."""
         if not ids:
             return []
         followees = view.relations.followees
-        return await self._hydrator.visible(view.reader, ids, hide_muted=True, following=followees, limit=limit)
+        return await self._hydrator.visible(
+            view.reader, ids, hide_muted=True, following=followees, relations_at=relations_at, limit=limit
+        )
 
-    async def view(self, reader: int) -> View:
-        """The home as it stands: warm, built for this read, or to be pulled."""
+    async def view(self, reader: int, known: Relations | None = None) -> View:
+        """The home as it stands: warm, built for this read, or to be pulled. By the relations as they are now, or by those `known`,
+        which somebody has yet to confirm."""
         until = _patience_until()
-        relations = await self._relations.current(reader)
+        relations = known or await self._relations.current(reader)
         everything_pulled = View(reader, relations, None, {}, PULLED, until)
         if self._rules.mode == PULL or not self._decidable():
             return everything_pulled

@@ -61,6 +61,10 @@ class RelationCache:
         kept = self._kept.get(user_id)
         return kept if kept is not None and kept.version == seen.relation_version else await self.fetch(user_id)
 
+    def known(self, user_id: int) -> Relations | None:
+        """As they were when they were fetched last: whoever uses them has to learn their version from graph."""
+        return self._kept.get(user_id)
+
     async def fetch(self, user_id: int) -> Relations:
         """As graph has it now, past what is kept."""
         since: list[tuple[int, int]] = []

@@ -55,7 +55,7 @@ async def test_a_warm_read_asks_for_no_followees_and_pulls_the_reader_alone(time
     assert (len(ids), label) == (20, "warm")
     assert world.pulled == [[READER]]
     assert world.calls["StreamFollowingIds"] == 0
-    assert world.calls["GetVisibilityFilter"] == 2
+    assert world.calls["GetVisibilityFilter"] == 1
 
 
 async def test_what_is_pushed_shows_without_a_pull(timeline: Timeline, world: World) -> None:
