@@ -118,6 +118,7 @@ def parts(arguments: Sequence[str]) -> dict[str, dict[str, Check]]:
         "unit": {"unit": tests("tests/unit", arguments)},
         "contract": {"contract": tests("tests/contract", arguments)},
         "functional": {"functional": tests("tests/functional", arguments)},
+        "faults": {"faults": tests("tests/faults", arguments)},
         "cluster": {"cluster": lambda: Outcome(skipped=1, reason="comes with the cluster family")},
     }
 

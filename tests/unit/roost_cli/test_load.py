@@ -84,3 +84,11 @@ def test_help_names_the_options() -> None:
 
     said = CliRunner().invoke(app, ["load", "--help"]).output
     assert all(option in said for option in ("--graph", "--tweets", "--directed", "--seed", "--concurrency", "--grpc"))
+
+
+def test_there_must_be_something_to_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["load"]) == 2
+    assert "--mutate" in capsys.readouterr().err
+    (tmp_path / "g.edges").write_text("1 2\n")
+    assert run(["load", "--graph", str(tmp_path / "g.edges"), "--mutate", "5"]) == 2
+    assert "go together" in capsys.readouterr().err
