@@ -15,7 +15,7 @@ from roost_cli.child import Child, Nursery
 from roost_cli.history import Faults, History, Kind, Outcome, Register
 from roost_cli.loader import Loader, Operator, Person
 from roost_cli.minting import TokenBook
-from roost_cli.observe import observe
+from roost_cli.observe import observe, without_event
 from roost_cli.outcome import FAULTS, CommandError
 from roost_cli.pace import patiently
 from roost_cli.progress import Progress, Silent
@@ -156,6 +156,8 @@ class Drill:
             self.result.add(self.history.check(after))
             if every_home:
                 self.result.homes_exact = await verify.audit(child.target, Silent(), replay=True)
+                for tweet_id in await without_event(channels[0], operator, after.tweets):
+                    self.result.lost.append(f"the event of tweet {tweet_id}")
             else:
                 sample = self._chance.sample(users, SAMPLED_HOMES)
                 self.result.strange.extend(await verify.faults_of(channels, operator.metadata, sample))

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import grpc
+from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 from roost.graph.v1 import graph_service_pb2, graph_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
 from roost_cli.history import History, Kind, Observed, Seen
 from roost_cli.loader import Operator
 from roost_cli.minting import TokenBook
-from roost_cli.pace import batches, deadline_s
+from roost_cli.pace import batches, deadline_s, for_each
 from roost_cli.verify import SCAN_EDGES, SCAN_TWEETS
 
 # The bound of one BatchGetTweets, and of one page.
 PAGE_SIZE = 100
+# Of so many tweets fan-out certainly remembers the receipts: it keeps those of 10,000.
+RECEIPTS = 9_000
+CONCURRENCY = 16
 
 BATCH_GET = "/roost.tweet.v1.TweetService/BatchGetTweets"
+GET_STATUS = "/roost.fanout.v1.FanoutService/GetFanoutStatus"
 LIST_USER = "/roost.tweet.v1.TweetService/ListUserTweets"
 
 
@@ -40,6 +45,24 @@ async def observe(
         found.follows.update((edge.from_id, edge.to_id) for edge in edges.edges)
     await asyncio.gather(*(_read_as(tweets, actors, user, history, found) for user in users))
     return found
+
+
+async def without_event(channel: grpc.aio.Channel, operator: Operator, tweet_ids: Iterable[int]) -> list[int]:
+    """The tweets whose event the log lacks; to be asked after a replay of the whole log, which leaves a receipt of each."""
+    stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
+    missing: list[int] = []
+
+    async def look(tweet_id: int) -> None:
+        request = fanout_service_pb2.GetFanoutStatusRequest(tweet_id=tweet_id)
+        try:
+            await stub.GetFanoutStatus(request, metadata=operator.metadata, timeout=deadline_s(GET_STATUS))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            missing.append(tweet_id)
+
+    await for_each(sorted(tweet_ids)[-RECEIPTS:], look, concurrency=CONCURRENCY)
+    return missing
 
 
 async def _read_as(
