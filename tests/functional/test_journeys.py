@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 from tests.functional.conftest import PASSWORD, Web
 
@@ -148,3 +149,31 @@ async def test_probes(web: Web) -> None:
     await web.call("GET", "/v1/tweets")
     metrics = (await web.call("GET", "/metrics")).text
     assert 'grpc_server_handled_total{grpc_code="OK"' in metrics or "grpc_server_handled_total{" in metrics
+
+
+async def test_renames_edits_counts_and_flags_are_right_on_the_next_read(web: Web) -> None:
+    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
+    await web.call("POST", f"/v1/users/{alice.id}/follow", bob)
+    tweet = await web.post(alice, "first words")
+    await web.mesh.settled()
+
+    async def seen() -> dict[str, Any]:
+        (found,) = (await web.call("GET", "/v1/timelines/home", bob)).json()["tweets"]
+        return dict(found)
+
+    before = await seen()
+    assert (before["text"], before["metrics"]["likes"], "viewer" in before) == ("first words", 0, False)
+    await web.call("PATCH", "/v1/users/me", alice, json={"display_name": "Alice the First"})
+    assert (await seen())["author"]["display_name"] == "Alice the First"
+    await web.call("PATCH", f"/v1/tweets/{tweet}", alice, json={"text": "second words"})
+    edited = await seen()
+    assert (edited["text"], edited["edited"], edited["original_text"]) == ("second words", True, "first words")
+    await web.call("POST", f"/v1/tweets/{tweet}/likes", bob)
+    await web.call("POST", f"/v1/tweets/{tweet}/bookmark", bob)
+    await web.call("POST", f"/v1/tweets/{tweet}/retweets", bob)
+    await web.call("POST", "/reply", bob, json={"tweet_id": tweet, "text": "well said"})
+    marked = (await web.call("GET", f"/v1/tweets/{tweet}", bob)).json()
+    assert marked["viewer"] == {"liked": True, "retweeted": True, "bookmarked": True}
+    assert marked["metrics"] == {"likes": 1, "retweets": 1, "replies": 1, "quotes": 0, "bookmarks": 1}
+    await web.call("DELETE", f"/v1/tweets/{tweet}/likes", bob)
+    assert (await web.call("GET", f"/v1/tweets/{tweet}", bob)).json()["viewer"]["liked"] is False
