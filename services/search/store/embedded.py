@@ -87,10 +87,12 @@ class EmbeddedSearchIndex:
         """See the port."""
         if self._current.waiting > MAX_WAITING:
             raise errors.unavailable("the search index cannot be written for now")
-        for generation in filter(None, (self._current, self._next)):
-            await generation.put(changes)
-        if self._next is not None:
+        # Settled before the first wait: an index begun meanwhile gets these from its scan, and must not pass them over there.
+        current, begun = self._current, self._next
+        if begun is not None:
             self._touched.update((change.collection, change.id) for change in changes)
+            await begun.put(changes)
+        await current.put(changes)
         self._applied = max(self._applied, position)
         self._changed.set()
         if self._current.waiting > MANY_WAITING:

@@ -223,3 +223,16 @@ async def test_an_acknowledged_change_is_found_at_every_moment_of_a_commit(opene
             assert await opened.best(str(version)) == list(everything)
             assert await opened.newest(str(version - 1)) == []
         await work
+
+
+async def test_what_is_applied_while_an_index_is_begun_is_not_lost(opened: Opened) -> None:
+    """It is in the new index by one way or the other: laid over it, or filled in by the scan that begins afterwards."""
+    for start in range(0, 400, 100):
+        begun = asyncio.create_task(opened.index.begin())
+        ids = iter(range(start + 1, start + 101))
+        applied = [asyncio.create_task(opened.apply(tweet(n, "kept"))) for n in ids]
+        await begun
+        await asyncio.gather(*applied)
+        await opened.index.fill([tweet(n, "kept") for n in range(1, start + 101)])
+        await opened.index.finish()
+        assert await opened.newest("kept", limit=500) == list(range(start + 100, 0, -1))
