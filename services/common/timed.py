@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 _NEVER = float("inf")
+_NOT_BEGUN = object()
 
 
 class until(Generic[T]):  # noqa: N801 (it reads as the preposition it is: `await until(deadline, work)`)
@@ -16,22 +17,28 @@ class until(Generic[T]):  # noqa: N801 (it reads as the preposition it is: `awai
 
     asyncio.timeout_at does the same at 9 µs a call (measured). Most calls in process are answered from memory and never wait: they
     need no timer, so it is set only when the coroutine waits for the first time.
+
+    Whoever has made the first step itself, because even this object would cost too much where nothing waits, says in `waited_for`
+    what that step gave.
     """
 
-    __slots__ = ("_coroutine", "_deadline", "_fired", "_task")
+    __slots__ = ("_coroutine", "_deadline", "_fired", "_task", "_waited_for")
 
-    def __init__(self, deadline: float, coroutine: Coroutine[Any, Any, T]) -> None:
+    def __init__(self, deadline: float, coroutine: Coroutine[Any, Any, T], waited_for: Any = _NOT_BEGUN) -> None:
         self._coroutine = coroutine
+        self._waited_for = waited_for
         self._deadline = deadline
         self._fired = False
         self._task: asyncio.Task[Any] | None = None
 
     def __await__(self) -> Generator[Any, Any, T]:
         coroutine = self._coroutine
-        try:
-            waited_for = coroutine.send(None)
-        except StopIteration as returned:
-            return returned.value  # type: ignore[no-any-return]
+        waited_for = self._waited_for
+        if waited_for is _NOT_BEGUN:
+            try:
+                waited_for = coroutine.send(None)
+            except StopIteration as returned:
+                return returned.value  # type: ignore[no-any-return]
         if self._deadline == _NEVER:
             return (yield from _resumed(coroutine, waited_for))
         self._task = asyncio.current_task()

@@ -72,7 +72,12 @@ class Endpoint:
         code = grpc.StatusCode.OK
         try:
             self._admit(request, call, begun, made_here)
-            return await until(call.deadline, self._serve(request, context))
+            coroutine = self._serve(request, context)
+            try:
+                waited_for = coroutine.send(None)
+            except StopIteration as returned:
+                return returned.value  # type: ignore[no-any-return]
+            return await until(call.deadline, coroutine, waited_for)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
