@@ -48,9 +48,7 @@ class Graph(GraphServiceServicer):
     def __init__(self, world: World) -> None:
         self.world = world
 
-    async def StreamFollowerIds(
-        self, request: Any, context: Any
-    ) -> AsyncIterator[graph.StreamFollowerIdsResponse]:
+    async def StreamFollowerIds(self, request: Any, context: Any) -> AsyncIterator[graph.StreamFollowerIdsResponse]:
         self.world.reads.append(request.user_id)
         ids = list(self.world.followers.get(request.user_id, ()))
         for start in range(0, len(ids), request.page_size):
