@@ -45,6 +45,15 @@ async def test_what_waits_longer_is_cancelled() -> None:
     await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize("left_s", [LONG_S, NEVER])
+async def test_a_first_step_that_the_caller_made_is_not_made_again(left_s: float) -> None:
+    work = answer(3, 0.01)
+    assert await until(monotonic() + left_s, work, work.send(None)) == 3
+    late = answer(4, LONG_S)
+    with pytest.raises(TimeoutError):
+        await until(monotonic() + 0.01, late, late.send(None))
+
+
 async def test_a_cancellation_from_outside_is_no_time_out() -> None:
     task = asyncio.create_task(_awaited(until(monotonic() + LONG_S, answer(1, LONG_S))))
     await asyncio.sleep(0.01)
