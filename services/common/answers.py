@@ -8,11 +8,8 @@ from typing import Any
 
 import grpc.aio
 from roost.engagement.v1 import engagement_service_pb2 as engagement
-from roost.identity.v1 import user_pb2
 
-from services.common.fragments import author_fragment
-
-_ACTIVE = user_pb2.USER_STATE_ACTIVE
+from services.common.cores import Ref
 
 
 async def nothing() -> None:
@@ -32,19 +29,15 @@ async def marks_of(call: Any) -> tuple[dict[int, engagement.TweetCounts], dict[i
     return counts, {state.tweet_id: state.liked + 4 * state.bookmarked for state in answer.states}
 
 
-def seen_by_reader(refs: Any, rules: Any, user_ids: set[int]) -> tuple[dict[int, bytes], Container[int]]:
+def seen_by_reader(refs: Sequence[Ref], rules: Any, user_ids: set[int]) -> tuple[dict[int, bytes], Container[int]]:
     """The author fragment of each of these people whom the reader may see, and whom the reader mutes."""
-    hidden: Container[int] = ()
+    fragments = dict(refs)
     muted: Container[int] = ()
     if rules is not None:
         # A user's blocks may be many, the people of a page are few.
-        hidden = user_ids.intersection(rules.blocked_ids).union(rules.blocked_by_ids)
+        for user_id in (*user_ids.intersection(rules.blocked_ids), *rules.blocked_by_ids):
+            fragments.pop(user_id, None)
         muted = user_ids.intersection(rules.muted_ids)
-    fragments = {}
-    for entry in refs.refs:
-        user_id = entry.user_id
-        if entry.state == _ACTIVE and user_id not in hidden:
-            fragments[user_id] = author_fragment(entry.ref)
     return fragments, muted
 
 

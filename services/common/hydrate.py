@@ -17,12 +17,11 @@ from roost.engagement.v1.engagement_service_pb2_grpc import EngagementServiceStu
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1 import user_service_pb2 as identity
-from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 
 from services.common.answers import gathered, marks_of, nothing, seen_by_reader
-from services.common.cores import Core, Cores
+from services.common.cores import Core, Readings, active_ref, standing_core
 from services.common.fragments import (
     QUOTED,
     RETWEETED,
@@ -66,14 +65,19 @@ class Hydrator:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         # Any: the generated stubs' types know the socket's call class only.
-        # The twin: the memory of cores knows them by their bytes.
+        # The twins: what was read before is known by its bytes.
         self._get_cores: Any = channel.unary_unary(
             "/roost.tweet.v1.TweetService/BatchGetTweetCores",
             tweet.BatchGetTweetCoresRequest.SerializeToString,
             tweet_pb2.SerializedTweetCores.FromString,
         )
-        self._cores = Cores()
-        self._get_refs: Any = UserServiceStub(channel).BatchGetUserRefs
+        self._cores = Readings(standing_core)
+        self._refs = Readings(active_ref)
+        self._get_refs: Any = channel.unary_unary(
+            "/roost.identity.v1.UserService/BatchGetUserRefs",
+            identity.BatchGetUserRefsRequest.SerializeToString,
+            identity.SerializedUserRefs.FromString,
+        )
         self._get_filter: Any = GraphServiceStub(channel).GetVisibilityFilter
         self._get_counts: Any = EngagementServiceStub(channel).BatchGetCounts
 
@@ -101,7 +105,7 @@ class Hydrator:
         while start < len(ids) and len(found) < limit:
             batch = ids[start : start + size]
             response = await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=batch, viewer_id=reader_id))
-            cores = self._cores.standing(response.cores)
+            cores = self._cores.read(response.cores)
             if following is not None:
                 cores = _of_home(cores, reader_id, following)
             if cores:
@@ -116,7 +120,7 @@ class Hydrator:
         reader are absent."""
         asked = set(user_ids)
         refs, rules = await gathered(self._ask_people(reader_id, asked))
-        return seen_by_reader(refs, rules, asked)[0]
+        return seen_by_reader(self._refs.read(refs.refs), rules, asked)[0]
 
     async def _ask_owners(
         self, reader_id: int, cores: Sequence[Core], want_parents: bool, relations_at: int | None
@@ -145,8 +149,8 @@ class Hydrator:
         refs, rules, *answers, (counts, states) = await gathered([*people, *more, marks])
         if relations_at is not None and rules.relation_version != relations_at:
             raise RelationsChangedError
-        fragments, muted = seen_by_reader(refs, rules, user_ids)
-        nested = {core.id: core for answer in answers for core in self._cores.standing(answer.cores)}
+        fragments, muted = seen_by_reader(self._refs.read(refs.refs), rules, user_ids)
+        nested = {core.id: core for answer in answers for core in self._cores.read(answer.cores)}
         return _Page(fragments, muted, nested, counts, states)
 
     def _ask_people(self, reader_id: int, user_ids: set[int]) -> list[Any]:

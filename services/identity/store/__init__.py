@@ -81,6 +81,9 @@ class AccountStore(Protocol):
         cached.
         """
 
+    async def refs_serialized(self, ids: Sequence[int]) -> bytes:
+        """The same, as a serialised BatchGetUserRefsResponse."""
+
     async def accounts(self, ids: Sequence[int]) -> list[Account]:
         """Accounts in the order asked for, whatever their state; unknown ids are left out."""
 

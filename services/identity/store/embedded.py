@@ -96,8 +96,10 @@ class EmbeddedStore:
         await self.db.close()
 
     async def refs(self, ids: Sequence[int]) -> user_service_pb2.BatchGetUserRefsResponse:
-        found = await self._cached(ids)
-        return user_service_pb2.BatchGetUserRefsResponse.FromString(b"".join([cached.wire for cached in found]))
+        return user_service_pb2.BatchGetUserRefsResponse.FromString(await self.refs_serialized(ids))
+
+    async def refs_serialized(self, ids: Sequence[int]) -> bytes:
+        return b"".join([cached.wire for cached in await self._cached(ids)])
 
     async def accounts(self, ids: Sequence[int]) -> list[Account]:
         return [cached.account for cached in await self._cached(ids)]

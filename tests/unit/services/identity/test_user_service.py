@@ -200,7 +200,7 @@ async def test_references_carry_the_state_and_act_on_the_next_read(identity: Ide
 
     async def refs() -> list[pb.UserRefEntry]:
         request = pb.BatchGetUserRefsRequest(ids=[bob, 5, alice, bob])
-        return list((await identity.users.BatchGetUserRefs(request, None)).refs)
+        return entries_of(await identity.users.BatchGetUserRefs(request, None))
 
     before = await refs()
     assert [entry.user_id for entry in before] == [bob, alice, bob]
@@ -231,7 +231,7 @@ async def test_a_cancelled_change_is_seen_if_it_was_stored(identity: Identity) -
     await asyncio.sleep(0.1)
     stored = {account.user_id: account.state for account in await identity.store.scan(0, 100)}
     request = pb.BatchGetUserRefsRequest(ids=ids)
-    shown = {entry.user_id: entry.state for entry in (await identity.users.BatchGetUserRefs(request, None)).refs}
+    shown = {entry.user_id: entry.state for entry in entries_of(await identity.users.BatchGetUserRefs(request, None))}
     assert shown == stored
 
 
@@ -297,3 +297,8 @@ async def test_tokens_of_the_suspended_are_refused_by_their_event(identity: Iden
     identity.revocations.revoke_user(event.user_suspended.user_id, event.occurred_at.ToNanoseconds() / 1e9)
     with refused(grpc.StatusCode.UNAUTHENTICATED):
         await identity.verifier.verify(alice.access_token)
+
+
+def entries_of(answer: pb.SerializedUserRefs) -> list[pb.UserRefEntry]:
+    """The twin as what it stands for."""
+    return list(pb.BatchGetUserRefsResponse.FromString(answer.SerializeToString()).refs)
