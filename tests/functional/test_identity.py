@@ -13,7 +13,7 @@ from roost.identity.v1 import auth_service_pb2, user_service_pb2
 from services.common.context import Actor, Call, current_call
 from tests.conftest import Mesh, MeshFactory, refused
 
-# The promise is a second (api.md, "Meaning"); a loaded machine gets more.
+# The promise is a second; a loaded machine gets more.
 REVOKED_WITHIN_S = 5.0
 
 
