@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import hypothesis
 import pytest
 from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 from roost.graph.v1 import graph_service_pb2, graph_service_pb2_grpc
@@ -22,6 +23,11 @@ from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
 from services.common.process import Process, Wire
 from services.registry import SERVICES
+
+# The same examples at every run, so that a red run is about the change at hand; `--hypothesis-profile=explore` draws new ones.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile("same")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Delivery takes milliseconds; a loaded machine gets more.
