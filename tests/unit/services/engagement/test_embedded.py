@@ -89,7 +89,7 @@ async def test_memory_follows_a_commit_whose_caller_has_gone(
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     may_return.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not await likes(store, TWEET):
             await asyncio.sleep(0)
     assert await liked(store, ANN, TWEET) == [TWEET]

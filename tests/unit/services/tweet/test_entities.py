@@ -19,7 +19,7 @@ from services.tweet.text import MAX_BYTES, MAX_WEIGHT, weight
 from services.tweet.weight import URL_WEIGHT
 
 # Of this thread's own time: a busy machine takes longer. Far less than backtracking would take.
-WITHIN_S = 0.05
+WITHIN_S = 0.3
 
 
 def names(found: list[entities.Named]) -> list[str]:

@@ -17,7 +17,7 @@ from services.tweet.weight import find_urls
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"
 # Far more than the worst text takes, far less than what backtracking would.
-WITHIN_S = 0.25
+WITHIN_S = 0.5
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_stored_as_nfc_and_weighed_after() -> None:
     ],
 )
 def test_no_text_is_slow_to_weigh(text: str) -> None:
-    begun = time.perf_counter()
+    begun = time.thread_time()
     weight(text)
-    assert time.perf_counter() - begun < WITHIN_S
+    assert time.thread_time() - begun < WITHIN_S
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
