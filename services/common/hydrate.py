@@ -61,7 +61,7 @@ class _Page(NamedTuple):
 
 
 class Hydrator:
-    """Joins tweets for readers. `channel` reaches tweet, identity and graph; the calls carry the current deadline."""
+    """Joins tweets for readers. `channel` reaches tweet, identity, graph and engagement; the calls carry the current deadline."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         # Any: the generated stubs' types know the socket's call class only.
