@@ -24,7 +24,7 @@ from services.common import errors, logs
 from services.common.config import Settings
 from services.common.kit import Build
 from services.common.process import Process
-from services.registry import SERVICES
+from services.registry import GROUNDS, SERVICES
 
 Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", show_default=False)]
 
@@ -76,7 +76,7 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
-        process = await stack.enter_async_context(await Process.start(settings, builds))
+        process = await stack.enter_async_context(await Process.start(settings, builds, ground=GROUNDS[settings.family]))
         grpc_address = f"{address_of(settings.grpc, '--grpc')[0]}:{process.grpc_port}"
         http_address = ""
         if gateway:

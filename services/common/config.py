@@ -1,6 +1,7 @@
 """Settings: `ROOST_…` variables, or a TOML file named by ROOST_CONFIG; the one module that reads the environment.
 
-Every field has a default that is safe for the embedded family on one machine.
+Every field has a default that is safe for the embedded family on one machine; where the servers of the cluster family are
+is by default where `scripts/backends up` starts them.
 """
 
 from __future__ import annotations
@@ -26,10 +27,23 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ROOST_", extra="forbid", frozen=True, validate_default=True)
 
-    family: Literal["embedded"] = "embedded"
+    family: Literal["embedded", "cluster"] = "embedded"
     data_dir: Path = Path("data")
     http: str = "127.0.0.1:8080"
     grpc: str = "127.0.0.1:50051"
+
+    # The cluster family. The namespace begins the names of keyspaces, topics and indexes, so that several meshes can share servers.
+    namespace: str = Field(default="roost", pattern=r"^[a-z][a-z0-9_]{0,23}$")
+    cassandra: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:9042",)
+    cassandra_datacenter: str = "datacenter1"
+    cassandra_username: str = ""
+    cassandra_password: str = Field(default="", repr=False)
+    cassandra_replication: int = Field(default=1, ge=1, le=7)
+    redis: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    kafka: str = "127.0.0.1:9092"
+    opensearch: str = Field(default="http://127.0.0.1:9200", repr=False)
+    # The worker part of ids: -1 leases one; a StatefulSet gives its ordinal.
+    worker_id: int = Field(default=-1, ge=-1, le=1023)
 
     # Home timelines. 1,000 suits one process; a cluster takes 100,000.
     celebrity_threshold: int = Field(default=1_000, ge=1)
@@ -74,7 +88,7 @@ class Settings(BaseSettings):
     searches_per_minute: int = Field(default=300, ge=1)
     admin_calls_per_minute: int = Field(default=600, ge=1)
 
-    @field_validator("admins", mode="before")
+    @field_validator("admins", "cassandra", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -34,8 +35,28 @@ class Closable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Ground:
+    """What all services of a process stand on, by family. `cursor_key` is the same in every process of a mesh, and kept over restarts.
+
+    `cluster` are the open connections of the cluster family, which the kit knows nothing of; None in the embedded one.
+    """
+
+    log: EventLog
+    ids: Snowflake
+    cursor_key: bytes
+    cluster: object | None = None
+
+
+OpenGround = Callable[[Settings, AsyncExitStack], Awaitable[Ground]]
+"""Opens a family's ground; what it opened is closed by the stack, after everything else of the process."""
+
+
+@dataclass(frozen=True, slots=True)
 class Kit:
-    """What a service is built from. `clock` gives unix seconds; `channel` reaches every service with this one as the caller."""
+    """What a service is built from. `clock` gives unix seconds; `channel` reaches every service with this one as the caller.
+
+    `cluster` is the ground's: composition roots turn it into connections by `services.cluster.cluster_of`.
+    """
 
     name: str
     settings: Settings
@@ -46,6 +67,7 @@ class Kit:
     log: EventLog
     channel: grpc.aio.Channel
     data_dir: Path
+    cluster: object | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,11 @@ which is how separate processes do it. The same tests run over both.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import secrets
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -21,25 +19,22 @@ import grpc.aio
 import structlog
 from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
 
-from services.common import errors
 from services.common.channel import MeshChannel, RoutingChannel
 from services.common.checker import Checker
 from services.common.config import Settings
 from services.common.context import OPERATOR, Call, current_call
 from services.common.cursor import Cursors
-from services.common.event_log.embedded import EmbeddedLog
+from services.common.ground import open_embedded
 from services.common.inprocess import InProcessChannel
 from services.common.interceptors import Endpoint, endpoints_of
-from services.common.kit import Build, Closable, Kit, Service, Worker
+from services.common.kit import Build, Closable, Kit, OpenGround, Service, Worker
 from services.common.server import Authenticator, GrpcServer
-from services.common.snowflake import FileLease
 from services.common.tokens import MAX_TOKEN_TTL_S, TOPICS, Revocations, Verifier
 
 log = structlog.get_logger()
 
 Wire = Literal["inprocess", "grpc"]
 
-CURSOR_KEY_BYTES = 32
 # A worker or store that has not stopped by then is left behind, and said so.
 STOP_WITHIN_S = 20.0
 
@@ -74,11 +69,12 @@ class Process:
         *,
         wire: Wire = "inprocess",
         checker: Checker | None = None,
+        ground: OpenGround = open_embedded,
     ) -> Process:
-        """Starts the services of `builds`, in order; what was started is taken down again where one fails."""
+        """Starts the services of `builds`, in order, on the ground of a family; what was started is taken down again where one fails."""
         process = cls(settings, wire, checker)
         try:
-            await process._start(builds)
+            await process._start(builds, ground)
         except BaseException:
             await process.stop()
             raise
@@ -122,14 +118,10 @@ class Process:
     ) -> None:
         await self.stop()
 
-    async def _start(self, builds: Mapping[str, Build]) -> None:
+    async def _start(self, builds: Mapping[str, Build], open_ground: OpenGround) -> None:
         settings = self.settings
-        data_dir = _private_dir(settings.data_dir)
-        lease = FileLease(data_dir / "worker.lease")
-        self._stack.callback(lease.close)
-        event_log = await EmbeddedLog.open(data_dir / "log.db")
-        self._stack.push_async_callback(event_log.close)
-        cursors = Cursors(_kept_secret(data_dir / "cursor.key"))
+        ground = await open_ground(settings, self._stack)
+        cursors = Cursors(ground.cursor_key)
         self.states = dict.fromkeys(builds, "STARTING")
         authenticator = Authenticator(self.verifier, self.operator_token, self._mesh_secret)
         server = GrpcServer(authenticator, reflect=settings.reflection)
@@ -141,11 +133,12 @@ class Process:
                 settings=settings,
                 clock=time.time,
                 random=random.Random(),  # noqa: S311 (for spreading load; secrets come from `secrets`)
-                ids=lease.snowflake(),
+                ids=ground.ids,
                 cursors=cursors,
-                log=event_log,
+                log=ground.log,
                 channel=self.channel(name),
-                data_dir=data_dir,
+                data_dir=settings.data_dir,
+                cluster=ground.cluster,
             )
             service = await build(kit)
             self.services[name] = service
@@ -154,7 +147,7 @@ class Process:
             self._endpoints.update(endpoints_of(service.servicers))
         await server.start(self._endpoints)
         self._server = server
-        tokens = event_log.consumer("tokens", TOPICS, self.revocations.apply)
+        tokens = ground.log.consumer("tokens", TOPICS, self.revocations.apply)
         # What was revoked before this start is still to be refused: tokens may outlive a restart.
         await tokens.seek(time_ms=int((time.time() - MAX_TOKEN_TTL_S) * 1000))
         for worker in (*self._workers, tokens):
@@ -183,22 +176,3 @@ async def _within(stopping: object, complaint: str) -> None:
     except Exception as error:
         # One that fails to stop must not keep the others from stopping.
         log.error("stop.failed", what=complaint, exc_info=error)
-
-
-def _private_dir(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise errors.failed_precondition(f"the data directory {path} cannot be made: {error.strerror}") from error
-    return path
-
-
-def _kept_secret(path: Path) -> bytes:
-    """A random secret that outlives restarts, readable by its owner alone."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(CURSOR_KEY_BYTES))
-    return path.read_bytes()
