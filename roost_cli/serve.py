@@ -1,4 +1,4 @@
-"""`roost serve NAME…`: some services in this process, without the gateway."""
+"""`roost serve NAME…`: some services in this process, or the gateway."""
 
 from __future__ import annotations
 
@@ -11,20 +11,34 @@ from roost_cli.outcome import UNUSABLE, CommandError
 from roost_cli.up import serve_until_stopped, settings_with
 from services.registry import SERVICES
 
+GATEWAY = "gateway"
+
 
 def serve(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help=f"Services to run: {', '.join(SERVICES)}.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME…", help=f"Services to run: {', '.join(SERVICES)}; or {GATEWAY}, alone.")
+    ],
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the gateway listens [127.0.0.1:8080].")
+    ] = None,
     grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC listens [127.0.0.1:50051].")] = None,
     data: Annotated[Path | None, typer.Option(help="The data directory [data].")] = None,
 ) -> None:
     """Run the named services in this process.
 
-    Services that run elsewhere are named by ROOST_PEERS (name=host:port,…), and all of them share one ROOST_MESH_SECRET. Embedded
-    stores and their event log belong to one process: consumers see the events of the services beside them only.
+    Services that run elsewhere are found by ROOST_REGISTRY (host:port of a `serve mesh`) or named by ROOST_PEERS (name=host:port,…), and
+    all of them share one ROOST_MESH_SECRET. The gateway serves HTTP, and every gRPC service by passing calls on. Embedded stores and their
+    event log belong to one process: consumers see the events of the services beside them only.
     """
+    if names == [GATEWAY]:
+        settings = settings_with({"http": http, "grpc": grpc, "data_dir": data})
+        serve_until_stopped(settings, {}, gateway=True, with_demo=False)
+        return
     unknown = [name for name in names if name not in SERVICES]
     if unknown:
-        raise CommandError(f"no service {', '.join(unknown)}; there are {', '.join(SERVICES)}", UNUSABLE)
+        raise CommandError(
+            f"no service {', '.join(unknown)}; there are {', '.join(SERVICES)}, and {GATEWAY} alone", UNUSABLE
+        )
     settings = settings_with({"grpc": grpc, "data_dir": data})
     chosen = {name: build for name, build in SERVICES.items() if name in names}
     serve_until_stopped(settings, chosen, gateway=False, with_demo=False)

@@ -76,7 +76,11 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
-        process = await stack.enter_async_context(await Process.start(settings, builds, ground=GROUNDS[settings.family]))
+        if settings.supervised:
+            await _stop_with_input(stopping)
+        process = await stack.enter_async_context(
+            await Process.start(settings, builds, ground=GROUNDS[settings.family], elsewhere=SERVICES)
+        )
         grpc_address = f"{address_of(settings.grpc, '--grpc')[0]}:{process.grpc_port}"
         http_address = ""
         if gateway:
@@ -85,15 +89,27 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
             server = HttpServer(app, host, port)
             http_address = f"{host}:{await server.start()}"
             stack.push_async_callback(server.stop)
-        run = runfile.RunFile(grpc_address, http_address, os.getpid(), time.time(), process.operator_token)
-        runfile.write(run)
-        stack.callback(runfile.remove, run)
+        if gateway or not settings.registry:
+            # Of a mesh of many processes commands find the door, not the parts.
+            run = runfile.RunFile(grpc_address, http_address, os.getpid(), time.time(), process.operator_token)
+            runfile.write(run)
+            stack.callback(runfile.remove, run)
         login = await _demo(process, settings, stopping) if with_demo else None
         if not stopping.is_set():
             _say(_ready(grpc_address, http_address, login))
         await stopping.wait()
         _say("stopping …")
     _say("stopped")
+
+
+async def _stop_with_input(stopping: asyncio.Event) -> None:
+    """Sets `stopping` when standard input ends: whoever started this process has died, however it did."""
+
+    class End(asyncio.Protocol):
+        def connection_lost(self, exc: Exception | None) -> None:
+            stopping.set()
+
+    await asyncio.get_running_loop().connect_read_pipe(End, sys.stdin)
 
 
 async def _demo(process: Process, settings: Settings, stopping: asyncio.Event) -> str | None:

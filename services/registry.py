@@ -15,11 +15,13 @@ from services.engagement.server import build as build_engagement
 from services.fanout.server import build as build_fanout
 from services.graph.server import build as build_graph
 from services.identity.server import build as build_identity
+from services.mesh.server import build as build_mesh
 from services.search.server import build as build_search
 from services.timeline.server import build as build_timeline
 from services.tweet.server import build as build_tweet
 
 SERVICES: Mapping[str, Build] = {
+    "mesh": build_mesh,
     "identity": build_identity,
     "graph": build_graph,
     "tweet": build_tweet,

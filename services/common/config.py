@@ -70,6 +70,14 @@ class Settings(BaseSettings):
     mesh_secret: str = Field(default="", repr=False)
     # name=host:port, comma-separated: where `roost serve` finds the services that it does not run itself.
     peers: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
+    # host:port of the mesh's registry: where services that run elsewhere are found, unless `peers` names them. Empty: nowhere.
+    registry: str = ""
+    # What the registry tells others of this process's gRPC address; the port of 0 is replaced by the one that was taken.
+    advertise: str = ""
+    # The operator's credentials; made anew at each start where it is empty.
+    operator_token: str = Field(default="", repr=False)
+    # Whether the process ends with whoever started it, which is when its standard input ends.
+    supervised: bool = False
     # How long watchers get to see NOT_SERVING before a server stops taking calls.
     drain_s: float = Field(default=0.0, ge=0)
 

@@ -10,7 +10,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Literal
@@ -24,6 +24,8 @@ from services.common.checker import Checker
 from services.common.config import Settings
 from services.common.context import OPERATOR, Call, current_call
 from services.common.cursor import Cursors
+from services.common.discovery import DiscoveredChannel, Registrar, Watch
+from services.common.forward import forwarders
 from services.common.ground import open_embedded
 from services.common.inprocess import InProcessChannel
 from services.common.interceptors import Endpoint, endpoints_of
@@ -42,9 +44,9 @@ STOP_WITHIN_S = 20.0
 class Process:
     """One running process. Start it with `start`, end it with `stop`, or use it as an async context."""
 
-    def __init__(self, settings: Settings, wire: Wire, checker: Checker | None) -> None:
+    def __init__(self, settings: Settings, wire: Wire, checker: Checker | None, elsewhere: Collection[str]) -> None:
         self.settings = settings
-        self.operator_token = secrets.token_urlsafe(32)
+        self.operator_token = settings.operator_token or secrets.token_urlsafe(32)
         self.checker = checker
         self.services: dict[str, Service] = {}
         self.states: dict[str, str] = {}
@@ -53,6 +55,9 @@ class Process:
         self._endpoints: dict[str, Endpoint] = {}
         self._mesh_secret = settings.mesh_secret or secrets.token_urlsafe(32)
         self._remote: dict[str, grpc.aio.Channel] = {}
+        self._elsewhere = elsewhere if settings.registry else ()
+        self._watches: dict[str, Watch] = {}
+        self._registrar: Registrar | None = None
         self._workers: list[Worker] = []
         self._started: list[Worker] = []
         self._resources: list[Closable] = []
@@ -70,9 +75,14 @@ class Process:
         wire: Wire = "inprocess",
         checker: Checker | None = None,
         ground: OpenGround = open_embedded,
+        elsewhere: Collection[str] = (),
     ) -> Process:
-        """Starts the services of `builds`, in order, on the ground of a family; what was started is taken down again where one fails."""
-        process = cls(settings, wire, checker)
+        """Starts the services of `builds`, in order, on the ground of a family; what was started is taken down again where one fails.
+
+        `elsewhere` are the services that the registry finds, where the settings name one. A process that builds none is the mesh's door:
+        it passes every call on.
+        """
+        process = cls(settings, wire, checker, elsewhere)
         try:
             await process._start(builds, ground)
         except BaseException:
@@ -86,17 +96,23 @@ class Process:
         if self._wire == "grpc" and caller != OPERATOR:
             own = self._peer("self", f"127.0.0.1:{self.grpc_port}", caller)
             return RoutingChannel(local, dict.fromkeys(self.states, own))
-        remote = {name: self._peer(name, target, caller) for name, target in self.settings.peers.items()}
+        remote = {name: self._found(watch, caller) for name, watch in self._watches.items()}
+        remote |= {name: self._peer(name, target, caller) for name, target in self.settings.peers.items()}
         return RoutingChannel(local, remote) if remote else local
 
     def health(self) -> dict[str, str]:
-        """Each service's state: STARTING, SERVING or NOT_SERVING."""
-        return dict(self.states)
+        """Each service's state: STARTING, SERVING or NOT_SERVING; of those elsewhere, whether an instance was ever heard of."""
+        found = {name: "SERVING" if watch.addresses else "STARTING" for name, watch in self._watches.items()}
+        return found | self.states
 
     async def stop(self) -> None:
         """Drains, stops workers, servers and stores, in that order. Safe to call twice."""
         for name in self.states:
             self.states[name] = "NOT_SERVING"
+        if self._registrar is not None:
+            # Before anything else ends: nobody new is to be told of this process.
+            await _within(self._registrar.stop(), "the registrar did not stop")
+            self._registrar = None
         if self._server is not None:
             await self._server.drain(self.settings.drain_s)
         while self._started:
@@ -127,6 +143,9 @@ class Process:
         server = GrpcServer(authenticator, reflect=settings.reflection)
         # Bound before the services are built, for their channels need the port; it takes calls only once all are.
         self.grpc_port = server.bind(settings.grpc)
+        await self._follow_registry()
+        if not builds:
+            self._endpoints.update(endpoints_of(forwarders(self._watches, self.channel)))
         for name, build in builds.items():
             kit = Kit(
                 name=name,
@@ -153,7 +172,31 @@ class Process:
         for worker in (*self._workers, tokens):
             await worker.start()
             self._started.append(worker)
+        if settings.registry and builds:
+            self._registrar = Registrar(self._registry("registrar"), list(builds), self._advertised())
+            await self._registrar.start()
         self.states = dict.fromkeys(builds, "SERVING")
+
+    async def _follow_registry(self) -> None:
+        for name in self._elsewhere:
+            if name not in self.states:
+                self._watches[name] = Watch(self._registry(name), name)
+                await self._watches[name].start()
+                self._stack.push_async_callback(self._watches[name].stop)
+
+    def _registry(self, user: str) -> grpc.aio.Channel:
+        return self._peer(f"registry for {user}", self.settings.registry, "mesh")
+
+    def _advertised(self) -> str:
+        host, _, port = (self.settings.advertise or self.settings.grpc).rpartition(":")
+        return f"{host}:{int(port) or self.grpc_port}"
+
+    def _found(self, watch: Watch, caller: str) -> grpc.aio.Channel:
+        key = f"{caller}>{watch.service}"
+        if key not in self._remote:
+            self._remote[key] = DiscoveredChannel(watch, lambda target: MeshChannel(target, caller, self._mesh_secret))
+            self._stack.push_async_callback(self._remote[key].close)
+        return self._remote[key]
 
     async def _signing_keys(self) -> auth_service_pb2.GetSigningKeysResponse:
         # Asked in nobody's name: the token at hand is the very one that is being verified.
