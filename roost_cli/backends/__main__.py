@@ -1,0 +1,99 @@
+"""The command behind `scripts/backends`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from roost_cli.backends import compose, local
+from roost_cli.backends.local import Row
+from roost_cli.backends.place import BackendError, Place, locked
+from roost_cli.backends.recipes import SERVERS, USUAL
+
+# Cassandra takes 15 s on an idle machine; a loaded one gets more. Downloads do not count.
+WAIT_S = 180.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    asked = parser().parse_args(argv)
+    unknown = sorted(set(asked.names) - set(SERVERS))
+    if unknown:
+        sys.stderr.write(f"no server is named {', '.join(unknown)}; there are {', '.join(SERVERS)}\n")
+        return 2
+    place = place_of(asked)
+    names = list(dict.fromkeys(asked.names)) or list(USUAL)
+    if asked.command != "up" and not asked.names:
+        names = list(SERVERS)
+    try:
+        with locked(place.data / "lock"):
+            rows = _act(asked, place, names)
+    except BackendError as error:
+        sys.stderr.write(f"\n{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if asked.command != "up" and not asked.names:
+        rows = [row for row in rows if row.name in USUAL or row.state not in ("down", "was not up")]
+    sys.stdout.write(table(rows))
+    return 1 if asked.command == "status" and any(row.state != "up" for row in rows) else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    made = argparse.ArgumentParser(
+        prog="scripts/backends", description="The servers of the cluster family, on this machine."
+    )
+    made.add_argument("command", choices=("up", "down", "status"))
+    made.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SERVERS)}; usually {', '.join(USUAL)}")
+    made.add_argument("--cache", type=Path, help="where downloads are kept (default: below XDG_CACHE_HOME)")
+    made.add_argument(
+        "--data", type=Path, help="where the servers' data, logs and records of processes lie (default: in the cache)"
+    )
+    made.add_argument("--shift", type=int, default=0, metavar="N", help="move every port by N, to run several sets")
+    made.add_argument(
+        "--wait", type=float, default=WAIT_S, metavar="SECONDS", help="how long a server may take to answer"
+    )
+    made.add_argument("--wipe", action="store_true", help="down: remove the data too")
+    made.add_argument("--kill", action="store_true", help="down: give the processes no time to tidy up")
+    made.add_argument("--durable", action="store_true", help="up: Cassandra answers a write when it is on disk")
+    made.add_argument("--processes", action="store_true", help="as processes, even where Docker works")
+    made.add_argument("--java-home", type=Path, help="a JDK to look at first")
+    return made
+
+
+def place_of(asked: argparse.Namespace) -> Place:
+    """Where this set of servers lies."""
+    cache = asked.cache or Path.home() / ".cache" / "roost" / "backends"
+    shifted = f"data-{asked.shift}" if asked.shift else "data"
+    data = asked.data or cache / shifted
+    return Place(cache.absolute(), data.absolute(), asked.shift, asked.java_home, asked.durable)
+
+
+def _act(asked: argparse.Namespace, place: Place, names: Sequence[str]) -> list[Row]:
+    containers = not asked.processes and compose.works()
+    if asked.command == "up":
+        return compose.up(place, names, asked.wait) if containers else local.up(place, names, asked.wait)
+    if asked.command == "status":
+        return compose.status(place, names) if containers else local.status(place, names)
+    # Processes may be left from before there was an engine.
+    stopped = local.down(place, names, wipe=asked.wipe, kill=asked.kill)
+    return compose.down(place, names, wipe=asked.wipe) if containers else stopped
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, in columns."""
+    cells = [("name", "state", "address", "pid", "ready in", "log")]
+    for row in rows:
+        took = "" if row.ready_in is None else f"{row.ready_in:.1f} s"
+        cells.append((row.name, row.state, row.address, str(row.pid or ""), took, row.log))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in cells
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The servers as containers, where a Docker engine works."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from roost_cli.backends import local
+from roost_cli.backends.local import Row
+from roost_cli.backends.place import BackendError, Place
+from roost_cli.backends.recipes import SERVERS
+
+FILE = Path(__file__).resolve().parents[2] / "scripts" / "compose.yaml"
+# An engine that hangs counts as none.
+INFO_WITHIN_S = 20
+POLL_S = 0.5
+
+
+def works() -> bool:
+    """Whether there is a Docker engine with Compose that answers."""
+    docker = shutil.which("docker")
+    if docker is None:
+        return False
+    for question in (["info"], ["compose", "version"]):
+        try:
+            done = subprocess.run([docker, *question], capture_output=True, timeout=INFO_WITHIN_S, check=False)  # noqa: S603
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        if done.returncode != 0:
+            return False
+    return True
+
+
+def up(place: Place, names: Sequence[str], wait_s: float) -> list[Row]:
+    """Starts the containers and waits until every server answers; BackendError where one does not."""
+    began = time.monotonic()
+    _compose(place, "up", "--detach", *names)
+    for name in names:
+        while not local.answers(place, name):
+            if time.monotonic() - began > wait_s:
+                raise BackendError(f"{name} does not answer after {wait_s:.0f} s:\n{_logs(place, name)}")
+            time.sleep(POLL_S)
+        place.say(name, f"answers after {time.monotonic() - began:.1f} s")
+    return status(place, names)
+
+
+def down(place: Place, names: Sequence[str], *, wipe: bool) -> list[Row]:
+    """Removes the containers, with `wipe` their volumes too."""
+    _compose(place, "rm", "--stop", "--force", *(["--volumes"] if wipe else []), *names)
+    if wipe and set(names) == set(SERVERS):
+        _compose(place, "--profile", "s3", "down", "--volumes")
+    return [Row(name, "stopped", f"127.0.0.1:{place.port(SERVERS[name].port)}") for name in names]
+
+
+def status(place: Place, names: Sequence[str]) -> list[Row]:
+    """How each stands now."""
+    done = _run(place, "ps", "--all", "--format", "json")
+    # One object a line, or one list of them, by the version of Compose.
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
+    rows = found[0] if len(found) == 1 and isinstance(found[0], list) else found
+    states = {row["Service"]: row["State"] for row in rows}
+    return [
+        Row(
+            name,
+            "up" if local.answers(place, name) else states.get(name, "down"),
+            f"127.0.0.1:{place.port(SERVERS[name].port)}",
+            log=f"docker compose -f {FILE} logs {name}",
+        )
+        for name in names
+    ]
+
+
+def _compose(place: Place, *arguments: str) -> None:
+    done = _run(place, *arguments)
+    if done.returncode != 0:
+        raise BackendError(f"docker compose {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+
+
+def _logs(place: Place, name: str) -> str:
+    return _run(place, "logs", "--tail", "15", name).stdout
+
+
+def _run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
+    ports = place.data / "compose.env"
+    ports.parent.mkdir(parents=True, exist_ok=True)
+    ports.write_text("".join(f"{name.upper()}_PORT={place.port(server.port)}\n" for name, server in SERVERS.items()))
+    argv = [
+        "docker",
+        "compose",
+        "--file",
+        str(FILE),
+        "--project-name",
+        f"roost-{place.shift}",
+        "--env-file",
+        str(ports),
+    ]
+    return subprocess.run([*argv, *arguments], capture_output=True, text=True, check=False)  # noqa: S603

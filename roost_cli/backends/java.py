@@ -1,0 +1,146 @@
+"""Java: which JDK fits, and a server's jars from Maven Central."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from roost_cli.backends.place import BackendError, Place, locked
+
+# Where distributions and Homebrew put JDKs.
+USUAL = (
+    ("/usr/lib/jvm", "*"),
+    ("/Library/Java/JavaVirtualMachines", "*/Contents/Home"),
+    ("/opt/homebrew/opt", "openjdk*/libexec/openjdk.jdk/Contents/Home"),
+)
+DEPENDENCIES_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
+# The first collection also downloads Maven's own plugins; on a slow line that takes minutes.
+COLLECT_WITHIN_S = 900
+SAY_EACH_S = 10
+
+
+def java(place: Place, least: int, most: int, *, for_others: bool = False) -> Path:
+    """The `java` of the newest JDK whose version is within the bounds; with `for_others`, one that every user may run."""
+    fitting = {
+        version: home
+        for home in candidates(place.java_home)
+        if least <= (version := version_of(home)) <= most and (not for_others or open_to_others(home))
+    }
+    if not fitting:
+        wanted = f"Java {least}" if least == most else f"Java {least} or newer"
+        package = "apt-get install openjdk-17-jre-headless" if least <= 17 else "Temurin from adoptium.net"
+        raise BackendError(f"{wanted} is missing; install it (on Debian: {package}), or name a JDK by JAVA_HOME")
+    return fitting[max(fitting)] / "bin" / "java"
+
+
+def candidates(java_home: Path | None) -> Iterator[Path]:
+    """The homes of all JDKs that can be found without searching the disk."""
+    if java_home is not None:
+        yield java_home
+    for folder, pattern in USUAL:
+        yield from sorted(Path(folder).glob(pattern))
+    on_path = shutil.which("java")
+    if on_path:
+        yield Path(on_path).resolve().parent.parent
+
+
+def version_of(home: Path) -> int:
+    """The feature version (17, 21, …) that the JDK says it is; 0 where it is none."""
+    if not os.access(home / "bin" / "java", os.X_OK):
+        return 0
+    try:
+        text = (home / "release").read_text()
+    except OSError:
+        done = subprocess.run([str(home / "bin" / "java"), "-version"], capture_output=True, text=True, check=False)  # noqa: S603
+        text = done.stderr
+    found = re.search(r'(?:JAVA_VERSION=|version )"(?:1\.)?(\d+)', text)
+    return int(found.group(1)) if found else 0
+
+
+def open_to_others(path: Path) -> bool:
+    """Whether users other than the owner can reach what lies there."""
+    return all(folder.stat().st_mode & 0o001 for folder in (path.resolve(), *path.resolve().parents))
+
+
+def jars(place: Place, name: str, dependencies: Sequence[str]) -> Path:
+    """A folder with the artifacts (`group:name:version`) and all that they depend on; collected once, checksums enforced."""
+    pom = _pom(dependencies)
+    folder = place.cache / "jars" / f"{name}-{hashlib.sha256(pom.encode()).hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    # One at a time: Maven's local repository is not made for several.
+    with locked(place.cache / "jars" / "lock"):
+        if folder.is_dir():
+            return folder
+        _collect(place, name, pom, folder)
+    return folder
+
+
+def _collect(place: Place, name: str, pom: str, folder: Path) -> None:
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise BackendError(f"Maven is missing, which collects the jars of {name}; on Debian: apt-get install maven")
+    place.say(name, "collecting its jars by Maven, once")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        draft = Path(scratch)
+        (draft / "pom.xml").write_text(pom)
+        goal = f"{DEPENDENCIES_PLUGIN}:copy-dependencies"
+        argv = [
+            maven,
+            "-q",
+            "-B",
+            "--strict-checksums",
+            "-f",
+            str(draft / "pom.xml"),
+            goal,
+            f"-DoutputDirectory={draft / 'lib'}",
+        ]
+        log = place.logs / f"{name}-jars.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603
+            _await(place, name, process)
+        if process.returncode != 0:
+            raise BackendError(f"Maven could not collect the jars of {name} (log: {log}):\n{tail(log)}")
+        (draft / "lib").chmod(0o755)
+        (draft / "lib").rename(folder)
+
+
+def _await(place: Place, name: str, process: subprocess.Popen[bytes]) -> None:
+    for waited in range(COLLECT_WITHIN_S):
+        try:
+            process.wait(1)
+        except subprocess.TimeoutExpired:
+            if waited % SAY_EACH_S == SAY_EACH_S - 1:
+                place.say(name, f"still collecting its jars ({waited + 1} s)")
+        else:
+            return
+    process.kill()
+    process.wait()
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a log; they usually say why."""
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(no log)"
+
+
+def _pom(dependencies: Sequence[str]) -> str:
+    entries = "".join(
+        "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>".format(
+            *dependency.split(":")
+        )
+        for dependency in dependencies
+    )
+    return (
+        '<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion><groupId>roost</groupId>'
+        f"<artifactId>backend</artifactId><version>1</version><packaging>pom</packaging><dependencies>{entries}</dependencies></project>"
+    )

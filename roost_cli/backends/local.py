@@ -1,0 +1,149 @@
+"""The servers as processes of this machine: started side by side, awaited, stopped by their own numbers."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from roost_cli.backends import processes, ready
+from roost_cli.backends.java import tail
+from roost_cli.backends.opensearch import home_of
+from roost_cli.backends.place import BackendError, Place
+from roost_cli.backends.recipes import SERVERS
+
+POLL_S = 0.2
+# A server says nothing while it starts; the reader is told that it is still awaited.
+SAY_EACH_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How a server stands: `state` in words, `pid` 0 where none runs, `ready_in` seconds where it was started now."""
+
+    name: str
+    state: str
+    address: str
+    pid: int = 0
+    log: str = ""
+    ready_in: float | None = None
+
+
+def up(place: Place, names: Sequence[str], wait_s: float) -> list[Row]:
+    """Starts what does not run and waits until all answer, each at most `wait_s` after its start. BackendError names all that failed."""
+    for folder in (place.data, place.logs, place.records, place.cache):
+        folder.mkdir(parents=True, exist_ok=True)
+    return _side_by_side(lambda name: _up(place, name, wait_s), names)
+
+
+def down(place: Place, names: Sequence[str], *, wipe: bool, kill: bool = False) -> list[Row]:
+    """Stops what runs, also where some are dead; with `wipe` their data goes too, with `kill` they get no time to tidy up."""
+    return _side_by_side(lambda name: _down(place, name, wipe=wipe, kill=kill), names)
+
+
+def status(place: Place, names: Iterable[str]) -> list[Row]:
+    """How each stands now."""
+    return [_status(place, name) for name in names]
+
+
+def answers(place: Place, name: str) -> bool:
+    """Whether the server answers a question of its protocol now."""
+    try:
+        return SERVERS[name].ready(place.port(SERVERS[name].port))
+    except ready.NOT_YET:
+        return False
+
+
+def _up(place: Place, name: str, wait_s: float) -> Row:
+    began = time.monotonic()
+    record = processes.recorded(_record(place, name))
+    if record is None or not record.alive():
+        _ports_free(place, name)
+        launch = SERVERS[name].prepare(place)
+        began = time.monotonic()
+        place.say(name, "starting")
+        record = processes.start(
+            launch.argv, cwd=launch.cwd, log=_log(place, name), user=launch.user, record=_record(place, name)
+        )
+    elif answers(place, name):
+        return _status(place, name)
+    _await(place, name, record, wait_s)
+    took = time.monotonic() - began
+    place.say(name, f"answers after {took:.1f} s")
+    return Row(name, "up", _address(place, name), record.pid, str(_log(place, name)), took)
+
+
+def _await(place: Place, name: str, record: processes.Record, wait_s: float) -> None:
+    log = _log(place, name)
+    began = said = time.monotonic()
+    while not answers(place, name):
+        now = time.monotonic()
+        if not record.alive():
+            raise BackendError(f"{name} ended while it started (log: {log}):\n{tail(log)}")
+        if now - began > wait_s:
+            raise BackendError(f"{name} does not answer after {wait_s:.0f} s (log: {log}):\n{tail(log)}")
+        if now - said > SAY_EACH_S:
+            said = now
+            place.say(name, "not ready yet")
+        time.sleep(POLL_S)
+
+
+def _ports_free(place: Place, name: str) -> None:
+    for usual in (SERVERS[name].port, *SERVERS[name].others):
+        port = place.port(usual)
+        if ready.taken(port):
+            raise BackendError(
+                f"{name} cannot have port {port}: something else listens there. Stop that, or move all ports by --shift 100"
+            )
+
+
+def _down(place: Place, name: str, *, wipe: bool, kill: bool) -> Row:
+    record = processes.recorded(_record(place, name))
+    stopped = record is not None and processes.stop(record, kill=kill)
+    if stopped:
+        place.say(name, "stopped")
+    _record(place, name).unlink(missing_ok=True)
+    if wipe:
+        shutil.rmtree(place.of(name), ignore_errors=True)
+        if name == "opensearch":
+            shutil.rmtree(home_of(place), ignore_errors=True)
+    return Row(name, "stopped" if stopped else "was not up", _address(place, name))
+
+
+def _status(place: Place, name: str) -> Row:
+    record = processes.recorded(_record(place, name))
+    if record is None or not record.alive():
+        foreign = ready.taken(place.port(SERVERS[name].port))
+        return Row(name, "down; something else has its port" if foreign else "down", _address(place, name))
+    state = "up" if answers(place, name) else "runs, does not answer"
+    return Row(name, state, _address(place, name), record.pid, str(_log(place, name)))
+
+
+def _side_by_side(work: Callable[[str], Row], names: Sequence[str]) -> list[Row]:
+    """The rows in order; what fails does not keep the others from going on, and all complaints come together."""
+    rows: list[Row] = []
+    complaints: list[str] = []
+    with ThreadPoolExecutor(max_workers=len(names)) as pool:
+        for future in [pool.submit(work, name) for name in names]:
+            try:
+                rows.append(future.result())
+            except BackendError as error:
+                complaints.append(str(error))
+    if complaints:
+        raise BackendError("\n\n".join(complaints))
+    return rows
+
+
+def _address(place: Place, name: str) -> str:
+    return f"{ready.HOST}:{place.port(SERVERS[name].port)}"
+
+
+def _log(place: Place, name: str) -> Path:
+    return place.logs / f"{name}.log"
+
+
+def _record(place: Place, name: str) -> Path:
+    return place.records / f"{name}.json"

@@ -1,0 +1,119 @@
+"""Whether a server really answers: each question is asked in its own protocol, over a plain socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import struct
+
+ANSWER_WITHIN_S = 2.0
+HOST = "127.0.0.1"
+
+# What goes wrong while a server starts: refused or reset connections, silence, half an answer.
+NOT_YET = (OSError, http.client.HTTPException, ValueError, struct.error, KeyError)
+
+# Cassandra's native protocol, version 4.
+_STARTUP, _QUERY = 0x01, 0x07
+_READY, _RESULT = 0x02, 0x08
+_CONSISTENCY_ONE = 1
+# Kafka's Metadata request, in a version that all brokers since 1.0 know.
+_METADATA, _METADATA_VERSION = 3, 4
+_NO_TOPICS = 0
+# No answer to these questions is longer; more is not this server.
+_MAX_ANSWER = 1 << 20
+
+
+def cassandra(port: int) -> bool:
+    """Whether a CQL query is answered."""
+    query = b"SELECT release_version FROM system.local"
+    with _connect(port) as connection:
+        _send_cql(connection, _STARTUP, struct.pack(">H", 1) + _short(b"CQL_VERSION") + _short(b"3.0.0"))
+        if _cql_answer(connection) != _READY:
+            return False
+        _send_cql(connection, _QUERY, struct.pack(">i", len(query)) + query + struct.pack(">HB", _CONSISTENCY_ONE, 0))
+        return _cql_answer(connection) == _RESULT
+
+
+def kafka(port: int) -> bool:
+    """Whether the broker tells of itself, as clients ask it first."""
+    body = (
+        struct.pack(">hhi", _METADATA, _METADATA_VERSION, 1) + _short(b"roost") + struct.pack(">i?", _NO_TOPICS, False)
+    )
+    with _connect(port) as connection:
+        connection.sendall(struct.pack(">i", len(body)) + body)
+        (length,) = struct.unpack(">i", _exactly(connection, 4))
+        answer = _exactly(connection, length)
+    correlation, _throttled, brokers = struct.unpack_from(">iii", answer)
+    return bool(correlation == 1 and brokers > 0)
+
+
+def redis(port: int) -> bool:
+    """Whether PING is answered; not while it loads its data."""
+    with _connect(port) as connection:
+        connection.sendall(b"PING\r\n")
+        return _exactly(connection, 5) == b"+PONG"
+
+
+def opensearch(port: int) -> bool:
+    """Whether the cluster has a master and every primary shard."""
+    return _get(port, "/_cluster/health").get("status") in ("green", "yellow")
+
+
+def s3(port: int) -> bool:
+    """Whether anything speaks HTTP there."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_WITHIN_S)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status < 500
+    finally:
+        connection.close()
+
+
+def taken(port: int) -> bool:
+    """Whether anybody listens there."""
+    try:
+        _connect(port).close()
+    except OSError:
+        return False
+    return True
+
+
+def _get(port: int, path: str) -> dict[str, object]:
+    connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_WITHIN_S)
+    try:
+        connection.request("GET", path)
+        found = json.loads(connection.getresponse().read(_MAX_ANSWER))
+        return found if isinstance(found, dict) else {}
+    finally:
+        connection.close()
+
+
+def _connect(port: int) -> socket.socket:
+    return socket.create_connection((HOST, port), ANSWER_WITHIN_S)
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    if not 0 <= count <= _MAX_ANSWER:
+        raise ValueError("that is no answer")
+    found = b""
+    while len(found) < count:
+        part = connection.recv(count - len(found))
+        if not part:
+            raise ConnectionError("the connection was closed")
+        found += part
+    return found
+
+
+def _short(text: bytes) -> bytes:
+    return struct.pack(">H", len(text)) + text
+
+
+def _send_cql(connection: socket.socket, opcode: int, body: bytes) -> None:
+    connection.sendall(struct.pack(">BBhBi", 4, 0, 0, opcode, len(body)) + body)
+
+
+def _cql_answer(connection: socket.socket) -> int:
+    _version, _flags, _stream, opcode, length = struct.unpack(">BBhBi", _exactly(connection, 9))
+    _exactly(connection, length)
+    return int(opcode)
