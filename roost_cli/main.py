@@ -27,8 +27,9 @@ class _Command:
 
 # Where each command is. Only the one that runs is imported, so that a fault in one breaks no other.
 COMMANDS = {
-    "up": _Command("roost_cli.up", "up", "Run every service in this process."),
-    "serve": _Command("roost_cli.serve", "serve", "Run some services in this process."),
+    "up": _Command("roost_cli.up", "up", "Run every service, in this process or each in its own."),
+    "serve": _Command("roost_cli.serve", "serve", "Run some services in this process, or the gateway."),
+    "restart": _Command("roost_cli.restart", "restart", "Restart a service of `up --processes` without a failed call."),
     "call": _Command("roost_cli.call", "call", "Call one method of the API."),
     "load": _Command("roost_cli.load", "load", "Load a graph and tweets from files, or carry out random operations."),
     "verify": _Command("roost_cli.verify", "verify", "Compare every home timeline with what it must hold."),

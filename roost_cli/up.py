@@ -1,4 +1,4 @@
-"""`roost up`: every service and the gateway in this process, on embedded stores."""
+"""`roost up`: every service and the gateway, in this process or each in one of its own."""
 
 from __future__ import annotations
 
@@ -38,12 +38,34 @@ def up(
     no_demo: Annotated[
         bool, typer.Option("--no-demo", help="Load no demo people and tweets at the first run.")
     ] = False,
+    cluster: Annotated[
+        bool,
+        typer.Option(
+            "--cluster", help="Use Cassandra, Redis, Kafka and OpenSearch: `scripts/backends up` starts them."
+        ),
+    ] = False,
+    processes: Annotated[
+        bool, typer.Option("--processes", help="Run each service in a process of its own; needs --cluster.")
+    ] = False,
+    replicas: Annotated[
+        str, typer.Option(metavar="NAME=N,…", help="With --processes: how many of which service [1 of each].")
+    ] = "",
 ) -> None:
-    """Run every service in this process, with the HTTP gateway. Stops cleanly on SIGTERM and Ctrl-C.
+    """Run every service with the HTTP gateway: in this process on embedded stores, unless told otherwise.
 
-    Settings are ROOST_… variables, or a TOML file named by ROOST_CONFIG; options win over both.
+    Stops cleanly on SIGTERM and Ctrl-C. Settings are ROOST_… variables, or a TOML file named by ROOST_CONFIG; options win over both.
     """
-    settings = settings_with({"http": http, "grpc": grpc, "data_dir": data})
+    settings = settings_with({"http": http, "grpc": grpc, "data_dir": data, "family": "cluster" if cluster else None})
+    if processes and settings.family != "cluster":
+        raise CommandError("--processes needs --cluster: an embedded store belongs to one process", UNUSABLE)
+    if replicas and not processes:
+        raise CommandError("--replicas needs --processes", UNUSABLE)
+    if processes:
+        # Here, for the supervisor's modules know this one.
+        from roost_cli.processes.run import supervise
+
+        supervise(settings, replicas)
+        return
     serve_until_stopped(settings, SERVICES, gateway=True, with_demo=not no_demo)
 
 

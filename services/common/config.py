@@ -135,7 +135,11 @@ def runtime_dir(base: Path | None = None) -> Path:
     return (Path(given) if given else Path.home() / ".cache") / "roost" / "run"
 
 
+def process_environment(**settings: str) -> dict[str, str]:
+    """The environment for a process to come: this one's, with ROOST_… settings changed."""
+    return {**os.environ, **{f"ROOST_{name.upper()}": value for name, value in settings.items()}}
+
+
 def child_environment(runtime_base: Path, **settings: str) -> dict[str, str]:
     """The environment for a process whose run files lie under `runtime_base`: this one's, with ROOST_… settings changed."""
-    changed = {f"ROOST_{name.upper()}": value for name, value in settings.items()}
-    return {**os.environ, "XDG_RUNTIME_DIR": str(runtime_base), **changed}
+    return {**process_environment(**settings), "XDG_RUNTIME_DIR": str(runtime_base)}

@@ -118,6 +118,9 @@ class Process:
         while self._started:
             worker = self._started.pop()
             await _within(worker.stop(), f"{type(worker).__name__} did not stop")
+        for watch in self._watches.values():
+            # What they heard stays good; their streams would keep the registry's own server from stopping.
+            await watch.stop()
         if self._server is not None:
             await self._server.stop()
             self._server = None
@@ -182,7 +185,6 @@ class Process:
             if name not in self.states:
                 self._watches[name] = Watch(self._registry(name), name)
                 await self._watches[name].start()
-                self._stack.push_async_callback(self._watches[name].stop)
 
     def _registry(self, user: str) -> grpc.aio.Channel:
         return self._peer(f"registry for {user}", self.settings.registry, "mesh")
