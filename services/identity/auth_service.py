@@ -120,7 +120,8 @@ class AuthService(AuthServiceServicer):
         refresh_token, digest = self._refresh_tokens.make(presented.user_id, presented.session_id)
         now_ms = int(self._clock() * 1000)
         expires_ms = now_ms + self._refresh_ttl_ms
-        outcome = await self._store.rotate(presented.session_id, presented.hash, digest, now_ms, expires_ms)
+        user_id, session_id = presented.user_id, presented.session_id
+        outcome = await self._store.rotate(user_id, session_id, presented.hash, digest, now_ms, expires_ms)
         if outcome is Rotation.DEAD:
             # Somebody has a token that was used up: thief or victim, they cannot be told apart, so neither goes on.
             _log.warning("refresh_token.reused", user_id=presented.user_id, session_id=presented.session_id)

@@ -135,9 +135,9 @@ class SessionStore(Protocol):
         """
 
     async def rotate(
-        self, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
+        self, user_id: int, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
     ) -> Rotation:
-        """Takes a presented refresh token and offers a successor.
+        """Takes a presented refresh token of a session of this user, and offers a successor.
 
         Valid are the token last used and up to MAX_OFFERED successors, of which the first to be used kills the others.
         """

@@ -20,8 +20,8 @@ from services.common.drivers.sqlite import Database
 from services.common.event_log import Record
 from services.common.outbox import OUTBOX_SCHEMA, enqueue
 from services.identity.password import Credential, Scheme
-from services.identity.profile import ref_of
 from services.identity.store import MAX_OFFERED, MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
+from services.identity.store.wire import is_equal, roles_of, roles_text, wire_of
 
 T = TypeVar("T")
 
@@ -69,11 +69,7 @@ class _Cached:
 
     def __init__(self, account: Account) -> None:
         self.account = account
-        entry = user_service_pb2.UserRefEntry(
-            user_id=account.user_id, ref=ref_of(account.core), state=account.state, version=account.version
-        )
-        # A response of one entry: joined with others it is a response of them all.
-        self.wire = user_service_pb2.BatchGetUserRefsResponse(refs=[entry]).SerializeToString()
+        self.wire = wire_of(account)
 
 
 class EmbeddedStore:
@@ -133,7 +129,7 @@ class EmbeddedStore:
                 if row is None:
                     _insert(connection, one)
                     made.append(one.account)
-                elif not _is_equal(_login_of(row), one):
+                elif not is_equal(_login_of(row), one):
                     name = user_pb2.User.FromString(one.account.core).username
                     raise errors.already_exists(f"{name} exists and is another", "USERNAME_TAKEN")
                 ids.append(row[0] if row is not None else one.account.user_id)
@@ -182,11 +178,11 @@ class EmbeddedStore:
         return await self.db.write(unit)
 
     async def rotate(
-        self, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
+        self, user_id: int, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
     ) -> Rotation:
         def unit(connection: sqlite3.Connection) -> Rotation:
-            query = "SELECT used, offered FROM session WHERE id = ? AND expires_ms > ?"
-            row = connection.execute(query, (session_id, now_ms)).fetchone()
+            query = "SELECT used, offered FROM session WHERE id = ? AND user_id = ? AND expires_ms > ?"
+            row = connection.execute(query, (session_id, user_id, now_ms)).fetchone()
             if row is None:
                 return Rotation.OVER
             offered = [row[1][at : at + _HASH_BYTES] for at in range(0, len(row[1]), _HASH_BYTES)]
@@ -282,9 +278,8 @@ def _insert(connection: sqlite3.Connection, new: NewAccount) -> None:
     ):
         if connection.execute(f"SELECT 1 FROM account WHERE {column} = ?", (value,)).fetchone():  # noqa: S608 (ours)
             raise errors.already_exists(f"the {reason.split('_', 1)[0].lower()} is taken", reason)
-    roles = ",".join(str(role) for role in sorted(account.roles))
     values = (account.user_id, new.username_key, new.email_key, account.email, account.core)
-    connection.execute(_INSERT, (*values, account.state, account.version, roles, *new.credential))
+    connection.execute(_INSERT, (*values, account.state, account.version, roles_text(account), *new.credential))
     enqueue(connection, [new.created])
 
 
@@ -300,19 +295,7 @@ def _login_of(row: _Row) -> AccountLogin:
         email,
         user_pb2.UserState.ValueType(state),
         version,
-        frozenset(user_pb2.Role.ValueType(int(role)) for role in roles.split(",") if role),
+        roles_of(roles),
     )
     return AccountLogin(account, Credential(Scheme(scheme), password_hash))
 
-
-def _is_equal(stored: AccountLogin, new: NewAccount) -> bool:
-    if stored.credential != new.credential or stored.account.roles != new.account.roles:
-        return False
-    return stored.account.email == new.account.email and _written(stored.account) == _written(new.account)
-
-
-def _written(account: Account) -> user_pb2.User:
-    user = user_pb2.User.FromString(account.core)
-    user.ClearField("id")
-    user.ClearField("created_at")
-    return user

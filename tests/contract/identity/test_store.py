@@ -91,7 +91,7 @@ async def test_names_and_addresses_are_unique(store: Store, name: str, email: st
     assert caught.value.code is grpc.StatusCode.ALREADY_EXISTS
     assert caught.value.reason == reason
     assert await store.accounts([2]) == []
-    assert await store.rotate(200, digest("first 2"), digest("next"), NOW_MS, LATER_MS) is Rotation.OVER
+    assert await store.rotate(2, 200, digest("first 2"), digest("next"), NOW_MS, LATER_MS) is Rotation.OVER
 
 
 async def test_of_parallel_claims_one_wins(store: Store) -> None:
@@ -159,7 +159,7 @@ async def test_refresh_tokens_rotate(store: Store) -> None:
     token = "first 1"
     for turn in range(5):
         following = f"turn {turn}"
-        outcome = await store.rotate(100, digest(token), digest(following), NOW_MS + turn, LATER_MS)
+        outcome = await store.rotate(1, 100, digest(token), digest(following), NOW_MS + turn, LATER_MS)
         assert outcome is Rotation.DONE
         token = following
     (found,) = await store.sessions(1, NOW_MS, 0, 10)
@@ -170,7 +170,7 @@ async def test_the_last_used_may_be_repeated_until_a_successor_is_used(store: St
     await create(store, 1, "alice")
 
     async def rotate(presented: str, successor: str) -> Rotation:
-        return await store.rotate(100, digest(presented), digest(successor), NOW_MS, LATER_MS)
+        return await store.rotate(1, 100, digest(presented), digest(successor), NOW_MS, LATER_MS)
 
     assert await rotate("first 1", "a") is Rotation.DONE
     assert await rotate("first 1", "b") is Rotation.DONE
@@ -186,24 +186,24 @@ async def test_the_last_used_may_be_repeated_until_a_successor_is_used(store: St
 async def test_successors_are_bounded(store: Store) -> None:
     await create(store, 1, "alice")
     for number in range(MAX_OFFERED + 1):
-        assert await store.rotate(100, digest("first 1"), digest(f"{number}"), NOW_MS, LATER_MS) is Rotation.DONE
-    assert await store.rotate(100, digest("0"), digest("x"), NOW_MS, LATER_MS) is Rotation.DEAD
-    assert await store.rotate(100, digest("1"), digest("x"), NOW_MS, LATER_MS) is Rotation.DONE
+        assert await store.rotate(1, 100, digest("first 1"), digest(f"{number}"), NOW_MS, LATER_MS) is Rotation.DONE
+    assert await store.rotate(1, 100, digest("0"), digest("x"), NOW_MS, LATER_MS) is Rotation.DEAD
+    assert await store.rotate(1, 100, digest("1"), digest("x"), NOW_MS, LATER_MS) is Rotation.DONE
 
 
 async def test_parallel_rotations_of_siblings_have_one_winner(store: Store) -> None:
     await create(store, 1, "alice")
     for name in "ab":
-        await store.rotate(100, digest("first 1"), digest(name), NOW_MS, LATER_MS)
+        await store.rotate(1, 100, digest("first 1"), digest(name), NOW_MS, LATER_MS)
     outcomes = await asyncio.gather(
-        *(store.rotate(100, digest(name), digest(name * 2), NOW_MS, LATER_MS) for name in "ab")
+        *(store.rotate(1, 100, digest(name), digest(name * 2), NOW_MS, LATER_MS) for name in "ab")
     )
     assert set(outcomes) == {Rotation.DONE, Rotation.DEAD}
 
 
 async def test_sessions_expire(store: Store) -> None:
     await create(store, 1, "alice")
-    assert await store.rotate(100, digest("first 1"), digest("a"), LATER_MS, LATER_MS + 1) is Rotation.OVER
+    assert await store.rotate(1, 100, digest("first 1"), digest("a"), LATER_MS, LATER_MS + 1) is Rotation.OVER
     assert await store.sessions(1, LATER_MS, 0, 10) == []
     assert len(await store.sessions(1, LATER_MS - 1, 0, 10)) == 1
 
@@ -230,7 +230,7 @@ async def test_sessions_end_once_and_by_their_owner(store: Store) -> None:
     assert not await store.end_session(100, 2, [record(2)])
     assert await store.end_session(100, 1, [record(1)])
     assert not await store.end_session(100, 1, [record(1)])
-    assert await store.rotate(100, digest("first 1"), digest("a"), NOW_MS, LATER_MS) is Rotation.OVER
+    assert await store.rotate(1, 100, digest("first 1"), digest("a"), NOW_MS, LATER_MS) is Rotation.OVER
 
 
 async def test_only_the_active_open_sessions(store: Store) -> None:
