@@ -39,7 +39,11 @@ class Settings(BaseSettings):
     cassandra_username: str = ""
     cassandra_password: str = Field(default="", repr=False)
     cassandra_replication: int = Field(default=1, ge=1, le=7)
+    # Off where `roost migrate` runs before a release: then a process refuses to start on a schema that is behind.
+    migrate_at_start: bool = True
     redis: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    # How long Redis may say nothing, also when connecting: beyond it a call goes on without Redis, which is slower but right.
+    redis_timeout_s: float = Field(default=0.2, ge=0.05, le=5.0)
     kafka: str = "127.0.0.1:9092"
     opensearch: str = Field(default="http://127.0.0.1:9200", repr=False)
     # The worker part of ids: -1 leases one; a StatefulSet gives its ordinal.
