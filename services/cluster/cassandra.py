@@ -162,7 +162,7 @@ class Keyspace:
 
         FAILED_PRECONDITION where a newer release wrote it, or where it is behind and `migrate_at_start` is off.
         """
-        keyspace = cls(cassandra, f"{cassandra.settings.namespace}_{service}")
+        keyspace = cls(cassandra, f"{cassandra.settings.keyspaces or cassandra.settings.namespace}_{service}")
         await migrate(keyspace, migrations)
         return keyspace
 

@@ -34,6 +34,8 @@ class Settings(BaseSettings):
 
     # The cluster family. The namespace begins the names of keyspaces, topics and indexes, so that several meshes can share servers.
     namespace: str = Field(default="roost", pattern=r"^[a-z][a-z0-9_]{0,23}$")
+    # Begins the names of keyspaces where the namespace does not: tests take fresh topics and indexes, and keep tables, slow to make.
+    keyspaces: str = Field(default="", pattern=r"^([a-z][a-z0-9_]{0,23})?$")
     cassandra: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:9042",)
     cassandra_datacenter: str = "datacenter1"
     cassandra_username: str = ""
