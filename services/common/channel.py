@@ -74,7 +74,7 @@ class MeshChannel(AbstractChannel):
 
         def begin(request: Any = None, *, timeout: float | None = None, metadata: Any = (), **rest: Any) -> Any:
             sent = (*self._metadata(), *(metadata or ()))
-            return start(request, timeout=_time_left(contract, timeout), metadata=sent, **rest)
+            return start(request, timeout=time_left(contract, timeout), metadata=sent, **rest)
 
         return begin
 
@@ -92,7 +92,7 @@ class MeshChannel(AbstractChannel):
         await self._channel.close(grace)
 
 
-def _time_left(method: Method | None, timeout: float | None) -> float | None:
+def time_left(method: Method | None, timeout: float | None) -> float | None:
     """Seconds a call may take: the least of its own limit, its method's, and what its caller has left."""
     limits = [] if timeout is None else [timeout]
     if method is not None and method.policy.deadline_ms:

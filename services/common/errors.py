@@ -121,10 +121,14 @@ def internal(error_id: str) -> RoostError:
     return RoostError(grpc.StatusCode.INTERNAL, f"internal error {error_id}", "INTERNAL")
 
 
+def code_of(number: int) -> grpc.StatusCode:
+    """The status code of a number on the wire; UNKNOWN for one that gRPC does not know."""
+    return _CODES.get(number, grpc.StatusCode.UNKNOWN)
+
+
 def from_status(status: status_pb2.Status) -> RoostError:
     """The error that `RoostError.status` made this Status of."""
-    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
-    error = RoostError(code, status.message)
+    error = RoostError(code_of(status.code), status.message)
     for detail in status.details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo()

@@ -19,8 +19,10 @@ import grpc.aio
 import structlog
 from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
 
+from services.common.batch_service import BatchServicer
 from services.common.channel import MeshChannel, RoutingChannel
 from services.common.checker import Checker
+from services.common.coalesce import CoalescingChannel
 from services.common.config import Settings
 from services.common.context import OPERATOR, Call, current_call
 from services.common.cursor import Cursors
@@ -36,6 +38,8 @@ from services.common.tokens import MAX_TOKEN_TTL_S, TOPICS, Revocations, Verifie
 log = structlog.get_logger()
 
 Wire = Literal["inprocess", "grpc"]
+
+_BATCH = "roost.mesh.v1.BatchService"
 
 # A worker or store that has not stopped by then is left behind, and said so.
 STOP_WITHIN_S = 20.0
@@ -149,6 +153,7 @@ class Process:
         await self._follow_registry()
         if not builds:
             self._endpoints.update(endpoints_of(forwarders(self._watches, self.channel)))
+        self._endpoints.update(endpoints_of({_BATCH: BatchServicer(self._endpoints, authenticator.identify)}))
         for name, build in builds.items():
             kit = Kit(
                 name=name,
@@ -196,7 +201,7 @@ class Process:
     def _found(self, watch: Watch, caller: str) -> grpc.aio.Channel:
         key = f"{caller}>{watch.service}"
         if key not in self._remote:
-            self._remote[key] = DiscoveredChannel(watch, lambda target: MeshChannel(target, caller, self._mesh_secret))
+            self._remote[key] = DiscoveredChannel(watch, lambda target: self._connected(target, caller))
             self._stack.push_async_callback(self._remote[key].close)
         return self._remote[key]
 
@@ -206,10 +211,13 @@ class Process:
         stub = auth_service_pb2_grpc.AuthServiceStub(self.channel())
         return await stub.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest())
 
+    def _connected(self, target: str, caller: str) -> grpc.aio.Channel:
+        return CoalescingChannel(MeshChannel(target, caller, self._mesh_secret))
+
     def _peer(self, name: str, target: str, caller: str) -> grpc.aio.Channel:
         key = f"{caller}>{name}"
         if key not in self._remote:
-            self._remote[key] = MeshChannel(target, caller, self._mesh_secret)
+            self._remote[key] = self._connected(target, caller)
             self._stack.push_async_callback(self._remote[key].close)
         return self._remote[key]
 

@@ -24,7 +24,7 @@ MODULE_LINES = 400
 # The kit is read by everybody who writes a service: it stays small, as a whole and in each part. The whole is counted without blank
 # lines, comments and docstrings, so that nobody saves on explanations.
 KIT_MODULE_LINES = 250
-KIT_CODE_LINES = 3_000
+KIT_CODE_LINES = 3_600
 # What the second family adds to it, for those who run it: bounded the same way.
 CLUSTER_MODULE_LINES = 300
 CLUSTER_CODE_LINES = 3_000
