@@ -109,6 +109,13 @@ class Snowflake:
             self._sequence += 1
         return (now - EPOCH_MS) << _TIME_SHIFT | self._worker | self._sequence
 
+    def move(self, worker_id: int, high_water_ms: int) -> None:
+        """Goes on as another worker, whose earlier lives used no millisecond after `high_water_ms`. Ids go on increasing."""
+        self._worker = worker_id << SEQUENCE_BITS
+        # As at a start: this millisecond counts as used up, and the next must be reserved.
+        self.last_ms, self._sequence = max(self.last_ms, high_water_ms), _MAX_SEQUENCE
+        self.reserved_ms = 0
+
     def _refuse(self, why: str) -> errors.RoostError:
         _refused.inc()
         if not self._alerted:
