@@ -1,4 +1,5 @@
-"""Fixtures of all tests: a real mesh in this process, on embedded stores in a temporary directory."""
+"""Fixtures of all tests: a real mesh in this process, on embedded stores in a temporary directory or, with `--family cluster`, on the real
+servers, in a namespace for each data directory."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from services.common.checker import Checker
 from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
 from services.common.process import Process, Wire
-from services.registry import SERVICES
+from services.registry import GROUNDS, SERVICES
+from tests.cluster import FAMILIES, Namespace, family
 
 # The same examples at every run, so that a red run is about the change at hand; `--hypothesis-profile=explore` draws new ones.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
@@ -32,6 +34,54 @@ hypothesis.settings.load_profile("same")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Delivery takes milliseconds; a loaded machine gets more.
 SETTLE_WITHIN_S = 20.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--family", choices=FAMILIES, default=FAMILIES[0], help="the family of adapters that is tested")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    family.name = config.getoption("--family")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is about another family."""
+    others = [name for name in FAMILIES if name != family.name]
+    out = [item for item in items if any(map(item.get_closest_marker, others))]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in set(out)]
+
+
+def pytest_unconfigure() -> None:
+    family.close()
+
+
+@pytest.fixture(autouse=True)
+def _namespaces() -> Iterator[None]:
+    """Set up before all others, so that meshes and stores are closed by the time that their namespaces go to the next test."""
+    yield
+    family.release()
+
+
+@pytest.fixture
+async def namespaces() -> AsyncIterator[Callable[[], Namespace]]:
+    """Makes clean namespaces on the real servers, whatever the family of this run."""
+    made: list[Namespace] = []
+
+    def make() -> Namespace:
+        made.append(family.new())
+        return made[-1]
+
+    yield make
+    for namespace in made:
+        await namespace.close()
+
+
+@pytest.fixture
+async def namespace(namespaces: Callable[[], Namespace]) -> Namespace:
+    """A clean namespace on the real servers."""
+    return namespaces()
 
 
 @pytest.fixture
@@ -127,7 +177,7 @@ MeshFactory = Callable[..., Awaitable[Mesh]]
 
 
 def mesh_settings(data_dir: Path, **changes: Any) -> Settings:
-    """Settings of a test mesh: any free port, the cheapest password hash, no rate limits, no margin to wait for."""
+    """Settings of a test mesh: any free port, the cheapest password hash, no rate limits, and the namespace of its data directory."""
     defaults: dict[str, Any] = {
         "data_dir": data_dir,
         "grpc": "127.0.0.1:0",
@@ -136,7 +186,14 @@ def mesh_settings(data_dir: Path, **changes: Any) -> Settings:
         "rate_limits": False,
         "log_level": "warning",
     }
+    if family.name == "cluster":
+        defaults |= family.of(data_dir).settings
     return Settings(**(defaults | changes))
+
+
+async def start_process(settings: Settings, **options: Any) -> Process:
+    """Starts all services in this process, on the ground of their family; `options` are those of `Process.start`."""
+    return await Process.start(settings, SERVICES, ground=GROUNDS[settings.family], **options)
 
 
 @pytest.fixture
@@ -148,7 +205,7 @@ async def start_mesh(tmp_path: Path) -> AsyncIterator[MeshFactory]:
         settings = mesh_settings(data_dir or tmp_path / f"mesh-{len(running)}", **changes)
         # Without sockets every message is checked for changes after it was handed over.
         checker = Checker() if wire == "inprocess" else None
-        process = await Process.start(settings, SERVICES, wire=wire, checker=checker)
+        process = await start_process(settings, wire=wire, checker=checker)
         running.append(process)
         return Mesh(process, wire)
 

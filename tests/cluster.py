@@ -1,0 +1,315 @@
+"""Namespaces on the real servers: what a folder is to the embedded family, for tests of the cluster family.
+
+A namespace is clean when a test gets it: its keyspaces are empty, its Redis database is its own and flushed, the names of its topics,
+consumer groups and indexes are new. Keyspaces are kept for the next test, since a TRUNCATE costs 2 ms and a CREATE TABLE 50.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from roost_cli.backends import ready
+from services.common.config import Settings
+
+FAMILIES = ("embedded", "cluster")
+# Where it is `cluster`, servers that cannot be reached are a failure; else the tests that need them are skipped.
+REQUIRE = "ROOST_REQUIRE"
+# Redis databases below are left to people.
+FIRST_DATABASE = 100
+# What says which migrations were applied stays, as do the tables.
+KEPT_TABLES = {"schema_migrations"}
+# Three would do as well for order and for rebalances; each costs a broker some milliseconds.
+KAFKA_PARTITIONS = 2
+# Statements out at once while keyspaces are emptied or dropped.
+SIDE_BY_SIDE = 32
+TIDY_WITHIN_S = 60.0
+
+
+@dataclass
+class Namespace:
+    """A place for one mesh: `settings` are fields of Settings; the same one again is the same place, as it was left."""
+
+    settings: dict[str, Any]
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same settings as variables, for a process of its own."""
+        return {f"ROOST_{name.upper()}": str(value) for name, value in self.settings.items()}
+
+    async def cluster(self, **changes: Any) -> Any:
+        """An opened `services.cluster.connections.Cluster`; it is closed at the end of the test, on its loop."""
+        from services.cluster.connections import Cluster
+
+        return await Cluster.open(Settings(**(self.settings | changes)), self._stack)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+class Family:
+    """The family of this run, and the namespaces that the present test uses."""
+
+    def __init__(self) -> None:
+        self.name = FAMILIES[0]
+        self._servers: _Servers | None = None
+        self._by_folder: dict[Path, Namespace] = {}
+        self._used: list[Namespace] = []
+
+    def of(self, folder: Path) -> Namespace:
+        """The namespace that belongs to a data directory within this test."""
+        key = folder.absolute()
+        if key not in self._by_folder:
+            self._by_folder[key] = self.new()
+        return self._by_folder[key]
+
+    def new(self) -> Namespace:
+        """A clean namespace. Skips or fails the test where the servers cannot be reached."""
+        if self._servers is None:
+            missing = unreachable(Settings())
+            if missing:
+                refuse = pytest.fail if os.environ.get(REQUIRE) == "cluster" else pytest.skip
+                refuse(f"{', '.join(missing)} cannot be reached: scripts/backends up")
+            self._servers = _Servers()
+        namespace = Namespace(self._servers.take())
+        self._used.append(namespace)
+        return namespace
+
+    def release(self) -> None:
+        """The end of a test: its namespaces may be others'."""
+        self._by_folder.clear()
+        while self._used:
+            assert self._servers is not None
+            self._servers.give_back(self._used.pop().settings)
+
+    def close(self) -> None:
+        """The end of the run: what it made on the servers goes."""
+        if self._servers is not None:
+            self._servers.close()
+            self._servers = None
+
+
+family = Family()
+
+
+def unreachable(settings: Settings) -> list[str]:
+    """The servers that do not answer, by name and address."""
+    redis, opensearch = urlsplit(settings.redis), urlsplit(settings.opensearch)
+    addresses = {
+        "cassandra": settings.cassandra[0],
+        "redis": f"{redis.hostname}:{redis.port or 6379}",
+        "kafka": settings.kafka,
+        "opensearch": f"{opensearch.hostname}:{opensearch.port or 9200}",
+    }
+    probes: dict[str, Callable[[int], bool]] = {name: getattr(ready, name) for name in addresses}
+    return [f"{name} at {address}" for name, address in addresses.items() if not _answers(probes[name], address)]
+
+
+def _answers(probe: Callable[[int], bool], address: str) -> bool:
+    try:
+        return probe(int(address.rpartition(":")[2]))
+    except ready.NOT_YET:
+        return False
+
+
+class _Servers:
+    """The clients that clean. They block: a test's loop waits, as it does for its folders."""
+
+    def __init__(self) -> None:
+        from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
+        from confluent_kafka.admin import AdminClient
+        from redis import Redis
+
+        self._base = Settings()
+        host, _, port = self._base.cassandra[0].rpartition(":")
+        # The first CREATE or DROP of a busy machine may take seconds.
+        profile = ExecutionProfile(request_timeout=TIDY_WITHIN_S)
+        self._driver = Cluster(
+            [host],
+            int(port),
+            protocol_version=5,
+            execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+            # Nothing here asks for what the driver would read about each table after every change.
+            schema_metadata_enabled=False,
+            token_metadata_enabled=False,
+        )
+        self._session = self._driver.connect()
+        self._kafka = AdminClient({"bootstrap.servers": self._base.kafka, "log_level": 0})
+        self._redis_of = lambda number: Redis.from_url(_with_database(self._base.redis, number))
+        self._free: list[tuple[str, int]] = []
+        self._slots = 0
+        self._serial = 0
+        self._locks: list[IO[str]] = []
+        self._tidying = ThreadPoolExecutor(1)
+        self._tidied: list[Future[None]] = []
+        self._names = f"t{os.getpid()}_"
+        self._drop(self._keyspaces(self._names))
+        atexit.register(self.close)
+
+    def take(self) -> dict[str, Any]:
+        """Settings of a clean namespace."""
+        keyspaces, database = self._free.pop() if self._free else self._new_slot()
+        self._empty(keyspaces)
+        with contextlib.closing(self._redis_of(database)) as redis:
+            redis.flushdb()
+        self._serial += 1
+        settings = {
+            "family": "cluster",
+            "namespace": f"{self._names}{self._serial}",
+            "keyspaces": keyspaces,
+            "redis": _with_database(self._base.redis, database),
+        }
+        if "kafka_partitions" in Settings.model_fields:
+            settings["kafka_partitions"] = KAFKA_PARTITIONS
+        return settings
+
+    def give_back(self, settings: dict[str, Any]) -> None:
+        """Takes the keyspaces and the database back; topics and indexes go meanwhile."""
+        self._free.append((settings["keyspaces"], int(settings["redis"].rpartition("/")[2])))
+        self._tidied = [future for future in self._tidied if not future.done() or future.result()]
+        self._tidied.append(self._tidying.submit(self._remove, settings["namespace"]))
+
+    def close(self) -> None:
+        """Removes all that is left, also of runs that were killed."""
+        atexit.unregister(self.close)
+        for future in self._tidied:
+            with contextlib.suppress(Exception):
+                future.result(TIDY_WITHIN_S)
+        self._tidying.shutdown()
+        gone = [name for name in self._keyspaces("t") if (pid := _pid_of(name)) and not _lives(pid)]
+        self._drop([*self._keyspaces(self._names), *gone])
+        self._driver.shutdown()
+        for lock in self._locks:
+            lock.close()
+
+    def _new_slot(self) -> tuple[str, int]:
+        self._slots += 1
+        return f"{self._names}{self._slots}k", self._claim_database()
+
+    def _claim_database(self) -> int:
+        """A Redis database that no other run on this machine has; the claim goes with this process."""
+        with contextlib.closing(self._redis_of(0)) as redis:
+            databases = int(redis.config_get("databases")["databases"])
+        folder = Path(tempfile.gettempdir()) / f"roost-redis-{urlsplit(self._base.redis).port or 6379}"
+        folder.mkdir(exist_ok=True)
+        for number in range(min(FIRST_DATABASE, databases // 2), databases):
+            lock = (folder / str(number)).open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+            else:
+                self._locks.append(lock)
+                return number
+        raise RuntimeError(f"all {databases} Redis databases are in use")
+
+    def _empty(self, prefix: str) -> None:
+        """Empties every table of the keyspaces that begin with the prefix."""
+        tables = [
+            f"{keyspace}.{row[0]}"
+            for keyspace in self._keyspaces(f"{prefix}_")
+            for row in self._session.execute(
+                "SELECT table_name FROM system_schema.tables WHERE keyspace_name = %s", [keyspace]
+            )
+            if row[0] not in KEPT_TABLES
+        ]
+        # Names of our own tables, which no statement can take as values.
+        found = self._each(f"SELECT * FROM {table} LIMIT 1" for table in tables)  # noqa: S608
+        filled = [table for table, rows in zip(tables, found, strict=True) if rows]
+        self._each(f"TRUNCATE {table}" for table in filled)
+
+    def _keyspaces(self, prefix: str) -> list[str]:
+        rows = self._session.execute("SELECT keyspace_name, durable_writes FROM system_schema.keyspaces")
+        found = [(row[0], row[1]) for row in rows if row[0].startswith(prefix)]
+        for name, durable in found:
+            if durable and name.startswith(self._names):
+                # Then a TRUNCATE need not flush first, and takes 3 ms instead of 45.
+                self._session.execute(f"ALTER KEYSPACE {name} WITH durable_writes = false")
+        return [name for name, _ in found]
+
+    def _drop(self, keyspaces: Iterable[str]) -> None:
+        for keyspace in keyspaces:
+            self._session.execute(f"DROP KEYSPACE IF EXISTS {keyspace}")
+
+    def _each(self, statements: Iterable[str]) -> list[list[Any]]:
+        from cassandra.concurrent import execute_concurrent
+
+        asked = [(statement, None) for statement in statements]
+        return [list(found) for _, found in execute_concurrent(self._session, asked, concurrency=SIDE_BY_SIDE)]
+
+    def _remove(self, namespace: str) -> None:
+        """Removes a namespace's topics, groups and indexes."""
+        topics = [name for name in self._kafka.list_topics(timeout=TIDY_WITHIN_S).topics if _within(name, namespace)]
+        if topics:
+            _settle(self._kafka.delete_topics(topics).values())
+            groups = [group.group_id for group in self._kafka.list_consumer_groups().result(TIDY_WITHIN_S).valid]
+            mine = [group for group in groups if _within(group, namespace)]
+            if mine:
+                _settle(self._kafka.delete_consumer_groups(mine).values())
+        for index in self._indexes(namespace):
+            _http("DELETE", f"{self._base.opensearch}/{index}")
+
+    def _indexes(self, namespace: str) -> Iterator[str]:
+        for row in json.loads(_http("GET", f"{self._base.opensearch}/_cat/indices?format=json&expand_wildcards=all")):
+            if _within(row["index"], namespace):
+                yield row["index"]
+
+
+def _within(name: str, namespace: str) -> bool:
+    return re.match(rf"\.?{namespace}(?![0-9a-z_])", name) is not None
+
+
+def _settle(futures: Iterable[Future[Any]]) -> None:
+    for future in futures:
+        with contextlib.suppress(Exception):
+            # What cannot be removed now has a name that nobody takes again.
+            future.result(TIDY_WITHIN_S)
+
+
+def _with_database(url: str, number: int) -> str:
+    return urlsplit(url)._replace(path=f"/{number}").geturl()
+
+
+def _http(method: str, url: str) -> bytes:
+    asked = urlsplit(url)
+    assert asked.hostname is not None
+    connection = http.client.HTTPConnection(asked.hostname, asked.port or 9200, timeout=TIDY_WITHIN_S)
+    try:
+        connection.request(method, asked._replace(scheme="", netloc="").geturl())
+        return connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        # A test may have stopped the server: then there is nothing to tidy up there.
+        return b"[]"
+    finally:
+        connection.close()
+
+
+def _pid_of(keyspace: str) -> int:
+    found = re.match(r"t(\d+)_\d+k_", keyspace)
+    return int(found.group(1)) if found else 0
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
