@@ -71,10 +71,6 @@ class CoalescedCall:
         """Stops waiting. What left already is carried out."""
         return self._future.cancel()
 
-    def done(self) -> bool:
-        """Whether it ended."""
-        return self._future.done()
-
 
 class CoalescingChannel(AbstractChannel):
     """Puts unary calls of retry-safe methods over `channel` into envelopes; everything else goes as it came."""
@@ -130,14 +126,11 @@ class CoalescingChannel(AbstractChannel):
         if not self._woken:
             # Once the loop has gone round: what is called in the same turn leaves together.
             self._woken = True
-            loop.call_soon(self._wake)
+            loop.call_soon(self._leave)
         return CoalescedCall(future)
 
-    def _wake(self) -> None:
-        self._woken = False
-        self._leave()
-
     def _leave(self) -> None:
+        self._woken = False
         while self._queue and self._under_way < MAX_ENVELOPES:
             group = self._take()
             if not group:
