@@ -63,7 +63,7 @@ class CoalescedCall:
         return response
 
     async def trailing_metadata(self) -> grpc.aio.Metadata:
-        """What the servicer sent behind its answer; waits for the end of the call."""
+        """What the servicer sent behind its answer."""
         await self
         return self._trailing
 
@@ -133,8 +133,6 @@ class CoalescingChannel(AbstractChannel):
         self._woken = False
         while self._queue and self._under_way < MAX_ENVELOPES:
             group = self._take()
-            if not group:
-                return
             self._under_way += 1
             task = asyncio.get_running_loop().create_task(self._carry(group))
             self._tasks.add(task)
@@ -170,7 +168,7 @@ class CoalescingChannel(AbstractChannel):
         try:
             if len(group) == 1:
                 await _by_itself(group[0])
-            else:
+            elif group:
                 await self._together(group)
         finally:
             slow.cancel()
