@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from services.cluster import cluster_of
 from services.common.hydrate import Hydrator
 from services.common.kit import Kit, Service
 from services.common.tiers import Tiers
@@ -15,14 +16,15 @@ from services.timeline.plan import Rules
 from services.timeline.pull import OwnerIds, Puller
 from services.timeline.relations import RelationCache
 from services.timeline.service import TimelineService
+from services.timeline.store import HomeTimelineStore
 from services.timeline.store.embedded import EmbeddedHomeTimelines
 
 
 async def build(kit: Kit) -> Service:
-    """The timeline service over process memory."""
+    """The timeline service, over process memory or Redis."""
     settings = kit.settings
     rules = Rules(settings.timeline_mode, int(settings.clock_margin_s * 1000))
-    store = EmbeddedHomeTimelines(settings.warm_timelines)
+    store = _store(kit)
     tiers = Tiers(kit.channel, settings.clock_margin_s)
     relations = RelationCache(kit.channel)
     owner = OwnerIds(kit.channel)
@@ -38,3 +40,12 @@ async def build(kit: Kit) -> Service:
         workers=(tiers, builds),
         resources=(store,),
     )
+
+
+def _store(kit: Kit) -> HomeTimelineStore:
+    cluster = cluster_of(kit)
+    if cluster is None:
+        return EmbeddedHomeTimelines(kit.settings.warm_timelines)
+    from services.timeline.store.redis import RedisHomeTimelines  # its driver takes long to import
+
+    return RedisHomeTimelines(cluster.redis)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-# 800 entries are served; the 32 oldest positions more are what filters and late arrivals may use up before the floor is reached.
-CAPACITY = 832
+# What a reader is served at most, and what filters and late arrivals may use up before the floor is reached.
+SERVED, RESERVE = 800, 32
+CAPACITY = SERVED + RESERVE
 # A list is trimmed only this far above its capacity: one cut in 64 appends instead of one in each.
 TRIM_ABOVE = 896
 
@@ -38,19 +39,20 @@ class HomeTimelineStore(Protocol):
     """Homes by user id. Any of them may be gone at any moment; none may be there and incomplete above its floor."""
 
     async def read(self, user_id: int) -> HomeList | None:
-        """The warm home, the reader's own snapshot; None where it is cold or being built. Counts as a use of it."""
+        """The warm home, the reader's own snapshot; None where it is cold, being built, or out of reach. Counts as a use of it."""
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
         """From now on appends to this user are kept for the build; what was there before is gone.
 
-        None where another process began a build a moment ago: serve by pull. The pull begins after this returned and bypasses every
-        cache; `opened_ms` was taken before the call.
+        None where another process began a build a moment ago, or the store cannot be reached: serve by pull. The pull begins after
+        this returned and bypasses every cache; `opened_ms` was taken before the call.
         """
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
         """Makes the home warm with the pulled ids (each > `floor`, at most CAPACITY) and what was appended since `open_build`.
 
-        None, and nothing is stored, where the build was overtaken: dropped, evicted, opened anew, or more than CAPACITY appended.
+        None where the build was overtaken (dropped, evicted, opened anew, or more than TRIM_ABOVE appended), or the store cannot be
+        reached: then the home is cold.
         """
 
     async def abandon_build(self, build: OpenBuild) -> None:
@@ -59,7 +61,8 @@ class HomeTimelineStore(Protocol):
     async def append(self, entries: Sequence[tuple[int, Sequence[int]]]) -> list[int]:
         """Puts each tweet id into the homes of its user ids, where they are warm or being built.
 
-        Idempotent and order-tolerant. Returns for each entry how many homes that were.
+        Idempotent and order-tolerant. Returns for each entry how many homes that were. UNAVAILABLE where it is not sure that all of
+        them took theirs: then all of it is to come again.
         """
 
     async def drop(self, user_id: int) -> None:

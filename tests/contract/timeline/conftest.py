@@ -1,4 +1,4 @@
-"""What the port's promises are checked against: one entry a family."""
+"""What the port's promises are checked against: the store of the family that is tested."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from services.cluster.redis import Redis
+from services.common.config import Settings
 from services.timeline.store import HomeTimelineStore
 from services.timeline.store.embedded import EmbeddedHomeTimelines
+from services.timeline.store.redis import RedisHomeTimelines
+from tests.cluster import family
 
 
-@pytest.fixture(params=["embedded"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[HomeTimelineStore]:
+@pytest.fixture
+async def store() -> AsyncIterator[HomeTimelineStore]:
     """An empty store of the family."""
-    families = {"embedded": lambda: EmbeddedHomeTimelines(100)}
-    made = families[request.param]()
-    yield made
-    await made.close()
+    if family.name == "embedded":
+        memory = EmbeddedHomeTimelines(10_000)
+        yield memory
+        await memory.close()
+        return
+    redis = await Redis.open(Settings(**family.new().settings))
+    yield RedisHomeTimelines(redis)
+    await redis.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from services.timeline.store import CAPACITY, TRIM_ABOVE, HomeList, HomeTimelineStore, OpenBuild
+from services.timeline.store import SERVED, TRIM_ABOVE, HomeList, HomeTimelineStore, OpenBuild
 
 ANN, BOB = 1, 2
 OPENED_MS = 1_800_000_000_000
@@ -98,7 +98,7 @@ async def test_a_long_home_is_complete_above_its_floor(store: HomeTimelineStore)
     if home is not None:
         assert home.floor > 0
         assert list(home.ids) == [i for i in ids if i > home.floor]
-        assert CAPACITY <= len(home.ids) <= TRIM_ABOVE
+        assert SERVED <= len(home.ids) <= TRIM_ABOVE
 
 
 async def test_a_build_overtaken_installs_nothing(store: HomeTimelineStore) -> None:
@@ -126,6 +126,19 @@ async def test_a_build_with_more_appends_than_a_home_holds_installs_nothing(stor
         await store.append([(tweet_id, [ANN])])
     assert await store.close_build(build, [], 0) is None
     assert await store.read(ANN) is None
+
+
+async def test_what_several_tweets_add_to_many_homes_is_told_for_each(store: HomeTimelineStore) -> None:
+    readers = list(range(1, 2_500))
+    for user_id in readers[::2]:
+        await warm(store, [5], user_id=user_id)
+    # The same page of readers twice, another that overlaps it, and one on its own.
+    entries = [(30, readers), (10, readers), (20, readers[:10]), (40, [readers[0]])]
+    assert await store.append(entries) == [1_250, 1_250, 5, 1]
+    assert await ids_of(store, readers[0]) == [5, 10, 20, 30, 40]
+    assert await ids_of(store, readers[2]) == [5, 10, 20, 30]
+    assert await ids_of(store, readers[-1]) == [5, 10, 30]
+    assert await store.append([]) == []
 
 
 async def test_an_abandoned_build_leaves_the_home_cold(store: HomeTimelineStore) -> None:
