@@ -101,13 +101,17 @@ class Process:
             own = self._peer("self", f"127.0.0.1:{self.grpc_port}", caller)
             return RoutingChannel(local, dict.fromkeys(self.states, own))
         remote = {name: self._found(watch, caller) for name, watch in self._watches.items()}
-        remote |= {name: self._peer(name, target, caller) for name, target in self.settings.peers.items()}
+        remote |= {name: self._peer(name, target, caller) for name, target in self._peers().items()}
         return RoutingChannel(local, remote) if remote else local
 
     def health(self) -> dict[str, str]:
-        """Each service's state: STARTING, SERVING or NOT_SERVING; of those elsewhere, whether an instance was ever heard of."""
+        """Each service's state: STARTING, SERVING or NOT_SERVING; of those elsewhere, whether an address is known."""
         found = {name: "SERVING" if watch.addresses else "STARTING" for name, watch in self._watches.items()}
-        return found | self.states
+        return found | dict.fromkeys(self._peers(), "SERVING") | self.states
+
+    def _peers(self) -> dict[str, str]:
+        """The targets that the settings name, but for what is served here: one list may serve every process."""
+        return {name: target for name, target in self.settings.peers.items() if name not in self.states}
 
     async def stop(self) -> None:
         """Drains, stops workers, servers and stores, in that order. Safe to call twice."""
@@ -152,7 +156,7 @@ class Process:
         self.grpc_port = server.bind(settings.grpc)
         await self._follow_registry()
         if not builds:
-            self._endpoints.update(endpoints_of(forwarders(self._watches, self.channel)))
+            self._endpoints.update(endpoints_of(forwarders({*self._watches, *self._peers()}, self.channel)))
         self._endpoints.update(endpoints_of({_BATCH: BatchServicer(self._endpoints, authenticator.identify)}))
         for name, build in builds.items():
             kit = Kit(
@@ -174,7 +178,7 @@ class Process:
             self._endpoints.update(endpoints_of(service.servicers))
         await server.start(self._endpoints)
         self._server = server
-        tokens = ground.log.consumer("tokens", TOPICS, self.revocations.apply)
+        tokens = ground.log.consumer("tokens", TOPICS, self.revocations.apply, everywhere=True)
         # What was revoked before this start is still to be refused: tokens may outlive a restart.
         await tokens.seek(time_ms=int((time.time() - MAX_TOKEN_TTL_S) * 1000))
         for worker in (*self._workers, tokens):
