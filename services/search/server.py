@@ -31,7 +31,7 @@ async def build(kit: Kit) -> Service:
         servicers={"roost.search.v1.SearchService": servicer},
         workers=(
             StartingAt(kit.log.consumer("search", INDEX_TOPICS, indexer.apply), indexer.place),
-            StartingAt(kit.log.consumer("search-trends", TREND_TOPICS, counter.apply), counter.place),
+            StartingAt(kit.log.consumer("search-trends", TREND_TOPICS, counter.apply, everywhere=True), counter.place),
             rebuilder,
         ),
         resources=(index,),

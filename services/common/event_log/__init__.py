@@ -1,7 +1,7 @@
 """The event log, a port: facts in the order of their appending, delivered at least once to each group of consumers.
 
-Order holds per key (the embedded log keeps a total order). Consumers are idempotent: after a crash, and on replay,
-events come again.
+Order holds per key, over all topics of one entity (`tweet.created`, `tweet.deleted`); the embedded log keeps a total order.
+Consumers are idempotent: after a crash, on replay, and where a group's members change, events come again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ class Record(NamedTuple):
 
 
 class Delivered(NamedTuple):
-    """A fact as a consumer gets it: a Record's fields, its place, when it was appended (milliseconds since 1970)."""
+    """A fact as a consumer gets it: a Record's fields, its place, when it was appended (milliseconds since 1970).
+
+    An `offset` counts within the embedded log as a whole, on Kafka within one partition of one entity's topic: there it says
+    nothing about events of other keys.
+    """
 
     offset: int
     appended_ms: int
@@ -68,10 +72,13 @@ Apply = Callable[[Sequence[Delivered]], Awaitable[None]]
 
 
 class Consumer(Protocol):
-    """One group's reader. Its offset is stored only after `apply` returned."""
+    """One group's reader, or one of several processes' that share its events out. Its place is stored only after `apply` returned."""
 
     async def start(self) -> None:
-        """Goes on where the group stopped; a new group begins at the oldest event. ValueError if it runs already."""
+        """Goes on where the group stopped; a new group begins at the oldest event. ValueError if it runs already in this process.
+
+        UNAVAILABLE where the log cannot be reached.
+        """
 
     async def stop(self) -> None:
         """Ends after the batch at hand, its offset stored. A batch that is being retried is left for the next start."""
@@ -83,10 +90,17 @@ class Consumer(Protocol):
         """Undoes `pause`."""
 
     async def lag(self) -> Lag:
-        """What is appended and not applied yet; (0, 0.0) when all is."""
+        """What is appended and not applied yet, by all of the group's members; (0, 0.0) when all is.
+
+        On Kafka too much rather than too little: other processes tell how far they are once a second, and events of the same
+        entity that the group does not take may count until it has passed over them. UNAVAILABLE where the log cannot be asked.
+        """
 
     async def seek(self, *, offset: int | None = None, time_ms: int | None = None) -> None:
-        """Goes on with the first event at or after the offset, or else the time (milliseconds since 1970)."""
+        """Goes on with the first event at or after the offset, or else the time (milliseconds since 1970); 0 is the beginning.
+
+        For all members of the group. On Kafka an offset is taken in each partition alike.
+        """
 
 
 class EventLog(Protocol):
@@ -95,8 +109,18 @@ class EventLog(Protocol):
     async def append(self, records: Sequence[Record]) -> None:
         """Durable when it returns. UNAVAILABLE if it cannot be; whether it was appended is unknown then."""
 
-    def consumer(self, group: str, topics: Sequence[str], apply: Apply, max_batch: int = DEFAULT_BATCH) -> Consumer:
+    def consumer(
+        self,
+        group: str,
+        topics: Sequence[str],
+        apply: Apply,
+        max_batch: int = DEFAULT_BATCH,
+        everywhere: bool = False,
+    ) -> Consumer:
         """A consumer of these topics, not started. `apply` gets 1 to `max_batch` events, in order, one call at a time.
+
+        `everywhere`: each process gets every event, for what each must know. The place is kept in memory alone: it begins where
+        `seek` said, else at what is appended after its start. ValueError where `max_batch` is not within 1..MAX_BATCH.
 
         If it raises something passing (see `is_passing`) the batch is retried until it works: an outage loses nothing.
         Else it is halved until the event at fault is alone; after MAX_TRIES that is a dead letter, the rest goes on.
@@ -110,6 +134,13 @@ class EventLog(Protocol):
 
     async def close(self) -> None:
         """Stops the consumers, then the log."""
+
+
+def check_batch(max_batch: int) -> int:
+    """The size, where a consumer may have it; else ValueError."""
+    if not 1 <= max_batch <= MAX_BATCH:
+        raise ValueError(f"max_batch {max_batch} is not within 1..{MAX_BATCH}")
+    return max_batch
 
 
 def is_passing(error: BaseException) -> bool:

@@ -8,11 +8,10 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import structlog
-
 from services.common import event_log
 from services.common.drivers.sqlite import Database
 from services.common.event_log import Apply, Consumer, DeadLetter, Delivered, EventLog, Lag, Record
+from services.common.event_log.delivery import apply_or_bury
 from services.common.event_log.pump import RETRY_FIRST_S, Pump
 from services.common.snowflake import wall_clock_ms
 
@@ -42,6 +41,7 @@ _SINCE = "SELECT min(event_offset) FROM event WHERE appended_ms >= ?"
 _HEAD = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'event'"
 _STORE = "INSERT OR REPLACE INTO consumer_offset VALUES (?, ?)"
 _STORED = "SELECT coalesce(max(event_offset), 0) FROM consumer_offset WHERE consumer_group = ?"
+_FORGET = "DELETE FROM consumer_offset WHERE consumer_group = ?"
 _BURY = "INSERT OR REPLACE INTO dead_letter VALUES (?, ?, ?, ?)"
 _DEAD = """SELECT reason, failed_ms, event.* FROM dead_letter JOIN event USING (event_offset)
     WHERE consumer_group = ? ORDER BY event_offset LIMIT ?"""
@@ -52,8 +52,6 @@ _SWEEP_DEAD = "DELETE FROM dead_letter WHERE failed_ms < ?"
 _SWEEP = """DELETE FROM event WHERE event_offset IN (SELECT event_offset FROM event WHERE appended_ms < ?
     AND event_offset <= coalesce((SELECT min(event_offset) FROM consumer_offset), event_offset)
     AND event_offset NOT IN (SELECT event_offset FROM dead_letter) ORDER BY event_offset LIMIT ?)"""
-
-_log = structlog.get_logger(__name__)
 
 
 class EmbeddedLog(EventLog):
@@ -81,11 +79,14 @@ class EmbeddedLog(EventLog):
             await self.db.write(lambda c: c.executemany(_APPEND, [(now, *record) for record in records]))
 
     def consumer(
-        self, group: str, topics: Sequence[str], apply: Apply, max_batch: int = event_log.DEFAULT_BATCH
+        self,
+        group: str,
+        topics: Sequence[str],
+        apply: Apply,
+        max_batch: int = event_log.DEFAULT_BATCH,
+        everywhere: bool = False,
     ) -> EmbeddedConsumer:
-        if not 1 <= max_batch <= event_log.MAX_BATCH:
-            raise ValueError(f"max_batch {max_batch} is not within 1..{event_log.MAX_BATCH}")
-        return EmbeddedConsumer(self, group, topics, apply, max_batch)
+        return EmbeddedConsumer(self, group, topics, apply, event_log.check_batch(max_batch), everywhere)
 
     async def dead_letters(self, group: str) -> list[DeadLetter]:
         rows = await self.db.read(lambda c: c.execute(_DEAD, (group, event_log.MAX_BATCH)).fetchall())
@@ -101,7 +102,7 @@ class EmbeddedLog(EventLog):
     async def sweep(self) -> int:
         """Deletes what is past retention and consumed by every group: returns how many events, at most SWEEP_ROWS."""
         # Consumers pass over other groups' topics without a write; here retention learns how far they are.
-        reached = [(group, consumer.position) for group, consumer in self.running.items() if consumer.position]
+        reached = [(group, c.position) for group, c in self.running.items() if c.position and not c.everywhere]
 
         def delete(connection: sqlite3.Connection) -> int:
             now = self.clock_ms()
@@ -132,7 +133,10 @@ class EmbeddedLog(EventLog):
 class EmbeddedConsumer(Consumer):
     """The Consumer port: reads, applies, stores its offset, and sleeps until the next append."""
 
-    def __init__(self, log: EmbeddedLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int) -> None:
+    def __init__(
+        self, log: EmbeddedLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, everywhere: bool
+    ) -> None:
+        self.everywhere = everywhere
         self.pump = Pump(f"consumer-{group}", self._step, log.retry_first_s)
         self._log = log
         self._group = group
@@ -141,6 +145,8 @@ class EmbeddedConsumer(Consumer):
         self._max_batch = max_batch
         # The last offset applied or passed over.
         self.position = 0
+        # Whether an `everywhere` consumer has a place already: it has none in the file.
+        self._placed = False
         # Counts seeks: a batch that was at hand during one must not store its offset over it.
         self._seeks = 0
         self._paused = False
@@ -148,8 +154,9 @@ class EmbeddedConsumer(Consumer):
     async def start(self) -> None:
         if self._log.running.setdefault(self._group, self) is not self:
             raise ValueError(f"group {self._group} has a consumer: a second one would apply everything again")
-        self.position = await self._load()
-        await self._store(self.position)  # From here on retention knows the group.
+        if not self._placed:
+            self.position = await self._load()
+            await self._store(self.position)  # From here on retention knows the group.
         self.pump.start()
 
     async def stop(self) -> None:
@@ -165,7 +172,8 @@ class EmbeddedConsumer(Consumer):
         self.pump.wake()
 
     async def lag(self) -> Lag:
-        position = self.position if self._group in self._log.running else await self._load()
+        known = self._placed or self._log.running.get(self._group) is self
+        position = self.position if known else await self._load()
         bounds = (position, self._topics, event_log.MAX_LAG_COUNTED)
         count, oldest_ms = await self._log.db.read(lambda c: c.execute(_LAG, bounds).fetchone())
         return Lag(count, max(self._log.clock_ms() - oldest_ms, 0) / 1000 if count else 0.0)
@@ -192,7 +200,7 @@ class EmbeddedConsumer(Consumer):
 
         batch, head = await self._log.db.read(fetch)
         if batch:
-            await self._apply_or_bury(batch)
+            await apply_or_bury(self._group, batch, self._apply, self.pump.rest, self._bury)
         # A batch that is not full was all there is up to the head: other topics' events are passed over.
         full = len(batch) == self._max_batch
         reached = batch[-1].offset if full else head
@@ -202,40 +210,20 @@ class EmbeddedConsumer(Consumer):
             self.position = reached
         return full
 
-    async def _apply_or_bury(self, batch: Sequence[Delivered]) -> None:
-        tries = failures = 0
-        while True:
-            try:
-                return await self._apply(batch)
-            except (Exception, asyncio.CancelledError) as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                failures += 1
-                _log.warning(
-                    "not applied", group=self._group, first=batch[0].offset, count=len(batch), error=repr(error)
-                )
-                if not event_log.is_passing(error):
-                    tries += 1
-                    if len(batch) > 1:
-                        break
-                    if tries == event_log.MAX_TRIES:
-                        return await self._bury(batch[0], error)
-                if not await self.pump.rest(failures):
-                    raise
-        middle = len(batch) // 2
-        await self._apply_or_bury(batch[:middle])
-        await self._apply_or_bury(batch[middle:])
-        return None
-
     async def _bury(self, event: Delivered, error: BaseException) -> None:
-        _log.error("dead letter", group=self._group, topic=event.topic, event_id=event.event_id, error=repr(error))
         row = (self._group, event.offset, repr(error)[:MAX_REASON_CHARS], self._log.clock_ms())
         await self._log.db.write(lambda c: c.execute(_BURY, row), quiet=True)
 
     async def _load(self) -> int:
-        (stored,) = await self._log.db.read(lambda c: c.execute(_STORED, (self._group,)).fetchone())
+        query, values = (_HEAD, ()) if self.everywhere else (_STORED, (self._group,))
+        (stored,) = await self._log.db.read(lambda c: c.execute(query, values).fetchone())
         return int(stored)
 
     async def _store(self, position: int) -> None:
+        if self.everywhere:
+            if not self._placed:
+                # Where the group was an ordinary one before, retention would wait for it for ever.
+                await self._log.db.write(lambda c: c.execute(_FORGET, (self._group,)), quiet=True)
+            self._placed = True
+            return
         await self._log.db.write(lambda c: c.execute(_STORE, (self._group, position)), quiet=True)
