@@ -47,7 +47,12 @@ class Settings(BaseSettings):
     # How long Redis may say nothing, also when connecting: beyond it a call goes on without Redis, which is slower but right.
     redis_timeout_s: float = Field(default=0.2, ge=0.05, le=5.0)
     kafka: str = "127.0.0.1:9092"
+    # Of each topic that is made: how many processes can share a group out. More can be added, but then order per key breaks once.
+    kafka_partitions: int = Field(default=12, ge=1, le=1_000)
+    kafka_replication: int = Field(default=1, ge=1, le=7)
     opensearch: str = Field(default="http://127.0.0.1:9200", repr=False)
+    # Of each search index, from its next rebuild on. One holds some 50 million tweets; more spread a search over nodes.
+    opensearch_shards: int = Field(default=1, ge=1, le=64)
     # The worker part of ids: -1 leases one; a StatefulSet gives its ordinal.
     worker_id: int = Field(default=-1, ge=-1, le=1023)
 
