@@ -9,6 +9,7 @@ import json
 import sqlite3
 import weakref
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from services.common.drivers.sqlite import Database
 from services.common.event_log import MAX_LAG_COUNTED, EventLog, Lag, Record
@@ -32,8 +33,18 @@ _DELETE = "DELETE FROM outbox WHERE seq <= ?"
 _WAITING = """SELECT count(*), min(event_id) FROM (SELECT event_id FROM outbox
     WHERE topic IN (SELECT value FROM json_each(?)) LIMIT ?)"""
 
-# The relays of this process, for `waiting`; those that are gone drop out by themselves.
-_relays: weakref.WeakSet[Relay] = weakref.WeakSet()
+
+class Source(Protocol):
+    """An outbox of this process, of either family: what it holds is on its way to `log`."""
+
+    log: EventLog
+
+    async def waiting(self, topics: Sequence[str]) -> tuple[int, int]:
+        """How many events of these topics wait here (at most MAX_LAG_COUNTED are counted), and the least id among them (0: none)."""
+
+
+# Those of this process, for `waiting`; those that are gone drop out by themselves.
+_sources: weakref.WeakSet[Source] = weakref.WeakSet()
 
 
 def enqueue(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
@@ -41,12 +52,16 @@ def enqueue(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
     connection.executemany(_INSERT, records)
 
 
+def register(source: Source) -> None:
+    """Makes what waits in this outbox known to `waiting`, for as long as it lives."""
+    _sources.add(source)
+
+
 async def waiting(log: EventLog, topics: Sequence[str], now_ms: int) -> Lag:
     """The events of these topics that are committed in this process and not yet in the log; `now_ms` is for their age."""
-    bounds = (json.dumps(list(topics)), MAX_LAG_COUNTED)
     count, oldest = 0, 0
-    for relay in [relay for relay in _relays if relay.log is log]:
-        found, first = await relay.db.read(lambda c: c.execute(_WAITING, bounds).fetchone())
+    for source in [source for source in _sources if source.log is log]:
+        found, first = await source.waiting(topics)
         if found:
             count, oldest = count + found, min(oldest or first, first)
     return Lag(count, max(now_ms - timestamp_ms(oldest), 0) / 1000 if count else 0.0)
@@ -58,7 +73,7 @@ class Relay:
     def __init__(self, db: Database, log: EventLog) -> None:
         self.db = db
         self.log = log
-        _relays.add(self)
+        register(self)
         self._pump = Pump("outbox-relay", self._carry)
         db.on_commit(self._pump.wake)
 
@@ -73,6 +88,12 @@ class Relay:
     async def drained(self) -> None:
         """Returns once every event committed before the call is in the log; while the log refuses, it waits."""
         await self._pump.idle.wait()
+
+    async def waiting(self, topics: Sequence[str]) -> tuple[int, int]:
+        """How many events of these topics wait in the database (at most MAX_LAG_COUNTED are counted), and the least id (0: none)."""
+        bounds = (json.dumps(list(topics)), MAX_LAG_COUNTED)
+        count, oldest = await self.db.read(lambda c: c.execute(_WAITING, bounds).fetchone())
+        return count, oldest or 0
 
     async def _carry(self) -> bool:
         rows = await self.db.read(lambda c: c.execute(_OLDEST, (RELAY_BATCH,)).fetchall())
