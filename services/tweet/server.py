@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
+from services.cluster import cluster_of
 from services.common.hydrate import Hydrator
-from services.common.kit import Kit, Service
+from services.common.kit import Kit, Service, Worker
 from services.common.outbox import Relay
 from services.common.people import PeopleLists
 from services.tweet.lists import Lists
 from services.tweet.reply_service import ReplyServicer
 from services.tweet.service import TweetServicer
+from services.tweet.store import TweetStore
 from services.tweet.store.embedded import EmbeddedTweetStore
 from services.tweet.threads import Threads
 from services.tweet.writes import Writes
 
 
 async def build(kit: Kit) -> Service:
-    """The service on its embedded store, `tweet.db` in the data directory."""
-    store = await EmbeddedTweetStore.open(kit.data_dir / "tweet.db")
+    """The service on the store of its family."""
+    store, workers = await _open(kit)
     hydrator = Hydrator(kit.channel)
     writes = Writes(store, hydrator, kit.ids, kit.clock, kit.settings.edit_window_s)
     people = PeopleLists(UserServiceStub(kit.channel), GraphServiceStub(kit.channel).GetVisibilityFilter, kit.cursors)
@@ -30,6 +34,19 @@ async def build(kit: Kit) -> Service:
     return Service(
         kit.name,
         servicers={"roost.tweet.v1.TweetService": tweets, "roost.tweet.v1.ReplyService": replies},
-        workers=(Relay(store.db, kit.log),),
+        workers=workers,
         resources=(store,),
     )
+
+
+async def _open(kit: Kit) -> tuple[TweetStore, Sequence[Worker]]:
+    """The store, and what runs beside it: `tweet.db` in the data directory, or the keyspace of the cluster."""
+    cluster = cluster_of(kit)
+    if cluster is None:
+        embedded = await EmbeddedTweetStore.open(kit.data_dir / "tweet.db")
+        return embedded, (Relay(embedded.db, kit.log),)
+    # Not before it is asked for: drivers are slow to import.
+    from services.tweet.store.cassandra import CassandraTweetStore
+
+    store = await CassandraTweetStore.open(cluster, kit.log, kit.clock)
+    return store, (store.outbox,)

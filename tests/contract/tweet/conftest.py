@@ -1,38 +1,100 @@
-"""What the port's promises are checked against: one entry a family."""
+"""What the port's promises are checked against: the family of this run."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
+from services.common.config import Settings
 from services.common.event_log import Record
+from services.common.event_log.embedded import EmbeddedLog
 from services.tweet.store import Claim, TweetStore
 from services.tweet.store.embedded import EmbeddedTweetStore
+from tests.cluster import family as namespaces
+
+_numbers = count(1)
+
+
+class Family(Protocol):
+    """How a family's store is opened, and what it published."""
+
+    async def open(self, folder: Path) -> TweetStore:
+        """The store that belongs to this folder, new or as it was left."""
+
+    async def published(self, store: TweetStore) -> list[Record]:
+        """The events committed so far, in the order of their ids."""
+
+    async def settle(self, store: TweetStore) -> None:
+        """Waits for what writers who gave up had begun."""
 
 
 class Embedded:
     """The family that needs nothing but a folder."""
 
     async def open(self, folder: Path) -> TweetStore:
-        """The store that lives in this folder, new or as it was left."""
         return await EmbeddedTweetStore.open(folder / "tweet.db")
 
     async def published(self, store: TweetStore) -> list[Record]:
-        """The events committed so far, in order."""
         assert isinstance(store, EmbeddedTweetStore)
-        query = "SELECT topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq"
+        query = "SELECT topic, key, event_id, payload, traceparent FROM outbox ORDER BY event_id"
         return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
 
+    async def settle(self, store: TweetStore) -> None:
+        # Commits are in order: after the next one, those before it are there.
+        assert isinstance(store, EmbeddedTweetStore)
+        await store.db.write(lambda _: None)
 
-@pytest.fixture(params=[Embedded])
-def family(request: pytest.FixtureRequest) -> Embedded:
-    """One family of adapters after the other."""
-    return request.param()  # type: ignore[no-any-return]
+
+class Clustered:
+    """The family on the real servers: each folder has a namespace there, each opened store its own connections, as a process has."""
+
+    async def open(self, folder: Path) -> TweetStore:
+        from services.cluster.connections import Cluster
+        from services.tweet.store.cassandra import CassandraTweetStore
+
+        stack = AsyncExitStack()
+        cluster = await Cluster.open(Settings(**namespaces.of(folder).settings), stack)
+        log = await EmbeddedLog.open(folder / "log.db")
+        stack.push_async_callback(log.close)
+        store = await CassandraTweetStore.open(cluster, log, time.time)
+
+        async def close() -> None:
+            await CassandraTweetStore.close(store)
+            await stack.aclose()
+
+        store.close = close  # type: ignore[method-assign]
+        return store
+
+    async def published(self, store: TweetStore) -> list[Record]:
+        from services.tweet.store.cassandra import CassandraTweetStore
+
+        assert isinstance(store, CassandraTweetStore)
+        rows = await store.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
+        # An event that was written again in another minute lies in two places.
+        return sorted({Record(*row) for row in rows}, key=lambda record: record.event_id)
+
+    async def settle(self, store: TweetStore) -> None:
+        from services.tweet.store.cassandra import CassandraTweetStore
+
+        assert isinstance(store, CassandraTweetStore)
+        await store.settle()
+
+
+FAMILIES: dict[str, type[Family]] = {"embedded": Embedded, "cluster": Clustered}
+
+
+@pytest.fixture
+def family(request: pytest.FixtureRequest) -> Family:
+    """The family of this run."""
+    return FAMILIES[request.config.getoption("--family")]()
 
 
 def make_core(tweet_id: int, author_id: int, text: str = "hello", **head: int) -> tweet_pb2.TweetCore:
@@ -44,15 +106,15 @@ def make_core(tweet_id: int, author_id: int, text: str = "hello", **head: int) -
 
 
 def event(topic: str, tweet_id: int) -> Record:
-    """An event told apart by its tweet."""
-    return Record(topic, 1, tweet_id, b"%d" % tweet_id)
+    """An event of its own, with its tweet as payload."""
+    return Record(topic, 1, next(_numbers), b"%d" % tweet_id)
 
 
 @dataclass
 class Opened:
     """A store with short words for writes, and the way to close and open it again."""
 
-    family: Embedded
+    family: Family
     folder: Path
     store: TweetStore = field(init=False)
 
@@ -82,7 +144,7 @@ class Opened:
 
     async def topics(self) -> list[tuple[str, int]]:
         """The events so far: topic and tweet."""
-        return [(record.topic, record.event_id) for record in await self.family.published(self.store)]
+        return [(record.topic, int(record.payload)) for record in await self.family.published(self.store)]
 
     async def ids_of(self, author_id: int, before_id: int = 0, per_author: int = 832) -> list[int]:
         """One author's newest ids."""
@@ -91,7 +153,7 @@ class Opened:
 
 
 @pytest.fixture
-async def opened(family: Embedded, tmp_path: Path) -> AsyncIterator[Opened]:
+async def opened(family: Family, tmp_path: Path) -> AsyncIterator[Opened]:
     """An empty store that can be reopened."""
     opened = Opened(family, tmp_path)
     opened.store = await family.open(tmp_path)

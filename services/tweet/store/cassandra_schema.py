@@ -1,0 +1,202 @@
+"""The tables and statements of the Cassandra adapter.
+
+`tweets_by_id` is the truth; what lists and counts need of a tweet stands beside it in tables by author, by hour and by the tweet
+that it is linked to, written in one logged batch. `claims` and `tweet_revisions` take lightweight transactions and nothing else.
+
+A tweet's state is the column `hidden`, in every table that lists it. What wins is said by write timestamps, so that writes may come
+late, twice and in any order: what creates a tweet bears the time of its id, an edit that time plus its version, a moderator's action
+the time it was done, and a deletion FOREVER, which nothing later undoes but the purge.
+"""
+
+from __future__ import annotations
+
+from services.cluster.outbox import OUTBOX_MIGRATION
+from services.common.snowflake import timestamp_ms
+
+STANDS, REMOVED, DELETED = 0, 1, 2
+# How a tweet hangs on another: it answers, retweets or quotes it.
+REPLY, RETWEET, QUOTE = 1, 2, 3
+# Above every id.
+NO_BOUND = (1 << 63) - 1
+
+# Microseconds no clock reaches: an author's deletion is final. What is purged stays purged even where a deletion comes late.
+FOREVER_US = 1 << 62
+PURGED_US = FOREVER_US + 1
+
+# One partition an author and month: some thousand rows for those who post most.
+MONTH_MS = 30 * 24 * 3_600_000
+HOUR_MS = 3_600_000
+# One partition an hour and shard: at 6,000 posts a second some 2.7 million rows, 100 MB, and no node takes all new posts.
+HOUR_SHARDS = 8
+# Rows asked for by one statement: a fifth of the cost of a statement each, and few enough for the node that collects them.
+IDS_AT_ONCE = 100
+# The one partition of each list of hours: 8,760 rows a year.
+ALL_HOURS = 0
+
+_TWEETS = """
+CREATE TABLE IF NOT EXISTS tweets_by_id (
+    tweet_id bigint PRIMARY KEY, author_id bigint, conversation_id bigint,
+    reply_to_id bigint, reply_to_author_id bigint, retweet_of_id bigint, retweet_of_author_id bigint,
+    quote_of_id bigint, quote_of_author_id bigint, above frozen<list<bigint>>,
+    version int, core blob, hidden tinyint, action_id bigint, hidden_at_s bigint
+);
+CREATE TABLE IF NOT EXISTS tweets_by_author (
+    author_id bigint, month int, tweet_id bigint,
+    reply_to_id bigint, retweet_of_id bigint, hidden tinyint, orphaned tinyint,
+    PRIMARY KEY ((author_id, month), tweet_id)
+) WITH CLUSTERING ORDER BY (tweet_id DESC);
+CREATE TABLE IF NOT EXISTS author_months (
+    author_id bigint, month int, PRIMARY KEY (author_id, month)
+) WITH CLUSTERING ORDER BY (month DESC);
+CREATE TABLE IF NOT EXISTS tweets_by_hour (
+    hour int, shard int, tweet_id bigint, hidden tinyint, PRIMARY KEY ((hour, shard), tweet_id)
+) WITH CLUSTERING ORDER BY (tweet_id DESC);
+CREATE TABLE IF NOT EXISTS tweet_hours (
+    part int, hour int, PRIMARY KEY (part, hour)
+) WITH CLUSTERING ORDER BY (hour DESC);
+CREATE TABLE IF NOT EXISTS links_by_tweet (
+    tweet_id bigint, kind tinyint, link_id bigint, author_id bigint, hidden tinyint,
+    PRIMARY KEY ((tweet_id), kind, link_id)
+);
+CREATE TABLE IF NOT EXISTS retweets_by_user (
+    user_id bigint, original_id bigint, retweet_id bigint, hidden tinyint,
+    PRIMARY KEY ((user_id), original_id, retweet_id)
+);
+CREATE TABLE IF NOT EXISTS claims (
+    user_id bigint, name text, tweet_id bigint, body_hash blob, expires_at_s bigint,
+    conversation_id bigint, core blob, event frozen<tuple<text, bigint, bigint, blob, text>>,
+    PRIMARY KEY ((user_id, name))
+);
+CREATE TABLE IF NOT EXISTS tweet_revisions (
+    tweet_id bigint, version int, text text, created_at_ms bigint,
+    core blob, event frozen<tuple<text, bigint, bigint, blob, text>>,
+    PRIMARY KEY ((tweet_id), version)
+) WITH CLUSTERING ORDER BY (version DESC);
+CREATE TABLE IF NOT EXISTS deletions_by_hour (
+    hour int, deleted_at_s bigint, tweet_id bigint, PRIMARY KEY ((hour), deleted_at_s, tweet_id)
+);
+CREATE TABLE IF NOT EXISTS deletion_hours (
+    part int, hour int, PRIMARY KEY (part, hour)
+)
+"""
+MIGRATIONS = (_TWEETS, OUTBOX_MIGRATION)
+
+
+def month_of(tweet_id: int) -> int:
+    """The author's bucket that the id lies in: newer ids lie in the same or a higher one."""
+    return timestamp_ms(tweet_id) // MONTH_MS
+
+
+def hour_of(tweet_id: int) -> int:
+    """The hour since 1970 that the id lies in."""
+    return timestamp_ms(tweet_id) // HOUR_MS
+
+
+def created_us(tweet_id: int, version: int = 1) -> int:
+    """The write timestamp of what creates a tweet, and of its versions: the same whoever writes it, and however often."""
+    return timestamp_ms(tweet_id) * 1000 + version - 1
+
+
+# Tweets.
+ADD = """INSERT INTO tweets_by_id (tweet_id, author_id, conversation_id, reply_to_id, reply_to_author_id, retweet_of_id,
+    retweet_of_author_id, quote_of_id, quote_of_author_id, above, version, core, hidden)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, 0) USING TIMESTAMP ?"""
+ADD_OF_AUTHOR = """INSERT INTO tweets_by_author (author_id, month, tweet_id, reply_to_id, retweet_of_id, hidden, orphaned)
+    VALUES (?, ?, ?, ?, ?, 0, 0) USING TIMESTAMP ?"""
+ADD_MONTH = "INSERT INTO author_months (author_id, month) VALUES (?, ?)"
+ADD_TO_HOUR = "INSERT INTO tweets_by_hour (hour, shard, tweet_id, hidden) VALUES (?, ?, ?, 0) USING TIMESTAMP ?"
+ADD_HOUR = "INSERT INTO tweet_hours (part, hour) VALUES (?, ?)"
+ADD_LINK = """INSERT INTO links_by_tweet (tweet_id, kind, link_id, author_id, hidden)
+    VALUES (?, ?, ?, ?, 0) USING TIMESTAMP ?"""
+ADD_RETWEET = """INSERT INTO retweets_by_user (user_id, original_id, retweet_id, hidden)
+    VALUES (?, ?, ?, 0) USING TIMESTAMP ?"""
+
+HIDE = "UPDATE tweets_by_id USING TIMESTAMP ? SET hidden = ?, action_id = ?, hidden_at_s = ? WHERE tweet_id = ?"
+HIDE_OF_AUTHOR = (
+    "UPDATE tweets_by_author USING TIMESTAMP ? SET hidden = ? WHERE author_id = ? AND month = ? AND tweet_id = ?"
+)
+HIDE_IN_HOUR = "UPDATE tweets_by_hour USING TIMESTAMP ? SET hidden = ? WHERE hour = ? AND shard = ? AND tweet_id = ?"
+HIDE_LINK = "UPDATE links_by_tweet USING TIMESTAMP ? SET hidden = ? WHERE tweet_id = ? AND kind = ? AND link_id = ?"
+HIDE_RETWEET = (
+    "UPDATE retweets_by_user USING TIMESTAMP ? SET hidden = ? WHERE user_id = ? AND original_id = ? AND retweet_id = ?"
+)
+ORPHAN = "UPDATE tweets_by_author USING TIMESTAMP ? SET orphaned = ? WHERE author_id = ? AND month = ? AND tweet_id = ?"
+REVISE = "UPDATE tweets_by_id USING TIMESTAMP ? SET version = ?, core = ? WHERE tweet_id = ?"
+
+DROP = "DELETE FROM tweets_by_id USING TIMESTAMP ? WHERE tweet_id = ?"
+DROP_OF_AUTHOR = "DELETE FROM tweets_by_author USING TIMESTAMP ? WHERE author_id = ? AND month = ? AND tweet_id = ?"
+DROP_IN_HOUR = "DELETE FROM tweets_by_hour USING TIMESTAMP ? WHERE hour = ? AND shard = ? AND tweet_id = ?"
+DROP_LINK = "DELETE FROM links_by_tweet USING TIMESTAMP ? WHERE tweet_id = ? AND kind = ? AND link_id = ?"
+DROP_RETWEET = "DELETE FROM retweets_by_user USING TIMESTAMP ? WHERE user_id = ? AND original_id = ? AND retweet_id = ?"
+
+_CORE = """SELECT tweet_id, author_id, reply_to_author_id, reply_to_id, retweet_of_id, retweet_of_author_id, quote_of_id,
+    quote_of_author_id, hidden, core"""
+_BY_IDS = " FROM tweets_by_id WHERE tweet_id IN ?"
+# Of at most IDS_AT_ONCE ids each.
+CORES = _CORE + _BY_IDS
+STORED = _CORE + ", conversation_id, version, action_id, hidden_at_s, above, writetime(hidden)" + _BY_IDS
+ABOVE = "SELECT tweet_id, above" + _BY_IDS
+
+# Lists. What filters here filters within the one partition that is read.
+MONTHS = "SELECT month FROM author_months WHERE author_id = ? AND month <= ? LIMIT ?"
+_AUTHOR_IDS = "SELECT tweet_id FROM tweets_by_author WHERE author_id = ? AND month = ? AND tweet_id < ? AND hidden = 0"
+_NO_REPLIES, _NO_RETWEETS = " AND reply_to_id = 0", " AND retweet_of_id = 0"
+_FILTERED = " LIMIT ? ALLOW FILTERING"
+# By whether replies and retweets are wanted.
+AUTHOR_IDS = {
+    (True, True): _AUTHOR_IDS + _FILTERED,
+    (False, True): _AUTHOR_IDS + _NO_REPLIES + _FILTERED,
+    (True, False): _AUTHOR_IDS + _NO_RETWEETS + _FILTERED,
+    (False, False): _AUTHOR_IDS + _NO_REPLIES + _NO_RETWEETS + _FILTERED,
+}
+COUNT_OF_AUTHOR = """SELECT count(*) FROM tweets_by_author
+    WHERE author_id = ? AND month = ? AND hidden = 0 AND orphaned = 0 ALLOW FILTERING"""
+HOURS_DOWN = "SELECT hour FROM tweet_hours WHERE part = ? AND hour <= ? LIMIT ?"
+HOURS_UP = "SELECT hour FROM tweet_hours WHERE part = ? AND hour >= ? ORDER BY hour ASC LIMIT ?"
+HOUR_DOWN = """SELECT tweet_id FROM tweets_by_hour
+    WHERE hour = ? AND shard = ? AND tweet_id < ? AND hidden = 0 LIMIT ? ALLOW FILTERING"""
+HOUR_UP = """SELECT tweet_id FROM tweets_by_hour
+    WHERE hour = ? AND shard = ? AND tweet_id > ? ORDER BY tweet_id ASC LIMIT ?"""
+LINKS_DOWN = """SELECT link_id, author_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ? AND link_id < ? AND hidden = 0
+    ORDER BY kind DESC, link_id DESC LIMIT ? ALLOW FILTERING"""
+LINKS_UP = """SELECT link_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ? AND link_id > ? AND hidden = 0
+    LIMIT ? ALLOW FILTERING"""
+# Those that are hidden, too.
+ALL_LINKS = """SELECT link_id, author_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ? AND link_id > ? LIMIT ?"""
+# Of at most IDS_AT_ONCE tweets.
+COUNT_LINKS = """SELECT tweet_id, kind, count(*) FROM links_by_tweet WHERE tweet_id IN ? AND hidden = 0
+    GROUP BY tweet_id, kind ALLOW FILTERING"""
+OWN_RETWEETS = """SELECT original_id, retweet_id FROM retweets_by_user WHERE user_id = ? AND original_id IN ? AND hidden = 0
+    ALLOW FILTERING"""
+
+# Claims.
+CLAIM = """SELECT tweet_id, body_hash, expires_at_s, conversation_id, core, event FROM claims
+    WHERE user_id = ? AND name = ?"""
+TAKE = """INSERT INTO claims (user_id, name, tweet_id, body_hash, expires_at_s, conversation_id, core, event)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS USING TTL ?"""
+TAKE_OVER = """UPDATE claims USING TTL ? SET tweet_id = ?, body_hash = ?, expires_at_s = ?, conversation_id = ?, core = ?,
+    event = ? WHERE user_id = ? AND name = ? IF tweet_id = ?"""
+FREE = "DELETE FROM claims WHERE user_id = ? AND name = ? IF tweet_id = ?"
+
+# Revisions.
+ADD_REVISION = """INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms, core, event)
+    VALUES (?, ?, ?, ?, ?, ?) IF NOT EXISTS"""
+# Most tweets are never edited: the first text becomes a row with the first edit.
+ADD_FIRST_REVISIONS = """BEGIN BATCH
+    INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms) VALUES (?, ?, ?, ?) IF NOT EXISTS;
+    INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms, core, event)
+        VALUES (?, ?, ?, ?, ?, ?) IF NOT EXISTS;
+    APPLY BATCH"""
+REVISIONS = "SELECT version, text, created_at_ms FROM tweet_revisions WHERE tweet_id = ? ORDER BY version ASC"
+LAST_REVISION = "SELECT version, core, event FROM tweet_revisions WHERE tweet_id = ? LIMIT 1"
+DROP_REVISION = "DELETE FROM tweet_revisions WHERE tweet_id = ? AND version = ? IF EXISTS"
+
+# Deletions, for the purge.
+ADD_DELETION = "INSERT INTO deletions_by_hour (hour, deleted_at_s, tweet_id) VALUES (?, ?, ?)"
+ADD_DELETION_HOUR = "INSERT INTO deletion_hours (part, hour) VALUES (?, ?)"
+DELETION_HOURS = "SELECT hour FROM deletion_hours WHERE part = ? AND hour > ? AND hour <= ? LIMIT ?"
+DELETIONS = """SELECT deleted_at_s, tweet_id FROM deletions_by_hour
+    WHERE hour = ? AND (deleted_at_s, tweet_id) > (?, ?) AND (deleted_at_s) < (?) LIMIT ?"""
+ANY_DELETION = "SELECT tweet_id FROM deletions_by_hour WHERE hour = ? LIMIT 1"
+DROP_DELETION = "DELETE FROM deletions_by_hour WHERE hour = ? AND deleted_at_s = ? AND tweet_id = ?"
+DROP_DELETION_HOUR = "DELETE FROM deletion_hours USING TIMESTAMP ? WHERE part = ? AND hour = ?"
