@@ -14,7 +14,7 @@ from typing import Any, Self
 import structlog
 from redis.asyncio import Redis as Client
 from redis.asyncio import RedisCluster
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from services.cluster.pipe import Endpoint, Pipe, ReplyError, connect, unreachable
 from services.cluster.redis_checks import check
@@ -28,6 +28,9 @@ SLOTS = 16_384
 ASK_SENTINELS_EVERY_S = 1.0
 # A cluster's map is read anew at most so often, however many replies say that it is out of date.
 REFRESH_EVERY_S = 1.0
+
+# What redis-py raises: the cluster's errors are no errors of Redis to it.
+_FAILURES = (RedisError, RedisClusterException, OSError)
 
 _log = structlog.get_logger(__name__)
 
@@ -54,7 +57,7 @@ class Redis:
         redis = cls(places, places.client(settings.redis_timeout_s), settings.redis_timeout_s)
         try:
             await redis._start()
-        except (errors.RoostError, RedisError, OSError) as error:
+        except (errors.RoostError, *_FAILURES) as error:
             await redis.close()
             if isinstance(error, errors.RoostError) and error.reason != "CACHE_UNAVAILABLE":
                 raise
@@ -124,7 +127,7 @@ class Redis:
     async def _ask_sentinels(self) -> tuple[str, int]:
         try:
             host, port = await self._sentinel.discover_master(self._places.master)
-        except (RedisError, OSError) as error:
+        except _FAILURES as error:
             raise unreachable() from error
         return str(host), int(port)
 
@@ -171,7 +174,7 @@ class Redis:
         assert isinstance(self.client, RedisCluster), "only a cluster has a map"
         try:
             await self.client.nodes_manager.initialize()
-        except (RedisError, OSError) as error:
+        except _FAILURES as error:
             _log.warning("the map of the redis cluster cannot be read", error=repr(error))
         self._refreshed = time.monotonic()
         self._refreshing = None

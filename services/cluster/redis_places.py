@@ -69,11 +69,11 @@ class Places:
             "max_connections": MAX_CONNECTIONS,
             "protocol": 2,
         }
-        if self.kind == "cluster":
-            nodes = [ClusterNode(host, port) for host, port in self.hosts]
-            return RedisCluster(startup_nodes=nodes, ssl=self.server.tls, cluster_error_retry_attempts=1, **known)
         # Once: a connection that the server closed while it was idle is found out only by using it.
         known["retry"] = Retry(NoBackoff(), 1)
+        if self.kind == "cluster":
+            nodes = [ClusterNode(host, port) for host, port in self.hosts]
+            return RedisCluster(startup_nodes=nodes, ssl=self.server.tls, **known)
         known["db"] = self.server.db
         if self.kind == "sentinel":
             return self.sentinel(timeout_s).master_for(self.master, ssl=self.server.tls, **known)

@@ -190,8 +190,11 @@ class SharedEntries:
     async def _change(self, kind: str, of: Sequence[int], fresh: int) -> bool:
         async def change(node: Node, some: Sequence[int]) -> None:
             pipe = await node.reads()
-            sets = [command("SET", _key(kind, i, pipe), fresh, "PX", MARK_TTL_MS) for i in some]
-            await self._answers(pipe, sets)
+            keys = [_key(kind, i, pipe) for i in some]
+            sets = b"".join(command("SET", key, fresh, "PX", MARK_TTL_MS) for key in keys)
+            if any(isinstance(reply, ReplyError) for reply in await pipe.ask(sets, len(keys))):
+                # As in `_put_once`: readers make a fresh one, or know that they know nothing.
+                await self._answers(pipe, [command("DEL", key) for key in keys])
 
         return await self._each(of, change)
 

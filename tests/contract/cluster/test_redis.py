@@ -1,0 +1,211 @@
+"""Connections to Redis: start-up checks, Sentinels, a Cluster, and what a connection does when its server fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import MovedError
+
+from services.cluster.pipe import Endpoint, ReplyError, command, connect
+from services.cluster.redis import Redis
+from services.cluster.shared import SharedEntries, SharedEntry
+from services.common.config import Settings
+from services.common.errors import RoostError
+from services.timeline.store import CAPACITY, TRIM_ABOVE
+from services.timeline.store.redis import RedisHomeTimelines
+from tests import redis_servers
+from tests.redis_servers import Server
+
+pytestmark = pytest.mark.cluster
+
+NOW_MS = 1_800_000_000_000
+
+
+@asynccontextmanager
+async def opened(url: str, timeout_s: float = 5.0) -> AsyncIterator[Redis]:
+    redis = await Redis.open(Settings(redis=url, redis_timeout_s=timeout_s))
+    try:
+        yield redis
+    finally:
+        await redis.close()
+
+
+async def eventually(asked: Any, expected: Any, within_s: float = 20) -> None:
+    async with asyncio.timeout(within_s):
+        while await asked() != expected:
+            await asyncio.sleep(0.05)
+
+
+async def warm(store: RedisHomeTimelines, user_id: int, ids: list[int]) -> bool:
+    build = await store.open_build(user_id, NOW_MS, "hybrid")
+    return build is not None and await store.close_build(build, ids, 0) is not None
+
+
+async def test_a_server_that_is_not_there_is_named() -> None:
+    port = redis_servers.free_port()
+    for url in (
+        f"redis://127.0.0.1:{port}/0",
+        f"redis+cluster://127.0.0.1:{port}",
+        f"redis+sentinel://127.0.0.1:{port}/m",
+    ):
+        with pytest.raises(RoostError, match=f"127.0.0.1:{port}.* cannot be reached") as refusal:
+            await Redis.open(Settings(redis=url))
+        assert refusal.value.code.name == "UNAVAILABLE"
+
+
+async def test_a_server_that_evicts_blindly_is_refused(tmp_path: Path) -> None:
+    with redis_servers.server(tmp_path, "--maxmemory-policy", "allkeys-random") as server:
+        with pytest.raises(RoostError, match="set maxmemory-policy to allkeys-lru"):
+            await Redis.open(Settings(redis=server.url, redis_timeout_s=5))
+        server.client.config_set("maxmemory-policy", "allkeys-lru")
+        async with opened(server.url):
+            pass
+
+
+async def test_a_password_is_needed_and_used(tmp_path: Path) -> None:
+    with redis_servers.server(tmp_path) as server:
+        server.client.config_set("requirepass", "open sesame")
+        with pytest.raises(RoostError, match="does not let us in"):
+            await Redis.open(Settings(redis=server.url, redis_timeout_s=5))
+        async with opened(f"redis://:open%20sesame@127.0.0.1:{server.port}/2") as redis:
+            await redis.client.set("key", "value")
+            (value,) = await (await redis.node("").reads()).ask(command("GET", "key"), 1)
+            assert value == b"value"
+        server.client.auth("open sesame")
+
+
+async def test_answers_come_in_order_and_refusals_are_replies(tmp_path: Path) -> None:
+    with redis_servers.server(tmp_path) as server:
+        pipe = await connect(Endpoint(port=server.port), 5)
+        asked = [pipe.ask(command("ECHO", str(i)) + command("ECHO", "again"), 2) for i in range(1_000)]
+        assert [await answer for answer in asked] == [[b"%d" % i, b"again"] for i in range(1_000)]
+        refused, big = await pipe.ask(command("NO", "SUCH") + command("ECHO", b"x" * 1_000_000), 2)
+        assert isinstance(refused, ReplyError)
+        assert len(big) == 1_000_000
+        # One who stops waiting takes nobody else's answer.
+        gone, stays = pipe.ask(command("ECHO", "gone"), 1), pipe.ask(command("ECHO", "stays"), 1)
+        gone.cancel()
+        assert await stays == [b"stays"]
+        server.kill()
+        with pytest.raises(RoostError, match="does not answer"):
+            await pipe.ask(command("PING"), 1)
+        pipe.abort()
+
+
+async def test_a_transaction_that_is_given_up_leaves_no_watch_behind(tmp_path: Path) -> None:
+    with redis_servers.server(tmp_path) as server:
+        async with opened(server.url) as redis:
+            node = redis.node("")
+            with pytest.raises(ZeroDivisionError):
+                async with node.own() as pipe:
+                    await pipe.ask(command("WATCH", "key"), 1)
+                    raise ZeroDivisionError
+            server.client.set("key", "changed")
+            async with node.own() as pipe:
+                assert (await pipe.ask(command("MULTI") + command("GET", "key") + command("EXEC"), 3))[-1] == [
+                    b"changed"
+                ]
+
+
+@pytest.mark.slow
+async def test_homes_and_entries_on_a_cluster(tmp_path: Path) -> None:
+    with redis_servers.cluster(tmp_path) as servers:
+        async with opened(f"redis+cluster://127.0.0.1:{servers[0].port}") as redis:
+            store, entries = RedisHomeTimelines(redis), SharedEntries(redis)
+            assert len(redis.nodes()) == 3
+            readers = list(range(1, 301))
+            assert all([await warm(store, reader, [5]) for reader in readers[:200]])
+            assert await store.append([(7, readers), (6, readers), (8, [1])]) == [200, 200, 1]
+            assert list((await _home(store, 2)).ids) == [5, 6, 7]
+            for tweet_id in range(10, 10 + TRIM_ABOVE, 8):
+                await store.append([(i, [1, 2, 3, 4, 5]) for i in range(tweet_id, tweet_id + 8)])
+            assert all([len((await _home(store, reader)).ids) < CAPACITY + 32 for reader in range(1, 6)])
+            assert all([(await _home(store, reader)).floor for reader in range(1, 6)])
+
+            await entries.fill_tweets({i: (1, b"%d" % i) for i in readers})
+            assert await entries.tweets(readers) == [SharedEntry(1, b"%d" % i) for i in readers]
+            assert await entries.put_tweet(7, 2, b"")
+            assert await entries.change_relations(readers, 9)
+            assert await entries.relation_version(300) == 9
+
+            # A slot moves: its homes are cold there, the others stay.
+            slot = servers[0].client.cluster("KEYSLOT", "{2}:m")
+            await asyncio.to_thread(_move_slot, servers, int(slot))
+            await eventually(lambda: _is_cold(store, 2), True)
+            await eventually(lambda: warm(store, 2, [5]), True)
+            await eventually(lambda: _ids(store, 2), [5])
+            await store.clear()
+            assert all([await _is_cold(store, reader) for reader in readers[:200]])
+
+
+@pytest.mark.slow
+async def test_after_a_fail_over_homes_are_cold_and_work_again(tmp_path: Path) -> None:
+    with redis_servers.server(tmp_path / "a") as first, redis_servers.server(tmp_path / "b") as second:
+        second.client.replicaof("127.0.0.1", str(first.port))
+        redis_servers.wait_for(lambda: second.client.info("replication")["master_link_status"] == "up")
+        with redis_servers.sentinels(tmp_path, first, "homes") as watchers:
+            url = "redis+sentinel://" + ",".join(f"127.0.0.1:{each.port}" for each in watchers) + "/homes/0"
+            async with opened(url, 1.0) as redis:
+                store, entries = RedisHomeTimelines(redis), SharedEntries(redis)
+                assert await warm(store, 1, [5])
+                assert await entries.put_tweet(1, 1, b"text")
+                assert await store.append([(6, [1])]) == [1]
+                first.client.wait(1, 5_000)
+                # The old master lives on and answers, for a while: pushes to the new one do not reach it.
+                watchers[0].client.execute_command("SENTINEL", "FAILOVER", "homes")
+                await eventually(lambda: _port(redis), second.port)
+                # The replica has list and marker: what it may lack, it cannot know.
+                assert second.client.exists("{1}:m", "{1}:h") == 2
+                assert await store.read(1) is None
+                assert await entries.tweets([1]) == [None]
+                await eventually(lambda: warm(store, 1, [5, 6]), True)
+                assert await _ids(store, 1) == [5, 6]
+
+
+def _move_slot(servers: list[Server], slot: int) -> None:
+    ids = [each.client.cluster("MYID") for each in servers]
+    source = next(each for each in servers if _owns(each, "{2}:m"))
+    target = next(each for each in servers if each is not source)
+    source_id, target_id = ids[servers.index(source)], ids[servers.index(target)]
+    target.client.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+    source.client.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+    for key in source.client.cluster("GETKEYSINSLOT", slot, 100):
+        source.client.migrate("127.0.0.1", target.port, [key], 0, 5_000)
+    for each in servers:
+        each.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+
+
+def _owns(server: Server, key: str) -> bool:
+    try:
+        server.client.get(key)
+    except MovedError:
+        return False
+    return True
+
+
+async def _home(store: RedisHomeTimelines, user_id: int) -> Any:
+    home = await store.read(user_id)
+    assert home is not None
+    return home
+
+
+async def _is_cold(store: RedisHomeTimelines, user_id: int) -> bool:
+    return await store.read(user_id) is None
+
+
+async def _ids(store: RedisHomeTimelines, user_id: int) -> list[int]:
+    home = await store.read(user_id)
+    return list(home.ids) if home is not None else []
+
+
+async def _port(redis: Redis) -> int:
+    try:
+        (answer,) = await (await redis.node("").reads()).ask(command("CONFIG", "GET", "port"), 1)
+    except RoostError:
+        return 0
+    return int(answer[1])

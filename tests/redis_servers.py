@@ -1,0 +1,175 @@
+"""Redis servers of a test's own, to be stopped, started again, set wrongly, or put together: the shared one is nobody's to break."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis, RedisError
+
+START_WITHIN_S = 20.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def program() -> str:
+    """Where redis-server is; the test is skipped where it is not."""
+    found = shutil.which("redis-server")
+    if found is None:
+        pytest.skip("no redis-server here")
+    return found
+
+
+class Server:
+    """One redis-server process; `url` stays the same over restarts."""
+
+    def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.port = port or free_port()
+        self.options = options
+        self.process: subprocess.Popen[bytes] | None = None
+        self.client = Redis(port=self.port, socket_timeout=5)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> Server:
+        """Returns once it answers."""
+        defaults = (
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--logfile",
+            "log",
+            "--dbfilename",
+            "rdb",
+        )
+        arguments = ["--port", str(self.port), "--dir", str(self.folder), *defaults, *self.options]
+        self.process = subprocess.Popen([program(), *arguments])
+        wait_for(self.client.ping)
+        return self
+
+    def kill(self) -> None:
+        """As a crash does: what it had not written is gone."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """It keeps its connections and says nothing."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.go_on()
+            self._end(signal.SIGTERM)
+        self.client.close()
+
+    def _end(self, how: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait()
+            self.process = None
+
+
+@contextlib.contextmanager
+def server(folder: Path, *options: str) -> Iterator[Server]:
+    """A server for as long as the block lasts."""
+    one = Server(folder, *options)
+    try:
+        yield one.start()
+    finally:
+        one.close()
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, nodes: int = 3) -> Iterator[list[Server]]:
+    """A Redis Cluster of masters."""
+    servers = [
+        Server(folder / str(number), "--cluster-enabled", "yes", "--cluster-config-file", "nodes")
+        for number in range(nodes)
+    ]
+    try:
+        for each in servers:
+            # The cluster bus takes the port 10,000 above.
+            while each.port > 55_000:
+                each.port = free_port()
+            each.client = Redis(port=each.port, socket_timeout=5)
+            each.start()
+        addresses = [f"127.0.0.1:{each.port}" for each in servers]
+        subprocess.run(
+            ["redis-cli", "--cluster", "create", *addresses, "--cluster-replicas", "0", "--cluster-yes"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        for each in servers:
+            wait_for(lambda each=each: each.client.cluster("INFO")["cluster_state"] == "ok")
+        yield servers
+    finally:
+        for each in servers:
+            each.close()
+
+
+@contextlib.contextmanager
+def sentinels(folder: Path, master: Server, name: str, count: int = 3) -> Iterator[list[Server]]:
+    """Sentinels that watch the master and know its replicas."""
+    watchers = []
+    try:
+        for number in range(count):
+            watcher = Server(folder / f"sentinel{number}")
+            (watcher.folder / "conf").write_text(
+                f"sentinel monitor {name} 127.0.0.1 {master.port} {count // 2 + 1}\n"
+                f"sentinel down-after-milliseconds {name} 500\n"
+                f"sentinel failover-timeout {name} 3000\n"
+            )
+            watcher.process = subprocess.Popen(
+                [
+                    program(), str(watcher.folder / "conf"), "--sentinel", "--port", str(watcher.port),
+                    "--bind", "127.0.0.1", "--dir", str(watcher.folder), "--logfile", "log",
+                ]
+            )  # fmt: skip
+            watchers.append(watcher)
+        for watcher in watchers:
+            wait_for(watcher.client.ping)
+            wait_for(lambda each=watcher: _ready(each, name, count))
+        yield watchers
+    finally:
+        for watcher in watchers:
+            watcher.close()
+
+
+def _ready(watcher: Server, name: str, count: int) -> bool:
+    seen = watcher.client.sentinel_master(name)
+    return bool(int(seen["num-other-sentinels"]) == count - 1 and int(seen["num-slaves"]) >= 1)
+
+
+def wait_for(done: object) -> None:
+    """Until it answers something true."""
+    deadline = time.monotonic() + START_WITHIN_S
+    while True:
+        with contextlib.suppress(RedisError):
+            if done():  # type: ignore[operator]
+                return
+        if time.monotonic() > deadline:
+            raise TimeoutError("redis did not become ready")
+        time.sleep(0.02)
