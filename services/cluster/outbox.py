@@ -53,7 +53,7 @@ SAME_TIME_MS = 5 * 60_000
 # Events that this process knows to be published, or queued, when a sweeper finds them.
 MAX_KNOWN = 3 * MAX_QUEUED
 
-Publish = Callable[[Sequence[Record]], Awaitable[None]]
+Publish = Callable[[Sequence[Record]], Awaitable[Sequence[Record] | None]]
 _Key = tuple[int, str]
 
 _published = Counter(
@@ -66,7 +66,8 @@ class Outbox:
     """One keyspace's outbox in this process: a Worker. `clock` gives unix seconds.
 
     `before_publish` is awaited with events that a sweeper found, before it publishes them: it makes readable what they tell of, for the
-    rest of their batch may not have come to be yet. Where it raises, they wait for another look.
+    rest of their batch may not have come to be yet. Where it raises, they wait for another look. Where what they tell of depends on a
+    condition, it answers those that came true (None: all); the others wait.
     """
 
     def __init__(
@@ -149,7 +150,8 @@ class Outbox:
         lost = [record for record, published in known if published is None]
         if lost and self._before_publish is not None:
             try:
-                await self._before_publish(lost)
+                true = await self._before_publish(lost)
+                lost = lost if true is None else list(true)
             except Exception as error:
                 if is_passing(error):
                     raise
