@@ -1,18 +1,21 @@
 """Runs the checks of this repository and prints a table of them: the work behind `scripts/test` and `scripts/check`.
 
 Everything runs even after something failed, so that one run shows all there is to mend. The exit status is 1 where anything failed.
+What holds for both families of adapters is tested for each, the cluster family on real servers: those that do not answer are started
+before, and stopped afterwards.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,12 +23,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from roost_cli.backends.addresses import missing
+from services.common.config import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+BACKENDS = (str(ROOT / "scripts" / "backends"),)
 # The branch whose contract clients hold, as a checkout knows it: CI often has it as a remote branch only.
 BASES = ("main", "origin/main")
 # What pytest answers where it found no test at all.
 NO_TESTS = 5
+FAMILIES = EMBEDDED, CLUSTER = "embedded", "cluster"
+# Given on the command line: what may not be skipped.
+REQUIRE = "--require="
+# A loaded machine takes its time to start four servers; downloads do not count.
+SERVERS_WITHIN_S = 300
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -71,6 +83,65 @@ def tests(folder: str, arguments: Sequence[str]) -> Check:
     return lambda: _pytest(folder, arguments)
 
 
+class Servers:
+    """The servers of the cluster family, for the length of a run. Their absence skips what needs them, or fails it where `required`."""
+
+    def __init__(self, required: bool) -> None:
+        self._required = required
+        self._absent = ""
+        self._started: list[str] = []
+
+    def start(self) -> Outcome:
+        """Starts those that do not answer, and remembers which."""
+        silent = missing(Settings())
+        if not silent:
+            return Outcome(passed=1, reason="all ran already")
+        names = [words.split()[0] for words in silent]
+        running = subprocess.run([*BACKENDS, "status", *names, "--json"], check=False, stdout=subprocess.PIPE).stdout
+        # Others may use those that run already, although no answer came from where the settings say.
+        self._started = [row["name"] for row in json.loads(running or b"[]") if row["state"].startswith("down")]
+        complaint = self._up(names)
+        if complaint or missing(Settings()):
+            self._absent = complaint or f"no answer from {', '.join(missing(Settings()))}"
+            return self._missed()
+        return Outcome(passed=1, reason=f"started {', '.join(self._started)}")
+
+    def stop(self) -> None:
+        """Stops what `start` started; what ran before is somebody's."""
+        if self._started:
+            subprocess.run([*BACKENDS, "down", *self._started], check=False)
+
+    def needed(self, check: Check) -> Check:
+        """The check where the servers are there; else a skip with the reason, or a failure."""
+
+        def run() -> Outcome:
+            if self._absent:
+                return self._missed()
+            outcome = check()
+            if self._required and not outcome.passed and not outcome.failed:
+                return replace(outcome, failed=1, reason="no test ran")
+            return outcome
+
+        return run
+
+    def _missed(self) -> Outcome:
+        return Outcome(failed=1, reason=self._absent) if self._required else Outcome(skipped=1, reason=self._absent)
+
+    def _up(self, names: Sequence[str]) -> str:
+        """Starts them, showing how that goes; the complaint in a line, "" where there is none."""
+        said: list[str] = []
+        argv = [*BACKENDS, "up", *names, f"--wait={SERVERS_WITHIN_S}"]
+        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                sys.stderr.write(line)
+                said.append(line.strip())
+        if process.returncode == 0:
+            return ""
+        # Progress comes first, then an empty line, then what is wrong.
+        return next(filter(None, said[said.index("") :] if "" in said else said), f"exit status {process.returncode}")
+
+
 def _pytest(folder: str, arguments: Sequence[str]) -> Outcome:
     if not any((ROOT / folder).rglob("test_*.py")):
         return Outcome(skipped=1, reason=f"no tests in {folder}")
@@ -103,8 +174,15 @@ def _git(*arguments: str) -> bytes:
     return done.stdout.strip(b"\n") if done.returncode == 0 else b""
 
 
-def parts(arguments: Sequence[str]) -> dict[str, dict[str, Check]]:
-    """The parts by name, each with its checks by name."""
+def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Check]]:
+    """The parts by name, each with its checks by name; the same name is the same check."""
+    start = {"servers": servers.start}
+    suites: dict[str, dict[str, Check]] = {family: {} for family in FAMILIES}
+    for suite in ("contract", "functional"):
+        for family in FAMILIES:
+            check = tests(f"tests/{suite}", [f"--family={family}", *arguments])
+            suites[family][f"{suite} · {family}"] = check if family == EMBEDDED else servers.needed(check)
+    both = suites[EMBEDDED] | suites[CLUSTER]
     return {
         "lint": {
             "ruff check": tool("ruff", "check", "."),
@@ -115,27 +193,40 @@ def parts(arguments: Sequence[str]) -> dict[str, dict[str, Check]]:
             "buf format": tool("buf", "format", "--diff", "--exit-code", "--path", "protos/roost"),
             "buf breaking": breaking,
         },
+        # Before the unit tests: those of the connections use the servers where they answer.
+        "servers": start,
         "unit": {"unit": tests("tests/unit", arguments)},
-        "contract": {"contract": tests("tests/contract", arguments)},
-        "functional": {"functional": tests("tests/functional", arguments)},
+        "contract": start | {name: check for name, check in both.items() if name.startswith("contract")},
+        "functional": start | {name: check for name, check in both.items() if name.startswith("functional")},
         "faults": {"faults": tests("tests/faults", arguments)},
-        "cluster": {"cluster": lambda: Outcome(skipped=1, reason="comes with the cluster family")},
+        EMBEDDED: suites[EMBEDDED],
+        CLUSTER: start | suites[CLUSTER],
     }
 
 
-def run(names: Sequence[str], arguments: Sequence[str]) -> int:
+def run(names: Sequence[str], arguments: Sequence[str], required: Sequence[str] = ()) -> int:
     """Runs the parts named, or all, and returns the exit status."""
-    known = parts(arguments)
+    servers = Servers(CLUSTER in required)
+    known = parts(arguments, servers)
     unknown = sorted(set(names) - set(known))
     if unknown:
         console.print(f"no part is named {', '.join(unknown)}; there are {', '.join(known)}")
         return 2
+    chosen = {name: check for part in names or known for name, check in known[part].items()}
+    try:
+        return _report(chosen)
+    finally:
+        servers.stop()
+
+
+def _report(checks: Mapping[str, Check]) -> int:
+    """Runs them one after the other, then prints the table of them all."""
     table = Table("check")
     for header in ("passed", "failed", "skipped", "seconds"):
         table.add_column(header, justify="right")
     table.add_column("")
     failed = 0
-    for name, check in ((name, check) for part in names or known for name, check in known[part].items()):
+    for name, check in checks.items():
         console.rule(name, align="left")
         began = time.monotonic()
         outcome = check()
@@ -150,14 +241,17 @@ def run(names: Sequence[str], arguments: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`PART … [-- PYTEST ARGUMENTS]`."""
+    """`[--require=FAMILY] PART … [-- PYTEST ARGUMENTS]`."""
     split = argv.index("--") if "--" in argv else len(argv)
-    names, rest = argv[:split], argv[split + 1 :]
+    given, rest = argv[:split], argv[split + 1 :]
+    required = [word.removeprefix(REQUIRE) for word in given if word.startswith(REQUIRE)]
+    names = [word for word in given if not word.startswith(REQUIRE)]
     if any(name.startswith("-") for name in names):
-        console.print("usage: scripts/test [PART …] [-- PYTEST ARGUMENTS]   parts: " + ", ".join(parts(())))
+        known = ", ".join(parts((), Servers(required=False)))
+        console.print(f"usage: scripts/test [PART …] [-- PYTEST ARGUMENTS]   parts: {known}")
         return 0 if {"-h", "--help"} & set(names) else 2
     try:
-        return run(names, rest)
+        return run(names, rest, required)
     except KeyboardInterrupt:
         return 130
 

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from roost_cli.backends import ready
+from roost_cli.backends.addresses import missing
 from services.common.config import Settings
 
 FAMILIES = ("embedded", "cluster")
@@ -82,10 +82,10 @@ class Family:
     def new(self) -> Namespace:
         """A clean namespace. Skips or fails the test where the servers cannot be reached."""
         if self._servers is None:
-            missing = unreachable(Settings())
-            if missing:
+            silent = missing(Settings())
+            if silent:
                 refuse = pytest.fail if os.environ.get(REQUIRE) == "cluster" else pytest.skip
-                refuse(f"{', '.join(missing)} cannot be reached: scripts/backends up")
+                refuse(f"{', '.join(silent)} cannot be reached: scripts/backends up")
             self._servers = _Servers()
         namespace = Namespace(self._servers.take())
         self._used.append(namespace)
@@ -106,26 +106,6 @@ class Family:
 
 
 family = Family()
-
-
-def unreachable(settings: Settings) -> list[str]:
-    """The servers that do not answer, by name and address."""
-    redis, opensearch = urlsplit(settings.redis), urlsplit(settings.opensearch)
-    addresses = {
-        "cassandra": settings.cassandra[0],
-        "redis": f"{redis.hostname}:{redis.port or 6379}",
-        "kafka": settings.kafka,
-        "opensearch": f"{opensearch.hostname}:{opensearch.port or 9200}",
-    }
-    probes: dict[str, Callable[[int], bool]] = {name: getattr(ready, name) for name in addresses}
-    return [f"{name} at {address}" for name, address in addresses.items() if not _answers(probes[name], address)]
-
-
-def _answers(probe: Callable[[int], bool], address: str) -> bool:
-    try:
-        return probe(int(address.rpartition(":")[2]))
-    except ready.NOT_YET:
-        return False
 
 
 class _Servers:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from roost_cli.backends import compose, local
@@ -18,7 +21,7 @@ WAIT_S = 180.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    asked = parser().parse_args(argv)
+    asked = parser().parse_intermixed_args(argv)
     unknown = sorted(set(asked.names) - set(SERVERS))
     if unknown:
         sys.stderr.write(f"no server is named {', '.join(unknown)}; there are {', '.join(SERVERS)}\n")
@@ -30,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with locked(place.data / "lock"):
             rows = _act(asked, place, names)
+            if asked.command == "down" and asked.wipe and not asked.names:
+                shutil.rmtree(place.data)
     except BackendError as error:
         sys.stderr.write(f"\n{error}\n")
         return 1
@@ -37,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if asked.command != "up" and not asked.names:
         rows = [row for row in rows if row.name in USUAL or row.state not in ("down", "was not up")]
-    sys.stdout.write(table(rows))
+    sys.stdout.write(json.dumps([asdict(row) for row in rows]) + "\n" if asked.json else table(rows))
     return 1 if asked.command == "status" and any(row.state != "up" for row in rows) else 0
 
 
@@ -60,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--kill", action="store_true", help="down: give the processes no time to tidy up")
     made.add_argument("--durable", action="store_true", help="up: Cassandra answers a write when it is on disk")
     made.add_argument("--processes", action="store_true", help="as processes, even where Docker works")
+    made.add_argument(
+        "--json", action="store_true", help="print the table as JSON; `ready_in` is null for what ran already"
+    )
     made.add_argument("--java-home", type=Path, help="a JDK to look at first")
     return made
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from roost_cli.backends import local
@@ -38,14 +39,18 @@ def works() -> bool:
 def up(place: Place, names: Sequence[str], wait_s: float) -> list[Row]:
     """Starts the containers and waits until every server answers; BackendError where one does not."""
     began = time.monotonic()
+    took: dict[str, float] = {}
+    before = {name for name in names if local.answers(place, name)}
     _compose(place, "up", "--detach", *names)
     for name in names:
         while not local.answers(place, name):
             if time.monotonic() - began > wait_s:
                 raise BackendError(f"{name} does not answer after {wait_s:.0f} s:\n{_logs(place, name)}")
             time.sleep(POLL_S)
-        place.say(name, f"answers after {time.monotonic() - began:.1f} s")
-    return status(place, names)
+        if name not in before:
+            took[name] = time.monotonic() - began
+            place.say(name, f"answers after {took[name]:.1f} s")
+    return [replace(row, ready_in=took.get(row.name)) for row in status(place, names)]
 
 
 def down(place: Place, names: Sequence[str], *, wipe: bool) -> list[Row]:

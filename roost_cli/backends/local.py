@@ -51,10 +51,7 @@ def status(place: Place, names: Iterable[str]) -> list[Row]:
 
 def answers(place: Place, name: str) -> bool:
     """Whether the server answers a question of its protocol now."""
-    try:
-        return SERVERS[name].ready(place.port(SERVERS[name].port))
-    except ready.NOT_YET:
-        return False
+    return not ready.unreachable({name: _address(place, name)})
 
 
 def _up(place: Place, name: str, wait_s: float) -> Row:
@@ -96,7 +93,7 @@ def _ports_free(place: Place, name: str) -> None:
         port = place.port(usual)
         if ready.taken(port):
             raise BackendError(
-                f"{name} cannot have port {port}: something else listens there. Stop that, or move all ports by --shift 100"
+                f"{name} cannot have port {port}: something else listens there. Stop that, or move all ports by --shift 1000"
             )
 
 

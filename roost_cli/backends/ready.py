@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import struct
+from collections.abc import Callable, Mapping
 
 ANSWER_WITHIN_S = 2.0
 HOST = "127.0.0.1"
@@ -24,10 +25,10 @@ _NO_TOPICS = 0
 _MAX_ANSWER = 1 << 20
 
 
-def cassandra(port: int) -> bool:
+def cassandra(port: int, host: str = HOST) -> bool:
     """Whether a CQL query is answered."""
     query = b"SELECT release_version FROM system.local"
-    with _connect(port) as connection:
+    with _connect(port, host) as connection:
         _send_cql(connection, _STARTUP, struct.pack(">H", 1) + _short(b"CQL_VERSION") + _short(b"3.0.0"))
         if _cql_answer(connection) != _READY:
             return False
@@ -35,12 +36,12 @@ def cassandra(port: int) -> bool:
         return _cql_answer(connection) == _RESULT
 
 
-def kafka(port: int) -> bool:
+def kafka(port: int, host: str = HOST) -> bool:
     """Whether the broker tells of itself, as clients ask it first."""
     body = (
         struct.pack(">hhi", _METADATA, _METADATA_VERSION, 1) + _short(b"roost") + struct.pack(">i?", _NO_TOPICS, False)
     )
-    with _connect(port) as connection:
+    with _connect(port, host) as connection:
         connection.sendall(struct.pack(">i", len(body)) + body)
         (length,) = struct.unpack(">i", _exactly(connection, 4))
         answer = _exactly(connection, length)
@@ -48,21 +49,21 @@ def kafka(port: int) -> bool:
     return bool(correlation == 1 and brokers > 0)
 
 
-def redis(port: int) -> bool:
+def redis(port: int, host: str = HOST) -> bool:
     """Whether PING is answered; not while it loads its data."""
-    with _connect(port) as connection:
+    with _connect(port, host) as connection:
         connection.sendall(b"PING\r\n")
         return _exactly(connection, 5) == b"+PONG"
 
 
-def opensearch(port: int) -> bool:
+def opensearch(port: int, host: str = HOST) -> bool:
     """Whether the cluster has a master and every primary shard."""
-    return _get(port, "/_cluster/health").get("status") in ("green", "yellow")
+    return _get(port, host, "/_cluster/health").get("status") in ("green", "yellow")
 
 
-def s3(port: int) -> bool:
+def s3(port: int, host: str = HOST) -> bool:
     """Whether anything speaks HTTP there."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_WITHIN_S)
+    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_WITHIN_S)
     try:
         connection.request("GET", "/")
         return connection.getresponse().status < 500
@@ -70,17 +71,30 @@ def s3(port: int) -> bool:
         connection.close()
 
 
+def unreachable(addresses: Mapping[str, str]) -> list[str]:
+    """Of servers by name and host:port, those that do not answer, in words."""
+    return [f"{name} at {address}" for name, address in addresses.items() if not _answers(name, address)]
+
+
 def taken(port: int) -> bool:
     """Whether anybody listens there."""
     try:
-        _connect(port).close()
+        _connect(port, HOST).close()
     except OSError:
         return False
     return True
 
 
-def _get(port: int, path: str) -> dict[str, object]:
-    connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_WITHIN_S)
+def _answers(name: str, address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        return PROBES[name](int(port), host)
+    except NOT_YET:
+        return False
+
+
+def _get(port: int, host: str, path: str) -> dict[str, object]:
+    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_WITHIN_S)
     try:
         connection.request("GET", path)
         found = json.loads(connection.getresponse().read(_MAX_ANSWER))
@@ -89,8 +103,8 @@ def _get(port: int, path: str) -> dict[str, object]:
         connection.close()
 
 
-def _connect(port: int) -> socket.socket:
-    return socket.create_connection((HOST, port), ANSWER_WITHIN_S)
+def _connect(port: int, host: str) -> socket.socket:
+    return socket.create_connection((host, port), ANSWER_WITHIN_S)
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
@@ -117,3 +131,12 @@ def _cql_answer(connection: socket.socket) -> int:
     _version, _flags, _stream, opcode, length = struct.unpack(">BBhBi", _exactly(connection, 9))
     _exactly(connection, length)
     return int(opcode)
+
+
+PROBES: Mapping[str, Callable[[int, str], bool]] = {
+    "cassandra": cassandra,
+    "redis": redis,
+    "kafka": kafka,
+    "opensearch": opensearch,
+    "s3": s3,
+}

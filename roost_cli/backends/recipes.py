@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from roost_cli.backends import ready
 from roost_cli.backends.java import jars, java
 from roost_cli.backends.opensearch import opensearch
 from roost_cli.backends.place import BackendError, Launch, Place
@@ -137,11 +136,10 @@ jclouds.filesystem.basedir={data}/objects
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server by its usual port: how to prepare it, and how to ask whether it answers. `others` are further ports that it takes."""
+    """A server by its usual port, and how to prepare it. `others` are further ports that it takes."""
 
     port: int
     prepare: Callable[[Place], Launch]
-    ready: Callable[[int], bool]
     others: tuple[int, ...] = ()
 
 
@@ -275,11 +273,11 @@ def _write(path: Path, text: str) -> None:
 
 
 SERVERS: Mapping[str, Server] = {
-    "cassandra": Server(9042, cassandra, ready.cassandra, (7000,)),
-    "redis": Server(6379, redis, ready.redis),
-    "kafka": Server(9092, kafka, ready.kafka, (9093,)),
-    "opensearch": Server(9200, opensearch, ready.opensearch, (9300,)),
-    "s3": Server(9080, s3, ready.s3),
+    "cassandra": Server(9042, cassandra, (7000,)),
+    "redis": Server(6379, redis),
+    "kafka": Server(9092, kafka, (9093,)),
+    "opensearch": Server(9200, opensearch, (9300,)),
+    "s3": Server(9080, s3),
 }
 # No service needs objects yet.
 USUAL = ("cassandra", "redis", "kafka", "opensearch")
