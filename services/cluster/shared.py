@@ -35,6 +35,8 @@ PUT_TTL_MS = 3_600_000
 FILL_TTL_MS = 60_000
 # A mark that goes is made afresh: readers then fetch once what they had.
 MARK_TTL_MS = 24 * 3_600_000
+# Of what there are very many, and what is remembered for seconds only.
+SHORT_MARK_TTL_MS = 600_000
 # Somebody else changes the same entry in each try: more than a few at the same moment are not people's.
 PUT_TRIES = 8
 # Keys in one command: about 0.2 ms of the server, which answers nobody else meanwhile.
@@ -46,7 +48,7 @@ MARK_BITS = 62
 
 _VERSION = Struct(">q")
 _TWEET, _USER = "t", "u"
-_RELATIONS, _THREAD = "rv", "tv"
+_RELATIONS, _THREAD, _TWEET_MARK, _AUTHOR_MARK = "rv", "tv", "tm", "am"
 
 
 class SharedEntry(NamedTuple):
@@ -57,7 +59,7 @@ class SharedEntry(NamedTuple):
 
 
 class SharedEntries:
-    """Entries of tweets and users by id, and marks of relations and threads."""
+    """Entries of tweets and users by id, and marks of relations, threads, tweets and authors."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -109,6 +111,22 @@ class SharedEntries:
     async def change_threads(self, root_ids: Sequence[int], fresh: int) -> bool:
         """As `change_relations`, of threads."""
         return await self._change(_THREAD, root_ids, fresh)
+
+    async def tweet_marks(self, ids: Sequence[int]) -> list[int | None]:
+        """As `relation_version`, of tweets with what is counted of them, in order: for what processes remember of each."""
+        return await self._marks(_TWEET_MARK, ids)
+
+    async def change_tweets(self, ids: Sequence[int], fresh: int) -> bool:
+        """As `change_relations`, of tweets."""
+        return await self._change(_TWEET_MARK, ids, fresh, SHORT_MARK_TTL_MS)
+
+    async def author_marks(self, user_ids: Sequence[int]) -> list[int | None]:
+        """As `tweet_marks`, of what each user has posted."""
+        return await self._marks(_AUTHOR_MARK, user_ids)
+
+    async def change_authors(self, user_ids: Sequence[int], fresh: int) -> bool:
+        """As `change_relations`, of what users have posted."""
+        return await self._change(_AUTHOR_MARK, user_ids, fresh, SHORT_MARK_TTL_MS)
 
     async def _entries(self, kind: str, ids: Sequence[int]) -> list[SharedEntry | None]:
         found: dict[int, bytes | None] = {}
@@ -187,11 +205,35 @@ class SharedEntries:
 
         return await self._within(mark, None)
 
-    async def _change(self, kind: str, of: Sequence[int], fresh: int) -> bool:
+    async def _marks(self, kind: str, of: Sequence[int]) -> list[int | None]:
+        found: dict[int, int | None] = {}
+
+        async def read(node: Node, some: Sequence[int]) -> None:
+            pipe = await node.reads()
+            keys = {i: _key(kind, i, pipe) for i in some}
+            if self._redis.clustered:
+                held = await self._answers(pipe, [command("GET", key) for key in keys.values()])
+            else:
+                (held,) = await self._answers(pipe, [command("MGET", *keys.values())])
+            found.update({i: None if mark is None else int(mark) for i, mark in zip(keys, held, strict=True)})
+            if missing := [i for i in keys if found[i] is None]:
+                fresh = random.getrandbits(MARK_BITS) + 1
+                making = [command("SET", keys[i], fresh, "NX", "PX", SHORT_MARK_TTL_MS) for i in missing]
+                held = await self._answers(pipe, making + [command("GET", keys[i]) for i in missing])
+                found.update(
+                    {
+                        i: None if mark is None else int(mark)
+                        for i, mark in zip(missing, held[len(missing) :], strict=True)
+                    }
+                )
+
+        return [found.get(i) for i in of] if await self._each(dict.fromkeys(of), read) else [None] * len(of)
+
+    async def _change(self, kind: str, of: Sequence[int], fresh: int, ttl_ms: int = MARK_TTL_MS) -> bool:
         async def change(node: Node, some: Sequence[int]) -> None:
             pipe = await node.reads()
             keys = [_key(kind, i, pipe) for i in some]
-            sets = b"".join(command("SET", key, fresh, "PX", MARK_TTL_MS) for key in keys)
+            sets = b"".join(command("SET", key, fresh, "PX", ttl_ms) for key in keys)
             if any(isinstance(reply, ReplyError) for reply in await pipe.ask(sets, len(keys))):
                 # As in `_put_once`: readers make a fresh one, or know that they know nothing.
                 await self._answers(pipe, [command("DEL", key) for key in keys])
