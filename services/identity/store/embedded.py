@@ -298,4 +298,3 @@ def _login_of(row: _Row) -> AccountLogin:
         roles_of(roles),
     )
     return AccountLogin(account, Credential(Scheme(scheme), password_hash))
-

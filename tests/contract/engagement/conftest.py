@@ -1,46 +1,99 @@
-"""What the port's promises are checked against: one entry a family."""
+"""What the port's promises are checked against: one class a family."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
+from services.common.config import Settings
 from services.common.event_log import Record
+from services.common.event_log.embedded import EmbeddedLog
 from services.engagement.store import EngagementStore, Kind
 from services.engagement.store.embedded import EmbeddedEngagementStore
+from tests import cluster
+
+
+class Family(Protocol):
+    """How stores of one family are opened and looked into."""
+
+    async def open(self, folder: Path) -> EngagementStore:
+        """The store that lives in this folder, new or as it was left."""
+
+    async def close(self, store: EngagementStore) -> None:
+        """Closes it, and all that was opened for it."""
+
+    async def published(self, store: EngagementStore) -> list[Record]:
+        """The events committed so far, in order."""
 
 
 class Embedded:
     """The family that needs nothing but a folder."""
 
     async def open(self, folder: Path) -> EngagementStore:
-        """The store that lives in this folder, new or as it was left."""
         return await EmbeddedEngagementStore.open(folder / "engagement.db")
 
+    async def close(self, store: EngagementStore) -> None:
+        await store.close()
+
     async def published(self, store: EngagementStore) -> list[Record]:
-        """The events committed so far, in order."""
         assert isinstance(store, EmbeddedEngagementStore)
         query = "SELECT topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq"
         return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
 
 
-@pytest.fixture(params=[Embedded])
-def family(request: pytest.FixtureRequest) -> Embedded:
-    """One family of adapters after the other."""
-    return request.param()  # type: ignore[no-any-return]
+class Cluster:
+    """The family on the real servers: a folder stands for a namespace there."""
+
+    def __init__(self) -> None:
+        self._stacks: dict[int, AsyncExitStack] = {}
+
+    async def open(self, folder: Path) -> EngagementStore:
+        from services.cluster.connections import Cluster
+        from services.engagement.store.cassandra import CassandraEngagementStore
+
+        stack = AsyncExitStack()
+        connections = await Cluster.open(Settings(**cluster.family.of(folder).settings), stack)
+        # Where facts go is no concern of the store's promises.
+        log = await EmbeddedLog.open(folder / "log.db")
+        stack.push_async_callback(log.close)
+        store = await CassandraEngagementStore.open(connections, log, time.time)
+        self._stacks[id(store)] = stack
+        return store
+
+    async def close(self, store: EngagementStore) -> None:
+        await store.close()
+        await self._stacks.pop(id(store)).aclose()
+
+    async def published(self, store: EngagementStore) -> list[Record]:
+        from services.engagement.store.cassandra import CassandraEngagementStore
+
+        assert isinstance(store, CassandraEngagementStore)
+        rows = await store.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
+        # What stands there was meant to happen; whether it did is the store's to say.
+        return await store.decided(sorted((Record(*row) for row in rows), key=lambda one: one.event_id))
+
+
+@pytest.fixture
+def family(request: pytest.FixtureRequest) -> Family:
+    """The family of this run."""
+    return Embedded() if request.config.getoption("--family") == "embedded" else Cluster()
 
 
 @dataclass
 class Opened:
     """A store with short words for writes and reads, and the way to close and open it again."""
 
-    family: Embedded
+    family: Family
     folder: Path
     store: EngagementStore = field(init=False)
-    last_id: int = 0
+    # Never given before, as in life: a place that was taken out is not taken again.
+    last_id: int = field(default_factory=time.time_ns)
 
     def next_id(self) -> int:
         self.last_id += 1
@@ -63,7 +116,7 @@ class Opened:
 
     async def again(self) -> EngagementStore:
         """Closes the store and opens what it left."""
-        await self.store.close()
+        await self.family.close(self.store)
         self.store = await self.family.open(self.folder)
         return self.store
 
@@ -89,9 +142,9 @@ class Opened:
 
 
 @pytest.fixture
-async def opened(family: Embedded, tmp_path: Path) -> AsyncIterator[Opened]:
+async def opened(family: Family, tmp_path: Path) -> AsyncIterator[Opened]:
     """An empty store that can be reopened."""
     opened = Opened(family, tmp_path)
     opened.store = await family.open(tmp_path)
     yield opened
-    await opened.store.close()
+    await family.close(opened.store)

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from services.engagement.store import Kind, memory
 from services.engagement.store import embedded as adapter
-from tests.contract.engagement.conftest import Opened
+from tests.contract.engagement.conftest import Embedded, Opened
 
 USERS = st.integers(1, 4)
 TWEETS = st.integers(1, 12)
@@ -38,7 +38,7 @@ class Engagement(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def teardown(self) -> None:
-        self.run(self.opened.store.close())
+        self.run(self.opened.family.close(self.opened.store))
         self.loop.close()
         self.folder.cleanup()
 
@@ -129,6 +129,8 @@ def memory_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 @pytest.mark.usefixtures("memory_size")
 def test_the_store_answers_as_the_model_does(family: Any) -> None:
+    # Each example of the cluster takes seconds, and new tables.
+    examples = 20 if isinstance(family, Embedded) else 4
     run_state_machine_as_test(
-        lambda: Engagement(family), settings=settings(max_examples=20, stateful_step_count=40, deadline=None)
+        lambda: Engagement(family), settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)
     )

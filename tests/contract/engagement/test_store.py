@@ -143,7 +143,9 @@ async def test_a_hundred_at_once_by_one_user_count_once(opened: Opened) -> None:
 
 async def test_a_hundred_at_once_by_a_hundred_users_all_count(opened: Opened) -> None:
     answers = await asyncio.gather(*(opened.like(TWEET, user_id) for user_id in range(1, 101)))
-    assert sorted(answers) == list(range(1, 101))
+    # Each counts itself and all that were there before it; those that come at the same moment may count one another.
+    assert all(answer >= place for place, answer in enumerate(sorted(answers), 1))
+    assert max(answers) == 100
     assert await opened.counts([TWEET]) == [(TWEET, 100, 0)]
 
 

@@ -1,19 +1,34 @@
-"""The store of identity, once for each family of adapters."""
+"""The store of identity, of the family of this run."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from services.common.event_log.embedded import EmbeddedLog
 from services.identity.store import Store
 from services.identity.store.embedded import EmbeddedStore
+from tests.cluster import Namespace
 
 
-@pytest.fixture(params=["embedded"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    """An empty store; a cluster family adds its name above and its adapter here."""
-    opened = await EmbeddedStore.open(tmp_path / "identity.db")
-    yield opened
-    await opened.close()
+@pytest.fixture
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, namespaces: Callable[[], Namespace]
+) -> AsyncIterator[Store]:
+    """An empty store."""
+    if request.config.getoption("--family") == "embedded":
+        embedded = await EmbeddedStore.open(tmp_path / "identity.db")
+        yield embedded
+        await embedded.close()
+        return
+    from services.identity.store.cassandra import CassandraStore
+
+    # Where facts go is no concern of the store's promises.
+    log = await EmbeddedLog.open(tmp_path / "log.db")
+    store = await CassandraStore.open(await namespaces().cluster(), log, time.time)
+    yield store
+    await store.close()
+    await log.close()
