@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.common.kit import Kit, Service
+from services.cluster import cluster_of
+from services.common.kit import Kit, Service, Worker
 from services.common.outbox import Relay
 from services.graph.service import GraphService
+from services.graph.store import GraphStore
 from services.graph.store.embedded import EmbeddedGraphStore
-from services.graph.tiers import KEEP_CEASED_MS, TierBoard, TierRule, settle_threshold
+from services.graph.tiers import KEEP_CEASED_MS, TierBoard, TierRule, TierWatch, settle_threshold
 
 
 async def build(kit: Kit) -> Service:
-    """The graph service over its embedded store, with every tier judged by the threshold that is set."""
+    """The graph service over the store of its family, with every tier judged by the threshold that is set."""
     rule = TierRule(kit.settings.celebrity_threshold)
-    store = await EmbeddedGraphStore.open(kit.data_dir / "graph.db", rule)
+    board = TierBoard(kit.clock)
+    store, workers = await _open(kit, rule, board)
     try:
-        board = TierBoard(kit.clock)
         servicer = GraphService(store, board, UserServiceStub(kit.channel), kit.cursors, kit.ids, kit.clock)
         await settle_threshold(store, rule, servicer.stamp)
         store.on_tier_change(board.post)
@@ -28,6 +32,20 @@ async def build(kit: Kit) -> Service:
     return Service(
         name=kit.name,
         servicers={"roost.graph.v1.GraphService": servicer},
-        workers=(Relay(store.db, kit.log), board),
+        workers=(*workers, board),
         resources=(store,),
     )
+
+
+async def _open(kit: Kit, rule: TierRule, board: TierBoard) -> tuple[GraphStore, Sequence[Worker]]:
+    """The store, and what runs beside it."""
+    cluster = cluster_of(kit)
+    if cluster is None:
+        embedded = await EmbeddedGraphStore.open(kit.data_dir / "graph.db", rule)
+        return embedded, (Relay(embedded.db, kit.log),)
+    # Not before it is asked for: drivers are slow to import.
+    from services.graph.store.cassandra import CassandraGraphStore
+
+    store = await CassandraGraphStore.open(cluster, kit.log, rule, kit.ids.mint, kit.clock)
+    # Other processes change tiers too.
+    return store, (*store.workers, TierWatch(store, board, kit.clock))

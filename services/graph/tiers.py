@@ -27,6 +27,10 @@ HEARTBEAT_S = 5.0
 MAX_ENTRIES = 1_000
 # Changes that may wait for one subscriber: far more than any second brings. One so slow does better to start again.
 MAX_WAITING = 10_000
+# How often a process looks what others changed, and how long it stands by what it saw last when it cannot look. Together far below the
+# margin by which push and pull overlap between processes, 60 s.
+WATCH_EVERY_S = 1.0
+BLIND_AFTER_S = 10.0
 # Users of one transaction when the threshold has changed: some 10 ms in which other writes wait.
 RECLASSIFY_BATCH = 1_000
 
@@ -68,6 +72,7 @@ class TierBoard:
         self._clock = clock
         self._entries: dict[int, pb.TierEntry] = {}
         self._subscriptions: set[Subscription] = set()
+        self._blind = False
 
     async def start(self) -> None:
         """Nothing to begin: it is filled when the service is built."""
@@ -88,6 +93,13 @@ class TierBoard:
         for subscription in tuple(self._subscriptions):
             subscription.add(news)
 
+    def see(self, blind: bool) -> None:
+        """Says whether the board may miss changes from now on. While it may, nobody is told anything: that pauses who depends on it."""
+        self._blind = blind
+        if blind:
+            for subscription in tuple(self._subscriptions):
+                subscription.end("it cannot be said who is a celebrity")
+
     def entries(self) -> list[pb.TierEntry]:
         """Everybody on the board, in no promised order."""
         oldest_ms = int(self._clock() * 1000) - KEEP_CEASED_MS
@@ -97,8 +109,52 @@ class TierBoard:
         return list(self._entries.values())
 
     def subscribe(self) -> Subscription:
-        """A subscription, to be entered with `with`. Its snapshot and its changes meet without a gap."""
+        """A subscription, to be entered with `with`. Its snapshot and its changes meet without a gap. UNAVAILABLE while it is blind."""
+        if self._blind:
+            raise errors.unavailable("it cannot be said who is a celebrity")
         return Subscription(self.entries(), self._subscriptions)
+
+
+class TierWatch:
+    """Keeps a board to a store that other processes write too: a worker. What this process writes reaches the board at once.
+
+    It looks at the rows, not at events: a look that succeeds leaves nothing out, and one that fails is known to have failed.
+    """
+
+    def __init__(
+        self, store: GraphStore, board: TierBoard, clock: Callable[[], float], every_s: float = WATCH_EVERY_S
+    ) -> None:
+        self._store = store
+        self._board = board
+        self._clock = clock
+        self._every_s = every_s
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins to look."""
+        self._task = asyncio.create_task(self._run(), name="tier-watch")
+
+    async def stop(self) -> None:
+        """Ends it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        seen_at = loop.time()
+        while True:
+            try:
+                looked_at = loop.time()
+                self._board.post(await self._store.tiers(int(self._clock() * 1000) - KEEP_CEASED_MS))
+                self._board.see(blind=False)
+                seen_at = looked_at
+            except Exception as error:
+                blind = loop.time() - seen_at > BLIND_AFTER_S
+                _log.warning("tiers not seen", blind=blind, error=repr(error))
+                self._board.see(blind=blind)
+            await asyncio.sleep(self._every_s)
 
 
 class Subscription:

@@ -92,7 +92,7 @@ class GraphStore(Protocol):
         """
 
     async def relation_version(self, user_id: int) -> int:
-        """The version of the last change to an edge of the user, mutes by others excepted; 0 where there was none."""
+        """Another one after every change to an edge of the user, mutes by others excepted: to be compared for equality alone."""
 
     async def counts(self, user_ids: Sequence[int]) -> Mapping[int, pb.UserCounts]:
         """Followers and followees, exactly; users without any are left out."""

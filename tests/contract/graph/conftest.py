@@ -1,18 +1,21 @@
-"""What the port's promises are checked against: one entry a family."""
+"""What the port's promises are checked against: the store of the family of this run."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from services.common.event_log import Record
+from services.common.snowflake import first_id_at, wall_clock_ms
 from services.graph.facts import Change
 from services.graph.store import MAX_EVENTS, GraphStore
 from services.graph.store.embedded import EmbeddedGraphStore
 from services.graph.tiers import TierRule
+from tests.cluster import family as family_of_run
 
 THRESHOLD = 5
 START_MS = 1_800_000_000_000
@@ -23,7 +26,8 @@ class Stamps:
     """Stamps of writes: a millisecond later each time, unless told otherwise."""
 
     now_ms: int = START_MS
-    last_id: int = 0
+    # As if minted now: an outbox may keep events by the time of their ids.
+    last_id: int = field(default_factory=lambda: first_id_at(wall_clock_ms()))
     traceparent: str = ""
 
     def __call__(self, at_ms: int | None = None, events: int = MAX_EVENTS) -> Change:
@@ -33,48 +37,72 @@ class Stamps:
         return Change(at_ms or self.now_ms, version, tuple(range(version + 1, self.last_id + 1)), self.traceparent)
 
 
+class Family(Protocol):
+    """How a family opens, closes and inspects its store."""
+
+    async def open(self, folder: Path, threshold: int = THRESHOLD) -> GraphStore:
+        """The store that belongs to this folder, new or as it was left."""
+
+    async def close(self, store: GraphStore) -> None:
+        """Closes it, and what was opened for it alone."""
+
+    async def published(self, store: GraphStore) -> list[Record]:
+        """The events committed so far, in order."""
+
+
 class Embedded:
     """The family that needs nothing but a folder."""
 
     async def open(self, folder: Path, threshold: int = THRESHOLD) -> GraphStore:
-        """The store that lives in this folder, new or as it was left."""
         return await EmbeddedGraphStore.open(folder / "graph.db", TierRule(threshold))
 
+    async def close(self, store: GraphStore) -> None:
+        await store.close()
+
     async def published(self, store: GraphStore) -> list[Record]:
-        """The events committed so far, in order."""
         assert isinstance(store, EmbeddedGraphStore)
         query = "SELECT topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq"
         return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
 
 
-@pytest.fixture(params=[Embedded])
-def family(request: pytest.FixtureRequest) -> Embedded:
-    """One family of adapters after the other."""
-    return request.param()  # type: ignore[no-any-return]
+def one_family() -> Family:
+    """The family of this run."""
+    if family_of_run.name == "embedded":
+        return Embedded()
+    # The drivers are imported where they are needed alone.
+    from tests.contract.graph.cluster import CassandraFamily
+
+    return CassandraFamily()
+
+
+@pytest.fixture
+def family() -> Family:
+    """The family of this run."""
+    return one_family()
 
 
 @dataclass
 class Opened:
     """A store, and the way to close and open it again."""
 
-    family: Embedded
+    family: Family
     folder: Path
     store: GraphStore = field(init=False)
 
     async def again(self, threshold: int = THRESHOLD) -> GraphStore:
         """Closes the store and opens what it left."""
-        await self.store.close()
+        await self.family.close(self.store)
         self.store = await self.family.open(self.folder, threshold)
         return self.store
 
 
 @pytest.fixture
-async def opened(family: Embedded, tmp_path: Path) -> AsyncIterator[Opened]:
+async def opened(family: Family, tmp_path: Path) -> AsyncIterator[Opened]:
     """An empty store that can be reopened."""
     opened = Opened(family, tmp_path)
     opened.store = await family.open(tmp_path)
     yield opened
-    await opened.store.close()
+    await family.close(opened.store)
 
 
 @pytest.fixture
@@ -90,7 +118,7 @@ def stamp() -> Stamps:
 
 
 @pytest.fixture
-def published(family: Embedded, store: GraphStore) -> Callable[[], Awaitable[list[str]]]:
+def published(family: Family, store: GraphStore) -> Callable[[], Awaitable[list[str]]]:
     """The topics of the events committed so far, in order."""
 
     async def topics() -> list[str]:

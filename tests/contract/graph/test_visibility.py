@@ -17,7 +17,8 @@ def asks(reader: int, *candidates: int, following: bool = True) -> pb.GetVisibil
 
 
 async def test_nobody_is_hidden_at_first(store):
-    assert await store.visibility(asks(ANN, BEN, CAT)) == pb.GetVisibilityFilterResponse()
+    version = await store.relation_version(ANN)
+    assert await store.visibility(asks(ANN, BEN, CAT)) == pb.GetVisibilityFilterResponse(relation_version=version)
 
 
 async def test_it_lists_own_blocks_and_mutes_and_asks_the_candidates_about_theirs(store, stamp):

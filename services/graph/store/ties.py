@@ -1,0 +1,190 @@
+"""Writes of edges: the pair's row by compare-and-set, then all that follows from it.
+
+Whoever wins the row has made the change, so there is one change and one event however many try at once. What follows (the lists by
+user, the marks of counts, the outbox) is one logged batch that can be repeated by anybody: a note made before the change names the
+pair, and a mark made after the batch says that nothing is owed. In between, whoever reads the row to write it finishes the change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import structlog
+
+from services.cluster.cassandra import Keyspace
+from services.cluster.outbox import Outbox
+from services.cluster.shared import SharedEntries
+from services.common import errors
+from services.common.context import NEVER, current_call
+from services.graph.facts import Change
+from services.graph.store import Outcome, cql
+from services.graph.store.pairs import FOLLOWERS, Act, Deed, Edge, Edges, Pair, Step, ends
+from services.graph.store.people import People
+from services.graph.store.stars import Stars
+from services.graph.store.swap import MAX_ROUNDS, back_off, swapped
+from services.graph.store.tallies import RECOUNT_EVERY_MS, Tallies
+
+# Notes of a minute are spread over so many partitions: a few hundred rows each where follows come by the thousand.
+INTENT_SHARDS = 4
+# What is put off: users whose count was too dear to take again at once, and marks that Redis did not take. A user left out is judged at
+# the next follow, a mark left out is made by the sweeper.
+MAX_PUT_OFF = 1_000
+# Until the mark is made, a reader who can reach Redis may be shown what stood before.
+MARK_AGAIN_S = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class Ties:
+    """The one writer of pairs. `mint` gives new ids, `clock` unix seconds."""
+
+    def __init__(
+        self,
+        keyspace: Keyspace,
+        shared: SharedEntries,
+        outbox: Outbox,
+        tallies: Tallies,
+        stars: Stars,
+        mint: Callable[[], Awaitable[int]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._keyspace = keyspace
+        self._shared = shared
+        self._outbox = outbox
+        self._tallies = tallies
+        self._stars = stars
+        self._people = People(keyspace)
+        self._mint = mint
+        self._clock = clock
+        # Writers of one process queue for a pair: to meet in compare-and-set costs each a round of it.
+        self._queues: WeakValueDictionary[tuple[int, int], asyncio.Lock] = WeakValueDictionary()
+        self._put_off: dict[Hashable, asyncio.Task[None]] = {}
+        # Users whose followers were last counted before the last follow.
+        self._stale: set[int] = set()
+
+    async def write(self, act: Act, source_id: int, target_id: int, change: Change) -> Outcome:
+        """Lets `source_id` act. UNAVAILABLE where it is unknown whether it was done, or too many write the same pair."""
+        key = ends(source_id, target_id)
+        queue = self._queues.setdefault(key, asyncio.Lock())
+        async with queue:
+            for attempt in range(MAX_ROUNDS):
+                pair = await self.settled(*key)
+                edge = Edge(change.at_ms, self._tallies.bucket(target_id, source_id))
+                edges = pair.after(act, source_id, edge)
+                if edges is None:
+                    return Outcome(pair.relationship(source_id), False)
+                changed = await self._swap(pair, edges, change)
+                if changed:
+                    return Outcome(changed.relationship(source_id), True)
+                await back_off(attempt)
+        raise errors.unavailable("too many change the same edge at once")
+
+    async def settled(self, low: int, high: int) -> Pair:
+        """The row of two people, once nothing is owed for its last change."""
+        rows, marks = await asyncio.gather(
+            self._keyspace.read(cql.PAIR, low, high), self._keyspace.read(cql.SETTLED, low, high)
+        )
+        pair = Pair.of(low, high, rows[0] if rows else None)
+        if pair.change is not None and not (marks and marks[0][0] >= pair.stamp):
+            await self.finish(pair, await self._mint())
+        return pair
+
+    async def finish(self, pair: Pair, fresh: int) -> None:
+        """Does what the pair's last change owes; `fresh` becomes the relation version of those it touched. Any number of times."""
+        deed = Deed.of(pair)
+        counted = deed.counted()
+        facts = deed.facts()
+        # Before tiers add to them: those publish on their own.
+        records = list(facts.records)
+        steps: list[Step] = [*deed.rows(), *self._tallies.marks(counted), *self._outbox.steps(records)]
+        await self._keyspace.batch(steps)
+        self._outbox.publish(records)
+        # The rows stand: from here on readers may be told to look.
+        marked = await self._shared.change_relations(deed.readers(), fresh)
+        spare = iter(deed.change.event_ids[len(records) :])
+        for user_id in {user_id: None for user_id, side, _ in counted if side == FOLLOWERS}:
+            await self._judge(user_id, deed.change, next(spare))
+        if marked:
+            await self._settle(pair)
+        else:
+            self._later((pair.low, pair.high), self._mark(pair, deed.readers()))
+
+    async def close(self) -> None:
+        """Drops what was put off."""
+        tasks = tuple(self._put_off.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _swap(self, pair: Pair, edges: Edges, change: Change) -> Pair | None:
+        """Makes the change; None where another was first."""
+        key = (pair.low, pair.high)
+        changed = pair.changed(edges, change, int(self._clock() * 1_000_000))
+        # Durable before the change is: what is made and not finished can then be found.
+        minute = int(self._clock()) // 60
+        note = (cql.INTEND, (minute, sum(key) % INTENT_SHARDS, *key))
+        await self._keyspace.write_each([note, *self._people.steps(key)])
+        self._people.learn(key)
+
+        async def stands() -> bool:
+            rows = await self._keyspace.read_serial(cql.PAIR, *key)
+            return bool(rows) and rows[0][0] == change.version
+
+        if not await swapped(self._keyspace, cql.SWAP_PAIR, (*changed.values(), *key, pair.change), stands):
+            return None
+        # It is made, so it is finished even when the caller's time is up: each statement keeps its own bound.
+        current_call.set(current_call.get()._replace(deadline=NEVER))
+        await self.finish(changed, change.version)
+        return changed
+
+    async def _settle(self, pair: Pair) -> None:
+        """Says that nothing is owed. Last: whoever sees it relies on all of the rest."""
+        await self._keyspace.write(cql.SETTLE, pair.low, pair.high, pair.stamp, pair.stamp)
+
+    async def _mark(self, pair: Pair, readers: list[int]) -> None:
+        while True:
+            if await self._shared.change_relations(readers, await self._mint()):
+                await self._settle(pair)
+                return
+            await asyncio.sleep(MARK_AGAIN_S)
+
+    async def _judge(self, user_id: int, change: Change, event_id: int) -> None:
+        tally = await self._tallies.followers(user_id)
+        await self._stars.judge(user_id, tally.edges, change, event_id)
+        if not tally.fresh:
+            self._stale.add(user_id)
+            if not self._later(user_id, self._judge_again(user_id)):
+                self._stale.discard(user_id)
+
+    async def _judge_again(self, user_id: int) -> None:
+        """Once the count may be taken again: the last follow of a rush must not go uncounted."""
+        while user_id in self._stale:
+            await asyncio.sleep(RECOUNT_EVERY_MS / 1000)
+            # Before it counts: a follow that comes meanwhile puts it there again.
+            self._stale.discard(user_id)
+            tally = await self._tallies.followers(user_id)
+            version, event_id = await self._mint(), await self._mint()
+            change = Change(int(self._clock() * 1000), version, (event_id,))
+            await self._stars.judge(user_id, tally.edges, change, event_id)
+
+    def _later(self, key: Hashable, work: Coroutine[Any, Any, None]) -> bool:
+        """Does it in the background, one thing a key; False where there is no room."""
+        if key in self._put_off or len(self._put_off) >= MAX_PUT_OFF:
+            work.close()
+            return key in self._put_off
+
+        async def run() -> None:
+            # Nobody waits for it, so nobody's deadline ends it.
+            current_call.set(current_call.get()._replace(deadline=NEVER))
+            try:
+                await work
+            except errors.RoostError as error:
+                _log.warning("put off, and failed", of=key, error=str(error))
+            finally:
+                del self._put_off[key]
+
+        self._put_off[key] = asyncio.create_task(run())
+        return True

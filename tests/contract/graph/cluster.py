@@ -1,0 +1,48 @@
+"""The cluster family's store of the graph, over real servers: the namespace of a folder stands for the folder."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from services.cluster.connections import Cluster
+from services.common.config import Settings
+from services.common.event_log import Record
+from services.common.event_log.embedded import EmbeddedLog
+from services.common.snowflake import Snowflake, wall_clock_ms
+from services.graph.store import GraphStore
+from services.graph.store.cassandra import CassandraGraphStore
+from services.graph.tiers import TierRule
+from tests.cluster import family
+
+THRESHOLD = 5
+# Not one of those that the tests' own stamps could give.
+WORKER = 7
+
+
+class CassandraFamily:
+    """Each store that is opened has connections of its own, as in a process of its own."""
+
+    def __init__(self) -> None:
+        self._stacks: dict[GraphStore, AsyncExitStack] = {}
+
+    async def open(self, folder: Path, threshold: int = THRESHOLD) -> CassandraGraphStore:
+        stack = AsyncExitStack()
+        cluster = await Cluster.open(Settings(**family.of(folder).settings), stack)
+        # What goes on from the outbox is another suite's; a log in the folder takes it.
+        log = await EmbeddedLog.open(folder / f"log-{id(stack)}.db")
+        stack.push_async_callback(log.close)
+        mint = Snowflake(WORKER, wall_clock_ms).mint
+        store = await CassandraGraphStore.open(cluster, log, TierRule(threshold), mint, time.time)
+        self._stacks[store] = stack
+        return store
+
+    async def close(self, store: GraphStore) -> None:
+        await store.close()
+        await self._stacks.pop(store).aclose()
+
+    async def published(self, store: GraphStore) -> list[Record]:
+        assert isinstance(store, CassandraGraphStore)
+        rows = await store.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
+        return sorted((Record(*row) for row in rows), key=lambda record: record.event_id)
