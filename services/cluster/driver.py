@@ -159,7 +159,9 @@ def connect(driver: Driver, settings: Settings) -> Session:
         where = ", ".join(settings.cassandra)
         found = sorted({host.datacenter for host in driver.metadata.all_hosts()} - {None})
         driver.shutdown()
-        if any(isinstance(cause, AuthenticationFailed) for cause in dict(error.errors or {}).values()):
+        # By host; a plain list of hosts where none was even tried.
+        causes = error.errors.values() if isinstance(error.errors, dict) else ()
+        if any(isinstance(cause, AuthenticationFailed) for cause in causes):
             raise errors.failed_precondition(
                 f"Cassandra at {where} does not take the user name and password"
             ) from error

@@ -40,6 +40,8 @@ _ADVANCE = "UPDATE worker_leases SET owner = ?, high_water_ms = ? WHERE worker_i
 
 # Claims that others may snatch from under us, at a start of many processes at once.
 MAX_CLAIMS = 32
+# The next life may run on another machine, whose clock is this much slower: that is worth a wait at the start.
+CLOCKS_APART_S = 2.0
 # The end of an outage, or of a clock gone wrong, is noticed within this.
 LOOK_AGAIN_S = 1.0
 
@@ -91,12 +93,12 @@ class CassandraLease:
         """Leases a worker id, or takes that of the settings, which must be this process's alone; waits until it may mint.
 
         UNAVAILABLE where all are taken, where Cassandra cannot say, or where this clock is behind what an earlier life of the
-        worker id marked, by more than a life marks ahead.
+        worker id marked, by more than a life marks ahead and clocks are apart.
         """
         lease = cls(keyspace, settings.worker_id, terms or (LEASED if settings.worker_id < 0 else ORDINAL), clock_ms)
         await (lease._claim() if lease._leased else lease._look())
         behind_s = ((lease._mark_ms or 0) - clock_ms()) / 1000
-        if behind_s > lease._terms.mint_s:
+        if behind_s > lease._terms.mint_s + CLOCKS_APART_S:
             raise errors.unavailable(
                 f"the clock is {behind_s:.0f} s behind the ids of worker {lease.worker_id}", reason="CLOCK"
             )

@@ -1,0 +1,130 @@
+"""Cassandra for tests of what the cluster family adds to the kit: a clean namespace, and a way to it that can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from services.cluster.cassandra import Cassandra, Keyspace
+from services.common.config import Settings
+from tests.cluster import Namespace
+
+TABLES = (
+    """
+    CREATE TABLE IF NOT EXISTS item (id bigint PRIMARY KEY, name text, data blob);
+    CREATE TABLE IF NOT EXISTS entry (list bigint, place bigint, name text, PRIMARY KEY (list, place));
+    CREATE TABLE IF NOT EXISTS claim (name text PRIMARY KEY, owner bigint)
+    """,
+)
+
+
+@pytest.fixture
+def settings(namespace: Namespace) -> Settings:
+    return Settings(**namespace.settings)
+
+
+@pytest.fixture
+async def cassandra(settings: Settings) -> AsyncIterator[Cassandra]:
+    opened = await Cassandra.open(settings)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def keyspace(cassandra: Cassandra) -> Keyspace:
+    return await Keyspace.open(cassandra, "kit", TABLES)
+
+
+class Proxy:
+    """A way to Cassandra that can lose answers, go silent, or break. It runs on the test's loop."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.port = 0
+        self._target = (host, port)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._forth, self._back = asyncio.Event(), asyncio.Event()
+        self.heal()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def silence(self) -> None:
+        """Nothing gets through any more; connections stay."""
+        self._forth.clear()
+        self._back.clear()
+
+    def hold_answers(self) -> None:
+        """Requests get through, answers do not."""
+        self._back.clear()
+
+    def heal(self) -> None:
+        """Everything gets through, also what was held."""
+        self._forth.set()
+        self._back.set()
+
+    async def cut(self) -> None:
+        """Breaks all connections and takes no new ones, until `start`."""
+        assert self._server is not None
+        self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        self.heal()
+        # Those that pass bytes see the end in their next step.
+        await asyncio.sleep(0.05)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection(*self._target)
+        self._writers |= {writer, there_writer}
+        try:
+            await asyncio.gather(
+                self._pass(reader, there_writer, self._forth), self._pass(there_reader, writer, self._back)
+            )
+        finally:
+            for side in (writer, there_writer):
+                self._writers.discard(side)
+                side.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                await gate.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def proxy(settings: Settings) -> AsyncIterator[Proxy]:
+    host, _, port = settings.cassandra[0].rpartition(":")
+    made = Proxy(host, int(port))
+    await made.start()
+    yield made
+    await made.cut()
+
+
+@pytest.fixture
+async def over_proxy(keyspace: Keyspace, settings: Settings, proxy: Proxy) -> AsyncIterator[Keyspace]:
+    """The same keyspace, by the way that can fail."""
+    changed = settings.model_copy(update={"cassandra": (f"127.0.0.1:{proxy.port}",)})
+    opened = await Cassandra.open(changed)
+    yield await Keyspace.open(opened, "kit", TABLES)
+    proxy.heal()
+    await opened.close()
+
+
+async def until(condition: Callable[[], Any], within_s: float = 30.0) -> None:
+    """Waits until it holds; awaits it where it is a coroutine."""
+    async with asyncio.timeout(within_s):
+        while True:
+            found = condition()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return
+            await asyncio.sleep(0.02)

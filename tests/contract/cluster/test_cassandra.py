@@ -1,0 +1,274 @@
+"""What is asked of Cassandra is answered, refused in words, or known to be unknown, within the time that the caller has."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from cassandra import InvalidRequest
+
+from services.cluster import cassandra as module
+from services.cluster.cassandra import MAX_BATCH, MAX_ROWS, SIDE_BY_SIDE, Cassandra, Keyspace
+from services.cluster.driver import FETCH_SIZE, RECONNECT_S, STATEMENT_S
+from services.common import errors
+from services.common.config import Settings
+from services.common.context import Call, current_call
+from tests.contract.cluster.conftest import Proxy, until
+
+pytestmark = pytest.mark.cluster
+
+PUT = "INSERT INTO item (id, name) VALUES (?, ?)"
+GET = "SELECT name FROM item WHERE id = ?"
+PUT_ENTRY = "INSERT INTO entry (list, place, name) VALUES (?, ?, ?)"
+ENTRIES = "SELECT place FROM entry WHERE list = ?"
+CLAIM = "INSERT INTO claim (name, owner) VALUES (?, ?) IF NOT EXISTS"
+
+
+@contextmanager
+def a_call_of(seconds: float) -> Iterator[None]:
+    """Within it, this is a call with so much time left."""
+    token = current_call.set(Call(deadline=asyncio.get_running_loop().time() + seconds))
+    try:
+        yield
+    finally:
+        current_call.reset(token)
+
+
+@contextmanager
+def refused(code: str, reason: str = "") -> Iterator[None]:
+    with pytest.raises(errors.RoostError) as caught:
+        yield
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode[code], reason or code)
+
+
+async def test_what_is_written_is_read_with_its_types(keyspace: Keyspace) -> None:
+    await keyspace.write("INSERT INTO item (id, name, data) VALUES (?, ?, ?)", 2**62, "ä \0 '; DROP", b"\0\xff")
+    assert await keyspace.read("SELECT id, name, data FROM item WHERE id = ?", 2**62) == [
+        (2**62, "ä \0 '; DROP", b"\0\xff")
+    ]
+    assert await keyspace.read(GET, 1) == []
+    await keyspace.write_each([(PUT, (n, str(n))) for n in range(3)])
+    assert sorted(await keyspace.read("SELECT name FROM item WHERE id IN ?", [0, 2, 9])) == [("0",), ("2",)]
+
+
+async def test_lists_come_whole_over_many_pages_or_not_at_all(
+    keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 2 * FETCH_SIZE + 7
+    await keyspace.write_each((PUT_ENTRY, (1, place, "x")) for place in range(count))
+    assert await keyspace.read(ENTRIES, 1) == [(place,) for place in range(count)]
+    assert [len(rows) for rows in await keyspace.read_each(ENTRIES, [(1,), (2,)])] == [count, 0]
+    assert len(await keyspace.read(ENTRIES + " LIMIT ?", 1, 10)) == 10
+    monkeypatch.setattr(module, "MAX_ROWS", 2 * FETCH_SIZE)
+    assert MAX_ROWS > module.MAX_ROWS
+    with pytest.raises(RuntimeError, match="read them in pages"):
+        await keyspace.read(ENTRIES, 1)
+
+
+async def test_each_key_gets_its_rows_in_the_order_of_the_keys(keyspace: Keyspace) -> None:
+    keys = [3 * n % 200 for n in range(3 * SIDE_BY_SIDE + 1)]
+    await keyspace.write_each((PUT, (key, f"n{key}")) for key in set(keys))
+    assert await keyspace.read_each(GET, [(key,) for key in keys]) == [[(f"n{key}",)] for key in keys]
+    assert await keyspace.read_each(GET, []) == []
+
+
+async def test_the_loop_is_woken_once_for_reads_side_by_side(
+    keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keyspace.read(GET, 1)
+    loop = asyncio.get_running_loop()
+    woken = 0
+    original = loop.call_soon_threadsafe
+
+    def counting(*args, **kwargs):  # type: ignore[no-untyped-def]
+        nonlocal woken
+        woken += 1
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counting)
+    await keyspace.read_each(GET, [(n,) for n in range(SIDE_BY_SIDE)])
+    assert woken == 1
+
+
+async def test_a_batch_is_stored_whole_or_not_at_all(keyspace: Keyspace) -> None:
+    await keyspace.batch([(PUT, (1, "a")), (PUT_ENTRY, (7, 1, "a")), (PUT_ENTRY, (8, 1, "a"))])
+    assert await keyspace.read(GET, 1) == [("a",)]
+    assert await keyspace.read_each(ENTRIES, [(7,), (8,)]) == [[(1,)], [(1,)]]
+    # Above the server's own bound: it refuses, and the small step beside it is not stored either.
+    with pytest.raises(InvalidRequest, match="Batch too large"):
+        await keyspace.batch([(PUT, (2, "x" * 100_000)), (PUT, (3, "b"))])
+    assert await keyspace.read_each(GET, [(2,), (3,)]) == [[], []]
+    with pytest.raises(ValueError, match="at most"):
+        await keyspace.batch([(PUT, (n, "c")) for n in range(MAX_BATCH + 1)])
+    await keyspace.batch([])
+
+
+async def test_of_many_conditional_writes_one_is_applied(keyspace: Keyspace) -> None:
+    answers = await asyncio.gather(*(keyspace.apply_if(CLAIM, "bob", owner) for owner in range(1, 9)))
+    winners = [owner for owner, (applied, _) in enumerate(answers, 1) if applied]
+    assert len(winners) == 1
+    # Name and owner of the row that stood there.
+    assert {stood for applied, stood in answers if not applied} == {("bob", winners[0])}
+    assert await keyspace.read_serial("SELECT owner FROM claim WHERE name = ?", "bob") == [(winners[0],)]
+    change = "UPDATE claim SET owner = ? WHERE name = ? IF owner = ?"
+    assert await keyspace.apply_if(change, 50, "bob", 99) == (False, (winners[0],))
+    assert await keyspace.apply_if(change, 50, "bob", winners[0]) == (True, ())
+    assert (await keyspace.apply_if(change, 50, "nobody", 1))[0] is False
+
+
+async def test_writes_without_a_timestamp_win_in_their_order(keyspace: Keyspace) -> None:
+    for n in range(50):
+        await keyspace.write(PUT, 1, str(n))
+    assert await keyspace.read(GET, 1) == [("49",)]
+    # And one with a timestamp wins only over older ones.
+    await keyspace.write(PUT + " USING TIMESTAMP ?", 1, "old", 1)
+    assert await keyspace.read(GET, 1) == [("49",)]
+
+
+async def test_defects_come_out_as_they_are(keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidRequest):
+        await keyspace.read("SELECT nothing FROM item")
+    with pytest.raises(ValueError, match="1 values for 2 places"):
+        await keyspace.write(PUT, 1)
+    with pytest.raises(TypeError):
+        await keyspace.write(PUT, "one", "a")
+    monkeypatch.setattr(module, "MAX_STATEMENTS", len(keyspace._prepared))
+    with pytest.raises(RuntimeError, match="values written into"):
+        await keyspace.read("SELECT name FROM item WHERE id = 17")
+
+
+async def test_a_statement_that_could_not_be_prepared_is_prepared_later(keyspace: Keyspace) -> None:
+    query = "SELECT id FROM later WHERE id = ?"
+    with pytest.raises(InvalidRequest):
+        await keyspace.read(query, 1)
+    await keyspace.cassandra.change_schema("CREATE TABLE IF NOT EXISTS later (id bigint PRIMARY KEY)", keyspace.name)
+    assert await keyspace.read(query, 1) == []
+
+
+async def test_no_answer_ends_with_the_callers_time(over_proxy: Keyspace, proxy: Proxy) -> None:
+    await over_proxy.write(PUT, 1, "a")
+    await over_proxy.read(GET, 1)
+    proxy.silence()
+    for ask in (over_proxy.read(GET, 1), over_proxy.write(PUT, 1, "b"), over_proxy.read_each(GET, [(1,), (2,)])):
+        began = time.monotonic()
+        with a_call_of(0.3), refused("DEADLINE_EXCEEDED"):
+            await ask
+        assert 0.25 < time.monotonic() - began < 0.6
+    with a_call_of(-1), refused("DEADLINE_EXCEEDED"):
+        await over_proxy.read(GET, 1)
+
+
+async def test_without_a_deadline_it_ends_all_the_same(over_proxy: Keyspace, proxy: Proxy) -> None:
+    await over_proxy.read(GET, 1)
+    await over_proxy.apply_if(CLAIM, "ann", 1)
+    proxy.silence()
+    began = time.monotonic()
+    with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
+        await over_proxy.read(GET, 1)
+    assert time.monotonic() - began < STATEMENT_S + 1
+    with refused("UNAVAILABLE", "OUTCOME_UNKNOWN"):
+        await over_proxy.apply_if(CLAIM, "bob", 1)
+    assert time.monotonic() - began < 2 * STATEMENT_S + 2
+
+
+async def test_a_write_without_an_answer_is_sent_again_as_the_same(
+    over_proxy: Keyspace, keyspace: Keyspace, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STATEMENT_S", 0.4)
+    await over_proxy.write(PUT, 1, "a")
+    stamps: list[int] = []
+    fresh = over_proxy.cassandra.stamps.fresh
+    monkeypatch.setattr(over_proxy.cassandra.stamps, "fresh", lambda: stamps.append(fresh()) or stamps[-1])
+    before = module._again._value.get()
+    proxy.hold_answers()
+    write = asyncio.create_task(over_proxy.write(PUT, 1, "b"))
+    # It is stored, and its writer does not know.
+    await until(lambda: _is(keyspace, "b"))
+    first = await keyspace.read("SELECT writetime(name) FROM item WHERE id = ?", 1)
+    # Another's comes between: the repeat must not undo it.
+    await keyspace.write(PUT, 1, "c")
+    await until(lambda: module._again._value.get() > before)
+    proxy.heal()
+    await write
+    assert first == [(stamps[0],)]
+    assert len(stamps) == 1
+    assert await keyspace.read(GET, 1) == [("c",)]
+
+
+async def _is(keyspace: Keyspace, name: str) -> bool:
+    return await keyspace.read(GET, 1) == [(name,)]
+
+
+async def test_a_conditional_write_without_an_answer_is_not_sent_again(
+    over_proxy: Keyspace, keyspace: Keyspace, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await over_proxy.apply_if(CLAIM, "ann", 1)
+    monkeypatch.setattr(module, "STATEMENT_S", 0.4)
+    proxy.hold_answers()
+    with refused("UNAVAILABLE", "OUTCOME_UNKNOWN"):
+        await over_proxy.apply_if(CLAIM, "bob", 7)
+    assert await keyspace.read_serial("SELECT owner FROM claim WHERE name = ?", "bob") == [(7,)]
+
+
+async def test_a_lost_server_is_refused_at_once_and_found_again(over_proxy: Keyspace, proxy: Proxy) -> None:
+    await over_proxy.write(PUT, 1, "a")
+    await proxy.cut()
+    began = time.monotonic()
+    with pytest.raises(errors.RoostError) as caught:
+        await over_proxy.read(GET, 1)
+    assert caught.value.code == grpc.StatusCode.UNAVAILABLE
+    assert caught.value.retry_after_s
+    assert time.monotonic() - began < STATEMENT_S
+    await proxy.start()
+
+    async def answers() -> bool:
+        try:
+            return await over_proxy.read(GET, 1) == [("a",)]
+        except errors.RoostError:
+            return False
+
+    began = time.monotonic()
+    await until(answers)
+    assert time.monotonic() - began < RECONNECT_S * 5 + 5
+
+
+async def test_who_stops_waiting_leaves_the_others_be(over_proxy: Keyspace, proxy: Proxy) -> None:
+    await over_proxy.write(PUT, 1, "a")
+    proxy.hold_answers()
+    left = [asyncio.create_task(over_proxy.read(GET, 1)) for _ in range(3)]
+    stays = asyncio.create_task(over_proxy.read(GET, 1))
+    await asyncio.sleep(0.05)
+    for task in left:
+        task.cancel()
+    proxy.heal()
+    assert await stays == [("a",)]
+    assert over_proxy.cassandra._in_flight._free == module.InFlight()._free
+
+
+async def test_closing_ends_what_is_out(settings: Settings, keyspace: Keyspace, proxy: Proxy) -> None:
+    opened = await Cassandra.open(settings.model_copy(update={"cassandra": (f"127.0.0.1:{proxy.port}",)}))
+    over = Keyspace(opened, keyspace.name)
+    await over.read(GET, 1)
+    proxy.hold_answers()
+    read = asyncio.create_task(over.read(GET, 1))
+    await asyncio.sleep(0.05)
+    proxy_healed = asyncio.get_running_loop().call_later(0.2, proxy.heal)
+    await opened.close()
+    with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
+        await read
+    with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
+        await over.read(GET, 1)
+    await opened.close()
+    proxy_healed.cancel()
+
+
+async def test_settings_that_do_not_fit_are_told_in_words(settings: Settings) -> None:
+    with pytest.raises(errors.RoostError, match=r"cannot be reached at 127\.0\.0\.1:1$"):
+        await Cassandra.open(settings.model_copy(update={"cassandra": ("127.0.0.1:1",)}))
+    with pytest.raises(errors.RoostError, match="datacenters datacenter1, and cassandra_datacenter is moon") as caught:
+        await Cassandra.open(settings.model_copy(update={"cassandra_datacenter": "moon"}))
+    assert caught.value.code == grpc.StatusCode.FAILED_PRECONDITION

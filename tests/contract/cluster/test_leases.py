@@ -1,0 +1,282 @@
+"""No id is made twice: whoever stops, sleeps, dies, or has a clock that is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from services.cluster.cassandra import Cassandra, Keyspace
+from services.cluster.leases import LEASES_MIGRATION, ORDINAL, CassandraLease, Terms
+from services.common import errors
+from services.common.config import Settings
+from services.common.snowflake import MAX_WORKER, WORKER_BITS, Snowflake, timestamp_ms, wall_clock_ms
+from tests.cluster import Namespace
+from tests.contract.cluster.conftest import until
+
+pytestmark = pytest.mark.cluster
+
+ALL = "SELECT worker_id, owner, high_water_ms, ttl(owner) FROM worker_leases"
+# The whole life of a lease within seconds.
+SHORT = Terms(3, 0.5, 1.5)
+
+CHILD = """
+import asyncio, sys
+from services.cluster.cassandra import Cassandra, Keyspace
+from services.cluster.leases import LEASES_MIGRATION, CassandraLease, Terms
+from services.common import errors
+from services.common.config import Settings
+
+async def main():
+    settings = Settings()
+    keyspace = await Keyspace.open(await Cassandra.open(settings), "kit2", (LEASES_MIGRATION,))
+    lease = await CassandraLease.open(keyspace, settings, Terms(int(sys.argv[1]), *map(float, sys.argv[2:])))
+    while True:
+        try:
+            print(await lease.ids.mint(), flush=True)
+        except errors.RoostError as error:
+            print("refused:", error.reason, flush=True)
+        await asyncio.sleep(0.001)
+
+asyncio.run(main())
+"""
+
+
+class Clock:
+    """A wall clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.shift_ms = 0
+
+    def __call__(self) -> int:
+        return wall_clock_ms() + self.shift_ms
+
+
+@pytest.fixture
+async def leases_of(cassandra: Cassandra) -> Keyspace:
+    return await Keyspace.open(cassandra, "kit2", (LEASES_MIGRATION,))
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[list[CassandraLease]]:
+    """Leases to be closed at the end of the test."""
+    made: list[CassandraLease] = []
+    yield made
+    for lease in made:
+        await lease.close()
+
+
+def worker_of(snowflake: int) -> int:
+    return (snowflake >> 12) & ((1 << WORKER_BITS) - 1)
+
+
+async def refused(ids: Snowflake) -> str:
+    with pytest.raises(errors.RoostError) as caught:
+        await ids.mint()
+    assert caught.value.code == grpc.StatusCode.UNAVAILABLE
+    return caught.value.reason
+
+
+async def die(lease: CassandraLease) -> None:
+    """As kill -9 leaves it."""
+    keeper, lease._keeper = lease._keeper, None
+    assert keeper is not None
+    keeper.cancel()
+    await asyncio.wait((keeper,))
+
+
+async def test_each_process_has_its_own_worker_id(
+    leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
+) -> None:
+    opened.extend(await asyncio.gather(*(CassandraLease.open(leases_of, settings) for _ in range(8))))
+    ids = [await lease.snowflake().mint() for lease in opened for _ in range(100)]
+    assert len({worker_of(snowflake) for snowflake in ids}) == 8
+    assert len(set(ids)) == 800
+    rows = await leases_of.read(ALL)
+    assert len(rows) == 8
+    assert all(owner and 50 < ttl <= 60 for _, owner, _, ttl in rows)
+
+
+async def test_a_closed_lease_mints_no_more_and_is_free(leases_of: Keyspace, settings: Settings) -> None:
+    lease = await CassandraLease.open(leases_of, settings)
+    last = await lease.ids.mint()
+    await lease.close()
+    await lease.close()
+    assert await refused(lease.ids) == "LEASE"
+    assert await leases_of.read(ALL) == [(lease.worker_id, None, lease.ids.last_ms, None)]
+    assert timestamp_ms(last) <= lease.ids.last_ms
+
+
+async def test_a_lease_lives_on_while_it_is_renewed(
+    leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
+) -> None:
+    lease = await CassandraLease.open(leases_of, settings, SHORT)
+    opened.append(lease)
+    worker, end = lease.worker_id, time.monotonic() + SHORT.ttl_s + 1.5
+    while time.monotonic() < end:
+        assert worker_of(await lease.ids.mint()) == worker
+        await asyncio.sleep(0.01)
+
+
+async def test_a_lease_that_is_not_renewed_stops_before_others_may_have_it(
+    leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
+) -> None:
+    lease = await CassandraLease.open(leases_of, settings, SHORT)
+    await lease.ids.mint()
+    await die(lease)
+    began = time.monotonic()
+    with pytest.raises(errors.RoostError, match="not renewed"):
+        while time.monotonic() - began < SHORT.mint_s + 1:
+            await lease.ids.mint()
+            await asyncio.sleep(0.01)
+    assert time.monotonic() - began <= SHORT.mint_s + 0.2
+    # Nor does it come back to life.
+    await asyncio.sleep(SHORT.ttl_s)
+    assert await refused(lease.ids) == "LEASE"
+    ((_, owner, mark_ms, _),) = await leases_of.read(ALL)
+    assert owner is None
+    assert mark_ms >= lease.ids.last_ms
+
+
+async def test_a_lease_that_was_lost_is_replaced_and_ids_go_on_increasing(
+    leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
+) -> None:
+    lease = await CassandraLease.open(leases_of, settings, SHORT)
+    opened.append(lease)
+    first, old = await lease.ids.mint(), lease.worker_id
+    assert (await leases_of.apply_if("UPDATE worker_leases SET owner = ? WHERE worker_id = ? IF EXISTS", "thief", old))[
+        0
+    ]
+    await until(lambda: lease.worker_id != old)
+    await until(lambda: lease._until > 0)
+    second = await lease.ids.mint()
+    assert second > first
+    assert worker_of(second) == lease.worker_id != old
+
+
+async def test_worker_ids_that_were_used_in_this_clocks_future_are_not_taken(
+    leases_of: Keyspace, settings: Settings, opened: list[CassandraLease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All but one were used by somebody whose clock was an hour ahead, or are taken.
+    later = wall_clock_ms() + 3_600_000
+    advance = "UPDATE worker_leases SET owner = ?, high_water_ms = ? WHERE worker_id = ? IF high_water_ms = ?"
+    lots = [range(first, min(first + 64, MAX_WORKER + 1)) for first in range(0, MAX_WORKER + 1, 64)]
+    for lot in lots:
+        await asyncio.gather(
+            *(leases_of.apply_if(advance, "x" if n % 2 else None, later, n, None) for n in lot if n != 700)
+        )
+    opened.append(await CassandraLease.open(leases_of, settings))
+    assert opened[0].worker_id == 700
+    with pytest.raises(errors.RoostError, match="all are leased"):
+        await CassandraLease.open(leases_of, settings)
+
+
+async def test_ids_wait_for_the_mark_when_the_clock_jumps_ahead(
+    leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
+) -> None:
+    clock = Clock()
+    lease = await CassandraLease.open(leases_of, settings, clock_ms=clock)
+    opened.append(lease)
+    await lease.ids.mint()
+    clock.shift_ms = 3_600_000
+    assert await refused(lease.ids) == "LEASE"
+    # The refusal woke the keeper, which marks ahead.
+    await until(lambda: (lease._mark_ms or 0) > clock())
+    jumped = await lease.ids.mint()
+    assert timestamp_ms(jumped) > wall_clock_ms() + 3_500_000
+    ((_, _, mark_ms, _),) = await leases_of.read(ALL)
+    assert mark_ms >= timestamp_ms(jumped)
+
+
+async def test_the_next_life_of_an_ordinal_repeats_nothing_on_a_slower_clock(
+    leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
+) -> None:
+    seventh = settings.model_copy(update={"worker_id": 7})
+    clock = Clock()
+    first = await CassandraLease.open(leases_of, seventh, clock_ms=clock)
+    used = [await first.ids.mint() for _ in range(5)]
+    await die(first)
+    clock.shift_ms = -300
+    began = time.monotonic()
+    second = await CassandraLease.open(leases_of, seventh, clock_ms=clock)
+    opened.append(second)
+    again = await second.ids.mint()
+    assert worker_of(again) == 7
+    assert again > max(used)
+    assert time.monotonic() - began < ORDINAL.mint_s + 3
+    await die(second)
+    clock.shift_ms = -3_600_000
+    with pytest.raises(errors.RoostError, match="s behind the ids of worker 7"):
+        await CassandraLease.open(leases_of, seventh, clock_ms=clock)
+
+
+async def test_two_with_one_ordinal_never_both_mint(
+    leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
+) -> None:
+    seventh = settings.model_copy(update={"worker_id": 7})
+    first = await CassandraLease.open(leases_of, seventh)
+    opened.append(first)
+    used = [await first.ids.mint()]
+    with pytest.raises(errors.RoostError, match="worker id 7 is another process's"):
+        await CassandraLease.open(leases_of, seventh)
+    used.append(await first.ids.mint())
+    assert used == sorted(set(used))
+
+
+async def test_who_sleeps_past_the_lease_mints_nothing_on_waking(namespace: Namespace, leases_of: Keyspace) -> None:
+    command = [sys.executable, "-c", CHILD, *map(str, SHORT)]
+    environment = os.environ | namespace.environment
+    spawn = lambda: subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: E731
+    sleeper = spawn()
+    assert sleeper.stdout is not None
+    worker = worker_of(int(await asyncio.to_thread(sleeper.stdout.readline)))
+    try:
+        sleeper.send_signal(signal.SIGSTOP)
+        slept_at_ms = wall_clock_ms()
+        # Others may have its worker id by now; all but this one are made to look taken.
+        await until(lambda: _is_free(leases_of, worker))
+        await asyncio.sleep(2.5)
+        fill = "UPDATE worker_leases SET owner = ? WHERE worker_id = ? IF owner = null"
+        others = [n for n in range(MAX_WORKER + 1) if n != worker]
+        for first in range(0, len(others), 64):
+            await asyncio.gather(*(leases_of.apply_if(fill, "x", n) for n in others[first : first + 64]))
+        heir = spawn()
+        assert heir.stdout is not None
+        try:
+            assert worker_of(int(await asyncio.to_thread(heir.stdout.readline))) == worker
+            sleeper.send_signal(signal.SIGCONT)
+            woken_at_ms = wall_clock_ms()
+            await asyncio.sleep(2)
+        finally:
+            heir.kill()
+    finally:
+        sleeper.send_signal(signal.SIGCONT)
+        sleeper.kill()
+    mine = _lines(sleeper.communicate()[0])
+    theirs = _lines(heir.communicate()[0])
+    assert "refused: LEASE" in mine
+    minted, inherited = _ids(mine), _ids(theirs)
+    assert len(inherited) > 100
+    assert not minted & inherited
+    # One id may have been on its way when it was stopped; it is from before, and nobody else's.
+    assert all(not slept_at_ms + 50 < timestamp_ms(n) < woken_at_ms for n in minted)
+
+
+async def _is_free(keyspace: Keyspace, worker: int) -> bool:
+    return await keyspace.read("SELECT owner FROM worker_leases WHERE worker_id = ?", worker) == [(None,)]
+
+
+def _lines(text: str) -> list[str]:
+    # The last may be half a line.
+    return text.splitlines()[:-1]
+
+
+def _ids(lines: list[str]) -> set[int]:
+    return {int(line) for line in lines if line.isdigit()}

@@ -1,0 +1,99 @@
+"""A keyspace is brought up to date once, by whoever comes first, and never by a release that does not know it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+import pytest
+
+from services.cluster import migrations
+from services.cluster.cassandra import Cassandra, Keyspace
+from services.cluster.migrations import Standing, migrate, standing
+from services.common import errors
+from services.common.config import Settings
+
+pytestmark = pytest.mark.cluster
+
+FIRST = "CREATE TABLE IF NOT EXISTS one (id bigint PRIMARY KEY); CREATE TABLE IF NOT EXISTS two (id bigint PRIMARY KEY)"
+SECOND = "ALTER TABLE one ADD IF NOT EXISTS name text"
+APPLIED = "SELECT number, owner FROM schema_migrations WHERE scope = 'schema'"
+
+
+@pytest.fixture
+async def fresh(cassandra: Cassandra) -> AsyncIterator[Keyspace]:
+    """A keyspace that does not exist yet, of this test alone."""
+    keyspace = Keyspace(cassandra, f"{cassandra.settings.keyspaces}_{uuid.uuid4().hex[:8]}")
+    yield keyspace
+    await cassandra.change_schema(f"DROP KEYSPACE IF EXISTS {keyspace.name}")
+
+
+async def refused(keyspace: Keyspace, scripts: Sequence[str], words: str) -> None:
+    with pytest.raises(errors.RoostError, match=words) as caught:
+        await migrate(keyspace, scripts)
+    assert caught.value.code == grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_new_keyspace_is_made_and_later_scripts_are_added(fresh: Keyspace) -> None:
+    assert await standing(fresh, (FIRST,)) == Standing(fresh.name, 0, 1)
+    assert await migrate(fresh, (FIRST,)) == Standing(fresh.name, 0, 1)
+    await fresh.write("INSERT INTO two (id) VALUES (?)", 1)
+    assert await migrate(fresh, (FIRST, SECOND)) == Standing(fresh.name, 1, 2)
+    await fresh.write("INSERT INTO one (id, name) VALUES (?, ?)", 1, "a")
+    assert await migrate(fresh, (FIRST, SECOND)) == Standing(fresh.name, 2, 2)
+    # And nobody holds the lease.
+    assert await fresh.read(APPLIED) == [(1, None), (2, None)]
+
+
+async def test_many_at_once_apply_each_script_once(
+    fresh: Keyspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[str] = []
+    original = Cassandra.change_schema
+
+    async def counting(self: Cassandra, cql: str, keyspace: str | None = None) -> None:
+        changed.append(cql)
+        await original(self, cql, keyspace)
+
+    monkeypatch.setattr(Cassandra, "change_schema", counting)
+    drivers = [await Cassandra.open(settings) for _ in range(4)]
+    try:
+        await asyncio.gather(*(migrate(Keyspace(driver, fresh.name), (FIRST, SECOND)) for driver in drivers))
+        for driver in drivers:
+            await Keyspace(driver, fresh.name).write("INSERT INTO one (id, name) VALUES (?, ?)", 1, "a")
+    finally:
+        for driver in drivers:
+            await driver.close()
+    assert [cql for cql in changed if " one" in cql] == [FIRST.partition(";")[0], SECOND]
+
+
+async def test_a_newer_or_another_schema_is_left_alone(fresh: Keyspace) -> None:
+    await migrate(fresh, (FIRST, SECOND))
+    await refused(fresh, (FIRST,), rf"a newer release wrote {fresh.name} \(migration 2 > 1\)")
+    await refused(fresh, (FIRST, SECOND.replace("text", "int")), "migration 2 .* is not the one that was applied")
+    # Blanks tell nothing.
+    await migrate(fresh, (FIRST.replace(" ", "\n  "), SECOND))
+
+
+async def test_where_it_may_not_migrate_at_start_it_says_what_to_do(fresh: Keyspace, settings: Settings) -> None:
+    driver = await Cassandra.open(settings.model_copy(update={"migrate_at_start": False}))
+    try:
+        careful = Keyspace(driver, fresh.name)
+        await refused(careful, (FIRST,), "at migration 0 of 1: run `roost migrate` first")
+        await migrate(careful, (FIRST,), at_start=False)
+        assert (await migrate(careful, (FIRST,))).applied == 1
+    finally:
+        await driver.close()
+
+
+async def test_a_lease_that_was_left_behind_ends(fresh: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    await migrate(fresh, (FIRST,))
+    assert (await fresh.apply_if(migrations._CLAIM, 2, "somebody who died", "schema"))[0]
+    monkeypatch.setattr(migrations, "MAX_LOOKS", 2)
+    with pytest.raises(errors.RoostError, match="another process has been migrating"):
+        await migrate(fresh, (FIRST, SECOND))
+    monkeypatch.setattr(migrations, "MAX_LOOKS", 100)
+    await migrate(fresh, (FIRST, SECOND))
+    await fresh.write("INSERT INTO one (id, name) VALUES (?, ?)", 1, "a")
