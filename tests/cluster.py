@@ -108,6 +108,11 @@ class Family:
 family = Family()
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """The variables that make a process of its own take the family of this run, and the namespace of a data directory."""
+    return family.of(folder).environment if family.name == "cluster" else {}
+
+
 class _Servers:
     """The clients that clean. They block: a test's loop waits, as it does for its folders."""
 
@@ -154,6 +159,8 @@ class _Servers:
             "namespace": f"{self._names}{self._serial}",
             "keyspaces": keyspaces,
             "redis": _with_database(self._base.redis, database),
+            # Tests share the machine with all four servers: what is late here is not out of reach.
+            "redis_timeout_s": 5.0,
         }
         if "kafka_partitions" in Settings.model_fields:
             settings["kafka_partitions"] = KAFKA_PARTITIONS

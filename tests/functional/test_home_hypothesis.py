@@ -21,10 +21,9 @@ from roost.timeline.v1 import timeline_service_pb2 as timeline
 
 from services.common.checker import Checker
 from services.common.process import Process
-from services.registry import SERVICES
 from services.timeline.builds import Builds
 from services.timeline.store.embedded import EmbeddedHomeTimelines
-from tests.conftest import Mesh, mesh_settings
+from tests.conftest import Mesh, mesh_settings, start_process
 
 KEEP, TRIM_ABOVE = 6, 8
 MARGIN_S = 0.03
@@ -208,7 +207,7 @@ def test_homes_hold_what_the_model_says(tmp_path: Path, mode: str) -> None:
             tmp_path, timeline_mode=mode, clock_margin_s=MARGIN_S, celebrity_threshold=THRESHOLD, log_level="error"
         )
         checker = Checker()
-        process = runner.run(Process.start(chosen, SERVICES, checker=checker))
+        process = runner.run(start_process(chosen, checker=checker))
         try:
             _shorten(process)
             mesh = Mesh(process, "inprocess")

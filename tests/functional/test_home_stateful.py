@@ -33,10 +33,9 @@ from services.common.checker import Checker
 from services.common.event_log import Record
 from services.common.event_log.embedded import EmbeddedConsumer
 from services.common.process import Process
-from services.registry import SERVICES
 from services.timeline.builds import Builds
 from services.timeline.store.embedded import EmbeddedHomeTimelines
-from tests.conftest import Mesh, mesh_settings
+from tests.conftest import Mesh, mesh_settings, start_process
 from tests.functional.world import DELETED, MISSING, OK, REFUSED, REMOVED, STANDS, Tweet, World, told
 
 KEEP, TRIM_ABOVE = 6, 8
@@ -536,7 +535,7 @@ def test_everybody_sees_what_the_model_says(quick_dir: Path, mode: str) -> None:
             quick_dir, timeline_mode=mode, clock_margin_s=MARGIN_S, celebrity_threshold=THRESHOLD, log_level="error"
         )
         checker = Checker()
-        process = runner.run(Process.start(chosen, SERVICES, checker=checker))
+        process = runner.run(start_process(chosen, checker=checker))
         try:
             _shorten(process)
             mesh = Mesh(process, "inprocess")
