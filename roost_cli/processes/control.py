@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,15 +43,19 @@ async def listening(supervisor: Supervisor, path: Path) -> AsyncIterator[None]:
             await writer.drain()
             writer.close()
 
-    path.parent.mkdir(parents=True, exist_ok=True, mode=runfile.DIRECTORY_MODE)
-    path.unlink(missing_ok=True)
+    _make_room(path)
     server = await asyncio.start_unix_server(serve, path, limit=MAX_LINE_BYTES)
-    path.chmod(runfile.FILE_MODE)
+    os.chmod(path, runfile.FILE_MODE)
     try:
         yield
     finally:
         server.close()
-        path.unlink(missing_ok=True)
+        _make_room(path)
+
+
+def _make_room(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=runfile.DIRECTORY_MODE)
+    path.unlink(missing_ok=True)
 
 
 async def ask_restart(path: Path, name: str) -> float:

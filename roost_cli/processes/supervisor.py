@@ -58,7 +58,8 @@ class Supervisor:
             await asyncio.gather(*map(begin, group))
 
     async def restart(self, name: str) -> float:
-        """Replaces every process of that name, one after the other; seconds taken. CommandError where there is none.
+        """Replaces every process of that name, one after the other; seconds taken. CommandError where there is none, or
+        where a new one does not become ready: what still ran of the old ones goes on then.
 
         The new one is ready before the old one drains, unless both would need one address.
         """
@@ -70,12 +71,15 @@ class Supervisor:
                 if old.part.alone:
                     await old.stop()
                 new = Instance(self._successor(old.part), self._logs, self._say)
-                self._instances[self._instances.index(old)] = new
+                self._instances.insert(self._instances.index(old) + 1, new)
                 try:
                     await new.start()
-                finally:
-                    # Also where the new one failed: it goes on trying, and two of one place would be one too many.
-                    await old.stop()
+                except CommandError:
+                    # What runs goes on running: the fault lies in what is new.
+                    self._instances.remove(new)
+                    raise
+                await old.stop()
+                self._instances.remove(old)
         return time.monotonic() - began
 
     def _successor(self, part: Part) -> Part:

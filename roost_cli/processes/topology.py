@@ -75,10 +75,12 @@ def parts_of(settings: Settings, replicas: Mapping[str, int]) -> Sequence[Part]:
         address_of(getattr(settings, name), f"--{name}")
     # The registry needs no server of the cluster's, and must not wait for one.
     found = [part(MESH, 1, ("--grpc", registry), family="embedded")]
-    for name in SERVICES:
-        if name != MESH:
-            for number in range(1, replicas.get(name, 1) + 1):
-                found.append(part(name, number, anywhere, drain_s=str(DRAIN_S)))
+    found += [
+        part(name, number, anywhere, drain_s=str(DRAIN_S))
+        for name in SERVICES
+        for number in range(1, replicas.get(name, 1) + 1)
+        if name != MESH
+    ]
     return [*found, part(GATEWAY, 1, door)]
 
 

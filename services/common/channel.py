@@ -32,10 +32,14 @@ RETRY_ATTEMPTS = 3
 RETRY_CODES = ("UNAVAILABLE", "CANCELLED")
 
 # 30 s finds a dead peer before most deadlines of streams; without calls no pings: idle channels cost nothing.
-KEEPALIVE_OPTIONS = (
+CONNECTION_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 0),
+    # gRPC would wait up to two minutes; a service that was restarted is to be found within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
 
@@ -64,7 +68,7 @@ class MeshChannel(AbstractChannel):
     """A channel to one target (any gRPC name, such as `dns:///tweet:50051`), as the service `caller`."""
 
     def __init__(self, target: str, caller: str, mesh_secret: str) -> None:
-        options = [("grpc.service_config", service_config()), *KEEPALIVE_OPTIONS]
+        options = [("grpc.service_config", service_config()), *CONNECTION_OPTIONS]
         self._channel = grpc.aio.insecure_channel(target, options=options)
         self._identity = ((CALLER_KEY, caller), (SECRET_KEY, mesh_secret))
 

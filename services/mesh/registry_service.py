@@ -38,13 +38,17 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self._services: dict[str, dict[str, _Lease]] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._sweeper: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         """Begins to take off the list whose lease ended."""
         self._sweeper = asyncio.create_task(self._sweep(), name="registry-sweep")
 
     async def stop(self) -> None:
-        """Ends it."""
+        """Ends it, and every stream: their readers go on with what they heard last."""
+        self._stopping = True
+        for service in list(self._changed):
+            self._tell(service)
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
@@ -86,7 +90,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.WatchInstancesRequest, context: Any
     ) -> AsyncIterator[pb.WatchInstancesResponse]:
         """All instances, at once and whenever they change; the same again as a sign of life."""
-        while True:
+        while not self._stopping:
             # Taken before the list is: a change in between wakes the wait below at once.
             changed = self._changed.setdefault(request.service, asyncio.Event())
             yield pb.WatchInstancesResponse(instances=self._instances(request.service))

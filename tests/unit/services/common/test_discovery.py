@@ -1,0 +1,173 @@
+"""Processes find each other through the registry, and the door passes calls on: real processes' worth of servers on loopback ports."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
+
+from services.common import errors
+from services.common.config import Settings
+from services.common.kit import Build, Kit, Service
+from services.common.process import Process
+from services.mesh.server import build as build_mesh
+
+SECRET = "s" * 32
+WITHIN_S = 10.0
+ELSEWHERE = ("mesh", "tweet")
+
+
+class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
+    """Answers with its own number as the author."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.JoinedTweet:
+        if request.tweet_id == 404:
+            raise errors.failed_precondition("no such tweet", "GONE")
+        context_.set_trailing_metadata((("roost-timeline", "warm"),))
+        return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=1, author_id=self.number).SerializeToString())
+
+    async def ScanTweets(
+        self, request: tweet_service_pb2.ScanTweetsRequest, context_: Any
+    ) -> AsyncIterator[tweet_service_pb2.ScanTweetsResponse]:
+        for number in (1, 2, 3):
+            yield tweet_service_pb2.ScanTweetsResponse(cores=[tweet_pb2.TweetCore(replies=number)])
+
+
+class Town:
+    """A registry, and processes around it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: list[Process] = []
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.registry = f"127.0.0.1:{probe.getsockname()[1]}"
+
+    async def start(self, name: str, builds: dict[str, Build], grpc_address: str = "127.0.0.1:0") -> Process:
+        settings = Settings(
+            data_dir=self.folder / name,
+            grpc=grpc_address,
+            log_level="error",
+            mesh_secret=SECRET,
+            registry=self.registry,
+        )
+        process = await Process.start(settings, builds, elsewhere=ELSEWHERE)
+        self.running.append(process)
+        return process
+
+    async def stop(self, process: Process) -> None:
+        self.running.remove(process)
+        await process.stop()
+
+    async def mesh(self) -> Process:
+        return await self.start("mesh", {"mesh": build_mesh}, self.registry)
+
+    async def tweets(self, number: int) -> Process:
+        async def build(kit: Kit) -> Service:
+            return Service("tweet", {"roost.tweet.v1.TweetService": Tweets(number)})
+
+        return await self.start(f"tweet-{number}", {"tweet": build})
+
+    async def door(self) -> Process:
+        return await self.start("door", {})
+
+
+@pytest.fixture
+async def town(tmp_path: Path) -> AsyncIterator[Town]:
+    town = Town(tmp_path)
+    yield town
+    for process in reversed(town.running):
+        await process.stop()
+
+
+async def answering(process: Process, caller: str = "gateway") -> int:
+    """Which instance answers a call from this process."""
+    stub = tweet_service_pb2_grpc.TweetServiceStub(process.channel(caller))
+    answer = await stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1), timeout=2)
+    return int(answer.tweet.author_id)
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            try:
+                if await holds():
+                    return
+            except grpc.aio.AioRpcError:
+                pass
+            await asyncio.sleep(0.05)
+
+
+async def everyone(process: Process, numbers: set[int]) -> None:
+    """Waits until calls from this process are answered by exactly these instances."""
+
+    async def holds() -> bool:
+        return {await answering(process) for _ in range(20)} == numbers
+
+    await until(holds)
+
+
+async def test_calls_go_to_whoever_is_listed(town: Town) -> None:
+    await town.mesh()
+    one = await town.tweets(1)
+    door = await town.door()
+    await everyone(door, {1})
+    await town.tweets(2)
+    await everyone(door, {1, 2})
+    # It leaves the list before it stops, so no call meets a closed port.
+    stopping = asyncio.ensure_future(town.stop(one))
+    while not stopping.done():
+        assert await answering(door) in (1, 2)
+    await everyone(door, {2})
+
+
+async def test_addresses_outlive_the_registry_and_a_new_one_is_complete(town: Town) -> None:
+    mesh = await town.mesh()
+    await town.tweets(1)
+    door = await town.door()
+    await everyone(door, {1})
+    await town.stop(mesh)
+    assert await answering(door) == 1
+    await town.tweets(2)
+    await town.mesh()
+    await everyone(door, {1, 2})
+
+
+async def test_a_service_that_nobody_serves_is_unavailable(town: Town) -> None:
+    await town.mesh()
+    door = await town.door()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await answering(door)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert door.health()["tweet"] == "STARTING"
+
+
+async def test_the_door_passes_calls_on_with_their_errors_and_trailing_metadata(town: Town) -> None:
+    await town.mesh()
+    await town.tweets(1)
+    door = await town.door()
+    await everyone(door, {1})
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.grpc_port}") as outside:
+        stub = tweet_service_pb2_grpc.TweetServiceStub(outside)
+        call = stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1), timeout=2)
+        assert (await call).tweet.author_id == 1
+        assert ("roost-timeline", "warm") in list(await call.trailing_metadata())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=404), timeout=2)
+        assert errors.from_rpc(caught.value).reason == "GONE"
+        # A mesh-only method is no more reachable than at the service itself.
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(), timeout=2).read()
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        operator = (("authorization", f"Bearer {door.operator_token}"),)
+        found = [m async for m in stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(), timeout=2, metadata=operator)]
+        assert [message.cores[0].replies for message in found] == [1, 2, 3]
