@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
+from services.cluster import cluster_of
 from services.common.hydrate import Hydrator
-from services.common.kit import Kit, Service
+from services.common.kit import Kit, Service, Worker
 from services.common.outbox import Relay
 from services.common.people import PeopleLists
+from services.engagement.consumer import GROUP, TOPICS, recounting
 from services.engagement.service import EngagementService
+from services.engagement.store import EngagementStore
 from services.engagement.store.embedded import EmbeddedEngagementStore
 from services.engagement.targets import Targets
 
 
 async def build(kit: Kit) -> Service:
-    """The service on its embedded store, `engagement.db` in the data directory."""
-    store = await EmbeddedEngagementStore.open(kit.data_dir / "engagement.db")
+    """The service on the store of its family."""
+    store, workers = await _open(kit)
     hydrator = Hydrator(kit.channel)
     people = PeopleLists(UserServiceStub(kit.channel), GraphServiceStub(kit.channel).GetVisibilityFilter, kit.cursors)
     servicer = EngagementService(store, Targets(kit.channel, hydrator), hydrator, people, kit.ids, kit.cursors)
     return Service(
         kit.name,
         servicers={"roost.engagement.v1.EngagementService": servicer},
-        workers=(Relay(store.db, kit.log),),
+        workers=workers,
         resources=(store,),
     )
+
+
+async def _open(kit: Kit) -> tuple[EngagementStore, Sequence[Worker]]:
+    """The store, and what runs beside it."""
+    cluster = cluster_of(kit)
+    if cluster is None:
+        embedded = await EmbeddedEngagementStore.open(kit.data_dir / "engagement.db")
+        return embedded, (Relay(embedded.db, kit.log),)
+    # Not before it is asked for: drivers are slow to import.
+    from services.engagement.store.cassandra import CassandraEngagementStore
+
+    store = await CassandraEngagementStore.open(cluster, kit.log, kit.clock)
+    return store, (store.outbox, kit.log.consumer(GROUP, TOPICS, recounting(store.recount_likes)))

@@ -1,20 +1,24 @@
-"""Composition root of the identity service."""
+"""Composition root of the identity service: the only module that names an adapter."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
-from services.common.kit import Kit, Service
+from services.cluster import cluster_of
+from services.common.kit import Kit, Service, Worker
 from services.common.outbox import Relay
 from services.identity.auth_service import AuthService
+from services.identity.consumer import GROUP, TOPICS, sharing
 from services.identity.events import Events
 from services.identity.joined import Joiner
 from services.identity.password import Passwords
 from services.identity.refresh import RefreshTokens
 from services.identity.signing import Signer, new_key
+from services.identity.store import Store
 from services.identity.store.embedded import EmbeddedStore
 from services.identity.user_service import UserService
 
@@ -26,8 +30,8 @@ def _new_secret() -> bytes:
 
 
 async def build(kit: Kit) -> Service:
-    """The identity service over its embedded store. Its keys are made at the first start and kept with the accounts."""
-    store = await EmbeddedStore.open(kit.data_dir / "identity.db")
+    """The identity service over the store of its family. Its keys are made at the first start and kept with the accounts."""
+    store, workers = await _open(kit)
     try:
         pepper = await store.secret("password_pepper", _new_secret)
         refresh_key = await store.secret("refresh_token_key", _new_secret)
@@ -57,6 +61,19 @@ async def build(kit: Kit) -> Service:
             "roost.identity.v1.AuthService": auth,
             "roost.identity.v1.UserService": UserService(store, joiner, events, kit.ids),
         },
-        workers=(Relay(store.db, kit.log),),
+        workers=workers,
         resources=(store, passwords),
     )
+
+
+async def _open(kit: Kit) -> tuple[Store, Sequence[Worker]]:
+    """The store, and what runs beside it."""
+    cluster = cluster_of(kit)
+    if cluster is None:
+        embedded = await EmbeddedStore.open(kit.data_dir / "identity.db")
+        return embedded, (Relay(embedded.db, kit.log),)
+    # Not before it is asked for: drivers are slow to import.
+    from services.identity.store.cassandra import CassandraStore
+
+    store = await CassandraStore.open(cluster, kit.log, kit.clock)
+    return store, (store.outbox, kit.log.consumer(GROUP, TOPICS, sharing(store.share)))

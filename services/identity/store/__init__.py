@@ -158,3 +158,6 @@ class SecretStore(Protocol):
 
 class Store(AccountStore, SessionStore, SecretStore, Protocol):
     """All of it: one adapter serves the three, because they share transactions."""
+
+    async def close(self) -> None:
+        """Finishes what was begun and gives the store free."""

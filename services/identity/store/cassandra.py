@@ -252,9 +252,10 @@ class CassandraStore:
         return bytes(rows[0][0])
 
     async def share(self, ids: Sequence[int]) -> None:
-        """Puts the references of these users where every process finds them. For when the writer could not."""
+        """Puts the references of these users where every process finds them. UNAVAILABLE where Redis does not take them."""
         for user_id, account in (await self._accounts(ids)).items():
-            await self._shared.put_user(user_id, account.version, wire_of(account))
+            if not await self._shared.put_user(user_id, account.version, wire_of(account)):
+                raise errors.unavailable("references cannot be shared now")
 
     async def decided(self, records: Sequence[Record]) -> list[Record]:
         """Those of these events that are true: their change was made. A change half made is seen through first."""
