@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self, TypeVar
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
@@ -14,20 +14,17 @@ from services.cluster.connections import Cluster
 from services.cluster.outbox import Outbox
 from services.cluster.shared import SharedEntries
 from services.common.event_log import EventLog, Record
-from services.common.fragments import framed
 from services.tweet.store import Claim
 from services.tweet.store import cassandra_schema as cql
 from services.tweet.store.cassandra_changes import Change, Changer
-from services.tweet.store.cassandra_lists import CassandraLists, by_ids
+from services.tweet.store.cassandra_memory import RememberingReads
 from services.tweet.store.cassandra_writes import Writer
-from services.tweet.store.placed import Post, head_of
+from services.tweet.store.placed import Post
 
 T = TypeVar("T")
 
-_FRAME_TAG = b"\x0a"
 
-
-class CassandraTweetStore(CassandraLists):
+class CassandraTweetStore(RememberingReads):
     """A TweetStore on a Cassandra cluster, which any number of processes share.
 
     Where the port says that nothing was stored, here it may be unknown: UNAVAILABLE with reason OUTCOME_UNKNOWN. A repeat with the same
@@ -35,11 +32,10 @@ class CassandraTweetStore(CassandraLists):
     """
 
     def __init__(self, writer: Writer, outbox: Outbox, shared: SharedEntries) -> None:
-        super().__init__(writer.keyspace)
+        super().__init__(writer.keyspace, shared)
         self.outbox = outbox
         self._writer = writer
         self._changer = Changer(writer)
-        self._shared = shared
         self._begun: set[asyncio.Task[Any]] = set()
 
     @classmethod
@@ -47,18 +43,11 @@ class CassandraTweetStore(CassandraLists):
         """Opens the keyspace and brings it up to date. The outbox is a worker of the process."""
         keyspace = await cluster.keyspace("tweet", cql.MIGRATIONS)
         outbox = Outbox(keyspace, log, clock)
-        return cls(Writer(keyspace, outbox), outbox, cluster.shared)
+        return cls(Writer(keyspace, outbox, cluster.shared), outbox, cluster.shared)
 
     async def create(self, core: tweet_pb2.TweetCore, conversation_id: int, event: Record, claim: Claim | None) -> int:
         """See the port."""
-
-        async def write() -> int:
-            tweet_id = await self._writer.create(Post(core, conversation_id, event), claim)
-            if core.head.reply_to_id and tweet_id == core.head.id:
-                await self._shared.change_threads((conversation_id,), tweet_id)
-            return tweet_id
-
-        return await self._whole(write())
+        return await self._whole(self._writer.create(Post(core, conversation_id, event), claim))
 
     async def delete(self, tweet_id: int, at_s: int, event: Record) -> bool:
         """See the port."""
@@ -75,8 +64,7 @@ class CassandraTweetStore(CassandraLists):
     async def _hide(self, work: Coroutine[Any, Any, Change]) -> bool:
         change = await work
         if change.tweet is not None and not change.tweet.head.retweet_of_id:
-            async for _ in self._changer.orphans(change.tweet.head.id):
-                pass
+            await self._changer.count_retweets(change.tweet.head.id)
         return change.changed
 
     async def revise(self, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record) -> bool:
@@ -93,27 +81,7 @@ class CassandraTweetStore(CassandraLists):
 
     async def purge(self, before_s: int, limit: int) -> int:
         """See the port."""
-        purged = 0
-        async for _ in self._changer.purge(before_s, limit):
-            purged += 1
-        return purged
-
-    async def batch_get(self, ids: Sequence[int], viewer_id: int = 0) -> tweet_service_pb2.BatchGetTweetCoresResponse:
-        """See the port."""
-        frames = await self.batch_get_serialized(ids, viewer_id)
-        return tweet_service_pb2.BatchGetTweetCoresResponse.FromString(frames)
-
-    async def batch_get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
-        """See the port."""
-        if viewer_id:
-            cores, retweeted = await asyncio.gather(self._cores(ids), self.find_retweets(viewer_id, ids))
-        else:
-            cores, retweeted = await self._cores(ids), {}
-        for tweet_id in retweeted:
-            if tweet_id in cores:
-                cores[tweet_id].retweeted = True
-        frames = {tweet_id: framed(_FRAME_TAG, core.SerializeToString()) for tweet_id, core in cores.items()}
-        return b"".join(frames[tweet_id] for tweet_id in ids if tweet_id in frames)
+        return await self._changer.purge(before_s, limit)
 
     async def scan(self, after_id: int, limit: int) -> list[tweet_pb2.TweetCore]:
         """See the port."""
@@ -121,18 +89,12 @@ class CassandraTweetStore(CassandraLists):
         # A listed id may have no tweet for a moment, while its batch is being written or it is being purged.
         while wanted := limit - len(found):
             ids = await self.ids_from(after_id, wanted)
-            cores = await self._cores(ids)
+            cores = await self.cores(ids)
             found += [cores[tweet_id] for tweet_id in ids if tweet_id in cores]
             if len(ids) < wanted:
                 break
             after_id = ids[-1]
         return found
-
-    async def _cores(self, ids: Iterable[int]) -> dict[int, tweet_pb2.TweetCore]:
-        """The tweets that there are, by id, with their counts."""
-        wanted = list(ids)
-        rows, counts = await asyncio.gather(by_ids(self._keyspace, cql.CORES, wanted), self.count_links(wanted))
-        return {row[0]: _core(row, counts.get(row[0], {})) for row in rows if row[1] is not None}
 
     async def thread_version(self, conversation_id: int) -> int:
         """See the port. Another one at each call while Redis does not answer."""
@@ -159,14 +121,3 @@ class CassandraTweetStore(CassandraLists):
         self._begun.add(task)
         task.add_done_callback(self._begun.discard)
         return await asyncio.shield(task)
-
-
-def _core(row: Sequence[Any], counts: Mapping[int, int]) -> tweet_pb2.TweetCore:
-    head = head_of(row)
-    return tweet_pb2.TweetCore(
-        head=head,
-        core=b"" if head.deleted else row[9],
-        replies=counts.get(cql.REPLY, 0),
-        retweets=counts.get(cql.RETWEET, 0),
-        quotes=counts.get(cql.QUOTE, 0),
-    )

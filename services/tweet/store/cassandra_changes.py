@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
@@ -31,13 +31,6 @@ class Change(NamedTuple):
     tweet: Stored | None = None
 
 
-class Gone(NamedTuple):
-    """A tweet that was purged."""
-
-    tweet_id: int
-    author_id: int
-
-
 class Changer:
     """Changes tweets, by the writer's batches."""
 
@@ -53,7 +46,7 @@ class Changer:
         steps = [*show(known.head, cql.DELETED, cql.FOREVER_US, 0, at_s), *to_purge(tweet_id, at_s)]
         stood = known.hidden == cql.STANDS
         if stood:
-            await self._writer.commit(steps, event)
+            await self._writer.commit(steps, event, known.head)
         else:
             await self._keyspace.batch(steps)
         if known.head.retweet_of_id:
@@ -71,7 +64,7 @@ class Changer:
         if known.hidden == cql.REMOVED:
             await self._keyspace.batch(steps)
             return Change(False, known)
-        await self._writer.commit(steps, event)
+        await self._writer.commit(steps, event, known.head)
         return Change(True, known)
 
     async def restore(self, tweet_id: int, action_id: int, event: Record) -> Change:
@@ -82,12 +75,12 @@ class Changer:
         if known.action_id != action_id:
             raise errors.failed_precondition("another action hides the tweet", "OTHER_ACTION")
         steps = show(known.head, cql.STANDS, self._writer.now_us(known.changed_us), 0, 0)
-        await self._writer.commit(steps, event)
+        await self._writer.commit(steps, event, known.head)
         return Change(True, known)
 
-    async def orphans(self, tweet_id: int) -> AsyncIterator[list[int]]:
-        """Makes the retweets of a tweet count for their authors, or not, as its state wants; yields those authors, in steps. Harmless
-        to repeat: what is written bears the time of the state."""
+    async def count_retweets(self, tweet_id: int) -> None:
+        """Makes the retweets of a tweet count for their authors, or not, as its state wants. Harmless to repeat: what is written bears
+        the time of the state."""
         known = (await self._writer.stored((tweet_id,))).get(tweet_id)
         after_id = _NO_BOUND
         while known is not None:
@@ -96,7 +89,7 @@ class Changer:
                 await self._keyspace.write_each(
                     orphan(retweet_id, author_id, known.hidden, known.changed_us) for retweet_id, author_id in rows
                 )
-                yield [author_id for _, author_id in rows]
+                await self._writer.tell((), [author_id for _, author_id in rows])
             if len(rows) < STEP:
                 return
             after_id = rows[-1][0]
@@ -112,21 +105,22 @@ class Changer:
                 return Change(False, known)
             if not await self._decide(known, core, revision, event):
                 return Change(False, known)
-            await self._copy(tweet_id, revision.version, core.core, event)
+            await self._copy(known, revision.version, core.core, event)
             return Change(True, known)
 
     async def _last_version(self, known: Stored) -> int:
         """The version that stands; copies it first where an edit was left half done."""
         for version, core, event in await self._keyspace.read(cql.LAST_REVISION, known.head.id):
             if version > known.version:
-                await self._copy(known.head.id, version, core, Record(*event))
+                await self._copy(known, version, core, Record(*event))
             return int(version)
         return known.version
 
-    async def _copy(self, tweet_id: int, version: int, core: bytes, event: Record) -> None:
+    async def _copy(self, known: Stored, version: int, core: bytes, event: Record) -> None:
         """Makes what the revisions say what everybody reads. The same whoever does it, and however often."""
+        tweet_id = known.head.id
         step = (cql.REVISE, (cql.created_us(tweet_id, version), version, core, tweet_id))
-        await self._writer.commit([step], event)
+        await self._writer.commit([step], event, known.head)
 
     async def _decide(
         self, known: Stored, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record
@@ -167,57 +161,60 @@ class Changer:
             found.append(revision)
         return found
 
-    async def purge(self, before_s: int, limit: int) -> AsyncIterator[Gone]:
-        """See `TweetStore.purge`; yields what goes."""
+    async def purge(self, before_s: int, limit: int) -> int:
+        """See `TweetStore.purge`."""
+        purged, hour = 0, _NO_BOUND
         last_hour = before_s * 1000 // cql.HOUR_MS
-        hour = _NO_BOUND
-        left = limit
         while hours := await self._keyspace.read(cql.DELETION_HOURS, cql.ALL_HOURS, hour, last_hour, HOURS_PAGE):
             for (hour,) in hours:
-                async for gone in self._purge_hour(hour, before_s, left):
-                    left -= 1
-                    yield gone
-                if left <= 0:
-                    return
+                purged += await self._purge_hour(hour, before_s, limit - purged)
+                if purged == limit:
+                    return purged
+        return purged
 
-    async def _purge_hour(self, hour: int, before_s: int, room: int) -> AsyncIterator[Gone]:
+    async def _purge_hour(self, hour: int, before_s: int, room: int) -> int:
         begun_us = self._writer.now_us(0)
-        after = (_NO_BOUND, _NO_BOUND)
-        while rows := await self._keyspace.read(cql.DELETIONS, hour, *after, before_s, min(room, STEP)):
+        after, purged = (_NO_BOUND, _NO_BOUND), 0
+        while rows := await self._keyspace.read(cql.DELETIONS, hour, *after, before_s, min(room - purged, STEP)):
             for after in rows:
-                at_s, tweet_id = after
-                known = (await self._writer.stored((tweet_id,))).get(tweet_id)
-                if known is None:
-                    await self._keyspace.write(cql.DROP_DELETION, hour, at_s, tweet_id)
-                # A later time counts where two deleted it; its row is another.
-                elif known.hidden == cql.DELETED and known.hidden_at_s < before_s:
-                    async for gone in self._purge_retweets(tweet_id, room):
-                        room -= 1
-                        yield gone
-                    if room <= 0:
-                        return
-                    room -= 1
-                    yield await self._drop(known)
-                    await self._keyspace.write(cql.DROP_DELETION, hour, at_s, tweet_id)
-                if room <= 0:
-                    return
-        if hour < before_s * 1000 // cql.HOUR_MS and not await self._keyspace.read(cql.ANY_DELETION, hour):
+                purged += await self._purge_deleted(hour, *after, before_s, room - purged)
+                if purged == room:
+                    return purged
+        past = hour < before_s * 1000 // cql.HOUR_MS
+        if past and not await self._keyspace.read(cql.ANY_DELETION, hour):
             # What is deleted from now on lists its hour anew, with a later timestamp.
             await self._keyspace.write(cql.DROP_DELETION_HOUR, begun_us, cql.ALL_HOURS, hour)
+        return purged
 
-    async def _purge_retweets(self, tweet_id: int, room: int) -> AsyncIterator[Gone]:
-        before_id = cql.NO_BOUND
-        while room > 0:
-            limit = min(room, STEP)
+    async def _purge_deleted(self, hour: int, at_s: int, tweet_id: int, before_s: int, room: int) -> int:
+        """Purges the retweets of a tweet, then the tweet where room (above 0) is left; how many."""
+        known = (await self._writer.stored((tweet_id,))).get(tweet_id)
+        purged = 0
+        if known is not None:
+            # Of two deletions at once the later time counts, which has its own row.
+            if known.hidden != cql.DELETED or known.hidden_at_s >= before_s:
+                return 0
+            purged = await self._purge_retweets(tweet_id, room)
+            if purged == room:
+                return purged
+            await self._drop(known)
+            purged += 1
+        await self._keyspace.write(cql.DROP_DELETION, hour, at_s, tweet_id)
+        return purged
+
+    async def _purge_retweets(self, tweet_id: int, room: int) -> int:
+        purged, before_id = 0, cql.NO_BOUND
+        while limit := min(room - purged, STEP):
             rows = await self._keyspace.read(cql.LINKS_DOWN, tweet_id, cql.RETWEET, before_id, limit)
             for known in (await self._writer.stored(row[0] for row in rows)).values():
-                room -= 1
-                yield await self._drop(known)
+                await self._drop(known)
+                purged += 1
             if len(rows) < limit:
-                return
+                break
             before_id = rows[-1][0]
+        return purged
 
-    async def _drop(self, known: Stored) -> Gone:
+    async def _drop(self, known: Stored) -> None:
         """Takes one tweet away. The claim and the revisions first: the row is what a purge that was broken off finds them by."""
         head = known.head
         if head.retweet_of_id:
@@ -225,7 +222,7 @@ class Changer:
         for version, _text, _created_at in await self._keyspace.read(cql.REVISIONS, head.id):
             await self._keyspace.apply_if(cql.DROP_REVISION, head.id, version)
         await self._keyspace.batch(drop(head))
-        return Gone(head.id, head.author_id)
+        await self._writer.tell((head.id,), (head.author_id,))
 
     async def _free(self, known: Stored) -> None:
         head = known.head

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
-from roost.tweet.v1 import tweet_service_pb2
-
 from services.cluster.cassandra import Keyspace, Row
 from services.tweet.store import Retweeter
 from services.tweet.store import cassandra_schema as cql
@@ -29,27 +27,17 @@ class CassandraLists:
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
 
-    async def batch_list_author_ids(
-        self, author_ids: Sequence[int], before_id: int, per_author: int
-    ) -> tweet_service_pb2.BatchListAuthorTweetIdsResponse:
-        """See the port."""
-        lists = await self._author_ids(author_ids, before_id, per_author, cql.AUTHOR_IDS[True, True])
-        response = tweet_service_pb2.BatchListAuthorTweetIdsResponse()
-        for author_id, ids in lists.items():
-            if ids:
-                response.authors.add(author_id=author_id, ids=ids)
-        return response
-
     async def list_author(
         self, author_id: int, before_id: int, limit: int, *, replies: bool = True, retweets: bool = True
     ) -> Sequence[int]:
         """See the port."""
         statement = cql.AUTHOR_IDS[replies, retweets]
-        return (await self._author_ids((author_id,), before_id, limit, statement))[author_id]
+        return (await self.author_ids((author_id,), before_id, limit, statement))[author_id]
 
-    async def _author_ids(
-        self, author_ids: Iterable[int], before_id: int, limit: int, statement: str
+    async def author_ids(
+        self, author_ids: Iterable[int], before_id: int, limit: int, statement: str = cql.AUTHOR_IDS[True, True]
     ) -> dict[int, list[int]]:
+        """The newest standing ids of each author below `before_id` (0: no bound), newest first; all authors are there."""
         bound = before_id or cql.NO_BOUND
         found: dict[int, list[int]] = {author_id: [] for author_id in author_ids}
         left = await self._months(found, bound)

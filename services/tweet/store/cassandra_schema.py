@@ -168,6 +168,8 @@ COUNT_LINKS = """SELECT tweet_id, kind, count(*) FROM links_by_tweet WHERE tweet
     GROUP BY tweet_id, kind ALLOW FILTERING"""
 OWN_RETWEETS = """SELECT original_id, retweet_id FROM retweets_by_user WHERE user_id = ? AND original_id IN ? AND hidden = 0
     ALLOW FILTERING"""
+NEWEST_RETWEETS = """SELECT original_id, retweet_id FROM retweets_by_user WHERE user_id = ? AND hidden = 0
+    ORDER BY original_id DESC, retweet_id DESC LIMIT ? ALLOW FILTERING"""
 
 # Claims.
 CLAIM = """SELECT tweet_id, body_hash, expires_at_s, conversation_id, core, event FROM claims

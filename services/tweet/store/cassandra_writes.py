@@ -6,12 +6,16 @@ between writers is decided before, by a claim; what must hold between a tweet an
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
+from roost.tweet.v1 import tweet_pb2
+
 from services.cluster.cassandra import Keyspace
 from services.cluster.outbox import Outbox
+from services.cluster.shared import SharedEntries
 from services.cluster.turns import Turns
 from services.common import errors
 from services.common.event_log import Record
@@ -20,26 +24,42 @@ from services.tweet.store import cassandra_schema as cql
 from services.tweet.store.cassandra_lists import by_ids
 from services.tweet.store.claims import Claims, Held, by_key, holds, name_of_key, name_of_retweet
 from services.tweet.store.memory import Recent
-from services.tweet.store.placed import NAMED_ABOVE, Post, Step, Stored, create, orphan, places, stored
+from services.tweet.store.placed import NAMED_ABOVE, Post, Step, Stored, create, links, orphan, places, stored
 
 # Months and hours known to be listed: a few for each author who posts through this process.
 KNOWN_PLACES = 16_384
+# Of a fresh mark: no two are ever the same.
+FRESH_BITS = 62
 
 
 class Writer:
     """The store, to be written to."""
 
-    def __init__(self, keyspace: Keyspace, outbox: Outbox) -> None:
+    def __init__(self, keyspace: Keyspace, outbox: Outbox, shared: SharedEntries) -> None:
         self.keyspace = keyspace
+        self._shared = shared
         self.turns = Turns()
         self.claims = Claims(keyspace)
         self._outbox = outbox
         self._known_places: Recent[Step, bool] = Recent(KNOWN_PLACES)
 
-    async def commit(self, steps: Sequence[Step], event: Record) -> None:
-        """Writes steps and event as one batch; the event is on its way when it returns."""
+    async def commit(self, steps: Sequence[Step], event: Record, head: tweet_pb2.TweetHead) -> None:
+        """Writes steps and event, which are about one tweet, as one batch. When it returns the event is on its way, and no process
+        remembers anything older."""
         await self.keyspace.batch([*steps, *self._outbox.steps((event,))])
         self._outbox.publish((event,))
+        await self.tell((head.id, *(tweet_id for tweet_id, _ in links(head))), (head.author_id,))
+
+    async def tell(self, tweet_ids: Sequence[int], author_ids: Sequence[int] = (), threads: Sequence[int] = ()) -> None:
+        """Tells all processes of a change that was written: of tweets and what is counted of them, of what authors have posted, of
+        what hangs on what. Where Redis does not take it, they find out by time."""
+        fresh = random.getrandbits(FRESH_BITS) + 1
+        if tweet_ids:
+            await self._shared.change_tweets(tweet_ids, fresh)
+        if author_ids:
+            await self._shared.change_authors(author_ids, fresh)
+        if threads:
+            await self._shared.change_threads(threads, fresh)
 
     async def stored(self, ids: Iterable[int]) -> dict[int, Stored]:
         """The tweets that there are, by id."""
@@ -133,10 +153,12 @@ class Writer:
         head = post.core.head
         listed = places(head)
         await self.commit(
-            [*create(post, above), *(step for step in listed if self._known_places.get(step) is None)], post.event
+            [*create(post, above), *(step for step in listed if self._known_places.get(step) is None)], post.event, head
         )
         for step in listed:
             self._known_places.put(step, True)
+        if head.reply_to_id:
+            await self.tell((), (), (post.conversation_id,))
         if head.retweet_of_id:
             await self._follow_original(post)
 
@@ -146,8 +168,8 @@ class Writer:
         original = (await self.stored((head.retweet_of_id,))).get(head.retweet_of_id)
         state, at_us = (original.hidden, original.changed_us) if original is not None else (cql.DELETED, cql.FOREVER_US)
         if state != cql.STANDS:
-            cql_text, values = orphan(post.id, head.author_id, state, at_us)
-            await self.keyspace.write(cql_text, *values)
+            await self.keyspace.batch([orphan(post.id, head.author_id, state, at_us)])
+            await self.tell((), (head.author_id,))
 
 
 class _Own(NamedTuple):

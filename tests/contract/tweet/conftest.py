@@ -24,7 +24,9 @@ _numbers = count(1)
 
 
 class Family(Protocol):
-    """How a family's store is opened, and what it published."""
+    """How a family's store is opened, and what it published. EXAMPLES: histories that the model is tried with."""
+
+    EXAMPLES: int
 
     async def open(self, folder: Path) -> TweetStore:
         """The store that belongs to this folder, new or as it was left."""
@@ -38,6 +40,8 @@ class Family(Protocol):
 
 class Embedded:
     """The family that needs nothing but a folder."""
+
+    EXAMPLES = 30
 
     async def open(self, folder: Path) -> TweetStore:
         return await EmbeddedTweetStore.open(folder / "tweet.db")
@@ -55,6 +59,9 @@ class Embedded:
 
 class Clustered:
     """The family on the real servers: each folder has a namespace there, each opened store its own connections, as a process has."""
+
+    # Each some seconds.
+    EXAMPLES = 8
 
     async def open(self, folder: Path) -> TweetStore:
         from services.cluster.connections import Cluster

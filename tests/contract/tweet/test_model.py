@@ -18,6 +18,7 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.common.errors import RoostError
 from services.tweet.store import Claim
+from tests.cluster import family as namespaces
 from tests.contract.tweet.conftest import Opened, event
 
 AUTHORS = (1, 2, 3)
@@ -65,6 +66,8 @@ class Tweets(RuleBasedStateMachine):
         self.run(self.opened.store.close())
         self.loop.close()
         self.folder.cleanup()
+        # Hundreds of examples may share one namespace.
+        namespaces.release()
 
     def pick(self, number: int) -> int:
         known = [*sorted(self.tweets), LAST_ID]
@@ -280,6 +283,5 @@ def below(newest_first: list[int], before_id: int, count: int) -> list[int]:
 
 @pytest.mark.slow
 def test_the_store_answers_as_the_model_does(family: Any) -> None:
-    run_state_machine_as_test(
-        lambda: Tweets(family), settings=settings(max_examples=30, stateful_step_count=60, deadline=None)
-    )
+    examples = settings(max_examples=family.EXAMPLES, stateful_step_count=60, deadline=None)
+    run_state_machine_as_test(lambda: Tweets(family), settings=examples)

@@ -1,0 +1,159 @@
+"""What the Cassandra adapter remembers for reads: tweets, and what their authors posted, each as long as its mark stands.
+
+Writers change marks after their batch and before their answer, readers take marks before they read, so what is remembered under a
+mark holds every write that was answered before that mark was taken. One round trip to Redis tells of a whole page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
+
+from services.cluster.cassandra import Keyspace
+from services.cluster.shared import SharedEntries
+from services.common.fragments import framed
+from services.tweet.store import cassandra_schema as cql
+from services.tweet.store.cassandra_lists import CassandraLists, by_ids
+from services.tweet.store.marked import Marked
+from services.tweet.store.memory import AuthorIds, OwnRetweets
+from services.tweet.store.placed import head_of
+
+# About 0.5 KB each: at most some 65 MB for the tweets that pages are made of.
+KEPT_CORES = 65_536
+# Mostly a few ids, at most 8 KB each.
+KEPT_AUTHORS = 16_384
+# What a list not in memory is filled with: some pages of one author.
+FILL_IDS = 128
+# Of users who retweeted more, the rest is asked of the store each time.
+KEPT_RETWEETS = 1_000
+
+_FRAME_TAG = b"\x0a"
+
+
+class RememberingReads(CassandraLists):
+    """The reads that pages ask for most."""
+
+    def __init__(self, keyspace: Keyspace, shared: SharedEntries) -> None:
+        super().__init__(keyspace)
+        self._shared = shared
+        # Serialised TweetCore messages, framed as BatchGetTweetCoresResponse holds them.
+        self._frames: Marked[bytes] = Marked(KEPT_CORES, time.monotonic)
+        self._newest: Marked[AuthorIds] = Marked(KEPT_AUTHORS, time.monotonic)
+        self._counts: Marked[int] = Marked(KEPT_AUTHORS, time.monotonic)
+        self._retweets: Marked[OwnRetweets] = Marked(KEPT_AUTHORS, time.monotonic)
+
+    async def batch_get(self, ids: Sequence[int], viewer_id: int = 0) -> tweet_service_pb2.BatchGetTweetCoresResponse:
+        """See the port."""
+        frames = await self.batch_get_serialized(ids, viewer_id)
+        return tweet_service_pb2.BatchGetTweetCoresResponse.FromString(frames)
+
+    async def batch_get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
+        """See the port."""
+        if viewer_id:
+            found, retweeted = await asyncio.gather(self._frames_of(ids), self.find_retweets(viewer_id, ids))
+        else:
+            found, retweeted = await self._frames_of(ids), {}
+        for tweet_id in retweeted:
+            if tweet_id in found:
+                found[tweet_id] = _marked(found[tweet_id])
+        return b"".join([found[tweet_id] for tweet_id in ids if tweet_id in found])
+
+    async def _frames_of(self, ids: Sequence[int]) -> dict[int, bytes]:
+        marks = dict(zip(ids, await self._shared.tweet_marks(ids), strict=True))
+        known = {tweet_id: self._frames.get(tweet_id, mark) for tweet_id, mark in marks.items()}
+        found = {tweet_id: frame for tweet_id, frame in known.items() if frame is not None}
+        if missing := [tweet_id for tweet_id in known if tweet_id not in found]:
+            for tweet_id, core in (await self.cores(missing)).items():
+                frame = found[tweet_id] = framed(_FRAME_TAG, core.SerializeToString())
+                self._frames.put(tweet_id, marks[tweet_id], frame)
+        return found
+
+    async def cores(self, ids: Iterable[int]) -> dict[int, tweet_pb2.TweetCore]:
+        """The tweets that there are, by id, with their counts, from the store."""
+        wanted = list(ids)
+        rows, counts = await asyncio.gather(by_ids(self._keyspace, cql.CORES, wanted), self.count_links(wanted))
+        return {row[0]: _core(row, counts.get(row[0], {})) for row in rows if row[1] is not None}
+
+    async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
+        """See the port."""
+        (mark,) = await self._shared.author_marks((user_id,))
+        own = self._retweets.get(user_id, mark)
+        if own is None:
+            rows = await self._keyspace.read(cql.NEWEST_RETWEETS, user_id, KEPT_RETWEETS + 1)
+            own = OwnRetweets(dict(rows), complete=len(rows) <= KEPT_RETWEETS)
+            self._retweets.put(user_id, mark, own)
+        found = {i: own.ids[i] for i in original_ids if i in own.ids} if own.ids else {}
+        if not own.complete and len(found) < len(original_ids):
+            found.update(await super().find_retweets(user_id, [i for i in original_ids if i not in found]))
+        return found
+
+    async def batch_list_author_ids(
+        self, author_ids: Sequence[int], before_id: int, per_author: int
+    ) -> tweet_service_pb2.BatchListAuthorTweetIdsResponse:
+        """See the port."""
+        response = tweet_service_pb2.BatchListAuthorTweetIdsResponse()
+        for author_id, ids in (await self._newest_of(author_ids, before_id, per_author)).items():
+            if ids:
+                response.authors.add(author_id=author_id, ids=ids)
+        return response
+
+    async def list_author(
+        self, author_id: int, before_id: int, limit: int, *, replies: bool = True, retweets: bool = True
+    ) -> Sequence[int]:
+        """See the port."""
+        if replies and retweets:
+            return (await self._newest_of((author_id,), before_id, limit))[author_id]
+        return await super().list_author(author_id, before_id, limit, replies=replies, retweets=retweets)
+
+    async def _newest_of(self, author_ids: Sequence[int], before_id: int, limit: int) -> dict[int, Sequence[int]]:
+        """The newest ids of each author, all of them there, from memory as far as it goes."""
+        marks = dict(zip(author_ids, await self._shared.author_marks(author_ids), strict=True))
+        known = {author_id: self._newest.get(author_id, mark) for author_id, mark in marks.items()}
+        if missing := [author_id for author_id, ids in known.items() if ids is None]:
+            # What a bound leaves out is kept for those who ask without one, and mostly holds what is asked for.
+            fill = FILL_IDS if before_id else max(limit, FILL_IDS)
+            for author_id, ids in (await self.author_ids(missing, 0, fill)).items():
+                kept = known[author_id] = AuthorIds(array("q", reversed(ids)), complete=len(ids) < fill)
+                self._newest.put(author_id, marks[author_id], kept)
+        lists: dict[int, Sequence[int]] = {}
+        deeper: list[int] = []
+        for author_id, newest in known.items():
+            ids_known = newest.newest(before_id, limit) if newest is not None else None
+            lists[author_id] = () if ids_known is None else ids_known
+            if ids_known is None:
+                deeper.append(author_id)
+        return lists | await self.author_ids(deeper, before_id, limit) if deeper else lists
+
+    async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
+        """See the port."""
+        marks = dict(zip(author_ids, await self._shared.author_marks(author_ids), strict=True))
+        known = {author_id: self._counts.get(author_id, mark) for author_id, mark in marks.items()}
+        if missing := [author_id for author_id, count in known.items() if count is None]:
+            loaded = await super().batch_count(missing)
+            for author_id in missing:
+                known[author_id] = loaded.get(author_id, 0)
+                self._counts.put(author_id, marks[author_id], loaded.get(author_id, 0))
+        return {author_id: count for author_id, count in known.items() if count}
+
+
+def _core(row: Sequence[Any], counts: Mapping[int, int]) -> tweet_pb2.TweetCore:
+    head = head_of(row)
+    return tweet_pb2.TweetCore(
+        head=head,
+        core=b"" if head.deleted else row[9],
+        replies=counts.get(cql.REPLY, 0),
+        retweets=counts.get(cql.RETWEET, 0),
+        quotes=counts.get(cql.QUOTE, 0),
+    )
+
+
+def _marked(frame: bytes) -> bytes:
+    """The frame of a core that the viewer retweeted."""
+    core = tweet_service_pb2.BatchGetTweetCoresResponse.FromString(frame).cores[0]
+    core.retweeted = True
+    return framed(_FRAME_TAG, core.SerializeToString())
