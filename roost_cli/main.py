@@ -35,6 +35,7 @@ COMMANDS = {
     "verify": _Command("roost_cli.verify", "verify", "Compare every home timeline with what it must hold."),
     "drill": _Command("roost_cli.drill", "drill", "Break a mesh of its own, and say whether it kept its promises."),
     "bench": _Command("roost_cli.bench", "bench", "Measure what a read costs, beside a bare HTTP server."),
+    "search": _Command("roost_cli.search", "search", "Build the search index anew."),
     "token": _Command("roost_cli.token", "token", "Print access tokens of users."),
     "doctor": _Command("roost_cli.doctor", "doctor", "Say whether Roost can run here, and whether a mesh answers."),
 }

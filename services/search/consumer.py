@@ -22,7 +22,7 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 from services.common.event_log import Consumer, Delivered
 from services.common.snowflake import timestamp_ms
 from services.search.documents import tweet_document, user_document
-from services.search.store import Change, Collection, SearchIndex
+from services.search.store import MAX_CHANGES, Change, Collection, SearchIndex
 from services.search.trends import USUAL_HALF_LIFE_S, WINDOW_S, Trends
 from services.search.words import tag_key
 
@@ -90,7 +90,7 @@ class Indexer:
         self._clock = clock
 
     def place(self) -> Place:
-        """Behind what is durable in the index: the log's own offset is ahead of that."""
+        """Behind what is durable in the index: the log's own offset is ahead of that. For an index that keeps a position."""
         position = self._index.position
         if position is not None:
             return Place(offset=position + 1)
@@ -110,9 +110,8 @@ class Indexer:
             else:
                 user_ids[body.user_id] = None
         changes = [*await self._tweets(list(tweet_ids)), *await self._users(list(user_ids))]
-        for part in in_turns(changes):
-            await self._index.apply(part)
-            await asyncio.sleep(0)
+        for start in range(0, len(changes), MAX_CHANGES):
+            await self._index.apply(changes[start : start + MAX_CHANGES])
         await self._index.apply((), events[-1].offset)
 
     async def _tweets(self, ids: Sequence[int]) -> list[Change]:

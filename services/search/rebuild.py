@@ -15,14 +15,17 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
+from services.common import errors
 from services.common.event_log import is_passing
 from services.search.consumer import in_turns, tweet_change
 from services.search.documents import user_document
-from services.search.store import Change, Collection, SearchIndex
+from services.search.store import BEING_BUILT, Change, Collection, SearchIndex
 
 # After a failure; then twice as long, up to the most.
 RETRY_FIRST_S = 0.2
 RETRY_MOST_S = 30.0
+# An index that several processes share may be dropped while they run, or be there only after them: noticed within this.
+LOOK_EVERY_S = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -30,7 +33,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Rebuilder:
-    """Builds the index anew, one at a time; a worker that does so by itself where there is none."""
+    """Builds the index anew, one at a time; a worker that does so by itself where it was never filled."""
 
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, sleep: Sleep = asyncio.sleep) -> None:
         self._scan_tweets: Any = TweetServiceStub(channel).ScanTweets
@@ -38,17 +41,19 @@ class Rebuilder:
         self._index = index
         self._sleep = sleep
         self._task: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins where the index was never filled."""
-        if self._index.position is None:
-            self.begin()
+        """Begins where the index was never filled, now or whenever that is seen later."""
+        await self._look()
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look_for_ever(), name="search-rebuild")
 
     async def stop(self) -> None:
         """Gives up what is under way: the index in use stays."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in filter(None, (self._looking, self._task)):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def begin(self) -> bool:
         """Begins, unless it is under way: then it answers False."""
@@ -63,11 +68,31 @@ class Rebuilder:
         if self._task is not None:
             await asyncio.shield(self._task)
 
+    async def _look_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self._look()
+
+    async def _look(self) -> None:
+        try:
+            if not await self._index.filled():
+                self.begin()
+        except errors.RoostError as error:
+            _log.warning("the search index cannot be asked, will be asked again", error=str(error))
+
     async def _until_done(self) -> None:
         failures = 0
         while True:
             try:
-                return await self._build()
+                await self._build()
+                return
+            except errors.RoostError as error:
+                if error.reason == BEING_BUILT:
+                    # It serves this process too. Where its builder dies, the next look begins again.
+                    _log.info("the search index is being built by another process")
+                    return
+                failures += 1
+                _log.error("search index not built, will begin again", failures=failures, error=str(error))
             except Exception as error:
                 failures += 1
                 _log.error("search index not built, will begin again", failures=failures, error=repr(error))

@@ -136,6 +136,10 @@ class SearchService(SearchServiceServicer):
         )
         return pb.ReindexResponse(started=started)
 
+    async def GetReindex(self, request: pb.GetReindexRequest, context: _Context) -> pb.GetReindexResponse:
+        build = await self._index.building()
+        return pb.GetReindexResponse(index=build.number, building=build.filled is not None, documents=build.filled or 0)
+
     async def _find_tweets(self, request: pb.SearchTweetsRequest | pb.SearchRequest) -> tuple[list[bytes], str]:
         asked = parse(request.query, request.keywords, request.tags)
         find = self._tweets.top if request.order == pb.SEARCH_ORDER_TOP else self._tweets.latest

@@ -158,6 +158,7 @@ RECIPES = [
     Recipe("/roost.search.v1.SearchService/ListTrendingTags", signed_in=False, shows="tags"),
     Recipe("/roost.search.v1.SearchService/ListTrendingTweets", signed_in=False, shows="tweets"),
     Recipe("/roost.search.v1.SearchService/Reindex", body={}, admin=True, shows="started"),
+    Recipe("/roost.search.v1.SearchService/GetReindex", admin=True, shows="index"),
     Recipe("/roost.fanout.v1.FanoutService/GetFanoutStatus", admin=True, shows="state"),
     Recipe("/roost.fanout.v1.FanoutService/GetFanoutLag", admin=True, shows="events"),
     Recipe("/roost.fanout.v1.FanoutService/PauseFanout", admin=True),

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+# The reason of ALREADY_EXISTS where another process builds the index.
+BEING_BUILT = "INDEX_BEING_BUILT"
 # What one search, one change and one fill may hold.
 MAX_FOUND = 1_000
 MAX_CHANGES = 1_000
@@ -58,12 +60,26 @@ class Hit(NamedTuple):
     preferred: bool
 
 
+class Build(NamedTuple):
+    """The number of the index in use, which grows with each one that takes over, and how many documents were filled into the one
+    that is being built; None where none is."""
+
+    number: int
+    filled: int | None
+
+
 class SearchIndex(Protocol):
-    """The index of one process. UNAVAILABLE where it refuses for now."""
+    """The index of one process, or of all processes of the service together. UNAVAILABLE where it refuses for now."""
 
     @property
     def position(self) -> int | None:
-        """Up to which offset of the event log the index is durable; None where it must be filled from the owners first."""
+        """Up to which offset of the event log the index is durable: the log is to be read again from there.
+
+        None where it is not filled, and in an index that is durable when `apply` returns: it leaves the offset to the log.
+        """
+
+    async def filled(self) -> bool:
+        """Whether it was ever filled; else it must be, from the owners: it may lack what was there before its first event."""
 
     async def apply(self, changes: Sequence[Change], position: int = 0) -> None:
         """Takes in up to MAX_CHANGES changes: searches that begin after it returns see them.
@@ -91,13 +107,19 @@ class SearchIndex(Protocol):
     async def count(self, collection: Collection) -> int:
         """How many documents there are."""
 
+    async def building(self) -> Build:
+        """Which index is in use, and how far a new one is, whichever process builds it (as of a few seconds ago)."""
+
     async def begin(self) -> None:
-        """Begins an index anew beside the one in use. Changes go to both from now on; one begun before is given up."""
+        """Begins an index anew beside the one in use. Changes go to both from now on; one begun before is given up.
+
+        ALREADY_EXISTS, reason INDEX_BEING_BUILT, while another process builds one.
+        """
 
     async def fill(self, changes: Sequence[Change]) -> None:
-        """Puts what a scan of the owner found, up to MAX_CHANGES, into the new index, unless `apply` told of it since `begin`.
+        """Puts documents that a scan of the owner found, up to MAX_CHANGES, into the new index, unless `apply` told of one since `begin`.
 
-        FAILED_PRECONDITION where none was begun.
+        FAILED_PRECONDITION where none was begun, or another process gave it up.
         """
 
     async def finish(self) -> None:

@@ -19,7 +19,7 @@ import structlog
 
 from services.common import errors
 from services.common.drivers.lockfile import LockFile
-from services.search.store import MAX_FOUND, Change, Collection, Hit, Query
+from services.search.store import MAX_FOUND, Build, Change, Collection, Hit, Query
 from services.search.store.generation import Generation, Threads
 
 # Changes are found at once; this is how much of the log a crash makes us read again.
@@ -28,6 +28,8 @@ COMMIT_EVERY_S = 1.0
 RETRY_MOST_S = 10.0
 # So many changes are committed before their second is over.
 MANY_WAITING = 5_000
+# Changes laid over the index in one turn of the loop: some 3 ms.
+PUT_A_TURN = 50
 # Changes laid over the index, about 5 KB each. More wait only where the disk refuses, and then the log keeps them.
 MAX_WAITING = 20_000
 # Grows with every change of what a document holds: an index of another format is built anew.
@@ -51,6 +53,7 @@ class EmbeddedSearchIndex:
         self._applied = position or 0
         self._current: Generation
         self._next: Generation | None = None
+        self._filled = 0
         # What `apply` told of since `begin`: newer than what a scan finds.
         self._touched: set[tuple[Collection, int]] = set()
         self._changed = asyncio.Event()
@@ -83,20 +86,34 @@ class EmbeddedSearchIndex:
         """See the port."""
         return self._position
 
+    async def filled(self) -> bool:
+        """See the port."""
+        return self._position is not None
+
+    async def building(self) -> Build:
+        """See the port."""
+        return Build(self._number, self._filled if self._next is not None else None)
+
     async def apply(self, changes: Sequence[Change], position: int = 0) -> None:
         """See the port."""
         if self._current.waiting > MAX_WAITING:
             raise errors.unavailable("the search index cannot be written for now")
+        for start in range(0, len(changes), PUT_A_TURN):
+            if start:
+                await asyncio.sleep(0)
+            await self._put(changes[start : start + PUT_A_TURN])
+        self._applied = max(self._applied, position)
+        self._changed.set()
+        if self._current.waiting > MANY_WAITING:
+            self._many.set()
+
+    async def _put(self, changes: Sequence[Change]) -> None:
         # Settled before the first wait: an index begun meanwhile gets these from its scan, and must not pass them over there.
         current, begun = self._current, self._next
         if begun is not None:
             self._touched.update((change.collection, change.id) for change in changes)
             await begun.put(changes)
         await current.put(changes)
-        self._applied = max(self._applied, position)
-        self._changed.set()
-        if self._current.waiting > MANY_WAITING:
-            self._many.set()
 
     async def newest(self, collection: Collection, query: Query, before_id: int, limit: int) -> Sequence[int]:
         """See the port."""
@@ -126,12 +143,14 @@ class EmbeddedSearchIndex:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
             begun = await Generation.open(path, self._threads)
             self._touched.clear()
-            self._next = begun
+            self._next, self._filled = begun, 0
 
     async def fill(self, changes: Sequence[Change]) -> None:
         """See the port."""
         begun = self._begun()
-        await begun.add([change for change in changes if (change.collection, change.id) not in self._touched])
+        fresh = [change for change in changes if (change.collection, change.id) not in self._touched]
+        await begun.add(fresh)
+        self._filled += len(fresh)
 
     async def finish(self) -> None:
         """See the port."""

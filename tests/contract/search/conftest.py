@@ -5,34 +5,66 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
+from services.common.config import Settings
 from services.search.query import parse
 from services.search.store import Change, Collection, Document, Query, SearchIndex
 from services.search.store.embedded import EmbeddedSearchIndex
 from services.search.words import words
+from tests.cluster import family as namespaces
 
 TWEETS, USERS = Collection.TWEETS, Collection.USERS
+
+
+class Family(Protocol):
+    """What the tests need of a family. `keeps_position`: its index knows how far the log was applied."""
+
+    keeps_position: bool
+
+    async def open(self, folder: Path) -> SearchIndex:
+        """The index that belongs to this folder, new or as it was left."""
+
+    async def commit(self, index: SearchIndex) -> None:
+        """Makes durable what was applied, without waiting for the second to be over."""
 
 
 class Embedded:
     """The family that needs nothing but a folder."""
 
+    keeps_position = True
+
     async def open(self, folder: Path) -> SearchIndex:
-        """The index that lives in this folder, new or as it was left."""
         return await EmbeddedSearchIndex.open(folder / "search")
 
     async def commit(self, index: SearchIndex) -> None:
-        """Makes durable what was applied, without waiting for the second to be over."""
         assert isinstance(index, EmbeddedSearchIndex)
         await index.commit()
 
 
-@pytest.fixture(params=[Embedded])
-def family(request: pytest.FixtureRequest) -> Embedded:
-    """One family of adapters after the other."""
-    return request.param()  # type: ignore[no-any-return]
+class OpenSearch:
+    """The real server. What was applied is durable there."""
+
+    keeps_position = False
+
+    async def open(self, folder: Path) -> SearchIndex:
+        from services.search.store.opensearch import OpenSearchIndex
+
+        return await OpenSearchIndex.open(Settings(**namespaces.of(folder).settings))
+
+    async def commit(self, index: SearchIndex) -> None:
+        pass
+
+
+FAMILIES: dict[str, type[Family]] = {"embedded": Embedded, "cluster": OpenSearch}
+
+
+@pytest.fixture
+def family(request: pytest.FixtureRequest) -> Family:
+    """The family of this run."""
+    return FAMILIES[request.config.getoption("--family")]()
 
 
 def tweet(tweet_id: int, text: str, *exact: str, author: int = 1, version: int = 0) -> Change:
@@ -61,7 +93,7 @@ def asked(text: str) -> Query:
 class Opened:
     """An index with short words for questions, and the way to close and open it again."""
 
-    family: Embedded
+    family: Family
     folder: Path
     index: SearchIndex = field(init=False)
 
@@ -94,7 +126,7 @@ class Opened:
 
 
 @pytest.fixture
-async def opened(family: Embedded, tmp_path: Path) -> AsyncIterator[Opened]:
+async def opened(family: Family, tmp_path: Path) -> AsyncIterator[Opened]:
     """An empty index that can be reopened."""
     opened = Opened(family, tmp_path)
     opened.index = await family.open(tmp_path)

@@ -127,13 +127,17 @@ async def test_hits_tell_author_fit_and_preferred_terms(opened: Opened, settled:
 
 
 async def test_what_was_filled_outlives_a_restart_with_its_position(opened: Opened) -> None:
+    """A position is kept only where what is durable may be behind what was applied."""
+    assert not await opened.index.filled()
     assert opened.index.position is None
     await opened.rebuilt([tweet(1, "filled")])
-    assert opened.index.position == 0
+    assert await opened.index.filled()
+    assert opened.index.position == (0 if opened.family.keeps_position else None)
     await opened.apply(tweet(2, "filled"), position=41)
     await opened.apply(gone(1), position=42)
     index = await opened.again()
-    assert index.position == 42
+    assert await index.filled()
+    assert index.position == (42 if opened.family.keeps_position else None)
     assert await opened.newest("filled") == [2]
 
 
@@ -142,7 +146,32 @@ async def test_an_index_never_filled_says_so_after_a_restart(opened: Opened) -> 
     await opened.apply(tweet(1, "event"), position=5)
     await opened.commit()
     index = await opened.again()
+    assert not await index.filled()
     assert index.position is None
+
+
+async def test_a_build_that_was_not_finished_leaves_the_index_as_it_was(opened: Opened) -> None:
+    await opened.rebuilt([tweet(1, "old")])
+    await opened.index.begin()
+    await opened.index.fill([tweet(1, "new"), tweet(2, "new")])
+    index = await opened.again()
+    assert await opened.newest("old") == [1]
+    assert await opened.newest("new") == []
+    assert (await index.building()).filled is None
+    await opened.rebuilt([tweet(2, "new")])
+    assert await opened.newest("new") == [2]
+
+
+async def test_how_far_a_new_index_is(opened: Opened) -> None:
+    await opened.rebuilt([tweet(1, "old")])
+    before = await opened.index.building()
+    assert before.filled is None
+    await opened.index.begin()
+    assert await opened.index.building() == before._replace(filled=0)
+    await opened.index.finish()
+    after = await opened.index.building()
+    assert after.filled is None
+    assert after.number > before.number
 
 
 async def test_a_new_index_takes_over_while_the_old_one_answers(opened: Opened) -> None:
@@ -156,7 +185,7 @@ async def test_a_new_index_takes_over_while_the_old_one_answers(opened: Opened) 
     await opened.index.finish()
     assert await opened.newest("old") == []
     assert await opened.newest("new") == [3, 1]
-    assert opened.index.position == 7
+    assert opened.index.position == (7 if opened.family.keeps_position else None)
 
 
 async def test_a_scan_never_overwrites_an_event(opened: Opened, settled: bool) -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.search.store import Document, Query
-from tests.contract.search.conftest import TWEETS, Embedded, Opened, gone, tweet
+from tests.contract.search.conftest import TWEETS, Family, Opened, gone, tweet
 
 IDS = st.integers(1, 6)
 TEXTS = st.lists(st.sampled_from("abc"), max_size=4).map(" ".join)
@@ -38,16 +38,23 @@ def matches(document: Document, query: Query) -> bool:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(STEPS, max_size=20), st.lists(QUESTIONS, min_size=1, max_size=4), st.integers(0, 7))
-def test_searches_agree_with_a_model(steps: list[tuple], questions: list[Query], before_id: int) -> None:  # type: ignore[type-arg]
-    asyncio.run(run(steps, questions, before_id))
+def test_searches_agree_with_a_model(
+    family: Family,
+    steps: list[tuple],  # type: ignore[type-arg]
+    questions: list[Query],
+    before_id: int,
+) -> None:
+    asyncio.run(run(family, steps, questions, before_id))
 
 
-async def run(steps: list[tuple], questions: list[Query], before_id: int) -> None:  # type: ignore[type-arg]
+async def run(family: Family, steps: list[tuple], questions: list[Query], before_id: int) -> None:  # type: ignore[type-arg]
     model: dict[int, Document] = {}
     with tempfile.TemporaryDirectory() as folder:
-        opened = Opened(Embedded(), Path(folder))
+        opened = Opened(family, Path(folder))
         opened.index = await opened.family.open(opened.folder)
         await opened.rebuilt([])
         for version, step in enumerate(steps):

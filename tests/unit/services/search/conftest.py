@@ -91,6 +91,9 @@ class MemoryIndex:
         self.touched: set[tuple[Collection, int]] = set()
         self.finished = 0
 
+    async def filled(self) -> bool:
+        return self.position is not None
+
     async def apply(self, changes: Sequence[Change], position: int = 0) -> None:
         for documents in filter(lambda one: one is not None, (self.documents, self.begun)):
             assert documents is not None

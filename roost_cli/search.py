@@ -1,0 +1,77 @@
+"""`roost search`: the search index, for the operator."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from typing import Annotated
+
+import grpc as grpc_lib
+import typer
+from roost.search.v1 import search_service_pb2, search_service_pb2_grpc
+
+from roost_cli import options, progress, target
+from roost_cli.outcome import FAULTS, CommandError, refused
+from roost_cli.pace import deadline_s, patiently
+
+REINDEX = "/roost.search.v1.SearchService/Reindex"
+GET_REINDEX = "/roost.search.v1.SearchService/GetReindex"
+# The service tells of progress every few seconds; the end is seen within this.
+LOOK_EVERY_S = 0.5
+# A build that fails begins again within half a minute; one that has not moved for longer than this needs somebody.
+STUCK_S = 120.0
+
+
+class Action(StrEnum):
+    """What can be done with the index."""
+
+    REINDEX = "reindex"
+
+
+def search(
+    action: Annotated[Action, typer.Argument(help="reindex: build the index anew, beside the one in use.")],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return once the new index is in use; show how far it is.")
+    ] = False,
+    grpc: options.Grpc = None,
+) -> None:
+    """Build the search index anew from its owners. Searches go on meanwhile, and miss nothing."""
+    asyncio.run(reindex(target.find(grpc), progress.for_stream(), wait=wait))
+
+
+async def reindex(mesh: target.Target, shown: progress.Progress, *, wait: bool, stuck_s: float = STUCK_S) -> None:
+    """Begins, and with `wait` returns when the new index is in use. CommandError where nothing moves for `stuck_s`."""
+    operator = mesh.operator()
+    async with target.connect(mesh) as channels:
+        stub = search_service_pb2_grpc.SearchServiceStub(channels[0])
+
+        async def look() -> search_service_pb2.GetReindexResponse:
+            request = search_service_pb2.GetReindexRequest()
+            return await stub.GetReindex(request, metadata=operator, timeout=deadline_s(GET_REINDEX))
+
+        async def begin() -> bool:
+            request = search_service_pb2.ReindexRequest()
+            answer = await stub.Reindex(request, metadata=operator, timeout=deadline_s(REINDEX))
+            return bool(answer.started)
+
+        try:
+            before = (await patiently(look)).index
+            started = await begin()
+            shown.say("the index is being built anew" if started else "the index is being built already")
+            if not wait:
+                return
+            loop = asyncio.get_running_loop()
+            moved = loop.time()
+            with shown.phase("documents", 0) as phase:
+                while (now := await patiently(look)).index <= before:
+                    if now.building and now.documents > phase.done:
+                        phase.advance(now.documents - phase.done)
+                        moved = loop.time()
+                    if loop.time() > moved + stuck_s:
+                        raise CommandError(f"no document was added for {stuck_s:g} s: see the service's log", FAULTS)
+                    await asyncio.sleep(LOOK_EVERY_S)
+                    # The one that was under way may have been at its very end: it is not the one asked for.
+                    started = started or now.building or await begin()
+            shown.say(f"index {now.index} is in use")
+        except grpc_lib.aio.AioRpcError as error:
+            raise refused(error, "reindex") from error

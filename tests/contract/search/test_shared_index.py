@@ -1,0 +1,233 @@
+"""What several processes promise one another that share an index, on the real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.cluster.opensearch import OpenSearch
+from services.common import errors
+from services.common.config import Settings
+from services.common.context import Call, current_call
+from services.search.store import BEING_BUILT, Query, SearchIndex
+from services.search.store import opensearch as adapter
+from services.search.store.lock import EXPIRES_S, BuildLock
+from services.search.store.opensearch import OpenSearchIndex
+from tests.cluster import Namespace
+from tests.contract.search.conftest import TWEETS, USERS, gone, person, tweet
+
+pytestmark = pytest.mark.cluster
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+def settings(namespace: Namespace) -> Settings:
+    return Settings(**namespace.settings)
+
+
+@pytest.fixture
+async def pair(settings: Settings) -> AsyncIterator[tuple[SearchIndex, SearchIndex]]:
+    """One namespace's index, opened by two processes at the same moment."""
+    one, other = await asyncio.gather(OpenSearchIndex.open(settings), OpenSearchIndex.open(settings))
+    yield one, other
+    await one.close()
+    await other.close()
+
+
+@pytest.fixture
+async def server(settings: Settings) -> AsyncIterator[OpenSearch]:
+    server = OpenSearch.of(settings)
+    yield server
+    await server.close()
+
+
+async def found(index: SearchIndex, word: str) -> list[int]:
+    return list(await index.newest(TWEETS, Query(phrases=((word,),)), 0, 1_000))
+
+
+async def test_what_one_applies_the_other_finds_at_once(pair: tuple[SearchIndex, SearchIndex]) -> None:
+    one, other = pair
+    for key in range(1, 6):
+        await one.apply([tweet(key, "word"), person(key, "#x")])
+        assert await found(other, "word") == list(range(key, 0, -1))
+    await other.apply([gone(3)])
+    assert await found(one, "word") == [5, 4, 2, 1]
+
+
+async def test_what_others_apply_reaches_an_index_that_is_being_built(pair: tuple[SearchIndex, SearchIndex]) -> None:
+    """Also removals, edits, and what comes back, whatever the scan read before."""
+    one, other = pair
+    await one.apply([tweet(key, "old") for key in range(1, 7)])
+    await one.begin()
+    await other.apply([gone(1), tweet(2, "edited", version=5), gone(3), tweet(7, "new")])
+    await other.apply([tweet(3, "back")])
+    await one.fill([tweet(key, "scanned") for key in (1, 2, 3, 4)])
+    await other.apply([gone(4), gone(2)])
+    await other.apply([tweet(2, "edited again", version=6), tweet(5, "seen", version=1)])
+    await one.fill([tweet(key, "scanned") for key in (5, 6)])
+    await other.apply([gone(5)])
+    await one.finish()
+    for index in pair:
+        assert await found(index, "scanned") == [6]
+        assert await found(index, "again") == [2]
+        assert await found(index, "back") == [3]
+        assert await found(index, "new") == [7]
+        assert await found(index, "old") == await found(index, "seen") == []
+        assert await index.count(TWEETS) == 4
+    await other.apply([tweet(2, "last", version=7), tweet(3, "later", version=1)])
+    assert (await found(one, "last"), await found(one, "later")) == ([2], [3])
+    await other.apply([tweet(2, "stale", version=6)])
+    assert await found(one, "stale") == []
+
+
+async def test_no_change_is_lost_while_another_process_builds_again_and_again(
+    pair: tuple[SearchIndex, SearchIndex],
+) -> None:
+    one, other = pair
+    standing: dict[int, str] = {}
+    ended = asyncio.Event()
+
+    async def build() -> None:
+        while not ended.is_set():
+            await one.begin()
+            await one.fill([tweet(key, word) for key, word in sorted(standing.items())])
+            await one.finish()
+
+    work = asyncio.create_task(build())
+    for turn in range(60):
+        key, word = turn % 20 + 1, f"word{turn}"
+        # Rows first, then the index: as owners and events do it.
+        standing[key] = word
+        await other.apply([tweet(key, word, version=turn)])
+        assert await found(other, word) == [key]
+    ended.set()
+    await work
+    for key, word in standing.items():
+        assert await found(other, word) == [key]
+    assert await other.count(TWEETS) == len(standing)
+
+
+async def test_one_builds_at_a_time_and_the_other_after_it(pair: tuple[SearchIndex, SearchIndex]) -> None:
+    one, other = pair
+    await one.begin()
+    with pytest.raises(errors.RoostError) as refusal:
+        await other.begin()
+    assert refusal.value.reason == BEING_BUILT
+    await one.fill([tweet(1, "ones")])
+    assert (await other.building()).filled is not None
+    await one.finish()
+    assert (await other.building()).filled is None
+    await other.begin()
+    await other.fill([tweet(1, "others")])
+    await other.finish()
+    assert await found(one, "others") == [1]
+
+
+async def test_a_build_whose_process_died_is_taken_up_and_its_late_writes_reach_nobody(
+    settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex]
+) -> None:
+    one, other = pair
+    now_s = 0.0
+    assert isinstance(other, OpenSearchIndex)
+    other._lock = BuildLock(server, settings.namespace, lambda: now_s)
+    await one.begin()
+    await one.fill([tweet(1, "ones")])
+    with pytest.raises(errors.RoostError, match="ALREADY_EXISTS"):
+        await other.begin()
+    now_s = EXPIRES_S - 1
+    with pytest.raises(errors.RoostError, match="ALREADY_EXISTS"):
+        await other.begin()
+    now_s = EXPIRES_S
+    await other.begin()
+    with pytest.raises(errors.RoostError, match="FAILED_PRECONDITION"):
+        await one.fill([tweet(2, "ones")])
+    with pytest.raises(errors.RoostError, match="FAILED_PRECONDITION"):
+        await one.finish()
+    await other.fill([tweet(2, "others")])
+    await other.finish()
+    assert (await found(one, "ones"), await found(one, "others")) == ([], [2])
+
+
+async def test_a_dropped_index_is_made_again_by_whoever_needs_it(
+    settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex]
+) -> None:
+    one, other = pair
+    await one.begin()
+    await one.fill([tweet(1, "word")])
+    await one.finish()
+    for name in await server.call("GET", f"/{settings.namespace}-*/_alias"):
+        await server.call("DELETE", f"/{name}")
+    assert await found(one, "word") == []
+    assert not await one.filled()
+    await other.apply([tweet(2, "word")])
+    assert await found(one, "word") == [2]
+    await other.begin()
+    await other.fill([tweet(1, "word"), tweet(2, "word")])
+    await other.finish()
+    assert await found(one, "word") == [2, 1]
+
+
+async def test_nobody_makes_an_index_by_writing_to_it(
+    settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex]
+) -> None:
+    for index in pair:
+        await index.apply([tweet(1, "word"), person(1)])
+    names = await server.call("GET", f"/{settings.namespace}-*/_alias")
+    assert sorted(names) == [f"{settings.namespace}-tweets-v1-1", f"{settings.namespace}-users-v1-1"]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["#.", "#a.*", "#(", "#[a", "#a|#b", '#"', "#\\", "#<1-2>", "#~", "#&", "#@", "#a{2}"]
+)
+async def test_completion_takes_no_patterns(pair: tuple[SearchIndex, SearchIndex], prefix: str) -> None:
+    index, _ = pair
+    await index.apply([tweet(1, "", "#ab", "#b", "#aa"), tweet(2, "", prefix + "x")])
+    assert list(await index.terms(prefix, 10)) == [prefix + "x"]
+
+
+async def test_without_a_server_everything_says_so_and_opening_ends(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "OPEN_MOST_S", 0.1)
+    index = await OpenSearchIndex.open(settings.model_copy(update={"opensearch": NOWHERE}))
+    query = Query(("#x",))
+    for attempt in (
+        index.newest(TWEETS, query, 0, 1),
+        index.oldest(USERS, query, 1),
+        index.best(query, 0, 1),
+        index.terms("#", 1),
+        index.count(TWEETS),
+        index.filled(),
+        index.apply([tweet(1, "word")]),
+        index.begin(),
+    ):
+        with pytest.raises(errors.RoostError) as refusal:
+            await attempt
+        assert (refusal.value.code.name, refusal.value.reason) == ("UNAVAILABLE", "SEARCH_UNAVAILABLE")
+    await index.close()
+
+
+async def test_users_of_a_busy_server_hear_in_time(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes connections and never answers."""
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        waiting.append(writer)
+
+    waiting: list[asyncio.StreamWriter] = []
+    monkeypatch.setattr(adapter, "OPEN_MOST_S", 0.1)
+    listener = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    index = await OpenSearchIndex.open(settings.model_copy(update={"opensearch": f"http://127.0.0.1:{port}"}))
+    token = current_call.set(Call(deadline=asyncio.get_running_loop().time() + 0.2))
+    async with asyncio.timeout(1.5):
+        with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
+            await index.newest(TWEETS, Query(("#x",)), 0, 1)
+    current_call.reset(token)
+    await index.close()
+    for writer in waiting:
+        writer.close()
+    listener.close()
+    await listener.wait_closed()
