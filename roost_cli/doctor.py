@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,8 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from roost_cli import options, runfile
+from roost_cli.backends import compose, recipes
+from roost_cli.backends.addresses import missing
 from roost_cli.outcome import FAULTS, CommandError
 from services.common.config import Settings
 from services.common.snowflake import EPOCH_MS
@@ -55,6 +57,9 @@ def doctor(
     data: Annotated[Path | None, typer.Option("--data", help="The data directory.")] = None,
     http: Annotated[str | None, typer.Option("--http", metavar="HOST:PORT", help="Where HTTP would listen.")] = None,
     grpc: options.Grpc = None,
+    java_home: Annotated[
+        Path | None, typer.Option("--java-home", envvar="JAVA_HOME", help="A JDK to look at first.")
+    ] = None,
 ) -> None:
     """Say whether Roost can run here, and whether a mesh answers; exit 1 where something stands in the way."""
     settings = Settings()
@@ -69,7 +74,8 @@ def doctor(
         disk(shutil.disk_usage(_existing(data_dir)).free),
         clock(time.time(), _newest(data_dir)),
         *asyncio.run(_mesh(grpc, grpc or settings.grpc, http or settings.http)),
-        java(shutil.which),
+        servers(missing(settings), settings.family == "cluster"),
+        *backends(compose.works(), recipes.lacking(java_home)),
     ]
     for check in checks:
         typer.echo(f"{check.state:<6} {check.what}: {check.words}")
@@ -190,11 +196,26 @@ def port(what: str, address: str) -> Check:
     return Check(what, GOOD, f"{address} is free")
 
 
-def java(which: Callable[[str], str | None]) -> Check:
-    """What the cluster family would need here; the embedded one needs nothing."""
-    if which("java") is None:
-        return Check("cluster family", NOTE, "no Java, which Cassandra and Kafka run on; embedded stores need none")
-    return Check("cluster family", GOOD, "Java is there")
+def servers(silent: Sequence[str], needed: bool) -> Check:
+    """Whether the servers of the cluster family answer, where the settings say that they are; the embedded family needs none."""
+    if not silent:
+        return Check("servers", GOOD, "Cassandra, Redis, Kafka and OpenSearch answer")
+    words = f"no answer from {', '.join(silent)}; `scripts/backends up` starts them here"
+    return (
+        Check("servers", BAD, words) if needed else Check("servers", NOTE, f"{words} (the embedded family needs none)")
+    )
+
+
+def backends(containers: bool, lacking: Sequence[str]) -> Iterator[Check]:
+    """Whether `scripts/backends` can run those servers here: as containers, or with what is `lacking` as processes."""
+    if containers:
+        yield Check("scripts/backends", GOOD, "Docker runs the servers of the cluster family")
+    elif not lacking:
+        yield Check("scripts/backends", GOOD, "can run the servers of the cluster family as processes")
+    else:
+        yield from (
+            Check("scripts/backends", NOTE, f"for the cluster family without Docker: {words}") for words in lacking
+        )
 
 
 async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list[Check]:

@@ -23,19 +23,23 @@ DEPENDENCIES_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
 # The first collection also downloads Maven's own plugins; on a slow line that takes minutes.
 COLLECT_WITHIN_S = 900
 SAY_EACH_S = 10
+NO_MAVEN = "Maven is missing, which collects the servers' jars (on Debian: apt-get install maven)"
 
 
-def java(place: Place, least: int, most: int, *, for_others: bool = False) -> Path:
-    """The `java` of the newest JDK whose version is within the bounds; with `for_others`, one that every user may run."""
+def java(java_home: Path | None, least: int, most: int, *, for_others: bool = False) -> Path:
+    """The `java` of the newest JDK whose version is within the bounds; with `for_others`, one that every user may run.
+
+    BackendError, saying what to install, where there is none.
+    """
     fitting = {
         version: home
-        for home in candidates(place.java_home)
+        for home in candidates(java_home)
         if least <= (version := version_of(home)) <= most and (not for_others or open_to_others(home))
     }
     if not fitting:
         wanted = f"Java {least}" if least == most else f"Java {least} or newer"
-        package = "apt-get install openjdk-17-jre-headless" if least <= 17 else "Temurin from adoptium.net"
-        raise BackendError(f"{wanted} is missing; install it (on Debian: {package}), or name a JDK by JAVA_HOME")
+        whence = "on Debian: apt-get install openjdk-17-jre-headless" if least <= 17 else "from adoptium.net, for one"
+        raise BackendError(f"{wanted} is missing; install it ({whence}), or name a JDK by JAVA_HOME")
     return fitting[max(fitting)] / "bin" / "java"
 
 
@@ -85,7 +89,7 @@ def jars(place: Place, name: str, dependencies: Sequence[str]) -> Path:
 def _collect(place: Place, name: str, pom: str, folder: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
-        raise BackendError(f"Maven is missing, which collects the jars of {name}; on Debian: apt-get install maven")
+        raise BackendError(NO_MAVEN)
     place.say(name, "collecting its jars by Maven, once")
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         draft = Path(scratch)

@@ -74,7 +74,7 @@ has.native.controller=false
 def opensearch(place: Place) -> Launch:
     """OpenSearch, one node, with the modules that the search service uses."""
     as_root = os.geteuid() == 0
-    binary = java(place, *JAVA, for_others=as_root)
+    binary = java(place.java_home, *JAVA, for_others=as_root)
     lib = jars(place, "opensearch", LIB)
     modules = {
         name: jars(place, f"opensearch-{name}", [f"org.opensearch.plugin:{artifact}:{VERSION}"])

@@ -67,6 +67,8 @@ def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | 
             group=user[1] if user else None,
             extra_groups=[] if user else None,
         )
+    # It is meant to go on without us: nobody waits for it, and nobody is to be warned of that.
+    process.returncode = 0
     made = Record(process.pid, birth(process.pid) or "", list(argv))
     draft = record.with_suffix(".new")
     draft.write_text(json.dumps(asdict(made)))

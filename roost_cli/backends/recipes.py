@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from roost_cli.backends.java import jars, java
+from roost_cli.backends.java import NO_MAVEN, jars, java
+from roost_cli.backends.opensearch import JAVA as OPENSEARCH_JAVA
 from roost_cli.backends.opensearch import opensearch
 from roost_cli.backends.place import BackendError, Launch, Place
 
@@ -20,6 +21,9 @@ CASSANDRA_VERSION = "5.0.5"
 KAFKA_VERSION = "4.1.0"
 # 4.1.0 does not start.
 S3PROXY_VERSION = "2.6.0"
+# Cassandra 5 knows 11 and 17, Kafka 4 needs 17.
+JAVA = (17, 17)
+NO_REDIS = "redis-server is missing; install Redis 7 or newer (on Debian: apt-get install redis-server)"
 # Each mesh and each worker of the tests takes one database.
 REDIS_DATABASES = 256
 # A name of the cluster: 16 random bytes in base64, fixed so that data is found again.
@@ -145,7 +149,7 @@ class Server:
 
 def cassandra(place: Place) -> Launch:
     """Apache Cassandra, one node."""
-    binary = java(place, 17, 17)
+    binary = java(place.java_home, *JAVA)
     lib = jars(place, "cassandra", [f"org.apache.cassandra:cassandra-all:{CASSANDRA_VERSION}"])
     data = place.of("cassandra")
     sync, period = (
@@ -185,7 +189,7 @@ def cassandra(place: Place) -> Launch:
 
 def kafka(place: Place) -> Launch:
     """Apache Kafka, broker and controller in one."""
-    binary = java(place, 17, 17)
+    binary = java(place.java_home, *JAVA)
     lib = jars(
         place,
         "kafka",
@@ -229,7 +233,7 @@ def redis(place: Place) -> Launch:
 
 def s3(place: Place) -> Launch:
     """S3Proxy over a folder."""
-    binary = java(place, 17, 17)
+    binary = java(place.java_home, *JAVA)
     lib = jars(place, "s3", [f"org.gaul:s3proxy:{S3PROXY_VERSION}"])
     data = place.of("s3")
     (data / "objects").mkdir(parents=True, exist_ok=True)
@@ -244,12 +248,30 @@ def _packages(option: str, modules: Mapping[str, str]) -> list[str]:
     return [f"{option}={module}/{name}=ALL-UNNAMED" for module, names in modules.items() for name in names.split()]
 
 
+def lacking(java_home: Path | None) -> list[str]:
+    """What is missing on this machine to run the servers as processes, in words that say what to do."""
+    found = []
+    for bounds in (JAVA, OPENSEARCH_JAVA):
+        try:
+            java(java_home, *bounds)
+        except BackendError as error:
+            found.append(str(error))
+    if shutil.which("mvn") is None:
+        found.append(NO_MAVEN)
+    if shutil.which("redis-server") is None and installer() is None:
+        found.append(NO_REDIS)
+    return found
+
+
+def installer() -> str | None:
+    """The program that can install a package here, by itself."""
+    return shutil.which("apt-get") if os.geteuid() == 0 else None
+
+
 def _install_redis(place: Place) -> str:
-    apt = shutil.which("apt-get")
-    if apt is None or os.geteuid() != 0:
-        raise BackendError(
-            "redis-server is missing; install Redis 7 or newer (on Debian: apt-get install redis-server)"
-        )
+    apt = installer()
+    if apt is None:
+        raise BackendError(NO_REDIS)
     place.say("redis", "installing redis-server by apt-get")
     log = place.logs / "redis-apt.log"
     log.parent.mkdir(parents=True, exist_ok=True)

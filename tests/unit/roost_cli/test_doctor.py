@@ -57,8 +57,22 @@ def test_a_port_in_use_is_a_fault() -> None:
     assert doctor.port("gRPC port", address).state == GOOD
 
 
-def test_java_is_a_note_only() -> None:
-    assert doctor.java(lambda _: None).state == NOTE
+def test_servers_are_needed_by_the_cluster_family_alone() -> None:
+    assert doctor.servers([], needed=True).state == GOOD
+    assert doctor.servers(["redis at localhost:6379"], needed=False).state == NOTE
+    silent = doctor.servers(["redis at localhost:6379"], needed=True)
+    assert silent.state == BAD
+    assert "redis at localhost:6379" in silent.words
+    assert "scripts/backends up" in silent.words
+
+
+def test_what_the_servers_lack_is_said_one_by_one() -> None:
+    assert [check.state for check in doctor.backends(True, ["Java 17 is missing"])] == [GOOD]
+    assert [check.state for check in doctor.backends(False, [])] == [GOOD]
+    checks = list(doctor.backends(False, ["Java 17 is missing", "Maven is missing"]))
+    assert [check.state for check in checks] == [NOTE, NOTE]
+    assert "Java 17" in checks[0].words
+    assert "Maven" in checks[1].words
 
 
 def test_without_a_mesh_it_is_a_note(

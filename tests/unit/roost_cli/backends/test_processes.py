@@ -1,0 +1,83 @@
+"""Processes outlive whoever started them, and only they themselves are stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from roost_cli.backends import processes
+from roost_cli.backends.processes import Record
+
+SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(300)"]
+DEAF = [sys.executable, "-c", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEP[2]]
+
+
+def launch(folder: Path, argv: list[str]) -> Record:
+    """Starts it, and waits until it has said something."""
+    log = folder / "logs" / "one.log"
+    record = processes.start(argv, cwd=folder, log=log, user=None, record=folder / "run" / "one.json")
+    while not log.read_bytes():
+        time.sleep(0.01)
+    return record
+
+
+def test_what_was_started_is_found_again_and_stopped_once(tmp_path: Path) -> None:
+    record = launch(tmp_path, SLEEP)
+    assert record.alive()
+    assert os.getsid(record.pid) == record.pid, "in a session of its own"
+    found = processes.recorded(tmp_path / "run" / "one.json")
+    assert found == record
+    assert processes.stop(record)
+    assert not record.alive()
+    assert not processes.stop(record)
+
+
+def test_it_outlives_the_process_that_started_it(tmp_path: Path) -> None:
+    starter = (
+        "import sys; from pathlib import Path; from roost_cli.backends import processes; folder = Path(sys.argv[1]);"
+        "processes.start(sys.argv[2:], cwd=folder, log=folder / 'log', user=None, record=folder / 'record.json')"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", starter, str(tmp_path), *SLEEP], check=True)
+    record = processes.recorded(tmp_path / "record.json")
+    assert record is not None
+    assert record.alive()
+    assert processes.stop(record)
+
+
+def test_who_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "STOP_WITHIN_S", 0.3)
+    record = launch(tmp_path, DEAF)
+    assert processes.stop(record)
+    assert not record.alive()
+
+
+def test_another_that_has_the_number_now_is_left_alone(tmp_path: Path) -> None:
+    record = launch(tmp_path, SLEEP)
+    stale = Record(record.pid, "an earlier birth", record.argv)
+    assert not stale.alive()
+    assert not processes.stop(stale)
+    assert record.alive()
+    processes.stop(record)
+
+
+def test_remains_do_not_count_as_alive() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    born = processes.birth(child.pid)
+    while processes.birth(child.pid) is not None:
+        time.sleep(0.01)
+    assert not Record(child.pid, born or "", []).alive()
+    child.wait()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"pid": 1})])
+def test_a_broken_record_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "record.json"
+    assert processes.recorded(path) is None
+    path.write_text(text)
+    assert processes.recorded(path) is None
