@@ -1,0 +1,207 @@
+"""What the cluster's engagement store promises beyond the port: among several processes, for tweets with very many likes, and after one
+of its processes died."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from roost.event.v1 import event_pb2
+
+from services.common import errors
+from services.common.event_log import Delivered, Record
+from services.common.event_log.embedded import EmbeddedLog
+from services.common.snowflake import first_id_at, wall_clock_ms
+from services.engagement import consumer
+from services.engagement.store import Kind
+from tests.cluster import Namespace
+
+pytestmark = pytest.mark.cluster
+
+TWEET, ANN = 100, 1
+_ids = count(first_id_at(wall_clock_ms()))
+Open = Callable[..., Any]
+
+
+class Clock:
+    """Unix seconds, which a test may move on."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def another(tmp_path: Path, namespace: Namespace, clock: Clock) -> AsyncIterator[Open]:
+    """Opens a store on the same servers, as another process would."""
+    from services.engagement.store.cassandra import CassandraEngagementStore
+
+    log = await EmbeddedLog.open(tmp_path / "log.db")
+    cluster = await namespace.cluster()
+
+    async def another() -> CassandraEngagementStore:
+        return await CassandraEngagementStore.open(cluster, log, clock)
+
+    yield another
+    await log.close()
+
+
+def event(topic: str, user_id: int, tweet_id: int = TWEET) -> Record:
+    event_id = next(_ids)
+    body = event_pb2.Event(event_id=event_id, key=user_id)
+    (body.tweet_liked if topic == "tweet.liked" else body.tweet_unliked).MergeFrom(
+        event_pb2.TweetLiked(tweet_id=tweet_id, user_id=user_id)
+        if topic == "tweet.liked"
+        else event_pb2.TweetUnliked(tweet_id=tweet_id, user_id=user_id)
+    )
+    return Record(topic, user_id, event_id, body.SerializeToString())
+
+
+async def like(store: Any, user_id: int) -> Record:
+    told = event("tweet.liked", user_id)
+    await store.like(TWEET, user_id, told)
+    return told
+
+
+async def unlike(store: Any, user_id: int) -> Record:
+    told = event("tweet.unliked", user_id)
+    await store.unlike(TWEET, user_id, told)
+    return told
+
+
+async def counts(store: Any) -> tuple[int, int]:
+    answer = await store.batch_get_counts([TWEET])
+    return (answer.counts[0].likes, answer.counts[0].bookmarks) if answer.counts else (0, 0)
+
+
+async def likers(store: Any, limit: int = 100) -> list[int]:
+    found: list[int] = []
+    below = 0
+    while page := await store.list_likers(TWEET, below, limit):
+        found += [entry.id for entry in page]
+        below = page[-1].place
+    return found
+
+
+async def recount(store: Any, told: Sequence[Record]) -> None:
+    """What the log does with these events."""
+    apply = consumer.recounting(store.recount_likes)
+    await apply([Delivered(0, 0, *record) for record in told])
+
+
+async def test_likes_beyond_the_first_bucket_are_listed_and_counted(
+    another: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.engagement.store.cql.SPREAD_FROM", 5)
+    monkeypatch.setattr(consumer, "ROUND_S", 0.01)
+    stores = [await another(), await another()]
+    told = [await like(stores[user_id % 2], user_id) for user_id in range(1, 31)]
+    await recount(stores[0], told)
+    assert await counts(stores[1]) == (30, 0)
+    assert await likers(stores[0], 7) == list(range(30, 0, -1))
+    gone = [await unlike(stores[0], user_id) for user_id in (1, 2, 10, 20, 30)]
+    await recount(stores[1], gone)
+    # Told again, counted the same.
+    await recount(stores[1], [*gone, *told])
+    assert await counts(stores[0]) == (25, 0)
+    assert await likers(stores[1]) == [i for i in range(30, 0, -1) if i not in (1, 2, 10, 20, 30)]
+
+
+async def test_bookmarks_beyond_the_first_bucket_are_counted_at_once(
+    another: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.engagement.store.cql.SPREAD_FROM", 3)
+    store = await another()
+    for user_id in range(1, 13):
+        assert await store.bookmark(TWEET, user_id, next(_ids))
+        assert await counts(store) == (0, user_id)
+    for left, user_id in enumerate(range(1, 13), -11):
+        assert await store.unbookmark(TWEET, user_id)
+        assert await counts(store) == (0, -left)
+
+
+async def test_a_change_by_several_processes_at_once_is_told_once(another: Open) -> None:
+    stores = [await another() for _ in range(4)]
+    for change in (like, unlike) * 3:
+        told = await asyncio.gather(*(change(store, ANN) for store in stores))
+        assert len(await stores[0].decided(told)) == 1
+        assert await counts(stores[1]) == ((1, 0) if change is like else (0, 0))
+    kept = await asyncio.gather(*(store.bookmark(TWEET, ANN, next(_ids)) for store in stores))
+    assert sorted(kept) == [False, False, False, True]
+
+
+async def test_what_a_dead_process_left_is_completed_and_told_by_a_sweeper(
+    another: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying, sweeper = await another(), await another()
+
+    async def die(*_: Any) -> None:
+        raise errors.unavailable("gone")
+
+    await like(sweeper, 2)
+    monkeypatch.setattr(dying, "_settle", die)
+    for change, user_id in ((like, ANN), (unlike, 2)):
+        with pytest.raises(errors.RoostError, match="gone"):
+            await change(dying, user_id)
+    # Meant, and not made: liked already.
+    monkeypatch.setattr(dying, "_mark", lambda *_: asyncio.sleep(0, (None, None, 0)))
+    monkeypatch.setattr("services.engagement.store.cassandra.MAX_TRIES", 1)
+    with pytest.raises(errors.RoostError, match="others"):
+        await like(dying, ANN)
+    assert await likers(sweeper) == [2]
+    clock.ahead_s = 30
+    assert await sweeper.outbox.sweep() == 2
+    assert await likers(sweeper) == [ANN]
+    assert await counts(sweeper) == (1, 0)
+    assert await sweeper.outbox.sweep() == 0
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+async def test_a_repeat_completes_what_was_left_half_done(
+    another: Open, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying, store = await another(), await another()
+
+    async def die(*_: Any) -> None:
+        raise errors.unavailable("gone")
+
+    monkeypatch.setattr(dying, "_settle", die)
+
+    async def make(by: Any) -> None:
+        if kind is Kind.LIKE:
+            await like(by, ANN)
+        else:
+            await by.bookmark(TWEET, ANN, next(_ids))
+
+    async def undo(by: Any) -> None:
+        await (unlike(by, ANN) if kind is Kind.LIKE else by.unbookmark(TWEET, ANN))
+
+    for change, there in ((make, 1), (undo, 0)):
+        with pytest.raises(errors.RoostError, match="gone"):
+            await change(dying)
+        await change(store)
+        assert sum(await counts(store)) == there
+        assert len(await store.list_tweets(kind, ANN, 0, 10)) == there
+
+
+async def test_a_copy_that_comes_late_brings_nothing_back(another: Open) -> None:
+    store = await another()
+    told = await like(store, ANN)
+    await unlike(store, ANN)
+    # A sweeper that looked before.
+    assert await store.decided([told]) == [told]
+    assert await counts(store) == (0, 0)
+    assert await likers(store) == []
+    assert not (await store.batch_get_viewer_states(ANN, [TWEET])).states

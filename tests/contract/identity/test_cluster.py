@@ -1,0 +1,205 @@
+"""What the cluster's store of identity promises beyond the port: among several processes, and after one of them died."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from roost.identity.v1 import user_pb2
+
+from services.common import errors
+from services.common.event_log import Record
+from services.common.event_log.embedded import EmbeddedLog
+from services.common.snowflake import first_id_at, wall_clock_ms
+from services.identity.store import NewAccount, Rotation
+from tests.cluster import Namespace
+from tests.contract.identity.test_store import LATER_MS, NOW_MS, SUSPENDED, create, digest, names, new, session
+
+pytestmark = pytest.mark.cluster
+
+_ids = count(first_id_at(wall_clock_ms()))
+Open = Callable[..., Any]
+
+
+class Clock:
+    """Unix seconds, which a test may move on."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def another(tmp_path: Path, namespace: Namespace, clock: Clock) -> AsyncIterator[Open]:
+    """Opens a store on the same servers, as another process would."""
+    from services.identity.store.cassandra import CassandraStore
+
+    log = await EmbeddedLog.open(tmp_path / "log.db")
+    cluster = await namespace.cluster()
+
+    async def another() -> CassandraStore:
+        return await CassandraStore.open(cluster, log, clock)
+
+    yield another
+    await log.close()
+
+
+def record(user_id: int) -> Record:
+    """A fact of now, as sweepers know it."""
+    return Record("user.updated", user_id, next(_ids), b"fact", "")
+
+
+def made_now(one: NewAccount) -> NewAccount:
+    return one._replace(created=record(one.account.user_id))
+
+
+async def fail(*_: Any) -> None:
+    raise errors.unavailable("not now", reason="OUTCOME_UNKNOWN")
+
+
+async def test_a_change_in_one_process_is_read_in_the_next_moment_by_all(another: Open) -> None:
+    here, there = await another(), await another()
+    await create(here, 1, "alice")
+    (account,) = await here.accounts([1])
+    assert (await names(there, [1]))[0][2:] == (account.state, 1)
+    for version in range(2, 12):
+        changed = account._replace(state=SUSPENDED, version=version)
+        assert await here.replace(changed, [record(1)])
+        assert (await names(there, [1]))[0][2:] == (SUSPENDED, version)
+
+
+async def test_of_changes_in_several_processes_one_wins(another: Open) -> None:
+    stores = [await another() for _ in range(4)]
+    await create(stores[0], 1, "alice")
+    (account,) = await stores[0].accounts([1])
+    for version in range(2, 6):
+        changed = account._replace(state=SUSPENDED, version=version)
+        outcomes = await asyncio.gather(*(store.replace(changed, [record(1)]) for store in stores))
+        assert sorted(outcomes) == [False, False, False, True]
+
+
+async def test_of_siblings_used_in_two_processes_one_wins(another: Open) -> None:
+    stores = [await another(), await another()]
+    await create(stores[0], 1, "alice")
+    for name in "ab":
+        await stores[0].rotate(1, 100, digest("first 1"), digest(name), NOW_MS, LATER_MS)
+    outcomes = await asyncio.gather(
+        *(
+            store.rotate(1, 100, digest(name), digest(name * 2), NOW_MS, LATER_MS)
+            for store, name in zip(stores, "ab", strict=True)
+        )
+    )
+    assert set(outcomes) == {Rotation.DONE, Rotation.DEAD}
+
+
+async def test_whatever_its_writer_did_not_publish_a_sweeper_does_and_only_what_came_true(
+    another: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, sweeper = await another(), await another()
+    monkeypatch.setattr(writer.outbox, "publish", lambda records: None)
+    await writer.create(made_now(new(1, "alice")), session(100, 1), digest("first 1"))
+    (account,) = await writer.accounts([1])
+    change = account._replace(state=SUSPENDED, version=2)
+    assert await writer.replace(change, [record(1)], end_sessions=True)
+    assert not await writer.replace(change, [record(1)])
+    assert not await writer.end_session(100, 1, [record(1)])
+    await writer.set_credential(1, (await writer.credential(1)), 0, [record(1), record(1)])
+    clock.ahead_s = 30
+    assert await sweeper.outbox.sweep() == 4
+    assert await sweeper.outbox.sweep() == 0
+
+
+async def test_an_answer_that_was_lost_is_found_in_the_events(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await another()
+    await create(store, 1, "alice")
+    (account,) = await store.accounts([1])
+    apply_if = store._keyspace.apply_if
+
+    async def applied_unheard(*values: Any) -> None:
+        await apply_if(*values)
+        await fail()
+
+    monkeypatch.setattr(store._keyspace, "apply_if", applied_unheard)
+    assert await store.replace(account._replace(state=SUSPENDED, version=2), [record(1)])
+    monkeypatch.setattr(store._keyspace, "apply_if", fail)
+    with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
+        await store.replace(account._replace(version=3), [record(1)])
+
+
+async def test_a_claim_without_an_account_is_given_up_after_a_while(
+    another: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying, store = await another(), await another()
+    with monkeypatch.context() as patch:
+        patch.setattr(dying._keyspace, "batch", fail)
+        with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
+            await create(dying, 1, "alice")
+    assert await store.by_username("alice") is None
+    with pytest.raises(errors.RoostError) as caught:
+        await create(store, 2, "alice")
+    assert caught.value.reason == "USERNAME_TAKEN"
+    clock.ahead_s = 11 * 60
+    await create(store, 3, "alice")
+    assert (await store.by_username("alice")).account.user_id == 3
+    clock.ahead_s = 30 * 60
+    # Whoever has an account keeps the name.
+    with pytest.raises(errors.RoostError, match="ALREADY_EXISTS"):
+        await create(store, 4, "alice", "other@example.com")
+
+
+async def test_a_sign_up_that_failed_leaves_its_name_free(another: Open) -> None:
+    store = await another()
+    await create(store, 1, "alice")
+    with pytest.raises(errors.RoostError) as caught:
+        await create(store, 2, "bob", "alice@example.com")
+    assert caught.value.reason == "EMAIL_TAKEN"
+    await create(store, 3, "bob")
+
+
+async def test_a_first_write_that_comes_late_undoes_nothing(another: Open) -> None:
+    from services.identity.store.accounts import account_steps
+
+    store = await another()
+    made = await create(store, 1, "alice")
+    assert await store.replace(made.account._replace(state=SUSPENDED, version=2), [record(1)])
+    await store._keyspace.batch(account_steps(made, 60))
+    (account,) = await store.accounts([1])
+    assert (account.state, account.version) == (SUSPENDED, 2)
+
+
+async def test_a_scan_finds_ids_of_all_times(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await another()
+    monkeypatch.setattr("services.identity.store.cassandra.BUCKETS_A_ROUND", 3)
+    ids = [bucket << 51 | low for bucket in (0, 1, 2, 9, 30) for low in (5, 6, 7)]
+    await store.import_accounts([new(user_id, f"user{number}") for number, user_id in enumerate(ids)])
+    for limit in (1, 2, 4, 100):
+        found: list[int] = []
+        while page := await store.scan(found[-1] if found else 0, limit):
+            assert len(page) <= limit
+            found += [account.user_id for account in page]
+        assert found == ids
+
+
+async def test_the_same_import_twice_at_once_makes_everybody_once(another: Open) -> None:
+    stores = [await another(), await another()]
+    first, second = await asyncio.gather(
+        *(
+            store.import_accounts([new(start + n, f"user{n}") for n in range(20)])
+            for store, start in zip(stores, (100, 200), strict=True)
+        )
+    )
+    assert first == second
+    assert sorted(account.user_id for account in await stores[0].scan(0, 100)) == sorted(first)
+    assert all(account.state == user_pb2.USER_STATE_ACTIVE for account in await stores[1].accounts(first))
