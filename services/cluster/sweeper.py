@@ -93,7 +93,9 @@ class Sweeper:
         return await self._sweep(range(now - minutes + 1, now + 1))
 
     async def _run(self) -> None:
-        cursor = None
+        # Up to which minute all was published, and what of that is stored.
+        cursor: int | None = None
+        kept = 0
         round_ = 0
         # At other times than the other processes.
         await asyncio.sleep(FIRST_S + random.random() * 0.5)  # noqa: S311
@@ -113,9 +115,11 @@ class Sweeper:
                 thorough = first <= cursor
                 self._hurried = False
                 await self._sweep(range(max(first, now - MAX_MINUTES), now + 1))
-                if thorough and not self._hurried and cursor != now:
+                if thorough and not self._hurried:
                     cursor = now
+                if kept < cursor:
                     await self._keyspace.write(_KEEP_CURSOR, _SWEEPER, cursor)
+                    kept = cursor
             except Exception as error:
                 self._hurried = True
                 _log.warning("sweeping failed, will go on", keyspace=self._keyspace.name, error=str(error))

@@ -1,0 +1,314 @@
+"""An event whose row was stored reaches the log: once as a rule, twice after a crash, never not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from services.cluster import outbox as module
+from services.cluster import sweeper
+from services.cluster.cassandra import Cassandra, Keyspace
+from services.cluster.outbox import OUTBOX_MIGRATION, Outbox
+from services.common import errors
+from services.common import outbox as common
+from services.common.event_log import Record
+from services.common.event_log.embedded import EmbeddedLog
+from services.common.snowflake import first_id_at
+from tests.cluster import Namespace
+from tests.contract.cluster.conftest import until
+
+pytestmark = pytest.mark.cluster
+
+ROWS = "SELECT event_id, published FROM outbox"
+_serial = count()
+
+
+class Log(EmbeddedLog):
+    """A real log that can refuse for a while, or refuse one event for good."""
+
+    refusal: Exception | None = None
+    poison = 0
+
+    async def append(self, records: Sequence[Record]) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        if any(record.event_id == self.poison for record in records):
+            raise ValueError("too large")
+        await super().append(records)
+
+    async def ids(self) -> list[int]:
+        return await self.db.read(lambda c: [row[0] for row in c.execute("SELECT event_id FROM event ORDER BY rowid")])
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[Log]:
+    opened = await Log.open(tmp_path / "log.db")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def rows(cassandra: Cassandra) -> Keyspace:
+    return await Keyspace.open(cassandra, "kit3", (OUTBOX_MIGRATION,))
+
+
+@pytest.fixture
+async def box(rows: Keyspace, log: Log) -> AsyncIterator[Outbox]:
+    """An outbox that publishes at once; its sweeper looks only when a test asks."""
+    made = Outbox(rows, log, time.time)
+    made._pump.start()
+    yield made
+    await made.stop()
+
+
+def an_event(age_s: float = 0.0, key: int = 5) -> Record:
+    event_id = first_id_at(int((time.time() - age_s) * 1000)) + next(_serial) % 4096
+    return Record("tweet.created", key, event_id, b"%d" % event_id, "trace")
+
+
+async def marks(rows: Keyspace) -> dict[int, bool]:
+    return dict(await rows.read(ROWS))
+
+
+async def test_an_event_goes_to_the_log_at_once_and_its_row_says_so(rows: Keyspace, log: Log, box: Outbox) -> None:
+    events = [an_event(key=key) for key in range(40)]
+    for event in events:
+        await rows.batch(box.steps([event]))
+        box.publish([event])
+    await box.drained()
+    # In the order of publishing.
+    assert await log.ids() == [event.event_id for event in events]
+    assert await marks(rows) == {event.event_id: True for event in events}
+    assert await box.sweep() == 0
+    kept = await rows.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
+    assert sorted(Record(*row) for row in kept) == sorted(events)
+
+
+async def test_what_a_dead_writer_left_is_found_once(rows: Keyspace, log: Log, box: Outbox) -> None:
+    left = [an_event(age_s=20, key=key) for key in range(3)]
+    young = an_event()
+    await rows.batch(box.steps([*left, young]))
+    # A writer may be about to publish the young one.
+    assert await box.sweep() == 3
+    assert sorted(await log.ids()) == sorted(event.event_id for event in left)
+    assert await marks(rows) == {event.event_id: event is not young for event in [*left, young]}
+    assert await box.sweep() == 0
+
+
+async def test_a_new_process_looks_within_seconds_for_what_earlier_lives_left(
+    rows: Keyspace, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "QUICK_S", 0.2)
+    monkeypatch.setattr(sweeper, "GRACE_S", 1.0)
+    box = Outbox(rows, log, time.time)
+    old, new = an_event(age_s=300), an_event()
+    await rows.batch(box.steps([old, new]))
+    await box.start()
+    began = time.monotonic()
+    await until(lambda: _logged(log, {old.event_id}))
+    assert time.monotonic() - began < 3
+    await until(lambda: _logged(log, {old.event_id, new.event_id}))
+    await until(lambda: rows.read("SELECT minute FROM outbox_cursor"))
+    await box.stop()
+
+
+async def _logged(log: Log, ids: set[int]) -> bool:
+    return ids <= set(await log.ids())
+
+
+async def test_after_a_long_outage_it_begins_where_all_was_published(
+    rows: Keyspace, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "QUICK_S", 0.2)
+    # Two hours ago everything had been published, and an hour ago this was stored.
+    minute = int(time.time()) // 60
+    await rows.write(sweeper._KEEP_CURSOR, "sweeper", minute - 120)
+    lost = an_event(age_s=3_600)
+    box = Outbox(rows, log, lambda: time.time() - 3_600)
+    await rows.batch(box.steps([lost]))
+    box = Outbox(rows, log, time.time)
+    assert await box.sweep() == 0
+    await box.start()
+    await until(lambda: _logged(log, {lost.event_id}))
+    await until(lambda: _cursor_at(rows, minute))
+    await box.stop()
+
+
+async def _cursor_at(rows: Keyspace, minute: int) -> bool:
+    return (await rows.read("SELECT minute FROM outbox_cursor"))[0][0] >= minute
+
+
+async def test_a_row_that_comes_behind_the_cursor_is_found(rows: Keyspace, log: Log, box: Outbox) -> None:
+    assert await box.sweep() == 0
+    # As the replay of a logged batch brings it.
+    late = an_event(age_s=290)
+    await rows.batch(box.steps([late]))
+    assert await box.sweep() == 1
+
+
+async def test_more_than_a_page_of_one_partition_is_found(rows: Keyspace, log: Log, box: Outbox) -> None:
+    minute_ago_ms = (int(time.time()) // 60 - 1) * 60_000
+    many = [Record("tweet.created", 5, first_id_at(minute_ago_ms) + n, b"x") for n in range(2 * sweeper.PAGE + 5)]
+    many += [Record("tweet.liked", *record[1:]) for record in many[:3]]
+    for first in range(0, len(many), 50):
+        await rows.batch(box.steps(many[first : first + 50]))
+    assert await box.sweep() == len(many)
+    assert sorted(await log.ids()) == sorted(record.event_id for record in many)
+
+
+async def test_while_the_log_refuses_events_wait_in_order_and_are_counted(
+    rows: Keyspace, log: Log, box: Outbox
+) -> None:
+    log.refusal = errors.unavailable("the log is down")
+    events = [an_event(age_s=60) for _ in range(5)]
+    for event in events:
+        await rows.batch(box.steps([event]))
+        box.publish([event])
+    await asyncio.sleep(0.2)
+    lag = await common.waiting(log, ["tweet.created"], int(time.time() * 1000))
+    assert lag.events == 5
+    assert 55 < lag.age_s < 90
+    assert (await common.waiting(log, ["user.followed"], 0)).events == 0
+    # They wait here: no business of the sweeper.
+    assert await box.sweep() == 0
+    log.refusal = None
+    await box.drained()
+    assert await log.ids() == [event.event_id for event in events]
+    assert (await common.waiting(log, ["tweet.created"], 0)).events == 0
+
+
+async def test_more_than_can_be_kept_waits_in_its_rows(
+    rows: Keyspace, log: Log, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_QUEUED", 3)
+    log.refusal = errors.unavailable("the log is down")
+    events = [an_event(age_s=60) for _ in range(10)]
+    await rows.batch(box.steps(events))
+    box.publish(events)
+    log.refusal = None
+    await box.drained()
+    assert await log.ids() == [event.event_id for event in events[:3]]
+    assert await box.sweep() == 7
+    assert sorted(await log.ids()) == sorted(event.event_id for event in events)
+
+
+async def test_an_event_that_can_never_be_published_holds_up_no_other(rows: Keyspace, log: Log, box: Outbox) -> None:
+    events = [an_event(age_s=60) for _ in range(9)]
+    log.poison = events[4].event_id
+    await rows.batch(box.steps(events))
+    box.publish(events)
+    await box.drained()
+    others = [event.event_id for event in events if event.event_id != log.poison]
+    assert await log.ids() == others
+    assert [event_id for event_id, published in (await marks(rows)).items() if not published] == [log.poison]
+
+
+async def test_rows_are_made_readable_before_what_was_found_is_published(rows: Keyspace, log: Log) -> None:
+    seen: list[tuple[list[int], list[int]]] = []
+    failure: Exception | None = errors.unavailable("the store is down")
+
+    async def complete(records: Sequence[Record]) -> None:
+        seen.append(([record.event_id for record in records], await log.ids()))
+        if failure is not None:
+            raise failure
+
+    box = Outbox(rows, log, time.time, complete)
+    found = an_event(age_s=60)
+    await rows.batch(box.steps([found]))
+    with pytest.raises(errors.RoostError):
+        await box.sweep()
+    failure = ValueError("a defect")
+    assert await box.sweep() == 0
+    assert await log.ids() == []
+    failure = None
+    assert await box.sweep() == 1
+    assert seen == [([found.event_id], [])] * 3
+    # What its writer publishes is readable already.
+    box._pump.start()
+    own = an_event()
+    box.publish([own])
+    await box.drained()
+    assert len(seen) == 3
+    await box.stop()
+
+
+async def test_the_same_batch_again_is_not_published_again(rows: Keyspace, log: Log, box: Outbox) -> None:
+    event = an_event(age_s=60)
+    for _ in range(2):
+        await rows.batch(box.steps([event]))
+        await box.sweep()
+    # Nor by another process.
+    assert await Outbox(rows, log, time.time).sweep() == 0
+    assert await log.ids() == [event.event_id]
+
+
+async def test_an_old_event_executed_again_lies_where_it_is_looked_for(rows: Keyspace, log: Log, box: Outbox) -> None:
+    # A repeat, hours later, of a call whose first try stored nothing.
+    event = an_event(age_s=20 * 3_600)
+    await rows.batch(box.steps([event]))
+    assert await box.sweep() == 1
+
+
+CHILD = """
+import asyncio, os, sys, time
+from pathlib import Path
+from services.cluster.cassandra import Cassandra, Keyspace
+from services.cluster.outbox import OUTBOX_MIGRATION, Outbox
+from services.common.config import Settings
+from services.common.event_log import Record
+from services.common.event_log.embedded import EmbeddedLog
+from services.common.snowflake import Snowflake, wall_clock_ms
+
+async def main():
+    keyspace = await Keyspace.open(await Cassandra.open(Settings()), "kit3", (OUTBOX_MIGRATION,))
+    log = await EmbeddedLog.open(Path(sys.argv[1]))
+    ids = Snowflake(1, wall_clock_ms)
+    box = Outbox(keyspace, log, time.time)
+    box._pump.start()
+    while True:
+        events = [Record("tweet.created", n, await ids.mint(), b"x") for n in range(3)]
+        await keyspace.batch(box.steps(events))
+        box.publish(events)
+        print(*(event.event_id for event in events), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def _spawn(namespace: Namespace, log: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CHILD, str(log)]
+    return subprocess.Popen(command, env=os.environ | namespace.environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+async def test_what_was_stored_before_kill_9_is_in_the_log_after(
+    rows: Keyspace, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "GRACE_S", 0.0)
+    stored: set[int] = set()
+    for life in range(3):
+        child = _spawn(namespace, tmp_path / "shared.db")
+        assert child.stdout is not None
+        for _ in range(20 + 7 * life):
+            stored.update(map(int, (await asyncio.to_thread(child.stdout.readline)).split()))
+        child.kill()
+        child.communicate()
+    log = await Log.open(tmp_path / "shared.db")
+    try:
+        box = Outbox(rows, log, time.time)
+        await box.sweep()
+        in_log = await log.ids()
+        # All that was acknowledged, and perhaps the batch that was on its way.
+        assert stored <= set(in_log)
+        assert set(in_log) == set(await marks(rows))
+        assert all((await marks(rows)).values())
+    finally:
+        await log.close()
