@@ -35,6 +35,11 @@ class Standing(NamedTuple):
     numbers: frozenset[int]
 
     @property
+    def retired(self) -> frozenset[int]:
+        """Generations that served, and that no name leads to any more."""
+        return self.numbers - self.filling - {number for numbers in self.current.values() for number in numbers}
+
+    @property
     def number(self) -> int:
         """The generation in use; 0 where there is none, or not of all collections."""
         return min(max(numbers, default=0) for numbers in self.current.values())
@@ -98,8 +103,7 @@ class Generations:
     async def begin(self) -> int:
         """Gives up what was being built, makes new indexes, and answers their number: changes go there from now on."""
         standing = await self.ensure()
-        for kind in Collection:
-            await self._delete(kind, standing.filling)
+        await self.remove(standing.filling)
         number = max(standing.numbers) + 1
         for kind in Collection:
             if not await self._create(kind, number, self.filling(kind, number)):
@@ -107,7 +111,10 @@ class Generations:
         return number
 
     async def take_over(self, number: int) -> None:
-        """Puts the generation in use and removes the one before, in one step. FAILED_PRECONDITION where it was given up."""
+        """Puts the generation in use in place of the one before, in one step. FAILED_PRECONDITION where it was given up.
+
+        The one before is retired, not removed: searches are under way in it.
+        """
         standing = await self.standing()
         actions: list[dict[str, Any]] = []
         for kind, base in self._bases.items():
@@ -125,6 +132,16 @@ class Generations:
     async def give_up(self, number: int) -> None:
         """Removes the generation if it is still being built."""
         if number in (await self.standing()).filling:
+            await self.remove((number,))
+
+    async def remove_retired(self, before: int) -> None:
+        """Removes retired generations of lower numbers than `before`."""
+        retired = (await self.standing()).retired
+        await self.remove(number for number in retired if number < before)
+
+    async def remove(self, numbers: Iterable[int]) -> None:
+        """Removes these generations."""
+        for number in numbers:
             for kind in Collection:
                 await self._delete(kind, (number,))
 

@@ -8,6 +8,7 @@ comes back after its removal is refused so too: it is put in place of the very t
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ import structlog
 from services.cluster.opensearch import (
     BACKGROUND_MOST_S,
     CONFLICT,
+    MOST_S,
     NOT_FOUND,
     OpenSearch,
     Operation,
@@ -47,6 +49,7 @@ class OpenSearchIndex:
         self._generations = Generations(opensearch, settings.namespace, settings.opensearch_shards)
         self._lock = BuildLock(opensearch, settings.namespace)
         self._building: int | None = None
+        self._removing: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
@@ -149,10 +152,18 @@ class OpenSearchIndex:
         await self._generations.take_over(number)
         self._building = None
         await self._lock.leave()
+        # In an empty context: it outlives the call that asked for the build.
+        task = asyncio.get_running_loop().create_task(self._remove_before(number), context=contextvars.Context())
+        self._removing.add(task)
+        task.add_done_callback(self._removing.discard)
 
     async def close(self) -> None:
         """See the port."""
         number, self._building = self._building, None
+        # What they have not removed is removed after the next takeover.
+        for task in tuple(self._removing):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         if number is not None:
             try:
                 await self._generations.give_up(number)
@@ -160,6 +171,14 @@ class OpenSearchIndex:
                 _log.warning("an unfinished search index is left behind", number=number, error=str(error))
         await self._lock.leave()
         await self._opensearch.close()
+
+    async def _remove_before(self, number: int) -> None:
+        # Searches that began in the index before this one are over by then.
+        await asyncio.sleep(MOST_S)
+        try:
+            await self._generations.remove_retired(number)
+        except errors.RoostError as error:
+            _log.warning("a retired search index is left behind", error=str(error))
 
     async def _reach(self) -> None:
         while True:

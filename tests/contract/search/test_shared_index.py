@@ -151,6 +151,20 @@ async def test_a_build_whose_process_died_is_taken_up_and_its_late_writes_reach_
     assert (await found(one, "ones"), await found(one, "others")) == ([], [2])
 
 
+async def test_a_retired_index_goes_once_no_search_can_be_in_it(
+    settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "MOST_S", 0.3)
+    one, _ = pair
+    for _ in range(2):
+        await one.begin()
+        await one.finish()
+    async with asyncio.timeout(20):
+        while len(await server.call("GET", f"/{settings.namespace}-*-v1-*/_alias")) > 2:
+            await asyncio.sleep(0.05)
+    assert (await one.building()).number == 3
+
+
 async def test_a_dropped_index_is_made_again_by_whoever_needs_it(
     settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex]
 ) -> None:
