@@ -1,4 +1,4 @@
-"""The cluster's engagement store, on Cassandra. Nothing is kept in process memory.
+"""The cluster's engagement store, on Cassandra, with counts in Redis. Nothing is kept in process memory.
 
 A write decides in the user's partition, then writes the copies that lists and counts are read from, then answers. Whoever died between
 left a change without copies: `decided`, which the outbox's sweeper asks, writes them, and so does the repeat of a call that got no answer.
@@ -7,7 +7,7 @@ left a change without copies: `decided`, which the outbox's sweeper asks, writes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import merge
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -16,10 +16,12 @@ from roost.engagement.v1 import engagement_service_pb2 as pb
 
 from services.cluster.cassandra import Keyspace, Row, Step
 from services.cluster.outbox import OUTBOX_MIGRATION, Outbox
+from services.cluster.redis import Redis
 from services.cluster.turns import Turns, to_its_end
 from services.common import errors
 from services.common.event_log import EventLog, Record
 from services.engagement.store import Entry, Kind, cql
+from services.engagement.store.counted import SharedCounts
 
 if TYPE_CHECKING:
     from services.cluster.connections import Cluster
@@ -65,8 +67,9 @@ class _Mark(NamedTuple):
 class CassandraEngagementStore:
     """An EngagementStore over one keyspace. `outbox` is one of the service's workers; `clock` gives unix seconds."""
 
-    def __init__(self, keyspace: Keyspace, log: EventLog, clock: Callable[[], float]) -> None:
+    def __init__(self, keyspace: Keyspace, redis: Redis, log: EventLog, clock: Callable[[], float]) -> None:
         self.keyspace = keyspace
+        self._shared = SharedCounts(redis)
         self.outbox = Outbox(keyspace, log, clock, self.decided)
         self._clock = clock
         self._turns = Turns()
@@ -74,7 +77,7 @@ class CassandraEngagementStore:
     @classmethod
     async def open(cls, cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Self:
         """The store in its keyspace, brought up to date. Errors as Keyspace.open."""
-        return cls(await cluster.keyspace(SERVICE, MIGRATIONS), log, clock)
+        return cls(await cluster.keyspace(SERVICE, MIGRATIONS), cluster.redis, log, clock)
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
         """See the port. The count is exact up to SPREAD_FROM likes, and some seconds old beyond."""
@@ -104,7 +107,7 @@ class CassandraEngagementStore:
                 held, _, bucket = await self._mark(*key)
                 if held is not None:
                     # Perhaps by a call that got no further.
-                    await self.keyspace.write_each(_Mark(*key, held, bucket).copies())
+                    await self._copy(_Mark(*key, held, bucket).copies(), [tweet_id])
                     return False
                 bucket = await self._bucket(tweet_id, cql.NUMBERS[kind], user_id)
                 mark = _Mark(*key, place, bucket)
@@ -127,7 +130,7 @@ class CassandraEngagementStore:
                 if held is None:
                     if gone is not None:
                         # Perhaps by a call that got no further.
-                        await self.keyspace.write_each(_Mark(*key, gone, bucket).drops())
+                        await self._copy(_Mark(*key, gone, bucket).drops(), [tweet_id])
                     return False
                 mark = _Mark(*key, held, bucket)
                 values = (held, *key, held)
@@ -155,11 +158,15 @@ class CassandraEngagementStore:
 
     async def _settle(self, mark: _Mark, steps: Sequence[Step], told: Sequence[Record]) -> None:
         """After the decision: the copies, what is counted apart, then the events."""
-        await self.keyspace.write_each(steps)
+        await self._copy(steps, [mark.tweet_id])
         if mark.bucket != cql.FIRST_BUCKET and not told:
             # Events bring the others here: see `recount_likes`.
             await self._recount([(mark.tweet_id, mark.kind, mark.bucket)])
         self.outbox.publish(told)
+
+    async def _copy(self, steps: Iterable[Step], tweet_ids: Iterable[int]) -> None:
+        await self.keyspace.write_each(steps)
+        await self._shared.changed(tweet_ids)
 
     async def decided(self, records: Sequence[Record]) -> list[Record]:
         """Those of these events that are true, their copies written anew. A change half made is seen through first."""
@@ -171,7 +178,7 @@ class CassandraEngagementStore:
                 steps += _Mark(*like, place, bucket).copies()
             else:
                 steps += _Mark(*like, gone, bucket).drops()
-        await self.keyspace.write_each(steps)
+        await self._copy(steps, {note[3] for note in notes.values()})
         return [record for record in records if (record.key, record.event_id) in notes]
 
     async def _notes(self, records: Sequence[Record]) -> dict[tuple[int, int], Row]:
@@ -207,13 +214,15 @@ class CassandraEngagementStore:
 
     async def batch_get_counts(self, ids: Sequence[int]) -> pb.BatchGetCountsResponse:
         """See the port. Counts above SPREAD_FROM are some seconds old."""
-        counts = await self._counts(ids)
-        response = pb.BatchGetCountsResponse()
-        for tweet_id in ids:
-            likes, bookmarks = (counts.get((tweet_id, cql.NUMBERS[kind]), _NONE).sum for kind in Kind)
-            if likes or bookmarks:
-                response.counts.add(tweet_id=tweet_id, likes=likes, bookmarks=bookmarks)
-        return response
+        frames, may_be_kept = await self._shared.frames(list(dict.fromkeys(ids)))
+        missing = [tweet_id for tweet_id in dict.fromkeys(ids) if tweet_id not in frames]
+        if missing:
+            counts = await self._counts(missing)
+            loaded = {tweet_id: _frame(tweet_id, counts) for tweet_id in missing}
+            spread = {tweet_id for (tweet_id, _), count in counts.items() if count.others is not None}
+            await self._shared.keep({i: frame for i, frame in loaded.items() if i in may_be_kept}, spread)
+            frames |= loaded
+        return pb.BatchGetCountsResponse.FromString(b"".join([frames[tweet_id] for tweet_id in ids]))
 
     async def batch_get_viewer_states(self, user_id: int, ids: Sequence[int]) -> pb.BatchGetViewerStatesResponse:
         """See the port."""
@@ -279,6 +288,15 @@ class _Count(NamedTuple):
 
 
 _NONE = _Count(0)
+
+
+def _frame(tweet_id: int, counts: Mapping[tuple[int, int], _Count]) -> bytes:
+    """The counts as an answer that holds nothing else: concatenated, such answers are one."""
+    likes, bookmarks = (counts.get((tweet_id, cql.NUMBERS[kind]), _NONE).sum for kind in Kind)
+    if not (likes or bookmarks):
+        return b""
+    found = pb.TweetCounts(tweet_id=tweet_id, likes=likes, bookmarks=bookmarks)
+    return pb.BatchGetCountsResponse(counts=[found]).SerializeToString()
 
 
 def _lots(ids: Iterable[int]) -> list[list[int]]:

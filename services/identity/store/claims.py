@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from services.cluster.cassandra import Keyspace
@@ -20,6 +21,8 @@ MAX_HELD_S = 60.0
 MAX_TRIES = 5
 # Conditional writes on their way at once: a node works on about as many, more would only time out.
 SIDE_BY_SIDE = 32
+# In one statement: a node gathers them.
+NAMES_PER_READ = 100
 
 
 class _Kind(NamedTuple):
@@ -59,8 +62,10 @@ class Claims:
 
     async def username_holders(self, username_keys: Sequence[str]) -> list[int]:
         """One holder a name, in their order."""
-        found = await self._keyspace.read_each(cql.HANDLE_OF, ((key,) for key in username_keys))
-        return [int(rows[0][0]) if rows else 0 for rows in found]
+        lots = (username_keys[at : at + NAMES_PER_READ] for at in range(0, len(username_keys), NAMES_PER_READ))
+        found = await self._keyspace.read_each(cql.HANDLES_OF, ((list(lot),) for lot in lots))
+        holders: dict[str, int] = dict(chain.from_iterable(found))
+        return [holders.get(key, 0) for key in username_keys]
 
     async def hold(self, new: Sequence[NewAccount]) -> None:
         """Claims both keys of each, all or none. ALREADY_EXISTS as in `create` of the port; what was claimed is free again then."""

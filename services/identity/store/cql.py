@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)
 
 # Claims: conditional writes only.
 HANDLE_OF = "SELECT user_id, claimed_ms FROM handles WHERE name = ?"
+HANDLES_OF = "SELECT name, user_id FROM handles WHERE name IN ?"
 CLAIM_HANDLE = "INSERT INTO handles (name, user_id, claimed_ms) VALUES (?, ?, ?) IF NOT EXISTS"
 TAKE_HANDLE = "UPDATE handles SET user_id = ?, claimed_ms = ? WHERE name = ? IF user_id = ? AND claimed_ms = ?"
 FREE_HANDLE = "DELETE FROM handles WHERE name = ? IF user_id = ?"

@@ -205,3 +205,37 @@ async def test_a_copy_that_comes_late_brings_nothing_back(another: Open) -> None
     assert await counts(store) == (0, 0)
     assert await likers(store) == []
     assert not (await store.batch_get_viewer_states(ANN, [TWEET])).states
+
+
+async def test_counts_are_kept_for_all_until_somebody_changes_them(
+    another: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = await another(), await another()
+    assert await counts(here) == (0, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(there, "_counts", None)
+        assert await counts(there) == (0, 0)
+    await like(here, ANN)
+    assert await counts(there) == (1, 0)
+
+
+async def test_a_count_begun_before_a_change_is_not_kept_after_it(another: Open) -> None:
+    slow, store = await another(), await another()
+    _, may_be_kept = await slow._shared.frames([TWEET])
+    assert may_be_kept == {TWEET}
+    await like(store, ANN)
+    await slow._shared.keep({TWEET: b""}, ())
+    assert await counts(store) == (1, 0)
+
+
+async def test_without_redis_everything_is_counted(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await another()
+    await like(store, ANN)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError
+
+    for name in ("mget", "pipeline"):
+        monkeypatch.setattr(store._shared._client, name, refuse)
+    assert await store.like(TWEET, 2, event("tweet.liked", 2)) == 2
+    assert await counts(store) == (2, 0)
