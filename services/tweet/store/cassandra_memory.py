@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
@@ -73,10 +73,9 @@ class RememberingReads(CassandraLists):
                 self._frames.put(tweet_id, marks[tweet_id], frame)
         return found
 
-    async def cores(self, ids: Iterable[int]) -> dict[int, tweet_pb2.TweetCore]:
+    async def cores(self, ids: Sequence[int]) -> dict[int, tweet_pb2.TweetCore]:
         """The tweets that there are, by id, with their counts, from the store."""
-        wanted = list(ids)
-        rows, counts = await asyncio.gather(by_ids(self._keyspace, cql.CORES, wanted), self.count_links(wanted))
+        rows, counts = await asyncio.gather(by_ids(self._keyspace, cql.CORES, ids), self.count_links(ids))
         return {row[0]: _core(row, counts.get(row[0], {})) for row in rows if row[1] is not None}
 
     async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:

@@ -6,8 +6,9 @@ between writers is decided before, by a claim; what must hold between a tweet an
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ class Writer:
         self.claims = Claims(keyspace)
         self._outbox = outbox
         self._known_places: Recent[Step, bool] = Recent(KNOWN_PLACES)
+        # Those under way that others may wait for, instead of trying the same in their turn: as many as there are callers.
+        self._attempts: dict[Hashable, asyncio.Task[int]] = {}
 
     async def commit(self, steps: Sequence[Step], event: Record, head: tweet_pb2.TweetHead) -> None:
         """Writes steps and event, which are about one tweet, as one batch. When it returns the event is on its way, and no process
@@ -82,9 +85,27 @@ class Writer:
         names = [name_of_key(claim.key)] if claim is not None else []
         if head.retweet_of_id:
             names.append(name_of_retweet(head.retweet_of_id))
+        if not names:
+            await self._store(post, await self._above(post, must_stand=True))
+            return post.id
+        attempt = (head.author_id, *names, claim.body_hash if claim is not None else b"")
+        if (first := self._attempts.get(attempt)) is not None:
+            tweet_id = await asyncio.shield(first)
+            # It looked before this one came: a retweet may have been taken back since.
+            if not head.retweet_of_id or (await self.one(tweet_id)).hidden == cql.STANDS:
+                return tweet_id
+            return await self._in_turn(post, claim, names)
+        first = asyncio.get_running_loop().create_task(self._in_turn(post, claim, names))
+        self._attempts[attempt] = first
+        try:
+            return await asyncio.shield(first)
+        finally:
+            self._attempts.pop(attempt, None)
+
+    async def _in_turn(self, post: Post, claim: Claim | None, names: Sequence[str]) -> int:
         async with AsyncExitStack() as stack:
             for name in names:
-                await stack.enter_async_context(self.turns.of((head.author_id, name)))
+                await stack.enter_async_context(self.turns.of((post.core.head.author_id, name)))
             return await self._create(post, claim)
 
     async def _create(self, post: Post, claim: Claim | None) -> int:
