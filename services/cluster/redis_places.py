@@ -76,7 +76,8 @@ class Places:
             return RedisCluster(startup_nodes=nodes, ssl=self.server.tls, **known)
         known["db"] = self.server.db
         if self.kind == "sentinel":
-            return self.sentinel(timeout_s).master_for(self.master, ssl=self.server.tls, **known)
+            client: Client = self.sentinel(timeout_s).master_for(self.master, ssl=self.server.tls, **known)
+            return client
         if self.server.path:
             return Client(unix_socket_path=self.server.path, **known)
         return Client(host=self.server.host, port=self.server.port, ssl=self.server.tls, **known)
@@ -84,7 +85,8 @@ class Places:
     def sentinel(self, timeout_s: float) -> Any:
         """The Sentinels, to be asked who is the master."""
         bounds: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "protocol": 2}
-        return Sentinel(list(self.hosts), sentinel_kwargs=bounds | {"retry": Retry(NoBackoff(), 0)})
+        no_retry = bounds | {"retry": Retry(NoBackoff(), 0)}
+        return Sentinel(list(self.hosts), sentinel_kwargs=no_retry)  # type: ignore[no-untyped-call]
 
     def at(self, host: str, port: int) -> Endpoint:
         """How to get into the server there."""

@@ -104,8 +104,8 @@ def by_homes(entries: Sequence[tuple[int, Sequence[int]]]) -> Mapping[tuple[int,
     """The entries as {indexes of entries: user ids who get just these}: what one list gets goes in one command."""
     same: dict[tuple[int, ...], tuple[int, ...]] = {}
     for index, (_, user_ids) in enumerate(entries):
-        users = tuple(user_ids)
-        same[users] = (*same.get(users, ()), index)
+        if users := tuple(user_ids):
+            same[users] = (*same.get(users, ()), index)
     if len(same) == 1:
         # Mostly so: the tweets of one author go to the same page of followers.
         ((users, indexes),) = same.items()

@@ -139,6 +139,8 @@ async def test_what_several_tweets_add_to_many_homes_is_told_for_each(store: Hom
     assert await ids_of(store, readers[2]) == [5, 10, 20, 30]
     assert await ids_of(store, readers[-1]) == [5, 10, 30]
     assert await store.append([]) == []
+    assert await store.append([(50, []), (60, [readers[0]])]) == [0, 1]
+    assert await store.append([(50, [])]) == [0]
 
 
 async def test_an_abandoned_build_leaves_the_home_cold(store: HomeTimelineStore) -> None:

@@ -1,283 +1,29 @@
-"""The protocol of home timelines under random interleavings, one command at a time.
+"""The protocol of home timelines in memory under random schedules.
 
-Posts, deliveries, builds, drops, evictions, replays, deletes, follows and tier changes take turns at every point where the real ones
-could: a delivery stands between reading followers and appending, a build between any two answers of its pull. Once all is quiet,
-every home that is warm must read exactly as the model says. Stores that break one rule each must be found out by the same schedules.
+Once all is quiet, and at reads meanwhile, every home that is warm must read exactly as the model says. Stores that break one rule each
+must be found out by the same schedules.
 """
 
 from __future__ import annotations
 
-import random
 from array import array
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
 from services.timeline import pull
-from services.timeline.builds import Build, Builds
 from services.timeline.plan import HYBRID, Rules, Source
 from services.timeline.relations import Relations
 from services.timeline.store import HomeList, OpenBuild
 from services.timeline.store.embedded import Building, EmbeddedHomeTimelines, Warm
+from tests.home_schedules import KEEP, TRIM_ABOVE, Schedule
 
-# Short lists, so that trimming, abandoning and reading below the floor happen all the time.
-KEEP, TRIM_ABOVE = 12, 16
-READERS, AUTHORS = (101, 102, 103), (1, 2, 3, 4, 5)
-COMMANDS = 250
 SCHEDULES = 3_000
 # Every fault is found within far fewer.
 SCHEDULES_FOR_FAULTS = 1_500
-
-
-class _Step:
-    def __await__(self) -> Generator[None, None, None]:
-        yield
-
-
-def drain(work: Coroutine[Any, Any, Any]) -> Any:
-    """Runs to the end with nothing between."""
-    while True:
-        try:
-            work.send(None)
-        except StopIteration as end:
-            return end.value
-
-
-class World:
-    """The truth: tweets, follows and tiers, and the log by partitions."""
-
-    def __init__(self) -> None:
-        self.now_ms = 1_000
-        self.standing: dict[int, int] = {}
-        self.log: dict[int, list[int]] = {author: [] for author in AUTHORS}
-        self.reached = dict.fromkeys(AUTHORS, 0)
-        self.follows: dict[int, dict[int, int]] = {reader: {} for reader in READERS}
-        self.celebrity_since: dict[int, int] = {}
-        self.normal_ms: dict[int, int] = {}
-        self.version = 0
-
-    # What Builds and Rules ask of tiers, relations and the tweet service.
-    @property
-    def celebrities(self) -> Iterable[int]:
-        return self.celebrity_since.keys()
-
-    def is_celebrity(self, author: int) -> bool:
-        return author in self.celebrity_since
-
-    def normal_since(self, ms: int) -> Sequence[int]:
-        return [author for author, changed in self.normal_ms.items() if changed > ms]
-
-    async def fetch(self, reader: int) -> Relations:
-        # The followees come in pages: the graph may change between them.
-        found = []
-        for author in AUTHORS:
-            if author in self.follows[reader]:
-                found.append((self.follows[reader][author], author))
-            await _Step()
-        return Relations(0, found)
-
-    def relations(self, reader: int) -> Relations:
-        return Relations(0, [(since, author) for author, since in self.follows[reader].items()])
-
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        for author in authors:
-            await _Step()
-            ids = [i for i, by in self.standing.items() if by == author and (not before_id or i < before_id)]
-            if ids:
-                found[author] = sorted(ids, reverse=True)[:depth]
-
-    def model(self, reader: int) -> list[int]:
-        followees = {reader, *self.follows[reader]}
-        return sorted((i for i, by in self.standing.items() if by in followees), reverse=True)
-
-
-class Schedule:
-    """One random run."""
-
-    def __init__(self, seed: int, store: EmbeddedHomeTimelines, rules: Rules) -> None:
-        self.random = random.Random(seed)
-        self.world = World()
-        self.store = store
-        self.rules = rules
-        world: Any = self.world
-        self.builds = Builds(store, world, world, world, self.rules, lambda: self.world.now_ms / 1000, KEEP)
-        self.uncommitted: list[tuple[int, int]] = []
-        self.running: list[tuple[Build | None, Coroutine[Any, Any, None]]] = []
-        self.seen: Counter[str] = Counter()
-        self.last_id = 0
-
-    def run(self) -> None:
-        commands: list[tuple[int, Callable[[], None]]] = [
-            (150, self.mint),
-            (150, self.commit),
-            (40, self.burst),
-            # Deliveries go on faster than builds: that is when things happen during a build.
-            (150, lambda: self.advance(builds=True)),
-            (700, lambda: self.advance(builds=False)),
-            (250, self.deliver),
-            (12, self.build),
-            (4, self.fail),
-            (4, self.drop),
-            (10, self.use),
-            (2, self.replay),
-            (20, self.delete),
-            (15, self.follow),
-            (10, self.unfollow),
-            (8, self.change_tier),
-        ]
-        for reader in READERS:
-            for author in self.random.sample(AUTHORS, 3):
-                self.world.follows[reader][author] = self.world.now_ms
-        chosen = self.random.choices([c for _, c in commands], [w for w, _ in commands], k=COMMANDS)
-        for command in chosen:
-            self.world.now_ms += 1
-            command()
-        self.settle()
-
-    def settle(self) -> None:
-        """Everything under way ends, every partition is delivered; no new build begins."""
-        while self.uncommitted:
-            self.commit()
-        behind = AUTHORS
-        while self.running or behind:
-            self.advance(builds=self.random.random() < 0.2)
-            behind = tuple(a for a in AUTHORS if self.world.reached[a] < len(self.world.log[a]))
-            if behind and self.random.random() < 0.2:
-                self.running.append((None, self.delivery(self.random.choice(behind))))
-
-    def mint(self) -> None:
-        self.last_id += self.random.randint(1, 3)
-        self.uncommitted.append((self.last_id, self.random.choice((*AUTHORS, *READERS))))
-
-    def commit(self) -> None:
-        """Ids are stamped before they commit: they become readable in another order."""
-        if self.uncommitted:
-            tweet_id, author = self.uncommitted.pop(self.random.randrange(len(self.uncommitted)))
-            self.world.standing[tweet_id] = author
-            if author in self.world.log:
-                self.world.log[author].append(tweet_id)
-
-    def burst(self) -> None:
-        author = self.random.choice(AUTHORS)
-        for _ in range(self.random.choice((3, TRIM_ABOVE + 4))):
-            self.last_id += 1
-            self.world.standing[self.last_id] = author
-            self.world.log[author].append(self.last_id)
-
-    def advance(self, builds: bool) -> None:
-        """One command of a build, or of a delivery, that is under way."""
-        entries = [entry for entry in self.running if (entry[0] is not None) == builds]
-        if not entries:
-            return
-        entry = self.random.choice(entries)
-        build, work = entry
-        try:
-            work.send(None)
-        except StopIteration:
-            self.running.remove(entry)
-            if build is not None:
-                self.seen["installed" if build.installed else "overtaken"] += 1
-
-    async def delivery(self, author: int) -> None:
-        """One batch of a partition: tier, then followers, then the append; the offset after the effect."""
-        first = self.world.reached[author]
-        batch = self.world.log[author][first : first + self.random.randint(1, 8)]
-        if not self.world.is_celebrity(author):
-            await _Step()
-            followers = [reader for reader in READERS if author in self.world.follows[reader]]
-            await _Step()
-            await self.store.append([(tweet_id, followers) for tweet_id in batch])
-        # Not past a replay that came meanwhile.
-        if self.world.reached[author] == first:
-            self.world.reached[author] = first + len(batch)
-
-    def deliver(self) -> None:
-        author = self.random.choice(AUTHORS)
-        if self.world.reached[author] < len(self.world.log[author]):
-            self.running.append((None, self.delivery(author)))
-
-    def build(self) -> None:
-        """Also where one is under way: a second builder."""
-        build = Build(self.random.choice(READERS))
-        self.running.append((build, self.builds.pull(build)))
-
-    def fail(self) -> None:
-        builds = [entry for entry in self.running if entry[0] is not None]
-        if builds:
-            entry = self.random.choice(builds)
-            self.running.remove(entry)
-            try:
-                entry[1].throw(ConnectionError())
-            except ConnectionError:
-                self.seen["failed"] += 1
-
-    def drop(self) -> None:
-        drain(self.store.drop(self.random.choice(READERS)))
-
-    def use(self) -> None:
-        """A read that makes others the least recently read; the store keeps two of the three."""
-        drain(self.store.read(self.random.choice(READERS)))
-
-    def replay(self) -> None:
-        author = self.random.choice(AUTHORS)
-        for each in (author,) if self.random.random() < 0.5 else AUTHORS:
-            self.world.reached[each] = 0
-        self.seen["replayed"] += 1
-
-    def delete(self) -> None:
-        if self.world.standing:
-            del self.world.standing[self.random.choice(list(self.world.standing))]
-
-    def follow(self) -> None:
-        self.world.follows[self.random.choice(READERS)].setdefault(self.random.choice(AUTHORS), self.world.now_ms)
-
-    def unfollow(self) -> None:
-        self.world.follows[self.random.choice(READERS)].pop(self.random.choice(AUTHORS), None)
-
-    def change_tier(self) -> None:
-        author = self.random.choice(AUTHORS)
-        if self.world.celebrity_since.pop(author, None) is None:
-            self.world.normal_ms.pop(author, None)
-            self.world.celebrity_since[author] = self.world.now_ms
-        else:
-            self.world.normal_ms[author] = self.world.now_ms
-        self.world.version += 1
-
-    def faults(self) -> list[str]:
-        """Where a warm home does not read as the model says."""
-        found = []
-        for reader in READERS:
-            home = drain(self.store.read(reader))
-            if home is not None:
-                self.seen["warm"] += 1
-                self.seen["with a floor"] += bool(home.floor)
-                read, model = self.read(reader, home), self.world.model(reader)
-                if read != model:
-                    found.append(
-                        f"reader {reader}: missing {sorted({*model} - {*read})}, extra {sorted({*read} - {*model})}"
-                    )
-        return found
-
-    def read(self, reader: int, home: HomeList) -> list[int]:
-        """The home as HomeReader reads it, with the filter of the present graph and of deletes."""
-        relations = self.world.relations(reader)
-        world: Any = self.world
-        pulled = list(self.rules.pulled(reader, relations, world, home))
-        present = {reader, *relations.followees}
-        depth = self.random.randint(1, 5)
-
-        async def walk() -> list[int]:
-            ids: list[int] = []
-            down = pull.Walk(world, home, pulled, lambda: [*present], 0, depth)
-            while (round_ := await down.next()) is not None:
-                ids += round_.ids
-            return ids
-
-        standing = self.world.standing
-        return [tweet_id for tweet_id in drain(walk()) if standing.get(tweet_id) in present]
 
 
 class ReadThenWriteThenMark(EmbeddedHomeTimelines):
