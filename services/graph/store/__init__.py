@@ -1,9 +1,9 @@
 """The port: what the service needs of a store of edges.
 
 Ids are positive 64-bit user ids, times Unix milliseconds. A write that changes something commits its rows, the counts, the
-tier that follows from them and its events together; one that changes nothing leaves no trace. Whatever returned is seen by
-the next read. Every method raises UNAVAILABLE when the store cannot answer now; a write may then have happened or not, and
-may be repeated.
+tier that follows from them and its events together (in a cluster: in the end all of them, though a process dies in between); one
+that changes nothing leaves no trace. Whatever returned is seen by the next read, in whatever process. Every method raises
+UNAVAILABLE when the store cannot answer now; a write may then have happened or not, and may be repeated.
 """
 
 from __future__ import annotations

@@ -191,10 +191,10 @@ class CassandraGraphStore:
             if len(people) == limit:
                 break
         counts = await self._tallies.of(people)
+        followers = {user_id: counts[user_id][0].edges if user_id in counts else 0 for user_id in people}
         moved = 0
-        for user_id, event_id in zip(people, change.event_ids, strict=False):
-            followers = counts[user_id][0].edges if user_id in counts else 0
-            moved += await self._stars.judge(user_id, followers, change, event_id, afresh=True)
+        for user_id, event_id in zip(await self._stars.out_of_place(followers), change.event_ids, strict=False):
+            moved += await self._stars.judge(user_id, followers[user_id], change, event_id, afresh=True)
         return Judged(moved, people[-1] if people else 0)
 
     async def threshold(self) -> int:

@@ -27,22 +27,21 @@ class People:
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
         self._known: LRUCache[int, None] = LRUCache(MAX_KNOWN)
+        # At most MAX_RANGES.
+        self._known_ranges: set[int] = set()
 
     def steps(self, user_ids: Iterable[int]) -> list[Step]:
         """What has to be written before an edge of theirs is; nothing for those known. `learn` them once it is written."""
-        steps: list[Step] = []
-        for user_id in user_ids:
-            if user_id not in self._known:
-                steps += [
-                    (cql.ADD_RANGE, (user_id >> RANGE_BITS,)),
-                    (cql.ADD_PERSON, (user_id >> RANGE_BITS, user_id)),
-                ]
-        return steps
+        unknown = [user_id for user_id in user_ids if user_id not in self._known]
+        ranges = {user_id >> RANGE_BITS for user_id in unknown} - self._known_ranges
+        steps: list[Step] = [(cql.ADD_RANGE, (one,)) for one in ranges]
+        return steps + [(cql.ADD_PERSON, (user_id >> RANGE_BITS, user_id)) for user_id in unknown]
 
     def learn(self, user_ids: Iterable[int]) -> None:
         """Remembers that they are written."""
         for user_id in user_ids:
             self._known[user_id] = None
+            self._known_ranges.add(user_id >> RANGE_BITS)
 
     async def after(self, user_id: int) -> AsyncIterator[int]:
         """The people behind this id, by ascending id."""

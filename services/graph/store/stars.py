@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from roost.event.v1 import event_pb2
@@ -68,6 +68,17 @@ class Stars:
 
         star, moved = await self._change(user_id, due, change, event_id)
         return star.tier, moved
+
+    async def out_of_place(self, followers: Mapping[int, int]) -> list[int]:
+        """Who of these does not stand where the count alone, or a decree, says; `followers` are counts by user id."""
+        keys = [(user_id % SHARDS, user_id) for user_id in followers]
+        rows = await self._keyspace.read_each(cql.STAR, keys)
+        found: list[int] = []
+        for (user_id, count), row in zip(followers.items(), rows, strict=True):
+            tier, choice = row[0][:2] if row else (pb.TIER_NORMAL, pb.TIER_CHOICE_AUTOMATIC)
+            if self._rule.afresh(count, choice) != tier:
+                found.append(user_id)
+        return found
 
     async def all(self) -> list[pb.TierEntry]:
         """Every row, in no promised order."""

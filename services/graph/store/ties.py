@@ -102,11 +102,13 @@ class Ties:
         steps: list[Step] = [*deed.rows(), *self._tallies.marks(counted), *self._outbox.steps(records)]
         await self._keyspace.batch(steps)
         self._outbox.publish(records)
-        # The rows stand: from here on readers may be told to look.
-        marked = await self._shared.change_relations(deed.readers(), fresh)
+        # The rows stand: from here on readers may be told to look, and counts are taken.
         spare = iter(deed.change.event_ids[len(records) :])
-        for user_id in {user_id: None for user_id, side, _ in counted if side == FOLLOWERS}:
-            await self._judge(user_id, deed.change, next(spare))
+        followees = {user_id: None for user_id, side, _ in counted if side == FOLLOWERS}
+        marked, *_ = await asyncio.gather(
+            self._shared.change_relations(deed.readers(), fresh),
+            *(self._judge(user_id, deed.change, next(spare)) for user_id in followees),
+        )
         if marked:
             await self._settle(pair)
         else:

@@ -160,7 +160,7 @@ class Edges(RuleBasedStateMachine):
 
 
 # Fewer over sockets, where a step takes a hundred reads: about half a minute.
-EXAMPLES = {"embedded": 25, "cluster": 4}
+EXAMPLES = {"embedded": 25, "cluster": 3}
 
 
 @pytest.mark.slow

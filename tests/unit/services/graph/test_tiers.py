@@ -10,7 +10,7 @@ from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.common import errors
 from services.graph import tiers
-from services.graph.tiers import KEEP_CEASED_MS, TierBoard, TierRule, settle_threshold
+from services.graph.tiers import KEEP_CEASED_MS, TierBoard, TierRule, TierWatch, settle_threshold
 
 NORMAL, CELEBRITY = pb.TIER_NORMAL, pb.TIER_CELEBRITY
 AUTOMATIC = pb.TIER_CHOICE_AUTOMATIC
@@ -150,3 +150,62 @@ async def test_a_changed_threshold_judges_everybody_and_an_unchanged_one_nobody(
     assert {e.user_id for e in await graph.store.tiers(1 << 60)} == {50, 51, 53}
     assert await graph.store.threshold() == 2
     assert await settle_threshold(graph.store, TierRule(2), stamp) == 0
+
+
+class Rows:
+    """A store of tiers that others write, and that may be away."""
+
+    def __init__(self) -> None:
+        self.entries: list[pb.TierEntry] = []
+        self.away = False
+
+    async def tiers(self, since_ms: int) -> list[pb.TierEntry]:
+        assert since_ms == NOW_MS - KEEP_CEASED_MS
+        if self.away:
+            raise errors.unavailable("away")
+        return self.entries
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_watch_brings_to_the_board_what_others_changed(board):
+    rows = Rows()
+    watch = TierWatch(rows, board, lambda: NOW_MS / 1000, every_s=0.005)
+    await watch.start()
+    with board.subscribe() as subscription:
+        rows.entries = [entry(7)]
+        assert await subscription.next(10) == [entry(7)]
+        rows.entries = [entry(7, NORMAL, NOW_MS + 1)]
+        assert await subscription.next(10) == [entry(7, NORMAL, NOW_MS + 1)]
+    await watch.stop()
+
+
+async def test_a_board_that_may_miss_changes_tells_nobody_anything_until_it_sees_again(board, monkeypatch):
+    monkeypatch.setattr(tiers, "BLIND_AFTER_S", 0.05)
+    rows = Rows()
+    watch = TierWatch(rows, board, lambda: NOW_MS / 1000, every_s=0.005)
+    await watch.start()
+    subscription = board.subscribe()
+    rows.away = True
+    await asyncio.sleep(0.02)
+    # A moment without an answer is no reason yet.
+    board.subscribe()
+    with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
+        await subscription.next(10)
+    with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
+        board.subscribe()
+    rows.away = False
+
+    def sees() -> bool:
+        try:
+            board.subscribe()
+        except errors.RoostError:
+            return False
+        return True
+
+    await until(sees)
+    await watch.stop()
