@@ -191,10 +191,11 @@ async def test_a_new_index_takes_over_while_the_old_one_answers(opened: Opened) 
 async def test_a_scan_never_overwrites_an_event(opened: Opened, settled: bool) -> None:
     """What a scan read may be older by the time it is filled in; removals have no version to tell by."""
     await opened.index.begin()
-    await opened.apply(gone(1), tweet(2, "edited", version=0))
+    await opened.apply(gone(1), tweet(2, "edited", version=0), gone(4))
     if settled:
         await opened.commit()
-    await opened.index.fill([tweet(1, "scanned"), tweet(2, "scanned", version=0), tweet(3, "scanned")])
+    scanned = [tweet(key, "scanned", version=version) for key, version in ((1, 0), (2, 0), (3, 0), (4, 9))]
+    await opened.index.fill(scanned)
     await opened.apply(gone(3))
     await opened.index.finish()
     assert await opened.newest("scanned") == []

@@ -8,10 +8,12 @@ from typing import Any, cast
 import pytest
 from roost.event.v1.event_pb2 import TweetCreated, TweetDeleted
 
+from services.common import errors
 from services.common.inprocess import InProcessChannel
+from services.search import rebuild
 from services.search.consumer import Indexer
 from services.search.rebuild import RETRY_MOST_S, Rebuilder
-from services.search.store import Change, Collection, Document, SearchIndex
+from services.search.store import BEING_BUILT, Change, Collection, Document, SearchIndex
 from tests.unit.services.search.conftest import MemoryIndex, Owners, channel_to, event
 
 
@@ -141,3 +143,40 @@ async def test_a_stop_leaves_the_index_in_use(rebuilder: Rebuilder, owners: Owne
     await asyncio.sleep(0)
     await rebuilder.stop()
     assert memory.words() == {2: ("used",)}
+
+
+async def test_what_another_process_builds_is_not_built_here(
+    rebuilder: Rebuilder, memory: MemoryIndex, naps: Naps
+) -> None:
+    async def built_elsewhere() -> None:
+        raise errors.already_exists("another process builds it", BEING_BUILT)
+
+    memory.begin = built_elsewhere  # type: ignore[method-assign]
+    assert rebuilder.begin()
+    await rebuilder.done()
+    assert naps.seconds == []
+    assert memory.finished == 0
+
+
+async def test_an_index_dropped_or_out_of_reach_is_looked_at_again(
+    rebuilder: Rebuilder, memory: MemoryIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "LOOK_EVERY_S", 0.01)
+    filled, looks = memory.filled, 0
+
+    async def out_of_reach_first() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise errors.unavailable("no server yet")
+        return await filled()
+
+    memory.filled = out_of_reach_first  # type: ignore[method-assign]
+    await rebuilder.start()
+    assert memory.finished == 0
+    for built in (1, 2):
+        async with asyncio.timeout(5):
+            while memory.finished < built:
+                await asyncio.sleep(0.005)
+        memory.position = None
+    await rebuilder.stop()
