@@ -37,6 +37,7 @@ COMMANDS = {
     "bench": _Command("roost_cli.bench", "bench", "Measure what a read costs, beside a bare HTTP server."),
     "search": _Command("roost_cli.search", "search", "Build the search index anew."),
     "token": _Command("roost_cli.token", "token", "Print access tokens of users."),
+    "migrate": _Command("roost_cli.migrate", "migrate", "Bring the keyspaces of the cluster family up to date."),
     "doctor": _Command("roost_cli.doctor", "doctor", "Say whether Roost can run here, and whether a mesh answers."),
 }
 

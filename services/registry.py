@@ -5,7 +5,7 @@ Adding a service is one line here, its folder, and its protos.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from services.common.config import Settings
@@ -30,6 +30,18 @@ SERVICES: Mapping[str, Build] = {
     "fanout": build_fanout,
     "search": build_search,
 }
+
+
+def migrations() -> Mapping[str, Sequence[str]]:
+    """The keyspaces of the cluster family by the service that owns each, and the scripts that bring it up to date."""
+    # Not before they are asked for: the drivers take half a second to import.
+    from services.cluster.connections import MESH, MESH_MIGRATIONS
+    from services.engagement.store.cassandra import MIGRATIONS as ENGAGEMENT
+    from services.graph.store.cql import MIGRATIONS as GRAPH
+    from services.identity.store.cassandra import MIGRATIONS as IDENTITY
+    from services.tweet.store.cassandra_schema import MIGRATIONS as TWEET
+
+    return {MESH: MESH_MIGRATIONS, "identity": IDENTITY, "graph": GRAPH, "tweet": TWEET, "engagement": ENGAGEMENT}
 
 
 async def _open_cluster(settings: Settings, stack: AsyncExitStack) -> Ground:

@@ -17,7 +17,6 @@ from cassandra.query import BatchStatement, BatchType, PreparedStatement, Simple
 from prometheus_client import Counter
 
 from services.cluster.driver import (
-    FETCH_SIZE,
     ONCE,
     REPEATABLE,
     SCHEMA,
@@ -32,6 +31,7 @@ from services.cluster.driver import (
 )
 from services.cluster.in_flight import Answer, InFlight
 from services.cluster.migrations import migrate
+from services.cluster.statements import Statements
 from services.common import errors
 from services.common.config import Settings
 from services.common.context import current
@@ -51,8 +51,6 @@ WRITE_AGAIN_S = 0.05
 WRITE_BUDGET_S = 6.0
 # A batch is written thrice, and one node coordinates it: many rows belong into many writes.
 MAX_BATCH = 100
-# Texts are constants, so there are few. Beyond this somebody builds them from values.
-MAX_STATEMENTS = 500
 # How far the driver's timers may be from the loop's.
 CLOCKS_APART_S = 0.02
 
@@ -138,10 +136,11 @@ class Cassandra:
 
         return await self._in_flight.run([sender(statement) for statement in statements], deadline)
 
-    def refuse(self, error: Exception, write: bool = False) -> Exception:
+    def refuse(self, failed: Answer, maybe_stored: bool = False) -> Exception:
         """The error for the caller, who is told of its own deadline only where that is what ended it."""
+        assert failed.error is not None
         # The driver's timers run by another clock.
-        return refusal(error, self.is_past(current().deadline - CLOCKS_APART_S), write)
+        return refusal(failed.error, self.is_past(current().deadline - CLOCKS_APART_S), maybe_stored)
 
 
 class Keyspace:
@@ -154,21 +153,26 @@ class Keyspace:
     def __init__(self, cassandra: Cassandra, name: str) -> None:
         self.name = name
         self.cassandra = cassandra
-        self._prepared: dict[str, asyncio.Future[PreparedStatement]] = {}
+        self._statements = Statements(lambda cql: cassandra.prepare(cql, name))
+
+    @classmethod
+    def of(cls, cassandra: Cassandra, service: str) -> Self:
+        """A service's keyspace, as it stands: it may not exist yet."""
+        return cls(cassandra, f"{cassandra.settings.keyspaces or cassandra.settings.namespace}_{service}")
 
     @classmethod
     async def open(cls, cassandra: Cassandra, service: str, migrations: Sequence[str]) -> Self:
-        """The keyspace `<namespace>_<service>`, made and brought up to date where the settings allow it.
+        """A service's keyspace, made and brought up to date where the settings allow it.
 
         FAILED_PRECONDITION where a newer release wrote it, or where it is behind and `migrate_at_start` is off.
         """
-        keyspace = cls(cassandra, f"{cassandra.settings.keyspaces or cassandra.settings.namespace}_{service}")
+        keyspace = cls.of(cassandra, service)
         await migrate(keyspace, migrations)
         return keyspace
 
     async def close(self) -> None:
         """Forgets its statements. The connections are the process's."""
-        self._prepared.clear()
+        self._statements.clear()
 
     async def read(self, cql: str, *values: Any) -> list[Row]:
         """All rows, page by page, at LOCAL_QUORUM. RuntimeError beyond MAX_ROWS: no row is ever left out in silence."""
@@ -180,8 +184,8 @@ class Keyspace:
 
     async def read_each(self, cql: str, keys: Iterable[tuple[Any, ...]]) -> list[list[Row]]:
         """The rows of each key, in the keys' order, read SIDE_BY_SIDE at a time; one failure fails the lot."""
-        statement = await self._statement(cql)
-        found: list[list[Row]] = []
+        statement = await self._statements.get(cql, self.cassandra.deadline())
+        found = []
         for lot in _lots(statement.bind(key) for key in keys):
             deadline = self.cassandra.deadline()
             for bound, answer in zip(lot, await self.cassandra.run(lot, REPEATABLE, deadline), strict=True):
@@ -222,20 +226,19 @@ class Keyspace:
         bound = await self._bind(cql, values)
         (answer,) = await self.cassandra.run([bound], ONCE, self.cassandra.deadline())
         if answer.error is not None:
-            raise self.cassandra.refuse(answer.error, write=True) from answer.error
+            raise self.cassandra.refuse(answer, maybe_stored=is_outcome_unknown(answer))
         applied, *stood = (answer.rows or [(False,)])[0]
         return bool(applied), () if applied else tuple(stood)
 
     async def _read(self, bound: Any, profile: Any) -> list[Row]:
-        deadline = self.cassandra.deadline()
-        (answer,) = await self.cassandra.run([bound], profile, deadline)
+        (answer,) = await self.cassandra.run([bound], profile, deadline := self.cassandra.deadline())
         return await self._pages(bound, answer, profile, deadline)
 
     async def _pages(self, bound: Any, answer: Answer, profile: Any, deadline: float) -> list[Row]:
         rows: list[Row] = []
         while True:
             if answer.error is not None:
-                raise self.cassandra.refuse(answer.error) from answer.error
+                raise self.cassandra.refuse(answer)
             rows = rows + answer.rows if rows and answer.rows else answer.rows or rows
             if not answer.future.has_more_pages:
                 return rows
@@ -243,53 +246,27 @@ class Keyspace:
                 raise RuntimeError(
                     f"more than {MAX_ROWS} rows: read them in pages ({bound.prepared_statement.query_string})"
                 )
-            page = ResultSet(answer.future, []).paging_state
-            (answer,) = await self.cassandra.run([bound], profile, deadline, page)
+            (answer,) = await self.cassandra.run([bound], profile, deadline, ResultSet(answer.future, []).paging_state)
 
     async def _write(self, statements: Sequence[Any]) -> None:
         stamp = self.cassandra.stamps.fresh()
         give_up = self.cassandra.deadline(WRITE_BUDGET_S)
         for sent in range(1, MAX_WRITES + 1):
             answers = await self.cassandra.run(statements, REPEATABLE, give_up, stamp=stamp)
-            failed = [(s, a.error) for s, a in zip(statements, answers, strict=True) if a.error is not None]
+            failed = [(s, a) for s, a in zip(statements, answers, strict=True) if a.error is not None]
             if not failed:
                 return
-            known = next((error for _, error in failed if not is_outcome_unknown(error)), None)
+            known = next((answer for _, answer in failed if not is_outcome_unknown(answer)), None)
             pause_s = WRITE_AGAIN_S * 2 ** (sent - 1)
-            if known is not None or sent == MAX_WRITES or self.cassandra.is_past(give_up - pause_s):
-                error = known or failed[0][1]
-                raise self.cassandra.refuse(error, write=True) from error
+            if known or sent == MAX_WRITES or self.cassandra.is_past(give_up - pause_s):
+                # Whatever the last try came to, an earlier one may have been stored.
+                raise self.cassandra.refuse(known or failed[0][1], maybe_stored=known is None or sent > 1)
             await asyncio.sleep(pause_s)
             statements = [statement for statement, _ in failed]
             _again.inc(len(statements))
 
     async def _bind(self, cql: str, values: Sequence[Any]) -> Any:
-        statement = await self._statement(cql)
-        if len(values) != len(statement.column_metadata):
-            raise ValueError(f"{len(values)} values for {len(statement.column_metadata)} places: {cql}")
-        return statement.bind(values)
-
-    async def _statement(self, cql: str) -> PreparedStatement:
-        prepared = self._prepared.get(cql)
-        if prepared is None:
-            if len(self._prepared) >= MAX_STATEMENTS:
-                raise RuntimeError(f"more than {MAX_STATEMENTS} statements: are values written into {cql!r}?")
-            prepared = self._prepared[cql] = asyncio.ensure_future(self._prepare(cql))
-        if prepared.done():
-            return prepared.result()
-        self.cassandra.time_left(current().deadline)
-        # Others wait for it too: who gives up must not end it.
-        return await asyncio.shield(prepared)
-
-    async def _prepare(self, cql: str) -> PreparedStatement:
-        try:
-            statement = await self.cassandra.prepare(cql, self.name)
-        except BaseException:
-            # The next who asks tries again.
-            self._prepared.pop(cql, None)
-            raise
-        statement.fetch_size = FETCH_SIZE
-        return statement
+        return await self._statements.bind(cql, values, self.cassandra.deadline())
 
 
 def _lots(statements: Iterable[Any]) -> Iterable[list[Any]]:

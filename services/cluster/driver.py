@@ -14,8 +14,7 @@ from cassandra import (
     OperationTimedOut,
     ProtocolVersion,
     RequestExecutionException,
-    WriteFailure,
-    WriteTimeout,
+    Unavailable,
 )
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, ExecutionProfile, NoHostAvailable, Session
@@ -32,6 +31,7 @@ from cassandra.pool import NoConnectionsAvailable
 from cassandra.protocol import ErrorMessage
 from cassandra.query import tuple_factory
 
+from services.cluster.in_flight import Answer
 from services.common import errors
 from services.common.config import Settings
 
@@ -52,11 +52,11 @@ REPEATABLE, ONCE, SERIAL, SCHEMA = EXEC_PROFILE_DEFAULT, "once", "serial", "sche
 """Execution profiles: repeated on another node where one refuses; never repeated; a read that sees conditional writes through."""
 
 _DEFAULT_PORT = 9042
-_CAS_WRITE_UNKNOWN = 0x1700
-# Error codes of the native protocol below this tell of the cluster's state; those from it on, of a wrong statement.
+# Error codes of the native protocol: overloaded, bootstrapping.
+_REFUSALS = (0x1001, 0x1002)
+# Codes below this tell of the cluster's state; those from it on, of a wrong statement.
 _FIRST_OF_STATEMENTS = 0x2000
 _STATES = (RequestExecutionException, OperationTimedOut, NoHostAvailable, ConnectionException, ConnectionBusy)
-_UNKNOWN = (WriteTimeout, WriteFailure, OperationTimedOut, NoHostAvailable, ConnectionException)
 
 # The timestamp of the write at hand, in microseconds, so that a repeat is the same write; 0: a fresh one.
 write_stamp: ContextVar[int] = ContextVar("roost_write_stamp", default=0)
@@ -188,12 +188,17 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, (*_STATES, NoConnectionsAvailable))
 
 
-def is_outcome_unknown(error: Exception) -> bool:
-    """Whether a write that ended so may be stored, or may yet come to be."""
-    return isinstance(error, _UNKNOWN) or (isinstance(error, ErrorMessage) and error.code == _CAS_WRITE_UNKNOWN)
+def is_outcome_unknown(failed: Answer) -> bool:
+    """Whether a write that ended so may be stored, or may yet come to be: unless it was refused by the first node that was asked,
+    before it did anything."""
+    error = failed.error
+    if error is None or not is_passing(error):
+        return False
+    refused = isinstance(error, Unavailable) or (isinstance(error, ErrorMessage) and error.code in _REFUSALS)
+    return not refused or (failed.future is not None and len(failed.future.attempted_hosts) > 1)
 
 
-def refusal(error: Exception, out_of_time: bool, write: bool = False) -> Exception:
+def refusal(error: Exception, out_of_time: bool, maybe_stored: bool = False) -> Exception:
     """What the caller is told; an error that is no state of the cluster is returned as it is, a defect.
 
     DEADLINE_EXCEEDED where the caller's own time ran out, else UNAVAILABLE with reason STORE_UNAVAILABLE, or OUTCOME_UNKNOWN where a
@@ -204,7 +209,7 @@ def refusal(error: Exception, out_of_time: bool, write: bool = False) -> Excepti
     told: errors.RoostError
     if out_of_time and isinstance(error, OperationTimedOut):
         told = errors.deadline_exceeded("the store did not answer in time")
-    elif write and is_outcome_unknown(error):
+    elif maybe_stored:
         told = errors.unavailable(
             "the store did not confirm it: unknown whether it is stored", reason="OUTCOME_UNKNOWN"
         )

@@ -12,6 +12,7 @@ import pytest
 from cassandra import InvalidRequest
 
 from services.cluster import cassandra as module
+from services.cluster import statements
 from services.cluster.cassandra import MAX_BATCH, MAX_ROWS, SIDE_BY_SIDE, Cassandra, Keyspace
 from services.cluster.driver import FETCH_SIZE, RECONNECT_S, STATEMENT_S
 from services.common import errors
@@ -136,7 +137,7 @@ async def test_defects_come_out_as_they_are(keyspace: Keyspace, monkeypatch: pyt
         await keyspace.write(PUT, 1)
     with pytest.raises(TypeError):
         await keyspace.write(PUT, "one", "a")
-    monkeypatch.setattr(module, "MAX_STATEMENTS", len(keyspace._prepared))
+    monkeypatch.setattr(statements, "MAX_STATEMENTS", len(keyspace._statements._kept))
     with pytest.raises(RuntimeError, match="values written into"):
         await keyspace.read("SELECT name FROM item WHERE id = 17")
 
@@ -158,6 +159,10 @@ async def test_no_answer_ends_with_the_callers_time(over_proxy: Keyspace, proxy:
         with a_call_of(0.3), refused("DEADLINE_EXCEEDED"):
             await ask
         assert 0.25 < time.monotonic() - began < 0.6
+    began = time.monotonic()
+    with a_call_of(0.3), refused("DEADLINE_EXCEEDED"):
+        await over_proxy.read("SELECT data FROM item WHERE id = ?", 1)
+    assert time.monotonic() - began < 0.6
     with a_call_of(-1), refused("DEADLINE_EXCEEDED"):
         await over_proxy.read(GET, 1)
 

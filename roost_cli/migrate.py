@@ -1,0 +1,44 @@
+"""`roost migrate`: the keyspaces of the cluster family, brought up to date before a release starts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import grpc
+import typer
+
+from roost_cli.outcome import FAULTS, UNUSABLE, CommandError
+from services import registry
+from services.cluster.cassandra import Cassandra, Keyspace
+from services.cluster.migrations import migrate as apply
+from services.cluster.migrations import standing
+from services.common import errors
+from services.common.config import Settings
+
+
+def migrate(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing, and change nothing.")] = False,
+) -> None:
+    """Bring the keyspaces of the cluster family up to date, where the settings say that Cassandra is.
+
+    Harmless twice and beside running processes. With `migrate_at_start` off nothing else does it.
+    """
+    try:
+        asyncio.run(_migrate(Settings(), dry_run))
+    except errors.RoostError as error:
+        # One says that the cluster could not be asked, the other what it answered.
+        raise CommandError(error.message, UNUSABLE if error.code == grpc.StatusCode.UNAVAILABLE else FAULTS) from error
+
+
+async def _migrate(settings: Settings, dry_run: bool) -> None:
+    cassandra = await Cassandra.open(settings)
+    try:
+        for service, scripts in registry.migrations().items():
+            keyspace = Keyspace.of(cassandra, service)
+            found = await (standing(keyspace, scripts) if dry_run else apply(keyspace, scripts, at_start=False))
+            missing = found.known - found.applied
+            done = "up to date" if not missing else f"{missing} {'missing' if dry_run else 'applied'}"
+            typer.echo(f"{found.keyspace}: {done} (of {found.known})")
+    finally:
+        await cassandra.close()

@@ -1,0 +1,66 @@
+"""`roost migrate` brings every keyspace up to date, and says what it did, or would do."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+
+import pytest
+
+from roost_cli.main import run
+from services import registry
+from tests.cluster import Namespace
+
+pytestmark = pytest.mark.cluster
+
+ONE = "CREATE TABLE IF NOT EXISTS one (id bigint PRIMARY KEY)"
+TWO = "CREATE TABLE IF NOT EXISTS two (id bigint PRIMARY KEY)"
+
+
+@pytest.fixture
+def say(namespace: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> object:
+    """Runs the command in the namespace, with these scripts for one service, and answers code, stdout and stderr."""
+    for name, value in namespace.environment.items():
+        monkeypatch.setenv(name, value)
+    # The keyspaces' prefix is used again by other tests: one that none of them knows.
+    monkeypatch.setenv("ROOST_KEYSPACES", f"{namespace.settings['keyspaces']}_{uuid.uuid4().hex[:8]}")
+
+    def run_with(scripts: Sequence[str], *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(registry, "migrations", lambda: {"tweet": tuple(scripts)})
+        code = run(["migrate", *arguments])
+        said = capsys.readouterr()
+        return code, said.out.splitlines()[-1].partition(": ")[2] if said.out else "", said.err
+
+    return run_with
+
+
+def test_it_says_what_is_missing_then_applies_it_then_has_nothing_to_do(say) -> None:  # type: ignore[no-untyped-def]
+    assert say([ONE, TWO], "--dry-run")[:2] == (0, "2 missing (of 2)")
+    assert say([ONE])[:2] == (0, "1 applied (of 1)")
+    assert say([ONE, TWO], "--dry-run")[:2] == (0, "1 missing (of 2)")
+    assert say([ONE, TWO])[:2] == (0, "1 applied (of 2)")
+    assert say([ONE, TWO])[:2] == (0, "up to date (of 2)")
+    code, _, words = say([ONE])
+    assert code == 1
+    assert "a newer release wrote" in words
+
+
+def test_it_works_where_processes_may_not_migrate(say, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("ROOST_MIGRATE_AT_START", "false")
+    assert say([ONE])[0] == 0
+
+
+def test_without_a_server_it_says_where_it_looked(say, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("ROOST_CASSANDRA", "127.0.0.1:1")
+    assert say([ONE]) == (2, "", "roost: Cassandra cannot be reached at 127.0.0.1:1\n")
+
+
+STATEMENT = re.compile(r"(CREATE (TABLE|INDEX|CUSTOM INDEX)|ALTER TABLE \w+ ADD) IF NOT EXISTS ", re.IGNORECASE)
+
+
+def test_every_script_of_the_services_is_harmless_twice() -> None:
+    for service, scripts in registry.migrations().items():
+        for number, script in enumerate(scripts, 1):
+            for statement in filter(None, map(str.strip, script.split(";"))):
+                assert STATEMENT.match(statement), f"{service} {number}: {statement}"
