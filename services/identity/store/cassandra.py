@@ -39,6 +39,8 @@ BUCKETS_A_ROUND = 16
 # An import that meets another of the same names waits for it, this often and so long.
 MAX_IMPORTS = 4
 IMPORT_AGAIN_S = 0.3
+# Between the tries of a batch of an import of which a part is stored.
+LOT_AGAIN_S = 1.0
 # Log-ins of other processes at the same moment may leave a few more than MAX_SESSIONS: the next log-in ends those too.
 MAX_LISTED = 2 * MAX_SESSIONS
 # In one statement: a node gathers them, which costs a tenth of asking for each.
@@ -106,6 +108,8 @@ class CassandraStore:
         await to_its_end(self._make([new], [steps]))
 
     async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
+        """See the port. More accounts than fit into one batch are all made, if this process lives and Cassandra answers again within
+        MAX_HELD_S; else a repeat makes the rest once their claims are abandoned."""
         plan = ImportPlan(new)
         for tries_left in reversed(range(MAX_IMPORTS)):
             holders = await self._claims.username_holders(plan.names)
@@ -125,21 +129,24 @@ class CassandraStore:
     async def _make(self, new: Sequence[NewAccount], steps: Sequence[Sequence[Step]]) -> None:
         """Claims the keys of these accounts, then writes each with its `steps` and its event."""
         clock = asyncio.get_running_loop().time
-        began = clock()
+        give_up = clock() + MAX_HELD_S
         await self._claims.hold(new)
-        written = False
+        begun = False
         for lot in lots([*mine, *self.outbox.steps([one.created])] for one, mine in zip(new, steps, strict=True)):
-            try:
-                if clock() > began + MAX_HELD_S:
-                    raise errors.unavailable(
-                        "it took too long: others may have the name by now", reason="STORE_UNAVAILABLE"
-                    )
-                await self._keyspace.batch(lot)
-            except errors.RoostError as error:
-                if not written and error.reason == "STORE_UNAVAILABLE":
-                    await self._claims.release(new)
-                raise
-            written = True
+            while True:
+                try:
+                    if clock() > give_up:
+                        raise errors.unavailable("others may have the name by now", reason="STORE_UNAVAILABLE")
+                    await self._keyspace.batch(lot)
+                    break
+                except errors.RoostError as error:
+                    if not begun and error.reason == "STORE_UNAVAILABLE":
+                        await self._claims.release(new)
+                    if not begun or clock() > give_up:
+                        raise
+                # A part of them is made, so the others are to be as well.
+                await asyncio.sleep(LOT_AGAIN_S)
+            begun = True
         self.outbox.publish([one.created for one in new])
 
     async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:

@@ -192,6 +192,27 @@ async def test_a_scan_finds_ids_of_all_times(another: Open, monkeypatch: pytest.
         assert found == ids
 
 
+async def test_an_import_that_has_begun_goes_on_through_an_outage(
+    another: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await another()
+    monkeypatch.setattr("services.identity.store.cassandra.LOT_AGAIN_S", 0.01)
+    batch = store._keyspace.batch
+    sizes: list[int] = []
+
+    async def refused_at_times(steps: Any) -> None:
+        sizes.append(len(steps))
+        if len(sizes) in (2, 3, 5):
+            await fail()
+        await batch(steps)
+
+    monkeypatch.setattr(store._keyspace, "batch", refused_at_times)
+    ids = list(range(1, 101))
+    assert await store.import_accounts([new(user_id, f"user{user_id}") for user_id in ids]) == ids
+    assert len(sizes) > 5
+    assert [account.user_id for account in await store.scan(0, 200)] == ids
+
+
 async def test_the_same_import_twice_at_once_makes_everybody_once(another: Open) -> None:
     stores = [await another(), await another()]
     first, second = await asyncio.gather(
