@@ -71,19 +71,24 @@ class KafkaAdmin:
                     raise unavailable(f"Kafka could not make the topic {topic}", error) from error
             self._known.add(topic)
 
-    async def places(self, names: Iterable[str]) -> list[Place]:
-        """All partitions of these events' topics."""
+    async def places(self, names: Sequence[str]) -> list[Place]:
+        """All partitions of these events' topics, which are made where there are none."""
+        await self.ensure(names)
         topics = sorted({topic_of(self._settings.namespace, name) for name in names})
-        for topic in topics:
-            if topic not in self._partitions:
-                try:
-                    found = await asyncio.to_thread(self._client.list_topics, topic, timeout=REQUEST_S)
-                except KafkaException as error:
-                    raise unavailable("Kafka does not answer", error) from error
-                # Not kept while the news of a topic that was just made still spreads.
-                if partitions := len(found.topics[topic].partitions):
-                    self._partitions[topic] = partitions
-        return [(topic, number) for topic in topics for number in range(self._partitions.get(topic, 0))]
+        give_up = time.monotonic() + SETTLE_S
+        while missing := [topic for topic in topics if topic not in self._partitions]:
+            try:
+                found = await asyncio.to_thread(self._client.list_topics, missing[0], timeout=REQUEST_S)
+            except KafkaException as error:
+                raise unavailable("Kafka does not answer", error) from error
+            if partitions := len(found.topics[missing[0]].partitions):
+                self._partitions[missing[0]] = partitions
+            elif time.monotonic() > give_up:
+                raise unavailable(f"Kafka knows nothing of the topic {missing[0]}")
+            else:
+                # The news of one that was just made still spreads.
+                await asyncio.sleep(_SETTLE_AGAIN_S)
+        return [(topic, number) for topic in topics for number in range(self._partitions[topic])]
 
     async def offsets(self, places: Sequence[Place], where: Any) -> dict[Place, int]:
         """Of each partition EARLIEST (its oldest event), LATEST (behind its newest) or the first `at_time`; LATEST where none is."""

@@ -110,7 +110,6 @@ class KafkaConsumer(Consumer):
         return Lag(min(count, event_log.MAX_LAG_COUNTED), age_ms / 1000 if count else 0.0)
 
     async def seek(self, *, offset: int | None = None, time_ms: int | None = None) -> None:
-        await self._log.admin.ensure(self._topics)
         places = await self._log.admin.places(self._topics)
         if offset is None:
             assert time_ms is not None

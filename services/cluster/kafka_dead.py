@@ -48,15 +48,16 @@ class DeadLetters:
         return list((await self._read(group)).values())
 
     async def redrive(self, group: str) -> int:
-        """Appends the group's letters anew and takes them away; in that order, for a crash between must lose none."""
-        moved = 0
-        while letters := await self._read(group):
-            await self._producer.append([Record(*letter.event[2:]) for letter in letters.values()])
-            now = self._clock_ms()
-            # The group's name stays with the tombstone, or it could not be told whose it is.
-            await self._producer.send(Outgoing(self._topic, key, None, [(_GROUP, group)], now) for key in letters)
-            moved += len(letters)
-        return moved
+        """Appends the group's letters anew and takes them away; in that order, for a crash between must lose none.
+
+        At most MAX_BATCH, once: those that come back meanwhile wait for the next call.
+        """
+        letters = await self._read(group)
+        await self._producer.append([Record(*letter.event[2:]) for letter in letters.values()])
+        now = self._clock_ms()
+        # The group's name stays with the tombstone, or it could not be told whose it is.
+        await self._producer.send(Outgoing(self._topic, key, None, [(_GROUP, group)], now) for key in letters)
+        return len(letters)
 
     async def _read(self, group: str) -> dict[str, DeadLetter]:
         begin = await self._admin.offsets(await self._admin.places([DEAD]), EARLIEST)

@@ -130,7 +130,7 @@ class EventLog(Protocol):
         """The group's dead letters, oldest first, at most MAX_BATCH."""
 
     async def redrive(self, group: str) -> int:
-        """Appends the group's dead letters anew, for all groups, and returns how many."""
+        """Appends the group's dead letters anew, for all groups, and returns how many; on Kafka at most MAX_BATCH a call."""
 
     async def close(self) -> None:
         """Stops the consumers, then the log."""

@@ -1,0 +1,129 @@
+"""Delivered at least once, in order per key, to every group; and each goes on where it stopped."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.common import event_log
+from services.common.event_log import EventLog, Lag, Record
+from tests.contract.event_log.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
+
+
+async def test_every_group_gets_its_topics_whole_and_in_order(log: EventLog, clock: Clock, sink: Sink) -> None:
+    await log.append(records(3, 1))
+    other = Sink()
+    await start(log, sink)
+    await start(log, other, "other", max_batch=1)
+    await log.append([*records(9, topic="user.followed"), *records(2, topic="tweet.deleted")])
+    await until(lambda: sink.ids == other.ids == [3, 1, 2])
+    assert sink.events[0][1:] == (clock.now_ms, "tweet.created", 7, 3, b"payload 3", "00-trace")
+    assert sink.events[2].topic == "tweet.deleted"
+    assert set(other.batches) == {1}
+
+
+async def test_order_holds_per_key_and_offsets_grow_with_it(log: EventLog, sink: Sink) -> None:
+    await start(log, sink, max_batch=7)
+    for first in range(0, 200, 50):
+        await log.append(
+            [Record(TOPICS[i % 2], i % 5, i, b"payload") for i in range(first, first + 50)],
+        )
+    await until(lambda: len(sink.ids) >= 200)
+    for key in range(5):
+        mine = [event for event in sink.events if event.key == key]
+        assert [event.event_id for event in mine] == list(range(key, 200, 5))
+        assert [event.offset for event in mine] == sorted({event.offset for event in mine})
+    assert max(sink.batches) <= 7
+
+
+async def test_an_append_reaches_the_consumer_at_once(log: EventLog, sink: Sink) -> None:
+    await start(log, sink)
+    await log.append(records(1))
+    await until(lambda: sink.ids == [1])
+    async with asyncio.timeout(2.0):
+        await log.append(records(2))
+        while len(sink.ids) < 2:
+            await asyncio.sleep(0.001)
+
+
+async def test_appends_side_by_side_are_all_there(log: EventLog, sink: Sink) -> None:
+    await asyncio.gather(*(log.append(records(i, key=i)) for i in range(100)), log.append([]))
+    await start(log, sink)
+    await until(lambda: sorted(sink.ids) == list(range(100)))
+
+
+async def test_it_goes_on_where_it_stopped_also_after_a_restart(open_log: Open, sink: Sink) -> None:
+    for expected in ([1, 2], [1, 2, 3, 4]):
+        log = await open_log()
+        await log.append(records(*expected[-2:]))
+        consumer = await start(log, sink)
+        await until(lambda expected=expected: sink.ids == expected)  # type: ignore[misc]
+        await consumer.stop()
+        await consumer.start()
+        await log.close()
+    assert sink.ids == [1, 2, 3, 4]
+
+
+async def test_stop_waits_for_the_batch_at_hand_and_stores_it(log: EventLog, sink: Sink) -> None:
+    sink.gate.clear()
+    consumer = await start(log, sink)
+    await log.append(records(1))
+    await until(lambda: sink.calls == 1)
+    stopping = asyncio.create_task(consumer.stop())
+    await asyncio.sleep(0.02)
+    assert not stopping.done()
+    sink.gate.set()
+    await stopping
+    assert await consumer.lag() == Lag(0, 0.0)
+    await log.append(records(2))
+    await asyncio.sleep(0.02)
+    assert sink.ids == [1]
+
+
+async def test_pause_and_resume(log: EventLog, sink: Sink) -> None:
+    consumer = await start(log, sink)
+    consumer.pause()
+    await log.append(records(1))
+    await until_lag(consumer, 1)
+    await asyncio.sleep(0.3)
+    assert sink.ids == []
+    consumer.resume()
+    await until(lambda: sink.ids == [1])
+
+
+async def test_lag_counts_what_is_not_applied_and_its_age(log: EventLog, clock: Clock, sink: Sink) -> None:
+    consumer = await start(log, sink)
+    assert await consumer.lag() == Lag(0, 0.0)
+    sink.gate.clear()
+    await log.append(records(1, 2))
+    clock.now_ms += 1500
+    await log.append([*records(3), *records(4, topic="user.followed")])
+    clock.now_ms += 1500
+    assert await consumer.lag() == Lag(3, 3.0)
+    sink.gate.set()
+    await until(lambda: sink.ids == [1, 2, 3])
+    await until_lag(consumer, 0)
+    assert await consumer.lag() == Lag(0, 0.0)
+
+
+async def test_the_lag_of_a_group_that_does_not_run(log: EventLog, clock: Clock, sink: Sink) -> None:
+    await log.append(records(1, 2))
+    clock.now_ms += 2000
+    consumer = log.consumer("g", TOPICS, sink.apply)
+    assert await consumer.lag() == Lag(2, 2.0)
+    await consumer.start()
+    await until(lambda: sink.ids == [1, 2])
+    await consumer.stop()
+    await log.append(records(3))
+    assert await consumer.lag() == Lag(1, 0.0)
+
+
+async def test_a_group_has_one_consumer_in_a_process_and_batches_a_bound(log: EventLog, sink: Sink) -> None:
+    await start(log, sink)
+    with pytest.raises(ValueError, match="group g"):
+        await start(log, sink)
+    with pytest.raises(ValueError, match="max_batch"):
+        log.consumer("h", TOPICS, sink.apply, event_log.MAX_BATCH + 1)
+    with pytest.raises(ValueError, match="max_batch"):
+        log.consumer("h", TOPICS, sink.apply, 0)

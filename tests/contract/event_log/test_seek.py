@@ -1,0 +1,113 @@
+"""Going back, and consumers that are everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.common.event_log import EventLog
+from tests.contract.event_log.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
+
+
+async def test_seek_replays_from_an_offset_or_a_time(log: EventLog, clock: Clock, sink: Sink) -> None:
+    consumer = await start(log, sink)
+    await log.append(records(1, 2))
+    clock.now_ms += 1000
+    await log.append(records(3))
+    await until(lambda: sink.ids == [1, 2, 3])
+    await consumer.seek(offset=sink.events[1].offset)
+    await until(lambda: sink.ids == [1, 2, 3, 2, 3])
+    await consumer.seek(time_ms=clock.now_ms)
+    await until(lambda: sink.ids == [1, 2, 3, 2, 3, 3])
+    await consumer.seek(time_ms=clock.now_ms + 1)
+    await log.append(records(4))
+    await until(lambda: sink.ids == [1, 2, 3, 2, 3, 3, 4])
+    await consumer.seek(offset=0)
+    await until(lambda: sink.ids[7:] == [1, 2, 3, 4])
+
+
+async def test_a_seek_wins_over_the_batch_at_hand(log: EventLog, sink: Sink) -> None:
+    sink.gate.clear()
+    consumer = await start(log, sink)
+    await log.append(records(1, 2))
+    await until(lambda: sink.calls == 1)
+    await consumer.seek(offset=0)
+    sink.gate.set()
+    # The batch at hand may have held both or only the first.
+    await until(lambda: sink.ids in ([1, 2, 1, 2], [1, 1, 2]))
+
+
+async def test_the_lag_is_that_of_the_new_place_at_once(log: EventLog, sink: Sink) -> None:
+    consumer = await start(log, sink)
+    await log.append(records(*range(20)))
+    await until(lambda: len(sink.ids) == 20)
+    sink.gate.clear()
+    await consumer.seek(offset=0)
+    assert (await consumer.lag()).events == 20
+    sink.gate.set()
+    await until_lag(consumer, 0)
+
+
+async def test_a_seek_before_the_start_is_kept(open_log: Open, clock: Clock, sink: Sink) -> None:
+    log = await open_log()
+    await log.append(records(1))
+    clock.now_ms += 1000
+    await log.append(records(2))
+    consumer = log.consumer("g", TOPICS, sink.apply)
+    await consumer.seek(time_ms=clock.now_ms)
+    await log.close()
+    again = await open_log()
+    await start(again, sink)
+    await until(lambda: sink.ids == [2])
+
+
+async def test_everywhere_begins_behind_what_is_there(log: EventLog, sink: Sink) -> None:
+    await log.append(records(1))
+    consumer = await start(log, sink, everywhere=True)
+    assert (await consumer.lag()).events == 0
+    await log.append(records(2))
+    await until(lambda: sink.ids == [2])
+    await until_lag(consumer, 0)
+
+
+async def test_everywhere_begins_where_it_was_told(log: EventLog, clock: Clock, sink: Sink) -> None:
+    await log.append(records(1))
+    clock.now_ms += 1000
+    await log.append(records(2))
+    consumer = log.consumer("g", TOPICS, sink.apply, everywhere=True)
+    await consumer.seek(time_ms=clock.now_ms)
+    await consumer.start()
+    await until(lambda: sink.ids == [2])
+    await consumer.seek(offset=0)
+    await until(lambda: sink.ids == [2, 1, 2])
+
+
+async def test_the_place_of_everywhere_goes_with_the_process(open_log: Open, sink: Sink) -> None:
+    log = await open_log()
+    consumer = await start(log, sink, everywhere=True)
+    await log.append(records(1))
+    await until(lambda: sink.ids == [1])
+    await consumer.stop()
+    await log.append(records(2))
+    await consumer.start()
+    await until(lambda: sink.ids == [1, 2])
+    await consumer.stop()
+    await log.append(records(3))
+    await log.close()
+    again = await open_log()
+    await start(again, sink, everywhere=True)
+    await again.append(records(4))
+    await until(lambda: sink.ids == [1, 2, 4])
+
+
+async def test_everywhere_is_no_member_of_the_group_of_its_name(open_log: Open, sink: Sink) -> None:
+    """As after an upgrade that made it one: what the group had stored is left alone, and begins nothing."""
+    log = await open_log()
+    await log.append(records(1))
+    ordinary = await start(log, sink)
+    await until(lambda: sink.ids == [1])
+    await ordinary.stop()
+    await log.append(records(2))
+    await start(log, sink, everywhere=True)
+    await asyncio.sleep(0.3)
+    await log.append(records(3))
+    await until(lambda: sink.ids == [1, 3])
