@@ -89,6 +89,21 @@ async def test_a_clock_a_little_back_is_waited_out_and_more_refused() -> None:
     assert await ids.mint() > first
 
 
+async def test_who_goes_on_as_another_worker_reserves_anew_and_goes_on_increasing() -> None:
+    clock, reserved = Clock(), []
+    ids = Snowflake(3, clock, sleep=clock.sleep, reserve=lambda ms: reserved.append(ms) or ms + RESERVE_MS)
+    before = await ids.mint()
+    # Also where the other's number is the lower, within the same millisecond.
+    ids.move(2, NOW - 5)
+    after = await ids.mint()
+    assert after > before
+    assert after >> 12 & 0x3FF == 2
+    assert reserved == [NOW, timestamp_ms(after)]
+    # What the other worker's earlier lives may have used is passed over.
+    ids.move(1, clock.now_ms + 10)
+    assert timestamp_ms(await ids.mint()) > reserved[1] + 10
+
+
 @pytest.mark.parametrize("now_ms", [EPOCH_MS - 1, LAST_MS + 1])
 async def test_a_time_that_no_id_can_hold_is_refused(now_ms: int) -> None:
     with pytest.raises(errors.RoostError, check=unavailable):
