@@ -14,7 +14,7 @@ from cassandra import InvalidRequest
 from services.cluster import cassandra as module
 from services.cluster import statements
 from services.cluster.cassandra import MAX_BATCH, MAX_ROWS, SIDE_BY_SIDE, Cassandra, Keyspace
-from services.cluster.driver import FETCH_SIZE, RECONNECT_S, STATEMENT_S
+from services.cluster.driver import FETCH_SIZE, ONCE, RECONNECT_S, REPEATABLE, SERIAL, STATEMENT_S
 from services.common import errors
 from services.common.config import Settings
 from services.common.context import Call, current_call
@@ -217,6 +217,26 @@ async def test_a_conditional_write_without_an_answer_is_not_sent_again(
     with refused("UNAVAILABLE", "OUTCOME_UNKNOWN"):
         await over_proxy.apply_if(CLAIM, "bob", 7)
     assert await keyspace.read_serial("SELECT owner FROM claim WHERE name = ?", "bob") == [(7,)]
+
+
+async def test_what_may_be_repeated_on_another_node_is_told_to_the_driver(
+    keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one node there is no other: so it is shown by what is asked of the driver, whose policies have their own test."""
+    asked: list[object] = []
+    run = keyspace.cassandra.run
+
+    async def noting(statements, profile, *args, **kwargs):  # type: ignore[no-untyped-def]
+        asked.append(profile)
+        return await run(statements, profile, *args, **kwargs)
+
+    monkeypatch.setattr(keyspace.cassandra, "run", noting)
+    await keyspace.read(GET, 1)
+    await keyspace.write(PUT, 1, "a")
+    await keyspace.batch([(PUT, (1, "a")), (PUT, (2, "a"))])
+    await keyspace.apply_if(CLAIM, "bob", 1)
+    await keyspace.read_serial("SELECT owner FROM claim WHERE name = ?", "bob")
+    assert asked == [REPEATABLE, REPEATABLE, REPEATABLE, ONCE, SERIAL]
 
 
 async def test_a_lost_server_is_refused_at_once_and_found_again(over_proxy: Keyspace, proxy: Proxy) -> None:

@@ -6,14 +6,35 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cassandra import InvalidRequest, OperationTimedOut, ReadTimeout, Unavailable, WriteFailure, WriteTimeout
+from cassandra import (
+    ConsistencyLevel,
+    InvalidRequest,
+    OperationTimedOut,
+    ReadTimeout,
+    Unavailable,
+    WriteFailure,
+    WriteTimeout,
+)
 from cassandra.cluster import NoHostAvailable
 from cassandra.connection import ConnectionShutdown
-from cassandra.policies import RetryPolicy
+from cassandra.policies import FallthroughRetryPolicy, NoSpeculativeExecutionPolicy, RetryPolicy
 from cassandra.protocol import ErrorMessage, OverloadedErrorMessage, ServerError, SyntaxException
 
-from services.cluster.driver import OnceElsewhere, Stamps, is_outcome_unknown, refusal, write_stamp
+from services.cluster.driver import (
+    ONCE,
+    RECONNECT_S,
+    REPEATABLE,
+    SCHEMA,
+    SERIAL,
+    OnceElsewhere,
+    Stamps,
+    is_outcome_unknown,
+    new_driver,
+    refusal,
+    write_stamp,
+)
 from services.cluster.in_flight import Answer
+from services.common.config import Settings
 from services.common.errors import RoostError
 
 OVERLOADED = OverloadedErrorMessage(0x1001, "overloaded", None)
@@ -89,3 +110,28 @@ def test_stamps_increase_and_a_repeat_keeps_its_own() -> None:
     assert (stamps(), stamps()) == (17, 17)
     write_stamp.reset(token)
     assert stamps() > found[-1]
+
+
+def test_the_driver_reads_and_writes_at_quorum_repeats_no_conditional_write_and_finds_a_server_again() -> None:
+    driver = new_driver(Settings(family="cluster", cassandra="10.0.0.1:9043,[::1]:9044,ten"), Stamps())
+    # The driver adds some of its own, for graphs.
+    profiles = {name: driver.profile_manager.profiles[name] for name in (REPEATABLE, ONCE, SERIAL, SCHEMA)}
+    quorum, serial = ConsistencyLevel.LOCAL_QUORUM, ConsistencyLevel.LOCAL_SERIAL
+    assert {name: profile.consistency_level for name, profile in profiles.items()} == {
+        REPEATABLE: quorum,
+        ONCE: quorum,
+        SERIAL: serial,
+        SCHEMA: quorum,
+    }
+    assert isinstance(profiles[ONCE].retry_policy, FallthroughRetryPolicy)
+    assert isinstance(profiles[SCHEMA].retry_policy, FallthroughRetryPolicy)
+    assert isinstance(profiles[REPEATABLE].retry_policy, OnceElsewhere)
+    assert all(profile.serial_consistency_level == serial for profile in profiles.values())
+    assert {type(profile.speculative_execution_policy) for profile in profiles.values()} == {
+        NoSpeculativeExecutionPolicy
+    }
+    # However long an outage was.
+    rests = driver.reconnection_policy.new_schedule()
+    assert {next(rests) for _ in range(10_000)} == {RECONNECT_S}
+    assert driver.contact_points == [("10.0.0.1", 9043), ("::1", 9044), ("ten", 9042)]
+    driver.shutdown()
