@@ -39,6 +39,8 @@ BUCKETS_A_ROUND = 16
 # An import that meets another of the same names waits for it, this often and so long.
 MAX_IMPORTS = 4
 IMPORT_AGAIN_S = 0.3
+# Each is a few hundred rows' work for one node.
+BATCHES_AT_ONCE = 4
 # Between the tries of a batch of an import of which a part is stored.
 LOT_AGAIN_S = 1.0
 # Log-ins of other processes at the same moment may leave a few more than MAX_SESSIONS: the next log-in ends those too.
@@ -131,22 +133,30 @@ class CassandraStore:
         clock = asyncio.get_running_loop().time
         give_up = clock() + MAX_HELD_S
         await self._claims.hold(new)
-        begun = False
-        for lot in lots([*mine, *self.outbox.steps([one.created])] for one, mine in zip(new, steps, strict=True)):
+        groups = ([*mine, *self.outbox.steps([one.created])] for one, mine in zip(new, steps, strict=True))
+        first, *others = lots(groups)
+        try:
+            if clock() > give_up:
+                raise errors.unavailable("others may have the name by now", reason="STORE_UNAVAILABLE")
+            await self._keyspace.batch(first)
+        except errors.RoostError as error:
+            if error.reason == "STORE_UNAVAILABLE":
+                await self._claims.release(new)
+            raise
+        room = asyncio.Semaphore(BATCHES_AT_ONCE)
+
+        async def store(lot: Sequence[Step]) -> None:
+            # A part of them is made, so the others are to be as well.
             while True:
-                try:
-                    if clock() > give_up:
-                        raise errors.unavailable("others may have the name by now", reason="STORE_UNAVAILABLE")
-                    await self._keyspace.batch(lot)
-                    break
-                except errors.RoostError as error:
-                    if not begun and error.reason == "STORE_UNAVAILABLE":
-                        await self._claims.release(new)
-                    if not begun or clock() > give_up:
-                        raise
-                # A part of them is made, so the others are to be as well.
+                async with room:
+                    try:
+                        return await self._keyspace.batch(lot)
+                    except errors.RoostError:
+                        if clock() > give_up:
+                            raise
                 await asyncio.sleep(LOT_AGAIN_S)
-            begun = True
+
+        await asyncio.gather(*map(store, others))
         self.outbox.publish([one.created for one in new])
 
     async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
