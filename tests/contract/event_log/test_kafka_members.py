@@ -1,0 +1,234 @@
+"""Several processes, one group: work is shared out, none is lost while members come, go and die. Each log here stands for a process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.common import errors
+from services.common.config import Settings
+from services.common.event_log import EventLog, Record
+from tests import cluster
+from tests.contract.event_log.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
+
+pytestmark = pytest.mark.cluster
+
+
+def spread(*ids: int) -> list[Record]:
+    """Facts about many authors, which lie in all partitions."""
+    return [record for i in ids for record in records(i, key=i)]
+
+
+async def both_take_part(log: EventLog, one: Sink, other: Sink) -> None:
+    """Appends until both sinks have got something since."""
+    before, serial = (len(one.events), len(other.events)), 1_000_000
+    async with asyncio.timeout(30):
+        while len(one.events) == before[0] or len(other.events) == before[1]:
+            serial += 10
+            await log.append(spread(*range(serial, serial + 10)))
+            await asyncio.sleep(0.05)
+
+
+async def test_members_share_the_work_and_leavers_lose_none(open_log: Open) -> None:
+    first, second = await open_log(), await open_log()
+    one, other = Sink(), Sink()
+    await start(first, one)
+    joined = await start(second, other)
+    await both_take_part(first, one, other)
+    appended = list(range(300))
+    for begin in range(0, 300, 30):
+        await first.append(spread(*appended[begin : begin + 30]))
+        if begin == 150:
+            await joined.stop()
+    await until(lambda: set(appended) <= {*one.ids, *other.ids})
+    # In good order nothing comes twice: who leaves has stored its place before others take over.
+    found = [i for i in (*one.ids, *other.ids) if i < 300]
+    assert sorted(found) == appended
+
+
+async def test_order_per_key_holds_over_a_change_of_members(open_log: Open) -> None:
+    first, second = await open_log(), await open_log()
+    together = Sink()
+    await start(first, together, max_batch=3)
+    appended: list[int] = []
+    for begin in range(0, 200, 10):
+        await first.append([Record(TOPICS[0], i % 4, i, b"") for i in range(begin, begin + 10)])
+        appended += range(begin, begin + 10)
+        if begin == 50:
+            await start(second, together, max_batch=3)
+        await asyncio.sleep(0.02)
+    await until(lambda: set(together.ids) == set(appended))
+    for key in range(4):
+        mine = [event.event_id for event in together.events if event.key == key]
+        assert list(dict.fromkeys(mine)) == list(range(key, 200, 4))
+
+
+async def test_a_member_that_is_stuck_in_an_outage_lets_go(open_log: Open) -> None:
+    """Its partitions go to one that can work, with all that it had not applied."""
+    first, second = await open_log(), await open_log()
+    stuck, sound = Sink(), Sink()
+    stuck.down = errors.unavailable("x")
+    await start(first, stuck)
+    await first.append(spread(*range(50)))
+    await until(lambda: stuck.calls > 3)
+    await start(second, sound)
+    await until(lambda: bool(sound.ids))
+    stuck.down = None
+    await until(lambda: {*stuck.ids, *sound.ids} == set(range(50)))
+
+
+async def test_a_seek_reaches_the_members_elsewhere(open_log: Open) -> None:
+    first, second = await open_log(), await open_log()
+    one, other = Sink(), Sink()
+    mine = await start(first, one)
+    await start(second, other)
+    await first.append(spread(*range(40)))
+    await both_take_part(first, one, other)
+    await until_lag(mine, 0)
+    one.events.clear()
+    other.events.clear()
+    await mine.seek(offset=0)
+    await until(lambda: set(range(40)) <= {*one.ids, *other.ids})
+    assert other.ids
+
+
+async def test_a_process_without_a_member_moves_the_group_of_others(open_log: Open) -> None:
+    first, second = await open_log(), await open_log()
+    sink = Sink()
+    await start(first, sink)
+    await first.append(spread(*range(20)))
+    await until(lambda: len(sink.ids) == 20)
+    await second.consumer("g", TOPICS, Sink().apply).seek(offset=0)
+    await until(lambda: len(sink.ids) == 40)
+
+
+async def test_the_lag_of_members_elsewhere_is_seen(open_log: Open, clock: Clock) -> None:
+    first, second = await open_log(), await open_log()
+    sink = Sink()
+    await start(first, sink)
+    watcher = second.consumer("g", TOPICS, Sink().apply)
+    await first.append(spread(1, 2))
+    await until(lambda: len(sink.ids) == 2)
+    await until_lag(watcher, 0)
+    sink.gate.clear()
+    await first.append(spread(3, 4, 5))
+    clock.now_ms += 4_000
+    lag = await watcher.lag()
+    assert (lag.events, lag.age_s) == (3, 4.0)
+    sink.gate.set()
+    await until_lag(watcher, 0)
+
+
+async def test_everywhere_is_in_every_process(open_log: Open) -> None:
+    first, second = await open_log(), await open_log()
+    one, other = Sink(), Sink()
+    await start(first, one, everywhere=True)
+    await start(second, other, everywhere=True)
+    await first.append(spread(*range(20)))
+    await until(lambda: sorted(one.ids) == sorted(other.ids) == list(range(20)))
+
+
+MEMBER = """
+import asyncio, sys
+from services.cluster.kafka import KafkaLog
+from services.common.config import Settings
+
+async def main():
+    async def apply(events):
+        print("got", flush=True)
+        await asyncio.Event().wait()
+    log = await KafkaLog.open(Settings())
+    await log.consumer("g", ["tweet.created", "tweet.deleted"], apply).start()
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+async def test_what_a_killed_process_had_at_hand_comes_to_another(open_log: Open, tmp_path: Path, sink: Sink) -> None:
+    log = await open_log()
+    await log.append(spread(*range(20)))
+    environment = cluster.family.of(tmp_path).environment
+    command = [sys.executable, "-c", MEMBER]
+    member = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment)
+    try:
+        assert member.stdout is not None
+        assert await member.stdout.readline() == b"got\n"
+    finally:
+        member.send_signal(signal.SIGKILL)
+        await member.wait()
+    await start(log, sink)
+    # The group gives it up after the session's ten seconds.
+    await until(lambda: set(sink.ids) == set(range(20)))
+
+
+async def test_what_is_not_ours_is_passed_over(open_log: Open, tmp_path: Path, sink: Sink) -> None:
+    from confluent_kafka import Producer
+
+    log = await open_log()
+    settings = Settings(**cluster.family.of(tmp_path).settings)
+    foreign = Producer({"bootstrap.servers": settings.kafka})
+    topic = f"{settings.namespace}.tweet"
+    strange: list[list[tuple[str, str | bytes | None]]] = [
+        [],
+        [("type", b"tweet.created")],
+        [("type", b"tweet.created"), ("id", b"\xff")],
+    ]
+    for headers in strange:
+        for key in (None, b"", b"x", b"7"):
+            foreign.produce(topic, b"who knows", key, headers=headers)
+    assert foreign.flush(10) == 0
+    await log.append(spread(1, 2))
+    consumer = await start(log, sink)
+    await until(lambda: sorted(sink.ids) == [1, 2])
+    await until_lag(consumer, 0)
+
+
+async def test_what_waits_is_bounded_and_all_comes_in_order(
+    open_log: Open, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from services.cluster import kafka_consumer, kafka_fetching
+
+    monkeypatch.setattr(kafka_consumer, "MIN_AHEAD", 20)
+    monkeypatch.setattr(kafka_fetching, "FETCH", 10)
+    monkeypatch.setattr(kafka_fetching, "HOLD_S", 0.05)
+    log = await open_log()
+    sink.gate.clear()
+    consumer = log.consumer("g", TOPICS, sink.apply, 5)
+    await consumer.start()
+    for begin in range(0, 500, 100):
+        await log.append([Record(TOPICS[0], i % 6, i, b"") for i in range(begin, begin + 100)])
+    # Long enough for the partitions to be paused.
+    await asyncio.sleep(1.0)
+    assert len(consumer.backlog._entries) <= 40  # type: ignore[attr-defined]
+    assert (await consumer.lag()).events == 500
+    sink.gate.set()
+    await until(lambda: len(sink.ids) == 500)
+    for key in range(6):
+        assert [event.event_id for event in sink.events if event.key == key] == list(range(key, 500, 6))
+
+
+async def test_a_record_that_no_broker_would_take_is_refused_alone(open_log: Open, sink: Sink) -> None:
+    log = await open_log()
+    await start(log, sink)
+    with pytest.raises(ValueError, match="too large"):
+        await log.append([Record(TOPICS[0], 7, 1, bytes(2_000_000))])
+    await log.append(records(2))
+    await until(lambda: sink.ids == [2])
+
+
+async def test_appends_of_callers_who_gave_up_leave_nothing_behind(open_log: Open, sink: Sink) -> None:
+    log = await open_log()
+    await start(log, sink)
+    appending = [asyncio.create_task(log.append(records(i))) for i in range(20)]
+    await asyncio.sleep(0)
+    for task in appending:
+        task.cancel()
+    await asyncio.gather(*appending, return_exceptions=True)
+    await log.append(records(99))
+    await until(lambda: 99 in sink.ids)

@@ -1,0 +1,151 @@
+"""Kafka away, killed and back. The broker is a test's own: nobody else's dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from services.cluster import kafka_producer
+from services.cluster.kafka import KafkaLog
+from services.common import errors
+from services.common.config import Settings
+from services.common.event_log import Record
+from tests.contract.event_log.conftest import RETRY_FIRST_S, TOPICS, Clock, Sink, records, start, until, until_lag
+
+pytestmark = pytest.mark.cluster
+
+
+class Broker:
+    """One of our own, on a port of its own."""
+
+    def __init__(self, data: Path) -> None:
+        # Others may test on this machine too.
+        shift = 1_000 + os.getpid() % 20_000
+        self.address = f"127.0.0.1:{9092 + shift}"
+        self._arguments = ["kafka", "--processes", "--shift", str(shift), "--data", str(data)]
+
+    def up(self) -> None:
+        self._run("up")
+
+    def kill(self) -> None:
+        self._run("down", "--kill")
+
+    def remove(self) -> None:
+        self._run("down", "--kill", "--wipe")
+
+    def _run(self, command: str, *options: str) -> None:
+        subprocess.run(
+            [sys.executable, "-m", "roost_cli.backends", command, *self._arguments, *options],
+            check=True,
+            capture_output=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    broker = Broker(tmp_path_factory.mktemp("kafka"))
+    try:
+        broker.up()
+        yield broker
+    finally:
+        broker.remove()
+
+
+@pytest.fixture
+async def log(broker: Broker, clock: Clock) -> AsyncIterator[KafkaLog]:
+    broker.up()
+    settings = Settings(
+        family="cluster", kafka=broker.address, namespace=f"o{time.time_ns() % 10**9}", kafka_partitions=2
+    )
+    log = await KafkaLog.open(settings, clock, RETRY_FIRST_S)
+    yield log
+    broker.up()
+    await log.close()
+
+
+async def test_where_nobody_listens_the_start_says_so_in_time() -> None:
+    began = time.monotonic()
+    with pytest.raises(errors.RoostError, match=r"Kafka cannot be reached at 127.0.0.1:1 ") as raised:
+        await KafkaLog.open(Settings(family="cluster", kafka="127.0.0.1:1"))
+    assert raised.value.code is grpc.StatusCode.UNAVAILABLE
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+async def test_a_broker_that_dies_and_comes_back(broker: Broker, log: KafkaLog, sink: Sink) -> None:
+    """What was appended is there, what is refused is refused in time, and consumers go on by themselves."""
+    consumer = await start(log, sink)
+    everywhere = Sink()
+    await start(log, everywhere, "everywhere", everywhere=True)
+    await log.append(records(1, 2))
+    await until(lambda: sink.ids == everywhere.ids == [1, 2])
+    await asyncio.to_thread(broker.kill)
+    began = time.monotonic()
+    with pytest.raises(errors.RoostError) as raised:
+        await log.append(records(3))
+    assert raised.value.code is grpc.StatusCode.UNAVAILABLE
+    assert raised.value.reason == "LOG_UNAVAILABLE"
+    assert time.monotonic() - began < kafka_producer.DELIVER_WITHIN_S + kafka_producer.ROOM_WITHIN_S + 3
+    with pytest.raises(errors.RoostError):
+        await consumer.lag()
+    await asyncio.to_thread(broker.up)
+    # As an outbox does: again, until it is in.
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await log.append(records(3, 4))
+                break
+            except errors.RoostError:
+                await asyncio.sleep(0.1)
+    await until(lambda: set(sink.ids) == set(everywhere.ids) == {1, 2, 3, 4})
+    await until_lag(consumer, 0)
+
+
+@pytest.mark.slow
+async def test_what_was_acknowledged_outlives_a_killed_broker(broker: Broker, log: KafkaLog, sink: Sink) -> None:
+    acknowledged: set[int] = set()
+
+    async def append() -> None:
+        for i in range(100_000):
+            try:
+                await log.append([Record(TOPICS[0], i % 5, i, b"x" * 100)])
+                acknowledged.add(i)
+            except errors.RoostError:
+                return
+
+    appending = [asyncio.create_task(append())]
+    await until(lambda: len(acknowledged) > 100)
+    await asyncio.to_thread(broker.kill)
+    await asyncio.gather(*appending)
+    await asyncio.to_thread(broker.up)
+    await start(log, sink)
+    await until(lambda: acknowledged <= set(sink.ids))
+
+
+@pytest.mark.slow
+async def test_a_full_queue_refuses_and_a_stop_does_not_hang_while_the_broker_is_away(
+    broker: Broker, log: KafkaLog, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_producer, "MAX_QUEUED", 10)
+    monkeypatch.setattr(kafka_producer, "ROOM_WITHIN_S", 0.5)
+    small = await KafkaLog.open(log.settings)
+    consumer = await start(log, sink)
+    await log.append(records(1))
+    await until(lambda: sink.ids == [1])
+    await asyncio.to_thread(broker.kill)
+    with pytest.raises(errors.RoostError, match="as fast as they come"):
+        await small.append(records(*range(100)))
+    async with asyncio.timeout(15):
+        await consumer.stop()
+    async with asyncio.timeout(15):
+        await small.close()
+    with pytest.raises(errors.RoostError, match="closed"):
+        await small.append(records(1))
