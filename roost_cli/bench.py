@@ -1,4 +1,5 @@
-"""`roost bench`: what a read costs, beside a bare HTTP server that gives the same bytes in the same run.
+"""`roost bench`: what a read costs, beside a bare HTTP server that gives the same bytes in the same run; `bench_fanout.py` has the
+other measurement.
 
 Rounds of the two alternate, so that whatever else the machine does meets both; the figures are medians over the rounds.
 """
@@ -51,6 +52,7 @@ class What(StrEnum):
     """What is measured."""
 
     HOME = "home"
+    FANOUT = "fanout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,9 @@ class Plan:
 
 
 def bench(
-    what: Annotated[What, typer.Argument(help="home: first pages of home timelines.")] = What.HOME,
+    what: Annotated[
+        What, typer.Argument(help="home: first pages of home timelines; fanout: entries written to Redis.")
+    ] = What.HOME,
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=MAX_ROUNDS, help="Rounds of each server.")] = 3,
     seconds: Annotated[int, typer.Option("--seconds", min=1, max=MAX_SECONDS, help="Seconds a round.")] = 6,
     connections: Annotated[
@@ -110,12 +114,23 @@ def bench(
     http: Annotated[
         str | None, typer.Option("--http", metavar="HOST:PORT", help="The gateway; that of the mesh by default.")
     ] = None,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            "--redis", metavar="URL", help="fanout: an empty database of a Redis; by default a server of its own."
+        ),
+    ] = None,
     grpc: options.Grpc = None,
 ) -> None:
-    """Measure a loaded mesh on this machine under wrk, every request another user's.
+    """Measure a loaded mesh on this machine under wrk, every request another user's; or fan-out's writes to Redis, beside the textbook's.
 
-    Start the mesh with ROOST_RATE_LIMITS=off.
+    For home, start the mesh with ROOST_RATE_LIMITS=off. For fanout no mesh is needed.
     """
+    if what is What.FANOUT:
+        from roost_cli import bench_fanout  # its driver takes long to import
+
+        bench_fanout.run(rounds, redis, markdown)
+        return
     wrk.program()
     mesh = target.find(grpc)
     token = mesh.operator_token or mesh.operator()[0][1]
@@ -129,8 +144,11 @@ def bench(
     shown = progress.for_stream()
     pages = first_pages(address, tokens, shown)
     ours, theirs = asyncio.run(_measure(run.pid, address, tokens, pages, plan, shown))
-    lines = rows(ours, theirs)
-    note = circumstances(len(tokens), pages, plan)
+    publish(what, circumstances(len(tokens), pages, plan), rows(ours, theirs), markdown)
+
+
+def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Path | None) -> None:
+    """Prints the table with what it holds for, and writes it into the document."""
     typer.echo(note)
     _print(lines)
     if markdown is not None:
@@ -273,16 +291,18 @@ def rows(ours: Sequence[Round], theirs: Sequence[Round]) -> list[list[str]]:
     table = [["", "Roost, home pages", "bare uvicorn, one of them", "Roost ÷ bare"]]
     for title, value, form in measures:
         mine, other = [value(one) for one in ours], [value(one) for one in theirs]
-        table.append([title, _spread(mine, form), _spread(other, form), f"{_ratio(mine, other):.2f}"])
+        table.append([title, spread(mine, form), spread(other, form), f"{ratio(mine, other):.2f}"])
     return table
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, and in brackets the lowest and the highest."""
     median, low, high = (f"{value:{form}}" for value in (statistics.median(values), min(values), max(values)))
     return median if low == high else f"{median} ({low}–{high})"
 
 
-def _ratio(mine: Sequence[float], other: Sequence[float]) -> float:
+def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
+    """The median of the one by that of the other."""
     divisor = statistics.median(other)
     return statistics.median(mine) / divisor if divisor else float("nan")
 

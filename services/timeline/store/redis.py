@@ -35,7 +35,7 @@ from services.timeline.store.redis_lists import (
     packed,
     pushes,
 )
-from services.timeline.store.redis_trim import trim
+from services.timeline.store.redis_trim import TOGETHER, trim
 
 # A pull takes 2 s, or is one that nobody waits for any more.
 BUILDING_MS = 60_000
@@ -89,6 +89,8 @@ class RedisHomeTimelines(HomeTimelineStore):
         # Tells builds of this process from others': its own it may overtake at once.
         self._name = secrets.token_hex(8)
         self._serial = count(1)
+        # Lists to be cut soon, by server: TOGETHER of them at most, and it hurts nobody if they are forgotten.
+        self._soon: dict[Node, set[int]] = {}
 
     async def read(self, user_id: int) -> HomeList | None:
         reading = (
@@ -214,7 +216,9 @@ class RedisHomeTimelines(HomeTimelineStore):
         pipe = await node.writes()
         taken = 0
         long: list[int] = []
+        due = False
         too_long: list[int] = []
+        soon = self._sizes.trim_above - self._sizes.soon
         refused: list[tuple[int, ReplyError]] = []
         chunks = [user_ids[start : start + PUSHES_AT_ONCE] for start in range(0, len(user_ids), PUSHES_AT_ONCE)]
         ahead = pipe.ask(pushes(chunks[0], tweet_ids), len(chunks[0]))
@@ -229,8 +233,9 @@ class RedisHomeTimelines(HomeTimelineStore):
                     refused.append((user_id, length))
                 elif length > self._sizes.drop_above:
                     too_long.append(user_id)
-                elif length > self._sizes.trim_above:
+                elif length > soon:
                     long.append(user_id)
+                    due = due or length > self._sizes.trim_above
         if refused:
             taken -= len(refused)
             await self._give_up(pipe, refused)
@@ -238,8 +243,16 @@ class RedisHomeTimelines(HomeTimelineStore):
             # Trims kept failing. This one cannot: it looks at nothing.
             await self._answers(pipe, drops(too_long), len(too_long))
         if long:
-            await trim(self._redis, node, long, self._sizes)
+            await self._trim(node, long, due)
         return taken
+
+    async def _trim(self, node: Node, long: Sequence[int], due: bool) -> None:
+        """Cuts the lists, with others that wait for company; `due`: now."""
+        waiting = self._soon.setdefault(node, set())
+        waiting.update(long)
+        if due or len(waiting) >= TOGETHER:
+            del self._soon[node]
+            await trim(self._redis, node, list(waiting), self._sizes)
 
     async def _give_up(self, pipe: Pipe, refused: Sequence[tuple[int, ReplyError]]) -> None:
         """Homes that take nothing, in a server that has no memory left say, are dropped: a home is whole or it is cold."""

@@ -25,6 +25,8 @@ DROP_ABOVE = 2_000
 class Sizes:
     """How long lists get, other than these only in tests: cut back to `keep` above `trim_above`, given up above `drop_above`.
 
+    Lists that are `soon` entries or fewer from their cut are cut together with others, which costs a tenth of cutting them alone.
+
     The `reserve` oldest positions of a list that holds `keep` stand for all that was cut off: the largest of them is the floor.
     """
 
@@ -32,6 +34,7 @@ class Sizes:
     reserve: int = RESERVE
     trim_above: int = TRIM_ABOVE
     drop_above: int = DROP_ABOVE
+    soon: int = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from tests.home_schedules import KEEP, READERS, TRIM_ABOVE, Schedule, Step
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-SIZES = Sizes(keep=KEEP, reserve=4, trim_above=TRIM_ABOVE, drop_above=40)
+SIZES = Sizes(keep=KEEP, reserve=4, trim_above=TRIM_ABOVE, drop_above=40, soon=2)
 SCHEDULES = 200
 # Every fault is found within far fewer.
 SCHEDULES_FOR_FAULTS = 250
