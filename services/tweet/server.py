@@ -12,6 +12,7 @@ from services.common.hydrate import Hydrator
 from services.common.kit import Kit, Service, Worker
 from services.common.outbox import Relay
 from services.common.people import PeopleLists
+from services.tweet.consumer import GROUP, TOPICS, settling
 from services.tweet.lists import Lists
 from services.tweet.reply_service import ReplyServicer
 from services.tweet.service import TweetServicer
@@ -49,4 +50,4 @@ async def _open(kit: Kit) -> tuple[TweetStore, Sequence[Worker]]:
     from services.tweet.store.cassandra import CassandraTweetStore
 
     store = await CassandraTweetStore.open(cluster, kit.log, kit.clock)
-    return store, (store.outbox,)
+    return store, (store.outbox, kit.log.consumer(GROUP, TOPICS, settling(store.settle_changes)))

@@ -61,9 +61,14 @@ class CassandraTweetStore(RememberingReads):
         """See the port."""
         return await self._whole(self._hide(self._changer.restore(tweet_id, action_id, event)))
 
+    async def settle_changes(self, tweet_ids: Sequence[int]) -> None:
+        """Does again what follows a commit, for tweets that were edited, hidden or restored: other processes are told, retweets count
+        or not. UNAVAILABLE where that cannot be for now."""
+        await self._whole(self._changer.follow_up(tweet_ids))
+
     async def _hide(self, work: Coroutine[Any, Any, Change]) -> bool:
         change = await work
-        if change.tweet is not None and not change.tweet.head.retweet_of_id:
+        if change.tweet is not None:
             await self._changer.count_retweets(change.tweet.head.id)
         return change.changed
 

@@ -94,6 +94,13 @@ class Changer:
                 return
             after_id = rows[-1][0]
 
+    async def follow_up(self, tweet_ids: Sequence[int]) -> None:
+        """Does again what follows the commit of a change, by the tweets as they stand. UNAVAILABLE where that cannot be for now."""
+        for tweet_id, known in (await self._writer.stored(tweet_ids)).items():
+            if not await self._writer.tell_of(known.head):
+                raise errors.unavailable("no process can be told of a change now", reason="CACHE_UNAVAILABLE")
+            await self.count_retweets(tweet_id)
+
     async def revise(
         self, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record
     ) -> Change:

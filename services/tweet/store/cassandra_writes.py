@@ -51,18 +51,24 @@ class Writer:
         remembers anything older."""
         await self.keyspace.batch([*steps, *self._outbox.steps((event,))])
         self._outbox.publish((event,))
-        await self.tell((head.id, *(tweet_id for tweet_id, _ in links(head))), (head.author_id,))
+        await self.tell_of(head)
 
-    async def tell(self, tweet_ids: Sequence[int], author_ids: Sequence[int] = (), threads: Sequence[int] = ()) -> None:
+    async def tell_of(self, head: tweet_pb2.TweetHead) -> bool:
+        """Tells all processes of a change of one tweet: it, what it is linked to, and its author's lists. Answers as `tell`."""
+        return await self.tell((head.id, *(tweet_id for tweet_id, _ in links(head))), (head.author_id,))
+
+    async def tell(self, tweet_ids: Sequence[int], author_ids: Sequence[int] = (), threads: Sequence[int] = ()) -> bool:
         """Tells all processes of a change that was written: of tweets and what is counted of them, of what authors have posted, of
-        what hangs on what. Where Redis does not take it, they find out by time."""
+        what hangs on what. False where Redis does not take it: then they find out by time, or by the event's consumer."""
         fresh = random.getrandbits(FRESH_BITS) + 1
+        told = True
         if tweet_ids:
-            await self._shared.change_tweets(tweet_ids, fresh)
+            told &= await self._shared.change_tweets(tweet_ids, fresh)
         if author_ids:
-            await self._shared.change_authors(author_ids, fresh)
+            told &= await self._shared.change_authors(author_ids, fresh)
         if threads:
-            await self._shared.change_threads(threads, fresh)
+            told &= await self._shared.change_threads(threads, fresh)
+        return told
 
     async def stored(self, ids: Iterable[int]) -> dict[int, Stored]:
         """The tweets that there are, by id."""

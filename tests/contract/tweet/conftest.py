@@ -28,8 +28,9 @@ class Family(Protocol):
 
     EXAMPLES: int
 
-    async def open(self, folder: Path) -> TweetStore:
-        """The store that belongs to this folder, new or as it was left."""
+    async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
+        """The store that belongs to this folder, new or as it was left; in the cluster, with the tweets of another folder if `place`
+        names it."""
 
     async def published(self, store: TweetStore) -> list[Record]:
         """The events committed so far, in the order of their ids."""
@@ -43,7 +44,7 @@ class Embedded:
 
     EXAMPLES = 30
 
-    async def open(self, folder: Path) -> TweetStore:
+    async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
         return await EmbeddedTweetStore.open(folder / "tweet.db")
 
     async def published(self, store: TweetStore) -> list[Record]:
@@ -63,12 +64,12 @@ class Clustered:
     # Each some seconds.
     EXAMPLES = 8
 
-    async def open(self, folder: Path) -> TweetStore:
+    async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
         from services.cluster.connections import Cluster
         from services.tweet.store.cassandra import CassandraTweetStore
 
         stack = AsyncExitStack()
-        cluster = await Cluster.open(Settings(**namespaces.of(folder).settings), stack)
+        cluster = await Cluster.open(Settings(**namespaces.of(place or folder).settings), stack)
         log = await EmbeddedLog.open(folder / "log.db")
         stack.push_async_callback(log.close)
         store = await CassandraTweetStore.open(cluster, log, time.time)

@@ -1,0 +1,278 @@
+"""What the adapter on Cassandra promises beyond the port: between processes, after crashes, and whatever order writes arrive in."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
+
+from services.tweet.store import Claim
+from tests.contract.tweet.conftest import Opened, event, make_core
+
+pytestmark = pytest.mark.cluster
+
+ANN, BOB, CAT = 1, 2, 3
+REPLY: dict[str, Any] = {"reply_to_id": 1, "reply_to_author_id": ANN}
+QUOTE: dict[str, Any] = {"quote_of_id": 1, "quote_of_author_id": ANN}
+RETWEET: dict[str, Any] = {"retweet_of_id": 1, "retweet_of_author_id": ANN}
+CLAIM = Claim("k", b"body", 0)
+# What only batches write.
+BATCHED = (
+    *("tweets_by_id", "tweets_by_author", "author_months", "tweets_by_hour", "tweet_hours"),
+    *("links_by_tweet", "retweets_by_user"),
+)
+
+
+@pytest.fixture
+async def other(opened: Opened) -> AsyncIterator[Opened]:
+    """Another process on the same tweets."""
+    other = Opened(opened.family, opened.folder / "other")
+    other.folder.mkdir()
+    other.store = await opened.family.open(other.folder, opened.folder)
+    yield other
+    await other.store.close()
+
+
+async def answers(opened: Opened) -> tuple[Any, ...]:
+    """What a process says of the tweets that these tests make."""
+    store = opened.store
+    return (
+        [core for viewer in (0, BOB) for core in (await store.batch_get(range(1, 20), viewer)).cores],
+        [await opened.ids_of(author) for author in (ANN, BOB, CAT)],
+        await store.batch_count([ANN, BOB, CAT]),
+        await store.find_retweets(BOB, [1, 2]),
+        await store.list_replies(1, 0, 10),
+        await store.list_quotes(1, 0, 10),
+        await store.list_retweeters(1, 0, 10),
+        await store.list_recent(0, 20),
+        await store.list_revisions(1),
+        await store.scan(0, 20),
+    )
+
+
+async def history(opened: Opened) -> AsyncIterator[None]:
+    """A little of everything; a step at a time."""
+    store = opened.store
+    await opened.post(1, ANN)
+    yield
+    await opened.post(2, ANN, conversation_id=1, **REPLY)
+    yield
+    await opened.post(3, BOB, **RETWEET)
+    yield
+    await opened.post(4, CAT, **QUOTE)
+    yield
+    await opened.edit(1, ANN, 2, "second")
+    yield
+    await store.remove(1, 7, 0, event("tweet.deleted", 1))
+    yield
+    await store.restore(1, 7, event("tweet.restored", 1))
+    yield
+    await opened.edit(1, ANN, 3, "third")
+    yield
+    await opened.delete(3, 10)
+    yield
+    await opened.post(5, BOB, **RETWEET)
+    yield
+    await store.remove(4, 8, 0, event("tweet.deleted", 4))
+    yield
+    await opened.delete(2, 20)
+    yield
+    await opened.delete(1, 30)
+    yield
+    assert await store.purge(25, 10) == 2
+    yield
+
+
+async def test_what_one_process_wrote_is_the_next_answer_of_another(opened: Opened, other: Opened) -> None:
+    before = await answers(other)
+    async for _ in history(opened):
+        seen = await answers(other)
+        assert seen == await answers(opened)
+        assert seen != before
+        before = seen
+    assert before == await fresh(opened)
+
+
+async def fresh(opened: Opened) -> tuple[Any, ...]:
+    """The answers of a process that remembers nothing."""
+    await opened.again()
+    return await answers(opened)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_writes_may_come_again_and_in_any_order(opened: Opened, seed: int) -> None:
+    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    written: list[list[Any]] = []
+    batch = keyspace.batch
+
+    async def remember(steps: Any) -> None:
+        written.append(list(steps))
+        await batch(written[-1])
+
+    keyspace.batch = remember
+    async for _ in history(opened):
+        pass
+    keyspace.batch = batch
+    before = await fresh(opened)
+    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    for table in BATCHED:
+        await keyspace.write(f"TRUNCATE {table}")
+    assert await fresh(opened) != before
+    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    for steps in random.Random(seed).choices(written, k=len(written)) + random.Random(seed).sample(
+        written, len(written)
+    ):
+        await keyspace.batch(steps)
+    # As the service's consumer does with what the log tells again.
+    await opened.store.settle_changes(range(1, 10))  # type: ignore[attr-defined]
+    assert await fresh(opened) == before
+
+
+async def test_a_claimed_key_is_completed_by_whoever_finds_it(opened: Opened, other: Opened) -> None:
+    """The process died between its claim and its batch."""
+    await opened.post(1, ANN)
+    left = await left_by_a_crash(opened, make_core(2, BOB, "first", **REPLY), CLAIM)
+    assert left == []
+    assert await other.store.find_claimed(BOB, CLAIM) == 2
+    assert await other.post(3, BOB, CLAIM, **REPLY) == 2
+    assert (await answers(other))[4] == [2]
+    assert await other.topics() == [("tweet.created", 1), ("tweet.created", 2)]
+
+
+async def test_a_claimed_retweet_is_completed_by_whoever_finds_it(opened: Opened, other: Opened) -> None:
+    await opened.post(1, ANN)
+    left = await left_by_a_crash(opened, make_core(2, BOB, **RETWEET), None)
+    assert left == []
+    assert await other.post(3, BOB, **RETWEET) == 2
+    assert await other.store.find_retweets(BOB, [1]) == {1: 2}
+    assert await other.store.batch_count([BOB]) == {BOB: 1}
+
+
+async def left_by_a_crash(opened: Opened, core: tweet_pb2.TweetCore, claim: Claim | None) -> list[int]:
+    """Creates up to the batch, which is never sent; the author's ids after that."""
+    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    batch = keyspace.batch
+
+    async def die(_: Any) -> None:
+        raise ConnectionResetError
+
+    keyspace.batch = die
+    with pytest.raises(ConnectionResetError):
+        await opened.store.create(core, core.head.id, event("tweet.created", core.head.id), claim)
+    keyspace.batch = batch
+    return await opened.ids_of(core.head.author_id)
+
+
+async def test_an_edit_that_was_decided_is_completed_by_whoever_looks(opened: Opened, other: Opened) -> None:
+    await opened.post(1, ANN)
+    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    batch = keyspace.batch
+
+    async def die(_: Any) -> None:
+        raise ConnectionResetError
+
+    keyspace.batch = die
+    with pytest.raises(ConnectionResetError):
+        await opened.edit(1, ANN, 2, "second")
+    keyspace.batch = batch
+    assert text_of((await other.store.batch_get([1])).cores[0]) == "hello"
+    assert [revision.text for revision in await other.store.list_revisions(1)] == ["hello", "second"]
+    for process in (other, opened):
+        assert text_of((await process.store.batch_get([1])).cores[0]) == "second"
+    assert [topic for topic, _ in await other.topics()] == ["tweet.created", "tweet.edited"]
+    assert await other.edit(1, ANN, 3, "third")
+
+
+def text_of(core: tweet_pb2.TweetCore) -> str:
+    return tweet_pb2.Tweet.FromString(core.core).text
+
+
+@pytest.mark.parametrize("hide", ["delete", "remove"])
+async def test_a_retweet_that_meets_the_end_of_its_original_counts_for_nobody(
+    opened: Opened, other: Opened, hide: str
+) -> None:
+    """The original is hidden after it was looked at, and before the retweet is written."""
+    await opened.post(1, ANN)
+    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    batch = keyspace.batch
+
+    async def late(steps: Any) -> None:
+        keyspace.batch = batch
+        if hide == "delete":
+            await other.delete(1)
+        else:
+            await other.store.remove(1, 7, 0, event("tweet.deleted", 1))
+        await batch(steps)
+
+    keyspace.batch = late
+    assert await opened.post(2, BOB, **RETWEET) == 2
+    for process in (opened, other):
+        assert await process.store.batch_count([ANN, BOB]) == {}
+    if hide == "remove":
+        await other.store.restore(1, 7, event("tweet.restored", 1))
+        for process in (opened, other):
+            assert await process.store.batch_count([ANN, BOB]) == {ANN: 1, BOB: 1}
+
+
+async def test_of_many_processes_one_makes_the_tweet(opened: Opened, other: Opened) -> None:
+    await opened.post(1, ANN)
+    both = (opened, other)
+    keyed = await asyncio.gather(*(both[n % 2].post(n, BOB, CLAIM) for n in range(100, 140)))
+    shared = await asyncio.gather(*(both[n % 2].post(n, CAT, **RETWEET) for n in range(200, 240)))
+    assert (len(set(keyed)), len(set(shared))) == (1, 1)
+    assert await opened.ids_of(BOB) == keyed[:1]
+    assert await opened.ids_of(CAT) == shared[:1]
+    edits = await asyncio.gather(*(both[n % 2].edit(1, ANN, 2, f"text {n}") for n in range(40)))
+    assert edits.count(True) == 1
+    assert [topic for topic, _ in await opened.topics()].count("tweet.created") == 3
+
+
+async def test_deletion_is_final_whoever_acts_meanwhile(opened: Opened, other: Opened) -> None:
+    for tweet_id in range(1, 21):
+        await opened.post(tweet_id, ANN)
+        await opened.store.remove(tweet_id, 7, 0, event("tweet.deleted", tweet_id))
+        await asyncio.gather(
+            opened.delete(tweet_id),
+            other.store.restore(tweet_id, 7, event("tweet.restored", tweet_id)),
+            other.edit(tweet_id, ANN, 2, "edited"),
+        )
+        for process in (opened, other):
+            assert (await process.store.batch_get([tweet_id])).cores[0].head.deleted
+            assert await process.store.batch_count([ANN]) == {}
+            assert await process.ids_of(ANN) == []
+            assert list(await process.store.list_recent(0, 5)) == []
+
+
+async def test_the_way_up_a_long_thread_ends_where_it_was_purged(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    for tweet_id in range(2, 101):
+        await opened.post(tweet_id, BOB, reply_to_id=tweet_id - 1, reply_to_author_id=BOB)
+    everything = list(range(99, 0, -1))
+    assert await opened.store.list_ancestors(100, 1_000) == everything
+    assert await opened.store.list_ancestors(100, 70) == everything[:70]
+    for gone, first in ((3, 3), (40, 40), (99, 99)):
+        await opened.delete(gone, 5)
+        assert await opened.store.purge(6, 10) == 1
+        assert await opened.store.list_ancestors(100, 1_000) == list(range(99, first - 1, -1))
+        assert tweet_service_pb2.TweetRevision() not in await opened.store.list_revisions(gone)
+
+
+async def test_lists_go_on_over_months_and_hours(opened: Opened) -> None:
+    hour, month = 3_600_000 << 22, 30 * 24 * 3_600_000 << 22
+    ids = sorted({n * month + m * hour + n for n in range(12) for m in range(7)} - {0})
+    await asyncio.gather(*(opened.post(tweet_id, ANN) for tweet_id in ids))
+    newest = ids[::-1]
+    for _ in range(2):
+        store = opened.store
+        for before, limit in ((0, 5), (0, 1_000), (newest[10], 30), (newest[70], 3), (newest[70], 300)):
+            expected = [i for i in newest if not before or i < before][:limit]
+            assert list(await store.list_author(ANN, before, limit)) == expected
+            assert list(await store.list_recent(before, limit)) == expected
+        assert await store.batch_count([ANN]) == {ANN: len(ids)}
+        assert [core.head.id for core in await store.scan(0, 1_000)] == ids
+        assert [core.head.id for core in await store.scan(ids[30], 7)] == ids[31:38]
+        await opened.again()
