@@ -51,11 +51,16 @@ async def test_a_large_count_is_taken_once_a_second_and_is_exact_then(few, store
     assert await store.counts([STAR]) == {STAR: pb.UserCounts(followers=15)}
 
 
-async def test_the_last_of_a_rush_is_judged_a_moment_later(few, opened, stamp):
+async def test_the_last_of_a_rush_is_judged_a_moment_later(few, opened, stamp, monkeypatch):
+    # Longer than the rush takes.
+    monkeypatch.setattr(few, "RECOUNT_EVERY_MS", 3_000)
+    monkeypatch.setattr("services.graph.store.ties.RECOUNT_EVERY_MS", 3_000)
     store = await opened.again(threshold=12)
     told: list[int] = []
     store.on_tier_change(lambda entries: told.extend(entry.user_id for entry in entries))
-    await asyncio.gather(*(store.follow(follower, STAR, stamp()) for follower in range(100, 113)))
+    for follower in range(100, 104):
+        await store.follow(follower, STAR, stamp())
+    await asyncio.gather(*(store.follow(follower, STAR, stamp()) for follower in range(104, 113)))
     async with asyncio.timeout(SOON_S):
         while told != [STAR]:
             await asyncio.sleep(0.02)
