@@ -119,7 +119,11 @@ class Generations:
         actions: list[dict[str, Any]] = []
         for kind, base in self._bases.items():
             index = f"{base}-{number}"
-            actions += [{"remove_index": {"index": f"{base}-{old}"}} for old in standing.current[kind] if old != number]
+            actions += [
+                {"remove": {"index": f"{base}-{old}", "aliases": [base, f"{base}-filled"], "must_exist": False}}
+                for old in standing.current[kind]
+                if old != number
+            ]
             actions += [{"add": {"index": index, "alias": alias}} for alias in (base, f"{base}-filled")]
             actions.append({"remove": {"index": index, "alias": self.filling(kind, number), "must_exist": True}})
         try:

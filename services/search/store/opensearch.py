@@ -100,7 +100,7 @@ class OpenSearchIndex:
         most = max((hit["_score"] for hit in hits), default=0.0) or 1.0
         return [
             Hit(
-                int(hit["_id"]),
+                hit["fields"][bodies.ID][0],
                 hit["fields"][bodies.AUTHOR][0],
                 hit["_score"] / most,
                 bodies.PREFERRED in hit.get("matched_queries", ()),
@@ -314,4 +314,4 @@ def _body(change: Change) -> bytes:
 
 
 def _ids(found: dict[str, Any]) -> list[int]:
-    return [int(hit["_id"]) for hit in found["hits"]["hits"]]
+    return [hit["sort"][0] for hit in found["hits"]["hits"]]

@@ -165,6 +165,24 @@ async def test_a_retired_index_goes_once_no_search_can_be_in_it(
     assert (await one.building()).number == 3
 
 
+async def test_searches_are_answered_at_every_moment_of_a_takeover(pair: tuple[SearchIndex, SearchIndex]) -> None:
+    one, other = pair
+    await one.apply([tweet(1, "word")])
+    ended = asyncio.Event()
+
+    async def look() -> None:
+        while not ended.is_set():
+            assert await found(other, "word") == [1]
+
+    looking = [asyncio.create_task(look()) for _ in range(4)]
+    for _ in range(3):
+        await one.begin()
+        await one.fill([tweet(1, "word")])
+        await one.finish()
+    ended.set()
+    await asyncio.gather(*looking)
+
+
 async def test_a_dropped_index_is_made_again_by_whoever_needs_it(
     settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex]
 ) -> None:
