@@ -36,6 +36,7 @@ COMMANDS = {
     "drill": _Command("roost_cli.drill", "drill", "Break a mesh of its own, and say whether it kept its promises."),
     "bench": _Command("roost_cli.bench", "bench", "Measure what a read costs, beside a bare HTTP server."),
     "search": _Command("roost_cli.search", "search", "Build the search index anew."),
+    "events": _Command("roost_cli.events", "events", "Look into the event log, deliver again, redrive dead letters."),
     "token": _Command("roost_cli.token", "token", "Print access tokens of users."),
     "migrate": _Command("roost_cli.migrate", "migrate", "Bring the keyspaces of the cluster family up to date."),
     "doctor": _Command("roost_cli.doctor", "doctor", "Say whether Roost can run here, and whether a mesh answers."),
@@ -57,6 +58,10 @@ def _build(name: str, command: _Command) -> Any:
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(command.module), command.function)
+        if isinstance(function, typer.Typer):
+            group = get_command(function)
+            group.name, group.short_help = name, command.summary
+            return group
         settings: dict[str, Any] = {}
     except ImportError as error:
         reason = str(error)

@@ -1,0 +1,311 @@
+"""`roost events`: the mesh's event log, for the operator.
+
+In the cluster family the log is Kafka's, and everything works beside running processes. An embedded log belongs to the process that
+runs the mesh: it can be looked at meanwhile, and fan-out be replayed through the mesh; for the rest the mesh is stopped first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import grpc as grpc_lib
+import typer
+from roost.event.v1 import event_pb2
+from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
+
+from roost_cli import target
+from roost_cli.outcome import FAULTS, UNUSABLE, CommandError, refused
+from roost_cli.up import settings_with
+from services.common import errors, logs
+from services.common.config import Settings
+from services.common.event_log import DEFAULT_BATCH, RETENTION_S, DeadLetter, Delivered, EventLog
+from services.common.event_log.embedded import EmbeddedLog
+
+T = TypeVar("T")
+Batch = Sequence[Delivered]
+
+# Without --since: what somebody who looks now wants to see.
+TAIL_S = 600
+# How often an embedded log is looked at anew while it is followed.
+LOOK_EVERY_S = 0.5
+# As long as the mesh takes at most to move a group.
+REPLAY_WITHIN_S = 10.0
+FANOUT = "fanout"
+
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_TAIL = "SELECT * FROM event WHERE event_offset > ? AND appended_ms >= ? ORDER BY event_offset LIMIT ?"
+_GROUPS = "SELECT consumer_group FROM consumer_offset ORDER BY 1"
+
+events = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Cluster = Annotated[bool, typer.Option("--cluster", help="The log is on Kafka, where the settings say that it is.")]
+Data = Annotated[Path | None, typer.Option("--data", help="The data directory of an embedded mesh [data].")]
+Since = Annotated[
+    str | None,
+    typer.Option("--since", metavar="AGO", help="90s, 30m, 2h, 7d ago, or a time such as 2026-11-21T06:00:00Z."),
+]
+Group = Annotated[str, typer.Argument(help="The group of consumers, such as fanout or search.")]
+
+
+@events.callback()
+def _events() -> None:
+    """Look into the mesh's event log, deliver again, and give dead letters another chance."""
+
+
+@events.command()
+def tail(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
+    topic: Annotated[
+        list[str] | None, typer.Option("--topic", help="Only this one, such as tweet.created; may be repeated.")
+    ] = None,
+    since: Since = None,
+    cluster: Cluster = False,
+    data: Data = None,
+) -> None:
+    """Print events, one a line: when it was appended, topic, key, id and offset. The last ten minutes, or with --follow what comes.
+
+    On Kafka the order is kept per key, not between keys.
+    """
+    settings = _settings(cluster, data)
+    wanted = _topics(topic or [])
+    now = time.time()
+    since_ms = int((now if follow else now - TAIL_S) * 1_000) if since is None else moment_ms(since, now)
+    source = _tail_kafka if settings.family == "cluster" else _tail_embedded
+
+    async def show() -> None:
+        async for batch in source(settings, wanted, since_ms, follow):
+            for event in batch:
+                typer.echo(line_of(event))
+
+    _run(show())
+
+
+@events.command()
+def replay(group: Group, since: Since = None, cluster: Cluster = False, data: Data = None) -> None:
+    """Deliver the events since a moment to a group once more: repeats change nothing, so it mends what a fault left out."""
+    if since is None:
+        raise CommandError("say --since: from when on")
+    settings = _settings(cluster, data)
+    time_ms = moment_ms(since, time.time())
+    move = _replay_kafka if settings.family == "cluster" else _replay_embedded
+    count = _run(move(settings, group, time_ms))
+    typer.echo(f"{group} goes on at {_shown(time_ms)}: {count} events from there on")
+
+
+@events.command()
+def redrive(
+    group: Group,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the dead letters, and leave them.")] = False,
+    cluster: Cluster = False,
+    data: Data = None,
+) -> None:
+    """Append a group's dead letters again, for all groups: after what made them fail was mended."""
+    settings = _settings(cluster, data)
+
+    async def look_or_move(log: EventLog) -> list[DeadLetter] | int:
+        return await log.dead_letters(group) if dry_run else await log.redrive(group)
+
+    found = _run(_with_log(settings, look_or_move))
+    if isinstance(found, int):
+        typer.echo(f"{found} events appended again")
+        return
+    for letter in found:
+        typer.echo(f"{line_of(letter.event)} failed={_shown(letter.failed_ms)} {letter.reason}")
+    typer.echo(f"{len(found)} dead letters")
+
+
+def moment_ms(text: str, now_s: float) -> int:
+    """`30m` before `now_s`, or an ISO time, in milliseconds since 1970; CommandError where it is neither, or older than the log."""
+    match = re.fullmatch(r"(\d{1,7})([smhd])", text)
+    if match:
+        found = now_s - int(match[1]) * _UNITS[match[2]]
+    else:
+        try:
+            stamp = datetime.fromisoformat(text)
+        except ValueError:
+            raise CommandError(
+                f"--since {text!r}: write 90s, 30m, 2h, 7d, or a time such as 2026-11-21T06:00:00Z"
+            ) from None
+        found = (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
+    if not now_s - RETENTION_S <= found <= now_s:
+        raise CommandError(f"--since {text!r}: the log reaches back {RETENTION_S // 86_400} days, and not ahead")
+    return int(found * 1_000)
+
+
+def line_of(event: Delivered) -> str:
+    """One event as `tail` prints it: no text of anybody's, for events carry ids."""
+    return f"{_shown(event.appended_ms)} {event.topic} key={event.key} id={event.event_id} offset={event.offset}"
+
+
+def _shown(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _settings(cluster: bool, data: Path | None) -> Settings:
+    if cluster and data is not None:
+        raise CommandError("--data is about an embedded mesh, --cluster about another")
+    settings = settings_with({"family": "cluster" if cluster else None, "data_dir": data})
+    # What the log's clients have to say belongs on stderr.
+    logs.configure(settings)
+    return settings
+
+
+def known_topics() -> list[str]:
+    """The names of all events, from the contract."""
+    fields = event_pb2.Event.DESCRIPTOR.oneofs_by_name["body"].fields
+    return [field.name.replace("_", ".", 1) for field in fields]
+
+
+def _topics(asked: Sequence[str]) -> list[str]:
+    known = known_topics()
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise CommandError(f"no topic {', '.join(unknown)}; there are {', '.join(known)}")
+    return list(asked) or known
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except grpc_lib.aio.AioRpcError as error:
+        raise refused(error) from error
+    except errors.RoostError as error:
+        down = error.code is grpc_lib.StatusCode.UNAVAILABLE
+        raise CommandError(error.message, UNUSABLE if down else FAULTS) from error
+
+
+async def _with_log(settings: Settings, work: Callable[[EventLog], Awaitable[T]]) -> T:
+    """Opens the log of the family, alone in the embedded one, and closes it."""
+    log = await (_open_kafka(settings) if settings.family == "cluster" else _open_embedded(settings))
+    try:
+        return await work(log)
+    finally:
+        await log.close()
+
+
+async def _open_kafka(settings: Settings) -> EventLog:
+    # Here, for an embedded mesh need not wait for the driver.
+    from services.cluster.kafka import KafkaLog
+
+    return await KafkaLog.open(settings)
+
+
+async def _open_embedded(settings: Settings) -> EventLog:
+    try:
+        return await EmbeddedLog.open(_file_of(settings))
+    except errors.RoostError as error:
+        raise CommandError(
+            f"{error.message}: stop the mesh first, for an embedded log belongs to one process"
+        ) from error
+
+
+def _file_of(settings: Settings) -> Path:
+    path = settings.data_dir / "log.db"
+    if not path.is_file():
+        raise CommandError(f"no embedded log in {settings.data_dir}: name the mesh's --data, or say --cluster")
+    return path
+
+
+async def _tail_kafka(settings: Settings, topics: Sequence[str], since_ms: int, follow: bool) -> AsyncIterator[Batch]:
+    log = await _open_kafka(settings)
+    # One batch ahead of the printing: a slow terminal holds the reading up, not the mesh.
+    batches: asyncio.Queue[Batch] = asyncio.Queue(1)
+    consumer = log.consumer("tail", topics, batches.put, DEFAULT_BATCH, everywhere=True)
+    try:
+        await consumer.seek(time_ms=since_ms)
+        await consumer.start()
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    batch = await batches.get()
+            except TimeoutError:
+                if not follow and (await consumer.lag()).events == 0 and batches.empty():
+                    return
+                continue
+            yield batch
+    finally:
+        await log.close()
+
+
+async def _tail_embedded(
+    settings: Settings, topics: Sequence[str], since_ms: int, follow: bool
+) -> AsyncIterator[Batch]:
+    # Read-only, beside the process that the file belongs to.
+    uri = f"{_file_of(settings).absolute().as_uri()}?mode=ro"
+    wanted, offset = frozenset(topics), 0
+    with closing(sqlite3.connect(uri, uri=True, check_same_thread=False)) as connection:
+        while True:
+            bounds = (offset, since_ms, DEFAULT_BATCH)
+            batch = await asyncio.to_thread(_rows, connection, bounds)
+            yield [event for event in batch if event.topic in wanted]
+            if batch:
+                offset = batch[-1].offset
+            elif not follow:
+                return
+            if len(batch) < DEFAULT_BATCH:
+                await asyncio.sleep(LOOK_EVERY_S if follow else 0)
+
+
+def _rows(connection: sqlite3.Connection, bounds: tuple[int, int, int]) -> list[Delivered]:
+    return [Delivered(*row) for row in connection.execute(_TAIL, bounds)]
+
+
+async def _replay_kafka(settings: Settings, group: str, time_ms: int) -> int:
+    from services.cluster.kafka import KafkaLog
+
+    log = await KafkaLog.open(settings)
+    try:
+        count = await log.replay(group, time_ms)
+        if count is None:
+            raise _no_group(group, await log.admin.groups())
+        return count
+    finally:
+        await log.close()
+
+
+async def _replay_embedded(settings: Settings, group: str, time_ms: int) -> int:
+    path = _file_of(settings)
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        known = [name for (name,) in connection.execute(_GROUPS)]
+    if group not in known:
+        raise _no_group(group, known)
+    try:
+        log = await EmbeddedLog.open(path)
+    except errors.RoostError:
+        if group != FANOUT:
+            raise CommandError(
+                f"a mesh runs on {settings.data_dir}: stop it to replay {group}; {FANOUT} alone can be replayed meanwhile"
+            ) from None
+        return await _replay_running(time_ms)
+    try:
+        await (consumer := log.consumer(group, known_topics(), _nothing)).seek(time_ms=time_ms)
+        return (await consumer.lag()).events
+    finally:
+        await log.close()
+
+
+async def _replay_running(time_ms: int) -> int:
+    mesh = target.find(None)
+    operator = mesh.operator()
+    async with target.connect(mesh) as channels:
+        request = fanout_service_pb2.ReplayFanoutRequest()
+        request.time.FromMilliseconds(time_ms)
+        stub = fanout_service_pb2_grpc.FanoutServiceStub(channels[0])
+        answer = await stub.ReplayFanout(request, metadata=operator, timeout=REPLAY_WITHIN_S)
+    return int(answer.events)
+
+
+async def _nothing(_: Batch) -> None:
+    """A consumer that never runs applies nothing."""
+
+
+def _no_group(group: str, known: Sequence[str]) -> CommandError:
+    return CommandError(f"no group {group!r} ever read this log; there are {', '.join(known) or 'none'}")

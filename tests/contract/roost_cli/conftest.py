@@ -1,0 +1,12 @@
+"""What the commands work on."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.event_log.conftest import Sink
+
+
+@pytest.fixture
+def sink() -> Sink:
+    return Sink()

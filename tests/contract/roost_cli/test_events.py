@@ -1,0 +1,166 @@
+"""`roost events`, over the logs of both families."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from roost_cli.events import moment_ms
+from roost_cli.main import run
+from roost_cli.outcome import CommandError
+from services.common import logs
+from services.common.event_log import EventLog
+from services.common.event_log.embedded import EmbeddedLog
+from tests import cluster
+from tests.contract.event_log.conftest import Sink, records, start, until
+
+
+class Command:
+    """Runs `roost events …` against the log of a folder, beside this test's loop."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys = capsys
+        # It would outlive the test.
+        monkeypatch.setattr(logs, "configure", lambda settings: None)
+        if cluster.family.name == "cluster":
+            self._options = ["--cluster"]
+            for name, value in cluster.family.of(folder).environment.items():
+                monkeypatch.setenv(name, value)
+        else:
+            self._options = ["--data", str(folder)]
+
+    async def __call__(self, *arguments: str, code: int = 0) -> list[str]:
+        """What it said, line by line: on stdout, or where it failed on stderr."""
+        self._capsys.readouterr()
+        done = await asyncio.to_thread(run, ["events", *arguments, *self._options])
+        said = self._capsys.readouterr()
+        assert done == code, said
+        return (said.err if code else said.out).splitlines()
+
+
+@pytest.fixture
+def events(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    return Command(tmp_path, capsys, monkeypatch)
+
+
+async def opened(folder: Path) -> EventLog:
+    """The log of this run's family, with the clock of this machine."""
+    if cluster.family.name == "embedded":
+        return await EmbeddedLog.open(folder / "log.db", retry_first_s=0.001)
+    from services.cluster.kafka import KafkaLog
+    from services.common.config import Settings
+
+    return await KafkaLog.open(Settings(**cluster.family.of(folder).settings), retry_first_s=0.001)
+
+
+async def test_tail_beside_a_running_mesh(tmp_path: Path, events: Command) -> None:
+    log = await opened(tmp_path)
+    await log.append([*records(1, 2), *records(3, topic="user.followed")])
+    said = await events("tail")
+    assert sorted(line.split()[1:4] for line in said) == [
+        ["tweet.created", "key=7", "id=1"],
+        ["tweet.created", "key=7", "id=2"],
+        ["user.followed", "key=7", "id=3"],
+    ]
+    assert [line.split()[1] for line in await events("tail", "--topic", "user.followed")] == ["user.followed"]
+    assert len(await events("tail", "--since", "1h")) == 3
+    await log.close()
+
+
+async def test_replay_of_a_group_that_does_not_run(tmp_path: Path, events: Command, sink: Sink) -> None:
+    log = await opened(tmp_path)
+    await log.append(records(1, 2))
+    await start(log, sink)
+    await until(lambda: sink.ids == [1, 2])
+    await log.close()
+    (said,) = await events("replay", "g", "--since", "1h")
+    assert said.startswith("g goes on at 20")
+    assert said.endswith("Z: 2 events from there on")
+    log = await opened(tmp_path)
+    await start(log, sink)
+    await until(lambda: sink.ids == [1, 2, 1, 2])
+    await log.close()
+
+
+@pytest.mark.cluster
+async def test_replay_of_a_group_that_runs_elsewhere(tmp_path: Path, events: Command, sink: Sink) -> None:
+    log = await opened(tmp_path)
+    await log.append(records(1, 2))
+    await start(log, sink)
+    await until(lambda: sink.ids == [1, 2])
+    # The group is known from its first commit on.
+    await asyncio.sleep(1.5)
+    await events("replay", "g", "--since", "1h")
+    await until(lambda: sink.ids == [1, 2, 1, 2])
+    await log.close()
+
+
+@pytest.mark.embedded
+async def test_the_log_of_a_running_embedded_mesh_is_only_looked_at(
+    tmp_path: Path, events: Command, sink: Sink
+) -> None:
+    log = await opened(tmp_path)
+    await start(log, sink)
+    assert "stop it to replay g; fanout alone" in (await events("replay", "g", "--since", "1h", code=2))[0]
+    assert "stop the mesh first" in (await events("redrive", "g", code=2))[0]
+    await log.close()
+
+
+async def test_redrive(tmp_path: Path, events: Command, sink: Sink) -> None:
+    log = await opened(tmp_path)
+    sink.poison = {1}
+    await log.append(records(1, 2))
+    await start(log, sink)
+    await until(lambda: sink.ids == [2])
+    await log.close()
+    letter, count = await events("redrive", "g", "--dry-run")
+    assert " tweet.created key=7 id=1 " in letter
+    assert letter.endswith("ValueError('poison')")
+    assert count == "1 dead letters"
+    assert await events("redrive", "g") == ["1 events appended again"]
+    assert await events("redrive", "g") == ["0 events appended again"]
+    sink.poison = set()
+    log = await opened(tmp_path)
+    await start(log, sink)
+    await until(lambda: sink.ids == [2, 1])
+    await log.close()
+
+
+async def test_faults_are_told_in_words(tmp_path: Path, events: Command, sink: Sink) -> None:
+    log = await opened(tmp_path)
+    await start(log, sink)
+    await log.append(records(1))
+    await until(lambda: sink.ids == [1])
+    await log.close()
+    assert (
+        "no group 'nobody' ever read this log; there are g"
+        in (await events("replay", "nobody", "--since", "1h", code=2))[0]
+    )
+    assert "say --since" in (await events("replay", "g", code=2))[0]
+    assert "no topic cat.sat; there are user.created" in (await events("tail", "--topic", "cat.sat", code=2))[0]
+    assert "write 90s" in (await events("tail", "--since", "yesterday", code=2))[0]
+
+
+@pytest.mark.embedded
+async def test_where_there_is_no_log(tmp_path: Path, events: Command) -> None:
+    assert "no embedded log in" in (await events("tail", code=2))[0]
+    assert not (tmp_path / "log.db").exists()
+
+
+@pytest.mark.cluster
+async def test_where_kafka_is_away(events: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_KAFKA", "127.0.0.1:1")
+    assert "Kafka cannot be reached at 127.0.0.1:1" in (await events("tail", code=2))[0]
+
+
+def test_moments() -> None:
+    now = 1_800_000_000.5
+    assert moment_ms("90s", now) == 1_799_999_910_500
+    assert moment_ms("2h", now) == 1_799_992_800_500
+    assert moment_ms("2027-01-15T07:59:00Z", now) == 1_799_999_940_000
+    assert moment_ms("2027-01-15T07:59:00", now) == 1_799_999_940_000
+    for text in ("8d", "2027-01-15T08:00:01Z", "5", "h", "-5m", ""):
+        with pytest.raises(CommandError):
+            moment_ms(text, now)
