@@ -12,7 +12,7 @@ from typing import Self
 import orjson
 import structlog
 
-from services.cluster.kafka_admin import KafkaAdmin
+from services.cluster.kafka_admin import LATEST, KafkaAdmin, at_time
 from services.cluster.kafka_consumer import KafkaConsumer
 from services.cluster.kafka_dead import DeadLetters
 from services.cluster.kafka_producer import KafkaProducer
@@ -82,6 +82,17 @@ class KafkaLog(EventLog):
             await consumer.stop()
         self._listener = None
         await self.producer.close()
+
+    async def replay(self, group: str, time_ms: int) -> int | None:
+        """Moves a group to a time (milliseconds since 1970), in all its partitions; how many events lie from there on, all
+        topics' together, or None where there is no such group."""
+        stands = list(await self.admin.committed(f"{self.settings.namespace}.{group}"))
+        if not stands:
+            return None
+        targets = await self.admin.offsets(stands, at_time(time_ms))
+        await self.move(group, targets)
+        ends = await self.admin.offsets(stands, LATEST)
+        return sum(ends[place] - offset for place, offset in targets.items())
 
     async def move(self, group: str, targets: Mapping[Place, int]) -> None:
         """Moves a group that has no consumer here: where it has members elsewhere, they are told."""

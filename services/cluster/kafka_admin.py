@@ -11,7 +11,7 @@ from typing import Any
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
-from services.cluster.kafka_records import DEAD, REQUEST_S, Place, client_settings, topic_of, unavailable
+from services.cluster.kafka_records import DEAD, REQUEST_S, Complaints, Place, client_settings, topic_of, unavailable
 from services.common import event_log
 from services.common.config import Settings
 
@@ -46,7 +46,7 @@ class KafkaAdmin:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client = AdminClient(client_settings(settings))
+        self._client = AdminClient(client_settings(settings) | {"error_cb": Complaints("admin")})
         self._known: set[str] = set()
         self._partitions: dict[str, int] = {}
 
@@ -108,11 +108,18 @@ class KafkaAdmin:
         none = [place for place, offset in found.items() if offset < 0]
         return {**found, **await self.offsets(none, LATEST)} if none else found
 
-    async def committed(self, group: str, places: Sequence[Place]) -> dict[Place, int]:
-        """Where the group stands: of each partition the next event; without those that it never committed."""
-        if not places:
+    async def groups(self) -> list[str]:
+        """The groups of the namespace, without its name."""
+        begin = f"{self._settings.namespace}."
+        found = await self._answer(self._client.list_consumer_groups(request_timeout=REQUEST_S))
+        return sorted(g.group_id.removeprefix(begin) for g in found.valid if g.group_id.startswith(begin))
+
+    async def committed(self, group: str, places: Sequence[Place] | None = None) -> dict[Place, int]:
+        """Where the group stands: of each partition (of all that it has, where none are named) the next event; without those that
+        it never committed."""
+        if places is not None and not places:
             return {}
-        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(*place) for place in places])
+        asked = ConsumerGroupTopicPartitions(group, None if places is None else [TopicPartition(*p) for p in places])
         (future,) = self._client.list_consumer_group_offsets([asked], request_timeout=REQUEST_S).values()
         answer = await self._answer(future)
         return {(p.topic, p.partition): p.offset for p in answer.topic_partitions if p.offset >= 0}

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from services.cluster.kafka_backlog import Backlog
-from services.cluster.kafka_records import Place, client_settings, delivered
+from services.cluster.kafka_records import Complaints, Place, client_settings, delivered
 from services.common.config import Settings
 from services.common.event_log.pump import RETRY_MOST_S
 
@@ -66,6 +66,7 @@ class Fetching:
         self._backlog = backlog
         self._wake = wake
         self._begin = begin
+        self._complain = Complaints(group)
         self._config: dict[str, Any] = client_settings(settings) | {
             "group.id": group,
             "enable.auto.commit": False,
@@ -81,7 +82,7 @@ class Fetching:
             "fetch.wait.max.ms": FETCH_WAIT_MS,
             # Topics may be made after the group was.
             "topic.metadata.refresh.interval.ms": 30_000,
-            "error_cb": self._on_error,
+            "error_cb": self._complain,
             "on_commit": self._on_commit,
         }
         self._loop = asyncio.get_running_loop()
@@ -179,7 +180,7 @@ class Fetching:
         for message in messages:
             error = message.error()
             if error is not None:
-                _log.warning("kafka", group=self._group, error=error.str())
+                self._complain(error)
                 continue
             topic, partition, offset = message.topic(), message.partition(), message.offset()
             assert topic is not None
@@ -235,9 +236,6 @@ class Fetching:
     def _on_lost(self, client: Client, partitions: Sequence[TopicPartition]) -> None:
         # Others have them by now: nothing may be committed.
         self._backlog.release({(p.topic, p.partition) for p in partitions}, 0.0)
-
-    def _on_error(self, error: KafkaError) -> None:
-        _log.warning("kafka", group=self._group, error=error.str())
 
     def _on_loop(self, work: Callable[..., object], *values: Any) -> None:
         # A loop that was closed before the log has nobody waiting.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from services.cluster.kafka_records import client_settings, headers_of, topic_of, unavailable
+from services.cluster.kafka_records import Complaints, client_settings, headers_of, topic_of, unavailable
 from services.common.config import Settings
 from services.common.event_log import Record
 
@@ -73,6 +73,7 @@ class KafkaProducer:
         self._namespace = settings.namespace
         self._clock_ms = clock_ms
         self._loop = asyncio.get_running_loop()
+        self._complain = Complaints("producer")
         self._config: dict[str, Any] = client_settings(settings) | {
             "enable.idempotence": True,
             "acks": "all",
@@ -170,7 +171,7 @@ class KafkaProducer:
 
     def _on_error(self, error: KafkaError) -> None:
         self._broken = self._broken or error.fatal()
-        _log.warning("kafka", client="producer", error=error.str())
+        self._complain(error)
 
 
 def _settle(reports: Sequence[tuple[_Sending, KafkaError | None]]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
-from confluent_kafka import KafkaException, Message
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message
 from roost.event.v1 import event_pb2
 
 from services.common import errors
@@ -17,6 +19,9 @@ Place = tuple[str, int]
 
 # Above what any command or start-up would wait for; ordinary requests take milliseconds.
 REQUEST_S = 10.0
+SAY_EACH_S = 30.0
+_log = structlog.get_logger(__name__)
+
 TYPE, ID, TRACE = "type", "id", "trace"
 # Of events that a group gave up on. No entity has this name.
 DEAD = "dead"
@@ -39,6 +44,20 @@ def client_settings(settings: Settings) -> dict[str, Any]:
         # What librdkafka has to say comes by callbacks, not on stderr.
         "log_level": 2,
     }
+
+
+class Complaints:
+    """What a client says of its brokers, for the log: the same again only every SAY_EACH_S, for in an outage it repeats itself."""
+
+    def __init__(self, client: str) -> None:
+        self._client = client
+        self._said: dict[int, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        now = time.monotonic()
+        if now - self._said.get(error.code(), -SAY_EACH_S) >= SAY_EACH_S:
+            self._said[error.code()] = now
+            _log.warning("kafka", client=self._client, error=error.str())
 
 
 def topic_of(namespace: str, name: str) -> str:
