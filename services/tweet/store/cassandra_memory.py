@@ -64,14 +64,11 @@ class RememberingReads(CassandraLists):
         return b"".join([found[tweet_id] for tweet_id in ids if tweet_id in found])
 
     async def _frames_of(self, ids: Sequence[int]) -> dict[int, bytes]:
-        marks = dict(zip(ids, await self._shared.tweet_marks(ids), strict=True))
-        known = {tweet_id: self._frames.get(tweet_id, mark) for tweet_id, mark in marks.items()}
-        found = {tweet_id: frame for tweet_id, frame in known.items() if frame is not None}
-        if missing := [tweet_id for tweet_id in known if tweet_id not in found]:
-            for tweet_id, core in (await self.cores(missing)).items():
-                frame = found[tweet_id] = framed(_FRAME_TAG, core.SerializeToString())
-                self._frames.put(tweet_id, marks[tweet_id], frame)
-        return found
+        async def load(missing: Sequence[int]) -> dict[int, bytes]:
+            cores = await self.cores(missing)
+            return {tweet_id: framed(_FRAME_TAG, core.SerializeToString()) for tweet_id, core in cores.items()}
+
+        return await self._frames.of(dict(zip(ids, await self._shared.tweet_marks(ids), strict=True)), load)
 
     async def cores(self, ids: Sequence[int]) -> dict[int, tweet_pb2.TweetCore]:
         """The tweets that there are, by id, with their counts, from the store."""
@@ -80,12 +77,12 @@ class RememberingReads(CassandraLists):
 
     async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
         """See the port."""
-        (mark,) = await self._shared.author_marks((user_id,))
-        own = self._retweets.get(user_id, mark)
-        if own is None:
+
+        async def load(_: Sequence[int]) -> dict[int, OwnRetweets]:
             rows = await self._keyspace.read(cql.NEWEST_RETWEETS, user_id, KEPT_RETWEETS + 1)
-            own = OwnRetweets(dict(rows), complete=len(rows) <= KEPT_RETWEETS)
-            self._retweets.put(user_id, mark, own)
+            return {user_id: OwnRetweets(dict(rows), complete=len(rows) <= KEPT_RETWEETS)}
+
+        own = (await self._retweets.of(await self._author_marks((user_id,)), load))[user_id]
         found = {i: own.ids[i] for i in original_ids if i in own.ids} if own.ids else {}
         if not own.complete and len(found) < len(original_ids):
             found.update(await super().find_retweets(user_id, [i for i in original_ids if i not in found]))
@@ -111,18 +108,18 @@ class RememberingReads(CassandraLists):
 
     async def _newest_of(self, author_ids: Sequence[int], before_id: int, limit: int) -> dict[int, Sequence[int]]:
         """The newest ids of each author, all of them there, from memory as far as it goes."""
-        marks = dict(zip(author_ids, await self._shared.author_marks(author_ids), strict=True))
-        known = {author_id: self._newest.get(author_id, mark) for author_id, mark in marks.items()}
-        if missing := [author_id for author_id, ids in known.items() if ids is None]:
-            # What a bound leaves out is kept for those who ask without one, and mostly holds what is asked for.
-            fill = FILL_IDS if before_id else max(limit, FILL_IDS)
-            for author_id, ids in (await self.author_ids(missing, 0, fill)).items():
-                kept = known[author_id] = AuthorIds(array("q", reversed(ids)), complete=len(ids) < fill)
-                self._newest.put(author_id, marks[author_id], kept)
+        # What a bound leaves out is kept for those who ask without one, and mostly holds what is asked for.
+        fill = FILL_IDS if before_id else max(limit, FILL_IDS)
+
+        async def load(missing: Sequence[int]) -> dict[int, AuthorIds]:
+            found = await self.author_ids(missing, 0, fill)
+            return {a: AuthorIds(array("q", reversed(ids)), complete=len(ids) < fill) for a, ids in found.items()}
+
+        known = await self._newest.of(await self._author_marks(author_ids), load)
         lists: dict[int, Sequence[int]] = {}
         deeper: list[int] = []
         for author_id, newest in known.items():
-            ids_known = newest.newest(before_id, limit) if newest is not None else None
+            ids_known = newest.newest(before_id, limit)
             lists[author_id] = () if ids_known is None else ids_known
             if ids_known is None:
                 deeper.append(author_id)
@@ -130,14 +127,16 @@ class RememberingReads(CassandraLists):
 
     async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
         """See the port."""
-        marks = dict(zip(author_ids, await self._shared.author_marks(author_ids), strict=True))
-        known = {author_id: self._counts.get(author_id, mark) for author_id, mark in marks.items()}
-        if missing := [author_id for author_id, count in known.items() if count is None]:
-            loaded = await super().batch_count(missing)
-            for author_id in missing:
-                known[author_id] = loaded.get(author_id, 0)
-                self._counts.put(author_id, marks[author_id], loaded.get(author_id, 0))
-        return {author_id: count for author_id, count in known.items() if count}
+
+        async def load(missing: Sequence[int]) -> dict[int, int]:
+            found = await super(RememberingReads, self).batch_count(missing)
+            return {author_id: found.get(author_id, 0) for author_id in missing}
+
+        counts = await self._counts.of(await self._author_marks(author_ids), load)
+        return {author_id: count for author_id, count in counts.items() if count}
+
+    async def _author_marks(self, author_ids: Sequence[int]) -> dict[int, int | None]:
+        return dict(zip(author_ids, await self._shared.author_marks(author_ids), strict=True))
 
 
 def _core(row: Sequence[Any], counts: Mapping[int, int]) -> tweet_pb2.TweetCore:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
 
+from services.common.cache import SingleFlight
 from services.tweet.store.memory import Recent
 
 V = TypeVar("V")
+
+Load: TypeAlias = Callable[[Sequence[int]], Coroutine[Any, Any, dict[int, V]]]
 
 # Marks make it right. This ends what became wrong because Redis could not be told of a change.
 KEPT_S = 30.0
@@ -19,15 +22,34 @@ class Marked(Generic[V]):
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
         self._values: Recent[int, tuple[int, float, V]] = Recent(size)
         self._clock = clock
+        self._flights: SingleFlight[tuple[int, int], V] = SingleFlight()
 
-    def get(self, of: int, mark: int | None) -> V | None:
-        """The value, if it was read under this mark, lately; None else, and where there is no mark."""
+    async def of(self, marks: Mapping[int, int | None], load: Load[V]) -> dict[int, V]:
+        """The values of these ids, by marks that were taken just now (None: there is none); what is not remembered is loaded, and
+        remembered. Loads of the same id and mark at once are one: who has the mark may take all that was read after it was made.
+        Ids that `load` leaves out are left out."""
+        known = {of: self._get(of, mark) for of, mark in marks.items()}
+        found = {of: value for of, value in known.items() if value is not None}
+        if len(found) == len(marks):
+            return found
+        if unmarked := [of for of, mark in marks.items() if mark is None]:
+            found.update(await load(unmarked))
+        missing = [(of, mark) for of, mark in marks.items() if mark is not None and of not in found]
+        if missing:
+
+            async def load_marked(wanted: Sequence[tuple[int, int]]) -> dict[tuple[int, int], V]:
+                loaded = await load([of for of, _ in wanted])
+                for of, mark in wanted:
+                    if of in loaded:
+                        self._values.put(of, (mark, self._clock() + KEPT_S, loaded[of]))
+                return {(of, mark): loaded[of] for of, mark in wanted if of in loaded}
+
+            for (of, _), value in (await self._flights.run_batch(missing, load_marked)).items():
+                found[of] = value
+        return found
+
+    def _get(self, of: int, mark: int | None) -> V | None:
         kept = self._values.get(of)
         if kept is None or kept[0] != mark or self._clock() > kept[1]:
             return None
         return kept[2]
-
-    def put(self, of: int, mark: int | None, value: V) -> None:
-        """Remembers what was read after the mark was taken; nothing without a mark."""
-        if mark is not None:
-            self._values.put(of, (mark, self._clock() + KEPT_S, value))
