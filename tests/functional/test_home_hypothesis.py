@@ -20,10 +20,8 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.timeline.v1 import timeline_service_pb2 as timeline
 
 from services.common.checker import Checker
-from services.common.process import Process
-from services.timeline.builds import Builds
-from services.timeline.store.embedded import EmbeddedHomeTimelines
 from tests.conftest import Mesh, mesh_settings, start_process
+from tests.home_stores import shorten, store_of
 
 KEEP, TRIM_ABOVE = 6, 8
 MARGIN_S = 0.03
@@ -43,7 +41,6 @@ class HomeMachine(RuleBasedStateMachine):
         super().__init__()
         self.runner = runner
         self.mesh = mesh
-        self.timeline = mesh.process.services["timeline"]
         self.ids: list[int] = []
         self.standing: dict[int, int] = {}
         self.gone: list[int] = []
@@ -149,9 +146,7 @@ class HomeMachine(RuleBasedStateMachine):
 
     @rule()
     def drop_all(self) -> None:
-        store = self.timeline.resources[0]
-        assert isinstance(store, EmbeddedHomeTimelines)
-        self.run_(store.clear())
+        self.run_(store_of(self.mesh.process).clear())
 
     @rule(user=people)
     def rebuild(self, user: int) -> None:
@@ -209,7 +204,7 @@ def test_homes_hold_what_the_model_says(tmp_path: Path, mode: str) -> None:
         checker = Checker()
         process = runner.run(start_process(chosen, checker=checker))
         try:
-            _shorten(process)
+            shorten(process, KEEP, TRIM_ABOVE)
             mesh = Mesh(process, "inprocess")
             run_state_machine_as_test(
                 lambda: HomeMachine(runner, mesh),
@@ -228,12 +223,3 @@ def test_homes_hold_what_the_model_says(tmp_path: Path, mode: str) -> None:
             checker.verify()
         finally:
             runner.run(process.stop())
-
-
-def _shorten(process: Process) -> None:
-    """Homes of KEEP ids instead of 832: only tests want that, so no setting offers it."""
-    service = process.services["timeline"]
-    (store,) = (resource for resource in service.resources if isinstance(resource, EmbeddedHomeTimelines))
-    (builds,) = (worker for worker in service.workers if isinstance(worker, Builds))
-    store._keep, store._trim_above = KEEP, TRIM_ABOVE
-    builds._keep = KEEP

@@ -32,11 +32,10 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 from services.common.checker import Checker
 from services.common.event_log import Record
 from services.common.event_log.embedded import EmbeddedConsumer
-from services.common.process import Process
-from services.timeline.builds import Builds
-from services.timeline.store.embedded import EmbeddedHomeTimelines
+from services.timeline.store import HomeTimelineStore
 from tests.conftest import Mesh, mesh_settings, start_process
 from tests.functional.world import DELETED, MISSING, OK, REFUSED, REMOVED, STANDS, Tweet, World, told
+from tests.home_stores import shorten, store_of
 
 KEEP, TRIM_ABOVE = 6, 8
 MARGIN_S = 0.03
@@ -395,10 +394,8 @@ class History:
         for user in users:
             self.read_when_delivered(user, 50)
 
-    def timelines(self) -> EmbeddedHomeTimelines:
-        store = self.mesh.process.services["timeline"].resources[0]
-        assert isinstance(store, EmbeddedHomeTimelines)
-        return store
+    def timelines(self) -> HomeTimelineStore:
+        return store_of(self.mesh.process)
 
     def explain(self, reader: int, tweet_id: int) -> None:
         self.settle()
@@ -537,7 +534,7 @@ def test_everybody_sees_what_the_model_says(quick_dir: Path, mode: str) -> None:
         checker = Checker()
         process = runner.run(start_process(chosen, checker=checker))
         try:
-            _shorten(process)
+            shorten(process, KEEP, TRIM_ABOVE)
             mesh = Mesh(process, "inprocess")
             for number in range(HISTORIES):
                 _live(History(runner, mesh, number))
@@ -555,12 +552,3 @@ def _live(history: History) -> None:
     except BaseException as error:
         error.add_note(f"history {history.number}, people {history.ids}:\n" + "\n".join(history.steps))
         raise
-
-
-def _shorten(process: Process) -> None:
-    """Homes of KEEP ids instead of 832: only tests want that, so no setting offers it."""
-    service = process.services["timeline"]
-    (store,) = (resource for resource in service.resources if isinstance(resource, EmbeddedHomeTimelines))
-    (builds,) = (worker for worker in service.workers if isinstance(worker, Builds))
-    store._keep, store._trim_above = KEEP, TRIM_ABOVE
-    builds._keep = KEEP
