@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,8 +68,29 @@ async def test_order_per_key_holds_over_a_change_of_members(open_log: Open) -> N
         assert list(dict.fromkeys(mine)) == list(range(key, 200, 4))
 
 
-async def test_a_member_that_is_stuck_in_an_outage_lets_go(open_log: Open) -> None:
+async def test_who_joins_begins_where_the_others_are(open_log: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where they were when they last told."""
+    from services.cluster import kafka_fetching
+
+    monkeypatch.setattr(kafka_fetching, "COMMIT_EVERY_S", 1_000.0)
+    first, second = await open_log(), await open_log()
+    one, other = Sink(), Sink()
+    await start(first, one)
+    await first.append(spread(*range(50)))
+    await until(lambda: len(one.ids) == 50)
+    await start(second, other)
+    await both_take_part(first, one, other)
+    await until(lambda: len({*one.ids, *other.ids}) % 10 == 0)
+    found = [*one.ids, *other.ids]
+    assert sorted(found) == sorted(set(found))
+
+
+async def test_a_member_that_is_stuck_in_an_outage_lets_go(open_log: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its partitions go to one that can work, with all that it had not applied."""
+    from services.cluster import kafka_fetching
+
+    # A batch that is being retried is not waited for.
+    monkeypatch.setattr(kafka_fetching, "RELEASE_WITHIN_S", 1_000.0)
     first, second = await open_log(), await open_log()
     stuck, sound = Sink(), Sink()
     stuck.down = errors.unavailable("x")
@@ -232,3 +254,26 @@ async def test_appends_of_callers_who_gave_up_leave_nothing_behind(open_log: Ope
     await asyncio.gather(*appending, return_exceptions=True)
     await log.append(records(99))
     await until(lambda: 99 in sink.ids)
+
+
+async def test_a_letter_that_cannot_be_kept_is_no_letter(
+    open_log: Open, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event is tried on, with those after it in their order."""
+    log: Any = await open_log()
+    bury, refused = log.dead.bury, 0
+
+    async def fail_twice(*arguments: Any) -> None:
+        nonlocal refused
+        refused += 1
+        if refused <= 2:
+            raise errors.unavailable("x")
+        await bury(*arguments)
+
+    monkeypatch.setattr(log.dead, "bury", fail_twice)
+    sink.poison = {1}
+    await start(log, sink)
+    await log.append(records(1, 2, 3))
+    await until(lambda: refused == 3)
+    await until(lambda: set(sink.ids) == {2, 3})
+    assert [letter.event.event_id for letter in await log.dead_letters("g")] == [1]
