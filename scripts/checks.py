@@ -199,6 +199,7 @@ def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Che
         "contract": start | {name: check for name, check in both.items() if name.startswith("contract")},
         "functional": start | {name: check for name, check in both.items() if name.startswith("functional")},
         "faults": {"faults": tests("tests/faults", arguments)},
+        "kubernetes": {"kubernetes": tests("tests/k8s", arguments)},
         EMBEDDED: suites[EMBEDDED],
         CLUSTER: start | suites[CLUSTER],
     }

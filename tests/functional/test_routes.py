@@ -12,8 +12,7 @@ import pytest
 from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
 
 from services.common.contract import methods
-from tests.conftest import MeshFactory
-from tests.functional.conftest import PASSWORD, Person, Web
+from tests.functional.conftest import PASSWORD, Person, Web, on_shared_web
 
 VERBS = ("get", "post", "put", "patch", "delete")
 
@@ -51,8 +50,8 @@ RECIPES = [
     Recipe(
         "/roost.identity.v1.AuthService/SignUp",
         body={
-            "user_name": "carol",
-            "email": "c@example.com",
+            "user_name": "{newcomer}",
+            "email": "{newcomer}@example.com",
             "user_credetials": PASSWORD,
             "user_metatData": {"bio": "b"},
         },
@@ -62,7 +61,7 @@ RECIPES = [
     ),
     Recipe(
         "/roost.identity.v1.AuthService/Login",
-        body={"user_name": "alice", "credentails": PASSWORD},
+        body={"user_name": "{alice_name}", "credentails": PASSWORD},
         signed_in=False,
         shows="access_token",
     ),
@@ -159,6 +158,7 @@ RECIPES = [
     Recipe("/roost.search.v1.SearchService/ListTrendingTweets", signed_in=False, shows="tweets"),
     Recipe("/roost.search.v1.SearchService/Reindex", body={}, admin=True, shows="started"),
     Recipe("/roost.search.v1.SearchService/GetReindex", admin=True, shows="index"),
+    Recipe("/roost.mesh.v1.RegistryService/ListInstances", admin=True, shows="instances"),
     Recipe("/roost.fanout.v1.FanoutService/GetFanoutStatus", admin=True, shows="state"),
     Recipe("/roost.fanout.v1.FanoutService/GetFanoutLag", admin=True, shows="events"),
     Recipe("/roost.fanout.v1.FanoutService/PauseFanout", admin=True),
@@ -174,12 +174,17 @@ SPELLINGS = [
 
 
 async def scene_of(web: Web) -> dict[str, Any]:
-    alice, bob, admin = [await web.sign_up(name) for name in ("alice", "bob", "root_admin")]
+    alice, bob, admin = await web.sign_up("alice"), await web.sign_up("bob"), await web.admin()
     tweet, bobs_tweet = await web.post(alice, "hers"), await web.post(bob, "his")
     answer = await web.call("POST", f"/v1/tweets/{bobs_tweet}/replies", alice, json={"text": "hers too"})
     await web.mesh.settled()
-    people = {"alice": alice, "bob": bob, "admin": admin}
-    return people | {"tweet": tweet, "bobs_tweet": bobs_tweet, "reply_id": answer.json()["id"]}
+    people = {"alice": alice, "bob": bob, "admin": admin, "alice_name": alice.username, "username": bob.username}
+    return people | {
+        "newcomer": web.fresh("carol"),
+        "tweet": tweet,
+        "bobs_tweet": bobs_tweet,
+        "reply_id": answer.json()["id"],
+    }
 
 
 def filled(text: str, scene: dict[str, Any]) -> str:
@@ -187,35 +192,38 @@ def filled(text: str, scene: dict[str, Any]) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: names[found.group(1)], text)
 
 
+@on_shared_web
 @pytest.mark.parametrize(("recipe", "verb", "template"), SPELLINGS)
-async def test_every_spelling(admin_web: Web, recipe: Recipe, verb: str, template: str) -> None:
-    scene = await scene_of(admin_web)
+async def test_every_spelling(shared_web: Web, recipe: Recipe, verb: str, template: str) -> None:
+    scene = await scene_of(shared_web)
     alice = scene["alice"]
     scene["refresh"] = alice.refresh_token
     scene |= {
         "user_id": filled(recipe.user_id, scene),
         "tweet_id": filled(recipe.tweet_id, scene),
-        "username": "bob",
         "tag": "python",
     }
-    sessions = (await admin_web.call("GET", "/v1/users/me/sessions", alice)).json()["sessions"]
+    sessions = (await shared_web.call("GET", "/v1/users/me/sessions", alice)).json()["sessions"]
     scene["session_id"] = sessions[0]["id"]
     path = filled(template + recipe.query, scene)
     body = None
     if recipe.body is not None:
         body = {key: filled(value, scene) if isinstance(value, str) else value for key, value in recipe.body.items()}
     person = scene["admin"] if recipe.admin else alice if recipe.signed_in else None
-    answer = await admin_web.call(verb, path, person, **({} if body is None else {"json": body}))
+    answer = await shared_web.call(verb, path, person, **({} if body is None else {"json": body}))
     assert answer.status_code == recipe.status, answer.text
     assert recipe.shows in answer.text
     assert answer.headers["content-type"].startswith("application/json")
+    if recipe.path.endswith("PauseFanout"):
+        # Others share the mesh.
+        assert (await shared_web.call("POST", "/admin/v1/fanout/resume", person)).status_code == 200
 
 
-async def test_every_served_route_is_tried(start_mesh: MeshFactory) -> None:
+@on_shared_web
+async def test_every_served_route_is_tried(shared_web: Web) -> None:
     """A method that the services serve and that has routes is in RECIPES: a forgotten one fails here."""
-    mesh = await start_mesh()
     tried = {recipe.path for recipe in RECIPES}
-    for service in mesh.process.services.values():
+    for service in shared_web.mesh.process.services.values():
         for name, servicer in service.servicers.items():
             for method in methods().values():
                 if method.service == name and method.name in vars(type(servicer)) and bindings(method.path):
