@@ -58,6 +58,10 @@ class TierRule:
         by_count = pb.TIER_CELEBRITY if followers >= self.threshold else pb.TIER_NORMAL
         return _DECREED.get(choice, by_count)
 
+    def way(self, followers: int) -> int:
+        """How many followers are missing until the tier of one with so many can change; 0 where losing some could change it, too."""
+        return self.threshold - followers if followers * 5 < self.threshold * 4 else 0
+
 
 _DECREED = {pb.TIER_CHOICE_NORMAL: pb.TIER_NORMAL, pb.TIER_CHOICE_CELEBRITY: pb.TIER_CELEBRITY}
 

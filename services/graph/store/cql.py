@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS pairs (
 );
 CREATE TABLE IF NOT EXISTS settled (low bigint, high bigint, stamp bigint, PRIMARY KEY ((low, high)));
 """
-# A write under way, for whoever has to finish it. A day: far more than what any process takes to come back.
+# Both superseded by `notes`, and not used any more.
 _INTENTS = """
 CREATE TABLE IF NOT EXISTS intents (
     minute bigint, shard tinyint, low bigint, high bigint, PRIMARY KEY ((minute, shard), low, high)
@@ -58,7 +58,15 @@ CREATE TABLE IF NOT EXISTS tiers (
 CREATE TABLE IF NOT EXISTS told (user_id bigint PRIMARY KEY, change bigint);
 CREATE TABLE IF NOT EXISTS settings (name text PRIMARY KEY, value bigint);
 """
-MIGRATIONS = (_PAIRS, _INTENTS, _LISTS_BY_USER, _PEOPLE, _COUNTS, _TIERS, OUTBOX_MIGRATION)
+# A change under way, for whoever has to finish it, and whether that is done.
+_NOTES = """
+CREATE TABLE IF NOT EXISTS notes (
+    minute bigint, shard tinyint, low bigint, high bigint, stamp bigint, done boolean,
+    PRIMARY KEY ((minute, shard), low, high, stamp)
+) WITH default_time_to_live = 259200
+    AND compaction = {'class': 'TimeWindowCompactionStrategy', 'compaction_window_unit': 'HOURS', 'compaction_window_size': 6};
+"""
+MIGRATIONS = (_PAIRS, _INTENTS, _LISTS_BY_USER, _PEOPLE, _COUNTS, _TIERS, OUTBOX_MIGRATION, _NOTES)
 
 _TIES = "low_follows, low_bucket, high_follows, high_bucket, low_blocks, high_blocks, low_mutes, high_mutes"
 PAIR = f"SELECT change, stamp, last, {_TIES} FROM pairs WHERE low = ? AND high = ?"  # noqa: S608 (our own names)
@@ -67,11 +75,13 @@ UPDATE pairs SET change = ?, stamp = ?, last = ?, low_follows = ?, low_bucket = 
     low_blocks = ?, high_blocks = ?, low_mutes = ?, high_mutes = ?
 WHERE low = ? AND high = ? IF change = ?
 """
-SETTLED = "SELECT stamp FROM settled WHERE low = ? AND high = ?"
-SETTLE = "INSERT INTO settled (low, high, stamp) VALUES (?, ?, ?) USING TIMESTAMP ?"
 
-INTEND = "INSERT INTO intents (minute, shard, low, high) VALUES (?, ?, ?, ?)"
-INTENTS = "SELECT low, high FROM intents WHERE minute = ? AND shard = ? AND (low, high) > (?, ?) LIMIT ?"
+NOTE = "INSERT INTO notes (minute, shard, low, high, stamp) VALUES (?, ?, ?, ?, ?)"
+MARK_NOTE = "INSERT INTO notes (minute, shard, low, high, stamp, done) VALUES (?, ?, ?, ?, ?, true)"
+NOTED = "SELECT done FROM notes WHERE minute = ? AND shard = ? AND low = ? AND high = ? AND stamp = ?"
+NOTES = (
+    "SELECT low, high, stamp, done FROM notes WHERE minute = ? AND shard = ? AND (low, high, stamp) > (?, ?, ?) LIMIT ?"
+)
 # The later minute wins, whoever comes last.
 SWEPT = "INSERT INTO settings (name, value) VALUES (?, ?) USING TIMESTAMP ?"
 

@@ -48,6 +48,11 @@ class Stars:
         """Calls `hook` with each tier that this process changes, before the change returns."""
         self._hooks.append(hook)
 
+    def way(self, followers: int) -> int:
+        """How many followers more it takes until the rule could ask for another tier, for one just judged by this count; 0 where fewer
+        could, too."""
+        return self._rule.way(followers)
+
     async def judge(self, user_id: int, followers: int, change: Change, event_id: int, *, afresh: bool = False) -> bool:
         """Moves the user to the tier that the count asks for; whether that is another. Its event gets `event_id`."""
 

@@ -13,7 +13,8 @@ import structlog
 
 from services.cluster.cassandra import Keyspace, Row
 from services.graph.store import cql
-from services.graph.store.ties import INTENT_SHARDS, Ties
+from services.graph.store.notes import LIVE_S, SHARDS
+from services.graph.store.ties import Ties
 
 # Between two rounds, on average.
 EVERY_S = 30.0
@@ -22,7 +23,7 @@ SETTLED_AFTER_S = 60
 # Where nobody swept before: what the first processes of a mesh did before their first round.
 FIRST_LOOK_MINUTES = 60
 # Notes live no longer.
-MAX_LOOK_MINUTES = 24 * 60
+MAX_LOOK_MINUTES = LIVE_S // 60
 # Partitions read at once. Nearly all are empty but the newest.
 PLACES_A_READ = 256
 PAGE_ROWS = 1_000
@@ -52,16 +53,16 @@ class Sweeper:
             self._task = None
 
     async def sweep(self) -> int:
-        """Looks through the minutes that are over and that nobody looked through; how many pairs were noted there."""
+        """Looks through the minutes that are over and that nobody looked through; how many notes without a mark lay there."""
         last = (int(self._clock()) - SETTLED_AFTER_S) // 60 - 1
         rows = await self._keyspace.read(cql.SETTING, _SWEPT_TO)
         swept_to = rows[0][0] if rows else last - FIRST_LOOK_MINUTES
         first = max(swept_to + 1, last - MAX_LOOK_MINUTES)
-        places = [(minute, shard) for minute in range(first, last + 1) for shard in range(INTENT_SHARDS)]
+        places = [(minute, shard) for minute in range(first, last + 1) for shard in range(SHARDS)]
         noted = 0
         for start in range(0, len(places), PLACES_A_READ):
             lot = places[start : start + PLACES_A_READ]
-            pages = await self._keyspace.read_each(cql.INTENTS, [(*place, 0, 0, PAGE_ROWS) for place in lot])
+            pages = await self._keyspace.read_each(cql.NOTES, [(*place, 0, 0, 0, PAGE_ROWS) for place in lot])
             for place, page in zip(lot, pages, strict=True):
                 noted += await self._finish(place, page)
         if first <= last:
@@ -71,13 +72,14 @@ class Sweeper:
     async def _finish(self, place: tuple[int, int], page: list[Row]) -> int:
         found = 0
         while page:
-            for low, high in page:
+            owed = [(low, high) for low, high, _, done in page if not done]
+            for low, high in owed:
                 # Reads the pair, and finishes it where something is owed.
                 await self._ties.settled(low, high)
-            found += len(page)
+            found += len(owed)
             if len(page) < PAGE_ROWS:
                 break
-            page = await self._keyspace.read(cql.INTENTS, *place, *page[-1], PAGE_ROWS)
+            page = await self._keyspace.read(cql.NOTES, *place, *page[-1][:3], PAGE_ROWS)
         return found
 
     async def _run(self) -> None:

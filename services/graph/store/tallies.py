@@ -7,7 +7,7 @@ were marked are counted again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from services.cluster.cassandra import Keyspace
@@ -71,13 +71,20 @@ class Tallies:
         now_ms = self._now_ms()
         return [(cql.MARK, (now_ms * 1000, now_ms, *key)) for key in counted]
 
-    async def of(self, user_ids: Sequence[int]) -> dict[int, tuple[Tally, Tally]]:
-        """Followers and followees of each user; nothing about users who never had any."""
+    async def of(
+        self, user_ids: Sequence[int], sides: Collection[int] = (FOLLOWERS, FOLLOWING)
+    ) -> dict[int, tuple[Tally, Tally]]:
+        """Followers and followees of each user, those of `sides` alone; nothing about users who never had any."""
         ids = list(dict.fromkeys(user_ids))
         now_ms = self._now_ms()
         rows = await self._keyspace.read_each(cql.COUNTS, [(user_id,) for user_id in ids])
         kept = {user_id: [_kept(row) for row in found] for user_id, found in zip(ids, rows, strict=True) if found}
-        due = [(user_id, entry) for user_id, entries in kept.items() for entry in entries if _is_due(entry, now_ms)]
+        due = [
+            (user_id, entry)
+            for user_id, entries in kept.items()
+            for entry in entries
+            if entry.side in sides and _is_due(entry, now_ms)
+        ]
         counted = dict(zip(due, await self._count(due, now_ms), strict=True)) if due else {}
         totals: dict[int, tuple[Tally, Tally]] = {}
         for user_id, entries in kept.items():
@@ -91,7 +98,7 @@ class Tallies:
 
     async def followers(self, user_id: int) -> Tally:
         """Of one user."""
-        found = await self.of((user_id,))
+        found = await self.of((user_id,), (FOLLOWERS,))
         return found[user_id][0] if user_id in found else Tally(0, True)
 
     async def _count(self, due: Sequence[tuple[int, _Kept]], now_ms: int) -> list[int]:

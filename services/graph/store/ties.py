@@ -1,8 +1,9 @@
 """Writes of edges: the pair's row by compare-and-set, then all that follows from it.
 
 Whoever wins the row has made the change, so there is one change and one event however many try at once. What follows (the lists by
-user, the marks of counts, the outbox) is one logged batch that can be repeated by anybody: a note made before the change names the
-pair, and a mark made after the batch says that nothing is owed. In between, whoever reads the row to write it finishes the change.
+user, the marks of counts, the outbox) is one batch that can be repeated by anybody, and so need not be a logged one: a note made
+before the change names the pair, and its mark, made after the batch, says that nothing is owed. In between, whoever reads the row to
+write it finishes the change, and a sweeper looks for what nobody read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import structlog
+from cachetools import LRUCache
 
 from services.cluster.cassandra import Keyspace
 from services.cluster.outbox import Outbox
@@ -21,19 +23,24 @@ from services.common import errors
 from services.common.context import NEVER, current_call
 from services.graph.facts import Change
 from services.graph.store import Outcome, cql
+from services.graph.store.notes import Notes
 from services.graph.store.pairs import FOLLOWERS, Act, Deed, Edge, Edges, Pair, Step, ends
 from services.graph.store.people import People
 from services.graph.store.stars import Stars
 from services.graph.store.swap import MAX_ROUNDS, back_off, swapped
 from services.graph.store.tallies import RECOUNT_EVERY_MS, Tallies
 
-# Notes of a minute are spread over so many partitions: a few hundred rows each where follows come by the thousand.
-INTENT_SHARDS = 4
 # What is put off: users whose count was too dear to take again at once, and marks that Redis did not take. A user left out is judged at
 # the next follow, a mark left out is made by the sweeper.
 MAX_PUT_OFF = 1_000
 # Until the mark is made, a reader who can reach Redis may be shown what stood before.
 MARK_AGAIN_S = 0.5
+# Whoever is this far from the next tier is not counted again at each follow, for that would be half of its cost: not before a quarter of
+# the way is gone in this process, or the time is over. Judged late is who gains it all by many processes in that time, and then nobody.
+FAR = 500
+FAR_FOR_S = 60.0
+# Users known to be far, at about 150 bytes: 15 MB. Who drops out is counted.
+MAX_FAR = 100_000
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +64,7 @@ class Ties:
         self._tallies = tallies
         self._stars = stars
         self._people = People(keyspace)
+        self._notes = Notes(keyspace, clock)
         self._mint = mint
         self._clock = clock
         # Writers of one process queue for a pair: to meet in compare-and-set costs each a round of it.
@@ -64,6 +72,8 @@ class Ties:
         self._put_off: dict[Hashable, asyncio.Task[None]] = {}
         # Users whose followers were last counted before the last follow.
         self._stale: set[int] = set()
+        # Until when (the loop's seconds), and for how many follows more, each of these is not counted.
+        self._far: LRUCache[int, tuple[float, int]] = LRUCache(MAX_FAR)
 
     async def write(self, act: Act, source_id: int, target_id: int, change: Change) -> Outcome:
         """Lets `source_id` act. UNAVAILABLE where it is unknown whether it was done, or too many write the same pair."""
@@ -84,11 +94,9 @@ class Ties:
 
     async def settled(self, low: int, high: int) -> Pair:
         """The row of two people, once nothing is owed for its last change."""
-        rows, marks = await asyncio.gather(
-            self._keyspace.read(cql.PAIR, low, high), self._keyspace.read(cql.SETTLED, low, high)
-        )
+        rows = await self._keyspace.read(cql.PAIR, low, high)
         pair = Pair.of(low, high, rows[0] if rows else None)
-        if pair.change is not None and not (marks and marks[0][0] >= pair.stamp):
+        if pair.change is not None and not await self._notes.is_finished(pair):
             await self.finish(pair, await self._mint())
         return pair
 
@@ -100,7 +108,7 @@ class Ties:
         # Before tiers add to them: those publish on their own.
         records = list(facts.records)
         steps: list[Step] = [*deed.rows(), *self._tallies.marks(counted), *self._outbox.steps(records)]
-        await self._keyspace.batch(steps)
+        await self._keyspace.together(steps)
         self._outbox.publish(records)
         # The rows stand: from here on readers may be told to look, and counts are taken.
         spare = iter(deed.change.event_ids[len(records) :])
@@ -126,9 +134,8 @@ class Ties:
         key = (pair.low, pair.high)
         changed = pair.changed(edges, change, int(self._clock() * 1_000_000))
         # Durable before the change is: what is made and not finished can then be found.
-        minute = int(self._clock()) // 60
-        note = (cql.INTEND, (minute, sum(key) % INTENT_SHARDS, *key))
-        await self._keyspace.write_each([note, *self._people.steps(key)])
+        people = self._people.steps(key)
+        await asyncio.gather(self._notes.make(changed), self._keyspace.write_each(people))
         self._people.learn(key)
 
         async def stands() -> bool:
@@ -144,7 +151,7 @@ class Ties:
 
     async def _settle(self, pair: Pair) -> None:
         """Says that nothing is owed. Last: whoever sees it relies on all of the rest."""
-        await self._keyspace.write(cql.SETTLE, pair.low, pair.high, pair.stamp, pair.stamp)
+        await self._notes.mark(pair)
 
     async def _mark(self, pair: Pair, readers: list[int]) -> None:
         while True:
@@ -154,8 +161,16 @@ class Ties:
             await asyncio.sleep(MARK_AGAIN_S)
 
     async def _judge(self, user_id: int, change: Change, event_id: int) -> None:
+        until, room = self._far.get(user_id, (0.0, 0))
+        now = asyncio.get_running_loop().time()
+        if room > 0 and now < until:
+            self._far[user_id] = (until, room - 1)
+            return
         tally = await self._tallies.followers(user_id)
         await self._stars.judge(user_id, tally.edges, change, event_id)
+        if (way := self._stars.way(tally.edges)) >= FAR:
+            self._far[user_id] = (now + FAR_FOR_S, way // 4)
+            return
         if not tally.fresh:
             self._stale.add(user_id)
             if not self._later(user_id, self._judge_again(user_id)):
