@@ -26,6 +26,9 @@ JAVA = (17, 17)
 NO_REDIS = "redis-server is missing; install Redis 7 or newer (on Debian: apt-get install redis-server)"
 # Each mesh and each worker of the tests takes one database.
 REDIS_DATABASES = 256
+# What serves tests lives for minutes on few cores: the optimising compiler and the concurrent collector would take half of them (seen: 40 %
+# of Cassandra's time in its first five minutes), and pay it back to nobody.
+SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 # A name of the cluster: 16 random bytes in base64, fixed so that data is found again.
 KAFKA_CLUSTER = "cm9vc3QtZGV2LWthZmthMQ"
 
@@ -172,6 +175,7 @@ def cassandra(place: Place) -> Launch:
         "-Xms512m",
         "-Xmx768m",
         "-XX:+ExitOnOutOfMemoryError",
+        *SHORT_LIVED,
         f"-Dcassandra.config=file://{data}/conf/cassandra.yaml",
         f"-Dcassandra.storagedir={data}",
         "-Dcassandra-foreground=yes",
@@ -201,7 +205,8 @@ def kafka(place: Place) -> Launch:
     values = {"port": place.port(9092), "controller_port": place.port(9093), "data": data}
     _write(properties, KAFKA_PROPERTIES.format_map(values))
     _write(data / "log4j2.yaml", LOG4J_YAML)
-    base = [str(binary), f"-Dlog4j2.configurationFile={data / 'log4j2.yaml'}", "-Xmx512m", "-cp", f"{lib}/*"]
+    logging = f"-Dlog4j2.configurationFile={data / 'log4j2.yaml'}"
+    base = [str(binary), logging, "-Xmx512m", *SHORT_LIVED, "-cp", f"{lib}/*"]
     if not (data / "logs" / "meta.properties").exists():
         argv = [*base, "kafka.tools.StorageTool", "format", "-t", KAFKA_CLUSTER, "-c", str(properties)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603
