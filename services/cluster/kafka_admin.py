@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from services.cluster.kafka_records import DEAD, REQUEST_S, Complaints, Place, client_settings, topic_of, unavailable
 from services.common import event_log
@@ -23,8 +23,8 @@ DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
 # Of three copies two must have an event before it counts as appended: one broker may die.
 MIN_COPIES_OF_THREE = 2
 
-EARLIEST: Any = OffsetSpec.earliest()
-LATEST: Any = OffsetSpec.latest()
+EARLIEST: Any = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+LATEST: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 # Of a partition that was just made, or whose broker died.
 _ELECTING = (
     KafkaError.NOT_LEADER_FOR_PARTITION,

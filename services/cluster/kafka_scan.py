@@ -36,7 +36,7 @@ def scan(settings: Settings, begin: Mapping[Place, int], each: int | None = None
     )
     try:
         client.assign([TopicPartition(*place, offset) for place, offset in begin.items()])
-        left = dict.fromkeys(begin, each)
+        left: dict[Place, int | None] = dict.fromkeys(begin, each)
         heard = time.monotonic()
         while left:
             for message in client.consume(_LOT, _POLL_S):

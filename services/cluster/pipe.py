@@ -174,7 +174,7 @@ async def _sign_in(pipe: Pipe, endpoint: Endpoint) -> None:
 
 def command(*parts: str | bytes | int) -> bytes:
     """One command in Redis's protocol."""
-    return cast(bytes, hiredis.pack_command(parts))  # type: ignore[no-untyped-call]
+    return cast(bytes, hiredis.pack_command(parts))  # type: ignore[no-untyped-call, arg-type]
 
 
 def field_of(info: bytes, name: str) -> str:
