@@ -1,0 +1,68 @@
+"""A small HTTP/1.1 client for drills: one kept connection, one request at a time, and no retry of its own that would hide a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import NamedTuple
+
+# Of a status line and headers together; ours are below 2 kB.
+MAX_HEAD_BYTES = 64 * 1024
+
+
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    body: bytes
+
+
+class HttpClient:
+    """Asks one server. It connects at the first request, and again after a failure."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def ask(
+        self, method: str, path: str, token: str, body: bytes = b"", *, key: str = "", within_s: float
+    ) -> Answer:
+        """One request; `body` is JSON, `key` its Idempotency-Key. OSError or EOFError where no whole answer came, TimeoutError
+        where none came within `within_s`."""
+        head = [f"{method} {path} HTTP/1.1", f"Host: {self._host}:{self._port}", f"Authorization: Bearer {token}"]
+        if key:
+            head.append(f"Idempotency-Key: {key}")
+        if method != "GET":
+            head += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        try:
+            async with asyncio.timeout(within_s):
+                reader, writer = await self._connected()
+                writer.write("\r\n".join([*head, "", ""]).encode() + body)
+                await writer.drain()
+                return await self._answer(reader)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the connection."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+        self._reader = self._writer = None
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._reader is None or self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection(self._host, self._port, limit=MAX_HEAD_BYTES)
+        return self._reader, self._writer
+
+    async def _answer(self, reader: asyncio.StreamReader) -> Answer:
+        status_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        status = int(status_line.split(" ", 2)[1])
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        if headers.get("connection", "").lower() == "close":
+            self.close()
+        return Answer(status, body)
