@@ -19,8 +19,8 @@ def restart(
 ) -> None:
     """Replace every process of a service, one after the other.
 
-    The new process is ready before the old one drains, so that no call fails. The gateway and the registry have one address each: they stop,
-    then start.
+    The new process is ready before the old one drains, so that no call fails. The gateway and the registry have one address each: they
+    stop, then start.
     """
     seconds = asyncio.run(control.ask_restart(control.path_of(grpc or Settings().grpc), name))
     typer.echo(f"{name} restarted in {seconds:.1f} s")
