@@ -1,7 +1,7 @@
 """Channels to services in other processes, and the routing channel that a service is given.
 
 What grpc.aio does not do by itself happens here: deadlines are passed on, the user's token and the trace travel along, the calling
-service proves who it is, and reads are retried within a budget.
+service proves who it is, and what is safe to repeat is retried within a budget, keyed writes too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import grpc
 from services.common.abstract_channel import AbstractChannel
 from services.common.context import NEVER, current_call
 from services.common.contract import Method, methods
+from services.common.keyed import ATTEMPTS, CODES, FIRST_REST_S, GROWTH, LONGEST_REST_S, KeyedCall, takes_key
 
 # Metadata of calls between services.
 CALLER_KEY = "roost-caller"
@@ -27,9 +28,6 @@ AUTHORIZATION_KEY = "authorization"
 
 # A callee gets this much less time than its caller: the way back takes some.
 DEADLINE_MARGIN_S = 0.005
-# Attempts of one call, the first included; a drain answers CANCELLED to calls that it has not accepted.
-RETRY_ATTEMPTS = 3
-RETRY_CODES = ("UNAVAILABLE", "CANCELLED")
 
 # 30 s finds a dead peer before most deadlines of streams; without calls no pings: idle channels cost nothing.
 CONNECTION_OPTIONS = (
@@ -47,11 +45,11 @@ def service_config() -> str:
     """gRPC's service config: retries of retry-safe methods, the retry budget, balancing and health watching."""
     names = [{"service": m.service, "method": m.name} for m in methods().values() if m.policy.retry_safe]
     policy = {
-        "maxAttempts": RETRY_ATTEMPTS,
-        "initialBackoff": "0.02s",
-        "maxBackoff": "0.5s",
-        "backoffMultiplier": 3,
-        "retryableStatusCodes": list(RETRY_CODES),
+        "maxAttempts": ATTEMPTS,
+        "initialBackoff": f"{FIRST_REST_S}s",
+        "maxBackoff": f"{LONGEST_REST_S}s",
+        "backoffMultiplier": GROWTH,
+        "retryableStatusCodes": [code.name for code in CODES],
     }
     return json.dumps(
         {
@@ -75,10 +73,14 @@ class MeshChannel(AbstractChannel):
     def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
         start = getattr(self._channel, kind)(method, *args, **kwargs)
         contract = methods().get(method)
+        keyed = kind == "unary_unary" and takes_key(contract)
 
         def begin(request: Any = None, *, timeout: float | None = None, metadata: Any = (), **rest: Any) -> Any:
             sent = (*self._metadata(), *(metadata or ()))
-            return start(request, timeout=time_left(contract, timeout), metadata=sent, **rest)
+            left = time_left(contract, timeout)
+            if keyed and request.idempotency_key:
+                return KeyedCall(lambda left_s: start(request, timeout=left_s, metadata=sent, **rest), left)
+            return start(request, timeout=left, metadata=sent, **rest)
 
         return begin
 

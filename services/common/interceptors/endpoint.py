@@ -135,6 +135,9 @@ class Endpoint:
             return errors.deadline_exceeded()
         if isinstance(error, grpc.aio.AioRpcError) and error.code() in PASSED_ON:
             return errors.from_rpc(error)
+        if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
+            # What a server that stops says of calls that it has not begun. Our caller did not cancel: then nobody would be told.
+            return errors.unavailable("a service that was asked is stopping")
         error_id = secrets.token_hex(8)
         log.error("rpc.failed", method=self.method.path, error_id=error_id, request_id=call.request_id, exc_info=error)
         return errors.internal(error_id)

@@ -36,6 +36,8 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         match request.tweet_id:
             case 404:
                 raise errors.not_found("no such tweet")
+            case 499:
+                raise errors.RoostError(grpc.StatusCode.CANCELLED, "stopping")
             case 500:
                 raise ValueError("the database password is hunter2")
             case 503:
@@ -306,3 +308,10 @@ async def test_a_data_directory_has_one_process(tmp_path: Path) -> None:
     async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}) as rig.process:
         with pytest.raises(errors.RoostError):
             await Process.start(settings(tmp_path), {"tweet": rig.tweet})
+
+
+async def test_a_dependency_that_stops_is_no_fault_of_ours(rig: Rig) -> None:
+    stub = fanout_service_pb2_grpc.FanoutServiceStub(rig.process.channel("operator"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetFanoutStatus(fanout_service_pb2.GetFanoutStatusRequest(tweet_id=499))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
