@@ -31,7 +31,7 @@ from services.cluster.driver import (
 )
 from services.cluster.in_flight import Answer, InFlight
 from services.cluster.migrations import migrate
-from services.cluster.statements import Statements
+from services.cluster.statements import Statements, qualified
 from services.common import errors
 from services.common.config import Settings
 from services.common.context import current
@@ -80,10 +80,10 @@ class Cassandra:
         self._in_flight.close()
         await asyncio.to_thread(self._driver.shutdown)
 
-    async def prepare(self, cql: str, keyspace: str) -> PreparedStatement:
-        """Prepares a statement, within STATEMENT_S. Errors as those of a read."""
+    async def prepare(self, cql: str) -> PreparedStatement:
+        """Prepares a statement whose tables are named with their keyspace, within STATEMENT_S. Errors as those of a read."""
         try:
-            return await asyncio.to_thread(self._session.prepare, cql, None, keyspace)
+            return await asyncio.to_thread(self._session.prepare, cql)
         except Exception as error:
             raise refusal(error, False) from error
 
@@ -153,7 +153,7 @@ class Keyspace:
     def __init__(self, cassandra: Cassandra, name: str) -> None:
         self.name = name
         self.cassandra = cassandra
-        self._statements = Statements(lambda cql: cassandra.prepare(cql, name))
+        self._statements = Statements(lambda cql: cassandra.prepare(qualified(cql, name)))
 
     @classmethod
     def of(cls, cassandra: Cassandra, service: str) -> Self:

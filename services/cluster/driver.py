@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from contextvars import ContextVar
@@ -99,14 +98,6 @@ class OnceElsewhere(RetryPolicy):  # type: ignore[misc]
 
     def _once(self, retry_num: int) -> tuple[int, None]:
         return (self.RETHROW if retry_num else self.RETRY_NEXT_HOST), None
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    # Statements name no keyspace, for that is a setting; each is prepared in the one it belongs to. The server warns of it at every one.
-    return "`USE <keyspace>`" not in record.getMessage()
-
-
-logging.getLogger("cassandra.protocol").addFilter(_is_news)
 
 
 def new_driver(settings: Settings, stamps: Stamps) -> Driver:

@@ -1,8 +1,13 @@
-"""The statements of one keyspace: prepared once each, in a thread, and kept by their text."""
+"""The statements of one keyspace: prepared once each, in a thread, and kept by their text.
+
+Texts name tables alone, for the keyspace is a setting. It is put before them here, and not left to the request: a server takes a
+statement without one for another keyspace's as soon as it has to prepare it again, and warns of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -13,6 +18,13 @@ from services.common import errors
 
 # Texts are constants, so there are few. Beyond this somebody builds them from values.
 MAX_STATEMENTS = 500
+# Before a table's name in every statement that reads or writes; keywords are capitals here, tables are not.
+_BEFORE_TABLE = re.compile(r"\b(FROM|INTO|UPDATE)\s+(?=[a-z])")
+
+
+def qualified(cql: str, keyspace: str) -> str:
+    """The statement with the keyspace before each table's name."""
+    return _BEFORE_TABLE.sub(rf"\1 {keyspace}.", cql)
 
 
 class Statements:

@@ -18,7 +18,7 @@ from services.cluster.driver import FETCH_SIZE, ONCE, RECONNECT_S, REPEATABLE, S
 from services.common import errors
 from services.common.config import Settings
 from services.common.context import Call, current_call
-from tests.contract.cluster.conftest import Proxy, until
+from tests.contract.cluster.conftest import TABLES, Proxy, until
 
 pytestmark = pytest.mark.cluster
 
@@ -54,6 +54,22 @@ async def test_what_is_written_is_read_with_its_types(keyspace: Keyspace) -> Non
     assert await keyspace.read(GET, 1) == []
     await keyspace.write_each([(PUT, (n, str(n))) for n in range(3)])
     assert sorted(await keyspace.read("SELECT name FROM item WHERE id IN ?", [0, 2, 9])) == [("0",), ("2",)]
+
+
+async def test_each_keyspace_has_its_own_tables_and_the_server_warns_of_nothing(
+    cassandra: Cassandra, keyspace: Keyspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = await Keyspace.open(cassandra, "other", TABLES)
+    # Statements as services write them: on lines of their own, too.
+    change = "\nUPDATE\n  item SET name = ? WHERE id = ?\n"
+    for own, name in ((keyspace, "a"), (other, "b")):
+        await own.write(PUT, 1, name)
+        await own.batch([(change, (name, 2)), ("DELETE FROM item WHERE id = ?", (1,))])
+        await own.apply_if(CLAIM, name, 1)
+    for own, name in ((keyspace, "a"), (other, "b")):
+        assert await own.read_each(GET, [(1,), (2,)]) == [[], [(name,)]]
+        assert await own.read_serial("SELECT name FROM claim WHERE name IN ?", ["a", "b"]) == [(name,)]
+    assert not [record for record in caplog.records if record.name == "cassandra.protocol"]
 
 
 async def test_lists_come_whole_over_many_pages_or_not_at_all(
