@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -45,6 +45,8 @@ class Pipe(asyncio.Protocol):
 
     def __init__(self, silence_s: float) -> None:
         self.lost = False
+        # Called where the server fell silent: other connections to it will fare no better.
+        self.on_silence: Callable[[], None] | None = None
         self.run_id = ""
         self.role = ""
         self._silence_s = silence_s
@@ -104,15 +106,20 @@ class Pipe(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
 
-    def _look(self) -> None:
+    def _look(self, again: bool = False) -> None:
         self._timer = None
         if not self._owed:
             return
         due = self._heard + self._silence_s
-        if self._loop.time() >= due:
-            self.abort()
-        else:
+        if self._loop.time() < due:
             self._timer = self._loop.call_at(due, self._look)
+        elif not again:
+            # Perhaps it was we who slept: what has come meanwhile is read first.
+            self._timer = self._loop.call_later(0, self._look, True)
+        else:
+            self.abort()
+            if self.on_silence is not None:
+                self.on_silence()
 
     def _end(self) -> None:
         self.lost = True
@@ -174,7 +181,7 @@ async def _sign_in(pipe: Pipe, endpoint: Endpoint) -> None:
 
 def command(*parts: str | bytes | int) -> bytes:
     """One command in Redis's protocol."""
-    return cast(bytes, hiredis.pack_command(parts))  # type: ignore[no-untyped-call, arg-type]
+    return cast(bytes, hiredis.pack_command(parts))  # type: ignore[arg-type]
 
 
 def field_of(info: bytes, name: str) -> str:
