@@ -14,11 +14,14 @@ import pytest
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from services.common.config import Settings
+from services.common.errors import RoostError
 from services.common.event_log import Record
 from services.common.event_log.embedded import EmbeddedLog
 from services.tweet.store import Claim, TweetStore
 from services.tweet.store.embedded import EmbeddedTweetStore
 from tests.cluster import family as namespaces
+
+OPEN_TRIES = 5
 
 _numbers = count(1)
 
@@ -69,7 +72,15 @@ class Clustered:
         from services.tweet.store.cassandra import CassandraTweetStore
 
         stack = AsyncExitStack()
-        cluster = await Cluster.open(Settings(**namespaces.of(place or folder).settings), stack)
+        settings = Settings(**namespaces.of(place or folder).settings)
+        for left in reversed(range(OPEN_TRIES)):
+            try:
+                cluster = await Cluster.open(settings, stack)
+                break
+            except RoostError:
+                # A busy machine may take longer to answer than a process waits. Who starts processes tries again.
+                if not left:
+                    raise
         log = await EmbeddedLog.open(folder / "log.db")
         stack.push_async_callback(log.close)
         store = await CassandraTweetStore.open(cluster, log, time.time)
