@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -16,7 +17,7 @@ from roost.timeline.v1 import timeline_service_pb2_grpc as timeline_grpc
 from services.common import errors
 from services.common.event_log import Delivered, EventLog, Record
 from services.common.tiers import Tiers
-from services.fanout.outbound import IDS_AN_ENTRY, Outbound
+from services.fanout.outbound import IDS_AN_ENTRY, CallSize, Outbound
 from services.fanout.receipts import Receipts
 
 TOPICS = ("tweet.created", "tweet.restored")
@@ -32,6 +33,26 @@ AUTHORS_IN_FLIGHT = 16
 RETRY_AFTER_S = 1.0
 
 HYBRID = "hybrid"
+
+
+class Progress:
+    """What of a batch that failed was delivered all the same. It comes again, and each try has to get further than the one before:
+    else a batch that takes longer than the mesh is ever well for would never end."""
+
+    def __init__(self) -> None:
+        self._batch: list[int] = []
+        self._tweets: set[int] = set()
+
+    def of(self, events: Sequence[Delivered]) -> set[int]:
+        """The tweets delivered, to be added to; none where this is another batch than the last."""
+        batch = [event.event_id for event in events]
+        if batch != self._batch:
+            self._batch, self._tweets = batch, set()
+        return self._tweets
+
+    def end(self) -> None:
+        """The batch is done: should it come again, it is to be delivered again."""
+        self._batch, self._tweets = [], set()
 
 
 class Fanout:
@@ -55,52 +76,69 @@ class Fanout:
         self._hybrid = mode == HYBRID
         self._clock = clock
         self._quota = quota
+        self._size = CallSize()
+        self._progress, self._progress_large = Progress(), Progress()
 
     async def apply(self, events: Sequence[Delivered]) -> None:
         """Delivers a batch; authors who need more than the quota go on by LARGE_TOPIC.
 
-        Raises UNAVAILABLE while tiers are unknown, and what graph or timeline answer: the batch then comes again, whole.
+        Raises UNAVAILABLE while tiers are unknown, and what graph or timeline answer: the batch then comes again, and goes on where
+        it was.
         """
-        large = await self._deliver(events, self._quota)
+        large = await self._deliver(events, self._quota, self._progress)
         if large:
             await self._log.append([Record(LARGE_TOPIC, e.key, e.event_id, e.payload, e.traceparent) for e in large])
+        self._progress.end()
 
     async def apply_large(self, events: Sequence[Delivered]) -> None:
         """Delivers a batch to the end, however long it takes. Raises as `apply`."""
-        await self._deliver(events, None)
+        await self._deliver(events, None, self._progress_large)
+        self._progress_large.end()
 
-    async def _deliver(self, events: Sequence[Delivered], quota: int | None) -> list[Delivered]:
+    async def _deliver(self, events: Sequence[Delivered], quota: int | None, progress: Progress) -> list[Delivered]:
         """Delivers to the end but for authors who pass the quota: returns their events."""
         if self._hybrid and not self._tiers.fresh():
             raise errors.unavailable("nothing is heard of tiers: who is pushed is unknown", RETRY_AFTER_S)
-        by_author = self._to_push(events)
+        done = progress.of(events)
+        by_author = self._to_push(events, done)
         authors = list(by_author)
-        outbound = Outbound(self._append, self._receipts)
+        outbound = Outbound(self._append, self._receipts, self._size)
+        served: list[int] = []
         large: list[int] = []
 
         async def serve(author: int) -> None:
-            if not await self._serve(author, list(by_author[author]), outbound, quota):
-                large.append(author)
+            whole = await self._serve(author, list(by_author[author]), outbound, quota)
+            (served if whole else large).append(author)
 
         try:
-            for start in range(0, len(authors), AUTHORS_IN_FLIGHT):
-                await _all(serve(author) for author in authors[start : start + AUTHORS_IN_FLIGHT])
-            await outbound.finish()
+            try:
+                for start in range(0, len(authors), AUTHORS_IN_FLIGHT):
+                    await _all(serve(author) for author in authors[start : start + AUTHORS_IN_FLIGHT])
+                await outbound.finish()
+            except Exception:
+                # Where it was graph that failed, what others gave goes out all the same.
+                with contextlib.suppress(Exception):
+                    await outbound.finish()
+                await outbound.settle()
+                raise
         except BaseException:
             await outbound.cancel()
             raise
-        put_off = [event for author in large for event in by_author.pop(author).values()]
-        for tweets in by_author.values():
-            for tweet_id in tweets:
-                self._receipts.end(tweet_id, pb.FANOUT_STATE_DONE)
-        return put_off
+        finally:
+            for tweet_id in (tweet_id for author in served for tweet_id in by_author[author]):
+                if outbound.has_delivered(tweet_id):
+                    done.add(tweet_id)
+                    self._receipts.end(tweet_id, pb.FANOUT_STATE_DONE)
+        return [event for author in large for event in by_author[author].values()]
 
-    def _to_push(self, events: Sequence[Delivered]) -> dict[int, dict[int, Delivered]]:
-        """The events by author and tweet, without those whose authors are pulled by every reader."""
+    def _to_push(self, events: Sequence[Delivered], done: Collection[int]) -> dict[int, dict[int, Delivered]]:
+        """The events by author and tweet, without those done and those whose authors are pulled by every reader."""
         found: dict[int, dict[int, Delivered]] = {}
         now_ms = int(self._clock() * 1000)
         for event in events:
             tweet_id, author = _tweet_of(event)
+            if tweet_id in done:
+                continue
             self._receipts.begin(tweet_id)
             # In mode pull celebrities are pushed too: homes of every other mode stay complete for a switch back.
             if self._hybrid and self._tiers.only_pulled(author, now_ms):
@@ -138,12 +176,8 @@ def _tweet_of(event: Delivered) -> tuple[int, int]:
 
 
 async def _all(works: Iterable[Any]) -> None:
-    """Runs all; where one fails, the others are ended before its error is raised."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+    """Runs all to their end, then raises the first error: where one fails, what the others did need not be done again."""
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -36,6 +36,9 @@ class World:
     in_flight: int = 0
     most_in_flight: int = 0
     refusals: int = 0
+    # More ids than this in one call do not end within their deadline.
+    bearable: int = 10_000
+    failing: set[int] = field(default_factory=set)
     only_pulled: set[int] = field(default_factory=set)
     tiers_fresh: bool = True
     appended: list[Record] = field(default_factory=list)
@@ -50,6 +53,8 @@ class Graph(GraphServiceServicer):
 
     async def StreamFollowerIds(self, request: Any, context: Any) -> AsyncIterator[graph.StreamFollowerIdsResponse]:
         self.world.reads.append(request.user_id)
+        if request.user_id in self.world.failing:
+            raise errors.unavailable("not this one")
         ids = list(self.world.followers.get(request.user_id, ()))
         for start in range(0, len(ids), request.page_size):
             yield graph.StreamFollowerIdsResponse(ids=ids[start : start + request.page_size])
@@ -68,6 +73,8 @@ class Homes(TimelineServiceServicer):
         if world.refusals:
             world.refusals -= 1
             raise errors.unavailable("not now")
+        if sum(len(entry.user_ids) for entry in request.entries) > world.bearable:
+            raise errors.deadline_exceeded()
         world.calls.append([(entry.tweet_id, len(entry.user_ids)) for entry in request.entries])
         for entry in request.entries:
             for user_id in entry.user_ids:

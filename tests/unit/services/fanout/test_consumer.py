@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import grpc
 import pytest
 from google.protobuf.message import DecodeError
 from roost.event.v1 import event_pb2
 from roost.fanout.v1 import fanout_service_pb2 as pb
 
+from services.common import errors
 from services.common.errors import RoostError
 from services.common.event_log import is_passing
+from services.common.inprocess_calls import rpc_error
 from services.fanout import outbound
 from services.fanout.consumer import LARGE_TOPIC
 from services.fanout.receipts import Receipts
@@ -98,6 +102,66 @@ async def test_a_refusing_timeline_service_fails_the_batch_so_that_it_comes_agai
     receipt = receipts.get(100)
     assert receipt is not None
     assert (receipt.state, receipt.followers) == (pb.FANOUT_STATE_DONE, 29_999)
+
+
+async def test_a_batch_that_failed_goes_on_where_it_was(world: World, receipts: Receipts) -> None:
+    world.followers = {author: [10 * author] for author in range(1, 41)} | {50: range(1_000, 30_000)}
+    world.refusals = 1
+    fanout = make_fanout(world, receipts, quota=100_000)
+    batch = [created(100 + author, author) for author in world.followers]
+    with pytest.raises(grpc.aio.AioRpcError):
+        await fanout.apply(batch)
+    done = {tweet_id for call in world.calls for tweet_id, _ in call} - {150}
+    world.calls.clear()
+    await fanout.apply(batch)
+    assert not done & {tweet_id for call in world.calls for tweet_id, _ in call}
+    assert world.has(*((10 * author, 100 + author) for author in range(1, 41)), (29_999, 150))
+    # Once it is done it is forgotten: what is replayed is delivered again.
+    world.homes.clear()
+    await fanout.apply(batch)
+    assert world.has(*((10 * author, 100 + author) for author in range(1, 41)), (29_999, 150))
+
+
+async def test_each_try_gets_further_while_graph_fails_for_some(world: World, receipts: Receipts) -> None:
+    world.followers = {author: [10 * author] for author in range(1, 41)}
+    world.failing = {3, 17}
+    fanout = make_fanout(world, receipts)
+    batch = [created(100 + author, author) for author in world.followers]
+    for left in ({17}, set()):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await fanout.apply(batch)
+        world.failing = left
+    world.reads.clear()
+    await fanout.apply(batch)
+    # The first try ended in the first sixteen, the second in the sixteen after those.
+    assert set(world.reads).isdisjoint(set(range(1, 17)) - {3})
+    assert world.has(*((10 * author, 100 + author) for author in range(1, 41)))
+
+
+async def test_calls_become_as_small_as_their_deadline_bears(world: World, receipts: Receipts) -> None:
+    world.followers = {author: range(1_000, 4_000) for author in range(1, 9)}
+    world.bearable = 2_600
+    fanout = make_fanout(world, receipts)
+    batch = [created(100 + author, author) for author in world.followers]
+    for _ in range(6):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await fanout.apply(batch)
+            break
+    else:
+        pytest.fail("it never ended")
+    assert all({100 + author for author in world.followers} <= world.homes[user] for user in range(1_000, 4_000))
+
+
+def test_calls_grow_again_and_only_deadlines_make_them_smaller() -> None:
+    size = outbound.CallSize()
+    size.ended(rpc_error(errors.unavailable("not now"), ()))
+    assert size.ids == outbound.IDS_A_CALL
+    for _ in range(10):
+        size.ended(rpc_error(errors.deadline_exceeded(), ()))
+    assert size.ids == outbound.LEAST_A_CALL
+    for _ in range(100):
+        size.ended(None)
+    assert size.ids == outbound.IDS_A_CALL
 
 
 async def test_a_big_account_is_put_off_and_delays_nobody(world: World, receipts: Receipts) -> None:
