@@ -186,7 +186,7 @@ def mesh_settings(data_dir: Path, **changes: Any) -> Settings:
         "rate_limits": False,
         "log_level": "warning",
     }
-    if family.name == "cluster":
+    if changes.get("family", family.name) == "cluster" and "namespace" not in changes:
         defaults |= family.of(data_dir).settings
     return Settings(**(defaults | changes))
 

@@ -1,0 +1,336 @@
+"""The families answer alike: the same random history over both, and every answer of the one compared with the other's.
+
+What acts at once is compared at once. Homes are read once all is delivered; what is found or counted later (search, trends) has to
+become the same.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from roost.search.v1 import search_service_pb2 as search
+
+from services.identity import joined
+from tests.conftest import MeshFactory
+from tests.functional.twins import SAME_WITHIN_S, Ask, Name, Twins
+
+pytestmark = pytest.mark.cluster
+
+# A run's histories; ROOST_SEED=7 draws another one.
+SEEDS = (int(os.environ.get("ROOST_SEED", "1")),)
+STEPS = 300
+# The least that is compared in a run: calls, each page of a list being one.
+LEAST = 400
+# After so many steps search is asked, and everybody's home is read.
+LOOK_EVERY = 60
+SIZES = (1, 2, 3, 7, 50, 50)
+RECENT = 12
+PASSWORDS = ("correct horse battery", "another horse battery", "short")
+USERNAMES = ("ann_a", "bob_b", "cara", "dave99", "eve_e", "finn", "ANN_A", "no", "grace_hopper", "bob_b")
+WORDS = (
+    "tea", "coffee", "Évening", "running", "ran", "roost", "#News", "#news", "#tea", "@ann_a", "@nobody", "$TSLA", "日本", "😀",
+    "https://example.com/a?b=c",
+)  # fmt: skip
+QUERIES = (
+    "tea", "TEA coffee", "run", "running", "evening", "#news", "#tea", "@ann_a", "from:bob_b", "from:bob_b tea", '"tea coffee"', "日本",
+    "$tsla", "from:nobody", "!?", "roost ran",
+)  # fmt: skip
+PEOPLE_QUERIES = (("SearchUsers", "ann"), ("SearchUsers", "bo"), ("Search", "tea"), ("Suggest", "b"), ("Suggest", "n"))
+KEYS = ("", "", "once", "twice", "thrice")
+PROFILES: Sequence[dict[str, str]] = (
+    {"display_name": "Ann"}, {"display_name": "Zoë  B"}, {"bio": "likes tea"}, {"bio": ""}, {"location": "Roost", "website": "https://a.example"},
+    {"display_name": ""}, {"display_name": " "}, {"website": "nowhere"}, {},
+)  # fmt: skip
+# An id that nobody has, and no tweet.
+NOBODYS = 12_345
+# Followers that make a celebrity: with few people some come and go.
+THRESHOLD = 3
+MARGIN_S = 0.05
+LATEST, TOP = search.SEARCH_ORDER_LATEST, search.SEARCH_ORDER_TOP
+# Calls whose tweet is somebody's from then on.
+MAKES = frozenset({"TweetService/CreateTweet", "TweetService/Retweet", "ReplyService/CreateReply"})
+
+
+class History:
+    """One history: who there is and what was posted, by name, and the chance that decides."""
+
+    def __init__(self, twins: Twins, seed: int) -> None:
+        self.twins = twins
+        self.chance = random.Random(seed)
+        self.people: list[Name] = []
+        self.authors: dict[Name, Name] = {}
+        self.tokens: list[Name] = []
+        self.sessions: list[Name] = []
+        self.removals = 0
+
+    def who(self) -> Name:
+        return self.chance.choice(self.people)
+
+    def reader(self) -> Name | None:
+        """Somebody, or nobody."""
+        return self.chance.choice([*self.people, None])
+
+    def person(self) -> Any:
+        return self.who() if self.chance.random() < 0.97 else NOBODYS
+
+    def tweet(self) -> Any:
+        """Mostly a late one, sometimes what is no tweet."""
+        if self.chance.random() < 0.03 or not self.authors:
+            return self.chance.choice([NOBODYS, self.who()])
+        every = list(self.authors)
+        return self.chance.choice(every[-RECENT:] if self.chance.random() < 0.6 else every)
+
+    def text(self) -> str:
+        return " ".join(self.chance.choices(WORDS, k=self.chance.randint(1, 6)))
+
+    def on(self, method: str, tweet: Any = None, **fields: Any) -> Ask:
+        """Something done to a tweet by somebody."""
+        return Ask(method, {"tweet_id": tweet or self.tweet(), **fields}, self.who())
+
+    def own(self, method: str, field: str = "tweet_id", **fields: Any) -> Ask:
+        """Something that mostly its author does to a tweet."""
+        tweet = self.tweet()
+        user = self.authors.get(tweet) if self.chance.random() < 0.85 else None
+        return Ask(method, {field: tweet, **fields}, user or self.who())
+
+    def to(self, method: str) -> Ask:
+        """Something done to a person."""
+        return Ask(method, {"user_id": self.person()}, self.who())
+
+    def list(self, method: str, **fields: Any) -> Ask:
+        return Ask(method, {"page_size": self.chance.choice(SIZES), **fields}, self.reader())
+
+    def moderate(self, method: str, **fields: Any) -> Ask:
+        return Ask(method, fields, caller="moderation")
+
+    def remove(self) -> Ask:
+        self.removals += 1
+        return self.moderate("TweetService/RemoveTweet", tweet_id=self.tweet(), action_id=self.removals)
+
+    def restore(self) -> Ask:
+        action = self.chance.randint(max(1, self.removals - 2), self.removals + 1)
+        return self.moderate("TweetService/RestoreTweet", tweet_id=self.tweet(), action_id=action)
+
+    def token(self) -> Any:
+        return self.chance.choice(self.tokens[-3:] or ["no token"])
+
+    async def write(self, ask: Ask) -> None:
+        """Does it, and keeps what it made."""
+        found = await self.twins.ask(ask)
+        if not isinstance(found, dict):
+            return
+        if ask.method in MAKES and "tweet" in found:
+            self.authors.setdefault(found["tweet"]["id"], found["tweet"]["author_id"])
+        if ask.method == "AuthService/SignUp":
+            self.people.append(found["user"]["id"])
+        if "refresh_token" in found:
+            self.tokens.append(found["refresh_token"])
+        self.sessions += [session["id"] for session in found.get("sessions", ())]
+
+    async def step(self) -> None:
+        """Does one thing, and looks at something."""
+        await self.write(self.chance.choice(DEEDS)(self))
+        await self.twins.walk(self.chance.choice(LOOKS)(self))
+
+    async def look_at_what_comes_later(self) -> None:
+        await self.twins.settled()
+        for user in self.people:
+            size = self.chance.choice(SIZES[1:])
+            await self.twins.ask(Ask("TimelineService/ListHomeTimeline", {"page_size": size}, user, whole=True))
+            await self.twins.ask(Ask("TimelineService/ExplainTimelineEntry", {"tweet_id": self.tweet()}, user))
+        for query in QUERIES:
+            order = self.chance.choice((LATEST, LATEST, TOP))
+            fields = {"query": query, "order": order, "page_size": self.chance.choice(SIZES[1:])}
+            # How well a text fits is each index's own reckoning.
+            asked = Ask(
+                "SearchService/SearchTweets",
+                fields,
+                self.reader(),
+                whole=True,
+                sorted_by="tweets" if order == TOP else "",
+            )
+            await self.twins.ask(asked, eventually=True)
+        for method, query in PEOPLE_QUERIES:
+            await self.twins.ask(Ask(f"SearchService/{method}", {"query": query}, self.reader()), eventually=True)
+        for method in ("ListTrendingTags", "ListTrendingTweets"):
+            await self.twins.ask(Ask(f"SearchService/{method}", {}, self.reader(), whole=True), eventually=True)
+
+    async def look_at_everything(self) -> None:
+        """Each person and each tweet, by everybody and nobody; then what the stores hold, as scans tell it."""
+        for user in self.people:
+            for look in OF_PEOPLE:
+                await self.twins.walk(Ask(look, {"user_id": user, "page_size": 50}, user))
+        for tweet in self.authors:
+            for look in OF_TWEETS:
+                await self.twins.walk(Ask(look, {"tweet_id": tweet}, self.reader()))
+        for kind in (1, 2, 3):
+            await self.twins.ask(Ask("GraphService/ScanEdges", {"kind": kind}, caller="operator"))
+        for scan in ("TweetService/ScanTweets", "UserService/ScanUsers"):
+            await self.twins.ask(Ask(scan, caller="operator"))
+
+
+def sign_up(username: str, password: str = PASSWORDS[0]) -> Ask:
+    fields = {"username": username, "email": f"{username.lower()}@example.com", "password": password}
+    return Ask("AuthService/SignUp", fields)
+
+
+def log_in(h: History) -> Ask:
+    name = h.chance.choice(USERNAMES)
+    account = h.chance.choice(({"username": name}, {"email": f"{name}@example.com"}))
+    return Ask("AuthService/Login", {**account, "password": h.chance.choice(PASSWORDS)})
+
+
+def change_password(h: History) -> Ask:
+    current, new = h.chance.choices(PASSWORDS, k=2)
+    return Ask("AuthService/ChangePassword", {"current_password": current, "new_password": new}, h.who())
+
+
+def update_user(h: History) -> Ask:
+    user = h.who()
+    return Ask("UserService/UpdateUser", {"user_id": user, **h.chance.choice(PROFILES)}, user)
+
+
+def create_tweet(h: History) -> Ask:
+    links: dict[str, Any] = h.chance.choice(({}, {}, {"reply_to_id": h.tweet()}, {"quote_of_id": h.tweet()}))
+    key = h.chance.choice(KEYS)
+    # Of a key's first text, mostly: another one is refused.
+    text = f"by the key {key}" if key and h.chance.random() < 0.7 else h.text()
+    return Ask("TweetService/CreateTweet", {"text": text, "idempotency_key": key, **links}, h.who())
+
+
+def moderate_user(h: History) -> Ask:
+    method = h.chance.choice(("UserService/SuspendUser", "UserService/ReinstateUser", "UserService/ReinstateUser"))
+    return h.moderate(method, user_id=h.who(), action_id=h.chance.randint(1, 3))
+
+
+def reclassify(h: History) -> Ask:
+    fields = {"user_id": h.person(), "tier": h.chance.randint(1, 3)}
+    return Ask("GraphService/ReclassifyUser", fields, caller="operator")
+
+
+def batch_get_tweets(h: History) -> Ask:
+    return Ask("TweetService/BatchGetTweets", {"ids": [h.tweet() for _ in range(5)]}, h.reader())
+
+
+def relationships(h: History) -> Ask:
+    return Ask("GraphService/BatchGetRelationships", {"ids": [h.person() for _ in range(3)]}, h.who())
+
+
+def user_tweets(h: History) -> Ask:
+    return h.list("TweetService/ListUserTweets", user_id=h.person(), exclude=h.chance.choice(([], [1], [2], [1, 2])))
+
+
+def sessions(h: History) -> Ask:
+    user = h.who()
+    return Ask("AuthService/ListSessions", {"user_id": user, "page_size": 2}, user)
+
+
+def revoke(h: History) -> Ask:
+    user = h.who()
+    session = h.chance.choice(h.sessions[-3:] or [NOBODYS])
+    return Ask("AuthService/RevokeSession", {"user_id": user, "session_id": session}, user)
+
+
+# What people do, each as often as the number says.
+DEEDS: Sequence[Callable[[History], Ask]] = [
+    deed
+    for often, deed in (
+        (2, lambda h: sign_up(h.chance.choice(USERNAMES), h.chance.choice(PASSWORDS))),
+        (2, log_in),
+        (1, lambda h: Ask("AuthService/RefreshToken", {"refresh_token": h.token()})),
+        (1, lambda h: Ask("AuthService/Logout", {"refresh_token": h.token()})),
+        (1, change_password),
+        (1, sessions),
+        (1, revoke),
+        (3, update_user),
+        (16, create_tweet),
+        (5, lambda h: h.on("ReplyService/CreateReply", text=h.text(), idempotency_key=h.chance.choice(KEYS))),
+        (5, lambda h: h.on("TweetService/Retweet")),
+        (3, lambda h: h.on("TweetService/Unretweet")),
+        (4, lambda h: h.own("TweetService/UpdateTweet", text=h.text())),
+        (2, lambda h: h.own("ReplyService/UpdateReply", "reply_id", text=h.text())),
+        (4, lambda h: h.own("TweetService/DeleteTweet")),
+        (2, lambda h: h.own("ReplyService/DeleteReply", "reply_id")),
+        (6, lambda h: h.on("EngagementService/LikeTweet")),
+        (3, lambda h: h.on("EngagementService/UnlikeTweet")),
+        (4, lambda h: h.on("EngagementService/BookmarkTweet")),
+        (2, lambda h: h.on("EngagementService/UnbookmarkTweet")),
+        (10, lambda h: h.to("GraphService/Follow")),
+        (3, lambda h: h.to("GraphService/Unfollow")),
+        (2, lambda h: h.to("GraphService/Block")),
+        (4, lambda h: h.to("GraphService/Unblock")),
+        (2, lambda h: h.to("GraphService/Mute")),
+        (2, lambda h: h.to("GraphService/Unmute")),
+        (3, moderate_user),
+        (2, History.remove),
+        (2, History.restore),
+        (1, reclassify),
+        (1, lambda h: Ask("TweetService/PurgeDeletedTweets", {"max_tweets": 100}, caller="operator")),
+    )
+    for _ in range(often)
+]
+# What they look at: lists are walked to their ends.
+LOOKS: Sequence[Callable[[History], Ask]] = [
+    lambda h: Ask("TweetService/GetTweet", {"tweet_id": h.tweet()}, h.reader()),
+    batch_get_tweets,
+    lambda h: Ask("TweetService/ListTweetRevisions", {"tweet_id": h.tweet()}, h.reader()),
+    lambda h: h.list("TweetService/ListRecentTweets"),
+    user_tweets,
+    lambda h: h.list("TweetService/ListQuotes", tweet_id=h.tweet()),
+    lambda h: h.list("TweetService/ListRetweeters", tweet_id=h.tweet()),
+    lambda h: h.list("ReplyService/ListReplies", tweet_id=h.tweet()),
+    lambda h: h.list("ReplyService/GetThread", tweet_id=h.tweet()),
+    lambda h: h.list("EngagementService/ListLikes", tweet_id=h.tweet()),
+    lambda h: h.list("EngagementService/ListLikedTweets", user_id=h.person()),
+    lambda h: h.list("EngagementService/ListBookmarks", user_id=h.who()),
+    lambda h: h.list("GraphService/ListFollowers", user_id=h.person()),
+    lambda h: h.list("GraphService/ListFollowing", user_id=h.person()),
+    lambda h: Ask("GraphService/SuggestUsers", {"page_size": 3}, h.who()),
+    relationships,
+    lambda h: Ask("UserService/GetUser", {"user_id": h.person()}, h.reader()),
+    lambda h: Ask("UserService/GetUserByUsername", {"username": h.chance.choice(USERNAMES)}, h.reader()),
+    lambda h: Ask("UserService/BatchGetUsers", {"ids": [h.person() for _ in range(3)]}, h.reader()),
+    lambda h: Ask("AuthService/CheckUsernameAvailability", {"username": h.chance.choice(USERNAMES)}),
+]
+# At the end: of each person, by that person; of each tweet, by somebody.
+OF_PEOPLE = (
+    "TweetService/ListUserTweets",
+    "EngagementService/ListLikedTweets",
+    "EngagementService/ListBookmarks",
+    "GraphService/ListFollowers",
+    "GraphService/ListFollowing",
+    "GraphService/ListBlocks",
+    "GraphService/ListMutes",
+)
+OF_TWEETS = (
+    "TweetService/GetTweet",
+    "ReplyService/GetThread",
+    "EngagementService/ListLikes",
+    "TweetService/ListRetweeters",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_both_families_answer_alike(start_mesh: MeshFactory, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    # The machine is others' too: a profile is not to come without its counts because of that.
+    monkeypatch.setattr(joined, "FRAGMENT_TIMEOUT_S", SAME_WITHIN_S)
+    changes: dict[str, Any] = {"clock_margin_s": MARGIN_S, "celebrity_threshold": THRESHOLD, "delete_grace_s": 0}
+    twins = Twins([await start_mesh(family=family, **changes) for family in ("embedded", "cluster")])
+    history = History(twins, seed)
+    try:
+        for username in USERNAMES[:4]:
+            await history.write(sign_up(username))
+        for step in range(1, STEPS + 1):
+            await history.step()
+            if step % LOOK_EVERY == 0:
+                await history.look_at_what_comes_later()
+        await history.look_at_everything()
+    except BaseException as error:
+        error.add_note(f"seed {seed}:\n" + "\n".join(twins.said))
+        raise
+    assert len(twins.said) >= LEAST
