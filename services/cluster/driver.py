@@ -39,7 +39,8 @@ STATEMENT_S = 2.0
 # Creating a table writes files and waits for every node to know.
 SCHEMA_S = 30.0
 SCHEMA_AGREEMENT_S = 20.0
-CONNECT_S = 2.0
+# A node that starts, or has all its cores taken, is slow to say hello.
+CONNECT_S = 5.0
 # The end of an outage is noticed within this. (The driver's own rest between tries grows to ten minutes.)
 RECONNECT_S = 1.0
 # A node that hangs is given up after twice this; until then each statement waits for its own time-out.
