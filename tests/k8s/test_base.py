@@ -131,6 +131,11 @@ def test_settings_are_known_and_name_every_service() -> None:
     assert settings.peers == {name: f"dns:///{name}:50051" for name in DEPLOYED}
 
 
+def test_no_replica_of_fan_out_is_without_a_partition() -> None:
+    partitions = int(next(documents(BASE / "config.yaml"))["data"]["ROOST_KAFKA_PARTITIONS"])
+    assert of("fanout")["HorizontalPodAutoscaler"]["spec"]["maxReplicas"] == partitions
+
+
 def test_grace_outlasts_the_drain() -> None:
     drain_s = float(next(documents(BASE / "config.yaml"))["data"]["ROOST_DRAIN_S"])
     for name in (*DEPLOYED, "gateway"):
