@@ -39,8 +39,8 @@ BUCKETS_A_ROUND = 16
 # An import that meets another of the same names waits for it, this often and so long.
 MAX_IMPORTS = 4
 IMPORT_AGAIN_S = 0.3
-# Each is a few hundred rows' work for one node.
-BATCHES_AT_ONCE = 4
+# Each is a few dozen rows' work for one node.
+BATCHES_AT_ONCE = 16
 # Between the tries of a batch of an import of which a part is stored.
 LOT_AGAIN_S = 1.0
 # Log-ins of other processes at the same moment may leave a few more than MAX_SESSIONS: the next log-in ends those too.
