@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 # With less time left an answer would reach nobody: refused before any work.
 LEAST_TIME_S = 0.002
+# The loop's timers count whole milliseconds, and may fire one before their time.
+EARLY_S = 0.002
 
 # What a dependency may say through us: the caller can act on these. Anything else a dependency says is our fault.
 PASSED_ON = frozenset(
@@ -131,7 +133,7 @@ class Endpoint:
     def _mapped(self, error: Exception, call: Call) -> errors.RoostError:
         if isinstance(error, errors.RoostError):
             return error
-        if isinstance(error, TimeoutError) and monotonic() >= call.deadline:
+        if isinstance(error, TimeoutError) and monotonic() >= call.deadline - EARLY_S:
             return errors.deadline_exceeded()
         if isinstance(error, grpc.aio.AioRpcError) and error.code() in PASSED_ON:
             return errors.from_rpc(error)

@@ -216,8 +216,14 @@ class CassandraGraphStore:
             raise errors.resource_exhausted("too many writes are under way")
         task = asyncio.create_task(work)
         self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._writes.discard(task)
+        if not task.cancelled():
+            # Whoever asked may have gone: then nobody else fetches it, and that is no news.
+            task.exception()
 
     async def _merged(self, user_id: int, buckets: range, below: Position, limit: int) -> list[Position]:
         """One page over all buckets. What lies under a bucket's last entry read is not known yet, so nothing under the highest of

@@ -17,6 +17,7 @@ from services.common import context, errors
 from services.common.checker import Checker, FrozenMessageChanged
 from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
+from services.common.interceptors.endpoint import endpoints_of
 from services.common.kit import Kit, Service
 from services.common.process import Process
 
@@ -168,6 +169,18 @@ async def test_a_deadline_ends_the_servicer(rig: Rig) -> None:
         await rig.tweets().GetTweet(get(504), timeout=0.1)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     await asyncio.wait_for(rig.servicer.cancelled.wait(), 30)
+
+
+async def test_a_timer_that_comes_a_little_early_is_a_deadline_all_the_same(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = endpoints_of({"roost.tweet.v1.TweetService": rig.servicer})["/roost.tweet.v1.TweetService/GetTweet"]
+    call = Call(endpoint.method.path, deadline=asyncio.get_running_loop().time() + 0.05)
+    # As uvloop's do, which count whole milliseconds.
+    monkeypatch.setattr("services.common.interceptors.endpoint.monotonic", lambda: call.deadline - 0.001)
+    with pytest.raises(errors.RoostError) as caught:
+        await endpoint.unary(get(504), call, None)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_cancelling_the_caller_ends_the_servicer(rig: Rig) -> None:
