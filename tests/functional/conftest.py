@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from gateway_http.app import Gateway
 from gateway_http.server import HttpServer
+from services.common.checker import Checker
 from services.common.config import Settings
-from tests.conftest import Mesh, MeshFactory
+from tests.cluster import family
+from tests.conftest import Mesh, MeshFactory, mesh_settings, start_process
 
 PASSWORD = "correct horse battery"
+ADMIN = "root_admin"
+
+# For tests that share one mesh: `shared_web` lives on the loop of their module.
+on_shared_web = pytest.mark.asyncio(loop_scope="module")
 
 
 @dataclass
@@ -34,9 +43,11 @@ class Person:
 class Web:
     """An HTTP client of the gateway."""
 
-    def __init__(self, mesh: Mesh, client: httpx.AsyncClient) -> None:
+    def __init__(self, mesh: Mesh, client: httpx.AsyncClient, shared: bool = False) -> None:
         self.mesh = mesh
         self.client = client
+        self._shared = shared
+        self._serial = itertools.count(1)
 
     async def call(self, method: str, path: str, person: Person | None = None, **options: Any) -> httpx.Response:
         headers = dict(options.pop("headers", {}))
@@ -44,12 +55,28 @@ class Web:
             headers |= person.headers
         return await self.client.request(method, path, headers=headers, **options)
 
+    def fresh(self, username: str) -> str:
+        """The name, and where tests share the mesh one that nobody there has."""
+        return f"{username}_{next(self._serial)}" if self._shared else username
+
     async def sign_up(self, username: str) -> Person:
+        """Signs up somebody new, whose name only begins so where tests share the mesh."""
+        username = self.fresh(username)
         body = {"username": username, "email": f"{username}@example.com", "password": PASSWORD}
         answer = await self.client.post("/v1/auth/signup", json=body)
         assert answer.status_code == 201, answer.text
         found = answer.json()
         return Person(found["user"]["id"], username, found["access_token"], found["refresh_token"])
+
+    async def admin(self) -> Person:
+        """The administrator, who is the same for all who share the mesh."""
+        body = {"username": ADMIN, "email": f"{ADMIN}@example.com", "password": PASSWORD}
+        answer = await self.client.post("/v1/auth/signup", json=body)
+        if answer.status_code == 409:
+            answer = await self.client.post("/v1/auth/login", json={"username": ADMIN, "password": PASSWORD})
+        assert answer.is_success, answer.text
+        found = answer.json()
+        return Person(found["user"]["id"], ADMIN, found["access_token"], found["refresh_token"])
 
     async def post(self, person: Person, text: str) -> str:
         answer = await self.call("POST", "/v1/tweets", person, json={"text": text})
@@ -81,11 +108,22 @@ async def web(start_mesh: MeshFactory) -> AsyncIterator[Web]:
     await server.stop()
 
 
-@pytest.fixture
-async def admin_web(start_mesh: MeshFactory) -> AsyncIterator[Web]:
-    """The same, where `root_admin` is an administrator."""
-    mesh = await start_mesh(admins=("root_admin",))
-    server, client = await open_web(mesh, mesh.process.settings)
-    async with client:
-        yield Web(mesh, client)
-    await server.stop()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_web(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web]:
+    """The same, one for all tests of a module that take it `on_shared_web`: none may count on being alone there."""
+    async with AsyncExitStack() as stack:
+        changes: dict[str, Any] = {"admins": (ADMIN,)}
+        if family.name == "cluster":
+            namespace = family.take()
+            stack.callback(family.give_back, namespace)
+            changes |= namespace.settings
+        settings = mesh_settings(tmp_path_factory.mktemp("shared"), **changes)
+        process = await start_process(settings, checker=Checker())
+        mesh = Mesh(process, "inprocess")
+        stack.push_async_callback(process.stop)
+        server, client = await open_web(mesh, settings)
+        stack.push_async_callback(server.stop)
+        await stack.enter_async_context(client)
+        yield Web(mesh, client, shared=True)
+    assert process.checker is not None
+    process.checker.verify()

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
 from services.common.contract import methods
-from tests.functional.conftest import Person, Web
+from tests.functional.conftest import Person, Web, on_shared_web
 from tests.functional.test_routes import RECIPES, bindings, filled
 
 BAD_IDS = [
@@ -78,8 +78,9 @@ async def stored(web: Web, person: Person) -> int:
     return len(answer.json()["tweets"])
 
 
-async def test_bad_ids_in_every_path(admin_web: Web) -> None:
-    alice, admin = await admin_web.sign_up("alice"), await admin_web.sign_up("root_admin")
+@on_shared_web
+async def test_bad_ids_in_every_path(shared_web: Web) -> None:
+    alice, admin = await shared_web.sign_up("alice"), await shared_web.admin()
     faults = []
     for recipe in RECIPES:
         for verb, template in bindings(recipe.path)[:1]:
@@ -88,23 +89,27 @@ async def test_bad_ids_in_every_path(admin_web: Web) -> None:
                     continue
                 for bad in BAD_IDS:
                     path = template.replace(f"{{{name}}}", bad)
-                    answer = await admin_web.call(verb, path, admin if recipe.admin else alice)
+                    answer = await shared_web.call(verb, path, admin if recipe.admin else alice)
                     if not is_problem(answer):
                         faults.append((verb, path, answer.status_code, answer.text[:80]))
     assert faults == []
 
 
+@on_shared_web
 @pytest.mark.parametrize("body", BODIES)
-async def test_bad_bodies(web: Web, body: bytes) -> None:
-    alice = await web.sign_up("alice")
-    answer = await web.call("POST", "/v1/tweets", alice, content=body, headers={"content-type": "application/json"})
+async def test_bad_bodies(shared_web: Web, body: bytes) -> None:
+    alice = await shared_web.sign_up("alice")
+    answer = await shared_web.call(
+        "POST", "/v1/tweets", alice, content=body, headers={"content-type": "application/json"}
+    )
     assert is_problem(answer), (answer.status_code, answer.text)
-    assert await stored(web, alice) == 0
+    assert await stored(shared_web, alice) == 0
 
 
-async def test_bad_values_for_every_field(admin_web: Web) -> None:
+@on_shared_web
+async def test_bad_values_for_every_field(shared_web: Web) -> None:
     """Every scalar field of every served method's body × values of the wrong type or size."""
-    alice, admin = await admin_web.sign_up("alice"), await admin_web.sign_up("root_admin")
+    alice, admin = await shared_web.sign_up("alice"), await shared_web.admin()
     scene = {"alice": alice, "bob": alice, "tweet": "1", "bobs_tweet": "1", "refresh": "x"}
     scene |= {"user_id": alice.id, "tweet_id": "1", "username": "bob", "reply_id": "1", "session_id": "1", "tag": "x"}
     faults = []
@@ -121,7 +126,7 @@ async def test_bad_values_for_every_field(admin_web: Web) -> None:
                 if value is None:
                     continue
                 body = json.dumps({field.name: value}).encode()
-                answer = await admin_web.call(
+                answer = await shared_web.call(
                     verb,
                     path,
                     admin if recipe.admin else alice,
@@ -131,18 +136,20 @@ async def test_bad_values_for_every_field(admin_web: Web) -> None:
                 if not is_problem(answer):
                     faults.append((verb, path, field.name, str(value)[:20], answer.status_code, answer.text[:80]))
     assert faults == []
-    assert await stored(admin_web, alice) == 0
+    assert await stored(shared_web, alice) == 0
 
 
+@on_shared_web
 @pytest.mark.parametrize("text", TEXTS)
-async def test_texts_that_are_no_tweet(web: Web, text: str) -> None:
-    alice = await web.sign_up("alice")
-    answer = await web.call("POST", "/v1/tweets", alice, json={"text": text})
+async def test_texts_that_are_no_tweet(shared_web: Web, text: str) -> None:
+    alice = await shared_web.sign_up("alice")
+    answer = await shared_web.call("POST", "/v1/tweets", alice, json={"text": text})
     assert answer.status_code == 400, answer.text
     assert is_problem(answer)
-    assert await stored(web, alice) == 0
+    assert await stored(shared_web, alice) == 0
 
 
+@on_shared_web
 @pytest.mark.parametrize(
     "query",
     [
@@ -162,22 +169,23 @@ async def test_texts_that_are_no_tweet(web: Web, text: str) -> None:
         "limit=1e1",
     ],
 )
-async def test_bad_queries(web: Web, query: str) -> None:
-    alice = await web.sign_up("alice")
-    answer = await web.call("GET", f"/v1/timelines/home?{query}", alice)
+async def test_bad_queries(shared_web: Web, query: str) -> None:
+    alice = await shared_web.sign_up("alice")
+    answer = await shared_web.call("GET", f"/v1/timelines/home?{query}", alice)
     assert answer.status_code == 400, answer.text
     assert is_problem(answer)
 
 
-async def test_cursors_are_ones_own_and_of_their_list(web: Web) -> None:
-    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
+@on_shared_web
+async def test_cursors_are_ones_own_and_of_their_list(shared_web: Web) -> None:
+    alice, bob = await shared_web.sign_up("alice"), await shared_web.sign_up("bob")
     for number in range(3):
-        await web.post(alice, f"tweet {number}")
-        await web.post(bob, f"tweet {number}")
-    first = (await web.call("GET", "/v1/timelines/home?limit=1", alice)).json()
+        await shared_web.post(alice, f"tweet {number}")
+        await shared_web.post(bob, f"tweet {number}")
+    first = (await shared_web.call("GET", "/v1/timelines/home?limit=1", alice)).json()
     cursor = first["next_cursor"]
     assert cursor
-    again = await web.call("GET", f"/v1/timelines/home?limit=1&cursor={cursor}", alice)
+    again = await shared_web.call("GET", f"/v1/timelines/home?limit=1&cursor={cursor}", alice)
     assert again.status_code == 200
     assert again.json()["tweets"][0]["id"] < first["tweets"][0]["id"]
     flipped = cursor[:-1] + ("A" if cursor[-1] != "A" else "B")
@@ -188,11 +196,12 @@ async def test_cursors_are_ones_own_and_of_their_list(web: Web) -> None:
         (f"/v1/users/{alice.id}/tweets", alice, cursor),
         ("/v1/tweets", alice, cursor),
     ):
-        answer = await web.call("GET", f"{path}?cursor={token}", person)
+        answer = await shared_web.call("GET", f"{path}?cursor={token}", person)
         assert answer.status_code == 400, (path, answer.text)
         assert is_problem(answer)
 
 
+@on_shared_web
 @pytest.mark.parametrize(
     ("verb", "path", "headers", "content", "status"),
     [
@@ -210,11 +219,11 @@ async def test_cursors_are_ones_own_and_of_their_list(web: Web) -> None:
     ],
 )
 async def test_refusals_by_the_gateway(
-    web: Web, verb: str, path: str, headers: dict[str, str], content: bytes | None, status: int
+    shared_web: Web, verb: str, path: str, headers: dict[str, str], content: bytes | None, status: int
 ) -> None:
-    alice = await web.sign_up("alice")
+    alice = await shared_web.sign_up("alice")
     person = alice if status not in (401,) else None
-    answer = await web.call(verb, path, person, headers=headers, content=content)
+    answer = await shared_web.call(verb, path, person, headers=headers, content=content)
     assert answer.status_code == status, answer.text
     assert is_problem(answer)
     if status == 405:
@@ -223,9 +232,10 @@ async def test_refusals_by_the_gateway(
         assert "www-authenticate" in answer.headers
 
 
-async def test_roles_and_owners(web: Web) -> None:
-    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
-    tweet = await web.post(alice, "mine")
+@on_shared_web
+async def test_roles_and_owners(shared_web: Web) -> None:
+    alice, bob = await shared_web.sign_up("alice"), await shared_web.sign_up("bob")
+    tweet = await shared_web.post(alice, "mine")
     for verb, path, body, status in (
         ("GET", "/admin/v1/fanout/lag", None, 403),
         ("DELETE", f"/v1/tweets/{tweet}", None, 403),
@@ -239,15 +249,16 @@ async def test_roles_and_owners(web: Web) -> None:
         ("POST", "/v1/auth/request-password-reset", {"email": "alice@example.com"}, 501),
         ("POST", "/v1/tweets", {"text": "a picture", "media_ids": ["1"]}, 501),
     ):
-        answer = await web.call(verb, path, bob, **({} if body is None else {"json": body}))
+        answer = await shared_web.call(verb, path, bob, **({} if body is None else {"json": body}))
         assert answer.status_code == status, (verb, path, answer.text)
-    assert await stored(web, bob) == 0
-    assert (await web.call("GET", f"/v1/tweets/{tweet}")).status_code == 200
+    assert await stored(shared_web, bob) == 0
+    assert (await shared_web.call("GET", f"/v1/tweets/{tweet}")).status_code == 200
 
 
-async def test_raw_bytes_on_the_socket(web: Web) -> None:
+@on_shared_web
+async def test_raw_bytes_on_the_socket(shared_web: Web) -> None:
     """What no HTTP library sends: each is answered or closed within seconds, and the server goes on."""
-    port = web.client.base_url.port
+    port = shared_web.client.base_url.port
     for raw in (
         b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
         b"POST /v1/tweets HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -264,4 +275,4 @@ async def test_raw_bytes_on_the_socket(web: Web) -> None:
         answer = await asyncio.wait_for(reader.read(4096), 15)
         assert b" 500 " not in answer.split(b"\r\n", 1)[0], raw[:60]
         writer.close()
-    assert (await web.call("GET", "/livez")).status_code == 200
+    assert (await shared_web.call("GET", "/livez")).status_code == 200
