@@ -27,8 +27,8 @@ from services.common import errors
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-# The bound of one ImportUsers call.
-IMPORT_BATCH = 1_000
+# A quarter of what one ImportUsers call may bring: all of it took its whole deadline on a machine that was busy with Cassandra, too.
+IMPORT_BATCH = 250
 # Calls in flight where the command line says nothing: enough to keep one server process busy.
 CONCURRENCY = 64
 # A cold home costs a build, and a process builds 64 at a time; fewer in flight keep every build inside its deadline.
