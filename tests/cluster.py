@@ -1,7 +1,8 @@
 """Namespaces on the real servers: what a folder is to the embedded family, for tests of the cluster family.
 
 A namespace is clean when a test gets it: its keyspaces are empty, its Redis database is its own and flushed, the names of its topics,
-consumer groups and indexes are new. Keyspaces are kept for the next test, since a TRUNCATE costs 2 ms and a CREATE TABLE 50.
+consumer groups and indexes are new. Keyspaces are kept for the next test and the next run, since a TRUNCATE costs 2 ms and a CREATE TABLE
+50: a slot is a Redis database and the keyspaces of its number, and belongs to one run at a time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import hashlib
 import http.client
 import json
 import os
@@ -26,6 +28,7 @@ import pytest
 
 from roost_cli.backends.addresses import missing
 from services.common.config import Settings
+from services.registry import migrations
 
 FAMILIES = ("embedded", "cluster")
 # Where it is `cluster`, servers that cannot be reached are a failure; else the tests that need them are skipped.
@@ -145,102 +148,127 @@ class _Servers:
         self._session = self._driver.connect()
         self._kafka = AdminClient({"bootstrap.servers": self._base.kafka, "log_level": 0})
         self._redis_of = lambda number: Redis.from_url(_with_database(self._base.redis, number))
-        self._free: list[tuple[str, int]] = []
-        self._slots = 0
+        self._free: list[int] = []
         self._serial = 0
         # How often each table was written to by the time that it was emptied.
         self._written: dict[str, int] = {}
-        self._locks: list[IO[str]] = []
+        self._locks: dict[int, IO[str]] = {}
         self._tidying = ThreadPoolExecutor(1)
         self._tidied: list[Future[None]] = []
         self._names = f"t{os.getpid()}_"
-        self._drop(self._keyspaces(self._names))
+        # Other migrations are other keyspaces: none is ever behind or ahead of the code under test.
+        self._kept = f"t{_digest_of_migrations()}_"
+        self._services = set(migrations())
         atexit.register(self.close)
 
     def take(self) -> dict[str, Any]:
         """Settings of a clean namespace."""
-        keyspaces, database = self._free.pop() if self._free else self._new_slot()
-        self._empty(keyspaces)
-        with contextlib.closing(self._redis_of(database)) as redis:
+        slot = self._free.pop() if self._free else self._claim_slot()
+        with contextlib.closing(self._redis_of(slot)) as redis:
             redis.flushdb()
         self._serial += 1
         settings = {
             "family": "cluster",
             "namespace": f"{self._names}{self._serial}",
-            "keyspaces": keyspaces,
-            "redis": _with_database(self._base.redis, database),
+            "keyspaces": self._prefix(slot),
+            "redis": _with_database(self._base.redis, slot),
             # Tests share the machine with all four servers: what is late here is not out of reach.
             "redis_timeout_s": 5.0,
         }
+        self._empty(f"{settings['keyspaces']}_")
         if "kafka_partitions" in Settings.model_fields:
             settings["kafka_partitions"] = KAFKA_PARTITIONS
         return settings
 
     def give_back(self, settings: dict[str, Any]) -> None:
         """Takes the keyspaces and the database back; topics and indexes go meanwhile."""
-        self._free.append((settings["keyspaces"], int(settings["redis"].rpartition("/")[2])))
+        self._free.append(int(settings["redis"].rpartition("/")[2]))
         self._tidied = [future for future in self._tidied if not future.done() or future.result()]
         self._tidied.append(self._tidying.submit(self._remove, settings["namespace"]))
 
     def close(self) -> None:
-        """Removes all that is left, also of runs that were killed."""
+        """Removes what is left, but for the keyspaces that the next run takes; also those of other migrations that nobody uses."""
         atexit.unregister(self.close)
         for future in self._tidied:
             with contextlib.suppress(Exception):
                 future.result(TIDY_WITHIN_S)
         self._tidying.shutdown()
-        gone = [name for name in self._keyspaces("t") if (pid := _pid_of(name)) and not _lives(pid)]
-        self._drop([*self._keyspaces(self._names), *gone])
+        self._drop(name for name in self._keyspaces("t") if not name.startswith(self._kept) and self._is_left(name))
         self._driver.shutdown()
-        for lock in self._locks:
+        for lock in self._locks.values():
             lock.close()
 
-    def _new_slot(self) -> tuple[str, int]:
-        self._slots += 1
-        return f"{self._names}{self._slots}k", self._claim_database()
+    def _prefix(self, slot: int) -> str:
+        return f"{self._kept}{slot}k"
 
-    def _claim_database(self) -> int:
-        """A Redis database that no other run on this machine has; the claim goes with this process."""
+    def _claim_slot(self) -> int:
+        """A slot that no other run on this machine has; the claim goes with this process."""
         with contextlib.closing(self._redis_of(0)) as redis:
             databases = int(redis.config_get("databases")["databases"])
+        made = self._keyspaces(self._kept)
+        slots = range(min(FIRST_DATABASE, databases // 2), databases)
+        # First those whose keyspaces are there.
+        for slot in sorted(slots, key=lambda slot: not any(name.startswith(self._prefix(slot)) for name in made)):
+            if self._claim(slot):
+                # Whatever the run before left there.
+                for name in self._keyspaces(f"{self._prefix(slot)}_"):
+                    self._each(f"TRUNCATE {name}.{table}" for table in self._tables(name) if table not in KEPT_TABLES)
+                return slot
+        raise RuntimeError(f"all {databases} Redis databases are in use")
+
+    def _claim(self, slot: int) -> bool:
         folder = Path(tempfile.gettempdir()) / f"roost-redis-{urlsplit(self._base.redis).port or 6379}"
         folder.mkdir(exist_ok=True)
-        for number in range(min(FIRST_DATABASE, databases // 2), databases):
-            lock = (folder / str(number)).open("w")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
-            else:
-                self._locks.append(lock)
-                return number
-        raise RuntimeError(f"all {databases} Redis databases are in use")
+        lock = (folder / str(slot)).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return False
+        self._locks[slot] = lock
+        return True
+
+    def _is_left(self, keyspace: str) -> bool:
+        """Whether it is a slot's of other migrations, and no run has the slot."""
+        found = re.match(r"t[0-9a-f]{8}_(\d+)k_", keyspace)
+        if not found:
+            return False
+        slot = int(found[1])
+        return slot in self._locks or self._claim(slot)
 
     def _empty(self, prefix: str) -> None:
         """Empties the tables of the keyspaces that begin with the prefix to which anything was written since they were emptied.
 
         Rows alone do not tell: what was deleted leaves a mark, and that would hide rows which a later test writes with an older timestamp.
         """
-        self._keyspaces(f"{prefix}_")
+        found = self._keyspaces(prefix)
+        # What a test made beside the services' own, by migrations of its own.
+        self._drop(name for name in found if name.removeprefix(prefix) not in self._services)
         rows = self._session.execute("SELECT keyspace_name, table_name, count FROM system_views.local_write_latency")
-        written = {f"{row[0]}.{row[1]}": row[2] for row in rows if row[0].startswith(f"{prefix}_")}
+        written = {f"{row[0]}.{row[1]}": row[2] for row in rows if row[0].startswith(prefix)}
         changed = [
             table
             for table, count in written.items()
             if count != self._written.get(table, 0) and table.partition(".")[2] not in KEPT_TABLES
         ]
         # Names of our own tables, which no statement can take as values.
-        self._each(f"TRUNCATE {table}" for table in changed)
+        self._each(
+            f"TRUNCATE {table}" for table in changed if table.partition(".")[0].removeprefix(prefix) in self._services
+        )
         self._written.update(written)
 
     def _keyspaces(self, prefix: str) -> list[str]:
         rows = self._session.execute("SELECT keyspace_name, durable_writes FROM system_schema.keyspaces")
         found = [(row[0], row[1]) for row in rows if row[0].startswith(prefix)]
         for name, durable in found:
-            if durable and name.startswith(self._names):
+            if durable and name.startswith(self._kept):
                 # Then a TRUNCATE need not flush first, and takes 3 ms instead of 45.
                 self._session.execute(f"ALTER KEYSPACE {name} WITH durable_writes = false")
         return [name for name, _ in found]
+
+    def _tables(self, keyspace: str) -> list[str]:
+        asked = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = %s"
+        return [row[0] for row in self._session.execute(asked, [keyspace])]
 
     def _drop(self, keyspaces: Iterable[str]) -> None:
         for keyspace in keyspaces:
@@ -299,16 +327,5 @@ def _http(method: str, url: str) -> bytes:
         connection.close()
 
 
-def _pid_of(keyspace: str) -> int:
-    found = re.match(r"t(\d+)_\d+k_", keyspace)
-    return int(found.group(1)) if found else 0
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _digest_of_migrations() -> str:
+    return hashlib.sha256(repr(sorted(migrations().items())).encode()).hexdigest()[:8]
