@@ -7,9 +7,12 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 import grpc.aio
+import structlog
 from roost.engagement.v1 import engagement_service_pb2 as engagement
 
 from services.common.cores import Ref
+
+_log = structlog.get_logger(__name__)
 
 
 async def nothing() -> None:
@@ -23,7 +26,8 @@ async def marks_of(call: Any) -> tuple[dict[int, engagement.TweetCounts], dict[i
     """
     try:
         answer = await call
-    except grpc.aio.AioRpcError:
+    except grpc.aio.AioRpcError as error:
+        _log.warning("tweets joined without their counts", code=error.code().name, details=error.details())
         return {}, {}
     counts = {counts.tweet_id: counts for counts in answer.counts}
     return counts, {state.tweet_id: state.liked + 4 * state.bookmarked for state in answer.states}
