@@ -211,8 +211,8 @@ def _fits(method: Method) -> bool:
 
 
 async def _by_itself(waiting: _Waiting) -> None:
-    call = waiting.alone()
     try:
+        call = waiting.alone()
         response = await call
         trailing = await call.trailing_metadata()
     except BaseException as error:

@@ -27,8 +27,10 @@ RENEWALS_A_LEASE = 3
 RETRY_S = 0.3
 # The registry sends a sign of life every 5 s.
 SILENCE_S = 15.0
-# Calls over the addresses of before get this long to end: as long as the longest deadline of an ordinary call.
+# Calls over the addresses of before, and their retries, go on for so long: the longest deadline of an ordinary call.
 RETIRE_S = 10.0
+# Streams go on: most end by themselves, and one without end when its server stops. So a retired channel is kept for each of those at most.
+STREAMS_S = 24 * 3600.0
 
 _log = structlog.get_logger(__name__)
 
@@ -169,7 +171,7 @@ class DiscoveredChannel(AbstractChannel):
         return self._channel
 
     def _retire(self, channel: grpc.aio.Channel) -> None:
-        task = asyncio.get_running_loop().create_task(channel.close(RETIRE_S))
+        task = asyncio.get_running_loop().create_task(_close_later(channel))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
@@ -181,3 +183,13 @@ class DiscoveredChannel(AbstractChannel):
         if self._channel is not None:
             await self._channel.close(grace)
             self._channel = None
+
+
+async def _close_later(channel: grpc.aio.Channel) -> None:
+    try:
+        # A closing channel takes no calls, not even the next attempt of one that it carries.
+        await asyncio.sleep(RETIRE_S)
+        await channel.close(STREAMS_S)
+    except asyncio.CancelledError:
+        await channel.close()
+        raise

@@ -23,6 +23,8 @@ MAX_MESSAGE_BYTES = 1 << 20
 MAX_STREAMS = 1_000
 # Calls under way get this long to end once the server takes no more.
 GRACE_S = 10.0
+# Callers of ours ping every 30 s while a stream is silent. By default a server hangs up on whoever does so more often than every 5 min.
+LEAST_PING_MS = 10_000
 MAX_ID_CHARS = 128
 
 
@@ -68,6 +70,8 @@ class GrpcServer:
             ("grpc.max_concurrent_streams", MAX_STREAMS),
             # Two processes on one port would share its calls by chance.
             ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
         )
         self._server = grpc.aio.server(options=options)
 

@@ -89,6 +89,11 @@ class Tiers:
             try:
                 await self._listen()
                 reason = "ended"
+            except asyncio.CancelledError:
+                # A channel that is closed cancels its calls, which looks as if we were to end.
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                reason = "cut off"
             except Exception as error:
                 reason = repr(error)
             # What changes while nobody listens is unknown: half the margin stays for the decisions under way.

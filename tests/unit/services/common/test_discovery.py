@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
-from services.common import errors
+from services.common import discovery, errors
 from services.common.config import Settings
 from services.common.kit import Build, Kit, Service
 from services.common.process import Process
@@ -28,6 +28,7 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.go_on = asyncio.Event()
 
     async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.JoinedTweet:
         if request.tweet_id == 404:
@@ -39,6 +40,8 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         self, request: tweet_service_pb2.ScanTweetsRequest, context_: Any
     ) -> AsyncIterator[tweet_service_pb2.ScanTweetsResponse]:
         for number in (1, 2, 3):
+            if number == request.after_id:
+                await self.go_on.wait()
             yield tweet_service_pb2.ScanTweetsResponse(cores=[tweet_pb2.TweetCore(replies=number)])
 
 
@@ -48,6 +51,7 @@ class Town:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.running: list[Process] = []
+        self.servicers: dict[int, Tweets] = {}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.registry = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -72,8 +76,10 @@ class Town:
         return await self.start("mesh", {"mesh": build_mesh}, self.registry)
 
     async def tweets(self, number: int) -> Process:
+        self.servicers[number] = Tweets(number)
+
         async def build(kit: Kit) -> Service:
-            return Service("tweet", {"roost.tweet.v1.TweetService": Tweets(number)})
+            return Service("tweet", {"roost.tweet.v1.TweetService": self.servicers[number]})
 
         return await self.start(f"tweet-{number}", {"tweet": build})
 
@@ -140,6 +146,43 @@ async def test_addresses_outlive_the_registry_and_a_new_one_is_complete(town: To
     await town.tweets(2)
     await town.mesh()
     await everyone(door, {1, 2})
+
+
+async def test_what_is_under_way_survives_a_new_instance(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "RETIRE_S", 0.05)
+    await town.mesh()
+    await town.tweets(1)
+    door = await town.door()
+    await everyone(door, {1})
+    stub = tweet_service_pb2_grpc.TweetServiceStub(door.channel("search"))
+    stream = stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(after_id=2))
+    first = await stream.read()
+    await town.tweets(2)
+    await everyone(door, {1, 2})
+    # The next call retires the connections of before.
+    await answering(door, "search")
+    await asyncio.sleep(0.3)
+    town.servicers[1].go_on.set()
+    messages: list[Any] = [first, await stream.read(), await stream.read()]
+    assert [message.cores[0].replies for message in messages] == [1, 2, 3]
+
+
+async def test_calls_that_wait_for_their_turn_survive_a_new_instance(town: Town) -> None:
+    await town.mesh()
+    await town.tweets(1)
+    door = await town.door()
+    await everyone(door, {1})
+
+    async def calls() -> None:
+        while not done:
+            await asyncio.gather(*(answering(door) for _ in range(20)))
+
+    done = False
+    calling = [asyncio.ensure_future(calls()) for _ in range(3)]
+    await town.tweets(2)
+    await everyone(door, {1, 2})
+    done = True
+    await asyncio.gather(*calling)
 
 
 async def test_a_service_that_nobody_serves_is_unavailable(town: Town) -> None:

@@ -11,6 +11,7 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 
 from services.common import errors, tiers
+from services.common.abstract_channel import AbstractChannel
 from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
 from services.common.tiers import SILENCE_S, Tiers
@@ -69,6 +70,46 @@ async def view(server: Graph, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> 
     view = Tiers(InProcessChannel(endpoints_of({"roost.graph.v1.GraphService": server}), "fanout"), MARGIN_S, clock)
     await view.start()
     yield view
+    await view.stop()
+
+
+class CutOnce(AbstractChannel):
+    """Its first call is cancelled, as those of a channel that is closed."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self.cut = False
+
+    def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        start = getattr(self._channel, kind)(method, *args, **kwargs)
+
+        def begin(request: Any, **options: Any) -> Any:
+            if self.cut:
+                return start(request, **options)
+            self.cut = True
+            return _Cut()
+
+        return begin
+
+
+class _Cut:
+    async def read(self) -> Message:
+        raise asyncio.CancelledError
+
+    def cancel(self) -> None:
+        pass
+
+
+async def test_a_channel_that_is_closed_ends_nothing(server: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "RETRY_FIRST_S", 0.001)
+    channel = CutOnce(InProcessChannel(endpoints_of({"roost.graph.v1.GraphService": server}), "fanout"))
+    view = Tiers(channel, MARGIN_S)
+    await view.start()
+    assert channel.cut
+    async with asyncio.timeout(5):
+        while not view.fresh():
+            server.say(celebrity(ANN), end=True)
+            await asyncio.sleep(0.01)
     await view.stop()
 
 
