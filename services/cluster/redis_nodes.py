@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from services.cluster.pipe import Pipe, unreachable
 from services.common import errors
 
-# A server that could not be reached is asked again only after this: meanwhile nobody waits for what will not come.
+# A server that could not be reached, or fell silent, is tried again only after this, and by one connection that nobody waits for:
+# an outage costs each caller one time-out at most, and then nothing.
 BREAK_S = 0.5
 # Transactions under WATCH at the same time: builds (64 at most, of which few close at once), trims, changes of shared entries.
 LENT_AT_ONCE = 32
@@ -41,7 +42,14 @@ class Lane:
             # A task of its own: whoever asked first may be cancelled, and the others wait for the same connection.
             self._connecting = asyncio.create_task(self._open(), name="redis-connect")
             self._connecting.add_done_callback(self._connected)
-        return await asyncio.shield(self._connecting)
+        connecting = self._connecting
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            if not connecting.cancelled():
+                raise
+            # Dropped meanwhile: that is no wish of whoever waits here.
+            raise unreachable() from None
 
     def drop(self) -> None:
         """Ends the connection; the next caller gets a new one."""
@@ -69,7 +77,9 @@ class Node:
         self.name = name
         self._dial = connect
         self._clock = clock
-        self._broken_until = 0.0
+        # Closed while this is None; then everybody is refused, until a probe gets through.
+        self._broken_until: float | None = None
+        self._probe: asyncio.Task[None] | None = None
         self._reads, self._writes = Lane(self._connect), Lane(self._connect)
         self._idle: list[Pipe] = []
         self._slots = asyncio.Semaphore(LENT_AT_ONCE)
@@ -104,6 +114,8 @@ class Node:
         self._writes.drop()
         while self._idle:
             self._idle.pop().abort()
+        if self._probe is not None:
+            self._probe.cancel()
 
     async def _lent(self) -> Pipe:
         while self._idle:
@@ -113,15 +125,40 @@ class Node:
         return await self._connect()
 
     async def _connect(self) -> Pipe:
-        if self._clock() < self._broken_until:
+        if self._broken_until is None:
+            try:
+                return await self._dialled()
+            except errors.RoostError:
+                self._broken_until = self._clock() + BREAK_S
+                raise
+        if self._probe is None and self._clock() >= self._broken_until:
+            self._probe = asyncio.create_task(self._probed(), name="redis-probe")
+            self._probe.add_done_callback(self._probe_ended)
+        raise unreachable()
+
+    async def _dialled(self) -> Pipe:
+        pipe = await self._dial()
+        if pipe.role != "master":
+            # It was one a moment ago: the new one will be found.
+            pipe.abort()
             raise unreachable()
+        pipe.on_silence = self._fell_silent
+        return pipe
+
+    def _fell_silent(self) -> None:
+        self._broken_until = self._clock() + BREAK_S
+        # Whoever waits on another connection would wait as long.
+        self.drop()
+
+    async def _probed(self) -> None:
         try:
-            pipe = await self._dial()
-            if pipe.role != "master":
-                # It was one a moment ago: the new one will be found.
-                pipe.abort()
-                raise unreachable()
+            self._idle.append(await self._dialled())
+            self._broken_until = None
         except errors.RoostError:
             self._broken_until = self._clock() + BREAK_S
-            raise
-        return pipe
+
+    def _probe_ended(self, task: asyncio.Task[None]) -> None:
+        self._probe = None
+        if not task.cancelled():
+            # Fetched here: nobody waits for it.
+            task.exception()
