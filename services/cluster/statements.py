@@ -15,9 +15,12 @@ from cassandra.query import BoundStatement, PreparedStatement
 
 from services.cluster.driver import FETCH_SIZE
 from services.common import errors
+from services.common.context import current
 
 # Texts are constants, so there are few. Beyond this somebody builds them from values.
 MAX_STATEMENTS = 500
+# How far the driver's timers may be from the loop's.
+CLOCKS_APART_S = 0.02
 # Before a table's name in every statement that reads or writes; keywords are capitals here, tables are not.
 _BEFORE_TABLE = re.compile(r"\b(FROM|INTO|UPDATE)\s+(?=[a-z])")
 
@@ -37,7 +40,7 @@ class Statements:
     async def bind(self, cql: str, values: Sequence[Any], deadline: float) -> BoundStatement:
         """The statement with values for each `?`: ValueError where they are more or fewer, TypeError where one does not fit.
 
-        DEADLINE_EXCEEDED where it is not prepared by then (the loop's seconds).
+        Where it is not prepared by then (the loop's seconds): DEADLINE_EXCEEDED if the call's own time is over, else UNAVAILABLE.
         """
         statement = await self.get(cql, deadline)
         if len(values) != len(statement.column_metadata):
@@ -60,7 +63,9 @@ class Statements:
                 # Others wait for it too: who gives up must not end it.
                 return await asyncio.shield(task)
         except TimeoutError as error:
-            raise errors.deadline_exceeded("the store did not answer in time") from error
+            if asyncio.get_running_loop().time() >= current().deadline - CLOCKS_APART_S:
+                raise errors.deadline_exceeded("the store did not answer in time") from error
+            raise errors.unavailable("the store cannot do it now", reason="STORE_UNAVAILABLE") from error
 
     def clear(self) -> None:
         """Forgets them."""

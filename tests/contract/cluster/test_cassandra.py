@@ -194,6 +194,9 @@ async def test_without_a_deadline_it_ends_all_the_same(over_proxy: Keyspace, pro
     with refused("UNAVAILABLE", "OUTCOME_UNKNOWN"):
         await over_proxy.apply_if(CLAIM, "bob", 1)
     assert time.monotonic() - began < 2 * STATEMENT_S + 2
+    # Nor is a caller who has time left told that it ran out while the statement was prepared.
+    with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
+        await over_proxy.read("SELECT data FROM item WHERE id = ?", 1)
 
 
 async def test_a_write_without_an_answer_is_sent_again_as_the_same(
