@@ -123,9 +123,10 @@ class Process:
             self._registrar = None
         if self._server is not None:
             await self._server.drain(self.settings.drain_s)
-        while self._started:
-            worker = self._started.pop()
-            await _within(worker.stop(), f"{type(worker).__name__} did not stop")
+        # Side by side: each may have a batch to end and its place to store, and a process has a dozen.
+        stopping = [_within(worker.stop(), f"{type(worker).__name__} did not stop") for worker in self._started[::-1]]
+        self._started.clear()
+        await asyncio.gather(*stopping)
         for watch in self._watches.values():
             # What they heard stays good; their streams would keep the registry's own server from stopping.
             await watch.stop()
