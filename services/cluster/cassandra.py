@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Self
 
+from cassandra import DriverException
 from cassandra.cluster import Cluster as Driver
 from cassandra.cluster import ResultSet, Session
 from cassandra.query import BatchStatement, BatchType, PreparedStatement, SimpleStatement
@@ -20,6 +21,7 @@ from services.cluster.driver import (
     ONCE,
     REPEATABLE,
     SCHEMA,
+    SCHEMA_AGREEMENT_S,
     SERIAL,
     STATEMENT_S,
     Stamps,
@@ -31,7 +33,7 @@ from services.cluster.driver import (
 )
 from services.cluster.in_flight import Answer, InFlight
 from services.cluster.migrations import migrate
-from services.cluster.statements import Statements, qualified
+from services.cluster.statements import CLOCKS_APART_S, Statements, qualified
 from services.common import errors
 from services.common.config import Settings
 from services.common.context import current
@@ -51,8 +53,6 @@ WRITE_AGAIN_S = 0.05
 WRITE_BUDGET_S = 6.0
 # A batch is written thrice, and one node coordinates it: many rows belong into many writes.
 MAX_BATCH = 100
-# How far the driver's timers may be from the loop's.
-CLOCKS_APART_S = 0.02
 
 _again = Counter("roost_cassandra_writes_again", "Writes sent again, because the outcome of the first was unknown.")
 
@@ -91,8 +91,8 @@ class Cassandra:
         """Runs one statement that changes the schema; returns when all nodes agree on it. UNAVAILABLE where they do not."""
 
         def run() -> bool:
-            result = self._session.execute(SimpleStatement(cql, keyspace=keyspace), execution_profile=SCHEMA)
-            return bool(result.response_future.is_schema_agreed)
+            self._session.execute(SimpleStatement(cql, keyspace=keyspace), execution_profile=SCHEMA)
+            return bool(self._driver.control_connection.wait_for_schema_agreement(wait_time=SCHEMA_AGREEMENT_S))
 
         try:
             agreed = await asyncio.to_thread(run)
@@ -100,6 +100,16 @@ class Cassandra:
             raise refusal(error, False) from error
         if not agreed:
             raise errors.unavailable("the nodes do not agree on the schema yet", reason="STORE_UNAVAILABLE")
+
+    async def learn_replicas(self, keyspace: str) -> None:
+        """Reads how a keyspace is replicated: from now on its statements go to the nodes that have the rows. Errors as those of a read."""
+        try:
+            # All nodes agree already, or know it for long: no waiting for that.
+            await asyncio.to_thread(self._driver.refresh_keyspace_metadata, keyspace, max_schema_agreement_wait=0)
+        except DriverException as error:
+            raise errors.unavailable("the store cannot do it now", reason="STORE_UNAVAILABLE") from error
+        except Exception as error:
+            raise refusal(error, False) from error
 
     def deadline(self, at_most_s: float = STATEMENT_S) -> float:
         """When what begins now must have ended, by the loop's clock: the call's deadline, or sooner."""
@@ -168,6 +178,7 @@ class Keyspace:
         """
         keyspace = cls.of(cassandra, service)
         await migrate(keyspace, migrations)
+        await cassandra.learn_replicas(keyspace.name)
         return keyspace
 
     async def close(self) -> None:

@@ -39,6 +39,7 @@ STATEMENT_S = 2.0
 # Creating a table writes files and waits for every node to know.
 SCHEMA_S = 30.0
 SCHEMA_AGREEMENT_S = 20.0
+NEVER = -1
 # A node that starts, or has all its cores taken, is slow to say hello.
 CONNECT_S = 5.0
 # The end of an outage is noticed within this. (The driver's own rest between tries grows to ten minutes.)
@@ -136,6 +137,10 @@ def new_driver(settings: Settings, stamps: Stamps) -> Driver:
         connect_timeout=CONNECT_S,
         control_connection_timeout=CONNECT_S,
         max_schema_agreement_wait=SCHEMA_AGREEMENT_S,
+        # Of the schema only what leads a statement to its replicas is read, keyspace by keyspace as they are opened: to read all of it
+        # takes longer than all else at a start, and after every change of anybody's table every process would ask for that table.
+        schema_metadata_enabled=False,
+        schema_event_refresh_window=NEVER,
         monitor_reporting_enabled=False,
     )
 
