@@ -21,8 +21,8 @@ from services.common.context import current
 MAX_STATEMENTS = 500
 # How far the driver's timers may be from the loop's.
 CLOCKS_APART_S = 0.02
-# Before a table's name in every statement that reads or writes; keywords are capitals here, tables are not.
-_BEFORE_TABLE = re.compile(r"\b(FROM|INTO|UPDATE)\s+(?=[a-z])")
+# Before a table's name in every statement that reads or changes rows; keywords are capitals here, tables are not.
+_BEFORE_TABLE = re.compile(r"\b(FROM|INTO|UPDATE|TRUNCATE)\s+(?=[a-z])")
 
 
 def qualified(cql: str, keyspace: str) -> str:
