@@ -7,6 +7,7 @@ changes in one step for all processes: `<namespace>-tweets-v1` is the one in use
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -51,6 +52,8 @@ class Generations:
     def __init__(self, opensearch: OpenSearch, namespace: str, shards: int) -> None:
         self._opensearch = opensearch
         self._shards = shards
+        # Those of this process who find none wait for the first.
+        self._ensuring = asyncio.Lock()
         self._bases = {kind: f"{namespace}-{word}-v{FORMAT}" for kind, word in _WORDS.items()}
 
     def alias(self, collection: Collection) -> str:
@@ -86,15 +89,20 @@ class Generations:
 
     async def ensure(self) -> Standing:
         """Makes an index, not filled, of each collection that has none in use."""
+        async with self._ensuring:
+            return await self._ensure()
+
+    async def _ensure(self) -> Standing:
         for _ in range(TRIES):
             standing = await self.standing()
             missing = [kind for kind, numbers in standing.current.items() if not numbers]
             twice = [kind for kind, numbers in standing.current.items() if len(numbers) > 1]
             if not missing and not twice:
                 return standing
+            number = max(standing.numbers, default=0) + 1
             for kind in missing:
                 _log.info("a search index is made", name=self._bases[kind])
-                await self._create(kind, max(standing.numbers, default=0) + 1, self._bases[kind])
+            await asyncio.gather(*(self._create(kind, number, self._bases[kind]) for kind in missing))
             for kind in twice:
                 # Made while another process took over: what was taken over is the older one, for it was begun before.
                 await self._delete(kind, sorted(standing.current[kind])[1:])
@@ -105,9 +113,9 @@ class Generations:
         standing = await self.ensure()
         await self.remove(standing.filling)
         number = max(standing.numbers) + 1
-        for kind in Collection:
-            if not await self._create(kind, number, self.filling(kind, number)):
-                raise unavailable("another process makes an index of the same number")
+        made = await asyncio.gather(*(self._create(kind, number, self.filling(kind, number)) for kind in Collection))
+        if not all(made):
+            raise unavailable("another process makes an index of the same number")
         return number
 
     async def take_over(self, number: int) -> None:
@@ -145,9 +153,8 @@ class Generations:
 
     async def remove(self, numbers: Iterable[int]) -> None:
         """Removes these generations."""
-        for number in numbers:
-            for kind in Collection:
-                await self._delete(kind, (number,))
+        gone = list(numbers)
+        await asyncio.gather(*(self._delete(kind, gone) for kind in Collection))
 
     async def refresh(self, names: Iterable[str]) -> None:
         """Lets everything that was written under these names be found."""

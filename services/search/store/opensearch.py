@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import structlog
@@ -32,7 +32,7 @@ from services.search.store.lock import BuildLock
 
 # Above every version: they are milliseconds, or small.
 ABOVE_ALL = 1 << 62
-# At the start a server gets this long to come up; then searches are refused until it does.
+# At the start a server gets this long to come up before anybody is told that it did not.
 OPEN_MOST_S = 10.0
 OPEN_RETRY_S = 0.5
 # A write that meets a takeover, or another process at the same document, is done once more; more often something else is wrong.
@@ -49,17 +49,14 @@ class OpenSearchIndex:
         self._generations = Generations(opensearch, settings.namespace, settings.opensearch_shards)
         self._lock = BuildLock(opensearch, settings.namespace)
         self._building: int | None = None
-        self._removing: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
-        """Connects, and makes the indexes where there are none. Without a server it opens all the same: search alone is down then."""
+        """Opens at once. Indexes are made meanwhile where there are none; who comes before makes them. Without a server search alone is
+        down."""
         index = cls(OpenSearch.of(settings), settings)
-        try:
-            async with asyncio.timeout(OPEN_MOST_S):
-                await index._reach()
-        except TimeoutError:
-            _log.error("no search server answers: searches are refused until one does")
+        index._later(index._make())
         return index
 
     @property
@@ -152,16 +149,13 @@ class OpenSearchIndex:
         await self._generations.take_over(number)
         self._building = None
         await self._lock.leave()
-        # In an empty context: it outlives the call that asked for the build.
-        task = asyncio.get_running_loop().create_task(self._remove_before(number), context=contextvars.Context())
-        self._removing.add(task)
-        task.add_done_callback(self._removing.discard)
+        self._later(self._remove_before(number))
 
     async def close(self) -> None:
         """See the port."""
         number, self._building = self._building, None
-        # What they have not removed is removed after the next takeover.
-        for task in tuple(self._removing):
+        # What they have not made is made by who needs it, and what they have not removed is removed after the next takeover.
+        for task in tuple(self._tasks):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         if number is not None:
@@ -180,11 +174,21 @@ class OpenSearchIndex:
         except errors.RoostError as error:
             _log.warning("a retired search index is left behind", error=str(error))
 
-    async def _reach(self) -> None:
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        # In an empty context: it outlives the call that asked for it.
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _make(self) -> None:
+        give_up = asyncio.get_running_loop().time() + OPEN_MOST_S
         while True:
             try:
                 await self._generations.ensure()
-            except errors.RoostError:
+            except (errors.RoostError, Refusal) as error:
+                if asyncio.get_running_loop().time() > give_up:
+                    _log.error("no search index: searches are refused until the server answers", error=str(error))
+                    return
                 await asyncio.sleep(OPEN_RETRY_S)
             else:
                 return
