@@ -149,7 +149,8 @@ async def connect(endpoint: Endpoint, silence_s: float) -> Pipe:
                 _, pipe = await loop.create_connection(
                     lambda: Pipe(silence_s), endpoint.host, endpoint.port, ssl=context
                 )
-            await _sign_in(pipe, endpoint)
+        # Bounded by the connection itself, which tells a silent server from a busy process.
+        await _sign_in(pipe, endpoint)
     except (OSError, TimeoutError) as error:
         if pipe is not None:
             pipe.abort()
