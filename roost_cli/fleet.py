@@ -20,7 +20,7 @@ from roost_cli.target import Target
 from services.common.config import child_environment, runtime_dir
 
 # Some sixteen processes, each of which takes seconds of a core to come up.
-START_WITHIN_S = 240.0
+START_WITHIN_S = 400.0
 # Gateway, services and registry end one group after the other.
 STOP_WITHIN_S = 120.0
 SHOWN_LOG_CHARS = 2_000
