@@ -108,6 +108,16 @@ async def web(start_mesh: MeshFactory) -> AsyncIterator[Web]:
     await server.stop()
 
 
+@pytest.fixture
+async def admin_web(start_mesh: MeshFactory) -> AsyncIterator[Web]:
+    """The same, where `root_admin` is an administrator."""
+    mesh = await start_mesh(admins=(ADMIN,))
+    server, client = await open_web(mesh, mesh.process.settings)
+    async with client:
+        yield Web(mesh, client)
+    await server.stop()
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_web(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web]:
     """The same, one for all tests of a module that take it `on_shared_web`: none may count on being alone there."""
