@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from roost_cli import child
+from roost_cli import child, kill
 from roost_cli.crash import Drill, Result
+from roost_cli.drill import Fault, report_requests
 from roost_cli.history import Faults
 from roost_cli.main import run
 from roost_cli.outcome import CommandError
@@ -81,3 +82,28 @@ async def test_a_mesh_that_hangs_is_put_down(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(CommandError, match=r"no mesh in 0\.05 s"):
         await child.Nursery(tmp_path).start()
     assert spawned[0].returncode == -9
+
+
+def test_only_services_can_be_chosen_and_only_for_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["drill", "kill", "--service", "gateway"]) == 2
+    assert "no service gateway" in capsys.readouterr().err
+    assert run(["drill", "crash", "--service", "tweet"]) == 2
+
+
+@pytest.mark.parametrize("change", ["none", "failed", "lost", "duplicated", "strange", "homes"])
+def test_a_kill_that_cost_something_is_no_success(change: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = kill.Result(
+        rounds=2, reads=100, writes=1, recoveries_s=[1.5], acknowledged=1, homes_exact=change != "homes"
+    )
+    match change:
+        case "failed":
+            found.failed, found.failures = 1, ["after tweet-1: GET /v1/timelines/home: 503"]
+            found.by_service["tweet"] += 1
+        case "lost" | "duplicated" | "strange":
+            found.add(Faults(**({"lost": [], "duplicated": [], "strange": []} | {change: ["the post of 7"]})))
+    assert found.clean == (change == "none")
+    report_requests(Fault.KILL, found, 3.0)
+    if change == "failed":
+        said = capsys.readouterr().out
+        assert "GET /v1/timelines/home: 503" in said
+        assert "1 after tweet" in said
