@@ -1,0 +1,39 @@
+"""Processes of a running mesh are killed one by one: what may be repeated is answered, what was acknowledged is there once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from roost_cli.fleet import Fleet
+from roost_cli.kill import KillDrill
+from roost_cli.progress import Silent
+from tests.cluster import Namespace
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+# Two of these, one of each other service: `roost drill kill` takes two of all, and kills each.
+SERVICES = ("tweet", "timeline")
+ROUNDS = 2
+# Few readers and many writes for the time there is.
+CLIENTS, READS_A_WRITE = 6, 10
+
+
+async def test_a_killed_process_costs_nothing(tmp_path: Path, namespace: Namespace) -> None:
+    settings = {name: str(value) for name, value in namespace.settings.items()}
+    fleet = await Fleet.start(tmp_path, settings, dict.fromkeys(SERVICES, 2))
+    try:
+        drill = KillDrill(fleet, 1, Silent(), reads_a_write=READS_A_WRITE, clients=CLIENTS)
+        result = await drill.run(SERVICES, ROUNDS)
+        await fleet.stop()
+    finally:
+        await fleet.put_down()
+    assert result.rounds == ROUNDS
+    assert not result.lost
+    assert not result.duplicated
+    assert not result.strange
+    assert result.homes_exact
+    # A machine that is busy elsewhere may be late; nothing else may keep an answer away.
+    assert not [failure for failure in result.failures if ": 504 " not in failure]
+    assert result.acknowledged > 0
