@@ -77,6 +77,10 @@ commitlog_disk_access_mode: legacy
 # Snapshots before TRUNCATE and DROP cost more than what they follow.
 auto_snapshot: false
 hinted_handoff_enabled: false
+# One node on few cores: with more threads (32, 32 and 128 by default) a request is handed around more than it is worked on.
+concurrent_reads: 8
+concurrent_writes: 8
+native_transport_max_threads: 16
 memtable_heap_space: 96MiB
 memtable_offheap_space: 96MiB
 concurrent_compactors: 1
