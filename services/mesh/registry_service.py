@@ -54,9 +54,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             await asyncio.gather(self._sweeper, return_exceptions=True)
             self._sweeper = None
 
-    async def RegisterInstance(
-        self, request: pb.RegisterInstanceRequest, context: Any
-    ) -> pb.RegisterInstanceResponse:
+    async def RegisterInstance(self, request: pb.RegisterInstanceRequest, context: Any) -> pb.RegisterInstanceResponse:
         """Lists the instance; RESOURCE_EXHAUSTED where the service has MAX_INSTANCES."""
         leases = self._services.setdefault(request.service, {})
         known = leases.get(request.instance_id)

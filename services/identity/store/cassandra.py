@@ -163,19 +163,9 @@ class CassandraStore:
         user_id = account.user_id
         change = (account.core, account.state, account.version, user_id, account.version - 1)
         note = (NOTE_S, _ids(records), user_id)
-        if end_sessions:
-            work = self._decide(user_id, records, cql.REPLACE_AND_END, *change, *note, user_id, 0, user_id, 0)
-        else:
-            work = self._decide(user_id, records, cql.REPLACE, *change, *note)
-
-        async def replace() -> bool:
-            applied = await work
-            if applied:
-                # Before anybody hears of it: whoever reads next finds it there.
-                await self._shared.put_user(user_id, account.version, wire_of(account))
-            return applied
-
-        return await to_its_end(replace())
+        steps = (*change, *note, user_id, 0, user_id, 0) if end_sessions else (*change, *note)
+        statement = cql.REPLACE_AND_END if end_sessions else cql.REPLACE
+        return await to_its_end(self._decide(user_id, records, statement, *steps, shared=account))
 
     async def set_credential(
         self, user_id: int, credential: Credential, keep_session_id: int, records: Sequence[Record]
@@ -282,8 +272,11 @@ class CassandraStore:
             made[user_id] = set(rows[0][0] or ()) if rows else set()
         return [record for record in records if record.event_id in made[record.key]]
 
-    async def _decide(self, user_id: int, records: Sequence[Record], statement: str, *values: Any) -> bool:
-        """One conditional write to a user's partition, which notes the events; whether it was applied. They are published then."""
+    async def _decide(
+        self, user_id: int, records: Sequence[Record], statement: str, *values: Any, shared: Account | None = None
+    ) -> bool:
+        """One conditional write to a user's partition, which notes the events; whether it was applied. Then `shared` is put where every
+        process reads it, and the events are published."""
         async with self._turns.of(user_id):
             await self._keyspace.write_each(self.outbox.steps(records))
             try:
@@ -294,6 +287,9 @@ class CassandraStore:
                 if not applied:
                     raise
         if applied:
+            if shared is not None:
+                # Before anybody hears of it: whoever reads next finds it there, also a consumer whom the event makes read.
+                await self._shared.put_user(user_id, shared.version, wire_of(shared))
             self.outbox.publish(records)
         return applied
 

@@ -50,8 +50,9 @@ class Writer:
         """Writes steps and event, which are about one tweet, as one batch. When it returns the event is on its way, and no process
         remembers anything older."""
         await self.keyspace.batch([*steps, *self._outbox.steps((event,))])
-        self._outbox.publish((event,))
+        # First all processes forget what was: the event makes its consumers read.
         await self.tell_of(head)
+        self._outbox.publish((event,))
 
     async def tell_of(self, head: tweet_pb2.TweetHead) -> bool:
         """Tells all processes of a change of one tweet: it, what it is linked to, and its author's lists. Answers as `tell`."""

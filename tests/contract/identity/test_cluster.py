@@ -138,6 +138,30 @@ async def test_an_answer_that_was_lost_is_found_in_the_events(another: Open, mon
         await store.replace(account._replace(version=3), [record(1)])
 
 
+async def test_whom_the_event_makes_read_finds_the_change(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, reader = await another(), await another()
+    await create(writer, 1, "alice")
+    (account,) = await writer.accounts([1])
+    await reader.refs([1])
+    read: list[asyncio.Task[Any]] = []
+    publish = writer.outbox.publish
+
+    def published(records: Any) -> None:
+        read.append(asyncio.create_task(reader.refs([1])))
+        publish(records)
+
+    monkeypatch.setattr(writer.outbox, "publish", published)
+    put_user = writer._shared.put_user
+
+    async def put_late(*values: Any) -> bool:
+        await asyncio.sleep(0.1)
+        return bool(await put_user(*values))
+
+    monkeypatch.setattr(writer._shared, "put_user", put_late)
+    assert await writer.replace(account._replace(state=SUSPENDED, version=2), [record(1)])
+    assert [entry.version for entry in (await read[0]).refs] == [2]
+
+
 async def test_a_claim_without_an_account_is_given_up_after_a_while(
     another: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,30 @@ async def answers(opened: Opened) -> tuple[Any, ...]:
     )
 
 
+async def test_whom_the_event_makes_read_finds_the_change(
+    opened: Opened, other: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer: Any = opened.store
+    await opened.post(1, ANN)
+    await other.store.batch_get([1], 0)
+    read: list[asyncio.Task[Any]] = []
+    outbox, change_tweets = writer._writer._outbox, writer._writer._shared.change_tweets
+    publish = outbox.publish
+
+    def published(records: Any) -> None:
+        read.append(asyncio.create_task(other.store.batch_get([1], 0)))
+        publish(records)
+
+    async def change_late(*values: Any) -> bool:
+        await asyncio.sleep(0.1)
+        return bool(await change_tweets(*values))
+
+    monkeypatch.setattr(outbox, "publish", published)
+    monkeypatch.setattr(writer._writer._shared, "change_tweets", change_late)
+    await opened.delete(1)
+    assert [core.head.deleted for core in (await read[0]).cores] == [True]
+
+
 async def history(opened: Opened) -> AsyncIterator[None]:
     """A little of everything; a step at a time."""
     store = opened.store
