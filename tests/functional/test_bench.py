@@ -21,6 +21,7 @@ pytestmark = [
 DOCUMENT = f"{bench.BEGIN.format('home')}\n{bench.END.format('home')}\n"
 
 
+@pytest.mark.embedded  # The mesh is a process of its own, on embedded stores whatever the family.
 async def test_a_loaded_mesh_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
