@@ -15,6 +15,7 @@ from gateway_http.compat import connect
 from gateway_http.operation import SECURITY, Front, Operation
 from gateway_http.own_routes import Health, own_routes
 from gateway_http.problem import CLIENT_CLOSED_REQUEST, problem
+from gateway_http.remembered import Remembered
 from gateway_http.request import ClientGoneError, Receive, Request, Response, Route, Scope, Send
 from gateway_http.router import Binding, Router, bindings
 from services.common import errors
@@ -45,7 +46,7 @@ class Gateway:
     """
 
     def __init__(self, channel: grpc.aio.Channel, verifier: Verifier, settings: Settings, health: Health) -> None:
-        front = Front(channel, verifier, limits.buckets(settings), Codec())
+        front = Front(channel, verifier, limits.buckets(settings), Codec(), Remembered())
         entries: list[tuple[Binding, Route]] = [*own_routes(health), *connect.routes(front)]
         for method in methods().values():
             if method.policy.access != options.ACCESS_MESH:

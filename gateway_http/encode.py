@@ -158,7 +158,8 @@ def _float(value: float) -> float | str:
         except OverflowError:
             # Rounded up beyond the largest: it takes more digits.
             continue
-    return value
+    # Nine tell any two of them apart.
+    return float(f"{value:.9g}")
 
 
 def rfc3339(value: Any) -> str:

@@ -15,9 +15,10 @@ from gateway_http import caching, limits
 from gateway_http.codec import Asked, Codec
 from gateway_http.paging import DEPRECATION, Skipper
 from gateway_http.problem import Refusal
+from gateway_http.remembered import Key, Remembered
 from gateway_http.request import Request, Response
 from gateway_http.router import Binding
-from services.common import errors
+from services.common import errors, revisions
 from services.common.context import ANONYMOUS, NEVER, Actor, Call, current_call
 from services.common.contract import Method
 from services.common.tokens import Verifier
@@ -43,6 +44,7 @@ class Front:
     verifier: Verifier
     buckets: limits.Buckets
     codec: Codec
+    remembered: Remembered
 
 
 class Operation:
@@ -63,6 +65,7 @@ class Operation:
             return
         self._reader = front.codec.reader(method, binding)
         self._write: Callable[[Any], bytes] = front.codec.writer(method, binding)
+        self._remembers = self._is_read and method.policy.remembered
         self._skipper = Skipper(method) if method.policy.page_numbers else None
         # Joined bytes pass through: the twin, where there is one, is what comes back.
         self._call: Any = front.channel.unary_unary(
@@ -76,12 +79,37 @@ class Operation:
             self._take(self._bucket, actor, request)
         if self._streams:
             raise errors.unimplemented(f"{self.name} is not served over HTTP yet")
+        if self._remembers and not request.has_body():
+            return await self._remembering(request, actor)
+        answer, asked = await self._served(request, actor)
+        return self._respond(self._write(answer), actor, request, asked)
+
+    async def _served(self, request: Request, actor: Actor) -> tuple[Any, Asked]:
         headers = request.headers
         body = await self._body(request) if request.has_body() else b""
         key = headers.get(b"idempotency-key", b"").decode("latin-1")
         asked = self._reader.read(request.values, request.scope["query_string"], body, actor.user_id, key)
-        answer = await self._ask(asked, actor, request)
-        return self._respond(self._write(answer), actor, request, asked)
+        return await self._ask(asked, actor, request), asked
+
+    async def _remembering(self, request: Request, actor: Actor) -> Response:
+        """As without remembering, but that an answer nothing has changed since is not made again."""
+        remembered = self._front.remembered
+        key: Key = (actor.user_id, request.raw_path, request.scope["query_string"])
+        found = remembered.find(key)
+        if found is not None:
+            response, tag = found
+            known = request.headers.get(b"if-none-match")
+            return response if known is None else self._unless_known(response, tag, known)
+        with revisions.reading() as reading:
+            answer, asked = await self._served(request, actor)
+        if asked.page:
+            return self._respond(self._write(answer), actor, request, asked)
+        payload = self._write(answer)
+        tag = caching.etag(payload)
+        whole = self._whole(payload, actor, tag)
+        remembered.keep(key, whole, tag, reading)
+        known = request.headers.get(b"if-none-match")
+        return whole if known is None else self._unless_known(whole, tag, known)
 
     async def _identify(self, request: Request) -> Actor:
         authorization = request.headers.get(b"authorization")
@@ -136,9 +164,18 @@ class Operation:
         if not self._is_read:
             return Response(self._status, _WRITE, payload)
         tag = caching.etag(payload)
-        fixed = _READ_PRIVATE if actor.user_id else _READ_PUBLIC
+        whole = self._whole(payload, actor, tag)
         known = request.headers.get(b"if-none-match")
-        if known is not None and caching.matches(known, tag):
-            # RFC 9110: the headers of the answer, without those that describe a body.
-            return Response(304, (*fixed[1:], (b"etag", tag)), b"")
+        return whole if known is None else self._unless_known(whole, tag, known)
+
+    def _whole(self, payload: bytes, actor: Actor, tag: bytes) -> Response:
+        fixed = _READ_PRIVATE if actor.user_id else _READ_PUBLIC
         return Response(self._status, (*fixed, (b"etag", tag)), payload)
+
+    @staticmethod
+    def _unless_known(whole: Response, tag: bytes, known: bytes) -> Response:
+        """The answer, or 304 where `known`, the client's If-None-Match, names it."""
+        if not caching.matches(known, tag):
+            return whole
+        # RFC 9110: the headers of the answer, without those that describe a body.
+        return Response(304, whole.headers[1:], b"")

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from services.common import revisions
 from services.common.abstract_channel import AbstractChannel
 from services.common.context import NEVER, current_call
 from services.common.contract import Method, methods
@@ -120,7 +121,15 @@ class RoutingChannel(AbstractChannel):
         # "/roost.tweet.v1.TweetService/GetTweet": the folder is the second segment of the package.
         channel = self._remote.get(method.split(".")[1], self._local)
         start: Callable[..., Any] = getattr(channel, kind)(method, *args, **kwargs)
-        return start
+        if channel is self._local:
+            return start
+
+        def begin(*said: Any, **options: Any) -> Any:
+            # What another process reads, this one does not learn.
+            revisions.spoil()
+            return start(*said, **options)
+
+        return begin
 
     async def close(self, grace: float | None = None) -> None:
         """Closes the remote channels."""

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from services.common import errors
+from services.common import errors, revisions
 from services.common.checker import Checker
 from services.common.context import Call, current_call
 from services.common.interceptors import Endpoint
@@ -112,12 +112,17 @@ class UnaryCall:
         if self._response is not None:
             return self._response
         before = current_call.get()
+        reading = revisions.under_way()
+        notes = 0 if reading is None else reading.notes
         target = self._target
         try:
             endpoint, call = target.begin(self._above, self._timeout)
             trusted = target.checker is None and bool(target.caller)
             answer = await endpoint.unary(target.sent(self._request), call, self._context, made_here=trusted)
             self._response = target.received(answer)
+            if reading is not None and reading.notes == notes:
+                # Whoever served it does not say what it read.
+                reading.spoil()
             return self._response
         except errors.RoostError as error:
             self._error = rpc_error(error, self._context.trailing)
@@ -173,6 +178,7 @@ class StreamCall:
         self._context = _Context()
         self._queue: asyncio.Queue[Any] = asyncio.Queue(STREAM_AHEAD)
         self._ended = False
+        revisions.spoil()
         self._task = asyncio.get_running_loop().create_task(self._run(request, timeout))
 
     async def _run(self, request: Message, timeout: float | None) -> None:

@@ -13,6 +13,8 @@ import structlog
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 
+from services.common import revisions
+
 # Graph sends a sign of life every 5 s; after six missed ones nobody may decide by what was heard before.
 SILENCE_S = 30.0
 RETRY_FIRST_S = 0.05
@@ -20,6 +22,8 @@ RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
 # In one process the first snapshot comes within milliseconds; a graph service that is away keeps nobody from starting.
 START_WITHIN_S = 1.0
+
+_TIERS = (0,)
 
 _log = structlog.get_logger(__name__)
 
@@ -44,6 +48,9 @@ class Tiers:
         self._heard = asyncio.Event()
         # Changes with every tier that changes: compared for equality by whoever keeps something derived.
         self.version = 0
+        self._hearing = False
+        # All of it is one key.
+        self._revisions = revisions.Revisions()
 
     @property
     def celebrities(self) -> Iterable[int]:
@@ -65,6 +72,11 @@ class Tiers:
 
     def normal_since(self, ms: int) -> Sequence[int]:
         """Who ceased to be a celebrity after `ms` (Unix milliseconds): at most 31 days of them are known."""
+        if self._hearing:
+            self._revisions.read(_TIERS)
+        else:
+            # Good for a while yet, but nobody would tell when it changes.
+            revisions.spoil()
         if self._order is None:
             self._order = sorted((changed, user_id) for user_id, changed in self._normal.items())
         return [user_id for _, user_id in self._order[bisect_right(self._order, (ms, 1 << 63)) :]]
@@ -96,6 +108,8 @@ class Tiers:
                 reason = "cut off"
             except Exception as error:
                 reason = repr(error)
+            self._hearing = False
+            self._revisions.changed(_TIERS)
             # What changes while nobody listens is unknown: half the margin stays for the decisions under way.
             now = self._monotonic()
             self._good_until = min(self._good_until, now + self._margin_ms / 2000)
@@ -121,14 +135,17 @@ class Tiers:
                     # Swapped without an await between: nobody sees half a snapshot.
                     self._since.clear()
                     self._normal.clear()
+                    self.version += 1
                     self._take(snapshot)
                     snapshot = None
+                    self._hearing = True
                 self._good_until = self._monotonic() + SILENCE_S
                 self._heard.set()
         finally:
             call.cancel()
 
     def _take(self, entries: Iterable[graph.TierEntry]) -> None:
+        self._revisions.changed(_TIERS)
         for entry in entries:
             now, before = (self._since, self._normal)
             if entry.tier != graph.TIER_CELEBRITY:

@@ -110,7 +110,7 @@ class UserService(UserServiceServicer):
 
     async def BatchGetUserRefs(self, request: pb.BatchGetUserRefsRequest, context: _Context) -> pb.SerializedUserRefs:
         # The twin: its bytes are not taken apart here, and the hydrator knows most of them already.
-        return pb.SerializedUserRefs.FromString(await self._store.refs_serialized(request.ids))
+        return pb.SerializedUserRefs.FromString(await self._store.refs_serialized(list(request.ids)))
 
     async def ScanUsers(self, request: pb.ScanUsersRequest, context: _Context) -> AsyncIterator[pb.ScanUsersResponse]:
         after_id = request.after_id

@@ -12,6 +12,7 @@ from cachetools import TTLCache
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
+from services.common import revisions
 from services.common.timed import until
 from services.timeline.store import CAPACITY, HomeList
 
@@ -84,6 +85,8 @@ class RecentIds:
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
         """As in AuthorIds, but for ids committed less than RECENTS_TTL_S ago."""
+        # What is read here was read from its owner earlier, in another call.
+        revisions.spoil()
         kept = {author: ids for author in authors if (ids := self._kept.get(author)) is not None}
         unknown = [author for author in authors if author not in kept]
         fresh: dict[int, Sequence[int]] = {}

@@ -9,12 +9,12 @@ from roost.timeline.v1.timeline_service_pb2_grpc import TimelineServiceServicer
 from roost.tweet.v1 import tweet_pb2
 
 from services.common import context as calls
-from services.common import errors
+from services.common import errors, revisions
 from services.common.cursor import Cursors
 from services.timeline.builds import Builds
 from services.timeline.explain import Explainer
 from services.timeline.found import FoundLists
-from services.timeline.home import MAX_ENTRIES, HomeReader
+from services.timeline.home import MAX_ENTRIES, WARM, HomeReader
 from services.timeline.plan import PULL, Rules
 from services.timeline.store import HomeTimelineStore
 
@@ -58,6 +58,9 @@ class TimelineService(TimelineServiceServicer):
         size = _size(request)
         # mode=ranked is answered chronologically: there is no ranker yet.
         page = await self._reader.page(user_id, bound, served, size)
+        if page.label != WARM or page.partial:
+            # The next read finds it otherwise, though nothing has changed.
+            revisions.spoil()
         if page.partial:
             next_cursor = self._sealed(user_id, bound, served)
         else:

@@ -94,11 +94,11 @@ class TweetServicer(TweetServiceServicer):
         return rpc.ListRetweetersResponse(users=users, next_cursor=next_cursor)
 
     async def BatchListAuthorTweetIds(self, request: rpc.BatchListAuthorTweetIdsRequest, context: object) -> Any:
-        return await self._store.batch_list_author_ids(request.author_ids, request.before_id, request.per_author)
+        return await self._store.batch_list_author_ids(list(request.author_ids), request.before_id, request.per_author)
 
     async def BatchGetTweetCores(self, request: rpc.BatchGetTweetCoresRequest, context: object) -> Any:
         # The twin: its bytes are not taken apart here, and the hydrator knows most of them already.
-        cores = await self._store.batch_get_serialized(request.ids, request.viewer_id)
+        cores = await self._store.batch_get_serialized(list(request.ids), request.viewer_id)
         return tweet_pb2.SerializedTweetCores.FromString(cores)
 
     async def BatchGetAuthorCounts(self, request: rpc.BatchGetAuthorCountsRequest, context: object) -> Any:

@@ -14,6 +14,7 @@ from roost.engagement.v1 import engagement_service_pb2 as pb
 from services.common import outbox
 from services.common.drivers.sqlite import Database
 from services.common.event_log import Record
+from services.common.revisions import Revisions
 from services.engagement.store import Entry, Kind
 from services.engagement.store.memory import MAX_KEPT_MARKS, NEWEST_COUNTS, Counts, Marked, Marks
 
@@ -94,6 +95,8 @@ class EmbeddedEngagementStore:
         self.db = db
         self._counts = counts
         self._marks = Marks()
+        # By tweet: whoever likes or keeps one changes what it counts, and what they see of themselves there.
+        self._revisions = Revisions()
         # A read that finds it changed may be older than a write, and is not remembered.
         self._writes_told = 0
 
@@ -164,6 +167,7 @@ class EmbeddedEngagementStore:
                 self._writes_told += 1
                 self._counts.put(tweet_id, _frame(tweet_id, outcome.likes, outcome.bookmarks))
                 self._marks.change(user_id, kind, tweet_id, present)
+                self._revisions.changed((tweet_id,))
             return outcome
 
         return await asyncio.shield(asyncio.ensure_future(run()))
@@ -180,6 +184,7 @@ class EmbeddedEngagementStore:
 
     async def batch_get_counts(self, ids: Sequence[int]) -> pb.BatchGetCountsResponse:
         """See the port."""
+        self._revisions.read(ids)
         frames = self._counts.frames(ids)
         if None in frames:
             missing = [tweet_id for tweet_id, frame in zip(ids, frames, strict=True) if frame is None]
@@ -198,6 +203,7 @@ class EmbeddedEngagementStore:
 
     async def batch_get_viewer_states(self, user_id: int, ids: Sequence[int]) -> pb.BatchGetViewerStatesResponse:
         """See the port."""
+        self._revisions.read(ids)
         marked = self._marks.get(user_id) if user_id in self._marks else await self._load_marks(user_id)
         if marked is None:
             likes, bookmarks = await self._marked_among(user_id, ids)

@@ -16,6 +16,7 @@ from cachetools import LRUCache
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.common.drivers.sqlite import Database
+from services.common.revisions import Revisions
 from services.graph.store import schema as sql
 
 # Readers' own edges, packed: 8 bytes an id, so 64 MB; with 200 followees each, some 30,000 readers.
@@ -65,9 +66,12 @@ class Visibility:
         self._blocks: LRUCache[int, frozenset[int] | None] = LRUCache(MAX_BLOCKED_IDS, _blocks_weight)
         self._quiet: set[int] = set()
         self._loads: list[_Load] = []
+        # By reader: whoever blocks or unblocks somebody changes both.
+        self._revisions = Revisions()
 
     def forget(self, readers: Collection[int], blockers: Collection[int] = ()) -> None:
         """Drops the own edges of `readers` and whom `blockers` block, also from reads that may have come too early."""
+        self._revisions.changed(readers)
         for user_id in readers:
             self._standings.pop(user_id, None)
         for user_id in blockers:
@@ -81,6 +85,7 @@ class Visibility:
     async def answer(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
         """The response, in memory of its own."""
         reader_id, authors = request.user_id, set(request.candidate_ids)
+        self._revisions.read((reader_id,))
         standing = self._standings.get(reader_id)
         if standing is None:
             # All of it from one snapshot: what is kept might be older than the version that is read now, and what is

@@ -19,6 +19,7 @@ from services.common import errors
 from services.common.drivers.sqlite import Database
 from services.common.event_log import Record
 from services.common.outbox import OUTBOX_SCHEMA, enqueue
+from services.common.revisions import Revisions
 from services.identity.password import Credential, Scheme
 from services.identity.store import MAX_OFFERED, MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
 from services.identity.store.wire import is_equal, roles_of, roles_text, wire_of
@@ -80,6 +81,7 @@ class EmbeddedStore:
         self._max_cached = max_cached
         # Least recently used first.
         self._cache: OrderedDict[int, _Cached] = OrderedDict()
+        self._revisions = Revisions()
 
     @classmethod
     async def open(cls, path: Path, max_cached: int = MAX_CACHED) -> Self:
@@ -224,6 +226,7 @@ class EmbeddedStore:
         return await self.db.write(unit)
 
     async def _cached(self, ids: Sequence[int]) -> list[_Cached]:
+        self._revisions.read(ids)
         cache = self._cache
         try:
             found = [cache[user_id] for user_id in ids]
@@ -256,6 +259,7 @@ class EmbeddedStore:
             changed = await self.db.write(unit)
             for account in changed:
                 self._remember(account)
+            self._revisions.changed([account.user_id for account in changed])
             return changed
 
         return await asyncio.shield(write())

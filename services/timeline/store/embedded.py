@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from services.common.revisions import Revisions
 from services.timeline.store import CAPACITY, TRIM_ABOVE, HomeList, HomeTimelineStore, OpenBuild
 
 
@@ -79,11 +80,14 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         self._keep = keep
         self._trim_above = trim_above
         self._homes: OrderedDict[int, Building | Warm] = OrderedDict()
+        # By user id. A home that goes cold has changed as well: what is appended from then on is not seen here.
+        self._revisions = Revisions()
 
     def __len__(self) -> int:
         return len(self._homes)
 
     async def read(self, user_id: int) -> HomeList | None:
+        self._revisions.read((user_id,))
         home = self._homes.get(user_id)
         if not isinstance(home, Warm):
             return None
@@ -91,6 +95,7 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         return _snapshot(home)
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
+        self._revisions.changed((user_id,))
         build = Building(user_id, opened_ms, mode, self._keep)
         self._homes[user_id] = build
         self._homes.move_to_end(user_id)
@@ -104,7 +109,7 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         self._homes[build.user_id] = home
         self._homes.move_to_end(build.user_id)
         while len(self._homes) > self._capacity:
-            self._homes.popitem(last=False)
+            self._revisions.changed(self._homes.popitem(last=False)[:1])
         return _snapshot(home)
 
     async def abandon_build(self, build: OpenBuild) -> None:
@@ -115,20 +120,23 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         homes = self._homes
         counts = []
         for tweet_id, user_ids in entries:
-            taken = 0
+            taken = []
             for user_id in user_ids:
                 home = homes.get(user_id)
                 if home is not None:
-                    taken += 1
+                    taken.append(user_id)
                     if not home.insert(tweet_id):
                         del homes[user_id]
-            counts.append(taken)
+            self._revisions.changed(taken)
+            counts.append(len(taken))
         return counts
 
     async def drop(self, user_id: int) -> None:
+        self._revisions.changed((user_id,))
         self._homes.pop(user_id, None)
 
     async def clear(self) -> None:
+        self._revisions.changed(self._homes)
         self._homes.clear()
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 from services.common.drivers.sqlite import Database
 from services.common.event_log import Record
 from services.common.fragments import framed
+from services.common.revisions import Revisions
 from services.tweet.store import Claim, units
 from services.tweet.store import schema as sql
 from services.tweet.store.links import LinkLists
@@ -55,7 +56,7 @@ class EmbeddedTweetStore(LinkLists):
         self._authors: Recent[int, AuthorIds] = Recent(CACHED_AUTHORS)
         self._retweets: Recent[int, OwnRetweets] = Recent(CACHED_RETWEETERS)
         # Of tweet ids and author ids alike.
-        self._epochs = Epochs()
+        self._revisions = Revisions()
         # Of conversations.
         self._versions = Epochs(CONVERSATION_SHARDS)
 
@@ -95,9 +96,8 @@ class EmbeddedTweetStore(LinkLists):
 
     def _note(self, change: units.Change) -> None:
         """Forgets what counts differently now, and tells reads under way."""
-        self._epochs.advance(change.author_id)
+        self._revisions.changed((change.author_id, *change.touched))
         for tweet_id in change.touched:
-            self._epochs.advance(tweet_id)
             self._cores.pop(tweet_id)
 
     async def delete(self, tweet_id: int, at_s: int, event: Record) -> bool:
@@ -119,13 +119,13 @@ class EmbeddedTweetStore(LinkLists):
     async def _change(self, unit: Callable[[sqlite3.Connection], units.Change]) -> bool:
         change = await self._db.write(unit)
         self._note(change)
-        self._epochs.advance(change.tweet_id)
+        self._revisions.changed((change.tweet_id,))
         self._cores.pop(change.tweet_id)
         self._forget_author(change.author_id)
         return change.changed
 
     def _forget_author(self, author_id: int) -> None:
-        self._epochs.advance(author_id)
+        self._revisions.changed((author_id,))
         self._authors.pop(author_id)
         self._retweets.pop(author_id)
 
@@ -151,7 +151,7 @@ class EmbeddedTweetStore(LinkLists):
     async def _purge_step(self, before_s: int, step: int) -> int:
         gone = await self._db.write(lambda c: units.purge(c, before_s, step))
         for tweet_id, retweeter_id in gone:
-            self._epochs.advance(tweet_id)
+            self._revisions.changed((tweet_id,))
             self._cores.pop(tweet_id)
             if retweeter_id:
                 self._forget_author(retweeter_id)
@@ -164,6 +164,8 @@ class EmbeddedTweetStore(LinkLists):
 
     async def batch_get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
         """See the port."""
+        # What the viewer retweeted counts at the original, so the tweets' own revisions cover it.
+        self._revisions.read(ids)
         get = self._cores.get
         frames = [get(tweet_id) for tweet_id in ids]
         if None in frames:
@@ -189,20 +191,20 @@ class EmbeddedTweetStore(LinkLists):
         return found
 
     async def _load_retweets(self, user_id: int) -> OwnRetweets:
-        epoch = self._epochs.now(user_id)
+        since = self._revisions.now
         values = (user_id, KEPT_RETWEETS + 1)
         rows = await self._db.read(lambda c: c.execute(sql.OWN_RETWEETS, values).fetchall())
         loaded = OwnRetweets(dict(rows), complete=len(rows) <= KEPT_RETWEETS)
-        if self._epochs.now(user_id) == epoch:
+        if self._revisions.unchanged((user_id,), since):
             self._retweets.put(user_id, loaded)
         return loaded
 
     async def _load_cores(self, ids: Sequence[int]) -> dict[int, bytes]:
-        epochs = [self._epochs.now(tweet_id) for tweet_id in ids]
+        since = self._revisions.now
         rows = await self._db.read(lambda c: c.execute(sql.BY_IDS, (orjson.dumps(ids).decode(),)).fetchall())
         loaded = {row[0]: _frame(_core(row).SerializeToString()) for row in rows}
-        for tweet_id, epoch in zip(ids, epochs, strict=True):
-            if tweet_id in loaded and self._epochs.now(tweet_id) == epoch:
+        for tweet_id in ids:
+            if tweet_id in loaded and self._revisions.unchanged((tweet_id,), since):
                 self._cores.put(tweet_id, loaded[tweet_id])
         return loaded
 
@@ -210,6 +212,7 @@ class EmbeddedTweetStore(LinkLists):
         self, author_ids: Sequence[int], before_id: int, per_author: int
     ) -> tweet_service_pb2.BatchListAuthorTweetIdsResponse:
         """See the port."""
+        self._revisions.read(author_ids)
         missing: list[int] = []
         lists: dict[int, Sequence[int]] = {}
         for author_id in author_ids:
@@ -230,7 +233,7 @@ class EmbeddedTweetStore(LinkLists):
     async def _load_author_ids(
         self, author_ids: Sequence[int], before_id: int, per_author: int
     ) -> dict[int, Sequence[int]]:
-        epochs = [self._epochs.now(author_id) for author_id in author_ids]
+        since = self._revisions.now
         fill = max(per_author, FILL_IDS)
 
         def unit(connection: sqlite3.Connection) -> list[tuple[AuthorIds, Sequence[int]]]:
@@ -238,9 +241,9 @@ class EmbeddedTweetStore(LinkLists):
 
         found: dict[int, Sequence[int]] = {}
         loaded = await self._db.read(unit)
-        for author_id, epoch, (newest, ids) in zip(author_ids, epochs, loaded, strict=True):
+        for author_id, (newest, ids) in zip(author_ids, loaded, strict=True):
             found[author_id] = ids
-            if self._epochs.now(author_id) == epoch:
+            if self._revisions.unchanged((author_id,), since):
                 self._authors.put(author_id, newest)
         return found
 
