@@ -39,7 +39,7 @@ class Revisions:
         self._old: dict[int, int] = {}
 
     def read(self, keys: Sequence[int]) -> None:
-        """Tells the reading under way, if there is one: called before the look that the answer is made from. `keys` are not changed after."""
+        """Tells the reading under way, if there is one: called before the look that the answer is made from. `keys` stay as they are."""
         reading = _under_way.get()
         if reading is not None:
             reading.note(self, keys, self.now)
