@@ -13,7 +13,7 @@ import platform
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +31,7 @@ from roost_cli.loader import scan_users
 from roost_cli.minting import DEFAULT_TTL_S, MINT_BATCH, mint
 from roost_cli.outcome import FAULTS, CommandError, refused
 from roost_cli.pace import batches
+from roost_cli.posting import posting
 
 HOME = "/v1/timelines/home"
 # Half of what a token's life allows for: none expires under way.
@@ -43,8 +44,13 @@ MAX_READERS = 100_000
 FIRST_READ_S = 30.0
 # Not measured: what each server does once, it does here.
 WARM_UP_S = 1
+# With 40 followers each, 800 home entries a second, and each of 1,000 homes has a new one every second or so.
+DEFAULT_POSTS = 20
+MAX_POSTS = 1_000
 PROC = Path("/proc")
 
+# The columns, each one way of reading.
+MESH, WRITTEN_TO, BARE = "Roost", "Roost, {} tweets/s posted meanwhile", "bare uvicorn, one page"
 BEGIN, END = "<!-- roost bench {} -->", "<!-- end of roost bench {} -->"
 
 
@@ -89,11 +95,12 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How it is measured; `seconds` are each round's."""
+    """How it is measured; `seconds` are each round's, `posts` are tweets a second in those with writes."""
 
     rounds: int
     seconds: int
     connections: int
+    posts: int
 
 
 def bench(
@@ -105,6 +112,15 @@ def bench(
     connections: Annotated[
         int, typer.Option("--connections", min=1, max=MAX_CONNECTIONS, help="HTTP connections at once.")
     ] = 16,
+    posts: Annotated[
+        int,
+        typer.Option(
+            "--posts",
+            min=0,
+            max=MAX_POSTS,
+            help="home: tweets a second that are posted in rounds of their own; 0: none.",
+        ),
+    ] = DEFAULT_POSTS,
     markdown: Annotated[
         Path | None,
         typer.Option(
@@ -139,12 +155,12 @@ def bench(
     if not address:
         raise CommandError(f"the mesh at {mesh.address} serves no HTTP; name its gateway with --http")
     cpu_seconds(run.pid)
-    plan = Plan(rounds, min(seconds, MAX_SECONDS // rounds), connections)
+    plan = Plan(rounds, min(seconds, MAX_SECONDS // rounds), connections, posts)
     tokens = asyncio.run(_tokens(mesh))
     shown = progress.for_stream()
     pages = first_pages(address, tokens, shown)
-    ours, theirs = asyncio.run(_measure(run.pid, address, tokens, pages, plan, shown))
-    publish(what, circumstances(len(tokens), pages, plan), rows(ours, theirs), markdown)
+    cases = asyncio.run(_measure(mesh, run.pid, address, tokens, pages, plan, shown))
+    publish(what, circumstances(len(tokens), pages, plan), rows(cases), markdown)
 
 
 def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Path | None) -> None:
@@ -208,34 +224,42 @@ def explain(status: int, headers: dict[str, str]) -> None:
 
 
 async def _measure(
-    pid: int, address: str, tokens: Sequence[str], pages: Pages, plan: Plan, shown: progress.Progress
-) -> tuple[list[Round], list[Round]]:
-    """The rounds of the mesh, and those of the bare server."""
+    mesh: target.Target,
+    pid: int,
+    address: str,
+    tokens: Sequence[str],
+    pages: Pages,
+    plan: Plan,
+    shown: progress.Progress,
+) -> dict[str, list[Round]]:
+    """The rounds by column: of the mesh, of the mesh with writes where some are wanted, and of the bare server."""
     chance = random.SystemRandom()
-    ours: list[Round] = []
-    theirs: list[Round] = []
+    cases: dict[str, list[Round]] = {}
     # The folder is this user's alone: what lies in it are tokens.
     with tempfile.TemporaryDirectory(prefix="roost-bench-") as folder:
         script, page = Path(folder) / "home.lua", Path(folder) / "page"
         script.write_text(wrk.script(tokens))
         bare.record(page, pages.headers, pages.body)
         async with bare.running(page) as (bare_pid, bare_port):
-            servers = (("mesh", pid, address, ours), ("bare server", bare_pid, f"127.0.0.1:{bare_port}", theirs))
+            servers = [(MESH, pid, address, 0), (BARE, bare_pid, f"127.0.0.1:{bare_port}", 0)]
+            if plan.posts:
+                servers.insert(1, (WRITTEN_TO.format(plan.posts), pid, address, plan.posts))
             for number in range(plan.rounds + 1):
                 seconds = plan.seconds if number else WARM_UP_S
-                for name, server, where, rounds in servers:
-                    begun = cpu_seconds(server)
-                    start = chance.randrange(len(tokens))
-                    url = f"http://{where}{HOME}"
-                    seen = await wrk.run(script, url, connections=plan.connections, seconds=seconds, start=start)
-                    done = Round(seen, cpu_seconds(server) - begun)
+                for name, server, where, posts in servers:
+                    async with posting(mesh, tokens, posts):
+                        begun = cpu_seconds(server)
+                        start = chance.randrange(len(tokens))
+                        url = f"http://{where}{HOME}"
+                        seen = await wrk.run(script, url, connections=plan.connections, seconds=seconds, start=start)
+                        done = Round(seen, cpu_seconds(server) - begun)
                     check(name, seen)
                     if number:
-                        rounds.append(done)
+                        cases.setdefault(name, []).append(done)
                         shown.say(
                             f"round {number}, {name}: {done.per_second:,.0f} requests/s, {done.cpu_us:.0f} µs each"
                         )
-    return ours, theirs
+    return cases
 
 
 def check(name: str, seen: wrk.Figures) -> None:
@@ -279,8 +303,8 @@ def circumstances(readers: int, pages: Pages, plan: Plan) -> str:
     )
 
 
-def rows(ours: Sequence[Round], theirs: Sequence[Round]) -> list[list[str]]:
-    """The table, its head first: medians over the rounds, with lowest and highest in brackets, and the one by the other."""
+def rows(cases: Mapping[str, Sequence[Round]]) -> list[list[str]]:
+    """The table, its head first: medians over the rounds, with lowest and highest in brackets, and MESH's by BARE's."""
     measures: Sequence[tuple[str, Callable[[Round], float], str]] = (
         ("requests/s", lambda round_: round_.per_second, ",.0f"),
         ("p50 ms", lambda round_: round_.seen.p50_ms, ".2f"),
@@ -288,10 +312,11 @@ def rows(ours: Sequence[Round], theirs: Sequence[Round]) -> list[list[str]]:
         ("CPU µs a request", lambda round_: round_.cpu_us, ".0f"),
         ("bytes an answer", lambda round_: round_.bytes_each, ",.0f"),
     )
-    table = [["", "Roost, home pages", "bare uvicorn, one of them", "Roost ÷ bare"]]
+    table = [["", *cases, f"{MESH} ÷ bare"]]
     for title, value, form in measures:
-        mine, other = [value(one) for one in ours], [value(one) for one in theirs]
-        table.append([title, spread(mine, form), spread(other, form), f"{ratio(mine, other):.2f}"])
+        found = {name: [value(one) for one in rounds] for name, rounds in cases.items()}
+        cells = [spread(values, form) for values in found.values()]
+        table.append([title, *cells, f"{ratio(found[MESH], found[BARE]):.2f}"])
     return table
 
 

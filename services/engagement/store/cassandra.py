@@ -263,7 +263,7 @@ class CassandraEngagementStore:
     async def _counts(self, ids: Sequence[int]) -> dict[tuple[int, int], _Count]:
         """The counts of these tweets by tweet and kind, where there are any."""
         firsts, others = await asyncio.gather(
-            self.keyspace.read_each(cql.FIRST_COUNTED, ((i, cql.FIRST_BUCKET) for i in dict.fromkeys(ids))),
+            self.keyspace.read_each(cql.FIRST_COUNTED, ((lot, cql.FIRST_BUCKET) for lot in _lots(ids))),
             self.keyspace.read_each(cql.TOTALS, ((lot,) for lot in _lots(ids))),
         )
         counts = {(tweet_id, number): _Count(marks) for rows in firsts for tweet_id, number, marks in rows}

@@ -74,7 +74,7 @@ SELECT place, user_id FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? AND 
 COUNTED = "SELECT COUNT(*) FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? AND kind = ?"
 # Of one partition: over several in a statement Cassandra warns each time that it counts.
 FIRST_COUNTED = """
-SELECT tweet_id, kind, COUNT(*) FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? GROUP BY kind
+SELECT tweet_id, kind, COUNT(*) FROM marks_by_tweet WHERE tweet_id IN ? AND bucket = ? GROUP BY tweet_id, bucket, kind
 """
 TOTALS = "SELECT tweet_id, kind, marks FROM totals WHERE tweet_id IN ?"
 SPREAD = "SELECT bucket FROM totals WHERE tweet_id = ? AND kind = ? LIMIT 1"

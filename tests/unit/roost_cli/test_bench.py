@@ -57,12 +57,12 @@ def test_a_round_is_counted_by_request() -> None:
 def test_the_table_holds_medians_their_range_and_the_ratio() -> None:
     ours = [bench.Round(figures(requests), 0.2) for requests in (1_000, 4_000, 2_000)]
     theirs = [bench.Round(figures(4_000, p50_ms=0.0), 0.04) for _ in range(3)]
-    table = {line[0]: line[1:] for line in bench.rows(ours, theirs)}
-    assert table["requests/s"] == ["1,000 (500–2,000)", "2,000", "0.50"]
-    assert table["CPU µs a request"] == ["100 (50–200)", "10", "10.00"]
-    assert table["bytes an answer"] == ["500", "500", "1.00"]
+    table = {line[0]: line[1:] for line in bench.rows({bench.MESH: ours, "written": theirs, bench.BARE: theirs})}
+    assert table["requests/s"] == ["1,000 (500–2,000)", "2,000", "2,000", "0.50"]
+    assert table["CPU µs a request"] == ["100 (50–200)", "10", "10", "10.00"]
+    assert table["bytes an answer"] == ["500", "500", "500", "1.00"]
     # Nothing is divided by nothing.
-    assert table["p50 ms"] == ["2.00", "0.00", "nan"]
+    assert table["p50 ms"] == ["2.00", "0.00", "0.00", "nan"]
 
 
 def test_the_table_in_markdown() -> None:
