@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -25,6 +26,10 @@ from services.common.config import Settings
 from services.common.kit import Build
 from services.common.process import Process
 from services.registry import GROUNDS, SERVICES
+
+# New objects between two looks for cycles, and how many looks at the young make one at the older, and at all. By Python's own numbers
+# (700, 10, 10) every few hundred requests walk through caches of a million objects: 15 % of a home read, and pauses of 20 ms (measured).
+GC_THRESHOLDS = (50_000, 20, 100)
 
 Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", show_default=False)]
 
@@ -116,6 +121,10 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
             run = runfile.RunFile(grpc_address, http_address, os.getpid(), time.time(), process.operator_token)
             runfile.write(run)
             stack.callback(runfile.remove, run)
+        # What stands now stays: it need not be looked at again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         login = await _demo(process, settings, stopping) if with_demo else None
         if not stopping.is_set():
             _say(_ready(grpc_address, http_address, login))

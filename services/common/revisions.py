@@ -93,7 +93,11 @@ class Reading:
 
     def holds(self) -> bool:
         """Whether all that was read is known, and stands."""
-        return bool(self._notes) and all(revisions.unchanged(keys, since) for revisions, keys, since in self._notes)
+        # Spelt out: `all` over a generator takes as long as the comparisons.
+        for revisions, keys, since in self._notes:
+            if since != revisions.now and not revisions.unchanged(keys, since):
+                return False
+        return bool(self._notes)
 
 
 _under_way: ContextVar[Reading | None] = ContextVar("roost_reading", default=None)
