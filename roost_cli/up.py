@@ -24,8 +24,8 @@ from roost_cli.outcome import UNUSABLE, CommandError
 from services.common import errors, logs
 from services.common.config import Settings
 from services.common.kit import Build
-from services.common.process import Process
 from services.registry import GROUNDS, SERVICES
+from services.runtime.process import Process
 
 # New objects between two looks for cycles, and how many looks at the young make one at the older, and at all. By Python's own numbers
 # (700, 10, 10) every few hundred requests walk through caches of a million objects: 15 % of a home read, and pauses of 20 ms (measured).

@@ -22,8 +22,8 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 from services.common.checker import Checker
 from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
-from services.common.process import Process, Wire
 from services.registry import GROUNDS, SERVICES
+from services.runtime.process import Process, Wire
 from tests.cluster import FAMILIES, Namespace, family
 
 # The same examples at every run, so that a red run is about the change at hand; `--hypothesis-profile=explore` draws new ones.

@@ -8,15 +8,15 @@ from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.cluster import cluster_of
-from services.common.hydrate import Hydrator
 from services.common.kit import Kit, Service, Worker
 from services.common.outbox import Relay
-from services.common.people import PeopleLists
 from services.engagement.consumer import GROUP, TOPICS, recounting
 from services.engagement.service import EngagementService
 from services.engagement.store import EngagementStore
 from services.engagement.store.embedded import EmbeddedEngagementStore
 from services.engagement.targets import Targets
+from services.hydration.hydrate import Hydrator
+from services.hydration.people import PeopleLists
 
 
 async def build(kit: Kit) -> Service:

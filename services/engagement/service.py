@@ -14,12 +14,12 @@ from services.common import context as calls
 from services.common import errors
 from services.common.cursor import Cursors
 from services.common.event_log import Record
-from services.common.hydrate import Hydrator, Joined
-from services.common.people import Entry as Liker
-from services.common.people import PeopleLists
 from services.common.snowflake import Snowflake, timestamp_ms
 from services.engagement.store import EngagementStore, Kind
 from services.engagement.targets import Targets
+from services.hydration.hydrate import Hydrator, Joined
+from services.hydration.people import Entry as Liker
+from services.hydration.people import PeopleLists
 
 DEFAULT_PAGE_SIZE = 20
 # A page looks at some 1,200 tweets at most before it answers short: many hidden ones in a row must not hold up a call.

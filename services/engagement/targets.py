@@ -11,7 +11,7 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.common import errors
-from services.common.hydrate import Hydrator
+from services.hydration.hydrate import Hydrator
 
 
 class _Target(NamedTuple):

@@ -9,8 +9,8 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.common import errors
 from services.common.cursor import Cursors
-from services.common.people import Entry, Page, PeopleLists
 from services.graph.store import GraphStore, Listing, Position
+from services.hydration.people import Entry, Page, PeopleLists
 
 DEFAULT_PAGE_SIZE = 20
 # How far suggestions reach; they are found anew for every page, so deep pages would only repeat the work.

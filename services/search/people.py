@@ -13,7 +13,7 @@ from roost.identity.v1 import user_service_pb2 as identity
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.common.cursor import Cursors
-from services.common.people import Entry, Page, PeopleLists
+from services.hydration.people import Entry, Page, PeopleLists
 from services.search.documents import handle_prefix_term, name_prefix_term, username_term
 from services.search.query import MAX_TERMS
 from services.search.store import Collection, Query, SearchIndex

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from services.cluster import cluster_of
-from services.common.hydrate import Hydrator
 from services.common.kit import Kit, Service, Worker
+from services.hydration.hydrate import Hydrator
 from services.search.consumer import INDEX_TOPICS, TREND_TOPICS, Indexer, StartingAt, TrendCounter
 from services.search.people import PeopleSearch
 from services.search.rebuild import Rebuilder

@@ -11,8 +11,8 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 
 from services.common.cursor import Cursors
-from services.common.hydrate import Hydrator, Joined
 from services.common.snowflake import first_id_at
+from services.hydration.hydrate import Hydrator, Joined
 from services.search.people import PeopleSearch
 from services.search.query import Asked, author_term, hashtag_term
 from services.search.ranking import rank

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from time import monotonic
 
 from services.common import context
-from services.common.hydrate import Hydrator, Joined, RelationsChangedError
 from services.common.tiers import Tiers
+from services.hydration.hydrate import Hydrator, Joined, RelationsChangedError
 from services.timeline.builds import Builds
 from services.timeline.plan import HYBRID, PULL, Rules, Source
 from services.timeline.pull import Puller, Walk

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from services.cluster import cluster_of
-from services.common.hydrate import Hydrator
 from services.common.kit import Kit, Service
 from services.common.tiers import Tiers
+from services.hydration.hydrate import Hydrator
 from services.timeline.builds import Builds
 from services.timeline.explain import Explainer
 from services.timeline.found import FoundLists

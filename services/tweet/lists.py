@@ -10,8 +10,8 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.common import context as calls
 from services.common.cursor import Cursors
-from services.common.hydrate import Hydrator, Joined
-from services.common.people import Entry, Page, PeopleLists
+from services.hydration.hydrate import Hydrator, Joined
+from services.hydration.people import Entry, Page, PeopleLists
 from services.tweet.store import TweetStore
 from services.tweet.writes import no_such_tweet
 

@@ -8,10 +8,10 @@ from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.cluster import cluster_of
-from services.common.hydrate import Hydrator
 from services.common.kit import Kit, Service, Worker
 from services.common.outbox import Relay
-from services.common.people import PeopleLists
+from services.hydration.hydrate import Hydrator
+from services.hydration.people import PeopleLists
 from services.tweet.consumer import GROUP, TOPICS, settling
 from services.tweet.lists import Lists
 from services.tweet.reply_service import ReplyServicer

@@ -11,7 +11,7 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.common import context as calls
 from services.common import errors
-from services.common.hydrate import Hydrator
+from services.hydration.hydrate import Hydrator
 from services.tweet.lists import Lists
 from services.tweet.store import TweetStore
 from services.tweet.writes import Draft, Writes

@@ -15,8 +15,8 @@ from services.common import context as calls
 from services.common import errors
 from services.common.cache import Cache
 from services.common.cursor import Cursors
-from services.common.fragments import tombstone
-from services.common.hydrate import Hydrator
+from services.hydration.fragments import tombstone
+from services.hydration.hydrate import Hydrator
 from services.tweet.lists import Lists, page_size_of
 from services.tweet.store import MAX_PAGE, TweetStore
 

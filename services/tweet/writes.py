@@ -18,9 +18,9 @@ from roost.tweet.v1 import tweet_service_pb2 as rpc
 from services.common import context as calls
 from services.common import errors
 from services.common.event_log import Record
-from services.common.fragments import NO_METRICS, author_fragment
-from services.common.hydrate import Hydrator
 from services.common.snowflake import Snowflake, timestamp_ms
+from services.hydration.fragments import NO_METRICS, author_fragment
+from services.hydration.hydrate import Hydrator
 from services.tweet.entities import extract
 from services.tweet.store import Claim, TweetStore
 from services.tweet.text import checked

@@ -16,8 +16,8 @@ import pytest
 from roost.identity.v1 import user_service_pb2
 from roost.search.v1 import search_service_pb2 as search
 
-from services.common import hydrate
-from services.common.answers import marks_of
+from services.hydration import hydrate
+from services.hydration.answers import marks_of
 from services.identity import joined
 from tests.conftest import MeshFactory
 from tests.functional.twins import SAME_WITHIN_S, Ask, Name, Twins

@@ -14,8 +14,8 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from services.common.drivers.sqlite import Database
 from services.common.event_log import Record
-from services.common.fragments import framed
 from services.common.revisions import Revisions
+from services.hydration.fragments import framed
 from services.tweet.store import Claim, units
 from services.tweet.store import schema as sql
 from services.tweet.store.links import LinkLists

@@ -24,14 +24,14 @@ from services.common import errors
 from services.common.checker import Checker
 from services.common.context import Actor, Call, current_call
 from services.common.cursor import Cursors
-from services.common.hydrate import Hydrator
 from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
-from services.common.people import PeopleLists
 from services.common.snowflake import Snowflake, wall_clock_ms
 from services.engagement.service import EngagementService
 from services.engagement.store.embedded import EmbeddedEngagementStore
 from services.engagement.targets import Targets
+from services.hydration.hydrate import Hydrator
+from services.hydration.people import PeopleLists
 
 
 @dataclass

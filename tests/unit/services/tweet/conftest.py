@@ -25,11 +25,11 @@ from services.common import errors
 from services.common.checker import Checker
 from services.common.context import Actor, Call, current_call
 from services.common.cursor import Cursors
-from services.common.hydrate import Hydrator
 from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
-from services.common.people import PeopleLists
 from services.common.snowflake import Snowflake, wall_clock_ms
+from services.hydration.hydrate import Hydrator
+from services.hydration.people import PeopleLists
 from services.tweet.lists import Lists
 from services.tweet.service import TweetServicer
 from services.tweet.store.embedded import EmbeddedTweetStore

@@ -16,7 +16,7 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.common.cursor import Cursors
 from services.common.errors import RoostError
-from services.common.hydrate import Joined
+from services.hydration.hydrate import Joined
 from services.tweet import threads
 from services.tweet.threads import Threads
 from services.tweet.writes import no_such_tweet

@@ -11,8 +11,8 @@ import grpc.aio
 import pytest
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
-from services.common.channel import MeshChannel
-from services.common.keyed import ATTEMPTS
+from services.runtime.channel import MeshChannel
+from services.runtime.keyed import ATTEMPTS
 
 UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
 

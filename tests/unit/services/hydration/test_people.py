@@ -14,7 +14,7 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 
 from services.common import errors
 from services.common.cursor import Cursors
-from services.common.people import MAX_ROUNDS, Entry, PeopleLists
+from services.hydration.people import MAX_ROUNDS, Entry, PeopleLists
 
 READER = 500
 

@@ -19,21 +19,21 @@ import grpc.aio
 import structlog
 from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
 
-from services.common.batch_service import BatchServicer
-from services.common.channel import MeshChannel, RoutingChannel
 from services.common.checker import Checker
-from services.common.coalesce import CoalescingChannel
 from services.common.config import Settings
 from services.common.context import OPERATOR, Call, current_call
 from services.common.cursor import Cursors
-from services.common.discovery import DiscoveredChannel, Registrar, Watch
-from services.common.forward import forwarders
 from services.common.ground import open_embedded
 from services.common.inprocess import InProcessChannel
 from services.common.interceptors import Endpoint, endpoints_of
 from services.common.kit import Build, Closable, Kit, OpenGround, Service, Worker
-from services.common.server import Authenticator, GrpcServer
 from services.common.tokens import MAX_TOKEN_TTL_S, TOPICS, Revocations, Verifier
+from services.runtime.batch_service import BatchServicer
+from services.runtime.channel import MeshChannel, RoutingChannel
+from services.runtime.coalesce import CoalescingChannel
+from services.runtime.discovery import DiscoveredChannel, Registrar, Watch
+from services.runtime.forward import forwarders
+from services.runtime.server import Authenticator, GrpcServer
 
 log = structlog.get_logger()
 

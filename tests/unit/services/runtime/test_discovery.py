@@ -12,11 +12,12 @@ import grpc.aio
 import pytest
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
-from services.common import discovery, errors
+from services.common import errors
 from services.common.config import Settings
 from services.common.kit import Build, Kit, Service
-from services.common.process import Process
 from services.mesh.server import build as build_mesh
+from services.runtime import discovery
+from services.runtime.process import Process
 
 SECRET = "s" * 32
 WITHIN_S = 10.0

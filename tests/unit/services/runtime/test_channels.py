@@ -19,7 +19,7 @@ from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
 from services.common.interceptors.endpoint import endpoints_of
 from services.common.kit import Kit, Service
-from services.common.process import Process
+from services.runtime.process import Process
 
 LONG_S = 30.0
 

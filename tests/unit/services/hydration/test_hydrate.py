@@ -22,10 +22,10 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.common import errors
 from services.common.checker import Checker
-from services.common.fragments import framed, tombstone, varint
-from services.common.hydrate import Hydrator
 from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
+from services.hydration.fragments import framed, tombstone, varint
+from services.hydration.hydrate import Hydrator
 
 READER, ANN, BOB, CAT = 1, 2, 3, 4
 

@@ -20,9 +20,9 @@ from roost.identity.v1 import user_service_pb2 as identity
 from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 
-from services.common.answers import gathered, marks_of, nothing, seen_by_reader
-from services.common.cores import Core, Readings, active_ref, standing_core
-from services.common.fragments import (
+from services.hydration.answers import gathered, marks_of, nothing, seen_by_reader
+from services.hydration.cores import Core, Readings, active_ref, standing_core
+from services.hydration.fragments import (
     QUOTED,
     RETWEETED,
     VIEWER,

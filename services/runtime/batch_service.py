@@ -11,9 +11,9 @@ from roost.mesh.v1 import batch_service_pb2 as pb
 from roost.mesh.v1 import batch_service_pb2_grpc as pb_grpc
 
 from services.common import errors
-from services.common.channel import AUTHORIZATION_KEY
 from services.common.context import Actor, Call, current
 from services.common.interceptors import Endpoint
+from services.runtime.channel import AUTHORIZATION_KEY
 
 # Metadata of a call to who calls it: the actor, and the calling service.
 Identify = Callable[[Mapping[str, str]], Awaitable[tuple[Actor, str]]]

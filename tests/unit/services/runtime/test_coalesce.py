@@ -14,12 +14,12 @@ from roost.mesh.v1 import batch_service_pb2_grpc as pb_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
 from services.common import context, errors
-from services.common.channel import MeshChannel
-from services.common.coalesce import MAX_ENVELOPES, CoalescingChannel
 from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
 from services.common.kit import Kit, Service
-from services.common.process import Process
+from services.runtime.channel import MeshChannel
+from services.runtime.coalesce import MAX_ENVELOPES, CoalescingChannel
+from services.runtime.process import Process
 
 SECRET = "s" * 32
 
@@ -192,7 +192,7 @@ async def test_trailing_metadata_arrives(rig: Rig) -> None:
 
 
 async def test_what_is_not_retry_safe_travels_alone(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from services.common import coalesce
+    from services.runtime import coalesce
 
     monkeypatch.setattr(coalesce, "_fits", lambda method: method.name != "DeleteTweet")
     stub = rig.stub

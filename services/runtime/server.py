@@ -13,10 +13,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.common import errors
-from services.common.channel import AUTHORIZATION_KEY, CALLER_KEY, REQUEST_ID_KEY, SECRET_KEY, TRACE_KEY
 from services.common.context import ANONYMOUS, NEVER, OPERATOR, Actor, Call
 from services.common.interceptors import Endpoint
 from services.common.tokens import Verifier
+from services.runtime.channel import AUTHORIZATION_KEY, CALLER_KEY, REQUEST_ID_KEY, SECRET_KEY, TRACE_KEY
 
 # The largest legal request (AppendHomeEntries, 10,000 ids) is under 100 kB, an import of 1,000 people about 300 kB.
 MAX_MESSAGE_BYTES = 1 << 20
