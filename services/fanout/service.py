@@ -68,14 +68,20 @@ class FanoutService(FanoutServiceServicer):
         return pb.ResumeFanoutResponse()
 
     async def ReplayFanout(self, request: pb.ReplayFanoutRequest, context: _Context) -> pb.ReplayFanoutResponse:
-        match request.WhichOneof("from"):
-            case "offset":
-                await self._main.seek(offset=request.offset)
-            case "time":
-                await self._main.seek(time_ms=request.time.ToMilliseconds())
-            case _:
-                raise errors.invalid_argument("give an offset or a time to deliver again from", field="offset")
-        return pb.ReplayFanoutResponse(events=(await self._main.lag()).events)
+        # Else some of it would be delivered again before it is counted.
+        self._main.pause()
+        try:
+            match request.WhichOneof("from"):
+                case "offset":
+                    await self._main.seek(offset=request.offset)
+                case "time":
+                    await self._main.seek(time_ms=request.time.ToMilliseconds())
+                case _:
+                    raise errors.invalid_argument("give an offset or a time to deliver again from", field="offset")
+            return pb.ReplayFanoutResponse(events=(await self._main.lag()).events)
+        finally:
+            if not self._paused:
+                self._main.resume()
 
 
 def _timestamp(ms: int) -> Timestamp:

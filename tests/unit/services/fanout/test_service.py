@@ -18,6 +18,7 @@ class Consumer:
     def __init__(self, events: int, age_s: float) -> None:
         self.behind = Lag(events, age_s)
         self.paused = False
+        self.paused_at_lag = False
         self.sought: tuple[int | None, int | None] | None = None
 
     def pause(self) -> None:
@@ -27,6 +28,7 @@ class Consumer:
         self.paused = False
 
     async def lag(self) -> Lag:
+        self.paused_at_lag = self.paused
         return self.behind
 
     async def seek(self, *, offset: int | None = None, time_ms: int | None = None) -> None:
@@ -74,6 +76,18 @@ async def test_a_replay_seeks_and_says_how_much_there_is(fixture: Fixture) -> No
     assert fixture.main.sought == (None, 1_800_000_000_250)
     with pytest.raises(RoostError, match="INVALID_ARGUMENT"):
         await fixture.service.ReplayFanout(pb.ReplayFanoutRequest(), None)
+
+
+async def test_a_replay_is_counted_before_any_of_it_is_delivered(fixture: Fixture) -> None:
+    await fixture.service.ReplayFanout(pb.ReplayFanoutRequest(offset=0), None)
+    assert fixture.main.paused_at_lag
+    assert not fixture.main.paused
+    with pytest.raises(RoostError):
+        await fixture.service.ReplayFanout(pb.ReplayFanoutRequest(), None)
+    assert not fixture.main.paused
+    await fixture.service.PauseFanout(pb.PauseFanoutRequest(), None)
+    await fixture.service.ReplayFanout(pb.ReplayFanoutRequest(offset=0), None)
+    assert fixture.main.paused, "whoever paused it resumes it"
 
 
 async def test_a_receipt_tells_how_far_a_tweet_is(fixture: Fixture) -> None:
