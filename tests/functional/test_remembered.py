@@ -1,0 +1,149 @@
+"""Home pages that are given again: until something changes, and not a moment longer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from roost.fanout.v1 import fanout_service_pb2 as fanout
+from roost.graph.v1 import graph_service_pb2 as graph
+from roost.timeline.v1 import timeline_service_pb2 as timeline
+
+from tests.conftest import MeshFactory
+from tests.functional.conftest import Person, Web, open_web
+
+# Only there every owner lives in the gateway's process.
+pytestmark = pytest.mark.embedded
+
+HOME = "/v1/timelines/home"
+MARGIN_S = 0.1
+
+
+@pytest.fixture
+async def quick(start_mesh: MeshFactory) -> AsyncIterator[Web]:
+    """A mesh with next to no margin to wait for."""
+    mesh = await start_mesh(clock_margin_s=MARGIN_S)
+    server, client = await open_web(mesh, mesh.process.settings)
+    async with client:
+        yield Web(mesh, client)
+    await server.stop()
+
+
+def counted(outcome: str) -> float:
+    return REGISTRY.get_sample_value("roost_http_remembered_total", {"outcome": outcome}) or 0.0
+
+
+class Home:
+    """Bob's, who follows Ann and has nothing but pushed tweets; Cyd is somebody else."""
+
+    def __init__(self, web: Web, ann: Person, bob: Person, cyd: Person, tweet_id: str) -> None:
+        self.web = web
+        self.ann, self.bob, self.cyd = ann, bob, cyd
+        self.tweet_id = tweet_id
+
+    @classmethod
+    async def open(cls, web: Web) -> Home:
+        ann, bob, cyd = [await web.sign_up(name) for name in ("ann_a", "bob_b", "cyd_c")]
+        assert (await web.call("POST", f"/v1/users/{ann.id}/follow", bob)).is_success
+        tweet_id = await web.post(ann, "hello")
+        await asyncio.sleep(MARGIN_S + 0.05)
+        request = timeline.RebuildHomeTimelineRequest(user_id=int(bob.id))
+        await web.mesh.operator_timelines.RebuildHomeTimeline(request)
+        home = cls(web, ann, bob, cyd, tweet_id)
+        await home.read()
+        return home
+
+    async def read(self) -> list[dict[str, Any]]:
+        """The page's tweets, read twice: the second time it is given again, and the same byte for byte."""
+        first = await self.web.call("GET", HOME, self.bob)
+        given = counted("given")
+        again = await self.web.call("GET", HOME, self.bob)
+        assert counted("given") == given + 1
+        assert again.content == first.content
+        assert again.headers["etag"] == first.headers["etag"]
+        tweets: list[dict[str, Any]] = first.json()["tweets"]
+        return tweets
+
+    async def act(self, method: str, path: str, person: Person, **options: Any) -> None:
+        answer = await self.web.call(method, path, person, **options)
+        assert answer.is_success, answer.text
+
+
+async def test_a_pushed_tweet_is_there_once_it_is_delivered(quick: Web) -> None:
+    home = await Home.open(quick)
+    await quick.mesh.fanout.PauseFanout(fanout.PauseFanoutRequest())
+    posted = await quick.post(home.ann, "one more")
+    assert [tweet["id"] for tweet in await home.read()] == [home.tweet_id]
+    await quick.mesh.fanout.ResumeFanout(fanout.ResumeFanoutRequest())
+    await quick.mesh.settled()
+    assert [tweet["id"] for tweet in await home.read()] == [posted, home.tweet_id]
+
+
+async def test_ones_own_tweet_is_there_at_once(quick: Web) -> None:
+    home = await Home.open(quick)
+    posted = await quick.post(home.bob, "mine")
+    assert [tweet["id"] for tweet in await home.read()] == [posted, home.tweet_id]
+
+
+async def test_counts_and_what_the_reader_did(quick: Web) -> None:
+    home = await Home.open(quick)
+    likes = f"/v1/tweets/{home.tweet_id}/likes"
+    await home.act("POST", likes, home.cyd, json={})
+    (tweet,) = await home.read()
+    assert (tweet["metrics"]["likes"], "viewer" in tweet) == (1, False)
+    await home.act("POST", likes, home.bob, json={})
+    (tweet,) = await home.read()
+    assert (tweet["metrics"]["likes"], tweet["viewer"]["liked"]) == (2, True)
+    await home.act("POST", f"/v1/tweets/{home.tweet_id}/retweets", home.bob, json={})
+    shown = {tweet["id"]: tweet for tweet in await home.read()}
+    assert (shown[home.tweet_id]["metrics"]["retweets"], shown[home.tweet_id]["viewer"]["retweeted"]) == (1, True)
+
+
+async def test_edits_renames_deletes(quick: Web) -> None:
+    home = await Home.open(quick)
+    await home.act("PATCH", f"/v1/tweets/{home.tweet_id}", home.ann, json={"text": "mended"})
+    assert [tweet["text"] for tweet in await home.read()] == ["mended"]
+    await home.act("PATCH", "/v1/users/me", home.ann, json={"display_name": "Ann the First"})
+    assert [tweet["author"]["display_name"] for tweet in await home.read()] == ["Ann the First"]
+    await home.act("DELETE", f"/v1/tweets/{home.tweet_id}", home.ann)
+    answer = await quick.call("GET", HOME, home.bob)
+    assert answer.json()["tweets"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "by"),
+    [("/v1/users/{ann}/mute", "bob"), ("/v1/users/{ann}/block", "bob"), ("/v1/users/{bob}/block", "ann")],
+)
+async def test_mutes_and_blocks_either_way(quick: Web, path: str, by: str) -> None:
+    home = await Home.open(quick)
+    await home.act("POST", path.format(ann=home.ann.id, bob=home.bob.id), getattr(home, by))
+    assert (await quick.call("GET", HOME, home.bob)).json()["tweets"] == []
+
+
+async def test_a_new_celebrity_is_pulled(quick: Web) -> None:
+    home = await Home.open(quick)
+    request = graph.ReclassifyUserRequest(user_id=int(home.ann.id), tier=graph.TIER_CHOICE_CELEBRITY)
+    await quick.mesh.operator_graph.ReclassifyUser(request)
+    await asyncio.sleep(2 * MARGIN_S)
+    await home.read()
+    posted = await quick.post(home.ann, "from afar")
+    assert [tweet["id"] for tweet in await home.read()] == [posted, home.tweet_id]
+
+
+async def test_nobody_gets_what_was_made_for_another(quick: Web) -> None:
+    home = await Home.open(quick)
+    assert (await quick.call("GET", HOME, home.cyd)).json()["tweets"] == []
+    assert (await quick.call("GET", HOME)).status_code == 401
+    assert [tweet["id"] for tweet in await home.read()] == [home.tweet_id]
+
+
+async def test_what_is_given_again_answers_if_none_match(quick: Web) -> None:
+    home = await Home.open(quick)
+    tag = (await quick.call("GET", HOME, home.bob)).headers["etag"]
+    answer = await quick.call("GET", HOME, home.bob, headers={"if-none-match": tag})
+    assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
+    await quick.post(home.bob, "mine")
+    assert (await quick.call("GET", HOME, home.bob, headers={"if-none-match": tag})).status_code == 200
