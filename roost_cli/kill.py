@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -44,10 +45,14 @@ ANSWER_WITHIN_S = 15.0
 REPEATS, REPEAT_PAUSE_S = 20, 0.5
 # What each kind of write has of the writes, in percent.
 SHARES = {Kind.POST: 60, Kind.FOLLOW: 20, Kind.LIKE: 20}
-# Failures kept to be shown; the counts have all.
-KEPT_FAILURES = 200
+# Failures kept to be shown, and of those that differ in numbers only; the counts have all.
+KEPT_FAILURES, KEPT_ALIKE = 200, 2
+# A mesh that was just made on empty servers makes its search indexes first, which takes seconds.
+WHOLE_WITHIN_S, LOOK_AGAIN_S = 120.0, 0.5
 SERVER_ERRORS = 500
 _REFUSALS = frozenset({403, 404})
+# What tells failures apart: method, path without its ids, status and code.
+_NUMBERS, LETTERS_ALIKE = re.compile(r"\d{6,}"), 90
 
 Disturb = Callable[[Fleet, str], Awaitable[float]]
 
@@ -109,6 +114,7 @@ class KillDrill:
         self._shown = shown
         self._clients = clients
         self._posts = 0
+        self._alike: Counter[str] = Counter()
 
     async def run(self, services: Sequence[str], rounds: int, disturb: Disturb = killing) -> Result:
         """Disturbs `rounds` processes, each service before any comes again; then compares what is there."""
@@ -121,6 +127,7 @@ class KillDrill:
             for client in clients:
                 stack.callback(client.http.close)
             await asyncio.gather(*(client.begin() for client in clients))
+            await clients[0].until_all_is_there()
             self._forget_the_beginning()
             await self._under_load(clients, services, rounds, disturb)
             await self._settle(clients, operator, actors, mesh)
@@ -193,7 +200,9 @@ class KillDrill:
         """Counts a request that was to be answered."""
         self.result.failed += 1
         self.result.by_service[self.victim.rpartition("-")[0] or "nobody yet"] += 1
-        if len(self.result.failures) < KEPT_FAILURES:
+        kind = _NUMBERS.sub("…", what)[:LETTERS_ALIKE]
+        self._alike[kind] += 1
+        if len(self.result.failures) < KEPT_FAILURES and self._alike[kind] <= KEPT_ALIKE:
             self.result.failures.append(f"after {self.victim or 'nothing'}: {what}")
 
 
@@ -220,6 +229,24 @@ class Client:
         for _ in range(FIRST_POSTS):
             await self._write(Register(Kind.POST, self.user_id, self._drill.next_key()), True)
 
+    async def until_all_is_there(self) -> None:
+        """Waits until everything that will be read is answered; CommandError where something never is."""
+        (_, bearer), *_ = await self._actors.act_as(self.user_id)
+        token = bearer.removeprefix("Bearer ")
+        missing = self._wishes()
+        try:
+            async with asyncio.timeout(WHOLE_WITHIN_S):
+                while missing:
+                    answer = await self.http.ask("GET", missing[0], token, within_s=ANSWER_WITHIN_S)
+                    if answer.status == 200:
+                        missing.pop(0)
+                    else:
+                        await asyncio.sleep(LOOK_AGAIN_S)
+        except (OSError, EOFError, TimeoutError) as error:
+            raise CommandError(
+                f"the mesh does not answer {missing[0]}, before anything was done to it", FAULTS
+            ) from error
+
     async def load(self) -> None:
         """Reads and now and then writes, until it is stopped."""
         chance = self._drill.chance
@@ -239,13 +266,14 @@ class Client:
         raise CommandError(f"no answer to the repeat of {register}", FAULTS)
 
     async def _read(self) -> None:
-        path = self._wish()
+        path = self._drill.chance.choice(self._wishes())
         answer = await self._ask("GET", path)
         self._drill.result.reads += 1
         if answer is not None and answer.status != 200:
             self._drill.failed(f"GET {path}: {answer.status} {answer.body[:300].decode(errors='replace')}")
 
-    def _wish(self) -> str:
+    def _wishes(self) -> list[str]:
+        """Paths, of which any may be read next."""
         chance, tweets = self._drill.chance, self._history.tweets
         user = chance.choice(self._users)
         wishes = [
@@ -259,7 +287,7 @@ class Client:
         if tweets:
             tweet = chance.choice(tweets)
             wishes += [f"/v1/tweets/{tweet}", f"/v1/tweets/{tweet}/likes"]
-        return chance.choice(wishes)
+        return wishes
 
     def _deed(self) -> tuple[Register, bool]:
         chance, tweets = self._drill.chance, self._history.tweets
