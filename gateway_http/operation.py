@@ -96,20 +96,14 @@ class Operation:
         remembered = self._front.remembered
         key: Key = (actor.user_id, request.raw_path, request.scope["query_string"])
         found = remembered.find(key)
-        if found is not None:
-            response, tag = found
-            known = request.headers.get(b"if-none-match")
-            return response if known is None else self._unless_known(response, tag, known)
-        with revisions.reading() as reading:
-            answer, asked = await self._served(request, actor)
-        if asked.page:
-            return self._respond(self._write(answer), actor, request, asked)
-        payload = self._write(answer)
-        tag = caching.etag(payload)
-        whole = self._whole(payload, actor, tag)
-        remembered.keep(key, whole, tag, reading)
-        known = request.headers.get(b"if-none-match")
-        return whole if known is None else self._unless_known(whole, tag, known)
+        if found is None:
+            with revisions.reading() as reading:
+                answer, asked = await self._served(request, actor)
+            if asked.page:
+                return self._respond(self._write(answer), actor, request, asked)
+            found = self._tagged(self._write(answer), actor)
+            remembered.keep(key, *found, reading)
+        return _unless_known(request, *found)
 
     async def _identify(self, request: Request) -> Actor:
         authorization = request.headers.get(b"authorization")
@@ -163,19 +157,19 @@ class Operation:
             request.said.append(DEPRECATION)
         if not self._is_read:
             return Response(self._status, _WRITE, payload)
+        return _unless_known(request, *self._tagged(payload, actor))
+
+    def _tagged(self, payload: bytes, actor: Actor) -> tuple[Response, bytes]:
+        """The answer to a read, and its entity tag."""
         tag = caching.etag(payload)
-        whole = self._whole(payload, actor, tag)
-        known = request.headers.get(b"if-none-match")
-        return whole if known is None else self._unless_known(whole, tag, known)
-
-    def _whole(self, payload: bytes, actor: Actor, tag: bytes) -> Response:
         fixed = _READ_PRIVATE if actor.user_id else _READ_PUBLIC
-        return Response(self._status, (*fixed, (b"etag", tag)), payload)
+        return Response(self._status, (*fixed, (b"etag", tag)), payload), tag
 
-    @staticmethod
-    def _unless_known(whole: Response, tag: bytes, known: bytes) -> Response:
-        """The answer, or 304 where `known`, the client's If-None-Match, names it."""
-        if not caching.matches(known, tag):
-            return whole
-        # RFC 9110: the headers of the answer, without those that describe a body.
-        return Response(304, whole.headers[1:], b"")
+
+def _unless_known(request: Request, whole: Response, tag: bytes) -> Response:
+    """The answer, or 304 where the client's If-None-Match names it."""
+    known = request.headers.get(b"if-none-match")
+    if known is None or not caching.matches(known, tag):
+        return whole
+    # RFC 9110: the headers of the answer, without those that describe a body.
+    return Response(304, whole.headers[1:], b"")

@@ -120,9 +120,6 @@ class UnaryCall:
             trusted = target.checker is None and bool(target.caller)
             answer = await endpoint.unary(target.sent(self._request), call, self._context, made_here=trusted)
             self._response = target.received(answer)
-            if reading is not None and reading.notes == notes:
-                # Whoever served it does not say what it read.
-                reading.spoil()
             return self._response
         except errors.RoostError as error:
             self._error = rpc_error(error, self._context.trailing)
@@ -132,6 +129,9 @@ class UnaryCall:
             raise
         finally:
             current_call.set(before)
+            if reading is not None and (self._response is None or reading.notes == notes):
+                # It failed, and its caller may make do without; or whoever served it does not say what it read.
+                reading.spoil()
 
     def __await__(self) -> Generator[Any, None, Message]:
         return self._run().__await__() if self._task is None else self._task.__await__()

@@ -27,7 +27,7 @@ _NEVER = repeat(0)
 class Revisions:
     """What one owner has changed lately, by key: its own ids of whatever it keeps."""
 
-    __slots__ = ("_begun", "_most", "_old", "_young", "now")
+    __slots__ = ("_begun", "_most", "_old", "_turned", "_young", "now")
 
     def __init__(self, most: int = MAX_KEYS) -> None:
         self._most = most
@@ -35,6 +35,7 @@ class Revisions:
         self.now = 1
         # Changes up to here are forgotten, but that there were some.
         self._begun = 0
+        self._turned = 0
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
 
@@ -51,7 +52,8 @@ class Revisions:
         for key in keys:
             young[key] = now
         if len(young) >= self._most:
-            self._begun = max(self._old.values(), default=self._begun)
+            # All that the older half held changed before the younger was begun.
+            self._begun, self._turned = self._turned, now
             self._old, self._young = young, {}
 
     def unchanged(self, keys: Sequence[int], since: int) -> bool:

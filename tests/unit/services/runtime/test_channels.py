@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
 from services.common.interceptors.endpoint import endpoints_of
 from services.common.kit import Kit, Service
+from services.common.revisions import Revisions, reading
 from services.runtime.process import Process
 
 LONG_S = 30.0
+# The tweet of which the servicer does not say that it read it.
+SILENT = 77
 
 
 class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
@@ -31,9 +35,12 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         self.seen: list[Call] = []
         self.cancelled = asyncio.Event()
         self.kept = tweet_service_pb2.BatchGetTweetCoresResponse()
+        self.revisions = Revisions()
 
     async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.JoinedTweet:
         self.seen.append(context.current())
+        if request.tweet_id != SILENT:
+            self.revisions.read((request.tweet_id,))
         match request.tweet_id:
             case 404:
                 raise errors.not_found("no such tweet")
@@ -95,7 +102,8 @@ class Fanout(fanout_service_pb2_grpc.FanoutServiceServicer):
 
 
 class Rig:
-    def __init__(self) -> None:
+    def __init__(self, wire: str) -> None:
+        self.wire = wire
         self.servicer = Tweets()
         self.process: Process
 
@@ -115,7 +123,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture(params=["inprocess", "grpc"])
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
-    rig = Rig()
+    rig = Rig(request.param)
     builds = {"tweet": rig.tweet, "fanout": rig.fanout}
     async with await Process.start(settings(tmp_path), builds, wire=request.param) as rig.process:
         yield rig
@@ -276,7 +284,7 @@ async def test_health_is_known_by_every_name_and_ends_with_the_drain(rig: Rig) -
 
 
 async def test_the_actor_travels_in_process(tmp_path: Path) -> None:
-    rig = Rig()
+    rig = Rig("inprocess")
     async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}) as rig.process:
         token = current_call.set(Call(actor=Actor(42)))
         answer = await rig.tweets().GetTweet(get(1))
@@ -285,7 +293,7 @@ async def test_the_actor_travels_in_process(tmp_path: Path) -> None:
 
 
 async def test_the_checker_finds_a_servicer_that_changes_its_request(tmp_path: Path) -> None:
-    rig = Rig()
+    rig = Rig("inprocess")
     checker = Checker()
     async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, checker=checker) as rig.process:
         token = current_call.set(Call(actor=Actor(42)))
@@ -297,7 +305,7 @@ async def test_the_checker_finds_a_servicer_that_changes_its_request(tmp_path: P
 
 
 async def test_the_checker_finds_a_servicer_that_keeps_what_it_returns(tmp_path: Path) -> None:
-    rig = Rig()
+    rig = Rig("inprocess")
     checker = Checker()
     async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, checker=checker) as rig.process:
         stub = rig.tweets("timeline")
@@ -308,7 +316,7 @@ async def test_the_checker_finds_a_servicer_that_keeps_what_it_returns(tmp_path:
 
 
 async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
-    rig = Rig()
+    rig = Rig("inprocess")
     async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}) as rig.process:
         address = f"127.0.0.1:{rig.process.grpc_port}"
         second = Settings(data_dir=tmp_path / "other", grpc=address, log_level="error")
@@ -317,7 +325,7 @@ async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
 
 
 async def test_a_data_directory_has_one_process(tmp_path: Path) -> None:
-    rig = Rig()
+    rig = Rig("inprocess")
     async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}) as rig.process:
         with pytest.raises(errors.RoostError):
             await Process.start(settings(tmp_path), {"tweet": rig.tweet})
@@ -328,3 +336,30 @@ async def test_a_dependency_that_stops_is_no_fault_of_ours(rig: Rig) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.GetFanoutStatus(fanout_service_pb2.GetFanoutStatusRequest(tweet_id=499))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_what_a_call_read_is_known_within_the_process_alone(rig: Rig) -> None:
+    with reading() as seen:
+        await rig.tweets().GetTweet(get(1))
+        await rig.tweets().GetTweet(get(2))
+    assert seen.holds() == (rig.wire == "inprocess")
+    rig.servicer.revisions.changed((2,))
+    assert not seen.holds()
+
+
+@pytest.mark.parametrize("tweet_id", [SILENT, 404, 503])
+async def test_calls_that_fail_or_do_not_say_what_they_read_spoil_the_whole(rig: Rig, tweet_id: int) -> None:
+    with reading() as seen:
+        await rig.tweets().GetTweet(get(1))
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await rig.tweets().GetTweet(get(tweet_id))
+        await rig.tweets().GetTweet(get(2))
+    assert not seen.holds()
+
+
+async def test_streams_spoil_the_whole(rig: Rig) -> None:
+    with reading() as seen:
+        await rig.tweets().GetTweet(get(1))
+        async for _ in rig.tweets("search").ScanTweets(tweet_service_pb2.ScanTweetsRequest()):
+            break
+    assert not seen.holds()
