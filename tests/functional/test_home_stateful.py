@@ -35,6 +35,7 @@ from services.common.checker import Checker
 from services.common.event_log import Record
 from services.common.event_log.embedded import EmbeddedConsumer
 from services.timeline.store import HomeTimelineStore
+from tests.cluster import family
 from tests.conftest import Mesh, mesh_settings, start_process
 from tests.functional.world import DELETED, MISSING, OK, REFUSED, REMOVED, STANDS, Tweet, World, told
 from tests.home_stores import shorten, store_of
@@ -569,8 +570,9 @@ def test_everybody_sees_what_the_model_says(quick_dir: Path, mode: str) -> None:
             shorten(process, KEEP, TRIM_ABOVE)
             mesh = Mesh(process, "inprocess")
             given_again = sum(_live(History(runner, mesh, number)) for number in range(HISTORIES))
-            # Pulled homes are made of too much.
-            assert (given_again == 0) if mode == "pull" else (given_again >= LEAST_GIVEN_AGAIN)
+            # Pulled homes are made of too much, and of what other processes hold nothing is known.
+            never = mode == "pull" or family.name == "cluster"
+            assert (given_again == 0) if never else (given_again >= LEAST_GIVEN_AGAIN)
             checker.verify()
         finally:
             runner.run(process.stop())

@@ -263,7 +263,7 @@ class CassandraEngagementStore:
     async def _counts(self, ids: Sequence[int]) -> dict[tuple[int, int], _Count]:
         """The counts of these tweets by tweet and kind, where there are any."""
         firsts, others = await asyncio.gather(
-            self.keyspace.read_each(cql.FIRST_COUNTED, ((lot, cql.FIRST_BUCKET) for lot in _lots(ids))),
+            self._first_counts(ids),
             self.keyspace.read_each(cql.TOTALS, ((lot,) for lot in _lots(ids))),
         )
         counts = {(tweet_id, number): _Count(marks) for rows in firsts for tweet_id, number, marks in rows}
@@ -271,6 +271,15 @@ class CassandraEngagementStore:
             first, so_far = counts.get((tweet_id, number), _NONE)
             counts[tweet_id, number] = _Count(first, (so_far or 0) + marks)
         return counts
+
+    async def _first_counts(self, ids: Sequence[int]) -> Sequence[Sequence[Row]]:
+        """Rows of (tweet, kind, count) of the first buckets."""
+        lots = _lots(ids)
+        if len(ids) > 1:
+            found = await self.keyspace.read_each(cql.ANY_MARKS, ((lot, cql.FIRST_BUCKET) for lot in lots))
+            lots = [[tweet_id for tweet_id, _ in rows] for rows in found]
+        keys = ((tweet_id, cql.FIRST_BUCKET) for tweet_id in chain.from_iterable(lots))
+        return await self.keyspace.read_each(cql.FIRST_COUNTED, keys)
 
     async def close(self) -> None:
         """Nothing: the connections are the process's."""

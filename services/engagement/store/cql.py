@@ -72,9 +72,10 @@ BY_TWEET = """
 SELECT place, user_id FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? AND kind = ? AND place < ? LIMIT ?
 """
 COUNTED = "SELECT COUNT(*) FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? AND kind = ?"
-# Of one partition: over several in a statement Cassandra warns each time that it counts.
+# Most tweets have no marks at all. Only the others are counted, a partition a statement: over several Cassandra warns each time.
+ANY_MARKS = "SELECT DISTINCT tweet_id, bucket FROM marks_by_tweet WHERE tweet_id IN ? AND bucket = ?"
 FIRST_COUNTED = """
-SELECT tweet_id, kind, COUNT(*) FROM marks_by_tweet WHERE tweet_id IN ? AND bucket = ? GROUP BY tweet_id, bucket, kind
+SELECT tweet_id, kind, COUNT(*) FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? GROUP BY kind
 """
 TOTALS = "SELECT tweet_id, kind, marks FROM totals WHERE tweet_id IN ?"
 SPREAD = "SELECT bucket FROM totals WHERE tweet_id = ? AND kind = ? LIMIT 1"
