@@ -19,6 +19,7 @@ from services.cluster.outbox import OUTBOX_MIGRATION, Outbox
 from services.cluster.redis import Redis
 from services.cluster.turns import Turns, to_its_end
 from services.common import errors
+from services.common.cache import SingleFlight
 from services.common.event_log import EventLog, Record
 from services.engagement.store import Entry, Kind, cql
 from services.engagement.store.counted import SharedCounts
@@ -73,6 +74,8 @@ class CassandraEngagementStore:
         self.outbox = Outbox(keyspace, log, clock, self.decided)
         self._clock = clock
         self._turns = Turns()
+        # By tweet, user and whether it is set: of many who want the same at once one does it, and all have its answer.
+        self._likes: SingleFlight[tuple[int, int, bool], int] = SingleFlight()
 
     @classmethod
     async def open(cls, cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Self:
@@ -81,13 +84,21 @@ class CassandraEngagementStore:
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
         """See the port. The count is exact up to SPREAD_FROM likes, and some seconds old beyond."""
-        await to_its_end(self._set(Kind.LIKE, tweet_id, user_id, event.event_id, (event,)))
-        return await self._count(tweet_id, cql.NUMBERS[Kind.LIKE])
+
+        async def set_and_count() -> int:
+            await to_its_end(self._set(Kind.LIKE, tweet_id, user_id, event.event_id, (event,)))
+            return await self._count(tweet_id, cql.NUMBERS[Kind.LIKE])
+
+        return await self._likes.run((tweet_id, user_id, True), set_and_count)
 
     async def unlike(self, tweet_id: int, user_id: int, event: Record) -> int:
         """See the port, and `like`."""
-        await to_its_end(self._unset(Kind.LIKE, tweet_id, user_id, (event,)))
-        return await self._count(tweet_id, cql.NUMBERS[Kind.LIKE])
+
+        async def unset_and_count() -> int:
+            await to_its_end(self._unset(Kind.LIKE, tweet_id, user_id, (event,)))
+            return await self._count(tweet_id, cql.NUMBERS[Kind.LIKE])
+
+        return await self._likes.run((tweet_id, user_id, False), unset_and_count)
 
     async def bookmark(self, tweet_id: int, user_id: int, place: int) -> bool:
         """See the port."""
