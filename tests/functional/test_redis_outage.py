@@ -15,7 +15,8 @@ from tests.conftest import Mesh, MeshFactory
 pytestmark = pytest.mark.cluster
 
 READS = 20
-SOON_S = 1.0
+# Below half of the deadline of a home read. Beside two other suites on two cores the median was 1.1.
+SOON_S = 2.0
 BACK_WITHIN_S = 30.0
 
 
