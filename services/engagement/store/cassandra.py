@@ -86,18 +86,21 @@ class CassandraEngagementStore:
         """See the port. The count is exact up to SPREAD_FROM likes, and some seconds old beyond."""
 
         async def set_and_count() -> int:
-            await to_its_end(self._set(Kind.LIKE, tweet_id, user_id, event.event_id, (event,)))
+            await self._set(Kind.LIKE, tweet_id, user_id, event.event_id, (event,))
             return await self._count(tweet_id, cql.NUMBERS[Kind.LIKE])
 
+        # Who wants it back from now on waits for this one, and joins none that was before it.
+        self._likes.forget((tweet_id, user_id, False))
         return await self._likes.run((tweet_id, user_id, True), set_and_count)
 
     async def unlike(self, tweet_id: int, user_id: int, event: Record) -> int:
         """See the port, and `like`."""
 
         async def unset_and_count() -> int:
-            await to_its_end(self._unset(Kind.LIKE, tweet_id, user_id, (event,)))
+            await self._unset(Kind.LIKE, tweet_id, user_id, (event,))
             return await self._count(tweet_id, cql.NUMBERS[Kind.LIKE])
 
+        self._likes.forget((tweet_id, user_id, True))
         return await self._likes.run((tweet_id, user_id, False), unset_and_count)
 
     async def bookmark(self, tweet_id: int, user_id: int, place: int) -> bool:

@@ -239,3 +239,26 @@ async def test_without_redis_everything_is_counted(another: Open, monkeypatch: p
         monkeypatch.setattr(store._shared._client, name, refuse)
     assert await store.like(TWEET, 2, event("tweet.liked", 2)) == 2
     assert await counts(store) == (2, 0)
+
+
+async def test_a_like_after_an_unlike_is_not_answered_by_the_one_before(
+    another: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await another()
+    counting, may_count = asyncio.Event(), asyncio.Event()
+    count_now = store._count
+
+    async def count_late(tweet_id: int, number: int) -> Any:
+        if not counting.is_set():
+            counting.set()
+            await may_count.wait()
+        return await count_now(tweet_id, number)
+
+    monkeypatch.setattr(store, "_count", count_late)
+    first = asyncio.create_task(store.like(TWEET, ANN, event("tweet.liked", ANN)))
+    await counting.wait()
+    assert await store.unlike(TWEET, ANN, event("tweet.unliked", ANN)) == 0
+    assert await store.like(TWEET, ANN, event("tweet.liked", ANN)) == 1
+    may_count.set()
+    assert await first == 1
+    assert [entry.id for entry in await store.list_likers(TWEET, 0, 10)] == [ANN]
