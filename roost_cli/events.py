@@ -27,7 +27,7 @@ from roost_cli.up import settings_with
 from services.common import errors, logs
 from services.common.config import Settings
 from services.common.event_log import DEFAULT_BATCH, RETENTION_S, DeadLetter, Delivered, EventLog
-from services.common.event_log.embedded import EmbeddedLog
+from services.embedded.log import EmbeddedLog
 
 T = TypeVar("T")
 Batch = Sequence[Delivered]

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from services.common.config import Settings
-from services.common.ground import open_embedded
 from services.common.kit import Build, Ground, OpenGround
+from services.embedded.ground import open_embedded
 from services.engagement.server import build as build_engagement
 from services.fanout.server import build as build_fanout
 from services.graph.server import build as build_graph

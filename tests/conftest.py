@@ -19,10 +19,10 @@ from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc, user_serv
 from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
-from services.common.checker import Checker
 from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
 from services.registry import GROUNDS, SERVICES
+from services.runtime.checker import Checker
 from services.runtime.process import Process, Wire
 from tests.cluster import FAMILIES, Namespace, family
 

@@ -13,8 +13,8 @@ from services.cluster.leases import LEASES_MIGRATION, CassandraLease
 from services.cluster.redis import Redis
 from services.cluster.shared import SharedEntries
 from services.common import errors
-from services.common.config import Settings
-from services.common.ground import CURSOR_KEY_BYTES, private_dir
+from services.common.config import Settings, private_dir
+from services.common.cursor import KEY_BYTES
 from services.common.kit import Ground
 
 # Of the mesh itself, not of a service: who mints which ids, and what all processes must agree on.
@@ -77,6 +77,6 @@ async def _agreed_secret(mesh: Keyspace, name: str) -> bytes:
     """A random secret, made by whichever process asks first."""
     known = await mesh.read_serial(_SECRET, name)
     if not known:
-        await mesh.apply_if(_KEEP_SECRET, name, secrets.token_bytes(CURSOR_KEY_BYTES))
+        await mesh.apply_if(_KEEP_SECRET, name, secrets.token_bytes(KEY_BYTES))
         known = await mesh.read_serial(_SECRET, name)
     return bytes(known[0][0])

@@ -11,6 +11,8 @@ import orjson
 
 from services.common import errors
 
+# Of a key that a mesh makes itself.
+KEY_BYTES = 32
 # Room for a bound, a slate name and the ids of a stream's last second; more is not a cursor of ours.
 MAX_CURSOR_CHARS = 512
 # 128 bits: guessing is out of reach, and the cursor stays short.

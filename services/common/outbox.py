@@ -1,37 +1,13 @@
-"""The outbox: a service's events commit with its rows, and a relay carries them to the event log.
-
-Append first, delete after: a crash between gives the events twice, never not at all.
-"""
+"""Outboxes, of either family: where events wait that committed with their rows and are not in the log yet."""
 
 from __future__ import annotations
 
-import json
-import sqlite3
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from services.common.drivers.sqlite import Database
-from services.common.event_log import MAX_LAG_COUNTED, EventLog, Lag, Record
-from services.common.event_log.pump import Pump
+from services.common.event_log import EventLog, Lag
 from services.common.snowflake import timestamp_ms
-
-# Carried in one commit of the log, and what a crash at the wrong moment repeats.
-RELAY_BATCH = 500
-
-# To be one of the migrations of a service that publishes.
-OUTBOX_SCHEMA = """
-CREATE TABLE outbox (
-    seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, key INTEGER NOT NULL, event_id INTEGER NOT NULL,
-    payload BLOB NOT NULL, traceparent TEXT NOT NULL
-);
-"""
-_INSERT = "INSERT INTO outbox (topic, key, event_id, payload, traceparent) VALUES (?, ?, ?, ?, ?)"
-_OLDEST = "SELECT seq, topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq LIMIT ?"
-# One writer gives out seq in the order of commits: nothing below what was read can still appear.
-_DELETE = "DELETE FROM outbox WHERE seq <= ?"
-_WAITING = """SELECT count(*), min(event_id) FROM (SELECT event_id FROM outbox
-    WHERE topic IN (SELECT value FROM json_each(?)) LIMIT ?)"""
 
 
 class Source(Protocol):
@@ -47,11 +23,6 @@ class Source(Protocol):
 _sources: weakref.WeakSet[Source] = weakref.WeakSet()
 
 
-def enqueue(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
-    """Adds events to the transaction at hand: to be called in a unit of work of `Database.write`."""
-    connection.executemany(_INSERT, records)
-
-
 def register(source: Source) -> None:
     """Makes what waits in this outbox known to `waiting`, for as long as it lives."""
     _sources.add(source)
@@ -65,39 +36,3 @@ async def waiting(log: EventLog, topics: Sequence[str], now_ms: int) -> Lag:
         if found:
             count, oldest = count + found, min(oldest or first, first)
     return Lag(count, max(now_ms - timestamp_ms(oldest), 0) / 1000 if count else 0.0)
-
-
-class Relay:
-    """Carries one database's outbox to the log, in order, woken by each commit. One a database."""
-
-    def __init__(self, db: Database, log: EventLog) -> None:
-        self.db = db
-        self.log = log
-        register(self)
-        self._pump = Pump("outbox-relay", self._carry)
-        db.on_commit(self._pump.wake)
-
-    async def start(self) -> None:
-        """Carries what an earlier life left, then what comes."""
-        self._pump.start()
-
-    async def stop(self) -> None:
-        """Ends after the batch at hand. What is left stays for the next start; await `drained` before to leave none."""
-        await self._pump.stop()
-
-    async def drained(self) -> None:
-        """Returns once every event committed before the call is in the log; while the log refuses, it waits."""
-        await self._pump.idle.wait()
-
-    async def waiting(self, topics: Sequence[str]) -> tuple[int, int]:
-        """How many events of these topics wait in the database (at most MAX_LAG_COUNTED are counted), and the least id (0: none)."""
-        bounds = (json.dumps(list(topics)), MAX_LAG_COUNTED)
-        count, oldest = await self.db.read(lambda c: c.execute(_WAITING, bounds).fetchone())
-        return count, oldest or 0
-
-    async def _carry(self) -> bool:
-        rows = await self.db.read(lambda c: c.execute(_OLDEST, (RELAY_BATCH,)).fetchall())
-        if rows:
-            await self.log.append([Record(*row[1:]) for row in rows])
-            await self.db.write(lambda c: c.execute(_DELETE, (rows[-1][0],)), quiet=True)
-        return len(rows) == RELAY_BATCH

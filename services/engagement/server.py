@@ -9,7 +9,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.cluster import cluster_of
 from services.common.kit import Kit, Service, Worker
-from services.common.outbox import Relay
+from services.embedded.outbox import Relay
 from services.engagement.consumer import GROUP, TOPICS, recounting
 from services.engagement.service import EngagementService
 from services.engagement.store import EngagementStore

@@ -8,7 +8,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.cluster import cluster_of
 from services.common.kit import Kit, Service, Worker
-from services.common.outbox import Relay
+from services.embedded.outbox import Relay
 from services.graph.service import GraphService
 from services.graph.store import GraphStore
 from services.graph.store.embedded import EmbeddedGraphStore

@@ -10,7 +10,7 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.cluster import cluster_of
 from services.common.kit import Kit, Service, Worker
-from services.common.outbox import Relay
+from services.embedded.outbox import Relay
 from services.identity.auth_service import AuthService
 from services.identity.consumer import GROUP, TOPICS, sharing
 from services.identity.events import Events

@@ -15,9 +15,9 @@ from typing import Any
 import grpc
 
 from services.common import revisions
-from services.common.abstract_channel import AbstractChannel
 from services.common.context import NEVER, current_call
 from services.common.contract import Method, methods
+from services.runtime.abstract_channel import AbstractChannel
 from services.runtime.keyed import ATTEMPTS, CODES, FIRST_REST_S, GROWTH, LONGEST_REST_S, KeyedCall, takes_key
 
 # Metadata of calls between services.

@@ -18,11 +18,11 @@ from roost.mesh.v1 import batch_service_pb2 as pb
 from roost.mesh.v1 import batch_service_pb2_grpc as pb_grpc
 
 from services.common import errors
-from services.common.abstract_channel import AbstractChannel
 from services.common.context import Call, current_call
 from services.common.contract import Method, methods
-from services.common.inprocess_calls import rpc_error
+from services.runtime.abstract_channel import AbstractChannel
 from services.runtime.channel import time_left
+from services.runtime.inprocess_calls import rpc_error
 
 # Under way at once for one target: a second one, so that the wire is not idle while the first is worked on.
 MAX_ENVELOPES = 2

@@ -18,9 +18,9 @@ from roost.mesh.v1 import registry_service_pb2 as pb
 from roost.mesh.v1 import registry_service_pb2_grpc as pb_grpc
 
 from services.common import errors
-from services.common.abstract_channel import AbstractChannel
 from services.common.context import Call, current_call
-from services.common.inprocess_calls import rpc_error
+from services.runtime.abstract_channel import AbstractChannel
+from services.runtime.inprocess_calls import rpc_error
 
 # Renewals within one lease: a lost one delists nobody.
 RENEWALS_A_LEASE = 3

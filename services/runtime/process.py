@@ -19,20 +19,19 @@ import grpc.aio
 import structlog
 from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
 
-from services.common.checker import Checker
 from services.common.config import Settings
 from services.common.context import OPERATOR, Call, current_call
 from services.common.cursor import Cursors
-from services.common.ground import open_embedded
-from services.common.inprocess import InProcessChannel
 from services.common.interceptors import Endpoint, endpoints_of
 from services.common.kit import Build, Closable, Kit, OpenGround, Service, Worker
 from services.common.tokens import MAX_TOKEN_TTL_S, TOPICS, Revocations, Verifier
 from services.runtime.batch_service import BatchServicer
 from services.runtime.channel import MeshChannel, RoutingChannel
+from services.runtime.checker import Checker
 from services.runtime.coalesce import CoalescingChannel
 from services.runtime.discovery import DiscoveredChannel, Registrar, Watch
 from services.runtime.forward import forwarders
+from services.runtime.inprocess import InProcessChannel
 from services.runtime.server import Authenticator, GrpcServer
 
 log = structlog.get_logger()
@@ -76,9 +75,9 @@ class Process:
         settings: Settings,
         builds: Mapping[str, Build],
         *,
+        ground: OpenGround,
         wire: Wire = "inprocess",
         checker: Checker | None = None,
-        ground: OpenGround = open_embedded,
         elsewhere: Collection[str] = (),
     ) -> Process:
         """Starts the services of `builds`, in order, on the ground of a family; what was started is taken down again where one fails.

@@ -9,7 +9,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.cluster import cluster_of
 from services.common.kit import Kit, Service, Worker
-from services.common.outbox import Relay
+from services.embedded.outbox import Relay
 from services.hydration.hydrate import Hydrator
 from services.hydration.people import PeopleLists
 from services.tweet.consumer import GROUP, TOPICS, settling

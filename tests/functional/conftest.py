@@ -14,8 +14,8 @@ import pytest_asyncio
 
 from gateway_http.app import Gateway
 from gateway_http.server import HttpServer
-from services.common.checker import Checker
 from services.common.config import Settings
+from services.runtime.checker import Checker
 from tests.cluster import family
 from tests.conftest import Mesh, MeshFactory, mesh_settings, start_process
 

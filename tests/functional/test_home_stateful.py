@@ -31,9 +31,9 @@ from roost.tweet.v1.reply_service_pb2_grpc import ReplyServiceStub
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.common import revisions
-from services.common.checker import Checker
 from services.common.event_log import Record
-from services.common.event_log.embedded import EmbeddedConsumer
+from services.embedded.log import EmbeddedConsumer
+from services.runtime.checker import Checker
 from services.timeline.store import HomeTimelineStore
 from tests.cluster import family
 from tests.conftest import Mesh, mesh_settings, start_process

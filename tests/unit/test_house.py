@@ -21,13 +21,14 @@ PACKAGES = ("services", "gateway_http", "roost_cli", "roost_client")
 # What fits on a screen and in a head.
 FUNCTION_LINES = 70
 MODULE_LINES = 400
-# The kit is read by everybody who writes a service: it stays small, as a whole and in each part. The whole is counted without blank
-# lines, comments and docstrings, so that nobody saves on explanations.
+# The kit is read by everybody who writes a service: it stays small, as a whole and in each part.
 KIT_MODULE_LINES = 250
-KIT_CODE_LINES = 2_500
+KIT_LINES = 2_500
+# The other packages are counted without blank lines, comments and docstrings, so that nobody saves on explanations.
 # What a process is made of, and how pages are joined: for those who change that, bounded the same way.
-RUNTIME_CODE_LINES, HYDRATION_CODE_LINES = 1_000, 450
-# What the second family adds to it, for those who run it.
+RUNTIME_CODE_LINES, HYDRATION_CODE_LINES = 1_250, 450
+# What each family adds to it.
+EMBEDDED_CODE_LINES = 700
 CLUSTER_MODULE_LINES = 300
 CLUSTER_CODE_LINES = 3_000
 COMPOSITION_LINES = 80
@@ -51,7 +52,7 @@ NO_CODE = {
     tokenize.NL,
 }
 SERVICES = ROOT / "services"
-NOT_A_SERVICE = {"cluster", "common", "hydration", "runtime", "__pycache__"}
+NOT_A_SERVICE = {"cluster", "common", "embedded", "hydration", "runtime", "__pycache__"}
 
 
 def modules(*folders: str) -> Iterator[Path]:
@@ -113,10 +114,13 @@ def test_modules_are_short() -> None:
 def test_the_kit_stays_small() -> None:
     sizes = {named(path): line_count(path) for path in modules("services/common")}
     assert not {name: size for name, size in sizes.items() if size > KIT_MODULE_LINES}
-    assert sum(map(code_lines, modules("services/common"))) <= KIT_CODE_LINES
+    assert sum(sizes.values()) <= KIT_LINES
 
 
-@pytest.mark.parametrize(("package", "most"), [("runtime", RUNTIME_CODE_LINES), ("hydration", HYDRATION_CODE_LINES)])
+@pytest.mark.parametrize(
+    ("package", "most"),
+    [("runtime", RUNTIME_CODE_LINES), ("hydration", HYDRATION_CODE_LINES), ("embedded", EMBEDDED_CODE_LINES)],
+)
 def test_what_stands_on_the_kit_stays_small(package: str, most: int) -> None:
     sizes = {named(path): line_count(path) for path in modules(f"services/{package}")}
     assert not {name: size for name, size in sizes.items() if size > KIT_MODULE_LINES}

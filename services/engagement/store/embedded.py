@@ -11,10 +11,10 @@ from typing import NamedTuple, Self
 import orjson
 from roost.engagement.v1 import engagement_service_pb2 as pb
 
-from services.common import outbox
-from services.common.drivers.sqlite import Database
 from services.common.event_log import Record
 from services.common.revisions import Revisions
+from services.embedded import outbox
+from services.embedded.sqlite import Database
 from services.engagement.store import Entry, Kind
 from services.engagement.store.memory import MAX_KEPT_MARKS, NEWEST_COUNTS, Counts, Marked, Marks
 

@@ -11,8 +11,9 @@ from typing import Self, TypeVar
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.common import errors, outbox
-from services.common.drivers.sqlite import Database
+from services.common import errors
+from services.embedded import outbox
+from services.embedded.sqlite import Database
 from services.graph.facts import Change, Facts
 from services.graph.store import Judged, Listing, Outcome, Position, TierHook
 from services.graph.store import schema as sql

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.common.outbox import OUTBOX_SCHEMA
+from services.embedded.outbox import OUTBOX_SCHEMA
 from services.graph.store import Listing
 
 EDGES_SCHEMA = """

@@ -16,10 +16,10 @@ from typing import Self, TypeVar
 from roost.identity.v1 import user_pb2, user_service_pb2
 
 from services.common import errors
-from services.common.drivers.sqlite import Database
 from services.common.event_log import Record
-from services.common.outbox import OUTBOX_SCHEMA, enqueue
 from services.common.revisions import Revisions
+from services.embedded.outbox import OUTBOX_SCHEMA, enqueue
+from services.embedded.sqlite import Database
 from services.identity.password import Credential, Scheme
 from services.identity.store import MAX_OFFERED, MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
 from services.identity.store.wire import is_equal, roles_of, roles_text, wire_of

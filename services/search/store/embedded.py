@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from services.common import errors
-from services.common.drivers.lockfile import LockFile
+from services.embedded.lockfile import LockFile
 from services.search.store import MAX_FOUND, Build, Change, Collection, Hit, Query
 from services.search.store.generation import Generation, Threads
 

@@ -12,9 +12,9 @@ from typing import Any, Self, TypeVar
 import orjson
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
-from services.common.drivers.sqlite import Database
 from services.common.event_log import Record
 from services.common.revisions import Revisions
+from services.embedded.sqlite import Database
 from services.hydration.fragments import framed
 from services.tweet.store import Claim, units
 from services.tweet.store import schema as sql

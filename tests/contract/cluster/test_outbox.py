@@ -20,8 +20,8 @@ from services.cluster.outbox import OUTBOX_MIGRATION, Outbox
 from services.common import errors
 from services.common import outbox as common
 from services.common.event_log import Record
-from services.common.event_log.embedded import EmbeddedLog
 from services.common.snowflake import first_id_at
+from services.embedded.log import EmbeddedLog
 from tests.cluster import Namespace
 from tests.contract.cluster.conftest import until
 
@@ -264,7 +264,7 @@ from services.cluster.cassandra import Cassandra, Keyspace
 from services.cluster.outbox import OUTBOX_MIGRATION, Outbox
 from services.common.config import Settings
 from services.common.event_log import Record
-from services.common.event_log.embedded import EmbeddedLog
+from services.embedded.log import EmbeddedLog
 from services.common.snowflake import Snowflake, wall_clock_ms
 
 async def main():

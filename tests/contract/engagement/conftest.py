@@ -13,7 +13,7 @@ import pytest
 
 from services.common.config import Settings
 from services.common.event_log import Record
-from services.common.event_log.embedded import EmbeddedLog
+from services.embedded.log import EmbeddedLog
 from services.engagement.store import EngagementStore, Kind
 from services.engagement.store.embedded import EmbeddedEngagementStore
 from tests import cluster

@@ -15,8 +15,8 @@ from roost.event.v1 import event_pb2
 
 from services.common import errors
 from services.common.event_log import Delivered, Record
-from services.common.event_log.embedded import EmbeddedLog
 from services.common.snowflake import first_id_at, wall_clock_ms
+from services.embedded.log import EmbeddedLog
 from services.engagement import consumer
 from services.engagement.store import Kind
 from tests.cluster import Namespace

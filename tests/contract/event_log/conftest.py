@@ -12,7 +12,7 @@ import pytest
 
 from services.common.config import Settings
 from services.common.event_log import Consumer, Delivered, EventLog, Record
-from services.common.event_log.embedded import EmbeddedLog
+from services.embedded.log import EmbeddedLog
 from tests import cluster
 
 HOUR_MS = 3_600_000

@@ -9,8 +9,8 @@ from pathlib import Path
 from services.cluster.connections import Cluster
 from services.common.config import Settings
 from services.common.event_log import Record
-from services.common.event_log.embedded import EmbeddedLog
 from services.common.snowflake import Snowflake, wall_clock_ms
+from services.embedded.log import EmbeddedLog
 from services.graph.store import GraphStore
 from services.graph.store.cassandra import CassandraGraphStore
 from services.graph.tiers import TierRule

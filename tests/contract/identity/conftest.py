@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.event_log.embedded import EmbeddedLog
+from services.embedded.log import EmbeddedLog
 from services.identity.store import Store
 from services.identity.store.embedded import EmbeddedStore
 from tests.cluster import Namespace

@@ -12,7 +12,7 @@ from roost_cli.main import run
 from roost_cli.outcome import CommandError
 from services.common import logs
 from services.common.event_log import EventLog
-from services.common.event_log.embedded import EmbeddedLog
+from services.embedded.log import EmbeddedLog
 from tests import cluster
 from tests.contract.event_log.conftest import Sink, records, start, until
 

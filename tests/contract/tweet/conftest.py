@@ -16,7 +16,7 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 from services.common.config import Settings
 from services.common.errors import RoostError
 from services.common.event_log import Record
-from services.common.event_log.embedded import EmbeddedLog
+from services.embedded.log import EmbeddedLog
 from services.tweet.store import Claim, TweetStore
 from services.tweet.store.embedded import EmbeddedTweetStore
 from tests.cluster import family as namespaces

@@ -11,10 +11,10 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 
 from services.common import errors, tiers
-from services.common.abstract_channel import AbstractChannel
-from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
 from services.common.tiers import SILENCE_S, Tiers
+from services.runtime.abstract_channel import AbstractChannel
+from services.runtime.inprocess import InProcessChannel
 
 ANN, BOB, CAT = 2, 3, 4
 MARGIN_S = 5.0

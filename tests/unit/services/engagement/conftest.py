@@ -21,10 +21,8 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.common import errors
-from services.common.checker import Checker
 from services.common.context import Actor, Call, current_call
 from services.common.cursor import Cursors
-from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
 from services.common.snowflake import Snowflake, wall_clock_ms
 from services.engagement.service import EngagementService
@@ -32,6 +30,8 @@ from services.engagement.store.embedded import EmbeddedEngagementStore
 from services.engagement.targets import Targets
 from services.hydration.hydrate import Hydrator
 from services.hydration.people import PeopleLists
+from services.runtime.checker import Checker
+from services.runtime.inprocess import InProcessChannel
 
 
 @dataclass

@@ -16,10 +16,10 @@ from roost.timeline.v1.timeline_service_pb2_grpc import TimelineServiceServicer
 
 from services.common import errors
 from services.common.event_log import Delivered, Record
-from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
 from services.fanout.consumer import HYBRID, Fanout
 from services.fanout.receipts import Receipts
+from services.runtime.inprocess import InProcessChannel
 
 NOW_S = 1_800_000_000.0
 

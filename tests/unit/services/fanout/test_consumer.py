@@ -13,10 +13,10 @@ from roost.fanout.v1 import fanout_service_pb2 as pb
 from services.common import errors
 from services.common.errors import RoostError
 from services.common.event_log import is_passing
-from services.common.inprocess_calls import rpc_error
 from services.fanout import outbound
 from services.fanout.consumer import LARGE_TOPIC
 from services.fanout.receipts import Receipts
+from services.runtime.inprocess_calls import rpc_error
 from tests.unit.services.fanout.conftest import World, created, make_fanout
 
 ANN, BOB, STAR = 2, 3, 4

@@ -21,11 +21,11 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.common import errors
-from services.common.checker import Checker
-from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
 from services.hydration.fragments import framed, tombstone, varint
 from services.hydration.hydrate import Hydrator
+from services.runtime.checker import Checker
+from services.runtime.inprocess import InProcessChannel
 
 READER, ANN, BOB, CAT = 1, 2, 3, 4
 

@@ -15,12 +15,13 @@ from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
 from services.common import context, errors
-from services.common.checker import Checker, FrozenMessageChanged
 from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
 from services.common.interceptors.endpoint import endpoints_of
 from services.common.kit import Kit, Service
 from services.common.revisions import Revisions, reading
+from services.embedded.ground import open_embedded
+from services.runtime.checker import Checker, FrozenMessageChanged
 from services.runtime.process import Process
 
 LONG_S = 30.0
@@ -125,7 +126,7 @@ def settings(tmp_path: Path) -> Settings:
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
     rig = Rig(request.param)
     builds = {"tweet": rig.tweet, "fanout": rig.fanout}
-    async with await Process.start(settings(tmp_path), builds, wire=request.param) as rig.process:
+    async with await Process.start(settings(tmp_path), builds, ground=open_embedded, wire=request.param) as rig.process:
         yield rig
 
 
@@ -285,7 +286,7 @@ async def test_health_is_known_by_every_name_and_ends_with_the_drain(rig: Rig) -
 
 async def test_the_actor_travels_in_process(tmp_path: Path) -> None:
     rig = Rig("inprocess")
-    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}) as rig.process:
+    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded) as rig.process:
         token = current_call.set(Call(actor=Actor(42)))
         answer = await rig.tweets().GetTweet(get(1))
         current_call.reset(token)
@@ -295,7 +296,9 @@ async def test_the_actor_travels_in_process(tmp_path: Path) -> None:
 async def test_the_checker_finds_a_servicer_that_changes_its_request(tmp_path: Path) -> None:
     rig = Rig("inprocess")
     checker = Checker()
-    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, checker=checker) as rig.process:
+    async with await Process.start(
+        settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded, checker=checker
+    ) as rig.process:
         token = current_call.set(Call(actor=Actor(42)))
         request = tweet_service_pb2.CreateTweetRequest(text="as sent")
         with pytest.raises(FrozenMessageChanged, match="CreateTweet"):
@@ -307,7 +310,9 @@ async def test_the_checker_finds_a_servicer_that_changes_its_request(tmp_path: P
 async def test_the_checker_finds_a_servicer_that_keeps_what_it_returns(tmp_path: Path) -> None:
     rig = Rig("inprocess")
     checker = Checker()
-    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, checker=checker) as rig.process:
+    async with await Process.start(
+        settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded, checker=checker
+    ) as rig.process:
         stub = rig.tweets("timeline")
         request = tweet_service_pb2.BatchGetTweetCoresRequest(ids=[1])
         await stub.BatchGetTweetCores(request)
@@ -317,18 +322,18 @@ async def test_the_checker_finds_a_servicer_that_keeps_what_it_returns(tmp_path:
 
 async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
     rig = Rig("inprocess")
-    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}) as rig.process:
+    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded) as rig.process:
         address = f"127.0.0.1:{rig.process.grpc_port}"
         second = Settings(data_dir=tmp_path / "other", grpc=address, log_level="error")
         with pytest.raises(errors.RoostError, match="is the port taken"):
-            await Process.start(second, {"tweet": rig.tweet})
+            await Process.start(second, {"tweet": rig.tweet}, ground=open_embedded)
 
 
 async def test_a_data_directory_has_one_process(tmp_path: Path) -> None:
     rig = Rig("inprocess")
-    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}) as rig.process:
+    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded) as rig.process:
         with pytest.raises(errors.RoostError):
-            await Process.start(settings(tmp_path), {"tweet": rig.tweet})
+            await Process.start(settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded)
 
 
 async def test_a_dependency_that_stops_is_no_fault_of_ours(rig: Rig) -> None:

@@ -17,6 +17,7 @@ from services.common import context, errors
 from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
 from services.common.kit import Kit, Service
+from services.embedded.ground import open_embedded
 from services.runtime.channel import MeshChannel
 from services.runtime.coalesce import MAX_ENVELOPES, CoalescingChannel
 from services.runtime.process import Process
@@ -88,7 +89,7 @@ class Watched(MeshChannel):
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     rig = Rig()
     settings = Settings(data_dir=tmp_path / "data", grpc="127.0.0.1:0", log_level="error", mesh_secret=SECRET)
-    async with await Process.start(settings, {"tweet": rig.build}) as rig.process:
+    async with await Process.start(settings, {"tweet": rig.build}, ground=open_embedded) as rig.process:
         rig.channel = CoalescingChannel(Watched(f"127.0.0.1:{rig.process.grpc_port}", rig.sent))
         yield rig
         rig.servicer.release.set()

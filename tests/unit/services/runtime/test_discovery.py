@@ -15,6 +15,7 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 from services.common import errors
 from services.common.config import Settings
 from services.common.kit import Build, Kit, Service
+from services.embedded.ground import open_embedded
 from services.mesh.server import build as build_mesh
 from services.runtime import discovery
 from services.runtime.process import Process
@@ -65,7 +66,7 @@ class Town:
             mesh_secret=SECRET,
             registry=self.registry,
         )
-        process = await Process.start(settings, builds, elsewhere=ELSEWHERE)
+        process = await Process.start(settings, builds, ground=open_embedded, elsewhere=ELSEWHERE)
         self.running.append(process)
         return process
 

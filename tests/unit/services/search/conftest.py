@@ -16,10 +16,10 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.common import errors
-from services.common.checker import Checker
 from services.common.event_log import Delivered
-from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
+from services.runtime.checker import Checker
+from services.runtime.inprocess import InProcessChannel
 from services.search.store import Change, Collection, Document
 
 A_MESSAGE = 2

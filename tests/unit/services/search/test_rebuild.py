@@ -9,7 +9,7 @@ import pytest
 from roost.event.v1.event_pb2 import TweetCreated, TweetDeleted
 
 from services.common import errors
-from services.common.inprocess import InProcessChannel
+from services.runtime.inprocess import InProcessChannel
 from services.search import rebuild
 from services.search.consumer import Indexer
 from services.search.rebuild import RETRY_MOST_S, Rebuilder

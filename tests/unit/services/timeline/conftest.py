@@ -24,13 +24,13 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.common import errors
-from services.common.checker import Checker
 from services.common.config import Settings
 from services.common.context import Actor, Call, current_call
 from services.common.cursor import Cursors
-from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
 from services.common.kit import Kit
+from services.runtime.checker import Checker
+from services.runtime.inprocess import InProcessChannel
 from services.timeline import home
 from services.timeline.server import build
 

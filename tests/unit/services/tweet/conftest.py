@@ -22,14 +22,14 @@ from roost.tweet.v1 import tweet_service_pb2 as pb
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.common import errors
-from services.common.checker import Checker
 from services.common.context import Actor, Call, current_call
 from services.common.cursor import Cursors
-from services.common.inprocess import InProcessChannel
 from services.common.interceptors.endpoint import endpoints_of
 from services.common.snowflake import Snowflake, wall_clock_ms
 from services.hydration.hydrate import Hydrator
 from services.hydration.people import PeopleLists
+from services.runtime.checker import Checker
+from services.runtime.inprocess import InProcessChannel
 from services.tweet.lists import Lists
 from services.tweet.service import TweetServicer
 from services.tweet.store.embedded import EmbeddedTweetStore

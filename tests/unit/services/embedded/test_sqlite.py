@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from services.common import errors
-from services.common.drivers import sqlite
-from services.common.drivers.sqlite import Database
+from services.embedded import sqlite
+from services.embedded.sqlite import Database
 
 SCHEMA = ["CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT NOT NULL)"]
 
@@ -224,7 +224,7 @@ async def test_a_second_owner_is_told_so(db: Database, tmp_path: Path) -> None:
 async def test_every_write_that_returned_survives_kill_9(tmp_path: Path) -> None:
     script = """
 import asyncio, pathlib, sys
-from services.common.drivers.sqlite import Database
+from services.embedded.sqlite import Database
 async def main():
     db = await Database.open(pathlib.Path(sys.argv[1]), ["CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT)"])
     async def add(i):

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from services.common import errors
-from services.common.drivers.lockfile import LockFile
+from services.embedded.lockfile import LockFile
 
 T = TypeVar("T")
 Unit = Callable[[sqlite3.Connection], T]

@@ -12,9 +12,9 @@ import grpc
 from google.protobuf.message import Message
 
 from services.common import errors, revisions
-from services.common.checker import Checker
 from services.common.context import Call, current_call
 from services.common.interceptors import Endpoint
+from services.runtime.checker import Checker
 
 # A callee gets this much less time than its caller, so that the caller can still answer.
 DEADLINE_MARGIN_S = 0.001

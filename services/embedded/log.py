@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.common import event_log
-from services.common.drivers.sqlite import Database
 from services.common.event_log import Apply, Consumer, DeadLetter, Delivered, EventLog, Lag, Record
 from services.common.event_log.delivery import apply_or_bury
 from services.common.event_log.pump import RETRY_FIRST_S, Pump
 from services.common.snowflake import wall_clock_ms
+from services.embedded.sqlite import Database
 
 SWEEP_EVERY_S = 3_600.0  # Retention is a matter of days.
 SWEEP_ROWS = 5_000  # In one transaction: a short one, for every append waits for it.

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from services.common import errors
-from services.common.drivers.sqlite import Database
 from services.common.event_log import Record
-from services.common.event_log.embedded import EmbeddedLog
-from services.common.outbox import OUTBOX_SCHEMA, RELAY_BATCH, Relay, enqueue
+from services.embedded.log import EmbeddedLog
+from services.embedded.outbox import OUTBOX_SCHEMA, RELAY_BATCH, Relay, enqueue
+from services.embedded.sqlite import Database
 
 SCHEMA = ["CREATE TABLE tweet (id INTEGER PRIMARY KEY)", OUTBOX_SCHEMA]
 
@@ -99,10 +99,10 @@ async def test_a_log_that_refuses_delays_and_loses_nothing(mesh: Mesh, monkeypat
 async def test_killed_between_append_and_delete_the_event_comes_twice(tmp_path: Path) -> None:
     script = """
 import asyncio, os, pathlib, signal, sys
-from services.common.drivers.sqlite import Database
+from services.embedded.sqlite import Database
 from services.common.event_log import Record
-from services.common.event_log.embedded import EmbeddedLog
-from services.common.outbox import OUTBOX_SCHEMA, Relay, enqueue
+from services.embedded.log import EmbeddedLog
+from services.embedded.outbox import OUTBOX_SCHEMA, Relay, enqueue
 async def main():
     data = pathlib.Path(sys.argv[1])
     db = await Database.open(data / "tweet.db", ["CREATE TABLE tweet (id INTEGER PRIMARY KEY)", OUTBOX_SCHEMA])

@@ -12,10 +12,10 @@ from typing import Any
 from google.protobuf.message import Message
 
 from services.common import errors
-from services.common.abstract_channel import AbstractChannel
-from services.common.checker import Checker
-from services.common.inprocess_calls import StreamCall, Target, UnaryCall, rpc_error
 from services.common.interceptors import Endpoint
+from services.runtime.abstract_channel import AbstractChannel
+from services.runtime.checker import Checker
+from services.runtime.inprocess_calls import StreamCall, Target, UnaryCall, rpc_error
 
 
 class InProcessChannel(AbstractChannel):

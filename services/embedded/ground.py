@@ -8,12 +8,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from services.common import errors
-from services.common.config import Settings
-from services.common.event_log.embedded import EmbeddedLog
+from services.common.config import Settings, private_dir
+from services.common.cursor import KEY_BYTES
 from services.common.kit import Ground
-from services.common.snowflake import FileLease
-
-CURSOR_KEY_BYTES = 32
+from services.embedded.lease import FileLease
+from services.embedded.log import EmbeddedLog
 
 
 async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Ground:
@@ -30,15 +29,6 @@ async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Ground:
     return Ground(log, lease.snowflake(), _kept_secret(data_dir / "cursor.key"))
 
 
-def private_dir(path: Path) -> Path:
-    """The folder, made where there is none, for its owner alone."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise errors.failed_precondition(f"the data directory {path} cannot be made: {error.strerror}") from error
-    return path
-
-
 def _kept_secret(path: Path) -> bytes:
     """A random secret that outlives restarts, readable by its owner alone."""
     try:
@@ -46,5 +36,5 @@ def _kept_secret(path: Path) -> bytes:
     except FileExistsError:
         return path.read_bytes()
     with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(CURSOR_KEY_BYTES))
+        file.write(secrets.token_bytes(KEY_BYTES))
     return path.read_bytes()

@@ -1,1 +1,0 @@
-"""Drivers: they open a connection and keep it well, nothing else."""
