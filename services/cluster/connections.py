@@ -37,6 +37,7 @@ class Cluster:
         self._stack = stack
         self._opening = asyncio.Lock()
         self._keyspaces: dict[str, Keyspace] = {}
+        stack.push_async_callback(self.shared.close)
 
     @classmethod
     async def open(cls, settings: Settings, stack: AsyncExitStack) -> Cluster:

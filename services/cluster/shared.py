@@ -4,28 +4,22 @@ An entry is a version and bytes: only a higher version replaces it, and a tombst
 entry before it answers; whoever reads and finds none asks the owner and fills it in, briefly, and only where there is none: a fill that
 comes late overwrites nothing. A mark is a number that is fresh after every change, to be compared for equality.
 
-Keys end in the run id of the server they were said to. After a restart from an old snapshot, or a fail-over that lost the last writes,
-nothing that stands there is believed: an older entry in place of a lost tombstone would else be served for an hour.
-
 Every method is bounded by `redis_timeout_s`, and none raises because of Redis: a read that gets no answer knows nothing, and the caller
-asks the owner; a write that cannot be made answers False, and the event's consumer repeats it.
+asks the owner; a change that cannot be told answers False, is told again as soon as Redis takes it, and by the event's consumer.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from functools import partial
 from struct import Struct
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from services.cluster.pipe import Pipe, ReplyError, command
 from services.cluster.redis import Redis
 from services.cluster.redis_nodes import Node
-from services.common import errors
-
-T = TypeVar("T")
+from services.cluster.shared_keys import SharedKeys, key_of
 
 # Above any version: what it stands for is gone, and nothing comes after it.
 TOMBSTONE = 2**63 - 1
@@ -39,16 +33,18 @@ MARK_TTL_MS = 24 * 3_600_000
 SHORT_MARK_TTL_MS = 600_000
 # Somebody else changes the same entry in each try: more than a few at the same moment are not people's.
 PUT_TRIES = 8
-# Keys in one command: about 0.2 ms of the server, which answers nobody else meanwhile.
-KEYS_AT_ONCE = 500
-# Enough of a run id to tell servers apart.
-TAG_LETTERS = 10
 # Random marks may not meet those of callers, nor each other.
 MARK_BITS = 62
 
 _VERSION = Struct(">q")
 _TWEET, _USER = "t", "u"
 _RELATIONS, _THREAD, _TWEET_MARK, _AUTHOR_MARK = "rv", "tv", "tm", "am"
+_MARK_TTLS_MS = {
+    _RELATIONS: MARK_TTL_MS,
+    _THREAD: MARK_TTL_MS,
+    _TWEET_MARK: SHORT_MARK_TTL_MS,
+    _AUTHOR_MARK: SHORT_MARK_TTL_MS,
+}
 
 
 class SharedEntry(NamedTuple):
@@ -58,11 +54,12 @@ class SharedEntry(NamedTuple):
     data: bytes
 
 
-class SharedEntries:
+class SharedEntries(SharedKeys):
     """Entries of tweets and users by id, and marks of relations, threads, tweets and authors."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        super().__init__(redis, "shared-entries")
+        self._tells = {kind: partial(self._tell_again, kind) for kind in _MARK_TTLS_MS}
 
     async def tweets(self, ids: Sequence[int]) -> list[SharedEntry | None]:
         """What is known of each tweet, in order; None: ask the owner."""
@@ -118,7 +115,7 @@ class SharedEntries:
 
     async def change_tweets(self, ids: Sequence[int], fresh: int) -> bool:
         """As `change_relations`, of tweets."""
-        return await self._change(_TWEET_MARK, ids, fresh, SHORT_MARK_TTL_MS)
+        return await self._change(_TWEET_MARK, ids, fresh)
 
     async def author_marks(self, user_ids: Sequence[int]) -> list[int | None]:
         """As `tweet_marks`, of what each user has posted."""
@@ -126,22 +123,10 @@ class SharedEntries:
 
     async def change_authors(self, user_ids: Sequence[int], fresh: int) -> bool:
         """As `change_relations`, of what users have posted."""
-        return await self._change(_AUTHOR_MARK, user_ids, fresh, SHORT_MARK_TTL_MS)
+        return await self._change(_AUTHOR_MARK, user_ids, fresh)
 
     async def _entries(self, kind: str, ids: Sequence[int]) -> list[SharedEntry | None]:
-        found: dict[int, bytes | None] = {}
-
-        async def read(node: Node, some: Sequence[int]) -> None:
-            pipe = await node.reads()
-            keys = [_key(kind, i, pipe) for i in some]
-            if self._redis.clustered:
-                # Keys of several slots: a command each, still one round trip.
-                found.update(zip(some, await self._answers(pipe, [command("GET", key) for key in keys]), strict=True))
-            else:
-                (values,) = await self._answers(pipe, [command("MGET", *keys)])
-                found.update(zip(some, values, strict=True))
-
-        await self._each(ids, read)
+        found = await self._held(kind, ids)
         return [_opened(found.get(i)) for i in ids]
 
     async def _put(self, kind: str, entry_id: int, version: int, data: bytes) -> bool:
@@ -151,7 +136,7 @@ class SharedEntries:
             node = self._redis.node(str(entry_id))
             for _ in range(PUT_TRIES):
                 async with node.own() as pipe:
-                    if await self._put_once(pipe, _key(kind, entry_id, pipe), version, value):
+                    if await self._put_once(pipe, key_of(kind, entry_id, pipe), version, value):
                         return True
             return False
 
@@ -179,7 +164,7 @@ class SharedEntries:
             for i in some:
                 version, data = entries[i]
                 value = _VERSION.pack(version) + data
-                sets.append(command("SET", _key(kind, i, pipe), value, "NX", "PX", FILL_TTL_MS))
+                sets.append(command("SET", key_of(kind, i, pipe), value, "NX", "PX", FILL_TTL_MS))
             await self._answers(pipe, sets)
 
         await self._each(entries, fill)
@@ -187,14 +172,14 @@ class SharedEntries:
     async def _drop(self, kind: str, ids: Sequence[int]) -> bool:
         async def drop(node: Node, some: Sequence[int]) -> None:
             pipe = await node.reads()
-            await self._answers(pipe, [command("DEL", _key(kind, i, pipe)) for i in some])
+            await self._answers(pipe, [command("DEL", key_of(kind, i, pipe)) for i in some])
 
         return await self._each(ids, drop)
 
     async def _mark(self, kind: str, of: int) -> int | None:
         async def mark() -> int | None:
             pipe = await self._redis.node(str(of)).reads()
-            key = _key(kind, of, pipe)
+            key = key_of(kind, of, pipe)
             (held,) = await self._answers(pipe, [command("GET", key)])
             if held is None:
                 # Only where there is none still: two readers must not give each other's mark away.
@@ -210,73 +195,37 @@ class SharedEntries:
 
         async def read(node: Node, some: Sequence[int]) -> None:
             pipe = await node.reads()
-            keys = {i: _key(kind, i, pipe) for i in some}
-            if self._redis.clustered:
-                held = await self._answers(pipe, [command("GET", key) for key in keys.values()])
-            else:
-                (held,) = await self._answers(pipe, [command("MGET", *keys.values())])
-            found.update({i: None if mark is None else int(mark) for i, mark in zip(keys, held, strict=True)})
-            if missing := [i for i in keys if found[i] is None]:
+            held = await self._values(pipe, kind, some)
+            found.update({i: None if mark is None else int(mark) for i, mark in zip(some, held, strict=True)})
+            if missing := [i for i in some if found[i] is None]:
                 fresh = random.getrandbits(MARK_BITS) + 1
-                making = [command("SET", keys[i], fresh, "NX", "PX", SHORT_MARK_TTL_MS) for i in missing]
-                held = await self._answers(pipe, making + [command("GET", keys[i]) for i in missing])
-                found.update(
-                    {
-                        i: None if mark is None else int(mark)
-                        for i, mark in zip(missing, held[len(missing) :], strict=True)
-                    }
-                )
+                keys = [key_of(kind, i, pipe) for i in missing]
+                making = [command("SET", key, fresh, "NX", "PX", SHORT_MARK_TTL_MS) for key in keys]
+                held = (await self._answers(pipe, making + [command("GET", key) for key in keys]))[len(keys) :]
+                found.update({i: None if mark is None else int(mark) for i, mark in zip(missing, held, strict=True)})
 
         return [found.get(i) for i in of] if await self._each(dict.fromkeys(of), read) else [None] * len(of)
 
-    async def _change(self, kind: str, of: Sequence[int], fresh: int, ttl_ms: int = MARK_TTL_MS) -> bool:
+    async def _change(self, kind: str, of: Sequence[int], fresh: int) -> bool:
+        if await self._tell(kind, of, fresh):
+            return True
+        self._say_again(self._tells[kind], of)
+        return False
+
+    async def _tell_again(self, kind: str, of: Sequence[int]) -> bool:
+        # Another number than at first: who read under that one may have read before what changed since.
+        return await self._tell(kind, of, random.getrandbits(MARK_BITS) + 1)
+
+    async def _tell(self, kind: str, of: Sequence[int], fresh: int) -> bool:
         async def change(node: Node, some: Sequence[int]) -> None:
             pipe = await node.reads()
-            keys = [_key(kind, i, pipe) for i in some]
-            sets = b"".join(command("SET", key, fresh, "PX", ttl_ms) for key in keys)
+            keys = [key_of(kind, i, pipe) for i in some]
+            sets = b"".join(command("SET", key, fresh, "PX", _MARK_TTLS_MS[kind]) for key in keys)
             if any(isinstance(reply, ReplyError) for reply in await pipe.ask(sets, len(keys))):
                 # As in `_put_once`: readers make a fresh one, or know that they know nothing.
                 await self._answers(pipe, [command("DEL", key) for key in keys])
 
         return await self._each(of, change)
-
-    async def _each(self, ids: Iterable[int], work: Callable[[Node, Sequence[int]], Awaitable[None]]) -> bool:
-        """Does the work for the ids of each server, KEYS_AT_ONCE at a time; False where some of it was not done."""
-
-        async def run() -> bool:
-            by_node: dict[Node, list[int]] = {}
-            if self._redis.clustered:
-                for i in ids:
-                    by_node.setdefault(self._redis.node(str(i)), []).append(i)
-            else:
-                by_node[self._redis.node("")] = list(ids)
-            for node, all_ids in by_node.items():
-                left = iter(all_ids)
-                while some := list(islice(left, KEYS_AT_ONCE)):
-                    await work(node, some)
-            return True
-
-        return await self._within(run, False)
-
-    async def _answers(self, pipe: Pipe, commands: Sequence[bytes]) -> list[Any]:
-        """The replies; a refused command is Redis not answering."""
-        replies = await pipe.ask(b"".join(commands), len(commands))
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise self._redis.refusal(reply)
-        return replies
-
-    async def _within(self, work: Callable[[], Awaitable[T]], unknown: T) -> T:
-        try:
-            async with asyncio.timeout(self._redis.timeout_s):
-                return await work()
-        except (TimeoutError, errors.RoostError):
-            return unknown
-
-
-def _key(kind: str, of: int, pipe: Pipe) -> str:
-    # In braces what decides on which node of a cluster it lies: the tag is that node's.
-    return f"{kind}:{{{of}}}:{pipe.run_id[:TAG_LETTERS]}"
 
 
 def _opened(value: bytes | None) -> SharedEntry | None:

@@ -7,6 +7,7 @@ left a change without copies: `decided`, which the outbox's sweeper asks, writes
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import merge
 from itertools import chain, islice
@@ -70,7 +71,7 @@ class CassandraEngagementStore:
 
     def __init__(self, keyspace: Keyspace, redis: Redis, log: EventLog, clock: Callable[[], float]) -> None:
         self.keyspace = keyspace
-        self._shared = SharedCounts(redis)
+        self._shared = SharedCounts(redis, time.monotonic)
         self.outbox = Outbox(keyspace, log, clock, self.decided)
         self._clock = clock
         self._turns = Turns()
@@ -231,10 +232,11 @@ class CassandraEngagementStore:
         frames, may_be_kept = await self._shared.frames(list(dict.fromkeys(ids)))
         missing = [tweet_id for tweet_id in dict.fromkeys(ids) if tweet_id not in frames]
         if missing:
+            began = self._shared.now()
             counts = await self._counts(missing)
             loaded = {tweet_id: _frame(tweet_id, counts) for tweet_id in missing}
             spread = {tweet_id for (tweet_id, _), count in counts.items() if count.others is not None}
-            await self._shared.keep({i: frame for i, frame in loaded.items() if i in may_be_kept}, spread)
+            await self._shared.keep({i: frame for i, frame in loaded.items() if i in may_be_kept}, spread, began)
             frames |= loaded
         return pb.BatchGetCountsResponse.FromString(b"".join([frames[tweet_id] for tweet_id in ids]))
 
@@ -296,7 +298,8 @@ class CassandraEngagementStore:
         return await self.keyspace.read_each(cql.FIRST_COUNTED, keys)
 
     async def close(self) -> None:
-        """Nothing: the connections are the process's."""
+        """Says no more of its changes. The connections are the process's."""
+        await self._shared.close()
 
 
 class _Count(NamedTuple):

@@ -158,8 +158,9 @@ class CassandraLists:
 
     async def count_links(self, tweet_ids: Sequence[int]) -> dict[int, dict[int, int]]:
         """How many standing links of each kind each tweet has. Counted where they lie: a count has nothing of its own to go wrong."""
-        answers = await self._keyspace.read_each(cql.COUNT_LINKS, [(tweet_id,) for tweet_id in tweet_ids])
-        return {tweet_id: dict(rows) for tweet_id, rows in zip(tweet_ids, answers, strict=True)}
+        linked = [row[0] for row in await by_ids(self._keyspace, cql.ANY_LINKS, tweet_ids)]
+        answers = await self._keyspace.read_each(cql.COUNT_LINKS, [(tweet_id,) for tweet_id in linked])
+        return {tweet_id: dict(rows) for tweet_id, rows in zip(linked, answers, strict=True)}
 
 
 async def by_ids(keyspace: Keyspace, statement: str, ids: Iterable[int]) -> list[Row]:

@@ -163,6 +163,8 @@ LINKS_UP = """SELECT link_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ?
     LIMIT ? ALLOW FILTERING"""
 # Those that are hidden, too.
 ALL_LINKS = """SELECT link_id, author_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ? AND link_id > ? LIMIT ?"""
+# Of at most IDS_AT_ONCE ids each. Most tweets have no links at all: only the others are counted, a partition a statement.
+ANY_LINKS = "SELECT DISTINCT tweet_id FROM links_by_tweet WHERE tweet_id IN ?"
 COUNT_LINKS = """SELECT kind, count(*) FROM links_by_tweet WHERE tweet_id = ? AND hidden = 0
     GROUP BY kind ALLOW FILTERING"""
 OWN_RETWEETS = """SELECT original_id, retweet_id FROM retweets_by_user WHERE user_id = ? AND original_id IN ? AND hidden = 0

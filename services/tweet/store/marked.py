@@ -13,7 +13,7 @@ V = TypeVar("V")
 Load: TypeAlias = Callable[[Sequence[int]], Coroutine[Any, Any, dict[int, V]]]
 
 # Marks make it right. This ends what became wrong because Redis could not be told of a change.
-KEPT_S = 30.0
+KEPT_S = 600.0
 
 
 class Marked(Generic[V]):

@@ -12,6 +12,7 @@ import pytest
 
 from services.cluster.redis import Redis
 from services.cluster.shared import FILL_TTL_MS, PUT_TTL_MS, TOMBSTONE, SharedEntries, SharedEntry
+from services.common import errors
 from services.common.config import Settings
 from tests import redis_servers
 from tests.cluster import Namespace
@@ -27,15 +28,16 @@ Open = Callable[..., Awaitable[SharedEntries]]
 @pytest.fixture
 async def share() -> AsyncIterator[Open]:
     """Opens entries as another process would; `redis` is a URL."""
-    opened: list[Redis] = []
+    opened: list[SharedEntries] = []
 
     async def of(redis: str, timeout_s: float = PATIENT_S) -> SharedEntries:
-        opened.append(await Redis.open(Settings(redis=redis, redis_timeout_s=timeout_s)))
-        return SharedEntries(opened[-1])
+        opened.append(SharedEntries(await Redis.open(Settings(redis=redis, redis_timeout_s=timeout_s))))
+        return opened[-1]
 
     yield of
-    for redis in opened:
-        await redis.close()
+    for entries in opened:
+        await entries.close()
+        await entries._redis.close()
 
 
 @pytest.fixture
@@ -119,6 +121,29 @@ async def test_marks_stay_until_changed(namespace: Namespace, share: Open) -> No
     assert thread not in (None, 12_345)
     assert await some.change_threads([7], 6)
     assert await others.thread_version(7) == 6
+
+
+async def test_what_redis_did_not_take_is_told_as_soon_as_it_does(
+    namespace: Namespace, share: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = await share(namespace.settings["redis"]), await share(namespace.settings["redis"])
+    before = await there.tweet_marks([1, 2, 3])
+    with monkeypatch.context() as patch:
+        patch.setattr(here._redis, "node", unreachable_node)
+        assert not await here.change_tweets([1, 2], 7)
+        # Told in the midst of it, by another process: what is told again is no number that was heard before.
+        assert await there.change_tweets([1], 8)
+        await asyncio.sleep(0.1)
+        assert await there.tweet_marks([1, 2, 3]) == [8, *before[1:]]
+    async with asyncio.timeout(30):
+        while (marks := await there.tweet_marks([1, 2, 3]))[0] == 8 or marks[1] == before[1]:
+            await asyncio.sleep(0.02)
+    assert 7 not in marks
+    assert marks[2] == before[2]
+
+
+def unreachable_node(tag: str) -> None:
+    raise errors.unavailable(f"no way to the server of {tag!r}", reason="CACHE_UNAVAILABLE")
 
 
 async def test_nothing_is_believed_of_an_older_snapshot(tmp_path: Path, share: Open) -> None:

@@ -18,7 +18,7 @@ from services.common.event_log import Delivered, Record
 from services.common.snowflake import first_id_at, wall_clock_ms
 from services.embedded.log import EmbeddedLog
 from services.engagement import consumer
-from services.engagement.store import Kind
+from services.engagement.store import Kind, counted
 from tests.cluster import Namespace
 
 pytestmark = pytest.mark.cluster
@@ -52,9 +52,13 @@ async def another(tmp_path: Path, namespace: Namespace, clock: Clock) -> AsyncIt
     cluster = await namespace.cluster()
 
     async def another() -> CassandraEngagementStore:
-        return await CassandraEngagementStore.open(cluster, log, clock)
+        opened.append(await CassandraEngagementStore.open(cluster, log, clock))
+        return opened[-1]
 
+    opened: list[CassandraEngagementStore] = []
     yield another
+    for store in opened:
+        await store.close()
     await log.close()
 
 
@@ -224,21 +228,39 @@ async def test_a_count_begun_before_a_change_is_not_kept_after_it(another: Open)
     _, may_be_kept = await slow._shared.frames([TWEET])
     assert may_be_kept == {TWEET}
     await like(store, ANN)
-    await slow._shared.keep({TWEET: b""}, ())
+    await slow._shared.keep({TWEET: b""}, (), slow._shared.now())
     assert await counts(store) == (1, 0)
 
 
 async def test_without_redis_everything_is_counted(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = await another()
+    store, other = await another(), await another()
+    # Kept as soon as it is counted again.
+    monkeypatch.setattr(counted, "CHANGING_MS", 20)
     await like(store, ANN)
+    await asyncio.sleep(0.1)
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise ConnectionError
+    def refuse(_: str) -> None:
+        raise errors.unavailable("Redis does not answer", reason="CACHE_UNAVAILABLE")
 
-    for name in ("mget", "pipeline"):
-        monkeypatch.setattr(store._shared._client, name, refuse)
-    assert await store.like(TWEET, 2, event("tweet.liked", 2)) == 2
-    assert await counts(store) == (2, 0)
+    assert await counts(other) == (1, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(store._shared._redis, "node", refuse)
+        assert await store.like(TWEET, 2, event("tweet.liked", 2)) == 2
+        assert await counts(store) == (2, 0)
+    assert await counts(other) == (1, 0)
+    # The others hear of it once Redis does.
+    async with asyncio.timeout(30):
+        while await counts(other) != (2, 0):
+            await asyncio.sleep(0.02)
+
+
+async def test_a_count_that_took_too_long_is_not_kept(another: Open) -> None:
+    store = await another()
+    began = store._shared.now() - counted.MAX_COUNTING_S
+    await store._shared.keep({TWEET: b""}, (), began)
+    assert (await store._shared.frames([TWEET]))[0] == {}
+    await store._shared.keep({TWEET: b""}, (), began + 1)
+    assert (await store._shared.frames([TWEET]))[0] == {TWEET: b""}
 
 
 async def test_a_like_after_an_unlike_is_not_answered_by_the_one_before(
