@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import os
 import platform
 import random
 import statistics
@@ -26,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from roost.identity.v1 import auth_service_pb2_grpc
 
-from roost_cli import bare, options, progress, runfile, target, wrk
+from roost_cli import bare, cpu, options, progress, runfile, target, wrk
 from roost_cli.loader import scan_users
 from roost_cli.minting import DEFAULT_TTL_S, MINT_BATCH, mint
 from roost_cli.outcome import FAULTS, CommandError, refused
@@ -47,10 +46,11 @@ WARM_UP_S = 2
 # With 40 followers each, 800 home entries a second, and each of 1,000 homes has a new one every second or so.
 DEFAULT_POSTS = 20
 MAX_POSTS = 1_000
-PROC = Path("/proc")
 
 # The columns, each one way of reading.
 MESH, WRITTEN_TO, BARE = "Roost", "Roost, {} tweets/s posted meanwhile", "bare uvicorn, one page"
+# What a document calls the tables of home reads: of all services in one process, and of each in processes of its own.
+HOME_TABLE, PROCESSES_TABLE = "home", "home --processes"
 BEGIN, END = "<!-- roost bench {} -->", "<!-- end of roost bench {} -->"
 
 
@@ -63,7 +63,7 @@ class What(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run against one server. `cpu_s` is the server process's, user and system together, in seconds."""
+    """One run against one server. `cpu_s` is that of all its processes, user and system together, in seconds."""
 
     seen: wrk.Figures
     cpu_s: float
@@ -75,7 +75,7 @@ class Round:
 
     @property
     def cpu_us(self) -> float:
-        """CPU time of the server's process an answer, in microseconds."""
+        """CPU time of the server an answer, in microseconds."""
         return self.cpu_s * 1e6 / self.seen.requests
 
     @property
@@ -154,13 +154,14 @@ def bench(
     address = http or run.http
     if not address:
         raise CommandError(f"the mesh at {mesh.address} serves no HTTP; name its gateway with --http")
-    cpu_seconds(run.pid)
+    pids = cpu.family(run.pid)
     plan = Plan(rounds, min(seconds, MAX_SECONDS // rounds), connections, posts)
     tokens = asyncio.run(_tokens(mesh))
     shown = progress.for_stream()
     pages = first_pages(address, tokens, shown)
-    cases = asyncio.run(_measure(mesh, run.pid, address, tokens, pages, plan, shown))
-    publish(what, circumstances(len(tokens), pages, plan), rows(cases), markdown)
+    cases = asyncio.run(_measure(mesh, pids, address, tokens, pages, plan, shown))
+    table = HOME_TABLE if len(pids) == 1 else PROCESSES_TABLE
+    publish(table, circumstances(len(tokens), pages, plan, len(pids)), rows(cases), markdown)
 
 
 def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Path | None) -> None:
@@ -225,7 +226,7 @@ def explain(status: int, headers: dict[str, str]) -> None:
 
 async def _measure(
     mesh: target.Target,
-    pid: int,
+    pids: Sequence[int],
     address: str,
     tokens: Sequence[str],
     pages: Pages,
@@ -241,9 +242,9 @@ async def _measure(
         script.write_text(wrk.script(tokens))
         bare.record(page, pages.headers, pages.body)
         async with bare.running(page) as (bare_pid, bare_port):
-            servers = [(MESH, pid, address, 0), (BARE, bare_pid, f"127.0.0.1:{bare_port}", 0)]
+            servers = [(MESH, pids, address, 0), (BARE, [bare_pid], f"127.0.0.1:{bare_port}", 0)]
             if plan.posts:
-                servers.insert(1, (WRITTEN_TO.format(plan.posts), pid, address, plan.posts))
+                servers.insert(1, (WRITTEN_TO.format(plan.posts), pids, address, plan.posts))
             for number in range(1, plan.rounds + 1):
                 for name, server, where, posts in servers:
                     start = chance.randrange(len(tokens))
@@ -251,11 +252,11 @@ async def _measure(
                     # Each case finds its servers as it leaves them, not as the one before did.
                     await wrk.run(script, url, connections=plan.connections, seconds=WARM_UP_S, start=start)
                     async with posting(mesh, tokens, posts):
-                        begun = cpu_seconds(server)
+                        begun = cpu.seconds(server)
                         seen = await wrk.run(
                             script, url, connections=plan.connections, seconds=plan.seconds, start=start
                         )
-                        done = Round(seen, cpu_seconds(server) - begun)
+                        done = Round(seen, cpu.seconds(server) - begun)
                     check(name, seen)
                     cases.setdefault(name, []).append(done)
                     shown.say(f"round {number}, {name}: {done.per_second:,.0f} requests/s, {done.cpu_us:.0f} µs each")
@@ -272,34 +273,15 @@ def check(name: str, seen: wrk.Figures) -> None:
         )
 
 
-def cpu_seconds(pid: int, proc: Path = PROC) -> float:
-    """CPU time that a process has used so far, all its threads, in seconds (in steps of 10 ms); CommandError where it is gone."""
-    try:
-        stat = (proc / str(pid) / "stat").read_text()
-    except OSError:
-        hint = "" if proc.is_dir() else ": this system has no /proc, which only Linux has"
-        raise CommandError(f"cannot read the CPU time of process {pid}{hint}") from None
-    # The second field is the program's name, in brackets, and may hold anything, brackets too.
-    fields = stat.rpartition(")")[2].split()
-    user, system = int(fields[11]), int(fields[12])
-    return (user + system) / os.sysconf("SC_CLK_TCK")
-
-
-def processor(proc: Path = PROC) -> str:
-    """How many cores of which model."""
-    try:
-        lines = (proc / "cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{os.cpu_count()} cores, {next(named, platform.machine())}"
-
-
-def circumstances(readers: int, pages: Pages, plan: Plan) -> str:
-    """What the table's figures hold for, in one sentence."""
+def circumstances(readers: int, pages: Pages, plan: Plan, processes: int) -> str:
+    """What the table's figures hold for, in a sentence or two."""
+    where = (
+        "" if processes == 1 else " CPU is that of all {} processes of the mesh, and not that of the servers below it."
+    )
     return (
         f"{readers:,} readers, {pages.tweets_each:.1f} tweets a page; {plan.rounds} × {plan.seconds} s for each "
-        f"server in turn, {plan.connections} connections; {processor()}; Python {platform.python_version()}."
+        f"server in turn, {plan.connections} connections; {cpu.processor()}; Python {platform.python_version()}."
+        f"{where.format(processes)}"
     )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import redis
 import uvloop
 
-from roost_cli import bench, progress
+from roost_cli import bench, cpu, progress
 from roost_cli.outcome import FAULTS, CommandError
 from services.cluster.pipe import command, field_of
 from services.cluster.redis import Redis
@@ -179,7 +179,7 @@ def run(rounds: int, url: str | None, markdown: Path | None) -> None:
         raise CommandError(f"Redis: {error}") from error
     note = (
         f"{READERS:,} readers with full homes; {rounds} × {ENTRIES_A_ROUND:,} entries of each case for each way in turn; Redis {version}, "
-        f"{bench.processor()}; Python {platform.python_version()}, redis-py {redis.__version__}."
+        f"{cpu.processor()}; Python {platform.python_version()}, redis-py {redis.__version__}."
     )
     bench.publish("fanout", note, lines, markdown)
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
-from pathlib import Path
-
 import pytest
 
 from roost_cli import bench, wrk
@@ -14,39 +10,6 @@ from roost_cli.outcome import CommandError
 
 def figures(requests: int = 1_000, *, refused: int = 0, broken: int = 0, p50_ms: float = 2.0) -> wrk.Figures:
     return wrk.Figures(requests, 2.0, requests * 500, p50_ms, 10.0, refused, broken)
-
-
-def test_cpu_time_is_user_and_system_of_the_process(tmp_path: Path) -> None:
-    folder = tmp_path / "42"
-    folder.mkdir()
-    tick = os.sysconf("SC_CLK_TCK")
-    # The name may hold spaces and brackets.
-    (folder / "stat").write_text(f"42 (a b) c) S {' '.join('0' for _ in range(10))} {3 * tick} {tick // 2} 99 99 0 0\n")
-    assert bench.cpu_seconds(42, tmp_path) == 3.5
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
-def test_cpu_time_of_a_running_process_grows() -> None:
-    begun = bench.cpu_seconds(os.getpid())
-    until = time.process_time() + 0.1
-    while time.process_time() < until:
-        pass
-    assert 0.05 <= bench.cpu_seconds(os.getpid()) - begun < 5
-
-
-def test_cpu_time_of_a_process_that_is_gone_is_no_figure(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match=r"process 7$"):
-        bench.cpu_seconds(7, tmp_path)
-    with pytest.raises(CommandError, match="only Linux"):
-        bench.cpu_seconds(7, tmp_path / "proc")
-
-
-def test_processor_is_cores_and_model(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text(
-        "processor\t: 0\nmodel name\t: Fast 9000\nprocessor\t: 1\nmodel name\t: Fast 9000\n"
-    )
-    assert bench.processor(tmp_path) == f"{os.cpu_count()} cores, Fast 9000"
-    assert bench.processor(tmp_path / "absent").startswith(f"{os.cpu_count()} cores, ")
 
 
 def test_a_round_is_counted_by_request() -> None:
