@@ -5,30 +5,27 @@ Adding a service is one line here, its folder, and its protos.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from typing import cast
 
 from services.common.config import Settings
-from services.common.kit import Build, Ground, OpenGround
+from services.common.kit import Build, Ground, Kit, OpenGround, Service
 from services.embedded.ground import open_embedded
-from services.engagement.server import build as build_engagement
-from services.fanout.server import build as build_fanout
-from services.graph.server import build as build_graph
-from services.identity.server import build as build_identity
-from services.mesh.server import build as build_mesh
-from services.search.server import build as build_search
-from services.timeline.server import build as build_timeline
-from services.tweet.server import build as build_tweet
+
+
+def _of(name: str) -> Build:
+    async def build(kit: Kit) -> Service:
+        # Not before it is asked for: a process of one service would else import all of them, at half a second of CPU.
+        root = importlib.import_module(f"services.{name}.server")
+        return cast(Service, await root.build(kit))
+
+    return build
+
 
 SERVICES: Mapping[str, Build] = {
-    "mesh": build_mesh,
-    "identity": build_identity,
-    "graph": build_graph,
-    "tweet": build_tweet,
-    "engagement": build_engagement,
-    "timeline": build_timeline,
-    "fanout": build_fanout,
-    "search": build_search,
+    name: _of(name) for name in ("mesh", "identity", "graph", "tweet", "engagement", "timeline", "fanout", "search")
 }
 
 

@@ -37,7 +37,7 @@ PUT_TRIES = 8
 MARK_BITS = 62
 
 _VERSION = Struct(">q")
-_TWEET, _USER = "t", "u"
+_USER = "u"
 _RELATIONS, _THREAD, _TWEET_MARK, _AUTHOR_MARK = "rv", "tv", "tm", "am"
 _MARK_TTLS_MS = {
     _RELATIONS: MARK_TTL_MS,
@@ -48,50 +48,51 @@ _MARK_TTLS_MS = {
 
 
 class SharedEntry(NamedTuple):
-    """What is shared of one tweet or user: `data` is the writer's own, and empty for a tombstone."""
+    """What is shared of one user: `data` is the writer's own, and empty for a tombstone."""
 
     version: int
     data: bytes
 
 
 class SharedEntries(SharedKeys):
-    """Entries of tweets and users by id, and marks of relations, threads, tweets and authors."""
+    """Entries of users by id, and marks of relations, threads, tweets and authors."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, "shared-entries")
         self._tells = {kind: partial(self._tell_again, kind) for kind in _MARK_TTLS_MS}
 
-    async def tweets(self, ids: Sequence[int]) -> list[SharedEntry | None]:
-        """What is known of each tweet, in order; None: ask the owner."""
-        return await self._entries(_TWEET, ids)
-
-    async def put_tweet(self, tweet_id: int, version: int, data: bytes) -> bool:
-        """Says how a tweet stands now, unless something as new is known. False where Redis did not take it."""
-        return await self._put(_TWEET, tweet_id, version, data)
-
-    async def fill_tweets(self, entries: Mapping[int, tuple[int, bytes]]) -> None:
-        """What the owner answered, as {id: (version, data)}, where nothing is known."""
-        await self._fill(_TWEET, entries)
-
-    async def drop_tweets(self, ids: Sequence[int]) -> bool:
-        """Forgets tweets, tombstones as well: for what comes back. A fill under way may then put up to FILL_TTL_MS what it read before."""
-        return await self._drop(_TWEET, ids)
-
     async def users(self, ids: Sequence[int]) -> list[SharedEntry | None]:
-        """As `tweets`, of users."""
-        return await self._entries(_USER, ids)
+        """What is known of each user, in order; None: ask the owner."""
+        found = await self._held(_USER, ids)
+        return [_opened(found.get(i)) for i in ids]
 
     async def put_user(self, user_id: int, version: int, data: bytes) -> bool:
-        """As `put_tweet`, of a user."""
-        return await self._put(_USER, user_id, version, data)
+        """Says how a user stands now, unless something as new is known. False where Redis did not take it."""
+        value = _VERSION.pack(version) + data
+
+        async def put() -> bool:
+            node = self._redis.node(str(user_id))
+            for _ in range(PUT_TRIES):
+                async with node.own() as pipe:
+                    if await self._put_once(pipe, key_of(_USER, user_id, pipe), version, value):
+                        return True
+            return False
+
+        return await self._within(put, False)
 
     async def fill_users(self, entries: Mapping[int, tuple[int, bytes]]) -> None:
-        """As `fill_tweets`, of users."""
-        await self._fill(_USER, entries)
+        """What the owner answered, as {id: (version, data)}, where nothing is known."""
 
-    async def drop_users(self, ids: Sequence[int]) -> bool:
-        """As `drop_tweets`, of users."""
-        return await self._drop(_USER, ids)
+        async def fill(node: Node, some: Sequence[int]) -> None:
+            pipe = await node.reads()
+            sets = []
+            for i in some:
+                version, data = entries[i]
+                value = _VERSION.pack(version) + data
+                sets.append(command("SET", key_of(_USER, i, pipe), value, "NX", "PX", FILL_TTL_MS))
+            await self._answers(pipe, sets)
+
+        await self._each(entries, fill)
 
     async def relation_version(self, user_id: int) -> int | None:
         """The mark of a user's relations, taken before they are read; None where Redis does not answer: they may have changed."""
@@ -125,23 +126,6 @@ class SharedEntries(SharedKeys):
         """As `change_relations`, of what users have posted."""
         return await self._change(_AUTHOR_MARK, user_ids, fresh)
 
-    async def _entries(self, kind: str, ids: Sequence[int]) -> list[SharedEntry | None]:
-        found = await self._held(kind, ids)
-        return [_opened(found.get(i)) for i in ids]
-
-    async def _put(self, kind: str, entry_id: int, version: int, data: bytes) -> bool:
-        value = _VERSION.pack(version) + data
-
-        async def put() -> bool:
-            node = self._redis.node(str(entry_id))
-            for _ in range(PUT_TRIES):
-                async with node.own() as pipe:
-                    if await self._put_once(pipe, key_of(kind, entry_id, pipe), version, value):
-                        return True
-            return False
-
-        return await self._within(put, False)
-
     async def _put_once(self, pipe: Pipe, key: str, version: int, value: bytes) -> bool:
         """False where somebody else changed it meanwhile."""
         _, held = await self._answers(pipe, [command("WATCH", key), command("GET", key)])
@@ -157,38 +141,8 @@ class SharedEntries(SharedKeys):
             return True
         return done is not None
 
-    async def _fill(self, kind: str, entries: Mapping[int, tuple[int, bytes]]) -> None:
-        async def fill(node: Node, some: Sequence[int]) -> None:
-            pipe = await node.reads()
-            sets = []
-            for i in some:
-                version, data = entries[i]
-                value = _VERSION.pack(version) + data
-                sets.append(command("SET", key_of(kind, i, pipe), value, "NX", "PX", FILL_TTL_MS))
-            await self._answers(pipe, sets)
-
-        await self._each(entries, fill)
-
-    async def _drop(self, kind: str, ids: Sequence[int]) -> bool:
-        async def drop(node: Node, some: Sequence[int]) -> None:
-            pipe = await node.reads()
-            await self._answers(pipe, [command("DEL", key_of(kind, i, pipe)) for i in some])
-
-        return await self._each(ids, drop)
-
     async def _mark(self, kind: str, of: int) -> int | None:
-        async def mark() -> int | None:
-            pipe = await self._redis.node(str(of)).reads()
-            key = key_of(kind, of, pipe)
-            (held,) = await self._answers(pipe, [command("GET", key)])
-            if held is None:
-                # Only where there is none still: two readers must not give each other's mark away.
-                fresh = random.getrandbits(MARK_BITS) + 1
-                making = [command("SET", key, fresh, "NX", "PX", MARK_TTL_MS), command("GET", key)]
-                _, held = await self._answers(pipe, making)
-            return None if held is None else int(held)
-
-        return await self._within(mark, None)
+        return (await self._marks(kind, (of,)))[0]
 
     async def _marks(self, kind: str, of: Sequence[int]) -> list[int | None]:
         found: dict[int, int | None] = {}
@@ -198,9 +152,10 @@ class SharedEntries(SharedKeys):
             held = await self._values(pipe, kind, some)
             found.update({i: None if mark is None else int(mark) for i, mark in zip(some, held, strict=True)})
             if missing := [i for i in some if found[i] is None]:
+                # Only where there is none still: two readers must not give each other's mark away.
                 fresh = random.getrandbits(MARK_BITS) + 1
                 keys = [key_of(kind, i, pipe) for i in missing]
-                making = [command("SET", key, fresh, "NX", "PX", SHORT_MARK_TTL_MS) for key in keys]
+                making = [command("SET", key, fresh, "NX", "PX", _MARK_TTLS_MS[kind]) for key in keys]
                 held = (await self._answers(pipe, making + [command("GET", key) for key in keys]))[len(keys) :]
                 found.update({i: None if mark is None else int(mark) for i, mark in zip(missing, held, strict=True)})
 

@@ -127,9 +127,9 @@ async def test_homes_and_entries_on_a_cluster(tmp_path: Path) -> None:
             assert all([len((await _home(store, reader)).ids) < CAPACITY + 32 for reader in range(1, 6)])
             assert all([(await _home(store, reader)).floor for reader in range(1, 6)])
 
-            await entries.fill_tweets({i: (1, b"%d" % i) for i in readers})
-            assert await entries.tweets(readers) == [SharedEntry(1, b"%d" % i) for i in readers]
-            assert await entries.put_tweet(7, 2, b"")
+            await entries.fill_users({i: (1, b"%d" % i) for i in readers})
+            assert await entries.users(readers) == [SharedEntry(1, b"%d" % i) for i in readers]
+            assert await entries.put_user(7, 2, b"")
             assert await entries.change_relations(readers, 9)
             assert await entries.relation_version(300) == 9
 
@@ -153,7 +153,7 @@ async def test_after_a_fail_over_homes_are_cold_and_work_again(tmp_path: Path) -
             async with opened(url, 1.0) as redis:
                 store, entries = RedisHomeTimelines(redis), SharedEntries(redis)
                 assert await warm(store, 1, [5])
-                assert await entries.put_tweet(1, 1, b"text")
+                assert await entries.put_user(1, 1, b"text")
                 assert await store.append([(6, [1])]) == [1]
                 first.client.wait(1, 5_000)
                 # The old master lives on and answers, for a while: pushes to the new one do not reach it.
@@ -162,7 +162,7 @@ async def test_after_a_fail_over_homes_are_cold_and_work_again(tmp_path: Path) -
                 # The replica has list and marker: what it may lack, it cannot know.
                 assert second.client.exists("{1}:m", "{1}:h") == 2
                 assert await store.read(1) is None
-                assert await entries.tweets([1]) == [None]
+                assert await entries.users([1]) == [None]
                 await eventually(lambda: warm(store, 1, [5, 6]), True)
                 assert await _ids(store, 1) == [5, 6]
 

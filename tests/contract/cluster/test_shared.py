@@ -46,67 +46,53 @@ async def entries(namespace: Namespace, share: Open) -> SharedEntries:
 
 
 async def test_what_is_put_is_read_in_the_order_asked(entries: SharedEntries) -> None:
-    assert await entries.tweets([1, 2]) == [None, None]
-    assert await entries.put_tweet(1, 5, b"one")
-    assert await entries.put_tweet(3, 1, b"")
+    assert await entries.users([1, 2]) == [None, None]
+    assert await entries.put_user(1, 5, b"one")
+    assert await entries.put_user(3, 1, b"")
     expected = [SharedEntry(1, b""), None, SharedEntry(5, b"one"), SharedEntry(5, b"one")]
-    assert await entries.tweets([3, 2, 1, 1]) == expected
-    assert await entries.tweets([]) == []
-    # Tweets and users are apart.
-    assert await entries.users([1]) == [None]
-    assert await entries.put_user(1, 2, b"ann")
-    assert await entries.users([1]) == [SharedEntry(2, b"ann")]
+    assert await entries.users([3, 2, 1, 1]) == expected
+    assert await entries.users([]) == []
 
 
 async def test_more_than_one_command_holds_is_read_in_several(entries: SharedEntries) -> None:
-    await entries.fill_tweets({i: (i, str(i).encode()) for i in range(1, 1_300)})
-    assert await entries.tweets(range(1, 1_300)) == [SharedEntry(i, str(i).encode()) for i in range(1, 1_300)]
+    await entries.fill_users({i: (i, str(i).encode()) for i in range(1, 1_300)})
+    assert await entries.users(range(1, 1_300)) == [SharedEntry(i, str(i).encode()) for i in range(1, 1_300)]
 
 
 async def test_only_a_higher_version_replaces(entries: SharedEntries) -> None:
     for version, stands in ((5, 5), (4, 5), (6, 6), (6, 6), (TOMBSTONE, TOMBSTONE), (7, TOMBSTONE)):
-        assert await entries.put_tweet(1, version, b"by %d" % version)
-        assert await entries.tweets([1]) == [SharedEntry(stands, b"by %d" % stands)]
+        assert await entries.put_user(1, version, b"by %d" % version)
+        assert await entries.users([1]) == [SharedEntry(stands, b"by %d" % stands)]
 
 
 async def test_a_late_fill_overwrites_nothing(entries: SharedEntries) -> None:
-    await entries.put_tweet(1, TOMBSTONE, b"")
-    await entries.put_user(1, 3, b"now")
-    await entries.fill_tweets({1: (9, b"before"), 2: (1, b"two")})
-    await entries.fill_users({1: (9, b"before")})
-    assert await entries.tweets([1, 2]) == [SharedEntry(TOMBSTONE, b""), SharedEntry(1, b"two")]
-    assert await entries.users([1]) == [SharedEntry(3, b"now")]
+    await entries.put_user(1, TOMBSTONE, b"")
+    await entries.put_user(3, 3, b"now")
+    await entries.fill_users({1: (9, b"before"), 2: (1, b"two"), 3: (9, b"before")})
+    expected = [SharedEntry(TOMBSTONE, b""), SharedEntry(1, b"two"), SharedEntry(3, b"now")]
+    assert await entries.users([1, 2, 3]) == expected
 
 
 async def test_a_fill_gives_way_to_what_is_put_and_lasts_shorter(namespace: Namespace, share: Open) -> None:
     entries = await share(namespace.settings["redis"])
-    await entries.fill_tweets({1: (1, b"old")})
-    (key,) = await entries._redis.client.keys("t:*")
+    await entries.fill_users({1: (1, b"old")})
+    (key,) = await entries._redis.client.keys("u:*")
     assert 0 < await entries._redis.client.pttl(key) <= FILL_TTL_MS
-    await entries.put_tweet(1, 2, b"new")
-    assert await entries.tweets([1]) == [SharedEntry(2, b"new")]
+    await entries.put_user(1, 2, b"new")
+    assert await entries.users([1]) == [SharedEntry(2, b"new")]
     assert FILL_TTL_MS < await entries._redis.client.pttl(key) <= PUT_TTL_MS
 
 
 async def test_of_many_writers_the_highest_version_stands(namespace: Namespace, share: Open) -> None:
     some, others = await share(namespace.settings["redis"]), await share(namespace.settings["redis"])
     chance = random.Random(1)
-    for tweet_id in range(1, 11):
+    for user_id in range(1, 11):
         versions = list(range(1, 9))
         chance.shuffle(versions)
-        changes = [chance.choice((some, others)).put_tweet(tweet_id, v, b"%d" % v) for v in versions]
-        fills = [others.fill_tweets({tweet_id: (v, b"%d" % v)}) for v in (1, 2)]
+        changes = [chance.choice((some, others)).put_user(user_id, v, b"%d" % v) for v in versions]
+        fills = [others.fill_users({user_id: (v, b"%d" % v)}) for v in (1, 2)]
         await asyncio.gather(*changes, *fills)
-        assert await some.tweets([tweet_id]) == [SharedEntry(8, b"8")]
-
-
-async def test_what_is_dropped_is_unknown_tombstones_too(entries: SharedEntries) -> None:
-    await entries.put_tweet(1, TOMBSTONE, b"")
-    assert await entries.drop_tweets([1, 2])
-    assert await entries.tweets([1]) == [None]
-    await entries.put_user(1, 1, b"")
-    assert await entries.drop_users([1])
-    assert await entries.users([1]) == [None]
+        assert await some.users([user_id]) == [SharedEntry(8, b"8")]
 
 
 async def test_marks_stay_until_changed(namespace: Namespace, share: Open) -> None:
@@ -149,55 +135,54 @@ def unreachable_node(tag: str) -> None:
 async def test_nothing_is_believed_of_an_older_snapshot(tmp_path: Path, share: Open) -> None:
     with redis_servers.server(tmp_path) as server:
         entries = await share(server.url)
-        await entries.put_tweet(1, 1, b"text")
+        await entries.put_user(1, 1, b"text")
         before = await entries.relation_version(7)
         server.client.save()
-        await entries.put_tweet(1, TOMBSTONE, b"")
+        await entries.put_user(1, TOMBSTONE, b"")
         await entries.change_relations([7], 2)
         server.kill()
         server.start()
-        assert server.client.keys("t:*")
+        assert server.client.keys("u:*")
         await _reachable(entries)
-        assert await entries.tweets([1]) == [None]
+        assert await entries.users([1]) == [None]
         assert await entries.relation_version(7) != before
         # And it fills again at once.
-        await entries.fill_tweets({1: (3, b"now")})
-        assert await entries.tweets([1]) == [SharedEntry(3, b"now")]
+        await entries.fill_users({1: (3, b"now")})
+        assert await entries.users([1]) == [SharedEntry(3, b"now")]
 
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
 async def test_without_redis_nothing_is_known_and_nothing_raises(how: str, tmp_path: Path, share: Open) -> None:
     with redis_servers.server(tmp_path) as server:
         entries = await share(server.url, 0.2)
-        await entries.put_tweet(1, 1, b"text")
+        await entries.put_user(1, 1, b"text")
         getattr(server, how)()
         started = time.monotonic()
         for _ in range(50):
-            assert await entries.tweets([1]) == [None]
+            assert await entries.users([1]) == [None]
             assert await entries.relation_version(7) is None
-            assert not await entries.put_tweet(1, 2, b"")
+            assert not await entries.put_user(1, 2, b"")
             assert not await entries.change_relations([7], 2)
-            assert not await entries.drop_users([7])
             await entries.fill_users({1: (1, b"")})
-        # 300 calls: all but a few are refused without a wait.
+        # 250 calls: all but a few are refused without a wait.
         assert time.monotonic() - started < 10
         if how == "pause":
             server.go_on()
         else:
             server.start()
         await _reachable(entries)
-        assert await entries.put_tweet(1, 3, b"text")
-        assert await entries.tweets([1]) == [SharedEntry(3, b"text")]
+        assert await entries.put_user(1, 3, b"text")
+        assert await entries.users([1]) == [SharedEntry(3, b"text")]
 
 
 async def test_a_server_without_memory_forgets_rather_than_keeps_what_is_old(tmp_path: Path, share: Open) -> None:
     with redis_servers.server(tmp_path, "--maxmemory-policy", "noeviction") as server:
         entries = await share(server.url)
-        await entries.put_tweet(1, 1, b"text")
+        await entries.put_user(1, 1, b"text")
         mark = await entries.relation_version(7)
         server.client.config_set("maxmemory", 1)
-        assert await entries.put_tweet(1, TOMBSTONE, b"")
-        assert await entries.tweets([1]) == [None]
+        assert await entries.put_user(1, TOMBSTONE, b"")
+        assert await entries.users([1]) == [None]
         assert await entries.change_relations([7], 1)
         assert await entries.relation_version(7) is None
         server.client.config_set("maxmemory", 0)
