@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 Load: TypeAlias = Callable[[Sequence[int]], Coroutine[Any, Any, dict[int, V]]]
 
-# Marks make it right. This ends what became wrong because Redis could not be told of a change.
+# Marks make it right. This ends what became wrong because a process died before Redis could be told of its change.
 KEPT_S = 600.0
 
 

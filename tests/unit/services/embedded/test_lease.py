@@ -12,29 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common import errors
-from services.common.snowflake import EPOCH_MS, RESERVE_MS, Snowflake, timestamp_ms
+from services.common.snowflake import RESERVE_MS, Snowflake, timestamp_ms
 from services.embedded.lease import FileLease
-
-NOW = EPOCH_MS + 10_000_000
-
-
-class Clock:
-    """A wall clock under the test's control; sleeping moves it on."""
-
-    def __init__(self, now_ms: int = NOW) -> None:
-        self.now_ms = now_ms
-        self.slept = 0
-
-    def __call__(self) -> int:
-        return self.now_ms
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept += 1
-        self.now_ms += max(1, round(seconds * 1000))
-
-
-def unavailable(error: errors.RoostError) -> bool:
-    return error.code.name == "UNAVAILABLE"
+from tests.minting import NOW, Clock, unavailable
 
 
 @settings(deadline=None)  # It writes files, and so does the rest of the machine.

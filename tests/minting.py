@@ -1,0 +1,27 @@
+"""What tests of minted ids share: a clock of their own, and how a refusal looks."""
+
+from __future__ import annotations
+
+from services.common import errors
+from services.common.snowflake import EPOCH_MS
+
+NOW = EPOCH_MS + 10_000_000
+
+
+class Clock:
+    """A wall clock under the test's control; sleeping moves it on."""
+
+    def __init__(self, now_ms: int = NOW) -> None:
+        self.now_ms = now_ms
+        self.slept = 0
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept += 1
+        self.now_ms += max(1, round(seconds * 1000))
+
+
+def unavailable(error: errors.RoostError) -> bool:
+    return error.code.name == "UNAVAILABLE"
