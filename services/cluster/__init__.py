@@ -12,8 +12,15 @@ from services.common.kit import Kit
 
 if TYPE_CHECKING:
     from services.cluster.connections import Cluster
+    from services.cluster.shared import SharedEntries
 
 
 def cluster_of(kit: Kit) -> Cluster | None:
     """The connections that a service is to be built on; None in the embedded family."""
     return cast("Cluster | None", kit.cluster)
+
+
+def shared_of(kit: Kit) -> SharedEntries | None:
+    """What processes tell each other through Redis; None in the embedded family."""
+    cluster = cluster_of(kit)
+    return cluster.shared if cluster is not None else None

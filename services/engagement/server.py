@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.cluster import cluster_of
+from services.cluster import cluster_of, shared_of
 from services.common.kit import Kit, Service, Worker
 from services.embedded.outbox import Relay
 from services.engagement.consumer import GROUP, TOPICS, recounting
@@ -22,7 +22,7 @@ from services.hydration.people import PeopleLists
 async def build(kit: Kit) -> Service:
     """The service on the store of its family."""
     store, workers = await _open(kit)
-    hydrator = Hydrator(kit.channel)
+    hydrator = Hydrator(kit.channel, shared_of(kit))
     people = PeopleLists(UserServiceStub(kit.channel), GraphServiceStub(kit.channel).GetVisibilityFilter, kit.cursors)
     servicer = EngagementService(store, Targets(kit.channel, hydrator), hydrator, people, kit.ids, kit.cursors)
     return Service(

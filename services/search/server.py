@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.cluster import cluster_of
+from services.cluster import cluster_of, shared_of
 from services.common.kit import Kit, Service, Worker
 from services.hydration.hydrate import Hydrator
 from services.search.consumer import INDEX_TOPICS, TREND_TOPICS, Indexer, StartingAt, TrendCounter
@@ -25,7 +25,7 @@ async def build(kit: Kit) -> Service:
     counting = kit.log.consumer("search-trends", TREND_TOPICS, counter.apply, everywhere=True)
     rebuilder = Rebuilder(kit.channel, index)
     people = PeopleSearch(kit.channel, index, kit.cursors)
-    hydrator = Hydrator(kit.channel)
+    hydrator = Hydrator(kit.channel, shared_of(kit))
     search = TweetSearch(kit.channel, index, people, hydrator, kit.cursors, trending_tweets.strengths, kit.clock)
     servicer = SearchService(index, search, people, trending_tags, trending_tweets, rebuilder, kit.cursors)
     return Service(

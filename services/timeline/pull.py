@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -28,6 +29,9 @@ RECENTS_TTL_S = 1.0
 RECENTS_AUTHORS = 100_000
 # What recents hold of an author: the largest page, and some that filters take out.
 RECENTS_DEPTH = 120
+# Marks make own ids right; this ends what a process left that died before it could tell of a post. At 1 KB each, 16 MB.
+OWN_TTL_S = 600.0
+OWN_AUTHORS = 16_384
 # Of authors a build has many, of each it mostly needs few.
 MIN_BUILD_DEPTH = 32
 # Each round doubles its depth up to MAX_DEPTH: this many reach 200,000 ids down one author. More is another page's work.
@@ -93,41 +97,85 @@ class RecentIds:
         await self._owner.newest(unknown, 0, RECENTS_DEPTH, fresh)
         for author in unknown:
             kept[author] = self._kept[author] = fresh.get(author, ())
-        beyond = []
-        for author, recent in kept.items():
-            ids = [tweet_id for tweet_id in recent if not before_id or tweet_id < before_id]
-            if len(ids) < depth and len(recent) >= RECENTS_DEPTH:
-                beyond.append(author)
-            elif ids:
-                found[author] = ids[:depth]
+        beyond = [author for author, recent in kept.items() if not _cut(recent, author, before_id, depth, found)]
         await self._owner.newest(beyond, before_id, depth, found)
 
 
-class Puller:
-    """What a read asks: the reader from the owner always, others from recents where they are many."""
+class AuthorMarks(Protocol):
+    """Where the owner says that what authors posted changed, before it answers whoever changed it."""
 
-    def __init__(self, owner: AuthorIds, clock: Callable[[], float]) -> None:
+    async def author_marks(self, user_ids: Sequence[int]) -> Sequence[int | None]:
+        """A number for each, another one after every change; None where nobody can say. Raises nothing."""
+
+
+class OwnIds:
+    """Readers' own ids, remembered as long as their marks stand: one trip to Redis in place of a call."""
+
+    def __init__(self, owner: AuthorIds, marks: AuthorMarks, clock: Callable[[], float]) -> None:
+        """`clock` gives seconds of any origin."""
         self._owner = owner
+        self._marks = marks
+        self._kept: TTLCache[int, tuple[int, array[int]]] = TTLCache(OWN_AUTHORS, OWN_TTL_S, timer=clock)
+
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+        """As in AuthorIds, for the few who read."""
+        # What changes the marks changes them without a word to this process.
+        revisions.spoil()
+        beyond = []
+        # Taken before the ids are read: who answers later knows what the mark tells of.
+        for author, mark in zip(authors, await self._marks.author_marks(authors), strict=True):
+            known = self._kept.get(author)
+            if mark is None or known is None or known[0] != mark:
+                fresh: dict[int, Sequence[int]] = {}
+                await self._owner.newest((author,), 0, RECENTS_DEPTH, fresh)
+                known = (mark or 0, array("q", fresh.get(author, ())))
+                if mark is not None:
+                    self._kept[author] = known
+            if not _cut(known[1], author, before_id, depth, found):
+                beyond.append(author)
+        await self._owner.newest(beyond, before_id, depth, found)
+
+
+def _cut(recent: Sequence[int], author: int, before_id: int, depth: int, found: dict[int, Sequence[int]]) -> bool:
+    """Puts what is asked of an author's newest RECENTS_DEPTH ids into `found`; False where they do not reach."""
+    ids = [tweet_id for tweet_id in recent if not before_id or tweet_id < before_id]
+    if len(ids) < depth and len(recent) >= RECENTS_DEPTH:
+        return False
+    if ids:
+        found[author] = ids[:depth]
+    return True
+
+
+class Puller:
+    """What a read asks: the reader from the owner always, or by marks where there are some, others from recents where they are many."""
+
+    def __init__(self, owner: AuthorIds, clock: Callable[[], float], marks: AuthorMarks | None = None) -> None:
+        self._owner = owner
+        self._own = owner if marks is None else OwnIds(owner, marks, clock)
         self._recents = RecentIds(owner, clock)
 
     def reading_for(self, reader: int) -> AuthorIds:
         """The source of one reader's pages."""
-        return _ReaderIds(reader, self._owner, self._recents)
+        return _ReaderIds(reader, self._owner, self._own, self._recents)
 
 
 class _ReaderIds:
-    def __init__(self, reader: int, owner: AuthorIds, recents: AuthorIds) -> None:
+    def __init__(self, reader: int, owner: AuthorIds, own: AuthorIds, recents: AuthorIds) -> None:
         self._reader = reader
         self._owner = owner
+        self._own = own
         self._recents = recents
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        if len(authors) <= RECENTS_ABOVE:
+        if len(authors) <= RECENTS_ABOVE and self._own is self._owner:
             return await self._owner.newest(authors, before_id, depth, found)
         others = [author for author in authors if author != self._reader]
         own = [self._reader] if len(others) < len(authors) else []
+        if not others:
+            return await self._own.newest(own, before_id, depth, found)
+        rest = self._owner if len(others) <= RECENTS_ABOVE else self._recents
         await asyncio.gather(
-            self._owner.newest(own, before_id, depth, found), self._recents.newest(others, before_id, depth, found)
+            self._own.newest(own, before_id, depth, found), rest.newest(others, before_id, depth, found)
         )
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from services.cluster import cluster_of
+from services.cluster import cluster_of, shared_of
 from services.common.kit import Kit, Service
 from services.common.tiers import Tiers
 from services.hydration.hydrate import Hydrator
@@ -28,9 +28,9 @@ async def build(kit: Kit) -> Service:
     tiers = Tiers(kit.channel, settings.clock_margin_s)
     relations = RelationCache(kit.channel)
     owner = OwnerIds(kit.channel)
-    hydrator = Hydrator(kit.channel)
+    hydrator = Hydrator(kit.channel, shared_of(kit))
     builds = Builds(store, relations, owner, tiers, rules, kit.clock)
-    puller = Puller(owner, time.monotonic)
+    puller = Puller(owner, time.monotonic, shared_of(kit))
     reader = HomeReader(store, builds, relations, puller, hydrator, tiers, rules, kit.clock)
     explainer = Explainer(reader, hydrator, kit.channel)
     servicer = TimelineService(store, reader, builds, explainer, FoundLists(kit.channel), rules, kit.cursors)

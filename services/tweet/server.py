@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.cluster import cluster_of
+from services.cluster import cluster_of, shared_of
 from services.common.kit import Kit, Service, Worker
 from services.embedded.outbox import Relay
 from services.hydration.hydrate import Hydrator
@@ -25,7 +25,7 @@ from services.tweet.writes import Writes
 async def build(kit: Kit) -> Service:
     """The service on the store of its family."""
     store, workers = await _open(kit)
-    hydrator = Hydrator(kit.channel)
+    hydrator = Hydrator(kit.channel, shared_of(kit))
     writes = Writes(store, hydrator, kit.ids, kit.clock, kit.settings.edit_window_s)
     people = PeopleLists(UserServiceStub(kit.channel), GraphServiceStub(kit.channel).GetVisibilityFilter, kit.cursors)
     lists = Lists(store, hydrator, people, kit.cursors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,8 +130,32 @@ def world() -> World:
     return World()
 
 
-@pytest.fixture
-def hydrator(world: World) -> Hydrator:
+@dataclass
+class Said:
+    """What identity says of one person to all processes."""
+
+    data: bytes
+
+
+class SharedPeople:
+    """Where it says so, of some."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.known: set[int] = set()
+
+    async def users(self, ids: Sequence[int]) -> list[Said | None]:
+        request = identity.BatchGetUserRefsRequest
+        owner = Users(World(states=self.world.states))
+        return [
+            Said((await owner.BatchGetUserRefs(request(ids=[i]), None)).SerializeToString())
+            if i in self.known
+            else None
+            for i in ids
+        ]
+
+
+def channel_to(world: World) -> InProcessChannel:
     endpoints = endpoints_of(
         {
             "roost.tweet.v1.TweetService": Tweets(world),
@@ -139,7 +164,12 @@ def hydrator(world: World) -> Hydrator:
             "roost.engagement.v1.EngagementService": Engagement(world),
         }
     )
-    return Hydrator(InProcessChannel(endpoints, "tweet", Checker()))
+    return InProcessChannel(endpoints, "tweet", Checker())
+
+
+@pytest.fixture
+def hydrator(world: World) -> Hydrator:
+    return Hydrator(channel_to(world))
 
 
 async def shown(hydrator: Hydrator, *ids: int, reader: int = READER, **rules: Any) -> list[int]:
@@ -350,3 +380,18 @@ async def test_without_engagement_tweets_are_shown_uncounted(world: World, hydra
     joined = tweet_pb2.Tweet.FromString(found.data)
     assert joined.HasField("metrics")
     assert joined.metrics == tweet_pb2.TweetMetrics()
+
+
+async def test_identity_is_asked_about_those_of_whom_it_says_nothing_to_all(world: World) -> None:
+    people = SharedPeople(world)
+    hydrator = Hydrator(channel_to(world), people)
+    tweets = [world.post(10, ANN), world.post(11, BOB), world.post(12, CAT)]
+    for people.known, asked in (({ANN, BOB, CAT}, []), ({BOB}, [2]), (set(), [3])):
+        world.calls.clear()
+        assert await shown(hydrator, *tweets) == tweets
+        assert [count for owner, count in world.calls if owner == "identity"] == asked
+    # What it says there holds, without a word from itself.
+    people.known, world.down = {ANN, BOB, CAT}, "identity"
+    world.states[BOB] = user_pb2.USER_STATE_SUSPENDED
+    assert await shown(hydrator, *tweets) == [10, 12]
+    assert set(await hydrator.author_fragments(READER, [ANN, BOB])) == {ANN}

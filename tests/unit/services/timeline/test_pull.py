@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.timeline import pull
-from services.timeline.pull import AUTHORS_A_CALL, Puller, RecentIds, Walk, newest_of
+from services.timeline.pull import AUTHORS_A_CALL, OwnIds, Puller, RecentIds, Walk, newest_of
 from services.timeline.store import CAPACITY, HomeList
 
 READER = 1
@@ -174,6 +174,74 @@ def test_recents_never_leave_out_what_they_do_not_reach(bound: int, depth: int, 
         expected: dict[int, Sequence[int]] = {}
         await recents.newest([2, 3, 4], bound, depth, found)
         await owner.newest([2, 3, 4], bound, depth, expected)
+        return found, expected
+
+    found, expected = asyncio.run(asked_twice())
+    assert {author: list(ids) for author, ids in found.items()} == {a: list(ids) for a, ids in expected.items()}
+
+
+class Marks:
+    """What the owner says of its authors' posts to all processes; None: nobody can say."""
+
+    def __init__(self) -> None:
+        self.mark: int | None = 1
+        self.asked = 0
+
+    async def author_marks(self, user_ids: Sequence[int]) -> list[int | None]:
+        self.asked += 1
+        return [self.mark for _ in user_ids]
+
+
+async def test_own_ids_are_asked_of_the_owner_once_a_mark() -> None:
+    owner, marks = Owner({READER: [10], 2: [5]}), Marks()
+    source = Puller(owner, lambda: 0.0, marks).reading_for(READER)
+
+    async def found() -> list[int]:
+        ids: dict[int, Sequence[int]] = {}
+        await source.newest([READER], 0, 5, ids)
+        return list(ids.get(READER, ()))
+
+    assert await found() == await found() == [10]
+    assert len([asked for asked in owner.asked if asked]) == 1
+    # Posted, and said so.
+    owner.ids[READER].append(20)
+    marks.mark = 2
+    assert await found() == [20, 10]
+    # Where nobody can say, nothing is believed, nor kept.
+    owner.ids[READER].append(30)
+    marks.mark = None
+    assert await found() == [30, 20, 10]
+    owner.ids[READER].append(40)
+    assert await found() == [40, 30, 20, 10]
+    # Others are asked as ever.
+    ids: dict[int, Sequence[int]] = {}
+    await source.newest([READER, 2], 0, 5, ids)
+    assert list(ids[2]) == [5]
+
+
+async def test_own_ids_do_not_outlive_their_time() -> None:
+    now = 100.0
+    owner, marks = Owner({READER: [10]}), Marks()
+    source = Puller(owner, lambda: now, marks).reading_for(READER)
+    found: dict[int, Sequence[int]] = {}
+    await source.newest([READER], 0, 5, found)
+    owner.ids[READER].append(20)
+    now += pull.OWN_TTL_S
+    await source.newest([READER], 0, 5, found)
+    assert list(found[READER]) == [20, 10]
+
+
+@given(st.integers(0, 400), st.integers(1, 200), st.integers(0, 500))
+def test_own_ids_never_leave_out_what_they_do_not_reach(bound: int, depth: int, many: int) -> None:
+    owner = Owner({READER: list(range(1, many + 1))})
+    own = OwnIds(owner, Marks(), lambda: 0.0)
+
+    async def asked_twice() -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
+        await own.newest([READER], 0, 5, {})
+        found: dict[int, Sequence[int]] = {}
+        expected: dict[int, Sequence[int]] = {}
+        await own.newest([READER], bound, depth, found)
+        await owner.newest([READER], bound, depth, expected)
         return found, expected
 
     found, expected = asyncio.run(asked_twice())
