@@ -82,14 +82,11 @@ class SharedEntries(SharedKeys):
 
     async def fill_users(self, entries: Mapping[int, tuple[int, bytes]]) -> None:
         """What the owner answered, as {id: (version, data)}, where nothing is known."""
+        values = {i: _VERSION.pack(version) + data for i, (version, data) in entries.items()}
 
         async def fill(node: Node, some: Sequence[int]) -> None:
             pipe = await node.reads()
-            sets = []
-            for i in some:
-                version, data = entries[i]
-                value = _VERSION.pack(version) + data
-                sets.append(command("SET", key_of(_USER, i, pipe), value, "NX", "PX", FILL_TTL_MS))
+            sets = [command("SET", key_of(_USER, i, pipe), values[i], "NX", "PX", FILL_TTL_MS) for i in some]
             await self._answers(pipe, sets)
 
         await self._each(entries, fill)
@@ -145,21 +142,21 @@ class SharedEntries(SharedKeys):
         return (await self._marks(kind, (of,)))[0]
 
     async def _marks(self, kind: str, of: Sequence[int]) -> list[int | None]:
-        found: dict[int, int | None] = {}
+        found: dict[int, bytes | None] = {}
 
         async def read(node: Node, some: Sequence[int]) -> None:
             pipe = await node.reads()
-            held = await self._values(pipe, kind, some)
-            found.update({i: None if mark is None else int(mark) for i, mark in zip(some, held, strict=True)})
+            found.update(zip(some, await self._values(pipe, kind, some), strict=True))
             if missing := [i for i in some if found[i] is None]:
                 # Only where there is none still: two readers must not give each other's mark away.
                 fresh = random.getrandbits(MARK_BITS) + 1
                 keys = [key_of(kind, i, pipe) for i in missing]
                 making = [command("SET", key, fresh, "NX", "PX", _MARK_TTLS_MS[kind]) for key in keys]
-                held = (await self._answers(pipe, making + [command("GET", key) for key in keys]))[len(keys) :]
-                found.update({i: None if mark is None else int(mark) for i, mark in zip(missing, held, strict=True)})
+                made = await self._answers(pipe, making + [command("GET", key) for key in keys])
+                found.update(zip(missing, made[len(keys) :], strict=True))
 
-        return [found.get(i) for i in of] if await self._each(dict.fromkeys(of), read) else [None] * len(of)
+        answered = await self._each(dict.fromkeys(of), read)
+        return [int(mark) if answered and (mark := found[i]) is not None else None for i in of]
 
     async def _change(self, kind: str, of: Sequence[int], fresh: int) -> bool:
         if await self._tell(kind, of, fresh):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grpc.aio
 import structlog
@@ -13,6 +13,20 @@ from roost.engagement.v1 import engagement_service_pb2 as engagement
 from services.hydration.cores import Ref
 
 _log = structlog.get_logger(__name__)
+
+
+class Shared(Protocol):
+    """What an owner says of somebody to all processes at once; `data` is a serialised BatchGetUserRefsResponse of that one."""
+
+    @property
+    def data(self) -> bytes: ...
+
+
+class SharedPeople(Protocol):
+    """Where identity says how people stand now, before it answers whoever changed it."""
+
+    async def users(self, ids: Sequence[int]) -> Sequence[Shared | None]:
+        """What stands there, in order; None: ask identity. Raises nothing."""
 
 
 async def nothing() -> None:

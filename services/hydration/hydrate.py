@@ -9,7 +9,7 @@ format); no message is built.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import grpc.aio
 from roost.engagement.v1 import engagement_service_pb2 as engagement
@@ -21,7 +21,7 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 
 from services.common import revisions
-from services.hydration.answers import gathered, marks_of, nothing, seen_by_reader
+from services.hydration.answers import SharedPeople, gathered, marks_of, nothing, seen_by_reader
 from services.hydration.cores import Core, Readings, active_ref, standing_core
 from services.hydration.fragments import (
     QUOTED,
@@ -59,20 +59,6 @@ class _Page(NamedTuple):
     nested: dict[int, Core]
     counts: dict[int, engagement.TweetCounts]
     states: dict[int, int]
-
-
-class Shared(Protocol):
-    """What an owner says of somebody to all processes at once; `data` is a serialised BatchGetUserRefsResponse of that one."""
-
-    @property
-    def data(self) -> bytes: ...
-
-
-class SharedPeople(Protocol):
-    """Where identity says how people stand now, before it answers whoever changed it."""
-
-    async def users(self, ids: Sequence[int]) -> Sequence[Shared | None]:
-        """What stands there, in order; None: ask identity. Raises nothing."""
 
 
 class Hydrator:
