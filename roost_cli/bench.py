@@ -31,6 +31,7 @@ from roost_cli.minting import DEFAULT_TTL_S, MINT_BATCH, mint
 from roost_cli.outcome import FAULTS, CommandError, refused
 from roost_cli.pace import batches
 from roost_cli.posting import posting
+from roost_cli.processes import control
 
 HOME = "/v1/timelines/home"
 # Half of what a token's life allows for: none expires under way.
@@ -154,7 +155,9 @@ def bench(
     address = http or run.http
     if not address:
         raise CommandError(f"the mesh at {mesh.address} serves no HTTP; name its gateway with --http")
-    pids = cpu.family(run.pid)
+    # Of a mesh of many processes the gateway is the one that is found; whoever supervises it started them all.
+    supervised = control.path_of(run.grpc).exists()
+    pids = cpu.family(cpu.parent(run.pid) if supervised else run.pid)
     plan = Plan(rounds, min(seconds, MAX_SECONDS // rounds), connections, posts)
     tokens = asyncio.run(_tokens(mesh))
     shown = progress.for_stream()

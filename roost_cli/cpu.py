@@ -17,6 +17,11 @@ def seconds(pids: Iterable[int], proc: Path = PROC) -> float:
     return sum(user + system for user, system in (_ticks(pid, proc) for pid in pids)) / os.sysconf("SC_CLK_TCK")
 
 
+def parent(pid: int, proc: Path = PROC) -> int:
+    """Who started a process. CommandError where it is gone."""
+    return int(_fields(pid, proc)[1])
+
+
 def family(pid: int, proc: Path = PROC) -> list[int]:
     """A process and all that it started, directly or not, which run now. CommandError where it is gone."""
     _fields(pid, proc)
@@ -24,13 +29,13 @@ def family(pid: int, proc: Path = PROC) -> list[int]:
     for entry in proc.iterdir():
         if entry.name.isdigit():
             try:
-                children.setdefault(int(_fields(int(entry.name), proc)[1]), []).append(int(entry.name))
+                children.setdefault(parent(int(entry.name), proc), []).append(int(entry.name))
             except CommandError:
                 # It ended meanwhile.
                 continue
     found = [pid]
-    for parent in found:
-        found += children.get(parent, ())
+    for one in found:
+        found += children.get(one, ())
     return found
 
 

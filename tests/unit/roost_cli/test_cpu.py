@@ -40,6 +40,7 @@ def test_a_family_is_whoever_was_started_by_one_of_it(tmp_path: Path) -> None:
     assert cpu.family(10, tmp_path)[0] == 10
     assert sorted(cpu.family(10, tmp_path)) == [9, 10, 11, 12, 13]
     assert cpu.family(14, tmp_path) == [14]
+    assert cpu.parent(9, tmp_path) == 12
 
 
 @has_proc
