@@ -57,7 +57,8 @@ def tree_files() -> Iterator[Path]:
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and path.suffix not in BINARY and not NOT_OURS.search(named(path)):
                 yield path
-    yield from (path for path in ROOT.glob("*.*") if path.is_file())
+    # A work tree of git has a file named .git, which is not part of the project.
+    yield from (path for path in ROOT.glob("*.*") if path.is_file() and path.name != ".git")
 
 
 def test_functions_fit_on_a_screen() -> None:
