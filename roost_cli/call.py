@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, cast
 
 import grpc as grpc_lib
 import orjson
 import typer
 from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from roost.options.v1 import options_pb2
 
@@ -24,6 +26,10 @@ def call(
     values: Annotated[list[str] | None, typer.Argument(help="field=value, nested.field=value, list=[1,2]")] = None,
     user: Annotated[str | None, typer.Option("--as", metavar="USER", help="Call as this user: username or id.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the methods, with kind and access.")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="FIELD", help="Print this field of the answer alone, such as user.id."),
+    ] = None,
     grpc: options.Grpc = None,
 ) -> None:
     """Call one method of the API and print its answer as JSON; a stream is printed one line a message."""
@@ -33,7 +39,9 @@ def call(
     if method is None:
         raise CommandError("name a method, such as TweetService.GetTweet; `roost call --list` names them all")
     found = resolve(method)
-    asyncio.run(_call(target.find(grpc), found, values or [], user))
+    path = tuple(only.split(".")) if only else ()
+    _check(found, path)
+    asyncio.run(_call(target.find(grpc), found, values or [], user, path))
 
 
 def resolve(name: str) -> contract.Method:
@@ -71,7 +79,9 @@ def _kind(method: contract.Method) -> str:
     return "server stream" if method.server_streaming else "unary"
 
 
-async def _call(mesh: target.Target, method: contract.Method, values: list[str], user: str | None) -> None:
+async def _call(
+    mesh: target.Target, method: contract.Method, values: list[str], user: str | None, only: Sequence[str] = ()
+) -> None:
     if method.client_streaming:
         raise CommandError(f"{method.name} takes a stream of messages, which a command line cannot give")
     async with target.connect(mesh) as channels:
@@ -80,7 +90,7 @@ async def _call(mesh: target.Target, method: contract.Method, values: list[str],
         request = fields.parse(values, method.request, None if caller is None else lambda: caller)
         metadata = await _credentials(channel, mesh, method, caller)
         try:
-            await _print(channel, method, request, metadata)
+            await _print(channel, method, request, metadata, only)
         except grpc_lib.aio.AioRpcError as error:
             raise refused(error) from error
 
@@ -98,16 +108,40 @@ async def _credentials(
 
 
 async def _print(
-    channel: grpc_lib.aio.Channel, method: contract.Method, request: Message, metadata: target.Metadata
+    channel: grpc_lib.aio.Channel,
+    method: contract.Method,
+    request: Message,
+    metadata: target.Metadata,
+    only: Sequence[str],
 ) -> None:
     timeout = method.policy.deadline_ms / 1000
     if method.server_streaming:
         stream = channel.unary_stream(method.path, method.request.SerializeToString, method.response.FromString)
         async for message in stream(request, metadata=metadata, timeout=timeout):
-            typer.echo(as_json(message, indent=False))
+            typer.echo(_shown(message, only, indent=False))
         return
     unary = channel.unary_unary(method.path, method.request.SerializeToString, method.response.FromString)
-    typer.echo(as_json(await unary(request, metadata=metadata, timeout=timeout)))
+    typer.echo(_shown(await unary(request, metadata=metadata, timeout=timeout), only))
+
+
+def _check(method: contract.Method, only: Sequence[str]) -> None:
+    """Raises CommandError if the method's answer has no field at this path."""
+    descriptor: Descriptor | None = cast(Descriptor, method.response.DESCRIPTOR)
+    for depth, name in enumerate(only):
+        field = descriptor.fields_by_name.get(name) if descriptor else None
+        if field is None or (field.is_repeated and depth < len(only) - 1):
+            raise CommandError(f"--only {'.'.join(only)}: the answer of {method.name} has no such field")
+        descriptor = field.message_type
+
+
+def _shown(message: Message, only: Sequence[str], *, indent: bool = True) -> str:
+    """Returns the message as JSON; with `only` the field at that path, a text without quotes, and nothing if it is not set."""
+    if not only:
+        return as_json(message, indent=indent)
+    value = orjson.loads(as_json(message))
+    for name in only:
+        value = value.get(name, "") if isinstance(value, dict) else ""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def as_json(message: Message, *, indent: bool = True) -> str:

@@ -25,7 +25,6 @@ from roost_cli import options, runfile
 from roost_cli.backends import compose, recipes
 from roost_cli.backends.addresses import missing
 from roost_cli.outcome import FAULTS, CommandError
-from services.common.config import Settings
 from services.common.snowflake import EPOCH_MS
 
 GOOD, NOTE, BAD = "ok", "note", "fault"
@@ -62,7 +61,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Say whether Roost can run here, and whether a mesh answers; exit 1 where something stands in the way."""
-    settings = Settings()
+    settings = options.settings_with({})
     data_dir = data or settings.data_dir
     checks = [
         python(sys.version_info[:3]),
@@ -219,17 +218,23 @@ def backends(containers: bool, lacking: Sequence[str]) -> Iterator[Check]:
 
 
 async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list[Check]:
-    """The mesh, where one runs; where none does, whether its ports are free."""
-    runs = runfile.running()
-    found = asked or (runs[0].grpc if len(runs) == 1 else grpc_address)
-    answers = await health(found)
-    if answers:
-        return answers
-    silent = [Check("mesh", BAD, f"the process {run.pid} at {run.grpc} does not answer") for run in runs]
+    """Returns how each mesh is that was `asked` for, or that runs here; and if the addresses of the next one are free."""
     if asked is not None:
-        return [Check("mesh", BAD, f"none answers at {asked}"), *silent]
-    free = [port("gRPC port", grpc_address), port("HTTP port", http_address)]
-    return [*free, *silent] if silent else [*free, Check("mesh", NOTE, "none runs here; `scripts/up` starts one")]
+        return await health(asked) or [Check("mesh", BAD, f"none answers at {asked}")]
+    runs = runfile.running()
+    answers = await asyncio.gather(*(health(run.grpc) for run in runs))
+    checks: list[Check] = []
+    for run, answer in zip(runs, answers, strict=True):
+        checks += answer or [Check("mesh", BAD, f"the process {run.pid} at {run.grpc} does not answer")]
+    # A mesh of another user has no run file here, and answers all the same.
+    if all(run.grpc != grpc_address for run in runs):
+        others = await health(grpc_address)
+        if others:
+            return [*checks, *others]
+        checks.append(port("gRPC port", grpc_address))
+    if all(run.http != http_address for run in runs):
+        checks.append(port("HTTP port", http_address))
+    return checks if runs else [*checks, Check("mesh", NOTE, "none runs here; `scripts/up` starts one")]
 
 
 async def health(address: str) -> list[Check]:

@@ -17,9 +17,9 @@ from rich.table import Table
 from roost_cli import crash, kill, progress
 from roost_cli.child import Nursery
 from roost_cli.fleet import Fleet
+from roost_cli.options import settings_with
 from roost_cli.outcome import FAULTS, UNUSABLE, CommandError
 from roost_cli.processes.topology import MESH
-from services.common.config import Settings
 from services.registry import SERVICES
 
 # What a restart may take, from the command to the ready line.
@@ -97,7 +97,7 @@ def _one_by_one(fault: Fault, folder: Path, rounds: int, seed: int, services: Se
     began = time.monotonic()
 
     async def run() -> kill.Result:
-        async with scratch(Settings()) as settings:
+        async with scratch(settings_with({})) as settings:
             shown.say(f"starting two processes of {', '.join(services)} and one of each other service")
             fleet = await Fleet.start(folder, settings, dict.fromkeys(services, REPLICAS))
             try:

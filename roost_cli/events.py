@@ -21,9 +21,9 @@ import typer
 from roost.event.v1 import event_pb2
 from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 
-from roost_cli import target
+from roost_cli import options, runfile, target
+from roost_cli.options import settings_with
 from roost_cli.outcome import FAULTS, UNUSABLE, CommandError, refused
-from roost_cli.up import settings_with
 from services.common import errors, logs
 from services.common.config import Settings
 from services.common.event_log import DEFAULT_BATCH, RETENTION_S, DeadLetter, Delivered, EventLog
@@ -89,14 +89,24 @@ def tail(
 
 
 @events.command()
-def replay(group: Group, since: Since = None, cluster: Cluster = False, data: Data = None) -> None:
+def replay(
+    group: Group,
+    since: Since = None,
+    cluster: Cluster = False,
+    data: Data = None,
+    grpc: options.Grpc = None,
+) -> None:
     """Deliver the events since a moment to a group once more: repeats change nothing, so it mends what a fault left out."""
     if since is None:
         raise CommandError("say --since: from when on")
     settings = _settings(cluster, data)
     time_ms = moment_ms(since, time.time())
-    move = _replay_kafka if settings.family == "cluster" else _replay_embedded
-    count = _run(move(settings, group, time_ms))
+    if settings.family == "cluster":
+        if grpc is not None:
+            raise CommandError("--grpc is about an embedded mesh that runs; with --cluster the log on Kafka is used")
+        count = _run(_replay_kafka(settings, group, time_ms))
+    else:
+        count = _run(_replay_embedded(settings, group, time_ms, grpc))
     typer.echo(f"{group} goes on at {_shown(time_ms)}: {count} events from there on")
 
 
@@ -271,7 +281,7 @@ async def _replay_kafka(settings: Settings, group: str, time_ms: int) -> int:
         await log.close()
 
 
-async def _replay_embedded(settings: Settings, group: str, time_ms: int) -> int:
+async def _replay_embedded(settings: Settings, group: str, time_ms: int, grpc: str | None) -> int:
     path = _file_of(settings)
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         known = [name for (name,) in connection.execute(_GROUPS)]
@@ -284,7 +294,7 @@ async def _replay_embedded(settings: Settings, group: str, time_ms: int) -> int:
             raise CommandError(
                 f"a mesh runs on {settings.data_dir}: stop it to replay {group}; {FANOUT} alone can be replayed meanwhile"
             ) from None
-        return await _replay_running(time_ms)
+        return await _replay_running(_mesh_on(settings.data_dir, grpc), time_ms)
     try:
         await (consumer := log.consumer(group, known_topics(), _nothing)).seek(time_ms=time_ms)
         return (await consumer.lag()).events
@@ -292,8 +302,19 @@ async def _replay_embedded(settings: Settings, group: str, time_ms: int) -> int:
         await log.close()
 
 
-async def _replay_running(time_ms: int) -> int:
-    mesh = target.find(None)
+def _mesh_on(data_dir: Path, grpc: str | None) -> target.Target:
+    """Returns the mesh at `grpc`, or without it the one that keeps its data there; CommandError if it cannot be told."""
+    if grpc is None:
+        found = target.of_data(runfile.running(), data_dir)
+        if len(found) != 1:
+            raise CommandError(
+                f"a process uses {data_dir}, but its gRPC address is not known here; name it with --grpc HOST:PORT"
+            )
+        grpc = found[0].grpc
+    return target.find(grpc)
+
+
+async def _replay_running(mesh: target.Target, time_ms: int) -> int:
     operator = mesh.operator()
     async with target.connect(mesh) as channels:
         request = fanout_service_pb2.ReplayFanoutRequest()

@@ -21,7 +21,6 @@ from roost_cli import edges, mutate, options, progress, target
 from roost_cli.loader import CONCURRENCY, Loader, Operator, Person, Post, Posted
 from roost_cli.minting import TokenBook
 from roost_cli.outcome import FAULTS, CommandError
-from services.common.config import Settings
 
 # Connections: one is served by one task of gRPC's core, and a few keep both sides busy.
 CHANNELS = 4
@@ -139,7 +138,7 @@ async def _load(
         barred = await loader.follow(
             [(by_node[follower], by_node[followee]) for follower, followee in edge_list.follows]
         )
-        await loader.settle(Settings().clock_margin_s)
+        await loader.settle(options.settings_with({}).clock_margin_s)
         whole = await loader.warm(list(by_node.values()))
         chosen = authors(edge_list.nodes, max((line.number for line in usable), default=0), seed)
         posts = [Post(by_node[chosen[line.number - 1]], line.text, line.key, f"line {line.number}") for line in usable]

@@ -8,6 +8,7 @@ from typing import Annotated
 import grpc
 import typer
 
+from roost_cli.options import settings_with
 from roost_cli.outcome import FAULTS, UNUSABLE, CommandError
 from services import registry
 from services.cluster.cassandra import Cassandra, Keyspace
@@ -25,7 +26,7 @@ def migrate(
     Harmless twice and beside running processes. With `migrate_at_start` off nothing else does it.
     """
     try:
-        asyncio.run(_migrate(Settings(), dry_run))
+        asyncio.run(_migrate(settings_with({}), dry_run))
     except errors.RoostError as error:
         # One says that the cluster could not be asked, the other what it answered.
         raise CommandError(error.message, UNUSABLE if error.code == grpc.StatusCode.UNAVAILABLE else FAULTS) from error

@@ -7,20 +7,20 @@ from typing import Annotated
 
 import typer
 
+from roost_cli import options, runfile, target
 from roost_cli.processes import control
-from services.common.config import Settings
 
 
 def restart(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A service, or gateway.")],
-    grpc: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="The mesh's gRPC address [127.0.0.1:50051].")
-    ] = None,
+    grpc: options.Grpc = None,
 ) -> None:
     """Replace every process of a service, one after the other.
 
     The new process is ready before the old one drains, so that no call fails. The gateway and the registry have one address each: they
     stop, then start.
     """
-    seconds = asyncio.run(control.ask_restart(control.path_of(grpc or Settings().grpc), name))
+    # A gateway that cannot start has no run file, and is what one may want to restart.
+    address = target.find(grpc).address if grpc or runfile.running() else options.settings_with({}).grpc
+    seconds = asyncio.run(control.ask_restart(control.path_of(address), name))
     typer.echo(f"{name} restarted in {seconds:.1f} s")

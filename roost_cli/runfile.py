@@ -17,6 +17,8 @@ from services.common.config import runtime_dir
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
+# The folder of the code that this process runs.
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,9 @@ class RunFile:
     pid: int
     started_at: float
     operator_token: str = field(repr=False)
+    # Where the data lies, and the code that runs: absolute paths, by which commands tell meshes apart.
+    data: str = ""
+    checkout: str = ""
 
 
 def path_of(grpc: str, directory: Path | None = None) -> Path:

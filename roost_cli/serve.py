@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from roost_cli.options import settings_with
 from roost_cli.outcome import UNUSABLE, CommandError
-from roost_cli.up import serve_until_stopped, settings_with
+from roost_cli.up import serve_until_stopped
 from services.registry import SERVICES
 
 GATEWAY = "gateway"

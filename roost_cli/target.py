@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 
 from roost_cli import runfile
+from roost_cli.options import settings_with
 from roost_cli.outcome import CommandError
 from services.common.config import runtime_dir
 
@@ -48,18 +49,33 @@ def bearer(token: str) -> Metadata:
 
 
 def find(address: str | None, directory: Path | None = None) -> Target:
-    """The mesh at `address`, or else the only one that runs here; CommandError where there is none, or several."""
+    """Returns the mesh at `address`; without it the one at ROOST_GRPC, and without that the one that runs here.
+
+    Of several that run here it is the only one on the data folder of the settings, or else the only one of this checkout.
+    Raises CommandError if none is found, or several fit. `directory` holds the run files, by default the user's own.
+    """
     runs = runfile.running(directory)
+    settings = settings_with({})
+    if address is None and "grpc" in settings.model_fields_set and not settings.grpc.endswith(":0"):
+        address = settings.grpc
     if address is not None:
         wanted = _split(address)
         token = next((run.operator_token for run in runs if _same(_split(run.grpc), wanted)), "")
         return Target(address, token)
     if not runs:
         raise CommandError(f"no mesh runs here: {_START}, or name one with --grpc HOST:PORT")
-    if len(runs) > 1:
-        listed = "\n".join(f"  --grpc {run.grpc}   (pid {run.pid})" for run in runs)
-        raise CommandError(f"several meshes run here; say which one:\n{listed}")
-    return Target(runs[0].grpc, runs[0].operator_token)
+    fitting = (runs, of_data(runs, settings.data_dir), [run for run in runs if run.checkout == str(runfile.CHECKOUT)])
+    for some in fitting:
+        if len(some) == 1:
+            return Target(some[0].grpc, some[0].operator_token)
+    listed = "\n".join(f"  --grpc {run.grpc}   (process {run.pid}, data in {run.data or '?'})" for run in runs)
+    raise CommandError(f"several meshes run here. Say which one is meant with --grpc or ROOST_GRPC:\n{listed}")
+
+
+def of_data(runs: Sequence[runfile.RunFile], data_dir: Path) -> list[runfile.RunFile]:
+    """Returns the meshes that keep their data in this folder, or in one below it, as each process of a mesh of many does."""
+    folder = data_dir.resolve()
+    return [run for run in runs if run.data and folder in (Path(run.data), *Path(run.data).parents)]
 
 
 @asynccontextmanager

@@ -11,13 +11,13 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import uvloop
-from pydantic import ValidationError
 
 from roost_cli import runfile
+from roost_cli.options import settings_with
 from roost_cli.outcome import UNUSABLE, CommandError
 from services.common import errors, logs
 from services.common.config import Settings
@@ -72,17 +72,6 @@ def up(
     serve_until_stopped(settings, SERVICES, gateway=True, with_demo=not no_demo)
 
 
-def settings_with(options: Mapping[str, Any]) -> Settings:
-    """The settings, with the options given on the command line; CommandError in words where one does not fit."""
-    try:
-        return Settings(**{name: value for name, value in options.items() if value is not None})
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise CommandError("the settings do not fit: " + "; ".join(faults), UNUSABLE) from error
-    except ValueError as error:
-        raise CommandError(str(error), UNUSABLE) from error
-
-
 def serve_until_stopped(settings: Settings, builds: Mapping[str, Build], *, gateway: bool, with_demo: bool) -> None:
     """Runs the services until SIGTERM or SIGINT; CommandError where they cannot start."""
     logs.configure(settings)
@@ -120,7 +109,15 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
             stack.push_async_callback(server.stop)
         if gateway or not settings.registry:
             # Of a mesh of many processes commands find the door, not the parts.
-            run = runfile.RunFile(grpc_address, http_address, os.getpid(), time.time(), process.operator_token)
+            run = runfile.RunFile(
+                grpc_address,
+                http_address,
+                os.getpid(),
+                time.time(),
+                process.operator_token,
+                data=str(settings.data_dir.resolve()),
+                checkout=str(runfile.CHECKOUT),
+            )
             runfile.write(run)
             stack.callback(runfile.remove, run)
         # What stands now stays: it need not be looked at again.

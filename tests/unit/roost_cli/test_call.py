@@ -84,3 +84,16 @@ async def test_a_users_method_needs_a_user(fake_mesh: Target) -> None:
 async def test_without_credentials_the_operators_methods_are_out_of_reach(fake_mesh: Target) -> None:
     with pytest.raises(CommandError, match="no operator credentials"):
         await call._call(Target(fake_mesh.address), call.resolve("UserService.ScanUsers"), [], None)
+
+
+async def test_only_a_field_is_printed_bare(fake_mesh: Target, state: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    state.add_user("alice")
+    method = call.resolve("UserService.GetUserByUsername")
+    await call._call(fake_mesh, method, ["username=alice"], None, ("user", "id"))
+    assert capsys.readouterr().out == "100\n"
+
+
+@pytest.mark.parametrize("path", ["user.idd", "idd", "user.id.more"])
+def test_only_a_field_that_is_not_there_is_refused(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["call", "UserService.GetUserByUsername", "username=alice", "--only", path]) == 2
+    assert f"--only {path}: the answer of GetUserByUsername has no such field" in capsys.readouterr().err

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from roost_cli import doctor, runfile
 from roost_cli.doctor import BAD, GOOD, NOTE
@@ -104,8 +108,47 @@ async def test_a_running_process_that_does_not_answer_is_a_fault(
     assert any(check.state == BAD and "does not answer" in check.words for check in found)
 
 
+async def test_mesh_with_two_healthy_meshes_asks_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    async with healthy() as one, healthy() as other:
+        for address in (one, other):
+            runfile.write(runfile.RunFile(address, "", os.getpid(), 0.0, "token"))
+        found = await doctor._mesh(None, f"127.0.0.1:{_free()}", f"127.0.0.1:{_free()}")
+    assert not [check for check in found if check.state != GOOD]
+    assert {f"answers at {one}", f"answers at {other}"} <= {check.words for check in found}
+
+
+async def test_mesh_that_has_the_addresses_asked_about_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    async with healthy() as address:
+        with socket.socket() as http:
+            http.bind(("127.0.0.1", 0))
+            http.listen()
+            http_address = f"127.0.0.1:{http.getsockname()[1]}"
+            runfile.write(runfile.RunFile(address, http_address, os.getpid(), 0.0, "token"))
+            found = await doctor._mesh(None, address, http_address)
+    assert {check.state for check in found} == {GOOD}
+
+
 async def test_what_serves_no_health_is_not_taken_for_a_mesh(fake_mesh: Target) -> None:
     assert await doctor.health(fake_mesh.address) == []
+
+
+@asynccontextmanager
+async def healthy() -> AsyncIterator[str]:
+    """A server whose health service says that identity is SERVING; its address."""
+    server = grpc.aio.server()
+    servicer = health.aio.HealthServicer()
+    await servicer.set("roost.identity.v1.AuthService", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
 
 
 def _free() -> int:

@@ -12,9 +12,10 @@ from roost_cli.outcome import CommandError
 from roost_cli.target import Target
 
 
-def running(directory: Path, *addresses: str) -> None:
+def running(directory: Path, *addresses: str, data: str = "", checkout: str = "") -> None:
     for address in addresses:
-        runfile.write(runfile.RunFile(address, "", os.getpid(), 0.0, f"token of {address}"), directory)
+        run = runfile.RunFile(address, "", os.getpid(), 0.0, f"token of {address}", data, checkout)
+        runfile.write(run, directory)
 
 
 def test_the_only_mesh_is_meant(tmp_path: Path) -> None:
@@ -30,6 +31,39 @@ def test_none_says_how_to_start_one(tmp_path: Path) -> None:
 def test_several_are_listed(tmp_path: Path) -> None:
     running(tmp_path, "127.0.0.1:50051", "127.0.0.1:50052")
     with pytest.raises(CommandError, match=r"(?s)--grpc 127\.0\.0\.1:50051.*--grpc 127\.0\.0\.1:50052"):
+        target.find(None, tmp_path)
+
+
+def test_find_with_the_address_set_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running(tmp_path, "127.0.0.1:50051", "127.0.0.1:50052")
+    monkeypatch.setenv("ROOST_GRPC", "127.0.0.1:50052")
+    assert target.find(None, tmp_path) == Target("127.0.0.1:50052", "token of 127.0.0.1:50052")
+    assert target.find("127.0.0.1:50051", tmp_path) == Target("127.0.0.1:50051", "token of 127.0.0.1:50051")
+
+
+def test_find_of_several_prefers_the_data_folder_then_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running(tmp_path, "127.0.0.1:50051", data="/srv/other/data", checkout="/srv/other")
+    running(tmp_path, "127.0.0.1:50052", data=str(tmp_path / "mine"), checkout=str(runfile.CHECKOUT))
+    assert target.find(None, tmp_path).address == "127.0.0.1:50052"
+    # Each process of a mesh of many keeps its data in a folder below.
+    running(tmp_path, "127.0.0.1:50053", data=str(tmp_path / "others" / "processes" / "gateway-1"))
+    monkeypatch.setenv("ROOST_DATA_DIR", str(tmp_path / "others"))
+    assert target.find(None, tmp_path).address == "127.0.0.1:50053"
+
+
+def test_find_of_two_in_this_checkout_asks_which(tmp_path: Path) -> None:
+    running(tmp_path, "127.0.0.1:50051", "127.0.0.1:50052", checkout=str(runfile.CHECKOUT), data="/srv/data")
+    with pytest.raises(CommandError, match=r"--grpc 127\.0\.0\.1:50051   \(process \d+, data in /srv/data\)"):
+        target.find(None, tmp_path)
+
+
+def test_find_with_a_setting_that_does_not_fit_says_so_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOST_TIMELINE_MODE", "sideways")
+    with pytest.raises(CommandError, match="the settings do not fit: timeline_mode"):
         target.find(None, tmp_path)
 
 

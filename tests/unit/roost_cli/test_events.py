@@ -1,0 +1,51 @@
+"""`roost events replay` beside running meshes moves the one that keeps its data where it was told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roost_cli import events, runfile
+from roost_cli.options import settings_with
+from roost_cli.outcome import CommandError
+from roost_cli.target import Target
+from services.common.config import Settings
+from services.embedded.log import EmbeddedLog
+
+
+@pytest.fixture
+async def in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
+    """The settings of a data folder whose log another process has open, with fan-out among its consumers."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    log = await EmbeddedLog.open(tmp_path / "log.db")
+    consumer = log.consumer(events.FANOUT, events.known_topics(), events._nothing)
+    await consumer.seek(time_ms=0)
+    yield settings_with({"data_dir": tmp_path})
+    await log.close()
+
+
+def running(mesh: Target, data: Path) -> None:
+    runfile.write(runfile.RunFile(mesh.address, "", os.getpid(), 0.0, mesh.operator_token, data=str(data)))
+
+
+async def test_replay_beside_another_mesh_asks_the_one_on_its_data(
+    in_use: Settings, fake_mesh: Target, state: Any
+) -> None:
+    running(fake_mesh, in_use.data_dir)
+    running(Target("127.0.0.1:1", "another"), Path("/srv/other"))
+    await events._replay_embedded(in_use, events.FANOUT, 0, None)
+    assert state.calls["ReplayFanout"] == 1
+
+
+async def test_replay_of_data_without_a_run_file_needs_the_address(
+    in_use: Settings, fake_mesh: Target, state: Any
+) -> None:
+    running(fake_mesh, Path("/srv/other"))
+    with pytest.raises(CommandError, match="name it with --grpc HOST:PORT"):
+        await events._replay_embedded(in_use, events.FANOUT, 0, None)
+    await events._replay_embedded(in_use, events.FANOUT, 0, fake_mesh.address)
+    assert state.calls["ReplayFanout"] == 1
