@@ -12,6 +12,7 @@ from roost.options.v1 import options_pb2 as options
 from gateway_http import limits
 from gateway_http.codec import Codec
 from gateway_http.compat import connect
+from gateway_http.load import Load
 from gateway_http.operation import SECURITY, Front, Operation
 from gateway_http.own_routes import Health, own_routes
 from gateway_http.problem import CLIENT_CLOSED_REQUEST, problem
@@ -23,8 +24,6 @@ from services.common.config import Settings
 from services.common.contract import methods
 from services.common.tokens import Verifier
 
-# Requests under way at once. Beyond that waiting would only grow: a refusal costs 20 µs and says when to come back.
-MAX_IN_FLIGHT = 1_000
 # After a 413 this much more is read and thrown away, for this long: a close with unread bytes would take the answer with it.
 LINGER_BYTES = 1 << 20
 LINGER_S = 2.0
@@ -52,7 +51,7 @@ class Gateway:
             if method.policy.access != options.ACCESS_MESH:
                 entries.extend((binding, Operation(method, binding, front)) for binding in bindings(method))
         self._router: Router[Route] = Router(entries)
-        self._in_flight = 0
+        self._load = Load()
         self._observed: dict[tuple[str, int], Counter] = {}
         self._timed: dict[str, Histogram] = {}
 
@@ -62,15 +61,13 @@ class Gateway:
             await _refuse_other(scope, receive, send)
             return
         begun = perf_counter()
-        request = Request(scope, receive)
-        self._in_flight += 1
+        request = Request(scope, receive, self._load)
         try:
-            route, response = await self._answer(request)
+            with self._load:
+                route, response = await self._answer(request)
         except ClientGoneError:
             self._observe(NO_ROUTE, CLIENT_CLOSED_REQUEST, begun)
             return
-        finally:
-            self._in_flight -= 1
         self._observe(route, response.status, begun)
         await _send(request, response, send)
 
@@ -78,11 +75,12 @@ class Gateway:
         """The route's name and its answer; an exception becomes a problem."""
         route = NO_ROUTE
         try:
-            if self._in_flight > MAX_IN_FLIGHT:
-                raise errors.unavailable("too many requests are under way", reason="OVERLOADED")
             request.check_headers()
             found, request.values = self._router.match(request.scope["method"], request.raw_path)
             route = found.name
+            if not found.is_probe:
+                # A probe that is refused gets a busy process restarted, and its load moves to the next one.
+                self._load.check()
             return route, await found.serve(request)
         except ClientGoneError:
             raise

@@ -50,6 +50,8 @@ class Front:
 class Operation:
     """Serves one binding of one method."""
 
+    is_probe = False
+
     def __init__(self, method: Method, binding: Binding, front: Front) -> None:
         """An error of the contract is an exception here, at start: TypeError or ValueError."""
         self.name = f"{method.service.rpartition('.')[2]}/{method.name}"

@@ -22,6 +22,7 @@ class Livez:
     """Alive: the loop answers."""
 
     name = "livez"
+    is_probe = True
 
     async def serve(self, request: Request) -> Response:
         """200, always."""
@@ -32,6 +33,7 @@ class Readyz:
     """Ready: every service serves."""
 
     name = "readyz"
+    is_probe = True
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -48,6 +50,7 @@ class Metrics:
     """What Prometheus scrapes."""
 
     name = "metrics"
+    is_probe = False
 
     async def serve(self, request: Request) -> Response:
         """All metrics of the process."""

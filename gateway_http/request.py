@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
+from gateway_http.load import Load
 from gateway_http.problem import Refusal
 
 Scope = MutableMapping[str, Any]
@@ -46,11 +47,23 @@ class ClientGoneError(Exception):
 class Request:
     """One request as it came. `said` are headers that every answer to it carries, refusals too."""
 
-    __slots__ = ("headers", "raw_path", "receive", "request_id", "said", "scope", "trace_id", "traceparent", "values")
+    __slots__ = (
+        "_load",
+        "headers",
+        "raw_path",
+        "receive",
+        "request_id",
+        "said",
+        "scope",
+        "trace_id",
+        "traceparent",
+        "values",
+    )
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, load: Load) -> None:
         self.scope = scope
         self.receive = receive
+        self._load = load
         self.raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.values: Sequence[str] = ()
@@ -96,28 +109,41 @@ class Request:
         return b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
 
     async def read_body(self, most: int = MAX_BODY_BYTES) -> bytes:
-        """The body, of `most` bytes. Raises 413 above that, before the rest is read; 408 where it comes too slowly; ClientGoneError."""
+        """Returns the body. Raises 413 if it has more than `most` bytes, before the rest is read; 408 if it takes more than
+        BODY_TIMEOUT_S; UNAVAILABLE if too much is under way once it is here; ClientGoneError if the client left.
+        """
         length = self.headers.get(b"content-length", b"0")
         # A number of more than 18 digits is too large, whatever it is.
         if len(length) > 18 or (length.isdigit() and int(length) > most):
             raise _too_large(most)
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
-                return await self._read_all(most)
+                body = await self._read_all(most)
         except TimeoutError:
             raise Refusal(408, "request_timeout", "the body came too slowly", ((b"connection", b"close"),)) from None
+        # Thousands may have waited, uncounted, for bodies that end at once.
+        self._load.check()
+        return body
 
     async def _read_all(self, most: int) -> bytes:
-        body = b""
-        while True:
-            event = await self.receive()
-            if event["type"] == "http.disconnect":
-                raise ClientGoneError
-            body += bytes(event.get("body", b""))
-            if len(body) > most:
-                raise _too_large(most)
-            if not event.get("more_body", False):
-                return body
+        body = bytearray()
+        held = 0
+        try:
+            while True:
+                with self._load.waiting:
+                    event = await self.receive()
+                if event["type"] == "http.disconnect":
+                    raise ClientGoneError
+                body += event.get("body", b"")
+                if len(body) > most:
+                    raise _too_large(most)
+                if not event.get("more_body", False):
+                    return bytes(body)
+                if len(body) > MAX_BODY_BYTES:
+                    self._load.hold(len(body) - held)
+                    held = len(body)
+        finally:
+            self._load.release(held)
 
 
 def _too_large(most: int) -> Refusal:
@@ -140,6 +166,8 @@ class Route(Protocol):
     """What the router leads to."""
 
     name: str
+    # Whether it tells an orchestrator how the process is: such a request is never refused for load.
+    is_probe: bool
 
     async def serve(self, request: Request) -> Response:
         """Answers; raises RoostError or Refusal."""

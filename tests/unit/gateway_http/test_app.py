@@ -13,7 +13,7 @@ from roost.graph.v1 import graph_service_pb2
 from roost.identity.v1 import auth_service_pb2, user_pb2, user_service_pb2
 from roost.tweet.v1 import tweet_pb2
 
-from gateway_http import app as app_module
+from gateway_http import load as load_module
 from gateway_http import request as request_module
 from services.common import errors
 from services.common.context import NEVER
@@ -272,7 +272,7 @@ async def test_a_service_that_is_away_is_503_and_says_when(client: Client) -> No
 
 
 async def test_too_many_under_way_are_refused_at_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app_module, "MAX_IN_FLIGHT", 2)
+    monkeypatch.setattr(load_module, "MAX_AT_WORK", 2)
     gate = asyncio.Event()
 
     async def wait() -> Any:
@@ -284,7 +284,9 @@ async def test_too_many_under_way_are_refused_at_once(client: Client, monkeypatc
     await asyncio.sleep(0)
     async with asyncio.timeout(30):
         refused = await client.ask("GET", "/v1/tweets/5")
+        probes = [await client.ask("GET", path) for path in ("/livez", "/readyz")]
     assert (refused.status, refused.headers["retry-after"], refused.json["code"]) == (503, "1", "overloaded")
+    assert [one.status for one in probes] == [200, 200]
     gate.set()
     assert [(await one).status for one in running] == [200, 200]
     assert (await client.ask("GET", "/v1/tweets/5")).status == 200

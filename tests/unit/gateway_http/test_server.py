@@ -11,7 +11,7 @@ import pytest
 from roost.identity.v1 import auth_service_pb2
 from roost.tweet.v1 import tweet_pb2
 
-from gateway_http import protocol
+from gateway_http import load, protocol
 from gateway_http import request as request_module
 from gateway_http.server import HttpServer
 from services.common.errors import RoostError
@@ -255,6 +255,54 @@ async def test_a_client_that_takes_no_answer_is_cut_off(
             await reader.readexactly(1024)
             await asyncio.sleep(0.5)
             await reader.readexactly(20_000_000)
+    writer.close()
+
+
+async def test_clients_that_send_no_more_of_their_bodies_shut_nobody_out(
+    server: HttpServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "MAX_AT_WORK", 2)
+    login = ("Content-Type: application/json", "Expect: 100-continue", "Content-Length: 2")
+    streams = [await asyncio.open_connection(HOST, server.port) for _ in range(4)]
+    async with asyncio.timeout(PATIENCE_S):
+        for reader, writer in streams:
+            writer.write(get("/v1/auth/login", *login, method="POST", close=False))
+            # It is asked for its body, so the application waits for it.
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(b"{")
+        for path in ("/livez", "/readyz", "/v1/tweets/5"):
+            assert status(await talk(server, get(path))) == 200
+        for reader, writer in streams:
+            writer.write(b"}")
+            assert status(await reader.readuntil(b"\r\n\r\n")) == 501
+            writer.close()
+
+
+async def test_bodies_that_end_while_too_much_is_under_way_are_503(
+    server: HttpServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "MAX_AT_WORK", 1)
+    gate = asyncio.Event()
+
+    async def wait() -> Any:
+        await gate.wait()
+        return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
+
+    client.channel.answers["GetTweet"] = lambda request: wait()
+    expect = ("Content-Type: application/json", "Expect: 100-continue", "Content-Length: 2")
+    reader, writer = await asyncio.open_connection(HOST, server.port)
+    async with asyncio.timeout(PATIENCE_S):
+        writer.write(get("/v1/auth/login", *expect, method="POST"))
+        await reader.readuntil(b"\r\n\r\n")
+        asking = asyncio.create_task(talk(server, get("/v1/tweets/5")))
+        while not client.channel.asked:
+            await asyncio.sleep(0.002)
+        writer.write(b"{}")
+        refused = await reader.read(-1)
+        assert (status(refused), body(refused)["code"]) == (503, "overloaded")
+        assert status(await talk(server, get("/livez"))) == 200
+        gate.set()
+        assert status(await asking) == 200
     writer.close()
 
 
