@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from roost_cli.outcome import UNUSABLE, CommandError
-from services.common.config import Settings
+from services.common.config import PREFIX, Settings
 
 Grpc = Annotated[
     str | None,
@@ -29,7 +30,16 @@ def settings_with(options: Mapping[str, Any]) -> Settings:
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise CommandError("the settings do not fit: " + "; ".join(faults), UNUSABLE) from error
+        raise CommandError("\n".join(_sentence(fault) for fault in error.errors()), UNUSABLE) from error
     except ValueError as error:
         raise CommandError(str(error), UNUSABLE) from error
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    """Returns what a setting must be. Never its value, which may be a secret."""
+    name = str(fault["loc"][0]) if fault["loc"] else "?"
+    if fault["type"].startswith("bool"):
+        words = "must be on or off"
+    else:
+        words = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    return f"the setting {name} ({PREFIX}{name.upper()}) {words}"

@@ -6,11 +6,14 @@ is by default where `scripts/backends up` starts them.
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -21,13 +24,29 @@ from pydantic_settings import (
 
 from services.common import errors
 
+PREFIX = "ROOST_"
 CONFIG_VARIABLE = "ROOST_CONFIG"
+# Variables that are no settings: what scripts/test requires, and what the tests draw their random histories from. Meshes that
+# tests start inherit them.
+_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "ROOST_REQUIRE", "ROOST_SEED"})
+_PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
+# Kubernetes gives pods the address of each Service of their namespace, so of one called `roost-…`, in variables of these names.
+_SERVICE_LINK = re.compile(r"ROOST_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+# One link ends like a setting could: its value tells it.
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+
+
+def _plain_name(name: str) -> str:
+    """Returns the name if Cassandra, Kafka and OpenSearch all take it at the beginning of theirs; raises ValueError if not."""
+    if not _PLAIN_NAME.fullmatch(name):
+        raise ValueError("must be 1 to 24 lower-case letters, digits and underscores, and begin with a letter")
+    return name
 
 
 class Settings(BaseSettings):
     """What can be set. Variables win over the file, arguments of a command over both."""
 
-    model_config = SettingsConfigDict(env_prefix="ROOST_", extra="forbid", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
 
     family: Literal["embedded", "cluster"] = "embedded"
     data_dir: Path = Path("data")
@@ -35,9 +54,9 @@ class Settings(BaseSettings):
     grpc: str = "127.0.0.1:50051"
 
     # The cluster family. The namespace begins the names of keyspaces, topics and indexes, so that several meshes can share servers.
-    namespace: str = Field(default="roost", pattern=r"^[a-z][a-z0-9_]{0,23}$")
+    namespace: Annotated[str, AfterValidator(_plain_name)] = "roost"
     # Begins the names of keyspaces where the namespace does not: tests take fresh topics and indexes, and keep tables, slow to make.
-    keyspaces: str = Field(default="", pattern=r"^([a-z][a-z0-9_]{0,23})?$")
+    keyspaces: Annotated[str, AfterValidator(lambda name: name and _plain_name(name))] = ""
     cassandra: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:9042",)
     cassandra_datacenter: str = "datacenter1"
     cassandra_username: str = ""
@@ -121,7 +140,7 @@ class Settings(BaseSettings):
             return value
         pairs = [pair.split("=", 1) for pair in value.split(",") if pair.strip()]
         if any(len(pair) != 2 for pair in pairs):
-            raise ValueError("peers are written as name=host:port,name=host:port")
+            raise ValueError("must be written as name=host:port,name=host:port")
         return {name.strip(): target.strip() for name, target in pairs}
 
     @classmethod
@@ -134,11 +153,53 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+        known = list(settings_cls.model_fields)
+        faults = _unknown_variables(known)
         if path := os.environ.get(CONFIG_VARIABLE):
-            if not Path(path).is_file():
-                raise ValueError(f"{CONFIG_VARIABLE} names {path}, which is not a file")
-            sources.append(TomlConfigSettingsSource(settings_cls, Path(path)))
+            source = _file_source(settings_cls, Path(path))
+            faults += [
+                f"{path}: {_not_a_setting(key, known)}"
+                for key in source.toml_data
+                if key not in settings_cls.model_fields
+            ]
+            sources.append(source)
+        if faults:
+            raise ValueError("\n".join(faults))
         return tuple(sources)
+
+
+def _unknown_variables(known: Sequence[str]) -> list[str]:
+    """Returns a sentence for each ROOST_… variable that nothing reads: a typing error would be ignored in silence."""
+    names = {f"{PREFIX}{name.upper()}" for name in known} | _OTHER_VARIABLES
+    return [
+        _not_a_setting(variable, known)
+        for variable, value in sorted(os.environ.items())
+        if variable.upper().startswith(PREFIX)
+        and variable.upper() not in names
+        and not _SERVICE_LINK.fullmatch(variable)
+        and not (variable.endswith("_PORT") and _SERVICE_URL.match(value))
+    ]
+
+
+def _file_source(settings_cls: type[BaseSettings], path: Path) -> TomlConfigSettingsSource:
+    """Returns the settings in the file. Raises ValueError, in words, if it cannot be read or is not TOML."""
+    if not path.is_file():
+        raise ValueError(f"{CONFIG_VARIABLE} names {path}, which is not a file")
+    try:
+        return TomlConfigSettingsSource(settings_cls, path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+
+
+def _not_a_setting(name: str, known: Sequence[str]) -> str:
+    """Returns the sentence about a name that is none of `known`; in variables the prefix that all share is not compared."""
+    prefix = PREFIX if name.upper().startswith(PREFIX) else ""
+    alike = difflib.get_close_matches(name[len(prefix) :].lower(), known, 1)
+    written = prefix + (alike[0].upper() if prefix else alike[0]) if alike else ""
+    hint = f"did you mean {written}?" if alike else "services/common/config.py lists the settings."
+    return f"{name} is not a setting; {hint}"
 
 
 def runtime_dir(base: Path | None = None) -> Path:

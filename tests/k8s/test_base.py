@@ -104,6 +104,7 @@ def test_pods_run_restricted_with_probes_and_bounds(name: str) -> None:
     assert {"cpu", "memory"} <= only["resources"]["requests"].keys()
     assert "memory" in only["resources"]["limits"]
     assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert only["securityContext"]["readOnlyRootFilesystem"] is True

@@ -63,7 +63,7 @@ def test_find_with_a_setting_that_does_not_fit_says_so_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROOST_TIMELINE_MODE", "sideways")
-    with pytest.raises(CommandError, match="the settings do not fit: timeline_mode"):
+    with pytest.raises(CommandError, match=r"the setting timeline_mode \(ROOST_TIMELINE_MODE\) must be 'hybrid'"):
         target.find(None, tmp_path)
 
 

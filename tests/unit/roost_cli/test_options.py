@@ -1,0 +1,46 @@
+"""Settings that do not fit are told in sentences."""
+
+from __future__ import annotations
+
+import pytest
+
+from roost_cli.options import settings_with
+from roost_cli.outcome import CommandError
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ROOST_RATE_LIMITS", "maybe", "the setting rate_limits (ROOST_RATE_LIMITS) must be on or off"),
+        ("ROOST_WORKER_ID", "9999", "the setting worker_id (ROOST_WORKER_ID) must be less than or equal to 1023"),
+        ("ROOST_PEERS", "graph", "the setting peers (ROOST_PEERS) must be written as name=host:port,name=host:port"),
+        (
+            "ROOST_NAMESPACE",
+            "A9",
+            (
+                "the setting namespace (ROOST_NAMESPACE) must be 1 to 24 lower-case letters, digits and underscores, "
+                "and begin with a letter"
+            ),
+        ),
+    ],
+)
+def test_settings_with_a_value_that_does_not_fit_says_what_does(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(CommandError) as told:
+        settings_with({})
+    assert told.value.message == words
+
+
+def test_settings_with_several_faults_tells_each_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_FAMILY", "mesh")
+    monkeypatch.setenv("ROOST_BCRYPT_COST", "cheap")
+    with pytest.raises(CommandError) as told:
+        settings_with({})
+    assert [line.split()[2] for line in told.value.message.splitlines()] == ["family", "bcrypt_cost"]
+
+
+def test_settings_with_an_option_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_HTTP", "127.0.0.1:1")
+    assert settings_with({"http": "127.0.0.1:2", "grpc": None}).http == "127.0.0.1:2"

@@ -1,0 +1,78 @@
+"""Settings that nobody reads are refused: a typing error must not be ignored in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.common.config import Settings
+
+
+def test_settings_with_an_unknown_variable_names_the_one_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_TIMELIN_MODE", "push")
+    with pytest.raises(ValueError, match=r"ROOST_TIMELIN_MODE is not a setting; did you mean ROOST_TIMELINE_MODE\?"):
+        Settings()
+
+
+def test_settings_with_a_variable_like_none_says_where_they_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_ZZZ", "1")
+    with pytest.raises(ValueError, match=r"ROOST_ZZZ is not a setting; services/common/config\.py lists"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ROOST_GATEWAY_SERVICE_HOST", "10.0.0.7"),
+        ("ROOST_GATEWAY_SERVICE_PORT", "8080"),
+        ("ROOST_GATEWAY_SERVICE_PORT_HTTP", "8080"),
+        ("ROOST_GATEWAY_PORT", "tcp://10.0.0.7:8080"),
+        ("ROOST_GATEWAY_PORT_8080_TCP", "tcp://10.0.0.7:8080"),
+        ("ROOST_GATEWAY_PORT_8080_TCP_PROTO", "tcp"),
+        ("ROOST_GATEWAY_PORT_8080_TCP_PORT", "8080"),
+        ("ROOST_GATEWAY_PORT_8080_TCP_ADDR", "10.0.0.7"),
+        ("ROOST_SERVICE_HOST", "10.0.0.7"),
+        ("ROOST_PORT", "tcp://10.0.0.7:8080"),
+        ("ROOST_REQUIRE", "cluster"),
+        ("ROOST_SEED", "7"),
+        ("roost_timeline_mode", "push"),
+    ],
+)
+def test_settings_with_a_variable_of_kubernetes_or_the_tests_are_read(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert Settings().family == "embedded"
+
+
+def test_settings_with_a_port_that_is_no_link_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_HTTP_PORT", "8080")
+    with pytest.raises(ValueError, match=r"ROOST_HTTP_PORT is not a setting; did you mean ROOST_HTTP\?"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b'timelin_mode = "push"', r"roost\.toml: timelin_mode is not a setting; did you mean timeline_mode\?"),
+        (b"[timeline]\nmode = 1", r"roost\.toml: timeline is not a setting"),
+        (b"timeline_mode = push", r"roost\.toml is not a TOML file"),
+        (b'family = "\xff"', r"roost\.toml is not a TOML file"),
+    ],
+)
+def test_settings_with_a_file_that_does_not_fit_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, fault: str
+) -> None:
+    (tmp_path / "roost.toml").write_bytes(content)
+    monkeypatch.setenv("ROOST_CONFIG", str(tmp_path / "roost.toml"))
+    with pytest.raises(ValueError, match=fault):
+        Settings()
+
+
+def test_settings_in_a_file_are_read_and_variables_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "roost.toml").write_text('timeline_mode = "push"\nedit_window_s = 60\n')
+    monkeypatch.setenv("ROOST_CONFIG", str(tmp_path / "roost.toml"))
+    monkeypatch.setenv("ROOST_EDIT_WINDOW_S", "61")
+    found = Settings()
+    assert (found.timeline_mode, found.edit_window_s) == ("push", 61)
