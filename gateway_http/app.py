@@ -12,12 +12,12 @@ from roost.options.v1 import options_pb2 as options
 from gateway_http import limits
 from gateway_http.codec import Codec
 from gateway_http.compat import connect
+from gateway_http.health_routes import Health, Livez, Readyz
 from gateway_http.load import Load
-from gateway_http.operation import SECURITY, Front, Operation
-from gateway_http.own_routes import Health, own_routes
+from gateway_http.operation import Front, Operation
 from gateway_http.problem import CLIENT_CLOSED_REQUEST, problem
 from gateway_http.remembered import Remembered
-from gateway_http.request import ClientGoneError, Receive, Request, Response, Route, Scope, Send
+from gateway_http.request import SECURITY, ClientGoneError, Receive, Request, Response, Route, Scope, Send
 from gateway_http.router import Binding, Router, bindings
 from services.common import errors
 from services.common.config import Settings
@@ -40,13 +40,17 @@ NO_ROUTE = "none"
 class Gateway:
     """Serves HTTP by calling services over `channel`, whose caller is a client outside the mesh.
 
-    `health` names each service's state. Contradictions in the contract (two methods on one route, a type that cannot be read) are
+    `health` looks at the process. Contradictions in the contract (two methods on one route, a type that cannot be read) are
     exceptions here, not answers later.
     """
 
     def __init__(self, channel: grpc.aio.Channel, verifier: Verifier, settings: Settings, health: Health) -> None:
         front = Front(channel, verifier, limits.buckets(settings), Codec(), Remembered())
-        entries: list[tuple[Binding, Route]] = [*own_routes(health), *connect.routes(front)]
+        entries: list[tuple[Binding, Route]] = [
+            (Binding("GET", "/livez"), Livez()),
+            (Binding("GET", "/readyz"), Readyz(health)),
+            *connect.routes(front),
+        ]
         for method in methods().values():
             if method.policy.access != options.ACCESS_MESH:
                 entries.extend((binding, Operation(method, binding, front)) for binding in bindings(method))

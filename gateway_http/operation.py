@@ -16,19 +16,13 @@ from gateway_http.codec import Asked, Codec
 from gateway_http.paging import DEPRECATION, Skipper
 from gateway_http.problem import Refusal
 from gateway_http.remembered import Key, Remembered
-from gateway_http.request import Request, Response
+from gateway_http.request import JSON, SECURITY, Request, Response
 from gateway_http.router import Binding
 from services.common import errors, revisions
 from services.common.context import ANONYMOUS, NEVER, Actor, Call, current_call
 from services.common.contract import Method
 from services.common.tokens import Verifier
 
-JSON = (b"content-type", b"application/json")
-# JSON is no page: a browser must neither guess another type nor run anything in it.
-SECURITY = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-)
 _READ_PUBLIC = (JSON, *SECURITY, (b"cache-control", caching.PUBLIC), (b"vary", b"authorization"))
 _READ_PRIVATE = (JSON, *SECURITY, (b"cache-control", caching.PRIVATE), (b"vary", b"authorization"))
 _WRITE = (JSON, *SECURITY, (b"cache-control", caching.NO_STORE))

@@ -20,6 +20,13 @@ MAX_BODY_BYTES = 64 * 1024
 # The whole body must be here by then: at the largest size 6.5 kB/s.
 BODY_TIMEOUT_S = 10.0
 
+JSON = (b"content-type", b"application/json")
+# JSON is no page: a browser must neither guess another type nor run anything in it.
+SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+
 # Names that must not come twice: a front end and we could each believe another one.
 SINGLE = frozenset(
     {

@@ -23,7 +23,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
-    """A mesh that runs: addresses as HOST:PORT, `http` empty where it serves none; `started_at` in Unix seconds."""
+    """A mesh that runs: addresses as HOST:PORT, `http` empty if it serves none; `started_at` in Unix seconds."""
 
     grpc: str
     http: str
@@ -33,6 +33,8 @@ class RunFile:
     # Where the data lies, and the code that runs: absolute paths, by which commands tell meshes apart.
     data: str = ""
     checkout: str = ""
+    # Where health and metrics are; "" in files that older versions wrote.
+    ops: str = ""
 
 
 def path_of(grpc: str, directory: Path | None = None) -> Path:

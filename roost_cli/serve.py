@@ -9,7 +9,7 @@ import typer
 
 from roost_cli.options import settings_with
 from roost_cli.outcome import UNUSABLE, CommandError
-from roost_cli.up import serve_until_stopped
+from roost_cli.up import Ops, serve_until_stopped
 from services.registry import SERVICES
 
 GATEWAY = "gateway"
@@ -23,6 +23,7 @@ def serve(
         str | None, typer.Option(metavar="HOST:PORT", help="Where the gateway listens [127.0.0.1:8080].")
     ] = None,
     grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC listens [127.0.0.1:50051].")] = None,
+    ops: Ops = None,
     data: Annotated[Path | None, typer.Option(help="The data directory [data].")] = None,
 ) -> None:
     """Run the named services in this process.
@@ -32,7 +33,7 @@ def serve(
     event log belong to one process: consumers see the events of the services beside them only.
     """
     if names == [GATEWAY]:
-        settings = settings_with({"http": http, "grpc": grpc, "data_dir": data})
+        settings = settings_with({"http": http, "grpc": grpc, "ops": ops, "data_dir": data})
         serve_until_stopped(settings, {}, gateway=True, with_demo=False)
         return
     unknown = [name for name in names if name not in SERVICES]
@@ -40,6 +41,6 @@ def serve(
         raise CommandError(
             f"no service {', '.join(unknown)}; there are {', '.join(SERVICES)}, and {GATEWAY} alone", UNUSABLE
         )
-    settings = settings_with({"grpc": grpc, "data_dir": data})
+    settings = settings_with({"grpc": grpc, "ops": ops, "data_dir": data})
     chosen = {name: build for name, build in SERVICES.items() if name in names}
     serve_until_stopped(settings, chosen, gateway=False, with_demo=False)

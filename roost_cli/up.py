@@ -11,25 +11,36 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import structlog
 import typer
 import uvloop
 
+from gateway_http.ops import Ops as OpsApp
+from gateway_http.server import HttpServer
 from roost_cli import runfile
 from roost_cli.options import settings_with
 from roost_cli.outcome import UNUSABLE, CommandError
 from services.common import errors, logs
 from services.common.config import Settings
+from services.common.health import STARTING, Health
 from services.common.kit import Build
 from services.registry import GROUNDS, SERVICES
 from services.runtime.process import Process
+
+log = structlog.get_logger()
 
 # New objects between two looks for cycles, and how many looks at the young make one at the older, and at all. By Python's own numbers
 # (700, 10, 10) every few hundred requests walk through caches of a million objects: 15 % of a home read, and pauses of 20 ms (measured).
 GC_THRESHOLDS = (50_000, 20, 100)
 
-Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", show_default=False)]
+Ops = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="Where /livez, /readyz and /metrics of the process are [127.0.0.1, any free port]."
+    ),
+]
 
 
 def up(
@@ -37,6 +48,7 @@ def up(
         str | None, typer.Option(metavar="HOST:PORT", help="Where the gateway listens [127.0.0.1:8080].")
     ] = None,
     grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC listens [127.0.0.1:50051].")] = None,
+    ops: Ops = None,
     data: Annotated[Path | None, typer.Option(help="The data directory [data].")] = None,
     no_demo: Annotated[
         bool, typer.Option("--no-demo", help="Load no demo people and tweets at the first run.")
@@ -58,7 +70,9 @@ def up(
 
     Stops cleanly on SIGTERM and Ctrl-C. Settings are ROOST_… variables, or a TOML file named by ROOST_CONFIG; options win over both.
     """
-    settings = settings_with({"http": http, "grpc": grpc, "data_dir": data, "family": "cluster" if cluster else None})
+    settings = settings_with(
+        {"http": http, "grpc": grpc, "ops": ops, "data_dir": data, "family": "cluster" if cluster else None}
+    )
     if processes and settings.family != "cluster":
         raise CommandError("--processes needs --cluster: an embedded store belongs to one process", UNUSABLE)
     if replicas and not processes:
@@ -75,7 +89,7 @@ def up(
 def serve_until_stopped(settings: Settings, builds: Mapping[str, Build], *, gateway: bool, with_demo: bool) -> None:
     """Runs the services until SIGTERM or SIGINT; CommandError where they cannot start."""
     logs.configure(settings)
-    for name in ("http", "grpc"):
+    for name in ("http", "grpc", "ops"):
         address_of(getattr(settings, name), f"--{name}")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -92,22 +106,23 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
     async with AsyncExitStack() as stack:
         if settings.supervised:
             await _stop_with_input(stopping)
+        running: list[Process] = []
+        # Opened first and closed last: it tells of the start and of the drain.
+        ops = OpsApp(lambda: running[0].health() if running else Health(STARTING))
+        ops_address = await _listen(stack, ops, settings.ops, "--ops")
         process = await stack.enter_async_context(
             await Process.start(settings, builds, ground=GROUNDS[settings.family], elsewhere=SERVICES)
         )
+        running.append(process)
         grpc_address = f"{address_of(settings.grpc, '--grpc')[0]}:{process.grpc_port}"
         http_address = ""
         if gateway:
             # Here: a process without it starts a third of a second sooner.
             from gateway_http.app import Gateway
-            from gateway_http.server import HttpServer
 
             app = Gateway(process.channel("gateway"), process.verifier, settings, process.health)
-            host, port = address_of(settings.http, "--http")
-            server = HttpServer(app, host, port)
-            http_address = f"{host}:{await server.start()}"
-            stack.push_async_callback(server.stop)
-        if gateway or not settings.registry:
+            http_address = await _listen(stack, app, settings.http, "--http")
+        if gateway or not (settings.registry or settings.peers):
             # Of a mesh of many processes commands find the door, not the parts.
             run = runfile.RunFile(
                 grpc_address,
@@ -117,19 +132,57 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
                 process.operator_token,
                 data=str(settings.data_dir.resolve()),
                 checkout=str(runfile.CHECKOUT),
+                ops=ops_address,
             )
-            runfile.write(run)
-            stack.callback(runfile.remove, run)
+            _write_run_file(stack, run)
         # What stands now stays: it need not be looked at again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         login = await _demo(process, settings, stopping) if with_demo else None
         if not stopping.is_set():
-            _say(_ready(grpc_address, http_address, login))
+            _say(_ready(grpc_address, http_address, ops_address, login))
+        telling = asyncio.create_task(_tell_whom_it_misses(process), name="tell-peers")
         await stopping.wait()
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
         _say("stopping …")
     _say("stopped")
+
+
+async def _listen(stack: AsyncExitStack, app: Any, address: str, option: str) -> str:
+    """Serves the application over HTTP until the stack closes; the address as HOST:PORT, with the port that was taken."""
+    server = HttpServer(app, *address_of(address, option))
+    await server.start()
+    stack.push_async_callback(server.stop)
+    return server.url.removeprefix("http://")
+
+
+def _write_run_file(stack: AsyncExitStack, run: runfile.RunFile) -> None:
+    """Writes the file until the stack closes. A read-only home is no reason not to serve: commands then take the operator's token
+    from a variable."""
+    try:
+        runfile.write(run)
+    except OSError as error:
+        log.warning(
+            "runfile.not_written",
+            reason=str(error),
+            advice="commands need --grpc and ROOST_OPERATOR_TOKEN; XDG_RUNTIME_DIR may name a folder for run files",
+        )
+        return
+    stack.callback(runfile.remove, run)
+
+
+async def _tell_whom_it_misses(process: Process) -> None:
+    """Says which services cannot be called: those without an address at once, those that do not answer after a while."""
+    if process.unaddressed:
+        _say(
+            f"no address of {', '.join(process.unaddressed)}: set ROOST_REGISTRY or ROOST_PEERS, or nothing of it is served"
+        )
+    missing = await process.peers.unreached()
+    if missing:
+        found = ", ".join(f"{name} at {process.target_of(name) or 'no known address'}" for name in missing)
+        _say(f"not reached yet: {found}; until they answer, what needs them is answered with 503")
 
 
 async def _stop_with_input(stopping: asyncio.Event) -> None:
@@ -158,9 +211,9 @@ async def _demo(process: Process, settings: Settings, stopping: asyncio.Event) -
     return None if account is None else f"{account.username} / {account.password}"
 
 
-def _ready(grpc_address: str, http_address: str, login: str | None) -> str:
+def _ready(grpc_address: str, http_address: str, ops_address: str, login: str | None) -> str:
     where = [f"http://{http_address}"] if http_address else []
-    where.append(f"gRPC {grpc_address}")
+    where += [f"gRPC {grpc_address}", f"metrics http://{ops_address}/metrics"]
     return f"roost is ready: {' · '.join(where)}" + (f" · demo log-in {login}" if login else "")
 
 

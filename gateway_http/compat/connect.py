@@ -19,9 +19,9 @@ from roost.options.v1 import options_pb2 as options
 from gateway_http import caching
 from gateway_http.codec import Asked, Codec
 from gateway_http.encode import PROTOBUF
-from gateway_http.operation import JSON, SECURITY, Front, Operation
+from gateway_http.operation import Front, Operation
 from gateway_http.problem import Refusal, as_refusal, as_told, headers_of
-from gateway_http.request import MAX_BODY_BYTES, ClientGoneError, Request, Response
+from gateway_http.request import JSON, MAX_BODY_BYTES, SECURITY, ClientGoneError, Request, Response
 from gateway_http.router import Binding
 from services.common import errors
 from services.common.context import NEVER, Actor

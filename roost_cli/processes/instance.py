@@ -117,7 +117,9 @@ class Instance:
         async for line in process.stdout:
             if line.startswith(READY.encode()):
                 self.ready.set()
-                self._say(f"{self.part.label} is ready, pid {process.pid}")
+                # What it prints of its own addresses matters to nobody, but for this one: it may be any free port.
+                metrics = line.decode(errors="replace").rpartition(" metrics ")[2].strip()
+                self._say(f"{self.part.label} is ready, pid {process.pid}, metrics {metrics}")
 
 
 def _named(code: int) -> str:

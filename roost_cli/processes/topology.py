@@ -69,12 +69,14 @@ def parts_of(settings: Settings, replicas: Mapping[str, int]) -> Sequence[Part]:
         data = settings.data_dir / "processes" / f"{name}-{number}"
         return Part(name, number, ("serve", name, *addresses, "--data", str(data)), {**shared, **changed})
 
-    anywhere = ("--grpc", "127.0.0.1:0")
-    door = ("--grpc", settings.grpc, "--http", settings.http)
-    for name in ("grpc", "http"):
+    # Said to each, for a ROOST_OPS of the supervisor's own is the gateway's: one port for all of them could be had once.
+    ops = ("--ops", "127.0.0.1:0")
+    anywhere = ("--grpc", "127.0.0.1:0", *ops)
+    door = ("--grpc", settings.grpc, "--http", settings.http, "--ops", settings.ops)
+    for name in ("grpc", "http", "ops"):
         address_of(getattr(settings, name), f"--{name}")
     # The registry needs no server of the cluster's, and must not wait for one.
-    found = [part(MESH, 1, ("--grpc", registry), family="embedded")]
+    found = [part(MESH, 1, ("--grpc", registry, *ops), family="embedded")]
     found += [
         part(name, number, anywhere, drain_s=str(DRAIN_S))
         for name in SERVICES

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -52,6 +53,9 @@ class Settings(BaseSettings):
     data_dir: Path = Path("data")
     http: str = "127.0.0.1:8080"
     grpc: str = "127.0.0.1:50051"
+    # Health and metrics of this process, for machines that watch it. By default any free port, which the ready line names: several
+    # processes on one machine need no setting.
+    ops: str = "127.0.0.1:0"
 
     # The cluster family. The namespace begins the names of keyspaces, topics and indexes, so that several meshes can share servers.
     namespace: Annotated[str, AfterValidator(_plain_name)] = "roost"
@@ -203,10 +207,15 @@ def _not_a_setting(name: str, known: Sequence[str]) -> str:
 
 
 def runtime_dir(base: Path | None = None) -> Path:
-    """Where run files lie: `$XDG_RUNTIME_DIR/roost/run`, or `~/.cache/roost/run` where there is none; `base` stands for
-    the variable of a process to come."""
+    """Where run files are: `$XDG_RUNTIME_DIR/roost/run`, else `~/.cache/roost/run`, else (a user without a home, as in containers) a
+    folder of this user's below the temporary one. `base` stands for the variable of a process to come."""
     given = base or os.environ.get("XDG_RUNTIME_DIR")
-    return (Path(given) if given else Path.home() / ".cache") / "roost" / "run"
+    if given:
+        return Path(given) / "roost" / "run"
+    try:
+        return Path.home() / ".cache" / "roost" / "run"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"roost-{os.getuid()}" / "run"
 
 
 def process_environment(**settings: str) -> dict[str, str]:

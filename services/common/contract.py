@@ -83,6 +83,11 @@ def methods() -> Mapping[str, Method]:
     return found
 
 
+def called_by(name: str) -> frozenset[str]:
+    """The folders of the services whose internal methods the contract opens to the service `name`."""
+    return frozenset(method.folder for method in methods().values() if name in method.policy.callers)
+
+
 def _modules() -> list[str]:
     # `roost` is a namespace package, which pkgutil does not walk into.
     roots = [Path(root) for root in roost.__path__]

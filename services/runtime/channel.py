@@ -94,6 +94,10 @@ class MeshChannel(AbstractChannel):
             pairs.append((TRACE_KEY, call.traceparent))
         return pairs
 
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """The connection's state."""
+        return self._channel.get_state(try_to_connect)
+
     async def close(self, grace: float | None = None) -> None:
         """Closes the connection; calls under way get `grace` seconds."""
         await self._channel.close(grace)

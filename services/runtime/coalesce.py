@@ -194,6 +194,10 @@ class CoalescingChannel(AbstractChannel):
             for timer in timers:
                 timer.cancel()
 
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """The state of the channel below."""
+        return self._channel.get_state(try_to_connect)
+
     async def close(self, grace: float | None = None) -> None:
         """Closes the channel below; what waits is refused."""
         refusal = rpc_error(errors.unavailable("the channel is closed"), ())

@@ -159,6 +159,12 @@ class DiscoveredChannel(AbstractChannel):
 
         return begin
 
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """The state of the connections to the addresses that are known; TRANSIENT_FAILURE if none is."""
+        if not self._watch.addresses:
+            return grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        return self._current().get_state(try_to_connect)
+
     def _current(self) -> grpc.aio.Channel:
         watch = self._watch
         if self._channel is None or self._version != watch.version:

@@ -18,10 +18,13 @@ from typing import Literal
 import grpc.aio
 import structlog
 from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
+from roost.options.v1 import options_pb2 as options
 
 from services.common.config import Settings
 from services.common.context import OPERATOR, Call, current_call
+from services.common.contract import called_by, methods
 from services.common.cursor import Cursors
+from services.common.health import NOT_SERVING, SERVING, STARTING, Health
 from services.common.interceptors import Endpoint, endpoints_of
 from services.common.kit import Build, Closable, Kit, OpenGround, Service, Worker
 from services.common.tokens import MAX_TOKEN_TTL_S, TOPICS, Revocations, Verifier
@@ -32,6 +35,7 @@ from services.runtime.coalesce import CoalescingChannel
 from services.runtime.discovery import DiscoveredChannel, Registrar, Watch
 from services.runtime.forward import forwarders
 from services.runtime.inprocess import InProcessChannel
+from services.runtime.peers import Peers
 from services.runtime.server import Authenticator, GrpcServer
 
 log = structlog.get_logger()
@@ -39,9 +43,21 @@ log = structlog.get_logger()
 Wire = Literal["inprocess", "grpc"]
 
 _BATCH = "roost.mesh.v1.BatchService"
+# The folder of what processes say to each other, which is no service that needs an address.
+_MESH = _BATCH.split(".")[1]
+# Whoever serves users asks for it: access tokens are verified with these keys.
+_SIGNING_KEYS = "/roost.identity.v1.AuthService/GetSigningKeys"
 
 # A worker or store that has not stopped by then is left behind, and said so.
 STOP_WITHIN_S = 20.0
+
+
+def callees_of(name: str) -> frozenset[str]:
+    """The services that the service `name` calls, and its process for it: those whose internal methods the contract opens to it, and
+    whoever signs access tokens if it serves users."""
+    signer = methods()[_SIGNING_KEYS].folder
+    serves_users = any(m.folder == name and m.policy.access != options.ACCESS_MESH for m in methods().values())
+    return called_by(name) | ({signer} if serves_users else frozenset())
 
 
 class Process:
@@ -53,7 +69,9 @@ class Process:
         self.checker = checker
         self.services: dict[str, Service] = {}
         self.states: dict[str, str] = {}
+        self.peers = Peers({})
         self.grpc_port = 0
+        self._state = STARTING
         self._wire = wire
         self._endpoints: dict[str, Endpoint] = {}
         self._mesh_secret = settings.mesh_secret or secrets.token_urlsafe(32)
@@ -99,14 +117,37 @@ class Process:
         if self._wire == "grpc" and caller != OPERATOR:
             own = self._peer("self", f"127.0.0.1:{self.grpc_port}", caller)
             return RoutingChannel(local, dict.fromkeys(self.states, own))
-        remote = {name: self._found(watch, caller) for name, watch in self._watches.items()}
-        remote |= {name: self._peer(name, target, caller) for name, target in self._peers().items()}
+        remote = self._remotes(caller)
         return RoutingChannel(local, remote) if remote else local
 
-    def health(self) -> dict[str, str]:
-        """Each service's state: STARTING, SERVING or NOT_SERVING; of those elsewhere, whether an address is known."""
-        found = {name: "SERVING" if watch.addresses else "STARTING" for name, watch in self._watches.items()}
-        return found | dict.fromkeys(self._peers(), "SERVING") | self.states
+    @property
+    def unaddressed(self) -> list[str]:
+        """The services that this one calls and that nobody told it where to find; all of a mesh if it is a door to none."""
+        if not self.states:
+            return [] if self._watches or self._peers() else sorted({method.folder for method in methods().values()})
+        return sorted(self._callees() - {_MESH} - {*self.states, *self._watches, *self._peers()})
+
+    def target_of(self, name: str) -> str:
+        """Where a service elsewhere is, as gRPC's target or addresses; "" if the registry knows no address yet."""
+        watch = self._watches.get(name)
+        return self._peers().get(name) or (",".join(watch.addresses) if watch else "")
+
+    def _callees(self) -> frozenset[str]:
+        return frozenset().union(*map(callees_of, self.states))
+
+    def _remotes(self, caller: str) -> dict[str, grpc.aio.Channel]:
+        found = {name: self._found(watch, caller) for name, watch in self._watches.items()}
+        return found | {name: self._peer(name, target, caller) for name, target in self._peers().items()}
+
+    def _called(self) -> dict[str, grpc.aio.Channel]:
+        """Channels to the services elsewhere that this process calls, all of them if it serves none. Others may well be out of its
+        reach, by a network policy."""
+        callees = self._callees()
+        return {name: channel for name, channel in self._remotes("").items() if not self.states or name in callees}
+
+    def health(self) -> Health:
+        """How the process, its services and its connections to other processes are now."""
+        return Health(self._state, dict(self.states), self.peers.states())
 
     def _peers(self) -> dict[str, str]:
         """The targets that the settings name, but for what is served here: one list may serve every process."""
@@ -114,8 +155,9 @@ class Process:
 
     async def stop(self) -> None:
         """Drains, stops workers, servers and stores, in that order. Safe to call twice."""
+        self._state = NOT_SERVING
         for name in self.states:
-            self.states[name] = "NOT_SERVING"
+            self.states[name] = NOT_SERVING
         if self._registrar is not None:
             # Before anything else ends: nobody new is to be told of this process.
             await _within(self._registrar.stop(), "the registrar did not stop")
@@ -149,7 +191,7 @@ class Process:
         settings = self.settings
         ground = await open_ground(settings, self._stack)
         cursors = Cursors(ground.cursor_key)
-        self.states = dict.fromkeys(builds, "STARTING")
+        self.states = dict.fromkeys(builds, STARTING)
         authenticator = Authenticator(self.verifier, self.operator_token, self._mesh_secret)
         server = GrpcServer(authenticator, reflect=settings.reflection)
         # Bound before the services are built, for their channels need the port; it takes calls only once all are.
@@ -181,13 +223,15 @@ class Process:
         tokens = ground.log.consumer("tokens", TOPICS, self.revocations.apply, everywhere=True)
         # What was revoked before this start is still to be refused: tokens may outlive a restart.
         await tokens.seek(time_ms=int((time.time() - MAX_TOKEN_TTL_S) * 1000))
-        for worker in (*self._workers, tokens):
+        self.peers = Peers(self._called())
+        for worker in (*self._workers, tokens, self.peers):
             await worker.start()
             self._started.append(worker)
         if settings.registry and builds:
             self._registrar = Registrar(self._registry("registrar"), list(builds), self._advertised())
             await self._registrar.start()
-        self.states = dict.fromkeys(builds, "SERVING")
+        self.states = dict.fromkeys(builds, SERVING)
+        self._state = SERVING
 
     async def _follow_registry(self) -> None:
         for name in self._elsewhere:

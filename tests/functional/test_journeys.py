@@ -6,6 +6,10 @@ import asyncio
 import time
 from typing import Any
 
+import httpx
+
+from gateway_http.ops import Ops
+from gateway_http.server import HttpServer
 from tests.functional.conftest import PASSWORD, Web
 
 # Others' homes show a tweet within a second; a loaded test machine gets more before it is called a failure.
@@ -147,8 +151,15 @@ async def test_probes(web: Web) -> None:
     for name in ("identity", "graph", "tweet", "engagement", "timeline", "fanout"):
         assert name in text
     await web.call("GET", "/v1/tweets")
-    metrics = (await web.call("GET", "/metrics")).text
-    assert 'grpc_server_handled_total{grpc_code="OK"' in metrics or "grpc_server_handled_total{" in metrics
+    assert (await web.call("GET", "/metrics")).status_code == 404
+    ops = HttpServer(Ops(web.mesh.process.health), "127.0.0.1", 0)
+    await ops.start()
+    async with httpx.AsyncClient(base_url=ops.url) as watcher:
+        assert (await watcher.get("/readyz")).json() == ready.json()
+        metrics = (await watcher.get("/metrics")).text
+    await ops.stop()
+    handled = 'grpc_server_handled_total{grpc_code="OK",grpc_method="ListRecentTweets"'
+    assert handled in metrics
 
 
 async def test_renames_edits_counts_and_flags_are_right_on_the_next_read(web: Web) -> None:

@@ -34,6 +34,11 @@ class Observer:
         self._buckets = [0] * (len(BUCKETS) + 1)
         self._seconds = 0.0
 
+    @property
+    def called(self) -> bool:
+        """Whether any call has begun."""
+        return self._started > 0
+
     def begin(self) -> float:
         """Counts a start and returns its moment, by the monotonic clock."""
         self._started += 1
@@ -54,7 +59,8 @@ class Observer:
         families.started.add_metric(labels, self._started)
         if self._ok:
             families.handled.add_metric((*labels, "OK"), self._ok)
-        for code, count in self._handled.items():
+        # A copy: a scrape is made in a thread while calls end.
+        for code, count in list(self._handled.items()):
             name = "".join(part.title() for part in code.name.split("_"))
             families.handled.add_metric((*labels, name), count)
         below, cumulative = 0, []
@@ -84,7 +90,9 @@ class _Observers(Collector):
     def collect(self) -> Iterator[Metric]:
         families = _Families()
         for labels, observer in list(self.by_method.items()):
-            observer.add_to(labels, families)
+            # Methods that nobody has called would make nine tenths of the page.
+            if observer.called:
+                observer.add_to(labels, families)
         yield from (families.started, families.handled, families.handling)
 
 

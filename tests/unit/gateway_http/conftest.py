@@ -14,6 +14,7 @@ from gateway_http.app import Gateway
 from services.common import errors
 from services.common.config import Settings
 from services.common.context import Actor, Call, current
+from services.common.health import SERVING, Health
 
 ALICE = Actor(user_id=7, session_id=1, token="alice-token")
 
@@ -131,7 +132,7 @@ def make_client(**settings: Any) -> Client:
         channel,  # type: ignore[arg-type]
         FakeVerifier(),  # type: ignore[arg-type]
         Settings(**({"rate_limits": False} | settings)),
-        lambda: {"tweet": "SERVING", "graph": "SERVING"},
+        lambda: Health(SERVING, {"tweet": SERVING, "graph": SERVING}),
     )
     return Client(gateway, channel)
 

@@ -193,7 +193,7 @@ async def test_a_service_that_nobody_serves_is_unavailable(town: Town) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await answering(door)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert door.health()["tweet"] == "STARTING"
+    assert (door.health().status, door.health().peers["tweet"]) == ("degraded", "TRANSIENT_FAILURE")
 
 
 async def test_the_door_passes_calls_on_with_their_errors_and_trailing_metadata(town: Town) -> None:

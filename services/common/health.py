@@ -1,0 +1,38 @@
+"""How a process is: whether it serves, what it serves, and which other processes it reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+STARTING = "STARTING"
+SERVING = "SERVING"
+NOT_SERVING = "NOT_SERVING"
+
+# gRPC's name for a connection over which calls can leave.
+PEER_READY = "READY"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One look at a process. `state` and the values of `services` are STARTING, SERVING or NOT_SERVING; `peers` maps the services that
+    it calls in other processes to gRPC's state of the connection: IDLE, CONNECTING, READY, TRANSIENT_FAILURE or SHUTDOWN."""
+
+    state: str
+    services: Mapping[str, str] = field(default_factory=dict)
+    peers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the process should get requests. A peer that is down does not matter here: every process that calls it would leave
+        the load balancer at once, and nobody would answer what needs no peer. False if there is nothing to serve and nobody to call."""
+        if self.state != SERVING or not (self.services or self.peers):
+            return False
+        return all(state == SERVING for state in self.services.values())
+
+    @property
+    def status(self) -> str:
+        """`ready`, `degraded` (ready, but some peer is not reached) or `not_ready`."""
+        if not self.ready:
+            return "not_ready"
+        return "ready" if all(state == PEER_READY for state in self.peers.values()) else "degraded"
