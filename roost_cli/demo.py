@@ -5,7 +5,6 @@ It goes in through the same RPCs as everything else, and may be repeated: an int
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 import time
@@ -23,6 +22,7 @@ from roost_cli.demo_words import BULLETINS, CIRCLES, PEOPLE, SENTENCES, Circle
 from roost_cli.loader import Loader, Operator, Person, Post, scan_users
 from roost_cli.outcome import refused
 from roost_cli.pace import deadline_s, patiently
+from services.common.files import write_durably
 
 SEED = 7
 TWEETS = 420
@@ -143,11 +143,7 @@ def _text(chance: random.Random, sentences: tuple[str, ...], circle: Circle, oth
 def _remember(marker: Path, account: DemoAccount, *, complete: bool) -> None:
     """Keeps the log-in beside the data, readable by its owner alone."""
     content = {"username": account.username, "password": account.password, "complete": complete}
-    draft = marker.with_suffix(".new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(orjson.dumps(content))
-    draft.replace(marker)
+    write_durably(marker, orjson.dumps(content))
 
 
 def _recall(marker: Path) -> DemoAccount | None:

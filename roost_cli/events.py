@@ -212,6 +212,8 @@ async def _open_embedded(settings: Settings) -> EventLog:
     try:
         return await EmbeddedLog.open(_file_of(settings))
     except errors.RoostError as error:
+        if error.reason != "DATA_IN_USE":
+            raise CommandError(error.message) from error
         raise CommandError(
             f"{error.message}: stop the mesh first, for an embedded log belongs to one process"
         ) from error
@@ -289,7 +291,9 @@ async def _replay_embedded(settings: Settings, group: str, time_ms: int, grpc: s
         raise _no_group(group, known)
     try:
         log = await EmbeddedLog.open(path)
-    except errors.RoostError:
+    except errors.RoostError as error:
+        if error.reason != "DATA_IN_USE":
+            raise CommandError(error.message) from error
         if group != FANOUT:
             raise CommandError(
                 f"a mesh runs on {settings.data_dir}: stop it to replay {group}; {FANOUT} alone can be replayed meanwhile"

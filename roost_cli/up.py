@@ -95,7 +95,8 @@ def serve_until_stopped(settings: Settings, builds: Mapping[str, Build], *, gate
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, builds, gateway=gateway, with_demo=with_demo))
     except errors.RoostError as error:
-        raise CommandError(error.message, UNUSABLE) from error
+        # Notes are for whoever runs the mesh: they name files, which callers never learn.
+        raise CommandError("; ".join([error.message, *getattr(error, "__notes__", ())]), UNUSABLE) from error
 
 
 async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bool, with_demo: bool) -> None:

@@ -30,15 +30,23 @@ SERVICES: Mapping[str, Build] = {
 
 
 def migrations() -> Mapping[str, Sequence[str]]:
-    """The keyspaces of the cluster family by the service that owns each, and the scripts that bring it up to date."""
+    """The keyspaces of the cluster family by their names without the namespace, and the scripts that bring it up to date."""
     # Not before they are asked for: the drivers take half a second to import.
     from services.cluster.connections import MESH, MESH_MIGRATIONS
     from services.engagement.store.cassandra import MIGRATIONS as ENGAGEMENT
     from services.graph.store.cql import MIGRATIONS as GRAPH
+    from services.identity.store.cassandra import KEYS, KEYS_MIGRATIONS
     from services.identity.store.cassandra import MIGRATIONS as IDENTITY
     from services.tweet.store.cassandra_schema import MIGRATIONS as TWEET
 
-    return {MESH: MESH_MIGRATIONS, "identity": IDENTITY, "graph": GRAPH, "tweet": TWEET, "engagement": ENGAGEMENT}
+    return {
+        MESH: MESH_MIGRATIONS,
+        "identity": IDENTITY,
+        KEYS: KEYS_MIGRATIONS,
+        "graph": GRAPH,
+        "tweet": TWEET,
+        "engagement": ENGAGEMENT,
+    }
 
 
 async def _open_cluster(settings: Settings, stack: AsyncExitStack) -> Ground:

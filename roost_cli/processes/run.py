@@ -6,14 +6,21 @@ import asyncio
 import signal
 import sys
 
+from roost_cli.outcome import UNUSABLE, CommandError
 from roost_cli.processes import control
 from roost_cli.processes.supervisor import Supervisor
 from roost_cli.processes.topology import parts_of, replicas_of
+from services.common import errors
 from services.common.config import Settings
+from services.common.files import open_data_dir
 
 
 def supervise(settings: Settings, replicas: str) -> None:
     """Runs a mesh of many processes until SIGTERM or SIGINT; CommandError where one cannot start."""
+    try:
+        open_data_dir(settings.data_dir)
+    except errors.RoostError as error:
+        raise CommandError(error.message, UNUSABLE) from error
     asyncio.run(_supervise(settings, replicas))
 
 

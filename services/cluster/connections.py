@@ -13,8 +13,9 @@ from services.cluster.leases import LEASES_MIGRATION, CassandraLease
 from services.cluster.redis import Redis
 from services.cluster.shared import SharedEntries
 from services.common import errors
-from services.common.config import Settings, private_dir
+from services.common.config import Settings
 from services.common.cursor import KEY_BYTES
+from services.common.files import open_data_dir
 from services.common.kit import Ground
 
 # Of the mesh itself, not of a service: who mints which ids, and what all processes must agree on.
@@ -64,7 +65,7 @@ async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Ground:
         raise errors.failed_precondition(
             f"this process was started for the cluster family, and family is {settings.family}"
         )
-    private_dir(settings.data_dir)
+    open_data_dir(settings.data_dir)
     cluster = await Cluster.open(settings, stack)
     mesh = await cluster.keyspace(MESH, MESH_MIGRATIONS)
     lease = await CassandraLease.open(mesh, settings)

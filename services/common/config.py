@@ -23,8 +23,6 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from services.common import errors
-
 PREFIX = "ROOST_"
 CONFIG_VARIABLE = "ROOST_CONFIG"
 # Variables that are no settings: what scripts/test requires, and what the tests draw their random histories from. Meshes that
@@ -226,12 +224,3 @@ def process_environment(**settings: str) -> dict[str, str]:
 def child_environment(runtime_base: Path, **settings: str) -> dict[str, str]:
     """The environment for a process whose run files lie under `runtime_base`: this one's, with ROOST_… settings changed."""
     return {**process_environment(**settings), "XDG_RUNTIME_DIR": str(runtime_base)}
-
-
-def private_dir(path: Path) -> Path:
-    """The folder, made where there is none, for its owner alone."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise errors.failed_precondition(f"the data directory {path} cannot be made: {error.strerror}") from error
-    return path

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 from services.common import errors
-from services.common.config import Settings, private_dir
+from services.common.config import Settings
 from services.common.cursor import KEY_BYTES
+from services.common.files import kept_key, open_data_dir
 from services.common.kit import Ground
 from services.embedded.lease import FileLease
 from services.embedded.log import EmbeddedLog
+
+_CURSORS_LOST = "pages that clients are turning must be started again"
 
 
 async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Ground:
@@ -21,20 +22,10 @@ async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Ground:
         raise errors.failed_precondition(
             f"this process was started for the embedded family, and family is {settings.family}"
         )
-    data_dir = private_dir(settings.data_dir)
+    data_dir = open_data_dir(settings.data_dir)
     lease = FileLease(data_dir / "worker.lease")
     stack.callback(lease.close)
+    cursor_key = kept_key(data_dir / "cursor.key", lambda: secrets.token_bytes(KEY_BYTES), _CURSORS_LOST)
     log = await EmbeddedLog.open(data_dir / "log.db")
     stack.push_async_callback(log.close)
-    return Ground(log, lease.snowflake(), _kept_secret(data_dir / "cursor.key"))
-
-
-def _kept_secret(path: Path) -> bytes:
-    """A random secret that outlives restarts, readable by its owner alone."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(KEY_BYTES))
-    return path.read_bytes()
+    return Ground(log, lease.snowflake(), cursor_key)

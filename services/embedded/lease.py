@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from services.common import errors
+from services.common.files import naming
 from services.common.snowflake import RESERVE_MS, Snowflake, wall_clock_ms
 from services.embedded.lockfile import LockFile
 
@@ -29,6 +30,13 @@ class FileLease:
             self._lock.close()
             raise errors.failed_precondition(f"{path} is damaged: it should hold a time in milliseconds, and no more")
         self.high_water_ms = int(mark)
+        try:
+            with naming(path):
+                # Takes its room now: on a full disk the first id, and the close after a failed start, would find none.
+                os.pwrite(self._lock.fd, _line(self.high_water_ms), 0)
+        except errors.RoostError:
+            self._lock.close()
+            raise
         self._worker_id = worker_id
         self._snowflake: Snowflake | None = None
         self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snowflake-sync")
@@ -61,7 +69,11 @@ class FileLease:
     def _write(self, ms: int) -> None:
         try:
             # The same place and length each time: it needs no room on a full disk.
-            os.pwrite(self._lock.fd, b"%0*d\n" % (_MARK_BYTES - 1, ms), 0)
+            os.pwrite(self._lock.fd, _line(ms), 0)
             self._syncer.submit(os.fsync, self._lock.fd)
         except OSError as error:
             raise errors.unavailable("no ids: the lease is closed, or its file cannot be written") from error
+
+
+def _line(ms: int) -> bytes:
+    return b"%0*d\n" % (_MARK_BYTES - 1, ms)

@@ -7,16 +7,19 @@ import os
 from pathlib import Path
 
 from services.common import errors
+from services.common.files import FILE_MODE, naming
 
 
 class LockFile:
-    """Holds `path` (made if absent) for one owner, with `fd` open on it; a second owner gets FAILED_PRECONDITION.
+    """Holds `path` (made if absent) for one owner, with `fd` open on it; a second owner gets FAILED_PRECONDITION,
+    as does one who may not use the file.
 
     The file is never removed: that would let two owners each lock a file of that name.
     """
 
     def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with naming(path):
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

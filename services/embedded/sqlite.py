@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
@@ -18,6 +19,8 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from services.common import errors
+from services.common.files import FILE_MODE, restrict
+from services.embedded import faults
 from services.embedded.lockfile import LockFile
 
 T = TypeVar("T")
@@ -37,9 +40,6 @@ BUSY_TIMEOUT_S = 1.0
 WAL_KEEP_BYTES = 64 * 1024 * 1024
 CACHE_KIB = 16 * 1024  # A connection; there are 1 + READERS.
 
-# The disk or the file refuses for now: the same statement may pass once there is room again.
-_PASSING = {"BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PROTOCOL", "READONLY"}
-
 _log = structlog.get_logger(__name__)
 
 
@@ -50,7 +50,8 @@ class Database:
     value with `?`, and touch nothing that the loop also touches.
     """
 
-    def __init__(self, lock: LockFile, writer: sqlite3.Connection, *readers: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, lock: LockFile, writer: sqlite3.Connection, *readers: sqlite3.Connection) -> None:
+        self._path = path
         self._lock = lock
         self._writer = writer
         self._writes, self._reads = _Lane(), _Lane()
@@ -66,9 +67,9 @@ class Database:
         """Opens or creates the file and brings its schema up to date.
 
         `migrations` are SQL scripts, each applied once, in order, whole or not at all: append to the list, never change
-        it. FAILED_PRECONDITION if the file has another owner, or a newer release wrote it.
+        it. FAILED_PRECONDITION if the file has another owner, cannot be used, or a newer release wrote it.
         """
-        return cls(*await asyncio.to_thread(_open, path, migrations))
+        return cls(path, *await asyncio.to_thread(_open, path, migrations))
 
     async def write(self, unit: Unit[T], quiet: bool = False) -> T:
         """Runs `unit` in the writer thread; returns its result once that is durable. `quiet` calls no hook for it.
@@ -113,10 +114,10 @@ class Database:
                 _log.error("commit failed", units=len(group), error=repr(error))
                 _roll_back(self._writer)
                 # Each gets an error of its own: a shared one would collect everybody's traceback.
-                self._writes.hand_back([(future, None, _refusal(error)) for _, future, _ in group])
+                self._writes.hand_back([(future, None, self._refusal(error)) for _, future, _ in group])
 
     def _run_in_savepoint(self, unit: Unit[Any], future: asyncio.Future[Any]) -> _Outcome:
-        outcome = _run(self._writer, "SAVEPOINT unit", unit, future)
+        outcome = self._run(self._writer, "SAVEPOINT unit", unit, future)
         if not self._writer.in_transaction:
             # SQLite gave up the whole transaction (as it may on a full disk), the earlier units' work included.
             raise RuntimeError("a unit of work ended its group's transaction") from outcome[2]
@@ -132,10 +133,34 @@ class Database:
             jobs, ended = self._reads.take(1 + self._reads.jobs.qsize() // READERS)
             outcomes = []
             for unit, future, _ in jobs:
-                outcomes.append(_run(connection, "BEGIN", unit, future))
+                outcomes.append(self._run(connection, "BEGIN", unit, future))
                 _roll_back(connection)
             self._reads.hand_back(outcomes)
         connection.close()
+
+    def _run(
+        self, connection: sqlite3.Connection, begin: str, unit: Unit[Any], future: asyncio.Future[Any]
+    ) -> _Outcome:
+        try:
+            connection.execute(begin)
+            # Whoever stopped waiting before it began is spared the work.
+            return future, None if future.cancelled() else unit(connection), None
+        except sqlite3.Error as error:
+            kind = faults.kind_of(error)
+            return future, None, self._refusal(error) if kind in faults.PASSING | faults.DAMAGED else error
+        except BaseException as error:
+            # A future refuses a StopIteration: it would end the loop of whoever awaits.
+            return future, None, RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
+
+    def _refusal(self, error: Exception) -> Exception:
+        refusal = errors.unavailable("the store cannot do it now", reason="STORE_UNAVAILABLE")
+        refusal.__cause__ = error
+        if isinstance(error, sqlite3.Error):
+            # A note stays in this process: callers must not learn of files.
+            refusal.add_note(faults.note(self._path, error))
+            if faults.kind_of(error) in faults.DAMAGED:
+                _log.error("database damaged", path=str(self._path), error=str(error))
+        return refusal
 
 
 class _Lane:
@@ -196,25 +221,6 @@ class _Lane:
             hook()
 
 
-def _run(connection: sqlite3.Connection, begin: str, unit: Unit[Any], future: asyncio.Future[Any]) -> _Outcome:
-    try:
-        connection.execute(begin)
-        # Whoever stopped waiting before it began is spared the work.
-        return future, None if future.cancelled() else unit(connection), None
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorname", "").split("_")
-        return future, None, _refusal(error) if len(code) > 1 and code[1] in _PASSING else error
-    except BaseException as error:
-        # A future refuses a StopIteration: it would end the loop of whoever awaits.
-        return future, None, RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
-
-
-def _refusal(error: Exception) -> Exception:
-    refusal = errors.unavailable("the store cannot do it now", reason="STORE_UNAVAILABLE")
-    refusal.__cause__ = error
-    return refusal
-
-
 def _roll_back(connection: sqlite3.Connection) -> None:
     with contextlib.suppress(sqlite3.Error):
         if connection.in_transaction:
@@ -222,8 +228,12 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 
 
 def _open(path: Path, migrations: Sequence[str]) -> tuple[Any, ...]:
-    with contextlib.ExitStack() as undo:
+    with faults.naming(path), contextlib.ExitStack() as undo:
         undo.callback((lock := LockFile(path.with_name(path.name + ".lock"))).close)
+        # Made here, for its owner alone: SQLite gives the files beside a database the database's own mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
+        for suffix in ("", "-wal", "-shm"):
+            restrict(path.with_name(path.name + suffix))
         undo.callback((writer := _connect(path, "rwc")).close)
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             writer.execute(f"PRAGMA {pragma}")

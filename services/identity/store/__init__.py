@@ -153,7 +153,10 @@ class SecretStore(Protocol):
     """Secrets of this service, made once."""
 
     async def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """The secret of that name; the first caller's `make` decides it for good."""
+        """Returns the secret of that name, kept apart from the accounts; if there is none, what `make` gives is kept for good.
+
+        `make` gives secrets of one size. FAILED_PRECONDITION if the kept one cannot be used.
+        """
 
 
 class Store(AccountStore, SessionStore, SecretStore, Protocol):

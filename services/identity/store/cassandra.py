@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Any, Self
 
+import structlog
 from roost.identity.v1 import user_pb2, user_service_pb2
 
 from services.cluster.cassandra import Keyspace, Step
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SERVICE = "identity"
 MIGRATIONS = (cql.SCHEMA, OUTBOX_MIGRATION)
+KEYS = "identity_keys"
+KEYS_MIGRATIONS = (cql.KEYS_SCHEMA,)
 # As long as the outbox keeps its rows: until then somebody may ask whether an event is true.
 NOTE_S = 3 * 24 * 3600
 # Refreshes of one session at once, by other processes: each loses to one that won.
@@ -50,13 +53,18 @@ IDS_PER_READ = 100
 _HASH_BYTES = 32
 _MAX_ID = 2**63 - 1
 
+_log = structlog.get_logger(__name__)
+
 
 class CassandraStore:
     """The Store port over one keyspace. Made by `open`; `outbox` is one of the service's workers."""
 
-    def __init__(self, keyspace: Keyspace, shared: SharedEntries, log: EventLog, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, keyspace: Keyspace, keys: Keyspace, shared: SharedEntries, log: EventLog, clock: Callable[[], float]
+    ) -> None:
         self.outbox = Outbox(keyspace, log, clock, self.decided)
         self._keyspace = keyspace
+        self._keys = keys
         self._shared = shared
         self._clock = clock
         self._claims = Claims(keyspace, clock, self._exists)
@@ -66,7 +74,7 @@ class CassandraStore:
     async def open(cls, cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Self:
         """The store in its keyspace, brought up to date. `clock` gives unix seconds. Errors as Keyspace.open."""
         keyspace = await cluster.keyspace(SERVICE, MIGRATIONS)
-        return cls(keyspace, cluster.shared, log, clock)
+        return cls(keyspace, await cluster.keyspace(KEYS, KEYS_MIGRATIONS), cluster.shared, log, clock)
 
     async def close(self) -> None:
         """Nothing: the connections are the process's."""
@@ -252,10 +260,16 @@ class CassandraStore:
         return await to_its_end(self._decide(user_id, records, cql.END_SESSION, *values))
 
     async def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
-        rows = await self._keyspace.read(cql.SECRET, name)
+        rows = await self._keys.read(cql.SECRET, name)
         if not rows:
-            await self._keyspace.apply_if(cql.KEEP_SECRET, name, make())
-            rows = await self._keyspace.read_serial(cql.SECRET, name)
+            # An earlier release's stays where it is, for its processes may start again until the last was replaced.
+            earlier = await self._keyspace.read_serial(cql.SECRET, name)
+            if earlier:
+                _log.warning(
+                    "a key of an earlier release lies beside the accounts: delete it once no such process runs"
+                )
+            await self._keys.apply_if(cql.KEEP_SECRET, name, earlier[0][0] if earlier else make())
+            rows = await self._keys.read_serial(cql.SECRET, name)
         return bytes(rows[0][0])
 
     async def share(self, ids: Sequence[int]) -> None:

@@ -97,6 +97,9 @@ SESSIONS = """
 SELECT session_id, user_id, used_ms, expires_ms, user_agent FROM accounts WHERE user_id = ? AND session_id < ? LIMIT ?
 """
 
+# A keyspace of its own: its rights and backups can be others than those of the accounts, whose hashes the keys protect.
+KEYS_SCHEMA = "CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)"
+# Of both keyspaces: earlier releases kept the keys beside the accounts.
 SECRET = "SELECT value FROM secrets WHERE name = ?"  # noqa: S105 (a statement)
 KEEP_SECRET = "INSERT INTO secrets (name, value) VALUES (?, ?) IF NOT EXISTS"  # noqa: S105
 

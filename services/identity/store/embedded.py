@@ -17,6 +17,7 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 
 from services.common import errors
 from services.common.event_log import Record
+from services.common.files import kept_key, naming, private_dir, write_durably
 from services.common.revisions import Revisions
 from services.embedded.outbox import OUTBOX_SCHEMA, enqueue
 from services.embedded.sqlite import Database
@@ -45,6 +46,12 @@ CREATE TABLE session (
 CREATE INDEX session_by_user ON session (user_id, id);
 CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
+# What a new key costs, for the message about a damaged one.
+_IF_LOST = {
+    "password_pepper": "nobody can log in with the present password then",
+    "refresh_token_key": "everybody has to log in again",
+    "signing_key": "access tokens given out before are refused",
+}
 _ACCOUNT = "SELECT id, core, email, state, version, roles, scheme, password_hash FROM account"
 _IN = " WHERE id IN (SELECT value FROM json_each(?))"
 _INSERT = "INSERT INTO account VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -76,8 +83,10 @@ class _Cached:
 class EmbeddedStore:
     """The Store port over SQLite. Made by `open`."""
 
-    def __init__(self, db: Database, max_cached: int = MAX_CACHED) -> None:
+    def __init__(self, db: Database, keys: Path, max_cached: int = MAX_CACHED) -> None:
         self.db = db
+        self._keys = keys
+        self._making_keys = asyncio.Lock()
         self._max_cached = max_cached
         # Least recently used first.
         self._cache: OrderedDict[int, _Cached] = OrderedDict()
@@ -85,9 +94,12 @@ class EmbeddedStore:
 
     @classmethod
     async def open(cls, path: Path, max_cached: int = MAX_CACHED) -> Self:
-        """Opens or creates the file, readable by its owner only: it holds the keys. Errors as Database.open."""
-        await asyncio.to_thread(path.touch, mode=0o600)
-        return cls(await Database.open(path, [SCHEMA, OUTBOX_SCHEMA]), max_cached)
+        """Opens or creates the file; keys lie in the folder `keys` beside it. Errors as Database.open.
+
+        A copy of the file alone, such as a backup, holds password hashes and nothing to try passwords against them with.
+        """
+        db = await Database.open(path, [SCHEMA, OUTBOX_SCHEMA])
+        return cls(db, path.with_name("keys"), max_cached)
 
     async def close(self) -> None:
         """Closes the file."""
@@ -216,14 +228,20 @@ class EmbeddedStore:
         return await self.db.write(unit)
 
     async def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
-        def unit(connection: sqlite3.Connection) -> bytes:
-            row = connection.execute("SELECT value FROM secret WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                row = (make(),)
-                connection.execute("INSERT INTO secret VALUES (?, ?)", (name, *row))
-            return bytes(row[0])
+        path = self._keys / f"{name}.key"
+        lost = _IF_LOST.get(name, "what it protects is lost")
+        async with self._making_keys:
+            if not path.exists() and (moved := await self._kept_by_earlier_release(name)) is not None:
+                with naming(path):
+                    await asyncio.to_thread(lambda: write_durably(private_dir(self._keys) / path.name, moved))
+            key = await asyncio.to_thread(kept_key, path, make, lost)
+            await self.db.write(lambda c: _forget_secret(c, name), quiet=True)
+        return key
 
-        return await self.db.write(unit)
+    async def _kept_by_earlier_release(self, name: str) -> bytes | None:
+        query = "SELECT value FROM secret WHERE name = ?"
+        row = await self.db.read(lambda c: c.execute(query, (name,)).fetchone())
+        return bytes(row[0]) if row is not None else None
 
     async def _cached(self, ids: Sequence[int]) -> list[_Cached]:
         self._revisions.read(ids)
@@ -272,6 +290,12 @@ class EmbeddedStore:
             while len(self._cache) > self._max_cached:
                 self._cache.popitem(last=False)
         return cached
+
+
+def _forget_secret(connection: sqlite3.Connection, name: str) -> None:
+    # Overwritten, and not merely free: earlier releases kept keys beside the hashes that they protect.
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.execute("DELETE FROM secret WHERE name = ?", (name,))
 
 
 def _insert(connection: sqlite3.Connection, new: NewAccount) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import orjson
 import structlog
 
 from services.common import errors
+from services.common.files import naming, unusable, write_durably
 from services.embedded.lockfile import LockFile
 from services.search.store import MAX_FOUND, Build, Change, Collection, Hit, Query
 from services.search.store.generation import Generation, Threads
@@ -67,7 +67,8 @@ class EmbeddedSearchIndex:
 
         What cannot be read is dropped, for the index is derived: `position` is None then.
         """
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        with naming(folder):
+            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         lock = LockFile(folder / "lock")
         number, position = await asyncio.to_thread(_read_state, folder)
         index = cls(folder, lock, Threads(), number, position)
@@ -76,7 +77,11 @@ class EmbeddedSearchIndex:
         except ValueError as error:
             _log.error("the search index cannot be read and is built anew", error=repr(error))
             index._number, index._position, index._applied = number + 1, None, 0
-            index._current = await Generation.open(index._path(number + 1), index._threads)
+            try:
+                index._current = await Generation.open(index._path(number + 1), index._threads)
+            except (OSError, ValueError) as again:
+                lock.close()
+                raise unusable(folder, f"no index can be made in it: {again}") from again
         await asyncio.to_thread(_remove_others, folder, index._number)
         index._committer = asyncio.create_task(index._commit_for_ever(), name="search-commit")
         return index
@@ -240,17 +245,7 @@ def _read_state(folder: Path) -> tuple[int, int | None]:
 
 
 def _write_state(folder: Path, number: int, position: int) -> None:
-    fresh = folder / "state.new"
-    with fresh.open("wb") as file:
-        file.write(orjson.dumps({"format": FORMAT, "index": number, "position": position}))
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(folder / _STATE)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_durably(folder / _STATE, orjson.dumps({"format": FORMAT, "index": number, "position": position}))
 
 
 def _remove_others(folder: Path, number: int) -> None:

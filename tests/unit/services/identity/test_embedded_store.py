@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from roost.identity.v1 import user_pb2
 
+from services.common import errors
 from services.common.event_log import Record
 from services.identity.password import Credential, Scheme
 from services.identity.store import Account, NewAccount, Session
@@ -81,3 +82,26 @@ async def test_the_file_is_its_owners_alone_and_outlives_the_process(tmp_path: P
     assert await second.secret("key", lambda: b"two") == secret
     assert await second.accounts([1]) == [account(1)]
     await second.close()
+
+
+async def test_secret_of_an_earlier_release_moves_out_of_the_accounts_file(tmp_path: Path) -> None:
+    path = tmp_path / "identity.db"
+    store = await EmbeddedStore.open(path)
+    kept = b"a key beside the hashes" * 2
+    await store.db.write(lambda c: c.execute("INSERT INTO secret VALUES ('password_pepper', ?)", (kept,)))
+    assert await store.secret("password_pepper", lambda: bytes(len(kept))) == kept
+    assert await store.secret("signing_key", lambda: b"another key of its own") == b"another key of its own"
+    await store.close()
+    assert (tmp_path / "keys" / "password_pepper.key").read_bytes() == kept
+    content = path.read_bytes()
+    assert kept not in content
+    assert b"another key of its own" not in content
+
+
+async def test_secret_whose_file_is_empty_says_what_to_do(tmp_path: Path) -> None:
+    store = await EmbeddedStore.open(tmp_path / "identity.db")
+    await store.secret("password_pepper", lambda: bytes(32))
+    (tmp_path / "keys" / "password_pepper.key").write_bytes(b"")
+    with pytest.raises(errors.RoostError, match=r"password_pepper\.key is damaged.*backup.*nobody can log in"):
+        await store.secret("password_pepper", lambda: bytes(32))
+    await store.close()
