@@ -53,7 +53,7 @@ class Check:
 
 
 def doctor(
-    data: Annotated[Path | None, typer.Option("--data", help="The data directory.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="The data directory [`data` in the checkout].")] = None,
     http: Annotated[str | None, typer.Option("--http", metavar="HOST:PORT", help="Where HTTP would listen.")] = None,
     grpc: options.Grpc = None,
     java_home: Annotated[

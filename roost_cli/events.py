@@ -47,7 +47,9 @@ _GROUPS = "SELECT consumer_group FROM consumer_offset ORDER BY 1"
 events = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Cluster = Annotated[bool, typer.Option("--cluster", help="The log is on Kafka, where the settings say that it is.")]
-Data = Annotated[Path | None, typer.Option("--data", help="The data directory of an embedded mesh [data].")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="The data directory of an embedded mesh [`data` in the checkout].")
+]
 Since = Annotated[
     str | None,
     typer.Option("--since", metavar="AGO", help="90s, 30m, 2h, 7d ago, or a time such as 2026-11-21T06:00:00Z."),

@@ -13,12 +13,13 @@ import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from services.common import config
 from services.common.config import runtime_dir
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 # The folder of the code that this process runs.
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = config.CHECKOUT
 
 
 @dataclass(frozen=True, slots=True)

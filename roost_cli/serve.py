@@ -24,7 +24,7 @@ def serve(
     ] = None,
     grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC listens [127.0.0.1:50051].")] = None,
     ops: Ops = None,
-    data: Annotated[Path | None, typer.Option(help="The data directory [data].")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data directory [`data` in the checkout].")] = None,
 ) -> None:
     """Run the named services in this process.
 

@@ -49,7 +49,7 @@ def up(
     ] = None,
     grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC listens [127.0.0.1:50051].")] = None,
     ops: Ops = None,
-    data: Annotated[Path | None, typer.Option(help="The data directory [data].")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data directory [`data` in the checkout].")] = None,
     no_demo: Annotated[
         bool, typer.Option("--no-demo", help="Load no demo people and tweets at the first run.")
     ] = False,
@@ -142,7 +142,7 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
         gc.set_threshold(*GC_THRESHOLDS)
         login = await _demo(process, settings, stopping) if with_demo else None
         if not stopping.is_set():
-            _say(_ready(grpc_address, http_address, ops_address, login))
+            _say(_ready(grpc_address, http_address, ops_address, login, settings.data_dir))
         telling = asyncio.create_task(_tell_whom_it_misses(process), name="tell-peers")
         await stopping.wait()
         telling.cancel()
@@ -212,9 +212,9 @@ async def _demo(process: Process, settings: Settings, stopping: asyncio.Event) -
     return None if account is None else f"{account.username} / {account.password}"
 
 
-def _ready(grpc_address: str, http_address: str, ops_address: str, login: str | None) -> str:
+def _ready(grpc_address: str, http_address: str, ops_address: str, login: str | None, data_dir: Path) -> str:
     where = [f"http://{http_address}"] if http_address else []
-    where += [f"gRPC {grpc_address}", f"metrics http://{ops_address}/metrics"]
+    where += [f"gRPC {grpc_address}", f"metrics http://{ops_address}/metrics", f"data in {data_dir.resolve()}"]
     return f"roost is ready: {' · '.join(where)}" + (f" · demo log-in {login}" if login else "")
 
 

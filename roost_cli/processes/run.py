@@ -41,7 +41,7 @@ async def _supervise(settings: Settings, replicas: str) -> None:
             return
         starting.result()
         async with control.listening(supervisor, control.path_of(settings.grpc)):
-            _say(f"roost is ready: http://{settings.http} · gRPC {settings.grpc} · logs in {logs}")
+            _say(f"roost is ready: http://{settings.http} · gRPC {settings.grpc} · logs in {logs.resolve()}")
             await stopping.wait()
     finally:
         _say("stopping …")

@@ -23,6 +23,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+# The folder of the code that this process runs: a checkout, or where packages are installed.
+CHECKOUT = Path(__file__).resolve().parents[2]
 PREFIX = "ROOST_"
 CONFIG_VARIABLE = "ROOST_CONFIG"
 # Variables that are no settings: what scripts/test requires, and what the tests draw their random histories from. Meshes that
@@ -42,13 +44,19 @@ def _plain_name(name: str) -> str:
     return name
 
 
+def default_data_dir(checkout: Path) -> Path:
+    """Returns `data` in the checkout; a relative path, from the present folder, if the code is installed as a package."""
+    return checkout / "data" if (checkout / "pyproject.toml").is_file() else Path("data")
+
+
 class Settings(BaseSettings):
     """What can be set. Variables win over the file, arguments of a command over both."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
 
     family: Literal["embedded", "cluster"] = "embedded"
-    data_dir: Path = Path("data")
+    # By default beside the code of a checkout, so that it is the same data from wherever a command is run; else in the present folder.
+    data_dir: Path = Field(default_factory=lambda: default_data_dir(CHECKOUT))
     http: str = "127.0.0.1:8080"
     grpc: str = "127.0.0.1:50051"
     # Health and metrics of this process, for machines that watch it. By default any free port, which the ready line names: several

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.config import Settings
+from services.common.config import CHECKOUT, Settings, default_data_dir
 
 
 def test_settings_with_an_unknown_variable_names_the_one_meant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +76,13 @@ def test_settings_in_a_file_are_read_and_variables_win(tmp_path: Path, monkeypat
     monkeypatch.setenv("ROOST_EDIT_WINDOW_S", "61")
     found = Settings()
     assert (found.timeline_mode, found.edit_window_s) == ("push", 61)
+
+
+def test_data_dir_from_another_folder_is_beside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Settings().data_dir == CHECKOUT / "data"
+    assert (CHECKOUT / "scripts" / "up").is_file()
+
+
+def test_data_dir_of_an_installed_package_is_in_the_present_folder(tmp_path: Path) -> None:
+    assert default_data_dir(tmp_path) == Path("data")
