@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,8 +49,8 @@ def _file(option: str, help_text: str) -> Any:
 
 
 def load(
-    graph: Annotated[Path | None, _file("--graph", "Edge list: two node numbers a line.")] = None,
-    tweets: Annotated[Path | None, _file("--tweets", "Tweets, one a line.")] = None,
+    graph: Annotated[Path | None, _file("--graph", "Edge list in UTF-8: two node numbers a line.")] = None,
+    tweets: Annotated[Path | None, _file("--tweets", "Tweets in UTF-8, one a line.")] = None,
     directed: Annotated[bool, typer.Option("--directed", help="FROM follows TO, one way.")] = False,
     operations: Annotated[
         int,
@@ -83,22 +83,40 @@ def load(
 
 
 def _load_files(graph: Path, tweets: Path, directed: bool, seed: int, concurrency: int, grpc: str | None) -> None:
-    with graph.open(encoding="utf-8", errors="replace") as lines:
-        edge_list = edges.parse(lines, directed=directed, name=graph.name)
+    # Before the graph, which may take a minute to read: what is wrong is told at once.
+    usable, blank = tweet_lines(_whole(tweets), tweets.name)
+    if not usable:
+        raise CommandError(f"{tweets.name} holds no tweet: write one a line")
+    with graph.open("rb") as lines:
+        edge_list = edges.parse(utf8_lines(lines, graph.name), directed=directed, name=graph.name)
     if not edge_list.nodes:
-        raise CommandError(f"{graph.name} holds no edge")
-    usable, blank = tweet_lines(_whole(tweets))
+        raise CommandError(f"{graph.name} holds no edge: write two node numbers a line")
     asyncio.run(_load(target.find(grpc), edge_list, usable, blank, seed, concurrency))
 
 
-def tweet_lines(content: bytes) -> tuple[list[Line], list[int]]:
-    """The lines of a file with their idempotency keys, and the numbers of those that are blank."""
+def utf8_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Yields the lines as text, without a byte order mark. Raises CommandError, naming the line, if one is not UTF-8."""
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise CommandError(
+                f"{name}, line {number}: byte {line[error.start]:#04x} is not UTF-8; convert the file first, "
+                "such as with `iconv -f LATIN1 -t UTF-8`"
+            ) from None
+        yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def tweet_lines(content: bytes, name: str) -> tuple[list[Line], list[int]]:
+    """Returns the lines of a file with their idempotency keys, and the numbers of those that are blank.
+
+    Raises CommandError, naming the line, if the file is not UTF-8.
+    """
     digest = hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
     usable: list[Line] = []
     blank: list[int] = []
     # Only newlines end a line: a tweet may hold any other separator that Unicode knows.
-    texts = content.decode(errors="replace").removesuffix("\n").split("\n")
-    for number, text in enumerate(texts, 1):
+    for number, text in enumerate(utf8_lines(content.removesuffix(b"\n").split(b"\n"), name), 1):
         if stripped := text.strip():
             usable.append(Line(number, stripped, f"load:{digest}:{number}"))
         elif content:

@@ -29,7 +29,7 @@ async def test_a_loaded_mesh_is_measured(
     child = await Nursery(tmp_path).start()
     try:
         graph = edges.parse(["1 2", "2 3", "3 1"])
-        usable, blank = load.tweet_lines(b"one\ntwo\nthree\nfour\n")
+        usable, blank = load.tweet_lines(b"one\ntwo\nthree\nfour\n", "t.txt")
         await load._load(child.target, graph, usable, blank, seed=1, concurrency=4)
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
         document = tmp_path / "benchmarks.md"

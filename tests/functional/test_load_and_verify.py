@@ -35,7 +35,7 @@ def target(mesh: Any) -> Target:
 async def load_files(target: Target) -> None:
     chance = random.Random(3)
     graph = edges.parse(f"{chance.randrange(PEOPLE)} {chance.randrange(PEOPLE)}" for _ in range(EDGES))
-    usable, blank = load.tweet_lines("".join(f"tweet {number} #t\n" for number in range(LINES)).encode())
+    usable, blank = load.tweet_lines("".join(f"tweet {number} #t\n" for number in range(LINES)).encode(), "t.txt")
     await load._load(target, graph, usable, blank, seed=1, concurrency=8)
 
 

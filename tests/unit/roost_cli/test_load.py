@@ -16,7 +16,7 @@ from roost_cli.main import run
 
 def test_a_key_names_the_file_and_the_line() -> None:
     content = b"one\n\ntwo\r\n  three  \n"
-    usable, blank = load.tweet_lines(content)
+    usable, blank = load.tweet_lines(content, "t.txt")
     digest = hashlib.sha256(content).hexdigest()[:32]
     assert [(line.number, line.text, line.key) for line in usable] == [
         (1, "one", f"load:{digest}:1"),
@@ -27,21 +27,21 @@ def test_a_key_names_the_file_and_the_line() -> None:
 
 
 def test_keys_fit_the_contract() -> None:
-    usable, _ = load.tweet_lines(b"x\n" * 3)
+    usable, _ = load.tweet_lines(b"x\n" * 3, "t.txt")
     assert all(len(line.key) <= 255 and line.key.isascii() and " " not in line.key for line in usable)
 
 
 def test_another_file_has_other_keys() -> None:
-    assert load.tweet_lines(b"one\n")[0][0].key != load.tweet_lines(b"one\ntwo\n")[0][0].key
+    assert load.tweet_lines(b"one\n", "t.txt")[0][0].key != load.tweet_lines(b"one\ntwo\n", "t.txt")[0][0].key
 
 
 def test_only_newlines_end_a_line() -> None:
-    usable, _ = load.tweet_lines("a\u2028b\x0cc\nd\n".encode())
+    usable, _ = load.tweet_lines("a\u2028b\x0cc\nd\n".encode(), "t.txt")
     assert [line.text for line in usable] == ["a\u2028b\x0cc", "d"]
 
 
 def test_an_empty_file_holds_nothing() -> None:
-    assert load.tweet_lines(b"") == ([], [])
+    assert load.tweet_lines(b"", "t.txt") == ([], [])
 
 
 def test_authors_depend_on_the_seed_alone_and_everybody_gets_some() -> None:
@@ -72,6 +72,32 @@ def test_a_malformed_graph_ends_it_before_anything_is_asked(tmp_path: Path, caps
     code = run(["load", "--graph", str(tmp_path / "g.edges"), "--tweets", str(tmp_path / "t.txt")])
     assert code == 2
     assert "g.edges, line 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("graph", "tweets", "fault"),
+    [
+        (b"1 2\n", "one\ntwo\ncaf\u00e9\n".encode("latin-1"), "t.txt, line 3: byte 0xe9 is not UTF-8"),
+        (b"1 2\n", "one\n".encode("utf-16"), "t.txt, line 1: byte 0xff is not UTF-8"),
+        (b"1 2\n", b"", "t.txt holds no tweet"),
+        (b"1 2\n", b"\n  \n", "t.txt holds no tweet"),
+        ("# caf\u00e9\n1 2\n".encode("latin-1"), b"one\n", "g.edges, line 1: byte 0xe9 is not UTF-8"),
+        (b"", b"one\n", "g.edges holds no edge"),
+    ],
+)
+def test_load_of_a_file_that_does_not_fit_ends_it_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], graph: bytes, tweets: bytes, fault: str
+) -> None:
+    (tmp_path / "g.edges").write_bytes(graph)
+    (tmp_path / "t.txt").write_bytes(tweets)
+    assert run(["load", "--graph", str(tmp_path / "g.edges"), "--tweets", str(tmp_path / "t.txt")]) == 2
+    assert fault in capsys.readouterr().err
+
+
+def test_load_with_a_byte_order_mark_leaves_it_out() -> None:
+    usable, _ = load.tweet_lines("\ufeffone\ntwo\n".encode(), "t.txt")
+    assert [line.text for line in usable] == ["one", "two"]
+    assert list(load.utf8_lines(["\ufeff1 2\n".encode()], "g")) == ["1 2\n"]
 
 
 def test_missing_files_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
