@@ -55,11 +55,12 @@ class Codec:
 class RequestReader:
     """Reads the requests of one binding."""
 
-    __slots__ = ("_body", "_decoder", "_has_key", "_known", "_page_numbers", "_request", "_variables")
+    __slots__ = ("_body", "_bounds", "_decoder", "_has_key", "_known", "_page_numbers", "_request", "_variables")
 
     def __init__(self, method: Method, binding: Binding, decoder: MessageDecoder) -> None:
         self._request = method.request
         self._decoder = decoder
+        self._bounds = method.bounds
         self._body = binding.body
         self._page_numbers = method.policy.page_numbers
         self._has_key = IDEMPOTENCY_KEY in decoder.fields
@@ -99,12 +100,14 @@ class RequestReader:
     def read_binary(self, body: bytes, key: str = "") -> Asked:
         """The request message out of Protobuf's binary form; fields it does not know are skipped, as everywhere in Protobuf.
 
-        Raises INVALID_ARGUMENT where the body is no such message.
+        Raises INVALID_ARGUMENT where the body is no such message, or holds a list that is too long.
         """
         try:
             message = self._request.FromString(body)
         except DecodeError:
             raise errors.invalid_argument("the body is no message of this method") from None
+        # Here already: the service may be another process.
+        self._bounds.check(message)
         if key and self._has_key:
             reading = Reading(0)
             self._read_key(key, message, reading)

@@ -1,6 +1,6 @@
 """JSON objects, query parameters and path variables → request messages, by a table compiled once per message type.
 
-Every fault is a violation that names its field; one answer lists them all.
+Every fault is a violation that names its field; one answer lists the first of them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from google.protobuf.message import Message
 from gateway_http import convert
 from gateway_http.convert import Malformed
 from services.common import errors
+from services.common.bounds import max_items, too_many
 from services.common.contract import field_policy
-from services.common.errors import Violation
+from services.common.errors import MAX_VIOLATIONS, Violation
 
-# More than this tells a caller nothing new and costs bytes.
-MAX_VIOLATIONS = 20
 # What a violation quotes of a name the caller made up.
 QUOTED_NAME = 64
 
@@ -36,15 +35,15 @@ class Reading:
         self.violations: list[Violation] = []
 
     def fault(self, path: str, message: str) -> None:
-        """Notes a violation; beyond MAX_VIOLATIONS they are dropped."""
-        if len(self.violations) < MAX_VIOLATIONS:
-            self.violations.append(Violation(path, message))
+        """Notes a violation. The last that is told ends the reading: raises INVALID_ARGUMENT with MAX_VIOLATIONS of them."""
+        self.violations.append(Violation(path, message))
+        if len(self.violations) == MAX_VIOLATIONS:
+            self.finish()
 
     def finish(self) -> None:
         """Raises INVALID_ARGUMENT where anything was wrong."""
         if self.violations:
-            first = self.violations[0]
-            raise errors.invalid_argument(f"{first.field}: {first.message}", violations=self.violations)
+            raise errors.broken_rules(self.violations)
 
     def caller(self) -> int:
         """Whom `me` means; UNAUTHENTICATED where nobody is signed in."""
@@ -58,9 +57,9 @@ Assign = Callable[[Message, Any, Reading, str], None]
 
 
 class Field:
-    """One field of a request message: how it is written from JSON and from text."""
+    """One field of a request message: how it is written from JSON and from text. `most` is how many items a list may have."""
 
-    __slots__ = ("assign", "is_id", "is_text", "name", "oneof", "read_text", "repeated", "takes_me")
+    __slots__ = ("assign", "is_id", "is_text", "most", "name", "oneof", "read_text", "repeated", "takes_me")
 
     def __init__(self, descriptor: FieldDescriptor, book: dict[str, MessageDecoder]) -> None:
         self.name = descriptor.name
@@ -68,6 +67,9 @@ class Field:
         self.is_id = descriptor.cpp_type == FieldDescriptor.CPPTYPE_INT64
         self.is_text = descriptor.cpp_type == FieldDescriptor.CPPTYPE_STRING
         self.repeated = descriptor.is_repeated
+        self.most = max_items(descriptor)
+        if self.repeated and not self.most:
+            raise TypeError(f"{descriptor.full_name} has no max_items")
         oneof = descriptor.containing_oneof
         # `optional` makes a oneof of one, which cannot be given twice.
         self.oneof = oneof.name if oneof is not None and len(oneof.fields) > 1 else ""
@@ -79,18 +81,21 @@ class Field:
         if message is None or message.full_name in convert.WELL_KNOWN:
             from_json, self.read_text = convert.converters(descriptor)
             if self.repeated:
-                return _assign_list(self.name, from_json, copies=message is not None)
+                return _assign_list(self.name, from_json, self.most, copies=message is not None)
             return _assign_one(self.name, from_json, copies=message is not None, takes_me=self.takes_me)
         if message.GetOptions().map_entry:
             raise TypeError(f"the gateway reads no maps ({descriptor.full_name})")
         nested = decoder_of(message, book)
-        return _assign_messages(self.name, nested) if self.repeated else _assign_message(self.name, nested)
+        return _assign_messages(self.name, nested, self.most) if self.repeated else _assign_message(self.name, nested)
 
     def assign_text(self, message: Message, values: Iterable[str], reading: Reading, path: str) -> None:
         """Writes what a query or a path says; a field that is not repeated takes one value."""
         assert self.read_text is not None
         found: list[Any] = []
         for value in values:
+            if self.repeated and len(found) == self.most:
+                reading.fault(path, too_many(self.most))
+                return
             try:
                 found.append(reading.caller() if self.takes_me and value == ME else self.read_text(value))
             except Malformed as error:
@@ -121,10 +126,20 @@ def _assign_one(name: str, read: convert.Converter, *, copies: bool, takes_me: b
     return assign
 
 
-def _assign_list(name: str, read: convert.Converter, *, copies: bool) -> Assign:
+def _is_list(value: Any, most: int, reading: Reading, path: str) -> bool:
+    """Whether it is a list of at most `most` items, whatever they are; notes the violation if not."""
+    if type(value) is not list:
+        reading.fault(path, "must be a list")
+        return False
+    if len(value) > most:
+        reading.fault(path, too_many(most))
+        return False
+    return True
+
+
+def _assign_list(name: str, read: convert.Converter, most: int, *, copies: bool) -> Assign:
     def assign(message: Message, value: Any, reading: Reading, path: str) -> None:
-        if type(value) is not list:
-            reading.fault(path, "must be a list")
+        if not _is_list(value, most, reading, path):
             return
         found: list[Any] = []
         for index, item in enumerate(value):
@@ -154,10 +169,9 @@ def _assign_message(name: str, nested: MessageDecoder) -> Assign:
     return assign
 
 
-def _assign_messages(name: str, nested: MessageDecoder) -> Assign:
+def _assign_messages(name: str, nested: MessageDecoder, most: int) -> Assign:
     def assign(message: Message, value: Any, reading: Reading, path: str) -> None:
-        if type(value) is not list:
-            reading.fault(path, "must be a list")
+        if not _is_list(value, most, reading, path):
             return
         for index, item in enumerate(value):
             if type(item) is not dict:

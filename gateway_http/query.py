@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 
 from google.protobuf.message import Message
@@ -67,10 +68,13 @@ def read_query(decoder: MessageDecoder, parameters: dict[str, list[bytes]], mess
         field.assign_text(message, _pieces(field, raws), reading, field.name)
 
 
-def _pieces(field: Field, raws: list[bytes]) -> list[str]:
-    if not field.repeated:
-        return [decode_text(raw) for raw in raws]
-    if field.is_text:
-        # An encoded comma belongs to the text.
-        return [decode_text(piece) for raw in raws for piece in raw.split(b",")]
-    return [piece for raw in raws for piece in decode_text(raw).split(",")]
+def _pieces(field: Field, raws: list[bytes]) -> Iterator[str]:
+    """The values one by one: whoever takes them stops at the field's bound. No text is split further than that."""
+    for raw in raws:
+        if not field.repeated:
+            yield decode_text(raw)
+        elif field.is_text:
+            # An encoded comma belongs to the text.
+            yield from map(decode_text, raw.split(b",", field.most))
+        else:
+            yield from decode_text(raw).split(",", field.most)

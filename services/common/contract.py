@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import roost
-from buf.validate import validate_pb2
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from roost.options.v1 import options_pb2
+
+from services.common.bounds import Bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ class Method:
     # What services really pass: the response, or its twin.
     passed: type[Message]
     caller_only: tuple[str, ...]
-    # (repeated field, how many it may hold).
-    bounds: tuple[tuple[str, int], ...]
+    # Of the request's lists.
+    bounds: Bounds
 
     @property
     def client_streaming(self) -> bool:
@@ -51,11 +52,6 @@ def field_policy(field: FieldDescriptor) -> options_pb2.FieldPolicy:
     """The field's `(roost.options.v1.field)`; empty where it has none."""
     policy: options_pb2.FieldPolicy = field.GetOptions().Extensions[options_pb2.field]
     return policy
-
-
-def _max_items(field: FieldDescriptor) -> int:
-    rules: validate_pb2.FieldRules = field.GetOptions().Extensions[validate_pb2.field]
-    return rules.repeated.max_items
 
 
 def twin_of(message: Descriptor) -> type[Message]:
@@ -110,5 +106,5 @@ def _method(descriptor: MethodDescriptor) -> Method:
         response=message_class(descriptor.output_type),
         passed=twin_of(descriptor.output_type),
         caller_only=tuple(field.name for field in request.fields if field_policy(field).caller_only),
-        bounds=tuple((field.name, most) for field in request.fields if (most := _max_items(field))),
+        bounds=Bounds(request),
     )

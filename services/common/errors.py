@@ -19,6 +19,8 @@ STATUS_KEY = "grpc-status-details-bin"
 
 # When a caller should come back after an UNAVAILABLE that knows no better.
 DEFAULT_RETRY_AFTER_S = 1.0
+# Violations in one error: more tell a caller nothing new, and cost bytes.
+MAX_VIOLATIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,13 @@ def invalid_argument(message: str, field: str | None = None, *, violations: Iter
     """The request breaks a rule, whatever the state; `field` names the field at fault."""
     found = tuple(violations) or ((Violation(field, message),) if field else ())
     return RoostError(grpc.StatusCode.INVALID_ARGUMENT, message, violations=found)
+
+
+def broken_rules(violations: Sequence[Violation]) -> RoostError:
+    """INVALID_ARGUMENT out of what was found wrong, at least one violation; the first is the message too."""
+    first = violations[0]
+    message = f"{first.field}: {first.message}" if first.field else first.message
+    return invalid_argument(message, violations=violations)
 
 
 def unauthenticated(message: str = "sign in first", reason: str = "") -> RoostError:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from google.protobuf.message import DecodeError
 from roost.mesh.v1 import batch_service_pb2 as pb
 from roost.mesh.v1 import batch_service_pb2_grpc as pb_grpc
 
@@ -39,13 +38,9 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
             if endpoint is None or endpoint.method.server_streaming or endpoint.method.client_streaming:
                 raise errors.unimplemented(f"{item.method} is not served here")
             actor, _ = await self._identify({AUTHORIZATION_KEY: item.authorization} if item.authorization else {})
-            try:
-                message = endpoint.method.request.FromString(item.payload)
-            except DecodeError:
-                raise errors.invalid_argument("the request is not a valid message") from None
             deadline = asyncio.get_running_loop().time() + min(endpoint.cap_s, item.deadline_ms / 1000)
             call = Call(item.method, actor, caller, item.request_id, item.traceparent, deadline)
-            answer = await endpoint.unary(message, call, trailing)
+            answer = await endpoint.unary(item.payload, call, trailing)
             return pb.CallResult(payload=answer.SerializeToString(), trailing_metadata=trailing.texts)
         except errors.RoostError as error:
             status = error.status()

@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 import grpc
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from roost.options.v1 import options_pb2 as options
 
 from services.common import errors
 from services.common.context import NEVER, OPERATOR, Call, current_call
 from services.common.contract import Method, methods
 from services.common.interceptors.metrics import observer_of
-from services.common.interceptors.validation import check_bounds, check_caller_only, validate
+from services.common.interceptors.validation import check_caller_only, validate
 from services.common.timed import until
 
 log = structlog.get_logger()
@@ -48,13 +48,14 @@ class ServicerContext(Protocol):
 class Endpoint:
     """A servicer's method behind access, deadline, validation, error mapping and metrics."""
 
-    __slots__ = ("_callers", "_observer", "_open", "_serve", "cap_s", "method")
+    __slots__ = ("_bounds", "_callers", "_observer", "_open", "_serve", "cap_s", "method")
 
     def __init__(self, method: Method, servicer: object) -> None:
         self.method = method
         self.cap_s = method.policy.deadline_ms / 1000 or NEVER
         # Read once: a look into a message costs as much as the check.
         self._open = method.policy.access == options.ACCESS_PUBLIC
+        self._bounds = method.bounds or None
         self._callers = frozenset(method.policy.callers) if method.policy.access == options.ACCESS_MESH else None
         self._serve: Any = getattr(servicer, method.name)
         if getattr(self._serve, "__module__", "").endswith("_pb2_grpc"):
@@ -63,18 +64,18 @@ class Endpoint:
         self._observer = observer_of(method.service, method.name)
 
     async def unary(
-        self, request: Message, call: Call, context: ServicerContext, *, made_here: bool = False
+        self, request: Message | bytes, call: Call, context: ServicerContext, *, made_here: bool = False
     ) -> Message:
         """Serves one unary call in the current task; raises RoostError and nothing else but cancellation.
 
-        `made_here` says that a service of this process made the request.
+        Bytes are parsed once the caller may use the method: a megabyte of empty messages takes 70 ms. `made_here` says that a service of
+        this process made the request.
         """
         current_call.set(call)
         begun = self._observer.begin()
         code = grpc.StatusCode.OK
         try:
-            self._admit(request, call, begun, made_here)
-            coroutine = self._serve(request, context)
+            coroutine = self._serve(self._admit(request, call, begun, made_here), context)
             try:
                 waited_for = coroutine.send(None)
             except StopIteration as returned:
@@ -90,15 +91,15 @@ class Endpoint:
         finally:
             self._observer.end(begun, code)
 
-    async def stream(self, request: Message, call: Call, context: ServicerContext) -> AsyncIterator[Message]:
+    async def stream(self, request: Message | bytes, call: Call, context: ServicerContext) -> AsyncIterator[Message]:
         """Serves one server stream; run it in a task of its own, because it sets the task's current call."""
         current_call.set(call)
         begun = self._observer.begin()
         code = grpc.StatusCode.OK
         try:
-            self._admit(request, call, begun)
+            admitted = self._admit(request, call, begun)
             async with asyncio.timeout_at(None if call.deadline == NEVER else call.deadline):
-                async for message in self._serve(request, context):
+                async for message in self._serve(admitted, context):
                     yield message
         except (asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED
@@ -110,8 +111,8 @@ class Endpoint:
         finally:
             self._observer.end(begun, code)
 
-    def _admit(self, request: Message, call: Call, now: float, made_here: bool = False) -> None:
-        """Enforces policy and field rules."""
+    def _admit(self, request: Message | bytes, call: Call, now: float, made_here: bool = False) -> Message:
+        """Returns the request once policy and field rules admit it."""
         callers = self._callers
         if callers is None:
             if not self._open:
@@ -120,15 +121,25 @@ class Endpoint:
             raise errors.permission_denied(f"{self.method.name} is for {', '.join(sorted(callers))} only", "MESH_ONLY")
         if call.deadline - now < LEAST_TIME_S:
             raise errors.deadline_exceeded("too little time was left to begin")
-        if made_here and callers is not None:
-            if self.method.bounds:
-                check_bounds(self.method, request)
-        else:
-            validate(request)
+        if isinstance(request, bytes):
+            request = self._parsed(request)
+        # Before the rules look at any item. Even a service of this process may ask for too much, and the bounds are all that is left to
+        # check of its requests: the full rules cost 5 to 100 µs, the bounds under one.
+        if self._bounds is not None:
+            self._bounds.check(request)
+        if not made_here or callers is None:
+            validate(self.method, request)
         if self.method.caller_only:
             check_caller_only(self.method, request, call)
         if self._serve is None:
             raise errors.unimplemented(f"{self.method.path} is not served yet")
+        return request
+
+    def _parsed(self, data: bytes) -> Message:
+        try:
+            return self.method.request.FromString(data)
+        except DecodeError:
+            raise errors.invalid_argument("the request is not a valid message") from None
 
     def _mapped(self, error: Exception, call: Call) -> errors.RoostError:
         if isinstance(error, errors.RoostError):

@@ -8,10 +8,12 @@ import pytest
 from google.protobuf.message import Message
 from roost.search.v1 import search_service_pb2
 
+from gateway_http import convert
 from gateway_http.codec import Asked, Codec
 from gateway_http.router import Binding, bindings
+from gateway_http.strict_json import MAX_CONTAINERS
 from services.common.contract import methods
-from services.common.errors import RoostError
+from services.common.errors import MAX_VIOLATIONS, RoostError
 
 CODEC = Codec()
 ME = 7
@@ -281,3 +283,54 @@ def test_times_are_rfc_3339(time: str) -> None:
 )
 def test_what_is_no_time_is_refused(time: str) -> None:
     assert faults("ReplayFanout", body=f'{{"time":"{time}"}}'.encode()) == ["time"]
+
+
+def refusal(name: str, *args: Any, **options: Any) -> RoostError:
+    with pytest.raises(RoostError) as refused:
+        read(name, *args, **options)
+    return refused.value
+
+
+def test_read_list_that_is_too_long_reads_no_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[Any] = []
+    codec = Codec()
+    method = next(one for one in methods().values() if one.name == "SearchTweets")
+    monkeypatch.setattr(convert, "text", converted.append)
+    reader = codec.reader(method, Binding("POST", method.path, body="*"))
+    with pytest.raises(RoostError, match="keywords: must hold at most 20 items"):
+        reader.read((), b"", b'{"keywords":[' + b",".join([b'""'] * 16_000) + b"]}", 0)
+    assert converted == []
+
+
+@pytest.mark.parametrize("query", [b"ids=" + b",".join([b"0"] * 30_000), b"&".join([b"ids=1"] * 101)])
+def test_read_query_with_too_many_values_names_the_list(query: bytes) -> None:
+    assert refusal("BatchGetUsers", query=query).message == "ids: must hold at most 100 items"
+
+
+def test_read_binary_list_that_is_too_long_is_refused_before_it_is_sent_on() -> None:
+    method = next(one for one in methods().values() if one.name == "BatchGetUsers")
+    reader = CODEC.reader(method, bindings(method)[0])
+    with pytest.raises(RoostError, match="ids: must hold at most 100 items"):
+        reader.read_binary(b"\x08\x00" * 130_000)
+
+
+def test_read_many_unknown_names_stops_at_the_last_that_is_told() -> None:
+    body = b"{" + b",".join(b'"%x":0' % number for number in range(5000)) + b"}"
+    assert len(refusal("CreateTweet", body=body).violations) == MAX_VIOLATIONS
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"text":[' + b",".join([b"{}"] * 20_000) + b"]}",
+        b'{"text":[' + b",".join([b"[]"] * 20_000) + b"]}",
+        # Hidden from whoever takes the last of two names.
+        b'{"text":[' + b",".join([b"{}"] * 20_000) + b'],"text":"a"}',
+    ],
+)
+def test_read_body_of_many_objects_is_refused_whole(body: bytes) -> None:
+    assert refusal("CreateTweet", body=body).message == f"the body holds more than {MAX_CONTAINERS} objects and lists"
+
+
+def test_read_body_with_a_text_full_of_braces_is_no_body_of_many_objects() -> None:
+    assert message("CreateTweet", body=b'{"text":"' + b"{[" * 2000 + b'"}').text == "{[" * 2000

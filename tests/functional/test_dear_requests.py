@@ -1,0 +1,168 @@
+"""The dearest lists that a request can hold, in every dialect: refused for a price that nobody else on the loop notices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import httpx
+import orjson
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from roost.options.v1 import options_pb2 as options
+
+from gateway_http.compat.connect import MAX_BINARY_BYTES
+from gateway_http.protocol import MAX_HEADER_BYTES
+from gateway_http.request import MAX_BODY_BYTES
+from gateway_http.router import bindings
+from services.common.contract import Method, methods
+from services.runtime.server import MAX_MESSAGE_BYTES
+from tests.conftest import MeshFactory
+from tests.functional.conftest import ADMIN, Web, open_web
+
+# Milliseconds of this process's CPU for the client and the server together, the least of the tries: a refusal takes under 10, and what
+# is checked item by item takes 200 and more.
+MOST_MS = 50
+TRIES = 4
+# What JSON and the query need around the list.
+SLACK = 200
+
+
+@dataclass(frozen=True)
+class Dear:
+    """A method and the list of its request that is filled."""
+
+    method: Method
+    field: FieldDescriptor
+
+    def __str__(self) -> str:
+        return f"{self.method.name}.{self.field.name}"
+
+    @property
+    def item(self) -> bytes:
+        """The shortest JSON value of the list's type, which breaks the rule of items where there is one."""
+        if self.field.message_type is not None:
+            return b"{}"
+        return b'""' if self.field.cpp_type == FieldDescriptor.CPPTYPE_STRING else b"0"
+
+    def json(self, size: int = MAX_BODY_BYTES) -> bytes:
+        """A body of about `size` bytes."""
+        count = (size - SLACK) // (len(self.item) + 1)
+        return b'{"%s":[%s]}' % (self.field.name.encode(), b",".join([self.item] * count))
+
+    def binary(self, size: int) -> bytes:
+        """A message of about `size` bytes: the list's tag and a zero, or an empty text or message, again and again."""
+        wire_type = 0 if self.item == b"0" else 2
+        return bytes((self.field.number << 3 | wire_type, 0)) * ((size - SLACK) // 2)
+
+    def query(self) -> str:
+        """About as many values as a request line takes beside the other headers."""
+        return f"{self.field.name}=" + ",".join(["0"] * ((MAX_HEADER_BYTES - 8 * SLACK) // 2))
+
+
+def dear(*accesses: int) -> list[Dear]:
+    found = [
+        Dear(method, field)
+        for method in methods().values()
+        if method.policy.access in accesses and not method.client_streaming
+        for field in method.descriptor.input_type.fields
+        if field.is_repeated
+    ]
+    assert found, "the contract has such methods"
+    return found
+
+
+PUBLIC = dear(options.ACCESS_PUBLIC, options.ACCESS_USER, options.ACCESS_MODERATOR, options.ACCESS_ADMIN)
+
+
+async def least_ms(ask: Callable[[], Awaitable[None]]) -> float:
+    """The milliseconds of CPU that one `ask` costs, the least of TRIES."""
+    found = []
+    for _ in range(TRIES):
+        begun = time.process_time()
+        await ask()
+        found.append((time.process_time() - begun) * 1000)
+    return min(found)
+
+
+def over_http(one: Dear) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(verb, path, what httpx sends) of each dialect of HTTP."""
+    for binding in bindings(one.method):
+        if one.field.name in binding.variables():
+            continue
+        path = binding.template
+        for name in binding.variables():
+            path = path.replace(f"{{{name}}}", "1")
+        if binding.http_method == "GET":
+            yield "GET", f"{path}?{one.query()}", {}
+        else:
+            yield binding.http_method, path, _body(one.json(), "application/json")
+    if not one.method.server_streaming:
+        yield "POST", one.method.path, _body(one.json(), "application/json")
+        yield "POST", one.method.path, _body(one.binary(MAX_BINARY_BYTES), "application/proto")
+
+
+def _body(content: bytes, media: str) -> dict[str, Any]:
+    return {"content": content, "headers": {"content-type": media}}
+
+
+def names_list(answer: httpx.Response, one: Dear) -> bool:
+    """Whether the list is what the answer finds wrong, or nothing that costs more was looked at."""
+    told = orjson.loads(answer.content)
+    return one.field.name in told.get("detail", told.get("message", ""))
+
+
+@pytest.mark.parametrize("wire", ["inprocess", "grpc"])
+async def test_lists_of_a_megabyte_cost_a_gateway_nothing(start_mesh: MeshFactory, wire: Any) -> None:
+    mesh = await start_mesh(wire=wire, admins=(ADMIN,))
+    server, client = await open_web(mesh, mesh.process.settings)
+    web = Web(mesh, client)
+    admin = await web.admin()
+    faults = []
+    for one in PUBLIC:
+        for verb, path, sent in over_http(one):
+            answers: list[httpx.Response] = []
+
+            async def ask(verb: str = verb, path: str = path, sent: Any = sent, answers: Any = answers) -> None:
+                answers.append(await web.call(verb, path, admin, **sent))
+
+            cost_ms = await least_ms(ask)
+            if (
+                {answer.status_code for answer in answers} != {400}
+                or not names_list(answers[0], one)
+                or cost_ms > MOST_MS
+            ):
+                faults.append((str(one), verb, path[:60], answers[0].status_code, answers[0].text[:200], cost_ms))
+    await client.aclose()
+    await server.stop()
+    assert faults == []
+
+
+async def test_lists_of_a_megabyte_cost_a_grpc_server_nothing(start_mesh: MeshFactory) -> None:
+    """Public methods find the list too long; the mesh's own parse nothing of a stranger's."""
+    mesh = await start_mesh(wire="grpc", admins=(ADMIN,))
+    server, client = await open_web(mesh, mesh.process.settings)
+    admin = await Web(mesh, client).admin()
+    await client.aclose()
+    await server.stop()
+    signed_in = (("authorization", f"Bearer {admin.token}"),)
+    faults = []
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.process.grpc_port}") as channel:
+        for expected, cases in (("INVALID_ARGUMENT", PUBLIC), ("PERMISSION_DENIED", dear(options.ACCESS_MESH))):
+            for one in cases:
+                codes: set[str] = set()
+                data = one.binary(MAX_MESSAGE_BYTES)
+
+                async def ask(path: str = one.method.path, data: bytes = data, codes: set[str] = codes) -> None:
+                    try:
+                        await channel.unary_unary(path)(data, metadata=signed_in, timeout=20)
+                    except grpc.aio.AioRpcError as error:
+                        codes.add(error.code().name)
+
+                cost_ms = await least_ms(ask)
+                if codes not in ({expected}, {"UNIMPLEMENTED"}) or cost_ms > MOST_MS:
+                    faults.append((str(one), codes, cost_ms))
+    assert faults == []
