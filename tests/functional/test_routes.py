@@ -14,6 +14,7 @@ from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
 from services.common.contract import methods
 from tests.functional.conftest import PASSWORD, Person, Web, on_shared_web
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 VERBS = ("get", "post", "put", "patch", "delete")
 
 
@@ -228,6 +229,28 @@ async def test_every_served_route_is_tried(shared_web: Web) -> None:
             for method in methods().values():
                 if method.service == name and method.name in vars(type(servicer)) and bindings(method.path):
                     assert method.path in tried, f"{method.path} is served, and no recipe tries its routes"
+
+
+@on_shared_web
+async def test_readme_names_what_answers_501_and_404(shared_web: Web) -> None:
+    served = {
+        (name, attribute)
+        for service in shared_web.mesh.process.services.values()
+        for name, servicer in service.servicers.items()
+        for kind in type(servicer).__mro__
+        if not kind.__module__.endswith("_pb2_grpc")
+        for attribute in vars(kind)
+    }
+    # The runtime serves the envelope of batched calls itself.
+    served.add(("roost.mesh.v1.BatchService", "Call"))
+    unserved = [m for m in methods().values() if (m.service, m.name) not in served]
+    told = re.search(r"answered with 501.*?:(.*?)\n- ", README.read_text(), re.DOTALL)
+    assert told is not None
+    assert set(re.findall(r"`(\w+\.\w+)`", told[1])) == {f"{m.service.rpartition('.')[2]}.{m.name}" for m in unserved}
+    answer = await shared_web.call("POST", "/v1/auth/request-password-reset", json={"email": "ada@example.org"})
+    assert answer.status_code == 501, answer.text
+    for path in ("/v1/notifications", "/v1/media", "/v1/reports"):
+        assert (await shared_web.call("GET", path)).status_code == 404, path
 
 
 def test_the_contract_is_the_table_of_the_api(shared: Path) -> None:
