@@ -11,6 +11,9 @@ from services.common import health
 
 Health = Callable[[], health.Health]
 
+# Asked by orchestrators: answered however busy the process is, for a probe that is refused gets it restarted.
+PROBES = frozenset({b"/livez", b"/readyz"})
+
 NO_STORE = (b"cache-control", b"no-store")
 
 

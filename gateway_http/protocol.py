@@ -16,6 +16,8 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway_http.connections import Connections, Stage
+from gateway_http.health_routes import PROBES
 from gateway_http.request import BODY_TIMEOUT_S
 
 # Request line and headers together; a token has 350 bytes, a page of 100 ids 2 kB.
@@ -25,12 +27,15 @@ MAX_HEADERS = 100
 HEADER_TIMEOUT_S = 10.0
 # Past the application's own time-out for the body: by then it has answered, and what still trickles in is of no use.
 MESSAGE_TIMEOUT_S = BODY_TIMEOUT_S + 1.0
-# A client that takes nothing of its answer for so long is cut off: a close would wait for it.
+# A client that takes less than LEAST_TAKEN bytes of its answer in so long is cut off: a close would wait for it.
 WRITE_TIMEOUT_S = 30.0
+LEAST_TAKEN = 16 * 1024
 # Requests that may wait behind the one at work.
 MAX_PIPELINED = 64
-# Sockets open at once; each costs about 20 kB idle.
-MAX_CONNECTIONS = 10_000
+# Beyond the bounds on connections a request's headers must be here by then: a probe's are at once.
+TURNED_AWAY_S = 1.0
+# A connection that gives way to another one gets this long to take its refusal.
+LAST_WORDS_S = 1.0
 
 _UNKNOWN_METHOD = re.compile(rb"[A-Z-]{1,32} /")
 _METHODS = b"allow: DELETE, GET, HEAD, PATCH, POST, PUT\r\n"
@@ -76,8 +81,11 @@ class _State(enum.Enum):
 class BoundedProtocol(HttpToolsProtocol):
     """One connection; `_state` says which part of a message comes next."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, connections: Connections, **options: Any) -> None:
+        super().__init__(**options)
+        self._all = connections
+        self._turned_away = False
+        self._stage = Stage.IDLE
         self._state = _State.AWAITED
         # What is wrong with the message at hand, should the parser stop.
         self._fault = BAD_REQUEST
@@ -89,31 +97,70 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch: asyncio.TimerHandle | None = None
         self._watched = _State.AWAITED
         self._stuck: asyncio.TimerHandle | None = None
+        self._untaken = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes the connection, or refuses it above MAX_CONNECTIONS."""
+        """Takes the connection, or turns it away."""
         super().connection_made(transport)  # type: ignore[arg-type]
-        if len(self.connections) > MAX_CONNECTIONS:
-            self._refuse(TOO_MANY)
-        else:
-            self._arm(HEADER_TIMEOUT_S)
+        self._turned_away = not self._all.admit(self, self.client[0] if self.client else "")
+        self._arm(TURNED_AWAY_S if self._turned_away else HEADER_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Lets go of the timers."""
+        """Lets go of the timers and of its place."""
+        self._all.leave(self)
         self._disarm()
         self._unstick()
         super().connection_lost(exc)
 
+    def give_way(self, stage: Stage) -> None:
+        """Closes for the sake of a new connection; what is being sent is refused first."""
+        if self.transport.get_write_buffer_size():
+            # Its client takes nothing: a refusal would not reach it, and keep the descriptor.
+            self.transport.abort()
+            return
+        if stage is Stage.IDLE:
+            self._ended = True
+            self._disarm()
+            self.transport.close()
+        else:
+            self._refuse(TOO_MANY)
+        self._unstick()
+        self._stuck = self.loop.call_later(LAST_WORDS_S, self.transport.abort)
+
     def pause_writing(self) -> None:
         """The client reads more slowly than it is answered."""
         super().pause_writing()
-        if self._stuck is None:
-            self._stuck = self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
+        self._watch_taking()
 
     def resume_writing(self) -> None:
         """It has caught up."""
-        self._unstick()
+        if not self.transport.is_closing():
+            self._unstick()
         super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes a connection that has been idle for too long."""
+        super().timeout_keep_alive_handler()
+        self._watch_taking()
+
+    def shutdown(self) -> None:
+        """Closes, or ends after the answer at work."""
+        super().shutdown()
+        self._watch_taking()
+
+    def _watch_taking(self) -> None:
+        """Cuts the client off if it does not take what is written: a transport that is closing waits for it without end."""
+        if self._stuck is None:
+            self._untaken = self.transport.get_write_buffer_size()
+            self._stuck = self.loop.call_later(WRITE_TIMEOUT_S, self._check_taking)
+
+    def _check_taking(self) -> None:
+        self._stuck = None
+        left = self.transport.get_write_buffer_size()
+        if left and left > self._untaken - LEAST_TAKEN:
+            self.transport.abort()
+        elif left:
+            self._watch_taking()
 
     def _unstick(self) -> None:
         if self._stuck is not None:
@@ -125,7 +172,6 @@ class BoundedProtocol(HttpToolsProtocol):
         # Bytes may still be on their way when the connection has ended for us.
         if self._ended or self.transport.is_closing():
             return
-        self._unset_keepalive_if_required()
         self._begun_now = False
         try:
             self.parser.feed_data(data)
@@ -138,11 +184,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(self._fault)
         else:
             self._keep_watch(len(data))
+        self._restage()
 
     def _keep_watch(self, received: int) -> None:
         if self._state is _State.AWAITED:
-            self._disarm()
+            # Blank lines before a request begin none: the time for it goes on.
+            if self._is_at_work():
+                self._unset_keepalive_if_required()
+                self._disarm()
             return
+        self._unset_keepalive_if_required()
         if self._state is _State.HEADERS and not self._begun_now:
             self._unshown += received
             if self._unshown > MAX_HEADER_BYTES:
@@ -172,13 +223,40 @@ class BoundedProtocol(HttpToolsProtocol):
         """The empty line: the request goes to the application."""
         if self.parser.get_http_version() not in ("1.1", "1.0") or len(self.pipeline) >= MAX_PIPELINED:
             raise _StopParsingError
+        if self._turned_away and self.url not in PROBES:
+            self._fault = TOO_MANY
+            raise _StopParsingError
         super().on_headers_complete()
         self._state = _State.BODY
+        if self._turned_away or self._all.draining:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """The last byte of a request."""
         super().on_message_complete()
         self._state = _State.AWAITED
+
+    def on_response_complete(self) -> None:
+        """The whole answer is written, if not yet taken."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._watch_taking()
+        self._restage()
+
+    def _is_at_work(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _restage(self) -> None:
+        """Tells what this connection does, by which it may have to give way."""
+        if self._state is _State.AWAITED:
+            stage = Stage.WORKING if self._is_at_work() else Stage.IDLE
+        elif self._is_at_work() and (self._state is _State.HEADERS or self.pipeline or self.cycle.response_started):
+            stage = Stage.WORKING
+        else:
+            stage = Stage.SENDING
+        if stage is not self._stage:
+            self._stage = stage
+            self._all.move(self, stage)
 
     def _count(self, received: int) -> None:
         self._header_bytes += received
@@ -203,6 +281,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if answer:
             self.transport.write(answer)
         self.transport.close()
+        self._watch_taking()
 
     def _end_after_answer(self) -> None:
         self._ended = True
@@ -228,5 +307,6 @@ class BoundedProtocol(HttpToolsProtocol):
             # Nothing was asked, or what still trickles in was answered long ago.
             self._ended = True
             self.transport.close()
+            self._watch_taking()
         else:
             self._arm(MESSAGE_TIMEOUT_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from gateway_http.connections import Connections
 from gateway_http.protocol import BoundedProtocol
 from services.common import errors
 
@@ -31,13 +33,19 @@ class _Uvicorn(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves an ASGI application on `host`:`port`; port 0 takes any that is free."""
+    """Serves an ASGI application on `host`:`port`; port 0 takes any that is free.
 
-    def __init__(self, app: Any, host: str, port: int, *, grace_s: int = GRACE_S) -> None:
+    `connections` bounds what is open; by default what this process's limit on open files allows.
+    """
+
+    def __init__(
+        self, app: Any, host: str, port: int, *, grace_s: int = GRACE_S, connections: Connections | None = None
+    ) -> None:
         self._app = app
         self._host = host
         self._wanted_port = port
         self._grace_s = grace_s
+        self._connections = connections or Connections.within_limits()
         self._server: _Uvicorn | None = None
         self._serving: asyncio.Task[None] | None = None
         self.port = 0
@@ -54,7 +62,7 @@ class HttpServer:
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             self._app,
-            http=BoundedProtocol,
+            http=functools.partial(BoundedProtocol, self._connections),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,

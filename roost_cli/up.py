@@ -17,12 +17,13 @@ import structlog
 import typer
 import uvloop
 
+from gateway_http.connections import Connections
 from gateway_http.ops import Ops as OpsApp
 from gateway_http.server import HttpServer
 from roost_cli import runfile
 from roost_cli.options import settings_with
 from roost_cli.outcome import UNUSABLE, CommandError
-from services.common import errors, logs
+from services.common import errors, logs, open_files
 from services.common.config import Settings
 from services.common.health import STARTING, Health
 from services.common.kit import Build
@@ -34,6 +35,8 @@ log = structlog.get_logger()
 # New objects between two looks for cycles, and how many looks at the young make one at the older, and at all. By Python's own numbers
 # (700, 10, 10) every few hundred requests walk through caches of a million objects: 15 % of a home read, and pauses of 20 ms (measured).
 GC_THRESHOLDS = (50_000, 20, 100)
+# Connections of the ops port: scrapers and orchestrators have one or two each.
+MAX_OPS_CONNECTIONS = 64
 
 Ops = Annotated[
     str | None,
@@ -92,6 +95,7 @@ def serve_until_stopped(settings: Settings, builds: Mapping[str, Build], *, gate
     for name in ("http", "grpc", "ops"):
         address_of(getattr(settings, name), f"--{name}")
     try:
+        open_files.raise_limit()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, builds, gateway=gateway, with_demo=with_demo))
     except errors.RoostError as error:
@@ -110,7 +114,9 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
         running: list[Process] = []
         # Opened first and closed last: it tells of the start and of the drain.
         ops = OpsApp(lambda: running[0].health() if running else Health(STARTING))
-        ops_address = await _listen(stack, ops, settings.ops, "--ops")
+        ops_address = await _listen(
+            stack, ops, settings.ops, "--ops", Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
+        )
         process = await stack.enter_async_context(
             await Process.start(settings, builds, ground=GROUNDS[settings.family], elsewhere=SERVICES)
         )
@@ -122,7 +128,7 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
             from gateway_http.app import Gateway
 
             app = Gateway(process.channel("gateway"), process.verifier, settings, process.health)
-            http_address = await _listen(stack, app, settings.http, "--http")
+            http_address = await _listen(stack, app, settings.http, "--http", Connections.within_limits())
         if gateway or not (settings.registry or settings.peers):
             # Of a mesh of many processes commands find the door, not the parts.
             run = runfile.RunFile(
@@ -151,9 +157,9 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
     _say("stopped")
 
 
-async def _listen(stack: AsyncExitStack, app: Any, address: str, option: str) -> str:
+async def _listen(stack: AsyncExitStack, app: Any, address: str, option: str, connections: Connections) -> str:
     """Serves the application over HTTP until the stack closes; the address as HOST:PORT, with the port that was taken."""
-    server = HttpServer(app, *address_of(address, option))
+    server = HttpServer(app, *address_of(address, option), connections=connections)
     await server.start()
     stack.push_async_callback(server.stop)
     return server.url.removeprefix("http://")

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.common import errors
+from services.common import errors, open_files
 from services.common.context import ANONYMOUS, NEVER, OPERATOR, Actor, Call
 from services.common.interceptors import Endpoint
 from services.common.tokens import Verifier
@@ -64,6 +64,8 @@ class GrpcServer:
         options = (
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_concurrent_streams", MAX_STREAMS),
+            # Beyond it connections are closed as they come: without a free descriptor no store could open a file.
+            ("grpc.max_allowed_incoming_connections", open_files.grpc_connections(open_files.limit())),
             # Two processes on one port would share its calls by chance.
             ("grpc.so_reuseport", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_MS),

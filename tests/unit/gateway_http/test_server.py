@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,8 @@ from roost.tweet.v1 import tweet_pb2
 
 from gateway_http import load, protocol
 from gateway_http import request as request_module
+from gateway_http import server as server_module
+from gateway_http.connections import Connections, Stage
 from gateway_http.server import HttpServer
 from services.common.errors import RoostError
 from tests.unit.gateway_http.conftest import Client
@@ -306,14 +309,162 @@ async def test_bodies_that_end_while_too_much_is_under_way_are_503(
     writer.close()
 
 
-async def test_too_many_connections_are_refused(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 1)
-    _, writer = await asyncio.open_connection(HOST, server.port)
-    await asyncio.sleep(0.02)
-    answer = await talk(server)
-    assert status(answer) == 503
-    assert b"retry-after: 1" in answer
+class Crowd:
+    """A server with few places, whose answers to GET /v1/tweets/5 wait for `gate`."""
+
+    def __init__(self, client: Client, server: HttpServer) -> None:
+        self.client = client
+        self.server = server
+        self.gate = asyncio.Event()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def connect(self, address: str = HOST) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection from the address, which the server has admitted or turned away."""
+        reader, writer = await asyncio.open_connection(HOST, self.server.port, local_addr=(address, 0))
+        self._writers.append(writer)
+        port = writer.get_extra_info("sockname")[1]
+        while not any(one.client == (address, port) for one in self.known()):
+            await asyncio.sleep(0.002)
+        return reader, writer
+
+    def known(self) -> list[Any]:
+        running = self.server._server
+        assert running is not None
+        return list(running.server_state.connections)
+
+    async def work(self, address: str = HOST) -> asyncio.StreamReader:
+        """A connection whose request is being worked on."""
+        asked = len(self.client.channel.asked)
+        reader, writer = await self.connect(address)
+        writer.write(get("/v1/tweets/5"))
+        while len(self.client.channel.asked) == asked:
+            await asyncio.sleep(0.002)
+        return reader
+
+    def close(self) -> None:
+        self.gate.set()
+        for writer in self._writers:
+            writer.close()
+
+
+@pytest.fixture
+async def crowd(client: Client) -> AsyncIterator[Crowd]:
+    async def wait() -> Any:
+        await found.gate.wait()
+        return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
+
+    client.channel.answers["GetTweet"] = lambda request: wait()
+    running = HttpServer(client.gateway, HOST, 0, grace_s=2, connections=Connections(4, 3))
+    await running.start()
+    found = Crowd(client, running)
+    async with asyncio.timeout(PATIENCE_S):
+        yield found
+    found.close()
+    await running.stop()
+
+
+async def test_idle_connections_of_one_address_shut_nobody_out(crowd: Crowd) -> None:
+    other_reader, other = await crowd.connect("127.0.0.2")
+    streams = [await crowd.connect() for _ in range(6)]
+    # The first three gave way to the last three.
+    assert [await reader.read() for reader, _ in streams[:3]] == [b"", b"", b""]
+    other.write(get())
+    assert status(await other_reader.read()) == 200
+    reader, writer = streams[3]
+    writer.write(get())
+    assert status(await reader.read()) == 200
+
+
+async def test_half_a_request_gives_way_with_a_refusal(crowd: Crowd) -> None:
+    streams = [await crowd.connect() for _ in range(3)]
+    for (_, writer), piece in zip(
+        streams, (b"GET /livez HT", get()[:-2], post(b"{", "Content-Length: 2")), strict=True
+    ):
+        writer.write(piece)
+    while any(one._stage is not Stage.SENDING for one in crowd.known()):
+        await asyncio.sleep(0.002)
+    for reader, _ in streams:
+        await crowd.work()
+        refused = await reader.read()
+        assert (status(refused), body(refused)["code"]) == (503, "overloaded")
+
+
+async def test_beyond_the_bounds_probes_are_answered_and_all_else_is_told_so(crowd: Crowd) -> None:
+    working = [await crowd.work() for _ in range(3)]
+    for path, expected in (("/v1/tweets/5", 503), ("/livez", 200), ("/readyz", 200)):
+        reader, writer = await crowd.connect()
+        writer.write(get(path, close=False))
+        answer = await reader.read()
+        assert status(answer) == expected
+        assert b"connection: close" in answer
+        if expected == 503:
+            assert b"retry-after: 1" in answer
+            assert body(answer)["code"] == "overloaded"
+    assert len(crowd.client.channel.asked) == 3
+    working.append(await crowd.work("127.0.0.2"))
+    reader, writer = await crowd.connect("127.0.0.3")
+    writer.write(get("/v1/tweets/5", close=False))
+    assert status(await reader.read()) == 503
+    crowd.gate.set()
+    assert [status(await one.read()) for one in working] == [200] * 4
+    assert status(await talk(crowd.server, get())) == 200
+
+
+async def test_who_is_turned_away_and_asks_nothing_is_closed(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "TURNED_AWAY_S", 0.05)
+    for _ in range(3):
+        await crowd.work()
+    reader, _ = await crowd.connect()
+    assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("first", [b"", get(close=False)], ids=["new", "kept"])
+async def test_blank_lines_do_not_keep_a_connection(
+    client: Client, monkeypatch: pytest.MonkeyPatch, first: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server_module, "KEEP_ALIVE_S", 0.2)
+    running = HttpServer(client.gateway, HOST, 0, grace_s=2)
+    await running.start()
+    reader, writer = await asyncio.open_connection(HOST, running.port)
+    async with asyncio.timeout(PATIENCE_S):
+        if first:
+            writer.write(first)
+            assert status(await reader.readuntil(b"}")) == 200
+        writer.write(b"\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
     writer.close()
+    await running.stop()
+
+
+@pytest.mark.parametrize("close", [True, False], ids=["last", "kept"])
+async def test_what_is_written_but_not_taken_does_not_hold_a_connection(
+    client: Client, monkeypatch: pytest.MonkeyPatch, close: bool
+) -> None:
+    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(server_module, "KEEP_ALIVE_S", 0.1)
+    made = protocol.BoundedProtocol.connection_made
+
+    def without_pauses(self: Any, transport: Any) -> None:
+        # As an answer of a few kB does that fits the buffer, but not the client's window.
+        transport.set_write_buffer_limits(high=1 << 30)
+        made(self, transport)
+
+    monkeypatch.setattr(protocol.BoundedProtocol, "connection_made", without_pauses)
+    huge = tweet_pb2.Tweet(id=5, text="a" * 20_000_000).SerializeToString()
+    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=huge)
+    running = HttpServer(client.gateway, HOST, 0, grace_s=2)
+    await running.start()
+    reader, writer = await asyncio.open_connection(HOST, running.port, limit=1024)
+    writer.write(get("/v1/tweets/5", close=close))
+    async with asyncio.timeout(PATIENCE_S):
+        await reader.readexactly(1024)
+        state = running._server.server_state  # type: ignore[union-attr]
+        while state.connections:
+            await asyncio.sleep(0.01)
+    writer.close()
+    await running.stop()
 
 
 async def test_a_port_that_is_taken_is_said_clearly(server: HttpServer, client: Client) -> None:
