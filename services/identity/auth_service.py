@@ -106,11 +106,13 @@ class AuthService(AuthServiceServicer):
         if login.account.state == user_pb2.USER_STATE_SUSPENDED:
             raise errors.permission_denied("the account is suspended", "USER_SUSPENDED")
         session, refresh_token, digest = await self._new_session(login.account.user_id)
-        if not await self._store.open_session(session, digest):
+        # Signed first: whatever ends sessions at the same moment refuses tokens that were issued up to then.
+        access_token = self._access_token(login.account, session.session_id)
+        if not await self._store.open_session(session, digest, login.credential):
             raise _wrong_credentials()
         return pb.LoginResponse(
             user=await self._own(login.account),
-            access_token=self._access_token(login.account, session.session_id),
+            access_token=access_token,
             refresh_token=refresh_token,
             expires_in=self._access_ttl_s,
         )
@@ -159,15 +161,17 @@ class AuthService(AuthServiceServicer):
 
     async def ChangePassword(self, request: pb.ChangePasswordRequest, context: _Context) -> pb.ChangePasswordResponse:
         user_id = calls.require_user()
-        credential = await self._store.credential(user_id)
-        if not await self._passwords.check(request.current_password, credential):
-            raise errors.permission_denied("the current password is wrong", "WRONG_CREDENTIALS")
+        checked = await self._store.credential(user_id)
+        if checked is None or not await self._passwords.check(request.current_password, checked):
+            raise _wrong_current_password()
         new = await self._passwords.hash(request.new_password)
         keep = calls.actor().session_id
         others = [s for s in await self._store.sessions(user_id, 0, 0, MAX_SESSIONS) if s.session_id != keep]
         ended = [event_pb2.SessionRevoked(user_id=user_id, session_id=session.session_id) for session in others]
         records = [await self._events.record(body) for body in ended]
-        await self._store.set_credential(user_id, new, keep, records)
+        if not await self._store.set_credential(user_id, checked, new, keep, records):
+            # Somebody changed it since it was compared: what was given is not the current one any more.
+            raise _wrong_current_password()
         return pb.ChangePasswordResponse()
 
     async def GetSigningKeys(self, request: pb.GetSigningKeysRequest, context: _Context) -> pb.GetSigningKeysResponse:
@@ -245,6 +249,10 @@ def _shown(session: Session, current_id: int) -> pb.Session:
         user_agent=session.user_agent,
         current=session.session_id == current_id,
     )
+
+
+def _wrong_current_password() -> errors.RoostError:
+    return errors.permission_denied("the current password is wrong", "WRONG_CREDENTIALS")
 
 
 def _wrong_credentials() -> errors.RoostError:

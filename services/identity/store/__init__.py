@@ -116,9 +116,16 @@ class AccountStore(Protocol):
         """
 
     async def set_credential(
-        self, user_id: int, credential: Credential, keep_session_id: int, records: Sequence[Record]
-    ) -> None:
-        """Replaces the credential and ends all sessions but the one to keep (0: all)."""
+        self,
+        user_id: int,
+        checked: Credential,
+        credential: Credential,
+        keep_session_id: int,
+        records: Sequence[Record],
+    ) -> bool:
+        """Replaces the credential `checked` and ends all sessions but the one to keep (0: all). False, with nothing
+        stored, if the user's credential is another by now.
+        """
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
         """Accounts of any state with greater ids, ascending, at most `limit`."""
@@ -127,8 +134,9 @@ class AccountStore(Protocol):
 class SessionStore(Protocol):
     """Sessions. Refresh tokens are known by their SHA-256 only."""
 
-    async def open_session(self, session: Session, token_hash: bytes) -> bool:
-        """Begins a session whose first refresh token is this; False, with nothing stored, unless the account is active.
+    async def open_session(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
+        """Begins a session whose first refresh token is this. False, with nothing stored, unless the account is active
+        and its credential is `checked`, the one that the password was compared with: it may have changed since.
 
         Beyond MAX_SESSIONS of the user the least recently used end, without a record: their access tokens run out by
         themselves.

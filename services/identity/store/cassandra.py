@@ -176,12 +176,17 @@ class CassandraStore:
         return await to_its_end(self._decide(user_id, records, statement, *steps, shared=account))
 
     async def set_credential(
-        self, user_id: int, credential: Credential, keep_session_id: int, records: Sequence[Record]
-    ) -> None:
+        self,
+        user_id: int,
+        checked: Credential,
+        credential: Credential,
+        keep_session_id: int,
+        records: Sequence[Record],
+    ) -> bool:
         note = (NOTE_S, _ids(records), user_id)
-        values = (int(credential.scheme), credential.hash, user_id, *note)
+        change = (int(credential.scheme), credential.hash, user_id, int(checked.scheme), checked.hash)
         ends = (user_id, keep_session_id, user_id, keep_session_id)
-        await to_its_end(self._decide(user_id, records, cql.SET_CREDENTIAL, *values, *ends))
+        return await to_its_end(self._decide(user_id, records, cql.SET_CREDENTIAL, *change, *note, *ends))
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
         found: list[Account] = []
@@ -202,13 +207,14 @@ class CassandraStore:
                 return ids
         return []
 
-    async def open_session(self, session: Session, token_hash: bytes) -> bool:
-        return await to_its_end(self._open_session(session, token_hash))
+    async def open_session(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
+        return await to_its_end(self._open_session(session, token_hash, checked))
 
-    async def _open_session(self, session: Session, token_hash: bytes) -> bool:
+    async def _open_session(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
         user_id = session.user_id
         async with self._turns.of(user_id):
-            values = (*session_values(session, b"", token_hash), user_pb2.USER_STATE_ACTIVE)
+            unchanged = (user_pb2.USER_STATE_ACTIVE, int(checked.scheme), checked.hash)
+            values = (*session_values(session, b"", token_hash), *unchanged)
             applied, _ = await self._keyspace.apply_if(cql.OPEN_SESSION, *values)
             if applied:
                 living = await self.sessions(user_id, session.used_ms, 0, MAX_LISTED)

@@ -71,7 +71,7 @@ APPLY BATCH
 """
 SET_CREDENTIAL = """
 BEGIN BATCH
-UPDATE accounts SET scheme = ?, password_hash = ? WHERE user_id = ? IF version > 0;
+UPDATE accounts SET scheme = ?, password_hash = ? WHERE user_id = ? IF scheme = ? AND password_hash = ?;
 UPDATE accounts USING TTL ? SET made = made + ? WHERE user_id = ?;
 DELETE FROM accounts WHERE user_id = ? AND session_id < ?;
 DELETE FROM accounts WHERE user_id = ? AND session_id > ?;
@@ -79,7 +79,7 @@ APPLY BATCH
 """
 OPEN_SESSION = """
 UPDATE accounts USING TTL ? SET used_ms = ?, expires_ms = ?, user_agent = ?, used = ?, offered = ?
-WHERE user_id = ? AND session_id = ? IF state = ?
+WHERE user_id = ? AND session_id = ? IF state = ? AND scheme = ? AND password_hash = ?
 """
 ROTATE = """
 UPDATE accounts USING TTL ? SET used_ms = ?, expires_ms = ?, user_agent = ?, used = ?, offered = ?

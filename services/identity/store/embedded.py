@@ -57,6 +57,8 @@ _IN = " WHERE id IN (SELECT value FROM json_each(?))"
 _INSERT = "INSERT INTO account VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_SESSION = "INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?)"
 _REPLACE = "UPDATE account SET core = ?, state = ?, version = ? WHERE id = ? AND version = ?"
+_SET_CREDENTIAL = "UPDATE account SET scheme = ?, password_hash = ? WHERE id = ? AND scheme = ? AND password_hash = ?"
+_MAY_LOG_IN = "SELECT 1 FROM account WHERE id = ? AND state = ? AND scheme = ? AND password_hash = ?"
 _SESSIONS = (
     "SELECT id, user_id, used_ms, expires_ms, user_agent FROM session"
     " WHERE user_id = ? AND expires_ms > ? AND id < ? ORDER BY id DESC LIMIT ?"
@@ -165,25 +167,31 @@ class EmbeddedStore:
         return bool(await self._write_through(unit))
 
     async def set_credential(
-        self, user_id: int, credential: Credential, keep_session_id: int, records: Sequence[Record]
-    ) -> None:
-        def unit(connection: sqlite3.Connection) -> None:
-            change = "UPDATE account SET scheme = ?, password_hash = ? WHERE id = ?"
-            connection.execute(change, (*credential, user_id))
+        self,
+        user_id: int,
+        checked: Credential,
+        credential: Credential,
+        keep_session_id: int,
+        records: Sequence[Record],
+    ) -> bool:
+        def unit(connection: sqlite3.Connection) -> bool:
+            if connection.execute(_SET_CREDENTIAL, (*credential, user_id, *checked)).rowcount == 0:
+                return False
             connection.execute("DELETE FROM session WHERE user_id = ? AND id != ?", (user_id, keep_session_id))
             enqueue(connection, records)
+            return True
 
-        await self.db.write(unit)
+        return await self.db.write(unit)
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
         query = _ACCOUNT + " WHERE id > ? ORDER BY id LIMIT ?"
         rows = await self.db.read(lambda c: c.execute(query, (after_id, limit)).fetchall())
         return [_login_of(row).account for row in rows]
 
-    async def open_session(self, session: Session, token_hash: bytes) -> bool:
+    async def open_session(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
         def unit(connection: sqlite3.Connection) -> bool:
-            row = connection.execute("SELECT state FROM account WHERE id = ?", (session.user_id,)).fetchone()
-            if row is None or row[0] != user_pb2.USER_STATE_ACTIVE:
+            values = (session.user_id, user_pb2.USER_STATE_ACTIVE, *checked)
+            if connection.execute(_MAY_LOG_IN, values).fetchone() is None:
                 return False
             _insert_session(connection, session, token_hash)
             connection.execute(_SURPLUS, (session.user_id, session.user_id, session.used_ms, MAX_SESSIONS))

@@ -115,7 +115,8 @@ async def test_whatever_its_writer_did_not_publish_a_sweeper_does_and_only_what_
     assert await writer.replace(change, [record(1)], end_sessions=True)
     assert not await writer.replace(change, [record(1)])
     assert not await writer.end_session(100, 1, [record(1)])
-    await writer.set_credential(1, (await writer.credential(1)), 0, [record(1), record(1)])
+    kept = await writer.credential(1)
+    assert await writer.set_credential(1, kept, kept, 0, [record(1), record(1)])
     clock.ahead_s = 30
     assert await sweeper.outbox.sweep() == 4
     assert await sweeper.outbox.sweep() == 0

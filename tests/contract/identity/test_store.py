@@ -212,7 +212,7 @@ async def test_sessions_are_paged_newest_first(store: Store) -> None:
     await create(store, 1, "alice")
     await create(store, 2, "bob")
     for session_id in (101, 102, 103):
-        assert await store.open_session(session(session_id, 1), digest(f"{session_id}"))
+        assert await store.open_session(session(session_id, 1), digest(f"{session_id}"), HASHED)
     assert [s.session_id for s in await store.sessions(1, NOW_MS, 0, 2)] == [103, 102]
     assert [s.session_id for s in await store.sessions(1, NOW_MS, 102, 10)] == [101, 100]
 
@@ -220,7 +220,7 @@ async def test_sessions_are_paged_newest_first(store: Store) -> None:
 async def test_too_many_sessions_end_the_least_used(store: Store) -> None:
     await create(store, 1, "alice")
     for number in range(1, MAX_SESSIONS + 1):
-        assert await store.open_session(session(1_000 + number, 1, NOW_MS + number), digest(f"{number}"))
+        assert await store.open_session(session(1_000 + number, 1, NOW_MS + number), digest(f"{number}"), HASHED)
     left = {s.session_id for s in await store.sessions(1, NOW_MS, 0, 2 * MAX_SESSIONS)}
     assert left == {1_000 + number for number in range(1, MAX_SESSIONS + 1)}
 
@@ -238,21 +238,52 @@ async def test_only_the_active_open_sessions(store: Store) -> None:
     (account,) = await store.accounts([1])
     assert await store.replace(account._replace(state=SUSPENDED, version=2), [record(1)], end_sessions=True)
     assert await store.sessions(1, NOW_MS, 0, 10) == []
-    assert not await store.open_session(session(101, 1), digest("a"))
-    assert not await store.open_session(session(102, 9), digest("a"))
+    assert not await store.open_session(session(101, 1), digest("a"), HASHED)
+    assert not await store.open_session(session(102, 9), digest("a"), HASHED)
 
 
 async def test_a_new_credential_keeps_one_session(store: Store) -> None:
     await create(store, 1, "alice")
     await create(store, 2, "bob")
-    await store.open_session(session(101, 1), digest("a"))
+    await store.open_session(session(101, 1), digest("a"), HASHED)
     changed = Credential(Scheme.PEPPERED, b"$2b$05$" + b"." * 53)
-    await store.set_credential(1, changed, 101, [record(1)])
+    assert await store.set_credential(1, HASHED, changed, 101, [record(1)])
     assert await store.credential(1) == changed
     assert [s.session_id for s in await store.sessions(1, NOW_MS, 0, 10)] == [101]
-    await store.set_credential(1, HASHED, 0, [record(1)])
+    assert await store.set_credential(1, changed, HASHED, 0, [record(1)])
     assert await store.sessions(1, NOW_MS, 0, 10) == []
     assert len(await store.sessions(2, NOW_MS, 0, 10)) == 1
+
+
+@pytest.mark.parametrize(
+    "other", [Credential(Scheme.PEPPERED, b"$2b$05$" + b"." * 53), HASHED._replace(scheme=Scheme.FOREIGN)]
+)
+async def test_open_session_over_a_credential_that_changed_stores_nothing(store: Store, other: Credential) -> None:
+    await create(store, 1, "alice")
+    assert await store.set_credential(1, HASHED, other, 0, [record(1)])
+    assert not await store.open_session(session(101, 1), digest("a"), HASHED)
+    assert await store.sessions(1, NOW_MS, 0, 10) == []
+    assert await store.rotate(1, 101, digest("a"), digest("b"), NOW_MS, LATER_MS) is Rotation.OVER
+    assert await store.open_session(session(102, 1), digest("a"), other)
+
+
+async def test_set_credential_over_another_credential_stores_nothing(store: Store) -> None:
+    await create(store, 1, "alice")
+    changed = [Credential(Scheme.PEPPERED, b"$2b$0%d$" % number + b"." * 53) for number in range(5, 9)]
+    outcomes = await asyncio.gather(*(store.set_credential(1, HASHED, one, 100, [record(1)]) for one in changed))
+    assert sorted(outcomes) == [False, False, False, True]
+    assert await store.credential(1) == changed[outcomes.index(True)]
+    assert not await store.set_credential(1, HASHED, HASHED, 0, [record(1)])
+    assert not await store.set_credential(9, HASHED, HASHED, 0, [record(9)])
+    assert [s.session_id for s in await store.sessions(1, NOW_MS, 0, 10)] == [100]
+
+
+async def test_log_ins_that_race_a_change_of_the_password_leave_no_session(store: Store) -> None:
+    await create(store, 1, "alice")
+    changed = Credential(Scheme.PEPPERED, b"$2b$05$" + b"." * 53)
+    opened = [store.open_session(session(200 + number, 1), digest(f"{number}"), HASHED) for number in range(10)]
+    await asyncio.gather(*opened[:5], store.set_credential(1, HASHED, changed, 0, [record(1)]), *opened[5:])
+    assert await store.sessions(1, NOW_MS, 0, 20) == []
 
 
 async def test_secrets_are_made_once(store: Store) -> None:

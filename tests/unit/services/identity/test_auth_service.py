@@ -273,6 +273,49 @@ async def test_a_new_password_ends_the_other_sessions(identity: Identity) -> Non
     assert (await identity.facts()).count("session_revoked") == 1
 
 
+NEW_PASSWORD = "another password"
+
+
+async def change_password(identity: Identity, user_id: int, current: str = PASSWORD, new: str = NEW_PASSWORD) -> None:
+    with identity.as_user(user_id):
+        request = pb.ChangePasswordRequest(current_password=current, new_password=new)
+        await identity.auth.ChangePassword(request, None)
+
+
+async def changed_behind_the_check(identity: Identity, monkeypatch: pytest.MonkeyPatch, user_id: int) -> None:
+    """Makes the next check of a password find it right, and changes the password before it answers."""
+    check = identity.passwords.check
+
+    async def checked(*values: Any) -> bool:
+        matches = await check(*values)
+        monkeypatch.setattr(identity.passwords, "check", check)
+        await change_password(identity, user_id)
+        return matches
+
+    monkeypatch.setattr(identity.passwords, "check", checked)
+
+
+async def test_log_in_with_a_password_changed_meanwhile_opens_no_session(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = (await identity.sign_up("alice")).user.id
+    await changed_behind_the_check(identity, monkeypatch, alice)
+    with refused(UNAUTHENTICATED) as caught:
+        await identity.login("alice")
+    assert caught.value.reason == "WRONG_CREDENTIALS"
+    assert await identity.store.sessions(alice, 0, 0, 10) == []
+
+
+async def test_change_password_from_one_changed_meanwhile_is_refused(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = (await identity.sign_up("alice")).user.id
+    await changed_behind_the_check(identity, monkeypatch, alice)
+    with refused(DENIED):
+        await change_password(identity, alice, new="the thief's password")
+    assert (await identity.login("alice", NEW_PASSWORD)).user.id == alice
+
+
 async def test_minted_tokens_are_for_the_active_and_audited(identity: Identity) -> None:
     alice, bob = (await identity.sign_up("alice")).user.id, (await identity.sign_up("bob")).user.id
     await identity.users.SuspendUser(user_service_pb2.SuspendUserRequest(user_id=bob, action_id=1), None)
