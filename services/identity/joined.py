@@ -1,4 +1,4 @@
-"""Users as a reader may see them: the core joined with counts and ties, which other services own."""
+"""Users as a reader may see them: the core joined with counts and relationships, which other services own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from roost.identity.v1 import user_pb2
 from roost.tweet.v1 import tweet_service_pb2
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
+from services.common import errors
 from services.identity.store import Account
 
 # Less than a read's own deadline: a service that hangs costs the counts, not the profile.
@@ -25,8 +26,8 @@ _log = structlog.get_logger(__name__)
 
 
 class Joiner:
-    """Joins users. Where graph or tweet does not answer, they come without counts, or without the ties to the
-    reader.
+    """Joins users. If graph or tweet does not answer, they come without counts; without the relationships to the reader
+    nobody is shown.
     """
 
     def __init__(self, graph: GraphServiceStub, tweet: TweetServiceStub) -> None:
@@ -36,7 +37,8 @@ class Joiner:
     async def users(self, reader_id: int, accounts: Sequence[Account]) -> list[user_pb2.User]:
         """The accounts that take part, as new messages, in order; `reader_id` is the caller, or 0.
 
-        Of who blocks the reader nothing shows but that. The e-mail address is in the reader's own user only.
+        Of users who block the reader nothing shows but that. The e-mail address is in the reader's own user only.
+        Raises UNAVAILABLE if graph does not say who blocks the reader.
         """
         shown = [account for account in accounts if account.state == user_pb2.USER_STATE_ACTIVE]
         ids = list(dict.fromkeys(account.user_id for account in shown))
@@ -47,6 +49,7 @@ class Joiner:
         users = []
         for account in shown:
             user = user_pb2.User.FromString(account.core)
+            # None of the reader themself, and to a visitor: `_ties` answers for everybody else.
             tie = ties.get(account.user_id)
             if tie is not None and tie.blocked_by:
                 viewer = user_pb2.UserViewer(blocked_by=True)
@@ -80,13 +83,27 @@ class Joiner:
         if not others:
             return {}
         request = graph_service_pb2.BatchGetRelationshipsRequest(ids=others)
-        answer = await _or_none(self._graph.BatchGetRelationships(request, timeout=FRAGMENT_TIMEOUT_S))
-        return {tie.user_id: tie for tie in answer.relationships} if answer is not None else {}
+        try:
+            # Without FRAGMENT_TIMEOUT_S: nobody may be shown without it, so it may take what the read has left.
+            answer = await self._graph.BatchGetRelationships(request)
+        except grpc.aio.AioRpcError as error:
+            _log.warning("profile not shown without its relationships", code=error.code().name, details=error.details())
+            raise _unknown_relationships() from error
+        ties = {tie.user_id: tie for tie in answer.relationships}
+        if not ties.keys() >= set(others):
+            raise _unknown_relationships()
+        return ties
 
 
 def _viewer(tie: graph_service_pb2.Relationship) -> user_pb2.UserViewer:
     return user_pb2.UserViewer(
         following=tie.following, followed_by=tie.followed_by, blocking=tie.blocking, muting=tie.muting
+    )
+
+
+def _unknown_relationships() -> errors.RoostError:
+    return errors.unavailable(
+        "whether you may see this profile cannot be told now: try again", reason="RELATIONSHIPS_UNKNOWN"
     )
 
 

@@ -9,6 +9,7 @@ from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.cluster import cluster_of
+from services.cluster.turns import Turns
 from services.common.kit import Kit, Service, Worker
 from services.embedded.outbox import Relay
 from services.identity.auth_service import AuthService
@@ -59,7 +60,7 @@ async def build(kit: Kit) -> Service:
         name=kit.name,
         servicers={
             "roost.identity.v1.AuthService": auth,
-            "roost.identity.v1.UserService": UserService(store, joiner, events, kit.ids),
+            "roost.identity.v1.UserService": UserService(store, joiner, events, kit.ids, Turns()),
         },
         workers=workers,
         resources=(store, passwords),

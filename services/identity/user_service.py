@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
 from roost.event.v1 import event_pb2
 from roost.identity.v1 import user_pb2
@@ -20,8 +22,10 @@ from services.identity.password import foreign
 from services.identity.profile import MAX_CODE_POINTS, changed_core, fold_email, fold_username, new_core
 from services.identity.store import Account, NewAccount, Store
 
-# Two devices of one person at once are rare, six unheard of.
-MAX_TRIES = 6
+# Changes of one account by other processes at once: each try loses to one that won, and a process makes one at a time.
+MAX_TRIES = 20
+# The longest rest before another try: as long as a few conditional writes, so that those who met do not meet again.
+MAX_REST_S = 0.05
 # The contract allows 1,000; half of it keeps a message below 1 MiB whatever the profiles hold.
 SCANNED_A_MESSAGE = 500
 # Checking a profile takes some 20 µs: so many in a row are no stall of the loop.
@@ -31,11 +35,19 @@ IMPORTED_A_TURN = 50
 _Context = Any
 
 
+class Turns(Protocol):
+    """Lets those who change the same account take turns, in the order in which they came."""
+
+    def of(self, key: int, /) -> AbstractAsyncContextManager[None]:
+        """The turn of this account. RESOURCE_EXHAUSTED if too many wait for it."""
+
+
 class UserService(UserServiceServicer):
     """Shows profiles, changes them, and changes whether accounts take part."""
 
-    def __init__(self, store: Store, joiner: Joiner, events: Events, ids: Snowflake) -> None:
+    def __init__(self, store: Store, joiner: Joiner, events: Events, ids: Snowflake, turns: Turns) -> None:
         self._store = store
+        self._turns = turns
         self._joiner = joiner
         self._events = events
         self._ids = ids
@@ -140,18 +152,21 @@ class UserService(UserServiceServicer):
         return NewAccount(account, *keys, foreign(user.password_hash), created)
 
     async def _change(self, user_id: int, changed: Callable[[Account], tuple[Account, Body] | None]) -> Account:
-        """Stores what `changed` makes of the account as it stands; None leaves it. The account as it then stands."""
-        for _ in range(MAX_TRIES):
-            accounts = await self._store.accounts([user_id])
-            if not accounts:
-                raise errors.not_found("no such user")
-            change = changed(accounts[0])
-            if change is None:
-                return accounts[0]
-            account, body = change
-            ends = account.state != user_pb2.USER_STATE_ACTIVE
-            if await self._store.replace(account, [await self._events.record(body)], end_sessions=ends):
-                return account
+        """Stores what `changed` makes of the account as it is now, and returns it; None leaves it as it is."""
+        async with self._turns.of(user_id):
+            for attempt in range(MAX_TRIES):
+                if attempt:
+                    await asyncio.sleep(random.uniform(0, MAX_REST_S))  # noqa: S311 (spreads load)
+                accounts = await self._store.accounts([user_id])
+                if not accounts:
+                    raise errors.not_found("no such user")
+                change = changed(accounts[0])
+                if change is None:
+                    return accounts[0]
+                account, body = change
+                ends = account.state != user_pb2.USER_STATE_ACTIVE
+                if await self._store.replace(account, [await self._events.record(body)], end_sessions=ends):
+                    return account
         raise errors.unavailable("the account is being changed by others", reason="CONTENDED")
 
 

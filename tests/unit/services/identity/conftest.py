@@ -16,6 +16,7 @@ from roost.graph.v1 import graph_service_pb2
 from roost.identity.v1 import auth_service_pb2, user_service_pb2
 from roost.tweet.v1 import tweet_service_pb2
 
+from services.cluster.turns import Turns
 from services.common import context
 from services.common.config import Settings
 from services.common.cursor import Cursors
@@ -60,6 +61,8 @@ class Graph(Stub):
         super().__init__()
         self.counts: dict[int, tuple[int, int]] = {}
         self.ties: dict[tuple[int, int], dict[str, bool]] = {}
+        # Whose relationships are answered, if not those of all who were asked about.
+        self.answered: list[int] | None = None
 
     def BatchGetUserCounts(self, request: Any, timeout: float) -> Awaitable[Any]:
         def make() -> graph_service_pb2.BatchGetUserCountsResponse:
@@ -71,10 +74,10 @@ class Graph(Stub):
 
         return self.answer(make)
 
-    def BatchGetRelationships(self, request: Any, timeout: float) -> Awaitable[Any]:
+    def BatchGetRelationships(self, request: Any) -> Awaitable[Any]:
         def make() -> graph_service_pb2.BatchGetRelationshipsResponse:
             answer = graph_service_pb2.BatchGetRelationshipsResponse()
-            for user_id in request.ids:
+            for user_id in self.answered if self.answered is not None else request.ids:
                 answer.relationships.add(user_id=user_id, **self.ties.get((context.reader_id(), user_id), {}))
             return answer
 
@@ -177,7 +180,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             return await auth.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest(), None)
 
         verifier = Verifier(keys, clock, revocations)
-        users = UserService(store, joiner, events, ids)
+        users = UserService(store, joiner, events, ids, Turns())
         identity = Identity(store, auth, users, clock, graph, tweet, passwords, revocations, verifier)
         running.append(identity)
         return identity

@@ -12,6 +12,7 @@ from roost.identity.v1 import user_pb2
 from roost.identity.v1 import user_service_pb2 as pb
 
 from services.common import errors
+from services.identity import user_service
 from tests.unit.services.identity.conftest import Identity
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -92,13 +93,29 @@ async def test_who_blocks_the_reader_shows_only_that(identity: Identity) -> None
 
 @pytest.mark.parametrize("down", ["graph", "tweet"])
 async def test_a_profile_answers_without_its_counts(identity: Identity, down: str) -> None:
-    alice, bob = await people(identity, "alice", "bob")
+    (bob,) = await people(identity, "bob")
     getattr(identity, down).down = True
+    for reader in (0, bob):
+        with identity.as_user(reader):
+            user = await identity.get(bob)
+        assert user.username == "bob"
+        assert not user.HasField("metrics")
+
+
+@pytest.mark.parametrize("fault", ["graph is down", "graph leaves somebody out"])
+async def test_a_profile_is_not_shown_without_the_relationship_to_its_reader(identity: Identity, fault: str) -> None:
+    alice, bob, carol = await people(identity, "alice", "bob", "carol")
+    identity.graph.ties[alice, bob] = {"blocked_by": True}
+    identity.graph.down = fault == "graph is down"
+    identity.graph.answered = [carol]
+    batch = pb.BatchGetUsersRequest(ids=[carol, bob])
     with identity.as_user(alice):
-        user = await identity.get(bob)
-    assert user.username == "bob"
-    assert not user.HasField("metrics")
-    assert user.HasField("viewer") is (down == "tweet")
+        for read in (identity.get(bob), identity.users.BatchGetUsers(batch, None)):
+            with refused(grpc.StatusCode.UNAVAILABLE) as caught:
+                await read
+            assert caught.value.reason == "RELATIONSHIPS_UNKNOWN"
+        # Of oneself there is nothing to hide.
+        assert (await identity.get(alice)).username == "alice"
 
 
 async def test_a_batch_asks_each_owner_once(identity: Identity) -> None:
@@ -157,6 +174,32 @@ async def test_parallel_updates_all_count(identity: Identity) -> None:
     await asyncio.gather(*(update(identity, alice, **change) for change in changes))
     user = await identity.get(alice)
     assert (user.bio, user.location, user.website, user.display_name) == ("b", "l", "https://a.b", "d")
+
+
+async def test_many_updates_at_once_all_succeed_in_turn(identity: Identity) -> None:
+    (alice,) = await people(identity, "alice")
+    updated = await asyncio.gather(*(update(identity, alice, bio=f"bio {number}") for number in range(50)))
+    assert [user.bio for user in updated] == [f"bio {number}" for number in range(50)]
+    assert (await identity.store.accounts([alice]))[0].version == 51
+
+
+async def test_an_update_that_loses_to_other_processes_is_tried_again(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (alice,) = await people(identity, "alice")
+    monkeypatch.setattr(user_service, "MAX_REST_S", 0.0)
+    replace, lost = identity.store.replace, [False] * 10
+
+    async def contended(*values: Any, **options: Any) -> bool:
+        return lost.pop() if lost else await replace(*values, **options)
+
+    monkeypatch.setattr(identity.store, "replace", contended)
+    assert (await update(identity, alice, bio="mine")).bio == "mine"
+    lost += [False] * user_service.MAX_TRIES
+    with refused(grpc.StatusCode.UNAVAILABLE) as caught:
+        await update(identity, alice, bio="never")
+    assert caught.value.reason == "CONTENDED"
+    assert not lost
 
 
 async def test_a_bad_update_stores_nothing(identity: Identity) -> None:
