@@ -7,6 +7,7 @@ import re
 import unicodedata
 
 from services.common import errors
+from services.common.visible import is_visible
 from services.tweet.weight import weighted_length
 
 MAX_WEIGHT = 280
@@ -16,9 +17,6 @@ MAX_BYTES = 4_096
 # C0 controls but line feed and tab, the two non-characters that readers choke on, and surrogates, which are no
 # characters at all.
 _REFUSED = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff\ud800-\udfff]")
-# Format characters show nothing by themselves (zero-width joiners, bidi marks, BOM); neither do these fillers.
-_INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
-_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | frozenset(map(chr, range(0xFE00, 0xFE10)))
 # ASCII holds emoji only with a keycap sign and a URL only around a full stop: without that each character weighs 1.
 _ASCII_URL = re.compile(r"[^\s.]\.[A-Za-z]")
 
@@ -36,11 +34,6 @@ def checked(text: str) -> str:
     if weight(text) > MAX_WEIGHT:
         raise errors.invalid_argument(f"text is longer than {MAX_WEIGHT} characters", field="text")
     return text
-
-
-def is_visible(text: str) -> bool:
-    """Whether any character of the text shows: not spaces, zero-width characters and fillers alone."""
-    return any(c > " " and c not in _INVISIBLE and unicodedata.category(c) not in _INVISIBLE_CATEGORIES for c in text)
 
 
 def weight(text: str) -> int:

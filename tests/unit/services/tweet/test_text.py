@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import RoostError
-from services.tweet.text import MAX_BYTES, MAX_WEIGHT, checked, is_visible, weight
+from services.common.visible import is_visible
+from services.tweet.text import MAX_BYTES, MAX_WEIGHT, checked, weight
 from services.tweet.weight import find_urls
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"
