@@ -99,7 +99,8 @@ class Settings(BaseSettings):
     bcrypt_cost: int = Field(default=12, ge=4, le=16)
     access_token_ttl_s: int = Field(default=300, ge=1, le=3600)
     refresh_token_ttl_s: int = Field(default=30 * 86_400, ge=60)
-    # Usernames whose tokens carry the role `admin`.
+    # Usernames, in whatever case, whose tokens carry the role `admin`. Nobody can sign up under them: name accounts that exist, or
+    # import them as the operator (UserService.ImportUsers).
     admins: Annotated[tuple[str, ...], NoDecode] = ()
 
     # Long enough to mend a text, short enough that what people answered still stands there.

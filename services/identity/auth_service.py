@@ -23,7 +23,7 @@ from services.common.snowflake import Snowflake
 from services.identity.events import Events
 from services.identity.joined import Joiner
 from services.identity.password import Passwords
-from services.identity.profile import fold_email, fold_username, is_reserved, new_core
+from services.identity.profile import Names, fold_email, fold_username, login_username, new_core
 from services.identity.refresh import Refresh, RefreshTokens, refusal
 from services.identity.signing import Signer
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, Store
@@ -65,7 +65,7 @@ class AuthService(AuthServiceServicer):
         self._events = events
         self._access_ttl_s = settings.access_token_ttl_s
         self._refresh_ttl_ms = settings.refresh_token_ttl_s * 1000
-        self._admins = frozenset(fold_username(name) for name in settings.admins)
+        self._names = Names(settings.admins)
         self._ids = ids
         self._cursors = cursors
         self._clock = clock
@@ -73,7 +73,8 @@ class AuthService(AuthServiceServicer):
     async def CheckUsernameAvailability(
         self, request: pb.CheckUsernameAvailabilityRequest, context: _Context
     ) -> pb.CheckUsernameAvailabilityResponse:
-        taken = is_reserved(request.username) or await self._store.by_username(fold_username(request.username))
+        reserved = self._names.is_reserved(request.username)
+        taken = reserved or await self._store.by_username(fold_username(request.username))
         return pb.CheckUsernameAvailabilityResponse(available=not taken)
 
     async def SignUp(self, request: pb.SignUpRequest, context: _Context) -> pb.SignUpResponse:
@@ -81,8 +82,11 @@ class AuthService(AuthServiceServicer):
         user_id = await self._ids.mint()
         core = new_core(user_id, request.username, request.profile)
         # The store decides; asked first, a name that is taken does not cost a hash.
-        if is_reserved(request.username) or await self._store.by_username(username_key):
+        if await self._store.by_username(username_key):
             raise errors.already_exists("the username is taken", "USERNAME_TAKEN")
+        if self._names.is_reserved(request.username):
+            message = "the username is reserved: choose another, or ask the operator to make the account"
+            raise errors.already_exists(message, "USERNAME_RESERVED")
         if await self._store.by_email(email_key):
             raise errors.already_exists("the email is taken", "EMAIL_TAKEN")
         credential = await self._passwords.hash(request.password)
@@ -197,9 +201,10 @@ class AuthService(AuthServiceServicer):
         return pb.MintTokensResponse(tokens=minted)
 
     async def _find(self, username: str, email: str) -> AccountLogin | None:
-        """The account of a name, or an address in the name's place; where an address comes too, only if it is the
-        account's.
+        """Returns the account of a name, or of an address in the name's place; if an address comes too, only if it is
+        the account's.
         """
+        username, email = login_username(username), email.strip()
         if not username:
             return await self._store.by_email(fold_email(email))
         if "@" in username:
@@ -231,7 +236,7 @@ class AuthService(AuthServiceServicer):
     def _roles(self, account: Account) -> set[str]:
         """What the account was given, and what the settings give its name."""
         roles = {user_pb2.Role.Name(role).removeprefix("ROLE_").lower() for role in account.roles}
-        if self._admins and fold_username(user_pb2.User.FromString(account.core).username) in self._admins:
+        if self._names.is_admin(user_pb2.User.FromString(account.core).username):
             roles.add("admin")
         return roles
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from roost.identity.v1 import user_pb2
 
 from services.common import errors, snowflake
+from services.common.visible import is_visible
 
 # As in the contract; checked again because normalising may lengthen a text.
 MAX_CODE_POINTS: Mapping[str, int] = {
@@ -32,8 +33,6 @@ RESERVED_NAMES = frozenset(
 # They turn the text behind them around, and with it whatever the reader's page shows next.
 _BIDI_CONTROLS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 _NONCHARACTERS = frozenset("\ufffe\uffff")
-# Nothing that leaves ink: separators, controls, format characters such as zero-width ones.
-_INVISIBLE = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
 
 
 def fold_username(username: str) -> str:
@@ -46,9 +45,26 @@ def fold_email(email: str) -> str:
     return email.lower()
 
 
-def is_reserved(username: str) -> bool:
-    """Whether nobody may sign up under this name. Imports may use it."""
-    return fold_username(username) in RESERVED_NAMES
+class Names:
+    """Says which usernames are kept from sign-ups, and whose bearers are administrators; `admins` are the operator's."""
+
+    def __init__(self, admins: Iterable[str]) -> None:
+        self._admins = frozenset(map(fold_username, admins))
+
+    def is_reserved(self, username: str) -> bool:
+        """Returns whether nobody may sign up under this name, in whatever case. Imports may use it."""
+        key = fold_username(username)
+        # Whoever came first under an administrator's name would be one.
+        return key in RESERVED_NAMES or key in self._admins
+
+    def is_admin(self, username: str) -> bool:
+        """Returns whether the operator made the bearer of this name an administrator."""
+        return fold_username(username) in self._admins
+
+
+def login_username(username: str) -> str:
+    """Returns the name that somebody means who typed it with spaces around it, or with the `@` that others write."""
+    return username.strip().removeprefix("@")
 
 
 def clean(field: str, value: str, path: str = "") -> str:
@@ -67,7 +83,7 @@ def clean(field: str, value: str, path: str = "") -> str:
             raise errors.invalid_argument(f"{path}: control characters are not allowed", field=path)
         if character in _BIDI_CONTROLS:
             raise errors.invalid_argument(f"{path}: bidirectional overrides are not allowed", field=path)
-    if field == "display_name" and all(unicodedata.category(character) in _INVISIBLE for character in text):
+    if field == "display_name" and not is_visible(text):
         raise errors.invalid_argument(f"{path}: a name has at least one visible character", field=path)
     if len(text) > MAX_CODE_POINTS[field]:
         raise errors.invalid_argument(f"{path}: at most {MAX_CODE_POINTS[field]} code points", field=path)

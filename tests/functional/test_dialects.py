@@ -70,7 +70,7 @@ async def test_rules_of_the_services_are_connect_errors(web: Web) -> None:
 
 async def test_internal_methods_are_not_there_over_http(admin_web: Web) -> None:
     """In Connect's spelling and in any that REST might have: answered like a path that does not exist, also to administrators."""
-    admin = await admin_web.sign_up("root_admin")
+    admin = await admin_web.admin()
 
     def told(answer: httpx.Response) -> Any:
         return answer.status_code, {k: v for k, v in answer.json().items() if k not in ("instance", "trace_id")}

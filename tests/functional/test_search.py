@@ -362,7 +362,7 @@ async def test_boosts_lift_whom_the_reader_follows(web: Web) -> None:
 
 async def test_an_index_built_anew_answers_the_same(admin_web: Web) -> None:
     web = admin_web
-    admin, alice = await web.sign_up("root_admin"), await web.sign_up("alice")
+    admin, alice = await web.admin(), await web.sign_up("alice")
     posted = [await web.post(alice, f"word {n}") for n in range(5)]
     await web.call("DELETE", f"/v1/tweets/{posted[0]}", alice)
     await indexed(web, alice)

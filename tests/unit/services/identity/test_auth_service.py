@@ -44,7 +44,7 @@ async def test_sign_up_makes_an_account_and_logs_it_in(identity: Identity) -> No
     [
         ({"username": "ALICE", "email": "other@example.com"}, "USERNAME_TAKEN"),
         ({"username": "alice2", "email": "Alice@Example.COM"}, "EMAIL_TAKEN"),
-        ({"username": "Admin"}, "USERNAME_TAKEN"),
+        ({"username": "Admin"}, "USERNAME_RESERVED"),
     ],
 )
 async def test_what_is_taken_is_taken_whatever_its_case(
@@ -86,6 +86,11 @@ async def test_availability(identity: Identity, name: str, free: bool) -> None:
         {"email": "ALICE@example.com"},
         {"username": "alice@example.com"},
         {"username": "alice", "email": "alice@example.com"},
+        {"username": "alice "},
+        {"username": "@alice"},
+        {"username": " Alice@example.com"},
+        {"email": "alice@example.com "},
+        {"username": " ", "email": "alice@example.com"},
     ],
 )
 async def test_log_in_by_name_or_address(identity: Identity, fields: dict[str, str]) -> None:
@@ -336,15 +341,26 @@ async def test_minted_tokens_are_for_the_active_and_audited(identity: Identity) 
 
 async def test_roles_come_from_the_settings_and_from_imports(start: Start) -> None:
     identity = await start(admins=("Alice",))
-    alice = await identity.sign_up("alice")
     bob = await identity.sign_up("bob")
     request = user_service_pb2.ImportUsersRequest()
+    request.users.add(username="alice", email="a@example.com")
     request.users.add(username="carol", email="c@example.com", roles=[user_pb2.ROLE_MODERATOR])
-    (carol,) = (await identity.users.ImportUsers(request, None)).user_ids
-    minted = await identity.auth.MintTokens(pb.MintTokensRequest(user_ids=[carol], ttl_seconds=60), None)
-    made = [alice.access_token, bob.access_token, minted.tokens[0].access_token]
+    imported = (await identity.users.ImportUsers(request, None)).user_ids
+    minted = await identity.auth.MintTokens(pb.MintTokensRequest(user_ids=imported, ttl_seconds=60), None)
+    made = [bob.access_token, *(token.access_token for token in minted.tokens)]
     roles = [(await identity.verifier.verify(token)).roles for token in made]
-    assert roles == [frozenset({"admin"}), frozenset(), frozenset({"moderator"})]
+    assert roles == [frozenset(), frozenset({"admin"}), frozenset({"moderator"})]
+
+
+@pytest.mark.parametrize("name", ["bossman", "BossMan", "BOSSMAN"])
+async def test_sign_up_under_the_name_of_an_administrator_is_refused(start: Start, name: str) -> None:
+    identity = await start(admins=("bossman",))
+    with refused(EXISTS) as caught:
+        await identity.sign_up(name)
+    assert caught.value.reason == "USERNAME_RESERVED"
+    request = pb.CheckUsernameAvailabilityRequest(username=name)
+    assert not (await identity.auth.CheckUsernameAvailability(request, None)).available
+    assert await identity.facts() == []
 
 
 async def test_a_published_key_is_public(identity: Identity) -> None:

@@ -18,6 +18,7 @@ REFUSED = {
     "a noncharacter": ("location", "a\uffff"),
     "a name of spaces": ("display_name", "   "),
     "a name of zero-width characters": ("display_name", "\u200b\u200d\u2060"),
+    "a name of a filler": ("display_name", "\u3164"),
     "an empty name": ("display_name", ""),
     "a name that is too long": ("display_name", "x" * 51),
     "a name that normalising makes too long": ("display_name", "\u0958" * 26),
@@ -59,6 +60,15 @@ def test_the_reference_is_the_cores_first_fields() -> None:
     assert user_pb2.User.FromString(profile.ref_of(core) + core) == user_pb2.User.FromString(core)
 
 
-def test_reserved_names_are_reserved_whatever_their_case() -> None:
-    assert profile.is_reserved("Admin")
-    assert not profile.is_reserved("alice")
+@pytest.mark.parametrize(
+    ("name", "reserved", "admin"), [("Admin", True, False), ("bossman", True, True), ("al", False, False)]
+)
+def test_names_are_reserved_whatever_their_case(name: str, reserved: bool, admin: bool) -> None:
+    names = profile.Names(["BossMan"])
+    for spelt in (name, name.upper(), name.title()):
+        assert (names.is_reserved(spelt), names.is_admin(spelt)) == (reserved, admin)
+
+
+@pytest.mark.parametrize("typed", ["ada", " ada ", "@ada", "\tada\n", " @ada"])
+def test_login_username_drops_what_surrounds_a_name(typed: str) -> None:
+    assert profile.login_username(typed) == "ada"
