@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,13 +13,14 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
-from roost.options.v1 import options_pb2
 
 from services.common.config import Settings
-from services.common.contract import methods
+from services.common.contract import called_by
 from services.registry import SERVICES
+from services.runtime.process import callees_of
 
 BASE = Path(__file__).resolve().parents[2] / "k8s" / "base"
+SERVICES_FOLDER = Path(__file__).resolve().parents[2] / "services"
 # The oldest that is still supported where people run it.
 KUBERNETES = "1.34"
 # The registry is for where there is no Kubernetes.
@@ -32,6 +35,15 @@ def documents(path: Path) -> Iterator[dict[str, Any]]:
 def of(name: str) -> dict[str, dict[str, Any]]:
     """One service's objects by kind."""
     return {found["kind"]: found for found in documents(BASE / f"{name}.yaml") if found["metadata"]["name"] == name}
+
+
+def settings() -> Settings:
+    """What the ConfigMap sets."""
+    data = next(documents(BASE / "config.yaml"))["data"]
+    prefix = "ROOST_"
+    return Settings(
+        **{key.removeprefix(prefix).lower(): value for key, value in data.items() if key.startswith(prefix)}
+    )
 
 
 def refused(document: dict[str, Any]) -> str:
@@ -85,7 +97,8 @@ def test_the_objects_of_a_service_fit_together(name: str) -> None:
     scaler = found["HorizontalPodAutoscaler"]["spec"]
     assert scaler["scaleTargetRef"]["name"] == name
     assert 2 <= scaler["minReplicas"] < scaler["maxReplicas"]
-    assert found["Deployment"]["spec"]["replicas"] == scaler["minReplicas"]
+    # `kubectl apply` would set back what the autoscaler has set.
+    assert "replicas" not in found["Deployment"]["spec"]
     ports = {port["name"] for port in container(found)["ports"]}
     assert {port["targetPort"] for port in found["Service"]["spec"]["ports"]} <= ports
 
@@ -100,7 +113,6 @@ def test_pods_run_restricted_with_probes_and_bounds(name: str) -> None:
     found = of(name)
     pod, only = found["Deployment"]["spec"]["template"]["spec"], container(found)
     assert only["args"][:2] == ["serve", name]
-    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= only.keys()
     assert {"cpu", "memory"} <= only["resources"]["requests"].keys()
     assert "memory" in only["resources"]["limits"]
     assert pod["automountServiceAccountToken"] is False
@@ -112,24 +124,87 @@ def test_pods_run_restricted_with_probes_and_bounds(name: str) -> None:
     assert only["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-@pytest.mark.parametrize("name", DEPLOYED)
-def test_network_policies_let_in_whom_the_contract_lets_call(name: str) -> None:
-    callers = {
-        caller
-        for method in methods().values()
-        if method.folder == name and method.policy.access == options_pb2.ACCESS_MESH
-        for caller in method.policy.callers
+@pytest.mark.parametrize("name", [*DEPLOYED, "gateway"])
+def test_probes_and_scrapes_go_to_the_ops_port(name: str) -> None:
+    found = of(name)
+    only = container(found)
+    paths = {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+    assert {probe: only[probe]["httpGet"] for probe in paths} == {
+        probe: {"path": path, "port": "ops"} for probe, path in paths.items()
     }
-    (rule,) = of(name)["NetworkPolicy"]["spec"]["ingress"]
+    port = next(port["containerPort"] for port in only["ports"] if port["name"] == "ops")
+    assert settings().ops == f"0.0.0.0:{port}"
+    annotations = found["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations == {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(port),
+        "prometheus.io/path": "/metrics",
+    }
+    # And nobody else: a Service would offer it to the whole cluster.
+    targets = {
+        port["targetPort"]
+        for document in documents(BASE / f"{name}.yaml")
+        if document["kind"] == "Service"
+        for port in document["spec"]["ports"]
+    }
+    assert "ops" not in targets
+
+
+def modules_of(name: str) -> Iterator[Path]:
+    """Every module of `services` that is in the process of a service: its own, the process itself, and what they import."""
+    todo = [*(SERVICES_FOLDER / name).rglob("*.py"), SERVICES_FOLDER / "runtime" / "process.py"]
+    seen: set[Path] = set()
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        yield path
+        for module, imported in imports_of(path):
+            for dotted in (module, f"{module}.{imported}"):
+                place = SERVICES_FOLDER.parent.joinpath(*dotted.split("."))
+                todo += [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
+
+
+@functools.cache
+def imports_of(path: Path) -> list[tuple[str, str]]:
+    """(module, name) of every `from module import name`, wherever it is in the file."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    return [(node.module, alias.name) for node in nodes if node.module for alias in node.names]
+
+
+@functools.cache
+def called_in_code(name: str) -> set[str]:
+    """The services whose stubs are in the process of a service."""
+    found = set()
+    for path in modules_of(name):
+        text = path.read_text()
+        for module, imported in imports_of(path):
+            # `from roost.graph.v1 import graph_service_pb2_grpc`, or a stub out of that module.
+            generated = f"{module}.{imported}".startswith("roost.") and "_pb2_grpc" in f"{module}.{imported}"
+            if generated and (imported.endswith("Stub") or (imported.endswith("_grpc") and "Stub(" in text)):
+                found.add(module.split(".")[1])
+    return found
+
+
+@pytest.mark.parametrize("name", DEPLOYED)
+def test_network_policies_let_in_whom_contract_and_code_let_call(name: str) -> None:
+    callers = {caller for caller in DEPLOYED if name in called_by(caller) | called_in_code(caller)}
+    rule, scrapes = of(name)["NetworkPolicy"]["spec"]["ingress"]
     allowed = {peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in rule["from"]}
-    assert allowed == {"gateway", *(callers & set(DEPLOYED))} - {name}
+    assert allowed == {"gateway", *callers} - {name}
+    assert rule["ports"] == [{"port": "grpc"}]
+    assert scrapes["ports"] == [{"port": "ops"}]
+
+
+@pytest.mark.parametrize("name", DEPLOYED)
+def test_a_process_follows_the_peers_that_its_code_calls(name: str) -> None:
+    assert called_in_code(name) - {name, "mesh"} <= callees_of(name)
 
 
 def test_settings_are_known_and_name_every_service() -> None:
-    data = next(document for document in documents(BASE / "config.yaml"))["data"]
-    settings = Settings(**{key.removeprefix("ROOST_").lower(): value for key, value in data.items()})
-    assert settings.family == "cluster"
-    assert settings.peers == {name: f"dns:///{name}:50051" for name in DEPLOYED}
+    assert settings().family == "cluster"
+    assert settings().peers == {name: f"dns:///{name}:50051" for name in DEPLOYED}
 
 
 def test_no_replica_of_fan_out_is_without_a_partition() -> None:
