@@ -50,12 +50,21 @@ class People:
         return await self._page(listing, user_id, user_id, 0, cursor, size)
 
     async def suggestions(self, user_id: int, cursor: str, size: int) -> Page:
-        """People followed by the caller's followees."""
+        """Returns people followed by the caller's followees, then those with the most followers, so that a new user gets some too."""
         start = int(self._cursors.open(cursor, "suggestions", user_id)[0]) if cursor else 0
         found = await self._store.suggestions(user_id, MAX_SUGGESTIONS)
+        if len(found) < MAX_SUGGESTIONS:
+            found = (found + await self._popular(user_id, found))[:MAX_SUGGESTIONS]
         users = await self._lists.users(found[start : start + size])
         end = start + size
         return users, self._cursors.seal("suggestions", user_id, end) if end < len(found) else ""
+
+    async def _popular(self, user_id: int, but: Sequence[int]) -> list[int]:
+        """Returns the most followed people whom the user may follow and does not, without those of `but`."""
+        known = {user_id, *but}
+        others = [other for other in await self._store.popular(MAX_SUGGESTIONS) if other not in known]
+        ties = await self._store.relationships(user_id, others)
+        return [t.user_id for t in ties if not (t.following or t.blocking or t.blocked_by or t.muting)]
 
     async def _page(
         self, listing: Listing, user_id: int, cursor_owner_id: int, reader_id: int, cursor: str, size: int

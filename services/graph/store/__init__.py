@@ -104,6 +104,13 @@ class GraphStore(Protocol):
         follows, blocks or mutes, or who block the user.
         """
 
+    async def popular(self, limit: int) -> list[int]:
+        """Returns up to `limit` users whom anybody follows, those with the most followers first, then by id.
+
+        Whoever asks is not looked at: the caller leaves out whom the reader follows, and who is hidden. A large cluster looks at a sample
+        of followers, and may answer a minute late; one process answers exactly.
+        """
+
     async def reclassify(
         self, user_id: int, choice: pb.TierChoice.ValueType, change: Change
     ) -> tuple[pb.Tier.ValueType, bool]:

@@ -20,6 +20,7 @@ from services.graph.store import Judged, Listing, Outcome, Position, TierHook, c
 from services.graph.store.filters import TOP, Filters
 from services.graph.store.pairs import Act, Pair, ends, pair_of
 from services.graph.store.people import People
+from services.graph.store.popular import Popular
 from services.graph.store.stars import Stars
 from services.graph.store.sweep import Sweeper
 from services.graph.store.tallies import BUCKETS, Tallies
@@ -66,6 +67,7 @@ class CassandraGraphStore:
         self._tallies = Tallies(keyspace, clock)
         self._stars = Stars(keyspace, outbox, rule)
         self._people = People(keyspace)
+        self._popular = Popular(keyspace, self._tallies, clock)
         self._ties = Ties(keyspace, shared, outbox, self._tallies, self._stars, mint, clock)
         self._filters = Filters(keyspace, shared, mint)
         self.workers = (outbox, Sweeper(keyspace, self._ties, clock))
@@ -170,6 +172,9 @@ class CassandraGraphStore:
             if len(suggested) >= limit:
                 break
         return suggested[:limit]
+
+    async def popular(self, limit: int) -> list[int]:
+        return await self._popular.best(limit)
 
     async def reclassify(
         self, user_id: int, choice: pb.TierChoice.ValueType, change: Change

@@ -96,6 +96,9 @@ class EmbeddedGraphStore:
     async def suggestions(self, user_id: int, limit: int) -> list[int]:
         return await self.db.read(lambda c: _suggestions(c, user_id, limit))
 
+    async def popular(self, limit: int) -> list[int]:
+        return await self.db.read(lambda c: [row[0] for row in c.execute(sql.MOST_FOLLOWED, (limit,))])
+
     async def reclassify(
         self, user_id: int, choice: pb.TierChoice.ValueType, change: Change
     ) -> tuple[pb.Tier.ValueType, bool]:

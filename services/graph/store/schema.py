@@ -37,7 +37,9 @@ CREATE TABLE tiers (
 );
 CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
-MIGRATIONS = (EDGES_SCHEMA, OUTBOX_SCHEMA)
+# Suggestions for somebody who follows nobody: without it, a million counts are read and sorted for each.
+_POPULAR_SCHEMA = "CREATE INDEX counts_by_followers ON counts (followers DESC, user_id);"
+MIGRATIONS = (EDGES_SCHEMA, OUTBOX_SCHEMA, _POPULAR_SCHEMA)
 
 ADD_FOLLOWING = "INSERT OR IGNORE INTO following (follower_id, followee_id, at_ms) VALUES (?, ?, ?)"
 ADD_FOLLOWER = "INSERT INTO followers (followee_id, at_ms, follower_id) VALUES (?, ?, ?)"
@@ -61,6 +63,7 @@ RETURNING followers
 """
 COUNTS = "SELECT followers, following FROM counts WHERE user_id = ? AND (followers > 0 OR following > 0)"
 FOLLOWERS_COUNT = "SELECT followers FROM counts WHERE user_id = ?"
+MOST_FOLLOWED = "SELECT user_id FROM counts WHERE followers > 0 ORDER BY followers DESC, user_id LIMIT ?"
 VERSION = "SELECT version FROM counts WHERE user_id = ?"
 
 HAS_BLOCK_BETWEEN = """

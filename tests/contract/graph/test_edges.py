@@ -215,6 +215,15 @@ async def test_suggestions_are_the_followees_of_followees_not_known_yet(store, s
     assert await store.suggestions(DAN, 10) == []
 
 
+async def test_popular_are_those_with_the_most_followers_then_by_id(store, stamp):
+    assert await store.popular(10) == []
+    for pair in [(ANN, BEN), (CAT, BEN), (DAN, BEN), (ANN, 7), (ANN, 5), (BEN, 7), (BEN, CAT)]:
+        await store.follow(*pair, stamp())
+    await store.unfollow(BEN, CAT, stamp())
+    assert await store.popular(10) == [BEN, 7, 5]
+    assert await store.popular(2) == [BEN, 7]
+
+
 async def test_a_write_whose_caller_goes_away_is_seen_by_the_next_read(store, stamp):
     request = pb.GetVisibilityFilterRequest(user_id=ANN)
     await store.visibility(request)
@@ -225,3 +234,21 @@ async def test_a_write_whose_caller_goes_away_is_seen_by_the_next_read(store, st
     async with asyncio.timeout(THROUGH_WITHIN_S):
         while sorted((await store.visibility(request)).blocked_ids) != [BEN, CAT]:
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.cluster
+async def test_popular_of_many_are_kept_for_a_minute(store, stamp, monkeypatch):
+    from services.graph.store import popular
+
+    monkeypatch.setattr(popular, "SMALL", 2)
+    now = 1_000.0
+    found = popular.Popular(store.keyspace, store._tallies, lambda: now)
+    for pair in [(ANN, BEN), (CAT, BEN), (DAN, CAT)]:
+        await store.follow(*pair, stamp())
+    assert await found.best(10) == [BEN, CAT]
+    for pair in [(ANN, CAT), (BEN, CAT)]:
+        await store.follow(*pair, stamp())
+    now += popular.KEPT_S - 1
+    assert await found.best(10) == [BEN, CAT]
+    now += 1
+    assert await found.best(10) == [CAT, BEN]

@@ -305,6 +305,20 @@ async def test_a_decree_answers_the_tier_and_is_audited(graph):
     assert await refusal(graph.call(ANN, "ReclassifyUser", request)) == grpc.StatusCode.NOT_FOUND
 
 
+async def test_suggestions_of_somebody_who_follows_nobody_are_the_most_followed(graph):
+    for target, followers in ((20, [21, 22, 23]), (21, [20, 22]), (22, [20]), (23, [20])):
+        await follow_all(graph, target, followers)
+    await graph.call(ANN, "Mute", pb.MuteRequest(user_id=22))
+    await graph.call(23, "Block", pb.BlockRequest(user_id=ANN))
+    answer = await graph.call(ANN, "SuggestUsers", pb.SuggestUsersRequest())
+    assert [user.id for user in answer.users] == [20, 21]
+    # Friends of friends go before them, and nobody is listed twice.
+    await follow_all(graph, 22, [BEN])
+    await follow_all(graph, BEN, [24])
+    answer = await graph.call(24, "SuggestUsers", pb.SuggestUsersRequest())
+    assert [user.id for user in answer.users] == [22, 20, 21, 23]
+
+
 async def test_suggestions_page_by_page(graph):
     await follow_all(graph, BEN, [ANN])
     for target in (20, 21, 22):
