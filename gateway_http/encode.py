@@ -163,16 +163,9 @@ def _float(value: float) -> float | str:
 
 
 def rfc3339(value: Any) -> str:
-    """A Timestamp as text, with 0, 3, 6 or 9 digits of a second."""
-    base = datetime.fromtimestamp(value.seconds, UTC).isoformat()[:19]
-    nanos = value.nanos
-    if not nanos:
-        return base + "Z"
-    if nanos % 1_000_000 == 0:
-        return f"{base}.{nanos // 1_000_000:03d}Z"
-    if nanos % 1_000 == 0:
-        return f"{base}.{nanos // 1_000:06d}Z"
-    return f"{base}.{nanos:09d}Z"
+    """Returns a Timestamp as text in whole milliseconds, which is what the services count in: always three digits of a second, so that
+    times of one field have one length and sort as text."""
+    return f"{datetime.fromtimestamp(value.seconds, UTC).isoformat()[:19]}.{value.nanos // 1_000_000:03d}Z"
 
 
 class Memo:

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from services.common import errors
 from services.common.context import Call
-from services.common.contract import Method
+from services.common.contract import Method, field_policy
 from services.common.errors import MAX_VIOLATIONS, Violation
 
 # Each violation costs 10 µs and more, and protovalidate makes all of them before the first can be read: a request whose lists may hold
@@ -71,6 +71,10 @@ def _choices(_: Any, field: FieldDescriptor) -> str:
     return "must be one of " + ", ".join(one.name for one in field.enum_type.values if one.number)
 
 
+def _pattern(_: Any, field: FieldDescriptor) -> str:
+    return str(field_policy(field).pattern_message)
+
+
 def _at_least(number: Any, _: Any) -> str:
     return "must not be empty" if number == 1 else f"must have at least {number} characters"
 
@@ -91,4 +95,5 @@ _WORDS: dict[str, Words] = {
     "string.max_bytes": _counted("must have at most", "byte"),
     "string.max_len": _counted("must have at most", "character"),
     "string.min_len": _at_least,
+    "string.pattern": _pattern,
 }

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from buf.validate import validate_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 from roost.identity.v1 import user_service_pb2
 from roost.search.v1 import search_service_pb2
 from roost.timeline.v1 import timeline_service_pb2
 from roost.tweet.v1 import tweet_service_pb2
 
+from services.common.bounds import max_items
 from services.common.context import NEVER, Call
-from services.common.contract import Method, methods
+from services.common.contract import Method, field_policy, message_class, methods
 from services.common.errors import MAX_VIOLATIONS, RoostError, Violation
 from services.common.interceptors import Endpoint, validation
 
@@ -93,3 +99,85 @@ def test_validate_several_fields_names_each_in_words() -> None:
         Violation("media_ids", "must not hold the same item twice"),
         Violation("idempotency_key", "must have at most 255 bytes"),
     ]
+
+
+# What no person should read: patterns, plurals in brackets, lists of numbers.
+ARTEFACT = re.compile(r"[`^$\\\[\](){}|]|regex|^\W|^value")
+
+
+def reachable(message: Descriptor) -> Iterator[Descriptor]:
+    """The message and every one of ours inside it."""
+    yield message
+    for field in message.fields:
+        if field.message_type is not None and field.message_type.full_name.startswith("roost."):
+            yield from reachable(field.message_type)
+
+
+REQUESTS = {
+    one.full_name: one for method in methods().values() for one in reachable(method.descriptor.input_type) if one.fields
+}
+
+
+def extreme(field: FieldDescriptor, *, high: bool) -> Any:
+    """A value at the far end of the field's type, where its rules end too; None for a message."""
+    if field.message_type is not None:
+        return None
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return b"x" * ((4 << 20) + 1) if high else b""
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return "\0" * 10_000 if high else ""
+    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return high
+    if field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
+        return 99 if high else 0
+    return 2**31 - 1 if high else -1
+
+
+def extreme_messages(descriptor: Descriptor) -> Iterator[Message]:
+    """The message with every field low or high, and its lists empty, with one item, or with one too many."""
+    for high in (False, True):
+        for items in (0, 1, 2, None):
+            message: Any = message_class(descriptor)()
+            for field in descriptor.fields:
+                value = extreme(field, high=high)
+                count = max_items(field) + 1 if items is None else items
+                if field.is_repeated and value is None:
+                    for _ in range(count):
+                        getattr(message, field.name).add()
+                elif field.is_repeated:
+                    getattr(message, field.name).extend([value] * count)
+                elif value is not None:
+                    setattr(message, field.name, value)
+            yield message
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_violations_of_every_rule_are_sentences_about_real_fields(name: str) -> None:
+    found = {
+        validation._violation(one, message)
+        for message in extreme_messages(REQUESTS[name])
+        for one in validation._validator.collect_violations(message)[:100]
+    }
+    for one in found:
+        first = re.match(r"\w*", one.field)
+        assert first is not None
+        assert not one.field or first[0] in REQUESTS[name].fields_by_name
+        assert re.match(r"must (not )?[a-z]" if one.field else r"[a-z]", one.message), one
+        assert not ARTEFACT.search(one.message), one
+
+
+def test_every_pattern_of_a_request_has_words() -> None:
+    lacking = [
+        field.full_name
+        for message in REQUESTS.values()
+        for field in message.fields
+        if (rules := field.GetOptions().Extensions[validate_pb2.field]).string.pattern
+        or rules.repeated.items.string.pattern
+        if not field_policy(field).pattern_message
+    ]
+    assert lacking == []
+
+
+def test_validate_broken_pattern_tells_what_the_contract_says_of_it() -> None:
+    found = told("GetUserByUsername", user_service_pb2.GetUserByUsernameRequest(username="a b"))
+    assert found == [Violation("username", "must be 3 to 15 letters, digits or underscores")]
