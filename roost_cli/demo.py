@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import random
 import secrets
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc, user_pb2
 
 from roost_cli import progress
 from roost_cli.actors import LocalActors
+from roost_cli.demo_reactions import Player, Reaction, reactions
 from roost_cli.demo_words import BULLETINS, CIRCLES, PEOPLE, SENTENCES, Circle
-from roost_cli.loader import Loader, Operator, Person, Post, scan_users
+from roost_cli.loader import Loader, Operator, Person, scan_users
 from roost_cli.outcome import refused
-from roost_cli.pace import deadline_s, patiently
+from roost_cli.pace import deadline_s, for_each, patiently
 from services.common.files import write_durably
 
 SEED = 7
@@ -33,6 +33,8 @@ FOLLOW_NEAR, FOLLOW_FAR = 0.75, 0.12
 # One tweet in this many is a bulletin of the account that everybody follows.
 BULLETIN_EVERY = 14
 CONCURRENCY = 16
+# Tweets that are posted before others react to them: an hour's worth of a small town.
+WAVE = 12
 # 16 characters of base 64: no one guesses it, and one line shows it.
 PASSWORD_BYTES = 12
 
@@ -50,11 +52,20 @@ class DemoAccount:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """The demo's content: people, (follower, followee) by username, and (author, text) in the order of posting."""
+    """The demo's content: people, (follower, followee) by username, (author, text) in the order of posting, and what others make of it."""
 
     people: list[Person]
     follows: list[tuple[str, str]]
     tweets: list[tuple[str, str]]
+    reactions: list[Reaction]
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Tweets, by number, that are posted before any of these reactions to them."""
+
+    tweets: range
+    reactions: list[Reaction]
 
 
 def cast(seed: int = SEED) -> Cast:
@@ -78,7 +89,14 @@ def cast(seed: int = SEED) -> Cast:
         circle = own if chance.random() < LOYALTY else chance.choice(CIRCLES)
         other = chance.choice([name for name in names if name != author])
         tweets.append((author, _text(chance, BULLETINS if author == star else SENTENCES, circle, other)))
-    return Cast(people, follows, tweets)
+    return Cast(people, follows, tweets, reactions(follows, tweets, chance))
+
+
+def waves(content: Cast) -> Iterator[Wave]:
+    """Yields the tweets in lots of WAVE, each with what others make of them."""
+    for start in range(0, len(content.tweets), WAVE):
+        numbers = range(start, min(start + WAVE, len(content.tweets)))
+        yield Wave(numbers, [reaction for reaction in content.reactions if reaction.tweet in numbers])
 
 
 async def first_run(channel: Callable[[str], grpc.aio.Channel], data_dir: Path) -> DemoAccount | None:
@@ -107,14 +125,25 @@ async def load_demo(
     """Signs the account up and loads everybody else, over channels of this process; what is there already stays."""
     content = cast()
     await _sign_up(channel, account, content.people[0])
-    loader = Loader([channel], operator, LocalActors(), shown, CONCURRENCY)
+    actors = LocalActors()
+    loader = Loader([channel], operator, actors, shown, CONCURRENCY)
     ids = await loader.import_people(content.people)
     await loader.follow([(ids[follower], ids[followee]) for follower, followee in content.follows])
-    posts = [
-        Post(ids[author], text, f"demo:{SEED}:{number}", f"demo tweet {number}")
-        for number, (author, text) in enumerate(content.tweets)
-    ]
-    await loader.post(posts, time.time())
+    player = Player(channel, actors, ids, f"demo:{SEED}")
+    with shown.phase("tweets and reactions", len(content.tweets) + len(content.reactions)) as phase:
+        # In waves, so that retweets, quotes and replies come between the tweets, as they would, and not above all of them.
+        for wave in waves(content):
+            tweet_ids: dict[int, int] = {}
+
+            async def post(number: int, found: dict[int, int] = tweet_ids) -> None:
+                author, text = content.tweets[number]
+                found[number] = await player.post(author, text, number)
+
+            async def react(reaction: Reaction, found: dict[int, int] = tweet_ids) -> None:
+                await player.react(reaction, content.tweets[reaction.tweet][0], found[reaction.tweet])
+
+            await for_each(wave.tweets, post, concurrency=CONCURRENCY, done=phase.advance)
+            await for_each(wave.reactions, react, concurrency=CONCURRENCY, done=phase.advance)
 
 
 async def _sign_up(channel: grpc.aio.Channel, account: DemoAccount, person: Person) -> None:

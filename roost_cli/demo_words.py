@@ -89,3 +89,27 @@ BULLETINS = (
     "Listeners write in about {thing}. Please, no more photographs. #news",
     "Tonight at eight: an hour on {thing}, live from {place}. #news",
 )
+
+REPLIES = (
+    "I was there too, and I still do not believe it.",
+    "This is the best thing I have read all week.",
+    "Are you sure? I remember it the other way round.",
+    "Count me in.",
+    "My grandmother would have agreed with you.",
+    "Pictures, please!",
+    "Again? That makes three times this month.",
+    "I have so many questions.",
+)
+ANSWERS = (
+    "Come by and see for yourself.",
+    "Quite sure. I wrote it down.",
+    "You are too kind.",
+    "Next time I will bring a camera.",
+    "Fair point, I will look again.",
+)
+QUOTES = (
+    "Everybody should read this.",
+    "As I have been saying for years:",
+    "Filing this under things I wish I had said first.",
+    "Somebody had to say it.",
+)

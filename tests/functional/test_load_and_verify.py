@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,11 +11,14 @@ import grpc
 import pytest
 from roost.fanout.v1 import fanout_service_pb2
 from roost.identity.v1 import auth_service_pb2
+from roost.search.v1 import search_service_pb2, search_service_pb2_grpc
+from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 from roost_cli import demo, edges, load, verify
 from roost_cli.loader import scan_users
 from roost_cli.progress import Silent
 from roost_cli.target import Target
+from tests.conftest import SETTLE_WITHIN_S
 
 MARGIN_S = 0.05
 PEOPLE, EDGES, LINES = 30, 120, 80
@@ -76,6 +80,16 @@ async def test_the_demo_is_loaded_once_and_its_log_in_works(mesh: Any, target: T
     assert account is not None
     login = auth_service_pb2.LoginRequest(username=account.username, password=account.password)
     assert (await mesh.auth.Login(login)).user.username == account.username
+    channel: grpc.aio.Channel = mesh.process.channel("operator")
+    tweets = tweet_service_pb2_grpc.TweetServiceStub(channel)
+    pages = [page async for page in tweets.ScanTweets(tweet_service_pb2.ScanTweetsRequest())]
+    heads = [core.head for page in pages for core in page.cores]
+    for field in ("reply_to_id", "retweet_of_id", "quote_of_id"):
+        assert sum(bool(getattr(head, field)) for head in heads) > 20, field
+    search = search_service_pb2_grpc.SearchServiceStub(channel)
+    async with asyncio.timeout(SETTLE_WITHIN_S):
+        while not (await search.ListTrendingTags(search_service_pb2.ListTrendingTagsRequest())).tags:
+            await asyncio.sleep(0.05)
     people = len([user async for user in _users(mesh)])
     assert await demo.first_run(mesh.process.channel, mesh.process.settings.data_dir) == account
     assert len([user async for user in _users(mesh)]) == people == len(demo.PEOPLE)

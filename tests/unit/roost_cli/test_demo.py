@@ -9,6 +9,7 @@ from pathlib import Path
 
 from roost_cli import demo
 from roost_cli.demo import DemoAccount
+from roost_cli.demo_reactions import Kind
 
 
 def test_it_is_the_same_for_the_same_seed() -> None:
@@ -24,6 +25,31 @@ def test_people_and_tweets_fit_the_limits() -> None:
     assert all(len(person.display_name) <= 50 and len(person.bio) <= 160 for person in content.people)
     assert len(content.tweets) >= 200
     assert all(0 < len(text) <= 280 and "{" not in text for _, text in content.tweets)
+
+
+def test_reactions_are_many_by_followers_and_unevenly_spread() -> None:
+    content = demo.cast()
+    kinds = Counter(reaction.kind for reaction in content.reactions)
+    assert kinds[Kind.LIKE] > 500
+    assert all(kinds[kind] > 20 for kind in Kind)
+    follows = set(content.follows)
+    for reaction in content.reactions:
+        assert (reaction.who, content.tweets[reaction.tweet][0]) in follows
+        assert bool(reaction.text) == (reaction.kind in (Kind.REPLY, Kind.QUOTE))
+        assert len(reaction.text) <= 280
+    assert any(reaction.answer for reaction in content.reactions)
+    once = Counter((reaction.who, reaction.kind, reaction.tweet) for reaction in content.reactions)
+    assert set(once.values()) == {1}
+    likes = Counter(reaction.tweet for reaction in content.reactions if reaction.kind is Kind.LIKE)
+    assert max(likes.values()) > 5 * (kinds[Kind.LIKE] / len(content.tweets))
+    assert len(likes) < len(content.tweets)
+
+
+def test_waves_hold_each_tweet_and_reaction_once() -> None:
+    content = demo.cast()
+    found = list(demo.waves(content))
+    assert [number for wave in found for number in wave.tweets] == list(range(len(content.tweets)))
+    assert Counter(reaction for wave in found for reaction in wave.reactions) == Counter(content.reactions)
 
 
 def test_everybody_follows_the_star_and_circles_hang_together() -> None:
