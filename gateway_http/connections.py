@@ -109,7 +109,7 @@ class Connections:
     ) -> None:
         self.most = most
         self.per_address = per_address or max(1, most // ADDRESS_SHARE)
-        # Set once the process is to end: each answer is then its connection's last.
+        # Whether each answer is its connection's last.
         self.draining = False
         self._is_trusted = is_trusted
         self._clients: dict[str, _Client] = {}
@@ -147,6 +147,12 @@ class Connections:
             client.waiting.add(place)
         OPEN.inc()
         return True
+
+    def drain(self) -> None:
+        """Makes each answer from now on its connection's last, as its `connection: close` says: clients that keep a connection would
+        otherwise never see that a load balancer sends new ones elsewhere.
+        """
+        self.draining = True
 
     def move(self, connection: Connection, stage: Stage) -> None:
         """Says what a connection does from now on; nothing if it is not admitted, or no longer."""

@@ -104,14 +104,16 @@ def serve_until_stopped(settings: Settings, builds: Mapping[str, Build], *, gate
 
 
 async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bool, with_demo: bool) -> None:
-    stopping = asyncio.Event()
+    stopping, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        # The second one ends the drain: it is a person who waits.
+        loop.add_signal_handler(number, lambda: (hurry if stopping.is_set() else stopping).set())
     async with AsyncExitStack() as stack:
         if settings.supervised:
             await _stop_with_input(stopping)
         running: list[Process] = []
+        public: Connections | None = None
         # Opened first and closed last: it tells of the start and of the drain.
         ops = OpsApp(lambda: running[0].health() if running else Health(STARTING))
         ops_address = await _listen(
@@ -127,8 +129,9 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
             # Here: a process without it starts a third of a second sooner.
             from gateway_http.app import Gateway
 
+            public = Connections.within_limits()
             app = Gateway(process.channel("gateway"), process.verifier, settings, process.health)
-            http_address = await _listen(stack, app, settings.http, "--http", Connections.within_limits())
+            http_address = await _listen(stack, app, settings.http, "--http", public)
         if gateway or not (settings.registry or settings.peers):
             # Of a mesh of many processes commands find the door, not the parts.
             run = runfile.RunFile(
@@ -154,6 +157,10 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
         telling.cancel()
         await asyncio.gather(telling, return_exceptions=True)
         _say("stopping …")
+        if public is not None:
+            public.drain()
+        # Before HTTP ends: `readyz` says so meanwhile, and whoever has not heard it is still served.
+        await process.drain(hurry)
     _say("stopped")
 
 

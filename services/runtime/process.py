@@ -11,7 +11,7 @@ import random
 import secrets
 import time
 from collections.abc import Collection, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Literal
 
@@ -153,8 +153,12 @@ class Process:
         """The targets that the settings name, but for what is served here: one list may serve every process."""
         return {name: target for name, target in self.settings.peers.items() if name not in self.states}
 
-    async def stop(self) -> None:
-        """Drains, stops workers, servers and stores, in that order. Safe to call twice."""
+    async def drain(self, hurry: asyncio.Event | None = None) -> None:
+        """Tells everybody that this process is to get no more calls, and goes on serving for the settings' `drain_s` seconds, or until
+        `hurry` is set: so long it takes load balancers and callers to follow. Returns at once if it has drained before.
+        """
+        if self._state == NOT_SERVING:
+            return
         self._state = NOT_SERVING
         for name in self.states:
             self.states[name] = NOT_SERVING
@@ -163,7 +167,13 @@ class Process:
             await _within(self._registrar.stop(), "the registrar did not stop")
             self._registrar = None
         if self._server is not None:
-            await self._server.drain(self.settings.drain_s)
+            await self._server.withdraw()
+            with suppress(TimeoutError):
+                await asyncio.wait_for((hurry or asyncio.Event()).wait(), self.settings.drain_s)
+
+    async def stop(self) -> None:
+        """Drains, stops workers, servers and stores, in that order. Safe to call twice."""
+        await self.drain()
         # Side by side: each may have a batch to end and its place to store, and a process has a dozen.
         stopping = [_within(worker.stop(), f"{type(worker).__name__} did not stop") for worker in self._started[::-1]]
         self._started.clear()

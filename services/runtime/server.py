@@ -97,10 +97,9 @@ class GrpcServer:
         for name in ("", *by_service, *folders):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
-    async def drain(self, wait_s: float) -> None:
-        """Says NOT_SERVING and gives watchers `wait_s` seconds to see it."""
+    async def withdraw(self) -> None:
+        """Answers every question after health with NOT_SERVING from now on, and serves calls as before."""
         await self._health.enter_graceful_shutdown()
-        await asyncio.sleep(wait_s)
 
     async def stop(self) -> None:
         """Takes no more calls and waits up to GRACE_S for those under way."""

@@ -14,9 +14,12 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from gateway_http import server as http_server
 from services.common.config import Settings
 from services.common.contract import called_by
 from services.registry import SERVICES
+from services.runtime import process
+from services.runtime import server as grpc_server
 from services.runtime.process import callees_of
 
 BASE = Path(__file__).resolve().parents[2] / "k8s" / "base"
@@ -212,7 +215,20 @@ def test_no_replica_of_fan_out_is_without_a_partition() -> None:
     assert of("fanout")["HorizontalPodAutoscaler"]["spec"]["maxReplicas"] == partitions
 
 
-def test_grace_outlasts_the_drain() -> None:
+def test_grace_outlasts_every_step_of_a_stop() -> None:
+    drain_s = float(next(documents(BASE / "config.yaml"))["data"]["ROOST_DRAIN_S"])
+    # In this order, none at the same time as another: drain, requests, workers, calls, stores.
+    longest_s = drain_s + http_server.GRACE_S + process.STOP_WITHIN_S + grpc_server.GRACE_S + process.STOP_WITHIN_S
+    for name in (*DEPLOYED, "gateway"):
+        pod = of(name)["Deployment"]["spec"]["template"]["spec"]
+        assert pod["terminationGracePeriodSeconds"] > longest_s
+
+
+def test_the_drain_outlasts_the_probes_that_must_see_it() -> None:
     drain_s = float(next(documents(BASE / "config.yaml"))["data"]["ROOST_DRAIN_S"])
     for name in (*DEPLOYED, "gateway"):
-        assert of(name)["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > drain_s + 40
+        only = container(of(name))
+        probe = only["readinessProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] < drain_s
+        # The process drains by itself: a hook would hold it up twice.
+        assert "lifecycle" not in only
