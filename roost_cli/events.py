@@ -166,7 +166,7 @@ def _settings(cluster: bool, data: Path | None) -> Settings:
         raise CommandError("--data is about an embedded mesh, --cluster about another")
     settings = settings_with({"family": "cluster" if cluster else None, "data_dir": data})
     # What the log's clients have to say belongs on stderr.
-    logs.configure(settings)
+    logs.configure(settings, "events")
     return settings
 
 

@@ -28,17 +28,18 @@ _START = "start one with `scripts/up` or `roost up`"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A mesh: its gRPC address, and the operator's token where this user started it."""
+    """A mesh: its gRPC address, and the operator's token if its run file or the settings hold it."""
 
     address: str
     operator_token: str = field(default="", repr=False)
 
     def operator(self) -> Metadata:
-        """The operator's credentials as metadata; CommandError where there are none."""
+        """Returns the operator's credentials as metadata. Raises CommandError if there are none."""
         if not self.operator_token:
             raise CommandError(
                 f"no operator credentials for {self.address}: no run file of it in {runtime_dir()}. "
-                "They belong to the user who started the mesh."
+                "They belong to the user who started the mesh; anybody else needs its token in ROOST_OPERATOR_TOKEN, or in a file "
+                "that ROOST_OPERATOR_TOKEN_FILE names."
             )
         return bearer(self.operator_token)
 
@@ -52,6 +53,7 @@ def find(address: str | None, directory: Path | None = None) -> Target:
     """Returns the mesh at `address`; without it the one at ROOST_GRPC, and without that the one that runs here.
 
     Of several that run here it is the only one on the data folder of the settings, or else the only one of this checkout.
+    Its operator's token is that of its run file, for that is this very mesh's, and without one that of the settings.
     Raises CommandError if none is found, or several fit. `directory` holds the run files, by default the user's own.
     """
     runs = runfile.running(directory)
@@ -60,7 +62,7 @@ def find(address: str | None, directory: Path | None = None) -> Target:
         address = settings.grpc
     if address is not None:
         wanted = _split(address)
-        token = next((run.operator_token for run in runs if _same(_split(run.grpc), wanted)), "")
+        token = next((run.operator_token for run in runs if _same(_split(run.grpc), wanted)), settings.operator_token)
         return Target(address, token)
     if not runs:
         raise CommandError(f"no mesh runs here: {_START}, or name one with --grpc HOST:PORT")

@@ -91,7 +91,7 @@ def up(
 
 def serve_until_stopped(settings: Settings, builds: Mapping[str, Build], *, gateway: bool, with_demo: bool) -> None:
     """Runs the services until SIGTERM or SIGINT; CommandError where they cannot start."""
-    logs.configure(settings)
+    logs.configure(settings, _called(builds, gateway))
     for name in ("http", "grpc", "ops"):
         address_of(getattr(settings, name), f"--{name}")
     try:
@@ -101,6 +101,13 @@ def serve_until_stopped(settings: Settings, builds: Mapping[str, Build], *, gate
     except errors.RoostError as error:
         # Notes are for whoever runs the mesh: they name files, which callers never learn.
         raise CommandError("; ".join([error.message, *getattr(error, "__notes__", ())]), UNUSABLE) from error
+
+
+def _called(builds: Mapping[str, Build], gateway: bool) -> str:
+    """Returns what the process is called in its log: its services, `gateway`, or `roost` if it is all of the mesh."""
+    if gateway:
+        return "roost" if builds else "gateway"
+    return ",".join(builds)
 
 
 async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bool, with_demo: bool) -> None:
@@ -119,9 +126,10 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
         ops_address = await _listen(
             stack, ops, settings.ops, "--ops", Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
         )
-        process = await stack.enter_async_context(
-            await Process.start(settings, builds, ground=GROUNDS[settings.family], elsewhere=SERVICES)
-        )
+        with logs.drivers_held():
+            process = await stack.enter_async_context(
+                await Process.start(settings, builds, ground=GROUNDS[settings.family], elsewhere=SERVICES)
+            )
         running.append(process)
         grpc_address = f"{address_of(settings.grpc, '--grpc')[0]}:{process.grpc_port}"
         http_address = ""
@@ -190,9 +198,8 @@ def _write_run_file(stack: AsyncExitStack, run: runfile.RunFile) -> None:
 async def _tell_whom_it_misses(process: Process) -> None:
     """Says which services cannot be called: those without an address at once, those that do not answer after a while."""
     if process.unaddressed:
-        _say(
-            f"no address of {', '.join(process.unaddressed)}: set ROOST_REGISTRY or ROOST_PEERS, or nothing of it is served"
-        )
+        whom = ", ".join(process.unaddressed) if process.services or process.health().peers else "any service"
+        _say(f"no address of {whom} is known: set ROOST_REGISTRY or ROOST_PEERS, or calls to it are refused")
     missing = await process.peers.unreached()
     if missing:
         found = ", ".join(f"{name} at {process.target_of(name) or 'no known address'}" for name in missing)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -109,7 +109,9 @@ class Settings(BaseSettings):
 
     rate_limits: bool = True
     reflection: bool = True
-    # Authenticates services to each other over sockets; made anew at each start where it is empty.
+    # A file that holds the mesh's secret.
+    mesh_secret_file: Path | None = None
+    # Authenticates services to each other over sockets; made anew at each start if it is empty.
     mesh_secret: str = Field(default="", repr=False)
     # name=host:port, comma-separated: where `roost serve` finds the services that it does not run itself.
     peers: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
@@ -117,7 +119,9 @@ class Settings(BaseSettings):
     registry: str = ""
     # What the registry tells others of this process's gRPC address; the port of 0 is replaced by the one that was taken.
     advertise: str = ""
-    # The operator's credentials; made anew at each start where it is empty.
+    # A file that holds the operator's token, as mounted secrets do; a variable can be read in the list of a machine's processes.
+    operator_token_file: Path | None = None
+    # The operator's credentials, the same for every process of a mesh and for the commands; made anew at each start if it is empty.
     operator_token: str = Field(default="", repr=False)
     # Whether the process ends with whoever started it, which is when its standard input ends.
     supervised: bool = False
@@ -138,6 +142,23 @@ class Settings(BaseSettings):
     # Searching while typing.
     searches_per_minute: int = Field(default=300, ge=1)
     admin_calls_per_minute: int = Field(default=600, ge=1)
+
+    @field_validator("mesh_secret", "operator_token", mode="before")
+    @classmethod
+    def _read_secret(cls, value: object, info: ValidationInfo) -> object:
+        """Returns what the secret's file holds, if there is one: it is validated before the secret, for it stands before it."""
+        path: Path | None = info.data.get(f"{info.field_name}_file")
+        if path is None:
+            return value
+        if value:
+            raise ValueError(f"is set, and so is {info.field_name}_file; set one of them")
+        try:
+            held = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot be read from {path}: {getattr(error, 'strerror', 'it is no text')}") from error
+        if not held:
+            raise ValueError(f"is to be read from {path}, which is empty")
+        return held
 
     @field_validator("admins", "cassandra", mode="before")
     @classmethod

@@ -122,10 +122,9 @@ class Process:
 
     @property
     def unaddressed(self) -> list[str]:
-        """The services that this one calls and that nobody told it where to find; all of a mesh if it is a door to none."""
-        if not self.states:
-            return [] if self._watches or self._peers() else sorted({method.folder for method in methods().values()})
-        return sorted(self._callees() - {_MESH} - {*self.states, *self._watches, *self._peers()})
+        """The services that this process calls and that nobody told it where to find. A door calls every service."""
+        called = self._callees() if self.states else {method.folder for method in methods().values()}
+        return sorted(called - {_MESH} - {*self.states, *self._watches, *self._peers()})
 
     def target_of(self, name: str) -> str:
         """Where a service elsewhere is, as gRPC's target or addresses; "" if the registry knows no address yet."""

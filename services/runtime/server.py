@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -75,6 +77,7 @@ class GrpcServer:
 
     def bind(self, address: str) -> int:
         """Takes the address and returns the port; UNAVAILABLE where it cannot be had. No call is served before `start`."""
+        _probe(address)
         try:
             return self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -149,6 +152,21 @@ class GrpcServer:
         request_id = metadata.get(REQUEST_ID_KEY, "")[:MAX_ID_CHARS]
         trace = metadata.get(TRACE_KEY, "")[:MAX_ID_CHARS]
         return Call(endpoint.method.path, actor, caller, request_id, trace, deadline)
+
+
+def _probe(address: str) -> None:
+    """Raises UNAVAILABLE, with the reason, if a socket cannot have the address: gRPC would log its own lines, and not tell the reason."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            # Two may bind one port as long as neither listens.
+            probe.listen(1)
+    except OSError as error:
+        why = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
+        raise errors.unavailable(f"cannot serve gRPC on {address}: {why}") from error
 
 
 class _Trailing:

@@ -104,3 +104,16 @@ async def test_an_error_inside_is_not_taken_for_silence(fake_mesh: Target) -> No
 async def test_channels_have_connections_of_their_own(fake_mesh: Target) -> None:
     async with target.connect(fake_mesh, 3) as channels:
         assert len(set(channels)) == 3
+
+
+def test_a_mesh_without_a_run_file_takes_the_token_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "6a3f0c9be1d24875b0a9c3d2e1f40718"
+    monkeypatch.setenv("ROOST_OPERATOR_TOKEN", token)
+    assert target.find("tweet.example.org:50051", tmp_path).operator() == target.bearer(token)
+    monkeypatch.setenv("ROOST_GRPC", "tweet.example.org:50051")
+    assert target.find(None, tmp_path).operator() == target.bearer(token)
+    # The run file's own is this very mesh's.
+    running(tmp_path, "127.0.0.1:50051")
+    assert target.find("127.0.0.1:50051", tmp_path).operator_token == "token of 127.0.0.1:50051"

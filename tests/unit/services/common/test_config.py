@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from services.common.config import CHECKOUT, Settings, default_data_dir
+from services.common.config import CHECKOUT, Settings, default_data_dir, runtime_dir
 
 
 def test_settings_with_an_unknown_variable_names_the_one_meant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +88,33 @@ def test_data_dir_from_another_folder_is_beside_the_checkout(tmp_path: Path, mon
 
 def test_data_dir_of_an_installed_package_is_in_the_present_folder(tmp_path: Path) -> None:
     assert default_data_dir(tmp_path) == Path("data")
+
+
+TOKEN = "6a3f0c9be1d24875b0a9c3d2e1f40718"
+
+
+@pytest.mark.parametrize("name", ["operator_token", "mesh_secret"])
+def test_a_secret_of_a_file_is_what_the_file_holds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text(f"{TOKEN}\n")
+    monkeypatch.setenv(f"ROOST_{name.upper()}_FILE", str(tmp_path / "secret"))
+    assert getattr(Settings(), name) == TOKEN
+    monkeypatch.setenv(f"ROOST_{name.upper()}", TOKEN[::-1])
+    with pytest.raises(ValueError, match="set one of them"):
+        Settings()
+
+
+def test_a_secret_of_a_file_that_holds_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot be read from .*: No such file"):
+        Settings(operator_token_file=tmp_path / "secret")
+    (tmp_path / "secret").write_text("\n")
+    with pytest.raises(ValueError, match="which is empty"):
+        Settings(operator_token_file=tmp_path / "secret")
+
+
+def test_runtime_dir_of_a_user_without_a_home_is_below_the_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    assert runtime_dir() == Path(tempfile.gettempdir()) / f"roost-{os.getuid()}" / "run"

@@ -325,7 +325,7 @@ async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
     async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded) as rig.process:
         address = f"127.0.0.1:{rig.process.grpc_port}"
         second = Settings(data_dir=tmp_path / "other", grpc=address, log_level="error")
-        with pytest.raises(errors.RoostError, match="is the port taken"):
+        with pytest.raises(errors.RoostError, match="another program listens there"):
             await Process.start(second, {"tweet": rig.tweet}, ground=open_embedded)
 
 

@@ -1,0 +1,114 @@
+"""`roost serve` and `roost up` as processes: what they say at start, and what keeps them from starting."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Timer
+
+import httpx
+import pytest
+
+ANY = "127.0.0.1:0"
+# A hang is a failure, not a slow test.
+WITHIN_S = 60.0
+
+
+@contextmanager
+def serving(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of `roost`, killed at the end."""
+    # No home that a run file could be written to, as with a read-only root.
+    env = {**os.environ, "HOME": "/dev/null", "ROOST_LOG_FORMAT": "json", **environment}
+    env.pop("XDG_RUNTIME_DIR", None)
+    command = [sys.executable, "-m", "roost_cli", *arguments, "--grpc", ANY]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        late = Timer(WITHIN_S, process.kill)
+        late.start()
+        try:
+            yield process
+        finally:
+            late.cancel()
+            process.kill()
+
+
+def line_with(process: subprocess.Popen[str], words: str) -> str:
+    """The next line of its output that has these words; "" if it ends without."""
+    assert process.stdout is not None, "made with a pipe"
+    return next((line.strip() for line in process.stdout if words in line), "")
+
+
+def test_serve_without_a_place_for_run_files_warns_and_serves(tmp_path: Path) -> None:
+    with serving("serve", "tweet", "--data", str(tmp_path)) as process:
+        ready = line_with(process, "roost is ready")
+        metrics = ready.partition("metrics ")[2].split()[0]
+        assert "grpc_server_started_total" in httpx.get(metrics).text
+        assert httpx.get(metrics.replace("/metrics", "/readyz")).json()["services"] == {"tweet": "SERVING"}
+        assert line_with(process, "no address") == (
+            "no address of engagement, graph, identity is known: set ROOST_REGISTRY or ROOST_PEERS, or calls to it are refused"
+        )
+        process.terminate()
+        assert process.wait(WITHIN_S) == 0
+        assert process.stderr is not None, "made with a pipe"
+        warned = [json.loads(line) for line in process.stderr if "runfile.not_written" in line]
+    assert [(line["level"], line["service"]) for line in warned] == [("warning", "tweet")]
+
+
+def test_a_gateway_that_reaches_nobody_says_so(tmp_path: Path) -> None:
+    with serving("serve", "gateway", "--http", ANY, "--data", str(tmp_path)) as process:
+        assert line_with(process, "no address").startswith("no address of any service is known: set ROOST_REGISTRY")
+
+
+def test_serve_names_the_peers_that_it_cannot_reach(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        # Bound and not listening: a connection is refused.
+        taken.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{taken.getsockname()[1]}"
+        peers = f"identity={dead},graph={dead},engagement={dead},timeline={dead}"
+        with serving("serve", "tweet", "--data", str(tmp_path), ROOST_PEERS=peers) as process:
+            told = line_with(process, "not reached yet")
+            # Not timeline: tweet never calls it.
+            for name in ("identity", "graph", "engagement"):
+                assert f"{name} at {dead}" in told
+            assert "timeline" not in told
+
+
+@pytest.mark.parametrize("option", ["--grpc", "--http", "--ops"])
+def test_up_on_a_taken_port_says_that_and_nothing_else(tmp_path: Path, option: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ports = {"--http": ANY, "--ops": ANY, "--grpc": ANY, option: address}
+        arguments = [part for pair in ports.items() for part in pair]
+        ran = subprocess.run(
+            [sys.executable, "-m", "roost_cli", "up", "--no-demo", "--data", str(tmp_path), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=WITHIN_S,
+            env={**os.environ, "ROOST_LOG_LEVEL": "warning"},
+        )
+    assert ran.returncode == 2
+    what = "gRPC" if option == "--grpc" else "HTTP"
+    assert ran.stderr == f"roost: cannot serve {what} on {address}: another program listens there\n"
+
+
+def test_up_without_cassandra_says_that_and_nothing_else(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{taken.getsockname()[1]}"
+        arguments = ["up", "--cluster", "--no-demo", "--data", str(tmp_path), "--http", ANY, "--grpc", ANY]
+        ran = subprocess.run(
+            [sys.executable, "-m", "roost_cli", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=WITHIN_S,
+            env={**os.environ, "ROOST_CASSANDRA": dead},
+        )
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1), ran.stderr
+    assert ran.stderr.startswith("roost: Cassandra cannot be reached")
