@@ -24,7 +24,7 @@ from services.identity.events import Events
 from services.identity.joined import Joiner
 from services.identity.password import Passwords
 from services.identity.profile import Names, fold_email, fold_username, login_username, new_core
-from services.identity.refresh import Refresh, RefreshTokens, refusal
+from services.identity.refresh import RefreshTokens, refusal
 from services.identity.signing import Signer
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, Store
 
@@ -123,15 +123,15 @@ class AuthService(AuthServiceServicer):
 
     async def RefreshToken(self, request: pb.RefreshTokenRequest, context: _Context) -> pb.RefreshTokenResponse:
         presented = self._refresh_tokens.read(request.refresh_token)
-        refresh_token, digest = self._refresh_tokens.make(presented.user_id, presented.session_id)
+        refresh_token, digest = self._refresh_tokens.successor(presented)
         now_ms = int(self._clock() * 1000)
         expires_ms = now_ms + self._refresh_ttl_ms
         user_id, session_id = presented.user_id, presented.session_id
         outcome = await self._store.rotate(user_id, session_id, presented.hash, digest, now_ms, expires_ms)
         if outcome is Rotation.DEAD:
             # Somebody has a token that was used up: thief or victim, they cannot be told apart, so neither goes on.
-            _log.warning("refresh_token.reused", user_id=presented.user_id, session_id=presented.session_id)
-            await asyncio.shield(self._end(presented))
+            _log.warning("refresh_token.reused", user_id=user_id, session_id=session_id)
+            await asyncio.shield(self._end(user_id, session_id))
         if outcome is not Rotation.DONE:
             raise refusal()
         accounts = await self._store.accounts([presented.user_id])
@@ -144,7 +144,8 @@ class AuthService(AuthServiceServicer):
         )
 
     async def Logout(self, request: pb.LogoutRequest, context: _Context) -> pb.LogoutResponse:
-        await self._end(self._refresh_tokens.read(request.refresh_token))
+        presented = self._refresh_tokens.read(request.refresh_token)
+        await self._end(presented.user_id, presented.session_id)
         return pb.LogoutResponse()
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: _Context) -> pb.ListSessionsResponse:
@@ -160,7 +161,7 @@ class AuthService(AuthServiceServicer):
         )
 
     async def RevokeSession(self, request: pb.RevokeSessionRequest, context: _Context) -> pb.RevokeSessionResponse:
-        await self._end(Refresh(calls.require_user(), request.session_id, b""))
+        await self._end(calls.require_user(), request.session_id)
         return pb.RevokeSessionResponse()
 
     async def ChangePassword(self, request: pb.ChangePasswordRequest, context: _Context) -> pb.ChangePasswordResponse:
@@ -222,9 +223,9 @@ class AuthService(AuthServiceServicer):
         token, digest = self._refresh_tokens.make(user_id, session_id)
         return Session(session_id, user_id, now_ms, now_ms + self._refresh_ttl_ms, ""), token, digest
 
-    async def _end(self, session: Refresh) -> None:
-        revoked = event_pb2.SessionRevoked(user_id=session.user_id, session_id=session.session_id)
-        await self._store.end_session(session.session_id, session.user_id, [await self._events.record(revoked)])
+    async def _end(self, user_id: int, session_id: int) -> None:
+        revoked = event_pb2.SessionRevoked(user_id=user_id, session_id=session_id)
+        await self._store.end_session(session_id, user_id, [await self._events.record(revoked)])
 
     async def _own(self, account: Account) -> user_pb2.User:
         (user,) = await self._joiner.users(account.user_id, [account])

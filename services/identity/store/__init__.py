@@ -18,8 +18,6 @@ from services.identity.password import Credential
 
 # A log-in beyond it ends the session that was used least recently.
 MAX_SESSIONS = 100
-# Successors of one refresh token that wait for their first use: repeats of a refresh whose answer was lost.
-MAX_OFFERED = 4
 
 
 class Account(NamedTuple):
@@ -66,9 +64,9 @@ class Rotation(enum.Enum):
     """What became of a refresh token that was presented."""
 
     DONE = enum.auto()
-    """It was the last used or one of its successors; the new one is now a successor."""
+    """It was used, now or before: its successor is good."""
     DEAD = enum.auto()
-    """It belongs to the session, but a successor of it, or a sibling, was used since. Nothing was changed."""
+    """It belongs to the session, but its successor was used too long ago. Nothing was changed."""
     OVER = enum.auto()
     """The session has ended or expired."""
 
@@ -145,9 +143,10 @@ class SessionStore(Protocol):
     async def rotate(
         self, user_id: int, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
     ) -> Rotation:
-        """Takes a presented refresh token of a session of this user, and offers a successor.
+        """Uses a refresh token of a session of this user. `successor` is the only one that `presented` ever gets.
 
-        Valid are the token last used and up to MAX_OFFERED successors, of which the first to be used kills the others.
+        Good are the successor of the token used last, that token again, which changes nothing, and for
+        rotation.REFRESH_GRACE_MS more the one used before it.
         """
 
     async def sessions(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:

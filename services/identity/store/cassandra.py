@@ -21,9 +21,10 @@ from services.common import errors
 from services.common.event_log import EventLog, Record
 from services.common.snowflake import first_id_at
 from services.identity.password import Credential
-from services.identity.store import MAX_OFFERED, MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, cql
+from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, cql
 from services.identity.store.accounts import ImportPlan, account_steps, login_of, lots, session_values
 from services.identity.store.claims import MAX_HELD_S, Claims
+from services.identity.store.rotation import Succession
 from services.identity.store.wire import wire_of
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ LOT_AGAIN_S = 1.0
 MAX_LISTED = 2 * MAX_SESSIONS
 # In one statement: a node gathers them, which costs a tenth of asking for each.
 IDS_PER_READ = 100
-_HASH_BYTES = 32
 _MAX_ID = 2**63 - 1
 
 _log = structlog.get_logger(__name__)
@@ -234,19 +234,16 @@ class CassandraStore:
         async with self._turns.of(user_id):
             for _ in range(MAX_TRIES):
                 rows = await self._keyspace.read(cql.SESSION, user_id, session_id)
-                if not rows or rows[0][2] <= now_ms:
+                if not rows or rows[0][3] <= now_ms:
                     return Rotation.OVER
-                used, stored, _, user_agent = rows[0]
-                offered = [stored[at : at + _HASH_BYTES] for at in range(0, len(stored), _HASH_BYTES)]
-                if presented in offered:
-                    offered = [successor]
-                elif presented == used:
-                    offered = [*offered, successor][-MAX_OFFERED:]
-                else:
-                    return Rotation.DEAD
+                *kept, _, user_agent = rows[0]
+                found = Succession(*kept)
+                following = found.present(presented, successor, now_ms)
+                if isinstance(following, Rotation):
+                    return following
                 session = Session(session_id, user_id, now_ms, expires_ms, user_agent)
-                values = session_values(session, presented, b"".join(offered))
-                if (await self._keyspace.apply_if(cql.ROTATE, *values, used, stored))[0]:
+                values = session_values(session, following.used, following.offered)
+                if (await self._keyspace.apply_if(cql.ROTATE, *values, found.used, found.offered))[0]:
                     return Rotation.DONE
         raise errors.unavailable("the session is being refreshed by others", reason="CONTENDED")
 

@@ -92,7 +92,7 @@ UPDATE accounts USING TTL ? SET made = made + ? WHERE user_id = ?;
 APPLY BATCH
 """
 DROP_SESSION = "DELETE FROM accounts WHERE user_id = ? AND session_id = ? IF EXISTS"
-SESSION = "SELECT used, offered, expires_ms, user_agent FROM accounts WHERE user_id = ? AND session_id = ?"
+SESSION = "SELECT used, offered, used_ms, expires_ms, user_agent FROM accounts WHERE user_id = ? AND session_id = ?"
 SESSIONS = """
 SELECT session_id, user_id, used_ms, expires_ms, user_agent FROM accounts WHERE user_id = ? AND session_id < ? LIMIT ?
 """

@@ -22,7 +22,8 @@ from services.common.revisions import Revisions
 from services.embedded.outbox import OUTBOX_SCHEMA, enqueue
 from services.embedded.sqlite import Database
 from services.identity.password import Credential, Scheme
-from services.identity.store import MAX_OFFERED, MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
+from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
+from services.identity.store.rotation import Succession
 from services.identity.store.wire import is_equal, roles_of, roles_text, wire_of
 
 T = TypeVar("T")
@@ -31,7 +32,6 @@ T = TypeVar("T")
 MAX_CACHED = 100_000
 # SQLite's own bound on parameters is far higher; this keeps a read short.
 IDS_PER_READ = 500
-_HASH_BYTES = 32
 
 SCHEMA = """
 CREATE TABLE account (
@@ -203,19 +203,15 @@ class EmbeddedStore:
         self, user_id: int, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
     ) -> Rotation:
         def unit(connection: sqlite3.Connection) -> Rotation:
-            query = "SELECT used, offered FROM session WHERE id = ? AND user_id = ? AND expires_ms > ?"
+            query = "SELECT used, offered, used_ms FROM session WHERE id = ? AND user_id = ? AND expires_ms > ?"
             row = connection.execute(query, (session_id, user_id, now_ms)).fetchone()
             if row is None:
                 return Rotation.OVER
-            offered = [row[1][at : at + _HASH_BYTES] for at in range(0, len(row[1]), _HASH_BYTES)]
-            if presented in offered:
-                offered = [successor]
-            elif presented == row[0]:
-                offered = [*offered, successor][-MAX_OFFERED:]
-            else:
-                return Rotation.DEAD
+            following = Succession(*row).present(presented, successor, now_ms)
+            if isinstance(following, Rotation):
+                return following
             change = "UPDATE session SET used = ?, offered = ?, used_ms = ?, expires_ms = ? WHERE id = ?"
-            connection.execute(change, (presented, b"".join(offered), now_ms, expires_ms, session_id))
+            connection.execute(change, (*following, expires_ms, session_id))
             return Rotation.DONE
 
         return await self.db.write(unit)

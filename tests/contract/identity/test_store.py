@@ -15,7 +15,8 @@ from roost.identity.v1 import user_pb2
 from services.common import errors
 from services.common.event_log import Record
 from services.identity.password import Credential, Scheme
-from services.identity.store import MAX_OFFERED, MAX_SESSIONS, Account, NewAccount, Rotation, Session, Store
+from services.identity.store import MAX_SESSIONS, Account, NewAccount, Rotation, Session, Store
+from services.identity.store.rotation import REFRESH_GRACE_MS
 
 ACTIVE, SUSPENDED = user_pb2.USER_STATE_ACTIVE, user_pb2.USER_STATE_SUSPENDED
 HASHED = Credential(Scheme.PEPPERED, b"$2b$04$" + b"." * 53)
@@ -166,39 +167,37 @@ async def test_refresh_tokens_rotate(store: Store) -> None:
     assert (found.session_id, found.used_ms, found.expires_ms) == (100, NOW_MS + 4, LATER_MS)
 
 
-async def test_the_last_used_may_be_repeated_until_a_successor_is_used(store: Store) -> None:
+async def test_a_refresh_may_be_repeated_until_its_successor_was_used_and_a_little_longer(store: Store) -> None:
     await create(store, 1, "alice")
 
-    async def rotate(presented: str, successor: str) -> Rotation:
-        return await store.rotate(1, 100, digest(presented), digest(successor), NOW_MS, LATER_MS)
+    async def rotate(presented: str, successor: str, after_ms: int) -> Rotation:
+        return await store.rotate(1, 100, digest(presented), digest(successor), NOW_MS + after_ms, LATER_MS)
 
-    assert await rotate("first 1", "a") is Rotation.DONE
-    assert await rotate("first 1", "b") is Rotation.DONE
-    assert await rotate("a", "c") is Rotation.DONE
-    assert await rotate("b", "x") is Rotation.DEAD
-    assert await rotate("first 1", "x") is Rotation.DEAD
-    assert await rotate("x", "y") is Rotation.DEAD
+    for after_ms in (0, 1, 500_000):
+        assert await rotate("first 1", "a", after_ms) is Rotation.DONE
+    for after_ms in (600_000, 600_000 + REFRESH_GRACE_MS, 700_000):
+        assert await rotate("a", "b", after_ms) is Rotation.DONE
+    assert await rotate("first 1", "a", 600_000 + REFRESH_GRACE_MS) is Rotation.DONE
+    # A repeat changes nothing, the time of the first use either.
+    (found,) = await store.sessions(1, NOW_MS, 0, 10)
+    assert found.used_ms == NOW_MS + 600_000
+    assert await rotate("first 1", "a", 600_001 + REFRESH_GRACE_MS) is Rotation.DEAD
+    assert await rotate("x", "y", 600_000) is Rotation.DEAD
+    assert await rotate("b", "c", 700_000) is Rotation.DONE
+    assert await rotate("a", "b", 700_000) is Rotation.DONE
+    # Two successors were used since.
+    assert await rotate("first 1", "a", 700_000) is Rotation.DEAD
     # Nothing of that changed the session.
-    assert await rotate("a", "d") is Rotation.DONE
-    assert await rotate("c", "e") is Rotation.DONE
+    assert await rotate("c", "d", 700_000) is Rotation.DONE
 
 
-async def test_successors_are_bounded(store: Store) -> None:
+async def test_parallel_rotations_of_one_token_all_succeed(store: Store) -> None:
     await create(store, 1, "alice")
-    for number in range(MAX_OFFERED + 1):
-        assert await store.rotate(1, 100, digest("first 1"), digest(f"{number}"), NOW_MS, LATER_MS) is Rotation.DONE
-    assert await store.rotate(1, 100, digest("0"), digest("x"), NOW_MS, LATER_MS) is Rotation.DEAD
-    assert await store.rotate(1, 100, digest("1"), digest("x"), NOW_MS, LATER_MS) is Rotation.DONE
-
-
-async def test_parallel_rotations_of_siblings_have_one_winner(store: Store) -> None:
-    await create(store, 1, "alice")
-    for name in "ab":
-        await store.rotate(1, 100, digest("first 1"), digest(name), NOW_MS, LATER_MS)
-    outcomes = await asyncio.gather(
-        *(store.rotate(1, 100, digest(name), digest(name * 2), NOW_MS, LATER_MS) for name in "ab")
-    )
-    assert set(outcomes) == {Rotation.DONE, Rotation.DEAD}
+    for presented, successor in (("first 1", "a"), ("a", "b"), ("b", "c")):
+        outcomes = await asyncio.gather(
+            *(store.rotate(1, 100, digest(presented), digest(successor), NOW_MS, LATER_MS) for _ in range(5))
+        )
+        assert set(outcomes) == {Rotation.DONE}
 
 
 async def test_sessions_expire(store: Store) -> None:

@@ -16,8 +16,34 @@ KEY = b"k" * 32
 def test_a_token_says_whose_it_is() -> None:
     made = RefreshTokens(KEY)
     token, digest = made.make(42, 7)
-    assert made.read(token) == (42, 7, digest)
-    assert RefreshTokens(KEY).read(token) == (42, 7, digest)
+    for read in (made.read(token), RefreshTokens(KEY).read(token)):
+        assert (read.user_id, read.session_id, read.hash) == (42, 7, digest)
+
+
+def test_successor_of_a_token_is_always_the_same_genuine_token() -> None:
+    first = RefreshTokens(KEY).read(RefreshTokens(KEY).make(42, 7)[0])
+    token, digest = RefreshTokens(KEY).successor(first)
+    assert RefreshTokens(KEY).successor(first) == (token, digest)
+    following = RefreshTokens(KEY).read(token)
+    assert (following.user_id, following.session_id, following.hash) == (42, 7, digest)
+    # Long lines do not come back to where they were, and other tokens and keys have others.
+    line = {token}
+    for _ in range(100):
+        token, _ = RefreshTokens(KEY).successor(following)
+        following = RefreshTokens(KEY).read(token)
+        line.add(token)
+    assert len(line) == 101
+    assert RefreshTokens(b"o" * 32).successor(first)[1] != digest
+    another = RefreshTokens(KEY).read(RefreshTokens(KEY).make(42, 7)[0])
+    assert RefreshTokens(KEY).successor(another)[1] != digest
+
+
+def test_repr_of_a_token_keeps_its_secret() -> None:
+    read = RefreshTokens(KEY, lambda count: b"S" * count).read(
+        RefreshTokens(KEY, lambda count: b"S" * count).make(1, 2)[0]
+    )
+    assert "SSSS" in str(read.body)
+    assert "SSSS" not in repr(read)
 
 
 def test_no_two_are_alike() -> None:
