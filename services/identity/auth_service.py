@@ -109,13 +109,18 @@ class AuthService(AuthServiceServicer):
             raise _wrong_credentials()
         if login.account.state == user_pb2.USER_STATE_SUSPENDED:
             raise errors.permission_denied("the account is suspended", "USER_SUSPENDED")
-        session, refresh_token, digest = await self._new_session(login.account.user_id)
+        account = login.account
+        if account.state == user_pb2.USER_STATE_DEACTIVATED:
+            if not request.reactivate:
+                raise _deactivated()
+            account = await self._reactivated(account)
+        session, refresh_token, digest = await self._new_session(account.user_id)
         # Signed first: whatever ends sessions at the same moment refuses tokens that were issued up to then.
-        access_token = self._access_token(login.account, session.session_id)
+        access_token = self._access_token(account, session.session_id)
         if not await self._store.open_session(session, digest, login.credential):
             raise _wrong_credentials()
         return pb.LoginResponse(
-            user=await self._own(login.account),
+            user=await self._own(account),
             access_token=access_token,
             refresh_token=refresh_token,
             expires_in=self._access_ttl_s,
@@ -216,6 +221,15 @@ class AuthService(AuthServiceServicer):
             return None
         return login
 
+    async def _reactivated(self, account: Account) -> Account:
+        """Brings a deactivated account back and returns it. UNAVAILABLE if somebody else changed it meanwhile."""
+        version = account.version + 1
+        active = account._replace(state=user_pb2.USER_STATE_ACTIVE, version=version)
+        reinstated = await self._events.record(event_pb2.UserReinstated(user_id=account.user_id, version=version))
+        if not await self._store.replace(active, [reinstated]):
+            raise errors.unavailable("the account is being changed by others", reason="CONTENDED")
+        return active
+
     async def _new_session(self, user_id: int) -> tuple[Session, str, bytes]:
         """A session that begins now, its first refresh token, and that token's hash."""
         session_id = await self._ids.mint()
@@ -261,6 +275,14 @@ def _wrong_current_password() -> errors.RoostError:
     return errors.permission_denied("the current password is wrong", "WRONG_CREDENTIALS")
 
 
+def _deactivated() -> errors.RoostError:
+    # To who knows the password alone: to everybody else the account does not exist any more.
+    message = (
+        "the account was deleted: log in with `reactivate` set to true to bring it back, as long as it is not purged"
+    )
+    return errors.permission_denied(message, "ACCOUNT_DEACTIVATED")
+
+
 def _wrong_credentials() -> errors.RoostError:
-    # The same for a wrong password, a name nobody has, and an account that was deactivated.
+    # The same for a wrong password and for a name that nobody has.
     return errors.unauthenticated("name and password do not belong together", reason="WRONG_CREDENTIALS")

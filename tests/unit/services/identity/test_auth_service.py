@@ -123,13 +123,14 @@ async def test_a_failed_log_in_tells_nothing(identity: Identity, monkeypatch: py
         {"username": "nobody", "password": PASSWORD},
         {"email": "nobody@example.com", "password": PASSWORD},
         {"username": "alice", "email": "bob@example.com", "password": PASSWORD},
-        {"username": "bob", "password": PASSWORD},
+        {"username": "bob", "password": "wrong"},
+        {"username": "bob", "password": "wrong", "reactivate": True},
     ):
         with refused(UNAUTHENTICATED) as caught:
             await identity.auth.Login(pb.LoginRequest(**fields), None)
         answers.add((caught.value.message, caught.value.reason))
     assert len(answers) == 1
-    assert checked == [b"$2b$04$"] * 5
+    assert checked == [b"$2b$04$"] * 6
 
 
 async def test_the_suspended_learn_it_only_with_their_password(identity: Identity) -> None:
@@ -141,6 +142,41 @@ async def test_the_suspended_learn_it_only_with_their_password(identity: Identit
         await identity.login("alice")
     await identity.users.ReinstateUser(user_service_pb2.ReinstateUserRequest(user_id=alice, action_id=1), None)
     assert (await identity.login("alice")).user.id == alice
+
+
+async def test_log_in_to_a_deleted_account_offers_to_bring_it_back(identity: Identity) -> None:
+    signed_up = await identity.sign_up("alice")
+    alice = signed_up.user.id
+    with identity.as_user(alice):
+        await identity.users.DeleteUser(user_service_pb2.DeleteUserRequest(user_id=alice), None)
+    with refused(DENIED) as caught:
+        await identity.login("alice")
+    assert caught.value.reason == "ACCOUNT_DEACTIVATED"
+    assert "reactivate" in caught.value.message
+    with refused(grpc.StatusCode.NOT_FOUND):
+        await identity.get(alice)
+    request = pb.LoginRequest(username="alice", password=PASSWORD, reactivate=True)
+    answer = await identity.auth.Login(request, None)
+    assert answer.user.email == "alice@example.com"
+    assert (await identity.get(alice)).username == "alice"
+    assert await identity.refresh(answer.refresh_token)
+    # What was signed out stays so, and the offer has no effect on who never left.
+    with refused(UNAUTHENTICATED):
+        await identity.refresh(signed_up.refresh_token)
+    await identity.auth.Login(request, None)
+    assert [fact for fact in await identity.facts() if fact != "session_revoked"] == [
+        "user_created",
+        "user_deleted",
+        "user_reinstated",
+    ]
+
+
+async def test_log_in_that_brings_back_does_not_lift_a_suspension(identity: Identity) -> None:
+    alice = (await identity.sign_up("alice")).user.id
+    await identity.users.SuspendUser(user_service_pb2.SuspendUserRequest(user_id=alice, action_id=1), None)
+    with refused(DENIED) as caught:
+        await identity.auth.Login(pb.LoginRequest(username="alice", password=PASSWORD, reactivate=True), None)
+    assert caught.value.reason == "USER_SUSPENDED"
 
 
 async def test_refresh_goes_on_and_keeps_the_session(identity: Identity) -> None:
