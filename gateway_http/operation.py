@@ -19,7 +19,7 @@ from gateway_http.remembered import Key, Remembered
 from gateway_http.request import JSON, SECURITY, Request, Response
 from gateway_http.router import Binding
 from services.common import errors, revisions
-from services.common.context import ANONYMOUS, NEVER, Actor, Call, current_call
+from services.common.context import ANONYMOUS, NEVER, Actor, Call, bounded_user_agent, current_call
 from services.common.contract import Method
 from services.common.tokens import Verifier
 
@@ -139,7 +139,8 @@ class Operation:
     async def _ask(self, asked: Asked, actor: Actor, request: Request, until: float = NEVER) -> Any:
         # `until` is a deadline of the client's own, in the loop's seconds: it may only be the earlier one.
         deadline = min(until, asyncio.get_running_loop().time() + self._deadline_s)
-        call = Call(self._path, actor, "", request.request_id, request.traceparent, deadline)
+        agent = bounded_user_agent(request.headers.get(b"user-agent", b"").decode("latin-1"))
+        call = Call(self._path, actor, "", request.request_id, request.traceparent, deadline, user_agent=agent)
         before = current_call.set(call)
         try:
             if asked.page and self._skipper is not None:

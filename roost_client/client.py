@@ -87,10 +87,12 @@ class Client:
         self._keep(answer.access_token, answer.refresh_token)
         return answer.user
 
-    def login(self, account: str, password: str) -> user_pb2.User:
-        """Logs in by username or e-mail address, and acts as that user from now on."""
-        named = {"email": account} if "@" in account else {"username": account}
-        request = auth.LoginRequest(password=password, **named)
+    def login(self, account: str, password: str, *, reactivate: bool = False) -> user_pb2.User:
+        """Logs in by username or e-mail address, and acts as that user from now on.
+
+        With `reactivate` an account that its owner deleted is brought back, if it is not purged yet.
+        """
+        request = auth.LoginRequest(username=account, password=password, reactivate=reactivate)
         answer = self._transport.call(_AUTH["Login"], request, auth.LoginResponse)
         self._keep(answer.access_token, answer.refresh_token)
         return answer.user

@@ -16,6 +16,9 @@ OPERATOR = "operator"
 
 NEVER = float("inf")
 
+# Enough for the longest that browsers send, far below what a header may have: it is kept with each session.
+MAX_USER_AGENT_CHARS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Actor:
@@ -32,7 +35,8 @@ ANONYMOUS = Actor()
 
 class Call(NamedTuple):
     """One call: `method` is its path, `caller` the calling service, OPERATOR, or "" for clients outside; `deadline` is in the
-    loop's seconds, NEVER where the method has none."""
+    loop's seconds, NEVER where the method has none; `user_agent` names the program at the client's end, as `bounded_user_agent`
+    gives it."""
 
     # A tuple: one is made for every call, and a frozen dataclass takes four times as long to make.
     method: str = ""
@@ -41,10 +45,19 @@ class Call(NamedTuple):
     request_id: str = ""
     traceparent: str = ""
     deadline: float = NEVER
+    user_agent: str = ""
 
 
 _NO_CALL = Call()
 current_call: ContextVar[Call] = ContextVar("roost_call", default=_NO_CALL)
+
+
+def bounded_user_agent(text: str) -> str:
+    """Returns what a client's program calls itself in printable ASCII, which gRPC metadata can carry: MAX_USER_AGENT_CHARS at most."""
+    text = text[:MAX_USER_AGENT_CHARS]
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(character for character in text if " " <= character <= "~")
 
 
 def current() -> Call:

@@ -235,7 +235,8 @@ class AuthService(AuthServiceServicer):
         session_id = await self._ids.mint()
         now_ms = int(self._clock() * 1000)
         token, digest = self._refresh_tokens.make(user_id, session_id)
-        return Session(session_id, user_id, now_ms, now_ms + self._refresh_ttl_ms, ""), token, digest
+        session = Session(session_id, user_id, now_ms, now_ms + self._refresh_ttl_ms, calls.current().user_agent)
+        return session, token, digest
 
     async def _end(self, user_id: int, session_id: int) -> None:
         revoked = event_pb2.SessionRevoked(user_id=user_id, session_id=session_id)

@@ -26,6 +26,8 @@ SECRET_KEY = "roost-mesh-secret"  # noqa: S105 (a metadata name, not a secret)
 REQUEST_ID_KEY = "x-request-id"
 TRACE_KEY = "traceparent"
 AUTHORIZATION_KEY = "authorization"
+# What the client's program calls itself: gRPC's own header names the service that passes the call on.
+USER_AGENT_KEY = "roost-user-agent"
 
 # A callee gets this much less time than its caller: the way back takes some.
 DEADLINE_MARGIN_S = 0.005
@@ -92,6 +94,8 @@ class MeshChannel(AbstractChannel):
             pairs.append((AUTHORIZATION_KEY, f"Bearer {call.actor.token}"))
         if call.traceparent:
             pairs.append((TRACE_KEY, call.traceparent))
+        if call.user_agent:
+            pairs.append((USER_AGENT_KEY, call.user_agent))
         return pairs
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:

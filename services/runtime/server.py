@@ -15,10 +15,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.common import errors, open_files
-from services.common.context import ANONYMOUS, NEVER, OPERATOR, Actor, Call
+from services.common.context import ANONYMOUS, NEVER, OPERATOR, Actor, Call, bounded_user_agent
 from services.common.interceptors import Endpoint
 from services.common.tokens import Verifier
-from services.runtime.channel import AUTHORIZATION_KEY, CALLER_KEY, REQUEST_ID_KEY, SECRET_KEY, TRACE_KEY
+from services.runtime.channel import (
+    AUTHORIZATION_KEY,
+    CALLER_KEY,
+    REQUEST_ID_KEY,
+    SECRET_KEY,
+    TRACE_KEY,
+    USER_AGENT_KEY,
+)
 
 # The largest legal request (AppendHomeEntries, 10,000 ids) is under 100 kB, an import of 1,000 people about 300 kB.
 MAX_MESSAGE_BYTES = 1 << 20
@@ -151,7 +158,10 @@ class GrpcServer:
         deadline = asyncio.get_running_loop().time() + allowed
         request_id = metadata.get(REQUEST_ID_KEY, "")[:MAX_ID_CHARS]
         trace = metadata.get(TRACE_KEY, "")[:MAX_ID_CHARS]
-        return Call(endpoint.method.path, actor, caller, request_id, trace, deadline)
+        # A service of the mesh says for whom it calls, or nothing: its own program is of no interest.
+        agent = metadata.get(USER_AGENT_KEY, "") if caller else metadata.get("user-agent", "")
+        user_agent = bounded_user_agent(agent)
+        return Call(endpoint.method.path, actor, caller, request_id, trace, deadline, user_agent=user_agent)
 
 
 def _probe(address: str) -> None:

@@ -296,6 +296,19 @@ async def test_sessions_are_listed_newest_first_in_pages(identity: Identity) -> 
     assert [session.current for session in found] == [False, False, True, False, False]
 
 
+async def test_sessions_name_the_program_that_signed_up_or_logged_in(identity: Identity) -> None:
+    reset = context.current_call.set(context.Call(user_agent="browser"))
+    alice = (await identity.sign_up("alice")).user.id
+    context.current_call.set(context.Call(user_agent="phone"))
+    token = (await identity.login("alice")).refresh_token
+    context.current_call.set(context.Call(user_agent="another"))
+    await identity.refresh(token)
+    context.current_call.reset(reset)
+    with identity.as_user(alice):
+        page = await identity.auth.ListSessions(pb.ListSessionsRequest(user_id=alice), None)
+    assert [session.user_agent for session in page.sessions] == ["phone", "browser"]
+
+
 async def test_a_session_is_ended_by_its_owner_only(identity: Identity) -> None:
     alice, bob = await identity.sign_up("alice"), await identity.sign_up("bob")
     session_id = (await identity.verifier.verify(alice.access_token)).session_id
