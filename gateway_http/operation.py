@@ -21,6 +21,7 @@ from gateway_http.router import Binding
 from services.common import errors, revisions
 from services.common.context import ANONYMOUS, NEVER, Actor, Call, bounded_user_agent, current_call
 from services.common.contract import Method
+from services.common.interceptors import check_access
 from services.common.tokens import Verifier
 
 _READ_PUBLIC = (JSON, *SECURITY, (b"cache-control", caching.PUBLIC), (b"vary", b"authorization"))
@@ -49,6 +50,7 @@ class Operation:
     def __init__(self, method: Method, binding: Binding, front: Front) -> None:
         """An error of the contract is an exception here, at start: TypeError or ValueError."""
         self.name = f"{method.service.rpartition('.')[2]}/{method.name}"
+        self._method = method
         self._path = method.path
         self._front = front
         self._needs_user = method.policy.access != options.ACCESS_PUBLIC
@@ -74,6 +76,7 @@ class Operation:
         if self._bucket is not None:
             self._take(self._bucket, actor, request)
         if self._streams:
+            check_access(self._method, Call(actor=actor))
             raise errors.unimplemented(f"{self.name} is not served over HTTP yet")
         if self._remembers and not request.has_body():
             return await self._remembering(request, actor)

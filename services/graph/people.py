@@ -37,11 +37,14 @@ class People:
             raise errors.not_found("no such user")
 
     async def public_page(self, listing: Listing, user_id: int, reader_id: int, cursor: str, size: int) -> Page:
-        """Followers or followees of a user; people hidden from the reader are left out. NOT_FOUND where the user is hidden."""
+        """Followers or followees of a user; people hidden from the reader are left out.
+
+        NOT_FOUND if the user does not take part, or blocks the reader or is blocked by the reader.
+        """
         await self.require_active(user_id)
         if reader_id not in (0, user_id):
             (tie,) = await self._store.relationships(reader_id, (user_id,))
-            if tie.blocked_by:
+            if tie.blocked_by or tie.blocking:
                 raise errors.not_found("no such user")
         return await self._page(listing, user_id, 0, reader_id, cursor, size)
 

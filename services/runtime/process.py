@@ -25,7 +25,7 @@ from services.common.context import OPERATOR, Call, current_call
 from services.common.contract import called_by, methods
 from services.common.cursor import Cursors
 from services.common.health import NOT_SERVING, SERVING, STARTING, Health
-from services.common.interceptors import Endpoint, endpoints_of
+from services.common.interceptors import Endpoint, endpoints_of, unserved
 from services.common.kit import Build, Closable, Kit, OpenGround, Service, Worker
 from services.common.tokens import MAX_TOKEN_TTL_S, TOPICS, Revocations, Verifier
 from services.runtime.batch_service import BatchServicer
@@ -227,6 +227,9 @@ class Process:
             self._resources.extend(service.resources)
             self._workers.extend(service.workers)
             self._endpoints.update(endpoints_of(service.servicers))
+        # What nobody implements yet still checks who calls; the door does so for every service of the contract.
+        folders = set(builds) or {method.folder for method in methods().values()}
+        self._endpoints.update(unserved(folders, self._endpoints))
         await server.start(self._endpoints)
         self._server = server
         tokens = ground.log.consumer("tokens", TOPICS, self.revocations.apply, everywhere=True)

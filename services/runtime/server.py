@@ -103,8 +103,8 @@ class GrpcServer:
                 (*by_service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
             )
         await self._server.start()
-        folders = {endpoint.method.folder for endpoint in endpoints.values()}
-        for name in ("", *by_service, *folders):
+        served = [endpoint.method for endpoint in endpoints.values() if endpoint.served]
+        for name in {"", *(method.service for method in served), *(method.folder for method in served)}:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def withdraw(self) -> None:

@@ -321,6 +321,45 @@ async def test_a_block_refuses_everything_both_ways(web: Web, blocker: str) -> N
     assert (await post(web, bob, "x", reply_to_id=original))["reply_to_id"] == original
 
 
+@pytest.mark.parametrize("blocker", ["alice", "bob"])
+async def test_a_block_hides_each_from_the_other_in_every_list(web: Web, blocker: str) -> None:
+    alice, bob, carol = await people(web, "alice", "bob", "carol")
+    original = await web.post(carol, "hers")
+    own = await web.post(alice, "alice says #hello to @bob")
+    for one in (alice, bob):
+        await ok(web, "POST", f"/v1/users/{carol.id}/follow", one)
+        await ok(web, "POST", f"/v1/users/{one.id}/follow", carol)
+        await ok(web, "POST", f"/v1/tweets/{original}/likes", one)
+        await ok(web, "POST", f"/v1/tweets/{original}/retweets", one)
+    reply = (await post(web, alice, "a reply", reply_to_id=original))["id"]
+    by, of = (alice, bob) if blocker == "alice" else (bob, alice)
+    await ok(web, "POST", f"/v1/users/{of.id}/block", by)
+    lists_of_people = [
+        f"/v1/users/{carol.id}/followers",
+        f"/v1/users/{carol.id}/following",
+        f"/v1/tweets/{original}/likes",
+        f"/v1/tweets/{original}/retweets",
+        "/v1/search/users?query=alice",
+        "/v1/users/suggestions",
+    ]
+    for path in lists_of_people:
+        found = (await ok(web, "GET", path, bob))["users"]
+        assert alice.id not in [user["id"] for user in found], path
+    suggested = (await ok(web, "GET", "/v1/search/suggest?query=alice", bob))["users"]
+    assert suggested == []
+    for path in (f"/v1/tweets/{original}/replies", "/v1/tags/hello/tweets", "/v1/search/tweets?query=hello"):
+        found = (await ok(web, "GET", path, bob))["tweets"]
+        assert not {own, reply} & {tweet["id"] for tweet in found}, path
+    hidden = [f"/v1/users/{alice.id}/{name}" for name in ("followers", "following", "likes", "tweets")]
+    hidden += [
+        f"/v1/tweets/{own}{name}"
+        for name in ("", "/likes", "/retweets", "/replies", "/quotes", "/thread", "/revisions")
+    ]
+    for path in hidden:
+        assert (await web.call("GET", path, bob)).status_code == 404, path
+        assert (await web.call("GET", path, carol)).status_code == 200, path
+
+
 async def test_what_is_not_there_cannot_be_answered(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     gone = await web.post(alice, "gone")

@@ -4,6 +4,6 @@
 and the in-process channel, so a rule cannot hold on one and not on the other.
 """
 
-from services.common.interceptors.endpoint import Endpoint, ServicerContext, endpoints_of
+from services.common.interceptors.endpoint import Endpoint, ServicerContext, check_access, endpoints_of, unserved
 
-__all__ = ["Endpoint", "ServicerContext", "endpoints_of"]
+__all__ = ["Endpoint", "ServicerContext", "check_access", "endpoints_of", "unserved"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from time import monotonic
 from typing import Any, Protocol
 
@@ -50,14 +50,15 @@ class Endpoint:
 
     __slots__ = ("_bounds", "_callers", "_observer", "_open", "_serve", "cap_s", "method")
 
-    def __init__(self, method: Method, servicer: object) -> None:
+    def __init__(self, method: Method, servicer: object | None) -> None:
+        """Serves the servicer's method of that name; without a servicer refuses every call that is allowed, as not served."""
         self.method = method
         self.cap_s = method.policy.deadline_ms / 1000 or NEVER
         # Read once: a look into a message costs as much as the check.
         self._open = method.policy.access == options.ACCESS_PUBLIC
         self._bounds = method.bounds or None
         self._callers = frozenset(method.policy.callers) if method.policy.access == options.ACCESS_MESH else None
-        self._serve: Any = getattr(servicer, method.name)
+        self._serve: Any = None if servicer is None else getattr(servicer, method.name)
         if getattr(self._serve, "__module__", "").endswith("_pb2_grpc"):
             # The generated servicer's own method: part of the contract, not served yet.
             self._serve = None
@@ -111,14 +112,16 @@ class Endpoint:
         finally:
             self._observer.end(begun, code)
 
+    @property
+    def served(self) -> bool:
+        """Whether a servicer stands behind it."""
+        return self._serve is not None
+
     def _admit(self, request: Message | bytes, call: Call, now: float, made_here: bool = False) -> Message:
         """Returns the request once policy and field rules admit it."""
         callers = self._callers
-        if callers is None:
-            if not self._open:
-                _check_access(self.method, call)
-        elif call.caller not in callers:
-            raise errors.permission_denied(f"{self.method.name} is for {', '.join(sorted(callers))} only", "MESH_ONLY")
+        if callers is not None or not self._open:
+            check_access(self.method, call, callers)
         if call.deadline - now < LEAST_TIME_S:
             raise errors.deadline_exceeded("too little time was left to begin")
         if isinstance(request, bytes):
@@ -156,9 +159,19 @@ class Endpoint:
         return errors.internal(error_id)
 
 
-def _check_access(method: Method, call: Call) -> None:
-    """Users' and administrators' methods; an access rule that is not set admits nobody."""
+def check_access(method: Method, call: Call, callers: Collection[str] | None = None) -> None:
+    """Raises UNAUTHENTICATED or PERMISSION_DENIED if the method's rule does not admit the call; a rule not set admits nobody.
+
+    `callers` may be given for a method of the mesh, to spare a look into its policy.
+    """
     access = method.policy.access
+    if access == options.ACCESS_PUBLIC:
+        return
+    if access == options.ACCESS_MESH:
+        allowed = method.policy.callers if callers is None else callers
+        if call.caller not in allowed:
+            raise errors.permission_denied(f"{method.name} is for {', '.join(sorted(allowed))} only", "MESH_ONLY")
+        return
     if access == options.ACCESS_USER:
         if not call.actor.user_id:
             raise errors.unauthenticated()
@@ -183,3 +196,15 @@ def endpoints_of(servicers: Mapping[str, object]) -> dict[str, Endpoint]:
     if unknown:
         raise ValueError(f"the contract has no service {', '.join(sorted(unknown))}")
     return found
+
+
+def unserved(folders: Collection[str], served: Collection[str]) -> dict[str, Endpoint]:
+    """Endpoints without a servicer for the methods of these folders whose paths are not among `served`.
+
+    So a method of the contract that nobody implements yet still checks who calls before it says so.
+    """
+    return {
+        path: Endpoint(method, None)
+        for path, method in methods().items()
+        if method.folder in folders and path not in served
+    }

@@ -152,7 +152,7 @@ async def test_lists_of_who_is_hidden_are_not_found(graph, method):
     assert await refusal(graph.call(BEN, method, request_of(user_id=ANN))) == grpc.StatusCode.NOT_FOUND
     assert await refusal(graph.call(BEN, method, request_of(user_id=CAT))) == grpc.StatusCode.NOT_FOUND
     assert await refusal(graph.call(NOBODY, method, request_of(user_id=STRANGER))) == grpc.StatusCode.NOT_FOUND
-    await graph.call(ANN, method, request_of(user_id=BEN))
+    assert await refusal(graph.call(ANN, method, request_of(user_id=BEN))) == grpc.StatusCode.NOT_FOUND
     await graph.call(NOBODY, method, request_of(user_id=ANN))
     await graph.call(ANN, method, request_of(user_id=ANN))
 
