@@ -196,7 +196,7 @@ async def test_administration_is_refused_to_users_in_every_dialect_also_what_is_
 
 
 async def test_administrators_are_told_what_is_not_served(admin_web: Web) -> None:
-    admin = await admin_web.sign_up("root_admin")
+    admin = await admin_web.admin()
     assert (await admin_web.call("GET", "/admin/v1/ranking/model", admin)).status_code == 501
     answer = await connect(admin_web, "/roost.timeline.v1.RankingService/GetModel", {}, admin)
     assert (answer.status_code, answer.json()["code"]) == (501, "unimplemented")
