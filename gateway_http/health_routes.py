@@ -29,7 +29,7 @@ class Livez:
 
 
 class Readyz:
-    """Ready: the process and every service in it serve. A peer that is not reached makes it degraded, which is still ready."""
+    """Ready: the process and every service in it serve. A peer that is not reached, or a fault, makes it degraded, which is still ready."""
 
     name = "readyz"
     is_probe = True
@@ -38,7 +38,8 @@ class Readyz:
         self._look = look
 
     async def serve(self, request: Request) -> Response:
-        """200 or 503, with the status, each service's state, and the state of the connection to each peer."""
+        """200 or 503, with the status, each service's state, the state of the connection to each peer, and what cannot be done now."""
         found = self._look()
         body = {"status": found.status, "services": dict(found.services), "peers": dict(found.peers)}
+        body["faults"] = dict(found.faults)
         return Response(200 if found.ready else 503, (JSON, *SECURITY, NO_STORE), orjson.dumps(body))

@@ -72,7 +72,7 @@ async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Ground:
     stack.push_async_callback(lease.close)
     log = await KafkaLog.open(settings)
     stack.push_async_callback(log.close)
-    return Ground(log, lease.snowflake(), await _agreed_secret(mesh, _CURSOR_KEY), cluster)
+    return Ground(log, lease.snowflake(), await _agreed_secret(mesh, _CURSOR_KEY), lease.fault, cluster)
 
 
 async def _agreed_secret(mesh: Keyspace, name: str) -> bytes:

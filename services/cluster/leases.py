@@ -111,6 +111,12 @@ class CassandraLease:
         """The lease's one source of ids; every call gives the same."""
         return self.ids
 
+    def fault(self) -> str:
+        """Returns why no ids can be minted for now, in a sentence; "" if they can."""
+        if self._time() >= self._until:
+            return f"the lease of worker id {self.worker_id} was not renewed in time, so nothing can be written: Cassandra must answer"
+        return self.ids.fault()
+
     async def close(self) -> None:
         """Ends minting (UNAVAILABLE), records the exact last millisecond and gives the worker id free. A second call does nothing."""
         keeper, self._keeper = self._keeper, None

@@ -21,6 +21,8 @@ class Health:
     state: str
     services: Mapping[str, str] = field(default_factory=dict)
     peers: Mapping[str, str] = field(default_factory=dict)
+    # What the process cannot do for now, by a short name, each with a sentence that says why.
+    faults: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
@@ -32,7 +34,7 @@ class Health:
 
     @property
     def status(self) -> str:
-        """`ready`, `degraded` (ready, but some peer is not reached) or `not_ready`."""
+        """`ready`, `degraded` (ready, but some peer is not reached or something cannot be done for now) or `not_ready`."""
         if not self.ready:
             return "not_ready"
-        return "ready" if all(state == PEER_READY for state in self.peers.values()) else "degraded"
+        return "ready" if not self.faults and all(state == PEER_READY for state in self.peers.values()) else "degraded"

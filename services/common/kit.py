@@ -38,12 +38,14 @@ class Closable(Protocol):
 class Ground:
     """What all services of a process stand on, by family. `cursor_key` is the same in every process of a mesh, and kept over restarts.
 
-    `cluster` are the open connections of the cluster family, which the kit knows nothing of; None in the embedded one.
+    `cluster` are the open connections of the cluster family, which the kit knows nothing of; None in the embedded one. `ids_fault` says
+    why no ids can be minted for now, and so nothing be written; "" if they can.
     """
 
     log: EventLog
     ids: Snowflake
     cursor_key: bytes
+    ids_fault: Callable[[], str]
     cluster: object | None = None
 
 

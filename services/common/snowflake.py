@@ -104,6 +104,22 @@ class Snowflake:
             self._sequence += 1
         return (now - EPOCH_MS) << _TIME_SHIFT | self._worker | self._sequence
 
+    def behind_ms(self) -> int:
+        """Returns how far the clock is behind the ids given out, if that is more than a wait and ids are refused for it; else 0."""
+        behind = self.last_ms - self._clock_ms()
+        return behind if behind > self._patience_ms else 0
+
+    def fault(self) -> str:
+        """Returns why no ids can be minted for now, in a sentence with what to do; "" if they can."""
+        if behind := self.behind_ms():
+            return (
+                f"the clock is {behind / 1000:.0f} s behind the ids given out, so nothing can be written until it has passed them:"
+                " set it right if it is wrong, or wait"
+            )
+        if not EPOCH_MS <= self._clock_ms() <= LAST_MS:
+            return "the clock is at a time that ids cannot hold, so nothing can be written: set it right"
+        return ""
+
     def move(self, worker_id: int, high_water_ms: int) -> None:
         """Goes on as another worker, whose earlier lives used no millisecond after `high_water_ms`. Ids go on increasing."""
         self._worker = worker_id << SEQUENCE_BITS

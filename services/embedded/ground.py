@@ -28,4 +28,5 @@ async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Ground:
     cursor_key = kept_key(data_dir / "cursor.key", lambda: secrets.token_bytes(KEY_BYTES), _CURSORS_LOST)
     log = await EmbeddedLog.open(data_dir / "log.db")
     stack.push_async_callback(log.close)
-    return Ground(log, lease.snowflake(), cursor_key)
+    ids = lease.snowflake()
+    return Ground(log, ids, cursor_key, ids.fault)

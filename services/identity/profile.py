@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from roost.identity.v1 import user_pb2
 
 from services.common import errors, snowflake
+from services.common.line_breaks import with_line_feeds
 from services.common.visible import is_visible
 
 # As in the contract; checked again because normalising may lengthen a text.
@@ -32,6 +33,8 @@ RESERVED_NAMES = frozenset(
 
 # They turn the text behind them around, and with it whatever the reader's page shows next.
 _BIDI_CONTROLS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+# Fields that are not here are addresses.
+_CONTROLS_ALLOWED: Mapping[str, str] = {"display_name": "\t", "location": "\t", "bio": "\t\n"}
 _NONCHARACTERS = frozenset("\ufffe\uffff")
 
 
@@ -71,13 +74,14 @@ def clean(field: str, value: str, path: str = "") -> str:
     """The value of a profile field in NFC. INVALID_ARGUMENT on `path` (the field itself if empty) where it breaks a
     text rule.
 
-    Refused: control characters (line breaks but in `bio`), bidirectional overrides, a display name of nothing visible,
-    and what is too long once normalised. Nothing is stripped silently.
+    CR LF and CR become LF. Refused: control characters but tabs (none in addresses) and, in `bio`, line breaks; bidirectional overrides, a
+    display name of nothing visible, and what is too long once normalised. Nothing is stripped silently.
     """
     path = path or field
-    text = unicodedata.normalize("NFC", value)
+    text = unicodedata.normalize("NFC", with_line_feeds(value))
+    allowed = _CONTROLS_ALLOWED.get(field, "")
     for character in text:
-        if character == "\n" and field == "bio":
+        if character in allowed:
             continue
         if unicodedata.category(character) == "Cc" or character in _NONCHARACTERS:
             raise errors.invalid_argument(f"{path}: control characters are not allowed", field=path)

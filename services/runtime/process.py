@@ -10,13 +10,14 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Literal
 
 import grpc.aio
 import structlog
+from prometheus_client import Gauge
 from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
 from roost.options.v1 import options_pb2 as options
 
@@ -37,6 +38,13 @@ from services.runtime.forward import forwarders
 from services.runtime.inprocess import InProcessChannel
 from services.runtime.peers import Peers
 from services.runtime.server import Authenticator, GrpcServer
+
+_clock_behind_s = Gauge(
+    "roost_snowflake_clock_behind_seconds", "How far the clock is behind the ids given out; writes are refused above 0."
+)
+_ids_available = Gauge(
+    "roost_snowflake_available", "1 if ids can be minted, 0 if every write is refused for want of one."
+)
 
 log = structlog.get_logger()
 
@@ -82,6 +90,7 @@ class Process:
         self._workers: list[Worker] = []
         self._started: list[Worker] = []
         self._resources: list[Closable] = []
+        self._ids_fault: Callable[[], str] = str
         self._stack = AsyncExitStack()
         self._server: GrpcServer | None = None
         self.revocations = Revocations(time.time, settings.access_token_ttl_s)
@@ -146,7 +155,8 @@ class Process:
 
     def health(self) -> Health:
         """How the process, its services and its connections to other processes are now."""
-        return Health(self._state, dict(self.states), self.peers.states())
+        fault = self._ids_fault()
+        return Health(self._state, dict(self.states), self.peers.states(), {"ids": fault} if fault else {})
 
     def _peers(self) -> dict[str, str]:
         """The targets that the settings name, but for what is served here: one list may serve every process."""
@@ -199,6 +209,11 @@ class Process:
     async def _start(self, builds: Mapping[str, Build], open_ground: OpenGround) -> None:
         settings = self.settings
         ground = await open_ground(settings, self._stack)
+        self._ids_fault = ground.ids_fault
+        _clock_behind_s.set_function(lambda: ground.ids.behind_ms() / 1000)
+        _ids_available.set_function(lambda: not ground.ids_fault())
+        if fault := ground.ids_fault():
+            log.error("degraded", fault=fault)
         cursors = Cursors(ground.cursor_key)
         self.states = dict.fromkeys(builds, STARTING)
         authenticator = Authenticator(self.verifier, self.operator_token, self._mesh_secret)

@@ -1,5 +1,5 @@
-"""What may stand in a tweet: NFC, 1 to 280 by weighted length, no control characters. Nothing is stripped, and bidi
-marks stay."""
+"""What may stand in a tweet: NFC, 1 to 280 by weighted length, no control characters but line feed and tab. Nothing is
+stripped, and bidi marks stay."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import unicodedata
 
 from services.common import errors
+from services.common.line_breaks import with_line_feeds
 from services.common.visible import is_visible
 from services.tweet.weight import weighted_length
 
@@ -22,8 +23,9 @@ _ASCII_URL = re.compile(r"[^\s.]\.[A-Za-z]")
 
 
 def checked(text: str) -> str:
-    """The text as it is stored: NFC, otherwise unchanged. INVALID_ARGUMENT on `text` where it may not stand in a
+    """Returns the text as it is stored: in NFC, with LF for CR LF and CR. INVALID_ARGUMENT on `text` if it may not stand in a
     tweet."""
+    text = with_line_feeds(text)
     if _REFUSED.search(text) is not None:
         raise errors.invalid_argument("text holds a control character", field="text")
     text = unicodedata.normalize("NFC", text)

@@ -1,7 +1,7 @@
 """Weighted length of a text by the rules of twitter-text v3, in linear time.
 
 A URL counts 23, an emoji 2 however many code points it has, CJK and most other scripts beyond the European and Near
-Eastern ones 2, the rest 1. The tables (top-level domains, emoji sequences) are those of `twitter-text-parser`. Only
+Eastern ones 2, the rest 1. The top-level domains are those of `twitter-text-parser`. Only
 its files are read: the package itself imports `pkg_resources`, which setuptools no longer has, and its URL pattern
 backtracks for 0.75 s over 4 KB of `a-a-a-…`.
 """
@@ -64,6 +64,30 @@ _TCO = re.compile(r"https?://t\.co/([a-z0-9]+)", re.IGNORECASE)
 
 _BAD_BEFORE = frozenset("@\uff20$#\uff03" + _INVALID + "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _BAD_BEFORE_BARE = _BAD_BEFORE | frozenset("-_./")
+
+
+# How many one emoji joins at most: a family, or a kiss, of two with a heart and a mouth.
+_MAX_JOINED = 4
+_FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
+# Unicode's Extended_Pictographic: what is an emoji, or is kept for one to come. So it does not change as emoji are added.
+_PICTOGRAPHS = "".join(
+    f"{chr(first)}-{chr(last)}"
+    for first, last in (
+        (0xA9, 0xA9), (0xAE, 0xAE), (0x203C, 0x203C), (0x2049, 0x2049), (0x2122, 0x2122), (0x2139, 0x2139), (0x2194, 0x2199),
+        (0x21A9, 0x21AA), (0x231A, 0x231B), (0x2328, 0x2328), (0x2388, 0x2388), (0x23CF, 0x23CF), (0x23E9, 0x23F3), (0x23F8, 0x23FA),
+        (0x24C2, 0x24C2), (0x25AA, 0x25AB), (0x25B6, 0x25B6), (0x25C0, 0x25C0), (0x25FB, 0x25FE), (0x2600, 0x2605), (0x2607, 0x2612),
+        (0x2614, 0x2685), (0x2690, 0x2705), (0x2708, 0x2712), (0x2714, 0x2714), (0x2716, 0x2716), (0x271D, 0x271D), (0x2721, 0x2721),
+        (0x2728, 0x2728), (0x2733, 0x2734), (0x2744, 0x2744), (0x2747, 0x2747), (0x274C, 0x274C), (0x274E, 0x274E), (0x2753, 0x2755),
+        (0x2757, 0x2757), (0x2763, 0x2767), (0x2795, 0x2797), (0x27A1, 0x27A1), (0x27B0, 0x27B0), (0x27BF, 0x27BF), (0x2934, 0x2935),
+        (0x2B05, 0x2B07), (0x2B1B, 0x2B1C), (0x2B50, 0x2B50), (0x2B55, 0x2B55), (0x3030, 0x3030), (0x303D, 0x303D), (0x3297, 0x3297),
+        (0x3299, 0x3299),
+        (0x1F000, 0x1F0FF), (0x1F10D, 0x1F10F), (0x1F12F, 0x1F12F), (0x1F16C, 0x1F171), (0x1F17E, 0x1F17F), (0x1F18E, 0x1F18E),
+        (0x1F191, 0x1F19A), (0x1F1AD, 0x1F1E5), (0x1F201, 0x1F20F), (0x1F21A, 0x1F21A), (0x1F22F, 0x1F22F), (0x1F232, 0x1F23A),
+        (0x1F23C, 0x1F23F), (0x1F249, 0x1F3FA), (0x1F400, 0x1F53D), (0x1F546, 0x1F64F), (0x1F680, 0x1F6FF), (0x1F774, 0x1F77F),
+        (0x1F7D5, 0x1F7FF), (0x1F80C, 0x1F80F), (0x1F848, 0x1F84F), (0x1F85A, 0x1F85F), (0x1F888, 0x1F88F), (0x1F8AE, 0x1F8FF),
+        (0x1F90C, 0x1F93A), (0x1F93C, 0x1F945), (0x1F947, 0x1FAFF), (0x1FC00, 0x1FFFD),
+    )
+)  # fmt: skip
 
 
 class Span(NamedTuple):
@@ -184,15 +208,9 @@ def _plain_weight(text: str, stop_above: int) -> int:
     if text.isascii():
         return len(text)
     weight = position = 0
-    while (match := _EMOJI_START.search(text, position)) is not None:
-        start = match.start()
-        length = _emoji_length(text, start)
-        if length:
-            weight += _letters_weight(text[position:start]) + EMOJI_WEIGHT
-            position = start + length
-        else:
-            weight += _letters_weight(text[position : start + 1])
-            position = start + 1
+    for match in _EMOJI.finditer(text):
+        weight += _letters_weight(text[position : match.start()]) + EMOJI_WEIGHT
+        position = match.end()
         if weight > stop_above:
             return weight
     return weight + _letters_weight(text[position:])
@@ -202,27 +220,8 @@ def _letters_weight(text: str) -> int:
     return len(text) + len(_HEAVY.findall(text))
 
 
-def _emoji_length(text: str, start: int) -> int:
-    """How many code points the longest emoji has that starts there; 0 if none does."""
-    for length in range(min(_LONGEST_EMOJI, len(text) - start), 0, -1):
-        if text[start : start + length] in _EMOJI:
-            return length
-    return 0
-
-
 def _table(path: str) -> Path:
     return Path(str(importlib.metadata.distribution(_DISTRIBUTION).locate_file(f"twitter_text/regexp/{path}")))
-
-
-def _load_emoji() -> frozenset[str]:
-    emoji: set[str] = set()
-    group = ""
-    for line in _table("emoji-test.txt").read_text("utf-8").splitlines():
-        if line.startswith("# group:"):
-            group = line
-        elif line and not line.startswith("#") and not group.endswith("Component"):
-            emoji.add("".join(chr(int(code, 16)) for code in line.partition(";")[0].split()))
-    return frozenset(emoji)
 
 
 def _load_tlds() -> frozenset[str]:
@@ -240,9 +239,9 @@ def _load_tlds() -> frozenset[str]:
 
 _TLDS = _load_tlds()
 _LONGEST_TLD = max(map(len, _TLDS))
-_EMOJI = _load_emoji()
-_LONGEST_EMOJI = max(map(len, _EMOJI))
-# Digits, `#` and `*` start an emoji only where the keycap sign follows.
-_EMOJI_START = re.compile(
-    "[" + "".join(sorted({re.escape(e[0]) for e in _EMOJI if not e[0].isascii()})) + "]|[#*0-9](?=\ufe0f?\u20e3)"
+# An emoji by its grammar (Unicode Technical Standard #51), for a table of sequences is out of date with every new Unicode. A base with
+# its style or skin tone, or with the tags of a region's flag, and others joined to it; two flag letters; a keycap.
+_ELEMENT = f"[{_PICTOGRAPHS}][\ufe0f\U0001f3fb-\U0001f3ff]?(?:[\U000e0030-\U000e007a]{{3,6}}\U000e007f)?"
+_EMOJI = re.compile(
+    f"{_ELEMENT}(?:\u200d{_ELEMENT}){{0,{_MAX_JOINED - 1}}}|[{_FLAG_LETTERS}]{{2}}|[#*0-9]\ufe0f?\u20e3", re.DOTALL
 )

@@ -38,7 +38,7 @@ async def test_readyz_tells_of_the_start_and_of_lost_peers(client: httpx.AsyncCl
     answer = await client.get("/readyz")
     assert (answer.status_code, answer.json()) == (
         200,
-        {"status": "degraded", "services": {"tweet": SERVING}, "peers": {"graph": "TRANSIENT_FAILURE"}},
+        {"status": "degraded", "services": {"tweet": SERVING}, "peers": {"graph": "TRANSIENT_FAILURE"}, "faults": {}},
     )
 
 

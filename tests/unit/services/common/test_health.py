@@ -20,6 +20,7 @@ LOST = "TRANSIENT_FAILURE"
         (Health(SERVING, {"tweet": SERVING, "graph": STARTING}), "not_ready"),
         (Health(STARTING, {}, {"tweet": "READY"}), "not_ready"),
         (Health(NOT_SERVING, {"tweet": NOT_SERVING}), "not_ready"),
+        (Health(SERVING, {"tweet": SERVING}, {"graph": "READY"}, {"ids": "the clock is wrong"}), "degraded"),
         # Nothing to serve and nobody to call.
         (Health(SERVING), "not_ready"),
     ],

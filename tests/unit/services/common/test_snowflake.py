@@ -88,3 +88,24 @@ async def test_a_clock_that_stands_still_ends_in_a_refusal() -> None:
     ids = Snowflake(0, Clock(), high_water_ms=NOW, sleep=stand_still)
     with pytest.raises(errors.RoostError, check=unavailable):
         await ids.mint()
+
+
+async def test_fault_tells_of_a_clock_that_was_ahead_until_it_has_caught_up() -> None:
+    hour_ms = 3_600_000
+    clock = Clock(NOW + hour_ms)
+    ids = Snowflake(0, clock)
+    await ids.mint()
+    assert (ids.fault(), ids.behind_ms()) == ("", 0)
+    clock.now_ms = NOW
+    assert ids.behind_ms() == hour_ms
+    assert "3600 s behind" in ids.fault()
+    with pytest.raises(errors.RoostError, check=unavailable):
+        ids.try_mint()
+    clock.now_ms = NOW + hour_ms + 1
+    await ids.mint()
+    assert (ids.fault(), ids.behind_ms()) == ("", 0)
+
+
+def test_fault_of_a_short_step_back_is_none() -> None:
+    assert Snowflake(0, Clock(NOW), high_water_ms=NOW + RESERVE_MS).fault() == ""
+    assert "cannot hold" in Snowflake(0, Clock(EPOCH_MS - 1)).fault()

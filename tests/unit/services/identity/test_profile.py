@@ -12,7 +12,8 @@ REFUSED = {
     "a control character in a name": ("display_name", "a\x07b"),
     "a line break in a name": ("display_name", "a\nb"),
     "NUL in a bio": ("bio", "a\0b"),
-    "a tab in a bio": ("bio", "a\tb"),
+    "a line break in a place": ("location", "a\r\nb"),
+    "a tab in an address": ("website", "https://a.b/\tc"),
     "an override in a name": ("display_name", "evil\u202etxt"),
     "an isolate in a bio": ("bio", "\u2066abc"),
     "a noncharacter": ("location", "a\uffff"),
@@ -35,10 +36,16 @@ def test_refused(field: str, value: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("display_name", "x" * 50), ("display_name", "أليس"), ("bio", "two\nlines"), ("bio", ""), ("location", "  ")],
+    [("display_name", "x" * 50), ("display_name", "أليس"), ("bio", "two\nlines"), ("bio", ""), ("location", "  ")]
+    + [(field, "a\tb") for field in ("display_name", "bio", "location")],
 )
 def test_kept_as_it_is(field: str, value: str) -> None:
     assert profile.clean(field, value) == value
+
+
+@pytest.mark.parametrize(("written", "kept"), [("a\r\nb", "a\nb"), ("a\rb", "a\nb"), ("x\r\n" * 80, "x\n" * 80)])
+def test_clean_turns_every_line_break_of_a_bio_into_a_line_feed(written: str, kept: str) -> None:
+    assert profile.clean("bio", written) == kept
 
 
 def test_stored_composed() -> None:

@@ -39,6 +39,21 @@ WITHIN_S = 0.5
         ("1\ufe0f\u20e3", 2),
         ("1", 1),
         ("\U0001f1e9\U0001f1ea", 2),
+        # A mending heart (Emoji 13.1), in all its spellings.
+        ("\u2764\ufe0f\u200d\U0001fa79", 2),
+        ("\u2764\u200d\U0001fa79", 2),
+        # Of Emoji 13 to 17: the flag with a sign that was none before, a handshake of two skin tones, a harp, the flag of Sark, a face.
+        ("\U0001f3f3\ufe0f\u200d\u26a7\ufe0f", 2),
+        ("\U0001faf1\U0001f3fb\u200d\U0001faf2\U0001f3ff", 2),
+        ("\U0001fa89", 2),
+        ("\U0001f1e8\U0001f1f6", 2),
+        ("\U0001fac8", 2),
+        ("\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f", 2),
+        # Four people are one emoji, five are no longer.
+        ("\u200d".join(["\U0001f468"] * 5), 5),
+        # Tags behind anything else weigh as they are: nothing long hides behind two.
+        ("\U0001f3f4" + "\U000e0067" * 7 + "\U000e007f", 18),
+        ("\U0001f1e9", 2),
         (FAMILY + "\U0001f600 a", 6),
         ("\u200d", 1),
         ("https://example.com/" + "a" * 200, 23),
@@ -113,7 +128,6 @@ def test_kept_as_it_is(text: str) -> None:
         "\u3164\u2800\u115f\ufe0f",
         "a\x00b",
         "a\x0bb",
-        "a\rb",
         "\x1b[2J",
         "\ufffe",
         "x\uffff",
@@ -181,3 +195,18 @@ def test_the_fast_path_and_the_parser_agree(text: str) -> None:
     assert all(left.end <= right.start for left, right in itertools.pairwise(spans))
     if text.isascii() and not spans:
         assert weight(text) == len(text)
+
+
+@pytest.mark.parametrize("emoji", ["\u2764\ufe0f\u200d\U0001fa79", FAMILY, "1\ufe0f\u20e3"])
+def test_checked_of_140_emoji_of_many_code_points_fits_and_one_more_does_not(emoji: str) -> None:
+    assert checked(emoji * 140) == emoji * 140
+    with pytest.raises(RoostError):
+        checked(emoji * 140 + "x")
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [("a\r\nb", "a\nb"), ("a\rb", "a\nb"), ("a\r\r\nb\n\r", "a\n\nb\n\n"), ("a\tb\nc", "a\tb\nc")],
+)
+def test_checked_turns_every_line_break_into_a_line_feed(written: str, kept: str) -> None:
+    assert checked(written) == kept

@@ -1,0 +1,8 @@
+"""Line breaks of what people write: browsers and Windows send CR LF, old systems CR, and what is kept has LF."""
+
+from __future__ import annotations
+
+
+def with_line_feeds(text: str) -> str:
+    """Returns the text with each CR LF, and each CR by itself, as one LF."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
