@@ -22,6 +22,7 @@ from gateway_http.router import Binding, Router, bindings
 from services.common import errors
 from services.common.config import Settings
 from services.common.contract import methods
+from services.common.reasons import Reason
 from services.common.tokens import Verifier
 
 # After a 413 this much more is read and thrown away, for this long: a close with unread bytes would take the answer with it.
@@ -90,7 +91,7 @@ class Gateway:
             raise
         except asyncio.CancelledError:
             # The server's grace is over, or the callee's: this task is the request's own, so nobody above waits for the exception.
-            error: Exception = errors.unavailable("the server is stopping", reason="STOPPING")
+            error: Exception = errors.unavailable("the server is stopping", reason=Reason.STOPPING)
         except Exception as caught:
             error = caught
         said = problem(error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id)

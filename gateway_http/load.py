@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from services.common import errors
+from services.common.reasons import Reason
 
 # Requests worked on at once. More would only wait longer: a refusal costs 20 µs and says when to come back.
 MAX_AT_WORK = 1_000
@@ -54,12 +55,12 @@ class Load:
     def check(self) -> None:
         """Raises UNAVAILABLE (OVERLOADED) if more than MAX_AT_WORK requests are worked on, the caller's among them."""
         if self.at_work > MAX_AT_WORK:
-            raise errors.unavailable("too many requests are under way", reason="OVERLOADED")
+            raise errors.unavailable("too many requests are under way", reason=Reason.OVERLOADED)
 
     def hold(self, large_bytes: int) -> None:
         """Counts bytes of a large body as held; raises UNAVAILABLE (OVERLOADED) and counts nothing above MAX_LARGE_BYTES."""
         if self.large_bytes + large_bytes > MAX_LARGE_BYTES:
-            raise errors.unavailable("too many large requests are under way", reason="OVERLOADED")
+            raise errors.unavailable("too many large requests are under way", reason=Reason.OVERLOADED)
         self.large_bytes += large_bytes
 
     def release(self, large_bytes: int) -> None:

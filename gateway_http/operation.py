@@ -22,6 +22,7 @@ from services.common import errors, revisions
 from services.common.context import ANONYMOUS, NEVER, Actor, Call, bounded_user_agent, current_call
 from services.common.contract import Method
 from services.common.interceptors import check_access
+from services.common.reasons import Reason
 from services.common.tokens import Verifier
 
 _READ_PUBLIC = (JSON, *SECURITY, (b"cache-control", caching.PUBLIC), (b"vary", b"authorization"))
@@ -111,10 +112,10 @@ class Operation:
                 raise errors.unauthenticated()
             return ANONYMOUS
         if authorization[:7].lower() != _BEARER:
-            raise errors.unauthenticated("authorization must be `Bearer <token>`", "INVALID_TOKEN")
+            raise errors.unauthenticated("authorization must be `Bearer <token>`", Reason.TOKEN_INVALID)
         token = authorization[7:].strip().decode("latin-1")
         if not token:
-            raise errors.unauthenticated("the token is empty", "INVALID_TOKEN")
+            raise errors.unauthenticated("the token is empty", Reason.TOKEN_INVALID)
         verifier = self._front.verifier
         # The cache first: most calls need no await, and no second look at the token.
         return verifier.cached(token) or await verifier.verify(token)

@@ -15,6 +15,7 @@ import uvicorn
 from gateway_http.connections import Connections
 from gateway_http.protocol import BoundedProtocol
 from services.common import errors
+from services.common.reasons import Reason
 
 # An idle connection is kept this long: longer than a page's reader thinks, shorter than a load balancer's own limit of 60 s.
 KEEP_ALIVE_S = 30
@@ -101,5 +102,5 @@ class HttpServer:
             listener.close()
             why = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
             message = f"cannot serve HTTP on {self._host}:{self._wanted_port}: {why}"
-            raise errors.unavailable(message, reason="ADDRESS_TAKEN") from error
+            raise errors.unavailable(message, reason=Reason.ADDRESS_TAKEN) from error
         return listener

@@ -27,6 +27,7 @@ from roost_cli.outcome import FAULTS, UNUSABLE, CommandError, refused
 from services.common import errors, logs
 from services.common.config import Settings
 from services.common.event_log import DEFAULT_BATCH, RETENTION_S, DeadLetter, Delivered, EventLog
+from services.common.reasons import Reason
 from services.embedded.log import EmbeddedLog
 
 T = TypeVar("T")
@@ -214,7 +215,7 @@ async def _open_embedded(settings: Settings) -> EventLog:
     try:
         return await EmbeddedLog.open(_file_of(settings))
     except errors.RoostError as error:
-        if error.reason != "DATA_IN_USE":
+        if error.reason != Reason.DATA_IN_USE:
             raise CommandError(error.message) from error
         raise CommandError(
             f"{error.message}: stop the mesh first, for an embedded log belongs to one process"
@@ -294,7 +295,7 @@ async def _replay_embedded(settings: Settings, group: str, time_ms: int, grpc: s
     try:
         log = await EmbeddedLog.open(path)
     except errors.RoostError as error:
-        if error.reason != "DATA_IN_USE":
+        if error.reason != Reason.DATA_IN_USE:
             raise CommandError(error.message) from error
         if group != FANOUT:
             raise CommandError(

@@ -27,6 +27,7 @@ from services.common import errors
 from services.common.context import NEVER, Actor
 from services.common.contract import Method, methods
 from services.common.errors import RoostError
+from services.common.reasons import Reason
 
 # Binary messages are read by a bounded parser in C, at a hundredth of JSON's cost: they may be larger.
 MAX_BINARY_BYTES = 1 << 20
@@ -75,7 +76,7 @@ class ConnectCall(Operation):
             raise
         except asyncio.CancelledError:
             # As for every route: the server's grace is over, and nobody above waits for the exception.
-            return _refused(errors.unavailable("the server is stopping", reason="STOPPING"), request)
+            return _refused(errors.unavailable("the server is stopping", reason=Reason.STOPPING), request)
         except Exception as error:
             return _refused(error, request)
 

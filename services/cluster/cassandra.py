@@ -37,6 +37,7 @@ from services.cluster.statements import CLOCKS_APART_S, Statements, qualified
 from services.common import errors
 from services.common.config import Settings
 from services.common.context import current
+from services.common.reasons import Reason
 
 Row = tuple[Any, ...]
 Step = tuple[str, tuple[Any, ...]]
@@ -99,7 +100,7 @@ class Cassandra:
         except Exception as error:
             raise refusal(error, False) from error
         if not agreed:
-            raise errors.unavailable("the nodes do not agree on the schema yet", reason="STORE_UNAVAILABLE")
+            raise errors.unavailable("the nodes do not agree on the schema yet", reason=Reason.STORE_UNAVAILABLE)
 
     async def learn_replicas(self, keyspace: str) -> None:
         """Reads how a keyspace is replicated: from now on its statements go to the nodes that have the rows. Errors as those of a read."""
@@ -107,7 +108,7 @@ class Cassandra:
             # All nodes agree already, or know it for long: no waiting for that.
             await asyncio.to_thread(self._driver.refresh_keyspace_metadata, keyspace, max_schema_agreement_wait=0)
         except DriverException as error:
-            raise errors.unavailable("the store cannot do it now", reason="STORE_UNAVAILABLE") from error
+            raise errors.unavailable("the store cannot do it now", reason=Reason.STORE_UNAVAILABLE) from error
         except Exception as error:
             raise refusal(error, False) from error
 

@@ -33,6 +33,7 @@ from cassandra.query import tuple_factory
 from services.cluster.in_flight import Answer
 from services.common import errors
 from services.common.config import Settings
+from services.common.reasons import Reason
 
 # Per statement, whatever the caller's deadline: a healthy node answers in milliseconds, and who waits longer holds up others.
 STATEMENT_S = 2.0
@@ -167,7 +168,7 @@ def connect(driver: Driver, settings: Settings) -> Session:
                 f"Cassandra at {where} has the datacenters {', '.join(found)}, and cassandra_datacenter is"
                 f" {settings.cassandra_datacenter}"
             ) from error
-        raise errors.unavailable(f"Cassandra cannot be reached at {where}", reason="STORE_UNAVAILABLE") from error
+        raise errors.unavailable(f"Cassandra cannot be reached at {where}", reason=Reason.STORE_UNAVAILABLE) from error
     except BaseException:
         driver.shutdown()
         raise
@@ -208,9 +209,9 @@ def refusal(error: Exception, out_of_time: bool, maybe_stored: bool = False) -> 
         told = errors.deadline_exceeded("the store did not answer in time")
     elif maybe_stored:
         told = errors.unavailable(
-            "the store did not confirm it: unknown whether it is stored", reason="OUTCOME_UNKNOWN"
+            "the store did not confirm it: unknown whether it is stored", reason=Reason.OUTCOME_UNKNOWN
         )
     else:
-        told = errors.unavailable("the store cannot do it now", reason="STORE_UNAVAILABLE")
+        told = errors.unavailable("the store cannot do it now", reason=Reason.STORE_UNAVAILABLE)
     told.__cause__ = error
     return told

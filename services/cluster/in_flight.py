@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from services.common import errors
+from services.common.reasons import Reason
 
 # A node of the default size works on 128 writes and 32 reads at once: what is beyond this would only queue there, unseen by us.
 # Far below the 32,768 streams of a connection, so that taking one never waits.
@@ -66,7 +67,7 @@ class InFlight:
         UNAVAILABLE once closed. When an answer comes is for the driver's own time-outs.
         """
         if not self._open:
-            raise errors.unavailable("the store is closed", reason="STORE_UNAVAILABLE")
+            raise errors.unavailable("the store is closed", reason=Reason.STORE_UNAVAILABLE)
         if not sends:
             return []
         await self._enter(len(sends), deadline)
@@ -86,10 +87,10 @@ class InFlight:
         self._open = False
         for lot in list(self._lots):
             if not lot.future.done():
-                lot.future.set_exception(errors.unavailable("the store was closed", reason="STORE_UNAVAILABLE"))
+                lot.future.set_exception(errors.unavailable("the store was closed", reason=Reason.STORE_UNAVAILABLE))
         for _, waiter in self._waiting:
             if not waiter.done():
-                waiter.set_exception(errors.unavailable("the store was closed", reason="STORE_UNAVAILABLE"))
+                waiter.set_exception(errors.unavailable("the store was closed", reason=Reason.STORE_UNAVAILABLE))
 
     async def _enter(self, count: int, deadline: float) -> None:
         if not self._waiting and self._free >= count:

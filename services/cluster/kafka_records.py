@@ -13,6 +13,7 @@ from roost.event.v1 import event_pb2
 from services.common import errors
 from services.common.config import Settings
 from services.common.event_log import Delivered, Record
+from services.common.reasons import Reason
 
 Place = tuple[str, int]
 """A partition: Kafka's topic and the partition's number."""
@@ -103,4 +104,4 @@ def unavailable(what: str, error: BaseException | None = None) -> errors.RoostEr
     if isinstance(error, KafkaException) and error.args:
         cause = error.args[0]
         told = f" ({cause.str() if hasattr(cause, 'str') else cause})"
-    return errors.unavailable(f"{what}{told}", reason="LOG_UNAVAILABLE")
+    return errors.unavailable(f"{what}{told}", reason=Reason.LOG_UNAVAILABLE)

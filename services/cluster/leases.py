@@ -18,6 +18,7 @@ import structlog
 from services.cluster.cassandra import Keyspace
 from services.common import errors
 from services.common.config import Settings
+from services.common.reasons import Reason
 from services.common.snowflake import MAX_WORKER, RESERVE_MS, Snowflake, wall_clock_ms
 
 # To be one of the migrations of the keyspace given to `CassandraLease.open`. Conditional writes only.
@@ -100,7 +101,7 @@ class CassandraLease:
         behind_s = ((lease._mark_ms or 0) - clock_ms()) / 1000
         if behind_s > lease._terms.mint_s + CLOCKS_APART_S:
             raise errors.unavailable(
-                f"the clock is {behind_s:.0f} s behind the ids of worker {lease.worker_id}", reason="CLOCK"
+                f"the clock is {behind_s:.0f} s behind the ids of worker {lease.worker_id}", reason=Reason.CLOCK
             )
         await asyncio.sleep(max(behind_s, 0))
         await lease._extend()
@@ -138,11 +139,11 @@ class CassandraLease:
     def _reserve(self, ms: int) -> int:
         if self._time() >= self._until:
             # So it is after a pause, too: whoever slept past the lease mints nothing on waking.
-            raise errors.unavailable("no ids for now: the worker id's lease was not renewed", reason="LEASE")
+            raise errors.unavailable("no ids for now: the worker id's lease was not renewed", reason=Reason.LEASE)
         if self._mark_ms is None or ms > self._mark_ms:
             # The clock jumped ahead: the mark has to follow before any id does.
             self._wake.set()
-            raise errors.unavailable("no ids for now: the clock is ahead of the lease's mark", reason="LEASE")
+            raise errors.unavailable("no ids for now: the clock is ahead of the lease's mark", reason=Reason.LEASE)
         # In small spans, so that the lease is looked at again within the second.
         return min(self._mark_ms, ms + RESERVE_MS)
 
@@ -174,7 +175,7 @@ class CassandraLease:
         self._until = 0.0
         await (self._claim() if self._leased else self._look())
         self._wake.set()
-        raise errors.unavailable(f"worker id {worker} is another process's", reason="LEASE")
+        raise errors.unavailable(f"worker id {worker} is another process's", reason=Reason.LEASE)
 
     async def _claim(self) -> None:
         """Takes a worker id that nobody has, and whose ids this clock is past."""
@@ -188,7 +189,7 @@ class CassandraLease:
                 self.worker_id = worker_id
                 await self._look()
                 return
-        raise errors.unavailable("no worker id is free: all are leased to other processes", reason="LEASE")
+        raise errors.unavailable("no worker id is free: all are leased to other processes", reason=Reason.LEASE)
 
     async def _look(self) -> None:
         """Reads how far this worker id has been used, and goes on from there."""

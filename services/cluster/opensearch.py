@@ -15,6 +15,7 @@ from opensearchpy import AsyncOpenSearch, ConnectionTimeout, JSONSerializer, Tra
 
 from services.common import context, errors
 from services.common.config import Settings
+from services.common.reasons import Reason
 
 T = TypeVar("T")
 
@@ -26,7 +27,6 @@ BACKGROUND_MOST_S = 30.0
 MAX_CONNECTIONS = 16
 # A kept connection that the server closed meanwhile shows only when it is used: then once more, on another one.
 RETRIES = 1
-UNAVAILABLE_REASON = "SEARCH_UNAVAILABLE"
 
 OK_FROM, OK_BELOW = 200, 300
 BAD_REQUEST, NOT_FOUND, CONFLICT = 400, 404, 409
@@ -118,7 +118,7 @@ class _Json(JSONSerializer):
 
 def unavailable(message: str) -> errors.RoostError:
     """The error that tells callers, and through the gateway clients, that search alone is down."""
-    return errors.unavailable(message, reason=UNAVAILABLE_REASON)
+    return errors.unavailable(message, reason=Reason.SEARCH_UNAVAILABLE)
 
 
 def _time_left(most_s: float) -> float:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import hiredis
 
 from services.common import errors
+from services.common.reasons import Reason
 
 # Replies that one connection may owe: some tens of milliseconds of the server. What comes on top is refused, so nothing piles up.
 MAX_OWED = 50_000
@@ -64,7 +65,7 @@ class Pipe(asyncio.Protocol):
         if self.lost or self._transport is None:
             raise unreachable()
         if self._owed + replies > MAX_OWED:
-            raise errors.unavailable("Redis is behind", reason="CACHE_UNAVAILABLE")
+            raise errors.unavailable("Redis is behind", reason=Reason.CACHE_UNAVAILABLE)
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         if not self._owed:
             self._heard = self._loop.time()
@@ -196,4 +197,4 @@ def field_of(info: bytes, name: str) -> str:
 
 def unreachable() -> errors.RoostError:
     """What is raised where Redis does not answer."""
-    return errors.unavailable("Redis does not answer", reason="CACHE_UNAVAILABLE")
+    return errors.unavailable("Redis does not answer", reason=Reason.CACHE_UNAVAILABLE)

@@ -22,6 +22,7 @@ from services.cluster.redis_nodes import Node
 from services.cluster.redis_places import Places
 from services.common import errors
 from services.common.config import Settings
+from services.common.reasons import Reason
 
 SLOTS = 16_384
 # How often the Sentinels are asked who is the master: a master that lost its office unnoticed is read no longer than this.
@@ -59,7 +60,7 @@ class Redis:
             await redis._start()
         except (errors.RoostError, *_FAILURES) as error:
             await redis.close()
-            if isinstance(error, errors.RoostError) and error.reason != "CACHE_UNAVAILABLE":
+            if isinstance(error, errors.RoostError) and error.reason != Reason.CACHE_UNAVAILABLE:
                 raise
             raise errors.unavailable(
                 f"Redis ({places}) cannot be reached: is it running? (`scripts/backends up`)"

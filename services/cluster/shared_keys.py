@@ -18,6 +18,7 @@ from services.cluster.redis import Redis
 from services.cluster.redis_nodes import Node
 from services.common import errors
 from services.common.event_log.pump import Pump
+from services.common.reasons import Reason
 
 T = TypeVar("T")
 Say = Callable[[Sequence[int]], Awaitable[bool]]
@@ -59,7 +60,7 @@ class SharedKeys:
             if not some:
                 continue
             if not await say(list(some)):
-                raise errors.unavailable("Redis does not take what others must know", reason="CACHE_UNAVAILABLE")
+                raise errors.unavailable("Redis does not take what others must know", reason=Reason.CACHE_UNAVAILABLE)
             for i, times in some.items():
                 # What changed again meanwhile may have come too late for this.
                 if waiting[i] == times:

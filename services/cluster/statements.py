@@ -16,6 +16,7 @@ from cassandra.query import BoundStatement, PreparedStatement
 from services.cluster.driver import FETCH_SIZE
 from services.common import errors
 from services.common.context import current
+from services.common.reasons import Reason
 
 # Texts are constants, so there are few. Beyond this somebody builds them from values.
 MAX_STATEMENTS = 500
@@ -65,7 +66,7 @@ class Statements:
         except TimeoutError as error:
             if asyncio.get_running_loop().time() >= current().deadline - CLOCKS_APART_S:
                 raise errors.deadline_exceeded("the store did not answer in time") from error
-            raise errors.unavailable("the store cannot do it now", reason="STORE_UNAVAILABLE") from error
+            raise errors.unavailable("the store cannot do it now", reason=Reason.STORE_UNAVAILABLE) from error
 
     def clear(self) -> None:
         """Forgets them."""

@@ -14,6 +14,8 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from services.common.reasons import Reason
+
 DOMAIN = "roost"
 STATUS_KEY = "grpc-status-details-bin"
 
@@ -34,7 +36,10 @@ class Violation:
 # eq=False: exceptions are told apart by identity, and stay hashable.
 @dataclass(slots=True, eq=False)
 class RoostError(Exception):
-    """A refusal with a gRPC status code, a machine-readable reason and a text that may be shown to the caller."""
+    """A refusal with a gRPC status code, a machine-readable reason and a text that may be shown to the caller.
+
+    `reason` is a Reason, the name of the code, or what a peer of another version gave.
+    """
 
     code: grpc.StatusCode
     message: str
@@ -80,14 +85,14 @@ def broken_rules(violations: Sequence[Violation]) -> RoostError:
     return invalid_argument(message, violations=violations)
 
 
-def unauthenticated(message: str = "sign in first", reason: str = "") -> RoostError:
+def unauthenticated(message: str = "sign in first", reason: Reason | None = None) -> RoostError:
     """No valid credentials."""
-    return RoostError(grpc.StatusCode.UNAUTHENTICATED, message, reason)
+    return RoostError(grpc.StatusCode.UNAUTHENTICATED, message, reason or "")
 
 
-def permission_denied(message: str, reason: str = "") -> RoostError:
+def permission_denied(message: str, reason: Reason | None = None) -> RoostError:
     """Valid credentials that do not allow this."""
-    return RoostError(grpc.StatusCode.PERMISSION_DENIED, message, reason)
+    return RoostError(grpc.StatusCode.PERMISSION_DENIED, message, reason or "")
 
 
 def not_found(message: str) -> RoostError:
@@ -95,14 +100,14 @@ def not_found(message: str) -> RoostError:
     return RoostError(grpc.StatusCode.NOT_FOUND, message)
 
 
-def already_exists(message: str, reason: str = "") -> RoostError:
+def already_exists(message: str, reason: Reason | None = None) -> RoostError:
     """Something unique is taken."""
-    return RoostError(grpc.StatusCode.ALREADY_EXISTS, message, reason)
+    return RoostError(grpc.StatusCode.ALREADY_EXISTS, message, reason or "")
 
 
-def failed_precondition(message: str, reason: str = "") -> RoostError:
+def failed_precondition(message: str, reason: Reason | None = None) -> RoostError:
     """The state does not allow it, and a repeat will not help."""
-    return RoostError(grpc.StatusCode.FAILED_PRECONDITION, message, reason)
+    return RoostError(grpc.StatusCode.FAILED_PRECONDITION, message, reason or "")
 
 
 def resource_exhausted(message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_S) -> RoostError:
@@ -110,9 +115,9 @@ def resource_exhausted(message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_
     return RoostError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry_after_s=retry_after_s)
 
 
-def unavailable(message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_S, reason: str = "") -> RoostError:
+def unavailable(message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_S, reason: Reason | None = None) -> RoostError:
     """It cannot be done now; come back after `retry_after_s` seconds."""
-    return RoostError(grpc.StatusCode.UNAVAILABLE, message, reason, retry_after_s=retry_after_s)
+    return RoostError(grpc.StatusCode.UNAVAILABLE, message, reason or "", retry_after_s=retry_after_s)
 
 
 def deadline_exceeded(message: str = "the deadline passed") -> RoostError:
@@ -127,7 +132,7 @@ def unimplemented(message: str) -> RoostError:
 
 def internal(error_id: str) -> RoostError:
     """An unknown exception: the log holds its text under `error_id`, the caller gets the id."""
-    return RoostError(grpc.StatusCode.INTERNAL, f"internal error {error_id}", "INTERNAL")
+    return RoostError(grpc.StatusCode.INTERNAL, f"internal error {error_id}")
 
 
 def code_of(number: int) -> grpc.StatusCode:

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from services.common import errors
+from services.common.reasons import Reason
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
@@ -132,4 +133,4 @@ def naming(path: Path) -> Iterator[None]:
 
 def unusable(path: Path, why: str) -> errors.RoostError:
     """FAILED_PRECONDITION for a file that cannot be used; `why` also says what to do."""
-    return errors.failed_precondition(f"{path} cannot be used: {why}", reason="DATA_UNUSABLE")
+    return errors.failed_precondition(f"{path} cannot be used: {why}", reason=Reason.DATA_UNUSABLE)

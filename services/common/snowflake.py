@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import Counter
 
 from services.common import errors
+from services.common.reasons import Reason
 
 EPOCH_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 TIME_BITS, WORKER_BITS, SEQUENCE_BITS = 41, 10, 12
@@ -133,4 +134,4 @@ class Snowflake:
             # Once an episode: a line for every refused call would bury the cause.
             self._alerted = True
             _log.error("no ids", reason=why)
-        return errors.unavailable(f"no ids for now: {why}", reason="CLOCK")
+        return errors.unavailable(f"no ids for now: {why}", reason=Reason.CLOCK)

@@ -23,6 +23,7 @@ from roost.identity.v1 import auth_service_pb2
 from services.common import errors
 from services.common.context import Actor
 from services.common.event_log import Delivered
+from services.common.reasons import Reason
 
 ISSUER = AUDIENCE = "roost"
 TOKEN_TYPE = "at+jwt"  # noqa: S105 (RFC 9068's name of an access token, not one)
@@ -162,9 +163,9 @@ class Verifier:
         signed, kid = _parse(token)
         actor, issued_at, expires_at = _read(signed, await self._key(kid), token)
         if expires_at <= self._clock():
-            raise errors.unauthenticated("the access token has expired", reason="TOKEN_EXPIRED")
+            raise errors.unauthenticated("the access token has expired", reason=Reason.TOKEN_EXPIRED)
         if self._revocations and self._revocations.refuse(actor, issued_at):
-            raise errors.unauthenticated("the session has ended", reason="TOKEN_REVOKED")
+            raise errors.unauthenticated("the session has ended", reason=Reason.TOKEN_REVOKED)
         while len(self._verified) >= self._max_verified:
             del self._verified[next(iter(self._verified))]
         self._verified[token] = (actor, issued_at, expires_at)
@@ -183,7 +184,7 @@ class Verifier:
         if (key := self._keys.get(kid)) is not None:
             return key
         if self._failing:
-            raise errors.unavailable("access tokens cannot be verified now", reason="NO_SIGNING_KEYS")
+            raise errors.unavailable("access tokens cannot be verified now", reason=Reason.NO_SIGNING_KEYS)
         raise _refusal()
 
     async def _refetch(self) -> None:
@@ -238,4 +239,4 @@ def _read(signed: jws.CompactSignature, key: OKPKey, token: str) -> tuple[Actor,
 
 def _refusal() -> errors.RoostError:
     # One answer for everything: what exactly was wrong helps only who forges.
-    return errors.unauthenticated("the access token is not valid", reason="TOKEN_INVALID")
+    return errors.unauthenticated("the access token is not valid", reason=Reason.TOKEN_INVALID)

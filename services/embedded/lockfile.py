@@ -8,6 +8,7 @@ from pathlib import Path
 
 from services.common import errors
 from services.common.files import FILE_MODE, naming
+from services.common.reasons import Reason
 
 
 class LockFile:
@@ -25,7 +26,7 @@ class LockFile:
         except BlockingIOError:
             self.close()
             message = f"{path.parent} is in use (another owner holds {path.name}): stop that, or choose other data"
-            raise errors.failed_precondition(message, reason="DATA_IN_USE") from None
+            raise errors.failed_precondition(message, reason=Reason.DATA_IN_USE) from None
 
     def close(self) -> None:
         """Lets the next owner in. A second call does nothing."""

@@ -20,6 +20,7 @@ import structlog
 
 from services.common import errors
 from services.common.files import FILE_MODE, restrict
+from services.common.reasons import Reason
 from services.embedded import faults
 from services.embedded.lockfile import LockFile
 
@@ -153,7 +154,7 @@ class Database:
             return future, None, RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
 
     def _refusal(self, error: Exception) -> Exception:
-        refusal = errors.unavailable("the store cannot do it now", reason="STORE_UNAVAILABLE")
+        refusal = errors.unavailable("the store cannot do it now", reason=Reason.STORE_UNAVAILABLE)
         refusal.__cause__ = error
         if isinstance(error, sqlite3.Error):
             # A note stays in this process: callers must not learn of files.

@@ -11,6 +11,7 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.common import errors
+from services.common.reasons import Reason
 from services.hydration.hydrate import Hydrator
 
 
@@ -47,7 +48,7 @@ class Targets:
         if await self._may_see(user_id, target):
             return target.id
         if await self._may_see(0, target):
-            raise errors.permission_denied("one of you blocks the other", "BLOCKED")
+            raise errors.permission_denied("one of you blocks the other", Reason.BLOCKED)
         raise _no_such_tweet()
 
     async def _may_see(self, reader_id: int, target: _Target) -> bool:

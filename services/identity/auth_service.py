@@ -19,6 +19,7 @@ from services.common import context as calls
 from services.common import errors, snowflake
 from services.common.config import Settings
 from services.common.cursor import Cursors
+from services.common.reasons import Reason
 from services.common.snowflake import Snowflake
 from services.identity.events import Events
 from services.identity.joined import Joiner
@@ -83,12 +84,12 @@ class AuthService(AuthServiceServicer):
         core = new_core(user_id, request.username, request.profile)
         # The store decides; asked first, a name that is taken does not cost a hash.
         if await self._store.by_username(username_key):
-            raise errors.already_exists("the username is taken", "USERNAME_TAKEN")
+            raise errors.already_exists("the username is taken", Reason.USERNAME_TAKEN)
         if self._names.is_reserved(request.username):
             message = "the username is reserved: choose another, or ask the operator to make the account"
-            raise errors.already_exists(message, "USERNAME_RESERVED")
+            raise errors.already_exists(message, Reason.USERNAME_RESERVED)
         if await self._store.by_email(email_key):
-            raise errors.already_exists("the email is taken", "EMAIL_TAKEN")
+            raise errors.already_exists("the email is taken", Reason.EMAIL_TAKEN)
         credential = await self._passwords.hash(request.password)
         account = Account(user_id, core, request.email, user_pb2.USER_STATE_ACTIVE, 1, frozenset())
         created = await self._events.record(event_pb2.UserCreated(user_id=user_id, username=request.username))
@@ -108,7 +109,7 @@ class AuthService(AuthServiceServicer):
         if login is None or not matches:
             raise _wrong_credentials()
         if login.account.state == user_pb2.USER_STATE_SUSPENDED:
-            raise errors.permission_denied("the account is suspended", "USER_SUSPENDED")
+            raise errors.permission_denied("the account is suspended", Reason.USER_SUSPENDED)
         account = login.account
         if account.state == user_pb2.USER_STATE_DEACTIVATED:
             if not request.reactivate:
@@ -227,7 +228,7 @@ class AuthService(AuthServiceServicer):
         active = account._replace(state=user_pb2.USER_STATE_ACTIVE, version=version)
         reinstated = await self._events.record(event_pb2.UserReinstated(user_id=account.user_id, version=version))
         if not await self._store.replace(active, [reinstated]):
-            raise errors.unavailable("the account is being changed by others", reason="CONTENDED")
+            raise errors.unavailable("the account is being changed by others", reason=Reason.CONTENDED)
         return active
 
     async def _new_session(self, user_id: int) -> tuple[Session, str, bytes]:
@@ -273,7 +274,7 @@ def _shown(session: Session, current_id: int) -> pb.Session:
 
 
 def _wrong_current_password() -> errors.RoostError:
-    return errors.permission_denied("the current password is wrong", "WRONG_CREDENTIALS")
+    return errors.permission_denied("the current password is wrong", Reason.WRONG_CREDENTIALS)
 
 
 def _deactivated() -> errors.RoostError:
@@ -281,9 +282,9 @@ def _deactivated() -> errors.RoostError:
     message = (
         "the account was deleted: log in with `reactivate` set to true to bring it back, as long as it is not purged"
     )
-    return errors.permission_denied(message, "ACCOUNT_DEACTIVATED")
+    return errors.permission_denied(message, Reason.ACCOUNT_DEACTIVATED)
 
 
 def _wrong_credentials() -> errors.RoostError:
     # The same for a wrong password and for a name that nobody has.
-    return errors.unauthenticated("name and password do not belong together", reason="WRONG_CREDENTIALS")
+    return errors.unauthenticated("name and password do not belong together", reason=Reason.WRONG_CREDENTIALS)

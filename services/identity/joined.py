@@ -15,6 +15,7 @@ from roost.tweet.v1 import tweet_service_pb2
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.common import errors
+from services.common.reasons import Reason
 from services.identity.store import Account
 
 # Less than a read's own deadline: a service that hangs costs the counts, not the profile.
@@ -103,7 +104,7 @@ def _viewer(tie: graph_service_pb2.Relationship) -> user_pb2.UserViewer:
 
 def _unknown_relationships() -> errors.RoostError:
     return errors.unavailable(
-        "whether you may see this profile cannot be told now: try again", reason="RELATIONSHIPS_UNKNOWN"
+        "whether you may see this profile cannot be told now: try again", reason=Reason.RELATIONSHIPS_UNKNOWN
     )
 
 

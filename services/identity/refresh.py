@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.common import errors
+from services.common.reasons import Reason
 
 RANDOM_BYTES = 32
 # 128 bits: guessing is out of reach.
@@ -80,4 +81,4 @@ class RefreshTokens:
 
 def refusal() -> errors.RoostError:
     """The one answer to a refresh token that buys nothing, whatever the reason."""
-    return errors.unauthenticated("the refresh token is not valid: log in again", reason="REFRESH_TOKEN_INVALID")
+    return errors.unauthenticated("the refresh token is not valid: log in again", reason=Reason.REFRESH_TOKEN_INVALID)

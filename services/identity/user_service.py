@@ -15,6 +15,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceServicer
 
 from services.common import context as calls
 from services.common import errors
+from services.common.reasons import Reason
 from services.common.snowflake import Snowflake
 from services.identity.events import Body, Events
 from services.identity.joined import Joiner
@@ -85,7 +86,7 @@ class UserService(UserServiceServicer):
         def changed(account: Account) -> tuple[Account, Body] | None:
             if account.state == user_pb2.USER_STATE_SUSPENDED:
                 # Else coming back within the grace would be a way out of a suspension.
-                raise errors.permission_denied("the account is suspended", "USER_SUSPENDED")
+                raise errors.permission_denied("the account is suspended", Reason.USER_SUSPENDED)
             body = event_pb2.UserDeleted(user_id=account.user_id, version=account.version + 1)
             return _to_state(account, user_pb2.USER_STATE_DEACTIVATED, body)
 
@@ -167,7 +168,7 @@ class UserService(UserServiceServicer):
                 ends = account.state != user_pb2.USER_STATE_ACTIVE
                 if await self._store.replace(account, [await self._events.record(body)], end_sessions=ends):
                     return account
-        raise errors.unavailable("the account is being changed by others", reason="CONTENDED")
+        raise errors.unavailable("the account is being changed by others", reason=Reason.CONTENDED)
 
 
 def _to_state(account: Account, state: user_pb2.UserState.ValueType, body: Body) -> tuple[Account, Body] | None:

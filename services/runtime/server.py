@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from services.common import errors, open_files
 from services.common.context import ANONYMOUS, NEVER, OPERATOR, Actor, Call, bounded_user_agent
 from services.common.interceptors import Endpoint
+from services.common.reasons import Reason
 from services.common.tokens import Verifier
 from services.runtime.channel import (
     AUTHORIZATION_KEY,
@@ -50,7 +51,7 @@ class Authenticator:
         caller = ""
         if CALLER_KEY in metadata:
             if not hmac.compare_digest(metadata.get(SECRET_KEY, "").encode(), self._mesh_secret):
-                raise errors.unauthenticated("the mesh secret does not match", "MESH_SECRET")
+                raise errors.unauthenticated("the mesh secret does not match", Reason.MESH_SECRET)
             caller = metadata[CALLER_KEY]
         authorization = metadata.get(AUTHORIZATION_KEY, "")
         if not authorization:

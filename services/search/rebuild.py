@@ -17,9 +17,10 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.common import errors
 from services.common.event_log import is_passing
+from services.common.reasons import Reason
 from services.search.consumer import in_turns, tweet_change
 from services.search.documents import user_document
-from services.search.store import BEING_BUILT, Change, Collection, SearchIndex
+from services.search.store import Change, Collection, SearchIndex
 
 # After a failure; then twice as long, up to the most.
 RETRY_FIRST_S = 0.2
@@ -87,7 +88,7 @@ class Rebuilder:
                 await self._build()
                 return
             except errors.RoostError as error:
-                if error.reason == BEING_BUILT:
+                if error.reason == Reason.INDEX_BEING_BUILT:
                     # It serves this process too. Where its builder dies, the next look begins again.
                     _log.info("the search index is being built by another process")
                     return

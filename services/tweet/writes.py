@@ -18,6 +18,7 @@ from roost.tweet.v1 import tweet_service_pb2 as rpc
 from services.common import context as calls
 from services.common import errors
 from services.common.event_log import Record
+from services.common.reasons import Reason
 from services.common.snowflake import Snowflake, timestamp_ms
 from services.hydration.fragments import NO_METRICS, author_fragment
 from services.hydration.hydrate import Hydrator
@@ -90,7 +91,7 @@ class Writes:
         for _ in range(MAX_EDITS + 1):
             core = await self.own(user_id, tweet_id, "edits")
             if core.head.retweet_of_id:
-                raise errors.failed_precondition("a retweet has no text of its own", "RETWEET")
+                raise errors.failed_precondition("a retweet has no text of its own", Reason.RETWEET)
             versions = await self._store.list_revisions(tweet_id)
             if not versions or versions[-1].text == text or await self._revise(core, versions[0], versions[-1], text):
                 break
@@ -101,9 +102,9 @@ class Writes:
     ) -> bool:
         now_ms = int(self._clock() * 1000)
         if now_ms - timestamp_ms(core.head.id) > self._edit_window_s * 1000:
-            raise errors.failed_precondition("the time for edits is over", "EDIT_WINDOW_CLOSED")
+            raise errors.failed_precondition("the time for edits is over", Reason.EDIT_WINDOW_CLOSED)
         if last.version > MAX_EDITS:
-            raise errors.failed_precondition(f"a tweet is edited {MAX_EDITS} times at most", "EDIT_LIMIT")
+            raise errors.failed_precondition(f"a tweet is edited {MAX_EDITS} times at most", Reason.EDIT_LIMIT)
         edited_at = Timestamp()
         edited_at.FromMilliseconds(now_ms)
         tweet = tweet_pb2.Tweet.FromString(core.core)
@@ -208,13 +209,13 @@ class Writes:
         if core.head.author_id != user_id:
             # Raises NOT_FOUND where the caller may not even know of it.
             await self.joined(core.head.id)
-            raise errors.permission_denied(f"only its author {deed} a tweet", "NOT_AUTHOR")
+            raise errors.permission_denied(f"only its author {deed} a tweet", Reason.NOT_AUTHOR)
 
     async def _refuse_hidden(self, user_id: int, author_ids: Collection[int]) -> None:
         if len(await self._hydrator.author_fragments(user_id, author_ids)) == len(author_ids):
             return
         if len(await self._hydrator.author_fragments(0, author_ids)) == len(author_ids):
-            raise errors.permission_denied("one of you blocks the other", "BLOCKED")
+            raise errors.permission_denied("one of you blocks the other", Reason.BLOCKED)
         raise no_such_tweet()
 
     async def _any(self, tweet_id: int) -> tweet_pb2.TweetCore:

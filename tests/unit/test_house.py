@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from services import registry
+from services.common.reasons import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("services", "gateway_http", "roost_cli", "roost_client")
@@ -102,6 +103,28 @@ def test_code_refers_only_to_documents_of_this_tree() -> None:
         if not documents & set(name)
     ]
     assert not found
+
+
+def test_every_reason_of_an_error_is_declared_and_used() -> None:
+    """Two spellings of one reason are two things to a client. mypy checks what is raised; here is what it lets pass."""
+    used: set[str] = set()
+    spelt: list[str] = []
+    for path in modules("services", "gateway_http", "roost_cli"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Reason":
+                used.add(node.attr)
+            texts: list[ast.expr] = []
+            if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == "reason":
+                texts = node.comparators
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("RoostError"):
+                texts = [*node.args[2:], *(one.value for one in node.keywords if one.arg == "reason")]
+            spelt += [
+                f"{named(path)}:{one.lineno}: {one.value}"
+                for one in texts
+                if isinstance(one, ast.Constant) and isinstance(one.value, str) and one.value
+            ]
+    assert not spelt, "say Reason.X"
+    assert used == set(Reason.__members__)
 
 
 def test_registry_lists_every_service_folder() -> None:

@@ -18,6 +18,7 @@ from services.common.context import NEVER, OPERATOR, Call, current_call
 from services.common.contract import Method, methods
 from services.common.interceptors.metrics import observer_of
 from services.common.interceptors.validation import check_caller_only, validate
+from services.common.reasons import Reason
 from services.common.timed import until
 
 log = structlog.get_logger()
@@ -170,7 +171,7 @@ def check_access(method: Method, call: Call, callers: Collection[str] | None = N
     if access == options.ACCESS_MESH:
         allowed = method.policy.callers if callers is None else callers
         if call.caller not in allowed:
-            raise errors.permission_denied(f"{method.name} is for {', '.join(sorted(allowed))} only", "MESH_ONLY")
+            raise errors.permission_denied(f"{method.name} is for {', '.join(sorted(allowed))} only", Reason.MESH_ONLY)
         return
     if access == options.ACCESS_USER:
         if not call.actor.user_id:
@@ -182,7 +183,9 @@ def check_access(method: Method, call: Call, callers: Collection[str] | None = N
         raise errors.unauthenticated()
     needed = {"admin"} if access == options.ACCESS_ADMIN else {"admin", "moderator"}
     if not needed & call.actor.roles:
-        raise errors.permission_denied(f"{method.name} needs the role {' or '.join(sorted(needed))}", "ROLE_MISSING")
+        raise errors.permission_denied(
+            f"{method.name} needs the role {' or '.join(sorted(needed))}", Reason.ROLE_MISSING
+        )
 
 
 def endpoints_of(servicers: Mapping[str, object]) -> dict[str, Endpoint]:

@@ -13,6 +13,7 @@ from services.common import errors
 from services.common.context import Call
 from services.common.contract import Method, field_policy
 from services.common.errors import MAX_VIOLATIONS, Violation
+from services.common.reasons import Reason
 
 # Each violation costs 10 µs and more, and protovalidate makes all of them before the first can be read: a request whose lists may hold
 # more items than this is told its first violation alone.
@@ -36,7 +37,7 @@ def check_caller_only(method: Method, request: Message, call: Call) -> None:
     for name in method.caller_only:
         value = getattr(request, name)
         if value and value != call.actor.user_id:
-            raise errors.permission_denied(f"{name} must be your own id", "NOT_YOURS")
+            raise errors.permission_denied(f"{name} must be your own id", Reason.NOT_YOURS)
 
 
 def _violation(found: protovalidate.Violation, request: Message) -> Violation:

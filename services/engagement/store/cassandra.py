@@ -22,6 +22,7 @@ from services.cluster.turns import Turns, to_its_end
 from services.common import errors
 from services.common.cache import SingleFlight
 from services.common.event_log import EventLog, Record
+from services.common.reasons import Reason
 from services.engagement.store import Entry, Kind, cql
 from services.engagement.store.counted import SharedCounts
 
@@ -331,4 +332,4 @@ def _lots(ids: Iterable[int]) -> list[list[int]]:
 
 
 def _contended() -> errors.RoostError:
-    return errors.unavailable("the same is being changed by others", reason="CONTENDED")
+    return errors.unavailable("the same is being changed by others", reason=Reason.CONTENDED)

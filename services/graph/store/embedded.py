@@ -12,6 +12,7 @@ from typing import Self, TypeVar
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.common import errors
+from services.common.reasons import Reason
 from services.embedded import outbox
 from services.embedded.sqlite import Database
 from services.graph.facts import Change, Facts
@@ -187,7 +188,7 @@ class _Write:
     def follow(self, follower_id: int, followee_id: int) -> bool:
         pair = (follower_id, followee_id)
         if self._one(sql.HAS_BLOCK_BETWEEN, (*pair, followee_id, follower_id)):
-            raise errors.permission_denied("one of you blocks the other", reason="BLOCKED")
+            raise errors.permission_denied("one of you blocks the other", reason=Reason.BLOCKED)
         at_ms, version = self._change.at_ms, self._change.version
         if not self._rows(sql.ADD_FOLLOWING, (*pair, at_ms)):
             return False

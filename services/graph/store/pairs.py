@@ -16,6 +16,7 @@ from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.common import errors
 from services.common.event_log import Record
+from services.common.reasons import Reason
 from services.graph.facts import Change, Facts
 from services.graph.store import cql
 
@@ -100,7 +101,7 @@ class Pair(NamedTuple):
         kind, makes = act.value
         place = 2 * kind + (0 if source_id == self.low else 1)
         if act is Act.FOLLOW and any(self.edges[2 * Kind.BLOCK : 2 * Kind.BLOCK + 2]):
-            raise errors.permission_denied("one of you blocks the other", reason="BLOCKED")
+            raise errors.permission_denied("one of you blocks the other", reason=Reason.BLOCKED)
         if makes == (self.edges[place] is not None):
             return None
         edges = list(self.edges)

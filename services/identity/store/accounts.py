@@ -9,6 +9,7 @@ from roost.identity.v1 import user_pb2
 
 from services.cluster.cassandra import MAX_BATCH, Row, Step
 from services.common import errors
+from services.common.reasons import Reason
 from services.identity.password import Credential, Scheme
 from services.identity.store import Account, AccountLogin, NewAccount, Session, cql
 from services.identity.store.wire import is_equal, roles_of, roles_text
@@ -81,7 +82,7 @@ class ImportPlan:
             if first is not one and not is_equal(AccountLogin(first.account, first.credential), one):
                 raise _another(one)
             if addresses.setdefault(one.email_key, one.username_key) != one.username_key:
-                raise errors.already_exists("the email is taken", "EMAIL_TAKEN")
+                raise errors.already_exists("the email is taken", Reason.EMAIL_TAKEN)
         self.names = list(self._first)
 
     @property
@@ -104,4 +105,4 @@ class ImportPlan:
 
 def _another(new: NewAccount) -> errors.RoostError:
     name = user_pb2.User.FromString(new.account.core).username
-    return errors.already_exists(f"{name} exists and is another", "USERNAME_TAKEN")
+    return errors.already_exists(f"{name} exists and is another", Reason.USERNAME_TAKEN)

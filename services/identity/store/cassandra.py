@@ -19,6 +19,7 @@ from services.cluster.shared import SharedEntries
 from services.cluster.turns import Turns, to_its_end
 from services.common import errors
 from services.common.event_log import EventLog, Record
+from services.common.reasons import Reason
 from services.common.snowflake import first_id_at
 from services.identity.password import Credential
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, cql
@@ -129,7 +130,7 @@ class CassandraStore:
                     await to_its_end(self._make(missing, [account_steps(one, NOTE_S) for one in missing]))
             except errors.RoostError as error:
                 # Somebody makes one of them now: perhaps the very same, which then is found.
-                if error.reason != "USERNAME_TAKEN" or not tries_left:
+                if error.reason != Reason.USERNAME_TAKEN or not tries_left:
                     raise
                 await asyncio.sleep(IMPORT_AGAIN_S)
             else:
@@ -145,10 +146,10 @@ class CassandraStore:
         first, *others = lots(groups)
         try:
             if clock() > give_up:
-                raise errors.unavailable("others may have the name by now", reason="STORE_UNAVAILABLE")
+                raise errors.unavailable("others may have the name by now", reason=Reason.STORE_UNAVAILABLE)
             await self._keyspace.batch(first)
         except errors.RoostError as error:
-            if error.reason == "STORE_UNAVAILABLE":
+            if error.reason == Reason.STORE_UNAVAILABLE:
                 await self._claims.release(new)
             raise
         room = asyncio.Semaphore(BATCHES_AT_ONCE)
@@ -245,7 +246,7 @@ class CassandraStore:
                 values = session_values(session, following.used, following.offered)
                 if (await self._keyspace.apply_if(cql.ROTATE, *values, found.used, found.offered))[0]:
                     return Rotation.DONE
-        raise errors.unavailable("the session is being refreshed by others", reason="CONTENDED")
+        raise errors.unavailable("the session is being refreshed by others", reason=Reason.CONTENDED)
 
     async def sessions(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:
         found: list[Session] = []

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from services.cluster.cassandra import Keyspace
 from services.common import errors
+from services.common.reasons import Reason
 from services.identity.store import NewAccount, cql
 
 # After it a claim without an account is given up. Far longer than a sign-up may go on (below) and than its writes may still be on
@@ -32,12 +33,12 @@ class _Kind(NamedTuple):
     claim: str
     take: str
     free: str
-    reason: str
+    reason: Reason
     word: str
 
 
-_HANDLE = _Kind(cql.HANDLE_OF, cql.CLAIM_HANDLE, cql.TAKE_HANDLE, cql.FREE_HANDLE, "USERNAME_TAKEN", "username")
-_EMAIL = _Kind(cql.EMAIL_OF, cql.CLAIM_EMAIL, cql.TAKE_EMAIL, cql.FREE_EMAIL, "EMAIL_TAKEN", "email")
+_HANDLE = _Kind(cql.HANDLE_OF, cql.CLAIM_HANDLE, cql.TAKE_HANDLE, cql.FREE_HANDLE, Reason.USERNAME_TAKEN, "username")
+_EMAIL = _Kind(cql.EMAIL_OF, cql.CLAIM_EMAIL, cql.TAKE_EMAIL, cql.FREE_EMAIL, Reason.EMAIL_TAKEN, "email")
 
 
 class Claims:
@@ -117,7 +118,7 @@ class Claims:
         try:
             applied, _ = await self._keyspace.apply_if(statement, *values)
         except errors.RoostError as error:
-            if error.reason != "OUTCOME_UNKNOWN":
+            if error.reason != Reason.OUTCOME_UNKNOWN:
                 raise
             # The caller looks who holds it now.
             return False

@@ -18,6 +18,7 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 from services.common import errors
 from services.common.event_log import Record
 from services.common.files import kept_key, naming, private_dir, write_durably
+from services.common.reasons import Reason
 from services.common.revisions import Revisions
 from services.embedded.outbox import OUTBOX_SCHEMA, enqueue
 from services.embedded.sqlite import Database
@@ -147,7 +148,7 @@ class EmbeddedStore:
                     made.append(one.account)
                 elif not is_equal(_login_of(row), one):
                     name = user_pb2.User.FromString(one.account.core).username
-                    raise errors.already_exists(f"{name} exists and is another", "USERNAME_TAKEN")
+                    raise errors.already_exists(f"{name} exists and is another", Reason.USERNAME_TAKEN)
                 ids.append(row[0] if row is not None else one.account.user_id)
             return made
 
@@ -305,8 +306,8 @@ def _forget_secret(connection: sqlite3.Connection, name: str) -> None:
 def _insert(connection: sqlite3.Connection, new: NewAccount) -> None:
     account = new.account
     for column, value, reason in (
-        ("username_key", new.username_key, "USERNAME_TAKEN"),
-        ("email_key", new.email_key, "EMAIL_TAKEN"),
+        ("username_key", new.username_key, Reason.USERNAME_TAKEN),
+        ("email_key", new.email_key, Reason.EMAIL_TAKEN),
     ):
         if connection.execute(f"SELECT 1 FROM account WHERE {column} = ?", (value,)).fetchone():  # noqa: S608 (ours)
             raise errors.already_exists(f"the {reason.split('_', 1)[0].lower()} is taken", reason)

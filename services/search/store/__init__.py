@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-# The reason of ALREADY_EXISTS where another process builds the index.
-BEING_BUILT = "INDEX_BEING_BUILT"
 # What one search, one change and one fill may hold.
 MAX_FOUND = 1_000
 MAX_CHANGES = 1_000

@@ -18,7 +18,7 @@ import structlog
 
 from services.cluster.opensearch import CONFLICT, NOT_FOUND, OpenSearch, Refusal
 from services.common import errors
-from services.search.store import BEING_BUILT
+from services.common.reasons import Reason
 
 # A build without its process is taken up by another one this long after somebody noticed.
 EXPIRES_S = 20.0
@@ -151,4 +151,4 @@ def _only_over(place: tuple[int, int]) -> dict[str, int]:
 
 
 def _held() -> errors.RoostError:
-    return errors.already_exists("another process builds the search index", BEING_BUILT)
+    return errors.already_exists("another process builds the search index", Reason.INDEX_BEING_BUILT)

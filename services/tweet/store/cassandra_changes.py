@@ -10,6 +10,7 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from services.common import errors
 from services.common.event_log import Record
+from services.common.reasons import Reason
 from services.tweet.store import cassandra_schema as cql
 from services.tweet.store.cassandra_writes import Writer
 from services.tweet.store.claims import MAX_TRIES, is_unknown, name_of_retweet
@@ -73,7 +74,7 @@ class Changer:
         if known.hidden != cql.REMOVED:
             return Change(False, known)
         if known.action_id != action_id:
-            raise errors.failed_precondition("another action hides the tweet", "OTHER_ACTION")
+            raise errors.failed_precondition("another action hides the tweet", Reason.OTHER_ACTION)
         steps = show(known.head, cql.STANDS, self._writer.now_us(known.changed_us), 0, 0)
         await self._writer.commit(steps, event, known.head)
         return Change(True, known)
@@ -98,7 +99,7 @@ class Changer:
         """Does again what follows the commit of a change, by the tweets as they stand. UNAVAILABLE where that cannot be for now."""
         for tweet_id, known in (await self._writer.stored(tweet_ids)).items():
             if not await self._writer.tell_of(known.head):
-                raise errors.unavailable("no process can be told of a change now", reason="CACHE_UNAVAILABLE")
+                raise errors.unavailable("no process can be told of a change now", reason=Reason.CACHE_UNAVAILABLE)
             await self.count_retweets(tweet_id)
 
     async def revise(
@@ -149,7 +150,7 @@ class Changer:
             for version, _core, made_by in await self._keyspace.read_serial(cql.LAST_REVISION, tweet_id):
                 if version >= revision.version:
                     return bool(version == revision.version and Record(*made_by) == event)
-        raise errors.unavailable("others edit the same all the time", reason="CONTENTION")
+        raise errors.unavailable("others edit the same all the time", reason=Reason.CONTENDED)
 
     async def list_revisions(self, tweet_id: int) -> Sequence[tweet_service_pb2.TweetRevision]:
         """See the port. An edit that was left half done is finished first: whoever repeats it looks here, too."""

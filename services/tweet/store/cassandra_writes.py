@@ -20,6 +20,7 @@ from services.cluster.shared import SharedEntries
 from services.cluster.turns import Turns
 from services.common import errors
 from services.common.event_log import Record
+from services.common.reasons import Reason
 from services.tweet.store import Claim
 from services.tweet.store import cassandra_schema as cql
 from services.tweet.store.cassandra_lists import by_ids
@@ -160,7 +161,7 @@ class Writer:
         if known is None:
             return _Own(await self.complete(held.post), False)
         if known.hidden == cql.REMOVED:
-            raise errors.permission_denied("a moderator removed this retweet", "REMOVED")
+            raise errors.permission_denied("a moderator removed this retweet", Reason.REMOVED)
         return _Own(held.post.id, known.hidden == cql.DELETED)
 
     async def _above(self, post: Post, must_stand: bool) -> Sequence[int]:

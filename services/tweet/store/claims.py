@@ -14,6 +14,7 @@ from roost.tweet.v1 import tweet_pb2
 from services.cluster.cassandra import Keyspace, Row
 from services.common import errors
 from services.common.event_log import Record
+from services.common.reasons import Reason
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
 from services.tweet.store import cassandra_schema as cql
 from services.tweet.store.placed import Post
@@ -54,7 +55,7 @@ def holds(held: Held | None, claim: Claim) -> bool:
     if held is None or held.expires_at_s <= claim.now_s:
         return False
     if held.body_hash != claim.body_hash:
-        raise errors.already_exists("the idempotency key was used for another body", "IDEMPOTENCY_KEY_REUSED")
+        raise errors.already_exists("the idempotency key was used for another body", Reason.IDEMPOTENCY_KEY_REUSED)
     return True
 
 
@@ -88,7 +89,7 @@ class Claims:
             if held is not None and held.post.id != instead_of:
                 return held
             instead_of = held.post.id if held is not None else 0
-        raise errors.unavailable("others claim the same all the time", reason="CONTENTION")
+        raise errors.unavailable("others claim the same all the time", reason=Reason.CONTENDED)
 
     async def free(self, user_id: int, name: str, tweet_id: int) -> None:
         """Gives up a name if that tweet holds it. UNAVAILABLE where it is unknown whether it did."""

@@ -15,6 +15,7 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from services.common import errors
 from services.common.event_log import Record
+from services.common.reasons import Reason
 from services.embedded import outbox
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
 from services.tweet.store import schema as sql
@@ -86,7 +87,7 @@ def restore(connection: sqlite3.Connection, tweet_id: int, action_id: int, event
     if row.state != sql.REMOVED:
         return Change(tweet_id, row.author_id, False)
     if row.action_id != action_id:
-        raise errors.failed_precondition("another action hides the tweet", "OTHER_ACTION")
+        raise errors.failed_precondition("another action hides the tweet", Reason.OTHER_ACTION)
     connection.execute(sql.HIDE, (sql.STANDS, 0, 0, tweet_id))
     outbox.enqueue(connection, (event,))
     return Change(tweet_id, row.author_id, True, _count(connection, tweet_id, row, 1))
@@ -152,7 +153,7 @@ def claimed(connection: sqlite3.Connection, user_id: int, claim: Claim) -> int:
         return 0
     body_hash, earlier = row
     if body_hash != claim.body_hash:
-        raise errors.already_exists("the idempotency key was used for another body", "IDEMPOTENCY_KEY_REUSED")
+        raise errors.already_exists("the idempotency key was used for another body", Reason.IDEMPOTENCY_KEY_REUSED)
     return int(earlier)
 
 
@@ -165,7 +166,7 @@ def _take_key(connection: sqlite3.Connection, user_id: int, claim: Claim, tweet_
 def _own_retweet(connection: sqlite3.Connection, user_id: int, original_id: int) -> int:
     row = connection.execute(sql.OWN_RETWEET, (user_id, original_id)).fetchone()
     if row is not None and row[1] == sql.REMOVED:
-        raise errors.permission_denied("a moderator removed this retweet", "REMOVED")
+        raise errors.permission_denied("a moderator removed this retweet", Reason.REMOVED)
     return 0 if row is None else int(row[0])
 
 

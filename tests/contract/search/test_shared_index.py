@@ -11,7 +11,8 @@ from services.cluster.opensearch import OpenSearch
 from services.common import errors
 from services.common.config import Settings
 from services.common.context import Call, current_call
-from services.search.store import BEING_BUILT, Query, SearchIndex
+from services.common.reasons import Reason
+from services.search.store import Query, SearchIndex
 from services.search.store import opensearch as adapter
 from services.search.store.lock import EXPIRES_S, BuildLock
 from services.search.store.opensearch import OpenSearchIndex
@@ -115,7 +116,7 @@ async def test_one_builds_at_a_time_and_the_other_after_it(pair: tuple[SearchInd
     await one.begin()
     with pytest.raises(errors.RoostError) as refusal:
         await other.begin()
-    assert refusal.value.reason == BEING_BUILT
+    assert refusal.value.reason == Reason.INDEX_BEING_BUILT
     await one.fill([tweet(1, "ones")])
     assert (await other.building()).filled is not None
     await one.finish()

@@ -15,6 +15,7 @@ from services.common import errors
 from services.common.config import Settings
 from services.common.context import Actor, Call, current
 from services.common.health import SERVING, Health
+from services.common.reasons import Reason
 
 ALICE = Actor(user_id=7, session_id=1, token="alice-token")
 
@@ -59,7 +60,7 @@ class FakeVerifier:
 
     async def verify(self, token: str) -> Actor:
         if token != ALICE.token:
-            raise errors.unauthenticated("the access token is not valid", "INVALID_TOKEN")
+            raise errors.unauthenticated("the access token is not valid", Reason.TOKEN_INVALID)
         self.known[token] = ALICE
         return ALICE
 

@@ -250,7 +250,7 @@ async def test_tokens_are_asked_for_as_elsewhere(client: Client) -> None:
     answer = await client.json("POST", AVAILABLE, {}, headers={"authorization": "Bearer other"})
     refused(answer, "unauthenticated")
     assert answer.headers["www-authenticate"] == 'Bearer error="invalid_token"'
-    assert detail(answer, error_details_pb2.ErrorInfo).reason == "INVALID_TOKEN"
+    assert detail(answer, error_details_pb2.ErrorInfo).reason == "TOKEN_INVALID"
 
 
 async def test_limits_count_every_dialect_together(limited: Callable[..., Client]) -> None:
