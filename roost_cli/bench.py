@@ -106,12 +106,17 @@ class Plan:
 
 def bench(
     what: Annotated[
-        What, typer.Argument(help="home: first pages of home timelines; fanout: entries written to Redis.")
+        What, typer.Argument(help="home reads first pages of home timelines; fanout writes entries to Redis.")
     ] = What.HOME,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, max=MAX_ROUNDS, help="Rounds of each server.")] = 3,
-    seconds: Annotated[int, typer.Option("--seconds", min=1, max=MAX_SECONDS, help="Seconds a round.")] = 6,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, max=MAX_ROUNDS, help="How many rounds each server is measured.")
+    ] = 3,
+    seconds: Annotated[
+        int, typer.Option("--seconds", min=1, max=MAX_SECONDS, help="How many seconds a round takes.")
+    ] = 6,
     connections: Annotated[
-        int, typer.Option("--connections", min=1, max=MAX_CONNECTIONS, help="HTTP connections at once.")
+        int,
+        typer.Option("--connections", min=1, max=MAX_CONNECTIONS, help="How many HTTP connections are open at once."),
     ] = 16,
     posts: Annotated[
         int,
@@ -119,27 +124,25 @@ def bench(
             "--posts",
             min=0,
             max=MAX_POSTS,
-            help="home: tweets a second that are posted in rounds of their own; 0: none.",
+            help="With home: tweets posted per second in rounds of their own; 0 leaves those rounds out.",
         ),
     ] = DEFAULT_POSTS,
     markdown: Annotated[
         Path | None,
         typer.Option(
-            "--markdown", exists=True, dir_okay=False, writable=True, help="Write the table into this document as well."
+            "--markdown", exists=True, dir_okay=False, writable=True, help="Also write the table into this document."
         ),
     ] = None,
     http: Annotated[
-        str | None, typer.Option("--http", metavar="HOST:PORT", help="The gateway; that of the mesh by default.")
+        str | None, typer.Option("--http", metavar="HOST:PORT", help="The address of the gateway [that of the mesh].")
     ] = None,
     redis: Annotated[
         str | None,
-        typer.Option(
-            "--redis", metavar="URL", help="fanout: an empty database of a Redis; by default a server of its own."
-        ),
+        typer.Option("--redis", metavar="URL", help="With fanout: an empty database of a Redis [a server of its own]."),
     ] = None,
     grpc: options.Grpc = None,
 ) -> None:
-    """Measure a loaded mesh on this machine under wrk, every request another user's; or fan-out's writes to Redis, beside the textbook's.
+    """Measure home reads of a loaded mesh on this machine with wrk, or fan-out's writes to Redis.
 
     For home, start the mesh with ROOST_RATE_LIMITS=off. For fanout no mesh is needed.
     """
@@ -187,7 +190,7 @@ async def _tokens(mesh: target.Target) -> list[str]:
         except grpc_lib.aio.AioRpcError as error:
             raise refused(error, "minting tokens") from error
     if not tokens:
-        raise CommandError("nobody is there to read: load a graph first (`roost load`)")
+        raise CommandError("the mesh has no people: load a graph first with `roost load`")
     return tokens
 
 
@@ -212,7 +215,7 @@ def first_pages(address: str, tokens: Sequence[str], shown: progress.Progress) -
             connection.close()
     tweets = sum(len(orjson.loads(body)["tweets"]) for _, body in read) / len(read)
     if not tweets:
-        raise CommandError("every home is empty: load tweets first (`roost load`)")
+        raise CommandError("every home is empty: load tweets first with `roost load`")
     mean = sum(len(body) for _, body in read) / len(read)
     headers, body = min(read, key=lambda page: abs(len(page[1]) - mean))
     return Pages(headers, body, tweets)

@@ -110,7 +110,7 @@ class Bench:
     async def _fill_ours(self, reader: int, ids: Sequence[int]) -> None:
         build = await self._store.open_build(reader, int(time.time() * 1000), "hybrid")
         if build is None or await self._store.close_build(build, ids, 0) is None:
-            raise CommandError("Redis does not take a home: it is not alone with this run", FAULTS)
+            raise CommandError("Redis did not keep a home: give this run a Redis of its own with --redis", FAULTS)
         for _ in range(reader % ((TRIM_ABOVE - CAPACITY) // 16)):
             await self._store.append([(tweet_id, (reader,)) for tweet_id in ids[-16:]])
 
@@ -133,7 +133,10 @@ class Bench:
             some = followers[start : start + a_call]
             counts = await self._store.append([(tweet_id, some) for tweet_id in tweet_ids])
             if set(counts) != {len(some)}:
-                raise CommandError("homes went cold under way: Redis is not alone with this run", FAULTS)
+                raise CommandError(
+                    "homes were dropped from Redis during the run: give this run a Redis of its own with --redis",
+                    FAULTS,
+                )
 
     async def theirs(self, tweet_ids: Sequence[int], followers: Sequence[int]) -> None:
         """As textbooks show it."""

@@ -22,17 +22,23 @@ _OPERATORS = (options_pb2.ACCESS_MESH, options_pb2.ACCESS_ADMIN, options_pb2.ACC
 
 
 def call(
-    method: Annotated[str | None, typer.Argument(help="Service.Method, such as TweetService.GetTweet.")] = None,
-    values: Annotated[list[str] | None, typer.Argument(help="field=value, nested.field=value, list=[1,2]")] = None,
-    user: Annotated[str | None, typer.Option("--as", metavar="USER", help="Call as this user: username or id.")] = None,
-    listed: Annotated[bool, typer.Option("--list", help="List the methods, with kind and access.")] = False,
+    method: Annotated[str | None, typer.Argument(help="The method, such as TweetService.GetTweet.")] = None,
+    values: Annotated[
+        list[str] | None, typer.Argument(help="Fields of the request: field=value, nested.field=value or list=[1,2].")
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option("--as", metavar="USER", help="Call as this user, given by username or id.")
+    ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="List the methods with their kind and who may call them.")
+    ] = False,
     only: Annotated[
         str | None,
         typer.Option("--only", metavar="FIELD", help="Print this field of the answer alone, such as user.id."),
     ] = None,
     grpc: options.Grpc = None,
 ) -> None:
-    """Call one method of the API and print its answer as JSON; a stream is printed one line a message."""
+    """Call one method of the API and print the answer as JSON. Each message of a stream is printed on its own line."""
     if listed:
         _list(method or "")
         return
@@ -103,7 +109,7 @@ async def _credentials(
     if method.policy.access in _OPERATORS:
         return mesh.operator()
     if method.policy.access == options_pb2.ACCESS_USER:
-        raise CommandError(f"{method.name} is called by a user: say --as USER")
+        raise CommandError(f"{method.name} is called by a user: name the user with --as USER")
     return ()
 
 

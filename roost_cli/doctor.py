@@ -54,13 +54,15 @@ class Check:
 
 def doctor(
     data: Annotated[Path | None, typer.Option("--data", help="The data directory [`data` in the checkout].")] = None,
-    http: Annotated[str | None, typer.Option("--http", metavar="HOST:PORT", help="Where HTTP would listen.")] = None,
+    http: Annotated[
+        str | None, typer.Option("--http", metavar="HOST:PORT", help="The HTTP address to check [127.0.0.1:8080].")
+    ] = None,
     grpc: options.Grpc = None,
     java_home: Annotated[
-        Path | None, typer.Option("--java-home", envvar="JAVA_HOME", help="A JDK to look at first.")
+        Path | None, typer.Option("--java-home", envvar="JAVA_HOME", help="The folder of a JDK for `scripts/backends`.")
     ] = None,
 ) -> None:
-    """Say whether Roost can run here, and whether a mesh answers; exit 1 where something stands in the way."""
+    """Check that Roost can run here and that the meshes here answer. Exits with 1 if something stands in the way."""
     settings = options.settings_with({})
     data_dir = data or settings.data_dir
     checks = [

@@ -44,32 +44,32 @@ def drill(
     fault: Annotated[
         Fault,
         typer.Argument(
-            help="crash: SIGKILL to a whole mesh under load, restart, and compare what is there. "
-            "kill: SIGKILL to one process after another of a mesh with two of each service, on the servers of the cluster family. "
-            "restart: the same with rolling restarts."
+            help="crash kills a whole mesh under load with SIGKILL, starts it again and compares what is there. "
+            "kill kills one process after another of a mesh with two of each service, on Cassandra, Redis, Kafka and OpenSearch. "
+            "restart does the same with rolling restarts."
         ),
     ],
-    rounds: Annotated[int, typer.Option("--rounds", min=1, max=MAX_ROUNDS, help="How often.")] = ROUNDS,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=MAX_ROUNDS, help="How many times.")] = ROUNDS,
     seed: Annotated[
-        int, typer.Option("--seed", help="Decides what is written, and for how long before each kill.")
+        int, typer.Option("--seed", help="The seed of what is written, and of how long before each kill.")
     ] = 1,
     service: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="kill and restart: processes of this service only; may be given several times."
+            metavar="NAME", help="With kill and restart: only processes of this service. May be given several times."
         ),
     ] = None,
 ) -> None:
-    """Break a mesh of its own, in a temporary folder and on free ports; exit 1 where a promise was not kept.
+    """Crash or restart a mesh of its own and check that nothing was lost. Exits with 1 if something was.
 
-    Every acknowledged write must be there once and every home exact. After a crash every start-up must take at most 10 s; where one
-    process of several is killed or restarted, every read, and every write that is safe to repeat, must be answered meanwhile.
+    Every acknowledged write must be there once and every home exact. After a crash every start-up must take at most 10 s. While one
+    process of several is killed or restarted, every read and every write that is safe to repeat must be answered.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="roost-drill-") as folder:
         if fault is Fault.CRASH:
             if service:
-                raise CommandError("a crash takes the whole mesh: --service goes with kill and restart", UNUSABLE)
+                raise CommandError("crash kills the whole mesh: --service goes with kill and restart only", UNUSABLE)
             result = asyncio.run(crash.Drill(Nursery(Path(folder)), seed, progress.for_stream()).run(rounds))
             report(fault, result, time.monotonic() - began)
             clean = result.clean and max(result.startups_s) <= STARTUP_WITHIN_S

@@ -47,35 +47,39 @@ _GROUPS = "SELECT consumer_group FROM consumer_offset ORDER BY 1"
 
 events = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-Cluster = Annotated[bool, typer.Option("--cluster", help="The log is on Kafka, where the settings say that it is.")]
+Cluster = Annotated[bool, typer.Option("--cluster", help="Use the log on the Kafka that the settings name.")]
 Data = Annotated[
     Path | None, typer.Option("--data", help="The data directory of an embedded mesh [`data` in the checkout].")
 ]
 Since = Annotated[
     str | None,
-    typer.Option("--since", metavar="AGO", help="90s, 30m, 2h, 7d ago, or a time such as 2026-11-21T06:00:00Z."),
+    typer.Option(
+        "--since", metavar="AGO", help="Begin 90s, 30m, 2h or 7d ago, or at a time such as 2026-11-21T06:00:00Z."
+    ),
 ]
 Group = Annotated[str, typer.Argument(help="The group of consumers, such as fanout or search.")]
 
 
 @events.callback()
 def _events() -> None:
-    """Look into the mesh's event log, deliver again, and give dead letters another chance."""
+    """Show the mesh's event log, replay it for a group of consumers, and retry dead letters."""
 
 
 @events.command()
 def tail(
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new events until Ctrl-C.")] = False,
     topic: Annotated[
-        list[str] | None, typer.Option("--topic", help="Only this one, such as tweet.created; may be repeated.")
+        list[str] | None,
+        typer.Option("--topic", help="Show only this topic, such as tweet.created. May be given several times."),
     ] = None,
     since: Since = None,
     cluster: Cluster = False,
     data: Data = None,
 ) -> None:
-    """Print events, one a line: when it was appended, topic, key, id and offset. The last ten minutes, or with --follow what comes.
+    """Print events, one on each line.
 
-    On Kafka the order is kept per key, not between keys.
+    A line holds the time of appending, topic, key, id and offset. By default it prints those of the last ten minutes, or with --follow new
+    ones. On Kafka events of one key are in order, those of different keys need not be.
     """
     settings = _settings(cluster, data)
     wanted = _topics(topic or [])
@@ -99,9 +103,12 @@ def replay(
     data: Data = None,
     grpc: options.Grpc = None,
 ) -> None:
-    """Deliver the events since a moment to a group once more: repeats change nothing, so it mends what a fault left out."""
+    """Deliver events to a group again.
+
+    Consumers ignore what they applied before, so this repairs what a fault left out.
+    """
     if since is None:
-        raise CommandError("say --since: from when on")
+        raise CommandError("give --since, the time from which events are delivered again")
     settings = _settings(cluster, data)
     time_ms = moment_ms(since, time.time())
     if settings.family == "cluster":
@@ -116,11 +123,14 @@ def replay(
 @events.command()
 def redrive(
     group: Group,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the dead letters, and leave them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the dead letters and change nothing.")] = False,
     cluster: Cluster = False,
     data: Data = None,
 ) -> None:
-    """Append a group's dead letters again, for all groups: after what made them fail was mended."""
+    """Append a group's dead letters again.
+
+    Do it once the cause of their failure is repaired. All groups receive them again, and ignore what they applied before.
+    """
     settings = _settings(cluster, data)
 
     async def look_or_move(log: EventLog) -> list[DeadLetter] | int:
@@ -164,7 +174,7 @@ def _shown(time_ms: int) -> str:
 
 def _settings(cluster: bool, data: Path | None) -> Settings:
     if cluster and data is not None:
-        raise CommandError("--data is about an embedded mesh, --cluster about another")
+        raise CommandError("--data names an embedded log and --cluster the one on Kafka: give one of them")
     settings = settings_with({"family": "cluster" if cluster else None, "data_dir": data})
     # What the log's clients have to say belongs on stderr.
     logs.configure(settings, "events")
@@ -225,7 +235,9 @@ async def _open_embedded(settings: Settings) -> EventLog:
 def _file_of(settings: Settings) -> Path:
     path = settings.data_dir / "log.db"
     if not path.is_file():
-        raise CommandError(f"no embedded log in {settings.data_dir}: name the mesh's --data, or say --cluster")
+        raise CommandError(
+            f"no embedded log in {settings.data_dir}: name the mesh's folder with --data, or give --cluster"
+        )
     return path
 
 

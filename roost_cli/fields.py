@@ -84,7 +84,7 @@ def _value(field: FieldDescriptor, path: str, text: str, me: Callable[[], int] |
         return _base64(path, text)
     if text == "me" and contract.field_policy(field).accepts_me:
         if me is None:
-            raise CommandError(f"{path}=me needs to know who you are: say --as USER")
+            raise CommandError(f"{path}=me needs to know who you are: name the user with --as USER")
         return str(me())
     if field.enum_type is not None:
         return _enum(field, path, text)

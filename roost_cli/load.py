@@ -49,9 +49,11 @@ def _file(option: str, help_text: str) -> Any:
 
 
 def load(
-    graph: Annotated[Path | None, _file("--graph", "Edge list in UTF-8: two node numbers a line.")] = None,
-    tweets: Annotated[Path | None, _file("--tweets", "Tweets in UTF-8, one a line.")] = None,
-    directed: Annotated[bool, typer.Option("--directed", help="FROM follows TO, one way.")] = False,
+    graph: Annotated[Path | None, _file("--graph", "A UTF-8 file of edges: two node numbers on each line.")] = None,
+    tweets: Annotated[Path | None, _file("--tweets", "A UTF-8 file of tweets, one on each line.")] = None,
+    directed: Annotated[
+        bool, typer.Option("--directed", help="Read an edge as FROM follows TO. By default each follows the other.")
+    ] = False,
     operations: Annotated[
         int,
         typer.Option(
@@ -59,25 +61,27 @@ def load(
             min=0,
             max=MAX_OPERATIONS,
             metavar="N",
-            help="Random operations of the people who are there then: posts, replies, retweets, edits, blocks, …",
+            help="Then do N random operations as the people who are there: posts, replies, retweets, edits, blocks and more.",
         ),
     ] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Decides who posts which tweet, and every operation.")] = 1,
+    seed: Annotated[
+        int, typer.Option("--seed", help="The seed of all random choices: who posts which tweet, and every operation.")
+    ] = 1,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, max=MAX_CONCURRENCY, help="Calls in flight.")
+        int, typer.Option("--concurrency", min=1, max=MAX_CONCURRENCY, help="How many calls may be in flight at once.")
     ] = CONCURRENCY,
     grpc: options.Grpc = None,
 ) -> None:
-    """Load a graph and tweets from files, carry out random operations, or both.
+    """Load a graph and tweets from files, do random operations, or both.
 
-    A second run with the same files resumes, and adds nothing that is there. Operations are made anew by each run.
+    A second run with the same files continues the first and adds nothing twice. Random operations are done again by each run.
     """
     if (graph is None) != (tweets is None):
-        raise CommandError("--graph and --tweets go together: people and what they post")
+        raise CommandError("--graph and --tweets go together: give both files")
     if graph is not None and tweets is not None:
         _load_files(graph, tweets, directed, seed, concurrency, grpc)
     elif not operations:
-        raise CommandError("say what to load: --graph with --tweets, --mutate N, or both")
+        raise CommandError("there is nothing to load: give --graph with --tweets, --mutate N, or both")
     if operations and not asyncio.run(mutate.mutate(target.find(grpc), operations, seed, concurrency)):
         raise typer.Exit(FAULTS)
 

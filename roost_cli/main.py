@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from roost_cli.outcome import FAULTS, UNUSABLE, CommandError
+from services.common import errors
 
 INTERRUPTED = 130
 
@@ -27,19 +28,19 @@ class _Command:
 
 # Where each command is. Only the one that runs is imported, so that a fault in one breaks no other.
 COMMANDS = {
-    "up": _Command("roost_cli.up", "up", "Run every service, in this process or each in its own."),
+    "up": _Command("roost_cli.up", "up", "Run every service, in one process or each in its own."),
     "serve": _Command("roost_cli.serve", "serve", "Run some services in this process, or the gateway."),
     "restart": _Command("roost_cli.restart", "restart", "Restart a service of `up --processes` without a failed call."),
     "call": _Command("roost_cli.call", "call", "Call one method of the API."),
-    "load": _Command("roost_cli.load", "load", "Load a graph and tweets from files, or carry out random operations."),
-    "verify": _Command("roost_cli.verify", "verify", "Compare every home timeline with what it must hold."),
-    "drill": _Command("roost_cli.drill", "drill", "Break a mesh of its own, and say whether it kept its promises."),
+    "load": _Command("roost_cli.load", "load", "Load a graph and tweets from files, or do random operations."),
+    "verify": _Command("roost_cli.verify", "verify", "Check every home timeline against what it must hold."),
+    "drill": _Command("roost_cli.drill", "drill", "Crash a mesh of its own and check that nothing was lost."),
     "bench": _Command("roost_cli.bench", "bench", "Measure what a read costs, beside a bare HTTP server."),
-    "search": _Command("roost_cli.search", "search", "Build the search index anew."),
-    "events": _Command("roost_cli.events", "events", "Look into the event log, deliver again, redrive dead letters."),
+    "search": _Command("roost_cli.search", "search", "Rebuild the search index."),
+    "events": _Command("roost_cli.events", "events", "Show the event log, replay it, retry dead letters."),
     "token": _Command("roost_cli.token", "token", "Print access tokens of users."),
-    "migrate": _Command("roost_cli.migrate", "migrate", "Bring the keyspaces of the cluster family up to date."),
-    "doctor": _Command("roost_cli.doctor", "doctor", "Say whether Roost can run here, and whether a mesh answers."),
+    "migrate": _Command("roost_cli.migrate", "migrate", "Bring the Cassandra keyspaces up to date."),
+    "doctor": _Command("roost_cli.doctor", "doctor", "Check that Roost can run here and that the mesh answers."),
 }
 
 
@@ -90,11 +91,11 @@ def roost(
     version: Annotated[
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an unexpected error comes from.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
 ) -> None:
     """Roost: a Twitter-class service mesh.
 
-    Exit codes: 0 all is well, 1 faults were found or a call was refused, 2 wrong usage or no mesh that answers.
+    Exit codes: 0 if all is well; 1 if faults were found or a call was refused; 2 if the usage is wrong or no mesh answers.
     """
 
 
@@ -107,6 +108,10 @@ def run(arguments: Sequence[str]) -> int:
     except CommandError as stop:
         typer.echo(f"roost: {stop.message}", err=True)
         return stop.code
+    except errors.RoostError as stop:
+        # A store or server that the command asked itself, without a mesh: its message is a sentence.
+        typer.echo(f"roost: {stop.message}", err=True)
+        return UNUSABLE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

@@ -19,11 +19,11 @@ from services.common.config import Settings
 
 
 def migrate(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is missing and change nothing.")] = False,
 ) -> None:
-    """Bring the keyspaces of the cluster family up to date, where the settings say that Cassandra is.
+    """Bring the keyspaces up to date in the Cassandra that the settings name.
 
-    Harmless twice and beside running processes. With `migrate_at_start` off nothing else does it.
+    It may run again, and beside running processes. If ROOST_MIGRATE_AT_START is off, nothing else does it.
     """
     try:
         asyncio.run(_migrate(settings_with({}), dry_run))

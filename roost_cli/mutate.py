@@ -169,7 +169,10 @@ async def mutate(mesh: target.Target, count: int, seed: int, concurrency: int) -
         except grpc.aio.AioRpcError as error:
             raise refused(error, "looking at who is there") from error
         if len(truth.active) < 2:
-            raise CommandError("operations take two people at least: load some, or start with the demo", FAULTS)
+            raise CommandError(
+                "random operations need at least two people: load a graph first with `roost load`, or start the mesh with the demo",
+                FAULTS,
+            )
         operations = plan(truth, count, seed)
         actors = TokenBook(channels[0], operator)
         await actors.admit(sorted(truth.active))

@@ -12,13 +12,13 @@ from roost_cli.processes import control
 
 
 def restart(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A service, or gateway.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a service, or gateway.")],
     grpc: options.Grpc = None,
 ) -> None:
-    """Replace every process of a service, one after the other.
+    """Replace the processes of a service, one after the other.
 
-    The new process is ready before the old one drains, so that no call fails. The gateway and the registry have one address each: they
-    stop, then start.
+    The new process is ready before the old one drains, so that no call fails. The gateway and the registry have a
+    fixed address each, so they stop before they start again.
     """
     # A gateway that cannot start has no run file, and is what one may want to restart.
     address = target.find(grpc).address if grpc or runfile.running() else options.settings_with({}).grpc

@@ -29,13 +29,13 @@ class Action(StrEnum):
 
 
 def search(
-    action: Annotated[Action, typer.Argument(help="reindex: build the index anew, beside the one in use.")],
+    action: Annotated[Action, typer.Argument(help="reindex builds a new index beside the one in use.")],
     wait: Annotated[
-        bool, typer.Option("--wait", help="Return once the new index is in use; show how far it is.")
+        bool, typer.Option("--wait", help="Wait until the new index is in use, and show the progress.")
     ] = False,
     grpc: options.Grpc = None,
 ) -> None:
-    """Build the search index anew from its owners. Searches go on meanwhile, and miss nothing."""
+    """Rebuild the search index from the services that own the data. Searches go on meanwhile and miss nothing."""
     asyncio.run(reindex(target.find(grpc), progress.for_stream(), wait=wait))
 
 

@@ -17,7 +17,8 @@ GATEWAY = "gateway"
 
 def serve(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME…", help=f"Services to run: {', '.join(SERVICES)}; or {GATEWAY}, alone.")
+        list[str],
+        typer.Argument(metavar="NAME…", help=f"The services to run: {', '.join(SERVICES)}; or {GATEWAY} alone."),
     ],
     http: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where the gateway listens [127.0.0.1:8080].")

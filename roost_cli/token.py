@@ -20,14 +20,18 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def token(
-    user: Annotated[str | None, typer.Argument(help="Username or user id.")] = None,
-    everyone: Annotated[bool, typer.Option("--all", help="One JSON line {user_id, username, token} a user.")] = False,
-    ttl: Annotated[str, typer.Option("--ttl", help="How long they live: 90s, 30m, 1h; at most a day.")] = "1h",
+    user: Annotated[str | None, typer.Argument(help="The user, by username or id.")] = None,
+    everyone: Annotated[
+        bool, typer.Option("--all", help="Print one JSON line {user_id, username, token} for every user.")
+    ] = False,
+    ttl: Annotated[
+        str, typer.Option("--ttl", help="How long the token is valid, such as 90s, 30m or 1h; at most a day.")
+    ] = "1h",
     grpc: options.Grpc = None,
 ) -> None:
-    """Print access tokens of users, good on gRPC and at the gateway. Each is written to the audit log."""
+    """Print access tokens of users, valid for gRPC and HTTP. The audit log records each."""
     if (user is None) != everyone:
-        raise CommandError("name one user, or say --all")
+        raise CommandError("name one user, or give --all")
     seconds = ttl_seconds(ttl)
     asyncio.run(_tokens(target.find(grpc), user, seconds))
 

@@ -54,24 +54,25 @@ def up(
     ops: Ops = None,
     data: Annotated[Path | None, typer.Option(help="The data directory [`data` in the checkout].")] = None,
     no_demo: Annotated[
-        bool, typer.Option("--no-demo", help="Load no demo people and tweets at the first run.")
+        bool, typer.Option("--no-demo", help="Do not load the demo people and tweets at the first run.")
     ] = False,
     cluster: Annotated[
         bool,
         typer.Option(
-            "--cluster", help="Use Cassandra, Redis, Kafka and OpenSearch: `scripts/backends up` starts them."
+            "--cluster", help="Keep data in Cassandra, Redis, Kafka and OpenSearch. `scripts/backends up` starts them."
         ),
     ] = False,
     processes: Annotated[
         bool, typer.Option("--processes", help="Run each service in a process of its own; needs --cluster.")
     ] = False,
     replicas: Annotated[
-        str, typer.Option(metavar="NAME=N,…", help="With --processes: how many of which service [1 of each].")
+        str, typer.Option(metavar="NAME=N,…", help="With --processes: how many processes each service gets [1].")
     ] = "",
 ) -> None:
-    """Run every service with the HTTP gateway: in this process on embedded stores, unless told otherwise.
+    """Run every service with the HTTP gateway. By default all run in this process and keep their data in embedded stores.
 
-    Stops cleanly on SIGTERM and Ctrl-C. Settings are ROOST_… variables, or a TOML file named by ROOST_CONFIG; options win over both.
+    Stops cleanly on SIGTERM and Ctrl-C. Settings are ROOST_… variables or come from the TOML file named by ROOST_CONFIG.
+    Options override both.
     """
     settings = settings_with(
         {"http": http, "grpc": grpc, "ops": ops, "data_dir": data, "family": "cluster" if cluster else None}

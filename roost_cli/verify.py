@@ -63,13 +63,14 @@ class Answer:
 
 def verify(
     replay: Annotated[
-        bool, typer.Option("--replay", help="Also let fan-out deliver the whole event log again, and compare after it.")
+        bool, typer.Option("--replay", help="Then let fan-out deliver the whole event log again, and check once more.")
     ] = False,
     grpc: options.Grpc = None,
 ) -> None:
-    """Compare every home timeline with what it must hold; exit 1 where one differs.
+    """Check every home timeline against what it must hold. Exits with 1 if one differs.
 
-    Follows, blocks, mutes and deletions made meanwhile look like faults; new tweets do not.
+    Follows, blocks, mutes and deletions made meanwhile can look like faults; new
+    tweets do not.
     """
     if not asyncio.run(audit(target.find(grpc), progress.for_stream(), replay=replay)):
         raise typer.Exit(FAULTS)

@@ -69,7 +69,7 @@ async def ask_restart(path: Path, name: str) -> float:
     line = await reader.readline()
     writer.close()
     if not line:
-        raise CommandError("the supervisor stopped meanwhile")
+        raise CommandError("the mesh stopped before the restart was done")
     answer = json.loads(line)
     if "error" in answer:
         raise CommandError(answer["error"])

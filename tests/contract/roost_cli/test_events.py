@@ -138,7 +138,7 @@ async def test_faults_are_told_in_words(tmp_path: Path, events: Command, sink: S
         "no group 'nobody' ever read this log; there are g"
         in (await events("replay", "nobody", "--since", "1h", code=2))[0]
     )
-    assert "say --since" in (await events("replay", "g", code=2))[0]
+    assert "give --since" in (await events("replay", "g", code=2))[0]
     assert "no topic cat.sat; there are user.created" in (await events("tail", "--topic", "cat.sat", code=2))[0]
     assert "write 90s" in (await events("tail", "--since", "yesterday", code=2))[0]
 

@@ -11,6 +11,7 @@ import pytest
 from roost_cli import main
 from roost_cli.main import COMMANDS, run
 from roost_cli.outcome import CommandError
+from services.common import errors
 
 
 def register(monkeypatch: pytest.MonkeyPatch, name: str, function: object) -> None:
@@ -99,3 +100,14 @@ def test_an_unreachable_mesh_and_a_refusal_have_codes_of_their_own() -> None:
 
     assert of(grpc.StatusCode.UNAVAILABLE) == 2
     assert of(grpc.StatusCode.NOT_FOUND) == 1
+
+
+def test_an_error_of_a_store_is_told_as_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise errors.unavailable("Redis cannot be reached at 127.0.0.1:1")
+
+    register(monkeypatch, "verify", fail)
+    assert run(["verify"]) == 2
+    assert capsys.readouterr().err == "roost: Redis cannot be reached at 127.0.0.1:1\n"

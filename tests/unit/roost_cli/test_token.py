@@ -29,7 +29,7 @@ def test_what_is_no_length_within_a_day_is_refused(text: str) -> None:
 @pytest.mark.parametrize("arguments", [["token"], ["token", "alice", "--all"]])
 def test_one_or_all(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
-    assert "name one user, or say --all" in capsys.readouterr().err
+    assert "name one user, or give --all" in capsys.readouterr().err
 
 
 async def test_one_token_is_printed_alone(fake_mesh: Target, state: Any, capsys: pytest.CaptureFixture[str]) -> None:
