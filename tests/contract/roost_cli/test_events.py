@@ -23,7 +23,7 @@ class Command:
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self._capsys = capsys
         # It would outlive the test.
-        monkeypatch.setattr(logs, "configure", lambda settings: None)
+        monkeypatch.setattr(logs, "configure", lambda *_: None)
         if cluster.family.name == "cluster":
             self._options = ["--cluster"]
             for name, value in cluster.family.of(folder).environment.items():

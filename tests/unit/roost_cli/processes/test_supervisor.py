@@ -97,7 +97,7 @@ async def test_a_process_that_cannot_start_shows_its_log(tmp_path: Path, monkeyp
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         supervisor = Supervisor([part(tmp_path, "mesh", "--grpc", address)], tmp_path / "logs", lambda line: None)
-        with pytest.raises(CommandError, match="cannot listen on"):
+        with pytest.raises(CommandError, match="another program listens there"):
             await supervisor.start()
         await supervisor.stop()
 
