@@ -12,6 +12,8 @@ from roost.options.v1 import options_pb2 as options
 from gateway_http import limits
 from gateway_http.codec import Codec
 from gateway_http.compat import connect
+from gateway_http.compression import LEAST_BYTES, accepts_gzip
+from gateway_http.cors import Cors
 from gateway_http.health_routes import Health, Livez, Readyz
 from gateway_http.load import Load
 from gateway_http.operation import Front, Operation
@@ -29,6 +31,9 @@ from services.common.tokens import Verifier
 LINGER_BYTES = 1 << 20
 LINGER_S = 2.0
 
+# Answers that never have a body, and so no length of one.
+WITHOUT_CONTENT = frozenset({204, 304})
+
 REQUESTS = Counter("roost_http_requests", "HTTP requests answered.", ("route", "status"))
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SECONDS = Histogram(
@@ -36,6 +41,7 @@ SECONDS = Histogram(
 )
 
 NO_ROUTE = "none"
+PREFLIGHT = "preflight"
 
 
 class Gateway:
@@ -56,6 +62,7 @@ class Gateway:
             if method.policy.access != options.ACCESS_MESH:
                 entries.extend((binding, Operation(method, binding, front)) for binding in bindings(method))
         self._router: Router[Route] = Router(entries)
+        self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._load = Load()
         self._observed: dict[tuple[str, int], Counter] = {}
         self._timed: dict[str, Histogram] = {}
@@ -67,6 +74,8 @@ class Gateway:
             return
         begun = perf_counter()
         request = Request(scope, receive, self._load)
+        if self._cors is not None:
+            request.said.extend(self._cors.headers(request.headers.get(b"origin")))
         try:
             with self._load:
                 route, response = await self._answer(request)
@@ -81,6 +90,10 @@ class Gateway:
         route = NO_ROUTE
         try:
             request.check_headers()
+            if self._cors is not None and self._cors.is_preflight(request.scope["method"], request.headers):
+                return PREFLIGHT, self._cors.preflight(
+                    request.headers[b"origin"], self._router.allowed(request.raw_path)
+                )
             found, request.values = self._router.match(request.scope["method"], request.raw_path)
             route = found.name
             if not found.is_probe:
@@ -111,15 +124,21 @@ class Gateway:
 
 async def _send(request: Request, response: Response, send: Send) -> None:
     headers = [*response.headers, *request.said]
-    if response.status != 304:
-        headers.append((b"content-length", str(len(response.body)).encode()))
+    payload = response.body
+    if response.compressible and len(payload) > LEAST_BYTES:
+        accepted = request.headers.get(b"accept-encoding")
+        if accepted is not None and accepts_gzip(accepted):
+            payload = response.gzipped()
+            headers.append((b"content-encoding", b"gzip"))
+    if response.status not in WITHOUT_CONTENT:
+        headers.append((b"content-length", str(len(payload)).encode()))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     if response.status == 413 and b"expect" not in request.headers:
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
         await _linger(request.receive)
         await send({"type": "http.response.body", "body": b""})
         return
-    body = b"" if request.scope["method"] == "HEAD" else response.body
+    body = b"" if request.scope["method"] == "HEAD" else payload
     await send({"type": "http.response.body", "body": body})
 
 

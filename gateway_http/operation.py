@@ -25,8 +25,9 @@ from services.common.interceptors import check_access
 from services.common.reasons import Reason
 from services.common.tokens import Verifier
 
-_READ_PUBLIC = (JSON, *SECURITY, (b"cache-control", caching.PUBLIC), (b"vary", b"authorization"))
-_READ_PRIVATE = (JSON, *SECURITY, (b"cache-control", caching.PRIVATE), (b"vary", b"authorization"))
+_VARY = (b"vary", b"authorization, accept-encoding")
+_READ_PUBLIC = (JSON, *SECURITY, (b"cache-control", caching.PUBLIC), _VARY)
+_READ_PRIVATE = (JSON, *SECURITY, (b"cache-control", caching.PRIVATE), _VARY)
 _WRITE = (JSON, *SECURITY, (b"cache-control", caching.NO_STORE))
 
 _BEARER = b"bearer "
@@ -164,7 +165,7 @@ class Operation:
         """The answer to a read, and its entity tag."""
         tag = caching.etag(payload)
         fixed = _READ_PRIVATE if actor.user_id else _READ_PUBLIC
-        return Response(self._status, (*fixed, (b"etag", tag)), payload), tag
+        return Response(self._status, (*fixed, (b"etag", tag)), payload, compressible=True), tag
 
 
 def _unless_known(request: Request, whole: Response, tag: bytes) -> Response:

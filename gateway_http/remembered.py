@@ -9,7 +9,7 @@ from prometheus_client import Counter
 from gateway_http.request import Response
 from services.common.revisions import Reading
 
-# What is kept in each of two halves: some 2,000 home pages. The older half goes when the younger is full.
+# What is kept in each of two halves: some 1,400 home pages. The older half goes when the younger is full.
 MAX_BYTES = 32 * 1024 * 1024
 # What an answer costs beside its body: what it was made of, headers, and its places.
 OVERHEAD_BYTES = 4 * 1024
@@ -68,4 +68,5 @@ class Remembered:
 
 
 def _size(kept: _Kept) -> int:
-    return len(kept.response.body) + OVERHEAD_BYTES
+    # With its compressed form, which is kept if it is at most half as large.
+    return len(kept.response.body) * 3 // 2 + OVERHEAD_BYTES

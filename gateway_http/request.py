@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
+from gateway_http.compression import gzipped
 from gateway_http.load import Load
 from gateway_http.problem import Refusal
 
@@ -42,6 +43,8 @@ SINGLE = frozenset(
     }
 )
 
+# RFC 3986's host and port. Empty is what a client sends whose URL has none.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}").fullmatch
 # W3C trace context; an all-zero trace or span id is not valid.
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
@@ -102,7 +105,15 @@ class Request:
         return client[0] if client else ""
 
     def check_headers(self) -> None:
-        """Refuses a header that came twice and must not."""
+        """Raises 400 if a header came twice and must not, or if HTTP/1.1 came without a valid Host (RFC 9112, 3.2)."""
+        host = self.headers.get(b"host")
+        if host is None:
+            if self.scope.get("http_version") == "1.1":
+                raise Refusal(400, "invalid_argument", "HTTP/1.1 needs the header host")
+        elif not _HOST(host):
+            raise Refusal(
+                400, "invalid_argument", "the header host must be a name or an address, with a port or without"
+            )
         if len(self.headers) == len(self.scope["headers"]):
             return
         seen: set[bytes] = set()
@@ -159,14 +170,27 @@ def _too_large(most: int) -> Refusal:
 
 
 class Response:
-    """An answer ready to be sent, without its content-length."""
+    """An answer ready to be sent, without its content-length. `compressible` says whether its body may be sent in gzip."""
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("_gzipped", "body", "compressible", "headers", "status")
 
-    def __init__(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+    def __init__(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, compressible: bool = False
+    ) -> None:
         self.status = status
         self.headers = headers
         self.body = body
+        self.compressible = compressible
+        self._gzipped: bytes | None = None
+
+    def gzipped(self) -> bytes:
+        """Returns the body in gzip, made once if it is at most half as large: an answer may be given many times."""
+        if self._gzipped is not None:
+            return self._gzipped
+        found = gzipped(self.body)
+        if 2 * len(found) <= len(self.body):
+            self._gzipped = found
+        return found
 
 
 class Route(Protocol):

@@ -126,13 +126,7 @@ class Router(Generic[T]):
 
         Raises NOT_FOUND, INVALID_ARGUMENT where the encoding is broken, or a 405 that says what is allowed.
         """
-        values: list[str] = []
-        node: _Node[T] | None = self._static.get(raw_path)
-        if node is None:
-            segments = self._split(raw_path)
-            node = _walk(self._root, segments, 0, values) if len(segments) <= self._depth else None
-            if node is None:
-                raise errors.not_found("no such route")
+        node, values = self._find(raw_path)
         target = node.targets.get(http_method)
         if target is None:
             raise Refusal(
@@ -142,6 +136,21 @@ class Router(Generic[T]):
                 headers=((b"allow", node.allow),),
             )
         return target, values
+
+    def allowed(self, raw_path: bytes) -> bytes:
+        """The methods that a path takes, comma-separated; raises as `match` does for the path."""
+        return self._find(raw_path)[0].allow
+
+    def _find(self, raw_path: bytes) -> tuple[_Node[T], Sequence[str]]:
+        node = self._static.get(raw_path)
+        if node is not None:
+            return node, ()
+        values: list[str] = []
+        segments = self._split(raw_path)
+        node = _walk(self._root, segments, 0, values) if len(segments) <= self._depth else None
+        if node is None:
+            raise errors.not_found("no such route")
+        return node, values
 
     @staticmethod
     def _split(raw_path: bytes) -> list[str]:

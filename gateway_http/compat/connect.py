@@ -22,7 +22,7 @@ from gateway_http.encode import PROTOBUF
 from gateway_http.operation import Front, Operation
 from gateway_http.problem import Refusal, as_refusal, as_told, headers_of
 from gateway_http.request import JSON, MAX_BODY_BYTES, SECURITY, ClientGoneError, Request, Response
-from gateway_http.router import Binding
+from gateway_http.router import Binding, bindings
 from services.common import errors
 from services.common.context import NEVER, Actor
 from services.common.contract import Method, methods
@@ -38,6 +38,8 @@ _TIMEOUT_MS = re.compile(rb"[0-9]{1,10}").fullmatch
 
 _PROTO = (b"content-type", b"application/proto")
 _NO_STORE = (b"cache-control", caching.NO_STORE)
+_JSON_HEADERS = (JSON, *SECURITY, _NO_STORE)
+_PROTO_HEADERS = (_PROTO, *SECURITY, _NO_STORE)
 _ACCEPTED = (b"accept-post", b"application/json, application/proto")
 
 # Refusals that gRPC has no code for, by their HTTP status, which stays as it is; anything else is `unknown`.
@@ -67,6 +69,8 @@ class ConnectCall(Operation):
     def __init__(self, method: Method, binding: Binding, front: Front) -> None:
         super().__init__(method, binding, front)
         self.name = f"connect/{self.name}"
+        # As elsewhere reads alone: what has a GET of its own.
+        self._compressible = any(one.http_method == "GET" for one in bindings(method))
 
     async def serve(self, request: Request) -> Response:
         """Answers one call; every refusal is an answer too. Raises ClientGoneError alone."""
@@ -89,9 +93,10 @@ class ConnectCall(Operation):
         asked = await self._read(request, actor, is_json)
         answer = await self._ask(asked, actor, request, until)
         if is_json:
-            return Response(200, (JSON, *SECURITY, _NO_STORE), self._write(answer))
+            return Response(200, _JSON_HEADERS, self._write(answer), compressible=self._compressible)
         # A twin's bytes are the message's: joined tweets leave as they came.
-        return Response(200, (_PROTO, *SECURITY, _NO_STORE), answer.SerializeToString())
+        payload = answer.SerializeToString()
+        return Response(200, _PROTO_HEADERS, payload, compressible=self._compressible)
 
     async def _read(self, request: Request, actor: Actor, is_json: bool) -> Asked:
         if request.scope["query_string"]:

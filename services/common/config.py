@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import (
@@ -125,6 +126,8 @@ class Settings(BaseSettings):
     operator_token: str = Field(default="", repr=False)
     # Whether the process ends with whoever started it, which is when its standard input ends.
     supervised: bool = False
+    # Origins whose pages may call the HTTP API from a browser, such as https://app.example.org; `*` alone for all. Empty: none.
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     # How long watchers get to see NOT_SERVING before a server stops taking calls.
     drain_s: float = Field(default=0.0, ge=0)
 
@@ -160,10 +163,29 @@ class Settings(BaseSettings):
             raise ValueError(f"is to be read from {path}, which is empty")
         return held
 
-    @field_validator("admins", "cassandra", mode="before")
+    @field_validator("admins", "cassandra", "cors_origins", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value == ("*",):
+            return value
+        # Browsers spell origins in lower case, and compare them byte by byte.
+        origins = tuple(origin.lower() for origin in value)
+        for origin in origins:
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.netloc
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError(
+                    f"an origin is written as https://app.example.org, without a path, or `*` alone: {origin!r}"
+                )
+        return origins
 
     @field_validator("peers", mode="before")
     @classmethod

@@ -68,7 +68,7 @@ async def test_anonymous_reads_are_public_and_conditional(client: Client) -> Non
     client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
     first = await client.ask("GET", "/v1/tweets/5")
     assert first.headers["cache-control"] == "public, max-age=30, stale-while-revalidate=30"
-    assert first.headers["vary"] == "authorization"
+    assert first.headers["vary"] == "authorization, accept-encoding"
     tag = first.headers["etag"]
     assert tag.startswith('W/"')
     for known in (tag, f'"other", {tag}', "*", tag.removeprefix("W/")):
