@@ -9,8 +9,8 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 
 from gateway_http.convert import Malformed, read_id
-from gateway_http.decode import ME, MessageDecoder, Reading, decoder_of
-from gateway_http.encode import SNAKE_CASE, Encoders, Spelling
+from gateway_http.decode import ME, Book, MessageDecoder, Reading, decoder_of
+from gateway_http.encode import PROTOBUF, SNAKE_CASE, Encoders, Spelling
 from gateway_http.query import decode_text, parse_query, read_query
 from gateway_http.router import Binding
 from gateway_http.strict_json import parse_object
@@ -36,10 +36,11 @@ class Asked:
 
 
 class Codec:
-    """Compiles bindings; the tables behind them are shared by all. Requests are read in every spelling, responses written in one."""
+    """Compiles bindings; the tables behind them are shared by all. Names of fields are read in every spelling and written in
+    one; values are read as the dialect of that one allows."""
 
     def __init__(self, spelling: Spelling = SNAKE_CASE) -> None:
-        self._decoders: dict[str, MessageDecoder] = {}
+        self._decoders = Book(protobuf_json=spelling is PROTOBUF)
         self._encoders = Encoders(spelling)
 
     def reader(self, method: Method, binding: Binding) -> RequestReader:

@@ -2,6 +2,8 @@
 
 Python and Protobuf's own JSON reader take more than a client should send (`"1e3"`, `1.0`, `"1_000"`, `"٣"`, true for 1): every
 converter here says exactly what it takes, and raises Malformed with a text for the caller otherwise.
+Clients generated for Protobuf's JSON send what that
+allows: for them there are converters that take integers and enums in all its spellings.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import binascii
 import math
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
@@ -21,6 +24,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 MAX_ID = 2**63 - 1
 _ID = re.compile(r"[1-9][0-9]{0,18}").fullmatch
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}").fullmatch
+# Longer than any number that a field of integers holds, whatever zeros it is written with.
+_MAX_NUMBER_CHARS = 40
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}").fullmatch
 # RFC 3339: nanoseconds at most, a zone always.
@@ -56,6 +61,27 @@ def integer(low: int, high: int) -> Converter:
 
     def convert(value: Any) -> int:
         if type(value) is str and _INTEGER(value):
+            value = int(value)
+        if type(value) is not int:
+            raise Malformed("must be an integer")
+        if not low <= value <= high:
+            raise Malformed(f"must be between {low} and {high}")
+        return value
+
+    return convert
+
+
+def protobuf_integer(low: int, high: int) -> Converter:
+    """As Protobuf's JSON writes integers: `2`, `2.0`, `2e0`, bare or as text, within the bounds."""
+
+    def convert(value: Any) -> int:
+        if type(value) is str and len(value) <= _MAX_NUMBER_CHARS and _NUMBER(value):
+            # Exact, which a float is not above 2^53. Its size first: 1e999999999 is a short text and a long number.
+            decimal = Decimal(value)
+            if decimal and decimal.adjusted() >= len(str(high)):
+                raise Malformed(f"must be between {low} and {high}")
+            value = int(decimal) if decimal == decimal.to_integral_value() else None
+        elif type(value) is float and value.is_integer():
             value = int(value)
         if type(value) is not int:
             raise Malformed("must be an integer")
@@ -130,6 +156,21 @@ def enumeration(descriptor: EnumDescriptor) -> Converter:
     return convert
 
 
+def protobuf_enumeration(descriptor: EnumDescriptor) -> Converter:
+    """As Protobuf's JSON writes enums: names in full, UNSPECIFIED too, and numbers, also those without a name; and short names."""
+    names = enumeration(descriptor)
+    number_of = protobuf_integer(*_BOUNDS[FieldDescriptor.CPPTYPE_INT32])
+    by_name = {one.name: one.number for one in descriptor.values}
+
+    def convert(value: Any) -> int:
+        if type(value) is int or type(value) is float:
+            return int(number_of(value))
+        found = by_name.get(value) if type(value) is str else None
+        return int(names(value)) if found is None else found
+
+    return convert
+
+
 def short_name(name: str, descriptor: EnumDescriptor) -> str:
     """An enum value as JSON says it: without the enum's name, in lower case."""
     prefix = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", descriptor.name).upper() + "_"
@@ -160,18 +201,19 @@ def duration(value: Any) -> Duration:
     return found
 
 
-def converters(field: FieldDescriptor) -> tuple[Converter, Converter]:
+def converters(field: FieldDescriptor, *, protobuf_json: bool = False) -> tuple[Converter, Converter]:
     """How one value of the field is read out of JSON, and out of text (a query or a path).
 
-    TypeError where the gateway cannot read the field's type: found at start, not by a request.
+    With `protobuf_json`, integers and enums are taken in every spelling of Protobuf's own JSON. TypeError where the gateway cannot read
+    the field's type: found at start, not by a request.
     """
     kind = field.cpp_type
     if kind in _BOUNDS:
-        both = integer(*_BOUNDS[kind])
+        both = (protobuf_integer if protobuf_json else integer)(*_BOUNDS[kind])
         return both, both
     if kind == FieldDescriptor.CPPTYPE_ENUM:
         assert field.enum_type is not None
-        both = enumeration(field.enum_type)
+        both = (protobuf_enumeration if protobuf_json else enumeration)(field.enum_type)
         return both, both
     if field.type == FieldDescriptor.TYPE_BYTES:
         return octets, octets

@@ -53,6 +53,14 @@ class Reading:
         return self.me
 
 
+class Book(dict[str, "MessageDecoder"]):
+    """The decoders of one dialect, by the full name of their type; `protobuf_json` is as of `convert.converters`."""
+
+    def __init__(self, *, protobuf_json: bool = False) -> None:
+        super().__init__()
+        self.protobuf_json = protobuf_json
+
+
 Assign = Callable[[Message, Any, Reading, str], None]
 
 
@@ -61,7 +69,7 @@ class Field:
 
     __slots__ = ("assign", "is_id", "is_text", "most", "name", "oneof", "read_text", "repeated", "takes_me")
 
-    def __init__(self, descriptor: FieldDescriptor, book: dict[str, MessageDecoder]) -> None:
+    def __init__(self, descriptor: FieldDescriptor, book: Book) -> None:
         self.name = descriptor.name
         self.takes_me = field_policy(descriptor).accepts_me
         self.is_id = descriptor.cpp_type == FieldDescriptor.CPPTYPE_INT64
@@ -76,10 +84,10 @@ class Field:
         self.read_text: Callable[[str], Any] | None = None
         self.assign = self._compile(descriptor, book)
 
-    def _compile(self, descriptor: FieldDescriptor, book: dict[str, MessageDecoder]) -> Assign:
+    def _compile(self, descriptor: FieldDescriptor, book: Book) -> Assign:
         message = descriptor.message_type
         if message is None or message.full_name in convert.WELL_KNOWN:
-            from_json, self.read_text = convert.converters(descriptor)
+            from_json, self.read_text = convert.converters(descriptor, protobuf_json=book.protobuf_json)
             if self.repeated:
                 return _assign_list(self.name, from_json, self.most, copies=message is not None)
             return _assign_one(self.name, from_json, copies=message is not None, takes_me=self.takes_me)
@@ -187,7 +195,7 @@ class MessageDecoder:
 
     __slots__ = ("fields",)
 
-    def __init__(self, descriptor: Descriptor, book: dict[str, MessageDecoder]) -> None:
+    def __init__(self, descriptor: Descriptor, book: Book) -> None:
         # Before the fields, so that a type that holds itself finds this decoder.
         book[descriptor.full_name] = self
         self.fields: dict[str, Field] = {}
@@ -217,6 +225,6 @@ class MessageDecoder:
             field.assign(message, item, reading, path)
 
 
-def decoder_of(descriptor: Descriptor, book: dict[str, MessageDecoder]) -> MessageDecoder:
+def decoder_of(descriptor: Descriptor, book: Book) -> MessageDecoder:
     """The type's decoder, compiled at the first use. TypeError where the gateway cannot read one of its fields."""
     return book.get(descriptor.full_name) or MessageDecoder(descriptor, book)

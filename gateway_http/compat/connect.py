@@ -1,8 +1,9 @@
 """The Connect protocol, unary: `POST /roost.<service>.v1.<Service>/<Rpc>` with a message as JSON or in Protobuf's binary form.
 
 The same front as every other route: token, rate limit, access, deadline. What differs is spelling: responses in Protobuf's own JSON
-(camelCase, enums in full), errors as Connect's JSON with `code`, `message` and `details`. Requests are read as strictly as elsewhere,
-in either spelling. Internal methods and streams have no route here: they look like any path that does not exist.
+(camelCase, enums in full), errors as Connect's JSON with `code`, `message` and `details`. Requests are read in either spelling, as
+strictly as elsewhere, but that integers and enums may be written in every way of Protobuf's JSON. Internal methods and streams have no
+route here: they look like any path that does not exist.
 """
 
 from __future__ import annotations

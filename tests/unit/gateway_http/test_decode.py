@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
+from google.protobuf import json_format
 from google.protobuf.message import Message
 from roost.search.v1 import search_service_pb2
 
 from gateway_http import convert
 from gateway_http.codec import Asked, Codec
+from gateway_http.encode import PROTOBUF
 from gateway_http.router import Binding, bindings
 from gateway_http.strict_json import MAX_CONTAINERS
 from services.common.contract import methods
@@ -334,3 +337,70 @@ def test_read_body_of_many_objects_is_refused_whole(body: bytes) -> None:
 
 def test_read_body_with_a_text_full_of_braces_is_no_body_of_many_objects() -> None:
     assert message("CreateTweet", body=b'{"text":"' + b"{[" * 2000 + b'"}').text == "{[" * 2000
+
+
+SEARCH = next(one for one in methods().values() if one.name == "SearchTweets")
+IN_PROTOBUFS_JSON = Codec(PROTOBUF).reader(SEARCH, Binding("POST", SEARCH.path, body="*"))
+
+
+def in_protobufs_json(field: str, value: Any) -> Any:
+    """What the field holds after it was read over Connect."""
+    asked: Any = IN_PROTOBUFS_JSON.read((), b"", orjson.dumps({"query": "q", field: value}), 0).message
+    return getattr(asked, SEARCH.descriptor.input_type.fields_by_camelcase_name[field].name)
+
+
+@pytest.mark.parametrize("value", [2, 2.0, "2", "2.0", "2e0", "0.2e1"])
+def test_read_protobufs_json_takes_an_integer_in_every_spelling(value: Any) -> None:
+    assert in_protobufs_json("pageSize", value) == 2
+    assert faults("CreateTweet", body=b'{"text":"a","reply_to_id":2.0}') == ["reply_to_id"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        2.5,
+        "2.5",
+        2**31,
+        -(2**31) - 1,
+        1e30,
+        "1e999999999",
+        "1e-999999999",
+        "9" * 41,
+        "",
+        " 2",
+        "+2",
+        "0x2",
+        "1_0",
+        "٣",
+        True,
+        [2],
+    ],
+)
+def test_read_protobufs_json_refuses_what_is_no_integer_of_the_type(value: Any) -> None:
+    with pytest.raises(RoostError, match="page_size: must be"):
+        in_protobufs_json("pageSize", value)
+
+
+def test_read_protobufs_json_takes_every_number_of_64_bits_exactly() -> None:
+    method = next(one for one in methods().values() if one.name == "GetTweet")
+    reader = Codec(PROTOBUF).reader(method, Binding("POST", method.path, body="*"))
+    for value in (2**63 - 1, str(2**63 - 1), f"{2**63 - 1}.0"):
+        asked: Any = reader.read((), b"", orjson.dumps({"tweetId": value}), 0).message
+        assert asked.tweet_id == 2**63 - 1
+    for value in (2**63, str(2**63), 9.3e18):
+        with pytest.raises(RoostError, match="tweet_id: must be between"):
+            reader.read((), b"", orjson.dumps({"tweetId": value}), 0)
+
+
+@pytest.mark.parametrize("value", ["SEARCH_ORDER_UNSPECIFIED", "SEARCH_ORDER_LATEST", 0, 1, 2, 1.0, 77])
+def test_read_protobufs_json_takes_an_enum_by_full_name_and_by_number_as_protobuf_does(value: Any) -> None:
+    # Protobuf's parser takes numbers bare, not as floats.
+    same = int(value) if isinstance(value, float) else value
+    expected: Any = json_format.ParseDict({"order": same}, SEARCH.request())
+    assert in_protobufs_json("order", value) == expected.order
+
+
+@pytest.mark.parametrize("value", ["SEARCH_ORDER_NONE", "1", "", 1.5, 2**31, True, []])
+def test_read_protobufs_json_refuses_what_is_no_value_of_an_enum(value: Any) -> None:
+    with pytest.raises(RoostError, match="order: must be"):
+        in_protobufs_json("order", value)
