@@ -7,11 +7,14 @@ come: the last one to be applied finds the last state.
 from __future__ import annotations
 
 import asyncio
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grpc
 from roost.event.v1 import event_pb2
+from roost.graph.v1 import graph_service_pb2 as graph
+from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1 import user_pb2
 from roost.identity.v1 import user_service_pb2 as identity
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
@@ -36,9 +39,13 @@ INDEX_TOPICS = (
     "user.suspended",
     "user.reinstated",
     "user.deleted",
+    # People are ordered by their followers.
+    "user.followed",
+    "user.unfollowed",
 )
 TREND_TOPICS = (
     "tweet.created",
+    "tweet.edited",
     "tweet.restored",
     "tweet.deleted",
     "tweet.liked",
@@ -46,6 +53,8 @@ TREND_TOPICS = (
     "user.suspended",
     "user.deleted",
 )
+# The contract's bound of counts asked at once.
+MAX_COUNTS = 500
 # Documents made in one turn of the loop: some 3 ms.
 DOCUMENTS_A_TURN = 50
 # How far events of a first start may lie back, whose rows a scan that begins now might still miss: none should, for rows commit first.
@@ -86,6 +95,7 @@ class Indexer:
         # Any: the generated stubs' types know the socket's call class only.
         self._get_cores: Any = TweetServiceStub(channel).BatchGetTweetCores
         self._get_refs: Any = UserServiceStub(channel).BatchGetUserRefs
+        self._followers = Followers(channel)
         self._index = index
         self._clock = clock
 
@@ -107,6 +117,8 @@ class Indexer:
                 continue
             if event.topic.startswith("tweet."):
                 tweet_ids[body.tweet_id] = None
+            elif isinstance(body, event_pb2.UserFollowed | event_pb2.UserUnfollowed):
+                user_ids[body.followee_id] = None
             else:
                 user_ids[body.user_id] = None
         changes = [*await self._tweets(list(tweet_ids)), *await self._users(list(user_ids))]
@@ -130,11 +142,29 @@ class Indexer:
         if not ids:
             return []
         refs = (await self._get_refs(identity.BatchGetUserRefsRequest(ids=ids))).refs
+        followers = await self._followers.counts(ids)
         changes = {user_id: Change(Collection.USERS, user_id, None) for user_id in ids}
         for entry in refs:
-            document = user_document(user_pb2.UserRef.FromString(entry.ref), entry.state, entry.version)
+            user = user_pb2.UserRef.FromString(entry.ref)
+            document = user_document(user, entry.state, entry.version, followers[entry.user_id])
             changes[entry.user_id] = Change(Collection.USERS, entry.user_id, document)
         return list(changes.values())
+
+
+class Followers:
+    """How many follow people. Raises AioRpcError where graph cannot answer."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._get_counts: Any = GraphServiceStub(channel).BatchGetUserCounts
+
+    async def counts(self, user_ids: Sequence[int]) -> dict[int, int]:
+        """Of each the number of followers, 0 of those whom nobody follows."""
+        found = dict.fromkeys(user_ids, 0)
+        for start in range(0, len(user_ids), MAX_COUNTS):
+            asked = graph.BatchGetUserCountsRequest(ids=user_ids[start : start + MAX_COUNTS])
+            counts = (await self._get_counts(asked)).counts
+            found |= {user_id: counted.followers for user_id, counted in counts.items()}
+        return found
 
 
 class TrendCounter:
@@ -158,17 +188,20 @@ class TrendCounter:
         tagged = await self._tagged(bodies)
         for event, body in zip(events, bodies, strict=True):
             match body:
-                case event_pb2.TweetCreated() | event_pb2.TweetRestored():
+                case event_pb2.TweetCreated() | event_pb2.TweetEdited() | event_pb2.TweetRestored():
                     at_s = timestamp_ms(body.tweet_id) / 1000
-                    self._tags.add(body.tweet_id, body.author_id, tagged.get(body.tweet_id, ()), at_s)
+                    # Whatever was counted before: the tags are those that stand now.
+                    self._tags.forget(body.tweet_id)
+                    self._tags.add(body.tweet_id, body.author_id, tagged.get(body.tweet_id, {}), at_s)
                     if isinstance(body, event_pb2.TweetCreated):
-                        self._tweets.add(body.tweet_id, body.author_id, _acted_upon(body), at_s)
+                        acted_upon = dict.fromkeys(_acted_upon(body), "")
+                        self._tweets.add(body.tweet_id, body.author_id, acted_upon, at_s)
                 case event_pb2.TweetDeleted():
                     self._tags.forget(body.tweet_id)
                     self._tweets.forget(body.tweet_id)
                 case event_pb2.TweetLiked():
                     self._tweets.add(
-                        (body.user_id, body.tweet_id), body.user_id, (body.tweet_id,), event.appended_ms / 1000
+                        (body.user_id, body.tweet_id), body.user_id, {body.tweet_id: ""}, event.appended_ms / 1000
                     )
                 case event_pb2.TweetUnliked():
                     self._tweets.forget((body.user_id, body.tweet_id))
@@ -176,17 +209,17 @@ class TrendCounter:
                     self._tags.forget_actor(body.user_id)
                     self._tweets.forget_actor(body.user_id)
 
-    async def _tagged(self, bodies: Iterable[Any]) -> dict[int, list[str]]:
-        """The tags of the tweets that were posted or restored, by tweet."""
+    async def _tagged(self, bodies: Iterable[Any]) -> dict[int, dict[str, str]]:
+        """The tags of the tweets that were posted, edited or restored, by tweet."""
         ids = [
             body.tweet_id
             for body in bodies
-            if isinstance(body, event_pb2.TweetRestored)
+            if isinstance(body, event_pb2.TweetEdited | event_pb2.TweetRestored)
             or (isinstance(body, event_pb2.TweetCreated) and not body.retweet_of_id)
         ]
         if not ids:
             return {}
-        found: dict[int, list[str]] = {}
+        found: dict[int, dict[str, str]] = {}
         cores = (await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=ids))).cores
         for part in in_turns(cores):
             for core in part:
@@ -206,10 +239,13 @@ def in_turns(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield items[start : start + DOCUMENTS_A_TURN]
 
 
-def tags_of(core: tweet_pb2.TweetCore) -> list[str]:
-    """The hashtags of a tweet that stands, without their signs, in the spelling that all share."""
+def tags_of(core: tweet_pb2.TweetCore) -> dict[str, str]:
+    """The hashtags of a tweet that stands, without their signs, by what all spellings of each share; the first spelling counts."""
     tags = tweet_pb2.Tweet.FromString(core.core).entities.hashtags
-    return [tag_key(entity.tag) for entity in tags]
+    found: dict[str, str] = {}
+    for entity in tags:
+        found.setdefault(tag_key(entity.tag), unicodedata.normalize("NFC", entity.tag))
+    return found
 
 
 def _acted_upon(body: event_pb2.TweetCreated) -> Iterator[int]:

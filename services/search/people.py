@@ -15,15 +15,11 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from services.common.cursor import Cursors
 from services.hydration.people import Entry, Page, PeopleLists
 from services.search.documents import handle_prefix_term, name_prefix_term, username_term
-from services.search.query import MAX_TERMS
-from services.search.store import Collection, Query, SearchIndex
-from services.search.words import words
+from services.search.query import Names
+from services.search.store import Collection, Place, Query, SearchIndex
 
-# How many a search reaches, of each kind of match; the contract's bound for counts is 500 at once.
-MAX_BY_HANDLE = 100
-MAX_BY_NAME = 200
-# Above every place in a list of people.
-MAX_FOUND_PLACE = 1 + MAX_BY_HANDLE + MAX_BY_NAME
+# In an entry's place among the people found the kind of match stands above these bits, and the number of followers in them.
+FOLLOWERS_BITS = 32
 
 # What usernames are made of, folded.
 _HANDLE_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
@@ -36,28 +32,25 @@ class PeopleSearch:
         users, graphs = UserServiceStub(channel), GraphServiceStub(channel)
         self._get_refs: Any = users.BatchGetUserRefs
         self._get_filter: Any = graphs.GetVisibilityFilter
-        self._get_counts: Any = graphs.BatchGetUserCounts
         self._index = index
         self._lists = PeopleLists(users, graphs.GetVisibilityFilter, cursors)
 
-    async def page(self, text: str, cursor: str, size: int, reader_id: int) -> Page:
+    async def page(self, names: Names, cursor: str, size: int, reader_id: int) -> Page:
         """A page of those who match, and the cursor behind it: the one of that very name, then whose username begins so, then
-        those with words in their names that begin with all of these words; within each the most followed first."""
-        found = await self._find(text)
+        those with words in their names that begin with all of these words; within each the most followed first, of equals the
+        older account. Pages reach everybody who matches, each in at most one search of the index for each kind of match."""
+        tiers = _tiers(names)
 
         async def fetch(below: Entry | None, limit: int) -> Sequence[Entry]:
-            start = 0 if below is None else MAX_FOUND_PLACE - below[0] + 1
-            return [(MAX_FOUND_PLACE - at, found[at]) for at in range(start, min(start + limit, len(found)))]
+            return await self._find(tiers, below, limit)
 
-        name = f"search_users/{text.strip().casefold()}"
-        return await self._lists.page(name, fetch, cursor, size, reader_id=reader_id)
+        return await self._lists.page(f"found_people/{names!r}", fetch, cursor, size, reader_id=reader_id)
 
-    async def suggest(self, text: str, limit: int, reader_id: int) -> list[user_pb2.UserRef]:
+    async def suggest(self, names: Names, limit: int, reader_id: int) -> list[user_pb2.UserRef]:
         """Up to `limit` (≤ 100) of those who match."""
-        found = await self._find(text)
         shown: list[user_pb2.UserRef] = []
         # A few more than wanted, for some may be hidden; typing goes on in any case.
-        ids = found[: 2 * limit]
+        ids = [user_id for _, user_id in await self._find(_tiers(names), None, 2 * limit)]
         if not ids:
             return shown
         refs = (await self._get_refs(identity.BatchGetUserRefsRequest(ids=ids))).refs
@@ -73,31 +66,35 @@ class PeopleSearch:
 
     async def user_id(self, username: str) -> int:
         """The account of this name; 0 where there is none."""
-        found = await self._index.oldest(Collection.USERS, Query(exact=(username_term(username),)), 1)
-        return found[0] if found else 0
+        found = await self._index.ranked(Collection.USERS, Query(exact=(username_term(username),)), None, 1)
+        return found[0].id if found else 0
 
-    async def _find(self, text: str) -> list[int]:
-        tiers: list[Sequence[int]] = []
-        asked = words(text)[:MAX_TERMS]
-        handle = asked[0] if len(asked) == 1 else ""
-        if handle and _HANDLE_CHARS.issuperset(handle):
-            if exact := await self.user_id(handle):
-                tiers.append((exact,))
-            tiers.append(await self._tier((handle_prefix_term(handle),), MAX_BY_HANDLE))
-        if asked:
-            tiers.append(await self._tier(tuple(dict.fromkeys(map(name_prefix_term, asked))), MAX_BY_NAME))
-        followers = await self._followers(list(dict.fromkeys(user_id for tier in tiers for user_id in tier)))
-        found: dict[int, None] = {}
-        for tier in tiers:
-            # Of equals the older account.
-            found |= dict.fromkeys(sorted(tier, key=lambda user_id: (-followers.get(user_id, 0), user_id)))
-        return list(found)
+    async def _find(self, tiers: Sequence[Query], below: Entry | None, limit: int) -> list[Entry]:
+        """Up to `limit` people behind `below`, the first tier first."""
+        tier, after = 0, None
+        if below is not None:
+            tier = len(tiers) - 1 - (below[0] >> FOLLOWERS_BITS)
+            after = Place(below[0] & ((1 << FOLLOWERS_BITS) - 1), below[1])
+        found: list[Entry] = []
+        while tier < len(tiers) and len(found) < limit:
+            places = await self._index.ranked(Collection.USERS, tiers[tier], after, limit - len(found))
+            above = (len(tiers) - 1 - tier) << FOLLOWERS_BITS
+            found += [(above + place.rank, place.id) for place in places]
+            tier, after = tier + 1, None
+        return found
 
-    async def _tier(self, terms: tuple[str, ...], limit: int) -> Sequence[int]:
-        return await self._index.oldest(Collection.USERS, Query(exact=terms), limit)
 
-    async def _followers(self, ids: Sequence[int]) -> dict[int, int]:
-        if len(ids) < 2:
-            return {}
-        answer = await self._get_counts(graph.BatchGetUserCountsRequest(ids=ids))
-        return {user_id: counts.followers for user_id, counts in answer.counts.items()}
+def _tiers(names: Names) -> list[Query]:
+    """The kinds of match, the best first; each leaves out whom one before it finds."""
+    if not names.words:
+        return []
+    excluded = tuple(map(name_prefix_term, names.excluded))
+    tiers: list[Query] = []
+    handle = names.words[0] if len(names.words) == 1 else ""
+    found_before: tuple[str, ...] = ()
+    if handle and _HANDLE_CHARS.issuperset(handle):
+        for term in (username_term(handle), handle_prefix_term(handle)):
+            tiers.append(Query(exact=(term,), excluded_exact=(*found_before, *excluded)))
+            found_before = (term,)
+    terms = tuple(dict.fromkeys(map(name_prefix_term, names.words)))
+    return [*tiers, Query(exact=terms, excluded_exact=(*found_before, *excluded))]

@@ -18,7 +18,7 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 from services.common import errors
 from services.common.event_log import is_passing
 from services.common.reasons import Reason
-from services.search.consumer import in_turns, tweet_change
+from services.search.consumer import Followers, in_turns, tweet_change
 from services.search.documents import user_document
 from services.search.store import Change, Collection, SearchIndex
 
@@ -39,6 +39,7 @@ class Rebuilder:
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, sleep: Sleep = asyncio.sleep) -> None:
         self._scan_tweets: Any = TweetServiceStub(channel).ScanTweets
         self._scan_users: Any = UserServiceStub(channel).ScanUsers
+        self._followers = Followers(channel)
         self._index = index
         self._sleep = sleep
         self._task: asyncio.Task[None] | None = None
@@ -144,8 +145,13 @@ class Rebuilder:
         async for message in self._scan_users(identity.ScanUsersRequest(after_id=after_id)):
             changes: list[Change] = []
             for part in in_turns(message.users):
+                followers = await self._followers.counts([one.user.id for one in part])
                 changes.extend(
-                    Change(Collection.USERS, one.user.id, user_document(one.user, one.state, one.version))
+                    Change(
+                        Collection.USERS,
+                        one.user.id,
+                        user_document(one.user, one.state, one.version, followers[one.user.id]),
+                    )
                     for one in part
                 )
                 await asyncio.sleep(0)

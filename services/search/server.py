@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.cluster import cluster_of, shared_of
 from services.common.kit import Kit, Service, Worker
 from services.hydration.hydrate import Hydrator
+from services.search.best import BestMatches
 from services.search.consumer import INDEX_TOPICS, TREND_TOPICS, Indexer, StartingAt, TrendCounter
 from services.search.people import PeopleSearch
 from services.search.rebuild import Rebuilder
@@ -26,7 +27,8 @@ async def build(kit: Kit) -> Service:
     rebuilder = Rebuilder(kit.channel, index)
     people = PeopleSearch(kit.channel, index, kit.cursors)
     hydrator = Hydrator(kit.channel, shared_of(kit))
-    search = TweetSearch(kit.channel, index, people, hydrator, kit.cursors, trending_tweets.strengths, kit.clock)
+    best = BestMatches(kit.channel, index, trending_tweets.strengths)
+    search = TweetSearch(index, best, people, hydrator, kit.cursors, kit.clock)
     servicer = SearchService(index, search, people, trending_tags, trending_tweets, rebuilder, kit.cursors)
     return Service(
         kit.name,

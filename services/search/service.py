@@ -14,12 +14,14 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.common import context as calls
 from services.common.cursor import Cursors
+from services.search.documents import completion_prefix, spelling_prefix, tag_of_term
 from services.search.people import PeopleSearch
-from services.search.query import hashtag_term, parse
+from services.search.query import MAX_TERMS, only_excludes, parse, parse_names
 from services.search.rebuild import Rebuilder
 from services.search.store import SearchIndex
 from services.search.trends import Trend, Trends
 from services.search.tweets import TweetSearch
+from services.search.words import words
 
 DEFAULT_PAGE_SIZE = 20
 # Rankings are made anew at most so often, however many ask: nobody sees a trend a second sooner.
@@ -78,7 +80,10 @@ class SearchService(SearchServiceServicer):
         return tweet_pb2.JoinedTweetPage(tweets=tweets, next_cursor=next_cursor)
 
     async def SearchUsers(self, request: pb.SearchUsersRequest, context: _Context) -> pb.SearchUsersResponse:
-        users, next_cursor = await self._people.page(request.query, request.cursor, _size(request), calls.reader_id())
+        names = parse_names(request.query)
+        if names.excluded and not names.words:
+            raise only_excludes()
+        users, next_cursor = await self._people.page(names, request.cursor, _size(request), calls.reader_id())
         return pb.SearchUsersResponse(users=users, next_cursor=next_cursor)
 
     async def Search(self, request: pb.SearchRequest, context: _Context) -> pb.JoinedSearchPage:
@@ -96,10 +101,10 @@ class SearchService(SearchServiceServicer):
         users: Sequence[user_pb2.UserRef] = ()
         tags: Sequence[str] = ()
         if not text.startswith("#"):
-            users = await self._people.suggest(text, size, calls.reader_id())
+            users = await self._people.suggest(parse_names(text), size, calls.reader_id())
         if name := "" if text.startswith("@") else text.lstrip("#"):
-            tags = await self._index.terms(hashtag_term(name), size)
-        return pb.SuggestResponse(users=users, tags=[tag.removeprefix("#") for tag in tags])
+            tags = await self._complete_tag(name, size)
+        return pb.SuggestResponse(users=users, tags=tags)
 
     async def ListTrendingTags(
         self, request: pb.ListTrendingTagsRequest, context: _Context
@@ -107,7 +112,7 @@ class SearchService(SearchServiceServicer):
         ranked, start, size = self._trending_tags(), self._place(request.cursor, "trending_tags"), _size(request)
         end = start + size
         return pb.ListTrendingTagsResponse(
-            tags=[pb.TrendingTag(tag=str(trend.key), tweets=trend.acts) for trend in ranked[start:end]],
+            tags=[pb.TrendingTag(tag=trend.spelling, tweets=trend.acts) for trend in ranked[start:end]],
             next_cursor=self._cursors.seal("trending_tags", 0, end) if end < len(ranked) else "",
         )
 
@@ -142,12 +147,21 @@ class SearchService(SearchServiceServicer):
 
     async def _find_tweets(self, request: pb.SearchTweetsRequest | pb.SearchRequest) -> tuple[list[bytes], str]:
         asked = parse(request.query, request.keywords, request.tags)
-        find = self._tweets.top if request.order == pb.SEARCH_ORDER_TOP else self._tweets.latest
+        find = self._tweets.latest if request.order == pb.SEARCH_ORDER_LATEST else self._tweets.top
         return await find(asked, request.cursor, _size(request), calls.reader_id())
 
     async def _find_users(self, request: pb.SearchRequest) -> tuple[list[user_pb2.User], str]:
-        text = " ".join((request.query, *request.keywords)).strip()
-        return await self._people.page(text, request.cursor, _size(request), calls.reader_id())
+        names = parse_names(request.query)
+        names = names._replace(words=(*names.words, *words(" ".join(request.keywords)))[:MAX_TERMS])
+        return await self._people.page(names, request.cursor, _size(request), calls.reader_id())
+
+    async def _complete_tag(self, beginning: str, limit: int) -> list[str]:
+        """Up to `limit` hashtags that begin so, the most used first, each as most people write it."""
+        terms = await self._index.terms(completion_prefix(beginning), limit)
+        keys = [tag_of_term(term) for term in terms]
+        spellings = await self._index.most_used([spelling_prefix(key) for key in keys])
+        # A tweet may have been deleted between the two questions.
+        return [tag_of_term(term) or key for key, term in zip(keys, spellings, strict=True)]
 
     def _place(self, cursor: str, list_name: str) -> int:
         return int(self._cursors.open(cursor, list_name, 0)[0]) if cursor else 0

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import itemgetter
 from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -30,6 +32,8 @@ MAX_ACTS = 100_000
 MAX_KEYS_AN_ACT = 10
 # Keys remembered; when there are more, the weakest tenth goes.
 MAX_KEYS = 10_000
+# Forgotten acts that may wait in the order of times beyond as many as there are acts.
+MAX_FORGOTTEN = 1_000
 # Less than this many people a window is nothing usual.
 FORGOTTEN = 0.05
 # What any list can show.
@@ -37,21 +41,47 @@ MAX_RANKED = 100
 
 
 class Trend(NamedTuple):
-    """One that trends: how far above the usual, how many different people, how many acts in the window."""
+    """One that trends: how far above the usual, how many different people, how many acts in the window, and as what most people
+    wrote it (empty if it is never written)."""
 
     key: Hashable
     strength: float
     actors: int
     acts: int
+    spelling: str
 
 
 @dataclass(slots=True)
 class _Entry:
-    # How many acts of each in the window.
-    actors: dict[int, int] = field(default_factory=dict)
+    # How many acts of each in the window, and of these under each spelling.
+    actors: Counter[int] = field(default_factory=Counter)
+    spellings: dict[str, Counter[int]] = field(default_factory=dict)
     acts: int = 0
     # People a window, smoothed over hours.
     usual: float = 0.0
+
+    def add(self, actor: int, spelling: str) -> None:
+        """Counts one act."""
+        self.acts += 1
+        self.actors[actor] += 1
+        self.spellings.setdefault(spelling, Counter())[actor] += 1
+
+    def take_back(self, actor: int, spelling: str) -> None:
+        """Counts one act less. One that was not counted, because the entry was dropped and came again since, changes nothing."""
+        spelled = self.spellings.get(spelling, Counter())
+        if actor not in spelled:
+            return
+        self.acts -= 1
+        for counted in (self.actors, spelled):
+            counted[actor] -= 1
+            if not counted[actor]:
+                del counted[actor]
+        if not spelled:
+            del self.spellings[spelling]
+
+    def spelling(self) -> str:
+        """As most people wrote it; of equals the first by its characters: capitals come first, and tell words apart."""
+        return min(self.spellings, key=lambda one: (-len(self.spellings[one]), one), default="")
 
     def strength(self) -> float:
         """By how many standard deviations of what is usual there are more people now."""
@@ -62,11 +92,12 @@ class _Entry:
 class _Act(Generic[K]):
     actor: int
     at_s: float
-    keys: tuple[K, ...]
+    # And how each was written.
+    keys: dict[K, str]
 
 
 class Trends(Generic[K]):
-    """Counts acts under keys. `clock` gives unix seconds; acts come roughly in the order of their time, and may come twice."""
+    """Counts acts under keys. `clock` gives unix seconds; acts come roughly in the order of their time, and may come twice or late."""
 
     def __init__(
         self, clock: Callable[[], float], min_actors: int, max_acts: int = MAX_ACTS, max_keys: int = MAX_KEYS
@@ -75,27 +106,34 @@ class Trends(Generic[K]):
         self._min_actors = min_actors
         self._max_acts = max_acts
         self._max_keys = max_keys
-        self._acts: OrderedDict[Hashable, _Act[K]] = OrderedDict()
+        self._acts: dict[Hashable, _Act[K]] = {}
+        # The acts by their time, as a heap; those forgotten meanwhile stay until they come up, or are too many. The number decides
+        # between equals.
+        self._by_time: list[tuple[float, int, Hashable, _Act[K]]] = []
+        self._number = 0
         self._entries: dict[K, _Entry] = {}
         self._stepped_s: float | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, act: Hashable, actor: int, keys: Iterable[K], at_s: float) -> None:
-        """One act, under a name of its own; one known by its name, or out of the window, changes nothing."""
+    def add(self, act: Hashable, actor: int, keys: Mapping[K, str], at_s: float) -> None:
+        """One act, under a name of its own; one known by its name, or out of the window, changes nothing.
+
+        `keys` gives each key the spelling used; empty for keys that are not written.
+        """
         # Time as the acts have it, where they are older than the clock: a replay of hours goes through the same hours.
         self._advance(min(at_s, self._clock()))
-        counted = tuple(dict.fromkeys(keys))[:MAX_KEYS_AN_ACT]
+        counted = dict(islice(keys.items(), MAX_KEYS_AN_ACT))
         if not counted or act in self._acts or at_s <= self._now_s() - WINDOW_S:
             return
-        self._acts[act] = _Act(actor, at_s, counted)
-        for key in counted:
-            entry = self._entries.setdefault(key, _Entry())
-            entry.acts += 1
-            entry.actors[actor] = entry.actors.get(actor, 0) + 1
+        self._acts[act] = added = _Act(actor, at_s, counted)
+        self._number += 1
+        heapq.heappush(self._by_time, (at_s, self._number, act, added))
+        for key, spelling in counted.items():
+            self._entries.setdefault(key, _Entry()).add(actor, spelling)
         while len(self._acts) > self._max_acts:
-            self.forget(next(iter(self._acts)))
+            self._forget_oldest()
         if len(self._entries) > self._max_keys:
             self._drop_weakest()
 
@@ -104,17 +142,17 @@ class Trends(Generic[K]):
         done = self._acts.pop(act, None)
         if done is None:
             return
-        for key in done.keys:
+        for key, spelling in done.keys.items():
             entry = self._entries.get(key)
-            # Dropped as weak, and perhaps come again since.
-            if entry is None or done.actor not in entry.actors:
+            # Dropped as weak.
+            if entry is None:
                 continue
-            entry.acts -= 1
-            entry.actors[done.actor] -= 1
-            if not entry.actors[done.actor]:
-                del entry.actors[done.actor]
+            entry.take_back(done.actor, spelling)
             if not entry.actors and entry.usual < FORGOTTEN:
                 del self._entries[key]
+        if len(self._by_time) > 2 * len(self._acts) + MAX_FORGOTTEN:
+            self._by_time = [entry for entry in self._by_time if self._acts.get(entry[2]) is entry[3]]
+            heapq.heapify(self._by_time)
 
     def forget_actor(self, actor: int) -> None:
         """Nobody hears of the actor any more."""
@@ -125,11 +163,14 @@ class Trends(Generic[K]):
         """What trends now, the strongest first, at most MAX_RANKED."""
         self._advance(self._clock())
         trending = (
-            Trend(key, entry.strength(), len(entry.actors), entry.acts)
+            (entry.strength(), entry.acts, str(key), key, entry)
             for key, entry in self._entries.items()
             if len(entry.actors) >= self._min_actors and len(entry.actors) > entry.usual
         )
-        return heapq.nlargest(MAX_RANKED, trending, key=lambda trend: (trend.strength, trend.acts, str(trend.key)))
+        return [
+            Trend(key, strength, len(entry.actors), acts, entry.spelling())
+            for strength, acts, _, key, entry in heapq.nlargest(MAX_RANKED, trending, key=itemgetter(0, 1, 2))
+        ]
 
     def _now_s(self) -> float:
         return self._stepped_s if self._stepped_s is not None else 0.0
@@ -148,10 +189,12 @@ class Trends(Generic[K]):
             self._learn(steps)
 
     def _expire(self, now_s: float) -> None:
-        while self._acts:
-            act, done = next(iter(self._acts.items()))
-            if done.at_s > now_s - WINDOW_S:
-                return
+        while self._by_time and self._by_time[0][0] <= now_s - WINDOW_S:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        _, _, act, added = heapq.heappop(self._by_time)
+        if self._acts.get(act) is added:
             self.forget(act)
 
     def _learn(self, steps: float) -> None:

@@ -3,53 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import grpc
-from roost.graph.v1 import graph_service_pb2 as graph
-from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
+from collections.abc import Callable, Container, Sequence
 
 from services.common.cursor import Cursors
-from services.common.snowflake import first_id_at
 from services.hydration.hydrate import Hydrator, Joined
+from services.search.best import BestMatches
 from services.search.people import PeopleSearch
 from services.search.query import Asked, author_term, hashtag_term
-from services.search.ranking import rank
 from services.search.store import Collection, Query, SearchIndex
 
 # A page looks at some 1,200 ids at most before it answers short: many hidden tweets in a row must not hold up a call.
 MAX_ROUNDS = 5
 ROUND_IDS = 300
-# How far pages in the order of the best reach.
-MAX_BEST = 400
+# In a cursor of the best: the pages have come to the others, behind those that are ranked.
+BEHIND_RANKED = -1
 
 Page = tuple[list[bytes], str]
 _NOTHING: Page = ([], "")
 
 
 class TweetSearch:
-    """Finds tweets. `trending` gives tweets a strength from 0 to 1, `clock` unix seconds.
+    """Finds tweets. `clock` gives unix seconds.
 
     Raises AioRpcError where an owner cannot answer: nothing is shown unchecked.
     """
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
         index: SearchIndex,
+        best: BestMatches,
         people: PeopleSearch,
         hydrator: Hydrator,
         cursors: Cursors,
-        trending: Callable[[], Mapping[int, float]],
         clock: Callable[[], float],
     ) -> None:
-        self._get_filter: Any = GraphServiceStub(channel).GetVisibilityFilter
         self._index = index
         self._people = people
         self._hydrator = hydrator
         self._cursors = cursors
-        self._trending = trending
+        self._best = best
         self._clock = clock
 
     async def latest(self, asked: Asked, cursor: str, size: int, reader_id: int) -> Page:
@@ -61,41 +53,44 @@ class TweetSearch:
             return _NOTHING
         found: list[Joined] = []
         # One more than the page holds tells whether there is a next page.
-        wanted = take = size + 1
-        for _ in range(MAX_ROUNDS):
-            ids = await self._index.newest(Collection.TWEETS, query, before_id, take)
-            found += await self._hydrator.visible(reader_id, ids, limit=wanted - len(found))
-            if len(found) == wanted:
-                before_id = found[size - 1].id
-                break
-            if len(ids) < take:
-                before_id = 0
-                break
-            before_id, take = ids[-1], ROUND_IDS
+        before_id = await self._newest(query, before_id, size + 1, reader_id, found)
+        if len(found) > size:
+            before_id = found[size - 1].id
         next_cursor = self._cursors.seal(name, 0, before_id) if before_id else ""
         return [tweet.data for tweet in found[:size]], next_cursor
 
     async def top(self, asked: Asked, cursor: str, size: int, reader_id: int) -> Page:
-        """A page of the MAX_BEST best matches, best first, and the cursor behind it.
+        """A page of matches, the best first, and the cursor behind it. Pages reach every match: behind those that are ranked come the
+        others, newest first.
 
-        The cursor holds the moment of the first page: what was posted later stays out, and ages do not change from page to page.
+        The cursor holds the moment of the first page: what was posted later stays out, and ages do not change from page to page. Each
+        page ranks anew; it goes on behind the tweet that was last, and what was ranked otherwise meanwhile may come twice or not.
         """
-        name = f"search_top/{_digest(asked)}"
-        start, as_of_ms = 0, int(self._clock() * 1000)
+        name = f"search_best/{_digest(asked)}"
+        start, last_id, as_of_ms = 0, 0, int(self._clock() * 1000)
         if cursor:
-            start, as_of_ms = (int(value) for value in self._cursors.open(cursor, name, reader_id))
+            start, last_id, as_of_ms = (int(value) for value in self._cursors.open(cursor, name, reader_id))
         query = await self._resolved(asked)
         if query is None:
             return _NOTHING
-        preferred = [hashtag_term(phrase[0]) for phrase in asked.phrases if len(phrase) == 1]
-        hits = await self._index.best(query, first_id_at(as_of_ms + 1), MAX_BEST, preferred)
-        followed = await self._followed(reader_id, {hit.author_id for hit in hits})
-        ranked = [tweet_id for _, tweet_id in rank(hits, followed, self._trending(), as_of_ms)]
-
-        def seal(place: int) -> str:
-            return self._cursors.seal(name, reader_id, place, as_of_ms)
-
-        return await self.in_order(ranked, start, size, reader_id, seal)
+        hashtags = [hashtag_term(phrase[0]) for phrase in asked.phrases if len(phrase) == 1]
+        ids, others_below = await self._best.ranked(query, hashtags, reader_id, as_of_ms)
+        places = {tweet_id: place for place, tweet_id in enumerate(ids)}
+        found: list[Joined] = []
+        if start == BEHIND_RANKED:
+            others_below = last_id
+        else:
+            # Deletions move the places; where the last one is gone itself, those behind it have moved up by one.
+            start = places.get(last_id, start - 2) + 1 if last_id else 0
+            found = await self._hydrator.visible(reader_id, ids[start:], limit=size + 1)
+        if len(found) <= size and others_below:
+            others_below = await self._newest(query, others_below, size + 1, reader_id, found, places)
+        place, last_id = BEHIND_RANKED, others_below
+        if len(found) > size:
+            last_id = found[size - 1].id
+            place = places[last_id] + 1 if last_id in places else BEHIND_RANKED
+        next_cursor = self._cursors.seal(name, reader_id, place, last_id, as_of_ms) if last_id else ""
+        return [tweet.data for tweet in found[:size]], next_cursor
 
     async def in_order(
         self, ids: Sequence[int], start: int, size: int, reader_id: int, seal: Callable[[int], str]
@@ -111,13 +106,35 @@ class TweetSearch:
         authors = [await self._people.user_id(name) for name in asked.authors]
         if not asked or 0 in authors:
             return None
-        return Query((*asked.exact, *map(author_term, authors)), asked.phrases)
+        exact, phrases, names = asked.excluded
+        # Names of nobody leave out nobody.
+        excluded = [user_id for user_id in [await self._people.user_id(name) for name in names] if user_id]
+        return Query(
+            (*asked.exact, *map(author_term, authors)), asked.phrases, (*exact, *map(author_term, excluded)), phrases
+        )
 
-    async def _followed(self, reader_id: int, authors: set[int]) -> set[int]:
-        if not reader_id or not authors:
-            return set()
-        request = graph.GetVisibilityFilterRequest(user_id=reader_id, candidate_ids=authors, want_following=True)
-        return set((await self._get_filter(request)).following_ids)
+    async def _newest(
+        self,
+        query: Query,
+        before_id: int,
+        wanted: int,
+        reader_id: int,
+        found: list[Joined],
+        passed_over: Container[int] = (),
+    ) -> int:
+        """Adds to `found`, up to `wanted`, what the reader may see of the matches below `before_id` (0: no bound), newest first, but
+        those passed over. Returns the id below which to go on; 0 where nothing is left."""
+        take = wanted - len(found)
+        for _ in range(MAX_ROUNDS):
+            ids = await self._index.newest(Collection.TWEETS, query, before_id, take)
+            fresh = [tweet_id for tweet_id in ids if tweet_id not in passed_over]
+            found += await self._hydrator.visible(reader_id, fresh, limit=wanted - len(found))
+            if len(found) == wanted:
+                return found[-1].id
+            if len(ids) < take:
+                return 0
+            before_id, take = ids[-1], ROUND_IDS
+        return before_id
 
 
 def _digest(asked: Asked) -> str:

@@ -36,11 +36,11 @@ class FoundLists:
         if not refs:
             raise errors.not_found("no such user")
         username = user_pb2.UserRef.FromString(refs[0].ref).username
-        return await self._found(search.SearchTweetsRequest(query=f"@{username}", cursor=cursor, page_size=page_size))
+        return await self._found(_latest(query=f"@{username}", cursor=cursor, page_size=page_size))
 
     async def tagged(self, tag: str, cursor: str, page_size: int) -> tweet_pb2.JoinedTweetPage:
         """Tweets with the hashtag, newest first. INVALID_ARGUMENT where the cursor is of another list."""
-        return await self._found(search.SearchTweetsRequest(tags=(tag,), cursor=cursor, page_size=page_size))
+        return await self._found(_latest(tags=(tag,), cursor=cursor, page_size=page_size))
 
     async def _found(self, request: search.SearchTweetsRequest) -> tweet_pb2.JoinedTweetPage:
         try:
@@ -49,3 +49,7 @@ class FoundLists:
             # Cursors and names come from our caller and are judged by search: the refusal is the caller's.
             raise errors.from_rpc(error) if error.code() is grpc.StatusCode.INVALID_ARGUMENT else error from None
         return tweet_pb2.JoinedTweetPage(tweets=found.tweets, next_cursor=found.next_cursor)
+
+
+def _latest(**asked: Any) -> search.SearchTweetsRequest:
+    return search.SearchTweetsRequest(order=search.SEARCH_ORDER_LATEST, **asked)

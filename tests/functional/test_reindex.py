@@ -46,7 +46,7 @@ async def test_it_returns_once_the_new_index_is_in_use(mesh: Mesh, target: Targe
     after = await stub.GetReindex(pb.GetReindexRequest())
     assert after.index > before
     assert said.getvalue().splitlines()[-1] == f"index {after.index} is in use"
-    answer = await stub.SearchTweets(pb.SearchTweetsRequest(query="word"))
+    answer = await stub.SearchTweets(pb.SearchTweetsRequest(query="word", order=pb.SEARCH_ORDER_LATEST))
     assert [tweet.id for tweet in answer.tweets] == posted[::-1]
 
 

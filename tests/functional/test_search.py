@@ -31,9 +31,9 @@ async def ask(web: Web, path: str, reader: Person | None = None, **options: Any)
     return answer.json()
 
 
-async def found(web: Web, query: str, reader: Person | None = None, **params: Any) -> list[str]:
+async def found(web: Web, query: str, reader: Person | None = None, order: str = "latest", **params: Any) -> list[str]:
     """The ids that a search answers, in order."""
-    page = await ask(web, "/v1/search/tweets", reader, params={"query": query, **params})
+    page = await ask(web, "/v1/search/tweets", reader, params={"query": query, "order": order, **params})
     return [one["id"] for one in page["tweets"]]
 
 
@@ -46,6 +46,13 @@ async def eventually(look: Callable[[], Awaitable[Any]], wanted: Any) -> None:
 
 async def is_found(web: Web, query: str, *ids: str) -> None:
     await eventually(lambda: found(web, query), list(ids))
+
+
+async def weighed(web: Web, author: Person) -> None:
+    """Returns once the texts of what was written before are compared: until then the newest tweets fit as well as any."""
+    marker = f"marker{time.monotonic_ns()}"
+    short, long = await web.post(author, marker), await web.post(author, f"{marker} and some words more")
+    await eventually(lambda: found(web, marker, order="top"), [short, long])
 
 
 async def indexed(web: Web, author: Person) -> None:
@@ -90,11 +97,12 @@ async def test_the_bodies_of_the_sources_are_understood(web: Web) -> None:
             ({"tags": ["#Paint"], "q": "red"}, [both]),
             ({"keywords": ["red"], "tags": ["rust"]}, []),
         ):
-            page = await ask(web, path, json=body)
+            page = await ask(web, path, json={"order": "latest", **body})
             assert [tweet["id"] for tweet in page["tweets"]] == ids, body
         refused = await web.call("POST", path, json={"keywords": [], "tags": []})
         assert (refused.status_code, refused.json()["code"]) == (400, "invalid_argument")
-    assert [tweet["id"] for tweet in (await ask(web, "/search/tweets?q=red&page=2&limit=1"))["tweets"]] == [both]
+    second = await ask(web, "/search/tweets?q=red&order=latest&page=2&limit=1")
+    assert [tweet["id"] for tweet in second["tweets"]] == [both]
     refused = await web.call("GET", "/v1/search/tweets", params={"q": " ".join("abcdefghijklmnopq")})
     assert (refused.status_code, refused.json()["violations"][0]["field"]) == (400, "query")
 
@@ -148,7 +156,7 @@ async def test_deleted_blocked_and_suspended_never_show(web: Web) -> None:
         assert await found(web, "#plan", reader) == ids
         tagged = await ask(web, "/tags/plan/tweets", reader)
         assert [tweet["id"] for tweet in tagged["tweets"]] == ids
-        mixed = await ask(web, "/search?query=secret", reader)
+        mixed = await ask(web, "/search?query=secret&order=latest", reader)
         assert [tweet["id"] for tweet in mixed["tweets"]] == ids
     for reader, other in ((alice, "bob"), (bob, "alice")):
         assert (await ask(web, f"/v1/search/users?query={other}", reader))["users"] == []
@@ -253,9 +261,10 @@ async def test_one_route_for_tweets_and_people(web: Web) -> None:
         assert (len(page["tweets"]), len(page["users"])) == (tweets, users)
     more = await web.post(alice, "alice again")
     await is_found(web, "alice", more, about)
-    first = await ask(web, "/search?q=alice&limit=1")
+    first = await ask(web, "/search?q=alice&order=latest&limit=1")
     assert ([tweet["id"] for tweet in first["tweets"]], len(first["users"])) == ([more], 1)
-    second = await ask(web, "/search", params={"q": "alice", "limit": 1, "cursor": first["next_cursor"]})
+    params = {"q": "alice", "order": "latest", "limit": 1, "cursor": first["next_cursor"]}
+    second = await ask(web, "/search", params=params)
     assert ([tweet["id"] for tweet in second["tweets"]], second["users"]) == ([about], [])
 
 
@@ -267,14 +276,14 @@ async def test_typing_is_completed_with_people_and_tags(web: Web) -> None:
     await is_found(web, "#pygone", gone)
     assert await ask(web, "/v1/search/suggest?query=PY&limit=2") | {"users": []} == {
         "users": [],
-        "tags": ["python", "pygone"],
+        "tags": ["Python", "pygone"],
     }
     await web.call("DELETE", f"/v1/tweets/{gone}", bob)
     await web.call("DELETE", f"/v1/tweets/{first}", alice)
     await indexed(web, bob)
     for query, users, tags in (
-        ("py", ["pyotr"], ["python"]),
-        ("#py", [], ["python"]),
+        ("py", ["pyotr"], ["Python"]),
+        ("#py", [], ["Python"]),
         ("@py", ["pyotr"], []),
         ("#", [], []),
     ):
@@ -293,16 +302,16 @@ async def test_tags_trend_from_three_people_on(web: Web) -> None:
     await web.post(people[1], "#spam")
     for person in people[:3]:
         await web.post(person, "did you feel the #Earthquake?")
-    await eventually(trending, [("earthquake", 3)])
+    await eventually(trending, [("Earthquake", 3)])
     last = [await web.post(person, "#four") for person in people][-1]
-    await eventually(trending, [("four", 4), ("earthquake", 3)])
+    await eventually(trending, [("four", 4), ("Earthquake", 3)])
     first = await ask(web, "/v1/tags/trending?page_size=1")
     assert [tag["tag"] for tag in first["tags"]] == ["four"]
     second = await ask(web, "/v1/tags/trending", params={"page_size": 1, "cursor": first["next_cursor"]})
-    assert ([tag["tag"] for tag in second["tags"]], second["next_cursor"]) == (["earthquake"], "")
+    assert ([tag["tag"] for tag in second["tags"]], second["next_cursor"]) == (["Earthquake"], "")
     await web.call("DELETE", f"/v1/tweets/{last}", people[3])
     await web.call("POST", f"/v1/users/{people[0].id}/block", people[3])
-    await eventually(lambda: trending("/v1/tags/trending?limit=100"), [("four", 3), ("earthquake", 3)])
+    await eventually(lambda: trending("/v1/tags/trending?limit=100"), [("four", 3), ("Earthquake", 3)])
 
 
 async def test_tweets_trend_by_the_people_who_act_upon_them(web: Web) -> None:
@@ -358,6 +367,154 @@ async def test_boosts_lift_whom_the_reader_follows(web: Web) -> None:
     await web.call("POST", f"/v1/users/{alice.id}/follow", reader)
     assert await found(web, "coffee", reader, order="top") == [hers, his]
     assert await found(web, "coffee", reader) == [his, hers], "the latest stay in their order"
+
+
+@pytest.mark.parametrize("path", ["/v1/search/tweets", "/v1/search"])
+async def test_search_without_an_order_lists_the_best_first(web: Web, path: str) -> None:
+    alice, bob, reader = [await web.sign_up(name) for name in ("alice", "bob", "reader")]
+    hers, his = await web.post(alice, "best coffee in town"), await web.post(bob, "best coffee in town")
+    await web.call("POST", f"/v1/users/{alice.id}/follow", reader)
+    await is_found(web, "coffee", his, hers)
+    for order, ids in (({}, [hers, his]), ({"order": "top"}, [hers, his]), ({"order": "latest"}, [his, hers])):
+        page = await ask(web, path, reader, params={"query": "coffee", **order})
+        assert [tweet["id"] for tweet in page["tweets"]] == ids, order
+
+
+async def test_the_best_reach_every_match_and_boosts_lift_out_of_any_number(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short new tweets of a stranger, more than are ranked; the older and longer ones that are boosted come first all the same."""
+    monkeypatch.setattr("services.search.best.RANKED_FROM", 5)
+    friend, stranger, reader = [await web.sign_up(name) for name in ("friend", "stranger", "reader")]
+    hers = await web.post(friend, "boats and more")
+    tagged = await web.post(stranger, "#boats today")
+    trending = await web.post(stranger, "boats and more")
+    others = [await web.post(stranger, "boats today") for _ in range(21)]
+    await web.call("POST", f"/v1/users/{friend.id}/follow", reader)
+    for person in (friend, reader):
+        await web.call("POST", f"/v1/tweets/{trending}/likes", person)
+    await weighed(web, stranger)
+
+    async def trends() -> list[str]:
+        return [tweet["id"] for tweet in (await ask(web, "/tweets/trending"))["tweets"]]
+
+    await eventually(trends, [trending])
+    first = await found(web, "boats", reader, order="top", page_size=100)
+    assert set(first[:3]) == {hers, tagged, trending}
+    assert first[3:] == others[::-1]
+    for size in (1, 4, 7, 24):
+        seen: list[str] = []
+        cursor = ""
+        while True:
+            params = {"query": "boats", "page_size": size, "cursor": cursor}
+            page = await ask(web, "/v1/search/tweets", reader, params=params)
+            seen += [tweet["id"] for tweet in page["tweets"]]
+            if not (cursor := page["next_cursor"]):
+                break
+            assert len(page["tweets"]) == size
+        assert seen == first, size
+    # Deletions between pages move nobody else.
+    page = await ask(web, "/v1/search/tweets", reader, params={"query": "boats", "page_size": 4})
+    for gone in first[:2]:
+        await web.call("DELETE", f"/v1/tweets/{gone}", friend if gone == hers else stranger)
+    await indexed(web, stranger)
+    params = {"query": "boats", "page_size": 100, "cursor": page["next_cursor"]}
+    rest = await ask(web, "/v1/search/tweets", reader, params=params)
+    assert [tweet["id"] for tweet in rest["tweets"]] == first[4:]
+
+
+async def test_a_minus_leaves_out(web: Web) -> None:
+    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
+    sail, row, both = [
+        await web.post(*post)
+        for post in ((alice, "boats sail #sea"), (bob, "boats row"), (bob, "sail and row boats, well-known"))
+    ]
+    await is_found(web, "boats", both, row, sail)
+    for query, ids in {
+        "boats -sail": [row],
+        'boats -"sail and"': [row, sail],
+        "boats -#sea": [both, row],
+        "boats -from:bob": [sail],
+        "boats -from:nobody": [both, row, sail],
+        "boats well-known": [both],
+        "boats - sail": [both, sail],
+    }.items():
+        for order in ("latest", "top"):
+            assert sorted(await found(web, query, order=order), reverse=True) == ids, (query, order)
+    for path in ("/v1/search/tweets", "/v1/search", "/v1/search/users"):
+        refused = await web.call("GET", path, params={"query": "-sail"})
+        assert (refused.status_code, refused.json()["violations"][0]["field"]) == (400, "query")
+    people = await ask(web, "/v1/search/users", params={"query": "-sail alice"})
+    assert [user["username"] for user in people["users"]] == ["alice"]
+
+
+async def test_names_and_texts_are_found_without_their_marks(web: Web) -> None:
+    lodz, orsted = await web.sign_up("first"), await web.sign_up("second")
+    await web.call("PATCH", "/v1/users/me", lodz, json={"display_name": "Łukasz z Łodzi"})
+    await web.call("PATCH", "/v1/users/me", orsted, json={"display_name": "Ørsted مُحَمَّد"})
+    tweet_id = await web.post(lodz, "Łódź, Đà Nẵng, Ærø #Łódź2026")
+    await is_found(web, "łódź", tweet_id)
+    for query in ("lodz", '"da nang"', "aero", "Lódz"):
+        assert await found(web, query) == [tweet_id], query
+
+    async def names(query: str) -> list[str]:
+        return [user["username"] for user in (await ask(web, "/v1/search/users", params={"query": query}))["users"]]
+
+    for query, wanted in (("lukasz", "first"), ("łukasz", "first"), ("orsted", "second"), ("محمد", "second")):
+        await eventually(lambda query=query: names(query), [wanted])  # type: ignore[misc]
+    assert (await ask(web, "/v1/search/suggest", params={"query": "lod"}))["tags"] == ["Łódź2026"]
+
+
+async def test_the_most_followed_come_first_and_pages_reach_everybody(web: Web) -> None:
+    people = [await web.sign_up(f"person{n:02}") for n in range(12)]
+    for person in people:
+        await web.call("PATCH", "/v1/users/me", person, json={"display_name": "User"})
+    # The newest is the best known.
+    for follower, followee in ((0, 11), (1, 11), (2, 11), (0, 10), (1, 10), (0, 5)):
+        await web.call("POST", f"/v1/users/{people[followee].id}/follow", people[follower])
+    wanted = [f"person{n:02}" for n in (11, 10, 5, 0, 1, 2, 3, 4, 6, 7, 8, 9)]
+
+    async def usernames(query: str = "user") -> list[str]:
+        seen: list[str] = []
+        cursor = ""
+        while True:
+            params = {"query": query, "page_size": 3, "cursor": cursor}
+            page = await ask(web, "/v1/search/users", params=params)
+            seen += [user["username"] for user in page["users"]]
+            if not (cursor := page["next_cursor"]):
+                return seen
+
+    await eventually(usernames, wanted)
+    assert await usernames("person") == wanted
+    suggested = await ask(web, "/v1/search/suggest", params={"query": "use", "limit": 2})
+    assert [user["username"] for user in suggested["users"]] == wanted[:2]
+    await web.call("DELETE", f"/v1/users/{people[11].id}/follow", people[0])
+    await web.call("DELETE", f"/v1/users/{people[11].id}/follow", people[1])
+    await eventually(usernames, [f"person{n:02}" for n in (10, 5, 11, 0, 1, 2, 3, 4, 6, 7, 8, 9)])
+
+
+async def test_suggestions_and_trends_follow_deletes_and_edits(web: Web) -> None:
+    people = [await web.sign_up(f"person{n}") for n in range(4)]
+    dead = [await web.post(people[0], f"#topic{n:02} #topic{n:02}x") for n in range(20)]
+    living = await web.post(people[0], "#topical")
+    await is_found(web, "#topical", living)
+    for tweet_id in dead:
+        await web.call("DELETE", f"/v1/tweets/{tweet_id}", people[0])
+    await indexed(web, people[0])
+    assert (await ask(web, "/v1/search/suggest?query=topi"))["tags"] == ["topical"]
+
+    typos = [await web.post(person, "#typo") for person in people[:3]]
+
+    async def trending() -> list[tuple[str, int]]:
+        return [(tag["tag"], tag["tweets"]) for tag in (await ask(web, "/tags/trending"))["tags"]]
+
+    await eventually(trending, [("typo", 3)])
+    for person, tweet_id, tag in zip(people, typos, ("Fixed", "fixed", "Fixed"), strict=False):
+        await web.call("PATCH", f"/v1/tweets/{tweet_id}", person, json={"text": f"#{tag}"})
+    await eventually(trending, [("Fixed", 3)])
+    await is_found(web, "#fixed", *typos[::-1])
+    assert (await ask(web, "/v1/search/suggest?query=ty"))["tags"] == []
+    assert (await ask(web, "/v1/search/suggest?query=fi"))["tags"] == ["Fixed"]
 
 
 async def test_an_index_built_anew_answers_the_same(admin_web: Web) -> None:
@@ -440,7 +597,9 @@ async def test_what_was_found_is_found_again_after_kill_9(start_mesh: MeshFactor
     search = SearchServiceStub(mesh.process.channel(""))
 
     async def look() -> list[int]:
-        page = await search.SearchTweets(pb.SearchTweetsRequest(query="survivor", page_size=100))
+        page = await search.SearchTweets(
+            pb.SearchTweetsRequest(query="survivor", page_size=100, order=pb.SEARCH_ORDER_LATEST)
+        )
         return [one.id for one in page.tweets]
 
     if family.name == "embedded":

@@ -12,6 +12,10 @@ from typing import NamedTuple, Protocol
 # What one search, one change and one fill may hold.
 MAX_FOUND = 1_000
 MAX_CHANGES = 1_000
+# Prefixes that `most_used` answers at once: a page of tags.
+MAX_COMPLETED = 100
+# Terms of which one is enough, and ids: a server refuses far more, and each is a list to walk.
+MAX_ANY = 2_000
 
 
 class Collection(Enum):
@@ -22,9 +26,9 @@ class Collection(Enum):
 
 
 class Document(NamedTuple):
-    """One tweet or person. `exact` are terms matched as a whole, `words` the text in order; neither holds white space alone.
+    """One tweet or person. `exact` are terms matched as a whole, `words` the text in order; neither begins with white space.
 
-    `version` grows with every change at the owner.
+    `version` grows with every change at the owner. `rank` (0 or more, below 2^31) orders documents in `ranked`.
     """
 
     id: int
@@ -32,6 +36,7 @@ class Document(NamedTuple):
     author_id: int
     exact: tuple[str, ...]
     words: tuple[str, ...]
+    rank: int = 0
 
 
 class Change(NamedTuple):
@@ -43,19 +48,38 @@ class Change(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Terms, and phrases (word after word; one word is a phrase too), all of which must be there. Not empty."""
+    """Terms, and phrases (word after word; one word is a phrase too), all of which must be there: at least one of either.
+
+    No document with one of the excluded matches. `any_exact` and `ids` (≤ MAX_ANY each), if not empty, demand one of these terms,
+    or one of these ids; they say nothing about how well a text fits.
+    """
 
     exact: tuple[str, ...] = ()
     phrases: tuple[tuple[str, ...], ...] = ()
+    excluded_exact: tuple[str, ...] = ()
+    excluded_phrases: tuple[tuple[str, ...], ...] = ()
+    any_exact: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class Hit(NamedTuple):
-    """A tweet found: how well its text fits, from 0 to 1 among the hits, and whether it has one of the terms preferred."""
+    """A tweet found, and whether it has one of the terms preferred.
+
+    `score` tells how well its text fits (0 or more): two hits compare if their questions have the same terms and phrases. None for
+    what is too new to be compared.
+    """
 
     id: int
     author_id: int
-    score: float
+    score: float | None
     preferred: bool
+
+
+class Place(NamedTuple):
+    """Where a document is in the order of `ranked`."""
+
+    rank: int
+    id: int
 
 
 class Build(NamedTuple):
@@ -90,8 +114,9 @@ class SearchIndex(Protocol):
     async def newest(self, collection: Collection, query: Query, before_id: int, limit: int) -> Sequence[int]:
         """Up to `limit` (≤ MAX_FOUND) ids of matches, greatest first, below `before_id` (0: no bound). Fewer only where no more match."""
 
-    async def oldest(self, collection: Collection, query: Query, limit: int) -> Sequence[int]:
-        """Up to `limit` (≤ MAX_FOUND) ids of matches, least first."""
+    async def ranked(self, collection: Collection, query: Query, after: Place | None, limit: int) -> Sequence[Place]:
+        """Up to `limit` (≤ MAX_FOUND) matches behind `after` (None: from the first on), the greatest rank first, of equal ranks the
+        least id. Fewer only where no more match."""
 
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str] = ()) -> Sequence[Hit]:
         """Up to `limit` (≤ MAX_FOUND) matching tweets below `before_id` (0: no bound) that fit best, in no promised order.
@@ -100,7 +125,11 @@ class SearchIndex(Protocol):
         """
 
     async def terms(self, prefix: str, limit: int) -> Sequence[str]:
-        """Up to `limit` (≤ MAX_FOUND) exact terms of tweets that begin so and have a document, the most frequent first."""
+        """Up to `limit` (≤ MAX_FOUND) exact terms of tweets that begin so, those that the most documents have now first."""
+
+    async def most_used(self, prefixes: Sequence[str]) -> Sequence[str]:
+        """Of each prefix (≤ MAX_COMPLETED, none the beginning of another) the exact term of tweets beginning so that most authors use
+        now; of equals the first by its characters; empty if no document has one. Beyond some hundred authors about right."""
 
     async def count(self, collection: Collection) -> int:
         """How many documents there are."""

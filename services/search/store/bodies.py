@@ -11,18 +11,21 @@ from typing import Any
 
 import orjson
 
-from services.search.store import Document, Query
+from services.search.store import Document, Place, Query
 
 # Every index of this shape has the number in its name: processes of two shapes can run side by side, each on indexes of its own.
-FORMAT = 1
+FORMAT = 2
 
 ID, VERSION, AUTHOR, EXACT, WORDS, REMOVED = "id", "version", "author_id", "exact", "words", "removed"
+RANK = "rank"
 PREFERRED = "preferred"
 
 # The server gives up a question after this; the client waits a little longer for the answer.
 QUESTION_MOST = "1500ms"
 # Documents looked at for completing a tag: the newest of each segment come first, and more tell nothing new.
 MAX_COMPLETED_FROM = 100_000
+# Up to here authors are counted one by one, beyond it to within a few percent.
+AUTHORS_COUNTED_EXACTLY = 100
 # Found even if nobody says so: every change asks for it, this is for those whose process died in between.
 REFRESH_EVERY = "1s"
 
@@ -34,6 +37,7 @@ _MAPPINGS: dict[str, Any] = {
         ID: {"type": "long"},
         VERSION: {"type": "long", "index": False, "doc_values": False},
         AUTHOR: {"type": "long", "index": False},
+        RANK: {"type": "integer", "index": False},
         EXACT: {"type": "keyword"},
         WORDS: {"type": "text", "analyzer": _SPACED, "index_options": "positions"},
         REMOVED: {"type": "boolean", "index": False, "doc_values": False},
@@ -68,41 +72,53 @@ def document_body(document: Document) -> bytes:
             ID: document.id,
             VERSION: document.version,
             AUTHOR: document.author_id,
+            RANK: document.rank,
             EXACT: document.exact,
             WORDS: " ".join(document.words),
         }
     )
 
 
-def page_body(query: Query, before_id: int, limit: int, order: str) -> dict[str, Any]:
-    """A page in the order of the ids. Nothing but time bounds it: whoever stops after some documents may miss the newest."""
-    asked: dict[str, Any] = {"bool": {"filter": _clauses(query)}}
-    if before_id:
-        asked["bool"]["filter"].append({"range": {ID: {"lt": before_id}}})
-    return _bounded({"query": asked, "size": limit, "sort": [{ID: order}]})
+def page_body(query: Query, before_id: int, limit: int) -> dict[str, Any]:
+    """A page, the greatest id first. Nothing but time bounds it: whoever stops after some documents may miss the newest."""
+    asked = {"filter": [*_clauses(query), *_conditions(query, before_id)], "must_not": _excluded(query)}
+    return _bounded({"query": {"bool": asked}, "size": limit, "sort": [{ID: "desc"}]})
+
+
+def ranked_body(query: Query, after: Place | None, limit: int) -> dict[str, Any]:
+    """A page, the greatest rank first, of equal ranks the least id."""
+    asked = {"filter": [*_clauses(query), *_conditions(query, 0)], "must_not": _excluded(query)}
+    page: dict[str, Any] = {"query": {"bool": asked}, "size": limit, "sort": [{RANK: "desc"}, {ID: "asc"}]}
+    return _bounded(page if after is None else page | {"search_after": list(after)})
 
 
 def best_body(query: Query, before_id: int, limit: int, preferred: Sequence[str]) -> dict[str, Any]:
     """The best by their text; the name PREFERRED is on hits that have one of the preferred terms."""
-    asked: dict[str, Any] = {"bool": {"must": _clauses(query)}}
-    if before_id:
-        # It says nothing about how well a text fits; nor do the preferred terms.
-        asked["bool"]["filter"] = [{"range": {ID: {"lt": before_id}}}]
+    # Conditions say nothing about how well a text fits; nor do the preferred terms.
+    asked = {"must": _clauses(query), "filter": _conditions(query, before_id), "must_not": _excluded(query)}
     if preferred:
         named = {"filter": {"terms": {EXACT: list(preferred)}}, "boost": 0.0, "_name": PREFERRED}
-        asked["bool"]["should"] = [{"constant_score": named}]
-    return _bounded({"query": asked, "size": limit, "docvalue_fields": [ID, AUTHOR]})
+        asked["should"] = [{"constant_score": named}]
+    return _bounded({"query": {"bool": asked}, "size": limit, "docvalue_fields": [ID, AUTHOR]})
 
 
 def terms_body(prefix: str, limit: int) -> dict[str, Any]:
     """The most frequent exact terms that begin so."""
-    counted = {
-        "field": EXACT,
-        "include": "".join(map(_literal, prefix)) + ".*",
-        "size": limit,
-        "order": [{"_count": "desc"}, {"_key": "asc"}],
-    }
+    counted = _terms_that_begin(prefix) | {"size": limit, "order": [{"_count": "desc"}, {"_key": "asc"}]}
     body = {"query": {"prefix": {EXACT: {"value": prefix}}}, "size": 0, "aggs": {EXACT: {"terms": counted}}}
+    return _bounded(body | {"terminate_after": MAX_COMPLETED_FROM})
+
+
+def most_used_body(prefixes: Sequence[str]) -> dict[str, Any]:
+    """Of each prefix, named by its place, the exact term beginning so that most authors use."""
+    authors = {"cardinality": {"field": AUTHOR, "precision_threshold": AUTHORS_COUNTED_EXACTLY}}
+    aggregations: dict[str, Any] = {}
+    for place, prefix in enumerate(prefixes):
+        counted = _terms_that_begin(prefix) | {"size": 1, "order": [{AUTHOR: "desc"}, {"_key": "asc"}]}
+        used = {"terms": counted, "aggs": {AUTHOR: authors}}
+        aggregations[str(place)] = {"filter": {"prefix": {EXACT: {"value": prefix}}}, "aggs": {EXACT: used}}
+    any_of = [{"prefix": {EXACT: {"value": prefix}}} for prefix in prefixes]
+    body = {"query": {"bool": {"filter": [{"bool": {"should": any_of}}]}}, "size": 0, "aggs": aggregations}
     return _bounded(body | {"terminate_after": MAX_COMPLETED_FROM})
 
 
@@ -112,8 +128,31 @@ def count_body() -> dict[str, Any]:
 
 
 def _clauses(query: Query) -> list[dict[str, Any]]:
-    exact = [{"term": {EXACT: term}} for term in query.exact]
-    return exact + [{"match_phrase": {WORDS: " ".join(phrase)}} for phrase in query.phrases]
+    return _each(query.exact, query.phrases)
+
+
+def _excluded(query: Query) -> list[dict[str, Any]]:
+    return _each(query.excluded_exact, query.excluded_phrases)
+
+
+def _each(exact: Sequence[str], phrases: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{"term": {EXACT: term}} for term in exact]
+    return found + [{"match_phrase": {WORDS: " ".join(phrase)}} for phrase in phrases]
+
+
+def _conditions(query: Query, before_id: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    if query.any_exact:
+        found.append({"terms": {EXACT: list(query.any_exact)}})
+    if query.ids:
+        found.append({"terms": {ID: list(query.ids)}})
+    if before_id:
+        found.append({"range": {ID: {"lt": before_id}}})
+    return found
+
+
+def _terms_that_begin(prefix: str) -> dict[str, Any]:
+    return {"field": EXACT, "include": "".join(map(_literal, prefix)) + ".*"}
 
 
 def _bounded(body: dict[str, Any]) -> dict[str, Any]:

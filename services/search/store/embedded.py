@@ -19,7 +19,7 @@ import structlog
 from services.common import errors
 from services.common.files import naming, unusable, write_durably
 from services.embedded.lockfile import LockFile
-from services.search.store import MAX_FOUND, Build, Change, Collection, Hit, Query
+from services.search.store import MAX_FOUND, Build, Change, Collection, Hit, Place, Query
 from services.search.store.generation import Generation, Threads
 
 # Changes are found at once; this is how much of the log a crash makes us read again.
@@ -33,7 +33,7 @@ PUT_A_TURN = 50
 # Changes laid over the index, about 5 KB each. More wait only where the disk refuses, and then the log keeps them.
 MAX_WAITING = 20_000
 # Grows with every change of what a document holds: an index of another format is built anew.
-FORMAT = 1
+FORMAT = 2
 
 _STATE = "state.json"
 
@@ -124,9 +124,9 @@ class EmbeddedSearchIndex:
         """See the port."""
         return await self._current.newest(collection, query, before_id, min(limit, MAX_FOUND))
 
-    async def oldest(self, collection: Collection, query: Query, limit: int) -> Sequence[int]:
+    async def ranked(self, collection: Collection, query: Query, after: Place | None, limit: int) -> Sequence[Place]:
         """See the port."""
-        return await self._current.oldest(collection, query, min(limit, MAX_FOUND))
+        return await self._current.ranked(collection, query, after, min(limit, MAX_FOUND))
 
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str] = ()) -> Sequence[Hit]:
         """See the port."""
@@ -135,6 +135,10 @@ class EmbeddedSearchIndex:
     async def terms(self, prefix: str, limit: int) -> Sequence[str]:
         """See the port."""
         return await self._current.terms(prefix, min(limit, MAX_FOUND))
+
+    async def most_used(self, prefixes: Sequence[str]) -> Sequence[str]:
+        """See the port."""
+        return await self._current.most_used(prefixes)
 
     async def count(self, collection: Collection) -> int:
         """See the port."""

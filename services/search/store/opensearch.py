@@ -26,7 +26,18 @@ from services.cluster.opensearch import (
 )
 from services.common import errors
 from services.common.config import Settings
-from services.search.store import MAX_CHANGES, MAX_FOUND, Build, Change, Collection, Hit, Query, bodies
+from services.search.store import (
+    MAX_CHANGES,
+    MAX_COMPLETED,
+    MAX_FOUND,
+    Build,
+    Change,
+    Collection,
+    Hit,
+    Place,
+    Query,
+    bodies,
+)
 from services.search.store.generations import Generations
 from services.search.store.lock import BuildLock
 
@@ -82,33 +93,42 @@ class OpenSearchIndex:
 
     async def newest(self, collection: Collection, query: Query, before_id: int, limit: int) -> Sequence[int]:
         """See the port."""
-        return _ids(await self._search(collection, bodies.page_body(query, before_id, min(limit, MAX_FOUND), "desc")))
+        found = await self._search(collection, bodies.page_body(query, before_id, min(limit, MAX_FOUND)))
+        return [hit["sort"][0] for hit in found["hits"]["hits"]]
 
-    async def oldest(self, collection: Collection, query: Query, limit: int) -> Sequence[int]:
+    async def ranked(self, collection: Collection, query: Query, after: Place | None, limit: int) -> Sequence[Place]:
         """See the port."""
-        return _ids(await self._search(collection, bodies.page_body(query, 0, min(limit, MAX_FOUND), "asc")))
+        found = await self._search(collection, bodies.ranked_body(query, after, min(limit, MAX_FOUND)))
+        return [Place(*hit["sort"]) for hit in found["hits"]["hits"]]
 
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str] = ()) -> Sequence[Hit]:
         """See the port."""
         body = bodies.best_body(query, before_id, min(limit, MAX_FOUND), preferred)
         # Terms are weighed by how rare they are in all shards together.
         found = await self._search(Collection.TWEETS, body, search_type="dfs_query_then_fetch")
-        hits = found["hits"]["hits"]
-        most = max((hit["_score"] for hit in hits), default=0.0) or 1.0
         return [
             Hit(
                 hit["fields"][bodies.ID][0],
                 hit["fields"][bodies.AUTHOR][0],
-                hit["_score"] / most,
+                hit["_score"],
                 bodies.PREFERRED in hit.get("matched_queries", ()),
             )
-            for hit in hits
+            for hit in found["hits"]["hits"]
         ]
 
     async def terms(self, prefix: str, limit: int) -> Sequence[str]:
         """See the port."""
         found = await self._search(Collection.TWEETS, bodies.terms_body(prefix, min(limit, MAX_FOUND)))
         return [bucket["key"] for bucket in found["aggregations"][bodies.EXACT]["buckets"]]
+
+    async def most_used(self, prefixes: Sequence[str]) -> Sequence[str]:
+        """See the port."""
+        assert len(prefixes) <= MAX_COMPLETED
+        if not prefixes:
+            return []
+        found = (await self._search(Collection.TWEETS, bodies.most_used_body(prefixes)))["aggregations"]
+        used = (found[str(place)][bodies.EXACT]["buckets"] for place in range(len(prefixes)))
+        return [buckets[0]["key"] if buckets else "" for buckets in used]
 
     async def count(self, collection: Collection) -> int:
         """See the port."""
@@ -315,7 +335,3 @@ def _stays(standing: dict[str, Any], change: Change) -> bool:
 
 def _body(change: Change) -> bytes:
     return bodies.TOMBSTONE if change.document is None else bodies.document_body(change.document)
-
-
-def _ids(found: dict[str, Any]) -> list[int]:
-    return [hit["sort"][0] for hit in found["hits"]["hits"]]

@@ -43,20 +43,31 @@ class Layer:
 
     def find(self, collection: Collection, query: Query) -> Iterator[Document]:
         """The matching documents, in no order."""
-        phrases = [phrase for phrase in query.phrases if len(phrase) > 1]
         terms = {*query.exact, *(_word_term(word) for phrase in query.phrases for word in phrase)}
         postings = sorted((self._postings.get((collection, term), _NONE) for term in terms), key=len)
+        any_exact, wanted = frozenset(query.any_exact), frozenset(query.ids)
         ids: Iterable[int] = set.intersection(*map(set, postings)) if postings else ()
         for key in ids:
             document = self._documents[collection][key]
-            if document is not None and all(_holds(document.words, phrase) for phrase in phrases):
+            if document is None or (wanted and key not in wanted):
+                continue
+            if (not any_exact or holds_any(document, any_exact)) and _matches(document, query):
                 yield document
 
-    def term_counts(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """The exact terms of tweets that begin so, and how many documents of this layer have each."""
+    def terms(self, prefix: str) -> Iterator[tuple[str, AnyOf[int]]]:
+        """The exact terms of tweets that begin so, and the ids of the documents of this layer that have each: at least one."""
         for (collection, term), ids in self._postings.items():
             if collection is Collection.TWEETS and ids and term.startswith(prefix):
-                yield term, len(ids)
+                yield term, ids
+
+
+def _matches(document: Document, query: Query) -> bool:
+    """Whether a document that has all terms and words has them in the order asked for, and none of the excluded."""
+    return (
+        all(len(phrase) == 1 or _holds(document.words, phrase) for phrase in query.phrases)
+        and not holds_any(document, query.excluded_exact)
+        and not any(_holds(document.words, phrase) for phrase in query.excluded_phrases)
+    )
 
 
 def holds_any(document: Document, terms: AnyOf[str]) -> bool:

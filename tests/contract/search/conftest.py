@@ -72,9 +72,9 @@ def tweet(tweet_id: int, text: str, *exact: str, author: int = 1, version: int =
     return Change(TWEETS, tweet_id, Document(tweet_id, version, author, exact, words(text)))
 
 
-def person(user_id: int, *exact: str, version: int = 1) -> Change:
+def person(user_id: int, *exact: str, version: int = 1, rank: int = 0) -> Change:
     """A person who takes part."""
-    return Change(USERS, user_id, Document(user_id, version, user_id, exact, ()))
+    return Change(USERS, user_id, Document(user_id, version, user_id, exact, (), rank))
 
 
 def gone(key: int, collection: Collection = TWEETS) -> Change:
@@ -86,7 +86,7 @@ def asked(text: str) -> Query:
     """The query of a text without authors."""
     found = parse(text)
     assert not found.authors
-    return Query(found.exact, found.phrases)
+    return Query(found.exact, found.phrases, found.excluded.exact, found.excluded.phrases)
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Opened:
         return sorted(hit.id for hit in await self.index.best(asked(text), before_id, limit))
 
     async def people(self, *exact: str, limit: int = 100) -> list[int]:
-        return list(await self.index.oldest(USERS, Query(exact), limit))
+        return [place.id for place in await self.index.ranked(USERS, Query(exact), None, limit)]
 
     async def again(self) -> SearchIndex:
         """Closes the index and opens what it left."""

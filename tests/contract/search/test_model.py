@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.search.store import Document, Query
+from services.search.store import Document, Place, Query
 from tests.contract.search.conftest import TWEETS, Family, Opened, gone, tweet
 
 IDS = st.integers(1, 6)
@@ -24,17 +24,30 @@ STEPS = st.one_of(
     st.tuples(st.just("restart")),
     st.tuples(st.just("rebuild")),
 )
+PHRASES = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(tuple)
 QUESTIONS = st.builds(
     Query,
     st.lists(st.sampled_from(["#x", "#y"]), max_size=2, unique=True).map(tuple),
-    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(tuple), max_size=2).map(tuple),
+    st.lists(PHRASES, max_size=2).map(tuple),
+    st.lists(st.sampled_from(["#x", "#y"]), max_size=1).map(tuple),
+    st.lists(PHRASES, max_size=1).map(tuple),
+    st.lists(st.sampled_from(["#x", "#y"]), max_size=2, unique=True).map(tuple),
+    st.lists(IDS, max_size=3, unique=True).map(tuple),
 ).filter(lambda query: query.exact or query.phrases)
 
 
 def matches(document: Document, query: Query) -> bool:
     """By the letter of the port."""
     text = f" {' '.join(document.words)} "
-    return set(query.exact) <= set(document.exact) and all(f" {' '.join(p)} " in text for p in query.phrases)
+    exact = set(document.exact)
+    return (
+        set(query.exact) <= exact
+        and all(f" {' '.join(p)} " in text for p in query.phrases)
+        and not exact & set(query.excluded_exact)
+        and not any(f" {' '.join(p)} " in text for p in query.excluded_phrases)
+        and (not query.any_exact or bool(exact & set(query.any_exact)))
+        and (not query.ids or document.id in query.ids)
+    )
 
 
 @pytest.mark.slow
@@ -79,7 +92,9 @@ async def run(family: Family, steps: list[tuple], questions: list[Query], before
             wanted = sorted((d.id for d in model.values() if matches(d, query)), reverse=True)
             below = [key for key in wanted if not before_id or key < before_id]
             assert list(await opened.index.newest(TWEETS, query, before_id, 3)) == below[:3]
-            assert list(await opened.index.oldest(TWEETS, query, 3)) == wanted[::-1][:3]
+            assert list(await opened.index.ranked(TWEETS, query, None, 3)) == [
+                Place(0, key) for key in wanted[::-1][:3]
+            ]
             assert sorted(hit.id for hit in await opened.index.best(query, before_id, 10)) == below[::-1]
         assert await opened.index.count(TWEETS) == len(model)
         await opened.index.close()

@@ -14,6 +14,7 @@ from services.common.context import Call, current_call
 from services.common.reasons import Reason
 from services.search.store import Query, SearchIndex
 from services.search.store import opensearch as adapter
+from services.search.store.bodies import FORMAT
 from services.search.store.lock import EXPIRES_S, BuildLock
 from services.search.store.opensearch import OpenSearchIndex
 from tests.cluster import Namespace
@@ -161,7 +162,7 @@ async def test_a_retired_index_goes_once_no_search_can_be_in_it(
         await one.begin()
         await one.finish()
     async with asyncio.timeout(20):
-        while len(await server.call("GET", f"/{settings.namespace}-*-v1-*/_alias")) > 2:
+        while len(await server.call("GET", f"/{settings.namespace}-*-v{FORMAT}-*/_alias")) > 2:
             await asyncio.sleep(0.05)
     assert (await one.building()).number == 3
 
@@ -209,7 +210,7 @@ async def test_nobody_makes_an_index_by_writing_to_it(
     for index in pair:
         await index.apply([tweet(1, "word"), person(1)])
     names = await server.call("GET", f"/{settings.namespace}-*/_alias")
-    assert sorted(names) == [f"{settings.namespace}-tweets-v1-1", f"{settings.namespace}-users-v1-1"]
+    assert sorted(names) == [f"{settings.namespace}-{kind}-v{FORMAT}-1" for kind in ("tweets", "users")]
 
 
 @pytest.mark.parametrize(
@@ -229,9 +230,10 @@ async def test_without_a_server_everything_says_so_and_opening_ends(
     query = Query(("#x",))
     for attempt in (
         index.newest(TWEETS, query, 0, 1),
-        index.oldest(USERS, query, 1),
+        index.ranked(USERS, query, None, 1),
         index.best(query, 0, 1),
         index.terms("#", 1),
+        index.most_used(["#"]),
         index.count(TWEETS),
         index.filled(),
         index.apply([tweet(1, "word")]),

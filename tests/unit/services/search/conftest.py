@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from roost.event.v1 import event_pb2
+from roost.graph.v1 import graph_service_pb2 as graph
+from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 from roost.identity.v1 import user_pb2
 from roost.identity.v1 import user_service_pb2 as identity
 from roost.identity.v1.user_service_pb2_grpc import UserServiceServicer
@@ -26,11 +28,12 @@ A_MESSAGE = 2
 
 
 @dataclass
-class Owners(TweetServiceServicer, UserServiceServicer):
+class Owners(TweetServiceServicer, UserServiceServicer, GraphServiceServicer):
     """Tweets and people as they stand. The next `failures` calls, or messages of a scan, end with UNAVAILABLE."""
 
     tweets: dict[int, tweet_pb2.TweetCore] = field(default_factory=dict)
     people: dict[int, identity.ScannedUser] = field(default_factory=dict)
+    followers: dict[int, int] = field(default_factory=dict)
     failures: int = 0
     scanned: list[int] = field(default_factory=list)
 
@@ -68,6 +71,10 @@ class Owners(TweetServiceServicer, UserServiceServicer):
                 ref = user_pb2.UserRef(id=user_id, username=one.user.username, display_name=one.user.display_name)
                 response.refs.add(user_id=user_id, ref=ref.SerializeToString(), state=one.state, version=one.version)
         return response
+
+    async def BatchGetUserCounts(self, request: Any, context: Any) -> Any:
+        counts = {i: graph.UserCounts(followers=self.followers[i]) for i in request.ids if i in self.followers}
+        return graph.BatchGetUserCountsResponse(counts=counts)
 
     async def ScanTweets(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.scanned.append(request.after_id)
@@ -124,6 +131,10 @@ class MemoryIndex:
         """The words of each tweet."""
         return {key: found.words for (kind, key), found in self.documents.items() if kind is Collection.TWEETS}
 
+    def ranks(self) -> dict[int, int]:
+        """The rank of each person."""
+        return {key: found.rank for (kind, key), found in self.documents.items() if kind is Collection.USERS}
+
     def people(self) -> set[int]:
         """Who is to be found."""
         return {key for kind, key in self.documents if kind is Collection.USERS}
@@ -136,7 +147,8 @@ def owners() -> Owners:
 
 def channel_to(owners: Owners) -> InProcessChannel:
     """A channel on which the owners serve as they are now."""
-    served = {"roost.tweet.v1.TweetService": owners, "roost.identity.v1.UserService": owners}
+    names = ("tweet.v1.TweetService", "identity.v1.UserService", "graph.v1.GraphService")
+    served = {f"roost.{name}": owners for name in names}
     return InProcessChannel(endpoints_of(served), "search", Checker())
 
 

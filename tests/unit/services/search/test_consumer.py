@@ -16,8 +16,10 @@ from roost.event.v1.event_pb2 import (
     TweetUnliked,
     UserCreated,
     UserDeleted,
+    UserFollowed,
     UserReinstated,
     UserSuspended,
+    UserUnfollowed,
     UserUpdated,
 )
 from roost.identity.v1 import user_pb2
@@ -101,6 +103,24 @@ async def test_any_order_and_any_repeats_come_to_the_same(
         assert memory.words().keys() == texts.keys()
         assert all(" ".join(words).encode() in texts[key] for key, words in memory.words().items())
         assert memory.people() == {i for i, one in owners.people.items() if one.state == user_pb2.USER_STATE_ACTIVE}
+
+
+async def test_apply_of_follows_ranks_people_by_their_followers(
+    indexer: Indexer, owners: Owners, memory: MemoryIndex
+) -> None:
+    owners.sign_up(8, "ann")
+    owners.sign_up(9, "bob")
+    owners.followers = {8: 40}
+    await indexer.apply(
+        [
+            event(1, user_followed=UserFollowed(follower_id=9, followee_id=8)),
+            event(2, user_updated=UserUpdated(user_id=9)),
+        ]
+    )
+    assert memory.ranks() == {8: 40, 9: 0}
+    owners.followers = {8: 39}
+    await indexer.apply([event(3, user_unfollowed=UserUnfollowed(follower_id=9, followee_id=8))])
+    assert memory.ranks() == {8: 39, 9: 0}
 
 
 async def test_retweets_are_no_documents(indexer: Indexer, owners: Owners, memory: MemoryIndex) -> None:
@@ -207,6 +227,44 @@ async def test_tags_count_by_author_and_end_with_their_tweet(owners: Owners, cou
     assert counting.tag_counts() == {"tag": 2, "other": 1}
     await counting.apply(event(6, user_suspended=UserSuspended(user_id=2)))
     assert counting.tag_counts() == {"tag": 1}
+
+
+async def test_tags_of_an_edited_tweet_count_as_they_are_now(owners: Owners, counting: Counting) -> None:
+    for number in (1, 2, 3):
+        owners.post(now_id(number), "", "typo", author=number)
+        await counting.apply(event(number, tweet_created=TweetCreated(tweet_id=now_id(number), author_id=number)))
+    assert counting.tag_counts() == {"typo": 3}
+    for number in (1, 2, 3):
+        owners.post(now_id(number), "", "fixed", author=number)
+        edited = event(number + 3, tweet_edited=TweetEdited(tweet_id=now_id(number), author_id=number))
+        await counting.apply(edited)
+        await counting.apply(edited)
+    assert counting.tag_counts() == {"fixed": 3}
+    # One that had no tag before, and one that has none any more.
+    owners.post(now_id(4), "", author=4)
+    await counting.apply(event(7, tweet_created=TweetCreated(tweet_id=now_id(4), author_id=4)))
+    owners.post(now_id(4), "", "fixed", author=4)
+    owners.post(now_id(1), "", author=1)
+    await counting.apply(
+        event(8, tweet_edited=TweetEdited(tweet_id=now_id(4), author_id=4)),
+        event(9, tweet_edited=TweetEdited(tweet_id=now_id(1), author_id=1)),
+    )
+    assert counting.tag_counts() == {"fixed": 3}
+
+
+async def test_tags_are_spelled_as_most_people_write_them(owners: Owners, counting: Counting) -> None:
+    for number, (author, spelling) in enumerate(
+        [(1, "photooftheday"), (1, "photooftheday"), (1, "photooftheday"), (2, "PhotoOfTheDay"), (3, "PhotoOfTheDay")]
+    ):
+        owners.post(now_id(number), "", spelling, author=author)
+        await counting.apply(event(number, tweet_created=TweetCreated(tweet_id=now_id(number), author_id=author)))
+    (trend,) = counting.tags.ranking()
+    assert (trend.key, trend.spelling, trend.actors, trend.acts) == ("photooftheday", "PhotoOfTheDay", 3, 5)
+    await counting.apply(
+        event(7, tweet_deleted=TweetDeleted(tweet_id=now_id(3))),
+        event(8, tweet_deleted=TweetDeleted(tweet_id=now_id(4))),
+    )
+    assert [trend.spelling for trend in counting.tags.ranking()] == ["photooftheday"]
 
 
 async def test_people_who_act_upon_a_tweet_count_once_each_and_its_author_does_not(counting: Counting) -> None:

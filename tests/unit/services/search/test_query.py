@@ -1,4 +1,4 @@
-"""The grammar of questions: closed, and no input is an error but one too long."""
+"""The grammar of questions: closed, and no input is an error but one too long, or one that only leaves out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common import errors
-from services.search.query import MAX_TERMS, MAX_WORDS, Asked, parse
+from services.search.query import MAX_TERMS, MAX_WORDS, Asked, Names, Terms, parse, parse_names
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,16 @@ from services.search.query import MAX_TERMS, MAX_WORDS, Asked, parse
         ("*ing py* a?b /x.*/ a~2 [a TO b]", parse("ing py a-b x a-2 a to b")),
         ("exact:#x {} \\ ^", Asked(phrases=(("exact", "x"),))),
         ("a AND NOT b", Asked(phrases=(("a",), ("and",), ("not",), ("b",)))),
+        ("boats -sail", Asked(phrases=(("boats",),), excluded=Terms(phrases=(("sail",),)))),
+        ('a -"b c" -“d', Asked(phrases=(("a",),), excluded=Terms(phrases=(("b", "c"), ("d",))))),
+        ("a -#Tag -@Ann -$TSLA", Asked(phrases=(("a",),), excluded=Terms(exact=("#tag", "@ann", "$tsla")))),
+        ("a -from:@Bob", Asked(phrases=(("a",),), excluded=Terms(authors=("bob",)))),
+        ("-a from:bob", Asked(authors=("bob",), excluded=Terms(phrases=(("a",),)))),
+        # A minus within a word, alone, doubled, as a dash, or behind a quote is none.
+        ("well-known - a --b –c", parse("well-known a b c")),
+        ('"a"-"b" c-"d"', parse("a b c d")),
+        ("a -!?", Asked(phrases=(("a",),))),
+        ("-!?", Asked()),
         ("", Asked()),
         ('"" # @ $ !?', Asked()),
     ],
@@ -57,6 +67,32 @@ def test_terms_are_bounded() -> None:
     assert refused.value.violations[0].field == "query"
 
 
+@pytest.mark.parametrize("query", ["-sail", '-"a b" -c', "-#tag", "-from:ann", "!? -x"])
+def test_parse_of_what_only_leaves_out_says_what_is_missing(query: str) -> None:
+    with pytest.raises(errors.RoostError, match="add a word to look for") as refused:
+        parse(query)
+    assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.violations[0].field == "query"
+
+
+def test_a_minus_in_keywords_leaves_out_nothing() -> None:
+    assert parse("", ["-a"]) == Asked(phrases=(("a",),))
+    assert parse("-a", ["b"]).excluded == Terms(phrases=(("a",),))
+
+
+def test_terms_left_out_count_to_the_bounds() -> None:
+    with pytest.raises(errors.RoostError):
+        parse("a " + " ".join(f"-t{n}" for n in range(MAX_TERMS)))
+
+
+def test_names_are_words_to_begin_with_and_to_leave_out() -> None:
+    assert parse_names("@Ann -Łee jean-luc") == Names(("ann", "jean", "luc"), ("lee",))
+    assert parse_names("-ann") == Names((), ("ann",))
+    assert parse_names(" ".join(f"t{n} -u{n}" for n in range(99))) == Names(
+        tuple(f"t{n}" for n in range(MAX_TERMS)), tuple(f"u{n}" for n in range(MAX_TERMS))
+    )
+
+
 def test_words_are_bounded() -> None:
     parse("", ["一" * 100, "二" * 100, "三" * (MAX_WORDS - 200)])
     with pytest.raises(errors.RoostError) as refused:
@@ -68,7 +104,9 @@ TRICKY = st.text(st.sampled_from('"“” #＃@＠$from:*?~^()[]{}\\/-+.a東\u03
 
 
 @given(st.one_of(st.text(max_size=256), TRICKY), st.lists(TRICKY, max_size=20), st.lists(TRICKY, max_size=20))
-def test_no_input_is_an_error_but_one_too_long(query: str, keywords: list[str], tags: list[str]) -> None:
+def test_no_input_is_an_error_but_one_too_long_or_that_only_leaves_out(
+    query: str, keywords: list[str], tags: list[str]
+) -> None:
     try:
         asked = parse(query, keywords, tags)
     except errors.RoostError as error:

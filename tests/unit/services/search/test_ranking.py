@@ -33,7 +33,7 @@ def test_order(better: Hit, worse: Hit) -> None:
 def test_trending_lifts_within_bounds() -> None:
     plain, trending = hit(age_ms=2), hit(age_ms=1)
     assert [key for _, key in rank([plain, trending], (), {plain.id: 1.0}, NOW_MS)] == [plain.id, trending.id]
-    assert score(plain, False, 99.0, NOW_MS) == score(plain, False, 1.0, NOW_MS)
+    assert score(plain, 0.5, False, 99.0, NOW_MS) == score(plain, 0.5, False, 1.0, NOW_MS)
 
 
 def test_no_boost_hides_a_fitting_new_tweet() -> None:
@@ -42,4 +42,4 @@ def test_no_boost_hides_a_fitting_new_tweet() -> None:
 
 
 def test_ids_ahead_of_the_clock_count_as_new() -> None:
-    assert score(hit(age_ms=-5_000), False, 0.0, NOW_MS) == score(hit(), False, 0.0, NOW_MS)
+    assert score(hit(age_ms=-5_000), 0.5, False, 0.0, NOW_MS) == score(hit(), 0.5, False, 0.0, NOW_MS)

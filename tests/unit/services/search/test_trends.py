@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from services.search.trends import MAX_KEYS_AN_ACT, MAX_RANKED, STEP_S, WINDOW_S, Trends
+from services.search.trends import MAX_FORGOTTEN, MAX_KEYS_AN_ACT, MAX_RANKED, STEP_S, WINDOW_S, Trends
 
 START_S = 2_000_000_000.0
 
@@ -37,7 +37,7 @@ class Acts:
     def do(self, actors: range | list[int], *keys: str) -> None:
         for actor in actors:
             self.count += 1
-            self.trends.add(self.count, actor, keys, self.clock.now_s)
+            self.trends.add(self.count, actor, dict.fromkeys(keys, ""), self.clock.now_s)
 
     def keys(self) -> list[object]:
         return [trend.key for trend in self.trends.ranking()]
@@ -97,15 +97,15 @@ def test_a_trend_ends_when_people_stop(acts: Acts, clock: Clock) -> None:
 def test_the_same_act_counts_once(trends: Trends[str]) -> None:
     for _ in range(3):
         for actor in (1, 2, 3):
-            trends.add(("act", actor), actor, ["tag", "tag"], START_S)
+            trends.add(("act", actor), actor, {"tag": ""}, START_S)
     (trend,) = trends.ranking()
     assert (trend.actors, trend.acts) == (3, 3)
 
 
 def test_undone_acts_and_hidden_people_count_no_more(trends: Trends[str]) -> None:
     for actor in (1, 2, 3, 4):
-        trends.add(actor, actor, ["tag"], START_S)
-        trends.add(-actor, actor, ["tag"], START_S)
+        trends.add(actor, actor, {"tag": ""}, START_S)
+        trends.add(-actor, actor, {"tag": ""}, START_S)
     trends.forget(1)
     assert trends.ranking()[0].actors == 4, "another act of the same person stands"
     trends.forget(-1)
@@ -120,9 +120,9 @@ def test_undone_acts_and_hidden_people_count_no_more(trends: Trends[str]) -> Non
 
 
 def test_acts_of_hours_ago_are_none_of_now(trends: Trends[str], clock: Clock) -> None:
-    trends.add("new", 9, ["other"], START_S)
+    trends.add("new", 9, {"other": ""}, START_S)
     for actor in range(5):
-        trends.add(actor, actor, ["tag"], START_S - 2 * WINDOW_S)
+        trends.add(actor, actor, {"tag": ""}, START_S - 2 * WINDOW_S)
     assert trends.ranking() == []
 
 
@@ -132,7 +132,7 @@ def test_a_replay_of_hours_comes_to_what_stood(clock: Clock) -> None:
     live, replayed = Trends[str](clock, 3), Trends[str](clock, 3)
     for name in range(2_000):
         clock.now_s += rng.uniform(0, 20)
-        act = (name, rng.randrange(30), [f"tag{rng.randrange(8)}"], clock.now_s)
+        act = (name, rng.randrange(30), {f"tag{rng.randrange(8)}": ""}, clock.now_s)
         live.add(*act)
         done.append(act)
     for act in done:
@@ -143,7 +143,7 @@ def test_a_replay_of_hours_comes_to_what_stood(clock: Clock) -> None:
 
 def test_times_ahead_of_the_clock_forget_nothing(acts: Acts, trends: Trends[str]) -> None:
     acts.do([1, 2, 3], "tag")
-    trends.add("ahead", 4, ["tag"], START_S + 10 * WINDOW_S)
+    trends.add("ahead", 4, {"tag": ""}, START_S + 10 * WINDOW_S)
     assert acts.keys() == ["tag"]
 
 
@@ -170,3 +170,21 @@ def test_one_act_counts_for_few_keys_and_a_ranking_ends(acts: Acts) -> None:
         acts.do([1, 2, 3], *(f"t{number:03}" for number in range(start, start + 20)))
     assert len(acts.trends) == 10 * MAX_KEYS_AN_ACT
     assert len(acts.keys()) == MAX_RANKED
+
+
+def test_add_of_an_old_act_late_ends_with_its_own_window(trends: Trends[str], clock: Clock) -> None:
+    for actor in range(5):
+        trends.add(("new", actor), actor, {"new": ""}, START_S)
+    for actor in range(4):
+        trends.add(("old", actor), actor, {"old": ""}, START_S - WINDOW_S / 2)
+    assert {trend.key for trend in trends.ranking()} == {"new", "old"}
+    clock.now_s += WINDOW_S / 2 + 2 * STEP_S
+    assert {trend.key for trend in trends.ranking()} == {"new"}
+
+
+def test_forget_and_add_again_and_again_keeps_room_bounded(trends: Trends[str]) -> None:
+    for number in range(3 * MAX_FORGOTTEN):
+        trends.add("act", 1, {f"tag{number % 5}": ""}, START_S)
+        trends.forget("act")
+    assert len(trends._by_time) <= MAX_FORGOTTEN + 2
+    assert len(trends) == 0
