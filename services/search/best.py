@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection as AnyOf
 from typing import Any, NamedTuple
 
 import grpc
@@ -18,7 +19,7 @@ from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from services.common.snowflake import first_id_at
 from services.search.query import author_term
 from services.search.ranking import rank
-from services.search.store import Collection, Hit, Query, SearchIndex
+from services.search.store import MAX_FOUND, Collection, Hit, Query, SearchIndex
 
 # Of each list. If no more match, all are ranked; and the index lists so many in some milliseconds. Three times as many, what is listed
 # by time alone, must be below what one search may hold.
@@ -47,25 +48,41 @@ class BestMatches:
     async def ranked(self, query: Query, hashtags: Sequence[str], reader_id: int, as_of_ms: int) -> Ranked:
         """The best of what was posted up to `as_of_ms`, at most 8 × RANKED_FROM. `hashtags` are index terms that lift a tweet."""
         below = first_id_at(as_of_ms + 1)
-        followees, trending = await self._followees(reader_id), self._trending()
-        queries = [query]
-        if followees:
-            queries.append(query._replace(any_exact=tuple(map(author_term, followees))))
-        if hashtags:
-            queries.append(query._replace(any_exact=tuple(hashtags)))
-        if trending:
-            queries.append(query._replace(ids=tuple(trending)))
-        newest, lists = await asyncio.gather(
-            asyncio.gather(*(self._index.newest(Collection.TWEETS, one, below, RANKED_FROM) for one in queries)),
-            asyncio.gather(*(self._index.best(one, below, RANKED_FROM, hashtags) for one in queries)),
+        trending = self._trending()
+        newest, hits, followees = await asyncio.gather(
+            self._index.newest(Collection.TWEETS, query, below, RANKED_FROM),
+            self._index.best(query, below, RANKED_FROM, hashtags),
+            self._followees(reader_id),
         )
-        hits = {hit.id: hit for found in lists for hit in _fit_better(found)}
-        if missing := [key for key in dict.fromkeys(key for ids in newest for key in ids) if key not in hits]:
+        others_below = 0
+        # Else these are all matches.
+        if len(newest) >= RANKED_FROM:
+            others_below = newest[-1]
+            narrowed = _narrowed(query, followees, hashtags, trending)
+            hits = await self._of_many(query, narrowed, newest, hits, below, hashtags)
+        best = rank(hits, followees, trending, as_of_ms)
+        return Ranked([tweet_id for _, tweet_id in best], others_below)
+
+    async def _of_many(
+        self,
+        query: Query,
+        narrowed: Sequence[Query],
+        newest: Sequence[int],
+        best: Sequence[Hit],
+        below: int,
+        hashtags: Sequence[str],
+    ) -> list[Hit]:
+        """The hits of all lists: of the query's own, `newest` and `best`, and of those of its parts that are lifted."""
+        more_newest, more_best = await asyncio.gather(
+            asyncio.gather(*(self._index.newest(Collection.TWEETS, part, below, RANKED_FROM) for part in narrowed)),
+            asyncio.gather(*(self._index.best(part, below, RANKED_FROM, hashtags) for part in narrowed)),
+        )
+        hits = {hit.id: hit for found in (best, *more_best) for hit in _fit_better(found)}
+        listed = dict.fromkeys(key for ids in (newest, *more_newest) for key in ids)
+        if missing := [key for key in listed if key not in hits][:MAX_FOUND]:
             found = await self._index.best(query._replace(ids=tuple(missing)), below, len(missing), hashtags)
             hits |= {hit.id: hit for hit in found}
-        best = rank(list(hits.values()), followees, trending, as_of_ms)
-        others_below = newest[0][-1] if len(newest[0]) == RANKED_FROM else 0
-        return Ranked([tweet_id for _, tweet_id in best], others_below)
+        return list(hits.values())
 
     async def _followees(self, reader_id: int) -> frozenset[int]:
         if not reader_id:
@@ -78,6 +95,18 @@ class BestMatches:
                 call.cancel()
                 break
         return frozenset(found[:MAX_FOLLOWEES])
+
+
+def _narrowed(query: Query, followees: AnyOf[int], hashtags: Sequence[str], trending: AnyOf[int]) -> list[Query]:
+    """The query's parts that are lifted: of the people followed, with the hashtags, trending."""
+    parts = []
+    if followees:
+        parts.append(query._replace(any_exact=tuple(map(author_term, followees))))
+    if hashtags:
+        parts.append(query._replace(any_exact=tuple(hashtags)))
+    if trending:
+        parts.append(query._replace(ids=tuple(trending)))
+    return parts
 
 
 def _fit_better(hits: Sequence[Hit]) -> Sequence[Hit]:
