@@ -9,11 +9,12 @@ import pytest
 from roost.event.v1.event_pb2 import TweetCreated, TweetDeleted
 
 from services.common import errors
+from services.common.reasons import Reason
 from services.runtime.inprocess import InProcessChannel
 from services.search import rebuild
 from services.search.consumer import Indexer
 from services.search.rebuild import RETRY_MOST_S, Rebuilder
-from services.search.store import BEING_BUILT, Change, Collection, Document, SearchIndex
+from services.search.store import Change, Collection, Document, SearchIndex
 from tests.unit.services.search.conftest import MemoryIndex, Owners, channel_to, event
 
 
@@ -149,7 +150,7 @@ async def test_what_another_process_builds_is_not_built_here(
     rebuilder: Rebuilder, memory: MemoryIndex, naps: Naps
 ) -> None:
     async def built_elsewhere() -> None:
-        raise errors.already_exists("another process builds it", BEING_BUILT)
+        raise errors.already_exists("another process builds it", Reason.INDEX_BEING_BUILT)
 
     memory.begin = built_elsewhere  # type: ignore[method-assign]
     assert rebuilder.begin()
