@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from services.cluster.cassandra import Cassandra, Keyspace
+from services.cluster.job_leases import JOB_LEASES_MIGRATION, JobLease
 from services.cluster.kafka import KafkaLog
 from services.cluster.leases import LEASES_MIGRATION, CassandraLease
 from services.cluster.redis import Redis
@@ -21,7 +22,7 @@ from services.common.kit import Ground
 # Of the mesh itself, not of a service: who mints which ids, and what all processes must agree on.
 MESH = "mesh"
 _SECRETS = "CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)"
-MESH_MIGRATIONS = (_SECRETS, LEASES_MIGRATION)
+MESH_MIGRATIONS = (_SECRETS, LEASES_MIGRATION, JOB_LEASES_MIGRATION)
 _SECRET = "SELECT value FROM secrets WHERE name = ?"  # noqa: S105 (a statement)
 _KEEP_SECRET = "INSERT INTO secrets (name, value) VALUES (?, ?) IF NOT EXISTS"  # noqa: S105
 _CURSOR_KEY = "cursor_key"
@@ -57,6 +58,10 @@ class Cluster:
                 self._stack.push_async_callback(keyspace.close)
                 self._keyspaces[service] = keyspace
             return self._keyspaces[service]
+
+    async def job_lease(self, job: str) -> JobLease:
+        """Returns the lease of a periodic job, which one process of the mesh holds at a time. Errors as `keyspace`."""
+        return JobLease(await self.keyspace(MESH, MESH_MIGRATIONS), job)
 
 
 async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Ground:

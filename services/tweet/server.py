@@ -9,11 +9,13 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.cluster import cluster_of, shared_of
 from services.common.kit import Kit, Service, Worker
+from services.common.periodic import always
 from services.embedded.outbox import Relay
 from services.hydration.hydrate import Hydrator
 from services.hydration.people import PeopleLists
 from services.tweet.consumer import GROUP, TOPICS, settling
 from services.tweet.lists import Lists
+from services.tweet.purge import PURGE, purge_job
 from services.tweet.reply_service import ReplyServicer
 from services.tweet.service import TweetServicer
 from services.tweet.store import TweetStore
@@ -45,9 +47,14 @@ async def _open(kit: Kit) -> tuple[TweetStore, Sequence[Worker]]:
     cluster = cluster_of(kit)
     if cluster is None:
         embedded = await EmbeddedTweetStore.open(kit.data_dir / "tweet.db")
-        return embedded, (Relay(embedded.db, kit.log),)
+        return embedded, (
+            Relay(embedded.db, kit.log),
+            purge_job(embedded, kit.clock, kit.settings.delete_grace_s, always),
+        )
     # Not before it is asked for: drivers are slow to import.
     from services.tweet.store.cassandra import CassandraTweetStore
 
     store = await CassandraTweetStore.open(cluster, kit.log, kit.clock)
-    return store, (store.outbox, kit.log.consumer(GROUP, TOPICS, settling(store.settle_changes)))
+    lease = await cluster.job_lease(PURGE)
+    purge = purge_job(store, kit.clock, kit.settings.delete_grace_s, lease.hold)
+    return store, (store.outbox, kit.log.consumer(GROUP, TOPICS, settling(store.settle_changes)), purge)

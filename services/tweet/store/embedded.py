@@ -59,6 +59,8 @@ class EmbeddedTweetStore(LinkLists):
         self._revisions = Revisions()
         # Of conversations.
         self._versions = Epochs(CONVERSATION_SHARDS)
+        # A process that died between a purge and the wiping left the texts there.
+        self._log_to_wipe = True
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -146,6 +148,11 @@ class EmbeddedTweetStore(LinkLists):
             purged += found
             if found < step:
                 break
+        self._log_to_wipe |= purged > 0
+        if self._log_to_wipe:
+            # Else the texts would stand in the log until it is written over.
+            await self._db.wipe_log()
+            self._log_to_wipe = False
         return purged
 
     async def _purge_step(self, before_s: int, step: int) -> int:

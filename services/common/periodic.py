@@ -1,0 +1,92 @@
+"""Jobs that run now and then, such as a purge: in bounded steps, on one process at a time, through failures."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+from prometheus_client import Counter, Gauge
+
+# Between two steps: others use the store too.
+PAUSE_S = 0.05
+
+_items = Counter("roost_job_items", "What a periodic job has done, in items of its own.", ["job"])
+_failures = Counter("roost_job_failures", "Steps of a periodic job that failed; it goes on at its next turn.", ["job"])
+_finished_s = Gauge(
+    "roost_job_finished_timestamp_seconds", "When a periodic job last found nothing left to do.", ["job"]
+)
+
+_log = structlog.get_logger(__name__)
+
+
+async def always() -> bool:
+    """Lets a job run at every turn: for the embedded family, whose data belong to one process."""
+    return True
+
+
+class PeriodicJob:
+    """Does up to `limit` items a step, step after step until fewer were left, every `every_s` seconds.
+
+    `step(limit)` answers how many items it did, and keeps in the store what is left: so a job that is broken off goes on
+    where it was. `may_run` is asked before each step, and says whether it is this process's turn.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[int], Awaitable[int]],
+        *,
+        limit: int,
+        every_s: float,
+        may_run: Callable[[], Awaitable[bool]] = always,
+    ) -> None:
+        self._name = name
+        self._step = step
+        self._limit = limit
+        self._every_s = every_s
+        self._may_run = may_run
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins, with a first turn at once: a process that often starts anew must not put it off for ever."""
+        self._stopping.clear()
+        self._task = asyncio.create_task(self._run(), name=self._name)
+
+    async def stop(self) -> None:
+        """Ends after the step under way."""
+        self._stopping.set()
+        task, self._task = self._task, None
+        if task is not None:
+            await task
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                await self._turn()
+            except Exception as error:
+                _failures.labels(self._name).inc()
+                _log.warning("job failed, will go on at its next turn", job=self._name, error=repr(error))
+            await self._rest(self._every_s)
+
+    async def _turn(self) -> None:
+        total, began = 0, time.monotonic()
+        try:
+            while await self._may_run() and not self._stopping.is_set():
+                done = await self._step(self._limit)
+                total += done
+                _items.labels(self._name).inc(done)
+                if done < self._limit:
+                    _finished_s.labels(self._name).set_to_current_time()
+                    return
+                await self._rest(PAUSE_S)
+        finally:
+            if total:
+                _log.info("job done", job=self._name, items=total, seconds=round(time.monotonic() - began, 3))
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)

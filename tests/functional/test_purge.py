@@ -1,0 +1,43 @@
+"""Deleted tweets go for good once their grace is over, by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from roost.tweet.v1 import tweet_service_pb2 as pb
+
+from tests.cluster import family
+from tests.conftest import SETTLE_WITHIN_S, Mesh, MeshFactory
+
+FIRST, SECOND = "a text that nobody is to read again", "its second version, no better"
+
+
+async def kept(mesh: Mesh) -> set[int]:
+    pages = [page async for page in mesh.operator_tweets.ScanTweets(pb.ScanTweetsRequest())]
+    return {core.head.id for page in pages for core in page.cores}
+
+
+def files_with(folder: Path, text: str) -> list[str]:
+    return [path.name for path in folder.rglob("tweet.db*") if text.encode() in path.read_bytes()]
+
+
+async def test_deleted_tweet_is_gone_from_the_store_and_its_files_after_the_grace(
+    start_mesh: MeshFactory, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    mesh = await start_mesh(data_dir=data, delete_grace_s=1)
+    (author,) = await mesh.people("ada")
+    gone, stays = await mesh.post(author, FIRST), await mesh.post(author, "a text that stays")
+    with mesh.as_user(author):
+        await mesh.tweets.UpdateTweet(pb.UpdateTweetRequest(tweet_id=gone, text=SECOND))
+        assert family.name == "cluster" or files_with(data, FIRST)
+        await mesh.tweets.DeleteTweet(pb.DeleteTweetRequest(tweet_id=gone))
+    deleted_at = time.monotonic()
+    async with asyncio.timeout(SETTLE_WITHIN_S):
+        while gone in await kept(mesh) or files_with(data, FIRST) or files_with(data, SECOND):
+            await asyncio.sleep(0.1)
+    # Not before its time: whole seconds are compared.
+    assert time.monotonic() - deleted_at > 0.5
+    assert stays in await kept(mesh)
