@@ -104,7 +104,7 @@ class Database:
         except sqlite3.Error as error:
             raise self._refusal(error) from error
         if busy:
-            raise errors.unavailable("the store's log is being read", reason="STORE_UNAVAILABLE")
+            raise errors.unavailable("the store's log is being read", reason=Reason.STORE_UNAVAILABLE)
 
     async def close(self) -> None:
         """Finishes what is queued, refuses what comes later, and gives the file free. A second call does nothing."""
