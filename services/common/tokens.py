@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 from joserfc import jws
-from joserfc.errors import JoseError, UnsupportedAlgorithmError
+from joserfc.errors import UnsupportedAlgorithmError
 from joserfc.jwk import OKPKey
 from joserfc.jws import JWSRegistry
 from roost.event.v1 import event_pb2
@@ -39,6 +39,8 @@ MAX_VERIFIED = 50_000
 MAX_REVOKED = 200_000
 # A token may name a key that does not exist: that must not become a call to identity each time.
 REFETCH_AFTER_S = 1.0
+# Clocks of two machines may differ by so much: a token is not refused for being issued that far ahead.
+CLOCK_SKEW_S = 60.0
 # A key that was withdrawn is believed no longer than this.
 KEYS_TTL_S = 300.0
 
@@ -161,7 +163,7 @@ class Verifier:
         if (actor := self.cached(token)) is not None:
             return actor
         signed, kid = _parse(token)
-        actor, issued_at, expires_at = _read(signed, await self._key(kid), token)
+        actor, issued_at, expires_at = _read(signed, await self._key(kid), token, self._clock())
         if expires_at <= self._clock():
             raise errors.unauthenticated("the access token has expired", reason=Reason.TOKEN_EXPIRED)
         if self._revocations and self._revocations.refuse(actor, issued_at):
@@ -222,18 +224,24 @@ def _parse(token: str) -> tuple[jws.CompactSignature, str]:
     return signed, kid
 
 
-def _read(signed: jws.CompactSignature, key: OKPKey, token: str) -> tuple[Actor, float, float]:
-    """Actor, issued at, expires at (unix seconds), if the signature and every claim are as identity makes them."""
+def _read(signed: jws.CompactSignature, key: OKPKey, token: str, now: float) -> tuple[Actor, float, float]:
+    """Actor, issued at, expires at (unix seconds), if the signature and every claim are as identity makes them.
+
+    A token with `nbf`, which identity does not set, is refused before that time.
+    """
     try:
         genuine = jws.validate_compact(signed, key, registry=REGISTRY)
         claims = json.loads(signed.payload or b"")
         actor = Actor(int(claims["sub"]), int(claims["sid"]), frozenset(map(str, claims["roles"])), token)
         issued_at, expires_at = float(claims["iat"]), float(claims["exp"])
+        begins_at = float(claims.get("nbf", 0))
         addressed = claims["iss"] == ISSUER and claims["aud"] == AUDIENCE
-        if genuine and addressed and actor.user_id > 0 and math.isfinite(expires_at):
-            return actor, issued_at, expires_at
-    except (JoseError, ValueError, TypeError, LookupError, RecursionError):
-        pass
+        timely = begins_at <= now + CLOCK_SKEW_S and math.isfinite(expires_at) and math.isfinite(issued_at)
+    except Exception:
+        # As in `_parse`: a number of 400 digits, a list for a number, a depth of thousands all mean the same.
+        raise _refusal() from None
+    if genuine and addressed and timely and actor.user_id > 0:
+        return actor, issued_at, expires_at
     raise _refusal()
 
 

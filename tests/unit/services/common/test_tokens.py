@@ -180,6 +180,14 @@ ATTACKS: dict[str, Callable[[bytes], str]] = {
     "expires now": lambda jwk: forged(jwk, exp=NOW),
     "no expiry": lambda jwk: forged(jwk, exp=None),
     "expiry that is no number": lambda jwk: forged(jwk, exp="never"),
+    "expiry beyond any float": lambda jwk: forged(jwk, exp=10**400),
+    "expiry is a list": lambda jwk: forged(jwk, exp=[NOW + TTL_S]),
+    "not yet": lambda jwk: forged(jwk, nbf=NOW + 3_600),
+    "not before no number": lambda jwk: forged(jwk, nbf="later"),
+    "not before NaN": lambda jwk: forged(jwk, nbf=float("nan")),
+    "not before beyond any float": lambda jwk: forged(jwk, nbf=10**400),
+    "issued at beyond any float": lambda jwk: forged(jwk, iat=10**400),
+    "subject beyond any number": lambda jwk: forged(jwk, sub="9" * 3_000 + "x"),
     "expiry NaN": lambda jwk: forged(jwk, exp=float("nan")),
     "no subject": lambda jwk: forged(jwk, sub=None),
     "subject zero": lambda jwk: forged(jwk, sub="0"),
@@ -344,3 +352,12 @@ async def test_events_of_long_ago_revoke_nothing(revocations: Revocations) -> No
     )
     assert not revocations.refuse(context.Actor(1, 10), NOW - TTL_S)
     assert not revocations.refuse(context.Actor(3, 30), NOW - tokens.MAX_TOKEN_TTL_S - 2)
+
+
+async def test_a_token_with_a_time_before_which_it_does_not_hold_holds_from_then_on(
+    verifier: Verifier, jwk: bytes, clock: Clock
+) -> None:
+    token = forged(jwk, nbf=NOW + 100)
+    await refused(verifier, token)
+    clock.now += 100
+    assert (await verifier.verify(token)).user_id == 42
