@@ -15,11 +15,15 @@ import os
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import bcrypt
 
+from services.common import context as calls
 from services.common import errors
+from services.common.client_address import client_key
+from services.identity.fair_queue import FairQueue
 
 T = TypeVar("T")
 
@@ -81,8 +85,23 @@ def worker_count(cores: int | None) -> int:
     return max((cores or 1) - 1, 1)
 
 
+# Told apart by identity, as each is one caller's.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """Work for a thread, and who waits for its result."""
+
+    work: Callable[[], Any]
+    future: asyncio.Future[Any]
+
+    def refuse(self, error: errors.RoostError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
 class Passwords:
-    """Hashes and checks in a bounded pool of threads with a bounded queue: RESOURCE_EXHAUSTED when that is full.
+    """Hashes and checks in a bounded pool of threads with a bounded queue, which clients share by address: whoever sends much waits
+    longer, and gets RESOURCE_EXHAUSTED if the queue is full. By account they would not share fairly: then guesses at somebody's
+    account, from anywhere, would keep its owner waiting.
 
     `cost` is bcrypt's: each step doubles the time, 12 is about 240 ms.
     """
@@ -92,8 +111,9 @@ class Passwords:
         self._cost = cost
         count = workers or worker_count(os.cpu_count())
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="bcrypt")
-        self._most = count * (1 + QUEUED_PER_WORKER)
-        self._pending = 0
+        self._workers = count
+        self._running = 0
+        self._queue: FairQueue[_Job] = FairQueue(count * QUEUED_PER_WORKER)
         # Same cost as a real one, so that checking it takes the same time.
         self._nobody = Credential(Scheme.PEPPERED, bcrypt.gensalt(cost) + _NO_HASH)
 
@@ -117,15 +137,41 @@ class Passwords:
         return matches and fits and known is not self._nobody
 
     async def close(self) -> None:
-        """Drops what is queued; what runs ends by itself."""
+        """Refuses what is queued; what runs ends by itself."""
+        while self._queue:
+            self._queue.pop().refuse(errors.unavailable("the service is stopping", reason="STOPPING"))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, job: Callable[[], T]) -> T:
-        if self._pending >= self._most:
-            raise errors.resource_exhausted("too many log-ins at once", RETRY_AFTER_S)
-        self._pending += 1
+    async def _run(self, work: Callable[[], T]) -> T:
+        job = _Job(work, asyncio.get_running_loop().create_future())
+        key = client_key(calls.current().address)
+        gave_way = self._queue.push(key, job)
+        if gave_way is not None:
+            gave_way.refuse(errors.resource_exhausted("too many log-ins at once", RETRY_AFTER_S))
+        self._begin()
         try:
-            # A caller who gives up while queued takes the job out with it.
-            return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+            result: T = await job.future
+            return result
         finally:
-            self._pending -= 1
+            # A caller who gives up while queued takes the job out with it.
+            self._queue.discard(key, job)
+
+    def _begin(self) -> None:
+        while self._queue and self._running < self._workers:
+            job = self._queue.pop()
+            self._running += 1
+            running = asyncio.get_running_loop().run_in_executor(self._pool, job.work)
+            running.add_done_callback(lambda done, job=job: self._end(job, done))  # type: ignore[misc]
+
+    def _end(self, job: _Job, done: asyncio.Future[Any]) -> None:
+        self._running -= 1
+        if done.cancelled():
+            job.refuse(errors.unavailable("the service is stopping", reason="STOPPING"))
+            return
+        error = done.exception()
+        if not job.future.done():
+            if error is None:
+                job.future.set_result(done.result())
+            else:
+                job.future.set_exception(error)
+        self._begin()

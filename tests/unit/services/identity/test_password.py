@@ -10,7 +10,7 @@ import bcrypt
 import grpc
 import pytest
 
-from services.common import errors
+from services.common import context, errors
 from services.identity import password
 from services.identity.password import Credential, Passwords, Scheme, foreign, prehash, worker_count
 
@@ -123,6 +123,48 @@ async def test_a_full_queue_says_when_to_come_back(passwords: Passwords, monkeyp
     await asyncio.sleep(0)
     gate.set()
     assert await asyncio.gather(again, *waiting[:-1]) == [False] * (1 + password.QUEUED_PER_WORKER)
+
+
+async def test_queue_is_shared_by_address_and_no_source_starves_another(
+    passwords: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *_: gate.wait(10))
+    ended: list[str] = []
+
+    async def log_in(address: str) -> str:
+        context.current_call.set(context.Call(address=address))
+        try:
+            await passwords.check("correct horse", None)
+        except errors.RoostError as refusal:
+            return refusal.code.name
+        ended.append(address)
+        return "OK"
+
+    flood = [asyncio.create_task(log_in("203.0.113.1")) for _ in range(3 * password.QUEUED_PER_WORKER)]
+    await asyncio.sleep(0)
+    victim = asyncio.create_task(log_in("192.0.2.1"))
+    await asyncio.sleep(0)
+    gate.set()
+    assert await victim == "OK"
+    outcomes = await asyncio.gather(*flood)
+    # One was running, one was next; then it was the victim's turn, and one of the flood gave way to them.
+    assert ended.index("192.0.2.1") <= 2
+    assert outcomes.count("OK") == password.QUEUED_PER_WORKER
+    assert set(outcomes) == {"OK", "RESOURCE_EXHAUSTED"}
+
+
+async def test_close_refuses_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Passwords(b"pepper", COST, workers=1)
+    gate = threading.Event()
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *_: gate.wait(10))
+    running, waiting = [asyncio.create_task(pool.check("correct horse", None)) for _ in range(2)]
+    await asyncio.sleep(0)
+    await pool.close()
+    with pytest.raises(errors.RoostError, match="stopping"):
+        await waiting
+    gate.set()
+    assert await running is False
 
 
 def test_a_core_is_left_for_the_loop() -> None:
