@@ -9,7 +9,6 @@ import grpc
 from prometheus_client import Counter, Histogram
 from roost.options.v1 import options_pb2 as options
 
-from gateway_http import limits
 from gateway_http.codec import Codec
 from gateway_http.compat import connect
 from gateway_http.compression import LEAST_BYTES, accepts_gzip
@@ -22,8 +21,10 @@ from gateway_http.remembered import Remembered
 from gateway_http.request import SECURITY, ClientGoneError, Receive, Request, Response, Route, Scope, Send
 from gateway_http.router import Binding, Router, bindings
 from services.common import errors
+from services.common.client_address import TrustedProxies, networks
 from services.common.config import Settings
 from services.common.contract import methods
+from services.common.rate_limits import RateLimits
 from services.common.reasons import Reason
 from services.common.tokens import Verifier
 
@@ -47,12 +48,20 @@ PREFLIGHT = "preflight"
 class Gateway:
     """Serves HTTP by calling services over `channel`, whose caller is a client outside the mesh.
 
-    `health` looks at the process. Contradictions in the contract (two methods on one route, a type that cannot be read) are
-    exceptions here, not answers later.
+    `health` looks at the process; `rate_limits` are the process's own, which its gRPC server asks too. Contradictions in the contract
+    (two methods on one route, a type that cannot be read) are exceptions here, not answers later.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, verifier: Verifier, settings: Settings, health: Health) -> None:
-        front = Front(channel, verifier, limits.buckets(settings), Codec(), Remembered())
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        verifier: Verifier,
+        settings: Settings,
+        health: Health,
+        rate_limits: RateLimits,
+    ) -> None:
+        front = Front(channel, verifier, rate_limits, Codec(), Remembered())
+        self._proxies = TrustedProxies(networks(settings.trusted_proxies))
         entries: list[tuple[Binding, Route]] = [
             (Binding("GET", "/livez"), Livez()),
             (Binding("GET", "/readyz"), Readyz(health)),
@@ -73,7 +82,7 @@ class Gateway:
             await _refuse_other(scope, receive, send)
             return
         begun = perf_counter()
-        request = Request(scope, receive, self._load)
+        request = Request(scope, receive, self._load, self._proxies)
         if self._cors is not None:
             request.said.extend(self._cors.headers(request.headers.get(b"origin")))
         try:

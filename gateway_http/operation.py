@@ -22,6 +22,7 @@ from services.common import errors, revisions
 from services.common.context import ANONYMOUS, NEVER, Actor, Call, bounded_user_agent, current_call
 from services.common.contract import Method
 from services.common.interceptors import check_access
+from services.common.rate_limits import RateLimits
 from services.common.reasons import Reason
 from services.common.tokens import Verifier
 
@@ -39,7 +40,7 @@ class Front:
 
     channel: grpc.aio.Channel
     verifier: Verifier
-    buckets: limits.Buckets
+    rate_limits: RateLimits
     codec: Codec
     remembered: Remembered
 
@@ -56,7 +57,7 @@ class Operation:
         self._path = method.path
         self._front = front
         self._needs_user = method.policy.access != options.ACCESS_PUBLIC
-        self._bucket = front.buckets.get(method.policy.rate_limit)
+        self._limit = front.rate_limits.limit_of(method)
         self._deadline_s = method.policy.deadline_ms / 1000 or NEVER
         self._is_read = binding.http_method == "GET"
         self._status = method.policy.success_status or 200
@@ -74,9 +75,7 @@ class Operation:
 
     async def serve(self, request: Request) -> Response:
         """Answers one request; raises RoostError, AioRpcError or Refusal."""
-        actor = await self._identify(request)
-        if self._bucket is not None:
-            self._take(self._bucket, actor, request)
+        actor = await self._admit(request)
         if self._streams:
             check_access(self._method, Call(actor=actor))
             raise errors.unimplemented(f"{self.name} is not served over HTTP yet")
@@ -121,14 +120,21 @@ class Operation:
         # The cache first: most calls need no await, and no second look at the token.
         return verifier.cached(token) or await verifier.verify(token)
 
-    @staticmethod
-    def _take(bucket: limits.Bucket, actor: Actor, request: Request) -> None:
-        key: object = actor.user_id or limits.client_key(request.address)
-        verdict = bucket.take(key, time.monotonic())
-        request.said.extend(limits.headers(bucket, verdict, time.time()))
-        if not verdict.allowed:
-            # Retry-After stands among the limit's own headers.
-            raise Refusal(429, "rate_limited", f"more than {bucket.limit} {bucket.name} requests a minute")
+    async def _admit(self, request: Request) -> Actor:
+        """Who asks, counted in the method's class: a token that does not hold is counted for the address. Raises as serve."""
+        try:
+            actor = await self._identify(request)
+        except errors.RoostError:
+            self._take(0, request)
+            raise
+        self._take(actor.user_id, request)
+        return actor
+
+    def _take(self, user_id: int, request: Request) -> None:
+        if self._limit is not None:
+            verdict = self._limit.take(user_id, request.address)
+            request.said.extend(limits.headers(verdict, time.time()))
+            verdict.enforce()
 
     async def _body(self, request: Request) -> bytes:
         headers = request.headers
@@ -145,12 +151,16 @@ class Operation:
         # `until` is a deadline of the client's own, in the loop's seconds: it may only be the earlier one.
         deadline = min(until, asyncio.get_running_loop().time() + self._deadline_s)
         agent = bounded_user_agent(request.headers.get(b"user-agent", b"").decode("latin-1"))
-        call = Call(self._path, actor, "", request.request_id, request.traceparent, deadline, user_agent=agent)
+        ids = request.request_id, request.traceparent
+        call = Call(self._path, actor, "", *ids, deadline, user_agent=agent, address=request.address)
         before = current_call.set(call)
         try:
             if asked.page and self._skipper is not None:
                 return await self._skipper.fetch(self._call, asked.message, asked.page)
-            return await self._call(asked.message)
+            if self._limit is None or not self._limit.names_account:
+                return await self._call(asked.message)
+            with self._limit.attempt(asked.message, actor.user_id, request.address):
+                return await self._call(asked.message)
         finally:
             current_call.reset(before)
 

@@ -17,6 +17,7 @@ from gateway_http.health_routes import NO_STORE, Health, Livez, Readyz
 from gateway_http.load import Load
 from gateway_http.problem import Refusal, problem
 from gateway_http.request import Receive, Request, Response, Route, Scope, Send
+from services.common.client_address import NO_PROXIES
 
 # Scrapers come every 15 s or so; a page is made at most this often, however many ask.
 METRICS_EVERY_S = 1.0
@@ -56,7 +57,7 @@ class Ops:
         """Answers one HTTP request. The body, if there is one, is not read: no route takes one."""
         if scope["type"] != "http":
             raise ValueError(f"the ops port serves HTTP, not {scope['type']}")
-        request = Request(scope, receive, self._load)
+        request = Request(scope, receive, self._load, NO_PROXIES)
         try:
             response = await self._answer(request)
         except Exception as error:

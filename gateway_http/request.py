@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from gateway_http.compression import gzipped
 from gateway_http.load import Load
 from gateway_http.problem import Refusal
+from services.common.client_address import TrustedProxies
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -59,6 +60,7 @@ class Request:
 
     __slots__ = (
         "_load",
+        "address",
         "headers",
         "raw_path",
         "receive",
@@ -70,13 +72,15 @@ class Request:
         "values",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, load: Load) -> None:
+    def __init__(self, scope: Scope, receive: Receive, load: Load, proxies: TrustedProxies) -> None:
         self.scope = scope
         self.receive = receive
         self._load = load
         self.raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.values: Sequence[str] = ()
+        # The client's address, "" where the server does not know it: it is what limits count.
+        self.address = self._address(proxies)
         traceparent = self.headers.get(b"traceparent", b"")
         if _TRACEPARENT(traceparent):
             self.traceparent = traceparent.decode()
@@ -98,11 +102,14 @@ class Request:
         """The path asked for, still encoded."""
         return self.raw_path.decode("ascii", "replace")
 
-    @property
-    def address(self) -> str:
-        """The peer's address; "" where the server does not know it."""
+    def _address(self, proxies: TrustedProxies) -> str:
         client = self.scope.get("client")
-        return client[0] if client else ""
+        peer: str = client[0] if client else ""
+        if b"x-forwarded-for" not in self.headers:
+            return peer
+        # Each proxy may add a line of its own.
+        lines = [value.decode("latin-1") for name, value in self.scope["headers"] if name == b"x-forwarded-for"]
+        return proxies.client(peer, lines)
 
     def check_headers(self) -> None:
         """Raises 400 if a header came twice and must not, or if HTTP/1.1 came without a valid Host (RFC 9112, 3.2)."""

@@ -138,8 +138,8 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
             # Here: a process without it starts a third of a second sooner.
             from gateway_http.app import Gateway
 
-            public = Connections.within_limits()
-            app = Gateway(process.channel("gateway"), process.verifier, settings, process.health)
+            public = Connections.within_limits(process.proxies.trusts)
+            app = Gateway(process.channel("gateway"), process.verifier, settings, process.health, process.rate_limits)
             http_address = await _listen(stack, app, settings.http, "--http", public)
         if gateway or not (settings.registry or settings.peers):
             # Of a mesh of many processes commands find the door, not the parts.

@@ -87,9 +87,7 @@ class ConnectCall(Operation):
 
     async def _serve(self, request: Request) -> Response:
         until = _deadline(request)
-        actor = await self._identify(request)
-        if self._bucket is not None:
-            self._take(self._bucket, actor, request)
+        actor = await self._admit(request)
         is_json = _reads_json(request)
         asked = await self._read(request, actor, is_json)
         answer = await self._ask(asked, actor, request, until)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import string
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,15 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from services.common.client_address import networks
+
 # The folder of the code that this process runs: a checkout, or where packages are installed.
 CHECKOUT = Path(__file__).resolve().parents[2]
+# What a secret must have of either alphabet to hold 128 bits: four bits for each hexadecimal digit, six for each of base64.
+MIN_SECRET_HEX, MIN_SECRET_CHARS = 32, 22
+# A random secret of that length has fewer different characters once in ten million; `aaaa…` and its like always have.
+MIN_DIFFERENT_CHARS = 8
+
 PREFIX = "ROOST_"
 CONFIG_VARIABLE = "ROOST_CONFIG"
 # Variables that are no settings: what scripts/test requires, and what the tests draw their random histories from. Meshes that
@@ -53,7 +61,10 @@ def default_data_dir(checkout: Path) -> Path:
 class Settings(BaseSettings):
     """What can be set. Variables win over the file, arguments of a command over both."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
+    # A value that does not fit may be a secret: errors do not repeat it.
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True
+    )
 
     family: Literal["embedded", "cluster"] = "embedded"
     # By default beside the code of a checkout, so that it is the same data from wherever a command is run; else in the present folder.
@@ -146,6 +157,9 @@ class Settings(BaseSettings):
     searches_per_minute: int = Field(default=300, ge=1)
     admin_calls_per_minute: int = Field(default=600, ge=1)
 
+    # Networks of proxies whose X-Forwarded-For is believed, comma-separated, such as 10.0.0.0/8,fd00::/8. None: the peer is the client.
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+
     @field_validator("mesh_secret", "operator_token", mode="before")
     @classmethod
     def _read_secret(cls, value: object, info: ValidationInfo) -> object:
@@ -163,7 +177,30 @@ class Settings(BaseSettings):
             raise ValueError(f"is to be read from {path}, which is empty")
         return held
 
-    @field_validator("admins", "cassandra", "cors_origins", mode="before")
+    @field_validator("mesh_secret", "operator_token")
+    @classmethod
+    def _check_secret(cls, value: str) -> str:
+        """Refuses what can be guessed. How random a text is cannot be seen; how much it could hold at most can."""
+        if not value:
+            return value
+        is_hex = all(digit in string.hexdigits for digit in value)
+        if len(value) < (MIN_SECRET_HEX if is_hex else MIN_SECRET_CHARS) or len(set(value)) < MIN_DIFFERENT_CHARS:
+            raise ValueError(
+                f"must be random, of at least {MIN_SECRET_HEX} hexadecimal digits or {MIN_SECRET_CHARS} characters of "
+                "base64: a shorter one can be guessed. Make one with: openssl rand -hex 32"
+            )
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            networks(value)
+        except ValueError as error:
+            raise ValueError(f"must be networks such as 10.0.0.0/8,fd00::/8: {error}") from error
+        return value
+
+    @field_validator("admins", "cassandra", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value

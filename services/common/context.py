@@ -36,7 +36,7 @@ ANONYMOUS = Actor()
 class Call(NamedTuple):
     """One call: `method` is its path, `caller` the calling service, OPERATOR, or "" for clients outside; `deadline` is in the
     loop's seconds, NEVER where the method has none; `user_agent` names the program at the client's end, as `bounded_user_agent`
-    gives it."""
+    gives it; `address` is the client's, as seen where it entered the mesh, "" if not known."""
 
     # A tuple: one is made for every call, and a frozen dataclass takes four times as long to make.
     method: str = ""
@@ -46,6 +46,7 @@ class Call(NamedTuple):
     traceparent: str = ""
     deadline: float = NEVER
     user_agent: str = ""
+    address: str = ""
 
 
 _NO_CALL = Call()

@@ -110,9 +110,11 @@ def failed_precondition(message: str, reason: Reason | None = None) -> RoostErro
     return RoostError(grpc.StatusCode.FAILED_PRECONDITION, message, reason or "")
 
 
-def resource_exhausted(message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_S) -> RoostError:
+def resource_exhausted(
+    message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_S, reason: Reason | None = None
+) -> RoostError:
     """A queue or a quota is full; come back after `retry_after_s` seconds."""
-    return RoostError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry_after_s=retry_after_s)
+    return RoostError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, reason or "", retry_after_s=retry_after_s)
 
 
 def unavailable(message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_S, reason: Reason | None = None) -> RoostError:

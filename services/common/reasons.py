@@ -28,6 +28,7 @@ class Reason(StrEnum):
     TOKEN_EXPIRED = auto()
     TOKEN_INVALID = auto()
     TOKEN_REVOKED = auto()
+    UNKNOWN_CALLER = auto()
     USER_SUSPENDED = auto()
     WRONG_CREDENTIALS = auto()
 
@@ -52,10 +53,12 @@ class Reason(StrEnum):
     LOG_UNAVAILABLE = auto()
     OUTCOME_UNKNOWN = auto()
     OVERLOADED = auto()
+    RATE_LIMITED = auto()
     RELATIONSHIPS_UNKNOWN = auto()
     SEARCH_UNAVAILABLE = auto()
     STOPPING = auto()
     STORE_UNAVAILABLE = auto()
+    TOO_MANY_AT_ONCE = auto()
 
     # What hinders a start.
     ADDRESS_TAKEN = auto()

@@ -23,6 +23,7 @@ import bcrypt
 from services.common import context as calls
 from services.common import errors
 from services.common.client_address import client_key
+from services.common.reasons import Reason
 from services.identity.fair_queue import FairQueue
 
 T = TypeVar("T")
@@ -139,7 +140,7 @@ class Passwords:
     async def close(self) -> None:
         """Refuses what is queued; what runs ends by itself."""
         while self._queue:
-            self._queue.pop().refuse(errors.unavailable("the service is stopping", reason="STOPPING"))
+            self._queue.pop().refuse(errors.unavailable("the service is stopping", reason=Reason.STOPPING))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -166,7 +167,7 @@ class Passwords:
     def _end(self, job: _Job, done: asyncio.Future[Any]) -> None:
         self._running -= 1
         if done.cancelled():
-            job.refuse(errors.unavailable("the service is stopping", reason="STOPPING"))
+            job.refuse(errors.unavailable("the service is stopping", reason=Reason.STOPPING))
             return
         error = done.exception()
         if not job.future.done():

@@ -39,7 +39,8 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
                 raise errors.unimplemented(f"{item.method} is not served here")
             actor, _ = await self._identify({AUTHORIZATION_KEY: item.authorization} if item.authorization else {})
             deadline = asyncio.get_running_loop().time() + min(endpoint.cap_s, item.deadline_ms / 1000)
-            call = Call(item.method, actor, caller, item.request_id, item.traceparent, deadline)
+            who = (actor, caller, item.request_id, item.traceparent)
+            call = Call(item.method, *who, deadline, address=item.client_address)
             answer = await endpoint.unary(item.payload, call, trailing)
             return pb.CallResult(payload=answer.SerializeToString(), trailing_metadata=trailing.texts)
         except errors.RoostError as error:

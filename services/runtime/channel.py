@@ -25,6 +25,8 @@ CALLER_KEY = "roost-caller"
 SECRET_KEY = "roost-mesh-secret"  # noqa: S105 (a metadata name, not a secret)
 REQUEST_ID_KEY = "x-request-id"
 TRACE_KEY = "traceparent"
+# The client's address, which a service believes beside the mesh secret only.
+CLIENT_ADDRESS_KEY = "roost-client-address"
 AUTHORIZATION_KEY = "authorization"
 # What the client's program calls itself: gRPC's own header names the service that passes the call on.
 USER_AGENT_KEY = "roost-user-agent"
@@ -66,12 +68,16 @@ def service_config() -> str:
 
 
 class MeshChannel(AbstractChannel):
-    """A channel to one target (any gRPC name, such as `dns:///tweet:50051`), as the service `caller`."""
+    """A channel to one target (any gRPC name, such as `dns:///tweet:50051`), as the service `caller`.
 
-    def __init__(self, target: str, caller: str, mesh_secret: str) -> None:
+    Calls carry the user's token of the current call, or else `token`, which is the operator's for the operator.
+    """
+
+    def __init__(self, target: str, caller: str, mesh_secret: str, token: str = "") -> None:
         options = [("grpc.service_config", service_config()), *CONNECTION_OPTIONS]
         self._channel = grpc.aio.insecure_channel(target, options=options)
         self._identity = ((CALLER_KEY, caller), (SECRET_KEY, mesh_secret))
+        self._token = token
 
     def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
         start = getattr(self._channel, kind)(method, *args, **kwargs)
@@ -90,8 +96,10 @@ class MeshChannel(AbstractChannel):
     def _metadata(self) -> list[tuple[str, str]]:
         call = current_call.get()
         pairs = [*self._identity, (REQUEST_ID_KEY, call.request_id or secrets.token_hex(8))]
-        if call.actor.token:
-            pairs.append((AUTHORIZATION_KEY, f"Bearer {call.actor.token}"))
+        if token := call.actor.token or self._token:
+            pairs.append((AUTHORIZATION_KEY, f"Bearer {token}"))
+        if call.address:
+            pairs.append((CLIENT_ADDRESS_KEY, call.address))
         if call.traceparent:
             pairs.append((TRACE_KEY, call.traceparent))
         if call.user_agent:

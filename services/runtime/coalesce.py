@@ -112,6 +112,7 @@ class CoalescingChannel(AbstractChannel):
             traceparent=call.traceparent,
             request_id=call.request_id or secrets.token_hex(8),
             payload=request.SerializeToString(),
+            client_address=call.address,
         )
 
         def alone() -> Any:

@@ -65,7 +65,8 @@ class Target:
             deadline = now + timeout
         request_id = above.request_id or secrets.token_hex(8)
         # The tuple that Call(…) makes, without the function in Python that a named tuple puts before it.
-        values = (self.path, above.actor, self.caller, request_id, above.traceparent, deadline, above.user_agent)
+        about = (above.traceparent, deadline, above.user_agent, above.address)
+        values = (self.path, above.actor, self.caller, request_id, *about)
         return endpoint, tuple.__new__(Call, values)
 
     def sent(self, request: Message) -> Message:

@@ -21,6 +21,7 @@ from prometheus_client import Gauge
 from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
 from roost.options.v1 import options_pb2 as options
 
+from services.common.client_address import TrustedProxies, networks
 from services.common.config import Settings
 from services.common.context import OPERATOR, Call, current_call
 from services.common.contract import called_by, methods
@@ -28,7 +29,9 @@ from services.common.cursor import Cursors
 from services.common.health import NOT_SERVING, SERVING, STARTING, Health
 from services.common.interceptors import Endpoint, endpoints_of, unserved
 from services.common.kit import Build, Closable, Kit, OpenGround, Service, Worker
+from services.common.rate_limits import RateLimits
 from services.common.tokens import MAX_TOKEN_TTL_S, TOPICS, Revocations, Verifier
+from services.runtime.authenticator import Authenticator
 from services.runtime.batch_service import BatchServicer
 from services.runtime.channel import MeshChannel, RoutingChannel
 from services.runtime.checker import Checker
@@ -37,7 +40,7 @@ from services.runtime.discovery import DiscoveredChannel, Registrar, Watch
 from services.runtime.forward import forwarders
 from services.runtime.inprocess import InProcessChannel
 from services.runtime.peers import Peers
-from services.runtime.server import Authenticator, GrpcServer
+from services.runtime.server import GrpcServer
 
 _clock_behind_s = Gauge(
     "roost_snowflake_clock_behind_seconds", "How far the clock is behind the ids given out; writes are refused above 0."
@@ -93,6 +96,9 @@ class Process:
         self._ids_fault: Callable[[], str] = str
         self._stack = AsyncExitStack()
         self._server: GrpcServer | None = None
+        # One for both protocols: an allowance is not doubled by mixing them.
+        self.rate_limits = RateLimits(settings)
+        self.proxies = TrustedProxies(networks(settings.trusted_proxies))
         self.revocations = Revocations(time.time, settings.access_token_ttl_s)
         self.verifier = Verifier(self._signing_keys, time.time, self.revocations)
 
@@ -176,7 +182,7 @@ class Process:
             await _within(self._registrar.stop(), "the registrar did not stop")
             self._registrar = None
         if self._server is not None:
-            await self._server.withdraw()
+            self._server.withdraw()
             with suppress(TimeoutError):
                 await asyncio.wait_for((hurry or asyncio.Event()).wait(), self.settings.drain_s)
 
@@ -217,7 +223,7 @@ class Process:
         cursors = Cursors(ground.cursor_key)
         self.states = dict.fromkeys(builds, STARTING)
         authenticator = Authenticator(self.verifier, self.operator_token, self._mesh_secret)
-        server = GrpcServer(authenticator, reflect=settings.reflection)
+        server = GrpcServer(authenticator, self.rate_limits, self.proxies, reflect=settings.reflection)
         # Bound before the services are built, for their channels need the port; it takes calls only once all are.
         self.grpc_port = server.bind(settings.grpc)
         await self._follow_registry()
@@ -267,7 +273,7 @@ class Process:
                 await self._watches[name].start()
 
     def _registry(self, user: str) -> grpc.aio.Channel:
-        return self._peer(f"registry for {user}", self.settings.registry, "mesh")
+        return self._peer(f"registry for {user}", self.settings.registry, _MESH)
 
     def _advertised(self) -> str:
         host, _, port = (self.settings.advertise or self.settings.grpc).rpartition(":")
@@ -287,7 +293,12 @@ class Process:
         return await stub.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest())
 
     def _connected(self, target: str, caller: str) -> grpc.aio.Channel:
-        return CoalescingChannel(MeshChannel(target, caller, self._mesh_secret))
+        if caller == OPERATOR:
+            # The operator is known by its token alone, which every process of the mesh has.
+            return MeshChannel(target, "", self._mesh_secret, self.operator_token)
+        channel = MeshChannel(target, caller, self._mesh_secret)
+        # Envelopes are for services: those of a client outside would be refused.
+        return CoalescingChannel(channel) if caller else channel
 
     def _peer(self, name: str, target: str, caller: str) -> grpc.aio.Channel:
         key = f"{caller}>{name}"

@@ -96,7 +96,7 @@ class Web:
 
 async def open_web(mesh: Mesh, settings: Settings) -> tuple[HttpServer, httpx.AsyncClient]:
     process = mesh.process
-    app = Gateway(process.channel("gateway"), process.verifier, settings, process.health)
+    app = Gateway(process.channel("gateway"), process.verifier, settings, process.health, process.rate_limits)
     server = HttpServer(app, "127.0.0.1", 0)
     port = await server.start()
     return server, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20)

@@ -4,6 +4,13 @@
 and the in-process channel, so a rule cannot hold on one and not on the other.
 """
 
-from services.common.interceptors.endpoint import Endpoint, ServicerContext, check_access, endpoints_of, unserved
+from services.common.interceptors.endpoint import (
+    Endpoint,
+    ServicerContext,
+    check_access,
+    endpoints_of,
+    unforeseen,
+    unserved,
+)
 
-__all__ = ["Endpoint", "ServicerContext", "check_access", "endpoints_of", "unserved"]
+__all__ = ["Endpoint", "ServicerContext", "check_access", "endpoints_of", "unforeseen", "unserved"]

@@ -126,7 +126,7 @@ class Endpoint:
         if call.deadline - now < LEAST_TIME_S:
             raise errors.deadline_exceeded("too little time was left to begin")
         if isinstance(request, bytes):
-            request = self._parsed(request)
+            request = self.parsed(request)
         # Before the rules look at any item. Even a service of this process may ask for too much, and the bounds are all that is left to
         # check of its requests: the full rules cost 5 to 100 µs, the bounds under one.
         if self._bounds is not None:
@@ -139,7 +139,8 @@ class Endpoint:
             raise errors.unimplemented(f"{self.method.path} is not served yet")
         return request
 
-    def _parsed(self, data: bytes) -> Message:
+    def parsed(self, data: bytes) -> Message:
+        """Returns the request that the bytes are. Raises INVALID_ARGUMENT if they are none."""
         try:
             return self.method.request.FromString(data)
         except DecodeError:
@@ -155,9 +156,14 @@ class Endpoint:
         if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
             # What a server that stops says of calls that it has not begun. Our caller did not cancel: then nobody would be told.
             return errors.unavailable("a service that was asked is stopping")
-        error_id = secrets.token_hex(8)
-        log.error("rpc.failed", method=self.method.path, error_id=error_id, request_id=call.request_id, exc_info=error)
-        return errors.internal(error_id)
+        return unforeseen(error, self.method.path, call.request_id)
+
+
+def unforeseen(error: Exception, method: str, request_id: str) -> errors.RoostError:
+    """Logs an exception that nobody foresaw and returns what the caller is told of it: an id to find it by."""
+    error_id = secrets.token_hex(8)
+    log.error("rpc.failed", method=method, error_id=error_id, request_id=request_id, exc_info=error)
+    return errors.internal(error_id)
 
 
 def check_access(method: Method, call: Call, callers: Collection[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from services.common import errors
 from services.common.config import Settings
 from services.common.context import Actor, Call, current
 from services.common.health import SERVING, Health
+from services.common.rate_limits import RateLimits
 from services.common.reasons import Reason
 
 ALICE = Actor(user_id=7, session_id=1, token="alice-token")
@@ -129,11 +130,13 @@ class Client:
 
 def make_client(**settings: Any) -> Client:
     channel = FakeChannel()
+    given = Settings(**({"rate_limits": False} | settings))
     gateway = Gateway(
         channel,  # type: ignore[arg-type]
         FakeVerifier(),  # type: ignore[arg-type]
-        Settings(**({"rate_limits": False} | settings)),
+        given,
         lambda: Health(SERVING, {"tweet": SERVING, "graph": SERVING}),
+        RateLimits(given),
     )
     return Client(gateway, channel)
 

@@ -292,6 +292,34 @@ async def test_too_many_under_way_are_refused_at_once(client: Client, monkeypatc
     assert (await client.ask("GET", "/v1/tweets/5")).status == 200
 
 
+async def test_rate_limits_count_the_client_behind_a_trusted_proxy_alone(limited: Callable[..., Client]) -> None:
+    path, first, second = "/v1/tweets/1", {"x-forwarded-for": "192.0.2.7"}, {"x-forwarded-for": "192.0.2.8"}
+    behind = limited(reads_per_minute=1, trusted_proxies="10.0.0.0/8")
+    found = [
+        (await behind.ask("GET", path, headers=sent, address="10.1.2.3")).status for sent in (first, second, first)
+    ]
+    assert [status == 429 for status in found] == [False, False, True]
+    # Anybody may send the header; who is no proxy is not believed.
+    found = [(await behind.ask("GET", path, headers=sent, address="203.0.113.5")).status for sent in (first, second)]
+    assert [status == 429 for status in found] == [False, True]
+
+
+async def test_rate_limits_count_tokens_that_do_not_hold(limited: Callable[..., Client]) -> None:
+    client = limited(reads_per_minute=2)
+    forged = {"authorization": "Bearer forged"}
+    found = [(await client.ask("GET", "/v1/tweets/1", headers=forged)).status for _ in range(3)]
+    assert found == [401, 401, 429]
+
+
+async def test_rate_limits_count_log_ins_by_address_whatever_token_comes_along(limited: Callable[..., Client]) -> None:
+    client = limited(logins_per_minute=1)
+    body = {"username": "ada", "password": "x"}
+    found = [
+        (await client.json("POST", "/v1/auth/login", body, signed_in=signed_in)).status for signed_in in (True, False)
+    ]
+    assert found == [501, 429]
+
+
 async def test_rate_limits_count_by_user_and_by_address(limited: Callable[..., Client]) -> None:
     client = limited(reads_per_minute=2)
     client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)

@@ -9,6 +9,7 @@ import pytest
 from gateway_http import load as load_module
 from gateway_http.load import Load
 from gateway_http.request import MAX_BODY_BYTES, Request
+from services.common.client_address import NO_PROXIES
 from services.common.errors import RoostError
 
 LARGE = 2 * MAX_BODY_BYTES
@@ -23,7 +24,7 @@ def request_of(load: Load, *pieces: bytes) -> Request:
         return events.pop(0)
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"transfer-encoding", b"chunked")]}
-    return Request(scope, receive, load)
+    return Request(scope, receive, load, NO_PROXIES)
 
 
 async def test_read_body_of_a_large_body_holds_its_bytes_only_while_it_waits() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from services.common.config import CHECKOUT, Settings, default_data_dir, runtime_dir
 
@@ -118,3 +120,27 @@ def test_runtime_dir_of_a_user_without_a_home_is_below_the_temporary_folder(monk
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(Path, "home", home)
     assert runtime_dir() == Path(tempfile.gettempdir()) / f"roost-{os.getuid()}" / "run"
+
+
+@pytest.mark.parametrize("name", ["mesh_secret", "operator_token"])
+@pytest.mark.parametrize(
+    "value", ["a", "correct horse battery", "0123456789abcdef0123456789abcde", "a" * 64, "ab" * 32]
+)
+def test_settings_with_a_secret_that_can_be_guessed_are_refused_without_repeating_it(name: str, value: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings(**{name: value})  # type: ignore[arg-type]
+    assert "Make one with: openssl rand -hex 32" in str(caught.value)
+    assert value == "a" or value not in str(caught.value)
+
+
+def test_settings_with_a_random_secret_are_read() -> None:
+    for value in ("", secrets.token_hex(16), secrets.token_urlsafe(16), secrets.token_urlsafe(32)):
+        assert Settings(mesh_secret=value, operator_token=value).mesh_secret == value
+
+
+def test_settings_take_trusted_proxies_as_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_TRUSTED_PROXIES", "10.0.0.0/8, 2001:db8::/32, 192.0.2.1")
+    assert Settings().trusted_proxies == ("10.0.0.0/8", "2001:db8::/32", "192.0.2.1")
+    monkeypatch.setenv("ROOST_TRUSTED_PROXIES", "10.0.0.1/8")
+    with pytest.raises(ValidationError, match="must be networks such as"):
+        Settings()

@@ -22,7 +22,7 @@ from services.runtime.channel import MeshChannel
 from services.runtime.coalesce import MAX_ENVELOPES, CoalescingChannel
 from services.runtime.process import Process
 
-SECRET = "s" * 32
+SECRET = "0123456789abcdef" * 2
 
 
 class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):

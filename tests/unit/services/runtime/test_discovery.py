@@ -20,7 +20,9 @@ from services.mesh.server import build as build_mesh
 from services.runtime import discovery
 from services.runtime.process import Process
 
-SECRET = "s" * 32
+SECRET = "0123456789abcdef" * 2
+# Every process of a mesh has the same.
+OPERATOR_TOKEN = "fedcba9876543210" * 2
 WITHIN_S = 10.0
 ELSEWHERE = ("mesh", "tweet")
 
@@ -64,6 +66,7 @@ class Town:
             grpc=grpc_address,
             log_level="error",
             mesh_secret=SECRET,
+            operator_token=OPERATOR_TOKEN,
             registry=self.registry,
         )
         process = await Process.start(settings, builds, ground=open_embedded, elsewhere=ELSEWHERE)

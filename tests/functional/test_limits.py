@@ -1,0 +1,99 @@
+"""Limits as a visitor meets them who mixes protocols, tokens and accounts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+import httpx
+import pytest
+from roost.identity.v1 import auth_service_pb2 as pb
+from roost.identity.v1 import auth_service_pb2_grpc as pb_grpc
+
+from services.common import errors
+from services.common.rate_limits import FAILURES
+from tests.conftest import Mesh, MeshFactory
+from tests.functional.conftest import PASSWORD, Web, open_web
+
+PROXIED = "127.0.0.0/8"
+OFFICE, CAFE, ATTACKER = "192.0.2.1", "198.51.100.1", "203.0.113.1"
+
+
+class Town:
+    """A gateway and the gRPC port of one process, both behind a proxy that names the client."""
+
+    def __init__(self, mesh: Mesh, client: httpx.AsyncClient) -> None:
+        self.mesh = mesh
+        self.web = Web(mesh, client)
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{mesh.process.grpc_port}")
+        self.auth = pb_grpc.AuthServiceStub(self.channel)
+
+    async def http(self, address: str, password: str, username: str = "ada", token: str = "") -> Any:
+        headers = {"x-forwarded-for": address} | ({"authorization": f"Bearer {token}"} if token else {})
+        body = {"username": username, "password": password}
+        return await self.web.client.post("/v1/auth/login", json=body, headers=headers)
+
+    async def grpc(self, address: str, password: str, username: str = "ada", token: str = "") -> str:
+        metadata = [("x-forwarded-for", address)] + ([("authorization", f"Bearer {token}")] if token else [])
+        try:
+            await self.auth.Login(pb.LoginRequest(username=username, password=password), metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            return errors.from_rpc(error).reason
+        return "OK"
+
+
+@pytest.fixture
+async def start_town(start_mesh: MeshFactory) -> AsyncIterator[Any]:
+    async def start(**settings: Any) -> Town:
+        mesh = await start_mesh(rate_limits=True, trusted_proxies=PROXIED, **settings)
+        server, client = await open_web(mesh, mesh.process.settings)
+        town = Town(mesh, client)
+        ended.extend((town.channel.close, client.aclose, server.stop))
+        return town
+
+    ended: list[Any] = []
+    yield start
+    for end in ended:
+        await end()
+
+
+async def test_login_allowance_is_one_for_both_protocols_and_all_tokens(start_town: Any) -> None:
+    town = await start_town(logins_per_minute=8)
+    tokens = [(await town.web.sign_up(name)).token for name in ("ann", "bob", "cleo")]
+    codes = []
+    for number in range(6):
+        codes.append((await town.http(ATTACKER, "wrong", f"user{number}", tokens[number % 3])).status_code)
+        codes.append(await town.grpc(ATTACKER, "wrong", f"user{number}", tokens[number % 3]))
+    assert codes == [401, "WRONG_CREDENTIALS"] * 4 + [429, "RATE_LIMITED"] * 2
+    # Others are not in it.
+    assert (await town.http(OFFICE, PASSWORD, "ann")).status_code == 200
+
+
+async def test_guesses_at_one_account_end_and_its_owner_still_gets_in(start_town: Any) -> None:
+    town = await start_town(logins_per_minute=1_000)
+    await town.web.sign_up("ada")
+    assert (await town.http(OFFICE, PASSWORD)).status_code == 200
+    looked_at = 0
+    for guesser in range(30):
+        address = f"203.0.113.{guesser}"
+        codes = [(await town.http(address, f"guess {number}")).status_code for number in range(FAILURES)]
+        codes += [401 if await town.grpc(address, "guess") == "WRONG_CREDENTIALS" else 429]
+        assert codes[-1] == 429
+        looked_at += codes.count(401)
+    # 100 from all, then three of each address.
+    assert looked_at <= 100 + 3 * 21
+    assert (await town.http(OFFICE, PASSWORD)).status_code == 200
+    assert await town.grpc(CAFE, PASSWORD) == "OK"
+
+
+async def test_flood_of_guesses_does_not_keep_the_owner_waiting(start_town: Any) -> None:
+    town = await start_town(logins_per_minute=10_000, bcrypt_cost=9)
+    await town.web.sign_up("ada")
+    flood = [asyncio.create_task(town.http(ATTACKER, "wrong", f"user{number}")) for number in range(60)]
+    await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+    answers = [(await town.http(OFFICE, PASSWORD)).status_code for _ in range(3)]
+    assert answers == [200] * 3
+    assert not all(task.done() for task in flood)
+    assert {answer.status_code for answer in await asyncio.gather(*flood)} <= {401, 429}
