@@ -153,6 +153,9 @@ class Settings(BaseSettings):
     actions_per_minute: int = Field(default=400, ge=1)
     # Each costs 240 ms of a core; an office behind one address may still log in together.
     logins_per_minute: int = Field(default=100, ge=1)
+    # Of one address: a household or an office, with names that are taken and passwords that are refused. Accounts by the hundred need
+    # addresses by the dozen.
+    sign_ups_per_hour: int = Field(default=30, ge=1)
     # Searching while typing.
     searches_per_minute: int = Field(default=300, ge=1)
     admin_calls_per_minute: int = Field(default=600, ge=1)

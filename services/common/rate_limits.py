@@ -3,7 +3,7 @@
 A process has one RateLimits object, which the HTTP gateway and the gRPC server both ask: whoever mixes protocols has one allowance. The
 method's policy names the class, the settings give its numbers.
 
-The class RATE_LIMIT_AUTH counts by the client's address, whatever token comes along: with a token of one's own an attacker would
+The classes BY_ADDRESS count by the client's address, whatever token comes along: with a token of one's own an attacker would
 otherwise have an allowance for each account. Beside it, attempts are counted for the account that the request names (FieldPolicy
 `rate_limit_key`). Such a limit must not become a way to lock somebody out of their account, so:
 
@@ -39,6 +39,10 @@ WINDOW_S = 60.0
 MAX_BUCKETS = 100_000
 # Sums of floats must not cost the last request of a window.
 SLACK_S = 1e-6
+
+# Nobody signs up by the minute: a short window would add up to thousands a day.
+SIGN_UPS_WINDOW_S = 3_600.0
+BY_ADDRESS = frozenset({options.RATE_LIMIT_AUTH, options.RATE_LIMIT_SIGN_UP})
 
 # Failures at one account from one address: more than people need to remember a password, then one every three minutes.
 FAILURES, FAILURES_WINDOW_S = 10, 1_800.0
@@ -179,7 +183,7 @@ class MethodLimit:
         self._bucket = bucket
         self._attempts = attempts
         self._clock = clock
-        self._by_address = method.policy.rate_limit == options.RATE_LIMIT_AUTH
+        self._by_address = method.policy.rate_limit in BY_ADDRESS
         self._proves = method.policy.proves_account
         self._fields = tuple(
             field.name for field in method.descriptor.input_type.fields if field_policy(field).rate_limit_key
@@ -189,7 +193,8 @@ class MethodLimit:
         self.names_account = bool(self._fields) or self._own_account
 
     def take(self, user_id: int, address: str) -> Verdict:
-        """Counts one call in the method's class: of the user, or of the client's address if nobody is signed in or the class is AUTH."""
+        """Counts one call in the method's class: of the user, or of the client's address if nobody is signed in or the class is in
+        BY_ADDRESS."""
         by_user = user_id and not self._by_address
         return self._bucket.take(user_id if by_user else client_key(address), self._clock())
 
@@ -216,6 +221,7 @@ class RateLimits:
                 options.RATE_LIMIT_POST: Bucket("post", settings.posts_per_minute),
                 options.RATE_LIMIT_ACTION: Bucket("action", settings.actions_per_minute),
                 options.RATE_LIMIT_AUTH: Bucket("auth", settings.logins_per_minute),
+                options.RATE_LIMIT_SIGN_UP: Bucket("sign-up", settings.sign_ups_per_hour, SIGN_UPS_WINDOW_S),
                 options.RATE_LIMIT_SEARCH: Bucket("search", settings.searches_per_minute),
                 options.RATE_LIMIT_ADMIN: Bucket("admin", settings.admin_calls_per_minute),
             }

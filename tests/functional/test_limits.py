@@ -71,6 +71,34 @@ async def test_login_allowance_is_one_for_both_protocols_and_all_tokens(start_to
     assert (await town.http(OFFICE, PASSWORD, "ann")).status_code == 200
 
 
+async def test_sign_ups_of_one_address_are_few_whatever_the_protocol_and_token(start_town: Any) -> None:
+    town = await start_town(sign_ups_per_hour=4)
+    token, codes = "", []
+
+    def body(name: str) -> dict[str, str]:
+        return {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
+
+    for number in range(3):
+        headers = {"x-forwarded-for": ATTACKER} | ({"authorization": f"Bearer {token}"} if token else {})
+        answer = await town.web.client.post("/v1/auth/signup", json=body(f"http{number}"), headers=headers)
+        codes.append(answer.status_code)
+        token = token or answer.json()["access_token"]
+        try:
+            request = pb.SignUpRequest(**body(f"grpc{number}"))
+            await town.auth.SignUp(request, metadata=[("x-forwarded-for", ATTACKER)])
+            codes.append("OK")
+        except grpc.aio.AioRpcError as error:
+            codes.append(errors.from_rpc(error).reason)
+    assert codes == [201, "OK", 201, "OK", 429, "RATE_LIMITED"]
+    refused = await town.web.client.post("/v1/auth/signup", json=body("late"), headers={"x-forwarded-for": ATTACKER})
+    assert "in 60 minutes" in refused.json()["detail"]
+    assert 800 < int(refused.headers["retry-after"]) <= 900
+    # Others sign up, and this address may still log in.
+    answer = await town.web.client.post("/v1/auth/signup", json=body("ada"), headers={"x-forwarded-for": OFFICE})
+    assert answer.status_code == 201
+    assert (await town.http(ATTACKER, PASSWORD)).status_code == 200
+
+
 async def test_guesses_at_one_account_end_and_its_owner_still_gets_in(start_town: Any) -> None:
     town = await start_town(logins_per_minute=1_000)
     await town.web.sign_up("ada")

@@ -229,7 +229,7 @@ def test_methods_that_name_an_account_say_so_in_the_contract() -> None:
             limit = limits.limit_of(method)
             assert limit is not None
             fields = {field.name for field in method.descriptor.input_type.fields}
-            if fields & {"username", "email"} and method.name != "SignUp":
+            if fields & {"username", "email"}:
                 assert limit.names_account, method.path
             named |= {method.name} if limit.names_account else set()
     assert named == {"Login", "VerifyOtp", "ResendOtp", "RequestPasswordReset", "ChangePassword"}
