@@ -22,6 +22,8 @@ def hit(age_ms: int = 0, fit: float = 0.5, author: int = 1, *, preferred: bool =
         (hit(), hit(age_ms=HALF_LIFE_MS)),
         (hit(age_ms=2, author=7), hit()),
         (hit(age_ms=2, preferred=True), hit()),
+        # A long text of somebody followed before a stranger's bare word.
+        (hit(age_ms=2, fit=0.26, author=7), hit(fit=1.0)),
         # A good answer of last week before a poor one of today.
         (hit(age_ms=HALF_LIFE_MS, fit=1.0), hit(fit=0.3)),
     ],
