@@ -1,0 +1,1 @@
+"""HTTP requests to Protobuf messages and back, compiled once from the descriptors."""

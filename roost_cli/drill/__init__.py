@@ -1,0 +1,1 @@
+"""`roost drill`: kills and restarts processes under load, then checks that nothing acknowledged was lost."""

@@ -1,0 +1,1 @@
+"""`roost verify`: compares every home timeline with one computed independently."""

@@ -1,0 +1,1 @@
+"""The Cassandra adapter of engagement's store."""

@@ -1,0 +1,1 @@
+"""The Cassandra adapter of graph's store."""

@@ -1,0 +1,1 @@
+"""Verification of access tokens, and the list of revoked sessions."""

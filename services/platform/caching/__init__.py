@@ -1,0 +1,1 @@
+"""Caches in process memory, each with a bound."""

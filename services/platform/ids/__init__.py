@@ -1,0 +1,1 @@
+"""Snowflake ids: time-ordered 64-bit numbers that every process makes on its own."""

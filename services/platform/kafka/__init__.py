@@ -1,0 +1,1 @@
+"""The event log on Kafka: producer, consumer groups, dead letters and administration."""

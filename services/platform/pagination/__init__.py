@@ -1,0 +1,1 @@
+"""Signed cursors of list methods."""

@@ -1,0 +1,1 @@
+"""The OpenSearch adapter of the search index."""

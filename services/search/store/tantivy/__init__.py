@@ -1,0 +1,1 @@
+"""The Tantivy adapter of the search index."""

@@ -1,0 +1,1 @@
+"""Domain libraries that two or more services use. They import the platform and the generated stubs, and no service."""

@@ -1,0 +1,1 @@
+"""Rules of text that several services share: visible characters and line breaks."""
