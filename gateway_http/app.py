@@ -20,13 +20,13 @@ from gateway_http.problem import CLIENT_CLOSED_REQUEST, problem
 from gateway_http.remembered import Remembered
 from gateway_http.request import SECURITY, ClientGoneError, Receive, Request, Response, Route, Scope, Send
 from gateway_http.router import Binding, Router, bindings
-from services.common import errors
-from services.common.client_address import TrustedProxies, networks
-from services.common.config import Settings
-from services.common.contract import methods
-from services.common.rate_limits import RateLimits
-from services.common.reasons import Reason
-from services.common.tokens import Verifier
+from services.platform.auth.tokens import Verifier
+from services.platform.config import Settings
+from services.platform.rpc import errors
+from services.platform.rpc.client_address import TrustedProxies, networks
+from services.platform.rpc.contract import methods
+from services.platform.rpc.rate_limits import RateLimits
+from services.platform.rpc.reasons import Reason
 
 # After a 413 this much more is read and thrown away, for this long: a close with unread bytes would take the answer with it.
 LINGER_BYTES = 1 << 20

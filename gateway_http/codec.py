@@ -14,8 +14,8 @@ from gateway_http.encode import PROTOBUF, SNAKE_CASE, Encoders, Spelling
 from gateway_http.query import decode_text, parse_query, read_query
 from gateway_http.router import Binding
 from gateway_http.strict_json import parse_object
-from services.common import errors
-from services.common.contract import Method
+from services.platform.rpc import errors
+from services.platform.rpc.contract import Method
 
 # The field that the header `Idempotency-Key` fills, where a request has it.
 IDEMPOTENCY_KEY = "idempotency_key"

@@ -10,8 +10,8 @@ from typing import Protocol
 import structlog
 from prometheus_client import Counter, Gauge
 
-from services.common import open_files
-from services.common.client_address import client_key
+from services.platform import open_files
+from services.platform.rpc.client_address import client_key
 
 log = structlog.get_logger()
 

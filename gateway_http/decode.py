@@ -13,10 +13,10 @@ from google.protobuf.message import Message
 
 from gateway_http import convert
 from gateway_http.convert import Malformed
-from services.common import errors
-from services.common.bounds import max_items, too_many
-from services.common.contract import field_policy
-from services.common.errors import MAX_VIOLATIONS, Violation
+from services.platform.rpc import errors
+from services.platform.rpc.bounds import max_items, too_many
+from services.platform.rpc.contract import field_policy
+from services.platform.rpc.errors import MAX_VIOLATIONS, Violation
 
 # What a violation quotes of a name the caller made up.
 QUOTED_NAME = 64

@@ -21,7 +21,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 
 from gateway_http.convert import short_name
-from services.common.contract import message_class
+from services.platform.rpc.contract import message_class
 
 # Fragments kept in each of the memo's two generations: about 1 kB each with its key, so 40 MB at most.
 MEMO_ENTRIES = 20_000

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import orjson
 
 from gateway_http.request import JSON, SECURITY, Request, Response
-from services.common import health
+from services.platform import health
 
 Health = Callable[[], health.Health]
 

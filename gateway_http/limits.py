@@ -1,11 +1,11 @@
-"""Rate limits as HTTP tells them; `services.common.rate_limits` counts."""
+"""Rate limits as HTTP tells them; `services.platform.rpc.rate_limits` counts."""
 
 from __future__ import annotations
 
 import math
 
 from gateway_http.problem import Headers
-from services.common.rate_limits import Verdict
+from services.platform.rpc.rate_limits import Verdict
 
 
 def headers(verdict: Verdict, unix_now: float) -> Headers:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from services.common import errors
-from services.common.reasons import Reason
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 # Requests worked on at once. More would only wait longer: a refusal costs 20 µs and says when to come back.
 MAX_AT_WORK = 1_000

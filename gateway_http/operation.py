@@ -18,13 +18,14 @@ from gateway_http.problem import Refusal
 from gateway_http.remembered import Key, Remembered
 from gateway_http.request import JSON, SECURITY, Request, Response
 from gateway_http.router import Binding
-from services.common import errors, revisions
-from services.common.context import ANONYMOUS, NEVER, Actor, Call, bounded_user_agent, current_call
-from services.common.contract import Method
-from services.common.interceptors import check_access
-from services.common.rate_limits import RateLimits
-from services.common.reasons import Reason
-from services.common.tokens import Verifier
+from services.platform.auth.tokens import Verifier
+from services.platform.caching import read_tracking
+from services.platform.rpc import errors
+from services.platform.rpc.context import ANONYMOUS, NEVER, Actor, Call, bounded_user_agent, current_call
+from services.platform.rpc.contract import Method
+from services.platform.rpc.interceptors import check_access
+from services.platform.rpc.rate_limits import RateLimits
+from services.platform.rpc.reasons import Reason
 
 _VARY = (b"vary", b"authorization, accept-encoding")
 _READ_PUBLIC = (JSON, *SECURITY, (b"cache-control", caching.PUBLIC), _VARY)
@@ -97,7 +98,7 @@ class Operation:
         key: Key = (actor.user_id, request.raw_path, request.scope["query_string"])
         found = remembered.find(key)
         if found is None:
-            with revisions.reading() as reading:
+            with read_tracking.reading() as reading:
                 answer, asked = await self._served(request, actor)
             if asked.page:
                 return self._respond(self._write(answer), actor, request, asked)

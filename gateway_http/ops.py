@@ -17,7 +17,7 @@ from gateway_http.health_routes import NO_STORE, Health, Livez, Readyz
 from gateway_http.load import Load
 from gateway_http.problem import Refusal, problem
 from gateway_http.request import Receive, Request, Response, Route, Scope, Send
-from services.common.client_address import NO_PROXIES
+from services.platform.rpc.client_address import NO_PROXIES
 
 # Scrapers come every 15 s or so; a page is made at most this often, however many ask.
 METRICS_EVERY_S = 1.0

@@ -7,8 +7,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from services.common import errors
-from services.common.contract import Method
+from services.platform.rpc import errors
+from services.platform.rpc.contract import Method
 
 # Entries that may be skipped: more than twice the depth of a home. Deeper readers have cursors.
 MAX_SKIPPED = 2_000

@@ -12,8 +12,8 @@ import grpc
 import orjson
 import structlog
 
-from services.common import errors
-from services.common.errors import RoostError, Violation
+from services.platform.rpc import errors
+from services.platform.rpc.errors import RoostError, Violation
 
 log = structlog.get_logger()
 

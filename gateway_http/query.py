@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 from google.protobuf.message import Message
 
 from gateway_http.decode import QUOTED_NAME, Field, MessageDecoder, Reading
-from services.common import errors
+from services.platform.rpc import errors
 
 # Enough for 100 ids, one a parameter, and everything else a route takes.
 MAX_PARAMETERS = 128

@@ -1,4 +1,4 @@
-"""Answers that may be given again, because nothing that they were made of has changed (`services.common.revisions`)."""
+"""Answers that may be given again, because nothing that they were made of has changed (`services.platform.caching.read_tracking`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from prometheus_client import Counter
 
 from gateway_http.request import Response
-from services.common.revisions import Reading
+from services.platform.caching.read_tracking import Reading
 
 # What is kept in each of two halves: some 1,400 home pages. The older half goes when the younger is full.
 MAX_BYTES = 32 * 1024 * 1024

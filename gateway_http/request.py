@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from gateway_http.compression import gzipped
 from gateway_http.load import Load
 from gateway_http.problem import Refusal
-from services.common.client_address import TrustedProxies
+from services.platform.rpc.client_address import TrustedProxies
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

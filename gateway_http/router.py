@@ -15,8 +15,8 @@ from urllib.parse import unquote_to_bytes
 from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
 
 from gateway_http.problem import Refusal
-from services.common import errors
-from services.common.contract import Method
+from services.platform.rpc import errors
+from services.platform.rpc.contract import Method
 
 T = TypeVar("T")
 

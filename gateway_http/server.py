@@ -14,8 +14,8 @@ import uvicorn
 
 from gateway_http.connections import Connections
 from gateway_http.protocol import BoundedProtocol
-from services.common import errors
-from services.common.reasons import Reason
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 # An idle connection is kept this long: longer than a page's reader thinks, shorter than a load balancer's own limit of 60 s.
 KEEP_ALIVE_S = 30

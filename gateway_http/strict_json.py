@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from services.common import errors
+from services.platform.rpc import errors
 
 # No request type nests deeper than five; a generous bound that no recursion of ours can come near to exhausting.
 MAX_DEPTH = 32

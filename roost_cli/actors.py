@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from roost_cli.target import Metadata
-from services.common.context import Actor, Call, current_call
+from services.platform.rpc.context import Actor, Call, current_call
 
 
 class Actors(Protocol):

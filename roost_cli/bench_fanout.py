@@ -24,10 +24,10 @@ import uvloop
 
 from roost_cli import bench, cpu, progress
 from roost_cli.outcome import FAULTS, CommandError
-from services.cluster.pipe import command, field_of
-from services.cluster.redis import Redis
-from services.common.config import Settings
-from services.common.errors import RoostError
+from services.platform.config import Settings
+from services.platform.redis.client import Redis
+from services.platform.redis.connection import command, field_of
+from services.platform.rpc.errors import RoostError
 from services.timeline.store import CAPACITY, SERVED, TRIM_ABOVE
 from services.timeline.store.redis import RedisHomeTimelines
 from services.timeline.store.redis_lists import list_key, marker_key

@@ -16,7 +16,7 @@ from roost.options.v1 import options_pb2
 
 from roost_cli import fields, options, people, target
 from roost_cli.outcome import CommandError, refused
-from services.common import contract
+from services.platform.rpc import contract
 
 _OPERATORS = (options_pb2.ACCESS_MESH, options_pb2.ACCESS_ADMIN, options_pb2.ACCESS_MODERATOR)
 

@@ -12,7 +12,7 @@ from typing import IO
 from roost_cli import runfile
 from roost_cli.outcome import FAULTS, CommandError
 from roost_cli.target import Target
-from services.common.config import child_environment, runtime_dir
+from services.platform.config import child_environment, runtime_dir
 
 READY = "roost is ready"
 # Far above what is promised: slowness is measured, and only what hangs is given up.

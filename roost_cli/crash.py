@@ -19,7 +19,7 @@ from roost_cli.observe import observe, without_event
 from roost_cli.outcome import FAULTS, CommandError
 from roost_cli.pace import patiently
 from roost_cli.progress import Progress, Silent
-from services.common import contract, errors
+from services.platform.rpc import contract, errors
 
 # Clients at the same time, each one user: enough that commits are shared and every kill meets writes on their way.
 CLIENTS = 24

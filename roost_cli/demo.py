@@ -22,7 +22,7 @@ from roost_cli.demo_words import BULLETINS, CIRCLES, PEOPLE, SENTENCES, Circle
 from roost_cli.loader import Loader, Operator, Person, scan_users
 from roost_cli.outcome import refused
 from roost_cli.pace import deadline_s, for_each, patiently
-from services.common.files import write_durably
+from services.platform.files import write_durably
 
 SEED = 7
 TWEETS = 420

@@ -25,7 +25,7 @@ from roost_cli import options, runfile
 from roost_cli.backends import compose, recipes
 from roost_cli.backends.addresses import missing
 from roost_cli.outcome import FAULTS, CommandError
-from services.common.snowflake import EPOCH_MS
+from services.platform.ids.snowflake import EPOCH_MS
 
 GOOD, NOTE, BAD = "ok", "note", "fault"
 
@@ -120,7 +120,7 @@ def stubs() -> Check:
     if importlib.util.find_spec("roost") is None:
         return Check("generated stubs", BAD, "missing; run `python scripts/generate.py`")
     try:
-        from services.common import contract
+        from services.platform.rpc import contract
 
         count = len(contract.methods())
     except Exception as error:
@@ -241,7 +241,7 @@ async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list
 
 async def health(address: str) -> list[Check]:
     """How each service of the mesh at `address` says it is; nothing where nobody answers."""
-    from services.common import contract
+    from services.platform.rpc import contract
 
     names = sorted({method.service for method in contract.methods().values()})
     states: dict[str, str] = {}

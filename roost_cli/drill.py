@@ -20,7 +20,7 @@ from roost_cli.fleet import Fleet
 from roost_cli.options import settings_with
 from roost_cli.outcome import FAULTS, UNUSABLE, CommandError
 from roost_cli.processes.topology import MESH
-from services.registry import SERVICES
+from services.catalog import SERVICES
 
 # What a restart may take, from the command to the ready line.
 STARTUP_WITHIN_S = 10.0

@@ -24,11 +24,12 @@ from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 from roost_cli import options, runfile, target
 from roost_cli.options import settings_with
 from roost_cli.outcome import FAULTS, UNUSABLE, CommandError, refused
-from services.common import errors, logs
-from services.common.config import Settings
-from services.common.event_log import DEFAULT_BATCH, RETENTION_S, DeadLetter, Delivered, EventLog
-from services.common.reasons import Reason
-from services.embedded.log import EmbeddedLog
+from services.platform import logs
+from services.platform.config import Settings
+from services.platform.events.log import DEFAULT_BATCH, RETENTION_S, DeadLetter, Delivered, EventLog
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
+from services.platform.sqlite.event_log import EmbeddedLog
 
 T = TypeVar("T")
 Batch = Sequence[Delivered]
@@ -216,7 +217,7 @@ async def _with_log(settings: Settings, work: Callable[[EventLog], Awaitable[T]]
 
 async def _open_kafka(settings: Settings) -> EventLog:
     # Here, for an embedded mesh need not wait for the driver.
-    from services.cluster.kafka import KafkaLog
+    from services.platform.kafka.event_log import KafkaLog
 
     return await KafkaLog.open(settings)
 
@@ -286,7 +287,7 @@ def _rows(connection: sqlite3.Connection, bounds: tuple[int, int, int]) -> list[
 
 
 async def _replay_kafka(settings: Settings, group: str, time_ms: int) -> int:
-    from services.cluster.kafka import KafkaLog
+    from services.platform.kafka.event_log import KafkaLog
 
     log = await KafkaLog.open(settings)
     try:

@@ -17,7 +17,7 @@ from roost_cli import runfile
 from roost_cli.child import READY
 from roost_cli.outcome import FAULTS, CommandError
 from roost_cli.target import Target
-from services.common.config import child_environment, runtime_dir
+from services.platform.config import child_environment, runtime_dir
 
 # Some sixteen processes, each of which takes seconds of a core to come up.
 START_WITHIN_S = 400.0

@@ -22,7 +22,7 @@ from roost_cli.outcome import FAULTS, CommandError, refused
 from roost_cli.pace import batches, deadline_s, for_each, patiently
 from roost_cli.progress import Progress
 from roost_cli.target import Metadata
-from services.common import errors
+from services.platform.rpc import errors
 
 Q = TypeVar("Q")
 R = TypeVar("R")

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from roost_cli.outcome import FAULTS, UNUSABLE, CommandError
-from services.common import errors
+from services.platform.rpc import errors
 
 INTERRUPTED = 130
 

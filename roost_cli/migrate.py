@@ -10,12 +10,12 @@ import typer
 
 from roost_cli.options import settings_with
 from roost_cli.outcome import FAULTS, UNUSABLE, CommandError
-from services import registry
-from services.cluster.cassandra import Cassandra, Keyspace
-from services.cluster.migrations import migrate as apply
-from services.cluster.migrations import standing
-from services.common import errors
-from services.common.config import Settings
+from services import catalog
+from services.platform.cassandra.keyspace import Cassandra, Keyspace
+from services.platform.cassandra.migrations import migrate as apply
+from services.platform.cassandra.migrations import standing
+from services.platform.config import Settings
+from services.platform.rpc import errors
 
 
 def migrate(
@@ -35,7 +35,7 @@ def migrate(
 async def _migrate(settings: Settings, dry_run: bool) -> None:
     cassandra = await Cassandra.open(settings)
     try:
-        for service, scripts in registry.migrations().items():
+        for service, scripts in catalog.migrations().items():
             keyspace = Keyspace.of(cassandra, service)
             found = await (standing(keyspace, scripts) if dry_run else apply(keyspace, scripts, at_start=False))
             missing = found.known - found.applied

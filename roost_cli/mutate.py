@@ -25,7 +25,7 @@ from roost_cli.outcome import FAULTS, CommandError, refused
 from roost_cli.pace import for_each, patiently
 from roost_cli.plan import Kind, Operation, Planner
 from roost_cli.verify import read_truth
-from services.common import contract, errors
+from services.platform.rpc import contract, errors
 
 CHANNELS = 4
 # What people may do wrong where others act at the same time: gone, not theirs, blocked, edited too often or too late.

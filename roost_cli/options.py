@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from roost_cli.outcome import UNUSABLE, CommandError
-from services.common.config import PREFIX, Settings
+from services.platform.config import PREFIX, Settings
 
 Grpc = Annotated[
     str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 
-from services.common import errors
+from services.platform.rpc import errors
 
 # Exit codes. Scripts tell a fault in what was looked at from a command that could not do its work.
 OK = 0

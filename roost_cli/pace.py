@@ -11,7 +11,7 @@ from typing import TypeVar
 import grpc
 
 from roost_cli.outcome import CommandError
-from services.common import contract, errors
+from services.platform.rpc import contract, errors
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from services.common import config
-from services.common.config import runtime_dir
+from services.platform import config
+from services.platform.config import runtime_dir
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700

@@ -17,11 +17,11 @@ from confluent_kafka.admin import AdminClient
 
 from roost_cli.backends.addresses import missing
 from roost_cli.outcome import CommandError
-from services import registry
-from services.cluster.cassandra import Cassandra, Keyspace
-from services.cluster.opensearch import OpenSearch
-from services.common.config import Settings
-from services.common.errors import RoostError
+from services import catalog
+from services.platform.cassandra.keyspace import Cassandra, Keyspace
+from services.platform.config import Settings
+from services.platform.opensearch.client import OpenSearch
+from services.platform.rpc.errors import RoostError
 
 # Redis databases from here on are looked through for an empty one; 0 is what a mesh takes by default, and tests take those from 100 on.
 FIRST_DATABASE, LAST_DATABASE = 1, 99
@@ -66,7 +66,7 @@ async def _tidy(settings: Settings) -> None:
     with contextlib.suppress(RoostError):
         cassandra = await Cassandra.open(settings)
         try:
-            for service in registry.migrations():
+            for service in catalog.migrations():
                 name = Keyspace.of(cassandra, service).name
                 with contextlib.suppress(RoostError):
                     await cassandra.change_schema(f"DROP KEYSPACE IF EXISTS {name}")

@@ -10,7 +10,7 @@ import typer
 from roost_cli.options import settings_with
 from roost_cli.outcome import UNUSABLE, CommandError
 from roost_cli.up import Ops, serve_until_stopped
-from services.registry import SERVICES
+from services.catalog import SERVICES
 
 GATEWAY = "gateway"
 

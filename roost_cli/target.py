@@ -13,7 +13,7 @@ import grpc
 from roost_cli import runfile
 from roost_cli.options import settings_with
 from roost_cli.outcome import CommandError
-from services.common.config import runtime_dir
+from services.platform.config import runtime_dir
 
 Metadata = tuple[tuple[str, str], ...]
 

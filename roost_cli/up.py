@@ -23,12 +23,13 @@ from gateway_http.server import HttpServer
 from roost_cli import runfile
 from roost_cli.options import settings_with
 from roost_cli.outcome import UNUSABLE, CommandError
-from services.common import errors, logs, open_files
-from services.common.config import Settings
-from services.common.health import STARTING, Health
-from services.common.kit import Build
-from services.registry import GROUNDS, SERVICES
-from services.runtime.process import Process
+from services.catalog import GROUNDS, SERVICES
+from services.platform import logs, open_files
+from services.platform.config import Settings
+from services.platform.health import STARTING, Health
+from services.platform.process import Process
+from services.platform.rpc import errors
+from services.platform.service import Build
 
 log = structlog.get_logger()
 

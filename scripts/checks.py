@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from roost_cli.backends.addresses import missing
-from services.common.config import Settings
+from services.platform.config import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent

@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from roost_cli.backends.addresses import missing
-from services.common.config import Settings
-from services.registry import migrations
+from services.catalog import migrations
+from services.platform.config import Settings
 
 FAMILIES = ("embedded", "cluster")
 # Where it is `cluster`, servers that cannot be reached are a failure; else the tests that need them are skipped.
@@ -57,8 +57,8 @@ class Namespace:
         return {f"ROOST_{name.upper()}": str(value) for name, value in self.settings.items()}
 
     async def cluster(self, **changes: Any) -> Any:
-        """An opened `services.cluster.connections.Cluster`; it is closed at the end of the test, on its loop."""
-        from services.cluster.connections import Cluster
+        """An opened `services.platform.backends.cluster.Cluster`; it is closed at the end of the test, on its loop."""
+        from services.platform.backends.cluster import Cluster
 
         return await Cluster.open(Settings(**(self.settings | changes)), self._stack)
 

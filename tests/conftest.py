@@ -19,11 +19,11 @@ from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc, user_serv
 from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
-from services.common.config import Settings
-from services.common.context import Actor, Call, current_call
-from services.registry import GROUNDS, SERVICES
-from services.runtime.checker import Checker
-from services.runtime.process import Process, Wire
+from services.catalog import GROUNDS, SERVICES
+from services.platform.config import Settings
+from services.platform.process import Process, Wire
+from services.platform.rpc.context import Actor, Call, current_call
+from services.platform.transport.message_guard import Checker
 from tests.cluster import FAMILIES, Namespace, family
 
 # The same examples at every run, so that a red run is about the change at hand; `--hypothesis-profile=explore` draws new ones.

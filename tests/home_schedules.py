@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from typing import Any
 
-from services.common.errors import RoostError
+from services.platform.rpc.errors import RoostError
 from services.timeline import pull
 from services.timeline.builds import Build, Builds
 from services.timeline.plan import Rules

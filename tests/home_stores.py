@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.runtime.process import Process
+from services.platform.process import Process
 from services.timeline.builds import Builds
 from services.timeline.store import HomeTimelineStore
 from services.timeline.store.embedded import EmbeddedHomeTimelines

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.common import errors
-from services.common.snowflake import EPOCH_MS
+from services.platform.ids.snowflake import EPOCH_MS
+from services.platform.rpc import errors
 
 NOW = EPOCH_MS + 10_000_000
 

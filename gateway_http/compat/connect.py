@@ -24,11 +24,11 @@ from gateway_http.operation import Front, Operation
 from gateway_http.problem import Refusal, as_refusal, as_told, headers_of
 from gateway_http.request import JSON, MAX_BODY_BYTES, SECURITY, ClientGoneError, Request, Response
 from gateway_http.router import Binding, bindings
-from services.common import errors
-from services.common.context import NEVER, Actor
-from services.common.contract import Method, methods
-from services.common.errors import RoostError
-from services.common.reasons import Reason
+from services.platform.rpc import errors
+from services.platform.rpc.context import NEVER, Actor
+from services.platform.rpc.contract import Method, methods
+from services.platform.rpc.errors import RoostError
+from services.platform.rpc.reasons import Reason
 
 # Binary messages are read by a bounded parser in C, at a hundredth of JSON's cost: they may be larger.
 MAX_BINARY_BYTES = 1 << 20

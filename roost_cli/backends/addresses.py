@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from roost_cli.backends.ready import unreachable
-from services.common.config import Settings
+from services.platform.config import Settings
 
 
 def missing(settings: Settings) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from roost_cli.child import READY
 from roost_cli.outcome import FAULTS, CommandError
 from roost_cli.processes.topology import Part
-from services.common.config import process_environment
+from services.platform.config import process_environment
 
 # The first start makes the tables, with everybody else's start going on beside it; a busy machine takes a minute.
 START_WITHIN_S = 180.0

@@ -10,9 +10,9 @@ from roost_cli.outcome import UNUSABLE, CommandError
 from roost_cli.processes import control
 from roost_cli.processes.supervisor import Supervisor
 from roost_cli.processes.topology import parts_of, replicas_of
-from services.common import errors
-from services.common.config import Settings
-from services.common.files import open_data_dir
+from services.platform.config import Settings
+from services.platform.files import open_data_dir
+from services.platform.rpc import errors
 
 
 def supervise(settings: Settings, replicas: str) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from roost_cli.outcome import UNUSABLE, CommandError
 from roost_cli.serve import GATEWAY
 from roost_cli.up import address_of
-from services.common.config import Settings
-from services.registry import SERVICES
+from services.catalog import SERVICES
+from services.platform.config import Settings
 
 # The registry: everybody knows its address, so it starts first and there is one of it.
 MESH = "mesh"

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from roost.event.v1 import event_pb2
 
-from services.common.event_log import Apply, Delivered
+from services.platform.events.log import Apply, Delivered
 
 GROUP = "engagement-counts"
 TOPICS = ("tweet.liked", "tweet.unliked")

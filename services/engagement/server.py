@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.cluster import cluster_of, shared_of
-from services.common.kit import Kit, Service, Worker
-from services.embedded.outbox import Relay
 from services.engagement.consumer import GROUP, TOPICS, recounting
 from services.engagement.service import EngagementService
 from services.engagement.store import EngagementStore
@@ -17,6 +14,9 @@ from services.engagement.store.embedded import EmbeddedEngagementStore
 from services.engagement.targets import Targets
 from services.hydration.hydrate import Hydrator
 from services.hydration.people import PeopleLists
+from services.platform.backends import cluster_of, shared_of
+from services.platform.service import Kit, Service, Worker
+from services.platform.sqlite.outbox import Relay
 
 
 async def build(kit: Kit) -> Service:

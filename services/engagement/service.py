@@ -10,16 +10,16 @@ from roost.engagement.v1.engagement_service_pb2_grpc import EngagementServiceSer
 from roost.event.v1 import event_pb2
 from roost.tweet.v1 import tweet_pb2
 
-from services.common import context as calls
-from services.common import errors
-from services.common.cursor import Cursors
-from services.common.event_log import Record
-from services.common.snowflake import Snowflake, timestamp_ms
 from services.engagement.store import EngagementStore, Kind
 from services.engagement.targets import Targets
 from services.hydration.hydrate import Hydrator, Joined
 from services.hydration.people import Entry as Liker
 from services.hydration.people import PeopleLists
+from services.platform.events.log import Record
+from services.platform.ids.snowflake import Snowflake, timestamp_ms
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc import context as calls
+from services.platform.rpc import errors
 
 DEFAULT_PAGE_SIZE = 20
 # A page looks at some 1,200 tweets at most before it answers short: many hidden ones in a row must not hold up a call.

@@ -14,11 +14,11 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 from roost.timeline.v1 import timeline_service_pb2_grpc as timeline_grpc
 
-from services.common import errors
-from services.common.event_log import Delivered, EventLog, Record
-from services.common.tiers import Tiers
 from services.fanout.outbound import IDS_AN_ENTRY, CallSize, Outbound
 from services.fanout.receipts import Receipts
+from services.platform.events.log import Delivered, EventLog, Record
+from services.platform.rpc import errors
+from services.shared.celebrity_tiers import Tiers
 
 TOPICS = ("tweet.created", "tweet.restored")
 # Private to fan-out: the same events again, of authors whom a round could not finish.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from services.common import outbox
-from services.common.event_log import Lag
-from services.common.kit import Kit, Service
-from services.common.tiers import Tiers
 from services.fanout.consumer import LARGE_BATCH, LARGE_TOPIC, TOPICS, Fanout
 from services.fanout.receipts import Receipts
 from services.fanout.service import FanoutService
+from services.platform.events import outbox
+from services.platform.events.log import Lag
+from services.platform.service import Kit, Service
+from services.shared.celebrity_tiers import Tiers
 
 
 async def build(kit: Kit) -> Service:

@@ -9,9 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from roost.fanout.v1 import fanout_service_pb2 as pb
 from roost.fanout.v1.fanout_service_pb2_grpc import FanoutServiceServicer
 
-from services.common import errors
-from services.common.event_log import Consumer, Lag
 from services.fanout.receipts import Receipts
+from services.platform.events.log import Consumer, Lag
+from services.platform.rpc import errors
 
 # The generated type differs from method to method, and nothing here asks the context for anything.
 _Context = Any

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from google.protobuf.timestamp_pb2 import Timestamp
 from roost.event.v1 import event_pb2
 
-from services.common.event_log import Record
+from services.platform.events.log import Record
 
 
 class Change(NamedTuple):

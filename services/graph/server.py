@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.cluster import cluster_of
-from services.common.kit import Kit, Service, Worker
-from services.embedded.outbox import Relay
 from services.graph.service import GraphService
 from services.graph.store import GraphStore
 from services.graph.store.embedded import EmbeddedGraphStore
 from services.graph.tiers import KEEP_CEASED_MS, TierBoard, TierRule, TierWatch, settle_threshold
+from services.platform.backends import cluster_of
+from services.platform.service import Kit, Service, Worker
+from services.platform.sqlite.outbox import Relay
 
 
 async def build(kit: Kit) -> Service:

@@ -11,14 +11,14 @@ from roost.graph.v1 import graph_service_pb2 as pb
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.common import context as calls
-from services.common import errors
-from services.common.cursor import Cursors
-from services.common.snowflake import Snowflake
 from services.graph.facts import Change
 from services.graph.people import DEFAULT_PAGE_SIZE, People
 from services.graph.store import MAX_EVENTS, GraphStore, Listing, Outcome, Position
 from services.graph.tiers import HEARTBEAT_S, MAX_ENTRIES, TierBoard
+from services.platform.ids.snowflake import Snowflake
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc import context as calls
+from services.platform.rpc import errors
 
 # The contract's bounds of a message.
 FOLLOWEES_A_MESSAGE = 500

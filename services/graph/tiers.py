@@ -15,9 +15,9 @@ from typing import Self
 import structlog
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.common import errors
 from services.graph.facts import Change
 from services.graph.store import GraphStore
+from services.platform.rpc import errors
 
 # One who ceased is still pulled by homes opened before that; no home lives longer than 30 days without a read.
 KEEP_CEASED_MS = 31 * 24 * 3600 * 1000

@@ -20,7 +20,6 @@ from roost.identity.v1 import user_service_pb2 as identity
 from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 
-from services.common import revisions
 from services.hydration.answers import SharedPeople, gathered, marks_of, nothing, seen_by_reader
 from services.hydration.cores import Core, Readings, active_ref, standing_core
 from services.hydration.fragments import (
@@ -31,6 +30,7 @@ from services.hydration.fragments import (
     metrics_fragment,
     tombstone,
 )
+from services.platform.caching import read_tracking
 
 # Each tweet names up to two people to show and two other tweets, and the owners answer for 1,000 at once.
 MAX_ROUND_IDS = 300
@@ -168,7 +168,7 @@ class Hydrator:
 
     async def _refs_of(self, user_ids: Sequence[int], people: SharedPeople) -> identity.SerializedUserRefs:
         # What is read from there changes without a word to this process.
-        revisions.spoil()
+        read_tracking.spoil()
         found = dict(zip(user_ids, await people.users(user_ids), strict=True))
         refs = identity.SerializedUserRefs.FromString(b"".join(one.data for one in found.values() if one is not None))
         if missing := [user_id for user_id, one in found.items() if one is None]:

@@ -8,7 +8,7 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.identity.v1 import user_pb2, user_service_pb2
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.common.cursor import Cursors
+from services.platform.pagination.cursors import Cursors
 
 # Reads for one page: where nearly all of a long list is hidden, a short page with a cursor is better than a late one.
 MAX_ROUNDS = 10

@@ -15,12 +15,6 @@ from roost.identity.v1 import auth_service_pb2 as pb
 from roost.identity.v1 import user_pb2
 from roost.identity.v1.auth_service_pb2_grpc import AuthServiceServicer
 
-from services.common import context as calls
-from services.common import errors, snowflake
-from services.common.config import Settings
-from services.common.cursor import Cursors
-from services.common.reasons import Reason
-from services.common.snowflake import Snowflake
 from services.identity.events import Events
 from services.identity.joined import Joiner
 from services.identity.password import Passwords
@@ -28,6 +22,13 @@ from services.identity.profile import Names, fold_email, fold_username, login_us
 from services.identity.refresh import RefreshTokens, refusal
 from services.identity.signing import Signer
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, Store
+from services.platform.config import Settings
+from services.platform.ids import snowflake
+from services.platform.ids.snowflake import Snowflake
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc import context as calls
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 DEFAULT_PAGE_SIZE = 20
 # A signature takes 0.1 ms or more: so many in a row are no stall of the loop.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from services.common.event_log import Apply, Delivered
+from services.platform.events.log import Apply, Delivered
 
 GROUP = "identity-shared"
 TOPICS = ("user.updated", "user.suspended", "user.reinstated", "user.deleted")

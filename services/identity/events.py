@@ -7,9 +7,9 @@ from collections.abc import Callable
 from google.protobuf.timestamp_pb2 import Timestamp
 from roost.event.v1 import event_pb2
 
-from services.common import context
-from services.common.event_log import Record
-from services.common.snowflake import Snowflake
+from services.platform.events.log import Record
+from services.platform.ids.snowflake import Snowflake
+from services.platform.rpc import context
 
 Body = (
     event_pb2.UserCreated

@@ -14,9 +14,9 @@ from roost.identity.v1 import user_pb2
 from roost.tweet.v1 import tweet_service_pb2
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
-from services.common import errors
-from services.common.reasons import Reason
 from services.identity.store import Account
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 # Less than a read's own deadline: a service that hangs costs the counts, not the profile.
 FRAGMENT_TIMEOUT_S = 0.5

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import bcrypt
 
-from services.common import context as calls
-from services.common import errors
-from services.common.client_address import client_key
-from services.common.reasons import Reason
 from services.identity.fair_queue import FairQueue
+from services.platform.rpc import context as calls
+from services.platform.rpc import errors
+from services.platform.rpc.client_address import client_key
+from services.platform.rpc.reasons import Reason
 
 T = TypeVar("T")
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 
 from roost.identity.v1 import user_pb2
 
-from services.common import errors, snowflake
-from services.common.line_breaks import with_line_feeds
-from services.common.visible import is_visible
+from services.platform.ids import snowflake
+from services.platform.rpc import errors
+from services.shared.text.line_breaks import with_line_feeds
+from services.shared.text.visible import is_visible
 
 # As in the contract; checked again because normalising may lengthen a text.
 MAX_CODE_POINTS: Mapping[str, int] = {

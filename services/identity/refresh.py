@@ -16,8 +16,8 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from services.common import errors
-from services.common.reasons import Reason
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 RANDOM_BYTES = 32
 # 128 bits: guessing is out of reach.

@@ -8,10 +8,6 @@ from collections.abc import Sequence
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
-from services.cluster import cluster_of
-from services.cluster.turns import Turns
-from services.common.kit import Kit, Service, Worker
-from services.embedded.outbox import Relay
 from services.identity.auth_service import AuthService
 from services.identity.consumer import GROUP, TOPICS, sharing
 from services.identity.events import Events
@@ -22,6 +18,10 @@ from services.identity.signing import Signer, new_key
 from services.identity.store import Store
 from services.identity.store.embedded import EmbeddedStore
 from services.identity.user_service import UserService
+from services.platform.backends import cluster_of
+from services.platform.cassandra.keyed_lock import Turns
+from services.platform.service import Kit, Service, Worker
+from services.platform.sqlite.outbox import Relay
 
 SECRET_BYTES = 32
 

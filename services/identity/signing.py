@@ -1,4 +1,4 @@
-"""The key that signs access tokens, and the tokens. Only this service has it; `services.common.tokens` is the other
+"""The key that signs access tokens, and the tokens. Only this service has it; `services.platform.auth.tokens` is the other
 side.
 """
 
@@ -11,7 +11,7 @@ from joserfc import jwt
 from joserfc.jwk import OKPKey
 from roost.identity.v1 import auth_service_pb2
 
-from services.common import tokens
+from services.platform.auth import tokens
 
 
 def new_key() -> bytes:

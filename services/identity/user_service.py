@@ -13,15 +13,15 @@ from roost.identity.v1 import user_pb2
 from roost.identity.v1 import user_service_pb2 as pb
 from roost.identity.v1.user_service_pb2_grpc import UserServiceServicer
 
-from services.common import context as calls
-from services.common import errors
-from services.common.reasons import Reason
-from services.common.snowflake import Snowflake
 from services.identity.events import Body, Events
 from services.identity.joined import Joiner
 from services.identity.password import foreign
 from services.identity.profile import MAX_CODE_POINTS, changed_core, fold_email, fold_username, new_core
 from services.identity.store import Account, NewAccount, Store
+from services.platform.ids.snowflake import Snowflake
+from services.platform.rpc import context as calls
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 # Changes of one account by other processes at once: each try loses to one that won, and a process makes one at a time.
 MAX_TRIES = 20

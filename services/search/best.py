@@ -16,7 +16,7 @@ import grpc
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 
-from services.common.snowflake import first_id_at
+from services.platform.ids.snowflake import first_id_at
 from services.search.query import author_term
 from services.search.ranking import rank
 from services.search.store import MAX_FOUND, Collection, Hit, Query, SearchIndex

@@ -22,8 +22,8 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
-from services.common.event_log import Consumer, Delivered
-from services.common.snowflake import timestamp_ms
+from services.platform.events.log import Consumer, Delivered
+from services.platform.ids.snowflake import timestamp_ms
 from services.search.documents import tweet_document, user_document
 from services.search.store import MAX_CHANGES, Change, Collection, SearchIndex
 from services.search.trends import USUAL_HALF_LIFE_S, WINDOW_S, Trends

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from services.common import errors
+from services.platform.rpc import errors
 from services.search.words import MARKS, tag_key, words
 
 # More is no question of a person; each costs a list to walk.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping, Sequence
 
-from services.common.snowflake import timestamp_ms
+from services.platform.ids.snowflake import timestamp_ms
 from services.search.store import Hit
 
 # How well the text fits, and how new the tweet is, weigh the same.

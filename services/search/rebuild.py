@@ -15,9 +15,9 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
-from services.common import errors
-from services.common.event_log import is_passing
-from services.common.reasons import Reason
+from services.platform.events.log import is_passing
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 from services.search.consumer import Followers, in_turns, tweet_change
 from services.search.documents import user_document
 from services.search.store import Change, Collection, SearchIndex

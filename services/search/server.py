@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from services.cluster import cluster_of, shared_of
-from services.common.kit import Kit, Service, Worker
 from services.hydration.hydrate import Hydrator
+from services.platform.backends import cluster_of, shared_of
+from services.platform.service import Kit, Service, Worker
 from services.search.best import BestMatches
 from services.search.consumer import INDEX_TOPICS, TREND_TOPICS, Indexer, StartingAt, TrendCounter
 from services.search.people import PeopleSearch

@@ -12,8 +12,8 @@ from roost.search.v1 import search_service_pb2 as pb
 from roost.search.v1.search_service_pb2_grpc import SearchServiceServicer
 from roost.tweet.v1 import tweet_pb2
 
-from services.common import context as calls
-from services.common.cursor import Cursors
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc import context as calls
 from services.search.documents import completion_prefix, spelling_prefix, tag_of_term
 from services.search.people import PeopleSearch
 from services.search.query import MAX_TERMS, only_excludes, parse, parse_names

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Container, Sequence
 
-from services.common.cursor import Cursors
 from services.hydration.hydrate import Hydrator, Joined
+from services.platform.pagination.cursors import Cursors
 from services.search.best import BestMatches
 from services.search.people import PeopleSearch
 from services.search.query import Asked, author_term, hashtag_term

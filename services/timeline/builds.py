@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import structlog
 from prometheus_client import Counter
 
-from services.common.tiers import Tiers
+from services.shared.celebrity_tiers import Tiers
 from services.timeline.plan import Rules
 from services.timeline.pull import AuthorIds, newest_of
 from services.timeline.relations import RelationCache

@@ -10,7 +10,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from roost.search.v1 import search_service_pb2 as search
 from roost.tweet.v1 import tweet_pb2
 
-from services.common import errors
+from services.platform.rpc import errors
 
 _SEARCH_TWEETS = "/roost.search.v1.SearchService/SearchTweets"
 

@@ -13,8 +13,8 @@ from cachetools import TTLCache
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
-from services.common import revisions
-from services.common.timed import until
+from services.platform.caching import read_tracking
+from services.platform.rpc.deadlines import until
 from services.timeline.store import CAPACITY, HomeList
 
 # The contract's bound of one call.
@@ -90,7 +90,7 @@ class RecentIds:
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
         """As in AuthorIds, but for ids committed less than RECENTS_TTL_S ago."""
         # What is read here was read from its owner earlier, in another call.
-        revisions.spoil()
+        read_tracking.spoil()
         kept = {author: ids for author in authors if (ids := self._kept.get(author)) is not None}
         unknown = [author for author in authors if author not in kept]
         fresh: dict[int, Sequence[int]] = {}
@@ -120,7 +120,7 @@ class OwnIds:
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
         """As in AuthorIds, for the few who read."""
         # What changes the marks changes them without a word to this process.
-        revisions.spoil()
+        read_tracking.spoil()
         beyond = []
         # Taken before the ids are read: who answers later knows what the mark tells of.
         for author, mark in zip(authors, await self._marks.author_marks(authors), strict=True):

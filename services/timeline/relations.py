@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 
-from services.common.tiers import Tiers
+from services.shared.celebrity_tiers import Tiers
 
 # About 100 bytes each: 200 MB at most.
 EDGES_KEPT = 2_000_000

@@ -8,9 +8,10 @@ from roost.timeline.v1 import timeline_service_pb2 as pb
 from roost.timeline.v1.timeline_service_pb2_grpc import TimelineServiceServicer
 from roost.tweet.v1 import tweet_pb2
 
-from services.common import context as calls
-from services.common import errors, revisions
-from services.common.cursor import Cursors
+from services.platform.caching import read_tracking
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc import context as calls
+from services.platform.rpc import errors
 from services.timeline.builds import Builds
 from services.timeline.explain import Explainer
 from services.timeline.found import FoundLists
@@ -60,7 +61,7 @@ class TimelineService(TimelineServiceServicer):
         page = await self._reader.page(user_id, bound, served, size)
         if page.label != WARM or page.partial:
             # The next read finds it otherwise, though nothing has changed.
-            revisions.spoil()
+            read_tracking.spoil()
         if page.partial:
             next_cursor = self._sealed(user_id, bound, served)
         else:

@@ -8,10 +8,10 @@ from typing import Any
 
 from roost.tweet.v1 import tweet_pb2
 
-from services.common import context as calls
-from services.common.cursor import Cursors
 from services.hydration.hydrate import Hydrator, Joined
 from services.hydration.people import Entry, Page, PeopleLists
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc import context as calls
 from services.tweet.store import TweetStore
 from services.tweet.writes import no_such_tweet
 

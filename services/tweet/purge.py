@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from services.common.periodic import PeriodicJob
+from services.platform.periodic import PeriodicJob
 from services.tweet.store import TweetStore
 
 PURGE = "tweet-purge"

@@ -7,8 +7,8 @@ from typing import Any
 from roost.tweet.v1 import reply_service_pb2 as rpc
 from roost.tweet.v1.reply_service_pb2_grpc import ReplyServiceServicer
 
-from services.common import context as calls
-from services.common import errors
+from services.platform.rpc import context as calls
+from services.platform.rpc import errors
 from services.tweet.lists import Lists
 from services.tweet.store import TweetStore
 from services.tweet.threads import Threads

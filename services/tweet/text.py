@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from services.common import errors
-from services.common.line_breaks import with_line_feeds
-from services.common.visible import is_visible
+from services.platform.rpc import errors
+from services.shared.text.line_breaks import with_line_feeds
+from services.shared.text.visible import is_visible
 from services.tweet.weight import weighted_length
 
 MAX_WEIGHT = 280

@@ -10,7 +10,7 @@ from roost_cli.child import Nursery
 from roost_cli.crash import Drill
 from roost_cli.drill import STARTUP_WITHIN_S
 from roost_cli.progress import Silent
-from services.common.config import runtime_dir
+from services.platform.config import runtime_dir
 
 # `roost drill crash` makes twenty.
 ROUNDS = 3

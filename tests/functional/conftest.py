@@ -16,8 +16,8 @@ from roost.identity.v1 import user_service_pb2
 
 from gateway_http.app import Gateway
 from gateway_http.server import HttpServer
-from services.common.config import Settings
-from services.runtime.checker import Checker
+from services.platform.config import Settings
+from services.platform.transport.message_guard import Checker
 from tests.cluster import family
 from tests.conftest import Mesh, MeshFactory, mesh_settings, start_process
 

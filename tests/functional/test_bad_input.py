@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
-from services.common.contract import methods
+from services.platform.rpc.contract import methods
 from tests.functional.conftest import Person, Web, on_shared_web
 from tests.functional.test_routes import RECIPES, bindings, filled
 

@@ -18,8 +18,8 @@ from gateway_http.compat.connect import MAX_BINARY_BYTES
 from gateway_http.protocol import MAX_HEADER_BYTES
 from gateway_http.request import MAX_BODY_BYTES
 from gateway_http.router import bindings
-from services.common.contract import Method, methods
-from services.runtime.server import MAX_MESSAGE_BYTES
+from services.platform.rpc.contract import Method, methods
+from services.platform.transport.server import MAX_MESSAGE_BYTES
 from tests.conftest import MeshFactory
 from tests.functional.conftest import ADMIN, Web, open_web
 

@@ -14,7 +14,7 @@ from roost.timeline.v1 import timeline_service_pb2
 from roost.tweet.v1 import tweet_service_pb2
 
 from gateway_http.router import bindings
-from services.common.contract import Method, methods
+from services.platform.rpc.contract import Method, methods
 from tests.conftest import MeshFactory
 from tests.functional.conftest import PASSWORD, Person, Web
 

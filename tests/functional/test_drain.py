@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from roost_cli import runfile
-from services.common.config import child_environment, runtime_dir
+from services.platform.config import child_environment, runtime_dir
 
 pytestmark = pytest.mark.embedded
 

@@ -10,7 +10,7 @@ import pytest
 from roost.engagement.v1 import engagement_service_pb2 as pb
 from roost.engagement.v1.engagement_service_pb2_grpc import EngagementServiceStub
 
-from services.runtime.process import Wire
+from services.platform.process import Wire
 from tests.conftest import MeshFactory
 from tests.functional.conftest import Person, Web
 

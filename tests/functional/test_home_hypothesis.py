@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.timeline.v1 import timeline_service_pb2 as timeline
 
-from services.runtime.checker import Checker
+from services.platform.transport.message_guard import Checker
 from tests.conftest import Mesh, mesh_settings, start_process
 from tests.home_stores import shorten, store_of
 

@@ -30,10 +30,10 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.reply_service_pb2_grpc import ReplyServiceStub
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
-from services.common import revisions
-from services.common.event_log import Record
-from services.embedded.log import EmbeddedConsumer
-from services.runtime.checker import Checker
+from services.platform.caching import read_tracking
+from services.platform.events.log import Record
+from services.platform.sqlite.event_log import EmbeddedConsumer
+from services.platform.transport.message_guard import Checker
 from services.timeline.store import HomeTimelineStore
 from tests.cluster import family
 from tests.conftest import Mesh, mesh_settings, start_process
@@ -77,7 +77,9 @@ class History:
         self.delivered: set[int] = set()
         self.paused = False
         self.actions = 0
-        self.remembered: dict[tuple[int, int, str], tuple[revisions.Reading, timeline.ListHomeTimelineResponse]] = {}
+        self.remembered: dict[
+            tuple[int, int, str], tuple[read_tracking.Reading, timeline.ListHomeTimelineResponse]
+        ] = {}
         self.given_again = 0
 
     def run_(self, work: Coroutine[Any, Any, T]) -> T:
@@ -488,7 +490,7 @@ class History:
         """A page, made anew; what the gateway would still give of an earlier answer is the same."""
         before = self.remembered.get((reader, size, cursor))
         holds = before is not None and before[0].holds()
-        with self.mesh.as_user(self.ids[reader]), revisions.reading() as reading:
+        with self.mesh.as_user(self.ids[reader]), read_tracking.reading() as reading:
             request = timeline.ListHomeTimelineRequest(page_size=size, cursor=cursor)
             page = await self.mesh.timelines.ListHomeTimeline(request)
         if before is not None and holds:

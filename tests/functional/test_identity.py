@@ -10,7 +10,7 @@ import grpc
 from roost.graph.v1 import graph_service_pb2
 from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc, user_service_pb2
 
-from services.common.context import Actor, Call, current_call
+from services.platform.rpc.context import Actor, Call, current_call
 from tests.conftest import Mesh, MeshFactory, refused
 from tests.functional.conftest import PASSWORD, Web
 

@@ -12,8 +12,8 @@ import pytest
 from roost.identity.v1 import auth_service_pb2 as pb
 from roost.identity.v1 import auth_service_pb2_grpc as pb_grpc
 
-from services.common import errors
-from services.common.rate_limits import FAILURES
+from services.platform.rpc import errors
+from services.platform.rpc.rate_limits import FAILURES
 from tests.conftest import Mesh, MeshFactory
 from tests.functional.conftest import PASSWORD, Web, open_web
 

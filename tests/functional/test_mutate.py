@@ -12,7 +12,7 @@ from roost_cli import mutate, verify
 from roost_cli.plan import Kind
 from roost_cli.progress import Silent
 from roost_cli.target import Target
-from services.common import errors
+from services.platform.rpc import errors
 from services.tweet.service import TweetServicer
 
 PEOPLE, OPERATIONS = 12, 400

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
 
-from services.common.contract import methods
+from services.platform.rpc.contract import methods
 from tests.functional.conftest import PASSWORD, Person, Web, on_shared_web
 
 README = Path(__file__).resolve().parents[2] / "README.md"

@@ -17,7 +17,7 @@ from roost.search.v1 import search_service_pb2 as pb
 from roost.search.v1.search_service_pb2_grpc import SearchServiceStub
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 
-from services.runtime.process import Wire
+from services.platform.process import Wire
 from tests.cluster import environment, family
 from tests.conftest import SETTLE_WITHIN_S, MeshFactory
 from tests.functional.conftest import Person, Web

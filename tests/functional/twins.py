@@ -19,8 +19,8 @@ from google.protobuf.message import Message
 from roost.identity.v1 import user_pb2
 from roost.tweet.v1 import tweet_pb2
 
-from services.common.contract import Method, methods
-from services.common.errors import from_rpc
+from services.platform.rpc.contract import Method, methods
+from services.platform.rpc.errors import from_rpc
 from tests.conftest import Mesh
 
 # Smaller numbers are counts and places; an id is the milliseconds of many years, shifted.

@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 from gateway_http import server as http_server
-from services.common.config import Settings
-from services.common.contract import called_by
-from services.registry import SERVICES
-from services.runtime import process
-from services.runtime import server as grpc_server
-from services.runtime.process import callees_of
+from services.catalog import SERVICES
+from services.platform import process
+from services.platform.config import Settings
+from services.platform.process import callees_of
+from services.platform.rpc.contract import called_by
+from services.platform.transport import server as grpc_server
 
 BASE = Path(__file__).resolve().parents[2] / "k8s" / "base"
 SERVICES_FOLDER = Path(__file__).resolve().parents[2] / "services"

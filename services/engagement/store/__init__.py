@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from roost.engagement.v1 import engagement_service_pb2 as pb
 
-from services.common.event_log import Record
+from services.platform.events.log import Record
 
 
 class Kind(enum.Enum):

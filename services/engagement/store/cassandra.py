@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from roost.engagement.v1 import engagement_service_pb2 as pb
 
-from services.cluster.cassandra import Keyspace, Row, Step
-from services.cluster.outbox import OUTBOX_MIGRATION, Outbox
-from services.cluster.redis import Redis
-from services.cluster.turns import Turns, to_its_end
-from services.common import errors
-from services.common.cache import SingleFlight
-from services.common.event_log import EventLog, Record
-from services.common.reasons import Reason
 from services.engagement.store import Entry, Kind, cql
 from services.engagement.store.counted import SharedCounts
+from services.platform.caching.cache import SingleFlight
+from services.platform.cassandra.keyed_lock import Turns, to_its_end
+from services.platform.cassandra.keyspace import Keyspace, Row, Step
+from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox
+from services.platform.events.log import EventLog, Record
+from services.platform.redis.client import Redis
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 if TYPE_CHECKING:
-    from services.cluster.connections import Cluster
+    from services.platform.backends.cluster import Cluster
 
 SERVICE = "engagement"
 MIGRATIONS = (cql.SCHEMA, OUTBOX_MIGRATION)

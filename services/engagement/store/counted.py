@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from services.cluster.pipe import command
-from services.cluster.redis import Redis
-from services.cluster.redis_nodes import Node
-from services.cluster.shared_keys import SharedKeys, key_of
+from services.platform.redis.client import Redis
+from services.platform.redis.connection import command
+from services.platform.redis.node_pool import Node
+from services.platform.redis.shared_keys import SharedKeys, key_of
 
 # How long a count may be wrong whose changer could not say so, and died before it could say it again.
 KEEP_MS = 600_000

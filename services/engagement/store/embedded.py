@@ -11,12 +11,12 @@ from typing import NamedTuple, Self
 import orjson
 from roost.engagement.v1 import engagement_service_pb2 as pb
 
-from services.common.event_log import Record
-from services.common.revisions import Revisions
-from services.embedded import outbox
-from services.embedded.sqlite import Database
 from services.engagement.store import Entry, Kind
 from services.engagement.store.memory import MAX_KEPT_MARKS, NEWEST_COUNTS, Counts, Marked, Marks
+from services.platform.caching.read_tracking import Revisions
+from services.platform.events.log import Record
+from services.platform.sqlite import outbox
+from services.platform.sqlite.database import Database
 
 # Every like lies in two tables, once a direction. Rows go when likes go: nothing is left of them.
 SCHEMA = """

@@ -9,12 +9,6 @@ from typing import Any, Self, TypeVar
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.cluster.cassandra import Keyspace, Row
-from services.cluster.connections import Cluster
-from services.cluster.outbox import Outbox
-from services.cluster.shared import SharedEntries
-from services.common import errors
-from services.common.event_log import EventLog, Record
 from services.graph.facts import Change
 from services.graph.store import Judged, Listing, Outcome, Position, TierHook, cql
 from services.graph.store.filters import TOP, Filters
@@ -26,6 +20,12 @@ from services.graph.store.sweep import Sweeper
 from services.graph.store.tallies import BUCKETS, Tallies
 from services.graph.store.ties import Ties
 from services.graph.tiers import TierRule
+from services.platform.backends.cluster import Cluster
+from services.platform.cassandra.keyspace import Keyspace, Row
+from services.platform.cassandra.outbox import Outbox
+from services.platform.events.log import EventLog, Record
+from services.platform.redis.shared_versions import SharedEntries
+from services.platform.rpc import errors
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ copies of it, each written with the row's own stamp, so that a late or repeated 
 
 from __future__ import annotations
 
-from services.cluster.outbox import OUTBOX_MIGRATION
 from services.graph.store import Listing
+from services.platform.cassandra.outbox import OUTBOX_MIGRATION
 
 _PAIRS = """
 CREATE TABLE IF NOT EXISTS pairs (

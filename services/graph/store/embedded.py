@@ -11,15 +11,15 @@ from typing import Self, TypeVar
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.common import errors
-from services.common.reasons import Reason
-from services.embedded import outbox
-from services.embedded.sqlite import Database
 from services.graph.facts import Change, Facts
 from services.graph.store import Judged, Listing, Outcome, Position, TierHook
 from services.graph.store import schema as sql
 from services.graph.store.visibility import Visibility
 from services.graph.tiers import TierRule
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
+from services.platform.sqlite import outbox
+from services.platform.sqlite.database import Database
 
 T = TypeVar("T")
 

@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from cachetools import LRUCache
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.cluster.cassandra import Keyspace
-from services.cluster.shared import SharedEntries
 from services.graph.store import Listing, Position, cql
 from services.graph.store.pairs import Pair, ends
+from services.platform.cassandra.keyspace import Keyspace
+from services.platform.redis.shared_versions import SharedEntries
 
 # In ids of an array, 8 bytes each; an author takes about eight times that in a dict. So 64 MB, and with 20 authors each 36,000 readers.
 MAX_WEIGHT = 8_000_000

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from cachetools import LRUCache
 
-from services.cluster.cassandra import Keyspace
-from services.cluster.gathered import Gathered
 from services.graph.store import cql
 from services.graph.store.pairs import Pair
+from services.platform.cassandra.keyspace import Keyspace
+from services.platform.cassandra.write_batcher import Gathered
 
 # Partitions of a minute: a few thousand rows each where follows come by the thousand.
 SHARDS = 4

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from roost.event.v1 import event_pb2
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.common import errors
-from services.common.event_log import Record
-from services.common.reasons import Reason
 from services.graph.facts import Change, Facts
 from services.graph.store import cql
+from services.platform.events.log import Record
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 Step = tuple[str, tuple[Any, ...]]
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterable
 
 from cachetools import LRUCache
 
-from services.cluster.cassandra import Keyspace
 from services.graph.store import cql
 from services.graph.store.pairs import Step
+from services.platform.cassandra.keyspace import Keyspace
 
 # Ids of one range: those minted within 37 hours, for ids grow with time. So there are 16,384 ranges at most.
 RANGE_BITS = 49

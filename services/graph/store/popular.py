@@ -6,11 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-from services.cluster.cassandra import Keyspace
 from services.graph.store import Listing, cql
 from services.graph.store.filters import TOP
 from services.graph.store.people import MAX_RANGES
 from services.graph.store.tallies import Tallies
+from services.platform.cassandra.keyspace import Keyspace
 
 # People looked at, and whom each followed last. Of people whom one in a hundred follows a sample misses one in 150.
 SAMPLE = 500

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.embedded.outbox import OUTBOX_SCHEMA
 from services.graph.store import Listing
+from services.platform.sqlite.outbox import OUTBOX_SCHEMA
 
 EDGES_SCHEMA = """
 CREATE TABLE following (

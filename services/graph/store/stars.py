@@ -8,14 +8,14 @@ from typing import NamedTuple
 from roost.event.v1 import event_pb2
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.cluster.cassandra import Keyspace
-from services.cluster.outbox import Outbox
-from services.common import errors
-from services.common.event_log import Record
 from services.graph.facts import Change, Facts
 from services.graph.store import TierHook, cql
 from services.graph.store.swap import MAX_ROUNDS, back_off, swapped
 from services.graph.tiers import TierRule
+from services.platform.cassandra.keyspace import Keyspace
+from services.platform.cassandra.outbox import Outbox
+from services.platform.events.log import Record
+from services.platform.rpc import errors
 
 # All rows are read at a start and by every process every few seconds: few partitions, yet not one that all writers contend for.
 SHARDS = 16

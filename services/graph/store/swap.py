@@ -7,8 +7,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from services.cluster.cassandra import Keyspace
-from services.common import errors
+from services.platform.cassandra.keyspace import Keyspace
+from services.platform.rpc import errors
 
 # Rounds of one write against others who change the same row. Writes of one process queue for a row, so it takes as many processes to
 # use them up.

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import structlog
 
-from services.cluster.cassandra import Keyspace, Row
 from services.graph.store import cql
 from services.graph.store.notes import LIVE_S, SHARDS
 from services.graph.store.ties import Ties
+from services.platform.cassandra.keyspace import Keyspace, Row
 
 # Between two rounds, on average.
 EVERY_S = 30.0

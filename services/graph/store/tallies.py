@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from services.cluster.cassandra import Keyspace
 from services.graph.store import cql
 from services.graph.store.pairs import FOLLOWERS, FOLLOWING, Step
+from services.platform.cassandra.keyspace import Keyspace
 
 # Up to here a count costs the server about a millisecond, and is exact at every reading.
 SMALL = 1_000

@@ -16,11 +16,6 @@ from weakref import WeakValueDictionary
 import structlog
 from cachetools import LRUCache
 
-from services.cluster.cassandra import Keyspace
-from services.cluster.outbox import Outbox
-from services.cluster.shared import SharedEntries
-from services.common import errors
-from services.common.context import NEVER, current_call
 from services.graph.facts import Change
 from services.graph.store import Outcome, cql
 from services.graph.store.notes import Notes
@@ -29,6 +24,11 @@ from services.graph.store.people import People
 from services.graph.store.stars import Stars
 from services.graph.store.swap import MAX_ROUNDS, back_off, swapped
 from services.graph.store.tallies import RECOUNT_EVERY_MS, Tallies
+from services.platform.cassandra.keyspace import Keyspace
+from services.platform.cassandra.outbox import Outbox
+from services.platform.redis.shared_versions import SharedEntries
+from services.platform.rpc import errors
+from services.platform.rpc.context import NEVER, current_call
 
 # What is put off: users whose count was too dear to take again at once, and marks that Redis did not take. A user left out is judged at
 # the next follow, a mark left out is made by the sweeper.

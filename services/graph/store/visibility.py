@@ -15,9 +15,9 @@ from typing import NamedTuple
 from cachetools import LRUCache
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.common.revisions import Revisions
-from services.embedded.sqlite import Database
 from services.graph.store import schema as sql
+from services.platform.caching.read_tracking import Revisions
+from services.platform.sqlite.database import Database
 
 # Readers' own edges, packed: 8 bytes an id, so 64 MB; with 200 followees each, some 30,000 readers.
 MAX_STANDING_IDS = 8_000_000

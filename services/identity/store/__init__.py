@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 
 from roost.identity.v1 import user_pb2, user_service_pb2
 
-from services.common.event_log import Record
 from services.identity.password import Credential
+from services.platform.events.log import Record
 
 # A log-in beyond it ends the session that was used least recently.
 MAX_SESSIONS = 100

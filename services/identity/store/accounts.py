@@ -7,12 +7,12 @@ from typing import Any
 
 from roost.identity.v1 import user_pb2
 
-from services.cluster.cassandra import MAX_BATCH, Row, Step
-from services.common import errors
-from services.common.reasons import Reason
 from services.identity.password import Credential, Scheme
 from services.identity.store import Account, AccountLogin, NewAccount, Session, cql
 from services.identity.store.wire import is_equal, roles_of, roles_text
+from services.platform.cassandra.keyspace import MAX_BATCH, Row, Step
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 # Cassandra as it is delivered warns of batches above 5 KiB; what a row weighs beside its values is under a third.
 BATCH_BYTES = 3_600

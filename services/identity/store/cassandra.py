@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any, Self
 import structlog
 from roost.identity.v1 import user_pb2, user_service_pb2
 
-from services.cluster.cassandra import Keyspace, Step
-from services.cluster.outbox import OUTBOX_MIGRATION, Outbox
-from services.cluster.shared import SharedEntries
-from services.cluster.turns import Turns, to_its_end
-from services.common import errors
-from services.common.event_log import EventLog, Record
-from services.common.reasons import Reason
-from services.common.snowflake import first_id_at
 from services.identity.password import Credential
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, cql
 from services.identity.store.accounts import ImportPlan, account_steps, login_of, lots, session_values
 from services.identity.store.claims import MAX_HELD_S, Claims
 from services.identity.store.rotation import Succession
 from services.identity.store.wire import wire_of
+from services.platform.cassandra.keyed_lock import Turns, to_its_end
+from services.platform.cassandra.keyspace import Keyspace, Step
+from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox
+from services.platform.events.log import EventLog, Record
+from services.platform.ids.snowflake import first_id_at
+from services.platform.redis.shared_versions import SharedEntries
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 if TYPE_CHECKING:
-    from services.cluster.connections import Cluster
+    from services.platform.backends.cluster import Cluster
 
 SERVICE = "identity"
 MIGRATIONS = (cql.SCHEMA, OUTBOX_MIGRATION)

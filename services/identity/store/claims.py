@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from services.cluster.cassandra import Keyspace
-from services.common import errors
-from services.common.reasons import Reason
 from services.identity.store import NewAccount, cql
+from services.platform.cassandra.keyspace import Keyspace
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 # After it a claim without an account is given up. Far longer than a sign-up may go on (below) and than its writes may still be on
 # their way, so that who takes it over meets nobody.

@@ -15,17 +15,17 @@ from typing import Self, TypeVar
 
 from roost.identity.v1 import user_pb2, user_service_pb2
 
-from services.common import errors
-from services.common.event_log import Record
-from services.common.files import kept_key, naming, private_dir, write_durably
-from services.common.reasons import Reason
-from services.common.revisions import Revisions
-from services.embedded.outbox import OUTBOX_SCHEMA, enqueue
-from services.embedded.sqlite import Database
 from services.identity.password import Credential, Scheme
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
 from services.identity.store.rotation import Succession
 from services.identity.store.wire import is_equal, roles_of, roles_text, wire_of
+from services.platform.caching.read_tracking import Revisions
+from services.platform.events.log import Record
+from services.platform.files import kept_key, naming, private_dir, write_durably
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
+from services.platform.sqlite.database import Database
+from services.platform.sqlite.outbox import OUTBOX_SCHEMA, enqueue
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ from typing import Self
 import orjson
 import structlog
 
-from services.common import errors
-from services.common.files import naming, unusable, write_durably
-from services.embedded.lockfile import LockFile
+from services.platform.files import naming, unusable, write_durably
+from services.platform.rpc import errors
+from services.platform.sqlite.lockfile import LockFile
 from services.search.store import MAX_FOUND, Build, Change, Collection, Hit, Place, Query
 from services.search.store.generation import Generation, Threads
 

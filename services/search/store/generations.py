@@ -14,8 +14,15 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from services.cluster.opensearch import BACKGROUND_MOST_S, BAD_REQUEST, NOT_FOUND, OpenSearch, Refusal, unavailable
-from services.common import errors
+from services.platform.opensearch.client import (
+    BACKGROUND_MOST_S,
+    BAD_REQUEST,
+    NOT_FOUND,
+    OpenSearch,
+    Refusal,
+    unavailable,
+)
+from services.platform.rpc import errors
 from services.search.store import Collection
 from services.search.store.bodies import FORMAT, index_body
 

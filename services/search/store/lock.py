@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import structlog
 
-from services.cluster.opensearch import CONFLICT, NOT_FOUND, OpenSearch, Refusal
-from services.common import errors
-from services.common.reasons import Reason
+from services.platform.opensearch.client import CONFLICT, NOT_FOUND, OpenSearch, Refusal
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 
 # A build without its process is taken up by another one this long after somebody noticed.
 EXPIRES_S = 20.0

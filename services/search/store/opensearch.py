@@ -14,7 +14,8 @@ from typing import Any, Self
 
 import structlog
 
-from services.cluster.opensearch import (
+from services.platform.config import Settings
+from services.platform.opensearch.client import (
     BACKGROUND_MOST_S,
     CONFLICT,
     MOST_S,
@@ -24,8 +25,7 @@ from services.cluster.opensearch import (
     Refusal,
     unavailable,
 )
-from services.common import errors
-from services.common.config import Settings
+from services.platform.rpc import errors
 from services.search.store import (
     MAX_CHANGES,
     MAX_COMPLETED,

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from services.common.revisions import Revisions
+from services.platform.caching.read_tracking import Revisions
 from services.timeline.store import CAPACITY, TRIM_ABOVE, HomeList, HomeTimelineStore, OpenBuild
 
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from services.cluster.pipe import Pipe, ReplyError, command
-from services.cluster.redis import Redis
-from services.cluster.redis_nodes import Node
-from services.common import errors
+from services.platform.redis.client import Redis
+from services.platform.redis.connection import Pipe, ReplyError, command
+from services.platform.redis.node_pool import Node
+from services.platform.rpc import errors
 from services.timeline.store import HomeList, HomeTimelineStore, OpenBuild
 from services.timeline.store.redis_lists import (
     ZERO_ID,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from sys import byteorder
 
-from services.cluster.pipe import command
+from services.platform.redis.connection import command
 from services.timeline.store import CAPACITY, RESERVE, TRIM_ABOVE, HomeList
 
 # The last position of every list that was not trimmed since it was opened. It keeps an empty home from being no list.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.cluster.pipe import ReplyError, command
-from services.cluster.redis import Redis
-from services.cluster.redis_nodes import Node
-from services.common import errors
+from services.platform.redis.client import Redis
+from services.platform.redis.connection import ReplyError, command
+from services.platform.redis.node_pool import Node
+from services.platform.rpc import errors
 from services.timeline.store.redis_lists import Sizes, drops, list_key
 
 # Lists cut in one transaction: two round trips for so many. More would fail more often, since an append to any of them undoes all.

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
-from services.common.event_log import Record
+from services.platform.events.log import Record
 
 # The longest that a key makes repeats safe.
 IDEMPOTENCY_TTL_S = 24 * 3600

@@ -9,11 +9,11 @@ from typing import Any, Self, TypeVar
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
-from services.cluster.cassandra import Keyspace
-from services.cluster.connections import Cluster
-from services.cluster.outbox import Outbox
-from services.cluster.shared import SharedEntries
-from services.common.event_log import EventLog, Record
+from services.platform.backends.cluster import Cluster
+from services.platform.cassandra.keyspace import Keyspace
+from services.platform.cassandra.outbox import Outbox
+from services.platform.events.log import EventLog, Record
+from services.platform.redis.shared_versions import SharedEntries
 from services.tweet.store import Claim
 from services.tweet.store import cassandra_schema as cql
 from services.tweet.store.cassandra_changes import Change, Changer

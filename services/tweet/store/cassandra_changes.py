@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
-from services.common import errors
-from services.common.event_log import Record
-from services.common.reasons import Reason
+from services.platform.events.log import Record
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 from services.tweet.store import cassandra_schema as cql
 from services.tweet.store.cassandra_writes import Writer
 from services.tweet.store.claims import MAX_TRIES, is_unknown, name_of_retweet

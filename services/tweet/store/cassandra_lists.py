@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
-from services.cluster.cassandra import Keyspace, Row
+from services.platform.cassandra.keyspace import Keyspace, Row
 from services.tweet.store import Retweeter
 from services.tweet.store import cassandra_schema as cql
 

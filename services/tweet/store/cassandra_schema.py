@@ -10,8 +10,8 @@ the time it was done, and a deletion FOREVER, which nothing later undoes but the
 
 from __future__ import annotations
 
-from services.cluster.outbox import OUTBOX_MIGRATION
-from services.common.snowflake import timestamp_ms
+from services.platform.cassandra.outbox import OUTBOX_MIGRATION
+from services.platform.ids.snowflake import timestamp_ms
 
 STANDS, REMOVED, DELETED = 0, 1, 2
 # How a tweet hangs on another: it answers, retweets or quotes it.

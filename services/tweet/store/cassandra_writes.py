@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 from roost.tweet.v1 import tweet_pb2
 
-from services.cluster.cassandra import Keyspace
-from services.cluster.outbox import Outbox
-from services.cluster.shared import SharedEntries
-from services.cluster.turns import Turns
-from services.common import errors
-from services.common.event_log import Record
-from services.common.reasons import Reason
+from services.platform.cassandra.keyed_lock import Turns
+from services.platform.cassandra.keyspace import Keyspace
+from services.platform.cassandra.outbox import Outbox
+from services.platform.events.log import Record
+from services.platform.redis.shared_versions import SharedEntries
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 from services.tweet.store import Claim
 from services.tweet.store import cassandra_schema as cql
 from services.tweet.store.cassandra_lists import by_ids

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import grpc
 from roost.tweet.v1 import tweet_pb2
 
-from services.cluster.cassandra import Keyspace, Row
-from services.common import errors
-from services.common.event_log import Record
-from services.common.reasons import Reason
+from services.platform.cassandra.keyspace import Keyspace, Row
+from services.platform.events.log import Record
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
 from services.tweet.store import cassandra_schema as cql
 from services.tweet.store.placed import Post

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping, Sequence
 
-from services.embedded.sqlite import Database
+from services.platform.sqlite.database import Database
 from services.tweet.store import Retweeter
 from services.tweet.store import schema as sql
 

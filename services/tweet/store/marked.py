@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from services.common.cache import SingleFlight
+from services.platform.caching.cache import SingleFlight
 from services.tweet.store.memory import Recent
 
 V = TypeVar("V")

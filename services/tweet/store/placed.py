@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from roost.tweet.v1 import tweet_pb2
 
-from services.common.event_log import Record
+from services.platform.events.log import Record
 from services.tweet.store import cassandra_schema as cql
 
 Step = tuple[str, tuple[Any, ...]]

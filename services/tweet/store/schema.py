@@ -6,7 +6,7 @@ One table holds tweets, replies, quotes and retweets; the rest are indexes. Stat
 
 from __future__ import annotations
 
-from services.embedded.outbox import OUTBOX_SCHEMA
+from services.platform.sqlite.outbox import OUTBOX_SCHEMA
 
 STANDS, DELETED, REMOVED = 0, 1, 2
 # Above every id.

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
-from services.common import errors
-from services.common.event_log import Record
-from services.common.reasons import Reason
-from services.embedded import outbox
+from services.platform.events.log import Record
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
+from services.platform.sqlite import outbox
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
 from services.tweet.store import schema as sql
 

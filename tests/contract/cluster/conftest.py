@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from services.cluster.cassandra import Cassandra, Keyspace
-from services.common.config import Settings
+from services.platform.cassandra.keyspace import Cassandra, Keyspace
+from services.platform.config import Settings
 from tests.cluster import Namespace
 
 TABLES = (

@@ -11,13 +11,13 @@ import grpc
 import pytest
 from cassandra import InvalidRequest
 
-from services.cluster import cassandra as module
-from services.cluster import statements
-from services.cluster.cassandra import MAX_BATCH, MAX_ROWS, SIDE_BY_SIDE, Cassandra, Keyspace
-from services.cluster.driver import FETCH_SIZE, ONCE, RECONNECT_S, REPEATABLE, SERIAL, STATEMENT_S
-from services.common import errors
-from services.common.config import Settings
-from services.common.context import Call, current_call
+from services.platform.cassandra import keyspace as module
+from services.platform.cassandra import prepared_statements
+from services.platform.cassandra.driver import FETCH_SIZE, ONCE, RECONNECT_S, REPEATABLE, SERIAL, STATEMENT_S
+from services.platform.cassandra.keyspace import MAX_BATCH, MAX_ROWS, SIDE_BY_SIDE, Cassandra, Keyspace
+from services.platform.config import Settings
+from services.platform.rpc import errors
+from services.platform.rpc.context import Call, current_call
 from tests.contract.cluster.conftest import TABLES, Proxy, until
 
 pytestmark = pytest.mark.cluster
@@ -153,7 +153,7 @@ async def test_defects_come_out_as_they_are(keyspace: Keyspace, monkeypatch: pyt
         await keyspace.write(PUT, 1)
     with pytest.raises(TypeError):
         await keyspace.write(PUT, "one", "a")
-    monkeypatch.setattr(statements, "MAX_STATEMENTS", len(keyspace._statements._kept))
+    monkeypatch.setattr(prepared_statements, "MAX_STATEMENTS", len(keyspace._statements._kept))
     with pytest.raises(RuntimeError, match="values written into"):
         await keyspace.read("SELECT name FROM item WHERE id = 17")
 
@@ -245,9 +245,9 @@ async def test_what_may_be_repeated_on_another_node_is_told_to_the_driver(
     asked: list[object] = []
     run = keyspace.cassandra.run
 
-    async def noting(statements, profile, *args, **kwargs):  # type: ignore[no-untyped-def]
+    async def noting(prepared_statements, profile, *args, **kwargs):  # type: ignore[no-untyped-def]
         asked.append(profile)
-        return await run(statements, profile, *args, **kwargs)
+        return await run(prepared_statements, profile, *args, **kwargs)
 
     monkeypatch.setattr(keyspace.cassandra, "run", noting)
     await keyspace.read(GET, 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.cluster.cassandra import Cassandra, Keyspace
-from services.cluster.job_leases import JOB_LEASES_MIGRATION, JobLease
+from services.platform.cassandra.job_leases import JOB_LEASES_MIGRATION, JobLease
+from services.platform.cassandra.keyspace import Cassandra, Keyspace
 from tests.contract.cluster.conftest import until
 
 pytestmark = pytest.mark.cluster

@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from services.cluster.cassandra import Cassandra, Keyspace
-from services.cluster.leases import LEASES_MIGRATION, ORDINAL, CassandraLease, Terms
-from services.common import errors
-from services.common.config import Settings
-from services.common.snowflake import MAX_WORKER, WORKER_BITS, Snowflake, timestamp_ms, wall_clock_ms
+from services.platform.cassandra.keyspace import Cassandra, Keyspace
+from services.platform.cassandra.worker_id import LEASES_MIGRATION, ORDINAL, CassandraLease, Terms
+from services.platform.config import Settings
+from services.platform.ids.snowflake import MAX_WORKER, WORKER_BITS, Snowflake, timestamp_ms, wall_clock_ms
+from services.platform.rpc import errors
 from tests.cluster import Namespace
 from tests.contract.cluster.conftest import until
 
@@ -29,10 +29,10 @@ SHORT = Terms(3, 0.5, 1.5)
 
 CHILD = """
 import asyncio, sys
-from services.cluster.cassandra import Cassandra, Keyspace
-from services.cluster.leases import LEASES_MIGRATION, CassandraLease, Terms
-from services.common import errors
-from services.common.config import Settings
+from services.platform.cassandra.keyspace import Cassandra, Keyspace
+from services.platform.cassandra.worker_id import LEASES_MIGRATION, CassandraLease, Terms
+from services.platform import errors
+from services.platform.config import Settings
 
 async def main():
     settings = Settings()

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Sequence
 import grpc
 import pytest
 
-from services.cluster import migrations
-from services.cluster.cassandra import Cassandra, Keyspace
-from services.cluster.migrations import Standing, migrate, standing
-from services.common import errors
-from services.common.config import Settings
+from services.platform.cassandra import migrations
+from services.platform.cassandra.keyspace import Cassandra, Keyspace
+from services.platform.cassandra.migrations import Standing, migrate, standing
+from services.platform.config import Settings
+from services.platform.rpc import errors
 
 pytestmark = pytest.mark.cluster
 

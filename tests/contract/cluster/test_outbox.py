@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from services.cluster import outbox as module
-from services.cluster import sweeper
-from services.cluster.cassandra import Cassandra, Keyspace
-from services.cluster.outbox import OUTBOX_MIGRATION, Outbox
-from services.common import errors
-from services.common import outbox as common
-from services.common.event_log import Record
-from services.common.snowflake import first_id_at
-from services.embedded.log import EmbeddedLog
+from services.platform.cassandra import outbox as module
+from services.platform.cassandra import outbox_sweeper
+from services.platform.cassandra.keyspace import Cassandra, Keyspace
+from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox
+from services.platform.events import outbox as common
+from services.platform.events.log import Record
+from services.platform.ids.snowflake import first_id_at
+from services.platform.rpc import errors
+from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import Namespace
 from tests.contract.cluster.conftest import until
 
@@ -106,8 +106,8 @@ async def test_what_a_dead_writer_left_is_found_once(rows: Keyspace, log: Log, b
 async def test_a_new_process_looks_within_seconds_for_what_earlier_lives_left(
     rows: Keyspace, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeper, "QUICK_S", 0.2)
-    monkeypatch.setattr(sweeper, "GRACE_S", 1.0)
+    monkeypatch.setattr(outbox_sweeper, "QUICK_S", 0.2)
+    monkeypatch.setattr(outbox_sweeper, "GRACE_S", 1.0)
     box = Outbox(rows, log, time.time)
     old, new = an_event(age_s=300), an_event()
     await rows.batch(box.steps([old, new]))
@@ -127,10 +127,10 @@ async def _logged(log: Log, ids: set[int]) -> bool:
 async def test_after_a_long_outage_it_begins_where_all_was_published(
     rows: Keyspace, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeper, "QUICK_S", 0.2)
+    monkeypatch.setattr(outbox_sweeper, "QUICK_S", 0.2)
     # Two hours ago everything had been published, and an hour ago this was stored.
     minute = int(time.time()) // 60
-    await rows.write(sweeper._KEEP_CURSOR, "sweeper", minute - 120)
+    await rows.write(outbox_sweeper._KEEP_CURSOR, "sweeper", minute - 120)
     lost = an_event(age_s=3_600)
     box = Outbox(rows, log, lambda: time.time() - 3_600)
     await rows.batch(box.steps([lost]))
@@ -156,7 +156,9 @@ async def test_a_row_that_comes_behind_the_cursor_is_found(rows: Keyspace, log: 
 
 async def test_more_than_a_page_of_one_partition_is_found(rows: Keyspace, log: Log, box: Outbox) -> None:
     minute_ago_ms = (int(time.time()) // 60 - 1) * 60_000
-    many = [Record("tweet.created", 5, first_id_at(minute_ago_ms) + n, b"x") for n in range(2 * sweeper.PAGE + 5)]
+    many = [
+        Record("tweet.created", 5, first_id_at(minute_ago_ms) + n, b"x") for n in range(2 * outbox_sweeper.PAGE + 5)
+    ]
     many += [Record("tweet.liked", *record[1:]) for record in many[:3]]
     for first in range(0, len(many), 50):
         await rows.batch(box.steps(many[first : first + 50]))
@@ -260,12 +262,12 @@ async def test_an_old_event_executed_again_lies_where_it_is_looked_for(rows: Key
 CHILD = """
 import asyncio, os, sys, time
 from pathlib import Path
-from services.cluster.cassandra import Cassandra, Keyspace
-from services.cluster.outbox import OUTBOX_MIGRATION, Outbox
-from services.common.config import Settings
-from services.common.event_log import Record
-from services.embedded.log import EmbeddedLog
-from services.common.snowflake import Snowflake, wall_clock_ms
+from services.platform.cassandra.keyspace import Cassandra, Keyspace
+from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox
+from services.platform.config import Settings
+from services.platform.events.log import Record
+from services.platform.sqlite.event_log import EmbeddedLog
+from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 
 async def main():
     keyspace = await Keyspace.open(await Cassandra.open(Settings()), "kit3", (OUTBOX_MIGRATION,))
@@ -292,7 +294,7 @@ def _spawn(namespace: Namespace, log: Path) -> subprocess.Popen[str]:
 async def test_what_was_stored_before_kill_9_is_in_the_log_after(
     rows: Keyspace, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeper, "GRACE_S", 0.0)
+    monkeypatch.setattr(outbox_sweeper, "GRACE_S", 0.0)
     stored: set[int] = set()
     for life in range(3):
         child = _spawn(namespace, tmp_path / "shared.db")

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from redis.exceptions import MovedError
 
-from services.cluster.pipe import Endpoint, ReplyError, command, connect
-from services.cluster.redis import Redis
-from services.cluster.shared import SharedEntries, SharedEntry
-from services.common.config import Settings
-from services.common.errors import RoostError
+from services.platform.config import Settings
+from services.platform.redis.client import Redis
+from services.platform.redis.connection import Endpoint, ReplyError, command, connect
+from services.platform.redis.shared_versions import SharedEntries, SharedEntry
+from services.platform.rpc.errors import RoostError
 from services.timeline.store import CAPACITY, TRIM_ABOVE
 from services.timeline.store.redis import RedisHomeTimelines
 from tests import redis_servers

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from services.cluster.redis import Redis
-from services.cluster.shared import FILL_TTL_MS, PUT_TTL_MS, TOMBSTONE, SharedEntries, SharedEntry
-from services.common import errors
-from services.common.config import Settings
+from services.platform.config import Settings
+from services.platform.redis.client import Redis
+from services.platform.redis.shared_versions import FILL_TTL_MS, PUT_TTL_MS, TOMBSTONE, SharedEntries, SharedEntry
+from services.platform.rpc import errors
 from tests import redis_servers
 from tests.cluster import Namespace
 

@@ -11,11 +11,11 @@ from typing import Protocol
 
 import pytest
 
-from services.common.config import Settings
-from services.common.event_log import Record
-from services.embedded.log import EmbeddedLog
 from services.engagement.store import EngagementStore, Kind
 from services.engagement.store.embedded import EmbeddedEngagementStore
+from services.platform.config import Settings
+from services.platform.events.log import Record
+from services.platform.sqlite.event_log import EmbeddedLog
 from tests import cluster
 
 
@@ -54,8 +54,8 @@ class Cluster:
         self._stacks: dict[int, AsyncExitStack] = {}
 
     async def open(self, folder: Path) -> EngagementStore:
-        from services.cluster.connections import Cluster
         from services.engagement.store.cassandra import CassandraEngagementStore
+        from services.platform.backends.cluster import Cluster
 
         stack = AsyncExitStack()
         connections = await Cluster.open(Settings(**cluster.family.of(folder).settings), stack)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from roost.event.v1 import event_pb2
 
-from services.common import errors
-from services.common.event_log import Delivered, Record
-from services.common.snowflake import first_id_at, wall_clock_ms
-from services.embedded.log import EmbeddedLog
 from services.engagement import consumer
 from services.engagement.store import Kind, counted
+from services.platform.events.log import Delivered, Record
+from services.platform.ids.snowflake import first_id_at, wall_clock_ms
+from services.platform.rpc import errors
+from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import Namespace
 
 pytestmark = pytest.mark.cluster

@@ -10,9 +10,9 @@ from typing import Protocol
 
 import pytest
 
-from services.common.config import Settings
-from services.common.event_log import Consumer, Delivered, EventLog, Record
-from services.embedded.log import EmbeddedLog
+from services.platform.config import Settings
+from services.platform.events.log import Consumer, Delivered, EventLog, Record
+from services.platform.sqlite.event_log import EmbeddedLog
 from tests import cluster
 
 HOUR_MS = 3_600_000
@@ -49,7 +49,7 @@ class Cluster:
     """The family on the real servers: a folder stands for a namespace there."""
 
     async def open(self, folder: Path, clock: Clock) -> EventLog:
-        from services.cluster.kafka import KafkaLog
+        from services.platform.kafka.event_log import KafkaLog
 
         return await KafkaLog.open(Settings(**cluster.family.of(folder).settings), clock, RETRY_FIRST_S)
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from services.common import event_log
-from services.common.event_log import EventLog, Lag, Record
+from services.platform.events import log as event_log
+from services.platform.events.log import EventLog, Lag, Record
 from tests.contract.event_log.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
 
 

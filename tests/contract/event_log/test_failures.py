@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from services.common import errors, event_log
-from services.common.event_log import EventLog
+from services.platform.events import log as event_log
+from services.platform.events.log import EventLog
+from services.platform.rpc import errors
 from tests.contract.event_log.conftest import Clock, Open, Sink, records, start, until
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from services.common import errors
-from services.common.config import Settings
-from services.common.event_log import EventLog, Record
+from services.platform.config import Settings
+from services.platform.events.log import EventLog, Record
+from services.platform.rpc import errors
 from tests import cluster
 from tests.contract.event_log.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
 
@@ -70,9 +70,9 @@ async def test_order_per_key_holds_over_a_change_of_members(open_log: Open) -> N
 
 async def test_who_joins_begins_where_the_others_are(open_log: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not where they were when they last told."""
-    from services.cluster import kafka_fetching
+    from services.platform.kafka import fetcher
 
-    monkeypatch.setattr(kafka_fetching, "COMMIT_EVERY_S", 1_000.0)
+    monkeypatch.setattr(fetcher, "COMMIT_EVERY_S", 1_000.0)
     first, second = await open_log(), await open_log()
     one, other = Sink(), Sink()
     await start(first, one)
@@ -87,10 +87,10 @@ async def test_who_joins_begins_where_the_others_are(open_log: Open, monkeypatch
 
 async def test_a_member_that_is_stuck_in_an_outage_lets_go(open_log: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its partitions go to one that can work, with all that it had not applied."""
-    from services.cluster import kafka_fetching
+    from services.platform.kafka import fetcher
 
     # A batch that is being retried is not waited for.
-    monkeypatch.setattr(kafka_fetching, "RELEASE_WITHIN_S", 1_000.0)
+    monkeypatch.setattr(fetcher, "RELEASE_WITHIN_S", 1_000.0)
     first, second = await open_log(), await open_log()
     stuck, sound = Sink(), Sink()
     stuck.down = errors.unavailable("x")
@@ -161,8 +161,8 @@ async def test_everywhere_is_in_every_process(open_log: Open) -> None:
 
 MEMBER = """
 import asyncio, sys
-from services.cluster.kafka import KafkaLog
-from services.common.config import Settings
+from services.platform.kafka.event_log import KafkaLog
+from services.platform.config import Settings
 
 async def main():
     async def apply(events):
@@ -219,11 +219,12 @@ async def test_what_is_not_ours_is_passed_over(open_log: Open, tmp_path: Path, s
 async def test_what_waits_is_bounded_and_all_comes_in_order(
     open_log: Open, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from services.cluster import kafka_consumer, kafka_fetching
+    from services.platform.kafka import consumer as kafka_consumer
+    from services.platform.kafka import fetcher
 
     monkeypatch.setattr(kafka_consumer, "MIN_AHEAD", 20)
-    monkeypatch.setattr(kafka_fetching, "FETCH", 10)
-    monkeypatch.setattr(kafka_fetching, "HOLD_S", 0.05)
+    monkeypatch.setattr(fetcher, "FETCH", 10)
+    monkeypatch.setattr(fetcher, "HOLD_S", 0.05)
     log = await open_log()
     sink.gate.clear()
     consumer = log.consumer("g", TOPICS, sink.apply, 5)

@@ -13,11 +13,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from services.cluster import kafka_producer
-from services.cluster.kafka import KafkaLog
-from services.common import errors
-from services.common.config import Settings
-from services.common.event_log import Record
+from services.platform.config import Settings
+from services.platform.events.log import Record
+from services.platform.kafka import producer
+from services.platform.kafka.event_log import KafkaLog
+from services.platform.rpc import errors
 from tests.contract.event_log.conftest import RETRY_FIRST_S, TOPICS, Clock, Sink, records, start, until, until_lag
 
 pytestmark = pytest.mark.cluster
@@ -93,7 +93,7 @@ async def test_a_broker_that_dies_and_comes_back(broker: Broker, log: KafkaLog, 
         await log.append(records(3))
     assert raised.value.code is grpc.StatusCode.UNAVAILABLE
     assert raised.value.reason == "LOG_UNAVAILABLE"
-    assert time.monotonic() - began < kafka_producer.DELIVER_WITHIN_S + kafka_producer.ROOM_WITHIN_S + 3
+    assert time.monotonic() - began < producer.DELIVER_WITHIN_S + producer.ROOM_WITHIN_S + 3
     with pytest.raises(errors.RoostError):
         await consumer.lag()
     await asyncio.to_thread(broker.up)
@@ -134,8 +134,8 @@ async def test_what_was_acknowledged_outlives_a_killed_broker(broker: Broker, lo
 async def test_a_full_queue_refuses_and_a_stop_does_not_hang_while_the_broker_is_away(
     broker: Broker, log: KafkaLog, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_producer, "MAX_QUEUED", 10)
-    monkeypatch.setattr(kafka_producer, "ROOM_WITHIN_S", 0.5)
+    monkeypatch.setattr(producer, "MAX_QUEUED", 10)
+    monkeypatch.setattr(producer, "ROOM_WITHIN_S", 0.5)
     small = await KafkaLog.open(log.settings)
     consumer = await start(log, sink)
     await log.append(records(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from services.common.event_log import EventLog
+from services.platform.events.log import EventLog
 from tests.contract.event_log.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
 
 

@@ -6,14 +6,14 @@ import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from services.cluster.connections import Cluster
-from services.common.config import Settings
-from services.common.event_log import Record
-from services.common.snowflake import Snowflake, wall_clock_ms
-from services.embedded.log import EmbeddedLog
 from services.graph.store import GraphStore
 from services.graph.store.cassandra import CassandraGraphStore
 from services.graph.tiers import TierRule
+from services.platform.backends.cluster import Cluster
+from services.platform.config import Settings
+from services.platform.events.log import Record
+from services.platform.ids.snowflake import Snowflake, wall_clock_ms
+from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import family
 
 THRESHOLD = 5

@@ -9,8 +9,8 @@ import pytest
 from roost.event.v1 import event_pb2
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.common import errors
 from services.graph.store import Listing, Position
+from services.platform.rpc import errors
 
 ANN, BEN, CAT, DAN = 11, 22, 33, 44
 # A write takes milliseconds.

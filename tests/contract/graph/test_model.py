@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.common import errors
 from services.graph.store import Listing
+from services.platform.rpc import errors
 
 PEOPLE = range(1, 6)
 THRESHOLD = 3

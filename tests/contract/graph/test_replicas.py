@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.common import errors
 from services.graph.store import Listing, Position
 from services.graph.store.sweep import Sweeper
 from services.graph.tiers import TierBoard, TierWatch
+from services.platform.rpc import errors
 
 pytestmark = pytest.mark.cluster
 

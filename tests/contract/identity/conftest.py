@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from services.embedded.log import EmbeddedLog
 from services.identity.store import Store
 from services.identity.store.embedded import EmbeddedStore
+from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import Namespace
 
 

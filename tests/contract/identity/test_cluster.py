@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from roost.identity.v1 import user_pb2
 
-from services.common import errors
-from services.common.event_log import Record
-from services.common.snowflake import first_id_at, wall_clock_ms
-from services.embedded.log import EmbeddedLog
 from services.identity.store import NewAccount, Rotation
+from services.platform.events.log import Record
+from services.platform.ids.snowflake import first_id_at, wall_clock_ms
+from services.platform.rpc import errors
+from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import Namespace
 from tests.contract.identity.test_store import LATER_MS, NOW_MS, SUSPENDED, create, digest, names, new, session
 

@@ -12,11 +12,11 @@ import grpc
 import pytest
 from roost.identity.v1 import user_pb2
 
-from services.common import errors
-from services.common.event_log import Record
 from services.identity.password import Credential, Scheme
 from services.identity.store import MAX_SESSIONS, Account, NewAccount, Rotation, Session, Store
 from services.identity.store.rotation import REFRESH_GRACE_MS
+from services.platform.events.log import Record
+from services.platform.rpc import errors
 
 ACTIVE, SUSPENDED = user_pb2.USER_STATE_ACTIVE, user_pb2.USER_STATE_SUSPENDED
 HASHED = Credential(Scheme.PEPPERED, b"$2b$04$" + b"." * 53)

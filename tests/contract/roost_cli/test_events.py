@@ -10,9 +10,9 @@ import pytest
 from roost_cli.events import moment_ms
 from roost_cli.main import run
 from roost_cli.outcome import CommandError
-from services.common import logs
-from services.common.event_log import EventLog
-from services.embedded.log import EmbeddedLog
+from services.platform import logs
+from services.platform.events.log import EventLog
+from services.platform.sqlite.event_log import EmbeddedLog
 from tests import cluster
 from tests.contract.event_log.conftest import Sink, records, start, until
 
@@ -49,8 +49,8 @@ async def opened(folder: Path) -> EventLog:
     """The log of this run's family, with the clock of this machine."""
     if cluster.family.name == "embedded":
         return await EmbeddedLog.open(folder / "log.db", retry_first_s=0.001)
-    from services.cluster.kafka import KafkaLog
-    from services.common.config import Settings
+    from services.platform.config import Settings
+    from services.platform.kafka.event_log import KafkaLog
 
     return await KafkaLog.open(Settings(**cluster.family.of(folder).settings), retry_first_s=0.001)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pytest
 
-from services.common.config import Settings
+from services.platform.config import Settings
 from services.search.query import parse
 from services.search.store import Change, Collection, Document, Query, SearchIndex
 from services.search.store.embedded import EmbeddedSearchIndex

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from services.common import errors
+from services.platform.rpc import errors
 from services.search.store import Collection, Place, Query
 from tests.contract.search.conftest import TWEETS, USERS, Opened, asked, gone, person, tweet
 

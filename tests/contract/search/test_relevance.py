@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from roost.tweet.v1 import tweet_pb2
 
-from services.common.snowflake import EPOCH_MS, first_id_at
+from services.platform.ids.snowflake import EPOCH_MS, first_id_at
 from services.search.consumer import tweet_change
 from services.search.query import hashtag_term, parse
 from services.search.ranking import HALF_LIFE_MS, rank

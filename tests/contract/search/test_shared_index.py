@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.cluster.opensearch import OpenSearch
-from services.common import errors
-from services.common.config import Settings
-from services.common.context import Call, current_call
-from services.common.reasons import Reason
+from services.platform.config import Settings
+from services.platform.opensearch.client import OpenSearch
+from services.platform.rpc import errors
+from services.platform.rpc.context import Call, current_call
+from services.platform.rpc.reasons import Reason
 from services.search.store import Query, SearchIndex
 from services.search.store import opensearch as adapter
 from services.search.store.bodies import FORMAT

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.cluster.redis import Redis
-from services.common.config import Settings
+from services.platform.config import Settings
+from services.platform.redis.client import Redis
 from services.timeline.store import HomeTimelineStore
 from services.timeline.store.embedded import EmbeddedHomeTimelines
 from services.timeline.store.redis import RedisHomeTimelines

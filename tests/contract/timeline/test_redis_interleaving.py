@@ -18,8 +18,8 @@ from typing import Any
 import hiredis
 import pytest
 
-from services.cluster.pipe import Pipe, command, unreachable
-from services.common.errors import RoostError
+from services.platform.redis.connection import Pipe, command, unreachable
+from services.platform.rpc.errors import RoostError
 from services.timeline import pull
 from services.timeline.plan import HYBRID, Rules
 from services.timeline.store import HomeList, OpenBuild, redis, redis_trim

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from services.cluster.redis import Redis
-from services.common.config import Settings
-from services.common.errors import RoostError
+from services.platform.config import Settings
+from services.platform.redis.client import Redis
+from services.platform.rpc.errors import RoostError
 from services.timeline.store import redis as module
 from services.timeline.store.redis import RedisHomeTimelines
 from tests import redis_servers

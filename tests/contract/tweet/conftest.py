@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import pytest
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
-from services.common.config import Settings
-from services.common.errors import RoostError
-from services.common.event_log import Record
-from services.embedded.log import EmbeddedLog
+from services.platform.config import Settings
+from services.platform.events.log import Record
+from services.platform.rpc.errors import RoostError
+from services.platform.sqlite.event_log import EmbeddedLog
 from services.tweet.store import Claim, TweetStore
 from services.tweet.store.embedded import EmbeddedTweetStore
 from tests.cluster import family as namespaces
@@ -68,7 +68,7 @@ class Clustered:
     EXAMPLES = 8
 
     async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
-        from services.cluster.connections import Cluster
+        from services.platform.backends.cluster import Cluster
         from services.tweet.store.cassandra import CassandraTweetStore
 
         stack = AsyncExitStack()

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from roost.tweet.v1 import tweet_pb2
 
-from services.common.errors import RoostError
+from services.platform.rpc.errors import RoostError
 from services.tweet.store import Claim, Retweeter
 from tests.contract.tweet.conftest import Opened, event
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from roost.tweet.v1 import tweet_pb2
 
-from services.common.errors import RoostError
+from services.platform.rpc.errors import RoostError
 from services.tweet.store import Claim
 from tests.cluster import family as namespaces
 from tests.contract.tweet.conftest import Opened, event

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from roost.tweet.v1 import tweet_pb2
 
-from services.common.errors import RoostError
+from services.platform.rpc.errors import RoostError
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim, TweetStore
 from tests.contract.tweet.conftest import Opened, event, make_core
 

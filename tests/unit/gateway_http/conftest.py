@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from gateway_http.app import Gateway
-from services.common import errors
-from services.common.config import Settings
-from services.common.context import Actor, Call, current
-from services.common.health import SERVING, Health
-from services.common.rate_limits import RateLimits
-from services.common.reasons import Reason
+from services.platform.config import Settings
+from services.platform.health import SERVING, Health
+from services.platform.rpc import errors
+from services.platform.rpc.context import Actor, Call, current
+from services.platform.rpc.rate_limits import RateLimits
+from services.platform.rpc.reasons import Reason
 
 ALICE = Actor(user_id=7, session_id=1, token="alice-token")
 

@@ -15,8 +15,8 @@ from roost.tweet.v1 import tweet_pb2
 
 from gateway_http import load as load_module
 from gateway_http import request as request_module
-from services.common import errors
-from services.common.context import NEVER
+from services.platform.rpc import errors
+from services.platform.rpc.context import NEVER
 from tests.unit.gateway_http.conftest import ALICE, Client
 
 TWEET = tweet_pb2.Tweet(id=5, author_id=7, text="hello", author=user_pb2.UserRef(id=7, username="alice"))

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from gateway_http import connections as module
 from gateway_http.connections import Connections, Stage
-from services.common import open_files
+from services.platform import open_files
 
 ONE, TWO, THREE = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from roost.tweet.v1 import tweet_pb2
 
-from services.common.config import Settings
+from services.platform.config import Settings
 from tests.unit.gateway_http.conftest import Answer, Client, make_client
 
 PAGE = "https://app.example.org"

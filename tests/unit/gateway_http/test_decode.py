@@ -15,8 +15,8 @@ from gateway_http.codec import Asked, Codec
 from gateway_http.encode import PROTOBUF
 from gateway_http.router import Binding, bindings
 from gateway_http.strict_json import MAX_CONTAINERS
-from services.common.contract import methods
-from services.common.errors import MAX_VIOLATIONS, RoostError
+from services.platform.rpc.contract import methods
+from services.platform.rpc.errors import MAX_VIOLATIONS, RoostError
 
 CODEC = Codec()
 ME = 7

@@ -21,7 +21,7 @@ from gateway_http.codec import Codec
 from gateway_http.convert import short_name
 from gateway_http.encode import PROTOBUF, Book, Encoders, Memo, encoder_of, rfc3339
 from gateway_http.router import Binding, bindings
-from services.common.contract import message_class, methods
+from services.platform.rpc.contract import message_class, methods
 
 ROUTED = [
     (method, binding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway_http.limits import headers
-from services.common.rate_limits import Bucket
+from services.platform.rpc.rate_limits import Bucket
 
 
 def test_headers_say_limit_remaining_and_reset() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from gateway_http import load as load_module
 from gateway_http.load import Load
-from services.common.errors import RoostError
+from services.platform.rpc.errors import RoostError
 
 
 def test_load_counts_work_but_not_the_wait_for_a_client(monkeypatch: pytest.MonkeyPatch) -> None:

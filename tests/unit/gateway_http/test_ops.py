@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from gateway_http import ops
 from gateway_http.server import HttpServer
-from services.common.health import SERVING, STARTING, Health
+from services.platform.health import SERVING, STARTING, Health
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import structlog
 
 from gateway_http.problem import STATUS_OF, Refusal, problem
-from services.common import errors
-from services.common.errors import RoostError, Violation
+from services.platform.rpc import errors
+from services.platform.rpc.errors import RoostError, Violation
 
 TABLE = {
     "INVALID_ARGUMENT": 400,

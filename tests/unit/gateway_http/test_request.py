@@ -9,8 +9,8 @@ import pytest
 from gateway_http import load as load_module
 from gateway_http.load import Load
 from gateway_http.request import MAX_BODY_BYTES, Request
-from services.common.client_address import NO_PROXIES
-from services.common.errors import RoostError
+from services.platform.rpc.client_address import NO_PROXIES
+from services.platform.rpc.errors import RoostError
 
 LARGE = 2 * MAX_BODY_BYTES
 

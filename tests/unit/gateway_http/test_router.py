@@ -7,8 +7,8 @@ from roost.options.v1 import options_pb2 as options
 
 from gateway_http.problem import Refusal
 from gateway_http.router import Binding, Router, bindings
-from services.common.contract import methods
-from services.common.errors import RoostError
+from services.platform.rpc.contract import methods
+from services.platform.rpc.errors import RoostError
 
 ROUTED = [(one, method) for method in methods().values() for one in bindings(method)]
 

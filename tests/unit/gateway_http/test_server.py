@@ -17,7 +17,7 @@ from gateway_http import request as request_module
 from gateway_http import server as server_module
 from gateway_http.connections import Connections, Stage
 from gateway_http.server import HttpServer
-from services.common.errors import RoostError
+from services.platform.rpc.errors import RoostError
 from tests.unit.gateway_http.conftest import Client
 
 HOST = "127.0.0.1"

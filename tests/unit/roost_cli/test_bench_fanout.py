@@ -9,8 +9,8 @@ import pytest
 from roost_cli import bench_fanout, progress
 from roost_cli.bench_fanout import CASES, Bench, Case, Pass
 from roost_cli.outcome import CommandError
-from services.cluster.redis import Redis
-from services.common.config import Settings
+from services.platform.config import Settings
+from services.platform.redis.client import Redis
 from services.timeline.store.redis_lists import list_key
 from tests import redis_servers
 

@@ -16,7 +16,7 @@ from roost_cli import doctor, runfile
 from roost_cli.doctor import BAD, GOOD, NOTE
 from roost_cli.main import run
 from roost_cli.target import Target
-from services.common.snowflake import EPOCH_MS
+from services.platform.ids.snowflake import EPOCH_MS
 
 EPOCH_S = EPOCH_MS / 1000
 

@@ -15,7 +15,7 @@ from roost_cli.drill import Fault, report_requests
 from roost_cli.history import Faults
 from roost_cli.main import run
 from roost_cli.outcome import CommandError
-from services.common.config import child_environment, runtime_dir
+from services.platform.config import child_environment, runtime_dir
 
 CLEAN = Result(rounds=3, acknowledged=1_234, unknown=5, startups_s=[0.5, 1.25], homes_exact=True)
 

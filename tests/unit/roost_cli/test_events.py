@@ -13,8 +13,8 @@ from roost_cli import events, runfile
 from roost_cli.options import settings_with
 from roost_cli.outcome import CommandError
 from roost_cli.target import Target
-from services.common.config import Settings
-from services.embedded.log import EmbeddedLog
+from services.platform.config import Settings
+from services.platform.sqlite.event_log import EmbeddedLog
 
 
 @pytest.fixture

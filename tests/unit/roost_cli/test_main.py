@@ -11,7 +11,7 @@ import pytest
 from roost_cli import main
 from roost_cli.main import COMMANDS, run
 from roost_cli.outcome import CommandError
-from services.common import errors
+from services.platform.rpc import errors
 
 
 def register(monkeypatch: pytest.MonkeyPatch, name: str, function: object) -> None:

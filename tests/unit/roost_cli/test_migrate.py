@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from roost_cli.main import run
-from services import registry
+from services import catalog
 from tests.cluster import Namespace
 
 pytestmark = pytest.mark.cluster
@@ -27,7 +27,7 @@ def say(namespace: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setenv("ROOST_KEYSPACES", f"{namespace.settings['keyspaces']}_{uuid.uuid4().hex[:8]}")
 
     def run_with(scripts: Sequence[str], *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(registry, "migrations", lambda: {"tweet": tuple(scripts)})
+        monkeypatch.setattr(catalog, "migrations", lambda: {"tweet": tuple(scripts)})
         code = run(["migrate", *arguments])
         said = capsys.readouterr()
         return code, said.out.splitlines()[-1].partition(": ")[2] if said.out else "", said.err
@@ -60,7 +60,7 @@ STATEMENT = re.compile(r"(CREATE (TABLE|INDEX|CUSTOM INDEX)|ALTER TABLE \w+ ADD)
 
 
 def test_every_script_of_the_services_is_harmless_twice() -> None:
-    for service, scripts in registry.migrations().items():
+    for service, scripts in catalog.migrations().items():
         for number, script in enumerate(scripts, 1):
             for statement in filter(None, map(str.strip, script.split(";"))):
                 assert STATEMENT.match(statement), f"{service} {number}: {statement}"

@@ -10,7 +10,7 @@ from roost.tweet.v1 import tweet_pb2
 from roost_cli.audit import Truth
 from roost_cli.mutate import METHODS, plan
 from roost_cli.plan import Kind, Operation
-from services.common import contract
+from services.platform.rpc import contract
 
 PEOPLE = range(1, 21)
 HIDDEN = 99

@@ -19,8 +19,8 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from gateway_http.compat.connect import MAX_BINARY_BYTES
 from gateway_http.request import MAX_BODY_BYTES
-from services.common.contract import Method, methods
-from services.common.errors import RoostError, Violation
+from services.platform.rpc.contract import Method, methods
+from services.platform.rpc.errors import RoostError, Violation
 from tests.unit.gateway_http.conftest import ALICE, Answer, Client
 
 CREATE = "/roost.tweet.v1.TweetService/CreateTweet"

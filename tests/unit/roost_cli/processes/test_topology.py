@@ -8,8 +8,8 @@ import pytest
 
 from roost_cli.outcome import CommandError
 from roost_cli.processes.topology import MAX_REPLICAS, parts_of, replicas_of
-from services.common.config import Settings
-from services.registry import SERVICES
+from services.catalog import SERVICES
+from services.platform.config import Settings
 
 
 def test_replicas_are_read() -> None:

@@ -20,18 +20,18 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
-from services.common import errors
-from services.common.context import Actor, Call, current_call
-from services.common.cursor import Cursors
-from services.common.interceptors.endpoint import endpoints_of
-from services.common.snowflake import Snowflake, wall_clock_ms
 from services.engagement.service import EngagementService
 from services.engagement.store.embedded import EmbeddedEngagementStore
 from services.engagement.targets import Targets
 from services.hydration.hydrate import Hydrator
 from services.hydration.people import PeopleLists
-from services.runtime.checker import Checker
-from services.runtime.inprocess import InProcessChannel
+from services.platform.ids.snowflake import Snowflake, wall_clock_ms
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc import errors
+from services.platform.rpc.context import Actor, Call, current_call
+from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.transport.inprocess import InProcessChannel
+from services.platform.transport.message_guard import Checker
 
 
 @dataclass

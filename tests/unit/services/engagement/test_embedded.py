@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from services.common.event_log import Record
 from services.engagement.store import embedded, memory
 from services.engagement.store.embedded import EmbeddedEngagementStore
+from services.platform.events.log import Record
 
 ANN, BEN = 1, 2
 TWEET = 100

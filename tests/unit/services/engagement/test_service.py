@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 import pytest
 
-from services.common.snowflake import timestamp_ms
 from services.engagement import service
 from services.hydration import people
+from services.platform.ids.snowflake import timestamp_ms
 from tests.unit.services.engagement.conftest import Bench
 
 ANN, BEN, CAT, DAN = 1, 2, 3, 4

@@ -14,12 +14,12 @@ from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 from roost.timeline.v1 import timeline_service_pb2 as timeline
 from roost.timeline.v1.timeline_service_pb2_grpc import TimelineServiceServicer
 
-from services.common import errors
-from services.common.event_log import Delivered, Record
-from services.common.interceptors.endpoint import endpoints_of
 from services.fanout.consumer import HYBRID, Fanout
 from services.fanout.receipts import Receipts
-from services.runtime.inprocess import InProcessChannel
+from services.platform.events.log import Delivered, Record
+from services.platform.rpc import errors
+from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.transport.inprocess import InProcessChannel
 
 NOW_S = 1_800_000_000.0
 

@@ -10,13 +10,13 @@ from google.protobuf.message import DecodeError
 from roost.event.v1 import event_pb2
 from roost.fanout.v1 import fanout_service_pb2 as pb
 
-from services.common import errors
-from services.common.errors import RoostError
-from services.common.event_log import is_passing
 from services.fanout import outbound
 from services.fanout.consumer import LARGE_TOPIC
 from services.fanout.receipts import Receipts
-from services.runtime.inprocess_calls import rpc_error
+from services.platform.events.log import is_passing
+from services.platform.rpc import errors
+from services.platform.rpc.errors import RoostError
+from services.platform.transport.inprocess_calls import rpc_error
 from tests.unit.services.fanout.conftest import World, created, make_fanout
 
 ANN, BOB, STAR = 2, 3, 4

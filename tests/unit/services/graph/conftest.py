@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from roost.identity.v1 import user_pb2, user_service_pb2
 
-from services.common.context import Actor, Call, current_call
-from services.common.cursor import Cursors
-from services.common.snowflake import Snowflake
 from services.graph.service import GraphService
 from services.graph.store.embedded import EmbeddedGraphStore
 from services.graph.tiers import TierBoard, TierRule
+from services.platform.ids.snowflake import Snowflake
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc.context import Actor, Call, current_call
 
 THRESHOLD = 3
 START_S = 1_800_000_000.0

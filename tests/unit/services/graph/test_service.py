@@ -11,9 +11,9 @@ import structlog
 from roost.graph.v1 import graph_service_pb2 as pb
 from roost.identity.v1 import user_pb2
 
-from services.common import errors
 from services.graph import service
 from services.hydration import people
+from services.platform.rpc import errors
 
 ANN, BEN, CAT, DAN = 1, 2, 3, 4
 NOBODY = 0

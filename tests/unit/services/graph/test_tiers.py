@@ -8,9 +8,9 @@ import grpc
 import pytest
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.common import errors
 from services.graph import tiers
 from services.graph.tiers import KEEP_CEASED_MS, TierBoard, TierRule, TierWatch, settle_threshold
+from services.platform.rpc import errors
 
 NORMAL, CELEBRITY = pb.TIER_NORMAL, pb.TIER_CELEBRITY
 AUTOMATIC = pb.TIER_CHOICE_AUTOMATIC

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.identity.v1 import user_pb2, user_service_pb2
 
-from services.common import errors
-from services.common.cursor import Cursors
 from services.hydration.people import MAX_ROUNDS, Entry, PeopleLists
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc import errors
 
 READER = 500
 

@@ -16,12 +16,6 @@ from roost.graph.v1 import graph_service_pb2
 from roost.identity.v1 import auth_service_pb2, user_service_pb2
 from roost.tweet.v1 import tweet_service_pb2
 
-from services.cluster.turns import Turns
-from services.common import context
-from services.common.config import Settings
-from services.common.cursor import Cursors
-from services.common.snowflake import Snowflake, wall_clock_ms
-from services.common.tokens import Revocations, Verifier
 from services.identity.auth_service import AuthService
 from services.identity.events import Events
 from services.identity.joined import Joiner
@@ -30,6 +24,12 @@ from services.identity.refresh import RefreshTokens
 from services.identity.signing import Signer, new_key
 from services.identity.store.embedded import EmbeddedStore
 from services.identity.user_service import UserService
+from services.platform.auth.tokens import Revocations, Verifier
+from services.platform.cassandra.keyed_lock import Turns
+from services.platform.config import Settings
+from services.platform.ids.snowflake import Snowflake, wall_clock_ms
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc import context
 
 PASSWORD = "correct horse battery"
 

@@ -12,8 +12,8 @@ import structlog
 from roost.identity.v1 import auth_service_pb2 as pb
 from roost.identity.v1 import user_pb2, user_service_pb2
 
-from services.common import context, errors
 from services.identity.store import rotation
+from services.platform.rpc import context, errors
 from tests.unit.services.identity.conftest import PASSWORD, Identity, Start
 
 EXISTS = grpc.StatusCode.ALREADY_EXISTS

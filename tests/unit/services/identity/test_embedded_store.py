@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from roost.identity.v1 import user_pb2
 
-from services.common import errors
-from services.common.event_log import Record
 from services.identity.password import Credential, Scheme
 from services.identity.store import Account, NewAccount, Session
 from services.identity.store.embedded import EmbeddedStore
+from services.platform.events.log import Record
+from services.platform.rpc import errors
 
 ACTIVE = user_pb2.USER_STATE_ACTIVE
 

@@ -10,9 +10,9 @@ import bcrypt
 import grpc
 import pytest
 
-from services.common import context, errors
 from services.identity import password
 from services.identity.password import Credential, Passwords, Scheme, foreign, prehash, worker_count
+from services.platform.rpc import context, errors
 
 COST = 4
 

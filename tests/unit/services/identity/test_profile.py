@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from roost.identity.v1 import user_pb2
 
-from services.common import errors, snowflake
 from services.identity import profile
+from services.platform.ids import snowflake
+from services.platform.rpc import errors
 
 REFUSED = {
     "a control character in a name": ("display_name", "a\x07b"),

@@ -7,8 +7,8 @@ import base64
 import grpc
 import pytest
 
-from services.common import errors
 from services.identity.refresh import RefreshTokens
+from services.platform.rpc import errors
 
 KEY = b"k" * 32
 

@@ -11,8 +11,8 @@ import pytest
 from roost.identity.v1 import user_pb2
 from roost.identity.v1 import user_service_pb2 as pb
 
-from services.common import errors
 from services.identity import user_service
+from services.platform.rpc import errors
 from tests.unit.services.identity.conftest import Identity
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND

@@ -14,15 +14,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
-from services.common import context, errors
-from services.common.config import Settings
-from services.common.context import Actor, Call, current_call
-from services.common.interceptors.endpoint import endpoints_of
-from services.common.kit import Kit, Service
-from services.common.revisions import Revisions, reading
-from services.embedded.ground import open_embedded
-from services.runtime.checker import Checker, FrozenMessageChanged
-from services.runtime.process import Process
+from services.platform.backends.embedded import open_embedded
+from services.platform.caching.read_tracking import Revisions, reading
+from services.platform.config import Settings
+from services.platform.process import Process
+from services.platform.rpc import context, errors
+from services.platform.rpc.context import Actor, Call, current_call
+from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.service import Kit, Service
+from services.platform.transport.message_guard import Checker, FrozenMessageChanged
 
 LONG_S = 30.0
 # The tweet of which the servicer does not say that it read it.
@@ -186,7 +186,7 @@ async def test_a_timer_that_comes_a_little_early_is_a_deadline_all_the_same(
     endpoint = endpoints_of({"roost.tweet.v1.TweetService": rig.servicer})["/roost.tweet.v1.TweetService/GetTweet"]
     call = Call(endpoint.method.path, deadline=asyncio.get_running_loop().time() + 0.05)
     # As uvloop's do, which count whole milliseconds.
-    monkeypatch.setattr("services.common.interceptors.endpoint.monotonic", lambda: call.deadline - 0.001)
+    monkeypatch.setattr("services.platform.rpc.interceptors.endpoint.monotonic", lambda: call.deadline - 0.001)
     with pytest.raises(errors.RoostError) as caught:
         await endpoint.unary(get(504), call, None)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -24,9 +24,9 @@ from roost.event.v1.event_pb2 import (
 )
 from roost.identity.v1 import user_pb2
 
-from services.common.event_log import Consumer, Delivered
-from services.common.snowflake import first_id_at
-from services.runtime.inprocess import InProcessChannel
+from services.platform.events.log import Consumer, Delivered
+from services.platform.ids.snowflake import first_id_at
+from services.platform.transport.inprocess import InProcessChannel
 from services.search.consumer import MARGIN_S, TREND_REPLAY_S, Indexer, Place, StartingAt, TrendCounter
 from services.search.store import SearchIndex
 from services.search.trends import Trends

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.common import errors
+from services.platform.rpc import errors
 from services.search.store import Change, Collection, Document, Query, embedded, generation
 from services.search.store.embedded import EmbeddedSearchIndex
 

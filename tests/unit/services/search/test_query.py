@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common import errors
+from services.platform.rpc import errors
 from services.search.query import MAX_TERMS, MAX_WORDS, Asked, Names, Terms, parse, parse_names
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.common.snowflake import EPOCH_MS, first_id_at
+from services.platform.ids.snowflake import EPOCH_MS, first_id_at
 from services.search.ranking import HALF_LIFE_MS, rank, score
 from services.search.store import Hit
 

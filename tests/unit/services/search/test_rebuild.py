@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 from roost.event.v1.event_pb2 import TweetCreated, TweetDeleted
 
-from services.common import errors
-from services.common.reasons import Reason
-from services.runtime.inprocess import InProcessChannel
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
+from services.platform.transport.inprocess import InProcessChannel
 from services.search import rebuild
 from services.search.consumer import Indexer
 from services.search.rebuild import RETRY_MOST_S, Rebuilder

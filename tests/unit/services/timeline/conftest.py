@@ -23,14 +23,14 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
-from services.common import errors
-from services.common.config import Settings
-from services.common.context import Actor, Call, current_call
-from services.common.cursor import Cursors
-from services.common.interceptors.endpoint import endpoints_of
-from services.common.kit import Kit
-from services.runtime.checker import Checker
-from services.runtime.inprocess import InProcessChannel
+from services.platform.config import Settings
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc import errors
+from services.platform.rpc.context import Actor, Call, current_call
+from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.service import Kit
+from services.platform.transport.inprocess import InProcessChannel
+from services.platform.transport.message_guard import Checker
 from services.timeline import home
 from services.timeline.server import build
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from roost.graph.v1 import graph_service_pb2 as graph
 
-from services.common.interceptors.endpoint import endpoints_of
-from services.runtime.inprocess import InProcessChannel
+from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.transport.inprocess import InProcessChannel
 from services.timeline.relations import RelationCache, Relations
 from tests.unit.services.timeline.conftest import READER, Graph, World
 

@@ -10,7 +10,7 @@ import pytest
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
-from services.common.context import current_call
+from services.platform.rpc.context import current_call
 from tests.unit.services.timeline.conftest import MARGIN_S, READER, Timeline, World
 
 ANN, BOB, CAT = 2, 3, 4

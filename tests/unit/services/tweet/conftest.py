@@ -21,15 +21,15 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as pb
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
-from services.common import errors
-from services.common.context import Actor, Call, current_call
-from services.common.cursor import Cursors
-from services.common.interceptors.endpoint import endpoints_of
-from services.common.snowflake import Snowflake, wall_clock_ms
 from services.hydration.hydrate import Hydrator
 from services.hydration.people import PeopleLists
-from services.runtime.checker import Checker
-from services.runtime.inprocess import InProcessChannel
+from services.platform.ids.snowflake import Snowflake, wall_clock_ms
+from services.platform.pagination.cursors import Cursors
+from services.platform.rpc import errors
+from services.platform.rpc.context import Actor, Call, current_call
+from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.transport.inprocess import InProcessChannel
+from services.platform.transport.message_guard import Checker
 from services.tweet.lists import Lists
 from services.tweet.service import TweetServicer
 from services.tweet.store.embedded import EmbeddedTweetStore

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from roost.tweet.v1 import tweet_pb2
 
-from services.common.event_log import Record
-from services.embedded.sqlite import Database
+from services.platform.events.log import Record
+from services.platform.sqlite.database import Database
 from services.tweet.store.embedded import EmbeddedTweetStore
 from services.tweet.store.schema import INSERT, MIGRATIONS
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.errors import RoostError
-from services.common.visible import is_visible
+from services.platform.rpc.errors import RoostError
+from services.shared.text.visible import is_visible
 from services.tweet.text import MAX_BYTES, MAX_WEIGHT, checked, weight
 from services.tweet.weight import find_urls
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roost.event.v1 import event_pb2
 
-from services.common import errors
 from services.graph.facts import Change
 from services.graph.store.pairs import FOLLOWERS, FOLLOWING, Act, Deed, Edge, Pair, ends, pair_of
+from services.platform.rpc import errors
 
 LOW, HIGH = 3, 8
 NOW_US = 1_000

@@ -1,0 +1,59 @@
+"""The services, in start order, and the families of adapters: the only lists of them.
+
+Adding a service is one line here, its folder, and its protos.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import cast
+
+from services.platform.backends.embedded import open_embedded
+from services.platform.config import Settings
+from services.platform.service import Build, Ground, Kit, OpenGround, Service
+
+
+def _of(name: str) -> Build:
+    async def build(kit: Kit) -> Service:
+        # Not before it is asked for: a process of one service would else import all of them, at half a second of CPU.
+        root = importlib.import_module(f"services.{name}.server")
+        return cast(Service, await root.build(kit))
+
+    return build
+
+
+SERVICES: Mapping[str, Build] = {
+    name: _of(name) for name in ("mesh", "identity", "graph", "tweet", "engagement", "timeline", "fanout", "search")
+}
+
+
+def migrations() -> Mapping[str, Sequence[str]]:
+    """The keyspaces of the cluster family by their names without the namespace, and the scripts that bring it up to date."""
+    # Not before they are asked for: the drivers take half a second to import.
+    from services.engagement.store.cassandra import MIGRATIONS as ENGAGEMENT
+    from services.graph.store.cql import MIGRATIONS as GRAPH
+    from services.identity.store.cassandra import KEYS, KEYS_MIGRATIONS
+    from services.identity.store.cassandra import MIGRATIONS as IDENTITY
+    from services.platform.backends.cluster import MESH, MESH_MIGRATIONS
+    from services.tweet.store.cassandra_schema import MIGRATIONS as TWEET
+
+    return {
+        MESH: MESH_MIGRATIONS,
+        "identity": IDENTITY,
+        KEYS: KEYS_MIGRATIONS,
+        "graph": GRAPH,
+        "tweet": TWEET,
+        "engagement": ENGAGEMENT,
+    }
+
+
+async def _open_cluster(settings: Settings, stack: AsyncExitStack) -> Ground:
+    # Not before it is asked for: the drivers take half a second to import.
+    from services.platform.backends.cluster import open_cluster
+
+    return await open_cluster(settings, stack)
+
+
+GROUNDS: Mapping[str, OpenGround] = {"embedded": open_embedded, "cluster": _open_cluster}

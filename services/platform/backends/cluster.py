@@ -1,0 +1,89 @@
+"""What one process of the cluster family holds open, and the ground that its services stand on."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from services.platform.cassandra.job_leases import JOB_LEASES_MIGRATION, JobLease
+from services.platform.cassandra.keyspace import Cassandra, Keyspace
+from services.platform.cassandra.worker_id import LEASES_MIGRATION, CassandraLease
+from services.platform.config import Settings
+from services.platform.files import open_data_dir
+from services.platform.kafka.event_log import KafkaLog
+from services.platform.pagination.cursors import KEY_BYTES
+from services.platform.redis.client import Redis
+from services.platform.redis.shared_versions import SharedEntries
+from services.platform.rpc import errors
+from services.platform.service import Ground
+
+# Of the mesh itself, not of a service: who mints which ids, and what all processes must agree on.
+MESH = "mesh"
+_SECRETS = "CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)"
+MESH_MIGRATIONS = (_SECRETS, LEASES_MIGRATION, JOB_LEASES_MIGRATION)
+_SECRET = "SELECT value FROM secrets WHERE name = ?"  # noqa: S105 (a statement)
+_KEEP_SECRET = "INSERT INTO secrets (name, value) VALUES (?, ?) IF NOT EXISTS"  # noqa: S105
+_CURSOR_KEY = "cursor_key"
+
+
+class Cluster:
+    """The connections of one process. They close with the process, after the services."""
+
+    def __init__(self, settings: Settings, cassandra: Cassandra, redis: Redis, stack: AsyncExitStack) -> None:
+        self.settings = settings
+        self.cassandra = cassandra
+        self.redis = redis
+        self.shared = SharedEntries(redis)
+        self._stack = stack
+        self._opening = asyncio.Lock()
+        self._keyspaces: dict[str, Keyspace] = {}
+        stack.push_async_callback(self.shared.close)
+
+    @classmethod
+    async def open(cls, settings: Settings, stack: AsyncExitStack) -> Cluster:
+        """Opens them. UNAVAILABLE, naming the server, where one cannot be reached; FAILED_PRECONDITION where one is set up wrongly."""
+        cassandra = await Cassandra.open(settings)
+        stack.push_async_callback(cassandra.close)
+        redis = await Redis.open(settings)
+        stack.push_async_callback(redis.close)
+        return cls(settings, cassandra, redis, stack)
+
+    async def keyspace(self, service: str, migrations: Sequence[str]) -> Keyspace:
+        """A service's keyspace, brought up to date; the same one at every call."""
+        async with self._opening:
+            if service not in self._keyspaces:
+                keyspace = await Keyspace.open(self.cassandra, service, migrations)
+                self._stack.push_async_callback(keyspace.close)
+                self._keyspaces[service] = keyspace
+            return self._keyspaces[service]
+
+    async def job_lease(self, job: str) -> JobLease:
+        """Returns the lease of a periodic job, which one process of the mesh holds at a time. Errors as `keyspace`."""
+        return JobLease(await self.keyspace(MESH, MESH_MIGRATIONS), job)
+
+
+async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Ground:
+    """The ground of the cluster family: a leased worker id, the log on Kafka, one cursor key for the whole mesh."""
+    if settings.family != "cluster":
+        raise errors.failed_precondition(
+            f"this process was started for the cluster family, and family is {settings.family}"
+        )
+    open_data_dir(settings.data_dir)
+    cluster = await Cluster.open(settings, stack)
+    mesh = await cluster.keyspace(MESH, MESH_MIGRATIONS)
+    lease = await CassandraLease.open(mesh, settings)
+    stack.push_async_callback(lease.close)
+    log = await KafkaLog.open(settings)
+    stack.push_async_callback(log.close)
+    return Ground(log, lease.snowflake(), await _agreed_secret(mesh, _CURSOR_KEY), lease.fault, cluster)
+
+
+async def _agreed_secret(mesh: Keyspace, name: str) -> bytes:
+    """A random secret, made by whichever process asks first."""
+    known = await mesh.read_serial(_SECRET, name)
+    if not known:
+        await mesh.apply_if(_KEEP_SECRET, name, secrets.token_bytes(KEY_BYTES))
+        known = await mesh.read_serial(_SECRET, name)
+    return bytes(known[0][0])

@@ -1,0 +1,297 @@
+"""Cassandra: one driver a process, one keyspace a service, and nothing that blocks the loop.
+
+The driver answers on its own thread; see `in_flight` for the way back. Statements are prepared once, in a thread, and kept by their
+text, so texts are constants and values are bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, Self
+
+from cassandra import DriverException
+from cassandra.cluster import Cluster as Driver
+from cassandra.cluster import ResultSet, Session
+from cassandra.query import BatchStatement, BatchType, PreparedStatement, SimpleStatement
+from prometheus_client import Counter
+
+from services.platform.cassandra.driver import (
+    ONCE,
+    REPEATABLE,
+    SCHEMA,
+    SCHEMA_AGREEMENT_S,
+    SERIAL,
+    STATEMENT_S,
+    Stamps,
+    connect,
+    is_outcome_unknown,
+    new_driver,
+    refusal,
+    write_stamp,
+)
+from services.platform.cassandra.migrations import migrate
+from services.platform.cassandra.prepared_statements import CLOCKS_APART_S, Statements, qualified
+from services.platform.cassandra.request_limiter import Answer, InFlight
+from services.platform.config import Settings
+from services.platform.rpc import errors
+from services.platform.rpc.context import current
+from services.platform.rpc.reasons import Reason
+
+Row = tuple[Any, ...]
+Step = tuple[str, tuple[Any, ...]]
+"""A statement's text and its values."""
+
+# What one read may bring: lists that can be longer are read in pages, by LIMIT and a key to go on from.
+MAX_ROWS = 10_000
+# Sent in one go by `read_each` and `write_each`. Sending takes about 0.1 ms of the loop each, and others want their turn.
+SIDE_BY_SIDE = 64
+# A write whose outcome is unknown is sent this often in all, within the caller's deadline.
+MAX_WRITES = 3
+WRITE_AGAIN_S = 0.05
+# The longest that a write without a deadline (a consumer's) is tried.
+WRITE_BUDGET_S = 6.0
+# A batch is written thrice, and one node coordinates it: many rows belong into many writes.
+MAX_BATCH = 100
+
+_again = Counter("roost_cassandra_writes_again", "Writes sent again, because the outcome of the first was unknown.")
+
+
+class Cassandra:
+    """The connections of one process. What it runs is bounded in number and time; errors come out as RoostError."""
+
+    def __init__(self, settings: Settings, driver: Driver, session: Session, stamps: Stamps) -> None:
+        self.settings = settings
+        self.stamps = stamps
+        self._loop = asyncio.get_running_loop()
+        self._driver = driver
+        self._session = session
+        self._in_flight = InFlight()
+
+    @classmethod
+    async def open(cls, settings: Settings) -> Self:
+        """Connects. UNAVAILABLE where no node answers within seconds, FAILED_PRECONDITION where the settings do not fit the cluster."""
+        stamps = Stamps()
+        driver = new_driver(settings, stamps)
+        return cls(settings, driver, await asyncio.to_thread(connect, driver, settings), stamps)
+
+    async def close(self) -> None:
+        """Refuses what comes and what is still out, then closes the connections. A second call does nothing."""
+        self._in_flight.close()
+        await asyncio.to_thread(self._driver.shutdown)
+
+    async def prepare(self, cql: str) -> PreparedStatement:
+        """Prepares a statement whose tables are named with their keyspace, within STATEMENT_S. Errors as those of a read."""
+        try:
+            return await asyncio.to_thread(self._session.prepare, cql)
+        except Exception as error:
+            raise refusal(error, False) from error
+
+    async def change_schema(self, cql: str, keyspace: str | None = None) -> None:
+        """Runs one statement that changes the schema; returns when all nodes agree on it. UNAVAILABLE where they do not."""
+
+        def run() -> bool:
+            self._session.execute(SimpleStatement(cql, keyspace=keyspace), execution_profile=SCHEMA)
+            return bool(self._driver.control_connection.wait_for_schema_agreement(wait_time=SCHEMA_AGREEMENT_S))
+
+        try:
+            agreed = await asyncio.to_thread(run)
+        except Exception as error:
+            raise refusal(error, False) from error
+        if not agreed:
+            raise errors.unavailable("the nodes do not agree on the schema yet", reason=Reason.STORE_UNAVAILABLE)
+
+    async def learn_replicas(self, keyspace: str) -> None:
+        """Reads how a keyspace is replicated: from now on its statements go to the nodes that have the rows. Errors as those of a read."""
+        try:
+            # All nodes agree already, or know it for long: no waiting for that.
+            await asyncio.to_thread(self._driver.refresh_keyspace_metadata, keyspace, max_schema_agreement_wait=0)
+        except DriverException as error:
+            raise errors.unavailable("the store cannot do it now", reason=Reason.STORE_UNAVAILABLE) from error
+        except Exception as error:
+            raise refusal(error, False) from error
+
+    def deadline(self, at_most_s: float = STATEMENT_S) -> float:
+        """When what begins now must have ended, by the loop's clock: the call's deadline, or sooner."""
+        return min(current().deadline, self._loop.time() + at_most_s)
+
+    def time_left(self, deadline: float) -> float:
+        """Seconds to it, above 0; DEADLINE_EXCEEDED once it is past."""
+        left = deadline - self._loop.time()
+        if left <= 0:
+            raise errors.deadline_exceeded("no time was left to ask the store")
+        return left
+
+    def is_past(self, deadline: float) -> bool:
+        """Whether it has come, by the loop's clock."""
+        return self._loop.time() >= deadline
+
+    async def run(
+        self, statements: Sequence[Any], profile: Any, deadline: float, page: bytes | None = None, stamp: int = 0
+    ) -> list[Answer]:
+        """Runs statements side by side; the answers, errors included, in their order. `stamp` 0: fresh timestamps."""
+
+        def sender(statement: Any) -> Callable[[], Any]:
+            def send() -> Any:
+                left = min(self.time_left(deadline), STATEMENT_S)
+                token = write_stamp.set(stamp)
+                try:
+                    return self._session.execute_async(
+                        statement, timeout=left, execution_profile=profile, paging_state=page
+                    )
+                finally:
+                    write_stamp.reset(token)
+
+            return send
+
+        return await self._in_flight.run([sender(statement) for statement in statements], deadline)
+
+    def refuse(self, failed: Answer, maybe_stored: bool = False) -> Exception:
+        """The error for the caller, who is told of its own deadline only where that is what ended it."""
+        assert failed.error is not None
+        # The driver's timers run by another clock.
+        return refusal(failed.error, self.is_past(current().deadline - CLOCKS_APART_S), maybe_stored)
+
+
+class Keyspace:
+    """One service's keyspace. Every method: UNAVAILABLE where the cluster cannot serve it, DEADLINE_EXCEEDED where the call's time ran
+    out (after a write the outcome is unknown then), RESOURCE_EXHAUSTED where too much waits in this process.
+
+    Values are bound to `?` in their order. Any other error is a defect of the statement, and comes out as the driver's.
+    """
+
+    def __init__(self, cassandra: Cassandra, name: str) -> None:
+        self.name = name
+        self.cassandra = cassandra
+        self._statements = Statements(lambda cql: cassandra.prepare(qualified(cql, name)))
+
+    @classmethod
+    def of(cls, cassandra: Cassandra, service: str) -> Self:
+        """A service's keyspace, as it stands: it may not exist yet."""
+        return cls(cassandra, f"{cassandra.settings.keyspaces or cassandra.settings.namespace}_{service}")
+
+    @classmethod
+    async def open(cls, cassandra: Cassandra, service: str, migrations: Sequence[str]) -> Self:
+        """A service's keyspace, made and brought up to date where the settings allow it.
+
+        FAILED_PRECONDITION where a newer release wrote it, or where it is behind and `migrate_at_start` is off.
+        """
+        keyspace = cls.of(cassandra, service)
+        await migrate(keyspace, migrations)
+        await cassandra.learn_replicas(keyspace.name)
+        return keyspace
+
+    async def close(self) -> None:
+        """Forgets its statements. The connections are the process's."""
+        self._statements.clear()
+
+    async def read(self, cql: str, *values: Any) -> list[Row]:
+        """All rows, page by page, at LOCAL_QUORUM. RuntimeError beyond MAX_ROWS: no row is ever left out in silence."""
+        return await self._read(await self._bind(cql, values), REPEATABLE)
+
+    async def read_serial(self, cql: str, *values: Any) -> list[Row]:
+        """As `read`, and a conditional write that was left half done is seen through first: for after an unknown `apply_if`."""
+        return await self._read(await self._bind(cql, values), SERIAL)
+
+    async def read_each(self, cql: str, keys: Iterable[tuple[Any, ...]]) -> list[list[Row]]:
+        """The rows of each key, in the keys' order, read SIDE_BY_SIDE at a time; one failure fails the lot."""
+        statement = await self._statements.get(cql, self.cassandra.deadline())
+        found = []
+        for lot in _lots(statement.bind(key) for key in keys):
+            deadline = self.cassandra.deadline()
+            for bound, answer in zip(lot, await self.cassandra.run(lot, REPEATABLE, deadline), strict=True):
+                found.append(await self._pages(bound, answer, REPEATABLE, deadline))
+        return found
+
+    async def write(self, cql: str, *values: Any) -> None:
+        """An upsert or a deletion that is harmless to repeat. Where the outcome is unknown it is sent again, as the same write with
+        the same timestamp, while there is time; then UNAVAILABLE, reason OUTCOME_UNKNOWN."""
+        await self._write([await self._bind(cql, values)])
+
+    async def write_each(self, steps: Iterable[Step]) -> None:
+        """Each as `write`, SIDE_BY_SIDE at a time. After an error any of them may be stored: write all again."""
+        for lot in _lots([await self._bind(cql, values) for cql, values in steps]):
+            await self._write(lot)
+
+    async def batch(self, steps: Iterable[Step]) -> None:
+        """One logged batch (at most MAX_BATCH steps, else ValueError), sent again as `write` is: in the end all is stored, or nothing.
+
+        Others may see a part of it first, and after OUTCOME_UNKNOWN it may come to be minutes later.
+        """
+        await self._batch(steps, BatchType.LOGGED)
+
+    async def together(self, steps: Iterable[Step]) -> None:
+        """As `write_each`, in one request (at most MAX_BATCH steps, else ValueError) and at a third of a logged batch's cost.
+
+        For what somebody else will write in whole where a part of it is missing, and for rows of one partition, which come to be at once.
+        """
+        await self._batch(steps, BatchType.UNLOGGED)
+
+    async def apply_if(self, cql: str, *values: Any) -> tuple[bool, Row]:
+        """A conditional write (… IF …): whether it was applied, and the columns that spoke against it where it was not.
+
+        Never sent twice. UNAVAILABLE with reason OUTCOME_UNKNOWN, or DEADLINE_EXCEEDED: look with `read_serial` what came of it.
+        """
+        bound = await self._bind(cql, values)
+        (answer,) = await self.cassandra.run([bound], ONCE, self.cassandra.deadline())
+        if answer.error is not None:
+            raise self.cassandra.refuse(answer, maybe_stored=is_outcome_unknown(answer))
+        applied, *stood = (answer.rows or [(False,)])[0]
+        return bool(applied), () if applied else tuple(stood)
+
+    async def _read(self, bound: Any, profile: Any) -> list[Row]:
+        (answer,) = await self.cassandra.run([bound], profile, deadline := self.cassandra.deadline())
+        return await self._pages(bound, answer, profile, deadline)
+
+    async def _pages(self, bound: Any, answer: Answer, profile: Any, deadline: float) -> list[Row]:
+        rows: list[Row] = []
+        while True:
+            if answer.error is not None:
+                raise self.cassandra.refuse(answer)
+            rows = rows + answer.rows if rows and answer.rows else answer.rows or rows
+            if not answer.future.has_more_pages:
+                return rows
+            if len(rows) >= MAX_ROWS:
+                raise RuntimeError(
+                    f"more than {MAX_ROWS} rows: read them in pages ({bound.prepared_statement.query_string})"
+                )
+            (answer,) = await self.cassandra.run([bound], profile, deadline, ResultSet(answer.future, []).paging_state)
+
+    async def _batch(self, steps: Iterable[Step], kind: Any) -> None:
+        bound = [await self._bind(cql, values) for cql, values in steps]
+        if len(bound) > MAX_BATCH:
+            raise ValueError(f"{len(bound)} steps in a batch, at most {MAX_BATCH}")
+        if len(bound) <= 1:
+            await self._write(bound)
+            return
+        batch = BatchStatement(kind)
+        for statement in bound:
+            batch.add(statement)
+        await self._write([batch])
+
+    async def _write(self, statements: Sequence[Any]) -> None:
+        stamp = self.cassandra.stamps.fresh()
+        give_up = self.cassandra.deadline(WRITE_BUDGET_S)
+        for sent in range(1, MAX_WRITES + 1):
+            answers = await self.cassandra.run(statements, REPEATABLE, give_up, stamp=stamp)
+            failed = [(s, a) for s, a in zip(statements, answers, strict=True) if a.error is not None]
+            if not failed:
+                return
+            known = next((answer for _, answer in failed if not is_outcome_unknown(answer)), None)
+            pause_s = WRITE_AGAIN_S * 2 ** (sent - 1)
+            if known or sent == MAX_WRITES or self.cassandra.is_past(give_up - pause_s):
+                # Whatever the last try came to, an earlier one may have been stored.
+                raise self.cassandra.refuse(known or failed[0][1], maybe_stored=known is None or sent > 1)
+            await asyncio.sleep(pause_s)
+            statements = [statement for statement, _ in failed]
+            _again.inc(len(statements))
+
+    async def _bind(self, cql: str, values: Sequence[Any]) -> Any:
+        return await self._statements.bind(cql, values, self.cassandra.deadline())
+
+
+def _lots(statements: Iterable[Any]) -> Iterable[list[Any]]:
+    iterator = iter(statements)
+    while lot := list(islice(iterator, SIDE_BY_SIDE)):
+        yield lot

@@ -1,0 +1,140 @@
+"""A keyspace is made and brought up to date by whichever process comes first, while the others wait.
+
+What was applied is recorded in the keyspace itself, in a table that takes nothing but conditional writes. The process that holds its
+lease applies what is missing. Should the lease end under a slow one, two apply the same: each statement is harmless twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+
+from services.platform.rpc import errors
+
+if TYPE_CHECKING:
+    from services.platform.cassandra.keyspace import Cassandra, Keyspace
+
+# Longer than the slowest statement may take, and renewed before each script.
+LEASE_S = 60
+# Together three minutes: a whole schema on a slow machine. Who waits longer has found something broken.
+LOOK_AGAIN_S = 0.25
+MAX_LOOKS = 720
+
+# A fixed id: two nodes that create the table at the same time would otherwise make two tables of one name.
+_TABLE = """CREATE TABLE IF NOT EXISTS schema_migrations (
+    scope text, number int, digest text, owner text STATIC, PRIMARY KEY (scope, number)
+) WITH ID = {table_id}"""
+_IDS = uuid.UUID("5d5ff1a6-0e0f-4d0b-9a57-6f1f3c1f0c1e")
+_SCOPE = "schema"
+_APPLIED = "SELECT number, digest FROM schema_migrations WHERE scope = ?"
+_RECORD = "INSERT INTO schema_migrations (scope, number, digest) VALUES (?, ?, ?) IF NOT EXISTS"
+_CLAIM = "UPDATE schema_migrations USING TTL ? SET owner = ? WHERE scope = ? IF owner = null"
+_RENEW = "UPDATE schema_migrations USING TTL ? SET owner = ? WHERE scope = ? IF owner = ?"
+_RELEASE = "UPDATE schema_migrations SET owner = null WHERE scope = ? IF owner = ?"
+_TABLES = "SELECT table_name FROM tables WHERE keyspace_name = ? AND table_name = 'schema_migrations'"
+_DATACENTER = re.compile(r"[\w-]+")
+
+_log = structlog.get_logger(__name__)
+
+
+class Standing(NamedTuple):
+    """Where a keyspace stands: how many migrations were applied of how many."""
+
+    keyspace: str
+    applied: int
+    known: int
+
+
+async def standing(keyspace: Keyspace, migrations: Sequence[str]) -> Standing:
+    """Where it stands, changing nothing. FAILED_PRECONDITION where a newer release wrote it, or other migrations did."""
+    # Its own keyspace may not exist yet: nothing could be prepared in it.
+    system = type(keyspace)(keyspace.cassandra, "system_schema")
+    if not await system.read(_TABLES, keyspace.name):
+        return Standing(keyspace.name, 0, len(migrations))
+    return Standing(keyspace.name, await _applied(keyspace, migrations), len(migrations))
+
+
+async def migrate(keyspace: Keyspace, migrations: Sequence[str], at_start: bool = True) -> Standing:
+    """Makes the keyspace, and applies what is missing of `migrations`; returns where it stood before.
+
+    Each is a script: statements apart by `;` (none within them), all with IF NOT EXISTS. Append to the list, never change it.
+    FAILED_PRECONDITION as `standing`, or, with `at_start`, where something is missing and the settings say not to migrate at start.
+    UNAVAILABLE where another process holds the lease for minutes.
+    """
+    before = await standing(keyspace, migrations)
+    if before.applied == len(migrations):
+        return before
+    settings = keyspace.cassandra.settings
+    if at_start and not settings.migrate_at_start:
+        raise errors.failed_precondition(
+            f"{keyspace.name} is at migration {before.applied} of {before.known}: run `roost migrate` first"
+        )
+    await _create(keyspace.cassandra, keyspace.name)
+    owner = secrets.token_hex(8)
+    if await _claim(keyspace, owner, migrations):
+        try:
+            await _apply(keyspace, owner, migrations)
+        finally:
+            await keyspace.apply_if(_RELEASE, _SCOPE, owner)
+    return before
+
+
+async def _create(cassandra: Cassandra, name: str) -> None:
+    datacenter, copies = cassandra.settings.cassandra_datacenter, cassandra.settings.cassandra_replication
+    if not _DATACENTER.fullmatch(datacenter):
+        raise errors.failed_precondition(f"cassandra_datacenter is no name: {datacenter!r}")
+    replication = f"{{'class': 'NetworkTopologyStrategy', '{datacenter}': {copies}}}"
+    await cassandra.change_schema(f"CREATE KEYSPACE IF NOT EXISTS {name} WITH replication = {replication}")
+    await cassandra.change_schema(_TABLE.format(table_id=uuid.uuid5(_IDS, name)), name)
+
+
+async def _claim(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> bool:
+    """True with the lease; False where all was applied by another meanwhile."""
+    for _ in range(MAX_LOOKS):
+        if await _applied(keyspace, migrations) == len(migrations):
+            return False
+        applied, _ = await keyspace.apply_if(_CLAIM, LEASE_S, owner, _SCOPE)
+        if applied:
+            return True
+        await asyncio.sleep(LOOK_AGAIN_S)
+    raise errors.unavailable(f"another process has been migrating {keyspace.name} for too long")
+
+
+async def _apply(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> None:
+    for number in range(await _applied(keyspace, migrations) + 1, len(migrations) + 1):
+        kept, _ = await keyspace.apply_if(_RENEW, LEASE_S, owner, _SCOPE, owner)
+        if not kept:
+            raise errors.unavailable(f"the lease to migrate {keyspace.name} was lost")
+        script = migrations[number - 1]
+        for statement in filter(None, map(str.strip, script.split(";"))):
+            await keyspace.cassandra.change_schema(statement, keyspace.name)
+        await keyspace.apply_if(_RECORD, _SCOPE, number, _digest(script))
+        _log.info("migrated", keyspace=keyspace.name, number=number, of=len(migrations))
+
+
+async def _applied(keyspace: Keyspace, migrations: Sequence[str]) -> int:
+    """How many of them, from the first on. Refuses what this release cannot have written."""
+    # Rows of the partition without a number hold the lease alone.
+    rows = sorted(row for row in await keyspace.read_serial(_APPLIED, _SCOPE) if row[0] is not None)
+    if rows and rows[-1][0] > len(migrations):
+        raise errors.failed_precondition(
+            f"a newer release wrote {keyspace.name} (migration {rows[-1][0]} > {len(migrations)})"
+        )
+    for number, digest in rows:
+        if digest != _digest(migrations[number - 1]):
+            raise errors.failed_precondition(
+                f"migration {number} of {keyspace.name} is not the one that was applied: append to the list, never change it"
+                " (while developing: drop the keyspace)"
+            )
+    return len(rows)
+
+
+def _digest(script: str) -> str:
+    return hashlib.sha256(" ".join(script.split()).encode()).hexdigest()[:16]

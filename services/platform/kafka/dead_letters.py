@@ -1,0 +1,90 @@
+"""Dead letters on Kafka: a topic of their own that keeps the last word on each place, and takes a letter away once it is redriven."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from confluent_kafka import Message
+
+from services.platform.config import Settings
+from services.platform.events import log
+from services.platform.events.log import DeadLetter, Delivered, Record
+from services.platform.kafka.admin import EARLIEST, KafkaAdmin
+from services.platform.kafka.producer import KafkaProducer, Outgoing
+from services.platform.kafka.records import DEAD, headers_of, plain_headers, topic_of
+from services.platform.kafka.scan import scan
+
+MAX_REASON_CHARS = 1_000  # A failure may quote its whole input.
+_GROUP, _REASON = "group", "reason"
+_TOPIC, _PARTITION, _OFFSET, _KEY, _APPENDED = "topic", "partition", "offset", "key", "appended_ms"
+
+
+class DeadLetters:
+    """All groups' dead letters. `clock_ms` gives milliseconds since 1970."""
+
+    def __init__(
+        self, settings: Settings, admin: KafkaAdmin, producer: KafkaProducer, clock_ms: Callable[[], int]
+    ) -> None:
+        self._settings = settings
+        self._admin = admin
+        self._producer = producer
+        self._clock_ms = clock_ms
+        self._topic = topic_of(settings.namespace, DEAD)
+
+    async def bury(self, group: str, source: tuple[str, int], event: Delivered, error: BaseException) -> None:
+        """Keeps an event of a partition, and why the group gave up. Errors as KafkaProducer.send."""
+        reason = repr(error)[:MAX_REASON_CHARS]
+        topic, partition = source
+        headers = headers_of(Record(*event[2:]))
+        headers += [(_GROUP, group), (_REASON, reason), (_TOPIC, topic), (_PARTITION, str(partition))]
+        headers += [(_OFFSET, str(event.offset)), (_KEY, str(event.key)), (_APPENDED, str(event.appended_ms))]
+        # One letter a place, however often it is buried.
+        key = f"{group}/{topic}/{partition}/{event.offset}"
+        await self._producer.send([Outgoing(self._topic, key, event.payload, headers, self._clock_ms())])
+
+    async def of_group(self, group: str) -> list[DeadLetter]:
+        """The group's letters, oldest first, at most MAX_BATCH."""
+        return list((await self._read(group)).values())
+
+    async def redrive(self, group: str) -> int:
+        """Appends the group's letters anew and takes them away; in that order, for a crash between must lose none.
+
+        At most MAX_BATCH, once: those that come back meanwhile wait for the next call.
+        """
+        letters = await self._read(group)
+        await self._producer.append([Record(*letter.event[2:]) for letter in letters.values()])
+        now = self._clock_ms()
+        # The group's name stays with the tombstone, or it could not be told whose it is.
+        await self._producer.send(Outgoing(self._topic, key, None, [(_GROUP, group)], now) for key in letters)
+        return len(letters)
+
+    async def _read(self, group: str) -> dict[str, DeadLetter]:
+        begin = await self._admin.offsets(await self._admin.places([DEAD]), EARLIEST)
+
+        def fold() -> dict[str, DeadLetter]:
+            found: dict[str, DeadLetter] = {}
+            for message in scan(self._settings, begin):
+                headers, key = plain_headers(message), (message.key() or b"").decode()
+                if headers.get(_GROUP) != group:
+                    continue
+                found.pop(key, None)
+                # Beyond the bound the oldest are kept: the others are found once these are redriven.
+                if message.value() is not None and len(found) < log.MAX_BATCH:
+                    found[key] = _letter(message, headers)
+            return found
+
+        return await asyncio.to_thread(fold)
+
+
+def _letter(message: Message, headers: dict[str, str]) -> DeadLetter:
+    event = Delivered(
+        int(headers[_OFFSET]),
+        int(headers[_APPENDED]),
+        headers["type"],
+        int(headers[_KEY]),
+        int(headers["id"]),
+        message.value() or b"",
+        headers["trace"],
+    )
+    return DeadLetter(headers[_REASON], message.timestamp()[1], event)

@@ -1,0 +1,121 @@
+"""The event log on Kafka: one topic an entity, key = author, at least once, no transactions.
+
+Kafka is never the place of record: an event lies in its service's outbox until it is delivered here.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+import orjson
+import structlog
+
+from services.platform.config import Settings
+from services.platform.events import log as event_log
+from services.platform.events.log import Apply, DeadLetter, Delivered, EventLog, Record
+from services.platform.events.worker_loop import RETRY_FIRST_S
+from services.platform.ids.snowflake import wall_clock_ms
+from services.platform.kafka.admin import LATEST, KafkaAdmin, at_time
+from services.platform.kafka.consumer import KafkaConsumer
+from services.platform.kafka.dead_letters import DeadLetters
+from services.platform.kafka.producer import KafkaProducer
+from services.platform.kafka.records import DEAD, Place, entities
+
+# How members of a group learn that it was moved: an event for every process. No entity has this name.
+MOVED = "log.moved"
+
+_log = structlog.get_logger(__name__)
+
+
+class KafkaLog(EventLog):
+    """The EventLog port. Order holds per key over the topics of one entity, among what one process appends one after the other."""
+
+    def __init__(self, settings: Settings, clock_ms: Callable[[], int], retry_first_s: float) -> None:
+        self.settings = settings
+        self.clock_ms = clock_ms
+        self.retry_first_s = retry_first_s
+        self.admin = KafkaAdmin(settings)
+        self.producer = KafkaProducer(settings, clock_ms)
+        self.dead = DeadLetters(settings, self.admin, self.producer, clock_ms)
+        self.running: dict[str, KafkaConsumer] = {}
+        self._self = uuid.uuid4().hex
+        self._listener: KafkaConsumer | None = None
+
+    @classmethod
+    async def open(
+        cls, settings: Settings, clock_ms: Callable[[], int] = wall_clock_ms, retry_first_s: float = RETRY_FIRST_S
+    ) -> Self:
+        """Connects, and makes the topics that are missing. UNAVAILABLE, in words, where no broker answers within seconds."""
+        log = cls(settings, clock_ms, retry_first_s)
+        try:
+            await log.admin.check()
+            await log.admin.ensure([*entities(), DEAD, MOVED])
+        except BaseException:
+            await log.close()
+            raise
+        return log
+
+    async def append(self, records: Sequence[Record]) -> None:
+        await self.admin.ensure({record.topic for record in records})
+        await self.producer.append(records)
+
+    def consumer(
+        self,
+        group: str,
+        topics: Sequence[str],
+        apply: Apply,
+        max_batch: int = event_log.DEFAULT_BATCH,
+        everywhere: bool = False,
+    ) -> KafkaConsumer:
+        return KafkaConsumer(self, group, topics, apply, event_log.check_batch(max_batch), everywhere)
+
+    async def dead_letters(self, group: str) -> list[DeadLetter]:
+        return await self.dead.of_group(group)
+
+    async def redrive(self, group: str) -> int:
+        return await self.dead.redrive(group)
+
+    async def close(self) -> None:
+        for consumer in list(self.running.values()):
+            await consumer.stop()
+        self._listener = None
+        await self.producer.close()
+
+    async def replay(self, group: str, time_ms: int) -> int | None:
+        """Moves a group to a time (milliseconds since 1970), in all its partitions; how many events lie from there on, all
+        topics' together, or None where there is no such group."""
+        stands = list(await self.admin.committed(f"{self.settings.namespace}.{group}"))
+        if not stands:
+            return None
+        targets = await self.admin.offsets(stands, at_time(time_ms))
+        await self.move(group, targets)
+        ends = await self.admin.offsets(stands, LATEST)
+        return sum(ends[place] - offset for place, offset in targets.items())
+
+    async def move(self, group: str, targets: Mapping[Place, int]) -> None:
+        """Moves a group that has no consumer here: where it has members elsewhere, they are told."""
+        if not await self.admin.move(f"{self.settings.namespace}.{group}", targets):
+            await self.tell(group, targets)
+
+    async def tell(self, group: str, targets: Mapping[Place, int]) -> None:
+        """Tells the group's members in all other processes to go on at these offsets."""
+        said = {"group": group, "by": self._self, "places": [[*place, offset] for place, offset in targets.items()]}
+        await self.append([Record(MOVED, 0, 0, orjson.dumps(said))])
+
+    async def listen(self) -> None:
+        """Begins to hear what others `tell`."""
+        if self._listener is None:
+            self._listener = self.consumer("moves", [MOVED], self._hear, everywhere=True)
+            await self._listener.start()
+
+    async def _hear(self, events: Sequence[Delivered]) -> None:
+        for event in events:
+            said = orjson.loads(event.payload)
+            consumer = self.running.get(said["group"])
+            if consumer is None or said["by"] == self._self:
+                continue
+            targets = {(topic, partition): offset for topic, partition, offset in said["places"]}
+            _log.info("moved by another process", group=consumer.group)
+            await consumer.go_to(targets)

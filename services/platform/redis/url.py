@@ -1,0 +1,130 @@
+"""Where Redis is: one server, the master that Sentinels name, or the nodes of a Redis Cluster. Written as a URL.
+
+`redis://[user:password@]host:port/db` (`rediss://` with TLS, `unix:///path?db=0`), `redis+sentinel://[user:password@]host:port,host:port/master/db`,
+`redis+cluster://[user:password@]host:port,host:port`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from redis.asyncio import Redis as Client
+from redis.asyncio import RedisCluster, Sentinel
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from services.platform.redis.connection import Endpoint
+from services.platform.rpc import errors
+
+Kind = Literal["single", "sentinel", "cluster"]
+REDIS_PORT, SENTINEL_PORT = 6379, 26379
+# Beside the connections of the hot commands, which are few: page reads and counters of one process.
+MAX_CONNECTIONS = 64
+
+_KINDS: dict[str, tuple[Kind, bool]] = {
+    "redis": ("single", False),
+    "rediss": ("single", True),
+    "unix": ("single", False),
+    "redis+sentinel": ("sentinel", False),
+    "rediss+sentinel": ("sentinel", True),
+    "redis+cluster": ("cluster", False),
+    "rediss+cluster": ("cluster", True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What a URL says. `hosts` are the Sentinels or some nodes of the cluster; `server` is the one server, or how to get into any."""
+
+    kind: Kind
+    hosts: tuple[tuple[str, int], ...]
+    master: str
+    server: Endpoint
+
+    @classmethod
+    def parse(cls, url: str) -> Places:
+        """FAILED_PRECONDITION, in words and without the password, where it is no such URL."""
+        try:
+            return _parse(url)
+        except ValueError as error:
+            raise errors.failed_precondition(
+                f"the setting `redis` is not understood ({error}): write redis://host:port/db, "
+                "redis+sentinel://host:port,host:port/master/db or redis+cluster://host:port,host:port"
+            ) from error
+
+    def __str__(self) -> str:
+        hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
+        return self.server.path or (f"{self.master} at the Sentinels {hosts}" if self.master else hosts)
+
+    def client(self, timeout_s: float) -> Client | RedisCluster:
+        """redis-py's client for it, with bounds of ours: its own would try for a minute."""
+        known: dict[str, Any] = {
+            "username": self.server.username or None,
+            "password": self.server.password or None,
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+            "max_connections": MAX_CONNECTIONS,
+            "protocol": 2,
+        }
+        # Once: a connection that the server closed while it was idle is found out only by using it.
+        known["retry"] = Retry(NoBackoff(), 1)
+        if self.kind == "cluster":
+            nodes = [ClusterNode(host, port) for host, port in self.hosts]
+            return RedisCluster(startup_nodes=nodes, ssl=self.server.tls, **known)
+        known["db"] = self.server.db
+        if self.kind == "sentinel":
+            client: Client = self.sentinel(timeout_s).master_for(self.master, ssl=self.server.tls, **known)
+            return client
+        if self.server.path:
+            return Client(unix_socket_path=self.server.path, **known)
+        return Client(host=self.server.host, port=self.server.port, ssl=self.server.tls, **known)
+
+    def sentinel(self, timeout_s: float) -> Any:
+        """The Sentinels, to be asked who is the master."""
+        bounds: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "protocol": 2}
+        no_retry = bounds | {"retry": Retry(NoBackoff(), 0)}
+        return Sentinel(list(self.hosts), sentinel_kwargs=no_retry)  # type: ignore[no-untyped-call]
+
+    def at(self, host: str, port: int) -> Endpoint:
+        """How to get into the server there."""
+        return replace(self.server, host=host, port=port)
+
+
+def _parse(url: str) -> Places:
+    parts = urlsplit(url)
+    if parts.scheme not in _KINDS:
+        raise ValueError(f"unknown scheme {parts.scheme!r}")
+    kind, tls = _KINDS[parts.scheme]
+    login, _, where = parts.netloc.rpartition("@")
+    username, _, password = login.partition(":")
+    entry = Endpoint(username=unquote(username), password=unquote(password), tls=tls)
+    steps = [unquote(step) for step in parts.path.split("/") if step]
+    if parts.scheme == "unix":
+        db = parse_qs(parts.query).get("db", ["0"])[0]
+        return Places("single", (), "", replace(entry, path=unquote(parts.path), db=_number(db)))
+    hosts = tuple(_host(text, SENTINEL_PORT if kind == "sentinel" else REDIS_PORT) for text in where.split(","))
+    if kind == "single" and len(hosts) > 1:
+        raise ValueError("several servers without +sentinel or +cluster")
+    master = steps.pop(0) if kind == "sentinel" and steps else ""
+    if kind == "sentinel" and not master:
+        raise ValueError("no name of a master")
+    if len(steps) > 1 or (kind == "cluster" and steps and _number(steps[0])):
+        raise ValueError("the path after the servers")
+    host, port = hosts[0]
+    return Places(kind, hosts, master, replace(entry, host=host, port=port, db=_number(steps[0]) if steps else 0))
+
+
+def _host(text: str, port: int) -> tuple[str, int]:
+    name = urlsplit(f"//{text}")
+    if not name.hostname:
+        raise ValueError("a server without a name")
+    return name.hostname, name.port or port
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"database {text!r} is no number")
+    return int(text)

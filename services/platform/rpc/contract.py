@@ -1,0 +1,110 @@
+"""The contract as Python sees it: every RPC with its policy, types and twin, read from the descriptors.
+
+The interceptors, the gateway and the CLI are engines over this; none of them keeps a list of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import roost
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from roost.options.v1 import options_pb2
+
+from services.platform.rpc.bounds import Bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC. `path` is gRPC's name of it, `/roost.tweet.v1.TweetService/GetTweet`; `folder` the service that owns it, `tweet`."""
+
+    path: str
+    service: str
+    folder: str
+    name: str
+    policy: options_pb2.MethodPolicy
+    descriptor: MethodDescriptor
+    request: type[Message]
+    response: type[Message]
+    # What services really pass: the response, or its twin.
+    passed: type[Message]
+    caller_only: tuple[str, ...]
+    # Of the request's lists.
+    bounds: Bounds
+
+    @property
+    def client_streaming(self) -> bool:
+        return bool(self.descriptor.client_streaming)
+
+    @property
+    def server_streaming(self) -> bool:
+        return bool(self.descriptor.server_streaming)
+
+
+def field_policy(field: FieldDescriptor) -> options_pb2.FieldPolicy:
+    """The field's `(roost.options.v1.field)`; empty where it has none."""
+    policy: options_pb2.FieldPolicy = field.GetOptions().Extensions[options_pb2.field]
+    return policy
+
+
+def twin_of(message: Descriptor) -> type[Message]:
+    """The class that services pass for this message: its twin, or its own."""
+    name = message.GetOptions().Extensions[options_pb2.twin]
+    return message_class(descriptor_pool.Default().FindMessageTypeByName(name) if name else message)
+
+
+def message_class(descriptor: Descriptor) -> type[Message]:
+    """The generated class of a message."""
+    cls: type[Message] = message_factory.GetMessageClass(descriptor)
+    return cls
+
+
+@functools.cache
+def methods() -> Mapping[str, Method]:
+    """Every RPC of every `roost` package by path, in a stable order."""
+    found: dict[str, Method] = {}
+    for module in sorted(_modules()):
+        file: Any = importlib.import_module(module).DESCRIPTOR
+        for service in file.services_by_name.values():
+            for descriptor in service.methods:
+                method = _method(descriptor)
+                found[method.path] = method
+    return found
+
+
+def called_by(name: str) -> frozenset[str]:
+    """The folders of the services whose internal methods the contract opens to the service `name`."""
+    return frozenset(method.folder for method in methods().values() if name in method.policy.callers)
+
+
+def _modules() -> list[str]:
+    # `roost` is a namespace package, which pkgutil does not walk into.
+    roots = [Path(root) for root in roost.__path__]
+    files = [(root, path) for root in roots for path in root.rglob("*_pb2.py")]
+    return [".".join(("roost", *path.relative_to(root).with_suffix("").parts)) for root, path in files]
+
+
+def _method(descriptor: MethodDescriptor) -> Method:
+    service = descriptor.containing_service
+    policy = descriptor.GetOptions().Extensions[options_pb2.policy]
+    request = descriptor.input_type
+    return Method(
+        path=f"/{service.full_name}/{descriptor.name}",
+        service=service.full_name,
+        folder=service.full_name.split(".")[1],
+        name=descriptor.name,
+        policy=policy,
+        descriptor=descriptor,
+        request=message_class(request),
+        response=message_class(descriptor.output_type),
+        passed=twin_of(descriptor.output_type),
+        caller_only=tuple(field.name for field in request.fields if field_policy(field).caller_only),
+        bounds=Bounds(request),
+    )

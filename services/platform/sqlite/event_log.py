@@ -1,0 +1,229 @@
+"""The embedded event log: one SQLite file, its writer's order, and consumers woken by the commit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from services.platform.events import log as event_log
+from services.platform.events.batch_retry import apply_or_bury
+from services.platform.events.log import Apply, Consumer, DeadLetter, Delivered, EventLog, Lag, Record
+from services.platform.events.worker_loop import RETRY_FIRST_S, Pump
+from services.platform.ids.snowflake import wall_clock_ms
+from services.platform.sqlite.database import Database
+
+SWEEP_EVERY_S = 3_600.0  # Retention is a matter of days.
+SWEEP_ROWS = 5_000  # In one transaction: a short one, for every append waits for it.
+DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
+MAX_REASON_CHARS = 1_000  # A failure may quote its whole input.
+
+SCHEMA = """
+CREATE TABLE event (
+    -- AUTOINCREMENT: an offset is never given twice, even after retention emptied the table.
+    event_offset INTEGER PRIMARY KEY AUTOINCREMENT, appended_ms INTEGER NOT NULL, topic TEXT NOT NULL,
+    key INTEGER NOT NULL, event_id INTEGER NOT NULL, payload BLOB NOT NULL, traceparent TEXT NOT NULL
+);
+CREATE TABLE consumer_offset (consumer_group TEXT PRIMARY KEY, event_offset INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE dead_letter (
+    consumer_group TEXT NOT NULL, event_offset INTEGER NOT NULL, reason TEXT NOT NULL, failed_ms INTEGER NOT NULL,
+    PRIMARY KEY (consumer_group, event_offset)
+) WITHOUT ROWID;
+"""
+_APPEND = "INSERT INTO event VALUES (NULL, ?, ?, ?, ?, ?, ?)"
+_FETCH = """SELECT * FROM event WHERE event_offset > ? AND topic IN (SELECT value FROM json_each(?))
+    ORDER BY event_offset LIMIT ?"""
+_LAG = """SELECT count(*), min(appended_ms) FROM (SELECT appended_ms FROM event
+    WHERE event_offset > ? AND topic IN (SELECT value FROM json_each(?)) ORDER BY event_offset LIMIT ?)"""
+_SINCE = "SELECT min(event_offset) FROM event WHERE appended_ms >= ?"
+_HEAD = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'event'"
+_STORE = "INSERT OR REPLACE INTO consumer_offset VALUES (?, ?)"
+_STORED = "SELECT coalesce(max(event_offset), 0) FROM consumer_offset WHERE consumer_group = ?"
+_FORGET = "DELETE FROM consumer_offset WHERE consumer_group = ?"
+_BURY = "INSERT OR REPLACE INTO dead_letter VALUES (?, ?, ?, ?)"
+_DEAD = """SELECT reason, failed_ms, event.* FROM dead_letter JOIN event USING (event_offset)
+    WHERE consumer_group = ? ORDER BY event_offset LIMIT ?"""
+_REDRIVE = """INSERT INTO event SELECT NULL, ?, topic, key, event_id, payload, traceparent
+    FROM dead_letter JOIN event USING (event_offset) WHERE consumer_group = ? ORDER BY event_offset"""
+_FORGET_DEAD = "DELETE FROM dead_letter WHERE consumer_group = ?"
+_SWEEP_DEAD = "DELETE FROM dead_letter WHERE failed_ms < ?"
+_SWEEP = """DELETE FROM event WHERE event_offset IN (SELECT event_offset FROM event WHERE appended_ms < ?
+    AND event_offset <= coalesce((SELECT min(event_offset) FROM consumer_offset), event_offset)
+    AND event_offset NOT IN (SELECT event_offset FROM dead_letter) ORDER BY event_offset LIMIT ?)"""
+
+
+class EmbeddedLog(EventLog):
+    """The EventLog port on one SQLite file; the order of appending is the order for all groups, over all topics."""
+
+    def __init__(self, db: Database, clock_ms: Callable[[], int], retry_first_s: float) -> None:
+        self.db = db
+        self.clock_ms = clock_ms
+        self.retry_first_s = retry_first_s
+        self.running: dict[str, EmbeddedConsumer] = {}
+        db.on_commit(self._wake)
+        self._sweeper = Pump("event-log-retention", self._sweep_all)
+        self._sweeper.start()
+
+    @classmethod
+    async def open(
+        cls, path: Path, clock_ms: Callable[[], int] = wall_clock_ms, retry_first_s: float = RETRY_FIRST_S
+    ) -> EmbeddedLog:
+        """Opens or creates the log in the file `path`. Errors as in Database.open."""
+        return cls(await Database.open(path, [SCHEMA]), clock_ms, retry_first_s)
+
+    async def append(self, records: Sequence[Record]) -> None:
+        now = self.clock_ms()
+        if records:
+            await self.db.write(lambda c: c.executemany(_APPEND, [(now, *record) for record in records]))
+
+    def consumer(
+        self,
+        group: str,
+        topics: Sequence[str],
+        apply: Apply,
+        max_batch: int = event_log.DEFAULT_BATCH,
+        everywhere: bool = False,
+    ) -> EmbeddedConsumer:
+        return EmbeddedConsumer(self, group, topics, apply, event_log.check_batch(max_batch), everywhere)
+
+    async def dead_letters(self, group: str) -> list[DeadLetter]:
+        rows = await self.db.read(lambda c: c.execute(_DEAD, (group, event_log.MAX_BATCH)).fetchall())
+        return [DeadLetter(reason, failed_ms, Delivered(*event)) for reason, failed_ms, *event in rows]
+
+    async def redrive(self, group: str) -> int:
+        def move(connection: sqlite3.Connection) -> int:
+            connection.execute(_REDRIVE, (self.clock_ms(), group))
+            return connection.execute(_FORGET_DEAD, (group,)).rowcount
+
+        return await self.db.write(move)
+
+    async def sweep(self) -> int:
+        """Deletes what is past retention and consumed by every group: returns how many events, at most SWEEP_ROWS."""
+        # Consumers pass over other groups' topics without a write; here retention learns how far they are.
+        reached = [(group, c.position) for group, c in self.running.items() if c.position and not c.everywhere]
+
+        def delete(connection: sqlite3.Connection) -> int:
+            now = self.clock_ms()
+            connection.executemany(_STORE, reached)
+            connection.execute(_SWEEP_DEAD, (now - DEAD_LETTERS_KEPT_S * 1000,))
+            return connection.execute(_SWEEP, (now - event_log.RETENTION_S * 1000, SWEEP_ROWS)).rowcount
+
+        return await self.db.write(delete, quiet=True)
+
+    async def close(self) -> None:
+        await self._sweeper.stop()
+        for consumer in list(self.running.values()):
+            await consumer.stop()
+        await self.db.close()
+
+    def _wake(self) -> None:
+        # By the commit, not by whoever appended, who may have been cancelled. Writes without an event in them are quiet.
+        for consumer in self.running.values():
+            consumer.pump.wake()
+
+    async def _sweep_all(self) -> bool:
+        more = await self.sweep() == SWEEP_ROWS
+        if not more:
+            asyncio.get_running_loop().call_later(SWEEP_EVERY_S, self._sweeper.wake)
+        return more
+
+
+class EmbeddedConsumer(Consumer):
+    """The Consumer port: reads, applies, stores its offset, and sleeps until the next append."""
+
+    def __init__(
+        self, log: EmbeddedLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, everywhere: bool
+    ) -> None:
+        self.everywhere = everywhere
+        self.pump = Pump(f"consumer-{group}", self._step, log.retry_first_s)
+        self._log = log
+        self._group = group
+        self._topics = json.dumps(list(topics))
+        self._apply = apply
+        self._max_batch = max_batch
+        # The last offset applied or passed over.
+        self.position = 0
+        # Whether an `everywhere` consumer has a place already: it has none in the file.
+        self._placed = False
+        # Counts seeks: a batch that was at hand during one must not store its offset over it.
+        self._seeks = 0
+        self._paused = False
+
+    async def start(self) -> None:
+        if self._log.running.setdefault(self._group, self) is not self:
+            raise ValueError(f"group {self._group} has a consumer: a second one would apply everything again")
+        if not self._placed:
+            self.position = await self._load()
+            await self._store(self.position)  # From here on retention knows the group.
+        self.pump.start()
+
+    async def stop(self) -> None:
+        await self.pump.stop()
+        if self._log.running.get(self._group) is self:
+            del self._log.running[self._group]
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self.pump.wake()
+
+    async def lag(self) -> Lag:
+        known = self._placed or self._log.running.get(self._group) is self
+        position = self.position if known else await self._load()
+        bounds = (position, self._topics, event_log.MAX_LAG_COUNTED)
+        count, oldest_ms = await self._log.db.read(lambda c: c.execute(_LAG, bounds).fetchone())
+        return Lag(count, max(self._log.clock_ms() - oldest_ms, 0) / 1000 if count else 0.0)
+
+    async def seek(self, *, offset: int | None = None, time_ms: int | None = None) -> None:
+        def before(connection: sqlite3.Connection) -> int:
+            (first,) = (offset,) if offset is not None else connection.execute(_SINCE, (time_ms,)).fetchone()
+            return int(first - 1 if first is not None else connection.execute(_HEAD).fetchone()[0])
+
+        position = await self._log.db.read(before)
+        self._seeks, self.position = self._seeks + 1, position
+        await self._store(position)
+        self.pump.wake()
+
+    async def _step(self) -> bool:
+        """Applies the next batch; False if there is none after it."""
+        if self._paused:
+            return False
+        position, seeks = self.position, self._seeks
+
+        def fetch(connection: sqlite3.Connection) -> tuple[list[Delivered], int]:
+            rows = connection.execute(_FETCH, (position, self._topics, self._max_batch))
+            return [Delivered(*row) for row in rows], connection.execute(_HEAD).fetchone()[0]
+
+        batch, head = await self._log.db.read(fetch)
+        if batch:
+            await apply_or_bury(self._group, batch, self._apply, self.pump.rest, self._bury)
+        # A batch that is not full was all there is up to the head: other topics' events are passed over.
+        full = len(batch) == self._max_batch
+        reached = batch[-1].offset if full else head
+        if seeks == self._seeks and batch:
+            await self._store(reached)
+        if seeks == self._seeks:
+            self.position = reached
+        return full
+
+    async def _bury(self, event: Delivered, error: BaseException) -> None:
+        row = (self._group, event.offset, repr(error)[:MAX_REASON_CHARS], self._log.clock_ms())
+        await self._log.db.write(lambda c: c.execute(_BURY, row), quiet=True)
+
+    async def _load(self) -> int:
+        query, values = (_HEAD, ()) if self.everywhere else (_STORED, (self._group,))
+        (stored,) = await self._log.db.read(lambda c: c.execute(query, values).fetchone())
+        return int(stored)
+
+    async def _store(self, position: int) -> None:
+        if self.everywhere:
+            if not self._placed:
+                # Where the group was an ordinary one before, retention would wait for it for ever.
+                await self._log.db.write(lambda c: c.execute(_FORGET, (self._group,)), quiet=True)
+            self._placed = True
+            return
+        await self._log.db.write(lambda c: c.execute(_STORE, (self._group, position)), quiet=True)

@@ -1,0 +1,63 @@
+"""What SQLite's errors mean to whoever runs the mesh: SQLite names neither the file nor the cause."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from services.platform import files
+
+_DAMAGED = "it is damaged, or not a database: put back the copy of a backup, or move the file away and start without what it held"
+_ADVICE = {"CORRUPT": _DAMAGED, "NOTADB": _DAMAGED, "FULL": files.ADVICE[errno.ENOSPC]}
+# The file or its disk refuses, and may take the same statement later.
+PASSING = frozenset({"BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PROTOCOL", "READONLY"})
+# The file is not what SQLite wrote: it takes a backup. Other parts of it, and other files, may still serve.
+DAMAGED = frozenset({"CORRUPT", "NOTADB"})
+# The largest file that SQLite makes at a start: the index of its log.
+_PROBE_BYTES = 32_768
+
+
+def kind_of(error: sqlite3.Error) -> str:
+    """SQLite's primary result code without its prefix, such as CORRUPT, FULL or IOERR; "" if there is none."""
+    return (getattr(error, "sqlite_errorname", None) or "").removeprefix("SQLITE_").split("_")[0]
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """As `files.naming`, also for those errors of SQLite that are about the file and not about a statement."""
+    try:
+        with files.naming(path):
+            yield
+    except sqlite3.Error as error:
+        if kind_of(error) not in PASSING | DAMAGED:
+            raise
+        raise files.unusable(path, _ADVICE.get(kind_of(error)) or _cause(path, error)) from error
+
+
+def note(path: Path, error: sqlite3.Error) -> str:
+    """One line for the operator, not for callers: the file, what is wrong with it and what to do."""
+    return f"{path} cannot be used: {_ADVICE.get(kind_of(error), str(error))}"
+
+
+def _cause(path: Path, error: sqlite3.Error) -> str:
+    """SQLite says "unable to open" or "disk I/O error" of many things; the operating system knows which."""
+    fault = _fault_of(path)
+    return files.ADVICE.get(fault, f"{error} ({os.strerror(fault)})" if fault else str(error))
+
+
+def _fault_of(path: Path) -> int:
+    """Opens the file and writes beside it, as SQLite does: the number of the error that this gives, or 0."""
+    probe = path.with_name(f"{path.name}.new")
+    try:
+        os.close(os.open(path, os.O_RDWR))
+        probe.write_bytes(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return error.errno or 0
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return 0

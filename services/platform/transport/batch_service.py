@@ -1,0 +1,65 @@
+"""The receiving end of the coalescing envelope: every call in it is served as if it had come alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from roost.mesh.v1 import batch_service_pb2 as pb
+from roost.mesh.v1 import batch_service_pb2_grpc as pb_grpc
+
+from services.platform.rpc import errors
+from services.platform.rpc.context import Actor, Call, current
+from services.platform.rpc.interceptors import Endpoint
+from services.platform.transport.remote import AUTHORIZATION_KEY
+
+# Metadata of a call to who calls it: the actor, and the calling service.
+Identify = Callable[[Mapping[str, str]], Awaitable[tuple[Actor, str]]]
+
+
+class BatchServicer(pb_grpc.BatchServiceServicer):
+    """Serves envelopes over the endpoints of this process. `identify` turns an `authorization` into who calls."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], identify: Identify) -> None:
+        self._endpoints = endpoints
+        self._identify = identify
+
+    async def Call(self, request: pb.CallRequest, context: Any) -> pb.CallResponse:
+        """Makes the calls side by side; each has its own deadline, status and current call."""
+        caller = current().caller
+        results = await asyncio.gather(*(self._serve(item, caller) for item in request.items))
+        return pb.CallResponse(results=results)
+
+    async def _serve(self, item: pb.CallItem, caller: str) -> pb.CallResult:
+        trailing = _Trailing()
+        try:
+            endpoint = self._endpoints.get(item.method)
+            if endpoint is None or endpoint.method.server_streaming or endpoint.method.client_streaming:
+                raise errors.unimplemented(f"{item.method} is not served here")
+            actor, _ = await self._identify({AUTHORIZATION_KEY: item.authorization} if item.authorization else {})
+            deadline = asyncio.get_running_loop().time() + min(endpoint.cap_s, item.deadline_ms / 1000)
+            who = (actor, caller, item.request_id, item.traceparent)
+            call = Call(item.method, *who, deadline, address=item.client_address)
+            answer = await endpoint.unary(item.payload, call, trailing)
+            return pb.CallResult(payload=answer.SerializeToString(), trailing_metadata=trailing.texts)
+        except errors.RoostError as error:
+            status = error.status()
+            return pb.CallResult(
+                code=status.code,
+                message=error.message,
+                details=status.SerializeToString(),
+                trailing_metadata=trailing.texts,
+            )
+
+
+class _Trailing:
+    """Keeps what a servicer sends behind its answer; binary values stay at home."""
+
+    __slots__ = ("texts",)
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        self.texts = {key: value for key, value in trailing_metadata if isinstance(value, str)}

@@ -1,0 +1,254 @@
+"""Calls that leave for one target at the same time travel as one: a hop between processes costs the same for one call and for forty.
+
+There is no timer to collect them. While two envelopes are under way, calls queue; when one is answered, all that wait leave together. A
+call that finds nothing under way leaves by itself, as an ordinary RPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, NamedTuple
+
+import grpc
+from prometheus_client import Histogram
+from roost.mesh.v1 import batch_service_pb2 as pb
+from roost.mesh.v1 import batch_service_pb2_grpc as pb_grpc
+
+from services.platform.rpc import errors
+from services.platform.rpc.context import Call, current_call
+from services.platform.rpc.contract import Method, methods
+from services.platform.transport.base import AbstractChannel
+from services.platform.transport.inprocess_calls import rpc_error
+from services.platform.transport.remote import time_left
+
+# Under way at once for one target: a second one, so that the wire is not idle while the first is worked on.
+MAX_ENVELOPES = 2
+# Older ones no longer count: a slow call in one must not keep others from leaving.
+SLOW_S = 0.005
+# Of one envelope: half of what a server takes in one message, and what one loop works through in some 50 ms.
+MAX_ITEMS = 200
+MAX_BYTES = 512 * 1024
+# What waits for one target: beyond it the target does not keep up, and waiting would only outlast deadlines.
+MAX_QUEUED = 2_000
+# A method that may take longer is not hot, and would keep its companions waiting.
+LONGEST_METHOD_S = 5.0
+
+_sizes = Histogram("roost_envelope_items", "Calls in one envelope.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
+
+
+class _Waiting(NamedTuple):
+    """A call that is to leave: what begins it by itself, and what it is in an envelope."""
+
+    alone: Callable[[], Any]
+    item: pb.CallItem
+    future: asyncio.Future[Any]
+    parse: Callable[[bytes], Any]
+    deadline: float
+
+
+class CoalescedCall:
+    """One unary call; awaiting it gives the response or raises AioRpcError."""
+
+    __slots__ = ("_future", "_trailing")
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self._future = future
+        self._trailing: grpc.aio.Metadata = grpc.aio.Metadata()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        response, self._trailing = yield from self._future
+        return response
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        """What the servicer sent behind its answer."""
+        await self
+        return self._trailing
+
+    def cancel(self) -> bool:
+        """Stops waiting. What left already is carried out."""
+        return self._future.cancel()
+
+
+class CoalescingChannel(AbstractChannel):
+    """Puts unary calls of retry-safe methods over `channel` into envelopes; everything else goes as it came."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self._send: Any = pb_grpc.BatchServiceStub(channel).Call
+        self._queue: deque[_Waiting] = deque()
+        self._under_way = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._woken = False
+
+    def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        start = getattr(self._channel, kind)(method, *args, **kwargs)
+        contract = methods().get(method)
+        if kind != "unary_unary" or contract is None or not _fits(contract):
+            return start
+        parse = kwargs.get("response_deserializer", args[1] if len(args) > 1 else None)
+
+        def begin(request: Any, *, timeout: float | None = None, metadata: Any = (), **_: Any) -> Any:
+            if metadata:
+                return start(request, timeout=timeout, metadata=metadata)
+            return self._enqueue(contract, start, parse, request, timeout)
+
+        return begin
+
+    def _enqueue(self, method: Method, start: Any, parse: Any, request: Any, timeout: float | None) -> CoalescedCall:
+        if len(self._queue) >= MAX_QUEUED:
+            raise rpc_error(errors.unavailable(f"{method.folder} does not keep up", retry_after_s=1), ())
+        call = current_call.get()
+        left = time_left(method, timeout)
+        left_s = method.policy.deadline_ms / 1000 if left is None else left
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        item = pb.CallItem(
+            method=method.path,
+            authorization=f"Bearer {call.actor.token}" if call.actor.token else "",
+            deadline_ms=max(int(left_s * 1000), 1),
+            traceparent=call.traceparent,
+            request_id=call.request_id or secrets.token_hex(8),
+            payload=request.SerializeToString(),
+            client_address=call.address,
+        )
+
+        def alone() -> Any:
+            # In the name of whoever made the call, not of the task that sends it.
+            before = current_call.set(call)
+            try:
+                return start(request, timeout=left_s)
+            finally:
+                current_call.reset(before)
+
+        self._queue.append(_Waiting(alone, item, future, parse, loop.time() + left_s))
+        if not self._woken:
+            # Once the loop has gone round: what is called in the same turn leaves together.
+            self._woken = True
+            loop.call_soon(self._leave)
+        return CoalescedCall(future)
+
+    def _leave(self) -> None:
+        self._woken = False
+        while self._queue and self._under_way < MAX_ENVELOPES:
+            group = self._take()
+            self._under_way += 1
+            task = asyncio.get_running_loop().create_task(self._carry(group))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _take(self) -> list[_Waiting]:
+        group: list[_Waiting] = []
+        size = 0
+        while self._queue and len(group) < MAX_ITEMS:
+            waiting = self._queue[0]
+            size += len(waiting.item.payload) + len(waiting.item.authorization)
+            if group and size > MAX_BYTES:
+                break
+            self._queue.popleft()
+            if not waiting.future.done():
+                group.append(waiting)
+        return group
+
+    async def _carry(self, group: list[_Waiting]) -> None:
+        # Not the task's inherited call: envelopes are nobody's.
+        current_call.set(Call())
+        counted = True
+
+        def uncount() -> None:
+            nonlocal counted
+            if counted:
+                counted = False
+                self._under_way -= 1
+                self._leave()
+
+        slow = asyncio.get_running_loop().call_later(SLOW_S, uncount)
+        _sizes.observe(len(group))
+        try:
+            if len(group) == 1:
+                await _by_itself(group[0])
+            elif group:
+                await self._together(group)
+        finally:
+            slow.cancel()
+            uncount()
+
+    async def _together(self, group: list[_Waiting]) -> None:
+        now = asyncio.get_running_loop().time()
+        for waiting in group:
+            waiting.item.deadline_ms = max(int((waiting.deadline - now) * 1000), 1)
+        longest_s = max(waiting.deadline for waiting in group) - now
+        envelope = pb.CallRequest(items=[waiting.item for waiting in group])
+        timers = [asyncio.get_running_loop().call_at(waiting.deadline, _too_late, waiting.future) for waiting in group]
+        try:
+            answer = await self._send(envelope, timeout=max(longest_s, 0.001))
+            for waiting, result in zip(group, answer.results, strict=True):
+                _settle(waiting, result)
+        except grpc.aio.AioRpcError:
+            # All are retry-safe: each goes by itself, with the retries and the budget of any call.
+            await asyncio.gather(*(_by_itself(waiting) for waiting in group if not waiting.future.done()))
+        except Exception as error:
+            _fail(group, error)
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """The state of the channel below."""
+        return self._channel.get_state(try_to_connect)
+
+    async def close(self, grace: float | None = None) -> None:
+        """Closes the channel below; what waits is refused."""
+        refusal = rpc_error(errors.unavailable("the channel is closed"), ())
+        _fail(self._queue, refusal)
+        self._queue.clear()
+        await self._channel.close(grace)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _fits(method: Method) -> bool:
+    deadline_ms = method.policy.deadline_ms
+    return method.policy.retry_safe and 0 < deadline_ms <= LONGEST_METHOD_S * 1000
+
+
+async def _by_itself(waiting: _Waiting) -> None:
+    try:
+        call = waiting.alone()
+        response = await call
+        trailing = await call.trailing_metadata()
+    except BaseException as error:
+        _fail([waiting], error)
+        if not isinstance(error, Exception):
+            raise
+        return
+    if not waiting.future.done():
+        waiting.future.set_result((response, trailing))
+
+
+def _settle(waiting: _Waiting, result: pb.CallResult) -> None:
+    if waiting.future.done():
+        return
+    trailing = grpc.aio.Metadata(*result.trailing_metadata.items())
+    if result.code == 0:
+        waiting.future.set_result((waiting.parse(result.payload), trailing))
+        return
+    details = ((errors.STATUS_KEY, result.details),) if result.details else ()
+    code = errors.code_of(result.code)
+    error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing, *details), result.message)
+    waiting.future.set_exception(error)
+
+
+def _too_late(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(rpc_error(errors.deadline_exceeded(), ()))
+
+
+def _fail(group: Iterable[_Waiting], error: BaseException) -> None:
+    for waiting in group:
+        if not waiting.future.done():
+            cancelled = isinstance(error, asyncio.CancelledError)
+            waiting.future.set_exception(rpc_error(errors.unavailable("cut off"), ()) if cancelled else error)

@@ -1,0 +1,201 @@
+"""Finding the other processes of a mesh through its registry, where there is no Kubernetes to do it.
+
+A process lists its services under leases, and follows the lists of those that it calls. What it heard last stays good while the registry is
+away: gRPC itself leaves out addresses that do not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+from roost.mesh.v1 import registry_service_pb2 as pb
+from roost.mesh.v1 import registry_service_pb2_grpc as pb_grpc
+
+from services.platform.rpc import errors
+from services.platform.rpc.context import Call, current_call
+from services.platform.transport.base import AbstractChannel
+from services.platform.transport.inprocess_calls import rpc_error
+
+# Renewals within one lease: a lost one delists nobody.
+RENEWALS_A_LEASE = 3
+RETRY_S = 0.3
+# The registry sends a sign of life every 5 s.
+SILENCE_S = 15.0
+# Calls over the addresses of before, and their retries, go on for so long: the longest deadline of an ordinary call.
+RETIRE_S = 10.0
+# Streams go on: most end by themselves, and one without end when its server stops. So a retired channel is kept for each of those at most.
+STREAMS_S = 24 * 3600.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Registrar:
+    """A worker that keeps the services of this process listed at `address` (host:port), over a channel to the registry."""
+
+    def __init__(self, channel: grpc.aio.Channel, services: Sequence[str], address: str) -> None:
+        # Any: the generated stubs' types know the socket's call class only.
+        self._stub: Any = pb_grpc.RegistryServiceStub(channel)
+        self._services = services
+        self._address = address
+        self._instance_id = f"{address.rpartition(':')[2]}-{secrets.token_hex(4)}"
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Lists them; where the registry is away, as soon as it is back."""
+        self._task = asyncio.create_task(self._keep(), name="registrar")
+
+    async def stop(self) -> None:
+        """Takes them off the list, so that nobody calls them any more."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        for service in self._services:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await self._stub.DeregisterInstance(
+                    pb.DeregisterInstanceRequest(service=service, instance_id=self._instance_id), timeout=RETRY_S
+                )
+
+    async def _keep(self) -> None:
+        current_call.set(Call())
+        listed: set[str] = set()
+        while True:
+            delay_s = RETRY_S
+            try:
+                for service in self._services:
+                    lease_ms = await self._extend(service, service in listed)
+                    delay_s = lease_ms / 1000 / RENEWALS_A_LEASE
+                    listed.add(service)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    # A registry that started anew knows nobody.
+                    listed.clear()
+                    continue
+                _log.info("not listed", address=self._address, reason=error.details())
+            await asyncio.sleep(delay_s)
+
+    async def _extend(self, service: str, listed: bool) -> int:
+        if listed:
+            request = pb.RenewLeaseRequest(service=service, instance_id=self._instance_id)
+            return int((await self._stub.RenewLease(request)).lease_ms)
+        entry = pb.RegisterInstanceRequest(service=service, instance_id=self._instance_id, address=self._address)
+        return int((await self._stub.RegisterInstance(entry)).lease_ms)
+
+
+class Watch:
+    """Follows the addresses of one service. `version` changes with them; `ready` is set once some are known."""
+
+    def __init__(self, channel: grpc.aio.Channel, service: str) -> None:
+        self._stub: Any = pb_grpc.RegistryServiceStub(channel)
+        self.service = service
+        self.addresses: tuple[str, ...] = ()
+        self.version = 0
+        self.ready = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins."""
+        self._task = asyncio.create_task(self._follow(), name=f"watch-{self.service}")
+
+    async def stop(self) -> None:
+        """Ends."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _follow(self) -> None:
+        current_call.set(Call())
+        while True:
+            try:
+                await self._listen()
+            except (grpc.aio.AioRpcError, TimeoutError) as error:
+                _log.debug("registry lost, will ask again", service=self.service, reason=repr(error))
+            await asyncio.sleep(RETRY_S)
+
+    async def _listen(self) -> None:
+        call = self._stub.WatchInstances(pb.WatchInstancesRequest(service=self.service))
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE_S):
+                    message = await call.read()
+                if not isinstance(message, pb.WatchInstancesResponse):
+                    return
+                addresses = tuple(sorted({instance.address for instance in message.instances}))
+                # An empty list is a registry that has just started, or a service that is down: the old addresses do no harm.
+                if addresses and addresses != self.addresses:
+                    self.addresses = addresses
+                    self.version += 1
+                    self.ready.set()
+        finally:
+            call.cancel()
+
+
+class DiscoveredChannel(AbstractChannel):
+    """A channel to whoever serves one service now. `connect` makes a channel to a gRPC target, such as `ipv4:a:1,b:2`."""
+
+    def __init__(self, watch: Watch, connect: Callable[[str], grpc.aio.Channel]) -> None:
+        self._watch = watch
+        self._connect = connect
+        self._channel: grpc.aio.Channel | None = None
+        self._version = 0
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        made: list[Any] = [None, None]
+
+        def begin(request: Any = None, **options: Any) -> Any:
+            channel = self._current()
+            if made[0] is not channel:
+                made[:] = [channel, getattr(channel, kind)(method, *args, **kwargs)]
+            return made[1](request, **options)
+
+        return begin
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """The state of the connections to the addresses that are known; TRANSIENT_FAILURE if none is."""
+        if not self._watch.addresses:
+            return grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        return self._current().get_state(try_to_connect)
+
+    def _current(self) -> grpc.aio.Channel:
+        watch = self._watch
+        if self._channel is None or self._version != watch.version:
+            if not watch.addresses:
+                raise rpc_error(errors.unavailable(f"no instance of {watch.service} is known"), ())
+            if self._channel is not None:
+                self._retire(self._channel)
+            self._version = watch.version
+            self._channel = self._connect("ipv4:" + ",".join(watch.addresses))
+        return self._channel
+
+    def _retire(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.get_running_loop().create_task(_close_later(channel))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def close(self, grace: float | None = None) -> None:
+        """Closes the connections, those of before too."""
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        if self._channel is not None:
+            await self._channel.close(grace)
+            self._channel = None
+
+
+async def _close_later(channel: grpc.aio.Channel) -> None:
+    try:
+        # A closing channel takes no calls, not even the next attempt of one that it carries.
+        await asyncio.sleep(RETIRE_S)
+        await channel.close(STREAMS_S)
+    except asyncio.CancelledError:
+        await channel.close()
+        raise

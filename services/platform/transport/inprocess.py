@@ -1,0 +1,56 @@
+"""The in-process channel: stubs call servicers without a socket.
+
+Interceptors, deadlines, metadata, cancellation and status codes are those of a socket, and each call has its own current call.
+Messages pass by reference: whoever hands one over must not change it any more. `Checker` turns that promise into a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+
+from services.platform.rpc import errors
+from services.platform.rpc.interceptors import Endpoint
+from services.platform.transport.base import AbstractChannel
+from services.platform.transport.inprocess_calls import StreamCall, Target, UnaryCall, rpc_error
+from services.platform.transport.message_guard import Checker
+
+
+class InProcessChannel(AbstractChannel):
+    """A channel to the endpoints of this process, as `caller`. `endpoints` may grow until the first call."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], caller: str, checker: Checker | None = None) -> None:
+        self._endpoints = endpoints
+        self._caller = caller
+        self._checker = checker
+
+    def _starter(self, call: type[Any], path: str, deserializer: Any) -> Callable[..., Any]:
+        target: Target | None = None
+
+        def start(request: Message, *, timeout: float | None = None, **_: Any) -> Any:
+            nonlocal target
+            # Resolved at the first call: a stub may be made before its service is built.
+            if target is None or target.endpoint is None:
+                endpoint = self._endpoints.get(path)
+                target = Target(path, endpoint, self._caller, self._checker, deserializer)
+            return call(target, request, timeout)
+
+        return start
+
+    def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        # Generated stubs pass the serializers by name or in order: request first, then response.
+        deserializer = kwargs.get("response_deserializer", args[1] if len(args) > 1 else None)
+        if kind == "unary_unary":
+            return self._starter(UnaryCall, method, deserializer)
+        if kind == "unary_stream":
+            return self._starter(StreamCall, method, deserializer)
+        return _refuse(method)
+
+
+def _refuse(path: str) -> Callable[..., Any]:
+    def start(*_: Any, **__: Any) -> Any:
+        raise rpc_error(errors.unimplemented(f"{path} has no in-process form"), ())
+
+    return start

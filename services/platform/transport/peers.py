@@ -1,0 +1,73 @@
+"""The connections to the other processes that a process calls: their states, in health, metrics and log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from time import monotonic
+
+import grpc
+import structlog
+from prometheus_client import Gauge
+
+from services.platform.health import PEER_READY
+
+# One look costs microseconds for each peer.
+LOOK_EVERY_S = 1.0
+# A peer that restarts is away for a second or two, and at start the processes of a mesh wait for one another.
+PATIENCE_S = 5.0
+
+_ready = Gauge("roost_peer_ready", "1 if calls to the service can leave, 0 if its connection is not ready.", ("peer",))
+_log = structlog.get_logger(__name__)
+
+
+class Peers:
+    """A worker that keeps the connections of `channels` (by service) up, and logs which of them fail and come back."""
+
+    def __init__(self, channels: Mapping[str, grpc.aio.Channel]) -> None:
+        self._channels = channels
+        self._task: asyncio.Task[None] | None = None
+        self._away_since: dict[str, float] = {}
+        self._missed: set[str] = set()
+
+    def states(self) -> dict[str, str]:
+        """gRPC's state of each connection by service. One that is idle begins to connect."""
+        return {name: channel.get_state(try_to_connect=True).name for name, channel in self._channels.items()}
+
+    async def unreached(self, within_s: float = PATIENCE_S) -> list[str]:
+        """The services that are not reached within so many seconds; returns as soon as all are."""
+        until = monotonic() + within_s
+        while missing := [name for name, state in self.states().items() if state != PEER_READY]:
+            if monotonic() >= until:
+                return missing
+            await asyncio.sleep(LOOK_EVERY_S / 10)
+        return []
+
+    async def start(self) -> None:
+        """Begins to look, every LOOK_EVERY_S."""
+        self._task = asyncio.create_task(self._follow(), name="peers")
+
+    async def stop(self) -> None:
+        """Ends."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def look(self, now: float) -> None:
+        """Sets the metric, and logs each peer that has been away for PATIENCE_S, once, and its return. `now` is monotonic, in seconds."""
+        for name, state in self.states().items():
+            _ready.labels(name).set(state == PEER_READY)
+            if state == PEER_READY:
+                self._away_since.pop(name, None)
+                if name in self._missed:
+                    self._missed.discard(name)
+                    _log.info("peer.reached", peer=name)
+            elif now - self._away_since.setdefault(name, now) >= PATIENCE_S and name not in self._missed:
+                self._missed.add(name)
+                _log.warning("peer.unreachable", peer=name, state=state)
+
+    async def _follow(self) -> None:
+        while True:
+            self.look(monotonic())
+            await asyncio.sleep(LOOK_EVERY_S)

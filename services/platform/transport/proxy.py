@@ -1,0 +1,71 @@
+"""One door to a mesh of many processes: servicers that pass every call on to whoever serves it.
+
+Around them stands the same chain as around every servicer, so a call is checked at the door, and again where it is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Any
+
+import grpc
+
+from services.platform.rpc import errors
+from services.platform.rpc.context import current
+from services.platform.rpc.contract import Method, methods
+
+ChannelOf = Callable[[str], grpc.aio.Channel]
+
+
+class Forwarder:
+    """Stands for one gRPC service of another process. `channel_of` gives the channel of a caller: who calls stays who called."""
+
+    def __init__(self, service: str, channel_of: ChannelOf) -> None:
+        for method in methods().values():
+            if method.service == service and not method.client_streaming:
+                make = _stream if method.server_streaming else _unary
+                setattr(self, method.name, make(method, channel_of))
+
+
+def forwarders(folders: Collection[str], channel_of: ChannelOf) -> dict[str, object]:
+    """Forwarders of all gRPC services of the named folders, by full name."""
+    services = {method.service for method in methods().values() if method.folder in folders}
+    return {service: Forwarder(service, channel_of) for service in sorted(services)}
+
+
+def _unary(method: Method, channel_of: ChannelOf) -> Callable[..., Any]:
+    async def forward(request: Any, context: Any) -> Any:
+        try:
+            call = _begin(channel_of(current().caller).unary_unary, method, request)
+            answer = await call
+            context.set_trailing_metadata(tuple(await call.trailing_metadata() or ()))
+            return answer
+        except grpc.aio.AioRpcError as error:
+            raise errors.from_rpc(error) from error
+
+    return forward
+
+
+def _stream(method: Method, channel_of: ChannelOf) -> Callable[..., Any]:
+    async def forward(request: Any, context: Any) -> AsyncIterator[Any]:
+        call = None
+        try:
+            call = _begin(channel_of(current().caller).unary_stream, method, request)
+            while (message := await call.read()) is not grpc.aio.EOF:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise errors.from_rpc(error) from error
+        finally:
+            if call is not None:
+                call.cancel()
+
+    return forward
+
+
+def _begin(starter: Callable[..., Any], method: Method, request: Any) -> Any:
+    start = starter(
+        method.path,
+        request_serializer=method.request.SerializeToString,
+        response_deserializer=method.response.FromString,
+    )
+    return start(request)

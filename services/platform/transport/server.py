@@ -1,0 +1,314 @@
+"""The socket: a grpc.aio server over the endpoints of a process, with health, reflection and drain.
+
+Every handler, health and reflection too, goes through the same admission: calls under way, streams, and rate limits for callers outside
+the mesh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from services.platform import open_files
+from services.platform.rpc import errors
+from services.platform.rpc.client_address import TrustedProxies
+from services.platform.rpc.context import NEVER, OPERATOR, Call, bounded_user_agent
+from services.platform.rpc.interceptors import Endpoint, unforeseen
+from services.platform.rpc.rate_limits import MethodLimit, RateLimits
+from services.platform.transport import grpc_health, reflection
+from services.platform.transport.admission import Admission, Visitor
+from services.platform.transport.authenticator import Authenticator, Identity
+from services.platform.transport.remote import REQUEST_ID_KEY, TRACE_KEY, USER_AGENT_KEY
+
+# The largest legal request (AppendHomeEntries, 10,000 ids) is under 100 kB, an import of 1,000 people about 300 kB.
+MAX_MESSAGE_BYTES = 1 << 20
+# Of one connection: a process of the mesh has one for each caller and target.
+MAX_STREAMS_PER_CONNECTION = 1_000
+# Calls under way get this long to end once the server takes no more.
+GRACE_S = 10.0
+# Callers of ours ping every 30 s while a stream is silent. By default a server hangs up on whoever does so more often than every 5 min.
+LEAST_PING_MS = 10_000
+# A connection without any call for so long is closed; clients connect again by themselves.
+IDLE_MS = 300_000
+MAX_ID_CHARS = 128
+# A stream without a deadline gets this long to say what it asks for, and a health check to be answered.
+FIRST_MESSAGE_S = 10.0
+
+
+class GrpcServer:
+    """Serves endpoints on one address: `bind` it, then `start` it with what it serves."""
+
+    def __init__(
+        self, authenticator: Authenticator, rate_limits: RateLimits, proxies: TrustedProxies, *, reflect: bool
+    ) -> None:
+        self._authenticator = authenticator
+        self._rate_limits = rate_limits
+        self._admission = Admission(authenticator, proxies)
+        self._reflect = reflect
+        self._health = grpc_health.Health()
+        options = (
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+            # Beyond it connections are closed as they come: without a free descriptor no store could open a file.
+            ("grpc.max_allowed_incoming_connections", open_files.grpc_connections(open_files.limit())),
+            ("grpc.max_connection_idle_ms", IDLE_MS),
+            # Two processes on one port would share its calls by chance.
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
+        )
+        self._server = grpc.aio.server(options=options)
+
+    def bind(self, address: str) -> int:
+        """Takes the address and returns the port; UNAVAILABLE where it cannot be had. No call is served before `start`."""
+        _probe(address)
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise errors.unavailable(f"cannot listen on {address}: is the port taken?") from error
+
+    async def start(self, endpoints: Mapping[str, Endpoint]) -> None:
+        """Serves the endpoints, with health by gRPC's full service names and by folder names, and reflection."""
+        by_service: dict[str, dict[str, Any]] = {}
+        for endpoint in endpoints.values():
+            by_service.setdefault(endpoint.method.service, {})[endpoint.method.name] = self._rpc(endpoint)
+        by_service[grpc_health.SERVICE] = self._health_rpcs()
+        if self._reflect:
+            questions = self._reflection_rpcs(reflection.Reflection(by_service))
+            by_service.update(dict.fromkeys(reflection.SERVICES, questions))
+        for name, rpcs in by_service.items():
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, rpcs),))
+        await self._server.start()
+        served = [endpoint.method for endpoint in endpoints.values() if endpoint.served]
+        for name in {"", *(method.service for method in served), *(method.folder for method in served)}:
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def withdraw(self) -> None:
+        """Answers every question after health with NOT_SERVING from now on, and serves calls as before."""
+        self._health.drain()
+
+    async def stop(self) -> None:
+        """Takes no more calls and waits up to GRACE_S for those under way; watches of health end."""
+        self._health.end()
+        await self._server.stop(GRACE_S)
+
+    def _rpc(self, endpoint: Endpoint) -> Any:
+        # Requests stay bytes until access is checked: see Endpoint.unary.
+        if endpoint.method.client_streaming:
+            return grpc.stream_unary_rpc_method_handler(_unserved, None, _serialize)
+        # As streams of requests also where there is one: gRPC never answers a call of one request that ends without it.
+        if endpoint.method.server_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._stream(endpoint), None, _serialize)
+        return grpc.stream_unary_rpc_method_handler(self._unary(endpoint), None, _serialize)
+
+    def _unary(self, endpoint: Endpoint) -> Callable[..., Any]:
+        limit = self._rate_limits.limit_of(endpoint.method)
+
+        async def serve(_: Any, context: Any) -> Message:
+            trailing = _Trailing(context)
+            visitor = self._admission.visitor(context)
+            try:
+                with self._admission.open(visitor):
+                    call = await self._call(endpoint, limit, visitor, context)
+                    request = await _message(context, call.deadline)
+                    with self._admission.served(visitor), _attempt(limit, endpoint, request, call, visitor):
+                        return await endpoint.unary(request, call, trailing)
+            except Exception as error:
+                await _abort(context, _told(error, endpoint.method.path, _request_id(visitor)), trailing.sent)
+                raise AssertionError("abort returned") from error
+
+        return serve
+
+    def _stream(self, endpoint: Endpoint) -> Callable[..., Any]:
+        limit = self._rate_limits.limit_of(endpoint.method)
+
+        async def serve(_: Any, context: Any) -> AsyncIterator[Message]:
+            trailing = _Trailing(context)
+            visitor = self._admission.visitor(context)
+            try:
+                with self._admission.stream(visitor):
+                    call = await self._call(endpoint, limit, visitor, context)
+                    request = await _message(context, call.deadline)
+                    with _attempt(limit, endpoint, request, call, visitor):
+                        async for message in endpoint.stream(request, call, trailing):
+                            yield message
+            except Exception as error:
+                await _abort(context, _told(error, endpoint.method.path, _request_id(visitor)), trailing.sent)
+
+        return serve
+
+    async def _call(self, endpoint: Endpoint, limit: MethodLimit | None, visitor: Visitor, context: Any) -> Call:
+        """The call as its metadata tell it, counted in the method's class if it comes from outside."""
+        metadata = visitor.metadata
+        actor, caller = await self._identify(limit, visitor)
+        left = context.time_remaining()
+        # A method without a deadline of its own is a stream that lives as long as its reader.
+        if left is None and endpoint.cap_s != NEVER and caller not in ("", OPERATOR):
+            raise errors.invalid_argument("a call between services needs a deadline")
+        allowed = min(endpoint.cap_s, NEVER if left is None else left)
+        deadline = asyncio.get_running_loop().time() + allowed
+        request_id = _request_id(visitor)
+        trace = metadata.get(TRACE_KEY, "")[:MAX_ID_CHARS]
+        # A process of the mesh says for whom it calls, or nothing: its own program is of no interest.
+        agent = bounded_user_agent(metadata.get(USER_AGENT_KEY if visitor.is_mesh else "user-agent", ""))
+        return Call(endpoint.method.path, actor, caller, request_id, trace, deadline, agent, visitor.address)
+
+    async def _identify(self, limit: MethodLimit | None, visitor: Visitor) -> Identity:
+        limited = limit if not visitor.is_mesh else None
+        try:
+            identity = await self._authenticator.identify(visitor.metadata)
+        except errors.RoostError:
+            if limited is not None:
+                # Guessing at tokens is limited as well.
+                limited.take(0, visitor.address).enforce()
+            raise
+        if limited is not None and identity.caller != OPERATOR:
+            limited.take(identity.actor.user_id, visitor.address).enforce()
+        return identity
+
+    def _health_rpcs(self) -> dict[str, Any]:
+        # The type stubs know no List.
+        messages: Any = health_pb2
+        asked = health_pb2.HealthCheckRequest
+        unary, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        return {
+            "Check": unary(self._probed(self._health.check, asked), None, _serialize),
+            "List": unary(self._probed(self._health.list, messages.HealthListRequest), None, _serialize),
+            "Watch": stream(self._watched(self._health.watch, asked), None, _serialize),
+        }
+
+    def _reflection_rpcs(self, servicer: reflection.Reflection) -> dict[str, Any]:
+        async def serve(questions: Any, context: Any) -> AsyncIterator[Any]:
+            visitor = self._admission.visitor(context)
+            try:
+                with self._admission.stream(visitor):
+                    if not visitor.is_mesh:
+                        self._rate_limits.count_read(visitor.address)
+                    async for answer in servicer.answers(questions, context):
+                        yield answer
+            except Exception as error:
+                await _abort(context, _told(error, "reflection", ""), ())
+
+        parse = reflection_pb2.ServerReflectionRequest.FromString
+        return {reflection.METHOD: grpc.stream_stream_rpc_method_handler(serve, parse, _serialize)}
+
+    def _probed(self, answer: Callable[[Any], Awaitable[Message]], asked: type[Message]) -> Callable[..., Any]:
+        """A health check, for anybody: it has neither identity nor rate, for who is refused may restart the process."""
+
+        async def serve(_: Any, context: Any) -> Message:
+            try:
+                with self._admission.probe():
+                    return await answer(_parsed(asked, await _message(context, NEVER)))
+            except Exception as error:
+                await _abort(context, _told(error, "health check", ""), ())
+                raise AssertionError("abort returned") from error
+
+        return serve
+
+    def _watched(self, answers: Callable[[Any], AsyncIterator[Message]], asked: type[Message]) -> Callable[..., Any]:
+        """A watch of health, for anybody: bounded as a stream, without a rate, for channels of the mesh do not say who they are."""
+
+        async def serve(_: Any, context: Any) -> AsyncIterator[Message]:
+            visitor = self._admission.visitor(context)
+            try:
+                with self._admission.stream(visitor):
+                    async for message in answers(_parsed(asked, await _message(context, NEVER))):
+                        yield message
+            except Exception as error:
+                await _abort(context, _told(error, "health watch", ""), ())
+
+        return serve
+
+
+def _probe(address: str) -> None:
+    """Raises UNAVAILABLE, with the reason, if a socket cannot have the address: gRPC would log its own lines, and not tell the reason."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            # Two may bind one port as long as neither listens.
+            probe.listen(1)
+    except OSError as error:
+        why = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
+        raise errors.unavailable(f"cannot serve gRPC on {address}: {why}") from error
+
+
+class _Trailing:
+    """Passes trailing metadata on, and keeps it: an abort would replace it."""
+
+    __slots__ = ("_context", "sent")
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.sent: tuple[tuple[str, str | bytes], ...] = ()
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        self.sent = tuple(trailing_metadata)
+        self._context.set_trailing_metadata(self.sent)
+
+
+def _attempt(
+    limit: MethodLimit | None, endpoint: Endpoint, data: bytes, call: Call, visitor: Visitor
+) -> AbstractContextManager[None]:
+    if limit is None or not limit.names_account or visitor.is_mesh or call.caller == OPERATOR:
+        return nullcontext()
+    return limit.attempt(endpoint.parsed(data), call.actor.user_id, visitor.address)
+
+
+async def _message(context: Any, deadline: float) -> bytes:
+    """The one request of a call as it came. Raises DEADLINE_EXCEEDED if none comes by `deadline` (in the loop's seconds) or within
+    FIRST_MESSAGE_S, INVALID_ARGUMENT if the call ends without one.
+    """
+    by = min(deadline, asyncio.get_running_loop().time() + FIRST_MESSAGE_S)
+    try:
+        async with asyncio.timeout_at(by):
+            data = await context.read()
+    except TimeoutError:
+        raise errors.deadline_exceeded("no request came in time") from None
+    if data is grpc.aio.EOF:
+        raise errors.invalid_argument("the call ended without a request")
+    return data  # type: ignore[no-any-return]
+
+
+def _parsed(cls: type[Message], data: bytes) -> Message:
+    try:
+        return cls.FromString(data)
+    except DecodeError:
+        raise errors.invalid_argument("the request is not a valid message") from None
+
+
+def _request_id(visitor: Visitor) -> str:
+    return visitor.metadata.get(REQUEST_ID_KEY, "")[:MAX_ID_CHARS]
+
+
+def _told(error: Exception, method: str, request_id: str) -> errors.RoostError:
+    """The error as the caller may know it: what nobody foresaw goes to the log."""
+    return error if isinstance(error, errors.RoostError) else unforeseen(error, method, request_id)
+
+
+async def _abort(context: Any, error: errors.RoostError, sent: tuple[tuple[str, str | bytes], ...]) -> None:
+    details = [*sent, (errors.STATUS_KEY, error.status().SerializeToString())]
+    if error.retry_after_s is not None:
+        # RetryInfo says it too; this is for clients that read no details.
+        details.append(("retry-after", str(max(1, math.ceil(error.retry_after_s)))))
+    await context.abort(error.code, error.message, tuple(details))
+
+
+async def _unserved(_: Any, context: Any) -> None:
+    await _abort(context, errors.unimplemented("client streams are not served yet"), ())
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()

@@ -1,0 +1,137 @@
+"""What an error of the driver means: whose time ran out, whether a write may be stored, or that a statement is wrong."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cassandra import (
+    ConsistencyLevel,
+    InvalidRequest,
+    OperationTimedOut,
+    ReadTimeout,
+    Unavailable,
+    WriteFailure,
+    WriteTimeout,
+)
+from cassandra.cluster import NoHostAvailable
+from cassandra.connection import ConnectionShutdown
+from cassandra.policies import FallthroughRetryPolicy, NoSpeculativeExecutionPolicy, RetryPolicy
+from cassandra.protocol import ErrorMessage, OverloadedErrorMessage, ServerError, SyntaxException
+
+from services.platform.cassandra.driver import (
+    ONCE,
+    RECONNECT_S,
+    REPEATABLE,
+    SCHEMA,
+    SERIAL,
+    OnceElsewhere,
+    Stamps,
+    is_outcome_unknown,
+    new_driver,
+    refusal,
+    write_stamp,
+)
+from services.platform.cassandra.request_limiter import Answer
+from services.platform.config import Settings
+from services.platform.rpc.errors import RoostError
+
+OVERLOADED = OverloadedErrorMessage(0x1001, "overloaded", None)
+UNKNOWN = [
+    OperationTimedOut(),
+    WriteTimeout("w", write_type=0),
+    WriteFailure("w"),
+    ConnectionShutdown("gone"),
+    NoHostAvailable("none", {}),
+    ServerError(0x0000, "oops", None),
+    # A conditional write that the server itself cannot tell of.
+    ErrorMessage(0x1700, "cas", None),
+]
+REFUSED = [Unavailable("u"), OVERLOADED]
+DEFECTS = [InvalidRequest("i"), SyntaxException(0x2000, "s", None), ValueError("v")]
+
+
+def failed(error: Exception, hosts: int = 1) -> Answer:
+    future: Any = SimpleNamespace(attempted_hosts=["host"] * hosts)
+    return Answer(None, error, future)
+
+
+@pytest.mark.parametrize("error", UNKNOWN, ids=lambda error: type(error).__name__)
+def test_a_write_may_be_stored_where_nobody_said_otherwise(error: Exception) -> None:
+    assert is_outcome_unknown(failed(error))
+    told = refusal(error, out_of_time=False, maybe_stored=True)
+    assert isinstance(told, RoostError)
+    assert (told.code.name, told.reason) == ("UNAVAILABLE", "OUTCOME_UNKNOWN")
+    assert told.__cause__ is error
+    assert told.retry_after_s
+
+
+@pytest.mark.parametrize("error", REFUSED, ids=lambda error: type(error).__name__)
+def test_a_write_that_the_only_node_asked_refused_is_not_stored(error: Exception) -> None:
+    assert not is_outcome_unknown(failed(error))
+    told = refusal(error, out_of_time=False)
+    assert isinstance(told, RoostError)
+    assert (told.code.name, told.reason) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
+    # One asked before may have stored it.
+    assert is_outcome_unknown(failed(error, hosts=2))
+
+
+@pytest.mark.parametrize("error", DEFECTS, ids=lambda error: type(error).__name__)
+def test_a_defect_stays_what_it_is(error: Exception) -> None:
+    assert refusal(error, out_of_time=True, maybe_stored=True) is error
+    assert not is_outcome_unknown(failed(error))
+
+
+def test_only_the_callers_own_time_is_its_deadline() -> None:
+    for out_of_time, code in ((True, "DEADLINE_EXCEEDED"), (False, "UNAVAILABLE")):
+        told = refusal(OperationTimedOut(), out_of_time)
+        assert isinstance(told, RoostError)
+        assert told.code.name == code
+    told = refusal(ReadTimeout("r"), out_of_time=True)
+    assert isinstance(told, RoostError)
+    assert told.code.name == "UNAVAILABLE"
+
+
+def test_a_repeatable_statement_goes_to_one_other_node_and_a_timed_out_write_to_none() -> None:
+    policy = OnceElsewhere()
+    elsewhere, here = (RetryPolicy.RETRY_NEXT_HOST, None), (RetryPolicy.RETHROW, None)
+    for ask in (policy.on_read_timeout, policy.on_unavailable, policy.on_request_error):
+        assert ask(None, 6, retry_num=0) == elsewhere
+        assert ask(None, 6, retry_num=1) == here
+    assert policy.on_write_timeout(None, 6, "SIMPLE", 1, 0, retry_num=0) == here
+
+
+def test_stamps_increase_and_a_repeat_keeps_its_own() -> None:
+    stamps = Stamps()
+    found = [stamps() for _ in range(1_000)]
+    assert found == sorted(set(found))
+    token = write_stamp.set(17)
+    assert (stamps(), stamps()) == (17, 17)
+    write_stamp.reset(token)
+    assert stamps() > found[-1]
+
+
+def test_the_driver_reads_and_writes_at_quorum_repeats_no_conditional_write_and_finds_a_server_again() -> None:
+    driver = new_driver(Settings(family="cluster", cassandra="10.0.0.1:9043,[::1]:9044,ten"), Stamps())
+    # The driver adds some of its own, for graphs.
+    profiles = {name: driver.profile_manager.profiles[name] for name in (REPEATABLE, ONCE, SERIAL, SCHEMA)}
+    quorum, serial = ConsistencyLevel.LOCAL_QUORUM, ConsistencyLevel.LOCAL_SERIAL
+    assert {name: profile.consistency_level for name, profile in profiles.items()} == {
+        REPEATABLE: quorum,
+        ONCE: quorum,
+        SERIAL: serial,
+        SCHEMA: quorum,
+    }
+    assert isinstance(profiles[ONCE].retry_policy, FallthroughRetryPolicy)
+    assert isinstance(profiles[SCHEMA].retry_policy, FallthroughRetryPolicy)
+    assert isinstance(profiles[REPEATABLE].retry_policy, OnceElsewhere)
+    assert all(profile.serial_consistency_level == serial for profile in profiles.values())
+    assert {type(profile.speculative_execution_policy) for profile in profiles.values()} == {
+        NoSpeculativeExecutionPolicy
+    }
+    # However long an outage was.
+    rests = driver.reconnection_policy.new_schedule()
+    assert {next(rests) for _ in range(10_000)} == {RECONNECT_S}
+    assert driver.contact_points == [("10.0.0.1", 9043), ("::1", 9044), ("ten", 9042)]
+    driver.shutdown()

@@ -1,0 +1,83 @@
+"""Turns by key, and work that its caller cannot leave half done."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.platform.cassandra import keyed_lock
+from services.platform.cassandra.keyed_lock import Turns, to_its_end
+from services.platform.rpc import context, errors
+
+
+async def test_one_at_a_time_for_each_key_and_nothing_is_kept() -> None:
+    order = Turns()
+    running: dict[int, int] = {1: 0, 2: 0}
+    most: dict[int, int] = {1: 0, 2: 0}
+    together = 0
+
+    async def work(key: int) -> None:
+        nonlocal together
+        async with order.of(key):
+            running[key] += 1
+            most[key] = max(most[key], running[key])
+            together = max(together, sum(running.values()))
+            await asyncio.sleep(0)
+            running[key] -= 1
+
+    await asyncio.gather(*(work(n % 2 + 1) for n in range(20)))
+    assert most == {1: 1, 2: 1}
+    assert together == 2
+    assert not order._taken
+
+
+async def test_whoever_gives_up_or_fails_holds_up_nobody() -> None:
+    order = Turns()
+    entered = asyncio.Event()
+
+    async def hold() -> None:
+        async with order.of("key"):
+            entered.set()
+            await asyncio.sleep(60)
+
+    holder, waiter = asyncio.create_task(hold()), asyncio.create_task(hold())
+    await entered.wait()
+    waiter.cancel()
+    holder.cancel()
+    await asyncio.gather(holder, waiter, return_exceptions=True)
+    with pytest.raises(ValueError, match="mine"):
+        async with order.of("key"):
+            raise ValueError("mine")
+    assert not order._taken
+
+
+async def test_a_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyed_lock, "MAX_WAITING_A_KEY", 2)
+    order = Turns()
+
+    async def wait() -> None:
+        async with order.of("key"):
+            await asyncio.sleep(0.01)
+
+    outcomes = await asyncio.gather(*(wait() for _ in range(5)), return_exceptions=True)
+    refused = [outcome for outcome in outcomes if outcome is not None]
+    assert len(refused) == 2
+    assert all(isinstance(one, errors.RoostError) and one.code.name == "RESOURCE_EXHAUSTED" for one in refused)
+
+
+async def test_work_goes_on_without_its_caller_and_its_deadline() -> None:
+    done: list[float] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0.01)
+        done.append(context.current().deadline)
+
+    context.current_call.set(context.Call(deadline=1.0))
+    caller = asyncio.create_task(to_its_end(work()))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await asyncio.sleep(0.05)
+    assert done == [context.NEVER]

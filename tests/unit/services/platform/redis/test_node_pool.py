@@ -1,0 +1,133 @@
+"""The breaker before a Redis server: during an outage nobody waits, one connection probes, and whatever answers is used again."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from services.platform.redis.connection import Pipe, unreachable
+from services.platform.redis.node_pool import BREAK_S, Lane, Node
+from services.platform.rpc.errors import RoostError
+
+CALLERS = 50
+
+
+class Server:
+    """Takes connections, refuses them, or leaves them hanging."""
+
+    def __init__(self) -> None:
+        self.dials = 0
+        self.now = 1_000.0
+        self.refuses = False
+        self.hangs: asyncio.Event | None = None
+        self.node = Node("test", self.dial, lambda: self.now)
+
+    async def dial(self) -> Pipe:
+        self.dials += 1
+        if self.hangs is not None:
+            await self.hangs.wait()
+        if self.refuses:
+            raise unreachable()
+        pipe = Pipe(0.05)
+        pipe.role = "master"
+        pipe.connection_made(_Transport())
+        return pipe
+
+
+class _Transport(asyncio.Transport):
+    def write(self, data: Any) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+async def refused(server: Server) -> int:
+    """How many of many callers were refused, none of whom may wait."""
+    async with asyncio.timeout(1):
+        found = await asyncio.gather(*(server.node.reads() for _ in range(CALLERS)), return_exceptions=True)
+    assert all(isinstance(one, Pipe | RoostError) for one in found)
+    return sum(isinstance(one, RoostError) for one in found)
+
+
+async def test_while_it_is_out_of_reach_one_connection_probes_and_nobody_waits() -> None:
+    server = Server()
+    server.refuses = True
+    assert await refused(server) == CALLERS
+    assert server.dials == 1
+    # Not yet.
+    assert await refused(server) == CALLERS
+    assert server.dials == 1
+    server.now += BREAK_S
+    server.hangs = asyncio.Event()
+    assert await refused(server) == CALLERS
+    assert await refused(server) == CALLERS
+    assert server.dials == 2
+    server.hangs.set()
+    await asyncio.sleep(0.01)
+    # The probe failed: a rest again.
+    assert await refused(server) == CALLERS
+    assert server.dials == 2
+    server.refuses, server.hangs = False, None
+    server.now += BREAK_S
+    assert await refused(server) == CALLERS
+    await asyncio.sleep(0.01)
+    assert server.dials == 3
+    assert await refused(server) == 0
+
+
+async def test_silence_on_one_connection_ends_the_others() -> None:
+    server = Server()
+    reads, writes = await server.node.reads(), await server.node.writes()
+    asked = [reads.ask(b"", 1), writes.ask(b"", 1)]
+    async with asyncio.timeout(1):
+        found = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(one, RoostError) for one in found)
+    assert reads.lost
+    assert writes.lost
+    assert await refused(server) == CALLERS
+    assert server.dials == 2
+
+
+async def test_a_sleep_of_our_own_is_not_the_servers_silence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        answering = threading.Thread(target=_answer_once, args=(listening,))
+        answering.start()
+        port = listening.getsockname()[1]
+        _, pipe = await asyncio.get_running_loop().create_connection(lambda: Pipe(0.05), "127.0.0.1", port)
+        asked = pipe.ask(b"PING\r\n", 1)
+        await asyncio.sleep(0)
+        # The answer comes within milliseconds, to a process that does not look.
+        time.sleep(0.2)  # noqa: ASYNC251
+        assert await asked == [b"PONG"]
+        pipe.abort()
+        # The connection goes in the next turn of the loop.
+        await asyncio.to_thread(answering.join)
+
+
+def _answer_once(listening: socket.socket) -> None:
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(64)
+        connection.sendall(b"+PONG\r\n")
+        # Until the other side has it.
+        connection.recv(64)
+
+
+async def test_whoever_waits_for_a_dropped_connection_is_refused_not_cancelled() -> None:
+    lane = Lane(_never)
+    waiting = asyncio.ensure_future(lane.pipe())
+    await asyncio.sleep(0)
+    lane.drop()
+    with pytest.raises(RoostError):
+        await waiting
+
+
+async def _never() -> Pipe:
+    await asyncio.sleep(60)
+    raise AssertionError("too late")

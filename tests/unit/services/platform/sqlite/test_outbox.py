@@ -1,0 +1,127 @@
+"""An event that committed with its rows reaches the log: once as a rule, twice after a crash, never not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from services.platform.events.log import Record
+from services.platform.rpc import errors
+from services.platform.sqlite.database import Database
+from services.platform.sqlite.event_log import EmbeddedLog
+from services.platform.sqlite.outbox import OUTBOX_SCHEMA, RELAY_BATCH, Relay, enqueue
+
+SCHEMA = ["CREATE TABLE tweet (id INTEGER PRIMARY KEY)", OUTBOX_SCHEMA]
+
+
+class Mesh:
+    def __init__(self, db: Database, log: EmbeddedLog) -> None:
+        self.db, self.log = db, log
+        self.relay = Relay(db, log)
+
+    async def post(self, *ids: int) -> None:
+        def insert(connection) -> None:  # type: ignore[no-untyped-def]
+            connection.executemany("INSERT INTO tweet VALUES (?)", [(i,) for i in ids])
+            enqueue(connection, [Record("tweet.created", 1, i, b"%d" % i, "t") for i in ids])
+
+        await self.db.write(insert)
+
+    async def logged(self) -> list[int]:
+        return await self.log.db.read(lambda c: [row[0] for row in c.execute("SELECT event_id FROM event ORDER BY 1")])
+
+    async def close(self) -> None:
+        await self.relay.stop()
+        await self.log.close()
+        await self.db.close()
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
+    mesh = await open_mesh(tmp_path)
+    yield mesh
+    await mesh.close()
+
+
+async def open_mesh(data: Path) -> Mesh:
+    return Mesh(await Database.open(data / "tweet.db", SCHEMA), await EmbeddedLog.open(data / "log.db"))
+
+
+async def test_a_commit_wakes_the_relay_and_drained_means_logged(mesh: Mesh) -> None:
+    await mesh.relay.start()
+    for i in range(5):
+        await mesh.post(i)
+        async with asyncio.timeout(30):
+            await mesh.relay.drained()
+        assert await mesh.logged() == list(range(i + 1))
+    assert await mesh.db.read(lambda c: c.execute("SELECT count(*) FROM outbox").fetchone()) == (0,)
+
+
+async def test_what_an_earlier_life_left_is_carried_in_order(mesh: Mesh) -> None:
+    ids = list(range(RELAY_BATCH * 2 + 7))
+    await mesh.post(*ids)
+    await mesh.relay.start()
+    await mesh.relay.drained()
+    rows = await mesh.log.db.read(lambda c: c.execute("SELECT event_id, payload, traceparent FROM event").fetchall())
+    assert rows == [(i, b"%d" % i, "t") for i in ids]
+
+
+async def test_a_unit_that_fails_publishes_nothing(mesh: Mesh) -> None:
+    await mesh.relay.start()
+    await mesh.post(1)
+    with pytest.raises(Exception, match="UNIQUE"):
+        await mesh.post(2, 1)
+    await mesh.relay.drained()
+    assert await mesh.logged() == [1]
+
+
+async def test_a_log_that_refuses_delays_and_loses_nothing(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, refusals = mesh.log.append, 3
+
+    async def refuse(records: Sequence[Record]) -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise errors.unavailable("full")
+        await append(records)
+
+    monkeypatch.setattr(mesh.log, "append", refuse)
+    await mesh.relay.start()
+    await mesh.post(1)
+    await mesh.relay.drained()
+    assert await mesh.logged() == [1]
+
+
+async def test_killed_between_append_and_delete_the_event_comes_twice(tmp_path: Path) -> None:
+    script = """
+import asyncio, os, pathlib, signal, sys
+from services.platform.sqlite.database import Database
+from services.platform.events.log import Record
+from services.platform.sqlite.event_log import EmbeddedLog
+from services.platform.sqlite.outbox import OUTBOX_SCHEMA, Relay, enqueue
+async def main():
+    data = pathlib.Path(sys.argv[1])
+    db = await Database.open(data / "tweet.db", ["CREATE TABLE tweet (id INTEGER PRIMARY KEY)", OUTBOX_SCHEMA])
+    log = await EmbeddedLog.open(data / "log.db")
+    append = log.append
+    async def append_and_die(records):
+        await append(records)
+        os.kill(os.getpid(), signal.SIGKILL)
+    log.append = append_and_die
+    await Relay(db, log).start()
+    await db.write(lambda c: enqueue(c, [Record("tweet.created", 1, 42, b"x")]))
+    await asyncio.sleep(30)
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, tmp_path, stdout=subprocess.DEVNULL)
+    assert await process.wait() == -9
+    mesh = await open_mesh(tmp_path)
+    assert await mesh.logged() == [42]
+    await mesh.relay.start()
+    await mesh.relay.drained()
+    assert await mesh.logged() == [42, 42]
+    await mesh.close()

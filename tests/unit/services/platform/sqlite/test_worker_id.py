@@ -1,0 +1,101 @@
+"""A lease has one owner, and no millisecond serves two of its lives, whatever the clock does."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.platform.ids.snowflake import RESERVE_MS, Snowflake, timestamp_ms
+from services.platform.rpc import errors
+from services.platform.sqlite.worker_id import FileLease
+from tests.minting import NOW, Clock, unavailable
+
+
+@settings(deadline=None)  # It writes files, and so does the rest of the machine.
+@given(st.lists(st.tuples(st.integers(-60, 60), st.booleans()), max_size=60))
+def test_ids_increase_over_random_clock_jumps_and_kills(
+    tmp_path_factory: pytest.TempPathFactory, jumps: list[tuple[int, bool]]
+) -> None:
+    """Each step moves the clock; some kill the process (nothing of the lease is closed in order) and start another."""
+    path = tmp_path_factory.mktemp("lease") / "lease"
+    clock, minted, lease = Clock(), [-1], FileLease(path)
+    for jump_ms, killed in jumps:
+        clock.now_ms += jump_ms
+        if killed:
+            kill(lease)
+            lease = FileLease(path)
+        try:
+            # A mark ahead of the clock is waited out by real code, with the test's sleep.
+            minted.append(asyncio.run(mint(lease.snowflake(clock, clock.sleep))))
+        except errors.RoostError as error:
+            assert unavailable(error)  # noqa: PT017 (it may or may not raise)
+    lease.close()
+    assert minted == sorted(set(minted))
+
+
+def kill(lease: FileLease) -> None:
+    """What the kernel does at kill -9: it lets a system call end, and closes the file."""
+    lease._syncer.shutdown()
+    lease._lock.close()
+
+
+async def mint(ids: Snowflake) -> int:
+    return await ids.mint()
+
+
+async def test_the_lease_has_one_owner_and_one_source(tmp_path: Path) -> None:
+    lease = FileLease(tmp_path / "lease", worker_id=7)
+    assert lease.snowflake() is lease.snowflake()
+    with pytest.raises(errors.RoostError, match="in use"):
+        FileLease(tmp_path / "lease")
+    script = "import sys, pathlib; from services.platform.sqlite.worker_id import FileLease; FileLease(pathlib.Path(sys.argv[1]))"
+    arguments = (sys.executable, "-c", script, str(tmp_path / "lease"))
+    other = await asyncio.create_subprocess_exec(*arguments, stderr=subprocess.PIPE)
+    _, complaint = await other.communicate()
+    assert other.returncode != 0
+    assert b"is in use" in complaint
+    lease.close()
+    FileLease(tmp_path / "lease").close()
+
+
+async def test_a_clean_close_leaves_no_wait_and_ends_minting(tmp_path: Path) -> None:
+    clock = Clock()
+    lease = FileLease(tmp_path / "lease")
+    ids = lease.snowflake(clock)
+    first = await ids.mint()
+    lease.close()
+    lease.close()
+    clock.now_ms += 1
+    with pytest.raises(errors.RoostError, check=unavailable):
+        await ids.mint()
+    again = FileLease(tmp_path / "lease")
+    assert again.high_water_ms == NOW
+    second = again.snowflake(clock).try_mint()
+    assert second is not None
+    assert second > first
+    again.close()
+
+
+async def test_after_a_kill_the_reservation_is_waited_out(tmp_path: Path) -> None:
+    clock = Clock()
+    lease = FileLease(tmp_path / "lease")
+    first = await lease.snowflake(clock).mint()
+    kill(lease)
+    again = FileLease(tmp_path / "lease")
+    assert again.high_water_ms == NOW + RESERVE_MS
+    second = await again.snowflake(clock, clock.sleep).mint()
+    assert timestamp_ms(second) > NOW + RESERVE_MS > timestamp_ms(first)
+    again.close()
+
+
+async def test_a_damaged_lease_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "lease").write_text("ten past nine")
+    for _ in range(2):
+        with pytest.raises(errors.RoostError, match="damaged"):
+            FileLease(tmp_path / "lease")

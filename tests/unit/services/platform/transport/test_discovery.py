@@ -1,0 +1,221 @@
+"""Processes find each other through the registry, and the door passes calls on: real processes' worth of servers on loopback ports."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
+
+from services.platform.backends.embedded import open_embedded
+from services.platform.config import Settings
+from services.platform.process import Process
+from services.platform.rpc import errors
+from services.platform.service import Build, Kit, Service
+from services.platform.transport import discovery
+from services.registry.server import build as build_mesh
+
+SECRET = "0123456789abcdef" * 2
+# Every process of a mesh has the same.
+OPERATOR_TOKEN = "fedcba9876543210" * 2
+WITHIN_S = 10.0
+ELSEWHERE = ("mesh", "tweet")
+
+
+class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
+    """Answers with its own number as the author."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.go_on = asyncio.Event()
+
+    async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.JoinedTweet:
+        if request.tweet_id == 404:
+            raise errors.failed_precondition("no such tweet", "GONE")
+        context_.set_trailing_metadata((("roost-timeline", "warm"),))
+        return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=1, author_id=self.number).SerializeToString())
+
+    async def ScanTweets(
+        self, request: tweet_service_pb2.ScanTweetsRequest, context_: Any
+    ) -> AsyncIterator[tweet_service_pb2.ScanTweetsResponse]:
+        for number in (1, 2, 3):
+            if number == request.after_id:
+                await self.go_on.wait()
+            yield tweet_service_pb2.ScanTweetsResponse(cores=[tweet_pb2.TweetCore(replies=number)])
+
+
+class Town:
+    """A registry, and processes around it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: list[Process] = []
+        self.servicers: dict[int, Tweets] = {}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.registry = f"127.0.0.1:{probe.getsockname()[1]}"
+
+    async def start(self, name: str, builds: dict[str, Build], grpc_address: str = "127.0.0.1:0") -> Process:
+        settings = Settings(
+            data_dir=self.folder / name,
+            grpc=grpc_address,
+            log_level="error",
+            mesh_secret=SECRET,
+            operator_token=OPERATOR_TOKEN,
+            registry=self.registry,
+        )
+        process = await Process.start(settings, builds, ground=open_embedded, elsewhere=ELSEWHERE)
+        self.running.append(process)
+        return process
+
+    async def stop(self, process: Process) -> None:
+        self.running.remove(process)
+        await process.stop()
+
+    async def mesh(self) -> Process:
+        return await self.start("mesh", {"mesh": build_mesh}, self.registry)
+
+    async def tweets(self, number: int) -> Process:
+        self.servicers[number] = Tweets(number)
+
+        async def build(kit: Kit) -> Service:
+            return Service("tweet", {"roost.tweet.v1.TweetService": self.servicers[number]})
+
+        return await self.start(f"tweet-{number}", {"tweet": build})
+
+    async def door(self) -> Process:
+        return await self.start("door", {})
+
+
+@pytest.fixture
+async def town(tmp_path: Path) -> AsyncIterator[Town]:
+    town = Town(tmp_path)
+    yield town
+    for process in reversed(town.running):
+        await process.stop()
+
+
+async def answering(process: Process, caller: str = "gateway") -> int:
+    """Which instance answers a call from this process."""
+    stub = tweet_service_pb2_grpc.TweetServiceStub(process.channel(caller))
+    answer = await stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1), timeout=2)
+    return int(answer.tweet.author_id)
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            try:
+                if await holds():
+                    return
+            except grpc.aio.AioRpcError:
+                pass
+            await asyncio.sleep(0.05)
+
+
+async def everyone(process: Process, numbers: set[int]) -> None:
+    """Waits until calls from this process are answered by exactly these instances."""
+
+    async def holds() -> bool:
+        return {await answering(process) for _ in range(20)} == numbers
+
+    await until(holds)
+
+
+async def test_calls_go_to_whoever_is_listed(town: Town) -> None:
+    await town.mesh()
+    one = await town.tweets(1)
+    door = await town.door()
+    await everyone(door, {1})
+    await town.tweets(2)
+    await everyone(door, {1, 2})
+    # It leaves the list before it stops, so no call meets a closed port.
+    stopping = asyncio.ensure_future(town.stop(one))
+    while not stopping.done():
+        assert await answering(door) in (1, 2)
+    await everyone(door, {2})
+
+
+async def test_addresses_outlive_the_registry_and_a_new_one_is_complete(town: Town) -> None:
+    mesh = await town.mesh()
+    await town.tweets(1)
+    door = await town.door()
+    await everyone(door, {1})
+    await town.stop(mesh)
+    assert await answering(door) == 1
+    await town.tweets(2)
+    await town.mesh()
+    await everyone(door, {1, 2})
+
+
+async def test_what_is_under_way_survives_a_new_instance(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "RETIRE_S", 0.05)
+    await town.mesh()
+    await town.tweets(1)
+    door = await town.door()
+    await everyone(door, {1})
+    stub = tweet_service_pb2_grpc.TweetServiceStub(door.channel("search"))
+    stream = stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(after_id=2))
+    first = await stream.read()
+    await town.tweets(2)
+    await everyone(door, {1, 2})
+    # The next call retires the connections of before.
+    await answering(door, "search")
+    await asyncio.sleep(0.3)
+    town.servicers[1].go_on.set()
+    messages: list[Any] = [first, await stream.read(), await stream.read()]
+    assert [message.cores[0].replies for message in messages] == [1, 2, 3]
+
+
+async def test_calls_that_wait_for_their_turn_survive_a_new_instance(town: Town) -> None:
+    await town.mesh()
+    await town.tweets(1)
+    door = await town.door()
+    await everyone(door, {1})
+
+    async def calls() -> None:
+        while not done:
+            await asyncio.gather(*(answering(door) for _ in range(20)))
+
+    done = False
+    calling = [asyncio.ensure_future(calls()) for _ in range(3)]
+    await town.tweets(2)
+    await everyone(door, {1, 2})
+    done = True
+    await asyncio.gather(*calling)
+
+
+async def test_a_service_that_nobody_serves_is_unavailable(town: Town) -> None:
+    await town.mesh()
+    door = await town.door()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await answering(door)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert (door.health().status, door.health().peers["tweet"]) == ("degraded", "TRANSIENT_FAILURE")
+
+
+async def test_the_door_passes_calls_on_with_their_errors_and_trailing_metadata(town: Town) -> None:
+    await town.mesh()
+    await town.tweets(1)
+    door = await town.door()
+    await everyone(door, {1})
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.grpc_port}") as outside:
+        stub = tweet_service_pb2_grpc.TweetServiceStub(outside)
+        call = stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1), timeout=2)
+        assert (await call).tweet.author_id == 1
+        assert ("roost-timeline", "warm") in list(await call.trailing_metadata())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=404), timeout=2)
+        assert errors.from_rpc(caught.value).reason == "GONE"
+        # A mesh-only method is no more reachable than at the service itself.
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(), timeout=2).read()
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        operator = (("authorization", f"Bearer {door.operator_token}"),)
+        found = [m async for m in stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(), timeout=2, metadata=operator)]
+        assert [message.cores[0].replies for message in found] == [1, 2, 3]

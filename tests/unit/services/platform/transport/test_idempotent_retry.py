@@ -1,0 +1,118 @@
+"""Writes under a key are sent again where no answer came, a few times, within their deadline, and no others: over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+import pytest
+from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
+
+from services.platform.transport.idempotent_retry import ATTEMPTS
+from services.platform.transport.remote import MeshChannel
+
+UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
+
+
+class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
+    """Fails as it is told, then answers."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.callers: list[str] = []
+        self.left_s: list[float] = []
+        self.failures: list[grpc.StatusCode] = []
+        self.delay_s = 0.0
+
+    async def CreateTweet(
+        self, request: tweet_service_pb2.CreateTweetRequest, context: Any
+    ) -> tweet_service_pb2.CreateTweetResponse:
+        self.keys.append(request.idempotency_key)
+        self.callers.append(dict(context.invocation_metadata())["roost-caller"])
+        self.left_s.append(context.time_remaining())
+        await asyncio.sleep(self.delay_s)
+        if self.failures:
+            await context.abort(self.failures.pop(0), "as told")
+        context.set_trailing_metadata((("said", "behind"),))
+        return tweet_service_pb2.CreateTweetResponse()
+
+
+class Rig:
+    """A server, and a channel of the mesh to it."""
+
+    def __init__(self, channel: MeshChannel, servicer: Tweets) -> None:
+        self.channel = channel
+        self.servicer = servicer
+
+    def create(self, key: str, **options: Any) -> Any:
+        stub = tweet_service_pb2_grpc.TweetServiceStub(self.channel)
+        return stub.CreateTweet(tweet_service_pb2.CreateTweetRequest(text="a", idempotency_key=key), **options)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    server, servicer = grpc.aio.server(), Tweets()
+    tweet_service_pb2_grpc.add_TweetServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel = MeshChannel(f"127.0.0.1:{port}", "gateway", "s" * 32)
+    yield Rig(channel, servicer)
+    await channel.close()
+    await server.stop(0)
+
+
+@pytest.mark.parametrize("code", [UNAVAILABLE, CANCELLED])
+async def test_what_had_no_answer_is_sent_again_under_its_key(rig: Rig, code: grpc.StatusCode) -> None:
+    rig.servicer.failures = [code] * (ATTEMPTS - 1)
+    call = rig.create("k")
+    await call
+    assert rig.servicer.keys == ["k"] * ATTEMPTS
+    assert set(rig.servicer.callers) == {"gateway"}
+    assert dict(await call.trailing_metadata())["said"] == "behind"
+
+
+async def test_attempts_are_bounded(rig: Rig) -> None:
+    rig.servicer.failures = [UNAVAILABLE] * 10
+    with pytest.raises(grpc.aio.AioRpcError, match="as told"):
+        await rig.create("k")
+    assert rig.servicer.keys == ["k"] * ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("key", "code"), [("", UNAVAILABLE), ("k", grpc.StatusCode.DEADLINE_EXCEEDED), ("k", grpc.StatusCode.NOT_FOUND)]
+)
+async def test_nothing_else_is_sent_twice(rig: Rig, key: str, code: grpc.StatusCode) -> None:
+    rig.servicer.failures = [code]
+    with pytest.raises(grpc.aio.AioRpcError):
+        await rig.create(key)
+    assert rig.servicer.keys == [key]
+
+
+async def test_attempts_share_the_deadline(rig: Rig) -> None:
+    rig.servicer.failures = [UNAVAILABLE] * 10
+    rig.servicer.delay_s = 0.2
+    began = time.monotonic()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await rig.create("k", timeout=0.35)
+    assert time.monotonic() - began < 0.6
+    assert rig.servicer.left_s == sorted(rig.servicer.left_s, reverse=True)
+    assert rig.servicer.left_s[-1] < 0.2
+
+
+async def test_whoever_stops_waiting_ends_it(rig: Rig) -> None:
+    rig.servicer.failures = [UNAVAILABLE] * 10
+    rig.servicer.delay_s = 0.2
+    waiting = asyncio.ensure_future(_awaited(rig.create("k")))
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await asyncio.sleep(0.4)
+    assert len(rig.servicer.keys) <= 1
+
+
+async def _awaited(call: Any) -> Any:
+    return await call

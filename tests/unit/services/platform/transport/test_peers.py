@@ -1,0 +1,120 @@
+"""The connections to other processes, against servers that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from time import monotonic
+
+import grpc
+import pytest
+import structlog
+from grpc_health.v1 import health, health_pb2_grpc
+from prometheus_client import REGISTRY
+
+from services.catalog import GROUNDS, SERVICES
+from services.platform.config import Settings
+from services.platform.process import Process
+from services.platform.transport.batching import CoalescingChannel
+from services.platform.transport.peers import PATIENCE_S, Peers
+from services.platform.transport.remote import MeshChannel
+from tests.conftest import mesh_settings
+
+# A hang is a failure, not a slow test.
+WITHIN_S = 20.0
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+        return found
+
+
+@pytest.fixture
+async def peers(port: int) -> AsyncIterator[Peers]:
+    channel = CoalescingChannel(MeshChannel(f"127.0.0.1:{port}", "", "secret"))
+    yield Peers({"tweet": channel})
+    await channel.close()
+
+
+async def serving(port: int) -> grpc.aio.Server:
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    return server
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_unreached_without_a_server_names_the_service(peers: Peers) -> None:
+    assert await peers.unreached(0.5) == ["tweet"]
+    assert peers.states()["tweet"] != "READY"
+
+
+async def test_unreached_with_a_server_returns_early(peers: Peers, port: int) -> None:
+    server = await serving(port)
+    began = monotonic()
+    assert await peers.unreached(WITHIN_S) == []
+    assert monotonic() - began < WITHIN_S
+    assert peers.states() == {"tweet": "READY"}
+    await server.stop(None)
+    await until(lambda: peers.states()["tweet"] != "READY")
+
+
+async def test_look_logs_a_lost_peer_once_and_its_return(peers: Peers, port: int) -> None:
+    with structlog.testing.capture_logs() as lines:
+        for now in (0.0, PATIENCE_S - 0.1):
+            peers.look(now)
+        assert lines == []
+        for now in (PATIENCE_S, 2 * PATIENCE_S):
+            peers.look(now)
+        assert [(line["event"], line["peer"]) for line in lines] == [("peer.unreachable", "tweet")]
+        assert REGISTRY.get_sample_value("roost_peer_ready", {"peer": "tweet"}) == 0
+        server = await serving(port)
+        assert await peers.unreached(WITHIN_S) == []
+        peers.look(3 * PATIENCE_S)
+    assert lines[-1]["event"] == "peer.reached"
+    assert REGISTRY.get_sample_value("roost_peer_ready", {"peer": "tweet"}) == 1
+    await server.stop(None)
+
+
+@pytest.fixture
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return mesh_settings(tmp_path_factory.mktemp("mesh"))
+
+
+async def started(settings: Settings, *names: str, **changed: object) -> Process:
+    builds = {name: SERVICES[name] for name in names}
+    chosen = settings.model_copy(update=changed)
+    return await Process.start(chosen, builds, ground=GROUNDS[settings.family], elsewhere=SERVICES)
+
+
+async def test_a_door_to_dead_peers_is_degraded_and_ready(settings: Settings, port: int) -> None:
+    peers = {"tweet": f"127.0.0.1:{port}", "identity": f"127.0.0.1:{port}"}
+    async with await started(settings, peers=peers) as door:
+        assert await door.peers.unreached(0.2) == ["tweet", "identity"]
+        found = door.health()
+        assert (found.status, found.ready, set(found.peers)) == ("degraded", True, {"tweet", "identity"})
+        assert door.target_of("tweet") == peers["tweet"]
+    assert door.health().status == "not_ready"
+
+
+async def test_a_door_to_nobody_is_not_ready_and_names_what_it_lacks(settings: Settings) -> None:
+    async with await started(settings) as door:
+        assert door.health().status == "not_ready"
+        assert set(door.unaddressed) == set(SERVICES) - {"mesh"}
+
+
+async def test_a_service_follows_only_whom_it_calls(settings: Settings, port: int) -> None:
+    peers = {name: f"127.0.0.1:{port}" for name in SERVICES if name != "graph"}
+    async with await started(settings, "fanout", peers=peers) as fanout:
+        assert set(fanout.health().peers) == {"identity", "timeline", "tweet", "mesh"}
+        assert fanout.unaddressed == ["graph"]
