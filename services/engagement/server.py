@@ -12,11 +12,11 @@ from services.engagement.service import EngagementService
 from services.engagement.store import EngagementStore
 from services.engagement.store.embedded import EmbeddedEngagementStore
 from services.engagement.targets import Targets
-from services.hydration.hydrate import Hydrator
-from services.hydration.people import PeopleLists
 from services.platform.backends import cluster_of, shared_of
 from services.platform.service import Kit, Service, Worker
 from services.platform.sqlite.outbox import Relay
+from services.shared.hydration.hydrator import Hydrator
+from services.shared.hydration.user_pages import PeopleLists
 
 
 async def build(kit: Kit) -> Service:

@@ -12,14 +12,14 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.engagement.store import EngagementStore, Kind
 from services.engagement.targets import Targets
-from services.hydration.hydrate import Hydrator, Joined
-from services.hydration.people import Entry as Liker
-from services.hydration.people import PeopleLists
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import Snowflake, timestamp_ms
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
+from services.shared.hydration.hydrator import Hydrator, Joined
+from services.shared.hydration.user_pages import Entry as Liker
+from services.shared.hydration.user_pages import PeopleLists
 
 DEFAULT_PAGE_SIZE = 20
 # A page looks at some 1,200 tweets at most before it answers short: many hidden ones in a row must not hold up a call.

@@ -10,9 +10,9 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
-from services.hydration.hydrate import Hydrator
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
+from services.shared.hydration.hydrator import Hydrator
 
 
 class _Target(NamedTuple):

@@ -8,9 +8,9 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.graph.store import GraphStore, Listing, Position
-from services.hydration.people import Entry, Page, PeopleLists
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
+from services.shared.hydration.user_pages import Entry, Page, PeopleLists
 
 DEFAULT_PAGE_SIZE = 20
 # How far suggestions reach; they are found anew for every page, so deep pages would only repeat the work.

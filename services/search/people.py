@@ -12,11 +12,11 @@ from roost.identity.v1 import user_pb2
 from roost.identity.v1 import user_service_pb2 as identity
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.hydration.people import Entry, Page, PeopleLists
 from services.platform.pagination.cursors import Cursors
 from services.search.documents import handle_prefix_term, name_prefix_term, username_term
 from services.search.query import Names
 from services.search.store import Collection, Place, Query, SearchIndex
+from services.shared.hydration.user_pages import Entry, Page, PeopleLists
 
 # In an entry's place among the people found the kind of match stands above these bits, and the number of followers in them.
 FOLLOWERS_BITS = 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from services.hydration.hydrate import Hydrator
 from services.platform.backends import cluster_of, shared_of
 from services.platform.service import Kit, Service, Worker
 from services.search.best import BestMatches
@@ -14,6 +13,7 @@ from services.search.store import SearchIndex
 from services.search.store.embedded import EmbeddedSearchIndex
 from services.search.trends import TAG_MIN_ACTORS, TWEET_MIN_ACTORS, Trends
 from services.search.tweets import TweetSearch
+from services.shared.hydration.hydrator import Hydrator
 
 
 async def build(kit: Kit) -> Service:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Container, Sequence
 
-from services.hydration.hydrate import Hydrator, Joined
 from services.platform.pagination.cursors import Cursors
 from services.search.best import BestMatches
 from services.search.people import PeopleSearch
 from services.search.query import Asked, author_term, hashtag_term
 from services.search.store import Collection, Query, SearchIndex
+from services.shared.hydration.hydrator import Hydrator, Joined
 
 # A page looks at some 1,200 ids at most before it answers short: many hidden tweets in a row must not hold up a call.
 MAX_ROUNDS = 5

@@ -17,7 +17,7 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
-from services.hydration.hydrate import Hydrator
+from services.shared.hydration.hydrator import Hydrator
 from services.timeline.home import MAX_ENTRIES, HomeReader, View
 from services.timeline.plan import Source
 

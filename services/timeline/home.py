@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
-from services.hydration.hydrate import Hydrator, Joined, RelationsChangedError
 from services.platform.rpc import context
 from services.shared.celebrity_tiers import Tiers
+from services.shared.hydration.hydrator import Hydrator, Joined, RelationsChangedError
 from services.timeline.builds import Builds
 from services.timeline.plan import HYBRID, PULL, Rules, Source
 from services.timeline.pull import Puller, Walk

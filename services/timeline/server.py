@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from services.hydration.hydrate import Hydrator
 from services.platform.backends import cluster_of, shared_of
 from services.platform.service import Kit, Service
 from services.shared.celebrity_tiers import Tiers
+from services.shared.hydration.hydrator import Hydrator
 from services.timeline.builds import Builds
 from services.timeline.explain import Explainer
 from services.timeline.found import FoundLists

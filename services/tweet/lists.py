@@ -8,10 +8,10 @@ from typing import Any
 
 from roost.tweet.v1 import tweet_pb2
 
-from services.hydration.hydrate import Hydrator, Joined
-from services.hydration.people import Entry, Page, PeopleLists
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
+from services.shared.hydration.hydrator import Hydrator, Joined
+from services.shared.hydration.user_pages import Entry, Page, PeopleLists
 from services.tweet.store import TweetStore
 from services.tweet.writes import no_such_tweet
 

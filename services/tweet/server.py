@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.hydration.hydrate import Hydrator
-from services.hydration.people import PeopleLists
 from services.platform.backends import cluster_of, shared_of
 from services.platform.periodic import always
 from services.platform.service import Kit, Service, Worker
 from services.platform.sqlite.outbox import Relay
+from services.shared.hydration.hydrator import Hydrator
+from services.shared.hydration.user_pages import PeopleLists
 from services.tweet.consumer import GROUP, TOPICS, settling
 from services.tweet.lists import Lists
 from services.tweet.purge import PURGE, purge_job

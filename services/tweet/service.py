@@ -9,9 +9,9 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as rpc
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
-from services.hydration.hydrate import Hydrator
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
+from services.shared.hydration.hydrator import Hydrator
 from services.tweet.lists import Lists
 from services.tweet.store import TweetStore
 from services.tweet.writes import Draft, Writes

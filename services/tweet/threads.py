@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from roost.tweet.v1 import reply_service_pb2, tweet_pb2
 
-from services.hydration.fragments import tombstone
-from services.hydration.hydrate import Hydrator
 from services.platform.caching.cache import Cache
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
+from services.shared.hydration.fragments import tombstone
+from services.shared.hydration.hydrator import Hydrator
 from services.tweet.lists import Lists, page_size_of
 from services.tweet.store import MAX_PAGE, TweetStore
 

@@ -15,13 +15,13 @@ from roost.identity.v1 import user_pb2
 from roost.tweet.v1 import reply_service_pb2, tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as rpc
 
-from services.hydration.fragments import NO_METRICS, author_fragment
-from services.hydration.hydrate import Hydrator
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import Snowflake, timestamp_ms
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
+from services.shared.hydration.fragments import NO_METRICS, author_fragment
+from services.shared.hydration.hydrator import Hydrator
 from services.tweet.entities import extract
 from services.tweet.store import Claim, TweetStore
 from services.tweet.text import checked

@@ -161,7 +161,7 @@ def test_import_rules_name_every_service() -> None:
             listed = {name for name in contract.get(key, ()) if name.count(".") == 1} - {
                 "services.platform.backends",
                 "services.platform",
-                "services.hydration",
+                "services.shared.hydration",
                 "services.catalog",
                 "services.platform.transport",
             }

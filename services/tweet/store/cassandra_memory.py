@@ -14,9 +14,9 @@ from typing import Any
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
-from services.hydration.fragments import framed
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.redis.shared_versions import SharedEntries
+from services.shared.hydration.fragments import framed
 from services.tweet.store import cassandra_schema as cql
 from services.tweet.store.cassandra_lists import CassandraLists, by_ids
 from services.tweet.store.marked import Marked

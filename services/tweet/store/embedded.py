@@ -12,10 +12,10 @@ from typing import Any, Self, TypeVar
 import orjson
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
-from services.hydration.fragments import framed
 from services.platform.caching.read_tracking import Revisions
 from services.platform.events.log import Record
 from services.platform.sqlite.database import Database
+from services.shared.hydration.fragments import framed
 from services.tweet.store import Claim, units
 from services.tweet.store import schema as sql
 from services.tweet.store.links import LinkLists

@@ -23,8 +23,6 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 from services.engagement.service import EngagementService
 from services.engagement.store.embedded import EmbeddedEngagementStore
 from services.engagement.targets import Targets
-from services.hydration.hydrate import Hydrator
-from services.hydration.people import PeopleLists
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
@@ -32,6 +30,8 @@ from services.platform.rpc.context import Actor, Call, current_call
 from services.platform.rpc.interceptors.endpoint import endpoints_of
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import Checker
+from services.shared.hydration.hydrator import Hydrator
+from services.shared.hydration.user_pages import PeopleLists
 
 
 @dataclass

@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from services.engagement import service
-from services.hydration import people
 from services.platform.ids.snowflake import timestamp_ms
+from services.shared.hydration import user_pages
 from tests.unit.services.engagement.conftest import Bench
 
 ANN, BEN, CAT, DAN = 1, 2, 3, 4
@@ -188,7 +188,7 @@ async def test_hidden_likers_are_left_out_and_the_page_filled_up(bench: Bench) -
 async def test_a_list_of_likers_nearly_all_hidden_is_read_in_bounded_steps(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(people, "MAX_ROUNDS", 2)
+    monkeypatch.setattr(user_pages, "MAX_ROUNDS", 2)
     bench.world.post(TWEET, ANN)
     for user_id in range(10, 20):
         await bench.call(user_id, "LikeTweet", tweet_id=TWEET)

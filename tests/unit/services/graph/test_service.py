@@ -12,8 +12,8 @@ from roost.graph.v1 import graph_service_pb2 as pb
 from roost.identity.v1 import user_pb2
 
 from services.graph import service
-from services.hydration import people
 from services.platform.rpc import errors
+from services.shared.hydration import user_pages
 
 ANN, BEN, CAT, DAN = 1, 2, 3, 4
 NOBODY = 0
@@ -137,7 +137,7 @@ async def test_who_is_hidden_is_left_out_and_the_page_filled_up(graph):
 
 
 async def test_a_list_of_people_nearly_all_hidden_is_read_in_bounded_steps(graph, monkeypatch):
-    monkeypatch.setattr(people, "MAX_ROUNDS", 2)
+    monkeypatch.setattr(user_pages, "MAX_ROUNDS", 2)
     await follow_all(graph, ANN, range(10, 20))
     for hidden in range(11, 20):
         graph.identity.states[hidden] = user_pb2.USER_STATE_DEACTIVATED

@@ -21,8 +21,6 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as pb
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
-from services.hydration.hydrate import Hydrator
-from services.hydration.people import PeopleLists
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
@@ -30,6 +28,8 @@ from services.platform.rpc.context import Actor, Call, current_call
 from services.platform.rpc.interceptors.endpoint import endpoints_of
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import Checker
+from services.shared.hydration.hydrator import Hydrator
+from services.shared.hydration.user_pages import PeopleLists
 from services.tweet.lists import Lists
 from services.tweet.service import TweetServicer
 from services.tweet.store.embedded import EmbeddedTweetStore

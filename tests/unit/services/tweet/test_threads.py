@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from roost.tweet.v1 import reply_service_pb2 as rpc
 from roost.tweet.v1 import tweet_pb2
 
-from services.hydration.hydrate import Joined
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc.errors import RoostError
+from services.shared.hydration.hydrator import Joined
 from services.tweet import threads
 from services.tweet.threads import Threads
 from services.tweet.writes import no_such_tweet

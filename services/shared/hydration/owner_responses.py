@@ -10,7 +10,7 @@ import grpc.aio
 import structlog
 from roost.engagement.v1 import engagement_service_pb2 as engagement
 
-from services.hydration.cores import Ref
+from services.shared.hydration.parsed import Ref
 
 _log = structlog.get_logger(__name__)
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.identity.v1 import user_pb2, user_service_pb2
 
-from services.hydration.people import MAX_ROUNDS, Entry, PeopleLists
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
+from services.shared.hydration.user_pages import MAX_ROUNDS, Entry, PeopleLists
 
 READER = 500
 

@@ -21,12 +21,12 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
-from services.hydration.fragments import framed, tombstone, varint
-from services.hydration.hydrate import Hydrator
 from services.platform.rpc import errors
 from services.platform.rpc.interceptors.endpoint import endpoints_of
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import Checker
+from services.shared.hydration.fragments import framed, tombstone, varint
+from services.shared.hydration.hydrator import Hydrator
 
 READER, ANN, BOB, CAT = 1, 2, 3, 4
 

@@ -20,17 +20,10 @@ from roost.identity.v1 import user_service_pb2 as identity
 from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 
-from services.hydration.answers import SharedPeople, gathered, marks_of, nothing, seen_by_reader
-from services.hydration.cores import Core, Readings, active_ref, standing_core
-from services.hydration.fragments import (
-    QUOTED,
-    RETWEETED,
-    VIEWER,
-    framed,
-    metrics_fragment,
-    tombstone,
-)
 from services.platform.caching import read_tracking
+from services.shared.hydration.fragments import QUOTED, RETWEETED, VIEWER, framed, metrics_fragment, tombstone
+from services.shared.hydration.owner_responses import SharedPeople, gathered, marks_of, nothing, seen_by_reader
+from services.shared.hydration.parsed import Core, Readings, active_ref, standing_core
 
 # Each tweet names up to two people to show and two other tweets, and the owners answer for 1,000 at once.
 MAX_ROUND_IDS = 300

@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 from roost.identity.v1 import user_pb2, user_service_pb2
 from roost.tweet.v1 import tweet_pb2
 
-from services.hydration.fragments import NO_METRICS, author_fragment, metrics_fragment
+from services.shared.hydration.fragments import NO_METRICS, author_fragment, metrics_fragment
 
 _ACTIVE = user_pb2.USER_STATE_ACTIVE
 
