@@ -34,8 +34,8 @@ def migrations() -> Mapping[str, Sequence[str]]:
     # Not before they are asked for: the drivers take half a second to import.
     from services.engagement.store.cassandra import MIGRATIONS as ENGAGEMENT
     from services.graph.store.cql import MIGRATIONS as GRAPH
-    from services.identity.store.cassandra import KEYS, KEYS_MIGRATIONS
-    from services.identity.store.cassandra import MIGRATIONS as IDENTITY
+    from services.identity.store.cassandra.store import KEYS, KEYS_MIGRATIONS
+    from services.identity.store.cassandra.store import MIGRATIONS as IDENTITY
     from services.platform.backends.cluster import MESH, MESH_MIGRATIONS
     from services.tweet.store.cassandra_schema import MIGRATIONS as TWEET
 

@@ -16,12 +16,12 @@ from roost.identity.v1 import user_pb2
 from roost.identity.v1.auth_service_pb2_grpc import AuthServiceServicer
 
 from services.identity.events import Events
-from services.identity.joined import Joiner
 from services.identity.password import Passwords
 from services.identity.profile import Names, fold_email, fold_username, login_username, new_core
 from services.identity.refresh import RefreshTokens, refusal
 from services.identity.signing import Signer
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, Store
+from services.identity.user_hydrator import Joiner
 from services.platform.config import Settings
 from services.platform.ids import snowflake
 from services.platform.ids.snowflake import Snowflake

@@ -11,12 +11,12 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 from services.identity.auth_service import AuthService
 from services.identity.consumer import GROUP, TOPICS, sharing
 from services.identity.events import Events
-from services.identity.joined import Joiner
 from services.identity.password import Passwords
 from services.identity.refresh import RefreshTokens
 from services.identity.signing import Signer, new_key
 from services.identity.store import Store
-from services.identity.store.embedded import EmbeddedStore
+from services.identity.store.sqlite.store import EmbeddedStore
+from services.identity.user_hydrator import Joiner
 from services.identity.user_service import UserService
 from services.platform.backends import cluster_of
 from services.platform.cassandra.keyed_lock import Turns
@@ -74,7 +74,7 @@ async def _open(kit: Kit) -> tuple[Store, Sequence[Worker]]:
         embedded = await EmbeddedStore.open(kit.data_dir / "identity.db")
         return embedded, (Relay(embedded.db, kit.log),)
     # Not before it is asked for: drivers are slow to import.
-    from services.identity.store.cassandra import CassandraStore
+    from services.identity.store.cassandra.store import CassandraStore
 
     store = await CassandraStore.open(cluster, kit.log, kit.clock)
     return store, (store.outbox, kit.log.consumer(GROUP, TOPICS, sharing(store.share)))

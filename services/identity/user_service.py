@@ -14,10 +14,10 @@ from roost.identity.v1 import user_service_pb2 as pb
 from roost.identity.v1.user_service_pb2_grpc import UserServiceServicer
 
 from services.identity.events import Body, Events
-from services.identity.joined import Joiner
 from services.identity.password import foreign
 from services.identity.profile import MAX_CODE_POINTS, changed_core, fold_email, fold_username, new_core
 from services.identity.store import Account, NewAccount, Store
+from services.identity.user_hydrator import Joiner
 from services.platform.ids.snowflake import Snowflake
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors

@@ -16,7 +16,7 @@ import pytest
 from roost.identity.v1 import user_service_pb2
 from roost.search.v1 import search_service_pb2 as search
 
-from services.identity import joined
+from services.identity import user_hydrator
 from services.shared.hydration import hydrator
 from services.shared.hydration.owner_responses import marks_of
 from tests.conftest import MeshFactory
@@ -337,7 +337,7 @@ OF_TWEETS = (
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_both_families_answer_alike(start_mesh: MeshFactory, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     # The machine is others' too: nothing is to be shown uncounted because of that.
-    monkeypatch.setattr(joined, "FRAGMENT_TIMEOUT_S", SAME_WITHIN_S)
+    monkeypatch.setattr(user_hydrator, "FRAGMENT_TIMEOUT_S", SAME_WITHIN_S)
     monkeypatch.setattr(hydrator, "marks_of", counted)
     changes: dict[str, Any] = {"clock_margin_s": MARGIN_S, "celebrity_threshold": THRESHOLD, "delete_grace_s": 0}
     twins = Twins([await start_mesh(family=family, **changes) for family in ("embedded", "cluster")])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.identity.store import Store
-from services.identity.store.embedded import EmbeddedStore
+from services.identity.store.sqlite.store import EmbeddedStore
 from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import Namespace
 
@@ -24,7 +24,7 @@ async def store(
         yield embedded
         await embedded.close()
         return
-    from services.identity.store.cassandra import CassandraStore
+    from services.identity.store.cassandra.store import CassandraStore
 
     # Where facts go is no concern of the store's promises.
     log = await EmbeddedLog.open(tmp_path / "log.db")

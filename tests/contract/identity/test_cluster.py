@@ -44,7 +44,7 @@ def clock() -> Clock:
 @pytest.fixture
 async def another(tmp_path: Path, namespace: Namespace, clock: Clock) -> AsyncIterator[Open]:
     """Opens a store on the same servers, as another process would."""
-    from services.identity.store.cassandra import CassandraStore
+    from services.identity.store.cassandra.store import CassandraStore
 
     log = await EmbeddedLog.open(tmp_path / "log.db")
     cluster = await namespace.cluster()
@@ -191,7 +191,7 @@ async def test_a_sign_up_that_failed_leaves_its_name_free(another: Open) -> None
 
 
 async def test_a_first_write_that_comes_late_undoes_nothing(another: Open) -> None:
-    from services.identity.store.accounts import account_steps
+    from services.identity.store.cassandra.account_rows import account_steps
 
     store = await another()
     made = await create(store, 1, "alice")
@@ -203,7 +203,7 @@ async def test_a_first_write_that_comes_late_undoes_nothing(another: Open) -> No
 
 async def test_a_scan_finds_ids_of_all_times(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await another()
-    monkeypatch.setattr("services.identity.store.cassandra.BUCKETS_A_ROUND", 3)
+    monkeypatch.setattr("services.identity.store.cassandra.store.BUCKETS_A_ROUND", 3)
     ids = [bucket << 51 | low for bucket in (0, 1, 2, 9, 30) for low in (5, 6, 7)]
     await store.import_accounts([new(user_id, f"user{number}") for number, user_id in enumerate(ids)])
     for limit in (1, 2, 4, 100):
@@ -218,7 +218,7 @@ async def test_an_import_that_has_begun_goes_on_through_an_outage(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await another()
-    monkeypatch.setattr("services.identity.store.cassandra.LOT_AGAIN_S", 0.01)
+    monkeypatch.setattr("services.identity.store.cassandra.store.LOT_AGAIN_S", 0.01)
     batch = store._keyspace.batch
     sizes: list[int] = []
 

@@ -18,11 +18,11 @@ from roost.tweet.v1 import tweet_service_pb2
 
 from services.identity.auth_service import AuthService
 from services.identity.events import Events
-from services.identity.joined import Joiner
 from services.identity.password import Passwords
 from services.identity.refresh import RefreshTokens
 from services.identity.signing import Signer, new_key
-from services.identity.store.embedded import EmbeddedStore
+from services.identity.store.sqlite.store import EmbeddedStore
+from services.identity.user_hydrator import Joiner
 from services.identity.user_service import UserService
 from services.platform.auth.tokens import Revocations, Verifier
 from services.platform.cassandra.keyed_lock import Turns

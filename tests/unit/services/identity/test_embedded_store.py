@@ -11,7 +11,7 @@ from roost.identity.v1 import user_pb2
 
 from services.identity.password import Credential, Scheme
 from services.identity.store import Account, NewAccount, Session
-from services.identity.store.embedded import EmbeddedStore
+from services.identity.store.sqlite.store import EmbeddedStore
 from services.platform.events.log import Record
 from services.platform.rpc import errors
 

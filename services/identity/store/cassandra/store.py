@@ -14,11 +14,12 @@ import structlog
 from roost.identity.v1 import user_pb2, user_service_pb2
 
 from services.identity.password import Credential
-from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, cql
-from services.identity.store.accounts import ImportPlan, account_steps, login_of, lots, session_values
-from services.identity.store.claims import MAX_HELD_S, Claims
+from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
+from services.identity.store.cassandra import schema
+from services.identity.store.cassandra.account_rows import ImportPlan, account_steps, login_of, lots, session_values
+from services.identity.store.cassandra.username_claims import MAX_HELD_S, Claims
 from services.identity.store.rotation import Succession
-from services.identity.store.wire import wire_of
+from services.identity.store.user_refs import wire_of
 from services.platform.cassandra.keyed_lock import Turns, to_its_end
 from services.platform.cassandra.keyspace import Keyspace, Step
 from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from services.platform.backends.cluster import Cluster
 
 SERVICE = "identity"
-MIGRATIONS = (cql.SCHEMA, OUTBOX_MIGRATION)
+MIGRATIONS = (schema.SCHEMA, OUTBOX_MIGRATION)
 KEYS = "identity_keys"
-KEYS_MIGRATIONS = (cql.KEYS_SCHEMA,)
+KEYS_MIGRATIONS = (schema.KEYS_SCHEMA,)
 # As long as the outbox keeps its rows: until then somebody may ask whether an event is true.
 NOTE_S = 3 * 24 * 3600
 # Refreshes of one session at once, by other processes: each loses to one that won.
@@ -114,7 +115,7 @@ class CassandraStore:
     async def create(self, new: NewAccount, session: Session, token_hash: bytes) -> None:
         steps = [
             *account_steps(new, NOTE_S),
-            (cql.FIRST_SESSION, (cql.FIRST_STAMP, *session_values(session, b"", token_hash))),
+            (schema.FIRST_SESSION, (schema.FIRST_STAMP, *session_values(session, b"", token_hash))),
         ]
         await to_its_end(self._make([new], [steps]))
 
@@ -173,7 +174,7 @@ class CassandraStore:
         change = (account.core, account.state, account.version, user_id, account.version - 1)
         note = (NOTE_S, _ids(records), user_id)
         steps = (*change, *note, user_id, 0, user_id, 0) if end_sessions else (*change, *note)
-        statement = cql.REPLACE_AND_END if end_sessions else cql.REPLACE
+        statement = schema.REPLACE_AND_END if end_sessions else schema.REPLACE
         return await to_its_end(self._decide(user_id, records, statement, *steps, shared=account))
 
     async def set_credential(
@@ -187,7 +188,7 @@ class CassandraStore:
         note = (NOTE_S, _ids(records), user_id)
         change = (int(credential.scheme), credential.hash, user_id, int(checked.scheme), checked.hash)
         ends = (user_id, keep_session_id, user_id, keep_session_id)
-        return await to_its_end(self._decide(user_id, records, cql.SET_CREDENTIAL, *change, *note, *ends))
+        return await to_its_end(self._decide(user_id, records, schema.SET_CREDENTIAL, *change, *note, *ends))
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
         found: list[Account] = []
@@ -199,10 +200,10 @@ class CassandraStore:
 
     async def _ids_after(self, after_id: int, limit: int) -> list[int]:
         # One further: another process's clock may be ahead.
-        end = cql.bucket_of(first_id_at(int(self._clock() * 1000))) + 2
-        for start in range(cql.bucket_of(after_id), end, BUCKETS_A_ROUND):
+        end = schema.bucket_of(first_id_at(int(self._clock() * 1000))) + 2
+        for start in range(schema.bucket_of(after_id), end, BUCKETS_A_ROUND):
             buckets = range(start, min(start + BUCKETS_A_ROUND, end))
-            rows = await self._keyspace.read_each(cql.IDS_AFTER, ((bucket, after_id, limit) for bucket in buckets))
+            rows = await self._keyspace.read_each(schema.IDS_AFTER, ((bucket, after_id, limit) for bucket in buckets))
             # Buckets ascend, and each gives its first: so what is cut off is above what stays.
             if ids := [row[0] for lot in rows for row in lot][:limit]:
                 return ids
@@ -216,12 +217,12 @@ class CassandraStore:
         async with self._turns.of(user_id):
             unchanged = (user_pb2.USER_STATE_ACTIVE, int(checked.scheme), checked.hash)
             values = (*session_values(session, b"", token_hash), *unchanged)
-            applied, _ = await self._keyspace.apply_if(cql.OPEN_SESSION, *values)
+            applied, _ = await self._keyspace.apply_if(schema.OPEN_SESSION, *values)
             if applied:
                 living = await self.sessions(user_id, session.used_ms, 0, MAX_LISTED)
                 living.sort(key=lambda one: (one.used_ms, one.session_id), reverse=True)
                 for surplus in living[MAX_SESSIONS:]:
-                    await self._keyspace.apply_if(cql.DROP_SESSION, user_id, surplus.session_id)
+                    await self._keyspace.apply_if(schema.DROP_SESSION, user_id, surplus.session_id)
         return applied
 
     async def rotate(
@@ -234,7 +235,7 @@ class CassandraStore:
     ) -> Rotation:
         async with self._turns.of(user_id):
             for _ in range(MAX_TRIES):
-                rows = await self._keyspace.read(cql.SESSION, user_id, session_id)
+                rows = await self._keyspace.read(schema.SESSION, user_id, session_id)
                 if not rows or rows[0][3] <= now_ms:
                     return Rotation.OVER
                 *kept, _, user_agent = rows[0]
@@ -244,7 +245,7 @@ class CassandraStore:
                     return following
                 session = Session(session_id, user_id, now_ms, expires_ms, user_agent)
                 values = session_values(session, following.used, following.offered)
-                if (await self._keyspace.apply_if(cql.ROTATE, *values, found.used, found.offered))[0]:
+                if (await self._keyspace.apply_if(schema.ROTATE, *values, found.used, found.offered))[0]:
                     return Rotation.DONE
         raise errors.unavailable("the session is being refreshed by others", reason=Reason.CONTENDED)
 
@@ -252,7 +253,7 @@ class CassandraStore:
         found: list[Session] = []
         before_id = before_id or _MAX_ID
         while len(found) < limit:
-            rows = await self._keyspace.read(cql.SESSIONS, user_id, before_id, limit)
+            rows = await self._keyspace.read(schema.SESSIONS, user_id, before_id, limit)
             found += [Session(*row) for row in rows if row[3] > now_ms]
             if len(rows) < limit:
                 break
@@ -261,19 +262,19 @@ class CassandraStore:
 
     async def end_session(self, session_id: int, user_id: int, records: Sequence[Record]) -> bool:
         values = (user_id, session_id, NOTE_S, _ids(records), user_id)
-        return await to_its_end(self._decide(user_id, records, cql.END_SESSION, *values))
+        return await to_its_end(self._decide(user_id, records, schema.END_SESSION, *values))
 
     async def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
-        rows = await self._keys.read(cql.SECRET, name)
+        rows = await self._keys.read(schema.SECRET, name)
         if not rows:
             # An earlier release's stays where it is, for its processes may start again until the last was replaced.
-            earlier = await self._keyspace.read_serial(cql.SECRET, name)
+            earlier = await self._keyspace.read_serial(schema.SECRET, name)
             if earlier:
                 _log.warning(
                     "a key of an earlier release lies beside the accounts: delete it once no such process runs"
                 )
-            await self._keys.apply_if(cql.KEEP_SECRET, name, earlier[0][0] if earlier else make())
-            rows = await self._keys.read_serial(cql.SECRET, name)
+            await self._keys.apply_if(schema.KEEP_SECRET, name, earlier[0][0] if earlier else make())
+            rows = await self._keys.read_serial(schema.SECRET, name)
         return bytes(rows[0][0])
 
     async def share(self, ids: Sequence[int]) -> None:
@@ -286,7 +287,7 @@ class CassandraStore:
         """Those of these events that are true: their change was made. A change half made is seen through first."""
         made: dict[int, Set[int]] = {}
         for user_id in {record.key for record in records}:
-            rows = await self._keyspace.read_serial(cql.MADE, user_id)
+            rows = await self._keyspace.read_serial(schema.MADE, user_id)
             made[user_id] = set(rows[0][0] or ()) if rows else set()
         return [record for record in records if record.event_id in made[record.key]]
 
@@ -323,7 +324,7 @@ class CassandraStore:
     async def _logins(self, ids: Sequence[int]) -> dict[int, AccountLogin]:
         wanted = list(dict.fromkeys(ids))
         keys = (((wanted[at : at + IDS_PER_READ]),) for at in range(0, len(wanted), IDS_PER_READ))
-        found = await self._keyspace.read_each(cql.ACCOUNTS_OF, keys)
+        found = await self._keyspace.read_each(schema.ACCOUNTS_OF, keys)
         # Without a version it is not there: of a batch under way the note may be seen first.
         return {row[0]: login_of(row) for rows in found for row in rows if row[4] is not None}
 

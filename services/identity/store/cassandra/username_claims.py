@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from services.identity.store import NewAccount, cql
+from services.identity.store import NewAccount
+from services.identity.store.cassandra import schema
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
@@ -37,8 +38,10 @@ class _Kind(NamedTuple):
     word: str
 
 
-_HANDLE = _Kind(cql.HANDLE_OF, cql.CLAIM_HANDLE, cql.TAKE_HANDLE, cql.FREE_HANDLE, Reason.USERNAME_TAKEN, "username")
-_EMAIL = _Kind(cql.EMAIL_OF, cql.CLAIM_EMAIL, cql.TAKE_EMAIL, cql.FREE_EMAIL, Reason.EMAIL_TAKEN, "email")
+_HANDLE = _Kind(
+    schema.HANDLE_OF, schema.CLAIM_HANDLE, schema.TAKE_HANDLE, schema.FREE_HANDLE, Reason.USERNAME_TAKEN, "username"
+)
+_EMAIL = _Kind(schema.EMAIL_OF, schema.CLAIM_EMAIL, schema.TAKE_EMAIL, schema.FREE_EMAIL, Reason.EMAIL_TAKEN, "email")
 
 
 class Claims:
@@ -53,18 +56,18 @@ class Claims:
 
     async def username_holder(self, username_key: str) -> int:
         """Who claims the name: perhaps without an account. 0 where nobody does."""
-        rows = await self._keyspace.read(cql.HANDLE_OF, username_key)
+        rows = await self._keyspace.read(schema.HANDLE_OF, username_key)
         return int(rows[0][0]) if rows else 0
 
     async def email_holder(self, email_key: str) -> int:
         """Who claims the address, as `username_holder`."""
-        rows = await self._keyspace.read(cql.EMAIL_OF, email_key)
+        rows = await self._keyspace.read(schema.EMAIL_OF, email_key)
         return int(rows[0][0]) if rows else 0
 
     async def username_holders(self, username_keys: Sequence[str]) -> list[int]:
         """One holder a name, in their order."""
         lots = (username_keys[at : at + NAMES_PER_READ] for at in range(0, len(username_keys), NAMES_PER_READ))
-        found = await self._keyspace.read_each(cql.HANDLES_OF, ((list(lot),) for lot in lots))
+        found = await self._keyspace.read_each(schema.HANDLES_OF, ((list(lot),) for lot in lots))
         holders: dict[str, int] = dict(chain.from_iterable(found))
         return [holders.get(key, 0) for key in username_keys]
 

@@ -18,7 +18,7 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 from services.identity.password import Credential, Scheme
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
 from services.identity.store.rotation import Succession
-from services.identity.store.wire import is_equal, roles_of, roles_text, wire_of
+from services.identity.store.user_refs import is_equal, roles_of, roles_text, wire_of
 from services.platform.caching.read_tracking import Revisions
 from services.platform.events.log import Record
 from services.platform.files import kept_key, naming, private_dir, write_durably

@@ -8,8 +8,9 @@ from typing import Any
 from roost.identity.v1 import user_pb2
 
 from services.identity.password import Credential, Scheme
-from services.identity.store import Account, AccountLogin, NewAccount, Session, cql
-from services.identity.store.wire import is_equal, roles_of, roles_text
+from services.identity.store import Account, AccountLogin, NewAccount, Session
+from services.identity.store.cassandra import schema
+from services.identity.store.user_refs import is_equal, roles_of, roles_text
 from services.platform.cassandra.keyspace import MAX_BATCH, Row, Step
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
@@ -44,9 +45,9 @@ def account_steps(new: NewAccount, note_s: int) -> list[Step]:
     written = (account.email, account.core, account.state, account.version, roles_text(account))
     credential = (int(new.credential.scheme), new.credential.hash)
     return [
-        (cql.FIRST_ACCOUNT, (cql.FIRST_STAMP, *written, *credential, user_id)),
-        (cql.FIRST_MADE, (cql.FIRST_STAMP, note_s, {new.created.event_id}, user_id)),
-        (cql.LIST_ID, (cql.bucket_of(user_id), user_id, cql.FIRST_STAMP)),
+        (schema.FIRST_ACCOUNT, (schema.FIRST_STAMP, *written, *credential, user_id)),
+        (schema.FIRST_MADE, (schema.FIRST_STAMP, note_s, {new.created.event_id}, user_id)),
+        (schema.LIST_ID, (schema.bucket_of(user_id), user_id, schema.FIRST_STAMP)),
     ]
 
 
