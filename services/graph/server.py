@@ -8,8 +8,8 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.graph.service import GraphService
 from services.graph.store import GraphStore
-from services.graph.store.embedded import EmbeddedGraphStore
-from services.graph.tiers import KEEP_CEASED_MS, TierBoard, TierRule, TierWatch, settle_threshold
+from services.graph.store.sqlite.store import EmbeddedGraphStore
+from services.graph.tier_publisher import KEEP_CEASED_MS, TierBoard, TierRule, TierWatch, settle_threshold
 from services.platform.backends import cluster_of
 from services.platform.service import Kit, Service, Worker
 from services.platform.sqlite.outbox import Relay
@@ -44,7 +44,7 @@ async def _open(kit: Kit, rule: TierRule, board: TierBoard) -> tuple[GraphStore,
         embedded = await EmbeddedGraphStore.open(kit.data_dir / "graph.db", rule)
         return embedded, (Relay(embedded.db, kit.log),)
     # Not before it is asked for: drivers are slow to import.
-    from services.graph.store.cassandra import CassandraGraphStore
+    from services.graph.store.cassandra.store import CassandraGraphStore
 
     store = await CassandraGraphStore.open(cluster, kit.log, rule, kit.ids.mint, kit.clock)
     # Other processes change tiers too.

@@ -11,10 +11,10 @@ from roost.graph.v1 import graph_service_pb2 as pb
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.graph.facts import Change
+from services.graph.events import Change
 from services.graph.people import DEFAULT_PAGE_SIZE, People
 from services.graph.store import MAX_EVENTS, GraphStore, Listing, Outcome, Position
-from services.graph.tiers import HEARTBEAT_S, MAX_ENTRIES, TierBoard
+from services.graph.tier_publisher import HEARTBEAT_S, MAX_ENTRIES, TierBoard
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls

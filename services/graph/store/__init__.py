@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.facts import Change
+from services.graph.events import Change
 
 TierHook = Callable[[Sequence[pb.TierEntry]], None]
 

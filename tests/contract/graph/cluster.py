@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from services.graph.store import GraphStore
-from services.graph.store.cassandra import CassandraGraphStore
-from services.graph.tiers import TierRule
+from services.graph.store.cassandra.store import CassandraGraphStore
+from services.graph.tier_publisher import TierRule
 from services.platform.backends.cluster import Cluster
 from services.platform.config import Settings
 from services.platform.events.log import Record

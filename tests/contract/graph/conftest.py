@@ -9,10 +9,10 @@ from typing import Protocol
 
 import pytest
 
-from services.graph.facts import Change
+from services.graph.events import Change
 from services.graph.store import MAX_EVENTS, GraphStore
-from services.graph.store.embedded import EmbeddedGraphStore
-from services.graph.tiers import TierRule
+from services.graph.store.sqlite.store import EmbeddedGraphStore
+from services.graph.tier_publisher import TierRule
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import first_id_at, wall_clock_ms
 from tests.cluster import family as family_of_run

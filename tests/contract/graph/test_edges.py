@@ -238,7 +238,7 @@ async def test_a_write_whose_caller_goes_away_is_seen_by_the_next_read(store, st
 
 @pytest.mark.cluster
 async def test_popular_of_many_are_kept_for_a_minute(store, stamp, monkeypatch):
-    from services.graph.store import popular
+    from services.graph.store.cassandra import popular
 
     monkeypatch.setattr(popular, "SMALL", 2)
     now = 1_000.0

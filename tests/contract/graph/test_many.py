@@ -19,16 +19,17 @@ SOON_S = 10.0
 @pytest.fixture
 def few(monkeypatch):
     """Counts are large from 3 on, and followers are spread from 6 on."""
-    from services.graph.store import cassandra, people, tallies
+    from services.graph.store.cassandra import follow_counts, user_index
+    from services.graph.store.cassandra import store as cassandra
 
-    monkeypatch.setattr(tallies, "SMALL", 3)
-    monkeypatch.setattr(tallies, "SPREAD_FROM", 6)
-    monkeypatch.setattr(people, "PAGE_ROWS", 2)
-    monkeypatch.setattr(people, "RANGES_A_READ", 1)
+    monkeypatch.setattr(follow_counts, "SMALL", 3)
+    monkeypatch.setattr(follow_counts, "SPREAD_FROM", 6)
+    monkeypatch.setattr(user_index, "PAGE_ROWS", 2)
+    monkeypatch.setattr(user_index, "RANGES_A_READ", 1)
     monkeypatch.setattr(cassandra, "SCAN_SOURCES", 2)
     monkeypatch.setattr(cassandra, "SCAN_ROWS", 2)
     monkeypatch.setattr(cassandra, "SHARE_FACTOR", 0)
-    return tallies
+    return follow_counts
 
 
 async def test_a_large_count_is_taken_once_a_second_and_is_exact_then(few, store, stamp, monkeypatch):
@@ -54,7 +55,7 @@ async def test_a_large_count_is_taken_once_a_second_and_is_exact_then(few, store
 async def test_the_last_of_a_rush_is_judged_a_moment_later(few, opened, stamp, monkeypatch):
     # Longer than the rush takes.
     monkeypatch.setattr(few, "RECOUNT_EVERY_MS", 3_000)
-    monkeypatch.setattr("services.graph.store.ties.RECOUNT_EVERY_MS", 3_000)
+    monkeypatch.setattr("services.graph.store.cassandra.edge_writer.RECOUNT_EVERY_MS", 3_000)
     store = await opened.again(threshold=12)
     told: list[int] = []
     store.on_tier_change(lambda entries: told.extend(entry.user_id for entry in entries))
@@ -101,8 +102,8 @@ async def test_followers_in_buckets_are_one_list_and_one_count(few, opened, stor
 
 
 async def test_a_scan_goes_through_ranges_of_ids_and_long_lists(few, store, stamp):
-    people = [3, 5, 1 << 49, (1 << 49) + 1, 1 << 60]
-    pairs = [(source, target) for source in people for target in people if source != target]
+    user_index = [3, 5, 1 << 49, (1 << 49) + 1, 1 << 60]
+    pairs = [(source, target) for source in user_index for target in user_index if source != target]
     for pair in reversed(pairs):
         await store.follow(*pair, stamp())
     found: list[tuple[int, int]] = []

@@ -12,8 +12,8 @@ import pytest
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store import Listing, Position
-from services.graph.store.sweep import Sweeper
-from services.graph.tiers import TierBoard, TierWatch
+from services.graph.store.cassandra.intent_sweeper import Sweeper
+from services.graph.tier_publisher import TierBoard, TierWatch
 from services.platform.rpc import errors
 
 pytestmark = pytest.mark.cluster

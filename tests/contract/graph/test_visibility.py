@@ -7,7 +7,7 @@ import random
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.store import visibility
+from services.graph.store.sqlite import visibility_cache
 
 ANN, BEN, CAT, DAN = 11, 22, 33, 44
 
@@ -67,7 +67,7 @@ async def test_every_write_shows_in_the_next_answer(store, stamp):
 
 
 async def test_sets_too_large_to_keep_are_answered_all_the_same(store, stamp, monkeypatch):
-    monkeypatch.setattr(visibility, "MAX_KEPT_EDGES", 2)
+    monkeypatch.setattr(visibility_cache, "MAX_KEPT_EDGES", 2)
     for other in (BEN, CAT, DAN, 55):
         await store.block(other + 100, ANN, stamp())
         for target in range(1, 5):
@@ -84,7 +84,7 @@ async def test_sets_too_large_to_keep_are_answered_all_the_same(store, stamp, mo
 
 
 async def test_caches_that_overflow_cost_reads_only(store, stamp, monkeypatch):
-    monkeypatch.setattr(visibility, "MAX_QUIET", 3)
+    monkeypatch.setattr(visibility_cache, "MAX_QUIET", 3)
     await store.block(BEN, ANN, stamp())
     for _ in range(3):
         assert list((await store.visibility(asks(ANN, BEN, *range(100, 120)))).blocked_by_ids) == [BEN]

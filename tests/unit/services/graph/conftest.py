@@ -13,8 +13,8 @@ import pytest
 from roost.identity.v1 import user_pb2, user_service_pb2
 
 from services.graph.service import GraphService
-from services.graph.store.embedded import EmbeddedGraphStore
-from services.graph.tiers import TierBoard, TierRule
+from services.graph.store.sqlite.store import EmbeddedGraphStore
+from services.graph.tier_publisher import TierBoard, TierRule
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc.context import Actor, Call, current_call

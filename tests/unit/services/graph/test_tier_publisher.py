@@ -8,8 +8,8 @@ import grpc
 import pytest
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph import tiers
-from services.graph.tiers import KEEP_CEASED_MS, TierBoard, TierRule, TierWatch, settle_threshold
+from services.graph import tier_publisher
+from services.graph.tier_publisher import KEEP_CEASED_MS, TierBoard, TierRule, TierWatch, settle_threshold
 from services.platform.rpc import errors
 
 NORMAL, CELEBRITY = pb.TIER_NORMAL, pb.TIER_CELEBRITY
@@ -103,7 +103,7 @@ async def test_a_waiting_subscriber_is_woken(board):
 
 
 async def test_messages_are_bounded(board, monkeypatch):
-    monkeypatch.setattr(tiers, "MAX_ENTRIES", 2)
+    monkeypatch.setattr(tier_publisher, "MAX_ENTRIES", 2)
     with board.subscribe() as subscription:
         board.post([entry(number) for number in (1, 2, 3)])
         assert await subscription.next(1) == [entry(1), entry(2)]
@@ -111,7 +111,7 @@ async def test_messages_are_bounded(board, monkeypatch):
 
 
 async def test_a_slow_subscriber_is_ended_and_the_others_go_on(board, monkeypatch):
-    monkeypatch.setattr(tiers, "MAX_WAITING", 3)
+    monkeypatch.setattr(tier_publisher, "MAX_WAITING", 3)
     with board.subscribe() as slow, board.subscribe() as quick:
         for number in range(1, 5):
             board.post([entry(number)])
@@ -136,7 +136,7 @@ async def test_stopping_ends_every_subscription(board):
 
 
 async def test_a_changed_threshold_judges_everybody_and_an_unchanged_one_nobody(graph, monkeypatch):
-    monkeypatch.setattr(tiers, "RECLASSIFY_BATCH", 2)
+    monkeypatch.setattr(tier_publisher, "RECLASSIFY_BATCH", 2)
     stamp = graph.service.stamp
     assert await settle_threshold(graph.store, TierRule(3), stamp) == 0
     for star, followers in ((50, 3), (51, 2), (52, 1), (53, 2)):
@@ -185,7 +185,7 @@ async def test_a_watch_brings_to_the_board_what_others_changed(board):
 
 
 async def test_a_board_that_may_miss_changes_tells_nobody_anything_until_it_sees_again(board, monkeypatch):
-    monkeypatch.setattr(tiers, "BLIND_AFTER_S", 0.05)
+    monkeypatch.setattr(tier_publisher, "BLIND_AFTER_S", 0.05)
     rows = Rows()
     watch = TierWatch(rows, board, lambda: NOW_MS / 1000, every_s=0.005)
     await watch.start()

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterable
 
 from cachetools import LRUCache
 
-from services.graph.store import cql
-from services.graph.store.pairs import Step
+from services.graph.store.cassandra import schema
+from services.graph.store.cassandra.relationship import Step
 from services.platform.cassandra.keyspace import Keyspace
 
 # Ids of one range: those minted within 37 hours, for ids grow with time. So there are 16,384 ranges at most.
@@ -34,8 +34,8 @@ class People:
         """What has to be written before an edge of theirs is; nothing for those known. `learn` them once it is written."""
         unknown = [user_id for user_id in user_ids if user_id not in self._known]
         ranges = {user_id >> RANGE_BITS for user_id in unknown} - self._known_ranges
-        steps: list[Step] = [(cql.ADD_RANGE, (one,)) for one in ranges]
-        return steps + [(cql.ADD_PERSON, (user_id >> RANGE_BITS, user_id)) for user_id in unknown]
+        steps: list[Step] = [(schema.ADD_RANGE, (one,)) for one in ranges]
+        return steps + [(schema.ADD_PERSON, (user_id >> RANGE_BITS, user_id)) for user_id in unknown]
 
     def learn(self, user_ids: Iterable[int]) -> None:
         """Remembers that they are written."""
@@ -45,14 +45,14 @@ class People:
 
     async def after(self, user_id: int) -> AsyncIterator[int]:
         """The people behind this id, by ascending id."""
-        ranges = [row[0] for row in await self._keyspace.read(cql.RANGES, user_id >> RANGE_BITS, MAX_RANGES)]
+        ranges = [row[0] for row in await self._keyspace.read(schema.RANGES, user_id >> RANGE_BITS, MAX_RANGES)]
         for start in range(0, len(ranges), RANGES_A_READ):
             lot = ranges[start : start + RANGES_A_READ]
-            pages = await self._keyspace.read_each(cql.PEOPLE, [(one, user_id, PAGE_ROWS) for one in lot])
+            pages = await self._keyspace.read_each(schema.PEOPLE, [(one, user_id, PAGE_ROWS) for one in lot])
             for one, page in zip(lot, pages, strict=True):
                 while page:
                     for row in page:
                         yield row[0]
                     if len(page) < PAGE_ROWS:
                         break
-                    page = await self._keyspace.read(cql.PEOPLE, one, page[-1][0], PAGE_ROWS)
+                    page = await self._keyspace.read(schema.PEOPLE, one, page[-1][0], PAGE_ROWS)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import structlog
 
-from services.graph.store import cql
-from services.graph.store.notes import LIVE_S, SHARDS
-from services.graph.store.ties import Ties
+from services.graph.store.cassandra import schema
+from services.graph.store.cassandra.edge_writer import Ties
+from services.graph.store.cassandra.intent_log import LIVE_S, SHARDS
 from services.platform.cassandra.keyspace import Keyspace, Row
 
 # Between two rounds, on average.
@@ -55,18 +55,18 @@ class Sweeper:
     async def sweep(self) -> int:
         """Looks through the minutes that are over and that nobody looked through; how many notes without a mark lay there."""
         last = (int(self._clock()) - SETTLED_AFTER_S) // 60 - 1
-        rows = await self._keyspace.read(cql.SETTING, _SWEPT_TO)
+        rows = await self._keyspace.read(schema.SETTING, _SWEPT_TO)
         swept_to = rows[0][0] if rows else last - FIRST_LOOK_MINUTES
         first = max(swept_to + 1, last - MAX_LOOK_MINUTES)
         places = [(minute, shard) for minute in range(first, last + 1) for shard in range(SHARDS)]
         noted = 0
         for start in range(0, len(places), PLACES_A_READ):
             lot = places[start : start + PLACES_A_READ]
-            pages = await self._keyspace.read_each(cql.NOTES, [(*place, 0, 0, 0, PAGE_ROWS) for place in lot])
+            pages = await self._keyspace.read_each(schema.NOTES, [(*place, 0, 0, 0, PAGE_ROWS) for place in lot])
             for place, page in zip(lot, pages, strict=True):
                 noted += await self._finish(place, page)
         if first <= last:
-            await self._keyspace.write(cql.SWEPT, _SWEPT_TO, last, last)
+            await self._keyspace.write(schema.SWEPT, _SWEPT_TO, last, last)
         return noted
 
     async def _finish(self, place: tuple[int, int], page: list[Row]) -> int:
@@ -79,7 +79,7 @@ class Sweeper:
             found += len(owed)
             if len(page) < PAGE_ROWS:
                 break
-            page = await self._keyspace.read(cql.NOTES, *place, *page[-1][:3], PAGE_ROWS)
+            page = await self._keyspace.read(schema.NOTES, *place, *page[-1][:3], PAGE_ROWS)
         return found
 
     async def _run(self) -> None:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from roost.event.v1 import event_pb2
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.facts import Change, Facts
-from services.graph.store import cql
+from services.graph.events import Change, Facts
+from services.graph.store.cassandra import schema
 from services.platform.events.log import Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
@@ -151,9 +151,9 @@ class Deed(NamedTuple):
             if after:
                 steps.append((add, (source, after.at_ms, target, stamp)))
             if kind == Kind.FOLLOW and before:
-                steps.append((cql.DROP_FOLLOWER, (stamp, target, before.bucket, before.at_ms, source)))
+                steps.append((schema.DROP_FOLLOWER, (stamp, target, before.bucket, before.at_ms, source)))
             if kind == Kind.FOLLOW and after:
-                steps.append((cql.ADD_FOLLOWER, (target, after.bucket, after.at_ms, source, stamp)))
+                steps.append((schema.ADD_FOLLOWER, (target, after.bucket, after.at_ms, source, stamp)))
         return steps
 
     def counted(self) -> list[tuple[int, int, int]]:
@@ -191,9 +191,9 @@ class Deed(NamedTuple):
 
 
 _COPIES = {
-    Kind.FOLLOW: (cql.ADD_FOLLOWING, cql.DROP_FOLLOWING),
-    Kind.BLOCK: (cql.ADD_BLOCK, cql.DROP_BLOCK),
-    Kind.MUTE: (cql.ADD_MUTE, cql.DROP_MUTE),
+    Kind.FOLLOW: (schema.ADD_FOLLOWING, schema.DROP_FOLLOWING),
+    Kind.BLOCK: (schema.ADD_BLOCK, schema.DROP_BLOCK),
+    Kind.MUTE: (schema.ADD_MUTE, schema.DROP_MUTE),
 }
 
 

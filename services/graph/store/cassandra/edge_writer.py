@@ -16,14 +16,15 @@ from weakref import WeakValueDictionary
 import structlog
 from cachetools import LRUCache
 
-from services.graph.facts import Change
-from services.graph.store import Outcome, cql
-from services.graph.store.notes import Notes
-from services.graph.store.pairs import FOLLOWERS, Act, Deed, Edge, Edges, Pair, Step, ends
-from services.graph.store.people import People
-from services.graph.store.stars import Stars
-from services.graph.store.swap import MAX_ROUNDS, back_off, swapped
-from services.graph.store.tallies import RECOUNT_EVERY_MS, Tallies
+from services.graph.events import Change
+from services.graph.store import Outcome
+from services.graph.store.cassandra import schema
+from services.graph.store.cassandra.compare_and_set import MAX_ROUNDS, back_off, swapped
+from services.graph.store.cassandra.follow_counts import RECOUNT_EVERY_MS, Tallies
+from services.graph.store.cassandra.intent_log import Notes
+from services.graph.store.cassandra.relationship import FOLLOWERS, Act, Deed, Edge, Edges, Pair, Step, ends
+from services.graph.store.cassandra.tier_rows import Stars
+from services.graph.store.cassandra.user_index import People
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
 from services.platform.redis.shared_versions import SharedEntries
@@ -94,7 +95,7 @@ class Ties:
 
     async def settled(self, low: int, high: int) -> Pair:
         """The row of two people, once nothing is owed for its last change."""
-        rows = await self._keyspace.read(cql.PAIR, low, high)
+        rows = await self._keyspace.read(schema.PAIR, low, high)
         pair = Pair.of(low, high, rows[0] if rows else None)
         if pair.change is not None and not await self._notes.is_finished(pair):
             await self.finish(pair, await self._mint())
@@ -139,10 +140,10 @@ class Ties:
         self._people.learn(key)
 
         async def stands() -> bool:
-            rows = await self._keyspace.read_serial(cql.PAIR, *key)
+            rows = await self._keyspace.read_serial(schema.PAIR, *key)
             return bool(rows) and rows[0][0] == change.version
 
-        if not await swapped(self._keyspace, cql.SWAP_PAIR, (*changed.values(), *key, pair.change), stands):
+        if not await swapped(self._keyspace, schema.SWAP_PAIR, (*changed.values(), *key, pair.change), stands):
             return None
         # It is made, so it is finished even when the caller's time is up: each statement keeps its own bound.
         current_call.set(current_call.get()._replace(deadline=NEVER))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roost.event.v1 import event_pb2
 
-from services.graph.facts import Change
-from services.graph.store.pairs import FOLLOWERS, FOLLOWING, Act, Deed, Edge, Pair, ends, pair_of
+from services.graph.events import Change
+from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING, Act, Deed, Edge, Pair, ends, pair_of
 from services.platform.rpc import errors
 
 LOW, HIGH = 3, 8

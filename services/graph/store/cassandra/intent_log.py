@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from cachetools import LRUCache
 
-from services.graph.store import cql
-from services.graph.store.pairs import Pair
+from services.graph.store.cassandra import schema
+from services.graph.store.cassandra.relationship import Pair
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.write_batcher import Gathered
 
@@ -47,19 +47,19 @@ class Notes:
     async def make(self, pair: Pair) -> None:
         """Notes that the pair is about to become this. Errors as `Keyspace.write`."""
         place = _place(pair)
-        await self._gathered.write(place, (cql.NOTE, (*place, pair.low, pair.high, pair.stamp)))
+        await self._gathered.write(place, (schema.NOTE, (*place, pair.low, pair.high, pair.stamp)))
 
     async def mark(self, pair: Pair) -> None:
         """Notes that nothing is owed for the pair's last change. Errors as `Keyspace.write`."""
         place = _place(pair)
-        await self._gathered.write(place, (cql.MARK_NOTE, (*place, pair.low, pair.high, pair.stamp)))
+        await self._gathered.write(place, (schema.MARK_NOTE, (*place, pair.low, pair.high, pair.stamp)))
         self._finished[pair.low, pair.high] = pair.stamp
 
     async def is_finished(self, pair: Pair) -> bool:
         """Whether nothing is owed for the pair's last change."""
         if self._finished.get((pair.low, pair.high), -1) >= pair.stamp:
             return True
-        rows = await self._keyspace.read(cql.NOTED, *_place(pair), pair.low, pair.high, pair.stamp)
+        rows = await self._keyspace.read(schema.NOTED, *_place(pair), pair.low, pair.high, pair.stamp)
         # Without a note: so old that sweepers have passed it for days.
         finished = rows[0][0] is True if rows else pair.stamp < (self._clock() - LIVE_S + NEARLY_S) * _US
         if finished:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from cachetools import LRUCache
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.store import schema as sql
+from services.graph.store.sqlite import schema as sql
 from services.platform.caching.read_tracking import Revisions
 from services.platform.sqlite.database import Database
 

@@ -9,17 +9,18 @@ from typing import Any, Self, TypeVar
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.facts import Change
-from services.graph.store import Judged, Listing, Outcome, Position, TierHook, cql
-from services.graph.store.filters import TOP, Filters
-from services.graph.store.pairs import Act, Pair, ends, pair_of
-from services.graph.store.people import People
-from services.graph.store.popular import Popular
-from services.graph.store.stars import Stars
-from services.graph.store.sweep import Sweeper
-from services.graph.store.tallies import BUCKETS, Tallies
-from services.graph.store.ties import Ties
-from services.graph.tiers import TierRule
+from services.graph.events import Change
+from services.graph.store import Judged, Listing, Outcome, Position, TierHook
+from services.graph.store.cassandra import schema
+from services.graph.store.cassandra.edge_writer import Ties
+from services.graph.store.cassandra.follow_counts import BUCKETS, Tallies
+from services.graph.store.cassandra.intent_sweeper import Sweeper
+from services.graph.store.cassandra.popular import Popular
+from services.graph.store.cassandra.relationship import Act, Pair, ends, pair_of
+from services.graph.store.cassandra.tier_rows import Stars
+from services.graph.store.cassandra.user_index import People
+from services.graph.store.cassandra.visibility_cache import TOP, Filters
+from services.graph.tier_publisher import TierRule
 from services.platform.backends.cluster import Cluster
 from services.platform.cassandra.keyspace import Keyspace, Row
 from services.platform.cassandra.outbox import Outbox
@@ -84,7 +85,7 @@ class CassandraGraphStore:
         clock: Callable[[], float],
     ) -> Self:
         """Over the service's keyspace, brought up to date. Errors as `Cluster.keyspace`."""
-        return cls(await cluster.keyspace("graph", cql.MIGRATIONS), cluster.shared, log, rule, mint, clock)
+        return cls(await cluster.keyspace("graph", schema.MIGRATIONS), cluster.shared, log, rule, mint, clock)
 
     async def close(self) -> None:
         await asyncio.gather(*self._writes, return_exceptions=True)
@@ -114,7 +115,7 @@ class CassandraGraphStore:
     async def relationships(self, user_id: int, other_ids: Sequence[int]) -> list[pb.Relationship]:
         others = list(other_ids)
         keys = [ends(user_id, other) for other in others]
-        rows = await self.keyspace.read_each(cql.PAIR, keys)
+        rows = await self.keyspace.read_each(schema.PAIR, keys)
         found = [
             Pair.of(*key, row[0] if row else None).relationship(user_id) for key, row in zip(keys, rows, strict=True)
         ]
@@ -124,7 +125,7 @@ class CassandraGraphStore:
 
     async def page(self, listing: Listing, user_id: int, below: Position | None, limit: int) -> list[Position]:
         if listing is not Listing.FOLLOWERS:
-            rows = await self.keyspace.read(cql.PAGES[listing], user_id, *(below or TOP), limit)
+            rows = await self.keyspace.read(schema.PAGES[listing], user_id, *(below or TOP), limit)
             return [Position(*row) for row in rows]
         buckets = await self._tallies.buckets(user_id)
         return await self._merged(user_id, buckets, below or TOP, limit)
@@ -157,7 +158,7 @@ class CassandraGraphStore:
         }
 
     async def suggestions(self, user_id: int, limit: int) -> list[int]:
-        newest = cql.PAGES[Listing.FOLLOWING]
+        newest = schema.PAGES[Listing.FOLLOWING]
         followees = [row[1] for row in await self.keyspace.read(newest, user_id, *TOP, SUGGEST_FROM_FOLLOWEES)]
         keys = [(followee, *TOP, SUGGEST_FROM_EACH) for followee in followees]
         found: Counter[int] = Counter()
@@ -203,11 +204,11 @@ class CassandraGraphStore:
         return Judged(moved, people[-1] if people else 0)
 
     async def threshold(self) -> int:
-        rows = await self.keyspace.read(cql.SETTING, _THRESHOLD)
+        rows = await self.keyspace.read(schema.SETTING, _THRESHOLD)
         return int(rows[0][0]) if rows else 0
 
     async def set_threshold(self, threshold: int) -> None:
-        await self.keyspace.write(cql.SET_SETTING, _THRESHOLD, threshold)
+        await self.keyspace.write(schema.SET_SETTING, _THRESHOLD, threshold)
 
     async def _make_readable(self, records: Sequence[Record]) -> None:
         """Before events go out that were found in their rows alone: the rest of their batch may not have come to be."""
@@ -238,7 +239,7 @@ class CassandraGraphStore:
         read_to = dict.fromkeys(buckets, below)
         while True:
             keys = [(user_id, bucket, *position, share) for bucket, position in read_to.items()]
-            pages = await self.keyspace.read_each(cql.FOLLOWERS_PAGE, keys)
+            pages = await self.keyspace.read_each(schema.FOLLOWERS_PAGE, keys)
             for bucket, page in zip(tuple(read_to), pages, strict=True):
                 found += [Position(*row) for row in page]
                 if len(page) < share:
@@ -257,7 +258,7 @@ class CassandraGraphStore:
         rows: dict[int, list[Row]] = {source: [] for source in sources}
         asked = [(source, *TOP, SCAN_ROWS) for source in sources]
         while asked:
-            pages = await self.keyspace.read_each(cql.PAGES[_SCANNED[kind]], asked)
+            pages = await self.keyspace.read_each(schema.PAGES[_SCANNED[kind]], asked)
             read, asked = asked, []
             for (source, *_), page in zip(read, pages, strict=True):
                 rows[source] += page

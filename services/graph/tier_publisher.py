@@ -15,7 +15,7 @@ from typing import Self
 import structlog
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.facts import Change
+from services.graph.events import Change
 from services.graph.store import GraphStore
 from services.platform.rpc import errors
 

@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from cachetools import LRUCache
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.store import Listing, Position, cql
-from services.graph.store.pairs import Pair, ends
+from services.graph.store import Listing, Position
+from services.graph.store.cassandra import schema
+from services.graph.store.cassandra.relationship import Pair, ends
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.redis.shared_versions import SharedEntries
 
@@ -98,7 +99,7 @@ class Filters:
     async def _all(self, listing: Listing, user_id: int) -> array[int]:
         found, below = array("q"), TOP
         while True:
-            page = await self._keyspace.read(cql.PAGES[listing], user_id, *below, PAGE_ROWS)
+            page = await self._keyspace.read(schema.PAGES[listing], user_id, *below, PAGE_ROWS)
             found.extend(other_id for _, other_id in page)
             if len(page) < PAGE_ROWS:
                 return found
@@ -111,7 +112,7 @@ class Filters:
         unknown: Sequence[int] = [i for i in wanted if i not in found and i != user_id]
         if unknown:
             keys = [ends(user_id, other) for other in unknown]
-            rows = await self._keyspace.read_each(cql.PAIR, keys)
+            rows = await self._keyspace.read_each(schema.PAIR, keys)
             for other, key, row in zip(unknown, keys, rows, strict=True):
                 tie = Pair.of(*key, row[0] if row else None).relationship(user_id)
                 found[other] = (tie.following, tie.blocked_by)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.store.embedded import EmbeddedGraphStore
-from services.graph.store.visibility import Visibility
-from services.graph.tiers import TierRule
+from services.graph.store.sqlite.store import EmbeddedGraphStore
+from services.graph.store.sqlite.visibility_cache import Visibility
+from services.graph.tier_publisher import TierRule
 
 ANN, BEN = 11, 22
 

@@ -6,10 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-from services.graph.store import Listing, cql
-from services.graph.store.filters import TOP
-from services.graph.store.people import MAX_RANGES
-from services.graph.store.tallies import Tallies
+from services.graph.store import Listing
+from services.graph.store.cassandra import schema
+from services.graph.store.cassandra.follow_counts import Tallies
+from services.graph.store.cassandra.user_index import MAX_RANGES
+from services.graph.store.cassandra.visibility_cache import TOP
 from services.platform.cassandra.keyspace import Keyspace
 
 # People looked at, and whom each followed last. Of people whom one in a hundred follows a sample misses one in 150.
@@ -46,18 +47,18 @@ class Popular:
 
     async def _sample(self) -> list[int]:
         """Returns up to SAMPLE people from all ranges of ids alike, so from all ages of accounts."""
-        ranges = [row[0] for row in await self._keyspace.read(cql.RANGES, 0, MAX_RANGES)]
+        ranges = [row[0] for row in await self._keyspace.read(schema.RANGES, 0, MAX_RANGES)]
         if not ranges:
             return []
         ranges = ranges[:: -(-len(ranges) // SAMPLE)]
         each = SAMPLE // len(ranges)
-        pages = await self._keyspace.read_each(cql.PEOPLE, [(one, 0, each) for one in ranges])
+        pages = await self._keyspace.read_each(schema.PEOPLE, [(one, 0, each) for one in ranges])
         return [row[0] for page in pages for row in page]
 
     async def _counted(self, sample: list[int]) -> list[int]:
         keys = [(user_id, *TOP, FROM_EACH) for user_id in sample]
         seen: Counter[int] = Counter()
-        for rows in await self._keyspace.read_each(cql.PAGES[Listing.FOLLOWING], keys):
+        for rows in await self._keyspace.read_each(schema.PAGES[Listing.FOLLOWING], keys):
             seen.update(other_id for _, other_id in rows)
         tallies = await self._tallies.of([user_id for user_id, _ in seen.most_common(COUNTED)])
         followers = {user_id: tally.edges for user_id, (tally, _) in tallies.items() if tally.edges}

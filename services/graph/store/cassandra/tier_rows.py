@@ -8,10 +8,11 @@ from typing import NamedTuple
 from roost.event.v1 import event_pb2
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.facts import Change, Facts
-from services.graph.store import TierHook, cql
-from services.graph.store.swap import MAX_ROUNDS, back_off, swapped
-from services.graph.tiers import TierRule
+from services.graph.events import Change, Facts
+from services.graph.store import TierHook
+from services.graph.store.cassandra import schema
+from services.graph.store.cassandra.compare_and_set import MAX_ROUNDS, back_off, swapped
+from services.graph.tier_publisher import TierRule
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
 from services.platform.events.log import Record
@@ -77,7 +78,7 @@ class Stars:
     async def out_of_place(self, followers: Mapping[int, int]) -> list[int]:
         """Who of these does not stand where the count alone, or a decree, says; `followers` are counts by user id."""
         keys = [(user_id % SHARDS, user_id) for user_id in followers]
-        rows = await self._keyspace.read_each(cql.STAR, keys)
+        rows = await self._keyspace.read_each(schema.STAR, keys)
         found: list[int] = []
         for (user_id, count), row in zip(followers.items(), rows, strict=True):
             tier, choice = row[0][:2] if row else (pb.TIER_NORMAL, pb.TIER_CHOICE_AUTOMATIC)
@@ -90,7 +91,7 @@ class Stars:
         found: list[pb.TierEntry] = []
         asked = [(shard, 0, PAGE_ROWS) for shard in range(SHARDS)]
         while asked:
-            pages = await self._keyspace.read_each(cql.STARS, asked)
+            pages = await self._keyspace.read_each(schema.STARS, asked)
             found += [
                 pb.TierEntry(user_id=user_id, tier=tier, changed_at_ms=at_ms)
                 for page in pages
@@ -116,7 +117,7 @@ class Stars:
             new = _moved(user_id, star, tier, choice, change, event_id)
             key = (user_id % SHARDS, user_id)
             if await swapped(
-                self._keyspace, cql.SWAP_STAR, (*new, *key, star.change), lambda: self._stands(user_id, event_id)
+                self._keyspace, schema.SWAP_STAR, (*new, *key, star.change), lambda: self._stands(user_id, event_id)
             ):
                 await self._tell(user_id, new)
                 return new, tier != star.tier
@@ -124,18 +125,18 @@ class Stars:
         raise errors.unavailable("too many change the same tier at once")
 
     async def _stands(self, user_id: int, event_id: int) -> bool:
-        rows = await self._keyspace.read_serial(cql.STAR, user_id % SHARDS, user_id)
+        rows = await self._keyspace.read_serial(schema.STAR, user_id % SHARDS, user_id)
         return bool(rows) and rows[0][3] == event_id
 
     async def _told(self, user_id: int) -> Star:
         """The row; what it still owes is published before."""
-        rows = await self._keyspace.read(cql.STAR, user_id % SHARDS, user_id)
+        rows = await self._keyspace.read(schema.STAR, user_id % SHARDS, user_id)
         if not rows:
             return Star()
         tier, choice, changed_at_ms, change, event = rows[0]
         star = Star(tier, choice, changed_at_ms, change, event or b"")
         if star.event:
-            told = await self._keyspace.read(cql.TOLD, user_id)
+            told = await self._keyspace.read(schema.TOLD, user_id)
             if not told or told[0][0] != star.change:
                 await self._tell(user_id, star)
         return star
@@ -146,7 +147,7 @@ class Stars:
         event = event_pb2.Event.FromString(star.event)
         records = [Record("user.tier_changed", event.key, event.event_id, star.event, event.traceparent)]
         steps = self._outbox.steps(records)
-        await self._keyspace.batch([*steps, (cql.TELL, (user_id, star.change, star.changed_at_ms * 1000))])
+        await self._keyspace.batch([*steps, (schema.TELL, (user_id, star.change, star.changed_at_ms * 1000))])
         self._outbox.publish(records)
         entries: Sequence[pb.TierEntry] = [
             pb.TierEntry(user_id=user_id, tier=star.tier, changed_at_ms=star.changed_at_ms)

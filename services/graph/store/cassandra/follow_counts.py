@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from services.graph.store import cql
-from services.graph.store.pairs import FOLLOWERS, FOLLOWING, Step
+from services.graph.store.cassandra import schema
+from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING, Step
 from services.platform.cassandra.keyspace import Keyspace
 
 # Up to here a count costs the server about a millisecond, and is exact at every reading.
@@ -62,14 +62,14 @@ class Tallies:
         """The buckets that the user's followers lie in."""
         if user_id in self._spread:
             return range(1 + BUCKETS)
-        rows = await self._keyspace.read(cql.COUNTS, user_id)
+        rows = await self._keyspace.read(schema.COUNTS, user_id)
         self._learn(user_id, (bucket for _, bucket, *_ in rows))
         return range(1 + BUCKETS) if user_id in self._spread else range(1)
 
     def marks(self, counted: Iterable[tuple[int, int, int]]) -> list[Step]:
         """The steps that mark counts, given as (user id, side, bucket), as changed now."""
         now_ms = self._now_ms()
-        return [(cql.MARK, (now_ms * 1000, now_ms, *key)) for key in counted]
+        return [(schema.MARK, (now_ms * 1000, now_ms, *key)) for key in counted]
 
     async def of(
         self, user_ids: Sequence[int], sides: Collection[int] = (FOLLOWERS, FOLLOWING)
@@ -77,7 +77,7 @@ class Tallies:
         """Followers and followees of each user, those of `sides` alone; nothing about users who never had any."""
         ids = list(dict.fromkeys(user_ids))
         now_ms = self._now_ms()
-        rows = await self._keyspace.read_each(cql.COUNTS, [(user_id,) for user_id in ids])
+        rows = await self._keyspace.read_each(schema.COUNTS, [(user_id,) for user_id in ids])
         kept = {user_id: [_kept(row) for row in found] for user_id, found in zip(ids, rows, strict=True) if found}
         due = [
             (user_id, entry)
@@ -107,15 +107,15 @@ class Tallies:
         followers = [(user_id, entry.bucket) for user_id, entry in due if entry.side == FOLLOWERS]
         following = [(user_id,) for user_id, entry in due if entry.side == FOLLOWING]
         found = {
-            FOLLOWERS: iter(await keyspace.read_each(cql.COUNT_FOLLOWERS, followers) if followers else ()),
-            FOLLOWING: iter(await keyspace.read_each(cql.COUNT_FOLLOWING, following) if following else ()),
+            FOLLOWERS: iter(await keyspace.read_each(schema.COUNT_FOLLOWERS, followers) if followers else ()),
+            FOLLOWING: iter(await keyspace.read_each(schema.COUNT_FOLLOWING, following) if following else ()),
         }
         numbers = [int(next(found[entry.side])[0][0]) for _, entry in due]
         steps: list[Step] = []
         for (user_id, entry), edges in zip(due, numbers, strict=True):
             if edges > SMALL or now_ms >= entry.changed_ms + SETTLED_AFTER_MS:
                 key = (user_id, entry.side, entry.bucket)
-                steps.append((cql.COUNTED, (now_ms * 1000, now_ms, edges, *key)))
+                steps.append((schema.COUNTED, (now_ms * 1000, now_ms, edges, *key)))
             if entry.side == FOLLOWERS and entry.bucket == 0 and edges >= SPREAD_FROM and user_id not in self._spread:
                 # The row of the first other bucket says so to everybody, before any follower lies there.
                 steps += self.marks([(user_id, FOLLOWERS, 1)])

@@ -11,11 +11,11 @@ from typing import Self, TypeVar
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.facts import Change, Facts
+from services.graph.events import Change, Facts
 from services.graph.store import Judged, Listing, Outcome, Position, TierHook
-from services.graph.store import schema as sql
-from services.graph.store.visibility import Visibility
-from services.graph.tiers import TierRule
+from services.graph.store.sqlite import schema as sql
+from services.graph.store.sqlite.visibility_cache import Visibility
+from services.graph.tier_publisher import TierRule
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.platform.sqlite import outbox
