@@ -37,7 +37,7 @@ def migrations() -> Mapping[str, Sequence[str]]:
     from services.identity.store.cassandra.store import KEYS, KEYS_MIGRATIONS
     from services.identity.store.cassandra.store import MIGRATIONS as IDENTITY
     from services.platform.backends.cluster import MESH, MESH_MIGRATIONS
-    from services.tweet.store.cassandra_schema import MIGRATIONS as TWEET
+    from services.tweet.store.cassandra.schema import MIGRATIONS as TWEET
 
     return {
         MESH: MESH_MIGRATIONS,

@@ -9,10 +9,10 @@ from roost.tweet.v1.reply_service_pb2_grpc import ReplyServiceServicer
 
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
-from services.tweet.lists import Lists
+from services.tweet.pages import Lists
 from services.tweet.store import TweetStore
 from services.tweet.threads import Threads
-from services.tweet.writes import Draft, Writes
+from services.tweet.writer import Draft, Writes
 
 
 class ReplyServicer(ReplyServiceServicer):

@@ -14,14 +14,14 @@ from services.platform.sqlite.outbox import Relay
 from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import PeopleLists
 from services.tweet.consumer import GROUP, TOPICS, settling
-from services.tweet.lists import Lists
+from services.tweet.pages import Lists
 from services.tweet.purge import PURGE, purge_job
 from services.tweet.reply_service import ReplyServicer
 from services.tweet.service import TweetServicer
 from services.tweet.store import TweetStore
-from services.tweet.store.embedded import EmbeddedTweetStore
+from services.tweet.store.sqlite.store import EmbeddedTweetStore
 from services.tweet.threads import Threads
-from services.tweet.writes import Writes
+from services.tweet.writer import Writes
 
 
 async def build(kit: Kit) -> Service:
@@ -52,7 +52,7 @@ async def _open(kit: Kit) -> tuple[TweetStore, Sequence[Worker]]:
             purge_job(embedded, kit.clock, kit.settings.delete_grace_s, always),
         )
     # Not before it is asked for: drivers are slow to import.
-    from services.tweet.store.cassandra import CassandraTweetStore
+    from services.tweet.store.cassandra.store import CassandraTweetStore
 
     store = await CassandraTweetStore.open(cluster, kit.log, kit.clock)
     lease = await cluster.job_lease(PURGE)

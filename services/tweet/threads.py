@@ -17,7 +17,7 @@ from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.shared.hydration.fragments import tombstone
 from services.shared.hydration.hydrator import Hydrator
-from services.tweet.lists import Lists, page_size_of
+from services.tweet.pages import Lists, page_size_of
 from services.tweet.store import MAX_PAGE, TweetStore
 
 # Replies to replies to … below the tweet asked for: a page never needs more rounds. Those further down have a thread of

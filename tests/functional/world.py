@@ -9,7 +9,7 @@ from typing import Any
 
 from roost.tweet.v1 import tweet_pb2
 
-from services.tweet.writes import MAX_EDITS
+from services.tweet.writer import MAX_EDITS
 
 STANDS, DELETED, REMOVED = "stands", "deleted", "removed"
 OK, MISSING, REFUSED, LATE = "OK", "NOT_FOUND", "PERMISSION_DENIED", "FAILED_PRECONDITION"

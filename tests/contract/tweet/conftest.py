@@ -18,7 +18,7 @@ from services.platform.events.log import Record
 from services.platform.rpc.errors import RoostError
 from services.platform.sqlite.event_log import EmbeddedLog
 from services.tweet.store import Claim, TweetStore
-from services.tweet.store.embedded import EmbeddedTweetStore
+from services.tweet.store.sqlite.store import EmbeddedTweetStore
 from tests.cluster import family as namespaces
 
 OPEN_TRIES = 5
@@ -69,7 +69,7 @@ class Clustered:
 
     async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
         from services.platform.backends.cluster import Cluster
-        from services.tweet.store.cassandra import CassandraTweetStore
+        from services.tweet.store.cassandra.store import CassandraTweetStore
 
         stack = AsyncExitStack()
         settings = Settings(**namespaces.of(place or folder).settings)
@@ -93,7 +93,7 @@ class Clustered:
         return store
 
     async def published(self, store: TweetStore) -> list[Record]:
-        from services.tweet.store.cassandra import CassandraTweetStore
+        from services.tweet.store.cassandra.store import CassandraTweetStore
 
         assert isinstance(store, CassandraTweetStore)
         rows = await store.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
@@ -101,7 +101,7 @@ class Clustered:
         return sorted({Record(*row) for row in rows}, key=lambda record: record.event_id)
 
     async def settle(self, store: TweetStore) -> None:
-        from services.tweet.store.cassandra import CassandraTweetStore
+        from services.tweet.store.cassandra.store import CassandraTweetStore
 
         assert isinstance(store, CassandraTweetStore)
         await store.settle()

@@ -30,10 +30,10 @@ from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import Checker
 from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import PeopleLists
-from services.tweet.lists import Lists
+from services.tweet.pages import Lists
 from services.tweet.service import TweetServicer
-from services.tweet.store.embedded import EmbeddedTweetStore
-from services.tweet.writes import Writes
+from services.tweet.store.sqlite.store import EmbeddedTweetStore
+from services.tweet.writer import Writes
 
 ANN, BOB, CAT = 1, 2, 3
 GRACE_S = 100

@@ -12,8 +12,8 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.platform.events.log import Record
 from services.platform.sqlite.database import Database
-from services.tweet.store.embedded import EmbeddedTweetStore
-from services.tweet.store.schema import INSERT, MIGRATIONS
+from services.tweet.store.sqlite.schema import INSERT, MIGRATIONS
+from services.tweet.store.sqlite.store import EmbeddedTweetStore
 
 
 class HeldReads:

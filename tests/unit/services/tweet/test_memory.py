@@ -7,7 +7,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.tweet.store.memory import KEPT_IDS, AuthorIds, Epochs, Recent
+from services.tweet.store.cache import KEPT_IDS, AuthorIds, Epochs, Recent
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["get", "put", "pop"])), max_size=200))

@@ -12,8 +12,8 @@ from roost.tweet.v1 import tweet_service_pb2 as pb
 
 from services.platform.ids.snowflake import timestamp_ms
 from services.platform.rpc import errors
-from services.tweet.lists import MAX_ROUNDS, ROUND_IDS
-from services.tweet.writes import AUTHOR_WAIT_S
+from services.tweet.pages import MAX_ROUNDS, ROUND_IDS
+from services.tweet.writer import AUTHOR_WAIT_S
 from tests.unit.services.tweet.conftest import ANN, BOB, CAT, GRACE_S, Bench, acting, refused
 
 

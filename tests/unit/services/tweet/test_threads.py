@@ -19,7 +19,7 @@ from services.platform.rpc.errors import RoostError
 from services.shared.hydration.hydrator import Joined
 from services.tweet import threads
 from services.tweet.threads import Threads
-from services.tweet.writes import no_such_tweet
+from services.tweet.writer import no_such_tweet
 
 ROOT = 1
 # Id, depth, and whether it is a tombstone.

@@ -11,7 +11,7 @@ from itertools import chain
 
 from services.platform.cassandra.keyspace import Keyspace, Row
 from services.tweet.store import Retweeter
-from services.tweet.store import cassandra_schema as cql
+from services.tweet.store.cassandra import schema as cql
 
 # Of an author: eighty years of them.
 MAX_MONTHS = 1_000

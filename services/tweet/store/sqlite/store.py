@@ -16,10 +16,11 @@ from services.platform.caching.read_tracking import Revisions
 from services.platform.events.log import Record
 from services.platform.sqlite.database import Database
 from services.shared.hydration.fragments import framed
-from services.tweet.store import Claim, units
-from services.tweet.store import schema as sql
-from services.tweet.store.links import LinkLists
-from services.tweet.store.memory import AuthorIds, Epochs, OwnRetweets, Recent
+from services.tweet.store import Claim
+from services.tweet.store.cache import AuthorIds, Epochs, OwnRetweets, Recent
+from services.tweet.store.sqlite import schema as sql
+from services.tweet.store.sqlite import transactions
+from services.tweet.store.sqlite.link_queries import LinkLists
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class EmbeddedTweetStore(LinkLists):
         """See the port."""
 
         async def write() -> int:
-            change = await self._db.write(lambda c: units.create(c, core, conversation_id, event, claim))
+            change = await self._db.write(lambda c: transactions.create(c, core, conversation_id, event, claim))
             if change.changed:
                 self._note(change)
                 self._keep_new(core)
@@ -96,7 +97,7 @@ class EmbeddedTweetStore(LinkLists):
             if len(retweets.ids) > 2 * KEPT_RETWEETS:
                 self._retweets.pop(head.author_id)
 
-    def _note(self, change: units.Change) -> None:
+    def _note(self, change: transactions.Change) -> None:
         """Forgets what counts differently now, and tells reads under way."""
         self._revisions.changed((change.author_id, *change.touched))
         for tweet_id in change.touched:
@@ -104,21 +105,21 @@ class EmbeddedTweetStore(LinkLists):
 
     async def delete(self, tweet_id: int, at_s: int, event: Record) -> bool:
         """See the port."""
-        return await _whole(self._change(lambda c: units.hide(c, tweet_id, sql.DELETED, 0, at_s, event)))
+        return await _whole(self._change(lambda c: transactions.hide(c, tweet_id, sql.DELETED, 0, at_s, event)))
 
     async def remove(self, tweet_id: int, action_id: int, at_s: int, event: Record) -> bool:
         """See the port."""
-        return await _whole(self._change(lambda c: units.hide(c, tweet_id, sql.REMOVED, action_id, at_s, event)))
+        return await _whole(self._change(lambda c: transactions.hide(c, tweet_id, sql.REMOVED, action_id, at_s, event)))
 
     async def restore(self, tweet_id: int, action_id: int, event: Record) -> bool:
         """See the port."""
-        return await _whole(self._change(lambda c: units.restore(c, tweet_id, action_id, event)))
+        return await _whole(self._change(lambda c: transactions.restore(c, tweet_id, action_id, event)))
 
     async def revise(self, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record) -> bool:
         """See the port."""
-        return await _whole(self._change(lambda c: units.revise(c, core, revision, event)))
+        return await _whole(self._change(lambda c: transactions.revise(c, core, revision, event)))
 
-    async def _change(self, unit: Callable[[sqlite3.Connection], units.Change]) -> bool:
+    async def _change(self, unit: Callable[[sqlite3.Connection], transactions.Change]) -> bool:
         change = await self._db.write(unit)
         self._note(change)
         self._revisions.changed((change.tweet_id,))
@@ -133,11 +134,11 @@ class EmbeddedTweetStore(LinkLists):
 
     async def list_revisions(self, tweet_id: int) -> Sequence[tweet_service_pb2.TweetRevision]:
         """See the port."""
-        return await self._db.read(lambda c: units.revisions(c, tweet_id))
+        return await self._db.read(lambda c: transactions.revisions(c, tweet_id))
 
     async def find_claimed(self, user_id: int, claim: Claim) -> int:
         """See the port."""
-        return await self._db.read(lambda c: units.claimed(c, user_id, claim))
+        return await self._db.read(lambda c: transactions.claimed(c, user_id, claim))
 
     async def purge(self, before_s: int, limit: int) -> int:
         """See the port."""
@@ -156,7 +157,7 @@ class EmbeddedTweetStore(LinkLists):
         return purged
 
     async def _purge_step(self, before_s: int, step: int) -> int:
-        gone = await self._db.write(lambda c: units.purge(c, before_s, step))
+        gone = await self._db.write(lambda c: transactions.purge(c, before_s, step))
         for tweet_id, retweeter_id in gone:
             self._revisions.changed((tweet_id,))
             self._cores.pop(tweet_id)

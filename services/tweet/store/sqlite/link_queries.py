@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from services.platform.sqlite.database import Database
 from services.tweet.store import Retweeter
-from services.tweet.store import schema as sql
+from services.tweet.store.sqlite import schema as sql
 
 
 class LinkLists:

@@ -12,7 +12,7 @@ from roost.tweet.v1 import tweet_service_pb2 as pb
 
 from services.platform.ids.snowflake import timestamp_ms
 from services.platform.rpc import errors
-from services.tweet.writes import MAX_EDITS
+from services.tweet.writer import MAX_EDITS
 from tests.unit.services.tweet.conftest import ANN, BOB, CAT, WINDOW_S, Bench, acting, refused
 
 

@@ -22,11 +22,11 @@ from services.platform.redis.shared_versions import SharedEntries
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.tweet.store import Claim
-from services.tweet.store import cassandra_schema as cql
-from services.tweet.store.cassandra_lists import by_ids
-from services.tweet.store.claims import Claims, Held, by_key, holds, name_of_key, name_of_retweet
-from services.tweet.store.memory import Recent
-from services.tweet.store.placed import NAMED_ABOVE, Post, Step, Stored, create, links, orphan, places, stored
+from services.tweet.store.cache import Recent
+from services.tweet.store.cassandra import schema as cql
+from services.tweet.store.cassandra.claims import Claims, Held, by_key, holds, name_of_key, name_of_retweet
+from services.tweet.store.cassandra.queries import by_ids
+from services.tweet.store.cassandra.rows import NAMED_ABOVE, Post, Step, Stored, create, links, orphan, places, stored
 
 # Months and hours known to be listed: a few for each author who posts through this process.
 KNOWN_PLACES = 16_384

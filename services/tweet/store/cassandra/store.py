@@ -15,11 +15,11 @@ from services.platform.cassandra.outbox import Outbox
 from services.platform.events.log import EventLog, Record
 from services.platform.redis.shared_versions import SharedEntries
 from services.tweet.store import Claim
-from services.tweet.store import cassandra_schema as cql
-from services.tweet.store.cassandra_changes import Change, Changer
-from services.tweet.store.cassandra_memory import RememberingReads
-from services.tweet.store.cassandra_writes import Writer
-from services.tweet.store.placed import Post
+from services.tweet.store.cassandra import schema as cql
+from services.tweet.store.cassandra.cached_queries import RememberingReads
+from services.tweet.store.cassandra.changes import Change, Changer
+from services.tweet.store.cassandra.rows import Post
+from services.tweet.store.cassandra.writes import Writer
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from roost.tweet.v1 import tweet_pb2
 
 from services.platform.events.log import Record
-from services.tweet.store import cassandra_schema as cql
+from services.tweet.store.cassandra import schema as cql
 
 Step = tuple[str, tuple[Any, ...]]
 

@@ -11,11 +11,11 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 from services.platform.events.log import Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
-from services.tweet.store import cassandra_schema as cql
-from services.tweet.store.cassandra_writes import Writer
-from services.tweet.store.claims import MAX_TRIES, is_unknown, name_of_retweet
-from services.tweet.store.placed import Stored, drop, orphan, show, to_purge
-from services.tweet.store.units import first_revision
+from services.tweet.store.cassandra import schema as cql
+from services.tweet.store.cassandra.claims import MAX_TRIES, is_unknown, name_of_retweet
+from services.tweet.store.cassandra.rows import Stored, drop, orphan, show, to_purge
+from services.tweet.store.cassandra.writes import Writer
+from services.tweet.store.sqlite.transactions import first_revision
 
 # Rows read and changed in one go where there may be very many.
 STEP = 500

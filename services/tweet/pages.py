@@ -13,7 +13,7 @@ from services.platform.rpc import context as calls
 from services.shared.hydration.hydrator import Hydrator, Joined
 from services.shared.hydration.user_pages import Entry, Page, PeopleLists
 from services.tweet.store import TweetStore
-from services.tweet.writes import no_such_tweet
+from services.tweet.writer import no_such_tweet
 
 DEFAULT_PAGE_SIZE = 20
 # A page looks at some 1,200 ids at most before it answers short: many hidden tweets in a row must not hold up a call.

@@ -17,11 +17,11 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.redis.shared_versions import SharedEntries
 from services.shared.hydration.fragments import framed
-from services.tweet.store import cassandra_schema as cql
-from services.tweet.store.cassandra_lists import CassandraLists, by_ids
-from services.tweet.store.marked import Marked
-from services.tweet.store.memory import AuthorIds, OwnRetweets
-from services.tweet.store.placed import head_of
+from services.tweet.store.cache import AuthorIds, OwnRetweets
+from services.tweet.store.cassandra import schema as cql
+from services.tweet.store.cassandra.queries import CassandraLists, by_ids
+from services.tweet.store.cassandra.rows import head_of
+from services.tweet.store.cassandra.versioned_cache import Marked
 
 # About 0.5 KB each: at most some 65 MB for the tweets that pages are made of.
 KEPT_CORES = 65_536

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from services.platform.caching.cache import SingleFlight
-from services.tweet.store.memory import Recent
+from services.tweet.store.cache import Recent
 
 V = TypeVar("V")
 

@@ -16,8 +16,8 @@ from services.platform.events.log import Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
-from services.tweet.store import cassandra_schema as cql
-from services.tweet.store.placed import Post
+from services.tweet.store.cassandra import schema as cql
+from services.tweet.store.cassandra.rows import Post
 
 # Rounds of asking anew what came of a transaction: each loses to another writer, or to a time-out.
 MAX_TRIES = 5

@@ -18,7 +18,7 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.platform.sqlite import outbox
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
-from services.tweet.store import schema as sql
+from services.tweet.store.sqlite import schema as sql
 
 # Expired keys swept by each post that brings one: more than one, so that they cannot pile up.
 SWEPT_KEYS = 4
