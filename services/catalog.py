@@ -32,7 +32,7 @@ SERVICES: Mapping[str, Build] = {
 def migrations() -> Mapping[str, Sequence[str]]:
     """The keyspaces of the cluster family by their names without the namespace, and the scripts that bring it up to date."""
     # Not before they are asked for: the drivers take half a second to import.
-    from services.engagement.store.cassandra import MIGRATIONS as ENGAGEMENT
+    from services.engagement.store.cassandra.store import MIGRATIONS as ENGAGEMENT
     from services.graph.store.cassandra.schema import MIGRATIONS as GRAPH
     from services.identity.store.cassandra.store import KEYS, KEYS_MIGRATIONS
     from services.identity.store.cassandra.store import MIGRATIONS as IDENTITY

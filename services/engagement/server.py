@@ -10,8 +10,8 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from services.engagement.consumer import GROUP, TOPICS, recounting
 from services.engagement.service import EngagementService
 from services.engagement.store import EngagementStore
-from services.engagement.store.embedded import EmbeddedEngagementStore
-from services.engagement.targets import Targets
+from services.engagement.store.sqlite.store import EmbeddedEngagementStore
+from services.engagement.tweet_resolver import Targets
 from services.platform.backends import cluster_of, shared_of
 from services.platform.service import Kit, Service, Worker
 from services.platform.sqlite.outbox import Relay
@@ -40,7 +40,7 @@ async def _open(kit: Kit) -> tuple[EngagementStore, Sequence[Worker]]:
         embedded = await EmbeddedEngagementStore.open(kit.data_dir / "engagement.db")
         return embedded, (Relay(embedded.db, kit.log),)
     # Not before it is asked for: drivers are slow to import.
-    from services.engagement.store.cassandra import CassandraEngagementStore
+    from services.engagement.store.cassandra.store import CassandraEngagementStore
 
     store = await CassandraEngagementStore.open(cluster, kit.log, kit.clock)
     return store, (store.outbox, kit.log.consumer(GROUP, TOPICS, recounting(store.recount_likes)))

@@ -11,7 +11,7 @@ from roost.event.v1 import event_pb2
 from roost.tweet.v1 import tweet_pb2
 
 from services.engagement.store import EngagementStore, Kind
-from services.engagement.targets import Targets
+from services.engagement.tweet_resolver import Targets
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import Snowflake, timestamp_ms
 from services.platform.pagination.cursors import Cursors

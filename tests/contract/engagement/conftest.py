@@ -12,7 +12,7 @@ from typing import Protocol
 import pytest
 
 from services.engagement.store import EngagementStore, Kind
-from services.engagement.store.embedded import EmbeddedEngagementStore
+from services.engagement.store.sqlite.store import EmbeddedEngagementStore
 from services.platform.config import Settings
 from services.platform.events.log import Record
 from services.platform.sqlite.event_log import EmbeddedLog
@@ -54,7 +54,7 @@ class Cluster:
         self._stacks: dict[int, AsyncExitStack] = {}
 
     async def open(self, folder: Path) -> EngagementStore:
-        from services.engagement.store.cassandra import CassandraEngagementStore
+        from services.engagement.store.cassandra.store import CassandraEngagementStore
         from services.platform.backends.cluster import Cluster
 
         stack = AsyncExitStack()
@@ -71,7 +71,7 @@ class Cluster:
         await self._stacks.pop(id(store)).aclose()
 
     async def published(self, store: EngagementStore) -> list[Record]:
-        from services.engagement.store.cassandra import CassandraEngagementStore
+        from services.engagement.store.cassandra.store import CassandraEngagementStore
 
         assert isinstance(store, CassandraEngagementStore)
         rows = await store.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")

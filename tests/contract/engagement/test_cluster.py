@@ -14,7 +14,8 @@ import pytest
 from roost.event.v1 import event_pb2
 
 from services.engagement import consumer
-from services.engagement.store import Kind, counted
+from services.engagement.store import Kind
+from services.engagement.store.cassandra import count_cache
 from services.platform.events.log import Delivered, Record
 from services.platform.ids.snowflake import first_id_at, wall_clock_ms
 from services.platform.rpc import errors
@@ -46,7 +47,7 @@ def clock() -> Clock:
 @pytest.fixture
 async def another(tmp_path: Path, namespace: Namespace, clock: Clock) -> AsyncIterator[Open]:
     """Opens a store on the same servers, as another process would."""
-    from services.engagement.store.cassandra import CassandraEngagementStore
+    from services.engagement.store.cassandra.store import CassandraEngagementStore
 
     log = await EmbeddedLog.open(tmp_path / "log.db")
     cluster = await namespace.cluster()
@@ -108,7 +109,7 @@ async def recount(store: Any, told: Sequence[Record]) -> None:
 async def test_likes_beyond_the_first_bucket_are_listed_and_counted(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.engagement.store.cql.SPREAD_FROM", 5)
+    monkeypatch.setattr("services.engagement.store.cassandra.schema.SPREAD_FROM", 5)
     monkeypatch.setattr(consumer, "ROUND_S", 0.01)
     stores = [await another(), await another()]
     told = [await like(stores[user_id % 2], user_id) for user_id in range(1, 31)]
@@ -126,7 +127,7 @@ async def test_likes_beyond_the_first_bucket_are_listed_and_counted(
 async def test_bookmarks_beyond_the_first_bucket_are_counted_at_once(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.engagement.store.cql.SPREAD_FROM", 3)
+    monkeypatch.setattr("services.engagement.store.cassandra.schema.SPREAD_FROM", 3)
     store = await another()
     for user_id in range(1, 13):
         assert await store.bookmark(TWEET, user_id, next(_ids))
@@ -161,7 +162,7 @@ async def test_what_a_dead_process_left_is_completed_and_told_by_a_sweeper(
             await change(dying, user_id)
     # Meant, and not made: liked already.
     monkeypatch.setattr(dying, "_mark", lambda *_: asyncio.sleep(0, (None, None, 0)))
-    monkeypatch.setattr("services.engagement.store.cassandra.MAX_TRIES", 1)
+    monkeypatch.setattr("services.engagement.store.cassandra.store.MAX_TRIES", 1)
     with pytest.raises(errors.RoostError, match="others"):
         await like(dying, ANN)
     assert await likers(sweeper) == [2]
@@ -235,7 +236,7 @@ async def test_a_count_begun_before_a_change_is_not_kept_after_it(another: Open)
 async def test_without_redis_everything_is_counted(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store, other = await another(), await another()
     # Kept as soon as it is counted again.
-    monkeypatch.setattr(counted, "CHANGING_MS", 20)
+    monkeypatch.setattr(count_cache, "CHANGING_MS", 20)
     await like(store, ANN)
     await asyncio.sleep(0.1)
 
@@ -256,7 +257,7 @@ async def test_without_redis_everything_is_counted(another: Open, monkeypatch: p
 
 async def test_a_count_that_took_too_long_is_not_kept(another: Open) -> None:
     store = await another()
-    began = store._shared.now() - counted.MAX_COUNTING_S
+    began = store._shared.now() - count_cache.MAX_COUNTING_S
     await store._shared.keep({TWEET: b""}, (), began)
     assert (await store._shared.frames([TWEET]))[0] == {}
     await store._shared.keep({TWEET: b""}, (), began + 1)

@@ -13,8 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from services.engagement.store import Kind, memory
-from services.engagement.store import embedded as adapter
+from services.engagement.store import Kind
+from services.engagement.store.sqlite import cache
+from services.engagement.store.sqlite import store as adapter
 from tests.contract.engagement.conftest import Embedded, Opened
 
 USERS = st.integers(1, 4)
@@ -118,12 +119,12 @@ def memory_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Memory as it is, and so small that most answers need the tables."""
     if request.param == "everything fits":
         return
-    for module in (memory, adapter):
+    for module in (cache, adapter):
         monkeypatch.setattr(module, "NEWEST_COUNTS", 3)
         monkeypatch.setattr(module, "MAX_KEPT_MARKS", 4)
-    monkeypatch.setattr(memory, "_SLACK", 1)
-    monkeypatch.setattr(memory, "OLDER_COUNTS", 2)
-    monkeypatch.setattr(memory, "MAX_MARKED_IDS", 40)
+    monkeypatch.setattr(cache, "_SLACK", 1)
+    monkeypatch.setattr(cache, "OLDER_COUNTS", 2)
+    monkeypatch.setattr(cache, "MAX_MARKED_IDS", 40)
 
 
 @pytest.mark.slow

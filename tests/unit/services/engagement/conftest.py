@@ -21,8 +21,8 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.engagement.service import EngagementService
-from services.engagement.store.embedded import EmbeddedEngagementStore
-from services.engagement.targets import Targets
+from services.engagement.store.sqlite.store import EmbeddedEngagementStore
+from services.engagement.tweet_resolver import Targets
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors

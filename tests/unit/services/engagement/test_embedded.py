@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from services.engagement.store import embedded, memory
-from services.engagement.store.embedded import EmbeddedEngagementStore
+from services.engagement.store.sqlite import cache
+from services.engagement.store.sqlite import store as sqlite_store
+from services.engagement.store.sqlite.store import EmbeddedEngagementStore
 from services.platform.events.log import Record
 
 ANN, BEN = 1, 2
@@ -61,8 +62,8 @@ async def test_states_read_before_a_write_are_not_remembered_after_it(
 async def test_counts_read_before_a_write_are_not_remembered_after_it(
     store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "NEWEST_COUNTS", 1)
-    monkeypatch.setattr(memory, "_SLACK", 1)
+    monkeypatch.setattr(cache, "NEWEST_COUNTS", 1)
+    monkeypatch.setattr(cache, "_SLACK", 1)
     for place, tweet_id in enumerate((TWEET, 200, 300, 400)):
         await like(store, tweet_id, ANN, place)
     overtake(store, monkeypatch, lambda: like(store, TWEET, BEN, 9))
@@ -113,7 +114,7 @@ async def test_tweets_that_nobody_liked_are_known_without_a_look(
 async def test_who_likes_too_much_to_be_kept_is_answered_from_the_tables(
     store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (memory, embedded):
+    for module in (cache, sqlite_store):
         monkeypatch.setattr(module, "MAX_KEPT_MARKS", 3)
     for tweet_id in range(1, 4):
         await like(store, tweet_id, ANN, tweet_id)
@@ -130,7 +131,7 @@ async def test_a_reopened_store_knows_the_newest_and_asks_for_the_rest(
     for tweet_id in range(1, 8):
         await like(store, tweet_id, ANN, tweet_id)
     await store.close()
-    monkeypatch.setattr(embedded, "NEWEST_COUNTS", 3)
+    monkeypatch.setattr(sqlite_store, "NEWEST_COUNTS", 3)
     again = await EmbeddedEngagementStore.open(tmp_path / "engagement.db")
     answer = await again.batch_get_counts(range(10))
     assert [one.tweet_id for one in answer.counts] == list(range(1, 8))

@@ -12,7 +12,7 @@ import orjson
 from roost.engagement.v1 import engagement_service_pb2 as pb
 
 from services.engagement.store import Entry, Kind
-from services.engagement.store.memory import MAX_KEPT_MARKS, NEWEST_COUNTS, Counts, Marked, Marks
+from services.engagement.store.sqlite.cache import MAX_KEPT_MARKS, NEWEST_COUNTS, Counts, Marked, Marks
 from services.platform.caching.read_tracking import Revisions
 from services.platform.events.log import Record
 from services.platform.sqlite import outbox

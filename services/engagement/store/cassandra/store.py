@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from roost.engagement.v1 import engagement_service_pb2 as pb
 
-from services.engagement.store import Entry, Kind, cql
-from services.engagement.store.counted import SharedCounts
+from services.engagement.store import Entry, Kind
+from services.engagement.store.cassandra import schema
+from services.engagement.store.cassandra.count_cache import SharedCounts
 from services.platform.caching.cache import SingleFlight
 from services.platform.cassandra.keyed_lock import Turns, to_its_end
 from services.platform.cassandra.keyspace import Keyspace, Row, Step
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from services.platform.backends.cluster import Cluster
 
 SERVICE = "engagement"
-MIGRATIONS = (cql.SCHEMA, OUTBOX_MIGRATION)
+MIGRATIONS = (schema.SCHEMA, OUTBOX_MIGRATION)
 # As long as the outbox keeps its rows: until then somebody may ask whether an event is true.
 NOTE_S = 3 * 24 * 3600
 # The same user on several devices, by way of several processes: each try loses to one that won.
@@ -38,7 +39,7 @@ MAX_TRIES = 10
 # In one statement: a node gathers them. Of totals that is at most 2 kinds of 64 rows each, well below what one read may bring.
 IDS_PER_READ = 50
 _NO_BOUND = (1 << 63) - 1
-_KINDS = {number: kind for kind, number in cql.NUMBERS.items()}
+_KINDS = {number: kind for kind, number in schema.NUMBERS.items()}
 
 
 class _Mark(NamedTuple):
@@ -54,16 +55,16 @@ class _Mark(NamedTuple):
         """What writes the copies."""
         user_id, kind, tweet_id, place, bucket = self
         return [
-            (cql.COPY_BY_USER, (user_id, kind, place, tweet_id, cql.MADE)),
-            (cql.COPY_BY_TWEET, (tweet_id, bucket, kind, place, user_id, cql.MADE)),
+            (schema.COPY_BY_USER, (user_id, kind, place, tweet_id, schema.MADE)),
+            (schema.COPY_BY_TWEET, (tweet_id, bucket, kind, place, user_id, schema.MADE)),
         ]
 
     def drops(self) -> list[Step]:
         """What takes them out, for good."""
         user_id, kind, tweet_id, place, bucket = self
         return [
-            (cql.DROP_BY_USER, (cql.TAKEN_OUT, user_id, kind, place)),
-            (cql.DROP_BY_TWEET, (cql.TAKEN_OUT, tweet_id, bucket, kind, place)),
+            (schema.DROP_BY_USER, (schema.TAKEN_OUT, user_id, kind, place)),
+            (schema.DROP_BY_TWEET, (schema.TAKEN_OUT, tweet_id, bucket, kind, place)),
         ]
 
 
@@ -89,7 +90,7 @@ class CassandraEngagementStore:
 
         async def set_and_count() -> int:
             await self._set(Kind.LIKE, tweet_id, user_id, event.event_id, (event,))
-            return await self._count(tweet_id, cql.NUMBERS[Kind.LIKE])
+            return await self._count(tweet_id, schema.NUMBERS[Kind.LIKE])
 
         # Who wants it back from now on waits for this one, and joins none that was before it.
         self._likes.forget((tweet_id, user_id, False))
@@ -100,7 +101,7 @@ class CassandraEngagementStore:
 
         async def unset_and_count() -> int:
             await self._unset(Kind.LIKE, tweet_id, user_id, (event,))
-            return await self._count(tweet_id, cql.NUMBERS[Kind.LIKE])
+            return await self._count(tweet_id, schema.NUMBERS[Kind.LIKE])
 
         self._likes.forget((tweet_id, user_id, True))
         return await self._likes.run((tweet_id, user_id, False), unset_and_count)
@@ -109,7 +110,7 @@ class CassandraEngagementStore:
         """See the port."""
         made = await to_its_end(self._set(Kind.BOOKMARK, tweet_id, user_id, place, ()))
         if made:
-            await self._count(tweet_id, cql.NUMBERS[Kind.BOOKMARK])
+            await self._count(tweet_id, schema.NUMBERS[Kind.BOOKMARK])
         return made
 
     async def unbookmark(self, tweet_id: int, user_id: int) -> bool:
@@ -117,7 +118,7 @@ class CassandraEngagementStore:
         return await to_its_end(self._unset(Kind.BOOKMARK, tweet_id, user_id, ()))
 
     async def _set(self, kind: Kind, tweet_id: int, user_id: int, place: int, told: Sequence[Record]) -> bool:
-        key = (user_id, cql.NUMBERS[kind], tweet_id)
+        key = (user_id, schema.NUMBERS[kind], tweet_id)
         async with self._turns.of(user_id):
             for _ in range(MAX_TRIES):
                 held, _, bucket = await self._mark(*key)
@@ -125,21 +126,21 @@ class CassandraEngagementStore:
                     # Perhaps by a call that got no further.
                     await self._copy(_Mark(*key, held, bucket).copies(), [tweet_id])
                     return False
-                bucket = await self._bucket(tweet_id, cql.NUMBERS[kind], user_id)
+                bucket = await self._bucket(tweet_id, schema.NUMBERS[kind], user_id)
                 mark = _Mark(*key, place, bucket)
-                note = (NOTE_S, place, bucket, tweet_id, user_id, cql.NOTE, place)
+                note = (NOTE_S, place, bucket, tweet_id, user_id, schema.NOTE, place)
                 values = (place, bucket, *key)
                 if told:
-                    applied = await self._decide(mark, told, cql.SET, *values, *note)
+                    applied = await self._decide(mark, told, schema.SET, *values, *note)
                 else:
-                    applied = await self._decide(mark, told, cql.SET_UNTOLD, *values)
+                    applied = await self._decide(mark, told, schema.SET_UNTOLD, *values)
                 if applied:
                     await self._settle(mark, mark.copies(), told)
                     return True
         raise _contended()
 
     async def _unset(self, kind: Kind, tweet_id: int, user_id: int, told: Sequence[Record]) -> bool:
-        key = (user_id, cql.NUMBERS[kind], tweet_id)
+        key = (user_id, schema.NUMBERS[kind], tweet_id)
         async with self._turns.of(user_id):
             for _ in range(MAX_TRIES):
                 held, gone, bucket = await self._mark(*key)
@@ -151,10 +152,10 @@ class CassandraEngagementStore:
                 mark = _Mark(*key, held, bucket)
                 values = (held, *key, held)
                 if told:
-                    note = (NOTE_S, held, bucket, tweet_id, user_id, cql.NOTE, told[0].event_id)
-                    applied = await self._decide(mark, told, cql.UNSET, *values, *note)
+                    note = (NOTE_S, held, bucket, tweet_id, user_id, schema.NOTE, told[0].event_id)
+                    applied = await self._decide(mark, told, schema.UNSET, *values, *note)
                 else:
-                    applied = await self._decide(mark, told, cql.UNSET_UNTOLD, *values)
+                    applied = await self._decide(mark, told, schema.UNSET_UNTOLD, *values)
                 if applied:
                     await self._settle(mark, mark.drops(), told)
                     return True
@@ -175,7 +176,7 @@ class CassandraEngagementStore:
     async def _settle(self, mark: _Mark, steps: Sequence[Step], told: Sequence[Record]) -> None:
         """After the decision: the copies, what is counted apart, then the events."""
         await self._copy(steps, [mark.tweet_id])
-        if mark.bucket != cql.FIRST_BUCKET and not told:
+        if mark.bucket != schema.FIRST_BUCKET and not told:
             # Events bring the others here: see `recount_likes`.
             await self._recount([(mark.tweet_id, mark.kind, mark.bucket)])
         self.outbox.publish(told)
@@ -189,7 +190,7 @@ class CassandraEngagementStore:
         notes = await self._notes(records)
         steps: list[Step] = []
         for (user_id, _), (place, gone, bucket, tweet_id) in notes.items():
-            like = (user_id, cql.NUMBERS[Kind.LIKE], tweet_id)
+            like = (user_id, schema.NUMBERS[Kind.LIKE], tweet_id)
             if gone is None:
                 steps += _Mark(*like, place, bucket).copies()
             else:
@@ -201,31 +202,31 @@ class CassandraEngagementStore:
         """The notes of those events that are true, by user and event."""
         found = {}
         for record in records:
-            rows = await self.keyspace.read_serial(cql.NOTED, record.key, cql.NOTE, record.event_id)
+            rows = await self.keyspace.read_serial(schema.NOTED, record.key, schema.NOTE, record.event_id)
             if rows:
                 found[record.key, record.event_id] = rows[0]
         return found
 
     async def _mark(self, user_id: int, number: int, tweet_id: int) -> tuple[int | None, int | None, int]:
-        rows = await self.keyspace.read_serial(cql.MARK, user_id, number, tweet_id)
-        return rows[0] if rows else (None, None, cql.FIRST_BUCKET)
+        rows = await self.keyspace.read_serial(schema.MARK, user_id, number, tweet_id)
+        return rows[0] if rows else (None, None, schema.FIRST_BUCKET)
 
     async def _bucket(self, tweet_id: int, number: int, user_id: int) -> int:
-        spread = await self.keyspace.read(cql.SPREAD, tweet_id, number)
-        return cql.bucket_of(user_id) if spread else cql.FIRST_BUCKET
+        spread = await self.keyspace.read(schema.SPREAD, tweet_id, number)
+        return schema.bucket_of(user_id) if spread else schema.FIRST_BUCKET
 
     async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[Entry]:
         """See the port."""
-        number, below = cql.NUMBERS[Kind.LIKE], below or _NO_BOUND
-        spread = await self.keyspace.read(cql.SPREAD, tweet_id, number)
-        buckets = range(cql.FIRST_BUCKET, cql.BUCKETS + 1) if spread else (cql.FIRST_BUCKET,)
+        number, below = schema.NUMBERS[Kind.LIKE], below or _NO_BOUND
+        spread = await self.keyspace.read(schema.SPREAD, tweet_id, number)
+        buckets = range(schema.FIRST_BUCKET, schema.BUCKETS + 1) if spread else (schema.FIRST_BUCKET,)
         keys = ((tweet_id, bucket, number, below, limit) for bucket in buckets)
-        found = await self.keyspace.read_each(cql.BY_TWEET, keys)
+        found = await self.keyspace.read_each(schema.BY_TWEET, keys)
         return [Entry(*row) for row in islice(merge(*found, reverse=True), limit)]
 
     async def list_tweets(self, kind: Kind, user_id: int, below: int, limit: int) -> list[Entry]:
         """See the port."""
-        rows = await self.keyspace.read(cql.BY_USER, user_id, cql.NUMBERS[kind], below or _NO_BOUND, limit)
+        rows = await self.keyspace.read(schema.BY_USER, user_id, schema.NUMBERS[kind], below or _NO_BOUND, limit)
         return [Entry(*row) for row in rows]
 
     async def batch_get_counts(self, ids: Sequence[int]) -> pb.BatchGetCountsResponse:
@@ -244,7 +245,7 @@ class CassandraEngagementStore:
     async def batch_get_viewer_states(self, user_id: int, ids: Sequence[int]) -> pb.BatchGetViewerStatesResponse:
         """See the port."""
         keys = ((user_id, list(_KINDS), lot) for lot in _lots(ids))
-        rows = chain.from_iterable(await self.keyspace.read_each(cql.MARKED, keys))
+        rows = chain.from_iterable(await self.keyspace.read_each(schema.MARKED, keys))
         marked = {(tweet_id, _KINDS[number]) for number, tweet_id, place in rows if place is not None}
         response = pb.BatchGetViewerStatesResponse()
         for tweet_id in ids:
@@ -256,10 +257,10 @@ class CassandraEngagementStore:
     async def recount_likes(self, changed: Iterable[tuple[int, int]]) -> int:
         """Counts again where likes are spread, given (tweet, user) of each that came or went; how many buckets it counted."""
         pairs = set(changed)
-        number = cql.NUMBERS[Kind.LIKE]
-        totals = await self.keyspace.read_each(cql.TOTALS, ((lot,) for lot in _lots({tweet for tweet, _ in pairs})))
+        number = schema.NUMBERS[Kind.LIKE]
+        totals = await self.keyspace.read_each(schema.TOTALS, ((lot,) for lot in _lots({tweet for tweet, _ in pairs})))
         spread = {tweet_id for rows in totals for tweet_id, kind, _ in rows if kind == number}
-        buckets = {(tweet_id, number, cql.bucket_of(user_id)) for tweet_id, user_id in pairs if tweet_id in spread}
+        buckets = {(tweet_id, number, schema.bucket_of(user_id)) for tweet_id, user_id in pairs if tweet_id in spread}
         await self._recount(buckets)
         return len(buckets)
 
@@ -267,21 +268,21 @@ class CassandraEngagementStore:
         """Counts these buckets, as (tweet, kind, bucket), and keeps what it found. Of two counts that meet the later begun one stays."""
         for tweet_id, number, bucket in buckets:
             began = int(self._clock() * 1_000_000)
-            ((marks,),) = await self.keyspace.read(cql.COUNTED, tweet_id, bucket, number)
-            await self.keyspace.write(cql.PUT_TOTAL, tweet_id, number, bucket, marks, began)
+            ((marks,),) = await self.keyspace.read(schema.COUNTED, tweet_id, bucket, number)
+            await self.keyspace.write(schema.PUT_TOTAL, tweet_id, number, bucket, marks, began)
 
     async def _count(self, tweet_id: int, number: int) -> int:
         """How many marks of a kind a tweet has, after a change; once they are many, those to come are spread."""
         count = (await self._counts([tweet_id])).get((tweet_id, number), _NONE)
-        if count.first >= cql.SPREAD_FROM and count.others is None:
-            await self.keyspace.write(cql.PUT_TOTAL, tweet_id, number, cql.FIRST_BUCKET + 1, 0, cql.MADE)
+        if count.first >= schema.SPREAD_FROM and count.others is None:
+            await self.keyspace.write(schema.PUT_TOTAL, tweet_id, number, schema.FIRST_BUCKET + 1, 0, schema.MADE)
         return count.sum
 
     async def _counts(self, ids: Sequence[int]) -> dict[tuple[int, int], _Count]:
         """The counts of these tweets by tweet and kind, where there are any."""
         firsts, others = await asyncio.gather(
             self._first_counts(ids),
-            self.keyspace.read_each(cql.TOTALS, ((lot,) for lot in _lots(ids))),
+            self.keyspace.read_each(schema.TOTALS, ((lot,) for lot in _lots(ids))),
         )
         counts = {(tweet_id, number): _Count(marks) for rows in firsts for tweet_id, number, marks in rows}
         for tweet_id, number, marks in chain.from_iterable(others):
@@ -293,10 +294,10 @@ class CassandraEngagementStore:
         """Rows of (tweet, kind, count) of the first buckets."""
         lots = _lots(ids)
         if len(ids) > 1:
-            found = await self.keyspace.read_each(cql.ANY_MARKS, ((lot, cql.FIRST_BUCKET) for lot in lots))
+            found = await self.keyspace.read_each(schema.ANY_MARKS, ((lot, schema.FIRST_BUCKET) for lot in lots))
             lots = [[tweet_id for tweet_id, _ in rows] for rows in found]
-        keys = ((tweet_id, cql.FIRST_BUCKET) for tweet_id in chain.from_iterable(lots))
-        return await self.keyspace.read_each(cql.FIRST_COUNTED, keys)
+        keys = ((tweet_id, schema.FIRST_BUCKET) for tweet_id in chain.from_iterable(lots))
+        return await self.keyspace.read_each(schema.FIRST_COUNTED, keys)
 
     async def close(self) -> None:
         """Says no more of its changes. The connections are the process's."""
@@ -319,7 +320,7 @@ _NONE = _Count(0)
 
 def _frame(tweet_id: int, counts: Mapping[tuple[int, int], _Count]) -> bytes:
     """The counts as an answer that holds nothing else: concatenated, such answers are one."""
-    likes, bookmarks = (counts.get((tweet_id, cql.NUMBERS[kind]), _NONE).sum for kind in Kind)
+    likes, bookmarks = (counts.get((tweet_id, schema.NUMBERS[kind]), _NONE).sum for kind in Kind)
     if not (likes or bookmarks):
         return b""
     found = pb.TweetCounts(tweet_id=tweet_id, likes=likes, bookmarks=bookmarks)
