@@ -29,8 +29,8 @@ from services.platform.redis.client import Redis
 from services.platform.redis.connection import command, field_of
 from services.platform.rpc.errors import RoostError
 from services.timeline.store import CAPACITY, SERVED, TRIM_ABOVE
-from services.timeline.store.redis import RedisHomeTimelines
-from services.timeline.store.redis_lists import list_key, marker_key
+from services.timeline.store.redis.encoding import list_key, marker_key
+from services.timeline.store.redis.store import RedisHomeTimelines
 
 READERS = 5_000
 # A pass over few entries would measure how coarse the server's account is; over many, take long with the textbook's loop.

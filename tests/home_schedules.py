@@ -14,9 +14,9 @@ from typing import Any
 
 from services.platform.rpc.errors import RoostError
 from services.timeline import pull
-from services.timeline.builds import Build, Builds
-from services.timeline.plan import Rules
-from services.timeline.relations import Relations
+from services.timeline.fanout_rules import Rules
+from services.timeline.followees import Relations
+from services.timeline.home_builder import Build, Builds
 from services.timeline.store import HomeList, HomeTimelineStore
 
 # Short lists, so that trimming, abandoning and reading below the floor happen all the time.

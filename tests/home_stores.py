@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from services.platform.process import Process
-from services.timeline.builds import Builds
+from services.timeline.home_builder import Builds
 from services.timeline.store import HomeTimelineStore
-from services.timeline.store.embedded import EmbeddedHomeTimelines
-from services.timeline.store.redis import RedisHomeTimelines
-from services.timeline.store.redis_lists import Sizes
+from services.timeline.store.memory import EmbeddedHomeTimelines
+from services.timeline.store.redis.encoding import Sizes
+from services.timeline.store.redis.store import RedisHomeTimelines
 
 # Of the oldest positions of a short list in Redis.
 RESERVE = 2

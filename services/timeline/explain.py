@@ -18,8 +18,8 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
 from services.shared.hydration.hydrator import Hydrator
-from services.timeline.home import MAX_ENTRIES, HomeReader, View
-from services.timeline.plan import Source
+from services.timeline.fanout_rules import Source
+from services.timeline.home_reader import MAX_ENTRIES, HomeReader, View
 
 # Of the walk down to the tweet: about a page's calls for each 100 entries.
 DEPTH = 100

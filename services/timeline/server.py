@@ -8,16 +8,16 @@ from services.platform.backends import cluster_of, shared_of
 from services.platform.service import Kit, Service
 from services.shared.celebrity_tiers import Tiers
 from services.shared.hydration.hydrator import Hydrator
-from services.timeline.builds import Builds
 from services.timeline.explain import Explainer
-from services.timeline.found import FoundLists
-from services.timeline.home import HomeReader
-from services.timeline.plan import Rules
+from services.timeline.fanout_rules import Rules
+from services.timeline.followees import RelationCache
+from services.timeline.home_builder import Builds
+from services.timeline.home_reader import HomeReader
 from services.timeline.pull import OwnerIds, Puller
-from services.timeline.relations import RelationCache
+from services.timeline.search_timelines import FoundLists
 from services.timeline.service import TimelineService
 from services.timeline.store import HomeTimelineStore
-from services.timeline.store.embedded import EmbeddedHomeTimelines
+from services.timeline.store.memory import EmbeddedHomeTimelines
 
 
 async def build(kit: Kit) -> Service:
@@ -46,6 +46,6 @@ def _store(kit: Kit) -> HomeTimelineStore:
     cluster = cluster_of(kit)
     if cluster is None:
         return EmbeddedHomeTimelines(kit.settings.warm_timelines)
-    from services.timeline.store.redis import RedisHomeTimelines  # its driver takes long to import
+    from services.timeline.store.redis.store import RedisHomeTimelines  # its driver takes long to import
 
     return RedisHomeTimelines(cluster.redis)

@@ -12,11 +12,11 @@ from services.platform.caching import read_tracking
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
-from services.timeline.builds import Builds
 from services.timeline.explain import Explainer
-from services.timeline.found import FoundLists
-from services.timeline.home import MAX_ENTRIES, WARM, HomeReader
-from services.timeline.plan import PULL, Rules
+from services.timeline.fanout_rules import PULL, Rules
+from services.timeline.home_builder import Builds
+from services.timeline.home_reader import MAX_ENTRIES, WARM, HomeReader
+from services.timeline.search_timelines import FoundLists
 from services.timeline.store import HomeTimelineStore
 
 DEFAULT_PAGE_SIZE = 20

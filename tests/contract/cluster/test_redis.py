@@ -17,7 +17,7 @@ from services.platform.redis.connection import Endpoint, ReplyError, command, co
 from services.platform.redis.shared_versions import SharedEntries, SharedEntry
 from services.platform.rpc.errors import RoostError
 from services.timeline.store import CAPACITY, TRIM_ABOVE
-from services.timeline.store.redis import RedisHomeTimelines
+from services.timeline.store.redis.store import RedisHomeTimelines
 from tests import redis_servers
 from tests.redis_servers import Server
 

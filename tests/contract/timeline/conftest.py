@@ -9,8 +9,8 @@ import pytest
 from services.platform.config import Settings
 from services.platform.redis.client import Redis
 from services.timeline.store import HomeTimelineStore
-from services.timeline.store.embedded import EmbeddedHomeTimelines
-from services.timeline.store.redis import RedisHomeTimelines
+from services.timeline.store.memory import EmbeddedHomeTimelines
+from services.timeline.store.redis.store import RedisHomeTimelines
 from tests.cluster import family
 
 

@@ -21,10 +21,12 @@ import pytest
 from services.platform.redis.connection import Pipe, command, unreachable
 from services.platform.rpc.errors import RoostError
 from services.timeline import pull
-from services.timeline.plan import HYBRID, Rules
-from services.timeline.store import HomeList, OpenBuild, redis, redis_trim
-from services.timeline.store.redis import Opened, RedisHomeTimelines
-from services.timeline.store.redis_lists import Sizes, Warm, home_of, list_key, marker_key, packed
+from services.timeline.fanout_rules import HYBRID, Rules
+from services.timeline.store import HomeList, OpenBuild
+from services.timeline.store.redis import store as redis_store
+from services.timeline.store.redis import trimming
+from services.timeline.store.redis.encoding import Sizes, Warm, home_of, list_key, marker_key, packed
+from services.timeline.store.redis.store import Opened, RedisHomeTimelines
 from tests import redis_servers
 from tests.home_schedules import KEEP, READERS, TRIM_ABOVE, Schedule, Step
 
@@ -244,7 +246,7 @@ class ReadThenWriteThenMark(RedisHomeTimelines):
         assert isinstance(build, Opened)
         try:
             pipe = await self._node(build.user_id).reads()
-            rows = (redis.ZERO_ID, *packed(sorted(ids)))
+            rows = (redis_store.ZERO_ID, *packed(sorted(ids)))
             writing = command("DEL", list_key(build.user_id)) + command("LPUSH", list_key(build.user_id), *rows)
             await self._answers(pipe, writing, 2)
             warm = Warm(pipe.run_id, build.opened_ms, build.mode, floor)
@@ -260,7 +262,7 @@ class ClosesAnyBuild(RedisHomeTimelines):
     async def _still_open(self, pipe: Pipe, build: Opened) -> bool:
         homes = list_key(build.user_id)
         _, last = await self._answers(pipe, command("WATCH", homes) + command("LINDEX", homes, -1), 2)
-        return bool(last == redis.ZERO_ID)
+        return bool(last == redis_store.ZERO_ID)
 
 
 class OverlooksWhatWasTrimmed(RedisHomeTimelines):
@@ -350,7 +352,7 @@ async def _trims_unwatched(of: Any, node: Any, user_ids: Sequence[int], sizes: S
         start = sizes.keep - sizes.reserve
         try:
             (tail,) = await pipe.ask(command("LRANGE", list_key(user_id), start, -1), 1)
-            if step := redis_trim._step(user_id, tail, sizes):
+            if step := trimming._step(user_id, tail, sizes):
                 await pipe.ask(step, 1)
         except RoostError:
             return
@@ -361,7 +363,7 @@ def run(seed: int, path: str, store: type[RedisHomeTimelines] = RedisHomeTimelin
     server.say("FLUSHALL")
     chance = random.Random(seed)
     # No time passes here: either nobody is ever left alone with a build, or nobody waits for another's.
-    redis.OTHERS_BUILD_MS = chance.choice((0, 5_000))
+    redis_store.OTHERS_BUILD_MS = chance.choice((0, 5_000))
     processes = [StepRedis(server), StepRedis(server)]
     stores: Any = [(process, store(process, SIZES)) for process in processes]  # type: ignore[arg-type]
     schedule = RedisSchedule(seed, server, stores)
@@ -389,7 +391,7 @@ def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     # Builds of a few ids an author, so that they go round after round.
     monkeypatch.setattr(pull, "MIN_BUILD_DEPTH", 2)
     # Put back after runs that change it.
-    monkeypatch.setattr(redis, "OTHERS_BUILD_MS", redis.OTHERS_BUILD_MS)
+    monkeypatch.setattr(redis_store, "OTHERS_BUILD_MS", redis_store.OTHERS_BUILD_MS)
 
 
 def test_every_warm_home_reads_as_the_model_says(path: str) -> None:
@@ -425,9 +427,9 @@ def test_a_store_that_breaks_a_rule_is_found_out(
     store: type[RedisHomeTimelines], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if store is TrimsByArrival:
-        monkeypatch.setattr(redis_trim, "_step", _cuts_anything)
+        monkeypatch.setattr(trimming, "_step", _cuts_anything)
     if store is TrimsWithoutWatching:
-        monkeypatch.setattr(redis, "trim", _trims_unwatched)
+        monkeypatch.setattr(redis_store, "trim", _trims_unwatched)
     assert any(run(seed, path, store)[0] for seed in range(SCHEDULES_FOR_FAULTS))
 
 

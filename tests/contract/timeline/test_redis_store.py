@@ -11,8 +11,8 @@ import pytest
 from services.platform.config import Settings
 from services.platform.redis.client import Redis
 from services.platform.rpc.errors import RoostError
-from services.timeline.store import redis as module
-from services.timeline.store.redis import RedisHomeTimelines
+from services.timeline.store.redis import store as module
+from services.timeline.store.redis.store import RedisHomeTimelines
 from tests import redis_servers
 
 pytestmark = pytest.mark.cluster

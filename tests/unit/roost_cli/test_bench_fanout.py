@@ -11,7 +11,7 @@ from roost_cli.bench_fanout import CASES, Bench, Case, Pass
 from roost_cli.outcome import CommandError
 from services.platform.config import Settings
 from services.platform.redis.client import Redis
-from services.timeline.store.redis_lists import list_key
+from services.timeline.store.redis.encoding import list_key
 from tests import redis_servers
 
 

@@ -31,7 +31,7 @@ from services.platform.rpc.interceptors.endpoint import endpoints_of
 from services.platform.service import Kit
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import Checker
-from services.timeline import home
+from services.timeline import home_reader
 from services.timeline.server import build
 
 READER = 1
@@ -224,7 +224,7 @@ def mode() -> str:
 @pytest.fixture
 async def timeline(world: World, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Timeline]:
     """The running service; nobody waits long in a test."""
-    monkeypatch.setattr(home, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(home_reader, "PATIENCE_S", 0.2)
     servicers: dict[str, object] = {
         "roost.graph.v1.GraphService": Graph(world),
         "roost.tweet.v1.TweetService": Tweets(world),

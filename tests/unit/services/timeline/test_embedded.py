@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.timeline.store.embedded import EmbeddedHomeTimelines
+from services.timeline.store.memory import EmbeddedHomeTimelines
 
 
 async def make_warm(store: EmbeddedHomeTimelines, user_id: int) -> None:

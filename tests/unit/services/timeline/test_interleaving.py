@@ -15,10 +15,10 @@ import pytest
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
 from services.timeline import pull
-from services.timeline.plan import HYBRID, Rules, Source
-from services.timeline.relations import Relations
+from services.timeline.fanout_rules import HYBRID, Rules, Source
+from services.timeline.followees import Relations
 from services.timeline.store import HomeList, OpenBuild
-from services.timeline.store.embedded import Building, EmbeddedHomeTimelines, Warm
+from services.timeline.store.memory import Building, EmbeddedHomeTimelines, Warm
 from tests.home_schedules import KEEP, TRIM_ABOVE, Schedule
 
 SCHEDULES = 3_000

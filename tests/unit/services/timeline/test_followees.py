@@ -9,7 +9,7 @@ from roost.graph.v1 import graph_service_pb2 as graph
 
 from services.platform.rpc.interceptors.endpoint import endpoints_of
 from services.platform.transport.inprocess import InProcessChannel
-from services.timeline.relations import RelationCache, Relations
+from services.timeline.followees import RelationCache, Relations
 from tests.unit.services.timeline.conftest import READER, Graph, World
 
 ANN, BOB, CAT = 2, 3, 4

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
-from services.timeline.plan import HYBRID, MAX_AGE_MS, MAX_LATE_FOLLOWEES, PULL, PUSH, Rules
-from services.timeline.relations import Relations
+from services.timeline.fanout_rules import HYBRID, MAX_AGE_MS, MAX_LATE_FOLLOWEES, PULL, PUSH, Rules
+from services.timeline.followees import Relations
 from services.timeline.store import HomeList
 
 READER = 9

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from services.timeline import builds as module
-from services.timeline.builds import Builds
-from services.timeline.plan import PUSH, Rules
-from services.timeline.relations import Relations
-from services.timeline.store.embedded import EmbeddedHomeTimelines
+from services.timeline import home_builder as module
+from services.timeline.fanout_rules import PUSH, Rules
+from services.timeline.followees import Relations
+from services.timeline.home_builder import Builds
+from services.timeline.store.memory import EmbeddedHomeTimelines
 
 ANN = 2
 

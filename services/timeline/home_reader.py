@@ -9,10 +9,10 @@ from time import monotonic
 from services.platform.rpc import context
 from services.shared.celebrity_tiers import Tiers
 from services.shared.hydration.hydrator import Hydrator, Joined, RelationsChangedError
-from services.timeline.builds import Builds
-from services.timeline.plan import HYBRID, PULL, Rules, Source
+from services.timeline.fanout_rules import HYBRID, PULL, Rules, Source
+from services.timeline.followees import RelationCache, Relations
+from services.timeline.home_builder import Builds
 from services.timeline.pull import Puller, Walk
-from services.timeline.relations import RelationCache, Relations
 from services.timeline.store import HomeList, HomeTimelineStore
 
 # The newest that a reader may see, over all pages.

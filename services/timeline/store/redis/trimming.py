@@ -8,7 +8,7 @@ from services.platform.redis.client import Redis
 from services.platform.redis.connection import ReplyError, command
 from services.platform.redis.node_pool import Node
 from services.platform.rpc import errors
-from services.timeline.store.redis_lists import Sizes, drops, list_key
+from services.timeline.store.redis.encoding import Sizes, drops, list_key
 
 # Lists cut in one transaction: two round trips for so many. More would fail more often, since an append to any of them undoes all.
 TOGETHER = 32

@@ -23,7 +23,7 @@ from services.platform.redis.connection import Pipe, ReplyError, command
 from services.platform.redis.node_pool import Node
 from services.platform.rpc import errors
 from services.timeline.store import HomeList, HomeTimelineStore, OpenBuild
-from services.timeline.store.redis_lists import (
+from services.timeline.store.redis.encoding import (
     ZERO_ID,
     Sizes,
     Warm,
@@ -35,7 +35,7 @@ from services.timeline.store.redis_lists import (
     packed,
     pushes,
 )
-from services.timeline.store.redis_trim import TOGETHER, trim
+from services.timeline.store.redis.trimming import TOGETHER, trim
 
 # A pull takes 2 s, or is one that nobody waits for any more.
 BUILDING_MS = 60_000

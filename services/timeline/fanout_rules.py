@@ -9,7 +9,7 @@ from typing import TypeAlias
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
 from services.shared.celebrity_tiers import Tiers
-from services.timeline.relations import Relations
+from services.timeline.followees import Relations
 from services.timeline.store import HomeList
 
 HYBRID, PUSH, PULL = "hybrid", "push", "pull"

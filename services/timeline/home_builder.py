@@ -10,9 +10,9 @@ import structlog
 from prometheus_client import Counter
 
 from services.shared.celebrity_tiers import Tiers
-from services.timeline.plan import Rules
+from services.timeline.fanout_rules import Rules
+from services.timeline.followees import RelationCache
 from services.timeline.pull import AuthorIds, newest_of
-from services.timeline.relations import RelationCache
 from services.timeline.store import CAPACITY, HomeList, HomeTimelineStore
 
 # Each keeps up to CALLS_IN_FLIGHT calls at the tweet service busy.
