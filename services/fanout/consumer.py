@@ -14,8 +14,8 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 from roost.timeline.v1 import timeline_service_pb2_grpc as timeline_grpc
 
-from services.fanout.outbound import IDS_AN_ENTRY, CallSize, Outbound
-from services.fanout.receipts import Receipts
+from services.fanout.append_batcher import IDS_AN_ENTRY, CallSize, Outbound
+from services.fanout.delivery_status import Receipts
 from services.platform.events.log import Delivered, EventLog, Record
 from services.platform.rpc import errors
 from services.shared.celebrity_tiers import Tiers

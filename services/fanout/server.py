@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.fanout.consumer import LARGE_BATCH, LARGE_TOPIC, TOPICS, Fanout
-from services.fanout.receipts import Receipts
+from services.fanout.delivery_status import Receipts
 from services.fanout.service import FanoutService
 from services.platform.events import outbox
 from services.platform.events.log import Lag

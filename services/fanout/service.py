@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from roost.fanout.v1 import fanout_service_pb2 as pb
 from roost.fanout.v1.fanout_service_pb2_grpc import FanoutServiceServicer
 
-from services.fanout.receipts import Receipts
+from services.fanout.delivery_status import Receipts
 from services.platform.events.log import Consumer, Lag
 from services.platform.rpc import errors
 

@@ -15,7 +15,7 @@ from roost.timeline.v1 import timeline_service_pb2 as timeline
 from roost.timeline.v1.timeline_service_pb2_grpc import TimelineServiceServicer
 
 from services.fanout.consumer import HYBRID, Fanout
-from services.fanout.receipts import Receipts
+from services.fanout.delivery_status import Receipts
 from services.platform.events.log import Delivered, Record
 from services.platform.rpc import errors
 from services.platform.rpc.interceptors.endpoint import endpoints_of

@@ -10,9 +10,9 @@ from google.protobuf.message import DecodeError
 from roost.event.v1 import event_pb2
 from roost.fanout.v1 import fanout_service_pb2 as pb
 
-from services.fanout import outbound
+from services.fanout import append_batcher
 from services.fanout.consumer import LARGE_TOPIC
-from services.fanout.receipts import Receipts
+from services.fanout.delivery_status import Receipts
 from services.platform.events.log import is_passing
 from services.platform.rpc import errors
 from services.platform.rpc.errors import RoostError
@@ -45,10 +45,10 @@ async def test_calls_are_packed_and_bounded(world: World, receipts: Receipts) ->
     await make_fanout(world, receipts).apply([created(100 + author, author) for author in world.followers])
     assert sum(ids for call in world.calls for _, ids in call) == 12 * 2_500
     for call in world.calls:
-        assert sum(ids for _, ids in call) <= outbound.IDS_A_CALL
-        assert all(0 < ids <= outbound.IDS_AN_ENTRY for _, ids in call)
+        assert sum(ids for _, ids in call) <= append_batcher.IDS_A_CALL
+        assert all(0 < ids <= append_batcher.IDS_AN_ENTRY for _, ids in call)
     assert len(world.calls) <= 4
-    assert 1 < world.most_in_flight <= outbound.CALLS_IN_FLIGHT
+    assert 1 < world.most_in_flight <= append_batcher.CALLS_IN_FLIGHT
 
 
 async def test_celebrities_are_left_to_their_readers(world: World, receipts: Receipts) -> None:
@@ -153,15 +153,15 @@ async def test_calls_become_as_small_as_their_deadline_bears(world: World, recei
 
 
 def test_calls_grow_again_and_only_deadlines_make_them_smaller() -> None:
-    size = outbound.CallSize()
+    size = append_batcher.CallSize()
     size.ended(rpc_error(errors.unavailable("not now"), ()))
-    assert size.ids == outbound.IDS_A_CALL
+    assert size.ids == append_batcher.IDS_A_CALL
     for _ in range(10):
         size.ended(rpc_error(errors.deadline_exceeded(), ()))
-    assert size.ids == outbound.LEAST_A_CALL
+    assert size.ids == append_batcher.LEAST_A_CALL
     for _ in range(100):
         size.ended(None)
-    assert size.ids == outbound.IDS_A_CALL
+    assert size.ids == append_batcher.IDS_A_CALL
 
 
 async def test_a_big_account_is_put_off_and_delays_nobody(world: World, receipts: Receipts) -> None:

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from roost.fanout.v1 import fanout_service_pb2 as pb
 
-from services.fanout.receipts import Receipts
+from services.fanout.delivery_status import Receipts
 from services.fanout.service import FanoutService
 from services.platform.events.log import Lag
 from services.platform.rpc.errors import RoostError

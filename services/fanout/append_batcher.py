@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from roost.timeline.v1 import timeline_service_pb2 as timeline
 
-from services.fanout.receipts import Receipts
+from services.fanout.delivery_status import Receipts
 
 # The contract's bounds: user ids a call, over all entries, and user ids an entry.
 IDS_A_CALL = 10_000
