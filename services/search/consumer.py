@@ -26,8 +26,8 @@ from services.platform.events.log import Consumer, Delivered
 from services.platform.ids.snowflake import timestamp_ms
 from services.search.documents import tweet_document, user_document
 from services.search.store import MAX_CHANGES, Change, Collection, SearchIndex
+from services.search.tokenizer import tag_key
 from services.search.trends import USUAL_HALF_LIFE_S, WINDOW_S, Trends
-from services.search.words import tag_key
 
 INDEX_TOPICS = (
     "tweet.created",

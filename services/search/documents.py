@@ -9,7 +9,7 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.search.query import author_term, cashtag_term, hashtag_term, mention_term
 from services.search.store import Document
-from services.search.words import MAX_TAG_CHARS, MAX_WORD_CHARS, fold, tag_key, words
+from services.search.tokenizer import MAX_TAG_CHARS, MAX_WORD_CHARS, fold, tag_key, words
 
 # Beginnings of names by which people are found while somebody types; longer ones are found by this much.
 MAX_PREFIX_CHARS = 15

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from services.platform.rpc import errors
-from services.search.words import MARKS, tag_key, words
+from services.search.tokenizer import MARKS, tag_key, words
 
 # More is no question of a person; each costs a list to walk.
 MAX_TERMS = 16

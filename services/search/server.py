@@ -10,7 +10,7 @@ from services.search.people import PeopleSearch
 from services.search.rebuild import Rebuilder
 from services.search.service import RankedNow, SearchService
 from services.search.store import SearchIndex
-from services.search.store.embedded import EmbeddedSearchIndex
+from services.search.store.tantivy.store import EmbeddedSearchIndex
 from services.search.trends import TAG_MIN_ACTORS, TWEET_MIN_ACTORS, Trends
 from services.search.tweets import TweetSearch
 from services.shared.hydration.hydrator import Hydrator
@@ -42,7 +42,7 @@ async def _open_index(kit: Kit) -> SearchIndex:
     """The folder `search` in the data directory, or the indexes that all processes of the mesh share."""
     if cluster_of(kit) is None:
         return await EmbeddedSearchIndex.open(kit.data_dir / "search")
-    from services.search.store.opensearch import OpenSearchIndex
+    from services.search.store.opensearch.store import OpenSearchIndex
 
     return await OpenSearchIndex.open(kit.settings)
 

@@ -19,9 +19,9 @@ from services.search.people import PeopleSearch
 from services.search.query import MAX_TERMS, only_excludes, parse, parse_names
 from services.search.rebuild import Rebuilder
 from services.search.store import SearchIndex
+from services.search.tokenizer import words
 from services.search.trends import Trend, Trends
 from services.search.tweets import TweetSearch
-from services.search.words import words
 
 DEFAULT_PAGE_SIZE = 20
 # Rankings are made anew at most so often, however many ask: nobody sees a trend a second sooner.

@@ -12,8 +12,8 @@ import pytest
 from services.platform.config import Settings
 from services.search.query import parse
 from services.search.store import Change, Collection, Document, Query, SearchIndex
-from services.search.store.embedded import EmbeddedSearchIndex
-from services.search.words import words
+from services.search.store.tantivy.store import EmbeddedSearchIndex
+from services.search.tokenizer import words
 from tests.cluster import family as namespaces
 
 TWEETS, USERS = Collection.TWEETS, Collection.USERS
@@ -50,7 +50,7 @@ class OpenSearch:
     keeps_position = False
 
     async def open(self, folder: Path) -> SearchIndex:
-        from services.search.store.opensearch import OpenSearchIndex
+        from services.search.store.opensearch.store import OpenSearchIndex
 
         return await OpenSearchIndex.open(Settings(**namespaces.of(folder).settings))
 

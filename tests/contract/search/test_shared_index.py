@@ -13,10 +13,10 @@ from services.platform.rpc import errors
 from services.platform.rpc.context import Call, current_call
 from services.platform.rpc.reasons import Reason
 from services.search.store import Query, SearchIndex
-from services.search.store import opensearch as adapter
-from services.search.store.bodies import FORMAT
-from services.search.store.lock import EXPIRES_S, BuildLock
-from services.search.store.opensearch import OpenSearchIndex
+from services.search.store.opensearch import store as adapter
+from services.search.store.opensearch.build_lock import EXPIRES_S, BuildLock
+from services.search.store.opensearch.requests import FORMAT
+from services.search.store.opensearch.store import OpenSearchIndex
 from tests.cluster import Namespace
 from tests.contract.search.conftest import TWEETS, USERS, gone, person, tweet
 

@@ -24,7 +24,7 @@ from services.platform.opensearch.client import (
 )
 from services.platform.rpc import errors
 from services.search.store import Collection
-from services.search.store.bodies import FORMAT, index_body
+from services.search.store.opensearch.requests import FORMAT, index_body
 
 # Of two processes that make the first index at once one is told that it is there; once more is for a third that removes it.
 TRIES = 5

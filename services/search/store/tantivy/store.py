@@ -20,7 +20,7 @@ from services.platform.files import naming, unusable, write_durably
 from services.platform.rpc import errors
 from services.platform.sqlite.lockfile import LockFile
 from services.search.store import MAX_FOUND, Build, Change, Collection, Hit, Place, Query
-from services.search.store.generation import Generation, Threads
+from services.search.store.tantivy.index import Generation, Threads
 
 # Changes are found at once; this is how much of the log a crash makes us read again.
 COMMIT_EVERY_S = 1.0

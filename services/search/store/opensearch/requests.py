@@ -1,6 +1,6 @@
 """What is sent to OpenSearch: the shape of its indexes, documents, and questions.
 
-Texts arrive as words (services/search/words.py decides what a word is) and are split at the spaces between them, so that both
+Texts arrive as words (services/search/tokenizer.py decides what a word is) and are split at the spaces between them, so that both
 families find the same. No question is parsed there: terms and phrases only, without patterns.
 """
 

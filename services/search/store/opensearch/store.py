@@ -26,20 +26,10 @@ from services.platform.opensearch.client import (
     unavailable,
 )
 from services.platform.rpc import errors
-from services.search.store import (
-    MAX_CHANGES,
-    MAX_COMPLETED,
-    MAX_FOUND,
-    Build,
-    Change,
-    Collection,
-    Hit,
-    Place,
-    Query,
-    bodies,
-)
-from services.search.store.generations import Generations
-from services.search.store.lock import BuildLock
+from services.search.store import MAX_CHANGES, MAX_COMPLETED, MAX_FOUND, Build, Change, Collection, Hit, Place, Query
+from services.search.store.opensearch import requests
+from services.search.store.opensearch.build_lock import BuildLock
+from services.search.store.opensearch.index_aliases import Generations
 
 # Above every version: they are milliseconds, or small.
 ABOVE_ALL = 1 << 62
@@ -93,46 +83,46 @@ class OpenSearchIndex:
 
     async def newest(self, collection: Collection, query: Query, before_id: int, limit: int) -> Sequence[int]:
         """See the port."""
-        found = await self._search(collection, bodies.page_body(query, before_id, min(limit, MAX_FOUND)))
+        found = await self._search(collection, requests.page_body(query, before_id, min(limit, MAX_FOUND)))
         return [hit["sort"][0] for hit in found["hits"]["hits"]]
 
     async def ranked(self, collection: Collection, query: Query, after: Place | None, limit: int) -> Sequence[Place]:
         """See the port."""
-        found = await self._search(collection, bodies.ranked_body(query, after, min(limit, MAX_FOUND)))
+        found = await self._search(collection, requests.ranked_body(query, after, min(limit, MAX_FOUND)))
         return [Place(*hit["sort"]) for hit in found["hits"]["hits"]]
 
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str] = ()) -> Sequence[Hit]:
         """See the port."""
-        body = bodies.best_body(query, before_id, min(limit, MAX_FOUND), preferred)
+        body = requests.best_body(query, before_id, min(limit, MAX_FOUND), preferred)
         # Terms are weighed by how rare they are in all shards together.
         found = await self._search(Collection.TWEETS, body, search_type="dfs_query_then_fetch")
         return [
             Hit(
-                hit["fields"][bodies.ID][0],
-                hit["fields"][bodies.AUTHOR][0],
+                hit["fields"][requests.ID][0],
+                hit["fields"][requests.AUTHOR][0],
                 hit["_score"],
-                bodies.PREFERRED in hit.get("matched_queries", ()),
+                requests.PREFERRED in hit.get("matched_queries", ()),
             )
             for hit in found["hits"]["hits"]
         ]
 
     async def terms(self, prefix: str, limit: int) -> Sequence[str]:
         """See the port."""
-        found = await self._search(Collection.TWEETS, bodies.terms_body(prefix, min(limit, MAX_FOUND)))
-        return [bucket["key"] for bucket in found["aggregations"][bodies.EXACT]["buckets"]]
+        found = await self._search(Collection.TWEETS, requests.terms_body(prefix, min(limit, MAX_FOUND)))
+        return [bucket["key"] for bucket in found["aggregations"][requests.EXACT]["buckets"]]
 
     async def most_used(self, prefixes: Sequence[str]) -> Sequence[str]:
         """See the port."""
         assert len(prefixes) <= MAX_COMPLETED
         if not prefixes:
             return []
-        found = (await self._search(Collection.TWEETS, bodies.most_used_body(prefixes)))["aggregations"]
-        used = (found[str(place)][bodies.EXACT]["buckets"] for place in range(len(prefixes)))
+        found = (await self._search(Collection.TWEETS, requests.most_used_body(prefixes)))["aggregations"]
+        used = (found[str(place)][requests.EXACT]["buckets"] for place in range(len(prefixes)))
         return [buckets[0]["key"] if buckets else "" for buckets in used]
 
     async def count(self, collection: Collection) -> int:
         """See the port."""
-        answer = await self._asked("GET", f"/{self._generations.alias(collection)}/_count", bodies.count_body())
+        answer = await self._asked("GET", f"/{self._generations.alias(collection)}/_count", requests.count_body())
         return int(answer["count"])
 
     async def begin(self) -> None:
@@ -266,7 +256,7 @@ class OpenSearchIndex:
         self, refused: Sequence[Change], names: dict[Collection, str]
     ) -> tuple[list[Change], list[Operation]]:
         """Those of the refused that are right all the same, as writes over just what was seen."""
-        seen = [bodies.VERSION, bodies.REMOVED]
+        seen = [requests.VERSION, requests.REMOVED]
         wanted = [{"_index": names[c.collection], "_id": str(c.id), "_source": seen} for c in refused]
         answer = await self._opensearch.call("POST", "/_mget", {"docs": wanted}, BACKGROUND_MOST_S)
         changes: list[Change] = []
@@ -329,9 +319,9 @@ def _over(change: Change, name: str, found: dict[str, Any] | None) -> Operation:
 def _stays(standing: dict[str, Any], change: Change) -> bool:
     """Whether the change is to be passed over, for what stands is newer or the same."""
     if change.document is None:
-        return bool(standing.get(bodies.REMOVED))
-    return not standing.get(bodies.REMOVED) and standing[bodies.VERSION] > change.document.version
+        return bool(standing.get(requests.REMOVED))
+    return not standing.get(requests.REMOVED) and standing[requests.VERSION] > change.document.version
 
 
 def _body(change: Change) -> bytes:
-    return bodies.TOMBSTONE if change.document is None else bodies.document_body(change.document)
+    return requests.TOMBSTONE if change.document is None else requests.document_body(change.document)

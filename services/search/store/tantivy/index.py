@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import tantivy
 
 from services.search.store import Change, Collection, Document, Hit, Place, Query
-from services.search.store.overlay import Layer, holds_any
+from services.search.store.tantivy.uncommitted import Layer, holds_any
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.search.words import MAX_TAG_CHARS, MAX_WORD_CHARS, tag_key, words
+from services.search.tokenizer import MAX_TAG_CHARS, MAX_WORD_CHARS, tag_key, words
 
 
 @pytest.mark.parametrize(
