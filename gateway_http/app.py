@@ -9,17 +9,17 @@ import grpc
 from prometheus_client import Counter, Histogram
 from roost.options.v1 import options_pb2 as options
 
-from gateway_http.codec import Codec
+from gateway_http.codec.binding import Codec
 from gateway_http.compat import connect
 from gateway_http.compression import LEAST_BYTES, accepts_gzip
 from gateway_http.cors import Cors
 from gateway_http.health_routes import Health, Livez, Readyz
 from gateway_http.load import Load
-from gateway_http.operation import Front, Operation
 from gateway_http.problem import CLIENT_CLOSED_REQUEST, problem
-from gateway_http.remembered import Remembered
 from gateway_http.request import SECURITY, ClientGoneError, Receive, Request, Response, Route, Scope, Send
+from gateway_http.response_cache import Remembered
 from gateway_http.router import Binding, Router, bindings
+from gateway_http.rpc_route import Front, Operation
 from services.platform.auth.tokens import Verifier
 from services.platform.config import Settings
 from services.platform.rpc import errors

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from gateway_http.connections import Connections
-from gateway_http.protocol import BoundedProtocol
+from gateway_http.http_protocol import BoundedProtocol
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 

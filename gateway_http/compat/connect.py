@@ -17,13 +17,13 @@ import grpc
 import orjson
 from roost.options.v1 import options_pb2 as options
 
-from gateway_http import caching
-from gateway_http.codec import Asked, Codec
-from gateway_http.encode import PROTOBUF
-from gateway_http.operation import Front, Operation
+from gateway_http import etag
+from gateway_http.codec.binding import Asked, Codec
+from gateway_http.codec.encoder import PROTOBUF
 from gateway_http.problem import Refusal, as_refusal, as_told, headers_of
 from gateway_http.request import JSON, MAX_BODY_BYTES, SECURITY, ClientGoneError, Request, Response
 from gateway_http.router import Binding, bindings
+from gateway_http.rpc_route import Front, Operation
 from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, Actor
 from services.platform.rpc.contract import Method, methods
@@ -38,7 +38,7 @@ PROTOCOL_VERSION = b"1"
 _TIMEOUT_MS = re.compile(rb"[0-9]{1,10}").fullmatch
 
 _PROTO = (b"content-type", b"application/proto")
-_NO_STORE = (b"cache-control", caching.NO_STORE)
+_NO_STORE = (b"cache-control", etag.NO_STORE)
 _JSON_HEADERS = (JSON, *SECURITY, _NO_STORE)
 _PROTO_HEADERS = (_PROTO, *SECURITY, _NO_STORE)
 _ACCEPTED = (b"accept-post", b"application/json, application/proto")

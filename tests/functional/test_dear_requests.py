@@ -15,7 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from roost.options.v1 import options_pb2 as options
 
 from gateway_http.compat.connect import MAX_BINARY_BYTES
-from gateway_http.protocol import MAX_HEADER_BYTES
+from gateway_http.http_protocol import MAX_HEADER_BYTES
 from gateway_http.request import MAX_BODY_BYTES
 from gateway_http.router import bindings
 from services.platform.rpc.contract import Method, methods

@@ -12,7 +12,7 @@ import pytest
 from roost.identity.v1 import auth_service_pb2
 from roost.tweet.v1 import tweet_pb2
 
-from gateway_http import load, protocol
+from gateway_http import http_protocol, load
 from gateway_http import request as request_module
 from gateway_http import server as server_module
 from gateway_http.connections import Connections, Stage
@@ -153,7 +153,7 @@ async def test_head_has_no_body(server: HttpServer) -> None:
 async def test_too_many_or_too_large_headers_are_431(server: HttpServer) -> None:
     for headers in (
         [f"X-A: {'a' * 20_000}"],
-        [f"X-{number}: a" for number in range(protocol.MAX_HEADERS + 1)],
+        [f"X-{number}: a" for number in range(http_protocol.MAX_HEADERS + 1)],
         [f"X-{number}: {'a' * 1000}" for number in range(20)],
     ):
         answer = await talk(server, get("/livez", *headers))
@@ -171,13 +171,13 @@ async def test_a_header_that_never_ends_is_431(server: HttpServer) -> None:
 
 
 async def test_headers_that_fit_pass_in_pieces(server: HttpServer) -> None:
-    whole = get("/livez", *[f"X-{number}: {'a' * 100}" for number in range(protocol.MAX_HEADERS - 3)])
+    whole = get("/livez", *[f"X-{number}: {'a' * 100}" for number in range(http_protocol.MAX_HEADERS - 3)])
     pieces = [whole[start : start + 3000] for start in range(0, len(whole), 3000)]
     assert status(await talk(server, *pieces, pause=0.005)) == 200
 
 
 async def test_slow_headers_are_408_and_silence_is_closed(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_protocol, "HEADER_TIMEOUT_S", 0.05)
     assert status(await talk(server, b"GET /livez HTTP/1.1\r\nHost:")) == 408
     assert await talk(server) == b""
 
@@ -195,7 +195,7 @@ async def test_a_slow_body_is_408(server: HttpServer, monkeypatch: pytest.Monkey
 async def test_a_body_nobody_waits_for_does_not_hold_the_connection(
     server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "MESSAGE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_protocol, "MESSAGE_TIMEOUT_S", 0.05)
     # 401 comes before the body is read; the rest never comes.
     answer = await talk(server, get("/v1/tweets", "Content-Length: 5", method="POST", close=False) + b"{")
     assert status(answer) == 401
@@ -256,7 +256,7 @@ async def test_a_client_that_leaves_in_the_middle_harms_nobody(server: HttpServe
 async def test_a_client_that_takes_no_answer_is_cut_off(
     server: HttpServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.1)
     huge = tweet_pb2.Tweet(id=5, text="a" * 20_000_000).SerializeToString()
     client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=huge)
     reader, writer = await asyncio.open_connection(HOST, server.port, limit=1024)
@@ -419,7 +419,7 @@ async def test_beyond_the_bounds_probes_are_answered_and_all_else_is_told_so(cro
 
 
 async def test_who_is_turned_away_and_asks_nothing_is_closed(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "TURNED_AWAY_S", 0.05)
+    monkeypatch.setattr(http_protocol, "TURNED_AWAY_S", 0.05)
     for _ in range(3):
         await crowd.work()
     reader, _ = await crowd.connect()
@@ -430,7 +430,7 @@ async def test_who_is_turned_away_and_asks_nothing_is_closed(crowd: Crowd, monke
 async def test_blank_lines_do_not_keep_a_connection(
     client: Client, monkeypatch: pytest.MonkeyPatch, first: bytes
 ) -> None:
-    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_protocol, "HEADER_TIMEOUT_S", 0.2)
     monkeypatch.setattr(server_module, "KEEP_ALIVE_S", 0.2)
     running = HttpServer(client.gateway, HOST, 0, grace_s=2)
     await running.start()
@@ -450,16 +450,16 @@ async def test_blank_lines_do_not_keep_a_connection(
 async def test_what_is_written_but_not_taken_does_not_hold_a_connection(
     client: Client, monkeypatch: pytest.MonkeyPatch, close: bool
 ) -> None:
-    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.1)
     monkeypatch.setattr(server_module, "KEEP_ALIVE_S", 0.1)
-    made = protocol.BoundedProtocol.connection_made
+    made = http_protocol.BoundedProtocol.connection_made
 
     def without_pauses(self: Any, transport: Any) -> None:
         # As an answer of a few kB does that fits the buffer, but not the client's window.
         transport.set_write_buffer_limits(high=1 << 30)
         made(self, transport)
 
-    monkeypatch.setattr(protocol.BoundedProtocol, "connection_made", without_pauses)
+    monkeypatch.setattr(http_protocol.BoundedProtocol, "connection_made", without_pauses)
     huge = tweet_pb2.Tweet(id=5, text="a" * 20_000_000).SerializeToString()
     client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=huge)
     running = HttpServer(client.gateway, HOST, 0, grace_s=2)

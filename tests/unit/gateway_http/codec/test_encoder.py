@@ -17,9 +17,9 @@ from roost.fanout.v1 import fanout_service_pb2
 from roost.identity.v1 import user_pb2
 from roost.tweet.v1 import tweet_pb2
 
-from gateway_http.codec import Codec
-from gateway_http.convert import short_name
-from gateway_http.encode import PROTOBUF, Book, Encoders, Memo, encoder_of, rfc3339
+from gateway_http.codec.binding import Codec
+from gateway_http.codec.encoder import PROTOBUF, Book, Encoders, Memo, encoder_of, rfc3339
+from gateway_http.codec.field_values import short_name
 from gateway_http.router import Binding, bindings
 from services.platform.rpc.contract import message_class, methods
 

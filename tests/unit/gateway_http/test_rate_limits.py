@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway_http.limits import headers
+from gateway_http.rate_limits import headers
 from services.platform.rpc.rate_limits import Bucket
 
 

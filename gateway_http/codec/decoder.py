@@ -11,8 +11,8 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from gateway_http import convert
-from gateway_http.convert import Malformed
+from gateway_http.codec import field_values
+from gateway_http.codec.field_values import Malformed
 from services.platform.rpc import errors
 from services.platform.rpc.bounds import max_items, too_many
 from services.platform.rpc.contract import field_policy
@@ -86,8 +86,8 @@ class Field:
 
     def _compile(self, descriptor: FieldDescriptor, book: Book) -> Assign:
         message = descriptor.message_type
-        if message is None or message.full_name in convert.WELL_KNOWN:
-            from_json, self.read_text = convert.converters(descriptor, protobuf_json=book.protobuf_json)
+        if message is None or message.full_name in field_values.WELL_KNOWN:
+            from_json, self.read_text = field_values.converters(descriptor, protobuf_json=book.protobuf_json)
             if self.repeated:
                 return _assign_list(self.name, from_json, self.most, copies=message is not None)
             return _assign_one(self.name, from_json, copies=message is not None, takes_me=self.takes_me)
@@ -119,7 +119,7 @@ class Field:
             setattr(message, self.name, found[0])
 
 
-def _assign_one(name: str, read: convert.Converter, *, copies: bool, takes_me: bool) -> Assign:
+def _assign_one(name: str, read: field_values.Converter, *, copies: bool, takes_me: bool) -> Assign:
     def assign(message: Message, value: Any, reading: Reading, path: str) -> None:
         try:
             found = reading.caller() if takes_me and value == ME else read(value)
@@ -145,7 +145,7 @@ def _is_list(value: Any, most: int, reading: Reading, path: str) -> bool:
     return True
 
 
-def _assign_list(name: str, read: convert.Converter, most: int, *, copies: bool) -> Assign:
+def _assign_list(name: str, read: field_values.Converter, most: int, *, copies: bool) -> Assign:
     def assign(message: Message, value: Any, reading: Reading, path: str) -> None:
         if not _is_list(value, most, reading, path):
             return

@@ -20,7 +20,7 @@ import orjson
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from gateway_http.convert import short_name
+from gateway_http.codec.field_values import short_name
 from services.platform.rpc.contract import message_class
 
 # Fragments kept in each of the memo's two generations: about 1 kB each with its key, so 40 MB at most.

@@ -8,12 +8,12 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from gateway_http.convert import Malformed, read_id
-from gateway_http.decode import ME, Book, MessageDecoder, Reading, decoder_of
-from gateway_http.encode import PROTOBUF, SNAKE_CASE, Encoders, Spelling
-from gateway_http.query import decode_text, parse_query, read_query
+from gateway_http.codec.decoder import ME, Book, MessageDecoder, Reading, decoder_of
+from gateway_http.codec.encoder import PROTOBUF, SNAKE_CASE, Encoders, Spelling
+from gateway_http.codec.field_values import Malformed, read_id
+from gateway_http.codec.query import decode_text, parse_query, read_query
+from gateway_http.codec.strict_json import parse_object
 from gateway_http.router import Binding
-from gateway_http.strict_json import parse_object
 from services.platform.rpc import errors
 from services.platform.rpc.contract import Method
 

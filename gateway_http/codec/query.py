@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 from google.protobuf.message import Message
 
-from gateway_http.decode import QUOTED_NAME, Field, MessageDecoder, Reading
+from gateway_http.codec.decoder import QUOTED_NAME, Field, MessageDecoder, Reading
 from services.platform.rpc import errors
 
 # Enough for 100 ids, one a parameter, and everything else a route takes.

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from gateway_http.remembered import MAX_BODY_BYTES, OVERHEAD_BYTES, Remembered
 from gateway_http.request import Response
+from gateway_http.response_cache import MAX_BODY_BYTES, OVERHEAD_BYTES, Remembered
 from services.platform.caching.read_tracking import Reading, Revisions, reading
 
 KEY = (1, b"/v1/timelines/home", b"")

@@ -10,11 +10,11 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from roost.search.v1 import search_service_pb2
 
-from gateway_http import convert
-from gateway_http.codec import Asked, Codec
-from gateway_http.encode import PROTOBUF
+from gateway_http.codec import field_values
+from gateway_http.codec.binding import Asked, Codec
+from gateway_http.codec.encoder import PROTOBUF
+from gateway_http.codec.strict_json import MAX_CONTAINERS
 from gateway_http.router import Binding, bindings
-from gateway_http.strict_json import MAX_CONTAINERS
 from services.platform.rpc.contract import methods
 from services.platform.rpc.errors import MAX_VIOLATIONS, RoostError
 
@@ -298,7 +298,7 @@ def test_read_list_that_is_too_long_reads_no_item(monkeypatch: pytest.MonkeyPatc
     converted: list[Any] = []
     codec = Codec()
     method = next(one for one in methods().values() if one.name == "SearchTweets")
-    monkeypatch.setattr(convert, "text", converted.append)
+    monkeypatch.setattr(field_values, "text", converted.append)
     reader = codec.reader(method, Binding("POST", method.path, body="*"))
     with pytest.raises(RoostError, match="keywords: must hold at most 20 items"):
         reader.read((), b"", b'{"keywords":[' + b",".join([b'""'] * 16_000) + b"]}", 0)

@@ -11,12 +11,13 @@ from typing import Any
 import grpc
 from roost.options.v1 import options_pb2 as options
 
-from gateway_http import caching, limits
-from gateway_http.codec import Asked, Codec
-from gateway_http.paging import DEPRECATION, Skipper
+from gateway_http import etag as caching
+from gateway_http import rate_limits as limits
+from gateway_http.codec.binding import Asked, Codec
+from gateway_http.page_numbers import DEPRECATION, Skipper
 from gateway_http.problem import Refusal
-from gateway_http.remembered import Key, Remembered
 from gateway_http.request import JSON, SECURITY, Request, Response
+from gateway_http.response_cache import Key, Remembered
 from gateway_http.router import Binding
 from services.platform.auth.tokens import Verifier
 from services.platform.caching import read_tracking
