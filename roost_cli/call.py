@@ -14,8 +14,8 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from roost.options.v1 import options_pb2
 
-from roost_cli import fields, options, people, target
-from roost_cli.outcome import CommandError, refused
+from roost_cli import connection, options, people, request_args
+from roost_cli.exit_codes import CommandError, refused
 from services.platform.rpc import contract
 
 _OPERATORS = (options_pb2.ACCESS_MESH, options_pb2.ACCESS_ADMIN, options_pb2.ACCESS_MODERATOR)
@@ -47,7 +47,7 @@ def call(
     found = resolve(method)
     path = tuple(only.split(".")) if only else ()
     _check(found, path)
-    asyncio.run(_call(target.find(grpc), found, values or [], user, path))
+    asyncio.run(_call(connection.find(grpc), found, values or [], user, path))
 
 
 def resolve(name: str) -> contract.Method:
@@ -86,14 +86,14 @@ def _kind(method: contract.Method) -> str:
 
 
 async def _call(
-    mesh: target.Target, method: contract.Method, values: list[str], user: str | None, only: Sequence[str] = ()
+    mesh: connection.Target, method: contract.Method, values: list[str], user: str | None, only: Sequence[str] = ()
 ) -> None:
     if method.client_streaming:
         raise CommandError(f"{method.name} takes a stream of messages, which a command line cannot give")
-    async with target.connect(mesh) as channels:
+    async with connection.connect(mesh) as channels:
         channel = channels[0]
         caller = await people.id_of(channel, user) if user is not None else None
-        request = fields.parse(values, method.request, None if caller is None else lambda: caller)
+        request = request_args.parse(values, method.request, None if caller is None else lambda: caller)
         metadata = await _credentials(channel, mesh, method, caller)
         try:
             await _print(channel, method, request, metadata, only)
@@ -102,10 +102,10 @@ async def _call(
 
 
 async def _credentials(
-    channel: grpc_lib.aio.Channel, mesh: target.Target, method: contract.Method, caller: int | None
-) -> target.Metadata:
+    channel: grpc_lib.aio.Channel, mesh: connection.Target, method: contract.Method, caller: int | None
+) -> connection.Metadata:
     if caller is not None:
-        return target.bearer(await people.token_of(channel, mesh.operator(), caller))
+        return connection.bearer(await people.token_of(channel, mesh.operator(), caller))
     if method.policy.access in _OPERATORS:
         return mesh.operator()
     if method.policy.access == options_pb2.ACCESS_USER:
@@ -117,7 +117,7 @@ async def _print(
     channel: grpc_lib.aio.Channel,
     method: contract.Method,
     request: Message,
-    metadata: target.Metadata,
+    metadata: connection.Metadata,
     only: Sequence[str],
 ) -> None:
     timeout = method.policy.deadline_ms / 1000

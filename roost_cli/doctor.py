@@ -22,9 +22,9 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from roost_cli import options, runfile
-from roost_cli.backends import compose, recipes
+from roost_cli.backends import compose, server_specs
 from roost_cli.backends.addresses import missing
-from roost_cli.outcome import FAULTS, CommandError
+from roost_cli.exit_codes import FAULTS, CommandError
 from services.platform.ids.snowflake import EPOCH_MS
 
 GOOD, NOTE, BAD = "ok", "note", "fault"
@@ -76,7 +76,7 @@ def doctor(
         clock(time.time(), _newest(data_dir)),
         *asyncio.run(_mesh(grpc, grpc or settings.grpc, http or settings.http)),
         servers(missing(settings), settings.family == "cluster"),
-        *backends(compose.works(), recipes.lacking(java_home)),
+        *backends(compose.works(), server_specs.lacking(java_home)),
     ]
     for check in checks:
         typer.echo(f"{check.state:<6} {check.what}: {check.words}")

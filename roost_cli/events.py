@@ -21,9 +21,10 @@ import typer
 from roost.event.v1 import event_pb2
 from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 
-from roost_cli import options, runfile, target
+from roost_cli import connection as target
+from roost_cli import options, runfile
+from roost_cli.exit_codes import FAULTS, UNUSABLE, CommandError, refused
 from roost_cli.options import settings_with
-from roost_cli.outcome import FAULTS, UNUSABLE, CommandError, refused
 from services.platform import logs
 from services.platform.config import Settings
 from services.platform.events.log import DEFAULT_BATCH, RETENTION_S, DeadLetter, Delivered, EventLog

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from roost_cli.outcome import FAULTS, UNUSABLE, CommandError
+from roost_cli.exit_codes import FAULTS, UNUSABLE, CommandError
 from services.platform.rpc import errors
 
 INTERRUPTED = 130
@@ -32,10 +32,10 @@ COMMANDS = {
     "serve": _Command("roost_cli.serve", "serve", "Run some services in this process, or the gateway."),
     "restart": _Command("roost_cli.restart", "restart", "Restart a service of `up --processes` without a failed call."),
     "call": _Command("roost_cli.call", "call", "Call one method of the API."),
-    "load": _Command("roost_cli.load", "load", "Load a graph and tweets from files, or do random operations."),
-    "verify": _Command("roost_cli.verify", "verify", "Check every home timeline against what it must hold."),
-    "drill": _Command("roost_cli.drill", "drill", "Crash a mesh of its own and check that nothing was lost."),
-    "bench": _Command("roost_cli.bench", "bench", "Measure what a read costs, beside a bare HTTP server."),
+    "load": _Command("roost_cli.load.command", "load", "Load a graph and tweets from files, or do random operations."),
+    "verify": _Command("roost_cli.verify.command", "verify", "Check every home timeline against what it must hold."),
+    "drill": _Command("roost_cli.drill.command", "drill", "Crash a mesh of its own and check that nothing was lost."),
+    "bench": _Command("roost_cli.bench.home", "bench", "Measure what a read costs, beside a bare HTTP server."),
     "search": _Command("roost_cli.search", "search", "Rebuild the search index."),
     "events": _Command("roost_cli.events", "events", "Show the event log, replay it, retry dead letters."),
     "token": _Command("roost_cli.token", "token", "Print access tokens of users."),

@@ -8,8 +8,8 @@ from typing import Annotated
 import grpc
 import typer
 
+from roost_cli.exit_codes import FAULTS, UNUSABLE, CommandError
 from roost_cli.options import settings_with
-from roost_cli.outcome import FAULTS, UNUSABLE, CommandError
 from services import catalog
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
 from services.platform.cassandra.migrations import migrate as apply

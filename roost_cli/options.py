@@ -9,7 +9,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from roost_cli.outcome import UNUSABLE, CommandError
+from roost_cli.exit_codes import UNUSABLE, CommandError
 from services.platform.config import PREFIX, Settings
 
 Grpc = Annotated[

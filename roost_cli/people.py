@@ -5,10 +5,10 @@ from __future__ import annotations
 import grpc
 from roost.identity.v1 import auth_service_pb2_grpc, user_service_pb2, user_service_pb2_grpc
 
-from roost_cli.minting import mint
-from roost_cli.outcome import FAULTS, CommandError, refused
-from roost_cli.pace import deadline_s
-from roost_cli.target import Metadata
+from roost_cli.connection import Metadata
+from roost_cli.exit_codes import FAULTS, CommandError, refused
+from roost_cli.load.rate_control import deadline_s
+from roost_cli.load.tokens import mint
 
 GET_BY_USERNAME = "/roost.identity.v1.UserService/GetUserByUsername"
 # For one command: long enough for the longest stream.

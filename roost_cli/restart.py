@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from roost_cli import options, runfile, target
-from roost_cli.processes import control
+from roost_cli import connection, options, runfile
+from roost_cli.supervisor import control
 
 
 def restart(
@@ -21,6 +21,6 @@ def restart(
     fixed address each, so they stop before they start again.
     """
     # A gateway that cannot start has no run file, and is what one may want to restart.
-    address = target.find(grpc).address if grpc or runfile.running() else options.settings_with({}).grpc
+    address = connection.find(grpc).address if grpc or runfile.running() else options.settings_with({}).grpc
     seconds = asyncio.run(control.ask_restart(control.path_of(address), name))
     typer.echo(f"{name} restarted in {seconds:.1f} s")

@@ -10,9 +10,9 @@ import grpc as grpc_lib
 import typer
 from roost.search.v1 import search_service_pb2, search_service_pb2_grpc
 
-from roost_cli import options, progress, target
-from roost_cli.outcome import FAULTS, CommandError, refused
-from roost_cli.pace import deadline_s, patiently
+from roost_cli import connection, options, progress
+from roost_cli.exit_codes import FAULTS, CommandError, refused
+from roost_cli.load.rate_control import deadline_s, patiently
 
 REINDEX = "/roost.search.v1.SearchService/Reindex"
 GET_REINDEX = "/roost.search.v1.SearchService/GetReindex"
@@ -36,13 +36,13 @@ def search(
     grpc: options.Grpc = None,
 ) -> None:
     """Rebuild the search index from the services that own the data. Searches go on meanwhile and miss nothing."""
-    asyncio.run(reindex(target.find(grpc), progress.for_stream(), wait=wait))
+    asyncio.run(reindex(connection.find(grpc), progress.for_stream(), wait=wait))
 
 
-async def reindex(mesh: target.Target, shown: progress.Progress, *, wait: bool, stuck_s: float = STUCK_S) -> None:
+async def reindex(mesh: connection.Target, shown: progress.Progress, *, wait: bool, stuck_s: float = STUCK_S) -> None:
     """Begins, and with `wait` returns when the new index is in use. CommandError where nothing moves for `stuck_s`."""
     operator = mesh.operator()
-    async with target.connect(mesh) as channels:
+    async with connection.connect(mesh) as channels:
         stub = search_service_pb2_grpc.SearchServiceStub(channels[0])
 
         async def look() -> search_service_pb2.GetReindexResponse:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.options import settings_with
-from roost_cli.outcome import UNUSABLE, CommandError
 from roost_cli.up import Ops, serve_until_stopped
 from services.catalog import SERVICES
 

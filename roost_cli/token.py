@@ -11,10 +11,10 @@ import orjson
 import typer
 from roost.identity.v1 import auth_service_pb2_grpc, user_service_pb2
 
-from roost_cli import options, people, target
-from roost_cli.loader import scan_users
-from roost_cli.minting import MAX_TTL_S, MINT_BATCH, mint
-from roost_cli.outcome import CommandError, refused
+from roost_cli import connection, options, people
+from roost_cli.exit_codes import CommandError, refused
+from roost_cli.load.loader import scan_users
+from roost_cli.load.tokens import MAX_TTL_S, MINT_BATCH, mint
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -33,7 +33,7 @@ def token(
     if (user is None) != everyone:
         raise CommandError("name one user, or give --all")
     seconds = ttl_seconds(ttl)
-    asyncio.run(_tokens(target.find(grpc), user, seconds))
+    asyncio.run(_tokens(connection.find(grpc), user, seconds))
 
 
 def ttl_seconds(text: str) -> int:
@@ -45,9 +45,9 @@ def ttl_seconds(text: str) -> int:
     return seconds
 
 
-async def _tokens(mesh: target.Target, user: str | None, ttl_s: int) -> None:
+async def _tokens(mesh: connection.Target, user: str | None, ttl_s: int) -> None:
     operator = mesh.operator()
-    async with target.connect(mesh) as channels:
+    async with connection.connect(mesh) as channels:
         channel = channels[0]
         if user is not None:
             typer.echo(await people.token_of(channel, operator, await people.id_of(channel, user), ttl_s))
@@ -66,7 +66,7 @@ async def _tokens(mesh: target.Target, user: str | None, ttl_s: int) -> None:
 
 
 async def _print(
-    channel: grpc_lib.aio.Channel, operator: target.Metadata, batch: list[user_service_pb2.ScannedUser], ttl_s: int
+    channel: grpc_lib.aio.Channel, operator: connection.Metadata, batch: list[user_service_pb2.ScannedUser], ttl_s: int
 ) -> None:
     names = {scanned.user.id: scanned.user.username for scanned in batch}
     minted = await mint(auth_service_pb2_grpc.AuthServiceStub(channel), operator, names, ttl_s)

@@ -21,8 +21,8 @@ from gateway_http.connections import Connections
 from gateway_http.ops import Ops as OpsApp
 from gateway_http.server import HttpServer
 from roost_cli import runfile
+from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.options import settings_with
-from roost_cli.outcome import UNUSABLE, CommandError
 from services.catalog import GROUNDS, SERVICES
 from services.platform import logs, open_files
 from services.platform.config import Settings
@@ -84,7 +84,7 @@ def up(
         raise CommandError("--replicas needs --processes", UNUSABLE)
     if processes:
         # Here, for the supervisor's modules know this one.
-        from roost_cli.processes.run import supervise
+        from roost_cli.supervisor.run import supervise
 
         supervise(settings, replicas)
         return
@@ -220,7 +220,7 @@ async def _stop_with_input(stopping: asyncio.Event) -> None:
 
 async def _demo(process: Process, settings: Settings, stopping: asyncio.Event) -> str | None:
     """Loads the demo at the first run; a stop ends it early, and the next run goes on where it stood."""
-    from roost_cli import demo  # its words take long to import
+    from roost_cli.load import demo  # its words take long to import
 
     loading = asyncio.ensure_future(demo.first_run(process.channel, settings.data_dir))
     stopped = asyncio.ensure_future(stopping.wait())

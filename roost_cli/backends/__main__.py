@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from roost_cli.backends import compose, local
+from roost_cli.backends.layout import BackendError, Place, locked
 from roost_cli.backends.local import Row
-from roost_cli.backends.place import BackendError, Place, locked
-from roost_cli.backends.recipes import SERVERS, USUAL
+from roost_cli.backends.server_specs import SERVERS, USUAL
 
 # Cassandra takes 15 s on an idle machine; a loaded one gets more. Downloads do not count.
 WAIT_S = 180.0

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from roost_cli.backends import local
+from roost_cli.backends.layout import BackendError, Place
 from roost_cli.backends.local import Row
-from roost_cli.backends.place import BackendError, Place
-from roost_cli.backends.recipes import SERVERS
+from roost_cli.backends.server_specs import SERVERS
 
 FILE = Path(__file__).resolve().parents[2] / "scripts" / "compose.yaml"
 # An engine that hangs counts as none.

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from roost_cli.backends.place import BackendError, Place, locked
+from roost_cli.backends.layout import BackendError, Place, locked
 
 # Where distributions and Homebrew put JDKs.
 USUAL = (

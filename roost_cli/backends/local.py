@@ -11,9 +11,9 @@ from pathlib import Path
 
 from roost_cli.backends import processes, ready
 from roost_cli.backends.java import tail
+from roost_cli.backends.layout import BackendError, Place
 from roost_cli.backends.opensearch import home_of
-from roost_cli.backends.place import BackendError, Place
-from roost_cli.backends.recipes import SERVERS
+from roost_cli.backends.server_specs import SERVERS
 
 POLL_S = 0.2
 # A server says nothing while it starts; the reader is told that it is still awaited.

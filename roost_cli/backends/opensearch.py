@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from roost_cli.backends.java import jars, java, open_to_others
-from roost_cli.backends.place import BackendError, Launch, Place
+from roost_cli.backends.layout import BackendError, Launch, Place
 
 VERSION = "3.3.0"
 LIB = (

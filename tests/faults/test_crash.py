@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from roost_cli.child import Nursery
-from roost_cli.crash import Drill
-from roost_cli.drill import STARTUP_WITHIN_S
+from roost_cli.drill.command import STARTUP_WITHIN_S
+from roost_cli.drill.crash import Drill
+from roost_cli.drill.single_process_mesh import Nursery
 from roost_cli.progress import Silent
 from services.platform.config import runtime_dir
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from roost_cli.fleet import Fleet
-from roost_cli.kill import KillDrill
+from roost_cli.drill.kill import KillDrill
+from roost_cli.drill.multi_process_mesh import Fleet
 from roost_cli.progress import Silent
 from tests.cluster import Namespace
 

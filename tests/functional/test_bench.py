@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from roost_cli import bench, edges, load
-from roost_cli.child import Nursery
+from roost_cli.bench import home
+from roost_cli.drill.single_process_mesh import Nursery
+from roost_cli.load import command, edge_list
 from roost_cli.main import run
 
 pytestmark = [
@@ -18,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="CPU time is read from /proc"),
 ]
 
-DOCUMENT = f"{bench.BEGIN.format('home')}\n{bench.END.format('home')}\n"
+DOCUMENT = f"{home.BEGIN.format('home')}\n{home.END.format('home')}\n"
 
 
 @pytest.mark.embedded  # The mesh is a process of its own, on embedded stores whatever the family.
@@ -28,9 +29,9 @@ async def test_a_loaded_mesh_is_measured(
     monkeypatch.setenv("ROOST_CLOCK_MARGIN_S", "0.05")
     child = await Nursery(tmp_path).start()
     try:
-        graph = edges.parse(["1 2", "2 3", "3 1"])
-        usable, blank = load.tweet_lines(b"one\ntwo\nthree\nfour\n", "t.txt")
-        await load._load(child.target, graph, usable, blank, seed=1, concurrency=4)
+        graph = edge_list.parse(["1 2", "2 3", "3 1"])
+        usable, blank = command.tweet_lines(b"one\ntwo\nthree\nfour\n", "t.txt")
+        await command._load(child.target, graph, usable, blank, seed=1, concurrency=4)
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
         document = tmp_path / "benchmarks.md"
         document.write_text(DOCUMENT)

@@ -14,10 +14,11 @@ from roost.identity.v1 import auth_service_pb2
 from roost.search.v1 import search_service_pb2, search_service_pb2_grpc
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
-from roost_cli import demo, edges, load, verify
-from roost_cli.loader import scan_users
+from roost_cli.connection import Target
+from roost_cli.load import command, demo, edge_list
+from roost_cli.load.loader import scan_users
 from roost_cli.progress import Silent
-from roost_cli.target import Target
+from roost_cli.verify import command as verify
 from tests.conftest import SETTLE_WITHIN_S
 
 MARGIN_S = 0.05
@@ -38,9 +39,9 @@ def target(mesh: Any) -> Target:
 
 async def load_files(target: Target) -> None:
     chance = random.Random(3)
-    graph = edges.parse(f"{chance.randrange(PEOPLE)} {chance.randrange(PEOPLE)}" for _ in range(EDGES))
-    usable, blank = load.tweet_lines("".join(f"tweet {number} #t\n" for number in range(LINES)).encode(), "t.txt")
-    await load._load(target, graph, usable, blank, seed=1, concurrency=8)
+    graph = edge_list.parse(f"{chance.randrange(PEOPLE)} {chance.randrange(PEOPLE)}" for _ in range(EDGES))
+    usable, blank = command.tweet_lines("".join(f"tweet {number} #t\n" for number in range(LINES)).encode(), "t.txt")
+    await command._load(target, graph, usable, blank, seed=1, concurrency=8)
 
 
 async def test_loading_twice_adds_nothing_and_every_home_is_exact(

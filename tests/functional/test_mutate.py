@@ -8,10 +8,11 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from roost_cli import mutate, verify
-from roost_cli.plan import Kind
+from roost_cli.connection import Target
+from roost_cli.load import mutate
+from roost_cli.load.random_operations import Kind
 from roost_cli.progress import Silent
-from roost_cli.target import Target
+from roost_cli.verify import command
 from services.platform.rpc import errors
 from services.tweet.service import TweetServicer
 
@@ -38,7 +39,7 @@ def target(mesh: Any) -> Target:
 async def test_homes_are_exact_after_random_operations_and_a_replay(
     target: Target, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert await verify.audit(target, Silent())
+    assert await command.audit(target, Silent())
     capsys.readouterr()
     for seed in (1, 2):
         assert await mutate.mutate(target, OPERATIONS, seed, concurrency=16)
@@ -48,7 +49,7 @@ async def test_homes_are_exact_after_random_operations_and_a_replay(
         for kind in Kind:
             done = next(line for line in said.splitlines() if line.split()[0] == kind).split()[1]
             assert int(done) > 0, kind
-        assert await verify.audit(target, Silent(), replay=True)
+        assert await command.audit(target, Silent(), replay=True)
         said = capsys.readouterr().out.splitlines()
         assert said[-1] == f"{PEOPLE} of {PEOPLE} timelines exact"
 

@@ -10,9 +10,9 @@ from roost.search.v1 import search_service_pb2 as pb
 from roost.search.v1.search_service_pb2_grpc import SearchServiceStub
 
 from roost_cli import search
-from roost_cli.outcome import CommandError
+from roost_cli.connection import Target
+from roost_cli.exit_codes import CommandError
 from roost_cli.progress import Plain
-from roost_cli.target import Target
 from tests.conftest import Mesh, MeshFactory
 
 

@@ -21,8 +21,8 @@ from roost.identity.v1 import (
 from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
-from roost_cli.loader import Operator
-from roost_cli.target import Target, bearer
+from roost_cli.connection import Target, bearer
+from roost_cli.load.loader import Operator
 
 OPERATOR_TOKEN = "the-operator"
 LONGEST = 280

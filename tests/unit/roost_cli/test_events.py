@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from roost_cli import events, runfile
+from roost_cli.connection import Target
+from roost_cli.exit_codes import CommandError
 from roost_cli.options import settings_with
-from roost_cli.outcome import CommandError
-from roost_cli.target import Target
 from services.platform.config import Settings
 from services.platform.sqlite.event_log import EmbeddedLog
 

@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from roost_cli import main
+from roost_cli.exit_codes import CommandError
 from roost_cli.main import COMMANDS, run
-from roost_cli.outcome import CommandError
 from services.platform.rpc import errors
 
 
@@ -93,7 +93,7 @@ def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unreachable_mesh_and_a_refusal_have_codes_of_their_own() -> None:
-    from roost_cli.outcome import refused
+    from roost_cli.exit_codes import refused
 
     def of(code: grpc.StatusCode) -> int:
         return refused(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "no")).code

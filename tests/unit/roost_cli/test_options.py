@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from roost_cli.exit_codes import CommandError
 from roost_cli.options import settings_with
-from roost_cli.outcome import CommandError
 
 
 @pytest.mark.parametrize(

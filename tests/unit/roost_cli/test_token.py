@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from roost_cli import token
+from roost_cli.connection import Target
+from roost_cli.exit_codes import CommandError
 from roost_cli.main import run
-from roost_cli.outcome import CommandError
-from roost_cli.target import Target
 
 
 @pytest.mark.parametrize(

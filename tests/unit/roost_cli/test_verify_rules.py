@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from roost_cli import verify
+from roost_cli.connection import Target
 from roost_cli.progress import Silent
-from roost_cli.target import Target
+from roost_cli.verify import command
 
 Plant = Callable[[Any, dict[str, int]], int]
 
@@ -151,8 +151,8 @@ SHOWN: list[Plant] = [
 
 async def audited(mesh: Target, reader: int) -> str:
     """What the audit says of the reader's home."""
-    async with verify.target.connect(mesh) as channels:
-        return "; ".join(await verify.faults_of(channels, mesh.operator(), [reader]))
+    async with command.target.connect(mesh) as channels:
+        return "; ".join(await command.faults_of(channels, mesh.operator(), [reader]))
 
 
 @pytest.mark.parametrize("plant", HIDDEN, ids=lambda plant: plant.__name__)
@@ -192,11 +192,11 @@ def truth_of(state: Any, reader: int) -> list[int]:
 async def test_a_replay_that_breaks_a_home_is_seen(
     fake_mesh: Target, state: Any, people: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert await verify.audit(fake_mesh, Silent(), replay=True)
+    assert await command.audit(fake_mesh, Silent(), replay=True)
     assert state.calls["ReplayFanout"] == 1
     capsys.readouterr()
     state.after_replay = {people["reader"]: []}
-    assert not await verify.audit(fake_mesh, Silent(), replay=True)
+    assert not await command.audit(fake_mesh, Silent(), replay=True)
     said = capsys.readouterr().out
     assert "home of reader" in said
     assert "after a replay" in said

@@ -17,7 +17,7 @@ from roost_cli.backends import ready
 from roost_cli.backends.__main__ import main
 from roost_cli.backends.compose import FILE
 from roost_cli.backends.opensearch import VERSION as OPENSEARCH_VERSION
-from roost_cli.backends.recipes import CASSANDRA_VERSION, KAFKA_VERSION, SERVERS, USUAL
+from roost_cli.backends.server_specs import CASSANDRA_VERSION, KAFKA_VERSION, SERVERS, USUAL
 
 needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server here")
 
@@ -92,7 +92,7 @@ def test_up_is_idempotent_and_down_also_when_it_died(tmp_path: Path, capsys: pyt
 def test_a_server_that_dies_at_start_shows_its_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roost_cli.backends.recipes.REDIS_DATABASES", "none at all")
+    monkeypatch.setattr("roost_cli.backends.server_specs.REDIS_DATABASES", "none at all")
     with listening() as port:
         pass
     argv = ["redis", "--processes", "--data", str(tmp_path), f"--shift={shift_of('redis', port)}"]

@@ -8,8 +8,8 @@ import pytest
 
 from roost_cli.backends import java as module
 from roost_cli.backends.java import java, open_to_others, version_of
-from roost_cli.backends.place import BackendError
-from roost_cli.backends.recipes import lacking
+from roost_cli.backends.layout import BackendError
+from roost_cli.backends.server_specs import lacking
 
 
 def jdk(folder: Path, name: str, version: str) -> Path:

@@ -1,0 +1,314 @@
+"""How each server is run as a process of this machine: version, settings, command.
+
+All are set up for development and tests: they listen on loopback alone, hold little memory, and do not wait for others to join them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from roost_cli.backends.java import NO_MAVEN, jars, java
+from roost_cli.backends.layout import BackendError, Launch, Place
+from roost_cli.backends.opensearch import JAVA as OPENSEARCH_JAVA
+from roost_cli.backends.opensearch import opensearch
+
+CASSANDRA_VERSION = "5.0.5"
+KAFKA_VERSION = "4.1.0"
+# 4.1.0 does not start.
+S3PROXY_VERSION = "2.6.0"
+# Cassandra 5 knows 11 and 17, Kafka 4 needs 17.
+JAVA = (17, 17)
+NO_REDIS = "redis-server is missing; install Redis 7 or newer (on Debian: apt-get install redis-server)"
+# Each mesh and each worker of the tests takes one database.
+REDIS_DATABASES = 256
+# What serves tests lives for minutes on few cores: the optimising compiler and the concurrent collector would take half of them (seen: 40 %
+# of Cassandra's time in its first five minutes), and pay it back to nobody.
+SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+# A name of the cluster: 16 random bytes in base64, fixed so that data is found again.
+KAFKA_CLUSTER = "cm9vc3QtZGV2LWthZmthMQ"
+
+# What Cassandra reaches into Java for; its own scripts open the same.
+EXPORTS = {
+    "java.base": "jdk.internal.misc jdk.internal.ref java.lang.ref sun.nio.ch",
+    "java.management.rmi": "com.sun.jmx.remote.internal.rmi",
+    "java.rmi": "sun.rmi.registry sun.rmi.server",
+    "java.sql": "java.sql",
+    "jdk.attach": "sun.tools.attach",
+    "jdk.compiler": "com.sun.tools.javac.file",
+    "jdk.unsupported": "sun.misc",
+}
+OPENS = {
+    "java.base": (
+        "java.lang java.lang.module java.lang.reflect java.io java.nio java.util java.util.concurrent "
+        "java.util.concurrent.atomic sun.nio.ch jdk.internal.loader jdk.internal.ref jdk.internal.reflect jdk.internal.math "
+        "jdk.internal.module jdk.internal.util.jar"
+    ),
+    "jdk.management": "com.sun.management.internal",
+}
+
+CASSANDRA_YAML = """\
+cluster_name: roost
+num_tokens: 1
+partitioner: org.apache.cassandra.dht.Murmur3Partitioner
+endpoint_snitch: SimpleSnitch
+dynamic_snitch: false
+seed_provider:
+  - class_name: org.apache.cassandra.locator.SimpleSeedProvider
+    parameters:
+      - seeds: "127.0.0.1:{storage_port}"
+listen_address: 127.0.0.1
+rpc_address: 127.0.0.1
+storage_port: {storage_port}
+native_transport_port: {port}
+data_file_directories: [{data}/data]
+commitlog_directory: {data}/commitlog
+saved_caches_directory: {data}/saved_caches
+hints_directory: {data}/hints
+cdc_raw_directory: {data}/cdc_raw
+# Within a process's life nothing is lost either way; with `group` a write waits for the disk, which tests of durability want.
+commitlog_sync: {sync}
+{sync_period}
+commitlog_disk_access_mode: legacy
+# Snapshots before TRUNCATE and DROP cost more than what they follow.
+auto_snapshot: false
+hinted_handoff_enabled: false
+# One node on few cores: with more threads (32, 32 and 128 by default) a request is handed around more than it is worked on.
+concurrent_reads: 8
+concurrent_writes: 8
+native_transport_max_threads: 16
+memtable_heap_space: 96MiB
+memtable_offheap_space: 96MiB
+concurrent_compactors: 1
+compaction_throughput: 0MiB/s
+key_cache_size: 8MiB
+file_cache_size: 32MiB
+networking_cache_size: 16MiB
+prepared_statements_cache_size: 16MiB
+"""
+
+LOGBACK_XML = """\
+<configuration>
+  <appender name="STDOUT" class="ch.qos.logback.core.ConsoleAppender">
+    <encoder><pattern>%d{ISO8601} %-5level %logger{0} %msg%n</pattern></encoder>
+  </appender>
+  <root level="INFO"><appender-ref ref="STDOUT"/></root>
+</configuration>
+"""
+
+KAFKA_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+log.dirs={data}/logs
+num.network.threads=2
+num.io.threads=4
+background.threads=2
+log.cleaner.threads=1
+auto.create.topics.enable=false
+num.partitions=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=2
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+# A consumer starts at once instead of waiting for others of its group.
+group.initial.rebalance.delay.ms=0
+# Tests make and drop topics by the thousand: each partition's files stay small, and go soon.
+log.segment.bytes=16777216
+log.index.size.max.bytes=262144
+log.segment.delete.delay.ms=1000
+"""
+
+LOG4J_YAML = """\
+Configuration:
+  Appenders:
+    Console: {name: out, PatternLayout: {pattern: "%d %p %c{1} %m%n"}}
+  Loggers:
+    Root: {level: info, AppenderRef: {ref: out}}
+"""
+
+S3_PROPERTIES = """\
+s3proxy.endpoint=http://127.0.0.1:{port}
+s3proxy.authorization=none
+jclouds.provider=filesystem
+jclouds.filesystem.basedir={data}/objects
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server by its usual port, and how to prepare it. `others` are further ports that it takes."""
+
+    port: int
+    prepare: Callable[[Place], Launch]
+    others: tuple[int, ...] = ()
+
+
+def cassandra(place: Place) -> Launch:
+    """Apache Cassandra, one node."""
+    binary = java(place.java_home, *JAVA)
+    lib = jars(place, "cassandra", [f"org.apache.cassandra:cassandra-all:{CASSANDRA_VERSION}"])
+    data = place.of("cassandra")
+    sync, period = (
+        ("group", "commitlog_sync_group_window: 5ms") if place.durable else ("periodic", "commitlog_sync_period: 1s")
+    )
+    values = {
+        "port": place.port(9042),
+        "storage_port": place.port(7000),
+        "data": data,
+        "sync": sync,
+        "sync_period": period,
+    }
+    _write(data / "conf" / "cassandra.yaml", CASSANDRA_YAML.format_map(values))
+    _write(data / "conf" / "logback.xml", LOGBACK_XML)
+    flags = [
+        *_packages("--add-exports", EXPORTS),
+        *_packages("--add-opens", OPENS),
+        "-Djdk.attach.allowAttachSelf=true",
+        "-Dio.netty.tryReflectionSetAccessible=true",
+        "-Xms512m",
+        "-Xmx768m",
+        "-XX:+ExitOnOutOfMemoryError",
+        *SHORT_LIVED,
+        f"-Dcassandra.config=file://{data}/conf/cassandra.yaml",
+        f"-Dcassandra.storagedir={data}",
+        "-Dcassandra-foreground=yes",
+        "-Dcassandra.skip_wait_for_gossip_to_settle=0",
+        "-Dcassandra.initial_token=0",
+        "-Dcassandra.ring_delay_ms=100",
+        "-Dcassandra.superuser_setup_delay_ms=0",
+    ]
+    if not place.durable:
+        # Tables are made and emptied all the time: schema changes are not flushed to disk one by one, the commit log has them.
+        flags += ["-Dcassandra.test.flush_local_schema_changes=false", "-Dcassandra.unsafesystem=true"]
+    argv = [str(binary), *flags, "-cp", f"{data / 'conf'}:{lib}/*", "org.apache.cassandra.service.CassandraDaemon"]
+    return Launch(argv, data)
+
+
+def kafka(place: Place) -> Launch:
+    """Apache Kafka, broker and controller in one."""
+    binary = java(place.java_home, *JAVA)
+    lib = jars(
+        place,
+        "kafka",
+        # The binding gives its log lines a way out.
+        [f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3"],
+    )
+    data = place.of("kafka")
+    properties = data / "server.properties"
+    values = {"port": place.port(9092), "controller_port": place.port(9093), "data": data}
+    _write(properties, KAFKA_PROPERTIES.format_map(values))
+    _write(data / "log4j2.yaml", LOG4J_YAML)
+    logging = f"-Dlog4j2.configurationFile={data / 'log4j2.yaml'}"
+    base = [str(binary), logging, "-Xmx512m", *SHORT_LIVED, "-cp", f"{lib}/*"]
+    if not (data / "logs" / "meta.properties").exists():
+        argv = [*base, "kafka.tools.StorageTool", "format", "-t", KAFKA_CLUSTER, "-c", str(properties)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode != 0:
+            raise BackendError(f"Kafka could not format {data}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return Launch([*base, "kafka.Kafka", str(properties)], data)
+
+
+def redis(place: Place) -> Launch:
+    """Redis from the system's packages, nothing kept on disk."""
+    binary = shutil.which("redis-server") or _install_redis(place)
+    data = place.of("redis")
+    data.mkdir(parents=True, exist_ok=True)
+    argv = [binary, "--bind", "127.0.0.1", "--port", str(place.port(6379)), "--databases", str(REDIS_DATABASES)]
+    argv += [
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--maxmemory",
+        "1gb",
+        "--maxmemory-policy",
+        "noeviction",
+        "--daemonize",
+        "no",
+    ]
+    return Launch(argv, data)
+
+
+def s3(place: Place) -> Launch:
+    """S3Proxy over a folder."""
+    binary = java(place.java_home, *JAVA)
+    lib = jars(place, "s3", [f"org.gaul:s3proxy:{S3PROXY_VERSION}"])
+    data = place.of("s3")
+    (data / "objects").mkdir(parents=True, exist_ok=True)
+    _write(data / "s3proxy.properties", S3_PROPERTIES.format_map({"port": place.port(9080), "data": data}))
+    properties = str(data / "s3proxy.properties")
+    return Launch(
+        [str(binary), "-Xmx256m", "-cp", f"{lib}/*", "org.gaul.s3proxy.Main", "--properties", properties], data
+    )
+
+
+def _packages(option: str, modules: Mapping[str, str]) -> list[str]:
+    return [f"{option}={module}/{name}=ALL-UNNAMED" for module, names in modules.items() for name in names.split()]
+
+
+def lacking(java_home: Path | None) -> list[str]:
+    """What is missing on this machine to run the servers as processes, in words that say what to do."""
+    found = []
+    for bounds in (JAVA, OPENSEARCH_JAVA):
+        try:
+            java(java_home, *bounds)
+        except BackendError as error:
+            found.append(str(error))
+    if shutil.which("mvn") is None:
+        found.append(NO_MAVEN)
+    if shutil.which("redis-server") is None and installer() is None:
+        found.append(NO_REDIS)
+    return found
+
+
+def installer() -> str | None:
+    """The program that can install a package here, by itself."""
+    return shutil.which("apt-get") if os.geteuid() == 0 else None
+
+
+def _install_redis(place: Place) -> str:
+    apt = installer()
+    if apt is None:
+        raise BackendError(NO_REDIS)
+    place.say("redis", "installing redis-server by apt-get")
+    log = place.logs / "redis-apt.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        for argv in ([apt, "-qq", "update"], [apt, "-qq", "-y", "--no-install-recommends", "install", "redis-server"]):
+            noninteractive = ["/usr/bin/env", "DEBIAN_FRONTEND=noninteractive", *argv]
+            subprocess.run(noninteractive, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)  # noqa: S603
+        systemctl = shutil.which("systemctl")
+        if systemctl:
+            # The package may have started one of its own, which would hold the port.
+            subprocess.run([systemctl, "disable", "--now", "redis-server"], stdout=output, stderr=output, check=False)  # noqa: S603
+    found = shutil.which("redis-server")
+    if found is None:
+        raise BackendError(f"redis-server could not be installed (log: {log})")
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+SERVERS: Mapping[str, Server] = {
+    "cassandra": Server(9042, cassandra, (7000,)),
+    "redis": Server(6379, redis),
+    "kafka": Server(9092, kafka, (9093,)),
+    "opensearch": Server(9200, opensearch, (9300,)),
+    "s3": Server(9080, s3),
+}
+# No service needs objects yet.
+USUAL = ("cassandra", "redis", "kafka", "opensearch")

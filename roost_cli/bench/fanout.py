@@ -1,0 +1,270 @@
+"""`roost bench fanout`: what an entry of a home timeline costs in Redis, beside the way that textbooks show.
+
+Theirs is a sorted set for each reader: one ZADD and one ZREMRANGEBYRANK for each follower, in a pipeline of redis-py. Both write to the
+same Redis in the same run, in turn, to homes that are full. CPU time is the writing process's and the server's own account of itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+import uvloop
+
+from roost_cli import progress
+from roost_cli.bench import cpu, home
+from roost_cli.exit_codes import FAULTS, CommandError
+from services.platform.config import Settings
+from services.platform.redis.client import Redis
+from services.platform.redis.connection import command, field_of
+from services.platform.rpc.errors import RoostError
+from services.timeline.store import CAPACITY, SERVED, TRIM_ABOVE
+from services.timeline.store.redis.encoding import list_key, marker_key
+from services.timeline.store.redis.store import RedisHomeTimelines
+
+READERS = 5_000
+# A pass over few entries would measure how coarse the server's account is; over many, take long with the textbook's loop.
+ENTRIES_A_ROUND = 80_000
+# The contract's bound of one AppendHomeEntries.
+IDS_A_CALL = 10_000
+# Followers in one pipeline of the textbook's, as in one entry of ours.
+PIPELINE = 1_000
+SEED_AT_ONCE = 32
+# Ids as long as real ones: the length of keys is part of the cost.
+FIRST_READER = FIRST_TWEET = 10**17
+START_WITHIN_S = 10.0
+# Of the textbook's client, on a machine that does something else too.
+PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """So many tweets at a time to so many followers; `wanted` is how many times less CPU ours is to take."""
+
+    title: str
+    followers: int
+    tweets: int
+    wanted: int
+
+
+CASES = (
+    Case("200 followers", 200, 1, 5),
+    Case("5,000 followers", 5_000, 1, 6),
+    Case("5,000 followers, 16 tweets a key", 5_000, 16, 20),
+)
+# Ours are to take at most a tenth of the bytes.
+WANTED_BYTES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass of a case: CPU microseconds an entry."""
+
+    client_us: float
+    server_us: float
+
+    @property
+    def both_us(self) -> float:
+        """Client and server together."""
+        return self.client_us + self.server_us
+
+
+Write = Callable[[Sequence[int], Sequence[int]], Awaitable[None]]
+
+
+class Bench:
+    """Homes of both kinds for the same readers, and how to add to them."""
+
+    def __init__(self, ours: Redis, theirs: redis.Redis) -> None:
+        self._ours = ours
+        self._theirs = theirs
+        self._store = RedisHomeTimelines(ours)
+        self._readers = range(FIRST_READER, FIRST_READER + READERS)
+        self._next_tweet = FIRST_TWEET
+        self._chance = random.Random(1)  # noqa: S311 (which followers, the same at every run)
+
+    async def fill(self, shown: progress.Progress) -> None:
+        """Fills every home, so that what comes pushes something out. Ours differ in length, as those of a running mesh do."""
+        ids = self._new_tweets(CAPACITY)
+        scores = {str(tweet_id): tweet_id for tweet_id in ids[-SERVED:]}
+        with shown.phase("homes filled", READERS) as phase:
+            for start in range(0, READERS, SEED_AT_ONCE):
+                some = self._readers[start : start + SEED_AT_ONCE]
+                await asyncio.gather(*(self._fill_ours(reader, ids) for reader in some))
+                pipeline = self._theirs.pipeline(transaction=False)
+                for reader in some:
+                    pipeline.zadd(f"timeline:{reader}", scores)
+                pipeline.execute()
+                phase.advance(len(some))
+
+    async def _fill_ours(self, reader: int, ids: Sequence[int]) -> None:
+        build = await self._store.open_build(reader, int(time.time() * 1000), "hybrid")
+        if build is None or await self._store.close_build(build, ids, 0) is None:
+            raise CommandError("Redis did not keep a home: give this run a Redis of its own with --redis", FAULTS)
+        for _ in range(reader % ((TRIM_ABOVE - CAPACITY) // 16)):
+            await self._store.append([(tweet_id, (reader,)) for tweet_id in ids[-16:]])
+
+    async def measure(self, case: Case, write: Write) -> Pass:
+        """One pass over a case."""
+        # Drawn beforehand: that is no part of either way.
+        calls = max(1, ENTRIES_A_ROUND // (case.followers * case.tweets))
+        drawn = [self._chance.sample(self._readers, case.followers) for _ in range(calls)]
+        entries = calls * case.followers * case.tweets
+        begun, server = time.process_time(), await self._server_s()
+        for followers in drawn:
+            await write(self._new_tweets(case.tweets), followers)
+        spent = time.process_time() - begun
+        return Pass(spent * 1e6 / entries, (await self._server_s() - server) * 1e6 / entries)
+
+    async def ours(self, tweet_ids: Sequence[int], followers: Sequence[int]) -> None:
+        """As the timeline service does it, in calls as full as fan-out's."""
+        a_call = IDS_A_CALL // len(tweet_ids)
+        for start in range(0, len(followers), a_call):
+            some = followers[start : start + a_call]
+            counts = await self._store.append([(tweet_id, some) for tweet_id in tweet_ids])
+            if set(counts) != {len(some)}:
+                raise CommandError(
+                    "homes were dropped from Redis during the run: give this run a Redis of its own with --redis",
+                    FAULTS,
+                )
+
+    async def theirs(self, tweet_ids: Sequence[int], followers: Sequence[int]) -> None:
+        """As textbooks show it."""
+        for tweet_id in tweet_ids:
+            for start in range(0, len(followers), PIPELINE):
+                pipeline = self._theirs.pipeline(transaction=False)
+                for follower in followers[start : start + PIPELINE]:
+                    key = f"timeline:{follower}"
+                    pipeline.zadd(key, {str(tweet_id): tweet_id})
+                    pipeline.zremrangebyrank(key, 0, -SERVED - 1)
+                pipeline.execute()
+
+    def bytes_each(self) -> tuple[float, float]:
+        """Bytes an entry of a full home, of ours with its marker, and of theirs."""
+        ours = theirs = 0.0
+        some = self._readers[:100]
+        for reader in some:
+            taken = self._memory(list_key(reader)) + self._memory(marker_key(reader))
+            ours += taken / int(self._theirs.llen(list_key(reader)))
+            theirs += self._memory(f"timeline:{reader}") / int(self._theirs.zcard(f"timeline:{reader}"))
+        return ours / len(some), theirs / len(some)
+
+    def _memory(self, key: str) -> int:
+        return int(self._theirs.memory_usage(key, samples=0) or 0)
+
+    async def _server_s(self) -> float:
+        (info,) = await (await self._ours.node("").reads()).ask(command("INFO", "cpu"), 1)
+        return float(field_of(info, "used_cpu_user")) + float(field_of(info, "used_cpu_sys"))
+
+    def _new_tweets(self, count: int) -> Sequence[int]:
+        # As ids of one busy second: not one after the other.
+        first, self._next_tweet = self._next_tweet, self._next_tweet + count * 4_096
+        return range(first, self._next_tweet, 4_096)
+
+
+def run(rounds: int, url: str | None, markdown: Path | None) -> None:
+    """Measures in the Redis at `url`, or in one of its own, and prints the table. CommandError where that cannot be."""
+    shown = progress.for_stream()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            lines, version = runner.run(_measure(rounds, url, shown))
+    except (RoostError, redis.RedisError) as error:
+        raise CommandError(f"Redis: {error}") from error
+    note = (
+        f"{READERS:,} readers with full homes; {rounds} × {ENTRIES_A_ROUND:,} entries of each case for each way in turn; Redis {version}, "
+        f"{cpu.processor()}; Python {platform.python_version()}, redis-py {redis.__version__}."
+    )
+    home.publish("fanout", note, lines, markdown)
+
+
+async def _measure(rounds: int, url: str | None, shown: progress.Progress) -> tuple[list[list[str]], str]:
+    async with _server(url) as where:
+        ours = await Redis.open(Settings(redis=where, redis_timeout_s=5.0))
+        theirs = redis.Redis.from_url(where, socket_timeout=PATIENCE_S)
+        ours_to_empty = not theirs.dbsize()
+        try:
+            if not ours_to_empty:
+                raise CommandError(f"the database at {where} is not empty: name one that is")
+            work = Bench(ours, theirs)
+            await work.fill(shown)
+            found: dict[Case, tuple[list[Pass], list[Pass]]] = {case: ([], []) for case in CASES}
+            for number in range(rounds + 1):
+                for case, (mine, others) in found.items():
+                    passes = await work.measure(case, work.ours), await work.measure(case, work.theirs)
+                    if number:
+                        mine.append(passes[0])
+                        others.append(passes[1])
+                        said = f"{passes[0].both_us:.2f} µs an entry, the textbook {passes[1].both_us:.2f}"
+                        shown.say(f"round {number}, {case.title}: {said}")
+            return rows(found, *work.bytes_each()), str(theirs.info("server")["redis_version"])
+        finally:
+            if ours_to_empty:
+                theirs.flushdb()
+            theirs.close()
+            await ours.close()
+
+
+def rows(found: dict[Case, tuple[list[Pass], list[Pass]]], our_bytes: float, their_bytes: float) -> list[list[str]]:
+    """The table, its head first: medians over the rounds, with lowest and highest in brackets, and the other by ours."""
+    table = [["an entry", "Roost", "textbook", "textbook ÷ Roost", "wanted"]]
+    parts: Sequence[tuple[str, Callable[[Pass], float]]] = (
+        ("client", lambda one: one.client_us),
+        ("server", lambda one: one.server_us),
+        ("both", lambda one: one.both_us),
+    )
+    for case, (ours, theirs) in found.items():
+        for part, value in parts:
+            mine, others = [value(one) for one in ours], [value(one) for one in theirs]
+            cells = [home.spread(mine, ".2f"), home.spread(others, ".2f"), f"{home.ratio(others, mine):.1f}"]
+            table.append([f"{case.title}: CPU µs, {part}", *cells, f"≥ {case.wanted}" if part == "both" else ""])
+    cells = [f"{our_bytes:.1f}", f"{their_bytes:.1f}", f"{their_bytes / our_bytes:.1f}", f"≥ {WANTED_BYTES}"]
+    table.append(["bytes, marker included", *cells])
+    return table
+
+
+@asynccontextmanager
+async def _server(url: str | None) -> AsyncIterator[str]:
+    """The Redis at `url`, or else one that nobody else uses, as long as the block lasts."""
+    if url is not None:
+        yield url
+        return
+    program = shutil.which("redis-server")
+    if program is None:
+        raise CommandError("there is no redis-server here: install it, or name a Redis with --redis")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="roost-bench-") as folder:
+        options = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--logfile", "log")
+        process = subprocess.Popen([program, "--port", str(port), "--dir", folder, *options])  # noqa: ASYNC220, S603
+        try:
+            await _until_it_answers(port)
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def _until_it_answers(port: int) -> None:
+    until = time.monotonic() + START_WITHIN_S
+    while True:
+        try:
+            with redis.Redis(port=port) as client:
+                client.ping()
+        except redis.RedisError:
+            if time.monotonic() > until:
+                raise CommandError("redis-server did not start", FAULTS) from None
+            await asyncio.sleep(0.05)
+        else:
+            return

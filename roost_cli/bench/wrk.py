@@ -1,0 +1,109 @@
+"""wrk, the load generator of `roost bench`: its script, one run of it, and the figures it prints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from roost_cli.exit_codes import FAULTS, CommandError
+
+# Begins the one line of ours among what wrk prints: text made for people changes between releases.
+MARK = "roost-bench "
+# What a run may take beyond its time: connecting, reading the script, and the last answers.
+SPARE_S = 30.0
+# Of what it says when it fails.
+SHOWN_CHARS = 500
+
+# Every request is another user's, in turn; the start is an argument, so that each run begins elsewhere. Requests are made once:
+# the script's share of wrk's time stays small.
+_SCRIPT = """\
+local tokens = {
+%s
+}
+local requests, count, last = {}, #tokens, 0
+function init(arguments)
+  last = tonumber(arguments[1])
+  for number, token in ipairs(tokens) do
+    requests[number] = wrk.format("GET", nil, { ["Authorization"] = "Bearer " .. token })
+  end
+end
+function request()
+  last = last %% count + 1
+  return requests[last]
+end
+"""
+_DONE = """\
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write("\\n%s", string.format(
+    '{"requests": %%.0f, "duration_us": %%.0f, "bytes": %%.0f, "p50_us": %%.0f, "p99_us": %%.0f, ',
+    summary.requests, summary.duration, summary.bytes, latency:percentile(50), latency:percentile(99)))
+  io.write(string.format('"refused": %%.0f, "broken": %%.0f}\\n', e.status, e.connect + e.read + e.write + e.timeout))
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What wrk saw of one run. `bytes` counts all that came, headers too; `refused` answers had a status from 400 on, `broken`
+    requests had no whole answer."""
+
+    requests: int
+    seconds: float
+    bytes: int
+    p50_ms: float
+    p99_ms: float
+    refused: int
+    broken: int
+
+
+def script(tokens: Sequence[str]) -> str:
+    """A script for wrk in which request after request carries the next token; the number to begin after is its argument."""
+    # A token is letters, digits, dots, dashes and underscores: anything else could end the Lua string.
+    assert all(token.replace(".", "").replace("-", "").replace("_", "").isalnum() for token in tokens)
+    return _SCRIPT % ",\n".join(f'"{token}"' for token in tokens) + _DONE % MARK
+
+
+def program() -> str:
+    """Where wrk is; CommandError, with how to get it, where it is not."""
+    if found := shutil.which("wrk"):
+        return found
+    raise CommandError("wrk is not on PATH: it makes the load (`apt-get install wrk`, or `brew install wrk`)")
+
+
+async def run(script_file: Path, url: str, *, connections: int, seconds: int, start: int) -> Figures:
+    """One run of `seconds` seconds on one thread; CommandError where wrk fails or does not end."""
+    options = ("-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script_file), url, "--", str(start))
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(program(), *options, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), seconds + SPARE_S)
+    except TimeoutError:
+        raise CommandError(f"wrk did not end within {seconds + SPARE_S:g} s", FAULTS) from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    return parse(said.decode(errors="replace"))
+
+
+def parse(said: str) -> Figures:
+    """The figures in what wrk printed; CommandError, with its last words, where there are none."""
+    line = next((line for line in said.splitlines() if line.startswith(MARK)), None)
+    if line is None:
+        raise CommandError(f"wrk failed: {said.strip()[-SHOWN_CHARS:]}", FAULTS)
+    found = json.loads(line.removeprefix(MARK))
+    return Figures(
+        requests=found["requests"],
+        seconds=found["duration_us"] / 1e6,
+        bytes=found["bytes"],
+        p50_ms=found["p50_us"] / 1e3,
+        p99_ms=found["p99_us"] / 1e3,
+        refused=found["refused"],
+        broken=found["broken"],
+    )

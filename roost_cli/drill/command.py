@@ -1,0 +1,172 @@
+"""`roost drill`: breaks a mesh of its own on purpose, and says whether it kept its promises."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from roost_cli import progress
+from roost_cli.drill import crash, kill
+from roost_cli.drill.multi_process_mesh import Fleet
+from roost_cli.drill.single_process_mesh import Nursery
+from roost_cli.exit_codes import FAULTS, UNUSABLE, CommandError
+from roost_cli.options import settings_with
+from roost_cli.supervisor.topology import MESH
+from services.catalog import SERVICES
+
+# What a restart may take, from the command to the ready line.
+STARTUP_WITHIN_S = 10.0
+MAX_ROUNDS = 1_000
+ROUNDS = 20
+# Of each service: the other one goes on.
+REPLICAS = 2
+# Of each kind of fault; the table has the count.
+SHOWN_FAULTS = 5
+
+
+class Fault(StrEnum):
+    """What is done to the mesh."""
+
+    CRASH = "crash"
+    KILL = "kill"
+    RESTART = "restart"
+
+
+def drill(
+    fault: Annotated[
+        Fault,
+        typer.Argument(
+            help="crash kills a whole mesh under load with SIGKILL, starts it again and compares what is there. "
+            "kill kills one process after another of a mesh with two of each service, on Cassandra, Redis, Kafka and OpenSearch. "
+            "restart does the same with rolling restarts."
+        ),
+    ],
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=MAX_ROUNDS, help="How many times.")] = ROUNDS,
+    seed: Annotated[
+        int, typer.Option("--seed", help="The seed of what is written, and of how long before each kill.")
+    ] = 1,
+    service: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="With kill and restart: only processes of this service. May be given several times."
+        ),
+    ] = None,
+) -> None:
+    """Crash or restart a mesh of its own and check that nothing was lost. Exits with 1 if something was.
+
+    Every acknowledged write must be there once and every home exact. After a crash every start-up must take at most 10 s. While one
+    process of several is killed or restarted, every read and every write that is safe to repeat must be answered.
+    """
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="roost-drill-") as folder:
+        if fault is Fault.CRASH:
+            if service:
+                raise CommandError("crash kills the whole mesh: --service goes with kill and restart only", UNUSABLE)
+            result = asyncio.run(crash.Drill(Nursery(Path(folder)), seed, progress.for_stream()).run(rounds))
+            report(fault, result, time.monotonic() - began)
+            clean = result.clean and max(result.startups_s) <= STARTUP_WITHIN_S
+        else:
+            clean = _one_by_one(fault, Path(folder), rounds, seed, _chosen(service or []))
+    if not clean:
+        raise typer.Exit(FAULTS)
+
+
+def _chosen(services: Sequence[str]) -> Sequence[str]:
+    """What may be disturbed: the gateway is where the load comes in, and there is one."""
+    known = [name for name in SERVICES if name != MESH]
+    if unknown := [name for name in services if name not in known]:
+        raise CommandError(f"--service: no service {unknown[0]}; there are {', '.join(known)}", UNUSABLE)
+    return services or known
+
+
+def _one_by_one(fault: Fault, folder: Path, rounds: int, seed: int, services: Sequence[str]) -> bool:
+    # Here, for the drivers of four servers take a second to import, and a crash needs none of them.
+
+    from roost_cli.drill.temp_namespace import scratch
+
+    shown = progress.for_stream()
+    disturb = kill.killing if fault is Fault.KILL else kill.restarting
+    began = time.monotonic()
+
+    async def run() -> kill.Result:
+        async with scratch(settings_with({})) as settings:
+            shown.say(f"starting two processes of {', '.join(services)} and one of each other service")
+            fleet = await Fleet.start(folder, settings, dict.fromkeys(services, REPLICAS))
+            try:
+                result = await kill.KillDrill(fleet, seed, shown).run(services, rounds, disturb)
+                await fleet.stop()
+            finally:
+                await fleet.put_down()
+        return result
+
+    result = asyncio.run(run())
+    report_requests(fault, result, time.monotonic() - began)
+    return result.clean
+
+
+def report(fault: Fault, result: crash.Result, seconds: float) -> None:
+    """Prints the first faults of each kind, and the table."""
+    _show_faults({"lost": result.lost, "duplicated": result.duplicated, "unasked": result.strange})
+    rows = {
+        "rounds": f"{result.rounds:,}",
+        "restarts killed as well": f"{result.killed_restarts:,}",
+        "acknowledged writes": f"{result.acknowledged:,}",
+        "without an answer, repeated": f"{result.unknown:,}",
+        "lost": f"{len(result.lost):,}",
+        "duplicated": f"{len(result.duplicated):,}",
+        "there or changed unasked": f"{len(result.strange):,}",
+        "every home exact": "yes" if result.homes_exact else "no",
+        "longest start-up": f"{max(result.startups_s):.1f} s of {STARTUP_WITHIN_S:.0f}",
+    }
+    _show_table(f"{fault} drill, {seconds:.0f} s", rows)
+
+
+def report_requests(fault: Fault, result: kill.Result, seconds: float) -> None:
+    """The same of a drill that disturbs one process after another."""
+    _show_faults(
+        {
+            "not answered": result.failures,
+            "lost": result.lost,
+            "duplicated": result.duplicated,
+            "unasked": result.strange,
+        }
+    )
+    failed = ", ".join(f"{count:,} after {name}" for name, count in result.by_service.items())
+    rows = {
+        "rounds": f"{result.rounds:,}",
+        "reads": f"{result.reads:,}",
+        "writes": f"{result.writes:,}",
+        "requests not answered": f"{result.failed:,}" + (f" ({failed})" if failed else ""),
+        "longest answer": f"{result.longest_s:.1f} s",
+        "longest way back": f"{max(result.recoveries_s):.1f} s",
+        "acknowledged writes": f"{result.acknowledged:,}",
+        "lost": f"{len(result.lost):,}",
+        "duplicated": f"{len(result.duplicated):,}",
+        "there or changed unasked": f"{len(result.strange):,}",
+        "every home exact": "yes" if result.homes_exact else "no",
+    }
+    _show_table(f"{fault} drill, {seconds:.0f} s", rows)
+
+
+def _show_faults(kinds: Mapping[str, Sequence[str]]) -> None:
+    for title, faults in kinds.items():
+        for line in faults[:SHOWN_FAULTS]:
+            typer.echo(f"{title}: {line}")
+
+
+def _show_table(title: str, rows: Mapping[str, str]) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(highlight=False).print(table)

@@ -1,0 +1,258 @@
+"""SIGKILL under load, again and again: every acknowledged write must be there once, and the mesh must come back by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from roost_cli import connection
+from roost_cli.drill.history import Faults, History, Kind, Outcome, Register
+from roost_cli.drill.observe import observe, without_event
+from roost_cli.drill.single_process_mesh import Child, Nursery
+from roost_cli.exit_codes import FAULTS, CommandError
+from roost_cli.load.loader import Loader, Operator, Person
+from roost_cli.load.rate_control import patiently
+from roost_cli.load.tokens import TokenBook
+from roost_cli.progress import Progress, Silent
+from roost_cli.verify import command
+from services.platform.rpc import contract, errors
+
+# Clients at the same time, each one user: enough that commits are shared and every kill meets writes on their way.
+CLIENTS = 24
+CHANNELS = 4
+# The kill comes within these seconds of load; the first writes of a round are part of it.
+SHORTEST_LOAD_S, LONGEST_LOAD_S = 0.3, 1.5
+# Some restarts are killed as well, within what a start takes: recovery must survive a crash of its own.
+KILLED_RESTARTS = 0.25
+SHORTEST_RESTART_S, LONGEST_RESTART_S = 0.2, 2.0
+# Homes compared after each restart; the others wait for the end.
+SAMPLED_HOMES = 3
+# What each kind of write has of the load, in percent.
+SHARES = {Kind.POST: 50, Kind.FOLLOW: 15, Kind.LIKE: 15, Kind.RETWEET: 10, Kind.DELETE: 10}
+
+_TWEETS = "/roost.tweet.v1.TweetService/"
+_GRAPH = "/roost.graph.v1.GraphService/"
+_ENGAGEMENT = "/roost.engagement.v1.EngagementService/"
+# The methods that make a register true and false, and the field that takes its subject.
+WRITES: dict[Kind, tuple[str, str, str]] = {
+    Kind.POST: (_TWEETS + "CreateTweet", "", "idempotency_key"),
+    Kind.DELETE: (_TWEETS + "DeleteTweet", "", "tweet_id"),
+    Kind.RETWEET: (_TWEETS + "Retweet", _TWEETS + "Unretweet", "tweet_id"),
+    Kind.LIKE: (_ENGAGEMENT + "LikeTweet", _ENGAGEMENT + "UnlikeTweet", "tweet_id"),
+    Kind.FOLLOW: (_GRAPH + "Follow", _GRAPH + "Unfollow", "user_id"),
+}
+# What a server that is being killed leaves its callers with.
+_NO_ANSWER = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+_REFUSALS = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED})
+
+
+@dataclass(slots=True)
+class Result:
+    """What a drill came to; start-ups in seconds, of all that were not killed themselves."""
+
+    rounds: int = 0
+    acknowledged: int = 0
+    unknown: int = 0
+    killed_restarts: int = 0
+    startups_s: list[float] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    duplicated: list[str] = field(default_factory=list)
+    strange: list[str] = field(default_factory=list)
+    homes_exact: bool = False
+
+    @property
+    def clean(self) -> bool:
+        """Whether no acknowledged write was lost or doubled, nothing came by itself, and every home is exact."""
+        return self.homes_exact and not (self.lost or self.duplicated or self.strange)
+
+    def add(self, faults: Faults) -> None:
+        """Takes the faults of a round."""
+        self.lost.extend(faults.lost)
+        self.duplicated.extend(faults.duplicated)
+        self.strange.extend(faults.strange)
+
+
+class Drill:
+    """Rounds of load and SIGKILL on the meshes of one nursery."""
+
+    def __init__(self, nursery: Nursery, seed: int, shown: Progress) -> None:
+        self.history = History()
+        self.result = Result()
+        self._nursery = nursery
+        self._chance = random.Random(seed)  # noqa: S311 (chooses moments and deeds; nothing is guarded by it)
+        self._seed = seed
+        self._shown = shown
+        self._posts = 0
+
+    async def run(self, rounds: int) -> Result:
+        """`rounds` kills, then the comparison of everything, then a clean stop."""
+        child = await self._start()
+        try:
+            with self._shown.phase("rounds", rounds) as phase:
+                for _ in range(rounds):
+                    await self._round(child)
+                    await self._maybe_kill_a_restart()
+                    child = await self._start()
+                    await self._settle(child, every_home=False)
+                    self.result.rounds += 1
+                    phase.advance()
+            await self._settle(child, every_home=True)
+            await child.stop()
+        finally:
+            await child.kill()
+        counts = self.history.counts()
+        self.result.acknowledged, self.result.unknown = counts[Outcome.OK], counts[Outcome.UNKNOWN]
+        return self.result
+
+    async def _start(self) -> Child:
+        child = await self._nursery.start()
+        self.result.startups_s.append(child.started_s)
+        return child
+
+    async def _maybe_kill_a_restart(self) -> None:
+        if self._chance.random() < KILLED_RESTARTS:
+            self.result.killed_restarts += 1
+            await self._nursery.start_and_kill(self._chance.uniform(SHORTEST_RESTART_S, LONGEST_RESTART_S))
+
+    async def _round(self, child: Child) -> None:
+        """Load, and a kill in its midst."""
+        async with connection.connect(child.target, CHANNELS) as channels:
+            clients = await self._clients(child, channels)
+            loads = [asyncio.create_task(client.load()) for client in clients]
+            try:
+                await asyncio.sleep(self._chance.uniform(SHORTEST_LOAD_S, LONGEST_LOAD_S))
+            finally:
+                for client in clients:
+                    client.stop()
+                await child.kill()
+                # Each ends with the call at hand, which a dead server answers at once.
+                ended = await asyncio.gather(*loads, return_exceptions=True)
+        if found := [error for error in ended if error is not None]:
+            raise found[0]
+
+    async def _settle(self, child: Child, *, every_home: bool) -> None:
+        """Compares what is there, repeats what had no answer, and compares again."""
+        async with connection.connect(child.target, CHANNELS) as channels:
+            clients = await self._clients(child, channels)
+            operator = Operator(channels[0], child.target.operator())
+            users = [client.user_id for client in clients]
+            before = await observe(channels[0], operator, clients[0].actors, users, self.history)
+            self.result.add(self.history.check(before))
+            by_user = {client.user_id: client for client in clients}
+            for register, value in self.history.open():
+                await by_user[register.user_id].repeat(register, value)
+            after = await observe(channels[0], operator, clients[0].actors, users, self.history)
+            self.result.add(self.history.check(after))
+            if every_home:
+                self.result.homes_exact = await command.audit(child.target, Silent(), replay=True)
+                for tweet_id in await without_event(channels[0], operator, after.tweets):
+                    self.result.lost.append(f"the event of tweet {tweet_id}")
+            else:
+                sample = self._chance.sample(users, SAMPLED_HOMES)
+                self.result.strange.extend(await command.faults_of(channels, operator.metadata, sample))
+
+    async def _clients(self, child: Child, channels: Sequence[grpc.aio.Channel]) -> list[Client]:
+        operator = Operator(channels[0], child.target.operator())
+        actors = TokenBook(channels[0], operator.metadata)
+        loader = Loader(channels, operator, actors, Silent())
+        ids = await loader.import_people([Person(f"client_{number:02d}", "") for number in range(CLIENTS)])
+        users = sorted(ids.values())
+        return [Client(self, channels[user % len(channels)], actors, user, users) for user in users]
+
+    def next_key(self) -> str:
+        """The idempotency key of one more post."""
+        self._posts += 1
+        return f"crash:{self._seed}:{self._posts}"
+
+    def draw(self) -> random.Random:
+        """The drill's chance."""
+        return self._chance
+
+
+class Client:
+    """One user, one write at a time: so that every register's history is a line."""
+
+    def __init__(
+        self, drill: Drill, channel: grpc.aio.Channel, actors: TokenBook, user_id: int, users: Sequence[int]
+    ) -> None:
+        self.user_id = user_id
+        self.actors = actors
+        self._drill = drill
+        self._history = drill.history
+        self._channel = channel
+        self._others = [user for user in users if user != user_id]
+        self._running = True
+
+    def stop(self) -> None:
+        """No write after the one at hand."""
+        self._running = False
+
+    async def load(self) -> None:
+        """Writes until it is stopped, or nobody answers."""
+        while self._running:
+            register, value = self._deed()
+            if not await self._write(register, value, self._once):
+                return
+
+    async def repeat(self, register: Register, value: bool) -> None:
+        """The same write again, with patience: now it must be acknowledged, or refused because its tweet is gone."""
+        if not await self._write(register, value, patiently):
+            raise CommandError(f"no answer to the repeat of {register}", FAULTS)
+
+    def _deed(self) -> tuple[Register, bool]:
+        chance = self._drill.draw()
+        kind = chance.choices(list(SHARES), list(SHARES.values()))[0]
+        tweets, own = self._history.tweets, self._history.own[self.user_id]
+        if kind is Kind.DELETE and own:
+            # Some are deleted already: again is OK.
+            return Register(kind, self.user_id, chance.choice(own)), True
+        if kind is Kind.FOLLOW:
+            return Register(kind, self.user_id, chance.choice(self._others)), chance.random() < 0.7
+        if kind in (Kind.LIKE, Kind.RETWEET) and tweets:
+            return Register(kind, self.user_id, chance.choice(tweets)), chance.random() < 0.7
+        return Register(Kind.POST, self.user_id, self._drill.next_key()), True
+
+    async def _write(
+        self,
+        register: Register,
+        value: bool,
+        send: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]],
+    ) -> bool:
+        """Sends one write and logs its end; False where there was no answer."""
+        make, undo, subject = WRITES[register.kind]
+        method = contract.methods()[make if value else undo]
+        request = method.request(**{subject: register.subject})
+        if register.kind is Kind.POST:
+            # The text is the key: what is there once under one shows once under the other.
+            request = method.request(text=str(register.subject), idempotency_key=str(register.subject))
+        metadata = await self.actors.act_as(self.user_id)
+        call = self._channel.unary_unary(method.path, method.request.SerializeToString, method.response.FromString)
+        self._history.invoke(register, value)
+        try:
+            answer = await send(lambda: call(request, metadata=metadata, timeout=method.policy.deadline_ms / 1000))
+        except grpc.aio.AioRpcError as error:
+            found = errors.from_rpc(error)
+            if found.code in _NO_ANSWER or not self._running:
+                self._history.unknown(register, found.code.name)
+                return False
+            self._history.fail(register, found.code.name)
+            if found.code not in _REFUSALS:
+                raise CommandError(f"{register}: {found.code.name}: {found.message}", FAULTS) from error
+            return True
+        self._history.ok(register, answer.tweet.id if register.kind is Kind.POST else 0)
+        return True
+
+    async def _once(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        return await call()

@@ -1,0 +1,154 @@
+"""A mesh of many processes on free ports of this machine, whose processes can be killed one by one: what `roost drill kill` breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from roost_cli import runfile
+from roost_cli.connection import Target
+from roost_cli.drill.single_process_mesh import READY
+from roost_cli.exit_codes import FAULTS, CommandError
+from services.platform.config import child_environment, runtime_dir
+
+# Some sixteen processes, each of which takes seconds of a core to come up.
+START_WITHIN_S = 400.0
+# Gateway, services and registry end one group after the other.
+STOP_WITHIN_S = 120.0
+SHOWN_LOG_CHARS = 2_000
+
+_IS_READY = re.compile(r"(?P<label>\S+) is ready, pid (?P<pid>\d+)")
+_HAS_ENDED = re.compile(r"(?P<label>\S+) ended with ")
+
+
+class Fleet:
+    """One running `roost up --processes`. `http` is its gateway's host and port, `pids` are the processes that are ready, by label."""
+
+    def __init__(self, process: asyncio.subprocess.Process, grpc: str, http: tuple[str, int], folder: Path) -> None:
+        self.http = http
+        self.pids: dict[str, int] = {}
+        self.grpc = grpc
+        self._folder = folder
+        self._process = process
+        self._changed = asyncio.Condition()
+        self._ready = asyncio.Event()
+        self._reading = asyncio.create_task(self._read(), name="fleet-output")
+
+    @classmethod
+    async def start(cls, folder: Path, settings: Mapping[str, str], replicas: Mapping[str, int]) -> Fleet:
+        """A mesh that is ready; CommandError, with the end of its output, where it does not become so.
+
+        `folder` takes data, run files and logs. `settings` are text by name; rate limits are off.
+        """
+        runtime = folder / "runtime"
+        runtime.mkdir(mode=0o700, exist_ok=True)
+        grpc, http = f"127.0.0.1:{_free_port()}", ("127.0.0.1", _free_port())
+        counted = ",".join(f"{name}={number}" for name, number in replicas.items())
+        argv = ["up", "--processes", "--cluster", "--no-demo", "--replicas", counted]
+        argv += ["--grpc", grpc, "--http", f"{http[0]}:{http[1]}", "--data", str(folder / "data")]
+        with (folder / "up.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "roost_cli",
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=child_environment(runtime, rate_limits="off", log_format="json", **settings),
+            )
+        fleet = cls(process, grpc, http, folder)
+        try:
+            async with asyncio.timeout(START_WITHIN_S):
+                await fleet._ready.wait()
+        except BaseException as error:
+            await fleet.put_down()
+            if isinstance(error, TimeoutError):
+                raise CommandError(f"no mesh in {START_WITHIN_S:g} s:\n{fleet._log_end()}", FAULTS) from error
+            raise
+        if process.returncode is not None:
+            raise CommandError(f"the mesh ended while it started:\n{fleet._log_end()}", FAULTS)
+        return fleet
+
+    @property
+    def target(self) -> Target:
+        """Its gRPC door, with the operator's token."""
+        runs = runfile.running(runtime_dir(self._folder / "runtime"))
+        found = next(run for run in runs if run.grpc == self.grpc)
+        return Target(found.grpc, found.operator_token)
+
+    @property
+    def control(self) -> Path:
+        """Where its supervisor listens."""
+        return runfile.path_of(self.grpc, runtime_dir(self._folder / "runtime")).with_suffix(".sock")
+
+    def labels(self, service: str) -> list[str]:
+        """The processes of a service that are ready."""
+        return sorted(label for label in self.pids if label.rpartition("-")[0] == service)
+
+    async def kill(self, label: str, within_s: float) -> float:
+        """SIGKILL to one process; the seconds until its successor was ready. CommandError where that takes longer than `within_s`."""
+        before, began = self.pids[label], time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(before, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(within_s), self._changed:
+                await self._changed.wait_for(lambda: self.pids.get(label, before) != before)
+        except TimeoutError:
+            log = self._folder / "data" / "logs" / f"{label}.log"
+            end = log.read_text(errors="replace")[-SHOWN_LOG_CHARS:] if log.exists() else ""
+            raise CommandError(f"{label} did not come back in {within_s:g} s:\n{end}", FAULTS) from None
+        return time.monotonic() - began
+
+    async def stop(self) -> None:
+        """SIGTERM; CommandError where it does not end in time, or not cleanly."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            code = await asyncio.wait_for(self._process.wait(), STOP_WITHIN_S)
+        except TimeoutError:
+            await self.put_down()
+            raise CommandError(f"the mesh did not stop in {STOP_WITHIN_S:g} s", FAULTS) from None
+        await self._reading
+        if code:
+            raise CommandError(f"the mesh stopped with status {code}", FAULTS)
+
+    async def put_down(self) -> None:
+        """SIGKILL to the supervisor, whose processes end with it. Safe after `stop`."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        await self._reading
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None, "made with a pipe"
+        async for raw in self._process.stdout:
+            line = raw.decode(errors="replace")
+            async with self._changed:
+                if found := _IS_READY.match(line):
+                    self.pids[found["label"]] = int(found["pid"])
+                elif found := _HAS_ENDED.match(line):
+                    self.pids.pop(found["label"], None)
+                elif line.startswith(READY):
+                    self._ready.set()
+                self._changed.notify_all()
+        # Whoever waits for its start is to learn of its end.
+        await self._process.wait()
+        self._ready.set()
+
+    def _log_end(self) -> str:
+        return (self._folder / "up.log").read_text(errors="replace")[-SHOWN_LOG_CHARS:]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,132 @@
+"""A mesh in a process of its own, on free ports of this machine: what drills start, kill and start again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+from roost_cli import runfile
+from roost_cli.connection import Target
+from roost_cli.exit_codes import FAULTS, CommandError
+from services.platform.config import child_environment, runtime_dir
+
+READY = "roost is ready"
+# Far above what is promised: slowness is measured, and only what hangs is given up.
+START_WITHIN_S = 60.0
+STOP_WITHIN_S = 30.0
+# Of its log, when it fails.
+SHOWN_LOG_CHARS = 2_000
+
+
+class Child:
+    """One running `roost up`. `started_s` is how long it took from the command to the ready line, in seconds."""
+
+    def __init__(self, process: asyncio.subprocess.Process, target: Target, started_s: float) -> None:
+        self.target = target
+        self.started_s = started_s
+        self._process = process
+        self._drain = asyncio.create_task(_drained(process))
+
+    async def kill(self) -> None:
+        """SIGKILL, as a power cut would have it; returns once the process is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        await self._drain
+
+    async def stop(self) -> None:
+        """SIGTERM; CommandError where it does not end in time, or not cleanly."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            code = await asyncio.wait_for(self._process.wait(), STOP_WITHIN_S)
+        except TimeoutError:
+            await self.kill()
+            raise CommandError(f"the mesh did not stop in {STOP_WITHIN_S:g} s", FAULTS) from None
+        await self._drain
+        if code:
+            raise CommandError(f"the mesh stopped with status {code}", FAULTS)
+
+
+class Nursery:
+    """Starts meshes, one at a time, on one data directory. `folder` holds that, the run files and the log."""
+
+    def __init__(self, folder: Path) -> None:
+        self._data = folder / "data"
+        self._runtime = folder / "runtime"
+        self._log = folder / "up.log"
+        self._runtime.mkdir(mode=0o700, exist_ok=True)
+
+    async def start(self) -> Child:
+        """A mesh that is ready; CommandError, with the end of its log, where it does not become so."""
+        began = time.monotonic()
+        process = await self._spawn()
+        try:
+            async with asyncio.timeout(START_WITHIN_S):
+                ready = await _until_ready(process)
+            started_s = time.monotonic() - began
+            if not ready:
+                raise CommandError(f"the mesh ended while it started:\n{self._log_end()}", FAULTS)
+            found = next(run for run in runfile.running(runtime_dir(self._runtime)) if run.pid == process.pid)
+        except BaseException as error:
+            await _put_down(process)
+            if isinstance(error, TimeoutError):
+                raise CommandError(f"no mesh in {START_WITHIN_S:g} s:\n{self._log_end()}", FAULTS) from error
+            raise
+        return Child(process, Target(found.grpc, found.operator_token), started_s)
+
+    async def start_and_kill(self, after_s: float) -> None:
+        """A mesh that is killed `after_s` seconds after its command, ready or not."""
+        process = await self._spawn()
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.communicate(), after_s)
+        finally:
+            await _put_down(process)
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        any_port = "127.0.0.1:0"
+        argv = ["up", "--no-demo", "--http", any_port, "--grpc", any_port, "--data", str(self._data)]
+        environment = child_environment(self._runtime, rate_limits="off", log_format="json")
+        with self._opened_log() as log:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "roost_cli",
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=environment,
+            )
+
+    def _opened_log(self) -> IO[bytes]:
+        return self._log.open("ab")
+
+    def _log_end(self) -> str:
+        return self._log.read_text(errors="replace")[-SHOWN_LOG_CHARS:]
+
+
+async def _until_ready(process: asyncio.subprocess.Process) -> bool:
+    assert process.stdout is not None, "made with a pipe"
+    async for line in process.stdout:
+        if line.startswith(READY.encode()):
+            return True
+    return False
+
+
+async def _drained(process: asyncio.subprocess.Process) -> None:
+    """Reads what it prints, for a full pipe would stop it."""
+    assert process.stdout is not None, "made with a pipe"
+    async for _ in process.stdout:
+        pass
+
+
+async def _put_down(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()

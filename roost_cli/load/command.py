@@ -1,0 +1,189 @@
+"""`roost load`: a real graph, real tweets and random operations, through RPCs, at speed.
+
+The order matters: people, follows, the clock margin, one read of every home, tweets. So every home is warm when the
+tweets come, and it is fan-out that carries them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from roost_cli import connection, options, progress
+from roost_cli.exit_codes import FAULTS, CommandError
+from roost_cli.load import edge_list as edges
+from roost_cli.load import mutate
+from roost_cli.load.loader import CONCURRENCY, Loader, Operator, Person, Post, Posted
+from roost_cli.load.tokens import TokenBook
+
+# Connections: one is served by one task of gRPC's core, and a few keep both sides busy.
+CHANNELS = 4
+MAX_CONCURRENCY = 1_024
+# Half a sha256 tells any two files apart.
+HASH_DIGITS = 32
+# A text file of tweets is read whole: its hash is part of every key.
+MAX_TWEETS_BYTES = 256 * 1024 * 1024
+# A plan is made before it begins, and kept: some hundred bytes an operation.
+MAX_OPERATIONS = 1_000_000
+# Places named for each reason of refusal; the count says the rest.
+SHOWN_PLACES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One usable line of a file of tweets."""
+
+    number: int
+    text: str
+    key: str
+
+
+def _file(option: str, help_text: str) -> Any:
+    return typer.Option(option, exists=True, dir_okay=False, readable=True, help=help_text)
+
+
+def load(
+    graph: Annotated[Path | None, _file("--graph", "A UTF-8 file of edges: two node numbers on each line.")] = None,
+    tweets: Annotated[Path | None, _file("--tweets", "A UTF-8 file of tweets, one on each line.")] = None,
+    directed: Annotated[
+        bool, typer.Option("--directed", help="Read an edge as FROM follows TO. By default each follows the other.")
+    ] = False,
+    operations: Annotated[
+        int,
+        typer.Option(
+            "--mutate",
+            min=0,
+            max=MAX_OPERATIONS,
+            metavar="N",
+            help="Then do N random operations as the people who are there: posts, replies, retweets, edits, blocks and more.",
+        ),
+    ] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", help="The seed of all random choices: who posts which tweet, and every operation.")
+    ] = 1,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, max=MAX_CONCURRENCY, help="How many calls may be in flight at once.")
+    ] = CONCURRENCY,
+    grpc: options.Grpc = None,
+) -> None:
+    """Load a graph and tweets from files, do random operations, or both.
+
+    A second run with the same files continues the first and adds nothing twice. Random operations are done again by each run.
+    """
+    if (graph is None) != (tweets is None):
+        raise CommandError("--graph and --tweets go together: give both files")
+    if graph is not None and tweets is not None:
+        _load_files(graph, tweets, directed, seed, concurrency, grpc)
+    elif not operations:
+        raise CommandError("there is nothing to load: give --graph with --tweets, --mutate N, or both")
+    if operations and not asyncio.run(mutate.mutate(connection.find(grpc), operations, seed, concurrency)):
+        raise typer.Exit(FAULTS)
+
+
+def _load_files(graph: Path, tweets: Path, directed: bool, seed: int, concurrency: int, grpc: str | None) -> None:
+    # Before the graph, which may take a minute to read: what is wrong is told at once.
+    usable, blank = tweet_lines(_whole(tweets), tweets.name)
+    if not usable:
+        raise CommandError(f"{tweets.name} holds no tweet: write one a line")
+    with graph.open("rb") as lines:
+        edge_list = edges.parse(utf8_lines(lines, graph.name), directed=directed, name=graph.name)
+    if not edge_list.nodes:
+        raise CommandError(f"{graph.name} holds no edge: write two node numbers a line")
+    asyncio.run(_load(connection.find(grpc), edge_list, usable, blank, seed, concurrency))
+
+
+def utf8_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Yields the lines as text, without a byte order mark. Raises CommandError, naming the line, if one is not UTF-8."""
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise CommandError(
+                f"{name}, line {number}: byte {line[error.start]:#04x} is not UTF-8; convert the file first, "
+                "such as with `iconv -f LATIN1 -t UTF-8`"
+            ) from None
+        yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def tweet_lines(content: bytes, name: str) -> tuple[list[Line], list[int]]:
+    """Returns the lines of a file with their idempotency keys, and the numbers of those that are blank.
+
+    Raises CommandError, naming the line, if the file is not UTF-8.
+    """
+    digest = hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
+    usable: list[Line] = []
+    blank: list[int] = []
+    # Only newlines end a line: a tweet may hold any other separator that Unicode knows.
+    for number, text in enumerate(utf8_lines(content.removesuffix(b"\n").split(b"\n"), name), 1):
+        if stripped := text.strip():
+            usable.append(Line(number, stripped, f"load:{digest}:{number}"))
+        elif content:
+            blank.append(number)
+    return usable, blank
+
+
+def authors(nodes: Sequence[int], lines: int, seed: int) -> list[int]:
+    """Who posts each of `lines` lines: every node equally likely, and the same for the same seed."""
+    chance = random.Random(seed)  # noqa: S311 (a lot that must come out the same each time)
+    return [nodes[chance.randrange(len(nodes))] for _ in range(lines)]
+
+
+def _whole(path: Path) -> bytes:
+    if path.stat().st_size > MAX_TWEETS_BYTES:
+        raise CommandError(f"{path.name} is larger than {MAX_TWEETS_BYTES // 2**20} MiB; load it in parts")
+    return path.read_bytes()
+
+
+async def _load(
+    mesh: connection.Target,
+    edge_list: edges.EdgeList,
+    usable: Sequence[Line],
+    blank: Sequence[int],
+    seed: int,
+    concurrency: int,
+) -> None:
+    began = time.monotonic()
+    shown = progress.for_stream()
+    operator = mesh.operator()
+    async with connection.connect(mesh, min(CHANNELS, concurrency)) as channels:
+        actors = TokenBook(channels[0], operator)
+        loader = Loader(channels, Operator(channels[0], operator), actors, shown, concurrency)
+        people = [Person(edges.username(node), f"User {node}") for node in edge_list.nodes]
+        ids = await loader.import_people(people)
+        by_node = {node: ids[edges.username(node)] for node in edge_list.nodes}
+        barred = await loader.follow(
+            [(by_node[follower], by_node[followee]) for follower, followee in edge_list.follows]
+        )
+        await loader.settle(options.settings_with({}).clock_margin_s)
+        whole = await loader.warm(list(by_node.values()))
+        chosen = authors(edge_list.nodes, max((line.number for line in usable), default=0), seed)
+        posts = [Post(by_node[chosen[line.number - 1]], line.text, line.key, f"line {line.number}") for line in usable]
+        posted = await loader.post(posts, time.time())
+    report(edge_list, posted, blank)
+    if barred:
+        typer.echo(f"follows left out: {barred:,}: one of the two blocks the other")
+    if whole < len(by_node):
+        typer.echo(f"homes still being built when the tweets came: {len(by_node) - whole:,} of {len(by_node):,}")
+    typer.echo(f"done in {time.monotonic() - began:.1f} s")
+
+
+def report(edge_list: edges.EdgeList, posted: Posted, blank: Sequence[int]) -> None:
+    """Prints what was loaded and, always, what was not."""
+    typer.echo(f"people: {len(edge_list.nodes):,}; follows: {len(edge_list.follows):,}")
+    if edge_list.self_loops or edge_list.repeats:
+        typer.echo(f"edges left out: {edge_list.self_loops:,} from a node to itself, {edge_list.repeats:,} repeated")
+    typer.echo(f"tweets: {posted.made:,} posted, {posted.stood:,} already there")
+    left_out = dict(posted.refused)
+    if blank:
+        left_out["empty line"] = [f"line {number}" for number in blank]
+    for reason, places in left_out.items():
+        more = ", …" if len(places) > SHOWN_PLACES else ""
+        typer.echo(f"tweets left out: {len(places):,}: {reason} ({', '.join(places[:SHOWN_PLACES])}{more})")

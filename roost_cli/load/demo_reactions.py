@@ -1,0 +1,155 @@
+"""What the people of the demo make of each other's tweets: likes, retweets, replies with an answer now and then, quotes."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import grpc
+from roost.engagement.v1 import engagement_service_pb2, engagement_service_pb2_grpc
+from roost.tweet.v1 import (
+    reply_service_pb2,
+    reply_service_pb2_grpc,
+    tweet_service_pb2,
+    tweet_service_pb2_grpc,
+)
+
+from roost_cli.exit_codes import refused
+from roost_cli.load.demo_words import ANSWERS, QUOTES, REPLIES
+from roost_cli.load.impersonation import Actors
+from roost_cli.load.rate_control import deadline_s, patiently
+
+# How likely a follower does what with a tweet of the greatest appeal. Few tweets have much of it: see `reactions`.
+LIKELY_LIKE, LIKELY_RETWEET, LIKELY_REPLY, LIKELY_QUOTE = 0.75, 0.12, 0.12, 0.05
+# Of appeal, a number from 0 to 1, the power that makes most tweets plain and a few loved.
+APPEAL_POWER = 2.5
+# How likely a reply is answered by the author.
+LIKELY_ANSWER = 0.5
+
+LIKE = "/roost.engagement.v1.EngagementService/LikeTweet"
+RETWEET = "/roost.tweet.v1.TweetService/Retweet"
+CREATE_REPLY = "/roost.tweet.v1.ReplyService/CreateReply"
+CREATE_TWEET = "/roost.tweet.v1.TweetService/CreateTweet"
+
+
+class Kind(Enum):
+    """What somebody does with a tweet."""
+
+    LIKE = "like"
+    RETWEET = "retweet"
+    REPLY = "reply"
+    QUOTE = "quote"
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """What `who`, a username, does with the tweet of this number. `text` is of a reply or quote, `answer` the author's to a reply."""
+
+    who: str
+    kind: Kind
+    tweet: int
+    text: str = ""
+    answer: str = ""
+
+
+def reactions(
+    follows: Sequence[tuple[str, str]], tweets: Sequence[tuple[str, str]], chance: random.Random
+) -> list[Reaction]:
+    """Returns what followers make of the tweets, given as (author, text), in no order.
+
+    `follows` are (follower, followee).
+    """
+    followers: dict[str, list[str]] = defaultdict(list)
+    for follower, followee in follows:
+        followers[followee].append(follower)
+    likely = (
+        (Kind.LIKE, LIKELY_LIKE),
+        (Kind.RETWEET, LIKELY_RETWEET),
+        (Kind.REPLY, LIKELY_REPLY),
+        (Kind.QUOTE, LIKELY_QUOTE),
+    )
+    found = []
+    for number, (author, _) in enumerate(tweets):
+        appeal = chance.random() ** APPEAL_POWER
+        for who in followers[author]:
+            found += [_made(who, kind, number, chance) for kind, most in likely if chance.random() < most * appeal]
+    chance.shuffle(found)
+    return found
+
+
+def _made(who: str, kind: Kind, tweet: int, chance: random.Random) -> Reaction:
+    if kind is Kind.QUOTE:
+        return Reaction(who, kind, tweet, chance.choice(QUOTES))
+    if kind is Kind.REPLY:
+        answer = chance.choice(ANSWERS) if chance.random() < LIKELY_ANSWER else ""
+        return Reaction(who, kind, tweet, chance.choice(REPLIES), answer)
+    return Reaction(who, kind, tweet)
+
+
+class Player:
+    """Carries reactions out. `ids` are the people's, by username; `key` begins the idempotency keys, so that a repeat adds nothing."""
+
+    def __init__(self, channel: grpc.aio.Channel, actors: Actors, ids: Mapping[str, int], key: str) -> None:
+        self._likes = engagement_service_pb2_grpc.EngagementServiceStub(channel)
+        self._tweets = tweet_service_pb2_grpc.TweetServiceStub(channel)
+        self._replies = reply_service_pb2_grpc.ReplyServiceStub(channel)
+        self._actors = actors
+        self._ids = ids
+        self._key = key
+
+    async def post(self, author: str, text: str, number: int) -> int:
+        """Posts the demo's tweet of this number and returns its id. Raises CommandError if the mesh refuses it."""
+        request = tweet_service_pb2.CreateTweetRequest(text=text, idempotency_key=f"{self._key}:{number}")
+        try:
+            return await self._create(author, request)
+        except grpc.aio.AioRpcError as error:
+            raise refused(error, f"posting demo tweet {number}") from error
+
+    async def react(self, reaction: Reaction, author: str, tweet_id: int) -> None:
+        """Carries one out, on the tweet of this id. Raises CommandError if the mesh refuses it."""
+        try:
+            match reaction.kind:
+                case Kind.LIKE:
+                    await self._like(reaction.who, tweet_id)
+                case Kind.RETWEET:
+                    await self._retweet(reaction.who, tweet_id)
+                case Kind.QUOTE:
+                    await self._quote(reaction, tweet_id)
+                case Kind.REPLY:
+                    key = f"{self._key}:{reaction.tweet}:{reaction.who}"
+                    reply_id = await self._reply(reaction.who, tweet_id, reaction.text, key)
+                    if reaction.answer:
+                        await self._reply(author, reply_id, reaction.answer, f"{key}:answer")
+        except grpc.aio.AioRpcError as error:
+            raise refused(error, f"{reaction.kind.value} of {reaction.who}") from error
+
+    async def _like(self, who: str, tweet_id: int) -> None:
+        request = engagement_service_pb2.LikeTweetRequest(tweet_id=tweet_id)
+        metadata = await self._actors.act_as(self._ids[who])
+        await patiently(lambda: self._likes.LikeTweet(request, metadata=metadata, timeout=deadline_s(LIKE)))
+
+    async def _retweet(self, who: str, tweet_id: int) -> None:
+        request = tweet_service_pb2.RetweetRequest(tweet_id=tweet_id)
+        metadata = await self._actors.act_as(self._ids[who])
+        await patiently(lambda: self._tweets.Retweet(request, metadata=metadata, timeout=deadline_s(RETWEET)))
+
+    async def _quote(self, reaction: Reaction, tweet_id: int) -> None:
+        key = f"{self._key}:quote:{reaction.tweet}:{reaction.who}"
+        request = tweet_service_pb2.CreateTweetRequest(text=reaction.text, quote_of_id=tweet_id, idempotency_key=key)
+        await self._create(reaction.who, request)
+
+    async def _create(self, who: str, request: tweet_service_pb2.CreateTweetRequest) -> int:
+        metadata = await self._actors.act_as(self._ids[who])
+        timeout = deadline_s(CREATE_TWEET)
+        answer = await patiently(lambda: self._tweets.CreateTweet(request, metadata=metadata, timeout=timeout))
+        return answer.tweet.id
+
+    async def _reply(self, who: str, tweet_id: int, text: str, key: str) -> int:
+        request = reply_service_pb2.CreateReplyRequest(tweet_id=tweet_id, text=text, idempotency_key=key)
+        metadata = await self._actors.act_as(self._ids[who])
+        timeout = deadline_s(CREATE_REPLY)
+        answer = await patiently(lambda: self._replies.CreateReply(request, metadata=metadata, timeout=timeout))
+        return answer.tweet.id

@@ -1,0 +1,238 @@
+"""Puts people, follows and tweets into a mesh through its RPCs: what `roost load` and the demo share.
+
+Everything may be repeated: people are matched by username, a follow that stands stays as it is, and a tweet's
+idempotency key answers the tweet that was posted with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import grpc
+from roost.graph.v1 import graph_service_pb2, graph_service_pb2_grpc
+from roost.identity.v1 import user_pb2, user_service_pb2, user_service_pb2_grpc
+from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
+from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
+
+from roost_cli.connection import Metadata
+from roost_cli.exit_codes import FAULTS, CommandError, refused
+from roost_cli.load.impersonation import Actors
+from roost_cli.load.rate_control import batches, deadline_s, for_each, patiently
+from roost_cli.progress import Progress
+from services.platform.rpc import errors
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+# A quarter of what one ImportUsers call may bring: all of it took its whole deadline on a machine that was busy with Cassandra, too.
+IMPORT_BATCH = 250
+# Calls in flight where the command line says nothing: enough to keep one server process busy.
+CONCURRENCY = 64
+# A cold home costs a build, and a process builds 64 at a time; fewer in flight keep every build inside its deadline.
+WARM_CONCURRENCY = 16
+# A build that takes longer than its page is asked for again: this often, this far apart.
+PARTIAL_TRIES = 100
+PARTIAL_PAUSE_S = 0.1
+
+IMPORT_USERS = "/roost.identity.v1.UserService/ImportUsers"
+SCAN_USERS = "/roost.identity.v1.UserService/ScanUsers"
+FOLLOW = "/roost.graph.v1.GraphService/Follow"
+LIST_HOME = "/roost.timeline.v1.TimelineService/ListHomeTimeline"
+CREATE_TWEET = "/roost.tweet.v1.TweetService/CreateTweet"
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody to import; nobody can log in as them."""
+
+    username: str
+    display_name: str
+    bio: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A tweet to post. `place` says where it stands, for the report; `key` makes a repeat harmless."""
+
+    author_id: int
+    text: str
+    key: str
+    place: str
+
+
+@dataclass(slots=True)
+class Posted:
+    """What became of posts: `made` now, `stood` from before, and by reason the places of those refused."""
+
+    made: int = 0
+    stood: int = 0
+    refused: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """The operator's way into the mesh: a channel, and what calls over it must carry."""
+
+    channel: grpc.aio.Channel
+    metadata: Metadata
+
+
+class Loader:
+    """Calls with bounded concurrency over one or more channels to the same mesh."""
+
+    def __init__(
+        self,
+        channels: Sequence[grpc.aio.Channel],
+        operator: Operator,
+        actors: Actors,
+        progress: Progress,
+        concurrency: int = CONCURRENCY,
+    ) -> None:
+        self._channels = channels
+        self._operator = operator
+        self._actors = actors
+        self._progress = progress
+        self._concurrency = concurrency
+
+    async def import_people(self, people: Sequence[Person]) -> dict[str, int]:
+        """Makes the accounts that are missing; answers every id by username, and admits everybody to act."""
+        ids = await self._known(people)
+        missing = [person for person in people if person.username not in ids]
+        stub = user_service_pb2_grpc.UserServiceStub(self._operator.channel)
+        with self._progress.phase("people", len(missing)) as phase:
+            for batch in batches(missing, IMPORT_BATCH):
+                request = user_service_pb2.ImportUsersRequest(users=[_imported(person) for person in batch])
+                doing = f"importing people from {batch[0].username} on"
+                answer = await _asked(
+                    stub.ImportUsers, request, self._operator.metadata, deadline_s(IMPORT_USERS), doing
+                )
+                ids.update(zip((person.username for person in batch), answer.user_ids, strict=True))
+                phase.advance(len(batch))
+        await self._actors.admit(ids.values())
+        barred = [name for name, user_id in ids.items() if user_id not in self._actors]
+        if barred:
+            listed = f"{barred[0]} among them"
+            raise CommandError(f"{len(barred)} of these people are suspended or deactivated here, {listed}", FAULTS)
+        return ids
+
+    async def follow(self, follows: Sequence[tuple[int, int]]) -> int:
+        """Makes each (follower id, followee id) follow; answers how many the mesh does not allow, as after a block."""
+        stubs = [graph_service_pb2_grpc.GraphServiceStub(channel) for channel in self._channels]
+        timeout = deadline_s(FOLLOW)
+        barred = 0
+
+        async def one(edge: tuple[int, int]) -> None:
+            nonlocal barred
+            follower, followee = edge
+            call = stubs[follower % len(stubs)].Follow
+            request = graph_service_pb2.FollowRequest(user_id=followee)
+            metadata = await self._actors.act_as(follower)
+            try:
+                await patiently(lambda: call(request, metadata=metadata, timeout=timeout))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
+                    raise refused(error, "following") from error
+                barred += 1
+
+        with self._progress.phase("follows", len(follows)) as phase:
+            await for_each(follows, one, concurrency=self._concurrency, done=phase.advance)
+        return barred
+
+    async def settle(self, seconds: float) -> None:
+        """Waits until the follows are older than the clock margin: a home built before then pulls the young ones."""
+        self._progress.say(f"waiting {seconds:g} s: homes are built once the follows are older than the clock margin")
+        await asyncio.sleep(seconds)
+
+    async def warm(self, user_ids: Sequence[int]) -> int:
+        """Reads the first page of each home until it is whole, so that the home is warm; answers how many became so."""
+        stubs = [timeline_service_pb2_grpc.TimelineServiceStub(channel) for channel in self._channels]
+        timeout = deadline_s(LIST_HOME)
+        whole = 0
+
+        async def one(user_id: int) -> None:
+            nonlocal whole
+            request = timeline_service_pb2.ListHomeTimelineRequest()
+            for _ in range(PARTIAL_TRIES):
+                call = stubs[user_id % len(stubs)].ListHomeTimeline
+                answer = await _asked(call, request, await self._actors.act_as(user_id), timeout, "reading a home")
+                if not answer.partial:
+                    break
+                await asyncio.sleep(PARTIAL_PAUSE_S)
+            whole += not answer.partial
+
+        with self._progress.phase("homes read", len(user_ids)) as phase:
+            await for_each(user_ids, one, concurrency=min(WARM_CONCURRENCY, self._concurrency), done=phase.advance)
+        return whole
+
+    async def post(self, posts: Sequence[Post], began_at: float) -> Posted:
+        """Posts the tweets; those the mesh calls invalid are counted by reason.
+
+        What was posted before `began_at`, in Unix seconds, stood already.
+        """
+        stubs = [tweet_service_pb2_grpc.TweetServiceStub(channel) for channel in self._channels]
+        timeout = deadline_s(CREATE_TWEET)
+        posted = Posted()
+
+        async def one(post: Post) -> None:
+            request = tweet_service_pb2.CreateTweetRequest(text=post.text, idempotency_key=post.key)
+            metadata = await self._actors.act_as(post.author_id)
+            call = stubs[post.author_id % len(stubs)].CreateTweet
+            try:
+                answer = await patiently(lambda: call(request, metadata=metadata, timeout=timeout))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                    raise refused(error, f"posting {post.place}") from error
+                posted.refused.setdefault(_reason(error), []).append(post.place)
+                return
+            if answer.tweet.created_at.ToMilliseconds() < int(began_at * 1000):
+                posted.stood += 1
+            else:
+                posted.made += 1
+
+        with self._progress.phase("tweets", len(posts)) as phase:
+            await for_each(posts, one, concurrency=self._concurrency, done=phase.advance)
+        return posted
+
+    async def _known(self, people: Sequence[Person]) -> dict[str, int]:
+        wanted = {person.username.lower(): person.username for person in people}
+        found: dict[str, int] = {}
+        async for user in scan_users(self._operator.channel, self._operator.metadata):
+            username = wanted.get(user.user.username.lower())
+            if username is not None:
+                found[username] = user.user.id
+        return found
+
+
+async def scan_users(channel: grpc.aio.Channel, operator: Metadata) -> AsyncIterator[user_service_pb2.ScannedUser]:
+    """Every user by ascending id, also hidden ones."""
+    stub = user_service_pb2_grpc.UserServiceStub(channel)
+    call = stub.ScanUsers(user_service_pb2.ScanUsersRequest(), metadata=operator, timeout=deadline_s(SCAN_USERS))
+    async for page in call:
+        for user in page.users:
+            yield user
+
+
+async def _asked(
+    call: grpc.aio.UnaryUnaryMultiCallable[Q, R], request: Q, metadata: Metadata, timeout_s: float, doing: str
+) -> R:
+    try:
+        return await patiently(lambda: call(request, metadata=metadata, timeout=timeout_s))
+    except grpc.aio.AioRpcError as error:
+        raise refused(error, doing) from error
+
+
+def _imported(person: Person) -> user_service_pb2.ImportedUser:
+    return user_service_pb2.ImportedUser(
+        username=person.username,
+        # A reserved domain: nothing is ever sent there.
+        email=f"{person.username.lower()}@people.invalid",
+        profile=user_pb2.Profile(display_name=person.display_name, bio=person.bio),
+    )
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    found = errors.from_rpc(error)
+    return "; ".join(violation.message for violation in found.violations) or found.message

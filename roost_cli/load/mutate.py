@@ -1,0 +1,191 @@
+"""`roost load --mutate N`: random operations of the people who exist, through RPCs, in their names.
+
+What is done is planned before anything is: the same seed plans the same operations on the same people and tweets. Which
+of them are refused may still differ by a few, for they run side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import typer
+from google.protobuf.message import Message
+
+from roost_cli import connection, progress
+from roost_cli.exit_codes import FAULTS, CommandError, refused
+from roost_cli.load.random_operations import Kind, Operation, Planner
+from roost_cli.load.rate_control import for_each, patiently
+from roost_cli.load.tokens import TokenBook
+from roost_cli.verify.command import read_truth
+from roost_cli.verify.timeline_model import Truth
+from services.platform.rpc import contract, errors
+
+CHANNELS = 4
+# What people may do wrong where others act at the same time: gone, not theirs, blocked, edited too often or too late.
+EXPECTED = frozenset(
+    {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION}
+)
+# An operation on a tweet that was itself refused has nothing to act on.
+NO_TARGET = "without its tweet"
+
+_TWEETS = "/roost.tweet.v1.TweetService/"
+_REPLIES = "/roost.tweet.v1.ReplyService/"
+_GRAPH = "/roost.graph.v1.GraphService/"
+_ENGAGEMENT = "/roost.engagement.v1.EngagementService/"
+# The method of each kind, and the field that names what it acts on.
+METHODS: Mapping[Kind, tuple[str, str]] = {
+    Kind.POST: (_TWEETS + "CreateTweet", ""),
+    Kind.REPLY: (_REPLIES + "CreateReply", "tweet_id"),
+    Kind.QUOTE: (_TWEETS + "CreateTweet", "quote_of_id"),
+    Kind.RETWEET: (_TWEETS + "Retweet", "tweet_id"),
+    Kind.UNRETWEET: (_TWEETS + "Unretweet", "tweet_id"),
+    Kind.EDIT: (_TWEETS + "UpdateTweet", "tweet_id"),
+    Kind.DELETE: (_TWEETS + "DeleteTweet", "tweet_id"),
+    Kind.LIKE: (_ENGAGEMENT + "LikeTweet", "tweet_id"),
+    Kind.UNLIKE: (_ENGAGEMENT + "UnlikeTweet", "tweet_id"),
+    Kind.FOLLOW: (_GRAPH + "Follow", "user_id"),
+    Kind.UNFOLLOW: (_GRAPH + "Unfollow", "user_id"),
+    Kind.BLOCK: (_GRAPH + "Block", "user_id"),
+    Kind.UNBLOCK: (_GRAPH + "Unblock", "user_id"),
+    Kind.MUTE: (_GRAPH + "Mute", "user_id"),
+    Kind.UNMUTE: (_GRAPH + "Unmute", "user_id"),
+}
+# Repeats of these are harmless by a key, those of all others by nature.
+KEYED = frozenset({Kind.POST, Kind.REPLY, Kind.QUOTE})
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the operations: how many of each kind were done, and how many refused, by kind and code."""
+
+    done: Counter[Kind] = field(default_factory=Counter)
+    refused: defaultdict[Kind, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    faults: int = 0
+    # The text of one refusal by kind and code, for those that nobody expects.
+    examples: dict[tuple[Kind, str], str] = field(default_factory=dict)
+
+    def refuse(self, kind: Kind, error: grpc.aio.AioRpcError) -> None:
+        """Counts a refusal; one that no user can bring about is a fault."""
+        found = errors.from_rpc(error)
+        self.refused[kind][found.code.name] += 1
+        if found.code not in EXPECTED:
+            self.faults += 1
+            self.examples.setdefault((kind, found.code.name), found.message)
+
+    def lines(self) -> Iterable[str]:
+        """The tally, a line a kind."""
+        for kind in Kind:
+            refusals = self.refused[kind]
+            if self.done[kind] or refusals:
+                said = [f"{count:,} {code}" for code, count in sorted(refusals.items())]
+                yield f"  {kind:<10}{self.done[kind]:>8,} done" + (f"; refused: {', '.join(said)}" if said else "")
+        for (kind, code), message in self.examples.items():
+            what = "is not served here" if code == "UNIMPLEMENTED" else f"fault {code}"
+            yield f"  {kind} {what}: {message}"
+
+
+class Mutator:
+    """Carries operations out, `concurrency` at a time and begun in order. `run` tells this run's keys from others'."""
+
+    def __init__(
+        self,
+        channels: Sequence[grpc.aio.Channel],
+        actors: TokenBook,
+        shown: progress.Progress,
+        concurrency: int,
+        run: str,
+    ) -> None:
+        self._calls = [{kind: _call(channel, path) for kind, (path, _) in METHODS.items()} for channel in channels]
+        self._actors = actors
+        self._shown = shown
+        self._concurrency = concurrency
+        self._run = run
+
+    async def carry_out(self, operations: Sequence[Operation]) -> Tally:
+        """Does all of them; CommandError where the mesh stays away for longer than anybody waits."""
+        tally = Tally()
+        loop = asyncio.get_running_loop()
+        # The ids of tweets that later operations act on; 0 for those that were refused.
+        made: dict[int, asyncio.Future[int]] = {
+            operation.number: loop.create_future() for operation in operations if operation.kind in Kind.making()
+        }
+
+        async def one(operation: Operation) -> None:
+            # Whoever waits for this one began later: nobody waits in a circle.
+            about = await made[operation.made_by] if operation.made_by is not None else operation.about
+            tweet_id = 0
+            if operation.made_by is not None and not about:
+                tally.refused[operation.kind][NO_TARGET] += 1
+            else:
+                tweet_id = await self._do(operation, about, tally)
+            if operation.number in made:
+                made[operation.number].set_result(tweet_id)
+
+        with self._shown.phase("operations", len(operations)) as phase:
+            await for_each(operations, one, concurrency=self._concurrency, done=phase.advance)
+        return tally
+
+    async def _do(self, operation: Operation, about: int, tally: Tally) -> int:
+        """The id of the tweet that was made, 0 where none was."""
+        path, named = METHODS[operation.kind]
+        method = contract.methods()[path]
+        fields: dict[str, Any] = {named: about} if named else {}
+        if operation.text:
+            fields["text"] = operation.text
+        if operation.kind in KEYED:
+            fields["idempotency_key"] = f"mutate:{self._run}:{operation.number}"
+        request = method.request(**fields)
+        metadata = await self._actors.act_as(operation.actor_id)
+        call = self._calls[operation.actor_id % len(self._calls)][operation.kind]
+        timeout = method.policy.deadline_ms / 1000
+        try:
+            answer = await patiently(lambda: call(request, metadata=metadata, timeout=timeout))
+        except grpc.aio.AioRpcError as error:
+            tally.refuse(operation.kind, error)
+            return 0
+        tally.done[operation.kind] += 1
+        return int(answer.tweet.id) if operation.kind in Kind.making() else 0
+
+
+def _call(channel: grpc.aio.Channel, path: str) -> grpc.aio.UnaryUnaryMultiCallable[Message, Any]:
+    method = contract.methods()[path]
+    return channel.unary_unary(path, method.request.SerializeToString, method.response.FromString)
+
+
+async def mutate(mesh: connection.Target, count: int, seed: int, concurrency: int) -> bool:
+    """Plans and carries out `count` operations, and says what became of them; False where there were faults."""
+    shown = progress.for_stream()
+    operator = mesh.operator()
+    async with connection.connect(mesh, min(CHANNELS, concurrency)) as channels:
+        try:
+            truth = await read_truth(channels[0], operator, shown)
+        except grpc.aio.AioRpcError as error:
+            raise refused(error, "looking at who is there") from error
+        if len(truth.active) < 2:
+            raise CommandError(
+                "random operations need at least two people: load a graph first with `roost load`, or start the mesh with the demo",
+                FAULTS,
+            )
+        operations = plan(truth, count, seed)
+        actors = TokenBook(channels[0], operator)
+        await actors.admit(sorted(truth.active))
+        began = time.monotonic()
+        tally = await Mutator(channels, actors, shown, concurrency, secrets.token_hex(8)).carry_out(operations)
+    done = sum(tally.done.values())
+    typer.echo(f"operations: {done:,} of {count:,} done in {time.monotonic() - began:.1f} s, {tally.faults:,} faults")
+    for line in tally.lines():
+        typer.echo(line)
+    return not tally.faults
+
+
+def plan(truth: Truth, count: int, seed: int) -> list[Operation]:
+    """The operations that this seed means for these people and tweets."""
+    planner = Planner(truth, seed)
+    return [planner.next(number) for number in range(count)]

@@ -1,0 +1,67 @@
+"""Access tokens of many users, minted by the operator and renewed before they expire."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+import grpc
+from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
+
+from roost_cli.connection import Metadata, bearer
+from roost_cli.load.rate_control import batches, deadline_s, patiently
+
+MINT_TOKENS = "/roost.identity.v1.AuthService/MintTokens"
+
+# The bound of one MintTokens call.
+MINT_BATCH = 1_000
+DEFAULT_TTL_S = 3600
+MAX_TTL_S = 86_400
+
+
+class TokenBook:
+    """Call metadata of each user. Tokens are renewed once half their life is over, so that none expires on the way."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        operator: Metadata,
+        ttl_s: int = DEFAULT_TTL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stub = auth_service_pb2_grpc.AuthServiceStub(channel)
+        self._operator = operator
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._metadata: dict[int, Metadata] = {}
+        self._renew_at = float("inf")
+        self._renewing = asyncio.Lock()
+
+    async def admit(self, user_ids: Iterable[int]) -> None:
+        """Mints tokens for these users; those unknown or not active get none."""
+        self._renew_at = min(self._renew_at, self._clock() + self._ttl_s / 2)
+        for ids in batches(user_ids, MINT_BATCH):
+            for user_id, token in (await mint(self._stub, self._operator, ids, self._ttl_s)).items():
+                self._metadata[user_id] = bearer(token)
+
+    def __contains__(self, user_id: int) -> bool:
+        return user_id in self._metadata
+
+    async def act_as(self, user_id: int) -> Metadata:
+        """The metadata of a user that has a token; KeyError for others."""
+        if self._clock() >= self._renew_at:
+            async with self._renewing:
+                if self._clock() >= self._renew_at:
+                    self._renew_at = float("inf")
+                    await self.admit(list(self._metadata))
+        return self._metadata[user_id]
+
+
+async def mint(
+    stub: auth_service_pb2_grpc.AuthServiceStub, operator: Metadata, user_ids: Iterable[int], ttl_s: int
+) -> dict[int, str]:
+    """Tokens by user id for at most MINT_BATCH users, good for `ttl_s` seconds (1 to MAX_TTL_S)."""
+    request = auth_service_pb2.MintTokensRequest(user_ids=user_ids, ttl_seconds=ttl_s)
+    answer = await patiently(lambda: stub.MintTokens(request, metadata=operator, timeout=deadline_s(MINT_TOKENS)))
+    return {token.user_id: token.access_token for token in answer.tokens}

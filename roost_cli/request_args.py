@@ -1,0 +1,125 @@
+"""`field=value` arguments of a command line as a request message."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import orjson
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from roost_cli.exit_codes import CommandError
+from services.platform.rpc import contract
+
+_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def parse(arguments: Sequence[str], request: type[Message], me: Callable[[], int] | None = None) -> Message:
+    """Makes the request: `text=hello`, `profile.bio=x`, `ids=[1,2]` or `ids=1 ids=2`, enums by name, times in RFC 3339.
+
+    Fields answer to their aliases too; `me` gives the caller's id where a field accepts the word. CommandError, naming
+    the argument, where a field is unknown or a value does not fit.
+    """
+    message = request()
+    tree: dict[str, Any] = {}
+    for argument in arguments:
+        path, equals, text = argument.partition("=")
+        if not equals or not path:
+            raise CommandError(f"{argument!r} is not a field: write field=value")
+        _set(tree, cast(Descriptor, request.DESCRIPTOR), path, text, me)
+    try:
+        json_format.ParseDict(tree, message)
+    except json_format.ParseError as error:
+        raise CommandError(f"the fields do not fit {request.DESCRIPTOR.name}: {error}") from None
+    return message
+
+
+def _set(tree: dict[str, Any], descriptor: Descriptor, path: str, text: str, me: Callable[[], int] | None) -> None:
+    names = path.split(".")
+    for depth, name in enumerate(names):
+        field = _field(descriptor, name)
+        if depth == len(names) - 1:
+            _put(tree, field, path, text, me)
+            return
+        if field.message_type is None or field.is_repeated:
+            raise CommandError(f"{path}: {name} has no fields of its own")
+        tree = tree.setdefault(field.name, {})
+        if not isinstance(tree, dict):
+            raise CommandError(f"{path}: {name} was given twice")
+        descriptor = field.message_type
+
+
+def _put(tree: dict[str, Any], field: FieldDescriptor, path: str, text: str, me: Callable[[], int] | None) -> None:
+    value = _value(field, path, text, me)
+    if field.is_repeated and not _is_map(field):
+        tree.setdefault(field.name, []).extend(value if isinstance(value, list) else [value])
+    elif field.name in tree:
+        raise CommandError(f"{path} was given twice")
+    else:
+        tree[field.name] = value
+
+
+def _field(descriptor: Descriptor, name: str) -> FieldDescriptor:
+    for field in descriptor.fields:
+        if name in (field.name, field.camelcase_name) or name in contract.field_policy(field).aliases:
+            return field
+    known = ", ".join(field.name for field in descriptor.fields) or "none"
+    raise CommandError(f"{descriptor.name} has no field {name!r}; it has: {known}")
+
+
+def _value(field: FieldDescriptor, path: str, text: str, me: Callable[[], int] | None) -> Any:
+    if field.is_repeated and text[:1] in ("[", "{"):
+        return _json(path, text)
+    if field.message_type is not None:
+        # A time or a duration is a word in JSON; every other message is an object.
+        return _json(path, text) if text[:1] in ("{", "[") else text
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        if text.lower() not in _TRUTH:
+            raise CommandError(f"{path}={text}: write true or false")
+        return _TRUTH[text.lower()]
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return _base64(path, text)
+    if text == "me" and contract.field_policy(field).accepts_me:
+        if me is None:
+            raise CommandError(f"{path}=me needs to know who you are: name the user with --as USER")
+        return str(me())
+    if field.enum_type is not None:
+        return _enum(field, path, text)
+    return text
+
+
+def _enum(field: FieldDescriptor, path: str, text: str) -> str | int:
+    """By full name, by its last part (`latest`), or by number."""
+    if text.isdigit():
+        return int(text)
+    assert field.enum_type is not None
+    names = [value.name for value in field.enum_type.values]
+    found = [name for name in names if name == text or name.endswith("_" + text.upper())]
+    if len(found) != 1:
+        raise CommandError(f"{path}={text}: one of {', '.join(names)}")
+    return found[0]
+
+
+def _json(path: str, text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        # `tags=[one,two]`: a list of plain words needs no quotes.
+        if text.startswith("[") and text.endswith("]"):
+            return [word.strip() for word in text[1:-1].split(",") if word.strip()]
+        raise CommandError(f"{path}: {error}") from None
+
+
+def _base64(path: str, text: str) -> str:
+    try:
+        base64.b64decode(text, validate=True)
+    except ValueError:
+        raise CommandError(f"{path} holds bytes: write them in base64") from None
+    return text
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry

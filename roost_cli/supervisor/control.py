@@ -1,0 +1,76 @@
+"""The supervisor's ear: a socket in the runtime directory, for `roost restart`. Whoever may open it started the mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from roost_cli import runfile
+from roost_cli.exit_codes import CommandError
+from roost_cli.supervisor.supervisor import Supervisor
+
+# A name, and no more.
+MAX_LINE_BYTES = 1_024
+ASKED_WITHIN_S = 5.0
+
+
+def path_of(grpc: str) -> Path:
+    """Where the socket of the mesh at this gRPC address lies."""
+    return runfile.path_of(grpc).with_suffix(".sock")
+
+
+@asynccontextmanager
+async def listening(supervisor: Supervisor, path: Path) -> AsyncIterator[None]:
+    """Answers restart requests: one JSON line in, one out."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answer: dict[str, object]
+        try:
+            async with asyncio.timeout(ASKED_WITHIN_S):
+                asked = json.loads(await reader.readline())
+            answer = {"seconds": await supervisor.restart(str(asked["restart"]))}
+        except CommandError as error:
+            answer = {"error": error.message}
+        except (ValueError, KeyError, TypeError, TimeoutError):
+            answer = {"error": "the request is not understood"}
+        with contextlib.suppress(ConnectionError):
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+            writer.close()
+
+    _make_room(path)
+    server = await asyncio.start_unix_server(serve, path, limit=MAX_LINE_BYTES)
+    os.chmod(path, runfile.FILE_MODE)
+    try:
+        yield
+    finally:
+        server.close()
+        _make_room(path)
+
+
+def _make_room(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=runfile.DIRECTORY_MODE)
+    path.unlink(missing_ok=True)
+
+
+async def ask_restart(path: Path, name: str) -> float:
+    """Asks for a restart and waits for its end; seconds it took. CommandError where it failed, or nobody listens."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(path, limit=1 << 16)
+    except OSError:
+        raise CommandError("no supervisor runs here: `roost up --processes --cluster` starts one") from None
+    writer.write(json.dumps({"restart": name}).encode() + b"\n")
+    await writer.drain()
+    line = await reader.readline()
+    writer.close()
+    if not line:
+        raise CommandError("the mesh stopped before the restart was done")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise CommandError(answer["error"])
+    return float(answer["seconds"])

@@ -1,0 +1,126 @@
+"""One supervised process: started, watched, started again when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from roost_cli.drill.single_process_mesh import READY
+from roost_cli.exit_codes import FAULTS, CommandError
+from roost_cli.supervisor.topology import Part
+from services.platform.config import process_environment
+
+# The first start makes the tables, with everybody else's start going on beside it; a busy machine takes a minute.
+START_WITHIN_S = 180.0
+# Drain, calls under way, workers and stores: each has its own bound, and this is above their sum.
+STOP_WITHIN_S = 45.0
+# Rests between a death and the next start: short at first, since most deaths are single; longer for what dies at every start.
+RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
+# After this long the next death counts as the first.
+STEADY_S = 30.0
+SHOWN_LOG_CHARS = 2_000
+
+Say = Callable[[str], None]
+
+
+class Instance:
+    """A Part that runs until `stop`. Its output goes to a log file in `logs`; `say` gets one line for each start and death."""
+
+    def __init__(self, part: Part, logs: Path, say: Say) -> None:
+        self.part = part
+        self.ready = asyncio.Event()
+        self.pid = 0
+        self._log = logs / f"{part.label}.log"
+        self._say = say
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns once it is ready; CommandError, with the end of its log, where it is not within START_WITHIN_S."""
+        self._task = asyncio.create_task(self._keep_running(), name=f"instance-{self.part.label}")
+        try:
+            async with asyncio.timeout(START_WITHIN_S):
+                await self.ready.wait()
+        except TimeoutError:
+            await self.stop()
+            raise CommandError(f"{self.part.label} did not become ready:\n{self.log_end()}", FAULTS) from None
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL for what is still there after STOP_WITHIN_S."""
+        self._stopping.set()
+        if self._task is not None:
+            await self._task
+            self._task = None
+
+    def log_end(self) -> str:
+        """What it said last."""
+        try:
+            return self._log.read_text(errors="replace")[-SHOWN_LOG_CHARS:]
+        except OSError:
+            return ""
+
+    async def _keep_running(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            code = await self._run()
+            if self._stopping.is_set():
+                return
+            failures = 1 if time.monotonic() - began > STEADY_S else failures + 1
+            delay_s = min(RETRY_FIRST_S * 2 ** min(failures - 1, 10), RETRY_MOST_S)
+            self._say(f"{self.part.label} ended with {_named(code)}; again in {delay_s:g} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay_s)
+
+    async def _run(self) -> int:
+        with self._log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "roost_cli",
+                *self.part.arguments,
+                # It ends when this pipe does: nothing outlives its supervisor.
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=process_environment(**self.part.environment),
+                # Ctrl-C is for the supervisor, who stops the others in order.
+                start_new_session=True,
+            )
+        self.pid = process.pid
+        reading = asyncio.create_task(self._read(process))
+        ended = asyncio.create_task(process.wait())
+        asked = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(ended), STOP_WITHIN_S)
+        if not ended.done():
+            self._say(f"{self.part.label} did not stop in {STOP_WITHIN_S:g} s and was killed")
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        code = await ended
+        asked.cancel()
+        await reading
+        self.ready.clear()
+        self.pid = 0
+        return code
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None, "made with a pipe"
+        async for line in process.stdout:
+            if line.startswith(READY.encode()):
+                self.ready.set()
+                # What it prints of its own addresses matters to nobody, but for this one: it may be any free port.
+                metrics = line.decode(errors="replace").rpartition(" metrics ")[2].strip()
+                self._say(f"{self.part.label} is ready, pid {process.pid}, metrics {metrics}")
+
+
+def _named(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"status {code}"

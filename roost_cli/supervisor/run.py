@@ -1,0 +1,54 @@
+"""`roost up --processes`: what the supervisor does from start to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from roost_cli.exit_codes import UNUSABLE, CommandError
+from roost_cli.supervisor import control
+from roost_cli.supervisor.supervisor import Supervisor
+from roost_cli.supervisor.topology import parts_of, replicas_of
+from services.platform.config import Settings
+from services.platform.files import open_data_dir
+from services.platform.rpc import errors
+
+
+def supervise(settings: Settings, replicas: str) -> None:
+    """Runs a mesh of many processes until SIGTERM or SIGINT; CommandError where one cannot start."""
+    try:
+        open_data_dir(settings.data_dir)
+    except errors.RoostError as error:
+        raise CommandError(error.message, UNUSABLE) from error
+    asyncio.run(_supervise(settings, replicas))
+
+
+async def _supervise(settings: Settings, replicas: str) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    logs = settings.data_dir / "logs"
+    supervisor = Supervisor(parts_of(settings, replicas_of(replicas)), logs, _say)
+    try:
+        starting = asyncio.ensure_future(supervisor.start())
+        asked = asyncio.ensure_future(stopping.wait())
+        await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        starting.result()
+        async with control.listening(supervisor, control.path_of(settings.grpc)):
+            _say(f"roost is ready: http://{settings.http} · gRPC {settings.grpc} · logs in {logs.resolve()}")
+            await stopping.wait()
+    finally:
+        _say("stopping …")
+        await supervisor.stop()
+        _say("stopped")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

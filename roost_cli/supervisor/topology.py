@@ -1,0 +1,92 @@
+"""Which processes make up a mesh on one machine."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from roost_cli.exit_codes import UNUSABLE, CommandError
+from roost_cli.serve import GATEWAY
+from roost_cli.up import address_of
+from services.catalog import SERVICES
+from services.platform.config import Settings
+
+# The registry: everybody knows its address, so it starts first and there is one of it.
+MESH = "mesh"
+# Each process takes some 100 MB; more on one machine is a typing error.
+MAX_REPLICAS = 16
+# How long the others get to see that an instance goes, before it takes no more calls.
+DRAIN_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One process to run: `name` is what it serves, `number` counts its replicas from 1."""
+
+    name: str
+    number: int
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.number}"
+
+    @property
+    def alone(self) -> bool:
+        """Whether it has an address of its own that a second one could not take: the old one ends before the new one starts."""
+        return self.name in (MESH, GATEWAY)
+
+
+def replicas_of(text: str) -> dict[str, int]:
+    """`timeline=3,fanout=2` taken apart; CommandError where it is not that."""
+    counts: dict[str, int] = {}
+    for pair in filter(None, text.split(",")):
+        name, _, number = pair.partition("=")
+        if name not in SERVICES or name == MESH:
+            known = ", ".join(service for service in SERVICES if service != MESH)
+            raise CommandError(f"--replicas: {name!r} cannot have replicas; these can: {known}", UNUSABLE)
+        if not number.isdigit() or not 1 <= int(number) <= MAX_REPLICAS:
+            raise CommandError(f"--replicas: {pair!r} is not NAME=1…{MAX_REPLICAS}", UNUSABLE)
+        counts[name] = int(number)
+    return counts
+
+
+def parts_of(settings: Settings, replicas: Mapping[str, int]) -> Sequence[Part]:
+    """The processes, in start order: the registry, the services, the gateway."""
+    registry = f"127.0.0.1:{_free_port()}"
+    shared = {
+        "mesh_secret": settings.mesh_secret or secrets.token_urlsafe(32),
+        "operator_token": settings.operator_token or secrets.token_urlsafe(32),
+        "registry": registry,
+        "family": settings.family,
+        "supervised": "true",
+    }
+
+    def part(name: str, number: int, addresses: Sequence[str], **changed: str) -> Part:
+        data = settings.data_dir / "processes" / f"{name}-{number}"
+        return Part(name, number, ("serve", name, *addresses, "--data", str(data)), {**shared, **changed})
+
+    # Said to each, for a ROOST_OPS of the supervisor's own is the gateway's: one port for all of them could be had once.
+    ops = ("--ops", "127.0.0.1:0")
+    anywhere = ("--grpc", "127.0.0.1:0", *ops)
+    door = ("--grpc", settings.grpc, "--http", settings.http, "--ops", settings.ops)
+    for name in ("grpc", "http", "ops"):
+        address_of(getattr(settings, name), f"--{name}")
+    # The registry needs no server of the cluster's, and must not wait for one.
+    found = [part(MESH, 1, ("--grpc", registry, *ops), family="embedded")]
+    found += [
+        part(name, number, anywhere, drain_s=str(DRAIN_S))
+        for name in SERVICES
+        for number in range(1, replicas.get(name, 1) + 1)
+        if name != MESH
+    ]
+    return [*found, part(GATEWAY, 1, door)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

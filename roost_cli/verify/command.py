@@ -1,0 +1,323 @@
+"""`roost verify`: the timeline auditor.
+
+It reads the truth from its owners (users, edges, tweets), computes what every home must hold, and compares: as they
+stand, after a replay of the whole log if that is wished for, and once more after each was built anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import grpc as grpc_lib
+import typer
+from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
+from roost.graph.v1 import graph_service_pb2, graph_service_pb2_grpc
+from roost.identity.v1 import user_pb2
+from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
+from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
+
+from roost_cli import connection, options, progress
+from roost_cli.exit_codes import FAULTS, refused
+from roost_cli.load.loader import scan_users
+from roost_cli.load.rate_control import deadline_s, for_each, patiently
+from roost_cli.load.tokens import TokenBook
+from roost_cli.verify.timeline_model import Findings, Truth, compare, expected_home
+
+CHANNELS = 2
+# Cold homes are built at the first read; fewer in flight keep every build inside its deadline.
+CONCURRENCY = 16
+PAGE_SIZE = 100
+# 800 entries are eight pages; an answer that goes on for longer is itself a fault.
+MAX_PAGES = 12
+# A build that takes longer than its page is asked for again: this often, this far apart.
+PARTIAL_TRIES = 100
+PARTIAL_PAUSE_S = 0.1
+# Fan-out delivers thousands of tweets a second; what is not empty by then is stuck.
+LAG_WAIT_S = 120.0
+LAG_PAUSE_S = 0.2
+# Homes and entries shown for each reading: the counts say the rest.
+SHOWN_HOMES = 10
+SHOWN_IDS = 3
+
+LIST_HOME = "/roost.timeline.v1.TimelineService/ListHomeTimeline"
+REBUILD_HOME = "/roost.timeline.v1.TimelineService/RebuildHomeTimeline"
+SCAN_EDGES = "/roost.graph.v1.GraphService/ScanEdges"
+SCAN_TWEETS = "/roost.tweet.v1.TweetService/ScanTweets"
+GET_LAG = "/roost.fanout.v1.FanoutService/GetFanoutLag"
+REPLAY = "/roost.fanout.v1.FanoutService/ReplayFanout"
+STATE_KEY = "roost-timeline"
+
+
+@dataclass(slots=True)
+class Answer:
+    """One home as answered: its ids, the first page's `roost-timeline`, and why reading ended early, if it did."""
+
+    ids: list[int] = field(default_factory=list)
+    state: str = ""
+    unread: str = ""
+
+
+def verify(
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Then let fan-out deliver the whole event log again, and check once more.")
+    ] = False,
+    grpc: options.Grpc = None,
+) -> None:
+    """Check every home timeline against what it must hold. Exits with 1 if one differs.
+
+    Follows, blocks, mutes and deletions made meanwhile can look like faults; new
+    tweets do not.
+    """
+    if not asyncio.run(audit(connection.find(grpc), progress.for_stream(), replay=replay)):
+        raise typer.Exit(FAULTS)
+
+
+async def audit(mesh: connection.Target, shown: progress.Progress, *, replay: bool = False) -> bool:
+    """Compares every home, prints what differs, and answers whether nothing does and fan-out has caught up."""
+    operator = mesh.operator()
+    findings: dict[str, dict[int, Findings]] = {}
+    async with connection.connect(mesh, CHANNELS) as channels:
+        try:
+            caught_up = await wait_for_fanout(channels[0], operator, shown)
+            truth = await read_truth(channels[0], operator, shown)
+            auditor = Auditor(channels, operator, truth, shown)
+            await auditor.prepare()
+            standing = await auditor.read_all("homes as they stand")
+            findings["as it stood"] = await auditor.judge(standing)
+            if replay:
+                await replay_all(channels[0], operator, shown)
+                caught_up &= await wait_for_fanout(channels[0], operator, shown)
+                findings["after a replay"] = await auditor.judge(await auditor.read_all("homes after a replay"))
+            await auditor.rebuild_all()
+            findings["after a rebuild"] = await auditor.judge(await auditor.read_all("homes built anew"))
+        except grpc_lib.aio.AioRpcError as error:
+            raise refused(error, "auditing") from error
+    return report(truth, standing, findings) and caught_up
+
+
+async def faults_of(
+    channels: Sequence[grpc_lib.aio.Channel], operator: connection.Metadata, readers: Sequence[int]
+) -> list[str]:
+    """What is wrong with the homes of these readers, a line each, once fan-out has caught up."""
+    shown = progress.Silent()
+    lines = [] if await wait_for_fanout(channels[0], operator, shown) else ["fan-out does not catch up"]
+    truth = await read_truth(channels[0], operator, shown)
+    auditor = Auditor(channels, operator, truth, shown)
+    await auditor.prepare(readers)
+    found = await auditor.judge(await auditor.read_all("homes"))
+    lines.extend(f"home of {reader}: {describe(faults)}" for reader, faults in found.items() if not faults.exact)
+    return lines
+
+
+async def replay_all(channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress) -> None:
+    """Has fan-out deliver every event that the log still holds once more."""
+    stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
+    request = fanout_service_pb2.ReplayFanoutRequest(offset=0)
+    answer = await patiently(lambda: stub.ReplayFanout(request, metadata=operator, timeout=deadline_s(REPLAY)))
+    shown.say(f"replay: {answer.events:,} events are delivered again")
+
+
+async def wait_for_fanout(
+    channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress, wait_s: float = LAG_WAIT_S
+) -> bool:
+    """Waits until fan-out has delivered every event; says so and answers False where it does not within `wait_s`."""
+    stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + wait_s
+    said = False
+    request = fanout_service_pb2.GetFanoutLagRequest()
+    while True:
+        lag = await patiently(lambda: stub.GetFanoutLag(request, metadata=operator, timeout=deadline_s(GET_LAG)))
+        if lag.events == 0:
+            return True
+        if lag.paused or loop.time() > until:
+            why = "is paused" if lag.paused else f"did not catch up in {wait_s:g} s"
+            shown.say(f"fault: fan-out {why}, {lag.events:,} events behind; auditing the homes as they stand")
+            return False
+        if not said:
+            shown.say(f"waiting for fan-out: {lag.events:,} events behind")
+            said = True
+        await asyncio.sleep(LAG_PAUSE_S)
+
+
+async def read_truth(channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress) -> Truth:
+    """Users, edges and tweets, each from its owner."""
+    truth = Truth()
+    with shown.phase("users scanned", 0) as phase:
+        async for user in scan_users(channel, operator):
+            active = user.state == user_pb2.USER_STATE_ACTIVE
+            truth.add_user(user.user.id, user.user.username, active=active)
+            phase.advance()
+    adders = (
+        (graph_service_pb2.EDGE_KIND_FOLLOW, truth.add_follow),
+        (graph_service_pb2.EDGE_KIND_BLOCK, truth.add_block),
+        (graph_service_pb2.EDGE_KIND_MUTE, truth.add_mute),
+    )
+    graph = graph_service_pb2_grpc.GraphServiceStub(channel)
+    with shown.phase("edges scanned", 0) as phase:
+        for kind, add in adders:
+            request = graph_service_pb2.ScanEdgesRequest(kind=kind)
+            async for page in graph.ScanEdges(request, metadata=operator, timeout=deadline_s(SCAN_EDGES)):
+                for edge in page.edges:
+                    add(edge.from_id, edge.to_id)
+                phase.advance(len(page.edges))
+    with shown.phase("tweets scanned", 0) as phase:
+        await scan_tweets(channel, operator, truth, phase.advance)
+    return truth
+
+
+async def scan_tweets(
+    channel: grpc_lib.aio.Channel, operator: connection.Metadata, truth: Truth, advance: progress.Advance
+) -> None:
+    """Adds the tweets above the newest one known."""
+    stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
+    request = tweet_service_pb2.ScanTweetsRequest(after_id=truth.newest)
+    async for page in stub.ScanTweets(request, metadata=operator, timeout=deadline_s(SCAN_TWEETS)):
+        for core in page.cores:
+            truth.add_tweet(core.head)
+        advance(len(page.cores))
+
+
+class Auditor:
+    """Reads homes as their readers do, and judges them by the truth."""
+
+    def __init__(
+        self,
+        channels: Sequence[grpc_lib.aio.Channel],
+        operator: connection.Metadata,
+        truth: Truth,
+        shown: progress.Progress,
+    ) -> None:
+        self._stubs = [timeline_service_pb2_grpc.TimelineServiceStub(channel) for channel in channels]
+        self._channel = channels[0]
+        self._operator = operator
+        self._truth = truth
+        self._shown = shown
+        self._tokens = TokenBook(channels[0], operator)
+        self._expected: dict[int, list[int]] = {}
+        self._horizon = truth.newest
+
+    async def prepare(self, only: Sequence[int] | None = None) -> None:
+        """Computes what the homes of these readers (or of all active users) must hold, and mints tokens to read them."""
+        readers = sorted(self._truth.active if only is None else only)
+        await self._tokens.admit(readers)
+        with self._shown.phase("homes computed", len(readers)) as phase:
+            for reader in readers:
+                self._expected[reader] = expected_home(self._truth, reader)
+                phase.advance()
+                # Computing takes the loop for milliseconds a home; connections must be kept alive meanwhile.
+                await asyncio.sleep(0)
+
+    async def read_all(self, title: str) -> dict[int, Answer]:
+        """Every home, all its pages, by user id."""
+        answers: dict[int, Answer] = {}
+
+        async def one(reader: int) -> None:
+            answers[reader] = await self.read(reader)
+
+        with self._shown.phase(title, len(self._expected)) as phase:
+            await for_each(self._expected, one, concurrency=CONCURRENCY, done=phase.advance)
+        return answers
+
+    async def read(self, reader: int) -> Answer:
+        """One home, page by page, as its reader gets it."""
+        answer = Answer()
+        request = timeline_service_pb2.ListHomeTimelineRequest(page_size=PAGE_SIZE)
+        if reader not in self._tokens:
+            return Answer(unread="no token was minted for this active user")
+        pages = partials = 0
+        while pages < MAX_PAGES:
+            page, state = await self._page(reader, request)
+            answer.state = answer.state or state
+            request = timeline_service_pb2.ListHomeTimelineRequest(page_size=PAGE_SIZE, cursor=page.next_cursor)
+            if page.partial:
+                partials += 1
+                if partials > PARTIAL_TRIES:
+                    answer.unread = "its build did not end"
+                    return answer
+                await asyncio.sleep(PARTIAL_PAUSE_S)
+                continue
+            answer.ids.extend(tweet.id for tweet in page.tweets)
+            pages += 1
+            if not page.next_cursor:
+                return answer
+        answer.unread = f"it went on after {MAX_PAGES} pages"
+        return answer
+
+    async def _page(
+        self, reader: int, request: timeline_service_pb2.ListHomeTimelineRequest
+    ) -> tuple[timeline_service_pb2.ListHomeTimelineResponse, str]:
+        metadata = await self._tokens.act_as(reader)
+        stub = self._stubs[reader % len(self._stubs)]
+
+        async def ask() -> tuple[timeline_service_pb2.ListHomeTimelineResponse, str]:
+            call = stub.ListHomeTimeline(request, metadata=metadata, timeout=deadline_s(LIST_HOME))
+            page = await call
+            return page, _state(await call.trailing_metadata())
+
+        return await patiently(ask)
+
+    async def rebuild_all(self) -> None:
+        """Drops every home and builds it anew."""
+        timeout = deadline_s(REBUILD_HOME)
+
+        async def one(reader: int) -> None:
+            request = timeline_service_pb2.RebuildHomeTimelineRequest(user_id=reader)
+            stub = self._stubs[reader % len(self._stubs)]
+            await patiently(lambda: stub.RebuildHomeTimeline(request, metadata=self._operator, timeout=timeout))
+
+        with self._shown.phase("homes rebuilt", len(self._expected)) as phase:
+            await for_each(self._expected, one, concurrency=CONCURRENCY, done=phase.advance)
+
+    async def judge(self, answers: dict[int, Answer]) -> dict[int, Findings]:
+        """How each home differs from what it must hold, by user id."""
+        if any(tweet_id > self._horizon for answer in answers.values() for tweet_id in answer.ids):
+            # Somebody posts while we read: those tweets are no fault, if they exist.
+            await scan_tweets(self._channel, self._operator, self._truth, lambda _: None)
+        found = {}
+        for reader, answer in sorted(answers.items()):
+            newer = [i for i in answer.ids if i > self._horizon and i in self._truth.heads]
+            differs = compare(self._expected[reader], answer.ids, newer)
+            found[reader] = differs if not answer.unread else Findings(unread=answer.unread)
+        return found
+
+
+def _state(trailing: Iterable[tuple[str, str | bytes]] | None) -> str:
+    values = [value for key, value in trailing or () if key == STATE_KEY]
+    return str(values[0]) if values else "unsaid"
+
+
+def report(truth: Truth, standing: dict[int, Answer], findings: Mapping[str, dict[int, Findings]]) -> bool:
+    """Prints the faults, then the two lines that scripts read; True where every home was exact each time."""
+    for title, found_then in findings.items():
+        at_fault = {reader: found for reader, found in found_then.items() if not found.exact}
+        for reader, found in list(at_fault.items())[:SHOWN_HOMES]:
+            typer.echo(f"home of {truth.usernames[reader]} ({reader}) {title}: {describe(found)}")
+        if len(at_fault) > SHOWN_HOMES:
+            typer.echo(f"… and {len(at_fault) - SHOWN_HOMES:,} more homes {title}")
+        if at_fault:
+            kinds = Counter[str]()
+            for found in at_fault.values():
+                kinds.update({kind: len(ids) for kind, ids in found.by_kind()})
+                kinds["unread"] += bool(found.unread)
+            typer.echo(f"{title}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count))
+    states = Counter(answer.state for answer in standing.values())
+    exact = sum(all(found_then[reader].exact for found_then in findings.values()) for reader in standing)
+    typer.echo(f"warm: {states['warm']} of {len(standing)}")
+    typer.echo(f"{exact} of {len(standing)} timelines exact")
+    return exact == len(standing)
+
+
+def describe(found: Findings) -> str:
+    """One home's faults in a line: how many of each kind, and the first few ids."""
+    if found.unread:
+        return f"not read whole: {found.unread}"
+    parts = []
+    for kind, ids in found.by_kind():
+        more = ", …" if len(ids) > SHOWN_IDS else ""
+        parts.append(f"{len(ids)} {kind} ({', '.join(str(tweet_id) for tweet_id in ids[:SHOWN_IDS])}{more})")
+    return "; ".join(parts)

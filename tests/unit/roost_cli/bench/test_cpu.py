@@ -1,0 +1,78 @@
+"""What processes have used of the processors, as /proc tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from roost_cli.bench import cpu
+from roost_cli.exit_codes import CommandError
+
+TICK = os.sysconf("SC_CLK_TCK")
+has_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
+
+
+def run(proc: Path, pid: int, parent: int = 1, user: int = 0, system: int = 0) -> None:
+    """Puts a process there. Its name may hold spaces and brackets."""
+    (proc / str(pid)).mkdir()
+    between = " ".join("0" for _ in range(9))
+    (proc / str(pid) / "stat").write_text(f"{pid} (a b) c) S {parent} {between} {user} {system} 99 99 0 0\n")
+
+
+def test_cpu_time_is_user_and_system_of_all_processes(tmp_path: Path) -> None:
+    run(tmp_path, 42, user=3 * TICK, system=TICK // 2)
+    run(tmp_path, 43, user=TICK)
+    assert cpu.seconds([42], tmp_path) == 3.5
+    assert cpu.seconds([42, 43], tmp_path) == 4.5
+
+
+def test_a_family_is_whoever_was_started_by_one_of_it(tmp_path: Path) -> None:
+    for pid, parent in ((10, 1), (11, 10), (12, 11), (13, 10), (14, 1), (9, 12)):
+        run(tmp_path, pid, parent)
+    (tmp_path / "self").mkdir()
+    # Ended while it was looked at.
+    (tmp_path / "15").mkdir()
+    assert cpu.family(10, tmp_path)[0] == 10
+    assert sorted(cpu.family(10, tmp_path)) == [9, 10, 11, 12, 13]
+    assert cpu.family(14, tmp_path) == [14]
+    assert cpu.parent(9, tmp_path) == 12
+
+
+@has_proc
+def test_cpu_time_of_a_running_process_grows() -> None:
+    begun = cpu.seconds([os.getpid()])
+    until = time.process_time() + 0.1
+    while time.process_time() < until:
+        pass
+    assert 0.05 <= cpu.seconds([os.getpid()]) - begun < 5
+
+
+@has_proc
+async def test_a_child_is_of_the_family() -> None:
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
+    try:
+        assert child.pid in cpu.family(os.getpid())
+    finally:
+        child.kill()
+        await child.wait()
+
+
+def test_cpu_time_of_a_process_that_is_gone_is_no_figure(tmp_path: Path) -> None:
+    for ask in (lambda proc: cpu.seconds([7], proc), lambda proc: cpu.family(7, proc)):
+        with pytest.raises(CommandError, match=r"process 7$"):
+            ask(tmp_path)
+        with pytest.raises(CommandError, match="only Linux"):
+            ask(tmp_path / "proc")
+
+
+def test_processor_is_cores_and_model(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nmodel name\t: Fast 9000\nprocessor\t: 1\nmodel name\t: Fast 9000\n"
+    )
+    assert cpu.processor(tmp_path) == f"{os.cpu_count()} cores, Fast 9000"
+    assert cpu.processor(tmp_path / "absent").startswith(f"{os.cpu_count()} cores, ")

@@ -1,0 +1,57 @@
+"""`roost bench`: the figures that it makes of runs, what it refuses to measure, and where it writes its table."""
+
+from __future__ import annotations
+
+import pytest
+
+from roost_cli.bench import home, wrk
+from roost_cli.exit_codes import CommandError
+
+
+def figures(requests: int = 1_000, *, refused: int = 0, broken: int = 0, p50_ms: float = 2.0) -> wrk.Figures:
+    return wrk.Figures(requests, 2.0, requests * 500, p50_ms, 10.0, refused, broken)
+
+
+def test_a_round_is_counted_by_request() -> None:
+    one = home.Round(figures(1_000), cpu_s=0.2)
+    assert (one.per_second, one.cpu_us, one.bytes_each) == (500.0, 200.0, 500.0)
+
+
+def test_the_table_holds_medians_their_range_and_the_ratio() -> None:
+    ours = [home.Round(figures(requests), 0.2) for requests in (1_000, 4_000, 2_000)]
+    theirs = [home.Round(figures(4_000, p50_ms=0.0), 0.04) for _ in range(3)]
+    table = {line[0]: line[1:] for line in home.rows({home.MESH: ours, "written": theirs, home.BARE: theirs})}
+    assert table["requests/s"] == ["1,000 (500–2,000)", "2,000", "2,000", "0.50"]
+    assert table["CPU µs a request"] == ["100 (50–200)", "10", "10", "10.00"]
+    assert table["bytes an answer"] == ["500", "500", "500", "1.00"]
+    # Nothing is divided by nothing.
+    assert table["p50 ms"] == ["2.00", "0.00", "0.00", "nan"]
+
+
+def test_the_table_in_markdown() -> None:
+    assert home.as_markdown([["", "a"], ["b", "1"]]) == "|  | a |\n| --- | ---: |\n| b | 1 |"
+
+
+def test_the_table_goes_between_its_markers_and_replaces_the_old_one() -> None:
+    empty = "before\n<!-- roost bench home -->\n<!-- end of roost bench home -->\nafter\n"
+    once = home.inserted(empty, "home", "one")
+    assert once == "before\n<!-- roost bench home -->\none\n<!-- end of roost bench home -->\nafter\n"
+    assert home.inserted(once, "home", "two") == once.replace("one", "two")
+    with pytest.raises(CommandError, match="no place"):
+        home.inserted("no markers", "home", "one")
+
+
+@pytest.mark.parametrize("seen", [figures(refused=1), figures(broken=1), figures(0)])
+def test_runs_with_anything_but_answers_give_no_figures(seen: wrk.Figures) -> None:
+    with pytest.raises(CommandError, match="would say nothing"):
+        home.check("mesh", seen)
+    home.check("mesh", figures())
+
+
+def test_rate_limits_and_refusals_are_named() -> None:
+    home.explain(200, {"content-type": "application/json"})
+    for status, headers in ((429, {}), (200, {"RateLimit-Policy": '"read";q=300;w=60'})):
+        with pytest.raises(CommandError, match="ROOST_RATE_LIMITS=off"):
+            home.explain(status, headers)
+    with pytest.raises(CommandError, match="status 401"):
+        home.explain(401, {})

@@ -1,0 +1,63 @@
+"""wrk: what it is told, what is made of what it says, and what happens where it is not there."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from roost_cli.bench import wrk
+from roost_cli.exit_codes import CommandError
+
+SAID = """Running 6s test @ http://127.0.0.1:8080/v1/timelines/home
+  1 threads and 16 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     4.26ms    6.61ms  80.07ms   93.69%
+Requests/sec:   4021.50
+
+roost-bench {"requests": 24129, "duration_us": 6000123, "bytes": 278521047, "p50_us": 3921, "p99_us": 11870, "refused": 3, "broken": 1}
+"""
+
+
+def test_figures_are_read_from_our_line() -> None:
+    assert wrk.parse(SAID) == wrk.Figures(
+        requests=24_129, seconds=6.000123, bytes=278_521_047, p50_ms=3.921, p99_ms=11.87, refused=3, broken=1
+    )
+
+
+def test_where_wrk_fails_its_own_words_are_shown() -> None:
+    with pytest.raises(CommandError, match="unable to connect"):
+        wrk.parse("unable to connect to 127.0.0.1:1 Connection refused\n")
+
+
+def test_script_holds_every_token_and_escapes_survive() -> None:
+    script = wrk.script(["a.b-c_d", "e.f.g"])
+    assert '"a.b-c_d",\n"e.f.g"\n}' in script
+    # What Python formats is whole again for Lua.
+    assert "last = last % count + 1" in script
+    assert r'io.write("\nroost-bench ", string.format(' in script
+    assert '"requests": %.0f' in script
+
+
+def test_a_token_cannot_end_the_lua_string() -> None:
+    with pytest.raises(AssertionError):
+        wrk.script(['x"; os.execute("true") --'])
+
+
+def test_without_wrk_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CommandError, match="apt-get install wrk"):
+        wrk.program()
+
+
+async def test_a_run_passes_the_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    line = '{"requests": 1, "duration_us": 1, "bytes": 1, "p50_us": 1, "p99_us": 1, "refused": 0, "broken": 0}'
+    program = tmp_path / "wrk"
+    program.write_text(f'#!/bin/sh\necho "$@" >"{tmp_path}/argv"\necho \'roost-bench {line}\'\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    seen = await wrk.run(tmp_path / "home.lua", "http://127.0.0.1:1/x", connections=8, seconds=2, start=7)
+    assert seen.requests == 1
+    argv = (tmp_path / "argv").read_text().split()
+    assert argv == ["-t1", "-c8", "-d2s", "-s", str(tmp_path / "home.lua"), "http://127.0.0.1:1/x", "--", "7"]

@@ -1,0 +1,109 @@
+"""`roost drill`: what it says of a result, and what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roost_cli.drill import kill, single_process_mesh
+from roost_cli.drill.command import Fault, report_requests
+from roost_cli.drill.crash import Drill, Result
+from roost_cli.drill.history import Faults
+from roost_cli.exit_codes import CommandError
+from roost_cli.main import run
+from services.platform.config import child_environment, runtime_dir
+
+CLEAN = Result(rounds=3, acknowledged=1_234, unknown=5, startups_s=[0.5, 1.25], homes_exact=True)
+
+
+@pytest.fixture
+def result(monkeypatch: pytest.MonkeyPatch) -> Result:
+    """What the next drill comes to."""
+    found = dataclasses.replace(CLEAN, startups_s=[0.5, 1.25], lost=[], duplicated=[], strange=[])
+
+    async def drilled(self: Drill, rounds: int) -> Result:
+        assert rounds == 3
+        return found
+
+    monkeypatch.setattr(Drill, "run", drilled)
+    return found
+
+
+def test_a_clean_drill_shows_its_table(result: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["drill", "crash", "--rounds", "3"]) == 0
+    said = capsys.readouterr().out
+    for expected in ("1,234", "yes", "1.2 s of 10"):
+        assert expected in said
+
+
+@pytest.mark.parametrize("change", ["lost", "duplicated", "strange", "homes", "slow"])
+def test_every_broken_promise_is_exit_1(result: Result, change: str, capsys: pytest.CaptureFixture[str]) -> None:
+    match change:
+        case "homes":
+            result.homes_exact = False
+        case "slow":
+            result.startups_s.append(10.5)
+        case _:
+            result.add(Faults(**({"lost": [], "duplicated": [], "strange": []} | {change: ["the post of 7"]})))
+    assert run(["drill", "crash", "--rounds", "3"]) == 1
+    if change in ("lost", "duplicated", "strange"):
+        assert "the post of 7" in capsys.readouterr().out
+
+
+def test_a_child_gets_its_own_folder_and_our_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ROOST_TIMELINE_MODE", "pull")
+    found = child_environment(tmp_path, rate_limits="off")
+    assert found["XDG_RUNTIME_DIR"] == str(tmp_path)
+    assert found["ROOST_RATE_LIMITS"] == "off"
+    assert found["ROOST_TIMELINE_MODE"] == "pull"
+    assert runtime_dir(tmp_path) == tmp_path / "roost" / "run"
+
+
+async def test_a_mesh_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_CELEBRITY_THRESHOLD", "none at all")
+    with pytest.raises(CommandError, match="celebrity_threshold"):
+        await single_process_mesh.Nursery(tmp_path).start()
+
+
+async def test_a_mesh_that_hangs_is_put_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single_process_mesh, "START_WITHIN_S", 0.05)
+    spawned: list[Any] = []
+    spawn = single_process_mesh.Nursery._spawn
+
+    async def spying(nursery: single_process_mesh.Nursery) -> asyncio.subprocess.Process:
+        spawned.append(await spawn(nursery))
+        return spawned[0]  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(single_process_mesh.Nursery, "_spawn", spying)
+    with pytest.raises(CommandError, match=r"no mesh in 0\.05 s"):
+        await single_process_mesh.Nursery(tmp_path).start()
+    assert spawned[0].returncode == -9
+
+
+def test_only_services_can_be_chosen_and_only_for_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["drill", "kill", "--service", "gateway"]) == 2
+    assert "no service gateway" in capsys.readouterr().err
+    assert run(["drill", "crash", "--service", "tweet"]) == 2
+
+
+@pytest.mark.parametrize("change", ["none", "failed", "lost", "duplicated", "strange", "homes"])
+def test_a_kill_that_cost_something_is_no_success(change: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = kill.Result(
+        rounds=2, reads=100, writes=1, recoveries_s=[1.5], acknowledged=1, homes_exact=change != "homes"
+    )
+    match change:
+        case "failed":
+            found.failed, found.failures = 1, ["after tweet-1: GET /v1/timelines/home: 503"]
+            found.by_service["tweet"] += 1
+        case "lost" | "duplicated" | "strange":
+            found.add(Faults(**({"lost": [], "duplicated": [], "strange": []} | {change: ["the post of 7"]})))
+    assert found.clean == (change == "none")
+    report_requests(Fault.KILL, found, 3.0)
+    if change == "failed":
+        said = capsys.readouterr().out
+        assert "GET /v1/timelines/home: 503" in said
+        assert "1 after tweet" in said

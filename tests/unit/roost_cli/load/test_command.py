@@ -1,0 +1,120 @@
+"""`roost load`: keys and authors come out the same each time, and nothing is left out in silence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from roost_cli.load import command, edge_list
+from roost_cli.load.loader import Posted
+from roost_cli.main import run
+
+
+def test_a_key_names_the_file_and_the_line() -> None:
+    content = b"one\n\ntwo\r\n  three  \n"
+    usable, blank = command.tweet_lines(content, "t.txt")
+    digest = hashlib.sha256(content).hexdigest()[:32]
+    assert [(line.number, line.text, line.key) for line in usable] == [
+        (1, "one", f"load:{digest}:1"),
+        (3, "two", f"load:{digest}:3"),
+        (4, "three", f"load:{digest}:4"),
+    ]
+    assert blank == [2]
+
+
+def test_keys_fit_the_contract() -> None:
+    usable, _ = command.tweet_lines(b"x\n" * 3, "t.txt")
+    assert all(len(line.key) <= 255 and line.key.isascii() and " " not in line.key for line in usable)
+
+
+def test_another_file_has_other_keys() -> None:
+    assert command.tweet_lines(b"one\n", "t.txt")[0][0].key != command.tweet_lines(b"one\ntwo\n", "t.txt")[0][0].key
+
+
+def test_only_newlines_end_a_line() -> None:
+    usable, _ = command.tweet_lines("a\u2028b\x0cc\nd\n".encode(), "t.txt")
+    assert [line.text for line in usable] == ["a\u2028b\x0cc", "d"]
+
+
+def test_an_empty_file_holds_nothing() -> None:
+    assert command.tweet_lines(b"", "t.txt") == ([], [])
+
+
+def test_authors_depend_on_the_seed_alone_and_everybody_gets_some() -> None:
+    nodes = list(range(20))
+    chosen = command.authors(nodes, 2_000, seed=1)
+    assert chosen == command.authors(nodes, 2_000, seed=1)
+    assert chosen[:500] == command.authors(nodes, 500, seed=1)
+    assert chosen != command.authors(nodes, 2_000, seed=2)
+    shares = Counter(chosen)
+    assert set(shares) == set(nodes)
+    assert max(shares.values()) < 2 * min(shares.values())
+
+
+def test_the_report_says_what_was_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    found = edge_list.parse(["1 2", "1 2", "3 3"])
+    posted = Posted(made=5, stood=2, refused={"too long": [f"line {n}" for n in range(1, 8)]})
+    command.report(found, posted, blank=[9])
+    said = capsys.readouterr().out
+    assert "1 from a node to itself, 1 repeated" in said
+    assert "5 posted, 2 already there" in said
+    assert "left out: 7: too long (line 1, line 2, line 3, line 4, line 5, …)" in said
+    assert "left out: 1: empty line (line 9)" in said
+
+
+def test_a_malformed_graph_ends_it_before_anything_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "g.edges").write_text("1 2\nnonsense\n")
+    (tmp_path / "t.txt").write_text("hello\n")
+    code = run(["load", "--graph", str(tmp_path / "g.edges"), "--tweets", str(tmp_path / "t.txt")])
+    assert code == 2
+    assert "g.edges, line 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("graph", "tweets", "fault"),
+    [
+        (b"1 2\n", "one\ntwo\ncaf\u00e9\n".encode("latin-1"), "t.txt, line 3: byte 0xe9 is not UTF-8"),
+        (b"1 2\n", "one\n".encode("utf-16"), "t.txt, line 1: byte 0xff is not UTF-8"),
+        (b"1 2\n", b"", "t.txt holds no tweet"),
+        (b"1 2\n", b"\n  \n", "t.txt holds no tweet"),
+        ("# caf\u00e9\n1 2\n".encode("latin-1"), b"one\n", "g.edges, line 1: byte 0xe9 is not UTF-8"),
+        (b"", b"one\n", "g.edges holds no edge"),
+    ],
+)
+def test_load_of_a_file_that_does_not_fit_ends_it_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], graph: bytes, tweets: bytes, fault: str
+) -> None:
+    (tmp_path / "g.edges").write_bytes(graph)
+    (tmp_path / "t.txt").write_bytes(tweets)
+    assert run(["load", "--graph", str(tmp_path / "g.edges"), "--tweets", str(tmp_path / "t.txt")]) == 2
+    assert fault in capsys.readouterr().err
+
+
+def test_load_with_a_byte_order_mark_leaves_it_out() -> None:
+    usable, _ = command.tweet_lines("\ufeffone\ntwo\n".encode(), "t.txt")
+    assert [line.text for line in usable] == ["one", "two"]
+    assert list(command.utf8_lines(["\ufeff1 2\n".encode()], "g")) == ["1 2\n"]
+
+
+def test_missing_files_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["load", "--graph", "nowhere.edges", "--tweets", "nowhere.txt"]) == 2
+    assert "nowhere.edges" in capsys.readouterr().err
+
+
+def test_help_names_the_options() -> None:
+    from roost_cli.main import app
+
+    said = CliRunner().invoke(app, ["load", "--help"]).output
+    assert all(option in said for option in ("--graph", "--tweets", "--directed", "--seed", "--concurrency", "--grpc"))
+
+
+def test_there_must_be_something_to_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["load"]) == 2
+    assert "--mutate" in capsys.readouterr().err
+    (tmp_path / "g.edges").write_text("1 2\n")
+    assert run(["load", "--graph", str(tmp_path / "g.edges"), "--mutate", "5"]) == 2
+    assert "go together" in capsys.readouterr().err

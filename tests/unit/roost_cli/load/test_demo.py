@@ -1,0 +1,81 @@
+"""The demo is the same everywhere, fits the API's limits, and looks like people."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections import Counter
+from pathlib import Path
+
+from roost_cli.load import demo
+from roost_cli.load.demo import DemoAccount
+from roost_cli.load.demo_reactions import Kind
+
+
+def test_it_is_the_same_for_the_same_seed() -> None:
+    assert demo.cast() == demo.cast()
+    assert demo.cast(1) != demo.cast(2)
+
+
+def test_people_and_tweets_fit_the_limits() -> None:
+    content = demo.cast()
+    names = [person.username for person in content.people]
+    assert len({name.lower() for name in names}) == len(names) >= 24
+    assert all(re.fullmatch(r"[A-Za-z0-9_]{3,15}", name) for name in names)
+    assert all(len(person.display_name) <= 50 and len(person.bio) <= 160 for person in content.people)
+    assert len(content.tweets) >= 200
+    assert all(0 < len(text) <= 280 and "{" not in text for _, text in content.tweets)
+
+
+def test_reactions_are_many_by_followers_and_unevenly_spread() -> None:
+    content = demo.cast()
+    kinds = Counter(reaction.kind for reaction in content.reactions)
+    assert kinds[Kind.LIKE] > 500
+    assert all(kinds[kind] > 20 for kind in Kind)
+    follows = set(content.follows)
+    for reaction in content.reactions:
+        assert (reaction.who, content.tweets[reaction.tweet][0]) in follows
+        assert bool(reaction.text) == (reaction.kind in (Kind.REPLY, Kind.QUOTE))
+        assert len(reaction.text) <= 280
+    assert any(reaction.answer for reaction in content.reactions)
+    once = Counter((reaction.who, reaction.kind, reaction.tweet) for reaction in content.reactions)
+    assert set(once.values()) == {1}
+    likes = Counter(reaction.tweet for reaction in content.reactions if reaction.kind is Kind.LIKE)
+    assert max(likes.values()) > 5 * (kinds[Kind.LIKE] / len(content.tweets))
+    assert len(likes) < len(content.tweets)
+
+
+def test_waves_hold_each_tweet_and_reaction_once() -> None:
+    content = demo.cast()
+    found = list(demo.waves(content))
+    assert [number for wave in found for number in wave.tweets] == list(range(len(content.tweets)))
+    assert Counter(reaction for wave in found for reaction in wave.reactions) == Counter(content.reactions)
+
+
+def test_everybody_follows_the_star_and_circles_hang_together() -> None:
+    content = demo.cast()
+    names = [person.username for person in content.people]
+    star = names[1]
+    followers = Counter(followee for _, followee in content.follows)
+    assert followers[star] == len(names) - 1
+    assert max(count for name, count in followers.items() if name != star) < followers[star] / 2
+    assert all(follower != followee for follower, followee in content.follows)
+    assert len(set(content.follows)) == len(content.follows)
+    circles = len(demo.CIRCLES)
+    near = sum(names.index(a) % circles == names.index(b) % circles for a, b in content.follows if b != star)
+    assert near > (len(content.follows) - followers[star]) / 2
+
+
+def test_the_log_in_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
+    marker = tmp_path / demo.MARKER
+    assert demo._recall(marker) is None
+    account = DemoAccount("alice", "correct horse")
+    demo._remember(marker, account, complete=False)
+    assert demo._recall(marker) == account
+    assert not demo._complete(marker)
+    demo._remember(marker, account, complete=True)
+    assert demo._complete(marker)
+    assert stat.S_IMODE(marker.stat().st_mode) == 0o600
+    assert "horse" not in repr(account)
+    marker.write_bytes(b"{")
+    assert demo._recall(marker) is None

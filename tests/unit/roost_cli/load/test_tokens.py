@@ -1,0 +1,38 @@
+"""Tokens are minted in batches and renewed before they expire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roost_cli.load.loader import Operator
+from roost_cli.load.tokens import MINT_BATCH, TokenBook
+
+
+async def test_batches_hold_what_the_contract_allows(operator: Operator, state: Any) -> None:
+    ids = [state.add_user(f"u{number}") for number in range(MINT_BATCH + 1)]
+    book = TokenBook(operator.channel, operator.metadata)
+    await book.admit(ids)
+    assert state.calls["MintTokens"] == 2
+    assert await book.act_as(ids[-1]) == (("authorization", f"Bearer token-{ids[-1]}"),)
+
+
+async def test_tokens_are_renewed_at_half_their_life(operator: Operator, state: Any) -> None:
+    user_id = state.add_user("alice")
+    now = 0.0
+    book = TokenBook(operator.channel, operator.metadata, ttl_s=100, clock=lambda: now)
+    await book.admit([user_id])
+    now = 49.0
+    await book.act_as(user_id)
+    assert state.calls["MintTokens"] == 1
+    now = 50.0
+    await book.act_as(user_id)
+    await book.act_as(user_id)
+    assert state.calls["MintTokens"] == 2
+
+
+async def test_the_unknown_and_the_hidden_get_none(operator: Operator, state: Any) -> None:
+    state.hidden.add(barred := state.add_user("mallory"))
+    book = TokenBook(operator.channel, operator.metadata)
+    await book.admit([barred, 5])
+    assert barred not in book
+    assert 5 not in book

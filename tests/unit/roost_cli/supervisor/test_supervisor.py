@@ -1,0 +1,132 @@
+"""Processes that are kept running: real ones, of the one service that needs no other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from roost_cli.exit_codes import CommandError
+from roost_cli.supervisor import control
+from roost_cli.supervisor.supervisor import Supervisor
+from roost_cli.supervisor.topology import Part
+
+WITHIN_S = 60.0
+ROOT = Path(__file__).resolve().parents[4]
+
+
+def part(folder: Path, name: str = "mesh", *arguments: str, number: int = 1) -> Part:
+    data = folder / f"{name}-{number}"
+    environment = {"supervised": "true", "log_level": "error"}
+    return Part(name, number, ("serve", "mesh", "--grpc", "127.0.0.1:0", *arguments, "--data", str(data)), environment)
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
+    # Named as services, so that restarts may overlap; what they serve does not matter here.
+    parts = [part(tmp_path), part(tmp_path, "tweet"), part(tmp_path, "graph")]
+    supervisor = Supervisor(parts, tmp_path / "logs", lambda line: None)
+    await supervisor.start()
+    yield supervisor
+    await supervisor.stop()
+
+
+async def test_what_dies_is_started_again_and_a_restart_overlaps(supervisor: Supervisor) -> None:
+    (before,) = supervisor.pids()["tweet"]
+    os.kill(before, signal.SIGKILL)
+    await until(lambda: supervisor.pids().get("tweet", [before]) != [before])
+    (second,) = supervisor.pids()["tweet"]
+    overlapped = False
+
+    async def watch() -> None:
+        nonlocal overlapped
+        while True:
+            overlapped |= len(supervisor.pids().get("tweet", [])) == 2
+            await asyncio.sleep(0.01)
+
+    watching = asyncio.ensure_future(watch())
+    await supervisor.restart("tweet")
+    watching.cancel()
+    assert overlapped
+    assert not alive(second)
+    (third,) = supervisor.pids()["tweet"]
+    assert alive(third)
+    everybody = [pid for pids in supervisor.pids().values() for pid in pids]
+    await supervisor.stop()
+    assert not any(map(alive, everybody))
+
+
+async def test_restarts_are_asked_for_over_the_socket(supervisor: Supervisor, tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    (before,) = supervisor.pids()["graph"]
+    async with control.listening(supervisor, path):
+        assert path.stat().st_mode & 0o077 == 0
+        assert await control.ask_restart(path, "graph") > 0
+        assert supervisor.pids()["graph"] != [before]
+        with pytest.raises(CommandError, match="nothing named nobody runs"):
+            await control.ask_restart(path, "nobody")
+    with pytest.raises(CommandError, match="no supervisor runs here"):
+        await control.ask_restart(path, "graph")
+
+
+async def test_a_process_that_cannot_start_shows_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roost_cli.supervisor.instance.START_WITHIN_S", 15.0)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        supervisor = Supervisor([part(tmp_path, "mesh", "--grpc", address)], tmp_path / "logs", lambda line: None)
+        with pytest.raises(CommandError, match="another program listens there"):
+            await supervisor.start()
+        await supervisor.stop()
+
+
+async def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        f"""
+        import asyncio, sys
+        from pathlib import Path
+        from roost_cli.processes.supervisor import Supervisor
+        from tests.unit.roost_cli.processes.test_supervisor import part
+
+        async def main():
+            supervisor = Supervisor([part(Path({str(tmp_path)!r}))], Path({str(tmp_path / "logs")!r}), lambda line: None)
+            await supervisor.start()
+            print(supervisor.pids()["mesh"][0], flush=True)
+            await asyncio.sleep(600)
+
+        asyncio.run(main())
+        """
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None
+    try:
+        child = int(await asyncio.wait_for(process.stdout.readline(), WITHIN_S))
+        assert alive(child)
+    finally:
+        process.kill()
+        await process.wait()
+    await until(lambda: not alive(child))
