@@ -37,7 +37,7 @@ from services.platform.transport.message_guard import Checker
 from services.timeline.store import HomeTimelineStore
 from tests.cluster import family
 from tests.conftest import Mesh, mesh_settings, start_process
-from tests.functional.world import DELETED, MISSING, OK, REFUSED, REMOVED, STANDS, Tweet, World, told
+from tests.functional.model import DELETED, MISSING, OK, REFUSED, REMOVED, STANDS, Tweet, World, told
 from tests.home_stores import shorten, store_of
 
 KEEP, TRIM_ABOVE = 6, 8

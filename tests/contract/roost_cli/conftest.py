@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.event_log.conftest import Sink
+from tests.contract.platform.events.conftest import Sink
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from services.platform import logs
 from services.platform.events.log import EventLog
 from services.platform.sqlite.event_log import EmbeddedLog
 from tests import cluster
-from tests.contract.event_log.conftest import Sink, records, start, until
+from tests.contract.platform.events.conftest import Sink, records, start, until
 
 
 class Command:

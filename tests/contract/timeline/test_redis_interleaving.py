@@ -28,7 +28,7 @@ from services.timeline.store.redis import trimming
 from services.timeline.store.redis.encoding import Sizes, Warm, home_of, list_key, marker_key, packed
 from services.timeline.store.redis.store import Opened, RedisHomeTimelines
 from tests import redis_servers
-from tests.home_schedules import KEEP, READERS, TRIM_ABOVE, Schedule, Step
+from tests.home_interleavings import KEEP, READERS, TRIM_ABOVE, Schedule, Step
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

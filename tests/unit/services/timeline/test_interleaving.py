@@ -19,7 +19,7 @@ from services.timeline.fanout_rules import HYBRID, Rules, Source
 from services.timeline.followees import Relations
 from services.timeline.store import HomeList, OpenBuild
 from services.timeline.store.memory import Building, EmbeddedHomeTimelines, Warm
-from tests.home_schedules import KEEP, TRIM_ABOVE, Schedule
+from tests.home_interleavings import KEEP, TRIM_ABOVE, Schedule
 
 SCHEDULES = 3_000
 # Every fault is found within far fewer.

@@ -18,7 +18,7 @@ from services.platform.events.log import Record
 from services.platform.kafka import producer
 from services.platform.kafka.event_log import KafkaLog
 from services.platform.rpc import errors
-from tests.contract.event_log.conftest import RETRY_FIRST_S, TOPICS, Clock, Sink, records, start, until, until_lag
+from tests.contract.platform.events.conftest import RETRY_FIRST_S, TOPICS, Clock, Sink, records, start, until, until_lag
 
 pytestmark = pytest.mark.cluster
 

@@ -18,7 +18,7 @@ from services.platform.cassandra.keyspace import MAX_BATCH, MAX_ROWS, SIDE_BY_SI
 from services.platform.config import Settings
 from services.platform.rpc import errors
 from services.platform.rpc.context import Call, current_call
-from tests.contract.cluster.conftest import TABLES, Proxy, until
+from tests.contract.platform.conftest import TABLES, Proxy, until
 
 pytestmark = pytest.mark.cluster
 

@@ -23,7 +23,7 @@ from services.platform.ids.snowflake import first_id_at
 from services.platform.rpc import errors
 from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import Namespace
-from tests.contract.cluster.conftest import until
+from tests.contract.platform.conftest import until
 
 pytestmark = pytest.mark.cluster
 

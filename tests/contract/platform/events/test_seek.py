@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from services.platform.events.log import EventLog
-from tests.contract.event_log.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
+from tests.contract.platform.events.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
 
 
 async def test_seek_replays_from_an_offset_or_a_time(log: EventLog, clock: Clock, sink: Sink) -> None:

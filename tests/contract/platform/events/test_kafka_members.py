@@ -14,7 +14,7 @@ from services.platform.config import Settings
 from services.platform.events.log import EventLog, Record
 from services.platform.rpc import errors
 from tests import cluster
-from tests.contract.event_log.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
+from tests.contract.platform.events.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
 
 pytestmark = pytest.mark.cluster
 

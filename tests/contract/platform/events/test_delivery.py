@@ -8,7 +8,7 @@ import pytest
 
 from services.platform.events import log as event_log
 from services.platform.events.log import EventLog, Lag, Record
-from tests.contract.event_log.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
+from tests.contract.platform.events.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
 
 
 async def test_every_group_gets_its_topics_whole_and_in_order(log: EventLog, clock: Clock, sink: Sink) -> None:

@@ -9,7 +9,7 @@ import pytest
 from services.platform.events import log as event_log
 from services.platform.events.log import EventLog
 from services.platform.rpc import errors
-from tests.contract.event_log.conftest import Clock, Open, Sink, records, start, until
+from tests.contract.platform.events.conftest import Clock, Open, Sink, records, start, until
 
 
 async def test_a_poison_event_is_buried_alone_and_the_rest_goes_on(log: EventLog, clock: Clock, sink: Sink) -> None:

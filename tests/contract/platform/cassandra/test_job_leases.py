@@ -6,7 +6,7 @@ import pytest
 
 from services.platform.cassandra.job_leases import JOB_LEASES_MIGRATION, JobLease
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
-from tests.contract.cluster.conftest import until
+from tests.contract.platform.conftest import until
 
 pytestmark = pytest.mark.cluster
 

@@ -20,7 +20,7 @@ from services.identity import user_hydrator
 from services.shared.hydration import hydrator
 from services.shared.hydration.owner_responses import marks_of
 from tests.conftest import MeshFactory
-from tests.functional.twins import SAME_WITHIN_S, Ask, Name, Twins
+from tests.functional.both_backends import SAME_WITHIN_S, Ask, Name, Twins
 
 pytestmark = pytest.mark.cluster
 

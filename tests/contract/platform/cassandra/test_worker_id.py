@@ -19,7 +19,7 @@ from services.platform.config import Settings
 from services.platform.ids.snowflake import MAX_WORKER, WORKER_BITS, Snowflake, timestamp_ms, wall_clock_ms
 from services.platform.rpc import errors
 from tests.cluster import Namespace
-from tests.contract.cluster.conftest import until
+from tests.contract.platform.conftest import until
 
 pytestmark = pytest.mark.cluster
 
