@@ -25,7 +25,7 @@ def _of(name: str) -> Build:
 
 
 SERVICES: Mapping[str, Build] = {
-    name: _of(name) for name in ("mesh", "identity", "graph", "tweet", "engagement", "timeline", "fanout", "search")
+    name: _of(name) for name in ("registry", "identity", "graph", "tweet", "engagement", "timeline", "fanout", "search")
 }
 
 

@@ -14,7 +14,7 @@ from services.catalog import SERVICES
 from services.platform.config import Settings
 
 # The registry: everybody knows its address, so it starts first and there is one of it.
-MESH = "mesh"
+REGISTRY = "registry"
 # Each process takes some 100 MB; more on one machine is a typing error.
 MAX_REPLICAS = 16
 # How long the others get to see that an instance goes, before it takes no more calls.
@@ -37,7 +37,7 @@ class Part:
     @property
     def alone(self) -> bool:
         """Whether it has an address of its own that a second one could not take: the old one ends before the new one starts."""
-        return self.name in (MESH, GATEWAY)
+        return self.name in (REGISTRY, GATEWAY)
 
 
 def replicas_of(text: str) -> dict[str, int]:
@@ -45,8 +45,8 @@ def replicas_of(text: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for pair in filter(None, text.split(",")):
         name, _, number = pair.partition("=")
-        if name not in SERVICES or name == MESH:
-            known = ", ".join(service for service in SERVICES if service != MESH)
+        if name not in SERVICES or name == REGISTRY:
+            known = ", ".join(service for service in SERVICES if service != REGISTRY)
             raise CommandError(f"--replicas: {name!r} cannot have replicas; these can: {known}", UNUSABLE)
         if not number.isdigit() or not 1 <= int(number) <= MAX_REPLICAS:
             raise CommandError(f"--replicas: {pair!r} is not NAME=1…{MAX_REPLICAS}", UNUSABLE)
@@ -76,12 +76,12 @@ def parts_of(settings: Settings, replicas: Mapping[str, int]) -> Sequence[Part]:
     for name in ("grpc", "http", "ops"):
         address_of(getattr(settings, name), f"--{name}")
     # The registry needs no server of the cluster's, and must not wait for one.
-    found = [part(MESH, 1, ("--grpc", registry, *ops), family="embedded")]
+    found = [part(REGISTRY, 1, ("--grpc", registry, *ops), family="embedded")]
     found += [
         part(name, number, anywhere, drain_s=str(DRAIN_S))
         for name in SERVICES
         for number in range(1, replicas.get(name, 1) + 1)
-        if name != MESH
+        if name != REGISTRY
     ]
     return [*found, part(GATEWAY, 1, door)]
 

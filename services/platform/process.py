@@ -53,7 +53,7 @@ log = structlog.get_logger()
 
 Wire = Literal["inprocess", "grpc"]
 
-_BATCH = "roost.mesh.v1.BatchService"
+_BATCH = "roost.batch.v1.BatchService"
 # The folder of what processes say to each other, which is no service that needs an address.
 _MESH = _BATCH.split(".")[1]
 # Whoever serves users asks for it: access tokens are verified with these keys.

@@ -11,4 +11,4 @@ from services.registry.service import RegistryServicer
 async def build(kit: Kit) -> Service:
     """The registry, in memory."""
     registry = RegistryServicer(kit.clock, time.monotonic)
-    return Service(name=kit.name, servicers={"roost.mesh.v1.RegistryService": registry}, workers=(registry,))
+    return Service(name=kit.name, servicers={"roost.registry.v1.RegistryService": registry}, workers=(registry,))

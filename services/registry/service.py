@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from roost.mesh.v1 import registry_service_pb2 as pb
-from roost.mesh.v1 import registry_service_pb2_grpc as pb_grpc
+from roost.registry.v1 import registry_service_pb2 as pb
+from roost.registry.v1 import registry_service_pb2_grpc as pb_grpc
 
 from services.platform.rpc import errors
 

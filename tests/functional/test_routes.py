@@ -159,7 +159,7 @@ RECIPES = [
     Recipe("/roost.search.v1.SearchService/ListTrendingTweets", signed_in=False, shows="tweets"),
     Recipe("/roost.search.v1.SearchService/Reindex", body={}, admin=True, shows="started"),
     Recipe("/roost.search.v1.SearchService/GetReindex", admin=True, shows="index"),
-    Recipe("/roost.mesh.v1.RegistryService/ListInstances", admin=True, shows="instances"),
+    Recipe("/roost.registry.v1.RegistryService/ListInstances", admin=True, shows="instances"),
     Recipe("/roost.fanout.v1.FanoutService/GetFanoutStatus", admin=True, shows="state"),
     Recipe("/roost.fanout.v1.FanoutService/GetFanoutLag", admin=True, shows="events"),
     Recipe("/roost.fanout.v1.FanoutService/PauseFanout", admin=True),
@@ -242,7 +242,7 @@ async def test_readme_names_what_answers_501_and_404(shared_web: Web) -> None:
         for attribute in vars(kind)
     }
     # The runtime serves the envelope of batched calls itself.
-    served.add(("roost.mesh.v1.BatchService", "Call"))
+    served.add(("roost.batch.v1.BatchService", "Call"))
     unserved = [m for m in methods().values() if (m.service, m.name) not in served]
     told = re.search(r"answered with 501.*?:(.*?)\n- ", README.read_text(), re.DOTALL)
     assert told is not None

@@ -27,7 +27,7 @@ SERVICES_FOLDER = Path(__file__).resolve().parents[2] / "services"
 # The oldest that is still supported where people run it.
 KUBERNETES = "1.34"
 # The registry is for where there is no Kubernetes.
-DEPLOYED = [name for name in SERVICES if name != "mesh"]
+DEPLOYED = [name for name in SERVICES if name != "registry"]
 KINDS = {"ServiceAccount", "Service", "Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"}
 
 
@@ -202,7 +202,7 @@ def test_network_policies_let_in_whom_contract_and_code_let_call(name: str) -> N
 
 @pytest.mark.parametrize("name", DEPLOYED)
 def test_a_process_follows_the_peers_that_its_code_calls(name: str) -> None:
-    assert called_in_code(name) - {name, "mesh"} <= callees_of(name)
+    assert called_in_code(name) - {name, "registry"} <= callees_of(name)
 
 
 def test_settings_are_known_and_name_every_service() -> None:

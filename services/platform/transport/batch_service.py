@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from roost.mesh.v1 import batch_service_pb2 as pb
-from roost.mesh.v1 import batch_service_pb2_grpc as pb_grpc
+from roost.batch.v1 import batch_service_pb2 as pb
+from roost.batch.v1 import batch_service_pb2_grpc as pb_grpc
 
 from services.platform.rpc import errors
 from services.platform.rpc.context import Actor, Call, current

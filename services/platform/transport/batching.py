@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import grpc
 from prometheus_client import Histogram
-from roost.mesh.v1 import batch_service_pb2 as pb
-from roost.mesh.v1 import batch_service_pb2_grpc as pb_grpc
+from roost.batch.v1 import batch_service_pb2 as pb
+from roost.batch.v1 import batch_service_pb2_grpc as pb_grpc
 
 from services.platform.rpc import errors
 from services.platform.rpc.context import Call, current_call

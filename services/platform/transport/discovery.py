@@ -14,8 +14,8 @@ from typing import Any
 
 import grpc
 import structlog
-from roost.mesh.v1 import registry_service_pb2 as pb
-from roost.mesh.v1 import registry_service_pb2_grpc as pb_grpc
+from roost.registry.v1 import registry_service_pb2 as pb
+from roost.registry.v1 import registry_service_pb2_grpc as pb_grpc
 
 from services.platform.rpc import errors
 from services.platform.rpc.context import Call, current_call

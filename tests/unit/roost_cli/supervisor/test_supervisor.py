@@ -23,10 +23,12 @@ WITHIN_S = 60.0
 ROOT = Path(__file__).resolve().parents[4]
 
 
-def part(folder: Path, name: str = "mesh", *arguments: str, number: int = 1) -> Part:
+def part(folder: Path, name: str = "registry", *arguments: str, number: int = 1) -> Part:
     data = folder / f"{name}-{number}"
     environment = {"supervised": "true", "log_level": "error"}
-    return Part(name, number, ("serve", "mesh", "--grpc", "127.0.0.1:0", *arguments, "--data", str(data)), environment)
+    return Part(
+        name, number, ("serve", "registry", "--grpc", "127.0.0.1:0", *arguments, "--data", str(data)), environment
+    )
 
 
 def alive(pid: int) -> bool:
@@ -96,7 +98,7 @@ async def test_a_process_that_cannot_start_shows_its_log(tmp_path: Path, monkeyp
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        supervisor = Supervisor([part(tmp_path, "mesh", "--grpc", address)], tmp_path / "logs", lambda line: None)
+        supervisor = Supervisor([part(tmp_path, "registry", "--grpc", address)], tmp_path / "logs", lambda line: None)
         with pytest.raises(CommandError, match="another program listens there"):
             await supervisor.start()
         await supervisor.stop()
@@ -113,7 +115,7 @@ async def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> N
         async def main():
             supervisor = Supervisor([part(Path({str(tmp_path)!r}))], Path({str(tmp_path / "logs")!r}), lambda line: None)
             await supervisor.start()
-            print(supervisor.pids()["mesh"][0], flush=True)
+            print(supervisor.pids()["registry"][0], flush=True)
             await asyncio.sleep(600)
 
         asyncio.run(main())

@@ -28,12 +28,12 @@ def test_other_spellings_are_refused_in_words(text: str) -> None:
 def test_every_service_runs_between_the_registry_and_the_gateway(tmp_path: Path) -> None:
     settings = Settings(family="cluster", data_dir=tmp_path, http="127.0.0.1:1", grpc="127.0.0.1:2", ops="127.0.0.1:3")
     parts = parts_of(settings, {"timeline": 3})
-    assert parts[0].name == "mesh"
+    assert parts[0].name == "registry"
     assert parts[-1].name == "gateway"
     assert parts[-1].arguments[2:6] == ("--grpc", "127.0.0.1:2", "--http", "127.0.0.1:1")
     between = [part.name for part in parts[1:-1]]
     assert {name: between.count(name) for name in between} == {
-        name: 3 if name == "timeline" else 1 for name in SERVICES if name != "mesh"
+        name: 3 if name == "timeline" else 1 for name in SERVICES if name != "registry"
     }
     # Only the gateway's ops port can be chosen: there is one gateway.
     assert [part.arguments[part.arguments.index("--ops") + 1] for part in parts] == [

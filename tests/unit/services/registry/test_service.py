@@ -6,7 +6,7 @@ import asyncio
 
 import grpc
 import pytest
-from roost.mesh.v1 import registry_service_pb2 as pb
+from roost.registry.v1 import registry_service_pb2 as pb
 
 from services.platform.rpc.errors import RoostError
 from services.registry.service import LEASE_MS, MAX_INSTANCES, RegistryServicer

@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from roost.mesh.v1 import batch_service_pb2 as pb
-from roost.mesh.v1 import batch_service_pb2_grpc as pb_grpc
+from roost.batch.v1 import batch_service_pb2 as pb
+from roost.batch.v1 import batch_service_pb2_grpc as pb_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
 from services.platform.backends.embedded import open_embedded

@@ -18,13 +18,13 @@ from services.platform.process import Process
 from services.platform.rpc import errors
 from services.platform.service import Build, Kit, Service
 from services.platform.transport import discovery
-from services.registry.server import build as build_mesh
+from services.registry.server import build as build_registry
 
 SECRET = "0123456789abcdef" * 2
 # Every process of a mesh has the same.
 OPERATOR_TOKEN = "fedcba9876543210" * 2
 WITHIN_S = 10.0
-ELSEWHERE = ("mesh", "tweet")
+ELSEWHERE = ("registry", "tweet")
 
 
 class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
@@ -78,7 +78,7 @@ class Town:
         await process.stop()
 
     async def mesh(self) -> Process:
-        return await self.start("mesh", {"mesh": build_mesh}, self.registry)
+        return await self.start("registry", {"registry": build_registry}, self.registry)
 
     async def tweets(self, number: int) -> Process:
         self.servicers[number] = Tweets(number)

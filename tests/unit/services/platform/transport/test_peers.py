@@ -110,11 +110,11 @@ async def test_a_door_to_dead_peers_is_degraded_and_ready(settings: Settings, po
 async def test_a_door_to_nobody_is_not_ready_and_names_what_it_lacks(settings: Settings) -> None:
     async with await started(settings) as door:
         assert door.health().status == "not_ready"
-        assert set(door.unaddressed) == set(SERVICES) - {"mesh"}
+        assert set(door.unaddressed) == set(SERVICES) - {"registry"}
 
 
 async def test_a_service_follows_only_whom_it_calls(settings: Settings, port: int) -> None:
     peers = {name: f"127.0.0.1:{port}" for name in SERVICES if name != "graph"}
     async with await started(settings, "fanout", peers=peers) as fanout:
-        assert set(fanout.health().peers) == {"identity", "timeline", "tweet", "mesh"}
+        assert set(fanout.health().peers) == {"identity", "timeline", "tweet", "registry"}
         assert fanout.unaddressed == ["graph"]

@@ -276,7 +276,7 @@ async def test_health_lists_all_services(serve: Serve) -> None:
         "": 1,
         "tweet": 1,
         "roost.tweet.v1.TweetService": 1,
-        "roost.mesh.v1.BatchService": 1,
+        "roost.batch.v1.BatchService": 1,
         "mesh": 1,
     }
 

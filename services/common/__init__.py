@@ -1,1 +1,0 @@
-"""The kit: everything that every service needs and none owns. A closed list; it imports no service."""
