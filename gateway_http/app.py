@@ -17,9 +17,9 @@ from gateway_http.health_routes import Health, Livez, Readyz
 from gateway_http.load import Load
 from gateway_http.problem import CLIENT_CLOSED_REQUEST, problem
 from gateway_http.request import SECURITY, ClientGoneError, Receive, Request, Response, Route, Scope, Send
-from gateway_http.response_cache import Remembered
+from gateway_http.response_cache import ResponseCache
 from gateway_http.router import Binding, Router, bindings
-from gateway_http.rpc_route import Front, Operation
+from gateway_http.rpc_route import RouteDeps, RpcRoute
 from services.platform.auth.tokens import Verifier
 from services.platform.config import Settings
 from services.platform.rpc import errors
@@ -60,7 +60,7 @@ class Gateway:
         health: Health,
         rate_limits: RateLimits,
     ) -> None:
-        front = Front(channel, verifier, rate_limits, Codec(), Remembered())
+        front = RouteDeps(channel, verifier, rate_limits, Codec(), ResponseCache())
         self._proxies = TrustedProxies(networks(settings.trusted_proxies))
         entries: list[tuple[Binding, Route]] = [
             (Binding("GET", "/livez"), Livez()),
@@ -69,7 +69,7 @@ class Gateway:
         ]
         for method in methods().values():
             if method.policy.access != options.ACCESS_MESH:
-                entries.extend((binding, Operation(method, binding, front)) for binding in bindings(method))
+                entries.extend((binding, RpcRoute(method, binding, front)) for binding in bindings(method))
         self._router: Router[Route] = Router(entries)
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._load = Load()
@@ -84,7 +84,7 @@ class Gateway:
         begun = perf_counter()
         request = Request(scope, receive, self._load, self._proxies)
         if self._cors is not None:
-            request.said.extend(self._cors.headers(request.headers.get(b"origin")))
+            request.response_headers.extend(self._cors.headers(request.headers.get(b"origin")))
         try:
             with self._load:
                 route, response = await self._answer(request)
@@ -116,8 +116,10 @@ class Gateway:
             error: Exception = errors.unavailable("the server is stopping", reason=Reason.STOPPING)
         except Exception as caught:
             error = caught
-        said = problem(error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id)
-        return route, Response(said.status, (*said.headers, *SECURITY), said.body)
+        response_headers = problem(
+            error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id
+        )
+        return route, Response(response_headers.status, (*response_headers.headers, *SECURITY), response_headers.body)
 
     def _observe(self, route: str, status: int, begun: float) -> None:
         # The look-ups of labels would cost more than the counting.
@@ -132,7 +134,7 @@ class Gateway:
 
 
 async def _send(request: Request, response: Response, send: Send) -> None:
-    headers = [*response.headers, *request.said]
+    headers = [*response.headers, *request.response_headers]
     payload = response.body
     if response.compressible and len(payload) > LEAST_BYTES:
         accepted = request.headers.get(b"accept-encoding")

@@ -36,8 +36,8 @@ class Skipper:
         wanted = {"cursor", "page_size"} <= set(method.request.DESCRIPTOR.fields_by_name)
         if not wanted or len(lists) != 1 or "next_cursor" not in response.fields_by_name:
             raise TypeError(f"{method.path} admits page numbers but is not one list with a cursor")
-        self._passed = method.passed
-        self._items = method.passed.DESCRIPTOR.fields_by_number[lists[0].number].name
+        self._passed = method.wire_response
+        self._items = method.wire_response.DESCRIPTOR.fields_by_number[lists[0].number].name
 
     async def fetch(self, ask: Ask, request: Any, page: int) -> Any:
         """The 1-based page: empty past the end; partial, and empty, where the list was partial before it.

@@ -77,7 +77,7 @@ def as_refusal(error: BaseException, request_id: str = "") -> tuple[Refusal, flo
     """The error as HTTP says it, and the seconds after which to come back, where there is something to wait for."""
     if isinstance(error, Refusal):
         return error, None
-    error = as_told(error, request_id)
+    error = to_public_error(error, request_id)
     status = STATUS_OF[error.code]
     retry_after = error.retry_after_s
     if retry_after is None and status in _WITH_RETRY_AFTER:
@@ -85,7 +85,7 @@ def as_refusal(error: BaseException, request_id: str = "") -> tuple[Refusal, flo
     return Refusal(status, error.reason.lower(), error.message, violations=error.violations), retry_after
 
 
-def as_told(error: BaseException, request_id: str = "") -> RoostError:
+def to_public_error(error: BaseException, request_id: str = "") -> RoostError:
     """The error as a caller may know it: an exception that nobody foresaw is logged in full under an id, and only the id is told."""
     if isinstance(error, grpc.aio.AioRpcError):
         error = errors.from_rpc(error)

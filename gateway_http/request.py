@@ -56,7 +56,7 @@ class ClientGoneError(Exception):
 
 
 class Request:
-    """One request as it came. `said` are headers that every answer to it carries, refusals too."""
+    """One request as it came. `response_headers` are headers that every answer to it carries, refusals too."""
 
     __slots__ = (
         "_load",
@@ -65,7 +65,7 @@ class Request:
         "raw_path",
         "receive",
         "request_id",
-        "said",
+        "response_headers",
         "scope",
         "trace_id",
         "traceparent",
@@ -92,7 +92,7 @@ class Request:
             self.traceparent = f"00-{self.trace_id}-{digits[32:]}-01"
         request_id = self.headers.get(b"x-request-id", b"")
         self.request_id = request_id.decode() if _REQUEST_ID(request_id) else self.trace_id
-        self.said: list[tuple[bytes, bytes]] = [
+        self.response_headers: list[tuple[bytes, bytes]] = [
             (b"x-request-id", self.request_id.encode()),
             (b"traceparent", self.traceparent.encode()),
         ]

@@ -28,7 +28,7 @@ class _Kept(NamedTuple):
     reading: Reading
 
 
-class Remembered:
+class ResponseCache:
     """Answers of status 200 by (user id, path, query), bounded by their bytes."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:

@@ -13,11 +13,11 @@ from roost.options.v1 import options_pb2 as options
 
 from gateway_http import etag as caching
 from gateway_http import rate_limits as limits
-from gateway_http.codec.binding import Asked, Codec
+from gateway_http.codec.binding import Codec, DecodedRequest
 from gateway_http.page_numbers import DEPRECATION, Skipper
 from gateway_http.problem import Refusal
 from gateway_http.request import JSON, SECURITY, Request, Response
-from gateway_http.response_cache import Key, Remembered
+from gateway_http.response_cache import Key, ResponseCache
 from gateway_http.router import Binding
 from services.platform.auth.tokens import Verifier
 from services.platform.caching import read_tracking
@@ -37,22 +37,22 @@ _BEARER = b"bearer "
 
 
 @dataclass(frozen=True, slots=True)
-class Front:
+class RouteDeps:
     """What all operations share."""
 
     channel: grpc.aio.Channel
     verifier: Verifier
     rate_limits: RateLimits
     codec: Codec
-    remembered: Remembered
+    response_cache: ResponseCache
 
 
-class Operation:
+class RpcRoute:
     """Serves one binding of one method."""
 
     is_probe = False
 
-    def __init__(self, method: Method, binding: Binding, front: Front) -> None:
+    def __init__(self, method: Method, binding: Binding, front: RouteDeps) -> None:
         """An error of the contract is an exception here, at start: TypeError or ValueError."""
         self.name = f"{method.service.rpartition('.')[2]}/{method.name}"
         self._method = method
@@ -68,11 +68,11 @@ class Operation:
             return
         self._reader = front.codec.reader(method, binding)
         self._write: Callable[[Any], bytes] = front.codec.writer(method, binding)
-        self._remembers = self._is_read and method.policy.remembered
+        self._remembers = self._is_read and method.policy.response_cache
         self._skipper = Skipper(method) if method.policy.page_numbers else None
         # Joined bytes pass through: the twin, where there is one, is what comes back.
         self._call: Any = front.channel.unary_unary(
-            method.path, method.request.SerializeToString, method.passed.FromString
+            method.path, method.request.SerializeToString, method.wire_response.FromString
         )
 
     async def serve(self, request: Request) -> Response:
@@ -86,7 +86,7 @@ class Operation:
         answer, asked = await self._served(request, actor)
         return self._respond(self._write(answer), actor, request, asked)
 
-    async def _served(self, request: Request, actor: Actor) -> tuple[Any, Asked]:
+    async def _served(self, request: Request, actor: Actor) -> tuple[Any, DecodedRequest]:
         headers = request.headers
         body = await self._body(request) if request.has_body() else b""
         key = headers.get(b"idempotency-key", b"").decode("latin-1")
@@ -95,16 +95,16 @@ class Operation:
 
     async def _remembering(self, request: Request, actor: Actor) -> Response:
         """As without remembering, but that an answer nothing has changed since is not made again."""
-        remembered = self._front.remembered
+        response_cache = self._front.response_cache
         key: Key = (actor.user_id, request.raw_path, request.scope["query_string"])
-        found = remembered.find(key)
+        found = response_cache.find(key)
         if found is None:
             with read_tracking.reading() as reading:
                 answer, asked = await self._served(request, actor)
             if asked.page:
                 return self._respond(self._write(answer), actor, request, asked)
             found = self._tagged(self._write(answer), actor)
-            remembered.keep(key, *found, reading)
+            response_cache.keep(key, *found, reading)
         return _unless_known(request, *found)
 
     async def _identify(self, request: Request) -> Actor:
@@ -135,7 +135,7 @@ class Operation:
     def _take(self, user_id: int, request: Request) -> None:
         if self._limit is not None:
             verdict = self._limit.take(user_id, request.address)
-            request.said.extend(limits.headers(verdict, time.time()))
+            request.response_headers.extend(limits.headers(verdict, time.time()))
             verdict.enforce()
 
     async def _body(self, request: Request) -> bytes:
@@ -149,7 +149,7 @@ class Operation:
                 raise Refusal(415, "unsupported_media_type", "a body must be application/json")
         return body
 
-    async def _ask(self, asked: Asked, actor: Actor, request: Request, until: float = NEVER) -> Any:
+    async def _ask(self, asked: DecodedRequest, actor: Actor, request: Request, until: float = NEVER) -> Any:
         # `until` is a deadline of the client's own, in the loop's seconds: it may only be the earlier one.
         deadline = min(until, asyncio.get_running_loop().time() + self._deadline_s)
         agent = bounded_user_agent(request.headers.get(b"user-agent", b"").decode("latin-1"))
@@ -166,9 +166,9 @@ class Operation:
         finally:
             current_call.reset(before)
 
-    def _respond(self, payload: bytes, actor: Actor, request: Request, asked: Asked) -> Response:
+    def _respond(self, payload: bytes, actor: Actor, request: Request, asked: DecodedRequest) -> Response:
         if asked.page:
-            request.said.append(DEPRECATION)
+            request.response_headers.append(DEPRECATION)
         if not self._is_read:
             return Response(self._status, _WRITE, payload)
         return _unless_known(request, *self._tagged(payload, actor))

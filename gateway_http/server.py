@@ -91,8 +91,8 @@ class HttpServer:
         await serving
 
     def _listen(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        backend = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.socket(backend, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((self._host, self._wanted_port))

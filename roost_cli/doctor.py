@@ -75,7 +75,7 @@ def doctor(
         disk(shutil.disk_usage(_existing(data_dir)).free),
         clock(time.time(), _newest(data_dir)),
         *asyncio.run(_mesh(grpc, grpc or settings.grpc, http or settings.http)),
-        servers(missing(settings), settings.family == "cluster"),
+        servers(missing(settings), settings.backend == "cluster"),
         *backends(compose.works(), server_specs.lacking(java_home)),
     ]
     for check in checks:
@@ -186,8 +186,8 @@ def port(what: str, address: str) -> Check:
     host, _, number = address.rpartition(":")
     if not number.isdigit():
         raise CommandError(f"{address!r} is not an address: write HOST:PORT")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+    backend = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(backend) as probe:
         # As the server does: an address whose last connections are still dying away is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -198,24 +198,24 @@ def port(what: str, address: str) -> Check:
 
 
 def servers(silent: Sequence[str], needed: bool) -> Check:
-    """Whether the servers of the cluster family answer, where the settings say that they are; the embedded family needs none."""
+    """Whether the servers of the cluster backend answer, where the settings say that they are; the embedded backend needs none."""
     if not silent:
         return Check("servers", GOOD, "Cassandra, Redis, Kafka and OpenSearch answer")
     words = f"no answer from {', '.join(silent)}; `scripts/backends up` starts them here"
     return (
-        Check("servers", BAD, words) if needed else Check("servers", NOTE, f"{words} (the embedded family needs none)")
+        Check("servers", BAD, words) if needed else Check("servers", NOTE, f"{words} (the embedded backend needs none)")
     )
 
 
 def backends(containers: bool, lacking: Sequence[str]) -> Iterator[Check]:
     """Whether `scripts/backends` can run those servers here: as containers, or with what is `lacking` as processes."""
     if containers:
-        yield Check("scripts/backends", GOOD, "Docker runs the servers of the cluster family")
+        yield Check("scripts/backends", GOOD, "Docker runs the servers of the cluster backend")
     elif not lacking:
-        yield Check("scripts/backends", GOOD, "can run the servers of the cluster family as processes")
+        yield Check("scripts/backends", GOOD, "can run the servers of the cluster backend as processes")
     else:
         yield from (
-            Check("scripts/backends", NOTE, f"for the cluster family without Docker: {words}") for words in lacking
+            Check("scripts/backends", NOTE, f"for the cluster backend without Docker: {words}") for words in lacking
         )
 
 

@@ -1,6 +1,6 @@
 """`roost events`: the mesh's event log, for the operator.
 
-In the cluster family the log is Kafka's, and everything works beside running processes. An embedded log belongs to the process that
+In the cluster backend the log is Kafka's, and everything works beside running processes. An embedded log belongs to the process that
 runs the mesh: it can be looked at meanwhile, and fan-out be replayed through the mesh; for the rest the mesh is stopped first.
 """
 
@@ -27,13 +27,13 @@ from roost_cli.exit_codes import FAULTS, UNUSABLE, CommandError, refused
 from roost_cli.options import settings_with
 from services.platform import logs
 from services.platform.config import Settings
-from services.platform.events.log import DEFAULT_BATCH, RETENTION_S, DeadLetter, Delivered, EventLog
+from services.platform.events.log import DEFAULT_BATCH, RETENTION_S, ConsumedEvent, DeadLetter, EventLog
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.platform.sqlite.event_log import EmbeddedLog
 
 T = TypeVar("T")
-Batch = Sequence[Delivered]
+Batch = Sequence[ConsumedEvent]
 
 # Without --since: what somebody who looks now wants to see.
 TAIL_S = 600
@@ -49,7 +49,7 @@ _GROUPS = "SELECT consumer_group FROM consumer_offset ORDER BY 1"
 
 events = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-Cluster = Annotated[bool, typer.Option("--cluster", help="Use the log on the Kafka that the settings name.")]
+ClusterBackends = Annotated[bool, typer.Option("--cluster", help="Use the log on the Kafka that the settings name.")]
 Data = Annotated[
     Path | None, typer.Option("--data", help="The data directory of an embedded mesh [`data` in the checkout].")
 ]
@@ -75,7 +75,7 @@ def tail(
         typer.Option("--topic", help="Show only this topic, such as tweet.created. May be given several times."),
     ] = None,
     since: Since = None,
-    cluster: Cluster = False,
+    cluster: ClusterBackends = False,
     data: Data = None,
 ) -> None:
     """Print events, one on each line.
@@ -87,7 +87,7 @@ def tail(
     wanted = _topics(topic or [])
     now = time.time()
     since_ms = int((now if follow else now - TAIL_S) * 1_000) if since is None else moment_ms(since, now)
-    source = _tail_kafka if settings.family == "cluster" else _tail_embedded
+    source = _tail_kafka if settings.backend == "cluster" else _tail_embedded
 
     async def show() -> None:
         async for batch in source(settings, wanted, since_ms, follow):
@@ -101,7 +101,7 @@ def tail(
 def replay(
     group: Group,
     since: Since = None,
-    cluster: Cluster = False,
+    cluster: ClusterBackends = False,
     data: Data = None,
     grpc: options.Grpc = None,
 ) -> None:
@@ -113,7 +113,7 @@ def replay(
         raise CommandError("give --since, the time from which events are delivered again")
     settings = _settings(cluster, data)
     time_ms = moment_ms(since, time.time())
-    if settings.family == "cluster":
+    if settings.backend == "cluster":
         if grpc is not None:
             raise CommandError("--grpc is about an embedded mesh that runs; with --cluster the log on Kafka is used")
         count = _run(_replay_kafka(settings, group, time_ms))
@@ -126,7 +126,7 @@ def replay(
 def redrive(
     group: Group,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the dead letters and change nothing.")] = False,
-    cluster: Cluster = False,
+    cluster: ClusterBackends = False,
     data: Data = None,
 ) -> None:
     """Append a group's dead letters again.
@@ -165,7 +165,7 @@ def moment_ms(text: str, now_s: float) -> int:
     return int(found * 1_000)
 
 
-def line_of(event: Delivered) -> str:
+def line_of(event: ConsumedEvent) -> str:
     """One event as `tail` prints it: no text of anybody's, for events carry ids."""
     return f"{_shown(event.appended_ms)} {event.topic} key={event.key} id={event.event_id} offset={event.offset}"
 
@@ -177,7 +177,7 @@ def _shown(time_ms: int) -> str:
 def _settings(cluster: bool, data: Path | None) -> Settings:
     if cluster and data is not None:
         raise CommandError("--data names an embedded log and --cluster the one on Kafka: give one of them")
-    settings = settings_with({"family": "cluster" if cluster else None, "data_dir": data})
+    settings = settings_with({"backend": "cluster" if cluster else None, "data_dir": data})
     # What the log's clients have to say belongs on stderr.
     logs.configure(settings, "events")
     return settings
@@ -209,7 +209,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 async def _with_log(settings: Settings, work: Callable[[EventLog], Awaitable[T]]) -> T:
     """Opens the log of the family, alone in the embedded one, and closes it."""
-    log = await (_open_kafka(settings) if settings.family == "cluster" else _open_embedded(settings))
+    log = await (_open_kafka(settings) if settings.backend == "cluster" else _open_embedded(settings))
     try:
         return await work(log)
     finally:
@@ -247,7 +247,7 @@ async def _tail_kafka(settings: Settings, topics: Sequence[str], since_ms: int, 
     log = await _open_kafka(settings)
     # One batch ahead of the printing: a slow terminal holds the reading up, not the mesh.
     batches: asyncio.Queue[Batch] = asyncio.Queue(1)
-    consumer = log.consumer("tail", topics, batches.put, DEFAULT_BATCH, everywhere=True)
+    consumer = log.consumer("tail", topics, batches.put, DEFAULT_BATCH, broadcast=True)
     try:
         await consumer.seek(time_ms=since_ms)
         await consumer.start()
@@ -283,8 +283,8 @@ async def _tail_embedded(
                 await asyncio.sleep(LOOK_EVERY_S if follow else 0)
 
 
-def _rows(connection: sqlite3.Connection, bounds: tuple[int, int, int]) -> list[Delivered]:
-    return [Delivered(*row) for row in connection.execute(_TAIL, bounds)]
+def _rows(connection: sqlite3.Connection, bounds: tuple[int, int, int]) -> list[ConsumedEvent]:
+    return [ConsumedEvent(*row) for row in connection.execute(_TAIL, bounds)]
 
 
 async def _replay_kafka(settings: Settings, group: str, time_ms: int) -> int:

@@ -1,4 +1,4 @@
-"""`roost migrate`: the keyspaces of the cluster family, brought up to date before a release starts."""
+"""`roost migrate`: the keyspaces of the cluster backend, brought up to date before a release starts."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def serve(
 ) -> None:
     """Run the named services in this process.
 
-    Services that run elsewhere are found by ROOST_REGISTRY (host:port of a `serve registry`) or named by ROOST_PEERS (name=host:port,…), and
+    Services that run elsewhere are found by ROOST_REGISTRY (host:port of a `serve registry`) or named by ROOST_PEERS
+    (name=host:port,…), and
     all of them share one ROOST_MESH_SECRET. The gateway serves HTTP, and every gRPC service by passing calls on. Embedded stores and their
     event log belong to one process: consumers see the events of the services beside them only.
     """

@@ -23,13 +23,13 @@ from gateway_http.server import HttpServer
 from roost_cli import runfile
 from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.options import settings_with
-from services.catalog import GROUNDS, SERVICES
+from services.catalog import BACKENDS, SERVICES
 from services.platform import logs, open_files
 from services.platform.config import Settings
 from services.platform.health import STARTING, Health
 from services.platform.process import Process
 from services.platform.rpc import errors
-from services.platform.service import Build
+from services.platform.service import ServiceFactory
 
 log = structlog.get_logger()
 
@@ -76,9 +76,9 @@ def up(
     Options override both.
     """
     settings = settings_with(
-        {"http": http, "grpc": grpc, "ops": ops, "data_dir": data, "family": "cluster" if cluster else None}
+        {"http": http, "grpc": grpc, "ops": ops, "data_dir": data, "backend": "cluster" if cluster else None}
     )
-    if processes and settings.family != "cluster":
+    if processes and settings.backend != "cluster":
         raise CommandError("--processes needs --cluster: an embedded store belongs to one process", UNUSABLE)
     if replicas and not processes:
         raise CommandError("--replicas needs --processes", UNUSABLE)
@@ -91,7 +91,9 @@ def up(
     serve_until_stopped(settings, SERVICES, gateway=True, with_demo=not no_demo)
 
 
-def serve_until_stopped(settings: Settings, builds: Mapping[str, Build], *, gateway: bool, with_demo: bool) -> None:
+def serve_until_stopped(
+    settings: Settings, builds: Mapping[str, ServiceFactory], *, gateway: bool, with_demo: bool
+) -> None:
     """Runs the services until SIGTERM or SIGINT; CommandError where they cannot start."""
     logs.configure(settings, _called(builds, gateway))
     for name in ("http", "grpc", "ops"):
@@ -105,19 +107,19 @@ def serve_until_stopped(settings: Settings, builds: Mapping[str, Build], *, gate
         raise CommandError("; ".join([error.message, *getattr(error, "__notes__", ())]), UNUSABLE) from error
 
 
-def _called(builds: Mapping[str, Build], gateway: bool) -> str:
+def _called(builds: Mapping[str, ServiceFactory], gateway: bool) -> str:
     """Returns what the process is called in its log: its services, `gateway`, or `roost` if it is all of the mesh."""
     if gateway:
         return "roost" if builds else "gateway"
     return ",".join(builds)
 
 
-async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bool, with_demo: bool) -> None:
-    stopping, hurry = asyncio.Event(), asyncio.Event()
+async def _serve(settings: Settings, builds: Mapping[str, ServiceFactory], *, gateway: bool, with_demo: bool) -> None:
+    stopping, request_full_sweep = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         # The second one ends the drain: it is a person who waits.
-        loop.add_signal_handler(number, lambda: (hurry if stopping.is_set() else stopping).set())
+        loop.add_signal_handler(number, lambda: (request_full_sweep if stopping.is_set() else stopping).set())
     async with AsyncExitStack() as stack:
         if settings.supervised:
             await _stop_with_input(stopping)
@@ -130,7 +132,7 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
         )
         with logs.drivers_held():
             process = await stack.enter_async_context(
-                await Process.start(settings, builds, ground=GROUNDS[settings.family], elsewhere=SERVICES)
+                await Process.start(settings, builds, backend=BACKENDS[settings.backend], remote_services=SERVICES)
             )
         running.append(process)
         grpc_address = f"{address_of(settings.grpc, '--grpc')[0]}:{process.grpc_port}"
@@ -170,7 +172,7 @@ async def _serve(settings: Settings, builds: Mapping[str, Build], *, gateway: bo
         if public is not None:
             public.drain()
         # Before HTTP ends: `readyz` says so meanwhile, and whoever has not heard it is still served.
-        await process.drain(hurry)
+        await process.drain(request_full_sweep)
     _say("stopped")
 
 

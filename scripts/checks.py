@@ -1,7 +1,7 @@
 """Runs the checks of this repository and prints a table of them: the work behind `scripts/test` and `scripts/check`.
 
 Everything runs even after something failed, so that one run shows all there is to mend. The exit status is 1 where anything failed.
-What holds for both families of adapters is tested for each, the cluster family on real servers: those that do not answer are started
+What holds for both backends of adapters is tested for each, the cluster backend on real servers: those that do not answer are started
 before, and stopped afterwards.
 """
 
@@ -38,7 +38,7 @@ TRIED_AGAIN = 8
 # These suites mostly wait, for servers and for meshes: three side by side on two cores take a third of the time. A file stays
 # together, for its tests may share a mesh.
 SPREAD = ("-n", "3", "--dist", "loadfile")
-FAMILIES = EMBEDDED, CLUSTER = "embedded", "cluster"
+BACKEND_NAMES = EMBEDDED, CLUSTER = "embedded", "cluster"
 # Given on the command line: what may not be skipped.
 REQUIRE = "--require="
 # A loaded machine takes its time to start four servers; downloads do not count.
@@ -89,7 +89,7 @@ def tests(folder: str, arguments: Sequence[str]) -> Check:
 
 
 class Servers:
-    """The servers of the cluster family, for the length of a run. Their absence skips what needs them, or fails it where `required`."""
+    """The servers of the cluster backend, for the length of a run. Their absence skips what needs them, or fails it where `required`."""
 
     def __init__(self, required: bool) -> None:
         self._required = required
@@ -193,12 +193,12 @@ def _git(*arguments: str) -> bytes:
 def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Check]]:
     """The parts by name, each with its checks by name; the same name is the same check."""
     start = {"servers": servers.start}
-    suites: dict[str, dict[str, Check]] = {family: {} for family in FAMILIES}
+    suites: dict[str, dict[str, Check]] = {backend: {} for backend in BACKEND_NAMES}
     for suite in ("contract", "functional"):
-        for family in FAMILIES:
-            spread = SPREAD if (suite, family) != ("contract", EMBEDDED) else ()
-            check = tests(f"tests/{suite}", [f"--family={family}", *spread, *arguments])
-            suites[family][f"{suite} · {family}"] = check if family == EMBEDDED else servers.needed(check)
+        for backend in BACKEND_NAMES:
+            spread = SPREAD if (suite, backend) != ("contract", EMBEDDED) else ()
+            check = tests(f"tests/{suite}", [f"--backend={backend}", *spread, *arguments])
+            suites[backend][f"{suite} · {backend}"] = check if backend == EMBEDDED else servers.needed(check)
     both = suites[EMBEDDED] | suites[CLUSTER]
     return {
         "lint": {
@@ -259,7 +259,7 @@ def _report(checks: Mapping[str, Check]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`[--require=FAMILY] PART … [-- PYTEST ARGUMENTS]`."""
+    """`[--require=BACKEND] PART … [-- PYTEST ARGUMENTS]`."""
     split = argv.index("--") if "--" in argv else len(argv)
     given, rest = argv[:split], argv[split + 1 :]
     required = [word.removeprefix(REQUIRE) for word in given if word.startswith(REQUIRE)]

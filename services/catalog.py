@@ -12,25 +12,25 @@ from typing import cast
 
 from services.platform.backends.embedded import open_embedded
 from services.platform.config import Settings
-from services.platform.service import Build, Ground, Kit, OpenGround, Service
+from services.platform.service import BackendFactory, Backends, Service, ServiceContext, ServiceFactory
 
 
-def _of(name: str) -> Build:
-    async def build(kit: Kit) -> Service:
+def _of(name: str) -> ServiceFactory:
+    async def build(context: ServiceContext) -> Service:
         # Not before it is asked for: a process of one service would else import all of them, at half a second of CPU.
         root = importlib.import_module(f"services.{name}.server")
-        return cast(Service, await root.build(kit))
+        return cast(Service, await root.build(context))
 
     return build
 
 
-SERVICES: Mapping[str, Build] = {
+SERVICES: Mapping[str, ServiceFactory] = {
     name: _of(name) for name in ("registry", "identity", "graph", "tweet", "engagement", "timeline", "fanout", "search")
 }
 
 
 def migrations() -> Mapping[str, Sequence[str]]:
-    """The keyspaces of the cluster family by their names without the namespace, and the scripts that bring it up to date."""
+    """The keyspaces of the cluster backend by their names without the namespace, and the scripts that bring it up to date."""
     # Not before they are asked for: the drivers take half a second to import.
     from services.engagement.store.cassandra.store import MIGRATIONS as ENGAGEMENT
     from services.graph.store.cassandra.schema import MIGRATIONS as GRAPH
@@ -49,11 +49,11 @@ def migrations() -> Mapping[str, Sequence[str]]:
     }
 
 
-async def _open_cluster(settings: Settings, stack: AsyncExitStack) -> Ground:
+async def _open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:
     # Not before it is asked for: the drivers take half a second to import.
     from services.platform.backends.cluster import open_cluster
 
     return await open_cluster(settings, stack)
 
 
-GROUNDS: Mapping[str, OpenGround] = {"embedded": open_embedded, "cluster": _open_cluster}
+BACKENDS: Mapping[str, BackendFactory] = {"embedded": open_embedded, "cluster": _open_cluster}

@@ -1,4 +1,4 @@
-"""Namespaces on the real servers: what a folder is to the embedded family, for tests of the cluster family.
+"""Namespaces on the real servers: what a folder is to the embedded backend, for tests of the cluster backend.
 
 A namespace is clean when a test gets it: its keyspaces are empty, its Redis database is its own and flushed, the names of its topics,
 consumer groups and indexes are new. Keyspaces are kept for the next test and the next run, since a TRUNCATE costs 2 ms and a CREATE TABLE
@@ -30,7 +30,7 @@ from roost_cli.backends.addresses import missing
 from services.catalog import migrations
 from services.platform.config import Settings
 
-FAMILIES = ("embedded", "cluster")
+BACKEND_NAMES = ("embedded", "cluster")
 # Where it is `cluster`, servers that cannot be reached are a failure; else the tests that need them are skipped.
 REQUIRE = "ROOST_REQUIRE"
 # Redis databases below are left to people.
@@ -58,19 +58,19 @@ class Namespace:
 
     async def cluster(self, **changes: Any) -> Any:
         """An opened `services.platform.backends.cluster.Cluster`; it is closed at the end of the test, on its loop."""
-        from services.platform.backends.cluster import Cluster
+        from services.platform.backends.cluster import ClusterBackends
 
-        return await Cluster.open(Settings(**(self.settings | changes)), self._stack)
+        return await ClusterBackends.open(Settings(**(self.settings | changes)), self._stack)
 
     async def close(self) -> None:
         await self._stack.aclose()
 
 
-class Family:
+class Backend:
     """The family of this run, and the namespaces that the present test uses."""
 
     def __init__(self) -> None:
-        self.name = FAMILIES[0]
+        self.name = BACKEND_NAMES[0]
         self._servers: _Servers | None = None
         self._by_folder: dict[Path, Namespace] = {}
         self._used: list[Namespace] = []
@@ -116,19 +116,19 @@ class Family:
             self._servers = None
 
 
-family = Family()
+backend = Backend()
 
 
 def environment(folder: Path) -> dict[str, str]:
     """The variables that make a process of its own take the family of this run, and the namespace of a data directory."""
-    return family.of(folder).environment if family.name == "cluster" else {}
+    return backend.of(folder).environment if backend.name == "cluster" else {}
 
 
 class _Servers:
     """The clients that clean. They block: a test's loop waits, as it does for its folders."""
 
     def __init__(self) -> None:
-        from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
+        from cassandra.cluster import EXEC_PROFILE_DEFAULT, ClusterBackends, ExecutionProfile
         from confluent_kafka.admin import AdminClient
         from redis import Redis
 
@@ -136,7 +136,7 @@ class _Servers:
         host, _, port = self._base.cassandra[0].rpartition(":")
         # The first CREATE or DROP of a busy machine may take seconds.
         profile = ExecutionProfile(request_timeout=TIDY_WITHIN_S)
-        self._driver = Cluster(
+        self._driver = ClusterBackends(
             [host],
             int(port),
             protocol_version=5,
@@ -168,7 +168,7 @@ class _Servers:
             redis.flushdb()
         self._serial += 1
         settings = {
-            "family": "cluster",
+            "backend": "cluster",
             "namespace": f"{self._names}{self._serial}",
             "keyspaces": self._prefix(slot),
             "redis": _with_database(self._base.redis, slot),

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a real mesh in this process, on embedded stores in a temporary directory or, with `--family cluster`, on the real
+"""Fixtures of all tests: a real mesh in this process, on embedded stores in a temporary directory or, with `--backend cluster`, on the real
 servers, in a namespace for each data directory."""
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc, user_serv
 from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
-from services.catalog import GROUNDS, SERVICES
+from services.catalog import BACKENDS, SERVICES
 from services.platform.config import Settings
 from services.platform.process import Process, Wire
 from services.platform.rpc.context import Actor, Call, current_call
-from services.platform.transport.message_guard import Checker
-from tests.cluster import FAMILIES, Namespace, family
+from services.platform.transport.message_guard import MutationGuard
+from tests.cluster import BACKEND_NAMES, Namespace, backend
 
 # The same examples at every run, so that a red run is about the change at hand; `--hypothesis-profile=explore` draws new ones.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
@@ -37,16 +37,18 @@ SETTLE_WITHIN_S = 20.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--family", choices=FAMILIES, default=FAMILIES[0], help="the family of adapters that is tested")
+    parser.addoption(
+        "--backend", choices=BACKEND_NAMES, default=BACKEND_NAMES[0], help="the family of adapters that is tested"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    family.name = config.getoption("--family")
+    backend.name = config.getoption("--backend")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what is about another family."""
-    others = [name for name in FAMILIES if name != family.name]
+    others = [name for name in BACKEND_NAMES if name != backend.name]
     out = [item for item in items if any(map(item.get_closest_marker, others))]
     if out:
         config.hook.pytest_deselected(items=out)
@@ -54,14 +56,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_unconfigure() -> None:
-    family.close()
+    backend.close()
 
 
 @pytest.fixture(autouse=True)
 def _namespaces() -> Iterator[None]:
     """Set up before all others, so that meshes and stores are closed by the time that their namespaces go to the next test."""
     yield
-    family.release()
+    backend.release()
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ async def namespaces() -> AsyncIterator[Callable[[], Namespace]]:
     made: list[Namespace] = []
 
     def make() -> Namespace:
-        made.append(family.new())
+        made.append(backend.new())
         return made[-1]
 
     yield make
@@ -186,14 +188,14 @@ def mesh_settings(data_dir: Path, **changes: Any) -> Settings:
         "rate_limits": False,
         "log_level": "warning",
     }
-    if changes.get("family", family.name) == "cluster" and "namespace" not in changes:
-        defaults |= family.of(data_dir).settings
+    if changes.get("backend", backend.name) == "cluster" and "namespace" not in changes:
+        defaults |= backend.of(data_dir).settings
     return Settings(**(defaults | changes))
 
 
 async def start_process(settings: Settings, **options: Any) -> Process:
     """Starts all services in this process, on the ground of their family; `options` are those of `Process.start`."""
-    return await Process.start(settings, SERVICES, ground=GROUNDS[settings.family], **options)
+    return await Process.start(settings, SERVICES, backend=BACKENDS[settings.backend], **options)
 
 
 @pytest.fixture
@@ -204,7 +206,7 @@ async def start_mesh(tmp_path: Path) -> AsyncIterator[MeshFactory]:
     async def start(wire: Wire = "inprocess", data_dir: Path | None = None, **changes: Any) -> Mesh:
         settings = mesh_settings(data_dir or tmp_path / f"mesh-{len(running)}", **changes)
         # Without sockets every message is checked for changes after it was handed over.
-        checker = Checker() if wire == "inprocess" else None
+        checker = MutationGuard() if wire == "inprocess" else None
         process = await start_process(settings, wire=wire, checker=checker)
         running.append(process)
         return Mesh(process, wire)

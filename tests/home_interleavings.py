@@ -14,9 +14,9 @@ from typing import Any
 
 from services.platform.rpc.errors import RoostError
 from services.timeline import pull
-from services.timeline.fanout_rules import Rules
+from services.timeline.fanout_rules import FanoutRules
 from services.timeline.followees import Relations
-from services.timeline.home_builder import Build, Builds
+from services.timeline.home_builder import HomeBuild, HomeBuilder
 from services.timeline.store import HomeList, HomeTimelineStore
 
 # Short lists, so that trimming, abandoning and reading below the floor happen all the time.
@@ -64,7 +64,7 @@ class World:
     def is_celebrity(self, author: int) -> bool:
         return author in self.celebrity_since
 
-    def normal_since(self, ms: int) -> Sequence[int]:
+    def demoted_since(self, ms: int) -> Sequence[int]:
         return [author for author, changed in self.normal_ms.items() if changed > ms]
 
     async def fetch(self, reader: int) -> Relations:
@@ -96,15 +96,15 @@ class Schedule:
 
     length = COMMANDS
 
-    def __init__(self, seed: int, store: HomeTimelineStore, rules: Rules) -> None:
+    def __init__(self, seed: int, store: HomeTimelineStore, rules: FanoutRules) -> None:
         self.random = random.Random(seed)
         self.world = World()
         self.store = store
         self.rules = rules
         world: Any = self.world
-        self.builds = Builds(store, world, world, world, self.rules, lambda: self.world.now_ms / 1000, KEEP)
+        self.builds = HomeBuilder(store, world, world, world, self.rules, lambda: self.world.now_ms / 1000, KEEP)
         self.uncommitted: list[tuple[int, int]] = []
-        self.running: list[tuple[Build | None, Coroutine[Any, Any, None]]] = []
+        self.running: list[tuple[HomeBuild | None, Coroutine[Any, Any, None]]] = []
         self.seen: Counter[str] = Counter()
         self.last_id = 0
         # Whose deliveries have come to an end once: these a warm home may not lack.
@@ -216,7 +216,7 @@ class Schedule:
 
     def build(self) -> None:
         """Also where one is under way: a second builder."""
-        build = Build(self.random.choice(READERS))
+        build = HomeBuild(self.random.choice(READERS))
         self.running.append((build, self.builds.pull(build)))
 
     def fail(self) -> None:
@@ -297,7 +297,7 @@ class Schedule:
 
         async def walk() -> list[int]:
             ids: list[int] = []
-            down = pull.Walk(world, home, pulled, lambda: [*present], 0, depth)
+            down = pull.DescendingMerge(world, home, pulled, lambda: [*present], 0, depth)
             while (round_ := await down.next()) is not None:
                 ids += round_.ids
             return ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.platform.process import Process
-from services.timeline.home_builder import Builds
+from services.timeline.home_builder import HomeBuilder
 from services.timeline.store import HomeTimelineStore
 from services.timeline.store.memory import EmbeddedHomeTimelines
 from services.timeline.store.redis.encoding import Sizes
@@ -23,7 +23,7 @@ def store_of(process: Process) -> HomeTimelineStore:
 def shorten(process: Process, keep: int, trim_above: int) -> None:
     """Homes of `keep` ids instead of 832: only tests want that, so no setting offers it."""
     store = store_of(process)
-    (builds,) = (worker for worker in process.services["timeline"].workers if isinstance(worker, Builds))
+    (builds,) = (worker for worker in process.services["timeline"].workers if isinstance(worker, HomeBuilder))
     builds._keep = keep
     if isinstance(store, RedisHomeTimelines):
         store._sizes = Sizes(keep, RESERVE, trim_above, 4 * keep, soon=1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from gateway_http.codec.decoder import ME, Book, MessageDecoder, Reading, decoder_of
+from gateway_http.codec.decoder import ME, DecodeErrors, EncoderRegistry, MessageDecoder, decoder_of
 from gateway_http.codec.encoder import PROTOBUF, SNAKE_CASE, Encoders, Spelling
 from gateway_http.codec.field_values import Malformed, read_id
 from gateway_http.codec.query import decode_text, parse_query, read_query
@@ -28,7 +28,7 @@ KNOWN_QUERY_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DecodedRequest:
     """What a request asks for: the message, and the 1-based page where the client counts pages (else 0)."""
 
     message: Message
@@ -40,7 +40,7 @@ class Codec:
     one; values are read as the dialect of that one allows."""
 
     def __init__(self, spelling: Spelling = SNAKE_CASE) -> None:
-        self._decoders = Book(protobuf_json=spelling is PROTOBUF)
+        self._decoders = EncoderRegistry(protobuf_json=spelling is PROTOBUF)
         self._encoders = Encoders(spelling)
 
     def reader(self, method: Method, binding: Binding) -> RequestReader:
@@ -49,8 +49,8 @@ class Codec:
 
     def writer(self, method: Method, binding: Binding) -> Callable[[Any], bytes]:
         """How what services pass for the method's response is written."""
-        passed: Any = method.passed.DESCRIPTOR
-        return self._encoders.response(method.descriptor.output_type, passed, binding.response_body)
+        wire_response: Any = method.wire_response.DESCRIPTOR
+        return self._encoders.response(method.descriptor.output_type, wire_response, binding.response_body)
 
 
 class RequestReader:
@@ -66,14 +66,14 @@ class RequestReader:
         self._page_numbers = method.policy.page_numbers
         self._has_key = IDEMPOTENCY_KEY in decoder.fields
         # Query → what it asks for. Messages are never changed once they are handed over, so one serves every caller.
-        self._known: dict[bytes, Asked] = {}
+        self._known: dict[bytes, DecodedRequest] = {}
         self._variables = [decoder.fields[name] for name in binding.variables()]
         if binding.body not in ("", "*") and binding.body not in decoder.fields:
             raise TypeError(f"{method.path} has no field {binding.body} for its body")
         if any(field.read_text is None or field.repeated for field in self._variables):
             raise TypeError(f"{method.path} has a path variable that is not a single value")
 
-    def read(self, values: Sequence[str], query: bytes, body: bytes, me: int, key: str = "") -> Asked:
+    def read(self, values: Sequence[str], query: bytes, body: bytes, me: int, key: str = "") -> DecodedRequest:
         """The request message. `me` is the caller's user id or 0, `key` the header Idempotency-Key or "".
 
         Raises INVALID_ARGUMENT with every violation found, UNAUTHENTICATED where `me` is said by nobody.
@@ -81,7 +81,7 @@ class RequestReader:
         if not (body or values or key) and (known := self._known.get(query)) is not None:
             return known
         message = self._request()
-        reading = Reading(me)
+        reading = DecodeErrors(me)
         if body:
             self._read_body(body, message, reading)
         page = self._read_query(query, message, reading) if query else 0
@@ -91,14 +91,14 @@ class RequestReader:
             self._read_key(key, message, reading)
         if reading.violations:
             reading.finish()
-        asked = Asked(message, page)
+        asked = DecodedRequest(message, page)
         if not (body or values or key or reading.said_me) and len(query) <= KNOWN_QUERY_BYTES:
             if len(self._known) >= KNOWN_QUERIES:
                 self._known.clear()
             self._known[query] = asked
         return asked
 
-    def read_binary(self, body: bytes, key: str = "") -> Asked:
+    def read_binary(self, body: bytes, key: str = "") -> DecodedRequest:
         """The request message out of Protobuf's binary form; fields it does not know are skipped, as everywhere in Protobuf.
 
         Raises INVALID_ARGUMENT where the body is no such message, or holds a list that is too long.
@@ -110,62 +110,62 @@ class RequestReader:
         # Here already: the service may be another process.
         self._bounds.check(message)
         if key and self._has_key:
-            reading = Reading(0)
+            reading = DecodeErrors(0)
             self._read_key(key, message, reading)
             reading.finish()
-        return Asked(message)
+        return DecodedRequest(message)
 
-    def _read_body(self, body: bytes, message: Message, reading: Reading) -> None:
+    def _read_body(self, body: bytes, message: Message, reading: DecodeErrors) -> None:
         value = parse_object(body)
         if self._body in ("", "*"):
             if value and not self._body:
-                reading.fault(next(iter(value))[:64], "is not taken: this route has no body")
+                reading.add_violation(next(iter(value))[:64], "is not taken: this route has no body")
                 return
             self._decoder.read_object(value, message, reading)
         else:
             self._decoder.read_object({self._body: value}, message, reading)
 
-    def _read_query(self, query: bytes, message: Message, reading: Reading) -> int:
+    def _read_query(self, query: bytes, message: Message, reading: DecodeErrors) -> int:
         parameters = parse_query(query)
         page = 0
         if self._page_numbers:
             page = _read_page(parameters.pop(PAGE, None), reading)
             sort = parameters.pop(SORT, None)
             if sort is not None and [decode_text(one) for one in sort] != [SORT_LATEST]:
-                reading.fault(SORT, f"must be {SORT_LATEST}")
+                reading.add_violation(SORT, f"must be {SORT_LATEST}")
             if page and "cursor" in parameters:
-                reading.fault(PAGE, "excludes cursor")
+                reading.add_violation(PAGE, "excludes cursor")
         if self._body == "*":
             for name in parameters:
-                reading.fault(name[:64], "is not a parameter of this request: its fields stand in the body")
+                reading.add_violation(name[:64], "is not a parameter of this request: its fields stand in the body")
             return page
         read_query(self._decoder, parameters, message, reading)
         return page
 
     @staticmethod
-    def _read_variable(field: Any, value: str, message: Message, reading: Reading) -> None:
+    def _read_variable(field: Any, value: str, message: Message, reading: DecodeErrors) -> None:
         try:
             if field.takes_me and value == ME:
                 found: Any = reading.caller()
             else:
                 found = read_id(value) if field.is_id else field.read_text(value)
         except Malformed as error:
-            reading.fault(field.name, str(error))
+            reading.add_violation(field.name, str(error))
             return
         given = getattr(message, field.name)
         if given and given != found:
-            reading.fault(field.name, "differs from the path")
+            reading.add_violation(field.name, "differs from the path")
             return
         setattr(message, field.name, found)
 
     @staticmethod
-    def _read_key(key: str, message: Any, reading: Reading) -> None:
+    def _read_key(key: str, message: Any, reading: DecodeErrors) -> None:
         if message.idempotency_key and message.idempotency_key != key:
-            reading.fault(IDEMPOTENCY_KEY, "differs from the header Idempotency-Key")
+            reading.add_violation(IDEMPOTENCY_KEY, "differs from the header Idempotency-Key")
         message.idempotency_key = key
 
 
-def _read_page(raws: list[bytes] | None, reading: Reading) -> int:
+def _read_page(raws: list[bytes] | None, reading: DecodeErrors) -> int:
     if raws is None:
         return 0
     try:
@@ -174,5 +174,5 @@ def _read_page(raws: list[bytes] | None, reading: Reading) -> int:
         # Pages count like ids: digits without sign or leading zero.
         return read_id(decode_text(raws[0]))
     except Malformed:
-        reading.fault(PAGE, "must be one whole number from 1")
+        reading.add_violation(PAGE, "must be one whole number from 1")
         return 0

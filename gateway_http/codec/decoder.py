@@ -24,7 +24,7 @@ QUOTED_NAME = 64
 ME = "me"
 
 
-class Reading:
+class DecodeErrors:
     """One request being read: who `me` is, and what was found wrong so far."""
 
     __slots__ = ("me", "said_me", "violations")
@@ -34,7 +34,7 @@ class Reading:
         self.said_me = False
         self.violations: list[Violation] = []
 
-    def fault(self, path: str, message: str) -> None:
+    def add_violation(self, path: str, message: str) -> None:
         """Notes a violation. The last that is told ends the reading: raises INVALID_ARGUMENT with MAX_VIOLATIONS of them."""
         self.violations.append(Violation(path, message))
         if len(self.violations) == MAX_VIOLATIONS:
@@ -53,7 +53,7 @@ class Reading:
         return self.me
 
 
-class Book(dict[str, "MessageDecoder"]):
+class EncoderRegistry(dict[str, "MessageDecoder"]):
     """The decoders of one dialect, by the full name of their type; `protobuf_json` is as of `convert.converters`."""
 
     def __init__(self, *, protobuf_json: bool = False) -> None:
@@ -61,7 +61,7 @@ class Book(dict[str, "MessageDecoder"]):
         self.protobuf_json = protobuf_json
 
 
-Assign = Callable[[Message, Any, Reading, str], None]
+Assign = Callable[[Message, Any, DecodeErrors, str], None]
 
 
 class Field:
@@ -69,7 +69,7 @@ class Field:
 
     __slots__ = ("assign", "is_id", "is_text", "most", "name", "oneof", "read_text", "repeated", "takes_me")
 
-    def __init__(self, descriptor: FieldDescriptor, book: Book) -> None:
+    def __init__(self, descriptor: FieldDescriptor, book: EncoderRegistry) -> None:
         self.name = descriptor.name
         self.takes_me = field_policy(descriptor).accepts_me
         self.is_id = descriptor.cpp_type == FieldDescriptor.CPPTYPE_INT64
@@ -84,7 +84,7 @@ class Field:
         self.read_text: Callable[[str], Any] | None = None
         self.assign = self._compile(descriptor, book)
 
-    def _compile(self, descriptor: FieldDescriptor, book: Book) -> Assign:
+    def _compile(self, descriptor: FieldDescriptor, book: EncoderRegistry) -> Assign:
         message = descriptor.message_type
         if message is None or message.full_name in field_values.WELL_KNOWN:
             from_json, self.read_text = field_values.converters(descriptor, protobuf_json=book.protobuf_json)
@@ -96,23 +96,23 @@ class Field:
         nested = decoder_of(message, book)
         return _assign_messages(self.name, nested, self.most) if self.repeated else _assign_message(self.name, nested)
 
-    def assign_text(self, message: Message, values: Iterable[str], reading: Reading, path: str) -> None:
+    def assign_text(self, message: Message, values: Iterable[str], reading: DecodeErrors, path: str) -> None:
         """Writes what a query or a path says; a field that is not repeated takes one value."""
         assert self.read_text is not None
         found: list[Any] = []
         for value in values:
             if self.repeated and len(found) == self.most:
-                reading.fault(path, too_many(self.most))
+                reading.add_violation(path, too_many(self.most))
                 return
             try:
                 found.append(reading.caller() if self.takes_me and value == ME else self.read_text(value))
             except Malformed as error:
-                reading.fault(path, str(error))
+                reading.add_violation(path, str(error))
                 return
         if self.repeated:
             getattr(message, self.name).extend(found)
         elif len(found) != 1:
-            reading.fault(path, "must be given once")
+            reading.add_violation(path, "must be given once")
         elif isinstance(found[0], Message):
             getattr(message, self.name).CopyFrom(found[0])
         else:
@@ -120,11 +120,11 @@ class Field:
 
 
 def _assign_one(name: str, read: field_values.Converter, *, copies: bool, takes_me: bool) -> Assign:
-    def assign(message: Message, value: Any, reading: Reading, path: str) -> None:
+    def assign(message: Message, value: Any, reading: DecodeErrors, path: str) -> None:
         try:
             found = reading.caller() if takes_me and value == ME else read(value)
         except Malformed as error:
-            reading.fault(path, str(error))
+            reading.add_violation(path, str(error))
             return
         if copies:
             getattr(message, name).CopyFrom(found)
@@ -134,19 +134,19 @@ def _assign_one(name: str, read: field_values.Converter, *, copies: bool, takes_
     return assign
 
 
-def _is_list(value: Any, most: int, reading: Reading, path: str) -> bool:
+def _is_list(value: Any, most: int, reading: DecodeErrors, path: str) -> bool:
     """Whether it is a list of at most `most` items, whatever they are; notes the violation if not."""
     if type(value) is not list:
-        reading.fault(path, "must be a list")
+        reading.add_violation(path, "must be a list")
         return False
     if len(value) > most:
-        reading.fault(path, too_many(most))
+        reading.add_violation(path, too_many(most))
         return False
     return True
 
 
 def _assign_list(name: str, read: field_values.Converter, most: int, *, copies: bool) -> Assign:
-    def assign(message: Message, value: Any, reading: Reading, path: str) -> None:
+    def assign(message: Message, value: Any, reading: DecodeErrors, path: str) -> None:
         if not _is_list(value, most, reading, path):
             return
         found: list[Any] = []
@@ -154,7 +154,7 @@ def _assign_list(name: str, read: field_values.Converter, most: int, *, copies: 
             try:
                 found.append(read(item))
             except Malformed as error:
-                reading.fault(f"{path}[{index}]", str(error))
+                reading.add_violation(f"{path}[{index}]", str(error))
         target = getattr(message, name)
         if copies:
             for one in found:
@@ -166,9 +166,9 @@ def _assign_list(name: str, read: field_values.Converter, most: int, *, copies: 
 
 
 def _assign_message(name: str, nested: MessageDecoder) -> Assign:
-    def assign(message: Message, value: Any, reading: Reading, path: str) -> None:
+    def assign(message: Message, value: Any, reading: DecodeErrors, path: str) -> None:
         if type(value) is not dict:
-            reading.fault(path, "must be an object")
+            reading.add_violation(path, "must be an object")
             return
         target = getattr(message, name)
         target.SetInParent()
@@ -178,12 +178,12 @@ def _assign_message(name: str, nested: MessageDecoder) -> Assign:
 
 
 def _assign_messages(name: str, nested: MessageDecoder, most: int) -> Assign:
-    def assign(message: Message, value: Any, reading: Reading, path: str) -> None:
+    def assign(message: Message, value: Any, reading: DecodeErrors, path: str) -> None:
         if not _is_list(value, most, reading, path):
             return
         for index, item in enumerate(value):
             if type(item) is not dict:
-                reading.fault(f"{path}[{index}]", "must be an object")
+                reading.add_violation(f"{path}[{index}]", "must be an object")
                 continue
             nested.read_object(item, getattr(message, name).add(), reading, f"{path}[{index}].")
 
@@ -195,7 +195,7 @@ class MessageDecoder:
 
     __slots__ = ("fields",)
 
-    def __init__(self, descriptor: Descriptor, book: Book) -> None:
+    def __init__(self, descriptor: Descriptor, book: EncoderRegistry) -> None:
         # Before the fields, so that a type that holds itself finds this decoder.
         book[descriptor.full_name] = self
         self.fields: dict[str, Field] = {}
@@ -206,25 +206,25 @@ class MessageDecoder:
                     raise ValueError(f"{descriptor.full_name} has two fields spelt {name}")
                 self.fields[name] = field
 
-    def read_object(self, value: Mapping[str, Any], message: Message, reading: Reading, prefix: str = "") -> None:
+    def read_object(self, value: Mapping[str, Any], message: Message, reading: DecodeErrors, prefix: str = "") -> None:
         """Writes a JSON object into the message; null leaves a field unset."""
         taken: set[str] = set()
         for name, item in value.items():
             field = self.fields.get(name)
             if field is None:
-                reading.fault(prefix + name[:QUOTED_NAME], "is not a field of this request")
+                reading.add_violation(prefix + name[:QUOTED_NAME], "is not a field of this request")
                 continue
             path = prefix + field.name
             if item is None:
                 continue
             key = field.oneof or field.name
             if key in taken:
-                reading.fault(path, "is given twice, or beside a field that excludes it")
+                reading.add_violation(path, "is given twice, or beside a field that excludes it")
                 continue
             taken.add(key)
             field.assign(message, item, reading, path)
 
 
-def decoder_of(descriptor: Descriptor, book: Book) -> MessageDecoder:
+def decoder_of(descriptor: Descriptor, book: EncoderRegistry) -> MessageDecoder:
     """The type's decoder, compiled at the first use. TypeError where the gateway cannot read one of its fields."""
     return book.get(descriptor.full_name) or MessageDecoder(descriptor, book)

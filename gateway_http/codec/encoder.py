@@ -45,7 +45,7 @@ SNAKE_CASE = Spelling(lambda field: field.name, short_name)
 PROTOBUF = Spelling(lambda field: field.json_name, lambda name, _: name)
 
 
-class Book(dict[str, "MessageEncoder"]):
+class EncoderRegistry(dict[str, "MessageEncoder"]):
     """The encoders of one spelling, by the full name of their type."""
 
     def __init__(self, spelling: Spelling = SNAKE_CASE) -> None:
@@ -58,7 +58,7 @@ class MessageEncoder:
 
     __slots__ = ("_plan",)
 
-    def __init__(self, descriptor: Descriptor, book: Book) -> None:
+    def __init__(self, descriptor: Descriptor, book: EncoderRegistry) -> None:
         # Before the fields, so that a type that holds itself finds this encoder.
         book[descriptor.full_name] = self
         # (name in JSON, in Python, converter or None where Python's value is JSON's, whether only a set field is printed)
@@ -78,12 +78,12 @@ class MessageEncoder:
         return out
 
 
-def encoder_of(descriptor: Descriptor, book: Book) -> MessageEncoder:
+def encoder_of(descriptor: Descriptor, book: EncoderRegistry) -> MessageEncoder:
     """The type's encoder, compiled at the first use."""
     return book.get(descriptor.full_name) or MessageEncoder(descriptor, book)
 
 
-def _convert_field(field: FieldDescriptor, book: Book) -> Convert | None:
+def _convert_field(field: FieldDescriptor, book: EncoderRegistry) -> Convert | None:
     message = field.message_type
     if message is not None and message.GetOptions().map_entry:
         return _convert_map(message, book)
@@ -95,7 +95,7 @@ def _convert_field(field: FieldDescriptor, book: Book) -> Convert | None:
     return lambda values: [convert(value) for value in values]
 
 
-def _convert_map(entry: Descriptor, book: Book) -> Convert:
+def _convert_map(entry: Descriptor, book: EncoderRegistry) -> Convert:
     key_is_bool = entry.fields_by_name["key"].cpp_type == FieldDescriptor.CPPTYPE_BOOL
     value_of = _convert_value(entry.fields_by_name["value"], book) or _same
 
@@ -111,7 +111,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _convert_value(field: FieldDescriptor, book: Book) -> Convert | None:
+def _convert_value(field: FieldDescriptor, book: EncoderRegistry) -> Convert | None:
     kind = field.cpp_type
     if kind in _INT64:
         return str
@@ -168,7 +168,7 @@ def rfc3339(value: Any) -> str:
     return f"{datetime.fromtimestamp(value.seconds, UTC).isoformat()[:19]}.{value.nanos // 1_000_000:03d}Z"
 
 
-class Memo:
+class FragmentCache:
     """Serialised tweet → its JSON, bounded. Bytes that are equal are equal tweets, so nothing here can be stale.
 
     Two generations instead of an LRU list: a hit is one look-up, and what was not asked for during a whole generation goes.
@@ -213,20 +213,22 @@ class Encoders:
     """The encoders of one gateway: compiled types and memos, shared by all its routes."""
 
     def __init__(self, spelling: Spelling = SNAKE_CASE) -> None:
-        self._book = Book(spelling)
-        self._memos: dict[str, Memo] = {}
+        self._book = EncoderRegistry(spelling)
+        self._memos: dict[str, FragmentCache] = {}
 
-    def response(self, message: Descriptor, passed: Descriptor, response_body: str = "") -> Callable[[Any], bytes]:
-        """How a response is written. `passed` is what services really pass: `message` itself or its twin.
+    def response(
+        self, message: Descriptor, wire_response: Descriptor, response_body: str = ""
+    ) -> Callable[[Any], bytes]:
+        """How a response is written. `wire_response` is what services really pass: `message` itself or its twin.
 
         With `response_body` only that field is written, `{}` where it is unset. TypeError where a twin differs from its message.
         """
         if response_body:
-            return self._body(message.fields_by_name[response_body], passed)
-        if passed.full_name == message.full_name:
+            return self._body(message.fields_by_name[response_body], wire_response)
+        if wire_response.full_name == message.full_name:
             encoder = encoder_of(message, self._book)
             return lambda response: orjson.dumps(encoder.to_dict(response))
-        plan = [self._twin_field(one, passed) for one in message.fields]
+        plan = [self._twin_field(one, wire_response) for one in message.fields]
 
         def encode(response: Any) -> bytes:
             out: dict[str, Any] = {}
@@ -239,10 +241,10 @@ class Encoders:
 
         return encode
 
-    def _body(self, field: FieldDescriptor, passed: Descriptor) -> Callable[[Any], bytes]:
+    def _body(self, field: FieldDescriptor, wire_response: Descriptor) -> Callable[[Any], bytes]:
         if field.message_type is None or field.is_repeated:
             raise TypeError(f"response_body must name a single message, not {field.full_name}")
-        _, read, convert, is_there = self._twin_field(field, passed)
+        _, read, convert, is_there = self._twin_field(field, wire_response)
         assert convert is not None
         assert is_there is not None
 
@@ -252,15 +254,15 @@ class Encoders:
         return encode
 
     def _twin_field(
-        self, field: FieldDescriptor, passed: Descriptor
+        self, field: FieldDescriptor, wire_response: Descriptor
     ) -> tuple[str, str, Convert | None, Callable[[Any], bool] | None]:
         """(name in JSON, name in the passed message, converter, whether it is there; None where it is printed always)."""
-        twin = passed.fields_by_number.get(field.number)
+        twin = wire_response.fields_by_number.get(field.number)
         joined = (
             twin is not None and twin.type == FieldDescriptor.TYPE_BYTES and field.type == FieldDescriptor.TYPE_MESSAGE
         )
         if twin is None or twin.is_repeated != field.is_repeated or not (joined or twin.type == field.type):
-            raise TypeError(f"{passed.full_name} is no twin: it differs from {field.full_name}")
+            raise TypeError(f"{wire_response.full_name} is no twin: it differs from {field.full_name}")
         spelt = self._book.spelling.field(field)
         if not joined or field.message_type is None:
             is_there = _has(twin.name) if field.has_presence else None
@@ -271,9 +273,9 @@ class Encoders:
         # A twin's bytes have no presence: a tweet that is there is never empty.
         return spelt, twin.name, memo, attrgetter(twin.name)
 
-    def _memo(self, message: Descriptor) -> Memo:
+    def _memo(self, message: Descriptor) -> FragmentCache:
         if message.full_name not in self._memos:
             parse = message_class(message).FromString
             encoder = encoder_of(message, self._book)
-            self._memos[message.full_name] = Memo(lambda data: orjson.dumps(encoder.to_dict(parse(data))))
+            self._memos[message.full_name] = FragmentCache(lambda data: orjson.dumps(encoder.to_dict(parse(data))))
         return self._memos[message.full_name]

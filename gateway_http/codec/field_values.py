@@ -127,7 +127,7 @@ def number_text(value: Any) -> float:
     return found
 
 
-def octets(value: Any) -> bytes:
+def base64_bytes(value: Any) -> bytes:
     """Bytes in standard base64."""
     if type(value) is not str or _BASE64(value) is None:
         raise Malformed("must be base64")
@@ -216,7 +216,7 @@ def converters(field: FieldDescriptor, *, protobuf_json: bool = False) -> tuple[
         both = (protobuf_enumeration if protobuf_json else enumeration)(field.enum_type)
         return both, both
     if field.type == FieldDescriptor.TYPE_BYTES:
-        return octets, octets
+        return base64_bytes, base64_bytes
     if kind == FieldDescriptor.CPPTYPE_STRING:
         return text, text
     if kind == FieldDescriptor.CPPTYPE_BOOL:

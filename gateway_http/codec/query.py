@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 from google.protobuf.message import Message
 
-from gateway_http.codec.decoder import QUOTED_NAME, Field, MessageDecoder, Reading
+from gateway_http.codec.decoder import QUOTED_NAME, DecodeErrors, Field, MessageDecoder
 from services.platform.rpc import errors
 
 # Enough for 100 ids, one a parameter, and everything else a route takes.
@@ -52,17 +52,19 @@ def decode_text(raw: bytes) -> str:
     return text
 
 
-def read_query(decoder: MessageDecoder, parameters: dict[str, list[bytes]], message: Message, reading: Reading) -> None:
+def read_query(
+    decoder: MessageDecoder, parameters: dict[str, list[bytes]], message: Message, reading: DecodeErrors
+) -> None:
     """Writes the parameters into the message."""
     taken: set[str] = set()
     for name, raws in parameters.items():
         field = decoder.fields.get(name)
         if field is None or field.read_text is None:
-            reading.fault(name[:QUOTED_NAME], "is not a parameter of this request")
+            reading.add_violation(name[:QUOTED_NAME], "is not a parameter of this request")
             continue
         key = field.oneof or field.name
         if key in taken and not field.repeated:
-            reading.fault(field.name, "is given twice, or beside a parameter that excludes it")
+            reading.add_violation(field.name, "is given twice, or beside a parameter that excludes it")
             continue
         taken.add(key)
         field.assign_text(message, _pieces(field, raws), reading, field.name)

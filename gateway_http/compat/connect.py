@@ -18,12 +18,12 @@ import orjson
 from roost.options.v1 import options_pb2 as options
 
 from gateway_http import etag
-from gateway_http.codec.binding import Asked, Codec
+from gateway_http.codec.binding import Codec, DecodedRequest
 from gateway_http.codec.encoder import PROTOBUF
-from gateway_http.problem import Refusal, as_refusal, as_told, headers_of
+from gateway_http.problem import Refusal, as_refusal, headers_of, to_public_error
 from gateway_http.request import JSON, MAX_BODY_BYTES, SECURITY, ClientGoneError, Request, Response
 from gateway_http.router import Binding, bindings
-from gateway_http.rpc_route import Front, Operation
+from gateway_http.rpc_route import RouteDeps, RpcRoute
 from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, Actor
 from services.platform.rpc.contract import Method, methods
@@ -52,7 +52,7 @@ _CODE_OF_REFUSAL = {
 }
 
 
-def routes(front: Front) -> list[tuple[Binding, ConnectCall]]:
+def routes(front: RouteDeps) -> list[tuple[Binding, ConnectCall]]:
     """A route for each unary method that clients outside may call."""
     spelt = dataclasses.replace(front, codec=Codec(PROTOBUF))
     found: list[tuple[Binding, ConnectCall]] = []
@@ -64,10 +64,10 @@ def routes(front: Front) -> list[tuple[Binding, ConnectCall]]:
     return found
 
 
-class ConnectCall(Operation):
+class ConnectCall(RpcRoute):
     """Serves one method."""
 
-    def __init__(self, method: Method, binding: Binding, front: Front) -> None:
+    def __init__(self, method: Method, binding: Binding, front: RouteDeps) -> None:
         super().__init__(method, binding, front)
         self.name = f"connect/{self.name}"
         # As elsewhere reads alone: what has a GET of its own.
@@ -97,7 +97,7 @@ class ConnectCall(Operation):
         payload = answer.SerializeToString()
         return Response(200, _PROTO_HEADERS, payload, compressible=self._compressible)
 
-    async def _read(self, request: Request, actor: Actor, is_json: bool) -> Asked:
+    async def _read(self, request: Request, actor: Actor, is_json: bool) -> DecodedRequest:
         if request.scope["query_string"]:
             raise errors.invalid_argument("a call by POST takes no query: its fields stand in the body")
         body = b""
@@ -139,7 +139,7 @@ def _refused(error: BaseException, request: Request) -> Response:
         told = RoostError(code, error.detail, error.code.upper(), error.violations)
         refusal, retry_after = error, None
     else:
-        told = as_told(error, request.request_id)
+        told = to_public_error(error, request.request_id)
         refusal, retry_after = as_refusal(told)
     body = {"code": code_name(told.code), "message": told.message, "details": _details(told)}
     headers = (JSON, *headers_of(refusal, retry_after), *SECURITY)

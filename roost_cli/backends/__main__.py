@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """What the command line takes."""
     made = argparse.ArgumentParser(
-        prog="scripts/backends", description="The servers of the cluster family, on this machine."
+        prog="scripts/backends", description="The servers of the cluster backend, on this machine."
     )
     made.add_argument("command", choices=("up", "down", "status"))
     made.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SERVERS)}; usually {', '.join(USUAL)}")

@@ -9,7 +9,7 @@ from services.platform.config import Settings
 
 
 def missing(settings: Settings) -> list[str]:
-    """The servers of the cluster family that do not answer, in words; of several Cassandra nodes the first is asked."""
+    """The servers of the cluster backend that do not answer, in words; of several Cassandra nodes the first is asked."""
     redis, opensearch = urlsplit(settings.redis), urlsplit(settings.opensearch)
     return unreachable(
         {

@@ -1,7 +1,8 @@
 """A bare HTTP server that always gives one recorded answer: what `roost bench` measures a mesh against.
 
 It is uvicorn on httptools and uvloop with an ASGI application of two `send`s: the cost of HTTP itself, and no more.
-A process of its own: `python -m roost_cli.bench.baseline_server FILE` serves the answer in FILE on a free port of 127.0.0.1, and prints that port.
+A process of its own: `python -m roost_cli.bench.baseline_server FILE` serves the answer in FILE on a free port of
+127.0.0.1, and prints that port.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def parent(pid: int, proc: Path = PROC) -> int:
     return int(_fields(pid, proc)[1])
 
 
-def family(pid: int, proc: Path = PROC) -> list[int]:
+def backend(pid: int, proc: Path = PROC) -> list[int]:
     """A process and all that it started, directly or not, which run now. CommandError where it is gone."""
     _fields(pid, proc)
     children: dict[int, list[int]] = {}

@@ -162,7 +162,7 @@ def bench(
         raise CommandError(f"the mesh at {mesh.address} serves no HTTP; name its gateway with --http")
     # Of a mesh of many processes the gateway is the one that is found; whoever supervises it started them all.
     supervised = control.path_of(run.grpc).exists()
-    pids = cpu.family(cpu.parent(run.pid) if supervised else run.pid)
+    pids = cpu.backend(cpu.parent(run.pid) if supervised else run.pid)
     plan = Plan(rounds, min(seconds, MAX_SECONDS // rounds), connections, posts)
     tokens = asyncio.run(_tokens(mesh))
     shown = progress.for_stream()

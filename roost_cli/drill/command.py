@@ -20,7 +20,7 @@ from roost_cli.drill.multi_process_mesh import Fleet
 from roost_cli.drill.single_process_mesh import Nursery
 from roost_cli.exit_codes import FAULTS, UNUSABLE, CommandError
 from roost_cli.options import settings_with
-from roost_cli.supervisor.topology import MESH
+from roost_cli.supervisor.topology import REGISTRY
 from services.catalog import SERVICES
 
 # What a restart may take, from the command to the ready line.
@@ -82,7 +82,7 @@ def drill(
 
 def _chosen(services: Sequence[str]) -> Sequence[str]:
     """What may be disturbed: the gateway is where the load comes in, and there is one."""
-    known = [name for name in SERVICES if name != MESH]
+    known = [name for name in SERVICES if name != REGISTRY]
     if unknown := [name for name in services if name not in known]:
         raise CommandError(f"--service: no service {unknown[0]}; there are {', '.join(known)}", UNUSABLE)
     return services or known

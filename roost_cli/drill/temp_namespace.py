@@ -1,4 +1,4 @@
-"""A place of its own on the servers of the cluster family, for a drill: whatever else they hold is left alone."""
+"""A place of its own on the servers of the cluster backend, for a drill: whatever else they hold is left alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def scratch(settings: Settings) -> AsyncIterator[Mapping[str, str]]:
     database = await asyncio.to_thread(_claim, settings.redis)
     namespace = f"drill_{secrets.token_hex(4)}"
     try:
-        yield {"family": "cluster", "namespace": namespace, "keyspaces": "", "redis": database}
+        yield {"backend": "cluster", "namespace": namespace, "keyspaces": "", "redis": database}
     finally:
         await _tidy(settings.model_copy(update={"namespace": namespace, "keyspaces": "", "redis": database}))
 

@@ -61,7 +61,7 @@ def parts_of(settings: Settings, replicas: Mapping[str, int]) -> Sequence[Part]:
         "mesh_secret": settings.mesh_secret or secrets.token_urlsafe(32),
         "operator_token": settings.operator_token or secrets.token_urlsafe(32),
         "registry": registry,
-        "family": settings.family,
+        "backend": settings.backend,
         "supervised": "true",
     }
 
@@ -76,7 +76,7 @@ def parts_of(settings: Settings, replicas: Mapping[str, int]) -> Sequence[Part]:
     for name in ("grpc", "http", "ops"):
         address_of(getattr(settings, name), f"--{name}")
     # The registry needs no server of the cluster's, and must not wait for one.
-    found = [part(REGISTRY, 1, ("--grpc", registry, *ops), family="embedded")]
+    found = [part(REGISTRY, 1, ("--grpc", registry, *ops), backend="embedded")]
     found += [
         part(name, number, anywhere, drain_s=str(DRAIN_S))
         for name in SERVICES

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from roost.event.v1 import event_pb2
 
-from services.platform.events.log import Apply, Delivered
+from services.platform.events.log import Apply, ConsumedEvent
 
 GROUP = "engagement-counts"
 TOPICS = ("tweet.liked", "tweet.unliked")
@@ -18,7 +18,7 @@ ROUND_S = 1.0
 def recounting(recount: Callable[[Iterable[tuple[int, int]]], Awaitable[int]]) -> Apply:
     """Has `recount` count what the events changed, given as (tweet, user); it answers how much it had to count."""
 
-    async def apply(events: Sequence[Delivered]) -> None:
+    async def apply(events: Sequence[ConsumedEvent]) -> None:
         clock = asyncio.get_running_loop().time
         began = clock()
         if await recount([_changed(delivered) for delivered in events]):
@@ -27,7 +27,7 @@ def recounting(recount: Callable[[Iterable[tuple[int, int]]], Awaitable[int]]) -
     return apply
 
 
-def _changed(delivered: Delivered) -> tuple[int, int]:
+def _changed(delivered: ConsumedEvent) -> tuple[int, int]:
     event = event_pb2.Event.FromString(delivered.payload)
     change = event.tweet_liked if event.HasField("tweet_liked") else event.tweet_unliked
     return change.tweet_id, change.user_id

@@ -11,36 +11,40 @@ from services.engagement.consumer import GROUP, TOPICS, recounting
 from services.engagement.service import EngagementService
 from services.engagement.store import EngagementStore
 from services.engagement.store.sqlite.store import EmbeddedEngagementStore
-from services.engagement.tweet_resolver import Targets
-from services.platform.backends import cluster_of, shared_of
-from services.platform.service import Kit, Service, Worker
+from services.engagement.tweet_resolver import TweetResolver
+from services.platform.backends import cluster_backends_of, shared_versions_of
+from services.platform.service import Service, ServiceContext, Worker
 from services.platform.sqlite.outbox import Relay
 from services.shared.hydration.hydrator import Hydrator
-from services.shared.hydration.user_pages import PeopleLists
+from services.shared.hydration.user_pages import VisibleUserPages
 
 
-async def build(kit: Kit) -> Service:
+async def build(context: ServiceContext) -> Service:
     """The service on the store of its family."""
-    store, workers = await _open(kit)
-    hydrator = Hydrator(kit.channel, shared_of(kit))
-    people = PeopleLists(UserServiceStub(kit.channel), GraphServiceStub(kit.channel).GetVisibilityFilter, kit.cursors)
-    servicer = EngagementService(store, Targets(kit.channel, hydrator), hydrator, people, kit.ids, kit.cursors)
+    store, workers = await _open(context)
+    hydrator = Hydrator(context.channel, shared_versions_of(context))
+    people = VisibleUserPages(
+        UserServiceStub(context.channel), GraphServiceStub(context.channel).GetVisibilityFilter, context.cursors
+    )
+    servicer = EngagementService(
+        store, TweetResolver(context.channel, hydrator), hydrator, people, context.ids, context.cursors
+    )
     return Service(
-        kit.name,
+        context.name,
         servicers={"roost.engagement.v1.EngagementService": servicer},
         workers=workers,
         resources=(store,),
     )
 
 
-async def _open(kit: Kit) -> tuple[EngagementStore, Sequence[Worker]]:
+async def _open(context: ServiceContext) -> tuple[EngagementStore, Sequence[Worker]]:
     """The store, and what runs beside it."""
-    cluster = cluster_of(kit)
+    cluster = cluster_backends_of(context)
     if cluster is None:
-        embedded = await EmbeddedEngagementStore.open(kit.data_dir / "engagement.db")
-        return embedded, (Relay(embedded.db, kit.log),)
+        embedded = await EmbeddedEngagementStore.open(context.data_dir / "engagement.db")
+        return embedded, (Relay(embedded.db, context.log),)
     # Not before it is asked for: drivers are slow to import.
     from services.engagement.store.cassandra.store import CassandraEngagementStore
 
-    store = await CassandraEngagementStore.open(cluster, kit.log, kit.clock)
-    return store, (store.outbox, kit.log.consumer(GROUP, TOPICS, recounting(store.recount_likes)))
+    store = await CassandraEngagementStore.open(cluster, context.log, context.clock)
+    return store, (store.outbox, context.log.consumer(GROUP, TOPICS, recounting(store.recount_likes)))

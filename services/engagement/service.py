@@ -11,15 +11,15 @@ from roost.event.v1 import event_pb2
 from roost.tweet.v1 import tweet_pb2
 
 from services.engagement.store import EngagementStore, Kind
-from services.engagement.tweet_resolver import Targets
+from services.engagement.tweet_resolver import TweetResolver
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import Snowflake, timestamp_ms
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
-from services.shared.hydration.hydrator import Hydrator, Joined
+from services.shared.hydration.hydrator import HydratedTweet, Hydrator
 from services.shared.hydration.user_pages import Entry as Liker
-from services.shared.hydration.user_pages import PeopleLists
+from services.shared.hydration.user_pages import VisibleUserPages
 
 DEFAULT_PAGE_SIZE = 20
 # A page looks at some 1,200 tweets at most before it answers short: many hidden ones in a row must not hold up a call.
@@ -33,9 +33,9 @@ class EngagementService(EngagementServiceServicer):
     def __init__(
         self,
         store: EngagementStore,
-        targets: Targets,
+        targets: TweetResolver,
         hydrator: Hydrator,
-        people: PeopleLists,
+        people: VisibleUserPages,
         ids: Snowflake,
         cursors: Cursors,
     ) -> None:
@@ -118,7 +118,7 @@ class EngagementService(EngagementServiceServicer):
         is the last."""
         list_name, size = f"{kind.value}_of/{user_id}", _size(request)
         below = int(self._cursors.open(request.cursor, list_name, cursor_owner_id)[0]) if request.cursor else 0
-        found: list[Joined] = []
+        found: list[HydratedTweet] = []
         places: dict[int, int] = {}
         wanted = take = size + 1
         for _ in range(MAX_ROUNDS):

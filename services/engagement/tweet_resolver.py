@@ -22,7 +22,7 @@ class _Target(NamedTuple):
     author_ids: AbstractSet[int]
 
 
-class Targets:
+class TweetResolver:
     """Tweets; a retweet stands for its original. `channel` reaches tweet. UNAVAILABLE where an owner cannot answer."""
 
     def __init__(self, channel: grpc.aio.Channel, hydrator: Hydrator) -> None:

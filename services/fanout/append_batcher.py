@@ -22,7 +22,7 @@ GROWTH = IDS_A_CALL // 100
 CALLS_IN_FLIGHT = 4
 
 
-class CallSize:
+class AdaptiveBatchSize:
     """User ids a call: what was too much for a deadline would be too much again, and the batch would never end."""
 
     def __init__(self) -> None:
@@ -36,10 +36,10 @@ class CallSize:
             self.ids = max(self.ids // 2, LEAST_A_CALL)
 
 
-class Outbound:
+class HomeAppendBatcher:
     """Collects entries and sends them. One for each batch of events; `append` is the stub's method."""
 
-    def __init__(self, append: Any, receipts: Receipts, size: CallSize) -> None:
+    def __init__(self, append: Any, receipts: Receipts, size: AdaptiveBatchSize) -> None:
         self._append = append
         self._receipts = receipts
         self._size = size

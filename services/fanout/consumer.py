@@ -14,11 +14,11 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 from roost.timeline.v1 import timeline_service_pb2_grpc as timeline_grpc
 
-from services.fanout.append_batcher import IDS_AN_ENTRY, CallSize, Outbound
+from services.fanout.append_batcher import IDS_AN_ENTRY, AdaptiveBatchSize, HomeAppendBatcher
 from services.fanout.delivery_status import Receipts
-from services.platform.events.log import Delivered, EventLog, Record
+from services.platform.events.log import ConsumedEvent, EventLog, Record
 from services.platform.rpc import errors
-from services.shared.celebrity_tiers import Tiers
+from services.shared.celebrity_tiers import CelebritySubscriber
 
 TOPICS = ("tweet.created", "tweet.restored")
 # Private to fan-out: the same events again, of authors whom a round could not finish.
@@ -43,7 +43,7 @@ class Progress:
         self._batch: list[int] = []
         self._tweets: set[int] = set()
 
-    def of(self, events: Sequence[Delivered]) -> set[int]:
+    def of(self, events: Sequence[ConsumedEvent]) -> set[int]:
         """The tweets delivered, to be added to; none where this is another batch than the last."""
         batch = [event.event_id for event in events]
         if batch != self._batch:
@@ -62,7 +62,7 @@ class Fanout:
         self,
         channel: grpc.aio.Channel,
         log: EventLog,
-        tiers: Tiers,
+        tiers: CelebritySubscriber,
         receipts: Receipts,
         mode: str,
         clock: Callable[[], float],
@@ -76,10 +76,10 @@ class Fanout:
         self._hybrid = mode == HYBRID
         self._clock = clock
         self._quota = quota
-        self._size = CallSize()
+        self._size = AdaptiveBatchSize()
         self._progress, self._progress_large = Progress(), Progress()
 
-    async def apply(self, events: Sequence[Delivered]) -> None:
+    async def apply(self, events: Sequence[ConsumedEvent]) -> None:
         """Delivers a batch; authors who need more than the quota go on by LARGE_TOPIC.
 
         Raises UNAVAILABLE while tiers are unknown, and what graph or timeline answer: the batch then comes again, and goes on where
@@ -90,19 +90,21 @@ class Fanout:
             await self._log.append([Record(LARGE_TOPIC, e.key, e.event_id, e.payload, e.traceparent) for e in large])
         self._progress.end()
 
-    async def apply_large(self, events: Sequence[Delivered]) -> None:
+    async def apply_large(self, events: Sequence[ConsumedEvent]) -> None:
         """Delivers a batch to the end, however long it takes. Raises as `apply`."""
         await self._deliver(events, None, self._progress_large)
         self._progress_large.end()
 
-    async def _deliver(self, events: Sequence[Delivered], quota: int | None, progress: Progress) -> list[Delivered]:
+    async def _deliver(
+        self, events: Sequence[ConsumedEvent], quota: int | None, progress: Progress
+    ) -> list[ConsumedEvent]:
         """Delivers to the end but for authors who pass the quota: returns their events."""
         if self._hybrid and not self._tiers.fresh():
             raise errors.unavailable("nothing is heard of tiers: who is pushed is unknown", RETRY_AFTER_S)
         done = progress.of(events)
         by_author = self._to_push(events, done)
         authors = list(by_author)
-        outbound = Outbound(self._append, self._receipts, self._size)
+        outbound = HomeAppendBatcher(self._append, self._receipts, self._size)
         served: list[int] = []
         large: list[int] = []
 
@@ -131,9 +133,9 @@ class Fanout:
                     self._receipts.end(tweet_id, pb.FANOUT_STATE_DONE)
         return [event for author in large for event in by_author[author].values()]
 
-    def _to_push(self, events: Sequence[Delivered], done: Collection[int]) -> dict[int, dict[int, Delivered]]:
+    def _to_push(self, events: Sequence[ConsumedEvent], done: Collection[int]) -> dict[int, dict[int, ConsumedEvent]]:
         """The events by author and tweet, without those done and those whose authors are pulled by every reader."""
-        found: dict[int, dict[int, Delivered]] = {}
+        found: dict[int, dict[int, ConsumedEvent]] = {}
         now_ms = int(self._clock() * 1000)
         for event in events:
             tweet_id, author = _tweet_of(event)
@@ -141,13 +143,15 @@ class Fanout:
                 continue
             self._receipts.begin(tweet_id)
             # In mode pull celebrities are pushed too: homes of every other mode stay complete for a switch back.
-            if self._hybrid and self._tiers.only_pulled(author, now_ms):
+            if self._hybrid and self._tiers.is_excluded_from_fanout(author, now_ms):
                 self._receipts.end(tweet_id, pb.FANOUT_STATE_PULLED)
             else:
                 found.setdefault(author, {})[tweet_id] = event
         return found
 
-    async def _serve(self, author: int, tweet_ids: Sequence[int], outbound: Outbound, quota: int | None) -> bool:
+    async def _serve(
+        self, author: int, tweet_ids: Sequence[int], outbound: HomeAppendBatcher, quota: int | None
+    ) -> bool:
         """Hands the author's tweets to all followers, read now, never from memory; False where the quota ended it."""
         served = 0
         request = graph.StreamFollowerIdsRequest(user_id=author, page_size=IDS_AN_ENTRY)
@@ -163,7 +167,7 @@ class Fanout:
         return True
 
 
-def _tweet_of(event: Delivered) -> tuple[int, int]:
+def _tweet_of(event: ConsumedEvent) -> tuple[int, int]:
     """Tweet id and author. Raises DecodeError or ValueError for what is no such event: the log sets it aside."""
     body = event_pb2.Event.FromString(event.payload)
     match body.WhichOneof("body"):

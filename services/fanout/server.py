@@ -7,24 +7,24 @@ from services.fanout.delivery_status import Receipts
 from services.fanout.service import FanoutService
 from services.platform.events import outbox
 from services.platform.events.log import Lag
-from services.platform.service import Kit, Service
-from services.shared.celebrity_tiers import Tiers
+from services.platform.service import Service, ServiceContext
+from services.shared.celebrity_tiers import CelebritySubscriber
 
 
-async def build(kit: Kit) -> Service:
+async def build(context: ServiceContext) -> Service:
     """The fan-out service: two consumers of the log, one for everybody and one for the large."""
-    settings = kit.settings
-    tiers = Tiers(kit.channel, settings.clock_margin_s)
-    receipts = Receipts(kit.clock)
-    fanout = Fanout(kit.channel, kit.log, tiers, receipts, settings.timeline_mode, kit.clock)
-    main = kit.log.consumer("fanout", TOPICS, fanout.apply)
-    large = kit.log.consumer("fanout-large", (LARGE_TOPIC,), fanout.apply_large, LARGE_BATCH)
+    settings = context.settings
+    tiers = CelebritySubscriber(context.channel, settings.clock_margin_s)
+    receipts = Receipts(context.clock)
+    fanout = Fanout(context.channel, context.log, tiers, receipts, settings.timeline_mode, context.clock)
+    main = context.log.consumer("fanout", TOPICS, fanout.apply)
+    large = context.log.consumer("fanout-large", (LARGE_TOPIC,), fanout.apply_large, LARGE_BATCH)
 
-    async def unrelayed() -> Lag:
-        return await outbox.waiting(kit.log, TOPICS, int(kit.clock() * 1000))
+    async def outbox_lag() -> Lag:
+        return await outbox.waiting(context.log, TOPICS, int(context.clock() * 1000))
 
     return Service(
-        name=kit.name,
-        servicers={"roost.fanout.v1.FanoutService": FanoutService(main, large, receipts, unrelayed)},
+        name=context.name,
+        servicers={"roost.fanout.v1.FanoutService": FanoutService(main, large, receipts, outbox_lag)},
         workers=(tiers, main, large),
     )

@@ -18,15 +18,15 @@ _Context = Any
 
 
 class FanoutService(FanoutServiceServicer):
-    """Looks into fan-out and steers it. `unrelayed` tells what waits in outboxes of this process."""
+    """Looks into fan-out and steers it. `outbox_lag` tells what waits in outboxes of this process."""
 
     def __init__(
-        self, main: Consumer, large: Consumer, receipts: Receipts, unrelayed: Callable[[], Awaitable[Lag]]
+        self, main: Consumer, large: Consumer, receipts: Receipts, outbox_lag: Callable[[], Awaitable[Lag]]
     ) -> None:
         self._main = main
         self._large = large
         self._receipts = receipts
-        self._unrelayed = unrelayed
+        self._unrelayed = outbox_lag
         self._paused = False
 
     async def GetFanoutStatus(

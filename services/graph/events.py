@@ -21,7 +21,7 @@ class Change(NamedTuple):
     traceparent: str = ""
 
 
-class Facts:
+class EventBuilder:
     """Collects the events of one change, each with an id of the change's own, so that a repeat gives the same events."""
 
     def __init__(self, change: Change) -> None:

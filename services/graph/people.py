@@ -10,7 +10,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from services.graph.store import GraphStore, Listing, Position
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
-from services.shared.hydration.user_pages import Entry, Page, PeopleLists
+from services.shared.hydration.user_pages import Entry, Page, VisibleUserPages
 
 DEFAULT_PAGE_SIZE = 20
 # How far suggestions reach; they are found anew for every page, so deep pages would only repeat the work.
@@ -24,7 +24,7 @@ class People:
         self._store = store
         self._identity = identity
         self._cursors = cursors
-        self._lists = PeopleLists(identity, store.visibility, cursors)
+        self._lists = VisibleUserPages(identity, store.visibility, cursors)
 
     async def states(self, user_ids: Sequence[int]) -> dict[int, user_pb2.UserState.ValueType]:
         """The states of those that identity knows."""

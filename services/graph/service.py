@@ -14,7 +14,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from services.graph.events import Change
 from services.graph.people import DEFAULT_PAGE_SIZE, People
 from services.graph.store import MAX_EVENTS, GraphStore, Listing, Outcome, Position
-from services.graph.tier_publisher import HEARTBEAT_S, MAX_ENTRIES, TierBoard
+from services.graph.tier_publisher import HEARTBEAT_S, MAX_ENTRIES, TierPublisher
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
@@ -39,7 +39,7 @@ class GraphService(GraphServiceServicer):
     def __init__(
         self,
         store: GraphStore,
-        board: TierBoard,
+        board: TierPublisher,
         identity: UserServiceStub,
         cursors: Cursors,
         ids: Snowflake,

@@ -51,14 +51,16 @@ class TierRule:
         # In whole numbers: 0.8 of the threshold has no exact double.
         if standing == pb.TIER_CELEBRITY and followers * 5 >= self.threshold * 4:
             return _DECREED.get(choice, pb.TIER_CELEBRITY)
-        return self.afresh(followers, choice)
+        return self.from_count_alone(followers, choice)
 
-    def afresh(self, followers: int, choice: pb.TierChoice.ValueType = pb.TIER_CHOICE_AUTOMATIC) -> pb.Tier.ValueType:
+    def from_count_alone(
+        self, followers: int, choice: pb.TierChoice.ValueType = pb.TIER_CHOICE_AUTOMATIC
+    ) -> pb.Tier.ValueType:
         """The tier by the count alone: for a threshold that has changed, under which nobody has a past."""
         by_count = pb.TIER_CELEBRITY if followers >= self.threshold else pb.TIER_NORMAL
         return _DECREED.get(choice, by_count)
 
-    def way(self, followers: int) -> int:
+    def followers_until_change(self, followers: int) -> int:
         """How many followers are missing until the tier of one with so many can change; 0 where losing some could change it, too."""
         return self.threshold - followers if followers * 5 < self.threshold * 4 else 0
 
@@ -66,7 +68,7 @@ class TierRule:
 _DECREED = {pb.TIER_CHOICE_NORMAL: pb.TIER_NORMAL, pb.TIER_CHOICE_CELEBRITY: pb.TIER_CELEBRITY}
 
 
-class TierBoard:
+class TierPublisher:
     """The celebrities, and who ceased to be one within 31 days. Of one event loop; `clock` gives unix seconds.
 
     Entries of one user are ordered by `changed_at_ms`, so it does not matter how often or in which order they come.
@@ -97,10 +99,10 @@ class TierBoard:
         for subscription in tuple(self._subscriptions):
             subscription.add(news)
 
-    def see(self, blind: bool) -> None:
+    def see(self, stale: bool) -> None:
         """Says whether the board may miss changes from now on. While it may, nobody is told anything: that pauses who depends on it."""
-        self._blind = blind
-        if blind:
+        self._blind = stale
+        if stale:
             for subscription in tuple(self._subscriptions):
                 subscription.end("it cannot be said who is a celebrity")
 
@@ -126,7 +128,7 @@ class TierWatch:
     """
 
     def __init__(
-        self, store: GraphStore, board: TierBoard, clock: Callable[[], float], every_s: float = WATCH_EVERY_S
+        self, store: GraphStore, board: TierPublisher, clock: Callable[[], float], every_s: float = WATCH_EVERY_S
     ) -> None:
         self._store = store
         self._board = board
@@ -152,12 +154,12 @@ class TierWatch:
             try:
                 looked_at = loop.time()
                 self._board.post(await self._store.tiers(int(self._clock() * 1000) - KEEP_CEASED_MS))
-                self._board.see(blind=False)
+                self._board.see(stale=False)
                 seen_at = looked_at
             except Exception as error:
-                blind = loop.time() - seen_at > BLIND_AFTER_S
-                _log.warning("tiers not seen", blind=blind, error=repr(error))
-                self._board.see(blind=blind)
+                stale = loop.time() - seen_at > BLIND_AFTER_S
+                _log.warning("tiers not seen", stale=stale, error=repr(error))
+                self._board.see(stale=stale)
             await asyncio.sleep(self._every_s)
 
 

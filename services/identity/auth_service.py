@@ -21,7 +21,7 @@ from services.identity.profile import Names, fold_email, fold_username, login_us
 from services.identity.refresh import RefreshTokens, refusal
 from services.identity.signing import Signer
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, Store
-from services.identity.user_hydrator import Joiner
+from services.identity.user_hydrator import UserHydrator
 from services.platform.config import Settings
 from services.platform.ids import snowflake
 from services.platform.ids.snowflake import Snowflake
@@ -49,7 +49,7 @@ class AuthService(AuthServiceServicer):
         self,
         *,
         store: Store,
-        joiner: Joiner,
+        joiner: UserHydrator,
         passwords: Passwords,
         signer: Signer,
         refresh_tokens: RefreshTokens,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from services.platform.events.log import Apply, Delivered
+from services.platform.events.log import Apply, ConsumedEvent
 
 GROUP = "identity-shared"
 TOPICS = ("user.updated", "user.suspended", "user.reinstated", "user.deleted")
@@ -16,7 +16,7 @@ TOPICS = ("user.updated", "user.suspended", "user.reinstated", "user.deleted")
 def sharing(share: Callable[[Sequence[int]], Awaitable[None]]) -> Apply:
     """Shares each user that the events are about. What `share` cannot do for now is retried by the log."""
 
-    async def apply(events: Sequence[Delivered]) -> None:
+    async def apply(events: Sequence[ConsumedEvent]) -> None:
         await share(list(dict.fromkeys(event.key for event in events)))
 
     return apply

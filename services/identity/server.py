@@ -16,11 +16,11 @@ from services.identity.refresh import RefreshTokens
 from services.identity.signing import Signer, new_key
 from services.identity.store import Store
 from services.identity.store.sqlite.store import EmbeddedStore
-from services.identity.user_hydrator import Joiner
+from services.identity.user_hydrator import UserHydrator
 from services.identity.user_service import UserService
-from services.platform.backends import cluster_of
-from services.platform.cassandra.keyed_lock import Turns
-from services.platform.service import Kit, Service, Worker
+from services.platform.backends import cluster_backends_of
+from services.platform.cassandra.keyed_lock import KeyedLocks
+from services.platform.service import Service, ServiceContext, Worker
 from services.platform.sqlite.outbox import Relay
 
 SECRET_BYTES = 32
@@ -30,20 +30,20 @@ def _new_secret() -> bytes:
     return secrets.token_bytes(SECRET_BYTES)
 
 
-async def build(kit: Kit) -> Service:
+async def build(context: ServiceContext) -> Service:
     """The identity service over the store of its family. Its keys are made at the first start and kept with the accounts."""
-    store, workers = await _open(kit)
+    store, workers = await _open(context)
     try:
         pepper = await store.secret("password_pepper", _new_secret)
         refresh_key = await store.secret("refresh_token_key", _new_secret)
-        signer = Signer(await store.secret("signing_key", new_key), kit.clock)
+        signer = Signer(await store.secret("signing_key", new_key), context.clock)
     except BaseException:
         # The file's lock would outlive a start that failed.
         await store.close()
         raise
-    passwords = Passwords(pepper, kit.settings.bcrypt_cost)
-    events = Events(kit.ids, kit.clock)
-    joiner = Joiner(GraphServiceStub(kit.channel), TweetServiceStub(kit.channel))
+    passwords = Passwords(pepper, context.settings.bcrypt_cost)
+    events = Events(context.ids, context.clock)
+    joiner = UserHydrator(GraphServiceStub(context.channel), TweetServiceStub(context.channel))
     auth = AuthService(
         store=store,
         joiner=joiner,
@@ -51,30 +51,30 @@ async def build(kit: Kit) -> Service:
         signer=signer,
         refresh_tokens=RefreshTokens(refresh_key),
         events=events,
-        settings=kit.settings,
-        ids=kit.ids,
-        cursors=kit.cursors,
-        clock=kit.clock,
+        settings=context.settings,
+        ids=context.ids,
+        cursors=context.cursors,
+        clock=context.clock,
     )
     return Service(
-        name=kit.name,
+        name=context.name,
         servicers={
             "roost.identity.v1.AuthService": auth,
-            "roost.identity.v1.UserService": UserService(store, joiner, events, kit.ids, Turns()),
+            "roost.identity.v1.UserService": UserService(store, joiner, events, context.ids, KeyedLocks()),
         },
         workers=workers,
         resources=(store, passwords),
     )
 
 
-async def _open(kit: Kit) -> tuple[Store, Sequence[Worker]]:
+async def _open(context: ServiceContext) -> tuple[Store, Sequence[Worker]]:
     """The store, and what runs beside it."""
-    cluster = cluster_of(kit)
+    cluster = cluster_backends_of(context)
     if cluster is None:
-        embedded = await EmbeddedStore.open(kit.data_dir / "identity.db")
-        return embedded, (Relay(embedded.db, kit.log),)
+        embedded = await EmbeddedStore.open(context.data_dir / "identity.db")
+        return embedded, (Relay(embedded.db, context.log),)
     # Not before it is asked for: drivers are slow to import.
     from services.identity.store.cassandra.store import CassandraStore
 
-    store = await CassandraStore.open(cluster, kit.log, kit.clock)
-    return store, (store.outbox, kit.log.consumer(GROUP, TOPICS, sharing(store.share)))
+    store = await CassandraStore.open(cluster, context.log, context.clock)
+    return store, (store.outbox, context.log.consumer(GROUP, TOPICS, sharing(store.share)))

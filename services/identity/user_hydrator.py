@@ -26,7 +26,7 @@ A = TypeVar("A")
 _log = structlog.get_logger(__name__)
 
 
-class Joiner:
+class UserHydrator:
     """Joins users. If graph or tweet does not answer, they come without counts; without the relationships to the reader
     nobody is shown.
     """

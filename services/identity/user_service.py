@@ -17,7 +17,7 @@ from services.identity.events import Body, Events
 from services.identity.password import foreign
 from services.identity.profile import MAX_CODE_POINTS, changed_core, fold_email, fold_username, new_core
 from services.identity.store import Account, NewAccount, Store
-from services.identity.user_hydrator import Joiner
+from services.identity.user_hydrator import UserHydrator
 from services.platform.ids.snowflake import Snowflake
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
@@ -36,7 +36,7 @@ IMPORTED_A_TURN = 50
 _Context = Any
 
 
-class Turns(Protocol):
+class KeyedLocks(Protocol):
     """Lets those who change the same account take turns, in the order in which they came."""
 
     def of(self, key: int, /) -> AbstractAsyncContextManager[None]:
@@ -46,7 +46,7 @@ class Turns(Protocol):
 class UserService(UserServiceServicer):
     """Shows profiles, changes them, and changes whether accounts take part."""
 
-    def __init__(self, store: Store, joiner: Joiner, events: Events, ids: Snowflake, turns: Turns) -> None:
+    def __init__(self, store: Store, joiner: UserHydrator, events: Events, ids: Snowflake, turns: KeyedLocks) -> None:
         self._store = store
         self._turns = turns
         self._joiner = joiner

@@ -1,6 +1,6 @@
 """Settings: `ROOST_…` variables, or a TOML file named by ROOST_CONFIG; the one module that reads the environment.
 
-Every field has a default that is safe for the embedded family on one machine; where the servers of the cluster family are
+Every field has a default that is safe for the embedded backend on one machine; where the servers of the cluster backend are
 is by default where `scripts/backends up` starts them.
 """
 
@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True
     )
 
-    family: Literal["embedded", "cluster"] = "embedded"
+    backend: Literal["embedded", "cluster"] = "embedded"
     # By default beside the code of a checkout, so that it is the same data from wherever a command is run; else in the present folder.
     data_dir: Path = Field(default_factory=lambda: default_data_dir(CHECKOUT))
     http: str = "127.0.0.1:8080"
@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     # processes on one machine need no setting.
     ops: str = "127.0.0.1:0"
 
-    # The cluster family. The namespace begins the names of keyspaces, topics and indexes, so that several meshes can share servers.
+    # The cluster backend. The namespace begins the names of keyspaces, topics and indexes, so that several meshes can share servers.
     namespace: Annotated[str, AfterValidator(_plain_name)] = "roost"
     # Begins the names of keyspaces where the namespace does not: tests take fresh topics and indexes, and keep tables, slow to make.
     keyspaces: Annotated[str, AfterValidator(lambda name: name and _plain_name(name))] = ""

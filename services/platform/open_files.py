@@ -12,7 +12,7 @@ from services.platform.rpc import errors
 
 # Far above what 10,000 connections of each server and the stores need; some systems allow a billion, which tools then walk through.
 MOST_WANTED = 65_536
-# For stores, the search index, and connections to other servers: the embedded family has 70 open, and merges add dozens for moments.
+# For stores, the search index, and connections to other servers: the embedded backend has 70 open, and merges add dozens for moments.
 OWN_FILES = 256
 # Below this there would be next to nothing left for connections.
 LEAST = 2 * OWN_FILES

@@ -23,7 +23,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def always() -> bool:
-    """Lets a job run at every turn: for the embedded family, whose data belong to one process."""
+    """Lets a job run at every turn: for the embedded backend, whose data belong to one process."""
     return True
 
 

@@ -28,15 +28,15 @@ from services.platform.pagination.cursors import Cursors
 from services.platform.rpc.client_address import TrustedProxies, networks
 from services.platform.rpc.context import OPERATOR, Call, current_call
 from services.platform.rpc.contract import called_by, methods
-from services.platform.rpc.interceptors import Endpoint, endpoints_of, unserved
+from services.platform.rpc.interceptors import InterceptedMethod, intercepted_methods, unserved
 from services.platform.rpc.rate_limits import RateLimits
-from services.platform.service import Build, Closable, Kit, OpenGround, Service, Worker
+from services.platform.service import BackendFactory, Closable, Service, ServiceContext, ServiceFactory, Worker
 from services.platform.transport.authenticator import Authenticator
 from services.platform.transport.batch_service import BatchServicer
-from services.platform.transport.batching import CoalescingChannel
+from services.platform.transport.batching import BatchingChannel
 from services.platform.transport.discovery import DiscoveredChannel, Registrar, Watch
 from services.platform.transport.inprocess import InProcessChannel
-from services.platform.transport.message_guard import Checker
+from services.platform.transport.message_guard import MutationGuard
 from services.platform.transport.peers import Peers
 from services.platform.transport.proxy import forwarders
 from services.platform.transport.remote import MeshChannel, RoutingChannel
@@ -66,15 +66,17 @@ STOP_WITHIN_S = 20.0
 def callees_of(name: str) -> frozenset[str]:
     """The services that the service `name` calls, and its process for it: those whose internal methods the contract opens to it, and
     whoever signs access tokens if it serves users."""
-    signer = methods()[_SIGNING_KEYS].folder
-    serves_users = any(m.folder == name and m.policy.access != options.ACCESS_MESH for m in methods().values())
+    signer = methods()[_SIGNING_KEYS].service_name
+    serves_users = any(m.service_name == name and m.policy.access != options.ACCESS_MESH for m in methods().values())
     return called_by(name) | ({signer} if serves_users else frozenset())
 
 
 class Process:
     """One running process. Start it with `start`, end it with `stop`, or use it as an async context."""
 
-    def __init__(self, settings: Settings, wire: Wire, checker: Checker | None, elsewhere: Collection[str]) -> None:
+    def __init__(
+        self, settings: Settings, wire: Wire, checker: MutationGuard | None, remote_services: Collection[str]
+    ) -> None:
         self.settings = settings
         self.operator_token = settings.operator_token or secrets.token_urlsafe(32)
         self.checker = checker
@@ -84,10 +86,10 @@ class Process:
         self.grpc_port = 0
         self._state = STARTING
         self._wire = wire
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, InterceptedMethod] = {}
         self._mesh_secret = settings.mesh_secret or secrets.token_urlsafe(32)
         self._remote: dict[str, grpc.aio.Channel] = {}
-        self._elsewhere = elsewhere if settings.registry else ()
+        self._remote_services = remote_services if settings.registry else ()
         self._watches: dict[str, Watch] = {}
         self._registrar: Registrar | None = None
         self._workers: list[Worker] = []
@@ -106,21 +108,22 @@ class Process:
     async def start(
         cls,
         settings: Settings,
-        builds: Mapping[str, Build],
+        builds: Mapping[str, ServiceFactory],
         *,
-        ground: OpenGround,
+        backend: BackendFactory,
         wire: Wire = "inprocess",
-        checker: Checker | None = None,
-        elsewhere: Collection[str] = (),
+        checker: MutationGuard | None = None,
+        remote_services: Collection[str] = (),
     ) -> Process:
         """Starts the services of `builds`, in order, on the ground of a family; what was started is taken down again where one fails.
 
-        `elsewhere` are the services that the registry finds, where the settings name one. A process that builds none is the mesh's door:
+        `remote_services` are the services that the registry finds, where the settings name one. A process that builds
+        none is the mesh's door:
         it passes every call on.
         """
-        process = cls(settings, wire, checker, elsewhere)
+        process = cls(settings, wire, checker, remote_services)
         try:
-            await process._start(builds, ground)
+            await process._start(builds, backend)
         except BaseException:
             await process.stop()
             raise
@@ -130,7 +133,7 @@ class Process:
         """A channel to every service of the mesh, as `caller`: a service's name, `operator`, `gateway`, or a client outside ("")."""
         local = InProcessChannel(self._endpoints, caller, self.checker)
         if self._wire == "grpc" and caller != OPERATOR:
-            own = self._peer("self", f"127.0.0.1:{self.grpc_port}", caller)
+            own = self._peer_channel("self", f"127.0.0.1:{self.grpc_port}", caller)
             return RoutingChannel(local, dict.fromkeys(self.states, own))
         remote = self._remotes(caller)
         return RoutingChannel(local, remote) if remote else local
@@ -138,7 +141,7 @@ class Process:
     @property
     def unaddressed(self) -> list[str]:
         """The services that this process calls and that nobody told it where to find. A door calls every service."""
-        called = self._callees() if self.states else {method.folder for method in methods().values()}
+        called = self._callees() if self.states else {method.service_name for method in methods().values()}
         return sorted(called - {_MESH} - {*self.states, *self._watches, *self._peers()})
 
     def target_of(self, name: str) -> str:
@@ -150,8 +153,8 @@ class Process:
         return frozenset().union(*map(callees_of, self.states))
 
     def _remotes(self, caller: str) -> dict[str, grpc.aio.Channel]:
-        found = {name: self._found(watch, caller) for name, watch in self._watches.items()}
-        return found | {name: self._peer(name, target, caller) for name, target in self._peers().items()}
+        found = {name: self._discovered_channel(watch, caller) for name, watch in self._watches.items()}
+        return found | {name: self._peer_channel(name, target, caller) for name, target in self._peers().items()}
 
     def _called(self) -> dict[str, grpc.aio.Channel]:
         """Channels to the services elsewhere that this process calls, all of them if it serves none. Others may well be out of its
@@ -168,9 +171,9 @@ class Process:
         """The targets that the settings name, but for what is served here: one list may serve every process."""
         return {name: target for name, target in self.settings.peers.items() if name not in self.states}
 
-    async def drain(self, hurry: asyncio.Event | None = None) -> None:
+    async def drain(self, request_full_sweep: asyncio.Event | None = None) -> None:
         """Tells everybody that this process is to get no more calls, and goes on serving for the settings' `drain_s` seconds, or until
-        `hurry` is set: so long it takes load balancers and callers to follow. Returns at once if it has drained before.
+        `request_full_sweep` is set: so long it takes load balancers and callers to follow. Returns at once if it has drained before.
         """
         if self._state == NOT_SERVING:
             return
@@ -184,7 +187,7 @@ class Process:
         if self._server is not None:
             self._server.withdraw()
             with suppress(TimeoutError):
-                await asyncio.wait_for((hurry or asyncio.Event()).wait(), self.settings.drain_s)
+                await asyncio.wait_for((request_full_sweep or asyncio.Event()).wait(), self.settings.drain_s)
 
     async def stop(self) -> None:
         """Drains, stops workers, servers and stores, in that order. Safe to call twice."""
@@ -212,15 +215,15 @@ class Process:
     ) -> None:
         await self.stop()
 
-    async def _start(self, builds: Mapping[str, Build], open_ground: OpenGround) -> None:
+    async def _start(self, builds: Mapping[str, ServiceFactory], open_ground: BackendFactory) -> None:
         settings = self.settings
-        ground = await open_ground(settings, self._stack)
-        self._ids_fault = ground.ids_fault
-        _clock_behind_s.set_function(lambda: ground.ids.behind_ms() / 1000)
-        _ids_available.set_function(lambda: not ground.ids_fault())
-        if fault := ground.ids_fault():
+        backend = await open_ground(settings, self._stack)
+        self._ids_fault = backend.ids_fault
+        _clock_behind_s.set_function(lambda: backend.ids.behind_ms() / 1000)
+        _ids_available.set_function(lambda: not backend.ids_fault())
+        if fault := backend.ids_fault():
             log.error("degraded", fault=fault)
-        cursors = Cursors(ground.cursor_key)
+        cursors = Cursors(backend.cursor_key)
         self.states = dict.fromkeys(builds, STARTING)
         authenticator = Authenticator(self.verifier, self.operator_token, self._mesh_secret)
         server = GrpcServer(authenticator, self.rate_limits, self.proxies, reflect=settings.reflection)
@@ -228,32 +231,32 @@ class Process:
         self.grpc_port = server.bind(settings.grpc)
         await self._follow_registry()
         if not builds:
-            self._endpoints.update(endpoints_of(forwarders({*self._watches, *self._peers()}, self.channel)))
-        self._endpoints.update(endpoints_of({_BATCH: BatchServicer(self._endpoints, authenticator.identify)}))
+            self._endpoints.update(intercepted_methods(forwarders({*self._watches, *self._peers()}, self.channel)))
+        self._endpoints.update(intercepted_methods({_BATCH: BatchServicer(self._endpoints, authenticator.identify)}))
         for name, build in builds.items():
-            kit = Kit(
+            kit = ServiceContext(
                 name=name,
                 settings=settings,
                 clock=time.time,
                 random=random.Random(),  # noqa: S311 (for spreading load; secrets come from `secrets`)
-                ids=ground.ids,
+                ids=backend.ids,
                 cursors=cursors,
-                log=ground.log,
+                log=backend.log,
                 channel=self.channel(name),
                 data_dir=settings.data_dir,
-                cluster=ground.cluster,
+                cluster=backend.cluster,
             )
             service = await build(kit)
             self.services[name] = service
             self._resources.extend(service.resources)
             self._workers.extend(service.workers)
-            self._endpoints.update(endpoints_of(service.servicers))
+            self._endpoints.update(intercepted_methods(service.servicers))
         # What nobody implements yet still checks who calls; the door does so for every service of the contract.
-        folders = set(builds) or {method.folder for method in methods().values()}
+        folders = set(builds) or {method.service_name for method in methods().values()}
         self._endpoints.update(unserved(folders, self._endpoints))
         await server.start(self._endpoints)
         self._server = server
-        tokens = ground.log.consumer("tokens", TOPICS, self.revocations.apply, everywhere=True)
+        tokens = backend.log.consumer("tokens", TOPICS, self.revocations.apply, broadcast=True)
         # What was revoked before this start is still to be refused: tokens may outlive a restart.
         await tokens.seek(time_ms=int((time.time() - MAX_TOKEN_TTL_S) * 1000))
         self.peers = Peers(self._called())
@@ -267,19 +270,19 @@ class Process:
         self._state = SERVING
 
     async def _follow_registry(self) -> None:
-        for name in self._elsewhere:
+        for name in self._remote_services:
             if name not in self.states:
                 self._watches[name] = Watch(self._registry(name), name)
                 await self._watches[name].start()
 
     def _registry(self, user: str) -> grpc.aio.Channel:
-        return self._peer(f"registry for {user}", self.settings.registry, _MESH)
+        return self._peer_channel(f"registry for {user}", self.settings.registry, _MESH)
 
     def _advertised(self) -> str:
         host, _, port = (self.settings.advertise or self.settings.grpc).rpartition(":")
         return f"{host}:{int(port) or self.grpc_port}"
 
-    def _found(self, watch: Watch, caller: str) -> grpc.aio.Channel:
+    def _discovered_channel(self, watch: Watch, caller: str) -> grpc.aio.Channel:
         key = f"{caller}>{watch.service}"
         if key not in self._remote:
             self._remote[key] = DiscoveredChannel(watch, lambda target: self._connected(target, caller))
@@ -298,9 +301,9 @@ class Process:
             return MeshChannel(target, "", self._mesh_secret, self.operator_token)
         channel = MeshChannel(target, caller, self._mesh_secret)
         # Envelopes are for services: those of a client outside would be refused.
-        return CoalescingChannel(channel) if caller else channel
+        return BatchingChannel(channel) if caller else channel
 
-    def _peer(self, name: str, target: str, caller: str) -> grpc.aio.Channel:
+    def _peer_channel(self, name: str, target: str, caller: str) -> grpc.aio.Channel:
         key = f"{caller}>{name}"
         if key not in self._remote:
             self._remote[key] = self._connected(target, caller)

@@ -35,10 +35,10 @@ class Closable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class Backends:
     """What all services of a process stand on, by family. `cursor_key` is the same in every process of a mesh, and kept over restarts.
 
-    `cluster` are the open connections of the cluster family, which the kit knows nothing of; None in the embedded one. `ids_fault` says
+    `cluster` are the open connections of the cluster backend, which the kit knows nothing of; None in the embedded one. `ids_fault` says
     why no ids can be minted for now, and so nothing be written; "" if they can.
     """
 
@@ -49,15 +49,15 @@ class Ground:
     cluster: object | None = None
 
 
-OpenGround = Callable[[Settings, AsyncExitStack], Awaitable[Ground]]
+BackendFactory = Callable[[Settings, AsyncExitStack], Awaitable[Backends]]
 """Opens a family's ground; what it opened is closed by the stack, after everything else of the process."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kit:
+class ServiceContext:
     """What a service is built from. `clock` gives unix seconds; `channel` reaches every service with this one as the caller.
 
-    `cluster` is the ground's: composition roots turn it into connections by `services.platform.backends.cluster_of`.
+    `cluster` is the ground's: composition roots turn it into connections by `services.platform.backends.cluster_backends_of`.
     """
 
     name: str
@@ -82,4 +82,4 @@ class Service:
     resources: Sequence[Closable] = field(default_factory=tuple)
 
 
-Build = Callable[[Kit], Awaitable[Service]]
+ServiceFactory = Callable[[ServiceContext], Awaitable[Service]]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from services.platform.service import Kit, Service
+from services.platform.service import Service, ServiceContext
 from services.registry.service import RegistryServicer
 
 
-async def build(kit: Kit) -> Service:
+async def build(context: ServiceContext) -> Service:
     """The registry, in memory."""
-    registry = RegistryServicer(kit.clock, time.monotonic)
-    return Service(name=kit.name, servicers={"roost.registry.v1.RegistryService": registry}, workers=(registry,))
+    registry = RegistryServicer(context.clock, time.monotonic)
+    return Service(name=context.name, servicers={"roost.registry.v1.RegistryService": registry}, workers=(registry,))

@@ -22,7 +22,7 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
-from services.platform.events.log import Consumer, Delivered
+from services.platform.events.log import ConsumedEvent, Consumer
 from services.platform.ids.snowflake import timestamp_ms
 from services.search.documents import tweet_document, user_document
 from services.search.store import MAX_CHANGES, Change, Collection, SearchIndex
@@ -70,7 +70,7 @@ class Place(NamedTuple):
     time_ms: int | None = None
 
 
-class StartingAt:
+class PositionedConsumer:
     """A worker: a consumer that at every start goes on from a place of its own, not from where the log saw it last."""
 
     def __init__(self, consumer: Consumer, place: Callable[[], Place]) -> None:
@@ -107,7 +107,7 @@ class Indexer:
         # The index is filled from the owners; what changes from now on comes as events.
         return Place(time_ms=int((self._clock() - MARGIN_S) * 1000))
 
-    async def apply(self, events: Sequence[Delivered]) -> None:
+    async def apply(self, events: Sequence[ConsumedEvent]) -> None:
         """Indexes what the events tell of, as it stands now. Raises what the owners and the index answer: the batch comes again."""
         tweet_ids: dict[int, None] = {}
         user_ids: dict[int, None] = {}
@@ -132,7 +132,7 @@ class Indexer:
         cores = (await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=ids))).cores
         # Purged ones are not answered: they are removed.
         changes = {tweet_id: Change(Collection.TWEETS, tweet_id, None) for tweet_id in ids}
-        for part in in_turns(cores):
+        for part in cooperative_batches(cores):
             for core in part:
                 changes[core.head.id] = tweet_change(core)
             await asyncio.sleep(0)
@@ -182,7 +182,7 @@ class TrendCounter:
         """Some hours back: what was counted is gone with the process that did."""
         return Place(time_ms=int((self._clock() - TREND_REPLAY_S) * 1000))
 
-    async def apply(self, events: Sequence[Delivered]) -> None:
+    async def apply(self, events: Sequence[ConsumedEvent]) -> None:
         """Counts the events. Raises what the owner of tweets answers: the batch comes again, and counts once."""
         bodies = [_body(event) for event in events]
         tagged = await self._tagged(bodies)
@@ -221,7 +221,7 @@ class TrendCounter:
             return {}
         found: dict[int, dict[str, str]] = {}
         cores = (await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=ids))).cores
-        for part in in_turns(cores):
+        for part in cooperative_batches(cores):
             for core in part:
                 found[core.head.id] = tags_of(core)
             await asyncio.sleep(0)
@@ -233,7 +233,7 @@ def tweet_change(core: tweet_pb2.TweetCore) -> Change:
     return Change(Collection.TWEETS, core.head.id, tweet_document(core))
 
 
-def in_turns(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def cooperative_batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """The items in parts small enough for one turn of the loop."""
     for start in range(0, len(items), DOCUMENTS_A_TURN):
         yield items[start : start + DOCUMENTS_A_TURN]
@@ -259,7 +259,7 @@ def _acted_upon(body: event_pb2.TweetCreated) -> Iterator[int]:
             yield tweet_id
 
 
-def _body(event: Delivered) -> Any:
+def _body(event: ConsumedEvent) -> Any:
     """The fact. Raises DecodeError or ValueError for what is no such event: the log sets it aside."""
     found = event_pb2.Event.FromString(event.payload)
     name = found.WhichOneof("body")

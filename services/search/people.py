@@ -16,7 +16,7 @@ from services.platform.pagination.cursors import Cursors
 from services.search.documents import handle_prefix_term, name_prefix_term, username_term
 from services.search.query import Names
 from services.search.store import Collection, Place, Query, SearchIndex
-from services.shared.hydration.user_pages import Entry, Page, PeopleLists
+from services.shared.hydration.user_pages import Entry, Page, VisibleUserPages
 
 # In an entry's place among the people found the kind of match stands above these bits, and the number of followers in them.
 FOLLOWERS_BITS = 32
@@ -33,7 +33,7 @@ class PeopleSearch:
         self._get_refs: Any = users.BatchGetUserRefs
         self._get_filter: Any = graphs.GetVisibilityFilter
         self._index = index
-        self._lists = PeopleLists(users, graphs.GetVisibilityFilter, cursors)
+        self._lists = VisibleUserPages(users, graphs.GetVisibilityFilter, cursors)
 
     async def page(self, names: Names, cursor: str, size: int, reader_id: int) -> Page:
         """A page of those who match, and the cursor behind it: the one of that very name, then whose username begins so, then

@@ -30,7 +30,7 @@ _CASHTAG = re.compile(r"\$([A-Za-z]{1,6}(?:[._][A-Za-z]{1,2})?)")
 _TRAILING = ".,;:!?)]}'"
 
 
-class Terms(NamedTuple):
+class LeaseTiming(NamedTuple):
     """Index terms, phrases (one word is a phrase too), and folded names of authors."""
 
     exact: tuple[str, ...] = ()
@@ -38,13 +38,13 @@ class Terms(NamedTuple):
     authors: tuple[str, ...] = ()
 
 
-class Asked(NamedTuple):
+class ParsedQuery(NamedTuple):
     """A question: the terms that must all hold, and those of which none may."""
 
     exact: tuple[str, ...] = ()
     phrases: tuple[tuple[str, ...], ...] = ()
     authors: tuple[str, ...] = ()
-    excluded: Terms = Terms()
+    excluded: LeaseTiming = LeaseTiming()
 
     def __bool__(self) -> bool:
         """False where nothing is asked that a tweet could have."""
@@ -80,12 +80,12 @@ class _Collected:
         if term := _tag_term(tag):
             self._exact[term] = None
 
-    def terms(self) -> Terms:
+    def terms(self) -> LeaseTiming:
         """What was taken in."""
-        return Terms(tuple(self._exact), tuple(self._phrases), tuple(self._authors))
+        return LeaseTiming(tuple(self._exact), tuple(self._phrases), tuple(self._authors))
 
 
-def parse(query: str, keywords: Iterable[str] = (), tags: Iterable[str] = ()) -> Asked:
+def parse(query: str, keywords: Iterable[str] = (), tags: Iterable[str] = ()) -> ParsedQuery:
     """The question in the query, the keywords and the tags together. Only in the query does a `-` leave out.
 
     INVALID_ARGUMENT above MAX_TERMS or MAX_WORDS, and if everything is left out and nothing asked for.
@@ -97,7 +97,7 @@ def parse(query: str, keywords: Iterable[str] = (), tags: Iterable[str] = ()) ->
         wanted.add("", keyword)
     for tag in tags:
         wanted.add_tag(tag)
-    asked = Asked(*wanted.terms(), excluded=unwanted.terms())
+    asked = ParsedQuery(*wanted.terms(), excluded=unwanted.terms())
     if sum(map(len, (*asked.phrases, *asked.excluded.phrases))) > MAX_WORDS:
         raise errors.invalid_argument(f"more than {MAX_WORDS} words", field="query")
     if any(asked.excluded) and not asked:

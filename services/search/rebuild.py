@@ -15,10 +15,10 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
-from services.platform.events.log import is_passing
+from services.platform.events.log import is_transient
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
-from services.search.consumer import Followers, in_turns, tweet_change
+from services.search.consumer import Followers, cooperative_batches, tweet_change
 from services.search.documents import user_document
 from services.search.store import Change, Collection, SearchIndex
 
@@ -126,7 +126,7 @@ class Rebuilder:
                     after_id, failures = changes[-1].id, 0
                 return
             except grpc.aio.AioRpcError as error:
-                if not is_passing(error):
+                if not is_transient(error):
                     raise
                 failures += 1
                 _log.warning("scan interrupted, will go on", after_id=after_id, code=error.code().name)
@@ -135,7 +135,7 @@ class Rebuilder:
     async def _tweets(self, after_id: int) -> AsyncIterator[list[Change]]:
         async for message in self._scan_tweets(tweet.ScanTweetsRequest(after_id=after_id)):
             changes: list[Change] = []
-            for part in in_turns(message.cores):
+            for part in cooperative_batches(message.cores):
                 changes.extend(map(tweet_change, part))
                 await asyncio.sleep(0)
             if changes:
@@ -144,7 +144,7 @@ class Rebuilder:
     async def _users(self, after_id: int) -> AsyncIterator[list[Change]]:
         async for message in self._scan_users(identity.ScanUsersRequest(after_id=after_id)):
             changes: list[Change] = []
-            for part in in_turns(message.users):
+            for part in cooperative_batches(message.users):
                 followers = await self._followers.counts([one.user.id for one in part])
                 changes.extend(
                     Change(

@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 _Context = Any
 
 
-class RankedNow:
+class CachedRanking:
     """The ranking of trends, remembered for RANKED_EVERY_S. `clock` gives unix seconds."""
 
     def __init__(self, trends: Trends[Any], clock: Callable[[], float]) -> None:
@@ -62,8 +62,8 @@ class SearchService(SearchServiceServicer):
         index: SearchIndex,
         tweets: TweetSearch,
         people: PeopleSearch,
-        trending_tags: RankedNow,
-        trending_tweets: RankedNow,
+        trending_tags: CachedRanking,
+        trending_tweets: CachedRanking,
         rebuilder: Rebuilder,
         cursors: Cursors,
     ) -> None:

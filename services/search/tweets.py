@@ -8,9 +8,9 @@ from collections.abc import Callable, Container, Sequence
 from services.platform.pagination.cursors import Cursors
 from services.search.best import BestMatches
 from services.search.people import PeopleSearch
-from services.search.query import Asked, author_term, hashtag_term
+from services.search.query import ParsedQuery, author_term, hashtag_term
 from services.search.store import Collection, Query, SearchIndex
-from services.shared.hydration.hydrator import Hydrator, Joined
+from services.shared.hydration.hydrator import HydratedTweet, Hydrator
 
 # A page looks at some 1,200 ids at most before it answers short: many hidden tweets in a row must not hold up a call.
 MAX_ROUNDS = 5
@@ -44,14 +44,14 @@ class TweetSearch:
         self._best = best
         self._clock = clock
 
-    async def latest(self, asked: Asked, cursor: str, size: int, reader_id: int) -> Page:
+    async def latest(self, asked: ParsedQuery, cursor: str, size: int, reader_id: int) -> Page:
         """A page of matches, newest first, and the cursor behind it."""
         name = f"search_latest/{_digest(asked)}"
         before_id = int(self._cursors.open(cursor, name, 0)[0]) if cursor else 0
         query = await self._resolved(asked)
         if query is None:
             return _NOTHING
-        found: list[Joined] = []
+        found: list[HydratedTweet] = []
         # One more than the page holds tells whether there is a next page.
         before_id = await self._newest(query, before_id, size + 1, reader_id, found)
         if len(found) > size:
@@ -59,7 +59,7 @@ class TweetSearch:
         next_cursor = self._cursors.seal(name, 0, before_id) if before_id else ""
         return [tweet.data for tweet in found[:size]], next_cursor
 
-    async def top(self, asked: Asked, cursor: str, size: int, reader_id: int) -> Page:
+    async def top(self, asked: ParsedQuery, cursor: str, size: int, reader_id: int) -> Page:
         """A page of matches, the best first, and the cursor behind it. Pages reach every match: behind those that are ranked come the
         others, newest first.
 
@@ -76,7 +76,7 @@ class TweetSearch:
         hashtags = [hashtag_term(phrase[0]) for phrase in asked.phrases if len(phrase) == 1]
         ids, others_below = await self._best.ranked(query, hashtags, reader_id, as_of_ms)
         places = {tweet_id: place for place, tweet_id in enumerate(ids)}
-        found: list[Joined] = []
+        found: list[HydratedTweet] = []
         if start == BEHIND_RANKED:
             others_below = last_id
         else:
@@ -101,7 +101,7 @@ class TweetSearch:
             return [tweet.data for tweet in found], ""
         return [tweet.data for tweet in found[:size]], seal(ids.index(found[size - 1].id, start) + 1)
 
-    async def _resolved(self, asked: Asked) -> Query | None:
+    async def _resolved(self, asked: ParsedQuery) -> Query | None:
         """The question as terms of the index; None where nothing can match."""
         authors = [await self._people.user_id(name) for name in asked.authors]
         if not asked or 0 in authors:
@@ -119,7 +119,7 @@ class TweetSearch:
         before_id: int,
         wanted: int,
         reader_id: int,
-        found: list[Joined],
+        found: list[HydratedTweet],
         passed_over: Container[int] = (),
     ) -> int:
         """Adds to `found`, up to `wanted`, what the reader may see of the matches below `before_id` (0: no bound), newest first, but
@@ -137,6 +137,6 @@ class TweetSearch:
         return before_id
 
 
-def _digest(asked: Asked) -> str:
+def _digest(asked: ParsedQuery) -> str:
     """Names the question in its cursors: those of another question are refused."""
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]

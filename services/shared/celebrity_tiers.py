@@ -28,7 +28,7 @@ _TIERS = (0,)
 _log = structlog.get_logger(__name__)
 
 
-class Tiers:
+class CelebritySubscriber:
     """The celebrities, and since when; a worker that follows graph.StreamTiers and reconnects.
 
     `margin_s` is the clock margin: how long push and pull overlap after a change, and so how long this view may lag.
@@ -50,7 +50,7 @@ class Tiers:
         self.version = 0
         self._hearing = False
         # All of it is one key.
-        self._revisions = read_tracking.Revisions()
+        self._revisions = read_tracking.ChangeTracker()
 
     @property
     def celebrities(self) -> Iterable[int]:
@@ -65,18 +65,18 @@ class Tiers:
         """Whether readers pull the author."""
         return user_id in self._since
 
-    def only_pulled(self, user_id: int, now_ms: int) -> bool:
+    def is_excluded_from_fanout(self, user_id: int, now_ms: int) -> bool:
         """Whether fan-out leaves the author out: a celebrity, and for longer than the margin."""
         since = self._since.get(user_id)
         return since is not None and now_ms - since >= self._margin_ms
 
-    def normal_since(self, ms: int) -> Sequence[int]:
+    def demoted_since(self, ms: int) -> Sequence[int]:
         """Who ceased to be a celebrity after `ms` (Unix milliseconds): at most 31 days of them are known."""
         if self._hearing:
             self._revisions.read(_TIERS)
         else:
             # Good for a while yet, but nobody would tell when it changes.
-            read_tracking.spoil()
+            read_tracking.mark_uncacheable()
         if self._order is None:
             self._order = sorted((changed, user_id) for user_id, changed in self._normal.items())
         return [user_id for _, user_id in self._order[bisect_right(self._order, (ms, 1 << 63)) :]]

@@ -19,7 +19,7 @@ from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
 from services.shared.hydration.hydrator import Hydrator
 from services.timeline.fanout_rules import Source
-from services.timeline.home_reader import MAX_ENTRIES, HomeReader, View
+from services.timeline.home_reader import MAX_ENTRIES, HomeReader, HomeSnapshot
 
 # Of the walk down to the tweet: about a page's calls for each 100 entries.
 DEPTH = 100
@@ -78,7 +78,7 @@ class Explainer:
             answer.reason = _FILTERS[answer.filter]
         return answer
 
-    async def _entries_down_to(self, view: View, tweet_id: int) -> list[int]:
+    async def _entries_down_to(self, view: HomeSnapshot, tweet_id: int) -> list[int]:
         """The home's entries from the newest down to this tweet's place, MAX_ENTRIES at most."""
         shown: list[int] = []
         walk = self._home.walk(view, 0, DEPTH)
@@ -89,7 +89,7 @@ class Explainer:
                 break
         return shown
 
-    async def _source(self, view: View, tweet_id: int) -> Source:
+    async def _source(self, view: HomeSnapshot, tweet_id: int) -> Source:
         if view.home is None or tweet_id <= view.home.floor:
             return pb.ENTRY_SOURCE_PULLED_COLD
         if tweet_id in view.home.ids:
@@ -101,7 +101,7 @@ class Explainer:
         answer = await self._tweets.BatchGetTweetCores(tweet.BatchGetTweetCoresRequest(ids=[tweet_id]))
         return answer.cores[0].head if answer.cores else None
 
-    async def _hidden_by(self, view: View, tweet_id: int) -> Filter:
+    async def _hidden_by(self, view: HomeSnapshot, tweet_id: int) -> Filter:
         """Which rule hides a tweet that is not visible: the first that makes it visible when it is left out."""
         head = await self._head(tweet_id)
         if head is None:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
-from services.shared.celebrity_tiers import Tiers
+from services.shared.celebrity_tiers import CelebritySubscriber
 from services.timeline.followees import Relations
 from services.timeline.store import HomeList
 
@@ -23,13 +23,13 @@ Source: TypeAlias = "pb.EntrySource.ValueType"
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class FanoutRules:
     """The settings the rules depend on: the mode, and the margin for clock skew and the time from a stamp to its commit."""
 
     mode: str
     margin_ms: int
 
-    def pushes(self, tiers: Tiers, author: int) -> bool:
+    def pushes(self, tiers: CelebritySubscriber, author: int) -> bool:
         """Whether builds and fan-out put the author's tweets into homes."""
         return self.mode == PUSH or not tiers.is_celebrity(author)
 
@@ -45,12 +45,14 @@ class Rules:
         """The followees whose tweets the home may lack, because the follow is no older than the home."""
         return list(relations.followed_after(home.opened_ms - self.margin_ms))
 
-    def pulled(self, reader: int, relations: Relations, tiers: Tiers, home: HomeList) -> Mapping[int, Source]:
+    def pulled(
+        self, reader: int, relations: Relations, tiers: CelebritySubscriber, home: HomeList
+    ) -> Mapping[int, Source]:
         """The authors whose tweets this home does not get by push, or may lack, and why. The reader is always one."""
         found: dict[int, Source] = dict.fromkeys(self.late(home, relations), pb.ENTRY_SOURCE_PULLED_RECENT_FOLLOWEE)
         if self.mode != PUSH:
             followees = relations.followees
-            for author in tiers.normal_since(home.opened_ms - self.margin_ms):
+            for author in tiers.demoted_since(home.opened_ms - self.margin_ms):
                 if author in followees:
                     found[author] = pb.ENTRY_SOURCE_PULLED_TIER_CHANGE
             for author in relations.celebrities(tiers):

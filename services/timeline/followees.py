@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 
-from services.shared.celebrity_tiers import Tiers
+from services.shared.celebrity_tiers import CelebritySubscriber
 
 # About 100 bytes each: 200 MB at most.
 EDGES_KEPT = 2_000_000
@@ -39,7 +39,7 @@ class Relations:
             return ()
         return self._user_ids[bisect_right(self._since_ms, ms) :]
 
-    def celebrities(self, tiers: Tiers) -> Sequence[int]:
+    def celebrities(self, tiers: CelebritySubscriber) -> Sequence[int]:
         """The followees who are celebrities now."""
         if self._seen != tiers.version:
             # Walked once for each change of either side: a warm read costs nothing here.

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import structlog
 from prometheus_client import Counter
 
-from services.shared.celebrity_tiers import Tiers
-from services.timeline.fanout_rules import Rules
+from services.shared.celebrity_tiers import CelebritySubscriber
+from services.timeline.fanout_rules import FanoutRules
 from services.timeline.followees import RelationCache
-from services.timeline.pull import AuthorIds, newest_of
+from services.timeline.pull import TweetIdSource, newest_across_authors
 from services.timeline.store import CAPACITY, HomeList, HomeTimelineStore
 
 # Each keeps up to CALLS_IN_FLIGHT calls at the tweet service busy.
@@ -24,7 +24,7 @@ _built = Counter("roost_timeline_builds", "Builds of home timelines, by how they
 _log = structlog.get_logger(__name__)
 
 
-class Build:
+class HomeBuild:
     """One build under way. `home` is what it pulled, once it is done; `installed` whether that is the warm home now."""
 
     def __init__(self, user_id: int) -> None:
@@ -56,16 +56,16 @@ class Build:
         return HomeList(sorted(ids)[-CAPACITY:], 0, self.opened_ms, mode)
 
 
-class Builds:
+class HomeBuilder:
     """The builds of this process."""
 
     def __init__(
         self,
         store: HomeTimelineStore,
         relations: RelationCache,
-        owner: AuthorIds,
-        tiers: Tiers,
-        rules: Rules,
+        owner: TweetIdSource,
+        tiers: CelebritySubscriber,
+        rules: FanoutRules,
         clock: Callable[[], float],
         keep: int = CAPACITY,
     ) -> None:
@@ -77,11 +77,11 @@ class Builds:
         self._tiers = tiers
         self._rules = rules
         self._clock = clock
-        self._under_way: dict[int, Build] = {}
+        self._under_way: dict[int, HomeBuild] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(MAX_BUILDS)
 
-    def join(self, user_id: int) -> Build | None:
+    def join(self, user_id: int) -> HomeBuild | None:
         """The build of this home that is under way, or a new one; None where too many wait already."""
         build = self._under_way.get(user_id)
         if build is None:
@@ -90,7 +90,7 @@ class Builds:
             build = self._start(user_id)
         return build
 
-    def restart(self, user_id: int) -> Build:
+    def restart(self, user_id: int) -> HomeBuild:
         """A new build of this home, whatever is under way: that one is overtaken and will install nothing."""
         return self._start(user_id)
 
@@ -103,8 +103,8 @@ class Builds:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, user_id: int) -> Build:
-        build = Build(user_id)
+    def _start(self, user_id: int) -> HomeBuild:
+        build = HomeBuild(user_id)
         # An empty context: neither the deadline nor the identity of the first reader is the build's.
         build.task = asyncio.create_task(self._run(build), name=f"build-{user_id}", context=contextvars.Context())
         self._under_way[user_id] = build
@@ -112,7 +112,7 @@ class Builds:
         build.task.add_done_callback(lambda task: self._ended(build, task))
         return build
 
-    def _ended(self, build: Build, task: asyncio.Task[None]) -> None:
+    def _ended(self, build: HomeBuild, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if self._under_way.get(build.user_id) is build:
             del self._under_way[build.user_id]
@@ -126,11 +126,11 @@ class Builds:
             outcome = "installed" if build.installed else "overtaken"
         _built.labels(outcome).inc()
 
-    async def _run(self, build: Build) -> None:
+    async def _run(self, build: HomeBuild) -> None:
         async with self._slots:
             await self.pull(build)
 
-    async def pull(self, build: Build) -> None:
+    async def pull(self, build: HomeBuild) -> None:
         """Open, pull, close. Whatever fails, the home is cold afterwards."""
         user_id, rules = build.user_id, self._rules
         # Before the opening: what is stamped later than this may be missing, and is pulled.
@@ -141,7 +141,7 @@ class Builds:
         try:
             relations = await self._relations.fetch(user_id)
             authors = [author for author in relations.followees if rules.pushes(self._tiers, author)]
-            ids, floor = await newest_of(self._owner, authors, build.seen, self._keep)
+            ids, floor = await newest_across_authors(self._owner, authors, build.seen, self._keep)
             home = await self._store.close_build(opened, ids, floor)
         except BaseException:
             await self._store.abandon_build(opened)

@@ -14,7 +14,7 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
 from services.platform.caching import read_tracking
-from services.platform.rpc.deadlines import until
+from services.platform.rpc.deadlines import with_deadline
 from services.timeline.store import CAPACITY, HomeList
 
 # The contract's bound of one call.
@@ -40,7 +40,7 @@ MAX_ROUNDS = 256
 FOREVER = float("inf")
 
 
-class AuthorIds(Protocol):
+class TweetIdSource(Protocol):
     """Where the ids of authors come from."""
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
@@ -51,14 +51,14 @@ class AuthorIds(Protocol):
         """
 
 
-class OwnerIds:
+class TweetServiceIds:
     """From the owner, the tweet service, past every cache."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._tweets = tweet_grpc.TweetServiceStub(channel)
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        """As in AuthorIds: 500 authors a call, 8 calls in flight."""
+        """As in TweetIdSource: 500 authors a call, 8 calls in flight."""
         if len(authors) <= AUTHORS_A_CALL:
             return await self._ask(authors, before_id, depth, found)
         chunks = iter([authors[at : at + AUTHORS_A_CALL] for at in range(0, len(authors), AUTHORS_A_CALL)])
@@ -79,25 +79,27 @@ class OwnerIds:
             found[author.author_id] = author.ids
 
 
-class RecentIds:
+class CachedIds:
     """From this process's memory, a second old at most; from the owner where that does not reach."""
 
-    def __init__(self, owner: AuthorIds, clock: Callable[[], float]) -> None:
+    def __init__(self, owner: TweetIdSource, clock: Callable[[], float]) -> None:
         """`clock` gives seconds of any origin."""
         self._owner = owner
         self._kept: TTLCache[int, Sequence[int]] = TTLCache(RECENTS_AUTHORS, RECENTS_TTL_S, timer=clock)
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        """As in AuthorIds, but for ids committed less than RECENTS_TTL_S ago."""
+        """As in TweetIdSource, but for ids committed less than RECENTS_TTL_S ago."""
         # What is read here was read from its owner earlier, in another call.
-        read_tracking.spoil()
+        read_tracking.mark_uncacheable()
         kept = {author: ids for author in authors if (ids := self._kept.get(author)) is not None}
         unknown = [author for author in authors if author not in kept]
         fresh: dict[int, Sequence[int]] = {}
         await self._owner.newest(unknown, 0, RECENTS_DEPTH, fresh)
         for author in unknown:
             kept[author] = self._kept[author] = fresh.get(author, ())
-        beyond = [author for author, recent in kept.items() if not _cut(recent, author, before_id, depth, found)]
+        beyond = [
+            author for author, recent in kept.items() if not _take_cached(recent, author, before_id, depth, found)
+        ]
         await self._owner.newest(beyond, before_id, depth, found)
 
 
@@ -108,19 +110,19 @@ class AuthorMarks(Protocol):
         """A number for each, another one after every change; None where nobody can say. Raises nothing."""
 
 
-class OwnIds:
+class VersionedOwnIds:
     """Readers' own ids, remembered as long as their marks stand: one trip to Redis in place of a call."""
 
-    def __init__(self, owner: AuthorIds, marks: AuthorMarks, clock: Callable[[], float]) -> None:
+    def __init__(self, owner: TweetIdSource, marks: AuthorMarks, clock: Callable[[], float]) -> None:
         """`clock` gives seconds of any origin."""
         self._owner = owner
         self._marks = marks
         self._kept: TTLCache[int, tuple[int, array[int]]] = TTLCache(OWN_AUTHORS, OWN_TTL_S, timer=clock)
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        """As in AuthorIds, for the few who read."""
+        """As in TweetIdSource, for the few who read."""
         # What changes the marks changes them without a word to this process.
-        read_tracking.spoil()
+        read_tracking.mark_uncacheable()
         beyond = []
         # Taken before the ids are read: who answers later knows what the mark tells of.
         for author, mark in zip(authors, await self._marks.author_marks(authors), strict=True):
@@ -131,12 +133,14 @@ class OwnIds:
                 known = (mark or 0, array("q", fresh.get(author, ())))
                 if mark is not None:
                     self._kept[author] = known
-            if not _cut(known[1], author, before_id, depth, found):
+            if not _take_cached(known[1], author, before_id, depth, found):
                 beyond.append(author)
         await self._owner.newest(beyond, before_id, depth, found)
 
 
-def _cut(recent: Sequence[int], author: int, before_id: int, depth: int, found: dict[int, Sequence[int]]) -> bool:
+def _take_cached(
+    recent: Sequence[int], author: int, before_id: int, depth: int, found: dict[int, Sequence[int]]
+) -> bool:
     """Puts what is asked of an author's newest RECENTS_DEPTH ids into `found`; False where they do not reach."""
     ids = [tweet_id for tweet_id in recent if not before_id or tweet_id < before_id]
     if len(ids) < depth and len(recent) >= RECENTS_DEPTH:
@@ -149,18 +153,18 @@ def _cut(recent: Sequence[int], author: int, before_id: int, depth: int, found: 
 class Puller:
     """What a read asks: the reader from the owner always, or by marks where there are some, others from recents where they are many."""
 
-    def __init__(self, owner: AuthorIds, clock: Callable[[], float], marks: AuthorMarks | None = None) -> None:
+    def __init__(self, owner: TweetIdSource, clock: Callable[[], float], marks: AuthorMarks | None = None) -> None:
         self._owner = owner
-        self._own = owner if marks is None else OwnIds(owner, marks, clock)
-        self._recents = RecentIds(owner, clock)
+        self._own = owner if marks is None else VersionedOwnIds(owner, marks, clock)
+        self._recents = CachedIds(owner, clock)
 
-    def reading_for(self, reader: int) -> AuthorIds:
+    def reading_for(self, reader: int) -> TweetIdSource:
         """The source of one reader's pages."""
-        return _ReaderIds(reader, self._owner, self._own, self._recents)
+        return RoutedIds(reader, self._owner, self._own, self._recents)
 
 
-class _ReaderIds:
-    def __init__(self, reader: int, owner: AuthorIds, own: AuthorIds, recents: AuthorIds) -> None:
+class RoutedIds:
+    def __init__(self, reader: int, owner: TweetIdSource, own: TweetIdSource, recents: TweetIdSource) -> None:
         self._reader = reader
         self._owner = owner
         self._own = own
@@ -180,33 +184,34 @@ class _ReaderIds:
         return None
 
 
-class Round(NamedTuple):
+class MergeRound(NamedTuple):
     """Ids of one round, newest first: all there are from `frontier` up to the bound before; a frontier of 0 ends history."""
 
     ids: Sequence[int]
     frontier: int
 
 
-class Walk:
+class DescendingMerge:
     """A way down from `bound` (exclusive; 0: no bound), newest ids first, round by round, until history or MAX_ROUNDS end.
 
     Above the home's floor ids come from its list and the authors `pulled`, below it (or without a home) from `everyone`. Of each the
     newest `depth` below the bound are taken, and only what is not below the lowest of any who gave a full `depth` is given out: below
     that somebody may have more. That is the frontier, and the next bound.
 
-    From `until` on (the loop's seconds) nothing more is waited for. If that cuts the first round short, it gives what was found, and
+    From `with_deadline` on (the loop's seconds) nothing more is waited for. If that cuts the first round short, it
+    gives what was found, and
     `partial` is true; a later round is then left to another walk.
     """
 
     def __init__(
         self,
-        source: AuthorIds,
+        source: TweetIdSource,
         home: HomeList | None,
         pulled: Sequence[int],
         everyone: Callable[[], Sequence[int]],
         bound: int,
         depth: int,
-        until: float = FOREVER,
+        with_deadline: float = FOREVER,
     ) -> None:
         if home is not None and home.floor and bound and bound <= home.floor + 1:
             home = None
@@ -218,11 +223,11 @@ class Walk:
         self._kept: list[int] = []
         self._bound = bound
         self._depth = depth
-        self._until = until
+        self._until = with_deadline
         self._first = True
         self._left = MAX_ROUNDS
 
-    async def next(self) -> Round | None:
+    async def next(self) -> MergeRound | None:
         """The next round; None when there is none. Raises what the source raises."""
         if not self._left:
             return None
@@ -234,7 +239,7 @@ class Walk:
         given, frontier = self._merged(found)
         self._first = False
         self._left = self._left - 1 if frontier and not self.partial else 0
-        return Round(given, frontier)
+        return MergeRound(given, frontier)
 
     async def _ask(self, found: dict[int, Sequence[int]]) -> bool:
         """Asks the authors of this round; False where time ran out."""
@@ -242,7 +247,7 @@ class Walk:
             await self._source.newest(self._authors, self._bound, self._depth, found)
             return True
         try:
-            await until(self._until, self._source.newest(self._authors, self._bound, self._depth, found))
+            await with_deadline(self._until, self._source.newest(self._authors, self._bound, self._depth, found))
         except TimeoutError:
             return False
         return True
@@ -282,8 +287,8 @@ def _listed(home: HomeList | None, bound: int, depth: int) -> tuple[list[int], i
     return ids, home.floor + 1 if home.floor else 0
 
 
-async def newest_of(
-    source: AuthorIds, authors: Sequence[int], found: dict[int, Sequence[int]], keep: int = CAPACITY
+async def newest_across_authors(
+    source: TweetIdSource, authors: Sequence[int], found: dict[int, Sequence[int]], keep: int = CAPACITY
 ) -> tuple[list[int], int]:
     """The newest ids of the authors, ascending, and the floor above which they are complete; for builds.
 
@@ -292,7 +297,7 @@ async def newest_of(
     taken: list[int] = []
     lowest = 0
     depth = max(MIN_BUILD_DEPTH, min(2 * keep // max(len(authors), 1), MAX_DEPTH))
-    walk = Walk(_Noted(source, found), None, (), lambda: authors, 0, depth)
+    walk = DescendingMerge(RecordingIds(source, found), None, (), lambda: authors, 0, depth)
     while (given := await walk.next()) is not None:
         taken += given.ids
         lowest = given.frontier
@@ -302,10 +307,10 @@ async def newest_of(
     return taken[::-1], max(lowest - 1, 0)
 
 
-class _Noted:
+class RecordingIds:
     """A source that shows what was found so far to whoever waits for it."""
 
-    def __init__(self, source: AuthorIds, seen: dict[int, Sequence[int]]) -> None:
+    def __init__(self, source: TweetIdSource, seen: dict[int, Sequence[int]]) -> None:
         self._source = source
         self._seen = seen
 

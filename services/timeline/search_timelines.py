@@ -15,7 +15,7 @@ from services.platform.rpc import errors
 _SEARCH_TWEETS = "/roost.search.v1.SearchService/SearchTweets"
 
 
-class FoundLists:
+class SearchTimelines:
     """Asks search in the caller's name. Raises AioRpcError where search or identity cannot answer."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:

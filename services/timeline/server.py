@@ -4,48 +4,50 @@ from __future__ import annotations
 
 import time
 
-from services.platform.backends import cluster_of, shared_of
-from services.platform.service import Kit, Service
-from services.shared.celebrity_tiers import Tiers
+from services.platform.backends import cluster_backends_of, shared_versions_of
+from services.platform.service import Service, ServiceContext
+from services.shared.celebrity_tiers import CelebritySubscriber
 from services.shared.hydration.hydrator import Hydrator
 from services.timeline.explain import Explainer
-from services.timeline.fanout_rules import Rules
+from services.timeline.fanout_rules import FanoutRules
 from services.timeline.followees import RelationCache
-from services.timeline.home_builder import Builds
+from services.timeline.home_builder import HomeBuilder
 from services.timeline.home_reader import HomeReader
-from services.timeline.pull import OwnerIds, Puller
-from services.timeline.search_timelines import FoundLists
+from services.timeline.pull import Puller, TweetServiceIds
+from services.timeline.search_timelines import SearchTimelines
 from services.timeline.service import TimelineService
 from services.timeline.store import HomeTimelineStore
 from services.timeline.store.memory import EmbeddedHomeTimelines
 
 
-async def build(kit: Kit) -> Service:
+async def build(context: ServiceContext) -> Service:
     """The timeline service, over process memory or Redis."""
-    settings = kit.settings
-    rules = Rules(settings.timeline_mode, int(settings.clock_margin_s * 1000))
-    store = _store(kit)
-    tiers = Tiers(kit.channel, settings.clock_margin_s)
-    relations = RelationCache(kit.channel)
-    owner = OwnerIds(kit.channel)
-    hydrator = Hydrator(kit.channel, shared_of(kit))
-    builds = Builds(store, relations, owner, tiers, rules, kit.clock)
-    puller = Puller(owner, time.monotonic, shared_of(kit))
-    reader = HomeReader(store, builds, relations, puller, hydrator, tiers, rules, kit.clock)
-    explainer = Explainer(reader, hydrator, kit.channel)
-    servicer = TimelineService(store, reader, builds, explainer, FoundLists(kit.channel), rules, kit.cursors)
+    settings = context.settings
+    rules = FanoutRules(settings.timeline_mode, int(settings.clock_margin_s * 1000))
+    store = _store(context)
+    tiers = CelebritySubscriber(context.channel, settings.clock_margin_s)
+    relations = RelationCache(context.channel)
+    owner = TweetServiceIds(context.channel)
+    hydrator = Hydrator(context.channel, shared_versions_of(context))
+    builds = HomeBuilder(store, relations, owner, tiers, rules, context.clock)
+    puller = Puller(owner, time.monotonic, shared_versions_of(context))
+    reader = HomeReader(store, builds, relations, puller, hydrator, tiers, rules, context.clock)
+    explainer = Explainer(reader, hydrator, context.channel)
+    servicer = TimelineService(
+        store, reader, builds, explainer, SearchTimelines(context.channel), rules, context.cursors
+    )
     return Service(
-        name=kit.name,
+        name=context.name,
         servicers={"roost.timeline.v1.TimelineService": servicer},
         workers=(tiers, builds),
         resources=(store,),
     )
 
 
-def _store(kit: Kit) -> HomeTimelineStore:
-    cluster = cluster_of(kit)
+def _store(context: ServiceContext) -> HomeTimelineStore:
+    cluster = cluster_backends_of(context)
     if cluster is None:
-        return EmbeddedHomeTimelines(kit.settings.warm_timelines)
+        return EmbeddedHomeTimelines(context.settings.warm_timelines)
     from services.timeline.store.redis.store import RedisHomeTimelines  # its driver takes long to import
 
     return RedisHomeTimelines(cluster.redis)

@@ -13,10 +13,10 @@ from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.timeline.explain import Explainer
-from services.timeline.fanout_rules import PULL, Rules
-from services.timeline.home_builder import Builds
+from services.timeline.fanout_rules import PULL, FanoutRules
+from services.timeline.home_builder import HomeBuilder
 from services.timeline.home_reader import MAX_ENTRIES, WARM, HomeReader
-from services.timeline.search_timelines import FoundLists
+from services.timeline.search_timelines import SearchTimelines
 from services.timeline.store import HomeTimelineStore
 
 DEFAULT_PAGE_SIZE = 20
@@ -37,10 +37,10 @@ class TimelineService(TimelineServiceServicer):
         self,
         store: HomeTimelineStore,
         reader: HomeReader,
-        builds: Builds,
+        builds: HomeBuilder,
         explainer: Explainer,
-        found: FoundLists,
-        rules: Rules,
+        found: SearchTimelines,
+        rules: FanoutRules,
         cursors: Cursors,
     ) -> None:
         self._store = store
@@ -61,7 +61,7 @@ class TimelineService(TimelineServiceServicer):
         page = await self._reader.page(user_id, bound, served, size)
         if page.label != WARM or page.partial:
             # The next read finds it otherwise, though nothing has changed.
-            read_tracking.spoil()
+            read_tracking.mark_uncacheable()
         if page.partial:
             next_cursor = self._sealed(user_id, bound, served)
         else:

@@ -10,8 +10,8 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
-from services.shared.hydration.hydrator import Hydrator, Joined
-from services.shared.hydration.user_pages import Entry, Page, PeopleLists
+from services.shared.hydration.hydrator import HydratedTweet, Hydrator
+from services.shared.hydration.user_pages import Entry, Page, VisibleUserPages
 from services.tweet.store import TweetStore
 from services.tweet.writer import no_such_tweet
 
@@ -21,10 +21,10 @@ MAX_ROUNDS = 5
 ROUND_IDS = 300
 
 
-class Lists:
+class TweetPages:
     """Pages for the caller. Their cursors are good for their list, whoever brings them."""
 
-    def __init__(self, store: TweetStore, hydrator: Hydrator, people: PeopleLists, cursors: Cursors) -> None:
+    def __init__(self, store: TweetStore, hydrator: Hydrator, people: VisibleUserPages, cursors: Cursors) -> None:
         self._store = store
         self._hydrator = hydrator
         self._people = people
@@ -68,7 +68,7 @@ class Lists:
         is the last. `fetch` gives up to so many ids below a bound (0: none), newest first."""
         page_size = page_size_of(request)
         before_id = int(self._cursors.open(request.cursor, list_name, 0)[0]) if request.cursor else 0
-        found: list[Joined] = []
+        found: list[HydratedTweet] = []
         wanted = take = page_size + 1
         for _ in range(MAX_ROUNDS):
             ids = await fetch(before_id, take)

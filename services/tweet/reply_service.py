@@ -9,16 +9,16 @@ from roost.tweet.v1.reply_service_pb2_grpc import ReplyServiceServicer
 
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
-from services.tweet.pages import Lists
+from services.tweet.pages import TweetPages
 from services.tweet.store import TweetStore
 from services.tweet.threads import Threads
-from services.tweet.writer import Draft, Writes
+from services.tweet.writer import Draft, TweetWriter
 
 
 class ReplyServicer(ReplyServiceServicer):
     """roost.tweet.v1.ReplyService."""
 
-    def __init__(self, store: TweetStore, writes: Writes, lists: Lists, threads: Threads) -> None:
+    def __init__(self, store: TweetStore, writes: TweetWriter, lists: TweetPages, threads: Threads) -> None:
         self._store = store
         self._writes = writes
         self._lists = lists

@@ -7,54 +7,56 @@ from collections.abc import Sequence
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.platform.backends import cluster_of, shared_of
+from services.platform.backends import cluster_backends_of, shared_versions_of
 from services.platform.periodic import always
-from services.platform.service import Kit, Service, Worker
+from services.platform.service import Service, ServiceContext, Worker
 from services.platform.sqlite.outbox import Relay
 from services.shared.hydration.hydrator import Hydrator
-from services.shared.hydration.user_pages import PeopleLists
+from services.shared.hydration.user_pages import VisibleUserPages
 from services.tweet.consumer import GROUP, TOPICS, settling
-from services.tweet.pages import Lists
+from services.tweet.pages import TweetPages
 from services.tweet.purge import PURGE, purge_job
 from services.tweet.reply_service import ReplyServicer
 from services.tweet.service import TweetServicer
 from services.tweet.store import TweetStore
 from services.tweet.store.sqlite.store import EmbeddedTweetStore
 from services.tweet.threads import Threads
-from services.tweet.writer import Writes
+from services.tweet.writer import TweetWriter
 
 
-async def build(kit: Kit) -> Service:
+async def build(context: ServiceContext) -> Service:
     """The service on the store of its family."""
-    store, workers = await _open(kit)
-    hydrator = Hydrator(kit.channel, shared_of(kit))
-    writes = Writes(store, hydrator, kit.ids, kit.clock, kit.settings.edit_window_s)
-    people = PeopleLists(UserServiceStub(kit.channel), GraphServiceStub(kit.channel).GetVisibilityFilter, kit.cursors)
-    lists = Lists(store, hydrator, people, kit.cursors)
-    threads = Threads(store, lists, hydrator, kit.cursors)
-    tweets = TweetServicer(store, writes, lists, hydrator, kit.clock, kit.settings.delete_grace_s)
+    store, workers = await _open(context)
+    hydrator = Hydrator(context.channel, shared_versions_of(context))
+    writes = TweetWriter(store, hydrator, context.ids, context.clock, context.settings.edit_window_s)
+    people = VisibleUserPages(
+        UserServiceStub(context.channel), GraphServiceStub(context.channel).GetVisibilityFilter, context.cursors
+    )
+    lists = TweetPages(store, hydrator, people, context.cursors)
+    threads = Threads(store, lists, hydrator, context.cursors)
+    tweets = TweetServicer(store, writes, lists, hydrator, context.clock, context.settings.delete_grace_s)
     replies = ReplyServicer(store, writes, lists, threads)
     return Service(
-        kit.name,
+        context.name,
         servicers={"roost.tweet.v1.TweetService": tweets, "roost.tweet.v1.ReplyService": replies},
         workers=workers,
         resources=(store,),
     )
 
 
-async def _open(kit: Kit) -> tuple[TweetStore, Sequence[Worker]]:
+async def _open(context: ServiceContext) -> tuple[TweetStore, Sequence[Worker]]:
     """The store, and what runs beside it: `tweet.db` in the data directory, or the keyspace of the cluster."""
-    cluster = cluster_of(kit)
+    cluster = cluster_backends_of(context)
     if cluster is None:
-        embedded = await EmbeddedTweetStore.open(kit.data_dir / "tweet.db")
+        embedded = await EmbeddedTweetStore.open(context.data_dir / "tweet.db")
         return embedded, (
-            Relay(embedded.db, kit.log),
-            purge_job(embedded, kit.clock, kit.settings.delete_grace_s, always),
+            Relay(embedded.db, context.log),
+            purge_job(embedded, context.clock, context.settings.delete_grace_s, always),
         )
     # Not before it is asked for: drivers are slow to import.
     from services.tweet.store.cassandra.store import CassandraTweetStore
 
-    store = await CassandraTweetStore.open(cluster, kit.log, kit.clock)
+    store = await CassandraTweetStore.open(cluster, context.log, context.clock)
     lease = await cluster.job_lease(PURGE)
-    purge = purge_job(store, kit.clock, kit.settings.delete_grace_s, lease.hold)
-    return store, (store.outbox, kit.log.consumer(GROUP, TOPICS, settling(store.settle_changes)), purge)
+    purge = purge_job(store, context.clock, context.settings.delete_grace_s, lease.hold)
+    return store, (store.outbox, context.log.consumer(GROUP, TOPICS, settling(store.finish_side_effects)), purge)

@@ -12,9 +12,9 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.shared.hydration.hydrator import Hydrator
-from services.tweet.pages import Lists
+from services.tweet.pages import TweetPages
 from services.tweet.store import TweetStore
-from services.tweet.writer import Draft, Writes
+from services.tweet.writer import Draft, TweetWriter
 
 # A message of a scan: some 200 KB.
 SCAN_PAGE = 500
@@ -26,8 +26,8 @@ class TweetServicer(TweetServiceServicer):
     def __init__(
         self,
         store: TweetStore,
-        writes: Writes,
-        lists: Lists,
+        writes: TweetWriter,
+        lists: TweetPages,
         hydrator: Hydrator,
         clock: Callable[[], float],
         delete_grace_s: int,

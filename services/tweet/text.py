@@ -22,7 +22,7 @@ _REFUSED = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff\ud800-\udfff]")
 _ASCII_URL = re.compile(r"[^\s.]\.[A-Za-z]")
 
 
-def checked(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Returns the text as it is stored: in NFC, with LF for CR LF and CR. INVALID_ARGUMENT on `text` if it may not stand in a
     tweet."""
     text = with_line_feeds(text)

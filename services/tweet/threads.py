@@ -17,7 +17,7 @@ from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.shared.hydration.fragments import tombstone
 from services.shared.hydration.hydrator import Hydrator
-from services.tweet.pages import Lists, page_size_of
+from services.tweet.pages import TweetPages, page_size_of
 from services.tweet.store import MAX_PAGE, TweetStore
 
 # Replies to replies to … below the tweet asked for: a page never needs more rounds. Those further down have a thread of
@@ -45,7 +45,7 @@ class Node(NamedTuple):
     depth: int
 
 
-class Part(NamedTuple):
+class ThreadPage(NamedTuple):
     """What one page shows: the way down to the tweet, itself included, where it is the first page; the replies; and
     whether more follow."""
 
@@ -54,7 +54,7 @@ class Part(NamedTuple):
     more: bool
 
 
-class _Place(NamedTuple):
+class _PageKey(NamedTuple):
     """A page: what stands behind `after_id` (the tweet itself: its first reply; 0: the first page), in this version."""
 
     tweet_id: int
@@ -66,12 +66,12 @@ class _Place(NamedTuple):
 class Threads:
     """Pages of threads for the caller."""
 
-    def __init__(self, store: TweetStore, lists: Lists, hydrator: Hydrator, cursors: Cursors) -> None:
+    def __init__(self, store: TweetStore, lists: TweetPages, hydrator: Hydrator, cursors: Cursors) -> None:
         self._store = store
         self._lists = lists
         self._hydrator = hydrator
         self._cursors = cursors
-        self._parts: Cache[_Place, Part] = Cache(CACHED_PARTS, TTL_S)
+        self._parts: Cache[_PageKey, ThreadPage] = Cache(CACHED_PARTS, TTL_S)
 
     async def page(self, request: reply_service_pb2.GetThreadRequest) -> tweet_pb2.JoinedThread:
         """One page of the thread of `request.tweet_id`, or of what it retweets. What may not be seen is a tombstone;
@@ -81,7 +81,7 @@ class Threads:
         list_name = f"thread/{tweet_id}"
         after_id = int(self._cursors.open(request.cursor, list_name, 0)[0]) if request.cursor else 0
         version = await self._store.thread_version(tweet_pb2.Tweet.FromString(core.core).conversation_id)
-        part = await self._parts.get_or_load(_Place(tweet_id, after_id, page_size_of(request), version), self._load)
+        part = await self._parts.get_or_load(_PageKey(tweet_id, after_id, page_size_of(request), version), self._load)
         nodes = [*part.way, *part.replies]
         ids = [node.id for node in nodes]
         found = {tweet.id: tweet.data for tweet in await self._hydrator.visible(calls.reader_id(), ids, limit=len(ids))}
@@ -91,7 +91,7 @@ class Threads:
             next_cursor=self._cursors.seal(list_name, 0, nodes[-1].id) if part.more else "",
         )
 
-    async def _load(self, place: _Place) -> Part:
+    async def _load(self, place: _PageKey) -> ThreadPage:
         tweet_id = place.tweet_id
         above = await self._store.list_ancestors(tweet_id, MAX_ANCESTORS)
         top = Node(tweet_id, above[0] if above else 0, len(above))
@@ -99,7 +99,7 @@ class Threads:
         room = max(place.page_size - len(way), 0)
         # One more than there is room for tells whether the thread goes on.
         replies = await self._descend(top, place.after_id or tweet_id, room + 1)
-        return Part(way, replies[:room], len(replies) > room)
+        return ThreadPage(way, replies[:room], len(replies) > room)
 
     async def _descend(self, top: Node, after_id: int, wanted: int) -> list[Node]:
         """The first `wanted` replies behind `after_id`, depth first, the oldest of each tweet first."""

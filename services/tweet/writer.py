@@ -24,7 +24,7 @@ from services.shared.hydration.fragments import NO_METRICS, author_fragment
 from services.shared.hydration.hydrator import Hydrator
 from services.tweet.entities import extract
 from services.tweet.store import Claim, TweetStore
-from services.tweet.text import checked
+from services.tweet.text import normalize_text
 
 # Enough to mend a text, too few to make it another one unseen.
 MAX_EDITS = 5
@@ -44,7 +44,7 @@ class Draft(NamedTuple):
     quote_of_id: int = 0
 
 
-class Writes:
+class TweetWriter:
     """Writes by the rules, and answers as the author reads it. `clock` gives unix seconds; a text may be edited for
     `edit_window_s` seconds."""
 
@@ -63,7 +63,7 @@ class Writes:
         and this one block each other, ALREADY_EXISTS where the key came with another body."""
         if request.media_ids:
             raise errors.unimplemented("media are not served yet")
-        text = checked(draft.text)
+        text = normalize_text(draft.text)
         claim = self._claim(request)
         try:
             parent = await self.target(draft.author_id, draft.reply_to_id) if draft.reply_to_id else None
@@ -86,7 +86,7 @@ class Writes:
         """Changes the text of an own tweet; the text that stands already makes no new version, so that repeats are
         OK. FAILED_PRECONDITION when its time (EDIT_WINDOW_CLOSED) or its edits (EDIT_LIMIT) are used up and for
         retweets (RETWEET); else as `own`."""
-        text = checked(text)
+        text = normalize_text(text)
         # Each time round somebody else's edit came first, and of those there are only so many.
         for _ in range(MAX_EDITS + 1):
             core = await self.own(user_id, tweet_id, "edits")
@@ -155,11 +155,11 @@ class Writes:
         event = await self._event("tweet.restored", author_id, event_pb2.Event(tweet_restored=fact))
         await self._store.restore(tweet_id, action_id, event)
 
-    async def own(self, user_id: int, tweet_id: int, deed: str) -> tweet_pb2.TweetCore:
+    async def own(self, user_id: int, tweet_id: int, action: str) -> tweet_pb2.TweetCore:
         """A standing tweet of the user's. PERMISSION_DENIED (NOT_AUTHOR) where it is another's, NOT_FOUND where it is
         gone, or the user may not even know of it."""
         core = await self._standing(tweet_id)
-        await self._refuse_others(user_id, core, deed)
+        await self._refuse_others(user_id, core, action)
         return core
 
     async def target(self, user_id: int, tweet_id: int) -> tweet_pb2.TweetCore:
@@ -205,11 +205,11 @@ class Writes:
             pass
         return fragment or author_fragment(user_pb2.UserRef(id=user_id).SerializeToString())
 
-    async def _refuse_others(self, user_id: int, core: tweet_pb2.TweetCore, deed: str) -> None:
+    async def _refuse_others(self, user_id: int, core: tweet_pb2.TweetCore, action: str) -> None:
         if core.head.author_id != user_id:
             # Raises NOT_FOUND where the caller may not even know of it.
             await self.joined(core.head.id)
-            raise errors.permission_denied(f"only its author {deed} a tweet", Reason.NOT_AUTHOR)
+            raise errors.permission_denied(f"only its author {action} a tweet", Reason.NOT_AUTHOR)
 
     async def _refuse_hidden(self, user_id: int, author_ids: Collection[int]) -> None:
         if len(await self._hydrator.author_fragments(user_id, author_ids)) == len(author_ids):

@@ -156,7 +156,7 @@ class Twins:
                 break
             await asyncio.sleep(LOOK_AGAIN_S)
         if other != found:
-            families = " and the ".join(side.mesh.process.settings.family for side in self.sides)
+            families = " and the ".join(side.mesh.process.settings.backend for side in self.sides)
             raise AssertionError(f"{ask}: the {families} differ\n" + "\n".join(_apart(found, other)))
         made = []
         for spelled in zip(fresh, others, strict=True):

@@ -17,8 +17,8 @@ from roost.identity.v1 import user_service_pb2
 from gateway_http.app import Gateway
 from gateway_http.server import HttpServer
 from services.platform.config import Settings
-from services.platform.transport.message_guard import Checker
-from tests.cluster import family
+from services.platform.transport.message_guard import MutationGuard
+from tests.cluster import backend
 from tests.conftest import Mesh, MeshFactory, mesh_settings, start_process
 
 PASSWORD = "correct horse battery"
@@ -127,12 +127,12 @@ async def shared_web(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     """The same, one for all tests of a module that take it `on_shared_web`: none may count on being alone there."""
     async with AsyncExitStack() as stack:
         changes: dict[str, Any] = {"admins": (ADMIN,)}
-        if family.name == "cluster":
-            namespace = family.take()
-            stack.callback(family.give_back, namespace)
+        if backend.name == "cluster":
+            namespace = backend.take()
+            stack.callback(backend.give_back, namespace)
             changes |= namespace.settings
         settings = mesh_settings(tmp_path_factory.mktemp("shared"), **changes)
-        process = await start_process(settings, checker=Checker())
+        process = await start_process(settings, checker=MutationGuard())
         mesh = Mesh(process, "inprocess")
         stack.push_async_callback(process.stop)
         server, client = await open_web(mesh, settings)

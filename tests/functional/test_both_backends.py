@@ -18,7 +18,7 @@ from roost.search.v1 import search_service_pb2 as search
 
 from services.identity import user_hydrator
 from services.shared.hydration import hydrator
-from services.shared.hydration.owner_responses import marks_of
+from services.shared.hydration.owner_responses import counts_or_empty
 from tests.conftest import MeshFactory
 from tests.functional.both_backends import SAME_WITHIN_S, Ask, Name, Twins
 
@@ -187,9 +187,9 @@ class History:
 
 
 async def counted(call: Any) -> Any:
-    """As `marks_of`, but an owner who does not answer fails the page, which then is asked for again."""
+    """As `counts_or_empty`, but an owner who does not answer fails the page, which then is asked for again."""
     answer = await call
-    return await marks_of(asyncio.sleep(0, answer))
+    return await counts_or_empty(asyncio.sleep(0, answer))
 
 
 def sign_up(username: str, password: str = PASSWORDS[0]) -> Ask:
@@ -338,9 +338,9 @@ OF_TWEETS = (
 async def test_both_families_answer_alike(start_mesh: MeshFactory, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     # The machine is others' too: nothing is to be shown uncounted because of that.
     monkeypatch.setattr(user_hydrator, "FRAGMENT_TIMEOUT_S", SAME_WITHIN_S)
-    monkeypatch.setattr(hydrator, "marks_of", counted)
+    monkeypatch.setattr(hydrator, "counts_or_empty", counted)
     changes: dict[str, Any] = {"clock_margin_s": MARGIN_S, "celebrity_threshold": THRESHOLD, "delete_grace_s": 0}
-    twins = Twins([await start_mesh(family=family, **changes) for family in ("embedded", "cluster")])
+    twins = Twins([await start_mesh(backend=backend, **changes) for backend in ("embedded", "cluster")])
     history = History(twins, seed)
     try:
         await history.begin()

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.timeline.v1 import timeline_service_pb2 as timeline
 
-from services.platform.transport.message_guard import Checker
+from services.platform.transport.message_guard import MutationGuard
 from tests.conftest import Mesh, mesh_settings, start_process
 from tests.home_stores import shorten, store_of
 
@@ -201,7 +201,7 @@ def test_homes_hold_what_the_model_says(tmp_path: Path, mode: str) -> None:
         chosen = mesh_settings(
             tmp_path, timeline_mode=mode, clock_margin_s=MARGIN_S, celebrity_threshold=THRESHOLD, log_level="error"
         )
-        checker = Checker()
+        checker = MutationGuard()
         process = runner.run(start_process(chosen, checker=checker))
         try:
             shorten(process, KEEP, TRIM_ABOVE)

@@ -33,9 +33,9 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 from services.platform.caching import read_tracking
 from services.platform.events.log import Record
 from services.platform.sqlite.event_log import EmbeddedConsumer
-from services.platform.transport.message_guard import Checker
+from services.platform.transport.message_guard import MutationGuard
 from services.timeline.store import HomeTimelineStore
-from tests.cluster import family
+from tests.cluster import backend
 from tests.conftest import Mesh, mesh_settings, start_process
 from tests.functional.model import DELETED, MISSING, OK, REFUSED, REMOVED, STANDS, Tweet, World, told
 from tests.home_stores import shorten, store_of
@@ -566,14 +566,14 @@ def test_everybody_sees_what_the_model_says(quick_dir: Path, mode: str) -> None:
         chosen = mesh_settings(
             quick_dir, timeline_mode=mode, clock_margin_s=MARGIN_S, celebrity_threshold=THRESHOLD, log_level="error"
         )
-        checker = Checker()
+        checker = MutationGuard()
         process = runner.run(start_process(chosen, checker=checker))
         try:
             shorten(process, KEEP, TRIM_ABOVE)
             mesh = Mesh(process, "inprocess")
             given_again = sum(_live(History(runner, mesh, number)) for number in range(HISTORIES))
             # Pulled homes are made of too much, and of what other processes hold nothing is known.
-            never = mode == "pull" or family.name == "cluster"
+            never = mode == "pull" or backend.name == "cluster"
             assert (given_again == 0) if never else (given_again >= LEAST_GIVEN_AGAIN)
             checker.verify()
         finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from roost.tweet.v1 import tweet_service_pb2 as pb
 
-from tests.cluster import family
+from tests.cluster import backend
 from tests.conftest import SETTLE_WITHIN_S, Mesh, MeshFactory
 
 FIRST, SECOND = "a text that nobody is to read again", "its second version, no better"
@@ -32,7 +32,7 @@ async def test_deleted_tweet_is_gone_from_the_store_and_its_files_after_the_grac
     gone, stays = await mesh.post(author, FIRST), await mesh.post(author, "a text that stays")
     with mesh.as_user(author):
         await mesh.tweets.UpdateTweet(pb.UpdateTweetRequest(tweet_id=gone, text=SECOND))
-        assert family.name == "cluster" or files_with(data, FIRST)
+        assert backend.name == "cluster" or files_with(data, FIRST)
         await mesh.tweets.DeleteTweet(pb.DeleteTweetRequest(tweet_id=gone))
     deleted_at = time.monotonic()
     async with asyncio.timeout(SETTLE_WITHIN_S):

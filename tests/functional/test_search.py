@@ -18,7 +18,7 @@ from roost.search.v1.search_service_pb2_grpc import SearchServiceStub
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 
 from services.platform.process import Wire
-from tests.cluster import environment, family
+from tests.cluster import backend, environment
 from tests.conftest import SETTLE_WITHIN_S, MeshFactory
 from tests.functional.conftest import Person, Web
 
@@ -609,7 +609,7 @@ async def test_what_was_found_is_found_again_after_kill_9(start_mesh: MeshFactor
         )
         return [one.id for one in page.tweets]
 
-    if family.name == "embedded":
+    if backend.name == "embedded":
         assert (folder / "search" / "state.json").exists(), "it was filled before it was killed"
     await eventually(look, posted[::-1])
     assert [user.username for user in (await search.SearchUsers(pb.SearchUsersRequest(query="auth"))).users] == [

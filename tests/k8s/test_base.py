@@ -206,7 +206,7 @@ def test_a_process_follows_the_peers_that_its_code_calls(name: str) -> None:
 
 
 def test_settings_are_known_and_name_every_service() -> None:
-    assert settings().family == "cluster"
+    assert settings().backend == "cluster"
     assert settings().peers == {name: f"dns:///{name}:50051" for name in DEPLOYED}
 
 

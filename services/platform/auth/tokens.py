@@ -20,7 +20,7 @@ from joserfc.jws import JWSRegistry
 from roost.event.v1 import event_pb2
 from roost.identity.v1 import auth_service_pb2
 
-from services.platform.events.log import Delivered
+from services.platform.events.log import ConsumedEvent
 from services.platform.rpc import errors
 from services.platform.rpc.context import Actor
 from services.platform.rpc.reasons import Reason
@@ -95,7 +95,7 @@ class Revocations:
         entry = self._users.get(actor.user_id)
         return entry is not None and issued_at <= entry[0]
 
-    async def apply(self, events: Sequence[Delivered]) -> None:
+    async def apply(self, events: Sequence[ConsumedEvent]) -> None:
         """Takes events of TOPICS, in any order and any number of times; others are passed over."""
         for delivered in events:
             event = event_pb2.Event.FromString(delivered.payload)

@@ -1,4 +1,4 @@
-"""What one process of the cluster family holds open, and the ground that its services stand on."""
+"""What one process of the cluster backend holds open, and the ground that its services stand on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from services.platform.files import open_data_dir
 from services.platform.kafka.event_log import KafkaLog
 from services.platform.pagination.cursors import KEY_BYTES
 from services.platform.redis.client import Redis
-from services.platform.redis.shared_versions import SharedEntries
+from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
-from services.platform.service import Ground
+from services.platform.service import Backends
 
 # Of the mesh itself, not of a service: who mints which ids, and what all processes must agree on.
 MESH = "mesh"
@@ -28,21 +28,21 @@ _KEEP_SECRET = "INSERT INTO secrets (name, value) VALUES (?, ?) IF NOT EXISTS"  
 _CURSOR_KEY = "cursor_key"
 
 
-class Cluster:
+class ClusterBackends:
     """The connections of one process. They close with the process, after the services."""
 
     def __init__(self, settings: Settings, cassandra: Cassandra, redis: Redis, stack: AsyncExitStack) -> None:
         self.settings = settings
         self.cassandra = cassandra
         self.redis = redis
-        self.shared = SharedEntries(redis)
+        self.shared = SharedVersions(redis)
         self._stack = stack
         self._opening = asyncio.Lock()
         self._keyspaces: dict[str, Keyspace] = {}
         stack.push_async_callback(self.shared.close)
 
     @classmethod
-    async def open(cls, settings: Settings, stack: AsyncExitStack) -> Cluster:
+    async def open(cls, settings: Settings, stack: AsyncExitStack) -> ClusterBackends:
         """Opens them. UNAVAILABLE, naming the server, where one cannot be reached; FAILED_PRECONDITION where one is set up wrongly."""
         cassandra = await Cassandra.open(settings)
         stack.push_async_callback(cassandra.close)
@@ -64,26 +64,26 @@ class Cluster:
         return JobLease(await self.keyspace(MESH, MESH_MIGRATIONS), job)
 
 
-async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Ground:
-    """The ground of the cluster family: a leased worker id, the log on Kafka, one cursor key for the whole mesh."""
-    if settings.family != "cluster":
+async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:
+    """The ground of the cluster backend: a leased worker id, the log on Kafka, one cursor key for the whole mesh."""
+    if settings.backend != "cluster":
         raise errors.failed_precondition(
-            f"this process was started for the cluster family, and family is {settings.family}"
+            f"this process was started for the cluster backend, and family is {settings.backend}"
         )
     open_data_dir(settings.data_dir)
-    cluster = await Cluster.open(settings, stack)
+    cluster = await ClusterBackends.open(settings, stack)
     mesh = await cluster.keyspace(MESH, MESH_MIGRATIONS)
     lease = await CassandraLease.open(mesh, settings)
     stack.push_async_callback(lease.close)
     log = await KafkaLog.open(settings)
     stack.push_async_callback(log.close)
-    return Ground(log, lease.snowflake(), await _agreed_secret(mesh, _CURSOR_KEY), lease.fault, cluster)
+    return Backends(log, lease.snowflake(), await _agreed_secret(mesh, _CURSOR_KEY), lease.fault, cluster)
 
 
 async def _agreed_secret(mesh: Keyspace, name: str) -> bytes:
     """A random secret, made by whichever process asks first."""
     known = await mesh.read_serial(_SECRET, name)
     if not known:
-        await mesh.apply_if(_KEEP_SECRET, name, secrets.token_bytes(KEY_BYTES))
+        await mesh.execute_lwt(_KEEP_SECRET, name, secrets.token_bytes(KEY_BYTES))
         known = await mesh.read_serial(_SECRET, name)
     return bytes(known[0][0])

@@ -1,4 +1,4 @@
-"""The ground of the embedded family: ids by a file lease, a log of their own, secrets in the data directory."""
+"""The ground of the embedded backend: ids by a file lease, a log of their own, secrets in the data directory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from services.platform.config import Settings
 from services.platform.files import kept_key, open_data_dir
 from services.platform.pagination.cursors import KEY_BYTES
 from services.platform.rpc import errors
-from services.platform.service import Ground
+from services.platform.service import Backends
 from services.platform.sqlite.event_log import EmbeddedLog
 from services.platform.sqlite.worker_id import FileLease
 
 _CURSORS_LOST = "pages that clients are turning must be started again"
 
 
-async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Ground:
+async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Backends:
     """The ground in the data directory, which is made where there is none. FAILED_PRECONDITION where another process has it."""
-    if settings.family != "embedded":
+    if settings.backend != "embedded":
         raise errors.failed_precondition(
-            f"this process was started for the embedded family, and family is {settings.family}"
+            f"this process was started for the embedded backend, and family is {settings.backend}"
         )
     data_dir = open_data_dir(settings.data_dir)
     lease = FileLease(data_dir / "worker.lease")
@@ -29,4 +29,4 @@ async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Ground:
     log = await EmbeddedLog.open(data_dir / "log.db")
     stack.push_async_callback(log.close)
     ids = lease.snowflake()
-    return Ground(log, ids, cursor_key, ids.fault)
+    return Backends(log, ids, cursor_key, ids.fault)

@@ -1,6 +1,7 @@
 """Whether anything that an answer was made of has changed since: what lets the gateway give an answer again without asking anybody.
 
-Every owner whose truth lives in this process has a `Revisions`. It says there what it reads, before it looks, and what it changed, before
+Every owner whose truth lives in this process has a `ChangeTracker`. It says there what it reads, before it looks, and
+what it changed, before
 the writer gets an answer. Whoever opens a `Reading` and makes a call learns what that call read, and may keep the answer as long as none
 of it was changed.
 
@@ -24,7 +25,7 @@ MAX_READ_KEYS = 1_000
 _NEVER = repeat(0)
 
 
-class Revisions:
+class ChangeTracker:
     """What one owner has changed lately, by key: its own ids of whatever it keeps."""
 
     __slots__ = ("_begun", "_most", "_old", "_turned", "_young", "now")
@@ -66,12 +67,12 @@ class Revisions:
 
 
 class Reading:
-    """What one call read. `spoil` it where that cannot be said."""
+    """What one call read. `mark_uncacheable` it where that cannot be said."""
 
     __slots__ = ("_left", "_notes", "_spoilt")
 
     def __init__(self) -> None:
-        self._notes: list[tuple[Revisions, Sequence[int], int]] = []
+        self._notes: list[tuple[ChangeTracker, Sequence[int], int]] = []
         self._left = MAX_READ_KEYS
         self._spoilt = False
 
@@ -80,15 +81,15 @@ class Reading:
         """How many times something was said."""
         return len(self._notes)
 
-    def note(self, revisions: Revisions, keys: Sequence[int], now: int) -> None:
+    def note(self, revisions: ChangeTracker, keys: Sequence[int], now: int) -> None:
         """Keys of an owner, as they stand at its moment `now`."""
         self._left -= len(keys)
         if self._left < 0:
-            self.spoil()
+            self.mark_uncacheable()
         if not self._spoilt:
             self._notes.append((revisions, keys, now))
 
-    def spoil(self) -> None:
+    def mark_uncacheable(self) -> None:
         """Nothing that is made of it may be kept."""
         self._spoilt = True
         self._notes.clear()
@@ -105,16 +106,16 @@ class Reading:
 _under_way: ContextVar[Reading | None] = ContextVar("roost_reading", default=None)
 
 
-def under_way() -> Reading | None:
+def current_read_set() -> Reading | None:
     """The reading that the present call belongs to."""
     return _under_way.get()
 
 
-def spoil() -> None:
+def mark_uncacheable() -> None:
     """Spoils the reading under way, if there is one."""
     reading = _under_way.get()
     if reading is not None:
-        reading.spoil()
+        reading.mark_uncacheable()
 
 
 @contextmanager

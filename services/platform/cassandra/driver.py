@@ -50,7 +50,7 @@ HEARTBEAT_S = 5.0
 # Rows a page: a thousand small rows are parsed in about a millisecond, on a thread that shares the GIL with the loop.
 FETCH_SIZE = 1_000
 
-REPEATABLE, ONCE, SERIAL, SCHEMA = EXEC_PROFILE_DEFAULT, "once", "serial", "schema"
+IDEMPOTENT, NON_IDEMPOTENT, SERIAL, SCHEMA = EXEC_PROFILE_DEFAULT, "once", "serial", "schema"
 """Execution profiles: repeated on another node where one refuses; never repeated; a read that sees conditional writes through."""
 
 _DEFAULT_PORT = 9042
@@ -64,7 +64,7 @@ _STATES = (RequestExecutionException, OperationTimedOut, NoHostAvailable, Connec
 write_stamp: ContextVar[int] = ContextVar("roost_write_stamp", default=0)
 
 
-class Stamps:
+class WriteTimestamps:
     """Write timestamps in microseconds, ever increasing within the process. The driver asks it on several threads."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Stamps:
             return self._last
 
 
-class OnceElsewhere(RetryPolicy):  # type: ignore[misc]
+class RetryOnNextHost(RetryPolicy):  # type: ignore[misc]
     """A statement that is harmless to repeat goes to one other node, once, where the first refuses.
 
     Except after a write time-out: then it may be stored already, and whoever sent it repeats it as long as there is time.
@@ -103,7 +103,7 @@ class OnceElsewhere(RetryPolicy):  # type: ignore[misc]
         return (self.RETHROW if retry_num else self.RETRY_NEXT_HOST), None
 
 
-def new_driver(settings: Settings, stamps: Stamps) -> Driver:
+def new_driver(settings: Settings, stamps: WriteTimestamps) -> Driver:
     """The driver, not connected yet: token-aware within the datacenter, LOCAL_QUORUM, tuples for rows, no speculation."""
     points = [_host_and_port(text) for text in settings.cassandra]
     # One balancing policy for all profiles: it follows the same nodes.
@@ -126,9 +126,9 @@ def new_driver(settings: Settings, stamps: Stamps) -> Driver:
         # Rows are small, and stored compressed already.
         compression=False,
         execution_profiles={
-            REPEATABLE: profile(OnceElsewhere(), quorum),
-            ONCE: profile(FallthroughRetryPolicy(), quorum),
-            SERIAL: profile(OnceElsewhere(), ConsistencyLevel.LOCAL_SERIAL),
+            IDEMPOTENT: profile(RetryOnNextHost(), quorum),
+            NON_IDEMPOTENT: profile(FallthroughRetryPolicy(), quorum),
+            SERIAL: profile(RetryOnNextHost(), ConsistencyLevel.LOCAL_SERIAL),
             SCHEMA: profile(FallthroughRetryPolicy(), quorum, SCHEMA_S),
         },
         timestamp_generator=stamps,
@@ -179,7 +179,7 @@ def _host_and_port(text: str) -> tuple[str, int]:
     return (host.strip("[]"), int(port)) if host and port.isdigit() else (text, _DEFAULT_PORT)
 
 
-def is_passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether it tells of the cluster's state, and not of a wrong statement."""
     if isinstance(error, ErrorMessage):
         return int(error.code) < _FIRST_OF_STATEMENTS
@@ -190,7 +190,7 @@ def is_outcome_unknown(failed: Answer) -> bool:
     """Whether a write that ended so may be stored, or may yet come to be: unless it was refused by the first node that was asked,
     before it did anything."""
     error = failed.error
-    if error is None or not is_passing(error):
+    if error is None or not is_transient(error):
         return False
     refused = isinstance(error, Unavailable) or (isinstance(error, ErrorMessage) and error.code in _REFUSALS)
     return not refused or (failed.future is not None and len(failed.future.attempted_hosts) > 1)
@@ -202,7 +202,7 @@ def refusal(error: Exception, out_of_time: bool, maybe_stored: bool = False) -> 
     DEADLINE_EXCEEDED where the caller's own time ran out, else UNAVAILABLE with reason STORE_UNAVAILABLE, or OUTCOME_UNKNOWN where a
     write may be stored all the same.
     """
-    if not is_passing(error):
+    if not is_transient(error):
         return error
     told: errors.RoostError
     if out_of_time and isinstance(error, OperationTimedOut):

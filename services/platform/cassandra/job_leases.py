@@ -28,9 +28,9 @@ class JobLease:
         self._held = False
 
     async def hold(self) -> bool:
-        """Takes or renews the lease; False if another process has it. Errors as `Keyspace.apply_if`."""
+        """Takes or renews the lease; False if another process has it. Errors as `Keyspace.execute_lwt`."""
         if self._held:
-            self._held, _ = await self._keyspace.apply_if(_RENEW, self._ttl_s, self._owner, self._job, self._owner)
+            self._held, _ = await self._keyspace.execute_lwt(_RENEW, self._ttl_s, self._owner, self._job, self._owner)
         if not self._held:
-            self._held, _ = await self._keyspace.apply_if(_CLAIM, self._ttl_s, self._owner, self._job)
+            self._held, _ = await self._keyspace.execute_lwt(_CLAIM, self._ttl_s, self._owner, self._job)
         return self._held

@@ -20,7 +20,7 @@ T = TypeVar("T")
 MAX_WAITING_A_KEY = 500
 
 
-class Turns:
+class KeyedLocks:
     """Locks by key, which exist while somebody holds or awaits them."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Turns:
                 self._taken[key] = (lock, count - 1)
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """Awaits work that a caller who goes away, or whose deadline passes, must not leave half done: it runs in a context of its own,
     where only the store's own time-outs end it."""
     return await asyncio.shield(asyncio.get_running_loop().create_task(work, context=contextvars.Context()))

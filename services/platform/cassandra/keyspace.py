@@ -18,13 +18,13 @@ from cassandra.query import BatchStatement, BatchType, PreparedStatement, Simple
 from prometheus_client import Counter
 
 from services.platform.cassandra.driver import (
-    ONCE,
-    REPEATABLE,
+    IDEMPOTENT,
+    NON_IDEMPOTENT,
     SCHEMA,
     SCHEMA_AGREEMENT_S,
     SERIAL,
     STATEMENT_S,
-    Stamps,
+    WriteTimestamps,
     connect,
     is_outcome_unknown,
     new_driver,
@@ -32,15 +32,15 @@ from services.platform.cassandra.driver import (
     write_stamp,
 )
 from services.platform.cassandra.migrations import migrate
-from services.platform.cassandra.prepared_statements import CLOCKS_APART_S, Statements, qualified
-from services.platform.cassandra.request_limiter import Answer, InFlight
+from services.platform.cassandra.prepared_statements import CLOCKS_APART_S, PreparedStatementCache, qualified
+from services.platform.cassandra.request_limiter import Answer, RequestLimiter
 from services.platform.config import Settings
 from services.platform.rpc import errors
 from services.platform.rpc.context import current
 from services.platform.rpc.reasons import Reason
 
 Row = tuple[Any, ...]
-Step = tuple[str, tuple[Any, ...]]
+Statement = tuple[str, tuple[Any, ...]]
 """A statement's text and its values."""
 
 # What one read may bring: lists that can be longer are read in pages, by LIMIT and a key to go on from.
@@ -61,18 +61,18 @@ _again = Counter("roost_cassandra_writes_again", "Writes sent again, because the
 class Cassandra:
     """The connections of one process. What it runs is bounded in number and time; errors come out as RoostError."""
 
-    def __init__(self, settings: Settings, driver: Driver, session: Session, stamps: Stamps) -> None:
+    def __init__(self, settings: Settings, driver: Driver, session: Session, stamps: WriteTimestamps) -> None:
         self.settings = settings
         self.stamps = stamps
         self._loop = asyncio.get_running_loop()
         self._driver = driver
         self._session = session
-        self._in_flight = InFlight()
+        self._in_flight = RequestLimiter()
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
         """Connects. UNAVAILABLE where no node answers within seconds, FAILED_PRECONDITION where the settings do not fit the cluster."""
-        stamps = Stamps()
+        stamps = WriteTimestamps()
         driver = new_driver(settings, stamps)
         return cls(settings, driver, await asyncio.to_thread(connect, driver, settings), stamps)
 
@@ -164,7 +164,7 @@ class Keyspace:
     def __init__(self, cassandra: Cassandra, name: str) -> None:
         self.name = name
         self.cassandra = cassandra
-        self._statements = Statements(lambda cql: cassandra.prepare(qualified(cql, name)))
+        self._statements = PreparedStatementCache(lambda cql: cassandra.prepare(qualified(cql, name)))
 
     @classmethod
     def of(cls, cassandra: Cassandra, service: str) -> Self:
@@ -188,10 +188,10 @@ class Keyspace:
 
     async def read(self, cql: str, *values: Any) -> list[Row]:
         """All rows, page by page, at LOCAL_QUORUM. RuntimeError beyond MAX_ROWS: no row is ever left out in silence."""
-        return await self._read(await self._bind(cql, values), REPEATABLE)
+        return await self._read(await self._bind(cql, values), IDEMPOTENT)
 
     async def read_serial(self, cql: str, *values: Any) -> list[Row]:
-        """As `read`, and a conditional write that was left half done is seen through first: for after an unknown `apply_if`."""
+        """As `read`, and a conditional write that was left half done is seen through first: for after an unknown `execute_lwt`."""
         return await self._read(await self._bind(cql, values), SERIAL)
 
     async def read_each(self, cql: str, keys: Iterable[tuple[Any, ...]]) -> list[list[Row]]:
@@ -200,8 +200,8 @@ class Keyspace:
         found = []
         for lot in _lots(statement.bind(key) for key in keys):
             deadline = self.cassandra.deadline()
-            for bound, answer in zip(lot, await self.cassandra.run(lot, REPEATABLE, deadline), strict=True):
-                found.append(await self._pages(bound, answer, REPEATABLE, deadline))
+            for bound, answer in zip(lot, await self.cassandra.run(lot, IDEMPOTENT, deadline), strict=True):
+                found.append(await self._pages(bound, answer, IDEMPOTENT, deadline))
         return found
 
     async def write(self, cql: str, *values: Any) -> None:
@@ -209,32 +209,32 @@ class Keyspace:
         the same timestamp, while there is time; then UNAVAILABLE, reason OUTCOME_UNKNOWN."""
         await self._write([await self._bind(cql, values)])
 
-    async def write_each(self, steps: Iterable[Step]) -> None:
+    async def write_each(self, steps: Iterable[Statement]) -> None:
         """Each as `write`, SIDE_BY_SIDE at a time. After an error any of them may be stored: write all again."""
         for lot in _lots([await self._bind(cql, values) for cql, values in steps]):
             await self._write(lot)
 
-    async def batch(self, steps: Iterable[Step]) -> None:
+    async def batch(self, steps: Iterable[Statement]) -> None:
         """One logged batch (at most MAX_BATCH steps, else ValueError), sent again as `write` is: in the end all is stored, or nothing.
 
         Others may see a part of it first, and after OUTCOME_UNKNOWN it may come to be minutes later.
         """
         await self._batch(steps, BatchType.LOGGED)
 
-    async def together(self, steps: Iterable[Step]) -> None:
+    async def unlogged_batch(self, steps: Iterable[Statement]) -> None:
         """As `write_each`, in one request (at most MAX_BATCH steps, else ValueError) and at a third of a logged batch's cost.
 
         For what somebody else will write in whole where a part of it is missing, and for rows of one partition, which come to be at once.
         """
         await self._batch(steps, BatchType.UNLOGGED)
 
-    async def apply_if(self, cql: str, *values: Any) -> tuple[bool, Row]:
+    async def execute_lwt(self, cql: str, *values: Any) -> tuple[bool, Row]:
         """A conditional write (… IF …): whether it was applied, and the columns that spoke against it where it was not.
 
         Never sent twice. UNAVAILABLE with reason OUTCOME_UNKNOWN, or DEADLINE_EXCEEDED: look with `read_serial` what came of it.
         """
         bound = await self._bind(cql, values)
-        (answer,) = await self.cassandra.run([bound], ONCE, self.cassandra.deadline())
+        (answer,) = await self.cassandra.run([bound], NON_IDEMPOTENT, self.cassandra.deadline())
         if answer.error is not None:
             raise self.cassandra.refuse(answer, maybe_stored=is_outcome_unknown(answer))
         applied, *stood = (answer.rows or [(False,)])[0]
@@ -258,7 +258,7 @@ class Keyspace:
                 )
             (answer,) = await self.cassandra.run([bound], profile, deadline, ResultSet(answer.future, []).paging_state)
 
-    async def _batch(self, steps: Iterable[Step], kind: Any) -> None:
+    async def _batch(self, steps: Iterable[Statement], kind: Any) -> None:
         bound = [await self._bind(cql, values) for cql, values in steps]
         if len(bound) > MAX_BATCH:
             raise ValueError(f"{len(bound)} steps in a batch, at most {MAX_BATCH}")
@@ -274,7 +274,7 @@ class Keyspace:
         stamp = self.cassandra.stamps.fresh()
         give_up = self.cassandra.deadline(WRITE_BUDGET_S)
         for sent in range(1, MAX_WRITES + 1):
-            answers = await self.cassandra.run(statements, REPEATABLE, give_up, stamp=stamp)
+            answers = await self.cassandra.run(statements, IDEMPOTENT, give_up, stamp=stamp)
             failed = [(s, a) for s, a in zip(statements, answers, strict=True) if a.error is not None]
             if not failed:
                 return

@@ -82,7 +82,7 @@ async def migrate(keyspace: Keyspace, migrations: Sequence[str], at_start: bool 
         try:
             await _apply(keyspace, owner, migrations)
         finally:
-            await keyspace.apply_if(_RELEASE, _SCOPE, owner)
+            await keyspace.execute_lwt(_RELEASE, _SCOPE, owner)
     return before
 
 
@@ -100,7 +100,7 @@ async def _claim(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> b
     for _ in range(MAX_LOOKS):
         if await _applied(keyspace, migrations) == len(migrations):
             return False
-        applied, _ = await keyspace.apply_if(_CLAIM, LEASE_S, owner, _SCOPE)
+        applied, _ = await keyspace.execute_lwt(_CLAIM, LEASE_S, owner, _SCOPE)
         if applied:
             return True
         await asyncio.sleep(LOOK_AGAIN_S)
@@ -109,13 +109,13 @@ async def _claim(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> b
 
 async def _apply(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> None:
     for number in range(await _applied(keyspace, migrations) + 1, len(migrations) + 1):
-        kept, _ = await keyspace.apply_if(_RENEW, LEASE_S, owner, _SCOPE, owner)
+        kept, _ = await keyspace.execute_lwt(_RENEW, LEASE_S, owner, _SCOPE, owner)
         if not kept:
             raise errors.unavailable(f"the lease to migrate {keyspace.name} was lost")
         script = migrations[number - 1]
         for statement in filter(None, map(str.strip, script.split(";"))):
             await keyspace.cassandra.change_schema(statement, keyspace.name)
-        await keyspace.apply_if(_RECORD, _SCOPE, number, _digest(script))
+        await keyspace.execute_lwt(_RECORD, _SCOPE, number, _digest(script))
         _log.info("migrated", keyspace=keyspace.name, number=number, of=len(migrations))
 
 

@@ -16,11 +16,11 @@ from operator import itemgetter
 import structlog
 from prometheus_client import Counter
 
-from services.platform.cassandra.keyspace import MAX_BATCH, Keyspace, Step
+from services.platform.cassandra.keyspace import MAX_BATCH, Keyspace, Statement
 from services.platform.cassandra.outbox_sweeper import SHARDS, SWEEP_MINUTES, Place, Sweeper
 from services.platform.events import outbox
-from services.platform.events.log import EventLog, Record, is_passing
-from services.platform.events.worker_loop import Pump
+from services.platform.events.log import EventLog, Record, is_transient
+from services.platform.events.worker_loop import WorkerLoop
 from services.platform.ids.snowflake import timestamp_ms
 
 # Three days to notice that nothing is published, four windows a day to drop whole files. Rows are never deleted one by one: a queue made
@@ -95,11 +95,11 @@ class Outbox:
         self._mark_timer: asyncio.TimerHandle | None = None
         # Who waits until all is marked.
         self._draining = 0
-        self._pump = Pump(f"outbox-{keyspace.name}", self._carry)
+        self._pump = WorkerLoop(f"outbox-{keyspace.name}", self._carry)
         self._sweeper = Sweeper(keyspace, clock, self._publish_found)
         outbox.register(self)
 
-    def steps(self, records: Iterable[Record]) -> list[Step]:
+    def steps(self, records: Iterable[Record]) -> list[Statement]:
         """The statements that belong into the same logged batch as the rows that these events tell of, one an event."""
         return [
             (
@@ -114,7 +114,7 @@ class Outbox:
         for record in records:
             if len(self._queue) >= MAX_QUEUED:
                 # Its row has it.
-                self._sweeper.hurry()
+                self._sweeper.request_full_sweep()
                 continue
             self._queue.append((self._place(record), record))
             self._know(record, published=False)
@@ -186,7 +186,7 @@ class Outbox:
                 true = await self._before_publish(lost)
                 lost = lost if true is None else list(true)
             except Exception as error:
-                if is_passing(error):
+                if is_transient(error):
                     raise
                 # A defect in one partition must not keep back the others for ever.
                 _log.error("events cannot be made ready", events=len(lost), error=repr(error))
@@ -200,7 +200,7 @@ class Outbox:
         try:
             await self.log.append(records)
         except Exception as error:
-            if is_passing(error):
+            if is_transient(error):
                 raise
             if len(records) == 1:
                 _log.error(

@@ -80,7 +80,7 @@ class Sweeper:
             task.cancel()
             await asyncio.wait((task,))
 
-    def hurry(self) -> None:
+    def request_full_sweep(self) -> None:
         """Says that the next look should be a thorough one."""
         self._hurried = True
 

@@ -31,7 +31,7 @@ def qualified(cql: str, keyspace: str) -> str:
     return _BEFORE_TABLE.sub(rf"\1 {keyspace}.", cql)
 
 
-class Statements:
+class PreparedStatementCache:
     """`prepare` makes one; it raises RoostError where the cluster cannot, and then the next who asks tries again."""
 
     def __init__(self, prepare: Callable[[str], Awaitable[PreparedStatement]]) -> None:

@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     future: Any = None
 
 
-class _Lot:
+class _Batch:
     """Requests that were sent together. It is done when the last is answered."""
 
     __slots__ = ("answers", "future", "missing")
@@ -45,7 +45,7 @@ class _Lot:
         self.future = future
 
 
-class InFlight:
+class RequestLimiter:
     """The requests of one process, on one loop."""
 
     def __init__(self, most: int = MAX_IN_FLIGHT, most_waiting: int = MAX_WAITING) -> None:
@@ -53,10 +53,10 @@ class InFlight:
         self._free = most
         self._most_waiting = most_waiting
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._lots: set[_Lot] = set()
+        self._lots: set[_Batch] = set()
         # Guards `missing`: the driver's threads answer, and this one where a request fails at once.
         self._lock = threading.Lock()
-        self._done: deque[_Lot] = deque()
+        self._done: deque[_Batch] = deque()
         self._woken = False
         self._open = True
 
@@ -71,7 +71,7 @@ class InFlight:
         if not sends:
             return []
         await self._enter(len(sends), deadline)
-        lot = _Lot(len(sends), self._loop.create_future())
+        lot = _Batch(len(sends), self._loop.create_future())
         self._lots.add(lot)
         for place, send in enumerate(sends):
             try:
@@ -119,7 +119,7 @@ class InFlight:
                 self._free -= wanted
                 waiter.set_result(None)
 
-    def _follow(self, lot: _Lot, place: int, future: Any) -> None:
+    def _follow(self, lot: _Batch, place: int, future: Any) -> None:
         def succeed(rows: list[tuple[Any, ...]] | None) -> None:
             self._answer(lot, place, Answer(rows, None, future))
 
@@ -128,7 +128,7 @@ class InFlight:
 
         future.add_callbacks(succeed, fail)
 
-    def _answer(self, lot: _Lot, place: int, answer: Answer) -> None:
+    def _answer(self, lot: _Batch, place: int, answer: Answer) -> None:
         """Called on any thread."""
         with self._lock:
             if lot.answers[place] is not None:

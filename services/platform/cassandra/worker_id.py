@@ -49,7 +49,7 @@ LOOK_AGAIN_S = 1.0
 _log = structlog.get_logger(__name__)
 
 
-class Terms(NamedTuple):
+class LeaseTiming(NamedTuple):
     """Seconds: after `ttl_s` without renewal others may have it; renewed every `renew_s`; minted for `mint_s` after a renewal began,
     and marked so far ahead."""
 
@@ -59,16 +59,16 @@ class Terms(NamedTuple):
 
 
 # Minting ends 20 s before others may begin: what a node's clock may be off.
-LEASED = Terms(60, 20.0, 40.0)
+LEASED = LeaseTiming(60, 20.0, 40.0)
 # After kill -9 the next life of an ordinal waits until the clock has passed the mark: so it is a near one. No time to live: an ordinal
 # is nobody else's.
-ORDINAL = Terms(0, 2.0, 5.0)
+ORDINAL = LeaseTiming(0, 2.0, 5.0)
 
 
 class CassandraLease:
     """A worker id of this process, renewed until `close`. Where it was lost, ids go on under another."""
 
-    def __init__(self, keyspace: Keyspace, ordinal: int, terms: Terms, clock_ms: Callable[[], int]) -> None:
+    def __init__(self, keyspace: Keyspace, ordinal: int, terms: LeaseTiming, clock_ms: Callable[[], int]) -> None:
         self.worker_id = ordinal
         self._keyspace = keyspace
         self._leased = ordinal < 0
@@ -88,7 +88,7 @@ class CassandraLease:
         cls,
         keyspace: Keyspace,
         settings: Settings,
-        terms: Terms | None = None,
+        terms: LeaseTiming | None = None,
         clock_ms: Callable[[], int] = wall_clock_ms,
     ) -> Self:
         """Leases a worker id, or takes that of the settings, which must be this process's alone; waits until it may mint.
@@ -129,9 +129,11 @@ class CassandraLease:
         self._until, self.ids.reserved_ms = 0.0, 0
         try:
             if self._leased:
-                await self._keyspace.apply_if(_RELEASE, self.worker_id, self._owner, self.ids.last_ms, self.worker_id)
+                await self._keyspace.execute_lwt(
+                    _RELEASE, self.worker_id, self._owner, self.ids.last_ms, self.worker_id
+                )
             else:
-                await self._keyspace.apply_if(_ADVANCE, self._owner, self.ids.last_ms, self.worker_id, self._mark_ms)
+                await self._keyspace.execute_lwt(_ADVANCE, self._owner, self.ids.last_ms, self.worker_id, self._mark_ms)
         except errors.RoostError as error:
             # A lease ends by itself, and the mark only stays a little too high.
             _log.warning("a worker id was not given back", worker_id=self.worker_id, error=str(error))
@@ -166,9 +168,9 @@ class CassandraLease:
         mark_ms = max(self._mark_ms or 0, self._clock_ms() + int(self._terms.mint_s * 1000))
         keyspace, terms, worker = self._keyspace, self._terms, self.worker_id
         if self._leased:
-            kept, _ = await keyspace.apply_if(_RENEW, terms.ttl_s, self._owner, worker, self._owner, mark_ms, worker)
+            kept, _ = await keyspace.execute_lwt(_RENEW, terms.ttl_s, self._owner, worker, self._owner, mark_ms, worker)
         else:
-            kept, _ = await keyspace.apply_if(_ADVANCE, self._owner, mark_ms, worker, self._mark_ms)
+            kept, _ = await keyspace.execute_lwt(_ADVANCE, self._owner, mark_ms, worker, self._mark_ms)
         if kept:
             self._mark_ms, self._until = mark_ms, began + terms.mint_s
             return
@@ -185,7 +187,7 @@ class CassandraLease:
         free = [worker_id for worker_id in range(MAX_WORKER + 1) if worker_id not in taken]
         # At random: processes that start together would else all want the first.
         for worker_id in _any_order(free)[:MAX_CLAIMS]:
-            if (await self._keyspace.apply_if(_CLAIM, self._terms.ttl_s, self._owner, worker_id))[0]:
+            if (await self._keyspace.execute_lwt(_CLAIM, self._terms.ttl_s, self._owner, worker_id))[0]:
                 self.worker_id = worker_id
                 await self._look()
                 return

@@ -9,12 +9,12 @@ import asyncio
 import contextvars
 from collections.abc import Hashable
 
-from services.platform.cassandra.keyspace import MAX_BATCH, Keyspace, Step
+from services.platform.cassandra.keyspace import MAX_BATCH, Keyspace, Statement
 
-_Waiting = list[tuple[Step, asyncio.Future[None]]]
+_Waiting = list[tuple[Statement, asyncio.Future[None]]]
 
 
-class Gathered:
+class PartitionWriteBatcher:
     """Of one keyspace, on one loop. What waits is bounded by its callers."""
 
     def __init__(self, keyspace: Keyspace) -> None:
@@ -23,7 +23,7 @@ class Gathered:
         self._waiting: dict[Hashable, _Waiting] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def write(self, partition: Hashable, step: Step) -> None:
+    async def write(self, partition: Hashable, step: Statement) -> None:
         """Returns once it is written; errors as `Keyspace.write`, for all that left together. Not bound by the caller's deadline.
 
         `partition` names where the row lies, the table included: what bears the same name leaves in one batch.
@@ -45,7 +45,7 @@ class Gathered:
             lot, self._waiting[partition] = waiting[:MAX_BATCH], waiting[MAX_BATCH:]
             failure: Exception | None = None
             try:
-                await self._keyspace.together([step for step, _ in lot])
+                await self._keyspace.unlogged_batch([step for step, _ in lot])
             except Exception as error:
                 failure = error
             for _, future in lot:

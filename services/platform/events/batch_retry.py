@@ -8,17 +8,19 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from services.platform.events import log
-from services.platform.events.log import Apply, Delivered
+from services.platform.events.log import Apply, ConsumedEvent
 
 _log = structlog.get_logger(__name__)
 
 Rest = Callable[[int], Awaitable[bool]]
 """Waits, the longer the more failures there were in a row; False where the batch is to be left as it is."""
-Bury = Callable[[Delivered, BaseException], Awaitable[None]]
+Bury = Callable[[ConsumedEvent, BaseException], Awaitable[None]]
 """Sets an event aside, durably."""
 
 
-async def apply_or_bury(group: str, batch: Sequence[Delivered], apply: Apply, rest: Rest, bury: Bury) -> None:
+async def apply_with_dead_letters(
+    group: str, batch: Sequence[ConsumedEvent], apply: Apply, rest: Rest, dead_letter: Bury
+) -> None:
     """Returns once each event of the batch is applied or set aside; raises the last failure where `rest` said to leave it.
 
     Some of a batch that is left may have been applied: it comes again as a whole.
@@ -33,7 +35,7 @@ async def apply_or_bury(group: str, batch: Sequence[Delivered], apply: Apply, re
                 raise
             failures += 1
             _log.warning("not applied", group=group, first=batch[0].offset, count=len(batch), error=repr(error))
-            if not log.is_passing(error):
+            if not log.is_transient(error):
                 tries += 1
                 if len(batch) > 1:
                     break
@@ -42,10 +44,10 @@ async def apply_or_bury(group: str, batch: Sequence[Delivered], apply: Apply, re
                     _log.error(
                         "dead letter", group=group, topic=event.topic, event_id=event.event_id, error=repr(error)
                     )
-                    return await bury(event, error)
+                    return await dead_letter(event, error)
             if not await rest(failures):
                 raise
     middle = len(batch) // 2
-    await apply_or_bury(group, batch[:middle], apply, rest, bury)
-    await apply_or_bury(group, batch[middle:], apply, rest, bury)
+    await apply_with_dead_letters(group, batch[:middle], apply, rest, dead_letter)
+    await apply_with_dead_letters(group, batch[middle:], apply, rest, dead_letter)
     return None

@@ -37,7 +37,7 @@ class Record(NamedTuple):
     traceparent: str = ""
 
 
-class Delivered(NamedTuple):
+class ConsumedEvent(NamedTuple):
     """A fact as a consumer gets it: a Record's fields, its place, when it was appended (milliseconds since 1970).
 
     An `offset` counts within the embedded log as a whole, on Kafka within one partition of one entity's topic: there it says
@@ -58,7 +58,7 @@ class DeadLetter(NamedTuple):
 
     reason: str
     failed_ms: int
-    event: Delivered
+    event: ConsumedEvent
 
 
 class Lag(NamedTuple):
@@ -68,7 +68,7 @@ class Lag(NamedTuple):
     age_s: float
 
 
-Apply = Callable[[Sequence[Delivered]], Awaitable[None]]
+Apply = Callable[[Sequence[ConsumedEvent]], Awaitable[None]]
 
 
 class Consumer(Protocol):
@@ -115,14 +115,14 @@ class EventLog(Protocol):
         topics: Sequence[str],
         apply: Apply,
         max_batch: int = DEFAULT_BATCH,
-        everywhere: bool = False,
+        broadcast: bool = False,
     ) -> Consumer:
         """A consumer of these topics, not started. `apply` gets 1 to `max_batch` events, in order, one call at a time.
 
-        `everywhere`: each process gets every event, for what each must know. The place is kept in memory alone: it begins where
+        `broadcast`: each process gets every event, for what each must know. The place is kept in memory alone: it begins where
         `seek` said, else at what is appended after its start. ValueError where `max_batch` is not within 1..MAX_BATCH.
 
-        If it raises something passing (see `is_passing`) the batch is retried until it works: an outage loses nothing.
+        If it raises something passing (see `is_transient`) the batch is retried until it works: an outage loses nothing.
         Else it is halved until the event at fault is alone; after MAX_TRIES that is a dead letter, the rest goes on.
         """
 
@@ -143,7 +143,7 @@ def check_batch(max_batch: int) -> int:
     return max_batch
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the failure tells of the world and not of the event: a dependency that is down or slow."""
     if isinstance(error, errors.RoostError):
         return error.code.name in _PASSING

@@ -10,7 +10,7 @@ from services.platform.events.log import EventLog, Lag
 from services.platform.ids.snowflake import timestamp_ms
 
 
-class Source(Protocol):
+class PendingEvents(Protocol):
     """An outbox of this process, of either family: what it holds is on its way to `log`."""
 
     log: EventLog
@@ -20,10 +20,10 @@ class Source(Protocol):
 
 
 # Those of this process, for `waiting`; those that are gone drop out by themselves.
-_sources: weakref.WeakSet[Source] = weakref.WeakSet()
+_sources: weakref.WeakSet[PendingEvents] = weakref.WeakSet()
 
 
-def register(source: Source) -> None:
+def register(source: PendingEvents) -> None:
     """Makes what waits in this outbox known to `waiting`, for as long as it lives."""
     _sources.add(source)
 

@@ -15,7 +15,7 @@ RETRY_MOST_S = 2.0
 _log = structlog.get_logger(__name__)
 
 
-class Pump:
+class WorkerLoop:
     """Calls `step` until it answers False (nothing to do), then waits for `wake`; `idle` is set meanwhile.
 
     A step that raises is called again, after rests that double from `retry_first_s` to RETRY_MOST_S seconds.

@@ -13,7 +13,15 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ign
 
 from services.platform.config import Settings
 from services.platform.events import log
-from services.platform.kafka.records import DEAD, REQUEST_S, Complaints, Place, client_settings, topic_of, unavailable
+from services.platform.kafka.records import (
+    DEAD,
+    REQUEST_S,
+    PartitionKey,
+    RateLimitedErrors,
+    client_settings,
+    topic_of,
+    unavailable,
+)
 
 # A broker that runs answers in milliseconds, one that starts in seconds.
 OPEN_S = 10.0
@@ -49,7 +57,7 @@ class KafkaAdmin:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client = AdminClient(client_settings(settings) | {"error_cb": Complaints("admin")})
+        self._client = AdminClient(client_settings(settings) | {"error_cb": RateLimitedErrors("admin")})
         self._known: set[str] = set()
         self._partitions: dict[str, int] = {}
 
@@ -74,7 +82,7 @@ class KafkaAdmin:
                     raise unavailable(f"Kafka could not make the topic {topic}", error) from error
             self._known.add(topic)
 
-    async def places(self, names: Sequence[str]) -> list[Place]:
+    async def places(self, names: Sequence[str]) -> list[PartitionKey]:
         """All partitions of these events' topics, which are made where there are none."""
         await self.ensure(names)
         topics = sorted({topic_of(self._settings.namespace, name) for name in names})
@@ -93,9 +101,9 @@ class KafkaAdmin:
                 await asyncio.sleep(_SETTLE_AGAIN_S)
         return [(topic, number) for topic in topics for number in range(self._partitions[topic])]
 
-    async def offsets(self, places: Sequence[Place], where: Any) -> dict[Place, int]:
+    async def offsets(self, places: Sequence[PartitionKey], where: Any) -> dict[PartitionKey, int]:
         """Of each partition EARLIEST (its oldest event), LATEST (behind its newest) or the first `at_time`; LATEST where none is."""
-        found: dict[Place, int] = {}
+        found: dict[PartitionKey, int] = {}
         missing, give_up = list(places), time.monotonic() + SETTLE_S
         while missing:
             asked = {TopicPartition(*place): where for place in missing}
@@ -117,7 +125,7 @@ class KafkaAdmin:
         found = await self._answer(self._client.list_consumer_groups(request_timeout=REQUEST_S))
         return sorted(g.group_id.removeprefix(begin) for g in found.valid if g.group_id.startswith(begin))
 
-    async def committed(self, group: str, places: Sequence[Place] | None = None) -> dict[Place, int]:
+    async def committed(self, group: str, places: Sequence[PartitionKey] | None = None) -> dict[PartitionKey, int]:
         """Where the group stands: of each partition (of all that it has, where none are named) the next event; without those that
         it never committed."""
         if places is not None and not places:
@@ -127,7 +135,7 @@ class KafkaAdmin:
         answer = await self._answer(future)
         return {(p.topic, p.partition): p.offset for p in answer.topic_partitions if p.offset >= 0}
 
-    async def move(self, group: str, targets: Mapping[Place, int]) -> bool:
+    async def move(self, group: str, targets: Mapping[PartitionKey, int]) -> bool:
         """Commits places for a group; False, and nothing done, where it has members: they must be told."""
         if not targets:
             return True

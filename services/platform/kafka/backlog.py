@@ -12,20 +12,20 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from services.platform.events.log import Delivered
-from services.platform.kafka.records import Place
+from services.platform.events.log import ConsumedEvent
+from services.platform.kafka.records import PartitionKey
 
 
 class Entry(NamedTuple):
     """A message: where it stands, and the event in it; None where it is one that the group passes over."""
 
-    place: Place
+    place: PartitionKey
     offset: int
-    event: Delivered | None
+    event: ConsumedEvent | None
     epoch: int
 
 
-class Standing(NamedTuple):
+class PartitionProgress(NamedTuple):
     """How a partition stands here: the next offset to apply and to fetch, how many events lie between, when the oldest was appended."""
 
     position: int
@@ -43,16 +43,16 @@ class Backlog:
         self._entries: deque[Entry] = deque()
         self._at_hand: Sequence[Entry] = ()
         self._count = itertools.count(1)
-        self._epochs: dict[Place, int] = {}
+        self._epochs: dict[PartitionKey, int] = {}
         # The next offset to apply, and to fetch, of partitions where one is known.
-        self._positions: dict[Place, int] = {}
-        self._fetched: dict[Place, int] = {}
-        self._committed: dict[Place, int] = {}
-        self._leaving: set[Place] = set()
+        self._positions: dict[PartitionKey, int] = {}
+        self._fetched: dict[PartitionKey, int] = {}
+        self._committed: dict[PartitionKey, int] = {}
+        self._leaving: set[PartitionKey] = set()
 
     # For the thread that fetches.
 
-    def hold(self, places: Iterable[Place], positions: Mapping[Place, int] | None = None) -> None:
+    def hold(self, places: Iterable[PartitionKey], positions: Mapping[PartitionKey, int] | None = None) -> None:
         """These partitions are ours from now on; `positions` where they begin, as far as that is known."""
         with self._changed:
             for place in places:
@@ -61,12 +61,12 @@ class Backlog:
                 if positions is not None and place in positions:
                     self._positions[place] = self._fetched[place] = positions[place]
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[PartitionKey]:
         """The partitions that are held here."""
         with self._changed:
             return list(self._epochs)
 
-    def put(self, messages: Iterable[tuple[Place, int, Delivered | None]]) -> None:
+    def put(self, messages: Iterable[tuple[PartitionKey, int, ConsumedEvent | None]]) -> None:
         """What was fetched, in order."""
         with self._changed:
             for place, offset, event in messages:
@@ -87,7 +87,7 @@ class Backlog:
         with self._changed:
             return self._changed.wait_for(lambda: len(self._entries) <= self._room_for // 2, at_most_s)
 
-    def release(self, places: Collection[Place], at_most_s: float) -> dict[Place, int]:
+    def release(self, places: Collection[PartitionKey], at_most_s: float) -> dict[PartitionKey, int]:
         """Gives partitions up, once those of their events that are at hand are applied or put back, or the time has passed.
 
         Returns what is to be committed for them.
@@ -103,7 +103,7 @@ class Backlog:
                 self._forget(place)
             return changed
 
-    def seek(self, targets: Mapping[Place, int]) -> dict[Place, int]:
+    def seek(self, targets: Mapping[PartitionKey, int]) -> dict[PartitionKey, int]:
         """Goes on at these offsets, in those partitions that are held here: returns them. What is at hand counts no more."""
         with self._changed:
             mine = {place: offset for place, offset in targets.items() if place in self._epochs}
@@ -113,14 +113,14 @@ class Backlog:
                 self._positions[place] = self._fetched[place] = offset
             return mine
 
-    def uncommitted(self) -> dict[Place, int]:
+    def uncommitted(self) -> dict[PartitionKey, int]:
         """Positions that changed since they were last returned here; `not_committed` takes them back."""
         with self._changed:
             changed = self._uncommitted()
             self._committed |= changed
             return changed
 
-    def not_committed(self, places: Iterable[Place]) -> None:
+    def not_committed(self, places: Iterable[PartitionKey]) -> None:
         """Their positions are to be committed again."""
         with self._changed:
             for place in places:
@@ -163,11 +163,11 @@ class Backlog:
         with self._changed:
             return any(entry.place in self._leaving for entry in self._at_hand)
 
-    def standings(self) -> dict[Place, Standing]:
+    def standings(self) -> dict[PartitionKey, PartitionProgress]:
         """How the partitions stand that are held here and whose place is known."""
         with self._changed:
             found = {
-                place: Standing(self._positions[place], self._fetched[place], 0, None)
+                place: PartitionProgress(self._positions[place], self._fetched[place], 0, None)
                 for place in self._epochs
                 if place in self._positions
             }
@@ -179,15 +179,15 @@ class Backlog:
                 found[entry.place] = known._replace(events=known.events + 1, oldest_ms=oldest)
             return found
 
-    def _drop(self, places: Collection[Place]) -> None:
+    def _drop(self, places: Collection[PartitionKey]) -> None:
         self._entries = deque(entry for entry in self._entries if entry.place not in places)
         self._changed.notify_all()
 
-    def _forget(self, place: Place) -> None:
+    def _forget(self, place: PartitionKey) -> None:
         for known in (self._epochs, self._positions, self._fetched, self._committed):
             known.pop(place, None)
 
-    def _uncommitted(self) -> dict[Place, int]:
+    def _uncommitted(self) -> dict[PartitionKey, int]:
         return {
             place: position
             for place, position in self._positions.items()

@@ -10,13 +10,13 @@ import structlog
 from confluent_kafka import KafkaException
 
 from services.platform.events import log as event_log
-from services.platform.events.batch_retry import apply_or_bury
-from services.platform.events.log import Apply, Consumer, Delivered, Lag
-from services.platform.events.worker_loop import Pump
+from services.platform.events.batch_retry import apply_with_dead_letters
+from services.platform.events.log import Apply, ConsumedEvent, Consumer, Lag
+from services.platform.events.worker_loop import WorkerLoop
 from services.platform.kafka.admin import EARLIEST, LATEST, at_time
 from services.platform.kafka.backlog import Backlog
-from services.platform.kafka.fetcher import Fetching
-from services.platform.kafka.records import Place, topic_of, unavailable
+from services.platform.kafka.fetcher import Fetcher
+from services.platform.kafka.records import PartitionKey, topic_of, unavailable
 from services.platform.kafka.scan import scan
 
 if TYPE_CHECKING:
@@ -31,23 +31,23 @@ _log = structlog.get_logger(__name__)
 
 
 class KafkaConsumer(Consumer):
-    """The Consumer port. One task applies; the thread of a `Fetching` brings events and commits."""
+    """The Consumer port. One task applies; the thread of a `Fetcher` brings events and commits."""
 
     def __init__(
-        self, log: KafkaLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, everywhere: bool
+        self, log: KafkaLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, broadcast: bool
     ) -> None:
         self.group = group
-        self.pump = Pump(f"consumer-{group}", self._step, log.retry_first_s)
+        self.pump = WorkerLoop(f"consumer-{group}", self._step, log.retry_first_s)
         self.backlog = Backlog(max(max_batch * BATCHES_AHEAD, MIN_AHEAD))
         self._log = log
         self._name = f"{log.settings.namespace}.{group}"
         self._topics = list(topics)
         self._apply = apply
         self._max_batch = max_batch
-        self._everywhere = everywhere
-        # Of an `everywhere` consumer that does not run: where it goes on.
-        self._places: dict[Place, int] = {}
-        self._fetching: Fetching | None = None
+        self._everywhere = broadcast
+        # Of an `broadcast` consumer that does not run: where it goes on.
+        self._places: dict[PartitionKey, int] = {}
+        self._fetching: Fetcher | None = None
         self._paused = False
 
     async def start(self) -> None:
@@ -65,7 +65,7 @@ class KafkaConsumer(Consumer):
             raise
         settings, wanted = self._log.settings, frozenset(self._topics)
         topics = sorted({topic_of(settings.namespace, name) for name in self._topics})
-        self._fetching = Fetching(settings, self._name, topics, wanted, self.backlog, self.pump.wake, begin)
+        self._fetching = Fetcher(settings, self._name, topics, wanted, self.backlog, self.pump.wake, begin)
         self.pump.start()
 
     async def stop(self) -> None:
@@ -91,7 +91,7 @@ class KafkaConsumer(Consumer):
         begins = await self._begins(places)
         mine = self.backlog.standings() if self._fetching is not None else {}
         count, oldest = 0, None
-        unseen: dict[Place, int] = {}
+        unseen: dict[PartitionKey, int] = {}
         for place, end in ends.items():
             known = mine.get(place)
             if known is not None:
@@ -127,7 +127,7 @@ class KafkaConsumer(Consumer):
         else:
             await self._log.move(self.group, targets)
 
-    async def go_to(self, targets: Mapping[Place, int]) -> None:
+    async def go_to(self, targets: Mapping[PartitionKey, int]) -> None:
         """Goes on at these offsets, in the partitions that are held here. UNAVAILABLE where none come to be held for long."""
         fetching = self._fetching
         if fetching is None:
@@ -141,11 +141,11 @@ class KafkaConsumer(Consumer):
         except KafkaException as error:
             raise unavailable(f"group {self.group} could not be moved", error) from error
 
-    async def _beginning(self) -> dict[Place, int]:
+    async def _beginning(self) -> dict[PartitionKey, int]:
         places = await self._log.admin.places(self._topics)
         return {**await self._log.admin.offsets(places, LATEST), **self._places}
 
-    async def _begins(self, places: Sequence[Place]) -> dict[Place, int]:
+    async def _begins(self, places: Sequence[PartitionKey]) -> dict[PartitionKey, int]:
         """Where the group, or this consumer, stands as far as anybody told; what is past retention is not waited for."""
         if self._everywhere:
             return await self._beginning()
@@ -163,12 +163,12 @@ class KafkaConsumer(Consumer):
         events = [entry.event for entry in entries if entry.event is not None]
         sources = {id(entry.event): entry.place for entry in entries}
 
-        async def bury(event: Delivered, error: BaseException) -> None:
-            await self._log.dead.bury(self.group, sources[id(event)], event, error)
+        async def dead_letter(event: ConsumedEvent, error: BaseException) -> None:
+            await self._log.dead.dead_letter(self.group, sources[id(event)], event, error)
 
         try:
             if events:
-                await apply_or_bury(self.group, events, self._apply, self._rest, bury)
+                await apply_with_dead_letters(self.group, events, self._apply, self._rest, dead_letter)
         except BaseException:
             self.backlog.put_back()
             raise

@@ -9,7 +9,7 @@ from confluent_kafka import Message
 
 from services.platform.config import Settings
 from services.platform.events import log
-from services.platform.events.log import DeadLetter, Delivered, Record
+from services.platform.events.log import ConsumedEvent, DeadLetter, Record
 from services.platform.kafka.admin import EARLIEST, KafkaAdmin
 from services.platform.kafka.producer import KafkaProducer, Outgoing
 from services.platform.kafka.records import DEAD, headers_of, plain_headers, topic_of
@@ -32,7 +32,9 @@ class DeadLetters:
         self._clock_ms = clock_ms
         self._topic = topic_of(settings.namespace, DEAD)
 
-    async def bury(self, group: str, source: tuple[str, int], event: Delivered, error: BaseException) -> None:
+    async def dead_letter(
+        self, group: str, source: tuple[str, int], event: ConsumedEvent, error: BaseException
+    ) -> None:
         """Keeps an event of a partition, and why the group gave up. Errors as KafkaProducer.send."""
         reason = repr(error)[:MAX_REASON_CHARS]
         topic, partition = source
@@ -78,7 +80,7 @@ class DeadLetters:
 
 
 def _letter(message: Message, headers: dict[str, str]) -> DeadLetter:
-    event = Delivered(
+    event = ConsumedEvent(
         int(headers[_OFFSET]),
         int(headers[_APPENDED]),
         headers["type"],

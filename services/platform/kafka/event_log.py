@@ -14,14 +14,14 @@ import structlog
 
 from services.platform.config import Settings
 from services.platform.events import log as event_log
-from services.platform.events.log import Apply, DeadLetter, Delivered, EventLog, Record
+from services.platform.events.log import Apply, ConsumedEvent, DeadLetter, EventLog, Record
 from services.platform.events.worker_loop import RETRY_FIRST_S
 from services.platform.ids.snowflake import wall_clock_ms
 from services.platform.kafka.admin import LATEST, KafkaAdmin, at_time
 from services.platform.kafka.consumer import KafkaConsumer
 from services.platform.kafka.dead_letters import DeadLetters
 from services.platform.kafka.producer import KafkaProducer
-from services.platform.kafka.records import DEAD, Place, entities
+from services.platform.kafka.records import DEAD, PartitionKey, entities
 
 # How members of a group learn that it was moved: an event for every process. No entity has this name.
 MOVED = "log.moved"
@@ -67,9 +67,9 @@ class KafkaLog(EventLog):
         topics: Sequence[str],
         apply: Apply,
         max_batch: int = event_log.DEFAULT_BATCH,
-        everywhere: bool = False,
+        broadcast: bool = False,
     ) -> KafkaConsumer:
-        return KafkaConsumer(self, group, topics, apply, event_log.check_batch(max_batch), everywhere)
+        return KafkaConsumer(self, group, topics, apply, event_log.check_batch(max_batch), broadcast)
 
     async def dead_letters(self, group: str) -> list[DeadLetter]:
         return await self.dead.of_group(group)
@@ -94,12 +94,12 @@ class KafkaLog(EventLog):
         ends = await self.admin.offsets(stands, LATEST)
         return sum(ends[place] - offset for place, offset in targets.items())
 
-    async def move(self, group: str, targets: Mapping[Place, int]) -> None:
+    async def move(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
         """Moves a group that has no consumer here: where it has members elsewhere, they are told."""
         if not await self.admin.move(f"{self.settings.namespace}.{group}", targets):
             await self.tell(group, targets)
 
-    async def tell(self, group: str, targets: Mapping[Place, int]) -> None:
+    async def tell(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
         """Tells the group's members in all other processes to go on at these offsets."""
         said = {"group": group, "by": self._self, "places": [[*place, offset] for place, offset in targets.items()]}
         await self.append([Record(MOVED, 0, 0, orjson.dumps(said))])
@@ -107,10 +107,10 @@ class KafkaLog(EventLog):
     async def listen(self) -> None:
         """Begins to hear what others `tell`."""
         if self._listener is None:
-            self._listener = self.consumer("moves", [MOVED], self._hear, everywhere=True)
+            self._listener = self.consumer("moves", [MOVED], self._hear, broadcast=True)
             await self._listener.start()
 
-    async def _hear(self, events: Sequence[Delivered]) -> None:
+    async def _hear(self, events: Sequence[ConsumedEvent]) -> None:
         for event in events:
             said = orjson.loads(event.payload)
             consumer = self.running.get(said["group"])

@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from services.platform.config import Settings
 from services.platform.events.worker_loop import RETRY_MOST_S
 from services.platform.kafka.backlog import Backlog
-from services.platform.kafka.records import Complaints, Place, client_settings, delivered
+from services.platform.kafka.records import PartitionKey, RateLimitedErrors, client_settings, delivered
 
 # A member that says nothing for so long is given up by the group, and its partitions go to the others.
 SESSION_S = 10.0
@@ -43,7 +43,7 @@ _log = structlog.get_logger(__name__)
 Work = Callable[[Client], None]
 
 
-class Fetching:
+class Fetcher:
     """Fills a backlog, commits what is applied, follows the group's changes. `wake` is called on the loop when there is something new.
 
     With `begin` the partitions are taken by hand, outside of any group, and nothing is committed.
@@ -57,7 +57,7 @@ class Fetching:
         wanted: frozenset[str],
         backlog: Backlog,
         wake: Callable[[], None],
-        begin: Mapping[Place, int] | None = None,
+        begin: Mapping[PartitionKey, int] | None = None,
     ) -> None:
         self.has_partitions = asyncio.Event()
         self._group = group
@@ -66,7 +66,7 @@ class Fetching:
         self._backlog = backlog
         self._wake = wake
         self._begin = begin
-        self._complain = Complaints(group)
+        self._complain = RateLimitedErrors(group)
         self._config: dict[str, Any] = client_settings(settings) | {
             "group.id": group,
             "enable.auto.commit": False,
@@ -104,7 +104,7 @@ class Fetching:
         except TimeoutError:
             _log.warning("kafka consumer did not stop", group=self._group)
 
-    async def seek(self, targets: Mapping[Place, int]) -> None:
+    async def seek(self, targets: Mapping[PartitionKey, int]) -> None:
         """Goes on at these offsets in the partitions that are held here. UNAVAILABLE-like KafkaException where Kafka refuses."""
 
         def work(client: Client) -> None:

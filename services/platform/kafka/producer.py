@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from services.platform.config import Settings
 from services.platform.events.log import Record
-from services.platform.kafka.records import Complaints, client_settings, headers_of, topic_of, unavailable
+from services.platform.kafka.records import RateLimitedErrors, client_settings, headers_of, topic_of, unavailable
 
 # An event that is not delivered by then is given up; its outbox keeps it.
 DELIVER_WITHIN_S = 5.0
@@ -73,7 +73,7 @@ class KafkaProducer:
         self._namespace = settings.namespace
         self._clock_ms = clock_ms
         self._loop = asyncio.get_running_loop()
-        self._complain = Complaints("producer")
+        self._complain = RateLimitedErrors("producer")
         self._config: dict[str, Any] = client_settings(settings) | {
             "enable.idempotence": True,
             "acks": "all",

@@ -11,11 +11,11 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from roost.event.v1 import event_pb2
 
 from services.platform.config import Settings
-from services.platform.events.log import Delivered, Record
+from services.platform.events.log import ConsumedEvent, Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-Place = tuple[str, int]
+PartitionKey = tuple[str, int]
 """A partition: Kafka's topic and the partition's number."""
 
 # Above what any command or start-up would wait for; ordinary requests take milliseconds.
@@ -47,7 +47,7 @@ def client_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-class Complaints:
+class RateLimitedErrors:
     """What a client says of its brokers, for the log: the same again only every SAY_EACH_S, for in an outage it repeats itself."""
 
     def __init__(self, client: str) -> None:
@@ -76,7 +76,7 @@ def headers_of(record: Record) -> list[tuple[str, str | bytes | None]]:
     return [(TYPE, record.topic), (ID, str(record.event_id)), (TRACE, record.traceparent)]
 
 
-def delivered(message: Message, wanted: frozenset[str] | None = None) -> Delivered | None:
+def delivered(message: Message, wanted: frozenset[str] | None = None) -> ConsumedEvent | None:
     """The event; None where its name is not wanted, or where it was not appended by us."""
     headers = plain_headers(message)
     name = headers.get(TYPE, "")
@@ -87,7 +87,7 @@ def delivered(message: Message, wanted: frozenset[str] | None = None) -> Deliver
     except (KeyError, ValueError):
         return None
     offset, appended_ms = message.offset() or 0, message.timestamp()[1]
-    return Delivered(offset, appended_ms, name, key, event_id, message.value() or b"", headers.get(TRACE, ""))
+    return ConsumedEvent(offset, appended_ms, name, key, event_id, message.value() or b"", headers.get(TRACE, ""))
 
 
 def plain_headers(message: Message) -> dict[str, str]:

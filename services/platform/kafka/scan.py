@@ -9,7 +9,7 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from services.platform.config import Settings
-from services.platform.kafka.records import Place, client_settings, unavailable
+from services.platform.kafka.records import PartitionKey, client_settings, unavailable
 
 # Without a message or an end for so long the brokers are taken for gone.
 SILENCE_S = 5.0
@@ -17,7 +17,7 @@ _POLL_S = 0.2
 _LOT = 500
 
 
-def scan(settings: Settings, begin: Mapping[Place, int], each: int | None = None) -> Iterator[Message]:
+def scan(settings: Settings, begin: Mapping[PartitionKey, int], each: int | None = None) -> Iterator[Message]:
     """Reads every partition from its offset to its end, or at most `each` messages of it. Blocks: for a thread.
 
     In order within a partition. Raises UNAVAILABLE where the brokers fall silent.
@@ -36,7 +36,7 @@ def scan(settings: Settings, begin: Mapping[Place, int], each: int | None = None
     )
     try:
         client.assign([TopicPartition(*place, offset) for place, offset in begin.items()])
-        left: dict[Place, int | None] = dict.fromkeys(begin, each)
+        left: dict[PartitionKey, int | None] = dict.fromkeys(begin, each)
         heard = time.monotonic()
         while left:
             for message in client.consume(_LOT, _POLL_S):
@@ -48,7 +48,7 @@ def scan(settings: Settings, begin: Mapping[Place, int], each: int | None = None
         client.close()
 
 
-def _counted(message: Message, left: dict[Place, int | None]) -> Iterator[Message]:
+def _counted(message: Message, left: dict[PartitionKey, int | None]) -> Iterator[Message]:
     topic, partition = message.topic(), message.partition()
     place = (topic or "", -1 if partition is None else partition)
     error = message.error()

@@ -17,10 +17,10 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
 from services.platform.config import Settings
-from services.platform.redis.connection import Endpoint, Pipe, ReplyError, connect, unreachable
+from services.platform.redis.connection import Endpoint, RedisConnection, ReplyError, connect, unreachable
 from services.platform.redis.node_pool import Node
 from services.platform.redis.server_checks import check
-from services.platform.redis.url import Places
+from services.platform.redis.url import RedisTopology
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
@@ -39,7 +39,7 @@ _log = structlog.get_logger(__name__)
 class Redis:
     """The connections of one process to its Redis, be it a server, a master under Sentinels or a Cluster."""
 
-    def __init__(self, places: Places, client: Client | RedisCluster, timeout_s: float) -> None:
+    def __init__(self, places: RedisTopology, client: Client | RedisCluster, timeout_s: float) -> None:
         self.client = client
         self.timeout_s = timeout_s
         self._places = places
@@ -54,7 +54,7 @@ class Redis:
     @classmethod
     async def open(cls, settings: Settings) -> Self:
         """UNAVAILABLE, naming the server, where it cannot be reached; FAILED_PRECONDITION where its settings would make us wrong."""
-        places = Places.parse(settings.redis)
+        places = RedisTopology.parse(settings.redis)
         redis = cls(places, places.client(settings.redis_timeout_s), settings.redis_timeout_s)
         try:
             await redis._start()
@@ -120,7 +120,7 @@ class Redis:
         if self._sentinel is not None:
             self._watching = asyncio.create_task(self._watch(), name="redis-sentinels")
 
-    async def _to_master(self) -> Pipe:
+    async def _to_master(self) -> RedisConnection:
         if self._sentinel is None:
             return await connect(self._places.server, self.timeout_s)
         return await connect(self._places.at(*await self._ask_sentinels()), self.timeout_s)
@@ -164,7 +164,7 @@ class Redis:
             self._nodes[host, port] = known
         return known
 
-    async def _to_node(self, endpoint: Endpoint) -> Pipe:
+    async def _to_node(self, endpoint: Endpoint) -> RedisConnection:
         try:
             return await connect(endpoint, self.timeout_s)
         except errors.RoostError:

@@ -38,19 +38,19 @@ class Endpoint:
     tls: bool = False
 
 
-class Pipe(asyncio.Protocol):
+class RedisConnection(asyncio.Protocol):
     """One connection. Lost for good once it fails: UNAVAILABLE to all who wait, and to whoever asks later.
 
-    `silence_s`: a server that owes replies and says nothing for so long is given up.
+    `read_timeout_s`: a server that owes replies and says nothing for so long is given up.
     """
 
-    def __init__(self, silence_s: float) -> None:
+    def __init__(self, read_timeout_s: float) -> None:
         self.lost = False
         # Called where the server fell silent: other connections to it will fare no better.
         self.on_silence: Callable[[], None] | None = None
         self.run_id = ""
         self.role = ""
-        self._silence_s = silence_s
+        self._silence_s = read_timeout_s
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: asyncio.Transport | None = None
@@ -70,7 +70,7 @@ class Pipe(asyncio.Protocol):
         if not self._owed:
             self._heard = self._loop.time()
             if self._timer is None:
-                self._timer = self._loop.call_later(self._silence_s, self._look)
+                self._timer = self._loop.call_later(self._silence_s, self._check_timeout)
         self._owed += replies
         self._waiting.append((future, replies))
         self._transport.write(payload)
@@ -107,16 +107,16 @@ class Pipe(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
 
-    def _look(self, again: bool = False) -> None:
+    def _check_timeout(self, again: bool = False) -> None:
         self._timer = None
         if not self._owed:
             return
         due = self._heard + self._silence_s
         if self._loop.time() < due:
-            self._timer = self._loop.call_at(due, self._look)
+            self._timer = self._loop.call_at(due, self._check_timeout)
         elif not again:
             # Perhaps it was we who slept: what has come meanwhile is read first.
-            self._timer = self._loop.call_later(0, self._look, True)
+            self._timer = self._loop.call_later(0, self._check_timeout, True)
         else:
             self.abort()
             if self.on_silence is not None:
@@ -136,19 +136,19 @@ class Pipe(asyncio.Protocol):
                 future.exception()
 
 
-async def connect(endpoint: Endpoint, silence_s: float) -> Pipe:
-    """A connection that is signed in, at its database, and knows its server. UNAVAILABLE where that takes longer than `silence_s`;
+async def connect(endpoint: Endpoint, read_timeout_s: float) -> RedisConnection:
+    """A connection that is signed in, at its database, and knows its server. UNAVAILABLE where that takes longer than `read_timeout_s`;
     FAILED_PRECONDITION where the server does not let us in."""
     loop = asyncio.get_running_loop()
-    pipe: Pipe | None = None
+    pipe: RedisConnection | None = None
     try:
-        async with asyncio.timeout(silence_s):
+        async with asyncio.timeout(read_timeout_s):
             context = ssl.create_default_context() if endpoint.tls else None
             if endpoint.path:
-                _, pipe = await loop.create_unix_connection(lambda: Pipe(silence_s), endpoint.path)
+                _, pipe = await loop.create_unix_connection(lambda: RedisConnection(read_timeout_s), endpoint.path)
             else:
                 _, pipe = await loop.create_connection(
-                    lambda: Pipe(silence_s), endpoint.host, endpoint.port, ssl=context
+                    lambda: RedisConnection(read_timeout_s), endpoint.host, endpoint.port, ssl=context
                 )
         # Bounded by the connection itself, which tells a silent server from a busy process.
         await _sign_in(pipe, endpoint)
@@ -163,7 +163,7 @@ async def connect(endpoint: Endpoint, silence_s: float) -> Pipe:
     return pipe
 
 
-async def _sign_in(pipe: Pipe, endpoint: Endpoint) -> None:
+async def _sign_in(pipe: RedisConnection, endpoint: Endpoint) -> None:
     commands: list[Sequence[str | bytes | int]] = []
     if endpoint.password:
         user = (endpoint.username,) if endpoint.username else ()

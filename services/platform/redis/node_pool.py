@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from services.platform.redis.connection import Pipe, unreachable
+from services.platform.redis.connection import RedisConnection, unreachable
 from services.platform.rpc import errors
 
 # A server that could not be reached, or fell silent, is tried again only after this, and by one connection that nobody waits for:
@@ -17,24 +17,24 @@ LENT_AT_ONCE = 32
 # Kept open between two of them.
 IDLE_KEPT = 8
 
-Connect = Callable[[], Awaitable[Pipe]]
+Connect = Callable[[], Awaitable[RedisConnection]]
 
 
-class Lane:
+class SharedConnection:
     """One shared connection, made when it is needed and again when it was lost."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
-        self._pipe: Pipe | None = None
-        self._connecting: asyncio.Task[Pipe] | None = None
+        self._pipe: RedisConnection | None = None
+        self._connecting: asyncio.Task[RedisConnection] | None = None
 
     @property
-    def live(self) -> Pipe | None:
+    def live(self) -> RedisConnection | None:
         """The connection, where it stands: a call saved."""
         pipe = self._pipe
         return None if pipe is None or pipe.lost else pipe
 
-    async def pipe(self) -> Pipe:
+    async def pipe(self) -> RedisConnection:
         """The connection. UNAVAILABLE where none can be had."""
         if (pipe := self.live) is not None:
             return pipe
@@ -58,11 +58,11 @@ class Lane:
         if self._pipe is not None:
             self._pipe.abort()
 
-    async def _open(self) -> Pipe:
+    async def _open(self) -> RedisConnection:
         self._pipe = await self._connect()
         return self._pipe
 
-    def _connected(self, task: asyncio.Task[Pipe]) -> None:
+    def _connected(self, task: asyncio.Task[RedisConnection]) -> None:
         self._connecting = None
         if not task.cancelled():
             # Fetched here: all who waited may have gone.
@@ -80,20 +80,20 @@ class Node:
         # Closed while this is None; then everybody is refused, until a probe gets through.
         self._broken_until: float | None = None
         self._probe: asyncio.Task[None] | None = None
-        self._reads, self._writes = Lane(self._connect), Lane(self._connect)
-        self._idle: list[Pipe] = []
+        self._reads, self._writes = SharedConnection(self._connect), SharedConnection(self._connect)
+        self._idle: list[RedisConnection] = []
         self._slots = asyncio.Semaphore(LENT_AT_ONCE)
 
-    async def reads(self) -> Pipe:
+    async def reads(self) -> RedisConnection:
         """The shared connection of short commands. UNAVAILABLE where none can be had."""
         return self._reads.live or await self._reads.pipe()
 
-    async def writes(self) -> Pipe:
+    async def writes(self) -> RedisConnection:
         """The shared connection of long rows of commands. UNAVAILABLE where none can be had."""
         return self._writes.live or await self._writes.pipe()
 
     @asynccontextmanager
-    async def own(self) -> AsyncIterator[Pipe]:
+    async def own(self) -> AsyncIterator[RedisConnection]:
         """A connection that nobody else uses meanwhile. Leave it with no key watched; where the body raises, it is given up."""
         async with self._slots:
             pipe = await self._lent()
@@ -117,14 +117,14 @@ class Node:
         if self._probe is not None:
             self._probe.cancel()
 
-    async def _lent(self) -> Pipe:
+    async def _lent(self) -> RedisConnection:
         while self._idle:
             pipe = self._idle.pop()
             if not pipe.lost:
                 return pipe
         return await self._connect()
 
-    async def _connect(self) -> Pipe:
+    async def _connect(self) -> RedisConnection:
         if self._broken_until is None:
             try:
                 return await self._dialled()
@@ -136,7 +136,7 @@ class Node:
             self._probe.add_done_callback(self._probe_ended)
         raise unreachable()
 
-    async def _dialled(self) -> Pipe:
+    async def _dialled(self) -> RedisConnection:
         pipe = await self._dial()
         if pipe.role != "master":
             # It was one a moment ago: the new one will be found.

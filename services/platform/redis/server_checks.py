@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from services.platform.redis.connection import Pipe, ReplyError, command, field_of
+from services.platform.redis.connection import RedisConnection, ReplyError, command, field_of
 from services.platform.rpc import errors
 
 # LPUSHX of several ids, SET with NX and PX, and EXEC that fails on keys that expired under WATCH.
@@ -17,7 +17,7 @@ BLIND_POLICIES = ("allkeys-random", "volatile-random")
 _log = structlog.get_logger(__name__)
 
 
-async def check(pipe: Pipe, name: str) -> None:
+async def check(pipe: RedisConnection, name: str) -> None:
     """FAILED_PRECONDITION, saying what to set, where the server would make us wrong; a warning where it only makes us slow."""
     info, save = await pipe.ask(command("INFO") + command("CONFIG", "GET", "save"), 2)
     if isinstance(info, ReplyError):

@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from services.platform.events.worker_loop import Pump
+from services.platform.events.worker_loop import WorkerLoop
 from services.platform.redis.client import Redis
-from services.platform.redis.connection import Pipe, ReplyError, command
+from services.platform.redis.connection import RedisConnection, ReplyError, command
 from services.platform.redis.node_pool import Node
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
 T = TypeVar("T")
-Say = Callable[[Sequence[int]], Awaitable[bool]]
+Publish = Callable[[Sequence[int]], Awaitable[bool]]
 """Says something of these ids; whether Redis took it all."""
 
 # Keys in one command: about 0.2 ms of the server, which answers nobody else meanwhile.
@@ -32,22 +32,22 @@ TAG_LETTERS = 10
 MAX_UNSAID = 100_000
 
 
-class SharedKeys:
+class SharedKeyClient:
     """What the kinds of shared keys have in common. `name` is for the log."""
 
     def __init__(self, redis: Redis, name: str) -> None:
         self._redis = redis
         # By what is to be said, the ids, each with how often it was said in vain.
-        self._unsaid: dict[Say, dict[int, int]] = {}
-        self._repeating = Pump(name, self._repeat)
+        self._pending: dict[Publish, dict[int, int]] = {}
+        self._repeating = WorkerLoop(name, self._repeat)
 
     async def close(self) -> None:
         """Says nothing more. What was not taken until then is found out by time."""
         await self._repeating.stop()
 
-    def _say_again(self, say: Say, ids: Iterable[int]) -> None:
+    def _say_again(self, say: Publish, ids: Iterable[int]) -> None:
         """Says it of these ids, too, as soon as Redis takes it."""
-        waiting = self._unsaid.setdefault(say, {})
+        waiting = self._pending.setdefault(say, {})
         for i in ids:
             if i in waiting or len(waiting) < MAX_UNSAID:
                 waiting[i] = waiting.get(i, 0) + 1
@@ -55,7 +55,7 @@ class SharedKeys:
         self._repeating.wake()
 
     async def _repeat(self) -> bool:
-        for say, waiting in self._unsaid.items():
+        for say, waiting in self._pending.items():
             some = dict(islice(waiting.items(), KEYS_AT_ONCE))
             if not some:
                 continue
@@ -78,7 +78,7 @@ class SharedKeys:
         await self._each(ids, read)
         return found
 
-    async def _values(self, pipe: Pipe, kind: str, ids: Sequence[int]) -> list[Any]:
+    async def _values(self, pipe: RedisConnection, kind: str, ids: Sequence[int]) -> list[Any]:
         """Of keys on one server, in their order."""
         keys = [key_of(kind, i, pipe) for i in ids]
         if self._redis.clustered:
@@ -105,7 +105,7 @@ class SharedKeys:
 
         return await self._within(run, False)
 
-    async def _answers(self, pipe: Pipe, commands: Sequence[bytes]) -> list[Any]:
+    async def _answers(self, pipe: RedisConnection, commands: Sequence[bytes]) -> list[Any]:
         """The replies; a refused command is Redis not answering."""
         replies = await pipe.ask(b"".join(commands), len(commands))
         for reply in replies:
@@ -121,7 +121,7 @@ class SharedKeys:
             return unknown
 
 
-def key_of(kind: str, of: int, pipe: Pipe) -> str:
+def key_of(kind: str, of: int, pipe: RedisConnection) -> str:
     """How a key is spelt on that server."""
     # In braces what decides on which node of a cluster it lies: the tag is that node's.
     return f"{kind}:{{{of}}}:{pipe.run_id[:TAG_LETTERS]}"

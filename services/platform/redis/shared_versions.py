@@ -17,9 +17,9 @@ from struct import Struct
 from typing import NamedTuple
 
 from services.platform.redis.client import Redis
-from services.platform.redis.connection import Pipe, ReplyError, command
+from services.platform.redis.connection import RedisConnection, ReplyError, command
 from services.platform.redis.node_pool import Node
-from services.platform.redis.shared_keys import SharedKeys, key_of
+from services.platform.redis.shared_keys import SharedKeyClient, key_of
 
 # Above any version: what it stands for is gone, and nothing comes after it.
 TOMBSTONE = 2**63 - 1
@@ -54,12 +54,12 @@ class SharedEntry(NamedTuple):
     data: bytes
 
 
-class SharedEntries(SharedKeys):
+class SharedVersions(SharedKeyClient):
     """Entries of users by id, and marks of relations, threads, tweets and authors."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, "shared-entries")
-        self._tells = {kind: partial(self._tell_again, kind) for kind in _MARK_TTLS_MS}
+        self._tells = {kind: partial(self._republish, kind) for kind in _MARK_TTLS_MS}
 
     async def users(self, ids: Sequence[int]) -> list[SharedEntry | None]:
         """What is known of each user, in order; None: ask the owner."""
@@ -123,7 +123,7 @@ class SharedEntries(SharedKeys):
         """As `change_relations`, of what users have posted."""
         return await self._change(_AUTHOR_MARK, user_ids, fresh)
 
-    async def _put_once(self, pipe: Pipe, key: str, version: int, value: bytes) -> bool:
+    async def _put_once(self, pipe: RedisConnection, key: str, version: int, value: bytes) -> bool:
         """False where somebody else changed it meanwhile."""
         _, held = await self._answers(pipe, [command("WATCH", key), command("GET", key)])
         known = _opened(held)
@@ -164,7 +164,7 @@ class SharedEntries(SharedKeys):
         self._say_again(self._tells[kind], of)
         return False
 
-    async def _tell_again(self, kind: str, of: Sequence[int]) -> bool:
+    async def _republish(self, kind: str, of: Sequence[int]) -> bool:
         # Another number than at first: who read under that one may have read before what changed since.
         return await self._tell(kind, of, random.getrandbits(MARK_BITS) + 1)
 

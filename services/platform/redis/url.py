@@ -36,7 +36,7 @@ _KINDS: dict[str, tuple[Kind, bool]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class RedisTopology:
     """What a URL says. `hosts` are the Sentinels or some nodes of the cluster; `server` is the one server, or how to get into any."""
 
     kind: Kind
@@ -45,7 +45,7 @@ class Places:
     server: Endpoint
 
     @classmethod
-    def parse(cls, url: str) -> Places:
+    def parse(cls, url: str) -> RedisTopology:
         """FAILED_PRECONDITION, in words and without the password, where it is no such URL."""
         try:
             return _parse(url)
@@ -93,7 +93,7 @@ class Places:
         return replace(self.server, host=host, port=port)
 
 
-def _parse(url: str) -> Places:
+def _parse(url: str) -> RedisTopology:
     parts = urlsplit(url)
     if parts.scheme not in _KINDS:
         raise ValueError(f"unknown scheme {parts.scheme!r}")
@@ -104,7 +104,7 @@ def _parse(url: str) -> Places:
     steps = [unquote(step) for step in parts.path.split("/") if step]
     if parts.scheme == "unix":
         db = parse_qs(parts.query).get("db", ["0"])[0]
-        return Places("single", (), "", replace(entry, path=unquote(parts.path), db=_number(db)))
+        return RedisTopology("single", (), "", replace(entry, path=unquote(parts.path), db=_number(db)))
     hosts = tuple(_host(text, SENTINEL_PORT if kind == "sentinel" else REDIS_PORT) for text in where.split(","))
     if kind == "single" and len(hosts) > 1:
         raise ValueError("several servers without +sentinel or +cluster")
@@ -114,7 +114,9 @@ def _parse(url: str) -> Places:
     if len(steps) > 1 or (kind == "cluster" and steps and _number(steps[0])):
         raise ValueError("the path after the servers")
     host, port = hosts[0]
-    return Places(kind, hosts, master, replace(entry, host=host, port=port, db=_number(steps[0]) if steps else 0))
+    return RedisTopology(
+        kind, hosts, master, replace(entry, host=host, port=port, db=_number(steps[0]) if steps else 0)
+    )
 
 
 def _host(text: str, port: int) -> tuple[str, int]:

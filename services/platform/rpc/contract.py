@@ -23,18 +23,18 @@ from services.platform.rpc.bounds import Bounds
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC. `path` is gRPC's name of it, `/roost.tweet.v1.TweetService/GetTweet`; `folder` the service that owns it, `tweet`."""
+    """One RPC. `path` is gRPC's name of it, `/roost.tweet.v1.TweetService/GetTweet`; `service_name` the service that owns it, `tweet`."""
 
     path: str
     service: str
-    folder: str
+    service_name: str
     name: str
     policy: options_pb2.MethodPolicy
     descriptor: MethodDescriptor
     request: type[Message]
     response: type[Message]
     # What services really pass: the response, or its twin.
-    passed: type[Message]
+    wire_response: type[Message]
     caller_only: tuple[str, ...]
     # Of the request's lists.
     bounds: Bounds
@@ -54,7 +54,7 @@ def field_policy(field: FieldDescriptor) -> options_pb2.FieldPolicy:
     return policy
 
 
-def twin_of(message: Descriptor) -> type[Message]:
+def wire_class_of(message: Descriptor) -> type[Message]:
     """The class that services pass for this message: its twin, or its own."""
     name = message.GetOptions().Extensions[options_pb2.twin]
     return message_class(descriptor_pool.Default().FindMessageTypeByName(name) if name else message)
@@ -81,7 +81,7 @@ def methods() -> Mapping[str, Method]:
 
 def called_by(name: str) -> frozenset[str]:
     """The folders of the services whose internal methods the contract opens to the service `name`."""
-    return frozenset(method.folder for method in methods().values() if name in method.policy.callers)
+    return frozenset(method.service_name for method in methods().values() if name in method.policy.callers)
 
 
 def _modules() -> list[str]:
@@ -98,13 +98,13 @@ def _method(descriptor: MethodDescriptor) -> Method:
     return Method(
         path=f"/{service.full_name}/{descriptor.name}",
         service=service.full_name,
-        folder=service.full_name.split(".")[1],
+        service_name=service.full_name.split(".")[1],
         name=descriptor.name,
         policy=policy,
         descriptor=descriptor,
         request=message_class(request),
         response=message_class(descriptor.output_type),
-        passed=twin_of(descriptor.output_type),
+        wire_response=wire_class_of(descriptor.output_type),
         caller_only=tuple(field.name for field in request.fields if field_policy(field).caller_only),
         bounds=Bounds(request),
     )

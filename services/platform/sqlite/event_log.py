@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.platform.events import log as event_log
-from services.platform.events.batch_retry import apply_or_bury
-from services.platform.events.log import Apply, Consumer, DeadLetter, Delivered, EventLog, Lag, Record
-from services.platform.events.worker_loop import RETRY_FIRST_S, Pump
+from services.platform.events.batch_retry import apply_with_dead_letters
+from services.platform.events.log import Apply, ConsumedEvent, Consumer, DeadLetter, EventLog, Lag, Record
+from services.platform.events.worker_loop import RETRY_FIRST_S, WorkerLoop
 from services.platform.ids.snowflake import wall_clock_ms
 from services.platform.sqlite.database import Database
 
@@ -63,7 +63,7 @@ class EmbeddedLog(EventLog):
         self.retry_first_s = retry_first_s
         self.running: dict[str, EmbeddedConsumer] = {}
         db.on_commit(self._wake)
-        self._sweeper = Pump("event-log-retention", self._sweep_all)
+        self._sweeper = WorkerLoop("event-log-retention", self._sweep_all)
         self._sweeper.start()
 
     @classmethod
@@ -84,13 +84,13 @@ class EmbeddedLog(EventLog):
         topics: Sequence[str],
         apply: Apply,
         max_batch: int = event_log.DEFAULT_BATCH,
-        everywhere: bool = False,
+        broadcast: bool = False,
     ) -> EmbeddedConsumer:
-        return EmbeddedConsumer(self, group, topics, apply, event_log.check_batch(max_batch), everywhere)
+        return EmbeddedConsumer(self, group, topics, apply, event_log.check_batch(max_batch), broadcast)
 
     async def dead_letters(self, group: str) -> list[DeadLetter]:
         rows = await self.db.read(lambda c: c.execute(_DEAD, (group, event_log.MAX_BATCH)).fetchall())
-        return [DeadLetter(reason, failed_ms, Delivered(*event)) for reason, failed_ms, *event in rows]
+        return [DeadLetter(reason, failed_ms, ConsumedEvent(*event)) for reason, failed_ms, *event in rows]
 
     async def redrive(self, group: str) -> int:
         def move(connection: sqlite3.Connection) -> int:
@@ -102,7 +102,7 @@ class EmbeddedLog(EventLog):
     async def sweep(self) -> int:
         """Deletes what is past retention and consumed by every group: returns how many events, at most SWEEP_ROWS."""
         # Consumers pass over other groups' topics without a write; here retention learns how far they are.
-        reached = [(group, c.position) for group, c in self.running.items() if c.position and not c.everywhere]
+        reached = [(group, c.position) for group, c in self.running.items() if c.position and not c.broadcast]
 
         def delete(connection: sqlite3.Connection) -> int:
             now = self.clock_ms()
@@ -134,10 +134,10 @@ class EmbeddedConsumer(Consumer):
     """The Consumer port: reads, applies, stores its offset, and sleeps until the next append."""
 
     def __init__(
-        self, log: EmbeddedLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, everywhere: bool
+        self, log: EmbeddedLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, broadcast: bool
     ) -> None:
-        self.everywhere = everywhere
-        self.pump = Pump(f"consumer-{group}", self._step, log.retry_first_s)
+        self.broadcast = broadcast
+        self.pump = WorkerLoop(f"consumer-{group}", self._step, log.retry_first_s)
         self._log = log
         self._group = group
         self._topics = json.dumps(list(topics))
@@ -145,7 +145,7 @@ class EmbeddedConsumer(Consumer):
         self._max_batch = max_batch
         # The last offset applied or passed over.
         self.position = 0
-        # Whether an `everywhere` consumer has a place already: it has none in the file.
+        # Whether an `broadcast` consumer has a place already: it has none in the file.
         self._placed = False
         # Counts seeks: a batch that was at hand during one must not store its offset over it.
         self._seeks = 0
@@ -194,13 +194,13 @@ class EmbeddedConsumer(Consumer):
             return False
         position, seeks = self.position, self._seeks
 
-        def fetch(connection: sqlite3.Connection) -> tuple[list[Delivered], int]:
+        def fetch(connection: sqlite3.Connection) -> tuple[list[ConsumedEvent], int]:
             rows = connection.execute(_FETCH, (position, self._topics, self._max_batch))
-            return [Delivered(*row) for row in rows], connection.execute(_HEAD).fetchone()[0]
+            return [ConsumedEvent(*row) for row in rows], connection.execute(_HEAD).fetchone()[0]
 
         batch, head = await self._log.db.read(fetch)
         if batch:
-            await apply_or_bury(self._group, batch, self._apply, self.pump.rest, self._bury)
+            await apply_with_dead_letters(self._group, batch, self._apply, self.pump.rest, self._bury)
         # A batch that is not full was all there is up to the head: other topics' events are passed over.
         full = len(batch) == self._max_batch
         reached = batch[-1].offset if full else head
@@ -210,17 +210,17 @@ class EmbeddedConsumer(Consumer):
             self.position = reached
         return full
 
-    async def _bury(self, event: Delivered, error: BaseException) -> None:
+    async def _bury(self, event: ConsumedEvent, error: BaseException) -> None:
         row = (self._group, event.offset, repr(error)[:MAX_REASON_CHARS], self._log.clock_ms())
         await self._log.db.write(lambda c: c.execute(_BURY, row), quiet=True)
 
     async def _load(self) -> int:
-        query, values = (_HEAD, ()) if self.everywhere else (_STORED, (self._group,))
+        query, values = (_HEAD, ()) if self.broadcast else (_STORED, (self._group,))
         (stored,) = await self._log.db.read(lambda c: c.execute(query, values).fetchone())
         return int(stored)
 
     async def _store(self, position: int) -> None:
-        if self.everywhere:
+        if self.broadcast:
             if not self._placed:
                 # Where the group was an ordinary one before, retention would wait for it for ever.
                 await self._log.db.write(lambda c: c.execute(_FORGET, (self._group,)), quiet=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from services.platform.events import outbox
 from services.platform.events.log import MAX_LAG_COUNTED, EventLog, Record
-from services.platform.events.worker_loop import Pump
+from services.platform.events.worker_loop import WorkerLoop
 from services.platform.sqlite.database import Database
 
 # Carried in one commit of the log, and what a crash at the wrong moment repeats.
@@ -44,7 +44,7 @@ class Relay:
         self.db = db
         self.log = log
         outbox.register(self)
-        self._pump = Pump("outbox-relay", self._carry)
+        self._pump = WorkerLoop("outbox-relay", self._carry)
         db.on_commit(self._pump.wake)
 
     async def start(self) -> None:

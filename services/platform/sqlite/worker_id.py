@@ -1,4 +1,4 @@
-"""The worker id of the embedded family: leased by a locked file, which also holds the time up to which ids may have been used."""
+"""The worker id of the embedded backend: leased by a locked file, which also holds the time up to which ids may have been used."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Authenticator:
         self._operator_token = operator_token.encode()
         self._mesh_secret = mesh_secret.encode()
         # "" is a client outside, whose call a process of the mesh passes on. The operator is known by its own token alone.
-        self._callers = frozenset({"", GATEWAY, *(method.folder for method in methods().values())})
+        self._callers = frozenset({"", GATEWAY, *(method.service_name for method in methods().values())})
 
     def is_mesh(self, metadata: Mapping[str, str]) -> bool:
         """Returns whether a process of the mesh sent the call."""

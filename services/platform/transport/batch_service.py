@@ -11,7 +11,7 @@ from roost.batch.v1 import batch_service_pb2_grpc as pb_grpc
 
 from services.platform.rpc import errors
 from services.platform.rpc.context import Actor, Call, current
-from services.platform.rpc.interceptors import Endpoint
+from services.platform.rpc.interceptors import InterceptedMethod
 from services.platform.transport.remote import AUTHORIZATION_KEY
 
 # Metadata of a call to who calls it: the actor, and the calling service.
@@ -21,7 +21,7 @@ Identify = Callable[[Mapping[str, str]], Awaitable[tuple[Actor, str]]]
 class BatchServicer(pb_grpc.BatchServiceServicer):
     """Serves envelopes over the endpoints of this process. `identify` turns an `authorization` into who calls."""
 
-    def __init__(self, endpoints: Mapping[str, Endpoint], identify: Identify) -> None:
+    def __init__(self, endpoints: Mapping[str, InterceptedMethod], identify: Identify) -> None:
         self._endpoints = endpoints
         self._identify = identify
 

@@ -72,12 +72,12 @@ class CoalescedCall:
         return self._future.cancel()
 
 
-class CoalescingChannel(AbstractChannel):
+class BatchingChannel(AbstractChannel):
     """Puts unary calls of retry-safe methods over `channel` into envelopes; everything else goes as it came."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
-        self._send: Any = pb_grpc.BatchServiceStub(channel).Call
+        self._call_batch: Any = pb_grpc.BatchServiceStub(channel).Call
         self._queue: deque[_Waiting] = deque()
         self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,7 +99,7 @@ class CoalescingChannel(AbstractChannel):
 
     def _enqueue(self, method: Method, start: Any, parse: Any, request: Any, timeout: float | None) -> CoalescedCall:
         if len(self._queue) >= MAX_QUEUED:
-            raise rpc_error(errors.unavailable(f"{method.folder} does not keep up", retry_after_s=1), ())
+            raise rpc_error(errors.unavailable(f"{method.service_name} does not keep up", retry_after_s=1), ())
         call = current_call.get()
         left = time_left(method, timeout)
         left_s = method.policy.deadline_ms / 1000 if left is None else left
@@ -127,19 +127,19 @@ class CoalescingChannel(AbstractChannel):
         if not self._woken:
             # Once the loop has gone round: what is called in the same turn leaves together.
             self._woken = True
-            loop.call_soon(self._leave)
+            loop.call_soon(self._flush)
         return CoalescedCall(future)
 
-    def _leave(self) -> None:
+    def _flush(self) -> None:
         self._woken = False
         while self._queue and self._under_way < MAX_ENVELOPES:
-            group = self._take()
+            group = self._next_batch()
             self._under_way += 1
-            task = asyncio.get_running_loop().create_task(self._carry(group))
+            task = asyncio.get_running_loop().create_task(self._send(group))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _take(self) -> list[_Waiting]:
+    def _next_batch(self) -> list[_Waiting]:
         group: list[_Waiting] = []
         size = 0
         while self._queue and len(group) < MAX_ITEMS:
@@ -152,7 +152,7 @@ class CoalescingChannel(AbstractChannel):
                 group.append(waiting)
         return group
 
-    async def _carry(self, group: list[_Waiting]) -> None:
+    async def _send(self, group: list[_Waiting]) -> None:
         # Not the task's inherited call: envelopes are nobody's.
         current_call.set(Call())
         counted = True
@@ -162,20 +162,20 @@ class CoalescingChannel(AbstractChannel):
             if counted:
                 counted = False
                 self._under_way -= 1
-                self._leave()
+                self._flush()
 
         slow = asyncio.get_running_loop().call_later(SLOW_S, uncount)
         _sizes.observe(len(group))
         try:
             if len(group) == 1:
-                await _by_itself(group[0])
+                await _send_single(group[0])
             elif group:
-                await self._together(group)
+                await self._send_batch(group)
         finally:
             slow.cancel()
             uncount()
 
-    async def _together(self, group: list[_Waiting]) -> None:
+    async def _send_batch(self, group: list[_Waiting]) -> None:
         now = asyncio.get_running_loop().time()
         for waiting in group:
             waiting.item.deadline_ms = max(int((waiting.deadline - now) * 1000), 1)
@@ -183,12 +183,12 @@ class CoalescingChannel(AbstractChannel):
         envelope = pb.CallRequest(items=[waiting.item for waiting in group])
         timers = [asyncio.get_running_loop().call_at(waiting.deadline, _too_late, waiting.future) for waiting in group]
         try:
-            answer = await self._send(envelope, timeout=max(longest_s, 0.001))
+            answer = await self._call_batch(envelope, timeout=max(longest_s, 0.001))
             for waiting, result in zip(group, answer.results, strict=True):
                 _settle(waiting, result)
         except grpc.aio.AioRpcError:
             # All are retry-safe: each goes by itself, with the retries and the budget of any call.
-            await asyncio.gather(*(_by_itself(waiting) for waiting in group if not waiting.future.done()))
+            await asyncio.gather(*(_send_single(waiting) for waiting in group if not waiting.future.done()))
         except Exception as error:
             _fail(group, error)
         finally:
@@ -215,7 +215,7 @@ def _fits(method: Method) -> bool:
     return method.policy.retry_safe and 0 < deadline_ms <= LONGEST_METHOD_S * 1000
 
 
-async def _by_itself(waiting: _Waiting) -> None:
+async def _send_single(waiting: _Waiting) -> None:
     try:
         call = waiting.alone()
         response = await call

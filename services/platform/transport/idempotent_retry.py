@@ -30,7 +30,7 @@ def takes_key(method: Method | None) -> bool:
     return method is not None and not method.policy.retry_safe and KEY_FIELD in method.request.DESCRIPTOR.fields_by_name
 
 
-class KeyedCall:
+class RetryingCall:
     """One unary call; awaiting it gives the response or raises the AioRpcError of the last attempt."""
 
     __slots__ = ("_start", "_task", "_trailing")
@@ -56,7 +56,7 @@ class KeyedCall:
 
     async def _run(self, timeout: float | None) -> Any:
         loop = asyncio.get_running_loop()
-        until = None if timeout is None else loop.time() + timeout
+        with_deadline = None if timeout is None else loop.time() + timeout
         rest_s, left_s = FIRST_REST_S, timeout
         for attempt in range(1, ATTEMPTS + 1):
             call = self._start(left_s)
@@ -66,7 +66,7 @@ class KeyedCall:
                 return response
             except grpc.aio.AioRpcError as error:
                 wait_s = rest_s * random.uniform(0.5, 1.0)  # noqa: S311 (spreads load)
-                left_s = None if until is None else until - loop.time() - wait_s
+                left_s = None if with_deadline is None else with_deadline - loop.time() - wait_s
                 if attempt == ATTEMPTS or error.code() not in CODES or (left_s is not None and left_s <= 0):
                     raise
             await asyncio.sleep(wait_s)

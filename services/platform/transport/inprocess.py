@@ -1,7 +1,7 @@
 """The in-process channel: stubs call servicers without a socket.
 
 Interceptors, deadlines, metadata, cancellation and status codes are those of a socket, and each call has its own current call.
-Messages pass by reference: whoever hands one over must not change it any more. `Checker` turns that promise into a failure.
+Messages pass by reference: whoever hands one over must not change it any more. `MutationGuard` turns that promise into a failure.
 """
 
 from __future__ import annotations
@@ -12,29 +12,31 @@ from typing import Any
 from google.protobuf.message import Message
 
 from services.platform.rpc import errors
-from services.platform.rpc.interceptors import Endpoint
+from services.platform.rpc.interceptors import InterceptedMethod
 from services.platform.transport.base import AbstractChannel
-from services.platform.transport.inprocess_calls import StreamCall, Target, UnaryCall, rpc_error
-from services.platform.transport.message_guard import Checker
+from services.platform.transport.inprocess_calls import BoundMethod, StreamCall, UnaryCall, rpc_error
+from services.platform.transport.message_guard import MutationGuard
 
 
 class InProcessChannel(AbstractChannel):
     """A channel to the endpoints of this process, as `caller`. `endpoints` may grow until the first call."""
 
-    def __init__(self, endpoints: Mapping[str, Endpoint], caller: str, checker: Checker | None = None) -> None:
+    def __init__(
+        self, endpoints: Mapping[str, InterceptedMethod], caller: str, checker: MutationGuard | None = None
+    ) -> None:
         self._endpoints = endpoints
         self._caller = caller
         self._checker = checker
 
     def _starter(self, call: type[Any], path: str, deserializer: Any) -> Callable[..., Any]:
-        target: Target | None = None
+        target: BoundMethod | None = None
 
         def start(request: Message, *, timeout: float | None = None, **_: Any) -> Any:
             nonlocal target
             # Resolved at the first call: a stub may be made before its service is built.
             if target is None or target.endpoint is None:
                 endpoint = self._endpoints.get(path)
-                target = Target(path, endpoint, self._caller, self._checker, deserializer)
+                target = BoundMethod(path, endpoint, self._caller, self._checker, deserializer)
             return call(target, request, timeout)
 
         return start

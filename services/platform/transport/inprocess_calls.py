@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 from services.platform.caching import read_tracking
 from services.platform.rpc import errors
 from services.platform.rpc.context import Call, current_call
-from services.platform.rpc.interceptors import Endpoint
-from services.platform.transport.message_guard import Checker
+from services.platform.rpc.interceptors import InterceptedMethod
+from services.platform.transport.message_guard import MutationGuard
 
 # A callee gets this much less time than its caller, so that the caller can still answer.
 DEADLINE_MARGIN_S = 0.001
@@ -37,13 +37,18 @@ class _Context:
         self.trailing = tuple(trailing_metadata)
 
 
-class Target:
+class BoundMethod:
     """A method as one caller sees it: where it is served and which class the caller wants back."""
 
     __slots__ = ("caller", "checker", "endpoint", "path", "wanted")
 
     def __init__(
-        self, path: str, endpoint: Endpoint | None, caller: str, checker: Checker | None, deserializer: Any
+        self,
+        path: str,
+        endpoint: InterceptedMethod | None,
+        caller: str,
+        checker: MutationGuard | None,
+        deserializer: Any,
     ) -> None:
         self.path = path
         self.endpoint = endpoint
@@ -52,30 +57,30 @@ class Target:
         # Generated stubs pass `Message.FromString`, a bound class method.
         self.wanted: type[Message] | None = getattr(deserializer, "__self__", None)
 
-    def begin(self, above: Call, timeout: float | None) -> tuple[Endpoint, Call]:
+    def begin(self, parent_call: Call, timeout: float | None) -> tuple[InterceptedMethod, Call]:
         endpoint = self.endpoint
         if endpoint is None:
             raise errors.unimplemented(f"{self.path} is not served here")
         # The loops' own clock; asking the running loop for it costs a system call each time.
         now = monotonic()
-        deadline = above.deadline - DEADLINE_MARGIN_S
+        deadline = parent_call.deadline - DEADLINE_MARGIN_S
         # Spelt out: `min` costs as much as the rest of this method.
         if deadline > (capped := now + endpoint.cap_s):
             deadline = capped
         if timeout is not None and deadline > now + timeout:
             deadline = now + timeout
-        request_id = above.request_id or secrets.token_hex(8)
+        request_id = parent_call.request_id or secrets.token_hex(8)
         # The tuple that Call(…) makes, without the function in Python that a named tuple puts before it.
-        about = (above.traceparent, deadline, above.user_agent, above.address)
-        values = (self.path, above.actor, self.caller, request_id, *about)
+        about = (parent_call.traceparent, deadline, parent_call.user_agent, parent_call.address)
+        values = (self.path, parent_call.actor, self.caller, request_id, *about)
         return endpoint, tuple.__new__(Call, values)
 
     def sent(self, request: Message) -> Message:
-        return request if self.checker is None else self.checker.hand_over(self.path, request)
+        return request if self.checker is None else self.checker.freeze(self.path, request)
 
     def received(self, response: Message) -> Message:
         if self.checker is not None:
-            response = self.checker.hand_over(self.path, response)
+            response = self.checker.freeze(self.path, response)
             self.checker.verify()
         if self.wanted is None or type(response) is self.wanted:
             return response
@@ -97,7 +102,7 @@ class UnaryCall:
 
     __slots__ = ("_above", "_context", "_error", "_request", "_response", "_target", "_task", "_timeout")
 
-    def __init__(self, target: Target, request: Message, timeout: float | None) -> None:
+    def __init__(self, target: BoundMethod, request: Message, timeout: float | None) -> None:
         self._target = target
         self._request = request
         self._timeout = timeout
@@ -114,13 +119,13 @@ class UnaryCall:
         if self._response is not None:
             return self._response
         before = current_call.get()
-        reading = read_tracking.under_way()
+        reading = read_tracking.current_read_set()
         notes = 0 if reading is None else reading.notes
         target = self._target
         try:
             endpoint, call = target.begin(self._above, self._timeout)
             trusted = target.checker is None and bool(target.caller)
-            answer = await endpoint.unary(target.sent(self._request), call, self._context, made_here=trusted)
+            answer = await endpoint.unary(target.sent(self._request), call, self._context, trusted_local=trusted)
             self._response = target.received(answer)
             return self._response
         except errors.RoostError as error:
@@ -133,7 +138,7 @@ class UnaryCall:
             current_call.set(before)
             if reading is not None and (self._response is None or reading.notes == notes):
                 # It failed, and its caller may make do without; or whoever served it does not say what it read.
-                reading.spoil()
+                reading.mark_uncacheable()
 
     def __await__(self) -> Generator[Any, None, Message]:
         return self._run().__await__() if self._task is None else self._task.__await__()
@@ -175,12 +180,12 @@ class StreamCall:
 
     __slots__ = ("_context", "_ended", "_queue", "_target", "_task")
 
-    def __init__(self, target: Target, request: Message, timeout: float | None) -> None:
+    def __init__(self, target: BoundMethod, request: Message, timeout: float | None) -> None:
         self._target = target
         self._context = _Context()
         self._queue: asyncio.Queue[Any] = asyncio.Queue(STREAM_AHEAD)
         self._ended = False
-        read_tracking.spoil()
+        read_tracking.mark_uncacheable()
         self._task = asyncio.get_running_loop().create_task(self._run(request, timeout))
 
     async def _run(self, request: Message, timeout: float | None) -> None:

@@ -14,13 +14,13 @@ class FrozenMessageChanged(AssertionError):
     """A message was changed after it was handed over."""
 
 
-class Checker:
+class MutationGuard:
     """The test mode: serialises both ways and fails on any message that changed after the call."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[str, Message, bytes]] = deque(maxlen=CHECKED_MESSAGES)
 
-    def hand_over(self, path: str, message: Message) -> Message:
+    def freeze(self, path: str, message: Message) -> Message:
         """Watches a message and returns what the other side gets, having crossed the wire format."""
         data = message.SerializeToString(deterministic=True)
         self._seen.append((path, message, data))

@@ -36,9 +36,9 @@ class Peers:
 
     async def unreached(self, within_s: float = PATIENCE_S) -> list[str]:
         """The services that are not reached within so many seconds; returns as soon as all are."""
-        until = monotonic() + within_s
+        with_deadline = monotonic() + within_s
         while missing := [name for name, state in self.states().items() if state != PEER_READY]:
-            if monotonic() >= until:
+            if monotonic() >= with_deadline:
                 return missing
             await asyncio.sleep(LOOK_EVERY_S / 10)
         return []

@@ -17,7 +17,7 @@ from services.platform.rpc.contract import Method, methods
 ChannelOf = Callable[[str], grpc.aio.Channel]
 
 
-class Forwarder:
+class ProxyServicer:
     """Stands for one gRPC service of another process. `channel_of` gives the channel of a caller: who calls stays who called."""
 
     def __init__(self, service: str, channel_of: ChannelOf) -> None:
@@ -29,8 +29,8 @@ class Forwarder:
 
 def forwarders(folders: Collection[str], channel_of: ChannelOf) -> dict[str, object]:
     """Forwarders of all gRPC services of the named folders, by full name."""
-    services = {method.service for method in methods().values() if method.folder in folders}
-    return {service: Forwarder(service, channel_of) for service in sorted(services)}
+    services = {method.service for method in methods().values() if method.service_name in folders}
+    return {service: ProxyServicer(service, channel_of) for service in sorted(services)}
 
 
 def _unary(method: Method, channel_of: ChannelOf) -> Callable[..., Any]:

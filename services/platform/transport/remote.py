@@ -24,7 +24,7 @@ from services.platform.transport.idempotent_retry import (
     FIRST_REST_S,
     GROWTH,
     LONGEST_REST_S,
-    KeyedCall,
+    RetryingCall,
     takes_key,
 )
 
@@ -96,7 +96,7 @@ class MeshChannel(AbstractChannel):
             sent = (*self._metadata(), *(metadata or ()))
             left = time_left(contract, timeout)
             if keyed and request.idempotency_key:
-                return KeyedCall(lambda left_s: start(request, timeout=left_s, metadata=sent, **rest), left)
+                return RetryingCall(lambda left_s: start(request, timeout=left_s, metadata=sent, **rest), left)
             return start(request, timeout=left, metadata=sent, **rest)
 
         return begin
@@ -150,7 +150,7 @@ class RoutingChannel(AbstractChannel):
 
         def begin(*said: Any, **options: Any) -> Any:
             # What another process reads, this one does not learn.
-            read_tracking.spoil()
+            read_tracking.mark_uncacheable()
             return start(*said, **options)
 
         return begin

@@ -23,7 +23,7 @@ from services.platform import open_files
 from services.platform.rpc import errors
 from services.platform.rpc.client_address import TrustedProxies
 from services.platform.rpc.context import NEVER, OPERATOR, Call, bounded_user_agent
-from services.platform.rpc.interceptors import Endpoint, unforeseen
+from services.platform.rpc.interceptors import InterceptedMethod, unforeseen
 from services.platform.rpc.rate_limits import MethodLimit, RateLimits
 from services.platform.transport import grpc_health, reflection
 from services.platform.transport.admission import Admission, Visitor
@@ -77,7 +77,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise errors.unavailable(f"cannot listen on {address}: is the port taken?") from error
 
-    async def start(self, endpoints: Mapping[str, Endpoint]) -> None:
+    async def start(self, endpoints: Mapping[str, InterceptedMethod]) -> None:
         """Serves the endpoints, with health by gRPC's full service names and by folder names, and reflection."""
         by_service: dict[str, dict[str, Any]] = {}
         for endpoint in endpoints.values():
@@ -90,7 +90,7 @@ class GrpcServer:
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, rpcs),))
         await self._server.start()
         served = [endpoint.method for endpoint in endpoints.values() if endpoint.served]
-        for name in {"", *(method.service for method in served), *(method.folder for method in served)}:
+        for name in {"", *(method.service for method in served), *(method.service_name for method in served)}:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def withdraw(self) -> None:
@@ -102,7 +102,7 @@ class GrpcServer:
         self._health.end()
         await self._server.stop(GRACE_S)
 
-    def _rpc(self, endpoint: Endpoint) -> Any:
+    def _rpc(self, endpoint: InterceptedMethod) -> Any:
         # Requests stay bytes until access is checked: see Endpoint.unary.
         if endpoint.method.client_streaming:
             return grpc.stream_unary_rpc_method_handler(_unserved, None, _serialize)
@@ -111,7 +111,7 @@ class GrpcServer:
             return grpc.stream_stream_rpc_method_handler(self._stream(endpoint), None, _serialize)
         return grpc.stream_unary_rpc_method_handler(self._unary(endpoint), None, _serialize)
 
-    def _unary(self, endpoint: Endpoint) -> Callable[..., Any]:
+    def _unary(self, endpoint: InterceptedMethod) -> Callable[..., Any]:
         limit = self._rate_limits.limit_of(endpoint.method)
 
         async def serve(_: Any, context: Any) -> Message:
@@ -129,7 +129,7 @@ class GrpcServer:
 
         return serve
 
-    def _stream(self, endpoint: Endpoint) -> Callable[..., Any]:
+    def _stream(self, endpoint: InterceptedMethod) -> Callable[..., Any]:
         limit = self._rate_limits.limit_of(endpoint.method)
 
         async def serve(_: Any, context: Any) -> AsyncIterator[Message]:
@@ -147,7 +147,9 @@ class GrpcServer:
 
         return serve
 
-    async def _call(self, endpoint: Endpoint, limit: MethodLimit | None, visitor: Visitor, context: Any) -> Call:
+    async def _call(
+        self, endpoint: InterceptedMethod, limit: MethodLimit | None, visitor: Visitor, context: Any
+    ) -> Call:
         """The call as its metadata tell it, counted in the method's class if it comes from outside."""
         metadata = visitor.metadata
         actor, caller = await self._identify(limit, visitor)
@@ -234,8 +236,8 @@ def _probe(address: str) -> None:
     """Raises UNAVAILABLE, with the reason, if a socket cannot have the address: gRPC would log its own lines, and not tell the reason."""
     host, _, port = address.rpartition(":")
     try:
-        family, kind, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
+        backend, kind, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(backend, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
             # Two may bind one port as long as neither listens.
@@ -260,7 +262,7 @@ class _Trailing:
 
 
 def _attempt(
-    limit: MethodLimit | None, endpoint: Endpoint, data: bytes, call: Call, visitor: Visitor
+    limit: MethodLimit | None, endpoint: InterceptedMethod, data: bytes, call: Call, visitor: Visitor
 ) -> AbstractContextManager[None]:
     if limit is None or not limit.names_account or visitor.is_mesh or call.caller == OPERATOR:
         return nullcontext()

@@ -22,8 +22,14 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 
 from services.platform.caching import read_tracking
 from services.shared.hydration.fragments import QUOTED, RETWEETED, VIEWER, framed, metrics_fragment, tombstone
-from services.shared.hydration.owner_responses import SharedPeople, gathered, marks_of, nothing, seen_by_reader
-from services.shared.hydration.parsed import Core, Readings, active_ref, standing_core
+from services.shared.hydration.owner_responses import (
+    SharedUserRefs,
+    await_all,
+    counts_or_empty,
+    no_response,
+    visible_authors,
+)
+from services.shared.hydration.parsed import Core, ParseCache, active_ref, parse_live_core
 
 # Each tweet names up to two people to show and two other tweets, and the owners answer for 1,000 at once.
 MAX_ROUND_IDS = 300
@@ -35,7 +41,7 @@ class RelationsChangedError(Exception):
     """The reader follows others by now than the caller of `visible` believed."""
 
 
-class Joined(NamedTuple):
+class HydratedTweet(NamedTuple):
     """A tweet that may be shown; `data` is a serialised roost.tweet.v1.Tweet."""
 
     id: int
@@ -60,7 +66,7 @@ class Hydrator:
     Whom `people` knows identity is not asked about: one trip to Redis in place of a call that makes the same.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, people: SharedPeople | None = None) -> None:
+    def __init__(self, channel: grpc.aio.Channel, people: SharedUserRefs | None = None) -> None:
         # Any: the generated stubs' types know the socket's call class only.
         # The twins: what was read before is known by its bytes.
         self._get_cores: Any = channel.unary_unary(
@@ -69,8 +75,8 @@ class Hydrator:
             tweet_pb2.SerializedTweetCores.FromString,
         )
         self._people = people
-        self._cores = Readings(standing_core)
-        self._refs = Readings(active_ref)
+        self._cores = ParseCache(parse_live_core)
+        self._refs = ParseCache(active_ref)
         self._get_refs: Any = channel.unary_unary(
             "/roost.identity.v1.UserService/BatchGetUserRefs",
             identity.BatchGetUserRefsRequest.SerializeToString,
@@ -86,9 +92,9 @@ class Hydrator:
         *,
         hide_muted: bool = False,
         following: Container[int] | None = None,
-        relations_at: int | None = None,
+        expected_relation_version: int | None = None,
         limit: int,
-    ) -> list[Joined]:
+    ) -> list[HydratedTweet]:
         """The first `limit` tweets of `ids` that the reader (0: nobody signed in) may see, in the order given.
 
         Left out: unknown and deleted tweets, those whose author is suspended, deactivated or blocks or is blocked by the
@@ -96,9 +102,9 @@ class Hydrator:
         `hide_muted` also what muted people wrote, whoever retweets it. With `following`, the rules of a home: only what
         the reader and these people posted, another's reply only where the reader is, or follows, the author replied to,
         and the parent stands and may be seen. Raises AioRpcError when an owner cannot answer: nothing is shown unchecked;
-        RelationsChangedError where `relations_at`, the relation version that `following` is of, is not the present one.
+        RelationsChangedError where `expected_relation_version`, the relation version that `following` is of, is not the present one.
         """
-        found: list[Joined] = []
+        found: list[HydratedTweet] = []
         start, size = 0, min(limit + limit // 4 + _SPARE_IDS, MAX_ROUND_IDS)
         while start < len(ids) and len(found) < limit:
             batch = ids[start : start + size]
@@ -107,7 +113,7 @@ class Hydrator:
             if following is not None:
                 cores = _of_home(cores, reader_id, following)
             if cores:
-                page = await self._ask_owners(reader_id, cores, following is not None, relations_at)
+                page = await self._ask_owners(reader_id, cores, following is not None, expected_relation_version)
                 own = None if following is None else reader_id
                 _join(cores, page, page.muted if hide_muted else (), own, limit, found)
             start, size = start + size, min(size * 2, MAX_ROUND_IDS)
@@ -117,11 +123,11 @@ class Hydrator:
         """`Tweet.author` of each of these people (≤ 1,000) as bytes to append to a core; those hidden from the
         reader are absent."""
         asked = set(user_ids)
-        refs, rules = await gathered(self._ask_people(reader_id, asked))
-        return seen_by_reader(self._refs.read(refs.refs), rules, asked)[0]
+        refs, rules = await await_all(self._ask_people(reader_id, asked))
+        return visible_authors(self._refs.read(refs.refs), rules, asked)[0]
 
     async def _ask_owners(
-        self, reader_id: int, cores: Sequence[Core], want_parents: bool, relations_at: int | None
+        self, reader_id: int, cores: Sequence[Core], want_parents: bool, expected_relation_version: int | None
     ) -> _Page:
         user_ids: set[int] = set()
         others: set[int] = set()
@@ -143,11 +149,11 @@ class Hydrator:
         people = self._ask_people(reader_id, user_ids)
         more = [self._get_cores(tweet.BatchGetTweetCoresRequest(ids=others, viewer_id=reader_id))] if others else []
         asked = engagement.BatchGetCountsRequest(ids=shown, viewer_id=reader_id)
-        marks = marks_of(self._get_counts(asked))
-        refs, rules, *answers, (counts, states) = await gathered([*people, *more, marks])
-        if relations_at is not None and rules.relation_version != relations_at:
+        marks = counts_or_empty(self._get_counts(asked))
+        refs, rules, *answers, (counts, states) = await await_all([*people, *more, marks])
+        if expected_relation_version is not None and rules.relation_version != expected_relation_version:
             raise RelationsChangedError
-        fragments, muted = seen_by_reader(self._refs.read(refs.refs), rules, user_ids)
+        fragments, muted = visible_authors(self._refs.read(refs.refs), rules, user_ids)
         nested = {core.id: core for answer in answers for core in self._cores.read(answer.cores)}
         return _Page(fragments, muted, nested, counts, states)
 
@@ -157,11 +163,11 @@ class Hydrator:
             refs = self._get_refs(identity.BatchGetUserRefsRequest(ids=user_ids))
         else:
             refs = self._refs_of(list(user_ids), self._people)
-        return [refs, self._get_filter(rules) if reader_id else nothing()]
+        return [refs, self._get_filter(rules) if reader_id else no_response()]
 
-    async def _refs_of(self, user_ids: Sequence[int], people: SharedPeople) -> identity.SerializedUserRefs:
+    async def _refs_of(self, user_ids: Sequence[int], people: SharedUserRefs) -> identity.SerializedUserRefs:
         # What is read from there changes without a word to this process.
-        read_tracking.spoil()
+        read_tracking.mark_uncacheable()
         found = dict(zip(user_ids, await people.users(user_ids), strict=True))
         refs = identity.SerializedUserRefs.FromString(b"".join(one.data for one in found.values() if one is not None))
         if missing := [user_id for user_id, one in found.items() if one is None]:
@@ -192,7 +198,7 @@ def _join(
     muted: Container[int],
     parents_of_others_than: int | None,
     limit: int,
-    found: list[Joined],
+    found: list[HydratedTweet],
 ) -> None:
     fragments = page.fragments
     for core in cores:
@@ -211,7 +217,7 @@ def _join(
             data += framed(RETWEETED, original)
         elif core.quoted_id:
             data += framed(QUOTED, _whole(page.nested.get(core.quoted_id), page) or tombstone(core.quoted_id))
-        found.append(Joined(core.id, author_id, data))
+        found.append(HydratedTweet(core.id, author_id, data))
         if len(found) == limit:
             return
 

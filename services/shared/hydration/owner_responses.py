@@ -22,18 +22,18 @@ class Shared(Protocol):
     def data(self) -> bytes: ...
 
 
-class SharedPeople(Protocol):
+class SharedUserRefs(Protocol):
     """Where identity says how people stand now, before it answers whoever changed it."""
 
     async def users(self, ids: Sequence[int]) -> Sequence[Shared | None]:
         """What stands there, in order; None: ask identity. Raises nothing."""
 
 
-async def nothing() -> None:
+async def no_response() -> None:
     """Nobody reads: there is nothing to ask."""
 
 
-async def marks_of(call: Any) -> tuple[dict[int, engagement.TweetCounts], dict[int, int]]:
+async def counts_or_empty(call: Any) -> tuple[dict[int, engagement.TweetCounts], dict[int, int]]:
     """Likes and bookmarks by tweet, and what the reader did by tweet, as VIEWER counts it.
 
     Without an answer the tweets are shown uncounted: counts are derived, and hide nobody.
@@ -47,7 +47,7 @@ async def marks_of(call: Any) -> tuple[dict[int, engagement.TweetCounts], dict[i
     return counts, {state.tweet_id: state.liked + 4 * state.bookmarked for state in answer.states}
 
 
-def seen_by_reader(refs: Sequence[Ref], rules: Any, user_ids: set[int]) -> tuple[dict[int, bytes], Container[int]]:
+def visible_authors(refs: Sequence[Ref], rules: Any, user_ids: set[int]) -> tuple[dict[int, bytes], Container[int]]:
     """The author fragment of each of these people whom the reader may see, and whom the reader mutes."""
     fragments = dict(refs)
     muted: Container[int] = ()
@@ -59,7 +59,7 @@ def seen_by_reader(refs: Sequence[Ref], rules: Any, user_ids: set[int]) -> tuple
     return fragments, muted
 
 
-async def gathered(calls: Sequence[Any]) -> list[Any]:
+async def await_all(calls: Sequence[Any]) -> list[Any]:
     """The answers of calls; where one fails, the others are cancelled and its error is raised.
 
     One after the other in process, where each is answered from memory; over sockets all are under way already.

@@ -21,7 +21,7 @@ GetFilter = Callable[[graph.GetVisibilityFilterRequest], Awaitable[graph.GetVisi
 Page = tuple[list[user_pb2.User], str]
 
 
-class PeopleLists:
+class VisibleUserPages:
     """Pages of users for one reader. `get_filter` is graph's GetVisibilityFilter. UNAVAILABLE where an owner cannot answer."""
 
     def __init__(self, identity: UserServiceStub, get_filter: GetFilter, cursors: Cursors) -> None:

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from services.platform.caching.read_tracking import Revisions
+from services.platform.caching.read_tracking import ChangeTracker
 from services.timeline.store import CAPACITY, TRIM_ABOVE, HomeList, HomeTimelineStore, OpenBuild
 
 
@@ -81,7 +81,7 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         self._trim_above = trim_above
         self._homes: OrderedDict[int, Building | Warm] = OrderedDict()
         # By user id. A home that goes cold has changed as well: what is appended from then on is not seen here.
-        self._revisions = Revisions()
+        self._revisions = ChangeTracker()
 
     def __len__(self) -> int:
         return len(self._homes)

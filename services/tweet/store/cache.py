@@ -18,7 +18,7 @@ KEPT_IDS = 832
 _SLACK_IDS = 192
 
 
-class Recent(Generic[K, V]):
+class GenerationalCache(Generic[K, V]):
     """A bounded map that forgets what was not used lately: two generations, the older one dropped when the younger
     is full.
 
@@ -54,7 +54,7 @@ class Recent(Generic[K, V]):
         return len(self._young.keys() | self._old.keys())
 
 
-class Epochs:
+class ShardedVersions:
     """Tells a reader whether what it read may be older than a write that was told meanwhile. Keys share shards:
     "changed" may be wrong, "unchanged" never is."""
 

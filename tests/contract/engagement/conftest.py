@@ -19,7 +19,7 @@ from services.platform.sqlite.event_log import EmbeddedLog
 from tests import cluster
 
 
-class Family(Protocol):
+class Backend(Protocol):
     """How stores of one family are opened and looked into."""
 
     async def open(self, folder: Path) -> EngagementStore:
@@ -47,7 +47,7 @@ class Embedded:
         return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
 
 
-class Cluster:
+class ClusterBackends:
     """The family on the real servers: a folder stands for a namespace there."""
 
     def __init__(self) -> None:
@@ -55,10 +55,10 @@ class Cluster:
 
     async def open(self, folder: Path) -> EngagementStore:
         from services.engagement.store.cassandra.store import CassandraEngagementStore
-        from services.platform.backends.cluster import Cluster
+        from services.platform.backends.cluster import ClusterBackends
 
         stack = AsyncExitStack()
-        connections = await Cluster.open(Settings(**cluster.family.of(folder).settings), stack)
+        connections = await ClusterBackends.open(Settings(**cluster.backend.of(folder).settings), stack)
         # Where facts go is no concern of the store's promises.
         log = await EmbeddedLog.open(folder / "log.db")
         stack.push_async_callback(log.close)
@@ -80,16 +80,16 @@ class Cluster:
 
 
 @pytest.fixture
-def family(request: pytest.FixtureRequest) -> Family:
+def backend(request: pytest.FixtureRequest) -> Backend:
     """The family of this run."""
-    return Embedded() if request.config.getoption("--family") == "embedded" else Cluster()
+    return Embedded() if request.config.getoption("--backend") == "embedded" else ClusterBackends()
 
 
 @dataclass
 class Opened:
     """A store with short words for writes and reads, and the way to close and open it again."""
 
-    family: Family
+    backend: Backend
     folder: Path
     store: EngagementStore = field(init=False)
     # Never given before, as in life: a place that was taken out is not taken again.
@@ -116,13 +116,13 @@ class Opened:
 
     async def again(self) -> EngagementStore:
         """Closes the store and opens what it left."""
-        await self.family.close(self.store)
-        self.store = await self.family.open(self.folder)
+        await self.backend.close(self.store)
+        self.store = await self.backend.open(self.folder)
         return self.store
 
     async def events(self) -> list[tuple[str, int, int]]:
         """The events so far: topic, user and tweet."""
-        return [(one.topic, one.key, int(one.payload)) for one in await self.family.published(self.store)]
+        return [(one.topic, one.key, int(one.payload)) for one in await self.backend.published(self.store)]
 
     async def likers(self, tweet_id: int, below: int = 0, limit: int = 100) -> list[int]:
         return [entry.id for entry in await self.store.list_likers(tweet_id, below, limit)]
@@ -142,9 +142,9 @@ class Opened:
 
 
 @pytest.fixture
-async def opened(family: Family, tmp_path: Path) -> AsyncIterator[Opened]:
+async def opened(backend: Backend, tmp_path: Path) -> AsyncIterator[Opened]:
     """An empty store that can be reopened."""
-    opened = Opened(family, tmp_path)
-    opened.store = await family.open(tmp_path)
+    opened = Opened(backend, tmp_path)
+    opened.store = await backend.open(tmp_path)
     yield opened
-    await family.close(opened.store)
+    await backend.close(opened.store)

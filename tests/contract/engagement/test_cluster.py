@@ -16,7 +16,7 @@ from roost.event.v1 import event_pb2
 from services.engagement import consumer
 from services.engagement.store import Kind
 from services.engagement.store.cassandra import count_cache
-from services.platform.events.log import Delivered, Record
+from services.platform.events.log import ConsumedEvent, Record
 from services.platform.ids.snowflake import first_id_at, wall_clock_ms
 from services.platform.rpc import errors
 from services.platform.sqlite.event_log import EmbeddedLog
@@ -103,7 +103,7 @@ async def likers(store: Any, limit: int = 100) -> list[int]:
 async def recount(store: Any, told: Sequence[Record]) -> None:
     """What the log does with these events."""
     apply = consumer.recounting(store.recount_likes)
-    await apply([Delivered(0, 0, *record) for record in told])
+    await apply([ConsumedEvent(0, 0, *record) for record in told])
 
 
 async def test_likes_beyond_the_first_bucket_are_listed_and_counted(

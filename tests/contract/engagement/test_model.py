@@ -26,12 +26,12 @@ EVERY_TWEET = list(range(1, 13))
 class Engagement(RuleBasedStateMachine):
     """The store on one side; who likes and keeps what, newest last, on the other."""
 
-    def __init__(self, family: Any) -> None:
+    def __init__(self, backend: Any) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.loop = asyncio.new_event_loop()
-        self.opened = Opened(family, Path(self.folder.name))
-        self.opened.store = self.run(family.open(self.opened.folder))
+        self.opened = Opened(backend, Path(self.folder.name))
+        self.opened.store = self.run(backend.open(self.opened.folder))
         self.pairs: dict[Kind, list[tuple[int, int]]] = {Kind.LIKE: [], Kind.BOOKMARK: []}
         self.events: list[tuple[str, int, int]] = []
 
@@ -39,7 +39,7 @@ class Engagement(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def teardown(self) -> None:
-        self.run(self.opened.family.close(self.opened.store))
+        self.run(self.opened.backend.close(self.opened.store))
         self.loop.close()
         self.folder.cleanup()
 
@@ -129,9 +129,9 @@ def memory_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("memory_size")
-def test_the_store_answers_as_the_model_does(family: Any) -> None:
+def test_the_store_answers_as_the_model_does(backend: Any) -> None:
     # Each example of the cluster takes seconds, and new tables.
-    examples = 20 if isinstance(family, Embedded) else 4
+    examples = 20 if isinstance(backend, Embedded) else 4
     run_state_machine_as_test(
-        lambda: Engagement(family), settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)
+        lambda: Engagement(backend), settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)
     )

@@ -1,4 +1,4 @@
-"""The cluster family's store of the graph, over real servers: the namespace of a folder stands for the folder."""
+"""The cluster backend's store of the graph, over real servers: the namespace of a folder stands for the folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from services.graph.store import GraphStore
 from services.graph.store.cassandra.store import CassandraGraphStore
 from services.graph.tier_publisher import TierRule
-from services.platform.backends.cluster import Cluster
+from services.platform.backends.cluster import ClusterBackends
 from services.platform.config import Settings
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.sqlite.event_log import EmbeddedLog
-from tests.cluster import family
+from tests.cluster import backend
 
 THRESHOLD = 5
 # Not one of those that the tests' own stamps could give.
@@ -29,7 +29,7 @@ class CassandraFamily:
 
     async def open(self, folder: Path, threshold: int = THRESHOLD) -> CassandraGraphStore:
         stack = AsyncExitStack()
-        cluster = await Cluster.open(Settings(**family.of(folder).settings), stack)
+        cluster = await ClusterBackends.open(Settings(**backend.of(folder).settings), stack)
         # What goes on from the outbox is another suite's; a log in the folder takes it.
         log = await EmbeddedLog.open(folder / f"log-{id(stack)}.db")
         stack.push_async_callback(log.close)

@@ -15,14 +15,14 @@ from services.graph.store.sqlite.store import EmbeddedGraphStore
 from services.graph.tier_publisher import TierRule
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import first_id_at, wall_clock_ms
-from tests.cluster import family as family_of_run
+from tests.cluster import backend as family_of_run
 
 THRESHOLD = 5
 START_MS = 1_800_000_000_000
 
 
 @dataclass
-class Stamps:
+class WriteTimestamps:
     """Stamps of writes: a millisecond later each time, unless told otherwise."""
 
     now_ms: int = START_MS
@@ -37,7 +37,7 @@ class Stamps:
         return Change(at_ms or self.now_ms, version, tuple(range(version + 1, self.last_id + 1)), self.traceparent)
 
 
-class Family(Protocol):
+class Backend(Protocol):
     """How a family opens, closes and inspects its store."""
 
     async def open(self, folder: Path, threshold: int = THRESHOLD) -> GraphStore:
@@ -65,7 +65,7 @@ class Embedded:
         return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
 
 
-def one_family() -> Family:
+def one_family() -> Backend:
     """The family of this run."""
     if family_of_run.name == "embedded":
         return Embedded()
@@ -76,7 +76,7 @@ def one_family() -> Family:
 
 
 @pytest.fixture
-def family() -> Family:
+def backend() -> Backend:
     """The family of this run."""
     return one_family()
 
@@ -85,24 +85,24 @@ def family() -> Family:
 class Opened:
     """A store, and the way to close and open it again."""
 
-    family: Family
+    backend: Backend
     folder: Path
     store: GraphStore = field(init=False)
 
     async def again(self, threshold: int = THRESHOLD) -> GraphStore:
         """Closes the store and opens what it left."""
-        await self.family.close(self.store)
-        self.store = await self.family.open(self.folder, threshold)
+        await self.backend.close(self.store)
+        self.store = await self.backend.open(self.folder, threshold)
         return self.store
 
 
 @pytest.fixture
-async def opened(family: Family, tmp_path: Path) -> AsyncIterator[Opened]:
+async def opened(backend: Backend, tmp_path: Path) -> AsyncIterator[Opened]:
     """An empty store that can be reopened."""
-    opened = Opened(family, tmp_path)
-    opened.store = await family.open(tmp_path)
+    opened = Opened(backend, tmp_path)
+    opened.store = await backend.open(tmp_path)
     yield opened
-    await family.close(opened.store)
+    await backend.close(opened.store)
 
 
 @pytest.fixture
@@ -112,16 +112,16 @@ def store(opened: Opened) -> GraphStore:
 
 
 @pytest.fixture
-def stamp() -> Stamps:
+def stamp() -> WriteTimestamps:
     """Makes the stamps of writes."""
-    return Stamps()
+    return WriteTimestamps()
 
 
 @pytest.fixture
-def published(family: Family, store: GraphStore) -> Callable[[], Awaitable[list[str]]]:
+def published(backend: Backend, store: GraphStore) -> Callable[[], Awaitable[list[str]]]:
     """The topics of the events committed so far, in order."""
 
     async def topics() -> list[str]:
-        return [record.topic for record in await family.published(store)]
+        return [record.topic for record in await backend.published(store)]
 
     return topics

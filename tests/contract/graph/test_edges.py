@@ -50,11 +50,11 @@ async def test_a_repeated_follow_keeps_the_first_time(store, stamp):
     assert await store.page(Listing.FOLLOWING, ANN, None, 10) == [Position(3_000, BEN)]
 
 
-async def test_each_write_publishes_its_fact_with_its_stamp(family, store, stamp):
+async def test_each_write_publishes_its_fact_with_its_stamp(backend, store, stamp):
     stamp.traceparent = "00-aa-bb-01"
     change = stamp(at_ms=1_234_567)
     await store.follow(ANN, BEN, change)
-    (record,) = await family.published(store)
+    (record,) = await backend.published(store)
     event = event_pb2.Event.FromString(record.payload)
     assert (record.topic, record.key, record.event_id) == ("user.followed", ANN, event.event_id)
     assert event.event_id in change.event_ids
@@ -63,7 +63,7 @@ async def test_each_write_publishes_its_fact_with_its_stamp(family, store, stamp
     assert event.user_followed == event_pb2.UserFollowed(follower_id=ANN, followee_id=BEN)
 
 
-async def test_a_block_ends_the_follows_both_ways(family, store, stamp, published):
+async def test_a_block_ends_the_follows_both_ways(backend, store, stamp, published):
     await store.follow(ANN, BEN, stamp())
     await store.follow(BEN, ANN, stamp())
     assert (await store.block(ANN, BEN, stamp())).relationship == pb.Relationship(user_id=BEN, blocking=True)
@@ -72,7 +72,7 @@ async def test_a_block_ends_the_follows_both_ways(family, store, stamp, publishe
     for listing in (Listing.FOLLOWERS, Listing.FOLLOWING):
         assert await store.page(listing, ANN, None, 10) == await store.page(listing, BEN, None, 10) == []
     assert (await published())[2:] == ["user.blocked", "user.unfollowed", "user.unfollowed"]
-    ids = [record.event_id for record in await family.published(store)]
+    ids = [record.event_id for record in await backend.published(store)]
     assert len(set(ids)) == len(ids)
 
 

@@ -26,13 +26,13 @@ pairs = st.tuples(st.sampled_from(PEOPLE), st.sampled_from(PEOPLE)).filter(lambd
 class Edges(RuleBasedStateMachine):
     """The store on one side, three sets of pairs on the other."""
 
-    def __init__(self, family: Any, stamp: Any) -> None:
+    def __init__(self, backend: Any, stamp: Any) -> None:
         super().__init__()
         self.stamp = stamp
-        self.family = family
+        self.backend = backend
         self.folder = tempfile.TemporaryDirectory()
         self.loop = asyncio.new_event_loop()
-        self.store = self.run(family.open(Path(self.folder.name), threshold=THRESHOLD))
+        self.store = self.run(backend.open(Path(self.folder.name), threshold=THRESHOLD))
         self.follows: set[tuple[int, int]] = set()
         self.blocks: set[tuple[int, int]] = set()
         self.mutes: set[tuple[int, int]] = set()
@@ -43,7 +43,7 @@ class Edges(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def teardown(self) -> None:
-        self.run(self.family.close(self.store))
+        self.run(self.backend.close(self.store))
         self.loop.close()
         self.folder.cleanup()
 
@@ -164,8 +164,8 @@ EXAMPLES = {"embedded": 25, "cluster": 3}
 
 
 @pytest.mark.slow
-def test_edges_agree_with_sets(request, family, stamp):
-    examples = EXAMPLES[request.config.getoption("--family")]
+def test_edges_agree_with_sets(request, backend, stamp):
+    examples = EXAMPLES[request.config.getoption("--backend")]
     run_state_machine_as_test(
-        lambda: Edges(family, stamp), settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)
+        lambda: Edges(backend, stamp), settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)
     )

@@ -13,7 +13,7 @@ from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store import Listing, Position
 from services.graph.store.cassandra.intent_sweeper import Sweeper
-from services.graph.tier_publisher import TierBoard, TierWatch
+from services.graph.tier_publisher import TierPublisher, TierWatch
 from services.platform.rpc import errors
 
 pytestmark = pytest.mark.cluster
@@ -23,11 +23,11 @@ SOON_S = 10.0
 
 
 @pytest.fixture
-async def other(opened, family, tmp_path: Path):
+async def other(opened, backend, tmp_path: Path):
     """The same graph from a second process."""
-    store = await family.open(tmp_path)
+    store = await backend.open(tmp_path)
     yield store
-    await family.close(store)
+    await backend.close(store)
 
 
 async def lists(store) -> dict[int, list[list[int]]]:
@@ -142,20 +142,20 @@ async def test_a_change_that_its_writer_left_half_done_is_finished(
 
 
 async def test_a_swap_whose_outcome_is_unknown_is_looked_up(store, stamp, monkeypatch, published):
-    apply_if = store.keyspace.apply_if
+    execute_lwt = store.keyspace.execute_lwt
 
     async def unsure(*args: object) -> tuple[bool, tuple[object, ...]]:
         monkeypatch.undo()
-        await apply_if(*args)
+        await execute_lwt(*args)
         raise errors.unavailable("no answer", reason="OUTCOME_UNKNOWN")
 
-    monkeypatch.setattr(store.keyspace, "apply_if", unsure)
+    monkeypatch.setattr(store.keyspace, "execute_lwt", unsure)
     assert (await store.follow(ANN, BEN, stamp())).changed
     assert await published() == ["user.followed"]
 
 
 async def test_a_swap_that_never_arrived_is_refused_and_leaves_nothing(store, stamp, monkeypatch, published):
-    break_once(monkeypatch, store.keyspace, "apply_if")
+    break_once(monkeypatch, store.keyspace, "execute_lwt")
     with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
         await store.follow(ANN, BEN, stamp())
     assert await store.relationships(ANN, [BEN]) == [pb.Relationship(user_id=BEN)]
@@ -165,25 +165,25 @@ async def test_a_swap_that_never_arrived_is_refused_and_leaves_nothing(store, st
 
 async def test_a_batch_that_comes_late_undoes_nothing(store, stamp, monkeypatch):
     batches: list[list[object]] = []
-    together = store.keyspace.together
+    unlogged_batch = store.keyspace.unlogged_batch
 
     async def keep(steps) -> None:
         kept = list(steps)
         # Notes and their marks come one by one.
         if len(kept) > 1:
             batches.append(kept)
-        await together(kept)
+        await unlogged_batch(kept)
 
     monkeypatch.setattr(store.keyspace, "together", keep)
     await store.follow(ANN, BEN, stamp(at_ms=5_000))
     await store.unfollow(ANN, BEN, stamp())
     assert len(batches) == 2
     for late in batches:
-        await together(late)
+        await unlogged_batch(late)
     assert await lists(store) == {ANN: [[], []], BEN: [[], []]}
     await store.follow(ANN, BEN, stamp(at_ms=5_000))
     for late in list(batches)[:2]:
-        await together(late)
+        await unlogged_batch(late)
     assert await store.page(Listing.FOLLOWERS, BEN, None, 10) == [Position(5_000, ANN)]
 
 
@@ -223,7 +223,7 @@ async def test_a_filter_is_not_kept_while_nobody_vouches_for_it(store, other, st
 
 
 async def test_a_tier_that_another_replica_changed_reaches_the_board(store, other, stamp):
-    board = TierBoard(time.time)
+    board = TierPublisher(time.time)
     other.on_tier_change(board.post)
     watch = TierWatch(other, board, time.time, every_s=0.02)
     await watch.start()

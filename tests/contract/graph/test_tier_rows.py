@@ -33,9 +33,9 @@ async def test_the_threshold_makes_a_celebrity_and_less_than_four_fifths_ends_it
     assert [topic for topic in await published() if topic == "user.tier_changed"] == ["user.tier_changed"] * 2
 
 
-async def test_the_event_says_which_way(family, store, stamp):
+async def test_the_event_says_which_way(backend, store, stamp):
     await gain(store, stamp, 5)
-    event = event_pb2.Event.FromString((await family.published(store))[-1].payload)
+    event = event_pb2.Event.FromString((await backend.published(store))[-1].payload)
     assert (event.key, event.user_tier_changed) == (STAR, event_pb2.UserTierChanged(user_id=STAR, celebrity=True))
 
 

@@ -19,7 +19,7 @@ async def store(
     request: pytest.FixtureRequest, tmp_path: Path, namespaces: Callable[[], Namespace]
 ) -> AsyncIterator[Store]:
     """An empty store."""
-    if request.config.getoption("--family") == "embedded":
+    if request.config.getoption("--backend") == "embedded":
         embedded = await EmbeddedStore.open(tmp_path / "identity.db")
         yield embedded
         await embedded.close()

@@ -123,15 +123,15 @@ async def test_an_answer_that_was_lost_is_found_in_the_events(another: Open, mon
     store = await another()
     await create(store, 1, "alice")
     (account,) = await store.accounts([1])
-    apply_if = store._keyspace.apply_if
+    execute_lwt = store._keyspace.execute_lwt
 
     async def applied_unheard(*values: Any) -> None:
-        await apply_if(*values)
+        await execute_lwt(*values)
         await fail()
 
-    monkeypatch.setattr(store._keyspace, "apply_if", applied_unheard)
+    monkeypatch.setattr(store._keyspace, "execute_lwt", applied_unheard)
     assert await store.replace(account._replace(state=SUSPENDED, version=2), [record(1)])
-    monkeypatch.setattr(store._keyspace, "apply_if", fail)
+    monkeypatch.setattr(store._keyspace, "execute_lwt", fail)
     with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
         await store.replace(account._replace(version=3), [record(1)])
 

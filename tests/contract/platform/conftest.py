@@ -1,4 +1,4 @@
-"""Cassandra for tests of what the cluster family adds to the kit: a clean namespace, and a way to it that can fail."""
+"""Cassandra for tests of what the cluster backend adds to the kit: a clean namespace, and a way to it that can fail."""
 
 from __future__ import annotations
 

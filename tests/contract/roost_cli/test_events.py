@@ -1,4 +1,4 @@
-"""`roost events`, over the logs of both families."""
+"""`roost events`, over the logs of both backends."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Command:
         self._capsys = capsys
         # It would outlive the test.
         monkeypatch.setattr(logs, "configure", lambda *_: None)
-        if cluster.family.name == "cluster":
+        if cluster.backend.name == "cluster":
             self._options = ["--cluster"]
-            for name, value in cluster.family.of(folder).environment.items():
+            for name, value in cluster.backend.of(folder).environment.items():
                 monkeypatch.setenv(name, value)
         else:
             self._options = ["--data", str(folder)]
@@ -47,12 +47,12 @@ def events(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 async def opened(folder: Path) -> EventLog:
     """The log of this run's family, with the clock of this machine."""
-    if cluster.family.name == "embedded":
+    if cluster.backend.name == "embedded":
         return await EmbeddedLog.open(folder / "log.db", retry_first_s=0.001)
     from services.platform.config import Settings
     from services.platform.kafka.event_log import KafkaLog
 
-    return await KafkaLog.open(Settings(**cluster.family.of(folder).settings), retry_first_s=0.001)
+    return await KafkaLog.open(Settings(**cluster.backend.of(folder).settings), retry_first_s=0.001)
 
 
 async def test_tail_beside_a_running_mesh(tmp_path: Path, events: Command) -> None:

@@ -14,12 +14,12 @@ from services.search.query import parse
 from services.search.store import Change, Collection, Document, Query, SearchIndex
 from services.search.store.tantivy.store import EmbeddedSearchIndex
 from services.search.tokenizer import words
-from tests.cluster import family as namespaces
+from tests.cluster import backend as namespaces
 
 TWEETS, USERS = Collection.TWEETS, Collection.USERS
 
 
-class Family(Protocol):
+class Backend(Protocol):
     """What the tests need of a family. `keeps_position`: its index knows how far the log was applied."""
 
     keeps_position: bool
@@ -58,13 +58,13 @@ class OpenSearch:
         pass
 
 
-FAMILIES: dict[str, type[Family]] = {"embedded": Embedded, "cluster": OpenSearch}
+BACKEND_NAMES: dict[str, type[Backend]] = {"embedded": Embedded, "cluster": OpenSearch}
 
 
 @pytest.fixture
-def family(request: pytest.FixtureRequest) -> Family:
+def backend(request: pytest.FixtureRequest) -> Backend:
     """The family of this run."""
-    return FAMILIES[request.config.getoption("--family")]()
+    return BACKEND_NAMES[request.config.getoption("--backend")]()
 
 
 def tweet(tweet_id: int, text: str, *exact: str, author: int = 1, version: int = 0) -> Change:
@@ -93,7 +93,7 @@ def asked(text: str) -> Query:
 class Opened:
     """An index with short words for questions, and the way to close and open it again."""
 
-    family: Family
+    backend: Backend
     folder: Path
     index: SearchIndex = field(init=False)
 
@@ -101,7 +101,7 @@ class Opened:
         await self.index.apply(changes, position)
 
     async def commit(self) -> None:
-        await self.family.commit(self.index)
+        await self.backend.commit(self.index)
 
     async def newest(self, text: str, before_id: int = 0, limit: int = 100) -> list[int]:
         return list(await self.index.newest(TWEETS, asked(text), before_id, limit))
@@ -115,7 +115,7 @@ class Opened:
     async def again(self) -> SearchIndex:
         """Closes the index and opens what it left."""
         await self.index.close()
-        self.index = await self.family.open(self.folder)
+        self.index = await self.backend.open(self.folder)
         return self.index
 
     async def rebuilt(self, changes: Iterable[Change]) -> None:
@@ -126,9 +126,9 @@ class Opened:
 
 
 @pytest.fixture
-async def opened(family: Family, tmp_path: Path) -> AsyncIterator[Opened]:
+async def opened(backend: Backend, tmp_path: Path) -> AsyncIterator[Opened]:
     """An empty index that can be reopened."""
-    opened = Opened(family, tmp_path)
-    opened.index = await family.open(tmp_path)
+    opened = Opened(backend, tmp_path)
+    opened.index = await backend.open(tmp_path)
     yield opened
     await opened.index.close()

@@ -222,12 +222,12 @@ async def test_what_was_filled_outlives_a_restart_with_its_position(opened: Open
     assert opened.index.position is None
     await opened.rebuilt([tweet(1, "filled")])
     assert await opened.index.filled()
-    assert opened.index.position == (0 if opened.family.keeps_position else None)
+    assert opened.index.position == (0 if opened.backend.keeps_position else None)
     await opened.apply(tweet(2, "filled"), position=41)
     await opened.apply(gone(1), position=42)
     index = await opened.again()
     assert await index.filled()
-    assert index.position == (42 if opened.family.keeps_position else None)
+    assert index.position == (42 if opened.backend.keeps_position else None)
     assert await opened.newest("filled") == [2]
 
 
@@ -275,7 +275,7 @@ async def test_a_new_index_takes_over_while_the_old_one_answers(opened: Opened) 
     await opened.index.finish()
     assert await opened.newest("old") == []
     assert await opened.newest("new") == [3, 1]
-    assert opened.index.position == (7 if opened.family.keeps_position else None)
+    assert opened.index.position == (7 if opened.backend.keeps_position else None)
 
 
 async def test_a_scan_never_overwrites_an_event(opened: Opened, settled: bool) -> None:

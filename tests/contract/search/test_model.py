@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.search.store import Document, Place, Query
-from tests.contract.search.conftest import TWEETS, Family, Opened, gone, tweet
+from tests.contract.search.conftest import TWEETS, Backend, Opened, gone, tweet
 
 IDS = st.integers(1, 6)
 TEXTS = st.lists(st.sampled_from("abc"), max_size=4).map(" ".join)
@@ -56,19 +56,19 @@ def matches(document: Document, query: Query) -> bool:
 )
 @given(st.lists(STEPS, max_size=20), st.lists(QUESTIONS, min_size=1, max_size=4), st.integers(0, 7))
 def test_searches_agree_with_a_model(
-    family: Family,
+    backend: Backend,
     steps: list[tuple],  # type: ignore[type-arg]
     questions: list[Query],
     before_id: int,
 ) -> None:
-    asyncio.run(run(family, steps, questions, before_id))
+    asyncio.run(run(backend, steps, questions, before_id))
 
 
-async def run(family: Family, steps: list[tuple], questions: list[Query], before_id: int) -> None:  # type: ignore[type-arg]
+async def run(backend: Backend, steps: list[tuple], questions: list[Query], before_id: int) -> None:  # type: ignore[type-arg]
     model: dict[int, Document] = {}
     with tempfile.TemporaryDirectory() as folder:
-        opened = Opened(family, Path(folder))
-        opened.index = await opened.family.open(opened.folder)
+        opened = Opened(backend, Path(folder))
+        opened.index = await opened.backend.open(opened.folder)
         await opened.rebuilt([])
         for version, step in enumerate(steps):
             match step:

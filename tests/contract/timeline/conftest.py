@@ -11,17 +11,17 @@ from services.platform.redis.client import Redis
 from services.timeline.store import HomeTimelineStore
 from services.timeline.store.memory import EmbeddedHomeTimelines
 from services.timeline.store.redis.store import RedisHomeTimelines
-from tests.cluster import family
+from tests.cluster import backend
 
 
 @pytest.fixture
 async def store() -> AsyncIterator[HomeTimelineStore]:
     """An empty store of the family."""
-    if family.name == "embedded":
+    if backend.name == "embedded":
         memory = EmbeddedHomeTimelines(10_000)
         yield memory
         await memory.close()
         return
-    redis = await Redis.open(Settings(**family.new().settings))
+    redis = await Redis.open(Settings(**backend.new().settings))
     yield RedisHomeTimelines(redis)
     await redis.close()

@@ -18,15 +18,15 @@ from typing import Any
 import hiredis
 import pytest
 
-from services.platform.redis.connection import Pipe, command, unreachable
+from services.platform.redis.connection import RedisConnection, command, unreachable
 from services.platform.rpc.errors import RoostError
 from services.timeline import pull
-from services.timeline.fanout_rules import HYBRID, Rules
+from services.timeline.fanout_rules import HYBRID, FanoutRules
 from services.timeline.store import HomeList, OpenBuild
 from services.timeline.store.redis import store as redis_store
 from services.timeline.store.redis import trimming
-from services.timeline.store.redis.encoding import Sizes, Warm, home_of, list_key, marker_key, packed
-from services.timeline.store.redis.store import Opened, RedisHomeTimelines
+from services.timeline.store.redis.encoding import Sizes, Warm, decode_home, list_key, marker_key, packed
+from services.timeline.store.redis.store import BuildMarker, RedisHomeTimelines
 from tests import redis_servers
 from tests.home_interleavings import KEEP, READERS, TRIM_ABOVE, Schedule, Step
 
@@ -185,7 +185,7 @@ class RedisSchedule(Schedule):
     length = 2_500
 
     def __init__(self, seed: int, server: Restarting, stores: Sequence[tuple[StepRedis, RedisHomeTimelines]]) -> None:
-        super().__init__(seed, stores[0][1], Rules(HYBRID, 0))
+        super().__init__(seed, stores[0][1], FanoutRules(HYBRID, 0))
         self._server = server
         self._stores = stores
 
@@ -240,10 +240,10 @@ class ReadThenWriteThenMark(RedisHomeTimelines):
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
         pipe = await self._node(user_id).reads()
-        return Opened(user_id, "any", pipe.run_id, opened_ms, mode)
+        return BuildMarker(user_id, "any", pipe.run_id, opened_ms, mode)
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
-        assert isinstance(build, Opened)
+        assert isinstance(build, BuildMarker)
         try:
             pipe = await self._node(build.user_id).reads()
             rows = (redis_store.ZERO_ID, *packed(sorted(ids)))
@@ -259,7 +259,7 @@ class ReadThenWriteThenMark(RedisHomeTimelines):
 class ClosesAnyBuild(RedisHomeTimelines):
     """Does not look whose build it closes."""
 
-    async def _still_open(self, pipe: Pipe, build: Opened) -> bool:
+    async def _still_open(self, pipe: RedisConnection, build: BuildMarker) -> bool:
         homes = list_key(build.user_id)
         _, last = await self._answers(pipe, command("WATCH", homes) + command("LINDEX", homes, -1), 2)
         return bool(last == redis_store.ZERO_ID)
@@ -268,7 +268,7 @@ class ClosesAnyBuild(RedisHomeTimelines):
 class OverlooksWhatWasTrimmed(RedisHomeTimelines):
     """Does not look whether the list is whole."""
 
-    async def _still_open(self, pipe: Pipe, build: Opened) -> bool:
+    async def _still_open(self, pipe: RedisConnection, build: BuildMarker) -> bool:
         marker, homes = marker_key(build.user_id), list_key(build.user_id)
         _, held = await self._answers(pipe, command("WATCH", marker, homes) + command("GET", marker), 2)
         return bool(held == build.text().encode())
@@ -277,7 +277,7 @@ class OverlooksWhatWasTrimmed(RedisHomeTimelines):
 class WatchesNothing(RedisHomeTimelines):
     """Looks whether its build still stands, and then closes it, whatever came between."""
 
-    async def _still_open(self, pipe: Pipe, build: Opened) -> bool:
+    async def _still_open(self, pipe: RedisConnection, build: BuildMarker) -> bool:
         found = await super()._still_open(pipe, build)
         await self._answers(pipe, command("UNWATCH"), 1)
         return found
@@ -295,7 +295,7 @@ class TrustsEveryServer(RedisHomeTimelines):
         except RoostError:
             return None
         warm = Warm.parse(marker)
-        return home_of(warm, stored, self._sizes) if warm is not None and stored else None
+        return decode_home(warm, stored, self._sizes) if warm is not None and stored else None
 
 
 class TakesNoListForAnEmptyOne(RedisHomeTimelines):
@@ -309,7 +309,7 @@ class TakesNoListForAnEmptyOne(RedisHomeTimelines):
         except RoostError:
             return None
         warm = Warm.parse(marker)
-        return home_of(warm, stored, self._sizes) if warm is not None and warm.run_id == pipe.run_id else None
+        return decode_home(warm, stored, self._sizes) if warm is not None and warm.run_id == pipe.run_id else None
 
 
 class ReadsInTwoSteps(RedisHomeTimelines):
@@ -323,7 +323,7 @@ class ReadsInTwoSteps(RedisHomeTimelines):
         except RoostError:
             return None
         warm = Warm.parse(marker)
-        return home_of(warm, stored, self._sizes) if warm and warm.run_id == pipe.run_id and stored else None
+        return decode_home(warm, stored, self._sizes) if warm and warm.run_id == pipe.run_id and stored else None
 
 
 class HasNoFloor(RedisHomeTimelines):

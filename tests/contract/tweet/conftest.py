@@ -19,14 +19,14 @@ from services.platform.rpc.errors import RoostError
 from services.platform.sqlite.event_log import EmbeddedLog
 from services.tweet.store import Claim, TweetStore
 from services.tweet.store.sqlite.store import EmbeddedTweetStore
-from tests.cluster import family as namespaces
+from tests.cluster import backend as namespaces
 
 OPEN_TRIES = 5
 
 _numbers = count(1)
 
 
-class Family(Protocol):
+class Backend(Protocol):
     """How a family's store is opened, and what it published. EXAMPLES: histories that the model is tried with."""
 
     EXAMPLES: int
@@ -68,14 +68,14 @@ class Clustered:
     EXAMPLES = 8
 
     async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
-        from services.platform.backends.cluster import Cluster
+        from services.platform.backends.cluster import ClusterBackends
         from services.tweet.store.cassandra.store import CassandraTweetStore
 
         stack = AsyncExitStack()
         settings = Settings(**namespaces.of(place or folder).settings)
         for left in reversed(range(OPEN_TRIES)):
             try:
-                cluster = await Cluster.open(settings, stack)
+                cluster = await ClusterBackends.open(settings, stack)
                 break
             except RoostError:
                 # A busy machine may take longer to answer than a process waits. Who starts processes tries again.
@@ -107,13 +107,13 @@ class Clustered:
         await store.settle()
 
 
-FAMILIES: dict[str, type[Family]] = {"embedded": Embedded, "cluster": Clustered}
+BACKEND_NAMES: dict[str, type[Backend]] = {"embedded": Embedded, "cluster": Clustered}
 
 
 @pytest.fixture
-def family(request: pytest.FixtureRequest) -> Family:
+def backend(request: pytest.FixtureRequest) -> Backend:
     """The family of this run."""
-    return FAMILIES[request.config.getoption("--family")]()
+    return BACKEND_NAMES[request.config.getoption("--backend")]()
 
 
 def make_core(tweet_id: int, author_id: int, text: str = "hello", **head: int) -> tweet_pb2.TweetCore:
@@ -133,7 +133,7 @@ def event(topic: str, tweet_id: int) -> Record:
 class Opened:
     """A store with short words for writes, and the way to close and open it again."""
 
-    family: Family
+    backend: Backend
     folder: Path
     store: TweetStore = field(init=False)
 
@@ -158,12 +158,12 @@ class Opened:
     async def again(self) -> TweetStore:
         """Closes the store and opens what it left."""
         await self.store.close()
-        self.store = await self.family.open(self.folder)
+        self.store = await self.backend.open(self.folder)
         return self.store
 
     async def topics(self) -> list[tuple[str, int]]:
         """The events so far: topic and tweet."""
-        return [(record.topic, int(record.payload)) for record in await self.family.published(self.store)]
+        return [(record.topic, int(record.payload)) for record in await self.backend.published(self.store)]
 
     async def ids_of(self, author_id: int, before_id: int = 0, per_author: int = 832) -> list[int]:
         """One author's newest ids."""
@@ -172,9 +172,9 @@ class Opened:
 
 
 @pytest.fixture
-async def opened(family: Family, tmp_path: Path) -> AsyncIterator[Opened]:
+async def opened(backend: Backend, tmp_path: Path) -> AsyncIterator[Opened]:
     """An empty store that can be reopened."""
-    opened = Opened(family, tmp_path)
-    opened.store = await family.open(tmp_path)
+    opened = Opened(backend, tmp_path)
+    opened.store = await backend.open(tmp_path)
     yield opened
     await opened.store.close()

@@ -30,9 +30,9 @@ BATCHED = (
 @pytest.fixture
 async def other(opened: Opened) -> AsyncIterator[Opened]:
     """Another process on the same tweets."""
-    other = Opened(opened.family, opened.folder / "other")
+    other = Opened(opened.backend, opened.folder / "other")
     other.folder.mkdir()
-    other.store = await opened.family.open(other.folder, opened.folder)
+    other.store = await opened.backend.open(other.folder, opened.folder)
     yield other
     await other.store.close()
 
@@ -152,7 +152,7 @@ async def test_writes_may_come_again_and_in_any_order(opened: Opened, seed: int)
     ):
         await keyspace.batch(steps)
     # As the service's consumer does with what the log tells again.
-    await opened.store.settle_changes(range(1, 10))  # type: ignore[attr-defined]
+    await opened.store.finish_side_effects(range(1, 10))  # type: ignore[attr-defined]
     assert await fresh(opened) == before
 
 

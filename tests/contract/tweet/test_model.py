@@ -18,7 +18,7 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.platform.rpc.errors import RoostError
 from services.tweet.store import Claim
-from tests.cluster import family as namespaces
+from tests.cluster import backend as namespaces
 from tests.contract.tweet.conftest import Opened, event
 
 AUTHORS = (1, 2, 3)
@@ -48,12 +48,12 @@ class Known:
 class Tweets(RuleBasedStateMachine):
     """The store on one side; who posted what, and what stands, on the other."""
 
-    def __init__(self, family: Any) -> None:
+    def __init__(self, backend: Any) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.loop = asyncio.new_event_loop()
-        self.opened = Opened(family, Path(self.folder.name))
-        self.opened.store = self.run(family.open(self.opened.folder))
+        self.opened = Opened(backend, Path(self.folder.name))
+        self.opened.store = self.run(backend.open(self.opened.folder))
         self.tweets: dict[int, Known] = {}
         self.used: set[int] = set()
         self.keys: dict[tuple[int, str], int] = {}
@@ -282,6 +282,6 @@ def below(newest_first: list[int], before_id: int, count: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_the_store_answers_as_the_model_does(family: Any) -> None:
-    examples = settings(max_examples=family.EXAMPLES, stateful_step_count=60, deadline=None)
-    run_state_machine_as_test(lambda: Tweets(family), settings=examples)
+def test_the_store_answers_as_the_model_does(backend: Any) -> None:
+    examples = settings(max_examples=backend.EXAMPLES, stateful_step_count=60, deadline=None)
+    run_state_machine_as_test(lambda: Tweets(backend), settings=examples)

@@ -34,7 +34,7 @@ def test_settings_with_a_value_that_does_not_fit_says_what_does(
 
 
 def test_settings_with_several_faults_tells_each_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ROOST_FAMILY", "mesh")
+    monkeypatch.setenv("ROOST_BACKEND", "mesh")
     monkeypatch.setenv("ROOST_BCRYPT_COST", "cheap")
     with pytest.raises(CommandError) as told:
         settings_with({})

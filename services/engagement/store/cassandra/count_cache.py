@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from services.platform.redis.client import Redis
 from services.platform.redis.connection import command
 from services.platform.redis.node_pool import Node
-from services.platform.redis.shared_keys import SharedKeys, key_of
+from services.platform.redis.shared_keys import SharedKeyClient, key_of
 
 # How long a count may be wrong whose changer could not say so, and died before it could say it again.
 KEEP_MS = 600_000
@@ -26,7 +26,7 @@ _COUNTED = b"+"
 _KIND = "c"
 
 
-class SharedCounts(SharedKeys):
+class CachedCounts(SharedKeyClient):
     """Frames of counts by tweet id: serialised answers of one tweet, empty where nothing is counted. `monotonic` gives seconds."""
 
     def __init__(self, redis: Redis, monotonic: Callable[[], float]) -> None:

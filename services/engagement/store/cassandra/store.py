@@ -17,10 +17,10 @@ from roost.engagement.v1 import engagement_service_pb2 as pb
 
 from services.engagement.store import Entry, Kind
 from services.engagement.store.cassandra import schema
-from services.engagement.store.cassandra.count_cache import SharedCounts
+from services.engagement.store.cassandra.count_cache import CachedCounts
 from services.platform.caching.cache import SingleFlight
-from services.platform.cassandra.keyed_lock import Turns, to_its_end
-from services.platform.cassandra.keyspace import Keyspace, Row, Step
+from services.platform.cassandra.keyed_lock import KeyedLocks, run_to_completion
+from services.platform.cassandra.keyspace import Keyspace, Row, Statement
 from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox
 from services.platform.events.log import EventLog, Record
 from services.platform.redis.client import Redis
@@ -28,7 +28,7 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
 if TYPE_CHECKING:
-    from services.platform.backends.cluster import Cluster
+    from services.platform.backends.cluster import ClusterBackends
 
 SERVICE = "engagement"
 MIGRATIONS = (schema.SCHEMA, OUTBOX_MIGRATION)
@@ -51,7 +51,7 @@ class _Mark(NamedTuple):
     place: int
     bucket: int
 
-    def copies(self) -> list[Step]:
+    def copies(self) -> list[Statement]:
         """What writes the copies."""
         user_id, kind, tweet_id, place, bucket = self
         return [
@@ -59,7 +59,7 @@ class _Mark(NamedTuple):
             (schema.COPY_BY_TWEET, (tweet_id, bucket, kind, place, user_id, schema.MADE)),
         ]
 
-    def drops(self) -> list[Step]:
+    def drops(self) -> list[Statement]:
         """What takes them out, for good."""
         user_id, kind, tweet_id, place, bucket = self
         return [
@@ -73,15 +73,15 @@ class CassandraEngagementStore:
 
     def __init__(self, keyspace: Keyspace, redis: Redis, log: EventLog, clock: Callable[[], float]) -> None:
         self.keyspace = keyspace
-        self._shared = SharedCounts(redis, time.monotonic)
+        self._shared = CachedCounts(redis, time.monotonic)
         self.outbox = Outbox(keyspace, log, clock, self.decided)
         self._clock = clock
-        self._turns = Turns()
+        self._turns = KeyedLocks()
         # By tweet, user and whether it is set: of many who want the same at once one does it, and all have its answer.
         self._likes: SingleFlight[tuple[int, int, bool], int] = SingleFlight()
 
     @classmethod
-    async def open(cls, cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Self:
+    async def open(cls, cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> Self:
         """The store in its keyspace, brought up to date. Errors as Keyspace.open."""
         return cls(await cluster.keyspace(SERVICE, MIGRATIONS), cluster.redis, log, clock)
 
@@ -108,14 +108,14 @@ class CassandraEngagementStore:
 
     async def bookmark(self, tweet_id: int, user_id: int, place: int) -> bool:
         """See the port."""
-        made = await to_its_end(self._set(Kind.BOOKMARK, tweet_id, user_id, place, ()))
+        made = await run_to_completion(self._set(Kind.BOOKMARK, tweet_id, user_id, place, ()))
         if made:
             await self._count(tweet_id, schema.NUMBERS[Kind.BOOKMARK])
         return made
 
     async def unbookmark(self, tweet_id: int, user_id: int) -> bool:
         """See the port."""
-        return await to_its_end(self._unset(Kind.BOOKMARK, tweet_id, user_id, ()))
+        return await run_to_completion(self._unset(Kind.BOOKMARK, tweet_id, user_id, ()))
 
     async def _set(self, kind: Kind, tweet_id: int, user_id: int, place: int, told: Sequence[Record]) -> bool:
         key = (user_id, schema.NUMBERS[kind], tweet_id)
@@ -165,7 +165,7 @@ class CassandraEngagementStore:
         """One conditional write; whether it was applied. What it tells is in the outbox before, and noted with it."""
         await self.keyspace.write_each(self.outbox.steps(told))
         try:
-            applied, _ = await self.keyspace.apply_if(statement, *values)
+            applied, _ = await self.keyspace.execute_lwt(statement, *values)
         except errors.RoostError:
             # Unless its note stands there, nobody knows: the caller may try again.
             if not told or not await self._notes(told):
@@ -173,7 +173,7 @@ class CassandraEngagementStore:
             return True
         return applied
 
-    async def _settle(self, mark: _Mark, steps: Sequence[Step], told: Sequence[Record]) -> None:
+    async def _settle(self, mark: _Mark, steps: Sequence[Statement], told: Sequence[Record]) -> None:
         """After the decision: the copies, what is counted apart, then the events."""
         await self._copy(steps, [mark.tweet_id])
         if mark.bucket != schema.FIRST_BUCKET and not told:
@@ -181,14 +181,14 @@ class CassandraEngagementStore:
             await self._recount([(mark.tweet_id, mark.kind, mark.bucket)])
         self.outbox.publish(told)
 
-    async def _copy(self, steps: Iterable[Step], tweet_ids: Iterable[int]) -> None:
+    async def _copy(self, steps: Iterable[Statement], tweet_ids: Iterable[int]) -> None:
         await self.keyspace.write_each(steps)
         await self._shared.changed(tweet_ids)
 
     async def decided(self, records: Sequence[Record]) -> list[Record]:
         """Those of these events that are true, their copies written anew. A change half made is seen through first."""
         notes = await self._notes(records)
-        steps: list[Step] = []
+        steps: list[Statement] = []
         for (user_id, _), (place, gone, bucket, tweet_id) in notes.items():
             like = (user_id, schema.NUMBERS[Kind.LIKE], tweet_id)
             if gone is None:

@@ -13,7 +13,7 @@ from roost.engagement.v1 import engagement_service_pb2 as pb
 
 from services.engagement.store import Entry, Kind
 from services.engagement.store.sqlite.cache import MAX_KEPT_MARKS, NEWEST_COUNTS, Counts, Marked, Marks
-from services.platform.caching.read_tracking import Revisions
+from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.events.log import Record
 from services.platform.sqlite import outbox
 from services.platform.sqlite.database import Database
@@ -96,7 +96,7 @@ class EmbeddedEngagementStore:
         self._counts = counts
         self._marks = Marks()
         # By tweet: whoever likes or keeps one changes what it counts, and what they see of themselves there.
-        self._revisions = Revisions()
+        self._revisions = ChangeTracker()
         # A read that finds it changed may be older than a write, and is not remembered.
         self._writes_told = 0
 

@@ -18,7 +18,7 @@ BACK_OFF_S = 0.005
 MAX_BACK_OFF_S = 0.2
 
 
-async def swapped(
+async def compare_and_set(
     keyspace: Keyspace, statement: str, values: tuple[Any, ...], stands: Callable[[], Awaitable[bool]]
 ) -> bool:
     """Whether it was applied. Where that is unknown `stands` is asked once, which looks, serially, if the row is as it was to become.
@@ -26,7 +26,7 @@ async def swapped(
     UNAVAILABLE or DEADLINE_EXCEEDED where it stays unknown.
     """
     try:
-        return (await keyspace.apply_if(statement, *values))[0]
+        return (await keyspace.execute_lwt(statement, *values))[0]
     except errors.RoostError as error:
         if not await stands():
             # Overtaken by another, or never applied: not told apart.

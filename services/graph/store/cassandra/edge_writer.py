@@ -19,15 +19,15 @@ from cachetools import LRUCache
 from services.graph.events import Change
 from services.graph.store import Outcome
 from services.graph.store.cassandra import schema
-from services.graph.store.cassandra.compare_and_set import MAX_ROUNDS, back_off, swapped
+from services.graph.store.cassandra.compare_and_set import MAX_ROUNDS, back_off, compare_and_set
 from services.graph.store.cassandra.follow_counts import RECOUNT_EVERY_MS, Tallies
-from services.graph.store.cassandra.intent_log import Notes
-from services.graph.store.cassandra.relationship import FOLLOWERS, Act, Deed, Edge, Edges, Pair, Step, ends
-from services.graph.store.cassandra.tier_rows import Stars
+from services.graph.store.cassandra.intent_log import IntentLog
+from services.graph.store.cassandra.relationship import FOLLOWERS, Act, Edge, EdgeChange, Edges, Pair, Statement, ends
+from services.graph.store.cassandra.tier_rows import TierRows
 from services.graph.store.cassandra.user_index import People
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
-from services.platform.redis.shared_versions import SharedEntries
+from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, current_call
 
@@ -46,16 +46,16 @@ MAX_FAR = 100_000
 _log = structlog.get_logger(__name__)
 
 
-class Ties:
+class EdgeWriter:
     """The one writer of pairs. `mint` gives new ids, `clock` unix seconds."""
 
     def __init__(
         self,
         keyspace: Keyspace,
-        shared: SharedEntries,
+        shared: SharedVersions,
         outbox: Outbox,
         tallies: Tallies,
-        stars: Stars,
+        stars: TierRows,
         mint: Callable[[], Awaitable[int]],
         clock: Callable[[], float],
     ) -> None:
@@ -65,7 +65,7 @@ class Ties:
         self._tallies = tallies
         self._stars = stars
         self._people = People(keyspace)
-        self._notes = Notes(keyspace, clock)
+        self._notes = IntentLog(keyspace, clock)
         self._mint = mint
         self._clock = clock
         # Writers of one process queue for a pair: to meet in compare-and-set costs each a round of it.
@@ -103,25 +103,25 @@ class Ties:
 
     async def finish(self, pair: Pair, fresh: int) -> None:
         """Does what the pair's last change owes; `fresh` becomes the relation version of those it touched. Any number of times."""
-        deed = Deed.of(pair)
-        counted = deed.counted()
-        facts = deed.facts()
+        action = EdgeChange.of(pair)
+        counted = action.counted()
+        facts = action.facts()
         # Before tiers add to them: those publish on their own.
         records = list(facts.records)
-        steps: list[Step] = [*deed.rows(), *self._tallies.marks(counted), *self._outbox.steps(records)]
-        await self._keyspace.together(steps)
+        steps: list[Statement] = [*action.rows(), *self._tallies.marks(counted), *self._outbox.steps(records)]
+        await self._keyspace.unlogged_batch(steps)
         self._outbox.publish(records)
         # The rows stand: from here on readers may be told to look, and counts are taken.
-        spare = iter(deed.change.event_ids[len(records) :])
+        spare = iter(action.change.event_ids[len(records) :])
         followees = {user_id: None for user_id, side, _ in counted if side == FOLLOWERS}
         marked, *_ = await asyncio.gather(
-            self._shared.change_relations(deed.readers(), fresh),
-            *(self._judge(user_id, deed.change, next(spare)) for user_id in followees),
+            self._shared.change_relations(action.readers(), fresh),
+            *(self._judge(user_id, action.change, next(spare)) for user_id in followees),
         )
         if marked:
             await self._settle(pair)
         else:
-            self._later((pair.low, pair.high), self._mark(pair, deed.readers()))
+            self._later((pair.low, pair.high), self._mark(pair, action.readers()))
 
     async def close(self) -> None:
         """Drops what was put off."""
@@ -143,7 +143,7 @@ class Ties:
             rows = await self._keyspace.read_serial(schema.PAIR, *key)
             return bool(rows) and rows[0][0] == change.version
 
-        if not await swapped(self._keyspace, schema.SWAP_PAIR, (*changed.values(), *key, pair.change), stands):
+        if not await compare_and_set(self._keyspace, schema.SWAP_PAIR, (*changed.values(), *key, pair.change), stands):
             return None
         # It is made, so it is finished even when the caller's time is up: each statement keeps its own bound.
         current_call.set(current_call.get()._replace(deadline=NEVER))
@@ -169,8 +169,8 @@ class Ties:
             return
         tally = await self._tallies.followers(user_id)
         await self._stars.judge(user_id, tally.edges, change, event_id)
-        if (way := self._stars.way(tally.edges)) >= FAR:
-            self._far[user_id] = (now + FAR_FOR_S, way // 4)
+        if (followers_until_change := self._stars.followers_until_change(tally.edges)) >= FAR:
+            self._far[user_id] = (now + FAR_FOR_S, followers_until_change // 4)
             return
         if not tally.fresh:
             self._stale.add(user_id)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from services.graph.store.cassandra import schema
-from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING, Step
+from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING, Statement
 from services.platform.cassandra.keyspace import Keyspace
 
 # Up to here a count costs the server about a millisecond, and is exact at every reading.
@@ -66,7 +66,7 @@ class Tallies:
         self._learn(user_id, (bucket for _, bucket, *_ in rows))
         return range(1 + BUCKETS) if user_id in self._spread else range(1)
 
-    def marks(self, counted: Iterable[tuple[int, int, int]]) -> list[Step]:
+    def marks(self, counted: Iterable[tuple[int, int, int]]) -> list[Statement]:
         """The steps that mark counts, given as (user id, side, bucket), as changed now."""
         now_ms = self._now_ms()
         return [(schema.MARK, (now_ms * 1000, now_ms, *key)) for key in counted]
@@ -111,7 +111,7 @@ class Tallies:
             FOLLOWING: iter(await keyspace.read_each(schema.COUNT_FOLLOWING, following) if following else ()),
         }
         numbers = [int(next(found[entry.side])[0][0]) for _, entry in due]
-        steps: list[Step] = []
+        steps: list[Statement] = []
         for (user_id, entry), edges in zip(due, numbers, strict=True):
             if edges > SMALL or now_ms >= entry.changed_ms + SETTLED_AFTER_MS:
                 key = (user_id, entry.side, entry.bucket)

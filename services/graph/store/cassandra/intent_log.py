@@ -14,7 +14,7 @@ from cachetools import LRUCache
 from services.graph.store.cassandra import schema
 from services.graph.store.cassandra.relationship import Pair
 from services.platform.cassandra.keyspace import Keyspace
-from services.platform.cassandra.write_batcher import Gathered
+from services.platform.cassandra.write_batcher import PartitionWriteBatcher
 
 # Partitions of a minute: a few thousand rows each where follows come by the thousand.
 SHARDS = 4
@@ -34,13 +34,13 @@ class Place(NamedTuple):
     shard: int
 
 
-class Notes:
+class IntentLog:
     """The notes of one keyspace. `clock` gives unix seconds."""
 
     def __init__(self, keyspace: Keyspace, clock: Callable[[], float]) -> None:
         self._keyspace = keyspace
         self._clock = clock
-        self._gathered = Gathered(keyspace)
+        self._gathered = PartitionWriteBatcher(keyspace)
         # The stamp of each pair's last change that is known to be finished.
         self._finished: LRUCache[tuple[int, int], int] = LRUCache(MAX_KNOWN)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from services.graph.store.cassandra import schema
-from services.graph.store.cassandra.edge_writer import Ties
+from services.graph.store.cassandra.edge_writer import EdgeWriter
 from services.graph.store.cassandra.intent_log import LIVE_S, SHARDS
 from services.platform.cassandra.keyspace import Keyspace, Row
 
@@ -35,7 +35,7 @@ _log = structlog.get_logger(__name__)
 class Sweeper:
     """A worker. Any number may run at once: they finish the same things to the same effect. `clock` gives unix seconds."""
 
-    def __init__(self, keyspace: Keyspace, ties: Ties, clock: Callable[[], float]) -> None:
+    def __init__(self, keyspace: Keyspace, ties: EdgeWriter, clock: Callable[[], float]) -> None:
         self._keyspace = keyspace
         self._ties = ties
         self._clock = clock

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from roost.event.v1 import event_pb2
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.events import Change, Facts
+from services.graph.events import Change, EventBuilder
 from services.graph.store.cassandra import schema
 from services.platform.events.log import Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-Step = tuple[str, tuple[Any, ...]]
+Statement = tuple[str, tuple[Any, ...]]
 
 # Sides of a count, as they stand in its rows.
 FOLLOWERS, FOLLOWING = 0, 1
@@ -116,7 +116,7 @@ class Pair(NamedTuple):
         return Pair(self.low, self.high, change.version, max(now_us, self.stamp + 1), last, edges)
 
 
-class Deed(NamedTuple):
+class EdgeChange(NamedTuple):
     """The last change of a pair: its stamp, and every edge that it made or removed."""
 
     pair: Pair
@@ -124,7 +124,7 @@ class Deed(NamedTuple):
     before: Edges
 
     @classmethod
-    def of(cls, pair: Pair) -> Deed:
+    def of(cls, pair: Pair) -> EdgeChange:
         """Of a pair that was changed at least once."""
         assert pair.change is not None
         before, at_ms, event_ids, traceparent = json.loads(pair.last)
@@ -140,9 +140,9 @@ class Deed(NamedTuple):
                 if before != after:
                     yield (kind, *ends, before, after)
 
-    def rows(self) -> list[Step]:
+    def rows(self) -> list[Statement]:
         """The copies to write and to delete, all with the pair's stamp."""
-        steps: list[Step] = []
+        steps: list[Statement] = []
         stamp = self.pair.stamp
         for kind, source, target, before, after in self._differences():
             add, drop = _COPIES[kind]
@@ -167,9 +167,9 @@ class Deed(NamedTuple):
                 ]
         return found
 
-    def facts(self) -> Facts:
+    def facts(self) -> EventBuilder:
         """What it publishes, with ids of its own: a second time gives the same events."""
-        facts = Facts(self.change)
+        facts = EventBuilder(self.change)
         tell = {
             (Kind.FOLLOW, True): facts.followed,
             (Kind.FOLLOW, False): facts.unfollowed,

@@ -12,20 +12,20 @@ from roost.graph.v1 import graph_service_pb2 as pb
 from services.graph.events import Change
 from services.graph.store import Judged, Listing, Outcome, Position, TierHook
 from services.graph.store.cassandra import schema
-from services.graph.store.cassandra.edge_writer import Ties
+from services.graph.store.cassandra.edge_writer import EdgeWriter
 from services.graph.store.cassandra.follow_counts import BUCKETS, Tallies
 from services.graph.store.cassandra.intent_sweeper import Sweeper
 from services.graph.store.cassandra.popular import Popular
 from services.graph.store.cassandra.relationship import Act, Pair, ends, pair_of
-from services.graph.store.cassandra.tier_rows import Stars
+from services.graph.store.cassandra.tier_rows import TierRows
 from services.graph.store.cassandra.user_index import People
 from services.graph.store.cassandra.visibility_cache import TOP, Filters
 from services.graph.tier_publisher import TierRule
-from services.platform.backends.cluster import Cluster
+from services.platform.backends.cluster import ClusterBackends
 from services.platform.cassandra.keyspace import Keyspace, Row
 from services.platform.cassandra.outbox import Outbox
 from services.platform.events.log import EventLog, Record
-from services.platform.redis.shared_versions import SharedEntries
+from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class CassandraGraphStore:
     def __init__(
         self,
         keyspace: Keyspace,
-        shared: SharedEntries,
+        shared: SharedVersions,
         log: EventLog,
         rule: TierRule,
         mint: Callable[[], Awaitable[int]],
@@ -66,10 +66,10 @@ class CassandraGraphStore:
         self.keyspace = keyspace
         outbox = Outbox(keyspace, log, clock, self._make_readable)
         self._tallies = Tallies(keyspace, clock)
-        self._stars = Stars(keyspace, outbox, rule)
+        self._stars = TierRows(keyspace, outbox, rule)
         self._people = People(keyspace)
         self._popular = Popular(keyspace, self._tallies, clock)
-        self._ties = Ties(keyspace, shared, outbox, self._tallies, self._stars, mint, clock)
+        self._ties = EdgeWriter(keyspace, shared, outbox, self._tallies, self._stars, mint, clock)
         self._filters = Filters(keyspace, shared, mint)
         self.workers = (outbox, Sweeper(keyspace, self._ties, clock))
         # Writes go on when their caller has gone: a change half done would be left to the sweeper.
@@ -78,13 +78,13 @@ class CassandraGraphStore:
     @classmethod
     async def open(
         cls,
-        cluster: Cluster,
+        cluster: ClusterBackends,
         log: EventLog,
         rule: TierRule,
         mint: Callable[[], Awaitable[int]],
         clock: Callable[[], float],
     ) -> Self:
-        """Over the service's keyspace, brought up to date. Errors as `Cluster.keyspace`."""
+        """Over the service's keyspace, brought up to date. Errors as `ClusterBackends.keyspace`."""
         return cls(await cluster.keyspace("graph", schema.MIGRATIONS), cluster.shared, log, rule, mint, clock)
 
     async def close(self) -> None:
@@ -180,11 +180,11 @@ class CassandraGraphStore:
     async def reclassify(
         self, user_id: int, choice: pb.TierChoice.ValueType, change: Change
     ) -> tuple[pb.Tier.ValueType, bool]:
-        async def decree() -> tuple[pb.Tier.ValueType, bool]:
+        async def override() -> tuple[pb.Tier.ValueType, bool]:
             followers = await self._tallies.followers(user_id)
-            return await self._stars.decree(user_id, choice, followers.edges, change, change.event_ids[0])
+            return await self._stars.override(user_id, choice, followers.edges, change, change.event_ids[0])
 
-        return await self._finished(decree())
+        return await self._finished(override())
 
     async def tiers(self, since_ms: int) -> list[pb.TierEntry]:
         entries = await self._stars.all()
@@ -199,8 +199,8 @@ class CassandraGraphStore:
         counts = await self._tallies.of(people)
         followers = {user_id: counts[user_id][0].edges if user_id in counts else 0 for user_id in people}
         moved = 0
-        for user_id, event_id in zip(await self._stars.out_of_place(followers), change.event_ids, strict=False):
-            moved += await self._stars.judge(user_id, followers[user_id], change, event_id, afresh=True)
+        for user_id, event_id in zip(await self._stars.misclassified(followers), change.event_ids, strict=False):
+            moved += await self._stars.judge(user_id, followers[user_id], change, event_id, from_count_alone=True)
         return Judged(moved, people[-1] if people else 0)
 
     async def threshold(self) -> int:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from roost.event.v1 import event_pb2
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.events import Change, Facts
+from services.graph.events import Change, EventBuilder
 from services.graph.store import TierHook
 from services.graph.store.cassandra import schema
-from services.graph.store.cassandra.compare_and_set import MAX_ROUNDS, back_off, swapped
+from services.graph.store.cassandra.compare_and_set import MAX_ROUNDS, back_off, compare_and_set
 from services.graph.tier_publisher import TierRule
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
@@ -36,7 +36,7 @@ class Star(NamedTuple):
     event: bytes = b""
 
 
-class Stars:
+class TierRows:
     """The rows of tiers. Where a change was made and not told, whoever comes next tells it."""
 
     def __init__(self, keyspace: Keyspace, outbox: Outbox, rule: TierRule) -> None:
@@ -49,40 +49,42 @@ class Stars:
         """Calls `hook` with each tier that this process changes, before the change returns."""
         self._hooks.append(hook)
 
-    def way(self, followers: int) -> int:
+    def followers_until_change(self, followers: int) -> int:
         """How many followers more it takes until the rule could ask for another tier, for one just judged by this count; 0 where fewer
         could, too."""
-        return self._rule.way(followers)
+        return self._rule.followers_until_change(followers)
 
-    async def judge(self, user_id: int, followers: int, change: Change, event_id: int, *, afresh: bool = False) -> bool:
+    async def judge(
+        self, user_id: int, followers: int, change: Change, event_id: int, *, from_count_alone: bool = False
+    ) -> bool:
         """Moves the user to the tier that the count asks for; whether that is another. Its event gets `event_id`."""
 
         def due(star: Star) -> _Due:
-            if afresh:
-                return self._rule.afresh(followers, star.choice), star.choice
+            if from_count_alone:
+                return self._rule.from_count_alone(followers, star.choice), star.choice
             return self._rule.tier(followers, star.tier, star.choice), star.choice
 
         return (await self._change(user_id, due, change, event_id))[1]
 
-    async def decree(
+    async def override(
         self, user_id: int, choice: pb.TierChoice.ValueType, followers: int, change: Change, event_id: int
     ) -> tuple[pb.Tier.ValueType, bool]:
         """Lets `choice` decide from now on. The tier that stands then, and whether it changed."""
 
         def due(star: Star) -> _Due:
-            return (star.tier if choice == star.choice else self._rule.afresh(followers, choice)), choice
+            return (star.tier if choice == star.choice else self._rule.from_count_alone(followers, choice)), choice
 
         star, moved = await self._change(user_id, due, change, event_id)
         return star.tier, moved
 
-    async def out_of_place(self, followers: Mapping[int, int]) -> list[int]:
+    async def misclassified(self, followers: Mapping[int, int]) -> list[int]:
         """Who of these does not stand where the count alone, or a decree, says; `followers` are counts by user id."""
         keys = [(user_id % SHARDS, user_id) for user_id in followers]
         rows = await self._keyspace.read_each(schema.STAR, keys)
         found: list[int] = []
         for (user_id, count), row in zip(followers.items(), rows, strict=True):
             tier, choice = row[0][:2] if row else (pb.TIER_NORMAL, pb.TIER_CHOICE_AUTOMATIC)
-            if self._rule.afresh(count, choice) != tier:
+            if self._rule.from_count_alone(count, choice) != tier:
                 found.append(user_id)
         return found
 
@@ -116,7 +118,7 @@ class Stars:
                 return star, False
             new = _moved(user_id, star, tier, choice, change, event_id)
             key = (user_id % SHARDS, user_id)
-            if await swapped(
+            if await compare_and_set(
                 self._keyspace, schema.SWAP_STAR, (*new, *key, star.change), lambda: self._stands(user_id, event_id)
             ):
                 await self._tell(user_id, new)
@@ -166,7 +168,7 @@ def _moved(
 ) -> Star:
     if tier == star.tier:
         return Star(tier, choice, star.changed_at_ms, event_id)
-    facts = Facts(change._replace(event_ids=(event_id,)))
+    facts = EventBuilder(change._replace(event_ids=(event_id,)))
     facts.tier_changed(user_id, tier == pb.TIER_CELEBRITY)
     # Later than the change before, whatever the clock says: readers order a user's tiers by this time.
     at_ms = max(change.at_ms, star.changed_at_ms + 1)

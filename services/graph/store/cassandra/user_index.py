@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from cachetools import LRUCache
 
 from services.graph.store.cassandra import schema
-from services.graph.store.cassandra.relationship import Step
+from services.graph.store.cassandra.relationship import Statement
 from services.platform.cassandra.keyspace import Keyspace
 
 # Ids of one range: those minted within 37 hours, for ids grow with time. So there are 16,384 ranges at most.
@@ -30,11 +30,11 @@ class People:
         # At most MAX_RANGES.
         self._known_ranges: set[int] = set()
 
-    def steps(self, user_ids: Iterable[int]) -> list[Step]:
+    def steps(self, user_ids: Iterable[int]) -> list[Statement]:
         """What has to be written before an edge of theirs is; nothing for those known. `learn` them once it is written."""
         unknown = [user_id for user_id in user_ids if user_id not in self._known]
         ranges = {user_id >> RANGE_BITS for user_id in unknown} - self._known_ranges
-        steps: list[Step] = [(schema.ADD_RANGE, (one,)) for one in ranges]
+        steps: list[Statement] = [(schema.ADD_RANGE, (one,)) for one in ranges]
         return steps + [(schema.ADD_PERSON, (user_id >> RANGE_BITS, user_id)) for user_id in unknown]
 
     def learn(self, user_ids: Iterable[int]) -> None:

@@ -18,7 +18,7 @@ from services.graph.store import Listing, Position
 from services.graph.store.cassandra import schema
 from services.graph.store.cassandra.relationship import Pair, ends
 from services.platform.cassandra.keyspace import Keyspace
-from services.platform.redis.shared_versions import SharedEntries
+from services.platform.redis.shared_versions import SharedVersions
 
 # In ids of an array, 8 bytes each; an author takes about eight times that in a dict. So 64 MB, and with 20 authors each 36,000 readers.
 MAX_WEIGHT = 8_000_000
@@ -50,7 +50,7 @@ class _Reader:
 class Filters:
     """Answers GetVisibilityFilter. Of one event loop; `mint` gives new ids."""
 
-    def __init__(self, keyspace: Keyspace, shared: SharedEntries, mint: Callable[[], Awaitable[int]]) -> None:
+    def __init__(self, keyspace: Keyspace, shared: SharedVersions, mint: Callable[[], Awaitable[int]]) -> None:
         self._keyspace = keyspace
         self._shared = shared
         self._mint = mint

@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.events import Change, Facts
+from services.graph.events import Change, EventBuilder
 from services.graph.store import Judged, Listing, Outcome, Position, TierHook
 from services.graph.store.sqlite import schema as sql
 from services.graph.store.sqlite.visibility_cache import Visibility
@@ -105,7 +105,7 @@ class EmbeddedGraphStore:
     ) -> tuple[pb.Tier.ValueType, bool]:
         def unit(c: sqlite3.Connection) -> tuple[tuple[pb.Tier.ValueType, bool], list[pb.TierEntry]]:
             write = _Write(c, change, self._rule)
-            tier = write.decree(user_id, choice)
+            tier = write.override(user_id, choice)
             write.finish()
             return (tier, bool(write.tiers)), write.tiers
 
@@ -120,7 +120,7 @@ class EmbeddedGraphStore:
             write = _Write(c, change, self._rule)
             rows = c.execute(sql.COUNTED_AFTER, (after_id, limit)).fetchall()
             for user_id, followers in rows:
-                write.judge(user_id, followers, afresh=True)
+                write.judge(user_id, followers, from_count_alone=True)
             write.finish()
             return Judged(len(write.tiers), rows[-1][0] if rows else 0), write.tiers
 
@@ -177,7 +177,7 @@ class _Write:
         self._connection = connection
         self._change = change
         self._rule = rule
-        self._facts = Facts(change)
+        self._facts = EventBuilder(change)
         self.tiers: list[pb.TierEntry] = []
 
     def finish(self) -> None:
@@ -238,20 +238,24 @@ class _Write:
         self._renew(user_id)
         return True
 
-    def judge(self, user_id: int, followers: int, *, afresh: bool = False) -> None:
+    def judge(self, user_id: int, followers: int, *, from_count_alone: bool = False) -> None:
         """Moves the user to the tier that the count asks for, if that is another."""
         tier, choice, changed_at_ms = self._tier_row(user_id)
-        due = self._rule.afresh(followers, choice) if afresh else self._rule.tier(followers, tier, choice)
+        due = (
+            self._rule.from_count_alone(followers, choice)
+            if from_count_alone
+            else self._rule.tier(followers, tier, choice)
+        )
         if due != tier:
             self._move(user_id, due, choice, changed_at_ms)
 
-    def decree(self, user_id: int, choice: pb.TierChoice.ValueType) -> pb.Tier.ValueType:
+    def override(self, user_id: int, choice: pb.TierChoice.ValueType) -> pb.Tier.ValueType:
         """Lets `choice` decide from now on, and returns the tier that it makes."""
         tier, decided_by, changed_at_ms = self._tier_row(user_id)
         if choice == decided_by:
             return tier
         followers = self._one(sql.FOLLOWERS_COUNT, (user_id,)) or 0
-        due = self._rule.afresh(followers, choice)
+        due = self._rule.from_count_alone(followers, choice)
         if due != tier:
             self._move(user_id, due, choice, changed_at_ms)
         else:

@@ -16,7 +16,7 @@ from cachetools import LRUCache
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store.sqlite import schema as sql
-from services.platform.caching.read_tracking import Revisions
+from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.sqlite.database import Database
 
 # Readers' own edges, packed: 8 bytes an id, so 64 MB; with 200 followees each, some 30,000 readers.
@@ -67,7 +67,7 @@ class Visibility:
         self._quiet: set[int] = set()
         self._loads: list[_Load] = []
         # By reader: whoever blocks or unblocks somebody changes both.
-        self._revisions = Revisions()
+        self._revisions = ChangeTracker()
 
     def forget(self, readers: Collection[int], blockers: Collection[int] = ()) -> None:
         """Drops the own edges of `readers` and whom `blockers` block, also from reads that may have come too early."""

@@ -11,7 +11,7 @@ from services.identity.password import Credential, Scheme
 from services.identity.store import Account, AccountLogin, NewAccount, Session
 from services.identity.store.cassandra import schema
 from services.identity.store.user_refs import is_equal, roles_of, roles_text
-from services.platform.cassandra.keyspace import MAX_BATCH, Row, Step
+from services.platform.cassandra.keyspace import MAX_BATCH, Row, Statement
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
@@ -39,7 +39,7 @@ def session_values(session: Session, used: bytes, offered: bytes) -> tuple[Any, 
     return min(max(ttl_s, 1), MAX_TTL_S), *written, session.user_id, session.session_id
 
 
-def account_steps(new: NewAccount, note_s: int) -> list[Step]:
+def account_steps(new: NewAccount, note_s: int) -> list[Statement]:
     """The first write of an account. That its creation is true is noted for `note_s` seconds."""
     account, user_id = new.account, new.account.user_id
     written = (account.email, account.core, account.state, account.version, roles_text(account))
@@ -51,9 +51,9 @@ def account_steps(new: NewAccount, note_s: int) -> list[Step]:
     ]
 
 
-def lots(groups: Iterable[Sequence[Step]]) -> Iterator[list[Step]]:
+def lots(groups: Iterable[Sequence[Statement]]) -> Iterator[list[Statement]]:
     """Groups of steps joined to as few batches as Cassandra takes; no group is divided."""
-    lot: list[Step] = []
+    lot: list[Statement] = []
     weight = 0
     for group in groups:
         more = sum(map(_weight, group))
@@ -66,7 +66,7 @@ def lots(groups: Iterable[Sequence[Step]]) -> Iterator[list[Step]]:
         yield lot
 
 
-def _weight(step: Step) -> int:
+def _weight(step: Statement) -> int:
     return sum(VALUE_BYTES + (len(value) if isinstance(value, bytes | str) else 0) for value in step[1])
 
 

@@ -20,17 +20,17 @@ from services.identity.store.cassandra.account_rows import ImportPlan, account_s
 from services.identity.store.cassandra.username_claims import MAX_HELD_S, Claims
 from services.identity.store.rotation import Succession
 from services.identity.store.user_refs import wire_of
-from services.platform.cassandra.keyed_lock import Turns, to_its_end
-from services.platform.cassandra.keyspace import Keyspace, Step
+from services.platform.cassandra.keyed_lock import KeyedLocks, run_to_completion
+from services.platform.cassandra.keyspace import Keyspace, Statement
 from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox
 from services.platform.events.log import EventLog, Record
 from services.platform.ids.snowflake import first_id_at
-from services.platform.redis.shared_versions import SharedEntries
+from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
 if TYPE_CHECKING:
-    from services.platform.backends.cluster import Cluster
+    from services.platform.backends.cluster import ClusterBackends
 
 SERVICE = "identity"
 MIGRATIONS = (schema.SCHEMA, OUTBOX_MIGRATION)
@@ -62,7 +62,7 @@ class CassandraStore:
     """The Store port over one keyspace. Made by `open`; `outbox` is one of the service's workers."""
 
     def __init__(
-        self, keyspace: Keyspace, keys: Keyspace, shared: SharedEntries, log: EventLog, clock: Callable[[], float]
+        self, keyspace: Keyspace, keys: Keyspace, shared: SharedVersions, log: EventLog, clock: Callable[[], float]
     ) -> None:
         self.outbox = Outbox(keyspace, log, clock, self.decided)
         self._keyspace = keyspace
@@ -70,10 +70,10 @@ class CassandraStore:
         self._shared = shared
         self._clock = clock
         self._claims = Claims(keyspace, clock, self._exists)
-        self._turns = Turns()
+        self._turns = KeyedLocks()
 
     @classmethod
-    async def open(cls, cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Self:
+    async def open(cls, cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> Self:
         """The store in its keyspace, brought up to date. `clock` gives unix seconds. Errors as Keyspace.open."""
         keyspace = await cluster.keyspace(SERVICE, MIGRATIONS)
         return cls(keyspace, await cluster.keyspace(KEYS, KEYS_MIGRATIONS), cluster.shared, log, clock)
@@ -117,7 +117,7 @@ class CassandraStore:
             *account_steps(new, NOTE_S),
             (schema.FIRST_SESSION, (schema.FIRST_STAMP, *session_values(session, b"", token_hash))),
         ]
-        await to_its_end(self._make([new], [steps]))
+        await run_to_completion(self._make([new], [steps]))
 
     async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
         """See the port. More accounts than fit into one batch are all made, if this process lives and Cassandra answers again within
@@ -128,7 +128,7 @@ class CassandraStore:
             missing = plan.missing(await self._logins(holders), holders)
             try:
                 if missing:
-                    await to_its_end(self._make(missing, [account_steps(one, NOTE_S) for one in missing]))
+                    await run_to_completion(self._make(missing, [account_steps(one, NOTE_S) for one in missing]))
             except errors.RoostError as error:
                 # Somebody makes one of them now: perhaps the very same, which then is found.
                 if error.reason != Reason.USERNAME_TAKEN or not tries_left:
@@ -138,7 +138,7 @@ class CassandraStore:
                 break
         return plan.ids
 
-    async def _make(self, new: Sequence[NewAccount], steps: Sequence[Sequence[Step]]) -> None:
+    async def _make(self, new: Sequence[NewAccount], steps: Sequence[Sequence[Statement]]) -> None:
         """Claims the keys of these accounts, then writes each with its `steps` and its event."""
         clock = asyncio.get_running_loop().time
         give_up = clock() + MAX_HELD_S
@@ -155,7 +155,7 @@ class CassandraStore:
             raise
         room = asyncio.Semaphore(BATCHES_AT_ONCE)
 
-        async def store(lot: Sequence[Step]) -> None:
+        async def store(lot: Sequence[Statement]) -> None:
             # A part of them is made, so the others are to be as well.
             while True:
                 async with room:
@@ -175,7 +175,7 @@ class CassandraStore:
         note = (NOTE_S, _ids(records), user_id)
         steps = (*change, *note, user_id, 0, user_id, 0) if end_sessions else (*change, *note)
         statement = schema.REPLACE_AND_END if end_sessions else schema.REPLACE
-        return await to_its_end(self._decide(user_id, records, statement, *steps, shared=account))
+        return await run_to_completion(self._decide(user_id, records, statement, *steps, shared=account))
 
     async def set_credential(
         self,
@@ -188,7 +188,7 @@ class CassandraStore:
         note = (NOTE_S, _ids(records), user_id)
         change = (int(credential.scheme), credential.hash, user_id, int(checked.scheme), checked.hash)
         ends = (user_id, keep_session_id, user_id, keep_session_id)
-        return await to_its_end(self._decide(user_id, records, schema.SET_CREDENTIAL, *change, *note, *ends))
+        return await run_to_completion(self._decide(user_id, records, schema.SET_CREDENTIAL, *change, *note, *ends))
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
         found: list[Account] = []
@@ -210,25 +210,25 @@ class CassandraStore:
         return []
 
     async def open_session(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
-        return await to_its_end(self._open_session(session, token_hash, checked))
+        return await run_to_completion(self._open_session(session, token_hash, checked))
 
     async def _open_session(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
         user_id = session.user_id
         async with self._turns.of(user_id):
             unchanged = (user_pb2.USER_STATE_ACTIVE, int(checked.scheme), checked.hash)
             values = (*session_values(session, b"", token_hash), *unchanged)
-            applied, _ = await self._keyspace.apply_if(schema.OPEN_SESSION, *values)
+            applied, _ = await self._keyspace.execute_lwt(schema.OPEN_SESSION, *values)
             if applied:
                 living = await self.sessions(user_id, session.used_ms, 0, MAX_LISTED)
                 living.sort(key=lambda one: (one.used_ms, one.session_id), reverse=True)
                 for surplus in living[MAX_SESSIONS:]:
-                    await self._keyspace.apply_if(schema.DROP_SESSION, user_id, surplus.session_id)
+                    await self._keyspace.execute_lwt(schema.DROP_SESSION, user_id, surplus.session_id)
         return applied
 
     async def rotate(
         self, user_id: int, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
     ) -> Rotation:
-        return await to_its_end(self._rotate(user_id, session_id, presented, successor, now_ms, expires_ms))
+        return await run_to_completion(self._rotate(user_id, session_id, presented, successor, now_ms, expires_ms))
 
     async def _rotate(
         self, user_id: int, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
@@ -245,7 +245,7 @@ class CassandraStore:
                     return following
                 session = Session(session_id, user_id, now_ms, expires_ms, user_agent)
                 values = session_values(session, following.used, following.offered)
-                if (await self._keyspace.apply_if(schema.ROTATE, *values, found.used, found.offered))[0]:
+                if (await self._keyspace.execute_lwt(schema.ROTATE, *values, found.used, found.offered))[0]:
                     return Rotation.DONE
         raise errors.unavailable("the session is being refreshed by others", reason=Reason.CONTENDED)
 
@@ -262,7 +262,7 @@ class CassandraStore:
 
     async def end_session(self, session_id: int, user_id: int, records: Sequence[Record]) -> bool:
         values = (user_id, session_id, NOTE_S, _ids(records), user_id)
-        return await to_its_end(self._decide(user_id, records, schema.END_SESSION, *values))
+        return await run_to_completion(self._decide(user_id, records, schema.END_SESSION, *values))
 
     async def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
         rows = await self._keys.read(schema.SECRET, name)
@@ -273,7 +273,7 @@ class CassandraStore:
                 _log.warning(
                     "a key of an earlier release lies beside the accounts: delete it once no such process runs"
                 )
-            await self._keys.apply_if(schema.KEEP_SECRET, name, earlier[0][0] if earlier else make())
+            await self._keys.execute_lwt(schema.KEEP_SECRET, name, earlier[0][0] if earlier else make())
             rows = await self._keys.read_serial(schema.SECRET, name)
         return bytes(rows[0][0])
 
@@ -299,7 +299,7 @@ class CassandraStore:
         async with self._turns.of(user_id):
             await self._keyspace.write_each(self.outbox.steps(records))
             try:
-                applied, _ = await self._keyspace.apply_if(statement, *values)
+                applied, _ = await self._keyspace.execute_lwt(statement, *values)
             except errors.RoostError:
                 # Unless the events show that it was, nobody knows: the caller may look, or try again.
                 applied = bool(records) and len(await self.decided(records)) == len(records)

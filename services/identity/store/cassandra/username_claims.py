@@ -93,7 +93,7 @@ class Claims:
         async def free(kind: _Kind, key: str, user_id: int) -> None:
             with contextlib.suppress(errors.RoostError):
                 async with room:
-                    await self._keyspace.apply_if(kind.free, key, user_id)
+                    await self._keyspace.execute_lwt(kind.free, key, user_id)
 
         work = [free(_HANDLE, one.username_key, one.account.user_id) for one in new]
         work += [free(_EMAIL, one.email_key, one.account.user_id) for one in new]
@@ -119,7 +119,7 @@ class Claims:
 
     async def _applied(self, statement: str, *values: object) -> bool:
         try:
-            applied, _ = await self._keyspace.apply_if(statement, *values)
+            applied, _ = await self._keyspace.execute_lwt(statement, *values)
         except errors.RoostError as error:
             if error.reason != Reason.OUTCOME_UNKNOWN:
                 raise

@@ -19,7 +19,7 @@ from services.identity.password import Credential, Scheme
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
 from services.identity.store.rotation import Succession
 from services.identity.store.user_refs import is_equal, roles_of, roles_text, wire_of
-from services.platform.caching.read_tracking import Revisions
+from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.events.log import Record
 from services.platform.files import kept_key, naming, private_dir, write_durably
 from services.platform.rpc import errors
@@ -93,7 +93,7 @@ class EmbeddedStore:
         self._max_cached = max_cached
         # Least recently used first.
         self._cache: OrderedDict[int, _Cached] = OrderedDict()
-        self._revisions = Revisions()
+        self._revisions = ChangeTracker()
 
     @classmethod
     async def open(cls, path: Path, max_cached: int = MAX_CACHED) -> Self:

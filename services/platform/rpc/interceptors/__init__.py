@@ -5,12 +5,12 @@ and the in-process channel, so a rule cannot hold on one and not on the other.
 """
 
 from services.platform.rpc.interceptors.endpoint import (
-    Endpoint,
+    InterceptedMethod,
     ServicerContext,
     check_access,
-    endpoints_of,
+    intercepted_methods,
     unforeseen,
     unserved,
 )
 
-__all__ = ["Endpoint", "ServicerContext", "check_access", "endpoints_of", "unforeseen", "unserved"]
+__all__ = ["InterceptedMethod", "ServicerContext", "check_access", "intercepted_methods", "unforeseen", "unserved"]

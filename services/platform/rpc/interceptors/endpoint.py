@@ -16,7 +16,7 @@ from roost.options.v1 import options_pb2 as options
 from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, OPERATOR, Call, current_call
 from services.platform.rpc.contract import Method, methods
-from services.platform.rpc.deadlines import until
+from services.platform.rpc.deadlines import with_deadline
 from services.platform.rpc.interceptors.metrics import observer_of
 from services.platform.rpc.interceptors.validation import check_caller_only, validate
 from services.platform.rpc.reasons import Reason
@@ -24,12 +24,12 @@ from services.platform.rpc.reasons import Reason
 log = structlog.get_logger()
 
 # With less time left an answer would reach nobody: refused before any work.
-LEAST_TIME_S = 0.002
+MIN_REMAINING_S = 0.002
 # The loop's timers count whole milliseconds, and may fire one before their time.
 EARLY_S = 0.002
 
 # What a dependency may say through us: the caller can act on these. Anything else a dependency says is our fault.
-PASSED_ON = frozenset(
+PROPAGATED_CODES = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -46,7 +46,7 @@ class ServicerContext(Protocol):
         """Sends (key, value) pairs behind the answer."""
 
 
-class Endpoint:
+class InterceptedMethod:
     """A servicer's method behind access, deadline, validation, error mapping and metrics."""
 
     __slots__ = ("_bounds", "_callers", "_observer", "_open", "_serve", "cap_s", "method")
@@ -66,28 +66,29 @@ class Endpoint:
         self._observer = observer_of(method.service, method.name)
 
     async def unary(
-        self, request: Message | bytes, call: Call, context: ServicerContext, *, made_here: bool = False
+        self, request: Message | bytes, call: Call, context: ServicerContext, *, trusted_local: bool = False
     ) -> Message:
         """Serves one unary call in the current task; raises RoostError and nothing else but cancellation.
 
-        Bytes are parsed once the caller may use the method: a megabyte of empty messages takes 70 ms. `made_here` says that a service of
+        Bytes are parsed once the caller may use the method: a megabyte of empty messages takes 70 ms. `trusted_local`
+        says that a service of
         this process made the request.
         """
         current_call.set(call)
         begun = self._observer.begin()
         code = grpc.StatusCode.OK
         try:
-            coroutine = self._serve(self._admit(request, call, begun, made_here), context)
+            coroutine = self._serve(self._authorize(request, call, begun, trusted_local), context)
             try:
                 waited_for = coroutine.send(None)
             except StopIteration as returned:
                 return returned.value  # type: ignore[no-any-return]
-            return await until(call.deadline, coroutine, waited_for)
+            return await with_deadline(call.deadline, coroutine, waited_for)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception as error:
-            mapped = self._mapped(error, call)
+            mapped = self._to_roost_error(error, call)
             code = mapped.code
             raise mapped from error
         finally:
@@ -99,7 +100,7 @@ class Endpoint:
         begun = self._observer.begin()
         code = grpc.StatusCode.OK
         try:
-            admitted = self._admit(request, call, begun)
+            admitted = self._authorize(request, call, begun)
             async with asyncio.timeout_at(None if call.deadline == NEVER else call.deadline):
                 async for message in self._serve(admitted, context):
                     yield message
@@ -107,7 +108,7 @@ class Endpoint:
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception as error:
-            mapped = self._mapped(error, call)
+            mapped = self._to_roost_error(error, call)
             code = mapped.code
             raise mapped from error
         finally:
@@ -118,12 +119,12 @@ class Endpoint:
         """Whether a servicer stands behind it."""
         return self._serve is not None
 
-    def _admit(self, request: Message | bytes, call: Call, now: float, made_here: bool = False) -> Message:
+    def _authorize(self, request: Message | bytes, call: Call, now: float, trusted_local: bool = False) -> Message:
         """Returns the request once policy and field rules admit it."""
         callers = self._callers
         if callers is not None or not self._open:
             check_access(self.method, call, callers)
-        if call.deadline - now < LEAST_TIME_S:
+        if call.deadline - now < MIN_REMAINING_S:
             raise errors.deadline_exceeded("too little time was left to begin")
         if isinstance(request, bytes):
             request = self.parsed(request)
@@ -131,7 +132,7 @@ class Endpoint:
         # check of its requests: the full rules cost 5 to 100 µs, the bounds under one.
         if self._bounds is not None:
             self._bounds.check(request)
-        if not made_here or callers is None:
+        if not trusted_local or callers is None:
             validate(self.method, request)
         if self.method.caller_only:
             check_caller_only(self.method, request, call)
@@ -146,12 +147,12 @@ class Endpoint:
         except DecodeError:
             raise errors.invalid_argument("the request is not a valid message") from None
 
-    def _mapped(self, error: Exception, call: Call) -> errors.RoostError:
+    def _to_roost_error(self, error: Exception, call: Call) -> errors.RoostError:
         if isinstance(error, errors.RoostError):
             return error
         if isinstance(error, TimeoutError) and monotonic() >= call.deadline - EARLY_S:
             return errors.deadline_exceeded()
-        if isinstance(error, grpc.aio.AioRpcError) and error.code() in PASSED_ON:
+        if isinstance(error, grpc.aio.AioRpcError) and error.code() in PROPAGATED_CODES:
             return errors.from_rpc(error)
         if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
             # What a server that stops says of calls that it has not begun. Our caller did not cancel: then nobody would be told.
@@ -194,10 +195,10 @@ def check_access(method: Method, call: Call, callers: Collection[str] | None = N
         )
 
 
-def endpoints_of(servicers: Mapping[str, object]) -> dict[str, Endpoint]:
+def intercepted_methods(servicers: Mapping[str, object]) -> dict[str, InterceptedMethod]:
     """The endpoints of a service by path; ValueError where a servicer serves what the contract does not know."""
     found = {
-        method.path: Endpoint(method, servicers[method.service])
+        method.path: InterceptedMethod(method, servicers[method.service])
         for method in methods().values()
         if method.service in servicers
     }
@@ -207,13 +208,13 @@ def endpoints_of(servicers: Mapping[str, object]) -> dict[str, Endpoint]:
     return found
 
 
-def unserved(folders: Collection[str], served: Collection[str]) -> dict[str, Endpoint]:
+def unserved(folders: Collection[str], served: Collection[str]) -> dict[str, InterceptedMethod]:
     """Endpoints without a servicer for the methods of these folders whose paths are not among `served`.
 
     So a method of the contract that nobody implements yet still checks who calls before it says so.
     """
     return {
-        path: Endpoint(method, None)
+        path: InterceptedMethod(method, None)
         for path, method in methods().items()
-        if method.folder in folders and path not in served
+        if method.service_name in folders and path not in served
     }

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import tantivy
 
 from services.search.store import Change, Collection, Document, Hit, Place, Query
-from services.search.store.tantivy.uncommitted import Layer, holds_any
+from services.search.store.tantivy.uncommitted import UncommittedChanges, holds_any
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Generation:
         # Documents were added since the last commit; and such were lost. Told by the writing thread alone.
         self._added = self._broken = False
         # The newest first: what is collected now, and at times what is being committed.
-        self._layers = [Layer()]
+        self._layers = [UncommittedChanges()]
 
     @classmethod
     async def open(cls, folder: Path, threads: Threads) -> Self:
@@ -125,7 +125,7 @@ class Generation:
         # One that failed before is still there, and goes first.
         if len(self._layers) > 1:
             await self._commit_last()
-        self._layers.insert(0, Layer())
+        self._layers.insert(0, UncommittedChanges())
         await self._commit_last()
 
     async def _commit_last(self) -> None:
@@ -232,7 +232,9 @@ class Generation:
         if writer is not None:
             await asyncio.get_running_loop().run_in_executor(self._threads.write, writer.wait_merging_threads)
 
-    def _version(self, change: Change, layers: Sequence[Layer], stored: dict[Collection, dict[int, int]]) -> int:
+    def _version(
+        self, change: Change, layers: Sequence[UncommittedChanges], stored: dict[Collection, dict[int, int]]
+    ) -> int:
         for layer in (*self._layers, *layers):
             documents = layer.documents(change.collection)
             if change.id in documents:
@@ -275,14 +277,14 @@ def _open(folder: Path) -> tantivy.Index:
     return index
 
 
-def _laid_over(layers: Iterable[Layer], collection: Collection) -> dict[int, Document | None]:
+def _laid_over(layers: Iterable[UncommittedChanges], collection: Collection) -> dict[int, Document | None]:
     found: dict[int, Document | None] = {}
     for layer in reversed(tuple(layers)):
         found |= layer.documents(collection)
     return found
 
 
-def _found(layers: Sequence[Layer], collection: Collection, query: Query) -> list[Document]:
+def _found(layers: Sequence[UncommittedChanges], collection: Collection, query: Query) -> list[Document]:
     found: list[Document] = []
     for place, layer in enumerate(layers):
         newer = [above.documents(collection) for above in layers[:place]]
@@ -433,7 +435,7 @@ def _stored(searcher: tantivy.Searcher, collection: Collection, ids: Sequence[in
     return dict(zip(keys, values, strict=True))
 
 
-def _terms_laid_over(layers: Sequence[Layer], prefix: str) -> dict[str, dict[int, int]]:
+def _terms_laid_over(layers: Sequence[UncommittedChanges], prefix: str) -> dict[str, dict[int, int]]:
     """The exact terms that begin so, each with the documents laid over the index that have it, and their authors."""
     standing = _laid_over(layers, Collection.TWEETS)
     found: dict[str, dict[int, int]] = {}

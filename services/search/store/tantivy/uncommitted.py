@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from services.search.store import Change, Collection, Document, Query
 
 
-class Layer:
+class UncommittedChanges:
     """The newest change of each document, by term. Bounded by whoever fills it."""
 
     def __init__(self) -> None:

@@ -74,7 +74,7 @@ def packed(ids: Sequence[int]) -> list[bytes]:
     return [tweet_id.to_bytes(8, "big") for tweet_id in ids]
 
 
-def home_of(warm: Warm, stored: Sequence[bytes], sizes: Sizes) -> HomeList:
+def decode_home(warm: Warm, stored: Sequence[bytes], sizes: Sizes) -> HomeList:
     """The home that a list is: each id once, ascending, and none at or below the floor."""
     ids = array("q", b"".join(stored))
     if byteorder == "little":
@@ -89,7 +89,7 @@ def home_of(warm: Warm, stored: Sequence[bytes], sizes: Sizes) -> HomeList:
     return HomeList(array("q", ordered[bisect_right(ordered, floor) :]), floor, warm.opened_ms, warm.mode)
 
 
-def pushes(user_ids: Sequence[int], tweet_ids: Sequence[int]) -> bytes:
+def encode_pushes(user_ids: Sequence[int], tweet_ids: Sequence[int]) -> bytes:
     """A push of the ids into each of the lists that are there, the newest last, and so first in the list."""
     head = f"*{2 + len(tweet_ids)}\r\n$6\r\nLPUSHX\r\n$"
     # As text all along, Latin-1 at the end: half the time of bytes.
@@ -98,12 +98,12 @@ def pushes(user_ids: Sequence[int], tweet_ids: Sequence[int]) -> bytes:
     return "".join(rows).encode("latin-1")
 
 
-def drops(user_ids: Sequence[int]) -> bytes:
+def encode_deletes(user_ids: Sequence[int]) -> bytes:
     """Makes each of the homes cold: a command each, list and marker at once."""
     return b"".join(command("DEL", marker_key(user_id), list_key(user_id)) for user_id in user_ids)
 
 
-def by_homes(entries: Sequence[tuple[int, Sequence[int]]]) -> Mapping[tuple[int, ...], Sequence[int]]:
+def group_by_entries(entries: Sequence[tuple[int, Sequence[int]]]) -> Mapping[tuple[int, ...], Sequence[int]]:
     """The entries as {indexes of entries: user ids who get just these}: what one list gets goes in one command."""
     same: dict[tuple[int, ...], tuple[int, ...]] = {}
     for index, (_, user_ids) in enumerate(entries):

@@ -19,7 +19,7 @@ from itertools import count
 from typing import Any
 
 from services.platform.redis.client import Redis
-from services.platform.redis.connection import Pipe, ReplyError, command
+from services.platform.redis.connection import RedisConnection, ReplyError, command
 from services.platform.redis.node_pool import Node
 from services.platform.rpc import errors
 from services.timeline.store import HomeList, HomeTimelineStore, OpenBuild
@@ -27,15 +27,15 @@ from services.timeline.store.redis.encoding import (
     ZERO_ID,
     Sizes,
     Warm,
-    by_homes,
-    drops,
-    home_of,
+    decode_home,
+    encode_deletes,
+    encode_pushes,
+    group_by_entries,
     list_key,
     marker_key,
     packed,
-    pushes,
 )
-from services.timeline.store.redis.trimming import TOGETHER, trim
+from services.timeline.store.redis.trimming import BATCH, trim
 
 # A pull takes 2 s, or is one that nobody waits for any more.
 BUILDING_MS = 60_000
@@ -66,7 +66,7 @@ _PASSING = (
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class BuildMarker:
     """A build: its marker is `B <token> <run id> <opened at>`. The token begins with its store's."""
 
     user_id: int
@@ -89,7 +89,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         # Tells builds of this process from others': its own it may overtake at once.
         self._name = secrets.token_hex(8)
         self._serial = count(1)
-        # Lists to be cut soon, by server: TOGETHER of them at most, and it hurts nobody if they are forgotten.
+        # Lists to be cut soon, by server: BATCH of them at most, and it hurts nobody if they are forgotten.
         self._soon: dict[Node, set[int]] = {}
 
     async def read(self, user_id: int) -> HomeList | None:
@@ -108,7 +108,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         # An empty list is none: it was evicted, and what came since went nowhere.
         if warm is None or warm.run_id != pipe.run_id or not stored:
             return None
-        return home_of(warm, stored, self._sizes)
+        return decode_home(warm, stored, self._sizes)
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
         marker, homes = marker_key(user_id), list_key(user_id)
@@ -117,7 +117,7 @@ class RedisHomeTimelines(HomeTimelineStore):
             held, left_ms = await self._answers(pipe, command("GET", marker) + command("PTTL", marker), 2)
             if self._others(held) and left_ms > BUILDING_MS - OTHERS_BUILD_MS:
                 return None
-            build = Opened(user_id, f"{self._name}.{next(self._serial)}", pipe.run_id, opened_ms, mode)
+            build = BuildMarker(user_id, f"{self._name}.{next(self._serial)}", pipe.run_id, opened_ms, mode)
             opening = (
                 command("MULTI")
                 + command("SET", marker, build.text(), "PX", BUILDING_MS)
@@ -132,7 +132,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         return build
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
-        assert isinstance(build, Opened), "a build is closed in the store that opened it"
+        assert isinstance(build, BuildMarker), "a build is closed in the store that opened it"
         # A connection of its own: what is watched belongs to the connection.
         with contextlib.suppress(errors.RoostError):
             async with self._node(build.user_id).own() as pipe:
@@ -145,7 +145,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         return None
 
     async def abandon_build(self, build: OpenBuild) -> None:
-        assert isinstance(build, Opened), "a build is abandoned in the store that opened it"
+        assert isinstance(build, BuildMarker), "a build is abandoned in the store that opened it"
         marker = marker_key(build.user_id)
         # Out of reach it ends by itself, after BUILDING_MS.
         with contextlib.suppress(errors.RoostError):
@@ -153,7 +153,7 @@ class RedisHomeTimelines(HomeTimelineStore):
                 _, held = await self._answers(pipe, command("WATCH", marker) + command("GET", marker), 2)
                 if held == build.text().encode():
                     # Not done where it was overtaken just now: then it is another's, and to be left alone.
-                    await self._done(pipe, command("MULTI") + drops((build.user_id,)) + command("EXEC"), 3)
+                    await self._done(pipe, command("MULTI") + encode_deletes((build.user_id,)) + command("EXEC"), 3)
                 else:
                     await self._answers(pipe, command("UNWATCH"), 1)
 
@@ -161,7 +161,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         counts = [0] * len(entries)
         if not entries:
             return counts
-        for indexes, user_ids in by_homes(entries).items():
+        for indexes, user_ids in group_by_entries(entries).items():
             tweet_ids = [entries[index][0] for index in indexes]
             for node, users in self._by_node(user_ids):
                 taken = await self._push(node, users, tweet_ids)
@@ -172,7 +172,7 @@ class RedisHomeTimelines(HomeTimelineStore):
     async def drop(self, user_id: int) -> None:
         # Out of reach it is cold, and before it is used again it is looked at again, or opened anew.
         with contextlib.suppress(errors.RoostError):
-            await self._answers(await self._node(user_id).reads(), drops((user_id,)), 1)
+            await self._answers(await self._node(user_id).reads(), encode_deletes((user_id,)), 1)
 
     async def clear(self) -> None:
         for node in self._redis.nodes():
@@ -189,13 +189,15 @@ class RedisHomeTimelines(HomeTimelineStore):
     async def close(self) -> None:
         """Nothing to release: the connections are the process's."""
 
-    async def _still_open(self, pipe: Pipe, build: Opened) -> bool:
+    async def _still_open(self, pipe: RedisConnection, build: BuildMarker) -> bool:
         marker, homes = marker_key(build.user_id), list_key(build.user_id)
         looking = command("WATCH", marker, homes) + command("GET", marker) + command("LINDEX", homes, -1)
         _, held, last = await self._answers(pipe, looking, 3)
         return held == build.text().encode() and pipe.run_id == build.run_id and last == ZERO_ID
 
-    async def _install(self, pipe: Pipe, build: Opened, ids: Sequence[int], floor: int) -> HomeList | None:
+    async def _install(
+        self, pipe: RedisConnection, build: BuildMarker, ids: Sequence[int], floor: int
+    ) -> HomeList | None:
         """Makes the home warm; None where an append came between."""
         marker, homes = marker_key(build.user_id), list_key(build.user_id)
         warm = Warm(build.run_id, build.opened_ms, build.mode, floor)
@@ -209,7 +211,7 @@ class RedisHomeTimelines(HomeTimelineStore):
             + command("EXEC")
         )
         done = await self._done(pipe, installing, 6 if ids else 5)
-        return None if done is None else home_of(warm, done[-1], self._sizes)
+        return None if done is None else decode_home(warm, done[-1], self._sizes)
 
     async def _push(self, node: Node, user_ids: Sequence[int], tweet_ids: Sequence[int]) -> int:
         """Puts the ids into the lists of one server; how many lists there were."""
@@ -221,11 +223,11 @@ class RedisHomeTimelines(HomeTimelineStore):
         soon = self._sizes.trim_above - self._sizes.soon
         refused: list[tuple[int, ReplyError]] = []
         chunks = [user_ids[start : start + PUSHES_AT_ONCE] for start in range(0, len(user_ids), PUSHES_AT_ONCE)]
-        ahead = pipe.ask(pushes(chunks[0], tweet_ids), len(chunks[0]))
+        ahead = pipe.ask(encode_pushes(chunks[0], tweet_ids), len(chunks[0]))
         for number, users in enumerate(chunks, 1):
             answer = ahead
             if number < len(chunks):
-                ahead = pipe.ask(pushes(chunks[number], tweet_ids), len(chunks[number]))
+                ahead = pipe.ask(encode_pushes(chunks[number], tweet_ids), len(chunks[number]))
             lengths = await answer
             taken += len(users) - lengths.count(0)
             for user_id, length in zip(users, lengths, strict=True):
@@ -241,7 +243,7 @@ class RedisHomeTimelines(HomeTimelineStore):
             await self._give_up(pipe, refused)
         if too_long:
             # Trims kept failing. This one cannot: it looks at nothing.
-            await self._answers(pipe, drops(too_long), len(too_long))
+            await self._answers(pipe, encode_deletes(too_long), len(too_long))
         if long:
             await self._trim(node, long, due)
         return taken
@@ -250,16 +252,16 @@ class RedisHomeTimelines(HomeTimelineStore):
         """Cuts the lists, with others that wait for company; `due`: now."""
         waiting = self._soon.setdefault(node, set())
         waiting.update(long)
-        if due or len(waiting) >= TOGETHER:
+        if due or len(waiting) >= BATCH:
             del self._soon[node]
             await trim(self._redis, node, list(waiting), self._sizes)
 
-    async def _give_up(self, pipe: Pipe, refused: Sequence[tuple[int, ReplyError]]) -> None:
+    async def _give_up(self, pipe: RedisConnection, refused: Sequence[tuple[int, ReplyError]]) -> None:
         """Homes that take nothing, in a server that has no memory left say, are dropped: a home is whole or it is cold."""
         for _, reply in refused:
             if str(reply).startswith(_PASSING):
                 raise self._redis.refusal(reply)
-        await self._answers(pipe, drops([user_id for user_id, _ in refused]), len(refused))
+        await self._answers(pipe, encode_deletes([user_id for user_id, _ in refused]), len(refused))
 
     def _others(self, marker: bytes | None) -> bool:
         """Whether it is a build of another process."""
@@ -276,13 +278,13 @@ class RedisHomeTimelines(HomeTimelineStore):
             found.setdefault(self._node(user_id), []).append(user_id)
         return list(found.items())
 
-    async def _answers(self, pipe: Pipe, payload: bytes, replies: int) -> list[Any]:
+    async def _answers(self, pipe: RedisConnection, payload: bytes, replies: int) -> list[Any]:
         answers = await pipe.ask(payload, replies)
         for reply in answers:
             if isinstance(reply, ReplyError):
                 raise self._redis.refusal(reply)
         return answers
 
-    async def _done(self, pipe: Pipe, payload: bytes, replies: int) -> Any:
+    async def _done(self, pipe: RedisConnection, payload: bytes, replies: int) -> Any:
         """What a transaction gave; None where a watched key changed."""
         return (await self._answers(pipe, payload, replies))[-1]

@@ -8,16 +8,16 @@ from services.platform.redis.client import Redis
 from services.platform.redis.connection import ReplyError, command
 from services.platform.redis.node_pool import Node
 from services.platform.rpc import errors
-from services.timeline.store.redis.encoding import Sizes, drops, list_key
+from services.timeline.store.redis.encoding import Sizes, encode_deletes, list_key
 
 # Lists cut in one transaction: two round trips for so many. More would fail more often, since an append to any of them undoes all.
-TOGETHER = 32
+BATCH = 32
 
 
 async def trim(redis: Redis, node: Node, user_ids: Sequence[int], sizes: Sizes) -> None:
     """Cuts the lists that are too long. What cannot be done now is done at a next append: nothing here is owed to anybody."""
     # In a cluster a transaction spans no two slots.
-    together = 1 if redis.clustered else TOGETHER
+    together = 1 if redis.clustered else BATCH
     try:
         async with node.own() as pipe:
             for start in range(0, len(user_ids), together):
@@ -43,5 +43,5 @@ def _step(user_id: int, tail: Sequence[bytes] | ReplyError, sizes: Sizes) -> byt
     # Big-endian: bytes compare as the ids do.
     if max(tail[sizes.reserve :]) > max(tail[: sizes.reserve]):
         # Something newer than the floor would be lost: it arrived before things that are older.
-        return drops((user_id,))
+        return encode_deletes((user_id,))
     return command("LTRIM", list_key(user_id), 0, sizes.keep - 1)

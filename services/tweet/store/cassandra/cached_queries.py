@@ -15,13 +15,13 @@ from typing import Any
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from services.platform.cassandra.keyspace import Keyspace
-from services.platform.redis.shared_versions import SharedEntries
+from services.platform.redis.shared_versions import SharedVersions
 from services.shared.hydration.fragments import framed
 from services.tweet.store.cache import AuthorIds, OwnRetweets
 from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.queries import CassandraLists, by_ids
 from services.tweet.store.cassandra.rows import head_of
-from services.tweet.store.cassandra.versioned_cache import Marked
+from services.tweet.store.cassandra.versioned_cache import VersionedCache
 
 # About 0.5 KB each: at most some 65 MB for the tweets that pages are made of.
 KEPT_CORES = 65_536
@@ -35,17 +35,17 @@ KEPT_RETWEETS = 1_000
 _FRAME_TAG = b"\x0a"
 
 
-class RememberingReads(CassandraLists):
+class CachedQueries(CassandraLists):
     """The reads that pages ask for most."""
 
-    def __init__(self, keyspace: Keyspace, shared: SharedEntries) -> None:
+    def __init__(self, keyspace: Keyspace, shared: SharedVersions) -> None:
         super().__init__(keyspace)
         self._shared = shared
         # Serialised TweetCore messages, framed as BatchGetTweetCoresResponse holds them.
-        self._frames: Marked[bytes] = Marked(KEPT_CORES, time.monotonic)
-        self._newest: Marked[AuthorIds] = Marked(KEPT_AUTHORS, time.monotonic)
-        self._counts: Marked[int] = Marked(KEPT_AUTHORS, time.monotonic)
-        self._retweets: Marked[OwnRetweets] = Marked(KEPT_AUTHORS, time.monotonic)
+        self._frames: VersionedCache[bytes] = VersionedCache(KEPT_CORES, time.monotonic)
+        self._newest: VersionedCache[AuthorIds] = VersionedCache(KEPT_AUTHORS, time.monotonic)
+        self._counts: VersionedCache[int] = VersionedCache(KEPT_AUTHORS, time.monotonic)
+        self._retweets: VersionedCache[OwnRetweets] = VersionedCache(KEPT_AUTHORS, time.monotonic)
 
     async def batch_get(self, ids: Sequence[int], viewer_id: int = 0) -> tweet_service_pb2.BatchGetTweetCoresResponse:
         """See the port."""
@@ -129,7 +129,7 @@ class RememberingReads(CassandraLists):
         """See the port."""
 
         async def load(missing: Sequence[int]) -> dict[int, int]:
-            found = await super(RememberingReads, self).batch_count(missing)
+            found = await super(CachedQueries, self).batch_count(missing)
             return {author_id: found.get(author_id, 0) for author_id in missing}
 
         counts = await self._counts.of(await self._author_marks(author_ids), load)

@@ -142,7 +142,7 @@ class Changer:
             values = (*_revision(tweet_id, first_revision(known.core)), *values)
         for _ in range(MAX_TRIES):
             try:
-                applied, _stood = await self._keyspace.apply_if(text, *values)
+                applied, _stood = await self._keyspace.execute_lwt(text, *values)
                 return applied
             except errors.RoostError as error:
                 if not is_unknown(error):
@@ -228,7 +228,7 @@ class Changer:
         if head.retweet_of_id:
             await self._free(known)
         for version, _text, _created_at in await self._keyspace.read(cql.REVISIONS, head.id):
-            await self._keyspace.apply_if(cql.DROP_REVISION, head.id, version)
+            await self._keyspace.execute_lwt(cql.DROP_REVISION, head.id, version)
         await self._keyspace.batch(drop(head))
         await self._writer.tell((head.id,), (head.author_id,))
 

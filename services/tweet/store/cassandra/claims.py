@@ -93,7 +93,7 @@ class Claims:
 
     async def free(self, user_id: int, name: str, tweet_id: int) -> None:
         """Gives up a name if that tweet holds it. UNAVAILABLE where it is unknown whether it did."""
-        await self._keyspace.apply_if(cql.FREE, user_id, name, tweet_id)
+        await self._keyspace.execute_lwt(cql.FREE, user_id, name, tweet_id)
 
     async def _try(self, user_id: int, name: str, wanted: Held, instead_of: int) -> bool:
         post = wanted.post
@@ -103,9 +103,9 @@ class Claims:
         )
         ttl_s = CLAIM_TTL_S if wanted.expires_at_s else NO_TTL
         if instead_of:
-            applied, _ = await self._keyspace.apply_if(cql.TAKE_OVER, ttl_s, *columns, user_id, name, instead_of)
+            applied, _ = await self._keyspace.execute_lwt(cql.TAKE_OVER, ttl_s, *columns, user_id, name, instead_of)
         else:
-            applied, _ = await self._keyspace.apply_if(cql.TAKE, user_id, name, *columns, ttl_s)
+            applied, _ = await self._keyspace.execute_lwt(cql.TAKE, user_id, name, *columns, ttl_s)
         return applied
 
 

@@ -10,7 +10,7 @@ from roost.tweet.v1 import tweet_pb2
 from services.platform.events.log import Record
 from services.tweet.store.cassandra import schema as cql
 
-Step = tuple[str, tuple[Any, ...]]
+Statement = tuple[str, tuple[Any, ...]]
 
 # How many of the tweets above a reply are named in its row: the way up a thread takes a read for each so many.
 NAMED_ABOVE = 32
@@ -70,10 +70,10 @@ def links(head: tweet_pb2.TweetHead) -> list[tuple[int, int]]:
     return [(tweet_id, kind) for tweet_id, kind in found if tweet_id]
 
 
-def create(post: Post, above: Sequence[int]) -> list[Step]:
+def create(post: Post, above: Sequence[int]) -> list[Statement]:
     """The rows of a new tweet, but for those of `places`."""
     head, at_us = post.core.head, cql.created_us(post.id)
-    steps: list[Step] = [
+    steps: list[Statement] = [
         (
             cql.ADD,
             (
@@ -95,7 +95,7 @@ def create(post: Post, above: Sequence[int]) -> list[Step]:
     return steps
 
 
-def places(head: tweet_pb2.TweetHead) -> list[Step]:
+def places(head: tweet_pb2.TweetHead) -> list[Statement]:
     """The rows that lists find their partitions by: the same for many tweets."""
     return [
         (cql.ADD_MONTH, (head.author_id, cql.month_of(head.id))),
@@ -103,9 +103,9 @@ def places(head: tweet_pb2.TweetHead) -> list[Step]:
     ]
 
 
-def show(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int, at_s: int) -> list[Step]:
+def show(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int, at_s: int) -> list[Statement]:
     """Makes `hidden` the tweet's state wherever it is listed."""
-    steps: list[Step] = [
+    steps: list[Statement] = [
         (cql.HIDE, (at_us, hidden, action_id, at_s, head.id)),
         (cql.HIDE_OF_AUTHOR, (at_us, hidden, head.author_id, cql.month_of(head.id), head.id)),
         (cql.HIDE_IN_HOUR, (at_us, hidden, *_hour(head.id), head.id)),
@@ -117,12 +117,12 @@ def show(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int, at_
     return steps
 
 
-def orphan(retweet_id: int, author_id: int, hidden: int, at_us: int) -> Step:
+def orphan(retweet_id: int, author_id: int, hidden: int, at_us: int) -> Statement:
     """Takes a retweet off its author's count where its original is `hidden`, and puts it back where that stands."""
     return cql.ORPHAN, (at_us, int(hidden != cql.STANDS), author_id, cql.month_of(retweet_id), retweet_id)
 
 
-def to_purge(tweet_id: int, at_s: int) -> list[Step]:
+def to_purge(tweet_id: int, at_s: int) -> list[Statement]:
     """The rows by which the purge finds a deleted tweet."""
     hour = at_s * 1000 // cql.HOUR_MS
     return [
@@ -131,10 +131,10 @@ def to_purge(tweet_id: int, at_s: int) -> list[Step]:
     ]
 
 
-def drop(head: tweet_pb2.TweetHead) -> list[Step]:
+def drop(head: tweet_pb2.TweetHead) -> list[Statement]:
     """Takes everything that `create` stored away, for good. What hangs on the tweet stays."""
     at_us = cql.PURGED_US
-    steps: list[Step] = [
+    steps: list[Statement] = [
         (cql.DROP, (at_us, head.id)),
         (cql.DROP_OF_AUTHOR, (at_us, head.author_id, cql.month_of(head.id), head.id)),
         (cql.DROP_IN_HOUR, (at_us, *_hour(head.id), head.id)),

@@ -9,14 +9,14 @@ from typing import Any, Self, TypeVar
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
-from services.platform.backends.cluster import Cluster
+from services.platform.backends.cluster import ClusterBackends
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
 from services.platform.events.log import EventLog, Record
-from services.platform.redis.shared_versions import SharedEntries
+from services.platform.redis.shared_versions import SharedVersions
 from services.tweet.store import Claim
 from services.tweet.store.cassandra import schema as cql
-from services.tweet.store.cassandra.cached_queries import RememberingReads
+from services.tweet.store.cassandra.cached_queries import CachedQueries
 from services.tweet.store.cassandra.changes import Change, Changer
 from services.tweet.store.cassandra.rows import Post
 from services.tweet.store.cassandra.writes import Writer
@@ -24,14 +24,14 @@ from services.tweet.store.cassandra.writes import Writer
 T = TypeVar("T")
 
 
-class CassandraTweetStore(RememberingReads):
+class CassandraTweetStore(CachedQueries):
     """A TweetStore on a Cassandra cluster, which any number of processes share.
 
     Where the port says that nothing was stored, here it may be unknown: UNAVAILABLE with reason OUTCOME_UNKNOWN. A repeat with the same
     idempotency key finds out.
     """
 
-    def __init__(self, writer: Writer, outbox: Outbox, shared: SharedEntries) -> None:
+    def __init__(self, writer: Writer, outbox: Outbox, shared: SharedVersions) -> None:
         super().__init__(writer.keyspace, shared)
         self.outbox = outbox
         self._writer = writer
@@ -39,7 +39,7 @@ class CassandraTweetStore(RememberingReads):
         self._begun: set[asyncio.Task[Any]] = set()
 
     @classmethod
-    async def open(cls, cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Self:
+    async def open(cls, cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> Self:
         """Opens the keyspace and brings it up to date. The outbox is a worker of the process."""
         keyspace = await cluster.keyspace("tweet", cql.MIGRATIONS)
         outbox = Outbox(keyspace, log, clock)
@@ -61,7 +61,7 @@ class CassandraTweetStore(RememberingReads):
         """See the port."""
         return await self._whole(self._hide(self._changer.restore(tweet_id, action_id, event)))
 
-    async def settle_changes(self, tweet_ids: Sequence[int]) -> None:
+    async def finish_side_effects(self, tweet_ids: Sequence[int]) -> None:
         """Does again what follows a commit, for tweets that were edited, hidden or restored: other processes are told, retweets count
         or not. UNAVAILABLE where that cannot be for now."""
         await self._whole(self._changer.follow_up(tweet_ids))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from services.platform.caching.cache import SingleFlight
-from services.tweet.store.cache import Recent
+from services.tweet.store.cache import GenerationalCache
 
 V = TypeVar("V")
 
@@ -16,11 +16,11 @@ Load: TypeAlias = Callable[[Sequence[int]], Coroutine[Any, Any, dict[int, V]]]
 KEPT_S = 600.0
 
 
-class Marked(Generic[V]):
+class VersionedCache(Generic[V]):
     """A bounded map of values by id, each remembered with the mark that was taken before it was read. `clock` gives seconds."""
 
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
-        self._values: Recent[int, tuple[int, float, V]] = Recent(size)
+        self._values: GenerationalCache[int, tuple[int, float, V]] = GenerationalCache(size)
         self._clock = clock
         self._flights: SingleFlight[tuple[int, int], V] = SingleFlight()
 

@@ -14,19 +14,29 @@ from typing import NamedTuple
 
 from roost.tweet.v1 import tweet_pb2
 
-from services.platform.cassandra.keyed_lock import Turns
+from services.platform.cassandra.keyed_lock import KeyedLocks
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
 from services.platform.events.log import Record
-from services.platform.redis.shared_versions import SharedEntries
+from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.tweet.store import Claim
-from services.tweet.store.cache import Recent
+from services.tweet.store.cache import GenerationalCache
 from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.claims import Claims, Held, by_key, holds, name_of_key, name_of_retweet
 from services.tweet.store.cassandra.queries import by_ids
-from services.tweet.store.cassandra.rows import NAMED_ABOVE, Post, Step, Stored, create, links, orphan, places, stored
+from services.tweet.store.cassandra.rows import (
+    NAMED_ABOVE,
+    Post,
+    Statement,
+    Stored,
+    create,
+    links,
+    orphan,
+    places,
+    stored,
+)
 
 # Months and hours known to be listed: a few for each author who posts through this process.
 KNOWN_PLACES = 16_384
@@ -37,17 +47,17 @@ FRESH_BITS = 62
 class Writer:
     """The store, to be written to."""
 
-    def __init__(self, keyspace: Keyspace, outbox: Outbox, shared: SharedEntries) -> None:
+    def __init__(self, keyspace: Keyspace, outbox: Outbox, shared: SharedVersions) -> None:
         self.keyspace = keyspace
         self._shared = shared
-        self.turns = Turns()
+        self.turns = KeyedLocks()
         self.claims = Claims(keyspace)
         self._outbox = outbox
-        self._known_places: Recent[Step, bool] = Recent(KNOWN_PLACES)
+        self._known_places: GenerationalCache[Statement, bool] = GenerationalCache(KNOWN_PLACES)
         # Those under way that others may wait for, instead of trying the same in their turn: as many as there are callers.
         self._attempts: dict[Hashable, asyncio.Task[int]] = {}
 
-    async def commit(self, steps: Sequence[Step], event: Record, head: tweet_pb2.TweetHead) -> None:
+    async def commit(self, steps: Sequence[Statement], event: Record, head: tweet_pb2.TweetHead) -> None:
         """Writes steps and event, which are about one tweet, as one batch. When it returns the event is on its way, and no process
         remembers anything older."""
         await self.keyspace.batch([*steps, *self._outbox.steps((event,))])

@@ -12,12 +12,12 @@ from typing import Any, Self, TypeVar
 import orjson
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
-from services.platform.caching.read_tracking import Revisions
+from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.events.log import Record
 from services.platform.sqlite.database import Database
 from services.shared.hydration.fragments import framed
 from services.tweet.store import Claim
-from services.tweet.store.cache import AuthorIds, Epochs, OwnRetweets, Recent
+from services.tweet.store.cache import AuthorIds, GenerationalCache, OwnRetweets, ShardedVersions
 from services.tweet.store.sqlite import schema as sql
 from services.tweet.store.sqlite import transactions
 from services.tweet.store.sqlite.link_queries import LinkLists
@@ -53,13 +53,13 @@ class EmbeddedTweetStore(LinkLists):
     def __init__(self, db: Database) -> None:
         super().__init__(db)
         # Serialised TweetCore messages, framed as BatchGetTweetCoresResponse holds them.
-        self._cores: Recent[int, bytes] = Recent(CACHED_CORES)
-        self._authors: Recent[int, AuthorIds] = Recent(CACHED_AUTHORS)
-        self._retweets: Recent[int, OwnRetweets] = Recent(CACHED_RETWEETERS)
+        self._cores: GenerationalCache[int, bytes] = GenerationalCache(CACHED_CORES)
+        self._authors: GenerationalCache[int, AuthorIds] = GenerationalCache(CACHED_AUTHORS)
+        self._retweets: GenerationalCache[int, OwnRetweets] = GenerationalCache(CACHED_RETWEETERS)
         # Of tweet ids and author ids alike.
-        self._revisions = Revisions()
+        self._revisions = ChangeTracker()
         # Of conversations.
-        self._versions = Epochs(CONVERSATION_SHARDS)
+        self._versions = ShardedVersions(CONVERSATION_SHARDS)
         # A process that died between a purge and the wiping left the texts there.
         self._log_to_wipe = True
 

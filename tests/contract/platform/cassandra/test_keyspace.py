@@ -13,7 +13,7 @@ from cassandra import InvalidRequest
 
 from services.platform.cassandra import keyspace as module
 from services.platform.cassandra import prepared_statements
-from services.platform.cassandra.driver import FETCH_SIZE, ONCE, RECONNECT_S, REPEATABLE, SERIAL, STATEMENT_S
+from services.platform.cassandra.driver import FETCH_SIZE, IDEMPOTENT, NON_IDEMPOTENT, RECONNECT_S, SERIAL, STATEMENT_S
 from services.platform.cassandra.keyspace import MAX_BATCH, MAX_ROWS, SIDE_BY_SIDE, Cassandra, Keyspace
 from services.platform.config import Settings
 from services.platform.rpc import errors
@@ -65,7 +65,7 @@ async def test_each_keyspace_has_its_own_tables_and_the_server_warns_of_nothing(
     for own, name in ((keyspace, "a"), (other, "b")):
         await own.write(PUT, 1, name)
         await own.batch([(change, (name, 2)), ("DELETE FROM item WHERE id = ?", (1,))])
-        await own.apply_if(CLAIM, name, 1)
+        await own.execute_lwt(CLAIM, name, 1)
     for own, name in ((keyspace, "a"), (other, "b")):
         assert await own.read_each(GET, [(1,), (2,)]) == [[], [(name,)]]
         assert await own.read_serial("SELECT name FROM claim WHERE name IN ?", ["a", "b"]) == [(name,)]
@@ -125,16 +125,16 @@ async def test_a_batch_is_stored_whole_or_not_at_all(keyspace: Keyspace) -> None
 
 
 async def test_of_many_conditional_writes_one_is_applied(keyspace: Keyspace) -> None:
-    answers = await asyncio.gather(*(keyspace.apply_if(CLAIM, "bob", owner) for owner in range(1, 9)))
+    answers = await asyncio.gather(*(keyspace.execute_lwt(CLAIM, "bob", owner) for owner in range(1, 9)))
     winners = [owner for owner, (applied, _) in enumerate(answers, 1) if applied]
     assert len(winners) == 1
     # Name and owner of the row that stood there.
     assert {stood for applied, stood in answers if not applied} == {("bob", winners[0])}
     assert await keyspace.read_serial("SELECT owner FROM claim WHERE name = ?", "bob") == [(winners[0],)]
     change = "UPDATE claim SET owner = ? WHERE name = ? IF owner = ?"
-    assert await keyspace.apply_if(change, 50, "bob", 99) == (False, (winners[0],))
-    assert await keyspace.apply_if(change, 50, "bob", winners[0]) == (True, ())
-    assert (await keyspace.apply_if(change, 50, "nobody", 1))[0] is False
+    assert await keyspace.execute_lwt(change, 50, "bob", 99) == (False, (winners[0],))
+    assert await keyspace.execute_lwt(change, 50, "bob", winners[0]) == (True, ())
+    assert (await keyspace.execute_lwt(change, 50, "nobody", 1))[0] is False
 
 
 async def test_writes_without_a_timestamp_win_in_their_order(keyspace: Keyspace) -> None:
@@ -185,14 +185,14 @@ async def test_no_answer_ends_with_the_callers_time(over_proxy: Keyspace, proxy:
 
 async def test_without_a_deadline_it_ends_all_the_same(over_proxy: Keyspace, proxy: Proxy) -> None:
     await over_proxy.read(GET, 1)
-    await over_proxy.apply_if(CLAIM, "ann", 1)
+    await over_proxy.execute_lwt(CLAIM, "ann", 1)
     proxy.silence()
     began = time.monotonic()
     with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
         await over_proxy.read(GET, 1)
     assert time.monotonic() - began < STATEMENT_S + 1
     with refused("UNAVAILABLE", "OUTCOME_UNKNOWN"):
-        await over_proxy.apply_if(CLAIM, "bob", 1)
+        await over_proxy.execute_lwt(CLAIM, "bob", 1)
     assert time.monotonic() - began < 2 * STATEMENT_S + 2
     # Nor is a caller who has time left told that it ran out while the statement was prepared.
     with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
@@ -230,11 +230,11 @@ async def _is(keyspace: Keyspace, name: str) -> bool:
 async def test_a_conditional_write_without_an_answer_is_not_sent_again(
     over_proxy: Keyspace, keyspace: Keyspace, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await over_proxy.apply_if(CLAIM, "ann", 1)
+    await over_proxy.execute_lwt(CLAIM, "ann", 1)
     monkeypatch.setattr(module, "STATEMENT_S", 0.4)
     proxy.hold_answers()
     with refused("UNAVAILABLE", "OUTCOME_UNKNOWN"):
-        await over_proxy.apply_if(CLAIM, "bob", 7)
+        await over_proxy.execute_lwt(CLAIM, "bob", 7)
     assert await keyspace.read_serial("SELECT owner FROM claim WHERE name = ?", "bob") == [(7,)]
 
 
@@ -253,9 +253,9 @@ async def test_what_may_be_repeated_on_another_node_is_told_to_the_driver(
     await keyspace.read(GET, 1)
     await keyspace.write(PUT, 1, "a")
     await keyspace.batch([(PUT, (1, "a")), (PUT, (2, "a"))])
-    await keyspace.apply_if(CLAIM, "bob", 1)
+    await keyspace.execute_lwt(CLAIM, "bob", 1)
     await keyspace.read_serial("SELECT owner FROM claim WHERE name = ?", "bob")
-    assert asked == [REPEATABLE, REPEATABLE, REPEATABLE, ONCE, SERIAL]
+    assert asked == [IDEMPOTENT, IDEMPOTENT, IDEMPOTENT, NON_IDEMPOTENT, SERIAL]
 
 
 async def test_a_lost_server_is_refused_at_once_and_found_again(over_proxy: Keyspace, proxy: Proxy) -> None:
@@ -290,7 +290,7 @@ async def test_who_stops_waiting_leaves_the_others_be(over_proxy: Keyspace, prox
         task.cancel()
     proxy.heal()
     assert await stays == [("a",)]
-    assert over_proxy.cassandra._in_flight._free == module.InFlight()._free
+    assert over_proxy.cassandra._in_flight._free == module.RequestLimiter()._free
 
 
 async def test_closing_ends_what_is_out(settings: Settings, keyspace: Keyspace, proxy: Proxy) -> None:

@@ -90,7 +90,7 @@ async def test_where_it_may_not_migrate_at_start_it_says_what_to_do(fresh: Keysp
 
 async def test_a_lease_that_was_left_behind_ends(fresh: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
     await migrate(fresh, (FIRST,))
-    assert (await fresh.apply_if(migrations._CLAIM, 2, "somebody who died", "schema"))[0]
+    assert (await fresh.execute_lwt(migrations._CLAIM, 2, "somebody who died", "schema"))[0]
     monkeypatch.setattr(migrations, "MAX_LOOKS", 2)
     with pytest.raises(errors.RoostError, match="another process has been migrating"):
         await migrate(fresh, (FIRST, SECOND))

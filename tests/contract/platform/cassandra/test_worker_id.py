@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
-from services.platform.cassandra.worker_id import LEASES_MIGRATION, ORDINAL, CassandraLease, Terms
+from services.platform.cassandra.worker_id import LEASES_MIGRATION, ORDINAL, CassandraLease, LeaseTiming
 from services.platform.config import Settings
 from services.platform.ids.snowflake import MAX_WORKER, WORKER_BITS, Snowflake, timestamp_ms, wall_clock_ms
 from services.platform.rpc import errors
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.cluster
 
 ALL = "SELECT worker_id, owner, high_water_ms, ttl(owner) FROM worker_leases"
 # The whole life of a lease within seconds.
-SHORT = Terms(3, 0.5, 1.5)
+SHORT = LeaseTiming(3, 0.5, 1.5)
 
 CHILD = """
 import asyncio, sys
@@ -151,9 +151,9 @@ async def test_a_lease_that_was_lost_is_replaced_and_ids_go_on_increasing(
     lease = await CassandraLease.open(leases_of, settings, SHORT)
     opened.append(lease)
     first, old = await lease.ids.mint(), lease.worker_id
-    assert (await leases_of.apply_if("UPDATE worker_leases SET owner = ? WHERE worker_id = ? IF EXISTS", "thief", old))[
-        0
-    ]
+    assert (
+        await leases_of.execute_lwt("UPDATE worker_leases SET owner = ? WHERE worker_id = ? IF EXISTS", "thief", old)
+    )[0]
     await until(lambda: lease.worker_id != old)
     await until(lambda: lease._until > 0)
     second = await lease.ids.mint()
@@ -170,7 +170,7 @@ async def test_worker_ids_that_were_used_in_this_clocks_future_are_not_taken(
     lots = [range(first, min(first + 64, MAX_WORKER + 1)) for first in range(0, MAX_WORKER + 1, 64)]
     for lot in lots:
         await asyncio.gather(
-            *(leases_of.apply_if(advance, "x" if n % 2 else None, later, n, None) for n in lot if n != 700)
+            *(leases_of.execute_lwt(advance, "x" if n % 2 else None, later, n, None) for n in lot if n != 700)
         )
     opened.append(await CassandraLease.open(leases_of, settings))
     assert opened[0].worker_id == 700
@@ -250,7 +250,7 @@ async def test_who_sleeps_past_the_lease_mints_nothing_on_waking(namespace: Name
         fill = "UPDATE worker_leases SET owner = ? WHERE worker_id = ? IF owner = null"
         others = [n for n in range(MAX_WORKER + 1) if n != worker]
         for first in range(0, len(others), 64):
-            await asyncio.gather(*(leases_of.apply_if(fill, "x", n) for n in others[first : first + 64]))
+            await asyncio.gather(*(leases_of.execute_lwt(fill, "x", n) for n in others[first : first + 64]))
         heir = spawn()
         assert heir.stdout is not None
         try:

@@ -11,7 +11,7 @@ from typing import Protocol
 import pytest
 
 from services.platform.config import Settings
-from services.platform.events.log import Consumer, Delivered, EventLog, Record
+from services.platform.events.log import ConsumedEvent, Consumer, EventLog, Record
 from services.platform.sqlite.event_log import EmbeddedLog
 from tests import cluster
 
@@ -31,7 +31,7 @@ class Clock:
         return self.now_ms
 
 
-class Family(Protocol):
+class Backend(Protocol):
     """How logs of one family are opened."""
 
     async def open(self, folder: Path, clock: Clock) -> EventLog:
@@ -45,20 +45,20 @@ class Embedded:
         return await EmbeddedLog.open(folder / "log.db", clock, RETRY_FIRST_S)
 
 
-class Cluster:
+class ClusterBackends:
     """The family on the real servers: a folder stands for a namespace there."""
 
     async def open(self, folder: Path, clock: Clock) -> EventLog:
         from services.platform.kafka.event_log import KafkaLog
 
-        return await KafkaLog.open(Settings(**cluster.family.of(folder).settings), clock, RETRY_FIRST_S)
+        return await KafkaLog.open(Settings(**cluster.backend.of(folder).settings), clock, RETRY_FIRST_S)
 
 
 class Sink:
     """Keeps what it is given, and fails where a test says so."""
 
     def __init__(self) -> None:
-        self.events: list[Delivered] = []
+        self.events: list[ConsumedEvent] = []
         self.batches: list[int] = []
         self.poison: set[int] = set()
         self.down: BaseException | None = None
@@ -66,7 +66,7 @@ class Sink:
         self.gate.set()
         self.calls = 0
 
-    async def apply(self, events: Sequence[Delivered]) -> None:
+    async def apply(self, events: Sequence[ConsumedEvent]) -> None:
         self.calls += 1
         await self.gate.wait()
         if self.down is not None:
@@ -101,19 +101,17 @@ async def until_lag(consumer: Consumer, events: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def start(
-    log: EventLog, sink: Sink, group: str = "g", max_batch: int = 500, everywhere: bool = False
-) -> Consumer:
+async def start(log: EventLog, sink: Sink, group: str = "g", max_batch: int = 500, broadcast: bool = False) -> Consumer:
     """A consumer of TOPICS that runs."""
-    consumer = log.consumer(group, TOPICS, sink.apply, max_batch, everywhere)
+    consumer = log.consumer(group, TOPICS, sink.apply, max_batch, broadcast)
     await consumer.start()
     return consumer
 
 
 @pytest.fixture
-def family(request: pytest.FixtureRequest) -> Family:
+def backend(request: pytest.FixtureRequest) -> Backend:
     """The family of this run."""
-    return Embedded() if request.config.getoption("--family") == "embedded" else Cluster()
+    return Embedded() if request.config.getoption("--backend") == "embedded" else ClusterBackends()
 
 
 @pytest.fixture
@@ -130,12 +128,12 @@ Open = Callable[[], Awaitable[EventLog]]
 
 
 @pytest.fixture
-async def open_log(family: Family, tmp_path: Path, clock: Clock) -> AsyncIterator[Open]:
+async def open_log(backend: Backend, tmp_path: Path, clock: Clock) -> AsyncIterator[Open]:
     """Opens the log of this test, again and again; what is open at the end is closed."""
     opened: list[EventLog] = []
 
     async def open_it() -> EventLog:
-        opened.append(await family.open(tmp_path, clock))
+        opened.append(await backend.open(tmp_path, clock))
         return opened[-1]
 
     yield open_it

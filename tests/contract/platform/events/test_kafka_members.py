@@ -153,8 +153,8 @@ async def test_the_lag_of_members_elsewhere_is_seen(open_log: Open, clock: Clock
 async def test_everywhere_is_in_every_process(open_log: Open) -> None:
     first, second = await open_log(), await open_log()
     one, other = Sink(), Sink()
-    await start(first, one, everywhere=True)
-    await start(second, other, everywhere=True)
+    await start(first, one, broadcast=True)
+    await start(second, other, broadcast=True)
     await first.append(spread(*range(20)))
     await until(lambda: sorted(one.ids) == sorted(other.ids) == list(range(20)))
 
@@ -180,7 +180,7 @@ asyncio.run(main())
 async def test_what_a_killed_process_had_at_hand_comes_to_another(open_log: Open, tmp_path: Path, sink: Sink) -> None:
     log = await open_log()
     await log.append(spread(*range(20)))
-    environment = cluster.family.of(tmp_path).environment
+    environment = cluster.backend.of(tmp_path).environment
     command = [sys.executable, "-c", MEMBER]
     member = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment)
     try:
@@ -198,7 +198,7 @@ async def test_what_is_not_ours_is_passed_over(open_log: Open, tmp_path: Path, s
     from confluent_kafka import Producer
 
     log = await open_log()
-    settings = Settings(**cluster.family.of(tmp_path).settings)
+    settings = Settings(**cluster.backend.of(tmp_path).settings)
     foreign = Producer({"bootstrap.servers": settings.kafka})
     topic = f"{settings.namespace}.tweet"
     strange: list[list[tuple[str, str | bytes | None]]] = [
@@ -267,14 +267,14 @@ async def test_a_letter_that_cannot_be_kept_is_no_letter(
 ) -> None:
     """The event is tried on, with those after it in their order."""
     log: Any = await open_log()
-    bury, refused = log.dead.bury, 0
+    dead_letter, refused = log.dead.dead_letter, 0
 
     async def fail_twice(*arguments: Any) -> None:
         nonlocal refused
         refused += 1
         if refused <= 2:
             raise errors.unavailable("x")
-        await bury(*arguments)
+        await dead_letter(*arguments)
 
     monkeypatch.setattr(log.dead, "bury", fail_twice)
     sink.poison = {1}

@@ -63,7 +63,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 async def log(broker: Broker, clock: Clock) -> AsyncIterator[KafkaLog]:
     broker.up()
     settings = Settings(
-        family="cluster", kafka=broker.address, namespace=f"o{time.time_ns() % 10**9}", kafka_partitions=2
+        backend="cluster", kafka=broker.address, namespace=f"o{time.time_ns() % 10**9}", kafka_partitions=2
     )
     log = await KafkaLog.open(settings, clock, RETRY_FIRST_S)
     yield log
@@ -74,7 +74,7 @@ async def log(broker: Broker, clock: Clock) -> AsyncIterator[KafkaLog]:
 async def test_where_nobody_listens_the_start_says_so_in_time() -> None:
     began = time.monotonic()
     with pytest.raises(errors.RoostError, match=r"Kafka cannot be reached at 127.0.0.1:1 ") as raised:
-        await KafkaLog.open(Settings(family="cluster", kafka="127.0.0.1:1"))
+        await KafkaLog.open(Settings(backend="cluster", kafka="127.0.0.1:1"))
     assert raised.value.code is grpc.StatusCode.UNAVAILABLE
     assert time.monotonic() - began < 20
 
@@ -83,10 +83,10 @@ async def test_where_nobody_listens_the_start_says_so_in_time() -> None:
 async def test_a_broker_that_dies_and_comes_back(broker: Broker, log: KafkaLog, sink: Sink) -> None:
     """What was appended is there, what is refused is refused in time, and consumers go on by themselves."""
     consumer = await start(log, sink)
-    everywhere = Sink()
-    await start(log, everywhere, "everywhere", everywhere=True)
+    broadcast = Sink()
+    await start(log, broadcast, "everywhere", broadcast=True)
     await log.append(records(1, 2))
-    await until(lambda: sink.ids == everywhere.ids == [1, 2])
+    await until(lambda: sink.ids == broadcast.ids == [1, 2])
     await asyncio.to_thread(broker.kill)
     began = time.monotonic()
     with pytest.raises(errors.RoostError) as raised:
@@ -105,7 +105,7 @@ async def test_a_broker_that_dies_and_comes_back(broker: Broker, log: KafkaLog, 
                 break
             except errors.RoostError:
                 await asyncio.sleep(0.1)
-    await until(lambda: set(sink.ids) == set(everywhere.ids) == {1, 2, 3, 4})
+    await until(lambda: set(sink.ids) == set(broadcast.ids) == {1, 2, 3, 4})
     await until_lag(consumer, 0)
 
 

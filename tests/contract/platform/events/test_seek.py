@@ -62,7 +62,7 @@ async def test_a_seek_before_the_start_is_kept(open_log: Open, clock: Clock, sin
 
 async def test_everywhere_begins_behind_what_is_there(log: EventLog, sink: Sink) -> None:
     await log.append(records(1))
-    consumer = await start(log, sink, everywhere=True)
+    consumer = await start(log, sink, broadcast=True)
     assert (await consumer.lag()).events == 0
     await log.append(records(2))
     await until(lambda: sink.ids == [2])
@@ -73,7 +73,7 @@ async def test_everywhere_begins_where_it_was_told(log: EventLog, clock: Clock, 
     await log.append(records(1))
     clock.now_ms += 1000
     await log.append(records(2))
-    consumer = log.consumer("g", TOPICS, sink.apply, everywhere=True)
+    consumer = log.consumer("g", TOPICS, sink.apply, broadcast=True)
     await consumer.seek(time_ms=clock.now_ms)
     await consumer.start()
     await until(lambda: sink.ids == [2])
@@ -83,7 +83,7 @@ async def test_everywhere_begins_where_it_was_told(log: EventLog, clock: Clock, 
 
 async def test_the_place_of_everywhere_goes_with_the_process(open_log: Open, sink: Sink) -> None:
     log = await open_log()
-    consumer = await start(log, sink, everywhere=True)
+    consumer = await start(log, sink, broadcast=True)
     await log.append(records(1))
     await until(lambda: sink.ids == [1])
     await consumer.stop()
@@ -94,7 +94,7 @@ async def test_the_place_of_everywhere_goes_with_the_process(open_log: Open, sin
     await log.append(records(3))
     await log.close()
     again = await open_log()
-    await start(again, sink, everywhere=True)
+    await start(again, sink, broadcast=True)
     await again.append(records(4))
     await until(lambda: sink.ids == [1, 2, 4])
 
@@ -107,7 +107,7 @@ async def test_everywhere_is_no_member_of_the_group_of_its_name(open_log: Open, 
     await until(lambda: sink.ids == [1])
     await ordinary.stop()
     await log.append(records(2))
-    await start(log, sink, everywhere=True)
+    await start(log, sink, broadcast=True)
     await asyncio.sleep(0.3)
     await log.append(records(3))
     await until(lambda: sink.ids == [1, 3])

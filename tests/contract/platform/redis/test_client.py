@@ -14,7 +14,7 @@ from redis.exceptions import MovedError
 from services.platform.config import Settings
 from services.platform.redis.client import Redis
 from services.platform.redis.connection import Endpoint, ReplyError, command, connect
-from services.platform.redis.shared_versions import SharedEntries, SharedEntry
+from services.platform.redis.shared_versions import SharedEntry, SharedVersions
 from services.platform.rpc.errors import RoostError
 from services.timeline.store import CAPACITY, TRIM_ABOVE
 from services.timeline.store.redis.store import RedisHomeTimelines
@@ -116,7 +116,7 @@ async def test_a_transaction_that_is_given_up_leaves_no_watch_behind(tmp_path: P
 async def test_homes_and_entries_on_a_cluster(tmp_path: Path) -> None:
     with redis_servers.cluster(tmp_path) as servers:
         async with opened(f"redis+cluster://127.0.0.1:{servers[0].port}") as redis:
-            store, entries = RedisHomeTimelines(redis), SharedEntries(redis)
+            store, entries = RedisHomeTimelines(redis), SharedVersions(redis)
             assert len(redis.nodes()) == 3
             readers = list(range(1, 301))
             assert all([await warm(store, reader, [5]) for reader in readers[:200]])
@@ -151,7 +151,7 @@ async def test_after_a_fail_over_homes_are_cold_and_work_again(tmp_path: Path) -
         with redis_servers.sentinels(tmp_path, first, "homes") as watchers:
             url = "redis+sentinel://" + ",".join(f"127.0.0.1:{each.port}" for each in watchers) + "/homes/0"
             async with opened(url, 1.0) as redis:
-                store, entries = RedisHomeTimelines(redis), SharedEntries(redis)
+                store, entries = RedisHomeTimelines(redis), SharedVersions(redis)
                 assert await warm(store, 1, [5])
                 assert await entries.put_user(1, 1, b"text")
                 assert await store.append([(6, [1])]) == [1]

@@ -12,7 +12,7 @@ import pytest
 
 from services.platform.config import Settings
 from services.platform.redis.client import Redis
-from services.platform.redis.shared_versions import FILL_TTL_MS, PUT_TTL_MS, TOMBSTONE, SharedEntries, SharedEntry
+from services.platform.redis.shared_versions import FILL_TTL_MS, PUT_TTL_MS, TOMBSTONE, SharedEntry, SharedVersions
 from services.platform.rpc import errors
 from tests import redis_servers
 from tests.cluster import Namespace
@@ -22,16 +22,16 @@ pytestmark = pytest.mark.cluster
 # Of a loaded machine; where it matters how long something takes, tests say so themselves.
 PATIENT_S = 5.0
 
-Open = Callable[..., Awaitable[SharedEntries]]
+Open = Callable[..., Awaitable[SharedVersions]]
 
 
 @pytest.fixture
 async def share() -> AsyncIterator[Open]:
     """Opens entries as another process would; `redis` is a URL."""
-    opened: list[SharedEntries] = []
+    opened: list[SharedVersions] = []
 
-    async def of(redis: str, timeout_s: float = PATIENT_S) -> SharedEntries:
-        opened.append(SharedEntries(await Redis.open(Settings(redis=redis, redis_timeout_s=timeout_s))))
+    async def of(redis: str, timeout_s: float = PATIENT_S) -> SharedVersions:
+        opened.append(SharedVersions(await Redis.open(Settings(redis=redis, redis_timeout_s=timeout_s))))
         return opened[-1]
 
     yield of
@@ -41,11 +41,11 @@ async def share() -> AsyncIterator[Open]:
 
 
 @pytest.fixture
-async def entries(namespace: Namespace, share: Open) -> SharedEntries:
+async def entries(namespace: Namespace, share: Open) -> SharedVersions:
     return await share(namespace.settings["redis"])
 
 
-async def test_what_is_put_is_read_in_the_order_asked(entries: SharedEntries) -> None:
+async def test_what_is_put_is_read_in_the_order_asked(entries: SharedVersions) -> None:
     assert await entries.users([1, 2]) == [None, None]
     assert await entries.put_user(1, 5, b"one")
     assert await entries.put_user(3, 1, b"")
@@ -54,18 +54,18 @@ async def test_what_is_put_is_read_in_the_order_asked(entries: SharedEntries) ->
     assert await entries.users([]) == []
 
 
-async def test_more_than_one_command_holds_is_read_in_several(entries: SharedEntries) -> None:
+async def test_more_than_one_command_holds_is_read_in_several(entries: SharedVersions) -> None:
     await entries.fill_users({i: (i, str(i).encode()) for i in range(1, 1_300)})
     assert await entries.users(range(1, 1_300)) == [SharedEntry(i, str(i).encode()) for i in range(1, 1_300)]
 
 
-async def test_only_a_higher_version_replaces(entries: SharedEntries) -> None:
+async def test_only_a_higher_version_replaces(entries: SharedVersions) -> None:
     for version, stands in ((5, 5), (4, 5), (6, 6), (6, 6), (TOMBSTONE, TOMBSTONE), (7, TOMBSTONE)):
         assert await entries.put_user(1, version, b"by %d" % version)
         assert await entries.users([1]) == [SharedEntry(stands, b"by %d" % stands)]
 
 
-async def test_a_late_fill_overwrites_nothing(entries: SharedEntries) -> None:
+async def test_a_late_fill_overwrites_nothing(entries: SharedVersions) -> None:
     await entries.put_user(1, TOMBSTONE, b"")
     await entries.put_user(3, 3, b"now")
     await entries.fill_users({1: (9, b"before"), 2: (1, b"two"), 3: (9, b"before")})
@@ -189,7 +189,7 @@ async def test_a_server_without_memory_forgets_rather_than_keeps_what_is_old(tmp
         assert await entries.relation_version(7) not in (None, mark)
 
 
-async def _reachable(entries: SharedEntries) -> None:
+async def _reachable(entries: SharedVersions) -> None:
     async with asyncio.timeout(20):
         while await entries.thread_version(0) is None:
             await asyncio.sleep(0.05)

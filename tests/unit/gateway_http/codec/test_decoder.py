@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from roost.search.v1 import search_service_pb2
 
 from gateway_http.codec import field_values
-from gateway_http.codec.binding import Asked, Codec
+from gateway_http.codec.binding import Codec, DecodedRequest
 from gateway_http.codec.encoder import PROTOBUF
 from gateway_http.codec.strict_json import MAX_CONTAINERS
 from gateway_http.router import Binding, bindings
@@ -30,7 +30,7 @@ def read(
     me: int = ME,
     key: str = "",
     at: int = 0,
-) -> Asked:
+) -> DecodedRequest:
     method = next(one for one in methods().values() if one.name == name)
     return CODEC.reader(method, bindings(method)[at]).read(values, query, body, me, key)
 

@@ -18,7 +18,7 @@ from roost.identity.v1 import user_pb2
 from roost.tweet.v1 import tweet_pb2
 
 from gateway_http.codec.binding import Codec
-from gateway_http.codec.encoder import PROTOBUF, Book, Encoders, Memo, encoder_of, rfc3339
+from gateway_http.codec.encoder import PROTOBUF, EncoderRegistry, Encoders, FragmentCache, encoder_of, rfc3339
 from gateway_http.codec.field_values import short_name
 from gateway_http.router import Binding, bindings
 from services.platform.rpc.contract import message_class, methods
@@ -139,7 +139,7 @@ def same(left: Any, right: Any) -> bool:
 def test_every_message_reads_as_protobufs_own_json(data: st.DataObject) -> None:
     _, descriptor = data.draw(st.sampled_from(ALL))
     message = fill(descriptor, data.draw)
-    found = encoder_of(descriptor, Book()).to_dict(message)
+    found = encoder_of(descriptor, EncoderRegistry()).to_dict(message)
     assert same(found, oracle(message))
 
 
@@ -148,8 +148,8 @@ def test_every_message_reads_as_protobufs_own_json(data: st.DataObject) -> None:
 def test_a_routed_response_reads_the_same_through_its_twin(data: st.DataObject) -> None:
     method, binding = data.draw(st.sampled_from(ROUTED))
     message: Any = fill(method.descriptor.output_type, data.draw)
-    passed = method.passed.FromString(message.SerializeToString())
-    found = json.loads(Codec().writer(method, binding)(passed))
+    wire_response = method.wire_response.FromString(message.SerializeToString())
+    found = json.loads(Codec().writer(method, binding)(wire_response))
     if binding.response_body:
         body = oracle(getattr(message, binding.response_body)) if message.HasField(binding.response_body) else {}
         if not getattr(message, binding.response_body).ByteSize():
@@ -166,8 +166,8 @@ def test_a_routed_response_reads_the_same_through_its_twin(data: st.DataObject) 
 def test_in_protobufs_spelling_a_response_is_protobufs_own_json(data: st.DataObject) -> None:
     method = data.draw(st.sampled_from(ROUTED))[0]
     message: Any = fill(method.descriptor.output_type, data.draw)
-    passed = method.passed.FromString(message.SerializeToString())
-    found = json.loads(Codec(PROTOBUF).writer(method, Binding("POST", method.path, "*"))(passed))
+    wire_response = method.wire_response.FromString(message.SerializeToString())
+    found = json.loads(Codec(PROTOBUF).writer(method, Binding("POST", method.path, "*"))(wire_response))
     expected = json_format.MessageToDict(message, always_print_fields_with_no_presence=True)
     for field in method.descriptor.output_type.fields:
         if field.json_name not in found and field.json_name in expected:
@@ -195,11 +195,14 @@ def test_rfc3339_time_without_a_fraction_has_three_zeros() -> None:
 @example(1.401298464324817e-45)
 def test_floats_of_32_bits_have_as_few_digits_as_protobufs_own(value: float) -> None:
     message = FloatValue(value=value)
-    assert same(encoder_of(FloatValue.DESCRIPTOR, Book()).to_dict(message)["value"], json_format.MessageToDict(message))
+    assert same(
+        encoder_of(FloatValue.DESCRIPTOR, EncoderRegistry()).to_dict(message)["value"],
+        json_format.MessageToDict(message),
+    )
 
 
 def test_zero_values_are_printed_and_unset_messages_left_out() -> None:
-    found = encoder_of(tweet_pb2.Tweet.DESCRIPTOR, Book()).to_dict(tweet_pb2.Tweet(id=5))
+    found = encoder_of(tweet_pb2.Tweet.DESCRIPTOR, EncoderRegistry()).to_dict(tweet_pb2.Tweet(id=5))
     assert found["id"] == "5"
     assert (found["text"], found["edited"], found["reply_to_id"], found["media"]) == ("", False, "0", [])
     assert "viewer" not in found
@@ -208,7 +211,7 @@ def test_zero_values_are_printed_and_unset_messages_left_out() -> None:
 
 def test_the_order_is_that_of_the_contract() -> None:
     user = user_pb2.User(id=1, metrics=user_pb2.UserMetrics())
-    found = list(encoder_of(user_pb2.User.DESCRIPTOR, Book()).to_dict(user))
+    found = list(encoder_of(user_pb2.User.DESCRIPTOR, EncoderRegistry()).to_dict(user))
     assert found == [
         "id",
         "username",
@@ -241,7 +244,7 @@ def test_a_memo_is_bounded_and_keeps_what_is_asked_for() -> None:
         encoded.append(data)
         return b'"%s"' % data
 
-    memo = Memo(encode, entries=10)
+    memo = FragmentCache(encode, entries=10)
     for number in range(95):
         memo(b"hot")
         memo(b"%d" % number)

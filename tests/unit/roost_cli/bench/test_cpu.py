@@ -37,9 +37,9 @@ def test_a_family_is_whoever_was_started_by_one_of_it(tmp_path: Path) -> None:
     (tmp_path / "self").mkdir()
     # Ended while it was looked at.
     (tmp_path / "15").mkdir()
-    assert cpu.family(10, tmp_path)[0] == 10
-    assert sorted(cpu.family(10, tmp_path)) == [9, 10, 11, 12, 13]
-    assert cpu.family(14, tmp_path) == [14]
+    assert cpu.backend(10, tmp_path)[0] == 10
+    assert sorted(cpu.backend(10, tmp_path)) == [9, 10, 11, 12, 13]
+    assert cpu.backend(14, tmp_path) == [14]
     assert cpu.parent(9, tmp_path) == 12
 
 
@@ -56,14 +56,14 @@ def test_cpu_time_of_a_running_process_grows() -> None:
 async def test_a_child_is_of_the_family() -> None:
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
     try:
-        assert child.pid in cpu.family(os.getpid())
+        assert child.pid in cpu.backend(os.getpid())
     finally:
         child.kill()
         await child.wait()
 
 
 def test_cpu_time_of_a_process_that_is_gone_is_no_figure(tmp_path: Path) -> None:
-    for ask in (lambda proc: cpu.seconds([7], proc), lambda proc: cpu.family(7, proc)):
+    for ask in (lambda proc: cpu.seconds([7], proc), lambda proc: cpu.backend(7, proc)):
         with pytest.raises(CommandError, match=r"process 7$"):
             ask(tmp_path)
         with pytest.raises(CommandError, match="only Linux"):

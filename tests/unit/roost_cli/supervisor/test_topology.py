@@ -26,7 +26,7 @@ def test_other_spellings_are_refused_in_words(text: str) -> None:
 
 
 def test_every_service_runs_between_the_registry_and_the_gateway(tmp_path: Path) -> None:
-    settings = Settings(family="cluster", data_dir=tmp_path, http="127.0.0.1:1", grpc="127.0.0.1:2", ops="127.0.0.1:3")
+    settings = Settings(backend="cluster", data_dir=tmp_path, http="127.0.0.1:1", grpc="127.0.0.1:2", ops="127.0.0.1:3")
     parts = parts_of(settings, {"timeline": 3})
     assert parts[0].name == "registry"
     assert parts[-1].name == "gateway"

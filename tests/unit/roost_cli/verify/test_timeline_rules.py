@@ -151,7 +151,7 @@ SHOWN: list[Plant] = [
 
 async def audited(mesh: Target, reader: int) -> str:
     """What the audit says of the reader's home."""
-    async with command.target.connect(mesh) as channels:
+    async with command.connection.connect(mesh) as channels:
         return "; ".join(await command.faults_of(channels, mesh.operator(), [reader]))
 
 

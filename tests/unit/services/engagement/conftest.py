@@ -22,16 +22,16 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.engagement.service import EngagementService
 from services.engagement.store.sqlite.store import EmbeddedEngagementStore
-from services.engagement.tweet_resolver import Targets
+from services.engagement.tweet_resolver import TweetResolver
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
 from services.platform.rpc.context import Actor, Call, current_call
-from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
-from services.platform.transport.message_guard import Checker
+from services.platform.transport.message_guard import MutationGuard
 from services.shared.hydration.hydrator import Hydrator
-from services.shared.hydration.user_pages import PeopleLists
+from services.shared.hydration.user_pages import VisibleUserPages
 
 
 @dataclass
@@ -88,16 +88,16 @@ class Bench:
 
     world: World
     store: EmbeddedEngagementStore
-    checker: Checker = field(default_factory=Checker)
+    checker: MutationGuard = field(default_factory=MutationGuard)
 
     def __post_init__(self) -> None:
         endpoints: dict[str, Any] = {}
         own = InProcessChannel(endpoints, "engagement")
         hydrator, cursors = Hydrator(own), Cursors(b"k" * 32)
-        people = PeopleLists(UserServiceStub(own), GraphServiceStub(own).GetVisibilityFilter, cursors)
+        people = VisibleUserPages(UserServiceStub(own), GraphServiceStub(own).GetVisibilityFilter, cursors)
         ids = Snowflake(0, wall_clock_ms)
-        servicer = EngagementService(self.store, Targets(own, hydrator), hydrator, people, ids, cursors)
-        endpoints |= endpoints_of(
+        servicer = EngagementService(self.store, TweetResolver(own, hydrator), hydrator, people, ids, cursors)
+        endpoints |= intercepted_methods(
             {
                 "roost.engagement.v1.EngagementService": servicer,
                 "roost.identity.v1.UserService": self.world,

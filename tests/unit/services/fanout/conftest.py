@@ -16,9 +16,9 @@ from roost.timeline.v1.timeline_service_pb2_grpc import TimelineServiceServicer
 
 from services.fanout.consumer import HYBRID, Fanout
 from services.fanout.delivery_status import Receipts
-from services.platform.events.log import Delivered, Record
+from services.platform.events.log import ConsumedEvent, Record
 from services.platform.rpc import errors
-from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
 
 NOW_S = 1_800_000_000.0
@@ -39,7 +39,7 @@ class World:
     # More ids than this in one call do not end within their deadline.
     bearable: int = 10_000
     failing: set[int] = field(default_factory=set)
-    only_pulled: set[int] = field(default_factory=set)
+    is_excluded_from_fanout: set[int] = field(default_factory=set)
     tiers_fresh: bool = True
     appended: list[Record] = field(default_factory=list)
 
@@ -83,16 +83,16 @@ class Homes(TimelineServiceServicer):
         return timeline.AppendHomeEntriesResponse(warm=warm)
 
 
-class Tiers:
+class CelebritySubscriber:
     def __init__(self, world: World) -> None:
         self.world = world
 
     def fresh(self) -> bool:
         return self.world.tiers_fresh
 
-    def only_pulled(self, user_id: int, now_ms: int) -> bool:
+    def is_excluded_from_fanout(self, user_id: int, now_ms: int) -> bool:
         assert now_ms == int(NOW_S * 1000)
-        return user_id in self.world.only_pulled
+        return user_id in self.world.is_excluded_from_fanout
 
 
 class Log:
@@ -115,17 +115,19 @@ def receipts() -> Receipts:
 
 def make_fanout(world: World, receipts: Receipts, mode: str = HYBRID, quota: int = 20_000) -> Fanout:
     channel = InProcessChannel(
-        endpoints_of({"roost.graph.v1.GraphService": Graph(world), "roost.timeline.v1.TimelineService": Homes(world)}),
+        intercepted_methods(
+            {"roost.graph.v1.GraphService": Graph(world), "roost.timeline.v1.TimelineService": Homes(world)}
+        ),
         "fanout",
     )
     log: Any = Log(world)
-    tiers: Any = Tiers(world)
+    tiers: Any = CelebritySubscriber(world)
     return Fanout(channel, log, tiers, receipts, mode, lambda: NOW_S, quota)
 
 
-def created(tweet_id: int, author: int, offset: int | None = None) -> Delivered:
+def created(tweet_id: int, author: int, offset: int | None = None) -> ConsumedEvent:
     event = event_pb2.Event(event_id=tweet_id, key=author)
     event.tweet_created.tweet_id = tweet_id
     event.tweet_created.author_id = author
     payload = event.SerializeToString()
-    return Delivered(offset or tweet_id, 0, "tweet.created", author, tweet_id, payload, "")
+    return ConsumedEvent(offset or tweet_id, 0, "tweet.created", author, tweet_id, payload, "")

@@ -13,7 +13,7 @@ from roost.fanout.v1 import fanout_service_pb2 as pb
 from services.fanout import append_batcher
 from services.fanout.consumer import LARGE_TOPIC
 from services.fanout.delivery_status import Receipts
-from services.platform.events.log import is_passing
+from services.platform.events.log import is_transient
 from services.platform.rpc import errors
 from services.platform.rpc.errors import RoostError
 from services.platform.transport.inprocess_calls import rpc_error
@@ -53,7 +53,7 @@ async def test_calls_are_packed_and_bounded(world: World, receipts: Receipts) ->
 
 async def test_celebrities_are_left_to_their_readers(world: World, receipts: Receipts) -> None:
     world.followers = {ANN: [11], STAR: [11, 12]}
-    world.only_pulled = {STAR}
+    world.is_excluded_from_fanout = {STAR}
     await make_fanout(world, receipts).apply([created(100, STAR), created(101, ANN)])
     assert world.homes == {11: {101}}
     receipt = receipts.get(100)
@@ -65,7 +65,7 @@ async def test_celebrities_are_left_to_their_readers(world: World, receipts: Rec
 @pytest.mark.parametrize("mode", ["push", "pull"])
 async def test_other_modes_push_everybody_and_need_no_tiers(world: World, receipts: Receipts, mode: str) -> None:
     world.followers = {STAR: [11]}
-    world.only_pulled = {STAR}
+    world.is_excluded_from_fanout = {STAR}
     world.tiers_fresh = False
     await make_fanout(world, receipts, mode).apply([created(100, STAR)])
     assert world.has((11, 100))
@@ -77,7 +77,7 @@ async def test_without_tiers_nothing_is_delivered_and_nothing_lost(world: World,
     fanout = make_fanout(world, receipts)
     with pytest.raises(RoostError) as refusal:
         await fanout.apply([created(100, ANN)])
-    assert is_passing(refusal.value)
+    assert is_transient(refusal.value)
     assert not world.homes
     world.tiers_fresh = True
     await fanout.apply([created(100, ANN)])
@@ -93,7 +93,7 @@ async def test_a_refusing_timeline_service_fails_the_batch_so_that_it_comes_agai
     batch = [created(100, ANN), created(101, BOB)]
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await fanout.apply(batch)
-    assert is_passing(refusal.value)
+    assert is_transient(refusal.value)
     receipt = receipts.get(100)
     assert receipt is not None
     assert receipt.state == pb.FANOUT_STATE_RUNNING
@@ -153,7 +153,7 @@ async def test_calls_become_as_small_as_their_deadline_bears(world: World, recei
 
 
 def test_calls_grow_again_and_only_deadlines_make_them_smaller() -> None:
-    size = append_batcher.CallSize()
+    size = append_batcher.AdaptiveBatchSize()
     size.ended(rpc_error(errors.unavailable("not now"), ()))
     assert size.ids == append_batcher.IDS_A_CALL
     for _ in range(10):
@@ -210,7 +210,7 @@ async def test_what_is_no_such_event_is_refused_for_good(world: World, receipts:
     broken = created(100, ANN)._replace(payload=payload)
     with pytest.raises((DecodeError, ValueError)) as refusal:
         await make_fanout(world, receipts).apply([broken])
-    assert not is_passing(refusal.value)
+    assert not is_transient(refusal.value)
 
 
 async def test_receipts_count_followers_and_warm_homes(world: World, receipts: Receipts) -> None:

@@ -41,9 +41,9 @@ class Fixture:
         self.receipts = Receipts(lambda: 1_800_000_000.25)
         main: Any = self.main
         large: Any = self.large
-        self.service = FanoutService(main, large, self.receipts, self.unrelayed)
+        self.service = FanoutService(main, large, self.receipts, self.outbox_lag)
 
-    async def unrelayed(self) -> Lag:
+    async def outbox_lag(self) -> Lag:
         return Lag(4, 1.0)
 
 

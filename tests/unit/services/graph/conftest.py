@@ -14,7 +14,7 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 
 from services.graph.service import GraphService
 from services.graph.store.sqlite.store import EmbeddedGraphStore
-from services.graph.tier_publisher import TierBoard, TierRule
+from services.graph.tier_publisher import TierPublisher, TierRule
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc.context import Actor, Call, current_call
@@ -48,7 +48,7 @@ class Graph:
 
     service: GraphService
     store: EmbeddedGraphStore
-    board: TierBoard
+    board: TierPublisher
     identity: FakeIdentity
     now_s: list[float]
 
@@ -74,7 +74,7 @@ async def graph(tmp_path: Path) -> AsyncIterator[Graph]:
     ids = Snowflake(0, lambda: next(milliseconds))
     now_s = [START_S]
     store = await EmbeddedGraphStore.open(tmp_path / "graph.db", TierRule(THRESHOLD))
-    board = TierBoard(lambda: now_s[0])
+    board = TierPublisher(lambda: now_s[0])
     store.on_tier_change(board.post)
     identity = FakeIdentity(dict.fromkeys(range(1, 100), user_pb2.USER_STATE_ACTIVE))
     stub: Any = identity

@@ -9,7 +9,7 @@ import pytest
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph import tier_publisher
-from services.graph.tier_publisher import KEEP_CEASED_MS, TierBoard, TierRule, TierWatch, settle_threshold
+from services.graph.tier_publisher import KEEP_CEASED_MS, TierPublisher, TierRule, TierWatch, settle_threshold
 from services.platform.rpc import errors
 
 NORMAL, CELEBRITY = pb.TIER_NORMAL, pb.TIER_CELEBRITY
@@ -22,8 +22,8 @@ def entry(user_id: int, tier: pb.Tier.ValueType = CELEBRITY, at_ms: int = NOW_MS
 
 
 @pytest.fixture
-def board() -> TierBoard:
-    return TierBoard(lambda: NOW_MS / 1000)
+def board() -> TierPublisher:
+    return TierPublisher(lambda: NOW_MS / 1000)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_a_decree_decides_alone(standing, followers):
 
 
 def test_afresh_knows_no_past():
-    assert TierRule(10).afresh(9) == NORMAL
-    assert TierRule(10).afresh(10) == CELEBRITY
+    assert TierRule(10).from_count_alone(9) == NORMAL
+    assert TierRule(10).from_count_alone(10) == CELEBRITY
 
 
 def test_the_board_keeps_the_newest_entry_of_each_user(board):

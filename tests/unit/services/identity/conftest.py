@@ -22,10 +22,10 @@ from services.identity.password import Passwords
 from services.identity.refresh import RefreshTokens
 from services.identity.signing import Signer, new_key
 from services.identity.store.sqlite.store import EmbeddedStore
-from services.identity.user_hydrator import Joiner
+from services.identity.user_hydrator import UserHydrator
 from services.identity.user_service import UserService
 from services.platform.auth.tokens import Revocations, Verifier
-from services.platform.cassandra.keyed_lock import Turns
+from services.platform.cassandra.keyed_lock import KeyedLocks
 from services.platform.config import Settings
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.pagination.cursors import Cursors
@@ -161,7 +161,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         ids = Snowflake(1, wall_clock_ms)
         events = Events(ids, clock)
         graph, tweet = Graph(), Tweet()
-        joiner = Joiner(cast(Any, graph), cast(Any, tweet))
+        joiner = UserHydrator(cast(Any, graph), cast(Any, tweet))
         auth = AuthService(
             store=store,
             joiner=joiner,
@@ -180,7 +180,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             return await auth.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest(), None)
 
         verifier = Verifier(keys, clock, revocations)
-        users = UserService(store, joiner, events, ids, Turns())
+        users = UserService(store, joiner, events, ids, KeyedLocks())
         identity = Identity(store, auth, users, clock, graph, tweet, passwords, revocations, verifier)
         running.append(identity)
         return identity

@@ -47,7 +47,7 @@ def test_settings_with_a_variable_of_kubernetes_or_the_tests_are_read(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    assert Settings().family == "embedded"
+    assert Settings().backend == "embedded"
 
 
 def test_settings_with_a_port_that_is_no_link_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

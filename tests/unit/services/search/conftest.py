@@ -17,11 +17,11 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
-from services.platform.events.log import Delivered
+from services.platform.events.log import ConsumedEvent
 from services.platform.rpc import errors
-from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
-from services.platform.transport.message_guard import Checker
+from services.platform.transport.message_guard import MutationGuard
 from services.search.store import Change, Collection, Document
 
 A_MESSAGE = 2
@@ -149,7 +149,7 @@ def channel_to(owners: Owners) -> InProcessChannel:
     """A channel on which the owners serve as they are now."""
     names = ("tweet.v1.TweetService", "identity.v1.UserService", "graph.v1.GraphService")
     served = {f"roost.{name}": owners for name in names}
-    return InProcessChannel(endpoints_of(served), "search", Checker())
+    return InProcessChannel(intercepted_methods(served), "search", MutationGuard())
 
 
 @pytest.fixture
@@ -162,8 +162,8 @@ def memory() -> MemoryIndex:
     return MemoryIndex()
 
 
-def event(offset: int, appended_ms: int = 0, **body: Any) -> Delivered:
+def event(offset: int, appended_ms: int = 0, **body: Any) -> ConsumedEvent:
     """An event as a consumer gets it: `tweet_created=TweetCreated(…)`."""
     made = event_pb2.Event(event_id=offset, **body)
     topic = next(iter(body)).replace("_", ".", 1)
-    return Delivered(offset, appended_ms, topic, 1, offset, made.SerializeToString(), "")
+    return ConsumedEvent(offset, appended_ms, topic, 1, offset, made.SerializeToString(), "")

@@ -24,10 +24,10 @@ from roost.event.v1.event_pb2 import (
 )
 from roost.identity.v1 import user_pb2
 
-from services.platform.events.log import Consumer, Delivered
+from services.platform.events.log import ConsumedEvent, Consumer
 from services.platform.ids.snowflake import first_id_at
 from services.platform.transport.inprocess import InProcessChannel
-from services.search.consumer import MARGIN_S, TREND_REPLAY_S, Indexer, Place, StartingAt, TrendCounter
+from services.search.consumer import MARGIN_S, TREND_REPLAY_S, Indexer, Place, PositionedConsumer, TrendCounter
 from services.search.store import SearchIndex
 from services.search.trends import Trends
 from tests.unit.services.search.conftest import MemoryIndex, Owners, event
@@ -170,7 +170,7 @@ class Seeker(Consumer):
 
 async def test_reading_goes_on_where_the_index_stands(indexer: Indexer, memory: MemoryIndex) -> None:
     consumer = Seeker()
-    worker = StartingAt(consumer, indexer.place)
+    worker = PositionedConsumer(consumer, indexer.place)
     await worker.start()
     await worker.stop()
     memory.position = 41
@@ -187,7 +187,7 @@ class Counting:
         self.tweets: Trends[int] = Trends(lambda: NOW_S, 1)
         self.counter = TrendCounter(channel, self.tags, self.tweets, lambda: NOW_S)
 
-    async def apply(self, *events: Delivered) -> None:
+    async def apply(self, *events: ConsumedEvent) -> None:
         await self.counter.apply(events)
 
     def tag_counts(self) -> dict[Any, int]:

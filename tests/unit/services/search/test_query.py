@@ -8,44 +8,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.platform.rpc import errors
-from services.search.query import MAX_TERMS, MAX_WORDS, Asked, Names, Terms, parse, parse_names
+from services.search.query import MAX_TERMS, MAX_WORDS, LeaseTiming, Names, ParsedQuery, parse, parse_names
 
 
 @pytest.mark.parametrize(
     ("query", "asked"),
     [
-        ("hello World", Asked(phrases=(("hello",), ("world",)))),
-        ('"Hello world" again', Asked(phrases=(("hello", "world"), ("again",)))),
-        ("“curly quotes”", Asked(phrases=(("curly", "quotes"),))),
-        ('never "closed at all', Asked(phrases=(("never",), ("closed", "at", "all")))),
-        ('"#quoted"', Asked(phrases=(("quoted",),))),
-        ("#Python #Café", Asked(exact=("#python", "#café"))),
-        ("＃wide ＠ann", Asked(exact=("#wide", "@ann"))),
-        ("@Ann, $TSLA!", Asked(exact=("@ann", "$tsla"))),
-        ("$brk.b", Asked(exact=("$brk.b",))),
-        ("FROM:Ann from:@bob", Asked(authors=("ann", "bob"))),
-        ("from: from:a-b", Asked(phrases=(("from",), ("from", "a", "b")))),
-        ("don't", Asked(phrases=(("don", "t"),))),
-        ("same same #a #A", Asked(exact=("#a",), phrases=(("same",),))),
+        ("hello World", ParsedQuery(phrases=(("hello",), ("world",)))),
+        ('"Hello world" again', ParsedQuery(phrases=(("hello", "world"), ("again",)))),
+        ("“curly quotes”", ParsedQuery(phrases=(("curly", "quotes"),))),
+        ('never "closed at all', ParsedQuery(phrases=(("never",), ("closed", "at", "all")))),
+        ('"#quoted"', ParsedQuery(phrases=(("quoted",),))),
+        ("#Python #Café", ParsedQuery(exact=("#python", "#café"))),
+        ("＃wide ＠ann", ParsedQuery(exact=("#wide", "@ann"))),
+        ("@Ann, $TSLA!", ParsedQuery(exact=("@ann", "$tsla"))),
+        ("$brk.b", ParsedQuery(exact=("$brk.b",))),
+        ("FROM:Ann from:@bob", ParsedQuery(authors=("ann", "bob"))),
+        ("from: from:a-b", ParsedQuery(phrases=(("from",), ("from", "a", "b")))),
+        ("don't", ParsedQuery(phrases=(("don", "t"),))),
+        ("same same #a #A", ParsedQuery(exact=("#a",), phrases=(("same",),))),
         # No wildcards, no patterns, no operators: signs separate words.
         ("*ing py* a?b /x.*/ a~2 [a TO b]", parse("ing py a-b x a-2 a to b")),
-        ("exact:#x {} \\ ^", Asked(phrases=(("exact", "x"),))),
-        ("a AND NOT b", Asked(phrases=(("a",), ("and",), ("not",), ("b",)))),
-        ("boats -sail", Asked(phrases=(("boats",),), excluded=Terms(phrases=(("sail",),)))),
-        ('a -"b c" -“d', Asked(phrases=(("a",),), excluded=Terms(phrases=(("b", "c"), ("d",))))),
-        ("a -#Tag -@Ann -$TSLA", Asked(phrases=(("a",),), excluded=Terms(exact=("#tag", "@ann", "$tsla")))),
-        ("a -from:@Bob", Asked(phrases=(("a",),), excluded=Terms(authors=("bob",)))),
-        ("-a from:bob", Asked(authors=("bob",), excluded=Terms(phrases=(("a",),)))),
+        ("exact:#x {} \\ ^", ParsedQuery(phrases=(("exact", "x"),))),
+        ("a AND NOT b", ParsedQuery(phrases=(("a",), ("and",), ("not",), ("b",)))),
+        ("boats -sail", ParsedQuery(phrases=(("boats",),), excluded=LeaseTiming(phrases=(("sail",),)))),
+        ('a -"b c" -“d', ParsedQuery(phrases=(("a",),), excluded=LeaseTiming(phrases=(("b", "c"), ("d",))))),
+        ("a -#Tag -@Ann -$TSLA", ParsedQuery(phrases=(("a",),), excluded=LeaseTiming(exact=("#tag", "@ann", "$tsla")))),
+        ("a -from:@Bob", ParsedQuery(phrases=(("a",),), excluded=LeaseTiming(authors=("bob",)))),
+        ("-a from:bob", ParsedQuery(authors=("bob",), excluded=LeaseTiming(phrases=(("a",),)))),
         # A minus within a word, alone, doubled, as a dash, or behind a quote is none.
         ("well-known - a --b –c", parse("well-known a b c")),
         ('"a"-"b" c-"d"', parse("a b c d")),
-        ("a -!?", Asked(phrases=(("a",),))),
-        ("-!?", Asked()),
-        ("", Asked()),
-        ('"" # @ $ !?', Asked()),
+        ("a -!?", ParsedQuery(phrases=(("a",),))),
+        ("-!?", ParsedQuery()),
+        ("", ParsedQuery()),
+        ('"" # @ $ !?', ParsedQuery()),
     ],
 )
-def test_grammar(query: str, asked: Asked) -> None:
+def test_grammar(query: str, asked: ParsedQuery) -> None:
     assert parse(query) == asked
 
 
@@ -56,7 +56,7 @@ def test_nothing_asked_is_false() -> None:
 
 def test_keywords_and_tags_beside_the_query() -> None:
     asked = parse("a", ["New York", "#b"], ["#C", "d", "$e", "#", " "])
-    assert asked == Asked(("#b", "#c", "#d", "$e"), (("a",), ("new", "york")))
+    assert asked == ParsedQuery(("#b", "#c", "#d", "$e"), (("a",), ("new", "york")))
 
 
 def test_terms_are_bounded() -> None:
@@ -76,8 +76,8 @@ def test_parse_of_what_only_leaves_out_says_what_is_missing(query: str) -> None:
 
 
 def test_a_minus_in_keywords_leaves_out_nothing() -> None:
-    assert parse("", ["-a"]) == Asked(phrases=(("a",),))
-    assert parse("-a", ["b"]).excluded == Terms(phrases=(("a",),))
+    assert parse("", ["-a"]) == ParsedQuery(phrases=(("a",),))
+    assert parse("-a", ["b"]).excluded == LeaseTiming(phrases=(("a",),))
 
 
 def test_terms_left_out_count_to_the_bounds() -> None:

@@ -11,11 +11,11 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 
 from services.platform.rpc import errors
-from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.base import AbstractChannel
 from services.platform.transport.inprocess import InProcessChannel
 from services.shared import celebrity_tiers
-from services.shared.celebrity_tiers import SILENCE_S, Tiers
+from services.shared.celebrity_tiers import SILENCE_S, CelebritySubscriber
 
 ANN, BOB, CAT = 2, 3, 4
 MARGIN_S = 5.0
@@ -65,10 +65,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def view(server: Graph, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tiers]:
+async def view(server: Graph, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CelebritySubscriber]:
     monkeypatch.setattr(celebrity_tiers, "RETRY_FIRST_S", 0.001)
     monkeypatch.setattr(celebrity_tiers, "START_WITHIN_S", 0.01)
-    view = Tiers(InProcessChannel(endpoints_of({"roost.graph.v1.GraphService": server}), "fanout"), MARGIN_S, clock)
+    view = CelebritySubscriber(
+        InProcessChannel(intercepted_methods({"roost.graph.v1.GraphService": server}), "fanout"), MARGIN_S, clock
+    )
     await view.start()
     yield view
     await view.stop()
@@ -103,8 +105,8 @@ class _Cut:
 
 async def test_a_channel_that_is_closed_ends_nothing(server: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(celebrity_tiers, "RETRY_FIRST_S", 0.001)
-    channel = CutOnce(InProcessChannel(endpoints_of({"roost.graph.v1.GraphService": server}), "fanout"))
-    view = Tiers(channel, MARGIN_S)
+    channel = CutOnce(InProcessChannel(intercepted_methods({"roost.graph.v1.GraphService": server}), "fanout"))
+    view = CelebritySubscriber(channel, MARGIN_S)
     await view.start()
     assert channel.cut
     async with asyncio.timeout(5):
@@ -123,7 +125,7 @@ async def quiet(server: Graph) -> None:
     await asyncio.sleep(0.005)
 
 
-async def test_nothing_is_known_before_the_snapshot_ends(view: Tiers, server: Graph) -> None:
+async def test_nothing_is_known_before_the_snapshot_ends(view: CelebritySubscriber, server: Graph) -> None:
     assert not view.fresh()
     server.say(celebrity(ANN))
     await quiet(server)
@@ -135,16 +137,16 @@ async def test_nothing_is_known_before_the_snapshot_ends(view: Tiers, server: Gr
     assert set(view.celebrities) == {ANN, BOB}
 
 
-async def test_changes_are_taken_in_and_told_by_the_version(view: Tiers, server: Graph) -> None:
+async def test_changes_are_taken_in_and_told_by_the_version(view: CelebritySubscriber, server: Graph) -> None:
     server.say(celebrity(ANN), normal(BOB, 500), end=True)
     await quiet(server)
     before = view.version
     server.say(normal(ANN, 2_000), celebrity(CAT, 3_000))
     await quiet(server)
     assert set(view.celebrities) == {CAT}
-    assert list(view.normal_since(499)) == [BOB, ANN]
-    assert list(view.normal_since(500)) == [ANN]
-    assert list(view.normal_since(2_000)) == []
+    assert list(view.demoted_since(499)) == [BOB, ANN]
+    assert list(view.demoted_since(500)) == [ANN]
+    assert list(view.demoted_since(2_000)) == []
     assert view.version != before
     before = view.version
     server.say()
@@ -152,24 +154,28 @@ async def test_changes_are_taken_in_and_told_by_the_version(view: Tiers, server:
     assert view.version == before
 
 
-async def test_one_who_becomes_a_celebrity_again_is_no_longer_one_who_ceased(view: Tiers, server: Graph) -> None:
+async def test_one_who_becomes_a_celebrity_again_is_no_longer_one_who_ceased(
+    view: CelebritySubscriber, server: Graph
+) -> None:
     server.say(normal(ANN, 500), end=True)
     server.say(celebrity(ANN, 600))
     await quiet(server)
-    assert list(view.normal_since(0)) == []
+    assert list(view.demoted_since(0)) == []
     assert view.is_celebrity(ANN)
 
 
-async def test_a_new_celebrity_is_pushed_for_the_margin(view: Tiers, server: Graph) -> None:
+async def test_a_new_celebrity_is_pushed_for_the_margin(view: CelebritySubscriber, server: Graph) -> None:
     server.say(celebrity(ANN, 10_000), end=True)
     await quiet(server)
     assert view.is_celebrity(ANN)
-    assert not view.only_pulled(ANN, 10_000 + int(MARGIN_S * 1000) - 1)
-    assert view.only_pulled(ANN, 10_000 + int(MARGIN_S * 1000))
-    assert not view.only_pulled(BOB, 10**15)
+    assert not view.is_excluded_from_fanout(ANN, 10_000 + int(MARGIN_S * 1000) - 1)
+    assert view.is_excluded_from_fanout(ANN, 10_000 + int(MARGIN_S * 1000))
+    assert not view.is_excluded_from_fanout(BOB, 10**15)
 
 
-async def test_silence_makes_it_stale_and_a_heartbeat_fresh_again(view: Tiers, server: Graph, clock: Clock) -> None:
+async def test_silence_makes_it_stale_and_a_heartbeat_fresh_again(
+    view: CelebritySubscriber, server: Graph, clock: Clock
+) -> None:
     server.say(celebrity(ANN), end=True)
     await quiet(server)
     clock.now += SILENCE_S
@@ -183,7 +189,7 @@ async def test_silence_makes_it_stale_and_a_heartbeat_fresh_again(view: Tiers, s
 
 
 async def test_a_lost_stream_is_stale_after_half_the_margin_and_starts_again_from_a_snapshot(
-    view: Tiers, server: Graph, clock: Clock
+    view: CelebritySubscriber, server: Graph, clock: Clock
 ) -> None:
     server.say(celebrity(ANN), end=True)
     await quiet(server)

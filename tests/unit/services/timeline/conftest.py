@@ -27,10 +27,10 @@ from services.platform.config import Settings
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
 from services.platform.rpc.context import Actor, Call, current_call
-from services.platform.rpc.interceptors.endpoint import endpoints_of
-from services.platform.service import Kit
+from services.platform.rpc.interceptors.endpoint import intercepted_methods
+from services.platform.service import ServiceContext
 from services.platform.transport.inprocess import InProcessChannel
-from services.platform.transport.message_guard import Checker
+from services.platform.transport.message_guard import MutationGuard
 from services.timeline import home_reader
 from services.timeline.server import build
 
@@ -224,19 +224,19 @@ def mode() -> str:
 @pytest.fixture
 async def timeline(world: World, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Timeline]:
     """The running service; nobody waits long in a test."""
-    monkeypatch.setattr(home_reader, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(home_reader, "BUILD_WAIT_S", 0.2)
     servicers: dict[str, object] = {
         "roost.graph.v1.GraphService": Graph(world),
         "roost.tweet.v1.TweetService": Tweets(world),
         "roost.identity.v1.UserService": Users(world),
     }
-    endpoints = dict(endpoints_of(servicers))
-    checker = Checker()
+    endpoints = dict(intercepted_methods(servicers))
+    checker = MutationGuard()
 
     def channel(caller: str) -> Any:
         return InProcessChannel(endpoints, caller, checker)
 
-    kit: Any = Kit(
+    kit: Any = ServiceContext(
         name="timeline",
         settings=Settings(timeline_mode=mode, clock_margin_s=MARGIN_S, data_dir=tmp_path),  # type: ignore[arg-type]
         clock=lambda: world.now_s,
@@ -248,7 +248,7 @@ async def timeline(world: World, mode: str, tmp_path: Path, monkeypatch: pytest.
         data_dir=tmp_path,
     )
     service = await build(kit)
-    endpoints.update(endpoints_of(service.servicers))
+    endpoints.update(intercepted_methods(service.servicers))
     for worker in service.workers:
         await worker.start()
     yield Timeline(world, channel, service)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
-from services.timeline.fanout_rules import HYBRID, MAX_AGE_MS, MAX_LATE_FOLLOWEES, PULL, PUSH, Rules
+from services.timeline.fanout_rules import HYBRID, MAX_AGE_MS, MAX_LATE_FOLLOWEES, PULL, PUSH, FanoutRules
 from services.timeline.followees import Relations
 from services.timeline.store import HomeList
 
@@ -17,7 +17,7 @@ OPENED_MS = 1_000_000
 NOW_MS = OPENED_MS + 10 * MARGIN_MS
 
 
-class Tiers:
+class CelebritySubscriber:
     """1 is a celebrity; 2 ceased to be one long before the home was opened, 3 within the margin of it, 4 afterwards."""
 
     version = 0
@@ -26,13 +26,13 @@ class Tiers:
     def is_celebrity(self, user_id: int) -> bool:
         return user_id in self.celebrities
 
-    def normal_since(self, ms: int) -> list[int]:
+    def demoted_since(self, ms: int) -> list[int]:
         ceased = {2: OPENED_MS - 2 * MARGIN_MS, 3: OPENED_MS - MARGIN_MS + 1, 4: OPENED_MS + 1, 78: OPENED_MS + 1}
         return [user_id for user_id, at in ceased.items() if at > ms]
 
 
-def rules(mode: str = HYBRID) -> Rules:
-    return Rules(mode, MARGIN_MS)
+def rules(mode: str = HYBRID) -> FanoutRules:
+    return FanoutRules(mode, MARGIN_MS)
 
 
 def home(mode: str = HYBRID, opened_ms: int = OPENED_MS) -> HomeList:
@@ -45,7 +45,7 @@ def following(*since: tuple[int, int]) -> Relations:
 
 
 def pulled(mode: str, relations: Relations) -> dict[int, int]:
-    tiers: Any = Tiers()
+    tiers: Any = CelebritySubscriber()
     return dict(rules(mode).pulled(READER, relations, tiers, home(mode)))
 
 
@@ -70,7 +70,7 @@ def test_late_followees_are_pulled(mode: str) -> None:
 
 
 def test_celebrities_are_pushed_in_mode_push_only() -> None:
-    tiers: Any = Tiers()
+    tiers: Any = CelebritySubscriber()
     assert rules(PUSH).pushes(tiers, 1)
     assert not rules(HYBRID).pushes(tiers, 1)
     assert rules(HYBRID).pushes(tiers, 2)

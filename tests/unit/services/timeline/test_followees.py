@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from roost.graph.v1 import graph_service_pb2 as graph
 
-from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
 from services.timeline.followees import RelationCache, Relations
 from tests.unit.services.timeline.conftest import READER, Graph, World
@@ -16,7 +16,7 @@ ANN, BOB, CAT = 2, 3, 4
 
 
 def cache(world: World, edges_kept: int = 100) -> RelationCache:
-    endpoints = endpoints_of({"roost.graph.v1.GraphService": Graph(world)})
+    endpoints = intercepted_methods({"roost.graph.v1.GraphService": Graph(world)})
     return RelationCache(InProcessChannel(endpoints, "timeline"), edges_kept)
 
 
@@ -30,11 +30,11 @@ def test_followed_after_is_exclusive() -> None:
 
 
 def test_celebrities_follow_the_tiers() -> None:
-    class Tiers:
+    class CelebritySubscriber:
         version = 1
         celebrities: tuple[int, ...] = (ANN, 99)
 
-    tiers: Any = Tiers()
+    tiers: Any = CelebritySubscriber()
     relations = Relations(1, [(10, ANN), (20, BOB)])
     assert list(relations.celebrities(tiers)) == [ANN]
     tiers.celebrities, tiers.version = (BOB,), 2

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from services.timeline import home_builder as module
-from services.timeline.fanout_rules import PUSH, Rules
+from services.timeline.fanout_rules import PUSH, FanoutRules
 from services.timeline.followees import Relations
-from services.timeline.home_builder import Builds
+from services.timeline.home_builder import HomeBuilder
 from services.timeline.store.memory import EmbeddedHomeTimelines
 
 ANN = 2
@@ -47,12 +47,12 @@ def store() -> EmbeddedHomeTimelines:
 
 
 @pytest.fixture
-def builds(owners: Owners, store: EmbeddedHomeTimelines) -> Builds:
+def builds(owners: Owners, store: EmbeddedHomeTimelines) -> HomeBuilder:
     fake: Any = owners
-    return Builds(store, fake, fake, fake, Rules(PUSH, 0), lambda: 1.5)
+    return HomeBuilder(store, fake, fake, fake, FanoutRules(PUSH, 0), lambda: 1.5)
 
 
-async def test_a_build_pulls_and_installs(builds: Builds, owners: Owners, store: EmbeddedHomeTimelines) -> None:
+async def test_a_build_pulls_and_installs(builds: HomeBuilder, owners: Owners, store: EmbeddedHomeTimelines) -> None:
     build = builds.join(1)
     assert build is not None
     assert not await build.done(0.01)
@@ -64,7 +64,7 @@ async def test_a_build_pulls_and_installs(builds: Builds, owners: Owners, store:
     assert (list(home.ids), home.floor, home.opened_ms, home.mode) == ([10, 20, 30], 0, 1_500, PUSH)
 
 
-async def test_one_build_a_user(builds: Builds, owners: Owners) -> None:
+async def test_one_build_a_user(builds: HomeBuilder, owners: Owners) -> None:
     first = builds.join(1)
     assert builds.join(1) is first
     assert builds.join(2) is not first
@@ -76,7 +76,7 @@ async def test_one_build_a_user(builds: Builds, owners: Owners) -> None:
 
 
 async def test_builds_are_bounded_and_so_are_those_that_wait(
-    builds: Builds, owners: Owners, monkeypatch: pytest.MonkeyPatch
+    builds: HomeBuilder, owners: Owners, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_WAITING", 10)
     joined = [builds.join(user_id) for user_id in range(1, module.MAX_BUILDS + 12)]
@@ -92,7 +92,7 @@ async def test_builds_are_bounded_and_so_are_those_that_wait(
 
 
 async def test_a_build_dropped_meanwhile_still_tells_what_it_pulled(
-    builds: Builds, owners: Owners, store: EmbeddedHomeTimelines
+    builds: HomeBuilder, owners: Owners, store: EmbeddedHomeTimelines
 ) -> None:
     build = builds.join(1)
     assert build is not None
@@ -107,7 +107,7 @@ async def test_a_build_dropped_meanwhile_still_tells_what_it_pulled(
 
 
 async def test_stopping_ends_builds_and_leaves_homes_cold(
-    builds: Builds, owners: Owners, store: EmbeddedHomeTimelines
+    builds: HomeBuilder, owners: Owners, store: EmbeddedHomeTimelines
 ) -> None:
     build = builds.join(1)
     assert build is not None
@@ -119,7 +119,7 @@ async def test_stopping_ends_builds_and_leaves_homes_cold(
 
 
 async def test_a_build_fails_for_all_who_wait(
-    builds: Builds, owners: Owners, store: EmbeddedHomeTimelines, monkeypatch: pytest.MonkeyPatch
+    builds: HomeBuilder, owners: Owners, store: EmbeddedHomeTimelines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(user_id: int) -> Relations:
         raise ConnectionError("down")

@@ -15,7 +15,7 @@ import pytest
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
 from services.timeline import pull
-from services.timeline.fanout_rules import HYBRID, Rules, Source
+from services.timeline.fanout_rules import HYBRID, FanoutRules, Source
 from services.timeline.followees import Relations
 from services.timeline.store import HomeList, OpenBuild
 from services.timeline.store.memory import Building, EmbeddedHomeTimelines, Warm
@@ -100,14 +100,14 @@ class HasNoFloor(EmbeddedHomeTimelines):
         return home and HomeList(home.ids, 0, home.opened_ms, home.mode)
 
 
-class ForgetsLateFollowees(Rules):
+class ForgetsLateFollowees(FanoutRules):
     """Trusts push for whoever is followed now."""
 
     def late(self, home: HomeList, relations: Relations) -> list[int]:
         return []
 
 
-class ForgetsTierChanges(Rules):
+class ForgetsTierChanges(FanoutRules):
     """Pulls who is a celebrity now, and nobody who was one when the home was built."""
 
     def pulled(self, reader: int, relations: Relations, tiers: Any, home: HomeList) -> Mapping[int, Source]:
@@ -116,7 +116,7 @@ class ForgetsTierChanges(Rules):
 
 
 def run(
-    seed: int, store: type[EmbeddedHomeTimelines] = EmbeddedHomeTimelines, rules: type[Rules] = Rules
+    seed: int, store: type[EmbeddedHomeTimelines] = EmbeddedHomeTimelines, rules: type[FanoutRules] = FanoutRules
 ) -> tuple[list[str], Counter[str]]:
     schedule = Schedule(seed, store(2, KEEP, TRIM_ABOVE), rules(HYBRID, 0))
     schedule.run()
@@ -154,5 +154,5 @@ def test_a_store_that_breaks_a_rule_is_found_out(store: type[EmbeddedHomeTimelin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rules", [ForgetsLateFollowees, ForgetsTierChanges], ids=lambda r: r.__name__)
-def test_a_read_that_breaks_a_rule_is_found_out(rules: type[Rules]) -> None:
+def test_a_read_that_breaks_a_rule_is_found_out(rules: type[FanoutRules]) -> None:
     assert sum(bool(run(seed, rules=rules)[0]) for seed in range(SCHEDULES_FOR_FAULTS)) >= 3

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.timeline import pull
-from services.timeline.pull import AUTHORS_A_CALL, OwnIds, Puller, RecentIds, Walk, newest_of
+from services.timeline.pull import (
+    AUTHORS_A_CALL,
+    CachedIds,
+    DescendingMerge,
+    Puller,
+    VersionedOwnIds,
+    newest_across_authors,
+)
 from services.timeline.store import CAPACITY, HomeList
 
 READER = 1
@@ -35,7 +42,7 @@ class Owner:
                 found[author] = ids[: -depth - 1 : -1]
 
 
-async def all_of(walk: Walk) -> list[int]:
+async def all_of(walk: DescendingMerge) -> list[int]:
     found: list[int] = []
     while (round_ := await walk.next()) is not None:
         assert list(round_.ids) == sorted(set(round_.ids), reverse=True)
@@ -50,7 +57,7 @@ histories = st.dictionaries(st.integers(2, 12), st.sets(st.integers(1, 400), max
 @given(histories, st.integers(1, 10), st.integers(0, 410))
 def test_a_pull_gives_every_id_below_the_bound_in_order(ids: dict[int, set[int]], depth: int, bound: int) -> None:
     owner = Owner({author: sorted(found) for author, found in ids.items()})
-    walk = Walk(owner, None, (), lambda: list(ids), bound, depth)
+    walk = DescendingMerge(owner, None, (), lambda: list(ids), bound, depth)
     expected = sorted({i for found in ids.values() for i in found if not bound or i < bound}, reverse=True)
     assert asyncio.run(all_of(walk)) == expected
 
@@ -65,21 +72,21 @@ def test_a_home_goes_on_below_its_floor(
     # A list may hold ids of pulled authors too: those who were pushed before.
     pushed |= {i for author in pulled for i in ids[author] if i > floor and chance.random() < 0.5}
     home = HomeList(sorted(pushed), floor, 0, "hybrid")
-    walk = Walk(owner, home, pulled, lambda: list(ids), bound, depth)
+    walk = DescendingMerge(owner, home, pulled, lambda: list(ids), bound, depth)
     expected = sorted({i for found in ids.values() for i in found if not bound or i < bound}, reverse=True)
     assert asyncio.run(all_of(walk)) == expected
 
 
 async def test_whoever_has_no_more_is_not_asked_again() -> None:
     owner = Owner({2: list(range(1, 100)), 3: [5, 50], 4: []})
-    await all_of(Walk(owner, None, (), lambda: [2, 3, 4], 0, 10))
+    await all_of(DescendingMerge(owner, None, (), lambda: [2, 3, 4], 0, 10))
     assert owner.asked[0] == [2, 3, 4]
     assert all(asked == [2] for asked in owner.asked[1:])
 
 
 async def test_a_page_within_the_home_asks_the_pulled_authors_alone() -> None:
     owner = Owner({2: [1, 2, 3], READER: [40]})
-    walk = Walk(owner, HomeList([10, 20, 30], 5, 0, "hybrid"), [READER], lambda: [READER, 2], 0, 3)
+    walk = DescendingMerge(owner, HomeList([10, 20, 30], 5, 0, "hybrid"), [READER], lambda: [READER, 2], 0, 3)
     round_ = await walk.next()
     assert round_ is not None
     assert round_.ids == [40, 30, 20, 10]
@@ -90,7 +97,7 @@ async def test_a_slow_first_round_gives_what_is_there() -> None:
     owner = Owner({author: [author] for author in range(1, AUTHORS_A_CALL + 3)})
     owner.slow = {AUTHORS_A_CALL + 1}
     until = asyncio.get_running_loop().time() + 0.05
-    walk = Walk(owner, None, (), lambda: list(owner.ids), 0, 5, until)
+    walk = DescendingMerge(owner, None, (), lambda: list(owner.ids), 0, 5, until)
     round_ = await walk.next()
     assert round_ is not None
     assert round_.ids == list(range(AUTHORS_A_CALL, 0, -1))
@@ -100,7 +107,7 @@ async def test_a_slow_first_round_gives_what_is_there() -> None:
 
 async def test_a_slow_later_round_is_left_to_another_page() -> None:
     owner = Owner({2: list(range(1, 100))})
-    walk = Walk(owner, None, (), lambda: [2], 0, 10, asyncio.get_running_loop().time() + 0.05)
+    walk = DescendingMerge(owner, None, (), lambda: [2], 0, 10, asyncio.get_running_loop().time() + 0.05)
     first = await walk.next()
     owner.slow = {2}
     assert first is not None
@@ -113,7 +120,7 @@ async def test_rounds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pull, "MAX_ROUNDS", 3)
     monkeypatch.setattr(pull, "MAX_DEPTH", 2)
     owner = Owner({2: list(range(1, 100))})
-    assert await all_of(Walk(owner, None, (), lambda: [2], 0, 2)) == [99, 98, 97, 96, 95, 94]
+    assert await all_of(DescendingMerge(owner, None, (), lambda: [2], 0, 2)) == [99, 98, 97, 96, 95, 94]
 
 
 @given(histories, st.integers(1, 30))
@@ -121,7 +128,7 @@ def test_a_build_takes_the_newest_and_says_its_floor(ids: dict[int, set[int]], k
     owner = Owner({author: sorted(found) for author, found in ids.items()})
     everything = sorted({i for found in ids.values() for i in found})
     seen: dict[int, Sequence[int]] = {}
-    taken, floor = asyncio.run(newest_of(owner, list(ids), seen, keep))
+    taken, floor = asyncio.run(newest_across_authors(owner, list(ids), seen, keep))
     assert floor == (everything[-keep] if len(everything) >= keep else 0)
     assert taken == [i for i in everything if i > floor]
     assert set(seen) == {author for author, found in ids.items() if found}
@@ -129,7 +136,7 @@ def test_a_build_takes_the_newest_and_says_its_floor(ids: dict[int, set[int]], k
 
 async def test_a_build_of_one_busy_author_takes_a_full_home() -> None:
     owner = Owner({2: list(range(1, 2_000))})
-    taken, floor = await newest_of(owner, [2], {})
+    taken, floor = await newest_across_authors(owner, [2], {})
     assert (taken[-1], floor, len(taken)) == (1_999, 2_000 - CAPACITY, CAPACITY - 1)
 
 
@@ -165,7 +172,7 @@ async def test_many_authors_are_asked_once_a_second_but_the_reader_always() -> N
 @given(st.integers(0, 400), st.integers(1, 200), st.integers(0, 500))
 def test_recents_never_leave_out_what_they_do_not_reach(bound: int, depth: int, many: int) -> None:
     owner = Owner({2: list(range(1, many + 1)), 3: [7]})
-    recents = RecentIds(owner, lambda: 0.0)
+    recents = CachedIds(owner, lambda: 0.0)
 
     async def asked_twice() -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
         first: dict[int, Sequence[int]] = {}
@@ -234,7 +241,7 @@ async def test_own_ids_do_not_outlive_their_time() -> None:
 @given(st.integers(0, 400), st.integers(1, 200), st.integers(0, 500))
 def test_own_ids_never_leave_out_what_they_do_not_reach(bound: int, depth: int, many: int) -> None:
     owner = Owner({READER: list(range(1, many + 1))})
-    own = OwnIds(owner, Marks(), lambda: 0.0)
+    own = VersionedOwnIds(owner, Marks(), lambda: 0.0)
 
     async def asked_twice() -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
         await own.newest([READER], 0, 5, {})

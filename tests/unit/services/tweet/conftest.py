@@ -25,15 +25,15 @@ from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
 from services.platform.rpc.context import Actor, Call, current_call
-from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
-from services.platform.transport.message_guard import Checker
+from services.platform.transport.message_guard import MutationGuard
 from services.shared.hydration.hydrator import Hydrator
-from services.shared.hydration.user_pages import PeopleLists
-from services.tweet.pages import Lists
+from services.shared.hydration.user_pages import VisibleUserPages
+from services.tweet.pages import TweetPages
 from services.tweet.service import TweetServicer
 from services.tweet.store.sqlite.store import EmbeddedTweetStore
-from services.tweet.writer import Writes
+from services.tweet.writer import TweetWriter
 
 ANN, BOB, CAT = 1, 2, 3
 GRACE_S = 100
@@ -80,20 +80,20 @@ class Bench:
         hydrator = Hydrator(channel)
         cursors = Cursors(b"k" * 32)
         ids = Snowflake(0, wall_clock_ms)
-        writes = Writes(self.store, hydrator, ids, lambda: self.now_s, WINDOW_S)
-        people = PeopleLists(UserServiceStub(channel), GraphServiceStub(channel).GetVisibilityFilter, cursors)
-        lists = Lists(self.store, hydrator, people, cursors)
+        writes = TweetWriter(self.store, hydrator, ids, lambda: self.now_s, WINDOW_S)
+        people = VisibleUserPages(UserServiceStub(channel), GraphServiceStub(channel).GetVisibilityFilter, cursors)
+        lists = TweetPages(self.store, hydrator, people, cursors)
         servicer = TweetServicer(self.store, writes, lists, hydrator, lambda: self.now_s, GRACE_S)
-        endpoints |= endpoints_of(
+        endpoints |= intercepted_methods(
             {
                 "roost.tweet.v1.TweetService": servicer,
                 "roost.identity.v1.UserService": self.people,
                 "roost.graph.v1.GraphService": self.people,
             }
         )
-        self.tweets: Any = TweetServiceStub(InProcessChannel(endpoints, "", Checker()))
-        self.operator: Any = TweetServiceStub(InProcessChannel(endpoints, "operator", Checker()))
-        self.moderation: Any = TweetServiceStub(InProcessChannel(endpoints, "moderation", Checker()))
+        self.tweets: Any = TweetServiceStub(InProcessChannel(endpoints, "", MutationGuard()))
+        self.operator: Any = TweetServiceStub(InProcessChannel(endpoints, "operator", MutationGuard()))
+        self.moderation: Any = TweetServiceStub(InProcessChannel(endpoints, "moderation", MutationGuard()))
 
     async def post(self, author: int = ANN, text: str = "hello", **fields: Any) -> tweet_pb2.Tweet:
         with acting(author):

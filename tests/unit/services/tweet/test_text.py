@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from services.platform.rpc.errors import RoostError
 from services.shared.text.visible import is_visible
-from services.tweet.text import MAX_BYTES, MAX_WEIGHT, checked, weight
+from services.tweet.text import MAX_BYTES, MAX_WEIGHT, normalize_text, weight
 from services.tweet.weight import find_urls
 
-FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"
+BACKEND = "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"
 # Far more than the worst text takes, far less than what backtracking would.
 WITHIN_S = 0.5
 
@@ -34,7 +34,7 @@ WITHIN_S = 0.5
         ("\U0001f600", 2),
         ("\u2764\ufe0f", 2),
         ("\u00a9", 2),
-        (FAMILY, 2),
+        (BACKEND, 2),
         ("\U0001f44d\U0001f3fd", 2),
         ("1\ufe0f\u20e3", 2),
         ("1", 1),
@@ -54,7 +54,7 @@ WITHIN_S = 0.5
         # Tags behind anything else weigh as they are: nothing long hides behind two.
         ("\U0001f3f4" + "\U000e0067" * 7 + "\U000e007f", 18),
         ("\U0001f1e9", 2),
-        (FAMILY + "\U0001f600 a", 6),
+        (BACKEND + "\U0001f600 a", 6),
         ("\u200d", 1),
         ("https://example.com/" + "a" * 200, 23),
         ("see example.com.", 28),
@@ -100,7 +100,7 @@ def test_urls_are_found_where_they_begin_and_end(text: str, urls: list[str]) -> 
     [
         "a" * MAX_WEIGHT,
         "\u65e5" * 140,
-        FAMILY * 140,
+        BACKEND * 140,
         "https://example.com/" + "a" * 3_000 + " " + "b" * 256,
         "https://example.com/" + "a" * (MAX_BYTES - 20),
         "two\nlines\tand a tab",
@@ -112,7 +112,7 @@ def test_urls_are_found_where_they_begin_and_end(text: str, urls: list[str]) -> 
 )
 def test_kept_as_it_is(text: str) -> None:
     if len(text.encode()) <= MAX_BYTES:
-        assert checked(text) == text
+        assert normalize_text(text) == text
     else:
         assert weight(text) <= MAX_WEIGHT
 
@@ -137,19 +137,19 @@ def test_kept_as_it_is(text: str) -> None:
         "\u65e5" * 140 + "a",
         "\U0001f600" * 140 + "a",
         "https://example.com/" + "a" * (MAX_BYTES - 19),
-        FAMILY * 164,
+        BACKEND * 164,
         "e\u0301" * 281,
     ],
 )
 def test_refused(text: str) -> None:
     with pytest.raises(RoostError) as caught:
-        checked(text)
+        normalize_text(text)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert [violation.field for violation in caught.value.violations] == ["text"]
 
 
 def test_stored_as_nfc_and_weighed_after() -> None:
-    assert checked("e\u0301" * 280) == "\u00e9" * 280
+    assert normalize_text("e\u0301" * 280) == "\u00e9" * 280
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_stored_as_nfc_and_weighed_after() -> None:
         "a.com " * 680,
         "http://" * 580,
         "\u263a" * 1_365,
-        FAMILY * 160,
+        BACKEND * 160,
         "a.com/?" + "?" * 4_000,
         "a._" * 1_300,
     ],
@@ -179,13 +179,13 @@ def test_no_text_is_slow_to_weigh(text: str) -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_what_passes_is_nfc_visible_and_within_bounds(text: str) -> None:
     try:
-        kept = checked(text)
+        kept = normalize_text(text)
     except RoostError:
         return
     assert kept == unicodedata.normalize("NFC", text)
     assert is_visible(kept)
     assert weight(kept) <= MAX_WEIGHT
-    assert checked(kept) == kept
+    assert normalize_text(kept) == kept
 
 
 @given(st.text("ab.: /\u65e5\u00e9\U0001f600\u200d@-_(", max_size=40))
@@ -197,11 +197,11 @@ def test_the_fast_path_and_the_parser_agree(text: str) -> None:
         assert weight(text) == len(text)
 
 
-@pytest.mark.parametrize("emoji", ["\u2764\ufe0f\u200d\U0001fa79", FAMILY, "1\ufe0f\u20e3"])
+@pytest.mark.parametrize("emoji", ["\u2764\ufe0f\u200d\U0001fa79", BACKEND, "1\ufe0f\u20e3"])
 def test_checked_of_140_emoji_of_many_code_points_fits_and_one_more_does_not(emoji: str) -> None:
-    assert checked(emoji * 140) == emoji * 140
+    assert normalize_text(emoji * 140) == emoji * 140
     with pytest.raises(RoostError):
-        checked(emoji * 140 + "x")
+        normalize_text(emoji * 140 + "x")
 
 
 @pytest.mark.parametrize(
@@ -209,4 +209,4 @@ def test_checked_of_140_emoji_of_many_code_points_fits_and_one_more_does_not(emo
     [("a\r\nb", "a\nb"), ("a\rb", "a\nb"), ("a\r\r\nb\n\r", "a\n\nb\n\n"), ("a\tb\nc", "a\tb\nc")],
 )
 def test_checked_turns_every_line_break_into_a_line_feed(written: str, kept: str) -> None:
-    assert checked(written) == kept
+    assert normalize_text(written) == kept

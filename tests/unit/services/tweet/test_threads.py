@@ -16,7 +16,7 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc.errors import RoostError
-from services.shared.hydration.hydrator import Joined
+from services.shared.hydration.hydrator import HydratedTweet
 from services.tweet import threads
 from services.tweet.threads import Threads
 from services.tweet.writer import no_such_tweet
@@ -86,10 +86,12 @@ class Forest:
             await self.wait.wait()
         return {i: ids for i, ids in found.items() if ids}
 
-    async def visible(self, reader_id: int, ids: Sequence[int], *, limit: int) -> list[Joined]:
+    async def visible(self, reader_id: int, ids: Sequence[int], *, limit: int) -> list[HydratedTweet]:
         assert limit >= len(ids)
         shown = [i for i in ids if i in self.parents and i not in self.hidden]
-        return [Joined(i, 1, tweet_pb2.Tweet(id=i, reply_to_id=self.parents[i]).SerializeToString()) for i in shown]
+        return [
+            HydratedTweet(i, 1, tweet_pb2.Tweet(id=i, reply_to_id=self.parents[i]).SerializeToString()) for i in shown
+        ]
 
     # What they must answer.
 

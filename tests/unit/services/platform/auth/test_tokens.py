@@ -17,7 +17,7 @@ from roost.identity.v1 import auth_service_pb2
 from services.identity.signing import Signer, new_key
 from services.platform.auth import tokens
 from services.platform.auth.tokens import Revocations, Verifier
-from services.platform.events.log import Delivered
+from services.platform.events.log import ConsumedEvent
 from services.platform.rpc import context, errors
 
 NOW = 1_800_000_000.0
@@ -309,13 +309,13 @@ def test_revocations_are_bounded_and_end_by_themselves(clock: Clock) -> None:
     assert not revocations.refuse(context.Actor(9, 3), clock.now)
 
 
-def delivered(body: str, age_s: float = 0.0, appended_after_s: float = 0.0, **fields: int) -> Delivered:
+def delivered(body: str, age_s: float = 0.0, appended_after_s: float = 0.0, **fields: int) -> ConsumedEvent:
     event = event_pb2.Event(event_id=1, key=fields["user_id"])
     event.occurred_at.FromMilliseconds(int((NOW - age_s) * 1000))
     for name, value in fields.items():
         setattr(getattr(event, body), name, value)
     appended_ms = int((NOW - age_s + appended_after_s) * 1000)
-    return Delivered(
+    return ConsumedEvent(
         offset=1,
         appended_ms=appended_ms,
         topic=body.replace("_", ".", 1),

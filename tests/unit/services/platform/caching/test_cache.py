@@ -11,7 +11,7 @@ import pytest
 from services.platform.caching.cache import Cache, SingleFlight
 
 
-class Source:
+class PendingEvents:
     """Loads values that count up, and waits where a test says so."""
 
     def __init__(self) -> None:
@@ -42,8 +42,8 @@ class Clock:
 
 
 @pytest.fixture
-def source() -> Source:
-    return Source()
+def source() -> PendingEvents:
+    return PendingEvents()
 
 
 @pytest.fixture
@@ -61,12 +61,14 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_concurrent_callers_share_one_load(cache: Cache[str, int], source: Source) -> None:
+async def test_concurrent_callers_share_one_load(cache: Cache[str, int], source: PendingEvents) -> None:
     assert await asyncio.gather(*(cache.get_or_load("a", source.one) for _ in range(20))) == [1] * 20
     assert source.calls == [("a",)]
 
 
-async def test_cancelling_one_waiter_leaves_the_others_and_the_load(cache: Cache[str, int], source: Source) -> None:
+async def test_cancelling_one_waiter_leaves_the_others_and_the_load(
+    cache: Cache[str, int], source: PendingEvents
+) -> None:
     source.gate.clear()
     first, second = (asyncio.create_task(cache.get_or_load("a", source.one)) for _ in range(2))
     await settle()
@@ -79,7 +81,7 @@ async def test_cancelling_one_waiter_leaves_the_others_and_the_load(cache: Cache
     assert len(source.calls) == 1
 
 
-async def test_a_load_goes_on_when_all_who_waited_are_gone(cache: Cache[str, int], source: Source) -> None:
+async def test_a_load_goes_on_when_all_who_waited_are_gone(cache: Cache[str, int], source: PendingEvents) -> None:
     source.gate.clear()
     waiter = asyncio.create_task(cache.get_or_load("a", source.one))
     await settle()
@@ -99,7 +101,7 @@ async def test_a_load_runs_under_nobodys_identity_or_deadline() -> None:
     assert await SingleFlight[int, str]().run(1, load) == "nobody"
 
 
-async def test_an_error_reaches_all_who_wait_and_is_not_kept(cache: Cache[str, int], source: Source) -> None:
+async def test_an_error_reaches_all_who_wait_and_is_not_kept(cache: Cache[str, int], source: PendingEvents) -> None:
     source.error = ConnectionError("down")
     results = await asyncio.gather(*(cache.get_or_load("a", source.one) for _ in range(3)), return_exceptions=True)
     assert results == [source.error] * 3
@@ -108,7 +110,7 @@ async def test_an_error_reaches_all_who_wait_and_is_not_kept(cache: Cache[str, i
     assert await cache.get_or_load("a", source.one) == 2
 
 
-async def test_values_expire(cache: Cache[str, int], source: Source, clock: Clock) -> None:
+async def test_values_expire(cache: Cache[str, int], source: PendingEvents, clock: Clock) -> None:
     assert await cache.get_or_load("a", source.one) == 1
     clock.now += 9.9
     assert cache.get("a") == 1
@@ -119,7 +121,7 @@ async def test_values_expire(cache: Cache[str, int], source: Source, clock: Cloc
 
 
 async def test_a_stale_value_is_served_while_one_load_replaces_it(
-    cache: Cache[str, int], source: Source, clock: Clock
+    cache: Cache[str, int], source: PendingEvents, clock: Clock
 ) -> None:
     await cache.get_or_load("a", source.one)
     clock.now += 14.9
@@ -133,7 +135,7 @@ async def test_a_stale_value_is_served_while_one_load_replaces_it(
 
 
 async def test_a_failed_refresh_keeps_the_stale_value_until_its_end(
-    cache: Cache[str, int], source: Source, clock: Clock
+    cache: Cache[str, int], source: PendingEvents, clock: Clock
 ) -> None:
     await cache.get_or_load("a", source.one)
     clock.now += 11
@@ -158,7 +160,7 @@ async def test_the_least_recently_used_goes_first(cache: Cache[str, int]) -> Non
 
 @pytest.mark.parametrize("newer", [None, 99])
 async def test_a_load_that_read_too_early_is_not_stored(
-    cache: Cache[str, int], source: Source, newer: int | None
+    cache: Cache[str, int], source: PendingEvents, newer: int | None
 ) -> None:
     source.gate.clear()
     early = asyncio.create_task(cache.get_or_load("a", source.one))
@@ -176,7 +178,7 @@ async def test_a_load_that_read_too_early_is_not_stored(
 
 
 async def test_a_batch_loads_what_is_missing_in_one_call_and_joins_what_is_under_way(
-    cache: Cache[str, int], source: Source
+    cache: Cache[str, int], source: PendingEvents
 ) -> None:
     cache.put("a", 50)
     source.gate.clear()
@@ -190,7 +192,9 @@ async def test_a_batch_loads_what_is_missing_in_one_call_and_joins_what_is_under
     assert source.calls == [("b",), ("c", "d")]
 
 
-async def test_what_a_batch_does_not_find_is_absent_and_asked_again(cache: Cache[str, int], source: Source) -> None:
+async def test_what_a_batch_does_not_find_is_absent_and_asked_again(
+    cache: Cache[str, int], source: PendingEvents
+) -> None:
     source.absent = {"x"}
     assert await cache.batch_get_or_load(["a", "x"], source.many) == {"a": 1}
     assert await cache.batch_get_or_load(["a", "x"], source.many) == {"a": 1}
@@ -198,7 +202,7 @@ async def test_what_a_batch_does_not_find_is_absent_and_asked_again(cache: Cache
 
 
 async def test_one_who_joined_a_batch_that_found_nothing_loads_for_itself(
-    cache: Cache[str, int], source: Source
+    cache: Cache[str, int], source: PendingEvents
 ) -> None:
     source.gate.clear()
     source.absent = {"x"}
@@ -216,7 +220,7 @@ async def test_one_who_joined_a_batch_that_found_nothing_loads_for_itself(
 
 
 async def test_a_refresh_that_finds_nothing_drops_the_value(
-    cache: Cache[str, int], source: Source, clock: Clock
+    cache: Cache[str, int], source: PendingEvents, clock: Clock
 ) -> None:
     await cache.batch_get_or_load(["a"], source.many)
     clock.now += 11

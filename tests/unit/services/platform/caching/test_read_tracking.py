@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.platform.caching import read_tracking
-from services.platform.caching.read_tracking import MAX_READ_KEYS, Revisions, reading
+from services.platform.caching.read_tracking import MAX_READ_KEYS, ChangeTracker, reading
 
 
 def test_a_reading_holds_until_something_it_read_changes() -> None:
-    owner = Revisions()
+    owner = ChangeTracker()
     with reading() as seen:
         owner.read((1, 2))
     assert seen.holds()
@@ -22,7 +22,7 @@ def test_a_reading_holds_until_something_it_read_changes() -> None:
 
 
 def test_a_change_between_the_look_and_the_answer_counts() -> None:
-    owner = Revisions()
+    owner = ChangeTracker()
     with reading() as seen:
         owner.read((1,))
         owner.changed((1,))
@@ -30,7 +30,7 @@ def test_a_change_between_the_look_and_the_answer_counts() -> None:
 
 
 def test_what_changed_before_does_not_count() -> None:
-    owner = Revisions()
+    owner = ChangeTracker()
     owner.changed((1,))
     with reading() as seen:
         owner.read((1,))
@@ -38,7 +38,7 @@ def test_what_changed_before_does_not_count() -> None:
 
 
 def test_every_owner_counts() -> None:
-    one, other = Revisions(), Revisions()
+    one, other = ChangeTracker(), ChangeTracker()
     with reading() as seen:
         one.read((1,))
         other.read((1,))
@@ -53,16 +53,16 @@ def test_nothing_read_holds_never() -> None:
 
 
 def test_spoilt_is_spoilt_whatever_comes_after() -> None:
-    owner = Revisions()
+    owner = ChangeTracker()
     with reading() as seen:
         owner.read((1,))
-        read_tracking.spoil()
+        read_tracking.mark_uncacheable()
         owner.read((2,))
     assert not seen.holds()
 
 
 def test_too_much_is_not_followed() -> None:
-    owner = Revisions()
+    owner = ChangeTracker()
     with reading() as seen:
         owner.read(range(MAX_READ_KEYS))
     assert seen.holds()
@@ -73,13 +73,13 @@ def test_too_much_is_not_followed() -> None:
 
 
 def test_outside_of_a_reading_nothing_is_noted() -> None:
-    Revisions().read((1,))
-    read_tracking.spoil()
-    assert read_tracking.under_way() is None
+    ChangeTracker().read((1,))
+    read_tracking.mark_uncacheable()
+    assert read_tracking.current_read_set() is None
 
 
 async def test_two_calls_side_by_side_have_readings_of_their_own() -> None:
-    owner = Revisions()
+    owner = ChangeTracker()
 
     async def call(key: int) -> read_tracking.Reading:
         with reading() as seen:
@@ -95,7 +95,7 @@ async def test_two_calls_side_by_side_have_readings_of_their_own() -> None:
 
 @pytest.mark.parametrize("changes", [1, 5, 50])
 def test_what_is_forgotten_counts_as_changed(changes: int) -> None:
-    owner = Revisions(most=4)
+    owner = ChangeTracker(most=4)
     with reading() as seen:
         owner.read((0,))
     for key in range(1, changes + 1):
@@ -108,7 +108,7 @@ def test_what_is_forgotten_counts_as_changed(changes: int) -> None:
 @given(st.lists(st.one_of(st.integers(0, 7), st.sampled_from(["read", "look"])), max_size=60))
 def test_nothing_holds_that_changed(steps: list[int | str]) -> None:
     """Against a model that forgets nothing: what holds is unchanged. (What is unchanged need not hold for ever.)"""
-    owner = Revisions(most=3)
+    owner = ChangeTracker(most=3)
     last = dict.fromkeys(range(8), 0)
     kept: list[tuple[read_tracking.Reading, tuple[int, ...], int]] = []
     for now, step in enumerate(steps, 1):

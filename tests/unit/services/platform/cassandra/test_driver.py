@@ -21,13 +21,13 @@ from cassandra.policies import FallthroughRetryPolicy, NoSpeculativeExecutionPol
 from cassandra.protocol import ErrorMessage, OverloadedErrorMessage, ServerError, SyntaxException
 
 from services.platform.cassandra.driver import (
-    ONCE,
+    IDEMPOTENT,
+    NON_IDEMPOTENT,
     RECONNECT_S,
-    REPEATABLE,
     SCHEMA,
     SERIAL,
-    OnceElsewhere,
-    Stamps,
+    RetryOnNextHost,
+    WriteTimestamps,
     is_outcome_unknown,
     new_driver,
     refusal,
@@ -94,16 +94,16 @@ def test_only_the_callers_own_time_is_its_deadline() -> None:
 
 
 def test_a_repeatable_statement_goes_to_one_other_node_and_a_timed_out_write_to_none() -> None:
-    policy = OnceElsewhere()
-    elsewhere, here = (RetryPolicy.RETRY_NEXT_HOST, None), (RetryPolicy.RETHROW, None)
+    policy = RetryOnNextHost()
+    remote_services, here = (RetryPolicy.RETRY_NEXT_HOST, None), (RetryPolicy.RETHROW, None)
     for ask in (policy.on_read_timeout, policy.on_unavailable, policy.on_request_error):
-        assert ask(None, 6, retry_num=0) == elsewhere
+        assert ask(None, 6, retry_num=0) == remote_services
         assert ask(None, 6, retry_num=1) == here
     assert policy.on_write_timeout(None, 6, "SIMPLE", 1, 0, retry_num=0) == here
 
 
 def test_stamps_increase_and_a_repeat_keeps_its_own() -> None:
-    stamps = Stamps()
+    stamps = WriteTimestamps()
     found = [stamps() for _ in range(1_000)]
     assert found == sorted(set(found))
     token = write_stamp.set(17)
@@ -113,19 +113,19 @@ def test_stamps_increase_and_a_repeat_keeps_its_own() -> None:
 
 
 def test_the_driver_reads_and_writes_at_quorum_repeats_no_conditional_write_and_finds_a_server_again() -> None:
-    driver = new_driver(Settings(family="cluster", cassandra="10.0.0.1:9043,[::1]:9044,ten"), Stamps())
+    driver = new_driver(Settings(backend="cluster", cassandra="10.0.0.1:9043,[::1]:9044,ten"), WriteTimestamps())
     # The driver adds some of its own, for graphs.
-    profiles = {name: driver.profile_manager.profiles[name] for name in (REPEATABLE, ONCE, SERIAL, SCHEMA)}
+    profiles = {name: driver.profile_manager.profiles[name] for name in (IDEMPOTENT, NON_IDEMPOTENT, SERIAL, SCHEMA)}
     quorum, serial = ConsistencyLevel.LOCAL_QUORUM, ConsistencyLevel.LOCAL_SERIAL
     assert {name: profile.consistency_level for name, profile in profiles.items()} == {
-        REPEATABLE: quorum,
-        ONCE: quorum,
+        IDEMPOTENT: quorum,
+        NON_IDEMPOTENT: quorum,
         SERIAL: serial,
         SCHEMA: quorum,
     }
-    assert isinstance(profiles[ONCE].retry_policy, FallthroughRetryPolicy)
+    assert isinstance(profiles[NON_IDEMPOTENT].retry_policy, FallthroughRetryPolicy)
     assert isinstance(profiles[SCHEMA].retry_policy, FallthroughRetryPolicy)
-    assert isinstance(profiles[REPEATABLE].retry_policy, OnceElsewhere)
+    assert isinstance(profiles[IDEMPOTENT].retry_policy, RetryOnNextHost)
     assert all(profile.serial_consistency_level == serial for profile in profiles.values())
     assert {type(profile.speculative_execution_policy) for profile in profiles.values()} == {
         NoSpeculativeExecutionPolicy

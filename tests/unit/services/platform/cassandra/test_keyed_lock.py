@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from services.platform.cassandra import keyed_lock
-from services.platform.cassandra.keyed_lock import Turns, to_its_end
+from services.platform.cassandra.keyed_lock import KeyedLocks, run_to_completion
 from services.platform.rpc import context, errors
 
 
 async def test_one_at_a_time_for_each_key_and_nothing_is_kept() -> None:
-    order = Turns()
+    order = KeyedLocks()
     running: dict[int, int] = {1: 0, 2: 0}
     most: dict[int, int] = {1: 0, 2: 0}
     together = 0
@@ -33,7 +33,7 @@ async def test_one_at_a_time_for_each_key_and_nothing_is_kept() -> None:
 
 
 async def test_whoever_gives_up_or_fails_holds_up_nobody() -> None:
-    order = Turns()
+    order = KeyedLocks()
     entered = asyncio.Event()
 
     async def hold() -> None:
@@ -54,7 +54,7 @@ async def test_whoever_gives_up_or_fails_holds_up_nobody() -> None:
 
 async def test_a_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyed_lock, "MAX_WAITING_A_KEY", 2)
-    order = Turns()
+    order = KeyedLocks()
 
     async def wait() -> None:
         async with order.of("key"):
@@ -74,7 +74,7 @@ async def test_work_goes_on_without_its_caller_and_its_deadline() -> None:
         done.append(context.current().deadline)
 
     context.current_call.set(context.Call(deadline=1.0))
-    caller = asyncio.create_task(to_its_end(work()))
+    caller = asyncio.create_task(run_to_completion(work()))
     await asyncio.sleep(0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):

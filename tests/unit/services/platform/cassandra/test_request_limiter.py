@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from services.platform.cassandra.request_limiter import InFlight
+from services.platform.cassandra.request_limiter import RequestLimiter
 from services.platform.rpc import errors
 
 
@@ -34,7 +34,7 @@ class Request:
 
 class Rig:
     def __init__(self, most: int = 4, most_waiting: int = 3) -> None:
-        self.in_flight = InFlight(most, most_waiting)
+        self.in_flight = RequestLimiter(most, most_waiting)
         self.sent: list[Request] = []
 
     def ask(self, count: int = 1, within_s: float = 30.0) -> asyncio.Task[Any]:

@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 import pytest
 
-from services.platform.events.log import Delivered
-from services.platform.kafka.backlog import Backlog, Standing
-from services.platform.kafka.records import Place
+from services.platform.events.log import ConsumedEvent
+from services.platform.kafka.backlog import Backlog, PartitionProgress
+from services.platform.kafka.records import PartitionKey
 
-HERE: Place = ("tweet", 0)
-THERE: Place = ("tweet", 1)
-
-
-def event(offset: int, appended_ms: int = 0) -> Delivered:
-    return Delivered(offset, appended_ms or 1_000 + offset, "tweet.created", 7, offset, b"", "")
+HERE: PartitionKey = ("tweet", 0)
+THERE: PartitionKey = ("tweet", 1)
 
 
-def put(backlog: Backlog, place: Place, offsets: Iterable[int], strange: Iterable[int] = ()) -> None:
+def event(offset: int, appended_ms: int = 0) -> ConsumedEvent:
+    return ConsumedEvent(offset, appended_ms or 1_000 + offset, "tweet.created", 7, offset, b"", "")
+
+
+def put(backlog: Backlog, place: PartitionKey, offsets: Iterable[int], strange: Iterable[int] = ()) -> None:
     """Fetches messages; the strange ones are passed over."""
     passed = set(strange)
     backlog.put((place, offset, None if offset in passed else event(offset)) for offset in offsets)
@@ -50,15 +50,15 @@ def test_places_move_with_what_is_applied_and_never_before(backlog: Backlog) -> 
 
 def test_what_is_passed_over_counts_as_applied_in_its_turn(backlog: Backlog) -> None:
     put(backlog, HERE, range(6), strange=[0, 2, 4, 5])
-    assert backlog.standings()[HERE] == Standing(0, 6, 2, 1_001)
+    assert backlog.standings()[HERE] == PartitionProgress(0, 6, 2, 1_001)
     assert offsets_of(backlog, 1) == [(0, 0), (0, 1)]
     backlog.applied()
-    assert backlog.standings()[HERE] == Standing(2, 6, 1, 1_003)
+    assert backlog.standings()[HERE] == PartitionProgress(2, 6, 1, 1_003)
     assert offsets_of(backlog, 1) == [(0, 2), (0, 3)]
     backlog.applied()
     assert offsets_of(backlog, 1) == [(0, 4), (0, 5)]
     backlog.applied()
-    assert backlog.standings()[HERE] == Standing(6, 6, 0, None)
+    assert backlog.standings()[HERE] == PartitionProgress(6, 6, 0, None)
 
 
 def test_what_was_not_applied_comes_again_in_its_order(backlog: Backlog) -> None:
@@ -76,7 +76,7 @@ def test_a_seek_outdoes_what_is_at_hand_and_what_waits(backlog: Backlog) -> None
     backlog.take(2)
     assert backlog.seek({HERE: 1, ("user", 0): 9}) == {HERE: 1}
     backlog.applied()
-    assert backlog.standings()[HERE] == Standing(1, 1, 0, None)
+    assert backlog.standings()[HERE] == PartitionProgress(1, 1, 0, None)
     assert offsets_of(backlog) == [(1, 0), (1, 1)]
     put(backlog, HERE, range(1, 3))
     backlog.put_back()
@@ -100,14 +100,14 @@ def test_a_partition_that_comes_back_forgets_what_was_at_hand(backlog: Backlog) 
     backlog.hold([HERE])
     put(backlog, HERE, [0])
     backlog.applied()
-    assert backlog.standings()[HERE] == Standing(0, 1, 1, 1_000)
+    assert backlog.standings()[HERE] == PartitionProgress(0, 1, 1, 1_000)
 
 
 def test_a_release_waits_for_the_batch_and_returns_its_end(backlog: Backlog) -> None:
     put(backlog, HERE, range(4))
     put(backlog, THERE, range(1))
     backlog.take(2)
-    released: list[dict[Place, int]] = []
+    released: list[dict[PartitionKey, int]] = []
     thread = threading.Thread(target=lambda: released.append(backlog.release([HERE], 10.0)))
     thread.start()
     while not backlog.is_wanted_back():
@@ -125,7 +125,7 @@ def test_a_release_waits_for_the_batch_and_returns_its_end(backlog: Backlog) -> 
 def test_what_fails_during_a_release_is_left_to_the_next(backlog: Backlog) -> None:
     put(backlog, HERE, range(2))
     backlog.take(2)
-    released: list[dict[Place, int]] = []
+    released: list[dict[PartitionKey, int]] = []
     thread = threading.Thread(target=lambda: released.append(backlog.release([HERE], 10.0)))
     thread.start()
     while not backlog.is_wanted_back():

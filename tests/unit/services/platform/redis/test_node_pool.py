@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from services.platform.redis.connection import Pipe, unreachable
-from services.platform.redis.node_pool import BREAK_S, Lane, Node
+from services.platform.redis.connection import RedisConnection, unreachable
+from services.platform.redis.node_pool import BREAK_S, Node, SharedConnection
 from services.platform.rpc.errors import RoostError
 
 CALLERS = 50
@@ -27,13 +27,13 @@ class Server:
         self.hangs: asyncio.Event | None = None
         self.node = Node("test", self.dial, lambda: self.now)
 
-    async def dial(self) -> Pipe:
+    async def dial(self) -> RedisConnection:
         self.dials += 1
         if self.hangs is not None:
             await self.hangs.wait()
         if self.refuses:
             raise unreachable()
-        pipe = Pipe(0.05)
+        pipe = RedisConnection(0.05)
         pipe.role = "master"
         pipe.connection_made(_Transport())
         return pipe
@@ -51,7 +51,7 @@ async def refused(server: Server) -> int:
     """How many of many callers were refused, none of whom may wait."""
     async with asyncio.timeout(1):
         found = await asyncio.gather(*(server.node.reads() for _ in range(CALLERS)), return_exceptions=True)
-    assert all(isinstance(one, Pipe | RoostError) for one in found)
+    assert all(isinstance(one, RedisConnection | RoostError) for one in found)
     return sum(isinstance(one, RoostError) for one in found)
 
 
@@ -99,7 +99,7 @@ async def test_a_sleep_of_our_own_is_not_the_servers_silence() -> None:
         answering = threading.Thread(target=_answer_once, args=(listening,))
         answering.start()
         port = listening.getsockname()[1]
-        _, pipe = await asyncio.get_running_loop().create_connection(lambda: Pipe(0.05), "127.0.0.1", port)
+        _, pipe = await asyncio.get_running_loop().create_connection(lambda: RedisConnection(0.05), "127.0.0.1", port)
         asked = pipe.ask(b"PING\r\n", 1)
         await asyncio.sleep(0)
         # The answer comes within milliseconds, to a process that does not look.
@@ -120,7 +120,7 @@ def _answer_once(listening: socket.socket) -> None:
 
 
 async def test_whoever_waits_for_a_dropped_connection_is_refused_not_cancelled() -> None:
-    lane = Lane(_never)
+    lane = SharedConnection(_never)
     waiting = asyncio.ensure_future(lane.pipe())
     await asyncio.sleep(0)
     lane.drop()
@@ -128,6 +128,6 @@ async def test_whoever_waits_for_a_dropped_connection_is_refused_not_cancelled()
         await waiting
 
 
-async def _never() -> Pipe:
+async def _never() -> RedisConnection:
     await asyncio.sleep(60)
     raise AssertionError("too late")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.platform.redis.connection import Endpoint
-from services.platform.redis.url import Places
+from services.platform.redis.url import RedisTopology
 from services.platform.rpc.errors import RoostError
 
 
@@ -22,16 +22,16 @@ from services.platform.rpc.errors import RoostError
     ],
 )
 def test_urls(url: str, kind: str, hosts: tuple[tuple[str, int], ...], server: Endpoint) -> None:
-    places = Places.parse(url)
+    places = RedisTopology.parse(url)
     assert (places.kind, places.hosts, places.server) == (kind, hosts, server)
 
 
 def test_sentinels_have_a_master_and_perhaps_a_database() -> None:
-    places = Places.parse("redis+sentinel://:pw@s1,s2:7/mymaster/4")
+    places = RedisTopology.parse("redis+sentinel://:pw@s1,s2:7/mymaster/4")
     assert places.hosts == (("s1", 26379), ("s2", 7))
     assert (places.master, places.server.db, places.server.password) == ("mymaster", 4, "pw")
     assert places.at("m", 9) == Endpoint("m", 9, 4, password="pw")
-    assert Places.parse("redis+sentinel://s1/mymaster").server.db == 0
+    assert RedisTopology.parse("redis+sentinel://s1/mymaster").server.db == 0
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def test_sentinels_have_a_master_and_perhaps_a_database() -> None:
 )
 def test_others_are_refused_in_words(url: str) -> None:
     with pytest.raises(RoostError, match="the setting `redis` is not understood"):
-        Places.parse(url)
+        RedisTopology.parse(url)
 
 
 def test_a_password_is_in_no_message() -> None:
     for url in ("redis://:secret@h/x", "redis+sentinel://:secret@s1"):
         with pytest.raises(RoostError) as refusal:
-            Places.parse(url)
+            RedisTopology.parse(url)
         assert "secret" not in str(refusal.value)
-    assert "secret" not in str(Places.parse("redis://:secret@h/1"))
+    assert "secret" not in str(RedisTopology.parse("redis://:secret@h/1"))

@@ -7,7 +7,7 @@ from time import monotonic
 
 import pytest
 
-from services.platform.rpc.deadlines import until
+from services.platform.rpc.deadlines import with_deadline
 
 LONG_S = 30.0
 NEVER = float("inf")
@@ -21,12 +21,12 @@ async def answer(value: int, *waits: float) -> int:
 
 @pytest.mark.parametrize("deadline", [0.0, NEVER])
 async def test_what_does_not_wait_is_never_late(deadline: float) -> None:
-    assert await until(deadline, answer(1)) == 1
+    assert await with_deadline(deadline, answer(1)) == 1
 
 
 @pytest.mark.parametrize("left_s", [LONG_S, NEVER])
 async def test_what_waits_within_its_time_answers(left_s: float) -> None:
-    assert await until(monotonic() + left_s, answer(2, 0.0, 0.01, 0.0)) == 2
+    assert await with_deadline(monotonic() + left_s, answer(2, 0.0, 0.01, 0.0)) == 2
 
 
 async def test_what_waits_longer_is_cancelled() -> None:
@@ -39,7 +39,7 @@ async def test_what_waits_longer_is_cancelled() -> None:
             ended.set()
 
     with pytest.raises(TimeoutError):
-        await until(monotonic() + 0.01, work())
+        await with_deadline(monotonic() + 0.01, work())
     assert ended.is_set()
     # The task that waited goes on as if nothing had been cancelled.
     await asyncio.sleep(0)
@@ -48,14 +48,14 @@ async def test_what_waits_longer_is_cancelled() -> None:
 @pytest.mark.parametrize("left_s", [LONG_S, NEVER])
 async def test_a_first_step_that_the_caller_made_is_not_made_again(left_s: float) -> None:
     work = answer(3, 0.01)
-    assert await until(monotonic() + left_s, work, work.send(None)) == 3
+    assert await with_deadline(monotonic() + left_s, work, work.send(None)) == 3
     late = answer(4, LONG_S)
     with pytest.raises(TimeoutError):
-        await until(monotonic() + 0.01, late, late.send(None))
+        await with_deadline(monotonic() + 0.01, late, late.send(None))
 
 
 async def test_a_cancellation_from_outside_is_no_time_out() -> None:
-    task = asyncio.create_task(_awaited(until(monotonic() + LONG_S, answer(1, LONG_S))))
+    task = asyncio.create_task(_awaited(with_deadline(monotonic() + LONG_S, answer(1, LONG_S))))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -65,15 +65,15 @@ async def test_a_cancellation_from_outside_is_no_time_out() -> None:
 async def test_the_inner_of_two_deadlines_is_told_from_the_outer() -> None:
     async def inner() -> str:
         try:
-            await until(monotonic() + 0.01, answer(1, LONG_S))
+            await with_deadline(monotonic() + 0.01, answer(1, LONG_S))
         except TimeoutError:
             await asyncio.sleep(0)
             return "inner"
         return "none"
 
-    assert await until(monotonic() + LONG_S, inner()) == "inner"
+    assert await with_deadline(monotonic() + LONG_S, inner()) == "inner"
     with pytest.raises(TimeoutError):
-        await until(monotonic() + 0.01, _awaited(until(monotonic() + LONG_S, answer(1, LONG_S))))
+        await with_deadline(monotonic() + 0.01, _awaited(with_deadline(monotonic() + LONG_S, answer(1, LONG_S))))
 
 
 async def test_exceptions_pass_from_before_and_after_the_first_wait() -> None:
@@ -84,8 +84,8 @@ async def test_exceptions_pass_from_before_and_after_the_first_wait() -> None:
 
     for wait in (False, True):
         with pytest.raises(LookupError):
-            await until(monotonic() + LONG_S, fails(wait))
+            await with_deadline(monotonic() + LONG_S, fails(wait))
 
 
-async def _awaited(awaitable: until[int]) -> int:
+async def _awaited(awaitable: with_deadline[int]) -> int:
     return await awaitable

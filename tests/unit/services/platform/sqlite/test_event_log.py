@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.platform.events import log as event_log
-from services.platform.events.log import Delivered, Record
+from services.platform.events.log import ConsumedEvent, Record
 from services.platform.sqlite import event_log as log_module
 from services.platform.sqlite.event_log import EmbeddedConsumer, EmbeddedLog
 
@@ -29,7 +29,7 @@ class Sink:
     """Keeps what it is given, and fails where a test says so."""
 
     def __init__(self) -> None:
-        self.events: list[Delivered] = []
+        self.events: list[ConsumedEvent] = []
         self.batches: list[int] = []
         self.poison: set[int] = set()
         self.down: BaseException | None = None
@@ -37,7 +37,7 @@ class Sink:
         self.gate.set()
         self.calls = 0
 
-    async def apply(self, events: Sequence[Delivered]) -> None:
+    async def apply(self, events: Sequence[ConsumedEvent]) -> None:
         self.calls += 1
         await self.gate.wait()
         if self.down is not None:
@@ -183,7 +183,7 @@ async def test_the_order_of_appending_is_that_of_all_keys_and_topics(
     await log.append([*records(3, 1), *records(9, topic="user.followed"), *records(2, topic="tweet.deleted")])
     await start(log, sink)
     await received(sink, [3, 1, 2])
-    assert sink.events[0] == Delivered(1, clock.now_ms, "tweet.created", 0, 3, b"payload 3", "00-trace")
+    assert sink.events[0] == ConsumedEvent(1, clock.now_ms, "tweet.created", 0, 3, b"payload 3", "00-trace")
     assert [event.offset for event in sink.events] == [1, 2, 4]
 
 
@@ -192,7 +192,7 @@ async def test_what_is_everywhere_holds_retention_back_for_no_one(log: EmbeddedL
     ordinary = await start(log, Sink())
     await log.append(records(1))
     await ordinary.stop()
-    consumer = log.consumer("g", ["tweet.created"], sink.apply, everywhere=True)
+    consumer = log.consumer("g", ["tweet.created"], sink.apply, broadcast=True)
     await consumer.start()
     await consumer.stop()
     await log.append(records(2))

@@ -18,8 +18,8 @@ from services.platform.config import Settings
 from services.platform.process import Process
 from services.platform.rpc import context, errors
 from services.platform.rpc.context import Actor, Call, current_call
-from services.platform.service import Kit, Service
-from services.platform.transport.batching import MAX_ENVELOPES, CoalescingChannel
+from services.platform.service import Service, ServiceContext
+from services.platform.transport.batching import MAX_ENVELOPES, BatchingChannel
 from services.platform.transport.remote import MeshChannel
 
 SECRET = "0123456789abcdef" * 2
@@ -55,9 +55,9 @@ class Rig:
         self.servicer = Tweets()
         self.sent: list[str] = []
         self.process: Process
-        self.channel: CoalescingChannel
+        self.channel: BatchingChannel
 
-    async def build(self, kit: Kit) -> Service:
+    async def build(self, kit: ServiceContext) -> Service:
         return Service("tweet", {"roost.tweet.v1.TweetService": self.servicer})
 
     @property
@@ -89,8 +89,8 @@ class Watched(MeshChannel):
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     rig = Rig()
     settings = Settings(data_dir=tmp_path / "data", grpc="127.0.0.1:0", log_level="error", mesh_secret=SECRET)
-    async with await Process.start(settings, {"tweet": rig.build}, ground=open_embedded) as rig.process:
-        rig.channel = CoalescingChannel(Watched(f"127.0.0.1:{rig.process.grpc_port}", rig.sent))
+    async with await Process.start(settings, {"tweet": rig.build}, backend=open_embedded) as rig.process:
+        rig.channel = BatchingChannel(Watched(f"127.0.0.1:{rig.process.grpc_port}", rig.sent))
         yield rig
         rig.servicer.release.set()
         await rig.channel.close()

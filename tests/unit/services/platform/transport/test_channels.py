@@ -15,14 +15,14 @@ from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
 from services.platform.backends.embedded import open_embedded
-from services.platform.caching.read_tracking import Revisions, reading
+from services.platform.caching.read_tracking import ChangeTracker, reading
 from services.platform.config import Settings
 from services.platform.process import Process
 from services.platform.rpc import context, errors
 from services.platform.rpc.context import Actor, Call, current_call
-from services.platform.rpc.interceptors.endpoint import endpoints_of
-from services.platform.service import Kit, Service
-from services.platform.transport.message_guard import Checker, FrozenMessageChanged
+from services.platform.rpc.interceptors.endpoint import intercepted_methods
+from services.platform.service import Service, ServiceContext
+from services.platform.transport.message_guard import FrozenMessageChanged, MutationGuard
 
 LONG_S = 30.0
 # The tweet of which the servicer does not say that it read it.
@@ -36,7 +36,7 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         self.seen: list[Call] = []
         self.cancelled = asyncio.Event()
         self.kept = tweet_service_pb2.BatchGetTweetCoresResponse()
-        self.revisions = Revisions()
+        self.revisions = ChangeTracker()
 
     async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.JoinedTweet:
         self.seen.append(context.current())
@@ -108,10 +108,10 @@ class Rig:
         self.servicer = Tweets()
         self.process: Process
 
-    async def tweet(self, kit: Kit) -> Service:
+    async def tweet(self, kit: ServiceContext) -> Service:
         return Service("tweet", {"roost.tweet.v1.TweetService": self.servicer})
 
-    async def fanout(self, kit: Kit) -> Service:
+    async def fanout(self, kit: ServiceContext) -> Service:
         return Service("fanout", {"roost.fanout.v1.FanoutService": Fanout(kit.channel)})
 
     def tweets(self, caller: str = "") -> tweet_service_pb2_grpc.TweetServiceStub:
@@ -126,7 +126,9 @@ def settings(tmp_path: Path) -> Settings:
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
     rig = Rig(request.param)
     builds = {"tweet": rig.tweet, "fanout": rig.fanout}
-    async with await Process.start(settings(tmp_path), builds, ground=open_embedded, wire=request.param) as rig.process:
+    async with await Process.start(
+        settings(tmp_path), builds, backend=open_embedded, wire=request.param
+    ) as rig.process:
         yield rig
 
 
@@ -183,7 +185,9 @@ async def test_a_deadline_ends_the_servicer(rig: Rig) -> None:
 async def test_a_timer_that_comes_a_little_early_is_a_deadline_all_the_same(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endpoint = endpoints_of({"roost.tweet.v1.TweetService": rig.servicer})["/roost.tweet.v1.TweetService/GetTweet"]
+    endpoint = intercepted_methods({"roost.tweet.v1.TweetService": rig.servicer})[
+        "/roost.tweet.v1.TweetService/GetTweet"
+    ]
     call = Call(endpoint.method.path, deadline=asyncio.get_running_loop().time() + 0.05)
     # As uvloop's do, which count whole milliseconds.
     monkeypatch.setattr("services.platform.rpc.interceptors.endpoint.monotonic", lambda: call.deadline - 0.001)
@@ -286,7 +290,7 @@ async def test_health_is_known_by_every_name_and_ends_with_the_drain(rig: Rig) -
 
 async def test_the_actor_travels_in_process(tmp_path: Path) -> None:
     rig = Rig("inprocess")
-    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded) as rig.process:
+    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded) as rig.process:
         token = current_call.set(Call(actor=Actor(42)))
         answer = await rig.tweets().GetTweet(get(1))
         current_call.reset(token)
@@ -295,9 +299,9 @@ async def test_the_actor_travels_in_process(tmp_path: Path) -> None:
 
 async def test_the_checker_finds_a_servicer_that_changes_its_request(tmp_path: Path) -> None:
     rig = Rig("inprocess")
-    checker = Checker()
+    checker = MutationGuard()
     async with await Process.start(
-        settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded, checker=checker
+        settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, checker=checker
     ) as rig.process:
         token = current_call.set(Call(actor=Actor(42)))
         request = tweet_service_pb2.CreateTweetRequest(text="as sent")
@@ -309,9 +313,9 @@ async def test_the_checker_finds_a_servicer_that_changes_its_request(tmp_path: P
 
 async def test_the_checker_finds_a_servicer_that_keeps_what_it_returns(tmp_path: Path) -> None:
     rig = Rig("inprocess")
-    checker = Checker()
+    checker = MutationGuard()
     async with await Process.start(
-        settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded, checker=checker
+        settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, checker=checker
     ) as rig.process:
         stub = rig.tweets("timeline")
         request = tweet_service_pb2.BatchGetTweetCoresRequest(ids=[1])
@@ -322,18 +326,18 @@ async def test_the_checker_finds_a_servicer_that_keeps_what_it_returns(tmp_path:
 
 async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
     rig = Rig("inprocess")
-    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded) as rig.process:
+    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded) as rig.process:
         address = f"127.0.0.1:{rig.process.grpc_port}"
         second = Settings(data_dir=tmp_path / "other", grpc=address, log_level="error")
         with pytest.raises(errors.RoostError, match="another program listens there"):
-            await Process.start(second, {"tweet": rig.tweet}, ground=open_embedded)
+            await Process.start(second, {"tweet": rig.tweet}, backend=open_embedded)
 
 
 async def test_a_data_directory_has_one_process(tmp_path: Path) -> None:
     rig = Rig("inprocess")
-    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded) as rig.process:
+    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded) as rig.process:
         with pytest.raises(errors.RoostError):
-            await Process.start(settings(tmp_path), {"tweet": rig.tweet}, ground=open_embedded)
+            await Process.start(settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded)
 
 
 async def test_a_dependency_that_stops_is_no_fault_of_ours(rig: Rig) -> None:

@@ -16,7 +16,7 @@ from services.platform.backends.embedded import open_embedded
 from services.platform.config import Settings
 from services.platform.process import Process
 from services.platform.rpc import errors
-from services.platform.service import Build, Kit, Service
+from services.platform.service import Service, ServiceContext, ServiceFactory
 from services.platform.transport import discovery
 from services.registry.server import build as build_registry
 
@@ -60,7 +60,7 @@ class Town:
             probe.bind(("127.0.0.1", 0))
             self.registry = f"127.0.0.1:{probe.getsockname()[1]}"
 
-    async def start(self, name: str, builds: dict[str, Build], grpc_address: str = "127.0.0.1:0") -> Process:
+    async def start(self, name: str, builds: dict[str, ServiceFactory], grpc_address: str = "127.0.0.1:0") -> Process:
         settings = Settings(
             data_dir=self.folder / name,
             grpc=grpc_address,
@@ -69,7 +69,7 @@ class Town:
             operator_token=OPERATOR_TOKEN,
             registry=self.registry,
         )
-        process = await Process.start(settings, builds, ground=open_embedded, elsewhere=ELSEWHERE)
+        process = await Process.start(settings, builds, backend=open_embedded, remote_services=ELSEWHERE)
         self.running.append(process)
         return process
 
@@ -83,7 +83,7 @@ class Town:
     async def tweets(self, number: int) -> Process:
         self.servicers[number] = Tweets(number)
 
-        async def build(kit: Kit) -> Service:
+        async def build(kit: ServiceContext) -> Service:
             return Service("tweet", {"roost.tweet.v1.TweetService": self.servicers[number]})
 
         return await self.start(f"tweet-{number}", {"tweet": build})

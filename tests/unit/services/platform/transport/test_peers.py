@@ -13,10 +13,10 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 from prometheus_client import REGISTRY
 
-from services.catalog import GROUNDS, SERVICES
+from services.catalog import BACKENDS, SERVICES
 from services.platform.config import Settings
 from services.platform.process import Process
-from services.platform.transport.batching import CoalescingChannel
+from services.platform.transport.batching import BatchingChannel
 from services.platform.transport.peers import PATIENCE_S, Peers
 from services.platform.transport.remote import MeshChannel
 from tests.conftest import mesh_settings
@@ -35,7 +35,7 @@ def port() -> int:
 
 @pytest.fixture
 async def peers(port: int) -> AsyncIterator[Peers]:
-    channel = CoalescingChannel(MeshChannel(f"127.0.0.1:{port}", "", "secret"))
+    channel = BatchingChannel(MeshChannel(f"127.0.0.1:{port}", "", "secret"))
     yield Peers({"tweet": channel})
     await channel.close()
 
@@ -94,7 +94,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 async def started(settings: Settings, *names: str, **changed: object) -> Process:
     builds = {name: SERVICES[name] for name in names}
     chosen = settings.model_copy(update=changed)
-    return await Process.start(chosen, builds, ground=GROUNDS[settings.family], elsewhere=SERVICES)
+    return await Process.start(chosen, builds, backend=BACKENDS[settings.backend], remote_services=SERVICES)
 
 
 async def test_a_door_to_dead_peers_is_degraded_and_ready(settings: Settings, port: int) -> None:

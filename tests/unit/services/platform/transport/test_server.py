@@ -22,9 +22,9 @@ from services.platform.config import Settings
 from services.platform.process import Process
 from services.platform.rpc import context, errors
 from services.platform.rpc.context import Actor, Call
-from services.platform.service import Kit, Service
+from services.platform.service import Service, ServiceContext
 from services.platform.transport import admission, server
-from services.platform.transport.batching import CoalescingChannel
+from services.platform.transport.batching import BatchingChannel
 from services.platform.transport.remote import MeshChannel
 
 SECRET = "0123456789abcdef" * 2
@@ -78,13 +78,13 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
         async def start(**changes: Any) -> Served:
             tweets = Tweets()
 
-            async def build(kit: Kit) -> Service:
+            async def build(kit: ServiceContext) -> Service:
                 return Service("tweet", {"roost.tweet.v1.TweetService": tweets})
 
             fixed = {"data_dir": tmp_path / "data", "grpc": "127.0.0.1:0", "log_level": "error"}
             settings = Settings(**{**fixed, "mesh_secret": SECRET, "operator_token": OPERATOR_TOKEN, **changes})
             process = await stack.enter_async_context(
-                await Process.start(settings, {"tweet": build}, ground=open_embedded)
+                await Process.start(settings, {"tweet": build}, backend=open_embedded)
             )
             stack.callback(tweets.release.set)
             return Served(process, tweets, stack)
@@ -162,7 +162,7 @@ async def test_address_behind_a_trusted_proxy_is_what_is_counted(serve: Serve) -
 
 async def test_address_travels_from_the_door_to_the_service_alone_and_in_envelopes(serve: Serve) -> None:
     served = await serve()
-    mesh = CoalescingChannel(MeshChannel(served.target, "gateway", SECRET))
+    mesh = BatchingChannel(MeshChannel(served.target, "gateway", SECRET))
     stub = tweet_service_pb2_grpc.TweetServiceStub(mesh)
     addresses = [f"192.0.2.{number}" for number in range(5)]
 

@@ -22,9 +22,9 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.platform.rpc import errors
-from services.platform.rpc.interceptors.endpoint import endpoints_of
+from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
-from services.platform.transport.message_guard import Checker
+from services.platform.transport.message_guard import MutationGuard
 from services.shared.hydration.fragments import framed, tombstone, varint
 from services.shared.hydration.hydrator import Hydrator
 
@@ -137,7 +137,7 @@ class Said:
     data: bytes
 
 
-class SharedPeople:
+class SharedUserRefs:
     """Where it says so, of some."""
 
     def __init__(self, world: World) -> None:
@@ -156,7 +156,7 @@ class SharedPeople:
 
 
 def channel_to(world: World) -> InProcessChannel:
-    endpoints = endpoints_of(
+    endpoints = intercepted_methods(
         {
             "roost.tweet.v1.TweetService": Tweets(world),
             "roost.identity.v1.UserService": Users(world),
@@ -164,7 +164,7 @@ def channel_to(world: World) -> InProcessChannel:
             "roost.engagement.v1.EngagementService": Engagement(world),
         }
     )
-    return InProcessChannel(endpoints, "tweet", Checker())
+    return InProcessChannel(endpoints, "tweet", MutationGuard())
 
 
 @pytest.fixture
@@ -383,7 +383,7 @@ async def test_without_engagement_tweets_are_shown_uncounted(world: World, hydra
 
 
 async def test_identity_is_asked_about_those_of_whom_it_says_nothing_to_all(world: World) -> None:
-    people = SharedPeople(world)
+    people = SharedUserRefs(world)
     hydrator = Hydrator(channel_to(world), people)
     tweets = [world.post(10, ANN), world.post(11, BOB), world.post(12, CAT)]
     for people.known, asked in (({ANN, BOB, CAT}, []), ({BOB}, [2]), (set(), [3])):

@@ -14,7 +14,7 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
-from services.shared.hydration.user_pages import MAX_ROUNDS, Entry, PeopleLists
+from services.shared.hydration.user_pages import MAX_ROUNDS, Entry, VisibleUserPages
 
 READER = 500
 
@@ -30,7 +30,7 @@ class Owners:
 
     def __post_init__(self) -> None:
         identity: Any = self
-        self.lists = PeopleLists(identity, self.get_filter, Cursors(b"k" * 32))
+        self.lists = VisibleUserPages(identity, self.get_filter, Cursors(b"k" * 32))
 
     async def BatchGetUsers(self, request: Any) -> user_service_pb2.BatchGetUsersResponse:
         assert 0 < len(request.ids) <= 100

@@ -7,12 +7,12 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.tweet.store.cache import KEPT_IDS, AuthorIds, Epochs, Recent
+from services.tweet.store.cache import KEPT_IDS, AuthorIds, GenerationalCache, ShardedVersions
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["get", "put", "pop"])), max_size=200))
 def test_recent_forgets_but_never_lies_and_stays_within_its_bound(steps: list[tuple[int, str]]) -> None:
-    recent: Recent[int, int] = Recent(4)
+    recent: GenerationalCache[int, int] = GenerationalCache(4)
     truth: dict[int, int] = {}
     for number, (key, step) in enumerate(steps, 1):
         if step == "put":
@@ -29,7 +29,7 @@ def test_recent_forgets_but_never_lies_and_stays_within_its_bound(steps: list[tu
 
 
 def test_recent_keeps_what_is_used() -> None:
-    recent: Recent[int, str] = Recent(4)
+    recent: GenerationalCache[int, str] = GenerationalCache(4)
     recent.put(0, "used")
     for key in range(1, 100):
         recent.put(key, "other")
@@ -37,7 +37,7 @@ def test_recent_keeps_what_is_used() -> None:
 
 
 def test_epochs_tell_of_a_write() -> None:
-    epochs = Epochs()
+    epochs = ShardedVersions()
     before = epochs.now(1 << 40)
     epochs.advance((1 << 40) + 1)
     assert epochs.now(1 << 40) == before
@@ -46,7 +46,7 @@ def test_epochs_tell_of_a_write() -> None:
 
 
 def test_ids_of_one_millisecond_and_worker_share_no_shard() -> None:
-    epochs = Epochs()
+    epochs = ShardedVersions()
     for milliseconds in range(1, 500):
         epochs.advance(milliseconds << 22)
     assert epochs.now(500 << 22) == 0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from roost.event.v1 import event_pb2
 
 from services.graph.events import Change
-from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING, Act, Deed, Edge, Pair, ends, pair_of
+from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING, Act, Edge, EdgeChange, Pair, ends, pair_of
 from services.platform.rpc import errors
 
 LOW, HIGH = 3, 8
@@ -26,7 +26,7 @@ def columns(pair: Pair) -> tuple[object, ...]:
     return pair.values()
 
 
-def written(rows: set[tuple[object, ...]], deed: Deed) -> None:
+def written(rows: set[tuple[object, ...]], deed: EdgeChange) -> None:
     """Does to a set of rows what the steps do to the lists by user."""
     for statement, values in deed.rows():
         words = statement.split()
@@ -55,7 +55,7 @@ def test_lists_and_counts_follow_from_the_changes_of_the_row(doings):
         if edges is None:
             continue
         pair = Pair.of(LOW, HIGH, columns(pair.changed(edges, change(number), NOW_US)))
-        deed = Deed.of(pair)
+        deed = EdgeChange.of(pair)
         assert deed.change == change(number)
         written(rows, deed)
         written(rows, deed)
@@ -91,7 +91,7 @@ def test_a_block_tells_of_itself_first_and_then_of_each_follow_that_it_ends():
     pair = Pair(LOW, HIGH)
     for number, (act, source) in enumerate([(Act.FOLLOW, LOW), (Act.FOLLOW, HIGH), (Act.BLOCK, HIGH)], 1):
         pair = pair.changed(pair.after(act, source, Edge(number, number)), change(number), NOW_US)
-    deed = Deed.of(pair)
+    deed = EdgeChange.of(pair)
     records = deed.facts().records
     assert [record.topic for record in records] == ["user.blocked", "user.unfollowed", "user.unfollowed"]
     assert [record.event_id for record in records] == [301, 302, 303]

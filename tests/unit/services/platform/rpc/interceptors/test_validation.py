@@ -19,7 +19,7 @@ from services.platform.rpc.bounds import max_items
 from services.platform.rpc.context import NEVER, Call
 from services.platform.rpc.contract import Method, field_policy, message_class, methods
 from services.platform.rpc.errors import MAX_VIOLATIONS, RoostError, Violation
-from services.platform.rpc.interceptors import Endpoint, validation
+from services.platform.rpc.interceptors import InterceptedMethod, validation
 
 
 def method(name: str) -> Method:
@@ -63,7 +63,7 @@ class Nothing:
 
 
 async def test_unary_list_that_is_too_long_never_reaches_the_rules(counting: Counting) -> None:
-    endpoint = Endpoint(method("BatchGetUsers"), Nothing())
+    endpoint = InterceptedMethod(method("BatchGetUsers"), Nothing())
     request = user_service_pb2.BatchGetUsersRequest(ids=[0] * 130_000)
     for sent in (request, request.SerializeToString()):
         with pytest.raises(RoostError, match="ids: must hold at most 100 items"):
