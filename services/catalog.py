@@ -1,6 +1,6 @@
-"""The services, in start order, and the families of adapters: the only lists of them.
+"""Lists the services, in start order, and the backends that a process can open.
 
-Adding a service is one line here, its folder, and its protos.
+A new service needs its name in `SERVICES`, its folder and its protos; its migrations are found by convention.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import cast
 
 from services.platform.backends.embedded import open_embedded
@@ -30,23 +31,18 @@ SERVICES: Mapping[str, ServiceFactory] = {
 
 
 def migrations() -> Mapping[str, Sequence[str]]:
-    """The keyspaces of the cluster backend by their names without the namespace, and the scripts that bring it up to date."""
-    # Not before they are asked for: the drivers take half a second to import.
-    from services.engagement.store.cassandra.store import MIGRATIONS as ENGAGEMENT
-    from services.graph.store.cassandra.schema import MIGRATIONS as GRAPH
-    from services.identity.store.cassandra.store import KEYS, KEYS_MIGRATIONS
-    from services.identity.store.cassandra.store import MIGRATIONS as IDENTITY
-    from services.platform.backends.cluster import MESH, MESH_MIGRATIONS
-    from services.tweet.store.cassandra.schema import MIGRATIONS as TWEET
+    """Returns the Cassandra keyspaces by name (without the namespace), each with its migrations in order.
 
-    return {
-        MESH: MESH_MIGRATIONS,
-        "identity": IDENTITY,
-        KEYS: KEYS_MIGRATIONS,
-        "graph": GRAPH,
-        "tweet": TWEET,
-        "engagement": ENGAGEMENT,
-    }
+    A service declares them as `KEYSPACES` in `store/cassandra/schema.py`; a service without that module has no keyspace.
+    """
+    # Imported on use: the drivers take half a second to import.
+    from services.platform.backends.cluster import MESH, MESH_MIGRATIONS
+
+    found: dict[str, Sequence[str]] = {MESH: MESH_MIGRATIONS}
+    for name in SERVICES:
+        if (Path(__file__).parent / name / "store" / "cassandra" / "schema.py").exists():
+            found.update(importlib.import_module(f"services.{name}.store.cassandra.schema").KEYSPACES)
+    return found
 
 
 async def _open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:

@@ -8,6 +8,7 @@ timestamps, so copies may be written in any order and any number of times.
 from __future__ import annotations
 
 from services.engagement.store import Kind
+from services.platform.cassandra.outbox import OUTBOX_MIGRATION
 
 # Of a copy: whoever takes it out wins over whoever writes it, however late that comes.
 MADE, TAKEN_OUT = 1, 2
@@ -34,6 +35,9 @@ CREATE TABLE IF NOT EXISTS totals (
     tweet_id bigint, kind int, bucket int, marks bigint, PRIMARY KEY (tweet_id, kind, bucket)
 )
 """
+KEYSPACE = "engagement"
+# The keyspaces of the service by name, each with its migrations in order.
+KEYSPACES = {KEYSPACE: (SCHEMA, OUTBOX_MIGRATION)}
 
 MARK = "SELECT place, gone, bucket FROM marks WHERE user_id = ? AND kind = ? AND item = ?"
 MARKED = "SELECT kind, item, place FROM marks WHERE user_id = ? AND kind IN ? AND item IN ?"

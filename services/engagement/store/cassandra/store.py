@@ -21,7 +21,7 @@ from services.engagement.store.cassandra.count_cache import CachedCounts
 from services.platform.caching.cache import SingleFlight
 from services.platform.cassandra.keyed_lock import KeyedLocks, run_to_completion
 from services.platform.cassandra.keyspace import Keyspace, Row, Statement
-from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox
+from services.platform.cassandra.outbox import Outbox
 from services.platform.events.log import EventLog, Record
 from services.platform.redis.client import Redis
 from services.platform.rpc import errors
@@ -30,8 +30,6 @@ from services.platform.rpc.reasons import Reason
 if TYPE_CHECKING:
     from services.platform.backends.cluster import ClusterBackends
 
-SERVICE = "engagement"
-MIGRATIONS = (schema.SCHEMA, OUTBOX_MIGRATION)
 # As long as the outbox keeps its rows: until then somebody may ask whether an event is true.
 NOTE_S = 3 * 24 * 3600
 # The same user on several devices, by way of several processes: each try loses to one that won.
@@ -83,7 +81,9 @@ class CassandraEngagementStore:
     @classmethod
     async def open(cls, cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> Self:
         """The store in its keyspace, brought up to date. Errors as Keyspace.open."""
-        return cls(await cluster.keyspace(SERVICE, MIGRATIONS), cluster.redis, log, clock)
+        return cls(
+            await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE]), cluster.redis, log, clock
+        )
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
         """See the port. The count is exact up to SPREAD_FROM likes, and some seconds old beyond."""

@@ -66,7 +66,9 @@ CREATE TABLE IF NOT EXISTS notes (
 ) WITH default_time_to_live = 259200
     AND compaction = {'class': 'TimeWindowCompactionStrategy', 'compaction_window_unit': 'HOURS', 'compaction_window_size': 6};
 """
-MIGRATIONS = (_PAIRS, _INTENTS, _LISTS_BY_USER, _PEOPLE, _COUNTS, _TIERS, OUTBOX_MIGRATION, _NOTES)
+KEYSPACE = "graph"
+# The keyspaces of the service by name, each with its migrations in order.
+KEYSPACES = {KEYSPACE: (_PAIRS, _INTENTS, _LISTS_BY_USER, _PEOPLE, _COUNTS, _TIERS, OUTBOX_MIGRATION, _NOTES)}
 
 _TIES = "low_follows, low_bucket, high_follows, high_bucket, low_blocks, high_blocks, low_mutes, high_mutes"
 PAIR = f"SELECT change, stamp, last, {_TIES} FROM pairs WHERE low = ? AND high = ?"  # noqa: S608 (our own names)

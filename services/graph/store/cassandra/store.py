@@ -85,7 +85,14 @@ class CassandraGraphStore:
         clock: Callable[[], float],
     ) -> Self:
         """Over the service's keyspace, brought up to date. Errors as `ClusterBackends.keyspace`."""
-        return cls(await cluster.keyspace("graph", schema.MIGRATIONS), cluster.shared, log, rule, mint, clock)
+        return cls(
+            await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE]),
+            cluster.shared,
+            log,
+            rule,
+            mint,
+            clock,
+        )
 
     async def close(self) -> None:
         await asyncio.gather(*self._writes, return_exceptions=True)

@@ -7,6 +7,8 @@ stamped older than any conditional one can be; everything after it is conditiona
 
 from __future__ import annotations
 
+from services.platform.cassandra.outbox import OUTBOX_MIGRATION
+
 # Conditional writes carry the time of day in microseconds. A first write of 1 loses against every later one, however late it arrives.
 FIRST_STAMP = 1
 # Ids of about six days lie in one partition of the index: a million sign-ups a day make 6 million small rows.
@@ -99,6 +101,9 @@ SELECT session_id, user_id, used_ms, expires_ms, user_agent FROM accounts WHERE 
 
 # A keyspace of its own: its rights and backups can be others than those of the accounts, whose hashes the keys protect.
 KEYS_SCHEMA = "CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)"
+KEYSPACE, KEYS_KEYSPACE = "identity", "identity_keys"
+# The keyspaces of the service by name, each with its migrations in order.
+KEYSPACES = {KEYSPACE: (SCHEMA, OUTBOX_MIGRATION), KEYS_KEYSPACE: (KEYS_SCHEMA,)}
 # Of both keyspaces: earlier releases kept the keys beside the accounts.
 SECRET = "SELECT value FROM secrets WHERE name = ?"  # noqa: S105 (a statement)
 KEEP_SECRET = "INSERT INTO secrets (name, value) VALUES (?, ?) IF NOT EXISTS"  # noqa: S105

@@ -22,7 +22,7 @@ from services.identity.store.rotation import Succession
 from services.identity.store.user_refs import wire_of
 from services.platform.cassandra.keyed_lock import KeyedLocks, run_to_completion
 from services.platform.cassandra.keyspace import Keyspace, Statement
-from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox
+from services.platform.cassandra.outbox import Outbox
 from services.platform.events.log import EventLog, Record
 from services.platform.ids.snowflake import first_id_at
 from services.platform.redis.shared_versions import SharedVersions
@@ -32,10 +32,6 @@ from services.platform.rpc.reasons import Reason
 if TYPE_CHECKING:
     from services.platform.backends.cluster import ClusterBackends
 
-SERVICE = "identity"
-MIGRATIONS = (schema.SCHEMA, OUTBOX_MIGRATION)
-KEYS = "identity_keys"
-KEYS_MIGRATIONS = (schema.KEYS_SCHEMA,)
 # As long as the outbox keeps its rows: until then somebody may ask whether an event is true.
 NOTE_S = 3 * 24 * 3600
 # Refreshes of one session at once, by other processes: each loses to one that won.
@@ -75,8 +71,9 @@ class CassandraStore:
     @classmethod
     async def open(cls, cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> Self:
         """The store in its keyspace, brought up to date. `clock` gives unix seconds. Errors as Keyspace.open."""
-        keyspace = await cluster.keyspace(SERVICE, MIGRATIONS)
-        return cls(keyspace, await cluster.keyspace(KEYS, KEYS_MIGRATIONS), cluster.shared, log, clock)
+        keyspace = await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE])
+        keys = await cluster.keyspace(schema.KEYS_KEYSPACE, schema.KEYSPACES[schema.KEYS_KEYSPACE])
+        return cls(keyspace, keys, cluster.shared, log, clock)
 
     async def close(self) -> None:
         """Nothing: the connections are the process's."""

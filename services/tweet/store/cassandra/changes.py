@@ -15,7 +15,7 @@ from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.claims import MAX_TRIES, is_unknown, name_of_retweet
 from services.tweet.store.cassandra.rows import Stored, drop, orphan, show, to_purge
 from services.tweet.store.cassandra.writes import Writer
-from services.tweet.store.sqlite.transactions import first_revision
+from services.tweet.store.revisions import first_revision
 
 # Rows read and changed in one go where there may be very many.
 STEP = 500

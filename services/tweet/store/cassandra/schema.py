@@ -79,7 +79,9 @@ CREATE TABLE IF NOT EXISTS deletion_hours (
     part int, hour int, PRIMARY KEY (part, hour)
 )
 """
-MIGRATIONS = (_TWEETS, OUTBOX_MIGRATION)
+KEYSPACE = "tweet"
+# The keyspaces of the service by name, each with its migrations in order.
+KEYSPACES = {KEYSPACE: (_TWEETS, OUTBOX_MIGRATION)}
 
 
 def month_of(tweet_id: int) -> int:

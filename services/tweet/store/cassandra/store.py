@@ -41,7 +41,7 @@ class CassandraTweetStore(CachedQueries):
     @classmethod
     async def open(cls, cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> Self:
         """Opens the keyspace and brings it up to date. The outbox is a worker of the process."""
-        keyspace = await cluster.keyspace("tweet", cql.MIGRATIONS)
+        keyspace = await cluster.keyspace(cql.KEYSPACE, cql.KEYSPACES[cql.KEYSPACE])
         outbox = Outbox(keyspace, log, clock)
         return cls(Writer(keyspace, outbox, cluster.shared), outbox, cluster.shared)
 

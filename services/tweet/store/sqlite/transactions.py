@@ -18,6 +18,7 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.platform.sqlite import outbox
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
+from services.tweet.store.revisions import first_revision
 from services.tweet.store.sqlite import schema as sql
 
 # Expired keys swept by each post that brings one: more than one, so that they cannot pile up.
@@ -124,12 +125,6 @@ def revisions(connection: sqlite3.Connection, tweet_id: int) -> list[tweet_servi
     if not found and (row := connection.execute(sql.CORE, (tweet_id,)).fetchone()) is not None:
         found.append(first_revision(row[0]))
     return found
-
-
-def first_revision(core: bytes) -> tweet_service_pb2.TweetRevision:
-    """Version 1, from the core of a tweet that was never edited."""
-    tweet = tweet_pb2.Tweet.FromString(core)
-    return tweet_service_pb2.TweetRevision(version=1, text=tweet.text, created_at=tweet.created_at)
 
 
 def purge(connection: sqlite3.Connection, before_s: int, limit: int) -> list[tuple[int, int]]:

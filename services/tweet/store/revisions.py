@@ -1,0 +1,11 @@
+"""Revisions of tweets that every adapter reads in the same way."""
+
+from __future__ import annotations
+
+from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
+
+
+def first_revision(core: bytes) -> tweet_service_pb2.TweetRevision:
+    """Returns version 1 of a tweet that was never edited, made from its serialized core."""
+    tweet = tweet_pb2.Tweet.FromString(core)
+    return tweet_service_pb2.TweetRevision(version=1, text=tweet.text, created_at=tweet.created_at)
