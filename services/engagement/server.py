@@ -15,8 +15,13 @@ from services.engagement.tweet_resolver import TweetResolver
 from services.platform.backends import cluster_backends_of, shared_versions_of
 from services.platform.service import Service, ServiceContext, Worker
 from services.platform.sqlite.outbox import Relay
+from services.shared.absences import TOPICS as ABSENCE_TOPICS
+from services.shared.absences import following_absences
 from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import VisibleUserPages
+
+# The consumer group.
+ABSENCES = "engagement-absences"
 
 
 async def build(context: ServiceContext) -> Service:
@@ -32,7 +37,7 @@ async def build(context: ServiceContext) -> Service:
     return Service(
         context.name,
         servicers={"roost.engagement.v1.EngagementService": servicer},
-        workers=workers,
+        workers=(*workers, context.log.consumer(ABSENCES, ABSENCE_TOPICS, following_absences(store.set_absent))),
         resources=(store,),
     )
 

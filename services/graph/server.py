@@ -13,6 +13,10 @@ from services.graph.tier_publisher import KEEP_CEASED_MS, TierPublisher, TierRul
 from services.platform.backends import cluster_backends_of
 from services.platform.service import Service, ServiceContext, Worker
 from services.platform.sqlite.outbox import Relay
+from services.shared.absences import TOPICS, following_absences
+
+# The consumer group.
+ABSENCES = "graph-absences"
 
 
 async def build(context: ServiceContext) -> Service:
@@ -34,7 +38,7 @@ async def build(context: ServiceContext) -> Service:
     return Service(
         name=context.name,
         servicers={"roost.graph.v1.GraphService": servicer},
-        workers=(*workers, board),
+        workers=(*workers, board, context.log.consumer(ABSENCES, TOPICS, following_absences(store.set_absent))),
         resources=(store,),
     )
 

@@ -11,6 +11,8 @@ from services.platform.backends import cluster_backends_of, shared_versions_of
 from services.platform.periodic import always
 from services.platform.service import Service, ServiceContext, Worker
 from services.platform.sqlite.outbox import Relay
+from services.shared.absences import TOPICS as ABSENCE_TOPICS
+from services.shared.absences import following_absences
 from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import VisibleUserPages
 from services.tweet.consumer import GROUP, TOPICS, settling
@@ -22,6 +24,9 @@ from services.tweet.store import TweetStore
 from services.tweet.store.sqlite.store import EmbeddedTweetStore
 from services.tweet.threads import Threads
 from services.tweet.writer import TweetWriter
+
+# The consumer group.
+ABSENCES = "tweet-absences"
 
 
 async def build(context: ServiceContext) -> Service:
@@ -39,7 +44,7 @@ async def build(context: ServiceContext) -> Service:
     return Service(
         context.name,
         servicers={"roost.tweet.v1.TweetService": tweets, "roost.tweet.v1.ReplyService": replies},
-        workers=workers,
+        workers=(*workers, context.log.consumer(ABSENCES, ABSENCE_TOPICS, following_absences(store.set_absent))),
         resources=(store,),
     )
 

@@ -64,5 +64,9 @@ class EngagementStore(Protocol):
         """What the user did with these tweets, in the order asked for; tweets of which nothing is true are left out.
         A message of the caller's own, and as cheap as the counts."""
 
+    async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
+        """Leaves the user's likes out of the counts of likes, or counts them again, as decided at `at_us` (Unix microseconds): an earlier
+        decision that comes later changes nothing. Rows and lists stay. To be called again with the same decision if it fails."""
+
     async def close(self) -> None:
         """Finishes what was begun and gives the store free."""

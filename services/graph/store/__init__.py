@@ -97,6 +97,11 @@ class GraphStore(Protocol):
     async def counts(self, user_ids: Sequence[int]) -> Mapping[int, pb.UserCounts]:
         """Followers and followees, exactly; users without any are left out."""
 
+    async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
+        """Leaves the user out of the counts of followers and followees of others, or counts the user again, as decided at `at_us` (Unix
+        microseconds): an earlier decision that comes later changes nothing. Edges, lists and the user's own counts stay. To be called
+        again with the same decision if it fails."""
+
     async def suggestions(self, user_id: int, limit: int) -> list[int]:
         """Up to `limit` users followed by those whom the user follows, the most often found first, then by id.
 

@@ -71,6 +71,11 @@ class TweetStore(Protocol):
     async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
         """The ids of the user's standing retweets by original; originals without one are left out."""
 
+    async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
+        """Leaves the author's replies, retweets and quotes out of the counts of what they answer, retweet or quote, or counts
+        them again, as decided at `at_us` (Unix microseconds): an earlier decision that comes later changes nothing.
+        Tweets and lists stay. To be called again with the same decision if it fails."""
+
     async def purge(self, before_s: int, limit: int) -> int:
         """Removes for good at most `limit` tweets that were deleted before `before_s` (unix seconds), the longest
         deleted first, each behind the retweets of it, which count too; how many."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.engagement.store import EngagementStore, Kind
+from services.platform.ids.snowflake import wall_clock_ms
 from tests.contract.engagement.conftest import Opened
 
 ANN, BEN, CAT = 1, 2, 3
@@ -189,3 +190,49 @@ async def test_reads_beside_writes_never_leave_something_stale_behind(opened: Op
     known = [await opened.counts(ids), *[await opened.states(user_id, ids) for user_id in (1, 2, 3)]]
     await opened.again()
     assert known == [await opened.counts(ids), *[await opened.states(user_id, ids) for user_id in (1, 2, 3)]]
+
+
+async def test_set_absent_leaves_the_users_likes_out_of_counts_until_back(opened: Opened) -> None:
+    for tweet_id, user_id in ((TWEET, ANN), (TWEET, BEN), (OTHER, ANN)):
+        await opened.like(tweet_id, user_id)
+    await opened.bookmark(TWEET, ANN)
+    before = await opened.counts([TWEET, OTHER])
+    at_us = wall_clock_ms() * 1000
+    for _ in range(2):
+        await opened.store.set_absent(ANN, True, at_us)
+        async for _ in fresh_and_reopened(opened):
+            assert await opened.counts([TWEET, OTHER]) == [(TWEET, 1, 1)]
+    assert await opened.likers(TWEET) == [BEN, ANN]
+    assert await opened.like(TWEET, CAT) == 2
+    await opened.unlike(TWEET, CAT)
+    # What was decided earlier comes too late.
+    await opened.store.set_absent(ANN, False, at_us - 1)
+    assert await opened.counts([OTHER]) == []
+    for _ in range(2):
+        await opened.store.set_absent(ANN, False, at_us + 1)
+        assert await opened.counts([TWEET, OTHER]) == before
+    await opened.store.set_absent(ANN, True, at_us)
+    assert await opened.counts([TWEET, OTHER]) == before
+
+
+async def test_a_like_taken_back_by_who_is_absent_stays_out_of_the_count(opened: Opened) -> None:
+    await opened.like(TWEET, ANN)
+    await opened.like(TWEET, BEN)
+    at_us = wall_clock_ms() * 1000
+    await opened.store.set_absent(ANN, True, at_us)
+    assert await opened.unlike(TWEET, ANN) == 1
+    await opened.store.set_absent(ANN, False, at_us + 1)
+    assert await opened.counts([TWEET]) == [(TWEET, 1, 0)]
+    assert await opened.unlike(TWEET, BEN) == 0
+
+
+async def test_more_likes_than_a_step_are_all_left_out(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{type(opened.store).__module__}.ABSENT_A_STEP", 2)
+    ids = range(100, 105)
+    for tweet_id in ids:
+        await opened.like(tweet_id, ANN)
+    at_us = wall_clock_ms() * 1000
+    await opened.store.set_absent(ANN, True, at_us)
+    assert await opened.counts(ids) == []
+    await opened.store.set_absent(ANN, False, at_us + 1)
+    assert await opened.counts(ids) == [(tweet_id, 1, 0) for tweet_id in ids]

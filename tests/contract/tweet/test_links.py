@@ -9,6 +9,7 @@ import grpc
 import pytest
 from roost.tweet.v1 import tweet_pb2
 
+from services.platform.ids.snowflake import wall_clock_ms
 from services.platform.rpc.errors import RoostError
 from services.tweet.store import Claim, Retweeter
 from tests.contract.tweet.conftest import Opened, event
@@ -259,3 +260,43 @@ async def test_a_retweeter_who_gives_up_leaves_no_stale_answer(opened: Opened) -
     known = (await core_of(opened, 1, BOB), await opened.store.find_retweets(BOB, [1]))
     await opened.again()
     assert known == (await core_of(opened, 1, BOB), await opened.store.find_retweets(BOB, [1]))
+
+
+async def test_set_absent_leaves_the_authors_links_out_of_counts_until_back(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    for tweet_id, author_id, links in ((2, BOB, REPLY), (3, BOB, QUOTE), (4, BOB, RETWEET), (5, CAT, REPLY)):
+        await opened.post(tweet_id, author_id, **links)
+    at_us = wall_clock_ms() * 1000
+    assert await counts(opened, 1) == (2, 1, 1)
+    for _ in range(2):
+        await opened.store.set_absent(BOB, True, at_us)
+        assert await counts(opened, 1) == (1, 0, 0)
+    assert list(await opened.store.list_replies(1, 0, 10)) == [5, 2]
+    await opened.store.set_absent(BOB, False, at_us - 1)
+    assert await counts(opened, 1) == (1, 0, 0)
+    for _ in range(2):
+        await opened.store.set_absent(BOB, False, at_us + 1)
+        assert await counts(opened, 1) == (2, 1, 1)
+    await opened.store.set_absent(BOB, True, at_us)
+    assert await counts(opened, 1) == (2, 1, 1)
+
+
+async def test_links_that_change_while_their_author_is_absent_count_right_afterwards(opened: Opened) -> None:
+    await opened.post(1, ANN)
+    for tweet_id in (2, 3, 4, 5):
+        await opened.post(tweet_id, BOB, **REPLY)
+    await remove(opened, 5)
+    at_us = wall_clock_ms() * 1000
+    await opened.store.set_absent(BOB, True, at_us)
+    assert await counts(opened, 1) == (0, 0, 0)
+    await opened.delete(2)
+    await remove(opened, 3)
+    assert await counts(opened, 1) == (0, 0, 0)
+    await restore(opened, 3)
+    assert await counts(opened, 1) == (0, 0, 0)
+    assert await opened.store.purge(1, 10) == 1
+    await opened.store.set_absent(BOB, False, at_us + 1)
+    # 3 and 4 stand; 5 was removed before, and comes back now.
+    assert await counts(opened, 1) == (2, 0, 0)
+    await restore(opened, 5)
+    assert await counts(opened, 1) == (3, 0, 0)

@@ -12,9 +12,14 @@ from services.platform.cassandra.outbox import OUTBOX_MIGRATION
 
 # Of a copy: whoever takes it out wins over whoever writes it, however late that comes.
 MADE, TAKEN_OUT = 1, 2
+# Microseconds that no clock reaches: of a like that was taken back nothing is left to leave out.
+FOREVER_US = 1 << 62
 # Kinds of rows in `marks`, stored: append, never renumber. A note's item is the id of its event.
 NUMBERS = {Kind.LIKE: 0, Kind.BOOKMARK: 1}
 NOTE = 2
+# In `marks_by_tweet` alone, all in the first bucket: likes that are not counted, for who gave them does not take part. Written with the
+# time of that decision.
+UNCOUNTED = 3
 # The first marks of a tweet share a partition. Whoever comes after SPREAD_FROM of a kind goes to one of BUCKETS more, by user.
 SPREAD_FROM = 1_000
 BUCKETS = 64

@@ -36,6 +36,8 @@ NOTE_S = 3 * 24 * 3600
 MAX_TRIES = 10
 # In one statement: a node gathers them. Of totals that is at most 2 kinds of 64 rows each, well below what one read may bring.
 IDS_PER_READ = 50
+# Likes read and written in one go when somebody goes or comes back.
+ABSENT_A_STEP = 500
 _NO_BOUND = (1 << 63) - 1
 _KINDS = {number: kind for kind, number in schema.NUMBERS.items()}
 
@@ -60,10 +62,15 @@ class _Mark(NamedTuple):
     def drops(self) -> list[Statement]:
         """What takes them out, for good."""
         user_id, kind, tweet_id, place, bucket = self
-        return [
+        steps: list[Statement] = [
             (schema.DROP_BY_USER, (schema.TAKEN_OUT, user_id, kind, place)),
             (schema.DROP_BY_TWEET, (schema.TAKEN_OUT, tweet_id, bucket, kind, place)),
         ]
+        if kind == schema.NUMBERS[Kind.LIKE]:
+            steps.append(
+                (schema.DROP_BY_TWEET, (schema.FOREVER_US, tweet_id, schema.FIRST_BUCKET, schema.UNCOUNTED, place))
+            )
+        return steps
 
 
 class CassandraEngagementStore:
@@ -254,6 +261,19 @@ class CassandraEngagementStore:
                 response.states.add(tweet_id=tweet_id, liked=liked, bookmarked=bookmarked)
         return response
 
+    async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
+        """See the port."""
+        below = 0
+        while page := await self.list_tweets(Kind.LIKE, user_id, below, ABSENT_A_STEP):
+            rows = [(entry.id, schema.FIRST_BUCKET, schema.UNCOUNTED, entry.place) for entry in page]
+            steps: list[Statement]
+            if absent:
+                steps = [(schema.COPY_BY_TWEET, (*row, user_id, at_us)) for row in rows]
+            else:
+                steps = [(schema.DROP_BY_TWEET, (at_us, *row)) for row in rows]
+            await self._copy(steps, [entry.id for entry in page])
+            below = page[-1].place
+
     async def recount_likes(self, changed: Iterable[tuple[int, int]]) -> int:
         """Counts again where likes are spread, given (tweet, user) of each that came or went; how many buckets it counted."""
         pairs = set(changed)
@@ -273,10 +293,15 @@ class CassandraEngagementStore:
 
     async def _count(self, tweet_id: int, number: int) -> int:
         """How many marks of a kind a tweet has, after a change; once they are many, those to come are spread."""
-        count = (await self._counts([tweet_id])).get((tweet_id, number), _NONE)
+        counts = await self._counts([tweet_id])
+        count = counts.get((tweet_id, number), _NONE)
         if count.first >= schema.SPREAD_FROM and count.others is None:
             await self.keyspace.write(schema.PUT_TOTAL, tweet_id, number, schema.FIRST_BUCKET + 1, 0, schema.MADE)
-        return count.sum
+        return (
+            count.sum - counts.get((tweet_id, schema.UNCOUNTED), _NONE).sum
+            if number == schema.NUMBERS[Kind.LIKE]
+            else count.sum
+        )
 
     async def _counts(self, ids: Sequence[int]) -> dict[tuple[int, int], _Count]:
         """The counts of these tweets by tweet and kind, where there are any."""
@@ -321,6 +346,7 @@ _NONE = _Count(0)
 def _frame(tweet_id: int, counts: Mapping[tuple[int, int], _Count]) -> bytes:
     """The counts as an answer that holds nothing else: concatenated, such answers are one."""
     likes, bookmarks = (counts.get((tweet_id, schema.NUMBERS[kind]), _NONE).sum for kind in Kind)
+    likes = max(likes - counts.get((tweet_id, schema.UNCOUNTED), _NONE).sum, 0)
     if not (likes or bookmarks):
         return b""
     found = pb.TweetCounts(tweet_id=tweet_id, likes=likes, bookmarks=bookmarks)

@@ -16,6 +16,7 @@ from services.engagement.store.sqlite.cache import MAX_KEPT_MARKS, NEWEST_COUNTS
 from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.events.log import Record
 from services.platform.sqlite import outbox
+from services.platform.sqlite.absences import ABSENCES_SCHEMA, decide, is_absent
 from services.platform.sqlite.database import Database
 
 # Every like lies in two tables, once a direction. Rows go when likes go: nothing is left of them.
@@ -36,6 +37,17 @@ CREATE TABLE counts (
     bookmarks INTEGER NOT NULL CHECK (bookmarks >= 0)
 );
 """
+_UNCOUNTED_SCHEMA = """
+CREATE TABLE uncounted_likes (
+    user_id INTEGER NOT NULL, tweet_id INTEGER NOT NULL, PRIMARY KEY (user_id, tweet_id)
+) WITHOUT ROWID;
+"""
+MIGRATIONS = (SCHEMA, outbox.OUTBOX_SCHEMA, ABSENCES_SCHEMA, _UNCOUNTED_SCHEMA)
+# Likes walked over in one transaction when somebody goes or comes back: others' writes wait for so many.
+ABSENT_A_STEP = 500
+_UNCOUNT = "INSERT OR IGNORE INTO uncounted_likes (user_id, tweet_id) VALUES (?, ?)"
+_COUNT_AGAIN = "DELETE FROM uncounted_likes WHERE user_id = ? AND tweet_id = ?"
+_HAS_LIKE = "SELECT 1 FROM likes_by_user WHERE user_id = ? AND tweet_id = ?"
 _ADD_LIKE = "INSERT OR IGNORE INTO likes_by_user (user_id, tweet_id, place) VALUES (?, ?, ?)"
 _ADD_LIKER = "INSERT INTO likes_by_tweet (tweet_id, place, user_id) VALUES (?, ?, ?)"
 _DROP_LIKE = "DELETE FROM likes_by_user WHERE user_id = ? AND tweet_id = ? RETURNING place"
@@ -103,7 +115,7 @@ class EmbeddedEngagementStore:
     @classmethod
     async def open(cls, path: Path) -> Self:
         """Opens or creates the file. FAILED_PRECONDITION if another owner has it."""
-        db = await Database.open(path, [SCHEMA, outbox.OUTBOX_SCHEMA])
+        db = await Database.open(path, MIGRATIONS)
         try:
             rows = await db.read(lambda c: c.execute(_NEWEST_COUNTS, (NEWEST_COUNTS,)).fetchall())
         except BaseException:
@@ -121,6 +133,9 @@ class EmbeddedEngagementStore:
                 return _unchanged(connection, tweet_id)
             connection.execute(_ADD_LIKER, (tweet_id, event.event_id, user_id))
             outbox.enqueue(connection, (event,))
+            if is_absent(connection, user_id):
+                connection.execute(_UNCOUNT, (user_id, tweet_id))
+                return _Outcome(True, *_unchanged(connection, tweet_id)[1:])
             return _Outcome(True, *connection.execute(_COUNT_UP, (tweet_id, 1, 0)).fetchone())
 
         return (await self._write(unit, Kind.LIKE, tweet_id, user_id, present=True)).likes
@@ -134,6 +149,8 @@ class EmbeddedEngagementStore:
                 return _unchanged(connection, tweet_id)
             connection.execute(_DROP_LIKER, (tweet_id, rows[0][0]))
             outbox.enqueue(connection, (event,))
+            if connection.execute(_COUNT_AGAIN, (user_id, tweet_id)).rowcount:
+                return _Outcome(True, *_unchanged(connection, tweet_id)[1:])
             return _Outcome(True, *connection.execute(_COUNT_DOWN, (1, 0, tweet_id)).fetchone())
 
         return (await self._write(unit, Kind.LIKE, tweet_id, user_id, present=False)).likes
@@ -171,6 +188,23 @@ class EmbeddedEngagementStore:
             return outcome
 
         return await asyncio.shield(asyncio.ensure_future(run()))
+
+    async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
+        """See the port."""
+        # First: what is liked from here on looks there, and what was before is walked over below.
+        if not await self.db.write(lambda c: decide(c, user_id, absent, at_us)):
+            return
+        below = 0
+        while page := await self.list_tweets(Kind.LIKE, user_id, below, ABSENT_A_STEP):
+            await asyncio.shield(self._uncount(user_id, [entry.id for entry in page], absent))
+            below = page[-1].place
+
+    async def _uncount(self, user_id: int, tweet_ids: Sequence[int], absent: bool) -> None:
+        changed = await self.db.write(lambda c: _uncount(c, user_id, tweet_ids, absent))
+        self._writes_told += 1
+        for tweet_id, likes, bookmarks in changed:
+            self._counts.put(tweet_id, _frame(tweet_id, likes, bookmarks))
+        self._revisions.changed([tweet_id for tweet_id, _, _ in changed])
 
     async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[Entry]:
         """See the port."""
@@ -240,6 +274,21 @@ class EmbeddedEngagementStore:
     async def close(self) -> None:
         """See the port."""
         await self.db.close()
+
+
+def _uncount(
+    connection: sqlite3.Connection, user_id: int, tweet_ids: Sequence[int], absent: bool
+) -> list[tuple[int, int, int]]:
+    """Leaves the user's likes of these tweets out, or counts them again: the tweets whose counts changed, with their counts now."""
+    changed = []
+    for tweet_id in tweet_ids:
+        # Taken back meanwhile, perhaps.
+        if absent and not connection.execute(_HAS_LIKE, (user_id, tweet_id)).fetchone():
+            continue
+        if connection.execute(_UNCOUNT if absent else _COUNT_AGAIN, (user_id, tweet_id)).rowcount:
+            statement, values = (_COUNT_DOWN, (1, 0, tweet_id)) if absent else (_COUNT_UP, (tweet_id, 1, 0))
+            changed.append((tweet_id, *connection.execute(statement, values).fetchone()))
+    return changed
 
 
 def _unchanged(connection: sqlite3.Connection, tweet_id: int) -> _Outcome:

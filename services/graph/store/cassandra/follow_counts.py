@@ -86,6 +86,7 @@ class Tallies:
             if entry.side in sides and _is_due(entry, now_ms)
         ]
         counted = dict(zip(due, await self._count(due, now_ms), strict=True)) if due else {}
+        uncounted = await self._uncounted(list(kept), sides)
         totals: dict[int, tuple[Tally, Tally]] = {}
         for user_id, entries in kept.items():
             sums, fresh = [0, 0], [True, True]
@@ -93,13 +94,30 @@ class Tallies:
                 sums[entry.side] += counted.get((user_id, entry), entry.edges)
                 fresh[entry.side] &= (user_id, entry) in counted or _is_settled(entry)
             self._learn(user_id, (entry.bucket for entry in entries))
-            totals[user_id] = (Tally(sums[0], fresh[0]), Tally(sums[1], fresh[1]))
+            shown = [max(sums[side] - uncounted.get((user_id, side), 0), 0) for side in (FOLLOWERS, FOLLOWING)]
+            totals[user_id] = (Tally(shown[0], fresh[0]), Tally(shown[1], fresh[1]))
         return totals
 
     async def followers(self, user_id: int) -> Tally:
         """Of one user."""
         found = await self.of((user_id,), (FOLLOWERS,))
         return found[user_id][0] if user_id in found else Tally(0, True)
+
+    async def set_absent(self, user_id: int, side: int, other_ids: Sequence[int], absent: bool, at_us: int) -> None:
+        """Leaves the user out of one count of each of these people, or counts the user again; `at_us` is when that was decided."""
+        if absent:
+            steps = [(schema.UNCOUNT, (other_id, side, user_id, at_us)) for other_id in other_ids]
+        else:
+            steps = [(schema.COUNT_AGAIN, (at_us, other_id, side, user_id)) for other_id in other_ids]
+        await self._keyspace.write_each(steps)
+
+    async def _uncounted(self, user_ids: Sequence[int], sides: Collection[int]) -> dict[tuple[int, int], int]:
+        """How many edges each count leaves out, by user and side, where there are any."""
+        starts = range(0, len(user_ids), schema.UNCOUNTED_AT_ONCE)
+        lots = [(list(user_ids[at : at + schema.UNCOUNTED_AT_ONCE]), list(sides)) for at in starts]
+        found = [tuple(row) for rows in await self._keyspace.read_each(schema.ANY_UNCOUNTED, lots) for row in rows]
+        counts = await self._keyspace.read_each(schema.COUNT_UNCOUNTED, found) if found else []
+        return {(user_id, side): int(rows[0][0]) for (user_id, side), rows in zip(found, counts, strict=True)}
 
     async def _count(self, due: Sequence[tuple[int, _Kept]], now_ms: int) -> list[int]:
         """Counts rows, side by side, and keeps what will be believed or was dear."""

@@ -152,6 +152,10 @@ class EdgeChange(NamedTuple):
                 steps.append((add, (source, after.at_ms, target, stamp)))
             if kind == Kind.FOLLOW and before:
                 steps.append((schema.DROP_FOLLOWER, (stamp, target, before.bucket, before.at_ms, source)))
+            if kind == Kind.FOLLOW and before and not after:
+                # Of an edge that is gone nothing is left to leave out.
+                steps.append((schema.COUNT_AGAIN, (stamp, source, FOLLOWING, target)))
+                steps.append((schema.COUNT_AGAIN, (stamp, target, FOLLOWERS, source)))
             if kind == Kind.FOLLOW and after:
                 steps.append((schema.ADD_FOLLOWER, (target, after.bucket, after.at_ms, source, stamp)))
         return steps

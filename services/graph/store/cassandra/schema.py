@@ -66,9 +66,15 @@ CREATE TABLE IF NOT EXISTS notes (
 ) WITH default_time_to_live = 259200
     AND compaction = {'class': 'TimeWindowCompactionStrategy', 'compaction_window_unit': 'HOURS', 'compaction_window_size': 6};
 """
+# Follows that the count of `user_id` leaves out, for the other does not take part. Written with the time of that decision.
+_UNCOUNTED = """
+CREATE TABLE IF NOT EXISTS uncounted (user_id bigint, side tinyint, other_id bigint, PRIMARY KEY ((user_id, side), other_id))
+"""
 KEYSPACE = "graph"
 # The keyspaces of the service by name, each with its migrations in order.
-KEYSPACES = {KEYSPACE: (_PAIRS, _INTENTS, _LISTS_BY_USER, _PEOPLE, _COUNTS, _TIERS, OUTBOX_MIGRATION, _NOTES)}
+KEYSPACES = {
+    KEYSPACE: (_PAIRS, _INTENTS, _LISTS_BY_USER, _PEOPLE, _COUNTS, _TIERS, OUTBOX_MIGRATION, _NOTES, _UNCOUNTED)
+}
 
 _TIES = "low_follows, low_bucket, high_follows, high_bucket, low_blocks, high_blocks, low_mutes, high_mutes"
 PAIR = f"SELECT change, stamp, last, {_TIES} FROM pairs WHERE low = ? AND high = ?"  # noqa: S608 (our own names)
@@ -117,6 +123,12 @@ PEOPLE = "SELECT user_id FROM people WHERE range = ? AND user_id > ? LIMIT ?"
 MARK = "UPDATE counts USING TIMESTAMP ? SET changed_ms = ? WHERE user_id = ? AND side = ? AND bucket = ?"
 COUNTED = "UPDATE counts USING TIMESTAMP ? SET counted_ms = ?, edges = ? WHERE user_id = ? AND side = ? AND bucket = ?"
 COUNTS = "SELECT side, bucket, changed_ms, counted_ms, edges FROM counts WHERE user_id = ?"
+UNCOUNT = "INSERT INTO uncounted (user_id, side, other_id) VALUES (?, ?, ?) USING TIMESTAMP ?"
+COUNT_AGAIN = "DELETE FROM uncounted USING TIMESTAMP ? WHERE user_id = ? AND side = ? AND other_id = ?"
+# Of at most UNCOUNTED_AT_ONCE ids. Next to nobody has any: only those are counted, a partition a statement.
+ANY_UNCOUNTED = "SELECT DISTINCT user_id, side FROM uncounted WHERE user_id IN ? AND side IN ?"
+UNCOUNTED_AT_ONCE = 50
+COUNT_UNCOUNTED = "SELECT count(*) FROM uncounted WHERE user_id = ? AND side = ?"
 COUNT_FOLLOWERS = "SELECT count(*) FROM followers_by_user WHERE user_id = ? AND bucket = ?"
 COUNT_FOLLOWING = "SELECT count(*) FROM following_by_user WHERE user_id = ?"
 

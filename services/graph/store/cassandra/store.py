@@ -16,7 +16,7 @@ from services.graph.store.cassandra.edge_writer import EdgeWriter
 from services.graph.store.cassandra.follow_counts import BUCKETS, Tallies
 from services.graph.store.cassandra.intent_sweeper import Sweeper
 from services.graph.store.cassandra.popular import Popular
-from services.graph.store.cassandra.relationship import Act, Pair, ends, pair_of
+from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING, Act, Pair, ends, pair_of
 from services.graph.store.cassandra.tier_rows import TierRows
 from services.graph.store.cassandra.user_index import People
 from services.graph.store.cassandra.visibility_cache import TOP, Filters
@@ -46,6 +46,8 @@ _SCANNED = {
     pb.EDGE_KIND_MUTE: Listing.MUTES,
 }
 _THRESHOLD = "celebrity_threshold"
+# Rows read and written in one go when somebody goes or comes back.
+ABSENT_A_STEP = 500
 
 
 class CassandraGraphStore:
@@ -163,6 +165,14 @@ class CassandraGraphStore:
             for user_id, (followers, following) in found.items()
             if followers.edges or following.edges
         }
+
+    async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
+        """See the port. A follow that is made in the very moment that its follower goes may be missed: it is counted until then."""
+        for listing, side in ((Listing.FOLLOWING, FOLLOWERS), (Listing.FOLLOWERS, FOLLOWING)):
+            below: Position | None = None
+            while page := await self.page(listing, user_id, below, ABSENT_A_STEP):
+                await self._tallies.set_absent(user_id, side, [entry.user_id for entry in page], absent, at_us)
+                below = page[-1]
 
     async def suggestions(self, user_id: int, limit: int) -> list[int]:
         newest = schema.PAGES[Listing.FOLLOWING]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store import Listing
+from services.platform.sqlite.absences import ABSENCES_SCHEMA
 from services.platform.sqlite.outbox import OUTBOX_SCHEMA
 
 EDGES_SCHEMA = """
@@ -39,7 +40,21 @@ CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT RO
 """
 # Suggestions for somebody who follows nobody: without it, a million counts are read and sorted for each.
 _POPULAR_SCHEMA = "CREATE INDEX counts_by_followers ON counts (followers DESC, user_id);"
-MIGRATIONS = (EDGES_SCHEMA, OUTBOX_SCHEMA, _POPULAR_SCHEMA)
+# Follows that the count of `user_id` leaves out, for the other does not take part; `side` is 0 of followers, 1 of followees.
+_UNCOUNTED_SCHEMA = """
+CREATE TABLE uncounted (
+    user_id INTEGER NOT NULL, side INTEGER NOT NULL, other_id INTEGER NOT NULL, PRIMARY KEY (user_id, side, other_id)
+) WITHOUT ROWID;
+"""
+MIGRATIONS = (EDGES_SCHEMA, OUTBOX_SCHEMA, _POPULAR_SCHEMA, ABSENCES_SCHEMA, _UNCOUNTED_SCHEMA)
+OF_FOLLOWERS, OF_FOLLOWEES = 0, 1
+UNCOUNT = "INSERT OR IGNORE INTO uncounted (user_id, side, other_id) VALUES (?, ?, ?)"
+COUNT_AGAIN = "DELETE FROM uncounted WHERE user_id = ? AND side = ? AND other_id = ?"
+# By side. The relation version stays: nothing changed between the two.
+COUNT_ONE = {
+    OF_FOLLOWERS: "UPDATE counts SET followers = followers + ? WHERE user_id = ?",
+    OF_FOLLOWEES: "UPDATE counts SET following = following + ? WHERE user_id = ?",
+}
 
 ADD_FOLLOWING = "INSERT OR IGNORE INTO following (follower_id, followee_id, at_ms) VALUES (?, ?, ?)"
 ADD_FOLLOWER = "INSERT INTO followers (followee_id, at_ms, follower_id) VALUES (?, ?, ?)"

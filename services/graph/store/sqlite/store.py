@@ -19,6 +19,7 @@ from services.graph.tier_publisher import TierRule
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.platform.sqlite import outbox
+from services.platform.sqlite.absences import decide, is_absent
 from services.platform.sqlite.database import Database
 
 T = TypeVar("T")
@@ -26,6 +27,8 @@ T = TypeVar("T")
 # Friends of friends: at most 2,500 rows, about 2 ms.
 SUGGEST_FROM_FOLLOWEES = 50
 SUGGEST_FROM_EACH = 50
+# Rows walked over in one transaction when somebody goes or comes back: others' writes wait for so many.
+ABSENT_A_STEP = 500
 _TOP = Position((1 << 63) - 1, (1 << 63) - 1)
 _THRESHOLD = "celebrity_threshold"
 
@@ -93,6 +96,16 @@ class EmbeddedGraphStore:
         ids = tuple(user_ids)
         rows = await self.db.read(lambda c: [(i, row) for i in ids if (row := c.execute(sql.COUNTS, (i,)).fetchone())])
         return {user_id: pb.UserCounts(followers=row[0], following=row[1]) for user_id, row in rows}
+
+    async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
+        # First: what is followed from here on looks there, and what was before is walked over below.
+        if not await self.db.write(lambda c: decide(c, user_id, absent, at_us)):
+            return
+        for listing, side in ((Listing.FOLLOWING, sql.OF_FOLLOWERS), (Listing.FOLLOWERS, sql.OF_FOLLOWEES)):
+            below: Position | None = None
+            while page := await self.page(listing, user_id, below, ABSENT_A_STEP):
+                await self.db.write(lambda c: _uncount(c, page, side, user_id, absent))  # noqa: B023 (awaited)
+                below = page[-1]
 
     async def suggestions(self, user_id: int, limit: int) -> list[int]:
         return await self.db.read(lambda c: _suggestions(c, user_id, limit))
@@ -194,8 +207,10 @@ class _Write:
             return False
         self._rows(sql.ADD_FOLLOWER, (followee_id, at_ms, follower_id))
         self._facts.followed(*pair)
-        self._one(sql.COUNT_UP, (follower_id, 0, 1, version))
-        self.judge(followee_id, self._one(sql.COUNT_UP, (followee_id, 1, 0, version)))
+        following = self._counts(follower_id, sql.OF_FOLLOWEES, followee_id)
+        followers = self._counts(followee_id, sql.OF_FOLLOWERS, follower_id)
+        self._one(sql.COUNT_UP, (follower_id, 0, following, version))
+        self.judge(followee_id, self._one(sql.COUNT_UP, (followee_id, followers, 0, version)))
         return True
 
     def unfollow(self, follower_id: int, followee_id: int) -> bool:
@@ -204,8 +219,10 @@ class _Write:
             return False
         self._rows(sql.DROP_FOLLOWER, (followee_id, rows[0][0], follower_id))
         self._facts.unfollowed(follower_id, followee_id)
-        self._one(sql.COUNT_DOWN, (0, 1, self._change.version, follower_id))
-        self.judge(followee_id, self._one(sql.COUNT_DOWN, (1, 0, self._change.version, followee_id)))
+        following = 1 - self._rows(sql.COUNT_AGAIN, (follower_id, sql.OF_FOLLOWEES, followee_id))
+        followers = 1 - self._rows(sql.COUNT_AGAIN, (followee_id, sql.OF_FOLLOWERS, follower_id))
+        self._one(sql.COUNT_DOWN, (0, following, self._change.version, follower_id))
+        self.judge(followee_id, self._one(sql.COUNT_DOWN, (followers, 0, self._change.version, followee_id)))
         return True
 
     def block(self, user_id: int, target_id: int) -> bool:
@@ -277,6 +294,13 @@ class _Write:
         self._facts.tier_changed(user_id, tier == pb.TIER_CELEBRITY)
         self.tiers.append(pb.TierEntry(user_id=user_id, tier=tier, changed_at_ms=at_ms))
 
+    def _counts(self, user_id: int, side: int, other_id: int) -> int:
+        """How much a new edge adds to the user's count: 0, and kept as left out, if the other does not take part."""
+        if not is_absent(self._connection, other_id):
+            return 1
+        self._rows(sql.UNCOUNT, (user_id, side, other_id))
+        return 0
+
     def _renew(self, *user_ids: int) -> None:
         for user_id in user_ids:
             self._one(sql.COUNT_UP, (user_id, 0, 0, self._change.version))
@@ -289,6 +313,17 @@ class _Write:
         """The first value of the only row, 0 without one. It fetches all rows: a statement cut short may leave work undone."""
         rows = self._connection.execute(statement, values).fetchall()
         return int(rows[0][0]) if rows else 0
+
+
+def _uncount(connection: sqlite3.Connection, others: Sequence[Position], side: int, user_id: int, absent: bool) -> None:
+    """Leaves the user out of these people's counts, or counts the user again; what is so already stays."""
+    for _, other_id in others:
+        # Undone meanwhile, perhaps.
+        follows = (user_id, other_id) if side == sql.OF_FOLLOWERS else (other_id, user_id)
+        if absent and not connection.execute(sql.HAS_FOLLOW, follows).fetchone():
+            continue
+        if connection.execute(sql.UNCOUNT if absent else sql.COUNT_AGAIN, (other_id, side, user_id)).rowcount:
+            connection.execute(sql.COUNT_ONE[side], (-1 if absent else 1, other_id))
 
 
 def _relationship(connection: sqlite3.Connection, user_id: int, other_id: int) -> pb.Relationship:

@@ -13,7 +13,7 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.claims import MAX_TRIES, is_unknown, name_of_retweet
-from services.tweet.store.cassandra.rows import Stored, drop, orphan, show, to_purge
+from services.tweet.store.cassandra.rows import Stored, drop, links, orphan, show, to_purge, uncount
 from services.tweet.store.cassandra.writes import Writer
 from services.tweet.store.revisions import first_revision
 
@@ -168,6 +168,15 @@ class Changer:
             revision.created_at.FromMilliseconds(created_at_ms)
             found.append(revision)
         return found
+
+    async def set_absent(self, tweet_ids: Sequence[int], absent: bool, at_us: int) -> None:
+        """Leaves these tweets of one author out of the counts of what they hang on, or counts them again. UNAVAILABLE if other processes
+        cannot be told."""
+        found = (await self._writer.stored(tweet_ids)).values()
+        await self._keyspace.write_each([step for stored in found for step in uncount(stored, absent, at_us)])
+        targets = {tweet_id for stored in found for tweet_id, _ in links(stored.head)}
+        if not await self._writer.tell(list(targets)):
+            raise errors.unavailable("other processes cannot be told of counts that changed")
 
     async def purge(self, before_s: int, limit: int) -> int:
         """See `TweetStore.purge`."""

@@ -160,7 +160,17 @@ class CassandraLists:
         """How many standing links of each kind each tweet has. Counted where they lie: a count has nothing of its own to go wrong."""
         linked = [row[0] for row in await by_ids(self._keyspace, cql.ANY_LINKS, tweet_ids)]
         answers = await self._keyspace.read_each(cql.COUNT_LINKS, [(tweet_id,) for tweet_id in linked])
-        return {tweet_id: dict(rows) for tweet_id, rows in zip(linked, answers, strict=True)}
+        counted: dict[int, dict[int, int]] = {
+            tweet_id: dict(rows) for tweet_id, rows in zip(linked, answers, strict=True)
+        }
+        return {
+            tweet_id: {
+                kind: max(count - kinds.get(kind + cql.UNCOUNTED, 0), 0)
+                for kind, count in kinds.items()
+                if kind < cql.UNCOUNTED
+            }
+            for tweet_id, kinds in counted.items()
+        }
 
 
 async def by_ids(keyspace: Keyspace, statement: str, ids: Iterable[int]) -> list[Row]:

@@ -112,6 +112,7 @@ def show(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int, at_
     ]
     for tweet_id, kind in links(head):
         steps.append((cql.HIDE_LINK, (at_us, hidden, tweet_id, kind, head.id)))
+        steps.append((cql.HIDE_LINK, (at_us, hidden, tweet_id, kind + cql.UNCOUNTED, head.id)))
     if head.retweet_of_id:
         steps.append((cql.HIDE_RETWEET, (at_us, hidden, head.author_id, head.retweet_of_id, head.id)))
     return steps
@@ -120,6 +121,20 @@ def show(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int, at_
 def orphan(retweet_id: int, author_id: int, hidden: int, at_us: int) -> Statement:
     """Takes a retweet off its author's count where its original is `hidden`, and puts it back where that stands."""
     return cql.ORPHAN, (at_us, int(hidden != cql.STANDS), author_id, cql.month_of(retweet_id), retweet_id)
+
+
+def uncount(stored: Stored, absent: bool, at_us: int) -> list[Statement]:
+    """Leaves a tweet out of the counts of what it hangs on, or counts it again; `at_us` is when that was decided."""
+    head, steps = stored.head, list[Statement]()
+    for tweet_id, kind in links(head):
+        if absent:
+            key = (tweet_id, kind + cql.UNCOUNTED, head.id)
+            # Its state is that of the tweet's creation, unless something hid it since, which wrote it here as well.
+            steps.append((cql.HIDE_LINK, (cql.created_us(head.id), cql.STANDS, *key)))
+            steps.append((cql.UNCOUNT_LINK, (at_us, head.author_id, *key)))
+        else:
+            steps.append((cql.COUNT_LINK_AGAIN, (at_us, tweet_id, kind + cql.UNCOUNTED, head.id)))
+    return steps
 
 
 def to_purge(tweet_id: int, at_s: int) -> list[Statement]:
@@ -141,6 +156,7 @@ def drop(head: tweet_pb2.TweetHead) -> list[Statement]:
     ]
     for tweet_id, kind in links(head):
         steps.append((cql.DROP_LINK, (at_us, tweet_id, kind, head.id)))
+        steps.append((cql.DROP_LINK, (at_us, tweet_id, kind + cql.UNCOUNTED, head.id)))
     if head.retweet_of_id:
         steps.append((cql.DROP_RETWEET, (at_us, head.author_id, head.retweet_of_id, head.id)))
     return steps

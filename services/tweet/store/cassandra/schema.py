@@ -16,6 +16,8 @@ from services.platform.ids.snowflake import timestamp_ms
 STANDS, REMOVED, DELETED = 0, 1, 2
 # How a tweet hangs on another: it answers, retweets or quotes it.
 REPLY, RETWEET, QUOTE = 1, 2, 3
+# Added to the kind: a second row of such a link, while its author does not take part, by which counts leave it out.
+UNCOUNTED = 10
 # Above every id.
 NO_BOUND = (1 << 63) - 1
 
@@ -122,6 +124,12 @@ HIDE_LINK = "UPDATE links_by_tweet USING TIMESTAMP ? SET hidden = ? WHERE tweet_
 HIDE_RETWEET = (
     "UPDATE retweets_by_user USING TIMESTAMP ? SET hidden = ? WHERE user_id = ? AND original_id = ? AND retweet_id = ?"
 )
+UNCOUNT_LINK = (
+    "UPDATE links_by_tweet USING TIMESTAMP ? SET author_id = ? WHERE tweet_id = ? AND kind = ? AND link_id = ?"
+)
+COUNT_LINK_AGAIN = (
+    "DELETE author_id FROM links_by_tweet USING TIMESTAMP ? WHERE tweet_id = ? AND kind = ? AND link_id = ?"
+)
 ORPHAN = "UPDATE tweets_by_author USING TIMESTAMP ? SET orphaned = ? WHERE author_id = ? AND month = ? AND tweet_id = ?"
 REVISE = "UPDATE tweets_by_id USING TIMESTAMP ? SET version = ?, core = ? WHERE tweet_id = ?"
 
@@ -167,7 +175,8 @@ LINKS_UP = """SELECT link_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ?
 ALL_LINKS = """SELECT link_id, author_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ? AND link_id > ? LIMIT ?"""
 # Of at most IDS_AT_ONCE ids each. Most tweets have no links at all: only the others are counted, a partition a statement.
 ANY_LINKS = "SELECT DISTINCT tweet_id FROM links_by_tweet WHERE tweet_id IN ?"
-COUNT_LINKS = """SELECT kind, count(*) FROM links_by_tweet WHERE tweet_id = ? AND hidden = 0
+# Of whole rows: a state that came late may stand alone.
+COUNT_LINKS = """SELECT kind, count(author_id) FROM links_by_tweet WHERE tweet_id = ? AND hidden = 0
     GROUP BY kind ALLOW FILTERING"""
 OWN_RETWEETS = """SELECT original_id, retweet_id FROM retweets_by_user WHERE user_id = ? AND original_id IN ? AND hidden = 0
     ALLOW FILTERING"""

@@ -23,6 +23,9 @@ from services.tweet.store.cassandra.writes import Writer
 
 T = TypeVar("T")
 
+# Tweets read and written in one go when their author goes or comes back.
+ABSENT_A_STEP = 500
+
 
 class CassandraTweetStore(CachedQueries):
     """A TweetStore on a Cassandra cluster, which any number of processes share.
@@ -83,6 +86,13 @@ class CassandraTweetStore(CachedQueries):
     async def find_claimed(self, user_id: int, claim: Claim) -> int:
         """See the port."""
         return await self._whole(self._writer.find_claimed(user_id, claim))
+
+    async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
+        """See the port. A tweet that is posted in the very moment that its author goes may be missed: it is counted until then."""
+        before_id = 0
+        while ids := await self.list_author(author_id, before_id, ABSENT_A_STEP):
+            await self._whole(self._changer.set_absent(ids, absent, at_us))
+            before_id = ids[-1]
 
     async def purge(self, before_s: int, limit: int) -> int:
         """See the port."""

@@ -6,6 +6,7 @@ One table holds tweets, replies, quotes and retweets; the rest are indexes. Stat
 
 from __future__ import annotations
 
+from services.platform.sqlite.absences import ABSENCES_SCHEMA
 from services.platform.sqlite.outbox import OUTBOX_SCHEMA
 
 STANDS, DELETED, REMOVED = 0, 1, 2
@@ -46,7 +47,11 @@ CREATE TABLE revisions (
     PRIMARY KEY (tweet_id, version)
 ) WITHOUT ROWID;
 """
-MIGRATIONS = (_TWEETS, OUTBOX_SCHEMA, _LINKS)
+# Replies, retweets and quotes that are not counted, for their authors do not take part.
+_UNCOUNTED = "CREATE TABLE uncounted_links (tweet_id INTEGER PRIMARY KEY);"
+MIGRATIONS = (_TWEETS, OUTBOX_SCHEMA, _LINKS, ABSENCES_SCHEMA, _UNCOUNTED)
+UNCOUNT = "INSERT OR IGNORE INTO uncounted_links (tweet_id) VALUES (?)"
+COUNT_AGAIN = "DELETE FROM uncounted_links WHERE tweet_id = ?"
 
 LIST_REPLIES_DOWN = (
     "SELECT id FROM tweets WHERE reply_to_id = ? AND reply_to_id > 0 AND id < ? AND state = 0 ORDER BY id DESC LIMIT ?"

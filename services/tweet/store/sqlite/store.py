@@ -14,6 +14,7 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.events.log import Record
+from services.platform.sqlite.absences import decide
 from services.platform.sqlite.database import Database
 from services.shared.hydration.fragments import framed
 from services.tweet.store import Claim
@@ -32,6 +33,8 @@ CACHED_AUTHORS = 16_384
 FILL_IDS = 128
 # Rows a purge deletes in one transaction: a longer one would hold up those who post.
 PURGE_STEP = 500
+# Tweets walked over in one transaction when their author goes or comes back.
+ABSENT_A_STEP = 500
 # Of users who retweeted more, the rest is asked of the file each time.
 KEPT_RETWEETS = 1_000
 # Mostly none, at most 0.1 MB each.
@@ -139,6 +142,22 @@ class EmbeddedTweetStore(LinkLists):
     async def find_claimed(self, user_id: int, claim: Claim) -> int:
         """See the port."""
         return await self._db.read(lambda c: transactions.claimed(c, user_id, claim))
+
+    async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
+        """See the port."""
+        # First: what is posted from here on looks there, and what was before is walked over below.
+        if not await self._db.write(lambda c: decide(c, author_id, absent, at_us)):
+            return
+        before_id = 0
+        while ids := await self.list_author(author_id, before_id, ABSENT_A_STEP):
+            await _whole(self._uncount(ids, absent))
+            before_id = ids[-1]
+
+    async def _uncount(self, ids: Sequence[int], absent: bool) -> None:
+        changed = await self._db.write(lambda c: transactions.set_absent(c, ids, absent))
+        self._revisions.changed(changed)
+        for tweet_id in changed:
+            self._cores.pop(tweet_id)
 
     async def purge(self, before_s: int, limit: int) -> int:
         """See the port."""

@@ -17,6 +17,7 @@ from services.platform.events.log import Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.platform.sqlite import outbox
+from services.platform.sqlite.absences import is_absent
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
 from services.tweet.store.revisions import first_revision
 from services.tweet.store.sqlite import schema as sql
@@ -43,6 +44,19 @@ class _Row(NamedTuple):
     quote_of_id: int
 
 
+class _Link(NamedTuple):
+    """A tweet as others count it; 0 where it hangs on none."""
+
+    tweet_id: int
+    author_id: int
+    reply_to_id: int
+    retweet_of_id: int
+    quote_of_id: int
+
+    def targets(self) -> list[int]:
+        return [i for i in self[2:] if i]
+
+
 def create(
     connection: sqlite3.Connection, core: tweet_pb2.TweetCore, conversation_id: int, event: Record, claim: Claim | None
 ) -> Change:
@@ -65,7 +79,7 @@ def create(
         ),
     )
     connection.execute(sql.COUNT_OF_AUTHOR, (head.author_id, 1))
-    _count_links(connection, head.reply_to_id, head.retweet_of_id, head.quote_of_id, 1)
+    _count_links(connection, _Link(head.id, head.author_id, head.reply_to_id, head.retweet_of_id, head.quote_of_id), 1)
     outbox.enqueue(connection, (event,))
     return Change(head.id, head.author_id, True, linked)
 
@@ -137,6 +151,7 @@ def purge(connection: sqlite3.Connection, before_s: int, limit: int) -> list[tup
             break
         gone.append((tweet_id, 0))
     connection.executemany(sql.PURGE, [(tweet_id,) for tweet_id, _ in gone])
+    connection.executemany(sql.COUNT_AGAIN, [(tweet_id,) for tweet_id, _ in gone])
     connection.executemany(sql.PURGE_REVISIONS, [(tweet_id,) for tweet_id, _ in gone])
     return gone
 
@@ -170,15 +185,42 @@ def _count(connection: sqlite3.Connection, tweet_id: int, row: _Row, change: int
     if not row.retweet_of_id or _stands(connection, row.retweet_of_id):
         connection.execute(sql.COUNT_OF_AUTHOR, (row.author_id, change))
     connection.execute(sql.COUNT_OF_RETWEETERS, (change, tweet_id))
-    _count_links(connection, row.reply_to_id, row.retweet_of_id, row.quote_of_id, change)
+    _count_links(
+        connection, _Link(tweet_id, row.author_id, row.reply_to_id, row.retweet_of_id, row.quote_of_id), change
+    )
     return [i for i in (row.reply_to_id, row.retweet_of_id, row.quote_of_id) if i]
 
 
-def _count_links(connection: sqlite3.Connection, parent_id: int, original_id: int, quoted_id: int, change: int) -> None:
+def set_absent(connection: sqlite3.Connection, tweet_ids: Sequence[int], absent: bool) -> list[int]:
+    """Leaves these tweets of one author out of others' counts, or counts them again; the tweets whose counts changed."""
+    changed = []
+    for tweet_id in tweet_ids:
+        row = connection.execute(sql.ROW, (tweet_id,)).fetchone()
+        if row is None or row[1] != sql.STANDS:
+            # Hidden meanwhile: it is not counted anyway.
+            continue
+        link = _Link(tweet_id, row[0], *row[3:])
+        if link.targets() and connection.execute(sql.UNCOUNT if absent else sql.COUNT_AGAIN, (tweet_id,)).rowcount:
+            _add_to_counts(connection, link, -1 if absent else 1)
+            changed += link.targets()
+    return changed
+
+
+def _count_links(connection: sqlite3.Connection, link: _Link, change: int) -> None:
+    """Counts a link that stands from now on (1), or no more (-1), unless its author does not take part."""
+    if not link.targets():
+        return
+    if change > 0 and is_absent(connection, link.author_id):
+        connection.execute(sql.UNCOUNT, (link.tweet_id,))
+    elif change > 0 or not connection.execute(sql.COUNT_AGAIN, (link.tweet_id,)).rowcount:
+        _add_to_counts(connection, link, change)
+
+
+def _add_to_counts(connection: sqlite3.Connection, link: _Link, change: int) -> None:
     for statement, linked_id in (
-        (sql.COUNT_REPLIES, parent_id),
-        (sql.COUNT_RETWEETS, original_id),
-        (sql.COUNT_QUOTES, quoted_id),
+        (sql.COUNT_REPLIES, link.reply_to_id),
+        (sql.COUNT_RETWEETS, link.retweet_of_id),
+        (sql.COUNT_QUOTES, link.quote_of_id),
     ):
         if linked_id:
             connection.execute(statement, (change, linked_id))

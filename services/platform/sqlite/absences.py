@@ -1,0 +1,28 @@
+"""Who does not take part, as an embedded store of a service keeps it: since when, so that late news changes nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+
+# To be one of the migrations of a service that counts what people do.
+ABSENCES_SCHEMA = (
+    "CREATE TABLE absences (user_id INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, absent INTEGER NOT NULL);"
+)
+
+_KNOWN = "SELECT at_us FROM absences WHERE user_id = ?"
+_DECIDE = "INSERT OR REPLACE INTO absences (user_id, at_us, absent) VALUES (?, ?, ?)"
+_IS_ABSENT = "SELECT 1 FROM absences WHERE user_id = ? AND absent"
+
+
+def decide(connection: sqlite3.Connection, user_id: int, absent: bool, at_us: int) -> bool:
+    """Keeps the decision; False if a later one is known, which stands."""
+    row = connection.execute(_KNOWN, (user_id,)).fetchone()
+    if row is not None and row[0] > at_us:
+        return False
+    connection.execute(_DECIDE, (user_id, at_us, absent))
+    return True
+
+
+def is_absent(connection: sqlite3.Connection, user_id: int) -> bool:
+    """Returns whether the user does not take part: then what the user does is not counted."""
+    return connection.execute(_IS_ABSENT, (user_id,)).fetchone() is not None

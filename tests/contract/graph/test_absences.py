@@ -1,0 +1,90 @@
+"""Who does not take part is in nobody's counts, and comes back into them."""
+
+from __future__ import annotations
+
+from roost.graph.v1 import graph_service_pb2 as pb
+
+from services.graph.store import Listing, Position
+from services.platform.ids.snowflake import wall_clock_ms
+
+ANN, BEN, CAT = 11, 22, 33
+
+
+def counts(followers: int = 0, following: int = 0) -> pb.UserCounts:
+    return pb.UserCounts(followers=followers, following=following)
+
+
+def now_us() -> int:
+    return wall_clock_ms() * 1000
+
+
+async def follow_all(store, stamp):
+    for follower, followee in ((ANN, CAT), (BEN, CAT), (CAT, ANN), (ANN, BEN)):
+        await store.follow(follower, followee, stamp())
+
+
+async def test_set_absent_leaves_the_user_out_of_others_counts_until_back(store, stamp):
+    await follow_all(store, stamp)
+    before = await store.counts([ANN, BEN, CAT])
+    at_us = now_us()
+    for _ in range(2):
+        await store.set_absent(ANN, True, at_us)
+        assert await store.counts([BEN, CAT]) == {BEN: counts(following=1), CAT: counts(followers=1)}
+    # Edges and lists are as they were.
+    assert [entry.user_id for entry in await store.page(Listing.FOLLOWERS, CAT, None, 10)] == [BEN, ANN]
+    for _ in range(2):
+        await store.set_absent(ANN, False, at_us + 1)
+        assert await store.counts([ANN, BEN, CAT]) == before
+
+
+async def test_set_absent_decided_earlier_changes_nothing(store, stamp):
+    await follow_all(store, stamp)
+    before = await store.counts([ANN, BEN, CAT])
+    at_us = now_us()
+    await store.set_absent(ANN, True, at_us)
+    await store.set_absent(ANN, False, at_us + 2)
+    await store.set_absent(ANN, True, at_us + 1)
+    assert await store.counts([ANN, BEN, CAT]) == before
+
+
+async def test_edges_undone_meanwhile_stay_out_of_counts(store, stamp):
+    await follow_all(store, stamp)
+    at_us = now_us()
+    await store.set_absent(ANN, True, at_us)
+    await store.unfollow(CAT, ANN, stamp())
+    await store.block(BEN, ANN, stamp())
+    assert await store.counts([BEN, CAT]) == {BEN: counts(following=1), CAT: counts(followers=1)}
+    await store.set_absent(ANN, False, now_us() + 1)
+    assert await store.counts([ANN, BEN, CAT]) == {
+        ANN: counts(following=1),
+        BEN: counts(following=1),
+        CAT: counts(followers=2),
+    }
+    await store.unfollow(ANN, CAT, stamp())
+    assert await store.counts([CAT]) == {CAT: counts(followers=1)}
+
+
+async def test_two_who_follow_each_other_both_gone_and_back(store, stamp):
+    await store.follow(ANN, BEN, stamp())
+    await store.follow(BEN, ANN, stamp())
+    at_us = now_us()
+    await store.set_absent(ANN, True, at_us)
+    await store.set_absent(BEN, True, at_us)
+    assert await store.counts([ANN, BEN]) == {}
+    await store.set_absent(ANN, False, at_us + 1)
+    assert await store.counts([ANN, BEN]) == {BEN: counts(1, 1)}
+    await store.set_absent(BEN, False, at_us + 1)
+    assert await store.counts([ANN, BEN]) == {ANN: counts(1, 1), BEN: counts(1, 1)}
+
+
+async def test_more_edges_than_a_step_are_all_left_out(store, stamp, monkeypatch):
+    monkeypatch.setattr(f"{type(store).__module__}.ABSENT_A_STEP", 3)
+    others = range(100, 108)
+    for other in others:
+        await store.follow(ANN, other, stamp())
+    at_us = now_us()
+    await store.set_absent(ANN, True, at_us)
+    assert await store.counts(others) == {}
+    assert await store.page(Listing.FOLLOWERS, 100, None, 1) == [Position(stamp.now_ms - 7, ANN)]
+    await store.set_absent(ANN, False, at_us + 1)
+    assert await store.counts(others) == {other: counts(followers=1) for other in others}
