@@ -16,7 +16,7 @@ from services.shared.text.visible import is_visible
 from services.tweet.text import MAX_BYTES, MAX_WEIGHT, normalize_text, weight
 from services.tweet.weight import find_urls
 
-BACKEND = "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"
 # Far more than the worst text takes, far less than what backtracking would.
 WITHIN_S = 0.5
 
@@ -34,7 +34,7 @@ WITHIN_S = 0.5
         ("\U0001f600", 2),
         ("\u2764\ufe0f", 2),
         ("\u00a9", 2),
-        (BACKEND, 2),
+        (FAMILY, 2),
         ("\U0001f44d\U0001f3fd", 2),
         ("1\ufe0f\u20e3", 2),
         ("1", 1),
@@ -54,7 +54,7 @@ WITHIN_S = 0.5
         # Tags behind anything else weigh as they are: nothing long hides behind two.
         ("\U0001f3f4" + "\U000e0067" * 7 + "\U000e007f", 18),
         ("\U0001f1e9", 2),
-        (BACKEND + "\U0001f600 a", 6),
+        (FAMILY + "\U0001f600 a", 6),
         ("\u200d", 1),
         ("https://example.com/" + "a" * 200, 23),
         ("see example.com.", 28),
@@ -100,7 +100,7 @@ def test_urls_are_found_where_they_begin_and_end(text: str, urls: list[str]) -> 
     [
         "a" * MAX_WEIGHT,
         "\u65e5" * 140,
-        BACKEND * 140,
+        FAMILY * 140,
         "https://example.com/" + "a" * 3_000 + " " + "b" * 256,
         "https://example.com/" + "a" * (MAX_BYTES - 20),
         "two\nlines\tand a tab",
@@ -137,7 +137,7 @@ def test_kept_as_it_is(text: str) -> None:
         "\u65e5" * 140 + "a",
         "\U0001f600" * 140 + "a",
         "https://example.com/" + "a" * (MAX_BYTES - 19),
-        BACKEND * 164,
+        FAMILY * 164,
         "e\u0301" * 281,
     ],
 )
@@ -165,7 +165,7 @@ def test_stored_as_nfc_and_weighed_after() -> None:
         "a.com " * 680,
         "http://" * 580,
         "\u263a" * 1_365,
-        BACKEND * 160,
+        FAMILY * 160,
         "a.com/?" + "?" * 4_000,
         "a._" * 1_300,
     ],
@@ -197,7 +197,7 @@ def test_the_fast_path_and_the_parser_agree(text: str) -> None:
         assert weight(text) == len(text)
 
 
-@pytest.mark.parametrize("emoji", ["\u2764\ufe0f\u200d\U0001fa79", BACKEND, "1\ufe0f\u20e3"])
+@pytest.mark.parametrize("emoji", ["\u2764\ufe0f\u200d\U0001fa79", FAMILY, "1\ufe0f\u20e3"])
 def test_checked_of_140_emoji_of_many_code_points_fits_and_one_more_does_not(emoji: str) -> None:
     assert normalize_text(emoji * 140) == emoji * 140
     with pytest.raises(RoostError):

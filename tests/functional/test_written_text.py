@@ -1,0 +1,56 @@
+"""What people write is taken as their systems write it, and kept in one form."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.functional.conftest import PASSWORD, Web
+
+CRLF, CR = "a\r\nb", "a\rb"
+# 160 code points as it is kept, 240 as it comes.
+LONG = "x\r\n" * 80
+
+
+@pytest.mark.parametrize("written", [CRLF, CR])
+async def test_line_breaks_of_every_system_are_kept_as_line_feeds(web: Web, written: str) -> None:
+    body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD, "profile": {"bio": written}}
+    answer = await web.client.post("/v1/auth/signup", json=body)
+    assert (answer.status_code, answer.json()["user"]["bio"]) == (201, "a\nb")
+    ben = await web.sign_up("ben")
+    answer = await web.call("PATCH", "/v1/users/me", ben, json={"bio": written})
+    assert (answer.status_code, answer.json()["bio"]) == (200, "a\nb")
+    answer = await web.call("POST", "/v1/tweets", ben, json={"text": written})
+    assert (answer.status_code, answer.json()["text"]) == (201, "a\nb")
+    answer = await web.call("PATCH", f"/v1/tweets/{answer.json()['id']}", ben, json={"text": f"{written}!"})
+    assert (answer.status_code, answer.json()["text"]) == (200, "a\nb!")
+
+
+async def test_a_line_break_counts_one_however_it_is_written(web: Web) -> None:
+    ben = await web.sign_up("ben")
+    answer = await web.call("PATCH", "/v1/users/me", ben, json={"bio": LONG})
+    assert (answer.status_code, answer.json()["bio"]) == (200, "x\n" * 80)
+    assert (await web.call("PATCH", "/v1/users/me", ben, json={"bio": LONG + "x"})).status_code == 400
+
+
+async def test_tabs_are_taken_everywhere_alike(web: Web) -> None:
+    ben = await web.sign_up("ben")
+    written = {"display_name": "Ben\tB", "bio": "a\tb", "location": "a\tb"}
+    answer = await web.call("PATCH", "/v1/users/me", ben, json=written)
+    assert answer.status_code == 200, answer.text
+    assert {name: answer.json()[name] for name in written} == written
+    assert (await web.call("POST", "/v1/tweets", ben, json={"text": "a\tb"})).json()["text"] == "a\tb"
+
+
+@pytest.mark.parametrize("field", ["display_name", "location"])
+async def test_line_breaks_are_refused_where_there_is_one_line(web: Web, field: str) -> None:
+    ben = await web.sign_up("ben")
+    for written in (CRLF, CR, "a\nb"):
+        assert (await web.call("PATCH", "/v1/users/me", ben, json={field: written})).status_code == 400
+
+
+async def test_140_emoji_of_many_code_points_are_a_tweet(web: Web) -> None:
+    ben = await web.sign_up("ben")
+    text = "\u2764\ufe0f\u200d\U0001fa79" * 140
+    answer = await web.call("POST", "/v1/tweets", ben, json={"text": text})
+    assert (answer.status_code, answer.json()["text"]) == (201, text)
+    assert (await web.call("POST", "/v1/tweets", ben, json={"text": text + "x"})).status_code == 400
