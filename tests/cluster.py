@@ -128,7 +128,7 @@ class _Servers:
     """The clients that clean. They block: a test's loop waits, as it does for its folders."""
 
     def __init__(self) -> None:
-        from cassandra.cluster import EXEC_PROFILE_DEFAULT, ClusterBackends, ExecutionProfile
+        from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
         from confluent_kafka.admin import AdminClient
         from redis import Redis
 
@@ -136,7 +136,7 @@ class _Servers:
         host, _, port = self._base.cassandra[0].rpartition(":")
         # The first CREATE or DROP of a busy machine may take seconds.
         profile = ExecutionProfile(request_timeout=TIDY_WITHIN_S)
-        self._driver = ClusterBackends(
+        self._driver = Cluster(
             [host],
             int(port),
             protocol_version=5,
