@@ -54,8 +54,10 @@ log = structlog.get_logger()
 Wire = Literal["inprocess", "grpc"]
 
 _BATCH = "roost.batch.v1.BatchService"
-# The folder of what processes say to each other, which is no service that needs an address.
-_MESH = _BATCH.split(".")[1]
+# The service that keeps the addresses of the others; processes reach it by the setting `registry`.
+_REGISTRY = "registry"
+# Packages that need no address among the peers: each process serves batches itself, and the registry has its own setting.
+_WITHOUT_PEER = frozenset({_BATCH.split(".")[1], _REGISTRY})
 # Whoever serves users asks for it: access tokens are verified with these keys.
 _SIGNING_KEYS = "/roost.identity.v1.AuthService/GetSigningKeys"
 
@@ -142,7 +144,7 @@ class Process:
     def unaddressed(self) -> list[str]:
         """The services that this process calls and that nobody told it where to find. A door calls every service."""
         called = self._callees() if self.states else {method.service_name for method in methods().values()}
-        return sorted(called - {_MESH} - {*self.states, *self._watches, *self._peers()})
+        return sorted(called - _WITHOUT_PEER - {*self.states, *self._watches, *self._peers()})
 
     def target_of(self, name: str) -> str:
         """Where a service elsewhere is, as gRPC's target or addresses; "" if the registry knows no address yet."""
@@ -276,7 +278,7 @@ class Process:
                 await self._watches[name].start()
 
     def _registry(self, user: str) -> grpc.aio.Channel:
-        return self._peer_channel(f"registry for {user}", self.settings.registry, _MESH)
+        return self._peer_channel(f"registry for {user}", self.settings.registry, _REGISTRY)
 
     def _advertised(self) -> str:
         host, _, port = (self.settings.advertise or self.settings.grpc).rpartition(":")

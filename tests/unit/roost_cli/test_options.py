@@ -38,7 +38,7 @@ def test_settings_with_several_faults_tells_each_in_a_line(monkeypatch: pytest.M
     monkeypatch.setenv("ROOST_BCRYPT_COST", "cheap")
     with pytest.raises(CommandError) as told:
         settings_with({})
-    assert [line.split()[2] for line in told.value.message.splitlines()] == ["family", "bcrypt_cost"]
+    assert [line.split()[2] for line in told.value.message.splitlines()] == ["backend", "bcrypt_cost"]
 
 
 def test_settings_with_an_option_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,8 +109,8 @@ async def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> N
         f"""
         import asyncio, sys
         from pathlib import Path
-        from roost_cli.processes.supervisor import Supervisor
-        from tests.unit.roost_cli.processes.test_supervisor import part
+        from roost_cli.supervisor.supervisor import Supervisor
+        from tests.unit.roost_cli.supervisor.test_supervisor import part
 
         async def main():
             supervisor = Supervisor([part(Path({str(tmp_path)!r}))], Path({str(tmp_path / "logs")!r}), lambda line: None)

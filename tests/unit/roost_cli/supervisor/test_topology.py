@@ -44,4 +44,4 @@ def test_every_service_runs_between_the_registry_and_the_gateway(tmp_path: Path)
     assert len({part.environment["mesh_secret"] for part in parts}) == 1
     assert len({part.environment["registry"] for part in parts}) == 1
     assert len({part.arguments[-1] for part in parts}) == len(parts)
-    assert {part.environment["family"] for part in parts[1:]} == {"cluster"}
+    assert {part.environment["backend"] for part in parts[1:]} == {"cluster"}

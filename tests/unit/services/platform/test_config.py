@@ -21,7 +21,7 @@ def test_settings_with_an_unknown_variable_names_the_one_meant(monkeypatch: pyte
 
 def test_settings_with_a_variable_like_none_says_where_they_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_ZZZ", "1")
-    with pytest.raises(ValueError, match=r"ROOST_ZZZ is not a setting; services/common/config\.py lists"):
+    with pytest.raises(ValueError, match=r"ROOST_ZZZ is not a setting; services/platform/config\.py lists"):
         Settings()
 
 
