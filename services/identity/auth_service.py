@@ -17,6 +17,7 @@ from roost.identity.v1.auth_service_pb2_grpc import AuthServiceServicer
 
 from services.identity.events import Events
 from services.identity.password import Passwords
+from services.identity.password_rules import check_new_password
 from services.identity.profile import Names, fold_email, fold_username, login_username, new_core
 from services.identity.refresh import RefreshTokens, refusal
 from services.identity.signing import Signer
@@ -83,6 +84,7 @@ class AuthService(AuthServiceServicer):
         username_key, email_key = fold_username(request.username), fold_email(request.email)
         user_id = await self._ids.mint()
         core = new_core(user_id, request.username, request.profile)
+        await check_new_password(request.password, _names(request.username, request.email), "password")
         # The store decides; asked first, a name that is taken does not cost a hash.
         if await self._store.by_username(username_key):
             raise errors.already_exists("the username is taken", Reason.USERNAME_TAKEN)
@@ -173,6 +175,9 @@ class AuthService(AuthServiceServicer):
 
     async def ChangePassword(self, request: pb.ChangePasswordRequest, context: _Context) -> pb.ChangePasswordResponse:
         user_id = calls.require_user()
+        for account in await self._store.accounts([user_id]):
+            names = _names(user_pb2.User.FromString(account.core).username, account.email)
+            await check_new_password(request.new_password, names, "new_password")
         checked = await self._store.credential(user_id)
         if checked is None or not await self._passwords.check(request.current_password, checked):
             raise _wrong_current_password()
@@ -272,6 +277,11 @@ def _shown(session: Session, current_id: int) -> pb.Session:
         user_agent=session.user_agent,
         current=session.session_id == current_id,
     )
+
+
+def _names(username: str, email: str) -> tuple[str, ...]:
+    """What everybody can find out about the owner of a password."""
+    return username, email, email.partition("@")[0]
 
 
 def _wrong_current_password() -> errors.RoostError:

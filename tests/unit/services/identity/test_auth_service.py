@@ -58,6 +58,19 @@ async def test_what_is_taken_is_taken_whatever_its_case(
     assert await identity.facts() == ["user_created"]
 
 
+@pytest.mark.parametrize("password", ["1234567890", "ALICE12345", "alice.liddell", "alice.liddell@example.com"])
+async def test_passwords_that_are_easy_to_guess_are_refused(identity: Identity, password: str) -> None:
+    bad = grpc.StatusCode.INVALID_ARGUMENT
+    with refused(bad) as caught:
+        await identity.sign_up("alice", email="Alice.Liddell@example.com", password=password)
+    assert [violation.field for violation in caught.value.violations] == ["password"]
+    alice = (await identity.sign_up("alice", email="Alice.Liddell@example.com")).user.id
+    with refused(bad) as caught:
+        await change_password(identity, alice, new=password)
+    assert [violation.field for violation in caught.value.violations] == ["new_password"]
+    await identity.login("alice")
+
+
 async def test_of_parallel_sign_ups_one_wins(identity: Identity) -> None:
     tries = [identity.sign_up("alice", email=f"a{number}@example.com") for number in range(10)]
     answers = await asyncio.gather(*tries, return_exceptions=True)
