@@ -26,7 +26,7 @@ from services.platform.rpc.context import NEVER, OPERATOR, Call, bounded_user_ag
 from services.platform.rpc.interceptors import InterceptedMethod, unforeseen
 from services.platform.rpc.rate_limits import MethodLimit, RateLimits
 from services.platform.transport import grpc_health, reflection
-from services.platform.transport.admission import Admission, Visitor
+from services.platform.transport.admission import MAX_OPEN_CALLS, Admission, Visitor
 from services.platform.transport.authenticator import Authenticator, Identity
 from services.platform.transport.remote import REQUEST_ID_KEY, TRACE_KEY, USER_AGENT_KEY
 
@@ -62,6 +62,9 @@ class GrpcServer:
             # Beyond it connections are closed as they come: without a free descriptor no store could open a file.
             ("grpc.max_allowed_incoming_connections", open_files.grpc_connections(open_files.limit())),
             ("grpc.max_connection_idle_ms", IDLE_MS),
+            # By default gRPC drops some of more than 1,000 that wait to be begun, as CANCELLED: that tells neither why nor when to retry.
+            ("grpc.server.max_pending_requests", MAX_OPEN_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_OPEN_CALLS),
             # Two processes on one port would share its calls by chance.
             ("grpc.so_reuseport", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_MS),

@@ -206,13 +206,13 @@ async def test_what_is_not_retry_safe_travels_alone(rig: Rig, monkeypatch: pytes
 
 async def test_an_envelope_that_is_lost_is_taken_apart(rig: Rig) -> None:
     """The first envelope goes to nobody; its calls reach the server each by itself."""
-    real = rig.channel._send
+    real = rig.channel._call_batch
 
     async def lost(*_: Any, **__: Any) -> pb.CallResponse:
-        rig.channel._send = real
+        rig.channel._call_batch = real
         raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "gone")
 
-    rig.channel._send = lost
+    rig.channel._call_batch = lost
     answers = await asyncio.gather(*(rig.stub.GetTweet(get(i)) for i in (1, 2, 3)))
     assert [answer.tweet.id for answer in answers] == [1, 2, 3]
     assert rig.sent == ["/roost.tweet.v1.TweetService/GetTweet"] * 3

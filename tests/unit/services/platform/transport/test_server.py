@@ -58,11 +58,13 @@ class Served:
         self.target = f"127.0.0.1:{process.grpc_port}"
         self._stack = stack
 
-    async def outside(self) -> grpc.aio.Channel:
-        return await self._stack.enter_async_context(grpc.aio.insecure_channel(self.target))
+    async def outside(self, *, local: bool = False) -> grpc.aio.Channel:
+        """A channel without credentials; `local` gives it a connection of its own."""
+        options = [("grpc.use_local_subchannel_pool", int(local))]
+        return await self._stack.enter_async_context(grpc.aio.insecure_channel(self.target, options=options))
 
-    async def stub(self) -> tweet_service_pb2_grpc.TweetServiceStub:
-        return tweet_service_pb2_grpc.TweetServiceStub(await self.outside())
+    async def stub(self, *, local: bool = False) -> tweet_service_pb2_grpc.TweetServiceStub:
+        return tweet_service_pb2_grpc.TweetServiceStub(await self.outside(local=local))
 
     async def health(self) -> health_pb2_grpc.HealthStub:
         return health_pb2_grpc.HealthStub(await self.outside())
@@ -130,6 +132,19 @@ async def test_calls_of_the_mesh_and_the_operator_have_no_class(serve: Serve) ->
     outside = await served.stub()
     assert [await code_of(outside.GetTweet(get(1), metadata=OPERATOR)) for _ in range(3)] == ["OK"] * 3
     assert [await code_of(outside.GetTweet(get(1))) for _ in range(2)] == ["OK", "RESOURCE_EXHAUSTED"]
+
+
+async def test_refusals_reach_clients_that_ask_by_the_thousand(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "MAX_STREAMS_PER_ADDRESS", 1)
+    served = await serve(reads_per_minute=1)
+    # Each on a connection of its own: on one, its own bound on streams would hold calls back.
+    stubs = [await served.stub(local=True) for _ in range(6)]
+    codes = await asyncio.gather(*(code_of(stub.GetTweet(get(1))) for _ in range(500) for stub in stubs))
+    assert {*codes} == {"OK", "RESOURCE_EXHAUSTED"}
+    health = await served.health()
+    watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(500)]
+    codes = await asyncio.gather(*(code_of(watch.read()) for watch in watches))
+    assert (codes.count("OK"), codes.count("RESOURCE_EXHAUSTED")) == (1, 499)
 
 
 async def test_tokens_that_do_not_hold_are_counted(serve: Serve) -> None:
@@ -277,7 +292,7 @@ async def test_health_lists_all_services(serve: Serve) -> None:
         "tweet": 1,
         "roost.tweet.v1.TweetService": 1,
         "roost.batch.v1.BatchService": 1,
-        "mesh": 1,
+        "batch": 1,
     }
 
 
