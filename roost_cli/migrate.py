@@ -13,7 +13,7 @@ from roost_cli.options import settings_with
 from services import catalog
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
 from services.platform.cassandra.migrations import migrate as apply
-from services.platform.cassandra.migrations import standing
+from services.platform.cassandra.migrations import migration_status
 from services.platform.config import Settings
 from services.platform.rpc import errors
 
@@ -37,7 +37,7 @@ async def _migrate(settings: Settings, dry_run: bool) -> None:
     try:
         for service, scripts in catalog.migrations().items():
             keyspace = Keyspace.of(cassandra, service)
-            found = await (standing(keyspace, scripts) if dry_run else apply(keyspace, scripts, at_start=False))
+            found = await (migration_status(keyspace, scripts) if dry_run else apply(keyspace, scripts, at_start=False))
             missing = found.known - found.applied
             done = "up to date" if not missing else f"{missing} {'missing' if dry_run else 'applied'}"
             typer.echo(f"{found.keyspace}: {done} (of {found.known})")

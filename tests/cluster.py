@@ -40,7 +40,7 @@ KEPT_TABLES = {"schema_migrations"}
 # Three would do as well for order and for rebalances; each costs a broker some milliseconds.
 KAFKA_PARTITIONS = 2
 # Statements out at once while keyspaces are emptied or dropped.
-SIDE_BY_SIDE = 32
+MAX_CONCURRENT_STATEMENTS = 32
 TIDY_WITHIN_S = 60.0
 
 
@@ -278,7 +278,9 @@ class _Servers:
         from cassandra.concurrent import execute_concurrent
 
         asked = [(statement, None) for statement in statements]
-        return [list(found) for _, found in execute_concurrent(self._session, asked, concurrency=SIDE_BY_SIDE)]
+        return [
+            list(found) for _, found in execute_concurrent(self._session, asked, concurrency=MAX_CONCURRENT_STATEMENTS)
+        ]
 
     def _remove(self, namespace: str) -> None:
         """Removes a namespace's topics, groups and indexes."""

@@ -164,7 +164,7 @@ class Bench:
         return int(self._theirs.memory_usage(key, samples=0) or 0)
 
     async def _server_s(self) -> float:
-        (info,) = await (await self._ours.node("").reads()).ask(command("INFO", "cpu"), 1)
+        (info,) = await (await self._ours.node("").reads()).execute(command("INFO", "cpu"), 1)
         return float(field_of(info, "used_cpu_user")) + float(field_of(info, "used_cpu_sys"))
 
     def _new_tweets(self, count: int) -> Sequence[int]:

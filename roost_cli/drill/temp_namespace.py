@@ -72,14 +72,14 @@ async def _tidy(settings: Settings) -> None:
                     await cassandra.change_schema(f"DROP KEYSPACE IF EXISTS {name}")
         finally:
             await cassandra.close()
-    search = OpenSearch.of(settings)
+    search = OpenSearch.from_settings(settings)
     try:
         with contextlib.suppress(Exception):
             for row in await search.call(
                 "GET", "/_cat/indices", parameters={"format": "json", "expand_wildcards": "all"}
             ):
                 if _within(row["index"], settings.namespace):
-                    await search.call("DELETE", f"/{row['index']}", most_s=TIDY_WITHIN_S)
+                    await search.call("DELETE", f"/{row['index']}", timeout_s=TIDY_WITHIN_S)
     finally:
         await search.close()
     await asyncio.to_thread(_tidy_log, settings)

@@ -39,7 +39,7 @@ _Context = Any
 class KeyedLocks(Protocol):
     """Lets those who change the same account take turns, in the order in which they came."""
 
-    def of(self, key: int, /) -> AbstractAsyncContextManager[None]:
+    def hold(self, key: int, /) -> AbstractAsyncContextManager[None]:
         """The turn of this account. RESOURCE_EXHAUSTED if too many wait for it."""
 
 
@@ -154,7 +154,7 @@ class UserService(UserServiceServicer):
 
     async def _change(self, user_id: int, changed: Callable[[Account], tuple[Account, Body] | None]) -> Account:
         """Stores what `changed` makes of the account as it is now, and returns it; None leaves it as it is."""
-        async with self._turns.of(user_id):
+        async with self._turns.hold(user_id):
             for attempt in range(MAX_TRIES):
                 if attempt:
                     await asyncio.sleep(random.uniform(0, MAX_REST_S))  # noqa: S311 (spreads load)

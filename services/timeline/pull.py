@@ -106,7 +106,7 @@ class CachedIds:
 class AuthorMarks(Protocol):
     """Where the owner says that what authors posted changed, before it answers whoever changed it."""
 
-    async def author_marks(self, user_ids: Sequence[int]) -> Sequence[int | None]:
+    async def author_versions(self, user_ids: Sequence[int]) -> Sequence[int | None]:
         """A number for each, another one after every change; None where nobody can say. Raises nothing."""
 
 
@@ -125,7 +125,7 @@ class VersionedOwnIds:
         read_tracking.mark_uncacheable()
         beyond = []
         # Taken before the ids are read: who answers later knows what the mark tells of.
-        for author, mark in zip(authors, await self._marks.author_marks(authors), strict=True):
+        for author, mark in zip(authors, await self._marks.author_versions(authors), strict=True):
             known = self._kept.get(author)
             if mark is None or known is None or known[0] != mark:
                 fresh: dict[int, Sequence[int]] = {}

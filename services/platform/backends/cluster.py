@@ -24,7 +24,7 @@ MESH = "mesh"
 _SECRETS = "CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)"
 MESH_MIGRATIONS = (_SECRETS, LEASES_MIGRATION, JOB_LEASES_MIGRATION)
 _SECRET = "SELECT value FROM secrets WHERE name = ?"  # noqa: S105 (a statement)
-_KEEP_SECRET = "INSERT INTO secrets (name, value) VALUES (?, ?) IF NOT EXISTS"  # noqa: S105
+_STORE_SECRET = "INSERT INTO secrets (name, value) VALUES (?, ?) IF NOT EXISTS"  # noqa: S105
 _CURSOR_KEY = "cursor_key"
 
 
@@ -77,13 +77,13 @@ async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:
     stack.push_async_callback(lease.close)
     log = await KafkaLog.open(settings)
     stack.push_async_callback(log.close)
-    return Backends(log, lease.snowflake(), await _agreed_secret(mesh, _CURSOR_KEY), lease.fault, cluster)
+    return Backends(log, lease.snowflake(), await _mesh_secret(mesh, _CURSOR_KEY), lease.fault, cluster)
 
 
-async def _agreed_secret(mesh: Keyspace, name: str) -> bytes:
+async def _mesh_secret(mesh: Keyspace, name: str) -> bytes:
     """A random secret, made by whichever process asks first."""
     known = await mesh.read_serial(_SECRET, name)
     if not known:
-        await mesh.execute_lwt(_KEEP_SECRET, name, secrets.token_bytes(KEY_BYTES))
+        await mesh.execute_lwt(_STORE_SECRET, name, secrets.token_bytes(KEY_BYTES))
         known = await mesh.read_serial(_SECRET, name)
     return bytes(known[0][0])

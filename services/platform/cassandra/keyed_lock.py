@@ -17,29 +17,29 @@ from services.platform.rpc import errors
 T = TypeVar("T")
 
 # A turn takes some milliseconds: who is further back would wait past a call's deadline.
-MAX_WAITING_A_KEY = 500
+MAX_WAITERS_PER_KEY = 500
 
 
 class KeyedLocks:
     """Locks by key, which exist while somebody holds or awaits them."""
 
     def __init__(self) -> None:
-        self._taken: dict[Hashable, tuple[asyncio.Lock, int]] = {}
+        self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
 
     @contextlib.asynccontextmanager
-    async def of(self, key: Hashable) -> AsyncIterator[None]:
+    async def hold(self, key: Hashable) -> AsyncIterator[None]:
         """The turn of this key. RESOURCE_EXHAUSTED where too many wait for it."""
-        lock, count = self._taken.get(key) or (asyncio.Lock(), 0)
-        if count > MAX_WAITING_A_KEY:
+        lock, count = self._locks.get(key) or (asyncio.Lock(), 0)
+        if count > MAX_WAITERS_PER_KEY:
             raise errors.resource_exhausted("too many changes of the same at once")
-        self._taken[key] = (lock, count + 1)
+        self._locks[key] = (lock, count + 1)
         try:
             async with lock:
                 yield
         finally:
-            lock, count = self._taken.pop(key)
+            lock, count = self._locks.pop(key)
             if count > 1:
-                self._taken[key] = (lock, count - 1)
+                self._locks[key] = (lock, count - 1)
 
 
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:

@@ -23,17 +23,17 @@ from services.platform.cassandra.driver import (
     SCHEMA,
     SCHEMA_AGREEMENT_S,
     SERIAL,
-    STATEMENT_S,
+    STATEMENT_TIMEOUT_S,
     WriteTimestamps,
     connect,
     is_outcome_unknown,
     new_driver,
-    refusal,
-    write_stamp,
+    to_roost_error,
+    write_timestamp,
 )
 from services.platform.cassandra.migrations import migrate
-from services.platform.cassandra.prepared_statements import CLOCKS_APART_S, PreparedStatementCache, qualified
-from services.platform.cassandra.request_limiter import Answer, RequestLimiter
+from services.platform.cassandra.prepared_statements import TIMER_TOLERANCE_S, PreparedStatementCache, qualified
+from services.platform.cassandra.request_limiter import RequestLimiter, StatementResult
 from services.platform.config import Settings
 from services.platform.rpc import errors
 from services.platform.rpc.context import current
@@ -46,47 +46,49 @@ Statement = tuple[str, tuple[Any, ...]]
 # What one read may bring: lists that can be longer are read in pages, by LIMIT and a key to go on from.
 MAX_ROWS = 10_000
 # Sent in one go by `read_each` and `write_each`. Sending takes about 0.1 ms of the loop each, and others want their turn.
-SIDE_BY_SIDE = 64
+MAX_CONCURRENT_STATEMENTS = 64
 # A write whose outcome is unknown is sent this often in all, within the caller's deadline.
-MAX_WRITES = 3
-WRITE_AGAIN_S = 0.05
+MAX_WRITE_ATTEMPTS = 3
+WRITE_RETRY_DELAY_S = 0.05
 # The longest that a write without a deadline (a consumer's) is tried.
 WRITE_BUDGET_S = 6.0
 # A batch is written thrice, and one node coordinates it: many rows belong into many writes.
 MAX_BATCH = 100
 
-_again = Counter("roost_cassandra_writes_again", "Writes sent again, because the outcome of the first was unknown.")
+_write_retries = Counter(
+    "roost_cassandra_write_retries", "Writes sent again, because the outcome of the first was unknown."
+)
 
 
 class Cassandra:
     """The connections of one process. What it runs is bounded in number and time; errors come out as RoostError."""
 
-    def __init__(self, settings: Settings, driver: Driver, session: Session, stamps: WriteTimestamps) -> None:
+    def __init__(self, settings: Settings, driver: Driver, session: Session, timestamps: WriteTimestamps) -> None:
         self.settings = settings
-        self.stamps = stamps
+        self.timestamps = timestamps
         self._loop = asyncio.get_running_loop()
         self._driver = driver
         self._session = session
-        self._in_flight = RequestLimiter()
+        self._limiter = RequestLimiter()
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
         """Connects. UNAVAILABLE where no node answers within seconds, FAILED_PRECONDITION where the settings do not fit the cluster."""
-        stamps = WriteTimestamps()
-        driver = new_driver(settings, stamps)
-        return cls(settings, driver, await asyncio.to_thread(connect, driver, settings), stamps)
+        timestamps = WriteTimestamps()
+        driver = new_driver(settings, timestamps)
+        return cls(settings, driver, await asyncio.to_thread(connect, driver, settings), timestamps)
 
     async def close(self) -> None:
         """Refuses what comes and what is still out, then closes the connections. A second call does nothing."""
-        self._in_flight.close()
+        self._limiter.close()
         await asyncio.to_thread(self._driver.shutdown)
 
     async def prepare(self, cql: str) -> PreparedStatement:
-        """Prepares a statement whose tables are named with their keyspace, within STATEMENT_S. Errors as those of a read."""
+        """Prepares a statement whose tables are named with their keyspace, within STATEMENT_TIMEOUT_S. Errors as those of a read."""
         try:
             return await asyncio.to_thread(self._session.prepare, cql)
         except Exception as error:
-            raise refusal(error, False) from error
+            raise to_roost_error(error, False) from error
 
     async def change_schema(self, cql: str, keyspace: str | None = None) -> None:
         """Runs one statement that changes the schema; returns when all nodes agree on it. UNAVAILABLE where they do not."""
@@ -98,7 +100,7 @@ class Cassandra:
         try:
             agreed = await asyncio.to_thread(run)
         except Exception as error:
-            raise refusal(error, False) from error
+            raise to_roost_error(error, False) from error
         if not agreed:
             raise errors.unavailable("the nodes do not agree on the schema yet", reason=Reason.STORE_UNAVAILABLE)
 
@@ -110,9 +112,9 @@ class Cassandra:
         except DriverException as error:
             raise errors.unavailable("the store cannot do it now", reason=Reason.STORE_UNAVAILABLE) from error
         except Exception as error:
-            raise refusal(error, False) from error
+            raise to_roost_error(error, False) from error
 
-    def deadline(self, at_most_s: float = STATEMENT_S) -> float:
+    def deadline(self, at_most_s: float = STATEMENT_TIMEOUT_S) -> float:
         """When what begins now must have ended, by the loop's clock: the call's deadline, or sooner."""
         return min(current().deadline, self._loop.time() + at_most_s)
 
@@ -128,30 +130,30 @@ class Cassandra:
         return self._loop.time() >= deadline
 
     async def run(
-        self, statements: Sequence[Any], profile: Any, deadline: float, page: bytes | None = None, stamp: int = 0
-    ) -> list[Answer]:
-        """Runs statements side by side; the answers, errors included, in their order. `stamp` 0: fresh timestamps."""
+        self, statements: Sequence[Any], profile: Any, deadline: float, page: bytes | None = None, timestamp: int = 0
+    ) -> list[StatementResult]:
+        """Runs statements side by side; the answers, errors included, in their order. `timestamp` 0: fresh timestamps."""
 
         def sender(statement: Any) -> Callable[[], Any]:
             def send() -> Any:
-                left = min(self.time_left(deadline), STATEMENT_S)
-                token = write_stamp.set(stamp)
+                left = min(self.time_left(deadline), STATEMENT_TIMEOUT_S)
+                token = write_timestamp.set(timestamp)
                 try:
                     return self._session.execute_async(
                         statement, timeout=left, execution_profile=profile, paging_state=page
                     )
                 finally:
-                    write_stamp.reset(token)
+                    write_timestamp.reset(token)
 
             return send
 
-        return await self._in_flight.run([sender(statement) for statement in statements], deadline)
+        return await self._limiter.run([sender(statement) for statement in statements], deadline)
 
-    def refuse(self, failed: Answer, maybe_stored: bool = False) -> Exception:
+    def error_of(self, failed: StatementResult, may_be_stored: bool = False) -> Exception:
         """The error for the caller, who is told of its own deadline only where that is what ended it."""
         assert failed.error is not None
         # The driver's timers run by another clock.
-        return refusal(failed.error, self.is_past(current().deadline - CLOCKS_APART_S), maybe_stored)
+        return to_roost_error(failed.error, self.is_past(current().deadline - TIMER_TOLERANCE_S), may_be_stored)
 
 
 class Keyspace:
@@ -195,13 +197,13 @@ class Keyspace:
         return await self._read(await self._bind(cql, values), SERIAL)
 
     async def read_each(self, cql: str, keys: Iterable[tuple[Any, ...]]) -> list[list[Row]]:
-        """The rows of each key, in the keys' order, read SIDE_BY_SIDE at a time; one failure fails the lot."""
+        """The rows of each key, in the keys' order, read MAX_CONCURRENT_STATEMENTS at a time; one failure fails the lot."""
         statement = await self._statements.get(cql, self.cassandra.deadline())
         found = []
-        for lot in _lots(statement.bind(key) for key in keys):
+        for chunk in _chunks(statement.bind(key) for key in keys):
             deadline = self.cassandra.deadline()
-            for bound, answer in zip(lot, await self.cassandra.run(lot, IDEMPOTENT, deadline), strict=True):
-                found.append(await self._pages(bound, answer, IDEMPOTENT, deadline))
+            for bound, result in zip(chunk, await self.cassandra.run(chunk, IDEMPOTENT, deadline), strict=True):
+                found.append(await self._pages(bound, result, IDEMPOTENT, deadline))
         return found
 
     async def write(self, cql: str, *values: Any) -> None:
@@ -209,24 +211,24 @@ class Keyspace:
         the same timestamp, while there is time; then UNAVAILABLE, reason OUTCOME_UNKNOWN."""
         await self._write([await self._bind(cql, values)])
 
-    async def write_each(self, steps: Iterable[Statement]) -> None:
-        """Each as `write`, SIDE_BY_SIDE at a time. After an error any of them may be stored: write all again."""
-        for lot in _lots([await self._bind(cql, values) for cql, values in steps]):
-            await self._write(lot)
+    async def write_each(self, statements: Iterable[Statement]) -> None:
+        """Each as `write`, MAX_CONCURRENT_STATEMENTS at a time. After an error any of them may be stored: write all again."""
+        for chunk in _chunks([await self._bind(cql, values) for cql, values in statements]):
+            await self._write(chunk)
 
-    async def batch(self, steps: Iterable[Statement]) -> None:
+    async def batch(self, statements: Iterable[Statement]) -> None:
         """One logged batch (at most MAX_BATCH steps, else ValueError), sent again as `write` is: in the end all is stored, or nothing.
 
         Others may see a part of it first, and after OUTCOME_UNKNOWN it may come to be minutes later.
         """
-        await self._batch(steps, BatchType.LOGGED)
+        await self._batch(statements, BatchType.LOGGED)
 
-    async def unlogged_batch(self, steps: Iterable[Statement]) -> None:
+    async def unlogged_batch(self, statements: Iterable[Statement]) -> None:
         """As `write_each`, in one request (at most MAX_BATCH steps, else ValueError) and at a third of a logged batch's cost.
 
         For what somebody else will write in whole where a part of it is missing, and for rows of one partition, which come to be at once.
         """
-        await self._batch(steps, BatchType.UNLOGGED)
+        await self._batch(statements, BatchType.UNLOGGED)
 
     async def execute_lwt(self, cql: str, *values: Any) -> tuple[bool, Row]:
         """A conditional write (… IF …): whether it was applied, and the columns that spoke against it where it was not.
@@ -234,32 +236,32 @@ class Keyspace:
         Never sent twice. UNAVAILABLE with reason OUTCOME_UNKNOWN, or DEADLINE_EXCEEDED: look with `read_serial` what came of it.
         """
         bound = await self._bind(cql, values)
-        (answer,) = await self.cassandra.run([bound], NON_IDEMPOTENT, self.cassandra.deadline())
-        if answer.error is not None:
-            raise self.cassandra.refuse(answer, maybe_stored=is_outcome_unknown(answer))
-        applied, *stood = (answer.rows or [(False,)])[0]
-        return bool(applied), () if applied else tuple(stood)
+        (result,) = await self.cassandra.run([bound], NON_IDEMPOTENT, self.cassandra.deadline())
+        if result.error is not None:
+            raise self.cassandra.error_of(result, may_be_stored=is_outcome_unknown(result))
+        applied, *current_values = (result.rows or [(False,)])[0]
+        return bool(applied), () if applied else tuple(current_values)
 
     async def _read(self, bound: Any, profile: Any) -> list[Row]:
-        (answer,) = await self.cassandra.run([bound], profile, deadline := self.cassandra.deadline())
-        return await self._pages(bound, answer, profile, deadline)
+        (result,) = await self.cassandra.run([bound], profile, deadline := self.cassandra.deadline())
+        return await self._pages(bound, result, profile, deadline)
 
-    async def _pages(self, bound: Any, answer: Answer, profile: Any, deadline: float) -> list[Row]:
+    async def _pages(self, bound: Any, result: StatementResult, profile: Any, deadline: float) -> list[Row]:
         rows: list[Row] = []
         while True:
-            if answer.error is not None:
-                raise self.cassandra.refuse(answer)
-            rows = rows + answer.rows if rows and answer.rows else answer.rows or rows
-            if not answer.future.has_more_pages:
+            if result.error is not None:
+                raise self.cassandra.error_of(result)
+            rows = rows + result.rows if rows and result.rows else result.rows or rows
+            if not result.future.has_more_pages:
                 return rows
             if len(rows) >= MAX_ROWS:
                 raise RuntimeError(
                     f"more than {MAX_ROWS} rows: read them in pages ({bound.prepared_statement.query_string})"
                 )
-            (answer,) = await self.cassandra.run([bound], profile, deadline, ResultSet(answer.future, []).paging_state)
+            (result,) = await self.cassandra.run([bound], profile, deadline, ResultSet(result.future, []).paging_state)
 
-    async def _batch(self, steps: Iterable[Statement], kind: Any) -> None:
-        bound = [await self._bind(cql, values) for cql, values in steps]
+    async def _batch(self, statements: Iterable[Statement], kind: Any) -> None:
+        bound = [await self._bind(cql, values) for cql, values in statements]
         if len(bound) > MAX_BATCH:
             raise ValueError(f"{len(bound)} steps in a batch, at most {MAX_BATCH}")
         if len(bound) <= 1:
@@ -271,27 +273,27 @@ class Keyspace:
         await self._write([batch])
 
     async def _write(self, statements: Sequence[Any]) -> None:
-        stamp = self.cassandra.stamps.fresh()
-        give_up = self.cassandra.deadline(WRITE_BUDGET_S)
-        for sent in range(1, MAX_WRITES + 1):
-            answers = await self.cassandra.run(statements, IDEMPOTENT, give_up, stamp=stamp)
-            failed = [(s, a) for s, a in zip(statements, answers, strict=True) if a.error is not None]
+        timestamp = self.cassandra.timestamps.next_unique()
+        write_deadline = self.cassandra.deadline(WRITE_BUDGET_S)
+        for attempt in range(1, MAX_WRITE_ATTEMPTS + 1):
+            results = await self.cassandra.run(statements, IDEMPOTENT, write_deadline, timestamp=timestamp)
+            failed = [(s, a) for s, a in zip(statements, results, strict=True) if a.error is not None]
             if not failed:
                 return
-            known = next((answer for _, answer in failed if not is_outcome_unknown(answer)), None)
-            pause_s = WRITE_AGAIN_S * 2 ** (sent - 1)
-            if known or sent == MAX_WRITES or self.cassandra.is_past(give_up - pause_s):
+            definite = next((result for _, result in failed if not is_outcome_unknown(result)), None)
+            pause_s = WRITE_RETRY_DELAY_S * 2 ** (attempt - 1)
+            if definite or attempt == MAX_WRITE_ATTEMPTS or self.cassandra.is_past(write_deadline - pause_s):
                 # Whatever the last try came to, an earlier one may have been stored.
-                raise self.cassandra.refuse(known or failed[0][1], maybe_stored=known is None or sent > 1)
+                raise self.cassandra.error_of(definite or failed[0][1], may_be_stored=definite is None or attempt > 1)
             await asyncio.sleep(pause_s)
             statements = [statement for statement, _ in failed]
-            _again.inc(len(statements))
+            _write_retries.inc(len(statements))
 
     async def _bind(self, cql: str, values: Sequence[Any]) -> Any:
         return await self._statements.bind(cql, values, self.cassandra.deadline())
 
 
-def _lots(statements: Iterable[Any]) -> Iterable[list[Any]]:
+def _chunks(statements: Iterable[Any]) -> Iterable[list[Any]]:
     iterator = iter(statements)
-    while lot := list(islice(iterator, SIDE_BY_SIDE)):
-        yield lot
+    while chunk := list(islice(iterator, MAX_CONCURRENT_STATEMENTS)):
+        yield chunk

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # Longer than the slowest statement may take, and renewed before each script.
 LEASE_S = 60
 # Together three minutes: a whole schema on a slow machine. Who waits longer has found something broken.
-LOOK_AGAIN_S = 0.25
-MAX_LOOKS = 720
+POLL_INTERVAL_S = 0.25
+MAX_POLLS = 720
 
 # A fixed id: two nodes that create the table at the same time would otherwise make two tables of one name.
 _TABLE = """CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -44,7 +44,7 @@ _DATACENTER = re.compile(r"[\w-]+")
 _log = structlog.get_logger(__name__)
 
 
-class Standing(NamedTuple):
+class MigrationStatus(NamedTuple):
     """Where a keyspace stands: how many migrations were applied of how many."""
 
     keyspace: str
@@ -52,23 +52,23 @@ class Standing(NamedTuple):
     known: int
 
 
-async def standing(keyspace: Keyspace, migrations: Sequence[str]) -> Standing:
+async def migration_status(keyspace: Keyspace, migrations: Sequence[str]) -> MigrationStatus:
     """Where it stands, changing nothing. FAILED_PRECONDITION where a newer release wrote it, or other migrations did."""
     # Its own keyspace may not exist yet: nothing could be prepared in it.
     system = type(keyspace)(keyspace.cassandra, "system_schema")
     if not await system.read(_TABLES, keyspace.name):
-        return Standing(keyspace.name, 0, len(migrations))
-    return Standing(keyspace.name, await _applied(keyspace, migrations), len(migrations))
+        return MigrationStatus(keyspace.name, 0, len(migrations))
+    return MigrationStatus(keyspace.name, await _applied(keyspace, migrations), len(migrations))
 
 
-async def migrate(keyspace: Keyspace, migrations: Sequence[str], at_start: bool = True) -> Standing:
+async def migrate(keyspace: Keyspace, migrations: Sequence[str], at_start: bool = True) -> MigrationStatus:
     """Makes the keyspace, and applies what is missing of `migrations`; returns where it stood before.
 
     Each is a script: statements apart by `;` (none within them), all with IF NOT EXISTS. Append to the list, never change it.
-    FAILED_PRECONDITION as `standing`, or, with `at_start`, where something is missing and the settings say not to migrate at start.
+    FAILED_PRECONDITION as `migration_status`, or, with `at_start`, where something is missing and the settings say not to migrate at start.
     UNAVAILABLE where another process holds the lease for minutes.
     """
-    before = await standing(keyspace, migrations)
+    before = await migration_status(keyspace, migrations)
     if before.applied == len(migrations):
         return before
     settings = keyspace.cassandra.settings
@@ -97,20 +97,20 @@ async def _create(cassandra: Cassandra, name: str) -> None:
 
 async def _claim(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> bool:
     """True with the lease; False where all was applied by another meanwhile."""
-    for _ in range(MAX_LOOKS):
+    for _ in range(MAX_POLLS):
         if await _applied(keyspace, migrations) == len(migrations):
             return False
         applied, _ = await keyspace.execute_lwt(_CLAIM, LEASE_S, owner, _SCOPE)
         if applied:
             return True
-        await asyncio.sleep(LOOK_AGAIN_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
     raise errors.unavailable(f"another process has been migrating {keyspace.name} for too long")
 
 
 async def _apply(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> None:
     for number in range(await _applied(keyspace, migrations) + 1, len(migrations) + 1):
-        kept, _ = await keyspace.execute_lwt(_RENEW, LEASE_S, owner, _SCOPE, owner)
-        if not kept:
+        renewed, _ = await keyspace.execute_lwt(_RENEW, LEASE_S, owner, _SCOPE, owner)
+        if not renewed:
             raise errors.unavailable(f"the lease to migrate {keyspace.name} was lost")
         script = migrations[number - 1]
         for statement in filter(None, map(str.strip, script.split(";"))):

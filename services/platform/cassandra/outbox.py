@@ -17,7 +17,7 @@ import structlog
 from prometheus_client import Counter
 
 from services.platform.cassandra.keyspace import MAX_BATCH, Keyspace, Statement
-from services.platform.cassandra.outbox_sweeper import SHARDS, SWEEP_MINUTES, Place, Sweeper
+from services.platform.cassandra.outbox_sweeper import SHARDS, SWEEP_MINUTES, OutboxPartition, OutboxSweeper
 from services.platform.events import outbox
 from services.platform.events.log import EventLog, Record, is_transient
 from services.platform.events.worker_loop import WorkerLoop
@@ -40,24 +40,24 @@ MAX_QUEUED = 10_000
 PUBLISH_BATCH = 500
 # Marks of this long, or so many, are written together, by partition: one by one they were a quarter of what a small write cost. Far below
 # the age at which sweepers look at events; those of a process that dies in between are published twice.
-MARK_AFTER_S = 0.5
-MARK_LOT = 1_000
+FLAG_WRITE_DELAY_S = 0.5
+FLAG_WRITE_BATCH = 1_000
 # Timers count whole milliseconds, and may come one before their time.
-EARLY_S = 0.002
+TIMER_TOLERANCE_S = 0.002
 # How long the end of a process waits for the log to take the rest.
 DRAIN_S = 2.0
 
 # The mark is stamped after the row, whenever either is written: a batch that is written again does not undo it.
 _INSERT = """INSERT INTO outbox (shard, minute, event_id, topic, key, payload, traceparent, published)
     VALUES (?, ?, ?, ?, ?, ?, ?, false) USING TIMESTAMP ?"""
-_MARK = """UPDATE outbox USING TIMESTAMP ? SET published = true
+_SET_PUBLISHED = """UPDATE outbox USING TIMESTAMP ? SET published = true
     WHERE shard = ? AND minute = ? AND event_id = ? AND topic = ?"""
 
 # An event's row lies in the minute of its id, so that a batch written again writes the same row; but in the minute of writing where the id
 # is from another time (a batch executed again hours later), for sweepers look there no more.
-SAME_TIME_MS = 5 * 60_000
+MAX_ID_AGE_MS = 5 * 60_000
 # Events that this process knows to be published, or queued, when a sweeper finds them.
-MAX_KNOWN = 3 * MAX_QUEUED
+MAX_TRACKED = 3 * MAX_QUEUED
 
 Publish = Callable[[Sequence[Record]], Awaitable[Sequence[Record] | None]]
 _Key = tuple[int, str]
@@ -87,24 +87,24 @@ class Outbox:
         self._keyspace = keyspace
         self._clock = clock
         self._before_publish = before_publish
-        self._queue: deque[tuple[Place, Record]] = deque()
+        self._queue: deque[tuple[OutboxPartition, Record]] = deque()
         # True once it is in the log.
-        self._known: OrderedDict[_Key, bool] = OrderedDict()
-        self._unmarked: list[tuple[Place, Record]] = []
-        self._mark_at = 0.0
-        self._mark_timer: asyncio.TimerHandle | None = None
+        self._tracked: OrderedDict[_Key, bool] = OrderedDict()
+        self._unflagged: list[tuple[OutboxPartition, Record]] = []
+        self._flag_write_due = 0.0
+        self._flag_write_timer: asyncio.TimerHandle | None = None
         # Who waits until all is marked.
-        self._draining = 0
-        self._pump = WorkerLoop(f"outbox-{keyspace.name}", self._carry)
-        self._sweeper = Sweeper(keyspace, clock, self._publish_found)
+        self._drain_waiters = 0
+        self._worker = WorkerLoop(f"outbox-{keyspace.name}", self._publish_step)
+        self._sweeper = OutboxSweeper(keyspace, clock, self._publish_swept)
         outbox.register(self)
 
-    def steps(self, records: Iterable[Record]) -> list[Statement]:
+    def statements(self, records: Iterable[Record]) -> list[Statement]:
         """The statements that belong into the same logged batch as the rows that these events tell of, one an event."""
         return [
             (
                 _INSERT,
-                (*self._place(r), r.event_id, r.topic, r.key, r.payload, r.traceparent, _stamp(r)),
+                (*self._partition_of(r), r.event_id, r.topic, r.key, r.payload, r.traceparent, _row_timestamp(r)),
             )
             for r in records
         ]
@@ -116,13 +116,13 @@ class Outbox:
                 # Its row has it.
                 self._sweeper.request_full_sweep()
                 continue
-            self._queue.append((self._place(record), record))
-            self._know(record, published=False)
-        self._pump.wake()
+            self._queue.append((self._partition_of(record), record))
+            self._track(record, published=False)
+        self._worker.wake()
 
     async def start(self) -> None:
         """Begins to publish, and looks within two seconds for what earlier lives left."""
-        self._pump.start()
+        self._worker.start()
         self._sweeper.start()
 
     async def stop(self) -> None:
@@ -130,18 +130,18 @@ class Outbox:
         await self._sweeper.stop()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.drained(), DRAIN_S)
-        await self._pump.stop()
-        if self._mark_timer is not None:
-            self._mark_timer.cancel()
+        await self._worker.stop()
+        if self._flag_write_timer is not None:
+            self._flag_write_timer.cancel()
 
     async def drained(self) -> None:
         """Returns once every event published before the call is in the log, and marked; while the log refuses, it waits."""
-        self._draining += 1
-        self._pump.wake()
+        self._drain_waiters += 1
+        self._worker.wake()
         try:
-            await self._pump.idle.wait()
+            await self._worker.idle.wait()
         finally:
-            self._draining -= 1
+            self._drain_waiters -= 1
 
     async def sweep(self) -> int:
         """Looks through the last minutes at once, and answers how many events it published."""
@@ -152,50 +152,52 @@ class Outbox:
         ids = [record.event_id for _, record in self._queue if record.topic in topics]
         return len(ids), min(ids, default=0)
 
-    async def _carry(self) -> bool:
-        lot = list(islice(self._queue, PUBLISH_BATCH))
-        if lot:
-            sent = await self._send([record for _, record in lot], "writer")
+    async def _publish_step(self) -> bool:
+        batch = list(islice(self._queue, PUBLISH_BATCH))
+        if batch:
+            appended = await self._append([record for _, record in batch], "writer")
             # Only now: what is on its way still waits, for whoever asks.
-            for _ in lot:
+            for _ in batch:
                 self._queue.popleft()
-            self._mark_soon([(place, record) for place, record in lot if _key(record) in sent])
-        if self._unmarked and self._is_time_to_mark():
-            marked, self._unmarked = self._unmarked, []
-            await self._mark(marked)
+            self._set_published_later([(partition, record) for partition, record in batch if _key(record) in appended])
+        if self._unflagged and self._is_flag_write_due():
+            flagged, self._unflagged = self._unflagged, []
+            await self._set_published(flagged)
         return bool(self._queue)
 
-    def _mark_soon(self, lot: Sequence[tuple[Place, Record]]) -> None:
-        if lot and not self._unmarked:
+    def _set_published_later(self, batch: Sequence[tuple[OutboxPartition, Record]]) -> None:
+        if batch and not self._unflagged:
             loop = asyncio.get_running_loop()
-            self._mark_at = loop.time() + MARK_AFTER_S
-            self._mark_timer = loop.call_later(MARK_AFTER_S, self._pump.wake)
-        self._unmarked += lot
+            self._flag_write_due = loop.time() + FLAG_WRITE_DELAY_S
+            self._flag_write_timer = loop.call_later(FLAG_WRITE_DELAY_S, self._worker.wake)
+        self._unflagged += batch
 
-    def _is_time_to_mark(self) -> bool:
-        if self._draining or len(self._unmarked) >= MARK_LOT:
+    def _is_flag_write_due(self) -> bool:
+        if self._drain_waiters or len(self._unflagged) >= FLAG_WRITE_BATCH:
             return True
-        return asyncio.get_running_loop().time() >= self._mark_at - EARLY_S
+        return asyncio.get_running_loop().time() >= self._flag_write_due - TIMER_TOLERANCE_S
 
-    async def _publish_found(self, place: Place, records: Sequence[Record]) -> int:
+    async def _publish_swept(self, partition: OutboxPartition, records: Sequence[Record]) -> int:
         """Publishes and marks what a sweeper found in a partition, but for what waits in this process anyway."""
-        known = [(record, self._known.get(_key(record))) for record in records]
-        lost = [record for record, published in known if published is None]
-        if lost and self._before_publish is not None:
+        tracked = [(record, self._tracked.get(_key(record))) for record in records]
+        unseen = [record for record, published in tracked if published is None]
+        if unseen and self._before_publish is not None:
             try:
-                true = await self._before_publish(lost)
-                lost = lost if true is None else list(true)
+                confirmed = await self._before_publish(unseen)
+                unseen = unseen if confirmed is None else list(confirmed)
             except Exception as error:
                 if is_transient(error):
                     raise
                 # A defect in one partition must not keep back the others for ever.
-                _log.error("events cannot be made ready", events=len(lost), error=repr(error))
-                lost = []
-        sent = await self._send(lost, "sweeper") if lost else set()
-        await self._mark([(place, record) for record, published in known if published or _key(record) in sent])
-        return len(sent)
+                _log.error("events cannot be made ready", events=len(unseen), error=repr(error))
+                unseen = []
+        appended = await self._append(unseen, "sweeper") if unseen else set()
+        await self._set_published(
+            [(partition, record) for record, published in tracked if published or _key(record) in appended]
+        )
+        return len(appended)
 
-    async def _send(self, records: Sequence[Record], by: str) -> set[_Key]:
+    async def _append(self, records: Sequence[Record], by: str) -> set[_Key]:
         """Appends them to the log and answers which it took. One that can never be taken is told of and left in its row, unmarked."""
         try:
             await self.log.append(records)
@@ -208,44 +210,44 @@ class Outbox:
                 )
                 return set()
             middle = len(records) // 2
-            return await self._send(records[:middle], by) | await self._send(records[middle:], by)
+            return await self._append(records[:middle], by) | await self._append(records[middle:], by)
         _published.labels(by).inc(len(records))
         for record in records:
-            self._know(record, published=True)
+            self._track(record, published=True)
         return {_key(record) for record in records}
 
-    def _know(self, record: Record, published: bool) -> None:
-        self._known[_key(record)] = published
-        self._known.move_to_end(_key(record))
-        if len(self._known) > MAX_KNOWN:
-            self._known.popitem(last=False)
+    def _track(self, record: Record, published: bool) -> None:
+        self._tracked[_key(record)] = published
+        self._tracked.move_to_end(_key(record))
+        if len(self._tracked) > MAX_TRACKED:
+            self._tracked.popitem(last=False)
 
-    async def _mark(self, lot: Iterable[tuple[Place, Record]]) -> None:
+    async def _set_published(self, batch: Iterable[tuple[OutboxPartition, Record]]) -> None:
         """Marks them as published. Where that fails a sweeper finds them: this process knows better, another publishes them again."""
         try:
             # By partition, for a batch within one is a single write.
-            for place, found in groupby(sorted(lot, key=itemgetter(0)), itemgetter(0)):
+            for partition, found in groupby(sorted(batch, key=itemgetter(0)), itemgetter(0)):
                 records = [record for _, record in found]
                 for first in range(0, len(records), MAX_BATCH):
                     await self._keyspace.batch(
-                        (_MARK, (_stamp(r) + 1, *place, r.event_id, r.topic))
+                        (_SET_PUBLISHED, (_row_timestamp(r) + 1, *partition, r.event_id, r.topic))
                         for r in records[first : first + MAX_BATCH]
                     )
         except Exception as error:
             _log.warning("published events were not marked", keyspace=self._keyspace.name, error=str(error))
 
-    def _place(self, record: Record) -> Place:
+    def _partition_of(self, record: Record) -> OutboxPartition:
         now_ms = int(self._clock() * 1000)
         made_ms = timestamp_ms(record.event_id)
-        if abs(now_ms - made_ms) > SAME_TIME_MS:
+        if abs(now_ms - made_ms) > MAX_ID_AGE_MS:
             made_ms = now_ms
-        return Place(record.key % SHARDS, made_ms // 60_000)
+        return OutboxPartition(record.key % SHARDS, made_ms // 60_000)
 
 
 def _key(record: Record) -> _Key:
     return record.event_id, record.topic
 
 
-def _stamp(record: Record) -> int:
+def _row_timestamp(record: Record) -> int:
     """The write timestamp of its row, in microseconds; the mark's is the next."""
     return timestamp_ms(record.event_id) * 1000

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import structlog
 
-from services.platform.cassandra.keyspace import SIDE_BY_SIDE, Keyspace
+from services.platform.cassandra.keyspace import MAX_CONCURRENT_STATEMENTS, Keyspace
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import timestamp_ms
 
@@ -21,9 +21,9 @@ from services.platform.ids.snowflake import timestamp_ms
 SHARDS = 16
 # Of a writer that publishes at once this is an eternity; younger events are left to it.
 GRACE_S = 5.0
-FIRST_S = 1.0
+START_DELAY_S = 1.0
 # A look at the newest minutes: 32 reads that as a rule find nothing. Within this and GRACE_S a dead writer's events go out.
-QUICK_S = 5.0
+SWEEP_INTERVAL_S = 5.0
 QUICK_MINUTES = 2
 # Logged batches are replayed within minutes.
 SWEEP_EVERY = 12
@@ -34,38 +34,38 @@ SLOW_MINUTES = 180
 # Rows live so long.
 MAX_MINUTES = 3 * 24 * 60
 # Rows of one partition at once.
-PAGE = 100
+PAGE_ROWS = 100
 
 _UNPUBLISHED = """SELECT event_id, topic, key, payload, traceparent FROM outbox
     WHERE shard = ? AND minute = ? AND (event_id, topic) > (?, ?) AND published = false LIMIT ? ALLOW FILTERING"""
 _CURSOR = "SELECT minute FROM outbox_cursor WHERE name = ?"
-_KEEP_CURSOR = "INSERT INTO outbox_cursor (name, minute) VALUES (?, ?)"
+_STORE_CURSOR = "INSERT INTO outbox_cursor (name, minute) VALUES (?, ?)"
 _SWEEPER = "sweeper"
 
 _log = structlog.get_logger(__name__)
 
 
-class Place(NamedTuple):
+class OutboxPartition(NamedTuple):
     """The partition of an event's row."""
 
     shard: int
     minute: int
 
 
-class Sweeper:
-    """Looks for unpublished rows and hands those older than GRACE_S to `found`, a partition's at a time, which publishes and marks them
+class OutboxSweeper:
+    """Looks for unpublished rows and hands those older than GRACE_S to `publish`, a partition's at a time, which publishes and marks them
     and answers how many it published. `clock` gives unix seconds."""
 
     def __init__(
         self,
         keyspace: Keyspace,
         clock: Callable[[], float],
-        found: Callable[[Place, Sequence[Record]], Awaitable[int]],
+        publish: Callable[[OutboxPartition, Sequence[Record]], Awaitable[int]],
     ) -> None:
         self._keyspace = keyspace
         self._clock = clock
-        self._found = found
-        self._hurried = True
+        self._publish = publish
+        self._full_sweep_requested = True
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -82,7 +82,7 @@ class Sweeper:
 
     def request_full_sweep(self) -> None:
         """Says that the next look should be a thorough one."""
-        self._hurried = True
+        self._full_sweep_requested = True
 
     async def sweep(self, minutes: int) -> int:
         """Looks through so many minutes up to now and answers how many events it published.
@@ -95,10 +95,10 @@ class Sweeper:
     async def _run(self) -> None:
         # Up to which minute all was published, and what of that is stored.
         cursor: int | None = None
-        kept = 0
+        stored_cursor = 0
         round_ = 0
         # At other times than the other processes.
-        await asyncio.sleep(FIRST_S + random.random() * 0.5)  # noqa: S311
+        await asyncio.sleep(START_DELAY_S + random.random() * 0.5)  # noqa: S311
         while True:
             try:
                 if cursor is None:
@@ -107,47 +107,47 @@ class Sweeper:
                 now = self._minute()
                 if round_ and round_ % SLOW_EVERY == 0:
                     first, slow_from = slow_from, now - SLOW_MINUTES
-                elif self._hurried or round_ % SWEEP_EVERY == 0:
+                elif self._full_sweep_requested or round_ % SWEEP_EVERY == 0:
                     # From where all had been published: after an outage, however long, nothing is left out.
                     first = min(cursor, now) - SWEEP_MINUTES
                 else:
                     first = now - QUICK_MINUTES + 1
-                thorough = first <= cursor
-                self._hurried = False
+                covers_cursor = first <= cursor
+                self._full_sweep_requested = False
                 await self._sweep(range(max(first, now - MAX_MINUTES), now + 1))
-                if thorough and not self._hurried:
+                if covers_cursor and not self._full_sweep_requested:
                     cursor = now
-                if kept < cursor:
-                    await self._keyspace.write(_KEEP_CURSOR, _SWEEPER, cursor)
-                    kept = cursor
+                if stored_cursor < cursor:
+                    await self._keyspace.write(_STORE_CURSOR, _SWEEPER, cursor)
+                    stored_cursor = cursor
             except Exception as error:
-                self._hurried = True
+                self._full_sweep_requested = True
                 _log.warning("sweeping failed, will go on", keyspace=self._keyspace.name, error=str(error))
             round_ += 1
-            await asyncio.sleep(QUICK_S)
+            await asyncio.sleep(SWEEP_INTERVAL_S)
 
     async def _sweep(self, minutes: Iterable[int]) -> int:
-        places = [Place(shard, minute) for minute in minutes for shard in range(SHARDS)]
+        partitions = [OutboxPartition(shard, minute) for minute in minutes for shard in range(SHARDS)]
         published = 0
-        for first in range(0, len(places), SIDE_BY_SIDE):
-            lot = places[first : first + SIDE_BY_SIDE]
-            after: dict[Place, tuple[int, str]] = dict.fromkeys(lot, (-1, ""))
+        for first in range(0, len(partitions), MAX_CONCURRENT_STATEMENTS):
+            batch = partitions[first : first + MAX_CONCURRENT_STATEMENTS]
+            after: dict[OutboxPartition, tuple[int, str]] = dict.fromkeys(batch, (-1, ""))
             while after:
                 pages = await self._keyspace.read_each(
-                    _UNPUBLISHED, [(*place, *key, PAGE) for place, key in after.items()]
+                    _UNPUBLISHED, [(*partition, *key, PAGE_ROWS) for partition, key in after.items()]
                 )
-                more: dict[Place, tuple[int, str]] = {}
-                for place, rows in zip(after, pages, strict=True):
-                    published += await self._take(place, [_record(row) for row in rows])
-                    if len(rows) == PAGE:
-                        more[place] = (rows[-1][0], rows[-1][1])
+                more: dict[OutboxPartition, tuple[int, str]] = {}
+                for partition, rows in zip(after, pages, strict=True):
+                    published += await self._publish_old(partition, [_record(row) for row in rows])
+                    if len(rows) == PAGE_ROWS:
+                        more[partition] = (rows[-1][0], rows[-1][1])
                 after = more
         return published
 
-    async def _take(self, place: Place, records: Sequence[Record]) -> int:
+    async def _publish_old(self, partition: OutboxPartition, records: Sequence[Record]) -> int:
         newest_ms = (self._clock() - GRACE_S) * 1000
         old = [record for record in records if timestamp_ms(record.event_id) <= newest_ms]
-        return await self._found(place, old) if old else 0
+        return await self._publish(partition, old) if old else 0
 
     async def _cursor(self) -> int:
         rows = await self._keyspace.read(_CURSOR, _SWEEPER)

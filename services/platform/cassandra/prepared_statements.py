@@ -21,7 +21,7 @@ from services.platform.rpc.reasons import Reason
 # Texts are constants, so there are few. Beyond this somebody builds them from values.
 MAX_STATEMENTS = 500
 # How far the driver's timers may be from the loop's.
-CLOCKS_APART_S = 0.02
+TIMER_TOLERANCE_S = 0.02
 # Before a table's name in every statement that reads or changes rows; keywords are capitals here, tables are not.
 _BEFORE_TABLE = re.compile(r"\b(FROM|INTO|UPDATE|TRUNCATE)\s+(?=[a-z])")
 
@@ -36,7 +36,7 @@ class PreparedStatementCache:
 
     def __init__(self, prepare: Callable[[str], Awaitable[PreparedStatement]]) -> None:
         self._prepare = prepare
-        self._kept: dict[str, asyncio.Task[PreparedStatement]] = {}
+        self._tasks: dict[str, asyncio.Task[PreparedStatement]] = {}
 
     async def bind(self, cql: str, values: Sequence[Any], deadline: float) -> BoundStatement:
         """The statement with values for each `?`: ValueError where they are more or fewer, TypeError where one does not fit.
@@ -50,11 +50,11 @@ class PreparedStatementCache:
 
     async def get(self, cql: str, deadline: float) -> PreparedStatement:
         """The prepared statement. RuntimeError beyond MAX_STATEMENTS; else as `bind`."""
-        task = self._kept.get(cql)
+        task = self._tasks.get(cql)
         if task is None:
-            if len(self._kept) >= MAX_STATEMENTS:
+            if len(self._tasks) >= MAX_STATEMENTS:
                 raise RuntimeError(f"more than {MAX_STATEMENTS} statements: are values written into {cql!r}?")
-            task = self._kept[cql] = asyncio.create_task(self._make(cql))
+            task = self._tasks[cql] = asyncio.create_task(self._make(cql))
             # A failure may find nobody waiting any more.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
         if task.done():
@@ -64,19 +64,19 @@ class PreparedStatementCache:
                 # Others wait for it too: who gives up must not end it.
                 return await asyncio.shield(task)
         except TimeoutError as error:
-            if asyncio.get_running_loop().time() >= current().deadline - CLOCKS_APART_S:
+            if asyncio.get_running_loop().time() >= current().deadline - TIMER_TOLERANCE_S:
                 raise errors.deadline_exceeded("the store did not answer in time") from error
             raise errors.unavailable("the store cannot do it now", reason=Reason.STORE_UNAVAILABLE) from error
 
     def clear(self) -> None:
         """Forgets them."""
-        self._kept.clear()
+        self._tasks.clear()
 
     async def _make(self, cql: str) -> PreparedStatement:
         try:
             statement = await self._prepare(cql)
         except BaseException:
-            self._kept.pop(cql, None)
+            self._tasks.pop(cql, None)
             raise
         statement.fetch_size = FETCH_SIZE
         return statement

@@ -20,13 +20,13 @@ from services.platform.rpc.reasons import Reason
 # Far below the 32,768 streams of a connection, so that taking one never waits.
 MAX_IN_FLIGHT = 1_024
 # About a second's worth behind those in flight: a longer queue would only hold calls past their deadlines.
-MAX_WAITING = 4_096
+MAX_QUEUED = 4_096
 
 Send = Callable[[], Any]
 """Sends one request and returns the driver's future of it."""
 
 
-class Answer(NamedTuple):
+class StatementResult(NamedTuple):
     """One request's: the rows (None where it gives none) or the driver's error, and the driver's future."""
 
     rows: list[tuple[Any, ...]] | None
@@ -37,30 +37,30 @@ class Answer(NamedTuple):
 class _Batch:
     """Requests that were sent together. It is done when the last is answered."""
 
-    __slots__ = ("answers", "future", "missing")
+    __slots__ = ("future", "results", "unanswered")
 
-    def __init__(self, size: int, future: asyncio.Future[list[Answer]]) -> None:
-        self.answers: list[Answer | None] = [None] * size
-        self.missing = size
+    def __init__(self, size: int, future: asyncio.Future[list[StatementResult]]) -> None:
+        self.results: list[StatementResult | None] = [None] * size
+        self.unanswered = size
         self.future = future
 
 
 class RequestLimiter:
     """The requests of one process, on one loop."""
 
-    def __init__(self, most: int = MAX_IN_FLIGHT, most_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, max_in_flight: int = MAX_IN_FLIGHT, max_queued: int = MAX_QUEUED) -> None:
         self._loop = asyncio.get_running_loop()
-        self._free = most
-        self._most_waiting = most_waiting
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._lots: set[_Batch] = set()
-        # Guards `missing`: the driver's threads answer, and this one where a request fails at once.
+        self._free = max_in_flight
+        self._max_queued = max_queued
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._batches: set[_Batch] = set()
+        # Guards `unanswered`: the driver's threads answer, and this one where a request fails at once.
         self._lock = threading.Lock()
         self._done: deque[_Batch] = deque()
         self._woken = False
         self._open = True
 
-    async def run(self, sends: Sequence[Send], deadline: float) -> list[Answer]:
+    async def run(self, sends: Sequence[Send], deadline: float) -> list[StatementResult]:
         """Sends these requests (at most MAX_IN_FLIGHT) and returns their answers in order, once all are there.
 
         Waits for room until `deadline` (the loop's seconds), then DEADLINE_EXCEEDED. RESOURCE_EXHAUSTED where too many wait already,
@@ -70,88 +70,88 @@ class RequestLimiter:
             raise errors.unavailable("the store is closed", reason=Reason.STORE_UNAVAILABLE)
         if not sends:
             return []
-        await self._enter(len(sends), deadline)
-        lot = _Batch(len(sends), self._loop.create_future())
-        self._lots.add(lot)
-        for place, send in enumerate(sends):
+        await self._acquire(len(sends), deadline)
+        batch = _Batch(len(sends), self._loop.create_future())
+        self._batches.add(batch)
+        for index, send in enumerate(sends):
             try:
                 future = send()
             except Exception as error:
-                self._answer(lot, place, Answer(None, error))
+                self._complete(batch, index, StatementResult(None, error))
             else:
-                self._follow(lot, place, future)
-        return await lot.future
+                self._attach_callbacks(batch, index, future)
+        return await batch.future
 
     def close(self) -> None:
         """Fails what is still out, and what comes later."""
         self._open = False
-        for lot in list(self._lots):
-            if not lot.future.done():
-                lot.future.set_exception(errors.unavailable("the store was closed", reason=Reason.STORE_UNAVAILABLE))
-        for _, waiter in self._waiting:
+        for batch in list(self._batches):
+            if not batch.future.done():
+                batch.future.set_exception(errors.unavailable("the store was closed", reason=Reason.STORE_UNAVAILABLE))
+        for _, waiter in self._queue:
             if not waiter.done():
                 waiter.set_exception(errors.unavailable("the store was closed", reason=Reason.STORE_UNAVAILABLE))
 
-    async def _enter(self, count: int, deadline: float) -> None:
-        if not self._waiting and self._free >= count:
+    async def _acquire(self, count: int, deadline: float) -> None:
+        if not self._queue and self._free >= count:
             self._free -= count
             return
-        if len(self._waiting) >= self._most_waiting:
+        if len(self._queue) >= self._max_queued:
             raise errors.resource_exhausted("too many requests wait for the store")
         waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append((count, waiter))
+        self._queue.append((count, waiter))
         try:
             async with asyncio.timeout_at(deadline):
                 await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._leave(count)
+                self._release(count)
             if isinstance(error, TimeoutError):
                 raise errors.deadline_exceeded("the store was too busy to begin in time") from error
             raise
 
-    def _leave(self, count: int) -> None:
+    def _release(self, count: int) -> None:
         self._free += count
         # In order: a large lot is not passed by for ever by small ones.
-        while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self._free):
-            wanted, waiter = self._waiting.popleft()
+        while self._queue and (self._queue[0][1].done() or self._queue[0][0] <= self._free):
+            wanted, waiter = self._queue.popleft()
             if not waiter.done():
                 self._free -= wanted
                 waiter.set_result(None)
 
-    def _follow(self, lot: _Batch, place: int, future: Any) -> None:
+    def _attach_callbacks(self, batch: _Batch, index: int, future: Any) -> None:
         def succeed(rows: list[tuple[Any, ...]] | None) -> None:
-            self._answer(lot, place, Answer(rows, None, future))
+            self._complete(batch, index, StatementResult(rows, None, future))
 
         def fail(error: Exception) -> None:
-            self._answer(lot, place, Answer(None, error, future))
+            self._complete(batch, index, StatementResult(None, error, future))
 
         future.add_callbacks(succeed, fail)
 
-    def _answer(self, lot: _Batch, place: int, answer: Answer) -> None:
+    def _complete(self, batch: _Batch, index: int, result: StatementResult) -> None:
         """Called on any thread."""
         with self._lock:
-            if lot.answers[place] is not None:
+            if batch.results[index] is not None:
                 return
-            lot.answers[place] = answer
-            lot.missing -= 1
-            if lot.missing:
+            batch.results[index] = result
+            batch.unanswered -= 1
+            if batch.unanswered:
                 return
-        self._done.append(lot)
+        self._done.append(batch)
         # Two threads may both find it asleep: then it wakes once for nothing.
         if not self._woken:
             self._woken = True
             # A loop that was closed before the connections has nobody waiting.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._settle)
+                self._loop.call_soon_threadsafe(self._resolve_done)
 
-    def _settle(self) -> None:
+    def _resolve_done(self) -> None:
         # Before it looks: what is put there while it looks wakes it again.
         self._woken = False
         while self._done:
-            lot = self._done.popleft()
-            self._lots.discard(lot)
-            if not lot.future.done():
-                lot.future.set_result([answer for answer in lot.answers if answer is not None])
+            batch = self._done.popleft()
+            self._batches.discard(batch)
+            if not batch.future.done():
+                batch.future.set_result([result for result in batch.results if result is not None])
             # Room is made by answers, not by callers who stopped waiting: their requests are still out.
-            self._leave(len(lot.answers))
+            self._release(len(batch.results))

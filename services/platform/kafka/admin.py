@@ -14,8 +14,8 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ign
 from services.platform.config import Settings
 from services.platform.events import log
 from services.platform.kafka.records import (
-    DEAD,
-    REQUEST_S,
+    DEAD_LETTER_TOPIC,
+    REQUEST_TIMEOUT_S,
     PartitionKey,
     RateLimitedErrors,
     client_settings,
@@ -24,9 +24,9 @@ from services.platform.kafka.records import (
 )
 
 # A broker that runs answers in milliseconds, one that starts in seconds.
-OPEN_S = 10.0
+OPEN_TIMEOUT_S = 10.0
 # How long a partition may be without a leader before that is taken for an outage.
-SETTLE_S, _SETTLE_AGAIN_S = 5.0, 0.05
+METADATA_TIMEOUT_S, _METADATA_RETRY_S = 5.0, 0.05
 DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
 # Of three copies two must have an event before it counts as appended: one broker may die.
 MIN_COPIES_OF_THREE = 2
@@ -53,7 +53,7 @@ def at_time(time_ms: int) -> Any:
 
 
 class KafkaAdmin:
-    """Kafka's administration. Every method: UNAVAILABLE, in words, where the brokers do not do it within REQUEST_S."""
+    """Kafka's administration. Every method: UNAVAILABLE, in words, where the brokers do not do it within REQUEST_TIMEOUT_S."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -62,19 +62,19 @@ class KafkaAdmin:
         self._partitions: dict[str, int] = {}
 
     async def check(self) -> None:
-        """Whether the brokers can be reached, within OPEN_S."""
+        """Whether the brokers can be reached, within OPEN_TIMEOUT_S."""
         try:
-            await asyncio.to_thread(self._client.list_topics, timeout=OPEN_S)
+            await asyncio.to_thread(self._client.list_topics, timeout=OPEN_TIMEOUT_S)
         except KafkaException as error:
             raise unavailable(f"Kafka cannot be reached at {self._settings.kafka}", error) from error
 
     async def ensure(self, names: Iterable[str]) -> None:
         """Makes the topics of these events' names, where there are none."""
         missing = {topic_of(self._settings.namespace, name): name for name in names}.items()
-        new = [self._described(topic, name) for topic, name in missing if topic not in self._known]
+        new = [self._topic_spec(topic, name) for topic, name in missing if topic not in self._known]
         if not new:
             return
-        for topic, future in self._client.create_topics(new, request_timeout=REQUEST_S).items():
+        for topic, future in self._client.create_topics(new, request_timeout=REQUEST_TIMEOUT_S).items():
             try:
                 await asyncio.wrap_future(future)
             except KafkaException as error:
@@ -82,14 +82,14 @@ class KafkaAdmin:
                     raise unavailable(f"Kafka could not make the topic {topic}", error) from error
             self._known.add(topic)
 
-    async def places(self, names: Sequence[str]) -> list[PartitionKey]:
+    async def partitions(self, names: Sequence[str]) -> list[PartitionKey]:
         """All partitions of these events' topics, which are made where there are none."""
         await self.ensure(names)
         topics = sorted({topic_of(self._settings.namespace, name) for name in names})
-        give_up = time.monotonic() + SETTLE_S
+        give_up = time.monotonic() + METADATA_TIMEOUT_S
         while missing := [topic for topic in topics if topic not in self._partitions]:
             try:
-                found = await asyncio.to_thread(self._client.list_topics, missing[0], timeout=REQUEST_S)
+                found = await asyncio.to_thread(self._client.list_topics, missing[0], timeout=REQUEST_TIMEOUT_S)
             except KafkaException as error:
                 raise unavailable("Kafka does not answer", error) from error
             if partitions := len(found.topics[missing[0]].partitions):
@@ -98,50 +98,52 @@ class KafkaAdmin:
                 raise unavailable(f"Kafka knows nothing of the topic {missing[0]}")
             else:
                 # The news of one that was just made still spreads.
-                await asyncio.sleep(_SETTLE_AGAIN_S)
+                await asyncio.sleep(_METADATA_RETRY_S)
         return [(topic, number) for topic in topics for number in range(self._partitions[topic])]
 
-    async def offsets(self, places: Sequence[PartitionKey], where: Any) -> dict[PartitionKey, int]:
+    async def offsets(self, partitions: Sequence[PartitionKey], where: Any) -> dict[PartitionKey, int]:
         """Of each partition EARLIEST (its oldest event), LATEST (behind its newest) or the first `at_time`; LATEST where none is."""
         found: dict[PartitionKey, int] = {}
-        missing, give_up = list(places), time.monotonic() + SETTLE_S
+        missing, give_up = list(partitions), time.monotonic() + METADATA_TIMEOUT_S
         while missing:
-            asked = {TopicPartition(*place): where for place in missing}
-            for place, future in self._client.list_offsets(asked, request_timeout=REQUEST_S).items():
+            requested = {TopicPartition(*tp): where for tp in missing}
+            for tp, future in self._client.list_offsets(requested, request_timeout=REQUEST_TIMEOUT_S).items():
                 try:
-                    found[place.topic, place.partition] = int((await asyncio.wrap_future(future)).offset)
+                    found[tp.topic, tp.partition] = int((await asyncio.wrap_future(future)).offset)
                 except KafkaException as error:
                     if error.args[0].code() not in _ELECTING or time.monotonic() > give_up:
                         raise unavailable("Kafka does not answer", error) from error
-            missing = [place for place in missing if place not in found]
+            missing = [tp for tp in missing if tp not in found]
             if missing:
-                await asyncio.sleep(_SETTLE_AGAIN_S)
-        none = [place for place, offset in found.items() if offset < 0]
+                await asyncio.sleep(_METADATA_RETRY_S)
+        none = [tp for tp, offset in found.items() if offset < 0]
         return {**found, **await self.offsets(none, LATEST)} if none else found
 
     async def groups(self) -> list[str]:
         """The groups of the namespace, without its name."""
         begin = f"{self._settings.namespace}."
-        found = await self._answer(self._client.list_consumer_groups(request_timeout=REQUEST_S))
+        found = await self._result(self._client.list_consumer_groups(request_timeout=REQUEST_TIMEOUT_S))
         return sorted(g.group_id.removeprefix(begin) for g in found.valid if g.group_id.startswith(begin))
 
-    async def committed(self, group: str, places: Sequence[PartitionKey] | None = None) -> dict[PartitionKey, int]:
+    async def committed(self, group: str, partitions: Sequence[PartitionKey] | None = None) -> dict[PartitionKey, int]:
         """Where the group stands: of each partition (of all that it has, where none are named) the next event; without those that
         it never committed."""
-        if places is not None and not places:
+        if partitions is not None and not partitions:
             return {}
-        asked = ConsumerGroupTopicPartitions(group, None if places is None else [TopicPartition(*p) for p in places])
-        (future,) = self._client.list_consumer_group_offsets([asked], request_timeout=REQUEST_S).values()
-        answer = await self._answer(future)
+        requested = ConsumerGroupTopicPartitions(
+            group, None if partitions is None else [TopicPartition(*p) for p in partitions]
+        )
+        (future,) = self._client.list_consumer_group_offsets([requested], request_timeout=REQUEST_TIMEOUT_S).values()
+        answer = await self._result(future)
         return {(p.topic, p.partition): p.offset for p in answer.topic_partitions if p.offset >= 0}
 
-    async def move(self, group: str, targets: Mapping[PartitionKey, int]) -> bool:
+    async def seek_group(self, group: str, targets: Mapping[PartitionKey, int]) -> bool:
         """Commits places for a group; False, and nothing done, where it has members: they must be told."""
         if not targets:
             return True
-        asked = [TopicPartition(*place, offset) for place, offset in targets.items()]
-        request = [ConsumerGroupTopicPartitions(group, asked)]
-        (future,) = self._client.alter_consumer_group_offsets(request, request_timeout=REQUEST_S).values()
+        requested = [TopicPartition(*tp, offset) for tp, offset in targets.items()]
+        request = [ConsumerGroupTopicPartitions(group, requested)]
+        (future,) = self._client.alter_consumer_group_offsets(request, request_timeout=REQUEST_TIMEOUT_S).values()
         try:
             answer = await asyncio.wrap_future(future)
         except KafkaException as error:
@@ -155,17 +157,17 @@ class KafkaAdmin:
             raise unavailable("Kafka did not move the group", KafkaException(failed[0]))
         return True
 
-    async def _answer(self, future: concurrent.futures.Future[Any]) -> Any:
+    async def _result(self, future: concurrent.futures.Future[Any]) -> Any:
         try:
             return await asyncio.wrap_future(future)
         except KafkaException as error:
             raise unavailable("Kafka does not answer", error) from error
 
-    def _described(self, topic: str, name: str) -> NewTopic:
+    def _topic_spec(self, topic: str, name: str) -> NewTopic:
         copies = self._settings.kafka_replication
         kept_s, partitions = log.RETENTION_S, self._settings.kafka_partitions
         config = {"min.insync.replicas": str(min(copies, MIN_COPIES_OF_THREE) if copies > 2 else 1)}
-        if name == DEAD:
+        if name == DEAD_LETTER_TOPIC:
             # One letter a place, and one partition: few come, and they are read together. A letter that was redriven is overwritten.
             kept_s, partitions = DEAD_LETTERS_KEPT_S, 1
             config["cleanup.policy"] = "compact,delete"

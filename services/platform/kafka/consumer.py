@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from services.platform.kafka.event_log import KafkaLog
 
 # Fetched ahead of what is applied: batches, and never less than this.
-BATCHES_AHEAD, MIN_AHEAD = 2, 400
+PREFETCHED_BATCHES, MIN_PREFETCHED = 2, 400
 # A new member waits for the others to let partitions go, each at the end of its batch.
-JOIN_WITHIN_S = 30.0
+JOIN_TIMEOUT_S = 30.0
 
 _log = structlog.get_logger(__name__)
 
@@ -37,43 +37,43 @@ class KafkaConsumer(Consumer):
         self, log: KafkaLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, broadcast: bool
     ) -> None:
         self.group = group
-        self.pump = WorkerLoop(f"consumer-{group}", self._step, log.retry_first_s)
-        self.backlog = Backlog(max(max_batch * BATCHES_AHEAD, MIN_AHEAD))
+        self.worker = WorkerLoop(f"consumer-{group}", self._step, log.retry_first_s)
+        self.backlog = Backlog(max(max_batch * PREFETCHED_BATCHES, MIN_PREFETCHED))
         self._log = log
         self._name = f"{log.settings.namespace}.{group}"
         self._topics = list(topics)
         self._apply = apply
         self._max_batch = max_batch
-        self._everywhere = broadcast
+        self._broadcast = broadcast
         # Of an `broadcast` consumer that does not run: where it goes on.
-        self._places: dict[PartitionKey, int] = {}
-        self._fetching: Fetcher | None = None
+        self._resume_offsets: dict[PartitionKey, int] = {}
+        self._fetcher: Fetcher | None = None
         self._paused = False
 
     async def start(self) -> None:
-        if self._log.running.setdefault(self.group, self) is not self or self._fetching is not None:
+        if self._log.running.setdefault(self.group, self) is not self or self._fetcher is not None:
             raise ValueError(
                 f"group {self.group} has a consumer in this process: one shares its work better with others'"
             )
         try:
             await self._log.admin.ensure(self._topics)
-            begin = await self._beginning() if self._everywhere else None
-            if not self._everywhere:
-                await self._log.listen()
+            begin = await self._broadcast_start() if self._broadcast else None
+            if not self._broadcast:
+                await self._log.subscribe_to_seeks()
         except BaseException:
             del self._log.running[self.group]
             raise
-        settings, wanted = self._log.settings, frozenset(self._topics)
+        settings, event_names = self._log.settings, frozenset(self._topics)
         topics = sorted({topic_of(settings.namespace, name) for name in self._topics})
-        self._fetching = Fetcher(settings, self._name, topics, wanted, self.backlog, self.pump.wake, begin)
-        self.pump.start()
+        self._fetcher = Fetcher(settings, self._name, topics, event_names, self.backlog, self.worker.wake, begin)
+        self.worker.start()
 
     async def stop(self) -> None:
-        await self.pump.stop()
-        if self._fetching is not None:
-            fetching, self._fetching = self._fetching, None
-            self._places = {place: known.position for place, known in self.backlog.standings().items()}
-            await fetching.stop()
+        await self.worker.stop()
+        if self._fetcher is not None:
+            fetcher, self._fetcher = self._fetcher, None
+            self._resume_offsets = {partition: known.position for partition, known in self.backlog.progress().items()}
+            await fetcher.stop()
         if self._log.running.get(self.group) is self:
             del self._log.running[self.group]
 
@@ -82,98 +82,100 @@ class KafkaConsumer(Consumer):
 
     def resume(self) -> None:
         self._paused = False
-        self.pump.wake()
+        self.worker.wake()
 
     async def lag(self) -> Lag:
-        places = await self._log.admin.places(self._topics)
+        partitions = await self._log.admin.partitions(self._topics)
         # Ends first: what is applied meanwhile then counts as applied.
-        ends = await self._log.admin.offsets(places, LATEST)
-        begins = await self._begins(places)
-        mine = self.backlog.standings() if self._fetching is not None else {}
+        ends = await self._log.admin.offsets(partitions, LATEST)
+        begins = await self._start_offsets(partitions)
+        mine = self.backlog.progress() if self._fetcher is not None else {}
         count, oldest = 0, None
-        unseen: dict[PartitionKey, int] = {}
-        for place, end in ends.items():
-            known = mine.get(place)
+        unread: dict[PartitionKey, int] = {}
+        for partition, end in ends.items():
+            known = mine.get(partition)
             if known is not None:
                 count += known.events
                 if known.oldest_ms is not None:
                     oldest = min(oldest or known.oldest_ms, known.oldest_ms)
-            begin = known.fetched if known is not None else begins[place]
+            begin = known.fetched if known is not None else begins[partition]
             if end > begin:
                 count += end - begin
                 if known is None or known.oldest_ms is None:
-                    unseen[place] = begin
-        if unseen:
-            seen = await asyncio.to_thread(lambda: [m.timestamp()[1] for m in scan(self._log.settings, unseen, 1)])
-            oldest = min([stamp for stamp in (oldest, *seen) if stamp is not None], default=None)
+                    unread[partition] = begin
+        if unread:
+            appended_ms = await asyncio.to_thread(
+                lambda: [m.timestamp()[1] for m in scan(self._log.settings, unread, 1)]
+            )
+            oldest = min([stamp for stamp in (oldest, *appended_ms) if stamp is not None], default=None)
         age_ms = 0 if oldest is None else max(self._log.clock_ms() - oldest, 0)
         return Lag(min(count, event_log.MAX_LAG_COUNTED), age_ms / 1000 if count else 0.0)
 
     async def seek(self, *, offset: int | None = None, time_ms: int | None = None) -> None:
-        places = await self._log.admin.places(self._topics)
+        partitions = await self._log.admin.partitions(self._topics)
         if offset is None:
             assert time_ms is not None
-            targets = await self._log.admin.offsets(places, at_time(time_ms))
+            targets = await self._log.admin.offsets(partitions, at_time(time_ms))
         else:
-            first = await self._log.admin.offsets(places, EARLIEST)
-            last = await self._log.admin.offsets(places, LATEST)
-            targets = {place: min(max(offset, first[place]), last[place]) for place in places}
-        if self._fetching is not None:
-            await self.go_to(targets)
-            if not self._everywhere:
-                await self._log.tell(self.group, targets)
-        elif self._everywhere:
-            self._places = targets
+            first = await self._log.admin.offsets(partitions, EARLIEST)
+            last = await self._log.admin.offsets(partitions, LATEST)
+            targets = {partition: min(max(offset, first[partition]), last[partition]) for partition in partitions}
+        if self._fetcher is not None:
+            await self.seek_here(targets)
+            if not self._broadcast:
+                await self._log.broadcast_seek(self.group, targets)
+        elif self._broadcast:
+            self._resume_offsets = targets
         else:
-            await self._log.move(self.group, targets)
+            await self._log.seek_group(self.group, targets)
 
-    async def go_to(self, targets: Mapping[PartitionKey, int]) -> None:
+    async def seek_here(self, targets: Mapping[PartitionKey, int]) -> None:
         """Goes on at these offsets, in the partitions that are held here. UNAVAILABLE where none come to be held for long."""
-        fetching = self._fetching
-        if fetching is None:
+        fetcher = self._fetcher
+        if fetcher is None:
             return
         try:
-            async with asyncio.timeout(JOIN_WITHIN_S):
-                await fetching.has_partitions.wait()
-                await fetching.seek(targets)
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
+                await fetcher.has_partitions.wait()
+                await fetcher.seek(targets)
         except TimeoutError:
             raise unavailable(f"group {self.group} has no partitions here yet") from None
         except KafkaException as error:
             raise unavailable(f"group {self.group} could not be moved", error) from error
 
-    async def _beginning(self) -> dict[PartitionKey, int]:
-        places = await self._log.admin.places(self._topics)
-        return {**await self._log.admin.offsets(places, LATEST), **self._places}
+    async def _broadcast_start(self) -> dict[PartitionKey, int]:
+        partitions = await self._log.admin.partitions(self._topics)
+        return {**await self._log.admin.offsets(partitions, LATEST), **self._resume_offsets}
 
-    async def _begins(self, places: Sequence[PartitionKey]) -> dict[PartitionKey, int]:
+    async def _start_offsets(self, partitions: Sequence[PartitionKey]) -> dict[PartitionKey, int]:
         """Where the group, or this consumer, stands as far as anybody told; what is past retention is not waited for."""
-        if self._everywhere:
-            return await self._beginning()
-        first = await self._log.admin.offsets(places, EARLIEST)
-        told = await self._log.admin.committed(self._name, places)
-        return {place: max(told.get(place, 0), first[place]) for place in places}
+        if self._broadcast:
+            return await self._broadcast_start()
+        first = await self._log.admin.offsets(partitions, EARLIEST)
+        committed = await self._log.admin.committed(self._name, partitions)
+        return {partition: max(committed.get(partition, 0), first[partition]) for partition in partitions}
 
     async def _step(self) -> bool:
         """Applies the next batch; False if there is none."""
         if self._paused:
             return False
-        entries = self.backlog.take(self._max_batch)
+        entries = self.backlog.next_batch(self._max_batch)
         if not entries:
             return False
         events = [entry.event for entry in entries if entry.event is not None]
-        sources = {id(entry.event): entry.place for entry in entries}
+        sources = {id(entry.event): entry.partition for entry in entries}
 
         async def dead_letter(event: ConsumedEvent, error: BaseException) -> None:
-            await self._log.dead.dead_letter(self.group, sources[id(event)], event, error)
+            await self._log.dead_letter_store.add(self.group, sources[id(event)], event, error)
 
         try:
             if events:
-                await apply_with_dead_letters(self.group, events, self._apply, self._rest, dead_letter)
+                await apply_with_dead_letters(self.group, events, self._apply, self._backoff, dead_letter)
         except BaseException:
-            self.backlog.put_back()
+            self.backlog.return_batch()
             raise
-        self.backlog.applied()
+        self.backlog.complete_batch()
         return True
 
-    async def _rest(self, failures: int) -> bool:
-        return await self.pump.rest(failures) and not self.backlog.is_wanted_back()
+    async def _backoff(self, failures: int) -> bool:
+        return await self.worker.rest(failures) and not self.backlog.is_revocation_pending()

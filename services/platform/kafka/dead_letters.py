@@ -11,8 +11,8 @@ from services.platform.config import Settings
 from services.platform.events import log
 from services.platform.events.log import ConsumedEvent, DeadLetter, Record
 from services.platform.kafka.admin import EARLIEST, KafkaAdmin
-from services.platform.kafka.producer import KafkaProducer, Outgoing
-from services.platform.kafka.records import DEAD, headers_of, plain_headers, topic_of
+from services.platform.kafka.producer import KafkaProducer, OutgoingMessage
+from services.platform.kafka.records import DEAD_LETTER_TOPIC, headers_of, plain_headers, topic_of
 from services.platform.kafka.scan import scan
 
 MAX_REASON_CHARS = 1_000  # A failure may quote its whole input.
@@ -30,11 +30,9 @@ class DeadLetters:
         self._admin = admin
         self._producer = producer
         self._clock_ms = clock_ms
-        self._topic = topic_of(settings.namespace, DEAD)
+        self._topic = topic_of(settings.namespace, DEAD_LETTER_TOPIC)
 
-    async def dead_letter(
-        self, group: str, source: tuple[str, int], event: ConsumedEvent, error: BaseException
-    ) -> None:
+    async def add(self, group: str, source: tuple[str, int], event: ConsumedEvent, error: BaseException) -> None:
         """Keeps an event of a partition, and why the group gave up. Errors as KafkaProducer.send."""
         reason = repr(error)[:MAX_REASON_CHARS]
         topic, partition = source
@@ -43,7 +41,7 @@ class DeadLetters:
         headers += [(_OFFSET, str(event.offset)), (_KEY, str(event.key)), (_APPENDED, str(event.appended_ms))]
         # One letter a place, however often it is buried.
         key = f"{group}/{topic}/{partition}/{event.offset}"
-        await self._producer.send([Outgoing(self._topic, key, event.payload, headers, self._clock_ms())])
+        await self._producer.send([OutgoingMessage(self._topic, key, event.payload, headers, self._clock_ms())])
 
     async def of_group(self, group: str) -> list[DeadLetter]:
         """The group's letters, oldest first, at most MAX_BATCH."""
@@ -54,15 +52,17 @@ class DeadLetters:
 
         At most MAX_BATCH, once: those that come back meanwhile wait for the next call.
         """
-        letters = await self._read(group)
-        await self._producer.append([Record(*letter.event[2:]) for letter in letters.values()])
+        dead_letters = await self._read(group)
+        await self._producer.append([Record(*dead_letter.event[2:]) for dead_letter in dead_letters.values()])
         now = self._clock_ms()
         # The group's name stays with the tombstone, or it could not be told whose it is.
-        await self._producer.send(Outgoing(self._topic, key, None, [(_GROUP, group)], now) for key in letters)
-        return len(letters)
+        await self._producer.send(
+            OutgoingMessage(self._topic, key, None, [(_GROUP, group)], now) for key in dead_letters
+        )
+        return len(dead_letters)
 
     async def _read(self, group: str) -> dict[str, DeadLetter]:
-        begin = await self._admin.offsets(await self._admin.places([DEAD]), EARLIEST)
+        begin = await self._admin.offsets(await self._admin.partitions([DEAD_LETTER_TOPIC]), EARLIEST)
 
         def fold() -> dict[str, DeadLetter]:
             found: dict[str, DeadLetter] = {}
@@ -73,13 +73,13 @@ class DeadLetters:
                 found.pop(key, None)
                 # Beyond the bound the oldest are kept: the others are found once these are redriven.
                 if message.value() is not None and len(found) < log.MAX_BATCH:
-                    found[key] = _letter(message, headers)
+                    found[key] = _dead_letter_of(message, headers)
             return found
 
         return await asyncio.to_thread(fold)
 
 
-def _letter(message: Message, headers: dict[str, str]) -> DeadLetter:
+def _dead_letter_of(message: Message, headers: dict[str, str]) -> DeadLetter:
     event = ConsumedEvent(
         int(headers[_OFFSET]),
         int(headers[_APPENDED]),

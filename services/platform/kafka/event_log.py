@@ -21,10 +21,10 @@ from services.platform.kafka.admin import LATEST, KafkaAdmin, at_time
 from services.platform.kafka.consumer import KafkaConsumer
 from services.platform.kafka.dead_letters import DeadLetters
 from services.platform.kafka.producer import KafkaProducer
-from services.platform.kafka.records import DEAD, PartitionKey, entities
+from services.platform.kafka.records import DEAD_LETTER_TOPIC, PartitionKey, entities
 
 # How members of a group learn that it was moved: an event for every process. No entity has this name.
-MOVED = "log.moved"
+SEEK_TOPIC = "log.moved"
 
 _log = structlog.get_logger(__name__)
 
@@ -38,10 +38,10 @@ class KafkaLog(EventLog):
         self.retry_first_s = retry_first_s
         self.admin = KafkaAdmin(settings)
         self.producer = KafkaProducer(settings, clock_ms)
-        self.dead = DeadLetters(settings, self.admin, self.producer, clock_ms)
+        self.dead_letter_store = DeadLetters(settings, self.admin, self.producer, clock_ms)
         self.running: dict[str, KafkaConsumer] = {}
-        self._self = uuid.uuid4().hex
-        self._listener: KafkaConsumer | None = None
+        self._process_id = uuid.uuid4().hex
+        self._seek_consumer: KafkaConsumer | None = None
 
     @classmethod
     async def open(
@@ -51,7 +51,7 @@ class KafkaLog(EventLog):
         log = cls(settings, clock_ms, retry_first_s)
         try:
             await log.admin.check()
-            await log.admin.ensure([*entities(), DEAD, MOVED])
+            await log.admin.ensure([*entities(), DEAD_LETTER_TOPIC, SEEK_TOPIC])
         except BaseException:
             await log.close()
             raise
@@ -72,50 +72,54 @@ class KafkaLog(EventLog):
         return KafkaConsumer(self, group, topics, apply, event_log.check_batch(max_batch), broadcast)
 
     async def dead_letters(self, group: str) -> list[DeadLetter]:
-        return await self.dead.of_group(group)
+        return await self.dead_letter_store.of_group(group)
 
     async def redrive(self, group: str) -> int:
-        return await self.dead.redrive(group)
+        return await self.dead_letter_store.redrive(group)
 
     async def close(self) -> None:
         for consumer in list(self.running.values()):
             await consumer.stop()
-        self._listener = None
+        self._seek_consumer = None
         await self.producer.close()
 
     async def replay(self, group: str, time_ms: int) -> int | None:
         """Moves a group to a time (milliseconds since 1970), in all its partitions; how many events lie from there on, all
         topics' together, or None where there is no such group."""
-        stands = list(await self.admin.committed(f"{self.settings.namespace}.{group}"))
-        if not stands:
+        committed = list(await self.admin.committed(f"{self.settings.namespace}.{group}"))
+        if not committed:
             return None
-        targets = await self.admin.offsets(stands, at_time(time_ms))
-        await self.move(group, targets)
-        ends = await self.admin.offsets(stands, LATEST)
-        return sum(ends[place] - offset for place, offset in targets.items())
+        targets = await self.admin.offsets(committed, at_time(time_ms))
+        await self.seek_group(group, targets)
+        ends = await self.admin.offsets(committed, LATEST)
+        return sum(ends[partition] - offset for partition, offset in targets.items())
 
-    async def move(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
+    async def seek_group(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
         """Moves a group that has no consumer here: where it has members elsewhere, they are told."""
-        if not await self.admin.move(f"{self.settings.namespace}.{group}", targets):
-            await self.tell(group, targets)
+        if not await self.admin.seek_group(f"{self.settings.namespace}.{group}", targets):
+            await self.broadcast_seek(group, targets)
 
-    async def tell(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
+    async def broadcast_seek(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
         """Tells the group's members in all other processes to go on at these offsets."""
-        said = {"group": group, "by": self._self, "places": [[*place, offset] for place, offset in targets.items()]}
-        await self.append([Record(MOVED, 0, 0, orjson.dumps(said))])
+        request = {
+            "group": group,
+            "by": self._process_id,
+            "places": [[*partition, offset] for partition, offset in targets.items()],
+        }
+        await self.append([Record(SEEK_TOPIC, 0, 0, orjson.dumps(request))])
 
-    async def listen(self) -> None:
-        """Begins to hear what others `tell`."""
-        if self._listener is None:
-            self._listener = self.consumer("moves", [MOVED], self._hear, broadcast=True)
-            await self._listener.start()
+    async def subscribe_to_seeks(self) -> None:
+        """Begins to hear what others `broadcast_seek`."""
+        if self._seek_consumer is None:
+            self._seek_consumer = self.consumer("moves", [SEEK_TOPIC], self._on_seek, broadcast=True)
+            await self._seek_consumer.start()
 
-    async def _hear(self, events: Sequence[ConsumedEvent]) -> None:
+    async def _on_seek(self, events: Sequence[ConsumedEvent]) -> None:
         for event in events:
-            said = orjson.loads(event.payload)
-            consumer = self.running.get(said["group"])
-            if consumer is None or said["by"] == self._self:
+            request = orjson.loads(event.payload)
+            consumer = self.running.get(request["group"])
+            if consumer is None or request["by"] == self._process_id:
                 continue
-            targets = {(topic, partition): offset for topic, partition, offset in said["places"]}
+            targets = {(topic, partition): offset for topic, partition, offset in request["places"]}
             _log.info("moved by another process", group=consumer.group)
-            await consumer.go_to(targets)
+            await consumer.seek_here(targets)

@@ -17,36 +17,36 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from services.platform.config import Settings
 from services.platform.events.worker_loop import RETRY_MOST_S
 from services.platform.kafka.backlog import Backlog
-from services.platform.kafka.records import PartitionKey, RateLimitedErrors, client_settings, delivered
+from services.platform.kafka.records import PartitionKey, RateLimitedErrors, client_settings, to_consumed_event
 
 # A member that says nothing for so long is given up by the group, and its partitions go to the others.
-SESSION_S = 10.0
-HEARTBEAT_S = 2.0
+SESSION_TIMEOUT_S = 10.0
+HEARTBEAT_INTERVAL_S = 2.0
 COMMIT_EVERY_S = 1.0
 # How soon the thread sees that it is to stop or to seek.
-POLL_S = 0.1
+POLL_TIMEOUT_S = 0.1
 # Taken over at once; decoding them holds the GIL for about a millisecond.
-FETCH = 200
+FETCH_MESSAGES = 200
 # How long it does not look at Kafka while there is no room, before it pauses the partitions: pausing throws away what was prefetched.
-HOLD_S = 1.0
+PAUSE_AFTER_S = 1.0
 # Prefetched by librdkafka, outside of Python.
 PREFETCH_MESSAGES, PREFETCH_KIB = 10_000, 16 * 1024
 FETCH_WAIT_MS = 200
 # What others of the group may wait for a batch at hand. Its events come to them again then.
-RELEASE_WITHIN_S = 10.0
+REVOKE_TIMEOUT_S = 10.0
 # What the last commit may take, and all of the stopping.
-LAST_COMMIT_S, STOP_WITHIN_S = 3.0, 12.0
-_SEEK_TRIES, _SEEK_AGAIN_S = 50, 0.1
+LAST_COMMIT_TIMEOUT_S, STOP_TIMEOUT_S = 3.0, 12.0
+_SEEK_TRIES, _SEEK_RETRY_S = 50, 0.1
 
 _log = structlog.get_logger(__name__)
 
-Work = Callable[[Client], None]
+ClientRequest = Callable[[Client], None]
 
 
 class Fetcher:
     """Fills a backlog, commits what is applied, follows the group's changes. `wake` is called on the loop when there is something new.
 
-    With `begin` the partitions are taken by hand, outside of any group, and nothing is committed.
+    With `start_offsets` the partitions are taken by hand, outside of any group, and nothing is committed.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class Fetcher:
         settings: Settings,
         group: str,
         topics: Sequence[str],
-        wanted: frozenset[str],
+        event_names: frozenset[str],
         backlog: Backlog,
         wake: Callable[[], None],
-        begin: Mapping[PartitionKey, int] | None = None,
+        start_offsets: Mapping[PartitionKey, int] | None = None,
     ) -> None:
         self.has_partitions = asyncio.Event()
         self._group = group
         self._topics = list(topics)
-        self._wanted = wanted
+        self._event_names = event_names
         self._backlog = backlog
         self._wake = wake
-        self._begin = begin
-        self._complain = RateLimitedErrors(group)
+        self._start_offsets = start_offsets
+        self._log_error = RateLimitedErrors(group)
         self._config: dict[str, Any] = client_settings(settings) | {
             "group.id": group,
             "enable.auto.commit": False,
@@ -74,32 +74,32 @@ class Fetcher:
             "auto.offset.reset": "earliest",
             # Members that stay keep their partitions, and go on, while others come and go.
             "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": int(SESSION_S * 1_000),
-            "heartbeat.interval.ms": int(HEARTBEAT_S * 1_000),
+            "session.timeout.ms": int(SESSION_TIMEOUT_S * 1_000),
+            "heartbeat.interval.ms": int(HEARTBEAT_INTERVAL_S * 1_000),
             "queued.min.messages": PREFETCH_MESSAGES,
             "queued.max.messages.kbytes": PREFETCH_KIB,
             # While the broker waits for one partition's events, none of another's are asked for: right after an assignment.
             "fetch.wait.max.ms": FETCH_WAIT_MS,
             # Topics may be made after the group was.
             "topic.metadata.refresh.interval.ms": 30_000,
-            "error_cb": self._complain,
+            "error_cb": self._log_error,
             "on_commit": self._on_commit,
         }
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        self._asked: deque[tuple[Work, asyncio.Future[None]]] = deque()
+        self._requests: deque[tuple[ClientRequest, asyncio.Future[None]]] = deque()
         self._stopping = threading.Event()
-        self._held = False
+        self._paused = False
         self._committing = 0
         self._commit_due = 0.0
         self._thread = threading.Thread(target=self._run, name=f"kafka-{group}", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
-        """Commits, leaves the group and ends. What takes longer than STOP_WITHIN_S is left behind."""
+        """Commits, leaves the group and ends. What takes longer than STOP_TIMEOUT_S is left behind."""
         self._stopping.set()
         try:
-            async with asyncio.timeout(STOP_WITHIN_S):
+            async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self._ended.wait()
         except TimeoutError:
             _log.warning("kafka consumer did not stop", group=self._group)
@@ -108,51 +108,51 @@ class Fetcher:
         """Goes on at these offsets in the partitions that are held here. UNAVAILABLE-like KafkaException where Kafka refuses."""
 
         def work(client: Client) -> None:
-            for place, offset in self._backlog.seek(targets).items():
-                _seek(client, TopicPartition(*place, offset))
+            for partition, offset in self._backlog.seek(targets).items():
+                _seek(client, TopicPartition(*partition, offset))
             self._commit(client)
 
         future: asyncio.Future[None] = self._loop.create_future()
-        self._asked.append((work, future))
+        self._requests.append((work, future))
         await future
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._live()
+                self._run_client()
             except Exception as error:
                 _log.warning("kafka consumer failed, will go on", group=self._group, error=repr(error))
                 self._stopping.wait(RETRY_MOST_S)
         self._on_loop(self._ended.set)
 
-    def _live(self) -> None:
+    def _run_client(self) -> None:
         client = Client(self._config)
         try:
-            self._take_part(client)
+            self._join(client)
             while not self._stopping.is_set():
-                self._do_what_is_asked(client)
+                self._run_requests(client)
                 self._commit_if_due(client)
                 self._fetch(client)
             self._commit_last(client)
         finally:
             # Whatever it held comes again, from the committed place; without a group, from where it was.
-            if self._begin is not None:
-                self._begin = {**self._begin, **self._backlog.release(self._backlog.places(), 0.0)}
-            self._backlog.release(self._backlog.places(), 0.0)
+            if self._start_offsets is not None:
+                self._start_offsets = {**self._start_offsets, **self._backlog.release(self._backlog.partitions(), 0.0)}
+            self._backlog.release(self._backlog.partitions(), 0.0)
             client.close()
 
-    def _take_part(self, client: Client) -> None:
-        self._held = False
-        if self._begin is None:
+    def _join(self, client: Client) -> None:
+        self._paused = False
+        if self._start_offsets is None:
             client.subscribe(self._topics, self._on_assign, self._on_revoke, self._on_lost)
             return
-        client.assign([TopicPartition(*place, offset) for place, offset in self._begin.items()])
-        self._backlog.hold(self._begin, self._begin)
+        client.assign([TopicPartition(*partition, offset) for partition, offset in self._start_offsets.items()])
+        self._backlog.assign(self._start_offsets, self._start_offsets)
         self._on_loop(self.has_partitions.set)
 
-    def _do_what_is_asked(self, client: Client) -> None:
-        while self._asked:
-            work, future = self._asked.popleft()
+    def _run_requests(self, client: Client) -> None:
+        while self._requests:
+            work, future = self._requests.popleft()
             try:
                 work(client)
                 self._on_loop(_settle, future, None)
@@ -161,33 +161,33 @@ class Fetcher:
 
     def _fetch(self, client: Client) -> None:
         full = self._backlog.is_full()
-        if full and not self._held:
-            full = not self._backlog.wait_for_room(HOLD_S)
+        if full and not self._paused:
+            full = not self._backlog.wait_for_room(PAUSE_AFTER_S)
             if full:
                 client.pause(client.assignment())
-                self._held = True
-        elif self._held and not full:
+                self._paused = True
+        elif self._paused and not full:
             client.resume(client.assignment())
-            self._held = False
-        first = client.poll(POLL_S)
+            self._paused = False
+        first = client.poll(POLL_TIMEOUT_S)
         if first is None:
             return
         # `consume` alone would wait for its number to be full.
-        self._put([first, *client.consume(FETCH - 1, 0.0)])
+        self._put([first, *client.consume(FETCH_MESSAGES - 1, 0.0)])
 
     def _put(self, messages: Sequence[Message]) -> None:
         found = []
         for message in messages:
             error = message.error()
             if error is not None:
-                self._complain(error)
+                self._log_error(error)
                 continue
             topic, partition, offset = message.topic(), message.partition(), message.offset()
             assert topic is not None
             assert partition is not None
             assert offset is not None
-            found.append(((topic, partition), offset, delivered(message, self._wanted)))
-        self._backlog.put(found)
+            found.append(((topic, partition), offset, to_consumed_event(message, self._event_names)))
+        self._backlog.append(found)
         self._on_loop(self._wake)
 
     def _commit_if_due(self, client: Client) -> None:
@@ -196,41 +196,42 @@ class Fetcher:
             self._commit(client)
 
     def _commit(self, client: Client) -> None:
-        if self._begin is not None:
+        if self._start_offsets is not None:
             return
         changed = self._backlog.uncommitted()
         if changed:
             self._committing += 1
-            client.commit(offsets=[TopicPartition(*place, offset) for place, offset in changed.items()])
+            client.commit(offsets=[TopicPartition(*partition, offset) for partition, offset in changed.items()])
 
     def _commit_last(self, client: Client) -> None:
         self._commit(client)
-        give_up = time.monotonic() + LAST_COMMIT_S
+        give_up = time.monotonic() + LAST_COMMIT_TIMEOUT_S
         while self._committing and time.monotonic() < give_up:
             # What comes meanwhile is not ours any more: it was not applied.
-            client.poll(POLL_S)
+            client.poll(POLL_TIMEOUT_S)
 
     def _on_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
         self._committing = max(self._committing - 1, 0)
         failed = [(p.topic, p.partition) for p in partitions if error is not None or p.error is not None]
         if failed:
             _log.warning("kafka commit failed, will come again", group=self._group, error=error and error.str())
-            self._backlog.not_committed(failed)
+            self._backlog.commit_failed(failed)
 
     def _on_assign(self, client: Client, partitions: Sequence[TopicPartition]) -> None:
-        self._backlog.hold((p.topic, p.partition) for p in partitions)
+        self._backlog.assign((p.topic, p.partition) for p in partitions)
         # New ones are not paused.
-        self._held = False
+        self._paused = False
         self._on_loop(self.has_partitions.set)
 
     def _on_revoke(self, client: Client, partitions: Sequence[TopicPartition]) -> None:
-        within_s = 0.0 if self._stopping.is_set() else RELEASE_WITHIN_S
+        within_s = 0.0 if self._stopping.is_set() else REVOKE_TIMEOUT_S
         changed = self._backlog.release({(p.topic, p.partition) for p in partitions}, within_s)
         if changed and not self._stopping.is_set():
             # The next owner begins there, so it must be known before the partitions are let go.
             with contextlib.suppress(KafkaException):
                 client.commit(
-                    offsets=[TopicPartition(*place, offset) for place, offset in changed.items()], asynchronous=False
+                    offsets=[TopicPartition(*partition, offset) for partition, offset in changed.items()],
+                    asynchronous=False,
                 )
 
     def _on_lost(self, client: Client, partitions: Sequence[TopicPartition]) -> None:
@@ -252,7 +253,7 @@ def _seek(client: Client, target: TopicPartition) -> None:
         except KafkaException as error:
             if left == 1 or error.args[0].code() != KafkaError._STATE:
                 raise
-            time.sleep(_SEEK_AGAIN_S)
+            time.sleep(_SEEK_RETRY_S)
 
 
 def _settle(future: asyncio.Future[None], error: Exception | None) -> None:

@@ -20,31 +20,31 @@ from services.platform.events.log import Record
 from services.platform.kafka.records import RateLimitedErrors, client_settings, headers_of, topic_of, unavailable
 
 # An event that is not delivered by then is given up; its outbox keeps it.
-DELIVER_WITHIN_S = 5.0
+DELIVERY_TIMEOUT_S = 5.0
 # Events in memory that wait for the brokers: some 30 MB. Beyond it appends wait, and then are refused.
 MAX_QUEUED = 50_000
-ROOM_WITHIN_S = 2.0
-_LOOK_FOR_ROOM_S = 0.01
+QUEUE_TIMEOUT_S = 2.0
+_QUEUE_POLL_S = 0.01
 # What comes within it leaves together; a lone append waits that much longer.
 LINGER_MS = 2
 # How often the thread looks whether it is to stop.
 _POLL_S = 0.2
-FLUSH_WITHIN_S = 6.0
+FLUSH_TIMEOUT_S = 6.0
 
 _log = structlog.get_logger(__name__)
 
 
-class Outgoing(NamedTuple):
+class OutgoingMessage(NamedTuple):
     """A message to send; no value takes away what has the same key, in a topic that keeps the last of each."""
 
     topic: str
     key: str
     value: bytes | None
     headers: list[tuple[str, str | bytes | None]]
-    stamp_ms: int
+    timestamp_ms: int
 
 
-class _Sending:
+class _PendingSend:
     """One call of `send`: how many deliveries it waits for, and the first failure. Only the loop touches it."""
 
     __slots__ = ("failure", "future", "left")
@@ -73,12 +73,12 @@ class KafkaProducer:
         self._namespace = settings.namespace
         self._clock_ms = clock_ms
         self._loop = asyncio.get_running_loop()
-        self._complain = RateLimitedErrors("producer")
+        self._log_error = RateLimitedErrors("producer")
         self._config: dict[str, Any] = client_settings(settings) | {
             "enable.idempotence": True,
             "acks": "all",
             "linger.ms": LINGER_MS,
-            "delivery.timeout.ms": int(DELIVER_WITHIN_S * 1_000),
+            "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1_000),
             "queue.buffering.max.messages": MAX_QUEUED,
             # As Java's clients spread keys, so that tools agree.
             "partitioner": "murmur2_random",
@@ -86,7 +86,7 @@ class KafkaProducer:
         }
         self._producer = Producer(self._config)
         self._broken = False
-        self._reports: deque[tuple[_Sending, KafkaError | None]] = deque()
+        self._reports: deque[tuple[_PendingSend, KafkaError | None]] = deque()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kafka-producer", daemon=True)
         self._thread.start()
@@ -95,44 +95,46 @@ class KafkaProducer:
         """Sends events. Errors as `send`."""
         now = self._clock_ms()
         await self.send(
-            Outgoing(topic_of(self._namespace, record.topic), str(record.key), record.payload, headers_of(record), now)
+            OutgoingMessage(
+                topic_of(self._namespace, record.topic), str(record.key), record.payload, headers_of(record), now
+            )
             for record in records
         )
 
-    async def send(self, messages: Iterable[Outgoing]) -> None:
-        """Returns when all are durable. UNAVAILABLE within DELIVER_WITHIN_S + ROOM_WITHIN_S: any of them may be appended then.
+    async def send(self, messages: Iterable[OutgoingMessage]) -> None:
+        """Returns when all are durable. UNAVAILABLE within DELIVERY_TIMEOUT_S + QUEUE_TIMEOUT_S: any of them may be appended then.
 
         ValueError for one that no broker would take, with those before it sent.
         """
-        sending = _Sending(self._loop.create_future())
+        pending = _PendingSend(self._loop.create_future())
         try:
             for message in messages:
-                await self._hand_over(message, sending)
+                await self._produce(message, pending)
         except BaseException:
             # Nobody waits for those before it any more.
-            sending.future.cancel()
+            pending.future.cancel()
             raise
-        sending.settle(None)
-        await sending.future
+        pending.settle(None)
+        await pending.future
 
     async def close(self) -> None:
-        """Gives what is out FLUSH_WITHIN_S, refuses what comes, and ends the thread."""
+        """Gives what is out FLUSH_TIMEOUT_S, refuses what comes, and ends the thread."""
         if not self._stopping.is_set():
             self._stopping.set()
-            await asyncio.to_thread(self._thread.join, FLUSH_WITHIN_S + _POLL_S)
+            await asyncio.to_thread(self._thread.join, FLUSH_TIMEOUT_S + _POLL_S)
 
-    async def _hand_over(self, message: Outgoing, sending: _Sending) -> None:
+    async def _produce(self, message: OutgoingMessage, pending: _PendingSend) -> None:
         def report(error: KafkaError | None, _: Message) -> None:
-            self._reports.append((sending, error))
+            self._reports.append((pending, error))
 
-        topic, key, value, headers, stamp = message
-        give_up = self._loop.time() + ROOM_WITHIN_S
+        topic, key, value, headers, timestamp_ms = message
+        give_up = self._loop.time() + QUEUE_TIMEOUT_S
         while True:
             if self._stopping.is_set():
                 raise unavailable("the log is closed")
             try:
-                self._producer.produce(topic, value, key, timestamp=stamp, headers=headers, on_delivery=report)
-                sending.left += 1
+                self._producer.produce(topic, value, key, timestamp=timestamp_ms, headers=headers, on_delivery=report)
+                pending.left += 1
                 return
             except BufferError:
                 if self._loop.time() >= give_up:
@@ -142,19 +144,19 @@ class KafkaProducer:
                     raise ValueError(f"an event of {len(value or b'')} bytes is too large for the log") from error
                 self._broken = self._broken or error.args[0].fatal()
                 raise unavailable("the log does not take events", error) from error
-            await asyncio.sleep(_LOOK_FOR_ROOM_S)
+            await asyncio.sleep(_QUEUE_POLL_S)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             # Serves whatever reports are there, or waits for one.
             self._producer.poll(_POLL_S)
-            self._hand_back()
+            self._pass_reports()
             if self._broken:
                 self._replace()
-        self._producer.flush(FLUSH_WITHIN_S)
-        self._hand_back()
+        self._producer.flush(FLUSH_TIMEOUT_S)
+        self._pass_reports()
 
-    def _hand_back(self) -> None:
+    def _pass_reports(self) -> None:
         reports = [self._reports.popleft() for _ in range(len(self._reports))]
         if reports:
             # A loop that was closed before the log has nobody waiting.
@@ -167,13 +169,13 @@ class KafkaProducer:
         broken, self._producer, self._broken = self._producer, Producer(self._config), False
         broken.purge()
         broken.flush(_POLL_S)
-        self._hand_back()
+        self._pass_reports()
 
     def _on_error(self, error: KafkaError) -> None:
         self._broken = self._broken or error.fatal()
-        self._complain(error)
+        self._log_error(error)
 
 
-def _settle(reports: Sequence[tuple[_Sending, KafkaError | None]]) -> None:
-    for sending, error in reports:
-        sending.settle(error)
+def _settle(reports: Sequence[tuple[_PendingSend, KafkaError | None]]) -> None:
+    for pending, error in reports:
+        pending.settle(error)

@@ -19,13 +19,13 @@ PartitionKey = tuple[str, int]
 """A partition: Kafka's topic and the partition's number."""
 
 # Above what any command or start-up would wait for; ordinary requests take milliseconds.
-REQUEST_S = 10.0
-SAY_EACH_S = 30.0
+REQUEST_TIMEOUT_S = 10.0
+LOG_INTERVAL_S = 30.0
 _log = structlog.get_logger(__name__)
 
 TYPE, ID, TRACE = "type", "id", "trace"
 # Of events that a group gave up on. No entity has this name.
-DEAD = "dead"
+DEAD_LETTER_TOPIC = "dead"
 
 
 def client_settings(settings: Settings) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def client_settings(settings: Settings) -> dict[str, Any]:
     return {
         "bootstrap.servers": settings.kafka,
         "client.id": "roost",
-        "socket.timeout.ms": int(REQUEST_S * 1_000),
+        "socket.timeout.ms": int(REQUEST_TIMEOUT_S * 1_000),
         "socket.keepalive.enable": True,
         # The end of an outage is noticed within about two seconds.
         "reconnect.backoff.ms": 100,
@@ -48,16 +48,16 @@ def client_settings(settings: Settings) -> dict[str, Any]:
 
 
 class RateLimitedErrors:
-    """What a client says of its brokers, for the log: the same again only every SAY_EACH_S, for in an outage it repeats itself."""
+    """What a client says of its brokers, for the log: the same again only every LOG_INTERVAL_S, for in an outage it repeats itself."""
 
     def __init__(self, client: str) -> None:
         self._client = client
-        self._said: dict[int, float] = {}
+        self._last_logged: dict[int, float] = {}
 
     def __call__(self, error: KafkaError) -> None:
         now = time.monotonic()
-        if now - self._said.get(error.code(), -SAY_EACH_S) >= SAY_EACH_S:
-            self._said[error.code()] = now
+        if now - self._last_logged.get(error.code(), -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
+            self._last_logged[error.code()] = now
             _log.warning("kafka", client=self._client, error=error.str())
 
 
@@ -76,11 +76,11 @@ def headers_of(record: Record) -> list[tuple[str, str | bytes | None]]:
     return [(TYPE, record.topic), (ID, str(record.event_id)), (TRACE, record.traceparent)]
 
 
-def delivered(message: Message, wanted: frozenset[str] | None = None) -> ConsumedEvent | None:
+def to_consumed_event(message: Message, event_names: frozenset[str] | None = None) -> ConsumedEvent | None:
     """The event; None where its name is not wanted, or where it was not appended by us."""
     headers = plain_headers(message)
     name = headers.get(TYPE, "")
-    if not name or (wanted is not None and name not in wanted):
+    if not name or (event_names is not None and name not in event_names):
         return None
     try:
         key, event_id = int(message.key() or b""), int(headers[ID])

@@ -12,17 +12,19 @@ from services.platform.config import Settings
 from services.platform.kafka.records import PartitionKey, client_settings, unavailable
 
 # Without a message or an end for so long the brokers are taken for gone.
-SILENCE_S = 5.0
+READ_TIMEOUT_S = 5.0
 _POLL_S = 0.2
-_LOT = 500
+_CONSUME_MESSAGES = 500
 
 
-def scan(settings: Settings, begin: Mapping[PartitionKey, int], each: int | None = None) -> Iterator[Message]:
-    """Reads every partition from its offset to its end, or at most `each` messages of it. Blocks: for a thread.
+def scan(
+    settings: Settings, start_offsets: Mapping[PartitionKey, int], max_per_partition: int | None = None
+) -> Iterator[Message]:
+    """Reads every partition from its offset to its end, or at most `max_per_partition` messages of it. Blocks: for a thread.
 
     In order within a partition. Raises UNAVAILABLE where the brokers fall silent.
     """
-    if not begin:
+    if not start_offsets:
         return
     client = Client(
         client_settings(settings)
@@ -35,32 +37,32 @@ def scan(settings: Settings, begin: Mapping[PartitionKey, int], each: int | None
         }
     )
     try:
-        client.assign([TopicPartition(*place, offset) for place, offset in begin.items()])
-        left: dict[PartitionKey, int | None] = dict.fromkeys(begin, each)
-        heard = time.monotonic()
+        client.assign([TopicPartition(*source, offset) for source, offset in start_offsets.items()])
+        left: dict[PartitionKey, int | None] = dict.fromkeys(start_offsets, max_per_partition)
+        last_message_at = time.monotonic()
         while left:
-            for message in client.consume(_LOT, _POLL_S):
-                heard = time.monotonic()
-                yield from _counted(message, left)
-            if time.monotonic() > heard + SILENCE_S:
+            for message in client.consume(_CONSUME_MESSAGES, _POLL_S):
+                last_message_at = time.monotonic()
+                yield from _yield_counted(message, left)
+            if time.monotonic() > last_message_at + READ_TIMEOUT_S:
                 raise unavailable("Kafka does not answer")
     finally:
         client.close()
 
 
-def _counted(message: Message, left: dict[PartitionKey, int | None]) -> Iterator[Message]:
+def _yield_counted(message: Message, left: dict[PartitionKey, int | None]) -> Iterator[Message]:
     topic, partition = message.topic(), message.partition()
-    place = (topic or "", -1 if partition is None else partition)
+    source = (topic or "", -1 if partition is None else partition)
     error = message.error()
     if error is not None:
         if error.code() == KafkaError._PARTITION_EOF:
-            left.pop(place, None)
+            left.pop(source, None)
         return
-    if place not in left:
+    if source not in left:
         return
     yield message
-    many = left[place]
-    if many is not None:
-        left[place] = many - 1
-        if many == 1:
-            del left[place]
+    remaining = left[source]
+    if remaining is not None:
+        left[source] = remaining - 1
+        if remaining == 1:
+            del left[source]

@@ -20,9 +20,9 @@ from services.platform.rpc.reasons import Reason
 T = TypeVar("T")
 
 # A search that takes longer is worth nothing to who waits for it; calls with less time left wait for less.
-MOST_S = 2.0
+MAX_CALL_S = 2.0
 # What is done in the background may take as long as a busy server needs for it: a bulk of 1,000 documents takes about 0.2 s.
-BACKGROUND_MOST_S = 30.0
+BACKGROUND_TIMEOUT_S = 30.0
 # Connections of a process; calls beyond wait for one within their time.
 MAX_CONNECTIONS = 16
 # A kept connection that the server closed meanwhile shows only when it is used: then once more, on another one.
@@ -37,7 +37,7 @@ _TOO_MANY, _SERVER_ERRORS = 429, 500
 logging.getLogger("opensearch").setLevel(logging.ERROR)
 
 
-class Refusal(Exception):
+class RequestRejected(Exception):
     """What the server refuses whenever it is asked: an HTTP status below 500, its name for the error, and the reason in its words."""
 
     def __init__(self, status: int, kind: str, reason: str) -> None:
@@ -47,7 +47,7 @@ class Refusal(Exception):
         self.reason = reason
 
 
-class Operation(NamedTuple):
+class BulkOperation(NamedTuple):
     """One line of a bulk: `index` or `create`, where and how it is to be done, and the document."""
 
     action: str
@@ -62,7 +62,7 @@ class OpenSearch:
         self._client = client
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def from_settings(cls, settings: Settings) -> Self:
         """A client of the servers in the settings (URLs, comma-separated); it connects at the first call."""
         hosts = [host.strip() for host in settings.opensearch.split(",") if host.strip()]
         return cls(
@@ -71,7 +71,7 @@ class OpenSearch:
                 maxsize=MAX_CONNECTIONS,
                 max_retries=RETRIES,
                 retry_on_status=(),
-                serializer=_Json(),
+                serializer=_OrjsonSerializer(),
             )
         )
 
@@ -80,36 +80,38 @@ class OpenSearch:
         method: str,
         path: str,
         body: object = None,
-        most_s: float = MOST_S,
+        timeout_s: float = MAX_CALL_S,
         parameters: Mapping[str, str | int] | None = None,
     ) -> Any:
         """One request and its answer. Refusal where it can never work; DEADLINE_EXCEEDED where no time is left."""
         raw = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
         try:
             return await self._client.transport.perform_request(
-                method, path, params=parameters, body=raw, timeout=_time_left(most_s)
+                method, path, params=parameters, body=raw, timeout=_time_left(timeout_s)
             )
         except ConnectionTimeout as error:
             raise unavailable("search does not answer in time") from error
         except TransportError as error:
-            raise _told(error) from error
+            raise _error_of(error) from error
 
-    async def bulk(self, operations: Sequence[Operation], most_s: float = MOST_S) -> list[Refusal | None]:
+    async def bulk(
+        self, operations: Sequence[BulkOperation], timeout_s: float = MAX_CALL_S
+    ) -> list[RequestRejected | None]:
         """Does them in order, and answers for each why it was refused, None where it was done.
 
         UNAVAILABLE where one was refused for now, whatever became of the others: repeat the lot.
         """
-        answer = await self.call("POST", "/_bulk", b"".join(_lines(operations)), most_s)
+        answer = await self.call("POST", "/_bulk", b"".join(_lines(operations)), timeout_s)
         if not answer["errors"]:
             return [None] * len(operations)
-        return [_item(next(iter(item.values()))) for item in answer["items"]]
+        return [_rejection_of(next(iter(item.values()))) for item in answer["items"]]
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
 
 
-class _Json(JSONSerializer):
+class _OrjsonSerializer(JSONSerializer):
     """Answers by orjson: a page of 300 hits in a tenth of the time."""
 
     def loads(self, s: Any) -> Any:
@@ -121,14 +123,14 @@ def unavailable(message: str) -> errors.RoostError:
     return errors.unavailable(message, reason=Reason.SEARCH_UNAVAILABLE)
 
 
-def _time_left(most_s: float) -> float:
+def _time_left(timeout_s: float) -> float:
     left_s = context.current().deadline - asyncio.get_running_loop().time()
     if left_s <= 0:
         raise errors.deadline_exceeded()
-    return min(left_s, most_s)
+    return min(left_s, timeout_s)
 
 
-def _told(error: TransportError) -> Exception:
+def _error_of(error: TransportError) -> Exception:
     status = error.status_code
     if not isinstance(status, int):
         return unavailable("search cannot be reached")
@@ -137,10 +139,10 @@ def _told(error: TransportError) -> Exception:
     info = error.info
     cause = info.get("error") if isinstance(info, dict) else None
     reason = str(cause.get("reason", "")) if isinstance(cause, dict) else str(cause or "")
-    return Refusal(status, str(error.error), reason)
+    return RequestRejected(status, str(error.error), reason)
 
 
-def _lines(operations: Iterable[Operation]) -> Iterable[bytes]:
+def _lines(operations: Iterable[BulkOperation]) -> Iterable[bytes]:
     for action, options, document in operations:
         yield orjson.dumps({action: options})
         yield b"\n"
@@ -148,10 +150,10 @@ def _lines(operations: Iterable[Operation]) -> Iterable[bytes]:
         yield b"\n"
 
 
-def _item(item: dict[str, Any]) -> Refusal | None:
+def _rejection_of(item: dict[str, Any]) -> RequestRejected | None:
     status = item["status"]
     if OK_FROM <= status < OK_BELOW:
         return None
     if status == _TOO_MANY or status >= _SERVER_ERRORS:
         raise unavailable(f"search refuses changes for now ({status})")
-    return Refusal(status, item["error"]["type"], item["error"]["reason"])
+    return RequestRejected(status, item["error"]["type"], item["error"]["reason"])

@@ -1,6 +1,6 @@
 """Redis: nothing in it is true, everything can be rebuilt. So it may lose what it likes, provided that nobody takes a rest for the whole.
 
-The hot commands go over thin connections (`pipe.py`), everything else over redis-py, both with bounds: where Redis does not answer,
+The hot commands go over thin connections (`connection.py`), everything else over redis-py, both with bounds: where Redis does not answer,
 callers go on without it, at once.
 """
 
@@ -26,12 +26,12 @@ from services.platform.rpc.reasons import Reason
 
 SLOTS = 16_384
 # How often the Sentinels are asked who is the master: a master that lost its office unnoticed is read no longer than this.
-ASK_SENTINELS_EVERY_S = 1.0
+SENTINEL_POLL_INTERVAL_S = 1.0
 # A cluster's map is read anew at most so often, however many replies say that it is out of date.
-REFRESH_EVERY_S = 1.0
+SLOT_REFRESH_INTERVAL_S = 1.0
 
 # What redis-py raises: the cluster's errors are no errors of Redis to it.
-_FAILURES = (RedisError, RedisClusterException, OSError)
+_CLIENT_ERRORS = (RedisError, RedisClusterException, OSError)
 
 _log = structlog.get_logger(__name__)
 
@@ -39,74 +39,78 @@ _log = structlog.get_logger(__name__)
 class Redis:
     """The connections of one process to its Redis, be it a server, a master under Sentinels or a Cluster."""
 
-    def __init__(self, places: RedisTopology, client: Client | RedisCluster, timeout_s: float) -> None:
+    def __init__(self, topology: RedisTopology, client: Client | RedisCluster, timeout_s: float) -> None:
         self.client = client
         self.timeout_s = timeout_s
-        self._places = places
+        self._topology = topology
         self._nodes: dict[tuple[str, int], Node] = {}
-        self._sentinel: Any = places.sentinel(timeout_s) if places.kind == "sentinel" else None
+        self._sentinel: Any = topology.sentinel(timeout_s) if topology.kind == "sentinel" else None
         self._master: tuple[str, int] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._refreshing: asyncio.Task[None] | None = None
-        self._refreshed = 0.0
-        self._one = Node(str(places), self._to_master, time.monotonic)
+        self._sentinel_task: asyncio.Task[None] | None = None
+        self._slot_refresh: asyncio.Task[None] | None = None
+        self._slots_refreshed_at = 0.0
+        self._single = Node(str(topology), self._connect_to_master, time.monotonic)
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
         """UNAVAILABLE, naming the server, where it cannot be reached; FAILED_PRECONDITION where its settings would make us wrong."""
-        places = RedisTopology.parse(settings.redis)
-        redis = cls(places, places.client(settings.redis_timeout_s), settings.redis_timeout_s)
+        topology = RedisTopology.parse(settings.redis)
+        redis = cls(topology, topology.client(settings.redis_timeout_s), settings.redis_timeout_s)
         try:
             await redis._start()
-        except (errors.RoostError, *_FAILURES) as error:
+        except (errors.RoostError, *_CLIENT_ERRORS) as error:
             await redis.close()
             if isinstance(error, errors.RoostError) and error.reason != Reason.CACHE_UNAVAILABLE:
                 raise
             raise errors.unavailable(
-                f"Redis ({places}) cannot be reached: is it running? (`scripts/backends up`)"
+                f"Redis ({topology}) cannot be reached: is it running? (`scripts/backends up`)"
             ) from error
         return redis
 
     @property
     def clustered(self) -> bool:
         """Whether keys lie on several nodes: then a transaction spans one slot, and no more."""
-        return self._places.kind == "cluster"
+        return self._topology.kind == "cluster"
 
     def node(self, tag: str) -> Node:
         """The server of the keys that are spelt `tag`, or hold it in braces."""
         if not self.clustered:
-            return self._one
+            return self._single
         return self._node_of_slot(binascii.crc_hqx(tag.encode(), 0) % SLOTS)
 
     def nodes(self) -> list[Node]:
         """All servers that hold keys."""
         if not self.clustered:
-            return [self._one]
+            return [self._single]
         addresses = {_address(nodes[0]) for nodes in self._slots().values() if nodes}
         return [self._node_at(*address) for address in sorted(addresses)]
 
     def refusal(self, reply: ReplyError) -> errors.RoostError:
         """What to raise for a reply that refuses a command. One that says that keys have moved makes the map be read anew."""
         if str(reply).startswith(("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN", "READONLY")):
-            self.look_again()
+            self.rediscover()
         refused = unreachable()
         refused.__cause__ = reply
         return refused
 
-    def look_again(self) -> None:
+    def rediscover(self) -> None:
         """Finds out anew where the masters are, in the background."""
-        if self.clustered and self._refreshing is None and time.monotonic() > self._refreshed + REFRESH_EVERY_S:
-            self._refreshing = asyncio.create_task(self._refresh(), name="redis-slots")
+        if (
+            self.clustered
+            and self._slot_refresh is None
+            and time.monotonic() > self._slots_refreshed_at + SLOT_REFRESH_INTERVAL_S
+        ):
+            self._slot_refresh = asyncio.create_task(self._refresh(), name="redis-slots")
         elif not self.clustered:
-            self._one.drop()
+            self._single.drop()
 
     async def close(self) -> None:
         """Ends all connections."""
-        for task in (self._watching, self._refreshing):
+        for task in (self._sentinel_task, self._slot_refresh):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        for node in (self._one, *self._nodes.values()):
+        for node in (self._single, *self._nodes.values()):
             node.drop()
         await self.client.aclose()
         if self._sentinel is not None:
@@ -118,31 +122,31 @@ class Redis:
         for node in self.nodes():
             await check(await node.reads(), node.name)
         if self._sentinel is not None:
-            self._watching = asyncio.create_task(self._watch(), name="redis-sentinels")
+            self._sentinel_task = asyncio.create_task(self._watch(), name="redis-sentinels")
 
-    async def _to_master(self) -> RedisConnection:
+    async def _connect_to_master(self) -> RedisConnection:
         if self._sentinel is None:
-            return await connect(self._places.server, self.timeout_s)
-        return await connect(self._places.at(*await self._ask_sentinels()), self.timeout_s)
+            return await connect(self._topology.server, self.timeout_s)
+        return await connect(self._topology.at(*await self._discover_master()), self.timeout_s)
 
-    async def _ask_sentinels(self) -> tuple[str, int]:
+    async def _discover_master(self) -> tuple[str, int]:
         try:
-            host, port = await self._sentinel.discover_master(self._places.master)
-        except _FAILURES as error:
+            host, port = await self._sentinel.discover_master(self._topology.master)
+        except _CLIENT_ERRORS as error:
             raise unreachable() from error
         return str(host), int(port)
 
     async def _watch(self) -> None:
         """Leaves a master that is one no longer, though it still answers: it gets none of the new entries."""
         while True:
-            await asyncio.sleep(ASK_SENTINELS_EVERY_S)
+            await asyncio.sleep(SENTINEL_POLL_INTERVAL_S)
             try:
-                master = await self._ask_sentinels()
+                master = await self._discover_master()
             except errors.RoostError:
                 continue
             if self._master is not None and master != self._master:
                 _log.warning("redis has another master", host=master[0], port=master[1])
-                self._one.drop()
+                self._single.drop()
             self._master = master
 
     def _slots(self) -> dict[int, list[Any]]:
@@ -152,33 +156,33 @@ class Redis:
     def _node_of_slot(self, slot: int) -> Node:
         nodes = self._slots().get(slot)
         if not nodes:
-            self.look_again()
+            self.rediscover()
             raise unreachable()
         return self._node_at(*_address(nodes[0]))
 
     def _node_at(self, host: str, port: int) -> Node:
         known = self._nodes.get((host, port))
         if known is None:
-            endpoint = self._places.at(host, port)
-            known = Node(f"{host}:{port}", lambda: self._to_node(endpoint), time.monotonic)
+            endpoint = self._topology.at(host, port)
+            known = Node(f"{host}:{port}", lambda: self._connect_to_node(endpoint), time.monotonic)
             self._nodes[host, port] = known
         return known
 
-    async def _to_node(self, endpoint: Endpoint) -> RedisConnection:
+    async def _connect_to_node(self, endpoint: Endpoint) -> RedisConnection:
         try:
             return await connect(endpoint, self.timeout_s)
         except errors.RoostError:
-            self.look_again()
+            self.rediscover()
             raise
 
     async def _refresh(self) -> None:
         assert isinstance(self.client, RedisCluster), "only a cluster has a map"
         try:
             await self.client.nodes_manager.initialize()
-        except _FAILURES as error:
+        except _CLIENT_ERRORS as error:
             _log.warning("the map of the redis cluster cannot be read", error=repr(error))
-        self._refreshed = time.monotonic()
-        self._refreshing = None
+        self._slots_refreshed_at = time.monotonic()
+        self._slot_refresh = None
 
 
 def _address(node: Any) -> tuple[str, int]:

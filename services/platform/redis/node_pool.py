@@ -11,11 +11,11 @@ from services.platform.rpc import errors
 
 # A server that could not be reached, or fell silent, is tried again only after this, and by one connection that nobody waits for:
 # an outage costs each caller one time-out at most, and then nothing.
-BREAK_S = 0.5
+BREAKER_OPEN_S = 0.5
 # Transactions under WATCH at the same time: builds (64 at most, of which few close at once), trims, changes of shared entries.
-LENT_AT_ONCE = 32
+MAX_DEDICATED = 32
 # Kept open between two of them.
-IDLE_KEPT = 8
+MAX_IDLE = 8
 
 Connect = Callable[[], Awaitable[RedisConnection]]
 
@@ -25,19 +25,19 @@ class SharedConnection:
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
-        self._pipe: RedisConnection | None = None
+        self._connection: RedisConnection | None = None
         self._connecting: asyncio.Task[RedisConnection] | None = None
 
     @property
     def live(self) -> RedisConnection | None:
         """The connection, where it stands: a call saved."""
-        pipe = self._pipe
-        return None if pipe is None or pipe.lost else pipe
+        connection = self._connection
+        return None if connection is None or connection.lost else connection
 
-    async def pipe(self) -> RedisConnection:
+    async def get(self) -> RedisConnection:
         """The connection. UNAVAILABLE where none can be had."""
-        if (pipe := self.live) is not None:
-            return pipe
+        if (connection := self.live) is not None:
+            return connection
         if self._connecting is None:
             # A task of its own: whoever asked first may be cancelled, and the others wait for the same connection.
             self._connecting = asyncio.create_task(self._open(), name="redis-connect")
@@ -55,12 +55,12 @@ class SharedConnection:
         """Ends the connection; the next caller gets a new one."""
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._pipe is not None:
-            self._pipe.abort()
+        if self._connection is not None:
+            self._connection.abort()
 
     async def _open(self) -> RedisConnection:
-        self._pipe = await self._connect()
-        return self._pipe
+        self._connection = await self._connect()
+        return self._connection
 
     def _connected(self, task: asyncio.Task[RedisConnection]) -> None:
         self._connecting = None
@@ -82,31 +82,31 @@ class Node:
         self._probe: asyncio.Task[None] | None = None
         self._reads, self._writes = SharedConnection(self._connect), SharedConnection(self._connect)
         self._idle: list[RedisConnection] = []
-        self._slots = asyncio.Semaphore(LENT_AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_DEDICATED)
 
     async def reads(self) -> RedisConnection:
         """The shared connection of short commands. UNAVAILABLE where none can be had."""
-        return self._reads.live or await self._reads.pipe()
+        return self._reads.live or await self._reads.get()
 
     async def writes(self) -> RedisConnection:
         """The shared connection of long rows of commands. UNAVAILABLE where none can be had."""
-        return self._writes.live or await self._writes.pipe()
+        return self._writes.live or await self._writes.get()
 
     @asynccontextmanager
-    async def own(self) -> AsyncIterator[RedisConnection]:
+    async def dedicated(self) -> AsyncIterator[RedisConnection]:
         """A connection that nobody else uses meanwhile. Leave it with no key watched; where the body raises, it is given up."""
         async with self._slots:
-            pipe = await self._lent()
+            connection = await self._take_idle_or_connect()
             try:
-                yield pipe
+                yield connection
             except BaseException:
                 # Cancelled between WATCH and EXEC, say: what the connection is in the middle of is unknown.
-                pipe.abort()
+                connection.abort()
                 raise
-            if len(self._idle) < IDLE_KEPT and not pipe.lost:
-                self._idle.append(pipe)
+            if len(self._idle) < MAX_IDLE and not connection.lost:
+                self._idle.append(connection)
             else:
-                pipe.abort()
+                connection.abort()
 
     def drop(self) -> None:
         """Ends all connections that are not lent; those come from new ones. Also what closing is."""
@@ -117,45 +117,45 @@ class Node:
         if self._probe is not None:
             self._probe.cancel()
 
-    async def _lent(self) -> RedisConnection:
+    async def _take_idle_or_connect(self) -> RedisConnection:
         while self._idle:
-            pipe = self._idle.pop()
-            if not pipe.lost:
-                return pipe
+            connection = self._idle.pop()
+            if not connection.lost:
+                return connection
         return await self._connect()
 
     async def _connect(self) -> RedisConnection:
         if self._broken_until is None:
             try:
-                return await self._dialled()
+                return await self._connect_to_master()
             except errors.RoostError:
-                self._broken_until = self._clock() + BREAK_S
+                self._broken_until = self._clock() + BREAKER_OPEN_S
                 raise
         if self._probe is None and self._clock() >= self._broken_until:
-            self._probe = asyncio.create_task(self._probed(), name="redis-probe")
+            self._probe = asyncio.create_task(self._run_probe(), name="redis-probe")
             self._probe.add_done_callback(self._probe_ended)
         raise unreachable()
 
-    async def _dialled(self) -> RedisConnection:
-        pipe = await self._dial()
-        if pipe.role != "master":
+    async def _connect_to_master(self) -> RedisConnection:
+        connection = await self._dial()
+        if connection.role != "master":
             # It was one a moment ago: the new one will be found.
-            pipe.abort()
+            connection.abort()
             raise unreachable()
-        pipe.on_silence = self._fell_silent
-        return pipe
+        connection.on_timeout = self._on_read_timeout
+        return connection
 
-    def _fell_silent(self) -> None:
-        self._broken_until = self._clock() + BREAK_S
+    def _on_read_timeout(self) -> None:
+        self._broken_until = self._clock() + BREAKER_OPEN_S
         # Whoever waits on another connection would wait as long.
         self.drop()
 
-    async def _probed(self) -> None:
+    async def _run_probe(self) -> None:
         try:
-            self._idle.append(await self._dialled())
+            self._idle.append(await self._connect_to_master())
             self._broken_until = None
         except errors.RoostError:
-            self._broken_until = self._clock() + BREAK_S
+            self._broken_until = self._clock() + BREAKER_OPEN_S
 
     def _probe_ended(self, task: asyncio.Task[None]) -> None:
         self._probe = None

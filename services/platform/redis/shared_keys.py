@@ -25,11 +25,11 @@ Publish = Callable[[Sequence[int]], Awaitable[bool]]
 """Says something of these ids; whether Redis took it all."""
 
 # Keys in one command: about 0.2 ms of the server, which answers nobody else meanwhile.
-KEYS_AT_ONCE = 500
+KEYS_PER_COMMAND = 500
 # Enough of a run id to tell servers apart.
-TAG_LETTERS = 10
+RUN_ID_CHARS = 10
 # Ids of which something is still to be said: some minutes' changes. Those beyond are found out by time, or by the event's consumer.
-MAX_UNSAID = 100_000
+MAX_PENDING = 100_000
 
 
 class SharedKeyClient:
@@ -39,56 +39,56 @@ class SharedKeyClient:
         self._redis = redis
         # By what is to be said, the ids, each with how often it was said in vain.
         self._pending: dict[Publish, dict[int, int]] = {}
-        self._repeating = WorkerLoop(name, self._repeat)
+        self._retry_loop = WorkerLoop(name, self._retry_pending)
 
     async def close(self) -> None:
         """Says nothing more. What was not taken until then is found out by time."""
-        await self._repeating.stop()
+        await self._retry_loop.stop()
 
-    def _say_again(self, say: Publish, ids: Iterable[int]) -> None:
+    def _queue_retry(self, publish: Publish, ids: Iterable[int]) -> None:
         """Says it of these ids, too, as soon as Redis takes it."""
-        waiting = self._pending.setdefault(say, {})
+        pending = self._pending.setdefault(publish, {})
         for i in ids:
-            if i in waiting or len(waiting) < MAX_UNSAID:
-                waiting[i] = waiting.get(i, 0) + 1
-        self._repeating.start()
-        self._repeating.wake()
+            if i in pending or len(pending) < MAX_PENDING:
+                pending[i] = pending.get(i, 0) + 1
+        self._retry_loop.start()
+        self._retry_loop.wake()
 
-    async def _repeat(self) -> bool:
-        for say, waiting in self._pending.items():
-            some = dict(islice(waiting.items(), KEYS_AT_ONCE))
+    async def _retry_pending(self) -> bool:
+        for publish, pending in self._pending.items():
+            some = dict(islice(pending.items(), KEYS_PER_COMMAND))
             if not some:
                 continue
-            if not await say(list(some)):
+            if not await publish(list(some)):
                 raise errors.unavailable("Redis does not take what others must know", reason=Reason.CACHE_UNAVAILABLE)
             for i, times in some.items():
                 # What changed again meanwhile may have come too late for this.
-                if waiting[i] == times:
-                    del waiting[i]
+                if pending[i] == times:
+                    del pending[i]
             return True
         return False
 
-    async def _held(self, kind: str, ids: Sequence[int]) -> dict[int, Any]:
+    async def _read_values(self, kind: str, ids: Sequence[int]) -> dict[int, Any]:
         """The values of these keys, None where there is none; fewer where Redis does not answer."""
         found: dict[int, Any] = {}
 
         async def read(node: Node, some: Sequence[int]) -> None:
-            found.update(zip(some, await self._values(await node.reads(), kind, some), strict=True))
+            found.update(zip(some, await self._values_on(await node.reads(), kind, some), strict=True))
 
-        await self._each(ids, read)
+        await self._for_each_node(ids, read)
         return found
 
-    async def _values(self, pipe: RedisConnection, kind: str, ids: Sequence[int]) -> list[Any]:
+    async def _values_on(self, connection: RedisConnection, kind: str, ids: Sequence[int]) -> list[Any]:
         """Of keys on one server, in their order."""
-        keys = [key_of(kind, i, pipe) for i in ids]
+        keys = [key_of(kind, i, connection) for i in ids]
         if self._redis.clustered:
             # Keys of several slots: a command each, still one round trip.
-            return await self._answers(pipe, [command("GET", key) for key in keys])
-        (values,) = await self._answers(pipe, [command("MGET", *keys)])
+            return await self._replies(connection, [command("GET", key) for key in keys])
+        (values,) = await self._replies(connection, [command("MGET", *keys)])
         return list(values)
 
-    async def _each(self, ids: Iterable[int], work: Callable[[Node, Sequence[int]], Awaitable[None]]) -> bool:
-        """Does the work for the ids of each server, KEYS_AT_ONCE at a time; False where some of it was not done."""
+    async def _for_each_node(self, ids: Iterable[int], work: Callable[[Node, Sequence[int]], Awaitable[None]]) -> bool:
+        """Does the work for the ids of each server, KEYS_PER_COMMAND at a time; False where some of it was not done."""
 
         async def run() -> bool:
             by_node: dict[Node, list[int]] = {}
@@ -99,21 +99,21 @@ class SharedKeyClient:
                 by_node[self._redis.node("")] = list(ids)
             for node, all_ids in by_node.items():
                 left = iter(all_ids)
-                while some := list(islice(left, KEYS_AT_ONCE)):
+                while some := list(islice(left, KEYS_PER_COMMAND)):
                     await work(node, some)
             return True
 
-        return await self._within(run, False)
+        return await self._within_timeout(run, False)
 
-    async def _answers(self, pipe: RedisConnection, commands: Sequence[bytes]) -> list[Any]:
+    async def _replies(self, connection: RedisConnection, commands: Sequence[bytes]) -> list[Any]:
         """The replies; a refused command is Redis not answering."""
-        replies = await pipe.ask(b"".join(commands), len(commands))
+        replies = await connection.execute(b"".join(commands), len(commands))
         for reply in replies:
             if isinstance(reply, ReplyError):
                 raise self._redis.refusal(reply)
         return replies
 
-    async def _within(self, work: Callable[[], Awaitable[T]], unknown: T) -> T:
+    async def _within_timeout(self, work: Callable[[], Awaitable[T]], unknown: T) -> T:
         try:
             async with asyncio.timeout(self._redis.timeout_s):
                 return await work()
@@ -121,7 +121,7 @@ class SharedKeyClient:
             return unknown
 
 
-def key_of(kind: str, of: int, pipe: RedisConnection) -> str:
+def key_of(kind: str, item_id: int, connection: RedisConnection) -> str:
     """How a key is spelt on that server."""
     # In braces what decides on which node of a cluster it lies: the tag is that node's.
-    return f"{kind}:{{{of}}}:{pipe.run_id[:TAG_LETTERS]}"
+    return f"{kind}:{{{item_id}}}:{connection.run_id[:RUN_ID_CHARS]}"

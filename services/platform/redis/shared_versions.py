@@ -28,22 +28,22 @@ PUT_TTL_MS = 3_600_000
 # How long a fill may be wrong that was read before a change and written after the changer's entry had gone.
 FILL_TTL_MS = 60_000
 # A mark that goes is made afresh: readers then fetch once what they had.
-MARK_TTL_MS = 24 * 3_600_000
+VERSION_TTL_MS = 24 * 3_600_000
 # Of what there are very many, and what is remembered for seconds only.
-SHORT_MARK_TTL_MS = 600_000
+SHORT_VERSION_TTL_MS = 600_000
 # Somebody else changes the same entry in each try: more than a few at the same moment are not people's.
 PUT_TRIES = 8
 # Random marks may not meet those of callers, nor each other.
-MARK_BITS = 62
+VERSION_BITS = 62
 
 _VERSION = Struct(">q")
 _USER = "u"
-_RELATIONS, _THREAD, _TWEET_MARK, _AUTHOR_MARK = "rv", "tv", "tm", "am"
-_MARK_TTLS_MS = {
-    _RELATIONS: MARK_TTL_MS,
-    _THREAD: MARK_TTL_MS,
-    _TWEET_MARK: SHORT_MARK_TTL_MS,
-    _AUTHOR_MARK: SHORT_MARK_TTL_MS,
+_RELATIONS, _THREAD, _TWEET, _AUTHOR = "rv", "tv", "tm", "am"
+_VERSION_TTLS_MS = {
+    _RELATIONS: VERSION_TTL_MS,
+    _THREAD: VERSION_TTL_MS,
+    _TWEET: SHORT_VERSION_TTL_MS,
+    _AUTHOR: SHORT_VERSION_TTL_MS,
 }
 
 
@@ -59,12 +59,12 @@ class SharedVersions(SharedKeyClient):
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, "shared-entries")
-        self._tells = {kind: partial(self._republish, kind) for kind in _MARK_TTLS_MS}
+        self._republishers = {kind: partial(self._republish, kind) for kind in _VERSION_TTLS_MS}
 
     async def users(self, ids: Sequence[int]) -> list[SharedEntry | None]:
         """What is known of each user, in order; None: ask the owner."""
-        found = await self._held(_USER, ids)
-        return [_opened(found.get(i)) for i in ids]
+        found = await self._read_values(_USER, ids)
+        return [_decode_entry(found.get(i)) for i in ids]
 
     async def put_user(self, user_id: int, version: int, data: bytes) -> bool:
         """Says how a user stands now, unless something as new is known. False where Redis did not take it."""
@@ -73,112 +73,112 @@ class SharedVersions(SharedKeyClient):
         async def put() -> bool:
             node = self._redis.node(str(user_id))
             for _ in range(PUT_TRIES):
-                async with node.own() as pipe:
-                    if await self._put_once(pipe, key_of(_USER, user_id, pipe), version, value):
+                async with node.dedicated() as connection:
+                    if await self._put_once(connection, key_of(_USER, user_id, connection), version, value):
                         return True
             return False
 
-        return await self._within(put, False)
+        return await self._within_timeout(put, False)
 
     async def fill_users(self, entries: Mapping[int, tuple[int, bytes]]) -> None:
         """What the owner answered, as {id: (version, data)}, where nothing is known."""
         values = {i: _VERSION.pack(version) + data for i, (version, data) in entries.items()}
 
         async def fill(node: Node, some: Sequence[int]) -> None:
-            pipe = await node.reads()
-            sets = [command("SET", key_of(_USER, i, pipe), values[i], "NX", "PX", FILL_TTL_MS) for i in some]
-            await self._answers(pipe, sets)
+            connection = await node.reads()
+            sets = [command("SET", key_of(_USER, i, connection), values[i], "NX", "PX", FILL_TTL_MS) for i in some]
+            await self._replies(connection, sets)
 
-        await self._each(entries, fill)
+        await self._for_each_node(entries, fill)
 
     async def relation_version(self, user_id: int) -> int | None:
         """The mark of a user's relations, taken before they are read; None where Redis does not answer: they may have changed."""
-        return await self._mark(_RELATIONS, user_id)
+        return await self._read_version(_RELATIONS, user_id)
 
-    async def change_relations(self, user_ids: Sequence[int], fresh: int) -> bool:
-        """Marks them changed, after the rows are written and before the answer. `fresh` was never given before: a new id."""
-        return await self._change(_RELATIONS, user_ids, fresh)
+    async def change_relations(self, user_ids: Sequence[int], new_version: int) -> bool:
+        """Marks them changed, after the rows are written and before the answer. `new_version` was never given before: a new id."""
+        return await self._change_versions(_RELATIONS, user_ids, new_version)
 
     async def thread_version(self, root_id: int) -> int | None:
         """As `relation_version`, of a thread."""
-        return await self._mark(_THREAD, root_id)
+        return await self._read_version(_THREAD, root_id)
 
-    async def change_threads(self, root_ids: Sequence[int], fresh: int) -> bool:
+    async def change_threads(self, root_ids: Sequence[int], new_version: int) -> bool:
         """As `change_relations`, of threads."""
-        return await self._change(_THREAD, root_ids, fresh)
+        return await self._change_versions(_THREAD, root_ids, new_version)
 
-    async def tweet_marks(self, ids: Sequence[int]) -> list[int | None]:
+    async def tweet_versions(self, ids: Sequence[int]) -> list[int | None]:
         """As `relation_version`, of tweets with what is counted of them, in order: for what processes remember of each."""
-        return await self._marks(_TWEET_MARK, ids)
+        return await self._read_versions(_TWEET, ids)
 
-    async def change_tweets(self, ids: Sequence[int], fresh: int) -> bool:
+    async def change_tweets(self, ids: Sequence[int], new_version: int) -> bool:
         """As `change_relations`, of tweets."""
-        return await self._change(_TWEET_MARK, ids, fresh)
+        return await self._change_versions(_TWEET, ids, new_version)
 
-    async def author_marks(self, user_ids: Sequence[int]) -> list[int | None]:
-        """As `tweet_marks`, of what each user has posted."""
-        return await self._marks(_AUTHOR_MARK, user_ids)
+    async def author_versions(self, user_ids: Sequence[int]) -> list[int | None]:
+        """As `tweet_versions`, of what each user has posted."""
+        return await self._read_versions(_AUTHOR, user_ids)
 
-    async def change_authors(self, user_ids: Sequence[int], fresh: int) -> bool:
+    async def change_authors(self, user_ids: Sequence[int], new_version: int) -> bool:
         """As `change_relations`, of what users have posted."""
-        return await self._change(_AUTHOR_MARK, user_ids, fresh)
+        return await self._change_versions(_AUTHOR, user_ids, new_version)
 
-    async def _put_once(self, pipe: RedisConnection, key: str, version: int, value: bytes) -> bool:
+    async def _put_once(self, connection: RedisConnection, key: str, version: int, value: bytes) -> bool:
         """False where somebody else changed it meanwhile."""
-        _, held = await self._answers(pipe, [command("WATCH", key), command("GET", key)])
-        known = _opened(held)
-        if known is not None and known.version >= version:
-            await self._answers(pipe, [command("UNWATCH")])
+        _, stored = await self._replies(connection, [command("WATCH", key), command("GET", key)])
+        current = _decode_entry(stored)
+        if current is not None and current.version >= version:
+            await self._replies(connection, [command("UNWATCH")])
             return True
         writing = command("MULTI") + command("SET", key, value, "PX", PUT_TTL_MS) + command("EXEC")
-        _, queued, done = await pipe.ask(writing, 3)
+        _, queued, done = await connection.execute(writing, 3)
         if isinstance(queued, ReplyError) or isinstance(done, ReplyError):
             # Out of memory, say: then nothing at all is better than what stood before, and owners are asked.
-            await self._answers(pipe, [command("DEL", key)])
+            await self._replies(connection, [command("DEL", key)])
             return True
         return done is not None
 
-    async def _mark(self, kind: str, of: int) -> int | None:
-        return (await self._marks(kind, (of,)))[0]
+    async def _read_version(self, kind: str, of: int) -> int | None:
+        return (await self._read_versions(kind, (of,)))[0]
 
-    async def _marks(self, kind: str, of: Sequence[int]) -> list[int | None]:
+    async def _read_versions(self, kind: str, of: Sequence[int]) -> list[int | None]:
         found: dict[int, bytes | None] = {}
 
         async def read(node: Node, some: Sequence[int]) -> None:
-            pipe = await node.reads()
-            found.update(zip(some, await self._values(pipe, kind, some), strict=True))
+            connection = await node.reads()
+            found.update(zip(some, await self._values_on(connection, kind, some), strict=True))
             if missing := [i for i in some if found[i] is None]:
                 # Only where there is none still: two readers must not give each other's mark away.
-                fresh = random.getrandbits(MARK_BITS) + 1
-                keys = [key_of(kind, i, pipe) for i in missing]
-                making = [command("SET", key, fresh, "NX", "PX", _MARK_TTLS_MS[kind]) for key in keys]
-                made = await self._answers(pipe, making + [command("GET", key) for key in keys])
+                new_version = random.getrandbits(VERSION_BITS) + 1
+                keys = [key_of(kind, i, connection) for i in missing]
+                making = [command("SET", key, new_version, "NX", "PX", _VERSION_TTLS_MS[kind]) for key in keys]
+                made = await self._replies(connection, making + [command("GET", key) for key in keys])
                 found.update(zip(missing, made[len(keys) :], strict=True))
 
-        answered = await self._each(dict.fromkeys(of), read)
-        return [int(mark) if answered and (mark := found[i]) is not None else None for i in of]
+        answered = await self._for_each_node(dict.fromkeys(of), read)
+        return [int(version) if answered and (version := found[i]) is not None else None for i in of]
 
-    async def _change(self, kind: str, of: Sequence[int], fresh: int) -> bool:
-        if await self._tell(kind, of, fresh):
+    async def _change_versions(self, kind: str, of: Sequence[int], new_version: int) -> bool:
+        if await self._write_versions(kind, of, new_version):
             return True
-        self._say_again(self._tells[kind], of)
+        self._queue_retry(self._republishers[kind], of)
         return False
 
     async def _republish(self, kind: str, of: Sequence[int]) -> bool:
         # Another number than at first: who read under that one may have read before what changed since.
-        return await self._tell(kind, of, random.getrandbits(MARK_BITS) + 1)
+        return await self._write_versions(kind, of, random.getrandbits(VERSION_BITS) + 1)
 
-    async def _tell(self, kind: str, of: Sequence[int], fresh: int) -> bool:
+    async def _write_versions(self, kind: str, of: Sequence[int], new_version: int) -> bool:
         async def change(node: Node, some: Sequence[int]) -> None:
-            pipe = await node.reads()
-            keys = [key_of(kind, i, pipe) for i in some]
-            sets = b"".join(command("SET", key, fresh, "PX", _MARK_TTLS_MS[kind]) for key in keys)
-            if any(isinstance(reply, ReplyError) for reply in await pipe.ask(sets, len(keys))):
+            connection = await node.reads()
+            keys = [key_of(kind, i, connection) for i in some]
+            sets = b"".join(command("SET", key, new_version, "PX", _VERSION_TTLS_MS[kind]) for key in keys)
+            if any(isinstance(reply, ReplyError) for reply in await connection.execute(sets, len(keys))):
                 # As in `_put_once`: readers make a fresh one, or know that they know nothing.
-                await self._answers(pipe, [command("DEL", key) for key in keys])
+                await self._replies(connection, [command("DEL", key) for key in keys])
 
-        return await self._each(of, change)
+        return await self._for_each_node(of, change)
 
 
-def _opened(value: bytes | None) -> SharedEntry | None:
+def _decode_entry(value: bytes | None) -> SharedEntry | None:
     return None if value is None else SharedEntry(_VERSION.unpack_from(value)[0], value[_VERSION.size :])

@@ -55,7 +55,7 @@ class Database:
         self._path = path
         self._lock = lock
         self._writer = writer
-        self._writes, self._reads = _Lane(), _Lane()
+        self._writes, self._reads = _JobQueue(), _JobQueue()
         self._hooks: list[Callable[[], None]] = []
         # Daemons: a database left open must not keep a dying process alive.
         self._threads = [threading.Thread(target=self._read_loop, args=(r,), daemon=True) for r in readers]
@@ -102,7 +102,7 @@ class Database:
                 for mode in ("PASSIVE", "TRUNCATE"):
                     (busy, _, _) = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:
-            raise self._refusal(error) from error
+            raise self._to_roost_error(error) from error
         if busy:
             raise errors.unavailable("the store's log is being read", reason=Reason.STORE_UNAVAILABLE)
 
@@ -121,19 +121,19 @@ class Database:
     def _write_loop(self) -> None:
         ended = False
         while not ended:
-            group, ended = self._writes.take(MAX_GROUP)
+            group, ended = self._writes.next_jobs(MAX_GROUP)
             if not group:
                 continue
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
                 outcomes = [self._run_in_savepoint(unit, future) for unit, future, _ in group]
                 self._writer.execute("COMMIT")
-                self._writes.hand_back(outcomes, () if all(quiet for *_, quiet in group) else self._hooks)
+                self._writes.resolve(outcomes, () if all(quiet for *_, quiet in group) else self._hooks)
             except Exception as error:
                 _log.error("commit failed", units=len(group), error=repr(error))
                 _roll_back(self._writer)
                 # Each gets an error of its own: a shared one would collect everybody's traceback.
-                self._writes.hand_back([(future, None, self._refusal(error)) for _, future, _ in group])
+                self._writes.resolve([(future, None, self._to_roost_error(error)) for _, future, _ in group])
 
     def _run_in_savepoint(self, unit: Unit[Any], future: asyncio.Future[Any]) -> _Outcome:
         outcome = self._run(self._writer, "SAVEPOINT unit", unit, future)
@@ -149,12 +149,12 @@ class Database:
         ended = False
         while not ended:
             # A share of the queue: one wake-up of the loop serves several reads, and no reader takes all.
-            jobs, ended = self._reads.take(1 + self._reads.jobs.qsize() // READERS)
+            jobs, ended = self._reads.next_jobs(1 + self._reads.jobs.qsize() // READERS)
             outcomes = []
             for unit, future, _ in jobs:
                 outcomes.append(self._run(connection, "BEGIN", unit, future))
                 _roll_back(connection)
-            self._reads.hand_back(outcomes)
+            self._reads.resolve(outcomes)
         connection.close()
 
     def _run(
@@ -166,12 +166,12 @@ class Database:
             return future, None if future.cancelled() else unit(connection), None
         except sqlite3.Error as error:
             kind = faults.kind_of(error)
-            return future, None, self._refusal(error) if kind in faults.PASSING | faults.DAMAGED else error
+            return future, None, self._to_roost_error(error) if kind in faults.TRANSIENT | faults.DAMAGED else error
         except BaseException as error:
             # A future refuses a StopIteration: it would end the loop of whoever awaits.
             return future, None, RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
 
-    def _refusal(self, error: Exception) -> Exception:
+    def _to_roost_error(self, error: Exception) -> Exception:
         refusal = errors.unavailable("the store cannot do it now", reason=Reason.STORE_UNAVAILABLE)
         refusal.__cause__ = error
         if isinstance(error, sqlite3.Error):
@@ -182,7 +182,7 @@ class Database:
         return refusal
 
 
-class _Lane:
+class _JobQueue:
     """A bounded queue of units from the loop to threads. Only the loop counts, so the count needs no lock."""
 
     def __init__(self) -> None:
@@ -208,13 +208,13 @@ class _Lane:
             self.jobs.put(None)
         return was_open
 
-    def take(self, most: int) -> tuple[list[_Job], bool]:
-        """Waits for a unit, then takes what is behind it, up to `most`; True if that was the end of the queue."""
+    def next_jobs(self, max_jobs: int) -> tuple[list[_Job], bool]:
+        """Waits for a unit, then takes what is behind it, up to `max_jobs`; True if that was the end of the queue."""
         jobs: list[_Job] = []
         job = self.jobs.get()
         while job is not None:
             jobs.append(job)
-            if len(jobs) >= most:
+            if len(jobs) >= max_jobs:
                 return jobs, False
             try:
                 job = self.jobs.get_nowait()
@@ -222,7 +222,7 @@ class _Lane:
                 return jobs, False
         return jobs, True
 
-    def hand_back(self, outcomes: list[_Outcome], hooks: Sequence[Callable[[], None]] = ()) -> None:
+    def resolve(self, outcomes: list[_Outcome], hooks: Sequence[Callable[[], None]] = ()) -> None:
         # A loop that was closed before the database has nobody waiting.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._settle, outcomes, hooks)

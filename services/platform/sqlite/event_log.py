@@ -39,15 +39,15 @@ _LAG = """SELECT count(*), min(appended_ms) FROM (SELECT appended_ms FROM event
     WHERE event_offset > ? AND topic IN (SELECT value FROM json_each(?)) ORDER BY event_offset LIMIT ?)"""
 _SINCE = "SELECT min(event_offset) FROM event WHERE appended_ms >= ?"
 _HEAD = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'event'"
-_STORE = "INSERT OR REPLACE INTO consumer_offset VALUES (?, ?)"
-_STORED = "SELECT coalesce(max(event_offset), 0) FROM consumer_offset WHERE consumer_group = ?"
-_FORGET = "DELETE FROM consumer_offset WHERE consumer_group = ?"
-_BURY = "INSERT OR REPLACE INTO dead_letter VALUES (?, ?, ?, ?)"
-_DEAD = """SELECT reason, failed_ms, event.* FROM dead_letter JOIN event USING (event_offset)
+_STORE_OFFSET = "INSERT OR REPLACE INTO consumer_offset VALUES (?, ?)"
+_LOAD_OFFSET = "SELECT coalesce(max(event_offset), 0) FROM consumer_offset WHERE consumer_group = ?"
+_DELETE_OFFSET = "DELETE FROM consumer_offset WHERE consumer_group = ?"
+_INSERT_DEAD_LETTER = "INSERT OR REPLACE INTO dead_letter VALUES (?, ?, ?, ?)"
+_DEAD_LETTERS = """SELECT reason, failed_ms, event.* FROM dead_letter JOIN event USING (event_offset)
     WHERE consumer_group = ? ORDER BY event_offset LIMIT ?"""
 _REDRIVE = """INSERT INTO event SELECT NULL, ?, topic, key, event_id, payload, traceparent
     FROM dead_letter JOIN event USING (event_offset) WHERE consumer_group = ? ORDER BY event_offset"""
-_FORGET_DEAD = "DELETE FROM dead_letter WHERE consumer_group = ?"
+_DELETE_DEAD_LETTERS = "DELETE FROM dead_letter WHERE consumer_group = ?"
 _SWEEP_DEAD = "DELETE FROM dead_letter WHERE failed_ms < ?"
 _SWEEP = """DELETE FROM event WHERE event_offset IN (SELECT event_offset FROM event WHERE appended_ms < ?
     AND event_offset <= coalesce((SELECT min(event_offset) FROM consumer_offset), event_offset)
@@ -89,13 +89,13 @@ class EmbeddedLog(EventLog):
         return EmbeddedConsumer(self, group, topics, apply, event_log.check_batch(max_batch), broadcast)
 
     async def dead_letters(self, group: str) -> list[DeadLetter]:
-        rows = await self.db.read(lambda c: c.execute(_DEAD, (group, event_log.MAX_BATCH)).fetchall())
+        rows = await self.db.read(lambda c: c.execute(_DEAD_LETTERS, (group, event_log.MAX_BATCH)).fetchall())
         return [DeadLetter(reason, failed_ms, ConsumedEvent(*event)) for reason, failed_ms, *event in rows]
 
     async def redrive(self, group: str) -> int:
         def move(connection: sqlite3.Connection) -> int:
             connection.execute(_REDRIVE, (self.clock_ms(), group))
-            return connection.execute(_FORGET_DEAD, (group,)).rowcount
+            return connection.execute(_DELETE_DEAD_LETTERS, (group,)).rowcount
 
         return await self.db.write(move)
 
@@ -106,7 +106,7 @@ class EmbeddedLog(EventLog):
 
         def delete(connection: sqlite3.Connection) -> int:
             now = self.clock_ms()
-            connection.executemany(_STORE, reached)
+            connection.executemany(_STORE_OFFSET, reached)
             connection.execute(_SWEEP_DEAD, (now - DEAD_LETTERS_KEPT_S * 1000,))
             return connection.execute(_SWEEP, (now - event_log.RETENTION_S * 1000, SWEEP_ROWS)).rowcount
 
@@ -121,7 +121,7 @@ class EmbeddedLog(EventLog):
     def _wake(self) -> None:
         # By the commit, not by whoever appended, who may have been cancelled. Writes without an event in them are quiet.
         for consumer in self.running.values():
-            consumer.pump.wake()
+            consumer.worker.wake()
 
     async def _sweep_all(self) -> bool:
         more = await self.sweep() == SWEEP_ROWS
@@ -137,7 +137,7 @@ class EmbeddedConsumer(Consumer):
         self, log: EmbeddedLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, broadcast: bool
     ) -> None:
         self.broadcast = broadcast
-        self.pump = WorkerLoop(f"consumer-{group}", self._step, log.retry_first_s)
+        self.worker = WorkerLoop(f"consumer-{group}", self._step, log.retry_first_s)
         self._log = log
         self._group = group
         self._topics = json.dumps(list(topics))
@@ -146,7 +146,7 @@ class EmbeddedConsumer(Consumer):
         # The last offset applied or passed over.
         self.position = 0
         # Whether an `broadcast` consumer has a place already: it has none in the file.
-        self._placed = False
+        self._has_position = False
         # Counts seeks: a batch that was at hand during one must not store its offset over it.
         self._seeks = 0
         self._paused = False
@@ -154,13 +154,13 @@ class EmbeddedConsumer(Consumer):
     async def start(self) -> None:
         if self._log.running.setdefault(self._group, self) is not self:
             raise ValueError(f"group {self._group} has a consumer: a second one would apply everything again")
-        if not self._placed:
+        if not self._has_position:
             self.position = await self._load()
             await self._store(self.position)  # From here on retention knows the group.
-        self.pump.start()
+        self.worker.start()
 
     async def stop(self) -> None:
-        await self.pump.stop()
+        await self.worker.stop()
         if self._log.running.get(self._group) is self:
             del self._log.running[self._group]
 
@@ -169,10 +169,10 @@ class EmbeddedConsumer(Consumer):
 
     def resume(self) -> None:
         self._paused = False
-        self.pump.wake()
+        self.worker.wake()
 
     async def lag(self) -> Lag:
-        known = self._placed or self._log.running.get(self._group) is self
+        known = self._has_position or self._log.running.get(self._group) is self
         position = self.position if known else await self._load()
         bounds = (position, self._topics, event_log.MAX_LAG_COUNTED)
         count, oldest_ms = await self._log.db.read(lambda c: c.execute(_LAG, bounds).fetchone())
@@ -186,7 +186,7 @@ class EmbeddedConsumer(Consumer):
         position = await self._log.db.read(before)
         self._seeks, self.position = self._seeks + 1, position
         await self._store(position)
-        self.pump.wake()
+        self.worker.wake()
 
     async def _step(self) -> bool:
         """Applies the next batch; False if there is none after it."""
@@ -200,7 +200,7 @@ class EmbeddedConsumer(Consumer):
 
         batch, head = await self._log.db.read(fetch)
         if batch:
-            await apply_with_dead_letters(self._group, batch, self._apply, self.pump.rest, self._bury)
+            await apply_with_dead_letters(self._group, batch, self._apply, self.worker.rest, self._store_dead_letter)
         # A batch that is not full was all there is up to the head: other topics' events are passed over.
         full = len(batch) == self._max_batch
         reached = batch[-1].offset if full else head
@@ -210,20 +210,20 @@ class EmbeddedConsumer(Consumer):
             self.position = reached
         return full
 
-    async def _bury(self, event: ConsumedEvent, error: BaseException) -> None:
+    async def _store_dead_letter(self, event: ConsumedEvent, error: BaseException) -> None:
         row = (self._group, event.offset, repr(error)[:MAX_REASON_CHARS], self._log.clock_ms())
-        await self._log.db.write(lambda c: c.execute(_BURY, row), quiet=True)
+        await self._log.db.write(lambda c: c.execute(_INSERT_DEAD_LETTER, row), quiet=True)
 
     async def _load(self) -> int:
-        query, values = (_HEAD, ()) if self.broadcast else (_STORED, (self._group,))
+        query, values = (_HEAD, ()) if self.broadcast else (_LOAD_OFFSET, (self._group,))
         (stored,) = await self._log.db.read(lambda c: c.execute(query, values).fetchone())
         return int(stored)
 
     async def _store(self, position: int) -> None:
         if self.broadcast:
-            if not self._placed:
+            if not self._has_position:
                 # Where the group was an ordinary one before, retention would wait for it for ever.
-                await self._log.db.write(lambda c: c.execute(_FORGET, (self._group,)), quiet=True)
-            self._placed = True
+                await self._log.db.write(lambda c: c.execute(_DELETE_OFFSET, (self._group,)), quiet=True)
+            self._has_position = True
             return
-        await self._log.db.write(lambda c: c.execute(_STORE, (self._group, position)), quiet=True)
+        await self._log.db.write(lambda c: c.execute(_STORE_OFFSET, (self._group, position)), quiet=True)

@@ -14,7 +14,7 @@ from services.platform import files
 _DAMAGED = "it is damaged, or not a database: put back the copy of a backup, or move the file away and start without what it held"
 _ADVICE = {"CORRUPT": _DAMAGED, "NOTADB": _DAMAGED, "FULL": files.ADVICE[errno.ENOSPC]}
 # The file or its disk refuses, and may take the same statement later.
-PASSING = frozenset({"BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PROTOCOL", "READONLY"})
+TRANSIENT = frozenset({"BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PROTOCOL", "READONLY"})
 # The file is not what SQLite wrote: it takes a backup. Other parts of it, and other files, may still serve.
 DAMAGED = frozenset({"CORRUPT", "NOTADB"})
 # The largest file that SQLite makes at a start: the index of its log.
@@ -33,7 +33,7 @@ def naming(path: Path) -> Iterator[None]:
         with files.naming(path):
             yield
     except sqlite3.Error as error:
-        if kind_of(error) not in PASSING | DAMAGED:
+        if kind_of(error) not in TRANSIENT | DAMAGED:
             raise
         raise files.unusable(path, _ADVICE.get(kind_of(error)) or _cause(path, error)) from error
 

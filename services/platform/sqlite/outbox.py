@@ -28,7 +28,7 @@ _INSERT = "INSERT INTO outbox (topic, key, event_id, payload, traceparent) VALUE
 _OLDEST = "SELECT seq, topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq LIMIT ?"
 # One writer gives out seq in the order of commits: nothing below what was read can still appear.
 _DELETE = "DELETE FROM outbox WHERE seq <= ?"
-_WAITING = """SELECT count(*), min(event_id) FROM (SELECT event_id FROM outbox
+_PENDING = """SELECT count(*), min(event_id) FROM (SELECT event_id FROM outbox
     WHERE topic IN (SELECT value FROM json_each(?)) LIMIT ?)"""
 
 
@@ -44,28 +44,28 @@ class Relay:
         self.db = db
         self.log = log
         outbox.register(self)
-        self._pump = WorkerLoop("outbox-relay", self._carry)
-        db.on_commit(self._pump.wake)
+        self._worker = WorkerLoop("outbox-relay", self._relay_batch)
+        db.on_commit(self._worker.wake)
 
     async def start(self) -> None:
         """Carries what an earlier life left, then what comes."""
-        self._pump.start()
+        self._worker.start()
 
     async def stop(self) -> None:
         """Ends after the batch at hand. What is left stays for the next start; await `drained` before to leave none."""
-        await self._pump.stop()
+        await self._worker.stop()
 
     async def drained(self) -> None:
         """Returns once every event committed before the call is in the log; while the log refuses, it waits."""
-        await self._pump.idle.wait()
+        await self._worker.idle.wait()
 
     async def waiting(self, topics: Sequence[str]) -> tuple[int, int]:
         """How many events of these topics wait in the database (at most MAX_LAG_COUNTED are counted), and the least id (0: none)."""
         bounds = (json.dumps(list(topics)), MAX_LAG_COUNTED)
-        count, oldest = await self.db.read(lambda c: c.execute(_WAITING, bounds).fetchone())
+        count, oldest = await self.db.read(lambda c: c.execute(_PENDING, bounds).fetchone())
         return count, oldest or 0
 
-    async def _carry(self) -> bool:
+    async def _relay_batch(self) -> bool:
         rows = await self.db.read(lambda c: c.execute(_OLDEST, (RELAY_BATCH,)).fetchall())
         if rows:
             await self.log.append([Record(*row[1:]) for row in rows])

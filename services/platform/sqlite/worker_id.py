@@ -13,7 +13,7 @@ from services.platform.ids.snowflake import RESERVE_MS, Snowflake, wall_clock_ms
 from services.platform.rpc import errors
 from services.platform.sqlite.lockfile import LockFile
 
-_MARK_BYTES = 20
+_HIGH_WATER_BYTES = 20
 
 
 class FileLease:
@@ -25,7 +25,7 @@ class FileLease:
 
     def __init__(self, path: Path, worker_id: int = 0) -> None:
         self._lock = LockFile(path)
-        mark = os.pread(self._lock.fd, _MARK_BYTES, 0).strip() or b"0"
+        mark = os.pread(self._lock.fd, _HIGH_WATER_BYTES, 0).strip() or b"0"
         if not mark.isdigit():
             self._lock.close()
             raise errors.failed_precondition(f"{path} is damaged: it should hold a time in milliseconds, and no more")
@@ -76,4 +76,4 @@ class FileLease:
 
 
 def _line(ms: int) -> bytes:
-    return b"%0*d\n" % (_MARK_BYTES - 1, ms)
+    return b"%0*d\n" % (_HIGH_WATER_BYTES - 1, ms)

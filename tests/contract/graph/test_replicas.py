@@ -123,7 +123,7 @@ def break_once(monkeypatch, owner, method: str, at: int = 1) -> None:
 async def test_a_change_that_its_writer_left_half_done_is_finished(
     store, other, stamp, published, monkeypatch, by, step
 ):
-    owner, method = (store.keyspace, "together") if step == "batch" else (store._ties, "_settle")
+    owner, method = (store.keyspace, "unlogged_batch") if step == "batch" else (store._ties, "_settle")
     # The first batch is the note's.
     break_once(monkeypatch, owner, method, at=2 if step == "batch" else 1)
     with pytest.raises(errors.RoostError):

@@ -41,7 +41,7 @@ async def pair(settings: Settings) -> AsyncIterator[tuple[SearchIndex, SearchInd
 
 @pytest.fixture
 async def server(settings: Settings) -> AsyncIterator[OpenSearch]:
-    server = OpenSearch.of(settings)
+    server = OpenSearch.from_settings(settings)
     yield server
     await server.close()
 
@@ -156,7 +156,7 @@ async def test_a_build_whose_process_died_is_taken_up_and_its_late_writes_reach_
 async def test_a_retired_index_goes_once_no_search_can_be_in_it(
     settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter, "MOST_S", 0.3)
+    monkeypatch.setattr(adapter, "MAX_CALL_S", 0.3)
     one, _ = pair
     for _ in range(2):
         await one.begin()

@@ -92,7 +92,7 @@ class StepPipe:
         self.run_id = process.server.run_id
         self._life = process.life
 
-    def ask(self, payload: bytes, replies: int) -> Asked:
+    def execute(self, payload: bytes, replies: int) -> Asked:
         commands = _split(payload)
         assert len(commands) == replies
         return Asked(self, commands)
@@ -122,7 +122,7 @@ class StepRedis:
     writes = reads
 
     @asynccontextmanager
-    async def own(self) -> AsyncIterator[StepPipe]:
+    async def dedicated(self) -> AsyncIterator[StepPipe]:
         await Step()
         wire = self.borrow()
         whole = False
@@ -351,9 +351,9 @@ async def _trims_unwatched(of: Any, node: Any, user_ids: Sequence[int], sizes: S
     for user_id in user_ids:
         start = sizes.keep - sizes.reserve
         try:
-            (tail,) = await pipe.ask(command("LRANGE", list_key(user_id), start, -1), 1)
+            (tail,) = await pipe.execute(command("LRANGE", list_key(user_id), start, -1), 1)
             if step := trimming._step(user_id, tail, sizes):
-                await pipe.ask(step, 1)
+                await pipe.execute(step, 1)
         except RoostError:
             return
 

@@ -39,7 +39,7 @@ class CachedCounts(SharedKeyClient):
 
     async def frames(self, ids: Sequence[int]) -> tuple[dict[int, bytes], set[int]]:
         """The frames that are known, and the ids of which one may be kept if it is counted now."""
-        held = await self._held(_KIND, ids)
+        held = await self._read_values(_KIND, ids)
         known = {i: value[1:] for i, value in held.items() if value and value.startswith(_COUNTED)}
         return known, {i for i, value in held.items() if value is None}
 
@@ -56,20 +56,20 @@ class CachedCounts(SharedKeyClient):
                     command("SET", key_of(_KIND, i, pipe), _COUNTED + frames[i], "NX", "PX", term)
                     for i, term in zip(some, terms, strict=True)
                 ]
-                await self._answers(pipe, sets)
+                await self._replies(pipe, sets)
 
-        await self._each(frames, fill)
+        await self._for_each_node(frames, fill)
 
     async def changed(self, tweet_ids: Iterable[int]) -> None:
         """Says that these tweets' marks changed, after the rows are written; where Redis does not take it, as soon as it does."""
         ids = list(dict.fromkeys(tweet_ids))
         if not await self._say_changed(ids):
-            self._say_again(self._say_changed, ids)
+            self._queue_retry(self._say_changed, ids)
 
     async def _say_changed(self, ids: Sequence[int]) -> bool:
         async def change(node: Node, some: Sequence[int]) -> None:
             pipe = await node.reads()
             keys = [key_of(_KIND, i, pipe) for i in some]
-            await self._answers(pipe, [command("SET", key, _CHANGING, "PX", CHANGING_MS) for key in keys])
+            await self._replies(pipe, [command("SET", key, _CHANGING, "PX", CHANGING_MS) for key in keys])
 
-        return await self._each(ids, change)
+        return await self._for_each_node(ids, change)

@@ -126,7 +126,7 @@ class CassandraEngagementStore:
 
     async def _set(self, kind: Kind, tweet_id: int, user_id: int, place: int, told: Sequence[Record]) -> bool:
         key = (user_id, schema.NUMBERS[kind], tweet_id)
-        async with self._turns.of(user_id):
+        async with self._turns.hold(user_id):
             for _ in range(MAX_TRIES):
                 held, _, bucket = await self._mark(*key)
                 if held is not None:
@@ -148,7 +148,7 @@ class CassandraEngagementStore:
 
     async def _unset(self, kind: Kind, tweet_id: int, user_id: int, told: Sequence[Record]) -> bool:
         key = (user_id, schema.NUMBERS[kind], tweet_id)
-        async with self._turns.of(user_id):
+        async with self._turns.hold(user_id):
             for _ in range(MAX_TRIES):
                 held, gone, bucket = await self._mark(*key)
                 if held is None:
@@ -170,7 +170,7 @@ class CassandraEngagementStore:
 
     async def _decide(self, mark: _Mark, told: Sequence[Record], statement: str, *values: int) -> bool:
         """One conditional write; whether it was applied. What it tells is in the outbox before, and noted with it."""
-        await self.keyspace.write_each(self.outbox.steps(told))
+        await self.keyspace.write_each(self.outbox.statements(told))
         try:
             applied, _ = await self.keyspace.execute_lwt(statement, *values)
         except errors.RoostError:

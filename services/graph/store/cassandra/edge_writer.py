@@ -108,7 +108,7 @@ class EdgeWriter:
         facts = action.facts()
         # Before tiers add to them: those publish on their own.
         records = list(facts.records)
-        steps: list[Statement] = [*action.rows(), *self._tallies.marks(counted), *self._outbox.steps(records)]
+        steps: list[Statement] = [*action.rows(), *self._tallies.marks(counted), *self._outbox.statements(records)]
         await self._keyspace.unlogged_batch(steps)
         self._outbox.publish(records)
         # The rows stand: from here on readers may be told to look, and counts are taken.

@@ -148,7 +148,7 @@ class TierRows:
             return
         event = event_pb2.Event.FromString(star.event)
         records = [Record("user.tier_changed", event.key, event.event_id, star.event, event.traceparent)]
-        steps = self._outbox.steps(records)
+        steps = self._outbox.statements(records)
         await self._keyspace.batch([*steps, (schema.TELL, (user_id, star.change, star.changed_at_ms * 1000))])
         self._outbox.publish(records)
         entries: Sequence[pb.TierEntry] = [

@@ -140,7 +140,7 @@ class CassandraStore:
         clock = asyncio.get_running_loop().time
         give_up = clock() + MAX_HELD_S
         await self._claims.hold(new)
-        groups = ([*mine, *self.outbox.steps([one.created])] for one, mine in zip(new, steps, strict=True))
+        groups = ([*mine, *self.outbox.statements([one.created])] for one, mine in zip(new, steps, strict=True))
         first, *others = lots(groups)
         try:
             if clock() > give_up:
@@ -211,7 +211,7 @@ class CassandraStore:
 
     async def _open_session(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
         user_id = session.user_id
-        async with self._turns.of(user_id):
+        async with self._turns.hold(user_id):
             unchanged = (user_pb2.USER_STATE_ACTIVE, int(checked.scheme), checked.hash)
             values = (*session_values(session, b"", token_hash), *unchanged)
             applied, _ = await self._keyspace.execute_lwt(schema.OPEN_SESSION, *values)
@@ -230,7 +230,7 @@ class CassandraStore:
     async def _rotate(
         self, user_id: int, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
     ) -> Rotation:
-        async with self._turns.of(user_id):
+        async with self._turns.hold(user_id):
             for _ in range(MAX_TRIES):
                 rows = await self._keyspace.read(schema.SESSION, user_id, session_id)
                 if not rows or rows[0][3] <= now_ms:
@@ -293,8 +293,8 @@ class CassandraStore:
     ) -> bool:
         """One conditional write to a user's partition, which notes the events; whether it was applied. Then `shared` is put where every
         process reads it, and the events are published."""
-        async with self._turns.of(user_id):
-            await self._keyspace.write_each(self.outbox.steps(records))
+        async with self._turns.hold(user_id):
+            await self._keyspace.write_each(self.outbox.statements(records))
             try:
                 applied, _ = await self._keyspace.execute_lwt(statement, *values)
             except errors.RoostError:

@@ -22,7 +22,7 @@ MAX_HELD_S = 60.0
 # Rivals of one name come and go; this many in a row means that something else is wrong.
 MAX_TRIES = 5
 # Conditional writes on their way at once: a node works on about as many, more would only time out.
-SIDE_BY_SIDE = 32
+MAX_CONCURRENT_STATEMENTS = 32
 # In one statement: a node gathers them.
 NAMES_PER_READ = 100
 
@@ -73,7 +73,7 @@ class Claims:
 
     async def hold(self, new: Sequence[NewAccount]) -> None:
         """Claims both keys of each, all or none. ALREADY_EXISTS as in `create` of the port; what was claimed is free again then."""
-        room = asyncio.Semaphore(SIDE_BY_SIDE)
+        room = asyncio.Semaphore(MAX_CONCURRENT_STATEMENTS)
 
         async def hold_one(one: NewAccount) -> None:
             async with room:
@@ -88,7 +88,7 @@ class Claims:
 
     async def release(self, new: Sequence[NewAccount]) -> None:
         """Gives up the claims of accounts that were certainly not made. What cannot be reached is given up by time."""
-        room = asyncio.Semaphore(SIDE_BY_SIDE)
+        room = asyncio.Semaphore(MAX_CONCURRENT_STATEMENTS)
 
         async def free(kind: _Kind, key: str, user_id: int) -> None:
             with contextlib.suppress(errors.RoostError):

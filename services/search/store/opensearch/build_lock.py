@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import structlog
 
-from services.platform.opensearch.client import CONFLICT, NOT_FOUND, OpenSearch, Refusal
+from services.platform.opensearch.client import CONFLICT, NOT_FOUND, OpenSearch, RequestRejected
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
@@ -106,7 +106,7 @@ class BuildLock:
         """The document as it stands; None where there is none yet."""
         try:
             found = await self._opensearch.call("GET", f"/{self._index}/_doc/{_DOCUMENT}")
-        except Refusal as error:
+        except RequestRejected as error:
             if error.status == NOT_FOUND:
                 return None
             raise
@@ -123,14 +123,14 @@ class BuildLock:
 
     async def _ready(self) -> None:
         # It may be there: another process was faster.
-        with contextlib.suppress(Refusal):
+        with contextlib.suppress(RequestRejected):
             await self._opensearch.call("PUT", f"/{self._index}", _BODY)
 
     async def _write(self, token: str, condition: Mapping[str, str | int]) -> None:
         body = {"token": token, "filled": self._filled}
         try:
             await self._opensearch.call("PUT", f"/{self._index}/_doc/{_DOCUMENT}", body, parameters=condition)
-        except Refusal as error:
+        except RequestRejected as error:
             if error.status == CONFLICT:
                 raise _held() from error
             raise

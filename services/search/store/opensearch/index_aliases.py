@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import structlog
 
 from services.platform.opensearch.client import (
-    BACKGROUND_MOST_S,
+    BACKGROUND_TIMEOUT_S,
     BAD_REQUEST,
     NOT_FOUND,
     OpenSearch,
-    Refusal,
+    RequestRejected,
     unavailable,
 )
 from services.platform.rpc import errors
@@ -74,7 +74,7 @@ class Generations:
     async def standing(self) -> Standing:
         """What there is now, as one moment."""
         pattern = ",".join(f"{base}-*" for base in self._bases.values())
-        found = await self._opensearch.call("GET", f"/{pattern}/_alias", most_s=BACKGROUND_MOST_S)
+        found = await self._opensearch.call("GET", f"/{pattern}/_alias", timeout_s=BACKGROUND_TIMEOUT_S)
         current: dict[Collection, tuple[int, ...]] = dict.fromkeys(Collection, ())
         filled: set[Collection] = set()
         filling: set[int] = set()
@@ -142,8 +142,8 @@ class Generations:
             actions += [{"add": {"index": index, "alias": alias}} for alias in (base, f"{base}-filled")]
             actions.append({"remove": {"index": index, "alias": self.filling(kind, number), "must_exist": True}})
         try:
-            await self._opensearch.call("POST", "/_aliases", {"actions": actions}, BACKGROUND_MOST_S)
-        except Refusal as error:
+            await self._opensearch.call("POST", "/_aliases", {"actions": actions}, BACKGROUND_TIMEOUT_S)
+        except RequestRejected as error:
             if error.status == NOT_FOUND:
                 raise errors.failed_precondition("the index that was being built was given up") from error
             raise
@@ -166,14 +166,14 @@ class Generations:
     async def refresh(self, names: Iterable[str]) -> None:
         """Lets everything that was written under these names be found."""
         await self._opensearch.call(
-            "POST", f"/{','.join(names)}/_refresh", None, BACKGROUND_MOST_S, {"ignore_unavailable": "true"}
+            "POST", f"/{','.join(names)}/_refresh", None, BACKGROUND_TIMEOUT_S, {"ignore_unavailable": "true"}
         )
 
     async def _create(self, kind: Collection, number: int, alias: str) -> bool:
         body = index_body(self._shards, alias)
         try:
-            made = await self._opensearch.call("PUT", f"/{self._bases[kind]}-{number}", body, BACKGROUND_MOST_S)
-        except Refusal as error:
+            made = await self._opensearch.call("PUT", f"/{self._bases[kind]}-{number}", body, BACKGROUND_TIMEOUT_S)
+        except RequestRejected as error:
             if error.status == BAD_REQUEST and error.kind == _EXISTS:
                 return False
             raise
@@ -185,7 +185,7 @@ class Generations:
     async def _delete(self, kind: Collection, numbers: Iterable[int]) -> None:
         for number in numbers:
             try:
-                await self._opensearch.call("DELETE", f"/{self._bases[kind]}-{number}", most_s=BACKGROUND_MOST_S)
-            except Refusal as error:
+                await self._opensearch.call("DELETE", f"/{self._bases[kind]}-{number}", timeout_s=BACKGROUND_TIMEOUT_S)
+            except RequestRejected as error:
                 if error.status != NOT_FOUND:
                     raise

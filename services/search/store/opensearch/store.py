@@ -16,13 +16,13 @@ import structlog
 
 from services.platform.config import Settings
 from services.platform.opensearch.client import (
-    BACKGROUND_MOST_S,
+    BACKGROUND_TIMEOUT_S,
     CONFLICT,
-    MOST_S,
+    MAX_CALL_S,
     NOT_FOUND,
+    BulkOperation,
     OpenSearch,
-    Operation,
-    Refusal,
+    RequestRejected,
     unavailable,
 )
 from services.platform.rpc import errors
@@ -56,7 +56,7 @@ class OpenSearchIndex:
     async def open(cls, settings: Settings) -> Self:
         """Opens at once. Indexes are made meanwhile where there are none; who comes before makes them. Without a server search alone is
         down."""
-        index = cls(OpenSearch.of(settings), settings)
+        index = cls(OpenSearch.from_settings(settings), settings)
         index._later(index._make())
         return index
 
@@ -142,7 +142,7 @@ class OpenSearchIndex:
         ]
         if not operations:
             return
-        for refusal in await self._opensearch.bulk(operations, BACKGROUND_MOST_S):
+        for refusal in await self._opensearch.bulk(operations, BACKGROUND_TIMEOUT_S):
             if refusal is None or refusal.status == CONFLICT:
                 continue
             if refusal.status == NOT_FOUND:
@@ -178,7 +178,7 @@ class OpenSearchIndex:
 
     async def _remove_before(self, number: int) -> None:
         # Searches that began in the index before this one are over by then.
-        await asyncio.sleep(MOST_S)
+        await asyncio.sleep(MAX_CALL_S)
         try:
             await self._generations.remove_retired(number)
         except errors.RoostError as error:
@@ -195,7 +195,7 @@ class OpenSearchIndex:
         while True:
             try:
                 await self._generations.ensure()
-            except (errors.RoostError, Refusal) as error:
+            except (errors.RoostError, RequestRejected) as error:
                 if asyncio.get_running_loop().time() > give_up:
                     _log.error("no search index: searches are refused until the server answers", error=str(error))
                     return
@@ -236,7 +236,7 @@ class OpenSearchIndex:
         for _ in range(TRIES):
             refused: list[Change] = []
             for change, refusal in zip(
-                pending, await self._opensearch.bulk(operations, BACKGROUND_MOST_S), strict=True
+                pending, await self._opensearch.bulk(operations, BACKGROUND_TIMEOUT_S), strict=True
             ):
                 if refusal is None:
                     continue
@@ -254,13 +254,13 @@ class OpenSearchIndex:
 
     async def _reconsider(
         self, refused: Sequence[Change], names: dict[Collection, str]
-    ) -> tuple[list[Change], list[Operation]]:
+    ) -> tuple[list[Change], list[BulkOperation]]:
         """Those of the refused that are right all the same, as writes over just what was seen."""
         seen = [requests.VERSION, requests.REMOVED]
         wanted = [{"_index": names[c.collection], "_id": str(c.id), "_source": seen} for c in refused]
-        answer = await self._opensearch.call("POST", "/_mget", {"docs": wanted}, BACKGROUND_MOST_S)
+        answer = await self._opensearch.call("POST", "/_mget", {"docs": wanted}, BACKGROUND_TIMEOUT_S)
         changes: list[Change] = []
-        operations: list[Operation] = []
+        operations: list[BulkOperation] = []
         for change, found in zip(refused, answer["docs"], strict=True):
             standing = found.get("_source")
             if standing is not None and _stays(standing, change):
@@ -279,7 +279,7 @@ class OpenSearchIndex:
     async def _asked(self, method: str, path: str, body: object, parameters: Mapping[str, str] | None = None) -> Any:
         try:
             return await self._opensearch.call(method, path, body, parameters=parameters)
-        except Refusal as error:
+        except RequestRejected as error:
             if error.status != NOT_FOUND:
                 raise
         # Somebody dropped the index: an empty one answers, until it is filled.
@@ -301,19 +301,19 @@ def _each_once(changes: Sequence[Change]) -> Iterable[list[Change]]:
     return parts
 
 
-def _operation(change: Change, name: str, version_type: str) -> Operation:
+def _operation(change: Change, name: str, version_type: str) -> BulkOperation:
     version = ABOVE_ALL if change.document is None else change.document.version
     # Only under names that exist: nobody makes an index by writing to it.
     options = {"_index": name, "_id": str(change.id), "require_alias": True}
-    return Operation("index", options | {"version": version, "version_type": version_type}, _body(change))
+    return BulkOperation("index", options | {"version": version, "version_type": version_type}, _body(change))
 
 
-def _over(change: Change, name: str, found: dict[str, Any] | None) -> Operation:
+def _over(change: Change, name: str, found: dict[str, Any] | None) -> BulkOperation:
     options: dict[str, Any] = {"_index": name, "_id": str(change.id), "require_alias": True}
     if found is None:
-        return Operation("create", options, _body(change))
+        return BulkOperation("create", options, _body(change))
     options |= {"if_seq_no": found["_seq_no"], "if_primary_term": found["_primary_term"]}
-    return Operation("index", options, _body(change))
+    return BulkOperation("index", options, _body(change))
 
 
 def _stays(standing: dict[str, Any], change: Change) -> bool:

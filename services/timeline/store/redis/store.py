@@ -135,7 +135,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         assert isinstance(build, BuildMarker), "a build is closed in the store that opened it"
         # A connection of its own: what is watched belongs to the connection.
         with contextlib.suppress(errors.RoostError):
-            async with self._node(build.user_id).own() as pipe:
+            async with self._node(build.user_id).dedicated() as pipe:
                 for _ in range(CLOSE_TRIES):
                     if not await self._still_open(pipe, build):
                         await self._answers(pipe, command("UNWATCH"), 1)
@@ -149,7 +149,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         marker = marker_key(build.user_id)
         # Out of reach it ends by itself, after BUILDING_MS.
         with contextlib.suppress(errors.RoostError):
-            async with self._node(build.user_id).own() as pipe:
+            async with self._node(build.user_id).dedicated() as pipe:
                 _, held = await self._answers(pipe, command("WATCH", marker) + command("GET", marker), 2)
                 if held == build.text().encode():
                     # Not done where it was overtaken just now: then it is another's, and to be left alone.
@@ -223,11 +223,11 @@ class RedisHomeTimelines(HomeTimelineStore):
         soon = self._sizes.trim_above - self._sizes.soon
         refused: list[tuple[int, ReplyError]] = []
         chunks = [user_ids[start : start + PUSHES_AT_ONCE] for start in range(0, len(user_ids), PUSHES_AT_ONCE)]
-        ahead = pipe.ask(encode_pushes(chunks[0], tweet_ids), len(chunks[0]))
+        ahead = pipe.execute(encode_pushes(chunks[0], tweet_ids), len(chunks[0]))
         for number, users in enumerate(chunks, 1):
             answer = ahead
             if number < len(chunks):
-                ahead = pipe.ask(encode_pushes(chunks[number], tweet_ids), len(chunks[number]))
+                ahead = pipe.execute(encode_pushes(chunks[number], tweet_ids), len(chunks[number]))
             lengths = await answer
             taken += len(users) - lengths.count(0)
             for user_id, length in zip(users, lengths, strict=True):
@@ -279,7 +279,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         return list(found.items())
 
     async def _answers(self, pipe: RedisConnection, payload: bytes, replies: int) -> list[Any]:
-        answers = await pipe.ask(payload, replies)
+        answers = await pipe.execute(payload, replies)
         for reply in answers:
             if isinstance(reply, ReplyError):
                 raise self._redis.refusal(reply)

@@ -19,19 +19,19 @@ async def trim(redis: Redis, node: Node, user_ids: Sequence[int], sizes: Sizes) 
     # In a cluster a transaction spans no two slots.
     together = 1 if redis.clustered else BATCH
     try:
-        async with node.own() as pipe:
+        async with node.dedicated() as pipe:
             for start in range(0, len(user_ids), together):
                 some = user_ids[start : start + together]
                 looking = [
                     command("WATCH", list_key(i)) + command("LRANGE", list_key(i), sizes.keep - sizes.reserve, -1)
                     for i in some
                 ]
-                tails = (await pipe.ask(b"".join(looking), 2 * len(some)))[1::2]
+                tails = (await pipe.execute(b"".join(looking), 2 * len(some)))[1::2]
                 steps = [step for i, tail in zip(some, tails, strict=True) if (step := _step(i, tail, sizes))]
                 if steps:
-                    await pipe.ask(command("MULTI") + b"".join(steps) + command("EXEC"), len(steps) + 2)
+                    await pipe.execute(command("MULTI") + b"".join(steps) + command("EXEC"), len(steps) + 2)
                 else:
-                    await pipe.ask(command("UNWATCH"), 1)
+                    await pipe.execute(command("UNWATCH"), 1)
     except errors.RoostError:
         pass
 

@@ -68,7 +68,7 @@ class CachedQueries(CassandraLists):
             cores = await self.cores(missing)
             return {tweet_id: framed(_FRAME_TAG, core.SerializeToString()) for tweet_id, core in cores.items()}
 
-        return await self._frames.of(dict(zip(ids, await self._shared.tweet_marks(ids), strict=True)), load)
+        return await self._frames.of(dict(zip(ids, await self._shared.tweet_versions(ids), strict=True)), load)
 
     async def cores(self, ids: Sequence[int]) -> dict[int, tweet_pb2.TweetCore]:
         """The tweets that there are, by id, with their counts, from the store."""
@@ -136,7 +136,7 @@ class CachedQueries(CassandraLists):
         return {author_id: count for author_id, count in counts.items() if count}
 
     async def _author_marks(self, author_ids: Sequence[int]) -> dict[int, int | None]:
-        return dict(zip(author_ids, await self._shared.author_marks(author_ids), strict=True))
+        return dict(zip(author_ids, await self._shared.author_versions(author_ids), strict=True))
 
 
 def _core(row: Sequence[Any], counts: Mapping[int, int]) -> tweet_pb2.TweetCore:

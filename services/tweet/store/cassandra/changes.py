@@ -107,7 +107,7 @@ class Changer:
     ) -> Change:
         """See `TweetStore.revise`."""
         tweet_id = core.head.id
-        async with self._writer.turns.of(tweet_id):
+        async with self._writer.turns.hold(tweet_id):
             known = (await self._writer.stored((tweet_id,))).get(tweet_id)
             if known is None or known.hidden != cql.STANDS or await self._last_version(known) != revision.version - 1:
                 return Change(False, known)

@@ -60,7 +60,7 @@ class Writer:
     async def commit(self, steps: Sequence[Statement], event: Record, head: tweet_pb2.TweetHead) -> None:
         """Writes steps and event, which are about one tweet, as one batch. When it returns the event is on its way, and no process
         remembers anything older."""
-        await self.keyspace.batch([*steps, *self._outbox.steps((event,))])
+        await self.keyspace.batch([*steps, *self._outbox.statements((event,))])
         # First all processes forget what was: the event makes its consumers read.
         await self.tell_of(head)
         self._outbox.publish((event,))
@@ -72,14 +72,14 @@ class Writer:
     async def tell(self, tweet_ids: Sequence[int], author_ids: Sequence[int] = (), threads: Sequence[int] = ()) -> bool:
         """Tells all processes of a change that was written: of tweets and what is counted of them, of what authors have posted, of
         what hangs on what. False where Redis does not take it: then they find out by time, or by the event's consumer."""
-        fresh = random.getrandbits(FRESH_BITS) + 1
+        next_unique = random.getrandbits(FRESH_BITS) + 1
         told = True
         if tweet_ids:
-            told &= await self._shared.change_tweets(tweet_ids, fresh)
+            told &= await self._shared.change_tweets(tweet_ids, next_unique)
         if author_ids:
-            told &= await self._shared.change_authors(author_ids, fresh)
+            told &= await self._shared.change_authors(author_ids, next_unique)
         if threads:
-            told &= await self._shared.change_threads(threads, fresh)
+            told &= await self._shared.change_threads(threads, next_unique)
         return told
 
     async def stored(self, ids: Iterable[int]) -> dict[int, Stored]:
@@ -95,7 +95,7 @@ class Writer:
 
     def now_us(self, after_us: int) -> int:
         """A write timestamp of now, in any case above `after_us`: what was done before is overwritten, whatever the clock says."""
-        return max(self.keyspace.cassandra.stamps.fresh(), after_us + 1)
+        return max(self.keyspace.cassandra.timestamps.next_unique(), after_us + 1)
 
     async def create(self, post: Post, claim: Claim | None) -> int:
         """See `TweetStore.create`."""
@@ -123,7 +123,7 @@ class Writer:
     async def _in_turn(self, post: Post, claim: Claim | None, names: Sequence[str]) -> int:
         async with AsyncExitStack() as stack:
             for name in names:
-                await stack.enter_async_context(self.turns.of((post.core.head.author_id, name)))
+                await stack.enter_async_context(self.turns.hold((post.core.head.author_id, name)))
             return await self._create(post, claim)
 
     async def _create(self, post: Post, claim: Claim | None) -> int:

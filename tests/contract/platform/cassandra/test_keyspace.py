@@ -13,8 +13,15 @@ from cassandra import InvalidRequest
 
 from services.platform.cassandra import keyspace as module
 from services.platform.cassandra import prepared_statements
-from services.platform.cassandra.driver import FETCH_SIZE, IDEMPOTENT, NON_IDEMPOTENT, RECONNECT_S, SERIAL, STATEMENT_S
-from services.platform.cassandra.keyspace import MAX_BATCH, MAX_ROWS, SIDE_BY_SIDE, Cassandra, Keyspace
+from services.platform.cassandra.driver import (
+    FETCH_SIZE,
+    IDEMPOTENT,
+    NON_IDEMPOTENT,
+    RECONNECT_INTERVAL_S,
+    SERIAL,
+    STATEMENT_TIMEOUT_S,
+)
+from services.platform.cassandra.keyspace import MAX_BATCH, MAX_CONCURRENT_STATEMENTS, MAX_ROWS, Cassandra, Keyspace
 from services.platform.config import Settings
 from services.platform.rpc import errors
 from services.platform.rpc.context import Call, current_call
@@ -87,7 +94,7 @@ async def test_lists_come_whole_over_many_pages_or_not_at_all(
 
 
 async def test_each_key_gets_its_rows_in_the_order_of_the_keys(keyspace: Keyspace) -> None:
-    keys = [3 * n % 200 for n in range(3 * SIDE_BY_SIDE + 1)]
+    keys = [3 * n % 200 for n in range(3 * MAX_CONCURRENT_STATEMENTS + 1)]
     await keyspace.write_each((PUT, (key, f"n{key}")) for key in set(keys))
     assert await keyspace.read_each(GET, [(key,) for key in keys]) == [[(f"n{key}",)] for key in keys]
     assert await keyspace.read_each(GET, []) == []
@@ -107,7 +114,7 @@ async def test_the_loop_is_woken_once_for_reads_side_by_side(
         return original(*args, **kwargs)
 
     monkeypatch.setattr(loop, "call_soon_threadsafe", counting)
-    await keyspace.read_each(GET, [(n,) for n in range(SIDE_BY_SIDE)])
+    await keyspace.read_each(GET, [(n,) for n in range(MAX_CONCURRENT_STATEMENTS)])
     assert woken == 1
 
 
@@ -153,7 +160,7 @@ async def test_defects_come_out_as_they_are(keyspace: Keyspace, monkeypatch: pyt
         await keyspace.write(PUT, 1)
     with pytest.raises(TypeError):
         await keyspace.write(PUT, "one", "a")
-    monkeypatch.setattr(prepared_statements, "MAX_STATEMENTS", len(keyspace._statements._kept))
+    monkeypatch.setattr(prepared_statements, "MAX_STATEMENTS", len(keyspace._statements._tasks))
     with pytest.raises(RuntimeError, match="values written into"):
         await keyspace.read("SELECT name FROM item WHERE id = 17")
 
@@ -190,10 +197,10 @@ async def test_without_a_deadline_it_ends_all_the_same(over_proxy: Keyspace, pro
     began = time.monotonic()
     with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
         await over_proxy.read(GET, 1)
-    assert time.monotonic() - began < STATEMENT_S + 1
+    assert time.monotonic() - began < STATEMENT_TIMEOUT_S + 1
     with refused("UNAVAILABLE", "OUTCOME_UNKNOWN"):
         await over_proxy.execute_lwt(CLAIM, "bob", 1)
-    assert time.monotonic() - began < 2 * STATEMENT_S + 2
+    assert time.monotonic() - began < 2 * STATEMENT_TIMEOUT_S + 2
     # Nor is a caller who has time left told that it ran out while the statement was prepared.
     with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
         await over_proxy.read("SELECT data FROM item WHERE id = ?", 1)
@@ -202,12 +209,14 @@ async def test_without_a_deadline_it_ends_all_the_same(over_proxy: Keyspace, pro
 async def test_a_write_without_an_answer_is_sent_again_as_the_same(
     over_proxy: Keyspace, keyspace: Keyspace, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STATEMENT_S", 0.4)
+    monkeypatch.setattr(module, "STATEMENT_TIMEOUT_S", 0.4)
     await over_proxy.write(PUT, 1, "a")
-    stamps: list[int] = []
-    fresh = over_proxy.cassandra.stamps.fresh
-    monkeypatch.setattr(over_proxy.cassandra.stamps, "fresh", lambda: stamps.append(fresh()) or stamps[-1])
-    before = module._again._value.get()
+    timestamps: list[int] = []
+    fresh = over_proxy.cassandra.timestamps.next_unique
+    monkeypatch.setattr(
+        over_proxy.cassandra.timestamps, "next_unique", lambda: timestamps.append(fresh()) or timestamps[-1]
+    )
+    before = module._write_retries._value.get()
     proxy.hold_answers()
     write = asyncio.create_task(over_proxy.write(PUT, 1, "b"))
     # It is stored, and its writer does not know.
@@ -215,11 +224,11 @@ async def test_a_write_without_an_answer_is_sent_again_as_the_same(
     first = await keyspace.read("SELECT writetime(name) FROM item WHERE id = ?", 1)
     # Another's comes between: the repeat must not undo it.
     await keyspace.write(PUT, 1, "c")
-    await until(lambda: module._again._value.get() > before)
+    await until(lambda: module._write_retries._value.get() > before)
     proxy.heal()
     await write
-    assert first == [(stamps[0],)]
-    assert len(stamps) == 1
+    assert first == [(timestamps[0],)]
+    assert len(timestamps) == 1
     assert await keyspace.read(GET, 1) == [("c",)]
 
 
@@ -231,7 +240,7 @@ async def test_a_conditional_write_without_an_answer_is_not_sent_again(
     over_proxy: Keyspace, keyspace: Keyspace, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await over_proxy.execute_lwt(CLAIM, "ann", 1)
-    monkeypatch.setattr(module, "STATEMENT_S", 0.4)
+    monkeypatch.setattr(module, "STATEMENT_TIMEOUT_S", 0.4)
     proxy.hold_answers()
     with refused("UNAVAILABLE", "OUTCOME_UNKNOWN"):
         await over_proxy.execute_lwt(CLAIM, "bob", 7)
@@ -266,7 +275,7 @@ async def test_a_lost_server_is_refused_at_once_and_found_again(over_proxy: Keys
         await over_proxy.read(GET, 1)
     assert caught.value.code == grpc.StatusCode.UNAVAILABLE
     assert caught.value.retry_after_s
-    assert time.monotonic() - began < STATEMENT_S
+    assert time.monotonic() - began < STATEMENT_TIMEOUT_S
     await proxy.start()
 
     async def answers() -> bool:
@@ -277,7 +286,7 @@ async def test_a_lost_server_is_refused_at_once_and_found_again(over_proxy: Keys
 
     began = time.monotonic()
     await until(answers)
-    assert time.monotonic() - began < RECONNECT_S * 5 + 5
+    assert time.monotonic() - began < RECONNECT_INTERVAL_S * 5 + 5
 
 
 async def test_who_stops_waiting_leaves_the_others_be(over_proxy: Keyspace, proxy: Proxy) -> None:
@@ -290,7 +299,7 @@ async def test_who_stops_waiting_leaves_the_others_be(over_proxy: Keyspace, prox
         task.cancel()
     proxy.heal()
     assert await stays == [("a",)]
-    assert over_proxy.cassandra._in_flight._free == module.RequestLimiter()._free
+    assert over_proxy.cassandra._limiter._free == module.RequestLimiter()._free
 
 
 async def test_closing_ends_what_is_out(settings: Settings, keyspace: Keyspace, proxy: Proxy) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from services.platform.cassandra import migrations
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
-from services.platform.cassandra.migrations import Standing, migrate, standing
+from services.platform.cassandra.migrations import MigrationStatus, migrate, migration_status
 from services.platform.config import Settings
 from services.platform.rpc import errors
 
@@ -37,12 +37,12 @@ async def refused(keyspace: Keyspace, scripts: Sequence[str], words: str) -> Non
 
 
 async def test_a_new_keyspace_is_made_and_later_scripts_are_added(fresh: Keyspace) -> None:
-    assert await standing(fresh, (FIRST,)) == Standing(fresh.name, 0, 1)
-    assert await migrate(fresh, (FIRST,)) == Standing(fresh.name, 0, 1)
+    assert await migration_status(fresh, (FIRST,)) == MigrationStatus(fresh.name, 0, 1)
+    assert await migrate(fresh, (FIRST,)) == MigrationStatus(fresh.name, 0, 1)
     await fresh.write("INSERT INTO two (id) VALUES (?)", 1)
-    assert await migrate(fresh, (FIRST, SECOND)) == Standing(fresh.name, 1, 2)
+    assert await migrate(fresh, (FIRST, SECOND)) == MigrationStatus(fresh.name, 1, 2)
     await fresh.write("INSERT INTO one (id, name) VALUES (?, ?)", 1, "a")
-    assert await migrate(fresh, (FIRST, SECOND)) == Standing(fresh.name, 2, 2)
+    assert await migrate(fresh, (FIRST, SECOND)) == MigrationStatus(fresh.name, 2, 2)
     # And nobody holds the lease.
     assert await fresh.read(APPLIED) == [(1, None), (2, None)]
 
@@ -91,9 +91,9 @@ async def test_where_it_may_not_migrate_at_start_it_says_what_to_do(fresh: Keysp
 async def test_a_lease_that_was_left_behind_ends(fresh: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
     await migrate(fresh, (FIRST,))
     assert (await fresh.execute_lwt(migrations._CLAIM, 2, "somebody who died", "schema"))[0]
-    monkeypatch.setattr(migrations, "MAX_LOOKS", 2)
+    monkeypatch.setattr(migrations, "MAX_POLLS", 2)
     with pytest.raises(errors.RoostError, match="another process has been migrating"):
         await migrate(fresh, (FIRST, SECOND))
-    monkeypatch.setattr(migrations, "MAX_LOOKS", 100)
+    monkeypatch.setattr(migrations, "MAX_POLLS", 100)
     await migrate(fresh, (FIRST, SECOND))
     await fresh.write("INSERT INTO one (id, name) VALUES (?, ?)", 1, "a")

@@ -64,7 +64,7 @@ async def rows(cassandra: Cassandra) -> Keyspace:
 async def box(rows: Keyspace, log: Log) -> AsyncIterator[Outbox]:
     """An outbox that publishes at once; its sweeper looks only when a test asks."""
     made = Outbox(rows, log, time.time)
-    made._pump.start()
+    made._worker.start()
     yield made
     await made.stop()
 
@@ -81,7 +81,7 @@ async def marks(rows: Keyspace) -> dict[int, bool]:
 async def test_an_event_goes_to_the_log_at_once_and_its_row_says_so(rows: Keyspace, log: Log, box: Outbox) -> None:
     events = [an_event(key=key) for key in range(40)]
     for event in events:
-        await rows.batch(box.steps([event]))
+        await rows.batch(box.statements([event]))
         box.publish([event])
     await box.drained()
     # In the order of publishing.
@@ -95,7 +95,7 @@ async def test_an_event_goes_to_the_log_at_once_and_its_row_says_so(rows: Keyspa
 async def test_what_a_dead_writer_left_is_found_once(rows: Keyspace, log: Log, box: Outbox) -> None:
     left = [an_event(age_s=20, key=key) for key in range(3)]
     young = an_event()
-    await rows.batch(box.steps([*left, young]))
+    await rows.batch(box.statements([*left, young]))
     # A writer may be about to publish the young one.
     assert await box.sweep() == 3
     assert sorted(await log.ids()) == sorted(event.event_id for event in left)
@@ -106,11 +106,11 @@ async def test_what_a_dead_writer_left_is_found_once(rows: Keyspace, log: Log, b
 async def test_a_new_process_looks_within_seconds_for_what_earlier_lives_left(
     rows: Keyspace, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_sweeper, "QUICK_S", 0.2)
+    monkeypatch.setattr(outbox_sweeper, "SWEEP_INTERVAL_S", 0.2)
     monkeypatch.setattr(outbox_sweeper, "GRACE_S", 1.0)
     box = Outbox(rows, log, time.time)
     old, new = an_event(age_s=300), an_event()
-    await rows.batch(box.steps([old, new]))
+    await rows.batch(box.statements([old, new]))
     await box.start()
     began = time.monotonic()
     await until(lambda: _logged(log, {old.event_id}))
@@ -127,13 +127,13 @@ async def _logged(log: Log, ids: set[int]) -> bool:
 async def test_after_a_long_outage_it_begins_where_all_was_published(
     rows: Keyspace, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_sweeper, "QUICK_S", 0.2)
+    monkeypatch.setattr(outbox_sweeper, "SWEEP_INTERVAL_S", 0.2)
     # Two hours ago everything had been published, and an hour ago this was stored.
     minute = int(time.time()) // 60
-    await rows.write(outbox_sweeper._KEEP_CURSOR, "sweeper", minute - 120)
+    await rows.write(outbox_sweeper._STORE_CURSOR, "sweeper", minute - 120)
     lost = an_event(age_s=3_600)
     box = Outbox(rows, log, lambda: time.time() - 3_600)
-    await rows.batch(box.steps([lost]))
+    await rows.batch(box.statements([lost]))
     box = Outbox(rows, log, time.time)
     assert await box.sweep() == 0
     await box.start()
@@ -150,18 +150,19 @@ async def test_a_row_that_comes_behind_the_cursor_is_found(rows: Keyspace, log: 
     assert await box.sweep() == 0
     # As the replay of a logged batch brings it.
     late = an_event(age_s=290)
-    await rows.batch(box.steps([late]))
+    await rows.batch(box.statements([late]))
     assert await box.sweep() == 1
 
 
 async def test_more_than_a_page_of_one_partition_is_found(rows: Keyspace, log: Log, box: Outbox) -> None:
     minute_ago_ms = (int(time.time()) // 60 - 1) * 60_000
     many = [
-        Record("tweet.created", 5, first_id_at(minute_ago_ms) + n, b"x") for n in range(2 * outbox_sweeper.PAGE + 5)
+        Record("tweet.created", 5, first_id_at(minute_ago_ms) + n, b"x")
+        for n in range(2 * outbox_sweeper.PAGE_ROWS + 5)
     ]
     many += [Record("tweet.liked", *record[1:]) for record in many[:3]]
     for first in range(0, len(many), 50):
-        await rows.batch(box.steps(many[first : first + 50]))
+        await rows.batch(box.statements(many[first : first + 50]))
     assert await box.sweep() == len(many)
     assert sorted(await log.ids()) == sorted(record.event_id for record in many)
 
@@ -172,7 +173,7 @@ async def test_while_the_log_refuses_events_wait_in_order_and_are_counted(
     log.refusal = errors.unavailable("the log is down")
     events = [an_event(age_s=60) for _ in range(5)]
     for event in events:
-        await rows.batch(box.steps([event]))
+        await rows.batch(box.statements([event]))
         box.publish([event])
     await asyncio.sleep(0.2)
     lag = await common.waiting(log, ["tweet.created"], int(time.time() * 1000))
@@ -193,7 +194,7 @@ async def test_more_than_can_be_kept_waits_in_its_rows(
     monkeypatch.setattr(module, "MAX_QUEUED", 3)
     log.refusal = errors.unavailable("the log is down")
     events = [an_event(age_s=60) for _ in range(10)]
-    await rows.batch(box.steps(events))
+    await rows.batch(box.statements(events))
     box.publish(events)
     log.refusal = None
     await box.drained()
@@ -205,7 +206,7 @@ async def test_more_than_can_be_kept_waits_in_its_rows(
 async def test_an_event_that_can_never_be_published_holds_up_no_other(rows: Keyspace, log: Log, box: Outbox) -> None:
     events = [an_event(age_s=60) for _ in range(9)]
     log.poison = events[4].event_id
-    await rows.batch(box.steps(events))
+    await rows.batch(box.statements(events))
     box.publish(events)
     await box.drained()
     others = [event.event_id for event in events if event.event_id != log.poison]
@@ -224,7 +225,7 @@ async def test_rows_are_made_readable_before_what_was_found_is_published(rows: K
 
     box = Outbox(rows, log, time.time, complete)
     found = an_event(age_s=60)
-    await rows.batch(box.steps([found]))
+    await rows.batch(box.statements([found]))
     with pytest.raises(errors.RoostError):
         await box.sweep()
     failure = ValueError("a defect")
@@ -234,7 +235,7 @@ async def test_rows_are_made_readable_before_what_was_found_is_published(rows: K
     assert await box.sweep() == 1
     assert seen == [([found.event_id], [])] * 3
     # What its writer publishes is readable already.
-    box._pump.start()
+    box._worker.start()
     own = an_event()
     box.publish([own])
     await box.drained()
@@ -245,7 +246,7 @@ async def test_rows_are_made_readable_before_what_was_found_is_published(rows: K
 async def test_the_same_batch_again_is_not_published_again(rows: Keyspace, log: Log, box: Outbox) -> None:
     event = an_event(age_s=60)
     for _ in range(2):
-        await rows.batch(box.steps([event]))
+        await rows.batch(box.statements([event]))
         await box.sweep()
     # Nor by another process.
     assert await Outbox(rows, log, time.time).sweep() == 0
@@ -255,7 +256,7 @@ async def test_the_same_batch_again_is_not_published_again(rows: Keyspace, log: 
 async def test_an_old_event_executed_again_lies_where_it_is_looked_for(rows: Keyspace, log: Log, box: Outbox) -> None:
     # A repeat, hours later, of a call whose first try stored nothing.
     event = an_event(age_s=20 * 3_600)
-    await rows.batch(box.steps([event]))
+    await rows.batch(box.statements([event]))
     assert await box.sweep() == 1
 
 
@@ -274,7 +275,7 @@ async def main():
     log = await EmbeddedLog.open(Path(sys.argv[1]))
     ids = Snowflake(1, wall_clock_ms)
     box = Outbox(keyspace, log, time.time)
-    box._pump.start()
+    box._worker.start()
     while True:
         events = [Record("tweet.created", n, await ids.mint(), b"x") for n in range(3)]
         await keyspace.batch(box.steps(events))

@@ -86,10 +86,10 @@ async def refused(ids: Snowflake) -> str:
 
 async def die(lease: CassandraLease) -> None:
     """As kill -9 leaves it."""
-    keeper, lease._keeper = lease._keeper, None
-    assert keeper is not None
-    keeper.cancel()
-    await asyncio.wait((keeper,))
+    renewal, lease._renewal = lease._renewal, None
+    assert renewal is not None
+    renewal.cancel()
+    await asyncio.wait((renewal,))
 
 
 async def test_each_process_has_its_own_worker_id(
@@ -140,9 +140,9 @@ async def test_a_lease_that_is_not_renewed_stops_before_others_may_have_it(
     # Nor does it come back to life.
     await asyncio.sleep(SHORT.ttl_s)
     assert await refused(lease.ids) == "LEASE"
-    ((_, owner, mark_ms, _),) = await leases_of.read(ALL)
+    ((_, owner, high_water_ms, _),) = await leases_of.read(ALL)
     assert owner is None
-    assert mark_ms >= lease.ids.last_ms
+    assert high_water_ms >= lease.ids.last_ms
 
 
 async def test_a_lease_that_was_lost_is_replaced_and_ids_go_on_increasing(
@@ -155,7 +155,7 @@ async def test_a_lease_that_was_lost_is_replaced_and_ids_go_on_increasing(
         await leases_of.execute_lwt("UPDATE worker_leases SET owner = ? WHERE worker_id = ? IF EXISTS", "thief", old)
     )[0]
     await until(lambda: lease.worker_id != old)
-    await until(lambda: lease._until > 0)
+    await until(lambda: lease._mint_until > 0)
     second = await lease.ids.mint()
     assert second > first
     assert worker_of(second) == lease.worker_id != old
@@ -187,12 +187,12 @@ async def test_ids_wait_for_the_mark_when_the_clock_jumps_ahead(
     await lease.ids.mint()
     clock.shift_ms = 3_600_000
     assert await refused(lease.ids) == "LEASE"
-    # The refusal woke the keeper, which marks ahead.
-    await until(lambda: (lease._mark_ms or 0) > clock())
+    # The refusal woke the renewal, which marks ahead.
+    await until(lambda: (lease._high_water_ms or 0) > clock())
     jumped = await lease.ids.mint()
     assert timestamp_ms(jumped) > wall_clock_ms() + 3_500_000
-    ((_, _, mark_ms, _),) = await leases_of.read(ALL)
-    assert mark_ms >= timestamp_ms(jumped)
+    ((_, _, high_water_ms, _),) = await leases_of.read(ALL)
+    assert high_water_ms >= timestamp_ms(jumped)
 
 
 async def test_the_next_life_of_an_ordinal_repeats_nothing_on_a_slower_clock(

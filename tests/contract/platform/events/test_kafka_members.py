@@ -90,7 +90,7 @@ async def test_a_member_that_is_stuck_in_an_outage_lets_go(open_log: Open, monke
     from services.platform.kafka import fetcher
 
     # A batch that is being retried is not waited for.
-    monkeypatch.setattr(fetcher, "RELEASE_WITHIN_S", 1_000.0)
+    monkeypatch.setattr(fetcher, "REVOKE_TIMEOUT_S", 1_000.0)
     first, second = await open_log(), await open_log()
     stuck, sound = Sink(), Sink()
     stuck.down = errors.unavailable("x")
@@ -222,9 +222,9 @@ async def test_what_waits_is_bounded_and_all_comes_in_order(
     from services.platform.kafka import consumer as kafka_consumer
     from services.platform.kafka import fetcher
 
-    monkeypatch.setattr(kafka_consumer, "MIN_AHEAD", 20)
-    monkeypatch.setattr(fetcher, "FETCH", 10)
-    monkeypatch.setattr(fetcher, "HOLD_S", 0.05)
+    monkeypatch.setattr(kafka_consumer, "MIN_PREFETCHED", 20)
+    monkeypatch.setattr(fetcher, "FETCH_MESSAGES", 10)
+    monkeypatch.setattr(fetcher, "PAUSE_AFTER_S", 0.05)
     log = await open_log()
     sink.gate.clear()
     consumer = log.consumer("g", TOPICS, sink.apply, 5)
@@ -267,7 +267,7 @@ async def test_a_letter_that_cannot_be_kept_is_no_letter(
 ) -> None:
     """The event is tried on, with those after it in their order."""
     log: Any = await open_log()
-    dead_letter, refused = log.dead.dead_letter, 0
+    dead_letter, refused = log.dead_letter_store.add, 0
 
     async def fail_twice(*arguments: Any) -> None:
         nonlocal refused
@@ -276,7 +276,7 @@ async def test_a_letter_that_cannot_be_kept_is_no_letter(
             raise errors.unavailable("x")
         await dead_letter(*arguments)
 
-    monkeypatch.setattr(log.dead, "bury", fail_twice)
+    monkeypatch.setattr(log.dead_letter_store, "add", fail_twice)
     sink.poison = {1}
     await start(log, sink)
     await log.append(records(1, 2, 3))

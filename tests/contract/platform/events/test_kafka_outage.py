@@ -93,7 +93,7 @@ async def test_a_broker_that_dies_and_comes_back(broker: Broker, log: KafkaLog, 
         await log.append(records(3))
     assert raised.value.code is grpc.StatusCode.UNAVAILABLE
     assert raised.value.reason == "LOG_UNAVAILABLE"
-    assert time.monotonic() - began < producer.DELIVER_WITHIN_S + producer.ROOM_WITHIN_S + 3
+    assert time.monotonic() - began < producer.DELIVERY_TIMEOUT_S + producer.QUEUE_TIMEOUT_S + 3
     with pytest.raises(errors.RoostError):
         await consumer.lag()
     await asyncio.to_thread(broker.up)
@@ -135,7 +135,7 @@ async def test_a_full_queue_refuses_and_a_stop_does_not_hang_while_the_broker_is
     broker: Broker, log: KafkaLog, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(producer, "MAX_QUEUED", 10)
-    monkeypatch.setattr(producer, "ROOM_WITHIN_S", 0.5)
+    monkeypatch.setattr(producer, "QUEUE_TIMEOUT_S", 0.5)
     small = await KafkaLog.open(log.settings)
     consumer = await start(log, sink)
     await log.append(records(1))

@@ -74,7 +74,7 @@ async def test_a_password_is_needed_and_used(tmp_path: Path) -> None:
             await Redis.open(Settings(redis=server.url, redis_timeout_s=5))
         async with opened(f"redis://:open%20sesame@127.0.0.1:{server.port}/2") as redis:
             await redis.client.set("key", "value")
-            (value,) = await (await redis.node("").reads()).ask(command("GET", "key"), 1)
+            (value,) = await (await redis.node("").reads()).execute(command("GET", "key"), 1)
             assert value == b"value"
         server.client.auth("open sesame")
 
@@ -82,18 +82,18 @@ async def test_a_password_is_needed_and_used(tmp_path: Path) -> None:
 async def test_answers_come_in_order_and_refusals_are_replies(tmp_path: Path) -> None:
     with redis_servers.server(tmp_path) as server:
         pipe = await connect(Endpoint(port=server.port), 5)
-        asked = [pipe.ask(command("ECHO", str(i)) + command("ECHO", "again"), 2) for i in range(1_000)]
+        asked = [pipe.execute(command("ECHO", str(i)) + command("ECHO", "again"), 2) for i in range(1_000)]
         assert [await answer for answer in asked] == [[b"%d" % i, b"again"] for i in range(1_000)]
-        refused, big = await pipe.ask(command("NO", "SUCH") + command("ECHO", b"x" * 1_000_000), 2)
+        refused, big = await pipe.execute(command("NO", "SUCH") + command("ECHO", b"x" * 1_000_000), 2)
         assert isinstance(refused, ReplyError)
         assert len(big) == 1_000_000
         # One who stops waiting takes nobody else's answer.
-        gone, stays = pipe.ask(command("ECHO", "gone"), 1), pipe.ask(command("ECHO", "stays"), 1)
+        gone, stays = pipe.execute(command("ECHO", "gone"), 1), pipe.execute(command("ECHO", "stays"), 1)
         gone.cancel()
         assert await stays == [b"stays"]
         server.kill()
         with pytest.raises(RoostError, match="does not answer"):
-            await pipe.ask(command("PING"), 1)
+            await pipe.execute(command("PING"), 1)
         pipe.abort()
 
 
@@ -102,12 +102,12 @@ async def test_a_transaction_that_is_given_up_leaves_no_watch_behind(tmp_path: P
         async with opened(server.url) as redis:
             node = redis.node("")
             with pytest.raises(ZeroDivisionError):
-                async with node.own() as pipe:
-                    await pipe.ask(command("WATCH", "key"), 1)
+                async with node.dedicated() as pipe:
+                    await pipe.execute(command("WATCH", "key"), 1)
                     raise ZeroDivisionError
             server.client.set("key", "changed")
-            async with node.own() as pipe:
-                assert (await pipe.ask(command("MULTI") + command("GET", "key") + command("EXEC"), 3))[-1] == [
+            async with node.dedicated() as pipe:
+                assert (await pipe.execute(command("MULTI") + command("GET", "key") + command("EXEC"), 3))[-1] == [
                     b"changed"
                 ]
 
@@ -205,7 +205,7 @@ async def _ids(store: RedisHomeTimelines, user_id: int) -> list[int]:
 
 async def _port(redis: Redis) -> int:
     try:
-        (answer,) = await (await redis.node("").reads()).ask(command("CONFIG", "GET", "port"), 1)
+        (answer,) = await (await redis.node("").reads()).execute(command("CONFIG", "GET", "port"), 1)
     except RoostError:
         return 0
     return int(answer[1])

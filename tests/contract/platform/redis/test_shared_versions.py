@@ -113,16 +113,16 @@ async def test_what_redis_did_not_take_is_told_as_soon_as_it_does(
     namespace: Namespace, share: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = await share(namespace.settings["redis"]), await share(namespace.settings["redis"])
-    before = await there.tweet_marks([1, 2, 3])
+    before = await there.tweet_versions([1, 2, 3])
     with monkeypatch.context() as patch:
         patch.setattr(here._redis, "node", unreachable_node)
         assert not await here.change_tweets([1, 2], 7)
         # Told in the midst of it, by another process: what is told again is no number that was heard before.
         assert await there.change_tweets([1], 8)
         await asyncio.sleep(0.1)
-        assert await there.tweet_marks([1, 2, 3]) == [8, *before[1:]]
+        assert await there.tweet_versions([1, 2, 3]) == [8, *before[1:]]
     async with asyncio.timeout(30):
-        while (marks := await there.tweet_marks([1, 2, 3]))[0] == 8 or marks[1] == before[1]:
+        while (marks := await there.tweet_versions([1, 2, 3]))[0] == 8 or marks[1] == before[1]:
             await asyncio.sleep(0.02)
     assert 7 not in marks
     assert marks[2] == before[2]

@@ -194,7 +194,7 @@ class Marks:
         self.mark: int | None = 1
         self.asked = 0
 
-    async def author_marks(self, user_ids: Sequence[int]) -> list[int | None]:
+    async def author_versions(self, user_ids: Sequence[int]) -> list[int | None]:
         self.asked += 1
         return [self.mark for _ in user_ids]
 

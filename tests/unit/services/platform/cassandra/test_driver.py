@@ -23,17 +23,17 @@ from cassandra.protocol import ErrorMessage, OverloadedErrorMessage, ServerError
 from services.platform.cassandra.driver import (
     IDEMPOTENT,
     NON_IDEMPOTENT,
-    RECONNECT_S,
+    RECONNECT_INTERVAL_S,
     SCHEMA,
     SERIAL,
     RetryOnNextHost,
     WriteTimestamps,
     is_outcome_unknown,
     new_driver,
-    refusal,
-    write_stamp,
+    to_roost_error,
+    write_timestamp,
 )
-from services.platform.cassandra.request_limiter import Answer
+from services.platform.cassandra.request_limiter import StatementResult
 from services.platform.config import Settings
 from services.platform.rpc.errors import RoostError
 
@@ -52,15 +52,15 @@ REFUSED = [Unavailable("u"), OVERLOADED]
 DEFECTS = [InvalidRequest("i"), SyntaxException(0x2000, "s", None), ValueError("v")]
 
 
-def failed(error: Exception, hosts: int = 1) -> Answer:
+def failed(error: Exception, hosts: int = 1) -> StatementResult:
     future: Any = SimpleNamespace(attempted_hosts=["host"] * hosts)
-    return Answer(None, error, future)
+    return StatementResult(None, error, future)
 
 
 @pytest.mark.parametrize("error", UNKNOWN, ids=lambda error: type(error).__name__)
 def test_a_write_may_be_stored_where_nobody_said_otherwise(error: Exception) -> None:
     assert is_outcome_unknown(failed(error))
-    told = refusal(error, out_of_time=False, maybe_stored=True)
+    told = to_roost_error(error, out_of_time=False, may_be_stored=True)
     assert isinstance(told, RoostError)
     assert (told.code.name, told.reason) == ("UNAVAILABLE", "OUTCOME_UNKNOWN")
     assert told.__cause__ is error
@@ -70,7 +70,7 @@ def test_a_write_may_be_stored_where_nobody_said_otherwise(error: Exception) -> 
 @pytest.mark.parametrize("error", REFUSED, ids=lambda error: type(error).__name__)
 def test_a_write_that_the_only_node_asked_refused_is_not_stored(error: Exception) -> None:
     assert not is_outcome_unknown(failed(error))
-    told = refusal(error, out_of_time=False)
+    told = to_roost_error(error, out_of_time=False)
     assert isinstance(told, RoostError)
     assert (told.code.name, told.reason) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
     # One asked before may have stored it.
@@ -79,16 +79,16 @@ def test_a_write_that_the_only_node_asked_refused_is_not_stored(error: Exception
 
 @pytest.mark.parametrize("error", DEFECTS, ids=lambda error: type(error).__name__)
 def test_a_defect_stays_what_it_is(error: Exception) -> None:
-    assert refusal(error, out_of_time=True, maybe_stored=True) is error
+    assert to_roost_error(error, out_of_time=True, may_be_stored=True) is error
     assert not is_outcome_unknown(failed(error))
 
 
 def test_only_the_callers_own_time_is_its_deadline() -> None:
     for out_of_time, code in ((True, "DEADLINE_EXCEEDED"), (False, "UNAVAILABLE")):
-        told = refusal(OperationTimedOut(), out_of_time)
+        told = to_roost_error(OperationTimedOut(), out_of_time)
         assert isinstance(told, RoostError)
         assert told.code.name == code
-    told = refusal(ReadTimeout("r"), out_of_time=True)
+    told = to_roost_error(ReadTimeout("r"), out_of_time=True)
     assert isinstance(told, RoostError)
     assert told.code.name == "UNAVAILABLE"
 
@@ -103,13 +103,13 @@ def test_a_repeatable_statement_goes_to_one_other_node_and_a_timed_out_write_to_
 
 
 def test_stamps_increase_and_a_repeat_keeps_its_own() -> None:
-    stamps = WriteTimestamps()
-    found = [stamps() for _ in range(1_000)]
+    timestamps = WriteTimestamps()
+    found = [timestamps() for _ in range(1_000)]
     assert found == sorted(set(found))
-    token = write_stamp.set(17)
-    assert (stamps(), stamps()) == (17, 17)
-    write_stamp.reset(token)
-    assert stamps() > found[-1]
+    token = write_timestamp.set(17)
+    assert (timestamps(), timestamps()) == (17, 17)
+    write_timestamp.reset(token)
+    assert timestamps() > found[-1]
 
 
 def test_the_driver_reads_and_writes_at_quorum_repeats_no_conditional_write_and_finds_a_server_again() -> None:
@@ -132,6 +132,6 @@ def test_the_driver_reads_and_writes_at_quorum_repeats_no_conditional_write_and_
     }
     # However long an outage was.
     rests = driver.reconnection_policy.new_schedule()
-    assert {next(rests) for _ in range(10_000)} == {RECONNECT_S}
+    assert {next(rests) for _ in range(10_000)} == {RECONNECT_INTERVAL_S}
     assert driver.contact_points == [("10.0.0.1", 9043), ("::1", 9044), ("ten", 9042)]
     driver.shutdown()

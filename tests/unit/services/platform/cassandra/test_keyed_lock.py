@@ -19,7 +19,7 @@ async def test_one_at_a_time_for_each_key_and_nothing_is_kept() -> None:
 
     async def work(key: int) -> None:
         nonlocal together
-        async with order.of(key):
+        async with order.hold(key):
             running[key] += 1
             most[key] = max(most[key], running[key])
             together = max(together, sum(running.values()))
@@ -29,7 +29,7 @@ async def test_one_at_a_time_for_each_key_and_nothing_is_kept() -> None:
     await asyncio.gather(*(work(n % 2 + 1) for n in range(20)))
     assert most == {1: 1, 2: 1}
     assert together == 2
-    assert not order._taken
+    assert not order._locks
 
 
 async def test_whoever_gives_up_or_fails_holds_up_nobody() -> None:
@@ -37,7 +37,7 @@ async def test_whoever_gives_up_or_fails_holds_up_nobody() -> None:
     entered = asyncio.Event()
 
     async def hold() -> None:
-        async with order.of("key"):
+        async with order.hold("key"):
             entered.set()
             await asyncio.sleep(60)
 
@@ -47,17 +47,17 @@ async def test_whoever_gives_up_or_fails_holds_up_nobody() -> None:
     holder.cancel()
     await asyncio.gather(holder, waiter, return_exceptions=True)
     with pytest.raises(ValueError, match="mine"):
-        async with order.of("key"):
+        async with order.hold("key"):
             raise ValueError("mine")
-    assert not order._taken
+    assert not order._locks
 
 
 async def test_a_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyed_lock, "MAX_WAITING_A_KEY", 2)
+    monkeypatch.setattr(keyed_lock, "MAX_WAITERS_PER_KEY", 2)
     order = KeyedLocks()
 
     async def wait() -> None:
-        async with order.of("key"):
+        async with order.hold("key"):
             await asyncio.sleep(0.01)
 
     outcomes = await asyncio.gather(*(wait() for _ in range(5)), return_exceptions=True)

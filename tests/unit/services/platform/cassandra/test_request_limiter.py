@@ -33,8 +33,8 @@ class Request:
 
 
 class Rig:
-    def __init__(self, most: int = 4, most_waiting: int = 3) -> None:
-        self.in_flight = RequestLimiter(most, most_waiting)
+    def __init__(self, max_in_flight: int = 4, max_queued: int = 3) -> None:
+        self.in_flight = RequestLimiter(max_in_flight, max_queued)
         self.sent: list[Request] = []
 
     def ask(self, count: int = 1, within_s: float = 30.0) -> asyncio.Task[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from services.platform.redis.connection import RedisConnection, unreachable
-from services.platform.redis.node_pool import BREAK_S, Node, SharedConnection
+from services.platform.redis.node_pool import BREAKER_OPEN_S, Node, SharedConnection
 from services.platform.rpc.errors import RoostError
 
 CALLERS = 50
@@ -63,7 +63,7 @@ async def test_while_it_is_out_of_reach_one_connection_probes_and_nobody_waits()
     # Not yet.
     assert await refused(server) == CALLERS
     assert server.dials == 1
-    server.now += BREAK_S
+    server.now += BREAKER_OPEN_S
     server.hangs = asyncio.Event()
     assert await refused(server) == CALLERS
     assert await refused(server) == CALLERS
@@ -74,7 +74,7 @@ async def test_while_it_is_out_of_reach_one_connection_probes_and_nobody_waits()
     assert await refused(server) == CALLERS
     assert server.dials == 2
     server.refuses, server.hangs = False, None
-    server.now += BREAK_S
+    server.now += BREAKER_OPEN_S
     assert await refused(server) == CALLERS
     await asyncio.sleep(0.01)
     assert server.dials == 3
@@ -84,7 +84,7 @@ async def test_while_it_is_out_of_reach_one_connection_probes_and_nobody_waits()
 async def test_silence_on_one_connection_ends_the_others() -> None:
     server = Server()
     reads, writes = await server.node.reads(), await server.node.writes()
-    asked = [reads.ask(b"", 1), writes.ask(b"", 1)]
+    asked = [reads.execute(b"", 1), writes.execute(b"", 1)]
     async with asyncio.timeout(1):
         found = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(one, RoostError) for one in found)
@@ -100,7 +100,7 @@ async def test_a_sleep_of_our_own_is_not_the_servers_silence() -> None:
         answering.start()
         port = listening.getsockname()[1]
         _, pipe = await asyncio.get_running_loop().create_connection(lambda: RedisConnection(0.05), "127.0.0.1", port)
-        asked = pipe.ask(b"PING\r\n", 1)
+        asked = pipe.execute(b"PING\r\n", 1)
         await asyncio.sleep(0)
         # The answer comes within milliseconds, to a process that does not look.
         time.sleep(0.2)  # noqa: ASYNC251
@@ -121,7 +121,7 @@ def _answer_once(listening: socket.socket) -> None:
 
 async def test_whoever_waits_for_a_dropped_connection_is_refused_not_cancelled() -> None:
     lane = SharedConnection(_never)
-    waiting = asyncio.ensure_future(lane.pipe())
+    waiting = asyncio.ensure_future(lane.get())
     await asyncio.sleep(0)
     lane.drop()
     with pytest.raises(RoostError):

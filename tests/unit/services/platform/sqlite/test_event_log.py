@@ -117,7 +117,7 @@ async def test_a_batch_that_was_not_applied_comes_again(tmp_path: Path, clock: C
     sink.gate.clear()
     consumer = await start(log, sink)
     await until(lambda: sink.calls == 1)
-    task = consumer.pump._task
+    task = consumer.worker._task
     assert task is not None
     task.cancel()
     await asyncio.wait([task])
