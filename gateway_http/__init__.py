@@ -1,4 +1,4 @@
-"""The gateway: HTTP and JSON outside, Protobuf inside, every route compiled from the contract.
+"""The gateway: serves HTTP and JSON by calling gRPC services. Its routes are compiled from the HTTP annotations of the protos.
 
-A request goes app → router → operation (token, rate limit, decode, call, encode). `server` puts the application on a socket.
+A request passes app → router → rpc_route (token, rate limit, decode, call, encode). `server` binds the application to a socket.
 """

@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: every route compiled from the contract, one path for all of them."""
+"""The gateway as an ASGI application: one handler for every route that the protos declare."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from roost.options.v1 import options_pb2 as options
 
 from gateway_http.codec.binding import Codec
 from gateway_http.compat import connect
-from gateway_http.compression import LEAST_BYTES, accepts_gzip
+from gateway_http.compression import MIN_BYTES, accepts_gzip
 from gateway_http.cors import Cors
 from gateway_http.health_routes import Health, Livez, Readyz
 from gateway_http.load import Load
 from gateway_http.problem import CLIENT_CLOSED_REQUEST, problem
-from gateway_http.request import SECURITY, ClientGoneError, Receive, Request, Response, Route, Scope, Send
+from gateway_http.request import SECURITY_HEADERS, ClientGoneError, Receive, Request, Response, Route, Scope, Send
 from gateway_http.response_cache import ResponseCache
 from gateway_http.router import Binding, Router, bindings
 from gateway_http.rpc_route import RouteDeps, RpcRoute
@@ -28,17 +28,21 @@ from services.platform.rpc.contract import methods
 from services.platform.rpc.rate_limits import RateLimits
 from services.platform.rpc.reasons import Reason
 
-# After a 413 this much more is read and thrown away, for this long: a close with unread bytes would take the answer with it.
-LINGER_BYTES = 1 << 20
-LINGER_S = 2.0
+# After a 413 at most this much of the body is read and discarded, for at most this long. Closing a socket with unread bytes
+# sends a reset, and the client would lose the response.
+MAX_DISCARDED_BYTES = 1 << 20
+DISCARD_TIMEOUT_S = 2.0
 
-# Answers that never have a body, and so no length of one.
-WITHOUT_CONTENT = frozenset({204, 304})
+# Responses with these statuses have no body, and so no content-length.
+BODILESS_STATUSES = frozenset({204, 304})
 
-REQUESTS = Counter("roost_http_requests", "HTTP requests answered.", ("route", "status"))
+REQUESTS = Counter("roost_http_requests", "HTTP responses sent.", ("route", "status"))
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-SECONDS = Histogram(
-    "roost_http_request_seconds", "Time from the request's headers to its answer.", ("route",), buckets=BUCKETS
+REQUEST_SECONDS = Histogram(
+    "roost_http_request_seconds",
+    "Seconds from the end of the request's headers to its response.",
+    ("route",),
+    buckets=BUCKETS,
 )
 
 NO_ROUTE = "none"
@@ -46,10 +50,10 @@ PREFLIGHT = "preflight"
 
 
 class Gateway:
-    """Serves HTTP by calling services over `channel`, whose caller is a client outside the mesh.
+    """ASGI application that calls services over `channel`, with the rights of a client outside the mesh.
 
-    `health` looks at the process; `rate_limits` are the process's own, which its gRPC server asks too. Contradictions in the contract
-    (two methods on one route, a type that cannot be read) are exceptions here, not answers later.
+    `health` returns the state of this process. `rate_limits` are shared with the gRPC server of the same process. The constructor raises
+    TypeError or ValueError if the protos are inconsistent, such as two methods on one route or a field type that JSON cannot express.
     """
 
     def __init__(
@@ -60,28 +64,28 @@ class Gateway:
         health: Health,
         rate_limits: RateLimits,
     ) -> None:
-        front = RouteDeps(channel, verifier, rate_limits, Codec(), ResponseCache())
+        deps = RouteDeps(channel, verifier, rate_limits, Codec(), ResponseCache())
         self._proxies = TrustedProxies(networks(settings.trusted_proxies))
         entries: list[tuple[Binding, Route]] = [
             (Binding("GET", "/livez"), Livez()),
             (Binding("GET", "/readyz"), Readyz(health)),
-            *connect.routes(front),
+            *connect.routes(deps),
         ]
         for method in methods().values():
             if method.policy.access != options.ACCESS_MESH:
-                entries.extend((binding, RpcRoute(method, binding, front)) for binding in bindings(method))
+                entries.extend((binding, RpcRoute(method, binding, deps)) for binding in bindings(method))
         self._router: Router[Route] = Router(entries)
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._load = Load()
-        self._observed: dict[tuple[str, int], Counter] = {}
-        self._timed: dict[str, Histogram] = {}
+        self._request_counters: dict[tuple[str, int], Counter] = {}
+        self._latency_histograms: dict[str, Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI's entry."""
+        """Serves one HTTP request; acknowledges lifespan events; closes a WebSocket with code 1008."""
         if scope["type"] != "http":
-            await _refuse_other(scope, receive, send)
+            await _serve_other_scope(scope, receive, send)
             return
-        begun = perf_counter()
+        started_at = perf_counter()
         request = Request(scope, receive, self._load, self._proxies)
         if self._cors is not None:
             request.response_headers.extend(self._cors.headers(request.headers.get(b"origin")))
@@ -89,13 +93,13 @@ class Gateway:
             with self._load:
                 route, response = await self._answer(request)
         except ClientGoneError:
-            self._observe(NO_ROUTE, CLIENT_CLOSED_REQUEST, begun)
+            self._observe(NO_ROUTE, CLIENT_CLOSED_REQUEST, started_at)
             return
-        self._observe(route, response.status, begun)
+        self._observe(route, response.status, started_at)
         await _send(request, response, send)
 
     async def _answer(self, request: Request) -> tuple[str, Response]:
-        """The route's name and its answer; an exception becomes a problem."""
+        """Returns the route's name and its response; turns any exception into problem+json. Raises ClientGoneError."""
         route = NO_ROUTE
         try:
             request.check_headers()
@@ -103,60 +107,59 @@ class Gateway:
                 return PREFLIGHT, self._cors.preflight(
                     request.headers[b"origin"], self._router.allowed(request.raw_path)
                 )
-            found, request.values = self._router.match(request.scope["method"], request.raw_path)
+            found, request.path_values = self._router.match(request.scope["method"], request.raw_path)
             route = found.name
             if not found.is_probe:
-                # A probe that is refused gets a busy process restarted, and its load moves to the next one.
+                # A rejected liveness probe would restart a busy process and move its load to the next one.
                 self._load.check()
             return route, await found.serve(request)
         except ClientGoneError:
             raise
         except asyncio.CancelledError:
-            # The server's grace is over, or the callee's: this task is the request's own, so nobody above waits for the exception.
-            error: Exception = errors.unavailable("the server is stopping", reason=Reason.STOPPING)
+            # The grace period of the server or of the called service is over. This task serves only this request, so no caller awaits the
+            # cancellation.
+            error: Exception = errors.unavailable("the server is stopping: retry the request", reason=Reason.STOPPING)
         except Exception as caught:
             error = caught
-        response_headers = problem(
-            error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id
-        )
-        return route, Response(response_headers.status, (*response_headers.headers, *SECURITY), response_headers.body)
+        rendered = problem(error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id)
+        return route, Response(rendered.status, (*rendered.headers, *SECURITY_HEADERS), rendered.body)
 
-    def _observe(self, route: str, status: int, begun: float) -> None:
-        # The look-ups of labels would cost more than the counting.
-        counter = self._observed.get((route, status))
+    def _observe(self, route: str, status: int, started_at: float) -> None:
+        # `labels()` costs more than `inc()`, so its results are cached.
+        counter = self._request_counters.get((route, status))
         if counter is None:
-            counter = self._observed[route, status] = REQUESTS.labels(route, str(status))
-        timer = self._timed.get(route)
+            counter = self._request_counters[route, status] = REQUESTS.labels(route, str(status))
+        timer = self._latency_histograms.get(route)
         if timer is None:
-            timer = self._timed[route] = SECONDS.labels(route)
+            timer = self._latency_histograms[route] = REQUEST_SECONDS.labels(route)
         counter.inc()
-        timer.observe(perf_counter() - begun)
+        timer.observe(perf_counter() - started_at)
 
 
 async def _send(request: Request, response: Response, send: Send) -> None:
     headers = [*response.headers, *request.response_headers]
     payload = response.body
-    if response.compressible and len(payload) > LEAST_BYTES:
+    if response.compressible and len(payload) > MIN_BYTES:
         accepted = request.headers.get(b"accept-encoding")
         if accepted is not None and accepts_gzip(accepted):
             payload = response.gzipped()
             headers.append((b"content-encoding", b"gzip"))
-    if response.status not in WITHOUT_CONTENT:
+    if response.status not in BODILESS_STATUSES:
         headers.append((b"content-length", str(len(payload)).encode()))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     if response.status == 413 and b"expect" not in request.headers:
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        await _linger(request.receive)
+        await _discard_body(request.receive)
         await send({"type": "http.response.body", "body": b""})
         return
     body = b"" if request.scope["method"] == "HEAD" else payload
     await send({"type": "http.response.body", "body": body})
 
 
-async def _linger(receive: Receive) -> None:
-    left = LINGER_BYTES
+async def _discard_body(receive: Receive) -> None:
+    left = MAX_DISCARDED_BYTES
     try:
-        async with asyncio.timeout(LINGER_S):
+        async with asyncio.timeout(DISCARD_TIMEOUT_S):
             while left > 0:
                 event = await receive()
                 left -= len(event.get("body", b""))
@@ -166,8 +169,8 @@ async def _linger(receive: Receive) -> None:
         return
 
 
-async def _refuse_other(scope: Scope, receive: Receive, send: Send) -> None:
-    """Lifespan has nothing to do here; there is no WebSocket yet."""
+async def _serve_other_scope(scope: Scope, receive: Receive, send: Send) -> None:
+    """Acknowledges lifespan events, which need no work, and closes a WebSocket with code 1008: the gateway serves none."""
     if scope["type"] == "lifespan":
         while True:
             event = await receive()

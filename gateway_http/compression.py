@@ -1,8 +1,8 @@
-"""Answers compressed with gzip, for clients that accept it (RFC 9110, 12.5.3).
+"""Compresses responses with gzip for clients that accept it (RFC 9110, 12.5.3).
 
-Level 1 takes a page of 60 kB to 28 % in 0.8 ms; level 6 takes it to 25 % in 1.7 ms (measured). Only answers to reads are compressed:
-they carry no secret, and the tokens that log-ins answer with never share a compressed body with a text that somebody else may have
-chosen, by which its length could tell of them (BREACH). Entity tags are weak, and one holds for either form of an answer.
+Level 1 compresses a page of 60 kB to 28 % in 0.8 ms; level 6 to 25 % in 1.7 ms (measured). Only responses to reads are compressed. They
+hold no secret; responses that hold tokens stay uncompressed, because the compressed length of a body that mixes a secret with text of
+an attacker reveals the secret (BREACH). Entity tags are weak, so one tag covers the plain and the compressed form.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import functools
 import zlib
 
-# Below this a packet carries the answer either way, and 0.1 ms buys nothing.
-LEAST_BYTES = 1024
+# Smaller bodies fit into one packet anyway, so compressing them would save nothing.
+MIN_BYTES = 1024
 LEVEL = 1
-# zlib's way to ask for gzip's header and checksum.
+# Makes zlib write gzip's header and checksum.
 _GZIP = 16 + zlib.MAX_WBITS
-# Browsers and libraries send some dozen different values.
-MAX_KNOWN_HEADERS = 256
+# Cached parse results by header value. Browsers and libraries send some dozen different values.
+MAX_CACHED_HEADERS = 256
 
 
 def gzipped(body: bytes) -> bytes:
-    """Returns the body in gzip; the same bytes for the same body, for they hold no time."""
+    """Returns the gzipped body. The result has no timestamp, so equal bodies compress to equal bytes."""
     return zlib.compress(body, LEVEL, _GZIP)
 
 
-@functools.lru_cache(maxsize=MAX_KNOWN_HEADERS)
+@functools.lru_cache(maxsize=MAX_CACHED_HEADERS)
 def accepts_gzip(accept_encoding: bytes) -> bool:
-    """Whether a client takes gzip, and does not like the plain form better. What is not well-formed counts as not sent."""
+    """Returns whether a header Accept-Encoding accepts gzip with at least the weight of `identity`. Ignores malformed parts."""
     weights: dict[bytes, float] = {}
     for part in accept_encoding.lower().split(b","):
         name, _, parameter = part.partition(b";")
@@ -36,7 +36,7 @@ def accepts_gzip(accept_encoding: bytes) -> bool:
 
 
 def _weight(parameter: bytes) -> float:
-    """The weight of `q=…`, 1 if there is none, 0 if it is no number from 0 to 1."""
+    """Returns the weight in `q=…`: 1 if the parameter is empty, 0 if it is not a number from 0 to 1."""
     if not parameter.strip():
         return 1.0
     name, _, value = parameter.partition(b"=")

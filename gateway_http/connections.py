@@ -1,4 +1,4 @@
-"""The connections that are open, their bounds per address and in all, and which of them gives way to a new one."""
+"""Bounds the open HTTP connections, in total and per client address, and chooses which one to evict for a new one."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from services.platform.rpc.client_address import client_key
 
 log = structlog.get_logger()
 
-# The part of all connections that one address may have. People behind one address share it; idle ones give way first.
+# One address may have 1/8 of all connections. Users behind one address (NAT) share them; idle connections are evicted first.
 ADDRESS_SHARE = 8
-# Connections beyond the bounds that are open at once, each only to be told so, or to have a probe answered.
-MAX_TURNED_AWAY = 64
-# How often the log says that a bound was reached; the counter has every one.
+# Connections above the bounds that are open at once. Each may only receive an error, or the response to a probe.
+MAX_REJECTED = 64
+# Seconds between log lines about one bound; the counter counts every event.
 LOG_EVERY_S = 60.0
 
 OPEN = Gauge("roost_http_connections", "HTTP connections that are open.")
-CROWDED = Counter(
+BOUND_REACHED = Counter(
     "roost_http_connections_crowded",
-    "HTTP connections closed or refused because a bound was reached.",
+    "HTTP connections closed (evicted) or refused (rejected) because a bound was reached.",
     ("bound", "what"),
 )
 
 
 class Stage(enum.Enum):
-    """What a connection does: nothing, sending a request, or having one worked on or answered."""
+    """The stage of a connection: no request, receiving a request, or processing one and sending its response."""
 
     IDLE = enum.auto()
     SENDING = enum.auto()
@@ -39,167 +39,172 @@ class Stage(enum.Enum):
 
 
 class Connection(Protocol):
-    """What can be asked of a connection."""
+    """A connection that can be evicted."""
 
-    def give_way(self, stage: Stage) -> None:
-        """Closes, at once if the connection is idle, or after a refusal of what it sends."""
+    def evict(self, stage: Stage) -> None:
+        """Closes the connection: immediately if `stage` is IDLE, else after sending 503 for the request that it is receiving."""
 
 
-class _Waiting:
-    """Places of connections which wait for their clients, the longest waiting first."""
+class _EvictionQueue:
+    """The connections that wait for their clients (IDLE or SENDING), by stage, longest waiting first."""
 
     __slots__ = ("_by_stage",)
 
     def __init__(self) -> None:
-        # A dict keeps the order in which its keys came.
-        self._by_stage: dict[Stage, dict[_Place, None]] = {Stage.IDLE: {}, Stage.SENDING: {}}
+        # A dict iterates in insertion order, and removes any key in O(1).
+        self._by_stage: dict[Stage, dict[_Slot, None]] = {Stage.IDLE: {}, Stage.SENDING: {}}
 
-    def add(self, place: _Place) -> None:
-        if place.stage is not Stage.WORKING:
-            self._by_stage[place.stage][place] = None
+    def add(self, slot: _Slot) -> None:
+        if slot.stage is not Stage.WORKING:
+            self._by_stage[slot.stage][slot] = None
 
-    def remove(self, place: _Place) -> None:
-        if place.stage is not Stage.WORKING:
-            self._by_stage[place.stage].pop(place, None)
+    def remove(self, slot: _Slot) -> None:
+        if slot.stage is not Stage.WORKING:
+            self._by_stage[slot.stage].pop(slot, None)
 
-    def first(self) -> _Place | None:
-        """The one that loses least by its end: idle for the longest time, or else sending for the longest time."""
-        for places in self._by_stage.values():
-            for place in places:
-                return place
+    def first(self) -> _Slot | None:
+        """Returns the connection to evict: the longest idle one, else the one that has been sending longest; None if there is neither."""
+        for slots in self._by_stage.values():
+            for slot in slots:
+                return slot
         return None
 
 
-class _Client:
-    """The connections of one address that is bounded."""
+class _ClientConnections:
+    """The connections of one client address that has a bound."""
 
-    __slots__ = ("open", "waiting")
+    __slots__ = ("evictable", "open")
 
     def __init__(self) -> None:
         self.open = 0
-        self.waiting = _Waiting()
+        self.evictable = _EvictionQueue()
 
 
-class _Place:
-    """One connection among the others."""
+class _Slot:
+    """An admitted connection, with its stage and its client."""
 
     __slots__ = ("client", "connection", "key", "stage")
 
-    def __init__(self, connection: Connection, key: str, client: _Client | None) -> None:
+    def __init__(self, connection: Connection, key: str, client: _ClientConnections | None) -> None:
         self.connection = connection
         self.key = key
         self.client = client
         self.stage = Stage.IDLE
 
 
-def _nobody(address: str) -> bool:
+def _trusts_none(address: str) -> bool:
     return False
 
 
 class Connections:
-    """Admits connections up to `most` in all, and `per_address` of each address that `is_trusted` does not name.
+    """Admits up to `max_total` connections in total, and up to `per_address` of each address for which `is_trusted` returns false.
 
-    At a bound the connection that has been idle for the longest time gives way to the new one; if none is idle, the one that has been
-    sending for the longest time; of the new one's own address if it is the address's bound. If all are worked on, the new one is turned
-    away.
+    At a bound it evicts the longest idle connection, or, if none is idle, the one that has been sending its request longest; at the
+    bound of an address, one of that address. If all are processing requests, it rejects the new connection.
     """
 
     def __init__(
-        self, most: int, per_address: int | None = None, *, is_trusted: Callable[[str], bool] = _nobody
+        self, max_total: int, per_address: int | None = None, *, is_trusted: Callable[[str], bool] = _trusts_none
     ) -> None:
-        self.most = most
-        self.per_address = per_address or max(1, most // ADDRESS_SHARE)
-        # Whether each answer is its connection's last.
+        self.max_total = max_total
+        self.per_address = per_address or max(1, max_total // ADDRESS_SHARE)
+        # True if each response closes its connection.
         self.draining = False
         self._is_trusted = is_trusted
-        self._clients: dict[str, _Client] = {}
-        self._waiting = _Waiting()
-        self._places: dict[Connection, _Place] = {}
-        self._turned_away: dict[Connection, None] = {}
-        self._told: dict[str, float] = {}
+        self._by_client: dict[str, _ClientConnections] = {}
+        self._evictable = _EvictionQueue()
+        self._slots: dict[Connection, _Slot] = {}
+        self._rejected: dict[Connection, None] = {}
+        self._logged_at: dict[str, float] = {}
 
     @classmethod
-    def within_limits(cls, is_trusted: Callable[[str], bool] = _nobody) -> Connections:
-        """Returns bounds that leave this process enough descriptors for all else, and writes them to the log."""
+    def within_limits(cls, is_trusted: Callable[[str], bool] = _trusts_none) -> Connections:
+        """Returns bounds derived from this process's limit on open files, and logs them. Leaves descriptors for other uses."""
         files = open_files.limit()
         found = cls(open_files.http_connections(files), is_trusted=is_trusted)
-        log.info("http.bounds", connections=found.most, per_address=found.per_address, open_files=files)
+        log.info("http_bounds.computed", connections=found.max_total, per_address=found.per_address, open_files=files)
         return found
 
     def admit(self, connection: Connection, address: str) -> bool:
-        """Takes a new connection; False if it is turned away: it may ask for a probe, and is refused anything else."""
+        """Admits a new connection, evicting another one if needed. Returns false if it is rejected: it may then only request a probe."""
         bounded = bool(address) and not self._is_trusted(address)
         key = client_key(address) if bounded else ""
-        client = self._clients.get(key) if bounded else None
+        client = self._by_client.get(key) if bounded else None
         if client is not None and client.open >= self.per_address:
-            admitted = self._make_room("address", client.waiting, address)
+            admitted = self._evict_one("address", client.evictable, address)
         else:
-            admitted = len(self._places) < self.most or self._make_room("all", self._waiting, address)
+            admitted = len(self._slots) < self.max_total or self._evict_one("all", self._evictable, address)
         if not admitted:
-            self._turn_away(connection)
+            self._reject(connection)
             return False
-        if bounded and (client := self._clients.get(key)) is None:
-            client = self._clients[key] = _Client()
-        place = self._places[connection] = _Place(connection, key, client)
-        self._waiting.add(place)
+        if bounded and (client := self._by_client.get(key)) is None:
+            client = self._by_client[key] = _ClientConnections()
+        slot = self._slots[connection] = _Slot(connection, key, client)
+        self._evictable.add(slot)
         if client is not None:
             client.open += 1
-            client.waiting.add(place)
+            client.evictable.add(slot)
         OPEN.inc()
         return True
 
     def drain(self) -> None:
-        """Makes each answer from now on its connection's last, as its `connection: close` says: clients that keep a connection would
-        otherwise never see that a load balancer sends new ones elsewhere.
+        """Makes every further response close its connection, with the header `connection: close`.
+
+        Clients with keep-alive connections would otherwise stay on this process, although the load balancer no longer uses it.
         """
         self.draining = True
 
-    def move(self, connection: Connection, stage: Stage) -> None:
-        """Says what a connection does from now on; nothing if it is not admitted, or no longer."""
-        place = self._places.get(connection)
-        if place is None or place.stage is stage:
+    def set_stage(self, connection: Connection, stage: Stage) -> None:
+        """Sets the stage of a connection. Does nothing if the connection is not admitted."""
+        slot = self._slots.get(connection)
+        if slot is None or slot.stage is stage:
             return
-        for waiting in (self._waiting, place.client.waiting) if place.client is not None else (self._waiting,):
-            waiting.remove(place)
-        place.stage = stage
-        for waiting in (self._waiting, place.client.waiting) if place.client is not None else (self._waiting,):
-            waiting.add(place)
+        for evictable in (self._evictable, slot.client.evictable) if slot.client is not None else (self._evictable,):
+            evictable.remove(slot)
+        slot.stage = stage
+        for evictable in (self._evictable, slot.client.evictable) if slot.client is not None else (self._evictable,):
+            evictable.add(slot)
 
-    def leave(self, connection: Connection) -> None:
-        """Forgets a connection; nothing if it is not known."""
-        self._turned_away.pop(connection, None)
-        place = self._places.pop(connection, None)
-        if place is None:
+    def remove(self, connection: Connection) -> None:
+        """Removes a closed connection. Does nothing if it is unknown."""
+        self._rejected.pop(connection, None)
+        slot = self._slots.pop(connection, None)
+        if slot is None:
             return
-        self._waiting.remove(place)
-        if (client := place.client) is not None:
-            client.waiting.remove(place)
+        self._evictable.remove(slot)
+        if (client := slot.client) is not None:
+            client.evictable.remove(slot)
             client.open -= 1
             if client.open == 0:
-                del self._clients[place.key]
+                del self._by_client[slot.key]
         OPEN.dec()
 
-    def _make_room(self, bound: str, waiting: _Waiting, address: str) -> bool:
-        place = waiting.first()
-        self._tell(bound, "closed" if place is not None else "refused", address)
-        if place is None:
+    def _evict_one(self, bound: str, evictable: _EvictionQueue, address: str) -> bool:
+        slot = evictable.first()
+        self._report_bound(bound, "closed" if slot is not None else "refused", address)
+        if slot is None:
             return False
-        self.leave(place.connection)
-        place.connection.give_way(place.stage)
+        self.remove(slot.connection)
+        slot.connection.evict(slot.stage)
         return True
 
-    def _turn_away(self, connection: Connection) -> None:
-        if len(self._turned_away) >= MAX_TURNED_AWAY:
-            first = next(iter(self._turned_away))
-            del self._turned_away[first]
-            first.give_way(Stage.SENDING)
-        self._turned_away[connection] = None
+    def _reject(self, connection: Connection) -> None:
+        if len(self._rejected) >= MAX_REJECTED:
+            first = next(iter(self._rejected))
+            del self._rejected[first]
+            first.evict(Stage.SENDING)
+        self._rejected[connection] = None
 
-    def _tell(self, bound: str, what: str, address: str) -> None:
-        CROWDED.labels(bound, what).inc()
+    def _report_bound(self, bound: str, what: str, address: str) -> None:
+        BOUND_REACHED.labels(bound, what).inc()
         now = time.monotonic()
-        if now - self._told.get(bound, -LOG_EVERY_S) >= LOG_EVERY_S:
-            self._told[bound] = now
+        if now - self._logged_at.get(bound, -LOG_EVERY_S) >= LOG_EVERY_S:
+            self._logged_at[bound] = now
             log.warning(
-                "http.crowded", bound=bound, address=address, connections=len(self._places), most=self.most, what=what
+                "http_bound.reached",
+                bound=bound,
+                address=address,
+                connections=len(self._slots),
+                max_total=self.max_total,
+                what=what,
             )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 
-# "At once" holds for our answers; an edge may keep a public copy this long.
+# Public responses may be cached for 30 s by a shared cache; private ones must be revalidated each time.
 PUBLIC = b"public, max-age=30, stale-while-revalidate=30"
 PRIVATE = b"private, no-cache"
 NO_STORE = b"no-store"
 
 
 def etag(payload: bytes) -> bytes:
-    """A weak tag of the payload: equal for equal answers, in every process."""
-    # SHA-1 for speed, as a checksum: nobody gains by making two answers of ours collide.
+    """Returns a weak entity tag of the payload: equal payloads have equal tags in every process."""
+    # SHA-1 is the fastest sufficient checksum; an attacker gains nothing from two responses with one tag.
     return b'W/"' + hashlib.sha1(payload, usedforsecurity=False).hexdigest()[:27].encode() + b'"'
 
 
 def matches(if_none_match: bytes, tag: bytes) -> bool:
-    """Whether the client already has the answer, by weak comparison."""
+    """Returns whether the header If-None-Match contains `tag`, by weak comparison, or is `*`."""
     if if_none_match == tag:
         return True
     if if_none_match.strip() == b"*":

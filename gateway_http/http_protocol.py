@@ -1,7 +1,7 @@
-"""HTTP/1.1 on one connection: uvicorn's httptools protocol, with the bounds and refusals it lacks.
+"""HTTP/1.1 on one connection: uvicorn's httptools protocol, with additional bounds and error responses.
 
-The parser (llhttp) refuses what could be understood in two ways: two lengths, length beside chunks, bare line feeds, controls in
-values. Here come bounds on headers and on pipelined requests, time-outs for slow senders, and answers in problem+json.
+The parser (llhttp) rejects ambiguous requests: two lengths, a length beside chunks, bare line feeds, control characters in values. This
+module adds bounds on headers and on pipelined requests, timeouts for slow clients, and error responses in problem+json.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway_http.connections import Connections, Stage
-from gateway_http.health_routes import PROBES
+from gateway_http.health_routes import PROBE_PATHS
 from gateway_http.request import BODY_TIMEOUT_S
 
-# Request line and headers together; a token has 350 bytes, a page of 100 ids 2 kB.
+# Bytes of the request line and all headers. A token has 350 bytes, a query of 100 ids 2 kB.
 MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 100
-# From the connection, or the first byte of a later request, to the empty line.
+# From the start of the connection, or from the first byte of a later request, to the end of its headers.
 HEADER_TIMEOUT_S = 10.0
-# Past the application's own time-out for the body: by then it has answered, and what still trickles in is of no use.
+# Longer than the application's timeout for the body: by then it has responded, and further bytes of the body are useless.
 MESSAGE_TIMEOUT_S = BODY_TIMEOUT_S + 1.0
-# A client that takes less than LEAST_TAKEN bytes of its answer in so long is cut off: a close would wait for it.
+# A client that reads less than MIN_WRITE_PROGRESS_BYTES bytes of its response in this time is disconnected. A mere close would wait for it
+# to read the rest, without end.
 WRITE_TIMEOUT_S = 30.0
-LEAST_TAKEN = 16 * 1024
-# Requests that may wait behind the one at work.
+MIN_WRITE_PROGRESS_BYTES = 16 * 1024
+# Pipelined requests that may wait for the response to the current one.
 MAX_PIPELINED = 64
-# Beyond the bounds on connections a request's headers must be here by then: a probe's are at once.
-TURNED_AWAY_S = 1.0
-# A connection that gives way to another one gets this long to take its refusal.
-LAST_WORDS_S = 1.0
+# Time limit for the headers on a rejected connection, which may only send a probe.
+REJECTED_HEADER_TIMEOUT_S = 1.0
+# Time that an evicted connection has to receive its error response.
+EVICTION_GRACE_S = 1.0
 
 _UNKNOWN_METHOD = re.compile(rb"[A-Z-]{1,32} /")
 _METHODS = b"allow: DELETE, GET, HEAD, PATCH, POST, PUT\r\n"
 
 
-def _refusal(status: int, code: str, detail: str, extra: bytes = b"") -> bytes:
+def _error_response(status: int, code: str, detail: str, extra: bytes = b"") -> bytes:
     title = HTTPStatus(status).phrase
     body = orjson.dumps(
         {
@@ -59,254 +60,256 @@ def _refusal(status: int, code: str, detail: str, extra: bytes = b"") -> bytes:
     return head.encode() + extra + b"cache-control: no-store\r\nconnection: close\r\n\r\n" + body
 
 
-BAD_REQUEST = _refusal(400, "malformed_request", "the request is not well-formed HTTP/1.1")
-BAD_METHOD = _refusal(405, "method_not_allowed", "no route takes this method", _METHODS)
-TOO_SLOW = _refusal(408, "request_timeout", "the headers came too slowly")
-HEADERS_TOO_LARGE = _refusal(
-    431, "headers_too_large", f"headers may have {MAX_HEADER_BYTES} bytes and {MAX_HEADERS} fields"
+BAD_REQUEST = _error_response(400, "malformed_request", "the request is not well-formed HTTP/1.1")
+BAD_METHOD = _error_response(405, "method_not_allowed", "no route supports this method", _METHODS)
+TOO_SLOW = _error_response(408, "request_timeout", f"the headers did not arrive within {HEADER_TIMEOUT_S:.0f} s")
+HEADERS_TOO_LARGE = _error_response(
+    431,
+    "headers_too_large",
+    f"the headers are too large: at most {MAX_HEADER_BYTES} bytes and {MAX_HEADERS} fields are allowed",
 )
-TOO_MANY = _refusal(503, "overloaded", "too many connections are open", b"retry-after: 1\r\n")
+OVERLOADED = _error_response(503, "overloaded", "too many connections are open: retry later", b"retry-after: 1\r\n")
 
 
 class _StopParsingError(Exception):
-    """Raised inside the parser's callbacks to stop it."""
+    """Raised in a callback of the parser to make it stop."""
 
 
 class _State(enum.Enum):
-    AWAITED = enum.auto()
+    BETWEEN_MESSAGES = enum.auto()
     HEADERS = enum.auto()
     BODY = enum.auto()
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection; `_state` says which part of a message comes next."""
+    """One HTTP/1.1 connection. `_state` is the part of the message that the parser expects next."""
 
     def __init__(self, connections: Connections, **options: Any) -> None:
         super().__init__(**options)
-        self._all = connections
-        self._turned_away = False
+        self._connections = connections
+        self._rejected = False
         self._stage = Stage.IDLE
-        self._state = _State.AWAITED
-        # What is wrong with the message at hand, should the parser stop.
-        self._fault = BAD_REQUEST
-        self._begun_now = False
+        self._state = _State.BETWEEN_MESSAGES
+        # The response to send if the parser stops in the current message.
+        self._parse_error = BAD_REQUEST
+        self._began_in_chunk = False
         self._header_bytes = 0
-        # Bytes of headers that the parser has not shown yet: it shows a field only when it is whole.
-        self._unshown = 0
-        self._ended = False
-        self._watch: asyncio.TimerHandle | None = None
-        self._watched = _State.AWAITED
-        self._stuck: asyncio.TimerHandle | None = None
-        self._untaken = 0
+        # Bytes of a header field that is incomplete: the parser calls back only for whole fields.
+        self._unparsed_bytes = 0
+        self._is_closed = False
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._timed_state = _State.BETWEEN_MESSAGES
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._unsent_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes the connection, or turns it away."""
+        """Admits or rejects the connection, and starts its header timeout."""
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._turned_away = not self._all.admit(self, self.client[0] if self.client else "")
-        self._arm(TURNED_AWAY_S if self._turned_away else HEADER_TIMEOUT_S)
+        self._rejected = not self._connections.admit(self, self.client[0] if self.client else "")
+        self._start_read_timer(REJECTED_HEADER_TIMEOUT_S if self._rejected else HEADER_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Lets go of the timers and of its place."""
-        self._all.leave(self)
-        self._disarm()
-        self._unstick()
+        """Cancels the timers and removes the connection from the open ones."""
+        self._connections.remove(self)
+        self._stop_read_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
 
-    def give_way(self, stage: Stage) -> None:
-        """Closes for the sake of a new connection; what is being sent is refused first."""
+    def evict(self, stage: Stage) -> None:
+        """Closes this connection in favour of a new one; sends 503 first if `stage` is not IDLE."""
         if self.transport.get_write_buffer_size():
-            # Its client takes nothing: a refusal would not reach it, and keep the descriptor.
+            # The client does not read: it would not receive an error response, and waiting for it would hold the descriptor.
             self.transport.abort()
             return
         if stage is Stage.IDLE:
-            self._ended = True
-            self._disarm()
+            self._is_closed = True
+            self._stop_read_timer()
             self.transport.close()
         else:
-            self._refuse(TOO_MANY)
-        self._unstick()
-        self._stuck = self.loop.call_later(LAST_WORDS_S, self.transport.abort)
+            self._reject(OVERLOADED)
+        self._stop_write_timer()
+        self._write_timer = self.loop.call_later(EVICTION_GRACE_S, self.transport.abort)
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than it is answered."""
+        """Starts the write timeout: the client reads more slowly than the response is written."""
         super().pause_writing()
-        self._watch_taking()
+        self._start_write_timer()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """Stops the write timeout: the client has caught up."""
         if not self.transport.is_closing():
-            self._unstick()
+            self._stop_write_timer()
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Closes a connection that has been idle for too long."""
+        """Closes a connection that was idle for KEEP_ALIVE_S of `server`."""
         super().timeout_keep_alive_handler()
-        self._watch_taking()
+        self._start_write_timer()
 
     def shutdown(self) -> None:
-        """Closes, or ends after the answer at work."""
+        """Closes the connection, after the current response if there is one."""
         super().shutdown()
-        self._watch_taking()
+        self._start_write_timer()
 
-    def _watch_taking(self) -> None:
-        """Cuts the client off if it does not take what is written: a transport that is closing waits for it without end."""
-        if self._stuck is None:
-            self._untaken = self.transport.get_write_buffer_size()
-            self._stuck = self.loop.call_later(WRITE_TIMEOUT_S, self._check_taking)
+    def _start_write_timer(self) -> None:
+        """Starts the write timeout, unless it runs. Without it a closing transport would wait for a client that does not read."""
+        if self._write_timer is None:
+            self._unsent_bytes = self.transport.get_write_buffer_size()
+            self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self._check_write_progress)
 
-    def _check_taking(self) -> None:
-        self._stuck = None
+    def _check_write_progress(self) -> None:
+        self._write_timer = None
         left = self.transport.get_write_buffer_size()
-        if left and left > self._untaken - LEAST_TAKEN:
+        if left and left > self._unsent_bytes - MIN_WRITE_PROGRESS_BYTES:
             self.transport.abort()
         elif left:
-            self._watch_taking()
+            self._start_write_timer()
 
-    def _unstick(self) -> None:
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser, and watches a message that is not complete yet."""
-        # Bytes may still be on their way when the connection has ended for us.
-        if self._ended or self.transport.is_closing():
+        """Feeds the parser, and starts a timeout for an incomplete message."""
+        # Bytes may still arrive after this side has ended the connection.
+        if self._is_closed or self.transport.is_closing():
             return
-        self._begun_now = False
+        self._began_in_chunk = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # We speak nothing else: the request is answered as if no upgrade had been asked for, and is the last one.
+            # No upgrade is supported: the request is served as if it asked for none, and the connection then ends.
             self._end_after_answer()
         except httptools.HttpParserInvalidMethodError:
-            self._refuse(BAD_METHOD if _UNKNOWN_METHOD.match(data) else BAD_REQUEST)
+            self._reject(BAD_METHOD if _UNKNOWN_METHOD.match(data) else BAD_REQUEST)
         except httptools.HttpParserError:
-            self._refuse(self._fault)
+            self._reject(self._parse_error)
         else:
-            self._keep_watch(len(data))
-        self._restage()
+            self._check_incomplete(len(data))
+        self._update_stage()
 
-    def _keep_watch(self, received: int) -> None:
-        if self._state is _State.AWAITED:
-            # Blank lines before a request begin none: the time for it goes on.
-            if self._is_at_work():
+    def _check_incomplete(self, received: int) -> None:
+        if self._state is _State.BETWEEN_MESSAGES:
+            # Blank lines before a request do not start it, so its timeout goes on.
+            if self._is_responding():
                 self._unset_keepalive_if_required()
-                self._disarm()
+                self._stop_read_timer()
             return
         self._unset_keepalive_if_required()
-        if self._state is _State.HEADERS and not self._begun_now:
-            self._unshown += received
-            if self._unshown > MAX_HEADER_BYTES:
-                self._refuse(HEADERS_TOO_LARGE)
+        if self._state is _State.HEADERS and not self._began_in_chunk:
+            self._unparsed_bytes += received
+            if self._unparsed_bytes > MAX_HEADER_BYTES:
+                self._reject(HEADERS_TOO_LARGE)
                 return
-        if self._watch is None or self._watched is not self._state:
-            self._arm(HEADER_TIMEOUT_S if self._state is _State.HEADERS else MESSAGE_TIMEOUT_S)
+        if self._read_timer is None or self._timed_state is not self._state:
+            self._start_read_timer(HEADER_TIMEOUT_S if self._state is _State.HEADERS else MESSAGE_TIMEOUT_S)
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """Handles the first byte of a request."""
         super().on_message_begin()
         self._state = _State.HEADERS
-        self._begun_now = True
-        self._header_bytes = self._unshown = 0
+        self._began_in_chunk = True
+        self._header_bytes = self._unparsed_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        """A piece of the target."""
-        self._count(len(url))
+        """Handles a piece of the request target."""
+        self._count_header_bytes(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        self._count(len(name) + len(value))
+        """Handles one header field."""
+        self._count_header_bytes(len(name) + len(value))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The empty line: the request goes to the application."""
+        """Handles the end of the headers: passes the request to the application."""
         if self.parser.get_http_version() not in ("1.1", "1.0") or len(self.pipeline) >= MAX_PIPELINED:
             raise _StopParsingError
-        if self._turned_away and self.url not in PROBES:
-            self._fault = TOO_MANY
+        if self._rejected and self.url not in PROBE_PATHS:
+            self._parse_error = OVERLOADED
             raise _StopParsingError
         super().on_headers_complete()
         self._state = _State.BODY
-        if self._turned_away or self._all.draining:
+        if self._rejected or self._connections.draining:
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
-        """The last byte of a request."""
+        """Handles the last byte of a request."""
         super().on_message_complete()
-        self._state = _State.AWAITED
+        self._state = _State.BETWEEN_MESSAGES
 
     def on_response_complete(self) -> None:
-        """The whole answer is written, if not yet taken."""
+        """Handles the end of a response: it is written, but the client may not have received it."""
         super().on_response_complete()
         if self.transport.is_closing():
-            self._watch_taking()
-        self._restage()
+            self._start_write_timer()
+        self._update_stage()
 
-    def _is_at_work(self) -> bool:
+    def _is_responding(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _restage(self) -> None:
-        """Tells what this connection does, by which it may have to give way."""
-        if self._state is _State.AWAITED:
-            stage = Stage.WORKING if self._is_at_work() else Stage.IDLE
-        elif self._is_at_work() and (self._state is _State.HEADERS or self.pipeline or self.cycle.response_started):
+    def _update_stage(self) -> None:
+        """Reports the stage of this connection, which decides whether it can be evicted."""
+        if self._state is _State.BETWEEN_MESSAGES:
+            stage = Stage.WORKING if self._is_responding() else Stage.IDLE
+        elif self._is_responding() and (self._state is _State.HEADERS or self.pipeline or self.cycle.response_started):
             stage = Stage.WORKING
         else:
             stage = Stage.SENDING
         if stage is not self._stage:
             self._stage = stage
-            self._all.move(self, stage)
+            self._connections.set_stage(self, stage)
 
-    def _count(self, received: int) -> None:
+    def _count_header_bytes(self, received: int) -> None:
         self._header_bytes += received
         if self._header_bytes > MAX_HEADER_BYTES or len(self.headers) >= MAX_HEADERS:
-            self._fault = HEADERS_TOO_LARGE
+            self._parse_error = HEADERS_TOO_LARGE
             raise _StopParsingError
 
-    def _refuse(self, answer: bytes) -> None:
-        """Answers and closes; an earlier request that is still at work gets its own answer first."""
+    def _reject(self, response: bytes) -> None:
+        """Sends `response` and closes. If an earlier request is still being processed, sends its response instead, then closes."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if self._state is not _State.BODY:
                 self._end_after_answer()
                 return
-            # The request at work is the broken one: its application learns that the rest will not come.
+            # The current request is the malformed one: tell the application that the rest of its body will not arrive.
             cycle.disconnected = True
             cycle.message_event.set()
             if cycle.response_started or self.pipeline:
-                answer = b""
-        self._ended = True
-        self._disarm()
-        if answer:
-            self.transport.write(answer)
+                response = b""
+        self._is_closed = True
+        self._stop_read_timer()
+        if response:
+            self.transport.write(response)
         self.transport.close()
-        self._watch_taking()
+        self._start_write_timer()
 
     def _end_after_answer(self) -> None:
-        self._ended = True
-        self._disarm()
+        self._is_closed = True
+        self._stop_read_timer()
         if self.cycle is not None:
             self.cycle.keep_alive = False
 
-    def _arm(self, seconds: float) -> None:
-        self._disarm()
-        self._watched = self._state
-        self._watch = self.loop.call_later(seconds, self._too_slow)
+    def _start_read_timer(self, seconds: float) -> None:
+        self._stop_read_timer()
+        self._timed_state = self._state
+        self._read_timer = self.loop.call_later(seconds, self._on_read_timeout)
 
-    def _disarm(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
-    def _too_slow(self) -> None:
-        self._watch = None
+    def _on_read_timeout(self) -> None:
+        self._read_timer = None
         if self._state is _State.HEADERS:
-            self._refuse(TOO_SLOW)
+            self._reject(TOO_SLOW)
         elif self.cycle is None or self.cycle.response_complete:
-            # Nothing was asked, or what still trickles in was answered long ago.
-            self._ended = True
+            # There is no request, or its response was sent long ago and only the rest of its body is late.
+            self._is_closed = True
             self.transport.close()
-            self._watch_taking()
+            self._start_write_timer()
         else:
-            self._arm(MESSAGE_TIMEOUT_S)
+            self._start_read_timer(MESSAGE_TIMEOUT_S)

@@ -1,7 +1,7 @@
-"""The ops port of a process: liveness, readiness and metrics over plain HTTP, for the machines that watch it.
+"""The ops port of a process: serves liveness, readiness and metrics over plain HTTP to orchestrators and monitoring.
 
-Every process has one, gateway or not. It takes no user's request, so it answers while the public port is full, and the metrics, which cost
-much more to make than to read, are out of the reach of strangers.
+Every process has one. It is separate from the public port, so probes succeed while that is overloaded, and clients outside the mesh
+cannot request metrics, which are expensive to render.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 
 from gateway_http.health_routes import NO_STORE, Health, Livez, Readyz
 from gateway_http.load import Load
-from gateway_http.problem import Refusal, problem
+from gateway_http.problem import HttpError, problem
 from gateway_http.request import Receive, Request, Response, Route, Scope, Send
 from services.platform.rpc.client_address import NO_PROXIES
 
-# Scrapers come every 15 s or so; a page is made at most this often, however many ask.
-METRICS_EVERY_S = 1.0
+# Metrics are rendered at most once in so many seconds, whatever the number of scrapers; each scrapes every 15 s or so.
+METRICS_MAX_AGE_S = 1.0
 
 
 class Metrics:
-    """Serves what Prometheus scrapes: a page of all metrics of the process that is at most METRICS_EVERY_S old."""
+    """Serves all metrics of the process to Prometheus, cached for METRICS_MAX_AGE_S seconds."""
 
     name = "metrics"
     is_probe = True
@@ -33,36 +33,36 @@ class Metrics:
         self._registry = registry
         self._clock = clock
         self._page = b""
-        self._made_at = float("-inf")
-        self._making = asyncio.Lock()
+        self._rendered_at = float("-inf")
+        self._render_lock = asyncio.Lock()
 
     async def serve(self, request: Request) -> Response:
-        """All metrics of the process, in Prometheus's text format."""
-        async with self._making:
-            if self._clock() - self._made_at >= METRICS_EVERY_S:
-                # In a thread: tens of milliseconds, during which the loop goes on.
+        """Returns all metrics of the process in Prometheus's text format."""
+        async with self._render_lock:
+            if self._clock() - self._rendered_at >= METRICS_MAX_AGE_S:
+                # Rendering takes tens of milliseconds, so it runs in a thread and does not block the event loop.
                 self._page = await asyncio.to_thread(generate_latest, self._registry)
-                self._made_at = self._clock()
+                self._rendered_at = self._clock()
         return Response(200, ((b"content-type", CONTENT_TYPE_LATEST.encode()), NO_STORE), self._page)
 
 
 class Ops:
-    """Serves the three routes as an ASGI application; 404 for any other path, 405 for any method but GET and HEAD."""
+    """ASGI application with the routes /livez, /readyz and /metrics; 404 for other paths, 405 for methods other than GET and HEAD."""
 
     def __init__(self, health: Health) -> None:
         self._load = Load()
         self._routes: dict[str, Route] = {"/livez": Livez(), "/readyz": Readyz(health), "/metrics": Metrics()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one HTTP request. The body, if there is one, is not read: no route takes one."""
+        """Serves one HTTP request, without reading its body. Raises ValueError for other ASGI scopes."""
         if scope["type"] != "http":
             raise ValueError(f"the ops port serves HTTP, not {scope['type']}")
         request = Request(scope, receive, self._load, NO_PROXIES)
         try:
             response = await self._answer(request)
         except Exception as error:
-            told = problem(error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id)
-            response = Response(told.status, told.headers, told.body)
+            rendered = problem(error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id)
+            response = Response(rendered.status, rendered.headers, rendered.body)
         headers: list[Any] = [*response.headers, (b"content-length", str(len(response.body)).encode())]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else response.body})
@@ -70,7 +70,9 @@ class Ops:
     async def _answer(self, request: Request) -> Response:
         route = self._routes.get(request.scope["path"])
         if route is None:
-            raise Refusal(404, "not_found", f"the ops port has {', '.join(self._routes)} and nothing else")
+            raise HttpError(404, "not_found", f"the ops port serves only {', '.join(self._routes)}")
         if request.scope["method"] not in ("GET", "HEAD"):
-            raise Refusal(405, "method_not_allowed", "ask by GET", ((b"allow", b"GET, HEAD"),))
+            raise HttpError(
+                405, "method_not_allowed", "this route supports only GET and HEAD", ((b"allow", b"GET, HEAD"),)
+            )
         return await route.serve(request)

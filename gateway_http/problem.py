@@ -1,4 +1,4 @@
-"""Errors as HTTP says them: problem+json (RFC 9457). The only place where an error gets an HTTP status."""
+"""Maps errors to HTTP statuses, and renders them as problem+json (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ log = structlog.get_logger()
 Headers = Sequence[tuple[bytes, bytes]]
 
 CONTENT_TYPE = b"application/problem+json"
-# What a problem repeats of the path; no route is longer than this.
+# Characters of the path that a problem repeats; no route is longer.
 MAX_INSTANCE = 256
-# nginx's number for a caller that went away; HTTP has none.
+# nginx's status for a client that disconnected; HTTP defines none.
 CLIENT_CLOSED_REQUEST = 499
 
 STATUS_OF: dict[grpc.StatusCode, int] = {
@@ -44,15 +44,18 @@ STATUS_OF: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.DATA_LOSS: 500,
 }
 
-# Statuses that say when to come back.
+# Responses with these statuses carry Retry-After.
 _WITH_RETRY_AFTER = frozenset({429, 503})
-# What `errors.internal` writes. Any other text of an INTERNAL is a library's and stays in the log.
+# Prefix of the messages of `errors.internal`. Any other message of an INTERNAL error may come from a library, so it is only logged.
 _OWN_INTERNAL = "internal error "
 
 
 @dataclass(slots=True)
-class Refusal(Exception):
-    """A refusal for which gRPC has no code: 405, 408, 413, 415, 431."""
+class HttpError(Exception):
+    """An error with an HTTP status. Raised for what gRPC has no status for: 405, 408, 413, 415.
+
+    `code` is the machine-readable code in the body, `detail` the sentence for people.
+    """
 
     status: int
     code: str
@@ -66,33 +69,33 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A refusal ready to be written."""
+    """An error rendered as status, headers (without content-length) and problem+json body."""
 
     status: int
     headers: Headers
     body: bytes
 
 
-def as_refusal(error: BaseException, request_id: str = "") -> tuple[Refusal, float | None]:
-    """The error as HTTP says it, and the seconds after which to come back, where there is something to wait for."""
-    if isinstance(error, Refusal):
+def to_http_error(error: BaseException, request_id: str = "") -> tuple[HttpError, float | None]:
+    """Returns the error with its HTTP status, and the seconds for Retry-After, or None if a retry would not help."""
+    if isinstance(error, HttpError):
         return error, None
     error = to_public_error(error, request_id)
     status = STATUS_OF[error.code]
     retry_after = error.retry_after_s
     if retry_after is None and status in _WITH_RETRY_AFTER:
         retry_after = errors.DEFAULT_RETRY_AFTER_S
-    return Refusal(status, error.reason.lower(), error.message, violations=error.violations), retry_after
+    return HttpError(status, error.reason.lower(), error.message, violations=error.violations), retry_after
 
 
 def to_public_error(error: BaseException, request_id: str = "") -> RoostError:
-    """The error as a caller may know it: an exception that nobody foresaw is logged in full under an id, and only the id is told."""
+    """Returns the error that a client may see. Logs an unexpected exception under a random id and returns INTERNAL with only this id."""
     if isinstance(error, grpc.aio.AioRpcError):
         error = errors.from_rpc(error)
     if isinstance(error, RoostError) and not _hides_text(error):
         return error
     error_id = secrets.token_hex(8)
-    log.error("http.failed", error_id=error_id, request_id=request_id, exc_info=error)
+    log.error("http_request.failed", error_id=error_id, request_id=request_id, exc_info=error)
     return errors.internal(error_id)
 
 
@@ -101,29 +104,29 @@ def _hides_text(error: RoostError) -> bool:
 
 
 def problem(error: BaseException, *, instance: str, request_id: str = "", trace_id: str = "") -> Problem:
-    """The error as status, headers (without content-length) and problem+json body. `instance` is the path asked for."""
-    refusal, retry_after = as_refusal(error, request_id)
-    headers = [(b"content-type", CONTENT_TYPE), *headers_of(refusal, retry_after)]
+    """Renders the error as problem+json. `instance` is the requested path; it is cut at MAX_INSTANCE characters."""
+    http_error, retry_after = to_http_error(error, request_id)
+    headers = [(b"content-type", CONTENT_TYPE), *error_headers(http_error, retry_after)]
     body = {
-        "type": f"urn:roost:problem:{refusal.code}",
-        "title": _title(refusal.status),
-        "status": refusal.status,
-        "detail": refusal.detail,
+        "type": f"urn:roost:problem:{http_error.code}",
+        "title": _title(http_error.status),
+        "status": http_error.status,
+        "detail": http_error.detail,
         "instance": instance[:MAX_INSTANCE],
-        "code": refusal.code,
+        "code": http_error.code,
         "trace_id": trace_id,
-        "violations": [{"field": one.field, "message": one.message} for one in refusal.violations],
+        "violations": [{"field": one.field, "message": one.message} for one in http_error.violations],
     }
-    return Problem(refusal.status, headers, _dumps(body))
+    return Problem(http_error.status, headers, _dumps(body))
 
 
-def headers_of(refusal: Refusal, retry_after: float | None) -> list[tuple[bytes, bytes]]:
-    """What every refusal says beside its body, in whatever dialect."""
-    headers = [(b"cache-control", b"no-store"), *refusal.headers]
+def error_headers(http_error: HttpError, retry_after: float | None) -> list[tuple[bytes, bytes]]:
+    """Returns the headers of an error response, except those that describe its body."""
+    headers = [(b"cache-control", b"no-store"), *http_error.headers]
     if retry_after is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(retry_after))).encode()))
-    if refusal.status == 401:
-        headers.append((b"www-authenticate", _challenge(refusal.code)))
+    if http_error.status == 401:
+        headers.append((b"www-authenticate", _challenge(http_error.code)))
     return headers
 
 
@@ -131,7 +134,7 @@ def _dumps(body: dict[str, object]) -> bytes:
     try:
         return orjson.dumps(body)
     except TypeError:
-        # A text with a lone surrogate: what the caller sent may come back in a message.
+        # A message may quote input of the client that contains a lone surrogate, which orjson refuses.
         texts = {
             key: value.encode("utf-8", "replace").decode() for key, value in body.items() if isinstance(value, str)
         }
@@ -145,5 +148,5 @@ def _title(status: int) -> str:
 
 
 def _challenge(code: str) -> bytes:
-    # RFC 6750: no error word where no token was sent.
+    # RFC 6750, 3.1: no `error` attribute if the request had no token.
     return b'Bearer error="invalid_token"' if "token" in code else b"Bearer"

@@ -1,4 +1,4 @@
-"""Rate limits as HTTP tells them; `services.platform.rpc.rate_limits` counts."""
+"""Renders the state of a rate limit as HTTP headers; `services.platform.rpc.rate_limits` counts the requests."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from services.platform.rpc.rate_limits import Verdict
 
 
 def headers(verdict: Verdict, unix_now: float) -> Headers:
-    """What a client is told: the IETF draft's fields and X's. The draft still moves; this is the one place that knows it.
+    """Returns `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers) and the `X-Rate-Limit-*` headers of X.
 
-    The problem of a refusal brings `Retry-After` itself.
+    `unix_now` is in seconds. `Retry-After` is not among them: `problem` adds it to the response of a rejected request.
     """
     bucket = verdict.bucket
     reset = math.ceil(verdict.reset_s)

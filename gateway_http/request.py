@@ -1,4 +1,4 @@
-"""What passes between the application and its routes: a request as it came, a response ready to be sent, a body read within bounds."""
+"""The types that the application and its routes exchange: a request, a response, and the protocol of a route."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any, Protocol
 
 from gateway_http.compression import gzipped
 from gateway_http.load import Load
-from gateway_http.problem import Refusal
+from gateway_http.problem import HttpError
 from services.platform.rpc.client_address import TrustedProxies
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-# The largest JSON body: a tweet has 4 kB, the longest import of the API far less than this.
+# The largest JSON body in bytes. A tweet has at most 4 kB; no request of the API comes near this.
 MAX_BODY_BYTES = 64 * 1024
-# The whole body must be here by then: at the largest size 6.5 kB/s.
+# Time limit for receiving the whole body. The largest body then needs 6.5 kB/s.
 BODY_TIMEOUT_S = 10.0
 
-JSON = (b"content-type", b"application/json")
-# JSON is no page: a browser must neither guess another type nor run anything in it.
-SECURITY = (
+JSON_CONTENT_TYPE = (b"content-type", b"application/json")
+# A browser must neither guess another content type nor execute anything in a JSON response.
+SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
 
-# Names that must not come twice: a front end and we could each believe another one.
-SINGLE = frozenset(
+# Headers that must not be repeated: a proxy and the gateway could each use another one of the values (request smuggling).
+SINGLETON_HEADERS = frozenset(
     {
         b"authorization",
         b"content-encoding",
@@ -44,7 +44,7 @@ SINGLE = frozenset(
     }
 )
 
-# RFC 3986's host and port. Empty is what a client sends whose URL has none.
+# Host and port by RFC 3986. A client whose URL has no host sends an empty value.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}").fullmatch
 # W3C trace context; an all-zero trace or span id is not valid.
@@ -52,16 +52,21 @@ _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection before it had sent everything: nobody waits for an answer."""
+    """The client closed the connection before it had sent the whole request; no response can be delivered."""
 
 
 class Request:
-    """One request as it came. `response_headers` are headers that every answer to it carries, refusals too."""
+    """One HTTP request. `response_headers` are added to its response, whatever the status.
+
+    `raw_path` is the path still percent-encoded; `path_values` are the decoded path variables, set by the router. `request_id` and
+    `traceparent` come from the client's headers if those are valid, and are random otherwise.
+    """
 
     __slots__ = (
         "_load",
         "address",
         "headers",
+        "path_values",
         "raw_path",
         "receive",
         "request_id",
@@ -69,7 +74,6 @@ class Request:
         "scope",
         "trace_id",
         "traceparent",
-        "values",
     )
 
     def __init__(self, scope: Scope, receive: Receive, load: Load, proxies: TrustedProxies) -> None:
@@ -78,15 +82,15 @@ class Request:
         self._load = load
         self.raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        self.values: Sequence[str] = ()
-        # The client's address, "" where the server does not know it: it is what limits count.
+        self.path_values: Sequence[str] = ()
+        # The client's IP address, "" if unknown. Rate limits count by it.
         self.address = self._address(proxies)
         traceparent = self.headers.get(b"traceparent", b"")
         if _TRACEPARENT(traceparent):
             self.traceparent = traceparent.decode()
             self.trace_id = self.traceparent[3:35]
         else:
-            # Ids to find log lines by, no secrets.
+            # These ids only correlate log lines, so a non-cryptographic random is enough.
             digits = f"{random.getrandbits(192):048x}"
             self.trace_id = digits[:32]
             self.traceparent = f"00-{self.trace_id}-{digits[32:]}-01"
@@ -99,7 +103,7 @@ class Request:
 
     @property
     def path(self) -> str:
-        """The path asked for, still encoded."""
+        """Returns the requested path, still percent-encoded."""
         return self.raw_path.decode("ascii", "replace")
 
     def _address(self, proxies: TrustedProxies) -> str:
@@ -107,77 +111,84 @@ class Request:
         peer: str = client[0] if client else ""
         if b"x-forwarded-for" not in self.headers:
             return peer
-        # Each proxy may add a line of its own.
+        # Proxies may add separate header lines instead of extending one.
         lines = [value.decode("latin-1") for name, value in self.scope["headers"] if name == b"x-forwarded-for"]
         return proxies.client(peer, lines)
 
     def check_headers(self) -> None:
-        """Raises 400 if a header came twice and must not, or if HTTP/1.1 came without a valid Host (RFC 9112, 3.2)."""
+        """Raises 400 if a header of SINGLETON_HEADERS is repeated, or if an HTTP/1.1 request has no valid Host (RFC 9112, 3.2)."""
         host = self.headers.get(b"host")
         if host is None:
             if self.scope.get("http_version") == "1.1":
-                raise Refusal(400, "invalid_argument", "HTTP/1.1 needs the header host")
+                raise HttpError(400, "invalid_argument", "the header host is missing: HTTP/1.1 requires it")
         elif not _HOST(host):
-            raise Refusal(
-                400, "invalid_argument", "the header host must be a name or an address, with a port or without"
+            raise HttpError(
+                400, "invalid_argument", "the header host must be a name or an address, optionally with a port"
             )
         if len(self.headers) == len(self.scope["headers"]):
             return
         seen: set[bytes] = set()
         for name, _ in self.scope["headers"]:
-            if name in SINGLE and name in seen:
-                raise Refusal(400, "invalid_argument", f"the header {name.decode()} came twice")
+            if name in SINGLETON_HEADERS and name in seen:
+                raise HttpError(400, "invalid_argument", f"the header {name.decode()} is repeated: send it once")
             seen.add(name)
 
     def has_body(self) -> bool:
-        """Whether a body is announced, of whatever length."""
+        """Returns whether the headers announce a body, of any length."""
         return b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
 
-    async def read_body(self, most: int = MAX_BODY_BYTES) -> bytes:
-        """Returns the body. Raises 413 if it has more than `most` bytes, before the rest is read; 408 if it takes more than
-        BODY_TIMEOUT_S; UNAVAILABLE if too much is under way once it is here; ClientGoneError if the client left.
+    async def read_body(self, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+        """Returns the whole body.
+
+        Raises 413 as soon as it exceeds `max_bytes`; 408 if it takes more than BODY_TIMEOUT_S; UNAVAILABLE if the gateway is overloaded
+        when the body is complete; ClientGoneError if the client disconnects.
         """
         length = self.headers.get(b"content-length", b"0")
-        # A number of more than 18 digits is too large, whatever it is.
-        if len(length) > 18 or (length.isdigit() and int(length) > most):
-            raise _too_large(most)
+        # More than 18 digits are too large in any case, and int() would be slow on a long text.
+        if len(length) > 18 or (length.isdigit() and int(length) > max_bytes):
+            raise _too_large(max_bytes)
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
-                body = await self._read_all(most)
+                body = await self._read_all(max_bytes)
         except TimeoutError:
-            raise Refusal(408, "request_timeout", "the body came too slowly", ((b"connection", b"close"),)) from None
-        # Thousands may have waited, uncounted, for bodies that end at once.
+            raise HttpError(
+                408,
+                "request_timeout",
+                f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s",
+                ((b"connection", b"close"),),
+            ) from None
+        # Requests that wait for their bodies are not counted, so thousands may have become active at once.
         self._load.check()
         return body
 
-    async def _read_all(self, most: int) -> bytes:
+    async def _read_all(self, max_bytes: int) -> bytes:
         body = bytearray()
-        held = 0
+        reserved = 0
         try:
             while True:
-                with self._load.waiting:
+                with self._load.waiting_for_client:
                     event = await self.receive()
                 if event["type"] == "http.disconnect":
                     raise ClientGoneError
                 body += event.get("body", b"")
-                if len(body) > most:
-                    raise _too_large(most)
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
                 if not event.get("more_body", False):
                     return bytes(body)
                 if len(body) > MAX_BODY_BYTES:
-                    self._load.hold(len(body) - held)
-                    held = len(body)
+                    self._load.reserve(len(body) - reserved)
+                    reserved = len(body)
         finally:
-            self._load.release(held)
+            self._load.release(reserved)
 
 
-def _too_large(most: int) -> Refusal:
-    text = f"a body may have {most} bytes"
-    return Refusal(413, "payload_too_large", text, ((b"connection", b"close"),))
+def _too_large(max_bytes: int) -> HttpError:
+    text = f"the body is too large: at most {max_bytes} bytes are allowed"
+    return HttpError(413, "payload_too_large", text, ((b"connection", b"close"),))
 
 
 class Response:
-    """An answer ready to be sent, without its content-length. `compressible` says whether its body may be sent in gzip."""
+    """An HTTP response; the application adds content-length. If `compressible`, the body may be sent gzipped."""
 
     __slots__ = ("_gzipped", "body", "compressible", "headers", "status")
 
@@ -191,7 +202,7 @@ class Response:
         self._gzipped: bytes | None = None
 
     def gzipped(self) -> bytes:
-        """Returns the body in gzip, made once if it is at most half as large: an answer may be given many times."""
+        """Returns the gzipped body. Caches it if it is at most half as large as the body, because a cached response is sent many times."""
         if self._gzipped is not None:
             return self._gzipped
         found = gzipped(self.body)
@@ -201,11 +212,11 @@ class Response:
 
 
 class Route(Protocol):
-    """What the router leads to."""
+    """Serves the requests of one route."""
 
     name: str
-    # Whether it tells an orchestrator how the process is: such a request is never refused for load.
+    # True for liveness, readiness and metrics: these are served even if the gateway is overloaded.
     is_probe: bool
 
     async def serve(self, request: Request) -> Response:
-        """Answers; raises RoostError or Refusal."""
+        """Returns the response. Raises RoostError or Refusal, which the application renders as problem+json."""

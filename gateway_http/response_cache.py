@@ -1,4 +1,7 @@
-"""Answers that may be given again, because nothing that they were made of has changed (`services.platform.caching.read_tracking`)."""
+"""Caches responses together with the set of keys that they were computed from.
+
+`services.platform.caching.read_tracking` records these keys; a cached response is valid until one of them changes.
+"""
 
 from __future__ import annotations
 
@@ -9,64 +12,64 @@ from prometheus_client import Counter
 from gateway_http.request import Response
 from services.platform.caching.read_tracking import Reading
 
-# What is kept in each of two halves: some 1,400 home pages. The older half goes when the younger is full.
+# Bytes in each of two generations: some 1,400 pages of a home timeline. The old generation is evicted when the young one is full.
 MAX_BYTES = 32 * 1024 * 1024
-# What an answer costs beside its body: what it was made of, headers, and its places.
+# Memory of an entry beside its body: the read set, the headers and the dictionary entries.
 OVERHEAD_BYTES = 4 * 1024
-# Nobody's page is larger; one that is would push out hundreds.
+# Larger responses are not cached: one would evict hundreds. No page of the API is larger.
 MAX_BODY_BYTES = 256 * 1024
 
-Key = tuple[int, bytes, bytes]
+CacheKey = tuple[int, bytes, bytes]
 
-_looked = Counter("roost_http_remembered", "Answers looked for among those given before.", ("outcome",))
-_hit, _changed, _unknown = (_looked.labels(outcome) for outcome in ("given", "changed", "unknown"))
+_lookups = Counter("roost_http_response_cache_lookups", "Look-ups in the response cache.", ("outcome",))
+_hit, _changed, _miss = (_lookups.labels(outcome) for outcome in ("hit", "changed", "miss"))
 
 
-class _Kept(NamedTuple):
+class _Entry(NamedTuple):
     response: Response
     tag: bytes
-    reading: Reading
+    read_set: Reading
 
 
 class ResponseCache:
-    """Answers of status 200 by (user id, path, query), bounded by their bytes."""
+    """Responses of status 200 by (user id, raw path, query string), at most 2 * `max_bytes` of them."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._young: dict[Key, _Kept] = {}
-        self._old: dict[Key, _Kept] = {}
+        self._young: dict[CacheKey, _Entry] = {}
+        self._old: dict[CacheKey, _Entry] = {}
 
-    def find(self, key: Key) -> tuple[Response, bytes] | None:
-        """The answer and its entity tag, if it still holds."""
-        kept = self._young.get(key)
-        if kept is None and (kept := self._old.pop(key, None)) is not None:
-            self._put(key, kept)
-        if kept is None:
-            _unknown.inc()
+    def get(self, key: CacheKey) -> tuple[Response, bytes] | None:
+        """Returns the cached response and its entity tag; None if there is none, or if a key that it was computed from has changed."""
+        entry = self._young.get(key)
+        if entry is None and (entry := self._old.pop(key, None)) is not None:
+            self._put(key, entry)
+        if entry is None:
+            _miss.inc()
             return None
-        if not kept.reading.holds():
+        if not entry.read_set.holds():
             self._young.pop(key)
-            self._bytes -= _size(kept)
+            self._bytes -= _size(entry)
             _changed.inc()
             return None
         _hit.inc()
-        return kept.response, kept.tag
+        return entry.response, entry.tag
 
-    def keep(self, key: Key, response: Response, tag: bytes, reading: Reading) -> None:
-        """Keeps an answer that was made of what `reading` saw, if that still stands."""
-        if len(response.body) <= MAX_BODY_BYTES and reading.holds():
-            self._put(key, _Kept(response, tag, reading))
+    def store(self, key: CacheKey, response: Response, tag: bytes, read_set: Reading) -> None:
+        """Caches a response. Does nothing if a key in `read_set`, the keys it was computed from, has changed already."""
+        if len(response.body) <= MAX_BODY_BYTES and read_set.holds():
+            self._put(key, _Entry(response, tag, read_set))
 
-    def _put(self, key: Key, kept: _Kept) -> None:
+    def _put(self, key: CacheKey, entry: _Entry) -> None:
         if (before := self._young.get(key)) is not None:
             self._bytes -= _size(before)
         if self._bytes >= self._max_bytes:
             self._old, self._young, self._bytes = self._young, {}, 0
-        self._young[key] = kept
-        self._bytes += _size(kept)
+        self._young[key] = entry
+        self._bytes += _size(entry)
 
 
-def _size(kept: _Kept) -> int:
-    # With its compressed form, which is kept if it is at most half as large.
-    return len(kept.response.body) * 3 // 2 + OVERHEAD_BYTES
+def _size(entry: _Entry) -> int:
+    # The response also caches its gzipped body if that is at most half as large.
+    return len(entry.response.body) * 3 // 2 + OVERHEAD_BYTES

@@ -1,7 +1,7 @@
-"""Which target a request means: a tree compiled once from the contract's HTTP bindings.
+"""Matches requests to routes by a tree of path segments, compiled once from the HTTP annotations of the protos.
 
-A literal segment beats a variable (`/tweets/following` against `/tweets/{tweet_id}`). Segments are decoded one by one, after the
-split, so an encoded slash stays inside its segment; an empty segment matches nothing, so `//` and a trailing slash are 404.
+A literal segment takes precedence over a variable (`/tweets/following` over `/tweets/{tweet_id}`). The path is split before its segments
+are decoded, so an encoded slash stays inside its segment. An empty segment matches nothing, so `//` and a trailing slash are 404.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
 
-from gateway_http.problem import Refusal
+from gateway_http.problem import HttpError
 from services.platform.rpc import errors
 from services.platform.rpc.contract import Method
 
@@ -28,7 +28,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """One HTTP spelling of a method. `body` is "", "*" or a field's name; `response_body` "" or a field's name."""
+    """One HTTP binding of a method, as in google.api.http: `body` is "" (none), "*" (the whole request) or a field's name.
+
+    `response_body` is "" (the whole response) or a field's name.
+    """
 
     http_method: str
     template: str
@@ -36,11 +39,11 @@ class Binding:
     response_body: str = ""
 
     def segments(self) -> list[str | None]:
-        """The template's segments, None for a variable; ValueError where the template says more than this router knows."""
+        """Returns the template's segments, None for a variable. Raises ValueError for syntax that this router does not support."""
         return [None if variable else literal for literal, variable in self._parts()]
 
     def variables(self) -> tuple[str, ...]:
-        """The fields that the variables fill, in the order of the path."""
+        """Returns the names of the fields that the path variables set, in the order of the path."""
         return tuple(variable for _, variable in self._parts() if variable)
 
     def _parts(self) -> list[tuple[str, str]]:
@@ -60,7 +63,7 @@ class Binding:
 
 
 def bindings(method: Method) -> list[Binding]:
-    """The method's HTTP spellings, the canonical one first; none for a method without routes."""
+    """Returns the method's HTTP bindings, the primary one first; an empty list if it has none."""
     options = method.descriptor.GetOptions()
     if not options.HasExtension(annotations_pb2.http):
         return []
@@ -86,12 +89,12 @@ class _Node(Generic[T]):
 
 
 class Router(Generic[T]):
-    """Finds the target of a request; built from every binding at once, immutable after."""
+    """Matches requests to targets. Immutable once constructed."""
 
     def __init__(self, entries: Iterable[tuple[Binding, T]]) -> None:
-        """ValueError where two entries claim one method on one path."""
+        """Raises ValueError if two entries have the same HTTP method and path."""
         self._root: _Node[T] = _Node()
-        # Paths without variables, most of the hot ones, are one look-up.
+        # Paths without variables, which include the most frequent ones, are found by one look-up.
         self._static: dict[bytes, _Node[T]] = {}
         self._depth = 0
         for binding, target in entries:
@@ -122,23 +125,23 @@ class Router(Generic[T]):
             self._finish(child)
 
     def match(self, http_method: str, raw_path: bytes) -> tuple[T, Sequence[str]]:
-        """The target and the values of its path variables. `raw_path` is still percent-encoded.
+        """Returns the target and the decoded values of its path variables. `raw_path` is still percent-encoded.
 
-        Raises NOT_FOUND, INVALID_ARGUMENT where the encoding is broken, or a 405 that says what is allowed.
+        Raises NOT_FOUND, INVALID_ARGUMENT if the encoding is invalid, or 405 with the header Allow.
         """
         node, values = self._find(raw_path)
         target = node.targets.get(http_method)
         if target is None:
-            raise Refusal(
+            raise HttpError(
                 405,
                 "method_not_allowed",
-                f"this route takes {node.allow.decode()}",
+                f"this route does not support the method: use one of {node.allow.decode()}",
                 headers=((b"allow", node.allow),),
             )
         return target, values
 
     def allowed(self, raw_path: bytes) -> bytes:
-        """The methods that a path takes, comma-separated; raises as `match` does for the path."""
+        """Returns the HTTP methods of a path, comma-separated. Raises NOT_FOUND, or INVALID_ARGUMENT if its encoding is invalid."""
         return self._find(raw_path)[0].allow
 
     def _find(self, raw_path: bytes) -> tuple[_Node[T], Sequence[str]]:
@@ -149,7 +152,7 @@ class Router(Generic[T]):
         segments = self._split(raw_path)
         node = _walk(self._root, segments, 0, values) if len(segments) <= self._depth else None
         if node is None:
-            raise errors.not_found("no such route")
+            raise errors.not_found("no route has this path")
         return node, values
 
     @staticmethod
@@ -176,13 +179,16 @@ def _walk(node: _Node[T], segments: Sequence[str], index: int, values: list[str]
 
 
 def decode_component(raw: bytes) -> str:
-    """One percent-encoded piece of a path as text; INVALID_ARGUMENT for a broken escape, bytes that are not UTF-8, or a control."""
+    """Returns a percent-encoded path segment as text.
+
+    Raises INVALID_ARGUMENT for an invalid escape, bytes that are not UTF-8, and control characters.
+    """
     if _BAD_ESCAPE.search(raw):
-        raise errors.invalid_argument("the path holds a broken percent escape")
+        raise errors.invalid_argument("the path contains an invalid percent escape")
     try:
         text = unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
-        raise errors.invalid_argument("the path is not UTF-8") from None
+        raise errors.invalid_argument("the path is not valid UTF-8") from None
     if _CONTROL.search(text):
-        raise errors.invalid_argument("the path holds a control character")
+        raise errors.invalid_argument("the path contains a control character")
     return text

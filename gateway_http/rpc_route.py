@@ -1,4 +1,7 @@
-"""One binding of one RPC, served: token, rate limit, decode, call, encode. The one path that every route of the contract takes."""
+"""Serves one HTTP binding of one RPC: verifies the token, applies the rate limit, decodes, calls the service, encodes.
+
+Every route that the protos declare is served by this class.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,12 @@ from typing import Any
 import grpc
 from roost.options.v1 import options_pb2 as options
 
-from gateway_http import etag as caching
-from gateway_http import rate_limits as limits
+from gateway_http import etag, rate_limits
 from gateway_http.codec.binding import Codec, DecodedRequest
-from gateway_http.page_numbers import DEPRECATION, Skipper
-from gateway_http.problem import Refusal
-from gateway_http.request import JSON, SECURITY, Request, Response
-from gateway_http.response_cache import Key, ResponseCache
+from gateway_http.page_numbers import DEPRECATION, NumberedPages
+from gateway_http.problem import HttpError
+from gateway_http.request import JSON_CONTENT_TYPE, SECURITY_HEADERS, Request, Response
+from gateway_http.response_cache import CacheKey, ResponseCache
 from gateway_http.router import Binding
 from services.platform.auth.tokens import Verifier
 from services.platform.caching import read_tracking
@@ -29,16 +31,16 @@ from services.platform.rpc.rate_limits import RateLimits
 from services.platform.rpc.reasons import Reason
 
 _VARY = (b"vary", b"authorization, accept-encoding")
-_READ_PUBLIC = (JSON, *SECURITY, (b"cache-control", caching.PUBLIC), _VARY)
-_READ_PRIVATE = (JSON, *SECURITY, (b"cache-control", caching.PRIVATE), _VARY)
-_WRITE = (JSON, *SECURITY, (b"cache-control", caching.NO_STORE))
+_READ_PUBLIC = (JSON_CONTENT_TYPE, *SECURITY_HEADERS, (b"cache-control", etag.PUBLIC), _VARY)
+_READ_PRIVATE = (JSON_CONTENT_TYPE, *SECURITY_HEADERS, (b"cache-control", etag.PRIVATE), _VARY)
+_WRITE = (JSON_CONTENT_TYPE, *SECURITY_HEADERS, (b"cache-control", etag.NO_STORE))
 
 _BEARER = b"bearer "
 
 
 @dataclass(frozen=True, slots=True)
 class RouteDeps:
-    """What all operations share."""
+    """The dependencies that all routes share."""
 
     channel: grpc.aio.Channel
     verifier: Verifier
@@ -48,66 +50,68 @@ class RouteDeps:
 
 
 class RpcRoute:
-    """Serves one binding of one method."""
+    """Serves one HTTP binding of one method."""
 
     is_probe = False
 
-    def __init__(self, method: Method, binding: Binding, front: RouteDeps) -> None:
-        """An error of the contract is an exception here, at start: TypeError or ValueError."""
+    def __init__(self, method: Method, binding: Binding, deps: RouteDeps) -> None:
+        """Raises TypeError or ValueError if the method's messages cannot be read from or written as JSON."""
         self.name = f"{method.service.rpartition('.')[2]}/{method.name}"
         self._method = method
         self._path = method.path
-        self._front = front
+        self._deps = deps
         self._needs_user = method.policy.access != options.ACCESS_PUBLIC
-        self._limit = front.rate_limits.limit_of(method)
+        self._limit = deps.rate_limits.limit_of(method)
         self._deadline_s = method.policy.deadline_ms / 1000 or NEVER
         self._is_read = binding.http_method == "GET"
         self._status = method.policy.success_status or 200
         self._streams = method.server_streaming or method.client_streaming
         if self._streams:
             return
-        self._reader = front.codec.reader(method, binding)
-        self._write: Callable[[Any], bytes] = front.codec.writer(method, binding)
-        self._remembers = self._is_read and method.policy.response_cache
-        self._skipper = Skipper(method) if method.policy.page_numbers else None
-        # Joined bytes pass through: the twin, where there is one, is what comes back.
-        self._call: Any = front.channel.unary_unary(
+        self._reader = deps.codec.reader(method, binding)
+        self._write: Callable[[Any], bytes] = deps.codec.writer(method, binding)
+        self._is_cacheable = self._is_read and method.policy.response_cache
+        self._numbered_pages = NumberedPages(method) if method.policy.page_numbers else None
+        # The service returns the wire type, if the method has one: it carries hydrated tweets as bytes, which are not parsed here.
+        self._call: Any = deps.channel.unary_unary(
             method.path, method.request.SerializeToString, method.wire_response.FromString
         )
 
     async def serve(self, request: Request) -> Response:
-        """Answers one request; raises RoostError, AioRpcError or Refusal."""
-        actor = await self._admit(request)
+        """Serves one request. Raises RoostError, AioRpcError or Refusal."""
+        actor = await self._identify_and_limit(request)
         if self._streams:
             check_access(self._method, Call(actor=actor))
-            raise errors.unimplemented(f"{self.name} is not served over HTTP yet")
-        if self._remembers and not request.has_body():
-            return await self._remembering(request, actor)
-        answer, asked = await self._served(request, actor)
-        return self._respond(self._write(answer), actor, request, asked)
+            raise errors.unimplemented(
+                f"{self.name} is a stream, and streams are not served over HTTP: call it by gRPC"
+            )
+        if self._is_cacheable and not request.has_body():
+            return await self._serve_cached(request, actor)
+        answer, decoded = await self._decode_and_call(request, actor)
+        return self._respond(self._write(answer), actor, request, decoded)
 
-    async def _served(self, request: Request, actor: Actor) -> tuple[Any, DecodedRequest]:
+    async def _decode_and_call(self, request: Request, actor: Actor) -> tuple[Any, DecodedRequest]:
         headers = request.headers
         body = await self._body(request) if request.has_body() else b""
         key = headers.get(b"idempotency-key", b"").decode("latin-1")
-        asked = self._reader.read(request.values, request.scope["query_string"], body, actor.user_id, key)
-        return await self._ask(asked, actor, request), asked
+        decoded = self._reader.read(request.path_values, request.scope["query_string"], body, actor.user_id, key)
+        return await self._call_service(decoded, actor, request), decoded
 
-    async def _remembering(self, request: Request, actor: Actor) -> Response:
-        """As without remembering, but that an answer nothing has changed since is not made again."""
-        response_cache = self._front.response_cache
-        key: Key = (actor.user_id, request.raw_path, request.scope["query_string"])
-        found = response_cache.find(key)
+    async def _serve_cached(self, request: Request, actor: Actor) -> Response:
+        """Serves from the response cache if every dependency of the cached response is unchanged; otherwise calls and caches."""
+        response_cache = self._deps.response_cache
+        key: CacheKey = (actor.user_id, request.raw_path, request.scope["query_string"])
+        found = response_cache.get(key)
         if found is None:
             with read_tracking.reading() as reading:
-                answer, asked = await self._served(request, actor)
-            if asked.page:
-                return self._respond(self._write(answer), actor, request, asked)
-            found = self._tagged(self._write(answer), actor)
-            response_cache.keep(key, *found, reading)
-        return _unless_known(request, *found)
+                answer, decoded = await self._decode_and_call(request, actor)
+            if decoded.page:
+                return self._respond(self._write(answer), actor, request, decoded)
+            found = self._with_etag(self._write(answer), actor)
+            response_cache.store(key, *found, reading)
+        return _or_not_modified(request, *found)
 
-    async def _identify(self, request: Request) -> Actor:
+    async def _verify_token(self, request: Request) -> Actor:
         authorization = request.headers.get(b"authorization")
         if authorization is None:
             if self._needs_user:
@@ -117,73 +121,78 @@ class RpcRoute:
             raise errors.unauthenticated("authorization must be `Bearer <token>`", Reason.TOKEN_INVALID)
         token = authorization[7:].strip().decode("latin-1")
         if not token:
-            raise errors.unauthenticated("the token is empty", Reason.TOKEN_INVALID)
-        verifier = self._front.verifier
-        # The cache first: most calls need no await, and no second look at the token.
+            raise errors.unauthenticated("the token after `Bearer` is empty", Reason.TOKEN_INVALID)
+        verifier = self._deps.verifier
+        # The synchronous look-up in the token cache saves most requests an await.
         return verifier.cached(token) or await verifier.verify(token)
 
-    async def _admit(self, request: Request) -> Actor:
-        """Who asks, counted in the method's class: a token that does not hold is counted for the address. Raises as serve."""
+    async def _identify_and_limit(self, request: Request) -> Actor:
+        """Returns the caller and counts the request against the method's rate limit: by user, or by address if the token is invalid.
+
+        Raises UNAUTHENTICATED, or RESOURCE_EXHAUSTED above the limit.
+        """
         try:
-            actor = await self._identify(request)
+            actor = await self._verify_token(request)
         except errors.RoostError:
-            self._take(0, request)
+            self._count_request(0, request)
             raise
-        self._take(actor.user_id, request)
+        self._count_request(actor.user_id, request)
         return actor
 
-    def _take(self, user_id: int, request: Request) -> None:
+    def _count_request(self, user_id: int, request: Request) -> None:
         if self._limit is not None:
             verdict = self._limit.take(user_id, request.address)
-            request.response_headers.extend(limits.headers(verdict, time.time()))
+            request.response_headers.extend(rate_limits.headers(verdict, time.time()))
             verdict.enforce()
 
     async def _body(self, request: Request) -> bytes:
         headers = request.headers
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise Refusal(415, "unsupported_media_type", "a body may not be compressed")
+            raise HttpError(
+                415, "unsupported_media_type", "the body must not be compressed: send it without content-encoding"
+            )
         body = await request.read_body()
         if body:
             media = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             if media != b"application/json" and not (media.startswith(b"application/") and media.endswith(b"+json")):
-                raise Refusal(415, "unsupported_media_type", "a body must be application/json")
+                raise HttpError(415, "unsupported_media_type", "the content-type of the body must be application/json")
         return body
 
-    async def _ask(self, asked: DecodedRequest, actor: Actor, request: Request, until: float = NEVER) -> Any:
-        # `until` is a deadline of the client's own, in the loop's seconds: it may only be the earlier one.
+    async def _call_service(self, decoded: DecodedRequest, actor: Actor, request: Request, until: float = NEVER) -> Any:
+        # `until` is the client's own deadline in seconds of the loop's clock; it can only shorten the method's deadline.
         deadline = min(until, asyncio.get_running_loop().time() + self._deadline_s)
         agent = bounded_user_agent(request.headers.get(b"user-agent", b"").decode("latin-1"))
         ids = request.request_id, request.traceparent
         call = Call(self._path, actor, "", *ids, deadline, user_agent=agent, address=request.address)
         before = current_call.set(call)
         try:
-            if asked.page and self._skipper is not None:
-                return await self._skipper.fetch(self._call, asked.message, asked.page)
+            if decoded.page and self._numbered_pages is not None:
+                return await self._numbered_pages.fetch(self._call, decoded.message, decoded.page)
             if self._limit is None or not self._limit.names_account:
-                return await self._call(asked.message)
-            with self._limit.attempt(asked.message, actor.user_id, request.address):
-                return await self._call(asked.message)
+                return await self._call(decoded.message)
+            with self._limit.attempt(decoded.message, actor.user_id, request.address):
+                return await self._call(decoded.message)
         finally:
             current_call.reset(before)
 
-    def _respond(self, payload: bytes, actor: Actor, request: Request, asked: DecodedRequest) -> Response:
-        if asked.page:
+    def _respond(self, payload: bytes, actor: Actor, request: Request, decoded: DecodedRequest) -> Response:
+        if decoded.page:
             request.response_headers.append(DEPRECATION)
         if not self._is_read:
             return Response(self._status, _WRITE, payload)
-        return _unless_known(request, *self._tagged(payload, actor))
+        return _or_not_modified(request, *self._with_etag(payload, actor))
 
-    def _tagged(self, payload: bytes, actor: Actor) -> tuple[Response, bytes]:
-        """The answer to a read, and its entity tag."""
-        tag = caching.etag(payload)
+    def _with_etag(self, payload: bytes, actor: Actor) -> tuple[Response, bytes]:
+        """Returns the response to a read, and its entity tag."""
+        tag = etag.etag(payload)
         fixed = _READ_PRIVATE if actor.user_id else _READ_PUBLIC
         return Response(self._status, (*fixed, (b"etag", tag)), payload, compressible=True), tag
 
 
-def _unless_known(request: Request, whole: Response, tag: bytes) -> Response:
-    """The answer, or 304 where the client's If-None-Match names it."""
+def _or_not_modified(request: Request, whole: Response, tag: bytes) -> Response:
+    """Returns `whole`, or 304 without a body if the client's If-None-Match contains its tag."""
     known = request.headers.get(b"if-none-match")
-    if known is None or not caching.matches(known, tag):
+    if known is None or not etag.matches(known, tag):
         return whole
-    # RFC 9110: the headers of the answer, without those that describe a body.
+    # RFC 9110, 15.4.5: a 304 has the headers of the 200 except content-type, which comes first.
     return Response(304, whole.headers[1:], b"")

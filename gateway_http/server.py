@@ -1,4 +1,4 @@
-"""The gateway on a socket, inside a loop that is already running."""
+"""Runs an ASGI application on a socket, inside an event loop that is already running."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from gateway_http.http_protocol import BoundedProtocol
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# An idle connection is kept this long: longer than a page's reader thinks, shorter than a load balancer's own limit of 60 s.
+# Idle connections are closed after so many seconds: longer than a user reads a page, shorter than the 60 s of load balancers.
 KEEP_ALIVE_S = 30
-# Requests under way get this long at `stop`: the longest deadline of an ordinary call.
+# Seconds that `stop` waits for active requests: the longest deadline of a unary call.
 GRACE_S = 10
 BACKLOG = 1_024
-# How often the start is looked for; it takes a millisecond.
+# Seconds between checks whether uvicorn has started, which takes about a millisecond.
 START_POLL_S = 0.002
 
 
 class _Uvicorn(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Signals belong to the process that embeds the server."""
+        """Installs no signal handlers: the embedding process handles signals."""
         yield
 
 
 class HttpServer:
-    """Serves an ASGI application on `host`:`port`; port 0 takes any that is free.
+    """Serves an ASGI application on `host`:`port`; port 0 chooses a free one.
 
-    `connections` bounds what is open; by default what this process's limit on open files allows.
+    `connections` bounds the open connections; by default by this process's limit on open files.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """Where it is served, once it is started."""
+        """Returns the base URL. Its port is 0 before `start`."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self.port}"
 
     async def start(self) -> int:
-        """Serves from now on, and returns the port. UNAVAILABLE, with the reason, where the address cannot be had."""
+        """Starts serving and returns the port. Raises UNAVAILABLE (ADDRESS_TAKEN) if the address cannot be bound."""
         listener = self._listen()
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
@@ -83,7 +83,7 @@ class HttpServer:
         return self.port
 
     async def stop(self) -> None:
-        """Takes no more connections, gives requests under way `grace_s` seconds, and ends. Safe to call twice."""
+        """Stops accepting connections, waits up to `grace_s` seconds for active requests, and closes. Idempotent."""
         if self._server is None or self._serving is None:
             return
         self._server.should_exit = True
@@ -91,8 +91,8 @@ class HttpServer:
         await serving
 
     def _listen(self) -> socket.socket:
-        backend = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.socket(backend, socket.SOCK_STREAM)
+        address_family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.socket(address_family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((self._host, self._wanted_port))

@@ -1,1 +1,1 @@
-"""HTTP requests to Protobuf messages and back, compiled once from the descriptors."""
+"""Converts HTTP requests to Protobuf messages and responses to JSON, by tables compiled once from the descriptors."""

@@ -1,9 +1,8 @@
-"""One JSON or query value → what a Protobuf field holds, as strictly as the contract's types are meant.
+"""Converts one JSON or query value to the value of a Protobuf field, strictly.
 
-Python and Protobuf's own JSON reader take more than a client should send (`"1e3"`, `1.0`, `"1_000"`, `"٣"`, true for 1): every
-converter here says exactly what it takes, and raises Malformed with a text for the caller otherwise.
-Clients generated for Protobuf's JSON send what that
-allows: for them there are converters that take integers and enums in all its spellings.
+Python and Protobuf's own JSON parser accept more than a client should send (`"1e3"`, `1.0`, `"1_000"`, `"٣"`, true for 1). Each converter
+here accepts exactly the documented forms and raises Malformed, with a message for the client, otherwise. The `protobuf_` converters
+accept every form of integers and enums in Protobuf's JSON, for generated clients.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-# The largest id, and what every id looks like: no sign, no leading zero, ASCII digits.
+# The largest id. An id is written in ASCII digits without sign or leading zero.
 MAX_ID = 2**63 - 1
 _ID = re.compile(r"[1-9][0-9]{0,18}").fullmatch
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}").fullmatch
-# Longer than any number that a field of integers holds, whatever zeros it is written with.
+# Longer texts are rejected unparsed; no integer field needs so many characters, even with trailing zeros.
 _MAX_NUMBER_CHARS = 40
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}").fullmatch
-# RFC 3339: nanoseconds at most, a zone always.
+# RFC 3339, with at most nanoseconds and always with a time zone.
 _TIMESTAMP = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
 ).fullmatch
@@ -46,18 +45,18 @@ WELL_KNOWN = {"google.protobuf.Timestamp", "google.protobuf.Duration"}
 
 
 class Malformed(ValueError):
-    """The value is not one that the field takes; the text is meant for the caller."""
+    """The field does not accept the value. The text is a message for the client, such as "must be an integer"."""
 
 
 def read_id(text: str) -> int:
-    """An id out of a path: `^[1-9][0-9]{0,18}$` and at most 2^63 − 1."""
+    """Returns the id in a path segment: digits without sign or leading zero, at most 2^63 − 1. Raises Malformed."""
     if _ID(text) is None or (value := int(text)) > MAX_ID:
         raise Malformed("must be an id: digits without sign or leading zero, below 2^63")
     return value
 
 
 def integer(low: int, high: int) -> Converter:
-    """JSON integers and integers as text, within the bounds."""
+    """Returns a converter for integers from `low` to `high`, as JSON numbers or as strings of digits."""
 
     def convert(value: Any) -> int:
         if type(value) is str and _INTEGER(value):
@@ -72,11 +71,11 @@ def integer(low: int, high: int) -> Converter:
 
 
 def protobuf_integer(low: int, high: int) -> Converter:
-    """As Protobuf's JSON writes integers: `2`, `2.0`, `2e0`, bare or as text, within the bounds."""
+    """Returns a converter for integers from `low` to `high` in any form of Protobuf's JSON: `2`, `2.0`, `2e0`, bare or quoted."""
 
     def convert(value: Any) -> int:
         if type(value) is str and len(value) <= _MAX_NUMBER_CHARS and _NUMBER(value):
-            # Exact, which a float is not above 2^53. Its size first: 1e999999999 is a short text and a long number.
+            # Decimal is exact; a float is not above 2^53. The magnitude is checked first: int() of 1e999999999 would take minutes.
             decimal = Decimal(value)
             if decimal and decimal.adjusted() >= len(str(high)):
                 raise Malformed(f"must be between {low} and {high}")
@@ -93,52 +92,55 @@ def protobuf_integer(low: int, high: int) -> Converter:
 
 
 def text(value: Any) -> str:
-    """Any string that is Unicode; U+0000 included, because a password may hold it."""
+    """Accepts any string, also with U+0000, because a password may contain it."""
     if type(value) is not str:
         raise Malformed("must be a string")
     return value
 
 
 def boolean(value: Any) -> bool:
-    """True and false, and nothing that merely looks so."""
+    """Accepts true and false only."""
     if type(value) is not bool:
         raise Malformed("must be true or false")
     return value
 
 
 def boolean_text(value: Any) -> bool:
-    """`true` and `false` in a query."""
+    """Accepts the texts `true` and `false`."""
     if value not in ("true", "false"):
         raise Malformed("must be true or false")
     return bool(value == "true")
 
 
 def number(value: Any) -> float:
-    """JSON numbers, integers among them."""
+    """Accepts JSON numbers, including integers."""
     if type(value) is not float and type(value) is not int:
         raise Malformed("must be a number")
     return float(value)
 
 
 def number_text(value: Any) -> float:
-    """JSON numbers as text, in a query."""
+    """Accepts finite JSON numbers as text."""
     if _NUMBER(value) is None or not math.isfinite(found := float(value)):
         raise Malformed("must be a number")
     return found
 
 
 def base64_bytes(value: Any) -> bytes:
-    """Bytes in standard base64."""
+    """Accepts bytes in standard base64 with padding."""
     if type(value) is not str or _BASE64(value) is None:
-        raise Malformed("must be base64")
+        raise Malformed("must be standard base64")
     try:
         return base64.b64decode(value, validate=True)
     except binascii.Error:
-        raise Malformed("must be base64") from None
+        raise Malformed("must be standard base64") from None
 
 
 def enumeration(descriptor: EnumDescriptor) -> Converter:
-    """Names in full or short (`latest` for `TIMELINE_MODE_LATEST`). UNSPECIFIED is said by leaving the field out."""
+    """Returns a converter for enum names, full or short (`latest` for `TIMELINE_MODE_LATEST`).
+
+    It rejects UNSPECIFIED; a client leaves the field out instead.
+    """
     by_name: dict[str, int] = {}
     short: list[str] = []
     for one in descriptor.values:
@@ -157,7 +159,7 @@ def enumeration(descriptor: EnumDescriptor) -> Converter:
 
 
 def protobuf_enumeration(descriptor: EnumDescriptor) -> Converter:
-    """As Protobuf's JSON writes enums: names in full, UNSPECIFIED too, and numbers, also those without a name; and short names."""
+    """Returns a converter for enums in any form of Protobuf's JSON: full names including UNSPECIFIED, and any number; also short names."""
     names = enumeration(descriptor)
     number_of = protobuf_integer(*_BOUNDS[FieldDescriptor.CPPTYPE_INT32])
     by_name = {one.name: one.number for one in descriptor.values}
@@ -172,25 +174,25 @@ def protobuf_enumeration(descriptor: EnumDescriptor) -> Converter:
 
 
 def short_name(name: str, descriptor: EnumDescriptor) -> str:
-    """An enum value as JSON says it: without the enum's name, in lower case."""
+    """Returns the name of an enum value in the API's JSON: without the enum's prefix, in lower case."""
     prefix = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", descriptor.name).upper() + "_"
     return name.removeprefix(prefix).lower()
 
 
 def timestamp(value: Any) -> Timestamp:
-    """A moment by RFC 3339."""
+    """Accepts a time by RFC 3339."""
     found = Timestamp()
     if type(value) is not str or _TIMESTAMP(value) is None:
         raise Malformed("must be a time by RFC 3339, such as 2026-01-31T12:00:00Z")
     try:
         found.FromJsonString(value.upper())
     except (ValueError, OverflowError):
-        raise Malformed("must be a time that exists") from None
+        raise Malformed("must be a time that exists, in the years 0001 to 9999") from None
     return found
 
 
 def duration(value: Any) -> Duration:
-    """Seconds with an `s`."""
+    """Accepts seconds with the suffix `s`, such as `1.5s`."""
     found = Duration()
     if type(value) is not str or _DURATION(value) is None:
         raise Malformed("must be seconds such as 1.5s")
@@ -202,10 +204,10 @@ def duration(value: Any) -> Duration:
 
 
 def converters(field: FieldDescriptor, *, protobuf_json: bool = False) -> tuple[Converter, Converter]:
-    """How one value of the field is read out of JSON, and out of text (a query or a path).
+    """Returns the converters of one value of the field: from JSON, and from text (a query or a path).
 
-    With `protobuf_json`, integers and enums are taken in every spelling of Protobuf's own JSON. TypeError where the gateway cannot read
-    the field's type: found at start, not by a request.
+    With `protobuf_json`, they accept every form of integers and enums of Protobuf's JSON. Raises TypeError if the field's type is not
+    supported.
     """
     kind = field.cpp_type
     if kind in _BOUNDS:
@@ -228,4 +230,4 @@ def converters(field: FieldDescriptor, *, protobuf_json: bool = False) -> tuple[
         return timestamp, timestamp
     if message == "google.protobuf.Duration":
         return duration, duration
-    raise TypeError(f"the gateway reads no {message} ({field.full_name})")
+    raise TypeError(f"the gateway cannot decode {message} ({field.full_name})")

@@ -1,4 +1,4 @@
-"""Query strings read strictly: `ids=1,2,3` and `ids=1&ids=2` are the same; an unknown parameter is a fault, not ignored."""
+"""Decodes query strings strictly. `ids=1,2` and `ids=1&ids=2` are equivalent; an unknown parameter is an error."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from google.protobuf.message import Message
 from gateway_http.codec.decoder import QUOTED_NAME, DecodeErrors, Field, MessageDecoder
 from services.platform.rpc import errors
 
-# Enough for 100 ids, one a parameter, and everything else a route takes.
+# Enough for 100 ids, one per parameter, and all other parameters of a route.
 MAX_PARAMETERS = 128
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def parse_query(raw: bytes) -> dict[str, list[bytes]]:
-    """The parameters by name in the order given; values are still encoded, because a list is split at unencoded commas.
+    """Returns the values of each parameter by name, in order. Values are still percent-encoded, because lists split at unencoded commas.
 
-    Raises INVALID_ARGUMENT for broken escapes, bytes that are not UTF-8, U+0000, and more than MAX_PARAMETERS.
+    Raises INVALID_ARGUMENT for more than MAX_PARAMETERS parameters, and for names as `decode_text` does.
     """
     if not raw:
         return {}
     parts = raw.split(b"&", MAX_PARAMETERS)
     if len(parts) > MAX_PARAMETERS:
-        raise errors.invalid_argument(f"the query has more than {MAX_PARAMETERS} parameters")
+        raise errors.invalid_argument(f"the query has more than {MAX_PARAMETERS} parameters: send fewer")
     found: dict[str, list[bytes]] = {}
     for part in parts:
         if part:
@@ -36,47 +36,50 @@ def parse_query(raw: bytes) -> dict[str, list[bytes]]:
 
 
 def decode_text(raw: bytes) -> str:
-    """A name or a value of the query string as text."""
+    """Returns a name or a value of the query string as text.
+
+    Raises INVALID_ARGUMENT for invalid percent escapes, bytes that are not UTF-8, and U+0000.
+    """
     if b"+" in raw:
         raw = raw.replace(b"+", b" ")
     if b"%" in raw:
         if _BAD_ESCAPE.search(raw):
-            raise errors.invalid_argument("the query holds a broken percent escape")
+            raise errors.invalid_argument("the query contains an invalid percent escape")
         raw = unquote_to_bytes(raw)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise errors.invalid_argument("the query is not UTF-8") from None
+        raise errors.invalid_argument("the query is not valid UTF-8") from None
     if "\0" in text:
-        raise errors.invalid_argument("the query holds U+0000")
+        raise errors.invalid_argument("the query contains the character U+0000")
     return text
 
 
 def read_query(
-    decoder: MessageDecoder, parameters: dict[str, list[bytes]], message: Message, reading: DecodeErrors
+    decoder: MessageDecoder, parameters: dict[str, list[bytes]], message: Message, decode_errors: DecodeErrors
 ) -> None:
-    """Writes the parameters into the message."""
-    taken: set[str] = set()
+    """Sets the fields of `message` from the parameters; adds a violation for each unknown, repeated or invalid one."""
+    seen: set[str] = set()
     for name, raws in parameters.items():
         field = decoder.fields.get(name)
         if field is None or field.read_text is None:
-            reading.add_violation(name[:QUOTED_NAME], "is not a parameter of this request")
+            decode_errors.add_violation(name[:QUOTED_NAME], "is not a parameter of this request")
             continue
         key = field.oneof or field.name
-        if key in taken and not field.repeated:
-            reading.add_violation(field.name, "is given twice, or beside a parameter that excludes it")
+        if key in seen and not field.repeated:
+            decode_errors.add_violation(field.name, "is given twice, or together with a parameter that excludes it")
             continue
-        taken.add(key)
-        field.assign_text(message, _pieces(field, raws), reading, field.name)
+        seen.add(key)
+        field.assign_text(message, _split_values(field, raws), decode_errors, field.name)
 
 
-def _pieces(field: Field, raws: list[bytes]) -> Iterator[str]:
-    """The values one by one: whoever takes them stops at the field's bound. No text is split further than that."""
+def _split_values(field: Field, raws: list[bytes]) -> Iterator[str]:
+    """Yields the values lazily, so that the consumer can stop at the field's bound; each text is split at most `field.most` times."""
     for raw in raws:
         if not field.repeated:
             yield decode_text(raw)
         elif field.is_text:
-            # An encoded comma belongs to the text.
-            yield from map(decode_text, raw.split(b",", field.most))
+            # An encoded comma is part of the text, so the text is split before it is decoded.
+            yield from map(decode_text, raw.split(b",", field.limit))
         else:
-            yield from decode_text(raw).split(",", field.most)
+            yield from decode_text(raw).split(",", field.limit)

@@ -1,7 +1,7 @@
-"""JSON bodies read strictly: what two parsers could understand differently is refused.
+"""Parses JSON bodies strictly: rejects input that two parsers could interpret differently.
 
-orjson refuses invalid UTF-8, lone surrogates, NaN, infinities and trailing garbage, and is bounded in depth; duplicate names, where
-it takes the last, are found by a second pass of the standard library's scanner. Bodies are small: both passes cost microseconds.
+orjson rejects invalid UTF-8, lone surrogates, NaN, infinities and trailing garbage, and bounds the depth. It uses the last of duplicate
+names; a second pass with the standard library's scanner detects these. Bodies are small, so both passes take microseconds.
 """
 
 from __future__ import annotations
@@ -13,25 +13,27 @@ import orjson
 
 from services.platform.rpc import errors
 
-# No request type nests deeper than five; a generous bound that no recursion of ours can come near to exhausting.
+# No request type nests deeper than five. The bound is far below Python's recursion limit.
 MAX_DEPTH = 32
-# Objects and lists in one body. Each costs more than a microsecond here, and 64 kB hold 20,000; no request needs more than a handful.
+# Objects and lists in one body. Each costs more than a microsecond, and 64 kB can hold 20,000; no request needs more than a few.
 MAX_CONTAINERS = 256
-# What a message quotes of a name the caller made up.
+# Characters of an unknown name that an error message quotes.
 QUOTED_NAME = 64
 
 
 class _DuplicateNameError(ValueError):
-    """An object holds one name twice."""
+    """An object contains a name twice."""
 
 
 def _scan_names(body: bytes) -> None:
-    """Raises _DuplicateNameError, or INVALID_ARGUMENT if more than MAX_CONTAINERS objects come: those under a name that comes twice are
-    not in what orjson made of the body."""
+    """Raises _DuplicateNameError, or INVALID_ARGUMENT above MAX_CONTAINERS objects.
+
+    The objects are counted here too, because orjson drops the earlier values of a duplicate name.
+    """
     left = MAX_CONTAINERS
 
     def check(pairs: list[tuple[str, Any]]) -> None:
-        # The values are thrown away: only the names of this one object matter here.
+        # Returns None, which discards the values: only the names of this object are needed.
         nonlocal left
         left -= 1
         if left < 0:
@@ -42,23 +44,22 @@ def _scan_names(body: bytes) -> None:
             twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise _DuplicateNameError(twice)
 
-    # Numbers are read by the scanner's own C code. int() refuses more than 4,300 digits with an error of its own, but orjson has refused
-    # whatever has more than 309 before.
+    # int() would raise for more than 4,300 digits, but orjson has already rejected numbers of more than 309.
     json.JSONDecoder(object_pairs_hook=check).decode(body.decode("utf-8"))
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`; an empty body is an empty object.
+    """Returns the JSON object in `body`; an empty body is an empty object.
 
-    Raises INVALID_ARGUMENT for anything that is not one well-formed object, for duplicate names, for nesting beyond MAX_DEPTH and for
-    more than MAX_CONTAINERS objects and lists.
+    Raises INVALID_ARGUMENT if the body is not one well-formed object, has duplicate names, nests deeper than MAX_DEPTH, or contains more
+    than MAX_CONTAINERS objects and lists.
     """
     if not body:
         return {}
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise errors.invalid_argument(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+        raise errors.invalid_argument(f"the body is not valid JSON: {error.msg} at character {error.pos}") from None
     if type(value) is not dict:
         raise errors.invalid_argument("the body must be a JSON object")
     _check_shape(value)
@@ -66,16 +67,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
         _scan_names(body)
     except _DuplicateNameError as error:
         name = str(error)[:QUOTED_NAME]
-        raise errors.invalid_argument(f"the name {name!r} stands twice in one object", name) from None
+        raise errors.invalid_argument(f"the name {name!r} occurs twice in one object: send it once", name) from None
     return value
 
 
 def _too_many() -> errors.RoostError:
-    return errors.invalid_argument(f"the body holds more than {MAX_CONTAINERS} objects and lists")
+    return errors.invalid_argument(f"the body contains more than {MAX_CONTAINERS} objects and lists")
 
 
 def _check_shape(value: dict[str, Any]) -> None:
-    """Raises INVALID_ARGUMENT beyond MAX_DEPTH and MAX_CONTAINERS, before the rest is looked at."""
+    """Raises INVALID_ARGUMENT as soon as MAX_DEPTH or MAX_CONTAINERS is exceeded. Searches breadth first."""
     level: list[Any] = [value]
     count = 0
     for _ in range(MAX_DEPTH):
@@ -90,4 +91,4 @@ def _check_shape(value: dict[str, Any]) -> None:
         if not below:
             return
         level = below
-    raise errors.invalid_argument(f"the body nests deeper than {MAX_DEPTH}")
+    raise errors.invalid_argument(f"the body nests deeper than {MAX_DEPTH} levels")

@@ -1,1 +1,1 @@
-"""Other dialects of HTTP over the same services, each in its own file."""
+"""Further HTTP protocols in front of the same services, one module each."""

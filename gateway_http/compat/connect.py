@@ -1,9 +1,8 @@
-"""The Connect protocol, unary: `POST /roost.<service>.v1.<Service>/<Rpc>` with a message as JSON or in Protobuf's binary form.
+"""Serves unary calls of the Connect protocol: `POST /roost.<service>.v1.<Service>/<Rpc>` with a message as JSON or as binary Protobuf.
 
-The same front as every other route: token, rate limit, access, deadline. What differs is spelling: responses in Protobuf's own JSON
-(camelCase, enums in full), errors as Connect's JSON with `code`, `message` and `details`. Requests are read in either spelling, as
-strictly as elsewhere, but that integers and enums may be written in every way of Protobuf's JSON. Internal methods and streams have no
-route here: they look like any path that does not exist.
+Token, rate limit, access and deadline are the same as for every other route. Responses are in Protobuf's own JSON (camelCase, full enum
+names), errors in Connect's JSON with `code`, `message` and `details`. Requests may use snake_case or camelCase names, and every form
+of integers and enums that Protobuf's JSON allows. Methods internal to the mesh and streams have no route here, so they are NOT_FOUND.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from roost.options.v1 import options_pb2 as options
 from gateway_http import etag
 from gateway_http.codec.binding import Codec, DecodedRequest
 from gateway_http.codec.encoder import PROTOBUF
-from gateway_http.problem import Refusal, as_refusal, headers_of, to_public_error
-from gateway_http.request import JSON, MAX_BODY_BYTES, SECURITY, ClientGoneError, Request, Response
+from gateway_http.problem import HttpError, error_headers, to_http_error, to_public_error
+from gateway_http.request import JSON_CONTENT_TYPE, MAX_BODY_BYTES, SECURITY_HEADERS, ClientGoneError, Request, Response
 from gateway_http.router import Binding, bindings
 from gateway_http.rpc_route import RouteDeps, RpcRoute
 from services.platform.rpc import errors
@@ -30,21 +29,21 @@ from services.platform.rpc.contract import Method, methods
 from services.platform.rpc.errors import RoostError
 from services.platform.rpc.reasons import Reason
 
-# Binary messages are read by a bounded parser in C, at a hundredth of JSON's cost: they may be larger.
+# Binary messages may be larger than JSON bodies: Protobuf's parser costs a hundredth of JSON's.
 MAX_BINARY_BYTES = 1 << 20
 
 PROTOCOL_VERSION = b"1"
-# At most ten digits of milliseconds, by the protocol: 115 days.
+# The protocol allows at most ten digits of milliseconds: 115 days.
 _TIMEOUT_MS = re.compile(rb"[0-9]{1,10}").fullmatch
 
 _PROTO = (b"content-type", b"application/proto")
 _NO_STORE = (b"cache-control", etag.NO_STORE)
-_JSON_HEADERS = (JSON, *SECURITY, _NO_STORE)
-_PROTO_HEADERS = (_PROTO, *SECURITY, _NO_STORE)
+_JSON_HEADERS = (JSON_CONTENT_TYPE, *SECURITY_HEADERS, _NO_STORE)
+_PROTO_HEADERS = (_PROTO, *SECURITY_HEADERS, _NO_STORE)
 _ACCEPTED = (b"accept-post", b"application/json, application/proto")
 
-# Refusals that gRPC has no code for, by their HTTP status, which stays as it is; anything else is `unknown`.
-_CODE_OF_REFUSAL = {
+# The gRPC status that Connect reports for an error that has only an HTTP status; UNKNOWN for any other HTTP status.
+_CODE_OF_HTTP_STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -52,54 +51,55 @@ _CODE_OF_REFUSAL = {
 }
 
 
-def routes(front: RouteDeps) -> list[tuple[Binding, ConnectCall]]:
-    """A route for each unary method that clients outside may call."""
-    spelt = dataclasses.replace(front, codec=Codec(PROTOBUF))
+def routes(deps: RouteDeps) -> list[tuple[Binding, ConnectCall]]:
+    """Returns a route for each unary method that clients outside the mesh may call."""
+    connect_deps = dataclasses.replace(deps, codec=Codec(PROTOBUF))
     found: list[tuple[Binding, ConnectCall]] = []
     for method in methods().values():
         if method.policy.access == options.ACCESS_MESH or method.server_streaming or method.client_streaming:
             continue
         binding = Binding("POST", method.path, body="*")
-        found.append((binding, ConnectCall(method, binding, spelt)))
+        found.append((binding, ConnectCall(method, binding, connect_deps)))
     return found
 
 
 class ConnectCall(RpcRoute):
-    """Serves one method."""
+    """Serves one method by the Connect protocol."""
 
-    def __init__(self, method: Method, binding: Binding, front: RouteDeps) -> None:
-        super().__init__(method, binding, front)
+    def __init__(self, method: Method, binding: Binding, deps: RouteDeps) -> None:
+        super().__init__(method, binding, deps)
         self.name = f"connect/{self.name}"
-        # As elsewhere reads alone: what has a GET of its own.
+        # Only reads, the methods with a GET binding, are compressed (see `compression`).
         self._compressible = any(one.http_method == "GET" for one in bindings(method))
 
     async def serve(self, request: Request) -> Response:
-        """Answers one call; every refusal is an answer too. Raises ClientGoneError alone."""
+        """Serves one call; renders every error as Connect's JSON, so it raises only ClientGoneError."""
         try:
             return await self._serve(request)
         except ClientGoneError:
             raise
         except asyncio.CancelledError:
-            # As for every route: the server's grace is over, and nobody above waits for the exception.
-            return _refused(errors.unavailable("the server is stopping", reason=Reason.STOPPING), request)
+            # The server's grace period is over. This task serves only this request, so no caller awaits the cancellation.
+            stopping = errors.unavailable("the server is stopping: retry the request", reason=Reason.STOPPING)
+            return _error_response(stopping, request)
         except Exception as error:
-            return _refused(error, request)
+            return _error_response(error, request)
 
     async def _serve(self, request: Request) -> Response:
         until = _deadline(request)
-        actor = await self._admit(request)
+        actor = await self._identify_and_limit(request)
         is_json = _reads_json(request)
-        asked = await self._read(request, actor, is_json)
-        answer = await self._ask(asked, actor, request, until)
+        decoded = await self._read(request, actor, is_json)
+        answer = await self._call_service(decoded, actor, request, until)
         if is_json:
             return Response(200, _JSON_HEADERS, self._write(answer), compressible=self._compressible)
-        # A twin's bytes are the message's: joined tweets leave as they came.
+        # The wire type serializes to the same bytes as the declared type, so hydrated tweets are forwarded unparsed.
         payload = answer.SerializeToString()
         return Response(200, _PROTO_HEADERS, payload, compressible=self._compressible)
 
     async def _read(self, request: Request, actor: Actor, is_json: bool) -> DecodedRequest:
         if request.scope["query_string"]:
-            raise errors.invalid_argument("a call by POST takes no query: its fields stand in the body")
+            raise errors.invalid_argument("the URL must have no query: put the fields of the request into the body")
         body = b""
         if request.has_body():
             body = await request.read_body(MAX_BODY_BYTES if is_json else MAX_BINARY_BYTES)
@@ -110,7 +110,7 @@ class ConnectCall(RpcRoute):
 
 
 def _deadline(request: Request) -> float:
-    """The client's deadline in the loop's seconds, NEVER where it sent none."""
+    """Returns the client's deadline in seconds of the loop's clock, NEVER if it sent none. Raises INVALID_ARGUMENT if malformed."""
     version = request.headers.get(b"connect-protocol-version", PROTOCOL_VERSION)
     if version != PROTOCOL_VERSION:
         raise errors.invalid_argument("connect-protocol-version must be 1")
@@ -123,36 +123,36 @@ def _deadline(request: Request) -> float:
 
 
 def _reads_json(request: Request) -> bool:
-    """Whether the call is in JSON, not in binary; refuses any other type, and compression."""
+    """Returns true for a JSON body, false for a binary one. Raises 415 for other types, UNIMPLEMENTED for a compressed body."""
     media = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if media not in (b"application/json", b"application/proto"):
-        text = "a call's body is application/json or application/proto"
-        raise Refusal(415, "unsupported_media_type", text, (_ACCEPTED,))
+        text = "the content-type of the body must be application/json or application/proto"
+        raise HttpError(415, "unsupported_media_type", text, (_ACCEPTED,))
     if request.headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise errors.unimplemented("a body may not be compressed: identity is the only encoding")
+        raise errors.unimplemented("the body must not be compressed: send it with content-encoding identity")
     return media == b"application/json"
 
 
-def _refused(error: BaseException, request: Request) -> Response:
-    if isinstance(error, Refusal):
-        code = _CODE_OF_REFUSAL.get(error.status, grpc.StatusCode.UNKNOWN)
+def _error_response(error: BaseException, request: Request) -> Response:
+    if isinstance(error, HttpError):
+        code = _CODE_OF_HTTP_STATUS.get(error.status, grpc.StatusCode.UNKNOWN)
         told = RoostError(code, error.detail, error.code.upper(), error.violations)
-        refusal, retry_after = error, None
+        http_error, retry_after = error, None
     else:
         told = to_public_error(error, request.request_id)
-        refusal, retry_after = as_refusal(told)
+        http_error, retry_after = to_http_error(told)
     body = {"code": code_name(told.code), "message": told.message, "details": _details(told)}
-    headers = (JSON, *headers_of(refusal, retry_after), *SECURITY)
-    return Response(refusal.status, headers, orjson.dumps(body))
+    headers = (JSON_CONTENT_TYPE, *error_headers(http_error, retry_after), *SECURITY_HEADERS)
+    return Response(http_error.status, headers, orjson.dumps(body))
 
 
 def code_name(code: grpc.StatusCode) -> str:
-    """The code as Connect spells it."""
+    """Returns the name of a gRPC status in Connect's spelling."""
     return "canceled" if code is grpc.StatusCode.CANCELLED else code.name.lower()
 
 
 def _details(error: RoostError) -> list[dict[str, str]]:
-    """The error's details as Connect carries them: type without its prefix, bytes in base64 without padding."""
+    """Returns the error's details in Connect's form: the type name without URL prefix, the bytes as base64 without padding."""
     return [
         {
             "type": detail.type_url.rpartition("/")[2],

@@ -272,7 +272,7 @@ async def test_a_service_that_is_away_is_503_and_says_when(client: Client) -> No
 
 
 async def test_too_many_under_way_are_refused_at_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_module, "MAX_AT_WORK", 2)
+    monkeypatch.setattr(load_module, "MAX_ACTIVE", 2)
     gate = asyncio.Event()
 
     async def wait() -> Any:

@@ -8,7 +8,7 @@ import pytest
 from roost.identity.v1 import auth_service_pb2
 from roost.tweet.v1 import tweet_pb2
 
-from gateway_http.compression import LEAST_BYTES, accepts_gzip
+from gateway_http.compression import MIN_BYTES, accepts_gzip
 from gateway_http.request import Response
 from tests.unit.gateway_http.conftest import Client
 
@@ -84,7 +84,7 @@ async def test_head_has_the_headers_of_the_compressed_answer(client: Client) -> 
 
 
 async def test_small_answers_refusals_and_writes_stay_plain(client: Client) -> None:
-    client.channel.answers["Login"] = auth_service_pb2.LoginResponse(access_token="t" * 2 * LEAST_BYTES)
+    client.channel.answers["Login"] = auth_service_pb2.LoginResponse(access_token="t" * 2 * MIN_BYTES)
     login = b'{"username": "alice", "password": "correct horse"}'
     answers = [
         await client.ask("GET", "/v1/tweets/6", headers=GZIP),
@@ -92,7 +92,7 @@ async def test_small_answers_refusals_and_writes_stay_plain(client: Client) -> N
         await client.ask("POST", "/v1/auth/login", login, headers=GZIP),
     ]
     assert [one.status for one in answers] == [200, 400, 200]
-    assert len(answers[2].body) > LEAST_BYTES
+    assert len(answers[2].body) > MIN_BYTES
     assert not [one for one in answers if "content-encoding" in one.headers]
 
 
@@ -110,7 +110,7 @@ async def test_connect_compresses_reads_alone_in_either_form(client: Client) -> 
     assert LONG.encode() in gzip.decompress(read.body)
     assert LONG.encode() in gzip.decompress(binary.body)
     assert "content-encoding" not in written.headers
-    assert len(written.body) > LEAST_BYTES
+    assert len(written.body) > MIN_BYTES
 
 
 def test_an_answer_given_again_is_compressed_once() -> None:

@@ -14,10 +14,10 @@ ONE, TWO, THREE = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 
 class Fake:
     def __init__(self) -> None:
-        self.gave_way: Stage | None = None
+        self.evicted_in: Stage | None = None
 
-    def give_way(self, stage: Stage) -> None:
-        self.gave_way = stage
+    def evict(self, stage: Stage) -> None:
+        self.evicted_in = stage
 
 
 def admitted(connections: Connections, *addresses: str) -> list[Fake]:
@@ -30,75 +30,75 @@ def admitted(connections: Connections, *addresses: str) -> list[Fake]:
 def test_admit_at_the_bound_of_an_address_closes_its_own_longest_idle() -> None:
     connections = Connections(10, 2)
     other, first, second = admitted(connections, TWO, ONE, ONE)
-    connections.move(first, Stage.WORKING)
-    connections.move(first, Stage.IDLE)
+    connections.set_stage(first, Stage.WORKING)
+    connections.set_stage(first, Stage.IDLE)
     (third,) = admitted(connections, ONE)
-    assert [one.gave_way for one in (other, first, second, third)] == [None, None, Stage.IDLE, None]
+    assert [one.evicted_in for one in (other, first, second, third)] == [None, None, Stage.IDLE, None]
 
 
 def test_admit_at_the_bound_of_all_closes_the_longest_idle_of_any() -> None:
     connections = Connections(3, 3)
     first, second, third = admitted(connections, ONE, TWO, ONE)
     admitted(connections, THREE)
-    assert [one.gave_way for one in (first, second, third)] == [Stage.IDLE, None, None]
+    assert [one.evicted_in for one in (first, second, third)] == [Stage.IDLE, None, None]
 
 
 def test_admit_takes_who_sends_only_if_nobody_is_idle() -> None:
     connections = Connections(2, 2)
     sending, idle = admitted(connections, ONE, TWO)
-    connections.move(sending, Stage.SENDING)
+    connections.set_stage(sending, Stage.SENDING)
     admitted(connections, THREE)
-    assert (sending.gave_way, idle.gave_way) == (None, Stage.IDLE)
-    (worked_on,) = [one for one in connections._places if one is not sending]
-    connections.move(worked_on, Stage.WORKING)
+    assert (sending.evicted_in, idle.evicted_in) == (None, Stage.IDLE)
+    (worked_on,) = [one for one in connections._slots if one is not sending]
+    connections.set_stage(worked_on, Stage.WORKING)
     admitted(connections, THREE)
-    assert sending.gave_way is Stage.SENDING
+    assert sending.evicted_in is Stage.SENDING
 
 
 def test_admit_turns_away_if_all_are_worked_on() -> None:
     connections = Connections(2, 1)
     for connection in admitted(connections, ONE, TWO):
-        connections.move(connection, Stage.WORKING)
+        connections.set_stage(connection, Stage.WORKING)
     assert not connections.admit(Fake(), ONE)
     assert not connections.admit(Fake(), THREE)
 
 
 def test_admit_bounds_who_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_TURNED_AWAY", 2)
+    monkeypatch.setattr(module, "MAX_REJECTED", 2)
     connections = Connections(1)
     (working,) = admitted(connections, ONE)
-    connections.move(working, Stage.WORKING)
+    connections.set_stage(working, Stage.WORKING)
     turned = [Fake() for _ in range(3)]
     assert not any(connections.admit(one, TWO) for one in turned)
-    assert [one.gave_way for one in turned] == [Stage.SENDING, None, None]
-    connections.leave(turned[1])
-    connections.leave(working)
+    assert [one.evicted_in for one in turned] == [Stage.SENDING, None, None]
+    connections.remove(turned[1])
+    connections.remove(working)
     assert connections.admit(Fake(), TWO)
 
 
 def test_admit_does_not_bound_an_address_that_is_trusted_or_unknown() -> None:
     connections = Connections(10, 1, is_trusted=lambda address: address == ONE)
-    assert all(one.gave_way is None for one in admitted(connections, ONE, ONE, "", ""))
+    assert all(one.evicted_in is None for one in admitted(connections, ONE, ONE, "", ""))
     first, _ = admitted(connections, TWO, TWO)
-    assert first.gave_way is Stage.IDLE
+    assert first.evicted_in is Stage.IDLE
 
 
 def test_admit_counts_the_addresses_of_one_ipv6_network_as_one() -> None:
     connections = Connections(10, 1)
     first, _ = admitted(connections, "2001:db8::1", "2001:db8::2")
-    assert first.gave_way is Stage.IDLE
+    assert first.evicted_in is Stage.IDLE
 
 
 def test_leave_frees_the_place() -> None:
     connections = Connections(1)
     (first,) = admitted(connections, ONE)
-    connections.leave(first)
-    connections.leave(first)
-    connections.move(first, Stage.WORKING)
+    connections.remove(first)
+    connections.remove(first)
+    connections.set_stage(first, Stage.WORKING)
     (second,) = admitted(connections, ONE)
-    assert (first.gave_way, second.gave_way) == (None, None)
-    connections.leave(second)
-    assert not connections._clients
+    assert (first.evicted_in, second.evicted_in) == (None, None)
+    connections.remove(second)
+    assert not connections._by_client
 
 
 def test_bounds_are_written_to_the_log_and_who_reaches_them_once_a_minute() -> None:
@@ -106,5 +106,7 @@ def test_bounds_are_written_to_the_log_and_who_reaches_them_once_a_minute() -> N
         connections = Connections.within_limits()
         crowded = Connections(1)
         admitted(crowded, ONE, ONE, ONE)
-    assert logs[0]["connections"] == connections.most == open_files.http_connections(open_files.limit())
-    assert [(one["event"], one["bound"], one["what"]) for one in logs[1:]] == [("http.crowded", "address", "closed")]
+    assert logs[0]["connections"] == connections.max_total == open_files.http_connections(open_files.limit())
+    assert [(one["event"], one["bound"], one["what"]) for one in logs[1:]] == [
+        ("http_bound.reached", "address", "closed")
+    ]

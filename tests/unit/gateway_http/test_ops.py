@@ -88,7 +88,7 @@ async def test_a_hundred_scrapes_at_once_make_one_page() -> None:
     pages = await asyncio.gather(*(metrics.serve(None) for _ in range(100)))  # type: ignore[arg-type]
     assert counting.made == before + 1
     assert len({page.body for page in pages}) == 1
-    now += ops.METRICS_EVERY_S - 0.01
+    now += ops.METRICS_MAX_AGE_S - 0.01
     await metrics.serve(None)  # type: ignore[arg-type]
     assert counting.made == before + 1
     now += 0.02

@@ -7,7 +7,7 @@ import orjson
 import pytest
 import structlog
 
-from gateway_http.problem import STATUS_OF, Refusal, problem
+from gateway_http.problem import STATUS_OF, HttpError, problem
 from services.platform.rpc import errors
 from services.platform.rpc.errors import RoostError, Violation
 
@@ -109,5 +109,5 @@ def test_a_lone_surrogate_in_a_text_breaks_nothing() -> None:
 
 
 def test_a_refusal_beyond_grpc_keeps_its_headers() -> None:
-    found = problem(Refusal(405, "method_not_allowed", "no", ((b"allow", b"GET"),)), instance="/x")
+    found = problem(HttpError(405, "method_not_allowed", "no", ((b"allow", b"GET"),)), instance="/x")
     assert (b"allow", b"GET") in found.headers

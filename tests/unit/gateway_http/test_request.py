@@ -20,7 +20,7 @@ def request_of(load: Load, *pieces: bytes) -> Request:
     events.append({"type": "http.request", "body": b"", "more_body": False})
 
     async def receive() -> Any:
-        assert load.at_work == 0
+        assert load.active == 0
         return events.pop(0)
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"transfer-encoding", b"chunked")]}

@@ -19,32 +19,32 @@ def _answer(body: bytes = b"{}") -> Response:
 
 def test_an_answer_is_given_again_until_something_changes() -> None:
     owner, response_cache, answer = ChangeTracker(), ResponseCache(), _answer()
-    assert response_cache.find(KEY) is None
-    response_cache.keep(KEY, answer, b"tag", _read(owner))
-    assert response_cache.find(KEY) == (answer, b"tag")
+    assert response_cache.get(KEY) is None
+    response_cache.store(KEY, answer, b"tag", _read(owner))
+    assert response_cache.get(KEY) == (answer, b"tag")
     owner.changed((1,))
-    assert response_cache.find(KEY) is None
+    assert response_cache.get(KEY) is None
 
 
 def test_each_user_path_and_query_has_its_own() -> None:
     response_cache = ResponseCache()
-    response_cache.keep(KEY, _answer(), b"tag", _read(ChangeTracker()))
+    response_cache.store(KEY, _answer(), b"tag", _read(ChangeTracker()))
     for other in ((2, *KEY[1:]), (1, b"/timeline", b""), (*KEY[:2], b"page_size=2")):
-        assert response_cache.find(other) is None
+        assert response_cache.get(other) is None
 
 
 def test_what_changed_while_it_was_made_is_not_kept() -> None:
     owner, response_cache = ChangeTracker(), ResponseCache()
     seen = _read(owner)
     owner.changed((1,))
-    response_cache.keep(KEY, _answer(), b"tag", seen)
-    assert response_cache.find(KEY) is None
+    response_cache.store(KEY, _answer(), b"tag", seen)
+    assert response_cache.get(KEY) is None
 
 
 def test_a_body_too_large_is_not_kept() -> None:
     response_cache = ResponseCache()
-    response_cache.keep(KEY, _answer(b"x" * (MAX_BODY_BYTES + 1)), b"tag", _read(ChangeTracker()))
-    assert response_cache.find(KEY) is None
+    response_cache.store(KEY, _answer(b"x" * (MAX_BODY_BYTES + 1)), b"tag", _read(ChangeTracker()))
+    assert response_cache.get(KEY) is None
 
 
 def test_bytes_are_bounded_and_what_is_used_stays() -> None:
@@ -52,9 +52,9 @@ def test_bytes_are_bounded_and_what_is_used_stays() -> None:
     size = 1_000 + OVERHEAD_BYTES
     response_cache = ResponseCache(max_bytes=10 * size)
     for user in range(1, 101):
-        response_cache.keep((user, b"/", b""), _answer(b"x" * 1_000), b"tag", _read(owner))
-        assert response_cache.find((1, b"/", b"")) is not None
+        response_cache.store((user, b"/", b""), _answer(b"x" * 1_000), b"tag", _read(owner))
+        assert response_cache.get((1, b"/", b"")) is not None
         assert len(response_cache._young) <= 11
         assert len(response_cache._old) <= 11
-    assert response_cache.find((2, b"/", b"")) is None
-    assert response_cache.find((100, b"/", b"")) is not None
+    assert response_cache.get((2, b"/", b"")) is None
+    assert response_cache.get((100, b"/", b"")) is not None

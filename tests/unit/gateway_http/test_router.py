@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from roost.options.v1 import options_pb2 as options
 
-from gateway_http.problem import Refusal
+from gateway_http.problem import HttpError
 from gateway_http.router import Binding, Router, bindings
 from services.platform.rpc.contract import methods
 from services.platform.rpc.errors import RoostError
@@ -93,7 +93,7 @@ def test_a_segment_is_decoded_once_and_after_the_split(router: Router[str]) -> N
 
 
 def test_a_method_that_a_path_does_not_take_is_405_and_says_what_it_takes(router: Router[str]) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(HttpError) as refused:
         router.match("PROPFIND", b"/v1/tweets/5")
     assert refused.value.status == 405
     assert refused.value.headers == ((b"allow", b"DELETE, GET, HEAD, PATCH"),)

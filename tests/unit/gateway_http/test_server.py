@@ -272,7 +272,7 @@ async def test_a_client_that_takes_no_answer_is_cut_off(
 async def test_clients_that_send_no_more_of_their_bodies_shut_nobody_out(
     server: HttpServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "MAX_AT_WORK", 2)
+    monkeypatch.setattr(load, "MAX_ACTIVE", 2)
     login = ("Content-Type: application/json", "Expect: 100-continue", "Content-Length: 2")
     streams = [await asyncio.open_connection(HOST, server.port) for _ in range(4)]
     async with asyncio.timeout(PATIENCE_S):
@@ -292,7 +292,7 @@ async def test_clients_that_send_no_more_of_their_bodies_shut_nobody_out(
 async def test_bodies_that_end_while_too_much_is_under_way_are_503(
     server: HttpServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "MAX_AT_WORK", 1)
+    monkeypatch.setattr(load, "MAX_ACTIVE", 1)
     gate = asyncio.Event()
 
     async def wait() -> Any:
@@ -419,7 +419,7 @@ async def test_beyond_the_bounds_probes_are_answered_and_all_else_is_told_so(cro
 
 
 async def test_who_is_turned_away_and_asks_nothing_is_closed(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "TURNED_AWAY_S", 0.05)
+    monkeypatch.setattr(http_protocol, "REJECTED_HEADER_TIMEOUT_S", 0.05)
     for _ in range(3):
         await crowd.work()
     reader, _ = await crowd.connect()

@@ -239,7 +239,7 @@ def test_what_is_remembered_of_a_query_is_not_the_caller_nor_a_fault() -> None:
             reader.read((), b"limit=x", b"", ME)
     for number in range(1_000):
         reader.read((), b"cursor=%d" % number, b"", ME)
-    assert len(reader._known) <= 256
+    assert len(reader._cached_queries) <= 256
 
 
 def test_me_in_a_query_is_not_remembered_for_the_next_caller() -> None:
@@ -332,7 +332,9 @@ def test_read_many_unknown_names_stops_at_the_last_that_is_told() -> None:
     ],
 )
 def test_read_body_of_many_objects_is_refused_whole(body: bytes) -> None:
-    assert refusal("CreateTweet", body=body).message == f"the body holds more than {MAX_CONTAINERS} objects and lists"
+    assert (
+        refusal("CreateTweet", body=body).message == f"the body contains more than {MAX_CONTAINERS} objects and lists"
+    )
 
 
 def test_read_body_with_a_text_full_of_braces_is_no_body_of_many_objects() -> None:

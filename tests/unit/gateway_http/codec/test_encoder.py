@@ -233,7 +233,7 @@ def test_enums_have_short_names() -> None:
 
 def test_a_twin_that_differs_is_an_error_at_start() -> None:
     page, joined = tweet_pb2.JoinedTweetPage.DESCRIPTOR, user_pb2.User.DESCRIPTOR
-    with pytest.raises(TypeError, match="no twin"):
+    with pytest.raises(TypeError, match="is not a wire type"):
         Encoders().response(page, joined)
 
 
@@ -244,10 +244,10 @@ def test_a_memo_is_bounded_and_keeps_what_is_asked_for() -> None:
         encoded.append(data)
         return b'"%s"' % data
 
-    memo = FragmentCache(encode, entries=10)
+    cache = FragmentCache(encode, entries=10)
     for number in range(95):
-        memo(b"hot")
-        memo(b"%d" % number)
+        cache(b"hot")
+        cache(b"%d" % number)
     assert encoded.count(b"hot") == 1
     assert len(encoded) == 96
-    assert len(memo._young) + len(memo._old) <= 20
+    assert len(cache._young) + len(cache._old) <= 20
