@@ -1,6 +1,6 @@
-"""Engagement: who likes which tweet, and who keeps it.
+"""The engagement service: owns likes and bookmarks, and the counts of both.
 
-Owns likes, bookmarks and the counts of both. Calls tweet, identity and graph, through hydrate and for whether a tweet
-may be liked, and identity for lists of people. Publishes `tweet.liked` and `tweet.unliked`; consumes nothing: rows of
-deleted tweets stay, and lists leave them out when they are read.
+Calls tweet, identity and graph to hydrate tweets and to check whether a tweet may be liked, and identity for lists of
+users. Publishes `tweet.liked` and `tweet.unliked`. The rows of deleted tweets stay; lists leave those tweets out when
+they are read.
 """

@@ -1,4 +1,5 @@
-"""What engagement does about its own events, where a tweet has too many likes to be counted at each read: what changed is counted again."""
+"""Consumes the service's own like events to recount tweets that have too many likes to be counted at each read. Cluster
+backend only."""
 
 from __future__ import annotations
 
@@ -11,23 +12,25 @@ from services.platform.events.log import Apply, ConsumedEvent
 
 GROUP = "engagement-counts"
 TOPICS = ("tweet.liked", "tweet.unliked")
-# However fast a tweet is liked, each part of its likes is counted at most this often: what came meanwhile is counted along.
+# Each bucket of likes is counted at most once in this time, however fast a tweet is liked: one count covers all the
+# likes of a batch of events.
 ROUND_S = 1.0
 
 
 def recounting(recount: Callable[[Iterable[tuple[int, int]]], Awaitable[int]]) -> Apply:
-    """Has `recount` count what the events changed, given as (tweet, user); it answers how much it had to count."""
+    """Returns an Apply that passes `recount` the (tweet id, user id) pairs of the events. `recount` returns the number
+    of buckets that it counted; if any, the next batch waits until ROUND_S is over."""
 
     async def apply(events: Sequence[ConsumedEvent]) -> None:
         clock = asyncio.get_running_loop().time
         began = clock()
-        if await recount([_changed(delivered) for delivered in events]):
+        if await recount([_changed(event) for event in events]):
             await asyncio.sleep(max(began + ROUND_S - clock(), 0))
 
     return apply
 
 
-def _changed(delivered: ConsumedEvent) -> tuple[int, int]:
-    event = event_pb2.Event.FromString(delivered.payload)
+def _changed(record: ConsumedEvent) -> tuple[int, int]:
+    event = event_pb2.Event.FromString(record.payload)
     change = event.tweet_liked if event.HasField("tweet_liked") else event.tweet_unliked
     return change.tweet_id, change.user_id

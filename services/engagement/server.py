@@ -20,19 +20,19 @@ from services.shared.absences import following_absences
 from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import VisibleUserPages
 
-# The consumer group.
+# Consumer group of the absence events.
 ABSENCES = "engagement-absences"
 
 
 async def build(context: ServiceContext) -> Service:
-    """The service on the store of its family."""
+    """Builds the service on the store of the process's backend."""
     store, workers = await _open(context)
     hydrator = Hydrator(context.channel, shared_versions_of(context))
-    people = VisibleUserPages(
+    user_pages = VisibleUserPages(
         UserServiceStub(context.channel), GraphServiceStub(context.channel).GetVisibilityFilter, context.cursors
     )
     servicer = EngagementService(
-        store, TweetResolver(context.channel, hydrator), hydrator, people, context.ids, context.cursors
+        store, TweetResolver(context.channel, hydrator), hydrator, user_pages, context.ids, context.cursors
     )
     return Service(
         context.name,
@@ -43,12 +43,12 @@ async def build(context: ServiceContext) -> Service:
 
 
 async def _open(context: ServiceContext) -> tuple[EngagementStore, Sequence[Worker]]:
-    """The store, and what runs beside it."""
+    """Opens the store of the process's backend and returns it with its workers."""
     cluster = cluster_backends_of(context)
     if cluster is None:
         embedded = await EmbeddedEngagementStore.open(context.data_dir / "engagement.db")
         return embedded, (Relay(embedded.db, context.log),)
-    # Not before it is asked for: drivers are slow to import.
+    # Imported only if used: the drivers take long to import.
     from services.engagement.store.cassandra.store import CassandraEngagementStore
 
     store = await CassandraEngagementStore.open(cluster, context.log, context.clock)

@@ -10,7 +10,7 @@ from roost.engagement.v1.engagement_service_pb2_grpc import EngagementServiceSer
 from roost.event.v1 import event_pb2
 from roost.tweet.v1 import tweet_pb2
 
-from services.engagement.store import EngagementStore, Kind
+from services.engagement.store import EngagementStore, ReactionKind
 from services.engagement.tweet_resolver import TweetResolver
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import Snowflake, timestamp_ms
@@ -18,56 +18,57 @@ from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.shared.hydration.hydrator import HydratedTweet, Hydrator
-from services.shared.hydration.user_pages import Entry as Liker
+from services.shared.hydration.user_pages import ListEntry as Liker
 from services.shared.hydration.user_pages import VisibleUserPages
 
 DEFAULT_PAGE_SIZE = 20
-# A page looks at some 1,200 tweets at most before it answers short: many hidden ones in a row must not hold up a call.
+# A page reads at most some 1,200 tweets and is then returned short: many hidden tweets in a row must not hold up a
+# call.
 MAX_ROUNDS = 5
 ROUND_IDS = 300
 
 
 class EngagementService(EngagementServiceServicer):
-    """Likes, bookmarks and their counts. A retweet stands for its original in all of them."""
+    """Serves likes, bookmarks and their counts. A reaction to a retweet is stored for its original."""
 
     def __init__(
         self,
         store: EngagementStore,
-        targets: TweetResolver,
+        resolver: TweetResolver,
         hydrator: Hydrator,
-        people: VisibleUserPages,
+        user_pages: VisibleUserPages,
         ids: Snowflake,
         cursors: Cursors,
     ) -> None:
         self._store = store
-        self._targets = targets
+        self._resolver = resolver
         self._hydrator = hydrator
-        self._people = people
+        self._user_pages = user_pages
         self._ids = ids
         self._cursors = cursors
 
     async def LikeTweet(self, request: pb.LikeTweetRequest, context: object) -> pb.LikeTweetResponse:
         user_id = calls.require_user()
-        tweet_id = await self._targets.likeable(user_id, request.tweet_id)
+        tweet_id = await self._resolver.likeable(user_id, request.tweet_id)
         body = event_pb2.Event(tweet_liked=event_pb2.TweetLiked(tweet_id=tweet_id, user_id=user_id))
-        likes = await self._store.like(tweet_id, user_id, await self._event("tweet.liked", user_id, body))
+        likes = await self._store.like(tweet_id, user_id, await self._record("tweet.liked", user_id, body))
         return pb.LikeTweetResponse(liked=True, likes=likes)
 
     async def UnlikeTweet(self, request: pb.UnlikeTweetRequest, context: object) -> pb.UnlikeTweetResponse:
         user_id = calls.require_user()
-        tweet_id = await self._targets.known(request.tweet_id)
+        tweet_id = await self._resolver.known(request.tweet_id)
         body = event_pb2.Event(tweet_unliked=event_pb2.TweetUnliked(tweet_id=tweet_id, user_id=user_id))
-        likes = await self._store.unlike(tweet_id, user_id, await self._event("tweet.unliked", user_id, body))
+        likes = await self._store.unlike(tweet_id, user_id, await self._record("tweet.unliked", user_id, body))
         return pb.UnlikeTweetResponse(liked=False, likes=likes)
 
     async def ListLikes(self, request: pb.ListLikesRequest, context: object) -> pb.ListLikesResponse:
         reader_id = calls.reader_id()
-        tweet_id = await self._targets.visible(reader_id, request.tweet_id)
+        tweet_id = await self._resolver.visible(reader_id, request.tweet_id)
 
         async def fetch(below: Liker | None, limit: int) -> Sequence[Liker]:
             return await self._store.list_likers(tweet_id, below[0] if below else 0, limit)
 
-        users, next_cursor = await self._people.page(
+        users, next_cursor = await self._user_pages.page(
             f"likes/{tweet_id}", fetch, request.cursor, _size(request), reader_id=reader_id
         )
         return pb.ListLikesResponse(users=users, next_cursor=next_cursor)
@@ -76,27 +77,27 @@ class EngagementService(EngagementServiceServicer):
         user_id = request.user_id
         if not await self._hydrator.author_fragments(calls.reader_id(), [user_id]):
             raise errors.not_found("no such user")
-        return await self._page(request, Kind.LIKE, user_id, cursor_owner_id=0)
+        return await self._page(request, ReactionKind.LIKE, user_id, cursor_owner_id=0)
 
     async def BookmarkTweet(self, request: pb.BookmarkTweetRequest, context: object) -> pb.BookmarkTweetResponse:
         user_id = calls.require_user()
-        tweet_id = await self._targets.visible(user_id, request.tweet_id)
+        tweet_id = await self._resolver.visible(user_id, request.tweet_id)
         await self._store.bookmark(tweet_id, user_id, await self._ids.mint())
         return pb.BookmarkTweetResponse(bookmarked=True)
 
     async def UnbookmarkTweet(self, request: pb.UnbookmarkTweetRequest, context: object) -> pb.UnbookmarkTweetResponse:
-        tweet_id = await self._targets.known(request.tweet_id)
+        tweet_id = await self._resolver.known(request.tweet_id)
         await self._store.unbookmark(tweet_id, calls.require_user())
         return pb.UnbookmarkTweetResponse(bookmarked=False)
 
     async def ListBookmarks(self, request: pb.ListBookmarksRequest, context: object) -> Any:
         user_id = calls.require_user()
-        return await self._page(request, Kind.BOOKMARK, user_id, cursor_owner_id=user_id)
+        return await self._page(request, ReactionKind.BOOKMARK, user_id, cursor_owner_id=user_id)
 
     async def BatchGetCounts(self, request: pb.BatchGetCountsRequest, context: object) -> pb.BatchGetCountsResponse:
         ids = list(request.ids)
         response = await self._store.batch_get_counts(ids)
-        # A bookmark or like counts, so where nothing is counted the viewer did nothing either.
+        # Every reaction is counted, so a viewer has no reaction to tweets without counts.
         if request.viewer_id and response.counts:
             marked = await self._store.batch_get_viewer_states(request.viewer_id, ids)
             response.states.MergeFrom(marked.states)
@@ -110,33 +111,33 @@ class EngagementService(EngagementServiceServicer):
     async def _page(
         self,
         request: pb.ListLikedTweetsRequest | pb.ListBookmarksRequest,
-        kind: Kind,
+        kind: ReactionKind,
         user_id: int,
         cursor_owner_id: int,
     ) -> tweet_pb2.JoinedTweetPage:
-        """A page of visible tweets; one more than the page holds is looked for, so that the last page says that it
-        is the last."""
+        """Returns a page of visible tweets. It looks for one tweet more than the page holds, so that the last page has
+        no cursor."""
         list_name, size = f"{kind.value}_of/{user_id}", _size(request)
         below = int(self._cursors.open(request.cursor, list_name, cursor_owner_id)[0]) if request.cursor else 0
         found: list[HydratedTweet] = []
-        places: dict[int, int] = {}
+        reaction_ids: dict[int, int] = {}
         wanted = take = size + 1
         for _ in range(MAX_ROUNDS):
             entries = await self._store.list_tweets(kind, user_id, below, take)
-            places |= {entry.id: entry.place for entry in entries}
+            reaction_ids |= {entry.id: entry.reaction_id for entry in entries}
             ids = [entry.id for entry in entries]
             found += await self._hydrator.visible(calls.reader_id(), ids, limit=wanted - len(found))
             if len(found) == wanted:
-                below = places[found[size - 1].id]
+                below = reaction_ids[found[size - 1].id]
                 break
             if len(entries) < take:
                 below = 0
                 break
-            below, take = entries[-1].place, ROUND_IDS
+            below, take = entries[-1].reaction_id, ROUND_IDS
         next_cursor = self._cursors.seal(list_name, cursor_owner_id, below) if below else ""
-        return tweet_pb2.JoinedTweetPage(tweets=[joined.data for joined in found[:size]], next_cursor=next_cursor)
+        return tweet_pb2.JoinedTweetPage(tweets=[tweet.data for tweet in found[:size]], next_cursor=next_cursor)
 
-    async def _event(self, topic: str, user_id: int, event: event_pb2.Event) -> Record:
+    async def _record(self, topic: str, user_id: int, event: event_pb2.Event) -> Record:
         event.event_id = await self._ids.mint()
         event.key = user_id
         event.occurred_at.FromMilliseconds(timestamp_ms(event.event_id))

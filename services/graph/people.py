@@ -10,7 +10,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from services.graph.store import GraphStore, Listing, Position
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
-from services.shared.hydration.user_pages import Entry, Page, VisibleUserPages
+from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
 
 DEFAULT_PAGE_SIZE = 20
 # How far suggestions reach; they are found anew for every page, so deep pages would only repeat the work.
@@ -36,7 +36,7 @@ class People:
         if (await self.states((user_id,))).get(user_id) != user_pb2.USER_STATE_ACTIVE:
             raise errors.not_found("no such user")
 
-    async def public_page(self, listing: Listing, user_id: int, reader_id: int, cursor: str, size: int) -> Page:
+    async def public_page(self, listing: Listing, user_id: int, reader_id: int, cursor: str, size: int) -> UserPage:
         """Followers or followees of a user; people hidden from the reader are left out.
 
         NOT_FOUND if the user does not take part, or blocks the reader or is blocked by the reader.
@@ -48,11 +48,11 @@ class People:
                 raise errors.not_found("no such user")
         return await self._page(listing, user_id, 0, reader_id, cursor, size)
 
-    async def private_page(self, listing: Listing, user_id: int, cursor: str, size: int) -> Page:
+    async def private_page(self, listing: Listing, user_id: int, cursor: str, size: int) -> UserPage:
         """Whom the caller blocks or mutes: also those who are hidden from the caller otherwise."""
         return await self._page(listing, user_id, user_id, 0, cursor, size)
 
-    async def suggestions(self, user_id: int, cursor: str, size: int) -> Page:
+    async def suggestions(self, user_id: int, cursor: str, size: int) -> UserPage:
         """Returns people followed by the caller's followees, then those with the most followers, so that a new user gets some too."""
         start = int(self._cursors.open(cursor, "suggestions", user_id)[0]) if cursor else 0
         found = await self._store.suggestions(user_id, MAX_SUGGESTIONS)
@@ -71,8 +71,8 @@ class People:
 
     async def _page(
         self, listing: Listing, user_id: int, cursor_owner_id: int, reader_id: int, cursor: str, size: int
-    ) -> Page:
-        async def fetch(below: Entry | None, limit: int) -> Sequence[Entry]:
+    ) -> UserPage:
+        async def fetch(below: ListEntry | None, limit: int) -> Sequence[ListEntry]:
             return await self._store.page(listing, user_id, Position(*below) if below else None, limit)
 
         return await self._lists.page(

@@ -16,7 +16,7 @@ from services.platform.pagination.cursors import Cursors
 from services.search.documents import handle_prefix_term, name_prefix_term, username_term
 from services.search.query import Names
 from services.search.store import Collection, Place, Query, SearchIndex
-from services.shared.hydration.user_pages import Entry, Page, VisibleUserPages
+from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
 
 # In an entry's place among the people found the kind of match stands above these bits, and the number of followers in them.
 FOLLOWERS_BITS = 32
@@ -35,13 +35,13 @@ class PeopleSearch:
         self._index = index
         self._lists = VisibleUserPages(users, graphs.GetVisibilityFilter, cursors)
 
-    async def page(self, names: Names, cursor: str, size: int, reader_id: int) -> Page:
+    async def page(self, names: Names, cursor: str, size: int, reader_id: int) -> UserPage:
         """A page of those who match, and the cursor behind it: the one of that very name, then whose username begins so, then
         those with words in their names that begin with all of these words; within each the most followed first, of equals the
         older account. Pages reach everybody who matches, each in at most one search of the index for each kind of match."""
         tiers = _tiers(names)
 
-        async def fetch(below: Entry | None, limit: int) -> Sequence[Entry]:
+        async def fetch(below: ListEntry | None, limit: int) -> Sequence[ListEntry]:
             return await self._find(tiers, below, limit)
 
         return await self._lists.page(f"found_people/{names!r}", fetch, cursor, size, reader_id=reader_id)
@@ -69,13 +69,13 @@ class PeopleSearch:
         found = await self._index.ranked(Collection.USERS, Query(exact=(username_term(username),)), None, 1)
         return found[0].id if found else 0
 
-    async def _find(self, tiers: Sequence[Query], below: Entry | None, limit: int) -> list[Entry]:
+    async def _find(self, tiers: Sequence[Query], below: ListEntry | None, limit: int) -> list[ListEntry]:
         """Up to `limit` people behind `below`, the first tier first."""
         tier, after = 0, None
         if below is not None:
             tier = len(tiers) - 1 - (below[0] >> FOLLOWERS_BITS)
             after = Place(below[0] & ((1 << FOLLOWERS_BITS) - 1), below[1])
-        found: list[Entry] = []
+        found: list[ListEntry] = []
         while tier < len(tiers) and len(found) < limit:
             places = await self._index.ranked(Collection.USERS, tiers[tier], after, limit - len(found))
             above = (len(tiers) - 1 - tier) << FOLLOWERS_BITS

@@ -1,6 +1,6 @@
-"""The tweet service: owns tweets, replies, retweets and quotes, and who posted them when.
+"""The tweet service: owns tweets, replies, retweets and quotes, and the list of each author's tweets.
 
-Calls identity (UserRef of authors) and graph (who hides from whom), both only to join what it answers.
-Publishes `tweet.created`, `tweet.edited`, `tweet.deleted` and `tweet.restored`; in the cluster backend consumes the
-last three, to do again what follows them where it could not be done at once.
+Calls identity (UserRefs of authors) and graph (visibility) to hydrate its responses. Publishes `tweet.created`,
+`tweet.edited`, `tweet.deleted` and `tweet.restored`. In the cluster backend it consumes the last three to repeat side
+effects that failed after the commit.
 """

@@ -1,5 +1,6 @@
-"""The service's own events in, what must follow a write done. In the cluster backend alone: a process may die, or Redis refuse, between
-a write's commit and its answer. Idempotent, in any order: what is done follows from the tweet as it stands."""
+"""Consumes the service's own events to finish the side effects of a write, in the cluster backend only. A process may
+die, or Redis may refuse, between the commit of a write and the publication of its versions. The work is idempotent and
+independent of the order of events, because it depends on the present state of the tweet."""
 
 from __future__ import annotations
 
@@ -10,20 +11,21 @@ from roost.event.v1 import event_pb2
 from services.platform.events.log import Apply, ConsumedEvent
 
 GROUP = "tweet-settle"
-# What others may have remembered otherwise. Of new tweets nobody remembers anything.
+# Events after which other processes may hold stale cache entries. A new tweet is cached nowhere, so `tweet.created` is
+# not among them.
 TOPICS = ("tweet.edited", "tweet.deleted", "tweet.restored")
 
 
-def settling(settle: Callable[[Sequence[int]], Awaitable[None]]) -> Apply:
-    """Has `settle` see to the tweets that the events are about, each once."""
+def finishing_side_effects(finish: Callable[[Sequence[int]], Awaitable[None]]) -> Apply:
+    """Returns an Apply that passes `finish` the ids of the events' tweets, each once."""
 
     async def apply(events: Sequence[ConsumedEvent]) -> None:
-        await settle(list(dict.fromkeys(map(_tweet_id, events))))
+        await finish(list(dict.fromkeys(map(_tweet_id, events))))
 
     return apply
 
 
-def _tweet_id(delivered: ConsumedEvent) -> int:
-    event = event_pb2.Event.FromString(delivered.payload)
-    # Every kind of these names its tweet.
-    return int(getattr(event, delivered.topic.replace(".", "_")).tweet_id)
+def _tweet_id(record: ConsumedEvent) -> int:
+    event = event_pb2.Event.FromString(record.payload)
+    # Each of TOPICS has a `tweet_id`.
+    return int(getattr(event, record.topic.replace(".", "_")).tweet_id)

@@ -1,4 +1,4 @@
-"""The job that removes for good what was deleted longer ago than the grace."""
+"""The periodic job that removes deleted tweets for good after the grace period."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from services.platform.periodic import PeriodicJob
 from services.tweet.store import TweetStore
 
 PURGE = "tweet-purge"
-# Tweets a step: a second or two of Cassandra's work, which purges them one by one.
+# Tweets per step: Cassandra purges them one by one, which takes a second or two.
 LIMIT = 500
-# Beside a grace of days, soon; where the grace is short, as in tests, within about the grace.
+# The interval is half the grace period within these bounds, so that short graces, as in tests, are purged soon as well.
 EVERY_MOST_S = 60.0
 EVERY_LEAST_S = 0.5
 
@@ -18,7 +18,8 @@ EVERY_LEAST_S = 0.5
 def purge_job(
     store: TweetStore, clock: Callable[[], float], grace_s: int, may_run: Callable[[], Awaitable[bool]]
 ) -> PeriodicJob:
-    """Makes the job over a store. `clock` gives unix seconds; tweets are kept for `grace_s` seconds after their deletion."""
+    """Returns the job over `store`. `clock` returns Unix seconds; tweets are purged `grace_s` seconds after their
+    deletion; `may_run` returns whether this process holds the right to run it."""
 
     async def step(limit: int) -> int:
         return await store.purge(int(clock()) - grace_s, limit)

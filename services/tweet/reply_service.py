@@ -1,4 +1,4 @@
-"""The servicer of roost.tweet.v1.ReplyService: replies are tweets, under the same rules."""
+"""The servicer of roost.tweet.v1.ReplyService. A reply is a tweet with a parent, so it follows the same rules."""
 
 from __future__ import annotations
 
@@ -16,46 +16,47 @@ from services.tweet.writer import Draft, TweetWriter
 
 
 class ReplyServicer(ReplyServiceServicer):
-    """roost.tweet.v1.ReplyService."""
+    """Serves roost.tweet.v1.ReplyService."""
 
-    def __init__(self, store: TweetStore, writes: TweetWriter, lists: TweetPages, threads: Threads) -> None:
+    def __init__(self, store: TweetStore, writer: TweetWriter, pages: TweetPages, threads: Threads) -> None:
         self._store = store
-        self._writes = writes
-        self._lists = lists
+        self._writer = writer
+        self._pages = pages
         self._threads = threads
 
     async def CreateReply(self, request: rpc.CreateReplyRequest, context: object) -> Any:
         draft = Draft(calls.require_user(), request.text, request.tweet_id, request.quote_of_id)
-        return await self._writes.post(draft, request)
+        return await self._writer.post(draft, request)
 
     async def ListReplies(self, request: rpc.ListRepliesRequest, context: object) -> Any:
-        return await self._lists.replies(request)
+        return await self._pages.replies(request)
 
     async def UpdateReply(self, request: rpc.UpdateReplyRequest, context: object) -> Any:
         user_id = calls.require_user()
-        await self._answered(request.reply_id)
-        return await self._writes.edit(user_id, request.reply_id, request.text)
+        await self._parent_id(request.reply_id)
+        return await self._writer.edit(user_id, request.reply_id, request.text)
 
     async def DeleteReply(self, request: rpc.DeleteReplyRequest, context: object) -> Any:
         user_id = calls.require_user()
-        answered_id = await self._answered(request.reply_id)
-        if request.tweet_id and answered_id != await self._original_id(request.tweet_id):
+        parent_id = await self._parent_id(request.reply_id)
+        if request.tweet_id and parent_id != await self._original_id(request.tweet_id):
             raise _no_such_reply()
-        await self._writes.delete(user_id, request.reply_id)
+        await self._writer.delete(user_id, request.reply_id)
         return rpc.DeleteReplyResponse()
 
     async def GetThread(self, request: rpc.GetThreadRequest, context: object) -> Any:
         return await self._threads.page(request)
 
-    async def _answered(self, reply_id: int) -> int:
-        """Which tweet it replies to, also where the reply is gone. NOT_FOUND where it is no reply."""
+    async def _parent_id(self, reply_id: int) -> int:
+        """Returns the id of the tweet that this is a reply to, also if the reply is deleted. Raises NOT_FOUND if it is
+        not a reply."""
         cores = (await self._store.batch_get((reply_id,))).cores
         if not cores or not cores[0].head.reply_to_id:
             raise _no_such_reply()
         return cores[0].head.reply_to_id
 
     async def _original_id(self, tweet_id: int) -> int:
-        """What stands for the tweet in replies: a retweet's original, and each other tweet itself."""
+        """Returns the id that replies refer to: the original's for a retweet, else the tweet's own."""
         cores = (await self._store.batch_get((tweet_id,))).cores
         return (cores[0].head.retweet_of_id if cores else 0) or tweet_id
 

@@ -15,7 +15,7 @@ from services.shared.absences import TOPICS as ABSENCE_TOPICS
 from services.shared.absences import following_absences
 from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import VisibleUserPages
-from services.tweet.consumer import GROUP, TOPICS, settling
+from services.tweet.consumer import GROUP, TOPICS, finishing_side_effects
 from services.tweet.pages import TweetPages
 from services.tweet.purge import PURGE, purge_job
 from services.tweet.reply_service import ReplyServicer
@@ -25,22 +25,22 @@ from services.tweet.store.sqlite.store import EmbeddedTweetStore
 from services.tweet.threads import Threads
 from services.tweet.writer import TweetWriter
 
-# The consumer group.
+# Consumer group of the absence events.
 ABSENCES = "tweet-absences"
 
 
 async def build(context: ServiceContext) -> Service:
-    """The service on the store of its family."""
+    """Builds the service on the store of the process's backend."""
     store, workers = await _open(context)
     hydrator = Hydrator(context.channel, shared_versions_of(context))
-    writes = TweetWriter(store, hydrator, context.ids, context.clock, context.settings.edit_window_s)
-    people = VisibleUserPages(
+    writer = TweetWriter(store, hydrator, context.ids, context.clock, context.settings.edit_window_s)
+    user_pages = VisibleUserPages(
         UserServiceStub(context.channel), GraphServiceStub(context.channel).GetVisibilityFilter, context.cursors
     )
-    lists = TweetPages(store, hydrator, people, context.cursors)
-    threads = Threads(store, lists, hydrator, context.cursors)
-    tweets = TweetServicer(store, writes, lists, hydrator, context.clock, context.settings.delete_grace_s)
-    replies = ReplyServicer(store, writes, lists, threads)
+    pages = TweetPages(store, hydrator, user_pages, context.cursors)
+    threads = Threads(store, pages, hydrator, context.cursors)
+    tweets = TweetServicer(store, writer, pages, hydrator, context.clock, context.settings.delete_grace_s)
+    replies = ReplyServicer(store, writer, pages, threads)
     return Service(
         context.name,
         servicers={"roost.tweet.v1.TweetService": tweets, "roost.tweet.v1.ReplyService": replies},
@@ -50,7 +50,8 @@ async def build(context: ServiceContext) -> Service:
 
 
 async def _open(context: ServiceContext) -> tuple[TweetStore, Sequence[Worker]]:
-    """The store, and what runs beside it: `tweet.db` in the data directory, or the keyspace of the cluster."""
+    """Opens the store and returns it with its workers: on `tweet.db` in the data directory, or on the Cassandra
+    keyspace of the cluster."""
     cluster = cluster_backends_of(context)
     if cluster is None:
         embedded = await EmbeddedTweetStore.open(context.data_dir / "tweet.db")
@@ -58,10 +59,14 @@ async def _open(context: ServiceContext) -> tuple[TweetStore, Sequence[Worker]]:
             Relay(embedded.db, context.log),
             purge_job(embedded, context.clock, context.settings.delete_grace_s, always),
         )
-    # Not before it is asked for: drivers are slow to import.
+    # Imported only if used: the drivers take long to import.
     from services.tweet.store.cassandra.store import CassandraTweetStore
 
     store = await CassandraTweetStore.open(cluster, context.log, context.clock)
     lease = await cluster.job_lease(PURGE)
     purge = purge_job(store, context.clock, context.settings.delete_grace_s, lease.hold)
-    return store, (store.outbox, context.log.consumer(GROUP, TOPICS, settling(store.finish_side_effects)), purge)
+    return store, (
+        store.outbox,
+        context.log.consumer(GROUP, TOPICS, finishing_side_effects(store.finish_side_effects)),
+        purge,
+    )

@@ -1,4 +1,4 @@
-"""The tweet service's rules, as RPC methods."""
+"""The servicer of roost.tweet.v1.TweetService."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from services.tweet.pages import TweetPages
 from services.tweet.store import TweetStore
 from services.tweet.writer import Draft, TweetWriter
 
-# A message of a scan: some 200 KB.
+# Tweets per message of ScanTweets: some 200 KB.
 SCAN_PAGE = 500
 
 
 class TweetServicer(TweetServiceServicer):
-    """roost.tweet.v1.TweetService. `clock` gives unix seconds; deleted tweets are kept for `delete_grace_s` seconds."""
+    """Serves roost.tweet.v1.TweetService. `clock` returns Unix seconds. PurgeDeletedTweets removes tweets that were
+    deleted more than `delete_grace_s` seconds ago."""
 
     def __init__(
         self,
         store: TweetStore,
-        writes: TweetWriter,
-        lists: TweetPages,
+        writer: TweetWriter,
+        pages: TweetPages,
         hydrator: Hydrator,
         clock: Callable[[], float],
         delete_grace_s: int,
     ) -> None:
         self._store = store
-        self._writes = writes
-        self._lists = lists
+        self._writer = writer
+        self._pages = pages
         self._hydrator = hydrator
         self._clock = clock
         self._delete_grace_s = delete_grace_s
 
     async def CreateTweet(self, request: rpc.CreateTweetRequest, context: object) -> Any:
         draft = Draft(calls.require_user(), request.text, request.reply_to_id, request.quote_of_id)
-        return await self._writes.post(draft, request)
+        return await self._writer.post(draft, request)
 
     async def GetTweet(self, request: rpc.GetTweetRequest, context: object) -> Any:
-        return await self._writes.joined(request.tweet_id)
+        return await self._writer.hydrated(request.tweet_id)
 
     async def BatchGetTweets(self, request: rpc.BatchGetTweetsRequest, context: object) -> Any:
         ids = list(request.ids)
@@ -52,25 +53,25 @@ class TweetServicer(TweetServiceServicer):
         return tweet_pb2.JoinedTweets(tweets=[tweet.data for tweet in found])
 
     async def UpdateTweet(self, request: rpc.UpdateTweetRequest, context: object) -> Any:
-        return await self._writes.edit(calls.require_user(), request.tweet_id, request.text)
+        return await self._writer.edit(calls.require_user(), request.tweet_id, request.text)
 
     async def ListTweetRevisions(self, request: rpc.ListTweetRevisionsRequest, context: object) -> Any:
-        await self._writes.joined(request.tweet_id)
+        await self._writer.hydrated(request.tweet_id)
         return rpc.ListTweetRevisionsResponse(revisions=await self._store.list_revisions(request.tweet_id))
 
     async def DeleteTweet(self, request: rpc.DeleteTweetRequest, context: object) -> Any:
-        await self._writes.delete(calls.require_user(), request.tweet_id)
+        await self._writer.delete(calls.require_user(), request.tweet_id)
         return rpc.DeleteTweetResponse()
 
     async def Retweet(self, request: rpc.RetweetRequest, context: object) -> Any:
-        return await self._writes.retweet(calls.require_user(), request.tweet_id)
+        return await self._writer.retweet(calls.require_user(), request.tweet_id)
 
     async def Unretweet(self, request: rpc.UnretweetRequest, context: object) -> Any:
-        await self._writes.unretweet(calls.require_user(), request.tweet_id)
+        await self._writer.unretweet(calls.require_user(), request.tweet_id)
         return rpc.UnretweetResponse()
 
     async def ListRecentTweets(self, request: rpc.ListRecentTweetsRequest, context: object) -> Any:
-        return await self._lists.page(request, "recent_tweets", self._store.list_recent)
+        return await self._pages.page(request, "recent_tweets", self._store.list_recent)
 
     async def ListUserTweets(self, request: rpc.ListUserTweetsRequest, context: object) -> Any:
         user_id = request.user_id
@@ -80,24 +81,24 @@ class TweetServicer(TweetServiceServicer):
         def fetch(before_id: int, limit: int) -> Awaitable[Sequence[int]]:
             return self._store.list_author(user_id, before_id, limit, replies=replies, retweets=retweets)
 
-        page = await self._lists.page(request, f"user_tweets/{user_id}/{replies:d}{retweets:d}", fetch)
-        # Whoever has a tweet on the page may be seen; only an empty page needs the question.
+        page = await self._pages.page(request, f"user_tweets/{user_id}/{replies:d}{retweets:d}", fetch)
+        # A tweet on the page proves that the reader may see its author. Only an empty page needs the check.
         if not page.tweets and not await self._hydrator.author_fragments(calls.reader_id(), [user_id]):
             raise errors.not_found("no such user")
         return page
 
     async def ListQuotes(self, request: rpc.ListQuotesRequest, context: object) -> Any:
-        return await self._lists.quotes(request)
+        return await self._pages.quotes(request)
 
     async def ListRetweeters(self, request: rpc.ListRetweetersRequest, context: object) -> Any:
-        users, next_cursor = await self._lists.retweeters(request)
+        users, next_cursor = await self._pages.retweeters(request)
         return rpc.ListRetweetersResponse(users=users, next_cursor=next_cursor)
 
     async def BatchListAuthorTweetIds(self, request: rpc.BatchListAuthorTweetIdsRequest, context: object) -> Any:
         return await self._store.batch_list_author_ids(list(request.author_ids), request.before_id, request.per_author)
 
     async def BatchGetTweetCores(self, request: rpc.BatchGetTweetCoresRequest, context: object) -> Any:
-        # The twin: its bytes are not taken apart here, and the hydrator knows most of them already.
+        # Parses into the wire type, which leaves each tweet as bytes.
         cores = await self._store.batch_get_serialized(list(request.ids), request.viewer_id)
         return tweet_pb2.SerializedTweetCores.FromString(cores)
 
@@ -119,9 +120,9 @@ class TweetServicer(TweetServiceServicer):
         return rpc.PurgeDeletedTweetsResponse(purged=purged)
 
     async def RemoveTweet(self, request: rpc.RemoveTweetRequest, context: object) -> Any:
-        await self._writes.remove(request.tweet_id, request.action_id)
+        await self._writer.remove(request.tweet_id, request.action_id)
         return rpc.RemoveTweetResponse()
 
     async def RestoreTweet(self, request: rpc.RestoreTweetRequest, context: object) -> Any:
-        await self._writes.restore(request.tweet_id, request.action_id)
+        await self._writer.restore(request.tweet_id, request.action_id)
         return rpc.RestoreTweetResponse()

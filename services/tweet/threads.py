@@ -1,7 +1,7 @@
-"""Threads: the way down to a tweet, and what answers it, depth first.
+"""Threads: the ancestors of a tweet, and the replies below it, depth first.
 
-What hangs on what is remembered for a while, by the version of the conversation: ids only, so that what a delete, an
-edit or a block changes is asked anew at every read, and a new reply makes a new version.
+Caches the reply tree (ids only) by the version of its conversation. Each new reply makes a new version. Deletes, edits
+and blocks need none, because every read hydrates the ids anew.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ from services.shared.hydration.hydrator import Hydrator
 from services.tweet.pages import TweetPages, page_size_of
 from services.tweet.store import MAX_PAGE, TweetStore
 
-# Replies to replies to … below the tweet asked for: a page never needs more rounds. Those further down have a thread of
-# their own.
+# Levels of replies shown below the requested tweet, which bounds the rounds of a page. Deeper replies are shown by the
+# thread of one of their ancestors.
 MAX_DEPTH = 100
-# Replies shown of each reply below the tweet asked for, the oldest: one that drew thousands must not bury its
-# neighbours. All direct replies to the tweet asked for are shown.
+# Replies shown of each reply, oldest first: one with thousands must not push its siblings off the page. The direct
+# replies to the requested tweet are not limited.
 MAX_BREADTH = 100
-# Tweets of the way down: as many as a page may hold. Of a longer one the first and the nearest are shown.
-MAX_WAY = 100
-# Above so many, depths count from the uppermost of them: nobody reads there, and walking further would cost.
+# Nodes shown above and including the requested tweet, as many as a page may hold. Of a longer chain the first tweet and
+# the nearest ones are shown.
+MAX_SHOWN_ANCESTORS = 100
+# Ancestors read from the store. Depths count from the topmost of them: a longer walk would cost reads and nobody
+# scrolls so far.
 MAX_ANCESTORS = MAX_PAGE
-# Mostly 2 KB each, 20 KB at most.
-CACHED_PARTS = 2_048
-# Versions make it right; this ends what nobody reads any more, and what was purged.
+# Mostly 2 KB each, at most 20 KB.
+CACHED_PAGES = 2_048
+# The version in the key keeps entries correct. The TTL drops entries that nobody reads and ids that were purged.
 TTL_S = 30.0
 
 
 class Node(NamedTuple):
-    """A tweet of a thread, the one that it answers (0: none, or purged), and how many replies lead to it from the
-    thread's first tweet."""
+    """A tweet of a thread. `parent_id` is the tweet that it replies to (0: none, or purged); `depth` is the number of
+    replies between it and the first tweet of the thread."""
 
     id: int
     parent_id: int
@@ -46,16 +48,17 @@ class Node(NamedTuple):
 
 
 class ThreadPage(NamedTuple):
-    """What one page shows: the way down to the tweet, itself included, where it is the first page; the replies; and
-    whether more follow."""
+    """One page of a thread. `ancestors` leads from the first tweet down to the requested one, included, and is empty on
+    later pages; `replies` follow depth first; `more` is True if another page follows."""
 
-    way: Sequence[Node]
+    ancestors: Sequence[Node]
     replies: Sequence[Node]
     more: bool
 
 
 class _PageKey(NamedTuple):
-    """A page: what stands behind `after_id` (the tweet itself: its first reply; 0: the first page), in this version."""
+    """The key of a cached page: the page of the tweet's thread after `after_id` (0: the first page; the tweet's own id:
+    from its first reply on) at this version of the conversation."""
 
     tweet_id: int
     after_id: int
@@ -66,46 +69,48 @@ class _PageKey(NamedTuple):
 class Threads:
     """Pages of threads for the caller."""
 
-    def __init__(self, store: TweetStore, lists: TweetPages, hydrator: Hydrator, cursors: Cursors) -> None:
+    def __init__(self, store: TweetStore, pages: TweetPages, hydrator: Hydrator, cursors: Cursors) -> None:
         self._store = store
-        self._lists = lists
+        self._pages = pages
         self._hydrator = hydrator
         self._cursors = cursors
-        self._parts: Cache[_PageKey, ThreadPage] = Cache(CACHED_PARTS, TTL_S)
+        self._page_cache: Cache[_PageKey, ThreadPage] = Cache(CACHED_PAGES, TTL_S)
 
     async def page(self, request: reply_service_pb2.GetThreadRequest) -> tweet_pb2.JoinedThread:
         """One page of the thread of `request.tweet_id`, or of what it retweets. What may not be seen is a tombstone;
         NOT_FOUND where that is the tweet itself."""
-        core = await self._lists.original(request.tweet_id)
+        core = await self._pages.original(request.tweet_id)
         tweet_id = core.head.id
         list_name = f"thread/{tweet_id}"
         after_id = int(self._cursors.open(request.cursor, list_name, 0)[0]) if request.cursor else 0
         version = await self._store.thread_version(tweet_pb2.Tweet.FromString(core.core).conversation_id)
-        part = await self._parts.get_or_load(_PageKey(tweet_id, after_id, page_size_of(request), version), self._load)
-        nodes = [*part.way, *part.replies]
+        page = await self._page_cache.get_or_load(
+            _PageKey(tweet_id, after_id, page_size_of(request), version), self._load
+        )
+        nodes = [*page.ancestors, *page.replies]
         ids = [node.id for node in nodes]
         found = {tweet.id: tweet.data for tweet in await self._hydrator.visible(calls.reader_id(), ids, limit=len(ids))}
         return tweet_pb2.JoinedThread(
             tweets=[found.get(node.id) or tombstone(node.id, node.parent_id) for node in nodes],
             depths=[node.depth for node in nodes],
-            next_cursor=self._cursors.seal(list_name, 0, nodes[-1].id) if part.more else "",
+            next_cursor=self._cursors.seal(list_name, 0, nodes[-1].id) if page.more else "",
         )
 
-    async def _load(self, place: _PageKey) -> ThreadPage:
-        tweet_id = place.tweet_id
-        above = await self._store.list_ancestors(tweet_id, MAX_ANCESTORS)
-        top = Node(tweet_id, above[0] if above else 0, len(above))
-        way = [] if place.after_id else _way(top, above)
-        room = max(place.page_size - len(way), 0)
-        # One more than there is room for tells whether the thread goes on.
-        replies = await self._descend(top, place.after_id or tweet_id, room + 1)
-        return ThreadPage(way, replies[:room], len(replies) > room)
+    async def _load(self, key: _PageKey) -> ThreadPage:
+        tweet_id = key.tweet_id
+        ancestor_ids = await self._store.list_ancestors(tweet_id, MAX_ANCESTORS)
+        top = Node(tweet_id, ancestor_ids[0] if ancestor_ids else 0, len(ancestor_ids))
+        ancestors = [] if key.after_id else _shown_ancestors(top, ancestor_ids)
+        reply_limit = max(key.page_size - len(ancestors), 0)
+        # One more than fits shows whether another page follows.
+        replies = await self._replies_depth_first(top, key.after_id or tweet_id, reply_limit + 1)
+        return ThreadPage(ancestors, replies[:reply_limit], len(replies) > reply_limit)
 
-    async def _descend(self, top: Node, after_id: int, wanted: int) -> list[Node]:
-        """The first `wanted` replies behind `after_id`, depth first, the oldest of each tweet first."""
-        known = await self._pending(top, after_id, wanted)
+    async def _replies_depth_first(self, top: Node, after_id: int, wanted: int) -> list[Node]:
+        """Returns the first `wanted` replies after `after_id`, depth first, siblings oldest first."""
+        known = await self._resume_points(top, after_id, wanted)
         asked: set[int] = set()
-        # Each round goes one level deeper, but never for what is beyond the page already.
+        # Each round loads one more level, only for nodes that are on the page.
         while missing := [n for n in known if n.id not in asked and n.depth - top.depth < MAX_DEPTH]:
             asked.update(node.id for node in missing)
             children = await self._store.batch_list_children([node.id for node in missing], MAX_BREADTH)
@@ -115,16 +120,20 @@ class Threads:
             known = [n for node in known for n in (node, *deeper.get(node.id, ()))][:wanted]
         return known
 
-    async def _pending(self, top: Node, after_id: int, wanted: int) -> list[Node]:
-        """Where to go on behind `after_id`: below it, then beside it, then beside what it answers, and so on up."""
+    async def _resume_points(self, top: Node, after_id: int, wanted: int) -> list[Node]:
+        """Returns the nodes at which the walk continues after `after_id`, in page order: its own children, then its
+        later siblings, then those of each ancestor up to `top`. Raises INVALID_ARGUMENT if `after_id` is no longer
+        below `top`."""
         path: Sequence[int] = ()
         if after_id != top.id:
-            above = await self._store.list_ancestors(after_id, MAX_DEPTH)
-            if top.id not in above:
-                raise errors.invalid_argument("this page is gone: start again without a cursor", field="cursor")
-            path = (after_id, *above[: above.index(top.id)])
+            ancestor_ids = await self._store.list_ancestors(after_id, MAX_DEPTH)
+            if top.id not in ancestor_ids:
+                raise errors.invalid_argument(
+                    "the tweet at which this page began is gone: list the thread again without a cursor", field="cursor"
+                )
+            path = (after_id, *ancestor_ids[: ancestor_ids.index(top.id)])
         pending: list[Node] = []
-        # The lowest of them has no children here if it lies at the greatest depth.
+        # A node at MAX_DEPTH has no shown children.
         nested = path if len(path) < MAX_DEPTH else path[1:]
         children = await self._store.batch_list_children(nested, MAX_BREADTH) if nested else {}
         done = 0
@@ -132,17 +141,20 @@ class Threads:
             depth = top.depth + len(path) - height + 1
             pending += [Node(i, tweet_id, depth) for i in children.get(tweet_id, ()) if i > done]
             done = tweet_id
-        direct = await self._store.batch_list_children([top.id], wanted, after_id=done)
-        return (pending + _children(top, direct))[:wanted]
+        direct_replies = await self._store.batch_list_children([top.id], wanted, after_id=done)
+        return (pending + _children(top, direct_replies))[:wanted]
 
 
-def _way(top: Node, above: Sequence[int]) -> list[Node]:
-    """From the first tweet down to this one; `above` is nearest first."""
-    parents = (*above, 0)[1:]
-    way = [Node(i, parent, top.depth - n) for n, (i, parent) in enumerate(zip(above, parents, strict=True), 1)]
-    if len(way) >= MAX_WAY:
-        way[MAX_WAY - 2 : -1] = []
-    return [*reversed(way), top]
+def _shown_ancestors(top: Node, ancestor_ids: Sequence[int]) -> list[Node]:
+    """Returns the nodes from the first tweet down to `top`; `ancestor_ids` is nearest first. More than
+    MAX_SHOWN_ANCESTORS are cut in the middle: the first tweet stays."""
+    parents = (*ancestor_ids, 0)[1:]
+    ancestors = [
+        Node(i, parent, top.depth - n) for n, (i, parent) in enumerate(zip(ancestor_ids, parents, strict=True), 1)
+    ]
+    if len(ancestors) >= MAX_SHOWN_ANCESTORS:
+        ancestors[MAX_SHOWN_ANCESTORS - 2 : -1] = []
+    return [*reversed(ancestors), top]
 
 
 def _children(node: Node, children: Mapping[int, Sequence[int]]) -> list[Node]:

@@ -1,9 +1,9 @@
-"""Weighted length of a text by the rules of twitter-text v3, in linear time.
+"""Computes the weighted length of a text by the rules of twitter-text v3, in linear time.
 
-A URL counts 23, an emoji 2 however many code points it has, CJK and most other scripts beyond the European and Near
-Eastern ones 2, the rest 1. The top-level domains are those of `twitter-text-parser`. Only
-its files are read: the package itself imports `pkg_resources`, which setuptools no longer has, and its URL pattern
-backtracks for 0.75 s over 4 KB of `a-a-a-…`.
+A URL weighs 23, an emoji 2 whatever its number of code points, most characters outside the European and Near Eastern
+scripts 2, all others 1. The top-level domains come from the package `twitter-text-parser`. Only its data files are
+read: the package imports `pkg_resources`, which setuptools has removed, and its URL pattern backtracks for 0.75 s over
+4 KB of `a-a-a-…`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 URL_WEIGHT = 23
 EMOJI_WEIGHT = 2
-# Twitter's own limits: a longer label is no host name, a longer slug no short link of theirs.
+# Twitter's limits: a longer label is not a host name, a longer slug is not a t.co link.
 _MAX_LABEL_CHARS = 63
-# How a label in another script begins once it is encoded for DNS.
+# Prefix of a label that is encoded for DNS.
 _ENCODED_PREFIX = "xn--"
 _MAX_TCO_SLUG_CHARS = 40
 
 _DISTRIBUTION = "twitter-text-parser"
-# Beyond these ranges a code point weighs 2.
+# A code point outside these ranges weighs 2.
 _HEAVY = re.compile("[^\u0000-\u10ff\u2000-\u200d\u2010-\u201f\u2032-\u2037]")
 
 _SPACES = "\\x09-\\x0d\\x20\\x85\\xa0\u1680\u180e\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -38,14 +38,14 @@ _CYRILLIC = "\u0400-\u04ff"
 _PUNCTUATION = r"!'#%&()*+,\\\-./:;<=>?@\[\]^_{|}~$"
 _HOST_CHAR = f"[^{_PUNCTUATION}{_SPACES}{_DIRECTIONAL}{_INVALID}]"
 
-# Sorts out most texts before anything dear is asked.
+# Cheap test that excludes most texts without a URL.
 _MAYBE_URL = re.compile(r"[^\s.]\.[^\s.]")
-# A host, with or without its scheme: a run of labels in any script, up to where a scheme begins. Possessive:
-# nothing is read twice.
+# A host with or without scheme: a run of labels in any script, up to the next scheme. The quantifiers are possessive,
+# so no character is read twice.
 _HOST = re.compile(
     rf"(https?://)?+({_HOST_CHAR}(?:(?!(?<![a-z0-9@$#])https?://)(?:{_HOST_CHAR}|[._-]))*+)", re.IGNORECASE
 )
-# Without a scheme only European letters count, but for the top-level domain.
+# Without a scheme only European letters belong to a host, except in the top-level domain.
 _BARE_HOST = re.compile(
     rf"[a-z0-9{_LATIN}][-a-z0-9{_LATIN}]*+(?:\.[-a-z0-9{_LATIN}]++)*+(?:\.{_HOST_CHAR}++)?+", re.IGNORECASE
 )
@@ -57,7 +57,7 @@ _TAIL = re.compile(
     rf"(?::[0-9]++)?+(?P<path>/(?>{_PATH_CHAR}++|{_PARENS})*+)?+(?P<query>\?[a-z0-9!?*'@();:&=+$/%#\[\]\-_.,~|]*+)?+",
     re.IGNORECASE,
 )
-# What a path or a query may hold and not end with: a full stop behind a link belongs to the sentence.
+# Characters that a path or query may contain but not end with: a full stop after a link belongs to the sentence.
 _PATH_TRAIL = "!*';:,.$%[]\u2013~@|&"
 _QUERY_TRAIL = "!?*'@();:+$%[].,~|"
 _TCO = re.compile(r"https?://t\.co/([a-z0-9]+)", re.IGNORECASE)
@@ -66,10 +66,11 @@ _BAD_BEFORE = frozenset("@\uff20$#\uff03" + _INVALID + "0123456789abcdefghijklmn
 _BAD_BEFORE_BARE = _BAD_BEFORE | frozenset("-_./")
 
 
-# How many one emoji joins at most: a family, or a kiss, of two with a heart and a mouth.
+# Most elements that one emoji joins: a family, or a couple with heart and kiss.
 _MAX_JOINED = 4
 _FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
-# Unicode's Extended_Pictographic: what is an emoji, or is kept for one to come. So it does not change as emoji are added.
+# Unicode's Extended_Pictographic: every emoji and every code point reserved for one, so it does not change as emoji are
+# added.
 _PICTOGRAPHS = "".join(
     f"{chr(first)}-{chr(last)}"
     for first, last in (
@@ -91,15 +92,15 @@ _PICTOGRAPHS = "".join(
 
 
 class Span(NamedTuple):
-    """A part of a text, in code points: from `start` to before `end`."""
+    """A part of a text in code points; `end` is exclusive."""
 
     start: int
     end: int
 
 
 def weighted_length(text: str, stop_above: int) -> int:
-    """The weighted length of an NFC text; counting ends early once it is above `stop_above`, so only "more" is
-    known then."""
+    """Returns the weighted length of an NFC text. Stops counting early above `stop_above`; a larger result is then only
+    a lower bound."""
     weight = position = 0
     for start, end in find_urls(text):
         weight += _plain_weight(text[position:start], stop_above - weight) + URL_WEIGHT
@@ -110,7 +111,7 @@ def weighted_length(text: str, stop_above: int) -> int:
 
 
 def find_urls(text: str) -> list[Span]:
-    """The URLs of a text in order, with or without `http://` or `https://`."""
+    """Returns the URLs of a text in order, with or without `http://` or `https://`."""
     if _MAYBE_URL.search(text) is None:
         return []
     urls: list[Span] = []
@@ -134,7 +135,7 @@ def _with_scheme(text: str, match: re.Match[str]) -> list[Span]:
         return [url]
     if len(tco[1]) > _MAX_TCO_SLUG_CHARS:
         return []
-    # A short link has no path behind its slug.
+    # A t.co link has no path after its slug.
     return [Span(start, tco.end() if text[tco.end() : tco.end() + 1] != "?" else _tail_end(text, tco.end()))]
 
 
@@ -151,14 +152,14 @@ def _without_scheme(text: str, match: re.Match[str]) -> list[Span]:
 
 
 def _host_end(text: str, start: int, end: int) -> int:
-    """Where the host that starts there ends: behind its last top-level domain; 0 if it has none."""
+    """Returns the index after the last top-level domain of the host between `start` and `end`; 0 if it has none."""
     found = 0
     labels = text[start:end].split(".")
     position = start + len(labels[0]) + 1
     for before, label in itertools.pairwise(labels):
         if not _is_host_label(before):
             break
-        # An underscore may stand in a subdomain, not in the name that somebody registered.
+        # Subdomains may contain an underscore, registered names may not.
         if "_" not in before:
             found = _tld_end(text, position, label) or found
         position += len(label) + 1
@@ -170,7 +171,7 @@ def _is_host_label(label: str) -> bool:
         return False
     if label.isascii():
         return True
-    # What is encoded already must not hold what would have to be encoded; encoded, a label is bounded like any other.
+    # An encoded label must be ASCII; a Unicode label must fit the bound once it is encoded.
     if label[:4].lower() == _ENCODED_PREFIX:
         return _BARE_LABEL.fullmatch(label) is not None
     return len(_ENCODED_PREFIX) + len(label.encode("punycode")) <= _MAX_LABEL_CHARS
@@ -189,8 +190,8 @@ def _tld_end(text: str, start: int, label: str) -> int:
 
 
 def _tail_end(text: str, host_end: int) -> int:
-    """Where the URL ends whose host ends there: behind port, path and query, less the punctuation that belongs to
-    the sentence."""
+    """Returns the end of the URL whose host ends at `host_end`: after port, path and query, without trailing
+    punctuation of the sentence."""
     tail = _TAIL.match(text, host_end)
     if tail is None:
         return host_end
@@ -204,7 +205,7 @@ def _tail_end(text: str, host_end: int) -> int:
 
 
 def _plain_weight(text: str, stop_above: int) -> int:
-    """The weight of a text without URLs."""
+    """Returns the weight of a text without URLs; may stop early above `stop_above`."""
     if text.isascii():
         return len(text)
     weight = position = 0
@@ -232,15 +233,16 @@ def _load_tlds() -> frozenset[str]:
             raise ImportError(f"{_DISTRIBUTION} has no {name}")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        # The pattern is one alternation of names, in two groups, with a look-ahead behind.
+        # The pattern is one alternation of names in two groups, followed by a look-ahead.
         names.update(getattr(module, name).pattern.partition(")(?=")[0].removeprefix("(?:(?:").split("|"))
     return frozenset(names)
 
 
 _TLDS = _load_tlds()
 _LONGEST_TLD = max(map(len, _TLDS))
-# An emoji by its grammar (Unicode Technical Standard #51), for a table of sequences is out of date with every new Unicode. A base with
-# its style or skin tone, or with the tags of a region's flag, and others joined to it; two flag letters; a keycap.
+# Matches emoji by their grammar (Unicode Technical Standard #51), because a table of sequences is out of date with
+# every Unicode version: a base with style or skin tone, or with the tags of a regional flag, and others joined to it;
+# two flag letters; or a keycap.
 _ELEMENT = f"[{_PICTOGRAPHS}][\ufe0f\U0001f3fb-\U0001f3ff]?(?:[\U000e0030-\U000e007a]{{3,6}}\U000e007f)?"
 _EMOJI = re.compile(
     f"{_ELEMENT}(?:\u200d{_ELEMENT}){{0,{_MAX_JOINED - 1}}}|[{_FLAG_LETTERS}]{{2}}|[#*0-9]\ufe0f?\u20e3", re.DOTALL

@@ -1,4 +1,4 @@
-"""What posting, editing, retweeting and deleting mean: the rules behind both gRPC services of this package."""
+"""Creates, edits, retweets and deletes tweets: the rules shared by TweetService and ReplyService."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from services.tweet.entities import extract
 from services.tweet.store import Claim, TweetStore
 from services.tweet.text import normalize_text
 
-# Enough to mend a text, too few to make it another one unseen.
+# Enough to correct mistakes, too few to turn a tweet with many likes into another one step by step.
 MAX_EDITS = 5
-# Posting does not depend on identity: this much of the answer's time is spent on naming the author in full.
+# A post must not fail if identity is slow: after this time the response names the author by id alone.
 AUTHOR_WAIT_S = 0.5
 
-# Both ways to post something written.
-Post = rpc.CreateTweetRequest | reply_service_pb2.CreateReplyRequest
+# The two requests that create a tweet with text.
+PostRequest = rpc.CreateTweetRequest | reply_service_pb2.CreateReplyRequest
 
 
 class Draft(NamedTuple):
-    """What somebody wants to post; ids of 0 mean none."""
+    """The text and links of a tweet to create. A `reply_to_id` or `quote_of_id` of 0 means none."""
 
     author_id: int
     text: str
@@ -45,8 +45,8 @@ class Draft(NamedTuple):
 
 
 class TweetWriter:
-    """Writes by the rules, and answers as the author reads it. `clock` gives unix seconds; a text may be edited for
-    `edit_window_s` seconds."""
+    """Applies the rules for writes, and returns tweets as their author sees them. `clock` returns Unix seconds. A tweet
+    may be edited for `edit_window_s` seconds after its creation."""
 
     def __init__(
         self, store: TweetStore, hydrator: Hydrator, ids: Snowflake, clock: Callable[[], float], edit_window_s: int
@@ -57,54 +57,70 @@ class TweetWriter:
         self._clock = clock
         self._edit_window_s = edit_window_s
 
-    async def post(self, draft: Draft, request: Post) -> tweet_pb2.JoinedTweet:
-        """Posts a tweet, reply or quote; a repeat of a request with an idempotency key answers the first. What stands
-        for a retweet is its original. NOT_FOUND where a tweet that it names is gone, PERMISSION_DENIED where its author
-        and this one block each other, ALREADY_EXISTS where the key came with another body."""
+    async def post(self, draft: Draft, request: PostRequest) -> tweet_pb2.JoinedTweet:
+        """Creates a tweet, reply or quote and returns it hydrated. A reply to a retweet, or a quote of one, refers to
+        the original. A repeat with the same idempotency key and body returns the first result. Raises INVALID_ARGUMENT
+        if the text is not valid, NOT_FOUND if the tweet that it replies to or quotes is deleted or hidden from the
+        author, PERMISSION_DENIED (BLOCKED) if a block between the two users is all that hides it, ALREADY_EXISTS if the
+        key was used with another body, UNIMPLEMENTED if it names media."""
         if request.media_ids:
-            raise errors.unimplemented("media are not served yet")
+            raise errors.unimplemented("media are not supported yet: leave media_ids empty")
         text = normalize_text(draft.text)
         claim = self._claim(request)
         try:
-            parent = await self.target(draft.author_id, draft.reply_to_id) if draft.reply_to_id else None
-            quoted = await self.target(draft.author_id, draft.quote_of_id) if draft.quote_of_id else None
+            parent = await self.resolve_target(draft.author_id, draft.reply_to_id) if draft.reply_to_id else None
+            quoted = await self.resolve_target(draft.author_id, draft.quote_of_id) if draft.quote_of_id else None
         except errors.RoostError:
-            # What it named may have gone since: the first answer still holds.
+            # The parent may have been deleted since the first attempt: the first result must still be returned.
             earlier = await self._store.find_claimed(draft.author_id, claim) if claim is not None else 0
             if not earlier:
                 raise
-            return await self.joined(earlier)
-        author = await self._author(draft.author_id)
+            return await self.hydrated(earlier)
+        author = await self._author_fragment(draft.author_id)
         tweet_id = await self._ids.mint()
-        core, conversation_id = _first_core(tweet_id, draft.author_id, text, parent, quoted)
-        stored_id = await self._store.create(core, conversation_id, await self._created(core.head), claim)
+        core, conversation_id = _new_core(tweet_id, draft.author_id, text, parent, quoted)
+        stored_id = await self._store.create(core, conversation_id, await self._created_event(core.head), claim)
         if stored_id != tweet_id or quoted is not None:
-            return await self.joined(stored_id)
+            return await self.hydrated(stored_id)
         return tweet_pb2.JoinedTweet(tweet=core.core + author + NO_METRICS)
 
     async def edit(self, user_id: int, tweet_id: int, text: str) -> tweet_pb2.JoinedTweet:
-        """Changes the text of an own tweet; the text that stands already makes no new version, so that repeats are
-        OK. FAILED_PRECONDITION when its time (EDIT_WINDOW_CLOSED) or its edits (EDIT_LIMIT) are used up and for
-        retweets (RETWEET); else as `own`."""
+        """Replaces the text of the user's own tweet and returns it hydrated. The present text makes no new version, so
+        a repeat succeeds. Raises FAILED_PRECONDITION if `edit_window_s` is over (EDIT_WINDOW_CLOSED), after MAX_EDITS
+        edits (EDIT_LIMIT), or if it is a retweet (RETWEET); INVALID_ARGUMENT for the text; PERMISSION_DENIED and
+        NOT_FOUND as `live_own_tweet`."""
         text = normalize_text(text)
-        # Each time round somebody else's edit came first, and of those there are only so many.
+        # A round is lost only to a concurrent edit, and MAX_EDITS bounds how many of those there can be.
         for _ in range(MAX_EDITS + 1):
-            core = await self.own(user_id, tweet_id, "edits")
+            core = await self.live_own_tweet(user_id, tweet_id, "edit")
             if core.head.retweet_of_id:
-                raise errors.failed_precondition("a retweet has no text of its own", Reason.RETWEET)
+                raise errors.failed_precondition(
+                    "a retweet has no text to edit: edit the original tweet", Reason.RETWEET
+                )
             versions = await self._store.list_revisions(tweet_id)
-            if not versions or versions[-1].text == text or await self._revise(core, versions[0], versions[-1], text):
+            if (
+                not versions
+                or versions[-1].text == text
+                or await self._store_edit(core, versions[0], versions[-1], text)
+            ):
                 break
-        return await self.joined(tweet_id)
+        return await self.hydrated(tweet_id)
 
-    async def _revise(
+    async def _store_edit(
         self, core: tweet_pb2.TweetCore, first: rpc.TweetRevision, last: rpc.TweetRevision, text: str
     ) -> bool:
+        """Stores `text` as the version after `last`. Returns False if another edit was stored first. Raises
+        FAILED_PRECONDITION if the edit window is over or the tweet has been edited MAX_EDITS times."""
         now_ms = int(self._clock() * 1000)
         if now_ms - timestamp_ms(core.head.id) > self._edit_window_s * 1000:
-            raise errors.failed_precondition("the time for edits is over", Reason.EDIT_WINDOW_CLOSED)
+            raise errors.failed_precondition(
+                f"a tweet can be edited for {self._edit_window_s} s after it was created: that time is over",
+                Reason.EDIT_WINDOW_CLOSED,
+            )
         if last.version > MAX_EDITS:
-            raise errors.failed_precondition(f"a tweet is edited {MAX_EDITS} times at most", Reason.EDIT_LIMIT)
+            raise errors.failed_precondition(
+                f"a tweet can be edited {MAX_EDITS} times: no edit is left", Reason.EDIT_LIMIT
+            )
         edited_at = Timestamp()
         edited_at.FromMilliseconds(now_ms)
         tweet = tweet_pb2.Tweet.FromString(core.core)
@@ -113,90 +129,95 @@ class TweetWriter:
         tweet.entities.CopyFrom(extract(text))
         core.core = tweet.SerializeToString()
         revision = rpc.TweetRevision(version=last.version + 1, text=text, created_at=edited_at)
-        fact = event_pb2.TweetEdited(tweet_id=tweet.id, author_id=tweet.author_id, version=revision.version)
-        event = await self._event("tweet.edited", tweet.author_id, event_pb2.Event(tweet_edited=fact))
+        change = event_pb2.TweetEdited(tweet_id=tweet.id, author_id=tweet.author_id, version=revision.version)
+        event = await self._record("tweet.edited", tweet.author_id, event_pb2.Event(tweet_edited=change))
         return await self._store.revise(core, revision, event)
 
     async def retweet(self, user_id: int, tweet_id: int) -> tweet_pb2.JoinedTweet:
-        """The user's retweet of the tweet, or of the original where this is a retweet; one stands at a time. Refuses
-        as `post`."""
-        original = await self.target(user_id, tweet_id)
+        """Returns the user's retweet of the tweet, hydrated, and creates it if there is none. A retweet of a retweet
+        refers to the original. Raises NOT_FOUND or PERMISSION_DENIED as `resolve_target`."""
+        original = await self.resolve_target(user_id, tweet_id)
         original_id = original.head.id
         retweet_id = (await self._store.find_retweets(user_id, (original_id,))).get(original_id, 0)
         if not retweet_id:
             core = _retweet_core(await self._ids.mint(), user_id, original.head)
-            retweet_id = await self._store.create(core, core.head.id, await self._created(core.head), None)
-        return await self.joined(retweet_id)
+            retweet_id = await self._store.create(core, core.head.id, await self._created_event(core.head), None)
+        return await self.hydrated(retweet_id)
 
     async def unretweet(self, user_id: int, tweet_id: int) -> None:
-        """Takes the user's retweet of this tweet, or of this retweet's original, back, if there is one; also where it
-        is hidden by now. NOT_FOUND if there never was such a tweet."""
-        head = (await self._any(tweet_id)).head
+        """Deletes the user's retweet of this tweet, if there is one; for a retweet, the user's retweet of its original.
+        Works on hidden tweets too. Raises NOT_FOUND if the tweet never existed."""
+        head = (await self._existing(tweet_id)).head
         original_id = head.retweet_of_id or head.id
         retweet_id = (await self._store.find_retweets(user_id, (original_id,))).get(original_id, 0)
         if retweet_id:
-            await self._store.delete(retweet_id, int(self._clock()), await self._deleted(retweet_id, user_id))
+            await self._store.delete(retweet_id, int(self._clock()), await self._deleted_event(retweet_id, user_id))
 
     async def delete(self, user_id: int, tweet_id: int) -> None:
-        """Deletes an own tweet or retweet; again is OK. Refuses as `own`."""
-        core = await self._any(tweet_id)
-        await self._refuse_others(user_id, core, "deletes")
-        await self._store.delete(tweet_id, int(self._clock()), await self._deleted(tweet_id, user_id))
+        """Deletes the user's own tweet or retweet; a repeat changes nothing. Raises NOT_FOUND if it never existed or is
+        hidden from the user, PERMISSION_DENIED (NOT_AUTHOR) if another user wrote it."""
+        core = await self._existing(tweet_id)
+        await self._require_author(user_id, core, "delete")
+        await self._store.delete(tweet_id, int(self._clock()), await self._deleted_event(tweet_id, user_id))
 
     async def remove(self, tweet_id: int, action_id: int) -> None:
-        """Hides a tweet by a moderator's action. NOT_FOUND if there is none."""
-        event = await self._deleted(tweet_id, (await self._any(tweet_id)).head.author_id)
+        """Hides a tweet on behalf of the moderator's action `action_id`. Raises NOT_FOUND if it does not exist."""
+        event = await self._deleted_event(tweet_id, (await self._existing(tweet_id)).head.author_id)
         await self._store.remove(tweet_id, action_id, int(self._clock()), event)
 
     async def restore(self, tweet_id: int, action_id: int) -> None:
-        """Undoes `remove`. NOT_FOUND if there is none, FAILED_PRECONDITION if another action hides it."""
-        author_id = (await self._any(tweet_id)).head.author_id
-        fact = event_pb2.TweetRestored(tweet_id=tweet_id, author_id=author_id)
-        event = await self._event("tweet.restored", author_id, event_pb2.Event(tweet_restored=fact))
+        """Undoes `remove`. Raises NOT_FOUND if the tweet does not exist, FAILED_PRECONDITION if another action hides
+        it."""
+        author_id = (await self._existing(tweet_id)).head.author_id
+        change = event_pb2.TweetRestored(tweet_id=tweet_id, author_id=author_id)
+        event = await self._record("tweet.restored", author_id, event_pb2.Event(tweet_restored=change))
         await self._store.restore(tweet_id, action_id, event)
 
-    async def own(self, user_id: int, tweet_id: int, action: str) -> tweet_pb2.TweetCore:
-        """A standing tweet of the user's. PERMISSION_DENIED (NOT_AUTHOR) where it is another's, NOT_FOUND where it is
-        gone, or the user may not even know of it."""
-        core = await self._standing(tweet_id)
-        await self._refuse_others(user_id, core, action)
+    async def live_own_tweet(self, user_id: int, tweet_id: int, action: str) -> tweet_pb2.TweetCore:
+        """Returns a live tweet of the user. Raises PERMISSION_DENIED (NOT_AUTHOR) if another user wrote it, NOT_FOUND
+        if it is deleted or hidden from the user. `action` completes the error message: "only the author may <action>
+        this tweet"."""
+        core = await self._live(tweet_id)
+        await self._require_author(user_id, core, action)
         return core
 
-    async def target(self, user_id: int, tweet_id: int) -> tweet_pb2.TweetCore:
-        """What the user means to answer, quote or retweet: a tweet that stands, and for a retweet its original.
-        NOT_FOUND where it is gone or its author suspended, PERMISSION_DENIED (BLOCKED) where one blocks the other."""
-        core = await self._standing(tweet_id)
+    async def resolve_target(self, user_id: int, tweet_id: int) -> tweet_pb2.TweetCore:
+        """Returns the live tweet that a reply, quote or retweet refers to; for a retweet, its original. Raises
+        NOT_FOUND if it is deleted or its author suspended or deactivated, PERMISSION_DENIED (BLOCKED) if a block
+        between the user and an author is all that hides it."""
+        core = await self._live(tweet_id)
         author_ids = {core.head.author_id}
         if core.head.retweet_of_id:
-            core = await self._standing(core.head.retweet_of_id)
+            core = await self._live(core.head.retweet_of_id)
             author_ids.add(core.head.author_id)
-        await self._refuse_hidden(user_id, author_ids)
+        await self._require_visible_authors(user_id, author_ids)
         return core
 
-    async def joined(self, tweet_id: int) -> tweet_pb2.JoinedTweet:
-        """The tweet as the caller reads it; NOT_FOUND where that is not to be."""
+    async def hydrated(self, tweet_id: int) -> tweet_pb2.JoinedTweet:
+        """Returns the tweet as the caller sees it. Raises NOT_FOUND if it does not exist or is hidden from the caller."""
         found = await self._hydrator.visible(calls.reader_id(), (tweet_id,), limit=1)
         if not found:
             raise no_such_tweet()
         return tweet_pb2.JoinedTweet(tweet=found[0].data)
 
-    def _claim(self, request: Post) -> Claim | None:
-        """What makes repeats of this body with its key safe; None without a key. Tweets and replies share no keys."""
+    def _claim(self, request: PostRequest) -> Claim | None:
+        """Returns the claim for the request's idempotency key; None if it has no key. Keys of CreateTweet and
+        CreateReply are separate."""
         key = request.idempotency_key
         if not key:
             return None
         body = deepcopy(request)
-        # The caller may or may not name themselves: that makes no other body.
+        # `user_id` is optional: a repeat with it and one without it have the same body.
         body.ClearField("idempotency_key")
         body.ClearField("user_id")
         digest = hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
-        # A space stands in no key that a client may send.
+        # Clients cannot send a space in a key, so this prefix never collides.
         scoped = key if isinstance(request, rpc.CreateTweetRequest) else f"{request.DESCRIPTOR.name} {key}"
         return Claim(scoped, digest, int(self._clock()))
 
-    async def _author(self, user_id: int) -> bytes:
-        """The author fragment of the caller; with the id alone while identity does not answer: a post must not wait
-        for it."""
+    async def _author_fragment(self, user_id: int) -> bytes:
+        """Returns the author fragment of the caller; with the id alone if identity fails or takes longer than
+        AUTHOR_WAIT_S, because a post must not depend on it."""
         fragment = None
         try:
             async with asyncio.timeout(AUTHOR_WAIT_S):
@@ -205,34 +226,34 @@ class TweetWriter:
             pass
         return fragment or author_fragment(user_pb2.UserRef(id=user_id).SerializeToString())
 
-    async def _refuse_others(self, user_id: int, core: tweet_pb2.TweetCore, action: str) -> None:
+    async def _require_author(self, user_id: int, core: tweet_pb2.TweetCore, action: str) -> None:
         if core.head.author_id != user_id:
-            # Raises NOT_FOUND where the caller may not even know of it.
-            await self.joined(core.head.id)
-            raise errors.permission_denied(f"only its author {action} a tweet", Reason.NOT_AUTHOR)
+            # Raises NOT_FOUND if the user may not see the tweet: the error below would reveal that it exists.
+            await self.hydrated(core.head.id)
+            raise errors.permission_denied(f"only the author may {action} this tweet", Reason.NOT_AUTHOR)
 
-    async def _refuse_hidden(self, user_id: int, author_ids: Collection[int]) -> None:
+    async def _require_visible_authors(self, user_id: int, author_ids: Collection[int]) -> None:
         if len(await self._hydrator.author_fragments(user_id, author_ids)) == len(author_ids):
             return
         if len(await self._hydrator.author_fragments(0, author_ids)) == len(author_ids):
-            raise errors.permission_denied("one of you blocks the other", Reason.BLOCKED)
+            raise errors.permission_denied("you cannot do this because one of you blocks the other", Reason.BLOCKED)
         raise no_such_tweet()
 
-    async def _any(self, tweet_id: int) -> tweet_pb2.TweetCore:
-        """The tweet, also where it is hidden; NOT_FOUND if there is none."""
+    async def _existing(self, tweet_id: int) -> tweet_pb2.TweetCore:
+        """Returns the tweet, live or hidden. Raises NOT_FOUND if it does not exist."""
         cores = (await self._store.batch_get((tweet_id,))).cores
         if not cores:
             raise no_such_tweet()
         return cores[0]
 
-    async def _standing(self, tweet_id: int) -> tweet_pb2.TweetCore:
-        core = await self._any(tweet_id)
+    async def _live(self, tweet_id: int) -> tweet_pb2.TweetCore:
+        core = await self._existing(tweet_id)
         if core.head.deleted:
             raise no_such_tweet()
         return core
 
-    async def _created(self, head: tweet_pb2.TweetHead) -> Record:
-        fact = event_pb2.TweetCreated(
+    async def _created_event(self, head: tweet_pb2.TweetHead) -> Record:
+        change = event_pb2.TweetCreated(
             tweet_id=head.id,
             author_id=head.author_id,
             reply_to_id=head.reply_to_id,
@@ -242,13 +263,13 @@ class TweetWriter:
             quote_of_id=head.quote_of_id,
             quote_of_author_id=head.quote_of_author_id,
         )
-        return await self._event("tweet.created", head.author_id, event_pb2.Event(tweet_created=fact))
+        return await self._record("tweet.created", head.author_id, event_pb2.Event(tweet_created=change))
 
-    async def _deleted(self, tweet_id: int, author_id: int) -> Record:
+    async def _deleted_event(self, tweet_id: int, author_id: int) -> Record:
         body = event_pb2.Event(tweet_deleted=event_pb2.TweetDeleted(tweet_id=tweet_id, author_id=author_id))
-        return await self._event("tweet.deleted", author_id, body)
+        return await self._record("tweet.deleted", author_id, body)
 
-    async def _event(self, topic: str, author_id: int, event: event_pb2.Event) -> Record:
+    async def _record(self, topic: str, author_id: int, event: event_pb2.Event) -> Record:
         event.event_id = await self._ids.mint()
         event.key = author_id
         event.occurred_at.FromMilliseconds(int(self._clock() * 1000))
@@ -257,18 +278,19 @@ class TweetWriter:
 
 
 def no_such_tweet() -> errors.RoostError:
-    """The one answer for what never was, is gone, or is hidden from who asks."""
+    """Returns the same NOT_FOUND for a tweet that never existed, is deleted, or is hidden from the caller."""
     return errors.not_found("no such tweet")
 
 
-def _first_core(
+def _new_core(
     tweet_id: int,
     author_id: int,
     text: str,
     parent: tweet_pb2.TweetCore | None,
     quoted: tweet_pb2.TweetCore | None,
 ) -> tuple[tweet_pb2.TweetCore, int]:
-    """The core of a new post, and its conversation: that of what it replies to, else its own."""
+    """Returns the TweetCore of a new tweet and its conversation id: the parent's conversation for a reply, else the
+    tweet's own id."""
     head = tweet_pb2.TweetHead(id=tweet_id, author_id=author_id)
     conversation_id = tweet_id
     if parent is not None:

@@ -1,8 +1,8 @@
-"""The port of the engagement store. A like or a bookmark is a row, never a counter; rows, counts and event of a write
-commit together, or nothing does.
+"""The port of the engagement store. A like or bookmark is a row, never only a counter. The rows, counts and event of a
+write commit together or not at all.
 
-What a write changed is what the next read answers. UNAVAILABLE where the store refuses for now: nothing was stored
-then. Tweet ids are those of originals; whether a tweet exists is not the store's concern.
+A read sees every write that completed before it began. Methods raise UNAVAILABLE if the store cannot serve now; then
+nothing was stored. Tweet ids are those of originals; the caller checks that a tweet exists.
 """
 
 from __future__ import annotations
@@ -16,57 +16,62 @@ from roost.engagement.v1 import engagement_service_pb2 as pb
 from services.platform.events.log import Record
 
 
-class Kind(enum.Enum):
-    """What a user may have done with a tweet."""
+class ReactionKind(enum.Enum):
+    """The kinds of reaction of a user to a tweet."""
 
     LIKE = "likes"
     BOOKMARK = "bookmarks"
 
 
-class Entry(NamedTuple):
-    """One entry of a list. `place` is the id minted for the like or bookmark: a later one has a greater one."""
+class ReactionEntry(NamedTuple):
+    """One entry of a list. `reaction_id` is the Snowflake minted for the like or bookmark, so a later reaction has a
+    greater one; `id` is the id of the listed user or tweet."""
 
-    place: int
+    reaction_id: int
     id: int
 
 
 class EngagementStore(Protocol):
-    """Likes by tweet and by user, bookmarks by user, and how many there are of each tweet."""
+    """Stores likes by tweet and by user, bookmarks by user, and the counts of both by tweet."""
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """Makes the row unless it is there, its place being the event's id; how many like the tweet now.
+        """Stores the like if it does not exist, with the event's id as its reaction id. Returns the number of likes of
+        the tweet.
 
-        The event is published only where the row was made. An existing row keeps its place.
+        Publishes `event` only if the like was stored. An existing like keeps its reaction id.
         """
 
     async def unlike(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """Takes the row out, if it is there; how many like the tweet now. Published only where it was."""
+        """Deletes the like if it exists, and publishes `event` only then. Returns the number of likes of the tweet."""
 
-    async def bookmark(self, tweet_id: int, user_id: int, place: int) -> bool:
-        """Makes the row unless it is there; whether it did."""
+    async def bookmark(self, tweet_id: int, user_id: int, reaction_id: int) -> bool:
+        """Stores the bookmark if it does not exist. Returns whether it was stored."""
 
     async def unbookmark(self, tweet_id: int, user_id: int) -> bool:
-        """Takes the row out, if it is there; whether it was."""
+        """Deletes the bookmark if it exists. Returns whether it existed."""
 
-    async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[Entry]:
-        """Up to `limit` user ids with places under `below` (0: no bound), newest first."""
+    async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[ReactionEntry]:
+        """Returns up to `limit` users who like the tweet, with reaction ids below `below` (0: no bound), newest first."""
 
-    async def list_tweets(self, kind: Kind, user_id: int, below: int, limit: int) -> list[Entry]:
-        """Up to `limit` ids of the tweets that the user likes or keeps, bounds and order as of likers."""
+    async def list_tweets(self, kind: ReactionKind, user_id: int, below: int, limit: int) -> list[ReactionEntry]:
+        """Returns up to `limit` tweets that the user reacted to, with reaction ids below `below` (0: no bound), newest
+        first."""
 
     async def batch_get_counts(self, ids: Sequence[int]) -> pb.BatchGetCountsResponse:
-        """Exact counts in the order asked for; tweets without any are left out. A message of the caller's own.
+        """Returns exact counts in the order of `ids`; tweets without any are left out. The caller may change the
+        message.
 
-        Part of every read of a page: tens of microseconds for 100 ids where they are known.
+        Every page read calls it: it takes tens of microseconds for 100 cached ids.
         """
 
     async def batch_get_viewer_states(self, user_id: int, ids: Sequence[int]) -> pb.BatchGetViewerStatesResponse:
-        """What the user did with these tweets, in the order asked for; tweets of which nothing is true are left out.
-        A message of the caller's own, and as cheap as the counts."""
+        """Returns the user's reactions to these tweets in the order of `ids`; tweets without any are left out. The
+        caller may change the message. As cheap as `batch_get_counts`."""
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        """Leaves the user's likes out of the counts of likes, or counts them again, as decided at `at_us` (Unix microseconds): an earlier
-        decision that comes later changes nothing. Rows and lists stay. To be called again with the same decision if it fails."""
+        """Excludes the likes of a suspended or deactivated user from the counts (`absent`), or includes them again.
+        `at_us` is the time of that decision in Unix microseconds: an earlier decision that arrives later changes
+        nothing. Rows and lists are unchanged. If it fails, the caller repeats it with the same arguments."""
 
     async def close(self) -> None:
-        """Finishes what was begun and gives the store free."""
+        """Finishes the writes in progress and releases the store."""

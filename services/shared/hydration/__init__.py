@@ -1,4 +1,5 @@
-"""Ids and a reader in, what the reader may see out: pages of joined tweets and of people, the same for every service that shows some.
+"""Hydration: turns ids and a reader into pages of visible tweets and users, for every service that returns some.
 
-It asks the owners over a channel, and keeps nothing that could be out of date. It imports the kit alone.
+It calls the services that own the data over a channel, and caches nothing that could be out of date. Of this project it
+imports the platform only.
 """

@@ -1,6 +1,8 @@
-"""The fragments of a joined tweet, as bytes: concatenation is merge in Protobuf's wire format, so nothing is built field by field.
+"""Builds the fragments of a hydrated tweet as bytes. In Protobuf's wire format concatenation is merge, so no message is
+built.
 
-Each fragment has one owner and its own field numbers: core (tweet), author (identity), nested tweets, metrics, viewer.
+Each fragment has one owner and its own field numbers: core (tweet), author (identity), nested tweets, metrics and
+viewer (engagement).
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from roost.tweet.v1 import tweet_pb2
 
 
 def varint(value: int) -> bytes:
-    """A non-negative number below 2^64 as on the wire."""
+    """Encodes a non-negative number below 2^64 as a Protobuf varint."""
     encoded = bytearray()
     while value > 127:
         encoded.append(value & 127 | 128)
@@ -19,7 +21,7 @@ def varint(value: int) -> bytes:
 
 
 def framed(tag: bytes, data: bytes) -> bytes:
-    """A length-delimited field: its tag as on the wire, the length, the data."""
+    """Returns a length-delimited field: encoded tag, length, data."""
     return tag + varint(len(data)) + data
 
 
@@ -32,12 +34,12 @@ RETWEETED = _tag("retweeted_tweet")
 QUOTED = _tag("quoted_tweet")
 _METRICS = _tag("metrics")
 _VIEWER = _tag("viewer")
-# Longer than any reference: joining takes a table's entry, not a loop.
+# Longer than any UserRef: hydration looks the prefix up instead of encoding it.
 _AUTHOR_PREFIX = [_AUTHOR + varint(length) for length in range(1_024)]
 
-# A tweet that nobody has counted anything of still shows its zeros.
+# A tweet without counts still has a `metrics` field, with zeros.
 NO_METRICS = framed(_METRICS, b"")
-# By liked + 2 × retweeted + 4 × bookmarked; nothing where nothing is true.
+# Index: liked + 2 × retweeted + 4 × bookmarked. Index 0 is empty.
 VIEWER = [
     framed(
         _VIEWER,
@@ -50,18 +52,18 @@ VIEWER = [
 
 
 def author_fragment(ref: bytes) -> bytes:
-    """A serialised UserRef as the bytes to append to a core."""
+    """Returns the field `author` of a tweet, from a serialized UserRef."""
     return _AUTHOR_PREFIX[len(ref)] + ref if len(ref) < len(_AUTHOR_PREFIX) else framed(_AUTHOR, ref)
 
 
 def metrics_fragment(likes: int, retweets: int, replies: int, quotes: int, bookmarks: int) -> bytes:
-    """Counts as the bytes to append to a core."""
+    """Returns the field `metrics` of a tweet."""
     counts = (likes, retweets, replies, quotes, bookmarks)
     data = b"".join(varint(number << 3) + varint(count) for number, count in enumerate(counts, 1) if count)
     return framed(_METRICS, data) if data else NO_METRICS
 
 
 def tombstone(tweet_id: int, reply_to_id: int = 0) -> bytes:
-    """A serialised Tweet that holds its id, `deleted`, and where given the place in its thread."""
+    """Returns a serialized Tweet with its id, `deleted` and, if not 0, the id of the tweet that it replies to."""
     data = b"\x08" + varint(tweet_id) + b"\x70\x01"
     return data + b"\x40" + varint(reply_to_id) if reply_to_id else data

@@ -1,9 +1,8 @@
-"""Ids and a reader in, visible joined tweets out: the one place that applies deletion, block, mute, suspension and
-parent rules.
+"""Hydrates tweets: turns ids and a reader into visible tweets. The only place that applies the rules of deletion,
+blocks, mutes, suspension and parents.
 
-Everything is asked of its owner at each read, in two rounds at most, so that a delete, a block or a suspension acts
-on the next read. A tweet is joined by concatenating serialised fragments (concatenation is merge in Protobuf's wire
-format); no message is built.
+Each read asks the owners of the data, in at most two rounds of calls, so that a delete, block or suspension affects the
+next read. A tweet is the concatenation of serialized fragments; no message is built.
 """
 
 from __future__ import annotations
@@ -29,54 +28,55 @@ from services.shared.hydration.owner_responses import (
     no_response,
     visible_authors,
 )
-from services.shared.hydration.parsed import Core, ParseCache, active_ref, parse_live_core
+from services.shared.hydration.parsed import ParseCache, TweetRecord, parse_active_user, parse_live_core
 
-# Each tweet names up to two people to show and two other tweets, and the owners answer for 1,000 at once.
+# Each tweet refers to up to two more users and two more tweets, and the owners accept 1,000 ids per call.
 MAX_ROUND_IDS = 300
-# A little more than the page wants: mostly nothing is hidden, and then one round is enough.
+# Some more than the page needs: mostly few are hidden, and one round is enough.
 _SPARE_IDS = 4
 
 
 class RelationsChangedError(Exception):
-    """The reader follows others by now than the caller of `visible` believed."""
+    """Raised if graph's present relation version is not the one that the caller of `visible` expected."""
 
 
 class HydratedTweet(NamedTuple):
-    """A tweet that may be shown; `data` is a serialised roost.tweet.v1.Tweet."""
+    """A visible tweet. `data` is a serialized roost.tweet.v1.Tweet."""
 
     id: int
     author_id: int
     data: bytes
 
 
-class _Page(NamedTuple):
-    """What the owners say of one round: the author fragment of each person who may be seen, whom the reader mutes, the nested
-    tweets that stand, and what is counted and what the reader did, by tweet."""
+class _Round(NamedTuple):
+    """The responses for one round: the author fragment of each visible user, the users whom the reader mutes, the live
+    nested tweets, and the counts and viewer states (index into VIEWER without retweets) by tweet."""
 
     fragments: dict[int, bytes]
     muted: Container[int]
-    nested: dict[int, Core]
+    nested: dict[int, TweetRecord]
     counts: dict[int, engagement.TweetCounts]
     states: dict[int, int]
 
 
 class Hydrator:
-    """Joins tweets for readers. `channel` reaches tweet, identity, graph and engagement; the calls carry the current deadline.
+    """Hydrates tweets for readers. `channel` reaches tweet, identity, graph and engagement; calls carry the current
+    deadline.
 
-    Whom `people` knows identity is not asked about: one trip to Redis in place of a call that makes the same.
+    `shared_refs` (cluster backend) supplies user refs from Redis; identity is asked only for those it does not have.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, people: SharedUserRefs | None = None) -> None:
-        # Any: the generated stubs' types know the socket's call class only.
-        # The twins: what was read before is known by its bytes.
+    def __init__(self, channel: grpc.aio.Channel, shared_refs: SharedUserRefs | None = None) -> None:
+        # Any, because the types of the generated stubs accept only grpc.aio calls, and the in-process channel returns
+        # others. The wire types leave tweets and refs as bytes, which are the keys of the parse caches.
         self._get_cores: Any = channel.unary_unary(
             "/roost.tweet.v1.TweetService/BatchGetTweetCores",
             tweet.BatchGetTweetCoresRequest.SerializeToString,
             tweet_pb2.SerializedTweetCores.FromString,
         )
-        self._people = people
+        self._shared_refs = shared_refs
         self._cores = ParseCache(parse_live_core)
-        self._refs = ParseCache(active_ref)
+        self._refs = ParseCache(parse_active_user)
         self._get_refs: Any = channel.unary_unary(
             "/roost.identity.v1.UserService/BatchGetUserRefs",
             identity.BatchGetUserRefsRequest.SerializeToString,
@@ -95,14 +95,15 @@ class Hydrator:
         expected_relation_version: int | None = None,
         limit: int,
     ) -> list[HydratedTweet]:
-        """The first `limit` tweets of `ids` that the reader (0: nobody signed in) may see, in the order given.
+        """Returns the first `limit` tweets of `ids` that the reader (0: not signed in) may see, in the order of `ids`.
 
-        Left out: unknown and deleted tweets, those whose author is suspended, deactivated or blocks or is blocked by the
-        reader, and retweets whose original is left out. A quoted tweet that may not be seen is a tombstone. With
-        `hide_muted` also what muted people wrote, whoever retweets it. With `following`, the rules of a home: only what
-        the reader and these people posted, another's reply only where the reader is, or follows, the author replied to,
-        and the parent stands and may be seen. Raises AioRpcError when an owner cannot answer: nothing is shown unchecked;
-        RelationsChangedError where `expected_relation_version`, the relation version that `following` is of, is not the present one.
+        Leaves out unknown and deleted tweets, tweets whose author is suspended, deactivated, blocks the reader or is
+        blocked by the reader, and retweets whose original is left out. A quoted tweet that is hidden becomes a
+        tombstone. With `hide_muted`, also leaves out tweets and retweeted originals of muted users. With `following`,
+        applies the rules of a home timeline: only tweets of the reader and of these users; another user's reply only if
+        its parent is live and visible and the parent's author is the reader or one of these users. Raises AioRpcError
+        if an owner cannot answer, because nothing may be shown unchecked; RelationsChangedError if graph's relation
+        version is not `expected_relation_version`.
         """
         found: list[HydratedTweet] = []
         start, size = 0, min(limit + limit // 4 + _SPARE_IDS, MAX_ROUND_IDS)
@@ -111,24 +112,24 @@ class Hydrator:
             response = await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=batch, viewer_id=reader_id))
             cores = self._cores.read(response.cores)
             if following is not None:
-                cores = _of_home(cores, reader_id, following)
+                cores = _apply_home_rules(cores, reader_id, following)
             if cores:
-                page = await self._ask_owners(reader_id, cores, following is not None, expected_relation_version)
+                page = await self._fetch_round(reader_id, cores, following is not None, expected_relation_version)
                 own = None if following is None else reader_id
-                _join(cores, page, page.muted if hide_muted else (), own, limit, found)
+                _assemble_page(cores, page, page.muted if hide_muted else (), own, limit, found)
             start, size = start + size, min(size * 2, MAX_ROUND_IDS)
         return found
 
     async def author_fragments(self, reader_id: int, user_ids: Iterable[int]) -> dict[int, bytes]:
-        """`Tweet.author` of each of these people (≤ 1,000) as bytes to append to a core; those hidden from the
-        reader are absent."""
+        """Returns the field `author` of a tweet for each of these users (≤ 1,000), by user id. Users hidden from the
+        reader (0: not signed in) are left out."""
         asked = set(user_ids)
-        refs, rules = await await_all(self._ask_people(reader_id, asked))
+        refs, rules = await await_all(self._fetch_authors(reader_id, asked))
         return visible_authors(self._refs.read(refs.refs), rules, asked)[0]
 
-    async def _ask_owners(
-        self, reader_id: int, cores: Sequence[Core], want_parents: bool, expected_relation_version: int | None
-    ) -> _Page:
+    async def _fetch_round(
+        self, reader_id: int, cores: Sequence[TweetRecord], with_parents: bool, expected_relation_version: int | None
+    ) -> _Round:
         user_ids: set[int] = set()
         others: set[int] = set()
         shown = []
@@ -143,60 +144,61 @@ class Hydrator:
                 others.add(core.quoted_id)
                 shown.append(core.quoted_id)
                 user_ids.add(core.quoted_author_id)
-            if want_parents and core.parent_id:
+            if with_parents and core.parent_id:
                 others.add(core.parent_id)
                 user_ids.add(core.parent_author_id)
-        people = self._ask_people(reader_id, user_ids)
+        authors = self._fetch_authors(reader_id, user_ids)
         more = [self._get_cores(tweet.BatchGetTweetCoresRequest(ids=others, viewer_id=reader_id))] if others else []
         asked = engagement.BatchGetCountsRequest(ids=shown, viewer_id=reader_id)
-        marks = counts_or_empty(self._get_counts(asked))
-        refs, rules, *answers, (counts, states) = await await_all([*people, *more, marks])
+        counts_call = counts_or_empty(self._get_counts(asked))
+        refs, rules, *answers, (counts, states) = await await_all([*authors, *more, counts_call])
         if expected_relation_version is not None and rules.relation_version != expected_relation_version:
             raise RelationsChangedError
         fragments, muted = visible_authors(self._refs.read(refs.refs), rules, user_ids)
         nested = {core.id: core for answer in answers for core in self._cores.read(answer.cores)}
-        return _Page(fragments, muted, nested, counts, states)
+        return _Round(fragments, muted, nested, counts, states)
 
-    def _ask_people(self, reader_id: int, user_ids: set[int]) -> list[Any]:
+    def _fetch_authors(self, reader_id: int, user_ids: set[int]) -> list[Any]:
         rules = graph.GetVisibilityFilterRequest(user_id=reader_id, candidate_ids=user_ids)
-        if self._people is None:
+        if self._shared_refs is None:
             refs = self._get_refs(identity.BatchGetUserRefsRequest(ids=user_ids))
         else:
-            refs = self._refs_of(list(user_ids), self._people)
+            refs = self._refs_of(list(user_ids), self._shared_refs)
         return [refs, self._get_filter(rules) if reader_id else no_response()]
 
-    async def _refs_of(self, user_ids: Sequence[int], people: SharedUserRefs) -> identity.SerializedUserRefs:
-        # What is read from there changes without a word to this process.
+    async def _refs_of(self, user_ids: Sequence[int], shared_refs: SharedUserRefs) -> identity.SerializedUserRefs:
+        # Other processes change these refs without a change record in this process.
         read_tracking.mark_uncacheable()
-        found = dict(zip(user_ids, await people.users(user_ids), strict=True))
+        found = dict(zip(user_ids, await shared_refs.users(user_ids), strict=True))
         refs = identity.SerializedUserRefs.FromString(b"".join(one.data for one in found.values() if one is not None))
         if missing := [user_id for user_id, one in found.items() if one is None]:
             refs.MergeFrom(await self._get_refs(identity.BatchGetUserRefsRequest(ids=missing)))
         return refs
 
 
-def _of_home(cores: Sequence[Core], reader_id: int, following: Container[int]) -> list[Core]:
-    """The cores less what the heads alone keep out of a home: strangers, and replies to strangers."""
+def _apply_home_rules(cores: Sequence[TweetRecord], reader_id: int, following: Container[int]) -> list[TweetRecord]:
+    """Returns the records that may be in a home timeline by their authors and parent authors alone: without other
+    users' tweets, and without followees' replies to other users."""
     return [
         core
         for core in cores
         if core.author_id == reader_id
         or (
             core.author_id in following
-            and (not core.parent_id or _is_known(core.parent_author_id, reader_id, following))
+            and (not core.parent_id or _is_self_or_followed(core.parent_author_id, reader_id, following))
         )
     ]
 
 
-def _is_known(user_id: int, reader_id: int, following: Container[int]) -> bool:
+def _is_self_or_followed(user_id: int, reader_id: int, following: Container[int]) -> bool:
     return user_id == reader_id or user_id in following
 
 
-def _join(
-    cores: Sequence[Core],
-    page: _Page,
+def _assemble_page(
+    cores: Sequence[TweetRecord],
+    page: _Round,
     muted: Container[int],
-    parents_of_others_than: int | None,
+    home_reader_id: int | None,
     limit: int,
     found: list[HydratedTweet],
 ) -> None:
@@ -205,25 +207,25 @@ def _join(
         author_id = core.author_id
         if author_id not in fragments or author_id in muted:
             continue
-        if core.parent_id and parents_of_others_than not in (None, author_id):
+        if core.parent_id and home_reader_id not in (None, author_id):
             parent = page.nested.get(core.parent_id)
             if parent is None or parent.author_id not in fragments:
                 continue
-        data = _whole(core, page)
+        data = _assemble(core, page)
         if core.original_id:
-            original = _whole(page.nested.get(core.original_id), page)
+            original = _assemble(page.nested.get(core.original_id), page)
             if not original or core.original_author_id in muted:
                 continue
             data += framed(RETWEETED, original)
         elif core.quoted_id:
-            data += framed(QUOTED, _whole(page.nested.get(core.quoted_id), page) or tombstone(core.quoted_id))
+            data += framed(QUOTED, _assemble(page.nested.get(core.quoted_id), page) or tombstone(core.quoted_id))
         found.append(HydratedTweet(core.id, author_id, data))
         if len(found) == limit:
             return
 
 
-def _whole(core: Core | None, page: _Page) -> bytes:
-    """The serialised tweet less what is nested in it; empty where it may not be seen."""
+def _assemble(core: TweetRecord | None, page: _Round) -> bytes:
+    """Returns the serialized tweet without its nested tweets; empty if it is missing or hidden."""
     if core is None:
         return b""
     author = page.fragments.get(core.author_id)

@@ -1,4 +1,4 @@
-"""What the fragment owners answer, as the hydrator reads it."""
+"""Interprets the responses of the services that own tweets, users, relations and counts."""
 
 from __future__ import annotations
 
@@ -10,49 +10,53 @@ import grpc.aio
 import structlog
 from roost.engagement.v1 import engagement_service_pb2 as engagement
 
-from services.shared.hydration.parsed import Ref
+from services.shared.hydration.parsed import ActiveUser
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
-class Shared(Protocol):
-    """What an owner says of somebody to all processes at once; `data` is a serialised BatchGetUserRefsResponse of that one."""
+class SharedUserRef(Protocol):
+    """A user's state and ref as identity publishes it to all processes. `data` is a serialized BatchGetUserRefsResponse
+    with that one entry."""
 
     @property
     def data(self) -> bytes: ...
 
 
 class SharedUserRefs(Protocol):
-    """Where identity says how people stand now, before it answers whoever changed it."""
+    """User refs in Redis. Identity publishes each change there before it answers the writer."""
 
-    async def users(self, ids: Sequence[int]) -> Sequence[Shared | None]:
-        """What stands there, in order; None: ask identity. Raises nothing."""
+    async def users(self, ids: Sequence[int]) -> Sequence[SharedUserRef | None]:
+        """Returns the refs in the order of `ids`; None if identity must be asked. Raises nothing."""
 
 
 async def no_response() -> None:
-    """Nobody reads: there is nothing to ask."""
+    """Stands in for a call that is not needed, because there is no signed-in reader."""
 
 
 async def counts_or_empty(call: Any) -> tuple[dict[int, engagement.TweetCounts], dict[int, int]]:
-    """Likes and bookmarks by tweet, and what the reader did by tweet, as VIEWER counts it.
+    """Awaits BatchGetCounts. Returns the counts by tweet, and the reader's reactions by tweet as an index into VIEWER.
 
-    Without an answer the tweets are shown uncounted: counts are derived, and hide nobody.
+    If the call fails, returns none and logs it: counts are derived data and hide no tweet, so the page is shown without
+    them.
     """
     try:
         answer = await call
     except grpc.aio.AioRpcError as error:
-        _log.warning("tweets joined without their counts", code=error.code().name, details=error.details())
+        log.warning("counts.unavailable", code=error.code().name, details=error.details())
         return {}, {}
     counts = {counts.tweet_id: counts for counts in answer.counts}
     return counts, {state.tweet_id: state.liked + 4 * state.bookmarked for state in answer.states}
 
 
-def visible_authors(refs: Sequence[Ref], rules: Any, user_ids: set[int]) -> tuple[dict[int, bytes], Container[int]]:
-    """The author fragment of each of these people whom the reader may see, and whom the reader mutes."""
+def visible_authors(
+    refs: Sequence[ActiveUser], rules: Any, user_ids: set[int]
+) -> tuple[dict[int, bytes], Container[int]]:
+    """Returns the author fragments of the users whom the reader may see, and those of `user_ids` whom the reader mutes."""
     fragments = dict(refs)
     muted: Container[int] = ()
     if rules is not None:
-        # A user's blocks may be many, the people of a page are few.
+        # The blocks of a user may be many, the users of a page are few.
         for user_id in (*user_ids.intersection(rules.blocked_ids), *rules.blocked_by_ids):
             fragments.pop(user_id, None)
         muted = user_ids.intersection(rules.muted_ids)
@@ -60,9 +64,9 @@ def visible_authors(refs: Sequence[Ref], rules: Any, user_ids: set[int]) -> tupl
 
 
 async def await_all(calls: Sequence[Any]) -> list[Any]:
-    """The answers of calls; where one fails, the others are cancelled and its error is raised.
+    """Returns the results of the calls. If one fails, cancels the others and raises its error.
 
-    One after the other in process, where each is answered from memory; over sockets all are under way already.
+    In process the calls run one after the other, each answered from memory; over sockets all are already in progress.
     """
     try:
         return [await call for call in calls]

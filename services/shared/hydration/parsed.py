@@ -1,4 +1,4 @@
-"""What the owners of tweets and of people keep of them, read once: hydration meets the same ones in page after page."""
+"""Parses tweet cores and user refs, and caches the results: hydration meets the same ones on many pages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from services.shared.hydration.fragments import NO_METRICS, author_fragment, met
 
 _ACTIVE = user_pb2.USER_STATE_ACTIVE
 
-# About 1 kB each, the core included: 30 MB at most in each of two halves.
-MAX_KNOWN = 30_000
+# About 1 kB each, key included: at most 30 MB in each of the two generations.
+MAX_CACHED = 30_000
 
 
-class Core(NamedTuple):
-    """A tweet that stands, as hydration reads it; ids are 0 where there is none. `data` is the fragment core, `metrics`
-    the fragment metrics as long as nobody likes or bookmarks it."""
+class TweetRecord(NamedTuple):
+    """A live tweet as hydration reads it; an id of 0 means none. `data` is the core fragment, `metrics` the metrics
+    fragment of a tweet without likes and bookmarks."""
 
     id: int
     author_id: int
@@ -36,8 +36,8 @@ class Core(NamedTuple):
     retweeted: bool
 
 
-class Ref(NamedTuple):
-    """Somebody who takes part, as hydration reads it."""
+class ActiveUser(NamedTuple):
+    """An active user as hydration reads it. `fragment` is the field `author` of a tweet."""
 
     user_id: int
     fragment: bytes
@@ -47,50 +47,50 @@ T = TypeVar("T")
 
 
 class ParseCache(Generic[T]):
-    """Reads serialised messages. What was read is remembered by its bytes, so nothing remembered can be out of date.
+    """Parses serialized messages. The cache keys are the bytes, so an entry is never out of date.
 
-    Taking a core apart costs 3 µs, knowing it again 0.3 (measured).
+    Parsing a core takes 3 µs, a cache hit 0.3 µs (measured).
     """
 
-    def __init__(self, parse: Callable[[bytes], T | None], max_known: int = MAX_KNOWN) -> None:
-        """`parse` gives None for what is to be passed over."""
+    def __init__(self, parse: Callable[[bytes], T | None], max_cached: int = MAX_CACHED) -> None:
+        """`parse` returns None for messages to leave out."""
         self._parse = parse
-        self._max_known = max_known
-        # Two halves: the older one goes when the younger is full.
+        self._max_cached = max_cached
+        # Two generations: when the younger is full it becomes the older one, whose entries are dropped.
         self._young: dict[bytes, T | None] = {}
         self._old: dict[bytes, T | None] = {}
 
     def read(self, serialized: Iterable[bytes]) -> list[T]:
-        """What they say, in order."""
+        """Returns the parsed messages in order, without those that `parse` leaves out."""
         young = self._young
         found = []
         for data in serialized:
             try:
-                reading = young[data]
+                parsed = young[data]
             except KeyError:
-                reading = self._read(data)
-            if reading is not None:
-                found.append(reading)
+                parsed = self._read(data)
+            if parsed is not None:
+                found.append(parsed)
         return found
 
     def _read(self, data: bytes) -> T | None:
-        reading = self._old[data] if data in self._old else self._parse(data)
-        if len(self._young) >= self._max_known:
-            # In place: `read` holds the younger one.
+        parsed = self._old[data] if data in self._old else self._parse(data)
+        if len(self._young) >= self._max_cached:
+            # Cleared in place, because `read` holds a reference to it.
             self._old = dict(self._young)
             self._young.clear()
-        self._young[data] = reading
-        return reading
+        self._young[data] = parsed
+        return parsed
 
 
-def parse_live_core(data: bytes) -> Core | None:
-    """Reads a serialised TweetCore; None where the tweet does not stand."""
+def parse_live_core(data: bytes) -> TweetRecord | None:
+    """Parses a serialized TweetCore; returns None if the tweet is not live."""
     message = tweet_pb2.TweetCore.FromString(data)
     head = message.head
     if head.deleted:
         return None
     counted = message.retweets or message.replies or message.quotes
-    return Core(
+    return TweetRecord(
         head.id,
         head.author_id,
         head.retweet_of_id,
@@ -108,7 +108,7 @@ def parse_live_core(data: bytes) -> Core | None:
     )
 
 
-def active_ref(data: bytes) -> Ref | None:
-    """Reads a serialised UserRefEntry; None where the account does not take part."""
+def parse_active_user(data: bytes) -> ActiveUser | None:
+    """Parses a serialized UserRefEntry; returns None if the user is suspended or deactivated."""
     entry = user_service_pb2.UserRefEntry.FromString(data)
-    return Ref(entry.user_id, author_fragment(entry.ref)) if entry.state == _ACTIVE else None
+    return ActiveUser(entry.user_id, author_fragment(entry.ref)) if entry.state == _ACTIVE else None

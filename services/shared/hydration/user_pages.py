@@ -1,4 +1,4 @@
-"""Lists of people: entries of a store, as pages of users whom the reader may see."""
+"""Builds pages of users whom the reader may see from the entries of a store."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.platform.pagination.cursors import Cursors
 
-# Reads for one page: where nearly all of a long list is hidden, a short page with a cursor is better than a late one.
+# Reads per page: if nearly all of a long list is hidden, a short page with a cursor is better than a slow one.
 MAX_ROUNDS = 10
 
-# An entry's place in its list, greatest first, and whose it is. Places of equals are told apart by the id.
-Entry = tuple[int, int]
-# Up to so many entries, those under the given one where there is one.
-Fetch = Callable[[Entry | None, int], Awaitable[Sequence[Entry]]]
+# Sort key of the entry, greatest first, and its user id, which breaks ties.
+ListEntry = tuple[int, int]
+# Returns up to so many entries after the given one (None: from the start).
+FetchEntries = Callable[[ListEntry | None, int], Awaitable[Sequence[ListEntry]]]
 GetFilter = Callable[[graph.GetVisibilityFilterRequest], Awaitable[graph.GetVisibilityFilterResponse]]
-Page = tuple[list[user_pb2.User], str]
+UserPage = tuple[list[user_pb2.User], str]
 
 
 class VisibleUserPages:
-    """Pages of users for one reader. `get_filter` is graph's GetVisibilityFilter. UNAVAILABLE where an owner cannot answer."""
+    """Pages of users for one reader. `get_filter` is graph's GetVisibilityFilter. Methods raise UNAVAILABLE if identity
+    or graph cannot answer."""
 
     def __init__(self, identity: UserServiceStub, get_filter: GetFilter, cursors: Cursors) -> None:
         self._identity = identity
@@ -30,21 +31,22 @@ class VisibleUserPages:
         self._cursors = cursors
 
     async def page(
-        self, list_name: str, fetch: Fetch, cursor: str, size: int, *, reader_id: int, cursor_owner_id: int = 0
-    ) -> Page:
-        """Up to `size` (≤ 100) users and the cursor behind them, empty on the last page.
+        self, list_name: str, fetch: FetchEntries, cursor: str, size: int, *, reader_id: int, cursor_owner_id: int = 0
+    ) -> UserPage:
+        """Returns up to `size` (≤ 100) users and the next cursor, empty on the last page.
 
-        Suspended and deactivated people are left out, and whom the reader blocks or is blocked by; reader 0 sees all
-        others. The cursor is good for this list, and this owner only (0: anybody).
+        Leaves out suspended and deactivated users, and users whom the reader blocks or is blocked by; reader 0 (not
+        signed in) sees all others. The cursor is valid for `list_name` only, and if `cursor_owner_id` is not 0, for
+        that user only.
         """
-        below: Entry | None = None
+        below: ListEntry | None = None
         if cursor:
             place, last_id = self._cursors.open(cursor, list_name, cursor_owner_id)
             below = int(place), int(last_id)
         users: list[user_pb2.User] = []
         for _ in range(MAX_ROUNDS):
             wanted = size - len(users)
-            # One more than wanted tells whether the list goes on.
+            # One more than wanted shows whether another page follows.
             found = await fetch(below, wanted + 1)
             users += await self._visible([user_id for _, user_id in found[:wanted]], reader_id)
             if len(found) <= wanted:
@@ -52,11 +54,11 @@ class VisibleUserPages:
             below = found[wanted - 1]
             if len(users) == size:
                 break
-        # Never None: a round that found more has set it.
+        # `below` is never None here: a round that found more has set it.
         return users, self._cursors.seal(list_name, cursor_owner_id, *below) if below else ""
 
     async def users(self, user_ids: Sequence[int]) -> list[user_pb2.User]:
-        """These people (≤ 100) in their order; those who do not take part are left out."""
+        """Returns these users (≤ 100) in their order. Suspended and deactivated users are left out."""
         if not user_ids:
             return []
         answer = await self._identity.BatchGetUsers(user_service_pb2.BatchGetUsersRequest(ids=user_ids))

@@ -1,4 +1,4 @@
-"""Line breaks of what people write: browsers and Windows send CR LF, old systems CR, and what is kept has LF."""
+"""Normalizes line breaks: browsers and Windows send CR LF, old systems CR; stored texts have LF."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The port of the tweet store. Rows, author index, counts and event of a write commit together, or nothing does.
+"""The port of the tweet store. The rows, author index, counts and event of a write commit together or not at all.
 
-What a write changed is what the next read answers. UNAVAILABLE where the store refuses for now: nothing was stored
-then.
+A read sees every write that completed before it began. Methods raise UNAVAILABLE if the store cannot serve now; then
+nothing was stored.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from services.platform.events.log import Record
 
-# The longest that a key makes repeats safe.
+# How long an idempotency key protects repeats.
 IDEMPOTENCY_TTL_S = 24 * 3600
-# What one scan message, one purge step and one list may ask of the store at once.
+# The most items that a scan, a purge step or a list may ask the store for at once.
 MAX_PAGE = 1_000
 
 
 class Claim(NamedTuple):
-    """An idempotency key of the author, with the hash of the body it came with; valid from `now_s` (unix seconds) for
-    IDEMPOTENCY_TTL_S."""
+    """An idempotency key of the author, with the SHA-256 of the request body it came with; valid for IDEMPOTENCY_TTL_S
+    from `now_s` (Unix seconds)."""
 
     key: str
     body_hash: bytes
@@ -29,115 +29,118 @@ class Claim(NamedTuple):
 
 
 class Retweeter(NamedTuple):
-    """Who retweeted a tweet; lists of them are ordered and paged by the retweet's id."""
+    """A user who retweeted a tweet. Lists are ordered and paged by `retweet_id`."""
 
     retweet_id: int
     user_id: int
 
 
 class TweetStore(Protocol):
-    """Tweets by id, by author and by time. A tweet stands until it is deleted by its author or removed by a
-    moderator."""
+    """Stores tweets by id, author and time. A tweet is live until its author deletes it or a moderator removes it."""
 
     async def create(self, core: tweet_pb2.TweetCore, conversation_id: int, event: Record, claim: Claim | None) -> int:
-        """Stores a standing tweet of version 1 and returns its id; or stores nothing and returns the id of another:
-        of the tweet that the claim's key made within its time with the same body, or of the retweet that stands where
-        this is one of the same author and original. ALREADY_EXISTS (IDEMPOTENCY_KEY_REUSED) if the key was used for
-        another body, NOT_FOUND if a tweet that it replies to, quotes or retweets does not stand, PERMISSION_DENIED
-        (REMOVED) if a moderator removed the author's retweet of this original."""
+        """Stores a live tweet of version 1 and returns its id. Stores nothing and returns the id of another tweet if
+        the claim's key already created one with the same body, or if this is a retweet and the author's retweet of the
+        same original is live. Raises ALREADY_EXISTS (IDEMPOTENCY_KEY_REUSED) if the key was used with another body,
+        NOT_FOUND if a tweet that it replies to, quotes or retweets is not live, PERMISSION_DENIED (REMOVED) if a
+        moderator removed the author's retweet of this original."""
 
     async def find_claimed(self, user_id: int, claim: Claim) -> int:
-        """The id of the tweet that the key made; 0 if it is free. ALREADY_EXISTS as with `create`."""
+        """Returns the id of the tweet that the key created; 0 if the key is unused. Raises ALREADY_EXISTS as `create`."""
 
     async def revise(self, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record) -> bool:
-        """Stores a new version: `core` is what stands from now on. False, and nothing stored, if the tweet does not
-        stand, or not at the version before this one."""
+        """Stores a new version with the content of `core`. Returns False, and stores nothing, if the tweet is not live
+        or its version is not the one before `revision.version`."""
 
     async def list_revisions(self, tweet_id: int) -> Sequence[tweet_service_pb2.TweetRevision]:
-        """All versions, oldest first, also of a hidden tweet; none if there is no such tweet."""
+        """Returns all versions, oldest first, also of a hidden tweet; empty if the tweet does not exist."""
 
     async def delete(self, tweet_id: int, at_s: int, event: Record) -> bool:
-        """Marks the tweet as deleted by its author at `at_s` (unix seconds). The event is published only if it
-        stood until then, which is what is returned. NOT_FOUND if there is none."""
+        """Marks the tweet as deleted by its author at `at_s` (Unix seconds). Returns whether it was live before, and
+        publishes `event` only then. Raises NOT_FOUND if it does not exist."""
 
     async def remove(self, tweet_id: int, action_id: int, at_s: int, event: Record) -> bool:
-        """Hides the tweet by a moderator's action; the latest one counts. Returned and published as with `delete`;
-        changes nothing where its author deleted it. NOT_FOUND if there is none."""
+        """Hides the tweet by the moderator's action `action_id`, which replaces an earlier action. Returns whether it
+        was live before, and publishes `event` only then. Changes nothing if the author deleted it. Raises NOT_FOUND if
+        it does not exist."""
 
     async def restore(self, tweet_id: int, action_id: int, event: Record) -> bool:
-        """Undoes `remove`; True, and published, if it hid the tweet until then. FAILED_PRECONDITION if another
-        action hides it, NOT_FOUND if there is none."""
+        """Undoes `remove`. Returns whether the action hid the tweet, and publishes `event` only then. Raises
+        FAILED_PRECONDITION if another action hides it, NOT_FOUND if it does not exist."""
 
     async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
-        """The ids of the user's standing retweets by original; originals without one are left out."""
+        """Returns the ids of the user's live retweets by original id. Originals without one are left out."""
 
     async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
-        """Leaves the author's replies, retweets and quotes out of the counts of what they answer, retweet or quote, or counts
-        them again, as decided at `at_us` (Unix microseconds): an earlier decision that comes later changes nothing.
-        Tweets and lists stay. To be called again with the same decision if it fails."""
+        """Excludes the replies, retweets and quotes of a suspended or deactivated author from the counts of the tweets
+        they refer to (`absent`), or includes them again. `at_us` is the time of that decision in Unix microseconds: an
+        earlier decision that arrives later changes nothing. Tweets and lists are unchanged. If it fails, the caller
+        repeats it with the same arguments."""
 
     async def purge(self, before_s: int, limit: int) -> int:
-        """Removes for good at most `limit` tweets that were deleted before `before_s` (unix seconds), the longest
-        deleted first, each behind the retweets of it, which count too; how many."""
+        """Removes for good tweets deleted before `before_s` (Unix seconds), the longest deleted first, each after its
+        retweets. Returns how many rows it removed, retweets included, at most `limit`."""
 
     async def batch_get(self, ids: Sequence[int], viewer_id: int = 0) -> tweet_service_pb2.BatchGetTweetCoresResponse:
-        """Tweets in the order asked for, also hidden ones (`deleted`, empty core); unknown ids are left out. With a
-        viewer, `retweeted` is true where they retweeted it. A message of the caller's own."""
+        """Returns tweets in the order of `ids`, hidden ones as `deleted` with an empty core. Unknown ids are left out.
+        With a viewer, `retweeted` is true for tweets that the viewer retweeted. The caller may change the message."""
 
     async def batch_get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
-        """The same, as a serialised BatchGetTweetCoresResponse."""
+        """Returns the result of `batch_get` as a serialized BatchGetTweetCoresResponse."""
 
     async def batch_list_author_ids(
         self, author_ids: Sequence[int], before_id: int, per_author: int
     ) -> tweet_service_pb2.BatchListAuthorTweetIdsResponse:
-        """Per author the newest `per_author` standing ids below `before_id` (0: no bound), newest first; authors
-        without any are left out. A message of the caller's own."""
+        """Returns for each author the newest `per_author` live ids below `before_id` (0: no bound), newest first.
+        Authors without any are left out. The caller may change the message."""
 
     async def list_author(
         self, author_id: int, before_id: int, limit: int, *, replies: bool = True, retweets: bool = True
     ) -> Sequence[int]:
-        """The newest standing ids of an author below `before_id` (0: no bound), newest first, at most `limit` (≤
-        MAX_PAGE); without replies or retweets where they are not wanted."""
+        """Returns the author's newest live ids below `before_id` (0: no bound), newest first, at most `limit` (≤
+        MAX_PAGE). `replies` and `retweets` say whether those are included."""
 
     async def list_recent(self, before_id: int, limit: int) -> Sequence[int]:
-        """The newest standing ids of everybody below `before_id` (0: no bound), newest first, at most `limit` (≤
+        """Returns the newest live ids of all authors below `before_id` (0: no bound), newest first, at most `limit` (≤
         MAX_PAGE)."""
 
     async def list_replies(
         self, tweet_id: int, bound_id: int, limit: int, *, oldest_first: bool = False
     ) -> Sequence[int]:
-        """The standing direct replies to a tweet, newest first below `bound_id`, or oldest first above it (0: no
-        bound); at most `limit` (≤ MAX_PAGE)."""
+        """Returns the live direct replies to a tweet: newest first below `bound_id`, or oldest first above it (0: no
+        bound). At most `limit` (≤ MAX_PAGE)."""
 
     async def list_quotes(self, tweet_id: int, before_id: int, limit: int) -> Sequence[int]:
-        """The standing quotes of a tweet below `before_id` (0: no bound), newest first, at most `limit` (≤ MAX_PAGE)."""
+        """Returns the live quotes of a tweet below `before_id` (0: no bound), newest first, at most `limit` (≤
+        MAX_PAGE)."""
 
     async def list_retweeters(self, tweet_id: int, before_id: int, limit: int) -> Sequence[Retweeter]:
-        """The standing retweets of an original with ids below `before_id` (0: no bound), newest first, at most `limit`
-        (≤ MAX_PAGE). Each user is there once."""
+        """Returns the live retweets of an original with ids below `before_id` (0: no bound), newest first, at most
+        `limit` (≤ MAX_PAGE). Each user occurs once."""
 
     async def batch_list_children(
         self, tweet_ids: Sequence[int], per_tweet: int, *, after_id: int = 0
     ) -> Mapping[int, Sequence[int]]:
-        """For threads: the oldest `per_tweet` direct replies above `after_id` of each of the tweets, oldest first, also
-        hidden ones, which leave tombstones. At most MAX_PAGE tweets times `per_tweet`; those without any are left out."""
+        """Returns for each tweet its oldest `per_tweet` direct replies above `after_id`, oldest first. Hidden replies
+        are included: threads show them as tombstones. Tweets without replies are left out. At most MAX_PAGE tweets
+        times `per_tweet`."""
 
     async def list_ancestors(self, tweet_id: int, limit: int) -> Sequence[int]:
-        """For threads: the tweet it answers, the one that answers, and so on, at most `limit` (≤ MAX_PAGE); also hidden
-        ones. Ends behind one that was purged."""
+        """Returns the tweet that this one replies to, then that one's parent, and so on: nearest first, at most `limit`
+        (≤ MAX_PAGE). Hidden ancestors are included. The list ends with the first one that was purged."""
 
     async def thread_version(self, conversation_id: int) -> int:
-        """Another one after each reply to the conversation that was stored, before its writer gets an answer. Where it
-        is equal, so are `batch_list_children` and `list_ancestors` of the tweets in it, but for those that were purged
-        meanwhile. Not kept over restarts."""
+        """Returns the version of a conversation. It changes with each stored reply, before the writer gets its
+        response. While it is equal, `batch_list_children` and `list_ancestors` of its tweets return the same, except
+        for purged tweets. Versions are not kept over restarts."""
 
     async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
-        """How many tweets of each author stand, not counting retweets whose original does not; authors without any
-        are left out. Exact."""
+        """Returns the exact number of live tweets of each author. Retweets count only if their original is live.
+        Authors without any are left out."""
 
     async def scan(self, after_id: int, limit: int) -> list[tweet_pb2.TweetCore]:
-        """Tweets above `after_id` by ascending id, also hidden ones, at most `limit` (≤ MAX_PAGE); fewer only at
-        the end."""
+        """Returns tweets above `after_id` in ascending order of id, hidden ones included, at most `limit` (≤ MAX_PAGE).
+        Fewer than `limit` means that the end was reached."""
 
     async def close(self) -> None:
-        """Finishes what was begun and gives the store free."""
+        """Finishes the writes in progress and releases the store."""

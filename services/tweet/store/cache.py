@@ -1,5 +1,5 @@
-"""What the embedded store keeps in process memory, written through. One process owns that store, so nobody else
-changes it."""
+"""In-memory write-through caches of the embedded tweet store. One process owns that store, so no other process changes
+it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-# A prime, as any other number of them must be: ids share their low bits, and other divisors would lump them together.
+# Must be prime: ids share their low bits, and other divisors would put many into one shard.
 SHARDS = 1_021
-# The deepest list that a home is built from, and how far a list may outgrow it before it is cut back.
-KEPT_IDS = 832
+# A home timeline reads at most so many ids of an author. A list may grow by _SLACK_IDS more before it is trimmed.
+CACHED_IDS = 832
 _SLACK_IDS = 192
 
 
 class GenerationalCache(Generic[K, V]):
-    """A bounded map that forgets what was not used lately: two generations, the older one dropped when the younger
-    is full.
+    """A bounded map with two generations: when the younger is full it becomes the older one, whose entries are dropped.
 
-    It holds at most twice `size` entries. Reads cost one or two dict look-ups, which is why it is not an LRU list.
+    Holds at most twice `size` entries. A read costs one or two dict look-ups, less than an LRU list.
     """
 
     __slots__ = ("_old", "_size", "_young")
@@ -33,20 +32,20 @@ class GenerationalCache(Generic[K, V]):
         self._old: dict[K, V] = {}
 
     def get(self, key: K) -> V | None:
-        """The value, which counts as a use; None if it is not there."""
+        """Returns the value and marks it as used; None if the key is not cached."""
         value = self._young.get(key)
         if value is None and (value := self._old.get(key)) is not None:
             self.put(key, value)
         return value
 
     def put(self, key: K, value: V) -> None:
-        """Stores the value in place of any older one."""
+        """Stores the value and replaces an earlier one."""
         if len(self._young) >= self._size:
             self._old, self._young = self._young, {}
         self._young[key] = value
 
     def pop(self, key: K) -> None:
-        """Forgets the key."""
+        """Removes the key."""
         self._young.pop(key, None)
         self._old.pop(key, None)
 
@@ -55,8 +54,8 @@ class GenerationalCache(Generic[K, V]):
 
 
 class ShardedVersions:
-    """Tells a reader whether what it read may be older than a write that was told meanwhile. Keys share shards:
-    "changed" may be wrong, "unchanged" never is."""
+    """Versions by key, in a fixed number of counters that keys share. An unequal version may mean that another key of
+    the same counter changed; an equal one always means that this key did not."""
 
     __slots__ = ("_counts", "_shards")
 
@@ -65,16 +64,16 @@ class ShardedVersions:
         self._shards = shards
 
     def now(self, key: int) -> int:
-        """The key's epoch: to be taken before the read begins, and compared after it."""
+        """Returns the key's version. Read it before the data and compare it after."""
         return self._counts[key % self._shards]
 
     def advance(self, key: int) -> None:
-        """Tells of a write that committed: to be called before the writer's answer."""
+        """Makes a new version after a commit. Must be called before the writer gets its response."""
         self._counts[key % self._shards] += 1
 
 
 class AuthorIds:
-    """The newest ids of one author, complete from the least of them upwards; `complete` where there are no older
+    """The newest ids of one author without gaps, in ascending order. `complete` means that the author has no older
     ones."""
 
     __slots__ = ("complete", "ids")
@@ -84,8 +83,8 @@ class AuthorIds:
         self.complete = complete
 
     def newest(self, before_id: int, limit: int) -> array[int] | None:
-        """The newest `limit` ids below `before_id` (0: no bound), newest first; None where older ones would be
-        needed."""
+        """Returns the newest `limit` ids below `before_id` (0: no bound), newest first; None if that needs ids older
+        than the cached ones."""
         end = bisect_left(self.ids, before_id) if before_id else len(self.ids)
         start = end - limit
         if start < 0:
@@ -97,26 +96,26 @@ class AuthorIds:
         return found
 
     def add(self, tweet_id: int) -> None:
-        """Adds an id that stands now; one below the list's least is left to the store, unless the list is complete."""
+        """Adds a live id. An id below all cached ones is added only if the list is complete."""
         ids = self.ids
-        place = bisect_left(ids, tweet_id)
-        if place < len(ids) and ids[place] == tweet_id:
+        index = bisect_left(ids, tweet_id)
+        if index < len(ids) and ids[index] == tweet_id:
             return
-        if place or self.complete:
-            ids.insert(place, tweet_id)
-        if len(ids) > KEPT_IDS + _SLACK_IDS:
+        if index or self.complete:
+            ids.insert(index, tweet_id)
+        if len(ids) > CACHED_IDS + _SLACK_IDS:
             del ids[:_SLACK_IDS]
             self.complete = False
 
     def discard(self, tweet_id: int) -> None:
-        """Takes an id out, if it is there."""
-        place = bisect_left(self.ids, tweet_id)
-        if place < len(self.ids) and self.ids[place] == tweet_id:
-            del self.ids[place]
+        """Removes the id if it is cached."""
+        index = bisect_left(self.ids, tweet_id)
+        if index < len(self.ids) and self.ids[index] == tweet_id:
+            del self.ids[index]
 
 
 class OwnRetweets:
-    """The retweets of one user that stand, by original; `complete` where there are no others."""
+    """The live retweets of one user: retweet id by original id. `complete` means that the user has no others."""
 
     __slots__ = ("complete", "ids")
 

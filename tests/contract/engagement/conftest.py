@@ -11,7 +11,7 @@ from typing import Protocol
 
 import pytest
 
-from services.engagement.store import EngagementStore, Kind
+from services.engagement.store import EngagementStore, ReactionKind
 from services.engagement.store.sqlite.store import EmbeddedEngagementStore
 from services.platform.config import Settings
 from services.platform.events.log import Record
@@ -76,7 +76,7 @@ class ClusterBackends:
         assert isinstance(store, CassandraEngagementStore)
         rows = await store.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
         # What stands there was meant to happen; whether it did is the store's to say.
-        return await store.decided(sorted((Record(*row) for row in rows), key=lambda one: one.event_id))
+        return await store.committed_events(sorted((Record(*row) for row in rows), key=lambda one: one.event_id))
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ class Opened:
     async def likers(self, tweet_id: int, below: int = 0, limit: int = 100) -> list[int]:
         return [entry.id for entry in await self.store.list_likers(tweet_id, below, limit)]
 
-    async def tweets(self, kind: Kind, user_id: int, below: int = 0, limit: int = 100) -> list[int]:
+    async def tweets(self, kind: ReactionKind, user_id: int, below: int = 0, limit: int = 100) -> list[int]:
         return [entry.id for entry in await self.store.list_tweets(kind, user_id, below, limit)]
 
     async def counts(self, ids: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -14,7 +14,7 @@ import pytest
 from roost.event.v1 import event_pb2
 
 from services.engagement import consumer
-from services.engagement.store import Kind
+from services.engagement.store import ReactionKind
 from services.engagement.store.cassandra import count_cache
 from services.platform.events.log import ConsumedEvent, Record
 from services.platform.ids.snowflake import first_id_at, wall_clock_ms
@@ -96,7 +96,7 @@ async def likers(store: Any, limit: int = 100) -> list[int]:
     below = 0
     while page := await store.list_likers(TWEET, below, limit):
         found += [entry.id for entry in page]
-        below = page[-1].place
+        below = page[-1].reaction_id
     return found
 
 
@@ -109,7 +109,7 @@ async def recount(store: Any, told: Sequence[Record]) -> None:
 async def test_likes_beyond_the_first_bucket_are_listed_and_counted(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.engagement.store.cassandra.schema.SPREAD_FROM", 5)
+    monkeypatch.setattr("services.engagement.store.cassandra.schema.SHARD_FROM", 5)
     monkeypatch.setattr(consumer, "ROUND_S", 0.01)
     stores = [await another(), await another()]
     told = [await like(stores[user_id % 2], user_id) for user_id in range(1, 31)]
@@ -127,7 +127,7 @@ async def test_likes_beyond_the_first_bucket_are_listed_and_counted(
 async def test_bookmarks_beyond_the_first_bucket_are_counted_at_once(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.engagement.store.cassandra.schema.SPREAD_FROM", 3)
+    monkeypatch.setattr("services.engagement.store.cassandra.schema.SHARD_FROM", 3)
     store = await another()
     for user_id in range(1, 13):
         assert await store.bookmark(TWEET, user_id, next(_ids))
@@ -141,7 +141,7 @@ async def test_a_change_by_several_processes_at_once_is_told_once(another: Open)
     stores = [await another() for _ in range(4)]
     for change in (like, unlike) * 3:
         told = await asyncio.gather(*(change(store, ANN) for store in stores))
-        assert len(await stores[0].decided(told)) == 1
+        assert len(await stores[0].committed_events(told)) == 1
         assert await counts(stores[1]) == ((1, 0) if change is like else (0, 0))
     kept = await asyncio.gather(*(store.bookmark(TWEET, ANN, next(_ids)) for store in stores))
     assert sorted(kept) == [False, False, False, True]
@@ -156,7 +156,7 @@ async def test_what_a_dead_process_left_is_completed_and_told_by_a_sweeper(
         raise errors.unavailable("gone")
 
     await like(sweeper, 2)
-    monkeypatch.setattr(dying, "_settle", die)
+    monkeypatch.setattr(dying, "_finish", die)
     for change, user_id in ((like, ANN), (unlike, 2)):
         with pytest.raises(errors.RoostError, match="gone"):
             await change(dying, user_id)
@@ -173,25 +173,25 @@ async def test_what_a_dead_process_left_is_completed_and_told_by_a_sweeper(
     assert await sweeper.outbox.sweep() == 0
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", list(ReactionKind))
 async def test_a_repeat_completes_what_was_left_half_done(
-    another: Open, kind: Kind, monkeypatch: pytest.MonkeyPatch
+    another: Open, kind: ReactionKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying, store = await another(), await another()
 
     async def die(*_: Any) -> None:
         raise errors.unavailable("gone")
 
-    monkeypatch.setattr(dying, "_settle", die)
+    monkeypatch.setattr(dying, "_finish", die)
 
     async def make(by: Any) -> None:
-        if kind is Kind.LIKE:
+        if kind is ReactionKind.LIKE:
             await like(by, ANN)
         else:
             await by.bookmark(TWEET, ANN, next(_ids))
 
     async def undo(by: Any) -> None:
-        await (unlike(by, ANN) if kind is Kind.LIKE else by.unbookmark(TWEET, ANN))
+        await (unlike(by, ANN) if kind is ReactionKind.LIKE else by.unbookmark(TWEET, ANN))
 
     for change, there in ((make, 1), (undo, 0)):
         with pytest.raises(errors.RoostError, match="gone"):
@@ -206,7 +206,7 @@ async def test_a_copy_that_comes_late_brings_nothing_back(another: Open) -> None
     told = await like(store, ANN)
     await unlike(store, ANN)
     # A sweeper that looked before.
-    assert await store.decided([told]) == [told]
+    assert await store.committed_events([told]) == [told]
     assert await counts(store) == (0, 0)
     assert await likers(store) == []
     assert not (await store.batch_get_viewer_states(ANN, [TWEET])).states
@@ -236,7 +236,7 @@ async def test_a_count_begun_before_a_change_is_not_kept_after_it(another: Open)
 async def test_without_redis_everything_is_counted(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store, other = await another(), await another()
     # Kept as soon as it is counted again.
-    monkeypatch.setattr(count_cache, "CHANGING_MS", 20)
+    monkeypatch.setattr(count_cache, "CHANGED_TTL_MS", 20)
     await like(store, ANN)
     await asyncio.sleep(0.1)
 

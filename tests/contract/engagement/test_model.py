@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from services.engagement.store import Kind
+from services.engagement.store import ReactionKind
 from services.engagement.store.sqlite import cache
 from services.engagement.store.sqlite import store as adapter
 from tests.contract.engagement.conftest import Embedded, Opened
@@ -32,7 +32,7 @@ class Engagement(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.opened = Opened(backend, Path(self.folder.name))
         self.opened.store = self.run(backend.open(self.opened.folder))
-        self.pairs: dict[Kind, list[tuple[int, int]]] = {Kind.LIKE: [], Kind.BOOKMARK: []}
+        self.pairs: dict[ReactionKind, list[tuple[int, int]]] = {ReactionKind.LIKE: [], ReactionKind.BOOKMARK: []}
         self.events: list[tuple[str, int, int]] = []
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -44,37 +44,37 @@ class Engagement(RuleBasedStateMachine):
         self.folder.cleanup()
 
     def likers(self, tweet_id: int) -> list[int]:
-        return [user for tweet, user in reversed(self.pairs[Kind.LIKE]) if tweet == tweet_id]
+        return [user for tweet, user in reversed(self.pairs[ReactionKind.LIKE]) if tweet == tweet_id]
 
-    def tweets(self, kind: Kind, user_id: int) -> list[int]:
+    def tweets(self, kind: ReactionKind, user_id: int) -> list[int]:
         return [tweet for tweet, user in reversed(self.pairs[kind]) if user == user_id]
 
     @rule(tweet_id=TWEETS, user_id=USERS)
     def like(self, tweet_id: int, user_id: int) -> None:
-        if (tweet_id, user_id) not in self.pairs[Kind.LIKE]:
-            self.pairs[Kind.LIKE].append((tweet_id, user_id))
+        if (tweet_id, user_id) not in self.pairs[ReactionKind.LIKE]:
+            self.pairs[ReactionKind.LIKE].append((tweet_id, user_id))
             self.events.append(("tweet.liked", user_id, tweet_id))
         assert self.run(self.opened.like(tweet_id, user_id)) == len(self.likers(tweet_id))
 
     @rule(tweet_id=TWEETS, user_id=USERS)
     def unlike(self, tweet_id: int, user_id: int) -> None:
-        if (tweet_id, user_id) in self.pairs[Kind.LIKE]:
-            self.pairs[Kind.LIKE].remove((tweet_id, user_id))
+        if (tweet_id, user_id) in self.pairs[ReactionKind.LIKE]:
+            self.pairs[ReactionKind.LIKE].remove((tweet_id, user_id))
             self.events.append(("tweet.unliked", user_id, tweet_id))
         assert self.run(self.opened.unlike(tweet_id, user_id)) == len(self.likers(tweet_id))
 
     @rule(tweet_id=TWEETS, user_id=USERS)
     def bookmark(self, tweet_id: int, user_id: int) -> None:
-        new = (tweet_id, user_id) not in self.pairs[Kind.BOOKMARK]
+        new = (tweet_id, user_id) not in self.pairs[ReactionKind.BOOKMARK]
         if new:
-            self.pairs[Kind.BOOKMARK].append((tweet_id, user_id))
+            self.pairs[ReactionKind.BOOKMARK].append((tweet_id, user_id))
         assert self.run(self.opened.bookmark(tweet_id, user_id)) == new
 
     @rule(tweet_id=TWEETS, user_id=USERS)
     def unbookmark(self, tweet_id: int, user_id: int) -> None:
-        there = (tweet_id, user_id) in self.pairs[Kind.BOOKMARK]
+        there = (tweet_id, user_id) in self.pairs[ReactionKind.BOOKMARK]
         if there:
-            self.pairs[Kind.BOOKMARK].remove((tweet_id, user_id))
+            self.pairs[ReactionKind.BOOKMARK].remove((tweet_id, user_id))
         assert self.run(self.opened.unbookmark(tweet_id, user_id)) == there
 
     @rule()
@@ -86,26 +86,26 @@ class Engagement(RuleBasedStateMachine):
         found, below = [], 0
         while page := self.run(self.opened.store.list_likers(tweet_id, below, limit)):
             found += [entry.id for entry in page]
-            below = page[-1].place
+            below = page[-1].reaction_id
         assert found == self.likers(tweet_id)
 
-    @rule(user_id=USERS, kind=st.sampled_from(Kind), limit=st.integers(1, 5))
-    def list_tweets(self, user_id: int, kind: Kind, limit: int) -> None:
+    @rule(user_id=USERS, kind=st.sampled_from(ReactionKind), limit=st.integers(1, 5))
+    def list_tweets(self, user_id: int, kind: ReactionKind, limit: int) -> None:
         found, below = [], 0
         while page := self.run(self.opened.store.list_tweets(kind, user_id, below, limit)):
             found += [entry.id for entry in page]
-            below = page[-1].place
+            below = page[-1].reaction_id
         assert found == self.tweets(kind, user_id)
 
     @rule(user_id=USERS, wanted=st.lists(TWEETS, max_size=8))
     def states(self, user_id: int, wanted: list[int]) -> None:
-        liked, kept = self.tweets(Kind.LIKE, user_id), self.tweets(Kind.BOOKMARK, user_id)
+        liked, kept = self.tweets(ReactionKind.LIKE, user_id), self.tweets(ReactionKind.BOOKMARK, user_id)
         expected = [(i, i in liked, i in kept) for i in wanted if i in liked or i in kept]
         assert self.run(self.opened.states(user_id, wanted)) == expected
 
     @invariant()
     def counts_are_exact(self) -> None:
-        kept = [tweet for tweet, _ in self.pairs[Kind.BOOKMARK]]
+        kept = [tweet for tweet, _ in self.pairs[ReactionKind.BOOKMARK]]
         counts = [(i, len(self.likers(i)), kept.count(i)) for i in EVERY_TWEET]
         assert self.run(self.opened.counts(EVERY_TWEET)) == [one for one in counts if any(one[1:])]
 

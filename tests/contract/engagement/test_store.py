@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.engagement.store import EngagementStore, Kind
+from services.engagement.store import EngagementStore, ReactionKind
 from services.platform.ids.snowflake import wall_clock_ms
 from tests.contract.engagement.conftest import Opened
 
@@ -28,7 +28,7 @@ async def test_a_like_is_seen_from_both_sides_counted_and_published(opened: Open
     assert await opened.like(TWEET, BEN) == 2
     async for _ in fresh_and_reopened(opened):
         assert await opened.likers(TWEET) == [BEN, ANN]
-        assert await opened.tweets(Kind.LIKE, ANN) == [TWEET]
+        assert await opened.tweets(ReactionKind.LIKE, ANN) == [TWEET]
         assert await opened.counts([TWEET]) == [(TWEET, 2, 0)]
         assert await opened.states(ANN, [TWEET, OTHER]) == [(TWEET, True, False)]
         assert await opened.states(CAT, [TWEET, OTHER]) == []
@@ -41,7 +41,7 @@ async def test_liking_again_changes_nothing_and_publishes_nothing(opened: Opened
     for _ in range(2):
         assert await opened.like(TWEET, ANN) == 1
     async for _ in fresh_and_reopened(opened):
-        assert await opened.tweets(Kind.LIKE, ANN) == [OTHER, TWEET], "a repeat keeps its place"
+        assert await opened.tweets(ReactionKind.LIKE, ANN) == [OTHER, TWEET], "a repeat keeps its place"
         assert await opened.counts([TWEET]) == [(TWEET, 1, 0)]
     assert len(await opened.events()) == 2
 
@@ -53,7 +53,7 @@ async def test_a_like_taken_back_leaves_nothing(opened: Opened) -> None:
     assert await opened.unlike(TWEET, ANN) == 1
     async for _ in fresh_and_reopened(opened):
         assert await opened.likers(TWEET) == [BEN]
-        assert await opened.tweets(Kind.LIKE, ANN) == []
+        assert await opened.tweets(ReactionKind.LIKE, ANN) == []
         assert await opened.counts([TWEET]) == [(TWEET, 1, 0)]
         assert await opened.states(ANN, [TWEET]) == []
     assert await opened.unlike(TWEET, ANN) == 1
@@ -73,7 +73,7 @@ async def test_liking_once_more_is_a_new_like(opened: Opened) -> None:
         await opened.like(tweet_id, ANN)
     await opened.unlike(TWEET, ANN)
     assert await opened.like(TWEET, ANN) == 1
-    assert await opened.tweets(Kind.LIKE, ANN) == [TWEET, OTHER]
+    assert await opened.tweets(ReactionKind.LIKE, ANN) == [TWEET, OTHER]
     assert len(await opened.events()) == 4
 
 
@@ -84,15 +84,15 @@ async def test_bookmarks_stand_beside_likes_and_are_not_published(opened: Opened
     assert await opened.bookmark(OTHER, ANN)
     assert await opened.bookmark(TWEET, BEN)
     async for _ in fresh_and_reopened(opened):
-        assert await opened.tweets(Kind.BOOKMARK, ANN) == [OTHER, TWEET]
-        assert await opened.tweets(Kind.LIKE, ANN) == [TWEET]
+        assert await opened.tweets(ReactionKind.BOOKMARK, ANN) == [OTHER, TWEET]
+        assert await opened.tweets(ReactionKind.LIKE, ANN) == [TWEET]
         assert await opened.counts([OTHER, TWEET]) == [(OTHER, 0, 1), (TWEET, 1, 2)]
         assert await opened.states(ANN, [TWEET, OTHER]) == [(TWEET, True, True), (OTHER, False, True)]
     assert await opened.unbookmark(TWEET, ANN)
     assert not await opened.unbookmark(TWEET, ANN)
     assert not await opened.unbookmark(THIRD, ANN)
     async for _ in fresh_and_reopened(opened):
-        assert await opened.tweets(Kind.BOOKMARK, ANN) == [OTHER]
+        assert await opened.tweets(ReactionKind.BOOKMARK, ANN) == [OTHER]
         assert await opened.counts([TWEET]) == [(TWEET, 1, 1)]
         assert await opened.states(ANN, [TWEET]) == [(TWEET, True, False)]
     assert await opened.events() == [("tweet.liked", ANN, TWEET)]
@@ -112,16 +112,16 @@ async def test_answers_keep_the_order_asked_for_and_are_the_callers_own(opened: 
         assert await opened.counts([]) == await opened.states(ANN, []) == []
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-async def test_lists_end_at_their_bounds(opened: Opened, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", list(ReactionKind))
+async def test_lists_end_at_their_bounds(opened: Opened, kind: ReactionKind) -> None:
     for tweet_id in range(10, 20):
-        await (opened.like if kind is Kind.LIKE else opened.bookmark)(tweet_id, ANN)
+        await (opened.like if kind is ReactionKind.LIKE else opened.bookmark)(tweet_id, ANN)
     store = opened.store
     first = await store.list_tweets(kind, ANN, 0, 4)
     assert [entry.id for entry in first] == [19, 18, 17, 16]
-    second = await store.list_tweets(kind, ANN, first[-1].place, 4)
+    second = await store.list_tweets(kind, ANN, first[-1].reaction_id, 4)
     assert [entry.id for entry in second] == [15, 14, 13, 12]
-    assert [entry.id for entry in await store.list_tweets(kind, ANN, second[-1].place, 4)] == [11, 10]
+    assert [entry.id for entry in await store.list_tweets(kind, ANN, second[-1].reaction_id, 4)] == [11, 10]
     assert await store.list_tweets(kind, BEN, 0, 4) == []
 
 
@@ -130,7 +130,7 @@ async def test_likers_end_at_their_bounds(opened: Opened) -> None:
         await opened.like(TWEET, user_id)
     first = await opened.store.list_likers(TWEET, 0, 4)
     assert [entry.id for entry in first] == [19, 18, 17, 16]
-    assert await opened.likers(TWEET, first[-1].place) == [15, 14, 13, 12, 11, 10]
+    assert await opened.likers(TWEET, first[-1].reaction_id) == [15, 14, 13, 12, 11, 10]
 
 
 async def test_a_hundred_at_once_by_one_user_count_once(opened: Opened) -> None:
@@ -145,7 +145,7 @@ async def test_a_hundred_at_once_by_one_user_count_once(opened: Opened) -> None:
 async def test_a_hundred_at_once_by_a_hundred_users_all_count(opened: Opened) -> None:
     answers = await asyncio.gather(*(opened.like(TWEET, user_id) for user_id in range(1, 101)))
     # Each counts itself and all that were there before it; those that come at the same moment may count one another.
-    assert all(answer >= place for place, answer in enumerate(sorted(answers), 1))
+    assert all(answer >= reaction_id for reaction_id, answer in enumerate(sorted(answers), 1))
     assert max(answers) == 100
     assert await opened.counts([TWEET]) == [(TWEET, 100, 0)]
 
@@ -227,7 +227,7 @@ async def test_a_like_taken_back_by_who_is_absent_stays_out_of_the_count(opened:
 
 
 async def test_more_likes_than_a_step_are_all_left_out(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{type(opened.store).__module__}.ABSENT_A_STEP", 2)
+    monkeypatch.setattr(f"{type(opened.store).__module__}.ABSENCE_STEP", 2)
     ids = range(100, 105)
     for tweet_id in ids:
         await opened.like(tweet_id, ANN)

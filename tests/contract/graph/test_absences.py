@@ -78,7 +78,7 @@ async def test_two_who_follow_each_other_both_gone_and_back(store, stamp):
 
 
 async def test_more_edges_than_a_step_are_all_left_out(store, stamp, monkeypatch):
-    monkeypatch.setattr(f"{type(store).__module__}.ABSENT_A_STEP", 3)
+    monkeypatch.setattr(f"{type(store).__module__}.ABSENCE_STEP", 3)
     others = range(100, 108)
     for other in others:
         await store.follow(ANN, other, stamp())

@@ -23,7 +23,7 @@ def few(monkeypatch):
     from services.graph.store.cassandra import store as cassandra
 
     monkeypatch.setattr(follow_counts, "SMALL", 3)
-    monkeypatch.setattr(follow_counts, "SPREAD_FROM", 6)
+    monkeypatch.setattr(follow_counts, "SHARD_FROM", 6)
     monkeypatch.setattr(user_index, "PAGE_ROWS", 2)
     monkeypatch.setattr(user_index, "RANGES_A_READ", 1)
     monkeypatch.setattr(cassandra, "SCAN_SOURCES", 2)

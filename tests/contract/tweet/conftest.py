@@ -38,7 +38,7 @@ class Backend(Protocol):
     async def published(self, store: TweetStore) -> list[Record]:
         """The events committed so far, in the order of their ids."""
 
-    async def settle(self, store: TweetStore) -> None:
+    async def wait_for_writes(self, store: TweetStore) -> None:
         """Waits for what writers who gave up had begun."""
 
 
@@ -55,7 +55,7 @@ class Embedded:
         query = "SELECT topic, key, event_id, payload, traceparent FROM outbox ORDER BY event_id"
         return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
 
-    async def settle(self, store: TweetStore) -> None:
+    async def wait_for_writes(self, store: TweetStore) -> None:
         # Commits are in order: after the next one, those before it are there.
         assert isinstance(store, EmbeddedTweetStore)
         await store.db.write(lambda _: None)
@@ -100,11 +100,11 @@ class Clustered:
         # An event that was written again in another minute lies in two places.
         return sorted({Record(*row) for row in rows}, key=lambda record: record.event_id)
 
-    async def settle(self, store: TweetStore) -> None:
+    async def wait_for_writes(self, store: TweetStore) -> None:
         from services.tweet.store.cassandra.store import CassandraTweetStore
 
         assert isinstance(store, CassandraTweetStore)
-        await store.settle()
+        await store.wait_for_writes()
 
 
 BACKEND_NAMES: dict[str, type[Backend]] = {"embedded": Embedded, "cluster": Clustered}

@@ -255,7 +255,7 @@ async def test_a_retweeter_who_gives_up_leaves_no_stale_answer(opened: Opened) -
         await asyncio.gather(task, return_exceptions=True)
         standing = (await opened.store.find_retweets(BOB, [1])).get(1, 0)
         await core_of(opened, 1, BOB)
-    await opened.backend.settle(opened.store)
+    await opened.backend.wait_for_writes(opened.store)
     await opened.post(1_000, CAT)
     known = (await core_of(opened, 1, BOB), await opened.store.find_retweets(BOB, [1]))
     await opened.again()

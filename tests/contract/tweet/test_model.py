@@ -29,7 +29,7 @@ picks = st.integers(0, 999)
 authors = st.sampled_from(AUTHORS)
 bounds = st.integers(0, LAST_ID + 1)
 limits = st.integers(1, 5)
-STANDS, DELETED, REMOVED = "stands", "deleted", "removed"
+LIVE, DELETED, REMOVED = "stands", "deleted", "removed"
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Known:
     reply_to: int = 0
     quote_of: int = 0
     retweet_of: int = 0
-    state: str = STANDS
+    state: str = LIVE
     deleted_at: int = 0
     texts: list[str] = field(default_factory=lambda: ["hello"])
 
@@ -76,7 +76,7 @@ class Tweets(RuleBasedStateMachine):
     # What the model says.
 
     def stands(self, tweet_id: int) -> bool:
-        return tweet_id in self.tweets and self.tweets[tweet_id].state == STANDS
+        return tweet_id in self.tweets and self.tweets[tweet_id].state == LIVE
 
     def standing(self, **wanted: int) -> list[int]:
         """Ids of standing tweets with these properties, newest first."""
@@ -84,7 +84,7 @@ class Tweets(RuleBasedStateMachine):
             (
                 i
                 for i, known in self.tweets.items()
-                if known.state == STANDS and all(getattr(known, name) == value for name, value in wanted.items())
+                if known.state == LIVE and all(getattr(known, name) == value for name, value in wanted.items())
             ),
             reverse=True,
         )
@@ -156,7 +156,7 @@ class Tweets(RuleBasedStateMachine):
             return
         text = f"text {len(known.texts)}"
         changed = self.run(self.opened.edit(tweet_id, known.author, len(known.texts) + ahead, text))
-        assert changed == (ahead == 1 and known.state == STANDS)
+        assert changed == (ahead == 1 and known.state == LIVE)
         if changed:
             known.texts.append(text)
         found = self.run(self.opened.store.list_revisions(tweet_id))
@@ -177,7 +177,7 @@ class Tweets(RuleBasedStateMachine):
     def end(self, tweet_id: int) -> None:
         self.now += 1
         if (known := self.tweets.get(tweet_id)) is not None:
-            assert self.run(self.opened.delete(tweet_id, self.now)) == (known.state == STANDS)
+            assert self.run(self.opened.delete(tweet_id, self.now)) == (known.state == LIVE)
             if known.state != DELETED:
                 known.state, known.deleted_at = DELETED, self.now
 
@@ -186,7 +186,7 @@ class Tweets(RuleBasedStateMachine):
         tweet_id = self.pick(tweet_id)
         if (known := self.tweets.get(tweet_id)) is not None:
             changed = self.run(self.opened.store.remove(tweet_id, 9, 0, event("tweet.deleted", tweet_id)))
-            assert changed == (known.state == STANDS)
+            assert changed == (known.state == LIVE)
             if changed:
                 known.state = REMOVED
 
@@ -197,7 +197,7 @@ class Tweets(RuleBasedStateMachine):
             changed = self.run(self.opened.store.restore(tweet_id, 9, event("tweet.restored", tweet_id)))
             assert changed == (known.state == REMOVED)
             if changed:
-                known.state = STANDS
+                known.state = LIVE
 
     @rule(age=st.integers(-1, 2))
     def purge(self, age: int) -> None:
@@ -262,7 +262,7 @@ class Tweets(RuleBasedStateMachine):
             tweet_id = core.head.id
             known = self.tweets[tweet_id]
             assert core.head.author_id == known.author
-            assert core.head.deleted == (known.state != STANDS) == (core.core == b"")
+            assert core.head.deleted == (known.state != LIVE) == (core.core == b"")
             assert core.head.deleted or tweet_pb2.Tweet.FromString(core.core).text == known.texts[-1]
             assert core.replies == len(self.standing(reply_to=tweet_id))
             assert core.quotes == len(self.standing(quote_of=tweet_id))

@@ -247,7 +247,7 @@ async def test_a_caller_who_gives_up_leaves_no_stale_answer(opened: Opened) -> N
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    await opened.backend.settle(opened.store)
+    await opened.backend.wait_for_writes(opened.store)
     await opened.post(1_000)
     known = await opened.ids_of(1)
     cores = (await opened.store.batch_get(range(1, 40))).cores

@@ -1,1 +1,1 @@
-"""The Cassandra adapter of engagement's store."""
+"""The Cassandra adapter of the engagement store."""

@@ -1,27 +1,29 @@
-"""Engagement's tables in Cassandra, and every statement on them.
+"""Tables and statements of the engagement store in Cassandra. A row of `marks` is a reaction; its column `place` is the
+reaction id.
 
-A user's partition of `marks` is the truth: conditional writes only, so each change has one winner, who notes its event there. The other
-tables are copies, one row for each time that somebody liked or kept a tweet: a row is written once and taken out once, with fixed
-timestamps, so copies may be written in any order and any number of times.
+A user's partition of `marks` is the source of truth. It is written by lightweight transactions only, so each change has
+one winner, which also notes its event there. The other tables are copies with one row per reaction, inserted once and
+deleted once with fixed write timestamps, so copies may be written in any order and any number of times.
 """
 
 from __future__ import annotations
 
-from services.engagement.store import Kind
+from services.engagement.store import ReactionKind
 from services.platform.cassandra.outbox import OUTBOX_MIGRATION
 
-# Of a copy: whoever takes it out wins over whoever writes it, however late that comes.
-MADE, TAKEN_OUT = 1, 2
-# Microseconds that no clock reaches: of a like that was taken back nothing is left to leave out.
+# Write timestamps of a copy: the deletion wins over the insertion, however late that arrives.
+ADDED, REMOVED = 1, 2
+# A write timestamp beyond every clock: after an unlike there is no like left to exclude.
 FOREVER_US = 1 << 62
-# Kinds of rows in `marks`, stored: append, never renumber. A note's item is the id of its event.
-NUMBERS = {Kind.LIKE: 0, Kind.BOOKMARK: 1}
+# Stored kinds of rows in `marks`: append, never renumber. The `item` of a note is the id of its event.
+NUMBERS = {ReactionKind.LIKE: 0, ReactionKind.BOOKMARK: 1}
 NOTE = 2
-# In `marks_by_tweet` alone, all in the first bucket: likes that are not counted, for who gave them does not take part. Written with the
-# time of that decision.
+# Only in `marks_by_tweet`, all in the first bucket: likes that are not counted because their user is suspended or
+# deactivated. The write timestamp is the time of that decision.
 UNCOUNTED = 3
-# The first marks of a tweet share a partition. Whoever comes after SPREAD_FROM of a kind goes to one of BUCKETS more, by user.
-SPREAD_FROM = 1_000
+# The first reactions of a kind to a tweet share one partition. After SHARD_FROM, later ones go to one of BUCKETS more,
+# by user.
+SHARD_FROM = 1_000
 BUCKETS = 64
 FIRST_BUCKET = 0
 
@@ -44,10 +46,10 @@ KEYSPACE = "engagement"
 # The keyspaces of the service by name, each with its migrations in order.
 KEYSPACES = {KEYSPACE: (SCHEMA, OUTBOX_MIGRATION)}
 
-MARK = "SELECT place, gone, bucket FROM marks WHERE user_id = ? AND kind = ? AND item = ?"
-MARKED = "SELECT kind, item, place FROM marks WHERE user_id = ? AND kind IN ? AND item IN ?"
+REACTION = "SELECT place, gone, bucket FROM marks WHERE user_id = ? AND kind = ? AND item = ?"
+REACTIONS = "SELECT kind, item, place FROM marks WHERE user_id = ? AND kind IN ? AND item IN ?"
 NOTED = "SELECT place, gone, bucket, tweet_id FROM marks WHERE user_id = ? AND kind = ? AND item = ?"
-# With a note where there is an event: its row goes by itself when nobody asks for it any more.
+# With a note of the event, which expires when the outbox no longer asks for it.
 SET = """
 BEGIN BATCH
 UPDATE marks SET place = ?, bucket = ? WHERE user_id = ? AND kind = ? AND item = ? IF place = null;
@@ -60,10 +62,10 @@ UPDATE marks SET place = null, gone = ? WHERE user_id = ? AND kind = ? AND item 
 UPDATE marks USING TTL ? SET gone = ?, bucket = ?, tweet_id = ? WHERE user_id = ? AND kind = ? AND item = ?;
 APPLY BATCH
 """
-SET_UNTOLD = """
+SET_WITHOUT_EVENT = """
 UPDATE marks SET place = ?, bucket = ? WHERE user_id = ? AND kind = ? AND item = ? IF place = null
 """
-UNSET_UNTOLD = """
+UNSET_WITHOUT_EVENT = """
 UPDATE marks SET place = null, gone = ? WHERE user_id = ? AND kind = ? AND item = ? IF place = ?
 """
 
@@ -81,18 +83,19 @@ BY_TWEET = """
 SELECT place, user_id FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? AND kind = ? AND place < ? LIMIT ?
 """
 COUNTED = "SELECT COUNT(*) FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? AND kind = ?"
-# Most tweets have no marks at all. Only the others are counted, a partition a statement: over several Cassandra warns each time.
-ANY_MARKS = "SELECT DISTINCT tweet_id, bucket FROM marks_by_tweet WHERE tweet_id IN ? AND bucket = ?"
+# Most tweets have no reactions. Only the others are counted, with one statement per partition: Cassandra warns about
+# aggregates over several.
+ANY_REACTIONS = "SELECT DISTINCT tweet_id, bucket FROM marks_by_tweet WHERE tweet_id IN ? AND bucket = ?"
 FIRST_COUNTED = """
 SELECT tweet_id, kind, COUNT(*) FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? GROUP BY kind
 """
 TOTALS = "SELECT tweet_id, kind, marks FROM totals WHERE tweet_id IN ?"
-SPREAD = "SELECT bucket FROM totals WHERE tweet_id = ? AND kind = ? LIMIT 1"
-# The time of the count decides between two that meet.
+SHARDED = "SELECT bucket FROM totals WHERE tweet_id = ? AND kind = ? LIMIT 1"
+# The write timestamp is the time of the count: the later of two counts wins.
 PUT_TOTAL = "INSERT INTO totals (tweet_id, kind, bucket, marks) VALUES (?, ?, ?, ?) USING TIMESTAMP ?"
 
 
 def bucket_of(user_id: int) -> int:
-    """The bucket, within 1 and BUCKETS, of a user's marks on tweets that have many. The low bits of an id count within a millisecond and
-    are mostly 0: so all of it is mixed first."""
+    """Returns the bucket (1 to BUCKETS) of a user's reactions to tweets that have many. Hashes the whole id, because
+    the low bits of a Snowflake are a sequence number and mostly 0."""
     return 1 + ((user_id * 0x9E3779B97F4A7C15) >> 40) % BUCKETS

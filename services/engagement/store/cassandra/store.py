@@ -1,7 +1,9 @@
-"""The cluster's engagement store, on Cassandra, with counts in Redis. Nothing is kept in process memory.
+"""The engagement store of the cluster backend: Cassandra, with counts cached in Redis. Nothing is cached in process
+memory.
 
-A write decides in the user's partition, then writes the copies that lists and counts are read from, then answers. Whoever died between
-left a change without copies: `decided`, which the outbox's sweeper asks, writes them, and so does the repeat of a call that got no answer.
+A write decides in the user's partition by a lightweight transaction, writes the copies that lists and counts read, and
+returns. If the process dies in between, the copies are missing until the outbox's sweeper calls `committed_events`, or
+the client repeats the call; both write them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from roost.engagement.v1 import engagement_service_pb2 as pb
 
-from services.engagement.store import Entry, Kind
+from services.engagement.store import ReactionEntry, ReactionKind
 from services.engagement.store.cassandra import schema
 from services.engagement.store.cassandra.count_cache import CachedCounts
 from services.platform.caching.cache import SingleFlight
@@ -30,183 +32,191 @@ from services.platform.rpc.reasons import Reason
 if TYPE_CHECKING:
     from services.platform.backends.cluster import ClusterBackends
 
-# As long as the outbox keeps its rows: until then somebody may ask whether an event is true.
-NOTE_S = 3 * 24 * 3600
-# The same user on several devices, by way of several processes: each try loses to one that won.
+# As long as the outbox keeps its rows: until then its sweeper may ask whether an event was committed.
+NOTE_TTL_S = 3 * 24 * 3600
+# Attempts of one change. Each is lost to the same user's concurrent change in another process.
 MAX_TRIES = 10
-# In one statement: a node gathers them. Of totals that is at most 2 kinds of 64 rows each, well below what one read may bring.
+# Ids per statement, which one node gathers. Of totals that is at most 2 kinds of 64 rows each, well below a page of a
+# read.
 IDS_PER_READ = 50
-# Likes read and written in one go when somebody goes or comes back.
-ABSENT_A_STEP = 500
+# Likes recounted per step when a user becomes absent or active.
+ABSENCE_STEP = 500
 _NO_BOUND = (1 << 63) - 1
 _KINDS = {number: kind for kind, number in schema.NUMBERS.items()}
 
 
-class _Mark(NamedTuple):
-    """Where a user's mark on a tweet is copied to, one of its times: `place` names that time."""
+class _Reaction(NamedTuple):
+    """One reaction of a user to a tweet, and the bucket of its copy by tweet. A reaction that is undone and made again
+    has a new `reaction_id`."""
 
     user_id: int
     kind: int
     tweet_id: int
-    place: int
+    reaction_id: int
     bucket: int
 
     def copies(self) -> list[Statement]:
-        """What writes the copies."""
-        user_id, kind, tweet_id, place, bucket = self
+        """Returns the statements that insert the copies."""
+        user_id, kind, tweet_id, reaction_id, bucket = self
         return [
-            (schema.COPY_BY_USER, (user_id, kind, place, tweet_id, schema.MADE)),
-            (schema.COPY_BY_TWEET, (tweet_id, bucket, kind, place, user_id, schema.MADE)),
+            (schema.COPY_BY_USER, (user_id, kind, reaction_id, tweet_id, schema.ADDED)),
+            (schema.COPY_BY_TWEET, (tweet_id, bucket, kind, reaction_id, user_id, schema.ADDED)),
         ]
 
     def drops(self) -> list[Statement]:
-        """What takes them out, for good."""
-        user_id, kind, tweet_id, place, bucket = self
+        """Returns the statements that delete the copies for good."""
+        user_id, kind, tweet_id, reaction_id, bucket = self
         steps: list[Statement] = [
-            (schema.DROP_BY_USER, (schema.TAKEN_OUT, user_id, kind, place)),
-            (schema.DROP_BY_TWEET, (schema.TAKEN_OUT, tweet_id, bucket, kind, place)),
+            (schema.DROP_BY_USER, (schema.REMOVED, user_id, kind, reaction_id)),
+            (schema.DROP_BY_TWEET, (schema.REMOVED, tweet_id, bucket, kind, reaction_id)),
         ]
-        if kind == schema.NUMBERS[Kind.LIKE]:
+        if kind == schema.NUMBERS[ReactionKind.LIKE]:
             steps.append(
-                (schema.DROP_BY_TWEET, (schema.FOREVER_US, tweet_id, schema.FIRST_BUCKET, schema.UNCOUNTED, place))
+                (
+                    schema.DROP_BY_TWEET,
+                    (schema.FOREVER_US, tweet_id, schema.FIRST_BUCKET, schema.UNCOUNTED, reaction_id),
+                )
             )
         return steps
 
 
 class CassandraEngagementStore:
-    """An EngagementStore over one keyspace. `outbox` is one of the service's workers; `clock` gives unix seconds."""
+    """An EngagementStore on one keyspace. `outbox` is one of the service's workers. `clock` returns Unix seconds."""
 
     def __init__(self, keyspace: Keyspace, redis: Redis, log: EventLog, clock: Callable[[], float]) -> None:
         self.keyspace = keyspace
         self._shared = CachedCounts(redis, time.monotonic)
-        self.outbox = Outbox(keyspace, log, clock, self.decided)
+        self.outbox = Outbox(keyspace, log, clock, self.committed_events)
         self._clock = clock
-        self._turns = KeyedLocks()
-        # By tweet, user and whether it is set: of many who want the same at once one does it, and all have its answer.
+        self._locks = KeyedLocks()
+        # Keys are (tweet id, user id, is like). Identical concurrent calls are coalesced.
         self._likes: SingleFlight[tuple[int, int, bool], int] = SingleFlight()
 
     @classmethod
     async def open(cls, cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> Self:
-        """The store in its keyspace, brought up to date. Errors as Keyspace.open."""
+        """Opens the keyspace and applies its migrations. Raises as `Keyspace.open`."""
         return cls(
             await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE]), cluster.redis, log, clock
         )
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """See the port. The count is exact up to SPREAD_FROM likes, and some seconds old beyond."""
+        """Implements `EngagementStore.like`. The count is exact up to SHARD_FROM likes, and some seconds old above."""
 
         async def set_and_count() -> int:
-            await self._set(Kind.LIKE, tweet_id, user_id, event.event_id, (event,))
-            return await self._count(tweet_id, schema.NUMBERS[Kind.LIKE])
+            await self._set(ReactionKind.LIKE, tweet_id, user_id, event.event_id, (event,))
+            return await self._count(tweet_id, schema.NUMBERS[ReactionKind.LIKE])
 
-        # Who wants it back from now on waits for this one, and joins none that was before it.
+        # Later unlikes must not be coalesced with one that began before this like.
         self._likes.forget((tweet_id, user_id, False))
         return await self._likes.run((tweet_id, user_id, True), set_and_count)
 
     async def unlike(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """See the port, and `like`."""
+        """Implements `EngagementStore.unlike`. The count is as exact as that of `like`."""
 
         async def unset_and_count() -> int:
-            await self._unset(Kind.LIKE, tweet_id, user_id, (event,))
-            return await self._count(tweet_id, schema.NUMBERS[Kind.LIKE])
+            await self._unset(ReactionKind.LIKE, tweet_id, user_id, (event,))
+            return await self._count(tweet_id, schema.NUMBERS[ReactionKind.LIKE])
 
         self._likes.forget((tweet_id, user_id, True))
         return await self._likes.run((tweet_id, user_id, False), unset_and_count)
 
-    async def bookmark(self, tweet_id: int, user_id: int, place: int) -> bool:
-        """See the port."""
-        made = await run_to_completion(self._set(Kind.BOOKMARK, tweet_id, user_id, place, ()))
+    async def bookmark(self, tweet_id: int, user_id: int, reaction_id: int) -> bool:
+        made = await run_to_completion(self._set(ReactionKind.BOOKMARK, tweet_id, user_id, reaction_id, ()))
         if made:
-            await self._count(tweet_id, schema.NUMBERS[Kind.BOOKMARK])
+            await self._count(tweet_id, schema.NUMBERS[ReactionKind.BOOKMARK])
         return made
 
     async def unbookmark(self, tweet_id: int, user_id: int) -> bool:
-        """See the port."""
-        return await run_to_completion(self._unset(Kind.BOOKMARK, tweet_id, user_id, ()))
+        return await run_to_completion(self._unset(ReactionKind.BOOKMARK, tweet_id, user_id, ()))
 
-    async def _set(self, kind: Kind, tweet_id: int, user_id: int, place: int, told: Sequence[Record]) -> bool:
+    async def _set(
+        self, kind: ReactionKind, tweet_id: int, user_id: int, reaction_id: int, events: Sequence[Record]
+    ) -> bool:
         key = (user_id, schema.NUMBERS[kind], tweet_id)
-        async with self._turns.hold(user_id):
+        async with self._locks.hold(user_id):
             for _ in range(MAX_TRIES):
-                held, _, bucket = await self._mark(*key)
+                held, _, bucket = await self._read_reaction(*key)
                 if held is not None:
-                    # Perhaps by a call that got no further.
-                    await self._copy(_Mark(*key, held, bucket).copies(), [tweet_id])
+                    # The call that stored it may have failed before it wrote the copies.
+                    await self._copy(_Reaction(*key, held, bucket).copies(), [tweet_id])
                     return False
                 bucket = await self._bucket(tweet_id, schema.NUMBERS[kind], user_id)
-                mark = _Mark(*key, place, bucket)
-                note = (NOTE_S, place, bucket, tweet_id, user_id, schema.NOTE, place)
-                values = (place, bucket, *key)
-                if told:
-                    applied = await self._decide(mark, told, schema.SET, *values, *note)
+                reaction = _Reaction(*key, reaction_id, bucket)
+                note = (NOTE_TTL_S, reaction_id, bucket, tweet_id, user_id, schema.NOTE, reaction_id)
+                values = (reaction_id, bucket, *key)
+                if events:
+                    applied = await self._commit(reaction, events, schema.SET, *values, *note)
                 else:
-                    applied = await self._decide(mark, told, schema.SET_UNTOLD, *values)
+                    applied = await self._commit(reaction, events, schema.SET_WITHOUT_EVENT, *values)
                 if applied:
-                    await self._settle(mark, mark.copies(), told)
+                    await self._finish(reaction, reaction.copies(), events)
                     return True
         raise _contended()
 
-    async def _unset(self, kind: Kind, tweet_id: int, user_id: int, told: Sequence[Record]) -> bool:
+    async def _unset(self, kind: ReactionKind, tweet_id: int, user_id: int, events: Sequence[Record]) -> bool:
         key = (user_id, schema.NUMBERS[kind], tweet_id)
-        async with self._turns.hold(user_id):
+        async with self._locks.hold(user_id):
             for _ in range(MAX_TRIES):
-                held, gone, bucket = await self._mark(*key)
+                held, gone, bucket = await self._read_reaction(*key)
                 if held is None:
                     if gone is not None:
-                        # Perhaps by a call that got no further.
-                        await self._copy(_Mark(*key, gone, bucket).drops(), [tweet_id])
+                        # The call that stored it may have failed before it wrote the copies.
+                        await self._copy(_Reaction(*key, gone, bucket).drops(), [tweet_id])
                     return False
-                mark = _Mark(*key, held, bucket)
+                reaction = _Reaction(*key, held, bucket)
                 values = (held, *key, held)
-                if told:
-                    note = (NOTE_S, held, bucket, tweet_id, user_id, schema.NOTE, told[0].event_id)
-                    applied = await self._decide(mark, told, schema.UNSET, *values, *note)
+                if events:
+                    note = (NOTE_TTL_S, held, bucket, tweet_id, user_id, schema.NOTE, events[0].event_id)
+                    applied = await self._commit(reaction, events, schema.UNSET, *values, *note)
                 else:
-                    applied = await self._decide(mark, told, schema.UNSET_UNTOLD, *values)
+                    applied = await self._commit(reaction, events, schema.UNSET_WITHOUT_EVENT, *values)
                 if applied:
-                    await self._settle(mark, mark.drops(), told)
+                    await self._finish(reaction, reaction.drops(), events)
                     return True
         raise _contended()
 
-    async def _decide(self, mark: _Mark, told: Sequence[Record], statement: str, *values: int) -> bool:
-        """One conditional write; whether it was applied. What it tells is in the outbox before, and noted with it."""
-        await self.keyspace.write_each(self.outbox.statements(told))
+    async def _commit(self, reaction: _Reaction, events: Sequence[Record], statement: str, *values: int) -> bool:
+        """Writes the events to the outbox, then executes one lightweight transaction, which also notes the events.
+        Returns whether it was applied."""
+        await self.keyspace.write_each(self.outbox.statements(events))
         try:
             applied, _ = await self.keyspace.execute_lwt(statement, *values)
         except errors.RoostError:
-            # Unless its note stands there, nobody knows: the caller may try again.
-            if not told or not await self._notes(told):
+            # The outcome is unknown unless the note exists; the caller may retry.
+            if not events or not await self._find_notes(events):
                 raise
             return True
         return applied
 
-    async def _settle(self, mark: _Mark, steps: Sequence[Statement], told: Sequence[Record]) -> None:
-        """After the decision: the copies, what is counted apart, then the events."""
-        await self._copy(steps, [mark.tweet_id])
-        if mark.bucket != schema.FIRST_BUCKET and not told:
-            # Events bring the others here: see `recount_likes`.
-            await self._recount([(mark.tweet_id, mark.kind, mark.bucket)])
-        self.outbox.publish(told)
+    async def _finish(self, reaction: _Reaction, steps: Sequence[Statement], events: Sequence[Record]) -> None:
+        """Writes the copies after the transaction, recounts a sharded bucket, and passes the events to the outbox's
+        publisher."""
+        await self._copy(steps, [reaction.tweet_id])
+        if reaction.bucket != schema.FIRST_BUCKET and not events:
+            # Reactions with events are recounted by their consumer: see `recount_likes`.
+            await self._recount([(reaction.tweet_id, reaction.kind, reaction.bucket)])
+        self.outbox.publish(events)
 
     async def _copy(self, steps: Iterable[Statement], tweet_ids: Iterable[int]) -> None:
         await self.keyspace.write_each(steps)
         await self._shared.changed(tweet_ids)
 
-    async def decided(self, records: Sequence[Record]) -> list[Record]:
-        """Those of these events that are true, their copies written anew. A change half made is seen through first."""
-        notes = await self._notes(records)
+    async def committed_events(self, records: Sequence[Record]) -> list[Record]:
+        """Returns those of the events whose transaction was applied, after writing their copies again in case the
+        writer died."""
+        notes = await self._find_notes(records)
         steps: list[Statement] = []
-        for (user_id, _), (place, gone, bucket, tweet_id) in notes.items():
-            like = (user_id, schema.NUMBERS[Kind.LIKE], tweet_id)
+        for (user_id, _), (reaction_id, gone, bucket, tweet_id) in notes.items():
+            like = (user_id, schema.NUMBERS[ReactionKind.LIKE], tweet_id)
             if gone is None:
-                steps += _Mark(*like, place, bucket).copies()
+                steps += _Reaction(*like, reaction_id, bucket).copies()
             else:
-                steps += _Mark(*like, gone, bucket).drops()
+                steps += _Reaction(*like, gone, bucket).drops()
         await self._copy(steps, {note[3] for note in notes.values()})
         return [record for record in records if (record.key, record.event_id) in notes]
 
-    async def _notes(self, records: Sequence[Record]) -> dict[tuple[int, int], Row]:
-        """The notes of those events that are true, by user and event."""
+    async def _find_notes(self, records: Sequence[Record]) -> dict[tuple[int, int], Row]:
+        """Returns the notes of the events that were committed, by (user id, event id)."""
         found = {}
         for record in records:
             rows = await self.keyspace.read_serial(schema.NOTED, record.key, schema.NOTE, record.event_id)
@@ -214,123 +224,125 @@ class CassandraEngagementStore:
                 found[record.key, record.event_id] = rows[0]
         return found
 
-    async def _mark(self, user_id: int, number: int, tweet_id: int) -> tuple[int | None, int | None, int]:
-        rows = await self.keyspace.read_serial(schema.MARK, user_id, number, tweet_id)
+    async def _read_reaction(self, user_id: int, number: int, tweet_id: int) -> tuple[int | None, int | None, int]:
+        rows = await self.keyspace.read_serial(schema.REACTION, user_id, number, tweet_id)
         return rows[0] if rows else (None, None, schema.FIRST_BUCKET)
 
     async def _bucket(self, tweet_id: int, number: int, user_id: int) -> int:
-        spread = await self.keyspace.read(schema.SPREAD, tweet_id, number)
-        return schema.bucket_of(user_id) if spread else schema.FIRST_BUCKET
+        sharded = await self.keyspace.read(schema.SHARDED, tweet_id, number)
+        return schema.bucket_of(user_id) if sharded else schema.FIRST_BUCKET
 
-    async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[Entry]:
-        """See the port."""
-        number, below = schema.NUMBERS[Kind.LIKE], below or _NO_BOUND
-        spread = await self.keyspace.read(schema.SPREAD, tweet_id, number)
-        buckets = range(schema.FIRST_BUCKET, schema.BUCKETS + 1) if spread else (schema.FIRST_BUCKET,)
+    async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[ReactionEntry]:
+        number, below = schema.NUMBERS[ReactionKind.LIKE], below or _NO_BOUND
+        sharded = await self.keyspace.read(schema.SHARDED, tweet_id, number)
+        buckets = range(schema.FIRST_BUCKET, schema.BUCKETS + 1) if sharded else (schema.FIRST_BUCKET,)
         keys = ((tweet_id, bucket, number, below, limit) for bucket in buckets)
         found = await self.keyspace.read_each(schema.BY_TWEET, keys)
-        return [Entry(*row) for row in islice(merge(*found, reverse=True), limit)]
+        return [ReactionEntry(*row) for row in islice(merge(*found, reverse=True), limit)]
 
-    async def list_tweets(self, kind: Kind, user_id: int, below: int, limit: int) -> list[Entry]:
-        """See the port."""
+    async def list_tweets(self, kind: ReactionKind, user_id: int, below: int, limit: int) -> list[ReactionEntry]:
         rows = await self.keyspace.read(schema.BY_USER, user_id, schema.NUMBERS[kind], below or _NO_BOUND, limit)
-        return [Entry(*row) for row in rows]
+        return [ReactionEntry(*row) for row in rows]
 
     async def batch_get_counts(self, ids: Sequence[int]) -> pb.BatchGetCountsResponse:
-        """See the port. Counts above SPREAD_FROM are some seconds old."""
-        frames, may_be_kept = await self._shared.frames(list(dict.fromkeys(ids)))
+        """Implements `EngagementStore.batch_get_counts`. Counts above SHARD_FROM are some seconds old."""
+        frames, storable = await self._shared.frames(list(dict.fromkeys(ids)))
         missing = [tweet_id for tweet_id in dict.fromkeys(ids) if tweet_id not in frames]
         if missing:
             began = self._shared.now()
             counts = await self._counts(missing)
             loaded = {tweet_id: _frame(tweet_id, counts) for tweet_id in missing}
-            spread = {tweet_id for (tweet_id, _), count in counts.items() if count.others is not None}
-            await self._shared.keep({i: frame for i, frame in loaded.items() if i in may_be_kept}, spread, began)
+            sharded = {tweet_id for (tweet_id, _), count in counts.items() if count.others is not None}
+            await self._shared.put({i: frame for i, frame in loaded.items() if i in storable}, sharded, began)
             frames |= loaded
         return pb.BatchGetCountsResponse.FromString(b"".join([frames[tweet_id] for tweet_id in ids]))
 
     async def batch_get_viewer_states(self, user_id: int, ids: Sequence[int]) -> pb.BatchGetViewerStatesResponse:
-        """See the port."""
-        keys = ((user_id, list(_KINDS), lot) for lot in _lots(ids))
-        rows = chain.from_iterable(await self.keyspace.read_each(schema.MARKED, keys))
-        marked = {(tweet_id, _KINDS[number]) for number, tweet_id, place in rows if place is not None}
+        keys = ((user_id, list(_KINDS), batch) for batch in _batches(ids))
+        rows = chain.from_iterable(await self.keyspace.read_each(schema.REACTIONS, keys))
+        reacted = {(tweet_id, _KINDS[number]) for number, tweet_id, reaction_id in rows if reaction_id is not None}
         response = pb.BatchGetViewerStatesResponse()
         for tweet_id in ids:
-            liked, bookmarked = ((tweet_id, kind) in marked for kind in Kind)
+            liked, bookmarked = ((tweet_id, kind) in reacted for kind in ReactionKind)
             if liked or bookmarked:
                 response.states.add(tweet_id=tweet_id, liked=liked, bookmarked=bookmarked)
         return response
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        """See the port."""
         below = 0
-        while page := await self.list_tweets(Kind.LIKE, user_id, below, ABSENT_A_STEP):
-            rows = [(entry.id, schema.FIRST_BUCKET, schema.UNCOUNTED, entry.place) for entry in page]
+        while page := await self.list_tweets(ReactionKind.LIKE, user_id, below, ABSENCE_STEP):
+            rows = [(entry.id, schema.FIRST_BUCKET, schema.UNCOUNTED, entry.reaction_id) for entry in page]
             steps: list[Statement]
             if absent:
                 steps = [(schema.COPY_BY_TWEET, (*row, user_id, at_us)) for row in rows]
             else:
                 steps = [(schema.DROP_BY_TWEET, (at_us, *row)) for row in rows]
             await self._copy(steps, [entry.id for entry in page])
-            below = page[-1].place
+            below = page[-1].reaction_id
 
     async def recount_likes(self, changed: Iterable[tuple[int, int]]) -> int:
-        """Counts again where likes are spread, given (tweet, user) of each that came or went; how many buckets it counted."""
+        """Counts the sharded buckets of the (tweet id, user id) pairs whose likes changed. Returns how many buckets it
+        counted."""
         pairs = set(changed)
-        number = schema.NUMBERS[Kind.LIKE]
-        totals = await self.keyspace.read_each(schema.TOTALS, ((lot,) for lot in _lots({tweet for tweet, _ in pairs})))
-        spread = {tweet_id for rows in totals for tweet_id, kind, _ in rows if kind == number}
-        buckets = {(tweet_id, number, schema.bucket_of(user_id)) for tweet_id, user_id in pairs if tweet_id in spread}
+        number = schema.NUMBERS[ReactionKind.LIKE]
+        totals = await self.keyspace.read_each(
+            schema.TOTALS, ((batch,) for batch in _batches({tweet for tweet, _ in pairs}))
+        )
+        sharded = {tweet_id for rows in totals for tweet_id, kind, _ in rows if kind == number}
+        buckets = {(tweet_id, number, schema.bucket_of(user_id)) for tweet_id, user_id in pairs if tweet_id in sharded}
         await self._recount(buckets)
         return len(buckets)
 
     async def _recount(self, buckets: Iterable[tuple[int, int, int]]) -> None:
-        """Counts these buckets, as (tweet, kind, bucket), and keeps what it found. Of two counts that meet the later begun one stays."""
+        """Counts the buckets, given as (tweet id, kind, bucket), and stores the totals. Of two concurrent counts the
+        one that began later wins."""
         for tweet_id, number, bucket in buckets:
             began = int(self._clock() * 1_000_000)
-            ((marks,),) = await self.keyspace.read(schema.COUNTED, tweet_id, bucket, number)
-            await self.keyspace.write(schema.PUT_TOTAL, tweet_id, number, bucket, marks, began)
+            ((total,),) = await self.keyspace.read(schema.COUNTED, tweet_id, bucket, number)
+            await self.keyspace.write(schema.PUT_TOTAL, tweet_id, number, bucket, total, began)
 
     async def _count(self, tweet_id: int, number: int) -> int:
-        """How many marks of a kind a tweet has, after a change; once they are many, those to come are spread."""
+        """Returns the number of reactions of a kind after a change. Begins sharding if they reached SHARD_FROM."""
         counts = await self._counts([tweet_id])
         count = counts.get((tweet_id, number), _NONE)
-        if count.first >= schema.SPREAD_FROM and count.others is None:
-            await self.keyspace.write(schema.PUT_TOTAL, tweet_id, number, schema.FIRST_BUCKET + 1, 0, schema.MADE)
+        if count.first >= schema.SHARD_FROM and count.others is None:
+            await self.keyspace.write(schema.PUT_TOTAL, tweet_id, number, schema.FIRST_BUCKET + 1, 0, schema.ADDED)
         return (
             count.sum - counts.get((tweet_id, schema.UNCOUNTED), _NONE).sum
-            if number == schema.NUMBERS[Kind.LIKE]
+            if number == schema.NUMBERS[ReactionKind.LIKE]
             else count.sum
         )
 
     async def _counts(self, ids: Sequence[int]) -> dict[tuple[int, int], _Count]:
-        """The counts of these tweets by tweet and kind, where there are any."""
+        """Returns the counts of these tweets by (tweet id, kind); those without any are left out."""
         firsts, others = await asyncio.gather(
             self._first_counts(ids),
-            self.keyspace.read_each(schema.TOTALS, ((lot,) for lot in _lots(ids))),
+            self.keyspace.read_each(schema.TOTALS, ((batch,) for batch in _batches(ids))),
         )
-        counts = {(tweet_id, number): _Count(marks) for rows in firsts for tweet_id, number, marks in rows}
-        for tweet_id, number, marks in chain.from_iterable(others):
+        counts = {(tweet_id, number): _Count(total) for rows in firsts for tweet_id, number, total in rows}
+        for tweet_id, number, total in chain.from_iterable(others):
             first, so_far = counts.get((tweet_id, number), _NONE)
-            counts[tweet_id, number] = _Count(first, (so_far or 0) + marks)
+            counts[tweet_id, number] = _Count(first, (so_far or 0) + total)
         return counts
 
     async def _first_counts(self, ids: Sequence[int]) -> Sequence[Sequence[Row]]:
-        """Rows of (tweet, kind, count) of the first buckets."""
-        lots = _lots(ids)
+        """Returns rows of (tweet id, kind, count) of the first buckets."""
+        batches = _batches(ids)
         if len(ids) > 1:
-            found = await self.keyspace.read_each(schema.ANY_MARKS, ((lot, schema.FIRST_BUCKET) for lot in lots))
-            lots = [[tweet_id for tweet_id, _ in rows] for rows in found]
-        keys = ((tweet_id, schema.FIRST_BUCKET) for tweet_id in chain.from_iterable(lots))
+            found = await self.keyspace.read_each(
+                schema.ANY_REACTIONS, ((batch, schema.FIRST_BUCKET) for batch in batches)
+            )
+            batches = [[tweet_id for tweet_id, _ in rows] for rows in found]
+        keys = ((tweet_id, schema.FIRST_BUCKET) for tweet_id in chain.from_iterable(batches))
         return await self.keyspace.read_each(schema.FIRST_COUNTED, keys)
 
     async def close(self) -> None:
-        """Says no more of its changes. The connections are the process's."""
+        """Stops the retries of failed publications. The connections belong to the process and stay open."""
         await self._shared.close()
 
 
 class _Count(NamedTuple):
-    """How many marks of a kind a tweet has: in its first bucket, and in the others once they are spread."""
+    """The number of reactions of a kind: in the tweet's first bucket, and in the others (None: not sharded)."""
 
     first: int
     others: int | None = None
@@ -344,8 +356,9 @@ _NONE = _Count(0)
 
 
 def _frame(tweet_id: int, counts: Mapping[tuple[int, int], _Count]) -> bytes:
-    """The counts as an answer that holds nothing else: concatenated, such answers are one."""
-    likes, bookmarks = (counts.get((tweet_id, schema.NUMBERS[kind]), _NONE).sum for kind in Kind)
+    """Returns the counts of one tweet as a serialized BatchGetCountsResponse; empty if there are none. Concatenated
+    frames parse as one response."""
+    likes, bookmarks = (counts.get((tweet_id, schema.NUMBERS[kind]), _NONE).sum for kind in ReactionKind)
     likes = max(likes - counts.get((tweet_id, schema.UNCOUNTED), _NONE).sum, 0)
     if not (likes or bookmarks):
         return b""
@@ -353,10 +366,12 @@ def _frame(tweet_id: int, counts: Mapping[tuple[int, int], _Count]) -> bytes:
     return pb.BatchGetCountsResponse(counts=[found]).SerializeToString()
 
 
-def _lots(ids: Iterable[int]) -> list[list[int]]:
+def _batches(ids: Iterable[int]) -> list[list[int]]:
     wanted = list(dict.fromkeys(ids))
     return [wanted[at : at + IDS_PER_READ] for at in range(0, len(wanted), IDS_PER_READ)]
 
 
 def _contended() -> errors.RoostError:
-    return errors.unavailable("the same is being changed by others", reason=Reason.CONTENDED)
+    return errors.unavailable(
+        "too many concurrent changes of this like or bookmark: try again", reason=Reason.CONTENDED
+    )

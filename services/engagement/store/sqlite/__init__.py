@@ -1,1 +1,1 @@
-"""The SQLite adapter of engagement's store."""
+"""The SQLite adapter of the engagement store."""

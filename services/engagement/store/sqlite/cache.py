@@ -1,4 +1,4 @@
-"""What the embedded store keeps in process memory, written through. One process owns that store, so nobody else
+"""In-memory write-through caches of the embedded engagement store. One process owns that store, so no other process
 changes it."""
 
 from __future__ import annotations
@@ -10,50 +10,50 @@ from typing import NamedTuple
 
 from cachetools import LRUCache
 
-from services.engagement.store import Kind
+from services.engagement.store import ReactionKind
 
-# Tweets with counts, newest ids first, at about 200 bytes: 15 MB. Pages are mostly made of new tweets.
+# The newest tweets with counts, at about 200 bytes: 15 MB. Pages mostly consist of new tweets.
 NEWEST_COUNTS = 65_536
-# How many go at once where the newest get too many: taking one off the front costs as much as a thousand.
+# Entries evicted at a time: deleting one from the front of the array costs as much as a thousand.
 _SLACK = 1_024
-# Older tweets, as far as somebody reads them, at about 300 bytes: 20 MB.
+# Older tweets that were read or written lately, at about 300 bytes: 20 MB.
 OLDER_COUNTS = 65_536
-# Ids that users like or keep, at about 72 bytes in a set: 72 MB; with 200 each, some 5,000 readers. Packed they would take
-# a ninth, and a page's look-ups thirty times as long.
-MAX_MARKED_IDS = 1_000_000
-# What an entry costs beside its ids, in ids: two sets, a tuple, and its place in the cache.
-_MARKS_WEIGHT = 10
-# Who has more is not kept but asked row by row, so that one user cannot push out hundreds of others.
-MAX_KEPT_MARKS = 20_000
+# Tweet ids in all cached users' reactions, at about 72 bytes in a set: 72 MB, or some 5,000 readers with 200 each.
+# Packed arrays would take a ninth of that, and the look-ups of a page thirty times as long.
+MAX_CACHED_IDS = 1_000_000
+# Overhead of a cached user, counted in ids: two sets, a tuple and the cache entry.
+_ENTRY_WEIGHT = 10
+# The reactions of a user with more are read per page, so that one user cannot evict hundreds of others.
+MAX_CACHED_PER_USER = 20_000
 
 
-class Counts:
-    """Frames of counts by tweet id; an empty frame says that there are none.
+class CountCache:
+    """Serialized counts ("frames", see `_frame` in store.py) by tweet id; an empty frame means that the tweet has none.
 
-    Complete from `floor` upwards, so that a tweet nobody liked yet is known too, without having been looked up. Below
-    it, what was read or written lately.
+    From the id `floor` on the cache is complete, so that a tweet without counts needs no read. Below it holds what was
+    read or written lately.
     """
 
     def __init__(self, newest: Sequence[tuple[int, bytes]], floor: int) -> None:
-        """`newest` is all that is counted from `floor` on, by ascending id."""
+        """`newest` contains all tweets with counts from `floor` on, by ascending id."""
         self._newest = dict(newest)
         self._ascending = array("q", self._newest)
         self._floor = floor
         self._older: LRUCache[int, bytes] = LRUCache(OLDER_COUNTS)
 
     def frames(self, ids: Sequence[int]) -> list[bytes | None]:
-        """One frame an id, in their order; None where the store must be asked."""
+        """Returns one frame per id, in order; None if the store must be read."""
         floor, older = self._floor, self._older
         found: list[bytes | None] = list(map(self._newest.get, ids))
         if None in found:
-            for place, frame in enumerate(found):
+            for index, frame in enumerate(found):
                 if frame is None:
-                    tweet_id = ids[place]
-                    found[place] = b"" if tweet_id >= floor else older.get(tweet_id)
+                    tweet_id = ids[index]
+                    found[index] = b"" if tweet_id >= floor else older.get(tweet_id)
         return found
 
     def put(self, tweet_id: int, frame: bytes) -> None:
-        """Stores the frame in place of any other."""
+        """Stores the frame and replaces an earlier one."""
         if tweet_id < self._floor:
             self._older[tweet_id] = frame
             return
@@ -67,45 +67,45 @@ class Counts:
             self._floor = self._ascending[0]
 
 
-class Marked(NamedTuple):
-    """The tweet ids that one user likes and keeps."""
+class ReactedIds(NamedTuple):
+    """The tweet ids that one user likes and has bookmarked."""
 
     likes: set[int]
     bookmarks: set[int]
 
 
-class Marks:
-    """What users like and keep, least recently used out first. None stands for who has too many to be kept."""
+class ReactionCache:
+    """An LRU cache of the reactions of users. The value None marks a user who has too many to be cached."""
 
     def __init__(self) -> None:
-        self._users: LRUCache[int, Marked | None] = LRUCache(MAX_MARKED_IDS, _weight)
+        self._users: LRUCache[int, ReactedIds | None] = LRUCache(MAX_CACHED_IDS, _weight)
 
     def __contains__(self, user_id: int) -> bool:
         return user_id in self._users
 
-    def get(self, user_id: int) -> Marked | None:
-        """What is known of a user who is in here. Not to be changed."""
+    def get(self, user_id: int) -> ReactedIds | None:
+        """Returns the reactions of a cached user; None if there are too many. The caller must not change them."""
         return self._users[user_id]
 
-    def put(self, user_id: int, marked: Marked | None) -> None:
-        """Stores all that the user likes and keeps."""
-        if marked is not None and len(marked.likes) + len(marked.bookmarks) > MAX_KEPT_MARKS:
-            marked = None
-        self._users[user_id] = marked
+    def put(self, user_id: int, reacted: ReactedIds | None) -> None:
+        """Stores all reactions of the user."""
+        if reacted is not None and len(reacted.likes) + len(reacted.bookmarks) > MAX_CACHED_PER_USER:
+            reacted = None
+        self._users[user_id] = reacted
 
-    def change(self, user_id: int, kind: Kind, tweet_id: int, present: bool) -> None:
-        """Follows one write, if the user is known."""
-        marked = self._users.get(user_id)
-        if marked is None:
+    def change(self, user_id: int, kind: ReactionKind, tweet_id: int, present: bool) -> None:
+        """Applies one committed write, if the user is cached."""
+        reacted = self._users.get(user_id)
+        if reacted is None:
             return
-        ids = marked.likes if kind is Kind.LIKE else marked.bookmarks
+        ids = reacted.likes if kind is ReactionKind.LIKE else reacted.bookmarks
         if present:
             ids.add(tweet_id)
         else:
             ids.discard(tweet_id)
-        # Stored again, because it weighs more or less now.
-        self.put(user_id, marked)
+        # Stored again, so that the cache updates the entry's weight.
+        self.put(user_id, reacted)
 
 
-def _weight(marked: Marked | None) -> int:
-    return _MARKS_WEIGHT + (0 if marked is None else len(marked.likes) + len(marked.bookmarks))
+def _weight(reacted: ReactedIds | None) -> int:
+    return _ENTRY_WEIGHT + (0 if reacted is None else len(reacted.likes) + len(reacted.bookmarks))

@@ -1,4 +1,5 @@
-"""The embedded engagement store: one SQLite file, and in front of it what every page asks for, written through."""
+"""The embedded engagement store: one SQLite file behind write-through caches of the counts and reactions that every
+page reads."""
 
 from __future__ import annotations
 
@@ -11,15 +12,22 @@ from typing import NamedTuple, Self
 import orjson
 from roost.engagement.v1 import engagement_service_pb2 as pb
 
-from services.engagement.store import Entry, Kind
-from services.engagement.store.sqlite.cache import MAX_KEPT_MARKS, NEWEST_COUNTS, Counts, Marked, Marks
+from services.engagement.store import ReactionEntry, ReactionKind
+from services.engagement.store.sqlite.cache import (
+    MAX_CACHED_PER_USER,
+    NEWEST_COUNTS,
+    CountCache,
+    ReactedIds,
+    ReactionCache,
+)
 from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.events.log import Record
 from services.platform.sqlite import outbox
 from services.platform.sqlite.absences import ABSENCES_SCHEMA, decide, is_absent
 from services.platform.sqlite.database import Database
 
-# Every like lies in two tables, once a direction. Rows go when likes go: nothing is left of them.
+# Every like has a row in two tables, one by user and one by tweet. `place` is the reaction id. An undone like is
+# deleted.
 SCHEMA = """
 CREATE TABLE likes_by_user (
     user_id INTEGER NOT NULL, tweet_id INTEGER NOT NULL, place INTEGER NOT NULL, PRIMARY KEY (user_id, tweet_id)
@@ -43,10 +51,10 @@ CREATE TABLE uncounted_likes (
 ) WITHOUT ROWID;
 """
 MIGRATIONS = (SCHEMA, outbox.OUTBOX_SCHEMA, ABSENCES_SCHEMA, _UNCOUNTED_SCHEMA)
-# Likes walked over in one transaction when somebody goes or comes back: others' writes wait for so many.
-ABSENT_A_STEP = 500
+# Likes recounted per transaction when a user becomes absent or active: other writes wait meanwhile.
+ABSENCE_STEP = 500
 _UNCOUNT = "INSERT OR IGNORE INTO uncounted_likes (user_id, tweet_id) VALUES (?, ?)"
-_COUNT_AGAIN = "DELETE FROM uncounted_likes WHERE user_id = ? AND tweet_id = ?"
+_RECOUNT = "DELETE FROM uncounted_likes WHERE user_id = ? AND tweet_id = ?"
 _HAS_LIKE = "SELECT 1 FROM likes_by_user WHERE user_id = ? AND tweet_id = ?"
 _ADD_LIKE = "INSERT OR IGNORE INTO likes_by_user (user_id, tweet_id, place) VALUES (?, ?, ?)"
 _ADD_LIKER = "INSERT INTO likes_by_tweet (tweet_id, place, user_id) VALUES (?, ?, ?)"
@@ -59,7 +67,8 @@ INSERT INTO counts (tweet_id, likes, bookmarks) VALUES (?, ?, ?)
 ON CONFLICT (tweet_id) DO UPDATE SET likes = likes + excluded.likes, bookmarks = bookmarks + excluded.bookmarks
 RETURNING likes, bookmarks
 """
-# Not the statement above with negative numbers: a CHECK looks at the row to insert even where it becomes an update.
+# Not the statement above with negative numbers: SQLite applies a CHECK to the row to insert even if it becomes an
+# update.
 _COUNT_DOWN = """
 UPDATE counts SET likes = likes - ?, bookmarks = bookmarks - ? WHERE tweet_id = ? RETURNING likes, bookmarks
 """
@@ -71,17 +80,17 @@ _COUNTS_OF = """
 SELECT tweet_id, likes, bookmarks FROM counts WHERE tweet_id IN (SELECT value FROM json_each(?))
 """
 _LIKERS = "SELECT place, user_id FROM likes_by_tweet WHERE tweet_id = ? AND place < ? ORDER BY place DESC LIMIT ?"
-# The names are ours, so they may stand in a statement.
-_TABLES = {Kind.LIKE: "likes_by_user", Kind.BOOKMARK: "bookmarks"}
+# The table names are constants, so they may be formatted into a statement.
+_TABLES = {ReactionKind.LIKE: "likes_by_user", ReactionKind.BOOKMARK: "bookmarks"}
 _TWEETS = {
     kind: f"SELECT place, tweet_id FROM {table} WHERE user_id = ? AND place < ? ORDER BY place DESC LIMIT ?"  # noqa: S608 (see above)
     for kind, table in _TABLES.items()
 }
-_MARKED = {
+_REACTED = {
     kind: f"SELECT tweet_id FROM {table} WHERE user_id = ? LIMIT ?"  # noqa: S608 (see above)
     for kind, table in _TABLES.items()
 }
-_MARKED_AMONG = {
+_REACTED_AMONG = {
     kind: f"SELECT tweet_id FROM {table} WHERE user_id = ? AND tweet_id IN (SELECT value FROM json_each(?))"  # noqa: S608 (see above)
     for kind, table in _TABLES.items()
 }
@@ -89,7 +98,7 @@ _NO_BOUND = (1 << 63) - 1
 
 
 class _Outcome(NamedTuple):
-    """Whether a write changed anything, and what the tweet counts after it."""
+    """Whether a write changed anything, and the tweet's counts after it."""
 
     changed: bool
     likes: int
@@ -97,38 +106,37 @@ class _Outcome(NamedTuple):
 
 
 class EmbeddedEngagementStore:
-    """An EngagementStore over one SQLite file of this process.
+    """An EngagementStore on one SQLite file that this process owns.
 
-    Memory is changed after the commit and before the writer gets its answer, in a task that its caller's
-    cancellation does not reach. These tasks wake in the order of the commits, so what the last one says is true.
+    Caches change after the commit and before the writer gets its response, in a task that the caller's cancellation
+    does not reach. These tasks run in the order of the commits, so the cache ends with the counts of the last one.
     """
 
-    def __init__(self, db: Database, counts: Counts) -> None:
+    def __init__(self, db: Database, counts: CountCache) -> None:
         self.db = db
         self._counts = counts
-        self._marks = Marks()
-        # By tweet: whoever likes or keeps one changes what it counts, and what they see of themselves there.
+        self._reactions = ReactionCache()
+        # By tweet: a reaction changes the tweet's counts and the viewer state of the user.
         self._revisions = ChangeTracker()
-        # A read that finds it changed may be older than a write, and is not remembered.
-        self._writes_told = 0
+        # A read caches its result only if this number did not change meanwhile; otherwise the result may be older than
+        # a write.
+        self._writes_committed = 0
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Opens or creates the file. FAILED_PRECONDITION if another owner has it."""
+        """Opens or creates the file. Raises FAILED_PRECONDITION if another process has it open."""
         db = await Database.open(path, MIGRATIONS)
         try:
             rows = await db.read(lambda c: c.execute(_NEWEST_COUNTS, (NEWEST_COUNTS,)).fetchall())
         except BaseException:
-            # The file's lock would outlive a start that failed.
+            # Otherwise the lock on the file would outlive a failed start.
             await db.close()
             raise
         floor = rows[-1][0] if len(rows) == NEWEST_COUNTS else 0
-        return cls(db, Counts([(row[0], _frame(*row)) for row in reversed(rows)], floor))
+        return cls(db, CountCache([(row[0], _frame(*row)) for row in reversed(rows)], floor))
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """See the port."""
-
-        def unit(connection: sqlite3.Connection) -> _Outcome:
+        def transaction(connection: sqlite3.Connection) -> _Outcome:
             if not connection.execute(_ADD_LIKE, (user_id, tweet_id, event.event_id)).rowcount:
                 return _unchanged(connection, tweet_id)
             connection.execute(_ADD_LIKER, (tweet_id, event.event_id, user_id))
@@ -138,86 +146,81 @@ class EmbeddedEngagementStore:
                 return _Outcome(True, *_unchanged(connection, tweet_id)[1:])
             return _Outcome(True, *connection.execute(_COUNT_UP, (tweet_id, 1, 0)).fetchone())
 
-        return (await self._write(unit, Kind.LIKE, tweet_id, user_id, present=True)).likes
+        return (await self._write(transaction, ReactionKind.LIKE, tweet_id, user_id, present=True)).likes
 
     async def unlike(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """See the port."""
-
-        def unit(connection: sqlite3.Connection) -> _Outcome:
+        def transaction(connection: sqlite3.Connection) -> _Outcome:
             rows = connection.execute(_DROP_LIKE, (user_id, tweet_id)).fetchall()
             if not rows:
                 return _unchanged(connection, tweet_id)
             connection.execute(_DROP_LIKER, (tweet_id, rows[0][0]))
             outbox.enqueue(connection, (event,))
-            if connection.execute(_COUNT_AGAIN, (user_id, tweet_id)).rowcount:
+            if connection.execute(_RECOUNT, (user_id, tweet_id)).rowcount:
                 return _Outcome(True, *_unchanged(connection, tweet_id)[1:])
             return _Outcome(True, *connection.execute(_COUNT_DOWN, (1, 0, tweet_id)).fetchone())
 
-        return (await self._write(unit, Kind.LIKE, tweet_id, user_id, present=False)).likes
+        return (await self._write(transaction, ReactionKind.LIKE, tweet_id, user_id, present=False)).likes
 
-    async def bookmark(self, tweet_id: int, user_id: int, place: int) -> bool:
-        """See the port."""
-
-        def unit(connection: sqlite3.Connection) -> _Outcome:
-            if not connection.execute(_ADD_BOOKMARK, (user_id, tweet_id, place)).rowcount:
+    async def bookmark(self, tweet_id: int, user_id: int, reaction_id: int) -> bool:
+        def transaction(connection: sqlite3.Connection) -> _Outcome:
+            if not connection.execute(_ADD_BOOKMARK, (user_id, tweet_id, reaction_id)).rowcount:
                 return _unchanged(connection, tweet_id)
             return _Outcome(True, *connection.execute(_COUNT_UP, (tweet_id, 0, 1)).fetchone())
 
-        return (await self._write(unit, Kind.BOOKMARK, tweet_id, user_id, present=True)).changed
+        return (await self._write(transaction, ReactionKind.BOOKMARK, tweet_id, user_id, present=True)).changed
 
     async def unbookmark(self, tweet_id: int, user_id: int) -> bool:
-        """See the port."""
-
-        def unit(connection: sqlite3.Connection) -> _Outcome:
+        def transaction(connection: sqlite3.Connection) -> _Outcome:
             if not connection.execute(_DROP_BOOKMARK, (user_id, tweet_id)).rowcount:
                 return _unchanged(connection, tweet_id)
             return _Outcome(True, *connection.execute(_COUNT_DOWN, (0, 1, tweet_id)).fetchone())
 
-        return (await self._write(unit, Kind.BOOKMARK, tweet_id, user_id, present=False)).changed
+        return (await self._write(transaction, ReactionKind.BOOKMARK, tweet_id, user_id, present=False)).changed
 
     async def _write(
-        self, unit: Callable[[sqlite3.Connection], _Outcome], kind: Kind, tweet_id: int, user_id: int, present: bool
+        self,
+        transaction: Callable[[sqlite3.Connection], _Outcome],
+        kind: ReactionKind,
+        tweet_id: int,
+        user_id: int,
+        present: bool,
     ) -> _Outcome:
         async def run() -> _Outcome:
-            outcome = await self.db.write(unit)
+            outcome = await self.db.write(transaction)
             if outcome.changed:
-                self._writes_told += 1
+                self._writes_committed += 1
                 self._counts.put(tweet_id, _frame(tweet_id, outcome.likes, outcome.bookmarks))
-                self._marks.change(user_id, kind, tweet_id, present)
+                self._reactions.change(user_id, kind, tweet_id, present)
                 self._revisions.changed((tweet_id,))
             return outcome
 
         return await asyncio.shield(asyncio.ensure_future(run()))
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        """See the port."""
-        # First: what is liked from here on looks there, and what was before is walked over below.
+        # Stored first: likes from now on check it, and the loop below recounts the earlier ones.
         if not await self.db.write(lambda c: decide(c, user_id, absent, at_us)):
             return
         below = 0
-        while page := await self.list_tweets(Kind.LIKE, user_id, below, ABSENT_A_STEP):
+        while page := await self.list_tweets(ReactionKind.LIKE, user_id, below, ABSENCE_STEP):
             await asyncio.shield(self._uncount(user_id, [entry.id for entry in page], absent))
-            below = page[-1].place
+            below = page[-1].reaction_id
 
     async def _uncount(self, user_id: int, tweet_ids: Sequence[int], absent: bool) -> None:
         changed = await self.db.write(lambda c: _uncount(c, user_id, tweet_ids, absent))
-        self._writes_told += 1
+        self._writes_committed += 1
         for tweet_id, likes, bookmarks in changed:
             self._counts.put(tweet_id, _frame(tweet_id, likes, bookmarks))
         self._revisions.changed([tweet_id for tweet_id, _, _ in changed])
 
-    async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[Entry]:
-        """See the port."""
+    async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[ReactionEntry]:
         values = (tweet_id, below or _NO_BOUND, limit)
-        return await self.db.read(lambda c: [Entry(*row) for row in c.execute(_LIKERS, values)])
+        return await self.db.read(lambda c: [ReactionEntry(*row) for row in c.execute(_LIKERS, values)])
 
-    async def list_tweets(self, kind: Kind, user_id: int, below: int, limit: int) -> list[Entry]:
-        """See the port."""
+    async def list_tweets(self, kind: ReactionKind, user_id: int, below: int, limit: int) -> list[ReactionEntry]:
         values = (user_id, below or _NO_BOUND, limit)
-        return await self.db.read(lambda c: [Entry(*row) for row in c.execute(_TWEETS[kind], values)])
+        return await self.db.read(lambda c: [ReactionEntry(*row) for row in c.execute(_TWEETS[kind], values)])
 
     async def batch_get_counts(self, ids: Sequence[int]) -> pb.BatchGetCountsResponse:
-        """See the port."""
         self._revisions.read(ids)
         frames = self._counts.frames(ids)
         if None in frames:
@@ -227,22 +230,21 @@ class EmbeddedEngagementStore:
         return pb.BatchGetCountsResponse.FromString(b"".join(filter(None, frames)))
 
     async def _load_counts(self, ids: Sequence[int]) -> dict[int, bytes]:
-        writes_told = self._writes_told
+        writes_before = self._writes_committed
         rows = await self.db.read(lambda c: c.execute(_COUNTS_OF, (_json(ids),)).fetchall())
         loaded = dict.fromkeys(ids, b"") | {row[0]: _frame(*row) for row in rows}
-        if writes_told == self._writes_told:
+        if writes_before == self._writes_committed:
             for tweet_id, frame in loaded.items():
                 self._counts.put(tweet_id, frame)
         return loaded
 
     async def batch_get_viewer_states(self, user_id: int, ids: Sequence[int]) -> pb.BatchGetViewerStatesResponse:
-        """See the port."""
         self._revisions.read(ids)
-        marked = self._marks.get(user_id) if user_id in self._marks else await self._load_marks(user_id)
-        if marked is None:
-            likes, bookmarks = await self._marked_among(user_id, ids)
+        reacted = self._reactions.get(user_id) if user_id in self._reactions else await self._load_reactions(user_id)
+        if reacted is None:
+            likes, bookmarks = await self._reacted_among(user_id, ids)
         else:
-            likes, bookmarks = marked.likes.intersection(ids), marked.bookmarks.intersection(ids)
+            likes, bookmarks = reacted.likes.intersection(ids), reacted.bookmarks.intersection(ids)
         response = pb.BatchGetViewerStatesResponse()
         if likes or bookmarks:
             add = response.states.add
@@ -251,41 +253,41 @@ class EmbeddedEngagementStore:
                     add(tweet_id=tweet_id, liked=liked, bookmarked=bookmarked)
         return response
 
-    async def _load_marks(self, user_id: int) -> Marked | None:
-        def unit(connection: sqlite3.Connection) -> Marked:
-            bound = (user_id, MAX_KEPT_MARKS + 1)
-            return Marked(*({row[0] for row in connection.execute(_MARKED[kind], bound)} for kind in Kind))
+    async def _load_reactions(self, user_id: int) -> ReactedIds | None:
+        def transaction(connection: sqlite3.Connection) -> ReactedIds:
+            bound = (user_id, MAX_CACHED_PER_USER + 1)
+            return ReactedIds(*({row[0] for row in connection.execute(_REACTED[kind], bound)} for kind in ReactionKind))
 
-        writes_told = self._writes_told
-        found = await self.db.read(unit)
-        marked = found if len(found.likes) + len(found.bookmarks) <= MAX_KEPT_MARKS else None
-        if writes_told == self._writes_told:
-            self._marks.put(user_id, marked)
-        return marked
+        writes_before = self._writes_committed
+        found = await self.db.read(transaction)
+        reacted = found if len(found.likes) + len(found.bookmarks) <= MAX_CACHED_PER_USER else None
+        if writes_before == self._writes_committed:
+            self._reactions.put(user_id, reacted)
+        return reacted
 
-    async def _marked_among(self, user_id: int, ids: Sequence[int]) -> tuple[set[int], set[int]]:
-        def unit(connection: sqlite3.Connection) -> list[set[int]]:
+    async def _reacted_among(self, user_id: int, ids: Sequence[int]) -> tuple[set[int], set[int]]:
+        def transaction(connection: sqlite3.Connection) -> list[set[int]]:
             values = (user_id, _json(ids))
-            return [{row[0] for row in connection.execute(_MARKED_AMONG[kind], values)} for kind in Kind]
+            return [{row[0] for row in connection.execute(_REACTED_AMONG[kind], values)} for kind in ReactionKind]
 
-        likes, bookmarks = await self.db.read(unit)
+        likes, bookmarks = await self.db.read(transaction)
         return likes, bookmarks
 
     async def close(self) -> None:
-        """See the port."""
         await self.db.close()
 
 
 def _uncount(
     connection: sqlite3.Connection, user_id: int, tweet_ids: Sequence[int], absent: bool
 ) -> list[tuple[int, int, int]]:
-    """Leaves the user's likes of these tweets out, or counts them again: the tweets whose counts changed, with their counts now."""
+    """Excludes the user's likes of these tweets from the counts, or includes them again. Returns (tweet id, likes,
+    bookmarks) of the tweets whose counts changed."""
     changed = []
     for tweet_id in tweet_ids:
-        # Taken back meanwhile, perhaps.
+        # The like may have been undone since it was listed.
         if absent and not connection.execute(_HAS_LIKE, (user_id, tweet_id)).fetchone():
             continue
-        if connection.execute(_UNCOUNT if absent else _COUNT_AGAIN, (user_id, tweet_id)).rowcount:
+        if connection.execute(_UNCOUNT if absent else _RECOUNT, (user_id, tweet_id)).rowcount:
             statement, values = (_COUNT_DOWN, (1, 0, tweet_id)) if absent else (_COUNT_UP, (tweet_id, 1, 0))
             changed.append((tweet_id, *connection.execute(statement, values).fetchone()))
     return changed
@@ -296,7 +298,8 @@ def _unchanged(connection: sqlite3.Connection, tweet_id: int) -> _Outcome:
 
 
 def _frame(tweet_id: int, likes: int, bookmarks: int) -> bytes:
-    """The counts as an answer that holds nothing else: concatenated, such answers are one."""
+    """Returns the counts of one tweet as a serialized BatchGetCountsResponse; empty if there are none. Concatenated
+    frames parse as one response."""
     if not (likes or bookmarks):
         return b""
     counts = pb.TweetCounts(tweet_id=tweet_id, likes=likes, bookmarks=bookmarks)

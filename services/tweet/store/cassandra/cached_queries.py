@@ -1,7 +1,8 @@
-"""What the Cassandra adapter remembers for reads: tweets, and what their authors posted, each as long as its mark stands.
+"""Caches the tweets, author lists and counts that the Cassandra adapter reads, each with its version in Redis.
 
-Writers change marks after their batch and before their answer, readers take marks before they read, so what is remembered under a
-mark holds every write that was answered before that mark was taken. One round trip to Redis tells of a whole page.
+A writer changes the version after its batch and before its response. A reader gets the version before it reads. So a
+value cached under a version contains every write that completed before that version was read. One round trip to Redis
+gets the versions of a whole page.
 """
 
 from __future__ import annotations
@@ -23,44 +24,42 @@ from services.tweet.store.cassandra.queries import CassandraLists, by_ids
 from services.tweet.store.cassandra.rows import head_of
 from services.tweet.store.cassandra.versioned_cache import VersionedCache
 
-# About 0.5 KB each: at most some 65 MB for the tweets that pages are made of.
-KEPT_CORES = 65_536
+# About 0.5 KB each: at most some 65 MB.
+CACHED_CORES = 65_536
 # Mostly a few ids, at most 8 KB each.
-KEPT_AUTHORS = 16_384
-# What a list not in memory is filled with: some pages of one author.
+CACHED_AUTHORS = 16_384
+# Ids loaded for an author who is not cached: a few pages.
 FILL_IDS = 128
-# Of users who retweeted more, the rest is asked of the store each time.
-KEPT_RETWEETS = 1_000
+# Retweets cached per user; those of more active users are read from Cassandra.
+CACHED_RETWEETS = 1_000
 
 _FRAME_TAG = b"\x0a"
 
 
 class CachedQueries(CassandraLists):
-    """The reads that pages ask for most."""
+    """The frequent reads of TweetStore, with caches in process memory."""
 
     def __init__(self, keyspace: Keyspace, shared: SharedVersions) -> None:
         super().__init__(keyspace)
         self._shared = shared
-        # Serialised TweetCore messages, framed as BatchGetTweetCoresResponse holds them.
-        self._frames: VersionedCache[bytes] = VersionedCache(KEPT_CORES, time.monotonic)
-        self._newest: VersionedCache[AuthorIds] = VersionedCache(KEPT_AUTHORS, time.monotonic)
-        self._counts: VersionedCache[int] = VersionedCache(KEPT_AUTHORS, time.monotonic)
-        self._retweets: VersionedCache[OwnRetweets] = VersionedCache(KEPT_AUTHORS, time.monotonic)
+        # Serialized TweetCore messages, each with the field tag of BatchGetTweetCoresResponse in front.
+        self._frames: VersionedCache[bytes] = VersionedCache(CACHED_CORES, time.monotonic)
+        self._newest: VersionedCache[AuthorIds] = VersionedCache(CACHED_AUTHORS, time.monotonic)
+        self._counts: VersionedCache[int] = VersionedCache(CACHED_AUTHORS, time.monotonic)
+        self._retweets: VersionedCache[OwnRetweets] = VersionedCache(CACHED_AUTHORS, time.monotonic)
 
     async def batch_get(self, ids: Sequence[int], viewer_id: int = 0) -> tweet_service_pb2.BatchGetTweetCoresResponse:
-        """See the port."""
         frames = await self.batch_get_serialized(ids, viewer_id)
         return tweet_service_pb2.BatchGetTweetCoresResponse.FromString(frames)
 
     async def batch_get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
-        """See the port."""
         if viewer_id:
             found, retweeted = await asyncio.gather(self._frames_of(ids), self.find_retweets(viewer_id, ids))
         else:
             found, retweeted = await self._frames_of(ids), {}
         for tweet_id in retweeted:
             if tweet_id in found:
-                found[tweet_id] = _marked(found[tweet_id])
+                found[tweet_id] = _with_retweeted(found[tweet_id])
         return b"".join([found[tweet_id] for tweet_id in ids if tweet_id in found])
 
     async def _frames_of(self, ids: Sequence[int]) -> dict[int, bytes]:
@@ -68,21 +67,19 @@ class CachedQueries(CassandraLists):
             cores = await self.cores(missing)
             return {tweet_id: framed(_FRAME_TAG, core.SerializeToString()) for tweet_id, core in cores.items()}
 
-        return await self._frames.of(dict(zip(ids, await self._shared.tweet_versions(ids), strict=True)), load)
+        return await self._frames.get_many(dict(zip(ids, await self._shared.tweet_versions(ids), strict=True)), load)
 
     async def cores(self, ids: Sequence[int]) -> dict[int, tweet_pb2.TweetCore]:
-        """The tweets that there are, by id, with their counts, from the store."""
+        """Returns the tweets that exist by id, with their counts, from Cassandra."""
         rows, counts = await asyncio.gather(by_ids(self._keyspace, cql.CORES, ids), self.count_links(ids))
         return {row[0]: _core(row, counts.get(row[0], {})) for row in rows if row[1] is not None}
 
     async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
-        """See the port."""
-
         async def load(_: Sequence[int]) -> dict[int, OwnRetweets]:
-            rows = await self._keyspace.read(cql.NEWEST_RETWEETS, user_id, KEPT_RETWEETS + 1)
-            return {user_id: OwnRetweets(dict(rows), complete=len(rows) <= KEPT_RETWEETS)}
+            rows = await self._keyspace.read(cql.NEWEST_RETWEETS, user_id, CACHED_RETWEETS + 1)
+            return {user_id: OwnRetweets(dict(rows), complete=len(rows) <= CACHED_RETWEETS)}
 
-        own = (await self._retweets.of(await self._author_marks((user_id,)), load))[user_id]
+        own = (await self._retweets.get_many(await self._author_versions((user_id,)), load))[user_id]
         found = {i: own.ids[i] for i in original_ids if i in own.ids} if own.ids else {}
         if not own.complete and len(found) < len(original_ids):
             found.update(await super().find_retweets(user_id, [i for i in original_ids if i not in found]))
@@ -91,7 +88,6 @@ class CachedQueries(CassandraLists):
     async def batch_list_author_ids(
         self, author_ids: Sequence[int], before_id: int, per_author: int
     ) -> tweet_service_pb2.BatchListAuthorTweetIdsResponse:
-        """See the port."""
         response = tweet_service_pb2.BatchListAuthorTweetIdsResponse()
         for author_id, ids in (await self._newest_of(author_ids, before_id, per_author)).items():
             if ids:
@@ -101,21 +97,22 @@ class CachedQueries(CassandraLists):
     async def list_author(
         self, author_id: int, before_id: int, limit: int, *, replies: bool = True, retweets: bool = True
     ) -> Sequence[int]:
-        """See the port."""
         if replies and retweets:
             return (await self._newest_of((author_id,), before_id, limit))[author_id]
         return await super().list_author(author_id, before_id, limit, replies=replies, retweets=retweets)
 
     async def _newest_of(self, author_ids: Sequence[int], before_id: int, limit: int) -> dict[int, Sequence[int]]:
-        """The newest ids of each author, all of them there, from memory as far as it goes."""
-        # What a bound leaves out is kept for those who ask without one, and mostly holds what is asked for.
+        """Returns the newest ids of each author below `before_id`, from the cache as far as it reaches, then from
+        Cassandra. Every author has an entry."""
+        # The list is cached without the bound, so that it serves other callers too; it mostly contains the ids asked
+        # for.
         fill = FILL_IDS if before_id else max(limit, FILL_IDS)
 
         async def load(missing: Sequence[int]) -> dict[int, AuthorIds]:
             found = await self.author_ids(missing, 0, fill)
             return {a: AuthorIds(array("q", reversed(ids)), complete=len(ids) < fill) for a, ids in found.items()}
 
-        known = await self._newest.of(await self._author_marks(author_ids), load)
+        known = await self._newest.get_many(await self._author_versions(author_ids), load)
         lists: dict[int, Sequence[int]] = {}
         deeper: list[int] = []
         for author_id, newest in known.items():
@@ -126,16 +123,14 @@ class CachedQueries(CassandraLists):
         return lists | await self.author_ids(deeper, before_id, limit) if deeper else lists
 
     async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
-        """See the port."""
-
         async def load(missing: Sequence[int]) -> dict[int, int]:
             found = await super(CachedQueries, self).batch_count(missing)
             return {author_id: found.get(author_id, 0) for author_id in missing}
 
-        counts = await self._counts.of(await self._author_marks(author_ids), load)
+        counts = await self._counts.get_many(await self._author_versions(author_ids), load)
         return {author_id: count for author_id, count in counts.items() if count}
 
-    async def _author_marks(self, author_ids: Sequence[int]) -> dict[int, int | None]:
+    async def _author_versions(self, author_ids: Sequence[int]) -> dict[int, int | None]:
         return dict(zip(author_ids, await self._shared.author_versions(author_ids), strict=True))
 
 
@@ -150,8 +145,8 @@ def _core(row: Sequence[Any], counts: Mapping[int, int]) -> tweet_pb2.TweetCore:
     )
 
 
-def _marked(frame: bytes) -> bytes:
-    """The frame of a core that the viewer retweeted."""
+def _with_retweeted(frame: bytes) -> bytes:
+    """Returns the framed TweetCore with `retweeted` set."""
     core = tweet_service_pb2.BatchGetTweetCoresResponse.FromString(frame).cores[0]
     core.retweeted = True
     return framed(_FRAME_TAG, core.SerializeToString())

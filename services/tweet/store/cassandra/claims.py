@@ -1,7 +1,9 @@
-"""Which of many attempts makes the tweet: rows that only lightweight transactions touch, one for each name of a user's.
+"""Claims decide which of several concurrent requests creates a tweet: one row per user and name, written by lightweight
+transactions only.
 
-A name is an idempotency key, or the original of a retweet. Its row holds all that is needed to store the tweet, so that whoever finds
-a claim without its tweet stores that one, with its id, and nothing depends on the process that made the claim.
+A name is derived from an idempotency key or from the original of a retweet. The row contains the whole tweet, so that any
+process that finds a claim without its tweet can store that tweet under the claimed id, even if the process that made
+the claim died.
 """
 
 from __future__ import annotations
@@ -17,66 +19,73 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
 from services.tweet.store.cassandra import schema as cql
-from services.tweet.store.cassandra.rows import Post
+from services.tweet.store.cassandra.rows import NewTweet
 
-# Rounds of asking anew what came of a transaction: each loses to another writer, or to a time-out.
+# Attempts of one transaction: each is lost to another writer or to a time-out.
 MAX_TRIES = 5
-# Kept longer than it holds, so that clocks that differ never end it early; the row says itself when it ends.
+# The row outlives the claim by an hour, so that clock differences never end a claim early. The row contains the time at which the
+# claim ends.
 CLAIM_TTL_S = IDEMPOTENCY_TTL_S + 3_600
-# Cassandra's word for "for good".
+# Cassandra's TTL for "never expires".
 NO_TTL = 0
 
 
-class Held(NamedTuple):
-    """A claim: the post that it is for; of an idempotency key also the hash of its body, and when it ends (unix seconds)."""
+class ClaimRow(NamedTuple):
+    """A claim and the tweet that it is for. The claim of an idempotency key has the hash of the request body and the
+    time of its end (Unix seconds)."""
 
-    post: Post
+    post: NewTweet
     body_hash: bytes = b""
     expires_at_s: int = 0
 
 
-def name_of_key(key: str) -> str:
-    """The name of an idempotency key."""
+def key_claim_name(key: str) -> str:
+    """Returns the claim name of an idempotency key."""
     return f"key {key}"
 
 
-def name_of_retweet(original_id: int) -> str:
-    """The name of the one retweet of an original."""
+def retweet_claim_name(original_id: int) -> str:
+    """Returns the claim name of a user's only retweet of an original."""
     return f"retweet {original_id}"
 
 
-def by_key(post: Post, claim: Claim) -> Held:
-    """The claim to a key."""
-    return Held(post, claim.body_hash, claim.now_s + IDEMPOTENCY_TTL_S)
+def claim_row(post: NewTweet, claim: Claim) -> ClaimRow:
+    """Returns the row that claims a key for `post`."""
+    return ClaimRow(post, claim.body_hash, claim.now_s + IDEMPOTENCY_TTL_S)
 
 
-def holds(held: Held | None, claim: Claim) -> bool:
-    """Whether the key is taken at the claim's time. ALREADY_EXISTS (IDEMPOTENCY_KEY_REUSED) where it is, for another body."""
+def is_claimed(held: ClaimRow | None, claim: Claim) -> bool:
+    """Returns whether the row claims the key at `claim.now_s`. Raises ALREADY_EXISTS (IDEMPOTENCY_KEY_REUSED) if it
+    does, with another body."""
     if held is None or held.expires_at_s <= claim.now_s:
         return False
     if held.body_hash != claim.body_hash:
-        raise errors.already_exists("the idempotency key was used for another body", Reason.IDEMPOTENCY_KEY_REUSED)
+        raise errors.already_exists(
+            "this idempotency key was used with another request body: use a new key", Reason.IDEMPOTENCY_KEY_REUSED
+        )
     return True
 
 
 def is_unknown(error: errors.RoostError) -> bool:
-    """Whether what refused a transaction leaves open what came of it."""
+    """Returns whether the result of a transaction that failed with this error is unknown: it may have been applied."""
     return error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class Claims:
-    """The claims of all users."""
+    """Reads, acquires and releases the claims of all users."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
 
-    async def find(self, user_id: int, name: str) -> Held | None:
-        """Who holds it, as far as is settled."""
-        return _held(await self._keyspace.read(cql.CLAIM, user_id, name))
+    async def find(self, user_id: int, name: str) -> ClaimRow | None:
+        """Returns the holder of the name; None if it is free. Not linearizable: a transaction in progress may be
+        missed."""
+        return _claim_row(await self._keyspace.read(cql.CLAIM, user_id, name))
 
-    async def take(self, name: str, wanted: Held, instead_of: int = 0) -> Held:
-        """Takes a name for `wanted`, which is free or held by the tweet `instead_of`; who holds it from now on, which may be another.
-        UNAVAILABLE where that cannot be told: then it may be taken, and whoever asks next completes it."""
+    async def acquire(self, name: str, wanted: ClaimRow, instead_of: int = 0) -> ClaimRow:
+        """Acquires a name for `wanted` if it is free or held by the tweet `instead_of`. Returns the row that holds the
+        name afterwards, which may be another one. Raises UNAVAILABLE if the outcome is unknown after MAX_TRIES: the
+        claim may exist then, and the next caller completes it."""
         user_id = wanted.post.core.head.author_id
         for _ in range(MAX_TRIES):
             try:
@@ -85,17 +94,18 @@ class Claims:
             except errors.RoostError as error:
                 if not is_unknown(error):
                     raise
-            held = _held(await self._keyspace.read_serial(cql.CLAIM, user_id, name))
+            held = _claim_row(await self._keyspace.read_serial(cql.CLAIM, user_id, name))
             if held is not None and held.post.id != instead_of:
                 return held
             instead_of = held.post.id if held is not None else 0
-        raise errors.unavailable("others claim the same all the time", reason=Reason.CONTENDED)
+        raise errors.unavailable("too many concurrent requests create this tweet: try again", reason=Reason.CONTENDED)
 
-    async def free(self, user_id: int, name: str, tweet_id: int) -> None:
-        """Gives up a name if that tweet holds it. UNAVAILABLE where it is unknown whether it did."""
+    async def release(self, user_id: int, name: str, tweet_id: int) -> None:
+        """Releases the name if the tweet `tweet_id` holds it. Raises UNAVAILABLE if it is unknown whether it was
+        released."""
         await self._keyspace.execute_lwt(cql.FREE, user_id, name, tweet_id)
 
-    async def _try(self, user_id: int, name: str, wanted: Held, instead_of: int) -> bool:
+    async def _try(self, user_id: int, name: str, wanted: ClaimRow, instead_of: int) -> bool:
         post = wanted.post
         columns = (
             *(post.id, wanted.body_hash, wanted.expires_at_s, post.conversation_id),
@@ -109,8 +119,10 @@ class Claims:
         return applied
 
 
-def _held(rows: list[Row]) -> Held | None:
+def _claim_row(rows: list[Row]) -> ClaimRow | None:
     if not rows:
         return None
     _, body_hash, expires_at_s, conversation_id, core, event = rows[0]
-    return Held(Post(tweet_pb2.TweetCore.FromString(core), conversation_id, Record(*event)), body_hash, expires_at_s)
+    return ClaimRow(
+        NewTweet(tweet_pb2.TweetCore.FromString(core), conversation_id, Record(*event)), body_hash, expires_at_s
+    )

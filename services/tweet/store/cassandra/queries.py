@@ -1,7 +1,7 @@
-"""The lists and counts of the Cassandra adapter: by author, by time, and by what hangs on what.
+"""The lists and counts of the Cassandra adapter: by author, by time, and by the tweet that others link to.
 
-Each list reads the newest bucket first, and goes on with twice as many at once while it is not full: a page mostly takes one or two
-partitions, and a long way back a few rounds.
+Rows by author and by time lie in buckets, one partition each. A list reads the newest bucket first and doubles the
+number of buckets per round until it is full: a page mostly takes one or two partitions, a sparse list a few rounds.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from services.platform.cassandra.keyspace import Keyspace, Row
 from services.tweet.store import Retweeter
 from services.tweet.store.cassandra import schema as cql
 
-# Of an author: eighty years of them.
+# Months of one author that a list considers: eighty years.
 MAX_MONTHS = 1_000
-# Buckets of one list read side by side at most.
+# The most buckets that one list reads concurrently.
 MAX_BUCKETS = 8
-# Hours with tweets in them that are looked up at once: mostly the first few fill a page.
+# Hours with tweets that one read looks up: mostly the first few fill a page.
 HOURS_PAGE = 64
 
 
 class CassandraLists:
-    """The reads of the port that go from an author, a time or a tweet to ids. Read from the store each time."""
+    """The methods of TweetStore that lead from an author, a time or a tweet to ids. They are not cached: each call
+    reads Cassandra."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
@@ -30,14 +31,14 @@ class CassandraLists:
     async def list_author(
         self, author_id: int, before_id: int, limit: int, *, replies: bool = True, retweets: bool = True
     ) -> Sequence[int]:
-        """See the port."""
         statement = cql.AUTHOR_IDS[replies, retweets]
         return (await self.author_ids((author_id,), before_id, limit, statement))[author_id]
 
     async def author_ids(
         self, author_ids: Iterable[int], before_id: int, limit: int, statement: str = cql.AUTHOR_IDS[True, True]
     ) -> dict[int, list[int]]:
-        """The newest standing ids of each author below `before_id` (0: no bound), newest first; all authors are there."""
+        """Returns the newest live ids of each author below `before_id` (0: no bound), newest first, at most `limit`
+        each. Authors without any have an empty list."""
         bound = before_id or cql.NO_BOUND
         found: dict[int, list[int]] = {author_id: [] for author_id in author_ids}
         left = await self._months(found, bound)
@@ -52,14 +53,13 @@ class CassandraLists:
         return {author_id: ids[:limit] for author_id, ids in found.items()}
 
     async def _months(self, author_ids: Iterable[int], bound: int) -> dict[int, list[int]]:
-        """The months that each author has tweets in, newest first; without those who have none."""
+        """Returns the months in which each author has tweets, newest first. Authors without tweets are left out."""
         authors = list(author_ids)
         last = cql.month_of(bound)
         answers = await self._keyspace.read_each(cql.MONTHS, [(author_id, last, MAX_MONTHS) for author_id in authors])
         return {a: [row[0] for row in rows] for a, rows in zip(authors, answers, strict=True) if rows}
 
     async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
-        """See the port."""
         months = await self._months(dict.fromkeys(author_ids), cql.NO_BOUND)
         keys = [(author_id, month) for author_id, found in months.items() for month in found]
         counts: dict[int, int] = {}
@@ -68,7 +68,6 @@ class CassandraLists:
         return {author_id: count for author_id, count in counts.items() if count}
 
     async def list_recent(self, before_id: int, limit: int) -> Sequence[int]:
-        """See the port."""
         bound = before_id or cql.NO_BOUND
         found: list[int] = []
         hour = cql.hour_of(bound)
@@ -83,7 +82,8 @@ class CassandraLists:
         return found
 
     async def ids_from(self, after_id: int, limit: int) -> list[int]:
-        """The least ids above `after_id` of all tweets, also hidden ones, ascending, at most `limit`; fewer only at the end."""
+        """Returns the smallest ids above `after_id` in ascending order, hidden tweets included, at most `limit`. Fewer
+        than `limit` means that the end was reached."""
         found: list[int] = []
         hour = cql.hour_of(after_id)
         while hours := await self._hours(cql.HOURS_UP, hour):
@@ -106,7 +106,6 @@ class CassandraLists:
     async def list_replies(
         self, tweet_id: int, bound_id: int, limit: int, *, oldest_first: bool = False
     ) -> Sequence[int]:
-        """See the port."""
         if oldest_first:
             rows = await self._keyspace.read(cql.LINKS_UP, tweet_id, cql.REPLY, bound_id, limit)
         else:
@@ -114,11 +113,9 @@ class CassandraLists:
         return [row[0] for row in rows]
 
     async def list_quotes(self, tweet_id: int, before_id: int, limit: int) -> Sequence[int]:
-        """See the port."""
         return [row[0] for row in await self._links_down(tweet_id, cql.QUOTE, before_id, limit)]
 
     async def list_retweeters(self, tweet_id: int, before_id: int, limit: int) -> Sequence[Retweeter]:
-        """See the port."""
         return [Retweeter(*row) for row in await self._links_down(tweet_id, cql.RETWEET, before_id, limit)]
 
     async def _links_down(self, tweet_id: int, kind: int, before_id: int, limit: int) -> list[Row]:
@@ -127,37 +124,36 @@ class CassandraLists:
     async def batch_list_children(
         self, tweet_ids: Sequence[int], per_tweet: int, *, after_id: int = 0
     ) -> Mapping[int, Sequence[int]]:
-        """See the port."""
         keys = [(tweet_id, cql.REPLY, after_id, per_tweet) for tweet_id in tweet_ids]
         answers = await self._keyspace.read_each(cql.ALL_LINKS, keys)
         return {i: [row[0] for row in rows] for i, rows in zip(tweet_ids, answers, strict=True) if rows}
 
     async def list_ancestors(self, tweet_id: int, limit: int) -> Sequence[int]:
-        """See the port. Takes a read for every NAMED_ABOVE of them."""
+        """Implements `TweetStore.list_ancestors`, with one read per ANCESTORS_PER_ROW ancestors."""
         found: list[int] = []
-        above = (await self._above((tweet_id,))).get(tweet_id, ())
-        while above:
-            known = await self._above(above)
-            # The purged one is the last: nothing tells any more what it answered.
-            there = next((n for n, i in enumerate(above) if i not in known), len(above) - 1) + 1
-            found += above[:there]
+        ancestors = (await self._stored_ancestors((tweet_id,))).get(tweet_id, ())
+        while ancestors:
+            known = await self._stored_ancestors(ancestors)
+            # The list ends with the first purged tweet, because the row that named its parent is gone.
+            there = next((n for n, i in enumerate(ancestors) if i not in known), len(ancestors) - 1) + 1
+            found += ancestors[:there]
             if len(found) >= limit:
                 break
-            above = known.get(above[there - 1], ())
+            ancestors = known.get(ancestors[there - 1], ())
         return found[:limit]
 
-    async def _above(self, ids: Sequence[int]) -> dict[int, Sequence[int]]:
+    async def _stored_ancestors(self, ids: Sequence[int]) -> dict[int, Sequence[int]]:
         rows = await self._keyspace.read(cql.ABOVE, list(ids))
-        return {tweet_id: above or () for tweet_id, above in rows}
+        return {tweet_id: ancestors or () for tweet_id, ancestors in rows}
 
     async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
-        """See the port."""
-        keys = [(user_id, lot) for lot in lots_of(original_ids)]
+        keys = [(user_id, batch) for batch in batches_of(original_ids)]
         answers = await self._keyspace.read_each(cql.OWN_RETWEETS, keys)
         return dict(chain.from_iterable(answers))
 
     async def count_links(self, tweet_ids: Sequence[int]) -> dict[int, dict[int, int]]:
-        """How many standing links of each kind each tweet has. Counted where they lie: a count has nothing of its own to go wrong."""
+        """Returns the number of live links of each tweet by kind (REPLY, RETWEET, QUOTE). The rows are counted at each
+        call, so no stored counter can be wrong."""
         linked = [row[0] for row in await by_ids(self._keyspace, cql.ANY_LINKS, tweet_ids)]
         answers = await self._keyspace.read_each(cql.COUNT_LINKS, [(tweet_id,) for tweet_id in linked])
         counted: dict[int, dict[int, int]] = {
@@ -174,19 +170,19 @@ class CassandraLists:
 
 
 async def by_ids(keyspace: Keyspace, statement: str, ids: Iterable[int]) -> list[Row]:
-    """The rows of a statement that takes a list of ids, in no order."""
-    answers = await keyspace.read_each(statement, [(lot,) for lot in lots_of(ids)])
+    """Returns the rows of a statement that takes a list of ids, in no particular order."""
+    answers = await keyspace.read_each(statement, [(batch,) for batch in batches_of(ids)])
     return list(chain.from_iterable(answers))
 
 
-def lots_of(ids: Iterable[int]) -> list[list[int]]:
-    """The ids, each once, in lists of at most IDS_AT_ONCE."""
+def batches_of(ids: Iterable[int]) -> list[list[int]]:
+    """Returns the distinct ids in batches of at most IDS_PER_READ."""
     distinct = list(dict.fromkeys(ids))
-    return [distinct[start : start + cql.IDS_AT_ONCE] for start in range(0, len(distinct), cql.IDS_AT_ONCE)]
+    return [distinct[start : start + cql.IDS_PER_READ] for start in range(0, len(distinct), cql.IDS_PER_READ)]
 
 
 def _widening(hours: Sequence[int]) -> Iterable[Sequence[int]]:
-    """The hours in their order: one, then twice as many each time, up to MAX_BUCKETS."""
+    """Yields the hours in order, in groups of 1, 2, 4, … up to MAX_BUCKETS."""
     start, width = 0, 1
     while start < len(hours):
         yield hours[start : start + width]

@@ -1,4 +1,4 @@
-"""Where the rows of a tweet lie in Cassandra: the steps that store, hide and drop them. Pure functions."""
+"""Builds the statements that store, hide and delete the rows of a tweet in Cassandra. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from services.tweet.store.cassandra import schema as cql
 
 Statement = tuple[str, tuple[Any, ...]]
 
-# How many of the tweets above a reply are named in its row: the way up a thread takes a read for each so many.
-NAMED_ABOVE = 32
+# Ancestors stored in the row of a reply: a thread reads its ancestors with one read per so many.
+ANCESTORS_PER_ROW = 32
 
 
-class Post(NamedTuple):
-    """What `create` stores: all that is needed to store the same again."""
+class NewTweet(NamedTuple):
+    """A tweet to store and its event: the whole input of `create`, so that storing it can be repeated."""
 
     core: tweet_pb2.TweetCore
     conversation_id: int
@@ -30,8 +30,8 @@ class Post(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A tweet as it stands in `tweets_by_id`. `changed_us` is the write timestamp of its state; `above` the tweets that it answers,
-    the nearest first, at most NAMED_ABOVE."""
+    """A row of `tweets_by_id`. `changed_us` is the write timestamp of its state; `ancestors` are the ids of the tweets
+    that it replies to, nearest first, at most ANCESTORS_PER_ROW."""
 
     head: tweet_pb2.TweetHead
     core: bytes
@@ -39,12 +39,12 @@ class Stored(NamedTuple):
     version: int
     action_id: int
     hidden_at_s: int
-    above: Sequence[int]
+    ancestors: Sequence[int]
     changed_us: int
 
 
 def head_of(row: Sequence[Any]) -> tweet_pb2.TweetHead:
-    """The head, from a row of CORES or STORED."""
+    """Returns the TweetHead of a row of the statement CORES or STORED."""
     return tweet_pb2.TweetHead(
         id=row[0],
         author_id=row[1],
@@ -54,24 +54,24 @@ def head_of(row: Sequence[Any]) -> tweet_pb2.TweetHead:
         retweet_of_author_id=row[5],
         quote_of_id=row[6],
         quote_of_author_id=row[7],
-        deleted=row[8] != cql.STANDS,
+        deleted=row[8] != cql.LIVE,
     )
 
 
-def stored(row: Sequence[Any]) -> Stored:
-    """A row of STORED."""
-    _, version, action_id, hidden_at_s, above, changed_us = row[10:]
-    return Stored(head_of(row), row[9], row[8], version, action_id or 0, hidden_at_s or 0, above or (), changed_us)
+def parse_stored(row: Sequence[Any]) -> Stored:
+    """Parses a row of the statement STORED."""
+    _, version, action_id, hidden_at_s, ancestors, changed_us = row[10:]
+    return Stored(head_of(row), row[9], row[8], version, action_id or 0, hidden_at_s or 0, ancestors or (), changed_us)
 
 
 def links(head: tweet_pb2.TweetHead) -> list[tuple[int, int]]:
-    """What the tweet hangs on: tweet and kind."""
+    """Returns the tweets that this one refers to, as (tweet id, kind)."""
     found = ((head.reply_to_id, cql.REPLY), (head.retweet_of_id, cql.RETWEET), (head.quote_of_id, cql.QUOTE))
     return [(tweet_id, kind) for tweet_id, kind in found if tweet_id]
 
 
-def create(post: Post, above: Sequence[int]) -> list[Statement]:
-    """The rows of a new tweet, but for those of `places`."""
+def create(post: NewTweet, ancestors: Sequence[int]) -> list[Statement]:
+    """Returns the statements that store a new tweet, except those of `bucket_rows`. `ancestors` are nearest first."""
     head, at_us = post.core.head, cql.created_us(post.id)
     steps: list[Statement] = [
         (
@@ -79,7 +79,7 @@ def create(post: Post, above: Sequence[int]) -> list[Statement]:
             (
                 *(head.id, head.author_id, post.conversation_id, head.reply_to_id, head.reply_to_author_id),
                 *(head.retweet_of_id, head.retweet_of_author_id, head.quote_of_id, head.quote_of_author_id),
-                *(list(above) or None, post.core.core, at_us),
+                *(list(ancestors) or None, post.core.core, at_us),
             ),
         ),
         (
@@ -95,16 +95,18 @@ def create(post: Post, above: Sequence[int]) -> list[Statement]:
     return steps
 
 
-def places(head: tweet_pb2.TweetHead) -> list[Statement]:
-    """The rows that lists find their partitions by: the same for many tweets."""
+def bucket_rows(head: tweet_pb2.TweetHead) -> list[Statement]:
+    """Returns the statements that list the tweet's month and hour buckets, by which lists find their partitions. They
+    are the same for many tweets."""
     return [
         (cql.ADD_MONTH, (head.author_id, cql.month_of(head.id))),
         (cql.ADD_HOUR, (cql.ALL_HOURS, cql.hour_of(head.id))),
     ]
 
 
-def show(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int, at_s: int) -> list[Statement]:
-    """Makes `hidden` the tweet's state wherever it is listed."""
+def set_state(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int, at_s: int) -> list[Statement]:
+    """Returns the statements that set the state of a tweet to `hidden` in every table that lists it. `at_us` is their
+    write timestamp, `at_s` the time of the action in Unix seconds."""
     steps: list[Statement] = [
         (cql.HIDE, (at_us, hidden, action_id, at_s, head.id)),
         (cql.HIDE_OF_AUTHOR, (at_us, hidden, head.author_id, cql.month_of(head.id), head.id)),
@@ -118,27 +120,30 @@ def show(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int, at_
     return steps
 
 
-def orphan(retweet_id: int, author_id: int, hidden: int, at_us: int) -> Statement:
-    """Takes a retweet off its author's count where its original is `hidden`, and puts it back where that stands."""
-    return cql.ORPHAN, (at_us, int(hidden != cql.STANDS), author_id, cql.month_of(retweet_id), retweet_id)
+def set_orphaned(retweet_id: int, author_id: int, hidden: int, at_us: int) -> Statement:
+    """Returns the statement that takes a retweet off its author's count if the state `hidden` of its original is not
+    LIVE, else puts it back."""
+    return cql.ORPHAN, (at_us, int(hidden != cql.LIVE), author_id, cql.month_of(retweet_id), retweet_id)
 
 
-def uncount(stored: Stored, absent: bool, at_us: int) -> list[Statement]:
-    """Leaves a tweet out of the counts of what it hangs on, or counts it again; `at_us` is when that was decided."""
-    head, steps = stored.head, list[Statement]()
+def uncount(parse_stored: Stored, absent: bool, at_us: int) -> list[Statement]:
+    """Returns the statements that exclude a tweet from the counts of the tweets it refers to (`absent`), or include it
+    again. `at_us` is the time of that decision (Unix microseconds)."""
+    head, steps = parse_stored.head, list[Statement]()
     for tweet_id, kind in links(head):
         if absent:
             key = (tweet_id, kind + cql.UNCOUNTED, head.id)
-            # Its state is that of the tweet's creation, unless something hid it since, which wrote it here as well.
-            steps.append((cql.HIDE_LINK, (cql.created_us(head.id), cql.STANDS, *key)))
+            # The second row gets the state at creation. A later change of state is written to both rows and wins by its
+            # timestamp.
+            steps.append((cql.HIDE_LINK, (cql.created_us(head.id), cql.LIVE, *key)))
             steps.append((cql.UNCOUNT_LINK, (at_us, head.author_id, *key)))
         else:
             steps.append((cql.COUNT_LINK_AGAIN, (at_us, tweet_id, kind + cql.UNCOUNTED, head.id)))
     return steps
 
 
-def to_purge(tweet_id: int, at_s: int) -> list[Statement]:
-    """The rows by which the purge finds a deleted tweet."""
+def list_for_purge(tweet_id: int, at_s: int) -> list[Statement]:
+    """Returns the statements that list a deleted tweet for the purge."""
     hour = at_s * 1000 // cql.HOUR_MS
     return [
         (cql.ADD_DELETION, (hour, at_s, tweet_id)),
@@ -146,8 +151,9 @@ def to_purge(tweet_id: int, at_s: int) -> list[Statement]:
     ]
 
 
-def drop(head: tweet_pb2.TweetHead) -> list[Statement]:
-    """Takes everything that `create` stored away, for good. What hangs on the tweet stays."""
+def delete_rows(head: tweet_pb2.TweetHead) -> list[Statement]:
+    """Returns the statements that delete, for good, all rows that `create` stored. The replies, retweets and quotes of
+    the tweet stay."""
     at_us = cql.PURGED_US
     steps: list[Statement] = [
         (cql.DROP, (at_us, head.id)),
@@ -163,6 +169,6 @@ def drop(head: tweet_pb2.TweetHead) -> list[Statement]:
 
 
 def _hour(tweet_id: int) -> tuple[int, int]:
-    """The partition of the hour that the id lies in. Ids of one millisecond and worker lie beside each other, so shards are taken by
-    the whole id."""
+    """Returns the partition of the id in `tweets_by_hour`: hour and shard. Successive ids of one worker differ in their
+    low bits only, so the shard is taken from the whole id."""
     return cql.hour_of(tweet_id), tweet_id % cql.HOUR_SHARDS

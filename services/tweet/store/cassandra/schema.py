@@ -1,11 +1,12 @@
-"""The tables and statements of the Cassandra adapter.
+"""Tables and statements of the Cassandra adapter.
 
-`tweets_by_id` is the truth; what lists and counts need of a tweet stands beside it in tables by author, by hour and by the tweet
-that it is linked to, written in one logged batch. `claims` and `tweet_revisions` take lightweight transactions and nothing else.
+`tweets_by_id` is the source of truth. Tables by author, by hour and by linked tweet repeat the columns that lists and
+counts need, written in the same logged batch. `claims` and `tweet_revisions` are written by lightweight transactions
+only.
 
-A tweet's state is the column `hidden`, in every table that lists it. What wins is said by write timestamps, so that writes may come
-late, twice and in any order: what creates a tweet bears the time of its id, an edit that time plus its version, a moderator's action
-the time it was done, and a deletion FOREVER, which nothing later undoes but the purge.
+The state of a tweet is the column `hidden`, in every table that lists it. Write timestamps decide which write wins, so
+writes may arrive late, twice and in any order. The creation has the time of the id, an edit that time plus its version,
+a moderator's action its own time, and a deletion FOREVER_US, which only the purge overrides.
 """
 
 from __future__ import annotations
@@ -13,26 +14,28 @@ from __future__ import annotations
 from services.platform.cassandra.outbox import OUTBOX_MIGRATION
 from services.platform.ids.snowflake import timestamp_ms
 
-STANDS, REMOVED, DELETED = 0, 1, 2
-# How a tweet hangs on another: it answers, retweets or quotes it.
+LIVE, REMOVED, DELETED = 0, 1, 2
+# Kinds of links from a tweet to another: it replies to it, retweets it or quotes it.
 REPLY, RETWEET, QUOTE = 1, 2, 3
-# Added to the kind: a second row of such a link, while its author does not take part, by which counts leave it out.
+# Added to the kind: a second row of a link whose author is suspended or deactivated. Counts subtract these rows.
 UNCOUNTED = 10
-# Above every id.
+# Larger than every id.
 NO_BOUND = (1 << 63) - 1
 
-# Microseconds no clock reaches: an author's deletion is final. What is purged stays purged even where a deletion comes late.
+# Write timestamps beyond every clock: the author's deletion is final, and a purge wins over a deletion that arrives
+# late.
 FOREVER_US = 1 << 62
 PURGED_US = FOREVER_US + 1
 
-# One partition an author and month: some thousand rows for those who post most.
+# One partition per author and month: some thousand rows for the most active authors.
 MONTH_MS = 30 * 24 * 3_600_000
 HOUR_MS = 3_600_000
-# One partition an hour and shard: at 6,000 posts a second some 2.7 million rows, 100 MB, and no node takes all new posts.
+# One partition per hour and shard: at 6,000 posts a second some 2.7 million rows, 100 MB. Shards spread the new posts
+# over several nodes.
 HOUR_SHARDS = 8
-# Rows asked for by one statement: a fifth of the cost of a statement each, and few enough for the node that collects them.
-IDS_AT_ONCE = 100
-# The one partition of each list of hours: 8,760 rows a year.
+# Ids per statement: each costs a fifth of a statement of its own, and they are few enough for the coordinating node.
+IDS_PER_READ = 100
+# The only partition of each list of hours: 8,760 rows a year.
 ALL_HOURS = 0
 
 _TWEETS = """
@@ -87,17 +90,18 @@ KEYSPACES = {KEYSPACE: (_TWEETS, OUTBOX_MIGRATION)}
 
 
 def month_of(tweet_id: int) -> int:
-    """The author's bucket that the id lies in: newer ids lie in the same or a higher one."""
+    """Returns the month bucket of the id. A newer id is in the same or a later bucket."""
     return timestamp_ms(tweet_id) // MONTH_MS
 
 
 def hour_of(tweet_id: int) -> int:
-    """The hour since 1970 that the id lies in."""
+    """Returns the hour bucket of the id: hours since 1970."""
     return timestamp_ms(tweet_id) // HOUR_MS
 
 
 def created_us(tweet_id: int, version: int = 1) -> int:
-    """The write timestamp of what creates a tweet, and of its versions: the same whoever writes it, and however often."""
+    """Returns the write timestamp (microseconds) of a tweet's creation or of a version of it. It is the same for every
+    process, so repeated writes are identical."""
     return timestamp_ms(tweet_id) * 1000 + version - 1
 
 
@@ -142,17 +146,17 @@ DROP_RETWEET = "DELETE FROM retweets_by_user USING TIMESTAMP ? WHERE user_id = ?
 _CORE = """SELECT tweet_id, author_id, reply_to_author_id, reply_to_id, retweet_of_id, retweet_of_author_id, quote_of_id,
     quote_of_author_id, hidden, core"""
 _BY_IDS = " FROM tweets_by_id WHERE tweet_id IN ?"
-# Of at most IDS_AT_ONCE ids each.
+# For at most IDS_PER_READ ids.
 CORES = _CORE + _BY_IDS
 STORED = _CORE + ", conversation_id, version, action_id, hidden_at_s, above, writetime(hidden)" + _BY_IDS
 ABOVE = "SELECT tweet_id, above" + _BY_IDS
 
-# Lists. What filters here filters within the one partition that is read.
+# Lists. ALLOW FILTERING is safe here: each statement filters within one partition.
 MONTHS = "SELECT month FROM author_months WHERE author_id = ? AND month <= ? LIMIT ?"
 _AUTHOR_IDS = "SELECT tweet_id FROM tweets_by_author WHERE author_id = ? AND month = ? AND tweet_id < ? AND hidden = 0"
 _NO_REPLIES, _NO_RETWEETS = " AND reply_to_id = 0", " AND retweet_of_id = 0"
 _FILTERED = " LIMIT ? ALLOW FILTERING"
-# By whether replies and retweets are wanted.
+# By (with replies, with retweets).
 AUTHOR_IDS = {
     (True, True): _AUTHOR_IDS + _FILTERED,
     (False, True): _AUTHOR_IDS + _NO_REPLIES + _FILTERED,
@@ -171,11 +175,12 @@ LINKS_DOWN = """SELECT link_id, author_id FROM links_by_tweet WHERE tweet_id = ?
     ORDER BY kind DESC, link_id DESC LIMIT ? ALLOW FILTERING"""
 LINKS_UP = """SELECT link_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ? AND link_id > ? AND hidden = 0
     LIMIT ? ALLOW FILTERING"""
-# Those that are hidden, too.
+# Includes hidden links.
 ALL_LINKS = """SELECT link_id, author_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ? AND link_id > ? LIMIT ?"""
-# Of at most IDS_AT_ONCE ids each. Most tweets have no links at all: only the others are counted, a partition a statement.
+# For at most IDS_PER_READ ids.
+# partition.
 ANY_LINKS = "SELECT DISTINCT tweet_id FROM links_by_tweet WHERE tweet_id IN ?"
-# Of whole rows: a state that came late may stand alone.
+# Counts `author_id`, which only complete rows have: a late change of state may have created a row without it.
 COUNT_LINKS = """SELECT kind, count(author_id) FROM links_by_tweet WHERE tweet_id = ? AND hidden = 0
     GROUP BY kind ALLOW FILTERING"""
 OWN_RETWEETS = """SELECT original_id, retweet_id FROM retweets_by_user WHERE user_id = ? AND original_id IN ? AND hidden = 0
@@ -195,7 +200,7 @@ FREE = "DELETE FROM claims WHERE user_id = ? AND name = ? IF tweet_id = ?"
 # Revisions.
 ADD_REVISION = """INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms, core, event)
     VALUES (?, ?, ?, ?, ?, ?) IF NOT EXISTS"""
-# Most tweets are never edited: the first text becomes a row with the first edit.
+# Most tweets are never edited, so version 1 is stored with the first edit.
 ADD_FIRST_REVISIONS = """BEGIN BATCH
     INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms) VALUES (?, ?, ?, ?) IF NOT EXISTS;
     INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms, core, event)

@@ -1,4 +1,4 @@
-"""What a process remembers of a store that others write to as well: by marks that are another after every change."""
+"""A cache of values that other processes change: an entry is valid while its version in Redis is the same."""
 
 from __future__ import annotations
 
@@ -12,44 +12,47 @@ V = TypeVar("V")
 
 Load: TypeAlias = Callable[[Sequence[int]], Coroutine[Any, Any, dict[int, V]]]
 
-# Marks make it right. This ends what became wrong because a process died before Redis could be told of its change.
-KEPT_S = 600.0
+# Versions keep entries correct. The TTL bounds how long an entry stays wrong if a process died before it could publish
+# a new version.
+CACHE_TTL_S = 600.0
 
 
 class VersionedCache(Generic[V]):
-    """A bounded map of values by id, each remembered with the mark that was taken before it was read. `clock` gives seconds."""
+    """A bounded map of values by id, each with the version that was read before the value. `clock` returns seconds."""
 
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
         self._values: GenerationalCache[int, tuple[int, float, V]] = GenerationalCache(size)
         self._clock = clock
         self._flights: SingleFlight[tuple[int, int], V] = SingleFlight()
 
-    async def of(self, marks: Mapping[int, int | None], load: Load[V]) -> dict[int, V]:
-        """The values of these ids, by marks that were taken just now (None: there is none); what is not remembered is loaded, and
-        remembered. Loads of the same id and mark at once are one: who has the mark may take all that was read after it was made.
-        Ids that `load` leaves out are left out."""
-        known = {of: self._get(of, mark) for of, mark in marks.items()}
-        found = {of: value for of, value in known.items() if value is not None}
-        if len(found) == len(marks):
+    async def get_many(self, versions: Mapping[int, int | None], load: Load[V]) -> dict[int, V]:
+        """Returns the values of the ids in `versions`, which maps each id to its present version, read just now (None:
+        unknown). Loads what is not cached with `load`, and caches it if its version is known. Concurrent loads of the
+        same id and version are coalesced. Ids that `load` leaves out are left out."""
+        known = {item_id: self._get(item_id, version) for item_id, version in versions.items()}
+        found = {item_id: value for item_id, value in known.items() if value is not None}
+        if len(found) == len(versions):
             return found
-        if unmarked := [of for of, mark in marks.items() if mark is None]:
-            found.update(await load(unmarked))
-        missing = [(of, mark) for of, mark in marks.items() if mark is not None and of not in found]
+        if unversioned := [item_id for item_id, version in versions.items() if version is None]:
+            found.update(await load(unversioned))
+        missing = [
+            (item_id, version) for item_id, version in versions.items() if version is not None and item_id not in found
+        ]
         if missing:
 
-            async def load_marked(wanted: Sequence[tuple[int, int]]) -> dict[tuple[int, int], V]:
-                loaded = await load([of for of, _ in wanted])
-                for of, mark in wanted:
-                    if of in loaded:
-                        self._values.put(of, (mark, self._clock() + KEPT_S, loaded[of]))
-                return {(of, mark): loaded[of] for of, mark in wanted if of in loaded}
+            async def load_versioned(wanted: Sequence[tuple[int, int]]) -> dict[tuple[int, int], V]:
+                loaded = await load([item_id for item_id, _ in wanted])
+                for item_id, version in wanted:
+                    if item_id in loaded:
+                        self._values.put(item_id, (version, self._clock() + CACHE_TTL_S, loaded[item_id]))
+                return {(item_id, version): loaded[item_id] for item_id, version in wanted if item_id in loaded}
 
-            for (of, _), value in (await self._flights.run_batch(missing, load_marked)).items():
-                found[of] = value
+            for (item_id, _), value in (await self._flights.run_batch(missing, load_versioned)).items():
+                found[item_id] = value
         return found
 
-    def _get(self, of: int, mark: int | None) -> V | None:
-        kept = self._values.get(of)
-        if kept is None or kept[0] != mark or self._clock() > kept[1]:
+    def _get(self, item_id: int, version: int | None) -> V | None:
+        cached = self._values.get(item_id)
+        if cached is None or cached[0] != version or self._clock() > cached[1]:
             return None
-        return kept[2]
+        return cached[2]

@@ -1,4 +1,4 @@
-"""What answers, quotes and retweets a tweet, from the embedded store's indexes."""
+"""Queries for the replies, quotes, retweets and ancestors of a tweet in SQLite."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from services.tweet.store.sqlite import schema as sql
 
 
 class LinkLists:
-    """The lists of the port that lead from one tweet to others. Read from the file each time: what a write changed is
-    there at once."""
+    """The methods of TweetStore that lead from one tweet to others. They are not cached: each call reads the database."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -20,38 +19,31 @@ class LinkLists:
     async def list_replies(
         self, tweet_id: int, bound_id: int, limit: int, *, oldest_first: bool = False
     ) -> Sequence[int]:
-        """See the port."""
         if oldest_first:
             return await self._ids(sql.LIST_REPLIES_UP, tweet_id, bound_id, limit)
         return await self._ids(sql.LIST_REPLIES_DOWN, tweet_id, bound_id or sql.NO_BOUND, limit)
 
     async def list_quotes(self, tweet_id: int, before_id: int, limit: int) -> Sequence[int]:
-        """See the port."""
         return await self._ids(sql.LIST_QUOTES, tweet_id, before_id or sql.NO_BOUND, limit)
 
     async def list_retweeters(self, tweet_id: int, before_id: int, limit: int) -> Sequence[Retweeter]:
-        """See the port."""
         values = (tweet_id, before_id or sql.NO_BOUND, limit)
         return await self._db.read(lambda c: [Retweeter(*row) for row in c.execute(sql.LIST_RETWEETERS, values)])
 
     async def batch_list_children(
         self, tweet_ids: Sequence[int], per_tweet: int, *, after_id: int = 0
     ) -> Mapping[int, Sequence[int]]:
-        """See the port."""
-
-        def unit(connection: sqlite3.Connection) -> dict[int, Sequence[int]]:
+        def transaction(connection: sqlite3.Connection) -> dict[int, Sequence[int]]:
             found: dict[int, Sequence[int]] = {}
             for tweet_id in tweet_ids:
                 if ids := [row[0] for row in connection.execute(sql.LIST_CHILDREN, (tweet_id, after_id, per_tweet))]:
                     found[tweet_id] = ids
             return found
 
-        return await self._db.read(unit)
+        return await self._db.read(transaction)
 
     async def list_ancestors(self, tweet_id: int, limit: int) -> Sequence[int]:
-        """See the port."""
-
-        def unit(connection: sqlite3.Connection) -> list[int]:
+        def transaction(connection: sqlite3.Connection) -> list[int]:
             found: list[int] = []
             row = connection.execute(sql.PARENT, (tweet_id,)).fetchone()
             while row is not None and row[0] and len(found) < limit:
@@ -59,7 +51,7 @@ class LinkLists:
                 row = connection.execute(sql.PARENT, (row[0],)).fetchone()
             return found
 
-        return await self._db.read(unit)
+        return await self._db.read(transaction)
 
     async def _ids(self, statement: str, *values: int) -> Sequence[int]:
         return await self._db.read(lambda c: [row[0] for row in c.execute(statement, values)])

@@ -1,7 +1,7 @@
-"""The tables and statements of the embedded adapter.
+"""Tables and statements of the SQLite adapter.
 
-One table holds tweets, replies, quotes and retweets; the rest are indexes. States: 0 stands, 1 deleted by its author,
-2 removed by a moderator.
+One table holds tweets, replies, quotes and retweets; the others are indexes. States: 0 live, 1 deleted by its author, 2
+removed by a moderator.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from services.platform.sqlite.absences import ABSENCES_SCHEMA
 from services.platform.sqlite.outbox import OUTBOX_SCHEMA
 
-STANDS, DELETED, REMOVED = 0, 1, 2
-# Above every id.
+LIVE, DELETED, REMOVED = 0, 1, 2
+# Larger than every id.
 NO_BOUND = (1 << 63) - 1
 
 _TWEETS = """
@@ -35,8 +35,8 @@ CREATE TABLE idempotency_keys (
 ) WITHOUT ROWID;
 CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires_at_s);
 """
-# Partial indexes: most tweets are neither, and those cost nothing here. Replies keep their place when they are hidden,
-# for threads show tombstones. One retweet of a user and an original at a time, unless its author took it back.
+# Partial indexes, because most tweets have no link. Hidden replies stay in the index, because threads show them as
+# tombstones. A user has at most one retweet of an original that is not deleted.
 _LINKS = """
 CREATE INDEX replies_by_tweet ON tweets (reply_to_id, id, state) WHERE reply_to_id > 0;
 CREATE INDEX quotes_by_tweet ON tweets (quote_of_id, id, state) WHERE quote_of_id > 0 AND state = 0;
@@ -47,11 +47,11 @@ CREATE TABLE revisions (
     PRIMARY KEY (tweet_id, version)
 ) WITHOUT ROWID;
 """
-# Replies, retweets and quotes that are not counted, for their authors do not take part.
+# Replies, retweets and quotes that are not counted because their author is suspended or deactivated.
 _UNCOUNTED = "CREATE TABLE uncounted_links (tweet_id INTEGER PRIMARY KEY);"
 MIGRATIONS = (_TWEETS, OUTBOX_SCHEMA, _LINKS, ABSENCES_SCHEMA, _UNCOUNTED)
 UNCOUNT = "INSERT OR IGNORE INTO uncounted_links (tweet_id) VALUES (?)"
-COUNT_AGAIN = "DELETE FROM uncounted_links WHERE tweet_id = ?"
+RECOUNT = "DELETE FROM uncounted_links WHERE tweet_id = ?"
 
 LIST_REPLIES_DOWN = (
     "SELECT id FROM tweets WHERE reply_to_id = ? AND reply_to_id > 0 AND id < ? AND state = 0 ORDER BY id DESC LIMIT ?"
@@ -95,7 +95,7 @@ COUNT_OF_AUTHOR = """
 INSERT INTO author_counts (author_id, tweets) VALUES (?, ?)
 ON CONFLICT (author_id) DO UPDATE SET tweets = tweets + excluded.tweets
 """
-# One statement however many they are: 0.07 s for 100,000 retweeters.
+# One statement for all retweeters: 0.07 s for 100,000.
 COUNT_OF_RETWEETERS = """
 UPDATE author_counts SET tweets = tweets + ? WHERE author_id IN
     (SELECT author_id FROM tweets WHERE retweet_of_id = ? AND retweet_of_id > 0 AND state = 0)
@@ -120,7 +120,7 @@ COUNTS = (
 
 EXPIRED = "SELECT user_id, key FROM idempotency_keys WHERE expires_at_s <= ? ORDER BY expires_at_s LIMIT ?"
 KEY = "SELECT body_hash, tweet_id FROM idempotency_keys WHERE user_id = ? AND key = ? AND expires_at_s > ?"
-TAKE_KEY = """
+STORE_KEY = """
 INSERT OR REPLACE INTO idempotency_keys (user_id, key, body_hash, tweet_id, expires_at_s) VALUES (?, ?, ?, ?, ?)
 """
 DROP_KEY = "DELETE FROM idempotency_keys WHERE user_id = ? AND key = ?"

@@ -22,11 +22,11 @@ from services.tweet.weight import URL_WEIGHT
 WITHIN_S = 0.3
 
 
-def names(found: list[entities.Named]) -> list[str]:
+def names(found: list[entities.EntitySpan]) -> list[str]:
     return [one.name for one in found]
 
 
-def located(key: str, found: list[entities.Named]) -> list[dict[str, Any]]:
+def located(key: str, found: list[entities.EntitySpan]) -> list[dict[str, Any]]:
     return [{key: one.name, "indices": [one.start, one.end]} for one in found]
 
 

@@ -168,14 +168,14 @@ def test_pages_make_up_the_thread(
 
 async def test_of_a_long_way_down_the_first_and_the_nearest_are_shown() -> None:
     forest = Forest()
-    chain = forest.chain(threads.MAX_WAY + 20)
-    for tweet_id in chain[threads.MAX_WAY - 2 : threads.MAX_WAY + 2]:
+    chain = forest.chain(threads.MAX_SHOWN_ANCESTORS + 20)
+    for tweet_id in chain[threads.MAX_SHOWN_ANCESTORS - 2 : threads.MAX_SHOWN_ANCESTORS + 2]:
         (lines, *_) = await Reader(forest).whole(tweet_id, 100)
         depth = chain.index(tweet_id)
         way = [(i, n, False) for n, i in enumerate(chain[: depth + 1])]
-        shown = way if len(way) <= threads.MAX_WAY else [way[0], *way[-threads.MAX_WAY + 1 :]]
+        shown = way if len(way) <= threads.MAX_SHOWN_ANCESTORS else [way[0], *way[-threads.MAX_SHOWN_ANCESTORS + 1 :]]
         assert lines[: len(shown)] == shown
-        assert len(lines) <= threads.MAX_WAY
+        assert len(lines) <= threads.MAX_SHOWN_ANCESTORS
 
 
 async def test_what_lies_too_deep_has_a_thread_of_its_own() -> None:

@@ -383,15 +383,15 @@ async def test_without_engagement_tweets_are_shown_uncounted(world: World, hydra
 
 
 async def test_identity_is_asked_about_those_of_whom_it_says_nothing_to_all(world: World) -> None:
-    people = SharedUserRefs(world)
-    hydrator = Hydrator(channel_to(world), people)
+    shared_refs = SharedUserRefs(world)
+    hydrator = Hydrator(channel_to(world), shared_refs)
     tweets = [world.post(10, ANN), world.post(11, BOB), world.post(12, CAT)]
-    for people.known, asked in (({ANN, BOB, CAT}, []), ({BOB}, [2]), (set(), [3])):
+    for shared_refs.known, asked in (({ANN, BOB, CAT}, []), ({BOB}, [2]), (set(), [3])):
         world.calls.clear()
         assert await shown(hydrator, *tweets) == tweets
         assert [count for owner, count in world.calls if owner == "identity"] == asked
     # What it says there holds, without a word from itself.
-    people.known, world.down = {ANN, BOB, CAT}, "identity"
+    shared_refs.known, world.down = {ANN, BOB, CAT}, "identity"
     world.states[BOB] = user_pb2.USER_STATE_SUSPENDED
     assert await shown(hydrator, *tweets) == [10, 12]
     assert set(await hydrator.author_fragments(READER, [ANN, BOB])) == {ANN}

@@ -14,7 +14,7 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
-from services.shared.hydration.user_pages import MAX_ROUNDS, Entry, VisibleUserPages
+from services.shared.hydration.user_pages import MAX_ROUNDS, ListEntry, VisibleUserPages
 
 READER = 500
 
@@ -23,7 +23,7 @@ READER = 500
 class Owners:
     """Identity and graph, and one list of (place, user)."""
 
-    entries: list[Entry]
+    entries: list[ListEntry]
     gone: set[int] = field(default_factory=set)
     blocked: set[int] = field(default_factory=set)
     fetches: int = 0
@@ -44,7 +44,7 @@ class Owners:
             blocked_ids=both[::2], blocked_by_ids=[i for i in both[1::2] if i in request.candidate_ids]
         )
 
-    async def fetch(self, below: Entry | None, limit: int) -> Sequence[Entry]:
+    async def fetch(self, below: ListEntry | None, limit: int) -> Sequence[ListEntry]:
         self.fetches += 1
         newest = sorted(self.entries, reverse=True)
         return [entry for entry in newest if below is None or entry < below][:limit]
@@ -63,7 +63,7 @@ class Owners:
     reader_id=st.sampled_from([0, READER]),
 )
 async def test_pages_hold_everybody_who_may_be_seen_once_and_in_order(
-    entries: list[Entry], gone: set[int], blocked: set[int], size: int, reader_id: int
+    entries: list[ListEntry], gone: set[int], blocked: set[int], size: int, reader_id: int
 ) -> None:
     owners = Owners(entries, gone, blocked)
     hidden = gone | (blocked if reader_id else set())

@@ -7,7 +7,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.tweet.store.cache import KEPT_IDS, AuthorIds, GenerationalCache, ShardedVersions
+from services.tweet.store.cache import CACHED_IDS, AuthorIds, GenerationalCache, ShardedVersions
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["get", "put", "pop"])), max_size=200))
@@ -79,7 +79,7 @@ def test_a_list_that_grows_is_cut_back() -> None:
     known = AuthorIds(array("q"), complete=True)
     for tweet_id in range(1, 5_000):
         known.add(tweet_id)
-        assert KEPT_IDS <= len(known.ids) <= 2 * KEPT_IDS or known.complete
-    found = known.newest(0, KEPT_IDS)
+        assert CACHED_IDS <= len(known.ids) <= 2 * CACHED_IDS or known.complete
+    found = known.newest(0, CACHED_IDS)
     assert found is not None
-    assert found.tolist() == list(range(4_999, 4_999 - KEPT_IDS, -1))
+    assert found.tolist() == list(range(4_999, 4_999 - CACHED_IDS, -1))

@@ -25,8 +25,8 @@ async def store(tmp_path: Path) -> AsyncIterator[EmbeddedEngagementStore]:
     await store.close()
 
 
-async def like(store: EmbeddedEngagementStore, tweet_id: int, user_id: int, place: int = 1) -> int:
-    return await store.like(tweet_id, user_id, Record("tweet.liked", user_id, place, b""))
+async def like(store: EmbeddedEngagementStore, tweet_id: int, user_id: int, reaction_id: int = 1) -> int:
+    return await store.like(tweet_id, user_id, Record("tweet.liked", user_id, reaction_id, b""))
 
 
 async def likes(store: EmbeddedEngagementStore, tweet_id: int) -> int:
@@ -64,8 +64,8 @@ async def test_counts_read_before_a_write_are_not_remembered_after_it(
 ) -> None:
     monkeypatch.setattr(cache, "NEWEST_COUNTS", 1)
     monkeypatch.setattr(cache, "_SLACK", 1)
-    for place, tweet_id in enumerate((TWEET, 200, 300, 400)):
-        await like(store, tweet_id, ANN, place)
+    for reaction_id, tweet_id in enumerate((TWEET, 200, 300, 400)):
+        await like(store, tweet_id, ANN, reaction_id)
     overtake(store, monkeypatch, lambda: like(store, TWEET, BEN, 9))
     await likes(store, TWEET)
     assert await likes(store, TWEET) == 2
@@ -115,7 +115,7 @@ async def test_who_likes_too_much_to_be_kept_is_answered_from_the_tables(
     store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (cache, sqlite_store):
-        monkeypatch.setattr(module, "MAX_KEPT_MARKS", 3)
+        monkeypatch.setattr(module, "MAX_CACHED_PER_USER", 3)
     for tweet_id in range(1, 4):
         await like(store, tweet_id, ANN, tweet_id)
     assert await liked(store, ANN, 1, 2, 9) == [1, 2]
