@@ -75,15 +75,15 @@ def event(topic: str, user_id: int, tweet_id: int = TWEET) -> Record:
 
 
 async def like(store: Any, user_id: int) -> Record:
-    told = event("tweet.liked", user_id)
-    await store.like(TWEET, user_id, told)
-    return told
+    events = event("tweet.liked", user_id)
+    await store.like(TWEET, user_id, events)
+    return events
 
 
 async def unlike(store: Any, user_id: int) -> Record:
-    told = event("tweet.unliked", user_id)
-    await store.unlike(TWEET, user_id, told)
-    return told
+    events = event("tweet.unliked", user_id)
+    await store.unlike(TWEET, user_id, events)
+    return events
 
 
 async def counts(store: Any) -> tuple[int, int]:
@@ -100,10 +100,10 @@ async def likers(store: Any, limit: int = 100) -> list[int]:
     return found
 
 
-async def recount(store: Any, told: Sequence[Record]) -> None:
+async def recount(store: Any, events: Sequence[Record]) -> None:
     """What the log does with these events."""
     apply = consumer.recounting(store.recount_likes)
-    await apply([ConsumedEvent(0, 0, *record) for record in told])
+    await apply([ConsumedEvent(0, 0, *record) for record in events])
 
 
 async def test_likes_beyond_the_first_bucket_are_listed_and_counted(
@@ -112,14 +112,14 @@ async def test_likes_beyond_the_first_bucket_are_listed_and_counted(
     monkeypatch.setattr("services.engagement.store.cassandra.schema.SHARD_FROM", 5)
     monkeypatch.setattr(consumer, "ROUND_S", 0.01)
     stores = [await another(), await another()]
-    told = [await like(stores[user_id % 2], user_id) for user_id in range(1, 31)]
-    await recount(stores[0], told)
+    events = [await like(stores[user_id % 2], user_id) for user_id in range(1, 31)]
+    await recount(stores[0], events)
     assert await counts(stores[1]) == (30, 0)
     assert await likers(stores[0], 7) == list(range(30, 0, -1))
     gone = [await unlike(stores[0], user_id) for user_id in (1, 2, 10, 20, 30)]
     await recount(stores[1], gone)
     # Told again, counted the same.
-    await recount(stores[1], [*gone, *told])
+    await recount(stores[1], [*gone, *events])
     assert await counts(stores[0]) == (25, 0)
     assert await likers(stores[1]) == [i for i in range(30, 0, -1) if i not in (1, 2, 10, 20, 30)]
 
@@ -140,8 +140,8 @@ async def test_bookmarks_beyond_the_first_bucket_are_counted_at_once(
 async def test_a_change_by_several_processes_at_once_is_told_once(another: Open) -> None:
     stores = [await another() for _ in range(4)]
     for change in (like, unlike) * 3:
-        told = await asyncio.gather(*(change(store, ANN) for store in stores))
-        assert len(await stores[0].committed_events(told)) == 1
+        events = await asyncio.gather(*(change(store, ANN) for store in stores))
+        assert len(await stores[0].committed_events(events)) == 1
         assert await counts(stores[1]) == ((1, 0) if change is like else (0, 0))
     kept = await asyncio.gather(*(store.bookmark(TWEET, ANN, next(_ids)) for store in stores))
     assert sorted(kept) == [False, False, False, True]
@@ -161,9 +161,9 @@ async def test_what_a_dead_process_left_is_completed_and_told_by_a_sweeper(
         with pytest.raises(errors.RoostError, match="gone"):
             await change(dying, user_id)
     # Meant, and not made: liked already.
-    monkeypatch.setattr(dying, "_mark", lambda *_: asyncio.sleep(0, (None, None, 0)))
+    monkeypatch.setattr(dying, "_read_reaction", lambda *_: asyncio.sleep(0, (None, None, 0)))
     monkeypatch.setattr("services.engagement.store.cassandra.store.MAX_TRIES", 1)
-    with pytest.raises(errors.RoostError, match="others"):
+    with pytest.raises(errors.RoostError, match="concurrent"):
         await like(dying, ANN)
     assert await likers(sweeper) == [2]
     clock.ahead_s = 30
@@ -203,10 +203,10 @@ async def test_a_repeat_completes_what_was_left_half_done(
 
 async def test_a_copy_that_comes_late_brings_nothing_back(another: Open) -> None:
     store = await another()
-    told = await like(store, ANN)
+    events = await like(store, ANN)
     await unlike(store, ANN)
     # A sweeper that looked before.
-    assert await store.committed_events([told]) == [told]
+    assert await store.committed_events([events]) == [events]
     assert await counts(store) == (0, 0)
     assert await likers(store) == []
     assert not (await store.batch_get_viewer_states(ANN, [TWEET])).states
@@ -226,10 +226,10 @@ async def test_counts_are_kept_for_all_until_somebody_changes_them(
 
 async def test_a_count_begun_before_a_change_is_not_kept_after_it(another: Open) -> None:
     slow, store = await another(), await another()
-    _, may_be_kept = await slow._shared.frames([TWEET])
-    assert may_be_kept == {TWEET}
+    _, storable = await slow._shared.frames([TWEET])
+    assert storable == {TWEET}
     await like(store, ANN)
-    await slow._shared.keep({TWEET: b""}, (), slow._shared.now())
+    await slow._shared.put({TWEET: b""}, (), slow._shared.now())
     assert await counts(store) == (1, 0)
 
 
@@ -258,9 +258,9 @@ async def test_without_redis_everything_is_counted(another: Open, monkeypatch: p
 async def test_a_count_that_took_too_long_is_not_kept(another: Open) -> None:
     store = await another()
     began = store._shared.now() - count_cache.MAX_COUNTING_S
-    await store._shared.keep({TWEET: b""}, (), began)
+    await store._shared.put({TWEET: b""}, (), began)
     assert (await store._shared.frames([TWEET]))[0] == {}
-    await store._shared.keep({TWEET: b""}, (), began + 1)
+    await store._shared.put({TWEET: b""}, (), began + 1)
     assert (await store._shared.frames([TWEET]))[0] == {TWEET: b""}
 
 

@@ -121,10 +121,10 @@ def memory_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         return
     for module in (cache, adapter):
         monkeypatch.setattr(module, "NEWEST_COUNTS", 3)
-        monkeypatch.setattr(module, "MAX_KEPT_MARKS", 4)
+        monkeypatch.setattr(module, "MAX_CACHED_PER_USER", 4)
     monkeypatch.setattr(cache, "_SLACK", 1)
     monkeypatch.setattr(cache, "OLDER_COUNTS", 2)
-    monkeypatch.setattr(cache, "MAX_MARKED_IDS", 40)
+    monkeypatch.setattr(cache, "MAX_CACHED_IDS", 40)
 
 
 @pytest.mark.slow
