@@ -35,7 +35,7 @@ COMMANDS = {
     "load": _Command("roost_cli.load.command", "load", "Load a graph and tweets from files, or do random operations."),
     "verify": _Command("roost_cli.verify.command", "verify", "Check every home timeline against what it must hold."),
     "drill": _Command("roost_cli.drill.command", "drill", "Crash a mesh of its own and check that nothing was lost."),
-    "bench": _Command("roost_cli.bench.home", "bench", "Measure what a read costs, beside a bare HTTP server."),
+    "bench": _Command("roost_cli.bench.command", "bench", "Measure what a read costs, beside a bare HTTP server."),
     "search": _Command("roost_cli.search", "search", "Rebuild the search index."),
     "events": _Command("roost_cli.events", "events", "Show the event log, replay it, retry dead letters."),
     "token": _Command("roost_cli.token", "token", "Print access tokens of users."),

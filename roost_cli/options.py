@@ -21,6 +21,16 @@ Grpc = Annotated[
     ),
 ]
 
+Ops = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="Where /livez, /readyz and /metrics of the process are [127.0.0.1, any free port]."
+    ),
+]
+
+# The name of the gateway in `roost serve` and `roost restart`, beside the names of the services.
+GATEWAY = "gateway"
+
 
 def settings_with(options: Mapping[str, Any]) -> Settings:
     """Returns the settings, with the options given on the command line; None leaves one as it is.
@@ -33,6 +43,14 @@ def settings_with(options: Mapping[str, Any]) -> Settings:
         raise CommandError("\n".join(_sentence(fault) for fault in error.errors()), UNUSABLE) from error
     except ValueError as error:
         raise CommandError(str(error), UNUSABLE) from error
+
+
+def address_of(text: str, option: str) -> tuple[str, int]:
+    """HOST:PORT taken apart; CommandError where it is not that. Port 0 takes any free one."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise CommandError(f"{option} takes HOST:PORT, such as 127.0.0.1:8080; {text!r} is not that", UNUSABLE)
+    return host.strip("[]"), int(port)
 
 
 def _sentence(fault: ErrorDetails) -> str:

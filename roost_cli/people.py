@@ -7,8 +7,8 @@ from roost.identity.v1 import auth_service_pb2_grpc, user_service_pb2, user_serv
 
 from roost_cli.connection import Metadata
 from roost_cli.exit_codes import FAULTS, CommandError, refused
-from roost_cli.load.rate_control import deadline_s
-from roost_cli.load.tokens import mint
+from roost_cli.rate_control import deadline_s
+from roost_cli.tokens import mint
 
 GET_BY_USERNAME = "/roost.identity.v1.UserService/GetUserByUsername"
 # For one command: long enough for the longest stream.

@@ -18,6 +18,8 @@ from services.platform.config import runtime_dir
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
+# How the line begins that `roost up` and `roost serve` print once calls are answered.
+READY = "roost is ready"
 # The folder of the code that this process runs.
 CHECKOUT = config.CHECKOUT
 

@@ -12,7 +12,7 @@ from roost.search.v1 import search_service_pb2, search_service_pb2_grpc
 
 from roost_cli import connection, options, progress
 from roost_cli.exit_codes import FAULTS, CommandError, refused
-from roost_cli.load.rate_control import deadline_s, patiently
+from roost_cli.rate_control import deadline_s, patiently
 
 REINDEX = "/roost.search.v1.SearchService/Reindex"
 GET_REINDEX = "/roost.search.v1.SearchService/GetReindex"

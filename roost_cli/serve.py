@@ -8,11 +8,9 @@ from typing import Annotated
 import typer
 
 from roost_cli.exit_codes import UNUSABLE, CommandError
-from roost_cli.options import settings_with
-from roost_cli.up import Ops, serve_until_stopped
+from roost_cli.options import GATEWAY, Ops, settings_with
+from roost_cli.server_runner import serve_until_stopped
 from services.catalog import SERVICES
-
-GATEWAY = "gateway"
 
 
 def serve(

@@ -13,8 +13,8 @@ from roost.identity.v1 import auth_service_pb2_grpc, user_service_pb2
 
 from roost_cli import connection, options, people
 from roost_cli.exit_codes import CommandError, refused
-from roost_cli.load.loader import scan_users
-from roost_cli.load.tokens import MAX_TTL_S, MINT_BATCH, mint
+from roost_cli.scans import scan_users
+from roost_cli.tokens import MAX_TTL_S, MINT_BATCH, mint
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 

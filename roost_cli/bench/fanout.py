@@ -23,7 +23,7 @@ import redis
 import uvloop
 
 from roost_cli import progress
-from roost_cli.bench import cpu, home
+from roost_cli.bench import cpu, table
 from roost_cli.exit_codes import FAULTS, CommandError
 from services.platform.config import Settings
 from services.platform.redis.client import Redis
@@ -185,7 +185,7 @@ def run(rounds: int, url: str | None, markdown: Path | None) -> None:
         f"{READERS:,} readers with full homes; {rounds} × {ENTRIES_A_ROUND:,} entries of each case for each way in turn; Redis {version}, "
         f"{cpu.processor()}; Python {platform.python_version()}, redis-py {redis.__version__}."
     )
-    home.publish("fanout", note, lines, markdown)
+    table.publish("fanout", note, lines, markdown)
 
 
 async def _measure(rounds: int, url: str | None, shown: progress.Progress) -> tuple[list[list[str]], str]:
@@ -217,7 +217,7 @@ async def _measure(rounds: int, url: str | None, shown: progress.Progress) -> tu
 
 def rows(found: dict[Case, tuple[list[Pass], list[Pass]]], our_bytes: float, their_bytes: float) -> list[list[str]]:
     """The table, its head first: medians over the rounds, with lowest and highest in brackets, and the other by ours."""
-    table = [["an entry", "Roost", "textbook", "textbook ÷ Roost", "wanted"]]
+    lines = [["an entry", "Roost", "textbook", "textbook ÷ Roost", "wanted"]]
     parts: Sequence[tuple[str, Callable[[Pass], float]]] = (
         ("client", lambda one: one.client_us),
         ("server", lambda one: one.server_us),
@@ -226,11 +226,11 @@ def rows(found: dict[Case, tuple[list[Pass], list[Pass]]], our_bytes: float, the
     for case, (ours, theirs) in found.items():
         for part, value in parts:
             mine, others = [value(one) for one in ours], [value(one) for one in theirs]
-            cells = [home.spread(mine, ".2f"), home.spread(others, ".2f"), f"{home.ratio(others, mine):.1f}"]
-            table.append([f"{case.title}: CPU µs, {part}", *cells, f"≥ {case.wanted}" if part == "both" else ""])
+            cells = [table.spread(mine, ".2f"), table.spread(others, ".2f"), f"{table.ratio(others, mine):.1f}"]
+            lines.append([f"{case.title}: CPU µs, {part}", *cells, f"≥ {case.wanted}" if part == "both" else ""])
     cells = [f"{our_bytes:.1f}", f"{their_bytes:.1f}", f"{their_bytes / our_bytes:.1f}", f"≥ {WANTED_BYTES}"]
-    table.append(["bytes, marker included", *cells])
-    return table
+    lines.append(["bytes, marker included", *cells])
+    return lines
 
 
 @asynccontextmanager

@@ -10,30 +10,24 @@ import asyncio
 import http.client
 import platform
 import random
-import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
 import grpc as grpc_lib
 import orjson
-import typer
-from rich.console import Console
-from rich.table import Table
 from roost.identity.v1 import auth_service_pb2_grpc
 
 from roost_cli import connection as target
-from roost_cli import options, progress, runfile
-from roost_cli.bench import baseline_server, cpu, wrk
+from roost_cli import progress, runfile
+from roost_cli.bench import baseline_server, cpu, table, wrk
 from roost_cli.bench.background_posts import posting
 from roost_cli.exit_codes import FAULTS, CommandError, refused
-from roost_cli.load.loader import scan_users
-from roost_cli.load.rate_control import batches
-from roost_cli.load.tokens import DEFAULT_TTL_S, MINT_BATCH, mint
+from roost_cli.rate_control import batches
+from roost_cli.scans import scan_users
 from roost_cli.supervisor import control
+from roost_cli.tokens import DEFAULT_TTL_S, MINT_BATCH, mint
 
 HOME = "/v1/timelines/home"
 # Half of what a token's life allows for: none expires under way.
@@ -54,14 +48,6 @@ MAX_POSTS = 1_000
 MESH, WRITTEN_TO, BARE = "Roost", "Roost, {} tweets/s posted meanwhile", "bare uvicorn, one page"
 # What a document calls the tables of home reads: of all services in one process, and of each in processes of its own.
 HOME_TABLE, PROCESSES_TABLE = "home", "home --processes"
-BEGIN, END = "<!-- roost bench {} -->", "<!-- end of roost bench {} -->"
-
-
-class What(StrEnum):
-    """What is measured."""
-
-    HOME = "home"
-    FANOUT = "fanout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,78 +92,28 @@ class Plan:
     posts: int
 
 
-def bench(
-    what: Annotated[
-        What, typer.Argument(help="home reads first pages of home timelines; fanout writes entries to Redis.")
-    ] = What.HOME,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, max=MAX_ROUNDS, help="How many rounds each server is measured.")
-    ] = 3,
-    seconds: Annotated[
-        int, typer.Option("--seconds", min=1, max=MAX_SECONDS, help="How many seconds a round takes.")
-    ] = 6,
-    connections: Annotated[
-        int,
-        typer.Option("--connections", min=1, max=MAX_CONNECTIONS, help="How many HTTP connections are open at once."),
-    ] = 16,
-    posts: Annotated[
-        int,
-        typer.Option(
-            "--posts",
-            min=0,
-            max=MAX_POSTS,
-            help="With home: tweets posted per second in rounds of their own; 0 leaves those rounds out.",
-        ),
-    ] = DEFAULT_POSTS,
-    markdown: Annotated[
-        Path | None,
-        typer.Option(
-            "--markdown", exists=True, dir_okay=False, writable=True, help="Also write the table into this document."
-        ),
-    ] = None,
-    http: Annotated[
-        str | None, typer.Option("--http", metavar="HOST:PORT", help="The address of the gateway [that of the mesh].")
-    ] = None,
-    redis: Annotated[
-        str | None,
-        typer.Option("--redis", metavar="URL", help="With fanout: an empty database of a Redis [a server of its own]."),
-    ] = None,
-    grpc: options.Grpc = None,
-) -> None:
-    """Measure home reads of a loaded mesh on this machine with wrk, or fan-out's writes to Redis.
+def run(plan: Plan, grpc: str | None, http_address: str | None, markdown: Path | None) -> None:
+    """Measures home reads of the mesh at `grpc` (by default the one that runs here) and prints the table.
 
-    For home, start the mesh with ROOST_RATE_LIMITS=off. For fanout no mesh is needed.
+    `http_address` is the gateway's, by default that of the mesh; the table is also written into the document `markdown`.
+    Raises CommandError if wrk is missing or the mesh cannot be measured.
     """
-    if what is What.FANOUT:
-        from roost_cli.bench import fanout  # its driver takes long to import
-
-        fanout.run(rounds, redis, markdown)
-        return
     wrk.program()
     mesh = target.find(grpc)
     token = mesh.operator_token or mesh.operator()[0][1]
-    run = next(run for run in runfile.running() if run.operator_token == token)
-    address = http or run.http
+    found = next(run for run in runfile.running() if run.operator_token == token)
+    address = http_address or found.http
     if not address:
         raise CommandError(f"the mesh at {mesh.address} serves no HTTP; name its gateway with --http")
     # Of a mesh of many processes the gateway is the one that is found; whoever supervises it started them all.
-    supervised = control.path_of(run.grpc).exists()
-    pids = cpu.backend(cpu.parent(run.pid) if supervised else run.pid)
-    plan = Plan(rounds, min(seconds, MAX_SECONDS // rounds), connections, posts)
+    supervised = control.path_of(found.grpc).exists()
+    pids = cpu.backend(cpu.parent(found.pid) if supervised else found.pid)
     tokens = asyncio.run(_tokens(mesh))
     shown = progress.for_stream()
     pages = first_pages(address, tokens, shown)
     cases = asyncio.run(_measure(mesh, pids, address, tokens, pages, plan, shown))
-    table = HOME_TABLE if len(pids) == 1 else PROCESSES_TABLE
-    publish(table, circumstances(len(tokens), pages, plan, len(pids)), rows(cases), markdown)
-
-
-def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Path | None) -> None:
-    """Prints the table with what it holds for, and writes it into the document."""
-    typer.echo(note)
-    _print(lines)
-    if markdown is not None:
-        markdown.write_text(inserted(markdown.read_text(), what, f"{note}\n\n{as_markdown(lines)}"))
+    title = HOME_TABLE if len(pids) == 1 else PROCESSES_TABLE
+    table.publish(title, circumstances(len(tokens), pages, plan, len(pids)), rows(cases), markdown)
 
 
 async def _tokens(mesh: target.Target) -> list[str]:
@@ -302,46 +238,9 @@ def rows(cases: Mapping[str, Sequence[Round]]) -> list[list[str]]:
         ("CPU µs a request", lambda round_: round_.cpu_us, ".0f"),
         ("bytes an answer", lambda round_: round_.bytes_each, ",.0f"),
     )
-    table = [["", *cases, f"{MESH} ÷ bare"]]
+    lines = [["", *cases, f"{MESH} ÷ bare"]]
     for title, value, form in measures:
         found = {name: [value(one) for one in rounds] for name, rounds in cases.items()}
-        cells = [spread(values, form) for values in found.values()]
-        table.append([title, *cells, f"{ratio(found[MESH], found[BARE]):.2f}"])
-    return table
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """The median, and in brackets the lowest and the highest."""
-    median, low, high = (f"{value:{form}}" for value in (statistics.median(values), min(values), max(values)))
-    return median if low == high else f"{median} ({low}–{high})"
-
-
-def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
-    """The median of the one by that of the other."""
-    divisor = statistics.median(other)
-    return statistics.median(mine) / divisor if divisor else float("nan")
-
-
-def _print(lines: Sequence[Sequence[str]]) -> None:
-    table = Table()
-    for number, title in enumerate(lines[0]):
-        table.add_column(title, justify="right" if number else "left")
-    for line in lines[1:]:
-        table.add_row(*line)
-    Console(highlight=False).print(table)
-
-
-def as_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """The table in Markdown."""
-    rule = ["---", *("---:" for _ in lines[0][1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
-
-
-def inserted(document: str, what: str, text: str) -> str:
-    """The document with `text` between its markers; CommandError where it lacks them."""
-    begin, end = BEGIN.format(what), END.format(what)
-    before, found, rest = document.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise CommandError(f"the document has no place for the table: it lies between `{begin}` and `{end}`")
-    return f"{before}{begin}\n{text}\n{end}{after}"
+        cells = [table.spread(values, form) for values in found.values()]
+        lines.append([title, *cells, f"{table.ratio(found[MESH], found[BARE]):.2f}"])
+    return lines

@@ -16,9 +16,9 @@ from roost_cli.drill.observe import observe, without_event
 from roost_cli.drill.single_process_mesh import Child, Nursery
 from roost_cli.exit_codes import FAULTS, CommandError
 from roost_cli.load.loader import Loader, Operator, Person
-from roost_cli.load.rate_control import patiently
-from roost_cli.load.tokens import TokenBook
 from roost_cli.progress import Progress, Silent
+from roost_cli.rate_control import patiently
+from roost_cli.tokens import TokenBook
 from roost_cli.verify import command
 from services.platform.rpc import contract, errors
 

@@ -24,9 +24,9 @@ from roost_cli.drill.multi_process_mesh import Fleet
 from roost_cli.drill.observe import observe
 from roost_cli.exit_codes import FAULTS, CommandError
 from roost_cli.load.loader import Loader, Operator, Person
-from roost_cli.load.tokens import TokenBook
 from roost_cli.progress import Progress, Silent
 from roost_cli.supervisor import control
+from roost_cli.tokens import TokenBook
 from roost_cli.verify import command
 
 # Readers at the same time, each one user with one connection, and the rest each takes between two requests: enough that every kill

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from roost_cli import runfile
 from roost_cli.connection import Target
-from roost_cli.drill.single_process_mesh import READY
 from roost_cli.exit_codes import FAULTS, CommandError
 from services.platform.config import child_environment, runtime_dir
 
@@ -137,7 +136,7 @@ class Fleet:
                     self.pids[found["label"]] = int(found["pid"])
                 elif found := _HAS_ENDED.match(line):
                     self.pids.pop(found["label"], None)
-                elif line.startswith(READY):
+                elif line.startswith(runfile.READY):
                     self._ready.set()
                 self._changed.notify_all()
         # Whoever waits for its start is to learn of its end.

@@ -12,8 +12,8 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
 from roost_cli.drill.history import History, Kind, Observed, Seen
 from roost_cli.load.loader import Operator
-from roost_cli.load.rate_control import batches, deadline_s, for_each
-from roost_cli.load.tokens import TokenBook
+from roost_cli.rate_control import batches, deadline_s, for_each
+from roost_cli.tokens import TokenBook
 from roost_cli.verify.command import SCAN_EDGES, SCAN_TWEETS
 
 # The bound of one BatchGetTweets, and of one page.

@@ -14,7 +14,6 @@ from roost_cli.connection import Target
 from roost_cli.exit_codes import FAULTS, CommandError
 from services.platform.config import child_environment, runtime_dir
 
-READY = "roost is ready"
 # Far above what is promised: slowness is measured, and only what hangs is given up.
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 30.0
@@ -114,7 +113,7 @@ class Nursery:
 async def _until_ready(process: asyncio.subprocess.Process) -> bool:
     assert process.stdout is not None, "made with a pipe"
     async for line in process.stdout:
-        if line.startswith(READY.encode()):
+        if line.startswith(runfile.READY.encode()):
             return True
     return False
 

@@ -22,7 +22,7 @@ from roost_cli.exit_codes import FAULTS, CommandError
 from roost_cli.load import edge_list as edges
 from roost_cli.load import mutate
 from roost_cli.load.loader import CONCURRENCY, Loader, Operator, Person, Post, Posted
-from roost_cli.load.tokens import TokenBook
+from roost_cli.tokens import TokenBook
 
 # Connections: one is served by one task of gRPC's core, and a few keep both sides busy.
 CHANNELS = 4

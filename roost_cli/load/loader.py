@@ -7,7 +7,7 @@ idempotency key answers the tweet that was posted with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -20,8 +20,9 @@ from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 from roost_cli.connection import Metadata
 from roost_cli.exit_codes import FAULTS, CommandError, refused
 from roost_cli.load.impersonation import Actors
-from roost_cli.load.rate_control import batches, deadline_s, for_each, patiently
 from roost_cli.progress import Progress
+from roost_cli.rate_control import batches, deadline_s, for_each, patiently
+from roost_cli.scans import scan_users
 from services.platform.rpc import errors
 
 Q = TypeVar("Q")
@@ -38,7 +39,6 @@ PARTIAL_TRIES = 100
 PARTIAL_PAUSE_S = 0.1
 
 IMPORT_USERS = "/roost.identity.v1.UserService/ImportUsers"
-SCAN_USERS = "/roost.identity.v1.UserService/ScanUsers"
 FOLLOW = "/roost.graph.v1.GraphService/Follow"
 LIST_HOME = "/roost.timeline.v1.TimelineService/ListHomeTimeline"
 CREATE_TWEET = "/roost.tweet.v1.TweetService/CreateTweet"
@@ -204,15 +204,6 @@ class Loader:
             if username is not None:
                 found[username] = user.user.id
         return found
-
-
-async def scan_users(channel: grpc.aio.Channel, operator: Metadata) -> AsyncIterator[user_service_pb2.ScannedUser]:
-    """Every user by ascending id, also hidden ones."""
-    stub = user_service_pb2_grpc.UserServiceStub(channel)
-    call = stub.ScanUsers(user_service_pb2.ScanUsersRequest(), metadata=operator, timeout=deadline_s(SCAN_USERS))
-    async for page in call:
-        for user in page.users:
-            yield user
 
 
 async def _asked(

@@ -21,8 +21,8 @@ from google.protobuf.message import Message
 from roost_cli import connection, progress
 from roost_cli.exit_codes import FAULTS, CommandError, refused
 from roost_cli.load.random_operations import Kind, Operation, Planner
-from roost_cli.load.rate_control import for_each, patiently
-from roost_cli.load.tokens import TokenBook
+from roost_cli.rate_control import for_each, patiently
+from roost_cli.tokens import TokenBook
 from roost_cli.verify.command import read_truth
 from roost_cli.verify.timeline_model import Truth
 from services.platform.rpc import contract, errors

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from roost_cli.drill.single_process_mesh import READY
+from roost_cli import runfile
 from roost_cli.exit_codes import FAULTS, CommandError
 from roost_cli.supervisor.topology import Part
 from services.platform.config import process_environment
@@ -115,7 +115,7 @@ class Instance:
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None, "made with a pipe"
         async for line in process.stdout:
-            if line.startswith(READY.encode()):
+            if line.startswith(runfile.READY.encode()):
                 self.ready.set()
                 # What it prints of its own addresses matters to nobody, but for this one: it may be any free port.
                 metrics = line.decode(errors="replace").rpartition(" metrics ")[2].strip()

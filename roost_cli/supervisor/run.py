@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 
+from roost_cli import runfile
 from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.supervisor import control
 from roost_cli.supervisor.supervisor import Supervisor
@@ -41,7 +42,7 @@ async def _supervise(settings: Settings, replicas: str) -> None:
             return
         starting.result()
         async with control.listening(supervisor, control.path_of(settings.grpc)):
-            _say(f"roost is ready: http://{settings.http} · gRPC {settings.grpc} · logs in {logs.resolve()}")
+            _say(f"{runfile.READY}: http://{settings.http} · gRPC {settings.grpc} · logs in {logs.resolve()}")
             await stopping.wait()
     finally:
         _say("stopping …")

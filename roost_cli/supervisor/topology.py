@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from roost_cli.exit_codes import UNUSABLE, CommandError
-from roost_cli.serve import GATEWAY
-from roost_cli.up import address_of
+from roost_cli.options import GATEWAY, address_of
 from services.catalog import SERVICES
 from services.platform.config import Settings
 

@@ -22,9 +22,9 @@ from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 from roost_cli import connection, options, progress
 from roost_cli.exit_codes import FAULTS, refused
-from roost_cli.load.loader import scan_users
-from roost_cli.load.rate_control import deadline_s, for_each, patiently
-from roost_cli.load.tokens import TokenBook
+from roost_cli.rate_control import deadline_s, for_each, patiently
+from roost_cli.scans import scan_users
+from roost_cli.tokens import TokenBook
 from roost_cli.verify.timeline_model import Findings, Truth, compare, expected_home
 
 CHANNELS = 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from roost_cli.bench import home
+from roost_cli.bench import table
 from roost_cli.drill.single_process_mesh import Nursery
 from roost_cli.load import command, edge_list
 from roost_cli.main import run
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="CPU time is read from /proc"),
 ]
 
-DOCUMENT = f"{home.BEGIN.format('home')}\n{home.END.format('home')}\n"
+DOCUMENT = f"{table.BEGIN.format('home')}\n{table.END.format('home')}\n"
 
 
 @pytest.mark.embedded  # The mesh is a process of its own, on embedded stores whatever the family.

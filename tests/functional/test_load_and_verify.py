@@ -16,8 +16,8 @@ from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 from roost_cli.connection import Target
 from roost_cli.load import command, demo, edge_list
-from roost_cli.load.loader import scan_users
 from roost_cli.progress import Silent
+from roost_cli.scans import scan_users
 from roost_cli.verify import command as verify
 from tests.conftest import SETTLE_WITHIN_S
 

@@ -28,19 +28,6 @@ def test_the_table_holds_medians_their_range_and_the_ratio() -> None:
     assert table["p50 ms"] == ["2.00", "0.00", "0.00", "nan"]
 
 
-def test_the_table_in_markdown() -> None:
-    assert home.as_markdown([["", "a"], ["b", "1"]]) == "|  | a |\n| --- | ---: |\n| b | 1 |"
-
-
-def test_the_table_goes_between_its_markers_and_replaces_the_old_one() -> None:
-    empty = "before\n<!-- roost bench home -->\n<!-- end of roost bench home -->\nafter\n"
-    once = home.inserted(empty, "home", "one")
-    assert once == "before\n<!-- roost bench home -->\none\n<!-- end of roost bench home -->\nafter\n"
-    assert home.inserted(once, "home", "two") == once.replace("one", "two")
-    with pytest.raises(CommandError, match="no place"):
-        home.inserted("no markers", "home", "one")
-
-
 @pytest.mark.parametrize("seen", [figures(refused=1), figures(broken=1), figures(0)])
 def test_runs_with_anything_but_answers_give_no_figures(seen: wrk.Figures) -> None:
     with pytest.raises(CommandError, match="would say nothing"):

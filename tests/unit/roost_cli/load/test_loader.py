@@ -8,11 +8,11 @@ from typing import Any
 import grpc
 import pytest
 
+from roost_cli import rate_control
 from roost_cli.exit_codes import CommandError
-from roost_cli.load import rate_control
 from roost_cli.load.loader import Loader, Operator, Person, Post
-from roost_cli.load.tokens import TokenBook
 from roost_cli.progress import Silent
+from roost_cli.tokens import TokenBook
 
 PEOPLE = [Person(f"user_{number:04d}", f"User {number}") for number in range(5)]
 

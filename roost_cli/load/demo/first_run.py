@@ -17,11 +17,12 @@ from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc, user_pb2
 
 from roost_cli import progress
 from roost_cli.exit_codes import refused
-from roost_cli.load.demo_reactions import Player, Reaction, reactions
-from roost_cli.load.demo_words import BULLETINS, CIRCLES, PEOPLE, SENTENCES, Circle
+from roost_cli.load.demo.reactions import Player, Reaction, reactions
+from roost_cli.load.demo.words import BULLETINS, CIRCLES, PEOPLE, SENTENCES, Circle
 from roost_cli.load.impersonation import LocalActors
-from roost_cli.load.loader import Loader, Operator, Person, scan_users
-from roost_cli.load.rate_control import deadline_s, for_each, patiently
+from roost_cli.load.loader import Loader, Operator, Person
+from roost_cli.rate_control import deadline_s, for_each, patiently
+from roost_cli.scans import scan_users
 from services.platform.files import write_durably
 
 SEED = 7
@@ -99,7 +100,7 @@ def waves(content: Cast) -> Iterator[Wave]:
         yield Wave(numbers, [reaction for reaction in content.reactions if reaction.tweet in numbers])
 
 
-async def first_run(channel: Callable[[str], grpc.aio.Channel], data_dir: Path) -> DemoAccount | None:
+async def load_once(channel: Callable[[str], grpc.aio.Channel], data_dir: Path) -> DemoAccount | None:
     """Loads the demo where `data_dir` has never held anybody, or where that was interrupted; answers its log-in, else None.
 
     `channel` makes channels of this process by the caller's name. CommandError where a call is refused.

@@ -18,9 +18,9 @@ from roost.tweet.v1 import (
 )
 
 from roost_cli.exit_codes import refused
-from roost_cli.load.demo_words import ANSWERS, QUOTES, REPLIES
+from roost_cli.load.demo.words import ANSWERS, QUOTES, REPLIES
 from roost_cli.load.impersonation import Actors
-from roost_cli.load.rate_control import deadline_s, patiently
+from roost_cli.rate_control import deadline_s, patiently
 
 # How likely a follower does what with a tweet of the greatest appeal. Few tweets have much of it: see `reactions`.
 LIKELY_LIKE, LIKELY_RETWEET, LIKELY_REPLY, LIKELY_QUOTE = 0.75, 0.12, 0.12, 0.05

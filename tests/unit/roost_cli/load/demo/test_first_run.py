@@ -7,9 +7,9 @@ import stat
 from collections import Counter
 from pathlib import Path
 
-from roost_cli.load import demo
-from roost_cli.load.demo import DemoAccount
-from roost_cli.load.demo_reactions import Kind
+from roost_cli.load.demo import first_run as demo
+from roost_cli.load.demo.first_run import DemoAccount
+from roost_cli.load.demo.reactions import Kind
 
 
 def test_it_is_the_same_for_the_same_seed() -> None:

@@ -10,7 +10,7 @@ import grpc
 from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
 
 from roost_cli.connection import Metadata, bearer
-from roost_cli.load.rate_control import batches, deadline_s, patiently
+from roost_cli.rate_control import batches, deadline_s, patiently
 
 MINT_TOKENS = "/roost.identity.v1.AuthService/MintTokens"
 

@@ -7,8 +7,8 @@ import asyncio
 import grpc
 import pytest
 
+from roost_cli import rate_control
 from roost_cli.exit_codes import CommandError
-from roost_cli.load import rate_control
 
 
 def rpc_error(code: grpc.StatusCode) -> grpc.aio.AioRpcError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from roost_cli.load.loader import Operator
-from roost_cli.load.tokens import MINT_BATCH, TokenBook
+from roost_cli.tokens import MINT_BATCH, TokenBook
 
 
 async def test_batches_hold_what_the_contract_allows(operator: Operator, state: Any) -> None:

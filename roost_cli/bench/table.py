@@ -1,0 +1,60 @@
+"""The tables of `roost bench`: medians over rounds, printed and written into Markdown documents."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from roost_cli.exit_codes import CommandError
+
+BEGIN, END = "<!-- roost bench {} -->", "<!-- end of roost bench {} -->"
+
+
+def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Path | None) -> None:
+    """Prints the table with what it holds for, and writes it into the document."""
+    typer.echo(note)
+    _print(lines)
+    if markdown is not None:
+        markdown.write_text(inserted(markdown.read_text(), what, f"{note}\n\n{as_markdown(lines)}"))
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, and in brackets the lowest and the highest."""
+    median, low, high = (f"{value:{form}}" for value in (statistics.median(values), min(values), max(values)))
+    return median if low == high else f"{median} ({low}–{high})"
+
+
+def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
+    """The median of the one by that of the other."""
+    divisor = statistics.median(other)
+    return statistics.median(mine) / divisor if divisor else float("nan")
+
+
+def _print(lines: Sequence[Sequence[str]]) -> None:
+    table = Table()
+    for number, title in enumerate(lines[0]):
+        table.add_column(title, justify="right" if number else "left")
+    for line in lines[1:]:
+        table.add_row(*line)
+    Console(highlight=False).print(table)
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The table in Markdown."""
+    rule = ["---", *("---:" for _ in lines[0][1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
+def inserted(document: str, what: str, text: str) -> str:
+    """The document with `text` between its markers; CommandError where it lacks them."""
+    begin, end = BEGIN.format(what), END.format(what)
+    before, found, rest = document.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise CommandError(f"the document has no place for the table: it lies between `{begin}` and `{end}`")
+    return f"{before}{begin}\n{text}\n{end}{after}"

@@ -1,0 +1,21 @@
+"""`roost bench`: where its table is written."""
+
+from __future__ import annotations
+
+import pytest
+
+from roost_cli.bench import table
+from roost_cli.exit_codes import CommandError
+
+
+def test_the_table_in_markdown() -> None:
+    assert table.as_markdown([["", "a"], ["b", "1"]]) == "|  | a |\n| --- | ---: |\n| b | 1 |"
+
+
+def test_the_table_goes_between_its_markers_and_replaces_the_old_one() -> None:
+    empty = "before\n<!-- roost bench home -->\n<!-- end of roost bench home -->\nafter\n"
+    once = table.inserted(empty, "home", "one")
+    assert once == "before\n<!-- roost bench home -->\none\n<!-- end of roost bench home -->\nafter\n"
+    assert table.inserted(once, "home", "two") == once.replace("one", "two")
+    with pytest.raises(CommandError, match="no place"):
+        table.inserted("no markers", "home", "one")
