@@ -92,7 +92,9 @@ class Client:
 
         With `reactivate` an account that its owner deleted is brought back, if it is not purged yet.
         """
-        request = auth.LoginRequest(username=account, password=password, reactivate=reactivate)
+        # No username contains an @.
+        username, email = ("", account) if "@" in account else (account, "")
+        request = auth.LoginRequest(username=username, email=email, password=password, reactivate=reactivate)
         answer = self._transport.call(_AUTH["Login"], request, auth.LoginResponse)
         self._keep(answer.access_token, answer.refresh_token)
         return answer.user
