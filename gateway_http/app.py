@@ -6,6 +6,7 @@ import asyncio
 from time import perf_counter
 
 import grpc
+import structlog
 from prometheus_client import Counter, Histogram
 from roost.options.v1 import options_pb2 as options
 
@@ -24,6 +25,7 @@ from services.platform.auth.tokens import Verifier
 from services.platform.config import Settings
 from services.platform.rpc import errors
 from services.platform.rpc.client_address import TrustedProxies, networks
+from services.platform.rpc.context import Call, current_call
 from services.platform.rpc.contract import methods
 from services.platform.rpc.rate_limits import RateLimits
 from services.platform.rpc.reasons import Reason
@@ -35,6 +37,8 @@ DISCARD_TIMEOUT_S = 2.0
 
 # Responses with these statuses have no body, and so no content-length.
 BODILESS_STATUSES = frozenset({204, 304})
+
+log = structlog.get_logger()
 
 REQUESTS = Counter("roost_http_requests", "HTTP responses sent.", ("route", "status"))
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -77,6 +81,7 @@ class Gateway:
         self._router: Router[Route] = Router(entries)
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._load = Load()
+        self._logs_requests = settings.log_level == "debug"
         self._request_counters: dict[tuple[str, int], Counter] = {}
         self._latency_histograms: dict[str, Histogram] = {}
 
@@ -89,13 +94,15 @@ class Gateway:
         request = Request(scope, receive, self._load, self._proxies)
         if self._cors is not None:
             request.response_headers.extend(self._cors.headers(request.headers.get(b"origin")))
+        # Of this request's task: whatever is logged within it carries its ids.
+        current_call.set(Call(request_id=request.request_id, traceparent=request.traceparent))
         try:
             with self._load:
                 route, response = await self._answer(request)
         except ClientGoneError:
-            self._observe(NO_ROUTE, CLIENT_CLOSED_REQUEST, started_at)
+            self._observe(NO_ROUTE, CLIENT_CLOSED_REQUEST, started_at, request)
             return
-        self._observe(route, response.status, started_at)
+        self._observe(route, response.status, started_at, request)
         await _send(request, response, send)
 
     async def _answer(self, request: Request) -> tuple[str, Response]:
@@ -121,10 +128,11 @@ class Gateway:
             error: Exception = errors.unavailable("the server is stopping: retry the request", reason=Reason.STOPPING)
         except Exception as caught:
             error = caught
-        rendered = problem(error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id)
+        rendered = problem(error, instance=request.path, trace_id=request.trace_id)
         return route, Response(rendered.status, (*rendered.headers, *SECURITY_HEADERS), rendered.body)
 
-    def _observe(self, route: str, status: int, started_at: float) -> None:
+    def _observe(self, route: str, status: int, started_at: float, request: Request) -> None:
+        took = perf_counter() - started_at
         # `labels()` costs more than `inc()`, so its results are cached.
         counter = self._request_counters.get((route, status))
         if counter is None:
@@ -133,7 +141,10 @@ class Gateway:
         if timer is None:
             timer = self._latency_histograms[route] = REQUEST_SECONDS.labels(route)
         counter.inc()
-        timer.observe(perf_counter() - started_at)
+        timer.observe(took)
+        if self._logs_requests:
+            method, ms = request.scope["method"], round(took * 1000, 3)
+            log.debug("http_request.served", method=method, route=route, status=status, ms=ms, user=request.user_id)
 
 
 async def _send(request: Request, response: Response, send: Send) -> None:

@@ -18,6 +18,7 @@ from gateway_http.load import Load
 from gateway_http.problem import HttpError, problem
 from gateway_http.request import Receive, Request, Response, Route, Scope, Send
 from services.platform.rpc.client_address import NO_PROXIES
+from services.platform.rpc.context import Call, current_call
 
 # Metrics are rendered at most once in so many seconds, whatever the number of scrapers; each scrapes every 15 s or so.
 METRICS_MAX_AGE_S = 1.0
@@ -58,10 +59,11 @@ class Ops:
         if scope["type"] != "http":
             raise ValueError(f"the ops port serves HTTP, not {scope['type']}")
         request = Request(scope, receive, self._load, NO_PROXIES)
+        current_call.set(Call(request_id=request.request_id, traceparent=request.traceparent))
         try:
             response = await self._answer(request)
         except Exception as error:
-            rendered = problem(error, instance=request.path, request_id=request.request_id, trace_id=request.trace_id)
+            rendered = problem(error, instance=request.path, trace_id=request.trace_id)
             response = Response(rendered.status, rendered.headers, rendered.body)
         headers: list[Any] = [*response.headers, (b"content-length", str(len(response.body)).encode())]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})

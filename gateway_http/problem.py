@@ -76,11 +76,15 @@ class Problem:
     body: bytes
 
 
-def to_http_error(error: BaseException, request_id: str = "") -> tuple[HttpError, float | None]:
+def to_http_error(error: BaseException) -> tuple[HttpError, float | None]:
     """Returns the error with its HTTP status, and the seconds for Retry-After, or None if a retry would not help."""
     if isinstance(error, HttpError):
         return error, None
-    error = to_public_error(error, request_id)
+    return with_http_status(to_public_error(error))
+
+
+def with_http_status(error: RoostError) -> tuple[HttpError, float | None]:
+    """Returns what `to_http_error` does, of an error that a client may see."""
     status = STATUS_OF[error.code]
     retry_after = error.retry_after_s
     if retry_after is None and status in _WITH_RETRY_AFTER:
@@ -88,14 +92,19 @@ def to_http_error(error: BaseException, request_id: str = "") -> tuple[HttpError
     return HttpError(status, error.reason.lower(), error.message, violations=error.violations), retry_after
 
 
-def to_public_error(error: BaseException, request_id: str = "") -> RoostError:
-    """Returns the error that a client may see. Logs an unexpected exception under a random id and returns INTERNAL with only this id."""
+def to_public_error(error: BaseException) -> RoostError:
+    """Returns the error that a client may see. Logs an unexpected exception under a random id and returns INTERNAL with only this id.
+
+    Logs the notes of an error, which a client may not see. Log lines take the request id and the trace id from the current call.
+    """
     if isinstance(error, grpc.aio.AioRpcError):
         error = errors.from_rpc(error)
     if isinstance(error, RoostError) and not _hides_text(error):
+        if notes := errors.notes_of(error):
+            log.warning("http_request.refused", code=error.code.name, notes=notes)
         return error
     error_id = secrets.token_hex(8)
-    log.error("http_request.failed", error_id=error_id, request_id=request_id, exc_info=error)
+    log.error("http_request.failed", error_id=error_id, exc_info=error)
     return errors.internal(error_id)
 
 
@@ -103,9 +112,9 @@ def _hides_text(error: RoostError) -> bool:
     return STATUS_OF.get(error.code, 500) == 500 and not error.message.startswith(_OWN_INTERNAL)
 
 
-def problem(error: BaseException, *, instance: str, request_id: str = "", trace_id: str = "") -> Problem:
+def problem(error: BaseException, *, instance: str, trace_id: str = "") -> Problem:
     """Renders the error as problem+json. `instance` is the requested path; it is cut at MAX_INSTANCE characters."""
-    http_error, retry_after = to_http_error(error, request_id)
+    http_error, retry_after = to_http_error(error)
     headers = [(b"content-type", CONTENT_TYPE), *error_headers(http_error, retry_after)]
     body = {
         "type": f"urn:roost:problem:{http_error.code}",

@@ -74,6 +74,7 @@ class Request:
         "scope",
         "trace_id",
         "traceparent",
+        "user_id",
     )
 
     def __init__(self, scope: Scope, receive: Receive, load: Load, proxies: TrustedProxies) -> None:
@@ -85,6 +86,8 @@ class Request:
         self.path_values: Sequence[str] = ()
         # The client's IP address, "" if unknown. Rate limits count by it.
         self.address = self._address(proxies)
+        # The user of the verified access token, 0 before it is verified and without one. For the log.
+        self.user_id = 0
         traceparent = self.headers.get(b"traceparent", b"")
         if _TRACEPARENT(traceparent):
             self.traceparent = traceparent.decode()

@@ -124,7 +124,9 @@ class RpcRoute:
             raise errors.unauthenticated("the token after `Bearer` is empty", Reason.TOKEN_INVALID)
         verifier = self._deps.verifier
         # The synchronous look-up in the token cache saves most requests an await.
-        return verifier.cached(token) or await verifier.verify(token)
+        actor = verifier.cached(token) or await verifier.verify(token)
+        request.user_id = actor.user_id
+        return actor
 
     async def _identify_and_limit(self, request: Request) -> Actor:
         """Returns the caller and counts the request against the method's rate limit: by user, or by address if the token is invalid.

@@ -31,6 +31,8 @@ def refused(error: grpc.aio.AioRpcError, doing: str = "") -> CommandError:
     if found.reason and found.reason != found.code.name:
         lines.append(f"  reason: {found.reason}")
     lines.extend(f"  {violation.field}: {violation.message}" for violation in found.violations)
+    if notes := errors.notes_of(found):
+        lines.append(f"  {notes}")
     if found.retry_after_s is not None:
         lines.append(f"  come back after {found.retry_after_s:g} s")
     return CommandError("\n".join(lines), UNUSABLE if found.code in _UNREACHABLE else FAULTS)

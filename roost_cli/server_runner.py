@@ -52,7 +52,7 @@ def serve_until_stopped(
             runner.run(_serve(settings, builds, gateway=gateway, with_demo=with_demo))
     except errors.RoostError as error:
         # Notes are for whoever runs the mesh: they name files, which callers never learn.
-        raise CommandError("; ".join([error.message, *getattr(error, "__notes__", ())]), UNUSABLE) from error
+        raise CommandError("; ".join(filter(None, (error.message, errors.notes_of(error)))), UNUSABLE) from error
 
 
 def _called(builds: Mapping[str, ServiceFactory], gateway: bool) -> str:

@@ -19,7 +19,7 @@ from roost.options.v1 import options_pb2 as options
 from gateway_http import etag
 from gateway_http.codec.binding import Codec, DecodedRequest
 from gateway_http.codec.encoder import PROTOBUF
-from gateway_http.problem import HttpError, error_headers, to_http_error, to_public_error
+from gateway_http.problem import HttpError, error_headers, to_public_error, with_http_status
 from gateway_http.request import JSON_CONTENT_TYPE, MAX_BODY_BYTES, SECURITY_HEADERS, ClientGoneError, Request, Response
 from gateway_http.router import Binding, bindings
 from gateway_http.rpc_route import RouteDeps, RpcRoute
@@ -139,8 +139,8 @@ def _error_response(error: BaseException, request: Request) -> Response:
         told = RoostError(code, error.detail, error.code.upper(), error.violations)
         http_error, retry_after = error, None
     else:
-        told = to_public_error(error, request.request_id)
-        http_error, retry_after = to_http_error(told)
+        told = to_public_error(error)
+        http_error, retry_after = with_http_status(told)
     body = {"code": code_name(told.code), "message": told.message, "details": _details(told)}
     headers = (JSON_CONTENT_TYPE, *error_headers(http_error, retry_after), *SECURITY_HEADERS)
     return Response(http_error.status, headers, orjson.dumps(body))

@@ -228,13 +228,18 @@ class Process:
         cursors = Cursors(backend.cursor_key)
         self.states = dict.fromkeys(builds, STARTING)
         authenticator = Authenticator(self.verifier, self.operator_token, self._mesh_secret)
-        server = GrpcServer(authenticator, self.rate_limits, self.proxies, reflect=settings.reflection)
+        log_calls = settings.log_level == "debug"
+        server = GrpcServer(
+            authenticator, self.rate_limits, self.proxies, reflect=settings.reflection, log_calls=log_calls
+        )
         # Bound before the services are built, for their channels need the port; it takes calls only once all are.
         self.grpc_port = server.bind(settings.grpc)
         await self._follow_registry()
         if not builds:
             self._endpoints.update(intercepted_methods(forwarders({*self._watches, *self._peers()}, self.channel)))
-        self._endpoints.update(intercepted_methods({_BATCH: BatchServicer(self._endpoints, authenticator.identify)}))
+        self._endpoints.update(
+            intercepted_methods({_BATCH: BatchServicer(self._endpoints, authenticator.identify, log_calls=log_calls)})
+        )
         for name, build in builds.items():
             kit = ServiceContext(
                 name=name,

@@ -66,7 +66,9 @@ class KafkaAdmin:
         try:
             await asyncio.to_thread(self._client.list_topics, timeout=OPEN_TIMEOUT_S)
         except KafkaException as error:
-            raise unavailable(f"Kafka cannot be reached at {self._settings.kafka}", error) from error
+            told = unavailable("Kafka cannot be reached", error)
+            told.add_note(f"the setting kafka is {self._settings.kafka}")
+            raise told from error
 
     async def ensure(self, names: Iterable[str]) -> None:
         """Makes the topics of these events' names, where there are none."""

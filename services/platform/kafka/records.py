@@ -99,9 +99,10 @@ def plain_headers(message: Message) -> dict[str, str]:
 
 
 def unavailable(what: str, error: BaseException | None = None) -> errors.RoostError:
-    """The log cannot do it now; `what` says what."""
-    told = ""
+    """Returns that the log cannot do it now: `what` says what, and Kafka's own words are a note."""
+    told = errors.unavailable(what, reason=Reason.LOG_UNAVAILABLE)
     if isinstance(error, KafkaException) and error.args:
         cause = error.args[0]
-        told = f" ({cause.str() if hasattr(cause, 'str') else cause})"
-    return errors.unavailable(f"{what}{told}", reason=Reason.LOG_UNAVAILABLE)
+        # librdkafka names brokers.
+        told.add_note(cause.str() if hasattr(cause, "str") else str(cause))
+    return told

@@ -161,15 +161,43 @@ def from_status(status: status_pb2.Status) -> RoostError:
     return error
 
 
+# What a caller is told instead of gRPC's own text, which names addresses and libraries, by the codes that gRPC itself gives a call.
+_OF_GRPC = {
+    grpc.StatusCode.UNAVAILABLE: "a service that this needs cannot be reached now",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "the deadline passed",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "a message between services is too large",
+    grpc.StatusCode.CANCELLED: "the call was cancelled",
+    grpc.StatusCode.UNIMPLEMENTED: "this is not served",
+    grpc.StatusCode.UNAUTHENTICATED: "the credentials are not accepted",
+    grpc.StatusCode.PERMISSION_DENIED: "this is not allowed",
+    grpc.StatusCode.INTERNAL: "the call failed",
+    grpc.StatusCode.UNKNOWN: "the call failed",
+}
+
+
+def notes_of(error: BaseException) -> str:
+    """Returns the error's notes: what the log and whoever runs the mesh may know (addresses, files, a driver's own text), and callers
+    may not. Empty if there are none."""
+    return "; ".join(getattr(error, "__notes__", ()))
+
+
 def from_rpc(error: grpc.aio.AioRpcError) -> RoostError:
-    """What a stub raised, as a RoostError; details travel in the trailing metadata."""
+    """Returns what a stub raised as a RoostError; details travel in the trailing metadata. Without them gRPC made the error, and its
+    text becomes a note."""
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_KEY and isinstance(value, bytes):
             status = status_pb2.Status.FromString(value)
             # A peer's status that contradicts its details is not trusted for them.
             if status.code == error.code().value[0]:
                 return from_status(status)
-    return RoostError(error.code(), error.details() or "")
+    details = error.details() or ""
+    if error.code() not in _OF_GRPC:
+        # Only servicers give these.
+        return RoostError(error.code(), details)
+    found = RoostError(error.code(), _OF_GRPC[error.code()])
+    if details:
+        found.add_note(details)
+    return found
 
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode if code.name in code_pb2.Code.keys()}  # noqa: SIM118 (an enum wrapper, not a dict)

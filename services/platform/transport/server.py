@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
+import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from time import monotonic
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -28,6 +31,7 @@ from services.platform.rpc.rate_limits import MethodLimit, RateLimits
 from services.platform.transport import grpc_health, reflection
 from services.platform.transport.admission import MAX_OPEN_CALLS, Admission, Visitor
 from services.platform.transport.authenticator import Authenticator, Identity
+from services.platform.transport.call_log import log_call
 from services.platform.transport.remote import REQUEST_ID_KEY, TRACE_KEY, USER_AGENT_KEY
 
 # The largest legal request (AppendHomeEntries, 10,000 ids) is under 100 kB, an import of 1,000 people about 300 kB.
@@ -49,12 +53,19 @@ class GrpcServer:
     """Serves endpoints on one address: `bind` it, then `start` it with what it serves."""
 
     def __init__(
-        self, authenticator: Authenticator, rate_limits: RateLimits, proxies: TrustedProxies, *, reflect: bool
+        self,
+        authenticator: Authenticator,
+        rate_limits: RateLimits,
+        proxies: TrustedProxies,
+        *,
+        reflect: bool,
+        log_calls: bool = False,
     ) -> None:
         self._authenticator = authenticator
         self._rate_limits = rate_limits
         self._admission = Admission(authenticator, proxies)
         self._reflect = reflect
+        self._log_calls = log_calls
         self._health = grpc_health.Health()
         options = (
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -118,17 +129,17 @@ class GrpcServer:
         limit = self._rate_limits.limit_of(endpoint.method)
 
         async def serve(_: Any, context: Any) -> Message:
-            trailing = _Trailing(context)
             visitor = self._admission.visitor(context)
-            try:
-                with self._admission.open(visitor):
-                    call = await self._call(endpoint, limit, visitor, context)
-                    request = await _message(context, call.deadline)
-                    with self._admission.served(visitor), _attempt(limit, endpoint, request, call, visitor):
-                        return await endpoint.unary(request, call, trailing)
-            except Exception as error:
-                await _abort(context, _told(error, endpoint.method.path, _request_id(visitor)), trailing.sent)
-                raise AssertionError("abort returned") from error
+            with self._reply(endpoint, visitor, context) as reply:
+                try:
+                    with self._admission.open(visitor):
+                        call = await self._call(endpoint, limit, visitor, reply, context)
+                        request = await _message(context, call.deadline)
+                        with self._admission.served(visitor), _attempt(limit, endpoint, request, call, visitor):
+                            return await endpoint.unary(request, call, reply)
+                except Exception as error:
+                    await reply.refuse(_told(error, endpoint.method.path, reply.request_id))
+                    raise AssertionError("abort returned") from error
 
         return serve
 
@@ -136,37 +147,40 @@ class GrpcServer:
         limit = self._rate_limits.limit_of(endpoint.method)
 
         async def serve(_: Any, context: Any) -> AsyncIterator[Message]:
-            trailing = _Trailing(context)
             visitor = self._admission.visitor(context)
-            try:
-                with self._admission.stream(visitor):
-                    call = await self._call(endpoint, limit, visitor, context)
-                    request = await _message(context, call.deadline)
-                    with _attempt(limit, endpoint, request, call, visitor):
-                        async for message in endpoint.stream(request, call, trailing):
-                            yield message
-            except Exception as error:
-                await _abort(context, _told(error, endpoint.method.path, _request_id(visitor)), trailing.sent)
+            with self._reply(endpoint, visitor, context) as reply:
+                try:
+                    with self._admission.stream(visitor):
+                        call = await self._call(endpoint, limit, visitor, reply, context)
+                        request = await _message(context, call.deadline)
+                        with _attempt(limit, endpoint, request, call, visitor):
+                            async for message in endpoint.stream(request, call, reply):
+                                yield message
+                except Exception as error:
+                    await reply.refuse(_told(error, endpoint.method.path, reply.request_id))
 
         return serve
 
+    def _reply(self, endpoint: InterceptedMethod, visitor: Visitor, context: Any) -> _Reply:
+        return _Reply(endpoint.method.path, visitor.metadata, context, logged=self._log_calls)
+
     async def _call(
-        self, endpoint: InterceptedMethod, limit: MethodLimit | None, visitor: Visitor, context: Any
+        self, endpoint: InterceptedMethod, limit: MethodLimit | None, visitor: Visitor, reply: _Reply, context: Any
     ) -> Call:
         """The call as its metadata tell it, counted in the method's class if it comes from outside."""
         metadata = visitor.metadata
         actor, caller = await self._identify(limit, visitor)
+        reply.user_id = actor.user_id
         left = context.time_remaining()
         # A method without a deadline of its own is a stream that lives as long as its reader.
         if left is None and endpoint.cap_s != NEVER and caller not in ("", OPERATOR):
             raise errors.invalid_argument("a call between services needs a deadline")
         allowed = min(endpoint.cap_s, NEVER if left is None else left)
         deadline = asyncio.get_running_loop().time() + allowed
-        request_id = _request_id(visitor)
-        trace = metadata.get(TRACE_KEY, "")[:MAX_ID_CHARS]
         # A process of the mesh says for whom it calls, or nothing: its own program is of no interest.
         agent = bounded_user_agent(metadata.get(USER_AGENT_KEY if visitor.is_mesh else "user-agent", ""))
-        return Call(endpoint.method.path, actor, caller, request_id, trace, deadline, agent, visitor.address)
+        ids = (reply.request_id, reply.traceparent)
+        return Call(endpoint.method.path, actor, caller, *ids, deadline, agent, visitor.address)
 
     async def _identify(self, limit: MethodLimit | None, visitor: Visitor) -> Identity:
         limited = limit if not visitor.is_mesh else None
@@ -250,18 +264,52 @@ def _probe(address: str) -> None:
         raise errors.unavailable(f"cannot serve gRPC on {address}: {why}") from error
 
 
-class _Trailing:
-    """Passes trailing metadata on, and keeps it: an abort would replace it."""
+class _Reply:
+    """What goes back beside the messages of one call: its trailing metadata, with the request's id, and its status.
 
-    __slots__ = ("_context", "sent")
+    Trailing metadata is kept as well: an abort would replace what was set. As a context it logs the call at its end, if `logged`.
+    """
 
-    def __init__(self, context: Any) -> None:
+    __slots__ = ("_began", "_code", "_context", "_logged", "_method", "_sent", "request_id", "traceparent", "user_id")
+
+    def __init__(self, method: str, metadata: Mapping[str, str], context: Any, *, logged: bool) -> None:
+        self._began = monotonic()
+        self._code = grpc.StatusCode.OK
         self._context = context
-        self.sent: tuple[tuple[str, str | bytes], ...] = ()
+        self._logged = logged
+        self._method = method
+        self.request_id = metadata.get(REQUEST_ID_KEY, "")[:MAX_ID_CHARS] or secrets.token_hex(8)
+        self.traceparent = metadata.get(TRACE_KEY, "")[:MAX_ID_CHARS] or _new_trace()
+        self.user_id = 0
+        self.set_trailing_metadata(())
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        self.sent = tuple(trailing_metadata)
-        self._context.set_trailing_metadata(self.sent)
+        # What a servicer passes on of a call that it made itself has the same id, or another's.
+        rest = (pair for pair in trailing_metadata if pair[0] != REQUEST_ID_KEY)
+        self._sent: tuple[tuple[str, str | bytes], ...] = ((REQUEST_ID_KEY, self.request_id), *rest)
+        self._context.set_trailing_metadata(self._sent)
+
+    async def refuse(self, error: errors.RoostError) -> None:
+        """Ends the call with the error; raises what gRPC raises to that end."""
+        self._code = error.code
+        await _abort(self._context, error, self._sent)
+
+    def __enter__(self) -> _Reply:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._logged:
+            return
+        ended_early = kind is not None and not issubclass(kind, Exception)
+        code = grpc.StatusCode.CANCELLED if ended_early else self._code
+        log_call(self._method, code, self._began, self.user_id, self.request_id, self.traceparent)
+
+
+def _new_trace() -> str:
+    """A W3C traceparent of a trace that begins here."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
 
 
 def _attempt(
@@ -292,10 +340,6 @@ def _parsed(cls: type[Message], data: bytes) -> Message:
         return cls.FromString(data)
     except DecodeError:
         raise errors.invalid_argument("the request is not a valid message") from None
-
-
-def _request_id(visitor: Visitor) -> str:
-    return visitor.metadata.get(REQUEST_ID_KEY, "")[:MAX_ID_CHARS]
 
 
 def _told(error: Exception, method: str, request_id: str) -> errors.RoostError:

@@ -40,7 +40,7 @@ def test_every_code_has_its_status(code: grpc.StatusCode) -> None:
 
 def test_a_problem_says_all_that_the_contract_names() -> None:
     error = errors.invalid_argument("text: too long", violations=[Violation("text", "too long")])
-    found = problem(error, instance="/v1/tweets", request_id="r", trace_id="t")
+    found = problem(error, instance="/v1/tweets", trace_id="t")
     assert orjson.loads(found.body) == {
         "type": "urn:roost:problem:invalid_argument",
         "title": "Bad Request",
@@ -91,12 +91,11 @@ def test_what_a_stub_raises_keeps_reason_and_violations() -> None:
 )
 def test_the_text_of_the_unforeseen_stays_in_the_log(error: Exception) -> None:
     with structlog.testing.capture_logs() as logs:
-        found = problem(error, instance="/x", request_id="r1")
+        found = problem(error, instance="/x")
     said = orjson.loads(found.body)
     assert found.status == 500
     assert b"secret" not in found.body
     assert logs[0]["error_id"] in said["detail"]
-    assert logs[0]["request_id"] == "r1"
 
 
 def test_an_error_id_of_a_service_is_passed_on() -> None:

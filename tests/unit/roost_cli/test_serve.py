@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
 
+import grpc
 import httpx
 import pytest
+from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 ANY = "127.0.0.1:0"
 # A hang is a failure, not a slow test.
@@ -112,3 +114,35 @@ def test_up_without_cassandra_says_that_and_nothing_else(tmp_path: Path) -> None
         )
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1), ran.stderr
     assert ran.stderr.startswith("roost: Cassandra cannot be reached")
+
+
+def test_at_debug_every_request_is_a_line_with_the_ids_that_the_caller_was_given(tmp_path: Path) -> None:
+    arguments = ("up", "--no-demo", "--http", ANY, "--data", str(tmp_path))
+    with serving(*arguments, ROOST_LOG_LEVEL="debug") as process:
+        ready = line_with(process, "roost is ready")
+        refused = httpx.get(f"http://{address_in(ready, 'http://')}/v1/tweets/1")
+        with grpc.insecure_channel(address_in(ready, "gRPC ")) as channel:
+            stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
+            listing = tweet_service_pb2.ListRecentTweetsRequest()
+            _, call = stub.ListRecentTweets.with_call(listing, metadata=(("x-request-id", "mine"),))
+            assert ("x-request-id", "mine") in call.trailing_metadata()
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1))
+            made = dict(caught.value.trailing_metadata())["x-request-id"]
+        process.terminate()
+        _, errors = process.communicate(timeout=WITHIN_S)
+    found = [json.loads(line) for line in errors.splitlines()]
+    (http,) = [line for line in found if line["event"] == "http_request.served"]
+    assert (http["route"], http["method"], http["status"]) == ("TweetService/GetTweet", "GET", 404)
+    assert (http["trace_id"], http["request_id"]) == (refused.json()["trace_id"], refused.headers["x-request-id"])
+    listed, missing = [line for line in found if line["event"] == "grpc_call.served"]
+    assert (listed["method"], listed["status"]) == ("/roost.tweet.v1.TweetService/ListRecentTweets", "OK")
+    assert (listed["request_id"], len(listed["trace_id"])) == ("mine", 32)
+    assert (missing["status"], missing["request_id"]) == ("NOT_FOUND", made)
+    for line in (http, listed, missing):
+        assert (line["service"], line["user"], line["ms"] > 0) == ("roost", 0, True)
+
+
+def address_in(ready: str, before: str) -> str:
+    """The HOST:PORT that comes after some words of the ready line."""
+    return ready.partition(before)[2].split()[0]

@@ -73,9 +73,11 @@ async def log(broker: Broker, clock: Clock) -> AsyncIterator[KafkaLog]:
 
 async def test_where_nobody_listens_the_start_says_so_in_time() -> None:
     began = time.monotonic()
-    with pytest.raises(errors.RoostError, match=r"Kafka cannot be reached at 127.0.0.1:1 ") as raised:
+    with pytest.raises(errors.RoostError, match="Kafka cannot be reached") as raised:
         await KafkaLog.open(Settings(backend="cluster", kafka="127.0.0.1:1"))
     assert raised.value.code is grpc.StatusCode.UNAVAILABLE
+    # For whoever starts it, not for callers.
+    assert "127.0.0.1:1" in errors.notes_of(raised.value)
     assert time.monotonic() - began < 20
 
 

@@ -1,0 +1,60 @@
+"""A mesh whose services are gone: callers are told in the door's own words, and the log holds gRPC's."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+
+import grpc
+import httpx
+import pytest
+import structlog
+from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
+
+from gateway_http.app import Gateway
+from gateway_http.server import HttpServer
+from services.catalog import BACKENDS
+from services.platform.process import Process
+from services.platform.rpc import errors
+from tests.conftest import mesh_settings
+
+WORDS = "a service that this needs cannot be reached now"
+
+
+@pytest.fixture
+async def door(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
+    """A process that passes calls on to addresses where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = mesh_settings(tmp_path_factory.mktemp("door"), peers={"tweet": dead, "identity": dead})
+        async with await Process.start(settings, {}, backend=BACKENDS[settings.backend]) as process:
+            yield process
+
+
+@pytest.mark.parametrize("path", ["/v1/tweets", "/roost.tweet.v1.TweetService/ListRecentTweets"])
+async def test_a_503_names_no_internal_address_and_the_log_does(door: Process, path: str) -> None:
+    dead = door.settings.peers["tweet"]
+    app = Gateway(door.channel("gateway"), door.verifier, door.settings, door.health, door.rate_limits)
+    server = HttpServer(app, "127.0.0.1", 0)
+    await server.start()
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        with structlog.testing.capture_logs() as lines:
+            answer = await client.get(path) if path.startswith("/v1") else await client.post(path, json={})
+    await server.stop()
+    assert answer.status_code == 503
+    assert dead not in answer.text
+    assert WORDS in answer.text
+    (line,) = [line for line in lines if line["event"] == "http_request.refused"]
+    assert (line["code"], dead in line["notes"]) == ("UNAVAILABLE", True)
+
+
+async def test_a_grpc_status_names_no_internal_address_and_the_log_does(door: Process) -> None:
+    dead = door.settings.peers["tweet"]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.grpc_port}") as channel:
+        stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
+        with structlog.testing.capture_logs() as lines, pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1), timeout=5)
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.UNAVAILABLE, WORDS)
+    assert dead not in str(errors.from_rpc(caught.value).status())
+    assert [dead in line["notes"] for line in lines if line["event"] == "grpc_call.refused"] == [True]
