@@ -1,6 +1,7 @@
-"""Graph: who follows, blocks and mutes whom, and who is a celebrity.
+"""Graph service: follows, blocks, mutes and celebrity tiers.
 
-Owns the edges, the counts of followers and followees, and the tiers. Calls identity (`BatchGetUserRefs` for whether
-somebody takes part, `BatchGetUsers` for lists of people). Publishes `user.followed`, `user.unfollowed`, `user.blocked`,
-`user.unblocked`, `user.muted`, `user.unmuted` and `user.tier_changed`; consumes nothing.
+Owns the edges, the follower and followee counts, and the tiers. Calls identity: `BatchGetUserRefs` to check that a user
+exists and is active, `BatchGetUsers` to fill lists of users. Publishes `user.followed`, `user.unfollowed`,
+`user.blocked`, `user.unblocked`, `user.muted`, `user.unmuted` and `user.tier_changed`. Consumes identity's events about
+users who deactivate, are suspended or come back, to keep the counts exact.
 """

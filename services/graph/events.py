@@ -1,4 +1,4 @@
-"""The events this service publishes, made inside the transaction that makes them true."""
+"""Builds the events that graph publishes. A store writes them to its outbox in the transaction that makes them true."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from roost.event.v1 import event_pb2
 from services.platform.events.log import Record
 
 
-class Change(NamedTuple):
-    """The stamp of one write: when (Unix milliseconds), the relation version that it gives to those it touches, the ids
-    for as many events as it can cause, and the trace context of the call."""
+class WriteStamp(NamedTuple):
+    """Everything about a write that is decided before it runs, so that a repeat has the same effect.
+
+    `at_ms` is its time (Unix milliseconds), `version` becomes the relation version of the users it changes, `event_ids`
+    holds one id for each event that it may cause, and `traceparent` is the trace context of the call.
+    """
 
     at_ms: int
     version: int
@@ -22,45 +25,49 @@ class Change(NamedTuple):
 
 
 class EventBuilder:
-    """Collects the events of one change, each with an id of the change's own, so that a repeat gives the same events."""
+    """Builds the events of one write as records for the outbox, in `records`, in call order.
 
-    def __init__(self, change: Change) -> None:
+    Each event takes the next id of `change.event_ids`, so repeating the write builds identical events. Raises
+    StopIteration if the ids run out.
+    """
+
+    def __init__(self, change: WriteStamp) -> None:
         self._change = change
         self._ids: Iterator[int] = iter(change.event_ids)
         self.records: list[Record] = []
 
     def followed(self, follower_id: int, followee_id: int) -> None:
-        """`user.followed`."""
+        """Adds `user.followed`, keyed by the follower."""
         body = event_pb2.UserFollowed(follower_id=follower_id, followee_id=followee_id)
         self._add("user.followed", follower_id, event_pb2.Event(user_followed=body))
 
     def unfollowed(self, follower_id: int, followee_id: int) -> None:
-        """`user.unfollowed`."""
+        """Adds `user.unfollowed`, keyed by the follower."""
         body = event_pb2.UserUnfollowed(follower_id=follower_id, followee_id=followee_id)
         self._add("user.unfollowed", follower_id, event_pb2.Event(user_unfollowed=body))
 
     def blocked(self, user_id: int, target_id: int) -> None:
-        """`user.blocked`."""
+        """Adds `user.blocked`, keyed by the user who blocks."""
         body = event_pb2.UserBlocked(user_id=user_id, target_id=target_id)
         self._add("user.blocked", user_id, event_pb2.Event(user_blocked=body))
 
     def unblocked(self, user_id: int, target_id: int) -> None:
-        """`user.unblocked`."""
+        """Adds `user.unblocked`, keyed by the user who blocked."""
         body = event_pb2.UserUnblocked(user_id=user_id, target_id=target_id)
         self._add("user.unblocked", user_id, event_pb2.Event(user_unblocked=body))
 
     def muted(self, user_id: int, target_id: int) -> None:
-        """`user.muted`."""
+        """Adds `user.muted`, keyed by the user who mutes."""
         body = event_pb2.UserMuted(user_id=user_id, target_id=target_id)
         self._add("user.muted", user_id, event_pb2.Event(user_muted=body))
 
     def unmuted(self, user_id: int, target_id: int) -> None:
-        """`user.unmuted`."""
+        """Adds `user.unmuted`, keyed by the user who muted."""
         body = event_pb2.UserUnmuted(user_id=user_id, target_id=target_id)
         self._add("user.unmuted", user_id, event_pb2.Event(user_unmuted=body))
 
     def tier_changed(self, user_id: int, celebrity: bool) -> None:
-        """`user.tier_changed`."""
+        """Adds `user.tier_changed`, keyed by the user; `celebrity` is the new tier."""
         body = event_pb2.UserTierChanged(user_id=user_id, celebrity=celebrity)
         self._add("user.tier_changed", user_id, event_pb2.Event(user_tier_changed=body))
 

@@ -9,49 +9,58 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from services.graph.service import GraphService
 from services.graph.store import GraphStore
 from services.graph.store.sqlite.store import EmbeddedGraphStore
-from services.graph.tier_publisher import KEEP_CEASED_MS, TierPublisher, TierRule, TierWatch, settle_threshold
+from services.graph.tier_publisher import (
+    FORMER_CELEBRITY_RETENTION_MS,
+    TierPoller,
+    TierPublisher,
+    TierRule,
+    apply_threshold,
+)
 from services.platform.backends import cluster_backends_of
 from services.platform.service import Service, ServiceContext, Worker
 from services.platform.sqlite.outbox import Relay
 from services.shared.absences import TOPICS, following_absences
 
-# The consumer group.
+# Consumer group of the consumer that follows users who become inactive or active again.
 ABSENCES = "graph-absences"
 
 
 async def build(context: ServiceContext) -> Service:
-    """The graph service over the store of its family, with every tier judged by the threshold that is set."""
+    """Builds the graph service on the backend of its process. Before it returns, every tier agrees with the configured
+    threshold."""
     rule = TierRule(context.settings.celebrity_threshold)
-    board = TierPublisher(context.clock)
-    store, workers = await _open(context, rule, board)
+    publisher = TierPublisher(context.clock)
+    store, workers = await _open(context, rule, publisher)
     try:
         servicer = GraphService(
-            store, board, UserServiceStub(context.channel), context.cursors, context.ids, context.clock
+            store, publisher, UserServiceStub(context.channel), context.cursors, context.ids, context.clock
         )
-        await settle_threshold(store, rule, servicer.stamp)
-        store.on_tier_change(board.post)
-        board.post(await store.tiers(int(context.clock() * 1000) - KEEP_CEASED_MS))
+        await apply_threshold(store, rule, servicer.stamp)
+        store.on_tier_change(publisher.publish)
+        publisher.publish(await store.tiers(int(context.clock() * 1000) - FORMER_CELEBRITY_RETENTION_MS))
     except BaseException:
-        # The file's lock would outlive a start that failed.
+        # Without this a failed start would leave the database file locked.
         await store.close()
         raise
     return Service(
         name=context.name,
         servicers={"roost.graph.v1.GraphService": servicer},
-        workers=(*workers, board, context.log.consumer(ABSENCES, TOPICS, following_absences(store.set_absent))),
+        workers=(*workers, publisher, context.log.consumer(ABSENCES, TOPICS, following_absences(store.set_absent))),
         resources=(store,),
     )
 
 
-async def _open(context: ServiceContext, rule: TierRule, board: TierPublisher) -> tuple[GraphStore, Sequence[Worker]]:
-    """The store, and what runs beside it."""
+async def _open(
+    context: ServiceContext, rule: TierRule, publisher: TierPublisher
+) -> tuple[GraphStore, Sequence[Worker]]:
+    """Opens the store of the backend. Returns it with the workers that must run beside it."""
     cluster = cluster_backends_of(context)
     if cluster is None:
         embedded = await EmbeddedGraphStore.open(context.data_dir / "graph.db", rule)
         return embedded, (Relay(embedded.db, context.log),)
-    # Not before it is asked for: drivers are slow to import.
+    # Imported on use: the Cassandra driver is slow to import.
     from services.graph.store.cassandra.store import CassandraGraphStore
 
     store = await CassandraGraphStore.open(cluster, context.log, rule, context.ids.mint, context.clock)
-    # Other processes change tiers too.
-    return store, (*store.workers, TierWatch(store, board, context.clock))
+    # The poller picks up tiers that other processes change.
+    return store, (*store.workers, TierPoller(store, publisher, context.clock))

@@ -11,35 +11,36 @@ from roost.graph.v1 import graph_service_pb2 as pb
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.graph.events import Change
-from services.graph.people import DEFAULT_PAGE_SIZE, People
+from services.graph.events import WriteStamp
 from services.graph.store import MAX_EVENTS, GraphStore, Listing, Outcome, Position
 from services.graph.tier_publisher import HEARTBEAT_S, MAX_ENTRIES, TierPublisher
+from services.graph.user_lists import DEFAULT_PAGE_SIZE, UserLists
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 
-# The contract's bounds of a message.
-FOLLOWEES_A_MESSAGE = 500
-EDGES_A_MESSAGE = 1_000
-# Identity asks about people whom it has just looked up: to ask it back whether they exist would double what a profile costs.
-_KNOWS_ITS_USERS = "identity"
+# The proto's max_items of one streamed message.
+FOLLOWEES_PER_MESSAGE = 500
+EDGES_PER_MESSAGE = 1_000
+# Identity sends ids that it has just read itself. To ask identity whether they exist would double the cost of a
+# profile.
+_IDENTITY = "identity"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
-# The generated type differs from method to method, and nothing here asks the context for anything.
+# The context type differs between generated methods, and no method here uses the context.
 _Context = Any
-_Write = Callable[[int, int, Change], Awaitable[Outcome]]
+_Write = Callable[[int, int, WriteStamp], Awaitable[Outcome]]
 
 
 class GraphService(GraphServiceServicer):
-    """Follows, blocks and mutes, the lists of them, and what other services need of them."""
+    """Serves follows, blocks, mutes, their lists, and the batch and streaming reads of other services."""
 
     def __init__(
         self,
         store: GraphStore,
-        board: TierPublisher,
+        publisher: TierPublisher,
         identity: UserServiceStub,
         cursors: Cursors,
         ids: Snowflake,
@@ -47,72 +48,75 @@ class GraphService(GraphServiceServicer):
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._store = store
-        self._board = board
-        self._people = People(store, identity, cursors)
+        self._tier_publisher = publisher
+        self._user_lists = UserLists(store, identity, cursors)
         self._ids = ids
         self._clock = clock
         self._heartbeat_s = heartbeat_s
         self._last_ms = 0
 
-    async def stamp(self, events: int = MAX_EVENTS) -> Change:
-        """The stamp of a write that causes up to so many events. Its time never goes back while the process lives."""
+    async def stamp(self, events: int = MAX_EVENTS) -> WriteStamp:
+        """Returns a stamp for a write that causes up to `events` events.
+
+        Its time never decreases while the process lives, even if the clock is set back.
+        """
         self._last_ms = at_ms = max(self._last_ms, int(self._clock() * 1000))
         version = await self._ids.mint()
         event_ids = [await self._ids.mint() for _ in range(events)]
-        return Change(at_ms, version, tuple(event_ids), calls.current().traceparent)
+        return WriteStamp(at_ms, version, tuple(event_ids), calls.current().traceparent)
 
     async def Follow(self, request: pb.FollowRequest, context: _Context) -> pb.FollowResponse:
-        return pb.FollowResponse(relationship=await self._tie(self._store.follow, request.user_id))
+        return pb.FollowResponse(relationship=await self._add_edge(self._store.follow, request.user_id))
 
     async def Unfollow(self, request: pb.UnfollowRequest, context: _Context) -> pb.UnfollowResponse:
-        return pb.UnfollowResponse(relationship=await self._untie(self._store.unfollow, request.user_id))
+        return pb.UnfollowResponse(relationship=await self._remove_edge(self._store.unfollow, request.user_id))
 
     async def Block(self, request: pb.BlockRequest, context: _Context) -> pb.BlockResponse:
-        return pb.BlockResponse(relationship=await self._tie(self._store.block, request.user_id))
+        return pb.BlockResponse(relationship=await self._add_edge(self._store.block, request.user_id))
 
     async def Unblock(self, request: pb.UnblockRequest, context: _Context) -> pb.UnblockResponse:
-        return pb.UnblockResponse(relationship=await self._untie(self._store.unblock, request.user_id))
+        return pb.UnblockResponse(relationship=await self._remove_edge(self._store.unblock, request.user_id))
 
     async def Mute(self, request: pb.MuteRequest, context: _Context) -> pb.MuteResponse:
-        return pb.MuteResponse(relationship=await self._tie(self._store.mute, request.user_id))
+        return pb.MuteResponse(relationship=await self._add_edge(self._store.mute, request.user_id))
 
     async def Unmute(self, request: pb.UnmuteRequest, context: _Context) -> pb.UnmuteResponse:
-        return pb.UnmuteResponse(relationship=await self._untie(self._store.unmute, request.user_id))
+        return pb.UnmuteResponse(relationship=await self._remove_edge(self._store.unmute, request.user_id))
 
     async def ListFollowers(self, request: pb.ListFollowersRequest, context: _Context) -> pb.ListFollowersResponse:
-        users, next_cursor = await self._people.public_page(
+        users, next_cursor = await self._user_lists.public_page(
             Listing.FOLLOWERS, request.user_id, calls.reader_id(), request.cursor, _size(request)
         )
         return pb.ListFollowersResponse(users=users, next_cursor=next_cursor)
 
     async def ListFollowing(self, request: pb.ListFollowingRequest, context: _Context) -> pb.ListFollowingResponse:
-        users, next_cursor = await self._people.public_page(
+        users, next_cursor = await self._user_lists.public_page(
             Listing.FOLLOWING, request.user_id, calls.reader_id(), request.cursor, _size(request)
         )
         return pb.ListFollowingResponse(users=users, next_cursor=next_cursor)
 
     async def ListBlocks(self, request: pb.ListBlocksRequest, context: _Context) -> pb.ListBlocksResponse:
-        users, next_cursor = await self._people.private_page(
+        users, next_cursor = await self._user_lists.private_page(
             Listing.BLOCKS, calls.require_user(), request.cursor, _size(request)
         )
         return pb.ListBlocksResponse(users=users, next_cursor=next_cursor)
 
     async def ListMutes(self, request: pb.ListMutesRequest, context: _Context) -> pb.ListMutesResponse:
-        users, next_cursor = await self._people.private_page(
+        users, next_cursor = await self._user_lists.private_page(
             Listing.MUTES, calls.require_user(), request.cursor, _size(request)
         )
         return pb.ListMutesResponse(users=users, next_cursor=next_cursor)
 
     async def SuggestUsers(self, request: pb.SuggestUsersRequest, context: _Context) -> pb.SuggestUsersResponse:
-        users, next_cursor = await self._people.suggestions(calls.require_user(), request.cursor, _size(request))
+        users, next_cursor = await self._user_lists.suggestions(calls.require_user(), request.cursor, _size(request))
         return pb.SuggestUsersResponse(users=users, next_cursor=next_cursor)
 
     async def BatchGetRelationships(
         self, request: pb.BatchGetRelationshipsRequest, context: _Context
     ) -> pb.BatchGetRelationshipsResponse:
         user_id, others = calls.require_user(), list(request.ids)
-        if calls.current().caller != _KNOWS_ITS_USERS:
-            known = await self._people.states(others)
+        if calls.current().caller != _IDENTITY:
+            known = await self._user_lists.states(others)
             others = [other for other in others if other in known]
         return pb.BatchGetRelationshipsResponse(relationships=await self._store.relationships(user_id, others))
 
@@ -135,10 +139,11 @@ class GraphService(GraphServiceServicer):
     async def StreamFollowingIds(
         self, request: pb.StreamFollowingIdsRequest, context: _Context
     ) -> AsyncIterator[pb.StreamFollowingIdsResponse]:
-        # Before the first followee is read: a version taken later could vouch for a list that lacks a follow.
+        # Read before the first followee. A version read later could belong to a follow that the list lacks, and a
+        # reader would cache the list under it.
         version = await self._store.relation_version(request.user_id)
         found_any = False
-        async for page in self._pages(Listing.FOLLOWING, request.user_id, FOLLOWEES_A_MESSAGE):
+        async for page in self._pages(Listing.FOLLOWING, request.user_id, FOLLOWEES_PER_MESSAGE):
             found_any = True
             followees = [pb.Followee(user_id=entry.user_id, followed_at_ms=entry.at_ms) for entry in page]
             yield pb.StreamFollowingIdsResponse(followees=followees, relation_version=version)
@@ -146,15 +151,15 @@ class GraphService(GraphServiceServicer):
             yield pb.StreamFollowingIdsResponse(relation_version=version)
 
     async def ScanEdges(self, request: pb.ScanEdgesRequest, context: _Context) -> AsyncIterator[pb.ScanEdgesResponse]:
-        edges = await self._store.scan(request.kind, (0, 0), EDGES_A_MESSAGE)
+        edges = await self._store.scan(request.kind, (0, 0), EDGES_PER_MESSAGE)
         while edges:
             yield pb.ScanEdgesResponse(edges=edges)
-            edges = await self._store.scan(request.kind, (edges[-1].from_id, edges[-1].to_id), EDGES_A_MESSAGE)
+            edges = await self._store.scan(request.kind, (edges[-1].from_id, edges[-1].to_id), EDGES_PER_MESSAGE)
 
     async def StreamTiers(
         self, request: pb.StreamTiersRequest, context: _Context
     ) -> AsyncIterator[pb.StreamTiersResponse]:
-        with self._board.subscribe() as subscription:
+        with self._tier_publisher.subscribe() as subscription:
             snapshot = iter(subscription.snapshot)
             while entries := list(islice(snapshot, MAX_ENTRIES)):
                 yield pb.StreamTiersResponse(entries=entries)
@@ -164,11 +169,11 @@ class GraphService(GraphServiceServicer):
                 yield pb.StreamTiersResponse(entries=entries, heartbeat=not entries)
 
     async def ReclassifyUser(self, request: pb.ReclassifyUserRequest, context: _Context) -> pb.ReclassifyUserResponse:
-        if request.user_id not in await self._people.states((request.user_id,)):
+        if request.user_id not in await self._user_lists.states((request.user_id,)):
             raise errors.not_found("no such user")
         tier, changed = await self._store.reclassify(request.user_id, request.tier, await self.stamp())
         call = calls.current()
-        _log.info(
+        log.info(
             "audit",
             action="reclassify_user",
             actor_id=call.actor.user_id,
@@ -181,21 +186,24 @@ class GraphService(GraphServiceServicer):
         )
         return pb.ReclassifyUserResponse(user_id=request.user_id, tier=tier, changed=changed)
 
-    async def _tie(self, write: _Write, target_id: int) -> pb.Relationship:
-        user_id = _other_than_oneself(target_id)
-        await self._people.require_active(target_id)
+    async def _add_edge(self, write: _Write, target_id: int) -> pb.Relationship:
+        user_id = _caller_other_than(target_id)
+        await self._user_lists.require_active(target_id)
         return (await write(user_id, target_id, await self.stamp())).relationship
 
-    async def _untie(self, write: _Write, target_id: int) -> pb.Relationship:
-        user_id = _other_than_oneself(target_id)
+    async def _remove_edge(self, write: _Write, target_id: int) -> pb.Relationship:
+        user_id = _caller_other_than(target_id)
         outcome = await write(user_id, target_id, await self.stamp())
-        # Whoever is hidden by now may still be left; only a target that never was is refused.
-        if not outcome.changed and target_id not in await self._people.states((target_id,)):
+        # A user who was suspended or deactivated can still be unfollowed; only an id that never existed is refused.
+        if not outcome.changed and target_id not in await self._user_lists.states((target_id,)):
             raise errors.not_found("no such user")
         return outcome.relationship
 
     async def _pages(self, listing: Listing, user_id: int, size: int) -> AsyncIterator[Sequence[Position]]:
-        """Newest first, so that who comes in the meantime stands above what was read and nobody comes twice."""
+        """Yields the whole list in pages of `size`, newest first.
+
+        An edge added in the meantime is newer than the position read, so no user is returned twice.
+        """
         below: Position | None = None
         while page := await self._store.page(listing, user_id, below, size):
             yield page
@@ -204,11 +212,13 @@ class GraphService(GraphServiceServicer):
             below = page[-1]
 
 
-def _other_than_oneself(target_id: int) -> int:
-    """The caller's id; INVALID_ARGUMENT where that is the target."""
+def _caller_other_than(target_id: int) -> int:
+    """Returns the caller's user id. Raises INVALID_ARGUMENT if it is the target."""
     user_id = calls.require_user()
     if user_id == target_id:
-        raise errors.invalid_argument("that is yourself", field="user_id")
+        raise errors.invalid_argument(
+            "you cannot follow, block or mute yourself; give the id of another user", field="user_id"
+        )
     return user_id
 
 

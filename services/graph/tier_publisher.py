@@ -1,6 +1,6 @@
-"""Tiers: who has so many followers that tweets are pulled by readers instead of pushed to them.
+"""Celebrity tiers: the rule that assigns them and the publisher that streams changes to subscribers.
 
-The rule is a function of the count and of what stands; the board holds the few who matter and tells those who listen.
+A celebrity has so many followers that readers pull the author's tweets instead of fan-out pushing them.
 """
 
 from __future__ import annotations
@@ -15,81 +15,93 @@ from typing import Self
 import structlog
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.events import Change
+from services.graph.events import WriteStamp
 from services.graph.store import GraphStore
 from services.platform.rpc import errors
 
-# One who ceased is still pulled by homes opened before that; no home lives longer than 30 days without a read.
-KEEP_CEASED_MS = 31 * 24 * 3600 * 1000
-# Readers give up on a stream that is silent for 30 s: six chances.
+# A demoted author is still pulled into homes built before the demotion, and a home not read for 30 days is dropped. One
+# day is spare.
+FORMER_CELEBRITY_RETENTION_MS = 31 * 24 * 3600 * 1000
+# Subscribers drop a stream that is silent for 30 s, so six heartbeats in a row must be lost.
 HEARTBEAT_S = 5.0
-# Entries a message; the contract's bound.
+# The proto's max_items of one streamed message.
 MAX_ENTRIES = 1_000
-# Changes that may wait for one subscriber: far more than any second brings. One so slow does better to start again.
-MAX_WAITING = 10_000
-# How often a process looks what others changed, and how long it stands by what it saw last when it cannot look. Together far below the
-# margin by which push and pull overlap between processes, 60 s.
-WATCH_EVERY_S = 1.0
-BLIND_AFTER_S = 10.0
-# Users of one transaction when the threshold has changed: some 10 ms in which other writes wait.
+# Changes queued for one subscriber: far more than any second brings. A subscriber this slow does better to reconnect
+# and read a snapshot.
+MAX_PENDING = 10_000
+# How often a process reads the tiers that other processes wrote, and how long it serves the last result while reads
+# fail. Together they are far below the 60 s during which push and pull overlap after a tier change.
+POLL_EVERY_S = 1.0
+STALE_AFTER_S = 10.0
+# Users classified in one transaction after the threshold has changed: about 10 ms in which other writes wait.
 RECLASSIFY_BATCH = 1_000
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TierRule:
-    """A celebrity from `threshold` followers on, until fewer than 0.8 of it are left: so that one unfollow and one follow,
-    over and over, do not move anybody to and fro."""
+    """Assigns tiers by follower count.
+
+    A user becomes a celebrity at `threshold` followers and stays one down to 0.8 of it. The gap keeps a single unfollow
+    and follow, repeated, from changing the tier each time.
+    """
 
     threshold: int
 
     def tier(
-        self, followers: int, standing: pb.Tier.ValueType, choice: pb.TierChoice.ValueType = pb.TIER_CHOICE_AUTOMATIC
+        self, followers: int, current: pb.Tier.ValueType, choice: pb.TierChoice.ValueType = pb.TIER_CHOICE_AUTOMATIC
     ) -> pb.Tier.ValueType:
-        """The tier at this many followers for one who now stands at `standing`; a decree decides alone."""
-        # In whole numbers: 0.8 of the threshold has no exact double.
-        if standing == pb.TIER_CELEBRITY and followers * 5 >= self.threshold * 4:
-            return _DECREED.get(choice, pb.TIER_CELEBRITY)
+        """Returns the tier of a user who has `followers` followers and is now in tier `current`.
+
+        An operator's choice other than AUTOMATIC overrides the count.
+        """
+        # Integers, because 0.8 of the threshold has no exact floating-point value.
+        if current == pb.TIER_CELEBRITY and followers * 5 >= self.threshold * 4:
+            return _OVERRIDES.get(choice, pb.TIER_CELEBRITY)
         return self.from_count_alone(followers, choice)
 
     def from_count_alone(
         self, followers: int, choice: pb.TierChoice.ValueType = pb.TIER_CHOICE_AUTOMATIC
     ) -> pb.Tier.ValueType:
-        """The tier by the count alone: for a threshold that has changed, under which nobody has a past."""
+        """Returns the tier by count and operator's choice, without regard to the current tier. Used after the threshold
+        has changed, when the current tier was assigned by another rule."""
         by_count = pb.TIER_CELEBRITY if followers >= self.threshold else pb.TIER_NORMAL
-        return _DECREED.get(choice, by_count)
+        return _OVERRIDES.get(choice, by_count)
 
     def followers_until_change(self, followers: int) -> int:
-        """How many followers are missing until the tier of one with so many can change; 0 where losing some could change it, too."""
+        """Returns how many more followers it takes before the tier can change, or 0 if losing followers could change it
+        too."""
         return self.threshold - followers if followers * 5 < self.threshold * 4 else 0
 
 
-_DECREED = {pb.TIER_CHOICE_NORMAL: pb.TIER_NORMAL, pb.TIER_CHOICE_CELEBRITY: pb.TIER_CELEBRITY}
+_OVERRIDES = {pb.TIER_CHOICE_NORMAL: pb.TIER_NORMAL, pb.TIER_CHOICE_CELEBRITY: pb.TIER_CELEBRITY}
 
 
 class TierPublisher:
-    """The celebrities, and who ceased to be one within 31 days. Of one event loop; `clock` gives unix seconds.
+    """Publishes tiers to subscribers: all celebrities, and authors demoted within the last 31 days.
 
-    Entries of one user are ordered by `changed_at_ms`, so it does not matter how often or in which order they come.
+    For use by one event loop. `clock` returns Unix seconds. Of several entries of one user the one with the largest
+    `changed_at_ms` wins, so duplicates and reordering do no harm.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._entries: dict[int, pb.TierEntry] = {}
         self._subscriptions: set[Subscription] = set()
-        self._blind = False
+        self._stale = False
 
     async def start(self) -> None:
-        """Nothing to begin: it is filled when the service is built."""
+        """Does nothing: `publish` fills the publisher while the service is built."""
 
     async def stop(self) -> None:
-        """Ends every subscription with UNAVAILABLE: a stream without end would hold up the drain."""
+        """Ends every subscription with UNAVAILABLE, because an endless stream would hold up the drain."""
         for subscription in tuple(self._subscriptions):
-            subscription.end("the service is stopping")
+            subscription.end("the service is stopping; reconnect")
 
-    def post(self, entries: Iterable[pb.TierEntry]) -> None:
-        """Takes in what is news and hands it to the subscribers, before it returns."""
+    def publish(self, entries: Iterable[pb.TierEntry]) -> None:
+        """Stores the entries that are newer than the known ones and queues them for every subscriber before it
+        returns."""
         news: list[pb.TierEntry] = []
         for entry in entries:
             known = self._entries.get(entry.user_id)
@@ -99,49 +111,57 @@ class TierPublisher:
         for subscription in tuple(self._subscriptions):
             subscription.add(news)
 
-    def see(self, stale: bool) -> None:
-        """Says whether the board may miss changes from now on. While it may, nobody is told anything: that pauses who depends on it."""
-        self._blind = stale
+    def set_stale(self, stale: bool) -> None:
+        """Sets whether changes by other processes may be missing here.
+
+        While stale, subscriptions are ended and refused with UNAVAILABLE. That makes fan-out pause and readers pull.
+        """
+        self._stale = stale
         if stale:
             for subscription in tuple(self._subscriptions):
-                subscription.end("it cannot be said who is a celebrity")
+                subscription.end("celebrity tiers cannot be read from the store now; retry")
 
     def entries(self) -> list[pb.TierEntry]:
-        """Everybody on the board, in no promised order."""
-        oldest_ms = int(self._clock() * 1000) - KEEP_CEASED_MS
+        """Returns all entries in no particular order, without users demoted more than 31 days ago."""
+        oldest_ms = int(self._clock() * 1000) - FORMER_CELEBRITY_RETENTION_MS
         for entry in tuple(self._entries.values()):
             if entry.tier != pb.TIER_CELEBRITY and entry.changed_at_ms < oldest_ms:
                 del self._entries[entry.user_id]
         return list(self._entries.values())
 
     def subscribe(self) -> Subscription:
-        """A subscription, to be entered with `with`. Its snapshot and its changes meet without a gap. UNAVAILABLE while it is blind."""
-        if self._blind:
-            raise errors.unavailable("it cannot be said who is a celebrity")
+        """Returns a subscription, to be used as a context manager; no change is lost between its snapshot and its first
+        update.
+
+        Raises UNAVAILABLE while the tiers are stale.
+        """
+        if self._stale:
+            raise errors.unavailable("celebrity tiers cannot be read from the store now; retry")
         return Subscription(self.entries(), self._subscriptions)
 
 
-class TierWatch:
-    """Keeps a board to a store that other processes write too: a worker. What this process writes reaches the board at once.
+class TierPoller:
+    """Worker that polls the store for tiers written by other processes and publishes them.
 
-    It looks at the rows, not at events: a look that succeeds leaves nothing out, and one that fails is known to have failed.
+    Changes by this process reach the publisher directly. The poller reads rows instead of events: a successful read is
+    complete, and a failed one is known to have failed.
     """
 
     def __init__(
-        self, store: GraphStore, board: TierPublisher, clock: Callable[[], float], every_s: float = WATCH_EVERY_S
+        self, store: GraphStore, publisher: TierPublisher, clock: Callable[[], float], every_s: float = POLL_EVERY_S
     ) -> None:
         self._store = store
-        self._board = board
+        self._publisher = publisher
         self._clock = clock
         self._every_s = every_s
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins to look."""
+        """Starts polling."""
         self._task = asyncio.create_task(self._run(), name="tier-watch")
 
     async def stop(self) -> None:
-        """Ends it."""
+        """Stops polling and waits for the task to end."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -153,22 +173,25 @@ class TierWatch:
         while True:
             try:
                 looked_at = loop.time()
-                self._board.post(await self._store.tiers(int(self._clock() * 1000) - KEEP_CEASED_MS))
-                self._board.see(stale=False)
+                self._publisher.publish(
+                    await self._store.tiers(int(self._clock() * 1000) - FORMER_CELEBRITY_RETENTION_MS)
+                )
+                self._publisher.set_stale(stale=False)
                 seen_at = looked_at
             except Exception as error:
-                stale = loop.time() - seen_at > BLIND_AFTER_S
-                _log.warning("tiers not seen", stale=stale, error=repr(error))
-                self._board.see(stale=stale)
+                stale = loop.time() - seen_at > STALE_AFTER_S
+                log.warning("tier_poll.failed", stale=stale, error=repr(error))
+                self._publisher.set_stale(stale=stale)
             await asyncio.sleep(self._every_s)
 
 
 class Subscription:
-    """One listener: the snapshot it starts from, then what comes. `next` is for one task at a time."""
+    """The stream of one subscriber: `snapshot` first, then changes from `next`. Only one task may call `next` at a
+    time."""
 
     def __init__(self, snapshot: list[pb.TierEntry], among: set[Subscription]) -> None:
         self.snapshot = snapshot
-        self._waiting: deque[pb.TierEntry] = deque()
+        self._pending: deque[pb.TierEntry] = deque()
         self._wake = asyncio.Event()
         self._ended = ""
         self._among = among
@@ -183,24 +206,27 @@ class Subscription:
         self._among.discard(self)
 
     def add(self, news: list[pb.TierEntry]) -> None:
-        """Queues changes; ends the subscription if more than MAX_WAITING would wait."""
-        if len(self._waiting) + len(news) > MAX_WAITING:
-            _log.warning("tier stream ended", reason="slow", waiting=len(self._waiting))
-            self.end("too slow: start again from a snapshot")
+        """Queues changes for `next`. Ends the subscription if more than MAX_PENDING changes would be queued."""
+        if len(self._pending) + len(news) > MAX_PENDING:
+            log.warning("tier_subscription.ended", reason="too_slow", pending=len(self._pending))
+            self.end("the subscriber is too slow; reconnect to get a new snapshot")
         elif news:
-            self._waiting.extend(news)
+            self._pending.extend(news)
             self._wake.set()
 
     def end(self, reason: str) -> None:
-        """Makes `next` raise UNAVAILABLE from now on."""
+        """Ends the subscription: drops queued changes, and `next` raises UNAVAILABLE with this reason from now on."""
         self._ended = reason
-        self._waiting.clear()
+        self._pending.clear()
         self._among.discard(self)
         self._wake.set()
 
     async def next(self, timeout_s: float) -> list[pb.TierEntry]:
-        """The changes waiting, 1 to MAX_ENTRIES; none if `timeout_s` seconds bring none. UNAVAILABLE once ended."""
-        if not self._waiting and not self._ended:
+        """Waits up to `timeout_s` seconds for changes. Returns 1 to MAX_ENTRIES of them, or none if the time runs out.
+
+        Raises UNAVAILABLE once the subscription has ended.
+        """
+        if not self._pending and not self._ended:
             self._wake.clear()
             try:
                 async with asyncio.timeout(timeout_s):
@@ -208,27 +234,28 @@ class Subscription:
             except TimeoutError:
                 return []
         if self._ended:
-            raise errors.unavailable(f"the stream of tiers ended: {self._ended}")
-        return [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_ENTRIES))]
+            raise errors.unavailable(f"the tier stream ended: {self._ended}")
+        return [self._pending.popleft() for _ in range(min(len(self._pending), MAX_ENTRIES))]
 
 
-async def settle_threshold(store: GraphStore, rule: TierRule, stamp: Callable[[int], Awaitable[Change]]) -> int:
-    """Judges everybody anew if the store was last judged by another threshold, and returns how many changed their tier.
+async def apply_threshold(store: GraphStore, rule: TierRule, stamp: Callable[[int], Awaitable[WriteStamp]]) -> int:
+    """Classifies all users again if the configured threshold differs from the one last applied. Returns how many
+    changed tier.
 
-    `stamp(n)` makes a Change for up to n events. To be called before the service answers; a crash within only means
-    another run.
+    `stamp(n)` returns a WriteStamp with `n` event ids. Call this before the service accepts requests. If the process
+    dies in between, the next start runs it again.
     """
-    judged_by = await store.threshold()
-    if judged_by == rule.threshold:
+    applied = await store.threshold()
+    if applied == rule.threshold:
         return 0
     changed, after_id = 0, 0
     while True:
-        batch = await store.judge_afresh(after_id, RECLASSIFY_BATCH, await stamp(RECLASSIFY_BATCH))
+        batch = await store.reclassify_batch(after_id, RECLASSIFY_BATCH, await stamp(RECLASSIFY_BATCH))
         changed += batch.changed
         if not batch.last_id:
             break
         after_id = batch.last_id
     await store.set_threshold(rule.threshold)
-    if judged_by:
-        _log.info("celebrity threshold changed", before=judged_by, now=rule.threshold, users_changed=changed)
+    if applied:
+        log.info("celebrity_threshold.changed", before=applied, now=rule.threshold, users_changed=changed)
     return changed

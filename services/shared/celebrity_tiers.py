@@ -25,7 +25,7 @@ START_WITHIN_S = 1.0
 
 _TIERS = (0,)
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class CelebritySubscriber:
@@ -50,7 +50,7 @@ class CelebritySubscriber:
         self.version = 0
         self._hearing = False
         # All of it is one key.
-        self._revisions = read_tracking.ChangeTracker()
+        self._change_tracker = read_tracking.ChangeTracker()
 
     @property
     def celebrities(self) -> Iterable[int]:
@@ -73,7 +73,7 @@ class CelebritySubscriber:
     def demoted_since(self, ms: int) -> Sequence[int]:
         """Who ceased to be a celebrity after `ms` (Unix milliseconds): at most 31 days of them are known."""
         if self._hearing:
-            self._revisions.read(_TIERS)
+            self._change_tracker.read(_TIERS)
         else:
             # Good for a while yet, but nobody would tell when it changes.
             read_tracking.mark_uncacheable()
@@ -109,12 +109,12 @@ class CelebritySubscriber:
             except Exception as error:
                 reason = repr(error)
             self._hearing = False
-            self._revisions.changed(_TIERS)
+            self._change_tracker.changed(_TIERS)
             # What changes while nobody listens is unknown: half the margin stays for the decisions under way.
             now = self._monotonic()
             self._good_until = min(self._good_until, now + self._margin_ms / 2000)
             delay_s = RETRY_FIRST_S if now - begun > SILENCE_S else min(delay_s * 2, RETRY_MOST_S)
-            _log.info("tier stream lost, will reconnect", reason=reason, delay_s=delay_s)
+            log.info("tier stream lost, will reconnect", reason=reason, delay_s=delay_s)
             await asyncio.sleep(delay_s)
 
     async def _listen(self) -> None:
@@ -145,7 +145,7 @@ class CelebritySubscriber:
             call.cancel()
 
     def _take(self, entries: Iterable[graph.TierEntry]) -> None:
-        self._revisions.changed(_TIERS)
+        self._change_tracker.changed(_TIERS)
         for entry in entries:
             now, before = (self._since, self._normal)
             if entry.tier != graph.TIER_CELEBRITY:

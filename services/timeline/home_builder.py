@@ -21,7 +21,7 @@ MAX_BUILDS = 64
 MAX_WAITING = 1_000
 
 _built = Counter("roost_timeline_builds", "Builds of home timelines, by how they ended.", ("outcome",))
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class HomeBuild:
@@ -120,7 +120,7 @@ class HomeBuilder:
             outcome = "cancelled"
         elif (error := task.exception()) is not None:
             # Looked at here, since all who waited may have gone.
-            _log.warning("build failed", user_id=build.user_id, error=repr(error))
+            log.warning("build failed", user_id=build.user_id, error=repr(error))
             outcome = "failed"
         else:
             outcome = "installed" if build.installed else "overtaken"

@@ -1,9 +1,10 @@
-"""The port: what the service needs of a store of edges.
+"""The storage port of graph.
 
-Ids are positive 64-bit user ids, times Unix milliseconds. A write that changes something commits its rows, the counts, the
-tier that follows from them and its events together (in a cluster: in the end all of them, though a process dies in between); one
-that changes nothing leaves no trace. Whatever returned is seen by the next read, in whatever process. Every method raises
-UNAVAILABLE when the store cannot answer now; a write may then have happened or not, and may be repeated.
+Ids are positive 64-bit user ids, times are Unix milliseconds. A write that changes something commits its rows, the
+counts, the resulting tier and its events together. (On Cassandra they become complete eventually, even if the process
+dies in between.) A write that changes nothing leaves no trace. A write that has returned is visible to the next read of
+any process. Every method raises UNAVAILABLE if the store cannot answer; a write may then have happened or not, and may
+be repeated with the same stamp.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import NamedTuple, Protocol
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.events import Change
+from services.graph.events import WriteStamp
 
 TierHook = Callable[[Sequence[pb.TierEntry]], None]
 
-# Events that one write can cause at most: a block ends two follows, and each may end a tier.
+# The most events that one write causes: a block, plus two ended follows, plus a tier change for each of them.
 MAX_EVENTS = 5
 
 
 class Listing(enum.Enum):
-    """The lists of people that a user has."""
+    """The lists of users that belong to one user."""
 
     FOLLOWERS = "followers"
     FOLLOWING = "following"
@@ -32,106 +33,122 @@ class Listing(enum.Enum):
 
 
 class Position(NamedTuple):
-    """One entry of a list: since when, and who."""
+    """An entry of a list, and the place of that entry for paging: when the edge was made (Unix milliseconds), and the
+    other user's id."""
 
     at_ms: int
     user_id: int
 
 
 class Outcome(NamedTuple):
-    """How the two stand after a write, and whether the write changed anything."""
+    """The result of a write: the relationship after it, seen from the user who wrote, and whether the write changed
+    anything."""
 
     relationship: pb.Relationship
     changed: bool
 
 
-class Judged(NamedTuple):
-    """A batch of users judged: how many changed their tier, and the last one's id, 0 when there was none left."""
+class ReclassifiedBatch(NamedTuple):
+    """The result of classifying one batch: how many users changed tier, and the last user id read (0 if no user was
+    left)."""
 
     changed: int
     last_id: int
 
 
 class GraphStore(Protocol):
-    """Edges between users, the counts of them, and tiers."""
+    """Stores edges between users, their counts, and tiers."""
 
     def on_tier_change(self, hook: TierHook) -> None:
-        """Calls `hook` on the event loop with every tier that changes, before the write that caused it returns here."""
+        """Registers `hook`. It is called on the event loop with the tiers that a write of this process changed, before
+        that write returns."""
 
-    async def follow(self, follower_id: int, followee_id: int, change: Change) -> Outcome:
-        """Makes the edge, if it is not there. PERMISSION_DENIED where either blocks the other."""
+    async def follow(self, follower_id: int, followee_id: int, change: WriteStamp) -> Outcome:
+        """Creates the follow unless it exists. Raises PERMISSION_DENIED (reason BLOCKED) if either user blocks the
+        other."""
 
-    async def unfollow(self, follower_id: int, followee_id: int, change: Change) -> Outcome:
-        """Removes the edge, if it is there."""
+    async def unfollow(self, follower_id: int, followee_id: int, change: WriteStamp) -> Outcome:
+        """Deletes the follow if it exists."""
 
-    async def block(self, user_id: int, target_id: int, change: Change) -> Outcome:
-        """Makes the edge, if it is not there, and removes the follows between the two, both ways."""
+    async def block(self, user_id: int, target_id: int, change: WriteStamp) -> Outcome:
+        """Creates the block unless it exists, and deletes the follows between the two users in both directions."""
 
-    async def unblock(self, user_id: int, target_id: int, change: Change) -> Outcome:
-        """Removes the edge, if it is there. No follow comes back."""
+    async def unblock(self, user_id: int, target_id: int, change: WriteStamp) -> Outcome:
+        """Deletes the block if it exists. Follows that the block removed are not restored."""
 
-    async def mute(self, user_id: int, target_id: int, change: Change) -> Outcome:
-        """Makes the edge, if it is not there. Only the relation version of `user_id` changes: the target must not notice."""
+    async def mute(self, user_id: int, target_id: int, change: WriteStamp) -> Outcome:
+        """Creates the mute unless it exists. Changes only the relation version of `user_id`, because the target must
+        not notice."""
 
-    async def unmute(self, user_id: int, target_id: int, change: Change) -> Outcome:
-        """Removes the edge, if it is there."""
+    async def unmute(self, user_id: int, target_id: int, change: WriteStamp) -> Outcome:
+        """Deletes the mute if it exists. Changes only the relation version of `user_id`."""
 
     async def relationships(self, user_id: int, other_ids: Sequence[int]) -> list[pb.Relationship]:
-        """How `user_id` stands to each of the others, in the order asked for; also to those without any edge."""
+        """Returns the relationship of `user_id` to each of `other_ids`, in the same order; also for users without any
+        edge."""
 
     async def page(self, listing: Listing, user_id: int, below: Position | None, limit: int) -> list[Position]:
-        """Up to `limit` entries of a list, newest first, by time and then id; those under `below` where it is given."""
+        """Returns up to `limit` entries of a list, newest first (by time, then id), starting after `below` if it is
+        given."""
 
     async def scan(self, kind: pb.EdgeKind.ValueType, after: tuple[int, int], limit: int) -> list[pb.Edge]:
-        """Up to `limit` edges by ascending source and target; those behind the pair `after`, (0, 0) for the first."""
+        """Returns up to `limit` edges in ascending order of (source id, target id), starting after the pair `after`;
+        (0, 0) starts at the first."""
 
     async def visibility(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
-        """What hides authors from a reader. Once per home read: tens of microseconds where it was asked for before.
+        """Returns which of the candidate authors are hidden from the reader, and the reader's relation version.
 
-        The version is never newer than what is answered with it.
+        The version is never newer than the edges returned with it. Called once per home timeline read; takes tens of
+        microseconds if cached.
         """
 
     async def relation_version(self, user_id: int) -> int:
-        """Another one after every change to an edge of the user, mutes by others excepted: to be compared for equality alone."""
+        """Returns the user's relation version. It changes with every change to an edge of the user, except mutes by
+        others. Compare versions for equality only: they are not ordered."""
 
     async def counts(self, user_ids: Sequence[int]) -> Mapping[int, pb.UserCounts]:
-        """Followers and followees, exactly; users without any are left out."""
+        """Returns exact follower and followee counts by user id, without users who have neither."""
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        """Leaves the user out of the counts of followers and followees of others, or counts the user again, as decided at `at_us` (Unix
-        microseconds): an earlier decision that comes later changes nothing. Edges, lists and the user's own counts stay. To be called
-        again with the same decision if it fails."""
+        """Excludes the user from the follower and followee counts of others (`absent`), or includes the user again.
+
+        `at_us` (Unix microseconds) is when that was decided; an older decision that arrives later changes nothing.
+        Edges, lists and the user's own counts stay. If it fails, call it again with the same arguments.
+        """
 
     async def suggestions(self, user_id: int, limit: int) -> list[int]:
-        """Up to `limit` users followed by those whom the user follows, the most often found first, then by id.
+        """Returns up to `limit` users followed by the user's followees, those followed by the most of them first, then
+        by id.
 
-        Only a bounded part of the newest followees, and of theirs, is looked at. Without the user, and without those whom the user
-        follows, blocks or mutes, or who block the user.
+        Reads only a bounded number of the newest followees and of their newest followees. Leaves out the user, and
+        everyone whom the user follows, blocks or mutes or who blocks the user.
         """
 
     async def popular(self, limit: int) -> list[int]:
-        """Returns up to `limit` users whom anybody follows, those with the most followers first, then by id.
+        """Returns up to `limit` users with at least one follower, the most followed first, then by id.
 
-        Whoever asks is not looked at: the caller leaves out whom the reader follows, and who is hidden. A large cluster looks at a sample
-        of followers, and may answer a minute late; one process answers exactly.
+        The result does not depend on a reader: the caller removes followees and hidden users. SQLite returns exact
+        results; Cassandra estimates from a sample that may be a minute old.
         """
 
     async def reclassify(
-        self, user_id: int, choice: pb.TierChoice.ValueType, change: Change
+        self, user_id: int, choice: pb.TierChoice.ValueType, change: WriteStamp
     ) -> tuple[pb.Tier.ValueType, bool]:
-        """Lets `choice` decide the user's tier from now on. The tier that stands then, and whether it changed."""
+        """Stores the operator's `choice` for the user and applies it. Returns the resulting tier and whether it
+        changed."""
 
     async def tiers(self, since_ms: int) -> list[pb.TierEntry]:
-        """The celebrities, and whoever ceased to be one at `since_ms` or later, in no promised order."""
+        """Returns the celebrities and the users demoted at `since_ms` or later, in no particular order."""
 
-    async def judge_afresh(self, after_id: int, limit: int, change: Change) -> Judged:
-        """Gives up to `limit` users behind `after_id`, by ascending id, the tier that their count or decree says, whatever they were."""
+    async def reclassify_batch(self, after_id: int, limit: int, change: WriteStamp) -> ReclassifiedBatch:
+        """Assigns up to `limit` users with ids above `after_id`, ascending, the tier that their count or the operator's
+        choice gives, whatever their tier was."""
 
     async def threshold(self) -> int:
-        """The threshold that all tiers were last judged by; 0 at first."""
+        """Returns the celebrity threshold that was last applied to all users; 0 if none was."""
 
     async def set_threshold(self, threshold: int) -> None:
-        """Records it."""
+        """Stores `threshold` as applied to all users."""
 
     async def close(self) -> None:
-        """Finishes what is queued. Nothing may be asked afterwards."""
+        """Finishes queued writes and closes the store. No method may be called afterwards."""

@@ -81,13 +81,13 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         self._trim_above = trim_above
         self._homes: OrderedDict[int, Building | Warm] = OrderedDict()
         # By user id. A home that goes cold has changed as well: what is appended from then on is not seen here.
-        self._revisions = ChangeTracker()
+        self._change_tracker = ChangeTracker()
 
     def __len__(self) -> int:
         return len(self._homes)
 
     async def read(self, user_id: int) -> HomeList | None:
-        self._revisions.read((user_id,))
+        self._change_tracker.read((user_id,))
         home = self._homes.get(user_id)
         if not isinstance(home, Warm):
             return None
@@ -95,7 +95,7 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         return _snapshot(home)
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
-        self._revisions.changed((user_id,))
+        self._change_tracker.changed((user_id,))
         build = Building(user_id, opened_ms, mode, self._keep)
         self._homes[user_id] = build
         self._homes.move_to_end(user_id)
@@ -109,7 +109,7 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         self._homes[build.user_id] = home
         self._homes.move_to_end(build.user_id)
         while len(self._homes) > self._capacity:
-            self._revisions.changed(self._homes.popitem(last=False)[:1])
+            self._change_tracker.changed(self._homes.popitem(last=False)[:1])
         return _snapshot(home)
 
     async def abandon_build(self, build: OpenBuild) -> None:
@@ -127,16 +127,16 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
                     taken.append(user_id)
                     if not home.insert(tweet_id):
                         del homes[user_id]
-            self._revisions.changed(taken)
+            self._change_tracker.changed(taken)
             counts.append(len(taken))
         return counts
 
     async def drop(self, user_id: int) -> None:
-        self._revisions.changed((user_id,))
+        self._change_tracker.changed((user_id,))
         self._homes.pop(user_id, None)
 
     async def clear(self) -> None:
-        self._revisions.changed(self._homes)
+        self._change_tracker.changed(self._homes)
         self._homes.clear()
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The cluster backend's store of the graph, over real servers: the namespace of a folder stands for the folder."""
+"""The cluster backend for the contract tests: real servers, with one namespace per test folder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import backend
 
 THRESHOLD = 5
-# Not one of those that the tests' own stamps could give.
+# Differs from the worker ids of the tests' own stamps.
 WORKER = 7
 
 
-class CassandraFamily:
-    """Each store that is opened has connections of its own, as in a process of its own."""
+class CassandraBackend:
+    """Opens Cassandra stores; each has connections of its own, like a process of its own."""
 
     def __init__(self) -> None:
         self._stacks: dict[GraphStore, AsyncExitStack] = {}
@@ -30,7 +30,7 @@ class CassandraFamily:
     async def open(self, folder: Path, threshold: int = THRESHOLD) -> CassandraGraphStore:
         stack = AsyncExitStack()
         cluster = await ClusterBackends.open(Settings(**backend.of(folder).settings), stack)
-        # What goes on from the outbox is another suite's; a log in the folder takes it.
+        # Publishing is tested elsewhere, so a log in the folder receives the events.
         log = await EmbeddedLog.open(folder / f"log-{id(stack)}.db")
         stack.push_async_callback(log.close)
         mint = Snowflake(WORKER, wall_clock_ms).mint

@@ -1,4 +1,4 @@
-"""What the port's promises are checked against: the store of the family of this run."""
+"""Fixtures for the contract tests of the graph store, on the backend of this run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pytest
 
-from services.graph.events import Change
+from services.graph.events import WriteStamp
 from services.graph.store import MAX_EVENTS, GraphStore
 from services.graph.store.sqlite.store import EmbeddedGraphStore
 from services.graph.tier_publisher import TierRule
@@ -22,36 +22,36 @@ START_MS = 1_800_000_000_000
 
 
 @dataclass
-class WriteTimestamps:
-    """Stamps of writes: a millisecond later each time, unless told otherwise."""
+class StampFactory:
+    """Returns write stamps; each is a millisecond later than the one before unless `at_ms` is given."""
 
     now_ms: int = START_MS
-    # As if minted now: an outbox may keep events by the time of their ids.
+    # Minted now, because an outbox may order and keep events by the time of their ids.
     last_id: int = field(default_factory=lambda: first_id_at(wall_clock_ms()))
     traceparent: str = ""
 
-    def __call__(self, at_ms: int | None = None, events: int = MAX_EVENTS) -> Change:
+    def __call__(self, at_ms: int | None = None, events: int = MAX_EVENTS) -> WriteStamp:
         self.now_ms += 1
         version = self.last_id + 1
         self.last_id = version + events
-        return Change(at_ms or self.now_ms, version, tuple(range(version + 1, self.last_id + 1)), self.traceparent)
+        return WriteStamp(at_ms or self.now_ms, version, tuple(range(version + 1, self.last_id + 1)), self.traceparent)
 
 
 class Backend(Protocol):
-    """How a family opens, closes and inspects its store."""
+    """How a backend opens, closes and inspects its store."""
 
     async def open(self, folder: Path, threshold: int = THRESHOLD) -> GraphStore:
-        """The store that belongs to this folder, new or as it was left."""
+        """Opens the store of this folder, new or with its former contents."""
 
     async def close(self, store: GraphStore) -> None:
-        """Closes it, and what was opened for it alone."""
+        """Closes the store and the connections opened for it alone."""
 
     async def published(self, store: GraphStore) -> list[Record]:
-        """The events committed so far, in order."""
+        """Returns the events committed so far, in order."""
 
 
-class Embedded:
-    """The family that needs nothing but a folder."""
+class EmbeddedBackend:
+    """Opens SQLite stores."""
 
     async def open(self, folder: Path, threshold: int = THRESHOLD) -> GraphStore:
         return await EmbeddedGraphStore.open(folder / "graph.db", TierRule(threshold))
@@ -65,61 +65,61 @@ class Embedded:
         return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
 
 
-def one_family() -> Backend:
-    """The family of this run."""
+def backend_of_run() -> Backend:
+    """Returns the backend selected by --backend."""
     if family_of_run.name == "embedded":
-        return Embedded()
-    # The drivers are imported where they are needed alone.
-    from tests.contract.graph.cluster import CassandraFamily
+        return EmbeddedBackend()
+    # Imported on use, so that the embedded backend needs no drivers.
+    from tests.contract.graph.cluster import CassandraBackend
 
-    return CassandraFamily()
+    return CassandraBackend()
 
 
 @pytest.fixture
 def backend() -> Backend:
-    """The family of this run."""
-    return one_family()
+    """The backend selected by --backend."""
+    return backend_of_run()
 
 
 @dataclass
-class Opened:
-    """A store, and the way to close and open it again."""
+class ReopenableStore:
+    """A store that can be closed and opened again."""
 
     backend: Backend
     folder: Path
     store: GraphStore = field(init=False)
 
-    async def again(self, threshold: int = THRESHOLD) -> GraphStore:
-        """Closes the store and opens what it left."""
+    async def reopen(self, threshold: int = THRESHOLD) -> GraphStore:
+        """Closes the store and opens it again with its contents."""
         await self.backend.close(self.store)
         self.store = await self.backend.open(self.folder, threshold)
         return self.store
 
 
 @pytest.fixture
-async def opened(backend: Backend, tmp_path: Path) -> AsyncIterator[Opened]:
+async def reopenable(backend: Backend, tmp_path: Path) -> AsyncIterator[ReopenableStore]:
     """An empty store that can be reopened."""
-    opened = Opened(backend, tmp_path)
-    opened.store = await backend.open(tmp_path)
-    yield opened
-    await backend.close(opened.store)
+    reopenable = ReopenableStore(backend, tmp_path)
+    reopenable.store = await backend.open(tmp_path)
+    yield reopenable
+    await backend.close(reopenable.store)
 
 
 @pytest.fixture
-def store(opened: Opened) -> GraphStore:
+def store(reopenable: ReopenableStore) -> GraphStore:
     """An empty store."""
-    return opened.store
+    return reopenable.store
 
 
 @pytest.fixture
-def stamp() -> WriteTimestamps:
-    """Makes the stamps of writes."""
-    return WriteTimestamps()
+def stamp() -> StampFactory:
+    """Makes write stamps."""
+    return StampFactory()
 
 
 @pytest.fixture
 def published(backend: Backend, store: GraphStore) -> Callable[[], Awaitable[list[str]]]:
-    """The topics of the events committed so far, in order."""
+    """Returns the topics of the events committed so far, in order."""
 
     async def topics() -> list[str]:
         return [record.topic for record in await backend.published(store)]

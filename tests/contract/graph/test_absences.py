@@ -1,4 +1,4 @@
-"""Who does not take part is in nobody's counts, and comes back into them."""
+"""Contract: users who become inactive are excluded from all counts, and included again when they come back."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ async def follow_all(store, stamp):
         await store.follow(follower, followee, stamp())
 
 
-async def test_set_absent_leaves_the_user_out_of_others_counts_until_back(store, stamp):
+async def test_set_absent_excludes_user_from_counts_until_back(store, stamp):
     await follow_all(store, stamp)
     before = await store.counts([ANN, BEN, CAT])
     at_us = now_us()
     for _ in range(2):
         await store.set_absent(ANN, True, at_us)
         assert await store.counts([BEN, CAT]) == {BEN: counts(following=1), CAT: counts(followers=1)}
-    # Edges and lists are as they were.
+    # Edges and lists stay.
     assert [entry.user_id for entry in await store.page(Listing.FOLLOWERS, CAT, None, 10)] == [BEN, ANN]
     for _ in range(2):
         await store.set_absent(ANN, False, at_us + 1)
         assert await store.counts([ANN, BEN, CAT]) == before
 
 
-async def test_set_absent_decided_earlier_changes_nothing(store, stamp):
+async def test_set_absent_older_decision_changes_nothing(store, stamp):
     await follow_all(store, stamp)
     before = await store.counts([ANN, BEN, CAT])
     at_us = now_us()
@@ -47,7 +47,7 @@ async def test_set_absent_decided_earlier_changes_nothing(store, stamp):
     assert await store.counts([ANN, BEN, CAT]) == before
 
 
-async def test_edges_undone_meanwhile_stay_out_of_counts(store, stamp):
+async def test_set_absent_edges_removed_meanwhile_stay_excluded(store, stamp):
     await follow_all(store, stamp)
     at_us = now_us()
     await store.set_absent(ANN, True, at_us)
@@ -64,7 +64,7 @@ async def test_edges_undone_meanwhile_stay_out_of_counts(store, stamp):
     assert await store.counts([CAT]) == {CAT: counts(followers=1)}
 
 
-async def test_two_who_follow_each_other_both_gone_and_back(store, stamp):
+async def test_set_absent_mutual_followers_both_absent_and_back(store, stamp):
     await store.follow(ANN, BEN, stamp())
     await store.follow(BEN, ANN, stamp())
     at_us = now_us()
@@ -77,8 +77,8 @@ async def test_two_who_follow_each_other_both_gone_and_back(store, stamp):
     assert await store.counts([ANN, BEN]) == {ANN: counts(1, 1), BEN: counts(1, 1)}
 
 
-async def test_more_edges_than_a_step_are_all_left_out(store, stamp, monkeypatch):
-    monkeypatch.setattr(f"{type(store).__module__}.ABSENCE_STEP", 3)
+async def test_set_absent_with_more_edges_than_a_batch_excludes_all(store, stamp, monkeypatch):
+    monkeypatch.setattr(f"{type(store).__module__}.ABSENT_BATCH", 3)
     others = range(100, 108)
     for other in others:
         await store.follow(ANN, other, stamp())

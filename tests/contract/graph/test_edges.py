@@ -1,4 +1,4 @@
-"""Edges: what each write changes, what it publishes, and how it is read back."""
+"""Contract: what each edge write changes, what it publishes, and how it is read back."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from services.graph.store import Listing, Position
 from services.platform.rpc import errors
 
 ANN, BEN, CAT, DAN = 11, 22, 33, 44
-# A write takes milliseconds.
 THROUGH_WITHIN_S = 10.0
 
 
-async def test_a_follow_is_seen_from_both_sides_and_counted(store, stamp):
+async def test_follow_shows_on_both_sides_and_in_counts(store, stamp):
     outcome = await store.follow(ANN, BEN, stamp())
     assert outcome.changed
     assert outcome.relationship == pb.Relationship(user_id=BEN, following=True)
@@ -26,12 +25,12 @@ async def test_a_follow_is_seen_from_both_sides_and_counted(store, stamp):
 
 
 @pytest.mark.parametrize("verb", ["follow", "block", "mute"])
-async def test_a_repeat_changes_and_publishes_nothing(store, stamp, published, verb):
+async def test_edge_write_repeated_changes_and_publishes_nothing(store, stamp, published, verb):
     write, undo = getattr(store, verb), getattr(store, "un" + verb)
     first = await write(ANN, BEN, stamp())
     events, version = await published(), await store.relation_version(ANN)
-    again = await write(ANN, BEN, stamp())
-    assert (again.changed, again.relationship) == (False, first.relationship)
+    reopen = await write(ANN, BEN, stamp())
+    assert (reopen.changed, reopen.relationship) == (False, first.relationship)
     assert (await published(), await store.relation_version(ANN)) == (events, version)
 
     assert (await undo(ANN, BEN, stamp())).relationship == pb.Relationship(user_id=BEN)
@@ -40,7 +39,7 @@ async def test_a_repeat_changes_and_publishes_nothing(store, stamp, published, v
     assert (await published(), await store.relation_version(ANN)) == (events, version)
 
 
-async def test_a_repeated_follow_keeps_the_first_time(store, stamp):
+async def test_follow_repeated_keeps_first_time(store, stamp):
     await store.follow(ANN, BEN, stamp(at_ms=1_000))
     await store.follow(ANN, BEN, stamp(at_ms=2_000))
     assert await store.page(Listing.FOLLOWERS, BEN, None, 10) == [Position(1_000, ANN)]
@@ -50,7 +49,7 @@ async def test_a_repeated_follow_keeps_the_first_time(store, stamp):
     assert await store.page(Listing.FOLLOWING, ANN, None, 10) == [Position(3_000, BEN)]
 
 
-async def test_each_write_publishes_its_fact_with_its_stamp(backend, store, stamp):
+async def test_edge_write_publishes_event_with_its_stamp(backend, store, stamp):
     stamp.traceparent = "00-aa-bb-01"
     change = stamp(at_ms=1_234_567)
     await store.follow(ANN, BEN, change)
@@ -63,7 +62,7 @@ async def test_each_write_publishes_its_fact_with_its_stamp(backend, store, stam
     assert event.user_followed == event_pb2.UserFollowed(follower_id=ANN, followee_id=BEN)
 
 
-async def test_a_block_ends_the_follows_both_ways(backend, store, stamp, published):
+async def test_block_removes_follows_in_both_directions(backend, store, stamp, published):
     await store.follow(ANN, BEN, stamp())
     await store.follow(BEN, ANN, stamp())
     assert (await store.block(ANN, BEN, stamp())).relationship == pb.Relationship(user_id=BEN, blocking=True)
@@ -76,13 +75,13 @@ async def test_a_block_ends_the_follows_both_ways(backend, store, stamp, publish
     assert len(set(ids)) == len(ids)
 
 
-async def test_a_block_without_follows_publishes_only_itself(store, stamp, published):
+async def test_block_without_follows_publishes_one_event(store, stamp, published):
     await store.block(ANN, BEN, stamp())
     await store.unblock(ANN, BEN, stamp())
     assert await published() == ["user.blocked", "user.unblocked"]
 
 
-async def test_no_follow_across_a_block_in_either_direction(store, stamp, published):
+async def test_follow_across_block_is_denied(store, stamp, published):
     await store.block(ANN, BEN, stamp())
     for follower, followee in ((ANN, BEN), (BEN, ANN)):
         with pytest.raises(errors.RoostError) as refusal:
@@ -92,21 +91,21 @@ async def test_no_follow_across_a_block_in_either_direction(store, stamp, publis
     assert await published() == ["user.blocked"]
 
 
-async def test_an_unblock_restores_no_follow_and_allows_a_new_one(store, stamp):
+async def test_unblock_restores_no_follow_and_allows_new_follow(store, stamp):
     await store.follow(ANN, BEN, stamp())
     await store.block(BEN, ANN, stamp())
     assert (await store.unblock(BEN, ANN, stamp())).relationship == pb.Relationship(user_id=ANN)
     assert (await store.follow(ANN, BEN, stamp())).changed
 
 
-async def test_blocks_of_two_upon_each_other_are_apart(store, stamp):
+async def test_mutual_blocks_are_independent(store, stamp):
     await store.block(ANN, BEN, stamp())
     await store.block(BEN, ANN, stamp())
     await store.unblock(ANN, BEN, stamp())
     assert await store.relationships(ANN, [BEN]) == [pb.Relationship(user_id=BEN, blocked_by=True)]
 
 
-async def test_a_mute_leaves_the_follow_and_stays_secret(store, stamp):
+async def test_mute_keeps_follow_and_is_hidden_from_target(store, stamp):
     await store.follow(ANN, BEN, stamp())
     version = await store.relation_version(BEN)
     outcome = await store.mute(ANN, BEN, stamp())
@@ -115,7 +114,7 @@ async def test_a_mute_leaves_the_follow_and_stays_secret(store, stamp):
     assert await store.relation_version(BEN) == version
 
 
-async def test_relationships_come_in_the_order_asked_for(store, stamp):
+async def test_relationships_keep_requested_order(store, stamp):
     await store.follow(ANN, CAT, stamp())
     found = await store.relationships(ANN, [DAN, CAT, BEN])
     assert found == [
@@ -126,7 +125,7 @@ async def test_relationships_come_in_the_order_asked_for(store, stamp):
 
 
 @pytest.mark.parametrize("verb", ["follow", "unfollow", "block", "unblock"])
-async def test_the_version_of_both_sides_changes_with_every_edge(store, stamp, verb):
+async def test_edge_write_changes_relation_version_of_both_sides(store, stamp, verb):
     if verb.startswith("un"):
         await getattr(store, verb.removeprefix("un"))(ANN, BEN, stamp())
     before = {user: await store.relation_version(user) for user in (ANN, BEN, CAT)}
@@ -146,8 +145,8 @@ LISTS = [
 
 
 @pytest.mark.parametrize(("listing", "verb", "turned"), LISTS)
-async def test_lists_are_newest_first_and_page_without_gap_or_repeat(store, stamp, listing, verb, turned):
-    # Three share a millisecond, across the border of a page.
+async def test_page_is_newest_first_without_gap_or_repeat(store, stamp, listing, verb, turned):
+    # Three edges share a millisecond across a page boundary.
     times = {101: 5_000, 102: 7_000, 103: 6_000, 104: 6_000, 105: 6_000, 106: 4_000}
     for other, at_ms in times.items():
         pair = (other, ANN) if turned else (ANN, other)
@@ -165,7 +164,7 @@ async def test_lists_are_newest_first_and_page_without_gap_or_repeat(store, stam
 @pytest.mark.parametrize(
     ("kind", "verb"), [(pb.EDGE_KIND_FOLLOW, "follow"), (pb.EDGE_KIND_BLOCK, "block"), (pb.EDGE_KIND_MUTE, "mute")]
 )
-async def test_a_scan_gives_every_edge_of_its_kind_in_order(store, stamp, kind, verb):
+async def test_scan_returns_every_edge_of_kind_in_order(store, stamp, kind, verb):
     pairs = [(CAT, ANN), (ANN, CAT), (BEN, ANN), (ANN, BEN), (ANN, DAN)]
     for number, pair in enumerate(pairs):
         await getattr(store, verb)(*pair, stamp(at_ms=1_000 + number))
@@ -180,11 +179,11 @@ async def test_a_scan_gives_every_edge_of_its_kind_in_order(store, stamp, kind, 
     assert {(e.from_id, e.to_id): e.created_at_ms for e in found} == {p: 1_000 + n for n, p in enumerate(pairs)}
 
 
-async def test_everything_is_there_after_a_restart(opened, store, stamp):
+async def test_store_reopened_keeps_everything(reopenable, store, stamp):
     await store.follow(ANN, BEN, stamp())
     await store.block(ANN, CAT, stamp())
     version = await store.relation_version(ANN)
-    store = await opened.again()
+    store = await reopenable.reopen()
     assert (await store.relationships(ANN, [BEN, CAT])) == [
         pb.Relationship(user_id=BEN, following=True),
         pb.Relationship(user_id=CAT, blocking=True),
@@ -193,7 +192,7 @@ async def test_everything_is_there_after_a_restart(opened, store, stamp):
     assert await store.counts([BEN]) == {BEN: pb.UserCounts(followers=1)}
 
 
-async def test_suggestions_are_the_followees_of_followees_not_known_yet(store, stamp):
+async def test_suggestions_are_unfollowed_followees_of_followees(store, stamp):
     for pair in [
         (ANN, BEN),
         (ANN, CAT),
@@ -215,7 +214,7 @@ async def test_suggestions_are_the_followees_of_followees_not_known_yet(store, s
     assert await store.suggestions(DAN, 10) == []
 
 
-async def test_popular_are_those_with_the_most_followers_then_by_id(store, stamp):
+async def test_popular_orders_by_followers_then_id(store, stamp):
     assert await store.popular(10) == []
     for pair in [(ANN, BEN), (CAT, BEN), (DAN, BEN), (ANN, 7), (ANN, 5), (BEN, 7), (BEN, CAT)]:
         await store.follow(*pair, stamp())
@@ -224,7 +223,7 @@ async def test_popular_are_those_with_the_most_followers_then_by_id(store, stamp
     assert await store.popular(2) == [BEN, 7]
 
 
-async def test_a_write_whose_caller_goes_away_is_seen_by_the_next_read(store, stamp):
+async def test_edge_write_cancelled_caller_is_visible_to_next_read(store, stamp):
     request = pb.GetVisibilityFilterRequest(user_id=ANN)
     await store.visibility(request)
     write = asyncio.create_task(store.block(ANN, BEN, stamp()))
@@ -237,18 +236,18 @@ async def test_a_write_whose_caller_goes_away_is_seen_by_the_next_read(store, st
 
 
 @pytest.mark.cluster
-async def test_popular_of_many_are_kept_for_a_minute(store, stamp, monkeypatch):
-    from services.graph.store.cassandra import popular
+async def test_popular_with_many_users_is_cached_for_a_minute(store, stamp, monkeypatch):
+    from services.graph.store.cassandra import popular_users
 
-    monkeypatch.setattr(popular, "SMALL", 2)
+    monkeypatch.setattr(popular_users, "SMALL", 2)
     now = 1_000.0
-    found = popular.Popular(store.keyspace, store._tallies, lambda: now)
+    found = popular_users.PopularUsers(store.keyspace, store._follow_counts, lambda: now)
     for pair in [(ANN, BEN), (CAT, BEN), (DAN, CAT)]:
         await store.follow(*pair, stamp())
     assert await found.best(10) == [BEN, CAT]
     for pair in [(ANN, CAT), (BEN, CAT)]:
         await store.follow(*pair, stamp())
-    now += popular.KEPT_S - 1
+    now += popular_users.CACHED_S - 1
     assert await found.best(10) == [BEN, CAT]
     now += 1
     assert await found.best(10) == [CAT, BEN]

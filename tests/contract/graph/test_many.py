@@ -1,4 +1,5 @@
-"""Users with very many followers: counts that are taken now and then, and followers in buckets. With bounds of a few."""
+"""Contract: users with very many followers, whose counts are taken at intervals and whose followers are sharded. Bounds
+are lowered."""
 
 from __future__ import annotations
 
@@ -12,27 +13,26 @@ from services.graph.store import Listing, Position
 
 pytestmark = pytest.mark.cluster
 
-STAR = 7
+CELEBRITY_ID = 7
 SOON_S = 10.0
 
 
 @pytest.fixture
-def few(monkeypatch):
-    """Counts are large from 3 on, and followers are spread from 6 on."""
-    from services.graph.store.cassandra import follow_counts, user_index
-    from services.graph.store.cassandra import store as cassandra
+def small_bounds(monkeypatch):
+    """Counts are large from 3 on, and followers are sharded from 6 on."""
+    from services.graph.store.cassandra import edge_reader, follow_counts, user_index
 
     monkeypatch.setattr(follow_counts, "SMALL", 3)
     monkeypatch.setattr(follow_counts, "SHARD_FROM", 6)
     monkeypatch.setattr(user_index, "PAGE_ROWS", 2)
     monkeypatch.setattr(user_index, "RANGES_A_READ", 1)
-    monkeypatch.setattr(cassandra, "SCAN_SOURCES", 2)
-    monkeypatch.setattr(cassandra, "SCAN_ROWS", 2)
-    monkeypatch.setattr(cassandra, "SHARE_FACTOR", 0)
+    monkeypatch.setattr(edge_reader, "SCAN_SOURCES", 2)
+    monkeypatch.setattr(edge_reader, "SCAN_ROWS", 2)
+    monkeypatch.setattr(edge_reader, "SHARE_FACTOR", 0)
     return follow_counts
 
 
-async def test_a_large_count_is_taken_once_a_second_and_is_exact_then(few, store, stamp, monkeypatch):
+async def test_large_count_is_taken_once_a_second_and_is_exact(small_bounds, store, stamp, monkeypatch):
     counted = 0
     read_each = store.keyspace.read_each
 
@@ -42,66 +42,66 @@ async def test_a_large_count_is_taken_once_a_second_and_is_exact_then(few, store
         return await read_each(cql, keys)
 
     for follower in range(100, 105):
-        await store.follow(follower, STAR, stamp())
+        await store.follow(follower, CELEBRITY_ID, stamp())
     monkeypatch.setattr(store.keyspace, "read_each", count)
     begun = time.monotonic()
     for follower in range(105, 115):
-        await store.follow(follower, STAR, stamp())
+        await store.follow(follower, CELEBRITY_ID, stamp())
     assert counted <= 2 + (time.monotonic() - begun) * 2
-    await asyncio.sleep(few.RECOUNT_EVERY_MS / 1000)
-    assert await store.counts([STAR]) == {STAR: pb.UserCounts(followers=15)}
+    await asyncio.sleep(small_bounds.RECOUNT_EVERY_MS / 1000)
+    assert await store.counts([CELEBRITY_ID]) == {CELEBRITY_ID: pb.UserCounts(followers=15)}
 
 
-async def test_the_last_of_a_rush_is_judged_a_moment_later(few, opened, stamp, monkeypatch):
-    # Longer than the rush takes.
-    monkeypatch.setattr(few, "RECOUNT_EVERY_MS", 3_000)
+async def test_last_follow_of_a_burst_is_classified_after_recount(small_bounds, reopenable, stamp, monkeypatch):
+    # Longer than the burst of follows takes.
+    monkeypatch.setattr(small_bounds, "RECOUNT_EVERY_MS", 3_000)
     monkeypatch.setattr("services.graph.store.cassandra.edge_writer.RECOUNT_EVERY_MS", 3_000)
-    store = await opened.again(threshold=12)
-    told: list[int] = []
-    store.on_tier_change(lambda entries: told.extend(entry.user_id for entry in entries))
+    store = await reopenable.reopen(threshold=12)
+    published_ids: list[int] = []
+    store.on_tier_change(lambda entries: published_ids.extend(entry.user_id for entry in entries))
     for follower in range(100, 104):
-        await store.follow(follower, STAR, stamp())
-    await asyncio.gather(*(store.follow(follower, STAR, stamp()) for follower in range(104, 113)))
+        await store.follow(follower, CELEBRITY_ID, stamp())
+    await asyncio.gather(*(store.follow(follower, CELEBRITY_ID, stamp()) for follower in range(104, 113)))
     async with asyncio.timeout(SOON_S):
-        while told != [STAR]:
+        while published_ids != [CELEBRITY_ID]:
             await asyncio.sleep(0.02)
 
 
-async def test_followers_in_buckets_are_one_list_and_one_count(few, opened, store, stamp):
+async def test_sharded_followers_are_one_list_and_one_count(small_bounds, reopenable, store, stamp):
     followers: dict[int, int] = {}
 
     async def gain(first: int, last: int) -> None:
         for follower in range(first, last):
             followers[follower] = 5_000 + follower % 3
-            await store.follow(follower, STAR, stamp(at_ms=followers[follower]))
+            await store.follow(follower, CELEBRITY_ID, stamp(at_ms=followers[follower]))
 
     await gain(100, 107)
-    # By then it was counted again, and the next ones are spread.
-    await asyncio.sleep(few.RECOUNT_EVERY_MS / 1000)
-    await store.counts([STAR])
+    # By now the count was taken again, and later followers are sharded.
+    await asyncio.sleep(small_bounds.RECOUNT_EVERY_MS / 1000)
+    await store.counts([CELEBRITY_ID])
     await gain(107, 140)
     for follower in (101, 108, 120, 139):
         del followers[follower]
-        await store.unfollow(follower, STAR, stamp())
-    buckets = await store.keyspace.read("SELECT bucket FROM counts WHERE user_id = ? AND side = 0", STAR)
+        await store.unfollow(follower, CELEBRITY_ID, stamp())
+    buckets = await store.keyspace.read("SELECT bucket FROM counts WHERE user_id = ? AND side = 0", CELEBRITY_ID)
     assert len(buckets) > 10
 
     expected = sorted((Position(at_ms, follower) for follower, at_ms in followers.items()), reverse=True)
-    # Also by a process that has not learned yet that the user is spread.
-    store = await opened.again()
+    # Also in a process that has not read yet that the user is sharded.
+    store = await reopenable.reopen()
     for size in (1, 7, 100):
         found: list[Position] = []
-        while page := await store.page(Listing.FOLLOWERS, STAR, found[-1] if found else None, size):
+        while page := await store.page(Listing.FOLLOWERS, CELEBRITY_ID, found[-1] if found else None, size):
             found += page
         assert found == expected
-    await asyncio.sleep(few.RECOUNT_EVERY_MS / 1000)
-    assert await store.counts([STAR]) == {STAR: pb.UserCounts(followers=len(expected))}
+    await asyncio.sleep(small_bounds.RECOUNT_EVERY_MS / 1000)
+    assert await store.counts([CELEBRITY_ID]) == {CELEBRITY_ID: pb.UserCounts(followers=len(expected))}
     followed = sorted(followers)[:5]
-    ties = await store.relationships(STAR, followed)
+    ties = await store.relationships(CELEBRITY_ID, followed)
     assert all(tie.followed_by for tie in ties)
 
 
-async def test_a_scan_goes_through_ranges_of_ids_and_long_lists(few, store, stamp):
+async def test_scan_covers_several_ranges_and_long_lists(small_bounds, store, stamp):
     user_index = [3, 5, 1 << 49, (1 << 49) + 1, 1 << 60]
     pairs = [(source, target) for source in user_index for target in user_index if source != target]
     for pair in reversed(pairs):
@@ -114,7 +114,7 @@ async def test_a_scan_goes_through_ranges_of_ids_and_long_lists(few, store, stam
     assert found == pairs
     judged = 0
     last_id = 0
-    while last := (await store.judge_afresh(last_id, 2, stamp())).last_id:
+    while last := (await store.reclassify_batch(last_id, 2, stamp())).last_id:
         assert last > last_id
         judged, last_id = judged + 1, last
     assert (judged, last_id) == (3, 1 << 60)

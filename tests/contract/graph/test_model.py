@@ -1,4 +1,5 @@
-"""Random writes against a model of sets: counts exact, both directions equal, lists and filters as the sets say."""
+"""Contract: random writes against a model of sets. Counts, both directions, lists and filters must agree with the
+model."""
 
 from __future__ import annotations
 
@@ -17,10 +18,12 @@ from roost.graph.v1 import graph_service_pb2 as pb
 from services.graph.store import Listing
 from services.platform.rpc import errors
 
-PEOPLE = range(1, 6)
+USERS_IN_RANGE = range(1, 6)
 THRESHOLD = 3
 
-pairs = st.tuples(st.sampled_from(PEOPLE), st.sampled_from(PEOPLE)).filter(lambda pair: pair[0] != pair[1])
+pairs = st.tuples(st.sampled_from(USERS_IN_RANGE), st.sampled_from(USERS_IN_RANGE)).filter(
+    lambda pair: pair[0] != pair[1]
+)
 
 
 class Edges(RuleBasedStateMachine):
@@ -37,7 +40,7 @@ class Edges(RuleBasedStateMachine):
         self.blocks: set[tuple[int, int]] = set()
         self.mutes: set[tuple[int, int]] = set()
         self.celebrities: set[int] = set()
-        self.versions = {person: self.run(self.store.relation_version(person)) for person in PEOPLE}
+        self.versions = {person: self.run(self.store.relation_version(person)) for person in USERS_IN_RANGE}
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
@@ -54,7 +57,7 @@ class Edges(RuleBasedStateMachine):
         assert outcome.relationship == self.relationship(*pair)
         if changes:
             self.see_new_versions(touched)
-        for person in PEOPLE:
+        for person in USERS_IN_RANGE:
             followers = sum(followee == person for _, followee in self.follows)
             if followers >= THRESHOLD:
                 self.celebrities.add(person)
@@ -120,8 +123,8 @@ class Edges(RuleBasedStateMachine):
 
     @invariant()
     def counts_are_exact(self) -> None:
-        counts = self.run(self.store.counts(PEOPLE))
-        for person in PEOPLE:
+        counts = self.run(self.store.counts(USERS_IN_RANGE))
+        for person in USERS_IN_RANGE:
             expected = pb.UserCounts(
                 followers=sum(followee == person for _, followee in self.follows),
                 following=sum(follower == person for follower, _ in self.follows),
@@ -137,15 +140,15 @@ class Edges(RuleBasedStateMachine):
             Listing.MUTES: self.mutes,
         }
         for listing, edges in expected.items():
-            for person in PEOPLE:
+            for person in USERS_IN_RANGE:
                 page = self.run(self.store.page(listing, person, None, 100))
                 assert {(person, entry.user_id) for entry in page} == {pair for pair in edges if pair[0] == person}
                 assert page == sorted(page, reverse=True)
 
     @invariant()
     def the_filter_agrees(self) -> None:
-        for reader in PEOPLE:
-            request = pb.GetVisibilityFilterRequest(user_id=reader, candidate_ids=PEOPLE, want_following=True)
+        for reader in USERS_IN_RANGE:
+            request = pb.GetVisibilityFilterRequest(user_id=reader, candidate_ids=USERS_IN_RANGE, want_following=True)
             found = self.run(self.store.visibility(request))
             assert {(reader, other) for other in found.blocked_ids} == {p for p in self.blocks if p[0] == reader}
             assert {(reader, other) for other in found.muted_ids} == {p for p in self.mutes if p[0] == reader}
@@ -159,12 +162,12 @@ class Edges(RuleBasedStateMachine):
         assert {entry.user_id for entry in found} == self.celebrities
 
 
-# Fewer over sockets, where a step takes a hundred reads: about half a minute.
+# Fewer runs on the cluster backend, where a step makes a hundred reads: about half a minute.
 EXAMPLES = {"embedded": 25, "cluster": 3}
 
 
 @pytest.mark.slow
-def test_edges_agree_with_sets(request, backend, stamp):
+def test_graph_store_agrees_with_model(request, backend, stamp):
     examples = EXAMPLES[request.config.getoption("--backend")]
     run_state_machine_as_test(
         lambda: Edges(backend, stamp), settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)

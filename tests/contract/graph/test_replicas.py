@@ -1,4 +1,5 @@
-"""Several processes over one graph: what one returned the other shows, and what one began another finishes."""
+"""Contract: several processes on one graph. A returned write is visible to all of them, and a half-finished write is
+finished by another."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ import pytest
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store import Listing, Position
-from services.graph.store.cassandra.intent_sweeper import Sweeper
-from services.graph.tier_publisher import TierPublisher, TierWatch
+from services.graph.store.cassandra.intent_sweeper import IntentSweeper
+from services.graph.tier_publisher import TierPoller, TierPublisher
 from services.platform.rpc import errors
 
 pytestmark = pytest.mark.cluster
@@ -23,15 +24,15 @@ SOON_S = 10.0
 
 
 @pytest.fixture
-async def other(opened, backend, tmp_path: Path):
-    """The same graph from a second process."""
+async def other(reopenable, backend, tmp_path: Path):
+    """The same graph opened by a second process."""
     store = await backend.open(tmp_path)
     yield store
     await backend.close(store)
 
 
 async def lists(store) -> dict[int, list[list[int]]]:
-    """Of each person: followers, followees, as the lists by user have them."""
+    """Returns (followers, followees) of each user, as the lists by user have them."""
     return {
         user: [
             [e.user_id for e in await store.page(kind, user, None, 10)]
@@ -47,7 +48,7 @@ async def eventually(condition) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_hundred_follows_at_once_are_one_edge_and_one_event(store, other, stamp, published):
+async def test_concurrent_follows_make_one_edge_and_one_event(store, other, stamp, published):
     outcomes = await asyncio.gather(*((store, other)[n % 2].follow(ANN, BEN, stamp()) for n in range(100)))
     assert sum(outcome.changed for outcome in outcomes) == 1
     assert {outcome.relationship.following for outcome in outcomes} == {True}
@@ -56,11 +57,11 @@ async def test_a_hundred_follows_at_once_are_one_edge_and_one_event(store, other
     assert await other.counts([ANN, BEN]) == {ANN: pb.UserCounts(following=1), BEN: pb.UserCounts(followers=1)}
 
 
-async def test_follows_and_blocks_that_race_leave_no_follow_across_a_block(store, other, stamp):
+async def test_racing_follows_and_blocks_leave_no_follow_across_block(store, other, stamp):
     rng = random.Random(3)
 
     async def attempt(replica, verb: str, pair: tuple[int, int]) -> None:
-        # A follow may be refused; nothing may fail.
+        # A follow may be denied; no call may fail otherwise.
         with contextlib.suppress(errors.RoostError) if verb == "follow" else contextlib.nullcontext():
             await getattr(replica, verb)(*pair, stamp())
 
@@ -82,7 +83,7 @@ async def test_follows_and_blocks_that_race_leave_no_follow_across_a_block(store
             assert counts == pb.UserCounts(followers=int(tie.followed_by), following=int(tie.following))
 
 
-async def test_what_one_replica_wrote_shows_in_the_others_next_filter(store, other, stamp):
+async def test_write_of_one_replica_shows_in_next_filter_of_other(store, other, stamp):
     request = pb.GetVisibilityFilterRequest(user_id=ANN, candidate_ids=[BEN, CAT], want_following=True)
 
     async def seen() -> tuple[list[int], ...]:
@@ -101,8 +102,8 @@ async def test_what_one_replica_wrote_shows_in_the_others_next_filter(store, oth
             await undo(*pair, stamp())
 
 
-def break_once(monkeypatch, owner, method: str, at: int = 1) -> None:
-    """The next call of it fails, or the one after so many, as for a process that dies before it."""
+def fail_once(monkeypatch, owner, method: str, at: int = 1) -> None:
+    """Makes call number `at` of the method fail, as if the process died before it."""
     whole = getattr(owner, method)
     calls = 0
 
@@ -119,13 +120,13 @@ def break_once(monkeypatch, owner, method: str, at: int = 1) -> None:
 
 
 @pytest.mark.parametrize("by", ["repeat", "another change", "sweeper"])
-@pytest.mark.parametrize("step", ["batch", "settle"])
-async def test_a_change_that_its_writer_left_half_done_is_finished(
+@pytest.mark.parametrize("step", ["batch", "intent"])
+async def test_edge_write_half_finished_by_dead_writer_is_completed(
     store, other, stamp, published, monkeypatch, by, step
 ):
-    owner, method = (store.keyspace, "unlogged_batch") if step == "batch" else (store._ties, "_settle")
-    # The first batch is the note's.
-    break_once(monkeypatch, owner, method, at=2 if step == "batch" else 1)
+    owner, method = (store.keyspace, "unlogged_batch") if step == "batch" else (store._edge_writer._intents, "finish")
+    # The first batch writes the intent.
+    fail_once(monkeypatch, owner, method, at=2 if step == "batch" else 1)
     with pytest.raises(errors.RoostError):
         await store.follow(ANN, BEN, stamp())
     if by == "repeat":
@@ -133,7 +134,7 @@ async def test_a_change_that_its_writer_left_half_done_is_finished(
     elif by == "another change":
         await other.mute(BEN, ANN, stamp())
     else:
-        sweeper = Sweeper(other.keyspace, other._ties, lambda: time.time() + 180)
+        sweeper = IntentSweeper(other.keyspace, other._edge_writer, lambda: time.time() + 180)
         assert await sweeper.sweep() >= 1
         assert await sweeper.sweep() == 0
     assert await lists(other) == {ANN: [[], [BEN]], BEN: [[ANN], []]}
@@ -141,7 +142,7 @@ async def test_a_change_that_its_writer_left_half_done_is_finished(
     assert await other.counts([BEN]) == {BEN: pb.UserCounts(followers=1)}
 
 
-async def test_a_swap_whose_outcome_is_unknown_is_looked_up(store, stamp, monkeypatch, published):
+async def test_compare_and_set_outcome_unknown_is_read_back(store, stamp, monkeypatch, published):
     execute_lwt = store.keyspace.execute_lwt
 
     async def unsure(*args: object) -> tuple[bool, tuple[object, ...]]:
@@ -154,8 +155,8 @@ async def test_a_swap_whose_outcome_is_unknown_is_looked_up(store, stamp, monkey
     assert await published() == ["user.followed"]
 
 
-async def test_a_swap_that_never_arrived_is_refused_and_leaves_nothing(store, stamp, monkeypatch, published):
-    break_once(monkeypatch, store.keyspace, "execute_lwt")
+async def test_compare_and_set_never_applied_fails_and_leaves_nothing(store, stamp, monkeypatch, published):
+    fail_once(monkeypatch, store.keyspace, "execute_lwt")
     with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
         await store.follow(ANN, BEN, stamp())
     assert await store.relationships(ANN, [BEN]) == [pb.Relationship(user_id=BEN)]
@@ -163,18 +164,18 @@ async def test_a_swap_that_never_arrived_is_refused_and_leaves_nothing(store, st
     assert (await store.follow(ANN, BEN, stamp())).changed
 
 
-async def test_a_batch_that_comes_late_undoes_nothing(store, stamp, monkeypatch):
+async def test_edge_batch_applied_late_undoes_nothing(store, stamp, monkeypatch):
     batches: list[list[object]] = []
     unlogged_batch = store.keyspace.unlogged_batch
 
     async def keep(steps) -> None:
         kept = list(steps)
-        # Notes and their marks come one by one.
+        # Intents are single statements.
         if len(kept) > 1:
             batches.append(kept)
         await unlogged_batch(kept)
 
-    monkeypatch.setattr(store.keyspace, "together", keep)
+    monkeypatch.setattr(store.keyspace, "unlogged_batch", keep)
     await store.follow(ANN, BEN, stamp(at_ms=5_000))
     await store.unfollow(ANN, BEN, stamp())
     assert len(batches) == 2
@@ -187,7 +188,7 @@ async def test_a_batch_that_comes_late_undoes_nothing(store, stamp, monkeypatch)
     assert await store.page(Listing.FOLLOWERS, BEN, None, 10) == [Position(5_000, ANN)]
 
 
-async def test_a_mark_that_redis_did_not_take_is_made_later(store, other, stamp, monkeypatch):
+async def test_relation_version_refused_by_redis_is_published_later(store, other, stamp, monkeypatch):
     request = pb.GetVisibilityFilterRequest(user_id=ANN)
     await other.visibility(request)
     refused = 2
@@ -197,7 +198,7 @@ async def test_a_mark_that_redis_did_not_take_is_made_later(store, other, stamp,
         refused -= 1
         return refused < 0 and await change(*args)
 
-    shared = store._ties._shared
+    shared = store._edge_writer._shared
     change = shared.change_relations
     monkeypatch.setattr(shared, "change_relations", refuse)
     await store.block(ANN, BEN, stamp())
@@ -209,11 +210,11 @@ async def test_a_mark_that_redis_did_not_take_is_made_later(store, other, stamp,
     assert refused < 0
 
 
-async def test_a_filter_is_not_kept_while_nobody_vouches_for_it(store, other, stamp, monkeypatch):
+async def test_visibility_filter_without_version_is_not_cached(store, other, stamp, monkeypatch):
     async def nothing(_: int) -> None:
         return None
 
-    monkeypatch.setattr(other._filters._shared, "relation_version", nothing)
+    monkeypatch.setattr(other._visibility_cache._shared, "relation_version", nothing)
     request = pb.GetVisibilityFilterRequest(user_id=ANN)
     first = await other.visibility(request)
     await store.block(ANN, BEN, stamp())
@@ -222,27 +223,27 @@ async def test_a_filter_is_not_kept_while_nobody_vouches_for_it(store, other, st
     assert first.relation_version != second.relation_version
 
 
-async def test_a_tier_that_another_replica_changed_reaches_the_board(store, other, stamp):
-    board = TierPublisher(time.time)
-    other.on_tier_change(board.post)
-    watch = TierWatch(other, board, time.time, every_s=0.02)
-    await watch.start()
+async def test_tier_changed_by_other_replica_reaches_publisher(store, other, stamp):
+    publisher = TierPublisher(time.time)
+    other.on_tier_change(publisher.publish)
+    poller = TierPoller(other, publisher, time.time, every_s=0.02)
+    await poller.start()
     try:
         for follower in range(100, 105):
             await store.follow(follower, ANN, stamp())
 
-        async def posted() -> bool:
-            return [entry.user_id for entry in board.entries()] == [ANN]
+        async def is_published() -> bool:
+            return [entry.user_id for entry in publisher.entries()] == [ANN]
 
-        await eventually(posted)
+        await eventually(is_published)
     finally:
-        await watch.stop()
+        await poller.stop()
 
 
-async def test_a_tier_that_was_moved_and_not_told_is_told_by_the_next(store, other, stamp, monkeypatch, published):
+async def test_tier_change_unpublished_is_published_by_next_writer(store, other, stamp, monkeypatch, published):
     for follower in range(100, 104):
         await store.follow(follower, ANN, stamp())
-    break_once(monkeypatch, store._stars, "_tell")
+    fail_once(monkeypatch, store._tier_rows, "_publish")
     with pytest.raises(errors.RoostError):
         await store.follow(104, ANN, stamp())
     assert "user.tier_changed" not in await published()

@@ -1,4 +1,4 @@
-"""The filter at read: it must show every write that returned, however often it was asked before."""
+"""Contract: the visibility filter shows every write that returned, however often it was read before."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from services.graph.store.sqlite import visibility_cache
 ANN, BEN, CAT, DAN = 11, 22, 33, 44
 
 
-def asks(reader: int, *candidates: int, following: bool = True) -> pb.GetVisibilityFilterRequest:
+def filter_request(reader: int, *candidates: int, following: bool = True) -> pb.GetVisibilityFilterRequest:
     return pb.GetVisibilityFilterRequest(user_id=reader, candidate_ids=candidates, want_following=following)
 
 
-async def test_nobody_is_hidden_at_first(store):
+async def test_visibility_without_edges_hides_no_author(store):
     version = await store.relation_version(ANN)
-    assert await store.visibility(asks(ANN, BEN, CAT)) == pb.GetVisibilityFilterResponse(relation_version=version)
+    assert await store.visibility(filter_request(ANN, BEN, CAT)) == pb.GetVisibilityFilterResponse(
+        relation_version=version
+    )
 
 
-async def test_it_lists_own_blocks_and_mutes_and_asks_the_candidates_about_theirs(store, stamp):
+async def test_visibility_returns_own_edges_and_candidates_who_block(store, stamp):
     await store.block(ANN, BEN, stamp())
     await store.mute(ANN, CAT, stamp())
     await store.block(DAN, ANN, stamp())
@@ -29,24 +31,24 @@ async def test_it_lists_own_blocks_and_mutes_and_asks_the_candidates_about_their
     await store.follow(ANN, CAT, stamp())
     await store.follow(ANN, 66, stamp())
     for _ in range(2):
-        found = await store.visibility(asks(ANN, CAT, DAN, 77))
+        found = await store.visibility(filter_request(ANN, CAT, DAN, 77))
         assert (list(found.blocked_ids), list(found.muted_ids)) == ([BEN], [CAT])
-        # 55 blocks too, and 66 is followed too, but neither was asked about.
+        # 55 blocks the reader and 66 is followed too, but neither is a candidate.
         assert (list(found.blocked_by_ids), list(found.following_ids)) == ([DAN], [CAT])
         assert found.relation_version == await store.relation_version(ANN)
 
 
-async def test_followees_only_where_wanted(store, stamp):
+async def test_visibility_returns_followees_only_if_requested(store, stamp):
     await store.follow(ANN, CAT, stamp())
-    assert not (await store.visibility(asks(ANN, CAT, following=False))).following_ids
+    assert not (await store.visibility(filter_request(ANN, CAT, following=False))).following_ids
 
 
-async def test_every_write_shows_in_the_next_answer(store, stamp):
+async def test_visibility_shows_every_write_at_next_read(store, stamp):
     async def state() -> tuple[list[int], ...]:
-        found = await store.visibility(asks(ANN, BEN))
+        found = await store.visibility(filter_request(ANN, BEN))
         return tuple(map(list, (found.blocked_ids, found.muted_ids, found.following_ids, found.blocked_by_ids)))
 
-    seen = {(await store.visibility(asks(ANN, BEN))).relation_version}
+    seen = {(await store.visibility(filter_request(ANN, BEN))).relation_version}
     steps = [
         (store.follow, ANN, BEN, ([], [], [BEN], [])),
         (store.mute, ANN, BEN, ([], [BEN], [BEN], [])),
@@ -61,13 +63,13 @@ async def test_every_write_shows_in_the_next_answer(store, stamp):
     for write, source, target, expected in steps:
         await write(source, target, stamp())
         assert await state() == expected, write.__name__
-        version = (await store.visibility(asks(ANN, BEN))).relation_version
+        version = (await store.visibility(filter_request(ANN, BEN))).relation_version
         assert version not in seen
         seen.add(version)
 
 
-async def test_sets_too_large_to_keep_are_answered_all_the_same(store, stamp, monkeypatch):
-    monkeypatch.setattr(visibility_cache, "MAX_KEPT_EDGES", 2)
+async def test_visibility_with_edges_too_many_to_cache_is_correct(store, stamp, monkeypatch):
+    monkeypatch.setattr(visibility_cache, "MAX_CACHED_EDGES", 2)
     for other in (BEN, CAT, DAN, 55):
         await store.block(other + 100, ANN, stamp())
         for target in range(1, 5):
@@ -76,22 +78,23 @@ async def test_sets_too_large_to_keep_are_answered_all_the_same(store, stamp, mo
         await store.block(ANN, other + 200, stamp())
     await store.block(BEN, ANN, stamp())
     for _ in range(2):
-        found = await store.visibility(asks(ANN, BEN, CAT, DAN, 77, CAT + 100))
+        found = await store.visibility(filter_request(ANN, BEN, CAT, DAN, 77, CAT + 100))
         assert sorted(found.blocked_ids) == [222, 233, 244, 255]
         assert sorted(found.following_ids) == [CAT, DAN]
         assert sorted(found.blocked_by_ids) == [BEN, CAT + 100]
-        assert list((await store.visibility(asks(1, BEN))).blocked_by_ids) == [BEN]
+        assert list((await store.visibility(filter_request(1, BEN))).blocked_by_ids) == [BEN]
 
 
-async def test_caches_that_overflow_cost_reads_only(store, stamp, monkeypatch):
-    monkeypatch.setattr(visibility_cache, "MAX_QUIET", 3)
+async def test_visibility_cache_overflow_stays_correct(store, stamp, monkeypatch):
+    monkeypatch.setattr(visibility_cache, "MAX_NON_BLOCKERS", 3)
     await store.block(BEN, ANN, stamp())
     for _ in range(3):
-        assert list((await store.visibility(asks(ANN, BEN, *range(100, 120)))).blocked_by_ids) == [BEN]
+        assert list((await store.visibility(filter_request(ANN, BEN, *range(100, 120)))).blocked_by_ids) == [BEN]
 
 
-async def test_no_answer_is_older_than_a_write_that_returned_before_it_was_asked(store, stamp):
-    """Readers race writers; each reader knows what had returned when it asked, and what had begun when it was answered."""
+async def test_visibility_is_never_older_than_a_returned_write(store, stamp):
+    """Readers race writers. Each reader knows which writes had returned before its read and which had begun after
+    it."""
     rng = random.Random(7)
     returned = False
     begun = False
@@ -108,13 +111,13 @@ async def test_no_answer_is_older_than_a_write_that_returned_before_it_was_asked
     async def read(reader: int, candidate: int) -> None:
         for _ in range(80):
             before = (returned, begun)
-            found = await store.visibility(asks(reader, candidate))
+            found = await store.visibility(filter_request(reader, candidate))
             after = (returned, begun)
             blocked = bool(found.blocked_ids if reader == ANN else found.blocked_by_ids)
             if before == after and before[0] == before[1]:
                 assert blocked == before[0]
             if reader == ANN:
-                # What is answered with one version is one state.
+                # All responses with one version are equal.
                 assert version_states.setdefault(found.relation_version, blocked) == blocked
             await asyncio.sleep(rng.random() / 4_000)
 

@@ -1,4 +1,4 @@
-"""Compare-and-set, to the point where its outcome is known."""
+"""Compare-and-set (LWT) whose outcome is determined even if the reply is lost."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from typing import Any
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.rpc import errors
 
-# Rounds of one write against others who change the same row. Writes of one process queue for a row, so it takes as many processes to
-# use them up.
+# Attempts of one write that loses against other writers of the same row. Writers of one process queue per row, so only
+# as many processes could use them up.
 MAX_ROUNDS = 12
-# A round of compare-and-set takes some milliseconds: those who met wait up to this much, doubled each time, and meet no more.
+# An LWT takes some milliseconds. After a lost race each writer waits a random time, up to this much, doubled each
+# round.
 BACK_OFF_S = 0.005
 MAX_BACK_OFF_S = 0.2
 
 
 async def compare_and_set(
-    keyspace: Keyspace, statement: str, values: tuple[Any, ...], stands: Callable[[], Awaitable[bool]]
+    keyspace: Keyspace, statement: str, values: tuple[Any, ...], is_applied: Callable[[], Awaitable[bool]]
 ) -> bool:
-    """Whether it was applied. Where that is unknown `stands` is asked once, which looks, serially, if the row is as it was to become.
+    """Runs the LWT and returns whether it was applied.
 
-    UNAVAILABLE or DEADLINE_EXCEEDED where it stays unknown.
+    If the reply is lost, calls `is_applied` once, which must read serially whether the row has the new value. Raises
+    the original error (UNAVAILABLE or DEADLINE_EXCEEDED) if it does not: another writer may have overwritten the row,
+    or the LWT never ran.
     """
     try:
         return (await keyspace.execute_lwt(statement, *values))[0]
     except errors.RoostError as error:
-        if not await stands():
-            # Overtaken by another, or never applied: not told apart.
+        if not await is_applied():
             raise error from None
         return True
 
 
 async def back_off(attempt: int) -> None:
-    """Waits before the next round, longer each time and at random."""
-    # Only to keep writers apart: no secret.
+    """Sleeps a random time before attempt `attempt` + 1; the bound doubles with each attempt, up to MAX_BACK_OFF_S."""
+    # The delay only spreads writers; it needs no secure randomness.
     await asyncio.sleep(random.random() * min(BACK_OFF_S * 2**attempt, MAX_BACK_OFF_S))  # noqa: S311

@@ -1,9 +1,10 @@
-"""Writes of edges: the pair's row by compare-and-set, then all that follows from it.
+"""Writes edges: the pair's row by compare-and-set, then everything that follows from it.
 
-Whoever wins the row has made the change, so there is one change and one event however many try at once. What follows (the lists by
-user, the marks of counts, the outbox) is one batch that can be repeated by anybody, and so need not be a logged one: a note made
-before the change names the pair, and its mark, made after the batch, says that nothing is owed. In between, whoever reads the row to
-write it finishes the change, and a sweeper looks for what nobody read.
+The writer that wins the compare-and-set has made the change, so concurrent attempts cause one change and one event. The
+follow-up writes (lists by user, dirty counts, outbox) are one unlogged batch. It is idempotent and any process may
+repeat it, so it needs no logged batch: an intent stored before the change names the pair, and the intent is finished
+after the batch. If a process dies in between, the next writer of the pair finishes the change, or the intent sweeper
+does.
 """
 
 from __future__ import annotations
@@ -16,193 +17,219 @@ from weakref import WeakValueDictionary
 import structlog
 from cachetools import LRUCache
 
-from services.graph.events import Change
+from services.graph.events import WriteStamp
 from services.graph.store import Outcome
 from services.graph.store.cassandra import schema
 from services.graph.store.cassandra.compare_and_set import MAX_ROUNDS, back_off, compare_and_set
-from services.graph.store.cassandra.follow_counts import RECOUNT_EVERY_MS, Tallies
+from services.graph.store.cassandra.follow_counts import RECOUNT_EVERY_MS, FollowCounts
 from services.graph.store.cassandra.intent_log import IntentLog
-from services.graph.store.cassandra.relationship import FOLLOWERS, Act, Edge, EdgeChange, Edges, Pair, Statement, ends
+from services.graph.store.cassandra.relationship import (
+    FOLLOWERS,
+    Edge,
+    EdgeAction,
+    EdgeChange,
+    Edges,
+    Pair,
+    Statement,
+    pair_key,
+)
 from services.graph.store.cassandra.tier_rows import TierRows
-from services.graph.store.cassandra.user_index import People
+from services.graph.store.cassandra.user_index import UserIndex
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
 from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, current_call
 
-# What is put off: users whose count was too dear to take again at once, and marks that Redis did not take. A user left out is judged at
-# the next follow, a mark left out is made by the sweeper.
-MAX_PUT_OFF = 1_000
-# Until the mark is made, a reader who can reach Redis may be shown what stood before.
-MARK_AGAIN_S = 0.5
-# Whoever is this far from the next tier is not counted again at each follow, for that would be half of its cost: not before a quarter of
-# the way is gone in this process, or the time is over. Judged late is who gains it all by many processes in that time, and then nobody.
-FAR = 500
-FAR_FOR_S = 60.0
-# Users known to be far, at about 150 bytes: 15 MB. Who drops out is counted.
-MAX_FAR = 100_000
+# Background tasks per process: recounts that were too expensive to do at once, and relation versions that Redis did not
+# accept. A user who does not fit is classified at the next follow; a version that does not fit is published by the
+# intent sweeper.
+MAX_DEFERRED = 1_000
+# Until the version is published, readers that reach Redis may be served the edges of before.
+PUBLISH_RETRY_S = 0.5
+# A user at least this many followers away from the next tier is not counted at each follow, which would be half of the
+# cost of a follow. Counting resumes after a quarter of the distance in this process, or after the time below. A user
+# who gains it all through many processes within that time is classified late.
+FAR_FROM_CHANGE = 500
+FAR_FROM_CHANGE_S = 60.0
+# Users known to be far from a tier change, at about 150 bytes: 15 MB. An evicted user is counted at the next follow.
+MAX_FAR_FROM_CHANGE = 100_000
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class EdgeWriter:
-    """The one writer of pairs. `mint` gives new ids, `clock` unix seconds."""
+    """Writes all pairs of a keyspace. `mint` returns new ids, `clock` returns Unix seconds."""
 
     def __init__(
         self,
         keyspace: Keyspace,
         shared: SharedVersions,
         outbox: Outbox,
-        tallies: Tallies,
-        stars: TierRows,
+        follow_counts: FollowCounts,
+        tier_rows: TierRows,
         mint: Callable[[], Awaitable[int]],
         clock: Callable[[], float],
     ) -> None:
         self._keyspace = keyspace
         self._shared = shared
         self._outbox = outbox
-        self._tallies = tallies
-        self._stars = stars
-        self._people = People(keyspace)
-        self._notes = IntentLog(keyspace, clock)
+        self._follow_counts = follow_counts
+        self._tier_rows = tier_rows
+        self._user_index = UserIndex(keyspace)
+        self._intents = IntentLog(keyspace, clock)
         self._mint = mint
         self._clock = clock
-        # Writers of one process queue for a pair: to meet in compare-and-set costs each a round of it.
+        # Writers of one process queue per pair, because each lost race costs an LWT round.
         self._queues: WeakValueDictionary[tuple[int, int], asyncio.Lock] = WeakValueDictionary()
-        self._put_off: dict[Hashable, asyncio.Task[None]] = {}
-        # Users whose followers were last counted before the last follow.
+        self._deferred: dict[Hashable, asyncio.Task[None]] = {}
+        # Users followed since their followers were last counted.
         self._stale: set[int] = set()
-        # Until when (the loop's seconds), and for how many follows more, each of these is not counted.
-        self._far: LRUCache[int, tuple[float, int]] = LRUCache(MAX_FAR)
+        # By user id: until when (event loop time), and for how many more follows, the user is not counted.
+        self._far_from_change: LRUCache[int, tuple[float, int]] = LRUCache(MAX_FAR_FROM_CHANGE)
 
-    async def write(self, act: Act, source_id: int, target_id: int, change: Change) -> Outcome:
-        """Lets `source_id` act. UNAVAILABLE where it is unknown whether it was done, or too many write the same pair."""
-        key = ends(source_id, target_id)
+    async def write(self, action: EdgeAction, source_id: int, target_id: int, change: WriteStamp) -> Outcome:
+        """Applies the action of `source_id` on `target_id`.
+
+        Raises UNAVAILABLE if the outcome is unknown or the row is too contended, PERMISSION_DENIED for a follow across
+        a block.
+        """
+        key = pair_key(source_id, target_id)
         queue = self._queues.setdefault(key, asyncio.Lock())
         async with queue:
             for attempt in range(MAX_ROUNDS):
-                pair = await self.settled(*key)
-                edge = Edge(change.at_ms, self._tallies.bucket(target_id, source_id))
-                edges = pair.after(act, source_id, edge)
+                pair = await self.read_finished(*key)
+                edge = Edge(change.at_ms, self._follow_counts.bucket(target_id, source_id))
+                edges = pair.after(action, source_id, edge)
                 if edges is None:
                     return Outcome(pair.relationship(source_id), False)
-                changed = await self._swap(pair, edges, change)
+                changed = await self._apply(pair, edges, change)
                 if changed:
                     return Outcome(changed.relationship(source_id), True)
                 await back_off(attempt)
-        raise errors.unavailable("too many change the same edge at once")
+        raise errors.unavailable("too much contention on this relationship; retry")
 
-    async def settled(self, low: int, high: int) -> Pair:
-        """The row of two people, once nothing is owed for its last change."""
+    async def read_finished(self, low: int, high: int) -> Pair:
+        """Returns the row of two users (`low` < `high`) after finishing the follow-up writes of its last change, if
+        they were pending."""
         rows = await self._keyspace.read(schema.PAIR, low, high)
         pair = Pair.of(low, high, rows[0] if rows else None)
-        if pair.change is not None and not await self._notes.is_finished(pair):
+        if pair.change is not None and not await self._intents.is_finished(pair):
             await self.finish(pair, await self._mint())
         return pair
 
-    async def finish(self, pair: Pair, fresh: int) -> None:
-        """Does what the pair's last change owes; `fresh` becomes the relation version of those it touched. Any number of times."""
-        action = EdgeChange.of(pair)
-        counted = action.counted()
-        facts = action.facts()
-        # Before tiers add to them: those publish on their own.
-        records = list(facts.records)
-        steps: list[Statement] = [*action.rows(), *self._tallies.marks(counted), *self._outbox.statements(records)]
-        await self._keyspace.unlogged_batch(steps)
+    async def finish(self, pair: Pair, version: int) -> None:
+        """Runs the follow-up writes of the pair's last change and sets `version` as the relation version of the users
+        it touched.
+
+        Idempotent: any process may run it any number of times.
+        """
+        edge_change = EdgeChange.of(pair)
+        changed_counts = edge_change.changed_counts()
+        events = edge_change.events()
+        # Copied before tier changes add events of their own, which are published separately.
+        records = list(events.records)
+        statements: list[Statement] = [
+            *edge_change.rows(),
+            *self._follow_counts.dirty_statements(changed_counts),
+            *self._outbox.statements(records),
+        ]
+        await self._keyspace.unlogged_batch(statements)
         self._outbox.publish(records)
-        # The rows stand: from here on readers may be told to look, and counts are taken.
-        spare = iter(action.change.event_ids[len(records) :])
-        followees = {user_id: None for user_id, side, _ in counted if side == FOLLOWERS}
-        marked, *_ = await asyncio.gather(
-            self._shared.change_relations(action.readers(), fresh),
-            *(self._judge(user_id, action.change, next(spare)) for user_id in followees),
+        # Only after the rows are written: from here on readers may reload them, and counts are taken.
+        unused_event_ids = iter(edge_change.change.event_ids[len(records) :])
+        followees = {user_id: None for user_id, side, _ in changed_counts if side == FOLLOWERS}
+        published, *_ = await asyncio.gather(
+            self._shared.change_relations(edge_change.readers(), version),
+            *(self._classify(user_id, edge_change.change, next(unused_event_ids)) for user_id in followees),
         )
-        if marked:
-            await self._settle(pair)
+        if published:
+            await self._intents.finish(pair)
         else:
-            self._later((pair.low, pair.high), self._mark(pair, action.readers()))
+            self._defer((pair.low, pair.high), self._publish_versions(pair, edge_change.readers()))
 
     async def close(self) -> None:
-        """Drops what was put off."""
-        tasks = tuple(self._put_off.values())
+        """Cancels the deferred tasks; the intent sweeper redoes them."""
+        tasks = tuple(self._deferred.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _swap(self, pair: Pair, edges: Edges, change: Change) -> Pair | None:
-        """Makes the change; None where another was first."""
+    async def _apply(self, pair: Pair, edges: Edges, change: WriteStamp) -> Pair | None:
+        """Applies the change to the row and finishes it. Returns the new row, or None if another writer was faster."""
         key = (pair.low, pair.high)
         changed = pair.changed(edges, change, int(self._clock() * 1_000_000))
-        # Durable before the change is: what is made and not finished can then be found.
-        people = self._people.steps(key)
-        await asyncio.gather(self._notes.make(changed), self._keyspace.write_each(people))
-        self._people.learn(key)
+        # Durable before the change, so that a change whose follow-up writes are missing can be found.
+        index_statements = self._user_index.statements(key)
+        await asyncio.gather(self._intents.begin(changed), self._keyspace.write_each(index_statements))
+        self._user_index.add_written(key)
 
-        async def stands() -> bool:
+        async def is_applied() -> bool:
             rows = await self._keyspace.read_serial(schema.PAIR, *key)
             return bool(rows) and rows[0][0] == change.version
 
-        if not await compare_and_set(self._keyspace, schema.SWAP_PAIR, (*changed.values(), *key, pair.change), stands):
+        if not await compare_and_set(
+            self._keyspace, schema.SWAP_PAIR, (*changed.values(), *key, pair.change), is_applied
+        ):
             return None
-        # It is made, so it is finished even when the caller's time is up: each statement keeps its own bound.
+        # The change is made, so it is finished even if the caller's deadline passes. Each statement still has its own
+        # timeout.
         current_call.set(current_call.get()._replace(deadline=NEVER))
         await self.finish(changed, change.version)
         return changed
 
-    async def _settle(self, pair: Pair) -> None:
-        """Says that nothing is owed. Last: whoever sees it relies on all of the rest."""
-        await self._notes.mark(pair)
-
-    async def _mark(self, pair: Pair, readers: list[int]) -> None:
+    async def _publish_versions(self, pair: Pair, readers: list[int]) -> None:
+        """Retries until Redis accepts new relation versions of the readers, then finishes the intent."""
         while True:
             if await self._shared.change_relations(readers, await self._mint()):
-                await self._settle(pair)
+                await self._intents.finish(pair)
                 return
-            await asyncio.sleep(MARK_AGAIN_S)
+            await asyncio.sleep(PUBLISH_RETRY_S)
 
-    async def _judge(self, user_id: int, change: Change, event_id: int) -> None:
-        until, room = self._far.get(user_id, (0.0, 0))
+    async def _classify(self, user_id: int, change: WriteStamp, event_id: int) -> None:
+        """Counts the user's followers and updates the tier, unless the user is known to be far from a tier change."""
+        until, room = self._far_from_change.get(user_id, (0.0, 0))
         now = asyncio.get_running_loop().time()
         if room > 0 and now < until:
-            self._far[user_id] = (until, room - 1)
+            self._far_from_change[user_id] = (until, room - 1)
             return
-        tally = await self._tallies.followers(user_id)
-        await self._stars.judge(user_id, tally.edges, change, event_id)
-        if (followers_until_change := self._stars.followers_until_change(tally.edges)) >= FAR:
-            self._far[user_id] = (now + FAR_FOR_S, followers_until_change // 4)
+        count = await self._follow_counts.followers(user_id)
+        await self._tier_rows.classify(user_id, count.edges, change, event_id)
+        if (followers_until_change := self._tier_rows.followers_until_change(count.edges)) >= FAR_FROM_CHANGE:
+            self._far_from_change[user_id] = (now + FAR_FROM_CHANGE_S, followers_until_change // 4)
             return
-        if not tally.fresh:
+        if not count.fresh:
             self._stale.add(user_id)
-            if not self._later(user_id, self._judge_again(user_id)):
+            if not self._defer(user_id, self._classify_after_recount(user_id)):
                 self._stale.discard(user_id)
 
-    async def _judge_again(self, user_id: int) -> None:
-        """Once the count may be taken again: the last follow of a rush must not go uncounted."""
+    async def _classify_after_recount(self, user_id: int) -> None:
+        """Waits until the count may be taken again, then classifies the user, so that the last follow of a burst is
+        counted too."""
         while user_id in self._stale:
             await asyncio.sleep(RECOUNT_EVERY_MS / 1000)
-            # Before it counts: a follow that comes meanwhile puts it there again.
+            # Removed before the count: a follow that arrives meanwhile adds the user again.
             self._stale.discard(user_id)
-            tally = await self._tallies.followers(user_id)
+            count = await self._follow_counts.followers(user_id)
             version, event_id = await self._mint(), await self._mint()
-            change = Change(int(self._clock() * 1000), version, (event_id,))
-            await self._stars.judge(user_id, tally.edges, change, event_id)
+            change = WriteStamp(int(self._clock() * 1000), version, (event_id,))
+            await self._tier_rows.classify(user_id, count.edges, change, event_id)
 
-    def _later(self, key: Hashable, work: Coroutine[Any, Any, None]) -> bool:
-        """Does it in the background, one thing a key; False where there is no room."""
-        if key in self._put_off or len(self._put_off) >= MAX_PUT_OFF:
+    def _defer(self, key: Hashable, work: Coroutine[Any, Any, None]) -> bool:
+        """Runs `work` in the background, one task per key. Returns False if MAX_DEFERRED tasks are running."""
+        if key in self._deferred or len(self._deferred) >= MAX_DEFERRED:
             work.close()
-            return key in self._put_off
+            return key in self._deferred
 
         async def run() -> None:
-            # Nobody waits for it, so nobody's deadline ends it.
+            # No caller waits for this task, so no caller's deadline may end it.
             current_call.set(current_call.get()._replace(deadline=NEVER))
             try:
                 await work
             except errors.RoostError as error:
-                _log.warning("put off, and failed", of=key, error=str(error))
+                log.warning("deferred_write.failed", key=key, error=str(error))
             finally:
-                del self._put_off[key]
+                del self._deferred[key]
 
-        self._put_off[key] = asyncio.create_task(run())
+        self._deferred[key] = asyncio.create_task(run())
         return True

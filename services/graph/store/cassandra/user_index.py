@@ -1,4 +1,5 @@
-"""Everybody who ever had an edge, by ascending id: rows are spread by a hash, so what walks over all people needs an order kept apart."""
+"""Lists all users who ever had an edge, by ascending id. Cassandra distributes rows by hash, so scans over all users
+need a separate order."""
 
 from __future__ import annotations
 
@@ -10,49 +11,50 @@ from services.graph.store.cassandra import schema
 from services.graph.store.cassandra.relationship import Statement
 from services.platform.cassandra.keyspace import Keyspace
 
-# Ids of one range: those minted within 37 hours, for ids grow with time. So there are 16,384 ranges at most.
+# One range holds the ids minted within 37 hours, because ids grow with time. So there are at most 16,384 ranges.
 RANGE_BITS = 49
 MAX_RANGES = 1 << (63 - RANGE_BITS)
-# People known to be written, at about 100 bytes: 10 MB. Who drops out is written again, to no effect.
+# Users known to be written, at about 100 bytes: 10 MB. An evicted user is written again, which changes nothing.
 MAX_KNOWN = 100_000
-# People a read.
+# Users per read.
 PAGE_ROWS = 1_000
-# Ranges looked into side by side.
+# Ranges read in parallel.
 RANGES_A_READ = 16
 
 
-class People:
-    """The people of one keyspace. Nobody is ever removed."""
+class UserIndex:
+    """The users of one keyspace. Users are never removed."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
-        self._known: LRUCache[int, None] = LRUCache(MAX_KNOWN)
+        self._written: LRUCache[int, None] = LRUCache(MAX_KNOWN)
         # At most MAX_RANGES.
-        self._known_ranges: set[int] = set()
+        self._written_ranges: set[int] = set()
 
-    def steps(self, user_ids: Iterable[int]) -> list[Statement]:
-        """What has to be written before an edge of theirs is; nothing for those known. `learn` them once it is written."""
-        unknown = [user_id for user_id in user_ids if user_id not in self._known]
-        ranges = {user_id >> RANGE_BITS for user_id in unknown} - self._known_ranges
-        steps: list[Statement] = [(schema.ADD_RANGE, (one,)) for one in ranges]
-        return steps + [(schema.ADD_PERSON, (user_id >> RANGE_BITS, user_id)) for user_id in unknown]
+    def statements(self, user_ids: Iterable[int]) -> list[Statement]:
+        """Returns the statements to run before an edge of these users is written; none for users known to be written.
+        Call `add_written` afterwards."""
+        unknown = [user_id for user_id in user_ids if user_id not in self._written]
+        ranges = {user_id >> RANGE_BITS for user_id in unknown} - self._written_ranges
+        statements: list[Statement] = [(schema.ADD_RANGE, (one,)) for one in ranges]
+        return statements + [(schema.ADD_USER, (user_id >> RANGE_BITS, user_id)) for user_id in unknown]
 
-    def learn(self, user_ids: Iterable[int]) -> None:
-        """Remembers that they are written."""
+    def add_written(self, user_ids: Iterable[int]) -> None:
+        """Caches that these users are written."""
         for user_id in user_ids:
-            self._known[user_id] = None
-            self._known_ranges.add(user_id >> RANGE_BITS)
+            self._written[user_id] = None
+            self._written_ranges.add(user_id >> RANGE_BITS)
 
-    async def after(self, user_id: int) -> AsyncIterator[int]:
-        """The people behind this id, by ascending id."""
+    async def ids_above(self, user_id: int) -> AsyncIterator[int]:
+        """Yields all user ids greater than `user_id`, ascending."""
         ranges = [row[0] for row in await self._keyspace.read(schema.RANGES, user_id >> RANGE_BITS, MAX_RANGES)]
         for start in range(0, len(ranges), RANGES_A_READ):
-            lot = ranges[start : start + RANGES_A_READ]
-            pages = await self._keyspace.read_each(schema.PEOPLE, [(one, user_id, PAGE_ROWS) for one in lot])
-            for one, page in zip(lot, pages, strict=True):
+            batch = ranges[start : start + RANGES_A_READ]
+            pages = await self._keyspace.read_each(schema.USERS_IN_RANGE, [(one, user_id, PAGE_ROWS) for one in batch])
+            for one, page in zip(batch, pages, strict=True):
                 while page:
                     for row in page:
                         yield row[0]
                     if len(page) < PAGE_ROWS:
                         break
-                    page = await self._keyspace.read(schema.PEOPLE, one, page[-1][0], PAGE_ROWS)
+                    page = await self._keyspace.read(schema.USERS_IN_RANGE, one, page[-1][0], PAGE_ROWS)

@@ -1,8 +1,8 @@
-"""What hides authors from readers, kept in process memory under the relation version that all processes share.
+"""Caches which authors are hidden from a reader, in process memory, under the reader's relation version in Redis.
 
-A version is read before the rows, and changed after the rows are and before a write returns. So what was read under a version is good
-for as long as that version stands, whoever writes; and as a block changes the versions of both sides, that holds for who blocks the
-reader, too.
+The version is read before the rows are, and it changes after the rows change and before the write returns. So what was
+read under a version is valid until that version changes, in any process. A block changes the versions of both users, so
+this also holds for authors who block the reader.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store import Listing, Position
 from services.graph.store.cassandra import schema
-from services.graph.store.cassandra.relationship import Pair, ends
+from services.graph.store.cassandra.relationship import Pair, pair_key
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.redis.shared_versions import SharedVersions
 
-# In ids of an array, 8 bytes each; an author takes about eight times that in a dict. So 64 MB, and with 20 authors each 36,000 readers.
+# Cache size in array ids of 8 bytes: 64 MB. An author in a dict takes about eight times as much. With 20 authors each
+# it holds 36,000 readers.
 MAX_WEIGHT = 8_000_000
 _READER_WEIGHT = 60
 _AUTHOR_WEIGHT = 8
-# Authors remembered of one reader: a day's reading. Beyond it they are asked anew.
+# Authors cached per reader: about a day's reading. Beyond it the cache of that reader starts again.
 MAX_AUTHORS = 2_000
-# More than this is read anew for each answer, so that one user cannot push out thousands of others.
-MAX_KEPT_EDGES = 50_000
+# A reader with more blocks and mutes than this is not cached, so that one user cannot evict thousands of others.
+MAX_CACHED_EDGES = 50_000
 PAGE_ROWS = 5_000
 TOP = Position((1 << 63) - 1, (1 << 63) - 1)
 
 
 class _Reader:
-    """What one reader's version vouches for. `authors` maps an id to (the reader follows, blocks the reader)."""
+    """What is cached for one reader under one version. `authors` maps an author id to (reader follows author, author
+    blocks reader)."""
 
     __slots__ = ("authors", "blocked", "muted", "version")
 
@@ -44,11 +46,12 @@ class _Reader:
         self.authors: dict[int, tuple[bool, bool]] = {}
 
     def weight(self) -> int:
+        """Returns the size of this entry in array ids."""
         return _READER_WEIGHT + len(self.blocked) + len(self.muted) + _AUTHOR_WEIGHT * len(self.authors)
 
 
-class Filters:
-    """Answers GetVisibilityFilter. Of one event loop; `mint` gives new ids."""
+class CassandraVisibilityCache:
+    """Answers GetVisibilityFilter. For use by one event loop; `mint` returns new ids."""
 
     def __init__(self, keyspace: Keyspace, shared: SharedVersions, mint: Callable[[], Awaitable[int]]) -> None:
         self._keyspace = keyspace
@@ -58,12 +61,13 @@ class Filters:
         self._loading: dict[tuple[int, int], asyncio.Task[_Reader]] = {}
 
     async def version(self, user_id: int) -> int:
-        """The user's relation version; one that was never seen where nobody can say."""
+        """Returns the user's relation version. If Redis cannot be reached, returns a new id, which equals no cached
+        version."""
         version = await self._shared.relation_version(user_id)
         return await self._mint() if version is None else version
 
     async def answer(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
-        """The response, in memory of its own."""
+        """Builds the response from the cache, reading from Cassandra what is missing. Its lists are copies."""
         reader = await self._reader(request.user_id)
         authors = await self._authors(request.user_id, reader, request.candidate_ids)
         return pb.GetVisibilityFilterResponse(
@@ -77,18 +81,18 @@ class Filters:
     async def _reader(self, user_id: int) -> _Reader:
         version = await self._shared.relation_version(user_id)
         if version is None:
-            # Nobody vouches for what is kept, and nobody will for this.
+            # Without a version neither a cached entry nor this result can be trusted later, so nothing is cached.
             return await self._load(user_id, await self._mint())
-        kept = self._readers.get(user_id)
-        if kept is not None and kept.version == version:
-            return kept
-        # Those who ask under one version share one read, and so one answer.
+        cached = self._readers.get(user_id)
+        if cached is not None and cached.version == version:
+            return cached
+        # Concurrent loads of the same (reader, version) are coalesced.
         task = self._loading.get((user_id, version))
         if task is None:
             task = self._loading[user_id, version] = asyncio.create_task(self._load(user_id, version))
             task.add_done_callback(lambda _: self._loading.pop((user_id, version), None))
         reader = await asyncio.shield(task)
-        if len(reader.blocked) + len(reader.muted) <= MAX_KEPT_EDGES:
+        if len(reader.blocked) + len(reader.muted) <= MAX_CACHED_EDGES:
             self._readers[user_id] = reader
         return reader
 
@@ -97,6 +101,7 @@ class Filters:
         return _Reader(version, blocked, muted)
 
     async def _all(self, listing: Listing, user_id: int) -> array[int]:
+        """Returns all ids of one of the user's lists."""
         found, below = array("q"), TOP
         while True:
             page = await self._keyspace.read(schema.PAGES[listing], user_id, *below, PAGE_ROWS)
@@ -105,21 +110,22 @@ class Filters:
                 return found
             below = Position(*page[-1])
 
-    async def _authors(self, user_id: int, reader: _Reader, asked: Iterable[int]) -> dict[int, tuple[bool, bool]]:
-        wanted = dict.fromkeys(asked)
+    async def _authors(self, user_id: int, reader: _Reader, candidates: Iterable[int]) -> dict[int, tuple[bool, bool]]:
+        """Returns (reader follows author, author blocks reader) by author id, reading uncached pairs."""
+        wanted = dict.fromkeys(candidates)
         known = reader.authors
         found = {i: known[i] for i in wanted if i in known}
         unknown: Sequence[int] = [i for i in wanted if i not in found and i != user_id]
         if unknown:
-            keys = [ends(user_id, other) for other in unknown]
+            keys = [pair_key(user_id, other) for other in unknown]
             rows = await self._keyspace.read_each(schema.PAIR, keys)
             for other, key, row in zip(unknown, keys, rows, strict=True):
-                tie = Pair.of(*key, row[0] if row else None).relationship(user_id)
-                found[other] = (tie.following, tie.blocked_by)
+                relationship = Pair.of(*key, row[0] if row else None).relationship(user_id)
+                found[other] = (relationship.following, relationship.blocked_by)
             if len(known) + len(unknown) > MAX_AUTHORS:
                 known.clear()
             known.update(found)
             if self._readers.get(user_id) is reader:
-                # Put in again, so that it is weighed again.
+                # Inserted again, so that the cache computes its new weight.
                 self._readers[user_id] = reader
         return found

@@ -1,6 +1,6 @@
-"""The tables and statements of the embedded adapter.
+"""Tables and statements of the SQLite adapter.
 
-Every follow lies in two tables, once a direction; both order lists by time. Rows go when edges go: nothing is left of them.
+Every follow is stored in two tables, one per direction; both order by time. Deleting an edge deletes its rows.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ CREATE TABLE tiers (
 );
 CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
-# Suggestions for somebody who follows nobody: without it, a million counts are read and sorted for each.
+# Serves suggestions to users who follow nobody. Without the index each one would read and sort all counts.
 _POPULAR_SCHEMA = "CREATE INDEX counts_by_followers ON counts (followers DESC, user_id);"
-# Follows that the count of `user_id` leaves out, for the other does not take part; `side` is 0 of followers, 1 of followees.
+# Follows excluded from the counts of `user_id` because the other user is not active; `side` is 0 for followers, 1 for
+# followees.
 _UNCOUNTED_SCHEMA = """
 CREATE TABLE uncounted (
     user_id INTEGER NOT NULL, side INTEGER NOT NULL, other_id INTEGER NOT NULL, PRIMARY KEY (user_id, side, other_id)
@@ -50,7 +51,7 @@ MIGRATIONS = (EDGES_SCHEMA, OUTBOX_SCHEMA, _POPULAR_SCHEMA, ABSENCES_SCHEMA, _UN
 OF_FOLLOWERS, OF_FOLLOWEES = 0, 1
 UNCOUNT = "INSERT OR IGNORE INTO uncounted (user_id, side, other_id) VALUES (?, ?, ?)"
 COUNT_AGAIN = "DELETE FROM uncounted WHERE user_id = ? AND side = ? AND other_id = ?"
-# By side. The relation version stays: nothing changed between the two.
+# By side. The relation version stays, because no edge changed.
 COUNT_ONE = {
     OF_FOLLOWERS: "UPDATE counts SET followers = followers + ? WHERE user_id = ?",
     OF_FOLLOWEES: "UPDATE counts SET following = following + ? WHERE user_id = ?",
@@ -71,7 +72,7 @@ ON CONFLICT (user_id) DO UPDATE SET
     followers = followers + excluded.followers, following = following + excluded.following, version = excluded.version
 RETURNING followers
 """
-# Not the statement above with negative numbers: a CHECK looks at the row to insert even where it becomes an update.
+# Not COUNT_UP with negative numbers: SQLite applies CHECK to the row to insert even if it becomes an update.
 COUNT_DOWN = """
 UPDATE counts SET followers = followers - ?, following = following - ?, version = ? WHERE user_id = ?
 RETURNING followers
@@ -93,7 +94,8 @@ SELECT EXISTS (SELECT 1 FROM following WHERE follower_id = ? AND followee_id = ?
     EXISTS (SELECT 1 FROM mutes WHERE user_id = ? AND target_id = ?)
 """
 
-# Table, owner and other of each list; the names are ours, so they may stand in a statement.
+# Table, owner column and other column of each list. The names are constants of this module, so they may be formatted
+# into SQL.
 _LISTS = {
     Listing.FOLLOWERS: ("followers", "followee_id", "follower_id"),
     Listing.FOLLOWING: ("following", "follower_id", "followee_id"),

@@ -1,4 +1,4 @@
-"""The embedded adapter: one SQLite file, and the hot filter in memory beside it."""
+"""The SQLite adapter of graph's store: one file, with the visibility cache in memory beside it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Self, TypeVar
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.events import Change, EventBuilder
-from services.graph.store import Judged, Listing, Outcome, Position, TierHook
+from services.graph.events import EventBuilder, WriteStamp
+from services.graph.store import Listing, Outcome, Position, ReclassifiedBatch, TierHook
 from services.graph.store.sqlite import schema as sql
-from services.graph.store.sqlite.visibility_cache import Visibility
+from services.graph.store.sqlite.visibility_cache import SqliteVisibilityCache
 from services.graph.tier_publisher import TierRule
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
@@ -24,29 +24,29 @@ from services.platform.sqlite.database import Database
 
 T = TypeVar("T")
 
-# Friends of friends: at most 2,500 rows, about 2 ms.
+# Suggestions read at most 2,500 rows, about 2 ms.
 SUGGEST_FROM_FOLLOWEES = 50
 SUGGEST_FROM_EACH = 50
-# Rows walked over in one transaction when somebody goes or comes back: others' writes wait for so many.
-ABSENT_A_STEP = 500
+# Edges processed in one transaction when a user becomes inactive or active again; other writes wait meanwhile.
+ABSENT_BATCH = 500
 _TOP = Position((1 << 63) - 1, (1 << 63) - 1)
 _THRESHOLD = "celebrity_threshold"
 
 
 class EmbeddedGraphStore:
-    """GraphStore over SQLite. Writes are one transaction each, committed in groups."""
+    """GraphStore on SQLite. Each write is one transaction; transactions are committed in groups."""
 
     def __init__(self, db: Database, rule: TierRule) -> None:
         self.db = db
         self._rule = rule
-        self._visibility = Visibility(db)
+        self._visibility_cache = SqliteVisibilityCache(db)
         self._hooks: list[TierHook] = []
-        # Writes whose caller may have gone: they must still correct the memory.
+        # Writes whose caller may be gone: they must still invalidate the cache.
         self._writes: set[asyncio.Task[object]] = set()
 
     @classmethod
     async def open(cls, path: Path, rule: TierRule) -> Self:
-        """Opens or makes the file. FAILED_PRECONDITION if another owner has it."""
+        """Opens the file, or creates it. Raises FAILED_PRECONDITION if another process has it open."""
         return cls(await Database.open(path, sql.MIGRATIONS), rule)
 
     async def close(self) -> None:
@@ -55,23 +55,23 @@ class EmbeddedGraphStore:
     def on_tier_change(self, hook: TierHook) -> None:
         self._hooks.append(hook)
 
-    async def follow(self, follower_id: int, followee_id: int, change: Change) -> Outcome:
-        return await self._write(_Write.follow, follower_id, followee_id, change)
+    async def follow(self, follower_id: int, followee_id: int, change: WriteStamp) -> Outcome:
+        return await self._write(_WriteTransaction.follow, follower_id, followee_id, change)
 
-    async def unfollow(self, follower_id: int, followee_id: int, change: Change) -> Outcome:
-        return await self._write(_Write.unfollow, follower_id, followee_id, change)
+    async def unfollow(self, follower_id: int, followee_id: int, change: WriteStamp) -> Outcome:
+        return await self._write(_WriteTransaction.unfollow, follower_id, followee_id, change)
 
-    async def block(self, user_id: int, target_id: int, change: Change) -> Outcome:
-        return await self._write(_Write.block, user_id, target_id, change)
+    async def block(self, user_id: int, target_id: int, change: WriteStamp) -> Outcome:
+        return await self._write(_WriteTransaction.block, user_id, target_id, change)
 
-    async def unblock(self, user_id: int, target_id: int, change: Change) -> Outcome:
-        return await self._write(_Write.unblock, user_id, target_id, change)
+    async def unblock(self, user_id: int, target_id: int, change: WriteStamp) -> Outcome:
+        return await self._write(_WriteTransaction.unblock, user_id, target_id, change)
 
-    async def mute(self, user_id: int, target_id: int, change: Change) -> Outcome:
-        return await self._write(_Write.mute, user_id, target_id, change)
+    async def mute(self, user_id: int, target_id: int, change: WriteStamp) -> Outcome:
+        return await self._write(_WriteTransaction.mute, user_id, target_id, change)
 
-    async def unmute(self, user_id: int, target_id: int, change: Change) -> Outcome:
-        return await self._write(_Write.unmute, user_id, target_id, change)
+    async def unmute(self, user_id: int, target_id: int, change: WriteStamp) -> Outcome:
+        return await self._write(_WriteTransaction.unmute, user_id, target_id, change)
 
     async def relationships(self, user_id: int, other_ids: Sequence[int]) -> list[pb.Relationship]:
         others = tuple(other_ids)
@@ -86,7 +86,7 @@ class EmbeddedGraphStore:
         return [pb.Edge(from_id=source, to_id=target, created_at_ms=at_ms) for source, target, at_ms in rows]
 
     async def visibility(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
-        return await self._visibility.answer(request)
+        return await self._visibility_cache.answer(request)
 
     async def relation_version(self, user_id: int) -> int:
         row = await self.db.read(lambda c: c.execute(sql.VERSION, (user_id,)).fetchone())
@@ -98,13 +98,13 @@ class EmbeddedGraphStore:
         return {user_id: pb.UserCounts(followers=row[0], following=row[1]) for user_id, row in rows}
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        # First: what is followed from here on looks there, and what was before is walked over below.
+        # First: later follows check the stored decision; the loop below handles the earlier ones.
         if not await self.db.write(lambda c: decide(c, user_id, absent, at_us)):
             return
         for listing, side in ((Listing.FOLLOWING, sql.OF_FOLLOWERS), (Listing.FOLLOWERS, sql.OF_FOLLOWEES)):
             below: Position | None = None
-            while page := await self.page(listing, user_id, below, ABSENT_A_STEP):
-                await self.db.write(lambda c: _uncount(c, page, side, user_id, absent))  # noqa: B023 (awaited)
+            while page := await self.page(listing, user_id, below, ABSENT_BATCH):
+                await self.db.write(lambda c: _apply_absence(c, page, side, user_id, absent))  # noqa: B023 (awaited)
                 below = page[-1]
 
     async def suggestions(self, user_id: int, limit: int) -> list[int]:
@@ -114,10 +114,10 @@ class EmbeddedGraphStore:
         return await self.db.read(lambda c: [row[0] for row in c.execute(sql.MOST_FOLLOWED, (limit,))])
 
     async def reclassify(
-        self, user_id: int, choice: pb.TierChoice.ValueType, change: Change
+        self, user_id: int, choice: pb.TierChoice.ValueType, change: WriteStamp
     ) -> tuple[pb.Tier.ValueType, bool]:
         def unit(c: sqlite3.Connection) -> tuple[tuple[pb.Tier.ValueType, bool], list[pb.TierEntry]]:
-            write = _Write(c, change, self._rule)
+            write = _WriteTransaction(c, change, self._rule)
             tier = write.override(user_id, choice)
             write.finish()
             return (tier, bool(write.tiers)), write.tiers
@@ -128,14 +128,14 @@ class EmbeddedGraphStore:
         rows = await self.db.read(lambda c: c.execute(sql.TIERS, (pb.TIER_CELEBRITY, since_ms)).fetchall())
         return [pb.TierEntry(user_id=user_id, tier=tier, changed_at_ms=at_ms) for user_id, tier, at_ms in rows]
 
-    async def judge_afresh(self, after_id: int, limit: int, change: Change) -> Judged:
-        def unit(c: sqlite3.Connection) -> tuple[Judged, list[pb.TierEntry]]:
-            write = _Write(c, change, self._rule)
+    async def reclassify_batch(self, after_id: int, limit: int, change: WriteStamp) -> ReclassifiedBatch:
+        def unit(c: sqlite3.Connection) -> tuple[ReclassifiedBatch, list[pb.TierEntry]]:
+            write = _WriteTransaction(c, change, self._rule)
             rows = c.execute(sql.COUNTED_AFTER, (after_id, limit)).fetchall()
             for user_id, followers in rows:
-                write.judge(user_id, followers, from_count_alone=True)
+                write.classify(user_id, followers, from_count_alone=True)
             write.finish()
-            return Judged(len(write.tiers), rows[-1][0] if rows else 0), write.tiers
+            return ReclassifiedBatch(len(write.tiers), rows[-1][0] if rows else 0), write.tiers
 
         return await self._commit(unit)
 
@@ -147,16 +147,16 @@ class EmbeddedGraphStore:
         await self.db.write(lambda c: c.execute(sql.SET_SETTING, (_THRESHOLD, threshold)).rowcount)
 
     async def _write(
-        self, act: Callable[[_Write, int, int], bool], source: int, target: int, change: Change
+        self, action: Callable[[_WriteTransaction, int, int], bool], source: int, target: int, change: WriteStamp
     ) -> Outcome:
         def unit(c: sqlite3.Connection) -> tuple[Outcome, list[pb.TierEntry]]:
-            write = _Write(c, change, self._rule)
-            changed = act(write, source, target)
+            write = _WriteTransaction(c, change, self._rule)
+            changed = action(write, source, target)
             write.finish()
             return Outcome(_relationship(c, source, target), changed), write.tiers
 
-        blockers = (source,) if act in (_Write.block, _Write.unblock) else ()
-        readers = (source,) if act in (_Write.mute, _Write.unmute) else (source, target)
+        blockers = (source,) if action in (_WriteTransaction.block, _WriteTransaction.unblock) else ()
+        readers = (source,) if action in (_WriteTransaction.mute, _WriteTransaction.unmute) else (source, target)
         return await self._commit(unit, readers, blockers)
 
     async def _commit(
@@ -165,13 +165,16 @@ class EmbeddedGraphStore:
         readers: Sequence[int] = (),
         blockers: Sequence[int] = (),
     ) -> T:
-        """Runs the unit, then corrects the memory and tells of the tiers before it answers, also if the caller has gone."""
+        """Runs the transaction, then invalidates the cache and calls the tier hooks, even if the caller is cancelled.
+
+        `readers` are the users whose edges change, `blockers` those whose blocks change.
+        """
 
         async def run() -> T:
             try:
                 result, tiers = await self.db.write(unit)
             finally:
-                self._visibility.forget(readers, blockers)
+                self._visibility_cache.invalidate(readers, blockers)
             if tiers:
                 for hook in self._hooks:
                     hook(tiers)
@@ -183,80 +186,84 @@ class EmbeddedGraphStore:
         return await asyncio.shield(task)
 
 
-class _Write:
-    """One transaction at work, in the writer thread. The acts say whether they changed anything."""
+class _WriteTransaction:
+    """One write transaction. Runs in the writer thread; the action methods return whether they changed anything."""
 
-    def __init__(self, connection: sqlite3.Connection, change: Change, rule: TierRule) -> None:
+    def __init__(self, connection: sqlite3.Connection, change: WriteStamp, rule: TierRule) -> None:
         self._connection = connection
         self._change = change
         self._rule = rule
-        self._facts = EventBuilder(change)
+        self._events = EventBuilder(change)
         self.tiers: list[pb.TierEntry] = []
 
     def finish(self) -> None:
-        """Adds the events to the transaction."""
-        if self._facts.records:
-            outbox.enqueue(self._connection, self._facts.records)
+        """Adds the events to the outbox, in the same transaction."""
+        if self._events.records:
+            outbox.enqueue(self._connection, self._events.records)
 
     def follow(self, follower_id: int, followee_id: int) -> bool:
         pair = (follower_id, followee_id)
-        if self._one(sql.HAS_BLOCK_BETWEEN, (*pair, followee_id, follower_id)):
-            raise errors.permission_denied("one of you blocks the other", reason=Reason.BLOCKED)
+        if self._execute_for_value(sql.HAS_BLOCK_BETWEEN, (*pair, followee_id, follower_id)):
+            raise errors.permission_denied(
+                "you cannot follow this user: one of you blocks the other", reason=Reason.BLOCKED
+            )
         at_ms, version = self._change.at_ms, self._change.version
-        if not self._rows(sql.ADD_FOLLOWING, (*pair, at_ms)):
+        if not self._execute(sql.ADD_FOLLOWING, (*pair, at_ms)):
             return False
-        self._rows(sql.ADD_FOLLOWER, (followee_id, at_ms, follower_id))
-        self._facts.followed(*pair)
-        following = self._counts(follower_id, sql.OF_FOLLOWEES, followee_id)
-        followers = self._counts(followee_id, sql.OF_FOLLOWERS, follower_id)
-        self._one(sql.COUNT_UP, (follower_id, 0, following, version))
-        self.judge(followee_id, self._one(sql.COUNT_UP, (followee_id, followers, 0, version)))
+        self._execute(sql.ADD_FOLLOWER, (followee_id, at_ms, follower_id))
+        self._events.followed(*pair)
+        following = self._count_delta(follower_id, sql.OF_FOLLOWEES, followee_id)
+        followers = self._count_delta(followee_id, sql.OF_FOLLOWERS, follower_id)
+        self._execute_for_value(sql.COUNT_UP, (follower_id, 0, following, version))
+        self.classify(followee_id, self._execute_for_value(sql.COUNT_UP, (followee_id, followers, 0, version)))
         return True
 
     def unfollow(self, follower_id: int, followee_id: int) -> bool:
         rows = self._connection.execute(sql.DROP_FOLLOWING, (follower_id, followee_id)).fetchall()
         if not rows:
             return False
-        self._rows(sql.DROP_FOLLOWER, (followee_id, rows[0][0], follower_id))
-        self._facts.unfollowed(follower_id, followee_id)
-        following = 1 - self._rows(sql.COUNT_AGAIN, (follower_id, sql.OF_FOLLOWEES, followee_id))
-        followers = 1 - self._rows(sql.COUNT_AGAIN, (followee_id, sql.OF_FOLLOWERS, follower_id))
-        self._one(sql.COUNT_DOWN, (0, following, self._change.version, follower_id))
-        self.judge(followee_id, self._one(sql.COUNT_DOWN, (followers, 0, self._change.version, followee_id)))
+        self._execute(sql.DROP_FOLLOWER, (followee_id, rows[0][0], follower_id))
+        self._events.unfollowed(follower_id, followee_id)
+        following = 1 - self._execute(sql.COUNT_AGAIN, (follower_id, sql.OF_FOLLOWEES, followee_id))
+        followers = 1 - self._execute(sql.COUNT_AGAIN, (followee_id, sql.OF_FOLLOWERS, follower_id))
+        self._execute_for_value(sql.COUNT_DOWN, (0, following, self._change.version, follower_id))
+        self.classify(
+            followee_id, self._execute_for_value(sql.COUNT_DOWN, (followers, 0, self._change.version, followee_id))
+        )
         return True
 
     def block(self, user_id: int, target_id: int) -> bool:
-        if not self._rows(sql.ADD_BLOCK, (user_id, target_id, self._change.at_ms)):
+        if not self._execute(sql.ADD_BLOCK, (user_id, target_id, self._change.at_ms)):
             return False
-        self._facts.blocked(user_id, target_id)
+        self._events.blocked(user_id, target_id)
         self.unfollow(user_id, target_id)
         self.unfollow(target_id, user_id)
-        self._renew(user_id, target_id)
+        self._bump_versions(user_id, target_id)
         return True
 
     def unblock(self, user_id: int, target_id: int) -> bool:
-        if not self._rows(sql.DROP_BLOCK, (user_id, target_id)):
+        if not self._execute(sql.DROP_BLOCK, (user_id, target_id)):
             return False
-        self._facts.unblocked(user_id, target_id)
-        self._renew(user_id, target_id)
+        self._events.unblocked(user_id, target_id)
+        self._bump_versions(user_id, target_id)
         return True
 
     def mute(self, user_id: int, target_id: int) -> bool:
-        if not self._rows(sql.ADD_MUTE, (user_id, target_id, self._change.at_ms)):
+        if not self._execute(sql.ADD_MUTE, (user_id, target_id, self._change.at_ms)):
             return False
-        self._facts.muted(user_id, target_id)
-        self._renew(user_id)
+        self._events.muted(user_id, target_id)
+        self._bump_versions(user_id)
         return True
 
     def unmute(self, user_id: int, target_id: int) -> bool:
-        if not self._rows(sql.DROP_MUTE, (user_id, target_id)):
+        if not self._execute(sql.DROP_MUTE, (user_id, target_id)):
             return False
-        self._facts.unmuted(user_id, target_id)
-        self._renew(user_id)
+        self._events.unmuted(user_id, target_id)
+        self._bump_versions(user_id)
         return True
 
-    def judge(self, user_id: int, followers: int, *, from_count_alone: bool = False) -> None:
-        """Moves the user to the tier that the count asks for, if that is another."""
+    def classify(self, user_id: int, followers: int, *, from_count_alone: bool = False) -> None:
+        """Sets the tier that the rule gives for the count, if it differs from the current one."""
         tier, choice, changed_at_ms = self._tier_row(user_id)
         due = (
             self._rule.from_count_alone(followers, choice)
@@ -264,19 +271,19 @@ class _Write:
             else self._rule.tier(followers, tier, choice)
         )
         if due != tier:
-            self._move(user_id, due, choice, changed_at_ms)
+            self._set_tier(user_id, due, choice, changed_at_ms)
 
     def override(self, user_id: int, choice: pb.TierChoice.ValueType) -> pb.Tier.ValueType:
-        """Lets `choice` decide from now on, and returns the tier that it makes."""
-        tier, decided_by, changed_at_ms = self._tier_row(user_id)
-        if choice == decided_by:
+        """Stores the operator's `choice`, applies it and returns the resulting tier."""
+        tier, current_choice, changed_at_ms = self._tier_row(user_id)
+        if choice == current_choice:
             return tier
-        followers = self._one(sql.FOLLOWERS_COUNT, (user_id,)) or 0
+        followers = self._execute_for_value(sql.FOLLOWERS_COUNT, (user_id,)) or 0
         due = self._rule.from_count_alone(followers, choice)
         if due != tier:
-            self._move(user_id, due, choice, changed_at_ms)
+            self._set_tier(user_id, due, choice, changed_at_ms)
         else:
-            self._rows(sql.SET_TIER, (user_id, tier, choice, changed_at_ms))
+            self._execute(sql.SET_TIER, (user_id, tier, choice, changed_at_ms))
         return due
 
     def _tier_row(self, user_id: int) -> tuple[pb.Tier.ValueType, pb.TierChoice.ValueType, int]:
@@ -285,40 +292,44 @@ class _Write:
         ).fetchone()
         return row or (pb.TIER_NORMAL, pb.TIER_CHOICE_AUTOMATIC, 0)
 
-    def _move(
+    def _set_tier(
         self, user_id: int, tier: pb.Tier.ValueType, choice: pb.TierChoice.ValueType, changed_before_ms: int
     ) -> None:
-        # Later than the change before, whatever the clock says: readers order a user's tiers by this time.
+        # Later than the previous change even if the clock was set back: readers order a user's tiers by this time.
         at_ms = max(self._change.at_ms, changed_before_ms + 1)
-        self._rows(sql.SET_TIER, (user_id, tier, choice, at_ms))
-        self._facts.tier_changed(user_id, tier == pb.TIER_CELEBRITY)
+        self._execute(sql.SET_TIER, (user_id, tier, choice, at_ms))
+        self._events.tier_changed(user_id, tier == pb.TIER_CELEBRITY)
         self.tiers.append(pb.TierEntry(user_id=user_id, tier=tier, changed_at_ms=at_ms))
 
-    def _counts(self, user_id: int, side: int, other_id: int) -> int:
-        """How much a new edge adds to the user's count: 0, and kept as left out, if the other does not take part."""
+    def _count_delta(self, user_id: int, side: int, other_id: int) -> int:
+        """Returns what a new edge adds to the user's count: 1, or 0 if the other user is not active. In that case the
+        edge is stored as excluded."""
         if not is_absent(self._connection, other_id):
             return 1
-        self._rows(sql.UNCOUNT, (user_id, side, other_id))
+        self._execute(sql.UNCOUNT, (user_id, side, other_id))
         return 0
 
-    def _renew(self, *user_ids: int) -> None:
+    def _bump_versions(self, *user_ids: int) -> None:
         for user_id in user_ids:
-            self._one(sql.COUNT_UP, (user_id, 0, 0, self._change.version))
+            self._execute_for_value(sql.COUNT_UP, (user_id, 0, 0, self._change.version))
 
-    def _rows(self, statement: str, values: Sequence[int]) -> int:
-        """How many rows the statement changed."""
+    def _execute(self, statement: str, values: Sequence[int]) -> int:
+        """Returns how many rows the statement changed."""
         return self._connection.execute(statement, values).rowcount
 
-    def _one(self, statement: str, values: Sequence[int]) -> int:
-        """The first value of the only row, 0 without one. It fetches all rows: a statement cut short may leave work undone."""
+    def _execute_for_value(self, statement: str, values: Sequence[int]) -> int:
+        """Returns the first column of the only row, or 0 without a row. Fetches all rows, because an unfinished
+        RETURNING statement may leave rows unwritten."""
         rows = self._connection.execute(statement, values).fetchall()
         return int(rows[0][0]) if rows else 0
 
 
-def _uncount(connection: sqlite3.Connection, others: Sequence[Position], side: int, user_id: int, absent: bool) -> None:
-    """Leaves the user out of these people's counts, or counts the user again; what is so already stays."""
+def _apply_absence(
+    connection: sqlite3.Connection, others: Sequence[Position], side: int, user_id: int, absent: bool
+) -> None:
+    """Excludes the user from the counts of `others`, or includes the user again. Counts that are right already stay."""
     for _, other_id in others:
-        # Undone meanwhile, perhaps.
+        # The follow may have been deleted since the list was read.
         follows = (user_id, other_id) if side == sql.OF_FOLLOWERS else (other_id, user_id)
         if absent and not connection.execute(sql.HAS_FOLLOW, follows).fetchone():
             continue
@@ -353,7 +364,7 @@ def _suggestions(connection: sqlite3.Connection, user_id: int, limit: int) -> li
     for candidate, _ in sorted(found.items(), key=lambda item: (-item[1], item[0])):
         if len(suggested) == limit:
             break
-        tie = _relationship(connection, user_id, candidate)
-        if not (tie.following or tie.blocking or tie.blocked_by or tie.muting):
+        relationship = _relationship(connection, user_id, candidate)
+        if not (relationship.following or relationship.blocking or relationship.blocked_by or relationship.muting):
             suggested.append(candidate)
     return suggested

@@ -1,7 +1,7 @@
-"""What hides authors from readers, kept in process memory beside the embedded tables.
+"""Caches which authors are hidden from readers, in process memory beside the SQLite tables.
 
-An embedded store belongs to one process, so memory that every write corrects before it returns is as good as the tables.
-Entries are dropped rather than changed: that is right in whatever order the writes come back.
+One process owns the store, and every write invalidates the cache before it returns, so cached entries are as current as
+the tables. Entries are dropped rather than updated: that is correct in any order in which writes return.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from services.graph.store.sqlite import schema as sql
 from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.sqlite.database import Database
 
-# Readers' own edges, packed: 8 bytes an id, so 64 MB; with 200 followees each, some 30,000 readers.
-MAX_STANDING_IDS = 8_000_000
-# What an entry costs beside its ids, in ids: three arrays, a tuple, and its place in the cache.
-_STANDING_WEIGHT = 60
-# Whom blockers block, as sets of about 64 bytes an id: 64 MB.
+# Readers' own edges, packed: 8 bytes an id, so 64 MB. With 200 followees each that is some 30,000 readers.
+MAX_READER_EDGE_IDS = 8_000_000
+# The overhead of one entry, in ids: three arrays, a tuple, and its slot in the cache.
+_READER_WEIGHT = 60
+# Blocked users by blocker, as sets of about 64 bytes an id: 64 MB.
 MAX_BLOCKED_IDS = 1_000_000
 _BLOCKS_WEIGHT = 8
-# Authors known to block nobody, which is nearly everybody, at about 64 bytes: 32 MB.
-MAX_QUIET = 500_000
-# Larger than this is not kept but asked row by row, so that one user cannot push out thousands of others.
-MAX_KEPT_EDGES = 50_000
+# Authors known to block nobody, which is nearly everyone, at about 64 bytes: 32 MB.
+MAX_NON_BLOCKERS = 500_000
+# A longer list is not cached but queried row by row, so that one user cannot evict thousands of others.
+MAX_CACHED_EDGES = 50_000
 _ALL = -1
 
 
-class _Standing(NamedTuple):
-    """A reader's own edges, all of one snapshot. `followees` ascend, and are None where they are too many to keep."""
+class _ReaderEdges(NamedTuple):
+    """A reader's own edges, all from one snapshot. `followees` ascend; None if they are too many to cache."""
 
     version: int
     blocked: array[int]
@@ -42,71 +42,73 @@ class _Standing(NamedTuple):
     followees: array[int] | None
 
 
-class _Read(NamedTuple):
-    """What one snapshot says. `blocks` holds None where somebody blocks too many to keep."""
+class _Snapshot(NamedTuple):
+    """The result of one read transaction. A value of None in `blocks` means that the author blocks too many users to
+    cache."""
 
-    standing: _Standing | None
+    own: _ReaderEdges | None
     blocks: dict[int, frozenset[int] | None]
 
 
-class _Load:
-    """A read under way: what of it may be kept shrinks when writes return in the meantime."""
+class _PendingLoad:
+    """A load in progress. Writes that return meanwhile remove from it what must not be cached."""
 
     def __init__(self, reader_id: int, authors: Iterable[int]) -> None:
         self.reader_id = reader_id
         self.authors = set(authors)
 
 
-class Visibility:
-    """Answers GetVisibilityFilter from memory where it can. Of one event loop."""
+class SqliteVisibilityCache:
+    """Answers GetVisibilityFilter from memory if it can. For use by one event loop."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._standings: LRUCache[int, _Standing] = LRUCache(MAX_STANDING_IDS, _standing_weight)
+        self._reader_edges: LRUCache[int, _ReaderEdges] = LRUCache(MAX_READER_EDGE_IDS, _reader_weight)
         self._blocks: LRUCache[int, frozenset[int] | None] = LRUCache(MAX_BLOCKED_IDS, _blocks_weight)
-        self._quiet: set[int] = set()
-        self._loads: list[_Load] = []
-        # By reader: whoever blocks or unblocks somebody changes both.
-        self._revisions = ChangeTracker()
+        self._known_non_blockers: set[int] = set()
+        self._loads: list[_PendingLoad] = []
+        # Keyed by reader. A block or unblock changes both users.
+        self._change_tracker = ChangeTracker()
 
-    def forget(self, readers: Collection[int], blockers: Collection[int] = ()) -> None:
-        """Drops the own edges of `readers` and whom `blockers` block, also from reads that may have come too early."""
-        self._revisions.changed(readers)
+    def invalidate(self, readers: Collection[int], blockers: Collection[int] = ()) -> None:
+        """Drops the own edges of `readers` and the blocks of `blockers`, and keeps loads in progress from caching
+        them."""
+        self._change_tracker.changed(readers)
         for user_id in readers:
-            self._standings.pop(user_id, None)
+            self._reader_edges.pop(user_id, None)
         for user_id in blockers:
             self._blocks.pop(user_id, None)
-            self._quiet.discard(user_id)
+            self._known_non_blockers.discard(user_id)
         for load in self._loads:
             if load.reader_id in readers:
                 load.reader_id = 0
             load.authors.difference_update(blockers)
 
     async def answer(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
-        """The response, in memory of its own."""
+        """Builds the response from the cache, reading from SQLite what is missing. Its lists are copies."""
         reader_id, authors = request.user_id, set(request.candidate_ids)
-        self._revisions.read((reader_id,))
-        standing = self._standings.get(reader_id)
-        if standing is None:
-            # All of it from one snapshot: what is kept might be older than the version that is read now, and what is
-            # answered with a version may be remembered under it.
-            standing, blocks = await self._load(reader_id, authors)
+        self._change_tracker.read((reader_id,))
+        own = self._reader_edges.get(reader_id)
+        if own is None:
+            # Everything from one snapshot: cached blocks might be older than the version read now, and callers cache
+            # the response under that version.
+            own, blocks = await self._load(reader_id, authors)
         else:
-            blocks = await self._blocks_of(authors - self._quiet)
+            blocks = await self._blocks_of(authors - self._known_non_blockers)
         blocked_by = [author for author, ids in blocks.items() if ids and reader_id in ids]
         if large := [author for author, ids in blocks.items() if ids is None]:
             blocked_by += await self._db.read(lambda c: [a for a in large if _has(c, sql.HAS_BLOCK, a, reader_id)])
         following: list[int] = []
-        if request.want_following and standing.followees is not None:
-            following = [author for author in authors if _is_in(standing.followees, author)]
+        if request.want_following and own.followees is not None:
+            following = [author for author in authors if _is_in(own.followees, author)]
         elif request.want_following:
             following = await self._db.read(lambda c: [a for a in authors if _has(c, sql.HAS_FOLLOW, reader_id, a)])
         return pb.GetVisibilityFilterResponse(
-            blocked_ids=standing.blocked,
-            muted_ids=standing.muted,
+            blocked_ids=own.blocked,
+            muted_ids=own.muted,
             following_ids=following,
             blocked_by_ids=blocked_by,
-            relation_version=standing.version,
+            relation_version=own.version,
         )
 
     async def _blocks_of(self, authors: set[int]) -> dict[int, frozenset[int] | None]:
@@ -115,34 +117,35 @@ class Visibility:
             blocks |= (await self._read(0, unknown)).blocks
         return blocks
 
-    async def _load(self, reader_id: int, authors: set[int]) -> tuple[_Standing, dict[int, frozenset[int] | None]]:
-        standing, blocks = await self._read(reader_id, authors)
-        return standing or _Standing(0, array("q"), array("q"), array("q")), blocks
+    async def _load(self, reader_id: int, authors: set[int]) -> tuple[_ReaderEdges, dict[int, frozenset[int] | None]]:
+        own, blocks = await self._read(reader_id, authors)
+        return own or _ReaderEdges(0, array("q"), array("q"), array("q")), blocks
 
-    async def _read(self, reader_id: int, authors: set[int]) -> _Read:
-        """Reads in one snapshot, and keeps what no write has overtaken. With reader 0, the blocks alone."""
-        load = _Load(reader_id, authors)
+    async def _read(self, reader_id: int, authors: set[int]) -> _Snapshot:
+        """Reads edges and blocks in one snapshot and caches what no write has changed meanwhile. Reader 0 reads the
+        blocks only."""
+        load = _PendingLoad(reader_id, authors)
         self._loads.append(load)
         try:
             found = await self._db.read(lambda c: _read(c, reader_id, authors))
         finally:
             self._loads.remove(load)
-        standing = found.standing
-        if standing and load.reader_id and len(standing.blocked) + len(standing.muted) <= MAX_KEPT_EDGES:
-            self._standings[reader_id] = standing
+        own = found.own
+        if own and load.reader_id and len(own.blocked) + len(own.muted) <= MAX_CACHED_EDGES:
+            self._reader_edges[reader_id] = own
         for author in load.authors:
             ids = found.blocks[author]
             if ids is None or ids:
                 self._blocks[author] = ids
             else:
-                self._quiet.add(author)
-        while len(self._quiet) > MAX_QUIET:
-            self._quiet.pop()
+                self._known_non_blockers.add(author)
+        while len(self._known_non_blockers) > MAX_NON_BLOCKERS:
+            self._known_non_blockers.pop()
         return found
 
 
-def _standing_weight(standing: _Standing) -> int:
-    return _STANDING_WEIGHT + len(standing.blocked) + len(standing.muted) + len(standing.followees or ())
+def _reader_weight(own: _ReaderEdges) -> int:
+    return _READER_WEIGHT + len(own.blocked) + len(own.muted) + len(own.followees or ())
 
 
 def _blocks_weight(ids: frozenset[int] | None) -> int:
@@ -150,30 +153,30 @@ def _blocks_weight(ids: frozenset[int] | None) -> int:
 
 
 def _is_in(ascending: array[int], user_id: int) -> bool:
-    place = bisect_left(ascending, user_id)
-    return place < len(ascending) and ascending[place] == user_id
+    index = bisect_left(ascending, user_id)
+    return index < len(ascending) and ascending[index] == user_id
 
 
 def _has(connection: sqlite3.Connection, query: str, source_id: int, target_id: int) -> bool:
     return connection.execute(query, (source_id, target_id)).fetchone() is not None
 
 
-def _read(connection: sqlite3.Connection, reader_id: int, authors: Iterable[int]) -> _Read:
+def _read(connection: sqlite3.Connection, reader_id: int, authors: Iterable[int]) -> _Snapshot:
     def ids(query: str, user_id: int, most: int) -> array[int]:
         return array("q", [row[0] for row in connection.execute(query, (user_id, most))])
 
     blocks: dict[int, frozenset[int] | None] = {}
     for author in authors:
-        blocked = ids(sql.BLOCKED, author, MAX_KEPT_EDGES + 1)
-        blocks[author] = frozenset(blocked) if len(blocked) <= MAX_KEPT_EDGES else None
+        blocked = ids(sql.BLOCKED, author, MAX_CACHED_EDGES + 1)
+        blocks[author] = frozenset(blocked) if len(blocked) <= MAX_CACHED_EDGES else None
     if not reader_id:
-        return _Read(None, blocks)
+        return _Snapshot(None, blocks)
     row = connection.execute(sql.VERSION, (reader_id,)).fetchone()
-    followees = ids(sql.FOLLOWEES, reader_id, MAX_KEPT_EDGES + 1)
-    standing = _Standing(
+    followees = ids(sql.FOLLOWEES, reader_id, MAX_CACHED_EDGES + 1)
+    own = _ReaderEdges(
         version=row[0] if row else 0,
         blocked=ids(sql.BLOCKED, reader_id, _ALL),
         muted=ids(sql.MUTED, reader_id, _ALL),
-        followees=followees if len(followees) <= MAX_KEPT_EDGES else None,
+        followees=followees if len(followees) <= MAX_CACHED_EDGES else None,
     )
-    return _Read(standing, blocks)
+    return _Snapshot(own, blocks)

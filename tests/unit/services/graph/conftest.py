@@ -1,4 +1,4 @@
-"""The servicer over a real store, with a small stand-in for identity."""
+"""Fixtures: the graph servicer on a real SQLite store, with a fake identity service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ START_S = 1_800_000_000.0
 
 @dataclass
 class FakeIdentity:
-    """The two methods of UserService that graph calls, over a dict of states; it keeps what it was asked."""
+    """Fake of the two UserService methods that graph calls. `states` are the known users; `asked` records requested
+    ids."""
 
     states: dict[int, user_pb2.UserState.ValueType] = field(default_factory=dict)
     asked: list[list[int]] = field(default_factory=list)
@@ -44,17 +45,17 @@ class FakeIdentity:
 
 @dataclass
 class Graph:
-    """A graph service and what stands around it."""
+    """A graph service with its store, tier publisher, fake identity and clock."""
 
     service: GraphService
     store: EmbeddedGraphStore
-    board: TierPublisher
+    publisher: TierPublisher
     identity: FakeIdentity
     now_s: list[float]
 
     @contextmanager
     def as_user(self, user_id: int, caller: str = "") -> Iterator[None]:
-        """Calls within it are this user's; 0 is nobody."""
+        """Runs calls in its block as this user; 0 means no user."""
         token = current_call.set(Call(actor=Actor(user_id), caller=caller))
         try:
             yield
@@ -62,22 +63,22 @@ class Graph:
             current_call.reset(token)
 
     async def call(self, user_id: int, method: str, request: Any, caller: str = "") -> Any:
-        """One unary call by a user."""
+        """Makes one unary call as a user."""
         with self.as_user(user_id, caller):
             return await getattr(self.service, method)(request, None)
 
 
 @pytest.fixture
 async def graph(tmp_path: Path) -> AsyncIterator[Graph]:
-    """A graph service in which everybody from 1 to 99 exists and is active."""
+    """A graph service in which the users 1 to 99 exist and are active."""
     milliseconds = itertools.count(int(START_S * 1000))
     ids = Snowflake(0, lambda: next(milliseconds))
     now_s = [START_S]
     store = await EmbeddedGraphStore.open(tmp_path / "graph.db", TierRule(THRESHOLD))
-    board = TierPublisher(lambda: now_s[0])
-    store.on_tier_change(board.post)
+    publisher = TierPublisher(lambda: now_s[0])
+    store.on_tier_change(publisher.publish)
     identity = FakeIdentity(dict.fromkeys(range(1, 100), user_pb2.USER_STATE_ACTIVE))
     stub: Any = identity
-    service = GraphService(store, board, stub, Cursors(b"k" * 32), ids, lambda: now_s[0], heartbeat_s=0.02)
-    yield Graph(service, store, board, identity, now_s)
+    service = GraphService(store, publisher, stub, Cursors(b"k" * 32), ids, lambda: now_s[0], heartbeat_s=0.02)
+    yield Graph(service, store, publisher, identity, now_s)
     await store.close()

@@ -1,4 +1,4 @@
-"""The service as it is composed: what holds from one start to the next."""
+"""Tests the composed service across restarts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def celebrities(mesh) -> set[int]:
     return found
 
 
-async def test_tiers_match_the_threshold_that_is_set_at_each_start(start_mesh, tmp_path):
+async def test_server_restart_with_other_threshold_updates_tiers(start_mesh, tmp_path):
     mesh = await start_mesh(data_dir=tmp_path, celebrity_threshold=3)
     ann, ben, cat, dan = await mesh.people("ann", "ben", "cat", "dan")
     for follower in (ben, cat, dan):

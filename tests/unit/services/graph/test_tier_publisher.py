@@ -1,4 +1,4 @@
-"""The tier rule, and the board that tells of changes."""
+"""Tests the tier rule, the publisher of tier changes and the poller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import pytest
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph import tier_publisher
-from services.graph.tier_publisher import KEEP_CEASED_MS, TierPublisher, TierRule, TierWatch, settle_threshold
+from services.graph.tier_publisher import (
+    FORMER_CELEBRITY_RETENTION_MS,
+    TierPoller,
+    TierPublisher,
+    TierRule,
+    apply_threshold,
+)
 from services.platform.rpc import errors
 
 NORMAL, CELEBRITY = pb.TIER_NORMAL, pb.TIER_CELEBRITY
@@ -22,12 +28,12 @@ def entry(user_id: int, tier: pb.Tier.ValueType = CELEBRITY, at_ms: int = NOW_MS
 
 
 @pytest.fixture
-def board() -> TierPublisher:
+def publisher() -> TierPublisher:
     return TierPublisher(lambda: NOW_MS / 1000)
 
 
 @pytest.mark.parametrize(
-    ("followers", "standing", "expected"),
+    ("followers", "current", "expected"),
     [
         (999, NORMAL, NORMAL),
         (1_000, NORMAL, CELEBRITY),
@@ -38,118 +44,118 @@ def board() -> TierPublisher:
         (0, CELEBRITY, NORMAL),
     ],
 )
-def test_one_enters_at_the_threshold_and_leaves_below_four_fifths(followers, standing, expected):
-    assert TierRule(1_000).tier(followers, standing) == expected
+def test_tier_rule_promotes_at_threshold_and_demotes_below_four_fifths(followers, current, expected):
+    assert TierRule(1_000).tier(followers, current) == expected
 
 
 @pytest.mark.parametrize("threshold", [1, 2, 3, 5, 7, 1_001])
-def test_the_bounds_are_exact_for_every_threshold(threshold):
+def test_tier_rule_bounds_are_exact_for_every_threshold(threshold):
     rule = TierRule(threshold)
     for followers in range(threshold + 2):
         assert (rule.tier(followers, NORMAL) == CELEBRITY) == (followers >= threshold)
         assert (rule.tier(followers, CELEBRITY) == NORMAL) == (followers < threshold * 4 / 5)
-        # One follower more or less never moves to and fro.
+        # One follower more or less never changes the tier twice.
         if rule.tier(followers, NORMAL) == CELEBRITY:
             assert rule.tier(followers, CELEBRITY) == CELEBRITY
 
 
-@pytest.mark.parametrize("standing", [NORMAL, CELEBRITY])
+@pytest.mark.parametrize("current", [NORMAL, CELEBRITY])
 @pytest.mark.parametrize("followers", [0, 9, 10, 11])
-def test_a_decree_decides_alone(standing, followers):
-    assert TierRule(10).tier(followers, standing, pb.TIER_CHOICE_CELEBRITY) == CELEBRITY
-    assert TierRule(10).tier(followers, standing, pb.TIER_CHOICE_NORMAL) == NORMAL
+def test_tier_rule_operator_choice_overrides_count(current, followers):
+    assert TierRule(10).tier(followers, current, pb.TIER_CHOICE_CELEBRITY) == CELEBRITY
+    assert TierRule(10).tier(followers, current, pb.TIER_CHOICE_NORMAL) == NORMAL
 
 
-def test_afresh_knows_no_past():
+def test_tier_rule_from_count_alone_ignores_current_tier():
     assert TierRule(10).from_count_alone(9) == NORMAL
     assert TierRule(10).from_count_alone(10) == CELEBRITY
 
 
-def test_the_board_keeps_the_newest_entry_of_each_user(board):
-    board.post([entry(1, NORMAL, 200), entry(1, CELEBRITY, 100), entry(2, CELEBRITY, NOW_MS)])
-    board.post([entry(2, NORMAL, NOW_MS - 1)])
-    assert [e.user_id for e in board.entries()] == [2]
-    assert board.entries()[0].tier == CELEBRITY
+def test_publisher_keeps_newest_entry_of_each_user(publisher):
+    publisher.publish([entry(1, NORMAL, 200), entry(1, CELEBRITY, 100), entry(2, CELEBRITY, NOW_MS)])
+    publisher.publish([entry(2, NORMAL, NOW_MS - 1)])
+    assert [e.user_id for e in publisher.entries()] == [2]
+    assert publisher.entries()[0].tier == CELEBRITY
 
 
-def test_the_board_forgets_those_who_ceased_long_ago_and_no_celebrity(board):
-    board.post(
+def test_publisher_drops_old_demotions_but_no_celebrity(publisher):
+    publisher.publish(
         [
-            entry(1, NORMAL, NOW_MS - KEEP_CEASED_MS - 1),
-            entry(2, NORMAL, NOW_MS - KEEP_CEASED_MS),
+            entry(1, NORMAL, NOW_MS - FORMER_CELEBRITY_RETENTION_MS - 1),
+            entry(2, NORMAL, NOW_MS - FORMER_CELEBRITY_RETENTION_MS),
             entry(3, CELEBRITY, 1),
         ]
     )
-    assert {e.user_id for e in board.entries()} == {2, 3}
+    assert {e.user_id for e in publisher.entries()} == {2, 3}
 
 
-async def test_a_subscriber_gets_what_stands_and_then_each_change_once(board):
-    board.post([entry(1)])
-    with board.subscribe() as first, board.subscribe() as second:
+async def test_subscription_returns_snapshot_then_each_change_once(publisher):
+    publisher.publish([entry(1)])
+    with publisher.subscribe() as first, publisher.subscribe() as second:
         assert first.snapshot == second.snapshot == [entry(1)]
-        board.post([entry(2)])
-        board.post([entry(2), entry(1, NORMAL, NOW_MS + 1)])
+        publisher.publish([entry(2)])
+        publisher.publish([entry(2), entry(1, NORMAL, NOW_MS + 1)])
         for subscription in (first, second):
             assert await subscription.next(1) == [entry(2), entry(1, NORMAL, NOW_MS + 1)]
             assert await subscription.next(0.001) == []
 
 
-async def test_a_waiting_subscriber_is_woken(board):
-    with board.subscribe() as subscription:
+async def test_subscription_waiting_is_woken_by_publish(publisher):
+    with publisher.subscribe() as subscription:
         waiting = asyncio.create_task(subscription.next(10))
         await asyncio.sleep(0)
-        board.post([entry(1)])
+        publisher.publish([entry(1)])
         assert await asyncio.wait_for(waiting, 30) == [entry(1)]
 
 
-async def test_messages_are_bounded(board, monkeypatch):
+async def test_subscription_next_returns_at_most_max_entries(publisher, monkeypatch):
     monkeypatch.setattr(tier_publisher, "MAX_ENTRIES", 2)
-    with board.subscribe() as subscription:
-        board.post([entry(number) for number in (1, 2, 3)])
+    with publisher.subscribe() as subscription:
+        publisher.publish([entry(number) for number in (1, 2, 3)])
         assert await subscription.next(1) == [entry(1), entry(2)]
         assert await subscription.next(1) == [entry(3)]
 
 
-async def test_a_slow_subscriber_is_ended_and_the_others_go_on(board, monkeypatch):
-    monkeypatch.setattr(tier_publisher, "MAX_WAITING", 3)
-    with board.subscribe() as slow, board.subscribe() as quick:
+async def test_slow_subscription_is_ended_and_others_continue(publisher, monkeypatch):
+    monkeypatch.setattr(tier_publisher, "MAX_PENDING", 3)
+    with publisher.subscribe() as slow, publisher.subscribe() as quick:
         for number in range(1, 5):
-            board.post([entry(number)])
+            publisher.publish([entry(number)])
             assert await quick.next(1) == [entry(number)]
         with pytest.raises(errors.RoostError) as ended:
             await slow.next(1)
         assert ended.value.code == grpc.StatusCode.UNAVAILABLE
-        board.post([entry(9)])
+        publisher.publish([entry(9)])
         assert await quick.next(1) == [entry(9)]
-    with board.subscribe() as again:
+    with publisher.subscribe() as again:
         assert len(again.snapshot) == 5
 
 
-async def test_stopping_ends_every_subscription(board):
-    await board.start()
-    with board.subscribe() as subscription:
+async def test_publisher_stop_ends_every_subscription(publisher):
+    await publisher.start()
+    with publisher.subscribe() as subscription:
         waiting = asyncio.create_task(subscription.next(10))
         await asyncio.sleep(0)
-        await board.stop()
+        await publisher.stop()
         with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
             await waiting
 
 
-async def test_a_changed_threshold_judges_everybody_and_an_unchanged_one_nobody(graph, monkeypatch):
+async def test_apply_threshold_classifies_users_only_if_threshold_changed(graph, monkeypatch):
     monkeypatch.setattr(tier_publisher, "RECLASSIFY_BATCH", 2)
     stamp = graph.service.stamp
-    assert await settle_threshold(graph.store, TierRule(3), stamp) == 0
+    assert await apply_threshold(graph.store, TierRule(3), stamp) == 0
     for star, followers in ((50, 3), (51, 2), (52, 1), (53, 2)):
         for follower in range(1, followers + 1):
             await graph.store.follow(follower, star, await stamp())
-    assert {e.user_id for e in graph.board.entries()} == {50}
+    assert {e.user_id for e in graph.publisher.entries()} == {50}
 
-    # The store's own rule goes with the setting: both come from one place in server.py.
+    # The store's rule must change together with the setting, as in server.py.
     graph.store._rule = TierRule(2)
-    assert await settle_threshold(graph.store, TierRule(2), stamp) == 2
+    assert await apply_threshold(graph.store, TierRule(2), stamp) == 2
     assert {e.user_id for e in await graph.store.tiers(1 << 60)} == {50, 51, 53}
     assert await graph.store.threshold() == 2
-    assert await settle_threshold(graph.store, TierRule(2), stamp) == 0
+    assert await apply_threshold(graph.store, TierRule(2), stamp) == 0
 
 
 class Rows:
@@ -160,7 +166,7 @@ class Rows:
         self.away = False
 
     async def tiers(self, since_ms: int) -> list[pb.TierEntry]:
-        assert since_ms == NOW_MS - KEEP_CEASED_MS
+        assert since_ms == NOW_MS - FORMER_CELEBRITY_RETENTION_MS
         if self.away:
             raise errors.unavailable("away")
         return self.entries
@@ -172,40 +178,40 @@ async def until(condition) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_a_watch_brings_to_the_board_what_others_changed(board):
+async def test_poller_publishes_changes_of_other_processes(publisher):
     rows = Rows()
-    watch = TierWatch(rows, board, lambda: NOW_MS / 1000, every_s=0.005)
-    await watch.start()
-    with board.subscribe() as subscription:
+    poller = TierPoller(rows, publisher, lambda: NOW_MS / 1000, every_s=0.005)
+    await poller.start()
+    with publisher.subscribe() as subscription:
         rows.entries = [entry(7)]
         assert await subscription.next(10) == [entry(7)]
         rows.entries = [entry(7, NORMAL, NOW_MS + 1)]
         assert await subscription.next(10) == [entry(7, NORMAL, NOW_MS + 1)]
-    await watch.stop()
+    await poller.stop()
 
 
-async def test_a_board_that_may_miss_changes_tells_nobody_anything_until_it_sees_again(board, monkeypatch):
-    monkeypatch.setattr(tier_publisher, "BLIND_AFTER_S", 0.05)
+async def test_publisher_stale_refuses_subscriptions_until_next_poll(publisher, monkeypatch):
+    monkeypatch.setattr(tier_publisher, "STALE_AFTER_S", 0.05)
     rows = Rows()
-    watch = TierWatch(rows, board, lambda: NOW_MS / 1000, every_s=0.005)
-    await watch.start()
-    subscription = board.subscribe()
+    poller = TierPoller(rows, publisher, lambda: NOW_MS / 1000, every_s=0.005)
+    await poller.start()
+    subscription = publisher.subscribe()
     rows.away = True
     await asyncio.sleep(0.02)
-    # A moment without an answer is no reason yet.
-    board.subscribe()
+    # One failed poll does not make the publisher stale yet.
+    publisher.subscribe()
     with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
         await subscription.next(10)
     with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
-        board.subscribe()
+        publisher.subscribe()
     rows.away = False
 
     def sees() -> bool:
         try:
-            board.subscribe()
+            publisher.subscribe()
         except errors.RoostError:
             return False
         return True
 
     await until(sees)
-    await watch.stop()
+    await poller.stop()

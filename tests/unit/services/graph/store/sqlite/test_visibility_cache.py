@@ -1,4 +1,4 @@
-"""The memory beside the tables: reads that overlap with writes must leave nothing old behind."""
+"""Tests the SQLite visibility cache: loads that overlap with writes must not cache outdated values."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store.sqlite.store import EmbeddedGraphStore
-from services.graph.store.sqlite.visibility_cache import Visibility
+from services.graph.store.sqlite.visibility_cache import SqliteVisibilityCache
 from services.graph.tier_publisher import TierRule
 
 ANN, BEN = 11, 22
 
 
-class HeldReads:
-    """A database whose reads see their snapshot at once and come back when they are let go."""
+class PausedDatabase:
+    """A database whose reads take their snapshot at once and return only when they are released."""
 
     def __init__(self, db: Any) -> None:
         self._db = db
@@ -37,50 +37,53 @@ class HeldReads:
 
 
 @pytest.fixture
-def held(graph) -> HeldReads:
-    reads: Any = HeldReads(graph.store.db)
-    graph.store._visibility = Visibility(reads)
+def paused_reads(graph) -> PausedDatabase:
+    reads: Any = PausedDatabase(graph.store.db)
+    graph.store._visibility_cache = SqliteVisibilityCache(reads)
     return reads
 
 
-def asks(reader: int, *candidates: int) -> pb.GetVisibilityFilterRequest:
+def filter_request(reader: int, *candidates: int) -> pb.GetVisibilityFilterRequest:
     return pb.GetVisibilityFilterRequest(user_id=reader, candidate_ids=candidates)
 
 
-async def overlap(graph, held: HeldReads, request: pb.GetVisibilityFilterRequest, write: Any) -> None:
-    """Lets a read take its snapshot, then the write return, then the read."""
-    held.hold()
+async def overlap(graph, paused_reads: PausedDatabase, request: pb.GetVisibilityFilterRequest, write: Any) -> None:
+    """Lets a read take its snapshot, then the write return, then the read return."""
+    paused_reads.hold()
     read = asyncio.create_task(graph.store.visibility(request))
-    await held.taken.wait()
+    await paused_reads.taken.wait()
     await write
-    held.let_go.set()
+    paused_reads.let_go.set()
     await read
 
 
-async def test_a_reader_read_before_a_write_is_not_kept_after_it(graph, held):
-    await overlap(graph, held, asks(ANN), graph.store.block(ANN, BEN, await graph.service.stamp()))
-    assert list((await graph.store.visibility(asks(ANN))).blocked_ids) == [BEN]
+async def test_visibility_cache_reader_loaded_before_write_is_not_cached(graph, paused_reads):
+    await overlap(graph, paused_reads, filter_request(ANN), graph.store.block(ANN, BEN, await graph.service.stamp()))
+    assert list((await graph.store.visibility(filter_request(ANN))).blocked_ids) == [BEN]
 
 
 @pytest.mark.parametrize("others", [0, 1])
-async def test_a_blocker_read_before_a_write_is_not_kept_after_it(graph, held, others):
+async def test_visibility_cache_blocks_loaded_before_write_are_not_cached(graph, paused_reads, others):
     if others:
         await graph.store.block(BEN, 99, await graph.service.stamp())
-    # ANN's own edges are in memory: only whom BEN blocks is read.
-    await graph.store.visibility(asks(ANN))
-    await overlap(graph, held, asks(ANN, BEN), graph.store.block(BEN, ANN, await graph.service.stamp()))
-    # The first answer comes from the tables, since the write dropped ANN's own edges; the second from memory.
+    # ANN's own edges are cached: only BEN's blocks are read.
+    await graph.store.visibility(filter_request(ANN))
+    await overlap(
+        graph, paused_reads, filter_request(ANN, BEN), graph.store.block(BEN, ANN, await graph.service.stamp())
+    )
+    # The first response is read from the tables, since the write dropped ANN's own edges; the second is cached.
     for _ in range(2):
-        assert list((await graph.store.visibility(asks(ANN, BEN))).blocked_by_ids) == [BEN]
+        assert list((await graph.store.visibility(filter_request(ANN, BEN))).blocked_by_ids) == [BEN]
 
 
-async def test_a_version_is_never_newer_than_what_is_answered_with_it(graph):
-    """Between a commit and its return memory is old: a version read then must not vouch for what memory says."""
-    await graph.store.visibility(asks(ANN, BEN))
+async def test_visibility_cache_version_is_never_newer_than_edges(graph):
+    """Between a commit and its return the cache is outdated: a version read then must not be combined with cached
+    edges."""
+    await graph.store.visibility(filter_request(ANN, BEN))
     await graph.store.follow(ANN, 33, await graph.service.stamp())
-    # Of the same tables but other memory: what it commits has not returned to the store under test.
+    # A second store on the same tables with its own cache: the store under test does not see its commits return.
     committed = EmbeddedGraphStore(graph.store.db, TierRule(3))
     change = await graph.service.stamp()
     await committed.block(BEN, ANN, change)
-    found = await graph.store.visibility(asks(ANN, BEN))
+    found = await graph.store.visibility(filter_request(ANN, BEN))
     assert (found.relation_version, list(found.blocked_by_ids)) == (change.version, [BEN])

@@ -1,4 +1,4 @@
-"""Lists of people: entries of the store, as users whom the reader may see."""
+"""Builds pages of users from the edges in the store: followers, followees, blocks, mutes and suggestions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from services.platform.rpc import errors
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
 
 DEFAULT_PAGE_SIZE = 20
-# How far suggestions reach; they are found anew for every page, so deep pages would only repeat the work.
+# Suggestions are computed again for every page, so deep pages would only repeat the work.
 MAX_SUGGESTIONS = 200
 
 
-class People:
-    """Pages of users for one reader (0 is nobody). A cursor is good for its list, and of a private one for its owner only."""
+class UserLists:
+    """Builds pages of users as one reader may see them; reader id 0 stands for a reader without a token.
+
+    A cursor is valid for its own list only. A cursor of a private list (blocks, mutes, suggestions) is also valid for
+    its owner only; any other use raises INVALID_ARGUMENT.
+    """
 
     def __init__(self, store: GraphStore, identity: UserServiceStub, cursors: Cursors) -> None:
         self._store = store
@@ -27,33 +31,39 @@ class People:
         self._lists = VisibleUserPages(identity, store.visibility, cursors)
 
     async def states(self, user_ids: Sequence[int]) -> dict[int, user_pb2.UserState.ValueType]:
-        """The states of those that identity knows."""
+        """Returns the state of each user by id; users that identity does not know are missing."""
         answer = await self._identity.BatchGetUserRefs(user_service_pb2.BatchGetUserRefsRequest(ids=user_ids))
         return {entry.user_id: entry.state for entry in answer.refs}
 
     async def require_active(self, user_id: int) -> None:
-        """NOT_FOUND unless the user is there and takes part."""
+        """Raises NOT_FOUND unless the user exists and is active (neither suspended nor deactivated)."""
         if (await self.states((user_id,))).get(user_id) != user_pb2.USER_STATE_ACTIVE:
             raise errors.not_found("no such user")
 
     async def public_page(self, listing: Listing, user_id: int, reader_id: int, cursor: str, size: int) -> UserPage:
-        """Followers or followees of a user; people hidden from the reader are left out.
+        """Returns a page of the user's followers or followees, newest first, without users who are hidden from the
+        reader.
 
-        NOT_FOUND if the user does not take part, or blocks the reader or is blocked by the reader.
+        Raises NOT_FOUND if the user is not active, or if the user and the reader block one another in either direction.
         """
         await self.require_active(user_id)
         if reader_id not in (0, user_id):
-            (tie,) = await self._store.relationships(reader_id, (user_id,))
-            if tie.blocked_by or tie.blocking:
+            (relationship,) = await self._store.relationships(reader_id, (user_id,))
+            if relationship.blocked_by or relationship.blocking:
                 raise errors.not_found("no such user")
         return await self._page(listing, user_id, 0, reader_id, cursor, size)
 
     async def private_page(self, listing: Listing, user_id: int, cursor: str, size: int) -> UserPage:
-        """Whom the caller blocks or mutes: also those who are hidden from the caller otherwise."""
+        """Returns a page of the users whom `user_id` blocks or mutes, newest first. It includes users whom other lists
+        hide."""
         return await self._page(listing, user_id, user_id, 0, cursor, size)
 
     async def suggestions(self, user_id: int, cursor: str, size: int) -> UserPage:
-        """Returns people followed by the caller's followees, then those with the most followers, so that a new user gets some too."""
+        """Returns a page of users to follow, MAX_SUGGESTIONS over all pages.
+
+        First come users followed by the user's own followees, then the most followed users, so that a new user gets
+        suggestions too.
+        """
         start = int(self._cursors.open(cursor, "suggestions", user_id)[0]) if cursor else 0
         found = await self._store.suggestions(user_id, MAX_SUGGESTIONS)
         if len(found) < MAX_SUGGESTIONS:
@@ -63,11 +73,12 @@ class People:
         return users, self._cursors.seal("suggestions", user_id, end) if end < len(found) else ""
 
     async def _popular(self, user_id: int, but: Sequence[int]) -> list[int]:
-        """Returns the most followed people whom the user may follow and does not, without those of `but`."""
+        """Returns the most followed users who are neither in `but` nor followed, blocked, muted by or blocking
+        `user_id`."""
         known = {user_id, *but}
         others = [other for other in await self._store.popular(MAX_SUGGESTIONS) if other not in known]
-        ties = await self._store.relationships(user_id, others)
-        return [t.user_id for t in ties if not (t.following or t.blocking or t.blocked_by or t.muting)]
+        relationships = await self._store.relationships(user_id, others)
+        return [t.user_id for t in relationships if not (t.following or t.blocking or t.blocked_by or t.muting)]
 
     async def _page(
         self, listing: Listing, user_id: int, cursor_owner_id: int, reader_id: int, cursor: str, size: int
