@@ -78,7 +78,7 @@ async def test_set_absent_mutual_followers_both_absent_and_back(store, stamp):
 
 
 async def test_set_absent_with_more_edges_than_a_batch_excludes_all(store, stamp, monkeypatch):
-    monkeypatch.setattr(f"{type(store).__module__}.ABSENT_BATCH", 3)
+    monkeypatch.setattr(f"{type(store).__module__}.ABSENCE_STEP", 3)
     others = range(100, 108)
     for other in others:
         await store.follow(ANN, other, stamp())

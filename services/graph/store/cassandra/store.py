@@ -39,7 +39,7 @@ SUGGEST_FROM_FOLLOWEES = 50
 SUGGEST_FROM_EACH = 50
 _THRESHOLD = "celebrity_threshold"
 # Edges processed per step when a user becomes inactive or active again.
-ABSENT_BATCH = 500
+ABSENCE_STEP = 500
 
 
 class CassandraGraphStore:
@@ -155,7 +155,7 @@ class CassandraGraphStore:
         stay counted."""
         for listing, side in ((Listing.FOLLOWING, FOLLOWERS), (Listing.FOLLOWERS, FOLLOWING)):
             below: Position | None = None
-            while page := await self.page(listing, user_id, below, ABSENT_BATCH):
+            while page := await self.page(listing, user_id, below, ABSENCE_STEP):
                 await self._follow_counts.set_absent(user_id, side, [entry.user_id for entry in page], absent, at_us)
                 below = page[-1]
 

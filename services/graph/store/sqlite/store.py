@@ -28,7 +28,7 @@ T = TypeVar("T")
 SUGGEST_FROM_FOLLOWEES = 50
 SUGGEST_FROM_EACH = 50
 # Edges processed in one transaction when a user becomes inactive or active again; other writes wait meanwhile.
-ABSENT_BATCH = 500
+ABSENCE_STEP = 500
 _TOP = Position((1 << 63) - 1, (1 << 63) - 1)
 _THRESHOLD = "celebrity_threshold"
 
@@ -103,7 +103,7 @@ class EmbeddedGraphStore:
             return
         for listing, side in ((Listing.FOLLOWING, sql.OF_FOLLOWERS), (Listing.FOLLOWERS, sql.OF_FOLLOWEES)):
             below: Position | None = None
-            while page := await self.page(listing, user_id, below, ABSENT_BATCH):
+            while page := await self.page(listing, user_id, below, ABSENCE_STEP):
                 await self.db.write(lambda c: _apply_absence(c, page, side, user_id, absent))  # noqa: B023 (awaited)
                 below = page[-1]
 
