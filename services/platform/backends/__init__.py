@@ -1,7 +1,6 @@
-"""What the cluster backend adds to the kit: connections to the four servers, and what is built on them for all services.
+"""Access to the cluster backend's connections, and to what all services share through them.
 
-It imports the kit and no service. Composition roots and adapters import it, and only where the family is chosen: the drivers take
-half a second to import.
+Imports no service. Import `cluster` only if the cluster backend is chosen: its drivers take half a second to import.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def cluster_backends_of(context: ServiceContext) -> ClusterBackends | None:
-    """The connections that a service is to be built on; None in the embedded backend."""
+    """Returns the cluster's connections; None in the embedded backend."""
     return cast("ClusterBackends | None", context.cluster)
 
 
 def shared_versions_of(context: ServiceContext) -> SharedVersions | None:
-    """What processes tell each other through Redis; None in the embedded backend."""
+    """Returns the versions and entries that processes share through Redis; None in the embedded backend."""
     cluster = cluster_backends_of(context)
     return cluster.shared if cluster is not None else None

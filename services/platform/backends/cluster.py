@@ -1,4 +1,4 @@
-"""What one process of the cluster backend holds open, and the ground that its services stand on."""
+"""Opens the cluster backend of one process: Cassandra, Redis, Kafka and a worker id."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
 from services.platform.service import Backends
 
-# Of the mesh itself, not of a service: who mints which ids, and what all processes must agree on.
+# The keyspace of the mesh itself, not of a service: worker ids, job leases and shared secrets.
 MESH = "mesh"
 _SECRETS = "CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)"
 MESH_MIGRATIONS = (_SECRETS, LEASES_MIGRATION, JOB_LEASES_MIGRATION)
@@ -29,7 +29,7 @@ _CURSOR_KEY = "cursor_key"
 
 
 class ClusterBackends:
-    """The connections of one process. They close with the process, after the services."""
+    """The connections of one process. They are closed with the process, after its services."""
 
     def __init__(self, settings: Settings, cassandra: Cassandra, redis: Redis, stack: AsyncExitStack) -> None:
         self.settings = settings
@@ -43,7 +43,8 @@ class ClusterBackends:
 
     @classmethod
     async def open(cls, settings: Settings, stack: AsyncExitStack) -> ClusterBackends:
-        """Opens them. UNAVAILABLE, naming the server, where one cannot be reached; FAILED_PRECONDITION where one is set up wrongly."""
+        """Opens the connections. Raises UNAVAILABLE, naming the server, if one cannot be reached, and
+        FAILED_PRECONDITION if one is configured wrongly."""
         cassandra = await Cassandra.open(settings)
         stack.push_async_callback(cassandra.close)
         redis = await Redis.open(settings)
@@ -51,7 +52,7 @@ class ClusterBackends:
         return cls(settings, cassandra, redis, stack)
 
     async def keyspace(self, service: str, migrations: Sequence[str]) -> Keyspace:
-        """A service's keyspace, brought up to date; the same one at every call."""
+        """Returns a service's keyspace, migrated; the same object at each call. Raises the errors of `Keyspace.open`."""
         async with self._opening:
             if service not in self._keyspaces:
                 keyspace = await Keyspace.open(self.cassandra, service, migrations)
@@ -60,15 +61,19 @@ class ClusterBackends:
             return self._keyspaces[service]
 
     async def job_lease(self, job: str) -> JobLease:
-        """Returns the lease of a periodic job, which one process of the mesh holds at a time. Errors as `keyspace`."""
+        """Returns the lease of a periodic job, which one process of the mesh holds at a time. Raises the errors of
+        `keyspace`."""
         return JobLease(await self.keyspace(MESH, MESH_MIGRATIONS), job)
 
 
 async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:
-    """The ground of the cluster backend: a leased worker id, the log on Kafka, one cursor key for the whole mesh."""
+    """Opens the cluster backend: a leased worker id, the event log on Kafka, and one cursor key for the whole mesh.
+
+    Raises the errors of `ClusterBackends.open`, and UNAVAILABLE if no worker id is free.
+    """
     if settings.backend != "cluster":
         raise errors.failed_precondition(
-            f"this process was started for the cluster backend, and family is {settings.backend}"
+            f"this process was started for the cluster backend, but the setting `backend` is {settings.backend}"
         )
     open_data_dir(settings.data_dir)
     cluster = await ClusterBackends.open(settings, stack)
@@ -81,7 +86,7 @@ async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:
 
 
 async def _mesh_secret(mesh: Keyspace, name: str) -> bytes:
-    """A random secret, made by whichever process asks first."""
+    """Returns a random secret that all processes of the mesh share; creates it if there is none."""
     known = await mesh.read_serial(_SECRET, name)
     if not known:
         await mesh.execute_lwt(_STORE_SECRET, name, secrets.token_bytes(KEY_BYTES))

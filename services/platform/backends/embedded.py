@@ -1,4 +1,4 @@
-"""The ground of the embedded backend: ids by a file lease, a log of their own, secrets in the data directory."""
+"""Opens the embedded backend in the data directory: a worker id leased by a file, the event log, and the cursor key."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _CURSORS_LOST = "pages that clients are turning must be started again"
 
 
 async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Backends:
-    """The ground in the data directory, which is made where there is none. FAILED_PRECONDITION where another process has it."""
+    """Opens the backend; creates the data directory if missing. Raises FAILED_PRECONDITION if another process uses the
+    directory."""
     if settings.backend != "embedded":
         raise errors.failed_precondition(
-            f"this process was started for the embedded backend, and family is {settings.backend}"
+            f"this process was started for the embedded backend, but the setting `backend` is {settings.backend}"
         )
     data_dir = open_data_dir(settings.data_dir)
     lease = FileLease(data_dir / "worker.lease")

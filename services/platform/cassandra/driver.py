@@ -1,4 +1,4 @@
-"""How Cassandra's driver is set up here, and what its errors mean to a caller."""
+"""Configures the Cassandra driver and maps its errors to RoostError."""
 
 from __future__ import annotations
 
@@ -35,37 +35,41 @@ from services.platform.config import Settings
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Per statement, whatever the caller's deadline: a healthy node answers in milliseconds, and who waits longer holds up others.
+# Limit for one statement, independent of the caller's deadline. A healthy node answers in milliseconds; a longer wait
+# would only occupy a request slot that other calls need.
 STATEMENT_TIMEOUT_S = 2.0
-# Creating a table writes files and waits for every node to know.
+# Creating a table writes files and waits for schema agreement among all nodes.
 SCHEMA_TIMEOUT_S = 30.0
 SCHEMA_AGREEMENT_S = 20.0
 NEVER = -1
-# A node that starts, or has all its cores taken, is slow to say hello.
+# A node that is starting, or whose cores are all busy, completes the handshake slowly.
 CONNECT_TIMEOUT_S = 5.0
-# The end of an outage is noticed within this. (The driver's own rest between tries grows to ten minutes.)
+# Bounds how late the end of an outage is noticed. The driver's default back-off grows to ten minutes.
 RECONNECT_INTERVAL_S = 1.0
-# A node that hangs is given up after twice this; until then each statement waits for its own time-out.
+# A node that hangs is marked down after twice this time; until then each statement runs into its own timeout.
 HEARTBEAT_INTERVAL_S = 5.0
-# Rows a page: a thousand small rows are parsed in about a millisecond, on a thread that shares the GIL with the loop.
+# Rows per page. Parsing 1,000 small rows takes about 1 ms, on a thread that shares the GIL with the event loop.
 FETCH_SIZE = 1_000
 
 IDEMPOTENT, NON_IDEMPOTENT, SERIAL, SCHEMA = EXEC_PROFILE_DEFAULT, "once", "serial", "schema"
-"""Execution profiles: repeated on another node where one refuses; never repeated; a read that sees conditional writes through."""
+"""Execution profiles: IDEMPOTENT retries once on another node, NON_IDEMPOTENT never retries, SERIAL reads at
+LOCAL_SERIAL (which completes pending conditional writes), SCHEMA allows SCHEMA_TIMEOUT_S."""
 
 _DEFAULT_PORT = 9042
-# Error codes of the native protocol: overloaded, bootstrapping.
+# Native protocol error codes OVERLOADED and IS_BOOTSTRAPPING: the node did not execute the statement.
 _REJECTED_UNEXECUTED = (0x1001, 0x1002)
-# Codes below this tell of the cluster's state; those from it on, of a wrong statement.
+# Native protocol error codes from this one on mean an invalid statement; lower codes describe the cluster's state.
 _FIRST_STATEMENT_ERROR = 0x2000
 _TRANSIENT_ERRORS = (RequestExecutionException, OperationTimedOut, NoHostAvailable, ConnectionException, ConnectionBusy)
 
-# The timestamp of the write at hand, in microseconds, so that a repeat is the same write; 0: a fresh one.
+# Timestamp of the current write in microseconds, so that a retry has the timestamp of the first attempt; 0 generates
+# one.
 write_timestamp: ContextVar[int] = ContextVar("roost_write_stamp", default=0)
 
 
 class WriteTimestamps:
-    """Write timestamps in microseconds, ever increasing within the process. The driver asks it on several threads."""
+    """Generates write timestamps in microseconds, strictly increasing within the process. Thread-safe: the driver calls
+    it on several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -75,16 +79,17 @@ class WriteTimestamps:
         return write_timestamp.get() or self.next_unique()
 
     def next_unique(self) -> int:
-        """One that no write of this process has."""
+        """Returns a timestamp greater than any that this generator returned before."""
         with self._lock:
             self._last = max(self._last + 1, time.time_ns() // 1_000)
             return self._last
 
 
 class RetryOnNextHost(RetryPolicy):  # type: ignore[misc]
-    """A statement that is harmless to repeat goes to one other node, once, where the first refuses.
+    """Retries an idempotent statement once, on the next host.
 
-    Except after a write time-out: then it may be stored already, and whoever sent it repeats it as long as there is time.
+    Does not retry after a write timeout: the write may be stored already, and the caller retries it with the same
+    timestamp.
     """
 
     def on_read_timeout(self, *_: Any, retry_num: int, **__: Any) -> tuple[int, None]:
@@ -104,9 +109,10 @@ class RetryOnNextHost(RetryPolicy):  # type: ignore[misc]
 
 
 def new_driver(settings: Settings, timestamps: WriteTimestamps) -> Driver:
-    """The driver, not connected yet: token-aware within the datacenter, LOCAL_QUORUM, tuples for rows, no speculation."""
+    """Returns an unconnected driver: token-aware within the datacenter, LOCAL_QUORUM, rows as tuples, no speculative
+    execution."""
     points = [_host_and_port(text) for text in settings.cassandra]
-    # One balancing policy for all profiles: it follows the same nodes.
+    # One load-balancing policy for all profiles, because each instance tracks the nodes separately.
     balancing = TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.cassandra_datacenter))
     auth = None
     if settings.cassandra_username:
@@ -123,7 +129,7 @@ def new_driver(settings: Settings, timestamps: WriteTimestamps) -> Driver:
         port=points[0][1],
         auth_provider=auth,
         protocol_version=ProtocolVersion.V5,
-        # Rows are small, and stored compressed already.
+        # Rows are small, and large values are compressed already.
         compression=False,
         execution_profiles={
             IDEMPOTENT: profile(RetryOnNextHost(), quorum),
@@ -138,8 +144,9 @@ def new_driver(settings: Settings, timestamps: WriteTimestamps) -> Driver:
         connect_timeout=CONNECT_TIMEOUT_S,
         control_connection_timeout=CONNECT_TIMEOUT_S,
         max_schema_agreement_wait=SCHEMA_AGREEMENT_S,
-        # Of the schema only what leads a statement to its replicas is read, keyspace by keyspace as they are opened: to read all of it
-        # takes longer than all else at a start, and after every change of anybody's table every process would ask for that table.
+        # Schema metadata is off: reading all of it dominates the start-up time, and each schema change would make every
+        # process read it again. `Cassandra.learn_replicas` loads only the replication settings, which token-aware
+        # routing needs.
         schema_metadata_enabled=False,
         schema_event_refresh_window=NEVER,
         monitor_reporting_enabled=False,
@@ -147,9 +154,10 @@ def new_driver(settings: Settings, timestamps: WriteTimestamps) -> Driver:
 
 
 def connect(driver: Driver, settings: Settings) -> Session:
-    """Connects, and blocks for it; the driver is shut down where it fails.
+    """Connects; blocks the calling thread. Shuts the driver down if it fails.
 
-    UNAVAILABLE where no node answers; FAILED_PRECONDITION where one does and the settings do not fit.
+    Raises UNAVAILABLE if no node answers, FAILED_PRECONDITION if the credentials or the datacenter in the settings are
+    wrong.
     """
     try:
         return driver.connect()
@@ -157,16 +165,16 @@ def connect(driver: Driver, settings: Settings) -> Session:
         where = ", ".join(settings.cassandra)
         found = sorted({host.datacenter for host in driver.metadata.all_hosts()} - {None})
         driver.shutdown()
-        # By host; a plain list of hosts where none was even tried.
+        # A dict by host, or an empty list if no host was tried.
         causes = error.errors.values() if isinstance(error.errors, dict) else ()
         if any(isinstance(cause, AuthenticationFailed) for cause in causes):
             raise errors.failed_precondition(
-                f"Cassandra at {where} does not take the user name and password"
+                f"Cassandra at {where} rejects cassandra_username and cassandra_password: correct the settings"
             ) from error
         if found and settings.cassandra_datacenter not in found:
             raise errors.failed_precondition(
-                f"Cassandra at {where} has the datacenters {', '.join(found)}, and cassandra_datacenter is"
-                f" {settings.cassandra_datacenter}"
+                f"Cassandra at {where} has the datacenters {', '.join(found)}, but cassandra_datacenter is"
+                f" {settings.cassandra_datacenter}: set it to one of them"
             ) from error
         raise errors.unavailable(f"Cassandra cannot be reached at {where}", reason=Reason.STORE_UNAVAILABLE) from error
     except BaseException:
@@ -180,15 +188,18 @@ def _host_and_port(text: str) -> tuple[str, int]:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether it tells of the cluster's state, and not of a wrong statement."""
+    """Returns whether the error describes the state of the cluster, rather than an invalid statement."""
     if isinstance(error, ErrorMessage):
         return int(error.code) < _FIRST_STATEMENT_ERROR
     return isinstance(error, (*_TRANSIENT_ERRORS, NoConnectionsAvailable))
 
 
 def is_outcome_unknown(failed: StatementResult) -> bool:
-    """Whether a write that ended so may be stored, or may yet come to be: unless it was refused by the first node that was asked,
-    before it did anything."""
+    """Returns whether a write that failed this way may be stored now or later.
+
+    False only for an invalid statement, or if the first node that was contacted rejected the write without executing
+    it.
+    """
     error = failed.error
     if error is None or not is_transient(error):
         return False
@@ -197,21 +208,22 @@ def is_outcome_unknown(failed: StatementResult) -> bool:
 
 
 def to_roost_error(error: Exception, out_of_time: bool, may_be_stored: bool = False) -> Exception:
-    """What the caller is told; an error that is no state of the cluster is returned as it is, a defect.
+    """Maps a driver error to the RoostError for the caller; returns an error that `is_transient` excludes unchanged.
 
-    DEADLINE_EXCEEDED where the caller's own time ran out, else UNAVAILABLE with reason STORE_UNAVAILABLE, or OUTCOME_UNKNOWN where a
-    write may be stored all the same.
+    DEADLINE_EXCEEDED if the statement timed out because the call's deadline passed (`out_of_time`); otherwise
+    UNAVAILABLE with reason OUTCOME_UNKNOWN if `may_be_stored`, else with reason STORE_UNAVAILABLE.
     """
     if not is_transient(error):
         return error
-    told: errors.RoostError
+    mapped: errors.RoostError
     if out_of_time and isinstance(error, OperationTimedOut):
-        told = errors.deadline_exceeded("the store did not answer in time")
+        mapped = errors.deadline_exceeded("the store did not answer in time")
     elif may_be_stored:
-        told = errors.unavailable(
-            "the store did not confirm it: unknown whether it is stored", reason=Reason.OUTCOME_UNKNOWN
+        mapped = errors.unavailable(
+            "the store did not confirm the write, which may or may not be stored: read before you retry",
+            reason=Reason.OUTCOME_UNKNOWN,
         )
     else:
-        told = errors.unavailable("the store cannot do it now", reason=Reason.STORE_UNAVAILABLE)
-    told.__cause__ = error
-    return told
+        mapped = errors.unavailable("the store is unavailable: retry later", reason=Reason.STORE_UNAVAILABLE)
+    mapped.__cause__ = error
+    return mapped

@@ -1,4 +1,5 @@
-"""Which process runs a periodic job: whoever holds its lease, a row that goes by itself if its owner dies."""
+"""Leases for periodic jobs: the process that holds a job's lease runs it. A lease is a row with a TTL, so it expires if
+its owner dies."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ import secrets
 
 from services.platform.cassandra.keyspace import Keyspace
 
-# To be one of the migrations of the keyspace that is given to `JobLease`. Conditional writes only.
+# Must be one of the migrations of the keyspace passed to `JobLease`. The table is written by conditional writes only.
 JOB_LEASES_MIGRATION = "CREATE TABLE IF NOT EXISTS job_leases (job text PRIMARY KEY, owner text)"
 
-# Longer than a step takes, for the lease is renewed before each; and the longest that nobody runs a job whose owner died.
+# Longer than one step of a job, because the lease is renewed before each step. Also the longest time that a job does
+# not run after its owner died.
 TTL_S = 120
 
 _CLAIM = "UPDATE job_leases USING TTL ? SET owner = ? WHERE job = ? IF owner = null"
@@ -17,8 +19,11 @@ _RENEW = "UPDATE job_leases USING TTL ? SET owner = ? WHERE job = ? IF owner = ?
 
 
 class JobLease:
-    """The lease of one job, as one process sees it. Two may run a job for a moment, after a step that took longer than `ttl_s`
-    seconds: each step must be harmless twice."""
+    """One process's view of the lease of one job.
+
+    Two processes may run the job at once for a moment, if a step takes longer than `ttl_s` seconds: each step must be
+    idempotent.
+    """
 
     def __init__(self, keyspace: Keyspace, job: str, ttl_s: int = TTL_S) -> None:
         self._keyspace = keyspace
@@ -28,7 +33,8 @@ class JobLease:
         self._held = False
 
     async def hold(self) -> bool:
-        """Takes or renews the lease; False if another process has it. Errors as `Keyspace.execute_lwt`."""
+        """Acquires or renews the lease. Returns False if another process holds it. Raises the errors of
+        `Keyspace.execute_lwt`."""
         if self._held:
             self._held, _ = await self._keyspace.execute_lwt(_RENEW, self._ttl_s, self._owner, self._job, self._owner)
         if not self._held:

@@ -1,7 +1,7 @@
-"""Order among the writers of one process: one at a time for each key, and each to its end.
+"""Serializes the writers of one process by key.
 
-Conditional writes to one partition that meet cost rounds of Paxos, and beyond some thirty at once most time out. Between processes
-they rarely meet; within one they take turns, which costs nothing where nobody else is there.
+Concurrent conditional writes to one partition need extra rounds of Paxos, and with more than about 30 at once most time
+out. Different processes rarely write to the same partition at the same time; within a process these locks prevent it.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from services.platform.rpc import errors
 
 T = TypeVar("T")
 
-# A turn takes some milliseconds: who is further back would wait past a call's deadline.
+# A holder takes a few milliseconds: callers further back in the queue would wait past their deadlines.
 MAX_WAITERS_PER_KEY = 500
 
 
 class KeyedLocks:
-    """Locks by key, which exist while somebody holds or awaits them."""
+    """Locks by key. A lock exists only while a task holds or awaits it."""
 
     def __init__(self) -> None:
         self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
 
     @contextlib.asynccontextmanager
     async def hold(self, key: Hashable) -> AsyncIterator[None]:
-        """The turn of this key. RESOURCE_EXHAUSTED where too many wait for it."""
+        """Holds the lock of `key` for the duration of the context. Raises RESOURCE_EXHAUSTED if MAX_WAITERS_PER_KEY
+        tasks wait for it."""
         lock, count = self._locks.get(key) or (asyncio.Lock(), 0)
         if count > MAX_WAITERS_PER_KEY:
-            raise errors.resource_exhausted("too many changes of the same at once")
+            raise errors.resource_exhausted("too many concurrent changes of the same item: retry later")
         self._locks[key] = (lock, count + 1)
         try:
             async with lock:
@@ -43,6 +44,8 @@ class KeyedLocks:
 
 
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
-    """Awaits work that a caller who goes away, or whose deadline passes, must not leave half done: it runs in a context of its own,
-    where only the store's own time-outs end it."""
+    """Awaits work that must finish even if the caller is cancelled or its deadline passes.
+
+    The work runs in an empty context, so only the store's own timeouts bound it.
+    """
     return await asyncio.shield(asyncio.get_running_loop().create_task(work, context=contextvars.Context()))

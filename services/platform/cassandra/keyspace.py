@@ -1,7 +1,7 @@
-"""Cassandra: one driver a process, one keyspace a service, and nothing that blocks the loop.
+"""Asynchronous Cassandra client: one driver per process, one keyspace per service.
 
-The driver answers on its own thread; see `in_flight` for the way back. Statements are prepared once, in a thread, and kept by their
-text, so texts are constants and values are bound.
+The driver completes requests on its own thread; `request_limiter` passes the results to the event loop. Each distinct
+CQL text is prepared once and cached, so texts must be constants and values must be bound.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ from services.platform.rpc.reasons import Reason
 
 Row = tuple[Any, ...]
 Statement = tuple[str, tuple[Any, ...]]
-"""A statement's text and its values."""
+"""CQL text and the values for its placeholders."""
 
-# What one read may bring: lists that can be longer are read in pages, by LIMIT and a key to go on from.
+# Most rows of one read. Callers read longer lists in pages, by LIMIT and the key of the last row.
 MAX_ROWS = 10_000
-# Sent in one go by `read_each` and `write_each`. Sending takes about 0.1 ms of the loop each, and others want their turn.
+# Statements that `read_each` and `write_each` send at once. Sending takes about 0.1 ms of the event loop for each, so a
+# larger number would delay other tasks.
 MAX_CONCURRENT_STATEMENTS = 64
-# A write whose outcome is unknown is sent this often in all, within the caller's deadline.
+# Attempts in all for a write whose outcome is unknown, within the caller's deadline.
 MAX_WRITE_ATTEMPTS = 3
 WRITE_RETRY_DELAY_S = 0.05
-# The longest that a write without a deadline (a consumer's) is tried.
+# Time limit for the retries of a write whose caller has no deadline (a consumer).
 WRITE_BUDGET_S = 6.0
-# A batch is written thrice, and one node coordinates it: many rows belong into many writes.
+# Cassandra writes a logged batch three times, and one node coordinates it: more rows belong in several batches.
 MAX_BATCH = 100
 
 _write_retries = Counter(
@@ -61,7 +62,8 @@ _write_retries = Counter(
 
 
 class Cassandra:
-    """The connections of one process. What it runs is bounded in number and time; errors come out as RoostError."""
+    """The connections of one process. Bounds the number and duration of requests, and raises driver errors as
+    RoostError."""
 
     def __init__(self, settings: Settings, driver: Driver, session: Session, timestamps: WriteTimestamps) -> None:
         self.settings = settings
@@ -73,25 +75,28 @@ class Cassandra:
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
-        """Connects. UNAVAILABLE where no node answers within seconds, FAILED_PRECONDITION where the settings do not fit the cluster."""
+        """Connects. Raises UNAVAILABLE if no node answers within seconds, FAILED_PRECONDITION if the settings do not
+        match the cluster."""
         timestamps = WriteTimestamps()
         driver = new_driver(settings, timestamps)
         return cls(settings, driver, await asyncio.to_thread(connect, driver, settings), timestamps)
 
     async def close(self) -> None:
-        """Refuses what comes and what is still out, then closes the connections. A second call does nothing."""
+        """Fails pending and later requests with UNAVAILABLE, then closes the connections. A second call has no effect."""
         self._limiter.close()
         await asyncio.to_thread(self._driver.shutdown)
 
     async def prepare(self, cql: str) -> PreparedStatement:
-        """Prepares a statement whose tables are named with their keyspace, within STATEMENT_TIMEOUT_S. Errors as those of a read."""
+        """Prepares a statement that names its tables with their keyspace, within STATEMENT_TIMEOUT_S. Raises the errors
+        of a read."""
         try:
             return await asyncio.to_thread(self._session.prepare, cql)
         except Exception as error:
             raise to_roost_error(error, False) from error
 
     async def change_schema(self, cql: str, keyspace: str | None = None) -> None:
-        """Runs one statement that changes the schema; returns when all nodes agree on it. UNAVAILABLE where they do not."""
+        """Runs one schema statement and waits until all nodes agree on the schema. Raises UNAVAILABLE if they do not
+        agree in SCHEMA_AGREEMENT_S."""
 
         def run() -> bool:
             self._session.execute(SimpleStatement(cql, keyspace=keyspace), execution_profile=SCHEMA)
@@ -102,37 +107,47 @@ class Cassandra:
         except Exception as error:
             raise to_roost_error(error, False) from error
         if not agreed:
-            raise errors.unavailable("the nodes do not agree on the schema yet", reason=Reason.STORE_UNAVAILABLE)
+            raise errors.unavailable(
+                "the Cassandra nodes do not agree on the schema yet: retry later", reason=Reason.STORE_UNAVAILABLE
+            )
 
     async def learn_replicas(self, keyspace: str) -> None:
-        """Reads how a keyspace is replicated: from now on its statements go to the nodes that have the rows. Errors as those of a read."""
+        """Loads the replication settings of a keyspace, which token-aware routing needs. Raises the errors of a read."""
         try:
-            # All nodes agree already, or know it for long: no waiting for that.
+            # The keyspace exists and is agreed on already, so there is no need to wait for agreement.
             await asyncio.to_thread(self._driver.refresh_keyspace_metadata, keyspace, max_schema_agreement_wait=0)
         except DriverException as error:
-            raise errors.unavailable("the store cannot do it now", reason=Reason.STORE_UNAVAILABLE) from error
+            raise errors.unavailable(
+                "the store is unavailable: retry later", reason=Reason.STORE_UNAVAILABLE
+            ) from error
         except Exception as error:
             raise to_roost_error(error, False) from error
 
     def deadline(self, at_most_s: float = STATEMENT_TIMEOUT_S) -> float:
-        """When what begins now must have ended, by the loop's clock: the call's deadline, or sooner."""
+        """Returns the call's deadline, or `at_most_s` seconds from now if that is sooner, as a time of the event loop's
+        clock."""
         return min(current().deadline, self._loop.time() + at_most_s)
 
     def time_left(self, deadline: float) -> float:
-        """Seconds to it, above 0; DEADLINE_EXCEEDED once it is past."""
+        """Returns the seconds until `deadline`, above 0. Raises DEADLINE_EXCEEDED if it has passed."""
         left = deadline - self._loop.time()
         if left <= 0:
-            raise errors.deadline_exceeded("no time was left to ask the store")
+            raise errors.deadline_exceeded("the deadline passed before the store was contacted")
         return left
 
     def is_past(self, deadline: float) -> bool:
-        """Whether it has come, by the loop's clock."""
+        """Returns whether the event loop's clock has reached `deadline`."""
         return self._loop.time() >= deadline
 
     async def run(
         self, statements: Sequence[Any], profile: Any, deadline: float, page: bytes | None = None, timestamp: int = 0
     ) -> list[StatementResult]:
-        """Runs statements side by side; the answers, errors included, in their order. `timestamp` 0: fresh timestamps."""
+        """Runs statements concurrently and returns their results in order; a failed statement has its error in its
+        result.
+
+        `page` is the paging state of the page to read. `timestamp` is the write timestamp in microseconds; 0 generates
+        one for each statement. Raises the errors of `RequestLimiter.run`.
+        """
 
         def sender(statement: Any) -> Callable[[], Any]:
             def send() -> Any:
@@ -150,17 +165,18 @@ class Cassandra:
         return await self._limiter.run([sender(statement) for statement in statements], deadline)
 
     def error_of(self, failed: StatementResult, may_be_stored: bool = False) -> Exception:
-        """The error for the caller, who is told of its own deadline only where that is what ended it."""
+        """Maps a failed result to the error for the caller: DEADLINE_EXCEEDED only if the call's own deadline passed."""
         assert failed.error is not None
-        # The driver's timers run by another clock.
+        # The driver's timers use another clock than the event loop.
         return to_roost_error(failed.error, self.is_past(current().deadline - TIMER_TOLERANCE_S), may_be_stored)
 
 
 class Keyspace:
-    """One service's keyspace. Every method: UNAVAILABLE where the cluster cannot serve it, DEADLINE_EXCEEDED where the call's time ran
-    out (after a write the outcome is unknown then), RESOURCE_EXHAUSTED where too much waits in this process.
+    """One service's keyspace.
 
-    Values are bound to `?` in their order. Any other error is a defect of the statement, and comes out as the driver's.
+    Every method raises UNAVAILABLE if the cluster cannot serve it, DEADLINE_EXCEEDED if the call's deadline passed (a
+    write may be stored then), and RESOURCE_EXHAUSTED if too many requests are queued in this process. Values are bound
+    to `?` in order. An invalid statement raises the driver's error unchanged.
     """
 
     def __init__(self, cassandra: Cassandra, name: str) -> None:
@@ -170,14 +186,15 @@ class Keyspace:
 
     @classmethod
     def of(cls, cassandra: Cassandra, service: str) -> Self:
-        """A service's keyspace, as it stands: it may not exist yet."""
+        """Returns a service's keyspace without creating or migrating it."""
         return cls(cassandra, f"{cassandra.settings.keyspaces or cassandra.settings.namespace}_{service}")
 
     @classmethod
     async def open(cls, cassandra: Cassandra, service: str, migrations: Sequence[str]) -> Self:
-        """A service's keyspace, made and brought up to date where the settings allow it.
+        """Opens a service's keyspace; creates and migrates it if the settings allow that.
 
-        FAILED_PRECONDITION where a newer release wrote it, or where it is behind and `migrate_at_start` is off.
+        Raises FAILED_PRECONDITION if a newer release migrated it, or if it needs migrations and `migrate_at_start` is
+        off.
         """
         keyspace = cls.of(cassandra, service)
         await migrate(keyspace, migrations)
@@ -185,19 +202,22 @@ class Keyspace:
         return keyspace
 
     async def close(self) -> None:
-        """Forgets its statements. The connections are the process's."""
+        """Drops the cached prepared statements. The connections belong to `Cassandra`."""
         self._statements.clear()
 
     async def read(self, cql: str, *values: Any) -> list[Row]:
-        """All rows, page by page, at LOCAL_QUORUM. RuntimeError beyond MAX_ROWS: no row is ever left out in silence."""
+        """Returns all rows, read page by page at LOCAL_QUORUM. Raises RuntimeError for more than MAX_ROWS rows, instead
+        of truncating them."""
         return await self._read(await self._bind(cql, values), IDEMPOTENT)
 
     async def read_serial(self, cql: str, *values: Any) -> list[Row]:
-        """As `read`, and a conditional write that was left half done is seen through first: for after an unknown `execute_lwt`."""
+        """Reads like `read`, at LOCAL_SERIAL: completes pending conditional writes first. Use it after an `execute_lwt`
+        of unknown outcome."""
         return await self._read(await self._bind(cql, values), SERIAL)
 
     async def read_each(self, cql: str, keys: Iterable[tuple[Any, ...]]) -> list[list[Row]]:
-        """The rows of each key, in the keys' order, read MAX_CONCURRENT_STATEMENTS at a time; one failure fails the lot."""
+        """Returns the rows of each key, in the order of `keys`; runs MAX_CONCURRENT_STATEMENTS reads at a time. One
+        failure fails all."""
         statement = await self._statements.get(cql, self.cassandra.deadline())
         found = []
         for chunk in _chunks(statement.bind(key) for key in keys):
@@ -207,33 +227,41 @@ class Keyspace:
         return found
 
     async def write(self, cql: str, *values: Any) -> None:
-        """An upsert or a deletion that is harmless to repeat. Where the outcome is unknown it is sent again, as the same write with
-        the same timestamp, while there is time; then UNAVAILABLE, reason OUTCOME_UNKNOWN."""
+        """Executes an idempotent upsert or deletion.
+
+        If the outcome is unknown, retries it with the same timestamp up to MAX_WRITE_ATTEMPTS times within the
+        deadline; then raises UNAVAILABLE with reason OUTCOME_UNKNOWN.
+        """
         await self._write([await self._bind(cql, values)])
 
     async def write_each(self, statements: Iterable[Statement]) -> None:
-        """Each as `write`, MAX_CONCURRENT_STATEMENTS at a time. After an error any of them may be stored: write all again."""
+        """Executes each statement like `write`, MAX_CONCURRENT_STATEMENTS at a time. After an error any of them may be
+        stored: write all again."""
         for chunk in _chunks([await self._bind(cql, values) for cql, values in statements]):
             await self._write(chunk)
 
     async def batch(self, statements: Iterable[Statement]) -> None:
-        """One logged batch (at most MAX_BATCH steps, else ValueError), sent again as `write` is: in the end all is stored, or nothing.
+        """Executes one logged batch, retried like `write`: eventually all statements are applied, or none.
 
-        Others may see a part of it first, and after OUTCOME_UNKNOWN it may come to be minutes later.
+        Readers may see a part of it first, and after OUTCOME_UNKNOWN it may be applied minutes later. Raises ValueError
+        for more than MAX_BATCH statements.
         """
         await self._batch(statements, BatchType.LOGGED)
 
     async def unlogged_batch(self, statements: Iterable[Statement]) -> None:
-        """As `write_each`, in one request (at most MAX_BATCH steps, else ValueError) and at a third of a logged batch's cost.
+        """Executes the statements in one request, like `write_each`, at a third of the cost of a logged batch.
 
-        For what somebody else will write in whole where a part of it is missing, and for rows of one partition, which come to be at once.
+        Use it for rows of one partition, which are applied atomically, or if another writer repairs a partly applied
+        batch. Raises ValueError for more than MAX_BATCH statements.
         """
         await self._batch(statements, BatchType.UNLOGGED)
 
     async def execute_lwt(self, cql: str, *values: Any) -> tuple[bool, Row]:
-        """A conditional write (… IF …): whether it was applied, and the columns that spoke against it where it was not.
+        """Executes a conditional write (… IF …). Returns whether it was applied, and if not, the current values of the
+        columns compared.
 
-        Never sent twice. UNAVAILABLE with reason OUTCOME_UNKNOWN, or DEADLINE_EXCEEDED: look with `read_serial` what came of it.
+        Never retries. After UNAVAILABLE with reason OUTCOME_UNKNOWN, or DEADLINE_EXCEEDED, use `read_serial` to see
+        whether it was applied.
         """
         bound = await self._bind(cql, values)
         (result,) = await self.cassandra.run([bound], NON_IDEMPOTENT, self.cassandra.deadline())
@@ -263,7 +291,7 @@ class Keyspace:
     async def _batch(self, statements: Iterable[Statement], kind: Any) -> None:
         bound = [await self._bind(cql, values) for cql, values in statements]
         if len(bound) > MAX_BATCH:
-            raise ValueError(f"{len(bound)} steps in a batch, at most {MAX_BATCH}")
+            raise ValueError(f"{len(bound)} statements in a batch, at most {MAX_BATCH}")
         if len(bound) <= 1:
             await self._write(bound)
             return
@@ -283,7 +311,7 @@ class Keyspace:
             definite = next((result for _, result in failed if not is_outcome_unknown(result)), None)
             pause_s = WRITE_RETRY_DELAY_S * 2 ** (attempt - 1)
             if definite or attempt == MAX_WRITE_ATTEMPTS or self.cassandra.is_past(write_deadline - pause_s):
-                # Whatever the last try came to, an earlier one may have been stored.
+                # An earlier attempt may be stored, whatever the result of the last one.
                 raise self.cassandra.error_of(definite or failed[0][1], may_be_stored=definite is None or attempt > 1)
             await asyncio.sleep(pause_s)
             statements = [statement for statement, _ in failed]

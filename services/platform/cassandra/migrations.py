@@ -1,7 +1,7 @@
-"""A keyspace is made and brought up to date by whichever process comes first, while the others wait.
+"""Creates and migrates a keyspace; the first process to acquire the lease does it, the others wait.
 
-What was applied is recorded in the keyspace itself, in a table that takes nothing but conditional writes. The process that holds its
-lease applies what is missing. Should the lease end under a slow one, two apply the same: each statement is harmless twice.
+Applied migrations are recorded in a table of the keyspace, which is written by conditional writes only. If the lease of
+a slow process expires, two processes may apply the same statements: each statement must be idempotent.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from services.platform.rpc import errors
 if TYPE_CHECKING:
     from services.platform.cassandra.keyspace import Cassandra, Keyspace
 
-# Longer than the slowest statement may take, and renewed before each script.
+# Longer than the slowest statement takes; renewed before each migration.
 LEASE_S = 60
-# Together three minutes: a whole schema on a slow machine. Who waits longer has found something broken.
+# MAX_POLLS intervals are three minutes, enough for a whole schema on a slow machine. A longer wait means a fault.
 POLL_INTERVAL_S = 0.25
 MAX_POLLS = 720
 
-# A fixed id: two nodes that create the table at the same time would otherwise make two tables of one name.
+# A fixed table id: two nodes that create the table at the same time would otherwise create two tables of one name.
 _TABLE = """CREATE TABLE IF NOT EXISTS schema_migrations (
     scope text, number int, digest text, owner text STATIC, PRIMARY KEY (scope, number)
 ) WITH ID = {table_id}"""
@@ -41,11 +41,11 @@ _RELEASE = "UPDATE schema_migrations SET owner = null WHERE scope = ? IF owner =
 _TABLES = "SELECT table_name FROM tables WHERE keyspace_name = ? AND table_name = 'schema_migrations'"
 _DATACENTER = re.compile(r"[\w-]+")
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class MigrationStatus(NamedTuple):
-    """Where a keyspace stands: how many migrations were applied of how many."""
+    """How many of the known migrations a keyspace has applied."""
 
     keyspace: str
     applied: int
@@ -53,8 +53,12 @@ class MigrationStatus(NamedTuple):
 
 
 async def migration_status(keyspace: Keyspace, migrations: Sequence[str]) -> MigrationStatus:
-    """Where it stands, changing nothing. FAILED_PRECONDITION where a newer release wrote it, or other migrations did."""
-    # Its own keyspace may not exist yet: nothing could be prepared in it.
+    """Returns the status of a keyspace; changes nothing.
+
+    Raises FAILED_PRECONDITION if a newer release migrated it, or if an applied migration differs from the one in
+    `migrations`.
+    """
+    # Reads through `system_schema`, because the service's keyspace may not exist yet.
     system = type(keyspace)(keyspace.cassandra, "system_schema")
     if not await system.read(_TABLES, keyspace.name):
         return MigrationStatus(keyspace.name, 0, len(migrations))
@@ -62,11 +66,12 @@ async def migration_status(keyspace: Keyspace, migrations: Sequence[str]) -> Mig
 
 
 async def migrate(keyspace: Keyspace, migrations: Sequence[str], at_start: bool = True) -> MigrationStatus:
-    """Makes the keyspace, and applies what is missing of `migrations`; returns where it stood before.
+    """Creates the keyspace and applies the migrations that are missing; returns its status before that.
 
-    Each is a script: statements apart by `;` (none within them), all with IF NOT EXISTS. Append to the list, never change it.
-    FAILED_PRECONDITION as `migration_status`, or, with `at_start`, where something is missing and the settings say not to migrate at start.
-    UNAVAILABLE where another process holds the lease for minutes.
+    Each migration is a script of statements separated by `;`, which no statement contains, all with IF NOT EXISTS.
+    Append to the list, never change an entry. Raises FAILED_PRECONDITION like `migration_status`, or if `at_start` is
+    true, migrations are missing and `migrate_at_start` is off. Raises UNAVAILABLE if another process holds the lease
+    for minutes.
     """
     before = await migration_status(keyspace, migrations)
     if before.applied == len(migrations):
@@ -89,14 +94,16 @@ async def migrate(keyspace: Keyspace, migrations: Sequence[str], at_start: bool 
 async def _create(cassandra: Cassandra, name: str) -> None:
     datacenter, copies = cassandra.settings.cassandra_datacenter, cassandra.settings.cassandra_replication
     if not _DATACENTER.fullmatch(datacenter):
-        raise errors.failed_precondition(f"cassandra_datacenter is no name: {datacenter!r}")
+        raise errors.failed_precondition(
+            f"cassandra_datacenter must be a datacenter name of letters, digits, _ and -; it is {datacenter!r}"
+        )
     replication = f"{{'class': 'NetworkTopologyStrategy', '{datacenter}': {copies}}}"
     await cassandra.change_schema(f"CREATE KEYSPACE IF NOT EXISTS {name} WITH replication = {replication}")
     await cassandra.change_schema(_TABLE.format(table_id=uuid.uuid5(_IDS, name)), name)
 
 
 async def _claim(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> bool:
-    """True with the lease; False where all was applied by another meanwhile."""
+    """Waits for the lease. Returns False if another process applied all migrations meanwhile."""
     for _ in range(MAX_POLLS):
         if await _applied(keyspace, migrations) == len(migrations):
             return False
@@ -104,33 +111,39 @@ async def _claim(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> b
         if applied:
             return True
         await asyncio.sleep(POLL_INTERVAL_S)
-    raise errors.unavailable(f"another process has been migrating {keyspace.name} for too long")
+    raise errors.unavailable(
+        f"another process has been migrating {keyspace.name} for minutes: check that process, then retry"
+    )
 
 
 async def _apply(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> None:
     for number in range(await _applied(keyspace, migrations) + 1, len(migrations) + 1):
         renewed, _ = await keyspace.execute_lwt(_RENEW, LEASE_S, owner, _SCOPE, owner)
         if not renewed:
-            raise errors.unavailable(f"the lease to migrate {keyspace.name} was lost")
+            raise errors.unavailable(f"the lease to migrate {keyspace.name} expired: run the migration again")
         script = migrations[number - 1]
         for statement in filter(None, map(str.strip, script.split(";"))):
             await keyspace.cassandra.change_schema(statement, keyspace.name)
         await keyspace.execute_lwt(_RECORD, _SCOPE, number, _digest(script))
-        _log.info("migrated", keyspace=keyspace.name, number=number, of=len(migrations))
+        log.info("migration.applied", keyspace=keyspace.name, number=number, of=len(migrations))
 
 
 async def _applied(keyspace: Keyspace, migrations: Sequence[str]) -> int:
-    """How many of them, from the first on. Refuses what this release cannot have written."""
-    # Rows of the partition without a number hold the lease alone.
+    """Returns how many migrations are applied, from the first on.
+
+    Raises FAILED_PRECONDITION if a newer release migrated the keyspace, or if an applied migration differs from the one
+    in `migrations`.
+    """
+    # A row of the partition without a number holds only the lease.
     rows = sorted(row for row in await keyspace.read_serial(_APPLIED, _SCOPE) if row[0] is not None)
     if rows and rows[-1][0] > len(migrations):
         raise errors.failed_precondition(
-            f"a newer release wrote {keyspace.name} (migration {rows[-1][0]} > {len(migrations)})"
+            f"a newer release migrated {keyspace.name} (migration {rows[-1][0]} > {len(migrations)}): run that release"
         )
     for number, digest in rows:
         if digest != _digest(migrations[number - 1]):
             raise errors.failed_precondition(
-                f"migration {number} of {keyspace.name} is not the one that was applied: append to the list, never change it"
+                f"migration {number} of {keyspace.name} differs from the one that was applied: append to the list, never change it"
                 " (while developing: drop the keyspace)"
             )
     return len(rows)

@@ -1,7 +1,9 @@
-"""The outbox on Cassandra: an event's row is in the same logged batch as the rows it tells of, and goes to the log at once.
+"""The outbox on Cassandra. An event's row is in the same logged batch as the rows that it describes; the writer then
+publishes it at once.
 
-What does not get there (the process died, the log refused for long, the batch came to be after its writer had given up) stays unpublished
-in its row, where a sweeper finds it. Publish first, mark after: an event may come twice, and is never lost.
+An event stays unpublished in its row if the process dies, if the log is unavailable for long, or if the batch is
+applied after its writer gave up; a sweeper finds it. The event is appended to the log before its row is flagged as
+published: an event may be published twice, but is never lost.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from services.platform.events.log import EventLog, Record, is_transient
 from services.platform.events.worker_loop import WorkerLoop
 from services.platform.ids.snowflake import timestamp_ms
 
-# Three days to notice that nothing is published, four windows a day to drop whole files. Rows are never deleted one by one: a queue made
-# of tombstones is slower at each look.
+# The TTL is three days, enough to notice that nothing is published. Four compaction windows a day let Cassandra drop
+# whole files. Rows are never deleted one by one: a queue full of tombstones gets slower with each read.
 OUTBOX_MIGRATION = """
 CREATE TABLE IF NOT EXISTS outbox (
     shard int, minute int, event_id bigint, topic text, key bigint, payload blob, traceparent text, published boolean,
@@ -34,29 +36,32 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS outbox_cursor (name text PRIMARY KEY, minute int)
 """
 
-# A second's worth at a high rate, kept while the log refuses. What is beyond it waits in its rows alone, for the sweeper.
+# About one second of events at a high rate, queued while the log is unavailable. Events beyond it stay in their rows,
+# for the sweeper.
 MAX_QUEUED = 10_000
-# Published in one call of the log.
+# Events per append to the log.
 PUBLISH_BATCH = 500
-# Marks of this long, or so many, are written together, by partition: one by one they were a quarter of what a small write cost. Far below
-# the age at which sweepers look at events; those of a process that dies in between are published twice.
+# `published` flags are collected for this long, or up to this number, and written in one batch per partition: written
+# one by one they took a quarter of the cost of a small write. Far below the age at which sweepers read events. The
+# events of a process that dies in between are published twice.
 FLAG_WRITE_DELAY_S = 0.5
 FLAG_WRITE_BATCH = 1_000
-# Timers count whole milliseconds, and may come one before their time.
+# Timers have millisecond resolution and may fire up to one millisecond early.
 TIMER_TOLERANCE_S = 0.002
-# How long the end of a process waits for the log to take the rest.
+# How long `stop` waits for the log to accept queued events.
 DRAIN_S = 2.0
 
-# The mark is stamped after the row, whenever either is written: a batch that is written again does not undo it.
+# The flag's write timestamp is one greater than the row's, so a batch that is written again does not reset the flag.
 _INSERT = """INSERT INTO outbox (shard, minute, event_id, topic, key, payload, traceparent, published)
     VALUES (?, ?, ?, ?, ?, ?, ?, false) USING TIMESTAMP ?"""
 _SET_PUBLISHED = """UPDATE outbox USING TIMESTAMP ? SET published = true
     WHERE shard = ? AND minute = ? AND event_id = ? AND topic = ?"""
 
-# An event's row lies in the minute of its id, so that a batch written again writes the same row; but in the minute of writing where the id
-# is from another time (a batch executed again hours later), for sweepers look there no more.
+# A row belongs to the minute of its event id, so that a repeated batch writes the same row. If the id is older or newer
+# than this (a batch executed again hours later), the row belongs to the current minute, because sweepers no longer read
+# the id's minute.
 MAX_ID_AGE_MS = 5 * 60_000
-# Events that this process knows to be published, or queued, when a sweeper finds them.
+# Events whose state (queued or published) this process remembers, for when a sweeper finds their rows.
 MAX_TRACKED = 3 * MAX_QUEUED
 
 Publish = Callable[[Sequence[Record]], Awaitable[Sequence[Record] | None]]
@@ -65,15 +70,16 @@ _Key = tuple[int, str]
 _published = Counter(
     "roost_outbox_published", "Events published, by who sent them: their writer, or a sweeper.", ["by"]
 )
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Outbox:
-    """One keyspace's outbox in this process: a Worker. `clock` gives unix seconds.
+    """One keyspace's outbox in this process; a Worker. `clock` returns unix seconds.
 
-    `before_publish` is awaited with events that a sweeper found, before it publishes them: it makes readable what they tell of, for the
-    rest of their batch may not have come to be yet. Where it raises, they wait for another look. Where what they tell of depends on a
-    condition, it answers those that came true (None: all); the others wait.
+    `before_publish` is awaited with swept events before they are published. It makes the rows that they describe
+    readable, because the rest of their batch may not be applied yet, and returns the events to publish (None: all),
+    because a conditional write may not have been applied. The others, and all of them if it raises, wait for a later
+    sweep.
     """
 
     def __init__(
@@ -88,19 +94,20 @@ class Outbox:
         self._clock = clock
         self._before_publish = before_publish
         self._queue: deque[tuple[OutboxPartition, Record]] = deque()
-        # True once it is in the log.
+        # The value is True if the event is in the log, False while it is queued.
         self._tracked: OrderedDict[_Key, bool] = OrderedDict()
         self._unflagged: list[tuple[OutboxPartition, Record]] = []
         self._flag_write_due = 0.0
         self._flag_write_timer: asyncio.TimerHandle | None = None
-        # Who waits until all is marked.
+        # Number of `drained` calls in progress: flags are written at once while there are any.
         self._drain_waiters = 0
         self._worker = WorkerLoop(f"outbox-{keyspace.name}", self._publish_step)
         self._sweeper = OutboxSweeper(keyspace, clock, self._publish_swept)
         outbox.register(self)
 
     def statements(self, records: Iterable[Record]) -> list[Statement]:
-        """The statements that belong into the same logged batch as the rows that these events tell of, one an event."""
+        """Returns the INSERT statement of each event, for the logged batch that writes the rows which the event
+        describes."""
         return [
             (
                 _INSERT,
@@ -110,10 +117,11 @@ class Outbox:
         ]
 
     def publish(self, records: Iterable[Record]) -> None:
-        """Sends events to the log in the background, in this order; to be called as soon as their batch returned."""
+        """Queues events, which are appended to the log in order and in the background. Call it as soon as their batch
+        returned."""
         for record in records:
             if len(self._queue) >= MAX_QUEUED:
-                # Its row has it.
+                # Not queued: the sweeper publishes it from its row.
                 self._sweeper.request_full_sweep()
                 continue
             self._queue.append((self._partition_of(record), record))
@@ -121,12 +129,12 @@ class Outbox:
         self._worker.wake()
 
     async def start(self) -> None:
-        """Begins to publish, and looks within two seconds for what earlier lives left."""
+        """Starts publishing, and sweeps within two seconds for events that earlier processes left."""
         self._worker.start()
         self._sweeper.start()
 
     async def stop(self) -> None:
-        """Publishes what waits, within DRAIN_S, and ends. What is left is found by a sweeper."""
+        """Publishes queued events for at most DRAIN_S, then stops. A sweeper publishes the rest later."""
         await self._sweeper.stop()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.drained(), DRAIN_S)
@@ -135,7 +143,8 @@ class Outbox:
             self._flag_write_timer.cancel()
 
     async def drained(self) -> None:
-        """Returns once every event published before the call is in the log, and marked; while the log refuses, it waits."""
+        """Waits until every event queued before the call is in the log and flagged; does not return while the log is
+        unavailable."""
         self._drain_waiters += 1
         self._worker.wake()
         try:
@@ -144,11 +153,12 @@ class Outbox:
             self._drain_waiters -= 1
 
     async def sweep(self) -> int:
-        """Looks through the last minutes at once, and answers how many events it published."""
+        """Sweeps the last SWEEP_MINUTES minutes now and returns how many events it published."""
         return await self._sweeper.sweep(SWEEP_MINUTES)
 
     async def waiting(self, topics: Sequence[str]) -> tuple[int, int]:
-        """How many events of these topics wait in this process, and the least id among them (0: none)."""
+        """Returns how many events of these topics are queued in this process, and the smallest id among them (0 if
+        none)."""
         ids = [record.event_id for _, record in self._queue if record.topic in topics]
         return len(ids), min(ids, default=0)
 
@@ -156,7 +166,7 @@ class Outbox:
         batch = list(islice(self._queue, PUBLISH_BATCH))
         if batch:
             appended = await self._append([record for _, record in batch], "writer")
-            # Only now: what is on its way still waits, for whoever asks.
+            # Removed only after the append, so that `waiting` counts the events that are being appended.
             for _ in batch:
                 self._queue.popleft()
             self._set_published_later([(partition, record) for partition, record in batch if _key(record) in appended])
@@ -178,7 +188,8 @@ class Outbox:
         return asyncio.get_running_loop().time() >= self._flag_write_due - TIMER_TOLERANCE_S
 
     async def _publish_swept(self, partition: OutboxPartition, records: Sequence[Record]) -> int:
-        """Publishes and marks what a sweeper found in a partition, but for what waits in this process anyway."""
+        """Publishes and flags the events that a sweeper found in a partition, except those that are queued in this
+        process."""
         tracked = [(record, self._tracked.get(_key(record))) for record in records]
         unseen = [record for record, published in tracked if published is None]
         if unseen and self._before_publish is not None:
@@ -188,8 +199,8 @@ class Outbox:
             except Exception as error:
                 if is_transient(error):
                     raise
-                # A defect in one partition must not keep back the others for ever.
-                _log.error("events cannot be made ready", events=len(unseen), error=repr(error))
+                # A defect in one partition must not block the others forever.
+                log.error("outbox.before_publish_failed", events=len(unseen), error=repr(error))
                 unseen = []
         appended = await self._append(unseen, "sweeper") if unseen else set()
         await self._set_published(
@@ -198,16 +209,15 @@ class Outbox:
         return len(appended)
 
     async def _append(self, records: Sequence[Record], by: str) -> set[_Key]:
-        """Appends them to the log and answers which it took. One that can never be taken is told of and left in its row, unmarked."""
+        """Appends events to the log and returns the keys of those accepted. Logs an event that the log rejects for good
+        and leaves it unflagged."""
         try:
             await self.log.append(records)
         except Exception as error:
             if is_transient(error):
                 raise
             if len(records) == 1:
-                _log.error(
-                    "an event cannot be published", topic=records[0].topic, id=records[0].event_id, error=str(error)
-                )
+                log.error("outbox.event_rejected", topic=records[0].topic, id=records[0].event_id, error=str(error))
                 return set()
             middle = len(records) // 2
             return await self._append(records[:middle], by) | await self._append(records[middle:], by)
@@ -223,9 +233,10 @@ class Outbox:
             self._tracked.popitem(last=False)
 
     async def _set_published(self, batch: Iterable[tuple[OutboxPartition, Record]]) -> None:
-        """Marks them as published. Where that fails a sweeper finds them: this process knows better, another publishes them again."""
+        """Sets the `published` flag of these events. Logs a failure instead of raising it: a later sweep finds the
+        events, and this process only flags them, but another process publishes them again."""
         try:
-            # By partition, for a batch within one is a single write.
+            # Grouped by partition, because a batch within one partition is a single write.
             for partition, found in groupby(sorted(batch, key=itemgetter(0)), itemgetter(0)):
                 records = [record for _, record in found]
                 for first in range(0, len(records), MAX_BATCH):
@@ -234,7 +245,7 @@ class Outbox:
                         for r in records[first : first + MAX_BATCH]
                     )
         except Exception as error:
-            _log.warning("published events were not marked", keyspace=self._keyspace.name, error=str(error))
+            log.warning("outbox.flag_write_failed", keyspace=self._keyspace.name, error=str(error))
 
     def _partition_of(self, record: Record) -> OutboxPartition:
         now_ms = int(self._clock() * 1000)
@@ -249,5 +260,5 @@ def _key(record: Record) -> _Key:
 
 
 def _row_timestamp(record: Record) -> int:
-    """The write timestamp of its row, in microseconds; the mark's is the next."""
+    """Returns the write timestamp of the event's row in microseconds. The flag's is one greater."""
     return timestamp_ms(record.event_id) * 1000

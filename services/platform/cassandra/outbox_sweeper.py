@@ -1,7 +1,8 @@
-"""Finds events whose rows say that they were not published: what writers left that died, gave up, or came late.
+"""Finds outbox rows that are not flagged as published: their writer died, gave up, or wrote them late.
 
-A row may appear behind any cursor: the replay of a logged batch and of hints brings it minutes or hours after its minute. So the last
-minutes are read again and again, the last hours now and then. The server filters, so that what is read is what is wanting.
+Rows may appear in a minute that was swept already: the replay of logged batches and of hints writes them minutes or
+hours later. So the last minutes are read repeatedly and the last hours occasionally. Cassandra filters the rows, so
+only unpublished ones are transferred.
 """
 
 from __future__ import annotations
@@ -17,23 +18,24 @@ from services.platform.cassandra.keyspace import MAX_CONCURRENT_STATEMENTS, Keys
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import timestamp_ms
 
-# Partitions a minute, by key: so that no single one takes all writes.
+# Partitions per minute, by key, so that no single partition receives all writes.
 SHARDS = 16
-# Of a writer that publishes at once this is an eternity; younger events are left to it.
+# A writer publishes within milliseconds; younger events are left to it.
 GRACE_S = 5.0
 START_DELAY_S = 1.0
-# A look at the newest minutes: 32 reads that as a rule find nothing. Within this and GRACE_S a dead writer's events go out.
+# A sweep of the newest minutes is 32 reads, which usually return nothing. The events of a dead writer are published
+# within this plus GRACE_S.
 SWEEP_INTERVAL_S = 5.0
 QUICK_MINUTES = 2
-# Logged batches are replayed within minutes.
+# Cassandra replays logged batches within minutes.
 SWEEP_EVERY = 12
 SWEEP_MINUTES = 15
-# Hints come for as long as a node may be away and be sent what it missed.
+# Cassandra keeps hints for a node that is down for up to three hours, and replays them when it returns.
 SLOW_EVERY = 120
 SLOW_MINUTES = 180
-# Rows live so long.
+# The TTL of the rows.
 MAX_MINUTES = 3 * 24 * 60
-# Rows of one partition at once.
+# Rows per page of one partition.
 PAGE_ROWS = 100
 
 _UNPUBLISHED = """SELECT event_id, topic, key, payload, traceparent FROM outbox
@@ -42,19 +44,21 @@ _CURSOR = "SELECT minute FROM outbox_cursor WHERE name = ?"
 _STORE_CURSOR = "INSERT INTO outbox_cursor (name, minute) VALUES (?, ?)"
 _SWEEPER = "sweeper"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class OutboxPartition(NamedTuple):
-    """The partition of an event's row."""
+    """Partition key of an outbox row: `shard` is the key modulo SHARDS, `minute` is unix minutes."""
 
     shard: int
     minute: int
 
 
 class OutboxSweeper:
-    """Looks for unpublished rows and hands those older than GRACE_S to `publish`, a partition's at a time, which publishes and marks them
-    and answers how many it published. `clock` gives unix seconds."""
+    """Sweeps for unpublished rows and passes those older than GRACE_S to `publish`, one partition at a time.
+
+    `publish` publishes and flags them and returns how many it published. `clock` returns unix seconds.
+    """
 
     def __init__(
         self,
@@ -69,35 +73,35 @@ class OutboxSweeper:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins; one that runs goes on as it is."""
+        """Starts the sweeper's task; has no effect if it runs."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"sweeper-{self._keyspace.name}")
 
     async def stop(self) -> None:
-        """Ends at once: what was published and not marked will be published again."""
+        """Cancels the task. Events that were published but not flagged will be published again."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait((task,))
 
     def request_full_sweep(self) -> None:
-        """Says that the next look should be a thorough one."""
+        """Makes the next sweep start at the cursor, instead of the newest minutes."""
         self._full_sweep_requested = True
 
     async def sweep(self, minutes: int) -> int:
-        """Looks through so many minutes up to now and answers how many events it published.
+        """Sweeps the last `minutes` minutes and returns how many events it published.
 
-        Errors as those of the store and of publishing; what was published until then is.
+        Raises the errors of the store and of `publish`; events published before the error stay published.
         """
         now = self._minute()
         return await self._sweep(range(now - minutes + 1, now + 1))
 
     async def _run(self) -> None:
-        # Up to which minute all was published, and what of that is stored.
+        # `cursor` is the minute up to which all events were published, `stored_cursor` its last stored value.
         cursor: int | None = None
         stored_cursor = 0
         round_ = 0
-        # At other times than the other processes.
+        # A random delay, so that processes that start together do not sweep at the same time.
         await asyncio.sleep(START_DELAY_S + random.random() * 0.5)  # noqa: S311
         while True:
             try:
@@ -108,7 +112,7 @@ class OutboxSweeper:
                 if round_ and round_ % SLOW_EVERY == 0:
                     first, slow_from = slow_from, now - SLOW_MINUTES
                 elif self._full_sweep_requested or round_ % SWEEP_EVERY == 0:
-                    # From where all had been published: after an outage, however long, nothing is left out.
+                    # From the cursor, so that an outage of any length leaves no gap.
                     first = min(cursor, now) - SWEEP_MINUTES
                 else:
                     first = now - QUICK_MINUTES + 1
@@ -122,7 +126,7 @@ class OutboxSweeper:
                     stored_cursor = cursor
             except Exception as error:
                 self._full_sweep_requested = True
-                _log.warning("sweeping failed, will go on", keyspace=self._keyspace.name, error=str(error))
+                log.warning("outbox.sweep_failed", keyspace=self._keyspace.name, error=str(error))
             round_ += 1
             await asyncio.sleep(SWEEP_INTERVAL_S)
 

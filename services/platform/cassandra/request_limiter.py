@@ -1,7 +1,7 @@
-"""What is on its way to Cassandra: bounded in number, and handed back to the loop in lots.
+"""Bounds the number of requests to Cassandra and passes their results to the event loop in batches.
 
-The driver answers on a thread of its own. A wake-up of the loop costs more than the answer it brings, so answers gather until the
-loop comes to take them, and requests that belong together are taken as one.
+The driver completes requests on its own thread. Waking the event loop costs more than processing one result, so results
+are collected until the loop runs, and a group of requests completes as one.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import Any, NamedTuple
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# A node of the default size works on 128 writes and 32 reads at once: what is beyond this would only queue there, unseen by us.
-# Far below the 32,768 streams of a connection, so that taking one never waits.
+# A node in its default configuration executes 128 writes and 32 reads at once; more would only queue there, out of
+# sight. Far below the 32,768 streams of a connection, so a stream is always free.
 MAX_IN_FLIGHT = 1_024
-# About a second's worth behind those in flight: a longer queue would only hold calls past their deadlines.
+# About one second of requests: callers further back in the queue would wait past their deadlines.
 MAX_QUEUED = 4_096
 
 Send = Callable[[], Any]
-"""Sends one request and returns the driver's future of it."""
+"""Sends one request and returns the driver's ResponseFuture."""
 
 
 class StatementResult(NamedTuple):
-    """One request's: the rows (None where it gives none) or the driver's error, and the driver's future."""
+    """Result of one request: `rows` (None if the statement returns none) or the driver's `error`, and the driver's
+    ResponseFuture."""
 
     rows: list[tuple[Any, ...]] | None
     error: Exception | None
@@ -35,7 +36,7 @@ class StatementResult(NamedTuple):
 
 
 class _Batch:
-    """Requests that were sent together. It is done when the last is answered."""
+    """Requests that were sent together; `future` completes with all results when the last request completes."""
 
     __slots__ = ("future", "results", "unanswered")
 
@@ -46,7 +47,7 @@ class _Batch:
 
 
 class RequestLimiter:
-    """The requests of one process, on one loop."""
+    """Limits the requests in flight of one process. Belongs to one event loop."""
 
     def __init__(self, max_in_flight: int = MAX_IN_FLIGHT, max_queued: int = MAX_QUEUED) -> None:
         self._loop = asyncio.get_running_loop()
@@ -54,20 +55,21 @@ class RequestLimiter:
         self._max_queued = max_queued
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._batches: set[_Batch] = set()
-        # Guards `unanswered`: the driver's threads answer, and this one where a request fails at once.
+        # Guards `unanswered`: results arrive on the driver's threads, and on the loop's thread if sending fails.
         self._lock = threading.Lock()
         self._done: deque[_Batch] = deque()
         self._woken = False
         self._open = True
 
     async def run(self, sends: Sequence[Send], deadline: float) -> list[StatementResult]:
-        """Sends these requests (at most MAX_IN_FLIGHT) and returns their answers in order, once all are there.
+        """Sends these requests (at most MAX_IN_FLIGHT) and returns their results in order, once all have completed.
 
-        Waits for room until `deadline` (the loop's seconds), then DEADLINE_EXCEEDED. RESOURCE_EXHAUSTED where too many wait already,
-        UNAVAILABLE once closed. When an answer comes is for the driver's own time-outs.
+        Waits for a free slot until `deadline` (event loop time), then raises DEADLINE_EXCEEDED. Raises
+        RESOURCE_EXHAUSTED if the queue is full, UNAVAILABLE once closed. After sending, only the driver's timeouts
+        bound the wait.
         """
         if not self._open:
-            raise errors.unavailable("the store is closed", reason=Reason.STORE_UNAVAILABLE)
+            raise errors.unavailable("the store is closed: the process is stopping", reason=Reason.STORE_UNAVAILABLE)
         if not sends:
             return []
         await self._acquire(len(sends), deadline)
@@ -83,21 +85,25 @@ class RequestLimiter:
         return await batch.future
 
     def close(self) -> None:
-        """Fails what is still out, and what comes later."""
+        """Fails pending and later requests with UNAVAILABLE."""
         self._open = False
         for batch in list(self._batches):
             if not batch.future.done():
-                batch.future.set_exception(errors.unavailable("the store was closed", reason=Reason.STORE_UNAVAILABLE))
+                batch.future.set_exception(
+                    errors.unavailable("the store was closed: the process is stopping", reason=Reason.STORE_UNAVAILABLE)
+                )
         for _, waiter in self._queue:
             if not waiter.done():
-                waiter.set_exception(errors.unavailable("the store was closed", reason=Reason.STORE_UNAVAILABLE))
+                waiter.set_exception(
+                    errors.unavailable("the store was closed: the process is stopping", reason=Reason.STORE_UNAVAILABLE)
+                )
 
     async def _acquire(self, count: int, deadline: float) -> None:
         if not self._queue and self._free >= count:
             self._free -= count
             return
         if len(self._queue) >= self._max_queued:
-            raise errors.resource_exhausted("too many requests wait for the store")
+            raise errors.resource_exhausted("too many requests are queued for the store: retry later")
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._queue.append((count, waiter))
         try:
@@ -107,12 +113,14 @@ class RequestLimiter:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._release(count)
             if isinstance(error, TimeoutError):
-                raise errors.deadline_exceeded("the store was too busy to begin in time") from error
+                raise errors.deadline_exceeded(
+                    "the store was too busy to start the request before its deadline"
+                ) from error
             raise
 
     def _release(self, count: int) -> None:
         self._free += count
-        # In order: a large lot is not passed by for ever by small ones.
+        # First come, first served: small requests must not starve a large one.
         while self._queue and (self._queue[0][1].done() or self._queue[0][0] <= self._free):
             wanted, waiter = self._queue.popleft()
             if not waiter.done():
@@ -129,7 +137,7 @@ class RequestLimiter:
         future.add_callbacks(succeed, fail)
 
     def _complete(self, batch: _Batch, index: int, result: StatementResult) -> None:
-        """Called on any thread."""
+        """Records a result. Thread-safe; wakes the event loop when the batch is complete."""
         with self._lock:
             if batch.results[index] is not None:
                 return
@@ -138,20 +146,20 @@ class RequestLimiter:
             if batch.unanswered:
                 return
         self._done.append(batch)
-        # Two threads may both find it asleep: then it wakes once for nothing.
+        # If two threads both see the flag unset, the loop wakes once more than needed, which is harmless.
         if not self._woken:
             self._woken = True
-            # A loop that was closed before the connections has nobody waiting.
+            # Raises RuntimeError if the event loop was closed before the connections; then no caller waits.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._resolve_done)
 
     def _resolve_done(self) -> None:
-        # Before it looks: what is put there while it looks wakes it again.
+        # Reset before reading `_done`: a batch that is added meanwhile schedules another call.
         self._woken = False
         while self._done:
             batch = self._done.popleft()
             self._batches.discard(batch)
             if not batch.future.done():
                 batch.future.set_result([result for result in batch.results if result is not None])
-            # Room is made by answers, not by callers who stopped waiting: their requests are still out.
+            # Slots are released when results arrive, not when callers stop waiting: their requests are still in flight.
             self._release(len(batch.results))

@@ -1,7 +1,9 @@
-"""Who mints which ids: worker ids leased from Cassandra, or given by a setting, each with a mark that no id has passed.
+"""The worker id of this process: leased from Cassandra or set by `worker_id`, with a stored high-water mark that no id
+has passed.
 
-The mark makes ids unique whatever the clocks do: before a process mints past it, it moves it by a conditional write, so the spans of
-time that two owners of a worker id may ever mint in are apart. The lease keeps two from wanting the same one at the same time.
+The high-water mark keeps ids unique even if clocks are wrong: a process raises it by a conditional write before it
+mints ids beyond it, so two owners of a worker id never mint in the same milliseconds. The lease keeps two processes
+from using one worker id at the same time.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from services.platform.ids.snowflake import MAX_WORKER, RESERVE_MS, Snowflake, w
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# To be one of the migrations of the keyspace given to `CassandraLease.open`. Conditional writes only.
+# Must be one of the migrations of the keyspace passed to `CassandraLease.open`. The table is written by conditional
+# writes only.
 LEASES_MIGRATION = (
     "CREATE TABLE IF NOT EXISTS worker_leases (worker_id int PRIMARY KEY, owner text, high_water_ms bigint)"
 )
@@ -39,34 +42,39 @@ _RELEASE = """BEGIN BATCH
 APPLY BATCH"""
 _ADVANCE = "UPDATE worker_leases SET owner = ?, high_water_ms = ? WHERE worker_id = ? IF high_water_ms = ?"
 
-# Claims that others may snatch from under us, at a start of many processes at once.
+# Attempts to claim a free worker id: if many processes start at once, they may claim the same ones.
 MAX_CLAIMS = 32
-# The next life may run on another machine, whose clock is this much slower: that is worth a wait at the start.
+# After a restart the process may run on another machine, whose clock is up to this much slower: then it waits at the
+# start.
 MAX_CLOCK_SKEW_S = 2.0
-# The end of an outage, or of a clock gone wrong, is noticed within this.
+# Bounds how late the end of an outage, or of a wrong clock, is noticed.
 RETRY_INTERVAL_S = 1.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class LeaseTiming(NamedTuple):
-    """Seconds: after `ttl_s` without renewal others may have it; renewed every `renew_s`; minted for `mint_s` after a renewal began,
-    and marked so far ahead."""
+    """Times in seconds. Another process may claim the worker id `ttl_s` after the last renewal; the owner renews every
+    `renew_s`.
+
+    Ids may be minted for `mint_s` after a renewal began, which is also how far each renewal raises the high-water mark
+    ahead.
+    """
 
     ttl_s: int
     renew_s: float
     mint_s: float
 
 
-# Minting ends 20 s before others may begin: what a node's clock may be off.
+# Minting ends 20 s before another process may claim the id: a tolerance for the error of a node's clock.
 LEASED = LeaseTiming(60, 20.0, 40.0)
-# After kill -9 the next life of an ordinal waits until the clock has passed the mark: so it is a near one. No time to live: an ordinal
-# is nobody else's.
+# After kill -9 the next process with this ordinal waits until its clock has passed the high-water mark, so the mark is
+# only 5 s ahead. No TTL, because no other process uses an ordinal.
 ORDINAL = LeaseTiming(0, 2.0, 5.0)
 
 
 class CassandraLease:
-    """A worker id of this process, renewed until `close`. Where it was lost, ids go on under another."""
+    """The worker id of this process, renewed until `close`. A leased id that was lost is replaced by another."""
 
     def __init__(self, keyspace: Keyspace, ordinal: int, timing: LeaseTiming, clock_ms: Callable[[], int]) -> None:
         self.worker_id = ordinal
@@ -76,7 +84,7 @@ class CassandraLease:
         self._clock_ms = clock_ms
         self._owner = secrets.token_hex(8)
         self._time = asyncio.get_running_loop().time
-        # As it stands in the row; None where there is none yet.
+        # As stored in the row; None if the row has none yet.
         self._high_water_ms: int | None = None
         self._mint_until = 0.0
         self._wake = asyncio.Event()
@@ -91,17 +99,19 @@ class CassandraLease:
         timing: LeaseTiming | None = None,
         clock_ms: Callable[[], int] = wall_clock_ms,
     ) -> Self:
-        """Leases a worker id, or takes that of the settings, which must be this process's alone; waits until it may mint.
+        """Claims a free worker id, or uses `settings.worker_id` (≥ 0), which no other process may have; waits until ids
+        may be minted.
 
-        UNAVAILABLE where all are taken, where Cassandra cannot say, or where this clock is behind what an earlier life of the
-        worker id marked, by more than a life marks ahead and clocks are apart.
+        Raises UNAVAILABLE if all worker ids are leased, if Cassandra does not answer, or if this clock is behind the
+        stored high-water mark by more than `mint_s` + MAX_CLOCK_SKEW_S seconds.
         """
         lease = cls(keyspace, settings.worker_id, timing or (LEASED if settings.worker_id < 0 else ORDINAL), clock_ms)
         await (lease._claim() if lease._leased else lease._read_high_water())
         behind_s = ((lease._high_water_ms or 0) - clock_ms()) / 1000
         if behind_s > lease._timing.mint_s + MAX_CLOCK_SKEW_S:
             raise errors.unavailable(
-                f"the clock is {behind_s:.0f} s behind the ids of worker {lease.worker_id}", reason=Reason.CLOCK
+                f"the clock is {behind_s:.0f} s behind the ids of worker {lease.worker_id}: correct the clock",
+                reason=Reason.CLOCK,
             )
         await asyncio.sleep(max(behind_s, 0))
         await lease._renew()
@@ -109,7 +119,7 @@ class CassandraLease:
         return lease
 
     def snowflake(self) -> Snowflake:
-        """The lease's one source of ids; every call gives the same."""
+        """Returns the id generator of this lease, the same one at each call."""
         return self.ids
 
     def fault(self) -> str:
@@ -119,13 +129,14 @@ class CassandraLease:
         return self.ids.fault()
 
     async def close(self) -> None:
-        """Ends minting (UNAVAILABLE), records the exact last millisecond and gives the worker id free. A second call does nothing."""
+        """Stops minting (UNAVAILABLE from now on), stores the last millisecond used and releases the worker id. A
+        second call has no effect."""
         renewal, self._renewal = self._renewal, None
         if renewal is None:
             return
         renewal.cancel()
         await asyncio.wait((renewal,))
-        # Forgotten, so that the next millisecond would have to be reserved, which is refused from now on.
+        # Clears the reservation, so the next id would need a new one, which `_reserve` refuses from now on.
         self._mint_until, self.ids.reserved_ms = 0.0, 0
         try:
             if self._leased:
@@ -137,18 +148,22 @@ class CassandraLease:
                     _ADVANCE, self._owner, self.ids.last_ms, self.worker_id, self._high_water_ms
                 )
         except errors.RoostError as error:
-            # A lease ends by itself, and the mark only stays a little too high.
-            _log.warning("a worker id was not given back", worker_id=self.worker_id, error=str(error))
+            # Harmless: a lease expires by its TTL, and the high-water mark is only a little too high.
+            log.warning("worker_id.release_failed", worker_id=self.worker_id, error=str(error))
 
     def _reserve(self, ms: int) -> int:
         if self._time() >= self._mint_until:
-            # So it is after a pause, too: whoever slept past the lease mints nothing on waking.
-            raise errors.unavailable("no ids for now: the worker id's lease was not renewed", reason=Reason.LEASE)
+            # Also true if the process slept past its lease: it mints nothing on waking.
+            raise errors.unavailable(
+                "no ids can be minted: the worker id's lease was not renewed; retry later", reason=Reason.LEASE
+            )
         if self._high_water_ms is None or ms > self._high_water_ms:
-            # The clock jumped ahead: the mark has to follow before any id does.
+            # The clock jumped ahead: the high-water mark must be raised before an id is minted.
             self._wake.set()
-            raise errors.unavailable("no ids for now: the clock is ahead of the lease's mark", reason=Reason.LEASE)
-        # In small spans, so that the lease is looked at again within the second.
+            raise errors.unavailable(
+                "no ids can be minted: the clock is ahead of the high-water mark; retry later", reason=Reason.LEASE
+            )
+        # Reserves short spans, so that the lease is checked again within a second.
         return min(self._high_water_ms, ms + RESERVE_MS)
 
     async def _renew_loop(self) -> None:
@@ -159,13 +174,14 @@ class CassandraLease:
             try:
                 await self._renew()
             except Exception as error:
-                _log.warning("a worker id was not renewed", worker_id=self.worker_id, error=str(error))
-                # And then at once: `wake` set for a jump must not make a loop of it.
+                log.warning("worker_id.renewal_failed", worker_id=self.worker_id, error=str(error))
+                # Sleeps before it retries at once, so that a set `_wake` does not make this a busy loop.
                 await asyncio.sleep(RETRY_INTERVAL_S)
                 self._wake.set()
 
     async def _renew(self) -> None:
-        """Renews and marks ahead; UNAVAILABLE where it could not, and what was reserved before still holds."""
+        """Renews the lease and raises the high-water mark. Raises UNAVAILABLE if it cannot; ids reserved before remain
+        valid."""
         began = self._time()
         high_water_ms = max(self._high_water_ms or 0, self._clock_ms() + int(self._timing.mint_s * 1000))
         keyspace, timing, worker = self._keyspace, self._timing, self.worker_id
@@ -181,29 +197,32 @@ class CassandraLease:
         self._mint_until = 0.0
         await (self._claim() if self._leased else self._read_high_water())
         self._wake.set()
-        raise errors.unavailable(f"worker id {worker} is another process's", reason=Reason.LEASE)
+        raise errors.unavailable(f"another process has worker id {worker}: retry later", reason=Reason.LEASE)
 
     async def _claim(self) -> None:
-        """Takes a worker id that nobody has, and whose ids this clock is past."""
+        """Claims a worker id that is free and whose high-water mark is in the past."""
         rows = await self._keyspace.read(_ALL)
         now_ms = self._clock_ms()
         taken = {
             worker_id for worker_id, owner, high_water_ms in rows if owner is not None or (high_water_ms or 0) > now_ms
         }
         free = [worker_id for worker_id in range(MAX_WORKER + 1) if worker_id not in taken]
-        # At random: processes that start together would else all want the first.
+        # In random order, because processes that start together would otherwise all claim the first.
         for worker_id in _shuffled(free)[:MAX_CLAIMS]:
             if (await self._keyspace.execute_lwt(_CLAIM, self._timing.ttl_s, self._owner, worker_id))[0]:
                 self.worker_id = worker_id
                 await self._read_high_water()
                 return
-        raise errors.unavailable("no worker id is free: all are leased to other processes", reason=Reason.LEASE)
+        raise errors.unavailable(
+            "no worker id is free: all are leased to other processes; stop some or wait for their leases to expire",
+            reason=Reason.LEASE,
+        )
 
     async def _read_high_water(self) -> None:
-        """Reads how far this worker id has been used, and goes on from there."""
+        """Reads the stored high-water mark of this worker id and moves the id generator beyond it."""
         ((owner, high_water_ms),) = await self._keyspace.read_serial(_ONE, self.worker_id) or [(None, None)]
         if not self._leased and self._mint_until and owner != self._owner:
-            _log.error("another process has this worker id", worker_id=self.worker_id)
+            log.error("worker_id.taken", worker_id=self.worker_id)
         self._high_water_ms = high_water_ms
         self.ids.move(self.worker_id, high_water_ms or 0)
 

@@ -1,6 +1,7 @@
-"""Writes to one partition that come at the same time go as one: many callers pay for one request.
+"""Combines concurrent writes to one partition into one request.
 
-There is no timer: while a write of the partition is under way the next ones gather, and leave together when it is answered.
+There is no timer: writes that arrive while a request of their partition is in flight are sent together when it
+completes.
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ _Pending = list[tuple[Statement, asyncio.Future[None]]]
 
 
 class PartitionWriteBatcher:
-    """Of one keyspace, on one loop. What waits is bounded by its callers."""
+    """Batches the writes of one keyspace, on one event loop. Pending writes are bounded by the number of callers."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
-        # A partition is here while somebody writes to it.
+        # Has an entry for a partition while a task writes to it.
         self._pending: dict[Hashable, _Pending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def write(self, partition: Hashable, statement: Statement) -> None:
-        """Returns once it is written; errors as `Keyspace.write`, for all that left together. Not bound by the caller's deadline.
+        """Returns once the statement is written. Raises the errors of `Keyspace.write`, for all writes of the same
+        batch.
 
-        `partition` names where the row lies, the table included: what bears the same name leaves in one batch.
+        `partition` identifies the table and partition; writes with equal values share a batch. The caller's deadline
+        does not bound the write.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         pending = self._pending.get(partition)
         if pending is None:
             self._pending[partition] = [(statement, future)]
-            # Nobody's call: what leaves together belongs to many.
+            # An empty context, because a batch belongs to several calls and has none of their deadlines.
             task = asyncio.get_running_loop().create_task(self._flush(partition), context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

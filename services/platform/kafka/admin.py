@@ -1,4 +1,4 @@
-"""What is asked of Kafka beside reading and writing: topics, offsets, and where groups stand."""
+"""Administration of Kafka: creates topics, reads and commits offsets of consumer groups."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from services.platform.kafka.records import (
     unavailable,
 )
 
-# A broker that runs answers in milliseconds, one that starts in seconds.
+# A running broker answers in milliseconds, a starting one within seconds.
 OPEN_TIMEOUT_S = 10.0
-# How long a partition may be without a leader before that is taken for an outage.
+# How long a partition may have no leader before it counts as an outage, and the pause between attempts.
 METADATA_TIMEOUT_S, _METADATA_RETRY_S = 5.0, 0.05
 DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
-# Of three copies two must have an event before it counts as appended: one broker may die.
+# With three replicas, two must store an event before it counts as appended, so one broker may fail.
 MIN_COPIES_OF_THREE = 2
 
 EARLIEST: Any = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 LATEST: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-# Of a partition that was just made, or whose broker died.
+# Errors of a partition that was just created, or whose leader just failed: retried.
 _ELECTING = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
-    # The broker has not heard yet that it leads, or leads anew.
+    # The broker does not know yet that it leads, or that another one does.
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError._UNKNOWN_PARTITION,
@@ -48,12 +48,12 @@ _NO_MEMBERS_ALLOWED = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.NON_EMPTY_GROUP)
 
 
 def at_time(time_ms: int) -> Any:
-    """The first event at or after a moment, for `offsets`."""
+    """Returns the position of the first event at or after `time_ms` (unix milliseconds), for `offsets`."""
     return OffsetSpec.for_timestamp(time_ms)
 
 
 class KafkaAdmin:
-    """Kafka's administration. Every method: UNAVAILABLE, in words, where the brokers do not do it within REQUEST_TIMEOUT_S."""
+    """Kafka's admin client. Every method raises UNAVAILABLE if the brokers do not answer within REQUEST_TIMEOUT_S."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -62,16 +62,16 @@ class KafkaAdmin:
         self._partitions: dict[str, int] = {}
 
     async def check(self) -> None:
-        """Whether the brokers can be reached, within OPEN_TIMEOUT_S."""
+        """Raises UNAVAILABLE if no broker answers within OPEN_TIMEOUT_S."""
         try:
             await asyncio.to_thread(self._client.list_topics, timeout=OPEN_TIMEOUT_S)
         except KafkaException as error:
-            told = unavailable("Kafka cannot be reached", error)
-            told.add_note(f"the setting kafka is {self._settings.kafka}")
-            raise told from error
+            unreachable = unavailable("Kafka cannot be reached: check that it runs", error)
+            unreachable.add_note(f"the setting kafka is {self._settings.kafka}")
+            raise unreachable from error
 
     async def ensure(self, names: Iterable[str]) -> None:
-        """Makes the topics of these events' names, where there are none."""
+        """Creates the topics of these event names, if they do not exist."""
         missing = {topic_of(self._settings.namespace, name): name for name in names}.items()
         new = [self._topic_spec(topic, name) for topic, name in missing if topic not in self._known]
         if not new:
@@ -81,11 +81,11 @@ class KafkaAdmin:
                 await asyncio.wrap_future(future)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise unavailable(f"Kafka could not make the topic {topic}", error) from error
+                    raise unavailable(f"Kafka could not create the topic {topic}", error) from error
             self._known.add(topic)
 
     async def partitions(self, names: Sequence[str]) -> list[PartitionKey]:
-        """All partitions of these events' topics, which are made where there are none."""
+        """Returns all partitions of the topics of these event names; creates missing topics."""
         await self.ensure(names)
         topics = sorted({topic_of(self._settings.namespace, name) for name in names})
         give_up = time.monotonic() + METADATA_TIMEOUT_S
@@ -97,18 +97,19 @@ class KafkaAdmin:
             if partitions := len(found.topics[missing[0]].partitions):
                 self._partitions[missing[0]] = partitions
             elif time.monotonic() > give_up:
-                raise unavailable(f"Kafka knows nothing of the topic {missing[0]}")
+                raise unavailable(f"Kafka has no metadata of the topic {missing[0]} yet: retry later")
             else:
-                # The news of one that was just made still spreads.
+                # The metadata of a new topic has not reached this broker yet.
                 await asyncio.sleep(_METADATA_RETRY_S)
         return [(topic, number) for topic in topics for number in range(self._partitions[topic])]
 
-    async def offsets(self, partitions: Sequence[PartitionKey], where: Any) -> dict[PartitionKey, int]:
-        """Of each partition EARLIEST (its oldest event), LATEST (behind its newest) or the first `at_time`; LATEST where none is."""
+    async def offsets(self, partitions: Sequence[PartitionKey], position: Any) -> dict[PartitionKey, int]:
+        """Returns an offset for each partition: EARLIEST (its oldest event), LATEST (the end), or the first event
+        `at_time`, the end if there is none."""
         found: dict[PartitionKey, int] = {}
         missing, give_up = list(partitions), time.monotonic() + METADATA_TIMEOUT_S
         while missing:
-            requested = {TopicPartition(*tp): where for tp in missing}
+            requested = {TopicPartition(*tp): position for tp in missing}
             for tp, future in self._client.list_offsets(requested, request_timeout=REQUEST_TIMEOUT_S).items():
                 try:
                     found[tp.topic, tp.partition] = int((await asyncio.wrap_future(future)).offset)
@@ -122,14 +123,17 @@ class KafkaAdmin:
         return {**found, **await self.offsets(none, LATEST)} if none else found
 
     async def groups(self) -> list[str]:
-        """The groups of the namespace, without its name."""
+        """Returns the consumer groups of this namespace, sorted, without the namespace prefix."""
         begin = f"{self._settings.namespace}."
         found = await self._result(self._client.list_consumer_groups(request_timeout=REQUEST_TIMEOUT_S))
         return sorted(g.group_id.removeprefix(begin) for g in found.valid if g.group_id.startswith(begin))
 
     async def committed(self, group: str, partitions: Sequence[PartitionKey] | None = None) -> dict[PartitionKey, int]:
-        """Where the group stands: of each partition (of all that it has, where none are named) the next event; without those that
-        it never committed."""
+        """Returns the next offset that the group will read of each partition; omits partitions without a committed
+        offset.
+
+        `group` includes the namespace prefix. `partitions` None: all partitions of the group.
+        """
         if partitions is not None and not partitions:
             return {}
         requested = ConsumerGroupTopicPartitions(
@@ -140,7 +144,7 @@ class KafkaAdmin:
         return {(p.topic, p.partition): p.offset for p in answer.topic_partitions if p.offset >= 0}
 
     async def seek_group(self, group: str, targets: Mapping[PartitionKey, int]) -> bool:
-        """Commits places for a group; False, and nothing done, where it has members: they must be told."""
+        """Commits offsets for a group without members. Returns False, and commits nothing, if the group has members."""
         if not targets:
             return True
         requested = [TopicPartition(*tp, offset) for tp, offset in targets.items()]
@@ -151,12 +155,12 @@ class KafkaAdmin:
         except KafkaException as error:
             if error.args[0].code() in _NO_MEMBERS_ALLOWED:
                 return False
-            raise unavailable("Kafka did not move the group", error) from error
+            raise unavailable("Kafka did not commit the group's offsets", error) from error
         failed = [p.error for p in answer.topic_partitions if p.error is not None]
         if any(error.code() in _NO_MEMBERS_ALLOWED for error in failed):
             return False
         if failed:
-            raise unavailable("Kafka did not move the group", KafkaException(failed[0]))
+            raise unavailable("Kafka did not commit the group's offsets", KafkaException(failed[0]))
         return True
 
     async def _result(self, future: concurrent.futures.Future[Any]) -> Any:
@@ -170,7 +174,8 @@ class KafkaAdmin:
         kept_s, partitions = log.RETENTION_S, self._settings.kafka_partitions
         config = {"min.insync.replicas": str(min(copies, MIN_COPIES_OF_THREE) if copies > 2 else 1)}
         if name == DEAD_LETTER_TOPIC:
-            # One letter a place, and one partition: few come, and they are read together. A letter that was redriven is overwritten.
+            # One dead letter per source partition and offset, so a redriven one is overwritten by its tombstone. One
+            # partition is enough: dead letters are few and are read together.
             kept_s, partitions = DEAD_LETTERS_KEPT_S, 1
             config["cleanup.policy"] = "compact,delete"
         config["retention.ms"] = str(kept_s * 1_000)

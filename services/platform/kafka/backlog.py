@@ -1,7 +1,7 @@
-"""What one process has fetched of a group's partitions and not applied yet: shared by the thread that fetches and the loop that applies.
+"""Holds the events that one process fetched but has not applied yet. Shared by the fetcher thread and the event loop.
 
-A partition may be taken away, given back, or sought elsewhere while some of its events are being applied. So each time it comes to
-stand anew it gets a new epoch, and what was taken out under an older one counts no more.
+A partition may be revoked, assigned again or sought while some of its events are being applied. Each assignment and
+seek therefore gives it a new epoch, and results of entries with an older epoch are discarded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from services.platform.kafka.records import PartitionKey
 
 
 class FetchedEntry(NamedTuple):
-    """A message: where it stands, and the event in it; None where it is one that the group passes over."""
+    """A fetched message. `event` is None if the group does not subscribe to events of its name: it only advances the
+    offset."""
 
     partition: PartitionKey
     offset: int
@@ -26,7 +27,8 @@ class FetchedEntry(NamedTuple):
 
 
 class PartitionProgress(NamedTuple):
-    """How a partition stands here: the next offset to apply and to fetch, how many events lie between, when the oldest was appended."""
+    """Progress of one partition: the next offset to apply (`position`), the next to fetch (`fetched`), the number of
+    events between, and the append time of the oldest of them in unix milliseconds."""
 
     position: int
     fetched: int
@@ -35,7 +37,8 @@ class PartitionProgress(NamedTuple):
 
 
 class Backlog:
-    """Entries in the order of fetching, at most about `max_entries`; positions of the partitions held. Every method is quick."""
+    """A queue of fetched entries in fetch order, of about `max_entries`, and the offsets of the assigned partitions.
+    Thread-safe."""
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
@@ -44,16 +47,17 @@ class Backlog:
         self._in_progress: Sequence[FetchedEntry] = ()
         self._count = itertools.count(1)
         self._epochs: dict[PartitionKey, int] = {}
-        # The next offset to apply, and to fetch, of partitions where one is known.
+        # The next offset to apply and to fetch; absent until the first message of a partition if no start offset was
+        # given.
         self._positions: dict[PartitionKey, int] = {}
         self._fetched: dict[PartitionKey, int] = {}
         self._committed: dict[PartitionKey, int] = {}
         self._revoking: set[PartitionKey] = set()
 
-    # For the thread that fetches.
+    # Methods of the fetcher thread.
 
     def assign(self, partitions: Iterable[PartitionKey], positions: Mapping[PartitionKey, int] | None = None) -> None:
-        """These partitions are ours from now on; `positions` where they begin, as far as that is known."""
+        """Adds assigned partitions; `positions` are their start offsets, if known."""
         with self._changed:
             for partition in partitions:
                 self._forget(partition)
@@ -62,12 +66,12 @@ class Backlog:
                     self._positions[partition] = self._fetched[partition] = positions[partition]
 
     def partitions(self) -> list[PartitionKey]:
-        """The partitions that are held here."""
+        """Returns the assigned partitions."""
         with self._changed:
             return list(self._epochs)
 
     def append(self, messages: Iterable[tuple[PartitionKey, int, ConsumedEvent | None]]) -> None:
-        """What was fetched, in order."""
+        """Queues fetched messages in order; ignores those of partitions that are not assigned."""
         with self._changed:
             for partition, offset, event in messages:
                 epoch = self._epochs.get(partition)
@@ -78,19 +82,21 @@ class Backlog:
                 self._entries.append(FetchedEntry(partition, offset, event, epoch))
 
     def is_full(self) -> bool:
-        """Whether nothing more should be fetched."""
+        """Returns whether the fetcher should stop fetching."""
         with self._changed:
             return len(self._entries) >= self._max_entries
 
     def wait_for_room(self, at_most_s: float) -> bool:
-        """Waits until half of it is free; False where it was not."""
+        """Waits until at most half of `max_entries` are queued. Returns False if that takes longer than `at_most_s`
+        seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: len(self._entries) <= self._max_entries // 2, at_most_s)
 
     def release(self, partitions: Collection[PartitionKey], at_most_s: float) -> dict[PartitionKey, int]:
-        """Gives partitions up, once those of their events that are at hand are applied or put back, or the time has passed.
+        """Removes partitions, after the current batch is completed or returned if it has entries of them, at most after
+        `at_most_s` seconds.
 
-        Returns what is to be committed for them.
+        Returns the offsets to commit for them.
         """
         released = set(partitions)
         with self._changed:
@@ -106,7 +112,11 @@ class Backlog:
             return changed
 
     def seek(self, targets: Mapping[PartitionKey, int]) -> dict[PartitionKey, int]:
-        """Goes on at these offsets, in those partitions that are held here: returns them. What is at hand counts no more."""
+        """Moves assigned partitions to these offsets and drops their queued entries; ignores other partitions. Returns
+        the offsets applied.
+
+        Entries of the current batch no longer advance the offsets of these partitions.
+        """
         with self._changed:
             assigned = {partition: offset for partition, offset in targets.items() if partition in self._epochs}
             self._remove_entries(set(assigned))
@@ -116,22 +126,24 @@ class Backlog:
             return assigned
 
     def uncommitted(self) -> dict[PartitionKey, int]:
-        """Positions that changed since they were last returned here; `commit_failed` takes them back."""
+        """Returns the offsets that changed since the last call, and considers them committed unless `commit_failed` is
+        called."""
         with self._changed:
             changed = self._uncommitted()
             self._committed |= changed
             return changed
 
     def commit_failed(self, partitions: Iterable[PartitionKey]) -> None:
-        """Their positions are to be committed again."""
+        """Makes `uncommitted` return the offsets of these partitions again."""
         with self._changed:
             for partition in partitions:
                 self._committed.pop(partition, None)
 
-    # For the loop that applies.
+    # Methods of the event loop.
 
     def next_batch(self, max_events: int) -> Sequence[FetchedEntry]:
-        """The next entries, until `max_events` hold an event; they are at hand until `complete_batch` or `return_batch`."""
+        """Returns the next entries, with at most `max_events` events. They are in progress until `complete_batch` or
+        `return_batch`."""
         with self._changed:
             batch: list[FetchedEntry] = []
             events = 0
@@ -144,7 +156,7 @@ class Backlog:
             return batch
 
     def complete_batch(self) -> None:
-        """What is at hand is done with."""
+        """Advances the offsets past the entries in progress."""
         with self._changed:
             for entry in self._in_progress:
                 if self._epochs.get(entry.partition) == entry.epoch:
@@ -153,7 +165,7 @@ class Backlog:
             self._changed.notify_all()
 
     def return_batch(self) -> None:
-        """What is at hand is to come again, but for what is no longer ours."""
+        """Queues the entries in progress again, except those of partitions that were revoked or sought meanwhile."""
         with self._changed:
             returned = [
                 e
@@ -165,12 +177,12 @@ class Backlog:
             self._changed.notify_all()
 
     def is_revocation_pending(self) -> bool:
-        """Whether somebody else waits for a partition of which events are at hand."""
+        """Returns whether a partition with entries in progress is being revoked."""
         with self._changed:
             return any(entry.partition in self._revoking for entry in self._in_progress)
 
     def progress(self) -> dict[PartitionKey, PartitionProgress]:
-        """How the partitions stand that are held here and whose place is known."""
+        """Returns the progress of the assigned partitions whose offset is known."""
         with self._changed:
             found = {
                 partition: PartitionProgress(self._positions[partition], self._fetched[partition], 0, None)

@@ -1,4 +1,4 @@
-"""A consumer on Kafka: what a thread fetched is applied on the loop, and then counts as done."""
+"""The Kafka consumer: a thread fetches events, the event loop applies them, and their offsets are committed afterwards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import structlog
 from confluent_kafka import KafkaException
 
 from services.platform.events import log as event_log
@@ -22,16 +21,14 @@ from services.platform.kafka.scan import scan
 if TYPE_CHECKING:
     from services.platform.kafka.event_log import KafkaLog
 
-# Fetched ahead of what is applied: batches, and never less than this.
+# The fetcher prefetches two batches, at least 400 events.
 PREFETCHED_BATCHES, MIN_PREFETCHED = 2, 400
-# A new member waits for the others to let partitions go, each at the end of its batch.
+# A new member gets partitions when other members have finished their current batches.
 JOIN_TIMEOUT_S = 30.0
-
-_log = structlog.get_logger(__name__)
 
 
 class KafkaConsumer(Consumer):
-    """The Consumer port. One task applies; the thread of a `Fetcher` brings events and commits."""
+    """The Consumer port. A task applies events; a `Fetcher` thread fetches them and commits offsets."""
 
     def __init__(
         self, log: KafkaLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, broadcast: bool
@@ -45,7 +42,7 @@ class KafkaConsumer(Consumer):
         self._apply = apply
         self._max_batch = max_batch
         self._broadcast = broadcast
-        # Of an `broadcast` consumer that does not run: where it goes on.
+        # Start offsets of a `broadcast` consumer that is stopped.
         self._resume_offsets: dict[PartitionKey, int] = {}
         self._fetcher: Fetcher | None = None
         self._paused = False
@@ -53,7 +50,7 @@ class KafkaConsumer(Consumer):
     async def start(self) -> None:
         if self._log.running.setdefault(self.group, self) is not self or self._fetcher is not None:
             raise ValueError(
-                f"group {self.group} has a consumer in this process: one shares its work better with others'"
+                f"group {self.group} has a consumer in this process already: start the second one in another process"
             )
         try:
             await self._log.admin.ensure(self._topics)
@@ -86,7 +83,7 @@ class KafkaConsumer(Consumer):
 
     async def lag(self) -> Lag:
         partitions = await self._log.admin.partitions(self._topics)
-        # Ends first: what is applied meanwhile then counts as applied.
+        # Reads the end offsets first, so that events applied meanwhile do not count as lag.
         ends = await self._log.admin.offsets(partitions, LATEST)
         begins = await self._start_offsets(partitions)
         mine = self.backlog.progress() if self._fetcher is not None else {}
@@ -130,7 +127,10 @@ class KafkaConsumer(Consumer):
             await self._log.seek_group(self.group, targets)
 
     async def seek_here(self, targets: Mapping[PartitionKey, int]) -> None:
-        """Goes on at these offsets, in the partitions that are held here. UNAVAILABLE where none come to be held for long."""
+        """Moves the partitions that are assigned to this process to these offsets.
+
+        Raises UNAVAILABLE if no partition is assigned within JOIN_TIMEOUT_S, or if Kafka rejects the seek.
+        """
         fetcher = self._fetcher
         if fetcher is None:
             return
@@ -139,16 +139,17 @@ class KafkaConsumer(Consumer):
                 await fetcher.has_partitions.wait()
                 await fetcher.seek(targets)
         except TimeoutError:
-            raise unavailable(f"group {self.group} has no partitions here yet") from None
+            raise unavailable(f"group {self.group} has no partitions in this process yet: retry later") from None
         except KafkaException as error:
-            raise unavailable(f"group {self.group} could not be moved", error) from error
+            raise unavailable(f"group {self.group} could not seek", error) from error
 
     async def _broadcast_start(self) -> dict[PartitionKey, int]:
         partitions = await self._log.admin.partitions(self._topics)
         return {**await self._log.admin.offsets(partitions, LATEST), **self._resume_offsets}
 
     async def _start_offsets(self, partitions: Sequence[PartitionKey]) -> dict[PartitionKey, int]:
-        """Where the group, or this consumer, stands as far as anybody told; what is past retention is not waited for."""
+        """Returns the next offset of each partition: a broadcast consumer's own, otherwise the group's committed one,
+        at least the oldest event that retention has left."""
         if self._broadcast:
             return await self._broadcast_start()
         first = await self._log.admin.offsets(partitions, EARLIEST)
@@ -156,7 +157,7 @@ class KafkaConsumer(Consumer):
         return {partition: max(committed.get(partition, 0), first[partition]) for partition in partitions}
 
     async def _step(self) -> bool:
-        """Applies the next batch; False if there is none."""
+        """Applies the next batch. Returns False if there is none."""
         if self._paused:
             return False
         entries = self.backlog.next_batch(self._max_batch)

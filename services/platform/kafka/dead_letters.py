@@ -1,4 +1,5 @@
-"""Dead letters on Kafka: a topic of their own that keeps the last word on each place, and takes a letter away once it is redriven."""
+"""Dead letters on Kafka: a compacted topic with one record per failed event. Redriving an event writes a tombstone over
+it."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from services.platform.kafka.producer import KafkaProducer, OutgoingMessage
 from services.platform.kafka.records import DEAD_LETTER_TOPIC, headers_of, plain_headers, topic_of
 from services.platform.kafka.scan import scan
 
-MAX_REASON_CHARS = 1_000  # A failure may quote its whole input.
+MAX_REASON_CHARS = 1_000  # An error message may quote its whole input.
 _GROUP, _REASON = "group", "reason"
 _TOPIC, _PARTITION, _OFFSET, _KEY, _APPENDED = "topic", "partition", "offset", "key", "appended_ms"
 
 
 class DeadLetters:
-    """All groups' dead letters. `clock_ms` gives milliseconds since 1970."""
+    """The dead letters of all groups. `clock_ms` returns unix milliseconds."""
 
     def __init__(
         self, settings: Settings, admin: KafkaAdmin, producer: KafkaProducer, clock_ms: Callable[[], int]
@@ -33,29 +34,31 @@ class DeadLetters:
         self._topic = topic_of(settings.namespace, DEAD_LETTER_TOPIC)
 
     async def add(self, group: str, source: tuple[str, int], event: ConsumedEvent, error: BaseException) -> None:
-        """Keeps an event of a partition, and why the group gave up. Errors as KafkaProducer.send."""
+        """Stores an event of the partition `source` and the error that the group gave up on. Raises the errors of
+        KafkaProducer.send."""
         reason = repr(error)[:MAX_REASON_CHARS]
         topic, partition = source
         headers = headers_of(Record(*event[2:]))
         headers += [(_GROUP, group), (_REASON, reason), (_TOPIC, topic), (_PARTITION, str(partition))]
         headers += [(_OFFSET, str(event.offset)), (_KEY, str(event.key)), (_APPENDED, str(event.appended_ms))]
-        # One letter a place, however often it is buried.
+        # One key per group, partition and offset: an event that fails again overwrites its earlier record.
         key = f"{group}/{topic}/{partition}/{event.offset}"
         await self._producer.send([OutgoingMessage(self._topic, key, event.payload, headers, self._clock_ms())])
 
     async def of_group(self, group: str) -> list[DeadLetter]:
-        """The group's letters, oldest first, at most MAX_BATCH."""
+        """Returns the group's dead letters, oldest first, at most MAX_BATCH."""
         return list((await self._read(group)).values())
 
     async def redrive(self, group: str) -> int:
-        """Appends the group's letters anew and takes them away; in that order, for a crash between must lose none.
+        """Appends the events of the group's dead letters again, then deletes the dead letters. Returns how many.
 
-        At most MAX_BATCH, once: those that come back meanwhile wait for the next call.
+        At most MAX_BATCH per call. A crash between the two steps repeats events and loses none. Events that fail again
+        meanwhile are left for the next call.
         """
         dead_letters = await self._read(group)
         await self._producer.append([Record(*dead_letter.event[2:]) for dead_letter in dead_letters.values()])
         now = self._clock_ms()
-        # The group's name stays with the tombstone, or it could not be told whose it is.
+        # The tombstone names the group too, because readers filter records by the group header.
         await self._producer.send(
             OutgoingMessage(self._topic, key, None, [(_GROUP, group)], now) for key in dead_letters
         )
@@ -71,7 +74,7 @@ class DeadLetters:
                 if headers.get(_GROUP) != group:
                     continue
                 found.pop(key, None)
-                # Beyond the bound the oldest are kept: the others are found once these are redriven.
+                # Keeps the oldest at the limit: the others are found after these are redriven.
                 if message.value() is not None and len(found) < log.MAX_BATCH:
                     found[key] = _dead_letter_of(message, headers)
             return found

@@ -1,6 +1,6 @@
-"""The event log on Kafka: one topic an entity, key = author, at least once, no transactions.
+"""The event log on Kafka: one topic per entity, keyed by author, at-least-once delivery, no transactions.
 
-Kafka is never the place of record: an event lies in its service's outbox until it is delivered here.
+Kafka is never the only copy of an undelivered event: it stays in its service's outbox until Kafka acknowledged it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from services.platform.kafka.dead_letters import DeadLetters
 from services.platform.kafka.producer import KafkaProducer
 from services.platform.kafka.records import DEAD_LETTER_TOPIC, PartitionKey, entities
 
-# How members of a group learn that it was moved: an event for every process. No entity has this name.
+# A seek of a group is broadcast as an event of this topic, which every process reads. No entity has this name.
 SEEK_TOPIC = "log.moved"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class KafkaLog(EventLog):
-    """The EventLog port. Order holds per key over the topics of one entity, among what one process appends one after the other."""
+    """The EventLog port. Events with the same key keep their order, over all topics of one entity, if one process
+    appends them in sequence."""
 
     def __init__(self, settings: Settings, clock_ms: Callable[[], int], retry_first_s: float) -> None:
         self.settings = settings
@@ -47,15 +48,15 @@ class KafkaLog(EventLog):
     async def open(
         cls, settings: Settings, clock_ms: Callable[[], int] = wall_clock_ms, retry_first_s: float = RETRY_FIRST_S
     ) -> Self:
-        """Connects, and makes the topics that are missing. UNAVAILABLE, in words, where no broker answers within seconds."""
-        log = cls(settings, clock_ms, retry_first_s)
+        """Connects and creates missing topics. Raises UNAVAILABLE if no broker answers within OPEN_TIMEOUT_S."""
+        opened = cls(settings, clock_ms, retry_first_s)
         try:
-            await log.admin.check()
-            await log.admin.ensure([*entities(), DEAD_LETTER_TOPIC, SEEK_TOPIC])
+            await opened.admin.check()
+            await opened.admin.ensure([*entities(), DEAD_LETTER_TOPIC, SEEK_TOPIC])
         except BaseException:
-            await log.close()
+            await opened.close()
             raise
-        return log
+        return opened
 
     async def append(self, records: Sequence[Record]) -> None:
         await self.admin.ensure({record.topic for record in records})
@@ -84,8 +85,10 @@ class KafkaLog(EventLog):
         await self.producer.close()
 
     async def replay(self, group: str, time_ms: int) -> int | None:
-        """Moves a group to a time (milliseconds since 1970), in all its partitions; how many events lie from there on, all
-        topics' together, or None where there is no such group."""
+        """Moves a group in all its partitions to the first event at or after `time_ms` (unix milliseconds).
+
+        Returns how many events follow from there on, of all topics together, or None if there is no such group.
+        """
         committed = list(await self.admin.committed(f"{self.settings.namespace}.{group}"))
         if not committed:
             return None
@@ -95,12 +98,13 @@ class KafkaLog(EventLog):
         return sum(ends[partition] - offset for partition, offset in targets.items())
 
     async def seek_group(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
-        """Moves a group that has no consumer here: where it has members elsewhere, they are told."""
+        """Moves a group without a consumer in this process: commits the offsets, or broadcasts a seek if the group has
+        members elsewhere."""
         if not await self.admin.seek_group(f"{self.settings.namespace}.{group}", targets):
             await self.broadcast_seek(group, targets)
 
     async def broadcast_seek(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
-        """Tells the group's members in all other processes to go on at these offsets."""
+        """Publishes a seek for the group's members in all other processes."""
         request = {
             "group": group,
             "by": self._process_id,
@@ -109,7 +113,7 @@ class KafkaLog(EventLog):
         await self.append([Record(SEEK_TOPIC, 0, 0, orjson.dumps(request))])
 
     async def subscribe_to_seeks(self) -> None:
-        """Begins to hear what others `broadcast_seek`."""
+        """Starts the consumer of seeks that other processes publish; has no effect if it runs."""
         if self._seek_consumer is None:
             self._seek_consumer = self.consumer("moves", [SEEK_TOPIC], self._on_seek, broadcast=True)
             await self._seek_consumer.start()
@@ -121,5 +125,5 @@ class KafkaLog(EventLog):
             if consumer is None or request["by"] == self._process_id:
                 continue
             targets = {(topic, partition): offset for topic, partition, offset in request["places"]}
-            _log.info("moved by another process", group=consumer.group)
+            log.info("consumer.sought", group=consumer.group)
             await consumer.seek_here(targets)

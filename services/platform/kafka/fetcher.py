@@ -1,4 +1,5 @@
-"""The thread that fetches for one consumer. It never waits for what is applied, so it is never taken for dead."""
+"""The fetcher thread of one consumer. It never waits for events to be applied, so its group membership does not time
+out."""
 
 from __future__ import annotations
 
@@ -19,34 +20,36 @@ from services.platform.events.worker_loop import RETRY_MOST_S
 from services.platform.kafka.backlog import Backlog
 from services.platform.kafka.records import PartitionKey, RateLimitedErrors, client_settings, to_consumed_event
 
-# A member that says nothing for so long is given up by the group, and its partitions go to the others.
+# After this time without a heartbeat the group removes a member and reassigns its partitions.
 SESSION_TIMEOUT_S = 10.0
 HEARTBEAT_INTERVAL_S = 2.0
 COMMIT_EVERY_S = 1.0
-# How soon the thread sees that it is to stop or to seek.
+# Bounds how late the thread notices a stop or a seek.
 POLL_TIMEOUT_S = 0.1
-# Taken over at once; decoding them holds the GIL for about a millisecond.
+# Messages per fetch; decoding them holds the GIL for about 1 ms.
 FETCH_MESSAGES = 200
-# How long it does not look at Kafka while there is no room, before it pauses the partitions: pausing throws away what was prefetched.
+# How long the thread waits for room in the backlog before it pauses the partitions. Pausing discards prefetched
+# messages.
 PAUSE_AFTER_S = 1.0
-# Prefetched by librdkafka, outside of Python.
+# Prefetched by librdkafka, outside Python's memory.
 PREFETCH_MESSAGES, PREFETCH_KIB = 10_000, 16 * 1024
 FETCH_WAIT_MS = 200
-# What others of the group may wait for a batch at hand. Its events come to them again then.
+# How long a rebalance waits for the current batch. After that its events are delivered again to the next owner.
 REVOKE_TIMEOUT_S = 10.0
-# What the last commit may take, and all of the stopping.
+# Limits of the last commit, and of `stop` as a whole.
 LAST_COMMIT_TIMEOUT_S, STOP_TIMEOUT_S = 3.0, 12.0
 _SEEK_TRIES, _SEEK_RETRY_S = 50, 0.1
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 ClientRequest = Callable[[Client], None]
 
 
 class Fetcher:
-    """Fills a backlog, commits what is applied, follows the group's changes. `wake` is called on the loop when there is something new.
+    """Fetches into a backlog, commits the offsets of applied events, and follows rebalances. Calls `wake` on the event
+    loop after each fetch.
 
-    With `start_offsets` the partitions are taken by hand, outside of any group, and nothing is committed.
+    With `start_offsets`, reads these partitions without a consumer group and commits nothing.
     """
 
     def __init__(
@@ -72,15 +75,15 @@ class Fetcher:
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
-            # Members that stay keep their partitions, and go on, while others come and go.
+            # Members keep their partitions and go on reading during a rebalance.
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": int(SESSION_TIMEOUT_S * 1_000),
             "heartbeat.interval.ms": int(HEARTBEAT_INTERVAL_S * 1_000),
             "queued.min.messages": PREFETCH_MESSAGES,
             "queued.max.messages.kbytes": PREFETCH_KIB,
-            # While the broker waits for one partition's events, none of another's are asked for: right after an assignment.
+            # Right after an assignment the broker waits this long on one partition before the others are fetched.
             "fetch.wait.max.ms": FETCH_WAIT_MS,
-            # Topics may be made after the group was.
+            # Topics may be created after the consumer started.
             "topic.metadata.refresh.interval.ms": 30_000,
             "error_cb": self._log_error,
             "on_commit": self._on_commit,
@@ -96,16 +99,16 @@ class Fetcher:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Commits, leaves the group and ends. What takes longer than STOP_TIMEOUT_S is left behind."""
+        """Commits, leaves the group and stops the thread. Gives up after STOP_TIMEOUT_S."""
         self._stopping.set()
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self._ended.wait()
         except TimeoutError:
-            _log.warning("kafka consumer did not stop", group=self._group)
+            log.warning("fetcher.stop_timed_out", group=self._group)
 
     async def seek(self, targets: Mapping[PartitionKey, int]) -> None:
-        """Goes on at these offsets in the partitions that are held here. UNAVAILABLE-like KafkaException where Kafka refuses."""
+        """Moves the partitions that are assigned here to these offsets. Raises KafkaException if Kafka rejects it."""
 
         def work(client: Client) -> None:
             for partition, offset in self._backlog.seek(targets).items():
@@ -121,7 +124,7 @@ class Fetcher:
             try:
                 self._run_client()
             except Exception as error:
-                _log.warning("kafka consumer failed, will go on", group=self._group, error=repr(error))
+                log.warning("fetcher.failed", group=self._group, error=repr(error))
                 self._stopping.wait(RETRY_MOST_S)
         self._on_loop(self._ended.set)
 
@@ -135,7 +138,8 @@ class Fetcher:
                 self._fetch(client)
             self._commit_last(client)
         finally:
-            # Whatever it held comes again, from the committed place; without a group, from where it was.
+            # Unapplied events are fetched again: from the committed offsets, or without a group from the offsets kept
+            # here.
             if self._start_offsets is not None:
                 self._start_offsets = {**self._start_offsets, **self._backlog.release(self._backlog.partitions(), 0.0)}
             self._backlog.release(self._backlog.partitions(), 0.0)
@@ -172,7 +176,7 @@ class Fetcher:
         first = client.poll(POLL_TIMEOUT_S)
         if first is None:
             return
-        # `consume` alone would wait for its number to be full.
+        # `consume` alone would block until it has its full number of messages.
         self._put([first, *client.consume(FETCH_MESSAGES - 1, 0.0)])
 
     def _put(self, messages: Sequence[Message]) -> None:
@@ -207,19 +211,19 @@ class Fetcher:
         self._commit(client)
         give_up = time.monotonic() + LAST_COMMIT_TIMEOUT_S
         while self._committing and time.monotonic() < give_up:
-            # What comes meanwhile is not ours any more: it was not applied.
+            # Messages that arrive meanwhile are dropped: they were not applied, so the next owner reads them.
             client.poll(POLL_TIMEOUT_S)
 
     def _on_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
         self._committing = max(self._committing - 1, 0)
         failed = [(p.topic, p.partition) for p in partitions if error is not None or p.error is not None]
         if failed:
-            _log.warning("kafka commit failed, will come again", group=self._group, error=error and error.str())
+            log.warning("fetcher.commit_failed", group=self._group, error=error and error.str())
             self._backlog.commit_failed(failed)
 
     def _on_assign(self, client: Client, partitions: Sequence[TopicPartition]) -> None:
         self._backlog.assign((p.topic, p.partition) for p in partitions)
-        # New ones are not paused.
+        # Newly assigned partitions are not paused.
         self._paused = False
         self._on_loop(self.has_partitions.set)
 
@@ -227,7 +231,7 @@ class Fetcher:
         within_s = 0.0 if self._stopping.is_set() else REVOKE_TIMEOUT_S
         changed = self._backlog.release({(p.topic, p.partition) for p in partitions}, within_s)
         if changed and not self._stopping.is_set():
-            # The next owner begins there, so it must be known before the partitions are let go.
+            # Committed synchronously, because the next owner starts at the committed offset.
             with contextlib.suppress(KafkaException):
                 client.commit(
                     offsets=[TopicPartition(*partition, offset) for partition, offset in changed.items()],
@@ -235,17 +239,17 @@ class Fetcher:
                 )
 
     def _on_lost(self, client: Client, partitions: Sequence[TopicPartition]) -> None:
-        # Others have them by now: nothing may be committed.
+        # Other members own the partitions already, so nothing may be committed.
         self._backlog.release({(p.topic, p.partition) for p in partitions}, 0.0)
 
     def _on_loop(self, work: Callable[..., object], *values: Any) -> None:
-        # A loop that was closed before the log has nobody waiting.
+        # Raises RuntimeError if the event loop was closed before the log; then nothing waits.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(work, *values)
 
 
 def _seek(client: Client, target: TopicPartition) -> None:
-    """Partitions that were just assigned cannot be sought for some milliseconds."""
+    """Seeks, and retries for a few seconds: a partition that was just assigned rejects seeks at first."""
     for left in range(_SEEK_TRIES, 0, -1):
         try:
             client.seek(target)

@@ -1,6 +1,7 @@
-"""Appending to Kafka: durable when it returns, in order per key, and nothing that blocks the loop.
+"""Appends records to Kafka: durable when `send` returns, in order per key, without blocking the event loop.
 
-librdkafka sends on threads of its own and reports each delivery on ours, which wakes the loop once for all that came together.
+librdkafka sends on its own threads. A thread here collects the delivery reports and wakes the event loop once for all
+that arrived.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from services.platform.config import Settings
 from services.platform.events.log import Record
 from services.platform.kafka.records import RateLimitedErrors, client_settings, headers_of, topic_of, unavailable
 
-# An event that is not delivered by then is given up; its outbox keeps it.
+# An event that is not delivered in this time fails; it stays in its outbox.
 DELIVERY_TIMEOUT_S = 5.0
-# Events in memory that wait for the brokers: some 30 MB. Beyond it appends wait, and then are refused.
+# Events queued for the brokers, about 30 MB. Beyond it appends wait for QUEUE_TIMEOUT_S, then fail.
 MAX_QUEUED = 50_000
 QUEUE_TIMEOUT_S = 2.0
 _QUEUE_POLL_S = 0.01
-# What comes within it leaves together; a lone append waits that much longer.
+# Events produced within this time are sent together; a single append waits that much longer.
 LINGER_MS = 2
-# How often the thread looks whether it is to stop.
+# How often the thread checks whether it must stop.
 _POLL_S = 0.2
 FLUSH_TIMEOUT_S = 6.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class OutgoingMessage(NamedTuple):
-    """A message to send; no value takes away what has the same key, in a topic that keeps the last of each."""
+    """A record to send. `value` None is a tombstone: it deletes the records with the same key from a compacted topic."""
 
     topic: str
     key: str
@@ -45,13 +46,13 @@ class OutgoingMessage(NamedTuple):
 
 
 class _PendingSend:
-    """One call of `send`: how many deliveries it waits for, and the first failure. Only the loop touches it."""
+    """Counts the outstanding deliveries of one `send` call and keeps the first failure. Used on the event loop only."""
 
     __slots__ = ("failure", "future", "left")
 
     def __init__(self, future: asyncio.Future[None]) -> None:
         self.future = future
-        # One of them is the call itself, until it has handed all over.
+        # The `send` call itself counts as one, until it has produced all messages.
         self.left = 1
         self.failure: KafkaError | None = None
 
@@ -63,11 +64,12 @@ class _PendingSend:
         if self.failure is None:
             self.future.set_result(None)
         else:
-            self.future.set_exception(unavailable("the log did not take the events", KafkaException(self.failure)))
+            self.future.set_exception(unavailable("Kafka did not accept the events", KafkaException(self.failure)))
 
 
 class KafkaProducer:
-    """The one producer of a process: idempotent, acknowledged by all copies. `clock_ms` stamps events, in ms since 1970."""
+    """The producer of a process: idempotent, acknowledged by all in-sync replicas. `clock_ms` returns unix
+    milliseconds."""
 
     def __init__(self, settings: Settings, clock_ms: Callable[[], int]) -> None:
         self._namespace = settings.namespace
@@ -80,7 +82,7 @@ class KafkaProducer:
             "linger.ms": LINGER_MS,
             "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1_000),
             "queue.buffering.max.messages": MAX_QUEUED,
-            # As Java's clients spread keys, so that tools agree.
+            # The partitioner of the Java clients, so that other tools compute the same partition of a key.
             "partitioner": "murmur2_random",
             "error_cb": self._on_error,
         }
@@ -92,7 +94,7 @@ class KafkaProducer:
         self._thread.start()
 
     async def append(self, records: Sequence[Record]) -> None:
-        """Sends events. Errors as `send`."""
+        """Sends events. Raises the errors of `send`."""
         now = self._clock_ms()
         await self.send(
             OutgoingMessage(
@@ -102,23 +104,24 @@ class KafkaProducer:
         )
 
     async def send(self, messages: Iterable[OutgoingMessage]) -> None:
-        """Returns when all are durable. UNAVAILABLE within DELIVERY_TIMEOUT_S + QUEUE_TIMEOUT_S: any of them may be appended then.
+        """Sends messages and returns when all are durable.
 
-        ValueError for one that no broker would take, with those before it sent.
+        Raises UNAVAILABLE within DELIVERY_TIMEOUT_S + QUEUE_TIMEOUT_S; any of them may be appended then. Raises
+        ValueError for a message that is too large; those before it are sent.
         """
         pending = _PendingSend(self._loop.create_future())
         try:
             for message in messages:
                 await self._produce(message, pending)
         except BaseException:
-            # Nobody waits for those before it any more.
+            # The caller gets this error, so nothing awaits the deliveries of the messages before it.
             pending.future.cancel()
             raise
         pending.settle(None)
         await pending.future
 
     async def close(self) -> None:
-        """Gives what is out FLUSH_TIMEOUT_S, refuses what comes, and ends the thread."""
+        """Flushes for at most FLUSH_TIMEOUT_S, rejects later messages, and stops the thread."""
         if not self._stopping.is_set():
             self._stopping.set()
             await asyncio.to_thread(self._thread.join, FLUSH_TIMEOUT_S + _POLL_S)
@@ -131,24 +134,26 @@ class KafkaProducer:
         give_up = self._loop.time() + QUEUE_TIMEOUT_S
         while True:
             if self._stopping.is_set():
-                raise unavailable("the log is closed")
+                raise unavailable("the event log is closed: the process is stopping")
             try:
                 self._producer.produce(topic, value, key, timestamp=timestamp_ms, headers=headers, on_delivery=report)
                 pending.left += 1
                 return
             except BufferError:
                 if self._loop.time() >= give_up:
-                    raise unavailable("the log does not take events as fast as they come") from None
+                    raise unavailable("the queue to Kafka is full: retry later") from None
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                    raise ValueError(f"an event of {len(value or b'')} bytes is too large for the log") from error
+                    raise ValueError(
+                        f"an event of {len(value or b'')} bytes is larger than Kafka's limit for a message"
+                    ) from error
                 self._broken = self._broken or error.args[0].fatal()
-                raise unavailable("the log does not take events", error) from error
+                raise unavailable("Kafka rejected the event", error) from error
             await asyncio.sleep(_QUEUE_POLL_S)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            # Serves whatever reports are there, or waits for one.
+            # Handles delivery reports that have arrived, or waits for one.
             self._producer.poll(_POLL_S)
             self._pass_reports()
             if self._broken:
@@ -159,13 +164,13 @@ class KafkaProducer:
     def _pass_reports(self) -> None:
         reports = [self._reports.popleft() for _ in range(len(self._reports))]
         if reports:
-            # A loop that was closed before the log has nobody waiting.
+            # Raises RuntimeError if the event loop was closed before the log; then nothing waits.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_settle, reports)
 
     def _replace(self) -> None:
-        """A new producer, where the brokers have lost track of this one's sequence: it would refuse for ever."""
-        _log.error("kafka producer replaced")
+        """Replaces a producer whose sequence numbers the brokers no longer accept: it would fail forever."""
+        log.error("producer.replaced")
         broken, self._producer, self._broken = self._producer, Producer(self._config), False
         broken.purge()
         broken.flush(_POLL_S)

@@ -1,4 +1,5 @@
-"""Reading a stretch of Kafka's log beside the consumers: dead letters, the oldest event of a lag, an operator's look."""
+"""Reads a range of Kafka's log outside of any consumer group: for dead letters, for the oldest event of a lag, and for
+operators."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 from services.platform.config import Settings
 from services.platform.kafka.records import PartitionKey, client_settings, unavailable
 
-# Without a message or an end for so long the brokers are taken for gone.
+# The brokers count as unavailable after this time without a message or an end-of-partition.
 READ_TIMEOUT_S = 5.0
 _POLL_S = 0.2
 _CONSUME_MESSAGES = 500
@@ -20,16 +21,17 @@ _CONSUME_MESSAGES = 500
 def scan(
     settings: Settings, start_offsets: Mapping[PartitionKey, int], max_per_partition: int | None = None
 ) -> Iterator[Message]:
-    """Reads every partition from its offset to its end, or at most `max_per_partition` messages of it. Blocks: for a thread.
+    """Yields the messages of every partition from its start offset to its end, at most `max_per_partition` of each.
 
-    In order within a partition. Raises UNAVAILABLE where the brokers fall silent.
+    In order within a partition. Blocks: call it in a thread. Raises UNAVAILABLE if the brokers send nothing for
+    READ_TIMEOUT_S.
     """
     if not start_offsets:
         return
     client = Client(
         client_settings(settings)
         | {
-            # Needs a name, and joins nothing.
+            # Required by librdkafka; the client does not join the group.
             "group.id": f"{settings.namespace}.scan",
             "enable.auto.commit": False,
             "enable.partition.eof": True,

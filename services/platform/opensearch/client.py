@@ -1,6 +1,6 @@
-"""OpenSearch: one client a process, time limits from the current call, and its refusals in our words.
+"""The OpenSearch client: bounded by the current call's deadline; maps errors of the server to RoostError.
 
-Bodies are built as data, never as text: no input can become an operator of a query language.
+Request bodies are built as data, never as text, so user input cannot become an operator of the query language.
 """
 
 from __future__ import annotations
@@ -19,26 +19,28 @@ from services.platform.rpc.reasons import Reason
 
 T = TypeVar("T")
 
-# A search that takes longer is worth nothing to who waits for it; calls with less time left wait for less.
+# Limit for a search, because users do not wait longer. Calls with an earlier deadline are limited by it.
 MAX_CALL_S = 2.0
-# What is done in the background may take as long as a busy server needs for it: a bulk of 1,000 documents takes about 0.2 s.
+# Limit for background work: a bulk of 1,000 documents takes about 0.2 s on an idle server.
 BACKGROUND_TIMEOUT_S = 30.0
-# Connections of a process; calls beyond wait for one within their time.
+# Connections per process; further calls wait for a free one within their limit.
 MAX_CONNECTIONS = 16
-# A kept connection that the server closed meanwhile shows only when it is used: then once more, on another one.
+# An idle connection that the server closed fails only when it is used: the request is sent once more on another one.
 RETRIES = 1
 
 OK_FROM, OK_BELOW = 200, 300
 BAD_REQUEST, NOT_FOUND, CONFLICT = 400, 404, 409
-# Too many requests, and everything that the server says of itself, pass.
+# Status 429 and server errors are transient.
 _TOO_MANY, _SERVER_ERRORS = 429, 500
 
-# It logs every refusal as a warning, also those that are part of a protocol; and at DEBUG texts and questions of people.
+# The library logs every rejected request as a warning, even expected ones, and at DEBUG logs texts and queries of
+# users.
 logging.getLogger("opensearch").setLevel(logging.ERROR)
 
 
 class RequestRejected(Exception):
-    """What the server refuses whenever it is asked: an HTTP status below 500, its name for the error, and the reason in its words."""
+    """The server rejected a request for good: HTTP status below 500, its error type (`kind`) and its message
+    (`reason`)."""
 
     def __init__(self, status: int, kind: str, reason: str) -> None:
         super().__init__(f"{status} {kind}: {reason}")
@@ -48,7 +50,7 @@ class RequestRejected(Exception):
 
 
 class BulkOperation(NamedTuple):
-    """One line of a bulk: `index` or `create`, where and how it is to be done, and the document."""
+    """One operation of a bulk request: `action` is `index` or `create`, `options` are its metadata, `document` is JSON."""
 
     action: str
     options: Mapping[str, Any]
@@ -56,14 +58,16 @@ class BulkOperation(NamedTuple):
 
 
 class OpenSearch:
-    """The client of one process. UNAVAILABLE, reason SEARCH_UNAVAILABLE, where the server cannot be reached or refuses for now."""
+    """The client of one process. Methods raise UNAVAILABLE, reason SEARCH_UNAVAILABLE, if the server is unreachable or
+    overloaded."""
 
     def __init__(self, client: AsyncOpenSearch) -> None:
         self._client = client
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """A client of the servers in the settings (URLs, comma-separated); it connects at the first call."""
+        """Returns a client of the servers in the setting `opensearch` (URLs, comma-separated); connects at the first
+        call."""
         hosts = [host.strip() for host in settings.opensearch.split(",") if host.strip()]
         return cls(
             AsyncOpenSearch(
@@ -83,23 +87,24 @@ class OpenSearch:
         timeout_s: float = MAX_CALL_S,
         parameters: Mapping[str, str | int] | None = None,
     ) -> Any:
-        """One request and its answer. Refusal where it can never work; DEADLINE_EXCEEDED where no time is left."""
+        """Sends one request and returns the decoded response. Raises RequestRejected for a 4xx status,
+        DEADLINE_EXCEEDED if no time is left."""
         raw = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
         try:
             return await self._client.transport.perform_request(
                 method, path, params=parameters, body=raw, timeout=_time_left(timeout_s)
             )
         except ConnectionTimeout as error:
-            raise unavailable("search does not answer in time") from error
+            raise unavailable("search did not answer in time: retry later") from error
         except TransportError as error:
             raise _error_of(error) from error
 
     async def bulk(
         self, operations: Sequence[BulkOperation], timeout_s: float = MAX_CALL_S
     ) -> list[RequestRejected | None]:
-        """Does them in order, and answers for each why it was refused, None where it was done.
+        """Executes operations in order; returns for each the reason of its rejection, or None if it succeeded.
 
-        UNAVAILABLE where one was refused for now, whatever became of the others: repeat the lot.
+        Raises UNAVAILABLE if one failed transiently; others may have succeeded. Repeat the whole bulk then.
         """
         answer = await self.call("POST", "/_bulk", b"".join(_lines(operations)), timeout_s)
         if not answer["errors"]:
@@ -112,14 +117,14 @@ class OpenSearch:
 
 
 class _OrjsonSerializer(JSONSerializer):
-    """Answers by orjson: a page of 300 hits in a tenth of the time."""
+    """Decodes responses by orjson, which takes a tenth of the time for a page of 300 hits."""
 
     def loads(self, s: Any) -> Any:
         return orjson.loads(s)
 
 
 def unavailable(message: str) -> errors.RoostError:
-    """The error that tells callers, and through the gateway clients, that search alone is down."""
+    """Returns UNAVAILABLE, reason SEARCH_UNAVAILABLE: clients learn that only search is down."""
     return errors.unavailable(message, reason=Reason.SEARCH_UNAVAILABLE)
 
 
@@ -133,9 +138,9 @@ def _time_left(timeout_s: float) -> float:
 def _error_of(error: TransportError) -> Exception:
     status = error.status_code
     if not isinstance(status, int):
-        return unavailable("search cannot be reached")
+        return unavailable("search cannot be reached: retry later")
     if status == _TOO_MANY or status >= _SERVER_ERRORS:
-        return unavailable(f"search refuses for now ({status})")
+        return unavailable(f"search is overloaded or failing (HTTP status {status}): retry later")
     info = error.info
     cause = info.get("error") if isinstance(info, dict) else None
     reason = str(cause.get("reason", "")) if isinstance(cause, dict) else str(cause or "")
@@ -155,5 +160,5 @@ def _rejection_of(item: dict[str, Any]) -> RequestRejected | None:
     if OK_FROM <= status < OK_BELOW:
         return None
     if status == _TOO_MANY or status >= _SERVER_ERRORS:
-        raise unavailable(f"search refuses changes for now ({status})")
+        raise unavailable(f"search does not accept changes now (HTTP status {status}): retry later")
     return RequestRejected(status, item["error"]["type"], item["error"]["reason"])

@@ -1,7 +1,7 @@
-"""Redis: nothing in it is true, everything can be rebuilt. So it may lose what it likes, provided that nobody takes a rest for the whole.
+"""The Redis client. Redis may lose any key at any time; callers must never take a partial value for a complete one.
 
-The hot commands go over thin connections (`connection.py`), everything else over redis-py, both with bounds: where Redis does not answer,
-callers go on without it, at once.
+Frequent commands use our own connections (`connection.py`), all others redis-py. Both are bounded by `redis_timeout_s`:
+if Redis does not answer, callers go on without it.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
 SLOTS = 16_384
-# How often the Sentinels are asked who is the master: a master that lost its office unnoticed is read no longer than this.
+# How often the Sentinels are asked for the master. Bounds how long a demoted master is still read.
 SENTINEL_POLL_INTERVAL_S = 1.0
-# A cluster's map is read anew at most so often, however many replies say that it is out of date.
+# The slot map of a cluster is reloaded at most this often, however many replies say that it is outdated.
 SLOT_REFRESH_INTERVAL_S = 1.0
 
-# What redis-py raises: the cluster's errors are no errors of Redis to it.
+# RedisClusterException is not a subclass of RedisError.
 _CLIENT_ERRORS = (RedisError, RedisClusterException, OSError)
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Redis:
-    """The connections of one process to its Redis, be it a server, a master under Sentinels or a Cluster."""
+    """The connections of one process to Redis: a single server, the master of a Sentinel group, or a cluster."""
 
     def __init__(self, topology: RedisTopology, client: Client | RedisCluster, timeout_s: float) -> None:
         self.client = client
@@ -53,7 +53,8 @@ class Redis:
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
-        """UNAVAILABLE, naming the server, where it cannot be reached; FAILED_PRECONDITION where its settings would make us wrong."""
+        """Connects and checks the servers. Raises UNAVAILABLE if Redis cannot be reached, FAILED_PRECONDITION if a
+        server's version or eviction policy could cause wrong results."""
         topology = RedisTopology.parse(settings.redis)
         redis = cls(topology, topology.client(settings.redis_timeout_s), settings.redis_timeout_s)
         try:
@@ -63,30 +64,31 @@ class Redis:
             if isinstance(error, errors.RoostError) and error.reason != Reason.CACHE_UNAVAILABLE:
                 raise
             raise errors.unavailable(
-                f"Redis ({topology}) cannot be reached: is it running? (`scripts/backends up`)"
+                f"Redis ({topology}) cannot be reached: start it (`scripts/backends up`) or correct the setting `redis`"
             ) from error
         return redis
 
     @property
     def clustered(self) -> bool:
-        """Whether keys lie on several nodes: then a transaction spans one slot, and no more."""
+        """Whether keys are spread over several nodes; a transaction then covers one slot only."""
         return self._topology.kind == "cluster"
 
     def node(self, tag: str) -> Node:
-        """The server of the keys that are spelt `tag`, or hold it in braces."""
+        """Returns the server of the keys that equal `tag` or contain it in braces (a hash tag)."""
         if not self.clustered:
             return self._single
         return self._node_of_slot(binascii.crc_hqx(tag.encode(), 0) % SLOTS)
 
     def nodes(self) -> list[Node]:
-        """All servers that hold keys."""
+        """Returns all servers that hold keys."""
         if not self.clustered:
             return [self._single]
         addresses = {_address(nodes[0]) for nodes in self._slots().values() if nodes}
         return [self._node_at(*address) for address in sorted(addresses)]
 
     def refusal(self, reply: ReplyError) -> errors.RoostError:
-        """What to raise for a reply that refuses a command. One that says that keys have moved makes the map be read anew."""
+        """Returns UNAVAILABLE for a rejected command. Starts `rediscover` if the reply says that keys or the master
+        have moved."""
         if str(reply).startswith(("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN", "READONLY")):
             self.rediscover()
         refused = unreachable()
@@ -94,7 +96,7 @@ class Redis:
         return refused
 
     def rediscover(self) -> None:
-        """Finds out anew where the masters are, in the background."""
+        """Finds the current masters, in the background."""
         if (
             self.clustered
             and self._slot_refresh is None
@@ -105,7 +107,7 @@ class Redis:
             self._single.drop()
 
     async def close(self) -> None:
-        """Ends all connections."""
+        """Closes all connections."""
         for task in (self._sentinel_task, self._slot_refresh):
             if task is not None:
                 task.cancel()
@@ -137,7 +139,7 @@ class Redis:
         return str(host), int(port)
 
     async def _watch(self) -> None:
-        """Leaves a master that is one no longer, though it still answers: it gets none of the new entries."""
+        """Drops the connections to a demoted master, which may still answer but receives no new writes."""
         while True:
             await asyncio.sleep(SENTINEL_POLL_INTERVAL_S)
             try:
@@ -145,7 +147,7 @@ class Redis:
             except errors.RoostError:
                 continue
             if self._master is not None and master != self._master:
-                _log.warning("redis has another master", host=master[0], port=master[1])
+                log.warning("redis.master_changed", host=master[0], port=master[1])
                 self._single.drop()
             self._master = master
 
@@ -180,7 +182,7 @@ class Redis:
         try:
             await self.client.nodes_manager.initialize()
         except _CLIENT_ERRORS as error:
-            _log.warning("the map of the redis cluster cannot be read", error=repr(error))
+            log.warning("redis.slot_refresh_failed", error=repr(error))
         self._slots_refreshed_at = time.monotonic()
         self._slot_refresh = None
 

@@ -1,4 +1,4 @@
-"""The connections to one Redis server: two that everybody shares, and a few that are lent for transactions."""
+"""The connections to one Redis server: two shared ones, and a pool of dedicated ones for transactions."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from contextlib import asynccontextmanager
 from services.platform.redis.connection import RedisConnection, unreachable
 from services.platform.rpc import errors
 
-# A server that could not be reached, or fell silent, is tried again only after this, and by one connection that nobody waits for:
-# an outage costs each caller one time-out at most, and then nothing.
+# Circuit breaker: after a failed connection or a read timeout the server is tried again only after this time, by a
+# probe that no caller waits for. An outage costs each caller at most one timeout.
 BREAKER_OPEN_S = 0.5
-# Transactions under WATCH at the same time: builds (64 at most, of which few close at once), trims, changes of shared entries.
+# Concurrent transactions under WATCH: home builds (at most 64, of which few write at once), trims, changes of shared
+# entries.
 MAX_DEDICATED = 32
-# Kept open between two of them.
+# Dedicated connections that stay open while unused.
 MAX_IDLE = 8
 
 Connect = Callable[[], Awaitable[RedisConnection]]
 
 
 class SharedConnection:
-    """One shared connection, made when it is needed and again when it was lost."""
+    """A connection that many callers share; opened on demand, and again after it was lost."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
@@ -30,16 +31,16 @@ class SharedConnection:
 
     @property
     def live(self) -> RedisConnection | None:
-        """The connection, where it stands: a call saved."""
+        """The connection if it is open, else None: saves awaiting `get`."""
         connection = self._connection
         return None if connection is None or connection.lost else connection
 
     async def get(self) -> RedisConnection:
-        """The connection. UNAVAILABLE where none can be had."""
+        """Returns the connection; opens it if necessary. Raises UNAVAILABLE if that fails."""
         if (connection := self.live) is not None:
             return connection
         if self._connecting is None:
-            # A task of its own: whoever asked first may be cancelled, and the others wait for the same connection.
+            # In its own task, because other callers wait for it even if the first one is cancelled.
             self._connecting = asyncio.create_task(self._open(), name="redis-connect")
             self._connecting.add_done_callback(self._connected)
         connecting = self._connecting
@@ -48,11 +49,11 @@ class SharedConnection:
         except asyncio.CancelledError:
             if not connecting.cancelled():
                 raise
-            # Dropped meanwhile: that is no wish of whoever waits here.
+            # The connection attempt was cancelled by `drop`, not the caller.
             raise unreachable() from None
 
     def drop(self) -> None:
-        """Ends the connection; the next caller gets a new one."""
+        """Closes the connection; the next caller opens a new one."""
         if self._connecting is not None:
             self._connecting.cancel()
         if self._connection is not None:
@@ -65,19 +66,20 @@ class SharedConnection:
     def _connected(self, task: asyncio.Task[RedisConnection]) -> None:
         self._connecting = None
         if not task.cancelled():
-            # Fetched here: all who waited may have gone.
+            # Marks the exception as retrieved, in case all callers stopped waiting.
             task.exception()
 
 
 class Node:
-    """One server (or whoever is master now). Reads and bulk writes have a connection each: 10,000 appends hold up no page."""
+    """One server, or the current master. Reads and bulk writes have separate connections, so a bulk of 10,000 appends
+    does not delay the read of a page."""
 
     def __init__(self, name: str, connect: Connect, clock: Callable[[], float]) -> None:
-        """`connect` opens a connection to it; `clock` gives monotonic seconds."""
+        """`connect` opens a connection to the server; `clock` returns monotonic seconds."""
         self.name = name
         self._dial = connect
         self._clock = clock
-        # Closed while this is None; then everybody is refused, until a probe gets through.
+        # Breaker: None while closed; else callers are rejected until a probe succeeds, which may start at this time.
         self._broken_until: float | None = None
         self._probe: asyncio.Task[None] | None = None
         self._reads, self._writes = SharedConnection(self._connect), SharedConnection(self._connect)
@@ -85,22 +87,23 @@ class Node:
         self._slots = asyncio.Semaphore(MAX_DEDICATED)
 
     async def reads(self) -> RedisConnection:
-        """The shared connection of short commands. UNAVAILABLE where none can be had."""
+        """Returns the shared connection for short commands. Raises UNAVAILABLE if it cannot be opened."""
         return self._reads.live or await self._reads.get()
 
     async def writes(self) -> RedisConnection:
-        """The shared connection of long rows of commands. UNAVAILABLE where none can be had."""
+        """Returns the shared connection for long pipelines. Raises UNAVAILABLE if it cannot be opened."""
         return self._writes.live or await self._writes.get()
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[RedisConnection]:
-        """A connection that nobody else uses meanwhile. Leave it with no key watched; where the body raises, it is given up."""
+        """Lends a connection to one caller, who must leave no key watched. Closes it if the body raises. Raises
+        UNAVAILABLE if none can be opened."""
         async with self._slots:
             connection = await self._take_idle_or_connect()
             try:
                 yield connection
             except BaseException:
-                # Cancelled between WATCH and EXEC, say: what the connection is in the middle of is unknown.
+                # The state of a transaction is unknown, for example after a cancellation between WATCH and EXEC.
                 connection.abort()
                 raise
             if len(self._idle) < MAX_IDLE and not connection.lost:
@@ -109,7 +112,7 @@ class Node:
                 connection.abort()
 
     def drop(self) -> None:
-        """Ends all connections that are not lent; those come from new ones. Also what closing is."""
+        """Closes all connections except those that are lent. Also used to close the node."""
         self._reads.drop()
         self._writes.drop()
         while self._idle:
@@ -139,7 +142,7 @@ class Node:
     async def _connect_to_master(self) -> RedisConnection:
         connection = await self._dial()
         if connection.role != "master":
-            # It was one a moment ago: the new one will be found.
+            # The server was demoted: the new master will be discovered.
             connection.abort()
             raise unreachable()
         connection.on_timeout = self._on_read_timeout
@@ -147,7 +150,7 @@ class Node:
 
     def _on_read_timeout(self) -> None:
         self._broken_until = self._clock() + BREAKER_OPEN_S
-        # Whoever waits on another connection would wait as long.
+        # Commands on the other connections would run into the same timeout.
         self.drop()
 
     async def _run_probe(self) -> None:
@@ -160,5 +163,5 @@ class Node:
     def _probe_ended(self, task: asyncio.Task[None]) -> None:
         self._probe = None
         if not task.cancelled():
-            # Fetched here: nobody waits for it.
+            # Marks the exception as retrieved: no caller waits for a probe.
             task.exception()

@@ -1,4 +1,4 @@
-"""What must hold of a Redis server for the protocols over it to be right, looked at when a process starts."""
+"""Checks at the start of a process that a Redis server's version and settings allow correct results."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import structlog
 from services.platform.redis.connection import RedisConnection, ReplyError, command, field_of
 from services.platform.rpc import errors
 
-# LPUSHX of several ids, SET with NX and PX, and EXEC that fails on keys that expired under WATCH.
+# Needed: LPUSHX of several ids, SET with NX and PX, and EXEC that fails if a watched key expired.
 MIN_VERSION = (6, 2)
-# These take any key, also one written a moment ago: a tombstone could go while an older fill of the same entry is still under way.
-# The others take what is least used, or next to expire; a home that loses its list or its marker is cold, and no tombstone is among
-# the least used within the seconds that a fill takes.
+# These policies may evict a key that was just written, so a tombstone could be evicted while an older fill of the same
+# entry is in progress. Other policies evict the least used keys, or those next to expire: a home timeline that loses
+# its list or its marker is cold, and no tombstone is among the least used within the seconds that a fill takes.
 UNSAFE_EVICTION_POLICIES = ("allkeys-random", "volatile-random")
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 async def check(connection: RedisConnection, name: str) -> None:
-    """FAILED_PRECONDITION, saying what to set, where the server would make us wrong; a warning where it only makes us slow."""
+    """Raises FAILED_PRECONDITION, naming the setting to change, if the server could cause wrong results; logs settings
+    that only cost speed."""
     info, save = await connection.execute(command("INFO") + command("CONFIG", "GET", "save"), 2)
     if isinstance(info, ReplyError):
         raise errors.failed_precondition(f"Redis ({name}) does not answer INFO ({info}): allow the user +info")
@@ -30,15 +31,17 @@ async def check(connection: RedisConnection, name: str) -> None:
     policy = field_of(info, "maxmemory_policy")
     if policy in UNSAFE_EVICTION_POLICIES:
         raise errors.failed_precondition(
-            f"Redis ({name}) evicts by {policy}, so the note that a tweet is deleted may go first: "
+            f"Redis ({name}) evicts by {policy}, which may evict the tombstone of a deleted tweet:"
             "set maxmemory-policy to allkeys-lru (or noeviction)"
         )
-    # CONFIG is often forbidden where Redis is hosted; then it is not known, and not needed.
+    # Hosted Redis servers often forbid CONFIG; the check is optional.
     snapshots = isinstance(save, list) and len(save) > 1 and bool(save[1])
     if field_of(info, "aof_enabled") == "1" or snapshots:
-        _log.warning('redis writes to disk, which nothing here needs: set save "" and appendonly no', redis=name)
+        log.warning(
+            "redis.persistence_enabled", advice='set save "" and appendonly no: nothing here needs it', redis=name
+        )
     if field_of(info, "maxmemory") == "0":
-        _log.info("redis has no memory limit: set maxmemory, with allkeys-lru", redis=name)
+        log.info("redis.memory_unlimited", advice="set maxmemory, and maxmemory-policy allkeys-lru", redis=name)
 
 
 def _at_least(version: str, oldest: tuple[int, int]) -> bool:

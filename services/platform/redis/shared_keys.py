@@ -1,9 +1,9 @@
-"""Keys in Redis that processes share: read and written over the thin connections, bounded in time, and never a reason to fail.
+"""Base of the keys that processes share in Redis: every call is bounded in time and reports failures instead of raising
+them.
 
-Keys end in the run id of the server they were said to. After a restart from an old snapshot, or a fail-over that lost the last writes,
-nothing that stands there is believed.
-
-What must be said and was not taken is said again until it is: readers that still reach Redis would else go on believing what stands there.
+Keys end in the run id of the server that they were written to. After a restart from an old snapshot, or a fail-over
+that lost writes, the server has another run id, so stale keys are not read. Failed writes are retried until they
+succeed; otherwise readers would keep using stale values.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from services.platform.rpc.reasons import Reason
 
 T = TypeVar("T")
 Publish = Callable[[Sequence[int]], Awaitable[bool]]
-"""Says something of these ids; whether Redis took it all."""
+"""Publishes a change of these ids; returns whether Redis accepted all of it."""
 
-# Keys in one command: about 0.2 ms of the server, which answers nobody else meanwhile.
+# A command of 500 keys takes the server about 0.2 ms, during which it serves no other client.
 KEYS_PER_COMMAND = 500
-# Enough of a run id to tell servers apart.
+# Enough characters of a run id to tell servers apart.
 RUN_ID_CHARS = 10
-# Ids of which something is still to be said: some minutes' changes. Those beyond are found out by time, or by the event's consumer.
+# Ids with a pending retry: some minutes of changes. Readers notice further changes when keys expire, or by the event's
+# consumer.
 MAX_PENDING = 100_000
 
 
 class SharedKeyClient:
-    """What the kinds of shared keys have in common. `name` is for the log."""
+    """Reads, writes and retries shared keys. `name` names the retry task in the log."""
 
     def __init__(self, redis: Redis, name: str) -> None:
         self._redis = redis
-        # By what is to be said, the ids, each with how often it was said in vain.
+        # For each way to publish: the pending ids, with the number of failed attempts of each.
         self._pending: dict[Publish, dict[int, int]] = {}
         self._retry_loop = WorkerLoop(name, self._retry_pending)
 
     async def close(self) -> None:
-        """Says nothing more. What was not taken until then is found out by time."""
+        """Stops retrying. Readers notice pending changes when the keys expire."""
         await self._retry_loop.stop()
 
     def _queue_retry(self, publish: Publish, ids: Iterable[int]) -> None:
-        """Says it of these ids, too, as soon as Redis takes it."""
+        """Queues these ids for retry by `publish`."""
         pending = self._pending.setdefault(publish, {})
         for i in ids:
             if i in pending or len(pending) < MAX_PENDING:
@@ -60,16 +61,18 @@ class SharedKeyClient:
             if not some:
                 continue
             if not await publish(list(some)):
-                raise errors.unavailable("Redis does not take what others must know", reason=Reason.CACHE_UNAVAILABLE)
+                raise errors.unavailable(
+                    "Redis rejects changes that other processes must see", reason=Reason.CACHE_UNAVAILABLE
+                )
             for i, times in some.items():
-                # What changed again meanwhile may have come too late for this.
+                # The count rises if the id changed again meanwhile: then this attempt may have published too early.
                 if pending[i] == times:
                     del pending[i]
             return True
         return False
 
     async def _read_values(self, kind: str, ids: Sequence[int]) -> dict[int, Any]:
-        """The values of these keys, None where there is none; fewer where Redis does not answer."""
+        """Returns the values of these keys by id, None for a missing key. Ids that Redis did not answer are absent."""
         found: dict[int, Any] = {}
 
         async def read(node: Node, some: Sequence[int]) -> None:
@@ -79,16 +82,17 @@ class SharedKeyClient:
         return found
 
     async def _values_on(self, connection: RedisConnection, kind: str, ids: Sequence[int]) -> list[Any]:
-        """Of keys on one server, in their order."""
+        """Returns the values of keys on one server, in order."""
         keys = [key_of(kind, i, connection) for i in ids]
         if self._redis.clustered:
-            # Keys of several slots: a command each, still one round trip.
+            # Keys of several slots need one command each; they are still one round trip.
             return await self._replies(connection, [command("GET", key) for key in keys])
         (values,) = await self._replies(connection, [command("MGET", *keys)])
         return list(values)
 
     async def _for_each_node(self, ids: Iterable[int], work: Callable[[Node, Sequence[int]], Awaitable[None]]) -> bool:
-        """Does the work for the ids of each server, KEYS_PER_COMMAND at a time; False where some of it was not done."""
+        """Runs `work` on the ids of each server, KEYS_PER_COMMAND at a time. Returns False if some of it failed or
+        timed out."""
 
         async def run() -> bool:
             by_node: dict[Node, list[int]] = {}
@@ -106,7 +110,7 @@ class SharedKeyClient:
         return await self._within_timeout(run, False)
 
     async def _replies(self, connection: RedisConnection, commands: Sequence[bytes]) -> list[Any]:
-        """The replies; a refused command is Redis not answering."""
+        """Executes commands of one reply each. Raises UNAVAILABLE if one is rejected."""
         replies = await connection.execute(b"".join(commands), len(commands))
         for reply in replies:
             if isinstance(reply, ReplyError):
@@ -122,6 +126,6 @@ class SharedKeyClient:
 
 
 def key_of(kind: str, item_id: int, connection: RedisConnection) -> str:
-    """How a key is spelt on that server."""
-    # In braces what decides on which node of a cluster it lies: the tag is that node's.
+    """Returns the name of a key on the server of `connection`."""
+    # The id is the hash tag, which decides the node in a cluster; the suffix is that node's run id.
     return f"{kind}:{{{item_id}}}:{connection.run_id[:RUN_ID_CHARS]}"

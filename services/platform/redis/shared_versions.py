@@ -1,11 +1,13 @@
-"""What replicas tell each other through Redis, so that a change acts on the next read, whichever replica answers it.
+"""Shares entries and versions between processes through Redis, so that a change is visible to the next read on any
+replica.
 
-An entry is a version and bytes: only a higher version replaces it, and a tombstone is the highest. Whoever changes something puts the
-entry before it answers; whoever reads and finds none asks the owner and fills it in, briefly, and only where there is none: a fill that
-comes late overwrites nothing. A mark is a number that is fresh after every change, to be compared for equality.
+An entry of a user is a version and bytes. Only a higher version replaces an entry, and a tombstone has the highest. A
+writer puts its entry before it answers its caller. A reader that finds no entry asks the owner and fills the entry in
+for a short time, only if there is still none, so that a late fill overwrites nothing. A version of relations, threads,
+tweets or authors is a number that is new after every change; readers compare it for equality.
 
-Every method is bounded by `redis_timeout_s`, and none raises because of Redis: a read that gets no answer knows nothing, and the caller
-asks the owner; a change that cannot be told answers False, is told again as soon as Redis takes it, and by the event's consumer.
+Every method is bounded by `redis_timeout_s` and none raises because of Redis. A failed read returns None, and the
+caller asks the owner. A failed write returns False, and is retried in the background and again by the event's consumer.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ from services.platform.redis.connection import RedisConnection, ReplyError, comm
 from services.platform.redis.node_pool import Node
 from services.platform.redis.shared_keys import SharedKeyClient, key_of
 
-# Above any version: what it stands for is gone, and nothing comes after it.
+# Higher than any version: the user is deleted, and no later entry replaces it.
 TOMBSTONE = 2**63 - 1
-# Longer than any fill takes by far; after it owners answer, and none has anything older by then.
+# Far longer than a fill takes. Once the entry has expired, no fill with older data can be in progress.
 PUT_TTL_MS = 3_600_000
-# How long a fill may be wrong that was read before a change and written after the changer's entry had gone.
+# How long a fill may be stale if it was read before a change and written after the changed entry had expired.
 FILL_TTL_MS = 60_000
-# A mark that goes is made afresh: readers then fetch once what they had.
+# If a version expires, the next reader writes a new one and fetches its cached values once more.
 VERSION_TTL_MS = 24 * 3_600_000
-# Of what there are very many, and what is remembered for seconds only.
+# For tweets and authors: many keys, which are cached for ten minutes.
 SHORT_VERSION_TTL_MS = 600_000
-# Somebody else changes the same entry in each try: more than a few at the same moment are not people's.
+# Attempts of a put. Each fails only if another process changes the same entry at the same moment, which is rare.
 PUT_TRIES = 8
-# Random marks may not meet those of callers, nor each other.
+# Random versions must not collide with each other, nor with the ids that callers pass.
 VERSION_BITS = 62
 
 _VERSION = Struct(">q")
@@ -48,26 +50,27 @@ _VERSION_TTLS_MS = {
 
 
 class SharedEntry(NamedTuple):
-    """What is shared of one user: `data` is the writer's own, and empty for a tombstone."""
+    """A shared entry of a user. `data` is encoded by the writer; it is empty for a tombstone."""
 
     version: int
     data: bytes
 
 
 class SharedVersions(SharedKeyClient):
-    """Entries of users by id, and marks of relations, threads, tweets and authors."""
+    """Entries of users by id, and versions of relations, threads, tweets and authors."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, "shared-entries")
         self._republishers = {kind: partial(self._republish, kind) for kind in _VERSION_TTLS_MS}
 
     async def users(self, ids: Sequence[int]) -> list[SharedEntry | None]:
-        """What is known of each user, in order; None: ask the owner."""
+        """Returns the entry of each user in order; None if unknown: ask the owner."""
         found = await self._read_values(_USER, ids)
         return [_decode_entry(found.get(i)) for i in ids]
 
     async def put_user(self, user_id: int, version: int, data: bytes) -> bool:
-        """Says how a user stands now, unless something as new is known. False where Redis did not take it."""
+        """Writes the entry of a user, unless the stored one has an equal or higher version. Returns False if Redis did
+        not accept it."""
         value = _VERSION.pack(version) + data
 
         async def put() -> bool:
@@ -81,7 +84,7 @@ class SharedVersions(SharedKeyClient):
         return await self._within_timeout(put, False)
 
     async def fill_users(self, entries: Mapping[int, tuple[int, bytes]]) -> None:
-        """What the owner answered, as {id: (version, data)}, where nothing is known."""
+        """Writes entries that the owner returned, as {id: (version, data)}, for FILL_TTL_MS; leaves entries that exist."""
         values = {i: _VERSION.pack(version) + data for i, (version, data) in entries.items()}
 
         async def fill(node: Node, some: Sequence[int]) -> None:
@@ -92,39 +95,44 @@ class SharedVersions(SharedKeyClient):
         await self._for_each_node(entries, fill)
 
     async def relation_version(self, user_id: int) -> int | None:
-        """The mark of a user's relations, taken before they are read; None where Redis does not answer: they may have changed."""
+        """Returns the version of a user's relations. Read it before the relations; None if Redis does not answer, so
+        that they may have changed."""
         return await self._read_version(_RELATIONS, user_id)
 
     async def change_relations(self, user_ids: Sequence[int], new_version: int) -> bool:
-        """Marks them changed, after the rows are written and before the answer. `new_version` was never given before: a new id."""
+        """Publishes new versions of the users' relations, after the rows are written and before the call returns.
+        Returns False if Redis did not accept all; those are retried.
+
+        `new_version` must never have been used before, such as a new Snowflake id.
+        """
         return await self._change_versions(_RELATIONS, user_ids, new_version)
 
     async def thread_version(self, root_id: int) -> int | None:
-        """As `relation_version`, of a thread."""
+        """Returns the version of a thread, like `relation_version`."""
         return await self._read_version(_THREAD, root_id)
 
     async def change_threads(self, root_ids: Sequence[int], new_version: int) -> bool:
-        """As `change_relations`, of threads."""
+        """Publishes new versions of threads, like `change_relations`."""
         return await self._change_versions(_THREAD, root_ids, new_version)
 
     async def tweet_versions(self, ids: Sequence[int]) -> list[int | None]:
-        """As `relation_version`, of tweets with what is counted of them, in order: for what processes remember of each."""
+        """Returns the versions of tweets and their counts, in order, like `relation_version`."""
         return await self._read_versions(_TWEET, ids)
 
     async def change_tweets(self, ids: Sequence[int], new_version: int) -> bool:
-        """As `change_relations`, of tweets."""
+        """Publishes new versions of tweets, like `change_relations`."""
         return await self._change_versions(_TWEET, ids, new_version)
 
     async def author_versions(self, user_ids: Sequence[int]) -> list[int | None]:
-        """As `tweet_versions`, of what each user has posted."""
+        """Returns the versions of the tweets of each author, in order, like `relation_version`."""
         return await self._read_versions(_AUTHOR, user_ids)
 
     async def change_authors(self, user_ids: Sequence[int], new_version: int) -> bool:
-        """As `change_relations`, of what users have posted."""
+        """Publishes new versions of the authors' tweets, like `change_relations`."""
         return await self._change_versions(_AUTHOR, user_ids, new_version)
 
     async def _put_once(self, connection: RedisConnection, key: str, version: int, value: bytes) -> bool:
-        """False where somebody else changed it meanwhile."""
+        """Writes the entry in a transaction. Returns False if another client changed it meanwhile."""
         _, stored = await self._replies(connection, [command("WATCH", key), command("GET", key)])
         current = _decode_entry(stored)
         if current is not None and current.version >= version:
@@ -133,7 +141,7 @@ class SharedVersions(SharedKeyClient):
         writing = command("MULTI") + command("SET", key, value, "PX", PUT_TTL_MS) + command("EXEC")
         _, queued, done = await connection.execute(writing, 3)
         if isinstance(queued, ReplyError) or isinstance(done, ReplyError):
-            # Out of memory, say: then nothing at all is better than what stood before, and owners are asked.
+            # For example out of memory: deletes the stale entry, so that readers ask the owner.
             await self._replies(connection, [command("DEL", key)])
             return True
         return done is not None
@@ -148,7 +156,7 @@ class SharedVersions(SharedKeyClient):
             connection = await node.reads()
             found.update(zip(some, await self._values_on(connection, kind, some), strict=True))
             if missing := [i for i in some if found[i] is None]:
-                # Only where there is none still: two readers must not give each other's mark away.
+                # With NX, so that two readers do not replace each other's version.
                 new_version = random.getrandbits(VERSION_BITS) + 1
                 keys = [key_of(kind, i, connection) for i in missing]
                 making = [command("SET", key, new_version, "NX", "PX", _VERSION_TTLS_MS[kind]) for key in keys]
@@ -165,7 +173,7 @@ class SharedVersions(SharedKeyClient):
         return False
 
     async def _republish(self, kind: str, of: Sequence[int]) -> bool:
-        # Another number than at first: who read under that one may have read before what changed since.
+        # Another number than at first: a reader may have cached data under the first one before the latest change.
         return await self._write_versions(kind, of, random.getrandbits(VERSION_BITS) + 1)
 
     async def _write_versions(self, kind: str, of: Sequence[int], new_version: int) -> bool:
@@ -174,7 +182,7 @@ class SharedVersions(SharedKeyClient):
             keys = [key_of(kind, i, connection) for i in some]
             sets = b"".join(command("SET", key, new_version, "PX", _VERSION_TTLS_MS[kind]) for key in keys)
             if any(isinstance(reply, ReplyError) for reply in await connection.execute(sets, len(keys))):
-                # As in `_put_once`: readers make a fresh one, or know that they know nothing.
+                # Deletes stale versions, like `_put_once`: readers then write new ones.
                 await self._replies(connection, [command("DEL", key) for key in keys])
 
         return await self._for_each_node(of, change)

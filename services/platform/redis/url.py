@@ -1,7 +1,7 @@
-"""Where Redis is: one server, the master that Sentinels name, or the nodes of a Redis Cluster. Written as a URL.
+"""Parses the setting `redis`, a URL of a single server, of the Sentinels of a master, or of a Redis Cluster.
 
-`redis://[user:password@]host:port/db` (`rediss://` with TLS, `unix:///path?db=0`), `redis+sentinel://[user:password@]host:port,host:port/master/db`,
-`redis+cluster://[user:password@]host:port,host:port`.
+`redis://[user:password@]host:port/db` (`rediss://` with TLS, `unix:///path?db=0`),
+`redis+sentinel://[user:password@]host:port,host:port/master/db`, `redis+cluster://[user:password@]host:port,host:port`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from services.platform.rpc import errors
 
 Kind = Literal["single", "sentinel", "cluster"]
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
-# Beside the connections of the hot commands, which are few: page reads and counters of one process.
+# For redis-py, which runs the less frequent commands of one process.
 MAX_CONNECTIONS = 64
 
 _KINDS: dict[str, tuple[Kind, bool]] = {
@@ -37,7 +37,8 @@ _KINDS: dict[str, tuple[Kind, bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class RedisTopology:
-    """What a URL says. `hosts` are the Sentinels or some nodes of the cluster; `server` is the one server, or how to get into any."""
+    """A parsed URL. `hosts` are the Sentinels or some nodes of the cluster; `server` has the address of a single
+    server, or the credentials of every server."""
 
     kind: Kind
     hosts: tuple[tuple[str, int], ...]
@@ -46,12 +47,12 @@ class RedisTopology:
 
     @classmethod
     def parse(cls, url: str) -> RedisTopology:
-        """FAILED_PRECONDITION, in words and without the password, where it is no such URL."""
+        """Parses a URL. Raises FAILED_PRECONDITION if it is invalid; the message does not contain the password."""
         try:
             return _parse(url)
         except ValueError as error:
             raise errors.failed_precondition(
-                f"the setting `redis` is not understood ({error}): write redis://host:port/db, "
+                f"the setting `redis` is invalid ({error}): write redis://host:port/db, "
                 "redis+sentinel://host:port,host:port/master/db or redis+cluster://host:port,host:port"
             ) from error
 
@@ -60,7 +61,7 @@ class RedisTopology:
         return self.server.path or (f"{self.master} at the Sentinels {hosts}" if self.master else hosts)
 
     def client(self, timeout_s: float) -> Client | RedisCluster:
-        """redis-py's client for it, with bounds of ours: its own would try for a minute."""
+        """Returns a redis-py client with `timeout_s` seconds as its limits: its defaults would retry for a minute."""
         known: dict[str, Any] = {
             "username": self.server.username or None,
             "password": self.server.password or None,
@@ -69,7 +70,7 @@ class RedisTopology:
             "max_connections": MAX_CONNECTIONS,
             "protocol": 2,
         }
-        # Once: a connection that the server closed while it was idle is found out only by using it.
+        # One retry: a connection that the server closed while idle fails only when it is used.
         known["retry"] = Retry(NoBackoff(), 1)
         if self.kind == "cluster":
             nodes = [ClusterNode(host, port) for host, port in self.hosts]
@@ -83,13 +84,13 @@ class RedisTopology:
         return Client(host=self.server.host, port=self.server.port, ssl=self.server.tls, **known)
 
     def sentinel(self, timeout_s: float) -> Any:
-        """The Sentinels, to be asked who is the master."""
+        """Returns redis-py's Sentinel client, which discovers the master."""
         bounds: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "protocol": 2}
         no_retry = bounds | {"retry": Retry(NoBackoff(), 0)}
         return Sentinel(list(self.hosts), sentinel_kwargs=no_retry)  # type: ignore[no-untyped-call]
 
     def at(self, host: str, port: int) -> Endpoint:
-        """How to get into the server there."""
+        """Returns the endpoint at this address, with the credentials of the URL."""
         return replace(self.server, host=host, port=port)
 
 
@@ -110,9 +111,9 @@ def _parse(url: str) -> RedisTopology:
         raise ValueError("several servers without +sentinel or +cluster")
     master = steps.pop(0) if kind == "sentinel" and steps else ""
     if kind == "sentinel" and not master:
-        raise ValueError("no name of a master")
+        raise ValueError("the name of the master is missing")
     if len(steps) > 1 or (kind == "cluster" and steps and _number(steps[0])):
-        raise ValueError("the path after the servers")
+        raise ValueError("the path after the servers is not a database number")
     host, port = hosts[0]
     return RedisTopology(
         kind, hosts, master, replace(entry, host=host, port=port, db=_number(steps[0]) if steps else 0)
@@ -122,11 +123,11 @@ def _parse(url: str) -> RedisTopology:
 def _host(text: str, port: int) -> tuple[str, int]:
     name = urlsplit(f"//{text}")
     if not name.hostname:
-        raise ValueError("a server without a name")
+        raise ValueError("a server has no host name")
     return name.hostname, name.port or port
 
 
 def _number(text: str) -> int:
     if not text.isascii() or not text.isdigit():
-        raise ValueError(f"database {text!r} is no number")
+        raise ValueError(f"database {text!r} is not a number")
     return int(text)

@@ -1,10 +1,11 @@
-"""Who does not take part, as an embedded store of a service keeps it: since when, so that late news changes nothing."""
+"""Users who are deactivated or suspended, in a service's embedded store, each with the time of the change: older events
+change nothing."""
 
 from __future__ import annotations
 
 import sqlite3
 
-# To be one of the migrations of a service that counts what people do.
+# Must be one of the migrations of a service that counts actions of users.
 ABSENCES_SCHEMA = (
     "CREATE TABLE absences (user_id INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, absent INTEGER NOT NULL);"
 )
@@ -15,7 +16,8 @@ _IS_ABSENT = "SELECT 1 FROM absences WHERE user_id = ? AND absent"
 
 
 def decide(connection: sqlite3.Connection, user_id: int, absent: bool, at_us: int) -> bool:
-    """Keeps the decision; False if a later one is known, which stands."""
+    """Stores whether the user is absent since `at_us` (unix microseconds). Returns False, and stores nothing, if a
+    later change is known."""
     row = connection.execute(_KNOWN, (user_id,)).fetchone()
     if row is not None and row[0] > at_us:
         return False
@@ -24,5 +26,5 @@ def decide(connection: sqlite3.Connection, user_id: int, absent: bool, at_us: in
 
 
 def is_absent(connection: sqlite3.Connection, user_id: int) -> bool:
-    """Returns whether the user does not take part: then what the user does is not counted."""
+    """Returns whether the user is absent (deactivated or suspended); an absent user's actions are not counted."""
     return connection.execute(_IS_ABSENT, (user_id,)).fetchone() is not None

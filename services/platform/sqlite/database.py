@@ -1,7 +1,7 @@
-"""SQLite: one writer thread that commits in groups, a few reader threads, and nothing that blocks the loop.
+"""Asynchronous SQLite: one writer thread that commits in groups, and a few reader threads.
 
-An fsync is what a durable write costs, and one serves all who queued up during the one before: so the writer takes
-whatever is waiting, runs each unit of work in a savepoint of its own, and commits once.
+A durable write costs an fsync. The writer takes all units of work that are queued, runs each in its own savepoint, and
+commits once, so one fsync serves them all.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ Unit = Callable[[sqlite3.Connection], T]
 _Job = tuple[Unit[Any], "asyncio.Future[Any]", bool]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
-# About 0.1 s of work at the measured rate: a longer queue would only hold calls past their deadlines.
+# About 0.1 s of work (measured): callers further back in the queue would wait past their deadlines.
 MAX_QUEUED = 4_096
-# What a failed COMMIT takes down together, and how long the first of a group waits for the last.
+# Units per commit: bounds what a failed COMMIT undoes, and how long the first unit of a group waits for the last.
 MAX_GROUP = 512
-# Reads are short and mostly hold the GIL: more threads would not read faster, one would let a long read block the rest.
+# Reads are short and mostly hold the GIL, so more threads would not be faster; one alone would let a long read block
+# the others.
 READERS = 2
-# Only the operator's own tools ever lock the file against us.
+# Only an operator's tools may lock the file besides this process.
 BUSY_TIMEOUT_S = 1.0
-# A WAL that grew under a long read is cut back to this at the next checkpoint.
+# A WAL that grew under a long read is truncated to this size at the next checkpoint.
 WAL_KEEP_BYTES = 64 * 1024 * 1024
-CACHE_KIB = 16 * 1024  # A connection; there are 1 + READERS.
+CACHE_KIB = 16 * 1024  # Per connection; there are 1 + READERS.
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Database:
-    """One SQLite file, WAL and synchronous=FULL, with one owner (a lock file beside it keeps others out) and one loop.
+    """One SQLite file (WAL, synchronous=FULL) that one process owns by a lock file. Belongs to one event loop.
 
-    Units of work run in threads: they fetch what they need before they return, begin and end no transaction, bind every
-    value with `?`, and touch nothing that the loop also touches.
+    Units of work run in threads: they fetch their rows before they return, do not begin or end transactions, bind every
+    value with `?`, and share no mutable state with the event loop.
     """
 
     def __init__(self, path: Path, lock: LockFile, writer: sqlite3.Connection, *readers: sqlite3.Connection) -> None:
@@ -57,7 +58,7 @@ class Database:
         self._writer = writer
         self._writes, self._reads = _JobQueue(), _JobQueue()
         self._hooks: list[Callable[[], None]] = []
-        # Daemons: a database left open must not keep a dying process alive.
+        # Daemon threads: a database that was not closed must not keep the process alive.
         self._threads = [threading.Thread(target=self._read_loop, args=(r,), daemon=True) for r in readers]
         self._threads.append(threading.Thread(target=self._write_loop, daemon=True))
         for thread in self._threads:
@@ -65,56 +66,63 @@ class Database:
 
     @classmethod
     async def open(cls, path: Path, migrations: Sequence[str]) -> Self:
-        """Opens or creates the file and brings its schema up to date.
+        """Opens or creates the file and migrates its schema.
 
-        `migrations` are SQL scripts, each applied once, in order, whole or not at all: append to the list, never change
-        it. FAILED_PRECONDITION if the file has another owner, cannot be used, or a newer release wrote it.
+        `migrations` are SQL scripts, applied once each, in order and atomically: append to the list, never change an
+        entry. Raises FAILED_PRECONDITION if another process owns the file, if it cannot be used, or if a newer release
+        migrated it.
         """
         return cls(path, *await asyncio.to_thread(_open, path, migrations))
 
     async def write(self, unit: Unit[T], quiet: bool = False) -> T:
-        """Runs `unit` in the writer thread; returns its result once that is durable. `quiet` calls no hook for it.
+        """Runs `unit` in the writer thread; returns its result once it is durable. `quiet` skips the commit hooks.
 
-        What `unit` raises undoes that unit alone and is raised here. UNAVAILABLE when the disk refuses, with nothing
-        stored; RESOURCE_EXHAUSTED when MAX_QUEUED wait. A caller cancelled meanwhile cannot know if it was stored.
+        An exception in `unit` undoes that unit only and is raised here. Raises UNAVAILABLE if the disk fails, with
+        nothing stored, and RESOURCE_EXHAUSTED if MAX_QUEUED units are queued. If the caller is cancelled, the unit may
+        or may not be stored.
         """
         return await self._writes.run(unit, quiet)
 
     async def read(self, unit: Unit[T]) -> T:
-        """Runs `unit` in a reader thread on one snapshot with every write that returned before. Errors as `write`."""
+        """Runs `unit` in a reader thread, on a snapshot that contains every write that returned before. Raises the
+        errors of `write`."""
         return await self._reads.run(unit, True)
 
     def on_commit(self, hook: Callable[[], None]) -> None:
-        """Calls `hook` on the loop after every commit that holds a write not quiet. It is quick and raises nothing."""
+        """Calls `hook` on the event loop after each commit with a write that is not quiet. The hook must be fast and
+        must not raise."""
         self._hooks.append(hook)
 
     async def wipe_log(self) -> None:
-        """Folds the write-ahead log into the file and cuts it to nothing, so that what was deleted before stands in neither.
+        """Checkpoints the write-ahead log and truncates it, so that deleted data remains in neither file.
 
-        UNAVAILABLE while a read holds on to an earlier state, or the disk refuses: to be called again then.
+        Raises UNAVAILABLE if a read holds an older snapshot, or if the disk fails: call it again later.
         """
         await asyncio.to_thread(self._wipe_log)
 
     def _wipe_log(self) -> None:
         try:
             with contextlib.closing(_connect(self._path, "rw")) as connection:
-                # The first holds nobody up, however much there is; so the second, which does, has little left.
+                # PASSIVE copies most of the log without blocking writers, so TRUNCATE, which blocks them, has little
+                # left.
                 for mode in ("PASSIVE", "TRUNCATE"):
                     (busy, _, _) = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:
             raise self._to_roost_error(error) from error
         if busy:
-            raise errors.unavailable("the store's log is being read", reason=Reason.STORE_UNAVAILABLE)
+            raise errors.unavailable(
+                "a read still uses the store's write-ahead log: retry later", reason=Reason.STORE_UNAVAILABLE
+            )
 
     async def close(self) -> None:
-        """Finishes what is queued, refuses what comes later, and gives the file free. A second call does nothing."""
+        """Completes queued units, rejects later ones, and releases the file. A second call has no effect."""
         if self._writes.close(1) and self._reads.close(READERS):
             await asyncio.to_thread(self._join)
 
     def _join(self) -> None:
         for thread in self._threads:
             thread.join()
-        # Last, for the last connection to close folds the WAL into the file, and must be able to write.
+        # Closed last: the last connection copies the WAL into the file and must be able to write.
         self._writer.close()
         self._lock.close()
 
@@ -130,15 +138,16 @@ class Database:
                 self._writer.execute("COMMIT")
                 self._writes.resolve(outcomes, () if all(quiet for *_, quiet in group) else self._hooks)
             except Exception as error:
-                _log.error("commit failed", units=len(group), error=repr(error))
+                log.error("commit.failed", units=len(group), error=repr(error))
                 _roll_back(self._writer)
-                # Each gets an error of its own: a shared one would collect everybody's traceback.
+                # A separate exception for each, because a shared one would collect the tracebacks of all callers.
                 self._writes.resolve([(future, None, self._to_roost_error(error)) for _, future, _ in group])
 
     def _run_in_savepoint(self, unit: Unit[Any], future: asyncio.Future[Any]) -> _Outcome:
         outcome = self._run(self._writer, "SAVEPOINT unit", unit, future)
         if not self._writer.in_transaction:
-            # SQLite gave up the whole transaction (as it may on a full disk), the earlier units' work included.
+            # SQLite rolled back the whole transaction (for example on a full disk), with the earlier units of the
+            # group.
             raise RuntimeError("a unit of work ended its group's transaction") from outcome[2]
         if outcome[2] is not None:
             self._writer.execute("ROLLBACK TO unit")
@@ -148,7 +157,7 @@ class Database:
     def _read_loop(self, connection: sqlite3.Connection) -> None:
         ended = False
         while not ended:
-            # A share of the queue: one wake-up of the loop serves several reads, and no reader takes all.
+            # A share of the queue: one wake-up of the event loop serves several reads, and no reader takes all.
             jobs, ended = self._reads.next_jobs(1 + self._reads.jobs.qsize() // READERS)
             outcomes = []
             for unit, future, _ in jobs:
@@ -162,28 +171,29 @@ class Database:
     ) -> _Outcome:
         try:
             connection.execute(begin)
-            # Whoever stopped waiting before it began is spared the work.
+            # Skips the unit if its caller stopped waiting.
             return future, None if future.cancelled() else unit(connection), None
         except sqlite3.Error as error:
             kind = faults.kind_of(error)
             return future, None, self._to_roost_error(error) if kind in faults.TRANSIENT | faults.DAMAGED else error
         except BaseException as error:
-            # A future refuses a StopIteration: it would end the loop of whoever awaits.
+            # A future does not accept StopIteration.
             return future, None, RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
 
     def _to_roost_error(self, error: Exception) -> Exception:
-        refusal = errors.unavailable("the store cannot do it now", reason=Reason.STORE_UNAVAILABLE)
+        refusal = errors.unavailable("the store is unavailable: retry later", reason=Reason.STORE_UNAVAILABLE)
         refusal.__cause__ = error
         if isinstance(error, sqlite3.Error):
-            # A note stays in this process: callers must not learn of files.
+            # A note is logged but not sent to callers, who must not learn file names.
             refusal.add_note(faults.note(self._path, error))
             if faults.kind_of(error) in faults.DAMAGED:
-                _log.error("database damaged", path=str(self._path), error=str(error))
+                log.error("database.damaged", path=str(self._path), error=str(error))
         return refusal
 
 
 class _JobQueue:
-    """A bounded queue of units from the loop to threads. Only the loop counts, so the count needs no lock."""
+    """A bounded queue of units from the event loop to threads. Only the event loop counts units, so the count needs no
+    lock."""
 
     def __init__(self) -> None:
         self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -193,23 +203,24 @@ class _JobQueue:
 
     async def run(self, unit: Unit[T], quiet: bool) -> T:
         if not self._open:
-            raise errors.unavailable("the store is closed")
+            raise errors.unavailable("the store is closed: the process is stopping")
         if self._pending >= MAX_QUEUED:
-            raise errors.resource_exhausted("the store's queue is full")
+            raise errors.resource_exhausted("too many requests are queued for the store: retry later")
         future: asyncio.Future[T] = self._loop.create_future()
         self._pending += 1
         self.jobs.put((unit, future, quiet))
         return await future
 
     def close(self, threads: int) -> bool:
-        """Refuses new units and ends the threads after those queued; False if it did so before."""
+        """Rejects new units and ends `threads` threads after the queued units. Returns False if it was closed before."""
         was_open, self._open = self._open, False
         for _ in range(threads if was_open else 0):
             self.jobs.put(None)
         return was_open
 
     def next_jobs(self, max_jobs: int) -> tuple[list[_Job], bool]:
-        """Waits for a unit, then takes what is behind it, up to `max_jobs`; True if that was the end of the queue."""
+        """Waits for a unit, then takes those queued behind it, up to `max_jobs`. The second value is True at the end of
+        the queue."""
         jobs: list[_Job] = []
         job = self.jobs.get()
         while job is not None:
@@ -223,7 +234,7 @@ class _JobQueue:
         return jobs, True
 
     def resolve(self, outcomes: list[_Outcome], hooks: Sequence[Callable[[], None]] = ()) -> None:
-        # A loop that was closed before the database has nobody waiting.
+        # Raises RuntimeError if the event loop was closed before the database; then no caller waits.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._settle, outcomes, hooks)
 
@@ -249,7 +260,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 def _open(path: Path, migrations: Sequence[str]) -> tuple[Any, ...]:
     with faults.naming(path), contextlib.ExitStack() as undo:
         undo.callback((lock := LockFile(path.with_name(path.name + ".lock"))).close)
-        # Made here, for its owner alone: SQLite gives the files beside a database the database's own mode.
+        # Created here with the owner's permissions only: SQLite gives its other files the mode of the database.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
         for suffix in ("", "-wal", "-shm"):
             restrict(path.with_name(path.name + suffix))
@@ -259,7 +270,9 @@ def _open(path: Path, migrations: Sequence[str]) -> tuple[Any, ...]:
         writer.execute(f"PRAGMA journal_size_limit = {WAL_KEEP_BYTES}")
         (version,) = writer.execute("PRAGMA user_version").fetchone()
         if version > len(migrations):
-            raise errors.failed_precondition(f"{path}: a newer release wrote it (schema {version} > {len(migrations)})")
+            raise errors.failed_precondition(
+                f"{path}: a newer release migrated it (schema {version} > {len(migrations)}): run that release"
+            )
         for number, script in enumerate(migrations[version:], start=version + 1):
             writer.executescript(f"BEGIN IMMEDIATE;\n{script}\n;PRAGMA user_version = {number};COMMIT")
         readers = []
@@ -272,7 +285,7 @@ def _open(path: Path, migrations: Sequence[str]) -> tuple[Any, ...]:
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    # isolation_level=None: else the module would begin transactions of its own.
+    # isolation_level=None, because the module would otherwise begin transactions itself.
     connection = sqlite3.connect(uri, BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, uri=True)
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     return connection

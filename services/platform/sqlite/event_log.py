@@ -1,4 +1,4 @@
-"""The embedded event log: one SQLite file, its writer's order, and consumers woken by the commit."""
+"""The embedded event log: one SQLite file in append order; each commit wakes the consumers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from services.platform.events.worker_loop import RETRY_FIRST_S, WorkerLoop
 from services.platform.ids.snowflake import wall_clock_ms
 from services.platform.sqlite.database import Database
 
-SWEEP_EVERY_S = 3_600.0  # Retention is a matter of days.
-SWEEP_ROWS = 5_000  # In one transaction: a short one, for every append waits for it.
+SWEEP_EVERY_S = 3_600.0  # Retention is in days, so an hourly sweep is enough.
+SWEEP_ROWS = 5_000  # Per transaction: it must be short, because appends wait for it.
 DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
-MAX_REASON_CHARS = 1_000  # A failure may quote its whole input.
+MAX_REASON_CHARS = 1_000  # An error message may quote its whole input.
 
 SCHEMA = """
 CREATE TABLE event (
@@ -55,7 +55,7 @@ _SWEEP = """DELETE FROM event WHERE event_offset IN (SELECT event_offset FROM ev
 
 
 class EmbeddedLog(EventLog):
-    """The EventLog port on one SQLite file; the order of appending is the order for all groups, over all topics."""
+    """The EventLog port on one SQLite file. All groups see all events in append order."""
 
     def __init__(self, db: Database, clock_ms: Callable[[], int], retry_first_s: float) -> None:
         self.db = db
@@ -70,7 +70,7 @@ class EmbeddedLog(EventLog):
     async def open(
         cls, path: Path, clock_ms: Callable[[], int] = wall_clock_ms, retry_first_s: float = RETRY_FIRST_S
     ) -> EmbeddedLog:
-        """Opens or creates the log in the file `path`. Errors as in Database.open."""
+        """Opens or creates the log in the file `path`. Raises the errors of Database.open."""
         return cls(await Database.open(path, [SCHEMA]), clock_ms, retry_first_s)
 
     async def append(self, records: Sequence[Record]) -> None:
@@ -100,8 +100,8 @@ class EmbeddedLog(EventLog):
         return await self.db.write(move)
 
     async def sweep(self) -> int:
-        """Deletes what is past retention and consumed by every group: returns how many events, at most SWEEP_ROWS."""
-        # Consumers pass over other groups' topics without a write; here retention learns how far they are.
+        """Deletes events that are past retention and applied by every group. Returns how many, at most SWEEP_ROWS."""
+        # Consumers skip other groups' topics without storing an offset, so their positions are stored here.
         reached = [(group, c.position) for group, c in self.running.items() if c.position and not c.broadcast]
 
         def delete(connection: sqlite3.Connection) -> int:
@@ -119,7 +119,7 @@ class EmbeddedLog(EventLog):
         await self.db.close()
 
     def _wake(self) -> None:
-        # By the commit, not by whoever appended, who may have been cancelled. Writes without an event in them are quiet.
+        # Called by the commit, because the appending caller may be cancelled. Writes without events are quiet.
         for consumer in self.running.values():
             consumer.worker.wake()
 
@@ -131,7 +131,7 @@ class EmbeddedLog(EventLog):
 
 
 class EmbeddedConsumer(Consumer):
-    """The Consumer port: reads, applies, stores its offset, and sleeps until the next append."""
+    """The Consumer port: reads and applies events, stores its offset, and waits for the next append."""
 
     def __init__(
         self, log: EmbeddedLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, broadcast: bool
@@ -143,20 +143,20 @@ class EmbeddedConsumer(Consumer):
         self._topics = json.dumps(list(topics))
         self._apply = apply
         self._max_batch = max_batch
-        # The last offset applied or passed over.
+        # The last offset that was applied or skipped.
         self.position = 0
-        # Whether an `broadcast` consumer has a place already: it has none in the file.
+        # Whether a `broadcast` consumer has a position, which it keeps in memory only.
         self._has_position = False
-        # Counts seeks: a batch that was at hand during one must not store its offset over it.
+        # Counts seeks: a batch in progress during a seek must not overwrite its offset.
         self._seeks = 0
         self._paused = False
 
     async def start(self) -> None:
         if self._log.running.setdefault(self._group, self) is not self:
-            raise ValueError(f"group {self._group} has a consumer: a second one would apply everything again")
+            raise ValueError(f"group {self._group} has a consumer already: a second one would apply every event again")
         if not self._has_position:
             self.position = await self._load()
-            await self._store(self.position)  # From here on retention knows the group.
+            await self._store(self.position)  # From here on retention respects the group's offset.
         self.worker.start()
 
     async def stop(self) -> None:
@@ -189,7 +189,7 @@ class EmbeddedConsumer(Consumer):
         self.worker.wake()
 
     async def _step(self) -> bool:
-        """Applies the next batch; False if there is none after it."""
+        """Applies the next batch. Returns False if no event follows it."""
         if self._paused:
             return False
         position, seeks = self.position, self._seeks
@@ -201,7 +201,7 @@ class EmbeddedConsumer(Consumer):
         batch, head = await self._log.db.read(fetch)
         if batch:
             await apply_with_dead_letters(self._group, batch, self._apply, self.worker.rest, self._store_dead_letter)
-        # A batch that is not full was all there is up to the head: other topics' events are passed over.
+        # A batch that is not full contains all events up to the head; other topics' events are skipped.
         full = len(batch) == self._max_batch
         reached = batch[-1].offset if full else head
         if seeks == self._seeks and batch:
@@ -222,7 +222,8 @@ class EmbeddedConsumer(Consumer):
     async def _store(self, position: int) -> None:
         if self.broadcast:
             if not self._has_position:
-                # Where the group was an ordinary one before, retention would wait for it for ever.
+                # Deletes the offset that an ordinary consumer of this group stored before; retention would respect it
+                # forever.
                 await self._log.db.write(lambda c: c.execute(_DELETE_OFFSET, (self._group,)), quiet=True)
             self._has_position = True
             return

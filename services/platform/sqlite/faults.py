@@ -1,4 +1,4 @@
-"""What SQLite's errors mean to whoever runs the mesh: SQLite names neither the file nor the cause."""
+"""Explains SQLite's errors to operators: SQLite names neither the file nor the cause."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from services.platform import files
 
 _DAMAGED = "it is damaged, or not a database: put back the copy of a backup, or move the file away and start without what it held"
 _ADVICE = {"CORRUPT": _DAMAGED, "NOTADB": _DAMAGED, "FULL": files.ADVICE[errno.ENOSPC]}
-# The file or its disk refuses, and may take the same statement later.
+# Result codes if the file or its disk fails; the same statement may succeed later.
 TRANSIENT = frozenset({"BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PROTOCOL", "READONLY"})
-# The file is not what SQLite wrote: it takes a backup. Other parts of it, and other files, may still serve.
+# Result codes if the file's content is damaged: it must be restored from a backup. Other parts and other files may
+# still work.
 DAMAGED = frozenset({"CORRUPT", "NOTADB"})
-# The largest file that SQLite makes at a start: the index of its log.
+# The size of the WAL index (-shm), the largest file that SQLite creates when it opens a database.
 _PROBE_BYTES = 32_768
 
 
 def kind_of(error: sqlite3.Error) -> str:
-    """SQLite's primary result code without its prefix, such as CORRUPT, FULL or IOERR; "" if there is none."""
+    """Returns SQLite's primary result code without its prefix, such as CORRUPT, FULL or IOERR; "" if there is none."""
     return (getattr(error, "sqlite_errorname", None) or "").removeprefix("SQLITE_").split("_")[0]
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """As `files.naming`, also for those errors of SQLite that are about the file and not about a statement."""
+    """Raises FAILED_PRECONDITION with the path and advice for OS errors and for SQLite errors about the file; others
+    pass unchanged."""
     try:
         with files.naming(path):
             yield
@@ -39,18 +41,18 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def note(path: Path, error: sqlite3.Error) -> str:
-    """One line for the operator, not for callers: the file, what is wrong with it and what to do."""
+    """Returns one line for operators, not for callers: the file, what is wrong with it and what to do."""
     return f"{path} cannot be used: {_ADVICE.get(kind_of(error), str(error))}"
 
 
 def _cause(path: Path, error: sqlite3.Error) -> str:
-    """SQLite says "unable to open" or "disk I/O error" of many things; the operating system knows which."""
+    """Returns the operating system's reason, because SQLite reports only "unable to open" or "disk I/O error"."""
     fault = _fault_of(path)
     return files.ADVICE.get(fault, f"{error} ({os.strerror(fault)})" if fault else str(error))
 
 
 def _fault_of(path: Path) -> int:
-    """Opens the file and writes beside it, as SQLite does: the number of the error that this gives, or 0."""
+    """Opens the file and writes a file beside it, as SQLite does. Returns the errno of the failure, or 0."""
     probe = path.with_name(f"{path.name}.new")
     try:
         os.close(os.open(path, os.O_RDWR))

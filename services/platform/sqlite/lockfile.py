@@ -1,4 +1,4 @@
-"""An exclusive lock on a file, held until closed or until the process dies, however it dies."""
+"""An exclusive lock on a file, held until it is closed or the process dies."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from services.platform.rpc.reasons import Reason
 
 
 class LockFile:
-    """Holds `path` (made if absent) for one owner, with `fd` open on it; a second owner gets FAILED_PRECONDITION,
-    as does one who may not use the file.
+    """Locks the file `path`, created if missing, for one owner; `fd` is open on it.
 
-    The file is never removed: that would let two owners each lock a file of that name.
+    Raises FAILED_PRECONDITION if another process owns it, or if this process may not use it. The file is never removed:
+    otherwise two owners could each lock a different file of that name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +29,7 @@ class LockFile:
             raise errors.failed_precondition(message, reason=Reason.DATA_IN_USE) from None
 
     def close(self) -> None:
-        """Lets the next owner in. A second call does nothing."""
+        """Releases the lock. A second call has no effect."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)

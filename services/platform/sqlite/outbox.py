@@ -1,6 +1,6 @@
-"""The outbox in SQLite: a service's events commit with its rows, and a relay carries them to the event log.
+"""The outbox in SQLite: events commit with a service's rows, and a relay appends them to the event log.
 
-Append first, delete after: a crash between gives the events twice, never not at all.
+The relay appends events before it deletes them: a crash in between repeats events and loses none.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from services.platform.events.log import MAX_LAG_COUNTED, EventLog, Record
 from services.platform.events.worker_loop import WorkerLoop
 from services.platform.sqlite.database import Database
 
-# Carried in one commit of the log, and what a crash at the wrong moment repeats.
+# Events per append; a crash between append and delete repeats up to this many.
 RELAY_BATCH = 500
 
-# To be one of the migrations of a service that publishes.
+# Must be one of the migrations of a service that publishes events.
 OUTBOX_SCHEMA = """
 CREATE TABLE outbox (
     seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, key INTEGER NOT NULL, event_id INTEGER NOT NULL,
@@ -26,19 +26,19 @@ CREATE TABLE outbox (
 """
 _INSERT = "INSERT INTO outbox (topic, key, event_id, payload, traceparent) VALUES (?, ?, ?, ?, ?)"
 _OLDEST = "SELECT seq, topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq LIMIT ?"
-# One writer gives out seq in the order of commits: nothing below what was read can still appear.
+# One writer assigns seq in commit order, so no smaller seq than those read can appear later.
 _DELETE = "DELETE FROM outbox WHERE seq <= ?"
 _PENDING = """SELECT count(*), min(event_id) FROM (SELECT event_id FROM outbox
     WHERE topic IN (SELECT value FROM json_each(?)) LIMIT ?)"""
 
 
 def enqueue(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
-    """Adds events to the transaction at hand: to be called in a unit of work of `Database.write`."""
+    """Adds events to the current transaction. Call it in a unit of work of `Database.write`."""
     connection.executemany(_INSERT, records)
 
 
 class Relay:
-    """Carries one database's outbox to the log, in order, woken by each commit. One a database."""
+    """Moves the events of one database's outbox to the log in order; woken by each commit. One per database."""
 
     def __init__(self, db: Database, log: EventLog) -> None:
         self.db = db
@@ -48,19 +48,21 @@ class Relay:
         db.on_commit(self._worker.wake)
 
     async def start(self) -> None:
-        """Carries what an earlier life left, then what comes."""
+        """Starts relaying, beginning with the events that an earlier process left."""
         self._worker.start()
 
     async def stop(self) -> None:
-        """Ends after the batch at hand. What is left stays for the next start; await `drained` before to leave none."""
+        """Stops after the current batch. Await `drained` before to leave no event for the next start."""
         await self._worker.stop()
 
     async def drained(self) -> None:
-        """Returns once every event committed before the call is in the log; while the log refuses, it waits."""
+        """Waits until every event committed before the call is in the log; does not return while the log is
+        unavailable."""
         await self._worker.idle.wait()
 
     async def waiting(self, topics: Sequence[str]) -> tuple[int, int]:
-        """How many events of these topics wait in the database (at most MAX_LAG_COUNTED are counted), and the least id (0: none)."""
+        """Returns how many events of these topics are pending in the database (counted up to MAX_LAG_COUNTED), and the
+        smallest id (0 if none)."""
         bounds = (json.dumps(list(topics)), MAX_LAG_COUNTED)
         count, oldest = await self.db.read(lambda c: c.execute(_PENDING, bounds).fetchone())
         return count, oldest or 0

@@ -1,4 +1,4 @@
-"""The worker id of the embedded backend: leased by a locked file, which also holds the time up to which ids may have been used."""
+"""The worker id of the embedded backend, leased by a locked file that also stores the high-water mark of its ids."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _HIGH_WATER_BYTES = 20
 
 
 class FileLease:
-    """The embedded lease of a worker id: a file in the data directory, locked while this object lives.
+    """Leases a worker id by a file in the data directory, which is locked while this object is open.
 
-    The file holds a millisecond that no id has passed, written ahead: so neither kill -9 nor a slower clock makes an id
-    twice. FAILED_PRECONDITION if the file has another owner, or holds something else.
+    The file holds the high-water mark: a time in unix milliseconds, written ahead, that no id has passed. So neither
+    kill -9 nor a slower clock leads to an id twice. Raises FAILED_PRECONDITION if another process owns the file, or if
+    its content is invalid.
     """
 
     def __init__(self, path: Path, worker_id: int = 0) -> None:
@@ -28,11 +29,13 @@ class FileLease:
         mark = os.pread(self._lock.fd, _HIGH_WATER_BYTES, 0).strip() or b"0"
         if not mark.isdigit():
             self._lock.close()
-            raise errors.failed_precondition(f"{path} is damaged: it should hold a time in milliseconds, and no more")
+            raise errors.failed_precondition(
+                f"{path} is damaged: it must hold one time in milliseconds; restore it from a backup"
+            )
         self.high_water_ms = int(mark)
         try:
             with naming(path):
-                # Takes its room now: on a full disk the first id, and the close after a failed start, would find none.
+                # Allocates the file's block now: on a full disk a later write of the same length still succeeds.
                 os.pwrite(self._lock.fd, _line(self.high_water_ms), 0)
         except errors.RoostError:
             self._lock.close()
@@ -44,16 +47,17 @@ class FileLease:
     def snowflake(
         self, clock_ms: Callable[[], int] = wall_clock_ms, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> Snowflake:
-        """The lease's one source of ids; every call gives the same, for two would mint the same ids."""
+        """Returns the id generator of this lease, the same one at each call: two generators would mint the same ids."""
         if self._snowflake is None:
             self._snowflake = Snowflake(self._worker_id, clock_ms, self.high_water_ms, sleep, self._reserve)
         return self._snowflake
 
     def close(self) -> None:
-        """Ends minting (UNAVAILABLE), records the exact last millisecond, gives the lease free. Blocks for an fsync."""
+        """Stops minting (UNAVAILABLE from now on), stores the last millisecond used and releases the lease. Blocks for
+        an fsync."""
         try:
             if self._snowflake is not None and self._lock.fd >= 0:
-                # Forgotten, so that the next millisecond would have to be reserved, which is refused from now on.
+                # Clears the reservation, so the next id would need a new one, which `_reserve` refuses from now on.
                 self._snowflake.reserved_ms = 0
                 self._write(self._snowflake.last_ms)
         finally:
@@ -61,18 +65,20 @@ class FileLease:
             self._lock.close()
 
     def _reserve(self, ms: int) -> int:
-        # A few microseconds into memory that outlives the process. The sync, in a thread, is for power cuts: to matter,
-        # one would have to come before it ends, and the machine be back within the second on a clock gone back.
+        # The write takes some microseconds and outlives the process. The fsync, in a thread, matters only for a power
+        # cut before it ends, followed within a second by a restart on a clock that was set back.
         self._write(ms + RESERVE_MS)
         return ms + RESERVE_MS
 
     def _write(self, ms: int) -> None:
         try:
-            # The same place and length each time: it needs no room on a full disk.
+            # The same position and length each time, so it needs no space on a full disk.
             os.pwrite(self._lock.fd, _line(ms), 0)
             self._syncer.submit(os.fsync, self._lock.fd)
         except OSError as error:
-            raise errors.unavailable("no ids: the lease is closed, or its file cannot be written") from error
+            raise errors.unavailable(
+                "no ids can be minted: the lease is closed, or its file cannot be written"
+            ) from error
 
 
 def _line(ms: int) -> bytes:

@@ -43,7 +43,7 @@ def test_it_says_what_is_missing_then_applies_it_then_has_nothing_to_do(say) -> 
     assert say([ONE, TWO])[:2] == (0, "up to date (of 2)")
     code, _, words = say([ONE])
     assert code == 1
-    assert "a newer release wrote" in words
+    assert "a newer release migrated" in words
 
 
 def test_it_works_where_processes_may_not_migrate(say, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

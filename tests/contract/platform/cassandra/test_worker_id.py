@@ -228,7 +228,7 @@ async def test_two_with_one_ordinal_never_both_mint(
     first = await CassandraLease.open(leases_of, seventh)
     opened.append(first)
     used = [await first.ids.mint()]
-    with pytest.raises(errors.RoostError, match="worker id 7 is another process's"):
+    with pytest.raises(errors.RoostError, match="another process has worker id 7"):
         await CassandraLease.open(leases_of, seventh)
     used.append(await first.ids.mint())
     assert used == sorted(set(used))

@@ -48,7 +48,7 @@ def test_sentinels_have_a_master_and_perhaps_a_database() -> None:
     ],
 )
 def test_others_are_refused_in_words(url: str) -> None:
-    with pytest.raises(RoostError, match="the setting `redis` is not understood"):
+    with pytest.raises(RoostError, match="the setting `redis` is invalid"):
         RedisTopology.parse(url)
 
 
