@@ -322,6 +322,6 @@ async def test_closing_ends_what_is_out(settings: Settings, keyspace: Keyspace, 
 async def test_settings_that_do_not_fit_are_told_in_words(settings: Settings) -> None:
     with pytest.raises(errors.RoostError, match=r"cannot be reached at 127\.0\.0\.1:1$"):
         await Cassandra.open(settings.model_copy(update={"cassandra": ("127.0.0.1:1",)}))
-    with pytest.raises(errors.RoostError, match="datacenters datacenter1, and cassandra_datacenter is moon") as caught:
+    with pytest.raises(errors.RoostError, match="datacenters datacenter1, but cassandra_datacenter is moon") as caught:
         await Cassandra.open(settings.model_copy(update={"cassandra_datacenter": "moon"}))
     assert caught.value.code == grpc.StatusCode.FAILED_PRECONDITION
