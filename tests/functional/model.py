@@ -143,9 +143,13 @@ class World:
         return found
 
     def _alone(self, reader: int, tweet: Tweet) -> dict[str, Any]:
-        marks = (self.likes, self.bookmarks)
-        likes, bookmarks = (sum(tweet_id == tweet.id for _, tweet_id in made) for made in marks)
-        links = [len(self.linked(link, tweet.id)) for link in ("retweet_of", "reply_to", "quote_of")]
+        # Counts leave out suspended users, as lists do; nobody else sees bookmarks.
+        likes = sum(tweet_id == tweet.id and user not in self.suspended for user, tweet_id in self.likes)
+        bookmarks = sum(tweet_id == tweet.id for _, tweet_id in self.bookmarks)
+        links = [
+            sum(linked.author not in self.suspended for linked in self.linked(link, tweet.id))
+            for link in ("retweet_of", "reply_to", "quote_of")
+        ]
         return {
             "id": tweet.id,
             "author": self.names[tweet.author],

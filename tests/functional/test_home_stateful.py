@@ -11,6 +11,7 @@ import asyncio
 import os
 import random
 import tempfile
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +37,7 @@ from services.platform.sqlite.event_log import EmbeddedConsumer
 from services.platform.transport.message_guard import MutationGuard
 from services.timeline.store import HomeTimelineStore
 from tests.cluster import backend
-from tests.conftest import Mesh, mesh_settings, start_process
+from tests.conftest import SETTLE_WITHIN_S, Mesh, mesh_settings, start_process
 from tests.functional.model import DELETED, MISSING, OK, REFUSED, REMOVED, STANDS, Tweet, World, told
 from tests.home_stores import shorten, store_of
 
@@ -292,7 +293,21 @@ class History:
             request = identity.SuspendUserRequest(user_id=self.ids[user], action_id=self.actions)
             self.must(self.moderated_users.SuspendUser, request)
             self.world.suspended.add(user)
+        self.wait_for_counts()
         self.read_at_once((user + 1) % PEOPLE, 5)
+
+    def wait_for_counts(self) -> None:
+        """Waits until counts follow a suspension: consumers of identity's events adjust them a moment later."""
+        reader = self.active(0)
+        deadline = time.monotonic() + SETTLE_WITHIN_S
+        for tweet_id in sorted(self.world.tweets):
+            if not self.world.visible(reader, tweet_id):
+                continue
+            wanted = self.world.tweet_as(reader, tweet_id)["metrics"]
+            request = tweet.GetTweetRequest(tweet_id=tweet_id)
+            while told(self.must(self.mesh.tweets.GetTweet, request, reader).tweet)["metrics"] != wanted:
+                assert time.monotonic() < deadline, f"counts of {tweet_id} did not become {wanted}"
+                self.run_(asyncio.sleep(0.005))
 
     def remove(self, about: int, undo: bool) -> None:
         removed = sorted(t.id for t in self.world.tweets.values() if t.state == REMOVED)
