@@ -106,9 +106,7 @@ async def recount(store: Any, events: Sequence[Record]) -> None:
     await apply([ConsumedEvent(0, 0, *record) for record in events])
 
 
-async def test_likes_beyond_the_first_bucket_are_listed_and_counted(
-    another: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_like_sharded_likes_are_listed_and_counted(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.engagement.store.cassandra.schema.SHARD_FROM", 5)
     monkeypatch.setattr(consumer, "ROUND_S", 0.01)
     stores = [await another(), await another()]
@@ -124,7 +122,7 @@ async def test_likes_beyond_the_first_bucket_are_listed_and_counted(
     assert await likers(stores[1]) == [i for i in range(30, 0, -1) if i not in (1, 2, 10, 20, 30)]
 
 
-async def test_bookmarks_beyond_the_first_bucket_are_counted_at_once(
+async def test_bookmark_sharded_bookmarks_are_counted_immediately(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.engagement.store.cassandra.schema.SHARD_FROM", 3)
@@ -137,7 +135,7 @@ async def test_bookmarks_beyond_the_first_bucket_are_counted_at_once(
         assert await counts(store) == (0, -left)
 
 
-async def test_a_change_by_several_processes_at_once_is_told_once(another: Open) -> None:
+async def test_like_concurrent_processes_publish_one_event(another: Open) -> None:
     stores = [await another() for _ in range(4)]
     for change in (like, unlike) * 3:
         events = await asyncio.gather(*(change(store, ANN) for store in stores))
@@ -147,7 +145,7 @@ async def test_a_change_by_several_processes_at_once_is_told_once(another: Open)
     assert sorted(kept) == [False, False, False, True]
 
 
-async def test_what_a_dead_process_left_is_completed_and_told_by_a_sweeper(
+async def test_sweep_after_crash_writes_copies_and_publishes(
     another: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying, sweeper = await another(), await another()
@@ -174,7 +172,7 @@ async def test_what_a_dead_process_left_is_completed_and_told_by_a_sweeper(
 
 
 @pytest.mark.parametrize("kind", list(ReactionKind))
-async def test_a_repeat_completes_what_was_left_half_done(
+async def test_repeat_after_crash_writes_copies(
     another: Open, kind: ReactionKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying, store = await another(), await another()
@@ -201,7 +199,7 @@ async def test_a_repeat_completes_what_was_left_half_done(
         assert len(await store.list_tweets(kind, ANN, 0, 10)) == there
 
 
-async def test_a_copy_that_comes_late_brings_nothing_back(another: Open) -> None:
+async def test_copy_after_unlike_is_ignored(another: Open) -> None:
     store = await another()
     events = await like(store, ANN)
     await unlike(store, ANN)
@@ -212,9 +210,7 @@ async def test_a_copy_that_comes_late_brings_nothing_back(another: Open) -> None
     assert not (await store.batch_get_viewer_states(ANN, [TWEET])).states
 
 
-async def test_counts_are_kept_for_all_until_somebody_changes_them(
-    another: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_counts_are_shared_until_changed(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = await another(), await another()
     assert await counts(here) == (0, 0)
     with monkeypatch.context() as patch:
@@ -224,7 +220,7 @@ async def test_counts_are_kept_for_all_until_somebody_changes_them(
     assert await counts(there) == (1, 0)
 
 
-async def test_a_count_begun_before_a_change_is_not_kept_after_it(another: Open) -> None:
+async def test_count_begun_before_change_is_not_cached(another: Open) -> None:
     slow, store = await another(), await another()
     _, storable = await slow._shared.frames([TWEET])
     assert storable == {TWEET}
@@ -233,7 +229,7 @@ async def test_a_count_begun_before_a_change_is_not_kept_after_it(another: Open)
     assert await counts(store) == (1, 0)
 
 
-async def test_without_redis_everything_is_counted(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_counts_without_redis_are_read_from_cassandra(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store, other = await another(), await another()
     # Kept as soon as it is counted again.
     monkeypatch.setattr(count_cache, "CHANGED_TTL_MS", 20)
@@ -255,7 +251,7 @@ async def test_without_redis_everything_is_counted(another: Open, monkeypatch: p
             await asyncio.sleep(0.02)
 
 
-async def test_a_count_that_took_too_long_is_not_kept(another: Open) -> None:
+async def test_count_slower_than_bound_is_not_cached(another: Open) -> None:
     store = await another()
     began = store._shared.now() - count_cache.MAX_COUNTING_S
     await store._shared.put({TWEET: b""}, (), began)
@@ -264,7 +260,7 @@ async def test_a_count_that_took_too_long_is_not_kept(another: Open) -> None:
     assert (await store._shared.frames([TWEET]))[0] == {TWEET: b""}
 
 
-async def test_a_like_after_an_unlike_is_not_answered_by_the_one_before(
+async def test_like_after_unlike_is_not_coalesced_with_earlier_like(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await another()

@@ -129,7 +129,7 @@ def memory_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("memory_size")
-def test_the_store_answers_as_the_model_does(backend: Any) -> None:
+def test_store_matches_model(backend: Any) -> None:
     # Each example of the cluster takes seconds, and new tables.
     examples = 20 if isinstance(backend, Embedded) else 4
     run_state_machine_as_test(

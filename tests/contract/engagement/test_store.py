@@ -21,7 +21,7 @@ async def fresh_and_reopened(opened: Opened) -> AsyncIterator[EngagementStore]:
     yield await opened.again()
 
 
-async def test_a_like_is_seen_from_both_sides_counted_and_published(opened: Opened) -> None:
+async def test_like_is_listed_counted_and_published(opened: Opened) -> None:
     assert await opened.counts([TWEET]) == []
     assert await opened.states(ANN, [TWEET]) == []
     assert await opened.like(TWEET, ANN) == 1
@@ -35,7 +35,7 @@ async def test_a_like_is_seen_from_both_sides_counted_and_published(opened: Open
     assert await opened.events() == [("tweet.liked", ANN, TWEET), ("tweet.liked", BEN, TWEET)]
 
 
-async def test_liking_again_changes_nothing_and_publishes_nothing(opened: Opened) -> None:
+async def test_like_repeated_changes_and_publishes_nothing(opened: Opened) -> None:
     await opened.like(TWEET, ANN)
     await opened.like(OTHER, ANN)
     for _ in range(2):
@@ -46,7 +46,7 @@ async def test_liking_again_changes_nothing_and_publishes_nothing(opened: Opened
     assert len(await opened.events()) == 2
 
 
-async def test_a_like_taken_back_leaves_nothing(opened: Opened) -> None:
+async def test_unlike_removes_like_and_count(opened: Opened) -> None:
     await opened.like(TWEET, ANN)
     await opened.like(TWEET, BEN)
     await opened.states(ANN, [TWEET])
@@ -68,7 +68,7 @@ async def test_a_like_taken_back_leaves_nothing(opened: Opened) -> None:
     ]
 
 
-async def test_liking_once_more_is_a_new_like(opened: Opened) -> None:
+async def test_like_after_unlike_is_listed_first(opened: Opened) -> None:
     for tweet_id in (TWEET, OTHER):
         await opened.like(tweet_id, ANN)
     await opened.unlike(TWEET, ANN)
@@ -77,7 +77,7 @@ async def test_liking_once_more_is_a_new_like(opened: Opened) -> None:
     assert len(await opened.events()) == 4
 
 
-async def test_bookmarks_stand_beside_likes_and_are_not_published(opened: Opened) -> None:
+async def test_bookmark_is_independent_of_like_and_not_published(opened: Opened) -> None:
     await opened.like(TWEET, ANN)
     assert await opened.bookmark(TWEET, ANN)
     assert not await opened.bookmark(TWEET, ANN)
@@ -98,7 +98,7 @@ async def test_bookmarks_stand_beside_likes_and_are_not_published(opened: Opened
     assert await opened.events() == [("tweet.liked", ANN, TWEET)]
 
 
-async def test_answers_keep_the_order_asked_for_and_are_the_callers_own(opened: Opened) -> None:
+async def test_batch_responses_keep_order_and_are_not_shared(opened: Opened) -> None:
     for tweet_id in (TWEET, OTHER, THIRD):
         await opened.like(tweet_id, ANN)
     async for store in fresh_and_reopened(opened):
@@ -113,7 +113,7 @@ async def test_answers_keep_the_order_asked_for_and_are_the_callers_own(opened: 
 
 
 @pytest.mark.parametrize("kind", list(ReactionKind))
-async def test_lists_end_at_their_bounds(opened: Opened, kind: ReactionKind) -> None:
+async def test_list_tweets_honours_bound_and_limit(opened: Opened, kind: ReactionKind) -> None:
     for tweet_id in range(10, 20):
         await (opened.like if kind is ReactionKind.LIKE else opened.bookmark)(tweet_id, ANN)
     store = opened.store
@@ -125,7 +125,7 @@ async def test_lists_end_at_their_bounds(opened: Opened, kind: ReactionKind) -> 
     assert await store.list_tweets(kind, BEN, 0, 4) == []
 
 
-async def test_likers_end_at_their_bounds(opened: Opened) -> None:
+async def test_list_likers_honours_bound_and_limit(opened: Opened) -> None:
     for user_id in range(10, 20):
         await opened.like(TWEET, user_id)
     first = await opened.store.list_likers(TWEET, 0, 4)
@@ -133,7 +133,7 @@ async def test_likers_end_at_their_bounds(opened: Opened) -> None:
     assert await opened.likers(TWEET, first[-1].reaction_id) == [15, 14, 13, 12, 11, 10]
 
 
-async def test_a_hundred_at_once_by_one_user_count_once(opened: Opened) -> None:
+async def test_like_concurrent_repeats_count_once(opened: Opened) -> None:
     answers = await asyncio.gather(*(opened.like(TWEET, ANN) for _ in range(100)))
     assert set(answers) == {1}
     async for _ in fresh_and_reopened(opened):
@@ -142,7 +142,7 @@ async def test_a_hundred_at_once_by_one_user_count_once(opened: Opened) -> None:
     assert await opened.events() == [("tweet.liked", ANN, TWEET)]
 
 
-async def test_a_hundred_at_once_by_a_hundred_users_all_count(opened: Opened) -> None:
+async def test_like_concurrent_users_all_count(opened: Opened) -> None:
     answers = await asyncio.gather(*(opened.like(TWEET, user_id) for user_id in range(1, 101)))
     # Each counts itself and all that were there before it; those that come at the same moment may count one another.
     assert all(answer >= reaction_id for reaction_id, answer in enumerate(sorted(answers), 1))
@@ -150,7 +150,7 @@ async def test_a_hundred_at_once_by_a_hundred_users_all_count(opened: Opened) ->
     assert await opened.counts([TWEET]) == [(TWEET, 100, 0)]
 
 
-async def test_a_caller_who_gives_up_leaves_no_stale_answer(opened: Opened) -> None:
+async def test_like_cancelled_caches_nothing_stale(opened: Opened) -> None:
     ids = list(range(1, 40))
     await opened.states(ANN, ids)
     for tweet_id in ids:
@@ -167,7 +167,7 @@ async def test_a_caller_who_gives_up_leaves_no_stale_answer(opened: Opened) -> N
     assert known == (await opened.counts(ids), await opened.states(ANN, ids))
 
 
-async def test_reads_beside_writes_never_leave_something_stale_behind(opened: Opened) -> None:
+async def test_concurrent_reads_and_writes_cache_nothing_stale(opened: Opened) -> None:
     ids = list(range(1, 9))
 
     async def write(user_id: int) -> None:
@@ -192,7 +192,7 @@ async def test_reads_beside_writes_never_leave_something_stale_behind(opened: Op
     assert known == [await opened.counts(ids), *[await opened.states(user_id, ids) for user_id in (1, 2, 3)]]
 
 
-async def test_set_absent_leaves_the_users_likes_out_of_counts_until_back(opened: Opened) -> None:
+async def test_set_absent_excludes_likes_until_undone(opened: Opened) -> None:
     for tweet_id, user_id in ((TWEET, ANN), (TWEET, BEN), (OTHER, ANN)):
         await opened.like(tweet_id, user_id)
     await opened.bookmark(TWEET, ANN)
@@ -215,7 +215,7 @@ async def test_set_absent_leaves_the_users_likes_out_of_counts_until_back(opened
     assert await opened.counts([TWEET, OTHER]) == before
 
 
-async def test_a_like_taken_back_by_who_is_absent_stays_out_of_the_count(opened: Opened) -> None:
+async def test_unlike_by_absent_user_keeps_count(opened: Opened) -> None:
     await opened.like(TWEET, ANN)
     await opened.like(TWEET, BEN)
     at_us = wall_clock_ms() * 1000
@@ -226,7 +226,9 @@ async def test_a_like_taken_back_by_who_is_absent_stays_out_of_the_count(opened:
     assert await opened.unlike(TWEET, BEN) == 0
 
 
-async def test_more_likes_than_a_step_are_all_left_out(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_set_absent_more_likes_than_one_step_excludes_all(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(f"{type(opened.store).__module__}.ABSENCE_STEP", 2)
     ids = range(100, 105)
     for tweet_id in ids:

@@ -54,9 +54,7 @@ async def answers(opened: Opened) -> tuple[Any, ...]:
     )
 
 
-async def test_whom_the_event_makes_read_finds_the_change(
-    opened: Opened, other: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_read_caused_by_event_sees_change(opened: Opened, other: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     writer: Any = opened.store
     await opened.post(1, ANN)
     await other.store.batch_get([1], 0)
@@ -111,7 +109,7 @@ async def history(opened: Opened) -> AsyncIterator[None]:
     yield
 
 
-async def test_what_one_process_wrote_is_the_next_answer_of_another(opened: Opened, other: Opened) -> None:
+async def test_read_in_another_process_sees_write(opened: Opened, other: Opened) -> None:
     before = await answers(other)
     async for _ in history(opened):
         seen = await answers(other)
@@ -128,7 +126,7 @@ async def fresh(opened: Opened) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_writes_may_come_again_and_in_any_order(opened: Opened, seed: int) -> None:
+async def test_batches_replayed_in_any_order_reach_same_state(opened: Opened, seed: int) -> None:
     keyspace = opened.store.keyspace  # type: ignore[attr-defined]
     written: list[list[Any]] = []
     batch = keyspace.batch
@@ -156,7 +154,7 @@ async def test_writes_may_come_again_and_in_any_order(opened: Opened, seed: int)
     assert await fresh(opened) == before
 
 
-async def test_a_claimed_key_is_completed_by_whoever_finds_it(opened: Opened, other: Opened) -> None:
+async def test_claimed_key_without_tweet_is_completed_by_another_process(opened: Opened, other: Opened) -> None:
     """The process died between its claim and its batch."""
     await opened.post(1, ANN)
     left = await left_by_a_crash(opened, make_core(2, BOB, "first", **REPLY), CLAIM)
@@ -167,7 +165,7 @@ async def test_a_claimed_key_is_completed_by_whoever_finds_it(opened: Opened, ot
     assert await other.topics() == [("tweet.created", 1), ("tweet.created", 2)]
 
 
-async def test_a_claimed_retweet_is_completed_by_whoever_finds_it(opened: Opened, other: Opened) -> None:
+async def test_claimed_retweet_without_tweet_is_completed_by_another_process(opened: Opened, other: Opened) -> None:
     await opened.post(1, ANN)
     left = await left_by_a_crash(opened, make_core(2, BOB, **RETWEET), None)
     assert left == []
@@ -191,7 +189,7 @@ async def left_by_a_crash(opened: Opened, core: tweet_pb2.TweetCore, claim: Clai
     return await opened.ids_of(core.head.author_id)
 
 
-async def test_an_edit_that_was_decided_is_completed_by_whoever_looks(opened: Opened, other: Opened) -> None:
+async def test_edit_not_applied_is_completed_by_another_process(opened: Opened, other: Opened) -> None:
     await opened.post(1, ANN)
     keyspace = opened.store.keyspace  # type: ignore[attr-defined]
     batch = keyspace.batch
@@ -216,7 +214,7 @@ def text_of(core: tweet_pb2.TweetCore) -> str:
 
 
 @pytest.mark.parametrize("hide", ["delete", "remove"])
-async def test_a_retweet_that_meets_the_end_of_its_original_counts_for_nobody(
+async def test_retweet_concurrent_with_hide_of_original_is_not_counted(
     opened: Opened, other: Opened, hide: str
 ) -> None:
     """The original is hidden after it was looked at, and before the retweet is written."""
@@ -242,7 +240,7 @@ async def test_a_retweet_that_meets_the_end_of_its_original_counts_for_nobody(
             assert await process.store.batch_count([ANN, BOB]) == {ANN: 1, BOB: 1}
 
 
-async def test_of_many_processes_one_makes_the_tweet(opened: Opened, other: Opened) -> None:
+async def test_create_concurrent_processes_create_one_tweet(opened: Opened, other: Opened) -> None:
     await opened.post(1, ANN)
     both = (opened, other)
     keyed = await asyncio.gather(*(both[n % 2].post(n, BOB, CLAIM) for n in range(100, 140)))
@@ -255,7 +253,7 @@ async def test_of_many_processes_one_makes_the_tweet(opened: Opened, other: Open
     assert [topic for topic, _ in await opened.topics()].count("tweet.created") == 3
 
 
-async def test_deletion_is_final_whoever_acts_meanwhile(opened: Opened, other: Opened) -> None:
+async def test_delete_concurrent_with_restore_and_edit_is_final(opened: Opened, other: Opened) -> None:
     for tweet_id in range(1, 21):
         await opened.post(tweet_id, ANN)
         await opened.store.remove(tweet_id, 7, 0, event("tweet.deleted", tweet_id))
@@ -271,7 +269,7 @@ async def test_deletion_is_final_whoever_acts_meanwhile(opened: Opened, other: O
             assert list(await process.store.list_recent(0, 5)) == []
 
 
-async def test_the_way_up_a_long_thread_ends_where_it_was_purged(opened: Opened) -> None:
+async def test_list_ancestors_ends_at_purged_tweet(opened: Opened) -> None:
     await opened.post(1, ANN)
     for tweet_id in range(2, 101):
         await opened.post(tweet_id, BOB, reply_to_id=tweet_id - 1, reply_to_author_id=BOB)
@@ -285,7 +283,7 @@ async def test_the_way_up_a_long_thread_ends_where_it_was_purged(opened: Opened)
         assert tweet_service_pb2.TweetRevision() not in await opened.store.list_revisions(gone)
 
 
-async def test_lists_go_on_over_months_and_hours(opened: Opened) -> None:
+async def test_lists_span_months_and_hours(opened: Opened) -> None:
     hour, month = 3_600_000 << 22, 30 * 24 * 3_600_000 << 22
     ids = sorted({n * month + m * hour + n for n in range(12) for m in range(7)} - {0})
     await asyncio.gather(*(opened.post(tweet_id, ANN) for tweet_id in ids))

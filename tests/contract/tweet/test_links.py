@@ -41,7 +41,7 @@ async def restore(opened: Opened, tweet_id: int) -> None:
 
 @pytest.mark.parametrize("links", [REPLY, QUOTE, RETWEET, {**REPLY, **QUOTE}])
 @pytest.mark.parametrize("target", ["missing", "deleted", "removed"])
-async def test_what_does_not_stand_gets_no_links(opened: Opened, links: dict[str, Any], target: str) -> None:
+async def test_create_link_to_hidden_tweet_is_not_found(opened: Opened, links: dict[str, Any], target: str) -> None:
     if target != "missing":
         await opened.post(1, ANN)
         await (opened.delete(1) if target == "deleted" else remove(opened, 1))
@@ -53,7 +53,7 @@ async def test_what_does_not_stand_gets_no_links(opened: Opened, links: dict[str
     assert await opened.post(3, BOB, Claim("k", b"body", 0)) == 3, "the key was not used up"
 
 
-async def test_counts_change_with_their_rows_and_are_there_at_once(opened: Opened) -> None:
+async def test_counts_change_with_each_link(opened: Opened) -> None:
     await opened.post(1, ANN)
     assert await counts(opened, 1) == (0, 0, 0)
     await opened.post(2, BOB, **REPLY, **QUOTE)
@@ -73,7 +73,7 @@ async def test_counts_change_with_their_rows_and_are_there_at_once(opened: Opene
     assert await counts(opened, 1) == (0, 0, 1)
 
 
-async def test_a_hundred_retweets_at_once_make_one(opened: Opened) -> None:
+async def test_retweet_concurrent_repeats_create_one(opened: Opened) -> None:
     await opened.post(1, ANN)
     ids = await asyncio.gather(*(opened.post(tweet_id, BOB, **RETWEET) for tweet_id in range(2, 102)))
     assert len(set(ids)) == 1
@@ -82,7 +82,7 @@ async def test_a_hundred_retweets_at_once_make_one(opened: Opened) -> None:
     assert await opened.topics() == [("tweet.created", 1), ("tweet.created", ids[0])]
 
 
-async def test_a_retweet_taken_back_makes_room_for_another(opened: Opened) -> None:
+async def test_retweet_after_unretweet_creates_new_retweet(opened: Opened) -> None:
     await opened.post(1, ANN)
     for tweet_id in (2, 4, 6):
         assert await opened.post(tweet_id, BOB, **RETWEET) == tweet_id
@@ -97,7 +97,7 @@ async def test_a_retweet_taken_back_makes_room_for_another(opened: Opened) -> No
         await opened.again()
 
 
-async def test_a_removed_retweet_makes_no_room(opened: Opened) -> None:
+async def test_retweet_after_removal_is_refused(opened: Opened) -> None:
     await opened.post(1, ANN)
     await opened.post(2, BOB, **RETWEET)
     await remove(opened, 2)
@@ -108,7 +108,7 @@ async def test_a_removed_retweet_makes_no_room(opened: Opened) -> None:
     assert await opened.post(4, BOB, **RETWEET) == 2
 
 
-async def test_retweets_of_what_is_gone_are_no_tweets_of_anybody(opened: Opened) -> None:
+async def test_retweets_of_hidden_original_are_not_counted(opened: Opened) -> None:
     await opened.post(1, ANN)
     await opened.post(2, BOB, **RETWEET)
     await opened.post(3, ANN, **RETWEET)
@@ -124,7 +124,7 @@ async def test_retweets_of_what_is_gone_are_no_tweets_of_anybody(opened: Opened)
     assert await counts(opened, 1) == (0, 2, 0)
 
 
-async def test_a_purge_takes_the_retweets_along_within_its_limit(opened: Opened) -> None:
+async def test_purge_includes_retweets_within_limit(opened: Opened) -> None:
     await opened.post(1, ANN)
     for tweet_id in range(2, 9):
         await opened.post(tweet_id, tweet_id, **RETWEET)
@@ -144,7 +144,7 @@ async def test_a_purge_takes_the_retweets_along_within_its_limit(opened: Opened)
     assert await opened.store.batch_count(range(1, 9)) == {BOB: 1}
 
 
-async def test_lists_of_links_end_at_their_bounds(opened: Opened) -> None:
+async def test_link_lists_honour_bound_and_limit(opened: Opened) -> None:
     await opened.post(1, ANN)
     for n in range(4):
         await opened.post(10 + n, BOB, **REPLY)
@@ -163,7 +163,7 @@ async def test_lists_of_links_end_at_their_bounds(opened: Opened) -> None:
     assert await store.batch_list_children([1], 3, after_id=11) == {1: [12, 13]}
 
 
-async def test_ancestors_go_up_to_the_first_tweet(opened: Opened) -> None:
+async def test_list_ancestors_ends_at_first_tweet(opened: Opened) -> None:
     await opened.post(1, ANN)
     for tweet_id in range(2, 8):
         await opened.post(tweet_id, BOB, reply_to_id=tweet_id - 1, reply_to_author_id=BOB)
@@ -175,7 +175,7 @@ async def test_ancestors_go_up_to_the_first_tweet(opened: Opened) -> None:
     assert await opened.store.list_ancestors(7, 100) == [6, 5, 4, 3]
 
 
-async def test_versions_follow_each_other(opened: Opened) -> None:
+async def test_revise_requires_next_version(opened: Opened) -> None:
     await opened.post(1, ANN, text="one")
     assert not await opened.edit(1, ANN, 1, "again")
     assert not await opened.edit(1, ANN, 3, "too far")
@@ -195,7 +195,7 @@ async def test_versions_follow_each_other(opened: Opened) -> None:
     assert [topic for topic, _ in await opened.topics()] == ["tweet.created", *["tweet.edited"] * 2, "tweet.deleted"]
 
 
-async def test_one_of_many_edits_at_once_is_stored(opened: Opened) -> None:
+async def test_revise_concurrent_edits_store_one(opened: Opened) -> None:
     await opened.post(1, ANN)
     changed = await asyncio.gather(*(opened.edit(1, ANN, 2, f"text {n}") for n in range(50)))
     assert changed.count(True) == 1
@@ -203,7 +203,7 @@ async def test_one_of_many_edits_at_once_is_stored(opened: Opened) -> None:
     assert second.text == f"text {changed.index(True)}"
 
 
-async def test_edits_keep_counts_and_place(opened: Opened) -> None:
+async def test_revise_keeps_counts_and_order(opened: Opened) -> None:
     await opened.post(1, ANN)
     await opened.post(2, ANN)
     await opened.post(3, BOB, **REPLY)
@@ -213,7 +213,7 @@ async def test_edits_keep_counts_and_place(opened: Opened) -> None:
     assert await opened.store.batch_count([ANN]) == {ANN: 2}
 
 
-async def test_a_key_can_be_looked_up(opened: Opened) -> None:
+async def test_find_claimed_returns_tweet_of_key(opened: Opened) -> None:
     claim = Claim("k", b"body", 0)
     assert await opened.store.find_claimed(ANN, claim) == 0
     await opened.post(1, ANN, claim)
@@ -225,7 +225,7 @@ async def test_a_key_can_be_looked_up(opened: Opened) -> None:
 
 
 @pytest.mark.slow
-async def test_whoever_retweets_much_is_told_all_of_it(opened: Opened) -> None:
+async def test_find_retweets_beyond_cache_bound_is_complete(opened: Opened) -> None:
     count = MANY_RETWEETS
     lots = [range(first, min(first + 100, count + 1)) for first in range(1, count + 1, 100)]
     for lot in lots:
@@ -242,7 +242,7 @@ async def test_whoever_retweets_much_is_told_all_of_it(opened: Opened) -> None:
     assert await opened.store.find_retweets(BOB, [*wanted, 50]) == wanted
 
 
-async def test_a_retweeter_who_gives_up_leaves_no_stale_answer(opened: Opened) -> None:
+async def test_retweet_cancelled_caches_nothing_stale(opened: Opened) -> None:
     await opened.post(1, ANN)
     await core_of(opened, 1, BOB)
     standing = 0
@@ -262,7 +262,7 @@ async def test_a_retweeter_who_gives_up_leaves_no_stale_answer(opened: Opened) -
     assert known == (await core_of(opened, 1, BOB), await opened.store.find_retweets(BOB, [1]))
 
 
-async def test_set_absent_leaves_the_authors_links_out_of_counts_until_back(opened: Opened) -> None:
+async def test_set_absent_excludes_links_until_undone(opened: Opened) -> None:
     await opened.post(1, ANN)
     for tweet_id, author_id, links in ((2, BOB, REPLY), (3, BOB, QUOTE), (4, BOB, RETWEET), (5, CAT, REPLY)):
         await opened.post(tweet_id, author_id, **links)
@@ -281,7 +281,7 @@ async def test_set_absent_leaves_the_authors_links_out_of_counts_until_back(open
     assert await counts(opened, 1) == (2, 1, 1)
 
 
-async def test_links_that_change_while_their_author_is_absent_count_right_afterwards(opened: Opened) -> None:
+async def test_links_changed_while_author_absent_count_correctly_afterwards(opened: Opened) -> None:
     await opened.post(1, ANN)
     for tweet_id in (2, 3, 4, 5):
         await opened.post(tweet_id, BOB, **REPLY)

@@ -31,7 +31,7 @@ def code_of(caught: pytest.ExceptionInfo[RoostError]) -> grpc.StatusCode:
     return caught.value.code
 
 
-async def test_a_tweet_is_read_as_it_was_stored(opened: Opened) -> None:
+async def test_batch_get_returns_stored_tweet(opened: Opened) -> None:
     head: dict[str, Any] = {"reply_to_id": 3, "reply_to_author_id": 4, "quote_of_id": 7, "quote_of_author_id": 8}
     await opened.post(3, 4)
     await opened.post(7, 8)
@@ -42,7 +42,7 @@ async def test_a_tweet_is_read_as_it_was_stored(opened: Opened) -> None:
         assert tweet_pb2.Tweet.FromString(core.core).text == "hello"
 
 
-async def test_reads_keep_the_order_asked_for_and_leave_unknown_ids_out(opened: Opened) -> None:
+async def test_batch_get_keeps_order_and_omits_unknown_ids(opened: Opened) -> None:
     for tweet_id in (1, 2, 3):
         await opened.post(tweet_id)
     async for store in fresh_and_reopened(opened):
@@ -50,7 +50,7 @@ async def test_reads_keep_the_order_asked_for_and_leave_unknown_ids_out(opened: 
         assert [core.head.id for core in response.cores] == [3, 1, 3, 2]
 
 
-async def test_an_answer_is_the_callers_own(opened: Opened) -> None:
+async def test_batch_responses_are_not_shared(opened: Opened) -> None:
     await opened.post(1)
     response = await opened.store.batch_get([1])
     response.cores[0].head.author_id = 77
@@ -60,7 +60,7 @@ async def test_an_answer_is_the_callers_own(opened: Opened) -> None:
     assert await opened.ids_of(1) == [1]
 
 
-async def test_a_post_is_in_every_list_at_once(opened: Opened) -> None:
+async def test_create_is_listed_immediately(opened: Opened) -> None:
     assert await opened.ids_of(1) == []
     for tweet_id in range(1, 30):
         await opened.post(tweet_id)
@@ -70,14 +70,14 @@ async def test_a_post_is_in_every_list_at_once(opened: Opened) -> None:
         assert await opened.store.batch_count([1, 2]) == {1: tweet_id}
 
 
-async def test_posts_that_commit_out_of_order_are_listed_by_id(opened: Opened) -> None:
+async def test_create_out_of_order_is_listed_by_id(opened: Opened) -> None:
     await opened.ids_of(1)
     for tweet_id in (5, 2, 9, 7):
         await opened.post(tweet_id)
     assert await opened.ids_of(1) == [9, 7, 5, 2]
 
 
-async def test_a_deletion_acts_on_the_next_read(opened: Opened) -> None:
+async def test_delete_is_visible_to_next_read(opened: Opened) -> None:
     for tweet_id in (1, 2, 3):
         await opened.post(tweet_id)
     assert await opened.ids_of(1) == [3, 2, 1]
@@ -92,7 +92,7 @@ async def test_a_deletion_acts_on_the_next_read(opened: Opened) -> None:
         assert await store.batch_count([1]) == {1: 2}
 
 
-async def test_deleting_again_changes_nothing_and_publishes_nothing(opened: Opened) -> None:
+async def test_delete_repeated_changes_and_publishes_nothing(opened: Opened) -> None:
     await opened.post(1)
     assert await opened.delete(1)
     assert not await opened.delete(1)
@@ -100,14 +100,14 @@ async def test_deleting_again_changes_nothing_and_publishes_nothing(opened: Open
     assert await opened.topics() == [("tweet.created", 1), ("tweet.deleted", 1)]
 
 
-async def test_what_is_not_there_cannot_be_hidden(opened: Opened) -> None:
+async def test_hide_unknown_tweet_is_not_found(opened: Opened) -> None:
     with pytest.raises(RoostError) as caught:
         await opened.delete(404)
     assert code_of(caught) is grpc.StatusCode.NOT_FOUND
     assert await opened.topics() == []
 
 
-async def test_a_removal_is_undone_by_its_own_action_only(opened: Opened) -> None:
+async def test_restore_by_another_action_is_refused(opened: Opened) -> None:
     store = opened.store
     await opened.post(1)
     assert await store.remove(1, 7, NOW_S, event("tweet.deleted", 1))
@@ -124,7 +124,7 @@ async def test_a_removal_is_undone_by_its_own_action_only(opened: Opened) -> Non
     assert [topic for topic, _ in await opened.topics()] == ["tweet.created", "tweet.deleted", "tweet.restored"]
 
 
-async def test_what_its_author_deleted_is_never_restored(opened: Opened) -> None:
+async def test_restore_deleted_tweet_changes_nothing(opened: Opened) -> None:
     await opened.post(1)
     await opened.store.remove(1, 7, NOW_S, event("tweet.deleted", 1))
     assert not await opened.delete(1)
@@ -133,7 +133,7 @@ async def test_what_its_author_deleted_is_never_restored(opened: Opened) -> None
     assert await opened.store.batch_count([1]) == {}
 
 
-async def test_purging_takes_what_was_deleted_before_the_bound(opened: Opened) -> None:
+async def test_purge_removes_tweets_deleted_before_bound(opened: Opened) -> None:
     for tweet_id in range(1, 7):
         await opened.post(tweet_id)
     for tweet_id, at_s in ((1, 30), (2, 10), (3, 20), (4, 40)):
@@ -147,7 +147,7 @@ async def test_purging_takes_what_was_deleted_before_the_bound(opened: Opened) -
     assert await opened.store.batch_count([1]) == {1: 1}
 
 
-async def test_a_key_makes_one_tweet(opened: Opened) -> None:
+async def test_create_repeated_key_creates_one_tweet(opened: Opened) -> None:
     assert await opened.post(1, claim=claim()) == 1
     assert await opened.post(2, claim=claim()) == 1
     assert await opened.post(3, author_id=2, claim=claim()) == 3, "keys belong to users"
@@ -156,7 +156,7 @@ async def test_a_key_makes_one_tweet(opened: Opened) -> None:
     assert await opened.topics() == [("tweet.created", tweet_id) for tweet_id in (1, 3, 4)]
 
 
-async def test_a_key_with_another_body_is_refused_and_stores_nothing(opened: Opened) -> None:
+async def test_create_key_with_another_body_is_refused(opened: Opened) -> None:
     await opened.post(1, claim=claim())
     with pytest.raises(RoostError) as caught:
         await opened.post(2, claim=claim(body=b"another"))
@@ -166,21 +166,21 @@ async def test_a_key_with_another_body_is_refused_and_stores_nothing(opened: Ope
     assert await opened.store.batch_count([1]) == {1: 1}
 
 
-async def test_a_key_holds_for_its_time_also_over_a_restart(opened: Opened) -> None:
+async def test_create_key_is_valid_for_ttl_across_restart(opened: Opened) -> None:
     await opened.post(1, claim=claim())
     await opened.again()
     assert await opened.post(2, claim=claim(now_s=NOW_S + IDEMPOTENCY_TTL_S - 1)) == 1
     assert await opened.post(3, claim=claim(body=b"another", now_s=NOW_S + IDEMPOTENCY_TTL_S)) == 3
 
 
-async def test_a_hundred_at_once_with_one_key_make_one_tweet(opened: Opened) -> None:
+async def test_create_concurrent_repeats_create_one_tweet(opened: Opened) -> None:
     ids = await asyncio.gather(*(opened.post(tweet_id, claim=claim()) for tweet_id in range(1, 101)))
     assert len(set(ids)) == 1
     assert await opened.ids_of(1) == [ids[0]]
     assert await opened.topics() == [("tweet.created", ids[0])]
 
 
-async def test_lists_end_at_their_bounds(opened: Opened) -> None:
+async def test_lists_honour_bound_and_limit(opened: Opened) -> None:
     for tweet_id in range(1, 41):
         await opened.post(tweet_id, author_id=1 + tweet_id % 2)
     for _ in range(2):
@@ -195,7 +195,7 @@ async def test_lists_end_at_their_bounds(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("read_first", [True, False])
-async def test_long_lists_are_complete_at_every_depth(opened: Opened, read_first: bool) -> None:
+async def test_author_list_longer_than_cache_is_complete(opened: Opened, read_first: bool) -> None:
     if read_first:
         await opened.ids_of(1)
     # A hundred at once: a slow machine must not run out of a write's time.
@@ -206,7 +206,7 @@ async def test_long_lists_are_complete_at_every_depth(opened: Opened, read_first
         assert await opened.ids_of(1, before_id, count) == list(range(newest, max(newest - count, 0), -1))
 
 
-async def test_lists_of_many_authors_leave_out_those_without_tweets(opened: Opened) -> None:
+async def test_batch_list_author_ids_omits_authors_without_tweets(opened: Opened) -> None:
     await opened.post(1, author_id=10)
     await opened.post(2, author_id=20)
     for _ in range(2):
@@ -214,7 +214,7 @@ async def test_lists_of_many_authors_leave_out_those_without_tweets(opened: Open
         assert {entry.author_id: list(entry.ids) for entry in response.authors} == {10: [1], 20: [2]}
 
 
-async def test_user_timelines_can_leave_kinds_out(opened: Opened) -> None:
+async def test_list_author_excludes_kinds(opened: Opened) -> None:
     await opened.post(1)
     await opened.post(2, reply_to_id=1, reply_to_author_id=1)
     await opened.post(3, retweet_of_id=1, retweet_of_author_id=1)
@@ -226,7 +226,7 @@ async def test_user_timelines_can_leave_kinds_out(opened: Opened) -> None:
     assert list(await store.list_author(1, 4, 2, replies=False, retweets=False)) == [1]
 
 
-async def test_a_scan_gives_every_tweet_once_by_ascending_id(opened: Opened) -> None:
+async def test_scan_returns_each_tweet_once_in_order(opened: Opened) -> None:
     for tweet_id in (5, 1, 4, 2, 3):
         await opened.post(tweet_id)
     await opened.delete(3)
@@ -237,7 +237,7 @@ async def test_a_scan_gives_every_tweet_once_by_ascending_id(opened: Opened) -> 
     assert await opened.store.scan(5, 3) == []
 
 
-async def test_a_caller_who_gives_up_leaves_no_stale_answer(opened: Opened) -> None:
+async def test_create_cancelled_caches_nothing_stale(opened: Opened) -> None:
     await opened.post(1)
     await opened.store.batch_get([1])
     await opened.ids_of(1)
@@ -256,7 +256,7 @@ async def test_a_caller_who_gives_up_leaves_no_stale_answer(opened: Opened) -> N
     assert list(cores) == list((await opened.store.batch_get(range(1, 40))).cores)
 
 
-async def test_reads_beside_writes_never_leave_something_stale_behind(opened: Opened) -> None:
+async def test_concurrent_reads_and_writes_cache_nothing_stale(opened: Opened) -> None:
     async def write(author_id: int) -> None:
         for n in range(1, 25):
             tweet_id = author_id * 1_000 + n
@@ -278,7 +278,7 @@ async def test_reads_beside_writes_never_leave_something_stale_behind(opened: Op
     assert known == [await opened.ids_of(author_id) for author_id in (1, 2, 3)]
 
 
-async def test_a_reply_makes_a_new_version_of_its_conversation(opened: Opened) -> None:
+async def test_thread_version_changes_with_reply(opened: Opened) -> None:
     store = opened.store
     await opened.post(1)
     await opened.post(2, reply_to_id=1, conversation_id=1)
@@ -294,7 +294,7 @@ async def test_a_reply_makes_a_new_version_of_its_conversation(opened: Opened) -
     assert await store.thread_version(1) in versions, "what hangs on what is as it was"
 
 
-async def test_what_was_read_of_a_thread_holds_for_its_version(opened: Opened) -> None:
+async def test_thread_reads_cached_by_version_are_never_stale(opened: Opened) -> None:
     """Readers beside a writer, each remembering by version: none is ever handed less than what was answered for."""
     await opened.post(1)
     answered = checked = 0

@@ -24,7 +24,7 @@ async def refusal(awaitable: Any) -> grpc.StatusCode:
     return refused.value.code()
 
 
-async def test_a_like_answers_how_it_stands_and_a_repeat_the_same(bench: Bench) -> None:
+async def test_like_and_unlike_repeats_return_same_count(bench: Bench) -> None:
     bench.world.post(TWEET, ANN)
     assert (await bench.call(BEN, "LikeTweet", tweet_id=TWEET)).likes == 1
     for _ in range(2):
@@ -35,14 +35,14 @@ async def test_a_like_answers_how_it_stands_and_a_repeat_the_same(bench: Bench) 
         assert (answer.liked, answer.likes) == (False, 1)
 
 
-async def test_one_may_like_and_keep_ones_own(bench: Bench) -> None:
+async def test_like_and_bookmark_own_tweet_succeeds(bench: Bench) -> None:
     bench.world.post(TWEET, ANN)
     assert (await bench.call(ANN, "LikeTweet", tweet_id=TWEET)).liked
     assert (await bench.call(ANN, "BookmarkTweet", tweet_id=TWEET)).bookmarked
     assert not (await bench.call(ANN, "UnbookmarkTweet", tweet_id=TWEET)).bookmarked
 
 
-async def test_nobody_does_it_for_somebody_else(bench: Bench) -> None:
+async def test_reaction_for_another_user_is_refused(bench: Bench) -> None:
     bench.world.post(TWEET, ANN)
     for method in ("LikeTweet", "UnlikeTweet", "BookmarkTweet", "UnbookmarkTweet"):
         code = await refusal(bench.call(BEN, method, tweet_id=TWEET, user_id=CAT))
@@ -52,7 +52,7 @@ async def test_nobody_does_it_for_somebody_else(bench: Bench) -> None:
     assert (await bench.mesh("BatchGetCounts", ids=[TWEET])).counts == []
 
 
-async def test_only_a_change_is_published(bench: Bench) -> None:
+async def test_repeated_reactions_publish_one_event_per_change(bench: Bench) -> None:
     bench.world.post(TWEET, ANN)
     for method in ("LikeTweet", "LikeTweet", "UnlikeTweet", "UnlikeTweet", "BookmarkTweet", "UnbookmarkTweet"):
         await bench.call(BEN, method, tweet_id=TWEET)
@@ -65,7 +65,7 @@ async def test_only_a_change_is_published(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("method", ["LikeTweet", "BookmarkTweet"])
-async def test_a_retweet_stands_for_its_original(bench: Bench, method: str) -> None:
+async def test_reaction_to_retweet_counts_for_original(bench: Bench, method: str) -> None:
     bench.world.post(TWEET, ANN)
     bench.world.post(RETWEET, BEN, retweet_of_id=TWEET, retweet_of_author_id=ANN)
     await bench.call(CAT, method, tweet_id=RETWEET)
@@ -77,7 +77,7 @@ async def test_a_retweet_stands_for_its_original(bench: Bench, method: str) -> N
     assert (await bench.mesh("BatchGetCounts", ids=[TWEET])).counts == []
 
 
-async def test_the_likes_of_a_retweet_are_its_originals(bench: Bench) -> None:
+async def test_list_likes_of_retweet_lists_likes_of_original(bench: Bench) -> None:
     bench.world.post(TWEET, ANN)
     bench.world.post(RETWEET, BEN, retweet_of_id=TWEET, retweet_of_author_id=ANN)
     await bench.call(CAT, "LikeTweet", tweet_id=TWEET)
@@ -100,7 +100,7 @@ def make_gone(bench: Bench, how: str) -> int:
 
 
 @pytest.mark.parametrize("how", GONE)
-async def test_what_is_gone_is_not_found(bench: Bench, how: str) -> None:
+async def test_reaction_to_missing_tweet_is_not_found(bench: Bench, how: str) -> None:
     tweet_id = make_gone(bench, how)
     for method in ("LikeTweet", "BookmarkTweet", "ListLikes"):
         assert await refusal(bench.call(CAT, method, tweet_id=tweet_id)) == grpc.StatusCode.NOT_FOUND, method
@@ -108,7 +108,7 @@ async def test_what_is_gone_is_not_found(bench: Bench, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", GONE)
-async def test_what_is_gone_can_still_be_left_unless_it_never_was(bench: Bench, how: str) -> None:
+async def test_undo_reaction_to_deleted_tweet_succeeds(bench: Bench, how: str) -> None:
     tweet_id = make_gone(bench, how)
     for method in ("UnlikeTweet", "UnbookmarkTweet"):
         if how == "never was":
@@ -118,7 +118,7 @@ async def test_what_is_gone_can_still_be_left_unless_it_never_was(bench: Bench, 
 
 
 @pytest.mark.parametrize("suspended", [ANN, BEN])
-async def test_what_suspended_people_wrote_or_retweeted_is_not_found(bench: Bench, suspended: int) -> None:
+async def test_reaction_to_tweet_of_suspended_author_is_not_found(bench: Bench, suspended: int) -> None:
     bench.world.post(TWEET, ANN)
     bench.world.post(RETWEET, BEN, retweet_of_id=TWEET, retweet_of_author_id=ANN)
     await bench.call(CAT, "LikeTweet", tweet_id=TWEET)
@@ -131,7 +131,7 @@ async def test_what_suspended_people_wrote_or_retweeted_is_not_found(bench: Benc
 
 
 @pytest.mark.parametrize("block", [(ANN, CAT), (CAT, ANN), (BEN, CAT), (CAT, BEN)])
-async def test_a_block_refuses_the_like_and_hides_the_rest(bench: Bench, block: tuple[int, int]) -> None:
+async def test_like_blocked_is_refused_and_other_methods_are_not_found(bench: Bench, block: tuple[int, int]) -> None:
     bench.world.post(TWEET, ANN)
     bench.world.post(RETWEET, BEN, retweet_of_id=TWEET, retweet_of_author_id=ANN)
     await bench.call(CAT, "LikeTweet", tweet_id=TWEET)
@@ -143,7 +143,7 @@ async def test_a_block_refuses_the_like_and_hides_the_rest(bench: Bench, block: 
     assert (await bench.call(DAN, "LikeTweet", tweet_id=RETWEET)).likes == 1
 
 
-async def test_a_mute_forbids_nothing_and_shows_nowhere(bench: Bench) -> None:
+async def test_like_by_muted_user_is_listed(bench: Bench) -> None:
     bench.world.post(TWEET, ANN)
     bench.world.mutes |= {(ANN, BEN), (BEN, ANN)}
     await bench.call(BEN, "LikeTweet", tweet_id=TWEET)
@@ -151,7 +151,7 @@ async def test_a_mute_forbids_nothing_and_shows_nowhere(bench: Bench) -> None:
     assert await bench.pages(BEN, "ListLikedTweets", user_id=BEN) == [[TWEET]]
 
 
-async def test_an_owner_that_cannot_answer_lets_nothing_pass_unchecked(bench: Bench) -> None:
+async def test_reaction_identity_failure_is_unavailable(bench: Bench) -> None:
     bench.world.post(TWEET, ANN)
     bench.world.down = True
     for method in ("LikeTweet", "UnlikeTweet", "BookmarkTweet", "ListLikes"):
@@ -160,7 +160,7 @@ async def test_an_owner_that_cannot_answer_lets_nothing_pass_unchecked(bench: Be
     assert (await bench.mesh("BatchGetCounts", ids=[TWEET])).counts == []
 
 
-async def test_likers_are_newest_first_in_full_pages(bench: Bench) -> None:
+async def test_list_likes_is_newest_first_in_full_pages(bench: Bench) -> None:
     bench.world.post(TWEET, ANN)
     for user_id in range(10, 17):
         await bench.call(user_id, "LikeTweet", tweet_id=TWEET)
@@ -172,7 +172,7 @@ async def test_likers_are_newest_first_in_full_pages(bench: Bench) -> None:
     assert [len(page) for page in await bench.pages(BEN, "ListLikes", tweet_id=TWEET)] == [20, 7]
 
 
-async def test_hidden_likers_are_left_out_and_the_page_filled_up(bench: Bench) -> None:
+async def test_list_likes_hidden_users_are_replaced(bench: Bench) -> None:
     bench.world.post(TWEET, ANN)
     for user_id in range(10, 30):
         await bench.call(user_id, "LikeTweet", tweet_id=TWEET)
@@ -185,9 +185,7 @@ async def test_hidden_likers_are_left_out_and_the_page_filled_up(bench: Bench) -
     assert everybody == [29, 28, 27, 26, *range(24, 9, -1)]
 
 
-async def test_a_list_of_likers_nearly_all_hidden_is_read_in_bounded_steps(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_list_likes_mostly_hidden_stops_after_max_rounds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_pages, "MAX_ROUNDS", 2)
     bench.world.post(TWEET, ANN)
     for user_id in range(10, 20):
@@ -208,7 +206,7 @@ LISTS = [("LikeTweet", "ListLikedTweets"), ("BookmarkTweet", "ListBookmarks")]
 
 
 @pytest.mark.parametrize(("method", "listing"), LISTS)
-async def test_tweets_are_listed_by_the_newest_mark(bench: Bench, method: str, listing: str) -> None:
+async def test_list_tweets_is_ordered_by_newest_reaction(bench: Bench, method: str, listing: str) -> None:
     await like_all(bench, method, BEN, [1_005, 1_002, 1_009, 1_001, 1_007])
     await bench.call(BEN, method, tweet_id=1_005)
     assert await bench.pages(BEN, listing, user_id=BEN, page_size=2) == [[1_007, 1_001], [1_009, 1_002], [1_005]]
@@ -217,9 +215,7 @@ async def test_tweets_are_listed_by_the_newest_mark(bench: Bench, method: str, l
 
 
 @pytest.mark.parametrize(("method", "listing"), LISTS)
-async def test_what_is_gone_or_hidden_is_left_out_and_the_page_filled_up(
-    bench: Bench, method: str, listing: str
-) -> None:
+async def test_list_tweets_hidden_tweets_are_replaced(bench: Bench, method: str, listing: str) -> None:
     await like_all(bench, method, BEN, list(range(1_000, 1_020)))
     bench.world.delete(1_019)
     bench.world.heads[1_018].author_id = CAT
@@ -233,7 +229,7 @@ async def test_what_is_gone_or_hidden_is_left_out_and_the_page_filled_up(
 
 
 @pytest.mark.parametrize(("method", "listing"), LISTS)
-async def test_a_list_nearly_all_gone_is_read_in_bounded_steps(
+async def test_list_tweets_mostly_deleted_stops_after_max_rounds(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str, listing: str
 ) -> None:
     monkeypatch.setattr(service, "MAX_ROUNDS", 2)
@@ -246,7 +242,7 @@ async def test_a_list_nearly_all_gone_is_read_in_bounded_steps(
     assert list(chain.from_iterable(pages)) == [1_000]
 
 
-async def test_what_somebody_likes_is_public_unless_they_are_hidden(bench: Bench) -> None:
+async def test_list_liked_tweets_of_hidden_user_is_not_found(bench: Bench) -> None:
     await like_all(bench, "LikeTweet", BEN, [TWEET])
     assert await bench.pages(NOBODY, "ListLikedTweets", user_id=BEN) == [[TWEET]]
     assert await bench.pages(CAT, "ListLikedTweets", user_id=BEN) == [[TWEET]]
@@ -258,7 +254,7 @@ async def test_what_somebody_likes_is_public_unless_they_are_hidden(bench: Bench
     assert await refusal(bench.call(NOBODY, "ListLikedTweets", user_id=BEN)) == grpc.StatusCode.NOT_FOUND
 
 
-async def test_cursors_are_of_their_list_and_bookmarks_ones_own(bench: Bench) -> None:
+async def test_list_cursor_of_another_list_or_owner_is_refused(bench: Bench) -> None:
     for user_id in (BEN, CAT):
         for method in ("LikeTweet", "BookmarkTweet"):
             await like_all(bench, method, user_id, [1_001, 1_002])
@@ -283,7 +279,7 @@ async def test_cursors_are_of_their_list_and_bookmarks_ones_own(bench: Bench) ->
     assert code == grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_batches_take_a_thousand_ids_and_belong_to_the_mesh(bench: Bench) -> None:
+async def test_batch_methods_accept_1000_ids_from_services_only(bench: Bench) -> None:
     bench.world.post(TWEET, ANN)
     await bench.call(BEN, "LikeTweet", tweet_id=TWEET)
     ids = list(range(1, 1_001))

@@ -61,7 +61,7 @@ def conformance(shared: Path) -> dict[str, list[dict[str, Any]]]:
     return sections
 
 
-def test_every_published_case(shared: Path) -> None:
+def test_extract_conformance_cases_match(shared: Path) -> None:
     sections = conformance(shared)
     assert set(sections) == set(SECTIONS)
     failed = [
@@ -74,7 +74,7 @@ def test_every_published_case(shared: Path) -> None:
     assert sum(map(len, sections.values())) > 200
 
 
-def test_urls_of_the_published_cases_weigh_23(shared: Path) -> None:
+def test_weight_conformance_urls_weigh_23(shared: Path) -> None:
     for case in itertools.chain.from_iterable(conformance(shared).values()):
         text = case["text"]
         found = entities.extract_urls(text)
@@ -126,16 +126,16 @@ def all_of(text: str) -> list[tuple[int, int, str]]:
         ("http://" + "\u65e5\u6f22" * 31 + ".com", []),
     ],
 )
-def test_what_is_named(text: str, expected: list[str]) -> None:
+def test_extract_returns_expected_entities(text: str, expected: list[str]) -> None:
     assert [name for _, _, name in all_of(text)] == expected
 
 
-def test_indices_count_code_points() -> None:
+def test_extract_indices_count_code_points() -> None:
     text = "\U0001f468\u200d\U0001f469 @ada"
     assert extract(text) == tweet_pb2.Entities(mentions=[tweet_pb2.MentionEntity(start=4, end=8, username="ada")])
 
 
-def test_every_kind_is_in_order() -> None:
+def test_extract_each_kind_is_in_order() -> None:
     found = extract("#b @d $F a.com #a @c $E b.com")
     assert [one.tag for one in found.hashtags] == ["b", "a"]
     assert [one.username for one in found.mentions] == ["d", "c"]
@@ -157,7 +157,7 @@ TEXTS = st.lists(PIECES, max_size=24).map("".join) | st.text(st.characters(exclu
 
 
 @given(TEXTS)
-def test_indices_point_at_what_they_name(text: str) -> None:
+def test_extract_indices_match_names(text: str) -> None:
     for start, end, name in all_of(text):
         # A full-width sign counts like the other.
         written = text[start:end].replace("\uff20", "@").replace("\uff03", "#")
@@ -165,20 +165,20 @@ def test_indices_point_at_what_they_name(text: str) -> None:
 
 
 @given(TEXTS)
-def test_nothing_overlaps(text: str) -> None:
+def test_extract_entities_never_overlap(text: str) -> None:
     found = all_of(text)
     assert all(0 <= start < end <= len(text) for start, end, _ in found)
     assert all(left[1] <= right[0] for left, right in itertools.pairwise(found))
 
 
 @given(TEXTS, st.sampled_from(["", "so ", "\u65e5 ", "\n"]))
-def test_words_before_move_everything_and_change_nothing(text: str, before: str) -> None:
+def test_extract_prefix_shifts_indices_only(text: str, before: str) -> None:
     moved = [(start + len(before), end + len(before), name) for start, end, name in all_of(" " + text)]
     assert all_of(before + " " + text) == moved
 
 
 @pytest.mark.parametrize("unit", [*REPEATED.split(), "#a ", "$a ", "@a/b ", "a.com ", "t.co/a "])
-def test_no_text_is_slow(unit: str) -> None:
+def test_extract_worst_case_text_is_fast(unit: str) -> None:
     text = unit * (MAX_BYTES // len(unit.encode()))
     begun = time.thread_time()
     extract(text)

@@ -17,7 +17,7 @@ from services.tweet.writer import AUTHOR_WAIT_S
 from tests.unit.services.tweet.conftest import ANN, BOB, CAT, GRACE_S, Bench, acting, refused
 
 
-async def test_a_post_answers_the_tweet_that_is_read_afterwards(bench: Bench) -> None:
+async def test_create_tweet_returns_tweet_that_later_reads_return(bench: Bench) -> None:
     tweet = await bench.post(text="cafe\u0301")
     assert (tweet.text, tweet.author_id, tweet.author.username) == ("caf\u00e9", ANN, "user1")
     assert tweet.conversation_id == tweet.id
@@ -28,7 +28,7 @@ async def test_a_post_answers_the_tweet_that_is_read_afterwards(bench: Bench) ->
     assert list((await bench.list_recent()).tweets) == [tweet]
 
 
-async def test_a_post_publishes_what_fan_out_needs(bench: Bench) -> None:
+async def test_create_tweet_publishes_tweet_created(bench: Bench) -> None:
     tweet = await bench.post()
     (event,) = await bench.events()
     assert event.tweet_created == event_pb2.TweetCreated(tweet_id=tweet.id, author_id=ANN)
@@ -38,25 +38,25 @@ async def test_a_post_publishes_what_fan_out_needs(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "\u200b", "a\x00", "a" * 281])
-async def test_a_text_that_may_not_stand_stores_nothing(bench: Bench, text: str) -> None:
+async def test_create_tweet_invalid_text_stores_nothing(bench: Bench, text: str) -> None:
     with refused(grpc.StatusCode.INVALID_ARGUMENT) as caught:
         await bench.post(text=text)
     assert [violation.field for violation in errors.from_rpc(caught.value).violations] == ["text"]
     assert await bench.stored() == 0
 
 
-async def test_what_is_not_served_yet_stores_nothing(bench: Bench) -> None:
+async def test_create_tweet_with_media_is_unimplemented(bench: Bench) -> None:
     with refused(grpc.StatusCode.UNIMPLEMENTED):
         await bench.post(media_ids=[5])
     assert await bench.stored() == 0
 
 
-async def test_nobody_posts_without_signing_in(bench: Bench) -> None:
+async def test_create_tweet_without_user_is_unauthenticated(bench: Bench) -> None:
     with refused(grpc.StatusCode.UNAUTHENTICATED):
         await bench.post(author=0)
 
 
-async def test_a_repeat_with_the_same_key_answers_the_same_tweet(bench: Bench) -> None:
+async def test_create_tweet_repeated_idempotency_key_returns_first_tweet(bench: Bench) -> None:
     first = await bench.post(idempotency_key="k")
     assert await bench.post(idempotency_key="k") == first
     assert await bench.post(idempotency_key="k", user_id=ANN) == first
@@ -67,7 +67,7 @@ async def test_a_repeat_with_the_same_key_answers_the_same_tweet(bench: Bench) -
     assert await bench.stored() == 2
 
 
-async def test_a_hundred_repeats_at_once_make_one_tweet(bench: Bench) -> None:
+async def test_create_tweet_concurrent_repeats_create_one_tweet(bench: Bench) -> None:
     with acting(ANN):
         calls = [bench.tweets.CreateTweet(pb.CreateTweetRequest(text="x", idempotency_key="k")) for _ in range(100)]
     answers = await asyncio.gather(*calls)
@@ -76,7 +76,7 @@ async def test_a_hundred_repeats_at_once_make_one_tweet(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["down", "slow", "unknown"])
-async def test_posting_does_not_depend_on_identity(bench: Bench, trouble: str) -> None:
+async def test_create_tweet_identity_failure_returns_author_id_only(bench: Bench, trouble: str) -> None:
     match trouble:
         case "down":
             bench.people.down = True
@@ -89,7 +89,7 @@ async def test_posting_does_not_depend_on_identity(bench: Bench, trouble: str) -
     assert await bench.stored() == 1
 
 
-async def test_reading_does_depend_on_identity(bench: Bench) -> None:
+async def test_get_tweet_identity_failure_is_unavailable(bench: Bench) -> None:
     tweet = await bench.post()
     bench.people.down = True
     with refused(grpc.StatusCode.UNAVAILABLE):
@@ -98,7 +98,7 @@ async def test_reading_does_depend_on_identity(bench: Bench) -> None:
         await bench.list_recent()
 
 
-async def test_deleting_ones_own(bench: Bench) -> None:
+async def test_delete_tweet_by_author_hides_tweet(bench: Bench) -> None:
     tweet = await bench.post()
     for _ in range(2):
         await bench.delete(ANN, tweet.id)
@@ -110,7 +110,7 @@ async def test_deleting_ones_own(bench: Bench) -> None:
     assert [event.WhichOneof("body") for event in await bench.events()] == ["tweet_created", "tweet_deleted"]
 
 
-async def test_deleting_anothers(bench: Bench) -> None:
+async def test_delete_tweet_by_another_user_is_refused(bench: Bench) -> None:
     tweet = await bench.post()
     with refused(grpc.StatusCode.PERMISSION_DENIED):
         await bench.delete(BOB, tweet.id)
@@ -124,7 +124,7 @@ async def test_deleting_anothers(bench: Bench) -> None:
         await bench.delete(CAT, tweet.id)
 
 
-async def test_several_are_read_in_order_without_the_hidden(bench: Bench) -> None:
+async def test_batch_get_tweets_keeps_order_and_omits_hidden_tweets(bench: Bench) -> None:
     one, two, three = await bench.post(), await bench.post(BOB), await bench.post(CAT)
     bench.people.blocks.add((BOB, ANN))
     with acting(ANN):
@@ -133,7 +133,7 @@ async def test_several_are_read_in_order_without_the_hidden(bench: Bench) -> Non
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 6, 10, 11])
-async def test_pages_hold_everything_once_and_the_last_one_says_so(bench: Bench, count: int) -> None:
+async def test_list_pages_contain_each_tweet_once_and_last_page_has_no_cursor(bench: Bench, count: int) -> None:
     posted = [(await bench.post(text=str(n))).id for n in range(count)]
     for pages in (bench.list_recent, lambda **fields: bench.list_user(ANN, **fields)):
         seen: list[int] = []
@@ -148,7 +148,7 @@ async def test_pages_hold_everything_once_and_the_last_one_says_so(bench: Bench,
         assert asked == max(1, -(-count // 5)), "the last page that holds something is the last"
 
 
-async def test_a_page_looks_past_what_is_hidden(bench: Bench) -> None:
+async def test_list_recent_fills_page_past_hidden_tweets(bench: Bench) -> None:
     posted = [(await bench.post(BOB if n % 8 else ANN, str(n))).id for n in range(80)]
     bench.people.blocks.add((CAT, BOB))
     page = await bench.list_recent(CAT, page_size=6)
@@ -159,7 +159,7 @@ async def test_a_page_looks_past_what_is_hidden(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-async def test_a_page_gives_up_looking_and_can_be_gone_on_with(bench: Bench) -> None:
+async def test_list_recent_stops_after_max_rounds_and_returns_cursor(bench: Bench) -> None:
     first = await bench.post(ANN)
     for _ in range(MAX_ROUNDS + 1):
         await asyncio.gather(*(bench.post(BOB, str(n)) for n in range(ROUND_IDS)))
@@ -174,7 +174,7 @@ async def test_a_page_gives_up_looking_and_can_be_gone_on_with(bench: Bench) -> 
     assert asked == 2
 
 
-async def test_cursors_belong_to_their_list(bench: Bench) -> None:
+async def test_list_cursor_of_another_list_is_refused(bench: Bench) -> None:
     for _ in range(3):
         await bench.post(ANN)
         await bench.post(BOB)
@@ -187,7 +187,7 @@ async def test_cursors_belong_to_their_list(bench: Bench) -> None:
             await bench.list_recent(cursor=stolen)
 
 
-async def test_user_timelines_of_the_hidden_and_the_unknown(bench: Bench) -> None:
+async def test_list_user_tweets_of_hidden_or_unknown_user_is_not_found(bench: Bench) -> None:
     await bench.post(ANN)
     assert not (await bench.list_user(BOB)).tweets, "known, but silent"
     with refused(grpc.StatusCode.NOT_FOUND):
@@ -201,13 +201,13 @@ async def test_user_timelines_of_the_hidden_and_the_unknown(bench: Bench) -> Non
         await bench.list_user(ANN)
 
 
-async def test_kinds_can_be_left_out(bench: Bench) -> None:
+async def test_list_user_tweets_exclude_keeps_plain_tweets(bench: Bench) -> None:
     tweet = await bench.post(ANN)
     every = [pb.TWEET_KIND_REPLIES, pb.TWEET_KIND_RETWEETS]
     assert list((await bench.list_user(ANN, exclude=every)).tweets) == [tweet]
 
 
-async def test_deleted_tweets_are_purged_after_the_grace(bench: Bench) -> None:
+async def test_purge_after_grace_removes_deleted_tweet(bench: Bench) -> None:
     tweet = await bench.post()
     await bench.delete(ANN, tweet.id)
     purge = pb.PurgeDeletedTweetsRequest(max_tweets=10)
@@ -218,7 +218,7 @@ async def test_deleted_tweets_are_purged_after_the_grace(bench: Bench) -> None:
     assert await bench.stored() == 0
 
 
-async def test_a_scan_streams_everything_also_what_is_deleted(bench: Bench) -> None:
+async def test_scan_tweets_streams_all_tweets_including_deleted(bench: Bench) -> None:
     posted = [(await bench.post(text=str(n))).id for n in range(5)]
     await bench.delete(ANN, posted[2])
     cores = [core async for part in bench.operator.ScanTweets(pb.ScanTweetsRequest()) for core in part.cores]
@@ -230,7 +230,7 @@ async def test_a_scan_streams_everything_also_what_is_deleted(bench: Bench) -> N
     assert [core.head.id for core in later] == posted[4:]
 
 
-async def test_a_moderator_removes_and_restores(bench: Bench) -> None:
+async def test_remove_and_restore_hide_and_show_tweet(bench: Bench) -> None:
     tweet = await bench.post()
     for _ in range(2):
         await bench.moderation.RemoveTweet(pb.RemoveTweetRequest(tweet_id=tweet.id, action_id=7))

@@ -72,7 +72,7 @@ WITHIN_S = 0.5
         ("(example.com)", 25),
     ],
 )
-def test_weights(text: str, weighs: int) -> None:
+def test_weight_returns_weighted_length(text: str, weighs: int) -> None:
     assert weight(unicodedata.normalize("NFC", text)) == weighs
 
 
@@ -91,7 +91,7 @@ def test_weights(text: str, weighs: int) -> None:
         ("EXAMPLE.COM", ["EXAMPLE.COM"]),
     ],
 )
-def test_urls_are_found_where_they_begin_and_end(text: str, urls: list[str]) -> None:
+def test_find_urls_returns_exact_spans(text: str, urls: list[str]) -> None:
     assert [text[start:end] for start, end in find_urls(text)] == urls
 
 
@@ -110,7 +110,7 @@ def test_urls_are_found_where_they_begin_and_end(text: str, urls: list[str]) -> 
         "\x7f and \x85 are no C0 controls",
     ],
 )
-def test_kept_as_it_is(text: str) -> None:
+def test_normalize_text_valid_text_is_unchanged(text: str) -> None:
     if len(text.encode()) <= MAX_BYTES:
         assert normalize_text(text) == text
     else:
@@ -141,14 +141,14 @@ def test_kept_as_it_is(text: str) -> None:
         "e\u0301" * 281,
     ],
 )
-def test_refused(text: str) -> None:
+def test_normalize_text_invalid_text_is_refused(text: str) -> None:
     with pytest.raises(RoostError) as caught:
         normalize_text(text)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert [violation.field for violation in caught.value.violations] == ["text"]
 
 
-def test_stored_as_nfc_and_weighed_after() -> None:
+def test_normalize_text_weighs_after_nfc() -> None:
     assert normalize_text("e\u0301" * 280) == "\u00e9" * 280
 
 
@@ -170,14 +170,14 @@ def test_stored_as_nfc_and_weighed_after() -> None:
         "a._" * 1_300,
     ],
 )
-def test_no_text_is_slow_to_weigh(text: str) -> None:
+def test_weight_worst_case_text_is_fast(text: str) -> None:
     begun = time.thread_time()
     weight(text)
     assert time.thread_time() - begun < WITHIN_S
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
-def test_what_passes_is_nfc_visible_and_within_bounds(text: str) -> None:
+def test_normalize_text_result_is_nfc_visible_and_within_bounds(text: str) -> None:
     try:
         kept = normalize_text(text)
     except RoostError:
@@ -189,7 +189,7 @@ def test_what_passes_is_nfc_visible_and_within_bounds(text: str) -> None:
 
 
 @given(st.text("ab.: /\u65e5\u00e9\U0001f600\u200d@-_(", max_size=40))
-def test_the_fast_path_and_the_parser_agree(text: str) -> None:
+def test_weight_fast_path_matches_parser(text: str) -> None:
     spans = find_urls(text)
     assert all(0 <= start < end <= len(text) for start, end in spans)
     assert all(left.end <= right.start for left, right in itertools.pairwise(spans))
@@ -198,7 +198,7 @@ def test_the_fast_path_and_the_parser_agree(text: str) -> None:
 
 
 @pytest.mark.parametrize("emoji", ["\u2764\ufe0f\u200d\U0001fa79", FAMILY, "1\ufe0f\u20e3"])
-def test_checked_of_140_emoji_of_many_code_points_fits_and_one_more_does_not(emoji: str) -> None:
+def test_normalize_text_140_emoji_is_the_limit(emoji: str) -> None:
     assert normalize_text(emoji * 140) == emoji * 140
     with pytest.raises(RoostError):
         normalize_text(emoji * 140 + "x")
@@ -208,5 +208,5 @@ def test_checked_of_140_emoji_of_many_code_points_fits_and_one_more_does_not(emo
     ("written", "kept"),
     [("a\r\nb", "a\nb"), ("a\rb", "a\nb"), ("a\r\r\nb\n\r", "a\n\nb\n\n"), ("a\tb\nc", "a\tb\nc")],
 )
-def test_checked_turns_every_line_break_into_a_line_feed(written: str, kept: str) -> None:
+def test_normalize_text_line_breaks_become_line_feeds(written: str, kept: str) -> None:
     assert normalize_text(written) == kept

@@ -149,7 +149,7 @@ def forests(draw: st.DrawFn) -> Forest:
 
 
 @given(forests(), st.data(), st.integers(1, 30), st.integers(1, 5), st.integers(1, 4))
-def test_pages_make_up_the_thread(
+def test_thread_pages_equal_recursive_model(
     forest: Forest, data: st.DataObject, page_size: int, max_depth: int, max_breadth: int
 ) -> None:
     tweet_id = data.draw(st.sampled_from(sorted(forest.parents)))
@@ -166,7 +166,7 @@ def test_pages_make_up_the_thread(
         assert len(page) == page_size
 
 
-async def test_of_a_long_way_down_the_first_and_the_nearest_are_shown() -> None:
+async def test_thread_long_ancestor_chain_is_cut_in_the_middle() -> None:
     forest = Forest()
     chain = forest.chain(threads.MAX_SHOWN_ANCESTORS + 20)
     for tweet_id in chain[threads.MAX_SHOWN_ANCESTORS - 2 : threads.MAX_SHOWN_ANCESTORS + 2]:
@@ -178,7 +178,7 @@ async def test_of_a_long_way_down_the_first_and_the_nearest_are_shown() -> None:
         assert len(lines) <= threads.MAX_SHOWN_ANCESTORS
 
 
-async def test_what_lies_too_deep_has_a_thread_of_its_own() -> None:
+async def test_thread_beyond_max_depth_omits_replies() -> None:
     forest = Forest()
     chain = forest.chain(threads.MAX_DEPTH + 10)
     lines = [line for page in await Reader(forest).whole(ROOT, 7) for line in page]
@@ -187,7 +187,7 @@ async def test_what_lies_too_deep_has_a_thread_of_its_own() -> None:
     assert below[-1] == (chain[-1], len(chain) - 1, False)
 
 
-async def test_one_reply_that_drew_thousands_does_not_bury_its_neighbours() -> None:
+async def test_thread_reply_with_many_replies_shows_max_breadth() -> None:
     forest = Forest()
     drew, neighbour = forest.reply(ROOT), forest.reply(ROOT)
     below = [forest.reply(drew) for _ in range(threads.MAX_BREADTH + 5)]
@@ -197,7 +197,7 @@ async def test_one_reply_that_drew_thousands_does_not_bury_its_neighbours() -> N
     assert direct == [ROOT, drew, *below], "all direct replies are shown"
 
 
-async def test_a_page_costs_no_more_than_it_shows() -> None:
+async def test_thread_page_reads_are_bounded_by_page_size() -> None:
     forest = Forest()
     for _ in range(20):
         child = forest.reply(ROOT)
@@ -208,7 +208,7 @@ async def test_a_page_costs_no_more_than_it_shows() -> None:
     assert forest.longest <= 10
 
 
-async def test_a_thread_is_remembered_until_somebody_replies() -> None:
+async def test_thread_is_cached_until_new_reply() -> None:
     forest = Forest()
     child = forest.reply(ROOT)
     reader = Reader(forest)
@@ -220,7 +220,7 @@ async def test_a_thread_is_remembered_until_somebody_replies() -> None:
     assert lines_of(await reader.page(), forest)[-1] == (reply, 2, False)
 
 
-async def test_what_is_remembered_is_checked_at_each_read() -> None:
+async def test_thread_cached_ids_are_hydrated_at_each_read() -> None:
     forest = Forest()
     child = forest.reply(ROOT)
     leaf = forest.reply(child)
@@ -237,7 +237,7 @@ async def test_what_is_remembered_is_checked_at_each_read() -> None:
     assert forest.reads == reads
 
 
-async def test_many_readers_at_once_cost_one_read() -> None:
+async def test_thread_concurrent_reads_are_coalesced() -> None:
     forest = Forest()
     forest.chain(3)
     await Reader(forest).page()
@@ -248,7 +248,7 @@ async def test_many_readers_at_once_cost_one_read() -> None:
     assert all(page == pages[0] for page in pages)
 
 
-async def test_a_read_under_way_is_not_what_a_later_reader_gets() -> None:
+async def test_thread_read_after_reply_ignores_earlier_load() -> None:
     """Somebody's read began before the reply: whoever asks after it must not be handed that one's answer."""
     forest = Forest()
     forest.reply(ROOT)
@@ -266,7 +266,7 @@ async def test_a_read_under_way_is_not_what_a_later_reader_gets() -> None:
     assert lines_of(await reader.page(), forest)[-1][0] == reply
 
 
-async def test_replies_that_come_between_pages_disturb_none() -> None:
+async def test_thread_next_page_includes_new_replies_once() -> None:
     forest = Forest()
     old = [forest.reply(ROOT) for _ in range(4)]
     reader = Reader(forest)
@@ -278,7 +278,7 @@ async def test_replies_that_come_between_pages_disturb_none() -> None:
     assert [line[0] for line in lines_of(rest, forest)] == [new[0], old[2], new[1], old[3], new[2]]
 
 
-async def test_a_page_behind_what_was_purged_starts_again() -> None:
+async def test_thread_cursor_at_purged_tweet_is_refused() -> None:
     forest = Forest()
     old = forest.chain(4)
     reader = Reader(forest)
@@ -289,13 +289,13 @@ async def test_a_page_behind_what_was_purged_starts_again() -> None:
         await reader.page(page_size=3, cursor=page.next_cursor)
 
 
-async def test_the_thread_of_a_retweet_is_that_of_its_original() -> None:
+async def test_thread_of_retweet_equals_thread_of_original() -> None:
     forest = Forest()
     forest.originals[99] = forest.reply(ROOT)
     assert await Reader(forest).page(99) == await Reader(forest).page(forest.originals[99])
 
 
-async def test_cursors_belong_to_their_thread() -> None:
+async def test_thread_cursor_of_another_thread_is_refused() -> None:
     forest = Forest()
     chain = forest.chain(5)
     reader = Reader(forest)

@@ -51,7 +51,7 @@ def reason(caught: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> str:
     return errors.from_rpc(caught.value).reason
 
 
-async def test_events_say_what_a_post_hangs_on(bench: Bench) -> None:
+async def test_tweet_created_event_contains_links(bench: Bench) -> None:
     first = await bench.post(ANN)
     reply = await bench.post(BOB, reply_to_id=first.id, quote_of_id=first.id)
     shared = await retweet(bench, CAT, reply.id)
@@ -69,7 +69,7 @@ async def test_events_say_what_a_post_hangs_on(bench: Bench) -> None:
     assert [event.key for event in await bench.events()] == [ANN, BOB, CAT]
 
 
-async def test_repeats_publish_nothing(bench: Bench) -> None:
+async def test_repeated_writes_publish_no_event(bench: Bench) -> None:
     first = await fresh(bench)
     for _ in range(3):
         await edit(bench, ANN, first.id, "changed")
@@ -84,7 +84,7 @@ async def test_repeats_publish_nothing(bench: Bench) -> None:
     ]
 
 
-async def test_a_text_changes_to_the_end_of_its_time(bench: Bench) -> None:
+async def test_edit_after_window_is_refused(bench: Bench) -> None:
     tweet = await fresh(bench, WINDOW_S)
     changed = await edit(bench, ANN, tweet.id, "in time")
     assert changed.edited_at.ToMilliseconds() == timestamp_ms(tweet.id) + WINDOW_S * 1000
@@ -96,7 +96,7 @@ async def test_a_text_changes_to_the_end_of_its_time(bench: Bench) -> None:
     assert await bench.get(tweet.id) == changed
 
 
-async def test_edits_are_counted_not_texts(bench: Bench) -> None:
+async def test_edit_beyond_limit_is_refused(bench: Bench) -> None:
     tweet = await fresh(bench, text="a")
     for text in ("b", "a", "b", "a", "b"):
         changed = await edit(bench, ANN, tweet.id, text)
@@ -110,20 +110,20 @@ async def test_edits_are_counted_not_texts(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "a\x00", "a" * 281])
-async def test_an_edit_is_held_to_the_rules_of_texts(bench: Bench, text: str) -> None:
+async def test_edit_invalid_text_is_refused(bench: Bench, text: str) -> None:
     tweet = await fresh(bench)
     with refused(grpc.StatusCode.INVALID_ARGUMENT):
         await edit(bench, ANN, tweet.id, text)
     assert (await bench.get(tweet.id)).text == "hello"
 
 
-async def test_an_edit_is_normalised_before_it_is_compared(bench: Bench) -> None:
+async def test_edit_with_equal_normalized_text_is_no_edit(bench: Bench) -> None:
     tweet = await fresh(bench, text="caf\u00e9")
     assert not (await edit(bench, ANN, tweet.id, "cafe\u0301")).edited
 
 
 @pytest.mark.parametrize("state", ["suspended", "unknown"])
-async def test_what_hidden_people_wrote_cannot_be_answered(bench: Bench, state: str) -> None:
+async def test_reply_quote_retweet_of_hidden_author_is_not_found(bench: Bench, state: str) -> None:
     tweet = await bench.post(ANN)
     if state == "suspended":
         bench.people.suspended.add(ANN)
@@ -139,7 +139,7 @@ async def test_what_hidden_people_wrote_cannot_be_answered(bench: Bench, state: 
     assert await bench.stored() == 1
 
 
-async def test_a_block_by_whoever_retweeted_it_counts_too(bench: Bench) -> None:
+async def test_retweet_of_retweet_blocked_by_retweeter_is_refused(bench: Bench) -> None:
     tweet = await bench.post(ANN)
     shared = await retweet(bench, BOB, tweet.id)
     bench.people.blocks.add((BOB, CAT))
@@ -149,7 +149,7 @@ async def test_a_block_by_whoever_retweeted_it_counts_too(bench: Bench) -> None:
     assert (await retweet(bench, CAT, tweet.id)).retweet_of_id == tweet.id
 
 
-async def test_nothing_is_answered_unchecked(bench: Bench) -> None:
+async def test_reply_and_retweet_identity_failure_is_unavailable(bench: Bench) -> None:
     tweet = await bench.post(ANN)
     bench.people.down = True
     for write in (bench.post(BOB, reply_to_id=tweet.id), retweet(bench, BOB, tweet.id)):
@@ -159,7 +159,7 @@ async def test_nothing_is_answered_unchecked(bench: Bench) -> None:
     assert (await bench.post(BOB)).id, "what answers nobody needs nobody"
 
 
-async def test_what_is_hidden_can_still_be_taken_back(bench: Bench) -> None:
+async def test_unretweet_of_hidden_tweet_succeeds(bench: Bench) -> None:
     tweet = await bench.post(ANN)
     shared = await retweet(bench, BOB, tweet.id)
     bench.people.blocks.add((ANN, BOB))
@@ -172,7 +172,7 @@ async def test_what_is_hidden_can_still_be_taken_back(bench: Bench) -> None:
         await unretweet(bench, BOB, 404)
 
 
-async def test_signing_in_comes_first(bench: Bench) -> None:
+async def test_writes_without_user_are_unauthenticated(bench: Bench) -> None:
     tweet = await bench.post(ANN)
     for write in (edit(bench, 0, tweet.id, "x"), retweet(bench, 0, tweet.id), unretweet(bench, 0, tweet.id)):
         with refused(grpc.StatusCode.UNAUTHENTICATED):

@@ -181,7 +181,7 @@ async def shown(hydrator: Hydrator, *ids: int, reader: int = READER, **rules: An
     return [joined.id for joined in found]
 
 
-async def test_joined_bytes_are_the_message_built_field_by_field(world: World, hydrator: Hydrator) -> None:
+async def test_visible_bytes_equal_message_built_by_fields(world: World, hydrator: Hydrator) -> None:
     original, quoted = world.post(10, BOB), world.post(11, CAT)
     world.cores[10].retweets, world.cores[10].replies, world.cores[11].quotes = 300, 1, 2
     retweet, quote = world.post(12, ANN, retweet_of_id=original), world.post(13, ANN, quote_of_id=quoted)
@@ -202,14 +202,14 @@ async def test_joined_bytes_are_the_message_built_field_by_field(world: World, h
     assert {joined.id: tweet_pb2.Tweet.FromString(joined.data) for joined in found} == expected
 
 
-async def test_the_order_asked_for_is_kept_and_unknown_ids_are_left_out(world: World, hydrator: Hydrator) -> None:
+async def test_visible_keeps_order_and_omits_unknown_ids(world: World, hydrator: Hydrator) -> None:
     for tweet_id in (10, 11, 12):
         world.post(tweet_id, ANN)
     assert await shown(hydrator, 11, 99, 10, 12) == [11, 10, 12]
     assert await shown(hydrator) == []
 
 
-async def test_deleted_tweets_and_retweets_of_them_are_gone(world: World, hydrator: Hydrator) -> None:
+async def test_visible_omits_deleted_tweets_and_their_retweets(world: World, hydrator: Hydrator) -> None:
     world.post(10, ANN)
     world.post(11, BOB, retweet_of_id=10)
     assert await shown(hydrator, 10, 11) == [10, 11]
@@ -220,7 +220,7 @@ async def test_deleted_tweets_and_retweets_of_them_are_gone(world: World, hydrat
 
 
 @pytest.mark.parametrize("block", [(READER, ANN), (ANN, READER)])
-async def test_a_block_hides_both_ways_whoever_retweets(
+async def test_visible_block_hides_tweets_in_both_directions(
     world: World, hydrator: Hydrator, block: tuple[int, int]
 ) -> None:
     world.post(10, ANN)
@@ -233,7 +233,7 @@ async def test_a_block_hides_both_ways_whoever_retweets(
     assert await shown(hydrator, 10, 11, 12, 13, 14, reader=0) == [10, 11, 12, 13, 14]
 
 
-async def test_a_mute_hides_from_home_only_and_also_retweets(world: World, hydrator: Hydrator) -> None:
+async def test_visible_hide_muted_omits_tweets_and_retweets(world: World, hydrator: Hydrator) -> None:
     world.post(10, ANN)
     world.post(11, BOB, retweet_of_id=10)
     world.post(12, READER, retweet_of_id=10)
@@ -244,7 +244,7 @@ async def test_a_mute_hides_from_home_only_and_also_retweets(world: World, hydra
 
 
 @pytest.mark.parametrize("state", [user_pb2.USER_STATE_SUSPENDED, user_pb2.USER_STATE_DEACTIVATED, None])
-async def test_who_takes_no_part_is_hidden_from_everyone(world: World, hydrator: Hydrator, state: int | None) -> None:
+async def test_visible_inactive_author_is_hidden_from_all(world: World, hydrator: Hydrator, state: int | None) -> None:
     world.post(10, ANN)
     world.post(11, BOB, retweet_of_id=10)
     world.states[ANN] = state or 0
@@ -253,7 +253,7 @@ async def test_who_takes_no_part_is_hidden_from_everyone(world: World, hydrator:
 
 
 @pytest.mark.parametrize("why", ["deleted", "purged", "blocked", "suspended"])
-async def test_a_quote_stays_and_shows_a_tombstone(world: World, hydrator: Hydrator, why: str) -> None:
+async def test_visible_hidden_quoted_tweet_is_tombstone(world: World, hydrator: Hydrator, why: str) -> None:
     world.post(10, ANN)
     world.post(11, BOB, quote_of_id=10)
     match why:
@@ -270,7 +270,7 @@ async def test_a_quote_stays_and_shows_a_tombstone(world: World, hydrator: Hydra
     assert parsed.quoted_tweet == tweet_pb2.Tweet(id=10, deleted=True)
 
 
-async def test_a_home_holds_the_reader_and_those_followed(world: World, hydrator: Hydrator) -> None:
+async def test_visible_home_contains_reader_and_followees(world: World, hydrator: Hydrator) -> None:
     for tweet_id, author_id in ((10, ANN), (11, BOB), (12, READER)):
         world.post(tweet_id, author_id)
     world.post(13, ANN, retweet_of_id=11)
@@ -278,7 +278,7 @@ async def test_a_home_holds_the_reader_and_those_followed(world: World, hydrator
     assert await shown(hydrator, 10, 11, 12, 13, following=()) == [12]
 
 
-async def test_replies_in_a_home(world: World, hydrator: Hydrator) -> None:
+async def test_visible_home_applies_reply_rules(world: World, hydrator: Hydrator) -> None:
     world.post(10, BOB)
     reply = world.post(11, ANN, reply_to_id=10)
     own = world.post(12, READER, reply_to_id=10)
@@ -294,7 +294,7 @@ async def test_replies_in_a_home(world: World, hydrator: Hydrator) -> None:
     assert await shown(hydrator, reply, own, to_me, following={ANN, BOB}) == [own]
 
 
-async def test_if_an_owner_cannot_answer_nothing_is_shown(world: World, hydrator: Hydrator) -> None:
+async def test_visible_owner_failure_is_raised(world: World, hydrator: Hydrator) -> None:
     world.post(10, ANN)
     world.post(11, BOB, retweet_of_id=10)
     for owner in ("tweet", "identity", "graph"):
@@ -306,7 +306,7 @@ async def test_if_an_owner_cannot_answer_nothing_is_shown(world: World, hydrator
     assert await shown(hydrator, 10, 11, reader=0) == [10, 11], "nobody's blocks are not asked for"
 
 
-async def test_a_page_takes_two_rounds_and_stops_at_its_limit(world: World, hydrator: Hydrator) -> None:
+async def test_visible_page_takes_two_rounds_of_calls(world: World, hydrator: Hydrator) -> None:
     for tweet_id in range(100, 400):
         world.post(tweet_id, ANN)
     found = await hydrator.visible(READER, range(100, 400), limit=20)
@@ -315,7 +315,7 @@ async def test_a_page_takes_two_rounds_and_stops_at_its_limit(world: World, hydr
     assert world.calls[0][1] < 40, "what the page cannot hold is not asked for"
 
 
-async def test_hidden_tweets_are_made_up_for_by_later_ones(world: World, hydrator: Hydrator) -> None:
+async def test_visible_hidden_tweets_are_replaced(world: World, hydrator: Hydrator) -> None:
     for tweet_id in range(100, 1_100):
         world.post(tweet_id, ANN if tweet_id % 10 else BOB)
     world.blocks.add((ANN, READER))
@@ -323,7 +323,7 @@ async def test_hidden_tweets_are_made_up_for_by_later_ones(world: World, hydrato
     assert [joined.id for joined in found] == list(range(100, 600, 10))
 
 
-async def test_author_fragments_of_those_who_may_be_seen(world: World, hydrator: Hydrator) -> None:
+async def test_author_fragments_omit_hidden_users(world: World, hydrator: Hydrator) -> None:
     world.blocks.add((ANN, READER))
     world.states[CAT] = user_pb2.USER_STATE_DEACTIVATED
     assert set(await hydrator.author_fragments(READER, [ANN, BOB, CAT, 99])) == {BOB}
@@ -332,17 +332,17 @@ async def test_author_fragments_of_those_who_may_be_seen(world: World, hydrator:
 
 
 @given(st.integers(0, (1 << 63) - 1))
-def test_varints_and_tombstones_are_protobufs(number: int) -> None:
+def test_varint_and_tombstone_parse_as_protobuf(number: int) -> None:
     assert tweet_pb2.Tweet.FromString(b"\x08" + varint(number)).id == number
     assert tweet_pb2.Tweet.FromString(tombstone(number)) == tweet_pb2.Tweet(id=number, deleted=True)
 
 
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 1_023, 1_024, 16_384, 70_000])
-def test_framed_data_of_any_length(length: int) -> None:
+def test_framed_any_length_parses_as_protobuf(length: int) -> None:
     assert tweet_pb2.Tweet.FromString(framed(b"\x1a", b"x" * length)).text == "x" * length
 
 
-async def test_likes_and_what_the_reader_did_are_joined(world: World, hydrator: Hydrator) -> None:
+async def test_visible_contains_counts_and_viewer_reactions(world: World, hydrator: Hydrator) -> None:
     original, quiet = world.post(10, BOB), world.post(11, CAT)
     retweet = world.post(12, ANN, retweet_of_id=original)
     world.cores[original].retweets = 1
@@ -354,7 +354,7 @@ async def test_likes_and_what_the_reader_did_are_joined(world: World, hydrator: 
     assert (third.retweeted_tweet.metrics.likes, third.retweeted_tweet.viewer.liked) == (2, True)
 
 
-async def test_what_the_reader_retweeted_is_joined(world: World, hydrator: Hydrator) -> None:
+async def test_visible_contains_viewer_retweets(world: World, hydrator: Hydrator) -> None:
     original = world.post(10, BOB)
     quote = world.post(11, ANN, quote_of_id=original)
     world.cores[original].retweeted = True
@@ -365,14 +365,14 @@ async def test_what_the_reader_retweeted_is_joined(world: World, hydrator: Hydra
     assert world.viewers == {READER}
 
 
-async def test_nobody_signed_in_has_no_viewer(world: World, hydrator: Hydrator) -> None:
+async def test_visible_without_reader_has_no_viewer_state(world: World, hydrator: Hydrator) -> None:
     liked = world.post(10, BOB)
     world.likes = {(READER, liked)}
     (found,) = await hydrator.visible(0, [liked], limit=9)
     assert not tweet_pb2.Tweet.FromString(found.data).HasField("viewer")
 
 
-async def test_without_engagement_tweets_are_shown_uncounted(world: World, hydrator: Hydrator) -> None:
+async def test_visible_engagement_failure_omits_counts(world: World, hydrator: Hydrator) -> None:
     liked = world.post(10, BOB)
     world.likes = {(READER, liked)}
     world.down = "engagement"
@@ -382,7 +382,7 @@ async def test_without_engagement_tweets_are_shown_uncounted(world: World, hydra
     assert joined.metrics == tweet_pb2.TweetMetrics()
 
 
-async def test_identity_is_asked_about_those_of_whom_it_says_nothing_to_all(world: World) -> None:
+async def test_visible_asks_identity_for_missing_shared_refs_only(world: World) -> None:
     shared_refs = SharedUserRefs(world)
     hydrator = Hydrator(channel_to(world), shared_refs)
     tweets = [world.post(10, ANN), world.post(11, BOB), world.post(12, CAT)]

@@ -62,7 +62,7 @@ class Owners:
     size=st.integers(1, 7),
     reader_id=st.sampled_from([0, READER]),
 )
-async def test_pages_hold_everybody_who_may_be_seen_once_and_in_order(
+async def test_pages_contain_each_visible_user_once_in_order(
     entries: list[ListEntry], gone: set[int], blocked: set[int], size: int, reader_id: int
 ) -> None:
     owners = Owners(entries, gone, blocked)
@@ -78,20 +78,20 @@ async def test_pages_hold_everybody_who_may_be_seen_once_and_in_order(
     assert found == [user_id for _, user_id in sorted(entries, reverse=True) if user_id not in hidden]
 
 
-async def test_a_full_last_page_has_no_cursor_behind_it() -> None:
+async def test_page_full_last_page_has_no_cursor() -> None:
     owners = Owners([(1, 1), (2, 2), (3, 3)])
     assert await owners.page() == ([3, 2, 1], "")
     assert owners.fetches == 1
 
 
-async def test_hidden_people_in_a_row_cost_bounded_work() -> None:
+async def test_page_many_hidden_users_reads_are_bounded() -> None:
     owners = Owners([(i, i) for i in range(1, 100)], gone=set(range(2, 100)))
     ids, cursor = await owners.page()
     assert (ids, owners.fetches) == ([], MAX_ROUNDS)
     assert cursor
 
 
-async def test_a_cursor_is_of_its_list_and_owner() -> None:
+async def test_page_cursor_of_another_list_or_owner_is_refused() -> None:
     owners = Owners([(i, i) for i in range(1, 10)])
     _, cursor = await owners.page(cursor_owner_id=7)
     assert (await owners.page(cursor, cursor_owner_id=7))[0] == [6, 5, 4]
@@ -101,7 +101,7 @@ async def test_a_cursor_is_of_its_list_and_owner() -> None:
         await owners.lists.page("other", owners.fetch, cursor, 3, reader_id=0, cursor_owner_id=7)
 
 
-async def test_nobody_is_asked_for_nobody() -> None:
+async def test_users_of_empty_list_makes_no_call() -> None:
     owners = Owners([])
     assert await owners.page() == ([], "")
     assert await owners.lists.users([]) == []

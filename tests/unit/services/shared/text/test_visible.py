@@ -15,17 +15,17 @@ INVISIBLE = (
 
 
 @pytest.mark.parametrize("text", INVISIBLE, ids=ascii)
-def test_is_visible_of_nothing_that_shows_is_false(text: str) -> None:
+def test_is_visible_invisible_characters_is_false(text: str) -> None:
     assert not is_visible(text)
     assert is_visible(text + "x")
 
 
 @pytest.mark.parametrize("text", ["a", "é", "\u0301", "日", "أ", "\u2764\ufe0f", "👩‍🚀", "·", "\ue000"], ids=ascii)
-def test_is_visible_of_something_that_shows_is_true(text: str) -> None:
+def test_is_visible_visible_character_is_true(text: str) -> None:
     assert is_visible(text)
 
 
-def test_is_visible_holds_for_all_letters_and_digits() -> None:
+def test_is_visible_all_letters_and_digits_except_fillers() -> None:
     fillers = {"\u115f", "\u1160", "\u3164", "\uffa0"}
     characters = {chr(point) for point in range(0x110000) if unicodedata.category(chr(point))[0] in "LN"}
     assert {c for c in characters if not is_visible(c)} == fillers

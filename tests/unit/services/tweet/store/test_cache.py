@@ -11,7 +11,7 @@ from services.tweet.store.cache import CACHED_IDS, AuthorIds, GenerationalCache,
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["get", "put", "pop"])), max_size=200))
-def test_recent_forgets_but_never_lies_and_stays_within_its_bound(steps: list[tuple[int, str]]) -> None:
+def test_generational_cache_is_correct_and_bounded(steps: list[tuple[int, str]]) -> None:
     recent: GenerationalCache[int, int] = GenerationalCache(4)
     truth: dict[int, int] = {}
     for number, (key, step) in enumerate(steps, 1):
@@ -28,7 +28,7 @@ def test_recent_forgets_but_never_lies_and_stays_within_its_bound(steps: list[tu
         assert len(recent) <= 8
 
 
-def test_recent_keeps_what_is_used() -> None:
+def test_generational_cache_keeps_used_entries() -> None:
     recent: GenerationalCache[int, str] = GenerationalCache(4)
     recent.put(0, "used")
     for key in range(1, 100):
@@ -36,7 +36,7 @@ def test_recent_keeps_what_is_used() -> None:
         assert recent.get(0) == "used"
 
 
-def test_epochs_tell_of_a_write() -> None:
+def test_sharded_versions_change_with_advance() -> None:
     epochs = ShardedVersions()
     before = epochs.now(1 << 40)
     epochs.advance((1 << 40) + 1)
@@ -45,7 +45,7 @@ def test_epochs_tell_of_a_write() -> None:
     assert epochs.now(1 << 40) != before
 
 
-def test_ids_of_one_millisecond_and_worker_share_no_shard() -> None:
+def test_sharded_versions_successive_ids_use_different_counters() -> None:
     epochs = ShardedVersions()
     for milliseconds in range(1, 500):
         epochs.advance(milliseconds << 22)
@@ -59,7 +59,7 @@ def test_ids_of_one_millisecond_and_worker_share_no_shard() -> None:
     st.integers(0, 61),
     st.integers(1, 10),
 )
-def test_a_list_answers_exactly_or_not_at_all(
+def test_author_ids_newest_is_exact_or_none(
     older: set[int], steps: list[tuple[str, int]], kept: int, before_id: int, limit: int
 ) -> None:
     ascending = sorted(older)
@@ -75,7 +75,7 @@ def test_a_list_answers_exactly_or_not_at_all(
     assert found is not None or not known.complete
 
 
-def test_a_list_that_grows_is_cut_back() -> None:
+def test_author_ids_beyond_bound_are_trimmed() -> None:
     known = AuthorIds(array("q"), complete=True)
     for tweet_id in range(1, 5_000):
         known.add(tweet_id)

@@ -51,7 +51,7 @@ def overtake(store: Any, monkeypatch: pytest.MonkeyPatch, write: Callable[[], Aw
     monkeypatch.setattr(store.db, "read", overtaken)
 
 
-async def test_states_read_before_a_write_are_not_remembered_after_it(
+async def test_viewer_states_overtaken_by_write_are_not_cached(
     store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overtake(store, monkeypatch, lambda: like(store, TWEET, ANN))
@@ -59,7 +59,7 @@ async def test_states_read_before_a_write_are_not_remembered_after_it(
     assert await liked(store, ANN, TWEET) == [TWEET]
 
 
-async def test_counts_read_before_a_write_are_not_remembered_after_it(
+async def test_counts_overtaken_by_write_are_not_cached(
     store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "NEWEST_COUNTS", 1)
@@ -71,7 +71,7 @@ async def test_counts_read_before_a_write_are_not_remembered_after_it(
     assert await likes(store, TWEET) == 2
 
 
-async def test_memory_follows_a_commit_whose_caller_has_gone(
+async def test_like_cancelled_after_commit_updates_caches(
     store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = store.db.write
@@ -96,7 +96,7 @@ async def test_memory_follows_a_commit_whose_caller_has_gone(
     assert await liked(store, ANN, TWEET) == [TWEET]
 
 
-async def test_tweets_that_nobody_liked_are_known_without_a_look(
+async def test_counts_of_new_unliked_tweets_need_no_read(
     store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await like(store, TWEET, ANN)
@@ -111,7 +111,7 @@ async def test_tweets_that_nobody_liked_are_known_without_a_look(
     assert await liked(store, BEN, *range(500, 600)) == []
 
 
-async def test_who_likes_too_much_to_be_kept_is_answered_from_the_tables(
+async def test_viewer_states_beyond_cache_bound_are_read_from_tables(
     store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (cache, sqlite_store):
@@ -125,7 +125,7 @@ async def test_who_likes_too_much_to_be_kept_is_answered_from_the_tables(
     assert await liked(store, ANN, 1, 4, 9) == [1]
 
 
-async def test_a_reopened_store_knows_the_newest_and_asks_for_the_rest(
+async def test_counts_after_reopen_are_complete(
     store: EmbeddedEngagementStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for tweet_id in range(1, 8):

@@ -58,7 +58,7 @@ async def cold(tmp_path: Path) -> AsyncIterator[tuple[EmbeddedTweetStore, HeldRe
     await store.close()
 
 
-async def test_a_read_from_before_a_deletion_is_not_kept(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
+async def test_batch_get_overtaken_by_delete_is_not_cached(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
     store, held = cold
     reading = asyncio.ensure_future(store.batch_get([1]))
     await held.read_done.wait()
@@ -68,7 +68,7 @@ async def test_a_read_from_before_a_deletion_is_not_kept(cold: tuple[EmbeddedTwe
     assert (await store.batch_get([1])).cores[0].head.deleted
 
 
-async def test_a_list_from_before_a_post_is_not_kept(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
+async def test_author_list_overtaken_by_post_is_not_cached(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
     store, held = cold
     reading = asyncio.ensure_future(store.batch_list_author_ids([1], 0, 10))
     await held.read_done.wait()
@@ -78,7 +78,7 @@ async def test_a_list_from_before_a_post_is_not_kept(cold: tuple[EmbeddedTweetSt
     assert list((await store.batch_list_author_ids([1], 0, 10)).authors[0].ids) == [2, 1]
 
 
-async def test_what_was_read_is_kept(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
+async def test_undisturbed_reads_are_cached(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
     store, held = cold
     held.let_go.set()
     await store.batch_get([1])
@@ -89,7 +89,7 @@ async def test_what_was_read_is_kept(cold: tuple[EmbeddedTweetStore, HeldReads])
         assert (await store.batch_list_author_ids([1], 0, 10)).authors
 
 
-async def test_retweets_from_before_a_retweet_are_not_kept(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
+async def test_find_retweets_overtaken_by_retweet_is_not_cached(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
     store, held = cold
     reading = asyncio.ensure_future(store.find_retweets(2, [1]))
     await held.read_done.wait()
@@ -99,7 +99,7 @@ async def test_retweets_from_before_a_retweet_are_not_kept(cold: tuple[EmbeddedT
     assert await store.find_retweets(2, [1]) == {1: 2}
 
 
-async def test_counts_from_before_a_retweet_are_not_kept(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
+async def test_counts_overtaken_by_retweet_are_not_cached(cold: tuple[EmbeddedTweetStore, HeldReads]) -> None:
     store, held = cold
     reading = asyncio.ensure_future(store.batch_get([1]))
     await held.read_done.wait()
@@ -109,7 +109,7 @@ async def test_counts_from_before_a_retweet_are_not_kept(cold: tuple[EmbeddedTwe
     assert (await store.batch_get([1])).cores[0].retweets == 1
 
 
-async def test_a_file_from_before_there_were_links_is_brought_up_to_date(tmp_path: Path) -> None:
+async def test_open_file_of_older_schema_migrates(tmp_path: Path) -> None:
     db = await Database.open(tmp_path / "tweet.db", MIGRATIONS[:2])
     values = (1, 1, b"\x08\x01", 1, *[0] * 6)
     await db.write(lambda c: c.execute(INSERT, values) and None)
