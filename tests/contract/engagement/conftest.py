@@ -1,4 +1,4 @@
-"""What the port's promises are checked against: one class a family."""
+"""The backends that the contract of the port is tested on."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests import cluster
 
 
 class Backend(Protocol):
-    """How stores of one family are opened and looked into."""
+    """Opens the stores of one backend and reads their events."""
 
     async def open(self, folder: Path) -> EngagementStore:
-        """The store that lives in this folder, new or as it was left."""
+        """Opens the store of this folder, new or existing."""
 
     async def close(self, store: EngagementStore) -> None:
-        """Closes it, and all that was opened for it."""
+        """Closes the store and all that was opened for it."""
 
     async def published(self, store: EngagementStore) -> list[Record]:
-        """The events committed so far, in order."""
+        """Returns the committed events in order."""
 
 
 class Embedded:
-    """The family that needs nothing but a folder."""
+    """The embedded backend: needs only a folder."""
 
     async def open(self, folder: Path) -> EngagementStore:
         return await EmbeddedEngagementStore.open(folder / "engagement.db")
@@ -48,7 +48,7 @@ class Embedded:
 
 
 class ClusterBackends:
-    """The family on the real servers: a folder stands for a namespace there."""
+    """The cluster backend on real servers: each folder has its own namespace there."""
 
     def __init__(self) -> None:
         self._stacks: dict[int, AsyncExitStack] = {}
@@ -59,7 +59,7 @@ class ClusterBackends:
 
         stack = AsyncExitStack()
         connections = await ClusterBackends.open(Settings(**cluster.backend.of(folder).settings), stack)
-        # Where facts go is no concern of the store's promises.
+        # The tests do not read the log.
         log = await EmbeddedLog.open(folder / "log.db")
         stack.push_async_callback(log.close)
         store = await CassandraEngagementStore.open(connections, log, time.time)
@@ -75,24 +75,24 @@ class ClusterBackends:
 
         assert isinstance(store, CassandraEngagementStore)
         rows = await store.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
-        # What stands there was meant to happen; whether it did is the store's to say.
+        # The outbox also contains events whose transaction was not applied; the store knows which ones were.
         return await store.committed_events(sorted((Record(*row) for row in rows), key=lambda one: one.event_id))
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """The family of this run."""
+    """The backend of this run."""
     return Embedded() if request.config.getoption("--backend") == "embedded" else ClusterBackends()
 
 
 @dataclass
 class Opened:
-    """A store with short words for writes and reads, and the way to close and open it again."""
+    """A store with helpers for writes and reads, which can be closed and opened again."""
 
     backend: Backend
     folder: Path
     store: EngagementStore = field(init=False)
-    # Never given before, as in life: a place that was taken out is not taken again.
+    # Unique over all runs, as real ids are: a deleted reaction id is never used again.
     last_id: int = field(default_factory=time.time_ns)
 
     def next_id(self) -> int:
@@ -114,14 +114,14 @@ class Opened:
     async def unbookmark(self, tweet_id: int, user_id: int) -> bool:
         return await self.store.unbookmark(tweet_id, user_id)
 
-    async def again(self) -> EngagementStore:
-        """Closes the store and opens what it left."""
+    async def reopen(self) -> EngagementStore:
+        """Closes the store and opens it again."""
         await self.backend.close(self.store)
         self.store = await self.backend.open(self.folder)
         return self.store
 
     async def events(self) -> list[tuple[str, int, int]]:
-        """The events so far: topic, user and tweet."""
+        """Returns the events so far as (topic, user, tweet)."""
         return [(one.topic, one.key, int(one.payload)) for one in await self.backend.published(self.store)]
 
     async def likers(self, tweet_id: int, below: int = 0, limit: int = 100) -> list[int]:
@@ -131,12 +131,12 @@ class Opened:
         return [entry.id for entry in await self.store.list_tweets(kind, user_id, below, limit)]
 
     async def counts(self, ids: Sequence[int]) -> list[tuple[int, int, int]]:
-        """(tweet, likes, bookmarks) of each that has any."""
+        """Returns (tweet, likes, bookmarks) of each tweet that has any."""
         answer = await self.store.batch_get_counts(ids)
         return [(one.tweet_id, one.likes, one.bookmarks) for one in answer.counts]
 
     async def states(self, user_id: int, ids: Sequence[int]) -> list[tuple[int, bool, bool]]:
-        """(tweet, liked, bookmarked) of each where something is true."""
+        """Returns (tweet, liked, bookmarked) of each tweet that the user reacted to."""
         answer = await self.store.batch_get_viewer_states(user_id, ids)
         return [(one.tweet_id, one.liked, one.bookmarked) for one in answer.states]
 

@@ -1,5 +1,5 @@
-"""What the cluster's engagement store promises beyond the port: among several processes, for tweets with very many likes, and after one
-of its processes died."""
+"""Guarantees of the Cassandra engagement store beyond the port: with several processes, with sharded likes, and after
+the crash of a process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Open = Callable[..., Any]
 
 
 class Clock:
-    """Unix seconds, which a test may move on."""
+    """Unix seconds, which a test can move forward."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
@@ -75,15 +75,15 @@ def event(topic: str, user_id: int, tweet_id: int = TWEET) -> Record:
 
 
 async def like(store: Any, user_id: int) -> Record:
-    events = event("tweet.liked", user_id)
-    await store.like(TWEET, user_id, events)
-    return events
+    record = event("tweet.liked", user_id)
+    await store.like(TWEET, user_id, record)
+    return record
 
 
 async def unlike(store: Any, user_id: int) -> Record:
-    events = event("tweet.unliked", user_id)
-    await store.unlike(TWEET, user_id, events)
-    return events
+    record = event("tweet.unliked", user_id)
+    await store.unlike(TWEET, user_id, record)
+    return record
 
 
 async def counts(store: Any) -> tuple[int, int]:
@@ -101,7 +101,7 @@ async def likers(store: Any, limit: int = 100) -> list[int]:
 
 
 async def recount(store: Any, events: Sequence[Record]) -> None:
-    """What the log does with these events."""
+    """Passes the events to the consumer, as the log does."""
     apply = consumer.recounting(store.recount_likes)
     await apply([ConsumedEvent(0, 0, *record) for record in events])
 
@@ -116,7 +116,7 @@ async def test_like_sharded_likes_are_listed_and_counted(another: Open, monkeypa
     assert await likers(stores[0], 7) == list(range(30, 0, -1))
     gone = [await unlike(stores[0], user_id) for user_id in (1, 2, 10, 20, 30)]
     await recount(stores[1], gone)
-    # Told again, counted the same.
+    # Events delivered a second time change nothing.
     await recount(stores[1], [*gone, *events])
     assert await counts(stores[0]) == (25, 0)
     assert await likers(stores[1]) == [i for i in range(30, 0, -1) if i not in (1, 2, 10, 20, 30)]
@@ -158,7 +158,7 @@ async def test_sweep_after_crash_writes_copies_and_publishes(
     for change, user_id in ((like, ANN), (unlike, 2)):
         with pytest.raises(errors.RoostError, match="gone"):
             await change(dying, user_id)
-    # Meant, and not made: liked already.
+    # An event whose transaction is never applied, because the like exists already.
     monkeypatch.setattr(dying, "_read_reaction", lambda *_: asyncio.sleep(0, (None, None, 0)))
     monkeypatch.setattr("services.engagement.store.cassandra.store.MAX_TRIES", 1)
     with pytest.raises(errors.RoostError, match="concurrent"):
@@ -201,10 +201,10 @@ async def test_repeat_after_crash_writes_copies(
 
 async def test_copy_after_unlike_is_ignored(another: Open) -> None:
     store = await another()
-    events = await like(store, ANN)
+    record = await like(store, ANN)
     await unlike(store, ANN)
-    # A sweeper that looked before.
-    assert await store.committed_events([events]) == [events]
+    # As a sweeper does that read the note before the unlike.
+    assert await store.committed_events([record]) == [record]
     assert await counts(store) == (0, 0)
     assert await likers(store) == []
     assert not (await store.batch_get_viewer_states(ANN, [TWEET])).states
@@ -231,7 +231,7 @@ async def test_count_begun_before_change_is_not_cached(another: Open) -> None:
 
 async def test_counts_without_redis_are_read_from_cassandra(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store, other = await another(), await another()
-    # Kept as soon as it is counted again.
+    # The marker expires soon, so that the next count is cached.
     monkeypatch.setattr(count_cache, "CHANGED_TTL_MS", 20)
     await like(store, ANN)
     await asyncio.sleep(0.1)
@@ -245,7 +245,7 @@ async def test_counts_without_redis_are_read_from_cassandra(another: Open, monke
         assert await store.like(TWEET, 2, event("tweet.liked", 2)) == 2
         assert await counts(store) == (2, 0)
     assert await counts(other) == (1, 0)
-    # The others hear of it once Redis does.
+    # Other processes see the change once Redis takes it.
     async with asyncio.timeout(30):
         while await counts(other) != (2, 0):
             await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Random likes, bookmarks, their undoing and restarts against a model of plain sets."""
+"""Random likes, bookmarks, undos and restarts compared with a model of plain sets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVERY_TWEET = list(range(1, 13))
 
 
 class Engagement(RuleBasedStateMachine):
-    """The store on one side; who likes and keeps what, newest last, on the other."""
+    """Compares the store with lists of (tweet, user) per reaction kind, newest last."""
 
     def __init__(self, backend: Any) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Engagement(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.run(self.opened.again())
+        self.run(self.opened.reopen())
 
     @rule(tweet_id=TWEETS, limit=st.integers(1, 5))
     def list_likers(self, tweet_id: int, limit: int) -> None:
@@ -110,13 +110,13 @@ class Engagement(RuleBasedStateMachine):
         assert self.run(self.opened.counts(EVERY_TWEET)) == [one for one in counts if any(one[1:])]
 
     @invariant()
-    def events_tell_every_change_once(self) -> None:
+    def events_equal_changes(self) -> None:
         assert self.run(self.opened.events()) == self.events
 
 
 @pytest.fixture(params=["everything fits", "hardly anything fits"])
 def memory_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory as it is, and so small that most answers need the tables."""
+    """Runs with the default cache sizes, and with caches so small that most reads need the tables."""
     if request.param == "everything fits":
         return
     for module in (cache, adapter):
@@ -130,7 +130,7 @@ def memory_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 @pytest.mark.usefixtures("memory_size")
 def test_store_matches_model(backend: Any) -> None:
-    # Each example of the cluster takes seconds, and new tables.
+    # On the cluster each example takes seconds and new tables.
     examples = 20 if isinstance(backend, Embedded) else 4
     run_state_machine_as_test(
         lambda: Engagement(backend), settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)

@@ -1,4 +1,4 @@
-"""The port of the engagement store: what every adapter promises."""
+"""The contract of the engagement store's port, for every adapter."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TWEET, OTHER, THIRD = 100, 200, 300
 
 
 async def fresh_and_reopened(opened: Opened) -> AsyncIterator[EngagementStore]:
-    """The store as it stands, then as it is after a restart."""
+    """Yields the store, then the store after a restart."""
     yield opened.store
-    yield await opened.again()
+    yield await opened.reopen()
 
 
 async def test_like_is_listed_counted_and_published(opened: Opened) -> None:
@@ -144,7 +144,7 @@ async def test_like_concurrent_repeats_count_once(opened: Opened) -> None:
 
 async def test_like_concurrent_users_all_count(opened: Opened) -> None:
     answers = await asyncio.gather(*(opened.like(TWEET, user_id) for user_id in range(1, 101)))
-    # Each counts itself and all that were there before it; those that come at the same moment may count one another.
+    # Each result includes the caller's like and all earlier ones; concurrent likes may include one another.
     assert all(answer >= reaction_id for reaction_id, answer in enumerate(sorted(answers), 1))
     assert max(answers) == 100
     assert await opened.counts([TWEET]) == [(TWEET, 100, 0)]
@@ -160,10 +160,10 @@ async def test_like_cancelled_caches_nothing_stale(opened: Opened) -> None:
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    # A write after them: whatever they stored is committed by now.
+    # A later write: all earlier ones are committed when it returns.
     await opened.like(1_000, ANN)
     known = await opened.counts(ids), await opened.states(ANN, ids)
-    await opened.again()
+    await opened.reopen()
     assert known == (await opened.counts(ids), await opened.states(ANN, ids))
 
 
@@ -188,7 +188,7 @@ async def test_concurrent_reads_and_writes_cache_nothing_stale(opened: Opened) -
 
     await asyncio.gather(*(work(user_id) for user_id in (1, 2, 3) for work in (write, read)))
     known = [await opened.counts(ids), *[await opened.states(user_id, ids) for user_id in (1, 2, 3)]]
-    await opened.again()
+    await opened.reopen()
     assert known == [await opened.counts(ids), *[await opened.states(user_id, ids) for user_id in (1, 2, 3)]]
 
 
@@ -205,7 +205,7 @@ async def test_set_absent_excludes_likes_until_undone(opened: Opened) -> None:
     assert await opened.likers(TWEET) == [BEN, ANN]
     assert await opened.like(TWEET, CAT) == 2
     await opened.unlike(TWEET, CAT)
-    # What was decided earlier comes too late.
+    # An earlier decision that arrives late is ignored.
     await opened.store.set_absent(ANN, False, at_us - 1)
     assert await opened.counts([OTHER]) == []
     for _ in range(2):

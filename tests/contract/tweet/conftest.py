@@ -1,4 +1,4 @@
-"""What the port's promises are checked against: the family of this run."""
+"""The backends that the contract of the port is tested on."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _numbers = count(1)
 
 
 class Backend(Protocol):
-    """How a family's store is opened, and what it published. EXAMPLES: histories that the model is tried with."""
+    """Opens the stores of one backend and reads their events. EXAMPLES: histories that the model test tries."""
 
     EXAMPLES: int
 
     async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
-        """The store that belongs to this folder, new or as it was left; in the cluster, with the tweets of another folder if `place`
-        names it."""
+        """Opens the store of this folder, new or existing. In the cluster backend `place` names another folder whose
+        tweets it uses."""
 
     async def published(self, store: TweetStore) -> list[Record]:
-        """The events committed so far, in the order of their ids."""
+        """Returns the committed events in the order of their ids."""
 
     async def wait_for_writes(self, store: TweetStore) -> None:
-        """Waits for what writers who gave up had begun."""
+        """Waits for the writes of callers who were cancelled."""
 
 
 class Embedded:
-    """The family that needs nothing but a folder."""
+    """The embedded backend: needs only a folder."""
 
     EXAMPLES = 30
 
@@ -56,15 +56,16 @@ class Embedded:
         return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
 
     async def wait_for_writes(self, store: TweetStore) -> None:
-        # Commits are in order: after the next one, those before it are there.
+        # Commits are in order: after the next one, all earlier ones are done.
         assert isinstance(store, EmbeddedTweetStore)
         await store.db.write(lambda _: None)
 
 
 class Clustered:
-    """The family on the real servers: each folder has a namespace there, each opened store its own connections, as a process has."""
+    """The cluster backend on real servers: each folder has its own namespace there, and each open store its own
+    connections, as a process has."""
 
-    # Each some seconds.
+    # Each takes some seconds.
     EXAMPLES = 8
 
     async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
@@ -78,7 +79,7 @@ class Clustered:
                 cluster = await ClusterBackends.open(settings, stack)
                 break
             except RoostError:
-                # A busy machine may take longer to answer than a process waits. Who starts processes tries again.
+                # A busy machine may take longer to answer than a process waits: retry, as a supervisor does.
                 if not left:
                     raise
         log = await EmbeddedLog.open(folder / "log.db")
@@ -97,7 +98,7 @@ class Clustered:
 
         assert isinstance(store, CassandraTweetStore)
         rows = await store.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
-        # An event that was written again in another minute lies in two places.
+        # An event that was written again in another minute has two rows.
         return sorted({Record(*row) for row in rows}, key=lambda record: record.event_id)
 
     async def wait_for_writes(self, store: TweetStore) -> None:
@@ -112,12 +113,12 @@ BACKEND_NAMES: dict[str, type[Backend]] = {"embedded": Embedded, "cluster": Clus
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """The family of this run."""
+    """The backend of this run."""
     return BACKEND_NAMES[request.config.getoption("--backend")]()
 
 
 def make_core(tweet_id: int, author_id: int, text: str = "hello", **head: int) -> tweet_pb2.TweetCore:
-    """A standing tweet as `create` takes it."""
+    """Returns a live tweet as `create` takes it."""
     tweet = tweet_pb2.Tweet(id=tweet_id, author_id=author_id, text=text)
     return tweet_pb2.TweetCore(
         head=tweet_pb2.TweetHead(id=tweet_id, author_id=author_id, **head), core=tweet.SerializeToString()
@@ -125,13 +126,13 @@ def make_core(tweet_id: int, author_id: int, text: str = "hello", **head: int) -
 
 
 def event(topic: str, tweet_id: int) -> Record:
-    """An event of its own, with its tweet as payload."""
+    """Returns an event with a new id and the tweet id as payload."""
     return Record(topic, 1, next(_numbers), b"%d" % tweet_id)
 
 
 @dataclass
 class Opened:
-    """A store with short words for writes, and the way to close and open it again."""
+    """A store with helpers for writes, which can be closed and opened again."""
 
     backend: Backend
     folder: Path
@@ -140,33 +141,33 @@ class Opened:
     async def post(
         self, tweet_id: int, author_id: int = 1, claim: Claim | None = None, conversation_id: int = 0, **head: Any
     ) -> int:
-        """Creates a tweet, in a conversation of its own where none is given, and returns the id that the store answers."""
+        """Creates a tweet, in a conversation of its own if none is given. Returns the id that the store returns."""
         core = make_core(tweet_id, author_id, **head)
         return await self.store.create(core, conversation_id or tweet_id, event("tweet.created", tweet_id), claim)
 
     async def delete(self, tweet_id: int, at_s: int = 0) -> bool:
-        """Deletes as the author does."""
+        """Deletes the tweet as its author does."""
         return await self.store.delete(tweet_id, at_s, event("tweet.deleted", tweet_id))
 
     async def edit(self, tweet_id: int, author_id: int, version: int, text: str, **head: Any) -> bool:
-        """Stores a version; its time is its number of seconds."""
+        """Stores a version whose time is its number in seconds."""
         revision = tweet_service_pb2.TweetRevision(version=version, text=text)
         revision.created_at.FromSeconds(version)
         core = make_core(tweet_id, author_id, text, **head)
         return await self.store.revise(core, revision, event("tweet.edited", tweet_id))
 
-    async def again(self) -> TweetStore:
-        """Closes the store and opens what it left."""
+    async def reopen(self) -> TweetStore:
+        """Closes the store and opens it again."""
         await self.store.close()
         self.store = await self.backend.open(self.folder)
         return self.store
 
     async def topics(self) -> list[tuple[str, int]]:
-        """The events so far: topic and tweet."""
+        """Returns the events so far as (topic, tweet)."""
         return [(record.topic, int(record.payload)) for record in await self.backend.published(self.store)]
 
     async def ids_of(self, author_id: int, before_id: int = 0, per_author: int = 832) -> list[int]:
-        """One author's newest ids."""
+        """Returns the author's newest ids."""
         response = await self.store.batch_list_author_ids([author_id], before_id, per_author)
         return list(response.authors[0].ids) if response.authors else []
 

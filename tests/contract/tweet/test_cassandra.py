@@ -1,4 +1,5 @@
-"""What the adapter on Cassandra promises beyond the port: between processes, after crashes, and whatever order writes arrive in."""
+"""Guarantees of the Cassandra tweet store beyond the port: between processes, after crashes, and for writes in any
+order."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ REPLY: dict[str, Any] = {"reply_to_id": 1, "reply_to_author_id": ANN}
 QUOTE: dict[str, Any] = {"quote_of_id": 1, "quote_of_author_id": ANN}
 RETWEET: dict[str, Any] = {"retweet_of_id": 1, "retweet_of_author_id": ANN}
 CLAIM = Claim("k", b"body", 0)
-# What only batches write.
+# The tables that only batches write.
 BATCHED = (
     *("tweets_by_id", "tweets_by_author", "author_months", "tweets_by_hour", "tweet_hours"),
     *("links_by_tweet", "retweets_by_user"),
@@ -37,8 +38,8 @@ async def other(opened: Opened) -> AsyncIterator[Opened]:
     await other.store.close()
 
 
-async def answers(opened: Opened) -> tuple[Any, ...]:
-    """What a process says of the tweets that these tests make."""
+async def read_everything(opened: Opened) -> tuple[Any, ...]:
+    """Returns the results of all reads of the tweets that these tests create."""
     store = opened.store
     return (
         [core for viewer in (0, BOB) for core in (await store.batch_get(range(1, 20), viewer)).cores],
@@ -77,7 +78,7 @@ async def test_read_caused_by_event_sees_change(opened: Opened, other: Opened, m
 
 
 async def history(opened: Opened) -> AsyncIterator[None]:
-    """A little of everything; a step at a time."""
+    """Runs a history of every kind of write, one step at a time."""
     store = opened.store
     await opened.post(1, ANN)
     yield
@@ -110,19 +111,19 @@ async def history(opened: Opened) -> AsyncIterator[None]:
 
 
 async def test_read_in_another_process_sees_write(opened: Opened, other: Opened) -> None:
-    before = await answers(other)
+    before = await read_everything(other)
     async for _ in history(opened):
-        seen = await answers(other)
-        assert seen == await answers(opened)
+        seen = await read_everything(other)
+        assert seen == await read_everything(opened)
         assert seen != before
         before = seen
-    assert before == await fresh(opened)
+    assert before == await read_everything_reopened(opened)
 
 
-async def fresh(opened: Opened) -> tuple[Any, ...]:
-    """The answers of a process that remembers nothing."""
-    await opened.again()
-    return await answers(opened)
+async def read_everything_reopened(opened: Opened) -> tuple[Any, ...]:
+    """Returns the results of a process with empty caches."""
+    await opened.reopen()
+    return await read_everything(opened)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -131,27 +132,27 @@ async def test_batches_replayed_in_any_order_reach_same_state(opened: Opened, se
     written: list[list[Any]] = []
     batch = keyspace.batch
 
-    async def remember(steps: Any) -> None:
+    async def record_batch(steps: Any) -> None:
         written.append(list(steps))
         await batch(written[-1])
 
-    keyspace.batch = remember
+    keyspace.batch = record_batch
     async for _ in history(opened):
         pass
     keyspace.batch = batch
-    before = await fresh(opened)
+    before = await read_everything_reopened(opened)
     keyspace = opened.store.keyspace  # type: ignore[attr-defined]
     for table in BATCHED:
         await keyspace.write(f"TRUNCATE {table}")
-    assert await fresh(opened) != before
+    assert await read_everything_reopened(opened) != before
     keyspace = opened.store.keyspace  # type: ignore[attr-defined]
     for steps in random.Random(seed).choices(written, k=len(written)) + random.Random(seed).sample(
         written, len(written)
     ):
         await keyspace.batch(steps)
-    # As the service's consumer does with what the log tells again.
+    # As the service's consumer does with events that the log delivers again.
     await opened.store.finish_side_effects(range(1, 10))  # type: ignore[attr-defined]
-    assert await fresh(opened) == before
+    assert await read_everything_reopened(opened) == before
 
 
 async def test_claimed_key_without_tweet_is_completed_by_another_process(opened: Opened, other: Opened) -> None:
@@ -161,7 +162,7 @@ async def test_claimed_key_without_tweet_is_completed_by_another_process(opened:
     assert left == []
     assert await other.store.find_claimed(BOB, CLAIM) == 2
     assert await other.post(3, BOB, CLAIM, **REPLY) == 2
-    assert (await answers(other))[4] == [2]
+    assert (await read_everything(other))[4] == [2]
     assert await other.topics() == [("tweet.created", 1), ("tweet.created", 2)]
 
 
@@ -175,7 +176,7 @@ async def test_claimed_retweet_without_tweet_is_completed_by_another_process(ope
 
 
 async def left_by_a_crash(opened: Opened, core: tweet_pb2.TweetCore, claim: Claim | None) -> list[int]:
-    """Creates up to the batch, which is never sent; the author's ids after that."""
+    """Runs `create` up to the batch, which is never sent. Returns the author's ids afterwards."""
     keyspace = opened.store.keyspace  # type: ignore[attr-defined]
     batch = keyspace.batch
 
@@ -217,7 +218,7 @@ def text_of(core: tweet_pb2.TweetCore) -> str:
 async def test_retweet_concurrent_with_hide_of_original_is_not_counted(
     opened: Opened, other: Opened, hide: str
 ) -> None:
-    """The original is hidden after it was looked at, and before the retweet is written."""
+    """The original is hidden after the check and before the retweet is written."""
     await opened.post(1, ANN)
     keyspace = opened.store.keyspace  # type: ignore[attr-defined]
     batch = keyspace.batch
@@ -297,4 +298,4 @@ async def test_lists_span_months_and_hours(opened: Opened) -> None:
         assert await store.batch_count([ANN]) == {ANN: len(ids)}
         assert [core.head.id for core in await store.scan(0, 1_000)] == ids
         assert [core.head.id for core in await store.scan(ids[30], 7)] == ids[31:38]
-        await opened.again()
+        await opened.reopen()

@@ -1,4 +1,4 @@
-"""Replies, quotes, retweets and edits in the store: what every adapter promises beyond single tweets."""
+"""The contract of the tweet store's port for replies, quotes, retweets and edits, for every adapter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.tweet.store import Claim, Retweeter
 from tests.contract.tweet.conftest import Opened, event
 
 ANN, BOB, CAT = 1, 2, 3
-# More than adapters keep of one user.
+# More than the adapters cache for one user.
 MANY_RETWEETS = 1_100
 REPLY: dict[str, Any] = {"reply_to_id": 1, "reply_to_author_id": ANN}
 QUOTE: dict[str, Any] = {"quote_of_id": 1, "quote_of_author_id": ANN}
@@ -62,7 +62,7 @@ async def test_counts_change_with_each_link(opened: Opened) -> None:
     for _ in range(2):
         assert await counts(opened, 1) == (1, 1, 2)
         assert (await opened.store.scan(0, 1))[0] == await core_of(opened, 1)
-        await opened.again()
+        await opened.reopen()
     await opened.delete(2)
     await opened.delete(2)
     assert await counts(opened, 1) == (0, 1, 1)
@@ -94,7 +94,7 @@ async def test_retweet_after_unretweet_creates_new_retweet(opened: Opened) -> No
         await opened.delete(tweet_id)
         assert await opened.store.find_retweets(BOB, [1]) == {}
         assert not (await core_of(opened, 1, BOB)).retweeted
-        await opened.again()
+        await opened.reopen()
 
 
 async def test_retweet_after_removal_is_refused(opened: Opened) -> None:
@@ -151,7 +151,7 @@ async def test_link_lists_honour_bound_and_limit(opened: Opened) -> None:
         await opened.post(20 + n, BOB, **QUOTE)
         await opened.post(30 + n, 100 + n, **RETWEET)
     await opened.delete(11)
-    store = await opened.again()
+    store = await opened.reopen()
     assert await store.list_replies(1, 0, 2) == [13, 12]
     assert await store.list_replies(1, 12, 2) == [10]
     assert await store.list_replies(1, 0, 2, oldest_first=True) == [10, 12]
@@ -187,7 +187,7 @@ async def test_revise_requires_next_version(opened: Opened) -> None:
         assert [(r.version, r.text, r.created_at.ToSeconds()) for r in found][1:] == [(2, "two", 2), (3, "three", 3)]
         assert (found[0].version, found[0].text) == (1, "one")
         assert tweet_pb2.Tweet.FromString((await core_of(opened, 1)).core).text == "three"
-        await opened.again()
+        await opened.reopen()
     await opened.delete(1)
     assert not await opened.edit(1, ANN, 4, "four")
     assert len(await opened.store.list_revisions(1)) == 3
@@ -236,7 +236,7 @@ async def test_find_retweets_beyond_cache_bound_is_complete(opened: Opened) -> N
     wanted = {n: 10_000 + n for n in (1, 50, 101, count)}
     for _ in range(2):
         assert await opened.store.find_retweets(BOB, [*wanted, 99_999]) == wanted
-        await opened.again()
+        await opened.reopen()
     await opened.delete(10_050)
     del wanted[50]
     assert await opened.store.find_retweets(BOB, [*wanted, 50]) == wanted
@@ -245,20 +245,20 @@ async def test_find_retweets_beyond_cache_bound_is_complete(opened: Opened) -> N
 async def test_retweet_cancelled_caches_nothing_stale(opened: Opened) -> None:
     await opened.post(1, ANN)
     await core_of(opened, 1, BOB)
-    standing = 0
+    live_retweets = 0
     for tweet_id in range(2, 60):
-        work = opened.post(tweet_id, BOB, **RETWEET) if tweet_id % 2 else opened.delete(standing or 1_000)
+        work = opened.post(tweet_id, BOB, **RETWEET) if tweet_id % 2 else opened.delete(live_retweets or 1_000)
         task = asyncio.ensure_future(work)
         for _ in range(tweet_id % 5):
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        standing = (await opened.store.find_retweets(BOB, [1])).get(1, 0)
+        live_retweets = (await opened.store.find_retweets(BOB, [1])).get(1, 0)
         await core_of(opened, 1, BOB)
     await opened.backend.wait_for_writes(opened.store)
     await opened.post(1_000, CAT)
     known = (await core_of(opened, 1, BOB), await opened.store.find_retweets(BOB, [1]))
-    await opened.again()
+    await opened.reopen()
     assert known == (await core_of(opened, 1, BOB), await opened.store.find_retweets(BOB, [1]))
 
 
@@ -296,7 +296,7 @@ async def test_links_changed_while_author_absent_count_correctly_afterwards(open
     assert await counts(opened, 1) == (0, 0, 0)
     assert await opened.store.purge(1, 10) == 1
     await opened.store.set_absent(BOB, False, at_us + 1)
-    # 3 and 4 stand; 5 was removed before, and comes back now.
+    # 3 and 4 are live; 5 was removed before and is restored now.
     assert await counts(opened, 1) == (2, 0, 0)
     await restore(opened, 5)
     assert await counts(opened, 1) == (3, 0, 0)

@@ -1,4 +1,4 @@
-"""Random posts, replies, quotes, retweets, edits, deletions, purges and restarts against a model of plain dicts."""
+"""Random posts, replies, quotes, retweets, edits, deletions, purges and restarts compared with a model of plain dicts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.contract.tweet.conftest import Opened, event
 AUTHORS = (1, 2, 3)
 LAST_ID = 40
 ids = st.integers(1, LAST_ID)
-# One of the tweets that are there, so that rules meet each other's; now and then one that is not.
+# Index of an existing tweet, so that rules act on each other's tweets; now and then one that does not exist.
 picks = st.integers(0, 999)
 authors = st.sampled_from(AUTHORS)
 bounds = st.integers(0, LAST_ID + 1)
@@ -34,7 +34,7 @@ LIVE, DELETED, REMOVED = "stands", "deleted", "removed"
 
 @dataclass
 class Known:
-    """What the model knows of one tweet."""
+    """The model's state of one tweet."""
 
     author: int
     reply_to: int = 0
@@ -46,7 +46,7 @@ class Known:
 
 
 class Tweets(RuleBasedStateMachine):
-    """The store on one side; who posted what, and what stands, on the other."""
+    """Compares the store with a model of the tweets, their authors and their states."""
 
     def __init__(self, backend: Any) -> None:
         super().__init__()
@@ -73,13 +73,13 @@ class Tweets(RuleBasedStateMachine):
         known = [*sorted(self.tweets), LAST_ID]
         return known[number % len(known)]
 
-    # What the model says.
+    # The model.
 
-    def stands(self, tweet_id: int) -> bool:
+    def is_live(self, tweet_id: int) -> bool:
         return tweet_id in self.tweets and self.tweets[tweet_id].state == LIVE
 
-    def standing(self, **wanted: int) -> list[int]:
-        """Ids of standing tweets with these properties, newest first."""
+    def live_ids(self, **wanted: int) -> list[int]:
+        """Returns the ids of live tweets with these properties, newest first."""
         return sorted(
             (
                 i
@@ -90,15 +90,15 @@ class Tweets(RuleBasedStateMachine):
         )
 
     def count(self, author: int) -> int:
-        own = (self.tweets[i] for i in self.standing(author=author))
-        return sum(not known.retweet_of or self.stands(known.retweet_of) for known in own)
+        own = (self.tweets[i] for i in self.live_ids(author=author))
+        return sum(not known.retweet_of or self.is_live(known.retweet_of) for known in own)
 
     def refuses(self, code: grpc.StatusCode, work: Coroutine[Any, Any, Any]) -> None:
         with pytest.raises(RoostError) as caught:
             self.run(work)
         assert caught.value.code is code
 
-    # What happens.
+    # Writes.
 
     @rule(tweet_id=ids, author=authors, key=st.sampled_from(["", "a", "b"]))
     def post(self, tweet_id: int, author: int, key: str) -> None:
@@ -135,11 +135,11 @@ class Tweets(RuleBasedStateMachine):
         if key and (new.author, key) in self.keys:
             assert self.run(work) == self.keys[new.author, key]
         elif new.retweet_of and own:
-            if self.stands(own[0]):
+            if self.is_live(own[0]):
                 assert self.run(work) == own[0]
             else:
                 self.refuses(grpc.StatusCode.PERMISSION_DENIED, work)
-        elif not all(self.stands(target) for target in links.values() if target):
+        elif not all(self.is_live(target) for target in links.values() if target):
             self.refuses(grpc.StatusCode.NOT_FOUND, work)
         else:
             assert self.run(work) == tweet_id
@@ -168,7 +168,7 @@ class Tweets(RuleBasedStateMachine):
 
     @rule(number=picks, purged=st.booleans())
     def delete_an_original(self, number: int, purged: bool) -> None:
-        originals = sorted({self.tweets[i].retweet_of for i in self.standing()} - {0})
+        originals = sorted({self.tweets[i].retweet_of for i in self.live_ids()} - {0})
         if originals:
             self.end(originals[number % len(originals)])
             if purged:
@@ -205,7 +205,7 @@ class Tweets(RuleBasedStateMachine):
 
     def purge_before(self, before: int) -> None:
         due = {i for i, known in self.tweets.items() if known.state == DELETED and known.deleted_at < before}
-        due |= {i for i in self.standing() if self.tweets[i].retweet_of in due}
+        due |= {i for i in self.live_ids() if self.tweets[i].retweet_of in due}
         assert self.run(self.opened.store.purge(before, 1_000)) == len(due)
         for tweet_id in due:
             del self.tweets[tweet_id]
@@ -213,31 +213,31 @@ class Tweets(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.run(self.opened.again())
+        self.run(self.opened.reopen())
 
-    # What is read.
+    # Reads.
 
-    # One rule each for lists that take bounds: what happens shall be most of what happens.
+    # Only one rule per kind of list, so that most steps are writes.
 
     @rule(author=authors, before_id=bounds, count=limits)
     def page(self, author: int, before_id: int, count: int) -> None:
         found = self.run(self.opened.ids_of(author, before_id, count))
-        assert found == below(self.standing(author=author), before_id, count)
+        assert found == below(self.live_ids(author=author), before_id, count)
         recent = list(self.run(self.opened.store.list_recent(before_id, count)))
-        assert recent == below(self.standing(), before_id, count)
+        assert recent == below(self.live_ids(), before_id, count)
 
     @rule(tweet_id=picks, bound=bounds, count=limits)
     def links(self, tweet_id: int, bound: int, count: int) -> None:
         tweet_id = self.pick(tweet_id)
         store = self.opened.store
-        replies = self.standing(reply_to=tweet_id)
+        replies = self.live_ids(reply_to=tweet_id)
         assert self.run(store.list_replies(tweet_id, bound, count)) == below(replies, bound, count)
         oldest = self.run(store.list_replies(tweet_id, bound, count, oldest_first=True))
         assert oldest == [i for i in reversed(replies) if i > bound][:count]
-        quotes = self.standing(quote_of=tweet_id)
+        quotes = self.live_ids(quote_of=tweet_id)
         assert self.run(store.list_quotes(tweet_id, bound, count)) == below(quotes, bound, count)
         found = self.run(store.list_retweeters(tweet_id, bound, count))
-        assert [i for i, _ in found] == below(self.standing(retweet_of=tweet_id), bound, count)
+        assert [i for i, _ in found] == below(self.live_ids(retweet_of=tweet_id), bound, count)
         assert all(self.tweets[i].author == user for i, user in found)
 
         children: dict[int, list[int]] = {}
@@ -254,7 +254,7 @@ class Tweets(RuleBasedStateMachine):
     def check(self, wanted: list[int], viewer: int) -> None:
         cores = self.run(self.opened.store.batch_get(wanted, viewer)).cores
         assert [core.head.id for core in cores] == [i for i in wanted if i in self.tweets]
-        shared = {self.tweets[i].retweet_of: i for i in self.standing(author=viewer) if self.tweets[i].retweet_of}
+        shared = {self.tweets[i].retweet_of: i for i in self.live_ids(author=viewer) if self.tweets[i].retweet_of}
         assert self.run(self.opened.store.find_retweets(viewer, wanted)) == {
             i: shared[i] for i in wanted if i in shared
         }
@@ -264,9 +264,9 @@ class Tweets(RuleBasedStateMachine):
             assert core.head.author_id == known.author
             assert core.head.deleted == (known.state != LIVE) == (core.core == b"")
             assert core.head.deleted or tweet_pb2.Tweet.FromString(core.core).text == known.texts[-1]
-            assert core.replies == len(self.standing(reply_to=tweet_id))
-            assert core.quotes == len(self.standing(quote_of=tweet_id))
-            assert core.retweets == len(self.standing(retweet_of=tweet_id))
+            assert core.replies == len(self.live_ids(reply_to=tweet_id))
+            assert core.quotes == len(self.live_ids(quote_of=tweet_id))
+            assert core.retweets == len(self.live_ids(retweet_of=tweet_id))
             assert core.retweeted == (tweet_id in shared)
 
     @invariant()

@@ -1,4 +1,4 @@
-"""The port of the tweet store: what every adapter promises."""
+"""The contract of the tweet store's port, for every adapter."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def claim(key: str = "k", body: bytes = b"body", now_s: int = NOW_S) -> Claim:
 
 
 async def fresh_and_reopened(opened: Opened) -> AsyncIterator[TweetStore]:
-    """The store as it stands, then as it is after a restart."""
+    """Yields the store, then the store after a restart."""
     yield opened.store
-    yield await opened.again()
+    yield await opened.reopen()
 
 
 def code_of(caught: pytest.ExceptionInfo[RoostError]) -> grpc.StatusCode:
@@ -168,7 +168,7 @@ async def test_create_key_with_another_body_is_refused(opened: Opened) -> None:
 
 async def test_create_key_is_valid_for_ttl_across_restart(opened: Opened) -> None:
     await opened.post(1, claim=claim())
-    await opened.again()
+    await opened.reopen()
     assert await opened.post(2, claim=claim(now_s=NOW_S + IDEMPOTENCY_TTL_S - 1)) == 1
     assert await opened.post(3, claim=claim(body=b"another", now_s=NOW_S + IDEMPOTENCY_TTL_S)) == 3
 
@@ -191,14 +191,14 @@ async def test_lists_honour_bound_and_limit(opened: Opened) -> None:
         assert await opened.ids_of(1, 2, 3) == []
         assert list(await opened.store.list_author(2, 5, 10)) == [3, 1]
         assert list(await opened.store.list_recent(4, 10)) == [3, 2, 1]
-        await opened.again()
+        await opened.reopen()
 
 
 @pytest.mark.parametrize("read_first", [True, False])
 async def test_author_list_longer_than_cache_is_complete(opened: Opened, read_first: bool) -> None:
     if read_first:
         await opened.ids_of(1)
-    # A hundred at once: a slow machine must not run out of a write's time.
+    # A hundred at a time, so that a slow machine does not exceed the time of a write.
     for first in range(1, 1_101, 100):
         await asyncio.gather(*(opened.post(tweet_id) for tweet_id in range(first, first + 100)))
     for before_id, count in ((0, 832), (0, 20), (900, 832), (200, 832), (1_050, 20)):
@@ -251,7 +251,7 @@ async def test_create_cancelled_caches_nothing_stale(opened: Opened) -> None:
     await opened.post(1_000)
     known = await opened.ids_of(1)
     cores = (await opened.store.batch_get(range(1, 40))).cores
-    await opened.again()
+    await opened.reopen()
     assert known == await opened.ids_of(1)
     assert list(cores) == list((await opened.store.batch_get(range(1, 40))).cores)
 
@@ -274,7 +274,7 @@ async def test_concurrent_reads_and_writes_cache_nothing_stale(opened: Opened) -
 
     await asyncio.gather(*(work(author_id) for author_id in (1, 2, 3) for work in (write, read, read)))
     known = [await opened.ids_of(author_id) for author_id in (1, 2, 3)]
-    await opened.again()
+    await opened.reopen()
     assert known == [await opened.ids_of(author_id) for author_id in (1, 2, 3)]
 
 
@@ -295,7 +295,7 @@ async def test_thread_version_changes_with_reply(opened: Opened) -> None:
 
 
 async def test_thread_reads_cached_by_version_are_never_stale(opened: Opened) -> None:
-    """Readers beside a writer, each remembering by version: none is ever handed less than what was answered for."""
+    """Concurrent readers cache by version beside a writer: none reads less than was confirmed before."""
     await opened.post(1)
     answered = checked = 0
     remembered: dict[int, int] = {}

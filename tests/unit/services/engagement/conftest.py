@@ -1,4 +1,4 @@
-"""The servicer over a real store and its own channel, with one stand-in for the services that it calls."""
+"""The engagement service with a real store on its own in-process channel, and one fake of the services that it calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from services.shared.hydration.user_pages import VisibleUserPages
 
 @dataclass
 class World(UserServiceServicer, GraphServiceServicer, TweetServiceServicer):
-    """Identity, graph and tweet at once. Everybody from 1 to 99 exists and is active, unless told otherwise."""
+    """A fake of identity, graph and tweet. Users 1 to 99 exist and are active unless a test sets another state."""
 
     heads: dict[int, tweet_pb2.TweetHead] = field(default_factory=dict)
     suspended: set[int] = field(default_factory=set)
@@ -84,7 +84,7 @@ class World(UserServiceServicer, GraphServiceServicer, TweetServiceServicer):
 
 @dataclass
 class Bench:
-    """An engagement service, what it stands on, and short words for calls to it."""
+    """An engagement service, the fake it calls, and helpers for calls."""
 
     world: World
     store: EmbeddedEngagementStore
@@ -109,7 +109,7 @@ class Bench:
         self._mesh: Any = EngagementServiceStub(InProcessChannel(endpoints, "timeline", self.checker))
 
     async def call(self, user_id: int, method: str, /, **fields: Any) -> Any:
-        """One call by a user (0: nobody) from outside."""
+        """Calls a method as a user (0: not signed in) from outside the mesh."""
         token = current_call.set(Call(actor=Actor(user_id), traceparent="00-trace"))
         try:
             return await getattr(self._stub, method)(getattr(pb, f"{method}Request")(**fields))
@@ -117,11 +117,11 @@ class Bench:
             current_call.reset(token)
 
     async def mesh(self, method: str, /, **fields: Any) -> Any:
-        """One call by another service."""
+        """Calls a method as another service."""
         return await getattr(self._mesh, method)(getattr(pb, f"{method}Request")(**fields))
 
     async def pages(self, user_id: int, method: str, /, **fields: Any) -> list[list[int]]:
-        """The ids on each page of a list."""
+        """Returns the ids on each page of a list."""
         pages, cursor = [], ""
         while True:
             answer = await self.call(user_id, method, cursor=cursor, **fields)
@@ -137,7 +137,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    """An engagement service in a world without tweets."""
+    """An engagement service without tweets."""
     store = await EmbeddedEngagementStore.open(tmp_path / "engagement.db")
     bench = Bench(World(), store)
     yield bench

@@ -1,4 +1,4 @@
-"""The rules of the engagement service: what may be liked and kept, by whom, and who sees which list."""
+"""The rules of the engagement service: who may like and bookmark which tweet, and who sees which list."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def test_reaction_to_tweet_of_suspended_author_is_not_found(bench: Bench, 
     bench.world.post(RETWEET, BEN, retweet_of_id=TWEET, retweet_of_author_id=ANN)
     await bench.call(CAT, "LikeTweet", tweet_id=TWEET)
     bench.world.suspended.add(suspended)
-    # Also where a block would say something else: that is nobody's business any more.
+    # Suspension wins over a block: the error must not reveal the block.
     bench.world.blocks.add((suspended, CAT))
     for method in ("LikeTweet", "BookmarkTweet", "ListLikes"):
         assert await refusal(bench.call(CAT, method, tweet_id=RETWEET)) == grpc.StatusCode.NOT_FOUND, method
@@ -165,7 +165,7 @@ async def test_list_likes_is_newest_first_in_full_pages(bench: Bench) -> None:
     for user_id in range(10, 17):
         await bench.call(user_id, "LikeTweet", tweet_id=TWEET)
     assert await bench.pages(NOBODY, "ListLikes", tweet_id=TWEET, page_size=3) == [[16, 15, 14], [13, 12, 11], [10]]
-    # A last page that is just full has no cursor behind it.
+    # A last page that is exactly full has no cursor.
     assert await bench.pages(BEN, "ListLikes", tweet_id=TWEET, page_size=7) == [[16, 15, 14, 13, 12, 11, 10]]
     for user_id in range(20, 40):
         await bench.call(user_id, "LikeTweet", tweet_id=TWEET)
@@ -274,8 +274,8 @@ async def test_list_cursor_of_another_list_or_owner_is_refused(bench: Bench) -> 
     assert (await bench.call(CAT, "ListLikedTweets", user_id=BEN, cursor=bens)).tweets[0].id == 1_001
     code = await refusal(bench.call(BEN, "ListLikedTweets", user_id=CAT, cursor=bens))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    kept = (await bench.call(BEN, "ListBookmarks", user_id=BEN, page_size=1)).next_cursor
-    code = await refusal(bench.call(CAT, "ListBookmarks", user_id=CAT, cursor=kept))
+    bookmarks_cursor = (await bench.call(BEN, "ListBookmarks", user_id=BEN, page_size=1)).next_cursor
+    code = await refusal(bench.call(CAT, "ListBookmarks", user_id=CAT, cursor=bookmarks_cursor))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
 
 

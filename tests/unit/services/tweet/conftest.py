@@ -1,4 +1,4 @@
-"""The tweet service over its own channel, with fakes of the services that it calls."""
+"""The tweet service on its own in-process channel, with fakes of the services that it calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WINDOW_S = 60
 
 @dataclass
 class People(UserServiceServicer, GraphServiceServicer):
-    """Identity and graph at once: everybody is active, unless told otherwise."""
+    """Fakes of identity and graph. Users are active unless a test sets another state."""
 
     known: set[int] = field(default_factory=lambda: {ANN, BOB, CAT})
     suspended: set[int] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""What a text names: the conformance cases of twitter-text, and the promises for every text."""
+"""Entity extraction: the conformance cases of twitter-text, and properties that hold for every text."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from services.tweet.entities import extract
 from services.tweet.text import MAX_BYTES, MAX_WEIGHT, weight
 from services.tweet.weight import URL_WEIGHT
 
-# Of this thread's own time: a busy machine takes longer. Far less than backtracking would take.
-WITHIN_S = 0.3
+# CPU time of this thread, so that a busy machine does not matter. Far less than backtracking would take.
+MAX_CPU_S = 0.3
 
 
 def names(found: list[entities.EntitySpan]) -> list[str]:
@@ -35,7 +35,7 @@ def lists(text: str) -> list[dict[str, Any]]:
     return [{"screen_name": one.name, "list_slug": one.list_slug, "indices": [one.start, one.end]} for one in found]
 
 
-# Section of the published cases → what it asks for.
+# Section of the conformance file → the function under test.
 SECTIONS: dict[str, Any] = {
     "mentions": lambda text: names(entities.extract_mentions(text)),
     "mentions_with_indices": lambda text: located("screen_name", entities.extract_mentions(text)),
@@ -80,14 +80,14 @@ def test_weight_conformance_urls_weigh_23(shared: Path) -> None:
         found = entities.extract_urls(text)
         rest = text
         for one in reversed(found):
-            # Signs that begin nothing keep the neighbours apart and the rest free of new URLs.
+            # A control character separates the neighbours without creating new URLs.
             rest = f"{rest[: one.start]}\x01{rest[one.end :]}"
         expected = weight(rest) + len(found) * (URL_WEIGHT - 1)
         assert weight(text) == expected or (weight(text) > MAX_WEIGHT and expected > MAX_WEIGHT), text
 
 
 def all_of(text: str) -> list[tuple[int, int, str]]:
-    """Everything that a text names by its place, with its sign."""
+    """Returns all entities of the text in order, each name with its sign."""
     found = extract(text)
     return sorted(
         [
@@ -104,11 +104,11 @@ def all_of(text: str) -> list[tuple[int, int, str]]:
     [
         ("plain words, nothing else", []),
         ("\U0001f600 @ada #engine $ENGN https://example.com/a", ["@ada", "#engine", "$ENGN", "https://example.com/a"]),
-        # What begins first stays; what a URL holds belongs to it.
+        # The entity that begins first wins, so a URL absorbs the signs inside it.
         ("https://example.social/@ada/1#top", ["https://example.social/@ada/1#top"]),
         ("#\u65e5\u672cexample.com", ["#\u65e5\u672cexample"]),
         ("see example.com/#a #b", ["example.com/#a", "#b"]),
-        # A list is nobody.
+        # The mention of a list is not the mention of a user.
         ("@ada/engines and @bob", ["@bob"]),
         ("mail ada@example.com", []),
         ("(@ada) \u201c@bob\u201d -@carol", ["@ada", "@bob", "@carol"]),
@@ -143,7 +143,7 @@ def test_extract_each_kind_is_in_order() -> None:
     assert [one.url for one in found.urls] == ["a.com", "b.com"]
 
 
-# Separated by spaces.
+# Fragments separated by spaces.
 WORDS = (
     "@ \uff20 # \uff03 $ . / : :// http:// a bob com example.com _ - 1 \u65e5\u672c \u00e9 e\u0301 \u200d "
     "\ufe0f \U0001f600 \u202a rt & t.co/x"
@@ -159,7 +159,7 @@ TEXTS = st.lists(PIECES, max_size=24).map("".join) | st.text(st.characters(exclu
 @given(TEXTS)
 def test_extract_indices_match_names(text: str) -> None:
     for start, end, name in all_of(text):
-        # A full-width sign counts like the other.
+        # Full-width signs are equal to ASCII signs.
         written = text[start:end].replace("\uff20", "@").replace("\uff03", "#")
         assert written == name.replace("\uff20", "@").replace("\uff03", "#")
 
@@ -182,4 +182,4 @@ def test_extract_worst_case_text_is_fast(unit: str) -> None:
     text = unit * (MAX_BYTES // len(unit.encode()))
     begun = time.thread_time()
     extract(text)
-    assert time.thread_time() - begun < WITHIN_S
+    assert time.thread_time() - begun < MAX_CPU_S

@@ -1,4 +1,4 @@
-"""The tweet service: posts, reads, pages, moderation, against fakes of the services that it calls."""
+"""TweetService with its SQLite store and fakes of the services that it calls: posts, reads, pages, moderation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may stand in a tweet, and how much it weighs."""
+"""Validation and weighted length of tweet texts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from services.tweet.text import MAX_BYTES, MAX_WEIGHT, normalize_text, weight
 from services.tweet.weight import find_urls
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"
-# Far more than the worst text takes, far less than what backtracking would.
-WITHIN_S = 0.5
+# Far more than the worst text takes, far less than backtracking would take.
+MAX_CPU_S = 0.5
 
 
 @pytest.mark.parametrize(
@@ -39,19 +39,19 @@ WITHIN_S = 0.5
         ("1\ufe0f\u20e3", 2),
         ("1", 1),
         ("\U0001f1e9\U0001f1ea", 2),
-        # A mending heart (Emoji 13.1), in all its spellings.
+        # A mending heart (Emoji 13.1) in all its encodings.
         ("\u2764\ufe0f\u200d\U0001fa79", 2),
         ("\u2764\u200d\U0001fa79", 2),
-        # Of Emoji 13 to 17: the flag with a sign that was none before, a handshake of two skin tones, a harp, the flag of Sark, a face.
+        # Emoji 13 to 17: the transgender flag, a handshake with two skin tones, a harp, the flag of Sark, a face.
         ("\U0001f3f3\ufe0f\u200d\u26a7\ufe0f", 2),
         ("\U0001faf1\U0001f3fb\u200d\U0001faf2\U0001f3ff", 2),
         ("\U0001fa89", 2),
         ("\U0001f1e8\U0001f1f6", 2),
         ("\U0001fac8", 2),
         ("\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f", 2),
-        # Four people are one emoji, five are no longer.
+        # Four elements in sequence are one emoji, five are more.
         ("\u200d".join(["\U0001f468"] * 5), 5),
-        # Tags behind anything else weigh as they are: nothing long hides behind two.
+        # Tag characters after another base are counted one by one, so that long text cannot hide in an emoji.
         ("\U0001f3f4" + "\U000e0067" * 7 + "\U000e007f", 18),
         ("\U0001f1e9", 2),
         (FAMILY + "\U0001f600 a", 6),
@@ -173,19 +173,19 @@ def test_normalize_text_weighs_after_nfc() -> None:
 def test_weight_worst_case_text_is_fast(text: str) -> None:
     begun = time.thread_time()
     weight(text)
-    assert time.thread_time() - begun < WITHIN_S
+    assert time.thread_time() - begun < MAX_CPU_S
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_normalize_text_result_is_nfc_visible_and_within_bounds(text: str) -> None:
     try:
-        kept = normalize_text(text)
+        normalized = normalize_text(text)
     except RoostError:
         return
-    assert kept == unicodedata.normalize("NFC", text)
-    assert is_visible(kept)
-    assert weight(kept) <= MAX_WEIGHT
-    assert normalize_text(kept) == kept
+    assert normalized == unicodedata.normalize("NFC", text)
+    assert is_visible(normalized)
+    assert weight(normalized) <= MAX_WEIGHT
+    assert normalize_text(normalized) == normalized
 
 
 @given(st.text("ab.: /\u65e5\u00e9\U0001f600\u200d@-_(", max_size=40))
@@ -205,8 +205,8 @@ def test_normalize_text_140_emoji_is_the_limit(emoji: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "kept"),
+    ("written", "normalized"),
     [("a\r\nb", "a\nb"), ("a\rb", "a\nb"), ("a\r\r\nb\n\r", "a\n\nb\n\n"), ("a\tb\nc", "a\tb\nc")],
 )
-def test_normalize_text_line_breaks_become_line_feeds(written: str, kept: str) -> None:
-    assert normalize_text(written) == kept
+def test_normalize_text_line_breaks_become_line_feeds(written: str, normalized: str) -> None:
+    assert normalize_text(written) == normalized

@@ -1,4 +1,4 @@
-"""Threads against a plain recursive model, and that what is remembered of them is never old."""
+"""Threads compared with a plain recursive model, and the correctness of their cache."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from services.tweet.threads import Threads
 from services.tweet.writer import no_such_tweet
 
 ROOT = 1
-# Id, depth, and whether it is a tombstone.
+# Id, depth, is a tombstone.
 Line = tuple[int, int, bool]
 
 
 @dataclass
 class Forest:
-    """Tweets by what they answer (0: nothing), as store, lists and hydrator at once."""
+    """A fake of store, lists and hydrator. `parents` maps each tweet to the one it replies to (0: none)."""
 
     parents: dict[int, int] = field(default_factory=lambda: {ROOT: 0})
     hidden: set[int] = field(default_factory=set)
-    # Of tweets that a retweet stands for.
+    # Original by retweet.
     originals: dict[int, int] = field(default_factory=dict)
     reads: int = 0
     longest: int = 0
@@ -44,7 +44,7 @@ class Forest:
         return tweet_id
 
     def chain(self, length: int) -> list[int]:
-        """So many replies, each to the one before, from ROOT on."""
+        """Adds `length` replies, each to the one before, starting at ROOT. Returns the ids from ROOT on."""
         found = [ROOT]
         for _ in range(length):
             found.append(self.reply(found[-1]))
@@ -60,7 +60,7 @@ class Forest:
             tweet_id = parent
         return found
 
-    # What threads ask.
+    # The methods that Threads calls.
 
     async def original(self, tweet_id: int) -> tweet_pb2.TweetCore:
         tweet_id = self.originals.get(tweet_id, tweet_id)
@@ -93,14 +93,14 @@ class Forest:
             HydratedTweet(i, 1, tweet_pb2.Tweet(id=i, reply_to_id=self.parents[i]).SerializeToString()) for i in shown
         ]
 
-    # What they must answer.
+    # The expected result.
 
     def model(self, tweet_id: int, max_depth: int, max_breadth: int) -> list[Line]:
-        way = self.above(tweet_id)[::-1]
-        lines = [(i, depth, i in self.hidden) for depth, i in enumerate(way)]
+        ancestors = self.above(tweet_id)[::-1]
+        lines = [(i, depth, i in self.hidden) for depth, i in enumerate(ancestors)]
 
         def walk(node: int, below: int) -> None:
-            lines.append((node, len(way) + below, node in self.hidden))
+            lines.append((node, len(ancestors) + below, node in self.hidden))
             if below < max_depth:
                 children = self.children(node)
                 for child in children if not below else children[:max_breadth]:
@@ -141,7 +141,7 @@ def lines_of(page: tweet_pb2.JoinedThread, forest: Forest) -> list[Line]:
 @st.composite
 def forests(draw: st.DrawFn) -> Forest:
     forest = Forest()
-    # Mostly what is new is answered: that makes deep threads, the rest makes broad ones.
+    # Half of the replies go to the newest tweet, which makes deep threads; the others make broad ones.
     for _ in range(draw(st.integers(0, 24))):
         forest.reply(draw(st.one_of(st.sampled_from(sorted(forest.parents)), st.just(max(forest.parents)))))
     forest.hidden = draw(st.sets(st.sampled_from(sorted(forest.parents)), max_size=4))
@@ -157,9 +157,9 @@ def test_thread_pages_equal_recursive_model(
     with patch.multiple(threads, MAX_DEPTH=max_depth, MAX_BREADTH=max_breadth):
         pages = asyncio.run(Reader(forest).whole(tweet_id, page_size))
     assert [line for page in pages for line in page] == forest.model(tweet_id, max_depth, max_breadth)
-    way = len(forest.above(tweet_id)) + 1
+    ancestors = len(forest.above(tweet_id)) + 1
     first, *others = pages
-    assert len(first) <= max(page_size, way)
+    assert len(first) <= max(page_size, ancestors)
     for page in others:
         assert 1 <= len(page) <= page_size
     for page in others[:-1]:
@@ -172,8 +172,12 @@ async def test_thread_long_ancestor_chain_is_cut_in_the_middle() -> None:
     for tweet_id in chain[threads.MAX_SHOWN_ANCESTORS - 2 : threads.MAX_SHOWN_ANCESTORS + 2]:
         (lines, *_) = await Reader(forest).whole(tweet_id, 100)
         depth = chain.index(tweet_id)
-        way = [(i, n, False) for n, i in enumerate(chain[: depth + 1])]
-        shown = way if len(way) <= threads.MAX_SHOWN_ANCESTORS else [way[0], *way[-threads.MAX_SHOWN_ANCESTORS + 1 :]]
+        ancestors = [(i, n, False) for n, i in enumerate(chain[: depth + 1])]
+        shown = (
+            ancestors
+            if len(ancestors) <= threads.MAX_SHOWN_ANCESTORS
+            else [ancestors[0], *ancestors[-threads.MAX_SHOWN_ANCESTORS + 1 :]]
+        )
         assert lines[: len(shown)] == shown
         assert len(lines) <= threads.MAX_SHOWN_ANCESTORS
 
@@ -189,12 +193,12 @@ async def test_thread_beyond_max_depth_omits_replies() -> None:
 
 async def test_thread_reply_with_many_replies_shows_max_breadth() -> None:
     forest = Forest()
-    drew, neighbour = forest.reply(ROOT), forest.reply(ROOT)
-    below = [forest.reply(drew) for _ in range(threads.MAX_BREADTH + 5)]
+    busy_reply, neighbour = forest.reply(ROOT), forest.reply(ROOT)
+    below = [forest.reply(busy_reply) for _ in range(threads.MAX_BREADTH + 5)]
     lines = [line[0] for page in await Reader(forest).whole(ROOT, 100) for line in page]
-    assert lines == [ROOT, drew, *below[: threads.MAX_BREADTH], neighbour]
-    direct = [line[0] for page in await Reader(forest).whole(drew, 100) for line in page]
-    assert direct == [ROOT, drew, *below], "all direct replies are shown"
+    assert lines == [ROOT, busy_reply, *below[: threads.MAX_BREADTH], neighbour]
+    direct = [line[0] for page in await Reader(forest).whole(busy_reply, 100) for line in page]
+    assert direct == [ROOT, busy_reply, *below], "all direct replies are shown"
 
 
 async def test_thread_page_reads_are_bounded_by_page_size() -> None:
@@ -249,7 +253,7 @@ async def test_thread_concurrent_reads_are_coalesced() -> None:
 
 
 async def test_thread_read_after_reply_ignores_earlier_load() -> None:
-    """Somebody's read began before the reply: whoever asks after it must not be handed that one's answer."""
+    """A load that began before a reply must not serve a read that begins after it."""
     forest = Forest()
     forest.reply(ROOT)
     reader = Reader(forest)

@@ -1,4 +1,4 @@
-"""The rules of writing: what is published, how long a text may change, and on whom a write depends."""
+"""The rules of writes: published events, the edit window, and which services a write depends on."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ async def unretweet(bench: Bench, user: int, tweet_id: int) -> None:
         await bench.tweets.Unretweet(pb.UnretweetRequest(tweet_id=tweet_id))
 
 
-async def fresh(bench: Bench, age_s: float = 0, text: str = "hello") -> tweet_pb2.Tweet:
-    """A tweet of ANN's that is this old by the service's clock."""
+async def tweet_of_age(bench: Bench, age_s: float = 0, text: str = "hello") -> tweet_pb2.Tweet:
+    """Posts a tweet as ANN and sets the service's clock to `age_s` seconds after it."""
     tweet = await bench.post(text=text)
     bench.now_s = timestamp_ms(tweet.id) / 1000 + age_s
     return tweet
 
 
-async def facts(bench: Bench) -> list[Any]:
-    """The bodies of the events so far."""
+async def event_bodies(bench: Bench) -> list[Any]:
+    """Returns the bodies of the events published so far."""
     return [getattr(event, str(event.WhichOneof("body"))) for event in await bench.events()]
 
 
@@ -55,7 +55,7 @@ async def test_tweet_created_event_contains_links(bench: Bench) -> None:
     first = await bench.post(ANN)
     reply = await bench.post(BOB, reply_to_id=first.id, quote_of_id=first.id)
     shared = await retweet(bench, CAT, reply.id)
-    assert (await facts(bench))[1:] == [
+    assert (await event_bodies(bench))[1:] == [
         event_pb2.TweetCreated(
             tweet_id=reply.id,
             author_id=BOB,
@@ -70,14 +70,14 @@ async def test_tweet_created_event_contains_links(bench: Bench) -> None:
 
 
 async def test_repeated_writes_publish_no_event(bench: Bench) -> None:
-    first = await fresh(bench)
+    first = await tweet_of_age(bench)
     for _ in range(3):
         await edit(bench, ANN, first.id, "changed")
         shared = await retweet(bench, BOB, first.id)
     for _ in range(3):
         await unretweet(bench, BOB, first.id)
         await bench.delete(BOB, shared.id)
-    assert (await facts(bench))[1:] == [
+    assert (await event_bodies(bench))[1:] == [
         event_pb2.TweetEdited(tweet_id=first.id, author_id=ANN, version=2),
         event_pb2.TweetCreated(tweet_id=shared.id, author_id=BOB, retweet_of_id=first.id, retweet_of_author_id=ANN),
         event_pb2.TweetDeleted(tweet_id=shared.id, author_id=BOB),
@@ -85,7 +85,7 @@ async def test_repeated_writes_publish_no_event(bench: Bench) -> None:
 
 
 async def test_edit_after_window_is_refused(bench: Bench) -> None:
-    tweet = await fresh(bench, WINDOW_S)
+    tweet = await tweet_of_age(bench, WINDOW_S)
     changed = await edit(bench, ANN, tweet.id, "in time")
     assert changed.edited_at.ToMilliseconds() == timestamp_ms(tweet.id) + WINDOW_S * 1000
     bench.now_s += 0.01
@@ -97,7 +97,7 @@ async def test_edit_after_window_is_refused(bench: Bench) -> None:
 
 
 async def test_edit_beyond_limit_is_refused(bench: Bench) -> None:
-    tweet = await fresh(bench, text="a")
+    tweet = await tweet_of_age(bench, text="a")
     for text in ("b", "a", "b", "a", "b"):
         changed = await edit(bench, ANN, tweet.id, text)
         assert (changed.text, changed.original_text) == (text, "a")
@@ -111,14 +111,14 @@ async def test_edit_beyond_limit_is_refused(bench: Bench) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "a\x00", "a" * 281])
 async def test_edit_invalid_text_is_refused(bench: Bench, text: str) -> None:
-    tweet = await fresh(bench)
+    tweet = await tweet_of_age(bench)
     with refused(grpc.StatusCode.INVALID_ARGUMENT):
         await edit(bench, ANN, tweet.id, text)
     assert (await bench.get(tweet.id)).text == "hello"
 
 
 async def test_edit_with_equal_normalized_text_is_no_edit(bench: Bench) -> None:
-    tweet = await fresh(bench, text="caf\u00e9")
+    tweet = await tweet_of_age(bench, text="caf\u00e9")
     assert not (await edit(bench, ANN, tweet.id, "cafe\u0301")).edited
 
 
@@ -156,7 +156,7 @@ async def test_reply_and_retweet_identity_failure_is_unavailable(bench: Bench) -
         with refused(grpc.StatusCode.UNAVAILABLE):
             await write
     assert await bench.stored() == 1
-    assert (await bench.post(BOB)).id, "what answers nobody needs nobody"
+    assert (await bench.post(BOB)).id, "a plain post does not depend on identity"
 
 
 async def test_unretweet_of_hidden_tweet_succeeds(bench: Bench) -> None:
@@ -164,7 +164,7 @@ async def test_unretweet_of_hidden_tweet_succeeds(bench: Bench) -> None:
     shared = await retweet(bench, BOB, tweet.id)
     bench.people.blocks.add((ANN, BOB))
     await unretweet(bench, BOB, shared.id)
-    assert [fact.tweet_id for fact in (await facts(bench))[2:]] == [shared.id]
+    assert [fact.tweet_id for fact in (await event_bodies(bench))[2:]] == [shared.id]
     await unretweet(bench, CAT, tweet.id)
     await bench.delete(ANN, tweet.id)
     await unretweet(bench, BOB, tweet.id)

@@ -1,4 +1,4 @@
-"""Joining tweets for a reader: every rule that hides something, against fake owners behind a real channel."""
+"""Hydration: every rule that hides a tweet, against fake services behind a real in-process channel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ READER, ANN, BOB, CAT = 1, 2, 3, 4
 
 @dataclass
 class World:
-    """What the owners know, and what they were asked."""
+    """The data of the fake services, and the calls that they received."""
 
     cores: dict[int, tweet_pb2.TweetCore] = field(default_factory=dict)
     states: dict[int, int] = field(default_factory=lambda: dict.fromkeys((READER, ANN, BOB, CAT), 1))
@@ -45,7 +45,7 @@ class World:
     calls: list[tuple[str, int]] = field(default_factory=list)
 
     def post(self, tweet_id: int, author_id: int, **head: int) -> int:
-        """A tweet that stands; replies, retweets and quotes find their target's author themselves."""
+        """Adds a live tweet. For replies, retweets and quotes the author of the other tweet is filled in."""
         for kind in ("reply_to", "retweet_of", "quote_of"):
             target = self.cores.get(head.get(f"{kind}_id", 0))
             if target is not None:
@@ -131,24 +131,24 @@ def world() -> World:
 
 
 @dataclass
-class Said:
-    """What identity says of one person to all processes."""
+class FakeSharedRef:
+    """The published ref of one user."""
 
     data: bytes
 
 
-class SharedUserRefs:
-    """Where it says so, of some."""
+class FakeSharedUserRefs:
+    """A fake of the refs in Redis: it has those of `known`."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.known: set[int] = set()
 
-    async def users(self, ids: Sequence[int]) -> list[Said | None]:
+    async def users(self, ids: Sequence[int]) -> list[FakeSharedRef | None]:
         request = identity.BatchGetUserRefsRequest
         owner = Users(World(states=self.world.states))
         return [
-            Said((await owner.BatchGetUserRefs(request(ids=[i]), None)).SerializeToString())
+            FakeSharedRef((await owner.BatchGetUserRefs(request(ids=[i]), None)).SerializeToString())
             if i in self.known
             else None
             for i in ids
@@ -173,12 +173,12 @@ def hydrator(world: World) -> Hydrator:
 
 
 async def shown(hydrator: Hydrator, *ids: int, reader: int = READER, **rules: Any) -> list[int]:
-    """The ids that the reader sees, each checked to carry itself."""
+    """Returns the ids that the reader sees, after checking that each serialized tweet has its id."""
     found = await hydrator.visible(reader, ids, limit=len(ids), **rules)
-    for joined in found:
-        parsed = tweet_pb2.Tweet.FromString(joined.data)
-        assert (joined.id, joined.author_id) == (parsed.id, parsed.author_id) == (parsed.id, parsed.author.id)
-    return [joined.id for joined in found]
+    for hydrated in found:
+        parsed = tweet_pb2.Tweet.FromString(hydrated.data)
+        assert (hydrated.id, hydrated.author_id) == (parsed.id, parsed.author_id) == (parsed.id, parsed.author.id)
+    return [hydrated.id for hydrated in found]
 
 
 async def test_visible_bytes_equal_message_built_by_fields(world: World, hydrator: Hydrator) -> None:
@@ -199,7 +199,7 @@ async def test_visible_bytes_equal_message_built_by_fields(world: World, hydrato
     expected[12] = built(12, ANN, retweet_of_id=10, retweeted_tweet=expected[10], metrics=zeros)
     expected[13] = built(13, ANN, quote_of_id=11, quoted_tweet=expected[11], metrics=zeros)
     found = await hydrator.visible(READER, [original, quoted, retweet, quote], limit=9)
-    assert {joined.id: tweet_pb2.Tweet.FromString(joined.data) for joined in found} == expected
+    assert {hydrated.id: tweet_pb2.Tweet.FromString(hydrated.data) for hydrated in found} == expected
 
 
 async def test_visible_keeps_order_and_omits_unknown_ids(world: World, hydrator: Hydrator) -> None:
@@ -265,8 +265,8 @@ async def test_visible_hidden_quoted_tweet_is_tombstone(world: World, hydrator: 
             world.blocks.add((ANN, READER))
         case "suspended":
             world.states[ANN] = user_pb2.USER_STATE_SUSPENDED
-    (joined,) = await hydrator.visible(READER, [11], limit=1)
-    parsed = tweet_pb2.Tweet.FromString(joined.data)
+    (hydrated,) = await hydrator.visible(READER, [11], limit=1)
+    parsed = tweet_pb2.Tweet.FromString(hydrated.data)
     assert parsed.quoted_tweet == tweet_pb2.Tweet(id=10, deleted=True)
 
 
@@ -310,7 +310,7 @@ async def test_visible_page_takes_two_rounds_of_calls(world: World, hydrator: Hy
     for tweet_id in range(100, 400):
         world.post(tweet_id, ANN)
     found = await hydrator.visible(READER, range(100, 400), limit=20)
-    assert [joined.id for joined in found] == list(range(100, 120))
+    assert [hydrated.id for hydrated in found] == list(range(100, 120))
     assert [owner for owner, _ in world.calls] == ["tweet", "identity", "graph", "engagement"]
     assert world.calls[0][1] < 40, "what the page cannot hold is not asked for"
 
@@ -320,7 +320,7 @@ async def test_visible_hidden_tweets_are_replaced(world: World, hydrator: Hydrat
         world.post(tweet_id, ANN if tweet_id % 10 else BOB)
     world.blocks.add((ANN, READER))
     found = await hydrator.visible(READER, range(100, 1_100), limit=50)
-    assert [joined.id for joined in found] == list(range(100, 600, 10))
+    assert [hydrated.id for hydrated in found] == list(range(100, 600, 10))
 
 
 async def test_author_fragments_omit_hidden_users(world: World, hydrator: Hydrator) -> None:
@@ -348,7 +348,7 @@ async def test_visible_contains_counts_and_viewer_reactions(world: World, hydrat
     world.cores[original].retweets = 1
     world.likes = {(READER, original), (ANN, original), (ANN, quiet)}
     found = await hydrator.visible(READER, [original, quiet, retweet], limit=9)
-    first, second, third = (tweet_pb2.Tweet.FromString(joined.data) for joined in found)
+    first, second, third = (tweet_pb2.Tweet.FromString(hydrated.data) for hydrated in found)
     assert (first.metrics.likes, first.metrics.retweets, first.viewer.liked) == (2, 1, True)
     assert (second.metrics.likes, second.HasField("viewer")) == (1, False)
     assert (third.retweeted_tweet.metrics.likes, third.retweeted_tweet.viewer.liked) == (2, True)
@@ -359,7 +359,7 @@ async def test_visible_contains_viewer_retweets(world: World, hydrator: Hydrator
     quote = world.post(11, ANN, quote_of_id=original)
     world.cores[original].retweeted = True
     found = await hydrator.visible(READER, [original, quote], limit=9)
-    first, second = (tweet_pb2.Tweet.FromString(joined.data) for joined in found)
+    first, second = (tweet_pb2.Tweet.FromString(hydrated.data) for hydrated in found)
     assert first.viewer == second.quoted_tweet.viewer == tweet_pb2.TweetViewer(retweeted=True)
     assert not second.HasField("viewer")
     assert world.viewers == {READER}
@@ -377,20 +377,20 @@ async def test_visible_engagement_failure_omits_counts(world: World, hydrator: H
     world.likes = {(READER, liked)}
     world.down = "engagement"
     (found,) = await hydrator.visible(READER, [liked], limit=9)
-    joined = tweet_pb2.Tweet.FromString(found.data)
-    assert joined.HasField("metrics")
-    assert joined.metrics == tweet_pb2.TweetMetrics()
+    hydrated = tweet_pb2.Tweet.FromString(found.data)
+    assert hydrated.HasField("metrics")
+    assert hydrated.metrics == tweet_pb2.TweetMetrics()
 
 
 async def test_visible_asks_identity_for_missing_shared_refs_only(world: World) -> None:
-    shared_refs = SharedUserRefs(world)
+    shared_refs = FakeSharedUserRefs(world)
     hydrator = Hydrator(channel_to(world), shared_refs)
     tweets = [world.post(10, ANN), world.post(11, BOB), world.post(12, CAT)]
     for shared_refs.known, asked in (({ANN, BOB, CAT}, []), ({BOB}, [2]), (set(), [3])):
         world.calls.clear()
         assert await shown(hydrator, *tweets) == tweets
         assert [count for owner, count in world.calls if owner == "identity"] == asked
-    # What it says there holds, without a word from itself.
+    # Refs from Redis are used while identity is down.
     shared_refs.known, world.down = {ANN, BOB, CAT}, "identity"
     world.states[BOB] = user_pb2.USER_STATE_SUSPENDED
     assert await shown(hydrator, *tweets) == [10, 12]

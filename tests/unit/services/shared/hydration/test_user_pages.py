@@ -1,4 +1,4 @@
-"""Pages of people out of any list of entries, whoever is hidden among them."""
+"""Pages of users from any list of entries, with hidden users among them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ READER = 500
 
 @dataclass
 class Owners:
-    """Identity and graph, and one list of (place, user)."""
+    """Fakes of identity and graph, and one list of (sort key, user id)."""
 
     entries: list[ListEntry]
-    gone: set[int] = field(default_factory=set)
+    inactive: set[int] = field(default_factory=set)
     blocked: set[int] = field(default_factory=set)
     fetches: int = 0
 
@@ -34,7 +34,7 @@ class Owners:
 
     async def BatchGetUsers(self, request: Any) -> user_service_pb2.BatchGetUsersResponse:
         assert 0 < len(request.ids) <= 100
-        shown = [user_id for user_id in request.ids if user_id not in self.gone]
+        shown = [user_id for user_id in request.ids if user_id not in self.inactive]
         return user_service_pb2.BatchGetUsersResponse(users=[user_pb2.User(id=user_id) for user_id in shown])
 
     async def get_filter(self, request: graph.GetVisibilityFilterRequest) -> graph.GetVisibilityFilterResponse:
@@ -55,18 +55,18 @@ class Owners:
 
 
 @given(
-    # Few places, so that many entries share one.
+    # Few sort keys, so that many entries are equal.
     entries=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 40)), unique_by=lambda entry: entry[1], max_size=40),
-    gone=st.sets(st.integers(1, 40)),
+    inactive=st.sets(st.integers(1, 40)),
     blocked=st.sets(st.integers(1, 40)),
     size=st.integers(1, 7),
     reader_id=st.sampled_from([0, READER]),
 )
 async def test_pages_contain_each_visible_user_once_in_order(
-    entries: list[ListEntry], gone: set[int], blocked: set[int], size: int, reader_id: int
+    entries: list[ListEntry], inactive: set[int], blocked: set[int], size: int, reader_id: int
 ) -> None:
-    owners = Owners(entries, gone, blocked)
-    hidden = gone | (blocked if reader_id else set())
+    owners = Owners(entries, inactive, blocked)
+    hidden = inactive | (blocked if reader_id else set())
     found: list[int] = []
     cursor = ""
     while True:
@@ -85,7 +85,7 @@ async def test_page_full_last_page_has_no_cursor() -> None:
 
 
 async def test_page_many_hidden_users_reads_are_bounded() -> None:
-    owners = Owners([(i, i) for i in range(1, 100)], gone=set(range(2, 100)))
+    owners = Owners([(i, i) for i in range(1, 100)], inactive=set(range(2, 100)))
     ids, cursor = await owners.page()
     assert (ids, owners.fetches) == ([], MAX_ROUNDS)
     assert cursor

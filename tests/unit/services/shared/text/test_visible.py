@@ -1,4 +1,4 @@
-"""Which characters show."""
+"""Which characters are visible."""
 
 from __future__ import annotations
 

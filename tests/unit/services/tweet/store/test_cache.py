@@ -1,4 +1,4 @@
-"""What the embedded store keeps in memory: bounded, and never older than what was told."""
+"""The caches of the embedded store: bounded, and never older than a committed write."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def test_sharded_versions_successive_ids_use_different_counters() -> None:
     st.integers(1, 10),
 )
 def test_author_ids_newest_is_exact_or_none(
-    older: set[int], steps: list[tuple[str, int]], kept: int, before_id: int, limit: int
+    older: set[int], steps: list[tuple[str, int]], cached: int, before_id: int, limit: int
 ) -> None:
     ascending = sorted(older)
-    newest = ascending[-kept:] if kept else []
+    newest = ascending[-cached:] if cached else []
     known = AuthorIds(array("q", newest), complete=len(newest) == len(ascending))
     truth = set(older)
     for step, tweet_id in steps:

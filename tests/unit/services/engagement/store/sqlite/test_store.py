@@ -1,4 +1,4 @@
-"""What the embedded store's memory promises: reads and writes that overlap leave nothing old behind."""
+"""The caches of the embedded engagement store: overlapping reads and writes leave nothing stale."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def liked(store: EmbeddedEngagementStore, user_id: int, *ids: int) -> list
 
 
 def overtake(store: Any, monkeypatch: pytest.MonkeyPatch, write: Callable[[], Awaitable[Any]]) -> None:
-    """Lets the next read return only after a write that it did not see has returned."""
+    """Makes the next read return only after a write, which it did not see, has returned."""
     read = store.db.read
 
     async def overtaken(unit: Any) -> Any:

@@ -1,4 +1,5 @@
-"""The embedded store's memory beside slow reads: an answer that is older than a write is given once, and never kept."""
+"""The caches of the embedded store under concurrent reads: a result that is older than a write may be returned once but
+is never cached."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from services.tweet.store.sqlite.store import EmbeddedTweetStore
 
 
 class HeldReads:
-    """A database whose reads see their snapshot, and then wait until they are let go."""
+    """A database whose reads take their snapshot and then wait for `let_go`."""
 
     def __init__(self, db: Any) -> None:
         self._db = db
@@ -40,7 +41,7 @@ async def post(store: EmbeddedTweetStore, tweet_id: int) -> None:
 
 
 async def retweet(store: EmbeddedTweetStore, tweet_id: int) -> None:
-    """User 2 retweets tweet 1."""
+    """Retweets tweet 1 as user 2."""
     head = tweet_pb2.TweetHead(id=tweet_id, author_id=2, retweet_of_id=1, retweet_of_author_id=1)
     core = tweet_pb2.TweetCore(head=head, core=b"\x08\x02")
     await store.create(core, tweet_id, Record("tweet.created", 2, tweet_id, b""), None)
@@ -48,7 +49,7 @@ async def retweet(store: EmbeddedTweetStore, tweet_id: int) -> None:
 
 @pytest.fixture
 async def cold(tmp_path: Path) -> AsyncIterator[tuple[EmbeddedTweetStore, HeldReads]]:
-    """A store of one tweet that remembers nothing, and its reads."""
+    """A store with one tweet and empty caches, and its held reads."""
     first = await EmbeddedTweetStore.open(tmp_path / "tweet.db")
     await post(first, 1)
     await first.close()
