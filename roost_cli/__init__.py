@@ -1,1 +1,1 @@
-"""The `roost` command, one module a command: the only package that may import both services and gateway_http."""
+"""The `roost` command, one module per subcommand. No other package may import both services and gateway_http."""

@@ -1,4 +1,4 @@
-"""`roost call`: any method of the API, from its descriptors alone."""
+"""`roost call`: calls any method of the API. Arguments and output are derived from the proto descriptors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def call(
     ] = None,
     grpc: options.Grpc = None,
 ) -> None:
-    """Call one method of the API and print the answer as JSON. Each message of a stream is printed on its own line."""
+    """Call one method of the API and print the response as JSON. Each message of a stream is printed on its own
+    line."""
     if listed:
         _list(method or "")
         return
@@ -51,7 +52,8 @@ def call(
 
 
 def resolve(name: str) -> contract.Method:
-    """The method called `Service.Method`, with or without the package; CommandError where there is none."""
+    """Returns the method named `Service.Method`, with or without the proto package. Raises CommandError if there is
+    none."""
     wanted = name.strip("/").replace("/", ".")
     for method in contract.methods().values():
         full = f"{method.service}.{method.name}"
@@ -131,7 +133,7 @@ async def _print(
 
 
 def _check(method: contract.Method, only: Sequence[str]) -> None:
-    """Raises CommandError if the method's answer has no field at this path."""
+    """Raises CommandError if the method's response has no field at the path `only`."""
     descriptor: Descriptor | None = cast(Descriptor, method.response.DESCRIPTOR)
     for depth, name in enumerate(only):
         field = descriptor.fields_by_name.get(name) if descriptor else None
@@ -141,7 +143,8 @@ def _check(method: contract.Method, only: Sequence[str]) -> None:
 
 
 def _shown(message: Message, only: Sequence[str], *, indent: bool = True) -> str:
-    """Returns the message as JSON; with `only` the field at that path, a text without quotes, and nothing if it is not set."""
+    """Returns the message as JSON. With `only`, returns the field at that path: a string without quotes, "" if it is
+    not set."""
     if not only:
         return as_json(message, indent=indent)
     value = orjson.loads(as_json(message))
@@ -151,7 +154,8 @@ def _shown(message: Message, only: Sequence[str], *, indent: bool = True) -> str
 
 
 def as_json(message: Message, *, indent: bool = True) -> str:
-    """A message as the gateway writes it: names as in the proto, 64-bit ids as strings, zero values printed."""
+    """Returns the message as JSON in the gateway's form: proto field names, 64-bit ids as strings, zero values
+    included."""
     plain = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

@@ -1,4 +1,4 @@
-"""Which mesh a command talks to, and as whom."""
+"""Finds the mesh that a command calls, opens channels to it, and builds the credentials for its calls."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from services.platform.config import runtime_dir
 
 Metadata = tuple[tuple[str, str], ...]
 
-# How long a mesh gets to take a connection: one on this machine takes milliseconds.
+# Time limit for opening a connection; on the same machine it takes milliseconds.
 CONNECT_S = 5.0
-# A scan's message holds 1,000 tweets of up to 4,096 bytes of text and what the text names.
+# One message of a scan holds 1,000 tweets, each with up to 4,096 bytes of text plus its entities.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 _LOCAL = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::", ""})  # noqa: S104 (compared, never bound)
@@ -28,13 +28,13 @@ _START = "start one with `scripts/up` or `roost up`"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A mesh: its gRPC address, and the operator's token if its run file or the settings hold it."""
+    """The gRPC address of a mesh, and the operator token if a run file or the settings contain it."""
 
     address: str
     operator_token: str = field(default="", repr=False)
 
     def operator(self) -> Metadata:
-        """Returns the operator's credentials as metadata. Raises CommandError if there are none."""
+        """Returns the operator credentials as call metadata. Raises CommandError if there is no token."""
         if not self.operator_token:
             raise CommandError(
                 f"no operator credentials for {self.address}: no run file of it in {runtime_dir()}. "
@@ -45,16 +45,16 @@ class Target:
 
 
 def bearer(token: str) -> Metadata:
-    """A token as call metadata."""
+    """Returns an access token as call metadata."""
     return (("authorization", f"Bearer {token}"),)
 
 
 def find(address: str | None, directory: Path | None = None) -> Target:
-    """Returns the mesh at `address`; without it the one at ROOST_GRPC, and without that the one that runs here.
+    """Returns the mesh to call: at `address`; without it at ROOST_GRPC; without that the one that runs on this machine.
 
-    Of several that run here it is the only one on the data folder of the settings, or else the only one of this checkout.
-    Its operator's token is that of its run file, for that is this very mesh's, and without one that of the settings.
-    Raises CommandError if none is found, or several fit. `directory` holds the run files, by default the user's own.
+    If several run here, the one on the data directory of the settings is used, or else the one of this checkout. The
+    operator token comes from the run file of that mesh, or else from the settings. Raises CommandError if no mesh is
+    found or the choice is ambiguous. `directory` holds the run files; by default it is the user's runtime directory.
     """
     runs = runfile.running(directory)
     settings = settings_with({})
@@ -75,17 +75,19 @@ def find(address: str | None, directory: Path | None = None) -> Target:
 
 
 def of_data(runs: Sequence[runfile.RunFile], data_dir: Path) -> list[runfile.RunFile]:
-    """Returns the meshes that keep their data in this folder, or in one below it, as each process of a mesh of many does."""
+    """Returns the meshes whose data directory is `data_dir` or is inside it (processes of `up --processes` use
+    subdirectories)."""
     folder = data_dir.resolve()
     return [run for run in runs if run.data and folder in (Path(run.data), *Path(run.data).parents)]
 
 
 @asynccontextmanager
 async def connect(target: Target, count: int = 1) -> AsyncIterator[Sequence[grpc.aio.Channel]]:
-    """`count` channels to the mesh, each with a connection of its own; CommandError where none is made in CONNECT_S."""
+    """Yields `count` channels to the mesh, each over its own TCP connection. Raises CommandError if connecting takes
+    longer than CONNECT_S."""
     options = (
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # Without it all channels of a process share one connection.
+        # Without this option gRPC shares one connection among all channels of a process.
         ("grpc.use_local_subchannel_pool", 1),
     )
     async with AsyncExitStack() as stack:
@@ -109,5 +111,5 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def _same(one: tuple[str, int], other: tuple[str, int]) -> bool:
-    """Whether two addresses mean the same server: every spelling of this machine is one."""
+    """Returns whether two (host, port) pairs name the same server; all names of the local machine are equal."""
     return one[1] == other[1] and (one[0] == other[0] or (one[0] in _LOCAL and other[0] in _LOCAL))

@@ -1,4 +1,4 @@
-"""`roost doctor`: whether Roost can run here, in words."""
+"""`roost doctor`: checks that Roost can run on this machine and that running meshes answer."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from services.platform.ids.snowflake import EPOCH_MS
 GOOD, NOTE, BAD = "ok", "note", "fault"
 
 MIN_PYTHON = (3, 11)
-# `RETURNING` and the strict tables of the stores need it.
+# The stores use `RETURNING` and STRICT tables.
 MIN_SQLITE = (3, 37)
-# A million tweets with their indices take about 1 GB; below this a load may fill the disk.
+# A million tweets with their indices take about 1 GB; with less free space a load may fill the disk.
 LOW_DISK_BYTES = 2 * 1024**3
-# Below this even start-up may fail.
+# With less free space even start-up may fail.
 NO_DISK_BYTES = 100 * 1024**2
-# A file written later than now by more than this means that the clock went back; ids would repeat.
+# Tolerance between file times and the clock. If a file is newer than that, the clock was set back and ids could repeat.
 CLOCK_SLACK_S = 60.0
-# Every connection and store takes descriptors; the usual 1,024 hold a small mesh.
+# Every connection and store uses file descriptors; the usual limit of 1,024 is enough for a small mesh.
 MIN_DESCRIPTORS = 1_024
 HEALTH_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was looked at, how it stands (GOOD, NOTE or BAD), and what to do about it."""
+    """The result of one check: its subject, its state (GOOD, NOTE or BAD), and a sentence that says what to do."""
 
     what: str
     state: str
@@ -62,7 +62,7 @@ def doctor(
         Path | None, typer.Option("--java-home", envvar="JAVA_HOME", help="The folder of a JDK for `scripts/backends`.")
     ] = None,
 ) -> None:
-    """Check that Roost can run here and that the meshes here answer. Exits with 1 if something stands in the way."""
+    """Check that Roost can run here and that the meshes here answer. Exits with 1 if a check fails."""
     settings = options.settings_with({})
     data_dir = data or settings.data_dir
     checks = [
@@ -87,7 +87,7 @@ def doctor(
 
 
 def python(version: tuple[int, ...]) -> Check:
-    """Whether the interpreter is new enough."""
+    """Checks that the Python version is new enough."""
     found = ".".join(map(str, version))
     if version[:2] < MIN_PYTHON:
         return Check("Python", BAD, f"{found} is too old; install 3.11 or newer and remove .venv")
@@ -95,7 +95,8 @@ def python(version: tuple[int, ...]) -> Check:
 
 
 def packages() -> Iterator[Check]:
-    """Whether everything that the project declares is installed; pip saw to the versions."""
+    """Checks that every declared dependency is installed. It does not compare versions: pip did when it installed
+    them."""
     missing = []
     try:
         declared = metadata.requires("roost") or []
@@ -116,7 +117,7 @@ def packages() -> Iterator[Check]:
 
 
 def stubs() -> Check:
-    """Whether the code generated from the protos is there and loads."""
+    """Checks that the code generated from the protos exists and can be imported."""
     if importlib.util.find_spec("roost") is None:
         return Check("generated stubs", BAD, "missing; run `python scripts/generate.py`")
     try:
@@ -124,13 +125,13 @@ def stubs() -> Check:
 
         count = len(contract.methods())
     except Exception as error:
-        # Whatever keeps generated code from loading, the cure is the same.
+        # Any exception: whatever it is, running the generator again is the fix.
         return Check("generated stubs", BAD, f"do not load ({error}); run `python scripts/generate.py`")
     return Check("generated stubs", GOOD, f"{count} methods")
 
 
 def sqlite(version: tuple[int, ...]) -> Check:
-    """Whether the SQLite that Python brings is new enough."""
+    """Checks that the SQLite library linked into Python is new enough."""
     found = ".".join(map(str, version))
     if version < MIN_SQLITE:
         return Check("SQLite", BAD, f"{found} is too old; 3.37 or newer comes with newer Python builds")
@@ -138,7 +139,7 @@ def sqlite(version: tuple[int, ...]) -> Check:
 
 
 def descriptors() -> Check:
-    """How many files and connections a process may have open."""
+    """Checks the limit of open file descriptors."""
     try:
         import resource
     except ImportError:
@@ -150,7 +151,7 @@ def descriptors() -> Check:
 
 
 def writable(data_dir: Path) -> Check:
-    """Whether the stores can be kept in the data directory, or it can be made."""
+    """Checks that the data directory is writable, or can be created."""
     try:
         with tempfile.TemporaryFile(dir=_existing(data_dir)) as probe:
             probe.write(b"roost")
@@ -163,7 +164,7 @@ def writable(data_dir: Path) -> Check:
 
 
 def disk(free: int) -> Check:
-    """Whether there is room for data."""
+    """Checks the free disk space, in bytes."""
     words = f"{free / 1024**3:.1f} GiB free"
     if free < NO_DISK_BYTES:
         return Check("disk", BAD, f"{words}: not enough to start")
@@ -173,7 +174,8 @@ def disk(free: int) -> Check:
 
 
 def clock(now: float, newest: float) -> Check:
-    """Whether the clock can make ids: it is after their epoch, and not before `newest`, when data was written last."""
+    """Checks that the clock (`now`, Unix seconds) is after the id epoch and not before `newest`, the last write to
+    the data directory."""
     if now * 1000 < EPOCH_MS:
         return Check("clock", BAD, f"it says {time.strftime('%Y-%m-%d', time.gmtime(now))}; set it, ids need the time")
     if newest > now + CLOCK_SLACK_S:
@@ -182,13 +184,13 @@ def clock(now: float, newest: float) -> Check:
 
 
 def port(what: str, address: str) -> Check:
-    """Whether an address is free to listen on."""
+    """Checks that nothing listens on an address."""
     host, _, number = address.rpartition(":")
     if not number.isdigit():
         raise CommandError(f"{address!r} is not an address: write HOST:PORT")
     backend = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(backend) as probe:
-        # As the server does: an address whose last connections are still dying away is free.
+        # The servers set this too: an address with connections in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host.strip("[]"), int(number)))
@@ -198,7 +200,8 @@ def port(what: str, address: str) -> Check:
 
 
 def servers(silent: Sequence[str], needed: bool) -> Check:
-    """Whether the servers of the cluster backend answer, where the settings say that they are; the embedded backend needs none."""
+    """Checks that the servers of the cluster backend answer at the configured addresses. `silent` are those that do
+    not; if `needed` is false, that is only a note."""
     if not silent:
         return Check("servers", GOOD, "Cassandra, Redis, Kafka and OpenSearch answer")
     words = f"no answer from {', '.join(silent)}; `scripts/backends up` starts them here"
@@ -208,7 +211,8 @@ def servers(silent: Sequence[str], needed: bool) -> Check:
 
 
 def backends(containers: bool, lacking: Sequence[str]) -> Iterator[Check]:
-    """Whether `scripts/backends` can run those servers here: as containers, or with what is `lacking` as processes."""
+    """Checks that `scripts/backends` can run those servers here: as containers, or as processes unless programs are
+    `lacking`."""
     if containers:
         yield Check("scripts/backends", GOOD, "Docker runs the servers of the cluster backend")
     elif not lacking:
@@ -220,7 +224,8 @@ def backends(containers: bool, lacking: Sequence[str]) -> Iterator[Check]:
 
 
 async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list[Check]:
-    """Returns how each mesh is that was `asked` for, or that runs here; and if the addresses of the next one are free."""
+    """Returns checks of the meshes that run here (or of the one at the address `asked`), and of whether the next
+    mesh's addresses are free."""
     if asked is not None:
         return await health(asked) or [Check("mesh", BAD, f"none answers at {asked}")]
     runs = runfile.running()
@@ -228,7 +233,7 @@ async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list
     checks: list[Check] = []
     for run, answer in zip(runs, answers, strict=True):
         checks += answer or [Check("mesh", BAD, f"the process {run.pid} at {run.grpc} does not answer")]
-    # A mesh of another user has no run file here, and answers all the same.
+    # A mesh of another user has no run file in this directory but may still answer.
     if all(run.grpc != grpc_address for run in runs):
         others = await health(grpc_address)
         if others:
@@ -240,13 +245,14 @@ async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list
 
 
 async def health(address: str) -> list[Check]:
-    """How each service of the mesh at `address` says it is; nothing where nobody answers."""
+    """Returns one check per service of the mesh at `address`, from gRPC health checks; empty if nothing answers
+    within HEALTH_TIMEOUT_S."""
     from services.platform.rpc import contract
 
     names = sorted({method.service for method in contract.methods().values()})
     states: dict[str, str] = {}
     async with grpc_lib.aio.insecure_channel(address) as channel:
-        # The package's types leave the stub's methods out.
+        # The type stubs of the package lack the methods of the stub.
         stub: Any = health_pb2_grpc.HealthStub(channel)
         for name in names:
             try:
@@ -266,7 +272,7 @@ async def health(address: str) -> list[Check]:
 
 
 def _name(requirement: str) -> str:
-    """The name in `grpcio<2,>=1.85.1`."""
+    """Returns the package name of a requirement: `grpcio` for `grpcio<2,>=1.85.1`."""
     for index, letter in enumerate(requirement):
         if not (letter.isalnum() or letter in "-_."):
             return requirement[:index]
@@ -274,7 +280,7 @@ def _name(requirement: str) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """The directory itself, or the nearest above it that is there."""
+    """Returns the path itself if it exists, or else its nearest existing parent directory."""
     path = path.absolute()
     while not path.is_dir() and path != path.parent:
         path = path.parent
@@ -282,7 +288,7 @@ def _existing(path: Path) -> Path:
 
 
 def _newest(data_dir: Path) -> float:
-    """When anything in the data directory was written last, in Unix seconds; 0 where nothing is there."""
+    """Returns the latest modification time in the data directory in Unix seconds; 0 if it holds no file."""
     if not data_dir.is_dir():
         return 0.0
     return max((path.stat().st_mtime for path in data_dir.iterdir()), default=0.0)

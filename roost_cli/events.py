@@ -1,7 +1,8 @@
-"""`roost events`: the mesh's event log, for the operator.
+"""`roost events`: shows and replays the event log of a mesh and retries dead letters, for the operator.
 
-In the cluster backend the log is Kafka's, and everything works beside running processes. An embedded log belongs to the process that
-runs the mesh: it can be looked at meanwhile, and fan-out be replayed through the mesh; for the rest the mesh is stopped first.
+With the cluster backend the log is in Kafka and every subcommand works while the mesh runs. An embedded log belongs to
+the process that runs the mesh: `tail` and a replay of fan-out work meanwhile, everything else needs the mesh to be
+stopped.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from services.platform.sqlite.event_log import EmbeddedLog
 T = TypeVar("T")
 Batch = Sequence[ConsumedEvent]
 
-# Without --since: what somebody who looks now wants to see.
+# Without --since, `tail` begins this many seconds ago.
 TAIL_S = 600
-# How often an embedded log is looked at anew while it is followed.
+# Pause between two polls of an embedded log with --follow.
 LOOK_EVERY_S = 0.5
-# As long as the mesh takes at most to move a group.
+# The mesh needs at most this long to move a consumer group's offset.
 REPLAY_WITHIN_S = 10.0
 FANOUT = "fanout"
 
@@ -80,8 +81,9 @@ def tail(
 ) -> None:
     """Print events, one on each line.
 
-    A line holds the time of appending, topic, key, id and offset. By default it prints those of the last ten minutes, or with --follow new
-    ones. On Kafka events of one key are in order, those of different keys need not be.
+    A line holds the time of appending, topic, key, id and offset. Without options it prints the events of the last ten
+    minutes; with --follow it waits for new ones. On Kafka, events with the same key are in order; events with different
+    keys may not be.
     """
     settings = _settings(cluster, data)
     wanted = _topics(topic or [])
@@ -105,9 +107,9 @@ def replay(
     data: Data = None,
     grpc: options.Grpc = None,
 ) -> None:
-    """Deliver events to a group again.
+    """Deliver events to a group of consumers again.
 
-    Consumers ignore what they applied before, so this repairs what a fault left out.
+    Consumers skip events that they have applied, so a replay repairs what a fault left out.
     """
     if since is None:
         raise CommandError("give --since, the time from which events are delivered again")
@@ -129,9 +131,9 @@ def redrive(
     cluster: ClusterBackends = False,
     data: Data = None,
 ) -> None:
-    """Append a group's dead letters again.
+    """Append a group's dead letters to the log again.
 
-    Do it once the cause of their failure is repaired. All groups receive them again, and ignore what they applied before.
+    Repair the cause of their failure first. All groups receive them again and skip those that they have applied.
     """
     settings = _settings(cluster, data)
 
@@ -148,7 +150,8 @@ def redrive(
 
 
 def moment_ms(text: str, now_s: float) -> int:
-    """`30m` before `now_s`, or an ISO time, in milliseconds since 1970; CommandError where it is neither, or older than the log."""
+    """Returns the time that `text` names, in Unix milliseconds: `30m` (before `now_s`) or an ISO time. Raises
+    CommandError if it is neither, is in the future, or is older than the log's retention."""
     match = re.fullmatch(r"(\d{1,7})([smhd])", text)
     if match:
         found = now_s - int(match[1]) * _UNITS[match[2]]
@@ -166,7 +169,7 @@ def moment_ms(text: str, now_s: float) -> int:
 
 
 def line_of(event: ConsumedEvent) -> str:
-    """One event as `tail` prints it: no text of anybody's, for events carry ids."""
+    """Returns the event as one line for `tail`. Events contain ids only, so no user's text is printed."""
     return f"{_shown(event.appended_ms)} {event.topic} key={event.key} id={event.event_id} offset={event.offset}"
 
 
@@ -178,13 +181,13 @@ def _settings(cluster: bool, data: Path | None) -> Settings:
     if cluster and data is not None:
         raise CommandError("--data names an embedded log and --cluster the one on Kafka: give one of them")
     settings = settings_with({"backend": "cluster" if cluster else None, "data_dir": data})
-    # What the log's clients have to say belongs on stderr.
+    # Logs of the drivers go to stderr, so that stdout holds events only.
     logs.configure(settings, "events")
     return settings
 
 
 def known_topics() -> list[str]:
-    """The names of all events, from the contract."""
+    """Returns all topic names, derived from the Event message: `tweet.created`, …."""
     fields = event_pb2.Event.DESCRIPTOR.oneofs_by_name["body"].fields
     return [field.name.replace("_", ".", 1) for field in fields]
 
@@ -208,7 +211,8 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _with_log(settings: Settings, work: Callable[[EventLog], Awaitable[T]]) -> T:
-    """Opens the log of the family, alone in the embedded one, and closes it."""
+    """Opens the log of the configured backend, awaits `work` with it, and closes it. An embedded log must not be
+    open elsewhere."""
     log = await (_open_kafka(settings) if settings.backend == "cluster" else _open_embedded(settings))
     try:
         return await work(log)
@@ -217,7 +221,7 @@ async def _with_log(settings: Settings, work: Callable[[EventLog], Awaitable[T]]
 
 
 async def _open_kafka(settings: Settings) -> EventLog:
-    # Here, for an embedded mesh need not wait for the driver.
+    # Imported here: with the embedded backend the Kafka driver is not needed.
     from services.platform.kafka.event_log import KafkaLog
 
     return await KafkaLog.open(settings)
@@ -245,7 +249,7 @@ def _file_of(settings: Settings) -> Path:
 
 async def _tail_kafka(settings: Settings, topics: Sequence[str], since_ms: int, follow: bool) -> AsyncIterator[Batch]:
     log = await _open_kafka(settings)
-    # One batch ahead of the printing: a slow terminal holds the reading up, not the mesh.
+    # Reads one batch ahead of printing: a slow terminal slows this consumer, not the mesh.
     batches: asyncio.Queue[Batch] = asyncio.Queue(1)
     consumer = log.consumer("tail", topics, batches.put, DEFAULT_BATCH, broadcast=True)
     try:
@@ -267,7 +271,7 @@ async def _tail_kafka(settings: Settings, topics: Sequence[str], since_ms: int, 
 async def _tail_embedded(
     settings: Settings, topics: Sequence[str], since_ms: int, follow: bool
 ) -> AsyncIterator[Batch]:
-    # Read-only, beside the process that the file belongs to.
+    # Read-only, because the running mesh owns the file.
     uri = f"{_file_of(settings).absolute().as_uri()}?mode=ro"
     wanted, offset = frozenset(topics), 0
     with closing(sqlite3.connect(uri, uri=True, check_same_thread=False)) as connection:
@@ -324,7 +328,8 @@ async def _replay_embedded(settings: Settings, group: str, time_ms: int, grpc: s
 
 
 def _mesh_on(data_dir: Path, grpc: str | None) -> target.Target:
-    """Returns the mesh at `grpc`, or without it the one that keeps its data there; CommandError if it cannot be told."""
+    """Returns the mesh at `grpc`, or without it the one whose data is in `data_dir`. Raises CommandError if that is
+    not exactly one."""
     if grpc is None:
         found = target.of_data(runfile.running(), data_dir)
         if len(found) != 1:
@@ -346,7 +351,7 @@ async def _replay_running(mesh: target.Target, time_ms: int) -> int:
 
 
 async def _nothing(_: Batch) -> None:
-    """A consumer that never runs applies nothing."""
+    """Ignores a batch: this consumer only moves its group's offset and never runs."""
 
 
 def _no_group(group: str, known: Sequence[str]) -> CommandError:

@@ -1,4 +1,4 @@
-"""How a command ends early: with one sentence and an exit code, never with a traceback."""
+"""Exit codes of the command, and the exception that ends a command with one message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import grpc
 
 from services.platform.rpc import errors
 
-# Exit codes. Scripts tell a fault in what was looked at from a command that could not do its work.
+# Scripts need to tell a detected fault or refused call (1) from wrong usage or an unreachable mesh (2).
 OK = 0
 FAULTS = 1
 UNUSABLE = 2
 
-# Codes that say the mesh could not be asked, rather than that it refused.
+# With these status codes the call did not reach a decision: the mesh is unreachable or too slow.
 _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 
 class CommandError(Exception):
-    """Ends the command: `message` goes to stderr, `code` to the shell."""
+    """Ends the command: `message` is printed on stderr, `code` is the exit code."""
 
     def __init__(self, message: str, code: int = UNUSABLE) -> None:
         super().__init__(message)
@@ -25,7 +25,8 @@ class CommandError(Exception):
 
 
 def refused(error: grpc.aio.AioRpcError, doing: str = "") -> CommandError:
-    """What a stub raised, in words: code, reason, text and violations; `doing` says what was tried."""
+    """Converts the error of a gRPC call into a CommandError with status, reason, message and field violations.
+    `doing` names the attempted action."""
     found = errors.from_rpc(error)
     lines = [f"{doing + ': ' if doing else ''}{found.code.name}: {found.message}"]
     if found.reason and found.reason != found.code.name:

@@ -1,4 +1,4 @@
-"""The `roost` command: one module a command, imported when it is asked for."""
+"""The `roost` command: parses arguments, imports the module of the subcommand, and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Command:
     summary: str
 
 
-# Where each command is. Only the one that runs is imported, so that a fault in one breaks no other.
+# The module of each subcommand. Only the chosen one is imported: start-up is fast, and a broken module breaks no other.
 COMMANDS = {
     "up": _Command("roost_cli.up", "up", "Run every service, in one process or each in its own."),
     "serve": _Command("roost_cli.serve", "serve", "Run some services in this process, or the gateway."),
@@ -45,7 +45,7 @@ COMMANDS = {
 
 
 class _LazyGroup(TyperGroup):
-    """A command group that imports a command's module only when it is needed."""
+    """A typer group that imports the module of a subcommand when the subcommand is used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -100,7 +100,7 @@ def roost(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command line and answers its exit code; errors become one message on stderr."""
+    """Runs one command line and returns its exit code. Errors are printed as one message on stderr."""
     try:
         get_command(app).main(args=list(arguments), prog_name="roost")
     except SystemExit as ended:
@@ -109,13 +109,13 @@ def run(arguments: Sequence[str]) -> int:
         typer.echo(f"roost: {stop.message}", err=True)
         return stop.code
     except errors.RoostError as stop:
-        # A store or server that the command asked itself, without a mesh: its message is a sentence.
+        # Commands that open a store or server themselves, such as `migrate`, get this error; its message is a sentence.
         typer.echo(f"roost: {stop.message}", err=True)
         return UNUSABLE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away (`roost call --list | head`): nothing is wrong.
+        # The reader of stdout has exited (`roost call --list | head`); that is not an error.
         sys.stderr.close()
         return 0
     except Exception as error:
@@ -127,5 +127,5 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """Entry point of the console script."""
     sys.exit(run(sys.argv[1:]))

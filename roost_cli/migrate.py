@@ -1,4 +1,4 @@
-"""`roost migrate`: the keyspaces of the cluster backend, brought up to date before a release starts."""
+"""`roost migrate`: applies the schema migrations of the cluster backend before a release starts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from services.platform.rpc import errors
 def migrate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is missing and change nothing.")] = False,
 ) -> None:
-    """Bring the keyspaces up to date in the Cassandra that the settings name.
+    """Apply the missing schema migrations to the Cassandra that the settings name.
 
-    It may run again, and beside running processes. If ROOST_MIGRATE_AT_START is off, nothing else does it.
+    It may be repeated, and run while the mesh runs. If ROOST_MIGRATE_AT_START is off, this command is the only way to
+    apply them.
     """
     try:
         asyncio.run(_migrate(settings_with({}), dry_run))
     except errors.RoostError as error:
-        # One says that the cluster could not be asked, the other what it answered.
+        # UNAVAILABLE: Cassandra could not be reached. Any other status: it refused a migration.
         raise CommandError(error.message, UNUSABLE if error.code == grpc.StatusCode.UNAVAILABLE else FAULTS) from error
 
 

@@ -1,4 +1,4 @@
-"""Options and settings that several commands share."""
+"""Command-line options and settings that several subcommands share."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Ops = Annotated[
     ),
 ]
 
-# The name of the gateway in `roost serve` and `roost restart`, beside the names of the services.
+# Name of the gateway as an argument of `roost serve` and `roost restart`, beside the service names.
 GATEWAY = "gateway"
 
 
 def settings_with(options: Mapping[str, Any]) -> Settings:
-    """Returns the settings, with the options given on the command line; None leaves one as it is.
+    """Returns the settings, overridden by the given options; an option that is None is ignored.
 
-    Raises CommandError, in words, if a setting does not fit.
+    Raises CommandError with one sentence per invalid setting.
     """
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
@@ -46,7 +46,8 @@ def settings_with(options: Mapping[str, Any]) -> Settings:
 
 
 def address_of(text: str, option: str) -> tuple[str, int]:
-    """HOST:PORT taken apart; CommandError where it is not that. Port 0 takes any free one."""
+    """Splits HOST:PORT into host and port; port 0 means any free port. Raises CommandError, naming `option`, if the
+    text is malformed."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise CommandError(f"{option} takes HOST:PORT, such as 127.0.0.1:8080; {text!r} is not that", UNUSABLE)
@@ -54,7 +55,7 @@ def address_of(text: str, option: str) -> tuple[str, int]:
 
 
 def _sentence(fault: ErrorDetails) -> str:
-    """Returns what a setting must be. Never its value, which may be a secret."""
+    """Returns a sentence that says what the setting must be. It leaves the value out, because that may be a secret."""
     name = str(fault["loc"][0]) if fault["loc"] else "?"
     if fault["type"].startswith("bool"):
         words = "must be on or off"

@@ -1,4 +1,4 @@
-"""Users as a command line names them: by username or by id."""
+"""Resolves users named on a command line, by username or id, and mints access tokens for them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from roost_cli.rate_control import deadline_s
 from roost_cli.tokens import mint
 
 GET_BY_USERNAME = "/roost.identity.v1.UserService/GetUserByUsername"
-# For one command: long enough for the longest stream.
+# Lifetime of the token of one command; longer than the deadline of the longest stream.
 TOKEN_TTL_S = 900
 
 
 async def id_of(channel: grpc.aio.Channel, user: str) -> int:
-    """The id of a user given by username (with or without `@`) or by id; CommandError where there is no such username.
+    """Returns the id of the user named by username (with or without `@`) or by id. Raises CommandError if there is no
+    such username.
 
-    A name of digits alone is taken for an id."""
+    A name that consists of digits is an id.
+    """
     if user.isascii() and user.isdigit():
         return int(user)
     stub = user_service_pb2_grpc.UserServiceStub(channel)
@@ -31,7 +33,8 @@ async def id_of(channel: grpc.aio.Channel, user: str) -> int:
 
 
 async def token_of(channel: grpc.aio.Channel, operator: Metadata, user_id: int, ttl_s: int = TOKEN_TTL_S) -> str:
-    """A token of one user; CommandError where the user is unknown or not active."""
+    """Mints an access token for one user, valid for `ttl_s` seconds. Raises CommandError if the user is unknown or
+    not active."""
     try:
         tokens = await mint(auth_service_pb2_grpc.AuthServiceStub(channel), operator, [user_id], ttl_s)
     except grpc.aio.AioRpcError as error:

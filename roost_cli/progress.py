@@ -1,4 +1,4 @@
-"""What a long command shows of its work: bars on a terminal, plain lines elsewhere, nothing where nobody looks."""
+"""Progress output of long commands: bars on a terminal, plain lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-# Plain lines are for logs: one every few seconds says enough.
+# Plain lines usually end up in logs, so one every few seconds is enough.
 PLAIN_EVERY_S = 5.0
-# Bars are drawn ten times a second; telling rich of every call would cost more than the call's own bookkeeping.
+# Ten updates per second. Updating rich at every call would cost more than the call's own work.
 BAR_EVERY_S = 0.1
 
 
-# Counts so much work as done.
+# Adds to the count of finished items.
 Advance = Callable[[int], None]
 
 
 class Phase:
-    """One part of the work: `done` of `total` (0 where unknown), since when, and how fast."""
+    """One phase of a command: `done` of `total` items (0 if the total is unknown), its duration and rate."""
 
     def __init__(
         self, title: str, total: int, clock: Callable[[], float], show: Callable[[Phase], None], every_s: float
@@ -38,7 +38,7 @@ class Phase:
         self._ended: float | None = None
 
     def advance(self, count: int = 1) -> None:
-        """Counts work as done."""
+        """Adds `count` to the finished items."""
         self.done += count
         now = self._clock()
         if now - self._shown >= self._every_s:
@@ -46,21 +46,21 @@ class Phase:
             self._show(self)
 
     def end(self) -> None:
-        """Stops the phase's clock."""
+        """Stops the clock of the phase."""
         self._ended = self._clock()
 
     @property
     def seconds(self) -> float:
-        """How long the phase took, so far or in all."""
+        """Returns the duration in seconds: so far, or of the whole phase after `end`."""
         return (self._clock() if self._ended is None else self._ended) - self._began
 
     @property
     def rate(self) -> float:
-        """Done a second."""
+        """Returns finished items per second."""
         return self.done / self.seconds if self.seconds > 0 else 0.0
 
     def summary(self) -> str:
-        """The phase in one line."""
+        """Returns one line with the phase's title, count, duration and rate."""
         return f"{self.title}: {self.done:,} in {self.seconds:.1f} s ({self.rate:,.0f}/s)"
 
 
@@ -68,14 +68,14 @@ class Progress(Protocol):
     """Shows phases, one after another."""
 
     def phase(self, title: str, total: int) -> AbstractContextManager[Phase]:
-        """Shows a phase until the block ends; `total` 0 where it is unknown."""
+        """Shows a phase until the block ends. `total` is 0 if it is unknown."""
 
     def say(self, text: str) -> None:
-        """Shows a line."""
+        """Prints one line."""
 
 
 class Silent:
-    """Shows nothing, and still measures."""
+    """Shows nothing but still measures."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -93,7 +93,7 @@ class Silent:
 
 
 class Plain:
-    """Lines without any control character, for logs and pipes."""
+    """Prints lines without control characters, for logs and pipes."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
@@ -119,7 +119,7 @@ class Plain:
 
 
 class Bar:
-    """A bar on a terminal."""
+    """Draws a bar on a terminal."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
@@ -153,6 +153,6 @@ class Bar:
 
 
 def for_stream(out: TextIO | None = None) -> Progress:
-    """Bars where `out` (stderr by default) is a terminal, else plain lines."""
+    """Returns a Bar if `out` (by default stderr) is a terminal, or else Plain."""
     out = out or sys.stderr
     return Bar(out) if out.isatty() else Plain(out)

@@ -1,4 +1,4 @@
-"""Many calls at a bounded pace, each with patience for a mesh that is busy."""
+"""Sends many calls with bounded concurrency, and retries them while the mesh is unavailable or overloaded."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from services.platform.rpc import contract, errors
 
 T = TypeVar("T")
 
-# Everything sent this way may be repeated: follows are idempotent, tweets carry keys, the rest are reads.
+# Every call sent through this module may be repeated: follows are idempotent, tweets have idempotency keys, the rest
+# are reads.
 _PASSING = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
-    # What a server that stops says of calls it has not begun.
+    # Servers that shut down cancel calls that they have not started.
     grpc.StatusCode.CANCELLED,
 )
-# Pauses double from the first to the last; with jitter, so that callers refused together do not come back together.
+# Pauses between retries double from the first to the last value; jitter spreads callers that failed together.
 FIRST_PAUSE_S = 0.05
 LAST_PAUSE_S = 5.0
-# A restart takes seconds. What lasts longer than this is a fault, or a limit that will not pass soon.
+# A restart takes seconds. A longer failure is a fault, or a rate limit that will not pass soon.
 PATIENCE_S = 60.0
 
 
 async def patiently(call: Callable[[], Awaitable[T]], *, patience_s: float = PATIENCE_S) -> T:
-    """The call's answer, repeated with growing pauses while the mesh is unavailable or exhausted.
+    """Returns the result of `call`, retried with exponential backoff on UNAVAILABLE, RESOURCE_EXHAUSTED,
+    DEADLINE_EXCEEDED and CANCELLED.
 
-    Raises the AioRpcError of any other code at once, and CommandError when `patience_s` are over.
+    Raises AioRpcError at once for any other status, and CommandError after `patience_s` seconds of retries.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + patience_s
@@ -63,7 +65,8 @@ async def for_each(
     concurrency: int,
     done: Callable[[], object] | None = None,
 ) -> None:
-    """Does `work` for every item in order, `concurrency` at a time; the first error ends it all and is raised."""
+    """Awaits `work` for every item, at most `concurrency` at a time, and calls `done` after each. Raises the first
+    error and cancels the rest."""
     source = iter(items)
 
     async def worker() -> None:
@@ -81,12 +84,12 @@ async def for_each(
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of `size`; the last may be shorter."""
+    """Yields the items in lists of `size`; the last list may be shorter."""
     source = iter(items)
     while batch := list(islice(source, size)):
         yield batch
 
 
 def deadline_s(path: str) -> float:
-    """The deadline that the contract gives a method, in seconds; `path` is gRPC's name of it."""
+    """Returns the method's deadline from the proto, in seconds. `path` is `/package.Service/Method`."""
     return contract.methods()[path].policy.deadline_ms / 1000

@@ -1,4 +1,4 @@
-"""`field=value` arguments of a command line as a request message."""
+"""Converts `field=value` arguments of a command line into a request message."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 
 
 def parse(arguments: Sequence[str], request: type[Message], me: Callable[[], int] | None = None) -> Message:
-    """Makes the request: `text=hello`, `profile.bio=x`, `ids=[1,2]` or `ids=1 ids=2`, enums by name, times in RFC 3339.
+    """Returns the request built from arguments such as `text=hello`, `profile.bio=x`, `ids=[1,2]` or `ids=1 ids=2`.
 
-    Fields answer to their aliases too; `me` gives the caller's id where a field accepts the word. CommandError, naming
-    the argument, where a field is unknown or a value does not fit.
+    Enums are given by name, times in RFC 3339, bytes in base64; field aliases of the proto are accepted. `me` returns
+    the caller's id for fields that accept the word `me`. Raises CommandError, naming the argument, if a field is
+    unknown or a value is invalid.
     """
     message = request()
     tree: dict[str, Any] = {}
@@ -74,7 +75,7 @@ def _value(field: FieldDescriptor, path: str, text: str, me: Callable[[], int] |
     if field.is_repeated and text[:1] in ("[", "{"):
         return _json(path, text)
     if field.message_type is not None:
-        # A time or a duration is a word in JSON; every other message is an object.
+        # Timestamps and durations are strings in JSON; all other messages are objects.
         return _json(path, text) if text[:1] in ("{", "[") else text
     if field.type == FieldDescriptor.TYPE_BOOL:
         if text.lower() not in _TRUTH:
@@ -92,7 +93,7 @@ def _value(field: FieldDescriptor, path: str, text: str, me: Callable[[], int] |
 
 
 def _enum(field: FieldDescriptor, path: str, text: str) -> str | int:
-    """By full name, by its last part (`latest`), or by number."""
+    """Accepts the full name of an enum value, its last part (`latest`), or its number."""
     if text.isdigit():
         return int(text)
     assert field.enum_type is not None
@@ -107,7 +108,7 @@ def _json(path: str, text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        # `tags=[one,two]`: a list of plain words needs no quotes.
+        # Words in a list need no quotes: `tags=[one,two]`.
         if text.startswith("[") and text.endswith("]"):
             return [word.strip() for word in text[1:-1].split(",") if word.strip()]
         raise CommandError(f"{path}: {error}") from None

@@ -17,10 +17,10 @@ def restart(
 ) -> None:
     """Replace the processes of a service, one after the other.
 
-    The new process is ready before the old one drains, so that no call fails. The gateway and the registry have a
-    fixed address each, so they stop before they start again.
+    A new process is ready before the old one drains, so no call fails. The gateway and the registry have fixed
+    addresses, so their old process stops before the new one starts.
     """
-    # A gateway that cannot start has no run file, and is what one may want to restart.
+    # A gateway that cannot start has no run file, but may be the process to restart.
     address = connection.find(grpc).address if grpc or runfile.running() else options.settings_with({}).grpc
     seconds = asyncio.run(control.ask_restart(control.path_of(address), name))
     typer.echo(f"{name} restarted in {seconds:.1f} s")

@@ -1,7 +1,7 @@
-"""Run files: how a command finds a mesh on this machine, and proves to be its operator.
+"""Run files: they tell commands on this machine the addresses and the operator token of a running mesh.
 
-`roost up` writes one for its gRPC address and removes it when it stops. It holds the operator's token, so only its
-owner can read it, from the first byte on.
+`roost up` writes one for its gRPC address and removes it when it stops. The file holds the operator token, so it is
+created with mode 0600.
 """
 
 from __future__ import annotations
@@ -18,39 +18,41 @@ from services.platform.config import runtime_dir
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
-# How the line begins that `roost up` and `roost serve` print once calls are answered.
+# Prefix of the line that `roost up` and `roost serve` print when they accept calls.
 READY = "roost is ready"
-# The folder of the code that this process runs.
+# Root directory of the code that this process runs.
 CHECKOUT = config.CHECKOUT
 
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
-    """A mesh that runs: addresses as HOST:PORT, `http` empty if it serves none; `started_at` in Unix seconds."""
+    """A running mesh: addresses as HOST:PORT (`http` is empty if it serves none), `started_at` in Unix seconds."""
 
     grpc: str
     http: str
     pid: int
     started_at: float
     operator_token: str = field(repr=False)
-    # Where the data lies, and the code that runs: absolute paths, by which commands tell meshes apart.
+    # Absolute paths of the data directory and of the running code; commands choose between several meshes by them.
     data: str = ""
     checkout: str = ""
-    # Where health and metrics are; "" in files that older versions wrote.
+    # Address of health checks and metrics; empty in files that older versions wrote.
     ops: str = ""
 
 
 def path_of(grpc: str, directory: Path | None = None) -> Path:
-    """Where the run file of a gRPC address lies."""
+    """Returns the path of the run file for a gRPC address."""
     return (directory or runtime_dir()) / (re.sub(r"[^A-Za-z0-9.-]", "_", grpc) + ".json")
 
 
 def write(run: RunFile, directory: Path | None = None) -> Path:
-    """Writes the file, replacing what a mesh on the same address left behind; OSError where that cannot be done."""
+    """Writes the file and replaces one left by an earlier mesh on the same address. Raises OSError if the directory
+    is not writable."""
     path = path_of(run.grpc, directory)
     path.parent.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
     path.parent.chmod(DIRECTORY_MODE)
-    # Made under another name, so that nobody reads half a file; O_EXCL, so that nobody had it open before.
+    # Written to a temporary file and renamed, so that readers never see half a file. O_EXCL: no other process can have
+    # it open.
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
     with os.fdopen(descriptor, "w") as file:
@@ -60,7 +62,7 @@ def write(run: RunFile, directory: Path | None = None) -> Path:
 
 
 def remove(run: RunFile, directory: Path | None = None) -> None:
-    """Removes the file, unless another process has taken the address since."""
+    """Removes the file, unless another process has replaced it since."""
     path = path_of(run.grpc, directory)
     found = _read(path)
     if found is not None and found.pid == run.pid:
@@ -68,7 +70,7 @@ def remove(run: RunFile, directory: Path | None = None) -> None:
 
 
 def running(directory: Path | None = None) -> list[RunFile]:
-    """The meshes that run, by address. Files of processes that are gone are removed on the way."""
+    """Returns the running meshes, ordered by address. Removes files whose process has ended."""
     found = []
     for path in sorted((directory or runtime_dir()).glob("*.json")):
         run = _read(path)
@@ -82,7 +84,8 @@ def running(directory: Path | None = None) -> list[RunFile]:
 
 
 def _read(path: Path) -> RunFile | None:
-    """None where it is not a run file of this user: somebody else's file would name somebody else's mesh."""
+    """Returns None if the file is not a run file of this user: another user's file could point to another user's
+    mesh."""
     try:
         if path.stat().st_uid != os.getuid():
             return None

@@ -1,4 +1,4 @@
-"""Scans of everything that one service owns, for the operator."""
+"""Scans of all users, for the operator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCAN_USERS = "/roost.identity.v1.UserService/ScanUsers"
 
 
 async def scan_users(channel: grpc.aio.Channel, operator: Metadata) -> AsyncIterator[user_service_pb2.ScannedUser]:
-    """Every user by ascending id, also hidden ones."""
+    """Yields every user by ascending id, including suspended and deactivated ones."""
     stub = user_service_pb2_grpc.UserServiceStub(channel)
     call = stub.ScanUsers(user_service_pb2.ScanUsersRequest(), metadata=operator, timeout=deadline_s(SCAN_USERS))
     async for page in call:

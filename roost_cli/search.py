@@ -1,4 +1,4 @@
-"""`roost search`: the search index, for the operator."""
+"""`roost search`: rebuilds the search index, for the operator."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from roost_cli.rate_control import deadline_s, patiently
 
 REINDEX = "/roost.search.v1.SearchService/Reindex"
 GET_REINDEX = "/roost.search.v1.SearchService/GetReindex"
-# The service tells of progress every few seconds; the end is seen within this.
+# The service reports progress every few seconds; polling this often detects the end soon after it.
 LOOK_EVERY_S = 0.5
-# A build that fails begins again within half a minute; one that has not moved for longer than this needs somebody.
+# A failed build restarts within 30 s. Without progress for longer than this, an operator has to look.
 STUCK_S = 120.0
 
 
 class Action(StrEnum):
-    """What can be done with the index."""
+    """An action on the search index."""
 
     REINDEX = "reindex"
 
@@ -35,12 +35,13 @@ def search(
     ] = False,
     grpc: options.Grpc = None,
 ) -> None:
-    """Rebuild the search index from the services that own the data. Searches go on meanwhile and miss nothing."""
+    """Rebuild the search index from the services that own the data. Searches continue meanwhile and miss nothing."""
     asyncio.run(reindex(connection.find(grpc), progress.for_stream(), wait=wait))
 
 
 async def reindex(mesh: connection.Target, shown: progress.Progress, *, wait: bool, stuck_s: float = STUCK_S) -> None:
-    """Begins, and with `wait` returns when the new index is in use. CommandError where nothing moves for `stuck_s`."""
+    """Starts a rebuild; with `wait`, returns when the new index is in use. Raises CommandError after `stuck_s`
+    seconds without progress."""
     operator = mesh.operator()
     async with connection.connect(mesh) as channels:
         stub = search_service_pb2_grpc.SearchServiceStub(channels[0])
@@ -70,7 +71,8 @@ async def reindex(mesh: connection.Target, shown: progress.Progress, *, wait: bo
                     if loop.time() > moved + stuck_s:
                         raise CommandError(f"no document was added for {stuck_s:g} s: see the service's log", FAULTS)
                     await asyncio.sleep(LOOK_EVERY_S)
-                    # The one that was under way may have been at its very end: it is not the one asked for.
+                    # A rebuild that was in progress may have read its data before this call, so another one is started
+                    # after it.
                     started = started or now.building or await begin()
             shown.say(f"index {now.index} is in use")
         except grpc_lib.aio.AioRpcError as error:

@@ -1,4 +1,4 @@
-"""`roost serve NAME…`: some services in this process, or the gateway."""
+"""`roost serve NAME…`: runs some services, or the gateway, in this process."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def serve(
 ) -> None:
     """Run the named services in this process.
 
-    Services that run elsewhere are found by ROOST_REGISTRY (host:port of a `serve registry`) or named by ROOST_PEERS
-    (name=host:port,…), and
-    all of them share one ROOST_MESH_SECRET. The gateway serves HTTP, and every gRPC service by passing calls on. Embedded stores and their
-    event log belong to one process: consumers see the events of the services beside them only.
+    Services in other processes are found through ROOST_REGISTRY (the host:port of a `serve registry`) or listed in
+    ROOST_PEERS (name=host:port,…); all processes need the same ROOST_MESH_SECRET. The gateway serves HTTP and forwards
+    gRPC calls to the services. Embedded stores and their event log belong to one process: consumers receive only the
+    events of services in the same process.
     """
     if names == [GATEWAY]:
         settings = settings_with({"http": http, "grpc": grpc, "ops": ops, "data_dir": data})

@@ -32,17 +32,21 @@ from services.platform.service import ServiceFactory
 
 log = structlog.get_logger()
 
-# New objects between two looks for cycles, and how many looks at the young make one at the older, and at all. By Python's own numbers
-# (700, 10, 10) every few hundred requests walk through caches of a million objects: 15 % of a home read, and pauses of 20 ms (measured).
+# Thresholds of the cyclic garbage collector. Python's defaults (700, 10, 10) scan caches of a million objects every few
+# hundred requests: 15 % of a home read and pauses of 20 ms (measured).
 GC_THRESHOLDS = (50_000, 20, 100)
-# Connections of the ops port: scrapers and orchestrators have one or two each.
+# Scrapers and orchestrators hold one or two connections each.
 MAX_OPS_CONNECTIONS = 64
 
 
 def serve_until_stopped(
     settings: Settings, builds: Mapping[str, ServiceFactory], *, gateway: bool, with_demo: bool
 ) -> None:
-    """Runs the services until SIGTERM or SIGINT; CommandError where they cannot start."""
+    """Runs the services, and the gateway if `gateway`, until SIGTERM or SIGINT. Raises CommandError if they cannot
+    start.
+
+    `builds` are the factories of the services by name. `with_demo` loads the demo at the first run.
+    """
     logs.configure(settings, _called(builds, gateway))
     for name in ("http", "grpc", "ops"):
         address_of(getattr(settings, name), f"--{name}")
@@ -51,12 +55,13 @@ def serve_until_stopped(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, builds, gateway=gateway, with_demo=with_demo))
     except errors.RoostError as error:
-        # Notes are for whoever runs the mesh: they name files, which callers never learn.
+        # Notes name files; the operator may see them, remote callers may not.
         raise CommandError("; ".join(filter(None, (error.message, errors.notes_of(error)))), UNUSABLE) from error
 
 
 def _called(builds: Mapping[str, ServiceFactory], gateway: bool) -> str:
-    """Returns what the process is called in its log: its services, `gateway`, or `roost` if it is all of the mesh."""
+    """Returns the name of the process in its logs: its services joined by commas, `gateway`, or `roost` for a whole
+    mesh."""
     if gateway:
         return "roost" if builds else "gateway"
     return ",".join(builds)
@@ -66,14 +71,14 @@ async def _serve(settings: Settings, builds: Mapping[str, ServiceFactory], *, ga
     stopping, request_full_sweep = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # The second one ends the drain: it is a person who waits.
+        # A second signal skips the rest of the drain: an operator is waiting.
         loop.add_signal_handler(number, lambda: (request_full_sweep if stopping.is_set() else stopping).set())
     async with AsyncExitStack() as stack:
         if settings.supervised:
             await _stop_with_input(stopping)
         running: list[Process] = []
         public: Connections | None = None
-        # Opened first and closed last: it tells of the start and of the drain.
+        # Opened first and closed last, so that health checks work during start and drain.
         ops = OpsApp(lambda: running[0].health() if running else Health(STARTING))
         ops_address = await _listen(
             stack, ops, settings.ops, "--ops", Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
@@ -86,14 +91,14 @@ async def _serve(settings: Settings, builds: Mapping[str, ServiceFactory], *, ga
         grpc_address = f"{address_of(settings.grpc, '--grpc')[0]}:{process.grpc_port}"
         http_address = ""
         if gateway:
-            # Here: a process without it starts a third of a second sooner.
+            # Imported here: a process without the gateway starts a third of a second sooner.
             from gateway_http.app import Gateway
 
             public = Connections.within_limits(process.proxies.trusts)
             app = Gateway(process.channel("gateway"), process.verifier, settings, process.health, process.rate_limits)
             http_address = await _listen(stack, app, settings.http, "--http", public)
         if gateway or not (settings.registry or settings.peers):
-            # Of a mesh of many processes commands find the door, not the parts.
+            # Only a whole mesh or its gateway writes a run file; single services of a multi-process mesh do not.
             run = runfile.RunFile(
                 grpc_address,
                 http_address,
@@ -105,7 +110,7 @@ async def _serve(settings: Settings, builds: Mapping[str, ServiceFactory], *, ga
                 ops=ops_address,
             )
             _write_run_file(stack, run)
-        # What stands now stays: it need not be looked at again.
+        # Objects created during start-up live until the end; freezing excludes them from later collections.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
@@ -119,13 +124,14 @@ async def _serve(settings: Settings, builds: Mapping[str, ServiceFactory], *, ga
         _say("stopping …")
         if public is not None:
             public.drain()
-        # Before HTTP ends: `readyz` says so meanwhile, and whoever has not heard it is still served.
+        # HTTP stays open during the drain: `readyz` reports it, and clients that have not noticed yet are still served.
         await process.drain(request_full_sweep)
     _say("stopped")
 
 
 async def _listen(stack: AsyncExitStack, app: Any, address: str, option: str, connections: Connections) -> str:
-    """Serves the application over HTTP until the stack closes; the address as HOST:PORT, with the port that was taken."""
+    """Serves the application over HTTP until the stack closes. Returns the address as HOST:PORT, with the actual
+    port if 0 was given."""
     server = HttpServer(app, *address_of(address, option), connections=connections)
     await server.start()
     stack.push_async_callback(server.stop)
@@ -133,8 +139,8 @@ async def _listen(stack: AsyncExitStack, app: Any, address: str, option: str, co
 
 
 def _write_run_file(stack: AsyncExitStack, run: runfile.RunFile) -> None:
-    """Writes the file until the stack closes. A read-only home is no reason not to serve: commands then take the operator's token
-    from a variable."""
+    """Writes the run file, and removes it when the stack closes. If the directory is read-only, it logs a warning:
+    commands then need --grpc and ROOST_OPERATOR_TOKEN."""
     try:
         runfile.write(run)
     except OSError as error:
@@ -148,7 +154,8 @@ def _write_run_file(stack: AsyncExitStack, run: runfile.RunFile) -> None:
 
 
 async def _tell_whom_it_misses(process: Process) -> None:
-    """Says which services cannot be called: those without an address at once, those that do not answer after a while."""
+    """Prints which services cannot be called: at once those without an address, after a wait those that do not
+    answer."""
     if process.unaddressed:
         whom = ", ".join(process.unaddressed) if process.services or process.health().peers else "any service"
         _say(f"no address of {whom} is known: set ROOST_REGISTRY or ROOST_PEERS, or calls to it are refused")
@@ -159,7 +166,8 @@ async def _tell_whom_it_misses(process: Process) -> None:
 
 
 async def _stop_with_input(stopping: asyncio.Event) -> None:
-    """Sets `stopping` when standard input ends: whoever started this process has died, however it did."""
+    """Sets `stopping` when stdin reaches its end, which means that the parent process has ended, even if it was
+    killed."""
 
     class End(asyncio.Protocol):
         def connection_lost(self, exc: Exception | None) -> None:
@@ -169,8 +177,9 @@ async def _stop_with_input(stopping: asyncio.Event) -> None:
 
 
 async def _demo(process: Process, settings: Settings, stopping: asyncio.Event) -> str | None:
-    """Loads the demo at the first run; a stop ends it early, and the next run goes on where it stood."""
-    from roost_cli.load.demo import first_run  # its words take long to import
+    """Loads the demo at the first run and returns its log-in as `username / password`. A stop interrupts it; the
+    next run continues."""
+    from roost_cli.load.demo import first_run  # imported here: its word lists are large
 
     loading = asyncio.ensure_future(first_run.load_once(process.channel, settings.data_dir))
     stopped = asyncio.ensure_future(stopping.wait())

@@ -1,4 +1,4 @@
-"""`roost token`: access tokens without a log-in, for the operator."""
+"""`roost token`: mints access tokens for users without their passwords, for the operator."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def token(
 
 
 def ttl_seconds(text: str) -> int:
-    """`1h` as seconds; CommandError unless it is a length of time from a second to a day."""
+    """Returns a duration such as `90s`, `30m` or `1h` in seconds. Raises CommandError unless it is between a second
+    and a day."""
     match = re.fullmatch(r"(\d{1,6})([smhd]?)", text)
     seconds = int(match[1]) * _UNITS[match[2]] if match else 0
     if not 1 <= seconds <= MAX_TTL_S:

@@ -1,4 +1,4 @@
-"""Access tokens of many users, minted by the operator and renewed before they expire."""
+"""Access tokens of many users: minted with the operator's credentials and renewed before they expire."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from roost_cli.rate_control import batches, deadline_s, patiently
 
 MINT_TOKENS = "/roost.identity.v1.AuthService/MintTokens"
 
-# The bound of one MintTokens call.
+# The maximum of one MintTokens call.
 MINT_BATCH = 1_000
 DEFAULT_TTL_S = 3600
 MAX_TTL_S = 86_400
 
 
 class TokenBook:
-    """Call metadata of each user. Tokens are renewed once half their life is over, so that none expires on the way."""
+    """Caches the call metadata of many users. Tokens are renewed after half their lifetime, so that none expires
+    during a call."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class TokenBook:
         self._renewing = asyncio.Lock()
 
     async def admit(self, user_ids: Iterable[int]) -> None:
-        """Mints tokens for these users; those unknown or not active get none."""
+        """Mints tokens for these users. Users that are unknown or not active get none."""
         self._renew_at = min(self._renew_at, self._clock() + self._ttl_s / 2)
         for ids in batches(user_ids, MINT_BATCH):
             for user_id, token in (await mint(self._stub, self._operator, ids, self._ttl_s)).items():
@@ -49,7 +50,7 @@ class TokenBook:
         return user_id in self._metadata
 
     async def act_as(self, user_id: int) -> Metadata:
-        """The metadata of a user that has a token; KeyError for others."""
+        """Returns the call metadata of a user. Raises KeyError if the user has no token."""
         if self._clock() >= self._renew_at:
             async with self._renewing:
                 if self._clock() >= self._renew_at:
@@ -61,7 +62,8 @@ class TokenBook:
 async def mint(
     stub: auth_service_pb2_grpc.AuthServiceStub, operator: Metadata, user_ids: Iterable[int], ttl_s: int
 ) -> dict[int, str]:
-    """Tokens by user id for at most MINT_BATCH users, good for `ttl_s` seconds (1 to MAX_TTL_S)."""
+    """Returns access tokens by user id for at most MINT_BATCH users, valid for `ttl_s` seconds (1 to MAX_TTL_S).
+    Users that are unknown or not active are left out."""
     request = auth_service_pb2.MintTokensRequest(user_ids=user_ids, ttl_seconds=ttl_s)
     answer = await patiently(lambda: stub.MintTokens(request, metadata=operator, timeout=deadline_s(MINT_TOKENS)))
     return {token.user_id: token.access_token for token in answer.tokens}

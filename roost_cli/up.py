@@ -1,4 +1,4 @@
-"""`roost up`: every service and the gateway, in this process or each in one of its own."""
+"""`roost up`: runs every service and the gateway, in this process or in one process each."""
 
 from __future__ import annotations
 

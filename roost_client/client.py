@@ -1,4 +1,4 @@
-"""The client: the methods of the API under their own names."""
+"""The synchronous client: one method per RPC that programs commonly need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from roost.tweet.v1 import tweet_service_pb2 as tweets
 from roost_client.transport import Transport, service_config
 
 PAGE_SIZE = 100
-# A home that is being built is asked for again: this often, this far apart.
+# A home timeline that is still being built is polled this many times, with this pause in seconds.
 PARTIAL_TRIES = 50
 PARTIAL_PAUSE_S = 0.1
 
@@ -42,22 +42,23 @@ P = TypeVar("P", bound=_Page)
 
 
 def connect(target: str, *, token: str = "", channel: grpc.Channel | None = None) -> Client:
-    """A client of the mesh at HOST:PORT; nothing is sent before the first call. `token` is an access token, if there is one
-    already; `channel` replaces the plaintext channel that is made otherwise, for TLS and tests."""
+    """Returns a client of the mesh at HOST:PORT; it connects at the first call. `token` is an existing access token.
+    `channel` replaces the plaintext channel, for TLS and tests."""
     if channel is None:
         channel = grpc.insecure_channel(target, options=[("grpc.service_config", service_config(_FILES))])
     return Client(Transport(channel, token))
 
 
 class Client:
-    """One user's view of the mesh, or nobody's before `login`. Every method raises ApiError where a call is refused.
+    """Calls the mesh as one user, or anonymously before `login`. Every method raises ApiError if the call fails.
 
-    Not for several threads while the token changes; `acting_as` gives each its own client over the same connection.
+    Do not share a client between threads while its token changes; `acting_as` makes one per thread over the same
+    connection.
     """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        # Buys the next access token once the present one has expired: `refresh`.
+        # `refresh` exchanges it for new tokens when the access token has expired.
         self.refresh_token = ""
 
     def __enter__(self) -> Client:
@@ -69,17 +70,15 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection, also of the clients made by `acting_as`."""
+        """Closes the connection, which is shared with the clients made by `acting_as`."""
         self._transport.channel.close()
 
     def acting_as(self, token: str) -> Client:
-        """Another client with this access token, over the same connection."""
+        """Returns another client with this access token, over the same connection."""
         return Client(Transport(self._transport.channel, token))
 
-    # Accounts
-
     def sign_up(self, username: str, email: str, password: str, *, display_name: str = "") -> user_pb2.User:
-        """Makes an account, and acts as it from now on."""
+        """Creates an account and uses its tokens for later calls."""
         request = auth.SignUpRequest(
             username=username, email=email, password=password, profile=user_pb2.Profile(display_name=display_name)
         )
@@ -88,11 +87,11 @@ class Client:
         return answer.user
 
     def login(self, account: str, password: str, *, reactivate: bool = False) -> user_pb2.User:
-        """Logs in by username or e-mail address, and acts as that user from now on.
+        """Logs in by username or e-mail address and uses the tokens for later calls.
 
-        With `reactivate` an account that its owner deleted is brought back, if it is not purged yet.
+        With `reactivate`, an account that its owner deleted is restored if it has not been purged yet.
         """
-        # No username contains an @.
+        # Usernames never contain an @.
         username, email = ("", account) if "@" in account else (account, "")
         request = auth.LoginRequest(username=username, email=email, password=password, reactivate=reactivate)
         answer = self._transport.call(_AUTH["Login"], request, auth.LoginResponse)
@@ -100,50 +99,50 @@ class Client:
         return answer.user
 
     def refresh(self) -> None:
-        """Trades the refresh token for a new pair; the old one is dead afterwards."""
+        """Exchanges the refresh token for new tokens; the old refresh token becomes invalid."""
         request = auth.RefreshTokenRequest(refresh_token=self.refresh_token)
         answer = self._transport.call(_AUTH["RefreshToken"], request, auth.RefreshTokenResponse)
         self._keep(answer.access_token, answer.refresh_token)
 
     def get_user(self, user_id: int) -> user_pb2.User:
-        """One user by id."""
+        """Returns the user with this id."""
         request = user_service_pb2.GetUserRequest(user_id=user_id)
         return self._transport.call(_USER["GetUser"], request, user_service_pb2.GetUserResponse).user
 
     def get_user_by_username(self, username: str) -> user_pb2.User:
-        """One user by name, whatever its case."""
+        """Returns the user with this username; case does not matter."""
         request = user_service_pb2.GetUserByUsernameRequest(username=username)
         method = _USER["GetUserByUsername"]
         return self._transport.call(method, request, user_service_pb2.GetUserByUsernameResponse).user
 
-    # Relationships; all of them may be repeated.
+    # The following methods are idempotent.
 
     def follow(self, user_id: int) -> graph.Relationship:
         """Follows a user."""
         return self._relate("Follow", graph.FollowRequest(user_id=user_id), graph.FollowResponse)
 
     def unfollow(self, user_id: int) -> graph.Relationship:
-        """Ends following a user."""
+        """Unfollows a user."""
         return self._relate("Unfollow", graph.UnfollowRequest(user_id=user_id), graph.UnfollowResponse)
 
     def block(self, user_id: int) -> graph.Relationship:
-        """Hides the user and the caller from each other; undoes follows both ways."""
+        """Blocks a user: neither sees the other, and follows in both directions are removed."""
         return self._relate("Block", graph.BlockRequest(user_id=user_id), graph.BlockResponse)
 
     def unblock(self, user_id: int) -> graph.Relationship:
-        """Takes a block back; restores no follow."""
+        """Removes a block. Follows that it removed are not restored."""
         return self._relate("Unblock", graph.UnblockRequest(user_id=user_id), graph.UnblockResponse)
 
     def mute(self, user_id: int) -> graph.Relationship:
-        """Hides a user from the caller's home, in secret."""
+        """Mutes a user: the user's tweets disappear from the caller's home timeline; the user is not notified."""
         return self._relate("Mute", graph.MuteRequest(user_id=user_id), graph.MuteResponse)
 
     def unmute(self, user_id: int) -> graph.Relationship:
-        """Takes a mute back."""
+        """Removes a mute."""
         return self._relate("Unmute", graph.UnmuteRequest(user_id=user_id), graph.UnmuteResponse)
 
     def followers(self, user_id: int) -> Iterator[user_pb2.User]:
-        """Who follow the user, newest first."""
+        """Yields the followers of the user, newest follow first."""
         method = _GRAPH["ListFollowers"]
         return _pages(
             lambda cursor: self._transport.call(
@@ -155,7 +154,7 @@ class Client:
         )
 
     def following(self, user_id: int) -> Iterator[user_pb2.User]:
-        """Whom the user follows, newest first."""
+        """Yields the users that the user follows, newest follow first."""
         method = _GRAPH["ListFollowing"]
         return _pages(
             lambda cursor: self._transport.call(
@@ -166,26 +165,25 @@ class Client:
             lambda page: page.users,
         )
 
-    # Tweets
-
     def create_tweet(self, text: str, *, idempotency_key: str = "") -> tweet_pb2.Tweet:
-        """Posts a tweet. Repeated with the same key within 24 hours it answers the first one; without one it posts again."""
+        """Posts a tweet. A repeat with the same key within 24 hours returns the first tweet; without a key each call
+        posts a new one."""
         request = tweets.CreateTweetRequest(text=text, idempotency_key=idempotency_key or str(uuid.uuid4()))
         return self._transport.call(_TWEET["CreateTweet"], request, tweets.CreateTweetResponse).tweet
 
     def get_tweet(self, tweet_id: int) -> tweet_pb2.Tweet:
-        """One tweet."""
+        """Returns one tweet."""
         request = tweets.GetTweetRequest(tweet_id=tweet_id)
         return self._transport.call(_TWEET["GetTweet"], request, tweets.GetTweetResponse).tweet
 
     def delete_tweet(self, tweet_id: int) -> None:
-        """Deletes an own tweet; may be repeated."""
+        """Deletes a tweet of the caller. It is idempotent."""
         self._transport.call(
             _TWEET["DeleteTweet"], tweets.DeleteTweetRequest(tweet_id=tweet_id), tweets.DeleteTweetResponse
         )
 
     def user_tweets(self, user_id: int) -> Iterator[tweet_pb2.Tweet]:
-        """One user's tweets, retweets and replies, newest first."""
+        """Yields the tweets, retweets and replies of one user, newest first."""
         method = _TWEET["ListUserTweets"]
         return _pages(
             lambda cursor: self._transport.call(
@@ -197,7 +195,8 @@ class Client:
         )
 
     def home_timeline(self, page_size: int = PAGE_SIZE) -> Iterator[tweet_pb2.Tweet]:
-        """The caller's home, newest first. Waits for a home that is being built; TimeoutError where that takes too long."""
+        """Yields the tweets of the caller's home timeline, newest first. Waits while it is being built; raises
+        TimeoutError after PARTIAL_TRIES polls."""
         return _pages(lambda cursor: self._home_page(cursor, page_size), lambda page: page.tweets)
 
     def _home_page(self, cursor: str, page_size: int) -> timeline.ListHomeTimelineResponse:
@@ -239,7 +238,7 @@ R = TypeVar(
 
 
 def _pages(ask: Callable[[str], P], items: Callable[[P], Iterable[T]]) -> Iterator[T]:
-    """Every item of every page; asks for a page once the one before is used up."""
+    """Yields the items of all pages; requests a page when the previous one is used up."""
     cursor = ""
     while True:
         page = ask(cursor)

@@ -1,4 +1,4 @@
-"""The error of the API."""
+"""The exception that the client raises."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from grpc_status import rpc_status
 
 @dataclass(slots=True)
 class ApiError(Exception):
-    """A call was refused or failed.
+    """A call failed.
 
-    `code` is gRPC's status, `reason` the machine-readable word beside it, `violations` pairs of a field's path and what is
-    wrong with it, and `retry_after_s`, where the service named one, the seconds after which to come back.
+    `code` is the gRPC status, `reason` a stable code that refines it, `violations` are pairs of a field path and a
+    message, and `retry_after_s` is the number of seconds to wait before a retry, if the service sent one.
     """
 
     code: grpc.StatusCode
@@ -26,7 +26,7 @@ class ApiError(Exception):
     retry_after_s: float | None = None
 
     def __post_init__(self) -> None:
-        # Dataclasses skip Exception.__init__; without it pickling and str() lose the text.
+        # The dataclass does not call Exception.__init__; without it pickle and str() lose the message.
         Exception.__init__(self, self.message)
 
     def __str__(self) -> str:
@@ -34,14 +34,14 @@ class ApiError(Exception):
 
 
 def from_rpc(error: grpc.RpcError) -> ApiError:
-    """What a call raised, with the details that came with it."""
-    # What a call raises is the call itself; the types know it only as its base class.
+    """Converts the exception of a gRPC call, including its error details, into an ApiError."""
+    # The object raised is also the call, which has code() and details(); its declared type has neither.
     call: Any = error
     found = ApiError(call.code(), call.details() or "")
     try:
         status = rpc_status.from_call(call)
     except ValueError:
-        # Details that contradict the status are not trusted.
+        # The details contradict the status, so they are ignored.
         return found
     for detail in status.details if status is not None else ():
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):

@@ -1,4 +1,4 @@
-"""Calls over one channel: deadlines and retries as the contract says, errors as exceptions."""
+"""Unary calls over one channel, with the deadlines and retries that the protos declare; failures raise ApiError."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from roost_client.errors import from_rpc
 
 R = TypeVar("R", bound=Message)
 
-# Retries are the channel's: three more tries within a second, for what may be repeated.
+# gRPC itself retries idempotent methods: three more attempts within a second.
 RETRIES = {
     "maxAttempts": 4,
     "initialBackoff": "0.05s",
     "maxBackoff": "0.5s",
     "backoffMultiplier": 2,
-    # A server that stops cancels what it has not begun.
+    # Servers that shut down cancel calls that they have not started.
     "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 
 
 def policy(method: MethodDescriptor) -> options_pb2.MethodPolicy:
-    """What the contract says of a method."""
+    """Returns the policy that the proto declares for a method."""
     return method.GetOptions().Extensions[options_pb2.policy]
 
 
 def path(method: MethodDescriptor) -> str:
-    """gRPC's name of a method."""
+    """Returns the path of a method in gRPC: `/package.Service/Method`."""
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
 def service_config(files: Iterable[FileDescriptor]) -> str:
-    """The retry rules of every method that may be repeated, as gRPC's service config."""
+    """Returns a gRPC service config that enables retries for every method declared `retry_safe`."""
     names = [
         {"service": service.full_name, "method": method.name}
         for file in files
@@ -49,7 +49,7 @@ def service_config(files: Iterable[FileDescriptor]) -> str:
 
 
 class Transport:
-    """Calls as one user, or as nobody where `token` is empty."""
+    """Sends calls with an access token, or anonymously if `token` is empty."""
 
     def __init__(self, channel: grpc.Channel, token: str = "") -> None:
         self.channel = channel
@@ -57,7 +57,8 @@ class Transport:
         self._calls: dict[str, Callable[..., Any]] = {}
 
     def call(self, method: MethodDescriptor, request: Message, response: type[R]) -> R:
-        """The answer to one unary call; ApiError where it is refused, fails, or takes longer than the contract allows."""
+        """Returns the response of one unary call. Raises ApiError if it fails or exceeds the deadline that its proto
+        declares."""
         name = path(method)
         if name not in self._calls:
             self._calls[name] = self.channel.unary_unary(

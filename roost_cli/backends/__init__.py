@@ -1,5 +1,6 @@
-"""The servers that the cluster backend stands on, for development and tests: `scripts/backends up|down|status [NAME…]`.
+"""Runs the servers of the cluster backend for development and tests: `scripts/backends up|down|status [NAME…]`.
 
-Where a Docker engine works they are containers of `scripts/compose.yaml`; elsewhere the same versions run as processes of this machine,
-their jars collected once by Maven. Only the standard library is needed, so that this runs before anything is installed.
+If a Docker engine works, they are the containers of `scripts/compose.yaml`; otherwise the same versions run as local
+processes, with jars that Maven downloads once. This package uses only the standard library, because it runs before
+anything is installed.
 """

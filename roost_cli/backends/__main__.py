@@ -1,4 +1,4 @@
-"""The command behind `scripts/backends`."""
+"""The command line of `scripts/backends`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from roost_cli.backends.layout import BackendError, Place, locked
 from roost_cli.backends.local import Row
 from roost_cli.backends.server_specs import SERVERS, USUAL
 
-# Cassandra takes 15 s on an idle machine; a loaded one gets more. Downloads do not count.
+# Cassandra needs 15 s on an idle machine and more on a loaded one. Downloads are not included.
 WAIT_S = 180.0
 
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command line takes."""
+    """Returns the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="scripts/backends", description="The servers of the cluster backend, on this machine."
     )
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def place_of(asked: argparse.Namespace) -> Place:
-    """Where this set of servers lies."""
+    """Returns the directories, ports and Java of this set of servers."""
     cache = asked.cache or Path.home() / ".cache" / "roost" / "backends"
     shifted = f"data-{asked.shift}" if asked.shift else "data"
     data = asked.data or cache / shifted
@@ -86,13 +86,13 @@ def _act(asked: argparse.Namespace, place: Place, names: Sequence[str]) -> list[
         return compose.up(place, names, asked.wait) if containers else local.up(place, names, asked.wait)
     if asked.command == "status":
         return compose.status(place, names) if containers else local.status(place, names)
-    # Processes may be left from before there was an engine.
+    # Also stops processes that were started before Docker was available.
     stopped = local.down(place, names, wipe=asked.wipe, kill=asked.kill)
     return compose.down(place, names, wipe=asked.wipe) if containers else stopped
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, in columns."""
+    """Formats the rows as text in aligned columns."""
     cells = [("name", "state", "address", "pid", "ready in", "log")]
     for row in rows:
         took = "" if row.ready_in is None else f"{row.ready_in:.1f} s"

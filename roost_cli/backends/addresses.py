@@ -1,4 +1,4 @@
-"""Where the settings say that the servers are: for whoever asks whether they answer."""
+"""Checks whether the servers answer at the addresses in the settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from services.platform.config import Settings
 
 
 def missing(settings: Settings) -> list[str]:
-    """The servers of the cluster backend that do not answer, in words; of several Cassandra nodes the first is asked."""
+    """Returns a sentence for each server of the cluster backend that does not answer. Of several Cassandra or Kafka
+    nodes only the first is checked."""
     redis, opensearch = urlsplit(settings.redis), urlsplit(settings.opensearch)
     return unreachable(
         {

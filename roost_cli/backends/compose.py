@@ -1,4 +1,4 @@
-"""The servers as containers, where a Docker engine works."""
+"""Runs the servers as Docker containers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from roost_cli.backends.local import Row
 from roost_cli.backends.server_specs import SERVERS
 
 FILE = Path(__file__).resolve().parents[2] / "scripts" / "compose.yaml"
-# An engine that hangs counts as none.
+# A Docker engine that does not answer in this time counts as missing.
 INFO_WITHIN_S = 20
 POLL_S = 0.5
 
 
 def works() -> bool:
-    """Whether there is a Docker engine with Compose that answers."""
+    """Returns whether a Docker engine with Compose answers."""
     docker = shutil.which("docker")
     if docker is None:
         return False
@@ -37,7 +37,8 @@ def works() -> bool:
 
 
 def up(place: Place, names: Sequence[str], wait_s: float) -> list[Row]:
-    """Starts the containers and waits until every server answers; BackendError where one does not."""
+    """Starts the containers and waits until every server answers. Raises BackendError if one does not answer within
+    `wait_s` seconds."""
     began = time.monotonic()
     took: dict[str, float] = {}
     before = {name for name in names if local.answers(place, name)}
@@ -54,7 +55,7 @@ def up(place: Place, names: Sequence[str], wait_s: float) -> list[Row]:
 
 
 def down(place: Place, names: Sequence[str], *, wipe: bool) -> list[Row]:
-    """Removes the containers, with `wipe` their volumes too."""
+    """Removes the containers; with `wipe`, also their volumes."""
     _compose(place, "rm", "--stop", "--force", *(["--volumes"] if wipe else []), *names)
     if wipe and set(names) == set(SERVERS):
         _compose(place, "--profile", "s3", "down", "--volumes")
@@ -62,9 +63,9 @@ def down(place: Place, names: Sequence[str], *, wipe: bool) -> list[Row]:
 
 
 def status(place: Place, names: Sequence[str]) -> list[Row]:
-    """How each stands now."""
+    """Returns the current state of each server."""
     done = _run(place, "ps", "--all", "--format", "json")
-    # One object a line, or one list of them, by the version of Compose.
+    # Depending on its version, Compose prints one object per line or one list.
     found = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
     rows = found[0] if len(found) == 1 and isinstance(found[0], list) else found
     states = {row["Service"]: row["State"] for row in rows}

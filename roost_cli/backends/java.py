@@ -1,4 +1,4 @@
-"""Java: which JDK fits, and a server's jars from Maven Central."""
+"""Finds a suitable JDK and downloads the jars of a server from Maven Central."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from pathlib import Path
 
 from roost_cli.backends.layout import BackendError, Place, locked
 
-# Where distributions and Homebrew put JDKs.
+# Directories in which distributions and Homebrew install JDKs.
 USUAL = (
     ("/usr/lib/jvm", "*"),
     ("/Library/Java/JavaVirtualMachines", "*/Contents/Home"),
     ("/opt/homebrew/opt", "openjdk*/libexec/openjdk.jdk/Contents/Home"),
 )
 DEPENDENCIES_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
-# The first collection also downloads Maven's own plugins; on a slow line that takes minutes.
+# The first download includes Maven's plugins, which takes minutes on a slow connection.
 COLLECT_WITHIN_S = 900
 SAY_EACH_S = 10
 NO_MAVEN = "Maven is missing, which collects the servers' jars (on Debian: apt-get install maven)"
 
 
 def java(java_home: Path | None, least: int, most: int, *, for_others: bool = False) -> Path:
-    """The `java` of the newest JDK whose version is within the bounds; with `for_others`, one that every user may run.
+    """Returns the `java` binary of the newest JDK whose version is between `least` and `most`; with `for_others`, one
+    that all users may execute.
 
-    BackendError, saying what to install, where there is none.
+    Raises BackendError, saying what to install, if there is none.
     """
     fitting = {
         version: home
@@ -44,7 +45,7 @@ def java(java_home: Path | None, least: int, most: int, *, for_others: bool = Fa
 
 
 def candidates(java_home: Path | None) -> Iterator[Path]:
-    """The homes of all JDKs that can be found without searching the disk."""
+    """Yields the homes of the JDKs in the usual places: `java_home`, system directories, PATH."""
     if java_home is not None:
         yield java_home
     for folder, pattern in USUAL:
@@ -55,7 +56,7 @@ def candidates(java_home: Path | None) -> Iterator[Path]:
 
 
 def version_of(home: Path) -> int:
-    """The feature version (17, 21, …) that the JDK says it is; 0 where it is none."""
+    """Returns the feature version (17, 21, …) of the JDK; 0 if the path is not a JDK."""
     if not os.access(home / "bin" / "java", os.X_OK):
         return 0
     try:
@@ -68,17 +69,18 @@ def version_of(home: Path) -> int:
 
 
 def open_to_others(path: Path) -> bool:
-    """Whether users other than the owner can reach what lies there."""
+    """Returns whether users other than the owner can reach this path."""
     return all(folder.stat().st_mode & 0o001 for folder in (path.resolve(), *path.resolve().parents))
 
 
 def jars(place: Place, name: str, dependencies: Sequence[str]) -> Path:
-    """A folder with the artifacts (`group:name:version`) and all that they depend on; collected once, checksums enforced."""
+    """Returns a directory with the artifacts (`group:name:version`) and all their dependencies. It is downloaded
+    once; checksums are enforced."""
     pom = _pom(dependencies)
     folder = place.cache / "jars" / f"{name}-{hashlib.sha256(pom.encode()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
-    # One at a time: Maven's local repository is not made for several.
+    # Maven's local repository does not support concurrent writers.
     with locked(place.cache / "jars" / "lock"):
         if folder.is_dir():
             return folder
@@ -130,7 +132,7 @@ def _await(place: Place, name: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log; they usually say why."""
+    """Returns the last lines of a log."""
     try:
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     except OSError:

@@ -1,4 +1,4 @@
-"""Where things lie, and what is said meanwhile."""
+"""Directories and ports of a set of servers, progress output, and a lock between processes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from pathlib import Path
 
 
 class BackendError(Exception):
-    """Something that the reader has to mend; the message says what, and how."""
+    """An error that the user has to fix; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Folders, ports and Java of one set of servers.
+    """Directories, ports and Java of one set of servers.
 
-    `cache` keeps what was downloaded, `data` what the servers write, with logs and records of processes. Every port is moved by `shift`,
-    so that several sets can run beside each other. `java_home` is a JDK to look at first, None where none was named. With `durable` a write
-    is on disk before it is answered, as in production; without, one may be lost when the machine dies, never when a server does.
+    `cache` holds downloads; `data` holds the servers' data, logs and process records. `shift` is added to every port,
+    so that several sets can run side by side. `java_home` is the JDK to try first, or None. With `durable`, Cassandra
+    syncs a write to disk before it acknowledges it, as in production; without, a power failure can lose writes, but the
+    crash of a server cannot.
     """
 
     cache: Path
@@ -41,14 +42,14 @@ class Place:
         return self.data / "run"
 
     def of(self, name: str) -> Path:
-        """The folder of one server's data."""
+        """Returns the data directory of one server."""
         return self.data / name
 
     def port(self, usual: int) -> int:
         return usual + self.shift
 
     def say(self, name: str, words: str) -> None:
-        """A line of progress; several threads say theirs."""
+        """Prints a line of progress. It is thread-safe."""
         with _speaking:
             sys.stderr.write(f"{time.monotonic() - self.began:5.1f} s  {name:<12} {words}\n")
             sys.stderr.flush()
@@ -59,7 +60,8 @@ _speaking = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A command that is the server, where it runs, and as whom (uid and gid) where not as oneself."""
+    """A server's command line, its working directory, and the user (uid and gid) to run it as, if not the current
+    one."""
 
     argv: list[str]
     cwd: Path
@@ -68,7 +70,7 @@ class Launch:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Only one process at a time is within it, whatever the others do; the lock goes with the process that held it."""
+    """Holds an exclusive file lock during the block. The lock is released when the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

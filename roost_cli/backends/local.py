@@ -1,4 +1,5 @@
-"""The servers as processes of this machine: started side by side, awaited, stopped by their own numbers."""
+"""Runs the servers as local processes: starts them concurrently, waits until they answer, and stops them by process
+id."""
 
 from __future__ import annotations
 
@@ -16,13 +17,14 @@ from roost_cli.backends.opensearch import home_of
 from roost_cli.backends.server_specs import SERVERS
 
 POLL_S = 0.2
-# A server says nothing while it starts; the reader is told that it is still awaited.
+# Servers print nothing while they start, so a line of progress is printed this often.
 SAY_EACH_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How a server stands: `state` in words, `pid` 0 where none runs, `ready_in` seconds where it was started now."""
+    """The state of a server: `pid` is 0 if none runs; `ready_in` is in seconds and set only if this command started
+    it."""
 
     name: str
     state: str
@@ -33,24 +35,25 @@ class Row:
 
 
 def up(place: Place, names: Sequence[str], wait_s: float) -> list[Row]:
-    """Starts what does not run and waits until all answer, each at most `wait_s` after its start. BackendError names all that failed."""
+    """Starts the servers that do not run and waits until all answer, each at most `wait_s` seconds. Raises
+    BackendError that lists every failure."""
     for folder in (place.data, place.logs, place.records, place.cache):
         folder.mkdir(parents=True, exist_ok=True)
     return _side_by_side(lambda name: _up(place, name, wait_s), names)
 
 
 def down(place: Place, names: Sequence[str], *, wipe: bool, kill: bool = False) -> list[Row]:
-    """Stops what runs, also where some are dead; with `wipe` their data goes too, with `kill` they get no time to tidy up."""
+    """Stops the servers that run. With `wipe`, deletes their data; with `kill`, sends SIGKILL instead of SIGTERM."""
     return _side_by_side(lambda name: _down(place, name, wipe=wipe, kill=kill), names)
 
 
 def status(place: Place, names: Iterable[str]) -> list[Row]:
-    """How each stands now."""
+    """Returns the current state of each server."""
     return [_status(place, name) for name in names]
 
 
 def answers(place: Place, name: str) -> bool:
-    """Whether the server answers a question of its protocol now."""
+    """Returns whether the server answers a request of its own protocol."""
     return not ready.unreachable({name: _address(place, name)})
 
 
@@ -120,7 +123,8 @@ def _status(place: Place, name: str) -> Row:
 
 
 def _side_by_side(work: Callable[[str], Row], names: Sequence[str]) -> list[Row]:
-    """The rows in order; what fails does not keep the others from going on, and all complaints come together."""
+    """Calls `work` for every name in a thread each and returns the rows in order. Waits for all, then raises one
+    BackendError with all failures."""
     rows: list[Row] = []
     complaints: list[str] = []
     with ThreadPoolExecutor(max_workers=len(names)) as pool:

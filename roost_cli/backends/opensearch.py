@@ -1,4 +1,5 @@
-"""OpenSearch out of its jars: a home folder as its own scripts expect it, and a user, for it does not run as root."""
+"""Runs OpenSearch from its jars: builds the home directory that it expects, and a system user, because it refuses to
+run as root."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ LIB = (
     f"org.opensearch:opensearch-plugin-classloader:{VERSION}",
     "org.apache.logging.log4j:log4j-core:2.21.0",
 )
-# What a distribution puts into modules/ and these jars are without: artifact and class.
+# Modules that the distribution contains as plugins of its own: artifact and plugin class.
 MODULES = {
     "transport-netty4": ("transport-netty4-client", "org.opensearch.transport.Netty4ModulePlugin"),
     "analysis-common": ("analysis-common", "org.opensearch.analysis.common.CommonAnalysisModulePlugin"),
@@ -27,10 +28,10 @@ MODULES = {
     "lang-painless": ("lang-painless", "org.opensearch.painless.PainlessModulePlugin"),
     "reindex": ("reindex-client", "org.opensearch.index.reindex.ReindexModulePlugin"),
 }
-# 3.x needs 21; nothing newer than 25 was tried.
+# OpenSearch 3 needs Java 21; versions above 25 are untested.
 JAVA = (21, 25)
 USER = "roost-opensearch"
-# Where root keeps it: the home of root is closed to the user that it runs as.
+# Used if run as root: the OpenSearch user cannot enter root's home directory.
 SHARED_CACHE = Path("/var/cache/roost/opensearch")
 
 SETTINGS = """\
@@ -72,7 +73,7 @@ has.native.controller=false
 
 
 def opensearch(place: Place) -> Launch:
-    """OpenSearch, one node, with the modules that the search service uses."""
+    """Returns the command of a single OpenSearch node with the modules that the search service uses."""
     as_root = os.geteuid() == 0
     binary = java(place.java_home, *JAVA, for_others=as_root)
     lib = jars(place, "opensearch", LIB)
@@ -98,7 +99,7 @@ def opensearch(place: Place) -> Launch:
 
 
 def home_of(place: Place) -> Path:
-    """Its home folder: with the other data, or where another user can reach it."""
+    """Returns its home directory: beside the other data, or in SHARED_CACHE if run as root."""
     usual = place.of("opensearch")
     if os.geteuid() != 0:
         return usual
@@ -119,7 +120,7 @@ def _arrange(place: Place, home: Path, lib: Path, modules: dict[str, Path]) -> N
         target = home / "modules" / name
         target.mkdir(parents=True)
         for jar in folder.iterdir():
-            # It refuses to start where a class is on two class paths.
+            # OpenSearch refuses to start if a class is on two class paths.
             if jar.name not in there:
                 _link(jar, target / jar.name)
         words = DESCRIPTOR.format(name=name, version=VERSION, classname=MODULES[name][1])
@@ -130,7 +131,7 @@ def _arrange(place: Place, home: Path, lib: Path, modules: dict[str, Path]) -> N
 
 
 def _link(source: Path | str, target: Path | str) -> object:
-    """A second name for the same file where the disk allows it, else a copy."""
+    """Creates a hard link, or a copy if the file system does not allow it."""
     try:
         os.link(source, target)
     except OSError:
@@ -154,7 +155,8 @@ def _user() -> tuple[int, int]:
 
 
 def _give(folder: Path, user: tuple[int, int]) -> None:
-    """Makes the folder and what lies directly in it the user's; deeper things it made itself."""
+    """Creates the directory and makes the user own it and its direct children; OpenSearch itself creates deeper
+    files."""
     os.chown(folder, *user)
     for path in folder.iterdir():
         if path.name not in ("lib", "modules"):

@@ -1,4 +1,4 @@
-"""Processes that outlive the shell they were started from, found again by number and time of birth."""
+"""Background processes that outlive their shell. They are found again by process id and start time."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Cassandra flushes and OpenSearch closes its shards on SIGTERM: seconds. Who takes longer is killed; all of them recover from that.
+# On SIGTERM, Cassandra flushes and OpenSearch closes its shards, which takes seconds. After this limit SIGKILL follows;
+# all servers recover from that.
 STOP_WITHIN_S = 30.0
 POLL_S = 0.05
-# Cassandra and Kafka keep a file open for each segment, index and connection.
+# Cassandra and Kafka hold a file descriptor per segment, index and connection.
 DESCRIPTORS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A process that was started: `birth` tells it from another that got its number later."""
+    """A started process. `birth` is its start time, which tells it from a later process with the same id."""
 
     pid: int
     birth: str
     argv: list[str]
 
     def alive(self) -> bool:
-        """Whether this very process runs."""
+        """Returns whether this process still runs."""
         return birth(self.pid) == self.birth
 
 
 def birth(pid: int) -> str | None:
-    """When the process was born, as the system tells it; None where there is none, or only its remains."""
+    """Returns the start time of a process as the system reports it; None if it does not exist or is a zombie."""
     try:
-        # The command's name stands in parentheses and may hold anything.
+        # The command name is in parentheses and may contain any character.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
         pass
@@ -49,7 +50,8 @@ def birth(pid: int) -> str | None:
 
 
 def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | None, record: Path) -> Record:
-    """Starts a process in a session of its own, as `user` (uid and gid) where one is given; what it prints goes to `log`, begun anew."""
+    """Starts a process in its own session, as `user` (uid and gid) if given, with output to `log`, which is
+    truncated. Writes and returns its record."""
     log.parent.mkdir(parents=True, exist_ok=True)
     record.parent.mkdir(parents=True, exist_ok=True)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -67,7 +69,7 @@ def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | 
             group=user[1] if user else None,
             extra_groups=[] if user else None,
         )
-    # It is meant to go on without us: nobody waits for it, and nobody is to be warned of that.
+    # Marks the process as finished for Popen: it runs on after this program, and Popen would warn about that.
     process.returncode = 0
     made = Record(process.pid, birth(process.pid) or "", list(argv))
     draft = record.with_suffix(".new")
@@ -77,7 +79,7 @@ def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | 
 
 
 def recorded(record: Path) -> Record | None:
-    """What was started, alive or not."""
+    """Reads the record of a process, which may have ended; None if there is no record."""
     try:
         return Record(**json.loads(record.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -85,7 +87,8 @@ def recorded(record: Path) -> Record | None:
 
 
 def stop(found: Record, *, kill: bool = False) -> bool:
-    """Ends the process and waits until it is gone; False where it was gone already. Never another that has its number now."""
+    """Stops the process and waits until it has ended. Returns False if it had ended before. Another process that
+    reuses the id is never touched."""
     if not found.alive():
         return False
     _signal(found, signal.SIGKILL if kill else signal.SIGTERM)
@@ -104,13 +107,13 @@ def _signal(found: Record, number: signal.Signals) -> None:
 
 
 def _reap(pid: int) -> None:
-    """Takes the remains of a child of this very process away; another's are its parent's."""
+    """Reaps a zombie if it is a child of this process."""
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
 
 def _boot() -> str:
-    """Which run of the machine this is: times of birth count from its start."""
+    """Returns an id of the current boot, because start times count from the boot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

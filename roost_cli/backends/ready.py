@@ -1,4 +1,4 @@
-"""Whether a server really answers: each question is asked in its own protocol, over a plain socket."""
+"""Checks whether a server answers: one request in its own protocol over a plain socket."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from collections.abc import Callable, Mapping
 ANSWER_WITHIN_S = 2.0
 HOST = "127.0.0.1"
 
-# What goes wrong while a server starts: refused or reset connections, silence, half an answer.
+# Errors while a server starts: refused or reset connections, timeouts, truncated responses.
 NOT_YET = (OSError, http.client.HTTPException, ValueError, struct.error, KeyError)
 
-# Cassandra's native protocol, version 4.
+# Opcodes of Cassandra's native protocol, version 4.
 _STARTUP, _QUERY = 0x01, 0x07
 _READY, _RESULT = 0x02, 0x08
 _CONSISTENCY_ONE = 1
-# Kafka's Metadata request, in a version that all brokers since 1.0 know.
+# Kafka's Metadata request, in a version that all brokers since 1.0 support.
 _METADATA, _METADATA_VERSION = 3, 4
 _NO_TOPICS = 0
-# No answer to these questions is longer; more is not this server.
+# Responses to these requests are shorter; a longer one comes from another kind of server.
 _MAX_ANSWER = 1 << 20
 
 
 def cassandra(port: int, host: str = HOST) -> bool:
-    """Whether a CQL query is answered."""
+    """Returns whether a CQL query succeeds."""
     query = b"SELECT release_version FROM system.local"
     with _connect(port, host) as connection:
         _send_cql(connection, _STARTUP, struct.pack(">H", 1) + _short(b"CQL_VERSION") + _short(b"3.0.0"))
@@ -37,7 +37,7 @@ def cassandra(port: int, host: str = HOST) -> bool:
 
 
 def kafka(port: int, host: str = HOST) -> bool:
-    """Whether the broker tells of itself, as clients ask it first."""
+    """Returns whether the broker answers a Metadata request, the first request of every client."""
     body = (
         struct.pack(">hhi", _METADATA, _METADATA_VERSION, 1) + _short(b"roost") + struct.pack(">i?", _NO_TOPICS, False)
     )
@@ -50,19 +50,19 @@ def kafka(port: int, host: str = HOST) -> bool:
 
 
 def redis(port: int, host: str = HOST) -> bool:
-    """Whether PING is answered; not while it loads its data."""
+    """Returns whether PING succeeds; it fails while Redis loads its data."""
     with _connect(port, host) as connection:
         connection.sendall(b"PING\r\n")
         return _exactly(connection, 5) == b"+PONG"
 
 
 def opensearch(port: int, host: str = HOST) -> bool:
-    """Whether the cluster has a master and every primary shard."""
+    """Returns whether the cluster has a master and all primary shards are active."""
     return _get(port, host, "/_cluster/health").get("status") in ("green", "yellow")
 
 
 def s3(port: int, host: str = HOST) -> bool:
-    """Whether anything speaks HTTP there."""
+    """Returns whether an HTTP server answers."""
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_WITHIN_S)
     try:
         connection.request("GET", "/")
@@ -72,12 +72,12 @@ def s3(port: int, host: str = HOST) -> bool:
 
 
 def unreachable(addresses: Mapping[str, str]) -> list[str]:
-    """Of servers by name and host:port, those that do not answer, in words."""
+    """Returns a sentence for each server that does not answer. `addresses` are HOST:PORT by server name."""
     return [f"{name} at {address}" for name, address in addresses.items() if not _answers(name, address)]
 
 
 def taken(port: int) -> bool:
-    """Whether anybody listens there."""
+    """Returns whether a program listens on the port."""
     try:
         _connect(port, HOST).close()
     except OSError:

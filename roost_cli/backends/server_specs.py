@@ -1,6 +1,6 @@
-"""How each server is run as a process of this machine: version, settings, command.
+"""Version, settings and command line of each server as a local process.
 
-All are set up for development and tests: they listen on loopback alone, hold little memory, and do not wait for others to join them.
+All are configured for development and tests: loopback only, little memory, single node.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from roost_cli.backends.opensearch import opensearch
 
 CASSANDRA_VERSION = "5.0.5"
 KAFKA_VERSION = "4.1.0"
-# 4.1.0 does not start.
+# Version 4.1.0 does not start.
 S3PROXY_VERSION = "2.6.0"
-# Cassandra 5 knows 11 and 17, Kafka 4 needs 17.
+# Cassandra 5 supports 11 and 17; Kafka 4 needs 17.
 JAVA = (17, 17)
 NO_REDIS = "redis-server is missing; install Redis 7 or newer (on Debian: apt-get install redis-server)"
-# Each mesh and each worker of the tests takes one database.
+# Each mesh and each test worker uses its own database.
 REDIS_DATABASES = 256
-# What serves tests lives for minutes on few cores: the optimising compiler and the concurrent collector would take half of them (seen: 40 %
-# of Cassandra's time in its first five minutes), and pay it back to nobody.
+# Test servers live for minutes on few cores: the optimizing compiler and the concurrent collector would use half of
+# them (measured: 40 % of Cassandra's CPU time in its first five minutes) without paying off.
 SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
-# A name of the cluster: 16 random bytes in base64, fixed so that data is found again.
+# Cluster id: 16 bytes in base64, fixed so that a restart finds its data.
 KAFKA_CLUSTER = "cm9vc3QtZGV2LWthZmthMQ"
 
-# What Cassandra reaches into Java for; its own scripts open the same.
+# Internal packages of Java that Cassandra accesses; its own start script opens the same ones.
 EXPORTS = {
     "java.base": "jdk.internal.misc jdk.internal.ref java.lang.ref sun.nio.ch",
     "java.management.rmi": "com.sun.jmx.remote.internal.rmi",
@@ -147,7 +147,7 @@ jclouds.filesystem.basedir={data}/objects
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server by its usual port, and how to prepare it. `others` are further ports that it takes."""
+    """A server: its default port, further ports, and the function that prepares it and returns its command."""
 
     port: int
     prepare: Callable[[Place], Launch]
@@ -155,7 +155,7 @@ class Server:
 
 
 def cassandra(place: Place) -> Launch:
-    """Apache Cassandra, one node."""
+    """Returns the command of a single Cassandra node."""
     binary = java(place.java_home, *JAVA)
     lib = jars(place, "cassandra", [f"org.apache.cassandra:cassandra-all:{CASSANDRA_VERSION}"])
     data = place.of("cassandra")
@@ -189,19 +189,20 @@ def cassandra(place: Place) -> Launch:
         "-Dcassandra.superuser_setup_delay_ms=0",
     ]
     if not place.durable:
-        # Tables are made and emptied all the time: schema changes are not flushed to disk one by one, the commit log has them.
+        # Tests create and truncate tables constantly. Skipping the flush after each schema change is safe, because the
+        # commit log contains it.
         flags += ["-Dcassandra.test.flush_local_schema_changes=false", "-Dcassandra.unsafesystem=true"]
     argv = [str(binary), *flags, "-cp", f"{data / 'conf'}:{lib}/*", "org.apache.cassandra.service.CassandraDaemon"]
     return Launch(argv, data)
 
 
 def kafka(place: Place) -> Launch:
-    """Apache Kafka, broker and controller in one."""
+    """Returns the command of a Kafka broker that is also the controller."""
     binary = java(place.java_home, *JAVA)
     lib = jars(
         place,
         "kafka",
-        # The binding gives its log lines a way out.
+        # A logging backend, without which Kafka's logs are discarded.
         [f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3"],
     )
     data = place.of("kafka")
@@ -220,7 +221,7 @@ def kafka(place: Place) -> Launch:
 
 
 def redis(place: Place) -> Launch:
-    """Redis from the system's packages, nothing kept on disk."""
+    """Returns the command of Redis from the system's packages, without persistence."""
     binary = shutil.which("redis-server") or _install_redis(place)
     data = place.of("redis")
     data.mkdir(parents=True, exist_ok=True)
@@ -241,7 +242,7 @@ def redis(place: Place) -> Launch:
 
 
 def s3(place: Place) -> Launch:
-    """S3Proxy over a folder."""
+    """Returns the command of S3Proxy over a directory."""
     binary = java(place.java_home, *JAVA)
     lib = jars(place, "s3", [f"org.gaul:s3proxy:{S3PROXY_VERSION}"])
     data = place.of("s3")
@@ -258,7 +259,7 @@ def _packages(option: str, modules: Mapping[str, str]) -> list[str]:
 
 
 def lacking(java_home: Path | None) -> list[str]:
-    """What is missing on this machine to run the servers as processes, in words that say what to do."""
+    """Returns a sentence for each program that is missing to run the servers as local processes."""
     found = []
     for bounds in (JAVA, OPENSEARCH_JAVA):
         try:
@@ -273,7 +274,7 @@ def lacking(java_home: Path | None) -> list[str]:
 
 
 def installer() -> str | None:
-    """The program that can install a package here, by itself."""
+    """Returns the package manager that can install packages here without a password; None if there is none."""
     return shutil.which("apt-get") if os.geteuid() == 0 else None
 
 
@@ -290,7 +291,7 @@ def _install_redis(place: Place) -> str:
             subprocess.run(noninteractive, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)  # noqa: S603
         systemctl = shutil.which("systemctl")
         if systemctl:
-            # The package may have started one of its own, which would hold the port.
+            # The package may have started its own Redis, which would occupy the port.
             subprocess.run([systemctl, "disable", "--now", "redis-server"], stdout=output, stderr=output, check=False)  # noqa: S603
     found = shutil.which("redis-server")
     if found is None:
@@ -310,5 +311,5 @@ SERVERS: Mapping[str, Server] = {
     "opensearch": Server(9200, opensearch, (9300,)),
     "s3": Server(9080, s3),
 }
-# No service needs objects yet.
+# s3 is left out, because no service stores objects yet.
 USUAL = ("cassandra", "redis", "kafka", "opensearch")

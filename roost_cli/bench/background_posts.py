@@ -1,4 +1,4 @@
-"""Tweets posted at a steady rate while something else is measured."""
+"""Posts tweets at a steady rate while something else is measured."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 from roost_cli import connection
 from roost_cli.exit_codes import refused
 
-# Posts on their way at once: a mesh that falls behind further is not posted to faster.
+# Maximum of posts in flight. If the mesh is slower than the rate, posting slows down with it.
 MAX_UNDER_WAY = 64
 
 
 @asynccontextmanager
 async def posting(mesh: connection.Target, tokens: Sequence[str], per_second: int) -> AsyncIterator[None]:
-    """Within it, people taken at random post `per_second` tweets a second; 0: nobody. CommandError where a post is refused."""
+    """Posts `per_second` tweets a second as random users until the block ends; 0 posts none. Raises CommandError if
+    a post fails."""
     if not per_second:
         yield
         return

@@ -1,8 +1,8 @@
-"""A bare HTTP server that always gives one recorded answer: what `roost bench` measures a mesh against.
+"""A minimal HTTP server that always returns one recorded response: the baseline of `roost bench`.
 
-It is uvicorn on httptools and uvloop with an ASGI application of two `send`s: the cost of HTTP itself, and no more.
-A process of its own: `python -m roost_cli.bench.baseline_server FILE` serves the answer in FILE on a free port of
-127.0.0.1, and prints that port.
+It is uvicorn with httptools, uvloop and an ASGI application that calls `send` twice, so it costs what HTTP costs and no
+more. `python -m roost_cli.bench.baseline_server FILE` serves the response in FILE on a free port of 127.0.0.1 and
+prints the port.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from roost_cli.exit_codes import FAULTS, CommandError
 
 START_WITHIN_S = 30.0
 BACKLOG = 1_024
-# uvicorn writes these itself.
+# uvicorn writes these headers itself.
 _OWN = frozenset({"date", "connection", "transfer-encoding"})
 
 Headers = Sequence[tuple[str, str]]
 
 
 def record(file: Path, headers: Headers, body: bytes) -> None:
-    """Writes an answer with status 200 for the server to give: a line of headers, then the body."""
+    """Writes a response with status 200 to `file`: one line with the headers as JSON, then the body."""
     kept = [[name.lower(), value] for name, value in headers if name.lower() not in _OWN]
     file.write_bytes(orjson.dumps(kept) + b"\n" + body)
 
 
 @asynccontextmanager
 async def running(file: Path) -> AsyncIterator[tuple[int, int]]:
-    """Process id and port of a server of the answer in `file`, which stops with the block."""
+    """Runs the server in a child process until the block ends; yields its process id and port."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "roost_cli.bench.baseline_server", str(file), stdout=pipe
@@ -58,7 +58,7 @@ async def running(file: Path) -> AsyncIterator[tuple[int, int]]:
 
 
 class _OneAnswer:
-    """The ASGI application."""
+    """The ASGI application: returns the recorded response to every request."""
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         self._start = {"type": "http.response.start", "status": 200, "headers": headers}

@@ -13,7 +13,7 @@ from roost_cli.bench import home
 
 
 class What(StrEnum):
-    """What is measured."""
+    """The workload to measure."""
 
     HOME = "home"
     FANOUT = "fanout"
@@ -64,7 +64,7 @@ def bench(
     For home, start the mesh with ROOST_RATE_LIMITS=off. For fanout no mesh is needed.
     """
     if what is What.FANOUT:
-        from roost_cli.bench import fanout  # its driver takes long to import
+        from roost_cli.bench import fanout  # imported here: its driver is slow to import
 
         fanout.run(rounds, redis, markdown)
         return

@@ -1,4 +1,4 @@
-"""What processes of this machine have used of its processors, from /proc, which only Linux has."""
+"""CPU time and process trees of local processes, read from /proc (Linux only)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ PROC = Path("/proc")
 
 
 def seconds(pids: Iterable[int], proc: Path = PROC) -> float:
-    """CPU time that these processes have used so far, all their threads, in seconds (in steps of 10 ms); CommandError where one is gone."""
+    """Returns the CPU time of these processes so far, user and system, all threads, in seconds (resolution 10 ms).
+    Raises CommandError if one has ended."""
     return sum(user + system for user, system in (_ticks(pid, proc) for pid in pids)) / os.sysconf("SC_CLK_TCK")
 
 
 def parent(pid: int, proc: Path = PROC) -> int:
-    """Who started a process. CommandError where it is gone."""
+    """Returns the parent of a process. Raises CommandError if the process has ended."""
     return int(_fields(pid, proc)[1])
 
 
 def backend(pid: int, proc: Path = PROC) -> list[int]:
-    """A process and all that it started, directly or not, which run now. CommandError where it is gone."""
+    """Returns a process and all its running descendants. Raises CommandError if the process has ended."""
     _fields(pid, proc)
     children: dict[int, list[int]] = {}
     for entry in proc.iterdir():
@@ -31,7 +32,7 @@ def backend(pid: int, proc: Path = PROC) -> list[int]:
             try:
                 children.setdefault(parent(int(entry.name), proc), []).append(int(entry.name))
             except CommandError:
-                # It ended meanwhile.
+                # The process has ended since the listing.
                 continue
     found = [pid]
     for one in found:
@@ -40,7 +41,7 @@ def backend(pid: int, proc: Path = PROC) -> list[int]:
 
 
 def processor(proc: Path = PROC) -> str:
-    """How many cores of which model."""
+    """Returns the number of cores and the CPU model, for the table."""
     try:
         lines = (proc / "cpuinfo").read_text().splitlines()
     except OSError:
@@ -60,5 +61,5 @@ def _fields(pid: int, proc: Path) -> list[str]:
     except OSError:
         hint = "" if proc.is_dir() else ": this system has no /proc, which only Linux has"
         raise CommandError(f"cannot read the CPU time of process {pid}{hint}") from None
-    # The second field is the program's name, in brackets, and may hold anything, brackets too.
+    # The second field is the program's name in parentheses, which may contain any character.
     return stat.rpartition(")")[2].split()

@@ -1,7 +1,8 @@
-"""`roost bench fanout`: what an entry of a home timeline costs in Redis, beside the way that textbooks show.
+"""`roost bench fanout`: CPU and memory per entry of a home timeline in Redis, compared with the textbook design.
 
-Theirs is a sorted set for each reader: one ZADD and one ZREMRANGEBYRANK for each follower, in a pipeline of redis-py. Both write to the
-same Redis in the same run, in turn, to homes that are full. CPU time is the writing process's and the server's own account of itself.
+The textbook design is one sorted set per reader with one ZADD and one ZREMRANGEBYRANK per follower, pipelined by
+redis-py. Both designs write in turn to full home timelines in the same Redis. CPU time is that of this process plus
+what Redis reports for itself.
 """
 
 from __future__ import annotations
@@ -34,23 +35,24 @@ from services.timeline.store.redis.encoding import list_key, marker_key
 from services.timeline.store.redis.store import RedisHomeTimelines
 
 READERS = 5_000
-# A pass over few entries would measure how coarse the server's account is; over many, take long with the textbook's loop.
+# With fewer entries, the resolution of Redis's CPU figures would show; with more, the textbook's loop would take long.
 ENTRIES_A_ROUND = 80_000
-# The contract's bound of one AppendHomeEntries.
+# The maximum of one AppendHomeEntries call.
 IDS_A_CALL = 10_000
-# Followers in one pipeline of the textbook's, as in one entry of ours.
+# Followers per pipeline in the textbook design, as many as in one entry of ours.
 PIPELINE = 1_000
 SEED_AT_ONCE = 32
-# Ids as long as real ones: the length of keys is part of the cost.
+# As long as real ids, because key length is part of the cost.
 FIRST_READER = FIRST_TWEET = 10**17
 START_WITHIN_S = 10.0
-# Of the textbook's client, on a machine that does something else too.
+# Timeout in seconds of the textbook's client, for a machine that is busy otherwise.
 PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """So many tweets at a time to so many followers; `wanted` is how many times less CPU ours is to take."""
+    """A workload: `tweets` at a time to `followers` readers. `wanted` is the factor by which Roost should use less
+    CPU."""
 
     title: str
     followers: int
@@ -63,20 +65,20 @@ CASES = (
     Case("5,000 followers", 5_000, 1, 6),
     Case("5,000 followers, 16 tweets a key", 5_000, 16, 20),
 )
-# Ours are to take at most a tenth of the bytes.
+# Roost should use at most a tenth of the bytes.
 WANTED_BYTES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass of a case: CPU microseconds an entry."""
+    """One pass of a case: CPU microseconds per entry."""
 
     client_us: float
     server_us: float
 
     @property
     def both_us(self) -> float:
-        """Client and server together."""
+        """Returns client plus server."""
         return self.client_us + self.server_us
 
 
@@ -84,7 +86,7 @@ Write = Callable[[Sequence[int], Sequence[int]], Awaitable[None]]
 
 
 class Bench:
-    """Homes of both kinds for the same readers, and how to add to them."""
+    """Home timelines in both designs for the same readers, and the writes to them."""
 
     def __init__(self, ours: Redis, theirs: redis.Redis) -> None:
         self._ours = ours
@@ -92,10 +94,11 @@ class Bench:
         self._store = RedisHomeTimelines(ours)
         self._readers = range(FIRST_READER, FIRST_READER + READERS)
         self._next_tweet = FIRST_TWEET
-        self._chance = random.Random(1)  # noqa: S311 (which followers, the same at every run)
+        self._chance = random.Random(1)  # noqa: S311 (the same followers in every run)
 
     async def fill(self, shown: progress.Progress) -> None:
-        """Fills every home, so that what comes pushes something out. Ours differ in length, as those of a running mesh do."""
+        """Fills every home timeline, so that each append also removes an entry. Roost's differ in length, as in a
+        running mesh."""
         ids = self._new_tweets(CAPACITY)
         scores = {str(tweet_id): tweet_id for tweet_id in ids[-SERVED:]}
         with shown.phase("homes filled", READERS) as phase:
@@ -116,8 +119,8 @@ class Bench:
             await self._store.append([(tweet_id, (reader,)) for tweet_id in ids[-16:]])
 
     async def measure(self, case: Case, write: Write) -> Pass:
-        """One pass over a case."""
-        # Drawn beforehand: that is no part of either way.
+        """Runs one pass of a case with the given write function."""
+        # Drawn before the clock starts, because it is part of neither design.
         calls = max(1, ENTRIES_A_ROUND // (case.followers * case.tweets))
         drawn = [self._chance.sample(self._readers, case.followers) for _ in range(calls)]
         entries = calls * case.followers * case.tweets
@@ -128,7 +131,7 @@ class Bench:
         return Pass(spent * 1e6 / entries, (await self._server_s() - server) * 1e6 / entries)
 
     async def ours(self, tweet_ids: Sequence[int], followers: Sequence[int]) -> None:
-        """As the timeline service does it, in calls as full as fan-out's."""
+        """Appends as the timeline service does, in calls as large as fan-out's."""
         a_call = IDS_A_CALL // len(tweet_ids)
         for start in range(0, len(followers), a_call):
             some = followers[start : start + a_call]
@@ -140,7 +143,7 @@ class Bench:
                 )
 
     async def theirs(self, tweet_ids: Sequence[int], followers: Sequence[int]) -> None:
-        """As textbooks show it."""
+        """Appends as in the textbook design."""
         for tweet_id in tweet_ids:
             for start in range(0, len(followers), PIPELINE):
                 pipeline = self._theirs.pipeline(transaction=False)
@@ -151,7 +154,8 @@ class Bench:
                 pipeline.execute()
 
     def bytes_each(self) -> tuple[float, float]:
-        """Bytes an entry of a full home, of ours with its marker, and of theirs."""
+        """Returns the mean bytes per entry of a full home timeline: Roost's including its marker key, and the
+        textbook's."""
         ours = theirs = 0.0
         some = self._readers[:100]
         for reader in some:
@@ -168,13 +172,14 @@ class Bench:
         return float(field_of(info, "used_cpu_user")) + float(field_of(info, "used_cpu_sys"))
 
     def _new_tweets(self, count: int) -> Sequence[int]:
-        # As ids of one busy second: not one after the other.
+        # Ids are spaced as within one busy second, not consecutive.
         first, self._next_tweet = self._next_tweet, self._next_tweet + count * 4_096
         return range(first, self._next_tweet, 4_096)
 
 
 def run(rounds: int, url: str | None, markdown: Path | None) -> None:
-    """Measures in the Redis at `url`, or in one of its own, and prints the table. CommandError where that cannot be."""
+    """Measures in the Redis at `url`, or in a temporary one, and prints the table. Raises CommandError if Redis
+    fails."""
     shown = progress.for_stream()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -216,7 +221,8 @@ async def _measure(rounds: int, url: str | None, shown: progress.Progress) -> tu
 
 
 def rows(found: dict[Case, tuple[list[Pass], list[Pass]]], our_bytes: float, their_bytes: float) -> list[list[str]]:
-    """The table, its head first: medians over the rounds, with lowest and highest in brackets, and the other by ours."""
+    """Returns the table, header first: medians over the rounds with the range in parentheses, and the textbook's
+    figure divided by Roost's."""
     lines = [["an entry", "Roost", "textbook", "textbook ÷ Roost", "wanted"]]
     parts: Sequence[tuple[str, Callable[[Pass], float]]] = (
         ("client", lambda one: one.client_us),
@@ -235,7 +241,7 @@ def rows(found: dict[Case, tuple[list[Pass], list[Pass]]], our_bytes: float, the
 
 @asynccontextmanager
 async def _server(url: str | None) -> AsyncIterator[str]:
-    """The Redis at `url`, or else one that nobody else uses, as long as the block lasts."""
+    """Yields `url`, or the URL of a temporary Redis that stops with the block."""
     if url is not None:
         yield url
         return

@@ -1,7 +1,6 @@
-"""`roost bench`: what a read costs, beside a bare HTTP server that gives the same bytes in the same run; `bench_fanout.py` has the
-other measurement.
+"""Measures reads of home timelines against a minimal HTTP server that returns the same bytes in the same run.
 
-Rounds of the two alternate, so that whatever else the machine does meets both; the figures are medians over the rounds.
+Rounds of the two alternate, so that other load on the machine affects both; the figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -30,52 +29,54 @@ from roost_cli.supervisor import control
 from roost_cli.tokens import DEFAULT_TTL_S, MINT_BATCH, mint
 
 HOME = "/v1/timelines/home"
-# Half of what a token's life allows for: none expires under way.
+# Half of what the tokens' lifetime allows, so that no token expires during a run.
 MAX_SECONDS = DEFAULT_TTL_S // 4
 MAX_ROUNDS = 99
 MAX_CONNECTIONS = 1_000
-# Readers beyond these are left out, and that is said: wrk keeps a request of 500 bytes for each.
+# Further readers are left out: wrk holds a prepared request of 500 bytes for each.
 MAX_READERS = 100_000
-# A home that has to be built may take its deadline, and this much more until it is given up.
+# Timeout of the first read of a home timeline, which has to build it.
 FIRST_READ_S = 30.0
-# Before each round, not measured: what a server does once, it does here.
+# Unmeasured seconds before each round, for one-time costs such as filling caches.
 WARM_UP_S = 2
-# With 40 followers each, 800 home entries a second, and each of 1,000 homes has a new one every second or so.
+# With 40 followers per author this makes 800 home timeline entries a second: of 1,000 readers each gets a new one about
+# every second.
 DEFAULT_POSTS = 20
 MAX_POSTS = 1_000
 
-# The columns, each one way of reading.
+# Column titles, one per server and load.
 MESH, WRITTEN_TO, BARE = "Roost", "Roost, {} tweets/s posted meanwhile", "bare uvicorn, one page"
-# What a document calls the tables of home reads: of all services in one process, and of each in processes of its own.
+# Names of the tables in a document: all services in one process, or one process each.
 HOME_TABLE, PROCESSES_TABLE = "home", "home --processes"
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run against one server. `cpu_s` is that of all its processes, user and system together, in seconds."""
+    """One run against one server. `cpu_s` is user plus system time of all its processes, in seconds."""
 
     seen: wrk.Figures
     cpu_s: float
 
     @property
     def per_second(self) -> float:
-        """Answers a second."""
+        """Returns responses per second."""
         return self.seen.requests / self.seen.seconds
 
     @property
     def cpu_us(self) -> float:
-        """CPU time of the server an answer, in microseconds."""
+        """Returns the server's CPU time per response, in microseconds."""
         return self.cpu_s * 1e6 / self.seen.requests
 
     @property
     def bytes_each(self) -> float:
-        """Bytes an answer, with its headers."""
+        """Returns bytes per response, headers included."""
         return self.seen.bytes / self.seen.requests
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Everybody's first page, as it was before the load: which one the bare server repeats, and how full they are."""
+    """The first pages of all readers before the load: headers and body of the page that the baseline repeats, and
+    the mean number of tweets."""
 
     headers: baseline_server.Headers
     body: bytes
@@ -84,7 +85,8 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How it is measured; `seconds` are each round's, `posts` are tweets a second in those with writes."""
+    """The size of a measurement: `seconds` is the length of each round, `posts` the tweets per second in the rounds
+    with writes (0: no such rounds)."""
 
     rounds: int
     seconds: int
@@ -105,7 +107,7 @@ def run(plan: Plan, grpc: str | None, http_address: str | None, markdown: Path |
     address = http_address or found.http
     if not address:
         raise CommandError(f"the mesh at {mesh.address} serves no HTTP; name its gateway with --http")
-    # Of a mesh of many processes the gateway is the one that is found; whoever supervises it started them all.
+    # The run file names the gateway; the parent of the gateway is the supervisor, which started all processes.
     supervised = control.path_of(found.grpc).exists()
     pids = cpu.backend(cpu.parent(found.pid) if supervised else found.pid)
     tokens = asyncio.run(_tokens(mesh))
@@ -117,7 +119,7 @@ def run(plan: Plan, grpc: str | None, http_address: str | None, markdown: Path |
 
 
 async def _tokens(mesh: target.Target) -> list[str]:
-    """A token of everybody who may have one, by ascending user id."""
+    """Returns an access token for every active user, by ascending user id, at most MAX_READERS."""
     tokens: list[str] = []
     async with target.connect(mesh) as channels:
         stub = auth_service_pb2_grpc.AuthServiceStub(channels[0])
@@ -133,9 +135,10 @@ async def _tokens(mesh: target.Target) -> list[str]:
 
 
 def first_pages(address: str, tokens: Sequence[str], shown: progress.Progress) -> Pages:
-    """Reads every home once, which makes it warm; the page nearest to the mean size is the one recorded.
+    """Reads every home timeline once, which makes it warm, and selects the page closest to the mean size for the
+    baseline.
 
-    CommandError where an answer is not a page, where rate limits are on, and where nobody's home holds a tweet.
+    Raises CommandError if a response is not a page, if rate limits are on, or if all home timelines are empty.
     """
     read: list[tuple[baseline_server.Headers, bytes]] = []
     connection = http.client.HTTPConnection(address, timeout=FIRST_READ_S)
@@ -160,7 +163,7 @@ def first_pages(address: str, tokens: Sequence[str], shown: progress.Progress) -
 
 
 def explain(status: int, headers: dict[str, str]) -> None:
-    """CommandError where an answer shows that what would be measured is not what is meant."""
+    """Raises CommandError if a response shows that rate limits are on, or is not 200."""
     names = {name.lower() for name in headers}
     if status == http.HTTPStatus.TOO_MANY_REQUESTS or "ratelimit-policy" in names:
         raise CommandError("rate limits are on: start the mesh with ROOST_RATE_LIMITS=off to measure it")
@@ -177,10 +180,10 @@ async def _measure(
     plan: Plan,
     shown: progress.Progress,
 ) -> dict[str, list[Round]]:
-    """The rounds by column: of the mesh, of the mesh with writes where some are wanted, and of the bare server."""
+    """Returns the rounds by column: the mesh, the mesh with writes if `plan.posts`, and the baseline."""
     chance = random.SystemRandom()
     cases: dict[str, list[Round]] = {}
-    # The folder is this user's alone: what lies in it are tokens.
+    # A directory that only this user can read, because it contains tokens.
     with tempfile.TemporaryDirectory(prefix="roost-bench-") as folder:
         script, page = Path(folder) / "home.lua", Path(folder) / "page"
         script.write_text(wrk.script(tokens))
@@ -193,7 +196,7 @@ async def _measure(
                 for name, server, where, posts in servers:
                     start = chance.randrange(len(tokens))
                     url = f"http://{where}{HOME}"
-                    # Each case finds its servers as it leaves them, not as the one before did.
+                    # Each server is warmed up again, because the previous round measured another one.
                     await wrk.run(script, url, connections=plan.connections, seconds=WARM_UP_S, start=start)
                     async with posting(mesh, tokens, posts):
                         begun = cpu.seconds(server)
@@ -208,7 +211,7 @@ async def _measure(
 
 
 def check(name: str, seen: wrk.Figures) -> None:
-    """CommandError where a run held anything but answers of status 200."""
+    """Raises CommandError if a run contains anything but responses with status 200."""
     if seen.refused or seen.broken or not seen.requests:
         raise CommandError(
             f"{name}: of {seen.requests:,} requests {seen.refused:,} were refused and {seen.broken:,} broken; "
@@ -218,7 +221,7 @@ def check(name: str, seen: wrk.Figures) -> None:
 
 
 def circumstances(readers: int, pages: Pages, plan: Plan, processes: int) -> str:
-    """What the table's figures hold for, in a sentence or two."""
+    """Returns a sentence with the conditions of the measurement, to print with the table."""
     where = (
         "" if processes == 1 else " CPU is that of all {} processes of the mesh, and not that of the servers below it."
     )
@@ -230,7 +233,8 @@ def circumstances(readers: int, pages: Pages, plan: Plan, processes: int) -> str
 
 
 def rows(cases: Mapping[str, Sequence[Round]]) -> list[list[str]]:
-    """The table, its head first: medians over the rounds, with lowest and highest in brackets, and MESH's by BARE's."""
+    """Returns the table, header first: medians over the rounds with the range in parentheses, and the mesh's figure
+    divided by the baseline's."""
     measures: Sequence[tuple[str, Callable[[Round], float], str]] = (
         ("requests/s", lambda round_: round_.per_second, ",.0f"),
         ("p50 ms", lambda round_: round_.seen.p50_ms, ".2f"),

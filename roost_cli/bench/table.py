@@ -1,4 +1,4 @@
-"""The tables of `roost bench`: medians over rounds, printed and written into Markdown documents."""
+"""Tables of `roost bench`: medians over rounds, printed and written into Markdown documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEGIN, END = "<!-- roost bench {} -->", "<!-- end of roost bench {} -->"
 
 
 def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Path | None) -> None:
-    """Prints the table with what it holds for, and writes it into the document."""
+    """Prints `note` and the table, and writes both into the document, if given, between the markers named `what`."""
     typer.echo(note)
     _print(lines)
     if markdown is not None:
@@ -24,13 +24,13 @@ def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Path
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """The median, and in brackets the lowest and the highest."""
+    """Formats the median, with the lowest and highest value in parentheses if they differ."""
     median, low, high = (f"{value:{form}}" for value in (statistics.median(values), min(values), max(values)))
     return median if low == high else f"{median} ({low}–{high})"
 
 
 def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
-    """The median of the one by that of the other."""
+    """Returns the median of `mine` divided by the median of `other`; NaN if that is 0."""
     divisor = statistics.median(other)
     return statistics.median(mine) / divisor if divisor else float("nan")
 
@@ -45,13 +45,14 @@ def _print(lines: Sequence[Sequence[str]]) -> None:
 
 
 def as_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """The table in Markdown."""
+    """Returns the table in Markdown; the first line is the header."""
     rule = ["---", *("---:" for _ in lines[0][1:])]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
 def inserted(document: str, what: str, text: str) -> str:
-    """The document with `text` between its markers; CommandError where it lacks them."""
+    """Returns the document with the text between the markers named `what` replaced. Raises CommandError if the
+    markers are missing."""
     begin, end = BEGIN.format(what), END.format(what)
     before, found, rest = document.partition(begin)
     _, closed, after = rest.partition(end)

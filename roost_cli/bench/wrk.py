@@ -1,4 +1,4 @@
-"""wrk, the load generator of `roost bench`: its script, one run of it, and the figures it prints."""
+"""Runs wrk, the load generator of `roost bench`, and parses its figures."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from roost_cli.exit_codes import FAULTS, CommandError
 
-# Begins the one line of ours among what wrk prints: text made for people changes between releases.
+# Prefix of the JSON line that our script prints; wrk's own report changes between releases.
 MARK = "roost-bench "
-# What a run may take beyond its time: connecting, reading the script, and the last answers.
+# Extra seconds for connecting, reading the script, and the last responses.
 SPARE_S = 30.0
-# Of what it says when it fails.
+# Characters of wrk's output in an error message.
 SHOWN_CHARS = 500
 
-# Every request is another user's, in turn; the start is an argument, so that each run begins elsewhere. Requests are made once:
-# the script's share of wrk's time stays small.
+# Each request uses the next user's token, starting from an argument, so that rounds begin at different users. Requests
+# are built once, which keeps the script's share of wrk's CPU time small.
 _SCRIPT = """\
 local tokens = {
 %s
@@ -50,8 +50,8 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What wrk saw of one run. `bytes` counts all that came, headers too; `refused` answers had a status from 400 on, `broken`
-    requests had no whole answer."""
+    """Figures of one run. `bytes` includes headers; `refused` counts responses with status 400 or above, `broken`
+    requests without a complete response."""
 
     requests: int
     seconds: float
@@ -63,21 +63,22 @@ class Figures:
 
 
 def script(tokens: Sequence[str]) -> str:
-    """A script for wrk in which request after request carries the next token; the number to begin after is its argument."""
-    # A token is letters, digits, dots, dashes and underscores: anything else could end the Lua string.
+    """Returns a Lua script for wrk in which each request uses the next token. Its argument is the number of the
+    token to start after."""
+    # Tokens consist of letters, digits, dots, dashes and underscores; any other character could end the Lua string.
     assert all(token.replace(".", "").replace("-", "").replace("_", "").isalnum() for token in tokens)
     return _SCRIPT % ",\n".join(f'"{token}"' for token in tokens) + _DONE % MARK
 
 
 def program() -> str:
-    """Where wrk is; CommandError, with how to get it, where it is not."""
+    """Returns the path of wrk. Raises CommandError, saying how to install it, if it is not on PATH."""
     if found := shutil.which("wrk"):
         return found
     raise CommandError("wrk is not on PATH: it makes the load (`apt-get install wrk`, or `brew install wrk`)")
 
 
 async def run(script_file: Path, url: str, *, connections: int, seconds: int, start: int) -> Figures:
-    """One run of `seconds` seconds on one thread; CommandError where wrk fails or does not end."""
+    """Runs wrk for `seconds` seconds in one thread. Raises CommandError if it fails or does not end."""
     options = ("-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script_file), url, "--", str(start))
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(program(), *options, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
@@ -93,7 +94,7 @@ async def run(script_file: Path, url: str, *, connections: int, seconds: int, st
 
 
 def parse(said: str) -> Figures:
-    """The figures in what wrk printed; CommandError, with its last words, where there are none."""
+    """Parses the figures from wrk's output. Raises CommandError, with the end of the output, if there are none."""
     line = next((line for line in said.splitlines() if line.startswith(MARK)), None)
     if line is None:
         raise CommandError(f"wrk failed: {said.strip()[-SHOWN_CHARS:]}", FAULTS)

@@ -1,4 +1,5 @@
-"""The supervisor's ear: a socket in the runtime directory, for `roost restart`. Whoever may open it started the mesh."""
+"""The Unix socket by which `roost restart` asks the supervisor for a restart. Its mode 0600 limits it to the user
+who started the mesh."""
 
 from __future__ import annotations
 
@@ -14,19 +15,20 @@ from roost_cli import runfile
 from roost_cli.exit_codes import CommandError
 from roost_cli.supervisor.supervisor import Supervisor
 
-# A name, and no more.
+# A request holds one service name.
 MAX_LINE_BYTES = 1_024
 ASKED_WITHIN_S = 5.0
 
 
 def path_of(grpc: str) -> Path:
-    """Where the socket of the mesh at this gRPC address lies."""
+    """Returns the socket path of the mesh at this gRPC address."""
     return runfile.path_of(grpc).with_suffix(".sock")
 
 
 @asynccontextmanager
 async def listening(supervisor: Supervisor, path: Path) -> AsyncIterator[None]:
-    """Answers restart requests: one JSON line in, one out."""
+    """Serves restart requests until the block ends: one JSON line `{"restart": name}` in, one line with `seconds` or
+    `error` out."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answer: dict[str, object]
@@ -59,7 +61,8 @@ def _make_room(path: Path) -> None:
 
 
 async def ask_restart(path: Path, name: str) -> float:
-    """Asks for a restart and waits for its end; seconds it took. CommandError where it failed, or nobody listens."""
+    """Requests a restart of a service, waits until it is done, and returns the seconds that it took. Raises
+    CommandError if it failed or no supervisor listens."""
     try:
         reader, writer = await asyncio.open_unix_connection(path, limit=1 << 16)
     except OSError:

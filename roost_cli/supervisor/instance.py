@@ -1,4 +1,4 @@
-"""One supervised process: started, watched, started again when it dies."""
+"""One supervised process: starts it, watches it, and restarts it when it dies."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from roost_cli.exit_codes import FAULTS, CommandError
 from roost_cli.supervisor.topology import Part
 from services.platform.config import process_environment
 
-# The first start makes the tables, with everybody else's start going on beside it; a busy machine takes a minute.
+# The first start creates the tables while all other processes start; on a busy machine that takes a minute.
 START_WITHIN_S = 180.0
-# Drain, calls under way, workers and stores: each has its own bound, and this is above their sum.
+# Larger than the sum of the limits for drain, calls in progress, workers and stores.
 STOP_WITHIN_S = 45.0
-# Rests between a death and the next start: short at first, since most deaths are single; longer for what dies at every start.
+# Delays before a restart, doubling from the first to the last: most deaths are isolated, but a process that dies at
+# every start must not spin.
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
-# After this long the next death counts as the first.
+# After this much uptime a death counts as the first again.
 STEADY_S = 30.0
 SHOWN_LOG_CHARS = 2_000
 
@@ -28,7 +29,8 @@ Say = Callable[[str], None]
 
 
 class Instance:
-    """A Part that runs until `stop`. Its output goes to a log file in `logs`; `say` gets one line for each start and death."""
+    """Runs one process until `stop` and restarts it when it ends. Its stderr is appended to a log file in `logs`;
+    `say` receives one line for each start and death."""
 
     def __init__(self, part: Part, logs: Path, say: Say) -> None:
         self.part = part
@@ -40,7 +42,8 @@ class Instance:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns once it is ready; CommandError, with the end of its log, where it is not within START_WITHIN_S."""
+        """Starts the process and returns when it is ready. Raises CommandError, with the end of its log, if that
+        takes longer than START_WITHIN_S."""
         self._task = asyncio.create_task(self._keep_running(), name=f"instance-{self.part.label}")
         try:
             async with asyncio.timeout(START_WITHIN_S):
@@ -50,14 +53,14 @@ class Instance:
             raise CommandError(f"{self.part.label} did not become ready:\n{self.log_end()}", FAULTS) from None
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL for what is still there after STOP_WITHIN_S."""
+        """Sends SIGTERM, and SIGKILL after STOP_WITHIN_S; returns when the process has ended."""
         self._stopping.set()
         if self._task is not None:
             await self._task
             self._task = None
 
     def log_end(self) -> str:
-        """What it said last."""
+        """Returns the last SHOWN_LOG_CHARS characters of the log."""
         try:
             return self._log.read_text(errors="replace")[-SHOWN_LOG_CHARS:]
         except OSError:
@@ -83,12 +86,12 @@ class Instance:
                 "-m",
                 "roost_cli",
                 *self.part.arguments,
-                # It ends when this pipe does: nothing outlives its supervisor.
+                # The process stops when this pipe closes, so it cannot outlive the supervisor.
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=process_environment(**self.part.environment),
-                # Ctrl-C is for the supervisor, who stops the others in order.
+                # Ctrl-C must reach only the supervisor, which stops the processes in order.
                 start_new_session=True,
             )
         self.pid = process.pid
@@ -117,7 +120,8 @@ class Instance:
         async for line in process.stdout:
             if line.startswith(runfile.READY.encode()):
                 self.ready.set()
-                # What it prints of its own addresses matters to nobody, but for this one: it may be any free port.
+                # Of the addresses in the ready line only the metrics address is printed: it uses any free port and is
+                # listed nowhere else.
                 metrics = line.decode(errors="replace").rpartition(" metrics ")[2].strip()
                 self._say(f"{self.part.label} is ready, pid {process.pid}, metrics {metrics}")
 

@@ -1,4 +1,4 @@
-"""`roost up --processes`: what the supervisor does from start to stop."""
+"""The main function of `roost up --processes`, from start to stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from services.platform.rpc import errors
 
 
 def supervise(settings: Settings, replicas: str) -> None:
-    """Runs a mesh of many processes until SIGTERM or SIGINT; CommandError where one cannot start."""
+    """Runs a mesh of many processes until SIGTERM or SIGINT. `replicas` is `NAME=N,…`. Raises CommandError if a
+    process cannot start."""
     try:
         open_data_dir(settings.data_dir)
     except errors.RoostError as error:

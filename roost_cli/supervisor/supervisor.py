@@ -1,4 +1,5 @@
-"""The supervisor: starts the processes of a mesh in order, keeps them running, restarts them one by one, stops them in reverse."""
+"""The supervisor: starts the processes of a mesh in order, restarts those that die, performs rolling restarts, and
+stops them in reverse order."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.supervisor.instance import Instance, Say
 from roost_cli.supervisor.topology import Part
 
-# Python starts: more at once only make each other slower.
+# Starting Python is bound by CPU: more starts at once only slow each other down.
 STARTED_AT_ONCE = 2 * (os.cpu_count() or 1)
 
 
 class Supervisor:
-    """Runs the parts of one mesh. Logs of the processes go to `logs`."""
+    """Runs the processes of one mesh. Their logs go to `logs`."""
 
     def __init__(self, parts: Sequence[Part], logs: Path, say: Say) -> None:
         self._logs = logs
@@ -27,16 +28,16 @@ class Supervisor:
         self._parts = parts
         self._instances: list[Instance] = []
         self._numbers = {part.name: part.number for part in parts}
-        # One restart at a time: two would halve a service with two replicas.
+        # Two restarts at once could stop both replicas of a service.
         self._restarting = asyncio.Lock()
 
     @property
     def names(self) -> list[str]:
-        """What runs, in start order."""
+        """Returns the names of what runs, in start order."""
         return list(dict.fromkeys(part.name for part in self._parts))
 
     def pids(self) -> dict[str, list[int]]:
-        """The processes that run now, by name."""
+        """Returns the ids of the running processes by name."""
         found: dict[str, list[int]] = defaultdict(list)
         for instance in self._instances:
             if instance.pid:
@@ -44,7 +45,8 @@ class Supervisor:
         return dict(found)
 
     async def start(self) -> None:
-        """The first part, then those between side by side, then the last. CommandError where one does not become ready."""
+        """Starts the first process (registry), then the services concurrently, then the last (gateway). Raises
+        CommandError if one does not become ready."""
         self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         instances = [Instance(part, self._logs, self._say) for part in self._parts]
         for group in (instances[:1], instances[1:-1], instances[-1:]):
@@ -58,10 +60,10 @@ class Supervisor:
             await asyncio.gather(*map(begin, group))
 
     async def restart(self, name: str) -> float:
-        """Replaces every process of that name, one after the other; seconds taken. CommandError where there is none, or
-        where a new one does not become ready: what still ran of the old ones goes on then.
+        """Replaces every process of that name, one after the other, and returns the seconds that it took.
 
-        The new one is ready before the old one drains, unless both would need one address.
+        The new process is ready before the old one drains, unless both need the same address. Raises CommandError if
+        nothing has that name or a new process does not become ready; the old processes that are left keep running.
         """
         if name not in self.names:
             raise CommandError(f"nothing named {name} runs; there are {', '.join(self.names)}", UNUSABLE)
@@ -75,7 +77,7 @@ class Supervisor:
                 try:
                     await new.start()
                 except CommandError:
-                    # What runs goes on running: the fault lies in what is new.
+                    # The old process keeps running, because only the new one is broken.
                     self._instances.remove(new)
                     raise
                 await old.stop()
@@ -85,7 +87,7 @@ class Supervisor:
     def _successor(self, part: Part) -> Part:
         if part.alone:
             return part
-        # A data directory belongs to one process, and for a moment there are two.
+        # Old and new process overlap, and a data directory belongs to one process.
         number = self._numbers[part.name] = self._numbers[part.name] + 1
         arguments = list(part.arguments)
         place = arguments.index("--data") + 1
@@ -93,7 +95,7 @@ class Supervisor:
         return replace(part, number=number, arguments=tuple(arguments))
 
     async def stop(self) -> None:
-        """The gateway first, the registry last, the services side by side."""
+        """Stops the gateway, then the services concurrently, then the registry."""
         for group in (self._instances[-1:], self._instances[1:-1], self._instances[:1]):
             await asyncio.gather(*(instance.stop() for instance in group))
         self._instances.clear()

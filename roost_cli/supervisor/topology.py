@@ -1,4 +1,4 @@
-"""Which processes make up a mesh on one machine."""
+"""Decides which processes make up a mesh on one machine, with their arguments and environment."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from roost_cli.options import GATEWAY, address_of
 from services.catalog import SERVICES
 from services.platform.config import Settings
 
-# The registry: everybody knows its address, so it starts first and there is one of it.
+# The registry starts first and has one instance, because every process is given its address.
 REGISTRY = "registry"
-# Each process takes some 100 MB; more on one machine is a typing error.
+# A process uses about 100 MB; more replicas on one machine are probably a typing error.
 MAX_REPLICAS = 16
-# How long the others get to see that an instance goes, before it takes no more calls.
+# Time for the other processes to notice in the registry that an instance is going away before it refuses calls.
 DRAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One process to run: `name` is what it serves, `number` counts its replicas from 1."""
+    """One process to run: `name` is the service or `gateway`, `number` is its replica number from 1."""
 
     name: str
     number: int
@@ -35,12 +35,13 @@ class Part:
 
     @property
     def alone(self) -> bool:
-        """Whether it has an address of its own that a second one could not take: the old one ends before the new one starts."""
+        """Returns whether the process has a fixed address. The old process must then stop before the new one starts."""
         return self.name in (REGISTRY, GATEWAY)
 
 
 def replicas_of(text: str) -> dict[str, int]:
-    """`timeline=3,fanout=2` taken apart; CommandError where it is not that."""
+    """Parses `timeline=3,fanout=2`. Raises CommandError if it is malformed or names a service that cannot have
+    replicas."""
     counts: dict[str, int] = {}
     for pair in filter(None, text.split(",")):
         name, _, number = pair.partition("=")
@@ -54,7 +55,7 @@ def replicas_of(text: str) -> dict[str, int]:
 
 
 def parts_of(settings: Settings, replicas: Mapping[str, int]) -> Sequence[Part]:
-    """The processes, in start order: the registry, the services, the gateway."""
+    """Returns the processes in start order: registry, services, gateway."""
     registry = f"127.0.0.1:{_free_port()}"
     shared = {
         "mesh_secret": settings.mesh_secret or secrets.token_urlsafe(32),
@@ -68,13 +69,14 @@ def parts_of(settings: Settings, replicas: Mapping[str, int]) -> Sequence[Part]:
         data = settings.data_dir / "processes" / f"{name}-{number}"
         return Part(name, number, ("serve", name, *addresses, "--data", str(data)), {**shared, **changed})
 
-    # Said to each, for a ROOST_OPS of the supervisor's own is the gateway's: one port for all of them could be had once.
+    # An explicit option for each process: a ROOST_OPS in the environment is meant for the gateway, and only one process
+    # can bind that port.
     ops = ("--ops", "127.0.0.1:0")
     anywhere = ("--grpc", "127.0.0.1:0", *ops)
     door = ("--grpc", settings.grpc, "--http", settings.http, "--ops", settings.ops)
     for name in ("grpc", "http", "ops"):
         address_of(getattr(settings, name), f"--{name}")
-    # The registry needs no server of the cluster's, and must not wait for one.
+    # The registry uses the embedded backend, so it need not wait for Cassandra and the other servers.
     found = [part(REGISTRY, 1, ("--grpc", registry, *ops), backend="embedded")]
     found += [
         part(name, number, anywhere, drain_s=str(DRAIN_S))
