@@ -1,8 +1,8 @@
-"""Runs the checks of this repository and prints a table of them: the work behind `scripts/test` and `scripts/check`.
+"""Runs the checks of this repository and prints a table of the results; `scripts/test` and `scripts/check` call it.
 
-Everything runs even after something failed, so that one run shows all there is to mend. The exit status is 1 where anything failed.
-What holds for both backends of adapters is tested for each, the cluster backend on real servers: those that do not answer are started
-before, and stopped afterwards.
+It continues after a failure, so that one run shows everything to fix, and exits with 1 if anything failed. Tests of
+both backends run for each of them. The cluster backend runs on real servers, which are started before if they do not
+answer, and stopped afterwards.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from services.platform.config import Settings
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 BACKENDS = (str(ROOT / "scripts" / "backends"),)
-# The branch whose contract clients hold, as a checkout knows it: CI often has it as a remote branch only.
+# Protos are compared with this branch, because clients hold its contract. CI often has it only as a remote branch.
 BASES = ("main", "origin/main")
-# What pytest answers where it found no test at all.
+# pytest's exit status if it collected no test.
 NO_TESTS = 5
-# Failures of one suite that are tried once more: more of them are no chance.
+# Up to this many failures of one suite are retried once; more of them are no coincidence.
 TRIED_AGAIN = 8
-# These suites mostly wait, for servers and for meshes: three side by side on two cores take a third of the time. A file stays
-# together, for its tests may share a mesh.
+# These suites mostly wait for servers: three workers on two cores take a third of the time. A file stays in one worker,
+# because its tests may share a mesh.
 SPREAD = ("-n", "3", "--dist", "loadfile")
 BACKEND_NAMES = EMBEDDED, CLUSTER = "embedded", "cluster"
-# Given on the command line: what may not be skipped.
+# Command-line option: a backend whose tests must not be skipped.
 REQUIRE = "--require="
-# A loaded machine takes its time to start four servers; downloads do not count.
+# A loaded machine is slow to start four servers. Downloads are not included.
 SERVERS_WITHIN_S = 300
 
 console = Console(highlight=False, soft_wrap=True)
@@ -49,7 +49,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a check came to; `reason` says why something was skipped or how it failed."""
+    """The result of a check; `reason` says why it was skipped or how it failed."""
 
     passed: int = 0
     failed: int = 0
@@ -61,22 +61,23 @@ Check = Callable[[], Outcome]
 
 
 def tool(*argv: str) -> Check:
-    """A check that passes where the program ends with 0."""
+    """Returns a check that passes if the program exits with 0."""
     return lambda: _outcome(subprocess.run([str(BIN / argv[0]), *argv[1:]], cwd=ROOT, check=False).returncode)
 
 
 def breaking() -> Outcome:
-    """Compares the protos with those of the branch main, or with where this branch left it."""
+    """Checks with buf that the protos are compatible with those of the main branch, at the point where this branch
+    left it."""
     base = next(
         (found for name in BASES if (found := _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"))), b""
     )
     if not base:
         return Outcome(skipped=1, reason="no branch main here to compare with")
-    # In a shallow clone the two may have no common commit.
+    # In a shallow clone there may be no common commit.
     base = _git("merge-base", base.decode(), "HEAD") or base
     if len(_git("ls-tree", "--name-only", base.decode(), "--", "buf.yaml", "protos").splitlines()) < 2:
         return Outcome(skipped=1, reason="main has no protos yet")
-    # An archive, for buf can't read a work tree, a shallow clone or a detached checkout as a git source everywhere.
+    # buf reads an archive: it cannot always read a work tree, shallow clone or detached checkout as a git source.
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(_git("archive", base.decode(), "--", "buf.yaml", "protos"))) as archive:
             archive.extractall(folder, filter="data")
@@ -84,12 +85,13 @@ def breaking() -> Outcome:
 
 
 def tests(folder: str, arguments: Sequence[str]) -> Check:
-    """A check that runs the tests under `folder`, with further arguments for pytest."""
+    """Returns a check that runs the tests under `folder` with further arguments for pytest."""
     return lambda: _pytest(folder, arguments)
 
 
 class Servers:
-    """The servers of the cluster backend, for the length of a run. Their absence skips what needs them, or fails it where `required`."""
+    """The servers of the cluster backend during a run. Without them, the tests that need them are skipped, or fail
+    if `required`."""
 
     def __init__(self, required: bool) -> None:
         self._required = required
@@ -97,13 +99,13 @@ class Servers:
         self._started: list[str] = []
 
     def start(self) -> Outcome:
-        """Starts those that do not answer, and remembers which."""
+        """Starts the servers that do not answer, and records which."""
         silent = missing(Settings())
         if not silent:
             return Outcome(passed=1, reason="all ran already")
         names = [words.split()[0] for words in silent]
         running = subprocess.run([*BACKENDS, "status", *names, "--json"], check=False, stdout=subprocess.PIPE).stdout
-        # Others may use those that run already, although no answer came from where the settings say.
+        # Servers that already run are not ours, even if they do not answer at the configured addresses.
         self._started = [row["name"] for row in json.loads(running or b"[]") if row["state"].startswith("down")]
         complaint = self._up(names)
         if complaint or missing(Settings()):
@@ -112,12 +114,13 @@ class Servers:
         return Outcome(passed=1, reason=f"started {', '.join(self._started)}")
 
     def stop(self) -> None:
-        """Stops what `start` started; what ran before is somebody's."""
+        """Stops only the servers that `start` started."""
         if self._started:
             subprocess.run([*BACKENDS, "down", *self._started], check=False)
 
     def needed(self, check: Check) -> Check:
-        """The check where the servers are there; else a skip with the reason, or a failure."""
+        """Returns the check if the servers are available, or else a skip with the reason, or a failure if
+        `required`."""
 
         def run() -> Outcome:
             if self._absent:
@@ -133,7 +136,7 @@ class Servers:
         return Outcome(failed=1, reason=self._absent) if self._required else Outcome(skipped=1, reason=self._absent)
 
     def _up(self, names: Sequence[str]) -> str:
-        """Starts them, showing how that goes; the complaint in a line, "" where there is none."""
+        """Starts the servers and prints their progress. Returns the error in one line, or "" if all started."""
         said: list[str] = []
         argv = [*BACKENDS, "up", *names, f"--wait={SERVERS_WITHIN_S}"]
         with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
@@ -143,7 +146,7 @@ class Servers:
                 said.append(line.strip())
         if process.returncode == 0:
             return ""
-        # Progress comes first, then an empty line, then what is wrong.
+        # The output is progress, an empty line, and then the error.
         return next(filter(None, said[said.index("") :] if "" in said else said), f"exit status {process.returncode}")
 
 
@@ -153,7 +156,8 @@ def _pytest(folder: str, arguments: Sequence[str]) -> Outcome:
     first = _once(folder, arguments)
     if not 0 < first.failed <= TRIED_AGAIN:
         return first
-    # Seven servers and the tests share a few cores: a time-out there is told from a fault by trying once more, and both are shown.
+    # Seven servers and the tests share a few cores. A retry tells a timeout caused by load from a fault; both results
+    # are printed.
     again = _once(folder, [*arguments, "--last-failed", "--last-failed-no-failures=none"])
     if again.failed or again.passed < first.failed:
         return first
@@ -182,7 +186,7 @@ def _outcome(code: int) -> Outcome:
 
 
 def _git(*arguments: str) -> bytes:
-    """What git printed, b"" where it failed or does not exist."""
+    """Returns the output of git; b"" if it failed or is not installed."""
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, check=False, capture_output=True)  # noqa: S607 – the user's git.
     except FileNotFoundError:
@@ -191,7 +195,7 @@ def _git(*arguments: str) -> bytes:
 
 
 def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Check]]:
-    """The parts by name, each with its checks by name; the same name is the same check."""
+    """Returns the parts by name, each with its checks by name. A check that belongs to two parts is the same object."""
     start = {"servers": servers.start}
     suites: dict[str, dict[str, Check]] = {backend: {} for backend in BACKEND_NAMES}
     for suite in ("contract", "functional"):
@@ -210,7 +214,7 @@ def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Che
             "buf format": tool("buf", "format", "--diff", "--exit-code", "--path", "protos/roost"),
             "buf breaking": breaking,
         },
-        # Before the unit tests: those of the connections use the servers where they answer.
+        # Before the unit tests: some of those use the servers if they answer.
         "servers": start,
         "unit": {"unit": tests("tests/unit", arguments)},
         "contract": start | {name: check for name, check in both.items() if name.startswith("contract")},
@@ -223,7 +227,7 @@ def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Che
 
 
 def run(names: Sequence[str], arguments: Sequence[str], required: Sequence[str] = ()) -> int:
-    """Runs the parts named, or all, and returns the exit status."""
+    """Runs the named parts, or all, and returns the exit status."""
     servers = Servers(CLUSTER in required)
     known = parts(arguments, servers)
     unknown = sorted(set(names) - set(known))
@@ -238,7 +242,7 @@ def run(names: Sequence[str], arguments: Sequence[str], required: Sequence[str] 
 
 
 def _report(checks: Mapping[str, Check]) -> int:
-    """Runs them one after the other, then prints the table of them all."""
+    """Runs the checks one after the other, then prints the table."""
     table = Table("check")
     for header in ("passed", "failed", "skipped", "seconds"):
         table.add_column(header, justify="right")
@@ -259,7 +263,7 @@ def _report(checks: Mapping[str, Check]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`[--require=BACKEND] PART … [-- PYTEST ARGUMENTS]`."""
+    """Parses `[--require=BACKEND] PART … [-- PYTEST ARGUMENTS]` and runs the parts."""
     split = argv.index("--") if "--" in argv else len(argv)
     given, rest = argv[:split], argv[split + 1 :]
     required = [word.removeprefix(REQUIRE) for word in given if word.startswith(REQUIRE)]

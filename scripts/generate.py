@@ -1,7 +1,8 @@
-"""Generates the Python stubs from `protos/`: run by the build (a hatch hook) and by hand after a proto changes.
+"""Generates the Python stubs from `protos/`. The build runs it (a hatch hook); run it by hand after changing a proto.
 
-The stubs lie beside their protos under the import root `protos/` and are ignored by git. `buf/validate` is generated into the same
-root, because protovalidate ships no stubs of it; `google/api` comes with the package googleapis-common-protos.
+The stubs are written beside their protos, below the import root `protos/`, and ignored by git. `buf/validate` is
+generated into the same root, because protovalidate ships no stubs of it; `google/api` is part of the package
+googleapis-common-protos.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 VALIDATE = "buf/validate/validate.proto"
 
-# `message X { option (roost.options.v1.twin) = "roost.tweet.v1.JoinedTweet";`, X's package being the file's.
+# Matches `message X { option (roost.options.v1.twin) = "roost.tweet.v1.JoinedTweet";`. X is in the file's package.
 TWIN = re.compile(r'message (\w+) \{\s+option \(roost\.options\.v1\.twin\) = "([\w.]+)";')
 
 
 def generate() -> int:
-    """Writes every stub and returns the number of protos read; raises RuntimeError where protoc refuses one."""
+    """Generates every stub and returns the number of protos. Raises RuntimeError if protoc reports an error."""
     import grpc_tools
     from grpc_tools import protoc
 
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     own = sorted(path.relative_to(PROTOS).as_posix() for path in (PROTOS / "roost").rglob("*.proto"))
     includes = [f"-I{PROTOS}", f"-I{PROTOS / 'third_party'}", f"-I{well_known}"]
-    # mypy-protobuf's plugins sit beside the interpreter, which an isolated build does not put on PATH.
+    # The plugins of mypy-protobuf are in the interpreter's directory, which is not on PATH in an isolated build.
     beside = Path(sys.executable).parent
     plugins = [
         f"--plugin={name}={beside / name}"
@@ -45,8 +46,8 @@ def generate() -> int:
 
 
 def _adapt_types(proto: Path) -> None:
-    """Makes the servicers' types say what ours do: a method that is not served yet may be left out (the generated one answers
-    UNIMPLEMENTED), and a method whose response has a twin may answer the twin."""
+    """Adapts the generated types of servicers: methods may be left out (the generated one returns UNIMPLEMENTED),
+    and a method whose response has a wire type may return that."""
     stub_types = proto.with_name(f"{proto.stem}_pb2_grpc.pyi")
     if not stub_types.exists():
         return
@@ -77,10 +78,10 @@ except ImportError:  # Run by hand, outside a build.
 else:
 
     class GenerateStubs(BuildHookInterface):  # type: ignore[type-arg,misc]
-        """The build hook: hatchling finds it by its base class."""
+        """The build hook; hatchling finds it by its base class."""
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-            """Generates before anything is collected."""
+            """Generates the stubs before the build collects files."""
             generate()
 
 

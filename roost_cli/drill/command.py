@@ -1,4 +1,4 @@
-"""`roost drill`: breaks a mesh of its own on purpose, and says whether it kept its promises."""
+"""`roost drill`: injects faults into a mesh of its own and checks that no acknowledged write is lost."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from roost_cli.options import settings_with
 from roost_cli.supervisor.topology import REGISTRY
 from services.catalog import SERVICES
 
-# What a restart may take, from the command to the ready line.
+# Limit for a restart, from the command to the ready line.
 STARTUP_WITHIN_S = 10.0
 MAX_ROUNDS = 1_000
 ROUNDS = 20
-# Of each service: the other one goes on.
+# Replicas of each service: while one is killed, the other serves.
 REPLICAS = 2
-# Of each kind of fault; the table has the count.
+# Faults printed per kind; the table has the totals.
 SHOWN_FAULTS = 5
 
 
 class Fault(StrEnum):
-    """What is done to the mesh."""
+    """The fault to inject."""
 
     CRASH = "crash"
     KILL = "kill"
@@ -63,8 +63,9 @@ def drill(
 ) -> None:
     """Crash or restart a mesh of its own and check that nothing was lost. Exits with 1 if something was.
 
-    Every acknowledged write must be there once and every home exact. After a crash every start-up must take at most 10 s. While one
-    process of several is killed or restarted, every read and every write that is safe to repeat must be answered.
+    Every acknowledged write must exist exactly once and every home timeline must be exact. After a crash, each start-up
+    must take at most 10 s. While one of several processes is killed or restarted, every read and every write that is
+    safe to repeat must succeed.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="roost-drill-") as folder:
@@ -81,7 +82,8 @@ def drill(
 
 
 def _chosen(services: Sequence[str]) -> Sequence[str]:
-    """What may be disturbed: the gateway is where the load comes in, and there is one."""
+    """Returns the services to disturb, by default all. Raises CommandError for the gateway: the load arrives through
+    it and there is only one."""
     known = [name for name in SERVICES if name != REGISTRY]
     if unknown := [name for name in services if name not in known]:
         raise CommandError(f"--service: no service {unknown[0]}; there are {', '.join(known)}", UNUSABLE)
@@ -89,7 +91,7 @@ def _chosen(services: Sequence[str]) -> Sequence[str]:
 
 
 def _one_by_one(fault: Fault, folder: Path, rounds: int, seed: int, services: Sequence[str]) -> bool:
-    # Here, for the drivers of four servers take a second to import, and a crash needs none of them.
+    # Imported here: the drivers of four servers take a second to import and a crash drill needs none of them.
 
     from roost_cli.drill.temp_namespace import scratch
 
@@ -114,7 +116,7 @@ def _one_by_one(fault: Fault, folder: Path, rounds: int, seed: int, services: Se
 
 
 def report(fault: Fault, result: crash.Result, seconds: float) -> None:
-    """Prints the first faults of each kind, and the table."""
+    """Prints the first faults of each kind and the table of results."""
     _show_faults({"lost": result.lost, "duplicated": result.duplicated, "unasked": result.strange})
     rows = {
         "rounds": f"{result.rounds:,}",
@@ -131,7 +133,7 @@ def report(fault: Fault, result: crash.Result, seconds: float) -> None:
 
 
 def report_requests(fault: Fault, result: kill.Result, seconds: float) -> None:
-    """The same of a drill that disturbs one process after another."""
+    """Prints failed requests, faults and the table of a drill that kills or restarts single processes."""
     _show_faults(
         {
             "not answered": result.failures,

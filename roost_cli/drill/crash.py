@@ -1,4 +1,5 @@
-"""SIGKILL under load, again and again: every acknowledged write must be there once, and the mesh must come back by itself."""
+"""Sends SIGKILL to a mesh under load, repeatedly: every acknowledged write must exist exactly once, and the mesh
+must recover by itself."""
 
 from __future__ import annotations
 
@@ -22,23 +23,23 @@ from roost_cli.tokens import TokenBook
 from roost_cli.verify import command
 from services.platform.rpc import contract, errors
 
-# Clients at the same time, each one user: enough that commits are shared and every kill meets writes on their way.
+# Concurrent clients, one user each: enough that commits are grouped and every kill hits writes in progress.
 CLIENTS = 24
 CHANNELS = 4
-# The kill comes within these seconds of load; the first writes of a round are part of it.
+# The kill comes after this many seconds of load, chosen at random; the first posts of a round are included.
 SHORTEST_LOAD_S, LONGEST_LOAD_S = 0.3, 1.5
-# Some restarts are killed as well, within what a start takes: recovery must survive a crash of its own.
+# Share of restarts that are killed during start-up: recovery must survive a crash, too.
 KILLED_RESTARTS = 0.25
 SHORTEST_RESTART_S, LONGEST_RESTART_S = 0.2, 2.0
-# Homes compared after each restart; the others wait for the end.
+# Home timelines checked after each restart; the rest are checked at the end.
 SAMPLED_HOMES = 3
-# What each kind of write has of the load, in percent.
+# Share of each kind of write, in percent.
 SHARES = {Kind.POST: 50, Kind.FOLLOW: 15, Kind.LIKE: 15, Kind.RETWEET: 10, Kind.DELETE: 10}
 
 _TWEETS = "/roost.tweet.v1.TweetService/"
 _GRAPH = "/roost.graph.v1.GraphService/"
 _ENGAGEMENT = "/roost.engagement.v1.EngagementService/"
-# The methods that make a register true and false, and the field that takes its subject.
+# The RPCs that set a register to true and to false, and the request field that takes its subject.
 WRITES: dict[Kind, tuple[str, str, str]] = {
     Kind.POST: (_TWEETS + "CreateTweet", "", "idempotency_key"),
     Kind.DELETE: (_TWEETS + "DeleteTweet", "", "tweet_id"),
@@ -46,7 +47,7 @@ WRITES: dict[Kind, tuple[str, str, str]] = {
     Kind.LIKE: (_ENGAGEMENT + "LikeTweet", _ENGAGEMENT + "UnlikeTweet", "tweet_id"),
     Kind.FOLLOW: (_GRAPH + "Follow", _GRAPH + "Unfollow", "user_id"),
 }
-# What a server that is being killed leaves its callers with.
+# Status codes of calls to a server that is being killed: the outcome of the write is unknown.
 _NO_ANSWER = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -60,7 +61,7 @@ _REFUSALS = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DEN
 
 @dataclass(slots=True)
 class Result:
-    """What a drill came to; start-ups in seconds, of all that were not killed themselves."""
+    """The result of a drill. `startups_s` are the start-up times in seconds, without start-ups that were killed."""
 
     rounds: int = 0
     acknowledged: int = 0
@@ -74,30 +75,31 @@ class Result:
 
     @property
     def clean(self) -> bool:
-        """Whether no acknowledged write was lost or doubled, nothing came by itself, and every home is exact."""
+        """Returns whether no acknowledged write was lost or duplicated, nothing unexpected exists, and every home
+        timeline is exact."""
         return self.homes_exact and not (self.lost or self.duplicated or self.strange)
 
     def add(self, faults: Faults) -> None:
-        """Takes the faults of a round."""
+        """Adds the faults of one round."""
         self.lost.extend(faults.lost)
         self.duplicated.extend(faults.duplicated)
         self.strange.extend(faults.strange)
 
 
 class Drill:
-    """Rounds of load and SIGKILL on the meshes of one nursery."""
+    """Rounds of load and SIGKILL on one mesh after another on the same data directory."""
 
     def __init__(self, nursery: Nursery, seed: int, shown: Progress) -> None:
         self.history = History()
         self.result = Result()
         self._nursery = nursery
-        self._chance = random.Random(seed)  # noqa: S311 (chooses moments and deeds; nothing is guarded by it)
+        self._chance = random.Random(seed)  # noqa: S311 (chooses moments and writes; not used for security)
         self._seed = seed
         self._shown = shown
         self._posts = 0
 
     async def run(self, rounds: int) -> Result:
-        """`rounds` kills, then the comparison of everything, then a clean stop."""
+        """Runs `rounds` kills, then checks everything, then stops the mesh cleanly."""
         child = await self._start()
         try:
             with self._shown.phase("rounds", rounds) as phase:
@@ -127,7 +129,7 @@ class Drill:
             await self._nursery.start_and_kill(self._chance.uniform(SHORTEST_RESTART_S, LONGEST_RESTART_S))
 
     async def _round(self, child: Child) -> None:
-        """Load, and a kill in its midst."""
+        """Runs load and kills the mesh during it."""
         async with connection.connect(child.target, CHANNELS) as channels:
             clients = await self._clients(child, channels)
             loads = [asyncio.create_task(client.load()) for client in clients]
@@ -137,13 +139,13 @@ class Drill:
                 for client in clients:
                     client.stop()
                 await child.kill()
-                # Each ends with the call at hand, which a dead server answers at once.
+                # Each client ends with its current call, which fails at once when the server dies.
                 ended = await asyncio.gather(*loads, return_exceptions=True)
         if found := [error for error in ended if error is not None]:
             raise found[0]
 
     async def _settle(self, child: Child, *, every_home: bool) -> None:
-        """Compares what is there, repeats what had no answer, and compares again."""
+        """Compares the data with the history, repeats writes with unknown outcome, and compares again."""
         async with connection.connect(child.target, CHANNELS) as channels:
             clients = await self._clients(child, channels)
             operator = Operator(channels[0], child.target.operator())
@@ -172,17 +174,17 @@ class Drill:
         return [Client(self, channels[user % len(channels)], actors, user, users) for user in users]
 
     def next_key(self) -> str:
-        """The idempotency key of one more post."""
+        """Returns a new idempotency key for a post."""
         self._posts += 1
         return f"crash:{self._seed}:{self._posts}"
 
     def draw(self) -> random.Random:
-        """The drill's chance."""
+        """The random generator of the drill."""
         return self._chance
 
 
 class Client:
-    """One user, one write at a time: so that every register's history is a line."""
+    """One user with one write in progress at a time, so the history of each register is sequential."""
 
     def __init__(
         self, drill: Drill, channel: grpc.aio.Channel, actors: TokenBook, user_id: int, users: Sequence[int]
@@ -196,18 +198,18 @@ class Client:
         self._running = True
 
     def stop(self) -> None:
-        """No write after the one at hand."""
+        """Lets `load` return after the write in progress."""
         self._running = False
 
     async def load(self) -> None:
-        """Writes until it is stopped, or nobody answers."""
+        """Sends random writes until `stop`, or until the server does not answer."""
         while self._running:
             register, value = self._deed()
             if not await self._write(register, value, self._once):
                 return
 
     async def repeat(self, register: Register, value: bool) -> None:
-        """The same write again, with patience: now it must be acknowledged, or refused because its tweet is gone."""
+        """Repeats a write with retries. It must now be acknowledged, or refused because its tweet was deleted."""
         if not await self._write(register, value, patiently):
             raise CommandError(f"no answer to the repeat of {register}", FAULTS)
 
@@ -216,7 +218,7 @@ class Client:
         kind = chance.choices(list(SHARES), list(SHARES.values()))[0]
         tweets, own = self._history.tweets, self._history.own[self.user_id]
         if kind is Kind.DELETE and own:
-            # Some are deleted already: again is OK.
+            # Some are already deleted; deleting again returns OK.
             return Register(kind, self.user_id, chance.choice(own)), True
         if kind is Kind.FOLLOW:
             return Register(kind, self.user_id, chance.choice(self._others)), chance.random() < 0.7
@@ -230,12 +232,12 @@ class Client:
         value: bool,
         send: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]],
     ) -> bool:
-        """Sends one write and logs its end; False where there was no answer."""
+        """Sends one write and records its outcome. Returns False if the outcome is unknown."""
         make, undo, subject = WRITES[register.kind]
         method = contract.methods()[make if value else undo]
         request = method.request(**{subject: register.subject})
         if register.kind is Kind.POST:
-            # The text is the key: what is there once under one shows once under the other.
+            # The text equals the idempotency key, so a duplicate shows as a second tweet with the same text.
             request = method.request(text=str(register.subject), idempotency_key=str(register.subject))
         metadata = await self.actors.act_as(self.user_id)
         call = self._channel.unary_unary(method.path, method.request.SerializeToString, method.response.FromString)

@@ -1,8 +1,8 @@
-"""What was asked of a mesh and what it answered, and whether what is there now agrees with it.
+"""The history of a drill's writes and their outcomes, and the check of a mesh's data against it.
 
-Each thing that a write decides (a tweet is there, an edge is there) is a register. A write makes its value possible; the
-acknowledgement makes it the only one, a refusal impossible, and where neither came both stay possible, until a repeat is
-acknowledged.
+Each fact that a write decides (a tweet exists, an edge exists) is a boolean register. A write makes its value possible.
+An acknowledgement makes that value the only possible one, a refusal removes it, and without an answer both values stay
+possible until a repeat is acknowledged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Kind(StrEnum):
-    """What a register says. The subject of a post is its idempotency key, of all others an id."""
+    """The kind of a register. The subject of a POST is its idempotency key; of all others an id."""
 
     POST = "post"
     DELETE = "delete"
@@ -24,7 +24,7 @@ class Kind(StrEnum):
 
 
 class Register(NamedTuple):
-    """One thing that only this user's writes decide."""
+    """One fact that only writes of this user decide."""
 
     kind: Kind
     user_id: int
@@ -32,7 +32,7 @@ class Register(NamedTuple):
 
 
 class Outcome(StrEnum):
-    """How a write stands: asked for, acknowledged, refused, or without an answer."""
+    """The state of a write: sent, acknowledged, refused, or of unknown outcome."""
 
     INVOKED = "invoke"
     OK = "ok"
@@ -41,7 +41,7 @@ class Outcome(StrEnum):
 
 
 class Event(NamedTuple):
-    """One line of the log."""
+    """One line of the history."""
 
     register: Register
     value: bool
@@ -50,7 +50,7 @@ class Event(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A tweet as its owner tells of it; the text of a deleted one is empty."""
+    """A tweet as the tweet service returns it; the text of a deleted one is empty."""
 
     author_id: int
     text: str
@@ -60,7 +60,8 @@ class Seen(NamedTuple):
 
 @dataclass(slots=True)
 class Observed:
-    """What is there: tweets by id, edges and likes by who made them, and the ids that each author's list answers."""
+    """The observed data: tweets by id, follows and likes as (user, subject), and the ids that each author's tweet
+    list returned."""
 
     tweets: dict[int, Seen] = field(default_factory=dict)
     follows: set[tuple[int, int]] = field(default_factory=set)
@@ -69,7 +70,7 @@ class Observed:
 
 
 class Faults(NamedTuple):
-    """What must not be: acknowledged and gone, there twice, and there or changed without anybody's wish."""
+    """Violations: acknowledged writes that are lost, duplicates, and data that no write explains."""
 
     lost: list[str]
     duplicated: list[str]
@@ -80,27 +81,27 @@ class Faults(NamedTuple):
 
 
 class History:
-    """Every write of all clients. A user's writes to one register come one after another."""
+    """All writes of all clients. The writes of a user to one register are sequential."""
 
     def __init__(self) -> None:
         self.log: list[Event] = []
-        # The ids that posts were answered with, by key.
+        # The tweet id that each acknowledged post returned, by idempotency key.
         self.ids: dict[str, int] = {}
-        # The same, as the ids of everybody and of each user.
+        # The same ids, of all users and by user.
         self.tweets: list[int] = []
         self.own: defaultdict[int, list[int]] = defaultdict(list)
         self._possible: defaultdict[Register, set[bool]] = defaultdict(lambda: {False})
-        # The value that was asked for last, and what was possible before.
+        # Per register: the value written last, and the values that were possible before.
         self._asked: dict[Register, tuple[bool, frozenset[bool]]] = {}
 
     def invoke(self, register: Register, value: bool) -> None:
-        """A write is about to be sent."""
+        """Records that a write is about to be sent."""
         self._asked[register] = (value, frozenset(self._possible[register]))
         self._possible[register].add(value)
         self.log.append(Event(register, value, Outcome.INVOKED))
 
     def ok(self, register: Register, tweet_id: int = 0) -> None:
-        """It was acknowledged; posts with their tweet's id."""
+        """Records that the last write was acknowledged; a post with its tweet's id."""
         value, _ = self._asked[register]
         self._possible[register] = {value}
         detail = ""
@@ -111,34 +112,34 @@ class History:
                 self.tweets.append(tweet_id)
                 self.own[register.user_id].append(tweet_id)
             elif self.ids[key] != tweet_id:
-                # Kept for the checker: one key, two tweets.
+                # Recorded as a fault: one idempotency key returned two tweets.
                 detail = f"answered {tweet_id} after {self.ids[key]}"
         self.log.append(Event(register, value, Outcome.OK, detail))
 
     def fail(self, register: Register, code: str) -> None:
-        """It was refused: it must not have had an effect."""
+        """Records that the last write was refused, so it must have no effect."""
         value, before = self._asked[register]
         self._possible[register] = set(before)
         self.log.append(Event(register, value, Outcome.FAILED, code))
 
     def unknown(self, register: Register, code: str) -> None:
-        """No answer came: it may have had its effect or not."""
+        """Records that no answer came, so the write may or may not have taken effect."""
         self.log.append(Event(register, self._asked[register][0], Outcome.UNKNOWN, code))
 
     def open(self) -> list[tuple[Register, bool]]:
-        """The registers that may be either, with the value that was asked for last."""
+        """Returns the registers whose value is unknown, with the value written last."""
         return [(name, self._asked[name][0]) for name, possible in self._possible.items() if len(possible) > 1]
 
     def subjects(self, kind: Kind, user_id: int) -> list[int]:
-        """The ids on which the user ever wrote in this kind."""
+        """Returns the ids that the user has written to in registers of this kind."""
         return [int(r.subject) for r in self._possible if r.kind is kind and r.user_id == user_id]
 
     def counts(self) -> Counter[Outcome]:
-        """Events by outcome."""
+        """Returns the number of events by outcome."""
         return Counter(event.outcome for event in self.log)
 
     def check(self, observed: Observed) -> Faults:
-        """How what is there disagrees with the history."""
+        """Compares the observed data with the history and returns the violations."""
         faults = Faults([], [], [])
         by_text: defaultdict[str, list[int]] = defaultdict(list)
         retweets: Counter[tuple[int, int]] = Counter()
@@ -171,7 +172,7 @@ class History:
         by_text: defaultdict[str, list[int]],
         retweets: Counter[tuple[int, int]],
     ) -> int | None:
-        """How often what the register tells of is there; None where that cannot be seen."""
+        """Returns how often the register's fact occurs in the data (0, 1 or more); None if the data cannot show it."""
         kind, user_id, subject = register
         match kind:
             case Kind.POST:
@@ -179,11 +180,11 @@ class History:
                 if tweet_id is not None and tweet_id in observed.tweets and observed.tweets[tweet_id].deleted:
                     return 1
                 ids = by_text.get(str(subject), [])
-                # Another tweet in the place of the one that was answered is a loss, whatever its text.
+                # A different tweet than the acknowledged one counts as a loss, even with the same text.
                 return len(ids) if tweet_id is None or tweet_id in ids else 0
             case Kind.DELETE:
                 tweet = observed.tweets.get(int(subject))
-                # One that is not there at all is its post's fault.
+                # A missing tweet is counted as a fault of its post.
                 return None if tweet is None else int(tweet.deleted)
             case Kind.FOLLOW:
                 return int((user_id, int(subject)) in observed.follows)
@@ -195,7 +196,8 @@ class History:
         )
 
     def _check_lists(self, observed: Observed, faults: Faults) -> None:
-        """An author's list is what the author posted and did not delete, each once."""
+        """Checks that each author's tweet list holds every tweet that the author posted and did not delete, exactly
+        once."""
         standing: defaultdict[int, set[int]] = defaultdict(set)
         for tweet_id, tweet in observed.tweets.items():
             if not tweet.deleted and not tweet.retweet_of_id:

@@ -1,4 +1,5 @@
-"""A small HTTP/1.1 client for drills: one kept connection, one request at a time, and no retry of its own that would hide a failure."""
+"""A minimal HTTP/1.1 client for drills: one persistent connection, one request at a time, and no retries, which
+could hide failures."""
 
 from __future__ import annotations
 
@@ -6,19 +7,19 @@ import asyncio
 import contextlib
 from typing import NamedTuple
 
-# Of a status line and headers together; ours are below 2 kB.
+# Limit for status line and headers together; ours are below 2 kB.
 MAX_HEAD_BYTES = 64 * 1024
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """An HTTP response."""
 
     status: int
     body: bytes
 
 
 class HttpClient:
-    """Asks one server. It connects at the first request, and again after a failure."""
+    """Sends requests to one server. It connects at the first request and reconnects after a failure."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
@@ -29,8 +30,8 @@ class HttpClient:
     async def ask(
         self, method: str, path: str, token: str, body: bytes = b"", *, key: str = "", within_s: float
     ) -> Answer:
-        """One request; `body` is JSON, `key` its Idempotency-Key. OSError or EOFError where no whole answer came, TimeoutError
-        where none came within `within_s`."""
+        """Sends one request; `body` is JSON, `key` the Idempotency-Key header. Raises OSError or EOFError if the
+        response is incomplete, and TimeoutError after `within_s` seconds."""
         head = [f"{method} {path} HTTP/1.1", f"Host: {self._host}:{self._port}", f"Authorization: Bearer {token}"]
         if key:
             head.append(f"Idempotency-Key: {key}")
@@ -47,7 +48,7 @@ class HttpClient:
             raise
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.close()

@@ -1,7 +1,7 @@
-"""SIGKILL to one process of a running mesh after another, under the load of people who read a hundred times for each time they write.
+"""Kills the processes of a running mesh one after another, under a load of a hundred reads per write.
 
-A mesh with two of each service is to go on: what may be repeated (a read, a post with a key) is answered all the same, what was
-acknowledged is there once, and the killed process comes back by itself.
+With two replicas of each service the mesh must keep serving: every request that may be repeated (reads, posts with an
+idempotency key) succeeds, acknowledged writes exist exactly once, and the killed process is restarted.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from roost_cli.supervisor import control
 from roost_cli.tokens import TokenBook
 from roost_cli.verify import command
 
-# Readers at the same time, each one user with one connection, and the rest each takes between two requests: enough that every kill
-# meets requests on their way, and little enough that a small machine is not what fails.
+# Concurrent clients with one user and connection each, and the pause of each between requests: enough that every kill
+# hits requests in progress, and few enough that a small machine is not the bottleneck.
 CLIENTS = 16
 PAUSE_S = 0.02
 READS_A_WRITE = 100
-# Writes of each client before the load, so that there is something to read.
+# Posts of each client before the load, so that there is something to read.
 FIRST_POSTS = 3
-# Between a recovery and the next kill.
+# Pause between a recovery and the next kill.
 SHORTEST_REST_S, LONGEST_REST_S = 0.5, 2.0
-# A process takes seconds to come back; the limit is far above, since slowness is measured and only what hangs is given up.
+# A process restarts within seconds. The limit is far higher, because slowness is measured and only a hang is an error.
 BACK_WITHIN_S = 120.0
-# Above the longest deadline of what is asked: the mesh is to answer first.
+# Larger than the longest deadline of the requests, so the mesh gives up before the client does.
 ANSWER_WITHIN_S = 15.0
-# Repeats of a write without an answer, once the kills are over, and the pause between two.
+# Repeats of a write with unknown outcome after the last kill, and the pause between them.
 REPEATS, REPEAT_PAUSE_S = 20, 0.5
-# What each kind of write has of the writes, in percent.
+# Share of each kind of write, in percent.
 SHARES = {Kind.POST: 60, Kind.FOLLOW: 20, Kind.LIKE: 20}
-# Failures kept to be shown, and of those that differ in numbers only; the counts have all.
+# Failures recorded for the report: in total, and of those that differ only in numbers. The counts include all.
 KEPT_FAILURES, KEPT_ALIKE = 200, 2
-# A mesh that was just made on empty servers makes its search indexes first, which takes seconds.
+# A new mesh on empty servers first creates its search indexes, which takes seconds.
 WHOLE_WITHIN_S, LOOK_AGAIN_S = 120.0, 0.5
 SERVER_ERRORS = 500
 _REFUSALS = frozenset({403, 404})
-# What tells failures apart: method, path without its ids, status and code.
+# Failures are grouped by method, path without ids, status and code.
 _NUMBERS, LETTERS_ALIKE = re.compile(r"\d{6,}"), 90
 
 Disturb = Callable[[Fleet, str], Awaitable[float]]
@@ -60,7 +60,8 @@ Disturb = Callable[[Fleet, str], Awaitable[float]]
 
 @dataclass(slots=True)
 class Result:
-    """What a drill came to. Times in seconds; `failures` tell of the first requests that may be repeated and were not answered."""
+    """The result of a drill. Times are in seconds; `failures` describes the first requests that may be repeated and
+    failed."""
 
     rounds: int = 0
     reads: int = 0
@@ -79,28 +80,28 @@ class Result:
 
     @property
     def clean(self) -> bool:
-        """Whether every request was answered, nothing was lost or doubled, and every home is exact."""
+        """Returns whether every request succeeded, nothing was lost or duplicated, and every home timeline is exact."""
         return self.homes_exact and not (self.failed or self.lost or self.duplicated or self.strange)
 
     def add(self, faults: Faults) -> None:
-        """Takes what the history found."""
+        """Adds the violations that the history check found."""
         self.lost.extend(faults.lost)
         self.duplicated.extend(faults.duplicated)
         self.strange.extend(faults.strange)
 
 
 async def killing(fleet: Fleet, label: str) -> float:
-    """SIGKILL to one process, and its way back."""
+    """Sends SIGKILL to one process and returns the seconds until its replacement is ready."""
     return await fleet.kill(label, BACK_WITHIN_S)
 
 
 async def restarting(fleet: Fleet, label: str) -> float:
-    """A rolling restart of the service that this process belongs to."""
+    """Performs a rolling restart of the process's service and returns the seconds that it took."""
     return await control.ask_restart(fleet.control, label.rpartition("-")[0])
 
 
 class KillDrill:
-    """Load on one mesh, and something done to its processes meanwhile."""
+    """Load on one mesh while its processes are killed or restarted."""
 
     def __init__(
         self, fleet: Fleet, seed: int, shown: Progress, *, reads_a_write: int = READS_A_WRITE, clients: int = CLIENTS
@@ -109,7 +110,7 @@ class KillDrill:
         self.result = Result()
         self.fleet = fleet
         self.reads_a_write = reads_a_write
-        self.chance = random.Random(seed)  # noqa: S311 (chooses victims and requests; nothing is guarded by it)
+        self.chance = random.Random(seed)  # noqa: S311 (chooses processes and requests; not used for security)
         self.victim = ""
         self._seed = seed
         self._shown = shown
@@ -118,7 +119,7 @@ class KillDrill:
         self._alike: Counter[str] = Counter()
 
     async def run(self, services: Sequence[str], rounds: int, disturb: Disturb = killing) -> Result:
-        """Disturbs `rounds` processes, each service before any comes again; then compares what is there."""
+        """Disturbs `rounds` processes by `disturb`, each service once before any is repeated, then checks the data."""
         async with AsyncExitStack() as stack:
             mesh = self.fleet.target
             channel = (await stack.enter_async_context(connection.connect(mesh)))[0]
@@ -143,7 +144,8 @@ class KillDrill:
         return [Client(self, actors, user, users) for user in users]
 
     def _forget_the_beginning(self) -> None:
-        """What fails before anything was killed is a fault of the mesh, but what is slow then is its start."""
+        """Resets the times measured so far, which include cold caches, but keeps the failures: those are faults even
+        before the first kill."""
         self.result.longest_s = 0.0
 
     async def _under_load(
@@ -152,7 +154,7 @@ class KillDrill:
         loads = asyncio.gather(*(client.load() for client in clients))
         kills = asyncio.create_task(self._disturbances(services, rounds, disturb))
         try:
-            # A client ends by itself only where it found what must not be.
+            # A client returns by itself only if it found a violation.
             await asyncio.wait((loads, kills), return_when=asyncio.FIRST_COMPLETED)
         finally:
             for client in clients:
@@ -183,7 +185,8 @@ class KillDrill:
     async def _settle(
         self, clients: Sequence[Client], operator: Operator, actors: TokenBook, mesh: connection.Target
     ) -> None:
-        """Compares, repeats what had no answer, and compares again; then every home."""
+        """Compares the data with the history, repeats writes with unknown outcome, compares again, and checks every
+        home timeline."""
         users = [client.user_id for client in clients]
         by_user = {client.user_id: client for client in clients}
         self.result.add(self.history.check(await observe(operator.channel, operator, actors, users, self.history)))
@@ -193,12 +196,12 @@ class KillDrill:
         self.result.homes_exact = await command.audit(mesh, Silent())
 
     def next_key(self) -> str:
-        """The idempotency key of one more post."""
+        """Returns a new idempotency key for a post."""
         self._posts += 1
         return f"kill:{self._seed}:{self._posts}"
 
     def failed(self, what: str) -> None:
-        """Counts a request that was to be answered."""
+        """Counts a request that should have succeeded."""
         self.result.failed += 1
         self.result.by_service[self.victim.rpartition("-")[0] or "nobody yet"] += 1
         kind = _NUMBERS.sub("…", what)[:LETTERS_ALIKE]
@@ -208,7 +211,7 @@ class KillDrill:
 
 
 class Client:
-    """One user, one request at a time: so that every register's history is a line."""
+    """One user with one request in progress at a time, so the history of each register is sequential."""
 
     def __init__(self, drill: KillDrill, actors: TokenBook, user_id: int, users: Sequence[int]) -> None:
         self.user_id = user_id
@@ -221,17 +224,18 @@ class Client:
         self._running = True
 
     def stop(self) -> None:
-        """No request after the one at hand."""
+        """Lets `load` return after the request in progress."""
         self._running = False
 
     async def begin(self) -> None:
-        """Follows somebody and posts, so that there is something to read."""
+        """Follows a user and posts, so that there is something to read."""
         await self._write(Register(Kind.FOLLOW, self.user_id, self._others[0]), True)
         for _ in range(FIRST_POSTS):
             await self._write(Register(Kind.POST, self.user_id, self._drill.next_key()), True)
 
     async def until_all_is_there(self) -> None:
-        """Waits until everything that will be read is answered; CommandError where something never is."""
+        """Waits until every path that will be read returns 200. Raises CommandError if that does not happen within
+        WHOLE_WITHIN_S."""
         (_, bearer), *_ = await self._actors.act_as(self.user_id)
         token = bearer.removeprefix("Bearer ")
         missing = self._wishes()
@@ -249,7 +253,7 @@ class Client:
             ) from error
 
     async def load(self) -> None:
-        """Reads and now and then writes, until it is stopped."""
+        """Sends reads and occasional writes until `stop`."""
         chance = self._drill.chance
         while self._running:
             if chance.random() * (self._drill.reads_a_write + 1) < 1:
@@ -259,7 +263,7 @@ class Client:
             await asyncio.sleep(PAUSE_S * chance.uniform(0.5, 1.5))
 
     async def repeat(self, register: Register, value: bool) -> None:
-        """The same write again, with patience: now it must be acknowledged, or refused."""
+        """Repeats a write with retries. It must now be acknowledged or refused."""
         for _ in range(REPEATS):
             if await self._write(register, value):
                 return
@@ -274,7 +278,7 @@ class Client:
             self._drill.failed(f"GET {path}: {answer.status} {answer.body[:300].decode(errors='replace')}")
 
     def _wishes(self) -> list[str]:
-        """Paths, of which any may be read next."""
+        """Returns the paths that the next read is chosen from."""
         chance, tweets = self._drill.chance, self._history.tweets
         user = chance.choice(self._users)
         wishes = [
@@ -300,11 +304,11 @@ class Client:
         return Register(Kind.POST, self.user_id, self._drill.next_key()), True
 
     async def _write(self, register: Register, value: bool) -> bool:
-        """Sends one write and logs its end; False where there was no answer."""
+        """Sends one write and records its outcome. Returns False if the outcome is unknown."""
         kind, _, subject = register
         body, key = b"{}", ""
         if kind is Kind.POST:
-            # The text is the key: what is there once under one shows once under the other.
+            # The text equals the idempotency key, so a duplicate shows as a second tweet with the same text.
             path, key, body = "/v1/tweets", str(subject), orjson.dumps({"text": str(subject)})
         else:
             path = f"/v1/tweets/{subject}/likes" if kind is Kind.LIKE else f"/v1/users/{subject}/follow"
@@ -326,7 +330,7 @@ class Client:
         return True
 
     async def _ask(self, method: str, path: str, body: bytes = b"", key: str = "") -> Answer | None:
-        """The answer, or None, counted as failed, where none came."""
+        """Returns the response; None, counted as a failure, if none came."""
         (_, bearer), *_ = await self._actors.act_as(self.user_id)
         token, began = bearer.removeprefix("Bearer "), asyncio.get_running_loop().time()
         try:

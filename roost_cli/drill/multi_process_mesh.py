@@ -1,4 +1,5 @@
-"""A mesh of many processes on free ports of this machine, whose processes can be killed one by one: what `roost drill kill` breaks."""
+"""A mesh of many processes on free local ports, whose processes can be killed one by one. `roost drill kill` uses
+it."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ from roost_cli.connection import Target
 from roost_cli.exit_codes import FAULTS, CommandError
 from services.platform.config import child_environment, runtime_dir
 
-# Some sixteen processes, each of which takes seconds of a core to come up.
+# About sixteen processes start, and each needs seconds of CPU time.
 START_WITHIN_S = 400.0
-# Gateway, services and registry end one group after the other.
+# Gateway, services and registry stop one group after the other.
 STOP_WITHIN_S = 120.0
 SHOWN_LOG_CHARS = 2_000
 
@@ -29,7 +30,8 @@ _HAS_ENDED = re.compile(r"(?P<label>\S+) ended with ")
 
 
 class Fleet:
-    """One running `roost up --processes`. `http` is its gateway's host and port, `pids` are the processes that are ready, by label."""
+    """A running `roost up --processes`. `http` is the gateway's HOST:PORT; `pids` holds the ready processes by label
+    (`tweet-1`)."""
 
     def __init__(self, process: asyncio.subprocess.Process, grpc: str, http: tuple[str, int], folder: Path) -> None:
         self.http = http
@@ -43,9 +45,9 @@ class Fleet:
 
     @classmethod
     async def start(cls, folder: Path, settings: Mapping[str, str], replicas: Mapping[str, int]) -> Fleet:
-        """A mesh that is ready; CommandError, with the end of its output, where it does not become so.
+        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of its output, if it fails.
 
-        `folder` takes data, run files and logs. `settings` are text by name; rate limits are off.
+        `folder` holds data, run files and logs. `settings` are texts by setting name. Rate limits are off.
         """
         runtime = folder / "runtime"
         runtime.mkdir(mode=0o700, exist_ok=True)
@@ -79,22 +81,23 @@ class Fleet:
 
     @property
     def target(self) -> Target:
-        """Its gRPC door, with the operator's token."""
+        """Returns the gateway's gRPC address with the operator token."""
         runs = runfile.running(runtime_dir(self._folder / "runtime"))
         found = next(run for run in runs if run.grpc == self.grpc)
         return Target(found.grpc, found.operator_token)
 
     @property
     def control(self) -> Path:
-        """Where its supervisor listens."""
+        """Returns the path of the supervisor's socket."""
         return runfile.path_of(self.grpc, runtime_dir(self._folder / "runtime")).with_suffix(".sock")
 
     def labels(self, service: str) -> list[str]:
-        """The processes of a service that are ready."""
+        """Returns the labels of the ready processes of a service."""
         return sorted(label for label in self.pids if label.rpartition("-")[0] == service)
 
     async def kill(self, label: str, within_s: float) -> float:
-        """SIGKILL to one process; the seconds until its successor was ready. CommandError where that takes longer than `within_s`."""
+        """Sends SIGKILL to one process and returns the seconds until its replacement is ready. Raises CommandError
+        after `within_s` seconds."""
         before, began = self.pids[label], time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             os.kill(before, signal.SIGKILL)
@@ -108,7 +111,8 @@ class Fleet:
         return time.monotonic() - began
 
     async def stop(self) -> None:
-        """SIGTERM; CommandError where it does not end in time, or not cleanly."""
+        """Sends SIGTERM. Raises CommandError if the mesh does not stop in STOP_WITHIN_S seconds, or exits with an
+        error."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
@@ -121,7 +125,7 @@ class Fleet:
             raise CommandError(f"the mesh stopped with status {code}", FAULTS)
 
     async def put_down(self) -> None:
-        """SIGKILL to the supervisor, whose processes end with it. Safe after `stop`."""
+        """Sends SIGKILL to the supervisor; its processes then stop by themselves. Does nothing after `stop`."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
@@ -139,7 +143,7 @@ class Fleet:
                 elif line.startswith(runfile.READY):
                     self._ready.set()
                 self._changed.notify_all()
-        # Whoever waits for its start is to learn of its end.
+        # Wakes tasks that wait for a start, because the mesh has ended.
         await self._process.wait()
         self._ready.set()
 

@@ -1,4 +1,4 @@
-"""What a mesh holds of a drill's writes, read from the owners of the data and as readers get it."""
+"""Reads the data that a drill wrote: by scans of the owning services, and through the API as readers see it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from roost_cli.rate_control import batches, deadline_s, for_each
 from roost_cli.tokens import TokenBook
 from roost_cli.verify.command import SCAN_EDGES, SCAN_TWEETS
 
-# The bound of one BatchGetTweets, and of one page.
+# The maximum of one BatchGetTweets and of one page.
 PAGE_SIZE = 100
-# Of so many tweets fan-out certainly remembers the receipts: it keeps those of 10,000.
+# Fan-out stores delivery receipts of the last 10,000 tweets; of this many they certainly exist.
 RECEIPTS = 9_000
 CONCURRENCY = 16
 
@@ -30,7 +30,8 @@ LIST_USER = "/roost.tweet.v1.TweetService/ListUserTweets"
 async def observe(
     channel: grpc.aio.Channel, operator: Operator, actors: TokenBook, users: Sequence[int], history: History
 ) -> Observed:
-    """Tweets and follows by the owners' scans, likes as those who liked see them, lists as anybody reads them."""
+    """Returns tweets and follows from the owners' scans, likes as seen by the users who liked, and each author's
+    tweet list."""
     found = Observed()
     tweets = tweet_service_pb2_grpc.TweetServiceStub(channel)
     scan = tweet_service_pb2.ScanTweetsRequest()
@@ -48,7 +49,8 @@ async def observe(
 
 
 async def without_event(channel: grpc.aio.Channel, operator: Operator, tweet_ids: Iterable[int]) -> list[int]:
-    """The tweets whose event the log lacks; to be asked after a replay of the whole log, which leaves a receipt of each."""
+    """Returns the tweets that have no delivery receipt. After a replay of the whole log these are the tweets whose
+    event is missing from it."""
     stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
     missing: list[int] = []
 

@@ -1,4 +1,4 @@
-"""A mesh in a process of its own, on free ports of this machine: what drills start, kill and start again."""
+"""A mesh in a child process on free local ports, which drills start, kill and start again."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from roost_cli.connection import Target
 from roost_cli.exit_codes import FAULTS, CommandError
 from services.platform.config import child_environment, runtime_dir
 
-# Far above what is promised: slowness is measured, and only what hangs is given up.
+# Far above the promised time: slowness is measured, and only a hang is an error.
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 30.0
-# Of its log, when it fails.
+# Characters of the log in an error message.
 SHOWN_LOG_CHARS = 2_000
 
 
 class Child:
-    """One running `roost up`. `started_s` is how long it took from the command to the ready line, in seconds."""
+    """A running `roost up`. `started_s` is the time from the command to the ready line, in seconds."""
 
     def __init__(self, process: asyncio.subprocess.Process, target: Target, started_s: float) -> None:
         self.target = target
@@ -31,14 +31,15 @@ class Child:
         self._drain = asyncio.create_task(_drained(process))
 
     async def kill(self) -> None:
-        """SIGKILL, as a power cut would have it; returns once the process is gone."""
+        """Sends SIGKILL, which simulates a crash, and returns when the process has ended."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
         await self._drain
 
     async def stop(self) -> None:
-        """SIGTERM; CommandError where it does not end in time, or not cleanly."""
+        """Sends SIGTERM. Raises CommandError if the process does not end within STOP_WITHIN_S seconds, or exits with
+        an error."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
@@ -52,7 +53,7 @@ class Child:
 
 
 class Nursery:
-    """Starts meshes, one at a time, on one data directory. `folder` holds that, the run files and the log."""
+    """Starts meshes one at a time on the same data directory. `folder` holds the data, the run files and the log."""
 
     def __init__(self, folder: Path) -> None:
         self._data = folder / "data"
@@ -61,7 +62,7 @@ class Nursery:
         self._runtime.mkdir(mode=0o700, exist_ok=True)
 
     async def start(self) -> Child:
-        """A mesh that is ready; CommandError, with the end of its log, where it does not become so."""
+        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of its log, if it fails."""
         began = time.monotonic()
         process = await self._spawn()
         try:
@@ -79,7 +80,7 @@ class Nursery:
         return Child(process, Target(found.grpc, found.operator_token), started_s)
 
     async def start_and_kill(self, after_s: float) -> None:
-        """A mesh that is killed `after_s` seconds after its command, ready or not."""
+        """Starts a mesh and kills it after `after_s` seconds, ready or not."""
         process = await self._spawn()
         try:
             with contextlib.suppress(TimeoutError):
@@ -119,7 +120,7 @@ async def _until_ready(process: asyncio.subprocess.Process) -> bool:
 
 
 async def _drained(process: asyncio.subprocess.Process) -> None:
-    """Reads what it prints, for a full pipe would stop it."""
+    """Reads and discards stdout: a full pipe would block the process."""
     assert process.stdout is not None, "made with a pipe"
     async for _ in process.stdout:
         pass

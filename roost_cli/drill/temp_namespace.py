@@ -1,4 +1,4 @@
-"""A place of its own on the servers of the cluster backend, for a drill: whatever else they hold is left alone."""
+"""A temporary namespace on the servers of the cluster backend, so that a drill leaves other data alone."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from services.platform.config import Settings
 from services.platform.opensearch.client import OpenSearch
 from services.platform.rpc.errors import RoostError
 
-# Redis databases from here on are looked through for an empty one; 0 is what a mesh takes by default, and tests take those from 100 on.
+# Range of Redis databases to search for an empty one. A mesh uses 0 by default; tests use 100 and above.
 FIRST_DATABASE, LAST_DATABASE = 1, 99
-# Says that a database is taken. It goes by itself where a drill was killed.
+# Key that claims a database, and its time to live in seconds, which frees the database of a drill that was killed.
 CLAIM, CLAIM_S = "roost:drill", 6 * 3600
-# Deleting a keyspace or a topic takes a busy server seconds.
+# Deleting a keyspace or a topic takes seconds on a busy server.
 TIDY_WITHIN_S = 60.0
 
 
 @asynccontextmanager
 async def scratch(settings: Settings) -> AsyncIterator[Mapping[str, str]]:
-    """Settings, as text by name, of a namespace that nobody else has; what was put there goes at the end.
+    """Yields settings, as text by name, of a new namespace, and deletes its data at the end.
 
-    CommandError where a server cannot be reached, or Redis has no empty database.
+    Raises CommandError if a server is unreachable or Redis has no empty database.
     """
     if silent := missing(settings):
         raise CommandError(f"{', '.join(silent)} cannot be reached: `scripts/backends up` starts the servers")
@@ -48,7 +48,7 @@ async def scratch(settings: Settings) -> AsyncIterator[Mapping[str, str]]:
 
 
 def _claim(url: str) -> str:
-    """The URL of a database that was empty, and is claimed now."""
+    """Claims an empty database and returns its URL."""
     for number in range(FIRST_DATABASE, LAST_DATABASE + 1):
         found = urlsplit(url)._replace(path=f"/{number}").geturl()
         with contextlib.closing(redis.Redis.from_url(found)) as client:
@@ -56,13 +56,14 @@ def _claim(url: str) -> str:
                 if client.dbsize() == 0 and client.set(CLAIM, "taken", nx=True, ex=CLAIM_S):
                     return found
             except redis.ResponseError:
-                # There are no more.
+                # Beyond the last database of this server.
                 break
     raise CommandError("Redis has no empty database for a drill")
 
 
 async def _tidy(settings: Settings) -> None:
-    """Each server by itself: one that does not answer keeps its leftovers, whose names nobody takes again."""
+    """Deletes the namespace from each server independently. A server that does not answer is skipped: namespaces are
+    never reused."""
     with contextlib.suppress(RoostError):
         cassandra = await Cassandra.open(settings)
         try:

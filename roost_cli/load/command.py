@@ -1,7 +1,7 @@
-"""`roost load`: a real graph, real tweets and random operations, through RPCs, at speed.
+"""`roost load`: loads a graph and tweets from files, and performs random operations, through RPCs.
 
-The order matters: people, follows, the clock margin, one read of every home, tweets. So every home is warm when the
-tweets come, and it is fan-out that carries them.
+Order: users, follows, a wait for the clock margin, one read of every home timeline, tweets. So every home timeline is
+warm before the tweets are posted, and fan-out delivers them.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from roost_cli.load import mutate
 from roost_cli.load.loader import CONCURRENCY, Loader, Operator, Person, Post, Posted
 from roost_cli.tokens import TokenBook
 
-# Connections: one is served by one task of gRPC's core, and a few keep both sides busy.
+# gRPC serves one connection in one task; a few connections keep client and server busy.
 CHANNELS = 4
 MAX_CONCURRENCY = 1_024
-# Half a sha256 tells any two files apart.
+# Half of a SHA-256 is enough to tell files apart.
 HASH_DIGITS = 32
-# A text file of tweets is read whole: its hash is part of every key.
+# The file is read whole, because its hash is part of every idempotency key.
 MAX_TWEETS_BYTES = 256 * 1024 * 1024
-# A plan is made before it begins, and kept: some hundred bytes an operation.
+# Operations are planned before the first is sent and use some hundred bytes of memory each.
 MAX_OPERATIONS = 1_000_000
-# Places named for each reason of refusal; the count says the rest.
+# Line numbers printed per reason; the count says how many there are.
 SHOWN_PLACES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One usable line of a file of tweets."""
+    """A line of the file of tweets: its number from 1, its text and its idempotency key."""
 
     number: int
     text: str
@@ -76,7 +76,8 @@ def load(
 ) -> None:
     """Load a graph and tweets from files, do random operations, or both.
 
-    A second run with the same files continues the first and adds nothing twice. Random operations are done again by each run.
+    A second run with the same files continues the first and adds nothing twice. Random operations are performed again
+    by each run.
     """
     if (graph is None) != (tweets is None):
         raise CommandError("--graph and --tweets go together: give both files")
@@ -89,7 +90,7 @@ def load(
 
 
 def _load_files(graph: Path, tweets: Path, directed: bool, seed: int, concurrency: int, grpc: str | None) -> None:
-    # Before the graph, which may take a minute to read: what is wrong is told at once.
+    # Read before the graph, which may take a minute, so that errors are reported at once.
     usable, blank = tweet_lines(_whole(tweets), tweets.name)
     if not usable:
         raise CommandError(f"{tweets.name} holds no tweet: write one a line")
@@ -121,7 +122,7 @@ def tweet_lines(content: bytes, name: str) -> tuple[list[Line], list[int]]:
     digest = hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
     usable: list[Line] = []
     blank: list[int] = []
-    # Only newlines end a line: a tweet may hold any other separator that Unicode knows.
+    # Only newlines separate lines: a tweet may contain other Unicode line separators.
     for number, text in enumerate(utf8_lines(content.removesuffix(b"\n").split(b"\n"), name), 1):
         if stripped := text.strip():
             usable.append(Line(number, stripped, f"load:{digest}:{number}"))
@@ -131,8 +132,9 @@ def tweet_lines(content: bytes, name: str) -> tuple[list[Line], list[int]]:
 
 
 def authors(nodes: Sequence[int], lines: int, seed: int) -> list[int]:
-    """Who posts each of `lines` lines: every node equally likely, and the same for the same seed."""
-    chance = random.Random(seed)  # noqa: S311 (a lot that must come out the same each time)
+    """Returns the author of each of `lines` lines, drawn uniformly from the nodes. The same seed draws the same
+    authors."""
+    chance = random.Random(seed)  # noqa: S311 (must be reproducible)
     return [nodes[chance.randrange(len(nodes))] for _ in range(lines)]
 
 
@@ -176,7 +178,7 @@ async def _load(
 
 
 def report(edge_list: edges.EdgeList, posted: Posted, blank: Sequence[int]) -> None:
-    """Prints what was loaded and, always, what was not."""
+    """Prints what was loaded and everything that was left out."""
     typer.echo(f"people: {len(edge_list.nodes):,}; follows: {len(edge_list.follows):,}")
     if edge_list.self_loops or edge_list.repeats:
         typer.echo(f"edges left out: {edge_list.self_loops:,} from a node to itself, {edge_list.repeats:,} repeated")

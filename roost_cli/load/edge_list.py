@@ -1,4 +1,4 @@
-"""Edge lists: the common text format of graphs, one edge a line."""
+"""Parses edge lists: text files of a graph with one edge per line."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from roost_cli.exit_codes import CommandError
 
-# Node numbers are 64 bits at most, so that each has a username.
+# Node numbers have at most 64 bits, so that each can be encoded in a username.
 MAX_NODE = 2**64 - 1
-# About 4 GB of memory: bigger graphs are loaded in parts.
+# They use about 4 GB of memory; load larger graphs in parts.
 MAX_FOLLOWS = 20_000_000
 # `user_` and ten digits are the 15 characters that a username may have.
 _PLAIN_NODES = 10**10
@@ -23,7 +23,8 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(slots=True)
 class EdgeList:
-    """What a file holds: `nodes` ascending, `follows` as (follower, followee) in its order, and what was left out."""
+    """The content of a file: `nodes` ascending, `follows` as (follower, followee) in file order, and counts of what
+    was left out."""
 
     nodes: list[int] = field(default_factory=list)
     follows: list[tuple[int, int]] = field(default_factory=list)
@@ -32,11 +33,11 @@ class EdgeList:
 
 
 def parse(lines: Iterable[str], *, directed: bool = False, name: str = "edge list") -> EdgeList:
-    """Reads `FROM TO` a line; further columns (weights, times) are ignored, `#` and `%` begin comments.
+    """Parses lines of the form `FROM TO`; further columns (weights, times) are ignored, `#` and `%` begin comments.
 
-    An undirected edge is a follow each way. Repeats and edges from a node to itself are left out and counted; the nodes
-    stay.
-    CommandError, naming the line, where one is neither an edge nor a comment, and beyond MAX_FOLLOWS.
+    An undirected edge becomes a follow in each direction. Repeats and edges from a node to itself are left out and
+    counted; their nodes are kept. Raises CommandError, naming the line, if one is malformed or there are more than
+    MAX_FOLLOWS follows.
     """
     found = EdgeList()
     nodes: set[int] = set()
@@ -67,7 +68,7 @@ def parse(lines: Iterable[str], *, directed: bool = False, name: str = "edge lis
 
 
 def username(node: int) -> str:
-    """The username of a node: the same in every run, different for every node, within 15 characters."""
+    """Returns the username of a node: deterministic, unique per node, at most 15 characters."""
     if node < _PLAIN_NODES:
         return f"user_{node:04d}"
     digits = ""

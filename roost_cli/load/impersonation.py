@@ -1,4 +1,4 @@
-"""How one caller acts as many users."""
+"""Ways for one program to make calls as many users."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from services.platform.rpc.context import Actor, Call, current_call
 
 
 class Actors(Protocol):
-    """Gives calls their identity."""
+    """Provides the identity of calls."""
 
     async def admit(self, user_ids: Iterable[int]) -> None:
-        """Gets what is needed to act as these users; those unknown or not active are left out."""
+        """Prepares calls as these users. Users that are unknown or not active are left out."""
 
     def __contains__(self, user_id: int) -> bool:
-        """Whether a user was admitted."""
+        """Returns whether the user was admitted."""
 
     async def act_as(self, user_id: int) -> Metadata:
-        """The metadata that the task's next call is to carry, to be one of this user's."""
+        """Returns the metadata that makes the next call of the current task a call of this user."""
 
 
 class LocalActors:
-    """Inside the process that serves: the in-process channel takes the actor from the task's context, as between services."""
+    """For channels within the serving process, which take the actor from the task's context. No tokens are needed."""
 
     def __init__(self) -> None:
         self._admitted: set[int] = set()

@@ -1,7 +1,7 @@
-"""Puts people, follows and tweets into a mesh through its RPCs: what `roost load` and the demo share.
+"""Loads users, follows and tweets into a mesh through its RPCs. `roost load` and the demo use it.
 
-Everything may be repeated: people are matched by username, a follow that stands stays as it is, and a tweet's
-idempotency key answers the tweet that was posted with it.
+A repeat adds nothing: users are matched by username, existing follows are skipped, and a tweet's idempotency key
+returns the tweet that was posted with it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from services.platform.rpc import errors
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-# A quarter of what one ImportUsers call may bring: all of it took its whole deadline on a machine that was busy with Cassandra, too.
+# A quarter of the maximum of ImportUsers: a full batch used up its deadline on a machine that also ran Cassandra.
 IMPORT_BATCH = 250
-# Calls in flight where the command line says nothing: enough to keep one server process busy.
+# Default number of calls in flight, enough to keep one server process busy.
 CONCURRENCY = 64
-# A cold home costs a build, and a process builds 64 at a time; fewer in flight keep every build inside its deadline.
+# Reading a cold home timeline builds it, and a process builds 64 at a time; with fewer in flight every build meets its
+# deadline.
 WARM_CONCURRENCY = 16
-# A build that takes longer than its page is asked for again: this often, this far apart.
+# A page that is still being built is read again: at most this often, with this pause in seconds.
 PARTIAL_TRIES = 100
 PARTIAL_PAUSE_S = 0.1
 
@@ -46,7 +47,7 @@ CREATE_TWEET = "/roost.tweet.v1.TweetService/CreateTweet"
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody to import; nobody can log in as them."""
+    """A user to import. The account has no password, so nobody can log in to it."""
 
     username: str
     display_name: str
@@ -55,7 +56,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """A tweet to post. `place` says where it stands, for the report; `key` makes a repeat harmless."""
+    """A tweet to post. `place` names its source in reports (`line 7`); `key` is the idempotency key."""
 
     author_id: int
     text: str
@@ -65,7 +66,8 @@ class Post:
 
 @dataclass(slots=True)
 class Posted:
-    """What became of posts: `made` now, `stood` from before, and by reason the places of those refused."""
+    """The outcome of posts: number posted now (`made`), number that existed before (`stood`), and the places of
+    refused ones by reason."""
 
     made: int = 0
     stood: int = 0
@@ -74,14 +76,14 @@ class Posted:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """The operator's way into the mesh: a channel, and what calls over it must carry."""
+    """A channel and the operator credentials for calls over it."""
 
     channel: grpc.aio.Channel
     metadata: Metadata
 
 
 class Loader:
-    """Calls with bounded concurrency over one or more channels to the same mesh."""
+    """Makes calls with bounded concurrency over one or more channels to the same mesh."""
 
     def __init__(
         self,
@@ -98,7 +100,7 @@ class Loader:
         self._concurrency = concurrency
 
     async def import_people(self, people: Sequence[Person]) -> dict[str, int]:
-        """Makes the accounts that are missing; answers every id by username, and admits everybody to act."""
+        """Creates the missing accounts and prepares calls as all of them. Returns user ids by username."""
         ids = await self._known(people)
         missing = [person for person in people if person.username not in ids]
         stub = user_service_pb2_grpc.UserServiceStub(self._operator.channel)
@@ -119,7 +121,8 @@ class Loader:
         return ids
 
     async def follow(self, follows: Sequence[tuple[int, int]]) -> int:
-        """Makes each (follower id, followee id) follow; answers how many the mesh does not allow, as after a block."""
+        """Makes each (follower id, followee id) follow. Returns how many the mesh refused because one of the two
+        blocks the other."""
         stubs = [graph_service_pb2_grpc.GraphServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(FOLLOW)
         barred = 0
@@ -142,12 +145,14 @@ class Loader:
         return barred
 
     async def settle(self, seconds: float) -> None:
-        """Waits until the follows are older than the clock margin: a home built before then pulls the young ones."""
+        """Waits until the follows are older than the clock margin: home timelines built before that would pull
+        younger follows at every read."""
         self._progress.say(f"waiting {seconds:g} s: homes are built once the follows are older than the clock margin")
         await asyncio.sleep(seconds)
 
     async def warm(self, user_ids: Sequence[int]) -> int:
-        """Reads the first page of each home until it is whole, so that the home is warm; answers how many became so."""
+        """Reads the first page of each home timeline until it is built, so that it is warm. Returns how many became
+        warm."""
         stubs = [timeline_service_pb2_grpc.TimelineServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(LIST_HOME)
         whole = 0
@@ -168,9 +173,9 @@ class Loader:
         return whole
 
     async def post(self, posts: Sequence[Post], began_at: float) -> Posted:
-        """Posts the tweets; those the mesh calls invalid are counted by reason.
+        """Posts the tweets. Those that are refused as invalid are counted by reason.
 
-        What was posted before `began_at`, in Unix seconds, stood already.
+        Tweets created before `began_at` (Unix seconds) count as already there.
         """
         stubs = [tweet_service_pb2_grpc.TweetServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(CREATE_TWEET)
@@ -218,7 +223,7 @@ async def _asked(
 def _imported(person: Person) -> user_service_pb2.ImportedUser:
     return user_service_pb2.ImportedUser(
         username=person.username,
-        # A reserved domain: nothing is ever sent there.
+        # `.invalid` is a reserved domain, so no mail can be sent to it.
         email=f"{person.username.lower()}@people.invalid",
         profile=user_pb2.Profile(display_name=person.display_name, bio=person.bio),
     )

@@ -1,7 +1,7 @@
-"""`roost load --mutate N`: random operations of the people who exist, through RPCs, in their names.
+"""`roost load --mutate N`: performs random operations as existing users, through RPCs.
 
-What is done is planned before anything is: the same seed plans the same operations on the same people and tweets. Which
-of them are refused may still differ by a few, for they run side by side.
+All operations are planned first, so the same seed plans the same operations on the same data. They run concurrently, so
+a few refusals may differ between runs.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from roost_cli.verify.timeline_model import Truth
 from services.platform.rpc import contract, errors
 
 CHANNELS = 4
-# What people may do wrong where others act at the same time: gone, not theirs, blocked, edited too often or too late.
+# Refusals that concurrent operations can cause: target deleted, not the author, blocked, edited too often or too late.
 EXPECTED = frozenset(
     {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION}
 )
-# An operation on a tweet that was itself refused has nothing to act on.
+# The operation's tweet was refused, so there is nothing to act on.
 NO_TARGET = "without its tweet"
 
 _TWEETS = "/roost.tweet.v1.TweetService/"
 _REPLIES = "/roost.tweet.v1.ReplyService/"
 _GRAPH = "/roost.graph.v1.GraphService/"
 _ENGAGEMENT = "/roost.engagement.v1.EngagementService/"
-# The method of each kind, and the field that names what it acts on.
+# The RPC of each kind, and the request field that takes its target.
 METHODS: Mapping[Kind, tuple[str, str]] = {
     Kind.POST: (_TWEETS + "CreateTweet", ""),
     Kind.REPLY: (_REPLIES + "CreateReply", "tweet_id"),
@@ -57,22 +57,22 @@ METHODS: Mapping[Kind, tuple[str, str]] = {
     Kind.MUTE: (_GRAPH + "Mute", "user_id"),
     Kind.UNMUTE: (_GRAPH + "Unmute", "user_id"),
 }
-# Repeats of these are harmless by a key, those of all others by nature.
+# These are repeated safely by an idempotency key; all other kinds are idempotent.
 KEYED = frozenset({Kind.POST, Kind.REPLY, Kind.QUOTE})
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the operations: how many of each kind were done, and how many refused, by kind and code."""
+    """The outcome of the operations: number done by kind, and number refused by kind and code."""
 
     done: Counter[Kind] = field(default_factory=Counter)
     refused: defaultdict[Kind, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     faults: int = 0
-    # The text of one refusal by kind and code, for those that nobody expects.
+    # The message of one refusal per kind and code, for unexpected ones.
     examples: dict[tuple[Kind, str], str] = field(default_factory=dict)
 
     def refuse(self, kind: Kind, error: grpc.aio.AioRpcError) -> None:
-        """Counts a refusal; one that no user can bring about is a fault."""
+        """Counts a refusal. A code outside EXPECTED counts as a fault."""
         found = errors.from_rpc(error)
         self.refused[kind][found.code.name] += 1
         if found.code not in EXPECTED:
@@ -80,7 +80,7 @@ class Tally:
             self.examples.setdefault((kind, found.code.name), found.message)
 
     def lines(self) -> Iterable[str]:
-        """The tally, a line a kind."""
+        """Returns the outcome as one line per kind."""
         for kind in Kind:
             refusals = self.refused[kind]
             if self.done[kind] or refusals:
@@ -92,7 +92,8 @@ class Tally:
 
 
 class Mutator:
-    """Carries operations out, `concurrency` at a time and begun in order. `run` tells this run's keys from others'."""
+    """Performs operations, at most `concurrency` at a time, started in order. `run` makes the idempotency keys
+    unique to this run."""
 
     def __init__(
         self,
@@ -109,16 +110,16 @@ class Mutator:
         self._run = run
 
     async def carry_out(self, operations: Sequence[Operation]) -> Tally:
-        """Does all of them; CommandError where the mesh stays away for longer than anybody waits."""
+        """Performs all operations. Raises CommandError if the mesh stays unavailable longer than the retries last."""
         tally = Tally()
         loop = asyncio.get_running_loop()
-        # The ids of tweets that later operations act on; 0 for those that were refused.
+        # Ids of tweets that later operations act on; 0 if the tweet was refused.
         made: dict[int, asyncio.Future[int]] = {
             operation.number: loop.create_future() for operation in operations if operation.kind in Kind.making()
         }
 
         async def one(operation: Operation) -> None:
-            # Whoever waits for this one began later: nobody waits in a circle.
+            # An operation waits only for earlier ones, so there is no deadlock.
             about = await made[operation.made_by] if operation.made_by is not None else operation.about
             tweet_id = 0
             if operation.made_by is not None and not about:
@@ -133,7 +134,7 @@ class Mutator:
         return tally
 
     async def _do(self, operation: Operation, about: int, tally: Tally) -> int:
-        """The id of the tweet that was made, 0 where none was."""
+        """Performs one operation. Returns the id of the tweet that it created, or 0."""
         path, named = METHODS[operation.kind]
         method = contract.methods()[path]
         fields: dict[str, Any] = {named: about} if named else {}
@@ -160,7 +161,7 @@ def _call(channel: grpc.aio.Channel, path: str) -> grpc.aio.UnaryUnaryMultiCalla
 
 
 async def mutate(mesh: connection.Target, count: int, seed: int, concurrency: int) -> bool:
-    """Plans and carries out `count` operations, and says what became of them; False where there were faults."""
+    """Plans and performs `count` operations and prints the outcome. Returns False if there were faults."""
     shown = progress.for_stream()
     operator = mesh.operator()
     async with connection.connect(mesh, min(CHANNELS, concurrency)) as channels:
@@ -186,6 +187,6 @@ async def mutate(mesh: connection.Target, count: int, seed: int, concurrency: in
 
 
 def plan(truth: Truth, count: int, seed: int) -> list[Operation]:
-    """The operations that this seed means for these people and tweets."""
+    """Returns the operations that this seed draws for these users and tweets."""
     planner = Planner(truth, seed)
     return [planner.next(number) for number in range(count)]

@@ -1,4 +1,4 @@
-"""What random people do: operations drawn from a seed, on people and tweets that exist or that the plan itself makes."""
+"""Draws random operations from a seed, on users and tweets that exist or that the plan itself creates."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from roost_cli.verify.timeline_model import Truth
 
 T = TypeVar("T")
 
-# People mostly act on what is new: of so many tweets, this often.
+# Users mostly act on recent tweets: the share of actions that do, and how many tweets count as recent.
 RECENT_TWEETS = 1_000
 RECENT_SHARE = 0.8
-# And on what those write whom they follow: only there a reply or retweet meets the rules of a home.
+# Share of actions on tweets of followees: only replies and retweets of those appear in home timelines.
 FOLLOWED_SHARE = 0.7
-# Draws before a plan acts on a tweet that it deleted itself: a few such refusals are wanted, no more.
+# Attempts to find a tweet that the plan has not deleted. A few refusals are wanted, so the number is small.
 DRAWS = 3
 
 
 class Kind(StrEnum):
-    """What somebody does."""
+    """The kind of an operation."""
 
     POST = "post"
     REPLY = "reply"
@@ -42,7 +42,7 @@ class Kind(StrEnum):
 
     @classmethod
     def making(cls) -> frozenset[Kind]:
-        """The kinds that make a tweet."""
+        """Returns the kinds that create a tweet."""
         return _MAKING
 
 
@@ -67,8 +67,8 @@ _WEIGHTS: Mapping[Kind, int] = {
 
 
 class Operation(NamedTuple):
-    """One deed. `about` is the id of the tweet or user it acts on; or `made_by` the number of the operation that makes
-    the tweet, before this one."""
+    """One operation. It acts on the tweet or user with the id `about`, or on the tweet that the earlier operation
+    number `made_by` creates."""
 
     number: int
     kind: Kind
@@ -80,16 +80,16 @@ class Operation(NamedTuple):
 
 class _Tweet(NamedTuple):
     author_id: int
-    # Of one that exists; else it is made by an operation of the plan.
+    # Id of an existing tweet; 0 if an operation of the plan creates it.
     tweet_id: int = 0
     made_by: int | None = None
 
 
 class Planner:
-    """Draws operations. The truth is read, not kept: what the plan itself changes, the planner follows."""
+    """Draws operations. It does not change the scanned data but tracks the effects of its own plan."""
 
     def __init__(self, truth: Truth, seed: int) -> None:
-        self._chance = random.Random(seed)  # noqa: S311 (it must come out the same each time)
+        self._chance = random.Random(seed)  # noqa: S311 (must be reproducible)
         self._people = sorted(truth.active)
         self._following = {user: sorted(truth.following[user] & truth.active) for user in self._people}
         self._tweets: list[_Tweet] = []
@@ -107,7 +107,7 @@ class Planner:
                     self._retweets.append((head.author_id, original))
 
     def next(self, number: int) -> Operation:
-        """The operation of this number; numbers are asked for in order."""
+        """Returns the operation with this number. Call it in ascending order of numbers."""
         kind = self._chance.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
         if not self._tweets and kind in _ON_TWEETS:
             kind = Kind.POST
@@ -125,7 +125,7 @@ class Planner:
         return made
 
     def _deed(self, kind: Kind) -> tuple[int, _Tweet]:
-        """Who acts on which tweet."""
+        """Draws an actor and the tweet that it acts on."""
         match kind:
             case Kind.EDIT | Kind.DELETE:
                 tweet = self._any()
@@ -145,7 +145,7 @@ class Planner:
         return actor, tweet
 
     def _pair(self, kind: Kind) -> tuple[int, int]:
-        """Who acts on whom."""
+        """Draws an actor and the user that it acts on."""
         match kind:
             case Kind.UNBLOCK if self._blocks:
                 return self._taken(self._blocks)
@@ -166,7 +166,7 @@ class Planner:
         return actor, other
 
     def _seen_by(self, actor: int) -> _Tweet:
-        """A tweet that the actor is likely to see, also an own one."""
+        """Draws a tweet that the actor can probably see; it may be the actor's own."""
         followees = self._following[actor]
         if followees and self._chance.random() < FOLLOWED_SHARE:
             tweets = self._by_author.get(self._chance.choice(followees))
@@ -186,7 +186,7 @@ class Planner:
         return tweet
 
     def _taken(self, found: list[T]) -> T:
-        """One of them at random, which then is no longer there."""
+        """Removes a random element from `found` and returns it."""
         place = self._chance.randrange(len(found))
         found[place], found[-1] = found[-1], found[place]
         return found.pop()

@@ -1,7 +1,7 @@
-"""`roost verify`: the timeline auditor.
+"""`roost verify`: audits home timelines.
 
-It reads the truth from its owners (users, edges, tweets), computes what every home must hold, and compares: as they
-stand, after a replay of the whole log if that is wished for, and once more after each was built anew.
+It reads users, edges and tweets from the services that own them, computes every home timeline from them, and compares:
+as stored, optionally after a replay of the whole event log, and after a rebuild.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from roost_cli.tokens import TokenBook
 from roost_cli.verify.timeline_model import Findings, Truth, compare, expected_home
 
 CHANNELS = 2
-# Cold homes are built at the first read; fewer in flight keep every build inside its deadline.
+# The first read builds a cold home timeline; with this many in flight every build meets its deadline.
 CONCURRENCY = 16
 PAGE_SIZE = 100
-# 800 entries are eight pages; an answer that goes on for longer is itself a fault.
+# The 800 entries of a home timeline are eight pages; more pages are a fault.
 MAX_PAGES = 12
-# A build that takes longer than its page is asked for again: this often, this far apart.
+# A page that is still being built is read again: at most this often, with this pause in seconds.
 PARTIAL_TRIES = 100
 PARTIAL_PAUSE_S = 0.1
-# Fan-out delivers thousands of tweets a second; what is not empty by then is stuck.
+# Fan-out delivers thousands of tweets a second; a backlog that remains longer is stuck.
 LAG_WAIT_S = 120.0
 LAG_PAUSE_S = 0.2
-# Homes and entries shown for each reading: the counts say the rest.
+# Home timelines and ids printed per comparison; the counts cover the rest.
 SHOWN_HOMES = 10
 SHOWN_IDS = 3
 
@@ -54,7 +54,8 @@ STATE_KEY = "roost-timeline"
 
 @dataclass(slots=True)
 class Answer:
-    """One home as answered: its ids, the first page's `roost-timeline`, and why reading ended early, if it did."""
+    """A home timeline as read: its ids, the `roost-timeline` metadata of the first page, and why reading ended
+    early, if it did."""
 
     ids: list[int] = field(default_factory=list)
     state: str = ""
@@ -67,17 +68,17 @@ def verify(
     ] = False,
     grpc: options.Grpc = None,
 ) -> None:
-    """Check every home timeline against what it must hold. Exits with 1 if one differs.
+    """Check every home timeline against one computed independently. Exits with 1 if one differs.
 
-    Follows, blocks, mutes and deletions made meanwhile can look like faults; new
-    tweets do not.
+    Follows, blocks, mutes and deletions during the check can look like faults; new tweets do not.
     """
     if not asyncio.run(audit(connection.find(grpc), progress.for_stream(), replay=replay)):
         raise typer.Exit(FAULTS)
 
 
 async def audit(mesh: connection.Target, shown: progress.Progress, *, replay: bool = False) -> bool:
-    """Compares every home, prints what differs, and answers whether nothing does and fan-out has caught up."""
+    """Compares every home timeline and prints the differences. Returns whether there are none and fan-out has no
+    backlog."""
     operator = mesh.operator()
     findings: dict[str, dict[int, Findings]] = {}
     async with connection.connect(mesh, CHANNELS) as channels:
@@ -102,7 +103,7 @@ async def audit(mesh: connection.Target, shown: progress.Progress, *, replay: bo
 async def faults_of(
     channels: Sequence[grpc_lib.aio.Channel], operator: connection.Metadata, readers: Sequence[int]
 ) -> list[str]:
-    """What is wrong with the homes of these readers, a line each, once fan-out has caught up."""
+    """Waits for fan-out, then returns one line per difference in the home timelines of these readers."""
     shown = progress.Silent()
     lines = [] if await wait_for_fanout(channels[0], operator, shown) else ["fan-out does not catch up"]
     truth = await read_truth(channels[0], operator, shown)
@@ -114,7 +115,7 @@ async def faults_of(
 
 
 async def replay_all(channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress) -> None:
-    """Has fan-out deliver every event that the log still holds once more."""
+    """Makes fan-out deliver all retained events again."""
     stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
     request = fanout_service_pb2.ReplayFanoutRequest(offset=0)
     answer = await patiently(lambda: stub.ReplayFanout(request, metadata=operator, timeout=deadline_s(REPLAY)))
@@ -124,7 +125,7 @@ async def replay_all(channel: grpc_lib.aio.Channel, operator: connection.Metadat
 async def wait_for_fanout(
     channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress, wait_s: float = LAG_WAIT_S
 ) -> bool:
-    """Waits until fan-out has delivered every event; says so and answers False where it does not within `wait_s`."""
+    """Waits until fan-out has no backlog. After `wait_s` seconds it prints a message and returns False."""
     stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
@@ -145,7 +146,7 @@ async def wait_for_fanout(
 
 
 async def read_truth(channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress) -> Truth:
-    """Users, edges and tweets, each from its owner."""
+    """Returns all users, edges and tweets, scanned from the services that own them."""
     truth = Truth()
     with shown.phase("users scanned", 0) as phase:
         async for user in scan_users(channel, operator):
@@ -173,7 +174,7 @@ async def read_truth(channel: grpc_lib.aio.Channel, operator: connection.Metadat
 async def scan_tweets(
     channel: grpc_lib.aio.Channel, operator: connection.Metadata, truth: Truth, advance: progress.Advance
 ) -> None:
-    """Adds the tweets above the newest one known."""
+    """Adds the tweets newer than the newest in `truth`."""
     stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
     request = tweet_service_pb2.ScanTweetsRequest(after_id=truth.newest)
     async for page in stub.ScanTweets(request, metadata=operator, timeout=deadline_s(SCAN_TWEETS)):
@@ -183,7 +184,7 @@ async def scan_tweets(
 
 
 class Auditor:
-    """Reads homes as their readers do, and judges them by the truth."""
+    """Reads home timelines as their readers and compares them with computed ones."""
 
     def __init__(
         self,
@@ -202,18 +203,19 @@ class Auditor:
         self._horizon = truth.newest
 
     async def prepare(self, only: Sequence[int] | None = None) -> None:
-        """Computes what the homes of these readers (or of all active users) must hold, and mints tokens to read them."""
+        """Computes the home timelines of these readers (by default all active users) and mints tokens to read them."""
         readers = sorted(self._truth.active if only is None else only)
         await self._tokens.admit(readers)
         with self._shown.phase("homes computed", len(readers)) as phase:
             for reader in readers:
                 self._expected[reader] = expected_home(self._truth, reader)
                 phase.advance()
-                # Computing takes the loop for milliseconds a home; connections must be kept alive meanwhile.
+                # A computation blocks the event loop for milliseconds; this lets gRPC answer keep-alive pings in
+                # between.
                 await asyncio.sleep(0)
 
     async def read_all(self, title: str) -> dict[int, Answer]:
-        """Every home, all its pages, by user id."""
+        """Reads every home timeline, all pages; returns them by user id."""
         answers: dict[int, Answer] = {}
 
         async def one(reader: int) -> None:
@@ -224,7 +226,7 @@ class Auditor:
         return answers
 
     async def read(self, reader: int) -> Answer:
-        """One home, page by page, as its reader gets it."""
+        """Reads all pages of one home timeline as its reader."""
         answer = Answer()
         request = timeline_service_pb2.ListHomeTimelineRequest(page_size=PAGE_SIZE)
         if reader not in self._tokens:
@@ -262,7 +264,7 @@ class Auditor:
         return await patiently(ask)
 
     async def rebuild_all(self) -> None:
-        """Drops every home and builds it anew."""
+        """Deletes and rebuilds every home timeline."""
         timeout = deadline_s(REBUILD_HOME)
 
         async def one(reader: int) -> None:
@@ -274,9 +276,9 @@ class Auditor:
             await for_each(self._expected, one, concurrency=CONCURRENCY, done=phase.advance)
 
     async def judge(self, answers: dict[int, Answer]) -> dict[int, Findings]:
-        """How each home differs from what it must hold, by user id."""
+        """Returns by user id how each home timeline differs from the computed one."""
         if any(tweet_id > self._horizon for answer in answers.values() for tweet_id in answer.ids):
-            # Somebody posts while we read: those tweets are no fault, if they exist.
+            # Tweets posted during the audit are no fault if they exist.
             await scan_tweets(self._channel, self._operator, self._truth, lambda _: None)
         found = {}
         for reader, answer in sorted(answers.items()):
@@ -292,7 +294,8 @@ def _state(trailing: Iterable[tuple[str, str | bytes]] | None) -> str:
 
 
 def report(truth: Truth, standing: dict[int, Answer], findings: Mapping[str, dict[int, Findings]]) -> bool:
-    """Prints the faults, then the two lines that scripts read; True where every home was exact each time."""
+    """Prints the faults, then the two summary lines that scripts parse. Returns True if every home timeline was
+    exact in every comparison."""
     for title, found_then in findings.items():
         at_fault = {reader: found for reader, found in found_then.items() if not found.exact}
         for reader, found in list(at_fault.items())[:SHOWN_HOMES]:
@@ -313,7 +316,7 @@ def report(truth: Truth, standing: dict[int, Answer], findings: Mapping[str, dic
 
 
 def describe(found: Findings) -> str:
-    """One home's faults in a line: how many of each kind, and the first few ids."""
+    """Returns one line with the number of faults of each kind and the first few ids."""
     if found.unread:
         return f"not read whole: {found.unread}"
     parts = []

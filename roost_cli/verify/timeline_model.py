@@ -1,7 +1,7 @@
-"""What every home timeline must hold, by brute force from the truth, and how an answer differs from it.
+"""Computes by brute force what every home timeline must hold, and compares it with what was read.
 
-The rules are those of the API's words alone; nothing here knows how homes are kept, so that both cannot be wrong in the
-same way.
+It implements the rules of the API documentation only and shares no code with the timeline service, so that both do not
+have the same bug.
 """
 
 from __future__ import annotations
@@ -12,67 +12,67 @@ from dataclasses import dataclass, field
 
 from roost.tweet.v1 import tweet_pb2
 
-# A home is the newest 800 entries that its reader may see.
+# Maximum number of entries of a home timeline.
 DEPTH = 800
 
 
 @dataclass(slots=True)
 class Truth:
-    """What the owners of the data say: users by id with their names, edges by who made them, and heads of tweets."""
+    """The data of the owning services: users, edges and tweet heads."""
 
     usernames: dict[int, str] = field(default_factory=dict)
     active: set[int] = field(default_factory=set)
     following: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-    # Both ways: who is hidden from whom by a block, whoever made it.
+    # Pairs of users with a block between them, in both directions.
     apart: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     blocking: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     muting: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     heads: dict[int, tweet_pb2.TweetHead] = field(default_factory=dict)
     by_author: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
-    # The newest tweet known: what a home shows above it was posted since.
+    # Id of the newest scanned tweet; a newer one in a home timeline was posted after the scan.
     newest: int = 0
 
     def add_user(self, user_id: int, username: str, *, active: bool) -> None:
-        """A user, also a hidden one."""
+        """Adds a user; `active` is False for suspended and deactivated ones."""
         self.usernames[user_id] = username
         if active:
             self.active.add(user_id)
 
     def add_follow(self, follower: int, followee: int) -> None:
-        """One follows the other."""
+        """Adds a follow."""
         self.following[follower].add(followee)
 
     def add_block(self, blocker: int, blocked: int) -> None:
-        """One blocks the other: neither sees the other."""
+        """Adds a block, which hides both users from each other."""
         self.blocking[blocker].add(blocked)
         self.apart[blocker].add(blocked)
         self.apart[blocked].add(blocker)
 
     def add_mute(self, muter: int, muted: int) -> None:
-        """One mutes the other."""
+        """Adds a mute."""
         self.muting[muter].add(muted)
 
     def add_tweet(self, head: tweet_pb2.TweetHead) -> None:
-        """A tweet, reply, quote or retweet, also a deleted one."""
+        """Adds a tweet, reply, quote or retweet, or a deleted one."""
         self.heads[head.id] = head
         self.by_author[head.author_id].append(head.id)
         self.newest = max(self.newest, head.id)
 
 
 def expected_home(truth: Truth, reader: int) -> list[int]:
-    """The ids that the reader's home must hold, newest first, at most DEPTH."""
+    """Returns the ids in the reader's home timeline, newest first, at most DEPTH."""
     authors = truth.following[reader] | {reader}
     ids = (tweet_id for author in authors for tweet_id in truth.by_author.get(author, ()))
     return sorted((tweet_id for tweet_id in ids if _shows(truth, reader, truth.heads[tweet_id])), reverse=True)[:DEPTH]
 
 
 def _shows(truth: Truth, reader: int, head: tweet_pb2.TweetHead) -> bool:
-    """Whether a tweet of the reader or a followee shows in the reader's home."""
+    """Returns whether a tweet of the reader or a followee appears in the reader's home timeline."""
     if not _stands(truth, reader, head.id) or head.author_id in truth.muting[reader]:
         return False
     if head.retweet_of_id:
         original = truth.heads.get(head.retweet_of_id)
-        # Whoever retweets, the reader included: a muted author's tweet stays away.
+        # A muted author's tweet is hidden whoever retweets it, even the reader.
         return (
             original is not None
             and _stands(truth, reader, original.id)
@@ -85,7 +85,7 @@ def _shows(truth: Truth, reader: int, head: tweet_pb2.TweetHead) -> bool:
 
 
 def _stands(truth: Truth, reader: int, tweet_id: int) -> bool:
-    """Whether a tweet exists and the reader may see it at all."""
+    """Returns whether the tweet is live and its author is active and has no block with the reader."""
     head = truth.heads.get(tweet_id)
     return (
         head is not None
@@ -97,7 +97,8 @@ def _stands(truth: Truth, reader: int, tweet_id: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """How an answer differs from what it must be: tweet ids by kind of fault; `unread` says why there was no answer."""
+    """Differences between a home timeline and the computed one: tweet ids by kind of fault. `unread` says why the
+    timeline could not be read."""
 
     missing: tuple[int, ...] = ()
     extra: tuple[int, ...] = ()
@@ -107,16 +108,16 @@ class Findings:
 
     @property
     def exact(self) -> bool:
-        """Whether there is nothing to report."""
+        """Returns whether there is no fault."""
         return self.count == 0
 
     @property
     def count(self) -> int:
-        """How many entries are at fault."""
+        """Returns the number of faults."""
         return len(self.missing) + len(self.extra) + len(self.repeated) + len(self.misordered) + bool(self.unread)
 
     def by_kind(self) -> Iterable[tuple[str, tuple[int, ...]]]:
-        """The kinds that have entries, with them."""
+        """Returns the kinds of fault that occurred, with their tweet ids."""
         kinds = (
             ("missing", self.missing),
             ("extra", self.extra),
@@ -127,9 +128,9 @@ class Findings:
 
 
 def compare(expected: Sequence[int], actual: Sequence[int], newer: Iterable[int] = ()) -> Findings:
-    """Compares a home, as answered page by page, with what it must hold.
+    """Compares a home timeline, as read page by page, with the computed one.
 
-    `newer` are ids posted since the truth was read: they push as many of the oldest entries out, and are no fault.
+    `newer` are ids posted since the scan: each displaces one of the oldest entries and is no fault.
     """
     since = set(newer)
     first_seen: list[int] = []

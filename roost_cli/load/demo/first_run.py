@@ -1,6 +1,7 @@
-"""The demo: a few dozen people, whom they follow and what they say, made from word lists by a fixed seed.
+"""Creates the demo's content (a few dozen users, follows, tweets) from word lists with a fixed seed and loads it
+through RPCs.
 
-It goes in through the same RPCs as everything else, and may be repeated: an interrupted first run is finished by the next.
+Loading may be repeated: the next run completes an interrupted one.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from services.platform.files import write_durably
 
 SEED = 7
 TWEETS = 420
-# Of each person's tweets about the own circle's matter; the rest are about somebody else's.
+# Share of a user's tweets on the topic of the user's own circle.
 LOYALTY = 0.8
-# How likely somebody follows a person of the own circle, and of another.
+# Probability of following a user of the same circle, and of another circle.
 FOLLOW_NEAR, FOLLOW_FAR = 0.75, 0.12
-# One tweet in this many is a bulletin of the account that everybody follows.
+# One tweet in this many is by the account that everybody follows.
 BULLETIN_EVERY = 14
 CONCURRENCY = 16
-# Tweets that are posted before others react to them: an hour's worth of a small town.
+# Tweets posted before others react to them.
 WAVE = 12
-# 16 characters of base 64: no one guesses it, and one line shows it.
+# Gives 16 characters in base64: not guessable, and short enough to print.
 PASSWORD_BYTES = 12
 
 MARKER = "demo.json"
@@ -45,7 +46,7 @@ SIGN_UP = "/roost.identity.v1.AuthService/SignUp"
 
 @dataclass(frozen=True, slots=True)
 class DemoAccount:
-    """Who to log in as."""
+    """The log-in of the demo."""
 
     username: str
     password: str = field(repr=False)
@@ -53,7 +54,8 @@ class DemoAccount:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """The demo's content: people, (follower, followee) by username, (author, text) in the order of posting, and what others make of it."""
+    """The demo's content: users, follows as (follower, followee) usernames, tweets as (author, text) in posting
+    order, and reactions."""
 
     people: list[Person]
     follows: list[tuple[str, str]]
@@ -63,15 +65,15 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """Tweets, by number, that are posted before any of these reactions to them."""
+    """Tweet numbers to post, and the reactions to them that follow."""
 
     tweets: range
     reactions: list[Reaction]
 
 
 def cast(seed: int = SEED) -> Cast:
-    """Makes the demo's content: the same for the same seed."""
-    chance = random.Random(seed)  # noqa: S311 (a demo that is the same everywhere)
+    """Creates the demo's content; the same seed creates the same content."""
+    chance = random.Random(seed)  # noqa: S311 (must be reproducible)
     people = [Person(*entry) for entry in PEOPLE]
     names = [person.username for person in people]
     star = names[1]
@@ -94,16 +96,17 @@ def cast(seed: int = SEED) -> Cast:
 
 
 def waves(content: Cast) -> Iterator[Wave]:
-    """Yields the tweets in lots of WAVE, each with what others make of them."""
+    """Yields the tweets in groups of WAVE, each with the reactions to them."""
     for start in range(0, len(content.tweets), WAVE):
         numbers = range(start, min(start + WAVE, len(content.tweets)))
         yield Wave(numbers, [reaction for reaction in content.reactions if reaction.tweet in numbers])
 
 
 async def load_once(channel: Callable[[str], grpc.aio.Channel], data_dir: Path) -> DemoAccount | None:
-    """Loads the demo where `data_dir` has never held anybody, or where that was interrupted; answers its log-in, else None.
+    """Loads the demo if the mesh has no users or an earlier load was interrupted. Returns its log-in, or None if the
+    mesh has other users.
 
-    `channel` makes channels of this process by the caller's name. CommandError where a call is refused.
+    `channel` returns an in-process channel for a caller's name. Raises CommandError if a call is refused.
     """
     operator = Operator(channel("operator"), ())
     marker = data_dir / MARKER
@@ -123,7 +126,7 @@ async def load_once(channel: Callable[[str], grpc.aio.Channel], data_dir: Path) 
 async def load_demo(
     channel: grpc.aio.Channel, operator: Operator, account: DemoAccount, shown: progress.Progress
 ) -> None:
-    """Signs the account up and loads everybody else, over channels of this process; what is there already stays."""
+    """Signs up the account and loads everything else over in-process channels; what exists is skipped."""
     content = cast()
     await _sign_up(channel, account, content.people[0])
     actors = LocalActors()
@@ -132,7 +135,7 @@ async def load_demo(
     await loader.follow([(ids[follower], ids[followee]) for follower, followee in content.follows])
     player = Player(channel, actors, ids, f"demo:{SEED}")
     with shown.phase("tweets and reactions", len(content.tweets) + len(content.reactions)) as phase:
-        # In waves, so that retweets, quotes and replies come between the tweets, as they would, and not above all of them.
+        # In waves, so that retweets, quotes and replies are mixed among the tweets instead of all being newer.
         for wave in waves(content):
             tweet_ids: dict[int, int] = {}
 
@@ -158,7 +161,7 @@ async def _sign_up(channel: grpc.aio.Channel, account: DemoAccount, person: Pers
     try:
         await patiently(lambda: stub.SignUp(request, timeout=deadline_s(SIGN_UP)))
     except grpc.aio.AioRpcError as error:
-        # An interrupted run got that far: the marker holds the password it used.
+        # An interrupted run signed up already; the marker file holds its password.
         if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
             raise refused(error, "signing the demo account up") from error
 
@@ -171,7 +174,7 @@ def _text(chance: random.Random, sentences: tuple[str, ...], circle: Circle, oth
 
 
 def _remember(marker: Path, account: DemoAccount, *, complete: bool) -> None:
-    """Keeps the log-in beside the data, readable by its owner alone."""
+    """Stores the log-in in the data directory, readable by its owner only."""
     content = {"username": account.username, "password": account.password, "complete": complete}
     write_durably(marker, orjson.dumps(content))
 

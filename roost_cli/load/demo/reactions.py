@@ -1,4 +1,4 @@
-"""What the people of the demo make of each other's tweets: likes, retweets, replies with an answer now and then, quotes."""
+"""The demo's reactions to tweets: likes, retweets, quotes, and replies that authors sometimes answer."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from roost_cli.load.demo.words import ANSWERS, QUOTES, REPLIES
 from roost_cli.load.impersonation import Actors
 from roost_cli.rate_control import deadline_s, patiently
 
-# How likely a follower does what with a tweet of the greatest appeal. Few tweets have much of it: see `reactions`.
+# Probabilities of a follower's reactions to a tweet of maximum appeal; see `reactions`.
 LIKELY_LIKE, LIKELY_RETWEET, LIKELY_REPLY, LIKELY_QUOTE = 0.75, 0.12, 0.12, 0.05
-# Of appeal, a number from 0 to 1, the power that makes most tweets plain and a few loved.
+# A tweet's appeal is a uniform random number from 0 to 1, raised to this power: most tweets get few reactions, a few
+# get many.
 APPEAL_POWER = 2.5
-# How likely a reply is answered by the author.
+# Probability that the author answers a reply.
 LIKELY_ANSWER = 0.5
 
 LIKE = "/roost.engagement.v1.EngagementService/LikeTweet"
@@ -36,7 +37,7 @@ CREATE_TWEET = "/roost.tweet.v1.TweetService/CreateTweet"
 
 
 class Kind(Enum):
-    """What somebody does with a tweet."""
+    """The kind of a reaction."""
 
     LIKE = "like"
     RETWEET = "retweet"
@@ -46,7 +47,8 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """What `who`, a username, does with the tweet of this number. `text` is of a reply or quote, `answer` the author's to a reply."""
+    """A reaction of the user `who` (username) to the tweet of this number. `text` is that of a reply or quote,
+    `answer` the author's answer to a reply."""
 
     who: str
     kind: Kind
@@ -58,7 +60,7 @@ class Reaction:
 def reactions(
     follows: Sequence[tuple[str, str]], tweets: Sequence[tuple[str, str]], chance: random.Random
 ) -> list[Reaction]:
-    """Returns what followers make of the tweets, given as (author, text), in no order.
+    """Returns followers' reactions to the tweets, given as (author, text), in no particular order.
 
     `follows` are (follower, followee).
     """
@@ -90,7 +92,8 @@ def _made(who: str, kind: Kind, tweet: int, chance: random.Random) -> Reaction:
 
 
 class Player:
-    """Carries reactions out. `ids` are the people's, by username; `key` begins the idempotency keys, so that a repeat adds nothing."""
+    """Performs reactions. `ids` are user ids by username; `key` is the prefix of the idempotency keys, so a repeat
+    adds nothing."""
 
     def __init__(self, channel: grpc.aio.Channel, actors: Actors, ids: Mapping[str, int], key: str) -> None:
         self._likes = engagement_service_pb2_grpc.EngagementServiceStub(channel)
@@ -109,7 +112,7 @@ class Player:
             raise refused(error, f"posting demo tweet {number}") from error
 
     async def react(self, reaction: Reaction, author: str, tweet_id: int) -> None:
-        """Carries one out, on the tweet of this id. Raises CommandError if the mesh refuses it."""
+        """Performs one reaction on the tweet with this id. Raises CommandError if the mesh refuses it."""
         try:
             match reaction.kind:
                 case Kind.LIKE:

@@ -1,10 +1,10 @@
-"""The words of the demo: people and sentences that nobody wrote before."""
+"""Word lists of the demo: users, and templates of sentences."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# First names and what the people are; the first is who the demo logs in as, the second is whom everybody follows.
+# The demo logs in as the first one; everybody follows the second.
 PEOPLE = (
     ("alice", "Alice Hartmann", "Reads more than she posts."),
     ("radio_marlow", "Radio Marlow", "News from the harbour town, all day."),
@@ -47,7 +47,7 @@ PEOPLE = (
 
 @dataclass(frozen=True, slots=True)
 class Circle:
-    """People who talk about one thing: its hashtag, and what fills `{thing}` and `{place}`."""
+    """A group of users with a common topic: its hashtag, and the words for `{thing}` and `{place}`."""
 
     tag: str
     things: tuple[str, ...]
