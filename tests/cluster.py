@@ -1,8 +1,9 @@
-"""Namespaces on the real servers: what a folder is to the embedded backend, for tests of the cluster backend.
+"""Namespaces on the real servers, for tests of the cluster backend: the counterpart of a data directory of the embedded
+backend.
 
-A namespace is clean when a test gets it: its keyspaces are empty, its Redis database is its own and flushed, the names of its topics,
-consumer groups and indexes are new. Keyspaces are kept for the next test and the next run, since a TRUNCATE costs 2 ms and a CREATE TABLE
-50: a slot is a Redis database and the keyspaces of its number, and belongs to one run at a time.
+A test gets a clean namespace: its keyspaces are empty, its Redis database is exclusive and flushed, and the names of
+its topics, consumer groups and indexes are new. Keyspaces are reused by later tests and runs, because a TRUNCATE takes
+2 ms and a CREATE TABLE 50 ms. A slot is a Redis database and the keyspaces of its number; one run owns it at a time.
 """
 
 from __future__ import annotations
@@ -31,33 +32,33 @@ from services.catalog import migrations
 from services.platform.config import Settings
 
 BACKEND_NAMES = ("embedded", "cluster")
-# Where it is `cluster`, servers that cannot be reached are a failure; else the tests that need them are skipped.
+# If it is `cluster`, unreachable servers fail the tests that need them; otherwise those tests are skipped.
 REQUIRE = "ROOST_REQUIRE"
-# Redis databases below are left to people.
+# Lower Redis databases are reserved for manual use.
 FIRST_DATABASE = 100
-# What says which migrations were applied stays, as do the tables.
+# Not truncated: it records which migrations were applied, and the tables remain.
 KEPT_TABLES = {"schema_migrations"}
-# Three would do as well for order and for rebalances; each costs a broker some milliseconds.
+# Enough for tests of order and rebalancing; each partition costs a broker some milliseconds.
 KAFKA_PARTITIONS = 2
-# Statements out at once while keyspaces are emptied or dropped.
+# Concurrent statements while keyspaces are truncated or dropped.
 MAX_CONCURRENT_STATEMENTS = 32
 TIDY_WITHIN_S = 60.0
 
 
 @dataclass
 class Namespace:
-    """A place for one mesh: `settings` are fields of Settings; the same one again is the same place, as it was left."""
+    """The settings of one isolated mesh: `settings` are fields of Settings. Reusing a namespace keeps its data."""
 
     settings: dict[str, Any]
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same settings as variables, for a process of its own."""
+        """Returns the settings as environment variables, for a child process."""
         return {f"ROOST_{name.upper()}": str(value) for name, value in self.settings.items()}
 
     async def cluster(self, **changes: Any) -> Any:
-        """An opened `services.platform.backends.cluster.Cluster`; it is closed at the end of the test, on its loop."""
+        """Opens ClusterBackends on this namespace; closed at the end of the test, on its event loop."""
         from services.platform.backends.cluster import ClusterBackends
 
         return await ClusterBackends.open(Settings(**(self.settings | changes)), self._stack)
@@ -67,7 +68,7 @@ class Namespace:
 
 
 class Backend:
-    """The family of this run, and the namespaces that the present test uses."""
+    """The backend of this test run, and the namespaces that the current test uses."""
 
     def __init__(self) -> None:
         self.name = BACKEND_NAMES[0]
@@ -76,20 +77,20 @@ class Backend:
         self._used: list[Namespace] = []
 
     def of(self, folder: Path) -> Namespace:
-        """The namespace that belongs to a data directory within this test."""
+        """Returns the namespace of a data directory within this test; the same one at each call."""
         key = folder.absolute()
         if key not in self._by_folder:
             self._by_folder[key] = self.new()
         return self._by_folder[key]
 
     def new(self) -> Namespace:
-        """A clean namespace, until the end of this test. Skips or fails the test where the servers cannot be reached."""
+        """Returns a clean namespace for the current test. Skips or fails the test if the servers cannot be reached."""
         namespace = self.take()
         self._used.append(namespace)
         return namespace
 
     def take(self) -> Namespace:
-        """A clean namespace for several tests; `give_back` ends its use. Skips or fails as `new` does."""
+        """Returns a clean namespace for several tests; end its use by `give_back`. Skips or fails like `new`."""
         if self._servers is None:
             silent = missing(Settings())
             if silent:
@@ -99,18 +100,18 @@ class Backend:
         return Namespace(self._servers.take())
 
     def give_back(self, namespace: Namespace) -> None:
-        """It may be others' from now on."""
+        """Releases a namespace that `take` returned."""
         assert self._servers is not None
         self._servers.give_back(namespace.settings)
 
     def release(self) -> None:
-        """The end of a test: its namespaces may be others'."""
+        """Releases the namespaces of a test at its end."""
         self._by_folder.clear()
         while self._used:
             self.give_back(self._used.pop())
 
     def close(self) -> None:
-        """The end of the run: what it made on the servers goes."""
+        """Removes what this run created on the servers."""
         if self._servers is not None:
             self._servers.close()
             self._servers = None
@@ -120,12 +121,13 @@ backend = Backend()
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables that make a process of its own take the family of this run, and the namespace of a data directory."""
+    """Returns environment variables that give a child process the backend of this run and the namespace of a data
+    directory."""
     return backend.of(folder).environment if backend.name == "cluster" else {}
 
 
 class _Servers:
-    """The clients that clean. They block: a test's loop waits, as it does for its folders."""
+    """Clients that clean the servers. They block the event loop of the test, which is acceptable in tests."""
 
     def __init__(self) -> None:
         from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
@@ -134,14 +136,14 @@ class _Servers:
 
         self._base = Settings()
         host, _, port = self._base.cassandra[0].rpartition(":")
-        # The first CREATE or DROP of a busy machine may take seconds.
+        # The first CREATE or DROP on a busy machine may take seconds.
         profile = ExecutionProfile(request_timeout=TIDY_WITHIN_S)
         self._driver = Cluster(
             [host],
             int(port),
             protocol_version=5,
             execution_profiles={EXEC_PROFILE_DEFAULT: profile},
-            # Nothing here asks for what the driver would read about each table after every change.
+            # The driver would otherwise read the metadata of each table after every change.
             schema_metadata_enabled=False,
             token_metadata_enabled=False,
         )
@@ -150,19 +152,19 @@ class _Servers:
         self._redis_of = lambda number: Redis.from_url(_with_database(self._base.redis, number))
         self._free: list[int] = []
         self._serial = 0
-        # How often each table was written to by the time that it was emptied.
+        # The write count of each table when it was last truncated.
         self._written: dict[str, int] = {}
         self._locks: dict[int, IO[str]] = {}
         self._tidying = ThreadPoolExecutor(1)
         self._tidied: list[Future[None]] = []
         self._names = f"t{os.getpid()}_"
-        # Other migrations are other keyspaces: none is ever behind or ahead of the code under test.
+        # Keyspace names contain a digest of the migrations, so a keyspace always has the schema of the code under test.
         self._kept = f"t{_digest_of_migrations()}_"
         self._services = set(migrations())
         atexit.register(self.close)
 
     def take(self) -> dict[str, Any]:
-        """Settings of a clean namespace."""
+        """Returns the settings of a clean namespace."""
         slot = self._free.pop() if self._free else self._claim_slot()
         with contextlib.closing(self._redis_of(slot)) as redis:
             redis.flushdb()
@@ -172,7 +174,7 @@ class _Servers:
             "namespace": f"{self._names}{self._serial}",
             "keyspaces": self._prefix(slot),
             "redis": _with_database(self._base.redis, slot),
-            # Tests share the machine with all four servers: what is late here is not out of reach.
+            # The machine also runs all four servers: a slow answer here does not mean an outage.
             "redis_timeout_s": 5.0,
         }
         self._empty(f"{settings['keyspaces']}_")
@@ -181,13 +183,14 @@ class _Servers:
         return settings
 
     def give_back(self, settings: dict[str, Any]) -> None:
-        """Takes the keyspaces and the database back; topics and indexes go meanwhile."""
+        """Releases the slot for reuse; removes topics and indexes in the background."""
         self._free.append(int(settings["redis"].rpartition("/")[2]))
         self._tidied = [future for future in self._tidied if not future.done() or future.result()]
         self._tidied.append(self._tidying.submit(self._remove, settings["namespace"]))
 
     def close(self) -> None:
-        """Removes what is left, but for the keyspaces that the next run takes; also those of other migrations that nobody uses."""
+        """Removes this run's data except the keyspaces that the next run reuses, and unused keyspaces of other
+        migrations."""
         atexit.unregister(self.close)
         for future in self._tidied:
             with contextlib.suppress(Exception):
@@ -202,15 +205,15 @@ class _Servers:
         return f"{self._kept}{slot}k"
 
     def _claim_slot(self) -> int:
-        """A slot that no other run on this machine has; the claim goes with this process."""
+        """Claims a slot that no other run on this machine owns; released when this process ends."""
         with contextlib.closing(self._redis_of(0)) as redis:
             databases = int(redis.config_get("databases")["databases"])
         made = self._keyspaces(self._kept)
         slots = range(min(FIRST_DATABASE, databases // 2), databases)
-        # First those whose keyspaces are there.
+        # Slots whose keyspaces exist come first.
         for slot in sorted(slots, key=lambda slot: not any(name.startswith(self._prefix(slot)) for name in made)):
             if self._claim(slot):
-                # Whatever the run before left there.
+                # Truncates what the previous run left.
                 for name in self._keyspaces(f"{self._prefix(slot)}_"):
                     self._each(f"TRUNCATE {name}.{table}" for table in self._tables(name) if table not in KEPT_TABLES)
                 return slot
@@ -229,7 +232,7 @@ class _Servers:
         return True
 
     def _is_left(self, keyspace: str) -> bool:
-        """Whether it is a slot's of other migrations, and no run has the slot."""
+        """Returns whether a keyspace belongs to other migrations and to a slot that no run owns."""
         found = re.match(r"t[0-9a-f]{8}_(\d+)k_", keyspace)
         if not found:
             return False
@@ -237,12 +240,13 @@ class _Servers:
         return slot in self._locks or self._claim(slot)
 
     def _empty(self, prefix: str) -> None:
-        """Empties the tables of the keyspaces that begin with the prefix to which anything was written since they were emptied.
+        """Truncates the tables, of keyspaces with this prefix, that were written to since their last truncation.
 
-        Rows alone do not tell: what was deleted leaves a mark, and that would hide rows which a later test writes with an older timestamp.
+        Empty tables may need it too: tombstones of deleted rows would hide rows that a later test writes with an older
+        timestamp.
         """
         found = self._keyspaces(prefix)
-        # What a test made beside the services' own, by migrations of its own.
+        # Drops keyspaces that a test created by its own migrations.
         self._drop(name for name in found if name.removeprefix(prefix) not in self._services)
         rows = self._session.execute("SELECT keyspace_name, table_name, count FROM system_views.local_write_latency")
         written = {f"{row[0]}.{row[1]}": row[2] for row in rows if row[0].startswith(prefix)}
@@ -251,7 +255,7 @@ class _Servers:
             for table, count in written.items()
             if count != self._written.get(table, 0) and table.partition(".")[2] not in KEPT_TABLES
         ]
-        # Names of our own tables, which no statement can take as values.
+        # Table names cannot be bound as values; these are our own.
         self._each(
             f"TRUNCATE {table}" for table in changed if table.partition(".")[0].removeprefix(prefix) in self._services
         )
@@ -262,7 +266,7 @@ class _Servers:
         found = [(row[0], row[1]) for row in rows if row[0].startswith(prefix)]
         for name, durable in found:
             if durable and name.startswith(self._kept):
-                # Then a TRUNCATE need not flush first, and takes 3 ms instead of 45.
+                # Without durable writes a TRUNCATE does not flush first, and takes 3 ms instead of 45 ms.
                 self._session.execute(f"ALTER KEYSPACE {name} WITH durable_writes = false")
         return [name for name, _ in found]
 
@@ -283,7 +287,7 @@ class _Servers:
         ]
 
     def _remove(self, namespace: str) -> None:
-        """Removes a namespace's topics, groups and indexes."""
+        """Removes a namespace's topics, consumer groups and indexes."""
         topics = [name for name in self._kafka.list_topics(timeout=TIDY_WITHIN_S).topics if _within(name, namespace)]
         if topics:
             _settle(self._kafka.delete_topics(topics).values())
@@ -307,7 +311,7 @@ def _within(name: str, namespace: str) -> bool:
 def _settle(futures: Iterable[Future[Any]]) -> None:
     for future in futures:
         with contextlib.suppress(Exception):
-            # What cannot be removed now has a name that nobody takes again.
+            # A failed removal is harmless: no later namespace has the same name.
             future.result(TIDY_WITHIN_S)
 
 
@@ -323,7 +327,7 @@ def _http(method: str, url: str) -> bytes:
         connection.request(method, asked._replace(scheme="", netloc="").geturl())
         return connection.getresponse().read()
     except (OSError, http.client.HTTPException):
-        # A test may have stopped the server: then there is nothing to tidy up there.
+        # A test may have stopped the server; then there is nothing to remove.
         return b"[]"
     finally:
         connection.close()

@@ -1,4 +1,4 @@
-"""Redis servers of a test's own, to be stopped, started again, set wrongly, or put together: the shared one is nobody's to break."""
+"""Redis servers that a test may stop, restart, misconfigure or combine, unlike the shared one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ START_WITHIN_S = 20.0
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """Returns a port that nothing listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def program() -> str:
-    """Where redis-server is; the test is skipped where it is not."""
+    """Returns the path of redis-server; skips the test if it is not installed."""
     found = shutil.which("redis-server")
     if found is None:
         pytest.skip("no redis-server here")
@@ -48,7 +48,7 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> Server:
-        """Returns once it answers."""
+        """Starts the server and waits until it answers."""
         defaults = (
             "--bind",
             "127.0.0.1",
@@ -67,21 +67,21 @@ class Server:
         return self
 
     def kill(self) -> None:
-        """As a crash does: what it had not written is gone."""
+        """Kills the process, like a crash: unsaved data is lost."""
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """It keeps its connections and says nothing."""
+        """Suspends the process: connections stay open but get no answers."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         if self.process is not None:
-            self.go_on()
+            self.resume()
             self._end(signal.SIGTERM)
         self.client.close()
 
@@ -94,7 +94,7 @@ class Server:
 
 @contextlib.contextmanager
 def server(folder: Path, *options: str) -> Iterator[Server]:
-    """A server for as long as the block lasts."""
+    """Runs a server for the duration of the block."""
     one = Server(folder, *options)
     try:
         yield one.start()
@@ -104,14 +104,14 @@ def server(folder: Path, *options: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def cluster(folder: Path, nodes: int = 3) -> Iterator[list[Server]]:
-    """A Redis Cluster of masters."""
+    """Runs a Redis Cluster of `nodes` masters."""
     servers = [
         Server(folder / str(number), "--cluster-enabled", "yes", "--cluster-config-file", "nodes")
         for number in range(nodes)
     ]
     try:
         for each in servers:
-            # The cluster bus takes the port 10,000 above.
+            # The cluster bus uses the server's port plus 10,000.
             while each.port > 55_000:
                 each.port = free_port()
             each.client = Redis(port=each.port, socket_timeout=5)
@@ -132,7 +132,7 @@ def cluster(folder: Path, nodes: int = 3) -> Iterator[list[Server]]:
 
 @contextlib.contextmanager
 def sentinels(folder: Path, master: Server, name: str, count: int = 3) -> Iterator[list[Server]]:
-    """Sentinels that watch the master and know its replicas."""
+    """Runs Sentinels that monitor `master` and know its replicas."""
     watchers = []
     try:
         for number in range(count):
@@ -164,7 +164,7 @@ def _ready(watcher: Server, name: str, count: int) -> bool:
 
 
 def wait_for(done: object) -> None:
-    """Until it answers something true."""
+    """Waits until `done` returns a true value."""
     deadline = time.monotonic() + START_WITHIN_S
     while True:
         with contextlib.suppress(RedisError):

@@ -62,7 +62,7 @@ async def test_homes_without_redis(start_mesh: MeshFactory, server: redis_server
     # The first ones find out; and a machine that does much else is late now and then.
     assert sorted(took)[READS // 2] < SOON_S
     if outage == "hangs":
-        server.go_on()
+        server.resume()
     else:
         server.start()
     # What fan-out could not deliver waited, and the home becomes warm with it.

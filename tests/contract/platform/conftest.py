@@ -1,4 +1,4 @@
-"""Cassandra for tests of what the cluster backend adds to the kit: a clean namespace, and a way to it that can fail."""
+"""Fixtures for tests of the Cassandra modules: a clean namespace, and a TCP proxy that can interrupt the connection."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ async def keyspace(cassandra: Cassandra) -> Keyspace:
 
 
 class Proxy:
-    """A way to Cassandra that can lose answers, go silent, or break. It runs on the test's loop."""
+    """A TCP proxy to Cassandra that can delay answers, stop forwarding, or drop connections. Runs on the test's event
+    loop."""
 
     def __init__(self, host: str, port: int) -> None:
         self.port = 0
@@ -55,27 +56,27 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def silence(self) -> None:
-        """Nothing gets through any more; connections stay."""
+        """Stops forwarding in both directions; connections stay open."""
         self._forth.clear()
         self._back.clear()
 
     def hold_answers(self) -> None:
-        """Requests get through, answers do not."""
+        """Forwards requests but holds back answers."""
         self._back.clear()
 
     def heal(self) -> None:
-        """Everything gets through, also what was held."""
+        """Forwards everything again, including what was held back."""
         self._forth.set()
         self._back.set()
 
     async def cut(self) -> None:
-        """Breaks all connections and takes no new ones, until `start`."""
+        """Drops all connections and accepts no new ones until `start`."""
         assert self._server is not None
         self._server.close()
         for writer in list(self._writers):
             writer.transport.abort()
         self.heal()
-        # Those that pass bytes see the end in their next step.
+        # Waits until the forwarding tasks have noticed the closed connections.
         await asyncio.sleep(0.05)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -110,7 +111,7 @@ async def proxy(settings: Settings) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def over_proxy(keyspace: Keyspace, settings: Settings, proxy: Proxy) -> AsyncIterator[Keyspace]:
-    """The same keyspace, by the way that can fail."""
+    """The same keyspace, connected through the proxy."""
     changed = settings.model_copy(update={"cassandra": (f"127.0.0.1:{proxy.port}",)})
     opened = await Cassandra.open(changed)
     yield await Keyspace.open(opened, "kit", TABLES)
@@ -119,7 +120,7 @@ async def over_proxy(keyspace: Keyspace, settings: Settings, proxy: Proxy) -> As
 
 
 async def until(condition: Callable[[], Any], within_s: float = 30.0) -> None:
-    """Waits until it holds; awaits it where it is a coroutine."""
+    """Waits until the condition is true; awaits the result if it is a coroutine."""
     async with asyncio.timeout(within_s):
         while True:
             found = condition()

@@ -1,4 +1,4 @@
-"""One process at a time has a job, and another takes it over from one that died."""
+"""Job leases: one process holds a lease at a time; another acquires it after the owner died."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.contract.platform.conftest import until
 pytestmark = pytest.mark.cluster
 
 
-async def test_hold_is_one_processs_until_it_stops_renewing(cassandra: Cassandra) -> None:
+async def test_hold_other_process_acquires_after_expiry(cassandra: Cassandra) -> None:
     keyspace = await Keyspace.open(cassandra, "kit3", (JOB_LEASES_MIGRATION,))
     first, second, other = (JobLease(keyspace, job, ttl_s=2) for job in ("purge", "purge", "another"))
     assert await first.hold()
     assert await first.hold()
     assert not await second.hold()
     assert await other.hold()
-    # The first dies: it renews no more.
+    # The first process died: it does not renew.
     await until(second.hold)
     assert not await first.hold()

@@ -1,4 +1,4 @@
-"""What is asked of Cassandra is answered, refused in words, or known to be unknown, within the time that the caller has."""
+"""The Cassandra client: results, errors and timeouts, also over a connection that fails."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ CLAIM = "INSERT INTO claim (name, owner) VALUES (?, ?) IF NOT EXISTS"
 
 
 @contextmanager
-def a_call_of(seconds: float) -> Iterator[None]:
-    """Within it, this is a call with so much time left."""
+def call_with_seconds_left(seconds: float) -> Iterator[None]:
+    """Runs the body as a call with this many seconds left."""
     token = current_call.set(Call(deadline=asyncio.get_running_loop().time() + seconds))
     try:
         yield
@@ -47,13 +47,13 @@ def a_call_of(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def refused(code: str, reason: str = "") -> Iterator[None]:
+def expect_error(code: str, reason: str = "") -> Iterator[None]:
     with pytest.raises(errors.RoostError) as caught:
         yield
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode[code], reason or code)
 
 
-async def test_what_is_written_is_read_with_its_types(keyspace: Keyspace) -> None:
+async def test_read_returns_written_values_with_types(keyspace: Keyspace) -> None:
     await keyspace.write("INSERT INTO item (id, name, data) VALUES (?, ?, ?)", 2**62, "ä \0 '; DROP", b"\0\xff")
     assert await keyspace.read("SELECT id, name, data FROM item WHERE id = ?", 2**62) == [
         (2**62, "ä \0 '; DROP", b"\0\xff")
@@ -63,11 +63,11 @@ async def test_what_is_written_is_read_with_its_types(keyspace: Keyspace) -> Non
     assert sorted(await keyspace.read("SELECT name FROM item WHERE id IN ?", [0, 2, 9])) == [("0",), ("2",)]
 
 
-async def test_each_keyspace_has_its_own_tables_and_the_server_warns_of_nothing(
+async def test_keyspaces_are_separate_without_server_warnings(
     cassandra: Cassandra, keyspace: Keyspace, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = await Keyspace.open(cassandra, "other", TABLES)
-    # Statements as services write them: on lines of their own, too.
+    # Like the statements of services, with line breaks.
     change = "\nUPDATE\n  item SET name = ? WHERE id = ?\n"
     for own, name in ((keyspace, "a"), (other, "b")):
         await own.write(PUT, 1, name)
@@ -79,7 +79,7 @@ async def test_each_keyspace_has_its_own_tables_and_the_server_warns_of_nothing(
     assert not [record for record in caplog.records if record.name == "cassandra.protocol"]
 
 
-async def test_lists_come_whole_over_many_pages_or_not_at_all(
+async def test_read_returns_all_pages_or_raises_beyond_max_rows(
     keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 2 * FETCH_SIZE + 7
@@ -93,16 +93,14 @@ async def test_lists_come_whole_over_many_pages_or_not_at_all(
         await keyspace.read(ENTRIES, 1)
 
 
-async def test_each_key_gets_its_rows_in_the_order_of_the_keys(keyspace: Keyspace) -> None:
+async def test_read_each_returns_rows_in_key_order(keyspace: Keyspace) -> None:
     keys = [3 * n % 200 for n in range(3 * MAX_CONCURRENT_STATEMENTS + 1)]
     await keyspace.write_each((PUT, (key, f"n{key}")) for key in set(keys))
     assert await keyspace.read_each(GET, [(key,) for key in keys]) == [[(f"n{key}",)] for key in keys]
     assert await keyspace.read_each(GET, []) == []
 
 
-async def test_the_loop_is_woken_once_for_reads_side_by_side(
-    keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_read_each_wakes_event_loop_once(keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
     await keyspace.read(GET, 1)
     loop = asyncio.get_running_loop()
     woken = 0
@@ -118,11 +116,11 @@ async def test_the_loop_is_woken_once_for_reads_side_by_side(
     assert woken == 1
 
 
-async def test_a_batch_is_stored_whole_or_not_at_all(keyspace: Keyspace) -> None:
+async def test_batch_is_atomic(keyspace: Keyspace) -> None:
     await keyspace.batch([(PUT, (1, "a")), (PUT_ENTRY, (7, 1, "a")), (PUT_ENTRY, (8, 1, "a"))])
     assert await keyspace.read(GET, 1) == [("a",)]
     assert await keyspace.read_each(ENTRIES, [(7,), (8,)]) == [[(1,)], [(1,)]]
-    # Above the server's own bound: it refuses, and the small step beside it is not stored either.
+    # Above the server's limit for a batch: it rejects the batch, and stores no statement of it.
     with pytest.raises(InvalidRequest, match="Batch too large"):
         await keyspace.batch([(PUT, (2, "x" * 100_000)), (PUT, (3, "b"))])
     assert await keyspace.read_each(GET, [(2,), (3,)]) == [[], []]
@@ -131,12 +129,12 @@ async def test_a_batch_is_stored_whole_or_not_at_all(keyspace: Keyspace) -> None
     await keyspace.batch([])
 
 
-async def test_of_many_conditional_writes_one_is_applied(keyspace: Keyspace) -> None:
+async def test_execute_lwt_concurrent_claims_one_is_applied(keyspace: Keyspace) -> None:
     answers = await asyncio.gather(*(keyspace.execute_lwt(CLAIM, "bob", owner) for owner in range(1, 9)))
     winners = [owner for owner, (applied, _) in enumerate(answers, 1) if applied]
     assert len(winners) == 1
-    # Name and owner of the row that stood there.
-    assert {stood for applied, stood in answers if not applied} == {("bob", winners[0])}
+    # The current name and owner of the row.
+    assert {current for applied, current in answers if not applied} == {("bob", winners[0])}
     assert await keyspace.read_serial("SELECT owner FROM claim WHERE name = ?", "bob") == [(winners[0],)]
     change = "UPDATE claim SET owner = ? WHERE name = ? IF owner = ?"
     assert await keyspace.execute_lwt(change, 50, "bob", 99) == (False, (winners[0],))
@@ -144,16 +142,16 @@ async def test_of_many_conditional_writes_one_is_applied(keyspace: Keyspace) -> 
     assert (await keyspace.execute_lwt(change, 50, "nobody", 1))[0] is False
 
 
-async def test_writes_without_a_timestamp_win_in_their_order(keyspace: Keyspace) -> None:
+async def test_write_generated_timestamps_follow_call_order(keyspace: Keyspace) -> None:
     for n in range(50):
         await keyspace.write(PUT, 1, str(n))
     assert await keyspace.read(GET, 1) == [("49",)]
-    # And one with a timestamp wins only over older ones.
+    # An explicit timestamp wins only over older ones.
     await keyspace.write(PUT + " USING TIMESTAMP ?", 1, "old", 1)
     assert await keyspace.read(GET, 1) == [("49",)]
 
 
-async def test_defects_come_out_as_they_are(keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_statement_raises_driver_error(keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRequest):
         await keyspace.read("SELECT nothing FROM item")
     with pytest.raises(ValueError, match="1 values for 2 places"):
@@ -165,7 +163,7 @@ async def test_defects_come_out_as_they_are(keyspace: Keyspace, monkeypatch: pyt
         await keyspace.read("SELECT name FROM item WHERE id = 17")
 
 
-async def test_a_statement_that_could_not_be_prepared_is_prepared_later(keyspace: Keyspace) -> None:
+async def test_prepare_failure_is_not_cached(keyspace: Keyspace) -> None:
     query = "SELECT id FROM later WHERE id = ?"
     with pytest.raises(InvalidRequest):
         await keyspace.read(query, 1)
@@ -173,40 +171,40 @@ async def test_a_statement_that_could_not_be_prepared_is_prepared_later(keyspace
     assert await keyspace.read(query, 1) == []
 
 
-async def test_no_answer_ends_with_the_callers_time(over_proxy: Keyspace, proxy: Proxy) -> None:
+async def test_read_without_answer_ends_at_call_deadline(over_proxy: Keyspace, proxy: Proxy) -> None:
     await over_proxy.write(PUT, 1, "a")
     await over_proxy.read(GET, 1)
     proxy.silence()
     for ask in (over_proxy.read(GET, 1), over_proxy.write(PUT, 1, "b"), over_proxy.read_each(GET, [(1,), (2,)])):
         began = time.monotonic()
-        with a_call_of(0.3), refused("DEADLINE_EXCEEDED"):
+        with call_with_seconds_left(0.3), expect_error("DEADLINE_EXCEEDED"):
             await ask
         assert 0.25 < time.monotonic() - began < 0.6
     began = time.monotonic()
-    with a_call_of(0.3), refused("DEADLINE_EXCEEDED"):
+    with call_with_seconds_left(0.3), expect_error("DEADLINE_EXCEEDED"):
         await over_proxy.read("SELECT data FROM item WHERE id = ?", 1)
     assert time.monotonic() - began < 0.6
-    with a_call_of(-1), refused("DEADLINE_EXCEEDED"):
+    with call_with_seconds_left(-1), expect_error("DEADLINE_EXCEEDED"):
         await over_proxy.read(GET, 1)
 
 
-async def test_without_a_deadline_it_ends_all_the_same(over_proxy: Keyspace, proxy: Proxy) -> None:
+async def test_read_without_deadline_ends_at_statement_timeout(over_proxy: Keyspace, proxy: Proxy) -> None:
     await over_proxy.read(GET, 1)
     await over_proxy.execute_lwt(CLAIM, "ann", 1)
     proxy.silence()
     began = time.monotonic()
-    with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
+    with expect_error("UNAVAILABLE", "STORE_UNAVAILABLE"):
         await over_proxy.read(GET, 1)
     assert time.monotonic() - began < STATEMENT_TIMEOUT_S + 1
-    with refused("UNAVAILABLE", "OUTCOME_UNKNOWN"):
+    with expect_error("UNAVAILABLE", "OUTCOME_UNKNOWN"):
         await over_proxy.execute_lwt(CLAIM, "bob", 1)
     assert time.monotonic() - began < 2 * STATEMENT_TIMEOUT_S + 2
-    # Nor is a caller who has time left told that it ran out while the statement was prepared.
-    with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
+    # The caller has time left, so the error is not DEADLINE_EXCEEDED.
+    with expect_error("UNAVAILABLE", "STORE_UNAVAILABLE"):
         await over_proxy.read("SELECT data FROM item WHERE id = ?", 1)
 
 
-async def test_a_write_without_an_answer_is_sent_again_as_the_same(
+async def test_write_without_answer_is_retried_with_same_timestamp(
     over_proxy: Keyspace, keyspace: Keyspace, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "STATEMENT_TIMEOUT_S", 0.4)
@@ -219,10 +217,10 @@ async def test_a_write_without_an_answer_is_sent_again_as_the_same(
     before = module._write_retries._value.get()
     proxy.hold_answers()
     write = asyncio.create_task(over_proxy.write(PUT, 1, "b"))
-    # It is stored, and its writer does not know.
+    # The write is stored, but the client does not know.
     await until(lambda: _is(keyspace, "b"))
     first = await keyspace.read("SELECT writetime(name) FROM item WHERE id = ?", 1)
-    # Another's comes between: the repeat must not undo it.
+    # Another client writes in between: the retry must not overwrite it.
     await keyspace.write(PUT, 1, "c")
     await until(lambda: module._write_retries._value.get() > before)
     proxy.heal()
@@ -236,21 +234,20 @@ async def _is(keyspace: Keyspace, name: str) -> bool:
     return await keyspace.read(GET, 1) == [(name,)]
 
 
-async def test_a_conditional_write_without_an_answer_is_not_sent_again(
+async def test_execute_lwt_without_answer_is_not_retried(
     over_proxy: Keyspace, keyspace: Keyspace, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await over_proxy.execute_lwt(CLAIM, "ann", 1)
     monkeypatch.setattr(module, "STATEMENT_TIMEOUT_S", 0.4)
     proxy.hold_answers()
-    with refused("UNAVAILABLE", "OUTCOME_UNKNOWN"):
+    with expect_error("UNAVAILABLE", "OUTCOME_UNKNOWN"):
         await over_proxy.execute_lwt(CLAIM, "bob", 7)
     assert await keyspace.read_serial("SELECT owner FROM claim WHERE name = ?", "bob") == [(7,)]
 
 
-async def test_what_may_be_repeated_on_another_node_is_told_to_the_driver(
-    keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With one node there is no other: so it is shown by what is asked of the driver, whose policies have their own test."""
+async def test_statements_use_expected_execution_profile(keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks the execution profiles, because a single node has no next host; the profiles' policies have their own
+    test."""
     asked: list[object] = []
     run = keyspace.cassandra.run
 
@@ -267,7 +264,7 @@ async def test_what_may_be_repeated_on_another_node_is_told_to_the_driver(
     assert asked == [IDEMPOTENT, IDEMPOTENT, IDEMPOTENT, NON_IDEMPOTENT, SERIAL]
 
 
-async def test_a_lost_server_is_refused_at_once_and_found_again(over_proxy: Keyspace, proxy: Proxy) -> None:
+async def test_lost_server_is_rejected_at_once_then_recovered(over_proxy: Keyspace, proxy: Proxy) -> None:
     await over_proxy.write(PUT, 1, "a")
     await proxy.cut()
     began = time.monotonic()
@@ -289,7 +286,7 @@ async def test_a_lost_server_is_refused_at_once_and_found_again(over_proxy: Keys
     assert time.monotonic() - began < RECONNECT_INTERVAL_S * 5 + 5
 
 
-async def test_who_stops_waiting_leaves_the_others_be(over_proxy: Keyspace, proxy: Proxy) -> None:
+async def test_cancelled_caller_does_not_affect_others(over_proxy: Keyspace, proxy: Proxy) -> None:
     await over_proxy.write(PUT, 1, "a")
     proxy.hold_answers()
     left = [asyncio.create_task(over_proxy.read(GET, 1)) for _ in range(3)]
@@ -302,7 +299,7 @@ async def test_who_stops_waiting_leaves_the_others_be(over_proxy: Keyspace, prox
     assert over_proxy.cassandra._limiter._free == module.RequestLimiter()._free
 
 
-async def test_closing_ends_what_is_out(settings: Settings, keyspace: Keyspace, proxy: Proxy) -> None:
+async def test_close_fails_pending_requests(settings: Settings, keyspace: Keyspace, proxy: Proxy) -> None:
     opened = await Cassandra.open(settings.model_copy(update={"cassandra": (f"127.0.0.1:{proxy.port}",)}))
     over = Keyspace(opened, keyspace.name)
     await over.read(GET, 1)
@@ -311,15 +308,15 @@ async def test_closing_ends_what_is_out(settings: Settings, keyspace: Keyspace, 
     await asyncio.sleep(0.05)
     proxy_healed = asyncio.get_running_loop().call_later(0.2, proxy.heal)
     await opened.close()
-    with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
+    with expect_error("UNAVAILABLE", "STORE_UNAVAILABLE"):
         await read
-    with refused("UNAVAILABLE", "STORE_UNAVAILABLE"):
+    with expect_error("UNAVAILABLE", "STORE_UNAVAILABLE"):
         await over.read(GET, 1)
     await opened.close()
     proxy_healed.cancel()
 
 
-async def test_settings_that_do_not_fit_are_told_in_words(settings: Settings) -> None:
+async def test_open_wrong_settings_raise_explanation(settings: Settings) -> None:
     with pytest.raises(errors.RoostError, match=r"cannot be reached at 127\.0\.0\.1:1$"):
         await Cassandra.open(settings.model_copy(update={"cassandra": ("127.0.0.1:1",)}))
     with pytest.raises(errors.RoostError, match="datacenters datacenter1, but cassandra_datacenter is moon") as caught:

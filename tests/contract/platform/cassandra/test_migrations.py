@@ -1,4 +1,4 @@
-"""A keyspace is brought up to date once, by whoever comes first, and never by a release that does not know it."""
+"""Migrations: each is applied once, by the first process, and a keyspace of a newer release is rejected."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ APPLIED = "SELECT number, owner FROM schema_migrations WHERE scope = 'schema'"
 
 @pytest.fixture
 async def fresh(cassandra: Cassandra) -> AsyncIterator[Keyspace]:
-    """A keyspace that does not exist yet, of this test alone."""
+    """A keyspace of this test that does not exist yet."""
     keyspace = Keyspace(cassandra, f"{cassandra.settings.keyspaces}_{uuid.uuid4().hex[:8]}")
     yield keyspace
     await cassandra.change_schema(f"DROP KEYSPACE IF EXISTS {keyspace.name}")
 
 
-async def refused(keyspace: Keyspace, scripts: Sequence[str], words: str) -> None:
+async def expect_error(keyspace: Keyspace, scripts: Sequence[str], words: str) -> None:
     with pytest.raises(errors.RoostError, match=words) as caught:
         await migrate(keyspace, scripts)
     assert caught.value.code == grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_a_new_keyspace_is_made_and_later_scripts_are_added(fresh: Keyspace) -> None:
+async def test_migrate_creates_keyspace_and_applies_appended_scripts(fresh: Keyspace) -> None:
     assert await migration_status(fresh, (FIRST,)) == MigrationStatus(fresh.name, 0, 1)
     assert await migrate(fresh, (FIRST,)) == MigrationStatus(fresh.name, 0, 1)
     await fresh.write("INSERT INTO two (id) VALUES (?)", 1)
     assert await migrate(fresh, (FIRST, SECOND)) == MigrationStatus(fresh.name, 1, 2)
     await fresh.write("INSERT INTO one (id, name) VALUES (?, ?)", 1, "a")
     assert await migrate(fresh, (FIRST, SECOND)) == MigrationStatus(fresh.name, 2, 2)
-    # And nobody holds the lease.
+    # The lease is released.
     assert await fresh.read(APPLIED) == [(1, None), (2, None)]
 
 
-async def test_many_at_once_apply_each_script_once(
+async def test_migrate_concurrent_processes_apply_each_script_once(
     fresh: Keyspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed: list[str] = []
@@ -69,26 +69,28 @@ async def test_many_at_once_apply_each_script_once(
     assert [cql for cql in changed if " one" in cql] == [FIRST.partition(";")[0], SECOND]
 
 
-async def test_a_newer_or_another_schema_is_left_alone(fresh: Keyspace) -> None:
+async def test_migrate_newer_or_different_schema_is_rejected(fresh: Keyspace) -> None:
     await migrate(fresh, (FIRST, SECOND))
-    await refused(fresh, (FIRST,), rf"a newer release migrated {fresh.name} \(migration 2 > 1\)")
-    await refused(fresh, (FIRST, SECOND.replace("text", "int")), "migration 2 .* differs from the one that was applied")
-    # Blanks tell nothing.
+    await expect_error(fresh, (FIRST,), rf"a newer release migrated {fresh.name} \(migration 2 > 1\)")
+    await expect_error(
+        fresh, (FIRST, SECOND.replace("text", "int")), "migration 2 .* differs from the one that was applied"
+    )
+    # White space does not change the digest.
     await migrate(fresh, (FIRST.replace(" ", "\n  "), SECOND))
 
 
-async def test_where_it_may_not_migrate_at_start_it_says_what_to_do(fresh: Keyspace, settings: Settings) -> None:
+async def test_migrate_at_start_disabled_raises_instruction(fresh: Keyspace, settings: Settings) -> None:
     driver = await Cassandra.open(settings.model_copy(update={"migrate_at_start": False}))
     try:
         careful = Keyspace(driver, fresh.name)
-        await refused(careful, (FIRST,), "at migration 0 of 1: run `roost migrate` first")
+        await expect_error(careful, (FIRST,), "at migration 0 of 1: run `roost migrate` first")
         await migrate(careful, (FIRST,), at_start=False)
         assert (await migrate(careful, (FIRST,))).applied == 1
     finally:
         await driver.close()
 
 
-async def test_a_lease_that_was_left_behind_ends(fresh: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_migrate_abandoned_lease_expires(fresh: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
     await migrate(fresh, (FIRST,))
     assert (await fresh.execute_lwt(migrations._CLAIM, 2, "somebody who died", "schema"))[0]
     monkeypatch.setattr(migrations, "MAX_POLLS", 2)

@@ -1,4 +1,4 @@
-"""An event whose row was stored reaches the log: once as a rule, twice after a crash, never not at all."""
+"""The Cassandra outbox: a stored event reaches the log, once normally and twice after a crash."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _serial = count()
 
 
 class Log(EmbeddedLog):
-    """A real log that can refuse for a while, or refuse one event for good."""
+    """A real log that can fail for a while, or reject one event for good."""
 
     refusal: Exception | None = None
     poison = 0
@@ -62,7 +62,7 @@ async def rows(cassandra: Cassandra) -> Keyspace:
 
 @pytest.fixture
 async def box(rows: Keyspace, log: Log) -> AsyncIterator[Outbox]:
-    """An outbox that publishes at once; its sweeper looks only when a test asks."""
+    """An outbox that publishes at once; it sweeps only when a test asks for it."""
     made = Outbox(rows, log, time.time)
     made._worker.start()
     yield made
@@ -74,36 +74,36 @@ def an_event(age_s: float = 0.0, key: int = 5) -> Record:
     return Record("tweet.created", key, event_id, b"%d" % event_id, "trace")
 
 
-async def marks(rows: Keyspace) -> dict[int, bool]:
+async def published_flags(rows: Keyspace) -> dict[int, bool]:
     return dict(await rows.read(ROWS))
 
 
-async def test_an_event_goes_to_the_log_at_once_and_its_row_says_so(rows: Keyspace, log: Log, box: Outbox) -> None:
+async def test_publish_appends_event_and_flags_row(rows: Keyspace, log: Log, box: Outbox) -> None:
     events = [an_event(key=key) for key in range(40)]
     for event in events:
         await rows.batch(box.statements([event]))
         box.publish([event])
     await box.drained()
-    # In the order of publishing.
+    # In publishing order.
     assert await log.ids() == [event.event_id for event in events]
-    assert await marks(rows) == {event.event_id: True for event in events}
+    assert await published_flags(rows) == {event.event_id: True for event in events}
     assert await box.sweep() == 0
     kept = await rows.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
     assert sorted(Record(*row) for row in kept) == sorted(events)
 
 
-async def test_what_a_dead_writer_left_is_found_once(rows: Keyspace, log: Log, box: Outbox) -> None:
+async def test_sweep_publishes_events_of_dead_writer_once(rows: Keyspace, log: Log, box: Outbox) -> None:
     left = [an_event(age_s=20, key=key) for key in range(3)]
     young = an_event()
     await rows.batch(box.statements([*left, young]))
-    # A writer may be about to publish the young one.
+    # The young event is left to its writer.
     assert await box.sweep() == 3
     assert sorted(await log.ids()) == sorted(event.event_id for event in left)
-    assert await marks(rows) == {event.event_id: event is not young for event in [*left, young]}
+    assert await published_flags(rows) == {event.event_id: event is not young for event in [*left, young]}
     assert await box.sweep() == 0
 
 
-async def test_a_new_process_looks_within_seconds_for_what_earlier_lives_left(
+async def test_start_sweeps_events_of_earlier_process(
     rows: Keyspace, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_sweeper, "SWEEP_INTERVAL_S", 0.2)
@@ -124,11 +124,11 @@ async def _logged(log: Log, ids: set[int]) -> bool:
     return ids <= set(await log.ids())
 
 
-async def test_after_a_long_outage_it_begins_where_all_was_published(
+async def test_start_after_long_outage_sweeps_from_cursor(
     rows: Keyspace, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_sweeper, "SWEEP_INTERVAL_S", 0.2)
-    # Two hours ago everything had been published, and an hour ago this was stored.
+    # Everything was published up to two hours ago; this event was stored an hour ago.
     minute = int(time.time()) // 60
     await rows.write(outbox_sweeper._STORE_CURSOR, "sweeper", minute - 120)
     lost = an_event(age_s=3_600)
@@ -146,15 +146,15 @@ async def _cursor_at(rows: Keyspace, minute: int) -> bool:
     return (await rows.read("SELECT minute FROM outbox_cursor"))[0][0] >= minute
 
 
-async def test_a_row_that_comes_behind_the_cursor_is_found(rows: Keyspace, log: Log, box: Outbox) -> None:
+async def test_sweep_finds_row_behind_cursor(rows: Keyspace, log: Log, box: Outbox) -> None:
     assert await box.sweep() == 0
-    # As the replay of a logged batch brings it.
+    # As the replay of a logged batch writes it.
     late = an_event(age_s=290)
     await rows.batch(box.statements([late]))
     assert await box.sweep() == 1
 
 
-async def test_more_than_a_page_of_one_partition_is_found(rows: Keyspace, log: Log, box: Outbox) -> None:
+async def test_sweep_reads_all_pages_of_partition(rows: Keyspace, log: Log, box: Outbox) -> None:
     minute_ago_ms = (int(time.time()) // 60 - 1) * 60_000
     many = [
         Record("tweet.created", 5, first_id_at(minute_ago_ms) + n, b"x")
@@ -167,9 +167,7 @@ async def test_more_than_a_page_of_one_partition_is_found(rows: Keyspace, log: L
     assert sorted(await log.ids()) == sorted(record.event_id for record in many)
 
 
-async def test_while_the_log_refuses_events_wait_in_order_and_are_counted(
-    rows: Keyspace, log: Log, box: Outbox
-) -> None:
+async def test_publish_log_unavailable_queues_events_in_order(rows: Keyspace, log: Log, box: Outbox) -> None:
     log.refusal = errors.unavailable("the log is down")
     events = [an_event(age_s=60) for _ in range(5)]
     for event in events:
@@ -180,7 +178,7 @@ async def test_while_the_log_refuses_events_wait_in_order_and_are_counted(
     assert lag.events == 5
     assert 55 < lag.age_s < 90
     assert (await common.waiting(log, ["user.followed"], 0)).events == 0
-    # They wait here: no business of the sweeper.
+    # Events queued in this process are not published by a sweep.
     assert await box.sweep() == 0
     log.refusal = None
     await box.drained()
@@ -188,7 +186,7 @@ async def test_while_the_log_refuses_events_wait_in_order_and_are_counted(
     assert (await common.waiting(log, ["tweet.created"], 0)).events == 0
 
 
-async def test_more_than_can_be_kept_waits_in_its_rows(
+async def test_publish_full_queue_leaves_events_to_sweeper(
     rows: Keyspace, log: Log, box: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_QUEUED", 3)
@@ -203,7 +201,7 @@ async def test_more_than_can_be_kept_waits_in_its_rows(
     assert sorted(await log.ids()) == sorted(event.event_id for event in events)
 
 
-async def test_an_event_that_can_never_be_published_holds_up_no_other(rows: Keyspace, log: Log, box: Outbox) -> None:
+async def test_publish_rejected_event_does_not_block_others(rows: Keyspace, log: Log, box: Outbox) -> None:
     events = [an_event(age_s=60) for _ in range(9)]
     log.poison = events[4].event_id
     await rows.batch(box.statements(events))
@@ -211,10 +209,10 @@ async def test_an_event_that_can_never_be_published_holds_up_no_other(rows: Keys
     await box.drained()
     others = [event.event_id for event in events if event.event_id != log.poison]
     assert await log.ids() == others
-    assert [event_id for event_id, published in (await marks(rows)).items() if not published] == [log.poison]
+    assert [event_id for event_id, published in (await published_flags(rows)).items() if not published] == [log.poison]
 
 
-async def test_rows_are_made_readable_before_what_was_found_is_published(rows: Keyspace, log: Log) -> None:
+async def test_sweep_awaits_before_publish_hook(rows: Keyspace, log: Log) -> None:
     seen: list[tuple[list[int], list[int]]] = []
     failure: Exception | None = errors.unavailable("the store is down")
 
@@ -234,7 +232,7 @@ async def test_rows_are_made_readable_before_what_was_found_is_published(rows: K
     failure = None
     assert await box.sweep() == 1
     assert seen == [([found.event_id], [])] * 3
-    # What its writer publishes is readable already.
+    # The hook is not called for events of the writer, whose rows are readable.
     box._worker.start()
     own = an_event()
     box.publish([own])
@@ -243,18 +241,18 @@ async def test_rows_are_made_readable_before_what_was_found_is_published(rows: K
     await box.stop()
 
 
-async def test_the_same_batch_again_is_not_published_again(rows: Keyspace, log: Log, box: Outbox) -> None:
+async def test_repeated_batch_is_not_published_again(rows: Keyspace, log: Log, box: Outbox) -> None:
     event = an_event(age_s=60)
     for _ in range(2):
         await rows.batch(box.statements([event]))
         await box.sweep()
-    # Nor by another process.
+    # Another process does not publish it either.
     assert await Outbox(rows, log, time.time).sweep() == 0
     assert await log.ids() == [event.event_id]
 
 
-async def test_an_old_event_executed_again_lies_where_it_is_looked_for(rows: Keyspace, log: Log, box: Outbox) -> None:
-    # A repeat, hours later, of a call whose first try stored nothing.
+async def test_old_event_row_belongs_to_current_minute(rows: Keyspace, log: Log, box: Outbox) -> None:
+    # A retry, hours later, of a call whose first attempt stored nothing.
     event = an_event(age_s=20 * 3_600)
     await rows.batch(box.statements([event]))
     assert await box.sweep() == 1
@@ -292,7 +290,7 @@ def _spawn(namespace: Namespace, log: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-async def test_what_was_stored_before_kill_9_is_in_the_log_after(
+async def test_events_stored_before_kill_are_published_after_restart(
     rows: Keyspace, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_sweeper, "GRACE_S", 0.0)
@@ -309,9 +307,9 @@ async def test_what_was_stored_before_kill_9_is_in_the_log_after(
         box = Outbox(rows, log, time.time)
         await box.sweep()
         in_log = await log.ids()
-        # All that was acknowledged, and perhaps the batch that was on its way.
+        # All acknowledged events, and possibly the batch in progress.
         assert stored <= set(in_log)
-        assert set(in_log) == set(await marks(rows))
-        assert all((await marks(rows)).values())
+        assert set(in_log) == set(await published_flags(rows))
+        assert all((await published_flags(rows)).values())
     finally:
         await log.close()

@@ -1,4 +1,4 @@
-"""No id is made twice: whoever stops, sleeps, dies, or has a clock that is wrong."""
+"""The Cassandra worker id: no id is minted twice, whether the process stops, is suspended, dies, or has a wrong clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.contract.platform.conftest import until
 pytestmark = pytest.mark.cluster
 
 ALL = "SELECT worker_id, owner, high_water_ms, ttl(owner) FROM worker_leases"
-# The whole life of a lease within seconds.
+# Short times, so that a lease expires within seconds.
 SHORT = LeaseTiming(3, 0.5, 1.5)
 
 CHILD = """
@@ -66,7 +66,7 @@ async def leases_of(cassandra: Cassandra) -> Keyspace:
 
 @pytest.fixture
 async def opened() -> AsyncIterator[list[CassandraLease]]:
-    """Leases to be closed at the end of the test."""
+    """Leases to close at the end of the test."""
     made: list[CassandraLease] = []
     yield made
     for lease in made:
@@ -77,22 +77,22 @@ def worker_of(snowflake: int) -> int:
     return (snowflake >> 12) & ((1 << WORKER_BITS) - 1)
 
 
-async def refused(ids: Snowflake) -> str:
+async def expect_error(ids: Snowflake) -> str:
     with pytest.raises(errors.RoostError) as caught:
         await ids.mint()
     assert caught.value.code == grpc.StatusCode.UNAVAILABLE
     return caught.value.reason
 
 
-async def die(lease: CassandraLease) -> None:
-    """As kill -9 leaves it."""
+async def kill(lease: CassandraLease) -> None:
+    """Leaves the lease as kill -9 does."""
     renewal, lease._renewal = lease._renewal, None
     assert renewal is not None
     renewal.cancel()
     await asyncio.wait((renewal,))
 
 
-async def test_each_process_has_its_own_worker_id(
+async def test_open_leases_have_distinct_worker_ids(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
 ) -> None:
     opened.extend(await asyncio.gather(*(CassandraLease.open(leases_of, settings) for _ in range(8))))
@@ -104,17 +104,17 @@ async def test_each_process_has_its_own_worker_id(
     assert all(owner and 50 < ttl <= 60 for _, owner, _, ttl in rows)
 
 
-async def test_a_closed_lease_mints_no_more_and_is_free(leases_of: Keyspace, settings: Settings) -> None:
+async def test_close_stops_minting_and_releases_worker_id(leases_of: Keyspace, settings: Settings) -> None:
     lease = await CassandraLease.open(leases_of, settings)
     last = await lease.ids.mint()
     await lease.close()
     await lease.close()
-    assert await refused(lease.ids) == "LEASE"
+    assert await expect_error(lease.ids) == "LEASE"
     assert await leases_of.read(ALL) == [(lease.worker_id, None, lease.ids.last_ms, None)]
     assert timestamp_ms(last) <= lease.ids.last_ms
 
 
-async def test_a_lease_lives_on_while_it_is_renewed(
+async def test_renewed_lease_keeps_minting(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
 ) -> None:
     lease = await CassandraLease.open(leases_of, settings, SHORT)
@@ -125,27 +125,27 @@ async def test_a_lease_lives_on_while_it_is_renewed(
         await asyncio.sleep(0.01)
 
 
-async def test_a_lease_that_is_not_renewed_stops_before_others_may_have_it(
+async def test_unrenewed_lease_stops_minting_before_expiry(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
 ) -> None:
     lease = await CassandraLease.open(leases_of, settings, SHORT)
     await lease.ids.mint()
-    await die(lease)
+    await kill(lease)
     began = time.monotonic()
     with pytest.raises(errors.RoostError, match="not renewed"):
         while time.monotonic() - began < SHORT.mint_s + 1:
             await lease.ids.mint()
             await asyncio.sleep(0.01)
     assert time.monotonic() - began <= SHORT.mint_s + 0.2
-    # Nor does it come back to life.
+    # It stays stopped.
     await asyncio.sleep(SHORT.ttl_s)
-    assert await refused(lease.ids) == "LEASE"
+    assert await expect_error(lease.ids) == "LEASE"
     ((_, owner, high_water_ms, _),) = await leases_of.read(ALL)
     assert owner is None
     assert high_water_ms >= lease.ids.last_ms
 
 
-async def test_a_lease_that_was_lost_is_replaced_and_ids_go_on_increasing(
+async def test_lost_lease_is_replaced_and_ids_increase(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
 ) -> None:
     lease = await CassandraLease.open(leases_of, settings, SHORT)
@@ -161,10 +161,10 @@ async def test_a_lease_that_was_lost_is_replaced_and_ids_go_on_increasing(
     assert worker_of(second) == lease.worker_id != old
 
 
-async def test_worker_ids_that_were_used_in_this_clocks_future_are_not_taken(
+async def test_open_skips_worker_ids_with_future_high_water_mark(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # All but one were used by somebody whose clock was an hour ahead, or are taken.
+    # All worker ids but one have a high-water mark an hour ahead, or are leased.
     later = wall_clock_ms() + 3_600_000
     advance = "UPDATE worker_leases SET owner = ?, high_water_ms = ? WHERE worker_id = ? IF high_water_ms = ?"
     lots = [range(first, min(first + 64, MAX_WORKER + 1)) for first in range(0, MAX_WORKER + 1, 64)]
@@ -178,7 +178,7 @@ async def test_worker_ids_that_were_used_in_this_clocks_future_are_not_taken(
         await CassandraLease.open(leases_of, settings)
 
 
-async def test_ids_wait_for_the_mark_when_the_clock_jumps_ahead(
+async def test_clock_jump_ahead_waits_for_high_water_mark(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
 ) -> None:
     clock = Clock()
@@ -186,8 +186,8 @@ async def test_ids_wait_for_the_mark_when_the_clock_jumps_ahead(
     opened.append(lease)
     await lease.ids.mint()
     clock.shift_ms = 3_600_000
-    assert await refused(lease.ids) == "LEASE"
-    # The refusal woke the renewal, which marks ahead.
+    assert await expect_error(lease.ids) == "LEASE"
+    # The rejection woke the renewal, which raises the high-water mark.
     await until(lambda: (lease._high_water_ms or 0) > clock())
     jumped = await lease.ids.mint()
     assert timestamp_ms(jumped) > wall_clock_ms() + 3_500_000
@@ -195,33 +195,33 @@ async def test_ids_wait_for_the_mark_when_the_clock_jumps_ahead(
     assert high_water_ms >= timestamp_ms(jumped)
 
 
-async def test_the_next_life_of_an_ordinal_repeats_nothing_on_a_slower_clock(
+async def test_ordinal_restart_on_slower_clock_repeats_no_id(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
 ) -> None:
     seventh = settings.model_copy(update={"worker_id": 7})
     clock = Clock()
     first = await CassandraLease.open(leases_of, seventh, clock_ms=clock)
     used = [await first.ids.mint() for _ in range(5)]
-    await die(first)
+    await kill(first)
     clock.shift_ms = -300
     began = time.monotonic()
     second = await CassandraLease.open(leases_of, seventh, clock_ms=clock)
     opened.append(second)
-    # Into the time that the first life marked: it may have used all of it.
+    # Back into the span of the first process's high-water mark, all of which it may have used.
     clock.shift_ms -= 3_000
-    assert await refused(second.ids) == "CLOCK"
+    assert await expect_error(second.ids) == "CLOCK"
     clock.shift_ms += 3_000
     again = await second.ids.mint()
     assert worker_of(again) == 7
     assert again > max(used)
     assert time.monotonic() - began < ORDINAL.mint_s + 3
-    await die(second)
+    await kill(second)
     clock.shift_ms = -3_600_000
     with pytest.raises(errors.RoostError, match="s behind the ids of worker 7"):
         await CassandraLease.open(leases_of, seventh, clock_ms=clock)
 
 
-async def test_two_with_one_ordinal_never_both_mint(
+async def test_same_ordinal_in_two_processes_never_both_mint(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
 ) -> None:
     seventh = settings.model_copy(update={"worker_id": 7})
@@ -234,7 +234,7 @@ async def test_two_with_one_ordinal_never_both_mint(
     assert used == sorted(set(used))
 
 
-async def test_who_sleeps_past_the_lease_mints_nothing_on_waking(namespace: Namespace, leases_of: Keyspace) -> None:
+async def test_suspended_process_mints_nothing_after_expiry(namespace: Namespace, leases_of: Keyspace) -> None:
     command = [sys.executable, "-c", CHILD, *map(str, SHORT)]
     environment = os.environ | namespace.environment
     spawn = lambda: subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: E731
@@ -244,7 +244,7 @@ async def test_who_sleeps_past_the_lease_mints_nothing_on_waking(namespace: Name
     try:
         sleeper.send_signal(signal.SIGSTOP)
         slept_at_ms = wall_clock_ms()
-        # Others may have its worker id by now; all but this one are made to look taken.
+        # Its worker id may be claimed now; all others are made to look taken.
         await until(lambda: _is_free(leases_of, worker))
         await asyncio.sleep(2.5)
         fill = "UPDATE worker_leases SET owner = ? WHERE worker_id = ? IF owner = null"
@@ -269,7 +269,7 @@ async def test_who_sleeps_past_the_lease_mints_nothing_on_waking(namespace: Name
     minted, inherited = _ids(mine), _ids(theirs)
     assert len(inherited) > 100
     assert not minted & inherited
-    # One id may have been on its way when it was stopped; it is from before, and nobody else's.
+    # One id may have been in progress when the process was suspended; it is unique too.
     assert all(not slept_at_ms + 50 < timestamp_ms(n) < woken_at_ms for n in minted)
 
 
@@ -278,7 +278,7 @@ async def _is_free(keyspace: Keyspace, worker: int) -> bool:
 
 
 def _lines(text: str) -> list[str]:
-    # The last may be half a line.
+    # The last line may be incomplete.
     return text.splitlines()[:-1]
 
 

@@ -1,4 +1,4 @@
-"""What the port's promises are checked against: one class a family."""
+"""Fixtures of the event log's contract tests: one class per backend."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from services.platform.sqlite.event_log import EmbeddedLog
 from tests import cluster
 
 HOUR_MS = 3_600_000
-# Of retries, so that a test sees many of them.
+# Shorter than in production, so that a test sees many retries.
 RETRY_FIRST_S = 0.001
 TOPICS = ("tweet.created", "tweet.deleted")
 
 
 class Clock:
-    """Stands still unless told. It begins an hour ago: brokers take no event of the future."""
+    """A clock that only a test advances. It starts an hour ago, because brokers reject timestamps in the future."""
 
     def __init__(self) -> None:
         self.now_ms = time.time_ns() // 1_000_000 - HOUR_MS
@@ -32,21 +32,21 @@ class Clock:
 
 
 class Backend(Protocol):
-    """How logs of one family are opened."""
+    """Opens event logs on one backend."""
 
     async def open(self, folder: Path, clock: Clock) -> EventLog:
-        """The log that lives in this folder, new or as it was left; where others have it open too, only on Kafka."""
+        """Opens the log of this folder, with its earlier content. On Kafka several logs may be open at once."""
 
 
 class Embedded:
-    """The family that needs nothing but a folder."""
+    """The embedded backend."""
 
     async def open(self, folder: Path, clock: Clock) -> EventLog:
         return await EmbeddedLog.open(folder / "log.db", clock, RETRY_FIRST_S)
 
 
 class ClusterBackends:
-    """The family on the real servers: a folder stands for a namespace there."""
+    """The cluster backend: a folder stands for a namespace on the servers."""
 
     async def open(self, folder: Path, clock: Clock) -> EventLog:
         from services.platform.kafka.event_log import KafkaLog
@@ -55,7 +55,7 @@ class ClusterBackends:
 
 
 class Sink:
-    """Keeps what it is given, and fails where a test says so."""
+    """Records the events that it applies, and fails if a test says so."""
 
     def __init__(self) -> None:
         self.events: list[ConsumedEvent] = []
@@ -78,31 +78,31 @@ class Sink:
 
     @property
     def ids(self) -> list[int]:
-        """What was applied, in the order in which it was."""
+        """Returns the ids of applied events, in order."""
         return [event.event_id for event in self.events]
 
 
 def records(*ids: int, topic: str = "tweet.created", key: int = 7) -> list[Record]:
-    """Facts about one author, whose order is kept."""
+    """Returns records of one key, whose order is kept."""
     return [Record(topic, key, i, b"payload %d" % i, "00-trace") for i in ids]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Waits for it, for half a minute."""
+    """Waits until the condition is true, for at most 30 seconds."""
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.002)
 
 
 async def until_lag(consumer: Consumer, events: int) -> None:
-    """Waits until the consumer is so many events behind: other members tell once a second how far they are."""
+    """Waits until the consumer's lag is `events`; members publish their offsets once per second."""
     async with asyncio.timeout(30):
         while (await consumer.lag()).events != events:
             await asyncio.sleep(0.02)
 
 
 async def start(log: EventLog, sink: Sink, group: str = "g", max_batch: int = 500, broadcast: bool = False) -> Consumer:
-    """A consumer of TOPICS that runs."""
+    """Starts a consumer of TOPICS."""
     consumer = log.consumer(group, TOPICS, sink.apply, max_batch, broadcast)
     await consumer.start()
     return consumer
@@ -110,7 +110,7 @@ async def start(log: EventLog, sink: Sink, group: str = "g", max_batch: int = 50
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """The family of this run."""
+    """The backend of this run."""
     return Embedded() if request.config.getoption("--backend") == "embedded" else ClusterBackends()
 
 
@@ -129,7 +129,7 @@ Open = Callable[[], Awaitable[EventLog]]
 
 @pytest.fixture
 async def open_log(backend: Backend, tmp_path: Path, clock: Clock) -> AsyncIterator[Open]:
-    """Opens the log of this test, again and again; what is open at the end is closed."""
+    """Opens the log of this test, any number of times; closes open logs at the end."""
     opened: list[EventLog] = []
 
     async def open_it() -> EventLog:

@@ -1,4 +1,4 @@
-"""Delivered at least once, in order per key, to every group; and each goes on where it stopped."""
+"""Delivery: at least once, in order per key, to every group; each group resumes at its offset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.platform.events.log import EventLog, Lag, Record
 from tests.contract.platform.events.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
 
 
-async def test_every_group_gets_its_topics_whole_and_in_order(log: EventLog, clock: Clock, sink: Sink) -> None:
+async def test_consumer_receives_all_events_of_its_topics_in_order(log: EventLog, clock: Clock, sink: Sink) -> None:
     await log.append(records(3, 1))
     other = Sink()
     await start(log, sink)
@@ -23,7 +23,7 @@ async def test_every_group_gets_its_topics_whole_and_in_order(log: EventLog, clo
     assert set(other.batches) == {1}
 
 
-async def test_order_holds_per_key_and_offsets_grow_with_it(log: EventLog, sink: Sink) -> None:
+async def test_consumer_order_per_key_matches_offsets(log: EventLog, sink: Sink) -> None:
     await start(log, sink, max_batch=7)
     for first in range(0, 200, 50):
         await log.append(
@@ -37,7 +37,7 @@ async def test_order_holds_per_key_and_offsets_grow_with_it(log: EventLog, sink:
     assert max(sink.batches) <= 7
 
 
-async def test_an_append_reaches_the_consumer_at_once(log: EventLog, sink: Sink) -> None:
+async def test_append_reaches_idle_consumer_within_bound(log: EventLog, sink: Sink) -> None:
     await start(log, sink)
     await log.append(records(1))
     await until(lambda: sink.ids == [1])
@@ -47,13 +47,13 @@ async def test_an_append_reaches_the_consumer_at_once(log: EventLog, sink: Sink)
             await asyncio.sleep(0.001)
 
 
-async def test_appends_side_by_side_are_all_there(log: EventLog, sink: Sink) -> None:
+async def test_append_concurrent_calls_store_all_events(log: EventLog, sink: Sink) -> None:
     await asyncio.gather(*(log.append(records(i, key=i)) for i in range(100)), log.append([]))
     await start(log, sink)
     await until(lambda: sorted(sink.ids) == list(range(100)))
 
 
-async def test_it_goes_on_where_it_stopped_also_after_a_restart(open_log: Open, sink: Sink) -> None:
+async def test_consumer_resumes_at_stored_offset_after_restart(open_log: Open, sink: Sink) -> None:
     for expected in ([1, 2], [1, 2, 3, 4]):
         log = await open_log()
         await log.append(records(*expected[-2:]))
@@ -65,7 +65,7 @@ async def test_it_goes_on_where_it_stopped_also_after_a_restart(open_log: Open, 
     assert sink.ids == [1, 2, 3, 4]
 
 
-async def test_stop_waits_for_the_batch_at_hand_and_stores_it(log: EventLog, sink: Sink) -> None:
+async def test_stop_completes_current_batch_and_stores_offset(log: EventLog, sink: Sink) -> None:
     sink.gate.clear()
     consumer = await start(log, sink)
     await log.append(records(1))
@@ -81,7 +81,7 @@ async def test_stop_waits_for_the_batch_at_hand_and_stores_it(log: EventLog, sin
     assert sink.ids == [1]
 
 
-async def test_pause_and_resume(log: EventLog, sink: Sink) -> None:
+async def test_pause_delivers_nothing_until_resume(log: EventLog, sink: Sink) -> None:
     consumer = await start(log, sink)
     consumer.pause()
     await log.append(records(1))
@@ -92,7 +92,7 @@ async def test_pause_and_resume(log: EventLog, sink: Sink) -> None:
     await until(lambda: sink.ids == [1])
 
 
-async def test_lag_counts_what_is_not_applied_and_its_age(log: EventLog, clock: Clock, sink: Sink) -> None:
+async def test_lag_counts_unapplied_events_and_oldest_age(log: EventLog, clock: Clock, sink: Sink) -> None:
     consumer = await start(log, sink)
     assert await consumer.lag() == Lag(0, 0.0)
     sink.gate.clear()
@@ -107,7 +107,7 @@ async def test_lag_counts_what_is_not_applied_and_its_age(log: EventLog, clock: 
     assert await consumer.lag() == Lag(0, 0.0)
 
 
-async def test_the_lag_of_a_group_that_does_not_run(log: EventLog, clock: Clock, sink: Sink) -> None:
+async def test_lag_of_stopped_group_counts_unapplied_events(log: EventLog, clock: Clock, sink: Sink) -> None:
     await log.append(records(1, 2))
     clock.now_ms += 2000
     consumer = log.consumer("g", TOPICS, sink.apply)
@@ -119,7 +119,7 @@ async def test_the_lag_of_a_group_that_does_not_run(log: EventLog, clock: Clock,
     assert await consumer.lag() == Lag(1, 0.0)
 
 
-async def test_a_group_has_one_consumer_in_a_process_and_batches_a_bound(log: EventLog, sink: Sink) -> None:
+async def test_consumer_second_start_or_invalid_batch_is_rejected(log: EventLog, sink: Sink) -> None:
     await start(log, sink)
     with pytest.raises(ValueError, match="group g"):
         await start(log, sink)

@@ -1,4 +1,4 @@
-"""An outage loses nothing, and a poison event stops nobody."""
+"""Failures: a transient failure loses no event, and a poison event does not block others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.platform.rpc import errors
 from tests.contract.platform.events.conftest import Clock, Open, Sink, records, start, until
 
 
-async def test_a_poison_event_is_buried_alone_and_the_rest_goes_on(log: EventLog, clock: Clock, sink: Sink) -> None:
+async def test_poison_event_becomes_dead_letter_and_others_are_applied(log: EventLog, clock: Clock, sink: Sink) -> None:
     sink.poison = {5, 13}
     await log.append(records(*range(20)))
     await start(log, sink)
@@ -30,7 +30,7 @@ async def test_a_poison_event_is_buried_alone_and_the_rest_goes_on(log: EventLog
     assert await log.dead_letters("other") == []
 
 
-async def test_a_lone_poison_event_gets_five_tries(log: EventLog, sink: Sink) -> None:
+async def test_poison_event_alone_is_tried_five_times(log: EventLog, sink: Sink) -> None:
     sink.poison = {1}
     await start(log, sink)
     await log.append(records(1))
@@ -41,7 +41,7 @@ async def test_a_lone_poison_event_gets_five_tries(log: EventLog, sink: Sink) ->
     assert len(await log.dead_letters("g")) == 1
 
 
-async def test_a_buried_event_does_not_come_again_by_itself(open_log: Open, sink: Sink) -> None:
+async def test_dead_letter_is_not_delivered_after_restart(open_log: Open, sink: Sink) -> None:
     sink.poison = {1}
     log = await open_log()
     await log.append(records(1, 2))
@@ -56,7 +56,7 @@ async def test_a_buried_event_does_not_come_again_by_itself(open_log: Open, sink
     assert [letter.event.event_id for letter in await again.dead_letters("g")] == [1]
 
 
-async def test_redriven_letters_come_again(log: EventLog, sink: Sink) -> None:
+async def test_redrive_delivers_dead_letters_again(log: EventLog, sink: Sink) -> None:
     sink.poison = {1, 2}
     await start(log, sink)
     await log.append(records(1, 2, 3))
@@ -69,7 +69,7 @@ async def test_redriven_letters_come_again(log: EventLog, sink: Sink) -> None:
     assert await log.redrive("g") == 0
 
 
-async def test_letters_of_two_groups_are_told_apart(log: EventLog, sink: Sink) -> None:
+async def test_dead_letters_are_separate_per_group(log: EventLog, sink: Sink) -> None:
     other = Sink()
     sink.poison, other.poison = {1}, {1, 2}
     await start(log, sink)
@@ -78,12 +78,12 @@ async def test_letters_of_two_groups_are_told_apart(log: EventLog, sink: Sink) -
     await until(lambda: sink.ids == [2, 3] and other.ids == [3])
     sink.poison, other.poison = set(), {2}
     assert await log.redrive("g") == 1
-    # What is appended anew comes to all groups.
+    # Redriven events are appended again, so all groups receive them.
     await until(lambda: sink.ids == [2, 3, 1] and other.ids == [3, 1])
     assert [letter.event.event_id for letter in await log.dead_letters("other")] == [1, 2]
 
 
-async def test_what_fails_again_is_a_letter_again(log: EventLog, sink: Sink) -> None:
+async def test_redriven_event_failing_again_becomes_dead_letter(log: EventLog, sink: Sink) -> None:
     sink.poison = {1}
     await start(log, sink)
     await log.append(records(1))
@@ -99,7 +99,9 @@ async def test_what_fails_again_is_a_letter_again(log: EventLog, sink: Sink) -> 
 @pytest.mark.parametrize(
     "failure", [errors.unavailable("x"), TimeoutError(), ConnectionError(), asyncio.CancelledError()], ids=repr
 )
-async def test_an_outage_loses_nothing_however_long(log: EventLog, sink: Sink, failure: BaseException) -> None:
+async def test_apply_transient_failure_is_retried_until_success(
+    log: EventLog, sink: Sink, failure: BaseException
+) -> None:
     sink.down = failure
     await log.append(records(1, 2))
     await start(log, sink)
@@ -109,7 +111,7 @@ async def test_an_outage_loses_nothing_however_long(log: EventLog, sink: Sink, f
     assert await log.dead_letters("g") == []
 
 
-async def test_stop_does_not_wait_for_the_end_of_an_outage(log: EventLog, sink: Sink) -> None:
+async def test_stop_during_transient_failure_returns_at_once(log: EventLog, sink: Sink) -> None:
     sink.down = errors.unavailable("x")
     await log.append(records(1))
     consumer = await start(log, sink)
@@ -122,7 +124,7 @@ async def test_stop_does_not_wait_for_the_end_of_an_outage(log: EventLog, sink: 
     await until(lambda: sink.ids == [1])
 
 
-async def test_what_was_not_applied_comes_again_after_a_restart(open_log: Open, sink: Sink) -> None:
+async def test_unapplied_events_are_delivered_after_restart(open_log: Open, sink: Sink) -> None:
     log = await open_log()
     await log.append(records(1, 2))
     sink.down = errors.unavailable("x")

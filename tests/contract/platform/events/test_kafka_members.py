@@ -1,4 +1,4 @@
-"""Several processes, one group: work is shared out, none is lost while members come, go and die. Each log here stands for a process."""
+"""Several processes in one consumer group: shared work, rebalances and crashes. Each log here stands for a process."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from tests.contract.platform.events.conftest import TOPICS, Clock, Open, Sink, r
 pytestmark = pytest.mark.cluster
 
 
-def spread(*ids: int) -> list[Record]:
-    """Facts about many authors, which lie in all partitions."""
+def records_of_many_keys(*ids: int) -> list[Record]:
+    """Returns records of many keys, which are spread over all partitions."""
     return [record for i in ids for record in records(i, key=i)]
 
 
-async def both_take_part(log: EventLog, one: Sink, other: Sink) -> None:
-    """Appends until both sinks have got something since."""
+async def until_both_receive(log: EventLog, one: Sink, other: Sink) -> None:
+    """Appends until both sinks have received an event since the call."""
     before, serial = (len(one.events), len(other.events)), 1_000_000
     async with asyncio.timeout(30):
         while len(one.events) == before[0] or len(other.events) == before[1]:
             serial += 10
-            await log.append(spread(*range(serial, serial + 10)))
+            await log.append(records_of_many_keys(*range(serial, serial + 10)))
             await asyncio.sleep(0.05)
 
 
-async def test_members_share_the_work_and_leavers_lose_none(open_log: Open) -> None:
+async def test_group_shares_partitions_and_stopped_member_loses_nothing(open_log: Open) -> None:
     first, second = await open_log(), await open_log()
     one, other = Sink(), Sink()
     await start(first, one)
     joined = await start(second, other)
-    await both_take_part(first, one, other)
+    await until_both_receive(first, one, other)
     appended = list(range(300))
     for begin in range(0, 300, 30):
-        await first.append(spread(*appended[begin : begin + 30]))
+        await first.append(records_of_many_keys(*appended[begin : begin + 30]))
         if begin == 150:
             await joined.stop()
     await until(lambda: set(appended) <= {*one.ids, *other.ids})
-    # In good order nothing comes twice: who leaves has stored its place before others take over.
+    # After an orderly stop no event is delivered twice: the member committed its offsets before others took over.
     found = [i for i in (*one.ids, *other.ids) if i < 300]
     assert sorted(found) == appended
 
 
-async def test_order_per_key_holds_over_a_change_of_members(open_log: Open) -> None:
+async def test_rebalance_keeps_order_per_key(open_log: Open) -> None:
     first, second = await open_log(), await open_log()
     together = Sink()
     await start(first, together, max_batch=3)
@@ -68,37 +68,39 @@ async def test_order_per_key_holds_over_a_change_of_members(open_log: Open) -> N
         assert list(dict.fromkeys(mine)) == list(range(key, 200, 4))
 
 
-async def test_who_joins_begins_where_the_others_are(open_log: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not where they were when they last told."""
+async def test_new_member_starts_at_applied_offset(open_log: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the offset that was committed last, which may be older."""
     from services.platform.kafka import fetcher
 
     monkeypatch.setattr(fetcher, "COMMIT_EVERY_S", 1_000.0)
     first, second = await open_log(), await open_log()
     one, other = Sink(), Sink()
     await start(first, one)
-    await first.append(spread(*range(50)))
+    await first.append(records_of_many_keys(*range(50)))
     await until(lambda: len(one.ids) == 50)
     await start(second, other)
-    await both_take_part(first, one, other)
+    await until_both_receive(first, one, other)
     await until(lambda: len({*one.ids, *other.ids}) % 10 == 0)
     found = [*one.ids, *other.ids]
     assert sorted(found) == sorted(set(found))
 
 
-async def test_a_member_that_is_stuck_in_an_outage_lets_go(open_log: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its partitions go to one that can work, with all that it had not applied."""
+async def test_rebalance_member_retrying_batch_releases_partitions(
+    open_log: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its partitions, with all unapplied events, go to another member."""
     from services.platform.kafka import fetcher
 
-    # A batch that is being retried is not waited for.
+    # A rebalance does not wait for a batch that is being retried.
     monkeypatch.setattr(fetcher, "REVOKE_TIMEOUT_S", 1_000.0)
     first, second = await open_log(), await open_log()
     stuck, sound = Sink(), Sink()
     stuck.down = errors.unavailable("x")
     member: Any = first.consumer("g", TOPICS, stuck.apply)
-    # Then the batch holds events of all partitions.
+    # While paused, events of all partitions collect in one batch.
     member.pause()
     await member.start()
-    await first.append(spread(*range(50)))
+    await first.append(records_of_many_keys(*range(50)))
     await until(lambda: sum(known.events for known in member.backlog.standings().values()) == 50)
     member.resume()
     await until(lambda: stuck.calls > 3)
@@ -108,13 +110,13 @@ async def test_a_member_that_is_stuck_in_an_outage_lets_go(open_log: Open, monke
     await until(lambda: {*stuck.ids, *sound.ids} == set(range(50)))
 
 
-async def test_a_seek_reaches_the_members_elsewhere(open_log: Open) -> None:
+async def test_seek_moves_members_in_other_processes(open_log: Open) -> None:
     first, second = await open_log(), await open_log()
     one, other = Sink(), Sink()
     mine = await start(first, one)
     await start(second, other)
-    await first.append(spread(*range(40)))
-    await both_take_part(first, one, other)
+    await first.append(records_of_many_keys(*range(40)))
+    await until_both_receive(first, one, other)
     await until_lag(mine, 0)
     one.events.clear()
     other.events.clear()
@@ -123,26 +125,26 @@ async def test_a_seek_reaches_the_members_elsewhere(open_log: Open) -> None:
     assert other.ids
 
 
-async def test_a_process_without_a_member_moves_the_group_of_others(open_log: Open) -> None:
+async def test_seek_without_local_member_moves_group(open_log: Open) -> None:
     first, second = await open_log(), await open_log()
     sink = Sink()
     await start(first, sink)
-    await first.append(spread(*range(20)))
+    await first.append(records_of_many_keys(*range(20)))
     await until(lambda: len(sink.ids) == 20)
     await second.consumer("g", TOPICS, Sink().apply).seek(offset=0)
     await until(lambda: len(sink.ids) == 40)
 
 
-async def test_the_lag_of_members_elsewhere_is_seen(open_log: Open, clock: Clock) -> None:
+async def test_lag_includes_members_in_other_processes(open_log: Open, clock: Clock) -> None:
     first, second = await open_log(), await open_log()
     sink = Sink()
     await start(first, sink)
     watcher = second.consumer("g", TOPICS, Sink().apply)
-    await first.append(spread(1, 2))
+    await first.append(records_of_many_keys(1, 2))
     await until(lambda: len(sink.ids) == 2)
     await until_lag(watcher, 0)
     sink.gate.clear()
-    await first.append(spread(3, 4, 5))
+    await first.append(records_of_many_keys(3, 4, 5))
     clock.now_ms += 4_000
     lag = await watcher.lag()
     assert (lag.events, lag.age_s) == (3, 4.0)
@@ -150,12 +152,12 @@ async def test_the_lag_of_members_elsewhere_is_seen(open_log: Open, clock: Clock
     await until_lag(watcher, 0)
 
 
-async def test_everywhere_is_in_every_process(open_log: Open) -> None:
+async def test_broadcast_consumer_receives_events_in_every_process(open_log: Open) -> None:
     first, second = await open_log(), await open_log()
     one, other = Sink(), Sink()
     await start(first, one, broadcast=True)
     await start(second, other, broadcast=True)
-    await first.append(spread(*range(20)))
+    await first.append(records_of_many_keys(*range(20)))
     await until(lambda: sorted(one.ids) == sorted(other.ids) == list(range(20)))
 
 
@@ -177,9 +179,9 @@ asyncio.run(main())
 
 
 @pytest.mark.slow
-async def test_what_a_killed_process_had_at_hand_comes_to_another(open_log: Open, tmp_path: Path, sink: Sink) -> None:
+async def test_killed_process_unapplied_events_go_to_other_member(open_log: Open, tmp_path: Path, sink: Sink) -> None:
     log = await open_log()
-    await log.append(spread(*range(20)))
+    await log.append(records_of_many_keys(*range(20)))
     environment = cluster.backend.of(tmp_path).environment
     command = [sys.executable, "-c", MEMBER]
     member = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment)
@@ -190,11 +192,11 @@ async def test_what_a_killed_process_had_at_hand_comes_to_another(open_log: Open
         member.send_signal(signal.SIGKILL)
         await member.wait()
     await start(log, sink)
-    # The group gives it up after the session's ten seconds.
+    # The group removes the member after its session timeout of ten seconds.
     await until(lambda: set(sink.ids) == set(range(20)))
 
 
-async def test_what_is_not_ours_is_passed_over(open_log: Open, tmp_path: Path, sink: Sink) -> None:
+async def test_consumer_skips_foreign_records(open_log: Open, tmp_path: Path, sink: Sink) -> None:
     from confluent_kafka import Producer
 
     log = await open_log()
@@ -210,15 +212,13 @@ async def test_what_is_not_ours_is_passed_over(open_log: Open, tmp_path: Path, s
         for key in (None, b"", b"x", b"7"):
             foreign.produce(topic, b"who knows", key, headers=headers)
     assert foreign.flush(10) == 0
-    await log.append(spread(1, 2))
+    await log.append(records_of_many_keys(1, 2))
     consumer = await start(log, sink)
     await until(lambda: sorted(sink.ids) == [1, 2])
     await until_lag(consumer, 0)
 
 
-async def test_what_waits_is_bounded_and_all_comes_in_order(
-    open_log: Open, sink: Sink, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_backlog_is_bounded_and_keeps_order(open_log: Open, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
     from services.platform.kafka import consumer as kafka_consumer
     from services.platform.kafka import fetcher
 
@@ -231,7 +231,7 @@ async def test_what_waits_is_bounded_and_all_comes_in_order(
     await consumer.start()
     for begin in range(0, 500, 100):
         await log.append([Record(TOPICS[0], i % 6, i, b"") for i in range(begin, begin + 100)])
-    # Long enough for the partitions to be paused.
+    # Long enough for the fetcher to pause the partitions.
     await asyncio.sleep(1.0)
     assert len(consumer.backlog._entries) <= 40  # type: ignore[attr-defined]
     assert (await consumer.lag()).events == 500
@@ -241,7 +241,7 @@ async def test_what_waits_is_bounded_and_all_comes_in_order(
         assert [event.event_id for event in sink.events if event.key == key] == list(range(key, 500, 6))
 
 
-async def test_a_record_that_no_broker_would_take_is_refused_alone(open_log: Open, sink: Sink) -> None:
+async def test_append_oversized_record_raises_value_error_only_for_itself(open_log: Open, sink: Sink) -> None:
     log = await open_log()
     await start(log, sink)
     with pytest.raises(ValueError, match="too large"):
@@ -250,7 +250,7 @@ async def test_a_record_that_no_broker_would_take_is_refused_alone(open_log: Ope
     await until(lambda: sink.ids == [2])
 
 
-async def test_appends_of_callers_who_gave_up_leave_nothing_behind(open_log: Open, sink: Sink) -> None:
+async def test_append_cancelled_callers_leave_no_pending_state(open_log: Open, sink: Sink) -> None:
     log = await open_log()
     await start(log, sink)
     appending = [asyncio.create_task(log.append(records(i))) for i in range(20)]
@@ -262,10 +262,10 @@ async def test_appends_of_callers_who_gave_up_leave_nothing_behind(open_log: Ope
     await until(lambda: 99 in sink.ids)
 
 
-async def test_a_letter_that_cannot_be_kept_is_no_letter(
+async def test_dead_letter_append_failure_keeps_offset(
     open_log: Open, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The event is tried on, with those after it in their order."""
+    """The event is retried, and the events after it stay in order."""
     log: Any = await open_log()
     dead_letter, refused = log.dead_letter_store.add, 0
 

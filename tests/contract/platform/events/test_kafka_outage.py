@@ -1,4 +1,4 @@
-"""Kafka away, killed and back. The broker is a test's own: nobody else's dies."""
+"""Kafka killed and restarted, on a broker of the test's own."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.cluster
 
 
 class Broker:
-    """One of our own, on a port of its own."""
+    """A Kafka broker on its own port."""
 
     def __init__(self, data: Path) -> None:
-        # Others may test on this machine too.
+        # A port range by process id, because other runs may test on this machine too.
         shift = 1_000 + os.getpid() % 20_000
         self.address = f"127.0.0.1:{9092 + shift}"
         self._arguments = ["kafka", "--processes", "--shift", str(shift), "--data", str(data)]
@@ -71,19 +71,19 @@ async def log(broker: Broker, clock: Clock) -> AsyncIterator[KafkaLog]:
     await log.close()
 
 
-async def test_where_nobody_listens_the_start_says_so_in_time() -> None:
+async def test_open_without_broker_raises_unavailable_in_time() -> None:
     began = time.monotonic()
     with pytest.raises(errors.RoostError, match="Kafka cannot be reached") as raised:
         await KafkaLog.open(Settings(backend="cluster", kafka="127.0.0.1:1"))
     assert raised.value.code is grpc.StatusCode.UNAVAILABLE
-    # For whoever starts it, not for callers.
+    # The address is for operators only, so it is in a note.
     assert "127.0.0.1:1" in errors.notes_of(raised.value)
     assert time.monotonic() - began < 20
 
 
 @pytest.mark.slow
-async def test_a_broker_that_dies_and_comes_back(broker: Broker, log: KafkaLog, sink: Sink) -> None:
-    """What was appended is there, what is refused is refused in time, and consumers go on by themselves."""
+async def test_broker_restart_rejects_in_time_then_recovers(broker: Broker, log: KafkaLog, sink: Sink) -> None:
+    """Appended events survive, rejections come in time, and consumers resume by themselves."""
     consumer = await start(log, sink)
     broadcast = Sink()
     await start(log, broadcast, "everywhere", broadcast=True)
@@ -99,7 +99,7 @@ async def test_a_broker_that_dies_and_comes_back(broker: Broker, log: KafkaLog, 
     with pytest.raises(errors.RoostError):
         await consumer.lag()
     await asyncio.to_thread(broker.up)
-    # As an outbox does: again, until it is in.
+    # Retries until the broker accepts it, as an outbox does.
     async with asyncio.timeout(60):
         while True:
             try:
@@ -112,7 +112,7 @@ async def test_a_broker_that_dies_and_comes_back(broker: Broker, log: KafkaLog, 
 
 
 @pytest.mark.slow
-async def test_what_was_acknowledged_outlives_a_killed_broker(broker: Broker, log: KafkaLog, sink: Sink) -> None:
+async def test_acknowledged_events_survive_broker_kill(broker: Broker, log: KafkaLog, sink: Sink) -> None:
     acknowledged: set[int] = set()
 
     async def append() -> None:
@@ -133,7 +133,7 @@ async def test_what_was_acknowledged_outlives_a_killed_broker(broker: Broker, lo
 
 
 @pytest.mark.slow
-async def test_a_full_queue_refuses_and_a_stop_does_not_hang_while_the_broker_is_away(
+async def test_append_full_queue_is_rejected_and_close_is_bounded(
     broker: Broker, log: KafkaLog, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(producer, "MAX_QUEUED", 10)

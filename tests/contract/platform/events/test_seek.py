@@ -1,4 +1,4 @@
-"""Going back, and consumers that are everywhere."""
+"""Seeks, and broadcast consumers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from services.platform.events.log import EventLog
 from tests.contract.platform.events.conftest import TOPICS, Clock, Open, Sink, records, start, until, until_lag
 
 
-async def test_seek_replays_from_an_offset_or_a_time(log: EventLog, clock: Clock, sink: Sink) -> None:
+async def test_seek_replays_from_offset_or_time(log: EventLog, clock: Clock, sink: Sink) -> None:
     consumer = await start(log, sink)
     await log.append(records(1, 2))
     clock.now_ms += 1000
@@ -25,18 +25,18 @@ async def test_seek_replays_from_an_offset_or_a_time(log: EventLog, clock: Clock
     await until(lambda: sink.ids[7:] == [1, 2, 3, 4])
 
 
-async def test_a_seek_wins_over_the_batch_at_hand(log: EventLog, sink: Sink) -> None:
+async def test_seek_during_batch_overrides_batch_offset(log: EventLog, sink: Sink) -> None:
     sink.gate.clear()
     consumer = await start(log, sink)
     await log.append(records(1, 2))
     await until(lambda: sink.calls == 1)
     await consumer.seek(offset=0)
     sink.gate.set()
-    # The batch at hand may have held both or only the first.
+    # The current batch may have contained both events or only the first.
     await until(lambda: sink.ids in ([1, 2, 1, 2], [1, 1, 2]))
 
 
-async def test_the_lag_is_that_of_the_new_place_at_once(log: EventLog, sink: Sink) -> None:
+async def test_lag_after_seek_counts_from_new_offset(log: EventLog, sink: Sink) -> None:
     consumer = await start(log, sink)
     await log.append(records(*range(20)))
     await until(lambda: len(sink.ids) == 20)
@@ -47,7 +47,7 @@ async def test_the_lag_is_that_of_the_new_place_at_once(log: EventLog, sink: Sin
     await until_lag(consumer, 0)
 
 
-async def test_a_seek_before_the_start_is_kept(open_log: Open, clock: Clock, sink: Sink) -> None:
+async def test_seek_before_start_sets_start_offset(open_log: Open, clock: Clock, sink: Sink) -> None:
     log = await open_log()
     await log.append(records(1))
     clock.now_ms += 1000
@@ -60,7 +60,7 @@ async def test_a_seek_before_the_start_is_kept(open_log: Open, clock: Clock, sin
     await until(lambda: sink.ids == [2])
 
 
-async def test_everywhere_begins_behind_what_is_there(log: EventLog, sink: Sink) -> None:
+async def test_broadcast_consumer_starts_at_end(log: EventLog, sink: Sink) -> None:
     await log.append(records(1))
     consumer = await start(log, sink, broadcast=True)
     assert (await consumer.lag()).events == 0
@@ -69,7 +69,7 @@ async def test_everywhere_begins_behind_what_is_there(log: EventLog, sink: Sink)
     await until_lag(consumer, 0)
 
 
-async def test_everywhere_begins_where_it_was_told(log: EventLog, clock: Clock, sink: Sink) -> None:
+async def test_broadcast_consumer_starts_at_sought_offset(log: EventLog, clock: Clock, sink: Sink) -> None:
     await log.append(records(1))
     clock.now_ms += 1000
     await log.append(records(2))
@@ -81,7 +81,7 @@ async def test_everywhere_begins_where_it_was_told(log: EventLog, clock: Clock, 
     await until(lambda: sink.ids == [2, 1, 2])
 
 
-async def test_the_place_of_everywhere_goes_with_the_process(open_log: Open, sink: Sink) -> None:
+async def test_broadcast_consumer_offset_is_not_stored(open_log: Open, sink: Sink) -> None:
     log = await open_log()
     consumer = await start(log, sink, broadcast=True)
     await log.append(records(1))
@@ -99,8 +99,8 @@ async def test_the_place_of_everywhere_goes_with_the_process(open_log: Open, sin
     await until(lambda: sink.ids == [1, 2, 4])
 
 
-async def test_everywhere_is_no_member_of_the_group_of_its_name(open_log: Open, sink: Sink) -> None:
-    """As after an upgrade that made it one: what the group had stored is left alone, and begins nothing."""
+async def test_broadcast_consumer_ignores_stored_group_offset(open_log: Open, sink: Sink) -> None:
+    """As after an upgrade that made the consumer a broadcast one: the group's stored offset is not used."""
     log = await open_log()
     await log.append(records(1))
     ordinary = await start(log, sink)

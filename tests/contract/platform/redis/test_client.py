@@ -1,4 +1,4 @@
-"""Connections to Redis: start-up checks, Sentinels, a Cluster, and what a connection does when its server fails."""
+"""The Redis client: checks at the start, Sentinels, a cluster, and connections whose server fails."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def warm(store: RedisHomeTimelines, user_id: int, ids: list[int]) -> bool:
     return build is not None and await store.close_build(build, ids, 0) is not None
 
 
-async def test_a_server_that_is_not_there_is_named() -> None:
+async def test_open_unreachable_server_error_names_address() -> None:
     port = redis_servers.free_port()
     for url in (
         f"redis://127.0.0.1:{port}/0",
@@ -58,7 +58,7 @@ async def test_a_server_that_is_not_there_is_named() -> None:
         assert refusal.value.code.name == "UNAVAILABLE"
 
 
-async def test_a_server_that_evicts_blindly_is_refused(tmp_path: Path) -> None:
+async def test_open_unsafe_eviction_policy_is_rejected(tmp_path: Path) -> None:
     with redis_servers.server(tmp_path, "--maxmemory-policy", "allkeys-random") as server:
         with pytest.raises(RoostError, match="set maxmemory-policy to allkeys-lru"):
             await Redis.open(Settings(redis=server.url, redis_timeout_s=5))
@@ -67,7 +67,7 @@ async def test_a_server_that_evicts_blindly_is_refused(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_password_is_needed_and_used(tmp_path: Path) -> None:
+async def test_open_password_is_required_and_sent(tmp_path: Path) -> None:
     with redis_servers.server(tmp_path) as server:
         server.client.config_set("requirepass", "open sesame")
         with pytest.raises(RoostError, match="rejects the connection"):
@@ -79,7 +79,7 @@ async def test_a_password_is_needed_and_used(tmp_path: Path) -> None:
         server.client.auth("open sesame")
 
 
-async def test_answers_come_in_order_and_refusals_are_replies(tmp_path: Path) -> None:
+async def test_execute_pipelined_commands_reply_in_order_with_errors_inline(tmp_path: Path) -> None:
     with redis_servers.server(tmp_path) as server:
         pipe = await connect(Endpoint(port=server.port), 5)
         asked = [pipe.execute(command("ECHO", str(i)) + command("ECHO", "again"), 2) for i in range(1_000)]
@@ -87,7 +87,7 @@ async def test_answers_come_in_order_and_refusals_are_replies(tmp_path: Path) ->
         refused, big = await pipe.execute(command("NO", "SUCH") + command("ECHO", b"x" * 1_000_000), 2)
         assert isinstance(refused, ReplyError)
         assert len(big) == 1_000_000
-        # One who stops waiting takes nobody else's answer.
+        # A cancelled caller's reply must not go to another caller.
         gone, stays = pipe.execute(command("ECHO", "gone"), 1), pipe.execute(command("ECHO", "stays"), 1)
         gone.cancel()
         assert await stays == [b"stays"]
@@ -97,7 +97,7 @@ async def test_answers_come_in_order_and_refusals_are_replies(tmp_path: Path) ->
         pipe.abort()
 
 
-async def test_a_transaction_that_is_given_up_leaves_no_watch_behind(tmp_path: Path) -> None:
+async def test_dedicated_aborted_transaction_leaves_no_watch(tmp_path: Path) -> None:
     with redis_servers.server(tmp_path) as server:
         async with opened(server.url) as redis:
             node = redis.node("")
@@ -113,7 +113,7 @@ async def test_a_transaction_that_is_given_up_leaves_no_watch_behind(tmp_path: P
 
 
 @pytest.mark.slow
-async def test_homes_and_entries_on_a_cluster(tmp_path: Path) -> None:
+async def test_cluster_moved_slot_leaves_homes_cold_and_writable(tmp_path: Path) -> None:
     with redis_servers.cluster(tmp_path) as servers:
         async with opened(f"redis+cluster://127.0.0.1:{servers[0].port}") as redis:
             store, entries = RedisHomeTimelines(redis), SharedVersions(redis)
@@ -133,7 +133,7 @@ async def test_homes_and_entries_on_a_cluster(tmp_path: Path) -> None:
             assert await entries.change_relations(readers, 9)
             assert await entries.relation_version(300) == 9
 
-            # A slot moves: its homes are cold there, the others stay.
+            # Homes of a slot that moves are cold on the new node; others are not affected.
             slot = servers[0].client.cluster("KEYSLOT", "{2}:m")
             await asyncio.to_thread(_move_slot, servers, int(slot))
             await eventually(lambda: _is_cold(store, 2), True)
@@ -144,7 +144,7 @@ async def test_homes_and_entries_on_a_cluster(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_after_a_fail_over_homes_are_cold_and_work_again(tmp_path: Path) -> None:
+async def test_fail_over_leaves_homes_cold_and_writable(tmp_path: Path) -> None:
     with redis_servers.server(tmp_path / "a") as first, redis_servers.server(tmp_path / "b") as second:
         second.client.replicaof("127.0.0.1", str(first.port))
         redis_servers.wait_for(lambda: second.client.info("replication")["master_link_status"] == "up")
@@ -156,10 +156,10 @@ async def test_after_a_fail_over_homes_are_cold_and_work_again(tmp_path: Path) -
                 assert await entries.put_user(1, 1, b"text")
                 assert await store.append([(6, [1])]) == [1]
                 first.client.wait(1, 5_000)
-                # The old master lives on and answers, for a while: pushes to the new one do not reach it.
+                # The demoted master still answers for a while, but does not receive writes to the new one.
                 watchers[0].client.execute_command("SENTINEL", "FAILOVER", "homes")
                 await eventually(lambda: _port(redis), second.port)
-                # The replica has list and marker: what it may lack, it cannot know.
+                # The replica has list and marker, but may lack the last writes.
                 assert second.client.exists("{1}:m", "{1}:h") == 2
                 assert await store.read(1) is None
                 assert await entries.users([1]) == [None]

@@ -1,4 +1,4 @@
-"""What replicas share through Redis: who wins, what is believed, and what happens without Redis."""
+"""Entries and versions shared through Redis: conflicts, staleness, and operation without Redis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.cluster import Namespace
 
 pytestmark = pytest.mark.cluster
 
-# Of a loaded machine; where it matters how long something takes, tests say so themselves.
+# For a loaded machine; tests of the timeout itself set a shorter one.
 PATIENT_S = 5.0
 
 Open = Callable[..., Awaitable[SharedVersions]]
@@ -27,7 +27,7 @@ Open = Callable[..., Awaitable[SharedVersions]]
 
 @pytest.fixture
 async def share() -> AsyncIterator[Open]:
-    """Opens entries as another process would; `redis` is a URL."""
+    """Opens SharedVersions on a Redis URL, as another process would."""
     opened: list[SharedVersions] = []
 
     async def of(redis: str, timeout_s: float = PATIENT_S) -> SharedVersions:
@@ -45,7 +45,7 @@ async def entries(namespace: Namespace, share: Open) -> SharedVersions:
     return await share(namespace.settings["redis"])
 
 
-async def test_what_is_put_is_read_in_the_order_asked(entries: SharedVersions) -> None:
+async def test_users_put_entries_are_returned_in_request_order(entries: SharedVersions) -> None:
     assert await entries.users([1, 2]) == [None, None]
     assert await entries.put_user(1, 5, b"one")
     assert await entries.put_user(3, 1, b"")
@@ -54,18 +54,18 @@ async def test_what_is_put_is_read_in_the_order_asked(entries: SharedVersions) -
     assert await entries.users([]) == []
 
 
-async def test_more_than_one_command_holds_is_read_in_several(entries: SharedVersions) -> None:
+async def test_users_beyond_one_command_are_read_in_several(entries: SharedVersions) -> None:
     await entries.fill_users({i: (i, str(i).encode()) for i in range(1, 1_300)})
     assert await entries.users(range(1, 1_300)) == [SharedEntry(i, str(i).encode()) for i in range(1, 1_300)]
 
 
-async def test_only_a_higher_version_replaces(entries: SharedVersions) -> None:
+async def test_put_user_only_higher_version_replaces_entry(entries: SharedVersions) -> None:
     for version, stands in ((5, 5), (4, 5), (6, 6), (6, 6), (TOMBSTONE, TOMBSTONE), (7, TOMBSTONE)):
         assert await entries.put_user(1, version, b"by %d" % version)
         assert await entries.users([1]) == [SharedEntry(stands, b"by %d" % stands)]
 
 
-async def test_a_late_fill_overwrites_nothing(entries: SharedVersions) -> None:
+async def test_fill_users_existing_entry_is_kept(entries: SharedVersions) -> None:
     await entries.put_user(1, TOMBSTONE, b"")
     await entries.put_user(3, 3, b"now")
     await entries.fill_users({1: (9, b"before"), 2: (1, b"two"), 3: (9, b"before")})
@@ -73,7 +73,7 @@ async def test_a_late_fill_overwrites_nothing(entries: SharedVersions) -> None:
     assert await entries.users([1, 2, 3]) == expected
 
 
-async def test_a_fill_gives_way_to_what_is_put_and_lasts_shorter(namespace: Namespace, share: Open) -> None:
+async def test_fill_users_entry_is_replaced_by_put_and_expires_sooner(namespace: Namespace, share: Open) -> None:
     entries = await share(namespace.settings["redis"])
     await entries.fill_users({1: (1, b"old")})
     (key,) = await entries._redis.client.keys("u:*")
@@ -83,7 +83,7 @@ async def test_a_fill_gives_way_to_what_is_put_and_lasts_shorter(namespace: Name
     assert FILL_TTL_MS < await entries._redis.client.pttl(key) <= PUT_TTL_MS
 
 
-async def test_of_many_writers_the_highest_version_stands(namespace: Namespace, share: Open) -> None:
+async def test_put_user_concurrent_writers_highest_version_wins(namespace: Namespace, share: Open) -> None:
     some, others = await share(namespace.settings["redis"]), await share(namespace.settings["redis"])
     chance = random.Random(1)
     for user_id in range(1, 11):
@@ -95,10 +95,10 @@ async def test_of_many_writers_the_highest_version_stands(namespace: Namespace, 
         assert await some.users([user_id]) == [SharedEntry(8, b"8")]
 
 
-async def test_marks_stay_until_changed(namespace: Namespace, share: Open) -> None:
+async def test_versions_are_stable_until_changed(namespace: Namespace, share: Open) -> None:
     some, others = await share(namespace.settings["redis"]), await share(namespace.settings["redis"])
     first = await asyncio.gather(*(each.relation_version(7) for each in (some, others) * 10))
-    # Whoever came first made it, for all.
+    # The first reader created the version for all.
     assert len({*first}) == 1
     assert first[0]
     assert await others.change_relations([7, 8], 12_345)
@@ -109,7 +109,7 @@ async def test_marks_stay_until_changed(namespace: Namespace, share: Open) -> No
     assert await others.thread_version(7) == 6
 
 
-async def test_what_redis_did_not_take_is_told_as_soon_as_it_does(
+async def test_change_failed_publish_is_retried_until_accepted(
     namespace: Namespace, share: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = await share(namespace.settings["redis"]), await share(namespace.settings["redis"])
@@ -117,7 +117,7 @@ async def test_what_redis_did_not_take_is_told_as_soon_as_it_does(
     with monkeypatch.context() as patch:
         patch.setattr(here._redis, "node", unreachable_node)
         assert not await here.change_tweets([1, 2], 7)
-        # Told in the midst of it, by another process: what is told again is no number that was heard before.
+        # Another process changes the version meanwhile: the retried one must differ from both.
         assert await there.change_tweets([1], 8)
         await asyncio.sleep(0.1)
         assert await there.tweet_versions([1, 2, 3]) == [8, *before[1:]]
@@ -132,7 +132,7 @@ def unreachable_node(tag: str) -> None:
     raise errors.unavailable(f"no way to the server of {tag!r}", reason="CACHE_UNAVAILABLE")
 
 
-async def test_nothing_is_believed_of_an_older_snapshot(tmp_path: Path, share: Open) -> None:
+async def test_users_after_restart_from_old_snapshot_are_unknown(tmp_path: Path, share: Open) -> None:
     with redis_servers.server(tmp_path) as server:
         entries = await share(server.url)
         await entries.put_user(1, 1, b"text")
@@ -146,13 +146,13 @@ async def test_nothing_is_believed_of_an_older_snapshot(tmp_path: Path, share: O
         await _reachable(entries)
         assert await entries.users([1]) == [None]
         assert await entries.relation_version(7) != before
-        # And it fills again at once.
+        # Entries can be filled again at once.
         await entries.fill_users({1: (3, b"now")})
         assert await entries.users([1]) == [SharedEntry(3, b"now")]
 
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
-async def test_without_redis_nothing_is_known_and_nothing_raises(how: str, tmp_path: Path, share: Open) -> None:
+async def test_shared_versions_without_redis_return_none_or_false(how: str, tmp_path: Path, share: Open) -> None:
     with redis_servers.server(tmp_path) as server:
         entries = await share(server.url, 0.2)
         await entries.put_user(1, 1, b"text")
@@ -164,10 +164,10 @@ async def test_without_redis_nothing_is_known_and_nothing_raises(how: str, tmp_p
             assert not await entries.put_user(1, 2, b"")
             assert not await entries.change_relations([7], 2)
             await entries.fill_users({1: (1, b"")})
-        # 250 calls: all but a few are refused without a wait.
+        # 250 calls: the circuit breaker rejects all but a few without waiting.
         assert time.monotonic() - started < 10
         if how == "pause":
-            server.go_on()
+            server.resume()
         else:
             server.start()
         await _reachable(entries)
@@ -175,7 +175,7 @@ async def test_without_redis_nothing_is_known_and_nothing_raises(how: str, tmp_p
         assert await entries.users([1]) == [SharedEntry(3, b"text")]
 
 
-async def test_a_server_without_memory_forgets_rather_than_keeps_what_is_old(tmp_path: Path, share: Open) -> None:
+async def test_put_user_out_of_memory_deletes_stale_entry(tmp_path: Path, share: Open) -> None:
     with redis_servers.server(tmp_path, "--maxmemory-policy", "noeviction") as server:
         entries = await share(server.url)
         await entries.put_user(1, 1, b"text")

@@ -1,4 +1,4 @@
-"""What an error of the driver means: whose time ran out, whether a write may be stored, or that a statement is wrong."""
+"""Driver errors: deadline exceeded, unknown outcome of a write, or an invalid statement."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ UNKNOWN = [
     ConnectionShutdown("gone"),
     NoHostAvailable("none", {}),
     ServerError(0x0000, "oops", None),
-    # A conditional write that the server itself cannot tell of.
+    # A conditional write of which the server itself does not know the outcome.
     ErrorMessage(0x1700, "cas", None),
 ]
 REFUSED = [Unavailable("u"), OVERLOADED]
@@ -58,7 +58,7 @@ def failed(error: Exception, hosts: int = 1) -> StatementResult:
 
 
 @pytest.mark.parametrize("error", UNKNOWN, ids=lambda error: type(error).__name__)
-def test_a_write_may_be_stored_where_nobody_said_otherwise(error: Exception) -> None:
+def test_is_outcome_unknown_ambiguous_error_is_true(error: Exception) -> None:
     assert is_outcome_unknown(failed(error))
     told = to_roost_error(error, out_of_time=False, may_be_stored=True)
     assert isinstance(told, RoostError)
@@ -68,22 +68,22 @@ def test_a_write_may_be_stored_where_nobody_said_otherwise(error: Exception) -> 
 
 
 @pytest.mark.parametrize("error", REFUSED, ids=lambda error: type(error).__name__)
-def test_a_write_that_the_only_node_asked_refused_is_not_stored(error: Exception) -> None:
+def test_is_outcome_unknown_first_node_rejected_is_false(error: Exception) -> None:
     assert not is_outcome_unknown(failed(error))
     told = to_roost_error(error, out_of_time=False)
     assert isinstance(told, RoostError)
     assert (told.code.name, told.reason) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
-    # One asked before may have stored it.
+    # The node contacted before may have stored the write.
     assert is_outcome_unknown(failed(error, hosts=2))
 
 
 @pytest.mark.parametrize("error", DEFECTS, ids=lambda error: type(error).__name__)
-def test_a_defect_stays_what_it_is(error: Exception) -> None:
+def test_to_roost_error_statement_error_is_unchanged(error: Exception) -> None:
     assert to_roost_error(error, out_of_time=True, may_be_stored=True) is error
     assert not is_outcome_unknown(failed(error))
 
 
-def test_only_the_callers_own_time_is_its_deadline() -> None:
+def test_to_roost_error_deadline_exceeded_only_for_call_deadline() -> None:
     for out_of_time, code in ((True, "DEADLINE_EXCEEDED"), (False, "UNAVAILABLE")):
         told = to_roost_error(OperationTimedOut(), out_of_time)
         assert isinstance(told, RoostError)
@@ -93,7 +93,7 @@ def test_only_the_callers_own_time_is_its_deadline() -> None:
     assert told.code.name == "UNAVAILABLE"
 
 
-def test_a_repeatable_statement_goes_to_one_other_node_and_a_timed_out_write_to_none() -> None:
+def test_retry_policy_next_host_once_never_after_write_timeout() -> None:
     policy = RetryOnNextHost()
     remote_services, here = (RetryPolicy.RETRY_NEXT_HOST, None), (RetryPolicy.RETHROW, None)
     for ask in (policy.on_read_timeout, policy.on_unavailable, policy.on_request_error):
@@ -102,7 +102,7 @@ def test_a_repeatable_statement_goes_to_one_other_node_and_a_timed_out_write_to_
     assert policy.on_write_timeout(None, 6, "SIMPLE", 1, 0, retry_num=0) == here
 
 
-def test_stamps_increase_and_a_repeat_keeps_its_own() -> None:
+def test_write_timestamps_increase_and_retry_keeps_timestamp() -> None:
     timestamps = WriteTimestamps()
     found = [timestamps() for _ in range(1_000)]
     assert found == sorted(set(found))
@@ -112,9 +112,9 @@ def test_stamps_increase_and_a_repeat_keeps_its_own() -> None:
     assert timestamps() > found[-1]
 
 
-def test_the_driver_reads_and_writes_at_quorum_repeats_no_conditional_write_and_finds_a_server_again() -> None:
+def test_new_driver_profiles_and_reconnection() -> None:
     driver = new_driver(Settings(backend="cluster", cassandra="10.0.0.1:9043,[::1]:9044,ten"), WriteTimestamps())
-    # The driver adds some of its own, for graphs.
+    # The driver adds profiles of its own, for graphs.
     profiles = {name: driver.profile_manager.profiles[name] for name in (IDEMPOTENT, NON_IDEMPOTENT, SERIAL, SCHEMA)}
     quorum, serial = ConsistencyLevel.LOCAL_QUORUM, ConsistencyLevel.LOCAL_SERIAL
     assert {name: profile.consistency_level for name, profile in profiles.items()} == {
@@ -130,7 +130,7 @@ def test_the_driver_reads_and_writes_at_quorum_repeats_no_conditional_write_and_
     assert {type(profile.speculative_execution_policy) for profile in profiles.values()} == {
         NoSpeculativeExecutionPolicy
     }
-    # However long an outage was.
+    # Constant, however long the outage.
     rests = driver.reconnection_policy.new_schedule()
     assert {next(rests) for _ in range(10_000)} == {RECONNECT_INTERVAL_S}
     assert driver.contact_points == [("10.0.0.1", 9043), ("::1", 9044), ("ten", 9042)]

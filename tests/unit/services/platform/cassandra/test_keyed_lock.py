@@ -1,4 +1,4 @@
-"""Turns by key, and work that its caller cannot leave half done."""
+"""Locks by key, and work that outlives its caller."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.platform.cassandra.keyed_lock import KeyedLocks, run_to_completion
 from services.platform.rpc import context, errors
 
 
-async def test_one_at_a_time_for_each_key_and_nothing_is_kept() -> None:
+async def test_hold_serializes_per_key_and_frees_locks() -> None:
     order = KeyedLocks()
     running: dict[int, int] = {1: 0, 2: 0}
     most: dict[int, int] = {1: 0, 2: 0}
@@ -32,7 +32,7 @@ async def test_one_at_a_time_for_each_key_and_nothing_is_kept() -> None:
     assert not order._locks
 
 
-async def test_whoever_gives_up_or_fails_holds_up_nobody() -> None:
+async def test_hold_cancelled_or_failed_holder_releases_lock() -> None:
     order = KeyedLocks()
     entered = asyncio.Event()
 
@@ -52,7 +52,7 @@ async def test_whoever_gives_up_or_fails_holds_up_nobody() -> None:
     assert not order._locks
 
 
-async def test_a_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hold_too_many_waiters_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyed_lock, "MAX_WAITERS_PER_KEY", 2)
     order = KeyedLocks()
 
@@ -66,7 +66,7 @@ async def test_a_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(isinstance(one, errors.RoostError) and one.code.name == "RESOURCE_EXHAUSTED" for one in refused)
 
 
-async def test_work_goes_on_without_its_caller_and_its_deadline() -> None:
+async def test_run_to_completion_outlives_caller_and_deadline() -> None:
     done: list[float] = []
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""Requests are bounded in number, wait in order, and give their room back when they are answered: not before, not twice."""
+"""The request limiter: bounds requests, queues in order, and releases slots exactly once, when results arrive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.platform.rpc import errors
 
 
 class Request:
-    """Stands for the driver's future; the test answers it, from another thread as the driver does."""
+    """Stands for the driver's ResponseFuture; the test completes it from another thread, as the driver does."""
 
     def __init__(self) -> None:
         self._callbacks: tuple[Callable[[Any], None], Callable[[Any], None]] | None = None
@@ -51,7 +51,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_answers_come_in_the_order_of_requests_and_errors_are_answers() -> None:
+async def test_run_returns_results_in_request_order_with_errors() -> None:
     rig = Rig()
     task = rig.ask(3)
     await settle()
@@ -66,7 +66,7 @@ async def test_answers_come_in_the_order_of_requests_and_errors_are_answers() ->
     assert [answer.future for answer in answers] == rig.sent
 
 
-async def test_what_cannot_be_sent_is_an_answer_too() -> None:
+async def test_run_send_failure_is_result() -> None:
     rig = Rig()
 
     def fail() -> Any:
@@ -77,11 +77,11 @@ async def test_what_cannot_be_sent_is_an_answer_too() -> None:
     assert rig.in_flight._free == 4
 
 
-async def test_beyond_the_bound_they_wait_in_order_even_behind_a_large_one() -> None:
+async def test_run_beyond_limit_queues_in_order() -> None:
     rig = Rig()
     first, large, small = rig.ask(3), rig.ask(4), rig.ask(1)
     await settle()
-    # There is room for the small one, and it does not pass.
+    # There is a slot for the small request, but it does not overtake the large one.
     assert len(rig.sent) == 3
     for request in rig.sent[:3]:
         request.answer()
@@ -97,7 +97,7 @@ async def test_beyond_the_bound_they_wait_in_order_even_behind_a_large_one() -> 
     assert rig.in_flight._free == 4
 
 
-async def test_too_many_waiting_are_refused_and_those_out_of_time_give_up() -> None:
+async def test_run_full_queue_is_rejected_and_deadline_ends_wait() -> None:
     rig = Rig()
     first = rig.ask(4)
     await settle()
@@ -120,7 +120,7 @@ async def test_too_many_waiting_are_refused_and_those_out_of_time_give_up() -> N
     assert rig.in_flight._free == 4
 
 
-async def test_who_stops_waiting_does_not_make_room_before_the_answer() -> None:
+async def test_run_cancelled_caller_slot_is_released_by_result() -> None:
     rig = Rig()
     task = rig.ask(4)
     await settle()
@@ -137,7 +137,7 @@ async def test_who_stops_waiting_does_not_make_room_before_the_answer() -> None:
     assert rig.in_flight._free == 4
 
 
-async def test_a_second_answer_changes_nothing() -> None:
+async def test_second_result_is_ignored() -> None:
     rig = Rig()
     task = rig.ask(2)
     await settle()
@@ -152,7 +152,7 @@ async def test_a_second_answer_changes_nothing() -> None:
     assert rig.in_flight._free == 4
 
 
-async def test_closing_fails_what_is_out_what_waits_and_what_comes() -> None:
+async def test_close_fails_pending_queued_and_later_requests() -> None:
     rig = Rig()
     tasks = [rig.ask(4), rig.ask(1)]
     await settle()
@@ -162,7 +162,7 @@ async def test_closing_fails_what_is_out_what_waits_and_what_comes() -> None:
         with pytest.raises(errors.RoostError) as caught:
             await task
         assert caught.value.code == grpc.StatusCode.UNAVAILABLE
-    # Answers that come all the same find nobody.
+    # Late results are ignored.
     for request in rig.sent:
         request.answer()
     await settle()

@@ -1,4 +1,4 @@
-"""What is fetched and not applied yet, while partitions come, go and are sought."""
+"""The backlog of fetched, unapplied events during assignments, revocations and seeks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def event(offset: int, appended_ms: int = 0) -> ConsumedEvent:
 
 
 def append(backlog: Backlog, partition: PartitionKey, offsets: Iterable[int], strange: Iterable[int] = ()) -> None:
-    """Fetches messages; the strange ones are passed over."""
+    """Fetches messages; `strange` ones hold no event of the group."""
     passed = set(strange)
     backlog.append((partition, offset, None if offset in passed else event(offset)) for offset in offsets)
 
 
 def offsets_of(backlog: Backlog, most: int = 100) -> list[tuple[int, int]]:
-    """Partition and offset of what is taken."""
+    """Returns partition and offset of each entry of the next batch."""
     return [(entry.partition[1], entry.offset) for entry in backlog.next_batch(most)]
 
 
@@ -37,7 +37,7 @@ def backlog() -> Backlog:
     return backlog
 
 
-def test_places_move_with_what_is_applied_and_never_before(backlog: Backlog) -> None:
+def test_complete_batch_advances_offsets(backlog: Backlog) -> None:
     append(backlog, HERE, range(5, 8))
     assert backlog.uncommitted() == {HERE: 5}
     assert offsets_of(backlog, 2) == [(0, 5), (0, 6)]
@@ -48,7 +48,7 @@ def test_places_move_with_what_is_applied_and_never_before(backlog: Backlog) -> 
     assert backlog.uncommitted() == {HERE: 7}
 
 
-def test_what_is_passed_over_counts_as_applied_in_its_turn(backlog: Backlog) -> None:
+def test_skipped_messages_advance_offsets_in_order(backlog: Backlog) -> None:
     append(backlog, HERE, range(6), strange=[0, 2, 4, 5])
     assert backlog.progress()[HERE] == PartitionProgress(0, 6, 2, 1_001)
     assert offsets_of(backlog, 1) == [(0, 0), (0, 1)]
@@ -61,7 +61,7 @@ def test_what_is_passed_over_counts_as_applied_in_its_turn(backlog: Backlog) -> 
     assert backlog.progress()[HERE] == PartitionProgress(6, 6, 0, None)
 
 
-def test_what_was_not_applied_comes_again_in_its_order(backlog: Backlog) -> None:
+def test_return_batch_queues_entries_in_order(backlog: Backlog) -> None:
     append(backlog, HERE, range(3))
     append(backlog, THERE, range(2))
     backlog.next_batch(2)
@@ -70,7 +70,7 @@ def test_what_was_not_applied_comes_again_in_its_order(backlog: Backlog) -> None
     assert offsets_of(backlog) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
 
 
-def test_a_seek_outdoes_what_is_at_hand_and_what_waits(backlog: Backlog) -> None:
+def test_seek_drops_queued_and_overrides_batch(backlog: Backlog) -> None:
     append(backlog, HERE, range(4))
     append(backlog, THERE, range(2))
     backlog.next_batch(2)
@@ -83,7 +83,7 @@ def test_a_seek_outdoes_what_is_at_hand_and_what_waits(backlog: Backlog) -> None
     assert offsets_of(backlog) == [(1, 0), (1, 1), (0, 1), (0, 2)]
 
 
-def test_a_failed_batch_from_before_a_seek_is_not_put_back(backlog: Backlog) -> None:
+def test_return_batch_after_seek_drops_entries(backlog: Backlog) -> None:
     append(backlog, HERE, range(2))
     backlog.next_batch(2)
     backlog.seek({HERE: 0})
@@ -92,10 +92,10 @@ def test_a_failed_batch_from_before_a_seek_is_not_put_back(backlog: Backlog) -> 
     assert offsets_of(backlog) == [(0, 0), (0, 1)]
 
 
-def test_a_partition_that_comes_back_forgets_what_was_at_hand(backlog: Backlog) -> None:
+def test_reassigned_partition_ignores_earlier_batch(backlog: Backlog) -> None:
     append(backlog, HERE, range(3))
     backlog.next_batch(3)
-    # The batch takes longer than the others wait.
+    # The batch takes longer than the rebalance waits.
     assert backlog.release([HERE], 0.0) == {HERE: 0}
     backlog.assign([HERE])
     append(backlog, HERE, [0])
@@ -103,7 +103,7 @@ def test_a_partition_that_comes_back_forgets_what_was_at_hand(backlog: Backlog) 
     assert backlog.progress()[HERE] == PartitionProgress(0, 1, 1, 1_000)
 
 
-def test_a_release_waits_for_the_batch_and_returns_its_end(backlog: Backlog) -> None:
+def test_release_waits_for_batch_and_returns_offsets(backlog: Backlog) -> None:
     append(backlog, HERE, range(4))
     append(backlog, THERE, range(1))
     backlog.next_batch(2)
@@ -112,7 +112,7 @@ def test_a_release_waits_for_the_batch_and_returns_its_end(backlog: Backlog) -> 
     thread.start()
     while not backlog.is_revocation_pending():
         pass
-    # What waits is gone at once: it is not to be begun.
+    # Queued entries are removed at once, so they are not started.
     assert backlog.progress()[HERE].events == 2
     backlog.complete_batch()
     thread.join(10)
@@ -122,7 +122,7 @@ def test_a_release_waits_for_the_batch_and_returns_its_end(backlog: Backlog) -> 
     assert offsets_of(backlog) == [(1, 0)]
 
 
-def test_what_fails_during_a_release_is_left_to_the_next(backlog: Backlog) -> None:
+def test_return_batch_during_release_drops_entries(backlog: Backlog) -> None:
     append(backlog, HERE, range(2))
     backlog.next_batch(2)
     released: list[dict[PartitionKey, int]] = []
@@ -136,14 +136,14 @@ def test_what_fails_during_a_release_is_left_to_the_next(backlog: Backlog) -> No
     assert offsets_of(backlog) == []
 
 
-def test_what_comes_late_of_a_lost_partition_is_dropped(backlog: Backlog) -> None:
+def test_append_unassigned_partition_is_ignored(backlog: Backlog) -> None:
     backlog.release([HERE], 0.0)
     append(backlog, HERE, range(3))
     assert offsets_of(backlog) == []
     assert HERE not in backlog.progress()
 
 
-def test_it_is_full_at_its_bound_and_has_room_at_half(backlog: Backlog) -> None:
+def test_is_full_at_limit_and_has_room_at_half(backlog: Backlog) -> None:
     append(backlog, HERE, range(9))
     assert not backlog.is_full()
     append(backlog, HERE, [9])

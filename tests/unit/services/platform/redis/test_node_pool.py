@@ -1,4 +1,4 @@
-"""The breaker before a Redis server: during an outage nobody waits, one connection probes, and whatever answers is used again."""
+"""The circuit breaker of a Redis server: during an outage callers do not wait, and one probe reconnects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALLERS = 50
 
 
 class Server:
-    """Takes connections, refuses them, or leaves them hanging."""
+    """A server that accepts connections, rejects them, or leaves them hanging."""
 
     def __init__(self) -> None:
         self.dials = 0
@@ -48,19 +48,19 @@ class _Transport(asyncio.Transport):
 
 
 async def refused(server: Server) -> int:
-    """How many of many callers were refused, none of whom may wait."""
+    """Returns how many of CALLERS concurrent calls were rejected; none may wait."""
     async with asyncio.timeout(1):
         found = await asyncio.gather(*(server.node.reads() for _ in range(CALLERS)), return_exceptions=True)
     assert all(isinstance(one, RedisConnection | RoostError) for one in found)
     return sum(isinstance(one, RoostError) for one in found)
 
 
-async def test_while_it_is_out_of_reach_one_connection_probes_and_nobody_waits() -> None:
+async def test_unreachable_server_rejects_at_once_and_probes_once() -> None:
     server = Server()
     server.refuses = True
     assert await refused(server) == CALLERS
     assert server.dials == 1
-    # Not yet.
+    # The breaker is still open.
     assert await refused(server) == CALLERS
     assert server.dials == 1
     server.now += BREAKER_OPEN_S
@@ -70,7 +70,7 @@ async def test_while_it_is_out_of_reach_one_connection_probes_and_nobody_waits()
     assert server.dials == 2
     server.hangs.set()
     await asyncio.sleep(0.01)
-    # The probe failed: a rest again.
+    # The probe failed, so the breaker opens again.
     assert await refused(server) == CALLERS
     assert server.dials == 2
     server.refuses, server.hangs = False, None
@@ -81,12 +81,12 @@ async def test_while_it_is_out_of_reach_one_connection_probes_and_nobody_waits()
     assert await refused(server) == 0
 
 
-async def test_silence_on_one_connection_ends_the_others() -> None:
+async def test_read_timeout_drops_other_connections() -> None:
     server = Server()
     reads, writes = await server.node.reads(), await server.node.writes()
-    asked = [reads.execute(b"", 1), writes.execute(b"", 1)]
+    replies = [reads.execute(b"", 1), writes.execute(b"", 1)]
     async with asyncio.timeout(1):
-        found = await asyncio.gather(*asked, return_exceptions=True)
+        found = await asyncio.gather(*replies, return_exceptions=True)
     assert all(isinstance(one, RoostError) for one in found)
     assert reads.lost
     assert writes.lost
@@ -94,19 +94,19 @@ async def test_silence_on_one_connection_ends_the_others() -> None:
     assert server.dials == 2
 
 
-async def test_a_sleep_of_our_own_is_not_the_servers_silence() -> None:
+async def test_suspended_process_does_not_time_out_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         answering = threading.Thread(target=_answer_once, args=(listening,))
         answering.start()
         port = listening.getsockname()[1]
         _, pipe = await asyncio.get_running_loop().create_connection(lambda: RedisConnection(0.05), "127.0.0.1", port)
-        asked = pipe.execute(b"PING\r\n", 1)
+        replies = pipe.execute(b"PING\r\n", 1)
         await asyncio.sleep(0)
-        # The answer comes within milliseconds, to a process that does not look.
+        # The reply arrives within milliseconds, while the process is suspended.
         time.sleep(0.2)  # noqa: ASYNC251
-        assert await asked == [b"PONG"]
+        assert await replies == [b"PONG"]
         pipe.abort()
-        # The connection goes in the next turn of the loop.
+        # The connection closes in the next iteration of the event loop.
         await asyncio.to_thread(answering.join)
 
 
@@ -115,11 +115,11 @@ def _answer_once(listening: socket.socket) -> None:
     with connection:
         connection.recv(64)
         connection.sendall(b"+PONG\r\n")
-        # Until the other side has it.
+        # Until the other side has read it.
         connection.recv(64)
 
 
-async def test_whoever_waits_for_a_dropped_connection_is_refused_not_cancelled() -> None:
+async def test_get_dropped_while_connecting_raises_unavailable() -> None:
     lane = SharedConnection(_never)
     waiting = asyncio.ensure_future(lane.get())
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Where Redis is, as a URL says it."""
+"""Parsing of Redis URLs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from services.platform.rpc.errors import RoostError
         ("redis+cluster://a/0", "cluster", (("a", 6379),), Endpoint("a", 6379)),
     ],
 )
-def test_urls(url: str, kind: str, hosts: tuple[tuple[str, int], ...], server: Endpoint) -> None:
+def test_parse_url_returns_topology(url: str, kind: str, hosts: tuple[tuple[str, int], ...], server: Endpoint) -> None:
     places = RedisTopology.parse(url)
     assert (places.kind, places.hosts, places.server) == (kind, hosts, server)
 
 
-def test_sentinels_have_a_master_and_perhaps_a_database() -> None:
+def test_parse_sentinel_url_has_master_and_database() -> None:
     places = RedisTopology.parse("redis+sentinel://:pw@s1,s2:7/mymaster/4")
     assert places.hosts == (("s1", 26379), ("s2", 7))
     assert (places.master, places.server.db, places.server.password) == ("mymaster", 4, "pw")
@@ -47,12 +47,12 @@ def test_sentinels_have_a_master_and_perhaps_a_database() -> None:
         "redis+cluster://a/1",
     ],
 )
-def test_others_are_refused_in_words(url: str) -> None:
+def test_parse_invalid_url_raises_explanation(url: str) -> None:
     with pytest.raises(RoostError, match="the setting `redis` is invalid"):
         RedisTopology.parse(url)
 
 
-def test_a_password_is_in_no_message() -> None:
+def test_parse_error_omits_password() -> None:
     for url in ("redis://:secret@h/x", "redis+sentinel://:secret@s1"):
         with pytest.raises(RoostError) as refusal:
             RedisTopology.parse(url)

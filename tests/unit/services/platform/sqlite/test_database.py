@@ -1,4 +1,4 @@
-"""What returned from a write is on the disk, and one unit's failure is nobody else's."""
+"""The SQLite database: writes are durable when they return, and a failing unit affects no other."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ async def ids(db: Database) -> list[int]:
 
 
 class Hold:
-    """Occupies the writer thread, so that what follows queues up into one group."""
+    """Occupies the writer thread, so that later units form one group."""
 
     def __init__(self, db: Database) -> None:
         self.release = threading.Event()
         self.task = asyncio.create_task(db.write(lambda _: self.release.wait(10)))
 
 
-async def test_a_write_returns_its_result_and_the_next_read_sees_it(db: Database) -> None:
+async def test_write_returns_result_visible_to_next_read(db: Database) -> None:
     assert await add(db, 1) == 1
     assert await ids(db) == [1]
 
 
-async def test_commits_are_synced_to_the_disk(db: Database) -> None:
+async def test_open_sets_synchronous_full_wal(db: Database) -> None:
     def settings(connection: sqlite3.Connection) -> tuple[str, int]:
         (journal,), (synchronous,) = (
             connection.execute(f"PRAGMA {name}").fetchone() for name in ("journal_mode", "synchronous")
@@ -59,7 +59,7 @@ async def test_commits_are_synced_to_the_disk(db: Database) -> None:
     assert await db.write(settings) == ("wal", full)
 
 
-async def test_those_who_queue_up_share_one_commit_and_one_wake_up(db: Database) -> None:
+async def test_write_queued_units_share_commit_and_wake_up(db: Database) -> None:
     commits: list[None] = []
     hold = Hold(db)
     await asyncio.sleep(0.05)
@@ -72,7 +72,7 @@ async def test_those_who_queue_up_share_one_commit_and_one_wake_up(db: Database)
     assert len(await ids(db)) == 100
 
 
-async def test_a_quiet_commit_calls_no_hook(db: Database) -> None:
+async def test_write_quiet_calls_no_hook(db: Database) -> None:
     commits: list[None] = []
     db.on_commit(lambda: commits.append(None))
     await db.write(lambda _: None, quiet=True)
@@ -81,7 +81,7 @@ async def test_a_quiet_commit_calls_no_hook(db: Database) -> None:
     assert commits
 
 
-async def test_a_unit_that_raises_undoes_itself_alone(db: Database) -> None:
+async def test_write_failing_unit_is_rolled_back_alone(db: Database) -> None:
     def half(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO item VALUES (50, 'half')")
         raise LookupError("no")
@@ -98,7 +98,7 @@ async def test_a_unit_that_raises_undoes_itself_alone(db: Database) -> None:
     assert await ids(db) == [1, 2]
 
 
-async def test_a_failed_commit_fails_all_of_its_group_and_nothing_later(db: Database) -> None:
+async def test_commit_failure_fails_group_only(db: Database) -> None:
     await db.write(
         lambda c: c.execute("CREATE TABLE child (item INTEGER REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
     )
@@ -117,13 +117,13 @@ async def test_a_failed_commit_fails_all_of_its_group_and_nothing_later(db: Data
 
 
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
-async def test_a_unit_that_ends_the_transaction_fails(db: Database, end: str) -> None:
+async def test_write_unit_ending_transaction_fails(db: Database, end: str) -> None:
     with pytest.raises(errors.RoostError):
         await db.write(lambda c: c.execute(end))
     assert await add(db, 1) == 1
 
 
-async def test_a_full_disk_is_unavailable_reads_go_on_and_room_heals_it(db: Database) -> None:
+async def test_write_full_disk_is_unavailable_until_space_is_free(db: Database) -> None:
     await add(db, 1)
     await db.write(lambda c: c.execute("PRAGMA max_page_count = 4"))
     with pytest.raises(errors.RoostError) as caught:
@@ -135,12 +135,12 @@ async def test_a_full_disk_is_unavailable_reads_go_on_and_room_heals_it(db: Data
     assert await add(db, 2, "x" * 100_000) == 1
 
 
-async def test_reads_cannot_write(db: Database) -> None:
+async def test_read_writing_unit_fails(db: Database) -> None:
     with pytest.raises(errors.RoostError):
         await db.read(lambda c: c.execute("DELETE FROM item"))
 
 
-async def test_a_read_sees_one_snapshot(db: Database) -> None:
+async def test_read_uses_one_snapshot(db: Database) -> None:
     reading, written = threading.Event(), threading.Event()
 
     def count_twice(connection: sqlite3.Connection) -> list[int]:
@@ -156,12 +156,12 @@ async def test_a_read_sees_one_snapshot(db: Database) -> None:
     assert await read == [0, 0]
 
 
-async def test_even_a_stop_iteration_comes_back(db: Database) -> None:
+async def test_write_stop_iteration_is_raised_as_runtime_error(db: Database) -> None:
     with pytest.raises(RuntimeError, match="StopIteration"):
         await db.read(lambda _: next(iter(())))
 
 
-async def test_a_caller_that_gave_up_costs_nobody_else(db: Database) -> None:
+async def test_write_cancelled_caller_does_not_affect_others(db: Database) -> None:
     hold = Hold(db)
     await asyncio.sleep(0.05)
     gone, stays = asyncio.create_task(add(db, 1)), asyncio.create_task(add(db, 2))
@@ -172,7 +172,7 @@ async def test_a_caller_that_gave_up_costs_nobody_else(db: Database) -> None:
     assert await ids(db) == [2]
 
 
-async def test_the_queue_is_bounded(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_write_full_queue_is_rejected(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_database, "MAX_QUEUED", 2)
     hold = Hold(db)
     waiting = asyncio.create_task(add(db, 1))
@@ -185,7 +185,7 @@ async def test_the_queue_is_bounded(db: Database, monkeypatch: pytest.MonkeyPatc
     assert await add(db, 3) == 1
 
 
-async def test_close_finishes_what_is_queued_and_refuses_the_rest(tmp_path: Path) -> None:
+async def test_close_completes_queued_and_rejects_later_units(tmp_path: Path) -> None:
     db = await Database.open(tmp_path / "x.db", SCHEMA)
     writes = [asyncio.create_task(add(db, i)) for i in range(50)]
     await asyncio.sleep(0)
@@ -199,7 +199,7 @@ async def test_close_finishes_what_is_queued_and_refuses_the_rest(tmp_path: Path
     await again.close()
 
 
-async def test_migrations_are_applied_once_in_order_whole_or_not_at_all(tmp_path: Path) -> None:
+async def test_open_applies_migrations_once_atomically(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     db = await Database.open(path, SCHEMA)
     await add(db, 1)
@@ -216,12 +216,12 @@ async def test_migrations_are_applied_once_in_order_whole_or_not_at_all(tmp_path
         await Database.open(path, SCHEMA)
 
 
-async def test_a_second_owner_is_told_so(db: Database, tmp_path: Path) -> None:
+async def test_open_second_owner_is_rejected(db: Database, tmp_path: Path) -> None:
     with pytest.raises(errors.RoostError, match="in use"):
         await Database.open(tmp_path / "a b?#.db", SCHEMA)
 
 
-async def test_every_write_that_returned_survives_kill_9(tmp_path: Path) -> None:
+async def test_write_returned_survives_kill(tmp_path: Path) -> None:
     script = """
 import asyncio, pathlib, sys
 from services.platform.sqlite.database import Database

@@ -1,4 +1,5 @@
-"""What only the embedded log promises: one order for all, retention that waits for its groups. The port's promises are under contract/."""
+"""Properties of the embedded log alone: total order, and retention that respects its groups. The port's contract tests
+are in tests/contract."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ class Clock:
 
 
 class Sink:
-    """Keeps what it is given, and fails where a test says so."""
+    """Records the events that it applies, and fails if a test says so."""
 
     def __init__(self) -> None:
         self.events: list[ConsumedEvent] = []
@@ -90,7 +91,7 @@ async def start(log: EmbeddedLog, sink: Sink, group: str = "g", max_batch: int =
 
 
 @pytest.mark.parametrize("caller_gives_up", [False, True])
-async def test_an_append_is_announced_by_its_own_commit(log: EmbeddedLog, sink: Sink, caller_gives_up: bool) -> None:
+async def test_append_commit_wakes_consumer(log: EmbeddedLog, sink: Sink, caller_gives_up: bool) -> None:
     await start(log, sink)
     first, second = threading.Event(), threading.Event()
     earlier = asyncio.create_task(log.db.write(lambda _: first.wait(5)))
@@ -100,7 +101,7 @@ async def test_an_append_is_announced_by_its_own_commit(log: EmbeddedLog, sink: 
     await asyncio.sleep(0)
     first.set()
     await earlier
-    # The consumer, woken by the earlier commit, looks and finds nothing; then comes the commit of the append.
+    # The consumer, woken by the earlier commit, finds nothing; then the append commits.
     await asyncio.sleep(0.05)
     if caller_gives_up:
         appending.cancel()
@@ -110,8 +111,8 @@ async def test_an_append_is_announced_by_its_own_commit(log: EmbeddedLog, sink: 
     await received(sink, [1])
 
 
-async def test_a_batch_that_was_not_applied_comes_again(tmp_path: Path, clock: Clock, sink: Sink) -> None:
-    """As after kill -9: the task ends in the midst of apply, nothing is closed in order but the file."""
+async def test_unapplied_batch_is_delivered_after_kill(tmp_path: Path, clock: Clock, sink: Sink) -> None:
+    """Like kill -9: the task is cancelled during `apply`, and only the file is closed properly."""
     log = await EmbeddedLog.open(tmp_path / "x.db", clock)
     await log.append(records(1, 2))
     sink.gate.clear()
@@ -130,7 +131,7 @@ async def test_a_batch_that_was_not_applied_comes_again(tmp_path: Path, clock: C
     await again.close()
 
 
-async def test_retention_spares_what_a_group_has_not_consumed_and_dead_letters(
+async def test_sweep_keeps_unconsumed_events_and_dead_letters(
     log: EmbeddedLog, clock: Clock, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_module, "SWEEP_ROWS", 2)
@@ -147,7 +148,7 @@ async def test_retention_spares_what_a_group_has_not_consumed_and_dead_letters(
     await until(lambda: sink.ids == [2, 3, 4])
     assert await log.sweep() == 0
     slow.gate.set()
-    # Its offset is stored after the effect.
+    # The consumer stores its offset after the effect.
     async with asyncio.timeout(30):
         while (await behind.lag()).events:
             await asyncio.sleep(0.002)
@@ -157,16 +158,14 @@ async def test_retention_spares_what_a_group_has_not_consumed_and_dead_letters(
     clock.now_ms += 30 * 24 * HOUR_MS
     await log.sweep()
     assert await log.dead_letters("g") == []
-    # Offsets are not given out again, although the table may be empty by now.
+    # Offsets are not reused, although the table may be empty.
     await log.append(records(5))
     await until(lambda: 5 in sink.ids)
     assert sink.events[-1].offset == 7
     await consumer.stop()
 
 
-async def test_a_group_without_events_of_its_own_does_not_hold_retention_back(
-    log: EmbeddedLog, clock: Clock, sink: Sink
-) -> None:
+async def test_sweep_group_without_events_does_not_block_retention(log: EmbeddedLog, clock: Clock, sink: Sink) -> None:
     other = log.consumer("other", ["tweet.edited"], Sink().apply)
     await other.start()
     await start(log, sink)
@@ -177,9 +176,7 @@ async def test_a_group_without_events_of_its_own_does_not_hold_retention_back(
     assert await log.sweep() == 2
 
 
-async def test_the_order_of_appending_is_that_of_all_keys_and_topics(
-    log: EmbeddedLog, clock: Clock, sink: Sink
-) -> None:
+async def test_consumer_order_is_append_order_over_all_topics(log: EmbeddedLog, clock: Clock, sink: Sink) -> None:
     await log.append([*records(3, 1), *records(9, topic="user.followed"), *records(2, topic="tweet.deleted")])
     await start(log, sink)
     await received(sink, [3, 1, 2])
@@ -187,8 +184,8 @@ async def test_the_order_of_appending_is_that_of_all_keys_and_topics(
     assert [event.offset for event in sink.events] == [1, 2, 4]
 
 
-async def test_what_is_everywhere_holds_retention_back_for_no_one(log: EmbeddedLog, clock: Clock, sink: Sink) -> None:
-    """Also where an earlier release stored a place for it."""
+async def test_sweep_broadcast_consumer_does_not_block_retention(log: EmbeddedLog, clock: Clock, sink: Sink) -> None:
+    """Also if an earlier release stored an offset for it."""
     ordinary = await start(log, Sink())
     await log.append(records(1))
     await ordinary.stop()

@@ -1,4 +1,4 @@
-"""A database that cannot be used is told with its file, what is wrong, and what to do."""
+"""Errors about an unusable database name the file, the cause and a remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def refusal(path: Path) -> str:
         await Database.open(path, SCHEMA)
     assert caught.value.reason == "DATA_UNUSABLE"
     assert str(path) in caught.value.message
-    # The lock went with the failed start.
+    # The lock was released after the failed start.
     return caught.value.message
 
 
@@ -52,7 +52,7 @@ def make_folder(path: Path) -> None:
         (make_folder, ("a folder has its name", "move that away")),
     ],
 )
-async def test_open_of_a_spoilt_file_says_what_to_do(
+async def test_open_damaged_file_error_gives_advice(
     tmp_path: Path, spoil: Callable[[Path], None], words: tuple[str, ...]
 ) -> None:
     path = tmp_path / "tweet.db"
@@ -76,12 +76,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("free_bytes", [0, 4_096, 16_384])
-async def test_open_on_a_full_disk_says_so(small_disk: Path, free_bytes: int) -> None:
+async def test_open_full_disk_error_gives_advice(small_disk: Path, free_bytes: int) -> None:
     (small_disk / "filler").write_bytes(bytes(65_536 - free_bytes))
     assert "the disk is full" in await refusal(small_disk / "tweet.db")
 
 
-async def test_a_page_damaged_later_is_refused_without_the_file_and_noted_with_it(tmp_path: Path) -> None:
+async def test_read_damaged_page_error_names_file_only_in_note(tmp_path: Path) -> None:
     path = tmp_path / "tweet.db"
     db = await Database.open(path, SCHEMA)
     await db.write(lambda c: c.executemany("INSERT INTO item VALUES (?, ?)", [(n, "x" * 500) for n in range(500)]))
@@ -98,7 +98,7 @@ async def test_a_page_damaged_later_is_refused_without_the_file_and_noted_with_i
     assert str(path) in caught.value.__notes__[0]
 
 
-async def test_open_makes_every_file_private_whatever_was_there(tmp_path: Path) -> None:
+async def test_open_restricts_file_permissions(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         path = tmp_path / "tweet.db"

@@ -1,4 +1,4 @@
-"""An event that committed with its rows reaches the log: once as a rule, twice after a crash, never not at all."""
+"""The SQLite outbox: a committed event reaches the log, once normally and twice after a crash."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def open_mesh(data: Path) -> Mesh:
     return Mesh(await Database.open(data / "tweet.db", SCHEMA), await EmbeddedLog.open(data / "log.db"))
 
 
-async def test_a_commit_wakes_the_relay_and_drained_means_logged(mesh: Mesh) -> None:
+async def test_commit_wakes_relay_and_drained_waits_for_log(mesh: Mesh) -> None:
     await mesh.relay.start()
     for i in range(5):
         await mesh.post(i)
@@ -61,7 +61,7 @@ async def test_a_commit_wakes_the_relay_and_drained_means_logged(mesh: Mesh) -> 
     assert await mesh.db.read(lambda c: c.execute("SELECT count(*) FROM outbox").fetchone()) == (0,)
 
 
-async def test_what_an_earlier_life_left_is_carried_in_order(mesh: Mesh) -> None:
+async def test_relay_publishes_events_of_earlier_process_in_order(mesh: Mesh) -> None:
     ids = list(range(RELAY_BATCH * 2 + 7))
     await mesh.post(*ids)
     await mesh.relay.start()
@@ -70,7 +70,7 @@ async def test_what_an_earlier_life_left_is_carried_in_order(mesh: Mesh) -> None
     assert rows == [(i, b"%d" % i, "t") for i in ids]
 
 
-async def test_a_unit_that_fails_publishes_nothing(mesh: Mesh) -> None:
+async def test_failed_unit_publishes_nothing(mesh: Mesh) -> None:
     await mesh.relay.start()
     await mesh.post(1)
     with pytest.raises(Exception, match="UNIQUE"):
@@ -79,7 +79,7 @@ async def test_a_unit_that_fails_publishes_nothing(mesh: Mesh) -> None:
     assert await mesh.logged() == [1]
 
 
-async def test_a_log_that_refuses_delays_and_loses_nothing(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_relay_log_unavailable_retries_without_loss(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     append, refusals = mesh.log.append, 3
 
     async def refuse(records: Sequence[Record]) -> None:
@@ -96,7 +96,7 @@ async def test_a_log_that_refuses_delays_and_loses_nothing(mesh: Mesh, monkeypat
     assert await mesh.logged() == [1]
 
 
-async def test_killed_between_append_and_delete_the_event_comes_twice(tmp_path: Path) -> None:
+async def test_relay_killed_before_delete_publishes_event_twice(tmp_path: Path) -> None:
     script = """
 import asyncio, os, pathlib, signal, sys
 from services.platform.sqlite.database import Database

@@ -1,4 +1,4 @@
-"""A lease has one owner, and no millisecond serves two of its lives, whatever the clock does."""
+"""The file lease: one owner, and no millisecond used twice over restarts, whatever the clock does."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from services.platform.sqlite.worker_id import FileLease
 from tests.minting import NOW, Clock, unavailable
 
 
-@settings(deadline=None)  # It writes files, and so does the rest of the machine.
+@settings(deadline=None)  # Writes files, whose speed depends on the load of the machine.
 @given(st.lists(st.tuples(st.integers(-60, 60), st.booleans()), max_size=60))
-def test_ids_increase_over_random_clock_jumps_and_kills(
+def test_file_lease_ids_increase_over_clock_jumps_and_kills(
     tmp_path_factory: pytest.TempPathFactory, jumps: list[tuple[int, bool]]
 ) -> None:
-    """Each step moves the clock; some kill the process (nothing of the lease is closed in order) and start another."""
+    """Each step moves the clock; some steps kill the process, without closing the lease, and start another."""
     path = tmp_path_factory.mktemp("lease") / "lease"
     clock, minted, lease = Clock(), [-1], FileLease(path)
     for jump_ms, killed in jumps:
@@ -31,7 +31,7 @@ def test_ids_increase_over_random_clock_jumps_and_kills(
             kill(lease)
             lease = FileLease(path)
         try:
-            # A mark ahead of the clock is waited out by real code, with the test's sleep.
+            # Waits for a high-water mark ahead of the clock by real code, with the test's sleep.
             minted.append(asyncio.run(mint(lease.snowflake(clock, clock.sleep))))
         except errors.RoostError as error:
             assert unavailable(error)  # noqa: PT017 (it may or may not raise)
@@ -40,7 +40,7 @@ def test_ids_increase_over_random_clock_jumps_and_kills(
 
 
 def kill(lease: FileLease) -> None:
-    """What the kernel does at kill -9: it lets a system call end, and closes the file."""
+    """Does what the kernel does at kill -9: completes a system call and closes the file."""
     lease._syncer.shutdown()
     lease._lock.close()
 
@@ -49,7 +49,7 @@ async def mint(ids: Snowflake) -> int:
     return await ids.mint()
 
 
-async def test_the_lease_has_one_owner_and_one_source(tmp_path: Path) -> None:
+async def test_file_lease_has_one_owner_and_one_generator(tmp_path: Path) -> None:
     lease = FileLease(tmp_path / "lease", worker_id=7)
     assert lease.snowflake() is lease.snowflake()
     with pytest.raises(errors.RoostError, match="in use"):
@@ -64,7 +64,7 @@ async def test_the_lease_has_one_owner_and_one_source(tmp_path: Path) -> None:
     FileLease(tmp_path / "lease").close()
 
 
-async def test_a_clean_close_leaves_no_wait_and_ends_minting(tmp_path: Path) -> None:
+async def test_close_stops_minting_and_next_open_does_not_wait(tmp_path: Path) -> None:
     clock = Clock()
     lease = FileLease(tmp_path / "lease")
     ids = lease.snowflake(clock)
@@ -82,7 +82,7 @@ async def test_a_clean_close_leaves_no_wait_and_ends_minting(tmp_path: Path) -> 
     again.close()
 
 
-async def test_after_a_kill_the_reservation_is_waited_out(tmp_path: Path) -> None:
+async def test_open_after_kill_waits_for_reservation(tmp_path: Path) -> None:
     clock = Clock()
     lease = FileLease(tmp_path / "lease")
     first = await lease.snowflake(clock).mint()
@@ -94,7 +94,7 @@ async def test_after_a_kill_the_reservation_is_waited_out(tmp_path: Path) -> Non
     again.close()
 
 
-async def test_a_damaged_lease_is_refused_in_words(tmp_path: Path) -> None:
+async def test_open_damaged_lease_raises_explanation(tmp_path: Path) -> None:
     (tmp_path / "lease").write_text("ten past nine")
     for _ in range(2):
         with pytest.raises(errors.RoostError, match="damaged"):
