@@ -22,7 +22,7 @@ from gateway_http.server import HttpServer
 from roost_cli import runfile
 from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.options import address_of
-from services.catalog import BACKENDS, SERVICES
+from services.catalog import BACKENDS, KEY_SOURCE, SERVICES
 from services.platform import logs, open_files
 from services.platform.config import Settings
 from services.platform.health import STARTING, Health
@@ -68,11 +68,11 @@ def _called(builds: Mapping[str, ServiceFactory], gateway: bool) -> str:
 
 
 async def _serve(settings: Settings, builds: Mapping[str, ServiceFactory], *, gateway: bool, with_demo: bool) -> None:
-    stopping, request_full_sweep = asyncio.Event(), asyncio.Event()
+    stopping, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         # A second signal skips the rest of the drain: an operator is waiting.
-        loop.add_signal_handler(number, lambda: (request_full_sweep if stopping.is_set() else stopping).set())
+        loop.add_signal_handler(number, lambda: (hurry if stopping.is_set() else stopping).set())
     async with AsyncExitStack() as stack:
         if settings.supervised:
             await _stop_with_input(stopping)
@@ -84,8 +84,9 @@ async def _serve(settings: Settings, builds: Mapping[str, ServiceFactory], *, ga
             stack, ops, settings.ops, "--ops", Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
         )
         with logs.drivers_held():
+            backend = BACKENDS[settings.backend]
             process = await stack.enter_async_context(
-                await Process.start(settings, builds, backend=BACKENDS[settings.backend], remote_services=SERVICES)
+                await Process.start(settings, builds, backend=backend, key_source=KEY_SOURCE, remote_services=SERVICES)
             )
         running.append(process)
         grpc_address = f"{address_of(settings.grpc, '--grpc')[0]}:{process.grpc_port}"
@@ -125,7 +126,7 @@ async def _serve(settings: Settings, builds: Mapping[str, ServiceFactory], *, ga
         if public is not None:
             public.drain()
         # HTTP stays open during the drain: `readyz` reports it, and clients that have not noticed yet are still served.
-        await process.drain(request_full_sweep)
+        await process.drain(hurry)
     _say("stopped")
 
 

@@ -1,4 +1,4 @@
-"""Lists the services, in start order, and the backends that a process can open.
+"""Lists the services, in start order, the backends that a process can open, and the source of the keys that verify access tokens.
 
 A new service needs its name in `SERVICES`, its folder and its protos; its migrations are found by convention.
 """
@@ -14,11 +14,12 @@ from typing import cast
 from services.platform.backends.embedded import open_embedded
 from services.platform.config import Settings
 from services.platform.service import BackendFactory, Backends, Service, ServiceContext, ServiceFactory
+from services.shared.signing_keys import IdentityKeySource
 
 
 def _of(name: str) -> ServiceFactory:
     async def build(context: ServiceContext) -> Service:
-        # Not before it is asked for: a process of one service would else import all of them, at half a second of CPU.
+        # Imported on use: a process of one service would otherwise import all of them, at half a second of CPU.
         root = importlib.import_module(f"services.{name}.server")
         return cast(Service, await root.build(context))
 
@@ -46,10 +47,12 @@ def migrations() -> Mapping[str, Sequence[str]]:
 
 
 async def _open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:
-    # Not before it is asked for: the drivers take half a second to import.
+    # Imported on use: the drivers take half a second to import.
     from services.platform.backends.cluster import open_cluster
 
     return await open_cluster(settings, stack)
 
 
 BACKENDS: Mapping[str, BackendFactory] = {"embedded": open_embedded, "cluster": _open_cluster}
+
+KEY_SOURCE = IdentityKeySource()

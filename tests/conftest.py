@@ -19,7 +19,7 @@ from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc, user_serv
 from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
-from services.catalog import BACKENDS, SERVICES
+from services.catalog import BACKENDS, KEY_SOURCE, SERVICES
 from services.platform.config import Settings
 from services.platform.process import Process, Wire
 from services.platform.rpc.context import Actor, Call, current_call
@@ -194,8 +194,8 @@ def mesh_settings(data_dir: Path, **changes: Any) -> Settings:
 
 
 async def start_process(settings: Settings, **options: Any) -> Process:
-    """Starts all services in this process, on the ground of their family; `options` are those of `Process.start`."""
-    return await Process.start(settings, SERVICES, backend=BACKENDS[settings.backend], **options)
+    """Starts all services in this process, on the backend of the settings; `options` are those of `Process.start`."""
+    return await Process.start(settings, SERVICES, backend=BACKENDS[settings.backend], key_source=KEY_SOURCE, **options)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""A process of the mesh: builds the services it is told to, connects them, serves them, and takes them down in order.
+"""A process of the mesh: builds the given services, connects them, serves them, and stops them in order.
 
-`wire` says how the services of one process reach each other: "inprocess" without sockets, "grpc" over the process's own address,
-which is how separate processes do it. The same tests run over both.
+`wire` selects how the services of one process call each other: "inprocess" calls without sockets, "grpc" over the process's own address,
+as between separate processes. The same tests run over both.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Literal
@@ -18,10 +18,16 @@ from typing import Literal
 import grpc.aio
 import structlog
 from prometheus_client import Gauge
-from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
 from roost.options.v1 import options_pb2 as options
 
-from services.platform.auth.tokens import MAX_TOKEN_TTL_S, TOPICS, Revocations, Verifier
+from services.platform.auth.tokens import (
+    MAX_TOKEN_TTL_S,
+    TOPICS,
+    KeySource,
+    Revocations,
+    VerificationKey,
+    Verifier,
+)
 from services.platform.config import Settings
 from services.platform.health import NOT_SERVING, SERVING, STARTING, Health
 from services.platform.pagination.cursors import Cursors
@@ -43,41 +49,44 @@ from services.platform.transport.remote import MeshChannel, RoutingChannel
 from services.platform.transport.server import GrpcServer
 
 _clock_behind_s = Gauge(
-    "roost_snowflake_clock_behind_seconds", "How far the clock is behind the ids given out; writes are refused above 0."
+    "roost_snowflake_clock_behind_seconds", "How far the clock is behind the last minted id; above 0 writes fail."
 )
-_ids_available = Gauge(
-    "roost_snowflake_available", "1 if ids can be minted, 0 if every write is refused for want of one."
-)
+_ids_available = Gauge("roost_snowflake_available", "1 if ids can be minted, 0 if they cannot and every write fails.")
 
 log = structlog.get_logger()
 
 Wire = Literal["inprocess", "grpc"]
 
 _BATCH = "roost.batch.v1.BatchService"
-# The service that keeps the addresses of the others; processes reach it by the setting `registry`.
+# The service that stores the addresses of the others; processes reach it at the address in the setting `registry`.
 _REGISTRY = "registry"
-# Packages that need no address among the peers: each process serves batches itself, and the registry has its own setting.
+# Services without an entry among the peers: each process serves batches itself, and the registry has its own setting.
 _WITHOUT_PEER = frozenset({_BATCH.split(".")[1], _REGISTRY})
-# Whoever serves users asks for it: access tokens are verified with these keys.
-_SIGNING_KEYS = "/roost.identity.v1.AuthService/GetSigningKeys"
 
-# A worker or store that has not stopped by then is left behind, and said so.
+# Seconds for each worker and store to stop; one that takes longer is abandoned with an error in the log.
 STOP_WITHIN_S = 20.0
 
 
-def callees_of(name: str) -> frozenset[str]:
-    """The services that the service `name` calls, and its process for it: those whose internal methods the contract opens to it, and
-    whoever signs access tokens if it serves users."""
-    signer = methods()[_SIGNING_KEYS].service_name
+def callees_of(name: str, token_issuer: str) -> frozenset[str]:
+    """Returns the names of the services that a process with the service `name` calls.
+
+    These are the services that have methods for `name` as a caller, and `token_issuer` (the service whose keys verify access tokens) if
+    `name` has methods for clients.
+    """
     serves_users = any(m.service_name == name and m.policy.access != options.ACCESS_MESH for m in methods().values())
-    return called_by(name) | ({signer} if serves_users else frozenset())
+    return called_by(name) | ({token_issuer} if serves_users else frozenset())
 
 
 class Process:
-    """One running process. Start it with `start`, end it with `stop`, or use it as an async context."""
+    """One running process. Created by `start`, ended by `stop` or at the end of an `async with` block."""
 
     def __init__(
-        self, settings: Settings, wire: Wire, checker: MutationGuard | None, remote_services: Collection[str]
+        self,
+        settings: Settings,
+        wire: Wire,
+        key_source: KeySource,
+        checker: MutationGuard | None,
+        remote_services: Collection[str],
     ) -> None:
         self.settings = settings
         self.operator_token = settings.operator_token or secrets.token_urlsafe(32)
@@ -88,6 +97,7 @@ class Process:
         self.grpc_port = 0
         self._state = STARTING
         self._wire = wire
+        self._key_source = key_source
         self._endpoints: dict[str, InterceptedMethod] = {}
         self._mesh_secret = settings.mesh_secret or secrets.token_urlsafe(32)
         self._remote: dict[str, grpc.aio.Channel] = {}
@@ -100,7 +110,7 @@ class Process:
         self._ids_fault: Callable[[], str] = str
         self._stack = AsyncExitStack()
         self._server: GrpcServer | None = None
-        # One for both protocols: an allowance is not doubled by mixing them.
+        # Shared by HTTP and gRPC: a client that uses both must not get twice the allowance.
         self.rate_limits = RateLimits(settings)
         self.proxies = TrustedProxies(networks(settings.trusted_proxies))
         self.revocations = Revocations(time.time, settings.access_token_ttl_s)
@@ -113,17 +123,18 @@ class Process:
         builds: Mapping[str, ServiceFactory],
         *,
         backend: BackendFactory,
+        key_source: KeySource,
         wire: Wire = "inprocess",
         checker: MutationGuard | None = None,
         remote_services: Collection[str] = (),
     ) -> Process:
-        """Starts the services of `builds`, in order, on the ground of a family; what was started is taken down again where one fails.
+        """Starts the services of `builds`, in order, on the connections that `backend` opens, and returns the process once it serves.
 
-        `remote_services` are the services that the registry finds, where the settings name one. A process that builds
-        none is the mesh's door:
-        it passes every call on.
+        `key_source` fetches the keys that verify access tokens. `remote_services` are looked up in the registry if the settings name
+        one. A process with empty `builds` is an edge proxy: it forwards every call to the service's own process. If anything fails, stops
+        what was started and raises the error.
         """
-        process = cls(settings, wire, checker, remote_services)
+        process = cls(settings, wire, key_source, checker, remote_services)
         try:
             await process._start(builds, backend)
         except BaseException:
@@ -132,7 +143,7 @@ class Process:
         return process
 
     def channel(self, caller: str = "") -> grpc.aio.Channel:
-        """A channel to every service of the mesh, as `caller`: a service's name, `operator`, `gateway`, or a client outside ("")."""
+        """Returns a channel to every service of the mesh. `caller` is a service's name, `operator`, `gateway`, or "" for a client."""
         local = InProcessChannel(self._endpoints, caller, self.checker)
         if self._wire == "grpc" and caller != OPERATOR:
             own = self._peer_channel("self", f"127.0.0.1:{self.grpc_port}", caller)
@@ -142,40 +153,43 @@ class Process:
 
     @property
     def unaddressed(self) -> list[str]:
-        """The services that this process calls and that nobody told it where to find. A door calls every service."""
+        """Returns the sorted names of the services that this process calls but has no address of. An edge proxy calls every service."""
         called = self._callees() if self.states else {method.service_name for method in methods().values()}
         return sorted(called - _WITHOUT_PEER - {*self.states, *self._watches, *self._peers()})
 
     def target_of(self, name: str) -> str:
-        """Where a service elsewhere is, as gRPC's target or addresses; "" if the registry knows no address yet."""
+        """Returns the gRPC target, or comma-separated addresses, of a service in another process; "" if none is known yet."""
         watch = self._watches.get(name)
         return self._peers().get(name) or (",".join(watch.addresses) if watch else "")
 
     def _callees(self) -> frozenset[str]:
-        return frozenset().union(*map(callees_of, self.states))
+        return frozenset().union(*(callees_of(name, self._key_source.service) for name in self.states))
 
     def _remotes(self, caller: str) -> dict[str, grpc.aio.Channel]:
         found = {name: self._discovered_channel(watch, caller) for name, watch in self._watches.items()}
         return found | {name: self._peer_channel(name, target, caller) for name, target in self._peers().items()}
 
     def _called(self) -> dict[str, grpc.aio.Channel]:
-        """Channels to the services elsewhere that this process calls, all of them if it serves none. Others may well be out of its
-        reach, by a network policy."""
+        """Returns channels by service to the other processes that this one calls: all of them for an edge proxy.
+
+        A network policy may make other services unreachable, so their connections say nothing about the health of this process.
+        """
         callees = self._callees()
         return {name: channel for name, channel in self._remotes("").items() if not self.states or name in callees}
 
     def health(self) -> Health:
-        """How the process, its services and its connections to other processes are now."""
+        """Returns the present state of the process, its services and its connections to other processes."""
         fault = self._ids_fault()
         return Health(self._state, dict(self.states), self.peers.states(), {"ids": fault} if fault else {})
 
     def _peers(self) -> dict[str, str]:
-        """The targets that the settings name, but for what is served here: one list may serve every process."""
+        """Returns the targets of the settings by service, without the services of this process: one list can serve every process."""
         return {name: target for name, target in self.settings.peers.items() if name not in self.states}
 
-    async def drain(self, request_full_sweep: asyncio.Event | None = None) -> None:
-        """Tells everybody that this process is to get no more calls, and goes on serving for the settings' `drain_s` seconds, or until
-        `request_full_sweep` is set: so long it takes load balancers and callers to follow. Returns at once if it has drained before.
+    async def drain(self, hurry: asyncio.Event | None = None) -> None:
+        """Reports NOT_SERVING and leaves the registry, then goes on serving for the settings' `drain_s` seconds or until `hurry` is set.
+
+        Load balancers and callers need this time to stop sending calls. Returns at once if the process has drained before.
         """
         if self._state == NOT_SERVING:
             return
@@ -183,23 +197,23 @@ class Process:
         for name in self.states:
             self.states[name] = NOT_SERVING
         if self._registrar is not None:
-            # Before anything else ends: nobody new is to be told of this process.
+            # First: no further process may learn this address.
             await _within(self._registrar.stop(), "the registrar did not stop")
             self._registrar = None
         if self._server is not None:
             self._server.withdraw()
             with suppress(TimeoutError):
-                await asyncio.wait_for((request_full_sweep or asyncio.Event()).wait(), self.settings.drain_s)
+                await asyncio.wait_for((hurry or asyncio.Event()).wait(), self.settings.drain_s)
 
     async def stop(self) -> None:
-        """Drains, stops workers, servers and stores, in that order. Safe to call twice."""
+        """Drains, then stops workers, servers and stores, in that order. Safe to call twice."""
         await self.drain()
-        # Side by side: each may have a batch to end and its place to store, and a process has a dozen.
+        # Concurrently: each of a dozen workers may have to finish a batch and commit its offset.
         stopping = [_within(worker.stop(), f"{type(worker).__name__} did not stop") for worker in self._started[::-1]]
         self._started.clear()
         await asyncio.gather(*stopping)
         for watch in self._watches.values():
-            # What they heard stays good; their streams would keep the registry's own server from stopping.
+            # Their addresses remain usable; their open streams would delay the stop of the registry's server.
             await watch.stop()
         if self._server is not None:
             await self._server.stop()
@@ -217,14 +231,14 @@ class Process:
     ) -> None:
         await self.stop()
 
-    async def _start(self, builds: Mapping[str, ServiceFactory], open_ground: BackendFactory) -> None:
+    async def _start(self, builds: Mapping[str, ServiceFactory], open_backends: BackendFactory) -> None:
         settings = self.settings
-        backend = await open_ground(settings, self._stack)
+        backend = await open_backends(settings, self._stack)
         self._ids_fault = backend.ids_fault
         _clock_behind_s.set_function(lambda: backend.ids.behind_ms() / 1000)
         _ids_available.set_function(lambda: not backend.ids_fault())
         if fault := backend.ids_fault():
-            log.error("degraded", fault=fault)
+            log.error("process.degraded", fault=fault)
         cursors = Cursors(backend.cursor_key)
         self.states = dict.fromkeys(builds, STARTING)
         authenticator = Authenticator(self.verifier, self.operator_token, self._mesh_secret)
@@ -232,7 +246,7 @@ class Process:
         server = GrpcServer(
             authenticator, self.rate_limits, self.proxies, reflect=settings.reflection, log_calls=log_calls
         )
-        # Bound before the services are built, for their channels need the port; it takes calls only once all are.
+        # The services' channels need the port, so it is bound before they are built. It accepts calls after `server.start`.
         self.grpc_port = server.bind(settings.grpc)
         await self._follow_registry()
         if not builds:
@@ -241,7 +255,7 @@ class Process:
             intercepted_methods({_BATCH: BatchServicer(self._endpoints, authenticator.identify, log_calls=log_calls)})
         )
         for name, build in builds.items():
-            kit = ServiceContext(
+            context = ServiceContext(
                 name=name,
                 settings=settings,
                 clock=time.time,
@@ -253,18 +267,18 @@ class Process:
                 data_dir=settings.data_dir,
                 cluster=backend.cluster,
             )
-            service = await build(kit)
+            service = await build(context)
             self.services[name] = service
             self._resources.extend(service.resources)
             self._workers.extend(service.workers)
             self._endpoints.update(intercepted_methods(service.servicers))
-        # What nobody implements yet still checks who calls; the door does so for every service of the contract.
-        folders = set(builds) or {method.service_name for method in methods().values()}
-        self._endpoints.update(unserved(folders, self._endpoints))
+        # Methods without an implementation check access before they answer UNIMPLEMENTED; an edge proxy does so for every service.
+        names = set(builds) or {method.service_name for method in methods().values()}
+        self._endpoints.update(unserved(names, self._endpoints))
         await server.start(self._endpoints)
         self._server = server
         tokens = backend.log.consumer("tokens", TOPICS, self.revocations.apply, broadcast=True)
-        # What was revoked before this start is still to be refused: tokens may outlive a restart.
+        # Tokens outlive a restart, so revocations of the longest token lifetime are read again.
         await tokens.seek(time_ms=int((time.time() - MAX_TOKEN_TTL_S) * 1000))
         self.peers = Peers(self._called())
         for worker in (*self._workers, tokens, self.peers):
@@ -296,18 +310,17 @@ class Process:
             self._stack.push_async_callback(self._remote[key].close)
         return self._remote[key]
 
-    async def _signing_keys(self) -> auth_service_pb2.GetSigningKeysResponse:
-        # Asked in nobody's name: the token at hand is the very one that is being verified.
+    async def _signing_keys(self) -> Sequence[VerificationKey]:
+        # An anonymous call: the token of the current call is the one that is being verified.
         current_call.set(Call())
-        stub = auth_service_pb2_grpc.AuthServiceStub(self.channel())
-        return await stub.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest())
+        return await self._key_source.fetch(self.channel())
 
     def _connected(self, target: str, caller: str) -> grpc.aio.Channel:
         if caller == OPERATOR:
-            # The operator is known by its token alone, which every process of the mesh has.
+            # The operator authenticates by its token alone, which every process of the mesh has.
             return MeshChannel(target, "", self._mesh_secret, self.operator_token)
         channel = MeshChannel(target, caller, self._mesh_secret)
-        # Envelopes are for services: those of a client outside would be refused.
+        # Only services may call the batch service; a client's batch would get PERMISSION_DENIED.
         return BatchingChannel(channel) if caller else channel
 
     def _peer_channel(self, name: str, target: str, caller: str) -> grpc.aio.Channel:
@@ -318,10 +331,10 @@ class Process:
         return self._remote[key]
 
 
-async def _within(stopping: object, complaint: str) -> None:
+async def _within(stopping: object, failure: str) -> None:
     try:
         async with asyncio.timeout(STOP_WITHIN_S):
             await stopping  # type: ignore[misc]
     except Exception as error:
-        # One that fails to stop must not keep the others from stopping.
-        log.error("stop.failed", what=complaint, exc_info=error)
+        # The others must still be stopped.
+        log.error("process.stop_failed", failure=failure, exc_info=error)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from gateway_http import server as http_server
-from services.catalog import SERVICES
+from services.catalog import KEY_SOURCE, SERVICES
 from services.platform import process
 from services.platform.config import Settings
 from services.platform.process import callees_of
@@ -202,7 +202,7 @@ def test_network_policies_let_in_whom_contract_and_code_let_call(name: str) -> N
 
 @pytest.mark.parametrize("name", DEPLOYED)
 def test_a_process_follows_the_peers_that_its_code_calls(name: str) -> None:
-    assert called_in_code(name) - {name, "registry"} <= callees_of(name)
+    assert called_in_code(name) - {name, "registry"} <= callees_of(name, KEY_SOURCE.service)
 
 
 def test_settings_are_known_and_name_every_service() -> None:

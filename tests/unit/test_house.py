@@ -63,6 +63,13 @@ def tree_files() -> Iterator[Path]:
     yield from (path for path in ROOT.glob("*.*") if path.is_file() and path.name != ".git")
 
 
+def imported(node: ast.AST) -> list[str]:
+    """Returns the modules that an import statement names, or an empty list for any other node."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+
+
 def test_functions_fit_on_a_screen() -> None:
     long = [
         f"{named(path)}:{node.lineno} {node.name}: {lines} lines"
@@ -102,6 +109,23 @@ def test_code_refers_only_to_documents_of_this_tree() -> None:
         if path.parts[len(ROOT.parts)] in (*PACKAGES, "protos", "scripts")
         for name in re.findall(r"([\w-]+\.md)\b|\b(design §)", path.read_text())
         if not documents & set(name)
+    ]
+    assert not found
+
+
+def test_platform_imports_no_stub_of_a_service() -> None:
+    """The platform must serve any set of services. So of the contract it may import only what belongs to none of them:
+
+    `options` (the policies that its interceptors enforce), `batch` (calls between processes), `registry` (how processes find each other)
+    and `event` (the envelope of every record in the log).
+    """
+    allowed = {"options", "batch", "registry", "event"}
+    found = [
+        f"{named(path)}:{node.lineno}: {module}"
+        for path in modules("services/platform")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for module in imported(node)
+        if module.startswith("roost.") and module.split(".")[1] not in allowed
     ]
     assert not found
 

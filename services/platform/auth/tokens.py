@@ -1,6 +1,6 @@
-"""Access tokens as all but their issuer see them: verified once, remembered until they expire, refused once revoked.
+"""Verifies access tokens: caches verified tokens until they expire, and rejects tokens that were revoked.
 
-They are JSON Web Tokens signed with Ed25519. The algorithm is pinned here and never taken from a token's header.
+Access tokens are JSON Web Tokens signed with Ed25519. The algorithm is fixed here; a token's header cannot choose it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import contextvars
 import json
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
+import grpc.aio
 import structlog
 from joserfc import jws
 from joserfc.errors import UnsupportedAlgorithmError
 from joserfc.jwk import OKPKey
 from joserfc.jws import JWSRegistry
 from roost.event.v1 import event_pb2
-from roost.identity.v1 import auth_service_pb2
 
 from services.platform.events.log import ConsumedEvent
 from services.platform.rpc import errors
@@ -29,33 +29,52 @@ ISSUER = AUDIENCE = "roost"
 TOKEN_TYPE = "at+jwt"  # noqa: S105 (RFC 9068's name of an access token, not one)
 ALGORITHM = "EdDSA"
 
-# Ours have about 350 bytes; what is longer is not worth a look.
+# Roost's tokens have about 350 bytes; a longer one is rejected before it is parsed.
 MAX_TOKEN_BYTES = 4_096
-# The longest MintTokens makes; a session's own tokens live for minutes.
+# The longest lifetime that MintTokens accepts (24 h); the tokens of a session live for minutes.
 MAX_TOKEN_TTL_S = 86_400
-# About 1 kB each.
+# Cached tokens, about 1 kB each: 50 MB at most.
 MAX_VERIFIED = 50_000
-# More log-outs than this within a token's life are an attack on the memory.
+# Revoked sessions, and revoked users, that are stored: some 20 MB each. The oldest are dropped beyond it.
 MAX_REVOKED = 200_000
-# A token may name a key that does not exist: that must not become a call to identity each time.
+# Seconds between two fetches of the keys. A client can send any number of tokens with unknown key ids; they must not cause a fetch each.
 REFETCH_AFTER_S = 1.0
-# Clocks of two machines may differ by so much: a token is not refused for being issued that far ahead.
+# Clocks of two machines may differ by this many seconds: a token whose `nbf` is less far in the future is accepted.
 CLOCK_SKEW_S = 60.0
-# A key that was withdrawn is believed no longer than this.
+# The keys are fetched again after this many seconds, so a withdrawn key stops being accepted.
 KEYS_TTL_S = 300.0
 
 TOPICS = ("session.revoked", "user.suspended", "user.deleted")
 
-Keys = Callable[[], Awaitable[auth_service_pb2.GetSigningKeysResponse]]
+log = structlog.get_logger(__name__)
 
-_log = structlog.get_logger(__name__)
+
+class VerificationKey(NamedTuple):
+    """An Ed25519 public key: `key_id` is the `kid` in the headers of its tokens, `x` the key in base64url (RFC 8037)."""
+
+    key_id: str
+    x: str
+
+
+class KeySource(Protocol):
+    """The service that issues access tokens, as the composition of the process names it: the platform knows no service."""
+
+    @property
+    def service(self) -> str:
+        """The name of the service that `fetch` calls, such as "identity"."""
+
+    async def fetch(self, channel: grpc.aio.Channel) -> Sequence[VerificationKey]:
+        """Returns the public keys of all tokens that may be valid now. Raises AioRpcError if the service does not answer."""
+
+
+FetchKeys = Callable[[], Awaitable[Sequence[VerificationKey]]]
 
 
 class PinnedRegistry(JWSRegistry):
-    """Knows one algorithm. The library would warn that RFC 9864 renames it; clients know the old name."""
+    """A registry with one algorithm, EdDSA, without the library's warning that RFC 9864 renames it: clients know the old name."""
 
     def get_alg(self, name: str) -> Any:
-        """EdDSA, or UnsupportedAlgorithmError."""
+        """Returns the algorithm EdDSA. Raises UnsupportedAlgorithmError for any other name."""
         if name != ALGORITHM:
             raise UnsupportedAlgorithmError
         return self.algorithms[ALGORITHM]
@@ -65,40 +84,39 @@ REGISTRY = PinnedRegistry()
 
 
 class Revocations:
-    """Sessions and users whose tokens are refused before they expire; beyond `max_entries` of a kind the oldest go.
+    """The sessions and users whose tokens are rejected before they expire, at most `max_entries` of each; the oldest are evicted.
 
-    A session's entry lives `session_ttl_s`, the life of its access tokens; a user's covers minted tokens too.
+    An entry of a session is stored for `session_ttl_s` seconds, the lifetime of its access tokens. An entry of a user is stored for
+    MAX_TOKEN_TTL_S seconds, so that it also covers tokens of MintTokens. `clock` returns unix seconds.
     """
 
     def __init__(self, clock: Callable[[], float], session_ttl_s: float, max_entries: int = MAX_REVOKED) -> None:
         self._clock = clock
         self._session_ttl_s = session_ttl_s
         self._max_entries = max_entries
-        # Id → (tokens issued up to then are refused, of use until), oldest first.
+        # Id → (tokens issued up to this time are rejected, time at which the entry expires), oldest first, in unix seconds.
         self._sessions: dict[int, tuple[float, float]] = {}
         self._users: dict[int, tuple[float, float]] = {}
 
     def revoke_session(self, session_id: int) -> None:
-        """Refuses the session's tokens from now on."""
+        """Rejects all tokens of the session from now on."""
         self._add(self._sessions, session_id, math.inf, self._session_ttl_s)
 
     def revoke_user(self, user_id: int, before: float) -> None:
-        """Refuses the user's tokens issued up to `before` (unix seconds); an earlier bound never replaces a later
-        one.
-        """
+        """Rejects the user's tokens issued up to `before` (unix seconds). The latest `before` of several calls counts."""
         self._add(self._users, user_id, before, MAX_TOKEN_TTL_S)
 
-    def refuse(self, actor: Actor, issued_at: float) -> bool:
-        """Whether a token of this actor, issued then (unix seconds), is revoked."""
+    def is_revoked(self, actor: Actor, issued_at: float) -> bool:
+        """Returns whether a token of this actor that was issued at `issued_at` (unix seconds) is revoked."""
         if actor.session_id in self._sessions:
             return True
         entry = self._users.get(actor.user_id)
         return entry is not None and issued_at <= entry[0]
 
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
-        """Takes events of TOPICS, in any order and any number of times; others are passed over."""
-        for delivered in events:
-            event = event_pb2.Event.FromString(delivered.payload)
+        """Applies events of TOPICS, in any order and any number of times; ignores events of other topics."""
+        for consumed in events:
+            event = event_pb2.Event.FromString(consumed.payload)
             before = event.occurred_at.ToNanoseconds() / 1e9
             body = event.WhichOneof("body")
             if body == "session_revoked" and event.session_revoked.session_id:
@@ -108,9 +126,9 @@ class Revocations:
                 if body == "session_revoked":
                     self.revoke_user(event.session_revoked.user_id, before)
                 elif body in ("user_suspended", "user_deleted"):
-                    # It was appended after its commit: no log-in that the commit did not see got a token later than
-                    # that.
-                    self.revoke_user(getattr(event, body).user_id, max(before, delivered.appended_ms / 1000))
+                    # The event was appended after the suspension was committed, and a log-in after the commit is refused. So the
+                    # time of the append covers every token that a concurrent log-in may have got.
+                    self.revoke_user(getattr(event, body).user_id, max(before, consumed.appended_ms / 1000))
 
     def _add(self, entries: dict[int, tuple[float, float]], key: int, before: float, ttl_s: float) -> None:
         known, _ = entries.pop(key, (before, 0.0))
@@ -121,44 +139,46 @@ class Revocations:
 
 
 class Verifier:
-    """Tells who a token speaks for.
+    """Returns the actor of an access token, after verification of its signature, claims, expiry and revocation.
 
-    `keys` asks identity for its public keys, and runs in an empty context, without anybody's token; `clock` is in unix
-    seconds.
+    `fetch_keys` returns the issuer's current public keys. It runs in an empty context, without a user's token or deadline. `clock`
+    returns unix seconds. At most `max_verified` verified tokens are cached.
     """
 
     def __init__(
         self,
-        keys: Keys,
+        fetch_keys: FetchKeys,
         clock: Callable[[], float],
         revocations: Revocations | None = None,
         max_verified: int = MAX_VERIFIED,
     ) -> None:
-        self._fetch_keys = keys
+        self._fetch_keys = fetch_keys
         self._clock = clock
         self._revocations = revocations
         self._max_verified = max_verified
-        # Token → (actor, issued at, expires at), oldest first.
+        # Token → (actor, issued at, expires at), oldest first, in unix seconds.
         self._verified: dict[str, tuple[Actor, float, float]] = {}
         self._keys: dict[str, OKPKey] = {}
-        self._asked_at = self._fetched_at = -math.inf
+        self._tried_at = self._fetched_at = -math.inf
         self._failing = True
         self._refetching: asyncio.Task[None] | None = None
 
     def cached(self, token: str) -> Actor | None:
-        """The actor of a token verified before, if it is neither expired nor revoked; None says: ask `verify`."""
+        """Returns the actor if the token is cached and neither expired nor revoked, else None. Costs no cryptography and no call."""
         entry = self._verified.get(token)
         if entry is None:
             return None
         actor, issued_at, expires_at = entry
-        if expires_at <= self._clock() or (self._revocations and self._revocations.refuse(actor, issued_at)):
+        if expires_at <= self._clock() or (self._revocations and self._revocations.is_revoked(actor, issued_at)):
             del self._verified[token]
             return None
         return actor
 
     async def verify(self, token: str) -> Actor:
-        """The actor. UNAUTHENTICATED whatever is wrong with the token; UNAVAILABLE where the keys to tell cannot be
-        had.
+        """Returns the token's actor.
+
+        Raises UNAUTHENTICATED if the token is malformed, forged, expired or revoked. Raises UNAVAILABLE if the signing keys cannot be
+        fetched and none of the cached keys fits.
         """
         if (actor := self.cached(token)) is not None:
             return actor
@@ -166,7 +186,7 @@ class Verifier:
         actor, issued_at, expires_at = _read(signed, await self._key(kid), token, self._clock())
         if expires_at <= self._clock():
             raise errors.unauthenticated("the access token has expired", reason=Reason.TOKEN_EXPIRED)
-        if self._revocations and self._revocations.refuse(actor, issued_at):
+        if self._revocations and self._revocations.is_revoked(actor, issued_at):
             raise errors.unauthenticated("the session has ended", reason=Reason.TOKEN_REVOKED)
         while len(self._verified) >= self._max_verified:
             del self._verified[next(iter(self._verified))]
@@ -176,58 +196,60 @@ class Verifier:
     async def _key(self, kid: str) -> OKPKey:
         now = self._clock()
         wanted = kid not in self._keys or now - self._fetched_at > KEYS_TTL_S
-        # A clock that was set back must not stop the asking.
-        asked_lately = 0 <= now - self._asked_at < REFETCH_AFTER_S
-        if wanted and self._refetching is None and not asked_lately:
-            # In a context of its own: whoever comes first must not lend the others a deadline or an identity.
+        # `0 <=`: if the clock was set back, fetches must not stop until it has caught up.
+        fetched_lately = 0 <= now - self._tried_at < REFETCH_AFTER_S
+        if wanted and self._refetching is None and not fetched_lately:
+            # Several calls wait for this task: it must not inherit the deadline or identity of the first one.
             self._refetching = asyncio.create_task(self._refetch(), context=contextvars.Context())
         if wanted and self._refetching is not None:
             await asyncio.shield(self._refetching)
         if (key := self._keys.get(kid)) is not None:
             return key
         if self._failing:
-            raise errors.unavailable("access tokens cannot be verified now", reason=Reason.NO_SIGNING_KEYS)
-        raise _refusal()
+            raise errors.unavailable(
+                "access tokens cannot be verified, because the signing keys are unavailable: try again",
+                reason=Reason.NO_SIGNING_KEYS,
+            )
+        raise _invalid_token()
 
     async def _refetch(self) -> None:
-        self._asked_at = self._clock()
+        self._tried_at = self._clock()
         try:
-            answer = await self._fetch_keys()
             keys = {
-                k.kid: OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": k.x, "kid": k.kid})
-                for k in answer.keys
-                if k.crv == "Ed25519"
+                key_id: OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": x, "kid": key_id})
+                for key_id, x in await self._fetch_keys()
             }
         except Exception as error:
-            # Whatever it was, the keys at hand are still the best there is.
-            _log.warning("signing keys not fetched", error=repr(error))
+            # The cached keys stay in use: tokens of known keys are still verified during an outage of the issuer.
+            log.warning("signing_keys.fetch_failed", error=repr(error))
             self._failing = True
         else:
-            self._keys, self._fetched_at, self._failing = keys, self._asked_at, False
+            self._keys, self._fetched_at, self._failing = keys, self._tried_at, False
         finally:
             self._refetching = None
 
 
 def _parse(token: str) -> tuple[jws.CompactSignature, str]:
-    """The token taken apart, and the key id it names: nothing of it is to be believed yet."""
+    """Returns the token's parts and its key id, both unverified. Raises UNAUTHENTICATED if it is not a token of our form."""
     if len(token) > MAX_TOKEN_BYTES:
-        raise _refusal()
+        raise _invalid_token()
     try:
         signed = jws.extract_compact(token.encode("ascii"), registry=REGISTRY)
         header = signed.headers()
     except Exception:
-        # A hostile token may trip the library anywhere (base64, UTF-8, JSON, its depth): it all means the same.
-        raise _refusal() from None
+        # A malformed token can make the library raise anything (base64, UTF-8, JSON, its depth): all of it means a bad token.
+        raise _invalid_token() from None
     kid = header.get("kid")
     if header.get("alg") != ALGORITHM or header.get("typ") != TOKEN_TYPE or not isinstance(kid, str):
-        raise _refusal()
+        raise _invalid_token()
     return signed, kid
 
 
 def _read(signed: jws.CompactSignature, key: OKPKey, token: str, now: float) -> tuple[Actor, float, float]:
-    """Actor, issued at, expires at (unix seconds), if the signature and every claim are as identity makes them.
+    """Returns (actor, issued at, expires at), the times in unix seconds, after verification of the signature and the claims.
 
-    A token with `nbf`, which identity does not set, is refused before that time.
+    Raises UNAUTHENTICATED if the signature is wrong, a claim is missing or of another type, issuer or audience differ, or `nbf` is
+    more than CLOCK_SKEW_S in the future. Does not check the expiry.
     """
     try:
         genuine = jws.validate_compact(signed, key, registry=REGISTRY)
@@ -238,13 +260,13 @@ def _read(signed: jws.CompactSignature, key: OKPKey, token: str, now: float) -> 
         addressed = claims["iss"] == ISSUER and claims["aud"] == AUDIENCE
         timely = begins_at <= now + CLOCK_SKEW_S and math.isfinite(expires_at) and math.isfinite(issued_at)
     except Exception:
-        # As in `_parse`: a number of 400 digits, a list for a number, a depth of thousands all mean the same.
-        raise _refusal() from None
+        # Claims can hold anything (a number of 400 digits, a list for a number, a depth of thousands): all of it means a bad token.
+        raise _invalid_token() from None
     if genuine and addressed and timely and actor.user_id > 0:
         return actor, issued_at, expires_at
-    raise _refusal()
+    raise _invalid_token()
 
 
-def _refusal() -> errors.RoostError:
-    # One answer for everything: what exactly was wrong helps only who forges.
-    return errors.unauthenticated("the access token is not valid", reason=Reason.TOKEN_INVALID)
+def _invalid_token() -> errors.RoostError:
+    # The same error for every defect: the details would help only a forger.
+    return errors.unauthenticated("the access token is not valid: sign in again", reason=Reason.TOKEN_INVALID)

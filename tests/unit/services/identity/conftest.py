@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +24,13 @@ from services.identity.signing import Signer, new_key
 from services.identity.store.sqlite.store import EmbeddedStore
 from services.identity.user_hydrator import UserHydrator
 from services.identity.user_service import UserService
-from services.platform.auth.tokens import Revocations, Verifier
+from services.platform.auth.tokens import Revocations, VerificationKey, Verifier
 from services.platform.cassandra.keyed_lock import KeyedLocks
 from services.platform.config import Settings
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context
+from services.shared.signing_keys import verification_keys
 
 PASSWORD = "correct horse battery"
 
@@ -176,8 +177,8 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         )
         revocations = Revocations(clock, settings.access_token_ttl_s)
 
-        async def keys() -> auth_service_pb2.GetSigningKeysResponse:
-            return await auth.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest(), None)
+        async def keys() -> Sequence[VerificationKey]:
+            return verification_keys(await auth.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest(), None))
 
         verifier = Verifier(keys, clock, revocations)
         users = UserService(store, joiner, events, ids, KeyedLocks())

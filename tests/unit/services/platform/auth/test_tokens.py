@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -16,9 +16,10 @@ from roost.identity.v1 import auth_service_pb2
 
 from services.identity.signing import Signer, new_key
 from services.platform.auth import tokens
-from services.platform.auth.tokens import Revocations, Verifier
+from services.platform.auth.tokens import Revocations, VerificationKey, Verifier
 from services.platform.events.log import ConsumedEvent
 from services.platform.rpc import context, errors
+from services.shared.signing_keys import verification_keys
 
 NOW = 1_800_000_000.0
 TTL_S = 300
@@ -33,7 +34,7 @@ class Clock:
 
 
 class Identity:
-    """Answers for its keys, counts how often it is asked, and can be down."""
+    """A token issuer: returns the keys of `signers`, records each fetch, and raises UNAVAILABLE while `down`."""
 
     def __init__(self, *signers: Signer) -> None:
         self.signers = list(signers)
@@ -41,15 +42,15 @@ class Identity:
         self.down = False
         self.asked_as: list[context.Call] = []
 
-    async def keys(self) -> auth_service_pb2.GetSigningKeysResponse:
+    async def keys(self) -> Sequence[VerificationKey]:
         self.asked += 1
         self.asked_as.append(context.current())
         if self.down:
             raise errors.unavailable("down")
-        answer = auth_service_pb2.GetSigningKeysResponse()
+        response = auth_service_pb2.GetSigningKeysResponse()
         for signer in self.signers:
-            answer.MergeFrom(signer.public_keys())
-        return answer
+            response.MergeFrom(signer.public_keys())
+        return verification_keys(response)
 
 
 @pytest.fixture
@@ -302,11 +303,11 @@ def test_revocations_are_bounded_and_end_by_themselves(clock: Clock) -> None:
     for session_id in (1, 2, 3):
         revocations.revoke_session(session_id)
         clock.now += 1
-    held = [revocations.refuse(context.Actor(9, session_id), clock.now) for session_id in (1, 2, 3)]
+    held = [revocations.is_revoked(context.Actor(9, session_id), clock.now) for session_id in (1, 2, 3)]
     assert held == [False, True, True]
     clock.now += TTL_S
     revocations.revoke_session(4)
-    assert not revocations.refuse(context.Actor(9, 3), clock.now)
+    assert not revocations.is_revoked(context.Actor(9, 3), clock.now)
 
 
 def delivered(body: str, age_s: float = 0.0, appended_after_s: float = 0.0, **fields: int) -> ConsumedEvent:
@@ -337,11 +338,11 @@ async def test_events_revoke(revocations: Revocations) -> None:
         ]
     )
     actors = [(1, 10), (1, 11), (2, 20), (3, 30), (4, 40), (5, 50)]
-    refused = [revocations.refuse(context.Actor(*actor), NOW - 1) for actor in actors]
+    refused = [revocations.is_revoked(context.Actor(*actor), NOW - 1) for actor in actors]
     assert refused == [True, False, True, True, True, False]
     # A token made between the fact and its commit.
-    assert revocations.refuse(context.Actor(4, 40), NOW + 0.1)
-    assert not revocations.refuse(context.Actor(2, 20), NOW + 0.1)
+    assert revocations.is_revoked(context.Actor(4, 40), NOW + 0.1)
+    assert not revocations.is_revoked(context.Actor(2, 20), NOW + 0.1)
 
 
 async def test_events_of_long_ago_revoke_nothing(revocations: Revocations) -> None:
@@ -351,8 +352,8 @@ async def test_events_of_long_ago_revoke_nothing(revocations: Revocations) -> No
             delivered("user_suspended", age_s=tokens.MAX_TOKEN_TTL_S + 1, user_id=3),
         ]
     )
-    assert not revocations.refuse(context.Actor(1, 10), NOW - TTL_S)
-    assert not revocations.refuse(context.Actor(3, 30), NOW - tokens.MAX_TOKEN_TTL_S - 2)
+    assert not revocations.is_revoked(context.Actor(1, 10), NOW - TTL_S)
+    assert not revocations.is_revoked(context.Actor(3, 30), NOW - tokens.MAX_TOKEN_TTL_S - 2)
 
 
 async def test_a_token_with_a_time_before_which_it_does_not_hold_holds_from_then_on(

@@ -13,6 +13,7 @@ from roost.batch.v1 import batch_service_pb2 as pb
 from roost.batch.v1 import batch_service_pb2_grpc as pb_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
+from services.catalog import KEY_SOURCE
 from services.platform.backends.embedded import open_embedded
 from services.platform.config import Settings
 from services.platform.process import Process
@@ -89,7 +90,9 @@ class Watched(MeshChannel):
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     rig = Rig()
     settings = Settings(data_dir=tmp_path / "data", grpc="127.0.0.1:0", log_level="error", mesh_secret=SECRET)
-    async with await Process.start(settings, {"tweet": rig.build}, backend=open_embedded) as rig.process:
+    async with await Process.start(
+        settings, {"tweet": rig.build}, backend=open_embedded, key_source=KEY_SOURCE
+    ) as rig.process:
         rig.channel = BatchingChannel(Watched(f"127.0.0.1:{rig.process.grpc_port}", rig.sent))
         yield rig
         rig.servicer.release.set()

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
+from services.catalog import KEY_SOURCE
 from services.platform.backends.embedded import open_embedded
 from services.platform.caching.read_tracking import ChangeTracker, reading
 from services.platform.config import Settings
@@ -127,7 +128,7 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
     rig = Rig(request.param)
     builds = {"tweet": rig.tweet, "fanout": rig.fanout}
     async with await Process.start(
-        settings(tmp_path), builds, backend=open_embedded, wire=request.param
+        settings(tmp_path), builds, backend=open_embedded, key_source=KEY_SOURCE, wire=request.param
     ) as rig.process:
         yield rig
 
@@ -290,7 +291,9 @@ async def test_health_is_known_by_every_name_and_ends_with_the_drain(rig: Rig) -
 
 async def test_the_actor_travels_in_process(tmp_path: Path) -> None:
     rig = Rig("inprocess")
-    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded) as rig.process:
+    async with await Process.start(
+        settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE
+    ) as rig.process:
         token = current_call.set(Call(actor=Actor(42)))
         answer = await rig.tweets().GetTweet(get(1))
         current_call.reset(token)
@@ -301,7 +304,7 @@ async def test_the_checker_finds_a_servicer_that_changes_its_request(tmp_path: P
     rig = Rig("inprocess")
     checker = MutationGuard()
     async with await Process.start(
-        settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, checker=checker
+        settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE, checker=checker
     ) as rig.process:
         token = current_call.set(Call(actor=Actor(42)))
         request = tweet_service_pb2.CreateTweetRequest(text="as sent")
@@ -315,7 +318,7 @@ async def test_the_checker_finds_a_servicer_that_keeps_what_it_returns(tmp_path:
     rig = Rig("inprocess")
     checker = MutationGuard()
     async with await Process.start(
-        settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, checker=checker
+        settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE, checker=checker
     ) as rig.process:
         stub = rig.tweets("timeline")
         request = tweet_service_pb2.BatchGetTweetCoresRequest(ids=[1])
@@ -326,18 +329,22 @@ async def test_the_checker_finds_a_servicer_that_keeps_what_it_returns(tmp_path:
 
 async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
     rig = Rig("inprocess")
-    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded) as rig.process:
+    async with await Process.start(
+        settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE
+    ) as rig.process:
         address = f"127.0.0.1:{rig.process.grpc_port}"
         second = Settings(data_dir=tmp_path / "other", grpc=address, log_level="error")
         with pytest.raises(errors.RoostError, match="another program listens there"):
-            await Process.start(second, {"tweet": rig.tweet}, backend=open_embedded)
+            await Process.start(second, {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE)
 
 
 async def test_a_data_directory_has_one_process(tmp_path: Path) -> None:
     rig = Rig("inprocess")
-    async with await Process.start(settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded) as rig.process:
+    async with await Process.start(
+        settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE
+    ) as rig.process:
         with pytest.raises(errors.RoostError):
-            await Process.start(settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded)
+            await Process.start(settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE)
 
 
 async def test_a_dependency_that_stops_is_no_fault_of_ours(rig: Rig) -> None:

@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
+from services.catalog import KEY_SOURCE
 from services.platform.backends.embedded import open_embedded
 from services.platform.config import Settings
 from services.platform.process import Process
@@ -69,7 +70,9 @@ class Town:
             operator_token=OPERATOR_TOKEN,
             registry=self.registry,
         )
-        process = await Process.start(settings, builds, backend=open_embedded, remote_services=ELSEWHERE)
+        process = await Process.start(
+            settings, builds, backend=open_embedded, key_source=KEY_SOURCE, remote_services=ELSEWHERE
+        )
         self.running.append(process)
         return process
 

@@ -13,7 +13,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 from prometheus_client import REGISTRY
 
-from services.catalog import BACKENDS, SERVICES
+from services.catalog import BACKENDS, KEY_SOURCE, SERVICES
 from services.platform.config import Settings
 from services.platform.process import Process
 from services.platform.transport.batching import BatchingChannel
@@ -94,7 +94,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 async def started(settings: Settings, *names: str, **changed: object) -> Process:
     builds = {name: SERVICES[name] for name in names}
     chosen = settings.model_copy(update=changed)
-    return await Process.start(chosen, builds, backend=BACKENDS[settings.backend], remote_services=SERVICES)
+    return await Process.start(
+        chosen, builds, backend=BACKENDS[settings.backend], key_source=KEY_SOURCE, remote_services=SERVICES
+    )
 
 
 async def test_a_door_to_dead_peers_is_degraded_and_ready(settings: Settings, port: int) -> None:

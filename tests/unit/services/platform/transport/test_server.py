@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
+from services.catalog import KEY_SOURCE
 from services.platform import open_files
 from services.platform.backends.embedded import open_embedded
 from services.platform.config import Settings
@@ -86,7 +87,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             fixed = {"data_dir": tmp_path / "data", "grpc": "127.0.0.1:0", "log_level": "error"}
             settings = Settings(**{**fixed, "mesh_secret": SECRET, "operator_token": OPERATOR_TOKEN, **changes})
             process = await stack.enter_async_context(
-                await Process.start(settings, {"tweet": build}, backend=open_embedded)
+                await Process.start(settings, {"tweet": build}, backend=open_embedded, key_source=KEY_SOURCE)
             )
             stack.callback(tweets.release.set)
             return Served(process, tweets, stack)
