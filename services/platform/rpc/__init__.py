@@ -1,1 +1,1 @@
-"""The contract as Python sees it, errors, the current call, deadlines, and the chain around a servicer's method."""
+"""The contract read from descriptors, errors, the current call, deadlines, rate limits, and the interceptors of every method."""

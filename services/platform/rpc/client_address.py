@@ -1,7 +1,7 @@
-"""Which address a request came from: the peer's, or the one that a trusted proxy names.
+"""Determines the address of the client: the peer's, or the one that a trusted proxy reports.
 
-A proxy appends its own peer to `X-Forwarded-For`, so the header is believed from the right, and only as far as the proxies that the
-settings trust reach. Everything further to the left may have been written by the client.
+A proxy appends the address of its own peer to `X-Forwarded-For`. So the header is read from the right, and only as far as its addresses
+are trusted proxies of the settings. The client may have written everything further to the left.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from urllib.parse import unquote
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# An IPv6 customer has a /64 at least: its addresses are one client.
+# A provider gives each IPv6 customer a /64 or more, so all addresses of a /64 count as one client.
 IPV6_PREFIX = 64
-# Addresses whose parsed form is kept: about 200 bytes each.
+# Parsed addresses in the cache, about 200 bytes each: 2 MB.
 MAX_KNOWN_ADDRESSES = 10_000
-# Proxies in a row. A longer chain of trusted addresses is a mistake in the settings, and each costs a look-up.
+# Entries of X-Forwarded-For that are read. A longer chain of trusted proxies is a mistake in the settings, and each costs a look-up.
 MAX_HOPS = 16
-# The longest address with a zone; what is longer is not looked at, and not kept.
+# The longest address with a zone. Longer text is neither parsed nor cached.
 MAX_ADDRESS_CHARS = 64
 
 
@@ -30,7 +30,7 @@ def networks(texts: Iterable[str]) -> tuple[Network, ...]:
 
 
 class TrustedProxies:
-    """The networks of proxies whose `X-Forwarded-For` is believed; with none, every peer is the client."""
+    """The networks of the proxies whose `X-Forwarded-For` is used. If there are none, the client is always the peer."""
 
     def __init__(self, trusted: Sequence[Network]) -> None:
         self._trusted = tuple(trusted)
@@ -43,11 +43,11 @@ class TrustedProxies:
         return address is not None and self._is_trusted(address)
 
     def client(self, peer: str, forwarded_for: Sequence[str]) -> str:
-        """Returns the client's address without a port.
+        """Returns the client's address without a port. `forwarded_for` holds the lines of `X-Forwarded-For` in order.
 
-        That is `peer`, unless a trusted proxy is connected: then it is the right-most address of `forwarded_for` (the header's lines,
-        in order) that is not itself trusted, or the left-most if all are. Returns `peer` if an entry that has to be read is not an
-        address, and if there are more than MAX_HOPS of them.
+        Returns `peer` if it is not a trusted proxy. Otherwise returns the right-most address of the header that is not trusted, or the
+        left-most address if all are trusted. Returns `peer` if an entry that is read is not an address, or if more than MAX_HOPS entries
+        would have to be read.
         """
         if not forwarded_for or not self.trusts(peer):
             return peer
@@ -59,26 +59,29 @@ class TrustedProxies:
                 return peer
             if not self._is_trusted(found):
                 return str(found)
-        # All that were read are trusted: the client is one of ours, unless the chain goes on.
+        # All entries that were read are trusted, so the client is a trusted host itself, unless unread entries remain.
         return str(found) if len(entries) <= MAX_HOPS else peer
 
     def _is_trusted(self, address: Address) -> bool:
         return any(address in network for network in self._trusted)
 
 
-# Every peer is the client.
+# Trusts no proxy: the client is always the peer.
 NO_PROXIES = TrustedProxies(())
 
 
 def of_grpc_peer(peer: str) -> str:
-    """Returns the address of what gRPC calls a peer, such as `ipv4:192.0.2.1:1234` or `ipv6:%5B::1%5D:1234`; "" for a Unix socket."""
+    """Returns the address in a gRPC peer string, such as `ipv4:192.0.2.1:1234` or `ipv6:%5B::1%5D:1234`; "" for a Unix socket."""
     kind, _, rest = peer.partition(":")
     return _without_port(unquote(rest)) if kind in ("ipv4", "ipv6") else ""
 
 
 @functools.lru_cache(maxsize=MAX_KNOWN_ADDRESSES)
 def client_key(address: str) -> str:
-    """Returns what limits count an address as: itself, or its /64 network for IPv6. Text that is not an address counts as itself."""
+    """Returns the key under which limits count a client: an IPv4 address, or the /64 network of an IPv6 address.
+
+    Returns text that is not an address unchanged.
+    """
     found = _parsed(address)
     if isinstance(found, ipaddress.IPv6Address):
         return str(ipaddress.IPv6Network((int(found), IPV6_PREFIX), strict=False))
@@ -86,7 +89,7 @@ def client_key(address: str) -> str:
 
 
 def _parsed(text: str) -> Address | None:
-    """The address without its zone; an IPv4 address written as IPv6 is that IPv4 address."""
+    """Returns the address without its zone, an IPv4-mapped IPv6 address as IPv4; None if the text is not an address."""
     return None if len(text) > MAX_ADDRESS_CHARS else _parsed_short(text)
 
 
@@ -102,7 +105,7 @@ def _parsed_short(text: str) -> Address | None:
 
 
 def _without_port(text: str) -> str:
-    """Takes the port and the brackets off `192.0.2.1:80`, `[2001:db8::1]:80` and `[2001:db8::1]`; anything else stays as it is."""
+    """Returns the host of `192.0.2.1:80`, `[2001:db8::1]:80` or `[2001:db8::1]`, without brackets; other text unchanged."""
     if text.startswith("["):
         return text[1:].partition("]")[0]
     host, colon, port = text.partition(":")

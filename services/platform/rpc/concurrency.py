@@ -1,4 +1,4 @@
-"""A bound on what is under way at once: in all, and for each key such as a client's address."""
+"""Limits the number of concurrent operations: in total, and for each key such as a client's address."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# What is refused here ends as soon as something else does: a short wait is enough.
+# Seconds. A place is free as soon as any running operation ends, so a short wait is enough.
 RETRY_AFTER_S = 1.0
 
 
 class ConcurrencyLimit:
-    """Counts what is under way: at most `most` in all and `most_per_key` of one key. `what` names it in refusals, such as "calls"."""
+    """Allows `most` concurrent operations in total and `most_per_key` for one key. `what` names them in errors, such as "calls"."""
 
     def __init__(self, what: str, most: int, most_per_key: int) -> None:
         self._what = what
@@ -24,21 +24,23 @@ class ConcurrencyLimit:
 
     @property
     def total(self) -> int:
-        """How many are under way."""
+        """The number of operations in progress."""
         return self._total
 
     @contextmanager
     def hold(self, key: str) -> Iterator[None]:
-        """Counts one more of `key` as long as the context lasts.
+        """Counts one operation of `key` until the end of the context.
 
-        Raises UNAVAILABLE if there are too many in all, RESOURCE_EXHAUSTED if the key has its share; nothing is counted then.
+        Raises UNAVAILABLE if the total is reached, RESOURCE_EXHAUSTED if the key's maximum is reached; then counts nothing.
         """
         if self._total >= self._most:
-            message = f"too many {self._what} are under way"
+            message = f"the server is overloaded: too many {self._what} are in progress; try again later"
             raise errors.unavailable(message, RETRY_AFTER_S, reason=Reason.OVERLOADED)
         own = self._by_key.get(key, 0)
         if own >= self._most_per_key:
-            message = f"more than {self._most_per_key} {self._what} from one address at once"
+            message = (
+                f"more than {self._most_per_key} {self._what} from one address at once: wait until some have ended"
+            )
             raise errors.resource_exhausted(message, RETRY_AFTER_S, reason=Reason.TOO_MANY_AT_ONCE)
         self._by_key[key] = own + 1
         self._total += 1

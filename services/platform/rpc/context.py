@@ -1,6 +1,6 @@
-"""Who calls, with how much time left: the current call, carried by the task's context.
+"""The current call of the running task: who calls, its deadline and its trace, in a context variable.
 
-A servicer reads identity from here and nowhere else. By the time it runs, the policy of its method has been enforced.
+Servicers read the caller's identity here and nowhere else. Before a servicer runs, the policy of its method has been enforced.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import NamedTuple
 
 from services.platform.rpc import errors
 
-# The caller's name of the operator's credentials.
+# `Call.caller` of a call that carries the operator's token.
 OPERATOR = "operator"
 
 NEVER = float("inf")
 
-# Enough for the longest that browsers send, far below what a header may have: it is kept with each session.
+# Enough for the longest user agents of browsers. The text is stored with each session.
 MAX_USER_AGENT_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The user a verified access token speaks for; `user_id` 0 is nobody."""
+    """The user of a verified access token; `user_id` is 0 if the call carries none."""
 
     user_id: int = 0
     session_id: int = 0
@@ -34,11 +34,14 @@ ANONYMOUS = Actor()
 
 
 class Call(NamedTuple):
-    """One call: `method` is its path, `caller` the calling service, OPERATOR, or "" for clients outside; `deadline` is in the
-    loop's seconds, NEVER where the method has none; `user_agent` names the program at the client's end, as `bounded_user_agent`
-    gives it; `address` is the client's, as seen where it entered the mesh, "" if not known."""
+    """One call.
 
-    # A tuple: one is made for every call, and a frozen dataclass takes four times as long to make.
+    `method` is its path, such as `/roost.tweet.v1.TweetService/GetTweet`. `caller` is the calling service, OPERATOR, or "" for a client
+    outside the mesh. `deadline` is in seconds of the event loop's clock, NEVER if the method has none. `user_agent` names the client's
+    program, as returned by `bounded_user_agent`. `address` is the client's as seen at the edge of the mesh, "" if it is not known.
+    """
+
+    # A tuple, because one is made for every call: a frozen dataclass takes four times as long (measured).
     method: str = ""
     actor: Actor = ANONYMOUS
     caller: str = ""
@@ -54,7 +57,7 @@ current_call: ContextVar[Call] = ContextVar("roost_call", default=_NO_CALL)
 
 
 def bounded_user_agent(text: str) -> str:
-    """Returns what a client's program calls itself in printable ASCII, which gRPC metadata can carry: MAX_USER_AGENT_CHARS at most."""
+    """Returns the first MAX_USER_AGENT_CHARS characters without any that are not printable ASCII, which gRPC metadata cannot carry."""
     text = text[:MAX_USER_AGENT_CHARS]
     if text.isascii() and text.isprintable():
         return text
@@ -62,22 +65,22 @@ def bounded_user_agent(text: str) -> str:
 
 
 def current() -> Call:
-    """The call this task serves; an empty one outside of calls (consumers, start-up)."""
+    """Returns the call that this task serves, or an empty Call if it serves none (consumers, start-up)."""
     return current_call.get()
 
 
 def actor() -> Actor:
-    """The caller's actor, or ANONYMOUS."""
+    """Returns the actor of the current call, or ANONYMOUS."""
     return current_call.get().actor
 
 
 def reader_id() -> int:
-    """The caller's user id, 0 where nobody is signed in."""
+    """Returns the user id of the current call's actor, 0 if the call is anonymous."""
     return current_call.get().actor.user_id
 
 
 def require_user() -> int:
-    """The caller's user id; UNAUTHENTICATED where nobody is signed in."""
+    """Returns the user id of the current call's actor. Raises UNAUTHENTICATED if the call is anonymous."""
     user_id = current_call.get().actor.user_id
     if not user_id:
         raise errors.unauthenticated()

@@ -1,6 +1,6 @@
-"""The contract as Python sees it: every RPC with its policy, types and twin, read from the descriptors.
+"""Reads every RPC from the descriptors of the generated modules: its policy, message types and wire type.
 
-The interceptors, the gateway and the CLI are engines over this; none of them keeps a list of its own.
+The interceptors, the gateway and the CLI derive their routes, checks and commands from this, so that no second list exists.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from services.platform.rpc.bounds import Bounds
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC. `path` is gRPC's name of it, `/roost.tweet.v1.TweetService/GetTweet`; `service_name` the service that owns it, `tweet`."""
+    """One RPC, such as path `/roost.tweet.v1.TweetService/GetTweet`, service `roost.tweet.v1.TweetService`, service name `tweet`.
+
+    `request` and `response` are the generated classes. `caller_only` names the request's fields that must hold the caller's own id.
+    """
 
     path: str
     service: str
@@ -33,10 +36,10 @@ class Method:
     descriptor: MethodDescriptor
     request: type[Message]
     response: type[Message]
-    # What services really pass: the response, or its twin.
+    # The class that servicers return and that channels carry: the response's wire type if it declares one, else the response.
     wire_response: type[Message]
     caller_only: tuple[str, ...]
-    # Of the request's lists.
+    # The maximum lengths of the request's lists.
     bounds: Bounds
 
     @property
@@ -49,26 +52,26 @@ class Method:
 
 
 def field_policy(field: FieldDescriptor) -> options_pb2.FieldPolicy:
-    """The field's `(roost.options.v1.field)`; empty where it has none."""
+    """Returns the field's option `(roost.options.v1.field)`, an empty message if it has none."""
     policy: options_pb2.FieldPolicy = field.GetOptions().Extensions[options_pb2.field]
     return policy
 
 
 def wire_class_of(message: Descriptor) -> type[Message]:
-    """The class that services pass for this message: its twin, or its own."""
+    """Returns the class that services pass for this message: its wire type if it declares one, else its own class."""
     name = message.GetOptions().Extensions[options_pb2.twin]
     return message_class(descriptor_pool.Default().FindMessageTypeByName(name) if name else message)
 
 
 def message_class(descriptor: Descriptor) -> type[Message]:
-    """The generated class of a message."""
+    """Returns the generated class of a message."""
     cls: type[Message] = message_factory.GetMessageClass(descriptor)
     return cls
 
 
 @functools.cache
 def methods() -> Mapping[str, Method]:
-    """Every RPC of every `roost` package by path, in a stable order."""
+    """Returns every RPC of every `roost` package by path, in a stable order. Imports all generated modules at the first call."""
     found: dict[str, Method] = {}
     for module in sorted(_modules()):
         file: Any = importlib.import_module(module).DESCRIPTOR
@@ -80,12 +83,12 @@ def methods() -> Mapping[str, Method]:
 
 
 def called_by(name: str) -> frozenset[str]:
-    """The folders of the services whose internal methods the contract opens to the service `name`."""
+    """Returns the names of the services with a method that lists the service `name` among its `callers`."""
     return frozenset(method.service_name for method in methods().values() if name in method.policy.callers)
 
 
 def _modules() -> list[str]:
-    # `roost` is a namespace package, which pkgutil does not walk into.
+    # `roost` is a namespace package, which pkgutil.walk_packages does not enter.
     roots = [Path(root) for root in roost.__path__]
     files = [(root, path) for root in roots for path in root.rglob("*_pb2.py")]
     return [".".join(("roost", *path.relative_to(root).with_suffix("").parts)) for root, path in files]

@@ -1,4 +1,4 @@
-"""Deadlines that cost nothing until something is waited for."""
+"""Enforces a deadline on a coroutine, without a timer if the coroutine never suspends."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ _NEVER = float("inf")
 _NOT_BEGUN = object()
 
 
-class with_deadline(Generic[T]):  # noqa: N801 (it reads as the preposition it is: `await until(deadline, work)`)
-    """Awaits a coroutine up to a deadline (monotonic seconds; inf: none), then cancels it and raises TimeoutError.
+class with_deadline(Generic[T]):  # noqa: N801 (used as a function: `await with_deadline(deadline, coroutine)`)
+    """Awaits a coroutine until a deadline (seconds of the monotonic clock; inf: none), then cancels it and raises TimeoutError.
 
-    asyncio.timeout_at does the same at 9 µs a call (measured). Most calls in process are answered from memory and never wait: they
-    need no timer, so it is set only when the coroutine waits for the first time.
+    asyncio.timeout_at does the same at 9 µs a call (measured). Most in-process calls are answered from memory and never suspend, so the
+    timer is set only when the coroutine suspends for the first time.
 
-    Whoever has made the first step itself, because even this object would cost too much where nothing waits, says in `waited_for`
-    what that step gave.
+    `first_awaitable` is for a caller that has already advanced the coroutine with `send(None)` to avoid the cost of this object: it is
+    the value that `send` returned.
     """
 
-    __slots__ = ("_coroutine", "_deadline", "_fired", "_task", "_waited_for")
+    __slots__ = ("_coroutine", "_deadline", "_fired", "_first_awaitable", "_task")
 
-    def __init__(self, deadline: float, coroutine: Coroutine[Any, Any, T], waited_for: Any = _NOT_BEGUN) -> None:
+    def __init__(self, deadline: float, coroutine: Coroutine[Any, Any, T], first_awaitable: Any = _NOT_BEGUN) -> None:
         self._coroutine = coroutine
-        self._waited_for = waited_for
+        self._first_awaitable = first_awaitable
         self._deadline = deadline
         self._fired = False
         self._task: asyncio.Task[Any] | None = None
 
     def __await__(self) -> Generator[Any, Any, T]:
         coroutine = self._coroutine
-        waited_for = self._waited_for
-        if waited_for is _NOT_BEGUN:
+        awaitable = self._first_awaitable
+        if awaitable is _NOT_BEGUN:
             try:
-                waited_for = coroutine.send(None)
+                awaitable = coroutine.send(None)
             except StopIteration as returned:
                 return returned.value  # type: ignore[no-any-return]
         if self._deadline == _NEVER:
-            return (yield from _resumed(coroutine, waited_for))
+            return (yield from _resume(coroutine, awaitable))
         self._task = asyncio.current_task()
         timer = asyncio.get_running_loop().call_at(self._deadline, self._fire)
         try:
-            return (yield from _resumed(coroutine, waited_for))
+            return (yield from _resume(coroutine, awaitable))
         except asyncio.CancelledError as cancelled:
-            # Ours, and nobody else's at the same time?
+            # A TimeoutError only if this timer alone cancelled the task; otherwise its own cancellation is passed on.
             if self._fired and self._task is not None and self._task.uncancel() == 0:
                 raise TimeoutError from cancelled
             raise
@@ -59,15 +59,15 @@ class with_deadline(Generic[T]):  # noqa: N801 (it reads as the preposition it i
             self._task.cancel()
 
 
-def _resumed(coroutine: Coroutine[Any, Any, T], waited_for: Any) -> Generator[Any, Any, T]:
-    """Goes on with a coroutine that has begun: what `yield from` would do from its second step."""
+def _resume(coroutine: Coroutine[Any, Any, T], awaitable: Any) -> Generator[Any, Any, T]:
+    """Runs a started coroutine to its end, as `yield from` would. `awaitable` is what its last step yielded."""
     try:
         while True:
             try:
-                answer = yield waited_for
+                result = yield awaitable
             except BaseException as error:
-                waited_for = coroutine.throw(error)
+                awaitable = coroutine.throw(error)
             else:
-                waited_for = coroutine.send(answer)
+                awaitable = coroutine.send(result)
     except StopIteration as returned:
         return returned.value  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
-"""The one error that crosses services.
+"""Defines RoostError, the only exception that passes from one service to another.
 
-A service raises what these functions make; the interceptors turn it into a `google.rpc.Status` with ErrorInfo, BadRequest and
-RetryInfo; the gateway turns that into problem+json (RFC 9457). Any other exception becomes INTERNAL with an error id, and its text
-stays in the log.
+Services raise the errors that these functions return. The interceptors convert them to `google.rpc.Status` with ErrorInfo, BadRequest
+and RetryInfo details; the gateway converts that to problem+json (RFC 9457). Any other exception becomes INTERNAL with an error id: its
+text is logged and never sent.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from services.platform.rpc.reasons import Reason
 DOMAIN = "roost"
 STATUS_KEY = "grpc-status-details-bin"
 
-# When a caller should come back after an UNAVAILABLE that knows no better.
+# Seconds after which a caller should try again if the place that raises the error cannot tell.
 DEFAULT_RETRY_AFTER_S = 1.0
-# Violations in one error: more tell a caller nothing new, and cost bytes.
+# Violations in one error: a client corrects these first, and further ones would only cost bytes.
 MAX_VIOLATIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field that breaks a rule; `field` is its path in the request, such as `profile.bio`."""
+    """A field that breaks a rule. `field` is its path in the request, such as `profile.bio`; `message` says what the rule demands."""
 
     field: str
     message: str
 
 
-# eq=False: exceptions are told apart by identity, and stay hashable.
+# eq=False: exceptions compare by identity and stay hashable.
 @dataclass(slots=True, eq=False)
 class RoostError(Exception):
-    """A refusal with a gRPC status code, a machine-readable reason and a text that may be shown to the caller.
+    """An error with a gRPC status code, a machine-readable reason and a message that may be shown to the caller.
 
-    `reason` is a Reason, the name of the code, or what a peer of another version gave.
+    `reason` is a Reason, else the name of the status code; it may also be an unknown text that a peer of another version sent.
     """
 
     code: grpc.StatusCode
@@ -48,7 +48,7 @@ class RoostError(Exception):
     retry_after_s: float | None = None
 
     def __post_init__(self) -> None:
-        # Dataclasses skip Exception.__init__; without it pickling and str() lose the text.
+        # Dataclasses do not call Exception.__init__; without it pickling and str() lose the message.
         Exception.__init__(self, self.message)
         if not self.reason:
             self.reason = self.code.name
@@ -57,7 +57,7 @@ class RoostError(Exception):
         return f"{self.code.name}: {self.message}"
 
     def status(self) -> status_pb2.Status:
-        """The error as google.rpc.Status, details included."""
+        """Returns the error as google.rpc.Status with its details."""
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         status.details.add().Pack(error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN))
         if self.violations:
@@ -73,77 +73,77 @@ class RoostError(Exception):
 
 
 def invalid_argument(message: str, field: str | None = None, *, violations: Iterable[Violation] = ()) -> RoostError:
-    """The request breaks a rule, whatever the state; `field` names the field at fault."""
+    """Returns INVALID_ARGUMENT: the request breaks a rule, whatever the state of the data. `field` is the path of the wrong field."""
     found = tuple(violations) or ((Violation(field, message),) if field else ())
     return RoostError(grpc.StatusCode.INVALID_ARGUMENT, message, violations=found)
 
 
 def broken_rules(violations: Sequence[Violation]) -> RoostError:
-    """INVALID_ARGUMENT out of what was found wrong, at least one violation; the first is the message too."""
+    """Returns INVALID_ARGUMENT with these violations, of which there must be at least one; the first one makes the message."""
     first = violations[0]
     message = f"{first.field}: {first.message}" if first.field else first.message
     return invalid_argument(message, violations=violations)
 
 
 def unauthenticated(message: str = "sign in first", reason: Reason | None = None) -> RoostError:
-    """No valid credentials."""
+    """Returns UNAUTHENTICATED: the call carries no valid credentials."""
     return RoostError(grpc.StatusCode.UNAUTHENTICATED, message, reason or "")
 
 
 def permission_denied(message: str, reason: Reason | None = None) -> RoostError:
-    """Valid credentials that do not allow this."""
+    """Returns PERMISSION_DENIED: the caller is known but not allowed to do this."""
     return RoostError(grpc.StatusCode.PERMISSION_DENIED, message, reason or "")
 
 
 def not_found(message: str) -> RoostError:
-    """It never was, was deleted, or is hidden from the caller: not told apart."""
+    """Returns NOT_FOUND, also for things that are hidden from the caller: it must not learn that they exist."""
     return RoostError(grpc.StatusCode.NOT_FOUND, message)
 
 
 def already_exists(message: str, reason: Reason | None = None) -> RoostError:
-    """Something unique is taken."""
+    """Returns ALREADY_EXISTS: a unique name or key is taken."""
     return RoostError(grpc.StatusCode.ALREADY_EXISTS, message, reason or "")
 
 
 def failed_precondition(message: str, reason: Reason | None = None) -> RoostError:
-    """The state does not allow it, and a repeat will not help."""
+    """Returns FAILED_PRECONDITION: the state of the data does not allow the request, and a retry will not help."""
     return RoostError(grpc.StatusCode.FAILED_PRECONDITION, message, reason or "")
 
 
 def resource_exhausted(
     message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_S, reason: Reason | None = None
 ) -> RoostError:
-    """A queue or a quota is full; come back after `retry_after_s` seconds."""
+    """Returns RESOURCE_EXHAUSTED: a queue or quota is used up. Clients are told to retry after `retry_after_s` seconds."""
     return RoostError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, reason or "", retry_after_s=retry_after_s)
 
 
 def unavailable(message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_S, reason: Reason | None = None) -> RoostError:
-    """It cannot be done now; come back after `retry_after_s` seconds."""
+    """Returns UNAVAILABLE: something is down or overloaded. Clients are told to retry after `retry_after_s` seconds."""
     return RoostError(grpc.StatusCode.UNAVAILABLE, message, reason or "", retry_after_s=retry_after_s)
 
 
 def deadline_exceeded(message: str = "the deadline passed") -> RoostError:
-    """The time given was not enough; whether the call had an effect is unknown."""
+    """Returns DEADLINE_EXCEEDED; it is unknown whether the call had an effect."""
     return RoostError(grpc.StatusCode.DEADLINE_EXCEEDED, message)
 
 
 def unimplemented(message: str) -> RoostError:
-    """Part of the contract, not served yet."""
+    """Returns UNIMPLEMENTED: the method is in the contract, but not served by this process."""
     return RoostError(grpc.StatusCode.UNIMPLEMENTED, message)
 
 
 def internal(error_id: str) -> RoostError:
-    """An unknown exception: the log holds its text under `error_id`, the caller gets the id."""
+    """Returns INTERNAL for an unexpected exception. The message holds only `error_id`, under which the exception is logged."""
     return RoostError(grpc.StatusCode.INTERNAL, f"internal error {error_id}")
 
 
 def code_of(number: int) -> grpc.StatusCode:
-    """The status code of a number on the wire; UNKNOWN for one that gRPC does not know."""
+    """Returns the status code with this number, UNKNOWN if gRPC defines none."""
     return _CODES.get(number, grpc.StatusCode.UNKNOWN)
 
 
 def from_status(status: status_pb2.Status) -> RoostError:
-    """The error that `RoostError.status` made this Status of."""
+    """Returns the RoostError of a Status; the inverse of `RoostError.status`."""
     error = RoostError(code_of(status.code), status.message)
     for detail in status.details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
@@ -161,7 +161,7 @@ def from_status(status: status_pb2.Status) -> RoostError:
     return error
 
 
-# What a caller is told instead of gRPC's own text, which names addresses and libraries, by the codes that gRPC itself gives a call.
+# Messages in place of gRPC's own texts, which name addresses and libraries, by the status codes that gRPC itself produces.
 _OF_GRPC = {
     grpc.StatusCode.UNAVAILABLE: "a service that this needs cannot be reached now",
     grpc.StatusCode.DEADLINE_EXCEEDED: "the deadline passed",
@@ -176,23 +176,27 @@ _OF_GRPC = {
 
 
 def notes_of(error: BaseException) -> str:
-    """Returns the error's notes: what the log and whoever runs the mesh may know (addresses, files, a driver's own text), and callers
-    may not. Empty if there are none."""
+    """Returns the notes of an exception, joined by "; ", or "" if it has none.
+
+    Notes hold text for the log and the operator that must not reach callers: addresses, files, a driver's own message.
+    """
     return "; ".join(getattr(error, "__notes__", ()))
 
 
 def from_rpc(error: grpc.aio.AioRpcError) -> RoostError:
-    """Returns what a stub raised as a RoostError; details travel in the trailing metadata. Without them gRPC made the error, and its
-    text becomes a note."""
+    """Returns an error of a stub as a RoostError, with the details of its trailing metadata.
+
+    If there are none, gRPC itself made the error: then the message is a sentence of _OF_GRPC, and gRPC's text becomes a note for the log.
+    """
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_KEY and isinstance(value, bytes):
             status = status_pb2.Status.FromString(value)
-            # A peer's status that contradicts its details is not trusted for them.
+            # Details whose code differs from the status code are ignored.
             if status.code == error.code().value[0]:
                 return from_status(status)
     details = error.details() or ""
     if error.code() not in _OF_GRPC:
-        # Only servicers give these.
+        # gRPC itself never produces these codes: a servicer did, and its message is for callers.
         return RoostError(error.code(), details)
     found = RoostError(error.code(), _OF_GRPC[error.code()])
     if details:

@@ -1,19 +1,19 @@
-"""Rate limits: a token bucket for each (class, user or address), kept as the one moment at which it is full again (GCRA).
+"""Rate limits: a token bucket for each (class, user or address), stored as the time at which it is full again (GCRA).
 
-A process has one RateLimits object, which the HTTP gateway and the gRPC server both ask: whoever mixes protocols has one allowance. The
-method's policy names the class, the settings give its numbers.
+A process has one RateLimits object for its HTTP gateway and its gRPC server, so a client that uses both has one allowance. The policy of a
+method names its class; the settings define the limit of each class.
 
-The classes BY_ADDRESS count by the client's address, whatever token comes along: with a token of one's own an attacker would
-otherwise have an allowance for each account. Beside it, attempts are counted for the account that the request names (FieldPolicy
-`rate_limit_key`). Such a limit must not become a way to lock somebody out of their account, so:
+The classes in BY_ADDRESS count by the client's address, whether or not a token is sent: otherwise an attacker would get an allowance for
+each account of their own. In addition, failed attempts are counted for the account that the request names (FieldPolicy
+`rate_limit_key`). Such a limit must not let an attacker lock the owner out of an account, so:
 
-- failures count for (account, address), and those of one address never touch another's;
-- failures from addresses that never proved to be the owner's also count for the account as a whole. When that allowance is used up,
-  such addresses are slowed to a few tries an hour each, and addresses that logged in to the account before are not affected;
-- an attempt that succeeds gives back what it took, if the policy says that success proves who the owner is.
+- failures count for the pair (account, address); those of one address do not affect another address;
+- failures from addresses that never logged in to the account also count for the account as a whole. After that allowance is used up,
+  each such address gets a few tries an hour; addresses that logged in to the account before are not affected;
+- a successful attempt is not counted if the policy says that success proves ownership of the account.
 
-The `limits` package was measured and left: a hit with its statistics cost 12–20 µs, and its memory storage starts a thread every
-10 ms that walks all keys. A bucket here costs under 1 µs, and their number is bounded.
+The `limits` package was measured and rejected: a hit with its statistics costs 12–20 µs, and its memory storage starts a thread every
+10 ms that walks all keys. A bucket here costs under 1 µs, and the number of buckets is bounded.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from services.platform.rpc.contract import Method, field_policy
 from services.platform.rpc.reasons import Reason
 
 WINDOW_S = 60.0
-# Buckets of one class: 100 bytes each. Full buckets are dropped first: they say the same as none.
+# Buckets of one class, 100 bytes each. Full buckets are evicted first: a full bucket equals an absent one.
 MAX_BUCKETS = 100_000
-# Sums of floats must not cost the last request of a window.
+# Seconds. Rounding of float sums must not reject the last request of a window.
 SLACK_S = 1e-6
 
-# Nobody signs up by the minute: a short window would add up to thousands a day.
+# One hour: a limit for a minute would allow thousands of sign-ups a day.
 SIGN_UPS_WINDOW_S = 3_600.0
 BY_ADDRESS = frozenset({options.RATE_LIMIT_AUTH, options.RATE_LIMIT_SIGN_UP})
 
-# Failures at one account from one address: more than people need to remember a password, then one every three minutes.
+# Failures at one account from one address: 10 at once for a user who tries several passwords, then one every three minutes.
 FAILURES, FAILURES_WINDOW_S = 10, 1_800.0
-# Failures at one account from all addresses that never logged in to it. NIST SP 800-63B allows 100 in a row.
+# Failures at one account from all addresses that never logged in to it. NIST SP 800-63B allows 100 consecutive failures.
 STRANGERS_FAILURES, STRANGERS_WINDOW_S = 100, 3_600.0
-# What each such address still has once those are used up: the owner on a new device gets in, a guesser gets nowhere.
+# Failures of each such address after that: enough for the owner on a new device, too few to guess a password.
 SLOWED_FAILURES, SLOWED_WINDOW_S = 3, 3_600.0
-# (account, address) pairs that proved to be the owner's, about 200 bytes each; the longest unused go first.
+# (account, address) pairs with a successful log-in, about 200 bytes each; the least recently used are evicted first.
 MAX_OWNERS = 100_000
-# No account's name is longer than this, so what is longer names none.
+# User names and e-mail addresses are shorter than this, so the rest of a longer text is ignored.
 MAX_ACCOUNT_CHARS = 320
 
-# Codes that an attempt gets before anybody looked whether it is right: it was no guess.
+# Status codes of attempts that were rejected before the credentials were checked: they do not count as failures.
 NOT_TRIED = frozenset(
     {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 )
@@ -63,7 +63,11 @@ NOT_TRIED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a bucket said to one request; times in seconds."""
+    """The decision of a bucket about one request.
+
+    `remaining` is the number of further requests allowed now; `reset_s` seconds until the bucket is full, `retry_after_s` seconds until a
+    request is allowed again (0 if this one is).
+    """
 
     bucket: Bucket
     allowed: bool
@@ -75,12 +79,12 @@ class Verdict:
         """Raises RESOURCE_EXHAUSTED, with the time to wait, if the request is not allowed."""
         if not self.allowed:
             per = "a minute" if self.bucket.window_s == WINDOW_S else f"in {self.bucket.window_s / 60:g} minutes"
-            message = f"more than {self.bucket.limit} {self.bucket.name} requests {per}"
+            message = f"more than {self.bucket.limit} {self.bucket.name} requests {per}: wait before you try again"
             raise errors.resource_exhausted(message, self.retry_after_s, reason=Reason.RATE_LIMITED)
 
 
 class Bucket:
-    """The buckets of one class: `limit` requests at once, refilled evenly over `window_s`."""
+    """The buckets of one class by key: each allows `limit` requests at once and refills evenly over `window_s` seconds."""
 
     __slots__ = ("_full_at", "_max_buckets", "_step", "limit", "name", "window_s")
 
@@ -96,7 +100,10 @@ class Bucket:
         return len(self._full_at)
 
     def take(self, key: object, now: float) -> Verdict:
-        """Takes one request out of the key's bucket; `now` in seconds of any steady clock. A refusal takes nothing."""
+        """Counts one request of the key and returns whether it is allowed. A rejected request is not counted.
+
+        `now` is in seconds of a monotonic clock, the same one for all calls.
+        """
         full_at = self._full_at.get(key, now)
         full_at = (full_at if full_at > now else now) + self._step
         room = self.window_s - (full_at - now)
@@ -108,21 +115,21 @@ class Bucket:
         return Verdict(self, True, max(0, int(room / self._step + 0.5)), full_at - now, 0.0)
 
     def give_back(self, key: object) -> None:
-        """Undoes one `take` of the key that was allowed."""
+        """Undoes one `take` of the key that was allowed, so that the request no longer counts."""
         if (full_at := self._full_at.get(key)) is not None:
             self._full_at[key] = full_at - self._step
 
     def _make_room(self, now: float) -> None:
         kept = {key: full_at for key, full_at in self._full_at.items() if full_at > now}
         if len(kept) >= self._max_buckets:
-            # Everybody is busy: a tenth goes, the longest known first, and starts anew.
+            # No bucket is full: evicts the oldest tenth, which then start again with a full allowance.
             for key in list(kept)[: self._max_buckets // 10 + 1]:
                 del kept[key]
         self._full_at = kept
 
 
 class Attempts:
-    """Failed attempts to prove to be an account's owner, by account and address; see the module for what is counted and why."""
+    """Counts failed log-ins by (account, address) and by account; the module's docstring gives the rules and their reasons."""
 
     def __init__(self, clock: Callable[[], float], max_owners: int = MAX_OWNERS) -> None:
         self._clock = clock
@@ -130,14 +137,15 @@ class Attempts:
         self._failures = Bucket("failed log-in", FAILURES, FAILURES_WINDOW_S)
         self._strangers = Bucket("failed log-in", STRANGERS_FAILURES, STRANGERS_WINDOW_S)
         self._slowed = Bucket("failed log-in", SLOWED_FAILURES, SLOWED_WINDOW_S)
-        # (account, address) as keys of a dict: the longest unused first.
+        # (account, address) pairs with a successful log-in, as keys of a dict: least recently used first.
         self._owners: dict[tuple[str, str], None] = {}
 
     @contextmanager
     def counted(self, accounts: Sequence[str], address: str, *, proves: bool) -> Iterator[None]:
-        """Counts the context as one attempt at each account. Raises RESOURCE_EXHAUSTED if too many failed.
+        """Counts the context as one attempt at each account. Raises RESOURCE_EXHAUSTED if too many attempts failed.
 
-        `proves` says that success shows who the owner is: it is given back, and the address is the owner's from now on.
+        If `proves` is true, success proves ownership: the attempt is not counted, and the address counts as one of the owner's from now
+        on. An attempt that fails with a code in NOT_TRIED is not counted either.
         """
         taken: list[tuple[Bucket, object]] = []
         try:
@@ -177,7 +185,7 @@ class Attempts:
 
 
 class MethodLimit:
-    """How calls of one method are limited."""
+    """The rate limit of one method: the bucket of its class, and the failed attempts at accounts that its requests name."""
 
     def __init__(self, method: Method, bucket: Bucket, attempts: Attempts, clock: Callable[[], float]) -> None:
         self._bucket = bucket
@@ -188,19 +196,21 @@ class MethodLimit:
         self._fields = tuple(
             field.name for field in method.descriptor.input_type.fields if field_policy(field).rate_limit_key
         )
-        # A signed-in user who proves who they are once more names their own account by their token.
+        # Methods such as ChangePassword check a password again: the account is the one of the caller's token.
         self._own_account = self._proves and method.policy.access == options.ACCESS_USER
         self.names_account = bool(self._fields) or self._own_account
 
     def take(self, user_id: int, address: str) -> Verdict:
-        """Counts one call in the method's class: of the user, or of the client's address if nobody is signed in or the class is in
-        BY_ADDRESS."""
+        """Counts one call in the method's class and returns whether it is allowed.
+
+        Counts by the user, or by the client's address if `user_id` is 0 or the class is in BY_ADDRESS.
+        """
         by_user = user_id and not self._by_address
         return self._bucket.take(user_id if by_user else client_key(address), self._clock())
 
     @contextmanager
     def attempt(self, request: Message, user_id: int, address: str) -> Iterator[None]:
-        """Counts the call in the context for the accounts that `request` names. Raises RESOURCE_EXHAUSTED if too many failed."""
+        """Counts the context as an attempt at the accounts that `request` names. Raises RESOURCE_EXHAUSTED if too many failed."""
         accounts = sorted({name for field in self._fields if (name := _folded(getattr(request, field)))})
         if self._own_account:
             accounts.append(f"user {user_id}")
@@ -209,7 +219,7 @@ class MethodLimit:
 
 
 class RateLimits:
-    """The limits of one process; `clock` is in seconds and steady."""
+    """All rate limits of one process. `clock` returns seconds of a monotonic clock."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -227,18 +237,18 @@ class RateLimits:
             }
 
     def limit_of(self, method: Method) -> MethodLimit | None:
-        """Returns the method's limit; None if limits are off, or its policy has no class."""
+        """Returns the method's limit; None if the settings disable rate limits or the method's policy names no class."""
         bucket = self._buckets.get(method.policy.rate_limit)
         return None if bucket is None else MethodLimit(method, bucket, self._attempts, self._clock)
 
     def count_read(self, address: str) -> None:
-        """Counts a call that is not in the contract, such as reflection, as a read of `address`. Raises RESOURCE_EXHAUSTED."""
+        """Counts a call outside the contract, such as reflection, as a read of `address`. Raises RESOURCE_EXHAUSTED if too many."""
         if (bucket := self._buckets.get(options.RATE_LIMIT_READ)) is not None:
             bucket.take(client_key(address), self._clock()).enforce()
 
 
 def _folded(name: str) -> str:
-    """One spelling for all spellings of an account's name or e-mail address: whoever guesses must not get an allowance for each."""
+    """Returns a name or e-mail address in NFKC and folded case, without a leading @: spellings of one account share one allowance."""
     return unicodedata.normalize("NFKC", name[:MAX_ACCOUNT_CHARS]).casefold().strip().removeprefix("@")
 
 

@@ -1,7 +1,7 @@
-"""Every reason that an error can give: what programs act on, whereas the text is for people.
+"""Lists every reason of an error. Programs act on the reason; the message is for people.
 
-A client sees it in lower case as `code` of a problem, and as `reason` of ErrorInfo on gRPC and Connect. An error without one gives the
-name of its status code. Names are part of the API: one for one thing, and none is changed.
+HTTP clients see it in lower case as `code` of a problem; gRPC and Connect clients as `reason` of ErrorInfo. An error without a reason has
+the name of its status code instead. The names are part of the API: they are never renamed, and no two mean the same.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from enum import StrEnum, auto
 
 
 class Reason(StrEnum):
-    """A reason; its value is its name."""
+    """A reason. Its value equals its name."""
 
     @staticmethod
     def _generate_next_value_(name: str, start: int, count: int, last_values: list[str]) -> str:
         return name
 
-    # Who calls.
+    # The caller's identity and permissions.
     ACCOUNT_DEACTIVATED = auto()
     MESH_ONLY = auto()
     MESH_SECRET = auto()
@@ -32,7 +32,7 @@ class Reason(StrEnum):
     USER_SUSPENDED = auto()
     WRONG_CREDENTIALS = auto()
 
-    # What the rules forbid.
+    # Rules of the domain.
     BLOCKED = auto()
     EDIT_LIMIT = auto()
     EDIT_WINDOW_CLOSED = auto()
@@ -44,7 +44,7 @@ class Reason(StrEnum):
     USERNAME_RESERVED = auto()
     USERNAME_TAKEN = auto()
 
-    # What cannot be done now.
+    # Temporary failures.
     CACHE_UNAVAILABLE = auto()
     CLOCK = auto()
     CONTENDED = auto()
@@ -60,7 +60,7 @@ class Reason(StrEnum):
     STORE_UNAVAILABLE = auto()
     TOO_MANY_AT_ONCE = auto()
 
-    # What hinders a start.
+    # Failures at the start of a process.
     ADDRESS_TAKEN = auto()
     DATA_IN_USE = auto()
     DATA_UNUSABLE = auto()

@@ -26,7 +26,7 @@ from services.platform import open_files
 from services.platform.rpc import errors
 from services.platform.rpc.client_address import TrustedProxies
 from services.platform.rpc.context import NEVER, OPERATOR, Call, bounded_user_agent
-from services.platform.rpc.interceptors import InterceptedMethod, unforeseen
+from services.platform.rpc.interceptors import InterceptedMethod, unexpected_error
 from services.platform.rpc.rate_limits import MethodLimit, RateLimits
 from services.platform.transport import grpc_health, reflection
 from services.platform.transport.admission import MAX_OPEN_CALLS, Admission, Visitor
@@ -344,7 +344,7 @@ def _parsed(cls: type[Message], data: bytes) -> Message:
 
 def _told(error: Exception, method: str, request_id: str) -> errors.RoostError:
     """The error as the caller may know it: what nobody foresaw goes to the log."""
-    return error if isinstance(error, errors.RoostError) else unforeseen(error, method, request_id)
+    return error if isinstance(error, errors.RoostError) else unexpected_error(error, method, request_id)
 
 
 async def _abort(context: Any, error: errors.RoostError, sent: tuple[tuple[str, str | bytes], ...]) -> None:

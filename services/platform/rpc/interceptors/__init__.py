@@ -1,7 +1,7 @@
-"""What happens around every RPC, whichever channel it came by: access, deadline, validation, error mapping, metrics.
+"""The interceptors of every RPC: access, deadline, validation, error mapping and metrics.
 
-`endpoint` is the chain itself, `metrics` what it counts, `validation` the field rules of the contract. One chain serves the socket
-and the in-process channel, so a rule cannot hold on one and not on the other.
+`endpoint` holds the chain, `metrics` its counters, `validation` the field rules of the contract. The gRPC server and the in-process
+channel use the same chain, so no rule can hold for one of them only.
 """
 
 from services.platform.rpc.interceptors.endpoint import (
@@ -9,8 +9,15 @@ from services.platform.rpc.interceptors.endpoint import (
     ServicerContext,
     check_access,
     intercepted_methods,
-    unforeseen,
+    unexpected_error,
     unserved,
 )
 
-__all__ = ["InterceptedMethod", "ServicerContext", "check_access", "intercepted_methods", "unforeseen", "unserved"]
+__all__ = [
+    "InterceptedMethod",
+    "ServicerContext",
+    "check_access",
+    "intercepted_methods",
+    "unexpected_error",
+    "unserved",
+]

@@ -1,4 +1,4 @@
-"""One RPC as it is served: the chain around a servicer's method."""
+"""Runs a servicer's method behind access, deadline, validation, error mapping and metrics."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from services.platform.rpc.reasons import Reason
 
 log = structlog.get_logger()
 
-# With less time left an answer would reach nobody: refused before any work.
+# Seconds. With less time left the response could not arrive in time, so the call is rejected before any work.
 MIN_REMAINING_S = 0.002
-# The loop's timers count whole milliseconds, and may fire one before their time.
+# Seconds. The event loop's timers have a resolution of 1 ms and may fire that much early.
 EARLY_S = 0.002
 
-# What a dependency may say through us: the caller can act on these. Anything else a dependency says is our fault.
+# Status codes of a called service that are passed on to the caller, who can act on them. Any other code is a fault of ours: INTERNAL.
 PROPAGATED_CODES = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -40,10 +40,10 @@ PROPAGATED_CODES = frozenset(
 
 
 class ServicerContext(Protocol):
-    """What a servicer may use of gRPC's context; everything else is in `services.platform.rpc.context`."""
+    """The part of gRPC's context that servicers may use; the rest is in `services.platform.rpc.context`."""
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """Sends (key, value) pairs behind the answer."""
+        """Sets the (key, value) pairs that are sent after the response."""
 
 
 class InterceptedMethod:
@@ -52,27 +52,26 @@ class InterceptedMethod:
     __slots__ = ("_bounds", "_callers", "_observer", "_open", "_serve", "cap_s", "method")
 
     def __init__(self, method: Method, servicer: object | None) -> None:
-        """Serves the servicer's method of that name; without a servicer refuses every call that is allowed, as not served."""
+        """`servicer` has a method named `method.name`. If it is None, calls get UNIMPLEMENTED after the access check."""
         self.method = method
         self.cap_s = method.policy.deadline_ms / 1000 or NEVER
-        # Read once: a look into a message costs as much as the check.
+        # Read once: reading a field of a message costs as much as the check itself.
         self._open = method.policy.access == options.ACCESS_PUBLIC
         self._bounds = method.bounds or None
         self._callers = frozenset(method.policy.callers) if method.policy.access == options.ACCESS_MESH else None
         self._serve: Any = None if servicer is None else getattr(servicer, method.name)
         if getattr(self._serve, "__module__", "").endswith("_pb2_grpc"):
-            # The generated servicer's own method: part of the contract, not served yet.
+            # The method of the generated base class: the servicer does not implement it.
             self._serve = None
         self._observer = observer_of(method.service, method.name)
 
     async def unary(
         self, request: Message | bytes, call: Call, context: ServicerContext, *, trusted_local: bool = False
     ) -> Message:
-        """Serves one unary call in the current task; raises RoostError and nothing else but cancellation.
+        """Serves one unary call in the current task and returns its response. Raises RoostError, or CancelledError if cancelled.
 
-        Bytes are parsed once the caller may use the method: a megabyte of empty messages takes 70 ms. `trusted_local`
-        says that a service of
-        this process made the request.
+        A request in bytes is parsed after the access check: parsing a megabyte of empty messages takes 70 ms. If `trusted_local` is true,
+        a service of this process made the request, and the field rules of mesh methods are not checked again.
         """
         current_call.set(call)
         begun = self._observer.begin()
@@ -80,10 +79,10 @@ class InterceptedMethod:
         try:
             coroutine = self._serve(self._authorize(request, call, begun, trusted_local), context)
             try:
-                waited_for = coroutine.send(None)
+                first_awaitable = coroutine.send(None)
             except StopIteration as returned:
                 return returned.value  # type: ignore[no-any-return]
-            return await with_deadline(call.deadline, coroutine, waited_for)
+            return await with_deadline(call.deadline, coroutine, first_awaitable)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
@@ -95,7 +94,7 @@ class InterceptedMethod:
             self._observer.end(begun, code)
 
     async def stream(self, request: Message | bytes, call: Call, context: ServicerContext) -> AsyncIterator[Message]:
-        """Serves one server stream; run it in a task of its own, because it sets the task's current call."""
+        """Serves one server stream and yields its responses. Raises as `unary`. Sets the current call of the task that iterates it."""
         current_call.set(call)
         begun = self._observer.begin()
         code = grpc.StatusCode.OK
@@ -116,20 +115,23 @@ class InterceptedMethod:
 
     @property
     def served(self) -> bool:
-        """Whether a servicer stands behind it."""
+        """True if a servicer implements the method."""
         return self._serve is not None
 
     def _authorize(self, request: Message | bytes, call: Call, now: float, trusted_local: bool = False) -> Message:
-        """Returns the request once policy and field rules admit it."""
+        """Returns the parsed request if access policy, deadline, list bounds and field rules allow it; `now` is monotonic seconds.
+
+        Raises UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, INVALID_ARGUMENT or UNIMPLEMENTED.
+        """
         callers = self._callers
         if callers is not None or not self._open:
             check_access(self.method, call, callers)
         if call.deadline - now < MIN_REMAINING_S:
-            raise errors.deadline_exceeded("too little time was left to begin")
+            raise errors.deadline_exceeded("too little time was left before the deadline to begin the call")
         if isinstance(request, bytes):
             request = self.parsed(request)
-        # Before the rules look at any item. Even a service of this process may ask for too much, and the bounds are all that is left to
-        # check of its requests: the full rules cost 5 to 100 µs, the bounds under one.
+        # Before the field rules, whose cost grows with the items. Requests of services of this process are checked too, because this
+        # costs under 1 µs; the field rules cost 5 to 100 µs.
         if self._bounds is not None:
             self._bounds.check(request)
         if not trusted_local or callers is None:
@@ -137,15 +139,15 @@ class InterceptedMethod:
         if self.method.caller_only:
             check_caller_only(self.method, request, call)
         if self._serve is None:
-            raise errors.unimplemented(f"{self.method.path} is not served yet")
+            raise errors.unimplemented(f"{self.method.path} is not implemented by this server")
         return request
 
     def parsed(self, data: bytes) -> Message:
-        """Returns the request that the bytes are. Raises INVALID_ARGUMENT if they are none."""
+        """Returns the request that the bytes encode. Raises INVALID_ARGUMENT if they are not a valid message."""
         try:
             return self.method.request.FromString(data)
         except DecodeError:
-            raise errors.invalid_argument("the request is not a valid message") from None
+            raise errors.invalid_argument(f"the request is not a valid {self.method.request.DESCRIPTOR.name}") from None
 
     def _to_roost_error(self, error: Exception, call: Call) -> errors.RoostError:
         """The error as the caller is told it; what only the log may know of it goes there."""
@@ -162,22 +164,24 @@ class InterceptedMethod:
         if isinstance(error, grpc.aio.AioRpcError) and error.code() in PROPAGATED_CODES:
             return errors.from_rpc(error)
         if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
-            # What a server that stops says of calls that it has not begun. Our caller did not cancel: then nobody would be told.
-            return errors.unavailable("a service that was asked is stopping")
-        return unforeseen(error, self.method.path, call.request_id)
+            # A stopping server answers CANCELLED to calls that it has not started. Our own caller has not cancelled: that would be
+            # asyncio.CancelledError.
+            return errors.unavailable("a service that this call needs is stopping: try again")
+        return unexpected_error(error, self.method.path, call.request_id)
 
 
-def unforeseen(error: Exception, method: str, request_id: str) -> errors.RoostError:
-    """Logs an exception that nobody foresaw and returns what the caller is told of it: an id to find it by."""
+def unexpected_error(error: Exception, method: str, request_id: str) -> errors.RoostError:
+    """Logs an unexpected exception under a new error id and returns INTERNAL with that id."""
     error_id = secrets.token_hex(8)
     log.error("rpc.failed", method=method, error_id=error_id, request_id=request_id, exc_info=error)
     return errors.internal(error_id)
 
 
 def check_access(method: Method, call: Call, callers: Collection[str] | None = None) -> None:
-    """Raises UNAUTHENTICATED or PERMISSION_DENIED if the method's rule does not admit the call; a rule not set admits nobody.
+    """Raises UNAUTHENTICATED or PERMISSION_DENIED if the access rule of the method's policy forbids the call.
 
-    `callers` may be given for a method of the mesh, to spare a look into its policy.
+    A method without an access rule requires the role admin or moderator, or the operator. `callers` are the allowed callers of a mesh
+    method if the caller of this function has them at hand, so that the policy is not read.
     """
     access = method.policy.access
     if access == options.ACCESS_PUBLIC:
@@ -185,7 +189,9 @@ def check_access(method: Method, call: Call, callers: Collection[str] | None = N
     if access == options.ACCESS_MESH:
         allowed = method.policy.callers if callers is None else callers
         if call.caller not in allowed:
-            raise errors.permission_denied(f"{method.name} is for {', '.join(sorted(allowed))} only", Reason.MESH_ONLY)
+            raise errors.permission_denied(
+                f"{method.name} may be called only by {', '.join(sorted(allowed))}", Reason.MESH_ONLY
+            )
         return
     if access == options.ACCESS_USER:
         if not call.actor.user_id:
@@ -203,7 +209,10 @@ def check_access(method: Method, call: Call, callers: Collection[str] | None = N
 
 
 def intercepted_methods(servicers: Mapping[str, object]) -> dict[str, InterceptedMethod]:
-    """The endpoints of a service by path; ValueError where a servicer serves what the contract does not know."""
+    """Returns the intercepted methods of the servicers (by full gRPC service name) by path.
+
+    Raises ValueError if the contract has no service of such a name.
+    """
     found = {
         method.path: InterceptedMethod(method, servicers[method.service])
         for method in methods().values()
@@ -215,13 +224,13 @@ def intercepted_methods(servicers: Mapping[str, object]) -> dict[str, Intercepte
     return found
 
 
-def unserved(folders: Collection[str], served: Collection[str]) -> dict[str, InterceptedMethod]:
-    """Endpoints without a servicer for the methods of these folders whose paths are not among `served`.
+def unserved(service_names: Collection[str], served: Collection[str]) -> dict[str, InterceptedMethod]:
+    """Returns intercepted methods without a servicer, by path, for all methods of these services whose path is not in `served`.
 
-    So a method of the contract that nobody implements yet still checks who calls before it says so.
+    They answer UNIMPLEMENTED, but only after the access check.
     """
     return {
         path: InterceptedMethod(method, None)
         for path, method in methods().items()
-        if method.service_name in folders and path not in served
+        if method.service_name in service_names and path not in served
     }

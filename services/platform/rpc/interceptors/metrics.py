@@ -1,7 +1,7 @@
-"""Counts and times of RPCs, under the names that gRPC dashboards expect (go-grpc-prometheus).
+"""Counts and measures RPCs, under the metric names of go-grpc-prometheus, which gRPC dashboards expect.
 
-Counted in plain integers and handed to prometheus_client at a scrape: its own counters take a lock each and cost 6 µs a call
-(measured), a tenth of a whole in-process call.
+The counts are plain integers that prometheus_client reads at a scrape: its own counters take a lock each and cost 6 µs a call
+(measured), a tenth of an in-process call.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 
 class Observer:
-    """One method's counts. All calls of a process run on one loop, so nothing is locked."""
+    """The counts of one method. All calls of a process run on one event loop, so no lock is needed."""
 
     __slots__ = ("_buckets", "_handled", "_ok", "_seconds", "_started")
 
     def __init__(self) -> None:
         self._started = 0
-        # Apart from the others: a status hashes in Python, twice for each count.
+        # Apart from the other codes: hashing a StatusCode runs Python code, twice for each count.
         self._ok = 0
         self._handled: dict[grpc.StatusCode, int] = {}
         self._buckets = [0] * (len(BUCKETS) + 1)
@@ -36,16 +36,16 @@ class Observer:
 
     @property
     def called(self) -> bool:
-        """Whether any call has begun."""
+        """True if at least one call has started."""
         return self._started > 0
 
     def begin(self) -> float:
-        """Counts a start and returns its moment, by the monotonic clock."""
+        """Counts the start of a call and returns the time in monotonic seconds, which `end` needs."""
         self._started += 1
         return monotonic()
 
     def end(self, begun: float, code: grpc.StatusCode) -> None:
-        """Counts an end."""
+        """Counts the end of a call with its status code; `begun` is what `begin` returned."""
         took = monotonic() - begun
         self._seconds += took
         self._buckets[bisect_left(BUCKETS, took)] += 1
@@ -55,11 +55,11 @@ class Observer:
             self._handled[code] = self._handled.get(code, 0) + 1
 
     def add_to(self, labels: tuple[str, str], families: _Families) -> None:
-        """Adds the counts to a scrape."""
+        """Adds the counts to the metric families of a scrape, with these values of LABELS."""
         families.started.add_metric(labels, self._started)
         if self._ok:
             families.handled.add_metric((*labels, "OK"), self._ok)
-        # A copy: a scrape is made in a thread while calls end.
+        # A copy: the scrape runs in a thread while calls end.
         for code, count in list(self._handled.items()):
             name = "".join(part.title() for part in code.name.split("_"))
             families.handled.add_metric((*labels, name), count)
@@ -82,7 +82,7 @@ class _Families:
 
 
 class _Observers(Collector):
-    """Every method's counts; methods served twice in one interpreter (tests) share one."""
+    """Collects the counts of all methods. A method that is served twice in one interpreter (in tests) has one Observer."""
 
     def __init__(self) -> None:
         self.by_method: dict[tuple[str, str], Observer] = {}
@@ -90,7 +90,7 @@ class _Observers(Collector):
     def collect(self) -> Iterator[Metric]:
         families = _Families()
         for labels, observer in list(self.by_method.items()):
-            # Methods that nobody has called would make nine tenths of the page.
+            # Methods without calls would make nine tenths of the page.
             if observer.called:
                 observer.add_to(labels, families)
         yield from (families.started, families.handled, families.handling)
@@ -101,5 +101,5 @@ REGISTRY.register(_observers)
 
 
 def observer_of(service: str, method: str) -> Observer:
-    """The method's observer."""
+    """Returns the Observer of a method, the same one at every call. `service` is the full gRPC name, `method` the bare one."""
     return _observers.by_method.setdefault((service, method), Observer())

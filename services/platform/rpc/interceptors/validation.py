@@ -1,4 +1,4 @@
-"""The field rules of the contract, checked by protovalidate, and told in words."""
+"""Checks requests against the field rules of the contract with protovalidate, and phrases violations for people."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from services.platform.rpc.contract import Method, field_policy
 from services.platform.rpc.errors import MAX_VIOLATIONS, Violation
 from services.platform.rpc.reasons import Reason
 
-# Each violation costs 10 µs and more, and protovalidate makes all of them before the first can be read: a request whose lists may hold
-# more items than this is told its first violation alone.
-MAX_ITEMS_TOLD = 200
+# protovalidate computes all violations before it returns the first, at 10 µs or more each. If the lists of a request type can hold more
+# items than this, the check stops at the first violation.
+MAX_ITEMS_OF_ALL_VIOLATIONS = 200
 
 _validator = protovalidate.Validator()
 
 
 def validate(method: Method, request: Message) -> None:
-    """Raises INVALID_ARGUMENT naming the fields that break their rules. The lists' bounds must have been checked before."""
+    """Raises INVALID_ARGUMENT with up to MAX_VIOLATIONS fields that break their rules. The lists' lengths must be checked before."""
     found = _validator.collect_violations(request, fail_fast=True)
     if not found:
         return
-    if method.bounds.most <= MAX_ITEMS_TOLD:
+    if method.bounds.most <= MAX_ITEMS_OF_ALL_VIOLATIONS:
         found = _validator.collect_violations(request)
     raise errors.broken_rules([_violation(one, request) for one in found[:MAX_VIOLATIONS]])
 
 
 def check_caller_only(method: Method, request: Message, call: Call) -> None:
-    """Raises PERMISSION_DENIED where a field that must name the caller names somebody else."""
+    """Raises PERMISSION_DENIED if a field with the option `caller_only` holds another user id than the caller's; 0 is allowed."""
     for name in method.caller_only:
         value = getattr(request, name)
         if value and value != call.actor.user_id:
@@ -48,10 +48,10 @@ def _violation(found: protovalidate.Violation, request: Message) -> Violation:
     for element in path.elements if path is not None else ():
         field = descriptor.fields_by_name[element.field_name]
         descriptor = field.message_type
-        # One field of an element's oneof tells where in a list or a map it lies.
+        # The subscript is the index in a list or the key in a map; None for a plain field.
         key = element.subscript.value if element.subscript is not None else None
         parts.append(element.field_name if key is None else f"{element.field_name}[{key}]")
-    # A rule of the whole message has no field, and a message of its own.
+    # A rule of the whole message has no field, and declares its message in the contract.
     words = _WORDS.get(found.proto.rule_id) if field is not None else None
     return Violation(".".join(parts), words(found.rule_value, field) if words is not None else found.proto.message)
 
@@ -80,8 +80,8 @@ def _at_least(number: Any, _: Any) -> str:
     return "must not be empty" if number == 1 else f"must have at least {number} characters"
 
 
-# Rule → what it demands, said to people. Protovalidate's own text serves where it is a sentence, as for numbers; a test finds every rule
-# of the contract whose text is not.
+# Rule id → the message for people. For other rules protovalidate's own message is used; a test fails for every rule of the contract whose
+# own message is not a sentence.
 _WORDS: dict[str, Words] = {
     "bytes.max_len": _counted("must have at most", "byte"),
     "enum.defined_only": _choices,
