@@ -162,21 +162,23 @@ def connect(driver: Driver, settings: Settings) -> Session:
     try:
         return driver.connect()
     except NoHostAvailable as error:
-        where = ", ".join(settings.cassandra)
+        contact_points = ", ".join(settings.cassandra)
         found = sorted({host.datacenter for host in driver.metadata.all_hosts()} - {None})
         driver.shutdown()
         # A dict by host, or an empty list if no host was tried.
         causes = error.errors.values() if isinstance(error.errors, dict) else ()
         if any(isinstance(cause, AuthenticationFailed) for cause in causes):
             raise errors.failed_precondition(
-                f"Cassandra at {where} rejects cassandra_username and cassandra_password: correct the settings"
+                f"Cassandra at {contact_points} rejects cassandra_username and cassandra_password: correct the settings"
             ) from error
         if found and settings.cassandra_datacenter not in found:
             raise errors.failed_precondition(
-                f"Cassandra at {where} has the datacenters {', '.join(found)}, but cassandra_datacenter is"
+                f"Cassandra at {contact_points} has the datacenters {', '.join(found)}, but cassandra_datacenter is"
                 f" {settings.cassandra_datacenter}: set it to one of them"
             ) from error
-        raise errors.unavailable(f"Cassandra cannot be reached at {where}", reason=Reason.STORE_UNAVAILABLE) from error
+        raise errors.unavailable(
+            f"Cassandra cannot be reached at {contact_points}", reason=Reason.STORE_UNAVAILABLE
+        ) from error
     except BaseException:
         driver.shutdown()
         raise

@@ -70,24 +70,7 @@ class Fetcher:
         self._wake = wake
         self._start_offsets = start_offsets
         self._log_error = RateLimitedErrors(group)
-        self._config: dict[str, Any] = client_settings(settings) | {
-            "group.id": group,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "auto.offset.reset": "earliest",
-            # Members keep their partitions and go on reading during a rebalance.
-            "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": int(SESSION_TIMEOUT_S * 1_000),
-            "heartbeat.interval.ms": int(HEARTBEAT_INTERVAL_S * 1_000),
-            "queued.min.messages": PREFETCH_MESSAGES,
-            "queued.max.messages.kbytes": PREFETCH_KIB,
-            # Right after an assignment the broker waits this long on one partition before the others are fetched.
-            "fetch.wait.max.ms": FETCH_WAIT_MS,
-            # Topics may be created after the consumer started.
-            "topic.metadata.refresh.interval.ms": 30_000,
-            "error_cb": self._log_error,
-            "on_commit": self._on_commit,
-        }
+        self._config = _consumer_settings(settings, group) | {"error_cb": self._log_error, "on_commit": self._on_commit}
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._requests: deque[tuple[ClientRequest, asyncio.Future[None]]] = deque()
@@ -246,6 +229,26 @@ class Fetcher:
         # Raises RuntimeError if the event loop was closed before the log; then nothing waits.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(work, *values)
+
+
+def _consumer_settings(settings: Settings, group: str) -> dict[str, Any]:
+    """Returns the librdkafka settings of a consumer in `group`, without callbacks."""
+    return client_settings(settings) | {
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        # Members keep their partitions and go on reading during a rebalance.
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": int(SESSION_TIMEOUT_S * 1_000),
+        "heartbeat.interval.ms": int(HEARTBEAT_INTERVAL_S * 1_000),
+        "queued.min.messages": PREFETCH_MESSAGES,
+        "queued.max.messages.kbytes": PREFETCH_KIB,
+        # Right after an assignment the broker waits this long on one partition before the others are fetched.
+        "fetch.wait.max.ms": FETCH_WAIT_MS,
+        # Topics may be created after the consumer started.
+        "topic.metadata.refresh.interval.ms": 30_000,
+    }
 
 
 def _seek(client: Client, target: TopicPartition) -> None:

@@ -154,7 +154,7 @@ async def test_write_generated_timestamps_follow_call_order(keyspace: Keyspace) 
 async def test_invalid_statement_raises_driver_error(keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRequest):
         await keyspace.read("SELECT nothing FROM item")
-    with pytest.raises(ValueError, match="1 values for 2 places"):
+    with pytest.raises(ValueError, match="1 values for 2 placeholders"):
         await keyspace.write(PUT, 1)
     with pytest.raises(TypeError):
         await keyspace.write(PUT, "one", "a")
