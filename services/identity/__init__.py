@@ -1,7 +1,8 @@
-"""People, their credentials and sessions, and the tokens that prove who calls.
+"""The identity service: user accounts, credentials, sessions and access tokens.
 
-Owns accounts (name, e-mail address, profile, state), password hashes, sessions (families of refresh tokens) and the
-keys that sign access tokens; all of it in one store. Calls graph (followers, following, how reader and user stand) and
-tweet (how many tweets) to join profiles; without them a profile answers without these. Publishes `user.created`,
-`user.updated`, `user.suspended`, `user.reinstated`, `user.deleted` and `session.revoked`; consumes nothing.
+It owns accounts (username, e-mail address, profile, state), password hashes, sessions with their refresh tokens, and the keys that
+sign access tokens, all in one store. It calls graph (follow counts, relationships with the reader) and tweet (tweet counts) to hydrate
+profiles. Without counts it returns profiles without metrics; without relationships it raises UNAVAILABLE. It publishes `user.created`,
+`user.updated`, `user.suspended`, `user.reinstated`, `user.deleted` and `session.revoked`. On the cluster backend it also consumes its
+own user events.
 """

@@ -1,5 +1,6 @@
-"""The servicer of roost.identity.v1.AuthService: sign-up, log-in, sessions, tokens. One-time codes and resets are not
-served yet.
+"""The servicer of roost.identity.v1.AuthService: sign-up, log-in, sessions and tokens.
+
+The RPCs of one-time codes and of password resets are UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from roost.identity.v1 import auth_service_pb2 as pb
 from roost.identity.v1 import user_pb2
 from roost.identity.v1.auth_service_pb2_grpc import AuthServiceServicer
 
-from services.identity.events import Events
+from services.identity.events import EventBuilder
 from services.identity.password import Passwords
 from services.identity.password_rules import check_new_password
-from services.identity.profile import Names, fold_email, fold_username, login_username, new_core
-from services.identity.refresh import RefreshTokens, refusal
+from services.identity.profile import UsernamePolicy, fold_email, fold_username, login_username, new_core
+from services.identity.refresh import RefreshTokens, invalid_refresh_token
 from services.identity.signing import Signer
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, Store
 from services.identity.user_hydrator import UserHydrator
@@ -32,43 +33,43 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
 DEFAULT_PAGE_SIZE = 20
-# A signature takes 0.1 ms or more: so many in a row are no stall of the loop.
-SIGNATURES_A_TURN = 20
-# Ids in one audit line: a thousand would be 20 kB, and the count says the rest.
-AUDITED_IDS = 20
+# A signature takes at least 0.1 ms, so the event loop runs other tasks after so many.
+SIGNATURES_PER_YIELD = 20
+# User ids in one audit line: a thousand would take 20 kB. The line also has the number of users.
+MAX_AUDITED_IDS = 20
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
-# The generated type differs from method to method, and nothing here asks the context for anything.
+# The generated context type differs for each method, and no method uses the context.
 _Context = Any
 
 
 class AuthService(AuthServiceServicer):
-    """Makes accounts, sessions and tokens. `clock` is in unix seconds."""
+    """Creates accounts, sessions and tokens. `clock` returns unix seconds."""
 
     def __init__(
         self,
         *,
         store: Store,
-        joiner: UserHydrator,
+        hydrator: UserHydrator,
         passwords: Passwords,
         signer: Signer,
         refresh_tokens: RefreshTokens,
-        events: Events,
+        events: EventBuilder,
         settings: Settings,
         ids: Snowflake,
         cursors: Cursors,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._joiner = joiner
+        self._hydrator = hydrator
         self._passwords = passwords
         self._signer = signer
         self._refresh_tokens = refresh_tokens
         self._events = events
         self._access_ttl_s = settings.access_token_ttl_s
         self._refresh_ttl_ms = settings.refresh_token_ttl_s * 1000
-        self._names = Names(settings.admins)
+        self._username_policy = UsernamePolicy(settings.admins)
         self._ids = ids
         self._cursors = cursors
         self._clock = clock
@@ -76,7 +77,7 @@ class AuthService(AuthServiceServicer):
     async def CheckUsernameAvailability(
         self, request: pb.CheckUsernameAvailabilityRequest, context: _Context
     ) -> pb.CheckUsernameAvailabilityResponse:
-        reserved = self._names.is_reserved(request.username)
+        reserved = self._username_policy.is_reserved(request.username)
         taken = reserved or await self._store.by_username(fold_username(request.username))
         return pb.CheckUsernameAvailabilityResponse(available=not taken)
 
@@ -84,47 +85,47 @@ class AuthService(AuthServiceServicer):
         username_key, email_key = fold_username(request.username), fold_email(request.email)
         user_id = await self._ids.mint()
         core = new_core(user_id, request.username, request.profile)
-        await check_new_password(request.password, _names(request.username, request.email), "password")
-        # The store decides; asked first, a name that is taken does not cost a hash.
+        await check_new_password(request.password, _owner_names(request.username, request.email), "password")
+        # The store decides when it creates the account. Checking first saves hashing the password if the name is taken.
         if await self._store.by_username(username_key):
-            raise errors.already_exists("the username is taken", Reason.USERNAME_TAKEN)
-        if self._names.is_reserved(request.username):
-            message = "the username is reserved: choose another, or ask the operator to make the account"
+            raise errors.already_exists("the username is taken: choose another", Reason.USERNAME_TAKEN)
+        if self._username_policy.is_reserved(request.username):
+            message = "the username is reserved: choose another, or ask the operator to create the account"
             raise errors.already_exists(message, Reason.USERNAME_RESERVED)
         if await self._store.by_email(email_key):
-            raise errors.already_exists("the email is taken", Reason.EMAIL_TAKEN)
+            raise errors.already_exists("the email is taken: choose another", Reason.EMAIL_TAKEN)
         credential = await self._passwords.hash(request.password)
         account = Account(user_id, core, request.email, user_pb2.USER_STATE_ACTIVE, 1, frozenset())
         created = await self._events.record(event_pb2.UserCreated(user_id=user_id, username=request.username))
         session, refresh_token, digest = await self._new_session(user_id)
         await self._store.create(NewAccount(account, username_key, email_key, credential, created), session, digest)
         return pb.SignUpResponse(
-            user=await self._own(account),
+            user=await self._hydrate_own(account),
             access_token=self._access_token(account, session.session_id),
             refresh_token=refresh_token,
             expires_in=self._access_ttl_s,
         )
 
     async def Login(self, request: pb.LoginRequest, context: _Context) -> pb.LoginResponse:
-        login = await self._find(request.username, request.email)
-        # One path for accounts that exist and those that do not, up to the answer.
+        login = await self._find_login(request.username, request.email)
+        # Unknown accounts take the same path and time as known ones, so the response time does not reveal which exist.
         matches = await self._passwords.check(request.password, login.credential if login is not None else None)
         if login is None or not matches:
             raise _wrong_credentials()
         if login.account.state == user_pb2.USER_STATE_SUSPENDED:
-            raise errors.permission_denied("the account is suspended", Reason.USER_SUSPENDED)
+            raise errors.permission_denied("the account is suspended: ask the operator", Reason.USER_SUSPENDED)
         account = login.account
         if account.state == user_pb2.USER_STATE_DEACTIVATED:
             if not request.reactivate:
                 raise _deactivated()
-            account = await self._reactivated(account)
+            account = await self._reactivate(account)
         session, refresh_token, digest = await self._new_session(account.user_id)
-        # Signed first: whatever ends sessions at the same moment refuses tokens that were issued up to then.
+        # The token is signed before the session is stored: ending all sessions meanwhile also revokes tokens issued before that moment.
         access_token = self._access_token(account, session.session_id)
         if not await self._store.open_session(session, digest, login.credential):
             raise _wrong_credentials()
         return pb.LoginResponse(
-            user=await self._own(account),
+            user=await self._hydrate_own(account),
             access_token=access_token,
             refresh_token=refresh_token,
             expires_in=self._access_ttl_s,
@@ -137,15 +138,15 @@ class AuthService(AuthServiceServicer):
         expires_ms = now_ms + self._refresh_ttl_ms
         user_id, session_id = presented.user_id, presented.session_id
         outcome = await self._store.rotate(user_id, session_id, presented.hash, digest, now_ms, expires_ms)
-        if outcome is Rotation.DEAD:
-            # Somebody has a token that was used up: thief or victim, they cannot be told apart, so neither goes on.
-            _log.warning("refresh_token.reused", user_id=user_id, session_id=session_id)
-            await asyncio.shield(self._end(user_id, session_id))
+        if outcome is Rotation.REUSED:
+            # A reused token means that it was stolen. The thief cannot be distinguished from the user, so the session ends for both.
+            log.warning("refresh_token.reused", user_id=user_id, session_id=session_id)
+            await asyncio.shield(self._end_session(user_id, session_id))
         if outcome is not Rotation.DONE:
-            raise refusal()
+            raise invalid_refresh_token()
         accounts = await self._store.accounts([presented.user_id])
         if not accounts or accounts[0].state != user_pb2.USER_STATE_ACTIVE:
-            raise refusal()
+            raise invalid_refresh_token()
         return pb.RefreshTokenResponse(
             access_token=self._access_token(accounts[0], presented.session_id),
             refresh_token=refresh_token,
@@ -154,7 +155,7 @@ class AuthService(AuthServiceServicer):
 
     async def Logout(self, request: pb.LogoutRequest, context: _Context) -> pb.LogoutResponse:
         presented = self._refresh_tokens.read(request.refresh_token)
-        await self._end(presented.user_id, presented.session_id)
+        await self._end_session(presented.user_id, presented.session_id)
         return pb.LogoutResponse()
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: _Context) -> pb.ListSessionsResponse:
@@ -165,18 +166,18 @@ class AuthService(AuthServiceServicer):
         found = await self._store.sessions(user_id, now_ms, int(before), size + 1)
         more = len(found) > size
         return pb.ListSessionsResponse(
-            sessions=[_shown(session, calls.actor().session_id) for session in found[:size]],
+            sessions=[_session_message(session, calls.actor().session_id) for session in found[:size]],
             next_cursor=self._cursors.seal("sessions", user_id, found[size - 1].session_id) if more else "",
         )
 
     async def RevokeSession(self, request: pb.RevokeSessionRequest, context: _Context) -> pb.RevokeSessionResponse:
-        await self._end(calls.require_user(), request.session_id)
+        await self._end_session(calls.require_user(), request.session_id)
         return pb.RevokeSessionResponse()
 
     async def ChangePassword(self, request: pb.ChangePasswordRequest, context: _Context) -> pb.ChangePasswordResponse:
         user_id = calls.require_user()
         for account in await self._store.accounts([user_id]):
-            names = _names(user_pb2.User.FromString(account.core).username, account.email)
+            names = _owner_names(user_pb2.User.FromString(account.core).username, account.email)
             await check_new_password(request.new_password, names, "new_password")
         checked = await self._store.credential(user_id)
         if checked is None or not await self._passwords.check(request.current_password, checked):
@@ -187,7 +188,7 @@ class AuthService(AuthServiceServicer):
         ended = [event_pb2.SessionRevoked(user_id=user_id, session_id=session.session_id) for session in others]
         records = [await self._events.record(body) for body in ended]
         if not await self._store.set_credential(user_id, checked, new, keep, records):
-            # Somebody changed it since it was compared: what was given is not the current one any more.
+            # The password was changed after the comparison, so the given one is no longer current.
             raise _wrong_current_password()
         return pb.ChangePasswordResponse()
 
@@ -199,23 +200,24 @@ class AuthService(AuthServiceServicer):
         active = [account for account in accounts if account.state == user_pb2.USER_STATE_ACTIVE]
         minted = []
         for number, account in enumerate(active):
-            if number % SIGNATURES_A_TURN == SIGNATURES_A_TURN - 1:
+            if number % SIGNATURES_PER_YIELD == SIGNATURES_PER_YIELD - 1:
                 await asyncio.sleep(0)
             token = self._signer.sign(account.user_id, 0, self._roles(account), request.ttl_seconds)
             minted.append(pb.MintedToken(user_id=account.user_id, access_token=token))
-        _log.info(
+        log.info(
             "tokens.minted",
             operator=calls.current().caller,
             request_id=calls.current().request_id,
             ttl_s=request.ttl_seconds,
             users=len(active),
-            user_ids=[account.user_id for account in active[:AUDITED_IDS]],
+            user_ids=[account.user_id for account in active[:MAX_AUDITED_IDS]],
         )
         return pb.MintTokensResponse(tokens=minted)
 
-    async def _find(self, username: str, email: str) -> AccountLogin | None:
-        """Returns the account of a name, or of an address in the name's place; if an address comes too, only if it is
-        the account's.
+    async def _find_login(self, username: str, email: str) -> AccountLogin | None:
+        """Returns the account that a log-in names, or None. `username` may hold an e-mail address instead.
+
+        If `username` and `email` are both given, the account must have both.
         """
         username, email = login_username(username), email.strip()
         if not username:
@@ -228,43 +230,43 @@ class AuthService(AuthServiceServicer):
             return None
         return login
 
-    async def _reactivated(self, account: Account) -> Account:
-        """Brings a deactivated account back and returns it. UNAVAILABLE if somebody else changed it meanwhile."""
+    async def _reactivate(self, account: Account) -> Account:
+        """Reactivates a deactivated account and returns it. Raises UNAVAILABLE (CONTENDED) if it was changed concurrently."""
         version = account.version + 1
         active = account._replace(state=user_pb2.USER_STATE_ACTIVE, version=version)
         reinstated = await self._events.record(event_pb2.UserReinstated(user_id=account.user_id, version=version))
         if not await self._store.replace(active, [reinstated]):
-            raise errors.unavailable("the account is being changed by others", reason=Reason.CONTENDED)
+            raise errors.unavailable("the account is being changed by another request: retry", reason=Reason.CONTENDED)
         return active
 
     async def _new_session(self, user_id: int) -> tuple[Session, str, bytes]:
-        """A session that begins now, its first refresh token, and that token's hash."""
+        """Returns a new session, its first refresh token, and the SHA-256 of this token."""
         session_id = await self._ids.mint()
         now_ms = int(self._clock() * 1000)
         token, digest = self._refresh_tokens.make(user_id, session_id)
         session = Session(session_id, user_id, now_ms, now_ms + self._refresh_ttl_ms, calls.current().user_agent)
         return session, token, digest
 
-    async def _end(self, user_id: int, session_id: int) -> None:
+    async def _end_session(self, user_id: int, session_id: int) -> None:
         revoked = event_pb2.SessionRevoked(user_id=user_id, session_id=session_id)
         await self._store.end_session(session_id, user_id, [await self._events.record(revoked)])
 
-    async def _own(self, account: Account) -> user_pb2.User:
-        (user,) = await self._joiner.users(account.user_id, [account])
+    async def _hydrate_own(self, account: Account) -> user_pb2.User:
+        (user,) = await self._hydrator.users(account.user_id, [account])
         return user
 
     def _access_token(self, account: Account, session_id: int) -> str:
         return self._signer.sign(account.user_id, session_id, self._roles(account), self._access_ttl_s)
 
     def _roles(self, account: Account) -> set[str]:
-        """What the account was given, and what the settings give its name."""
+        """Returns the account's stored roles in lower case, and `admin` if the setting `admins` names the user."""
         roles = {user_pb2.Role.Name(role).removeprefix("ROLE_").lower() for role in account.roles}
-        if self._names.is_admin(user_pb2.User.FromString(account.core).username):
+        if self._username_policy.is_admin(user_pb2.User.FromString(account.core).username):
             roles.add("admin")
         return roles
 
 
-def _shown(session: Session, current_id: int) -> pb.Session:
+def _session_message(session: Session, current_id: int) -> pb.Session:
     created_at, last_used_at, expires_at = Timestamp(), Timestamp(), Timestamp()
     created_at.FromMilliseconds(snowflake.timestamp_ms(session.session_id))
     last_used_at.FromMilliseconds(session.used_ms)
@@ -279,8 +281,8 @@ def _shown(session: Session, current_id: int) -> pb.Session:
     )
 
 
-def _names(username: str, email: str) -> tuple[str, ...]:
-    """What everybody can find out about the owner of a password."""
+def _owner_names(username: str, email: str) -> tuple[str, ...]:
+    """Returns the names of a password's owner that others may know: username, e-mail address, and its local part."""
     return username, email, email.partition("@")[0]
 
 
@@ -289,13 +291,13 @@ def _wrong_current_password() -> errors.RoostError:
 
 
 def _deactivated() -> errors.RoostError:
-    # To who knows the password alone: to everybody else the account does not exist any more.
+    # Returned only after the password was verified: for everyone else the account does not exist.
     message = (
-        "the account was deleted: log in with `reactivate` set to true to bring it back, as long as it is not purged"
+        "the account was deleted: log in with `reactivate` set to true to restore it, which works until it is purged"
     )
     return errors.permission_denied(message, Reason.ACCOUNT_DEACTIVATED)
 
 
 def _wrong_credentials() -> errors.RoostError:
-    # The same for a wrong password and for a name that nobody has.
-    return errors.unauthenticated("name and password do not belong together", reason=Reason.WRONG_CREDENTIALS)
+    # Identical for a wrong password and for an unknown name, so that it does not reveal which names exist.
+    return errors.unauthenticated("the username or the password is wrong", reason=Reason.WRONG_CREDENTIALS)

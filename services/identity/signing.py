@@ -1,6 +1,4 @@
-"""The key that signs access tokens, and the tokens. Only this service has it; `services.platform.auth.tokens` is the other
-side.
-"""
+"""Signs access tokens (JWT, EdDSA). Only this service has the private key; `services.platform.auth.tokens` verifies the tokens."""
 
 from __future__ import annotations
 
@@ -15,13 +13,13 @@ from services.platform.auth import tokens
 
 
 def new_key() -> bytes:
-    """A fresh Ed25519 key pair as a JWK in JSON, its id the key's RFC 7638 thumbprint."""
+    """Returns a new Ed25519 key pair as a JWK in JSON. Its `kid` is the RFC 7638 thumbprint of the key."""
     key = OKPKey.generate_key("Ed25519")
     return orjson.dumps({**key.as_dict(private=True), "kid": key.thumbprint()})
 
 
 class Signer:
-    """Signs access tokens with one key. `jwk` is what `new_key` made; `clock` is in unix seconds."""
+    """Signs access tokens with one key. `jwk` is a result of `new_key`; `clock` returns unix seconds."""
 
     def __init__(self, jwk: bytes, clock: Callable[[], float]) -> None:
         fields = orjson.loads(jwk)
@@ -33,9 +31,7 @@ class Signer:
         )
 
     def sign(self, user_id: int, session_id: int, roles: Iterable[str], ttl_s: int) -> str:
-        """An access token for `ttl_s` seconds from now; `session_id` 0 where no session stands behind it. Costs about
-        0.1 ms.
-        """
+        """Returns an access token that expires in `ttl_s` seconds; `session_id` is 0 for a token without a session. Takes about 0.1 ms."""
         now = self._clock()
         claims = {
             "iss": tokens.ISSUER,
@@ -43,12 +39,12 @@ class Signer:
             "sub": str(user_id),
             "sid": str(session_id),
             "roles": sorted(roles),
-            # Milliseconds: a log-in right after "end all sessions" must not count as before it.
+            # In milliseconds, so that a token issued right after all sessions were ended does not count as issued before.
             "iat": round(now, 3),
             "exp": int(now) + ttl_s,
         }
         return jwt.encode(self._header, claims, self._key, registry=tokens.REGISTRY, default_type=None)
 
     def public_keys(self) -> auth_service_pb2.GetSigningKeysResponse:
-        """The keys that tokens may be signed with, as a new message."""
+        """Returns the public keys of valid tokens, as a new message."""
         return auth_service_pb2.GetSigningKeysResponse(keys=[self._public])

@@ -1,4 +1,4 @@
-"""The servicer of roost.identity.v1.UserService: profiles and the state of accounts. The export is not served yet."""
+"""The servicer of roost.identity.v1.UserService: profiles and account states. The export of a user's data is UNIMPLEMENTED."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from roost.identity.v1 import user_pb2
 from roost.identity.v1 import user_service_pb2 as pb
 from roost.identity.v1.user_service_pb2_grpc import UserServiceServicer
 
-from services.identity.events import Body, Events
-from services.identity.password import foreign
+from services.identity.events import EventBody, EventBuilder
+from services.identity.password import imported_credential
 from services.identity.profile import MAX_CODE_POINTS, changed_core, fold_email, fold_username, new_core
 from services.identity.store import Account, NewAccount, Store
 from services.identity.user_hydrator import UserHydrator
@@ -23,53 +23,56 @@ from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Changes of one account by other processes at once: each try loses to one that won, and a process makes one at a time.
-MAX_TRIES = 20
-# The longest rest before another try: as long as a few conditional writes, so that those who met do not meet again.
-MAX_REST_S = 0.05
-# The contract allows 1,000; half of it keeps a message below 1 MiB whatever the profiles hold.
-SCANNED_A_MESSAGE = 500
-# Checking a profile takes some 20 µs: so many in a row are no stall of the loop.
-IMPORTED_A_TURN = 50
+# Attempts at a conditional write. An attempt fails only if another process changed the account, and each process makes one change
+# of an account at a time, so this many processes may compete.
+MAX_ATTEMPTS = 20
+# Longest random delay before another attempt: the time of a few conditional writes, so that competing processes spread out.
+MAX_BACKOFF_S = 0.05
+# Accounts in one message of a scan: the protos allow 1,000; 500 accounts of maximum size stay below 1 MiB.
+ACCOUNTS_PER_SCAN_MESSAGE = 500
+# Checking a profile takes some 20 µs. The event loop runs other tasks after so many.
+IMPORTS_PER_YIELD = 50
 
 # The generated type differs from method to method, and nothing here asks the context for anything.
 _Context = Any
 
 
 class KeyedLocks(Protocol):
-    """Lets those who change the same account take turns, in the order in which they came."""
+    """Locks by key: serialises changes of the same account within this process, in FIFO order."""
 
     def hold(self, key: int, /) -> AbstractAsyncContextManager[None]:
-        """The turn of this account. RESOURCE_EXHAUSTED if too many wait for it."""
+        """Returns a context manager that holds the lock of this user id. Entering raises RESOURCE_EXHAUSTED if too many callers wait."""
 
 
 class UserService(UserServiceServicer):
-    """Shows profiles, changes them, and changes whether accounts take part."""
+    """Reads and changes profiles and account states."""
 
-    def __init__(self, store: Store, joiner: UserHydrator, events: Events, ids: Snowflake, turns: KeyedLocks) -> None:
+    def __init__(
+        self, store: Store, hydrator: UserHydrator, events: EventBuilder, ids: Snowflake, locks: KeyedLocks
+    ) -> None:
         self._store = store
-        self._turns = turns
-        self._joiner = joiner
+        self._locks = locks
+        self._hydrator = hydrator
         self._events = events
         self._ids = ids
 
     async def GetUser(self, request: pb.GetUserRequest, context: _Context) -> pb.GetUserResponse:
-        return pb.GetUserResponse(user=await self._seen(await self._store.accounts([request.user_id])))
+        return pb.GetUserResponse(user=await self._hydrate_one(await self._store.accounts([request.user_id])))
 
     async def GetUserByUsername(
         self, request: pb.GetUserByUsernameRequest, context: _Context
     ) -> pb.GetUserByUsernameResponse:
         login = await self._store.by_username(fold_username(request.username))
-        return pb.GetUserByUsernameResponse(user=await self._seen([login.account] if login is not None else []))
+        return pb.GetUserByUsernameResponse(user=await self._hydrate_one([login.account] if login is not None else []))
 
     async def BatchGetUsers(self, request: pb.BatchGetUsersRequest, context: _Context) -> pb.BatchGetUsersResponse:
         accounts = await self._store.accounts(request.ids)
-        return pb.BatchGetUsersResponse(users=await self._joiner.users(calls.reader_id(), accounts))
+        return pb.BatchGetUsersResponse(users=await self._hydrator.users(calls.reader_id(), accounts))
 
     async def UpdateUser(self, request: pb.UpdateUserRequest, context: _Context) -> pb.UpdateUserResponse:
         changes = {field.name: value for field, value in request.ListFields() if field.name in MAX_CODE_POINTS}
 
-        def changed(account: Account) -> tuple[Account, Body] | None:
+        def changed(account: Account) -> tuple[Account, EventBody] | None:
             if account.state != user_pb2.USER_STATE_ACTIVE:
                 raise errors.not_found("no such user")
             core = changed_core(account.core, changes)
@@ -80,13 +83,13 @@ class UserService(UserServiceServicer):
             return account._replace(core=core, version=version), body
 
         account = await self._change(calls.require_user(), changed)
-        return pb.UpdateUserResponse(user=await self._seen([account]))
+        return pb.UpdateUserResponse(user=await self._hydrate_one([account]))
 
     async def DeleteUser(self, request: pb.DeleteUserRequest, context: _Context) -> pb.DeleteUserResponse:
-        def changed(account: Account) -> tuple[Account, Body] | None:
+        def changed(account: Account) -> tuple[Account, EventBody] | None:
             if account.state == user_pb2.USER_STATE_SUSPENDED:
-                # Else coming back within the grace would be a way out of a suspension.
-                raise errors.permission_denied("the account is suspended", Reason.USER_SUSPENDED)
+                # Otherwise deleting and reactivating the account would end a suspension.
+                raise errors.permission_denied("the account is suspended: ask the operator", Reason.USER_SUSPENDED)
             body = event_pb2.UserDeleted(user_id=account.user_id, version=account.version + 1)
             return _to_state(account, user_pb2.USER_STATE_DEACTIVATED, body)
 
@@ -94,7 +97,7 @@ class UserService(UserServiceServicer):
         return pb.DeleteUserResponse()
 
     async def SuspendUser(self, request: pb.SuspendUserRequest, context: _Context) -> pb.SuspendUserResponse:
-        def changed(account: Account) -> tuple[Account, Body] | None:
+        def changed(account: Account) -> tuple[Account, EventBody] | None:
             if account.state == user_pb2.USER_STATE_DEACTIVATED:
                 return None
             body = event_pb2.UserSuspended(user_id=account.user_id, version=account.version + 1)
@@ -104,7 +107,7 @@ class UserService(UserServiceServicer):
         return pb.SuspendUserResponse()
 
     async def ReinstateUser(self, request: pb.ReinstateUserRequest, context: _Context) -> pb.ReinstateUserResponse:
-        def changed(account: Account) -> tuple[Account, Body] | None:
+        def changed(account: Account) -> tuple[Account, EventBody] | None:
             if account.state == user_pb2.USER_STATE_DEACTIVATED:
                 return None
             body = event_pb2.UserReinstated(user_id=account.user_id, version=account.version + 1)
@@ -116,18 +119,18 @@ class UserService(UserServiceServicer):
     async def ImportUsers(self, request: pb.ImportUsersRequest, context: _Context) -> pb.ImportUsersResponse:
         new = []
         for number, user in enumerate(request.users):
-            if number % IMPORTED_A_TURN == IMPORTED_A_TURN - 1:
+            if number % IMPORTS_PER_YIELD == IMPORTS_PER_YIELD - 1:
                 await asyncio.sleep(0)
             new.append(await self._new_account(user, f"users[{number}].profile"))
         return pb.ImportUsersResponse(user_ids=await self._store.import_accounts(new))
 
     async def BatchGetUserRefs(self, request: pb.BatchGetUserRefsRequest, context: _Context) -> pb.SerializedUserRefs:
-        # The twin: its bytes are not taken apart here, and the hydrator knows most of them already.
+        # The wire type: the references stay serialised, because the hydrator has most of them parsed in its cache.
         return pb.SerializedUserRefs.FromString(await self._store.refs_serialized(list(request.ids)))
 
     async def ScanUsers(self, request: pb.ScanUsersRequest, context: _Context) -> AsyncIterator[pb.ScanUsersResponse]:
         after_id = request.after_id
-        while accounts := await self._store.scan(after_id, SCANNED_A_MESSAGE):
+        while accounts := await self._store.scan(after_id, ACCOUNTS_PER_SCAN_MESSAGE):
             after_id = accounts[-1].user_id
             yield pb.ScanUsersResponse(
                 users=[
@@ -138,8 +141,8 @@ class UserService(UserServiceServicer):
                 ]
             )
 
-    async def _seen(self, accounts: list[Account]) -> user_pb2.User:
-        users = await self._joiner.users(calls.reader_id(), accounts)
+    async def _hydrate_one(self, accounts: list[Account]) -> user_pb2.User:
+        users = await self._hydrator.users(calls.reader_id(), accounts)
         if not users:
             raise errors.not_found("no such user")
         return users[0]
@@ -150,14 +153,18 @@ class UserService(UserServiceServicer):
         account = Account(user_id, core, user.email, user_pb2.USER_STATE_ACTIVE, 1, frozenset(user.roles))
         created = await self._events.record(event_pb2.UserCreated(user_id=user_id, username=user.username))
         keys = fold_username(user.username), fold_email(user.email)
-        return NewAccount(account, *keys, foreign(user.password_hash), created)
+        return NewAccount(account, *keys, imported_credential(user.password_hash), created)
 
-    async def _change(self, user_id: int, changed: Callable[[Account], tuple[Account, Body] | None]) -> Account:
-        """Stores what `changed` makes of the account as it is now, and returns it; None leaves it as it is."""
-        async with self._turns.hold(user_id):
-            for attempt in range(MAX_TRIES):
+    async def _change(self, user_id: int, changed: Callable[[Account], tuple[Account, EventBody] | None]) -> Account:
+        """Applies `changed` to the current account, stores the result with its event, and returns the account.
+
+        If `changed` returns None, the account stays unchanged. Raises NOT_FOUND for an unknown user, UNAVAILABLE (CONTENDED) after
+        MAX_ATTEMPTS attempts.
+        """
+        async with self._locks.hold(user_id):
+            for attempt in range(MAX_ATTEMPTS):
                 if attempt:
-                    await asyncio.sleep(random.uniform(0, MAX_REST_S))  # noqa: S311 (spreads load)
+                    await asyncio.sleep(random.uniform(0, MAX_BACKOFF_S))  # noqa: S311 (spreads load)
                 accounts = await self._store.accounts([user_id])
                 if not accounts:
                     raise errors.not_found("no such user")
@@ -168,10 +175,12 @@ class UserService(UserServiceServicer):
                 ends = account.state != user_pb2.USER_STATE_ACTIVE
                 if await self._store.replace(account, [await self._events.record(body)], end_sessions=ends):
                     return account
-        raise errors.unavailable("the account is being changed by others", reason=Reason.CONTENDED)
+        raise errors.unavailable("the account is being changed by another request: retry", reason=Reason.CONTENDED)
 
 
-def _to_state(account: Account, state: user_pb2.UserState.ValueType, body: Body) -> tuple[Account, Body] | None:
+def _to_state(
+    account: Account, state: user_pb2.UserState.ValueType, body: EventBody
+) -> tuple[Account, EventBody] | None:
     if account.state == state:
         return None
     return account._replace(state=state, version=account.version + 1), body

@@ -1,5 +1,5 @@
-"""The mesh service: who runs where, outside Kubernetes.
+"""The registry service: service discovery outside Kubernetes.
 
-It owns the registry of instances, in memory: whoever is listed renews its lease, and registers again where that is unknown, so that a
-registry which starts anew is complete within one lease. It calls no service, publishes and consumes nothing.
+It holds the instances of each service and their addresses in memory. Each instance renews its lease, and registers again if its lease is
+unknown, so a restarted registry is complete within one lease time. It calls no service, and publishes and consumes no events.
 """

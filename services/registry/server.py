@@ -1,4 +1,4 @@
-"""Composition root of the mesh service."""
+"""Composition root of the registry service."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from services.registry.service import RegistryServicer
 
 
 async def build(context: ServiceContext) -> Service:
-    """The registry, in memory."""
+    """Returns the service. Its state is in memory, so it needs no store."""
     registry = RegistryServicer(context.clock, time.monotonic)
     return Service(name=context.name, servicers={"roost.registry.v1.RegistryService": registry}, workers=(registry,))

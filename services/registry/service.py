@@ -1,4 +1,4 @@
-"""The registry: instances under leases, and streams of them."""
+"""The servicer of roost.registry.v1.RegistryService: leases of instances, and streams of the instances of a service."""
 
 from __future__ import annotations
 
@@ -12,85 +12,85 @@ from roost.registry.v1 import registry_service_pb2_grpc as pb_grpc
 
 from services.platform.rpc import errors
 
-# Renewed three times within it: one lost renewal delists nobody, and a process that died is gone before its callers' patience is.
+# Instances renew three times within a lease, so one lost renewal does not remove an instance; a dead process is removed after 6 s.
 LEASE_MS = 6_000
-# Readers take a longer silence for a lost stream.
+# Seconds between responses of a stream without changes. A watcher without a response for longer treats the stream as lost.
 HEARTBEAT_S = 5.0
-# How often leases that ended are looked for.
-SWEEP_S = 0.5
-# A service on one machine, or a few: more is somebody registering in a loop.
+# Seconds between sweeps for expired leases.
+SWEEP_INTERVAL_S = 0.5
+# Instances of one service. A registry serves one or a few machines; more instances mean that a process registers in a loop.
 MAX_INSTANCES = 1_000
 
 
 @dataclass(slots=True)
 class _Lease:
     instance: pb.Instance
-    # By the loop's clock: a wall clock that jumps would delist everybody.
+    # On the monotonic clock: if the wall clock jumped, all leases would expire at once.
     expires_s: float
 
 
 class RegistryServicer(pb_grpc.RegistryServiceServicer):
-    """The registry of one mesh, in memory. `clock` gives unix seconds, `monotonic` seconds that never go back."""
+    """The registry of one mesh, in memory. `clock` returns unix seconds, `monotonic` returns seconds of a clock that never goes back."""
 
     def __init__(self, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self._clock = clock
         self._monotonic = monotonic
         self._services: dict[str, dict[str, _Lease]] = {}
-        self._changed: dict[str, asyncio.Event] = {}
+        self._change_events: dict[str, asyncio.Event] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._stopping = False
 
     async def start(self) -> None:
-        """Begins to take off the list whose lease ended."""
+        """Starts removing instances whose lease expired, every SWEEP_INTERVAL_S seconds."""
         self._sweeper = asyncio.create_task(self._sweep(), name="registry-sweep")
 
     async def stop(self) -> None:
-        """Ends it, and every stream: their readers go on with what they heard last."""
+        """Stops the sweeps and ends every stream. Watchers continue with the instances that they received last."""
         self._stopping = True
-        for service in list(self._changed):
-            self._tell(service)
+        for service in list(self._change_events):
+            self._notify_watchers(service)
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
             self._sweeper = None
 
     async def RegisterInstance(self, request: pb.RegisterInstanceRequest, context: Any) -> pb.RegisterInstanceResponse:
-        """Lists the instance; RESOURCE_EXHAUSTED where the service has MAX_INSTANCES."""
+        """Registers the instance for LEASE_MS. Raises RESOURCE_EXHAUSTED if the service has MAX_INSTANCES."""
         leases = self._services.setdefault(request.service, {})
         known = leases.get(request.instance_id)
         if known is None and len(leases) >= MAX_INSTANCES:
-            raise errors.resource_exhausted(f"{request.service} has {MAX_INSTANCES} instances")
+            raise errors.resource_exhausted(f"{request.service} already has {MAX_INSTANCES} instances: stop some first")
         if known is None or known.instance.address != request.address:
             instance = pb.Instance(service=request.service, instance_id=request.instance_id, address=request.address)
             instance.registered_at.FromMilliseconds(int(self._clock() * 1000))
             leases[request.instance_id] = known = _Lease(instance, 0)
-            self._tell(request.service)
+            self._notify_watchers(request.service)
         self._extend(known)
         return pb.RegisterInstanceResponse(lease_ms=LEASE_MS)
 
     async def RenewLease(self, request: pb.RenewLeaseRequest, context: Any) -> pb.RenewLeaseResponse:
-        """Extends the lease; NOT_FOUND where there is none."""
+        """Extends the lease to LEASE_MS from now. Raises NOT_FOUND if there is none: the instance must register again."""
         lease = self._services.get(request.service, {}).get(request.instance_id)
         if lease is None:
-            raise errors.not_found("no such lease: register again")
+            raise errors.not_found("the instance has no lease: register it again")
         self._extend(lease)
         return pb.RenewLeaseResponse(lease_ms=LEASE_MS)
 
     async def DeregisterInstance(
         self, request: pb.DeregisterInstanceRequest, context: Any
     ) -> pb.DeregisterInstanceResponse:
-        """Takes the instance off the list."""
+        """Removes the instance. Does nothing if it is not registered."""
         if self._services.get(request.service, {}).pop(request.instance_id, None) is not None:
-            self._tell(request.service)
+            self._notify_watchers(request.service)
         return pb.DeregisterInstanceResponse()
 
     async def WatchInstances(
         self, request: pb.WatchInstancesRequest, context: Any
     ) -> AsyncIterator[pb.WatchInstancesResponse]:
-        """All instances, at once and whenever they change; the same again as a sign of life."""
+        """Yields all instances of the service immediately, after each change, and every HEARTBEAT_S seconds without a change."""
         while not self._stopping:
-            # Taken before the list is: a change in between wakes the wait below at once.
-            changed = self._changed.setdefault(request.service, asyncio.Event())
+            # The event is created before the instances are read, so a change in between ends the wait below immediately.
+            changed = self._change_events.setdefault(request.service, asyncio.Event())
             yield pb.WatchInstancesResponse(instances=self._instances(request.service))
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
@@ -99,7 +99,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
                 continue
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:
-        """Every instance of every service."""
+        """Returns all instances, by service name and instance id."""
         return pb.ListInstancesResponse(
             instances=[instance for service in sorted(self._services) for instance in self._instances(service)]
         )
@@ -111,27 +111,27 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
     def _extend(self, lease: _Lease) -> None:
         lease.expires_s = self._monotonic() + LEASE_MS / 1000
         renewed = pb.Instance()
-        # A message that was handed out is never changed.
+        # Copied, because a message that was returned to a caller in this process must not change.
         renewed.CopyFrom(lease.instance)
         renewed.lease_expires_at.FromMilliseconds(int(self._clock() * 1000) + LEASE_MS)
         lease.instance = renewed
 
-    def _tell(self, service: str) -> None:
-        changed = self._changed.pop(service, None)
+    def _notify_watchers(self, service: str) -> None:
+        changed = self._change_events.pop(service, None)
         if changed is not None:
             changed.set()
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(SWEEP_INTERVAL_S)
             self.expire()
 
     def expire(self) -> None:
-        """Takes off the list whose lease ended."""
+        """Removes the instances whose lease has expired, and notifies watchers."""
         now = self._monotonic()
         for service, leases in self._services.items():
             ended = [instance_id for instance_id, lease in leases.items() if lease.expires_s <= now]
             for instance_id in ended:
                 del leases[instance_id]
             if ended:
-                self._tell(service)
+                self._notify_watchers(service)

@@ -1,8 +1,8 @@
-"""The store of identity, as ports: accounts with their credentials, sessions, and the secrets that outlive a process.
+"""The ports of identity's store: accounts with credentials, sessions, and persistent secrets.
 
-Whatever changes something takes records, which commit with it or not at all. Errors, unless a method says more:
-UNAVAILABLE when the store refuses for now, RESOURCE_EXHAUSTED when its queue is full. A caller cancelled during a write
-does not know whether it was stored, but a write that was stored is seen by every read that begins after it.
+Writes take event records, which are committed atomically with the change. Every method may raise UNAVAILABLE if the store cannot serve
+now, and RESOURCE_EXHAUSTED if its queue is full. If a caller is cancelled during a write, the write may or may not be stored; once stored,
+every read that begins later sees it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 from services.identity.password import Credential
 from services.platform.events.log import Record
 
-# A log-in beyond it ends the session that was used least recently.
+# Sessions of one user. A further log-in ends the least recently used one.
 MAX_SESSIONS = 100
 
 
 class Account(NamedTuple):
-    """An account as it stands. `core` is a serialised User, fields 1 to 9; `version` grows with every change, from
-    1.
-    """
+    """The current state of an account. `core` is a serialised User with fields 1 to 9; `version` starts at 1, each change adds 1."""
 
     user_id: int
     core: bytes
@@ -34,7 +32,7 @@ class Account(NamedTuple):
 
 
 class NewAccount(NamedTuple):
-    """An account to make: the two keys under which it must be unique, and the record of its creation."""
+    """An account to create, with the two keys under which it must be unique and the event of its creation."""
 
     account: Account
     username_key: str
@@ -44,14 +42,14 @@ class NewAccount(NamedTuple):
 
 
 class AccountLogin(NamedTuple):
-    """What a log-in needs to know of an account."""
+    """An account with its credential, for log-ins."""
 
     account: Account
     credential: Credential
 
 
 class Session(NamedTuple):
-    """A session that lives. Times are in milliseconds since 1970; `created_ms` is its id's."""
+    """A live session. Times are in milliseconds since 1970; the creation time is part of the id."""
 
     session_id: int
     user_id: int
@@ -61,13 +59,13 @@ class Session(NamedTuple):
 
 
 class Rotation(enum.Enum):
-    """What became of a refresh token that was presented."""
+    """The outcome of using a refresh token."""
 
     DONE = enum.auto()
-    """It was used, now or before: its successor is good."""
-    DEAD = enum.auto()
-    """It belongs to the session, but its successor was used too long ago. Nothing was changed."""
-    OVER = enum.auto()
+    """The token is valid, or a repeat within the grace period: its successor is valid."""
+    REUSED = enum.auto()
+    """The token is of this session, but its successor was used longer ago than the grace period. Nothing was changed."""
+    ENDED = enum.auto()
     """The session has ended or expired."""
 
 
@@ -75,42 +73,40 @@ class AccountStore(Protocol):
     """Accounts and credentials."""
 
     async def refs(self, ids: Sequence[int]) -> user_service_pb2.BatchGetUserRefsResponse:
-        """References in the order asked for, in a new message; unknown ids are left out. The hot read: no I/O where
-        cached.
-        """
+        """Returns user references in the order of `ids`, in a new message; omits unknown ids. Cached references need no database read."""
 
     async def refs_serialized(self, ids: Sequence[int]) -> bytes:
-        """The same, as a serialised BatchGetUserRefsResponse."""
+        """Returns the result of `refs` as a serialised BatchGetUserRefsResponse."""
 
     async def accounts(self, ids: Sequence[int]) -> list[Account]:
-        """Accounts in the order asked for, whatever their state; unknown ids are left out."""
+        """Returns accounts of any state in the order of `ids`; omits unknown ids."""
 
     async def by_username(self, username_key: str) -> AccountLogin | None:
-        """The account of a folded name, whatever its state."""
+        """Returns the account of any state with this username in lower case; None if there is none."""
 
     async def by_email(self, email_key: str) -> AccountLogin | None:
-        """The account of a folded e-mail address, whatever its state."""
+        """Returns the account of any state with this e-mail address in lower case; None if there is none."""
 
     async def credential(self, user_id: int) -> Credential | None:
-        """The user's credential; None for an unknown id."""
+        """Returns the user's credential; None for an unknown id."""
 
     async def create(self, new: NewAccount, session: Session, token_hash: bytes) -> None:
-        """Makes an account and its first session. ALREADY_EXISTS, with reason USERNAME_TAKEN or EMAIL_TAKEN, stores
-        nothing.
+        """Creates an account and its first session, whose first refresh token has the SHA-256 `token_hash`.
+
+        Raises ALREADY_EXISTS (USERNAME_TAKEN or EMAIL_TAKEN), and then stores nothing.
         """
 
     async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
-        """Makes the accounts that do not exist, all or none, and returns the ids in order.
+        """Creates the accounts that do not exist, all or none, and returns all ids in order.
 
-        An account that exists under the name counts as made if it is equal in all but id, time and state; else
-        ALREADY_EXISTS.
+        An existing account of the same username counts as created if it is equal except for id, creation time and state, so an import can
+        be repeated. Raises ALREADY_EXISTS if it differs.
         """
 
     async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
-        """Stores an account over the version before its own, and ends its sessions if asked to; False, with nothing
-        stored, over another.
+        """Replaces core, state and version of the account if the stored version is `account.version - 1`; e-mail and roles stay.
 
-        The e-mail address and the roles stay as they are.
+        With `end_sessions` also ends all sessions of the user. Returns false, and stores nothing, if the stored version is another.
         """
 
     async def set_credential(
@@ -121,53 +117,54 @@ class AccountStore(Protocol):
         keep_session_id: int,
         records: Sequence[Record],
     ) -> bool:
-        """Replaces the credential `checked` and ends all sessions but the one to keep (0: all). False, with nothing
-        stored, if the user's credential is another by now.
+        """Replaces the credential and ends all sessions except `keep_session_id` (0: ends all).
+
+        Returns false, and stores nothing, if the stored credential is no longer `checked`, the one that the password was compared with.
         """
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
-        """Accounts of any state with greater ids, ascending, at most `limit`."""
+        """Returns up to `limit` accounts of any state with ids above `after_id`, ascending."""
 
 
 class SessionStore(Protocol):
-    """Sessions. Refresh tokens are known by their SHA-256 only."""
+    """Sessions. The store receives only the SHA-256 of refresh tokens."""
 
     async def open_session(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
-        """Begins a session whose first refresh token is this. False, with nothing stored, unless the account is active
-        and its credential is `checked`, the one that the password was compared with: it may have changed since.
+        """Stores a new session, whose first refresh token has the SHA-256 `token_hash`.
 
-        Beyond MAX_SESSIONS of the user the least recently used end, without a record: their access tokens run out by
-        themselves.
+        Returns false, and stores nothing, unless the account is active and its credential is still `checked`, the one that the password was
+        compared with. Ends the least recently used sessions above MAX_SESSIONS, without an event: their access tokens stay valid until they
+        expire.
         """
 
     async def rotate(
         self, user_id: int, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
     ) -> Rotation:
-        """Uses a refresh token of a session of this user. `successor` is the only one that `presented` ever gets.
+        """Uses the refresh token with the hash `presented`; its successor has the hash `successor`, the same for every use.
 
-        Good are the successor of the token used last, that token again, which changes nothing, and for
-        rotation.REFRESH_GRACE_MS more the one used before it.
+        Returns DONE for the successor of the last used token, which becomes the last used one; and, without a change, for the last used
+        token, and for the one before it during rotation.REFRESH_GRACE_MS. Returns REUSED for any other token, ENDED without a live session.
         """
 
     async def sessions(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:
-        """The user's sessions that live, with ids below `before_id` (0: all), newest first, at most `limit`."""
+        """Returns up to `limit` live sessions of the user with ids below `before_id` (0: any), newest first."""
 
     async def end_session(self, session_id: int, user_id: int, records: Sequence[Record]) -> bool:
-        """Ends a session of this user; False, and no records, if there was none."""
+        """Ends a session of this user. Returns false, and publishes no records, if there is none."""
 
 
 class SecretStore(Protocol):
-    """Secrets of this service, made once."""
+    """Secrets of this service, created once and stored."""
 
     async def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """Returns the secret of that name, kept apart from the accounts; if there is none, what `make` gives is kept for good.
+        """Returns the secret of this name, which is stored apart from the accounts. If there is none, stores the result of `make`.
 
-        `make` gives secrets of one size. FAILED_PRECONDITION if the kept one cannot be used.
+        `make` must always return secrets of one size. Raises FAILED_PRECONDITION if the stored secret is damaged.
         """
 
 
 class Store(AccountStore, SessionStore, SecretStore, Protocol):
-    """All of it: one adapter serves the three, because they share transactions."""
+    """The three ports together. One adapter implements them, because they share transactions."""
 
     async def close(self) -> None:
-        """Finishes what was begun and gives the store free."""
+        """Finishes running writes and closes the store."""

@@ -1,4 +1,4 @@
-"""What the adapters share: the form in which references leave, and when two accounts are the same."""
+"""Helpers that both adapters use: serialised user references, stored roles, and the equality of accounts at import."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from services.identity.profile import ref_of
 from services.identity.store import Account, AccountLogin, NewAccount
 
 
-def wire_of(account: Account) -> bytes:
-    """The account's reference as a response of one entry: joined with others it is a response of them all."""
+def serialized_ref(account: Account) -> bytes:
+    """Returns the account's reference as a serialised response of one entry. Concatenating such bytes gives one response of all entries."""
     entry = user_service_pb2.UserRefEntry(
         user_id=account.user_id, ref=ref_of(account.core), state=account.state, version=account.version
     )
     return user_service_pb2.BatchGetUserRefsResponse(refs=[entry]).SerializeToString()
 
 
-def roles_text(account: Account) -> str:
-    """The roles as they are stored: their numbers, ascending, with commas between."""
+def encode_roles(account: Account) -> str:
+    """Returns the account's roles in their stored form: ascending numbers, separated by commas."""
     return ",".join(str(role) for role in sorted(account.roles))
 
 
-def roles_of(text: str) -> frozenset[user_pb2.Role.ValueType]:
-    """The roles of a stored text."""
+def decode_roles(text: str) -> frozenset[user_pb2.Role.ValueType]:
+    """Returns the roles of a stored text."""
     return frozenset(user_pb2.Role.ValueType(int(role)) for role in text.split(",") if role)
 
 
-def is_equal(stored: AccountLogin, new: NewAccount) -> bool:
-    """Whether an import of `new` finds itself in what is stored: equal in all but id, time and state."""
+def is_same_account(stored: AccountLogin, new: NewAccount) -> bool:
+    """Returns whether `stored` equals `new` except for id, creation time and state, as after a repeated import."""
     if stored.credential != new.credential or stored.account.roles != new.account.roles:
         return False
-    return stored.account.email == new.account.email and _written(stored.account) == _written(new.account)
+    return stored.account.email == new.account.email and _comparable(stored.account) == _comparable(new.account)
 
 
-def _written(account: Account) -> user_pb2.User:
+def _comparable(account: Account) -> user_pb2.User:
     user = user_pb2.User.FromString(account.core)
     user.ClearField("id")
     user.ClearField("created_at")

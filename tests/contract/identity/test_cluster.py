@@ -98,7 +98,7 @@ async def test_one_token_used_in_several_processes_has_one_successor(another: Op
             *(store.rotate(1, 100, digest(presented), digest(successor), NOW_MS, LATER_MS) for store in stores)
         )
         assert set(outcomes) == {Rotation.DONE}
-    assert await stores[0].rotate(1, 100, digest("other"), digest("x"), NOW_MS, LATER_MS) is Rotation.DEAD
+    assert await stores[0].rotate(1, 100, digest("other"), digest("x"), NOW_MS, LATER_MS) is Rotation.REUSED
 
 
 async def test_whatever_its_writer_did_not_publish_a_sweeper_does_and_only_what_came_true(
@@ -149,13 +149,13 @@ async def test_whom_the_event_makes_read_finds_the_change(another: Open, monkeyp
         publish(records)
 
     monkeypatch.setattr(writer.outbox, "publish", published)
-    put_user = writer._shared.put_user
+    put_user = writer._shared_refs.put_user
 
     async def put_late(*values: Any) -> bool:
         await asyncio.sleep(0.1)
         return bool(await put_user(*values))
 
-    monkeypatch.setattr(writer._shared, "put_user", put_late)
+    monkeypatch.setattr(writer._shared_refs, "put_user", put_late)
     assert await writer.replace(account._replace(state=SUSPENDED, version=2), [record(1)])
     assert [entry.version for entry in (await read[0]).refs] == [2]
 
@@ -191,19 +191,19 @@ async def test_a_sign_up_that_failed_leaves_its_name_free(another: Open) -> None
 
 
 async def test_a_first_write_that_comes_late_undoes_nothing(another: Open) -> None:
-    from services.identity.store.cassandra.account_rows import account_steps
+    from services.identity.store.cassandra.account_rows import create_statements
 
     store = await another()
     made = await create(store, 1, "alice")
     assert await store.replace(made.account._replace(state=SUSPENDED, version=2), [record(1)])
-    await store._keyspace.batch(account_steps(made, 60))
+    await store._keyspace.batch(create_statements(made, 60))
     (account,) = await store.accounts([1])
     assert (account.state, account.version) == (SUSPENDED, 2)
 
 
 async def test_a_scan_finds_ids_of_all_times(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await another()
-    monkeypatch.setattr("services.identity.store.cassandra.store.BUCKETS_A_ROUND", 3)
+    monkeypatch.setattr("services.identity.store.cassandra.store.BUCKETS_PER_READ", 3)
     ids = [bucket << 51 | low for bucket in (0, 1, 2, 9, 30) for low in (5, 6, 7)]
     await store.import_accounts([new(user_id, f"user{number}") for number, user_id in enumerate(ids)])
     for limit in (1, 2, 4, 100):
@@ -218,7 +218,7 @@ async def test_an_import_that_has_begun_goes_on_through_an_outage(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await another()
-    monkeypatch.setattr("services.identity.store.cassandra.store.LOT_AGAIN_S", 0.01)
+    monkeypatch.setattr("services.identity.store.cassandra.store.BATCH_RETRY_S", 0.01)
     batch = store._keyspace.batch
     sizes: list[int] = []
 

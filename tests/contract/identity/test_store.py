@@ -92,7 +92,7 @@ async def test_names_and_addresses_are_unique(store: Store, name: str, email: st
     assert caught.value.code is grpc.StatusCode.ALREADY_EXISTS
     assert caught.value.reason == reason
     assert await store.accounts([2]) == []
-    assert await store.rotate(2, 200, digest("first 2"), digest("next"), NOW_MS, LATER_MS) is Rotation.OVER
+    assert await store.rotate(2, 200, digest("first 2"), digest("next"), NOW_MS, LATER_MS) is Rotation.ENDED
 
 
 async def test_of_parallel_claims_one_wins(store: Store) -> None:
@@ -181,12 +181,12 @@ async def test_a_refresh_may_be_repeated_until_its_successor_was_used_and_a_litt
     # A repeat changes nothing, the time of the first use either.
     (found,) = await store.sessions(1, NOW_MS, 0, 10)
     assert found.used_ms == NOW_MS + 600_000
-    assert await rotate("first 1", "a", 600_001 + REFRESH_GRACE_MS) is Rotation.DEAD
-    assert await rotate("x", "y", 600_000) is Rotation.DEAD
+    assert await rotate("first 1", "a", 600_001 + REFRESH_GRACE_MS) is Rotation.REUSED
+    assert await rotate("x", "y", 600_000) is Rotation.REUSED
     assert await rotate("b", "c", 700_000) is Rotation.DONE
     assert await rotate("a", "b", 700_000) is Rotation.DONE
     # Two successors were used since.
-    assert await rotate("first 1", "a", 700_000) is Rotation.DEAD
+    assert await rotate("first 1", "a", 700_000) is Rotation.REUSED
     # Nothing of that changed the session.
     assert await rotate("c", "d", 700_000) is Rotation.DONE
 
@@ -202,7 +202,7 @@ async def test_parallel_rotations_of_one_token_all_succeed(store: Store) -> None
 
 async def test_sessions_expire(store: Store) -> None:
     await create(store, 1, "alice")
-    assert await store.rotate(1, 100, digest("first 1"), digest("a"), LATER_MS, LATER_MS + 1) is Rotation.OVER
+    assert await store.rotate(1, 100, digest("first 1"), digest("a"), LATER_MS, LATER_MS + 1) is Rotation.ENDED
     assert await store.sessions(1, LATER_MS, 0, 10) == []
     assert len(await store.sessions(1, LATER_MS - 1, 0, 10)) == 1
 
@@ -229,7 +229,7 @@ async def test_sessions_end_once_and_by_their_owner(store: Store) -> None:
     assert not await store.end_session(100, 2, [record(2)])
     assert await store.end_session(100, 1, [record(1)])
     assert not await store.end_session(100, 1, [record(1)])
-    assert await store.rotate(1, 100, digest("first 1"), digest("a"), NOW_MS, LATER_MS) is Rotation.OVER
+    assert await store.rotate(1, 100, digest("first 1"), digest("a"), NOW_MS, LATER_MS) is Rotation.ENDED
 
 
 async def test_only_the_active_open_sessions(store: Store) -> None:
@@ -255,14 +255,14 @@ async def test_a_new_credential_keeps_one_session(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [Credential(Scheme.PEPPERED, b"$2b$05$" + b"." * 53), HASHED._replace(scheme=Scheme.FOREIGN)]
+    "other", [Credential(Scheme.PEPPERED, b"$2b$05$" + b"." * 53), HASHED._replace(scheme=Scheme.IMPORTED)]
 )
 async def test_open_session_over_a_credential_that_changed_stores_nothing(store: Store, other: Credential) -> None:
     await create(store, 1, "alice")
     assert await store.set_credential(1, HASHED, other, 0, [record(1)])
     assert not await store.open_session(session(101, 1), digest("a"), HASHED)
     assert await store.sessions(1, NOW_MS, 0, 10) == []
-    assert await store.rotate(1, 101, digest("a"), digest("b"), NOW_MS, LATER_MS) is Rotation.OVER
+    assert await store.rotate(1, 101, digest("a"), digest("b"), NOW_MS, LATER_MS) is Rotation.ENDED
     assert await store.open_session(session(102, 1), digest("a"), other)
 
 

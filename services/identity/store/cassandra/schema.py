@@ -1,17 +1,17 @@
-"""Identity's tables in Cassandra, and every statement on them.
+"""Identity's tables in Cassandra, and all CQL statements on them.
 
-A user is one partition: the account in its static columns, a row for each session. So whatever needs several of them to agree (a
-suspension that ends sessions, a log-in of the active only) is one conditional write. The first write of an account is a plain one,
-stamped older than any conditional one can be; everything after it is conditional.
+Each user is one partition: static columns hold the account, and each row a session. So changes that involve both (a suspension ends
+sessions, a log-in needs an active account) are one lightweight transaction (LWT). The first write of an account is a plain write with a
+timestamp older than any LWT; all later writes are LWTs.
 """
 
 from __future__ import annotations
 
 from services.platform.cassandra.outbox import OUTBOX_MIGRATION
 
-# Conditional writes carry the time of day in microseconds. A first write of 1 loses against every later one, however late it arrives.
-FIRST_STAMP = 1
-# Ids of about six days lie in one partition of the index: a million sign-ups a day make 6 million small rows.
+# LWTs have the current time in microseconds as timestamp. A first write with timestamp 1 loses against them, even if it arrives later.
+FIRST_WRITE_TIMESTAMP = 1
+# A partition of the index holds the ids of about six days: 6 million small rows at a million sign-ups a day.
 BUCKET_SHIFT = 51
 
 SCHEMA = """
@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS user_ids (bucket int, user_id bigint, PRIMARY KEY (bu
 CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)
 """
 
-# Claims: conditional writes only.
+# Claims of usernames (handles) and e-mail addresses: LWTs only.
 HANDLE_OF = "SELECT user_id, claimed_ms FROM handles WHERE name = ?"
 HANDLES_OF = "SELECT name, user_id FROM handles WHERE name IN ?"
 CLAIM_HANDLE = "INSERT INTO handles (name, user_id, claimed_ms) VALUES (?, ?, ?) IF NOT EXISTS"
@@ -38,7 +38,7 @@ CLAIM_EMAIL = "INSERT INTO emails (name, user_id, claimed_ms) VALUES (?, ?, ?) I
 TAKE_EMAIL = "UPDATE emails SET user_id = ?, claimed_ms = ? WHERE name = ? IF user_id = ? AND claimed_ms = ?"
 FREE_EMAIL = "DELETE FROM emails WHERE name = ? IF user_id = ?"
 
-# The first write: together with the outbox in one logged batch.
+# The first write of an account: in one logged batch with its outbox row.
 FIRST_ACCOUNT = """
 UPDATE accounts USING TIMESTAMP ? SET email = ?, core = ?, state = ?, version = ?, roles = ?, scheme = ?, password_hash = ?
 WHERE user_id = ?
@@ -56,7 +56,7 @@ SELECT DISTINCT user_id, core, email, state, version, roles, scheme, password_ha
 MADE = "SELECT DISTINCT made FROM accounts WHERE user_id = ?"
 IDS_AFTER = "SELECT user_id FROM user_ids WHERE bucket = ? AND user_id > ? LIMIT ?"
 
-# All of these apply to one partition, so each is one round of Paxos, whatever it holds.
+# Each of these batches writes to one partition, so it is one Paxos round.
 REPLACE = """
 BEGIN BATCH
 UPDATE accounts SET core = ?, state = ?, version = ? WHERE user_id = ? IF version = ?;
@@ -99,16 +99,16 @@ SESSIONS = """
 SELECT session_id, user_id, used_ms, expires_ms, user_agent FROM accounts WHERE user_id = ? AND session_id < ? LIMIT ?
 """
 
-# A keyspace of its own: its rights and backups can be others than those of the accounts, whose hashes the keys protect.
+# Keys have a separate keyspace, so that permissions and backups can differ from those of the accounts, whose hashes the keys protect.
 KEYS_SCHEMA = "CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)"
 KEYSPACE, KEYS_KEYSPACE = "identity", "identity_keys"
-# The keyspaces of the service by name, each with its migrations in order.
+# The keyspaces of the service, each with its migrations in order.
 KEYSPACES = {KEYSPACE: (SCHEMA, OUTBOX_MIGRATION), KEYS_KEYSPACE: (KEYS_SCHEMA,)}
-# Of both keyspaces: earlier releases kept the keys beside the accounts.
+# Read from both keyspaces: earlier releases stored the keys in that of the accounts.
 SECRET = "SELECT value FROM secrets WHERE name = ?"  # noqa: S105 (a statement)
-KEEP_SECRET = "INSERT INTO secrets (name, value) VALUES (?, ?) IF NOT EXISTS"  # noqa: S105
+INSERT_SECRET = "INSERT INTO secrets (name, value) VALUES (?, ?) IF NOT EXISTS"  # noqa: S105
 
 
 def bucket_of(user_id: int) -> int:
-    """The partition of the index of ids that holds this one: they ascend with the ids."""
+    """Returns the bucket (partition) of the index that contains this id. Buckets ascend with ids."""
     return user_id >> BUCKET_SHIFT

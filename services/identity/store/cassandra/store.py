@@ -1,7 +1,8 @@
-"""The cluster adapter: Cassandra holds the accounts, Redis the references in use, for all processes at once.
+"""The Cassandra adapter: Cassandra holds the accounts; Redis caches the user references for all processes.
 
-Nothing is kept in process memory. A change that a condition decides has its events in the outbox before it is decided, and notes
-their ids with the change: so `decided` can tell, at any time and in any process, which of them are true.
+The process itself caches nothing. Events of a lightweight transaction (LWT) are inserted into the outbox before it, and the LWT stores
+their ids in the user's partition. So any process can decide later, with `committed_events`, which events in the outbox belong to
+a committed change.
 """
 
 from __future__ import annotations
@@ -16,10 +17,16 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 from services.identity.password import Credential
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
 from services.identity.store.cassandra import schema
-from services.identity.store.cassandra.account_rows import ImportPlan, account_steps, login_of, lots, session_values
-from services.identity.store.cassandra.username_claims import MAX_HELD_S, Claims
-from services.identity.store.rotation import Succession
-from services.identity.store.user_refs import wire_of
+from services.identity.store.cassandra.account_rows import (
+    ImportPlan,
+    create_statements,
+    decode_login,
+    group_into_batches,
+    session_values,
+)
+from services.identity.store.cassandra.username_claims import MAX_SIGN_UP_S, Claims
+from services.identity.store.rotation import RotationState
+from services.identity.store.user_refs import serialized_ref
 from services.platform.cassandra.keyed_lock import KeyedLocks, run_to_completion
 from services.platform.cassandra.keyspace import Keyspace, Statement
 from services.platform.cassandra.outbox import Outbox
@@ -32,68 +39,73 @@ from services.platform.rpc.reasons import Reason
 if TYPE_CHECKING:
     from services.platform.backends.cluster import ClusterBackends
 
-# As long as the outbox keeps its rows: until then somebody may ask whether an event is true.
-NOTE_S = 3 * 24 * 3600
-# Refreshes of one session at once, by other processes: each loses to one that won.
-MAX_TRIES = 10
-# Partitions of the index of ids that are read together: an empty half-year costs two rounds.
-BUCKETS_A_ROUND = 16
-# An import that meets another of the same names waits for it, this often and so long.
-MAX_IMPORTS = 4
-IMPORT_AGAIN_S = 0.3
-# Each is a few dozen rows' work for one node.
-BATCHES_AT_ONCE = 16
-# Between the tries of a batch of an import of which a part is stored.
-LOT_AGAIN_S = 1.0
-# Log-ins of other processes at the same moment may leave a few more than MAX_SESSIONS: the next log-in ends those too.
-MAX_LISTED = 2 * MAX_SESSIONS
-# In one statement: a node gathers them, which costs a tenth of asking for each.
+# Seconds for which ids of committed events are stored: as long as outbox rows exist, because these are checked against them.
+EVENT_ID_TTL_S = 3 * 24 * 3600
+# Attempts at an LWT. An attempt fails only if another process refreshed the same session.
+MAX_ATTEMPTS = 10
+# Partitions of the id index that are read concurrently: half a year without sign-ups takes two rounds.
+BUCKETS_PER_READ = 16
+# Attempts of an import whose names are claimed by a concurrent one, and the seconds between them.
+MAX_IMPORT_ATTEMPTS = 4
+IMPORT_RETRY_S = 0.3
+# Concurrent batches of an import. Each writes a few dozen rows on one coordinator.
+MAX_CONCURRENT_BATCHES = 16
+# Seconds between attempts at a batch of an import.
+BATCH_RETRY_S = 1.0
+# Sessions read to find those above MAX_SESSIONS. Concurrent log-ins may leave a few more; the next log-in ends them.
+MAX_SESSIONS_READ = 2 * MAX_SESSIONS
+# Ids in one SELECT … IN: it costs a tenth of single reads.
 IDS_PER_READ = 100
 _MAX_ID = 2**63 - 1
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class CassandraStore:
-    """The Store port over one keyspace. Made by `open`; `outbox` is one of the service's workers."""
+    """Implements Store on Cassandra and Redis. Created by `open`. `outbox` must run as a worker of the service."""
 
     def __init__(
-        self, keyspace: Keyspace, keys: Keyspace, shared: SharedVersions, log: EventLog, clock: Callable[[], float]
+        self,
+        keyspace: Keyspace,
+        keys: Keyspace,
+        shared: SharedVersions,
+        event_log: EventLog,
+        clock: Callable[[], float],
     ) -> None:
-        self.outbox = Outbox(keyspace, log, clock, self.decided)
+        self.outbox = Outbox(keyspace, event_log, clock, self.committed_events)
         self._keyspace = keyspace
         self._keys = keys
-        self._shared = shared
+        self._shared_refs = shared
         self._clock = clock
         self._claims = Claims(keyspace, clock, self._exists)
-        self._turns = KeyedLocks()
+        self._locks = KeyedLocks()
 
     @classmethod
-    async def open(cls, cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> Self:
-        """The store in its keyspace, brought up to date. `clock` gives unix seconds. Errors as Keyspace.open."""
+    async def open(cls, cluster: ClusterBackends, event_log: EventLog, clock: Callable[[], float]) -> Self:
+        """Opens the keyspaces and applies missing migrations. `clock` returns unix seconds. Raises as Keyspace.open."""
         keyspace = await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE])
         keys = await cluster.keyspace(schema.KEYS_KEYSPACE, schema.KEYSPACES[schema.KEYS_KEYSPACE])
-        return cls(keyspace, keys, cluster.shared, log, clock)
+        return cls(keyspace, keys, cluster.shared, event_log, clock)
 
     async def close(self) -> None:
-        """Nothing: the connections are the process's."""
+        """Does nothing: the connections belong to the process."""
 
     async def refs(self, ids: Sequence[int]) -> user_service_pb2.BatchGetUserRefsResponse:
         return user_service_pb2.BatchGetUserRefsResponse.FromString(await self.refs_serialized(ids))
 
     async def refs_serialized(self, ids: Sequence[int]) -> bytes:
-        entries = await self._shared.users(ids)
-        wires = [entry.data if entry is not None else None for entry in entries]
-        missing = [user_id for user_id, wire in zip(ids, wires, strict=True) if wire is None]
+        entries = await self._shared_refs.users(ids)
+        serialized = [entry.data if entry is not None else None for entry in entries]
+        missing = [user_id for user_id, ref in zip(ids, serialized, strict=True) if ref is None]
         if missing:
             loaded = await self._accounts(missing)
-            filled = {user_id: (account.version, wire_of(account)) for user_id, account in loaded.items()}
-            await self._shared.fill_users(filled)
-            wires = [
-                filled[user_id][1] if wire is None and user_id in filled else wire
-                for user_id, wire in zip(ids, wires, strict=True)
+            filled = {user_id: (account.version, serialized_ref(account)) for user_id, account in loaded.items()}
+            await self._shared_refs.fill_users(filled)
+            serialized = [
+                filled[user_id][1] if ref is None and user_id in filled else ref
+                for user_id, ref in zip(ids, serialized, strict=True)
             ]
-        return b"".join(filter(None, wires))
+        return b"".join(filter(None, serialized))
 
     async def accounts(self, ids: Sequence[int]) -> list[Account]:
         found = await self._accounts(ids)
@@ -110,58 +122,65 @@ class CassandraStore:
         return login.credential if login is not None else None
 
     async def create(self, new: NewAccount, session: Session, token_hash: bytes) -> None:
-        steps = [
-            *account_steps(new, NOTE_S),
-            (schema.FIRST_SESSION, (schema.FIRST_STAMP, *session_values(session, b"", token_hash))),
+        statements = [
+            *create_statements(new, EVENT_ID_TTL_S),
+            (schema.FIRST_SESSION, (schema.FIRST_WRITE_TIMESTAMP, *session_values(session, b"", token_hash))),
         ]
-        await run_to_completion(self._make([new], [steps]))
+        await run_to_completion(self._create_accounts([new], [statements]))
 
     async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
-        """See the port. More accounts than fit into one batch are all made, if this process lives and Cassandra answers again within
-        MAX_HELD_S; else a repeat makes the rest once their claims are abandoned."""
+        """As the port, except that accounts that do not fit into one batch may be created only in part.
+
+        That happens if this process dies, or if Cassandra is unavailable for MAX_SIGN_UP_S. A repeat of the import creates the rest,
+        once the claims have expired.
+        """
         plan = ImportPlan(new)
-        for tries_left in reversed(range(MAX_IMPORTS)):
+        for tries_left in reversed(range(MAX_IMPORT_ATTEMPTS)):
             holders = await self._claims.username_holders(plan.names)
             missing = plan.missing(await self._logins(holders), holders)
             try:
                 if missing:
-                    await run_to_completion(self._make(missing, [account_steps(one, NOTE_S) for one in missing]))
+                    await run_to_completion(
+                        self._create_accounts(missing, [create_statements(one, EVENT_ID_TTL_S) for one in missing])
+                    )
             except errors.RoostError as error:
-                # Somebody makes one of them now: perhaps the very same, which then is found.
+                # A concurrent request creates one of the accounts, perhaps the same import: retry, and compare with the stored account.
                 if error.reason != Reason.USERNAME_TAKEN or not tries_left:
                     raise
-                await asyncio.sleep(IMPORT_AGAIN_S)
+                await asyncio.sleep(IMPORT_RETRY_S)
             else:
                 break
         return plan.ids
 
-    async def _make(self, new: Sequence[NewAccount], steps: Sequence[Sequence[Statement]]) -> None:
-        """Claims the keys of these accounts, then writes each with its `steps` and its event."""
+    async def _create_accounts(self, new: Sequence[NewAccount], statements: Sequence[Sequence[Statement]]) -> None:
+        """Claims usernames and e-mail addresses, writes each account by its `statements` with its event, then publishes the events."""
         clock = asyncio.get_running_loop().time
-        give_up = clock() + MAX_HELD_S
-        await self._claims.hold(new)
-        groups = ([*mine, *self.outbox.statements([one.created])] for one, mine in zip(new, steps, strict=True))
-        first, *others = lots(groups)
+        give_up = clock() + MAX_SIGN_UP_S
+        await self._claims.claim(new)
+        groups = ([*mine, *self.outbox.statements([one.created])] for one, mine in zip(new, statements, strict=True))
+        first, *others = group_into_batches(groups)
         try:
             if clock() > give_up:
-                raise errors.unavailable("others may have the name by now", reason=Reason.STORE_UNAVAILABLE)
+                raise errors.unavailable(
+                    "the sign-up took too long, so the username may be taken: retry", reason=Reason.STORE_UNAVAILABLE
+                )
             await self._keyspace.batch(first)
         except errors.RoostError as error:
             if error.reason == Reason.STORE_UNAVAILABLE:
                 await self._claims.release(new)
             raise
-        room = asyncio.Semaphore(BATCHES_AT_ONCE)
+        slots = asyncio.Semaphore(MAX_CONCURRENT_BATCHES)
 
-        async def store(lot: Sequence[Statement]) -> None:
-            # A part of them is made, so the others are to be as well.
+        async def store(batch: Sequence[Statement]) -> None:
+            # The first batch is stored, so the import must be completed: retry until `give_up`.
             while True:
-                async with room:
+                async with slots:
                     try:
-                        return await self._keyspace.batch(lot)
+                        return await self._keyspace.batch(batch)
                     except errors.RoostError:
                         if clock() > give_up:
                             raise
-                await asyncio.sleep(LOT_AGAIN_S)
+                await asyncio.sleep(BATCH_RETRY_S)
 
         await asyncio.gather(*map(store, others))
         self.outbox.publish([one.created for one in new])
@@ -169,10 +188,10 @@ class CassandraStore:
     async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
         user_id = account.user_id
         change = (account.core, account.state, account.version, user_id, account.version - 1)
-        note = (NOTE_S, _ids(records), user_id)
-        steps = (*change, *note, user_id, 0, user_id, 0) if end_sessions else (*change, *note)
+        event_ids = (EVENT_ID_TTL_S, _ids(records), user_id)
+        values = (*change, *event_ids, user_id, 0, user_id, 0) if end_sessions else (*change, *event_ids)
         statement = schema.REPLACE_AND_END if end_sessions else schema.REPLACE
-        return await run_to_completion(self._decide(user_id, records, statement, *steps, shared=account))
+        return await run_to_completion(self._apply_with_events(user_id, records, statement, *values, shared=account))
 
     async def set_credential(
         self,
@@ -182,27 +201,29 @@ class CassandraStore:
         keep_session_id: int,
         records: Sequence[Record],
     ) -> bool:
-        note = (NOTE_S, _ids(records), user_id)
+        event_ids = (EVENT_ID_TTL_S, _ids(records), user_id)
         change = (int(credential.scheme), credential.hash, user_id, int(checked.scheme), checked.hash)
         ends = (user_id, keep_session_id, user_id, keep_session_id)
-        return await run_to_completion(self._decide(user_id, records, schema.SET_CREDENTIAL, *change, *note, *ends))
+        return await run_to_completion(
+            self._apply_with_events(user_id, records, schema.SET_CREDENTIAL, *change, *event_ids, *ends)
+        )
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
         found: list[Account] = []
-        # An id without an account is one whose batch is under way, or was given up.
+        # Ids without an account belong to a sign-up that is in progress or failed.
         while len(found) < limit and (ids := await self._ids_after(after_id, limit - len(found))):
             found += await self.accounts(ids)
             after_id = ids[-1]
         return found
 
     async def _ids_after(self, after_id: int, limit: int) -> list[int]:
-        # One further: another process's clock may be ahead.
+        # One bucket further, because the clock of another process may be ahead.
         end = schema.bucket_of(first_id_at(int(self._clock() * 1000))) + 2
-        for start in range(schema.bucket_of(after_id), end, BUCKETS_A_ROUND):
-            buckets = range(start, min(start + BUCKETS_A_ROUND, end))
+        for start in range(schema.bucket_of(after_id), end, BUCKETS_PER_READ):
+            buckets = range(start, min(start + BUCKETS_PER_READ, end))
             rows = await self._keyspace.read_each(schema.IDS_AFTER, ((bucket, after_id, limit) for bucket in buckets))
-            # Buckets ascend, and each gives its first: so what is cut off is above what stays.
-            if ids := [row[0] for lot in rows for row in lot][:limit]:
+            # Buckets ascend and each returns its lowest ids, so cutting the list drops only higher ids.
+            if ids := [row[0] for batch in rows for row in batch][:limit]:
                 return ids
         return []
 
@@ -211,12 +232,12 @@ class CassandraStore:
 
     async def _open_session(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
         user_id = session.user_id
-        async with self._turns.hold(user_id):
+        async with self._locks.hold(user_id):
             unchanged = (user_pb2.USER_STATE_ACTIVE, int(checked.scheme), checked.hash)
             values = (*session_values(session, b"", token_hash), *unchanged)
             applied, _ = await self._keyspace.execute_lwt(schema.OPEN_SESSION, *values)
             if applied:
-                living = await self.sessions(user_id, session.used_ms, 0, MAX_LISTED)
+                living = await self.sessions(user_id, session.used_ms, 0, MAX_SESSIONS_READ)
                 living.sort(key=lambda one: (one.used_ms, one.session_id), reverse=True)
                 for surplus in living[MAX_SESSIONS:]:
                     await self._keyspace.execute_lwt(schema.DROP_SESSION, user_id, surplus.session_id)
@@ -230,14 +251,14 @@ class CassandraStore:
     async def _rotate(
         self, user_id: int, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
     ) -> Rotation:
-        async with self._turns.hold(user_id):
-            for _ in range(MAX_TRIES):
+        async with self._locks.hold(user_id):
+            for _ in range(MAX_ATTEMPTS):
                 rows = await self._keyspace.read(schema.SESSION, user_id, session_id)
                 if not rows or rows[0][3] <= now_ms:
-                    return Rotation.OVER
+                    return Rotation.ENDED
                 *kept, _, user_agent = rows[0]
-                found = Succession(*kept)
-                following = found.present(presented, successor, now_ms)
+                found = RotationState(*kept)
+                following = found.use(presented, successor, now_ms)
                 if isinstance(following, Rotation):
                     return following
                 session = Session(session_id, user_id, now_ms, expires_ms, user_agent)
@@ -258,54 +279,55 @@ class CassandraStore:
         return found[:limit]
 
     async def end_session(self, session_id: int, user_id: int, records: Sequence[Record]) -> bool:
-        values = (user_id, session_id, NOTE_S, _ids(records), user_id)
-        return await run_to_completion(self._decide(user_id, records, schema.END_SESSION, *values))
+        values = (user_id, session_id, EVENT_ID_TTL_S, _ids(records), user_id)
+        return await run_to_completion(self._apply_with_events(user_id, records, schema.END_SESSION, *values))
 
     async def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
         rows = await self._keys.read(schema.SECRET, name)
         if not rows:
-            # An earlier release's stays where it is, for its processes may start again until the last was replaced.
+            # The copy of an earlier release is not deleted, because processes of that release may still restart during an upgrade.
             earlier = await self._keyspace.read_serial(schema.SECRET, name)
             if earlier:
-                _log.warning(
-                    "a key of an earlier release lies beside the accounts: delete it once no such process runs"
-                )
-            await self._keys.execute_lwt(schema.KEEP_SECRET, name, earlier[0][0] if earlier else make())
+                # To be deleted from the accounts' keyspace once no process of the earlier release runs.
+                log.warning("legacy_key.copied", name=name, keyspace=schema.KEYSPACE)
+            await self._keys.execute_lwt(schema.INSERT_SECRET, name, earlier[0][0] if earlier else make())
             rows = await self._keys.read_serial(schema.SECRET, name)
         return bytes(rows[0][0])
 
-    async def share(self, ids: Sequence[int]) -> None:
-        """Puts the references of these users where every process finds them. UNAVAILABLE where Redis does not take them."""
+    async def write_refs(self, ids: Sequence[int]) -> None:
+        """Writes the current references of these users to Redis. Raises UNAVAILABLE if Redis does not accept them."""
         for user_id, account in (await self._accounts(ids)).items():
-            if not await self._shared.put_user(user_id, account.version, wire_of(account)):
-                raise errors.unavailable("references cannot be shared now")
+            if not await self._shared_refs.put_user(user_id, account.version, serialized_ref(account)):
+                raise errors.unavailable("user references cannot be written to Redis: retry later")
 
-    async def decided(self, records: Sequence[Record]) -> list[Record]:
-        """Those of these events that are true: their change was made. A change half made is seen through first."""
+    async def committed_events(self, records: Sequence[Record]) -> list[Record]:
+        """Returns those of the events whose change was committed. Its serial read completes an LWT that is in progress."""
         made: dict[int, Set[int]] = {}
         for user_id in {record.key for record in records}:
             rows = await self._keyspace.read_serial(schema.MADE, user_id)
             made[user_id] = set(rows[0][0] or ()) if rows else set()
         return [record for record in records if record.event_id in made[record.key]]
 
-    async def _decide(
+    async def _apply_with_events(
         self, user_id: int, records: Sequence[Record], statement: str, *values: Any, shared: Account | None = None
     ) -> bool:
-        """One conditional write to a user's partition, which notes the events; whether it was applied. Then `shared` is put where every
-        process reads it, and the events are published."""
-        async with self._turns.hold(user_id):
+        """Executes an LWT on the user's partition that also stores the ids of the events; returns whether it was applied.
+
+        Inserts the events into the outbox before. If the LWT was applied, writes `shared` to Redis and then publishes the events.
+        """
+        async with self._locks.hold(user_id):
             await self._keyspace.write_each(self.outbox.statements(records))
             try:
                 applied, _ = await self._keyspace.execute_lwt(statement, *values)
             except errors.RoostError:
-                # Unless the events show that it was, nobody knows: the caller may look, or try again.
-                applied = bool(records) and len(await self.decided(records)) == len(records)
+                # The outcome is unknown, unless the stored event ids prove that the LWT was applied.
+                applied = bool(records) and len(await self.committed_events(records)) == len(records)
                 if not applied:
                     raise
         if applied:
             if shared is not None:
-                # Before anybody hears of it: whoever reads next finds it there, also a consumer whom the event makes read.
-                await self._shared.put_user(user_id, shared.version, wire_of(shared))
+                # Before the events are published, so that consumers of the events read the new reference.
+                await self._shared_refs.put_user(user_id, shared.version, serialized_ref(shared))
             self.outbox.publish(records)
         return applied
 
@@ -322,8 +344,8 @@ class CassandraStore:
         wanted = list(dict.fromkeys(ids))
         keys = (((wanted[at : at + IDS_PER_READ]),) for at in range(0, len(wanted), IDS_PER_READ))
         found = await self._keyspace.read_each(schema.ACCOUNTS_OF, keys)
-        # Without a version it is not there: of a batch under way the note may be seen first.
-        return {row[0]: login_of(row) for rows in found for row in rows if row[4] is not None}
+        # A row without a version is of a sign-up in progress: its event id may be visible before the account.
+        return {row[0]: decode_login(row) for rows in found for row in rows if row[4] is not None}
 
 
 def _ids(records: Sequence[Record]) -> set[int]:

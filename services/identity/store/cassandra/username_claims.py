@@ -1,4 +1,7 @@
-"""Claims on names and addresses: what makes them unique. A claim comes before its account, and may outlive a sign-up that failed."""
+"""Claims of usernames and e-mail addresses, which make them unique across partitions.
+
+A claim is written before its account, and may remain after a failed sign-up; another user can take it over after ABANDONED_MS.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,21 @@ from services.platform.cassandra.keyspace import Keyspace
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# After it a claim without an account is given up. Far longer than a sign-up may go on (below) and than its writes may still be on
-# their way, so that who takes it over meets nobody.
+# Age at which a claim without an account is abandoned. Far longer than a sign-up may take (MAX_SIGN_UP_S), including writes that are still
+# in transit, so that no sign-up loses its claim while it runs.
 ABANDONED_MS = 10 * 60 * 1000
 # The longest from the first claim to the write of the account.
-MAX_HELD_S = 60.0
-# Rivals of one name come and go; this many in a row means that something else is wrong.
-MAX_TRIES = 5
-# Conditional writes on their way at once: a node works on about as many, more would only time out.
+MAX_SIGN_UP_S = 60.0
+# Attempts to claim one name. Competing sign-ups may cause a few failures; more indicate another fault.
+MAX_ATTEMPTS = 5
+# Concurrent LWTs. A node processes about as many; more would only time out.
 MAX_CONCURRENT_STATEMENTS = 32
-# In one statement: a node gathers them.
+# Names in one SELECT … IN.
 NAMES_PER_READ = 100
 
 
-class _Kind(NamedTuple):
-    """One table of claims: its statements, and what a refusal is called."""
+class _ClaimTable(NamedTuple):
+    """One table of claims: its statements, and the reason and the word for its ALREADY_EXISTS errors."""
 
     holder: str
     claim: str
@@ -38,14 +41,16 @@ class _Kind(NamedTuple):
     word: str
 
 
-_HANDLE = _Kind(
+_HANDLE = _ClaimTable(
     schema.HANDLE_OF, schema.CLAIM_HANDLE, schema.TAKE_HANDLE, schema.FREE_HANDLE, Reason.USERNAME_TAKEN, "username"
 )
-_EMAIL = _Kind(schema.EMAIL_OF, schema.CLAIM_EMAIL, schema.TAKE_EMAIL, schema.FREE_EMAIL, Reason.EMAIL_TAKEN, "email")
+_EMAIL = _ClaimTable(
+    schema.EMAIL_OF, schema.CLAIM_EMAIL, schema.TAKE_EMAIL, schema.FREE_EMAIL, Reason.EMAIL_TAKEN, "email"
+)
 
 
 class Claims:
-    """The claims of one keyspace. `clock` gives unix seconds; `exists` says whether there is an account of this id."""
+    """Manages the claims in one keyspace. `clock` returns unix seconds; `exists` returns whether a user id has an account."""
 
     def __init__(
         self, keyspace: Keyspace, clock: Callable[[], float], exists: Callable[[int], Awaitable[bool]]
@@ -55,67 +60,70 @@ class Claims:
         self._exists = exists
 
     async def username_holder(self, username_key: str) -> int:
-        """Who claims the name: perhaps without an account. 0 where nobody does."""
+        """Returns the user id that claims the username, perhaps without an account; 0 if there is no claim."""
         rows = await self._keyspace.read(schema.HANDLE_OF, username_key)
         return int(rows[0][0]) if rows else 0
 
     async def email_holder(self, email_key: str) -> int:
-        """Who claims the address, as `username_holder`."""
+        """Returns the user id that claims the e-mail address, perhaps without an account; 0 if there is no claim."""
         rows = await self._keyspace.read(schema.EMAIL_OF, email_key)
         return int(rows[0][0]) if rows else 0
 
     async def username_holders(self, username_keys: Sequence[str]) -> list[int]:
-        """One holder a name, in their order."""
+        """Returns the result of `username_holder` for each username, in order."""
         lots = (username_keys[at : at + NAMES_PER_READ] for at in range(0, len(username_keys), NAMES_PER_READ))
-        found = await self._keyspace.read_each(schema.HANDLES_OF, ((list(lot),) for lot in lots))
+        found = await self._keyspace.read_each(schema.HANDLES_OF, ((list(batch),) for batch in lots))
         holders: dict[str, int] = dict(chain.from_iterable(found))
         return [holders.get(key, 0) for key in username_keys]
 
-    async def hold(self, new: Sequence[NewAccount]) -> None:
-        """Claims both keys of each, all or none. ALREADY_EXISTS as in `create` of the port; what was claimed is free again then."""
-        room = asyncio.Semaphore(MAX_CONCURRENT_STATEMENTS)
+    async def claim(self, new: Sequence[NewAccount]) -> None:
+        """Claims username and e-mail address of each account. On any error, releases all of these claims and raises the error.
 
-        async def hold_one(one: NewAccount) -> None:
-            async with room:
+        Raises ALREADY_EXISTS (USERNAME_TAKEN or EMAIL_TAKEN) if another user has a claim.
+        """
+        slots = asyncio.Semaphore(MAX_CONCURRENT_STATEMENTS)
+
+        async def claim_one(one: NewAccount) -> None:
+            async with slots:
                 await self._claim(_HANDLE, one.username_key, one.account.user_id)
                 await self._claim(_EMAIL, one.email_key, one.account.user_id)
 
-        outcomes = await asyncio.gather(*(hold_one(one) for one in new), return_exceptions=True)
+        outcomes = await asyncio.gather(*(claim_one(one) for one in new), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if failures:
             await self.release(new)
             raise failures[0]
 
     async def release(self, new: Sequence[NewAccount]) -> None:
-        """Gives up the claims of accounts that were certainly not made. What cannot be reached is given up by time."""
-        room = asyncio.Semaphore(MAX_CONCURRENT_STATEMENTS)
+        """Deletes the claims of accounts that were certainly not created. Ignores errors: remaining claims expire after ABANDONED_MS."""
+        slots = asyncio.Semaphore(MAX_CONCURRENT_STATEMENTS)
 
-        async def free(kind: _Kind, key: str, user_id: int) -> None:
+        async def free(table: _ClaimTable, key: str, user_id: int) -> None:
             with contextlib.suppress(errors.RoostError):
-                async with room:
-                    await self._keyspace.execute_lwt(kind.free, key, user_id)
+                async with slots:
+                    await self._keyspace.execute_lwt(table.free, key, user_id)
 
         work = [free(_HANDLE, one.username_key, one.account.user_id) for one in new]
         work += [free(_EMAIL, one.email_key, one.account.user_id) for one in new]
         await asyncio.gather(*work)
 
-    async def _claim(self, kind: _Kind, key: str, user_id: int) -> None:
-        for _ in range(MAX_TRIES):
+    async def _claim(self, table: _ClaimTable, key: str, user_id: int) -> None:
+        for _ in range(MAX_ATTEMPTS):
             now_ms = int(self._clock() * 1000)
-            if await self._applied(kind.claim, key, user_id, now_ms):
+            if await self._applied(table.claim, key, user_id, now_ms):
                 return
-            rows = await self._keyspace.read_serial(kind.holder, key)
+            rows = await self._keyspace.read_serial(table.holder, key)
             if not rows:
                 continue
             holder, claimed_ms = rows[0]
-            # Our own, if the answer was lost.
+            # This sign-up's own claim, if the response to an earlier attempt was lost.
             if holder == user_id:
                 return
             if claimed_ms > now_ms - ABANDONED_MS or await self._exists(holder):
                 break
-            if await self._applied(kind.take, user_id, now_ms, key, holder, claimed_ms):
+            if await self._applied(table.take, user_id, now_ms, key, holder, claimed_ms):
                 return
-        raise errors.already_exists(f"the {kind.word} is taken", kind.reason)
+        raise errors.already_exists(f"the {table.word} is taken: choose another", table.reason)
 
     async def _applied(self, statement: str, *values: object) -> bool:
         try:
@@ -123,6 +131,6 @@ class Claims:
         except errors.RoostError as error:
             if error.reason != Reason.OUTCOME_UNKNOWN:
                 raise
-            # The caller looks who holds it now.
+            # The caller reads the claim to find out.
             return False
         return applied

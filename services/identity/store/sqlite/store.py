@@ -1,7 +1,6 @@
-"""The embedded adapter: one SQLite file, and the accounts in use in process memory.
+"""The SQLite adapter: one database file, with an in-memory cache of accounts.
 
-The file belongs to this process alone, so memory written through before a write's caller hears of it is never older
-than the file.
+Only this process uses the file. Each write updates the cache before it returns, so the cache is never older than the file.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 
 from services.identity.password import Credential, Scheme
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session
-from services.identity.store.rotation import Succession
-from services.identity.store.user_refs import is_equal, roles_of, roles_text, wire_of
+from services.identity.store.rotation import RotationState
+from services.identity.store.user_refs import decode_roles, encode_roles, is_same_account, serialized_ref
 from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.events.log import Record
 from services.platform.files import kept_key, naming, private_dir, write_durably
@@ -29,9 +28,9 @@ from services.platform.sqlite.outbox import OUTBOX_SCHEMA, enqueue
 
 T = TypeVar("T")
 
-# About 1.5 kB each.
+# Accounts in the cache, about 1.5 kB each.
 MAX_CACHED = 100_000
-# SQLite's own bound on parameters is far higher; this keeps a read short.
+# Ids in one query. SQLite allows far more; the bound keeps a read short.
 IDS_PER_READ = 500
 
 SCHEMA = """
@@ -47,11 +46,11 @@ CREATE TABLE session (
 CREATE INDEX session_by_user ON session (user_id, id);
 CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
-# What a new key costs, for the message about a damaged one.
-_IF_LOST = {
-    "password_pepper": "nobody can log in with the present password then",
-    "refresh_token_key": "everybody has to log in again",
-    "signing_key": "access tokens given out before are refused",
+# The consequence of replacing each key, for the error message about a damaged key file.
+_CONSEQUENCE_OF_LOSS = {
+    "password_pepper": "no user can log in with the current password then",
+    "refresh_token_key": "all users have to log in again",
+    "signing_key": "access tokens issued before are rejected",
 }
 _ACCOUNT = "SELECT id, core, email, state, version, roles, scheme, password_hash FROM account"
 _IN = " WHERE id IN (SELECT value FROM json_each(?))"
@@ -74,32 +73,32 @@ _Row = tuple[int, bytes, str, int, int, str, int, bytes]
 
 
 class _Cached:
-    """An account with its reference ready for the wire."""
+    """An account with its serialised reference."""
 
-    __slots__ = ("account", "wire")
+    __slots__ = ("account", "ref")
 
     def __init__(self, account: Account) -> None:
         self.account = account
-        self.wire = wire_of(account)
+        self.ref = serialized_ref(account)
 
 
 class EmbeddedStore:
-    """The Store port over SQLite. Made by `open`."""
+    """Implements Store on SQLite. Created by `open`."""
 
     def __init__(self, db: Database, keys: Path, max_cached: int = MAX_CACHED) -> None:
         self.db = db
         self._keys = keys
-        self._making_keys = asyncio.Lock()
+        self._keys_lock = asyncio.Lock()
         self._max_cached = max_cached
         # Least recently used first.
         self._cache: OrderedDict[int, _Cached] = OrderedDict()
-        self._revisions = ChangeTracker()
+        self._changes = ChangeTracker()
 
     @classmethod
     async def open(cls, path: Path, max_cached: int = MAX_CACHED) -> Self:
-        """Opens or creates the file; keys lie in the folder `keys` beside it. Errors as Database.open.
+        """Opens or creates the file; keys are stored in the folder `keys` beside it. Raises as Database.open.
 
-        A copy of the file alone, such as a backup, holds password hashes and nothing to try passwords against them with.
+        Because the pepper is not in the file, a copy of the file, such as a backup, does not allow guessing passwords.
         """
         db = await Database.open(path, [SCHEMA, OUTBOX_SCHEMA])
         return cls(db, path.with_name("keys"), max_cached)
@@ -112,7 +111,7 @@ class EmbeddedStore:
         return user_service_pb2.BatchGetUserRefsResponse.FromString(await self.refs_serialized(ids))
 
     async def refs_serialized(self, ids: Sequence[int]) -> bytes:
-        return b"".join([cached.wire for cached in await self._cached(ids)])
+        return b"".join([cached.ref for cached in await self._cached(ids)])
 
     async def accounts(self, ids: Sequence[int]) -> list[Account]:
         return [cached.account for cached in await self._cached(ids)]
@@ -128,17 +127,17 @@ class EmbeddedStore:
         return login.credential if login is not None else None
 
     async def create(self, new: NewAccount, session: Session, token_hash: bytes) -> None:
-        def unit(connection: sqlite3.Connection) -> list[Account]:
+        def transaction(connection: sqlite3.Connection) -> list[Account]:
             _insert(connection, new)
             _insert_session(connection, session, token_hash)
             return [new.account]
 
-        await self._write_through(unit)
+        await self._write_through(transaction)
 
     async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
         ids: list[int] = []
 
-        def unit(connection: sqlite3.Connection) -> list[Account]:
+        def transaction(connection: sqlite3.Connection) -> list[Account]:
             ids.clear()
             made = []
             for one in new:
@@ -146,17 +145,19 @@ class EmbeddedStore:
                 if row is None:
                     _insert(connection, one)
                     made.append(one.account)
-                elif not is_equal(_login_of(row), one):
+                elif not is_same_account(_decode_login(row), one):
                     name = user_pb2.User.FromString(one.account.core).username
-                    raise errors.already_exists(f"{name} exists and is another", Reason.USERNAME_TAKEN)
+                    raise errors.already_exists(
+                        f"the username {name} is taken by a different account", Reason.USERNAME_TAKEN
+                    )
                 ids.append(row[0] if row is not None else one.account.user_id)
             return made
 
-        await self._write_through(unit)
+        await self._write_through(transaction)
         return ids
 
     async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
-        def unit(connection: sqlite3.Connection) -> list[Account]:
+        def transaction(connection: sqlite3.Connection) -> list[Account]:
             values = (account.core, account.state, account.version, account.user_id, account.version - 1)
             if connection.execute(_REPLACE, values).rowcount == 0:
                 return []
@@ -165,7 +166,7 @@ class EmbeddedStore:
             enqueue(connection, records)
             return [account]
 
-        return bool(await self._write_through(unit))
+        return bool(await self._write_through(transaction))
 
     async def set_credential(
         self,
@@ -175,22 +176,22 @@ class EmbeddedStore:
         keep_session_id: int,
         records: Sequence[Record],
     ) -> bool:
-        def unit(connection: sqlite3.Connection) -> bool:
+        def transaction(connection: sqlite3.Connection) -> bool:
             if connection.execute(_SET_CREDENTIAL, (*credential, user_id, *checked)).rowcount == 0:
                 return False
             connection.execute("DELETE FROM session WHERE user_id = ? AND id != ?", (user_id, keep_session_id))
             enqueue(connection, records)
             return True
 
-        return await self.db.write(unit)
+        return await self.db.write(transaction)
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
         query = _ACCOUNT + " WHERE id > ? ORDER BY id LIMIT ?"
         rows = await self.db.read(lambda c: c.execute(query, (after_id, limit)).fetchall())
-        return [_login_of(row).account for row in rows]
+        return [_decode_login(row).account for row in rows]
 
     async def open_session(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
-        def unit(connection: sqlite3.Connection) -> bool:
+        def transaction(connection: sqlite3.Connection) -> bool:
             values = (session.user_id, user_pb2.USER_STATE_ACTIVE, *checked)
             if connection.execute(_MAY_LOG_IN, values).fetchone() is None:
                 return False
@@ -198,31 +199,31 @@ class EmbeddedStore:
             connection.execute(_SURPLUS, (session.user_id, session.user_id, session.used_ms, MAX_SESSIONS))
             return True
 
-        return await self.db.write(unit)
+        return await self.db.write(transaction)
 
     async def rotate(
         self, user_id: int, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
     ) -> Rotation:
-        def unit(connection: sqlite3.Connection) -> Rotation:
+        def transaction(connection: sqlite3.Connection) -> Rotation:
             query = "SELECT used, offered, used_ms FROM session WHERE id = ? AND user_id = ? AND expires_ms > ?"
             row = connection.execute(query, (session_id, user_id, now_ms)).fetchone()
             if row is None:
-                return Rotation.OVER
-            following = Succession(*row).present(presented, successor, now_ms)
+                return Rotation.ENDED
+            following = RotationState(*row).use(presented, successor, now_ms)
             if isinstance(following, Rotation):
                 return following
             change = "UPDATE session SET used = ?, offered = ?, used_ms = ?, expires_ms = ? WHERE id = ?"
             connection.execute(change, (*following, expires_ms, session_id))
             return Rotation.DONE
 
-        return await self.db.write(unit)
+        return await self.db.write(transaction)
 
     async def sessions(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:
         values = (user_id, now_ms, before_id or _MAX_ID, limit)
         return [Session(*row) for row in await self.db.read(lambda c: c.execute(_SESSIONS, values).fetchall())]
 
     async def end_session(self, session_id: int, user_id: int, records: Sequence[Record]) -> bool:
-        def unit(connection: sqlite3.Connection) -> bool:
+        def transaction(connection: sqlite3.Connection) -> bool:
             ended = connection.execute(
                 "DELETE FROM session WHERE id = ? AND user_id = ?", (session_id, user_id)
             ).rowcount
@@ -230,26 +231,26 @@ class EmbeddedStore:
                 enqueue(connection, records)
             return bool(ended)
 
-        return await self.db.write(unit)
+        return await self.db.write(transaction)
 
     async def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
         path = self._keys / f"{name}.key"
-        lost = _IF_LOST.get(name, "what it protects is lost")
-        async with self._making_keys:
-            if not path.exists() and (moved := await self._kept_by_earlier_release(name)) is not None:
+        lost = _CONSEQUENCE_OF_LOSS.get(name, "the data that it protects is lost")
+        async with self._keys_lock:
+            if not path.exists() and (legacy := await self._legacy_secret(name)) is not None:
                 with naming(path):
-                    await asyncio.to_thread(lambda: write_durably(private_dir(self._keys) / path.name, moved))
+                    await asyncio.to_thread(lambda: write_durably(private_dir(self._keys) / path.name, legacy))
             key = await asyncio.to_thread(kept_key, path, make, lost)
-            await self.db.write(lambda c: _forget_secret(c, name), quiet=True)
+            await self.db.write(lambda c: _delete_legacy_secret(c, name), quiet=True)
         return key
 
-    async def _kept_by_earlier_release(self, name: str) -> bytes | None:
+    async def _legacy_secret(self, name: str) -> bytes | None:
         query = "SELECT value FROM secret WHERE name = ?"
         row = await self.db.read(lambda c: c.execute(query, (name,)).fetchone())
         return bytes(row[0]) if row is not None else None
 
     async def _cached(self, ids: Sequence[int]) -> list[_Cached]:
-        self._revisions.read(ids)
+        self._changes.read(ids)
         cache = self._cache
         try:
             found = [cache[user_id] for user_id in ids]
@@ -269,26 +270,26 @@ class EmbeddedStore:
     async def _load(self, ids: Sequence[int]) -> dict[int, _Cached]:
         wanted = "[" + ",".join(map(str, ids)) + "]"
         rows = await self.db.read(lambda c: c.execute(_ACCOUNT + _IN, (wanted,)).fetchall())
-        return {row[0]: self._remember(_login_of(row).account) for row in rows}
+        return {row[0]: self._cache_account(_decode_login(row).account) for row in rows}
 
     async def _login(self, where: str, value: str | int) -> AccountLogin | None:
         row = await self.db.read(lambda c: c.execute(_ACCOUNT + where, (value,)).fetchone())
-        return _login_of(row) if row is not None else None
+        return _decode_login(row) if row is not None else None
 
-    async def _write_through(self, unit: Callable[[sqlite3.Connection], list[Account]]) -> list[Account]:
-        """Commits the unit and remembers the accounts it returns, also where the caller goes away in between."""
+    async def _write_through(self, transaction: Callable[[sqlite3.Connection], list[Account]]) -> list[Account]:
+        """Commits `transaction` and caches the accounts that it returns, even if the caller is cancelled meanwhile."""
 
         async def write() -> list[Account]:
-            changed = await self.db.write(unit)
+            changed = await self.db.write(transaction)
             for account in changed:
-                self._remember(account)
-            self._revisions.changed([account.user_id for account in changed])
+                self._cache_account(account)
+            self._changes.changed([account.user_id for account in changed])
             return changed
 
         return await asyncio.shield(write())
 
-    def _remember(self, account: Account) -> _Cached:
-        # A read may come back after a write that it did not see.
+    def _cache_account(self, account: Account) -> _Cached:
+        # A read may return after a newer write, so an older version must not replace a newer one.
         cached = self._cache.get(account.user_id)
         if cached is None or cached.account.version < account.version:
             cached = self._cache[account.user_id] = _Cached(account)
@@ -297,8 +298,8 @@ class EmbeddedStore:
         return cached
 
 
-def _forget_secret(connection: sqlite3.Connection, name: str) -> None:
-    # Overwritten, and not merely free: earlier releases kept keys beside the hashes that they protect.
+def _delete_legacy_secret(connection: sqlite3.Connection, name: str) -> None:
+    # Earlier releases stored keys beside the hashes that they protect. secure_delete overwrites the bytes in the file.
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute("DELETE FROM secret WHERE name = ?", (name,))
 
@@ -310,9 +311,9 @@ def _insert(connection: sqlite3.Connection, new: NewAccount) -> None:
         ("email_key", new.email_key, Reason.EMAIL_TAKEN),
     ):
         if connection.execute(f"SELECT 1 FROM account WHERE {column} = ?", (value,)).fetchone():  # noqa: S608 (ours)
-            raise errors.already_exists(f"the {reason.split('_', 1)[0].lower()} is taken", reason)
+            raise errors.already_exists(f"the {reason.split('_', 1)[0].lower()} is taken: choose another", reason)
     values = (account.user_id, new.username_key, new.email_key, account.email, account.core)
-    connection.execute(_INSERT, (*values, account.state, account.version, roles_text(account), *new.credential))
+    connection.execute(_INSERT, (*values, account.state, account.version, encode_roles(account), *new.credential))
     enqueue(connection, [new.created])
 
 
@@ -320,7 +321,7 @@ def _insert_session(connection: sqlite3.Connection, session: Session, token_hash
     connection.execute(_INSERT_SESSION, (*session, b"", token_hash))
 
 
-def _login_of(row: _Row) -> AccountLogin:
+def _decode_login(row: _Row) -> AccountLogin:
     user_id, core, email, state, version, roles, scheme, password_hash = row
     account = Account(
         user_id,
@@ -328,6 +329,6 @@ def _login_of(row: _Row) -> AccountLogin:
         email,
         user_pb2.UserState.ValueType(state),
         version,
-        roles_of(roles),
+        decode_roles(roles),
     )
     return AccountLogin(account, Credential(Scheme(scheme), password_hash))

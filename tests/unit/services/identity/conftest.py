@@ -17,7 +17,7 @@ from roost.identity.v1 import auth_service_pb2, user_service_pb2
 from roost.tweet.v1 import tweet_service_pb2
 
 from services.identity.auth_service import AuthService
-from services.identity.events import Events
+from services.identity.events import EventBuilder
 from services.identity.password import Passwords
 from services.identity.refresh import RefreshTokens
 from services.identity.signing import Signer, new_key
@@ -160,12 +160,12 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         signer = Signer(new_key(), clock)
         passwords = Passwords(b"p" * 32, settings.bcrypt_cost, workers=1)
         ids = Snowflake(1, wall_clock_ms)
-        events = Events(ids, clock)
+        events = EventBuilder(ids, clock)
         graph, tweet = Graph(), Tweet()
-        joiner = UserHydrator(cast(Any, graph), cast(Any, tweet))
+        hydrator = UserHydrator(cast(Any, graph), cast(Any, tweet))
         auth = AuthService(
             store=store,
-            joiner=joiner,
+            hydrator=hydrator,
             passwords=passwords,
             signer=signer,
             refresh_tokens=RefreshTokens(b"r" * 32),
@@ -181,7 +181,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             return verification_keys(await auth.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest(), None))
 
         verifier = Verifier(keys, clock, revocations)
-        users = UserService(store, joiner, events, ids, KeyedLocks())
+        users = UserService(store, hydrator, events, ids, KeyedLocks())
         identity = Identity(store, auth, users, clock, graph, tweet, passwords, revocations, verifier)
         running.append(identity)
         return identity

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from services.identity import password
-from services.identity.password import Credential, Passwords, Scheme, foreign, prehash, worker_count
+from services.identity.password import Credential, Passwords, Scheme, imported_credential, prehash, worker_count
 from services.platform.rpc import context, errors
 
 COST = 4
@@ -80,7 +80,7 @@ async def test_nobody_costs_as_much_as_somebody_and_is_never_right(
 
 
 async def test_imported_hashes_are_of_the_password_itself(passwords: Passwords) -> None:
-    credential = foreign(bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(COST)).decode())
+    credential = imported_credential(bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(COST)).decode())
     assert await passwords.check("x" * 72, credential)
     # What lies beyond 72 bytes is not cut off silently.
     assert not await passwords.check("x" * 73, credential)
@@ -88,21 +88,21 @@ async def test_imported_hashes_are_of_the_password_itself(passwords: Passwords) 
 
 
 def test_an_empty_import_has_no_password() -> None:
-    assert foreign("") == Credential(Scheme.NONE, b"")
+    assert imported_credential("") == Credential(Scheme.NONE, b"")
 
 
 @pytest.mark.parametrize("cost", ["00", "03", "17", "31"])
 def test_imported_hashes_of_an_absurd_cost_are_refused(cost: str) -> None:
     hashed = bcrypt.hashpw(b"x", bcrypt.gensalt(COST)).decode()
     with pytest.raises(errors.RoostError, match="cost"):
-        foreign(hashed[:4] + cost + hashed[6:])
+        imported_credential(hashed[:4] + cost + hashed[6:])
 
 
 @pytest.mark.parametrize("end", "/Az9")
 def test_imported_hashes_that_bcrypt_would_refuse_are_refused_first(end: str) -> None:
     hashed = bcrypt.hashpw(b"x", bcrypt.gensalt(COST)).decode()
     with pytest.raises(errors.RoostError, match="salt"):
-        foreign(hashed[:28] + end + hashed[29:])
+        imported_credential(hashed[:28] + end + hashed[29:])
 
 
 async def test_a_full_queue_says_when_to_come_back(passwords: Passwords, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ REFUSED = {
 @pytest.mark.parametrize(("field", "value"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused(field: str, value: str) -> None:
     with pytest.raises(errors.RoostError) as caught:
-        profile.clean(field, value, f"profile.{field}")
+        profile.normalize_field(field, value, f"profile.{field}")
     assert caught.value.violations[0].field == f"profile.{field}"
 
 
@@ -41,16 +41,16 @@ def test_refused(field: str, value: str) -> None:
     + [(field, "a\tb") for field in ("display_name", "bio", "location")],
 )
 def test_kept_as_it_is(field: str, value: str) -> None:
-    assert profile.clean(field, value) == value
+    assert profile.normalize_field(field, value) == value
 
 
 @pytest.mark.parametrize(("written", "kept"), [("a\r\nb", "a\nb"), ("a\rb", "a\nb"), ("x\r\n" * 80, "x\n" * 80)])
 def test_clean_turns_every_line_break_of_a_bio_into_a_line_feed(written: str, kept: str) -> None:
-    assert profile.clean("bio", written) == kept
+    assert profile.normalize_field("bio", written) == kept
 
 
 def test_stored_composed() -> None:
-    assert profile.clean("display_name", "A\u030a") == "Å"
+    assert profile.normalize_field("display_name", "A\u030a") == "Å"
 
 
 def test_a_new_user_shows_the_username_until_told_otherwise() -> None:
@@ -72,7 +72,7 @@ def test_the_reference_is_the_cores_first_fields() -> None:
     ("name", "reserved", "admin"), [("Admin", True, False), ("bossman", True, True), ("al", False, False)]
 )
 def test_names_are_reserved_whatever_their_case(name: str, reserved: bool, admin: bool) -> None:
-    names = profile.Names(["BossMan"])
+    names = profile.UsernamePolicy(["BossMan"])
     for spelt in (name, name.upper(), name.title()):
         assert (names.is_reserved(spelt), names.is_admin(spelt)) == (reserved, admin)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from services.identity.store import Rotation
-from services.identity.store.rotation import HASH_BYTES, Succession
+from services.identity.store.rotation import HASH_BYTES, RotationState
 
 A, B, C, D = (bytes([number]) * HASH_BYTES for number in range(4))
 
 
 def test_present_takes_any_successor_that_an_earlier_release_gave() -> None:
-    kept = Succession(A, B + C, 1_000)
-    assert kept.present(B, D, 2_000) == Succession(B + A, D, 2_000)
-    assert kept.present(C, D, 2_000) == Succession(C + A, D, 2_000)
+    kept = RotationState(A, B + C, 1_000)
+    assert kept.use(B, D, 2_000) == RotationState(B + A, D, 2_000)
+    assert kept.use(C, D, 2_000) == RotationState(C + A, D, 2_000)
     # What lies across two of them is none.
-    assert kept.present((B + C)[1 : HASH_BYTES + 1], D, 2_000) is Rotation.DEAD
+    assert kept.use((B + C)[1 : HASH_BYTES + 1], D, 2_000) is Rotation.REUSED

@@ -179,7 +179,7 @@ async def test_parallel_updates_all_count(identity: Identity) -> None:
 async def test_many_updates_at_once_all_succeed_in_turn(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
     (alice,) = await people(identity, "alice")
     # In turn nobody meets anybody, so the first try of each succeeds.
-    monkeypatch.setattr(user_service, "MAX_TRIES", 1)
+    monkeypatch.setattr(user_service, "MAX_ATTEMPTS", 1)
     updated = await asyncio.gather(*(update(identity, alice, bio=f"bio {number}") for number in range(50)))
     assert [user.bio for user in updated] == [f"bio {number}" for number in range(50)]
     assert (await identity.store.accounts([alice]))[0].version == 51
@@ -189,7 +189,7 @@ async def test_an_update_that_loses_to_other_processes_is_tried_again(
     identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (alice,) = await people(identity, "alice")
-    monkeypatch.setattr(user_service, "MAX_REST_S", 0.0)
+    monkeypatch.setattr(user_service, "MAX_BACKOFF_S", 0.0)
     replace, lost = identity.store.replace, [False] * 10
 
     async def contended(*values: Any, **options: Any) -> bool:
@@ -197,7 +197,7 @@ async def test_an_update_that_loses_to_other_processes_is_tried_again(
 
     monkeypatch.setattr(identity.store, "replace", contended)
     assert (await update(identity, alice, bio="mine")).bio == "mine"
-    lost += [False] * user_service.MAX_TRIES
+    lost += [False] * user_service.MAX_ATTEMPTS
     with refused(grpc.StatusCode.UNAVAILABLE) as caught:
         await update(identity, alice, bio="never")
     assert caught.value.reason == "CONTENDED"
@@ -318,7 +318,7 @@ async def test_bad_imports_name_the_user_at_fault(identity: Identity) -> None:
 
 
 async def test_a_scan_sees_everybody_with_their_state(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.identity.user_service.SCANNED_A_MESSAGE", 2)
+    monkeypatch.setattr("services.identity.user_service.ACCOUNTS_PER_SCAN_MESSAGE", 2)
     ids = await people(identity, *(f"user{number}" for number in range(5)))
     await suspend(identity, ids[1])
     await delete(identity, ids[2])

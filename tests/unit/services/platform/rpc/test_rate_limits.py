@@ -78,7 +78,7 @@ class Clock:
 
 
 HOME, ELSEWHERE = "192.0.2.1", "198.51.100.7"
-WRONG = errors.unauthenticated("name and password do not belong together", Reason.WRONG_CREDENTIALS)
+WRONG = errors.unauthenticated("the username or the password is wrong", Reason.WRONG_CREDENTIALS)
 
 
 class Door:

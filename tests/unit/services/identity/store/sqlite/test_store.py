@@ -67,7 +67,7 @@ async def test_a_late_read_does_not_undo_a_write(store: EmbeddedStore) -> None:
     changed = account(1)._replace(state=user_pb2.USER_STATE_SUSPENDED, version=2)
     assert await store.replace(changed, [])
     # As the row was before the write: what a reader that began earlier brings back.
-    store._remember(account(1))
+    store._cache_account(account(1))
     assert [entry.version for entry in (await store.refs([1])).refs] == [2]
 
 
@@ -102,6 +102,6 @@ async def test_secret_whose_file_is_empty_says_what_to_do(tmp_path: Path) -> Non
     store = await EmbeddedStore.open(tmp_path / "identity.db")
     await store.secret("password_pepper", lambda: bytes(32))
     (tmp_path / "keys" / "password_pepper.key").write_bytes(b"")
-    with pytest.raises(errors.RoostError, match=r"password_pepper\.key is damaged.*backup.*nobody can log in"):
+    with pytest.raises(errors.RoostError, match=r"password_pepper\.key is damaged.*backup.*no user can log in"):
         await store.secret("password_pepper", lambda: bytes(32))
     await store.close()
