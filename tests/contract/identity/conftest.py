@@ -1,4 +1,4 @@
-"""The store of identity, of the family of this run."""
+"""Fixtures: identity's store on the backend of this run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def store(
         return
     from services.identity.store.cassandra.store import CassandraStore
 
-    # Where facts go is no concern of the store's promises.
+    # The log is a fake: the contract of the store does not include where events go.
     log = await EmbeddedLog.open(tmp_path / "log.db")
     store = await CassandraStore.open(await namespaces().cluster(), log, time.time)
     yield store

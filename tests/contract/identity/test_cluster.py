@@ -1,4 +1,4 @@
-"""What the cluster's store of identity promises beyond the port: among several processes, and after one of them died."""
+"""Contract of the Cassandra store beyond the port: several processes, and processes that die."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Open = Callable[..., Any]
 
 
 class Clock:
-    """Unix seconds, which a test may move on."""
+    """A clock of unix seconds that a test may advance."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
@@ -43,7 +43,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def another(tmp_path: Path, namespace: Namespace, clock: Clock) -> AsyncIterator[Open]:
-    """Opens a store on the same servers, as another process would."""
+    """Returns another store on the same servers, as in another process."""
     from services.identity.store.cassandra.store import CassandraStore
 
     log = await EmbeddedLog.open(tmp_path / "log.db")
@@ -57,7 +57,7 @@ async def another(tmp_path: Path, namespace: Namespace, clock: Clock) -> AsyncIt
 
 
 def record(user_id: int) -> Record:
-    """A fact of now, as sweepers know it."""
+    """Returns an event record of the current time."""
     return Record("user.updated", user_id, next(_ids), b"fact", "")
 
 
@@ -69,7 +69,7 @@ async def fail(*_: Any) -> None:
     raise errors.unavailable("not now", reason="OUTCOME_UNKNOWN")
 
 
-async def test_a_change_in_one_process_is_read_in_the_next_moment_by_all(another: Open) -> None:
+async def test_change_in_one_process_is_read_by_all(another: Open) -> None:
     here, there = await another(), await another()
     await create(here, 1, "alice")
     (account,) = await here.accounts([1])
@@ -80,7 +80,7 @@ async def test_a_change_in_one_process_is_read_in_the_next_moment_by_all(another
         assert (await names(there, [1]))[0][2:] == (SUSPENDED, version)
 
 
-async def test_of_changes_in_several_processes_one_wins(another: Open) -> None:
+async def test_concurrent_changes_in_several_processes_apply_once(another: Open) -> None:
     stores = [await another() for _ in range(4)]
     await create(stores[0], 1, "alice")
     (account,) = await stores[0].accounts([1])
@@ -90,7 +90,7 @@ async def test_of_changes_in_several_processes_one_wins(another: Open) -> None:
         assert sorted(outcomes) == [False, False, False, True]
 
 
-async def test_one_token_used_in_several_processes_has_one_successor(another: Open) -> None:
+async def test_rotate_in_several_processes_has_one_successor(another: Open) -> None:
     stores = [await another() for _ in range(4)]
     await create(stores[0], 1, "alice")
     for presented, successor in (("first 1", "a"), ("a", "b")):
@@ -101,7 +101,7 @@ async def test_one_token_used_in_several_processes_has_one_successor(another: Op
     assert await stores[0].rotate(1, 100, digest("other"), digest("x"), NOW_MS, LATER_MS) is Rotation.REUSED
 
 
-async def test_whatever_its_writer_did_not_publish_a_sweeper_does_and_only_what_came_true(
+async def test_sweeper_publishes_only_committed_events_of_dead_writer(
     another: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, sweeper = await another(), await another()
@@ -119,7 +119,7 @@ async def test_whatever_its_writer_did_not_publish_a_sweeper_does_and_only_what_
     assert await sweeper.outbox.sweep() == 0
 
 
-async def test_an_answer_that_was_lost_is_found_in_the_events(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_change_with_lost_response_is_detected_by_events(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await another()
     await create(store, 1, "alice")
     (account,) = await store.accounts([1])
@@ -136,7 +136,7 @@ async def test_an_answer_that_was_lost_is_found_in_the_events(another: Open, mon
         await store.replace(account._replace(version=3), [record(1)])
 
 
-async def test_whom_the_event_makes_read_finds_the_change(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_consumer_reads_the_change(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     writer, reader = await another(), await another()
     await create(writer, 1, "alice")
     (account,) = await writer.accounts([1])
@@ -160,9 +160,7 @@ async def test_whom_the_event_makes_read_finds_the_change(another: Open, monkeyp
     assert [entry.version for entry in (await read[0]).refs] == [2]
 
 
-async def test_a_claim_without_an_account_is_given_up_after_a_while(
-    another: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_claim_without_account_expires(another: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     dying, store = await another(), await another()
     with monkeypatch.context() as patch:
         patch.setattr(dying._keyspace, "batch", fail)
@@ -176,12 +174,12 @@ async def test_a_claim_without_an_account_is_given_up_after_a_while(
     await create(store, 3, "alice")
     assert (await store.by_username("alice")).account.user_id == 3
     clock.ahead_s = 30 * 60
-    # Whoever has an account keeps the name.
+    # A claim with an account does not expire.
     with pytest.raises(errors.RoostError, match="ALREADY_EXISTS"):
         await create(store, 4, "alice", "other@example.com")
 
 
-async def test_a_sign_up_that_failed_leaves_its_name_free(another: Open) -> None:
+async def test_create_failure_releases_claims(another: Open) -> None:
     store = await another()
     await create(store, 1, "alice")
     with pytest.raises(errors.RoostError) as caught:
@@ -190,7 +188,7 @@ async def test_a_sign_up_that_failed_leaves_its_name_free(another: Open) -> None
     await create(store, 3, "bob")
 
 
-async def test_a_first_write_that_comes_late_undoes_nothing(another: Open) -> None:
+async def test_first_write_arriving_late_overwrites_nothing(another: Open) -> None:
     from services.identity.store.cassandra.account_rows import create_statements
 
     store = await another()
@@ -201,7 +199,7 @@ async def test_a_first_write_that_comes_late_undoes_nothing(another: Open) -> No
     assert (account.state, account.version) == (SUSPENDED, 2)
 
 
-async def test_a_scan_finds_ids_of_all_times(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_scan_returns_ids_of_all_buckets(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await another()
     monkeypatch.setattr("services.identity.store.cassandra.store.BUCKETS_PER_READ", 3)
     ids = [bucket << 51 | low for bucket in (0, 1, 2, 9, 30) for low in (5, 6, 7)]
@@ -214,9 +212,7 @@ async def test_a_scan_finds_ids_of_all_times(another: Open, monkeypatch: pytest.
         assert found == ids
 
 
-async def test_an_import_that_has_begun_goes_on_through_an_outage(
-    another: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_import_during_outage_is_completed(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await another()
     monkeypatch.setattr("services.identity.store.cassandra.store.BATCH_RETRY_S", 0.01)
     batch = store._keyspace.batch
@@ -235,7 +231,7 @@ async def test_an_import_that_has_begun_goes_on_through_an_outage(
     assert [account.user_id for account in await store.scan(0, 200)] == ids
 
 
-async def test_the_same_import_twice_at_once_makes_everybody_once(another: Open) -> None:
+async def test_import_concurrent_duplicates_create_accounts_once(another: Open) -> None:
     stores = [await another(), await another()]
     first, second = await asyncio.gather(
         *(

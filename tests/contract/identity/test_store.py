@@ -1,4 +1,4 @@
-"""What every adapter of identity's store promises."""
+"""Contract of identity's store, for every adapter."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def names(store: Store, ids: Sequence[int]) -> list[tuple[int, str, int, i
     return [(e.user_id, user_pb2.UserRef.FromString(e.ref).display_name, e.state, e.version) for e in entries]
 
 
-async def test_an_account_is_found_by_everything_that_names_it(store: Store) -> None:
+async def test_account_is_found_by_id_username_and_email(store: Store) -> None:
     made = await create(store, 1, "Alice")
     assert await store.accounts([1]) == [made.account]
     for found in (await store.by_username("alice"), await store.by_email("alice@example.com")):
@@ -64,7 +64,7 @@ async def test_an_account_is_found_by_everything_that_names_it(store: Store) -> 
     assert await names(store, [1]) == [(1, "Alice", ACTIVE, 1)]
 
 
-async def test_nobody_is_found_by_nothing(store: Store) -> None:
+async def test_account_lookup_unknown_returns_none(store: Store) -> None:
     assert await store.accounts([1]) == []
     assert await names(store, [1, 2]) == []
     assert await store.by_username("alice") is None
@@ -74,7 +74,7 @@ async def test_nobody_is_found_by_nothing(store: Store) -> None:
     assert await store.accounts([]) == []
 
 
-async def test_many_are_answered_in_the_order_asked_for(store: Store) -> None:
+async def test_accounts_and_refs_keep_requested_order(store: Store) -> None:
     await store.import_accounts([new(user_id, f"user{user_id}") for user_id in range(1, 1_001)])
     ids = [*range(1_000, 0, -1), 5_000, 7, 7]
     found = [account.user_id for account in await store.accounts(ids)]
@@ -85,7 +85,9 @@ async def test_many_are_answered_in_the_order_asked_for(store: Store) -> None:
     ("name", "email", "reason"),
     [("ALICE", "other@example.com", "USERNAME_TAKEN"), ("other", "ALICE@example.com", "EMAIL_TAKEN")],
 )
-async def test_names_and_addresses_are_unique(store: Store, name: str, email: str, reason: str) -> None:
+async def test_create_with_taken_username_or_email_already_exists(
+    store: Store, name: str, email: str, reason: str
+) -> None:
     await create(store, 1, "Alice")
     with pytest.raises(errors.RoostError) as caught:
         await create(store, 2, name, email)
@@ -95,14 +97,14 @@ async def test_names_and_addresses_are_unique(store: Store, name: str, email: st
     assert await store.rotate(2, 200, digest("first 2"), digest("next"), NOW_MS, LATER_MS) is Rotation.ENDED
 
 
-async def test_of_parallel_claims_one_wins(store: Store) -> None:
+async def test_create_concurrent_with_one_username_succeeds_once(store: Store) -> None:
     claims = (create(store, user_id, "alice", f"a{user_id}@example.com") for user_id in range(1, 11))
     answers = await asyncio.gather(*claims, return_exceptions=True)
     assert sum(isinstance(answer, NewAccount) for answer in answers) == 1
     assert len(await store.scan(0, 100)) == 1
 
 
-async def test_imports_are_idempotent(store: Store) -> None:
+async def test_import_repeated_returns_same_ids(store: Store) -> None:
     first = await store.import_accounts([new(1, "alice"), new(2, "bob", credential=Credential(Scheme.NONE, b""))])
     again = await store.import_accounts(
         [new(11, "bob", credential=Credential(Scheme.NONE, b"")), new(12, "carol"), new(13, "alice"), new(14, "carol")]
@@ -121,7 +123,7 @@ async def test_imports_are_idempotent(store: Store) -> None:
     ],
     ids=["address", "profile", "credential", "name"],
 )
-async def test_an_import_that_contradicts_stores_nothing(store: Store, other: NewAccount) -> None:
+async def test_import_contradicting_stored_account_stores_nothing(store: Store, other: NewAccount) -> None:
     await store.import_accounts([new(1, "alice")])
     with pytest.raises(errors.RoostError, match="ALREADY_EXISTS"):
         await store.import_accounts([new(2, "bob"), other])
@@ -129,7 +131,7 @@ async def test_an_import_that_contradicts_stores_nothing(store: Store, other: Ne
     assert await store.by_username("bob") is None
 
 
-async def test_a_change_is_seen_by_the_next_read(store: Store) -> None:
+async def test_replace_is_read_immediately(store: Store) -> None:
     await create(store, 1, "alice")
     (account,) = await store.accounts([1])
     core = user_pb2.User(id=1, username="alice", display_name="Queen").SerializeToString()
@@ -138,7 +140,7 @@ async def test_a_change_is_seen_by_the_next_read(store: Store) -> None:
     assert (await store.by_username("alice")) == (account._replace(core=core, version=2), HASHED)
 
 
-async def test_a_change_over_another_version_is_refused(store: Store) -> None:
+async def test_replace_over_another_version_returns_false(store: Store) -> None:
     await create(store, 1, "alice")
     (account,) = await store.accounts([1])
     changes = (store.replace(account._replace(state=SUSPENDED, version=2), [record(1)]) for _ in range(5))
@@ -148,14 +150,14 @@ async def test_a_change_over_another_version_is_refused(store: Store) -> None:
     assert (await names(store, [1]))[0][2:] == (SUSPENDED, 2)
 
 
-async def test_a_scan_goes_up_by_id(store: Store) -> None:
+async def test_scan_ascends_by_id(store: Store) -> None:
     for user_id in (3, 1, 2):
         await create(store, user_id, f"user{user_id}")
     assert [account.user_id for account in await store.scan(0, 2)] == [1, 2]
     assert [account.user_id for account in await store.scan(2, 2)] == [3]
 
 
-async def test_refresh_tokens_rotate(store: Store) -> None:
+async def test_rotate_successor_replaces_token(store: Store) -> None:
     await create(store, 1, "alice")
     token = "first 1"
     for turn in range(5):
@@ -167,7 +169,7 @@ async def test_refresh_tokens_rotate(store: Store) -> None:
     assert (found.session_id, found.used_ms, found.expires_ms) == (100, NOW_MS + 4, LATER_MS)
 
 
-async def test_a_refresh_may_be_repeated_until_its_successor_was_used_and_a_little_longer(store: Store) -> None:
+async def test_rotate_repeat_is_valid_during_grace_period(store: Store) -> None:
     await create(store, 1, "alice")
 
     async def rotate(presented: str, successor: str, after_ms: int) -> Rotation:
@@ -178,20 +180,20 @@ async def test_a_refresh_may_be_repeated_until_its_successor_was_used_and_a_litt
     for after_ms in (600_000, 600_000 + REFRESH_GRACE_MS, 700_000):
         assert await rotate("a", "b", after_ms) is Rotation.DONE
     assert await rotate("first 1", "a", 600_000 + REFRESH_GRACE_MS) is Rotation.DONE
-    # A repeat changes nothing, the time of the first use either.
+    # A repeat changes nothing, not even the time of the first use.
     (found,) = await store.sessions(1, NOW_MS, 0, 10)
     assert found.used_ms == NOW_MS + 600_000
     assert await rotate("first 1", "a", 600_001 + REFRESH_GRACE_MS) is Rotation.REUSED
     assert await rotate("x", "y", 600_000) is Rotation.REUSED
     assert await rotate("b", "c", 700_000) is Rotation.DONE
     assert await rotate("a", "b", 700_000) is Rotation.DONE
-    # Two successors were used since.
+    # Two successors were used since the token was.
     assert await rotate("first 1", "a", 700_000) is Rotation.REUSED
-    # Nothing of that changed the session.
+    # None of these attempts changed the session.
     assert await rotate("c", "d", 700_000) is Rotation.DONE
 
 
-async def test_parallel_rotations_of_one_token_all_succeed(store: Store) -> None:
+async def test_rotate_parallel_with_one_token_all_succeed(store: Store) -> None:
     await create(store, 1, "alice")
     for presented, successor in (("first 1", "a"), ("a", "b"), ("b", "c")):
         outcomes = await asyncio.gather(
@@ -200,14 +202,14 @@ async def test_parallel_rotations_of_one_token_all_succeed(store: Store) -> None
         assert set(outcomes) == {Rotation.DONE}
 
 
-async def test_sessions_expire(store: Store) -> None:
+async def test_rotate_after_expiry_returns_ended(store: Store) -> None:
     await create(store, 1, "alice")
     assert await store.rotate(1, 100, digest("first 1"), digest("a"), LATER_MS, LATER_MS + 1) is Rotation.ENDED
     assert await store.sessions(1, LATER_MS, 0, 10) == []
     assert len(await store.sessions(1, LATER_MS - 1, 0, 10)) == 1
 
 
-async def test_sessions_are_paged_newest_first(store: Store) -> None:
+async def test_sessions_page_newest_first(store: Store) -> None:
     await create(store, 1, "alice")
     await create(store, 2, "bob")
     for session_id in (101, 102, 103):
@@ -216,7 +218,7 @@ async def test_sessions_are_paged_newest_first(store: Store) -> None:
     assert [s.session_id for s in await store.sessions(1, NOW_MS, 102, 10)] == [101, 100]
 
 
-async def test_too_many_sessions_end_the_least_used(store: Store) -> None:
+async def test_open_session_above_bound_ends_least_recently_used(store: Store) -> None:
     await create(store, 1, "alice")
     for number in range(1, MAX_SESSIONS + 1):
         assert await store.open_session(session(1_000 + number, 1, NOW_MS + number), digest(f"{number}"), HASHED)
@@ -224,7 +226,7 @@ async def test_too_many_sessions_end_the_least_used(store: Store) -> None:
     assert left == {1_000 + number for number in range(1, MAX_SESSIONS + 1)}
 
 
-async def test_sessions_end_once_and_by_their_owner(store: Store) -> None:
+async def test_end_session_by_owner_succeeds_once(store: Store) -> None:
     await create(store, 1, "alice")
     assert not await store.end_session(100, 2, [record(2)])
     assert await store.end_session(100, 1, [record(1)])
@@ -232,7 +234,7 @@ async def test_sessions_end_once_and_by_their_owner(store: Store) -> None:
     assert await store.rotate(1, 100, digest("first 1"), digest("a"), NOW_MS, LATER_MS) is Rotation.ENDED
 
 
-async def test_only_the_active_open_sessions(store: Store) -> None:
+async def test_open_session_of_inactive_account_returns_false(store: Store) -> None:
     await create(store, 1, "alice")
     (account,) = await store.accounts([1])
     assert await store.replace(account._replace(state=SUSPENDED, version=2), [record(1)], end_sessions=True)
@@ -241,7 +243,7 @@ async def test_only_the_active_open_sessions(store: Store) -> None:
     assert not await store.open_session(session(102, 9), digest("a"), HASHED)
 
 
-async def test_a_new_credential_keeps_one_session(store: Store) -> None:
+async def test_set_credential_ends_other_sessions(store: Store) -> None:
     await create(store, 1, "alice")
     await create(store, 2, "bob")
     await store.open_session(session(101, 1), digest("a"), HASHED)
@@ -257,7 +259,7 @@ async def test_a_new_credential_keeps_one_session(store: Store) -> None:
 @pytest.mark.parametrize(
     "other", [Credential(Scheme.PEPPERED, b"$2b$05$" + b"." * 53), HASHED._replace(scheme=Scheme.IMPORTED)]
 )
-async def test_open_session_over_a_credential_that_changed_stores_nothing(store: Store, other: Credential) -> None:
+async def test_open_session_with_changed_credential_stores_nothing(store: Store, other: Credential) -> None:
     await create(store, 1, "alice")
     assert await store.set_credential(1, HASHED, other, 0, [record(1)])
     assert not await store.open_session(session(101, 1), digest("a"), HASHED)
@@ -266,7 +268,7 @@ async def test_open_session_over_a_credential_that_changed_stores_nothing(store:
     assert await store.open_session(session(102, 1), digest("a"), other)
 
 
-async def test_set_credential_over_another_credential_stores_nothing(store: Store) -> None:
+async def test_set_credential_with_changed_credential_stores_nothing(store: Store) -> None:
     await create(store, 1, "alice")
     changed = [Credential(Scheme.PEPPERED, b"$2b$0%d$" % number + b"." * 53) for number in range(5, 9)]
     outcomes = await asyncio.gather(*(store.set_credential(1, HASHED, one, 100, [record(1)]) for one in changed))
@@ -277,7 +279,7 @@ async def test_set_credential_over_another_credential_stores_nothing(store: Stor
     assert [s.session_id for s in await store.sessions(1, NOW_MS, 0, 10)] == [100]
 
 
-async def test_log_ins_that_race_a_change_of_the_password_leave_no_session(store: Store) -> None:
+async def test_open_session_concurrent_with_password_change_leaves_no_session(store: Store) -> None:
     await create(store, 1, "alice")
     changed = Credential(Scheme.PEPPERED, b"$2b$05$" + b"." * 53)
     opened = [store.open_session(session(200 + number, 1), digest(f"{number}"), HASHED) for number in range(10)]
@@ -285,7 +287,7 @@ async def test_log_ins_that_race_a_change_of_the_password_leave_no_session(store
     assert await store.sessions(1, NOW_MS, 0, 20) == []
 
 
-async def test_secrets_are_made_once(store: Store) -> None:
+async def test_secret_is_created_once(store: Store) -> None:
     makers = (partial(bytes, [number]) for number in range(5))
     values = await asyncio.gather(*(store.secret("key", make) for make in makers))
     assert len(set(values)) == 1

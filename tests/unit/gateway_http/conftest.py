@@ -1,4 +1,4 @@
-"""A gateway over a channel that answers from a table, and a client that speaks ASGI to it."""
+"""Fixtures: a gateway over a fake channel with configured responses, and an ASGI client for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALICE = Actor(user_id=7, session_id=1, token="alice-token")
 
 
 class FakeChannel:
-    """`answers`: a method's name → message, exception, or a function of the request."""
+    """Fake channel. `answers` maps a method's name to a message, an exception, or a function of the request."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
@@ -46,12 +46,12 @@ class FakeChannel:
 
     @property
     def request(self) -> Any:
-        """The last request."""
+        """Returns the last request."""
         return self.asked[-1][1]
 
 
 class FakeVerifier:
-    """Knows one token, and only after it was verified once."""
+    """Fake verifier of one token; `cached` returns it only after `verify` did."""
 
     def __init__(self) -> None:
         self.known: dict[str, Actor] = {}
@@ -79,7 +79,7 @@ class Answer:
 
 
 class Client:
-    """Asks a gateway as an ASGI server would."""
+    """Sends requests to a gateway as an ASGI server does."""
 
     def __init__(self, gateway: Any, channel: FakeChannel) -> None:
         self.gateway = gateway
@@ -148,5 +148,5 @@ def client() -> Client:
 
 @pytest.fixture
 def limited() -> Callable[..., Client]:
-    """Makes a client whose gateway counts, with the settings given."""
+    """Returns a factory of clients whose gateway applies rate limits, with the given settings."""
     return lambda **settings: make_client(rate_limits=True, **settings)

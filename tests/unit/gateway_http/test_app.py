@@ -1,4 +1,4 @@
-"""The whole path of a request over a channel that answers from a table."""
+"""The gateway as an ASGI application, over a fake channel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def page(*ids: int, cursor: str = "", partial: bool = False) -> tweet_pb2.Joined
     return tweet_pb2.JoinedTweetPage(tweets=tweets, next_cursor=cursor, partial=partial)
 
 
-async def test_a_home_read_joins_bytes_and_names_the_caller(client: Client) -> None:
+async def test_home_read_encodes_wire_tweets_and_passes_caller(client: Client) -> None:
     client.channel.answers["ListHomeTimeline"] = tweet_pb2.JoinedTweetPage(tweets=[JOINED], next_cursor="c")
     answer = await client.ask("GET", "/v1/timelines/home?limit=5", signed_in=True)
     assert answer.status == 200
@@ -44,7 +44,7 @@ async def test_a_home_read_joins_bytes_and_names_the_caller(client: Client) -> N
     assert 4 < left <= 5 != NEVER
 
 
-async def test_created_answers_201_unwrapped_and_is_not_stored_anywhere(client: Client) -> None:
+async def test_create_returns_201_unwrapped_and_uncacheable(client: Client) -> None:
     client.channel.answers["CreateTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
     answer = await client.json(
         "POST", "/tweet", {"content": "hello"}, signed_in=True, headers={"idempotency-key": "k1"}
@@ -57,14 +57,14 @@ async def test_created_answers_201_unwrapped_and_is_not_stored_anywhere(client: 
     assert client.channel.request.idempotency_key == "k1"
 
 
-async def test_an_answer_without_its_body_is_an_empty_object(client: Client) -> None:
+async def test_response_without_body_is_empty_object(client: Client) -> None:
     client.channel.answers["Follow"] = graph_service_pb2.FollowResponse()
     assert (await client.ask("POST", "/v1/users/5/follow", signed_in=True)).body == b"{}"
     client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet()
     assert (await client.ask("GET", "/v1/tweets/5")).body == b"{}"
 
 
-async def test_anonymous_reads_are_public_and_conditional(client: Client) -> None:
+async def test_anonymous_read_is_public_and_conditional(client: Client) -> None:
     client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
     first = await client.ask("GET", "/v1/tweets/5")
     assert first.headers["cache-control"] == "public, max-age=30, stale-while-revalidate=30"
@@ -80,7 +80,7 @@ async def test_anonymous_reads_are_public_and_conditional(client: Client) -> Non
     assert (await client.ask("GET", "/v1/tweets/5", headers={"if-none-match": '"other"'})).status == 200
 
 
-async def test_head_is_get_without_its_body(client: Client) -> None:
+async def test_head_returns_headers_of_get(client: Client) -> None:
     client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
     got = await client.ask("GET", "/v1/tweets/5")
     head = await client.ask("HEAD", "/v1/tweets/5")
@@ -89,7 +89,7 @@ async def test_head_is_get_without_its_body(client: Client) -> None:
     assert head.headers["etag"] == got.headers["etag"]
 
 
-async def test_who_must_sign_in_is_told_so_before_anything_is_read(client: Client) -> None:
+async def test_missing_token_is_401_before_body_is_read(client: Client) -> None:
     answer = await client.ask("POST", "/v1/tweets", b"not json at all")
     assert answer.status == 401
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -98,14 +98,14 @@ async def test_who_must_sign_in_is_told_so_before_anything_is_read(client: Clien
 
 
 @pytest.mark.parametrize("value", ["Bearer nonsense", "Bearer ", "Bearer", "Basic YTpi", "", "Bearer \xff"])
-async def test_a_token_that_does_not_hold_is_401_also_on_public_routes(client: Client, value: str) -> None:
+async def test_invalid_token_on_public_route_is_401(client: Client, value: str) -> None:
     answer = await client.ask("GET", "/v1/tweets/5", headers={"authorization": value})
     assert answer.status == 401
     assert "invalid_token" in answer.headers["www-authenticate"]
     assert client.channel.asked == []
 
 
-async def test_a_scheme_has_any_case_and_a_verified_token_is_remembered(client: Client) -> None:
+async def test_bearer_scheme_ignores_case_and_token_is_cached(client: Client) -> None:
     client.channel.answers["GetUser"] = user_service_pb2.GetUserResponse(user=user_pb2.User(id=7))
     for _ in range(2):
         answer = await client.ask("GET", "/v1/users/me", headers={"authorization": f"bEARER {ALICE.token}"})
@@ -113,7 +113,7 @@ async def test_a_scheme_has_any_case_and_a_verified_token_is_remembered(client: 
     assert client.channel.request.user_id == 7
 
 
-async def test_me_without_a_token_is_401(client: Client) -> None:
+async def test_path_me_without_token_is_401(client: Client) -> None:
     assert (await client.ask("GET", "/v1/users/me")).status == 401
 
 
@@ -130,19 +130,23 @@ async def test_me_without_a_token_is_401(client: Client) -> None:
         ("GET", "/v1/tweets/5", 501, "unimplemented"),
     ],
 )
-async def test_refusals_are_problems(client: Client, method: str, target: str, status: int, code: str) -> None:
+async def test_error_response_is_problem(client: Client, method: str, target: str, status: int, code: str) -> None:
     answer = await client.ask(method, target)
     assert answer.status == status
-    said = answer.json
-    assert (said["status"], said["code"], said["instance"]) == (status, code, target.partition("?")[0])
-    assert said["trace_id"]
+    problem_body = answer.json
+    assert (problem_body["status"], problem_body["code"], problem_body["instance"]) == (
+        status,
+        code,
+        target.partition("?")[0],
+    )
+    assert problem_body["trace_id"]
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert ("allow" in answer.headers) == (status == 405)
 
 
-async def test_streams_say_that_they_are_not_served_yet(client: Client) -> None:
+async def test_stream_over_http_is_501(client: Client) -> None:
     assert (await client.ask("GET", "/v1/timelines/home/stream", signed_in=True)).status == 501
 
 
@@ -156,26 +160,26 @@ async def test_streams_say_that_they_are_not_served_yet(client: Client) -> None:
         {"content-encoding": "br"},
     ],
 )
-async def test_other_media_and_compression_are_415(client: Client, headers: dict[str, str]) -> None:
+async def test_body_of_other_media_type_or_compressed_is_415(client: Client, headers: dict[str, str]) -> None:
     assert (await client.ask("POST", "/v1/auth/login", b'{"a":1}', headers=headers)).status == 415
 
 
 @pytest.mark.parametrize(
     "media", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/merge-patch+json"]
 )
-async def test_json_by_any_of_its_names_is_read(client: Client, media: str) -> None:
+async def test_body_of_any_json_media_type_is_read(client: Client, media: str) -> None:
     client.channel.answers["Logout"] = auth_service_pb2.LogoutResponse()
     answer = await client.ask("POST", "/v1/auth/logout", b"{}", headers={"content-type": media}, signed_in=True)
     assert (answer.status, answer.body) == (200, b"{}")
 
 
-async def test_a_body_above_the_bound_is_413(client: Client) -> None:
+async def test_body_above_bound_is_413(client: Client) -> None:
     fits = b'{"username":"' + b"a" * (request_module.MAX_BODY_BYTES - 15) + b'"}'
     assert (await client.ask("POST", "/v1/auth/login", fits)).status == 501
     answer = await client.ask("POST", "/v1/auth/login", fits + b" ")
     assert answer.status == 413
     assert answer.headers["connection"] == "close"
-    # Without a length it is found out while it is read.
+    # Without content-length the size is detected while the body is read.
     chunked = await client.ask(
         "POST", "/v1/auth/login", fits + b" ", headers={"content-length": "", "transfer-encoding": "chunked"}
     )
@@ -184,7 +188,7 @@ async def test_a_body_above_the_bound_is_413(client: Client) -> None:
         assert (await client.ask("POST", "/v1/auth/login", b"{}", headers={"content-length": length})).status == 413
 
 
-async def test_a_slow_body_is_408(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_body_is_408(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_module, "BODY_TIMEOUT_S", 0.01)
     scope = {
         "type": "http",
@@ -208,7 +212,7 @@ async def test_a_slow_body_is_408(client: Client, monkeypatch: pytest.MonkeyPatc
     assert (b"connection", b"close") in events[0]["headers"]
 
 
-async def test_ids_of_trace_and_request_are_echoed_or_made(client: Client) -> None:
+async def test_trace_and_request_ids_are_echoed_or_generated(client: Client) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     answer = await client.ask("GET", "/nothing", headers={"traceparent": trace, "x-request-id": "abc-1"})
     assert answer.headers["traceparent"] == trace
@@ -221,7 +225,7 @@ async def test_ids_of_trace_and_request_are_echoed_or_made(client: Client) -> No
         assert made.headers["x-request-id"] == made.json["trace_id"] == made.headers["traceparent"][3:35]
 
 
-async def test_the_call_carries_the_ids(client: Client) -> None:
+async def test_call_carries_request_and_trace_ids(client: Client) -> None:
     client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
     answer = await client.ask("GET", "/v1/tweets/5", headers={"x-request-id": "abc-1"})
     call = client.channel.asked[0][2]
@@ -230,7 +234,7 @@ async def test_the_call_carries_the_ids(client: Client) -> None:
 
 
 @pytest.mark.parametrize("name", ["authorization", "content-type", "idempotency-key", "x-request-id"])
-async def test_a_header_that_must_be_single_is_refused_twice(client: Client, name: str) -> None:
+async def test_repeated_singleton_header_is_400(client: Client, name: str) -> None:
     events: list[Any] = []
 
     async def receive() -> Any:
@@ -256,7 +260,7 @@ async def test_a_header_that_must_be_single_is_refused_twice(client: Client, nam
     assert events[0]["status"] == 200
 
 
-async def test_the_unforeseen_is_500_with_an_id_and_without_its_text(client: Client) -> None:
+async def test_unexpected_error_is_500_with_id_only(client: Client) -> None:
     client.channel.answers["GetTweet"] = ZeroDivisionError("secret text")
     with structlog.testing.capture_logs() as logs:
         answer = await client.ask("GET", "/v1/tweets/5")
@@ -265,13 +269,13 @@ async def test_the_unforeseen_is_500_with_an_id_and_without_its_text(client: Cli
     assert logs[0]["error_id"] in answer.json["detail"]
 
 
-async def test_a_service_that_is_away_is_503_and_says_when(client: Client) -> None:
+async def test_unavailable_service_is_503_with_retry_after(client: Client) -> None:
     client.channel.answers["GetTweet"] = errors.unavailable("the store is away", 2)
     answer = await client.ask("GET", "/v1/tweets/5")
     assert (answer.status, answer.headers["retry-after"]) == (503, "2")
 
 
-async def test_too_many_under_way_are_refused_at_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_above_bound_are_503(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_module, "MAX_ACTIVE", 2)
     gate = asyncio.Event()
 
@@ -292,26 +296,26 @@ async def test_too_many_under_way_are_refused_at_once(client: Client, monkeypatc
     assert (await client.ask("GET", "/v1/tweets/5")).status == 200
 
 
-async def test_rate_limits_count_the_client_behind_a_trusted_proxy_alone(limited: Callable[..., Client]) -> None:
+async def test_rate_limits_count_client_behind_trusted_proxy_only(limited: Callable[..., Client]) -> None:
     path, first, second = "/v1/tweets/1", {"x-forwarded-for": "192.0.2.7"}, {"x-forwarded-for": "192.0.2.8"}
     behind = limited(reads_per_minute=1, trusted_proxies="10.0.0.0/8")
     found = [
         (await behind.ask("GET", path, headers=sent, address="10.1.2.3")).status for sent in (first, second, first)
     ]
     assert [status == 429 for status in found] == [False, False, True]
-    # Anybody may send the header; who is no proxy is not believed.
+    # Any client may send the header; the gateway ignores it unless the peer is a trusted proxy.
     found = [(await behind.ask("GET", path, headers=sent, address="203.0.113.5")).status for sent in (first, second)]
     assert [status == 429 for status in found] == [False, True]
 
 
-async def test_rate_limits_count_tokens_that_do_not_hold(limited: Callable[..., Client]) -> None:
+async def test_rate_limits_count_invalid_tokens(limited: Callable[..., Client]) -> None:
     client = limited(reads_per_minute=2)
     forged = {"authorization": "Bearer forged"}
     found = [(await client.ask("GET", "/v1/tweets/1", headers=forged)).status for _ in range(3)]
     assert found == [401, 401, 429]
 
 
-async def test_rate_limits_count_log_ins_by_address_whatever_token_comes_along(limited: Callable[..., Client]) -> None:
+async def test_rate_limits_count_logins_by_address_despite_token(limited: Callable[..., Client]) -> None:
     client = limited(logins_per_minute=1)
     body = {"username": "ada", "password": "x"}
     found = [
@@ -336,7 +340,7 @@ async def test_rate_limits_count_by_user_and_by_address(limited: Callable[..., C
     assert (await client.ask("GET", "/v1/tweets/5", signed_in=True)).status == 200
 
 
-async def test_page_numbers_skip_along_the_cursor(client: Client) -> None:
+async def test_page_numbers_follow_cursors(client: Client) -> None:
     pages = {"": (1, "b"), "b": (3, "d"), "d": (5, "")}
     client.channel.answers["ListHomeTimeline"] = lambda request: page(
         *range(pages[request.cursor][0], pages[request.cursor][0] + request.page_size), cursor=pages[request.cursor][1]
@@ -349,7 +353,7 @@ async def test_page_numbers_skip_along_the_cursor(client: Client) -> None:
     assert (await client.ask("GET", "/v1/timelines/home?page=1&limit=2", signed_in=True)).json["tweets"][0]["id"] == "1"
 
 
-async def test_a_page_past_the_end_is_empty_and_too_deep_is_refused(client: Client) -> None:
+async def test_page_past_end_is_empty_and_too_deep_is_400(client: Client) -> None:
     client.channel.answers["ListHomeTimeline"] = lambda request: page(1, 2)
     answer = await client.ask("GET", "/v1/timelines/home?page=3&limit=2", signed_in=True)
     assert (answer.json["tweets"], answer.json["next_cursor"]) == ([], "")
@@ -361,23 +365,23 @@ async def test_a_page_past_the_end_is_empty_and_too_deep_is_refused(client: Clie
     assert endless.status == 504
 
 
-async def test_a_partial_list_stays_partial(client: Client) -> None:
+async def test_page_after_partial_page_is_partial(client: Client) -> None:
     client.channel.answers["ListHomeTimeline"] = lambda request: page(1, 2, cursor="again", partial=True)
     answer = await client.ask("GET", "/v1/timelines/home?page=3&limit=2", signed_in=True)
     assert answer.json == {"tweets": [], "next_cursor": "again", "partial": True}
 
 
-async def test_liveness_and_readiness(client: Client) -> None:
+async def test_livez_and_readyz_are_200(client: Client) -> None:
     assert (await client.ask("GET", "/livez")).status == 200
     ready = await client.ask("GET", "/readyz")
     assert (ready.status, ready.json["services"]) == (200, {"tweet": "SERVING", "graph": "SERVING"})
 
 
-async def test_metrics_on_the_public_port_are_not_found(client: Client) -> None:
+async def test_metrics_on_public_port_is_404(client: Client) -> None:
     assert (await client.ask("GET", "/metrics")).status == 404
 
 
-async def test_a_client_that_went_away_gets_nothing_and_breaks_nothing(client: Client) -> None:
+async def test_disconnected_client_gets_no_response(client: Client) -> None:
     events: list[Any] = []
 
     async def receive() -> Any:

@@ -1,4 +1,4 @@
-"""Which answers are compressed, and for whom."""
+"""Which responses are compressed, and for which clients."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_accepts_gzip_follows_the_weights(accepted: str, expected: bool) -> None
     assert accepts_gzip(accepted.encode()) is expected
 
 
-async def test_a_large_read_is_compressed_for_whoever_accepts_it(client: Client) -> None:
+async def test_large_read_with_gzip_accepted_is_compressed(client: Client) -> None:
     plain = await client.ask("GET", "/v1/tweets/5")
     small = await client.ask("GET", "/v1/tweets/5", headers=GZIP)
     assert "content-encoding" not in plain.headers
@@ -62,12 +62,12 @@ async def test_a_large_read_is_compressed_for_whoever_accepts_it(client: Client)
     assert int(small.headers["content-length"]) == len(small.body) < len(plain.body) / 2
     for answer in (plain, small):
         assert answer.headers["vary"] == "authorization, accept-encoding"
-    # A weak tag says the same of both forms: each is known by the other's.
+    # The weak tag is the same for both forms, so either one can be revalidated with it.
     assert plain.headers["etag"] == small.headers["etag"]
     assert plain.headers["etag"].startswith("W/")
 
 
-async def test_what_is_known_already_has_neither_body_nor_encoding(client: Client) -> None:
+async def test_not_modified_has_neither_body_nor_encoding(client: Client) -> None:
     tag = (await client.ask("GET", "/v1/tweets/5", headers=GZIP)).headers["etag"]
     known = await client.ask("GET", "/v1/tweets/5", headers=GZIP | {"if-none-match": tag})
     assert (known.status, known.body) == (304, b"")
@@ -75,7 +75,7 @@ async def test_what_is_known_already_has_neither_body_nor_encoding(client: Clien
     assert known.headers["vary"] == "authorization, accept-encoding"
 
 
-async def test_head_has_the_headers_of_the_compressed_answer(client: Client) -> None:
+async def test_head_has_headers_of_compressed_response(client: Client) -> None:
     whole = await client.ask("GET", "/v1/tweets/5", headers=GZIP)
     head = await client.ask("HEAD", "/v1/tweets/5", headers=GZIP)
     assert head.body == b""
@@ -83,7 +83,7 @@ async def test_head_has_the_headers_of_the_compressed_answer(client: Client) -> 
     assert head.headers["content-encoding"] == "gzip"
 
 
-async def test_small_answers_refusals_and_writes_stay_plain(client: Client) -> None:
+async def test_small_error_and_write_responses_stay_plain(client: Client) -> None:
     client.channel.answers["Login"] = auth_service_pb2.LoginResponse(access_token="t" * 2 * MIN_BYTES)
     login = b'{"username": "alice", "password": "correct horse"}'
     answers = [
@@ -96,7 +96,7 @@ async def test_small_answers_refusals_and_writes_stay_plain(client: Client) -> N
     assert not [one for one in answers if "content-encoding" in one.headers]
 
 
-async def test_connect_compresses_reads_alone_in_either_form(client: Client) -> None:
+async def test_connect_compresses_only_reads(client: Client) -> None:
     client.channel.answers["CreateTweet"] = tweet_pb2.JoinedTweet(
         tweet=tweet_pb2.Tweet(id=5, text=LONG).SerializeToString()
     )
@@ -113,7 +113,7 @@ async def test_connect_compresses_reads_alone_in_either_form(client: Client) -> 
     assert len(written.body) > MIN_BYTES
 
 
-def test_an_answer_given_again_is_compressed_once() -> None:
+def test_cached_response_is_compressed_once() -> None:
     response = Response(200, (), b"a" * 2000, compressible=True)
     assert response.gzipped() is response.gzipped()
     assert gzip.decompress(response.gzipped()) == b"a" * 2000

@@ -1,4 +1,4 @@
-"""Which connections are admitted, and which give way."""
+"""Which connections are admitted, evicted and rejected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def admitted(connections: Connections, *addresses: str) -> list[Fake]:
     return found
 
 
-def test_admit_at_the_bound_of_an_address_closes_its_own_longest_idle() -> None:
+def test_admit_at_address_bound_evicts_longest_idle_of_address() -> None:
     connections = Connections(10, 2)
     other, first, second = admitted(connections, TWO, ONE, ONE)
     connections.set_stage(first, Stage.WORKING)
@@ -36,14 +36,14 @@ def test_admit_at_the_bound_of_an_address_closes_its_own_longest_idle() -> None:
     assert [one.evicted_in for one in (other, first, second, third)] == [None, None, Stage.IDLE, None]
 
 
-def test_admit_at_the_bound_of_all_closes_the_longest_idle_of_any() -> None:
+def test_admit_at_total_bound_evicts_longest_idle_of_any_address() -> None:
     connections = Connections(3, 3)
     first, second, third = admitted(connections, ONE, TWO, ONE)
     admitted(connections, THREE)
     assert [one.evicted_in for one in (first, second, third)] == [Stage.IDLE, None, None]
 
 
-def test_admit_takes_who_sends_only_if_nobody_is_idle() -> None:
+def test_admit_at_bound_evicts_sending_connection_only_without_idle() -> None:
     connections = Connections(2, 2)
     sending, idle = admitted(connections, ONE, TWO)
     connections.set_stage(sending, Stage.SENDING)
@@ -55,7 +55,7 @@ def test_admit_takes_who_sends_only_if_nobody_is_idle() -> None:
     assert sending.evicted_in is Stage.SENDING
 
 
-def test_admit_turns_away_if_all_are_worked_on() -> None:
+def test_admit_with_all_connections_working_rejects() -> None:
     connections = Connections(2, 1)
     for connection in admitted(connections, ONE, TWO):
         connections.set_stage(connection, Stage.WORKING)
@@ -63,33 +63,33 @@ def test_admit_turns_away_if_all_are_worked_on() -> None:
     assert not connections.admit(Fake(), THREE)
 
 
-def test_admit_bounds_who_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admit_bounds_rejected_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_REJECTED", 2)
     connections = Connections(1)
     (working,) = admitted(connections, ONE)
     connections.set_stage(working, Stage.WORKING)
-    turned = [Fake() for _ in range(3)]
-    assert not any(connections.admit(one, TWO) for one in turned)
-    assert [one.evicted_in for one in turned] == [Stage.SENDING, None, None]
-    connections.remove(turned[1])
+    rejected = [Fake() for _ in range(3)]
+    assert not any(connections.admit(one, TWO) for one in rejected)
+    assert [one.evicted_in for one in rejected] == [Stage.SENDING, None, None]
+    connections.remove(rejected[1])
     connections.remove(working)
     assert connections.admit(Fake(), TWO)
 
 
-def test_admit_does_not_bound_an_address_that_is_trusted_or_unknown() -> None:
+def test_admit_trusted_or_unknown_address_is_unbounded() -> None:
     connections = Connections(10, 1, is_trusted=lambda address: address == ONE)
     assert all(one.evicted_in is None for one in admitted(connections, ONE, ONE, "", ""))
     first, _ = admitted(connections, TWO, TWO)
     assert first.evicted_in is Stage.IDLE
 
 
-def test_admit_counts_the_addresses_of_one_ipv6_network_as_one() -> None:
+def test_admit_counts_ipv6_network_as_one_address() -> None:
     connections = Connections(10, 1)
     first, _ = admitted(connections, "2001:db8::1", "2001:db8::2")
     assert first.evicted_in is Stage.IDLE
 
 
-def test_leave_frees_the_place() -> None:
+def test_remove_frees_capacity() -> None:
     connections = Connections(1)
     (first,) = admitted(connections, ONE)
     connections.remove(first)
@@ -101,11 +101,11 @@ def test_leave_frees_the_place() -> None:
     assert not connections._by_client
 
 
-def test_bounds_are_written_to_the_log_and_who_reaches_them_once_a_minute() -> None:
+def test_bounds_are_logged_once_a_minute() -> None:
     with capture_logs() as logs:
         connections = Connections.within_limits()
-        crowded = Connections(1)
-        admitted(crowded, ONE, ONE, ONE)
+        bounded = Connections(1)
+        admitted(bounded, ONE, ONE, ONE)
     assert logs[0]["connections"] == connections.max_total == open_files.http_connections(open_files.limit())
     assert [(one["event"], one["bound"], one["what"]) for one in logs[1:]] == [
         ("http_bound.reached", "address", "closed")

@@ -1,4 +1,4 @@
-"""Which pages of other origins may call."""
+"""CORS: which origins may call the API."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def varies(answer: Answer) -> bool:
     return any(name == b"vary" and b"origin" in value for name, value in answer.raw_headers)
 
 
-async def test_without_the_setting_no_page_is_answered() -> None:
+async def test_cors_without_setting_adds_no_headers() -> None:
     client = allowing()
     assert (await preflight(client)).status == 405
     answer = await client.ask("GET", "/v1/tweets/5", headers={"origin": PAGE})
     assert (answer.status, cors_of(answer), varies(answer)) == (200, set(), False)
 
 
-async def test_preflight_of_a_listed_origin_says_what_it_may_do() -> None:
+async def test_preflight_of_allowed_origin_lists_methods_and_headers() -> None:
     answer = await preflight(allowing(PAGE))
     assert (answer.status, answer.body) == (204, b"")
     assert answer.headers["access-control-allow-origin"] == PAGE
@@ -57,7 +57,7 @@ async def test_preflight_of_a_listed_origin_says_what_it_may_do() -> None:
     assert varies(answer)
 
 
-async def test_preflight_of_another_origin_is_403_and_of_no_route_404() -> None:
+async def test_preflight_of_other_origin_is_403_and_unknown_path_404() -> None:
     client = allowing(PAGE)
     refused = await preflight(client, OTHER)
     assert (refused.status, refused.json["code"], cors_of(refused)) == (403, "origin_not_allowed", set())
@@ -66,7 +66,7 @@ async def test_preflight_of_another_origin_is_403_and_of_no_route_404() -> None:
     assert (await client.ask("OPTIONS", "/v1/tweets/5", headers={"origin": PAGE})).status == 405
 
 
-async def test_answers_and_refusals_may_be_read_by_a_listed_origin_alone() -> None:
+async def test_cors_headers_are_added_for_allowed_origin_only() -> None:
     client = allowing(PAGE, rate_limits=True, reads_per_minute=2)
     answers = [await client.ask("GET", "/v1/tweets/5", headers={"origin": PAGE}) for _ in range(3)]
     assert [one.status for one in answers] == [200, 200, 429]
@@ -80,14 +80,14 @@ async def test_answers_and_refusals_may_be_read_by_a_listed_origin_alone() -> No
         assert (answer.status, cors_of(answer), varies(answer)) == (200, set(), True)
 
 
-async def test_any_origin_never_comes_with_credentials() -> None:
+async def test_cors_any_origin_allows_no_credentials() -> None:
     client = allowing("*")
     for answer in (await preflight(client, OTHER), await client.ask("GET", "/v1/tweets/5", headers={"origin": OTHER})):
         assert answer.headers["access-control-allow-origin"] == "*"
         assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_origins_are_split_and_spelt_as_browsers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cors_origins_setting_is_split_and_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_CORS_ORIGINS", "https://App.example.org, http://localhost:3000")
     assert Settings().cors_origins == ("https://app.example.org", "http://localhost:3000")
 
@@ -95,6 +95,6 @@ def test_origins_are_split_and_spelt_as_browsers_do(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "origin", ["app.example.org", "https://a/b", "https://a/", "ftp://a", "null", "https://a,*", "https://"]
 )
-def test_what_is_no_origin_is_refused_in_words(origin: str) -> None:
+def test_cors_origins_setting_invalid_is_rejected(origin: str) -> None:
     with pytest.raises(ValidationError, match="an origin is written as"):
         Settings(cors_origins=origin)  # type: ignore[arg-type]

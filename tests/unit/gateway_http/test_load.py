@@ -1,4 +1,4 @@
-"""What counts as work under way, and what is refused beyond its bounds."""
+"""Which requests count as active, and what is rejected above the bounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway_http.load import Load
 from services.platform.rpc.errors import RoostError
 
 
-def test_load_counts_work_but_not_the_wait_for_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_excludes_requests_waiting_for_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_module, "MAX_ACTIVE", 1)
     load = Load()
     with load:
@@ -20,14 +20,14 @@ def test_load_counts_work_but_not_the_wait_for_a_client(monkeypatch: pytest.Monk
     assert load.active == 0
 
 
-def test_load_counts_right_after_exceptions() -> None:
+def test_load_after_exceptions_returns_to_zero() -> None:
     load = Load()
     with pytest.raises(ValueError, match="gone"), load, load.waiting_for_client:
         raise ValueError("gone")
     assert load.active == 0
 
 
-def test_hold_refuses_beyond_its_bound_and_counts_nothing_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reserve_above_bound_raises_and_reserves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_module, "MAX_LARGE_BYTES", 10)
     load = Load()
     load.reserve(8)

@@ -18,7 +18,7 @@ from services.platform.health import SERVING, STARTING, Health
 
 @pytest.fixture
 def health() -> list[Health]:
-    """What the process says of itself: the last one."""
+    """The reported health is the last element."""
     return [Health(STARTING)]
 
 
@@ -31,7 +31,7 @@ async def client(health: list[Health]) -> AsyncIterator[httpx.AsyncClient]:
     await server.stop()
 
 
-async def test_readyz_tells_of_the_start_and_of_lost_peers(client: httpx.AsyncClient, health: list[Health]) -> None:
+async def test_readyz_reports_starting_and_lost_peers(client: httpx.AsyncClient, health: list[Health]) -> None:
     assert (await client.get("/livez")).status_code == 200
     assert (await client.get("/readyz")).status_code == 503
     health.append(Health(SERVING, {"tweet": SERVING}, {"graph": "TRANSIENT_FAILURE"}))
@@ -59,18 +59,18 @@ async def test_metrics_are_prometheus_text(client: httpx.AsyncClient) -> None:
         ("DELETE", "/readyz", 405),
     ],
 )
-async def test_the_port_has_nothing_else(client: httpx.AsyncClient, method: str, path: str, status: int) -> None:
+async def test_ops_port_other_route_is_rejected(client: httpx.AsyncClient, method: str, path: str, status: int) -> None:
     answer = await client.request(method, path)
     assert (answer.status_code, answer.json()["status"]) == (status, status)
 
 
-async def test_head_answers_without_a_body(client: httpx.AsyncClient) -> None:
+async def test_ops_head_has_no_body(client: httpx.AsyncClient) -> None:
     answer = await client.head("/livez")
     assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "15")
 
 
 class Counting(Collector):
-    """Counts how often a page is made."""
+    """Counts how often the metrics are rendered."""
 
     def __init__(self) -> None:
         self.made = 0
@@ -80,7 +80,7 @@ class Counting(Collector):
         yield GaugeMetricFamily("made", "How often.", value=self.made)
 
 
-async def test_a_hundred_scrapes_at_once_make_one_page() -> None:
+async def test_metrics_concurrent_scrapes_render_once() -> None:
     registry, counting, now = CollectorRegistry(), Counting(), 100.0
     registry.register(counting)
     before = counting.made

@@ -1,4 +1,4 @@
-"""Every refusal has its status, and no text that is not meant for the caller."""
+"""Problems: the HTTP status of each error, and no internal text in the body."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ TABLE = {
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
-def test_every_code_has_its_status(code: grpc.StatusCode) -> None:
+def test_problem_of_each_code_has_status(code: grpc.StatusCode) -> None:
     found = problem(RoostError(code, "internal error 1"), instance="/x")
     assert found.status == TABLE[code.name] == STATUS_OF[code]
     assert orjson.loads(found.body)["status"] == found.status
 
 
-def test_a_problem_says_all_that_the_contract_names() -> None:
+def test_problem_has_all_declared_fields() -> None:
     error = errors.invalid_argument("text: too long", violations=[Violation("text", "too long")])
     found = problem(error, instance="/v1/tweets", trace_id="t")
     assert orjson.loads(found.body) == {
@@ -58,14 +58,14 @@ def header(error: BaseException, name: bytes) -> bytes | None:
     return dict(problem(error, instance="/x").headers).get(name)
 
 
-def test_what_may_be_tried_again_says_when() -> None:
+def test_problem_of_retryable_error_has_retry_after() -> None:
     assert header(errors.unavailable("later", 2.5), b"retry-after") == b"3"
     assert header(RoostError(grpc.StatusCode.UNAVAILABLE, "later"), b"retry-after") == b"1"
     assert header(errors.resource_exhausted("full", 0.1), b"retry-after") == b"1"
     assert header(errors.not_found("gone"), b"retry-after") is None
 
 
-def test_a_401_says_how_to_sign_in() -> None:
+def test_problem_401_has_www_authenticate() -> None:
     assert header(errors.unauthenticated(), b"www-authenticate") == b"Bearer"
     assert header(errors.unauthenticated("no", "TOKEN_EXPIRED"), b"www-authenticate") == b'Bearer error="invalid_token"'
     assert header(errors.unauthenticated("no", "WRONG_PASSWORD"), b"www-authenticate") == b"Bearer"
@@ -76,7 +76,7 @@ def rpc_error(error: RoostError) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(error.code, grpc.aio.Metadata(), details, error.message)
 
 
-def test_what_a_stub_raises_keeps_reason_and_violations() -> None:
+def test_problem_of_rpc_error_keeps_reason_and_violations() -> None:
     found = problem(rpc_error(errors.invalid_argument("bad", "bio")), instance="/x")
     assert orjson.loads(found.body)["violations"] == [{"field": "bio", "message": "bad"}]
 
@@ -89,24 +89,24 @@ def test_what_a_stub_raises_keeps_reason_and_violations() -> None:
         rpc_error(RoostError(grpc.StatusCode.INTERNAL, "secret text")),
     ],
 )
-def test_the_text_of_the_unforeseen_stays_in_the_log(error: Exception) -> None:
+def test_problem_of_unexpected_error_hides_text(error: Exception) -> None:
     with structlog.testing.capture_logs() as logs:
         found = problem(error, instance="/x")
-    said = orjson.loads(found.body)
+    problem_body = orjson.loads(found.body)
     assert found.status == 500
     assert b"secret" not in found.body
-    assert logs[0]["error_id"] in said["detail"]
+    assert logs[0]["error_id"] in problem_body["detail"]
 
 
-def test_an_error_id_of_a_service_is_passed_on() -> None:
+def test_problem_of_internal_error_keeps_error_id() -> None:
     found = problem(rpc_error(errors.internal("abc123")), instance="/x")
     assert orjson.loads(found.body)["detail"] == "internal error abc123"
 
 
-def test_a_lone_surrogate_in_a_text_breaks_nothing() -> None:
+def test_problem_with_lone_surrogate_is_rendered() -> None:
     assert problem(errors.not_found("no \ud800"), instance="/\udcff").status == 404
 
 
-def test_a_refusal_beyond_grpc_keeps_its_headers() -> None:
+def test_problem_of_http_error_keeps_headers() -> None:
     found = problem(HttpError(405, "method_not_allowed", "no", ((b"allow", b"GET"),)), instance="/x")
     assert (b"allow", b"GET") in found.headers

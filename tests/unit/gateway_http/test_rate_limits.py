@@ -1,4 +1,4 @@
-"""Rate limits as HTTP tells them."""
+"""Rate limits as HTTP headers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gateway_http.rate_limits import headers
 from services.platform.rpc.rate_limits import Bucket
 
 
-def test_headers_say_limit_remaining_and_reset() -> None:
+def test_headers_contain_limit_remaining_and_reset() -> None:
     bucket = Bucket("post", 6)
     assert headers(bucket.take("a", 0.0), 1000.5) == [
         (b"ratelimit", b'"post";r=5;t=10'),

@@ -1,4 +1,4 @@
-"""A body read within bounds."""
+"""Bounds while a request body is read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def request_of(load: Load, *pieces: bytes) -> Request:
     return Request(scope, receive, load, NO_PROXIES)
 
 
-async def test_read_body_of_a_large_body_holds_its_bytes_only_while_it_waits() -> None:
+async def test_read_body_large_reserves_memory_only_while_reading() -> None:
     load = Load()
     with load:
         body = await request_of(load, b"a" * LARGE, b"b").read_body(4 * LARGE)
@@ -35,7 +35,7 @@ async def test_read_body_of_a_large_body_holds_its_bytes_only_while_it_waits() -
     assert load.large_bytes == 0
 
 
-async def test_read_body_beyond_what_all_may_hold_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_read_body_above_memory_bound_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_module, "MAX_LARGE_BYTES", LARGE - 1)
     load = Load()
     with load, pytest.raises(RoostError, match="too many large requests"):

@@ -17,7 +17,7 @@ def _answer(body: bytes = b"{}") -> Response:
     return Response(200, (), body)
 
 
-def test_an_answer_is_given_again_until_something_changes() -> None:
+def test_cached_response_is_returned_until_dependency_changes() -> None:
     owner, response_cache, answer = ChangeTracker(), ResponseCache(), _answer()
     assert response_cache.get(KEY) is None
     response_cache.store(KEY, answer, b"tag", _read(owner))
@@ -26,14 +26,14 @@ def test_an_answer_is_given_again_until_something_changes() -> None:
     assert response_cache.get(KEY) is None
 
 
-def test_each_user_path_and_query_has_its_own() -> None:
+def test_cached_response_is_keyed_by_user_path_and_query() -> None:
     response_cache = ResponseCache()
     response_cache.store(KEY, _answer(), b"tag", _read(ChangeTracker()))
     for other in ((2, *KEY[1:]), (1, b"/timeline", b""), (*KEY[:2], b"page_size=2")):
         assert response_cache.get(other) is None
 
 
-def test_what_changed_while_it_was_made_is_not_kept() -> None:
+def test_store_response_with_changed_dependency_is_skipped() -> None:
     owner, response_cache = ChangeTracker(), ResponseCache()
     seen = _read(owner)
     owner.changed((1,))
@@ -41,13 +41,13 @@ def test_what_changed_while_it_was_made_is_not_kept() -> None:
     assert response_cache.get(KEY) is None
 
 
-def test_a_body_too_large_is_not_kept() -> None:
+def test_store_response_with_large_body_is_skipped() -> None:
     response_cache = ResponseCache()
     response_cache.store(KEY, _answer(b"x" * (MAX_BODY_BYTES + 1)), b"tag", _read(ChangeTracker()))
     assert response_cache.get(KEY) is None
 
 
-def test_bytes_are_bounded_and_what_is_used_stays() -> None:
+def test_response_cache_is_bounded_and_keeps_used_entries() -> None:
     owner = ChangeTracker()
     size = 1_000 + OVERHEAD_BYTES
     response_cache = ResponseCache(max_bytes=10 * size)

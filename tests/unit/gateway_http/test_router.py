@@ -1,4 +1,4 @@
-"""Every route of the contract leads to its method, and nothing else leads anywhere."""
+"""The router matches every declared route, and no other path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def router() -> Router[str]:
     return Router((binding, method.name) for binding, method in ROUTED)
 
 
-def test_every_binding_leads_to_its_method(router: Router[str]) -> None:
+def test_match_each_binding_returns_method(router: Router[str]) -> None:
     assert len(ROUTED) > 100
     for binding, method in ROUTED:
         path = "/" + "/".join(segment if segment is not None else "123" for segment in binding.segments())
@@ -27,7 +27,7 @@ def test_every_binding_leads_to_its_method(router: Router[str]) -> None:
         assert list(values) == ["123"] * len(binding.variables())
 
 
-def test_mesh_methods_have_no_routes() -> None:
+def test_bindings_of_mesh_methods_are_empty() -> None:
     assert [m.path for b, m in ROUTED if m.policy.access == options.ACCESS_MESH] == []
 
 
@@ -44,7 +44,9 @@ def test_mesh_methods_have_no_routes() -> None:
         ("GET", b"/v1/%74weets/5", "GetTweet"),
     ],
 )
-def test_literals_beat_variables_and_head_is_get(router: Router[str], method: str, path: bytes, target: str) -> None:
+def test_match_prefers_literals_and_maps_head_to_get(
+    router: Router[str], method: str, path: bytes, target: str
+) -> None:
     assert router.match(method, path)[0] == target
 
 
@@ -64,7 +66,7 @@ def test_literals_beat_variables_and_head_is_get(router: Router[str], method: st
         b"/" + b"a/" * 5000,
     ],
 )
-def test_what_is_no_route_is_not_found(router: Router[str], path: bytes) -> None:
+def test_match_unknown_path_is_not_found(router: Router[str], path: bytes) -> None:
     with pytest.raises(RoostError, match="NOT_FOUND"):
         router.match("GET", path)
 
@@ -82,35 +84,35 @@ def test_what_is_no_route_is_not_found(router: Router[str], path: bytes) -> None
         b"/v1/tags/%ed%a0%80/tweets",
     ],
 )
-def test_broken_encodings_are_refused(router: Router[str], path: bytes) -> None:
+def test_match_invalid_encoding_is_invalid_argument(router: Router[str], path: bytes) -> None:
     with pytest.raises(RoostError, match="INVALID_ARGUMENT"):
         router.match("GET", path)
 
 
-def test_a_segment_is_decoded_once_and_after_the_split(router: Router[str]) -> None:
+def test_match_decodes_segments_once_after_split(router: Router[str]) -> None:
     assert router.match("GET", b"/v1/tags/%C3%BCber%2Fall/tweets")[1] == ["über/all"]
     assert router.match("GET", b"/v1/tags/%2561/tweets")[1] == ["%61"]
 
 
-def test_a_method_that_a_path_does_not_take_is_405_and_says_what_it_takes(router: Router[str]) -> None:
+def test_match_unsupported_method_is_405_with_allow(router: Router[str]) -> None:
     with pytest.raises(HttpError) as refused:
         router.match("PROPFIND", b"/v1/tweets/5")
     assert refused.value.status == 405
     assert refused.value.headers == ((b"allow", b"DELETE, GET, HEAD, PATCH"),)
 
 
-def test_two_methods_on_one_route_are_an_error_at_start() -> None:
+def test_router_with_duplicate_route_raises() -> None:
     with pytest.raises(ValueError, match="two methods"):
         Router([(Binding("GET", "/a/{x}"), 1), (Binding("GET", "/a/{y}"), 2)])
 
 
 @pytest.mark.parametrize("template", ["a", "/a/{x", "/a/{x=**}", "/a/{x.y}", "/a/*", "/a//b"])
-def test_templates_beyond_the_router_are_an_error_at_start(template: str) -> None:
+def test_router_with_unsupported_template_raises(template: str) -> None:
     with pytest.raises(ValueError, match=r"template|route the segment"):
         Router([(Binding("GET", template), 1)])
 
 
-def test_a_failed_branch_leaves_no_value_behind() -> None:
+def test_match_after_backtracking_drops_values() -> None:
     router = Router([(Binding("GET", "/{a}/{b}/x"), 1), (Binding("GET", "/u/{c}/y"), 2)])
     assert router.match("GET", b"/u/5/x") == (1, ["u", "5"])
     assert router.match("GET", b"/u/5/y") == (2, ["5"])

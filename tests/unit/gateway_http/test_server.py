@@ -1,4 +1,4 @@
-"""The gateway on a real socket, against clients that send what no library would."""
+"""The gateway on a real socket, with malformed requests that no HTTP library would send."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from services.platform.rpc.errors import RoostError
 from tests.unit.gateway_http.conftest import Client
 
 HOST = "127.0.0.1"
-# A hang is a failure, not a slow test.
-PATIENCE_S = 5.0
+# Bounds each wait, so that a hang fails the test.
+TEST_TIMEOUT_S = 5.0
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ async def server(client: Client) -> AsyncIterator[HttpServer]:
     await running.stop()
 
 
-async def talk(server: HttpServer, *pieces: bytes, pause: float = 0.0) -> bytes:
-    """Sends the pieces and returns everything up to the end of the connection."""
+async def exchange(server: HttpServer, *pieces: bytes, pause: float = 0.0) -> bytes:
+    """Sends the pieces and returns all received bytes until the connection closes."""
     reader, writer = await asyncio.open_connection(HOST, server.port)
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TEST_TIMEOUT_S):
             for piece in pieces:
                 writer.write(piece)
                 await writer.drain()
@@ -69,8 +69,8 @@ def body(answer: bytes) -> Any:
     return json.loads(answer.partition(b"\r\n\r\n")[2])
 
 
-async def test_it_answers_and_says_nothing_of_itself(server: HttpServer) -> None:
-    answer = await talk(server, get("/v1/tweets/5"))
+async def test_response_has_no_server_header(server: HttpServer) -> None:
+    answer = await exchange(server, get("/v1/tweets/5"))
     assert (status(answer), body(answer)["id"]) == (200, "5")
     head = answer.partition(b"\r\n\r\n")[0].lower()
     assert b"\r\nserver:" not in head
@@ -78,7 +78,7 @@ async def test_it_answers_and_says_nothing_of_itself(server: HttpServer) -> None
     assert server.url == f"http://{HOST}:{server.port}"
 
 
-BROKEN = {
+MALFORMED_REQUESTS = {
     "garbage": b"\x16\x03\x01\x02\x00\x01\x00",
     "no version": b"GET /livez\r\n\r\n",
     "http/2.0": get(version="2.0"),
@@ -101,15 +101,15 @@ BROKEN = {
 }
 
 
-async def test_what_is_not_http_is_400_and_closed(server: HttpServer) -> None:
-    for name, request_bytes in BROKEN.items():
-        answer = await talk(server, request_bytes)
+async def test_malformed_http_is_400_and_closed(server: HttpServer) -> None:
+    for name, request_bytes in MALFORMED_REQUESTS.items():
+        answer = await exchange(server, request_bytes)
         assert status(answer) == 400, (name, answer)
         assert b"application/problem+json" in answer
-        assert status(await talk(server, get())) == 200
+        assert status(await exchange(server, get())) == 200
 
 
-ODD = [
+UNUSUAL_REQUESTS = [
     (get("http://x/livez"), 200),
     (get("/livez", version="1.0"), 200),
     (get("/v1/%74weets/5"), 200),
@@ -136,124 +136,124 @@ ODD = [
 ]
 
 
-async def test_odd_but_legal(server: HttpServer) -> None:
-    for request_bytes, expected in ODD:
-        answer = await talk(server, request_bytes)
+async def test_unusual_valid_requests_are_served(server: HttpServer) -> None:
+    for request_bytes, expected in UNUSUAL_REQUESTS:
+        answer = await exchange(server, request_bytes)
         assert status(answer) == expected, (request_bytes, answer)
         if expected == 405:
             assert b"\r\nallow:" in answer.lower()
 
 
-async def test_head_has_no_body(server: HttpServer) -> None:
-    answer = await talk(server, get(method="HEAD"))
+async def test_head_response_has_no_body(server: HttpServer) -> None:
+    answer = await exchange(server, get(method="HEAD"))
     assert status(answer) == 200
     assert answer.endswith(b"\r\n\r\n")
 
 
-async def test_too_many_or_too_large_headers_are_431(server: HttpServer) -> None:
+async def test_headers_above_bounds_are_431(server: HttpServer) -> None:
     for headers in (
         [f"X-A: {'a' * 20_000}"],
         [f"X-{number}: a" for number in range(http_protocol.MAX_HEADERS + 1)],
         [f"X-{number}: {'a' * 1000}" for number in range(20)],
     ):
-        answer = await talk(server, get("/livez", *headers))
+        answer = await exchange(server, get("/livez", *headers))
         assert status(answer) == 431
         assert body(answer)["code"] == "headers_too_large"
 
 
-async def test_a_target_that_is_too_long_is_431(server: HttpServer) -> None:
-    assert status(await talk(server, get("/" + "a" * 20_000))) == 431
+async def test_long_target_is_431(server: HttpServer) -> None:
+    assert status(await exchange(server, get("/" + "a" * 20_000))) == 431
 
 
-async def test_a_header_that_never_ends_is_431(server: HttpServer) -> None:
+async def test_endless_header_is_431(server: HttpServer) -> None:
     endless = [b"GET /livez HTTP/1.1\r\nX-A: ", *[b"a" * 4096] * 5]
-    assert status(await talk(server, *endless, pause=0.01)) == 431
+    assert status(await exchange(server, *endless, pause=0.01)) == 431
 
 
-async def test_headers_that_fit_pass_in_pieces(server: HttpServer) -> None:
+async def test_headers_within_bounds_in_pieces_are_served(server: HttpServer) -> None:
     whole = get("/livez", *[f"X-{number}: {'a' * 100}" for number in range(http_protocol.MAX_HEADERS - 3)])
     pieces = [whole[start : start + 3000] for start in range(0, len(whole), 3000)]
-    assert status(await talk(server, *pieces, pause=0.005)) == 200
+    assert status(await exchange(server, *pieces, pause=0.005)) == 200
 
 
-async def test_slow_headers_are_408_and_silence_is_closed(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_headers_are_408_and_silent_connection_is_closed(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_protocol, "HEADER_TIMEOUT_S", 0.05)
-    assert status(await talk(server, b"GET /livez HTTP/1.1\r\nHost:")) == 408
-    assert await talk(server) == b""
+    assert status(await exchange(server, b"GET /livez HTTP/1.1\r\nHost:")) == 408
+    assert await exchange(server) == b""
 
 
-async def test_a_slow_body_is_408(server: HttpServer, monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
+async def test_slow_body_is_408(server: HttpServer, monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
     monkeypatch.setattr(request_module, "BODY_TIMEOUT_S", 0.05)
     login = get("/v1/auth/login", "Content-Type: application/json", "Content-Length: 5", method="POST", close=False)
-    assert status(await talk(server, login + b"{")) == 408
+    assert status(await exchange(server, login + b"{")) == 408
     chunked = get(
         "/v1/auth/login", "Content-Type: application/json", "Transfer-Encoding: chunked", method="POST", close=False
     )
-    assert status(await talk(server, chunked + b"1\r\n{\r\n")) == 408
+    assert status(await exchange(server, chunked + b"1\r\n{\r\n")) == 408
 
 
-async def test_a_body_nobody_waits_for_does_not_hold_the_connection(
-    server: HttpServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unread_body_does_not_hold_connection(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "MESSAGE_TIMEOUT_S", 0.05)
-    # 401 comes before the body is read; the rest never comes.
-    answer = await talk(server, get("/v1/tweets", "Content-Length: 5", method="POST", close=False) + b"{")
+    # The 401 is sent before the body is read; the client never sends the rest.
+    answer = await exchange(server, get("/v1/tweets", "Content-Length: 5", method="POST", close=False) + b"{")
     assert status(answer) == 401
 
 
-async def test_a_large_body_is_413_before_it_is_read(server: HttpServer) -> None:
+async def test_large_body_is_413_before_reading(server: HttpServer) -> None:
     size = 10 * request_module.MAX_BODY_BYTES
     login = get(
         "/v1/auth/login", "Content-Type: application/json", f"Content-Length: {size}", method="POST", close=False
     )
     reader, writer = await asyncio.open_connection(HOST, server.port)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         writer.write(login)
         assert status(await reader.readuntil(b"\r\n\r\n")) == 413
-        # The answer outlives what the client still sends.
+        # The response is not lost although the client still sends its body.
         writer.write(b" " * size)
         await writer.drain()
         await reader.read(-1)
     writer.close()
-    sent_at_once = await talk(server, login + b" " * size)
+    sent_at_once = await exchange(server, login + b" " * size)
     assert status(sent_at_once) == 413
 
 
-async def test_expect_is_answered_only_where_the_body_is_wanted(server: HttpServer) -> None:
+async def test_expect_continue_is_sent_only_for_wanted_body(server: HttpServer) -> None:
     expect = ("Content-Type: application/json", "Expect: 100-continue")
     wanted = get("/v1/auth/login", *expect, "Content-Length: 2", method="POST")
-    assert (await talk(server, wanted, b"{}")).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 501")
+    assert (await exchange(server, wanted, b"{}")).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 501")
     refused = get("/v1/auth/login", *expect, "Content-Length: 999999", method="POST")
-    assert status(await talk(server, refused)) == 413
+    assert status(await exchange(server, refused)) == 413
 
 
-async def test_pipelined_requests_are_answered_in_order(server: HttpServer) -> None:
-    answer = await talk(server, get("/v1/tweets/5", close=False) + get("/nothing", close=False) + get())
+async def test_pipelined_requests_are_served_in_order(server: HttpServer) -> None:
+    answer = await exchange(server, get("/v1/tweets/5", close=False) + get("/nothing", close=False) + get())
     assert [int(one[:3]) for one in answer.split(b"HTTP/1.1 ")[1:]] == [200, 404, 200]
 
 
-async def test_garbage_behind_a_request_does_not_take_its_answer(server: HttpServer) -> None:
-    answer = await talk(server, get("/v1/tweets/5", close=False) + b"\x00garbage\r\n\r\n")
+async def test_garbage_after_request_keeps_response(server: HttpServer) -> None:
+    answer = await exchange(server, get("/v1/tweets/5", close=False) + b"\x00garbage\r\n\r\n")
     assert status(answer) == 200
     assert answer.count(b"HTTP/1.1 ") == 1
 
 
-async def test_endless_pipelining_is_cut(server: HttpServer) -> None:
-    answer = await talk(server, get(close=False) * 3_000)
+async def test_endless_pipelining_is_bounded(server: HttpServer) -> None:
+    answer = await exchange(server, get(close=False) * 3_000)
     assert 0 < answer.count(b"HTTP/1.1 200") <= 3_000
-    assert status(await talk(server, get())) == 200
+    assert status(await exchange(server, get())) == 200
 
 
-async def test_a_client_that_leaves_in_the_middle_harms_nobody(server: HttpServer) -> None:
+async def test_client_abort_does_not_affect_others(server: HttpServer) -> None:
     for request_bytes in (get(close=False)[:10], post(b"{", "Content-Length: 5"), get("/v1/tweets/5")):
         _, writer = await asyncio.open_connection(HOST, server.port)
         writer.write(request_bytes)
         writer.transport.abort()
     await asyncio.sleep(0.02)
-    assert status(await talk(server, get())) == 200
+    assert status(await exchange(server, get())) == 200
 
 
-async def test_a_client_that_takes_no_answer_is_cut_off(
+async def test_client_not_reading_response_is_disconnected(
     server: HttpServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.1)
@@ -261,7 +261,7 @@ async def test_a_client_that_takes_no_answer_is_cut_off(
     client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=huge)
     reader, writer = await asyncio.open_connection(HOST, server.port, limit=1024)
     writer.write(get("/v1/tweets/5", close=False))
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await reader.readexactly(1024)
             await asyncio.sleep(0.5)
@@ -269,27 +269,27 @@ async def test_a_client_that_takes_no_answer_is_cut_off(
     writer.close()
 
 
-async def test_clients_that_send_no_more_of_their_bodies_shut_nobody_out(
+async def test_stalled_bodies_do_not_block_other_requests(
     server: HttpServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load, "MAX_ACTIVE", 2)
     login = ("Content-Type: application/json", "Expect: 100-continue", "Content-Length: 2")
     streams = [await asyncio.open_connection(HOST, server.port) for _ in range(4)]
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         for reader, writer in streams:
             writer.write(get("/v1/auth/login", *login, method="POST", close=False))
-            # It is asked for its body, so the application waits for it.
+            # The server sent 100 Continue, so the application waits for the body.
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             writer.write(b"{")
         for path in ("/livez", "/readyz", "/v1/tweets/5"):
-            assert status(await talk(server, get(path))) == 200
+            assert status(await exchange(server, get(path))) == 200
         for reader, writer in streams:
             writer.write(b"}")
             assert status(await reader.readuntil(b"\r\n\r\n")) == 501
             writer.close()
 
 
-async def test_bodies_that_end_while_too_much_is_under_way_are_503(
+async def test_body_completed_under_overload_is_503(
     server: HttpServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load, "MAX_ACTIVE", 1)
@@ -302,23 +302,23 @@ async def test_bodies_that_end_while_too_much_is_under_way_are_503(
     client.channel.answers["GetTweet"] = lambda request: wait()
     expect = ("Content-Type: application/json", "Expect: 100-continue", "Content-Length: 2")
     reader, writer = await asyncio.open_connection(HOST, server.port)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         writer.write(get("/v1/auth/login", *expect, method="POST"))
         await reader.readuntil(b"\r\n\r\n")
-        asking = asyncio.create_task(talk(server, get("/v1/tweets/5")))
+        asking = asyncio.create_task(exchange(server, get("/v1/tweets/5")))
         while not client.channel.asked:
             await asyncio.sleep(0.002)
         writer.write(b"{}")
         refused = await reader.read(-1)
         assert (status(refused), body(refused)["code"]) == (503, "overloaded")
-        assert status(await talk(server, get("/livez"))) == 200
+        assert status(await exchange(server, get("/livez"))) == 200
         gate.set()
         assert status(await asking) == 200
     writer.close()
 
 
-class Crowd:
-    """A server with few places, whose answers to GET /v1/tweets/5 wait for `gate`."""
+class CrowdedServer:
+    """A server with a low bound on connections, whose responses to GET /v1/tweets/5 wait for `gate`."""
 
     def __init__(self, client: Client, server: HttpServer) -> None:
         self.client = client
@@ -327,7 +327,7 @@ class Crowd:
         self._writers: list[asyncio.StreamWriter] = []
 
     async def connect(self, address: str = HOST) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection from the address, which the server has admitted or turned away."""
+        """Opens a connection from the address, and waits until the server has admitted or rejected it."""
         reader, writer = await asyncio.open_connection(HOST, self.server.port, local_addr=(address, 0))
         self._writers.append(writer)
         port = writer.get_extra_info("sockname")[1]
@@ -341,7 +341,7 @@ class Crowd:
         return list(running.server_state.connections)
 
     async def work(self, address: str = HOST) -> asyncio.StreamReader:
-        """A connection whose request is being worked on."""
+        """Opens a connection, and waits until its request is being processed."""
         asked = len(self.client.channel.asked)
         reader, writer = await self.connect(address)
         writer.write(get("/v1/tweets/5"))
@@ -356,7 +356,7 @@ class Crowd:
 
 
 @pytest.fixture
-async def crowd(client: Client) -> AsyncIterator[Crowd]:
+async def crowded_server(client: Client) -> AsyncIterator[CrowdedServer]:
     async def wait() -> Any:
         await found.gate.wait()
         return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
@@ -364,17 +364,17 @@ async def crowd(client: Client) -> AsyncIterator[Crowd]:
     client.channel.answers["GetTweet"] = lambda request: wait()
     running = HttpServer(client.gateway, HOST, 0, grace_s=2, connections=Connections(4, 3))
     await running.start()
-    found = Crowd(client, running)
-    async with asyncio.timeout(PATIENCE_S):
+    found = CrowdedServer(client, running)
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         yield found
     found.close()
     await running.stop()
 
 
-async def test_idle_connections_of_one_address_shut_nobody_out(crowd: Crowd) -> None:
-    other_reader, other = await crowd.connect("127.0.0.2")
-    streams = [await crowd.connect() for _ in range(6)]
-    # The first three gave way to the last three.
+async def test_idle_connections_of_one_address_are_evicted(crowded_server: CrowdedServer) -> None:
+    other_reader, other = await crowded_server.connect("127.0.0.2")
+    streams = [await crowded_server.connect() for _ in range(6)]
+    # The last three evicted the first three.
     assert [await reader.read() for reader, _ in streams[:3]] == [b"", b"", b""]
     other.write(get())
     assert status(await other_reader.read()) == 200
@@ -383,24 +383,24 @@ async def test_idle_connections_of_one_address_shut_nobody_out(crowd: Crowd) -> 
     assert status(await reader.read()) == 200
 
 
-async def test_half_a_request_gives_way_with_a_refusal(crowd: Crowd) -> None:
-    streams = [await crowd.connect() for _ in range(3)]
+async def test_incomplete_request_is_evicted_with_503(crowded_server: CrowdedServer) -> None:
+    streams = [await crowded_server.connect() for _ in range(3)]
     for (_, writer), piece in zip(
         streams, (b"GET /livez HT", get()[:-2], post(b"{", "Content-Length: 2")), strict=True
     ):
         writer.write(piece)
-    while any(one._stage is not Stage.SENDING for one in crowd.known()):
+    while any(one._stage is not Stage.SENDING for one in crowded_server.known()):
         await asyncio.sleep(0.002)
     for reader, _ in streams:
-        await crowd.work()
+        await crowded_server.work()
         refused = await reader.read()
         assert (status(refused), body(refused)["code"]) == (503, "overloaded")
 
 
-async def test_beyond_the_bounds_probes_are_answered_and_all_else_is_told_so(crowd: Crowd) -> None:
-    working = [await crowd.work() for _ in range(3)]
+async def test_rejected_connection_serves_probes_only(crowded_server: CrowdedServer) -> None:
+    working = [await crowded_server.work() for _ in range(3)]
     for path, expected in (("/v1/tweets/5", 503), ("/livez", 200), ("/readyz", 200)):
-        reader, writer = await crowd.connect()
+        reader, writer = await crowded_server.connect()
         writer.write(get(path, close=False))
         answer = await reader.read()
         assert status(answer) == expected
@@ -408,34 +408,34 @@ async def test_beyond_the_bounds_probes_are_answered_and_all_else_is_told_so(cro
         if expected == 503:
             assert b"retry-after: 1" in answer
             assert body(answer)["code"] == "overloaded"
-    assert len(crowd.client.channel.asked) == 3
-    working.append(await crowd.work("127.0.0.2"))
-    reader, writer = await crowd.connect("127.0.0.3")
+    assert len(crowded_server.client.channel.asked) == 3
+    working.append(await crowded_server.work("127.0.0.2"))
+    reader, writer = await crowded_server.connect("127.0.0.3")
     writer.write(get("/v1/tweets/5", close=False))
     assert status(await reader.read()) == 503
-    crowd.gate.set()
+    crowded_server.gate.set()
     assert [status(await one.read()) for one in working] == [200] * 4
-    assert status(await talk(crowd.server, get())) == 200
+    assert status(await exchange(crowded_server.server, get())) == 200
 
 
-async def test_who_is_turned_away_and_asks_nothing_is_closed(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejected_silent_connection_is_closed(
+    crowded_server: CrowdedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_protocol, "REJECTED_HEADER_TIMEOUT_S", 0.05)
     for _ in range(3):
-        await crowd.work()
-    reader, _ = await crowd.connect()
+        await crowded_server.work()
+    reader, _ = await crowded_server.connect()
     assert await reader.read() == b""
 
 
 @pytest.mark.parametrize("first", [b"", get(close=False)], ids=["new", "kept"])
-async def test_blank_lines_do_not_keep_a_connection(
-    client: Client, monkeypatch: pytest.MonkeyPatch, first: bytes
-) -> None:
+async def test_blank_lines_do_not_extend_timeout(client: Client, monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
     monkeypatch.setattr(http_protocol, "HEADER_TIMEOUT_S", 0.2)
     monkeypatch.setattr(server_module, "KEEP_ALIVE_S", 0.2)
     running = HttpServer(client.gateway, HOST, 0, grace_s=2)
     await running.start()
     reader, writer = await asyncio.open_connection(HOST, running.port)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         if first:
             writer.write(first)
             assert status(await reader.readuntil(b"}")) == 200
@@ -447,7 +447,7 @@ async def test_blank_lines_do_not_keep_a_connection(
 
 
 @pytest.mark.parametrize("close", [True, False], ids=["last", "kept"])
-async def test_what_is_written_but_not_taken_does_not_hold_a_connection(
+async def test_unread_written_response_does_not_hold_connection(
     client: Client, monkeypatch: pytest.MonkeyPatch, close: bool
 ) -> None:
     monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.1)
@@ -455,7 +455,7 @@ async def test_what_is_written_but_not_taken_does_not_hold_a_connection(
     made = http_protocol.BoundedProtocol.connection_made
 
     def without_pauses(self: Any, transport: Any) -> None:
-        # As an answer of a few kB does that fits the buffer, but not the client's window.
+        # As with a response of a few kB that fits the server's buffer, but not the client's TCP window.
         transport.set_write_buffer_limits(high=1 << 30)
         made(self, transport)
 
@@ -466,7 +466,7 @@ async def test_what_is_written_but_not_taken_does_not_hold_a_connection(
     await running.start()
     reader, writer = await asyncio.open_connection(HOST, running.port, limit=1024)
     writer.write(get("/v1/tweets/5", close=close))
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         await reader.readexactly(1024)
         state = running._server.server_state  # type: ignore[union-attr]
         while state.connections:
@@ -475,12 +475,12 @@ async def test_what_is_written_but_not_taken_does_not_hold_a_connection(
     await running.stop()
 
 
-async def test_a_port_that_is_taken_is_said_clearly(server: HttpServer, client: Client) -> None:
+async def test_start_on_taken_port_raises_with_reason(server: HttpServer, client: Client) -> None:
     with pytest.raises(RoostError, match=f"cannot serve HTTP on {HOST}:{server.port}: another program listens there"):
         await HttpServer(client.gateway, HOST, server.port).start()
 
 
-async def test_stop_finishes_what_is_under_way_and_takes_no_more(client: Client) -> None:
+async def test_stop_finishes_active_requests_and_accepts_none(client: Client) -> None:
     gate = asyncio.Event()
 
     async def wait() -> Any:
@@ -490,7 +490,7 @@ async def test_stop_finishes_what_is_under_way_and_takes_no_more(client: Client)
     client.channel.answers["GetTweet"] = lambda request: wait()
     running = HttpServer(client.gateway, HOST, 0)
     port = await running.start()
-    asking = asyncio.create_task(talk(running, get("/v1/tweets/5", close=False)))
+    asking = asyncio.create_task(exchange(running, get("/v1/tweets/5", close=False)))
     while not client.channel.asked:
         await asyncio.sleep(0.002)
     stopping = asyncio.create_task(running.stop())
@@ -503,7 +503,7 @@ async def test_stop_finishes_what_is_under_way_and_takes_no_more(client: Client)
     await running.stop()
 
 
-async def test_stop_does_not_wait_for_idle_connections_nor_for_ever(client: Client) -> None:
+async def test_stop_ignores_idle_connections_and_is_bounded(client: Client) -> None:
     async def wait() -> Any:
         await asyncio.sleep(60)
 
@@ -511,10 +511,10 @@ async def test_stop_does_not_wait_for_idle_connections_nor_for_ever(client: Clie
     running = HttpServer(client.gateway, HOST, 0, grace_s=1)
     await running.start()
     _, idle = await asyncio.open_connection(HOST, running.port)
-    asking = asyncio.create_task(talk(running, get("/v1/tweets/5", close=False)))
+    asking = asyncio.create_task(exchange(running, get("/v1/tweets/5", close=False)))
     while not client.channel.asked:
         await asyncio.sleep(0.002)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         await running.stop()
         assert status(await asking) == 503
     idle.close()

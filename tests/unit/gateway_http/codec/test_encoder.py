@@ -1,4 +1,4 @@
-"""What clients read: equal to Protobuf's own JSON, but for the enums' names, whatever the message holds."""
+"""The encoder returns the same JSON as Protobuf's json_format, except for enum names, for random messages of every type."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from gateway_http.codec.field_values import short_name
 from gateway_http.router import Binding, bindings
 from services.platform.rpc.contract import message_class, methods
 
-ROUTED = [
+ROUTED_METHODS = [
     (method, binding)
     for method in methods().values()
     for binding in bindings(method)[:1]
     if not method.server_streaming
 ]
-# Maps, bytes and 32-bit floats are in no routed response yet; these messages hold some of them.
-ALL = sorted(
+# Responses of methods without routes are included, because only they have maps, bytes and 32-bit floats.
+RESPONSE_TYPES = sorted(
     {method.descriptor.output_type.full_name: method.descriptor.output_type for method in methods().values()}.items()
 )
 
@@ -59,11 +59,11 @@ def value_of(field: FieldDescriptor, draw: Any, depth: int) -> Any:
 
 
 def fill(descriptor: Descriptor, draw: Any, depth: int = 0) -> Message:
-    """A message with some of its fields set to anything they may hold."""
+    """Returns a message with random fields set to random values."""
     message: Any = message_class(descriptor)()
     if descriptor.full_name == "google.protobuf.Timestamp":
         message.seconds = draw(st.integers(-62_135_596_800, 253_402_300_799))
-        # Whole milliseconds, as services make them, and never none: there Protobuf's own JSON leaves the digits out.
+        # Whole milliseconds, as in services, and never 0: json_format omits the decimals of a whole second.
         message.nanos = draw(st.integers(1, 999)) * 1_000_000
         return message
     for field in descriptor.fields:
@@ -88,7 +88,7 @@ def fill(descriptor: Descriptor, draw: Any, depth: int = 0) -> Message:
     return message
 
 
-def oracle(message: Message) -> dict[str, Any]:
+def expected_json(message: Message) -> dict[str, Any]:
     found = json_format.MessageToDict(
         message,
         preserving_proto_field_name=True,
@@ -99,7 +99,7 @@ def oracle(message: Message) -> dict[str, Any]:
 
 
 def named(value: dict[str, Any], descriptor: Descriptor) -> dict[str, Any]:
-    """The oracle's enum numbers as short names."""
+    """Replaces the enum numbers in the result of json_format by short names."""
     out = dict(value)
     for field in descriptor.fields:
         if field.name not in out:
@@ -123,7 +123,7 @@ def named(value: dict[str, Any], descriptor: Descriptor) -> dict[str, Any]:
 
 
 def same(left: Any, right: Any) -> bool:
-    # By JSON text: 1 and 1.0 are one number there, and NaN is a string.
+    # Compared as JSON, in which 1 and 1.0 are the same number.
     def plain(value: Any) -> Any:
         if isinstance(value, float) and value.is_integer():
             return int(value)
@@ -136,42 +136,42 @@ def same(left: Any, right: Any) -> bool:
 
 @given(st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_message_reads_as_protobufs_own_json(data: st.DataObject) -> None:
-    _, descriptor = data.draw(st.sampled_from(ALL))
+def test_encode_any_message_equals_protobuf_json(data: st.DataObject) -> None:
+    _, descriptor = data.draw(st.sampled_from(RESPONSE_TYPES))
     message = fill(descriptor, data.draw)
     found = encoder_of(descriptor, EncoderRegistry()).to_dict(message)
-    assert same(found, oracle(message))
+    assert same(found, expected_json(message))
 
 
 @given(st.data())
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-def test_a_routed_response_reads_the_same_through_its_twin(data: st.DataObject) -> None:
-    method, binding = data.draw(st.sampled_from(ROUTED))
+def test_encode_wire_response_equals_declared_response(data: st.DataObject) -> None:
+    method, binding = data.draw(st.sampled_from(ROUTED_METHODS))
     message: Any = fill(method.descriptor.output_type, data.draw)
     wire_response = method.wire_response.FromString(message.SerializeToString())
     found = json.loads(Codec().writer(method, binding)(wire_response))
     if binding.response_body:
-        body = oracle(getattr(message, binding.response_body)) if message.HasField(binding.response_body) else {}
+        body = expected_json(getattr(message, binding.response_body)) if message.HasField(binding.response_body) else {}
         if not getattr(message, binding.response_body).ByteSize():
-            # A twin cannot tell an empty tweet from none; there is no empty tweet.
+            # A wire type does not distinguish an empty tweet from an unset one; tweets are never empty.
             assert same(found, body) or found == {}
         else:
             assert same(found, body)
     else:
-        assert same(found, json.loads(json.dumps(oracle(message))))
+        assert same(found, json.loads(json.dumps(expected_json(message))))
 
 
 @given(st.data())
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-def test_in_protobufs_spelling_a_response_is_protobufs_own_json(data: st.DataObject) -> None:
-    method = data.draw(st.sampled_from(ROUTED))[0]
+def test_encode_in_protobuf_spelling_equals_protobuf_json(data: st.DataObject) -> None:
+    method = data.draw(st.sampled_from(ROUTED_METHODS))[0]
     message: Any = fill(method.descriptor.output_type, data.draw)
     wire_response = method.wire_response.FromString(message.SerializeToString())
     found = json.loads(Codec(PROTOBUF).writer(method, Binding("POST", method.path, "*"))(wire_response))
     expected = json_format.MessageToDict(message, always_print_fields_with_no_presence=True)
     for field in method.descriptor.output_type.fields:
         if field.json_name not in found and field.json_name in expected:
-            # A twin cannot tell an empty tweet from none; there is no empty tweet.
+            # A wire type does not distinguish an empty tweet from an unset one; tweets are never empty.
             assert not getattr(message, field.name).ByteSize()
         else:
             assert same(found.get(field.json_name), expected.get(field.json_name))
@@ -193,7 +193,7 @@ def test_rfc3339_time_without_a_fraction_has_three_zeros() -> None:
 @example(0.1)
 @example(3.4028234663852886e38)
 @example(1.401298464324817e-45)
-def test_floats_of_32_bits_have_as_few_digits_as_protobufs_own(value: float) -> None:
+def test_encode_float_has_as_few_digits_as_protobuf(value: float) -> None:
     message = FloatValue(value=value)
     assert same(
         encoder_of(FloatValue.DESCRIPTOR, EncoderRegistry()).to_dict(message)["value"],
@@ -201,7 +201,7 @@ def test_floats_of_32_bits_have_as_few_digits_as_protobufs_own(value: float) -> 
     )
 
 
-def test_zero_values_are_printed_and_unset_messages_left_out() -> None:
+def test_encode_prints_zero_values_and_omits_unset_messages() -> None:
     found = encoder_of(tweet_pb2.Tweet.DESCRIPTOR, EncoderRegistry()).to_dict(tweet_pb2.Tweet(id=5))
     assert found["id"] == "5"
     assert (found["text"], found["edited"], found["reply_to_id"], found["media"]) == ("", False, "0", [])
@@ -209,7 +209,7 @@ def test_zero_values_are_printed_and_unset_messages_left_out() -> None:
     assert "created_at" not in found
 
 
-def test_the_order_is_that_of_the_contract() -> None:
+def test_encode_keeps_declared_field_order() -> None:
     user = user_pb2.User(id=1, metrics=user_pb2.UserMetrics())
     found = list(encoder_of(user_pb2.User.DESCRIPTOR, EncoderRegistry()).to_dict(user))
     assert found == [
@@ -226,18 +226,18 @@ def test_the_order_is_that_of_the_contract() -> None:
     ]
 
 
-def test_enums_have_short_names() -> None:
+def test_short_name_drops_enum_prefix() -> None:
     found = fanout_service_pb2.FanoutState.DESCRIPTOR
     assert short_name("FANOUT_STATE_UNSPECIFIED", found) == "unspecified"
 
 
-def test_a_twin_that_differs_is_an_error_at_start() -> None:
+def test_encoder_with_mismatched_wire_type_raises() -> None:
     page, joined = tweet_pb2.JoinedTweetPage.DESCRIPTOR, user_pb2.User.DESCRIPTOR
     with pytest.raises(TypeError, match="is not a wire type"):
         Encoders().response(page, joined)
 
 
-def test_a_memo_is_bounded_and_keeps_what_is_asked_for() -> None:
+def test_fragment_cache_is_bounded_and_keeps_used_entries() -> None:
     encoded: list[bytes] = []
 
     def encode(data: bytes) -> bytes:

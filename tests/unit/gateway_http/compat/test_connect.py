@@ -1,4 +1,4 @@
-"""The Connect protocol as its specification says it, over a channel that answers from a table."""
+"""The Connect protocol by its specification, over a fake channel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AVAILABLE = "/roost.identity.v1.AuthService/CheckUsernameAvailability"
 TWEET = tweet_pb2.Tweet(id=5, author_id=7, text="hello", author=user_pb2.UserRef(id=7, username="alice"))
 JOINED = tweet_pb2.JoinedTweet(tweet=TWEET.SerializeToString())
 
-# The table of the specification.
+# Status by code, from the specification of Connect.
 STATUS_OF_CODE = {
     "canceled": 499,
     "unknown": 500,
@@ -67,13 +67,13 @@ async def binary(client: Client, path: str, message: Message | bytes, **options:
 
 
 def unknown_field(size: int) -> bytes:
-    """A message of one field that nobody knows, so many bytes long in all."""
+    """Returns a serialised message with one unknown field, `size` bytes long in total."""
     length = size - 5
     return b"\xfa\x7f" + bytes([length & 127 | 128, length >> 7 & 127 | 128, length >> 14]) + bytes(length)
 
 
 def detail(answer: Answer, kind: type[Message]) -> Any:
-    """The error's detail of this type, as a client reads it."""
+    """Returns the error detail of this type, decoded as a client does."""
     for one in answer.json["details"]:
         if one["type"] == kind.DESCRIPTOR.full_name:
             value = one["value"]
@@ -90,10 +90,10 @@ def refused(answer: Answer, code: str, status: int | None = None) -> None:
     assert answer.headers["x-request-id"]
 
 
-async def test_json_in_and_out_is_protobufs_own(client: Client) -> None:
+async def test_json_call_uses_protobuf_json(client: Client) -> None:
     client.channel.answers["CreateTweet"] = JOINED
     answer = await client.json("POST", CREATE, {"text": "hello", "quoteOfId": "9"}, signed_in=True)
-    # The whole response with 200, whatever REST unwraps and counts as created.
+    # The whole response with 200, although the REST route returns the unwrapped tweet with 201.
     assert answer.status == 200
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
@@ -103,7 +103,7 @@ async def test_json_in_and_out_is_protobufs_own(client: Client) -> None:
     assert (call.actor, call.caller, call.method) == (ALICE, "", CREATE)
 
 
-async def test_requests_are_read_in_both_spellings_and_by_their_aliases(client: Client) -> None:
+async def test_json_call_accepts_both_spellings_and_aliases(client: Client) -> None:
     client.channel.answers["ListHomeTimeline"] = tweet_pb2.JoinedTweetPage()
     for name, mode in (("pageSize", "TIMELINE_MODE_LATEST"), ("page_size", "latest"), ("limit", "latest")):
         answer = await client.json("POST", HOME, {name: 7, "mode": mode}, signed_in=True)
@@ -113,7 +113,7 @@ async def test_requests_are_read_in_both_spellings_and_by_their_aliases(client: 
         )
 
 
-async def test_binary_in_and_out(client: Client) -> None:
+async def test_binary_call_uses_protobuf(client: Client) -> None:
     client.channel.answers["GetTweet"] = JOINED
     answer = await binary(client, GET, tweet_service_pb2.GetTweetRequest(tweet_id=5))
     assert answer.status == 200
@@ -122,7 +122,7 @@ async def test_binary_in_and_out(client: Client) -> None:
     assert client.channel.request.tweet_id == 5
 
 
-async def test_an_empty_body_is_an_empty_message(client: Client) -> None:
+async def test_call_with_empty_body_is_empty_message(client: Client) -> None:
     client.channel.answers["ListHomeTimeline"] = tweet_pb2.JoinedTweetPage()
     for media in ("application/json", "application/json; charset=utf-8", "application/proto"):
         answer = await client.ask("POST", HOME, b"", signed_in=True, headers={"content-type": media})
@@ -130,7 +130,7 @@ async def test_an_empty_body_is_an_empty_message(client: Client) -> None:
         assert client.channel.request == timeline_service_pb2.ListHomeTimelineRequest()
 
 
-async def test_the_idempotency_key_of_the_header_is_honoured(client: Client) -> None:
+async def test_call_idempotency_key_header_sets_field(client: Client) -> None:
     client.channel.answers["CreateTweet"] = JOINED
     key = {"idempotency-key": "k1"}
     await client.json("POST", CREATE, {"text": "a"}, signed_in=True, headers=key)
@@ -143,7 +143,7 @@ async def test_the_idempotency_key_of_the_header_is_honoured(client: Client) -> 
 
 
 @pytest.mark.parametrize(("timeout_ms", "most_s"), [("1500", 1.5), ("0", 0.0), ("9999999999", 5.0)])
-async def test_a_deadline_of_the_client_can_only_shrink_it(client: Client, timeout_ms: str, most_s: float) -> None:
+async def test_call_client_deadline_only_shortens(client: Client, timeout_ms: str, most_s: float) -> None:
     client.channel.answers["ListHomeTimeline"] = tweet_pb2.JoinedTweetPage()
     headers = {"connect-timeout-ms": timeout_ms, "connect-protocol-version": "1"}
     assert (await client.json("POST", HOME, {}, signed_in=True, headers=headers)).status == 200
@@ -161,7 +161,7 @@ async def test_a_deadline_of_the_client_can_only_shrink_it(client: Client, timeo
         ("connect-protocol-version", "2"),
     ],
 )
-async def test_broken_headers_are_refused(client: Client, name: str, value: str) -> None:
+async def test_call_with_malformed_header_is_invalid(client: Client, name: str, value: str) -> None:
     refused(await client.json("POST", HOME, {}, signed_in=True, headers={name: value}), "invalid_argument")
     assert client.channel.asked == []
 
@@ -169,20 +169,20 @@ async def test_broken_headers_are_refused(client: Client, name: str, value: str)
 @pytest.mark.parametrize(
     "media", ["", "text/plain", "application/connect+json", "application/grpc-web", "application/xml"]
 )
-async def test_other_types_are_refused_and_the_right_ones_named(client: Client, media: str) -> None:
+async def test_call_of_other_media_type_is_415_with_accept_post(client: Client, media: str) -> None:
     answer = await client.ask("POST", AVAILABLE, b"{}", headers={"content-type": media})
     refused(answer, "unknown", 415)
     assert answer.headers["accept-post"] == "application/json, application/proto"
 
 
-async def test_compression_is_not_served(client: Client) -> None:
+async def test_call_with_compressed_body_is_unimplemented(client: Client) -> None:
     answer = await client.json("POST", AVAILABLE, {}, headers={"content-encoding": "gzip"})
     refused(answer, "unimplemented")
     assert "identity" in answer.json["message"]
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
-async def test_codes_and_statuses_are_those_of_the_specification(client: Client, code: grpc.StatusCode) -> None:
+async def test_call_error_has_code_and_status_of_specification(client: Client, code: grpc.StatusCode) -> None:
     name = "canceled" if code is grpc.StatusCode.CANCELLED else code.name.lower()
     client.channel.answers["GetTweet"] = RoostError(code, "internal error 12", "WHY")
     answer = await client.json("POST", GET, {"tweetId": "5"})
@@ -190,7 +190,7 @@ async def test_codes_and_statuses_are_those_of_the_specification(client: Client,
     assert len(STATUS_OF_CODE) == len(grpc.StatusCode) - 1
 
 
-async def test_details_travel(client: Client) -> None:
+async def test_call_error_carries_details(client: Client) -> None:
     client.channel.answers["GetTweet"] = RoostError(
         grpc.StatusCode.UNAVAILABLE, "not now", "BUSY", violations=[Violation("tweet_id", "no")], retry_after_s=2.5
     )
@@ -203,14 +203,14 @@ async def test_details_travel(client: Client) -> None:
     assert detail(answer, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 2500
 
 
-async def test_what_nobody_foresaw_shows_an_id_alone(client: Client) -> None:
+async def test_call_unexpected_error_shows_id_only(client: Client) -> None:
     client.channel.answers["GetTweet"] = KeyError("a secret")
     answer = await client.json("POST", GET, {"tweet_id": "5"})
     refused(answer, "internal")
     assert "secret" not in answer.body.decode()
 
 
-async def test_a_stop_says_come_back(client: Client) -> None:
+async def test_call_cancelled_by_stop_is_unavailable(client: Client) -> None:
     client.channel.answers["GetTweet"] = asyncio.CancelledError()
     refused(await client.json("POST", GET, {"tweet_id": "5"}), "unavailable")
 
@@ -218,23 +218,23 @@ async def test_a_stop_says_come_back(client: Client) -> None:
 @pytest.mark.parametrize(
     "body", [b"[]", b"{", b'{"tweetId": "5", "tweet_id": "6"}', b'{"tweetIds": "5"}', b'{"tweetId": "1_000"}', b"\xff"]
 )
-async def test_json_is_read_as_strictly_as_elsewhere(client: Client, body: bytes) -> None:
+async def test_call_with_malformed_json_is_invalid(client: Client, body: bytes) -> None:
     answer = await client.ask("POST", GET, body)
     refused(answer, "invalid_argument")
     assert client.channel.asked == []
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"\x08", b"\x0a\x02\xff\xfe"])
-async def test_bytes_that_are_no_message_are_refused(client: Client, body: bytes) -> None:
+async def test_call_with_malformed_binary_is_invalid(client: Client, body: bytes) -> None:
     refused(await binary(client, AVAILABLE, body), "invalid_argument")
     assert client.channel.asked == []
 
 
-async def test_a_query_is_refused(client: Client) -> None:
+async def test_call_with_query_is_invalid(client: Client) -> None:
     refused(await client.json("POST", f"{AVAILABLE}?username=a", {}), "invalid_argument")
 
 
-async def test_bodies_are_bounded(client: Client) -> None:
+async def test_call_body_above_bound_is_413(client: Client) -> None:
     client.channel.answers["CheckUsernameAvailability"] = auth_service_pb2.CheckUsernameAvailabilityResponse()
     fits = b'{"username": "a"}'.ljust(MAX_BODY_BYTES)
     assert (await client.ask("POST", AVAILABLE, fits)).status == 200
@@ -243,7 +243,7 @@ async def test_bodies_are_bounded(client: Client) -> None:
     refused(await binary(client, AVAILABLE, unknown_field(MAX_BINARY_BYTES + 1)), "resource_exhausted", 413)
 
 
-async def test_tokens_are_asked_for_as_elsewhere(client: Client) -> None:
+async def test_call_without_valid_token_is_unauthenticated(client: Client) -> None:
     answer = await client.json("POST", HOME, {})
     refused(answer, "unauthenticated")
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -253,7 +253,7 @@ async def test_tokens_are_asked_for_as_elsewhere(client: Client) -> None:
     assert detail(answer, error_details_pb2.ErrorInfo).reason == "TOKEN_INVALID"
 
 
-async def test_limits_count_every_dialect_together(limited: Callable[..., Client]) -> None:
+async def test_rate_limits_are_shared_with_rest(limited: Callable[..., Client]) -> None:
     client = limited(reads_per_minute=2)
     client.channel.answers["ListHomeTimeline"] = tweet_pb2.JoinedTweetPage()
     assert (await client.ask("GET", "/v1/timelines/home", signed_in=True)).status == 200
@@ -266,7 +266,7 @@ async def test_limits_count_every_dialect_together(limited: Callable[..., Client
 
 
 @pytest.mark.parametrize("path", REACHABLE)
-async def test_every_unary_method_is_reachable(client: Client, path: str) -> None:
+async def test_unary_method_is_reachable(client: Client, path: str) -> None:
     answer = await client.json("POST", path, {})
     assert answer.status in (401, 501)
     assert answer.json["code"] in ("unauthenticated", "unimplemented")
@@ -275,11 +275,11 @@ async def test_every_unary_method_is_reachable(client: Client, path: str) -> Non
 
 @pytest.mark.parametrize("path", HIDDEN)
 @pytest.mark.parametrize("verb", ["POST", "GET", "PUT"])
-async def test_internal_methods_and_streams_are_no_routes(client: Client, path: str, verb: str) -> None:
-    def told(answer: Answer) -> Any:
+async def test_internal_methods_and_streams_are_404(client: Client, path: str, verb: str) -> None:
+    def body_of(answer: Answer) -> Any:
         return answer.status, {k: v for k, v in json.loads(answer.body).items() if k not in ("instance", "trace_id")}
 
     nowhere = await client.ask(verb, "/roost.tweet.v1.TweetService/Nothing", b"{}", signed_in=True)
-    assert told(await client.ask(verb, path, b"{}", signed_in=True)) == told(nowhere)
+    assert body_of(await client.ask(verb, path, b"{}", signed_in=True)) == body_of(nowhere)
     assert nowhere.status == 404
     assert client.channel.asked == []

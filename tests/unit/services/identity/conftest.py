@@ -1,4 +1,4 @@
-"""The identity service by itself: its real store, and stand-ins for graph and tweet that can be told what to answer."""
+"""Fixtures: the identity service with its real store, and fakes of graph and tweet with configurable responses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Clock:
 
 
 class Stub:
-    """Methods of a stub: each answers from a function, or fails as an unreachable service does."""
+    """Fake stub: each method returns the result of a function, or fails as an unreachable service does."""
 
     def __init__(self) -> None:
         self.down = False
@@ -62,7 +62,7 @@ class Graph(Stub):
         super().__init__()
         self.counts: dict[int, tuple[int, int]] = {}
         self.ties: dict[tuple[int, int], dict[str, bool]] = {}
-        # Whose relationships are answered, if not those of all who were asked about.
+        # The users whose relationships are returned; None returns those of all requested users.
         self.answered: list[int] | None = None
 
     def BatchGetUserCounts(self, request: Any, timeout: float) -> Awaitable[Any]:
@@ -100,7 +100,7 @@ class Tweet(Stub):
 
 @dataclass
 class Identity:
-    """The two servicers with everything behind them; `as_user` makes calls in somebody's name."""
+    """The two servicers with their dependencies. `as_user` makes calls as a user."""
 
     store: EmbeddedStore
     auth: AuthService
@@ -121,7 +121,7 @@ class Identity:
         return await self.auth.Login(auth_service_pb2.LoginRequest(username=username, password=password), None)
 
     async def refresh(self, refresh_token: str) -> str:
-        """The next refresh token."""
+        """Returns the next refresh token."""
         request = auth_service_pb2.RefreshTokenRequest(refresh_token=refresh_token)
         return (await self.auth.RefreshToken(request, None)).refresh_token
 
@@ -137,7 +137,7 @@ class Identity:
             context.current_call.reset(token)
 
     async def events(self) -> list[event_pb2.Event]:
-        """What the outbox holds, oldest first."""
+        """Returns the records in the outbox, oldest first."""
         rows = await self.store.db.read(lambda c: c.execute("SELECT payload FROM outbox ORDER BY seq").fetchall())
         return [event_pb2.Event.FromString(row[0]) for row in rows]
 
@@ -150,7 +150,7 @@ Start = Callable[..., Awaitable[Identity]]
 
 @pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[Start]:
-    """Starts the service with changed settings."""
+    """Returns a function that starts the service with other settings."""
     running: list[Identity] = []
 
     async def begin(**changes: Any) -> Identity:

@@ -25,7 +25,7 @@ def refused(code: grpc.StatusCode) -> Any:
     return pytest.raises(errors.RoostError, match=code.name)
 
 
-async def test_sign_up_makes_an_account_and_logs_it_in(identity: Identity) -> None:
+async def test_sign_up_creates_account_and_session(identity: Identity) -> None:
     answer = await identity.sign_up("Alice", profile=user_pb2.Profile(bio="hi"))
     assert (answer.user.username, answer.user.display_name, answer.user.bio) == ("Alice", "Alice", "hi")
     assert answer.user.email == "Alice@example.com"
@@ -48,7 +48,7 @@ async def test_sign_up_makes_an_account_and_logs_it_in(identity: Identity) -> No
         ({"username": "Admin"}, "USERNAME_RESERVED"),
     ],
 )
-async def test_what_is_taken_is_taken_whatever_its_case(
+async def test_sign_up_with_taken_name_in_other_case_already_exists(
     identity: Identity, fields: dict[str, str], reason: str
 ) -> None:
     await identity.sign_up("alice")
@@ -59,7 +59,7 @@ async def test_what_is_taken_is_taken_whatever_its_case(
 
 
 @pytest.mark.parametrize("password", ["1234567890", "ALICE12345", "alice.liddell", "alice.liddell@example.com"])
-async def test_passwords_that_are_easy_to_guess_are_refused(identity: Identity, password: str) -> None:
+async def test_sign_up_and_change_with_weak_password_are_invalid(identity: Identity, password: str) -> None:
     bad = grpc.StatusCode.INVALID_ARGUMENT
     with refused(bad) as caught:
         await identity.sign_up("alice", email="Alice.Liddell@example.com", password=password)
@@ -71,14 +71,14 @@ async def test_passwords_that_are_easy_to_guess_are_refused(identity: Identity, 
     await identity.login("alice")
 
 
-async def test_of_parallel_sign_ups_one_wins(identity: Identity) -> None:
+async def test_sign_up_concurrent_with_one_name_succeeds_once(identity: Identity) -> None:
     tries = [identity.sign_up("alice", email=f"a{number}@example.com") for number in range(10)]
     answers = await asyncio.gather(*tries, return_exceptions=True)
     assert sum(isinstance(answer, pb.SignUpResponse) for answer in answers) == 1
     assert {e.code for e in answers if isinstance(e, errors.RoostError)} == {EXISTS}
 
 
-async def test_a_bad_profile_stores_nothing(identity: Identity) -> None:
+async def test_sign_up_with_invalid_profile_stores_nothing(identity: Identity) -> None:
     with refused(grpc.StatusCode.INVALID_ARGUMENT):
         await identity.sign_up("alice", profile=user_pb2.Profile(display_name="\u202eevil"))
     assert await identity.facts() == []
@@ -86,7 +86,9 @@ async def test_a_bad_profile_stores_nothing(identity: Identity) -> None:
 
 
 @pytest.mark.parametrize(("name", "free"), [("bob", True), ("ALICE", False), ("admin", False)])
-async def test_availability(identity: Identity, name: str, free: bool) -> None:
+async def test_check_username_availability_of_taken_and_reserved_is_false(
+    identity: Identity, name: str, free: bool
+) -> None:
     await identity.sign_up("alice")
     request = pb.CheckUsernameAvailabilityRequest(username=name)
     assert (await identity.auth.CheckUsernameAvailability(request, None)).available is free
@@ -107,7 +109,7 @@ async def test_availability(identity: Identity, name: str, free: bool) -> None:
         {"username": " ", "email": "alice@example.com"},
     ],
 )
-async def test_log_in_by_name_or_address(identity: Identity, fields: dict[str, str]) -> None:
+async def test_login_by_username_or_email_succeeds(identity: Identity, fields: dict[str, str]) -> None:
     signed_up = await identity.sign_up("alice")
     answer = await identity.auth.Login(pb.LoginRequest(password=PASSWORD, **fields), None)
     assert answer.user.id == signed_up.user.id
@@ -116,8 +118,8 @@ async def test_log_in_by_name_or_address(identity: Identity, fields: dict[str, s
     assert actors[0].session_id != actors[1].session_id
 
 
-async def test_a_failed_log_in_tells_nothing(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether an account exists shows neither in the answer nor in the work done for it."""
+async def test_login_failures_are_indistinguishable(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the response nor the work done reveals whether an account exists."""
     bob = await identity.sign_up("bob")
     await identity.sign_up("alice")
     with identity.as_user(bob.user.id):
@@ -146,7 +148,7 @@ async def test_a_failed_log_in_tells_nothing(identity: Identity, monkeypatch: py
     assert checked == [b"$2b$04$"] * 6
 
 
-async def test_the_suspended_learn_it_only_with_their_password(identity: Identity) -> None:
+async def test_login_of_suspended_reveals_state_only_with_password(identity: Identity) -> None:
     alice = (await identity.sign_up("alice")).user.id
     await identity.users.SuspendUser(user_service_pb2.SuspendUserRequest(user_id=alice, action_id=1), None)
     with refused(UNAUTHENTICATED):
@@ -157,7 +159,7 @@ async def test_the_suspended_learn_it_only_with_their_password(identity: Identit
     assert (await identity.login("alice")).user.id == alice
 
 
-async def test_log_in_to_a_deleted_account_offers_to_bring_it_back(identity: Identity) -> None:
+async def test_login_to_deactivated_account_needs_reactivate(identity: Identity) -> None:
     signed_up = await identity.sign_up("alice")
     alice = signed_up.user.id
     with identity.as_user(alice):
@@ -173,7 +175,7 @@ async def test_log_in_to_a_deleted_account_offers_to_bring_it_back(identity: Ide
     assert answer.user.email == "alice@example.com"
     assert (await identity.get(alice)).username == "alice"
     assert await identity.refresh(answer.refresh_token)
-    # What was signed out stays so, and the offer has no effect on who never left.
+    # Ended sessions stay ended, and `reactivate` has no effect on an active account.
     with refused(UNAUTHENTICATED):
         await identity.refresh(signed_up.refresh_token)
     await identity.auth.Login(request, None)
@@ -184,7 +186,7 @@ async def test_log_in_to_a_deleted_account_offers_to_bring_it_back(identity: Ide
     ]
 
 
-async def test_log_in_that_brings_back_does_not_lift_a_suspension(identity: Identity) -> None:
+async def test_login_with_reactivate_keeps_suspension(identity: Identity) -> None:
     alice = (await identity.sign_up("alice")).user.id
     await identity.users.SuspendUser(user_service_pb2.SuspendUserRequest(user_id=alice, action_id=1), None)
     with refused(DENIED) as caught:
@@ -192,7 +194,7 @@ async def test_log_in_that_brings_back_does_not_lift_a_suspension(identity: Iden
     assert caught.value.reason == "USER_SUSPENDED"
 
 
-async def test_refresh_goes_on_and_keeps_the_session(identity: Identity) -> None:
+async def test_refresh_returns_new_tokens_of_same_session(identity: Identity) -> None:
     signed_up = await identity.sign_up("alice")
     first = await identity.verifier.verify(signed_up.access_token)
     token = signed_up.refresh_token
@@ -205,10 +207,10 @@ async def test_refresh_goes_on_and_keeps_the_session(identity: Identity) -> None
         token = answer.refresh_token
 
 
-async def test_a_lost_answer_costs_nothing(identity: Identity) -> None:
+async def test_refresh_repeated_after_lost_response_succeeds(identity: Identity) -> None:
     first = (await identity.sign_up("alice")).refresh_token
     lost = [await identity.refresh(first) for _ in range(3)]
-    # However much later it is repeated.
+    # At any later time.
     identity.clock.now += 86_400
     kept = await identity.refresh(first)
     assert {kept, *lost} == {kept}
@@ -217,14 +219,14 @@ async def test_a_lost_answer_costs_nothing(identity: Identity) -> None:
     assert "session_revoked" not in await identity.facts()
 
 
-async def test_two_tabs_that_refresh_at_once_both_stay_signed_in(identity: Identity) -> None:
+async def test_refresh_concurrent_with_one_token_keeps_session(identity: Identity) -> None:
     token = (await identity.sign_up("alice")).refresh_token
     for _ in range(5):
         identity.clock.now += 300
         here, there = await asyncio.gather(identity.refresh(token), identity.refresh(token))
         assert here == there
         token = here
-    # One of them may be a little late, and find that the other has used the successor.
+    # One tab may be late, after the other has used the successor.
     newest = await identity.refresh(token)
     following = await identity.refresh(newest)
     identity.clock.now += rotation.REFRESH_GRACE_MS / 1000
@@ -234,7 +236,7 @@ async def test_two_tabs_that_refresh_at_once_both_stay_signed_in(identity: Ident
 
 
 @pytest.mark.parametrize("dead", ["long used", "replayed late"])
-async def test_a_dead_token_ends_the_whole_session(identity: Identity, dead: str) -> None:
+async def test_refresh_with_reused_token_ends_session(identity: Identity, dead: str) -> None:
     signed_up = await identity.sign_up("alice")
     first = signed_up.refresh_token
     second = await identity.refresh(first)
@@ -249,18 +251,18 @@ async def test_a_dead_token_ends_the_whole_session(identity: Identity, dead: str
     revoked = [event.session_revoked for event in await identity.events() if event.HasField("session_revoked")]
     actor = await identity.verifier.verify(signed_up.access_token)
     assert [(fact.user_id, fact.session_id) for fact in revoked] == [(actor.user_id, actor.session_id)]
-    # Other sessions of the same person go on.
+    # Other sessions of the same user stay live.
     await identity.refresh((await identity.login("alice")).refresh_token)
 
 
-async def test_parallel_refreshes_leave_one_line_of_succession(identity: Identity) -> None:
+async def test_refresh_parallel_leaves_one_successor(identity: Identity) -> None:
     first = (await identity.sign_up("alice")).refresh_token
     made = await asyncio.gather(*(identity.refresh(first) for _ in range(5)))
     used = await asyncio.gather(*(identity.refresh(token) for token in made))
     assert (len(set(made)), len(set(used))) == (1, 1)
 
 
-async def test_a_session_ends_when_it_is_not_used(start: Start) -> None:
+async def test_session_unused_for_ttl_expires(start: Start) -> None:
     identity = await start(refresh_token_ttl_s=3600)
     token = (await identity.sign_up("alice")).refresh_token
     identity.clock.now += 3_599
@@ -270,7 +272,7 @@ async def test_a_session_ends_when_it_is_not_used(start: Start) -> None:
         await identity.refresh(token)
 
 
-async def test_log_out_ends_the_session_by_any_of_its_tokens(identity: Identity) -> None:
+async def test_logout_with_any_token_ends_session(identity: Identity) -> None:
     first = (await identity.sign_up("alice")).refresh_token
     second = await identity.refresh(first)
     for _ in range(2):
@@ -282,7 +284,7 @@ async def test_log_out_ends_the_session_by_any_of_its_tokens(identity: Identity)
         await identity.auth.Logout(pb.LogoutRequest(refresh_token="made up"), None)
 
 
-async def test_no_refresh_for_those_who_were_suspended_or_left(identity: Identity) -> None:
+async def test_refresh_of_inactive_user_is_unauthenticated(identity: Identity) -> None:
     alice, bob = await identity.sign_up("alice"), await identity.sign_up("bob")
     await identity.users.SuspendUser(user_service_pb2.SuspendUserRequest(user_id=alice.user.id, action_id=1), None)
     with identity.as_user(bob.user.id):
@@ -292,7 +294,7 @@ async def test_no_refresh_for_those_who_were_suspended_or_left(identity: Identit
             await identity.refresh(answer.refresh_token)
 
 
-async def test_sessions_are_listed_newest_first_in_pages(identity: Identity) -> None:
+async def test_list_sessions_pages_newest_first(identity: Identity) -> None:
     alice = (await identity.sign_up("alice")).user.id
     actors = [await identity.verifier.verify((await identity.login()).access_token) for _ in range(4)]
     found: list[pb.Session] = []
@@ -309,7 +311,7 @@ async def test_sessions_are_listed_newest_first_in_pages(identity: Identity) -> 
     assert [session.current for session in found] == [False, False, True, False, False]
 
 
-async def test_sessions_name_the_program_that_signed_up_or_logged_in(identity: Identity) -> None:
+async def test_list_sessions_returns_user_agent(identity: Identity) -> None:
     reset = context.current_call.set(context.Call(user_agent="browser"))
     alice = (await identity.sign_up("alice")).user.id
     context.current_call.set(context.Call(user_agent="phone"))
@@ -322,7 +324,7 @@ async def test_sessions_name_the_program_that_signed_up_or_logged_in(identity: I
     assert [session.user_agent for session in page.sessions] == ["phone", "browser"]
 
 
-async def test_a_session_is_ended_by_its_owner_only(identity: Identity) -> None:
+async def test_revoke_session_of_another_user_changes_nothing(identity: Identity) -> None:
     alice, bob = await identity.sign_up("alice"), await identity.sign_up("bob")
     session_id = (await identity.verifier.verify(alice.access_token)).session_id
     request = pb.RevokeSessionRequest(user_id=bob.user.id, session_id=session_id)
@@ -336,7 +338,7 @@ async def test_a_session_is_ended_by_its_owner_only(identity: Identity) -> None:
     assert (await identity.facts()).count("session_revoked") == 1
 
 
-async def test_a_new_password_ends_the_other_sessions(identity: Identity) -> None:
+async def test_change_password_ends_other_sessions(identity: Identity) -> None:
     here, there = await identity.sign_up("alice"), await identity.login("alice")
     session_id = (await identity.verifier.verify(here.access_token)).session_id
     with identity.as_user(here.user.id, session_id):
@@ -364,7 +366,7 @@ async def change_password(identity: Identity, user_id: int, current: str = PASSW
 
 
 async def changed_behind_the_check(identity: Identity, monkeypatch: pytest.MonkeyPatch, user_id: int) -> None:
-    """Makes the next check of a password find it right, and changes the password before it answers."""
+    """Makes the next password check succeed, and changes the password before the check returns."""
     check = identity.passwords.check
 
     async def checked(*values: Any) -> bool:
@@ -376,7 +378,7 @@ async def changed_behind_the_check(identity: Identity, monkeypatch: pytest.Monke
     monkeypatch.setattr(identity.passwords, "check", checked)
 
 
-async def test_log_in_with_a_password_changed_meanwhile_opens_no_session(
+async def test_login_with_concurrently_changed_password_opens_no_session(
     identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice = (await identity.sign_up("alice")).user.id
@@ -387,7 +389,7 @@ async def test_log_in_with_a_password_changed_meanwhile_opens_no_session(
     assert await identity.store.sessions(alice, 0, 0, 10) == []
 
 
-async def test_change_password_from_one_changed_meanwhile_is_refused(
+async def test_change_password_with_concurrently_changed_password_is_denied(
     identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice = (await identity.sign_up("alice")).user.id
@@ -397,7 +399,7 @@ async def test_change_password_from_one_changed_meanwhile_is_refused(
     assert (await identity.login("alice", NEW_PASSWORD)).user.id == alice
 
 
-async def test_minted_tokens_are_for_the_active_and_audited(identity: Identity) -> None:
+async def test_mint_tokens_covers_active_users_and_is_logged(identity: Identity) -> None:
     alice, bob = (await identity.sign_up("alice")).user.id, (await identity.sign_up("bob")).user.id
     await identity.users.SuspendUser(user_service_pb2.SuspendUserRequest(user_id=bob, action_id=1), None)
     reset = context.current_call.set(context.Call(caller=context.OPERATOR, request_id="r1"))
@@ -415,7 +417,7 @@ async def test_minted_tokens_are_for_the_active_and_audited(identity: Identity) 
         await identity.verifier.verify(answer.tokens[0].access_token)
 
 
-async def test_roles_come_from_the_settings_and_from_imports(start: Start) -> None:
+async def test_access_token_roles_come_from_settings_and_account(start: Start) -> None:
     identity = await start(admins=("Alice",))
     bob = await identity.sign_up("bob")
     request = user_service_pb2.ImportUsersRequest()
@@ -429,7 +431,7 @@ async def test_roles_come_from_the_settings_and_from_imports(start: Start) -> No
 
 
 @pytest.mark.parametrize("name", ["bossman", "BossMan", "BOSSMAN"])
-async def test_sign_up_under_the_name_of_an_administrator_is_refused(start: Start, name: str) -> None:
+async def test_sign_up_with_administrator_name_already_exists(start: Start, name: str) -> None:
     identity = await start(admins=("bossman",))
     with refused(EXISTS) as caught:
         await identity.sign_up(name)
@@ -439,7 +441,7 @@ async def test_sign_up_under_the_name_of_an_administrator_is_refused(start: Star
     assert await identity.facts() == []
 
 
-async def test_a_published_key_is_public(identity: Identity) -> None:
+async def test_get_signing_keys_returns_no_private_part(identity: Identity) -> None:
     (key,) = (await identity.auth.GetSigningKeys(pb.GetSigningKeysRequest(), None)).keys
     assert (key.kty, key.crv, key.use, key.alg) == ("OKP", "Ed25519", "sig", "EdDSA")
     assert len(key.x) == 43

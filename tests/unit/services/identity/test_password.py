@@ -1,4 +1,4 @@
-"""Passwords: any length, any text, one time, and a queue that ends."""
+"""Hashing and checking of passwords, and the bounded queue."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def passwords() -> AsyncIterator[Passwords]:
 
 
 @pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD.keys())
-async def test_any_password_works_and_its_neighbours_do_not(passwords: Passwords, text: str) -> None:
+async def test_check_password_of_any_text_matches_only_itself(passwords: Passwords, text: str) -> None:
     credential = await passwords.hash(text)
     assert credential.scheme == Scheme.PEPPERED
     assert await passwords.check(text, credential)
@@ -44,26 +44,26 @@ async def test_any_password_works_and_its_neighbours_do_not(passwords: Passwords
     assert not await passwords.check("", credential)
 
 
-async def test_the_same_text_in_another_encoding_is_the_same_password(passwords: Passwords) -> None:
+async def test_check_password_in_another_normal_form_matches(passwords: Passwords) -> None:
     credential = await passwords.hash("Ångström 1234")
     assert await passwords.check("A\u030angstro\u0308m 1234", credential)
 
 
-async def test_another_pepper_knows_no_password(passwords: Passwords) -> None:
+async def test_check_password_with_another_pepper_does_not_match(passwords: Passwords) -> None:
     credential = await passwords.hash("correct horse")
     other = Passwords(b"another", COST, workers=1)
     assert not await other.check("correct horse", credential)
     await other.close()
 
 
-def test_what_bcrypt_gets_always_fits() -> None:
+def test_prehash_of_any_password_has_44_bytes() -> None:
     assert {len(prehash(b"pepper", text)) for text in AWKWARD.values()} == {44}
 
 
-async def test_nobody_costs_as_much_as_somebody_and_is_never_right(
+async def test_check_password_of_unknown_account_takes_the_same_work_and_fails(
     passwords: Passwords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The work is compared, not the clock: every check runs bcrypt once, at the same cost."""
+    """Compares the work instead of the time: each check runs bcrypt once, at the same cost."""
     somebody = await passwords.hash("correct horse")
     costs: list[bytes] = []
     check = bcrypt.checkpw
@@ -79,33 +79,35 @@ async def test_nobody_costs_as_much_as_somebody_and_is_never_right(
     assert costs == [b"$2b$04$"] * 3
 
 
-async def test_imported_hashes_are_of_the_password_itself(passwords: Passwords) -> None:
+async def test_check_password_against_imported_hash_uses_plain_bcrypt(passwords: Passwords) -> None:
     credential = imported_credential(bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(COST)).decode())
     assert await passwords.check("x" * 72, credential)
-    # What lies beyond 72 bytes is not cut off silently.
+    # Bytes after the first 72 are not ignored.
     assert not await passwords.check("x" * 73, credential)
     assert not await passwords.check("x" * 71, credential)
 
 
-def test_an_empty_import_has_no_password() -> None:
+def test_imported_credential_of_empty_hash_matches_no_password() -> None:
     assert imported_credential("") == Credential(Scheme.NONE, b"")
 
 
 @pytest.mark.parametrize("cost", ["00", "03", "17", "31"])
-def test_imported_hashes_of_an_absurd_cost_are_refused(cost: str) -> None:
+def test_imported_credential_of_extreme_cost_is_invalid(cost: str) -> None:
     hashed = bcrypt.hashpw(b"x", bcrypt.gensalt(COST)).decode()
     with pytest.raises(errors.RoostError, match="cost"):
         imported_credential(hashed[:4] + cost + hashed[6:])
 
 
 @pytest.mark.parametrize("end", "/Az9")
-def test_imported_hashes_that_bcrypt_would_refuse_are_refused_first(end: str) -> None:
+def test_imported_credential_with_invalid_salt_is_invalid(end: str) -> None:
     hashed = bcrypt.hashpw(b"x", bcrypt.gensalt(COST)).decode()
     with pytest.raises(errors.RoostError, match="salt"):
         imported_credential(hashed[:28] + end + hashed[29:])
 
 
-async def test_a_full_queue_says_when_to_come_back(passwords: Passwords, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hash_with_full_queue_raises_with_retry_after(
+    passwords: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = threading.Event()
     monkeypatch.setattr(bcrypt, "checkpw", lambda *_: gate.wait(10))
     waiting = [
@@ -116,7 +118,7 @@ async def test_a_full_queue_says_when_to_come_back(passwords: Passwords, monkeyp
         await passwords.check("correct horse", None)
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert caught.value.retry_after_s is not None
-    # Who gives up makes room.
+    # A cancelled caller frees its place in the queue.
     waiting[-1].cancel()
     await asyncio.gather(waiting[-1], return_exceptions=True)
     again = asyncio.create_task(passwords.check("correct horse", None))
@@ -125,7 +127,7 @@ async def test_a_full_queue_says_when_to_come_back(passwords: Passwords, monkeyp
     assert await asyncio.gather(again, *waiting[:-1]) == [False] * (1 + password.QUEUED_PER_WORKER)
 
 
-async def test_queue_is_shared_by_address_and_no_source_starves_another(
+async def test_hash_queue_flooded_by_one_address_serves_others(
     passwords: Passwords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
@@ -148,13 +150,13 @@ async def test_queue_is_shared_by_address_and_no_source_starves_another(
     gate.set()
     assert await victim == "OK"
     outcomes = await asyncio.gather(*flood)
-    # One was running, one was next; then it was the victim's turn, and one of the flood gave way to them.
+    # One job was running and one was next; then came the victim's, for which one job of the flood was evicted.
     assert ended.index("192.0.2.1") <= 2
     assert outcomes.count("OK") == password.QUEUED_PER_WORKER
     assert set(outcomes) == {"OK", "RESOURCE_EXHAUSTED"}
 
 
-async def test_close_refuses_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_with_queued_jobs_fails_them(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Passwords(b"pepper", COST, workers=1)
     gate = threading.Event()
     monkeypatch.setattr(bcrypt, "checkpw", lambda *_: gate.wait(10))
@@ -167,5 +169,5 @@ async def test_close_refuses_what_waits(monkeypatch: pytest.MonkeyPatch) -> None
     assert await running is False
 
 
-def test_a_core_is_left_for_the_loop() -> None:
+def test_worker_count_leaves_one_core() -> None:
     assert [worker_count(cores) for cores in (None, 1, 2, 8)] == [1, 1, 1, 7]

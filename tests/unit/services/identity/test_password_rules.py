@@ -1,4 +1,4 @@
-"""Which passwords may be chosen."""
+"""Rules for new passwords."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.identity.password_rules import check_new_password
 from services.platform.rpc import errors
 
 NAMES = ("AdaLovelace", "Ada.Lovelace@example.com", "Ada.Lovelace")
-# Far more than the worst takes, far less than what would be noticed.
+# Seconds: far more than the worst case takes, far less than a user would notice.
 WITHIN_S = 0.5
 
 WEAK = {
@@ -32,7 +32,7 @@ WEAK = {
 
 
 @pytest.mark.parametrize("password", WEAK.values(), ids=WEAK.keys())
-async def test_check_new_password_refuses_what_is_easy_to_guess(password: str) -> None:
+async def test_check_new_password_weak_is_invalid(password: str) -> None:
     with pytest.raises(errors.RoostError, match="choose a") as caught:
         await check_new_password(password, NAMES, "new_password")
     assert [violation.field for violation in caught.value.violations] == ["new_password"]
@@ -50,12 +50,12 @@ async def test_check_new_password_refuses_what_is_easy_to_guess(password: str) -
         "\0" * 9 + "abcdefghijk",
     ],
 )
-async def test_check_new_password_takes_the_others(password: str) -> None:
+async def test_check_new_password_strong_is_accepted(password: str) -> None:
     await check_new_password(password, NAMES, "password")
 
 
 @pytest.mark.parametrize("password", ["\ufdfa" * 255 + "x", "ab" * 127 + "ba", "\u0958" * 255 + "x", "1!" * 127 + "aa"])
-async def test_check_new_password_takes_no_time_over_hostile_ones(password: str) -> None:
+async def test_check_new_password_hostile_text_is_fast(password: str) -> None:
     began = time.perf_counter()
     await check_new_password(password, NAMES, "password")
     assert time.perf_counter() - began < WITHIN_S

@@ -1,4 +1,4 @@
-"""Refresh tokens: genuine ones are read, all others refused without a look into any store."""
+"""Refresh tokens: genuine ones are decoded, all others are rejected without reading a store."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from services.platform.rpc import errors
 KEY = b"k" * 32
 
 
-def test_a_token_says_whose_it_is() -> None:
+def test_read_token_returns_user_and_session() -> None:
     made = RefreshTokens(KEY)
     token, digest = made.make(42, 7)
     for read in (made.read(token), RefreshTokens(KEY).read(token)):
         assert (read.user_id, read.session_id, read.hash) == (42, 7, digest)
 
 
-def test_successor_of_a_token_is_always_the_same_genuine_token() -> None:
+def test_successor_of_one_token_is_deterministic_and_valid() -> None:
     first = RefreshTokens(KEY).read(RefreshTokens(KEY).make(42, 7)[0])
     token, digest = RefreshTokens(KEY).successor(first)
     assert RefreshTokens(KEY).successor(first) == (token, digest)
     following = RefreshTokens(KEY).read(token)
     assert (following.user_id, following.session_id, following.hash) == (42, 7, digest)
-    # Long lines do not come back to where they were, and other tokens and keys have others.
+    # Chains of successors have no cycle, and other tokens and keys have other successors.
     line = {token}
     for _ in range(100):
         token, _ = RefreshTokens(KEY).successor(following)
@@ -38,7 +38,7 @@ def test_successor_of_a_token_is_always_the_same_genuine_token() -> None:
     assert RefreshTokens(KEY).successor(another)[1] != digest
 
 
-def test_repr_of_a_token_keeps_its_secret() -> None:
+def test_repr_of_token_hides_secret() -> None:
     read = RefreshTokens(KEY, lambda count: b"S" * count).read(
         RefreshTokens(KEY, lambda count: b"S" * count).make(1, 2)[0]
     )
@@ -46,12 +46,12 @@ def test_repr_of_a_token_keeps_its_secret() -> None:
     assert "SSSS" not in repr(read)
 
 
-def test_no_two_are_alike() -> None:
+def test_make_twice_returns_different_tokens() -> None:
     made = RefreshTokens(KEY)
     assert len({made.make(42, 7)[0] for _ in range(100)}) == 100
 
 
-def test_nothing_else_is_a_token() -> None:
+def test_read_forged_token_is_unauthenticated() -> None:
     token, _ = RefreshTokens(KEY).make(42, 7)
     raw = base64.urlsafe_b64decode(token + "==")
     flipped = [raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :] for at in range(len(raw))]

@@ -1,4 +1,4 @@
-"""Profiles as readers see them, changes of them, and the state of accounts."""
+"""Profiles, their changes, and account states."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def update(identity: Identity, user_id: int, **changes: str) -> user_pb2.U
         return (await identity.users.UpdateUser(pb.UpdateUserRequest(user_id=user_id, **changes), None)).user
 
 
-async def test_a_profile_is_joined_from_its_owners(identity: Identity) -> None:
+async def test_get_user_hydrates_from_graph_and_tweet(identity: Identity) -> None:
     alice, bob = await people(identity, "alice", "bob")
     identity.graph.counts[bob] = (3, 2)
     identity.tweet.counts[bob] = 7
@@ -59,7 +59,7 @@ async def test_a_profile_is_joined_from_its_owners(identity: Identity) -> None:
     assert user.email == ""
 
 
-async def test_without_a_reader_nothing_is_asked_about_one(identity: Identity) -> None:
+async def test_get_user_without_reader_requests_no_relationships(identity: Identity) -> None:
     (bob,) = await people(identity, "bob")
     user = await identity.get(bob)
     assert not user.HasField("viewer")
@@ -68,7 +68,7 @@ async def test_without_a_reader_nothing_is_asked_about_one(identity: Identity) -
     assert user.email == ""
 
 
-async def test_the_address_is_in_the_own_profile_only(identity: Identity) -> None:
+async def test_get_user_returns_email_to_owner_only(identity: Identity) -> None:
     alice, bob = await people(identity, "alice", "bob")
     with identity.as_user(alice):
         request = pb.BatchGetUsersRequest(ids=[bob, alice])
@@ -77,7 +77,7 @@ async def test_the_address_is_in_the_own_profile_only(identity: Identity) -> Non
     assert [user.HasField("viewer") for user in users] == [True, False]
 
 
-async def test_who_blocks_the_reader_shows_only_that(identity: Identity) -> None:
+async def test_get_user_who_blocks_reader_returns_blocked_by_only(identity: Identity) -> None:
     alice, bob = await people(identity, "alice", "bob")
     await update(identity, bob, bio="secret", display_name="Bob B.")
     identity.graph.counts[bob] = (3, 2)
@@ -92,7 +92,7 @@ async def test_who_blocks_the_reader_shows_only_that(identity: Identity) -> None
 
 
 @pytest.mark.parametrize("down", ["graph", "tweet"])
-async def test_a_profile_answers_without_its_counts(identity: Identity, down: str) -> None:
+async def test_get_user_without_counts_has_no_metrics(identity: Identity, down: str) -> None:
     (bob,) = await people(identity, "bob")
     getattr(identity, down).down = True
     for reader in (0, bob):
@@ -103,7 +103,7 @@ async def test_a_profile_answers_without_its_counts(identity: Identity, down: st
 
 
 @pytest.mark.parametrize("fault", ["graph is down", "graph leaves somebody out"])
-async def test_a_profile_is_not_shown_without_the_relationship_to_its_reader(identity: Identity, fault: str) -> None:
+async def test_get_user_without_relationships_is_unavailable(identity: Identity, fault: str) -> None:
     alice, bob, carol = await people(identity, "alice", "bob", "carol")
     identity.graph.ties[alice, bob] = {"blocked_by": True}
     identity.graph.down = fault == "graph is down"
@@ -114,11 +114,11 @@ async def test_a_profile_is_not_shown_without_the_relationship_to_its_reader(ide
             with refused(grpc.StatusCode.UNAVAILABLE) as caught:
                 await read
             assert caught.value.reason == "RELATIONSHIPS_UNKNOWN"
-        # Of oneself there is nothing to hide.
+        # The reader's own profile needs no relationships.
         assert (await identity.get(alice)).username == "alice"
 
 
-async def test_a_batch_asks_each_owner_once(identity: Identity) -> None:
+async def test_batch_get_users_calls_each_service_once(identity: Identity) -> None:
     ids = await people(identity, *(f"user{number}" for number in range(20)))
     reader = ids[0]
     identity.graph.calls = identity.tweet.calls = 0
@@ -130,7 +130,7 @@ async def test_a_batch_asks_each_owner_once(identity: Identity) -> None:
 
 
 @pytest.mark.parametrize("hide", [suspend, delete])
-async def test_hidden_people_are_not_found(identity: Identity, hide: Any) -> None:
+async def test_get_user_inactive_is_not_found(identity: Identity, hide: Any) -> None:
     alice, bob = await people(identity, "alice", "bob")
     await hide(identity, bob)
     with refused(NOT_FOUND):
@@ -143,7 +143,7 @@ async def test_hidden_people_are_not_found(identity: Identity, hide: Any) -> Non
         await identity.get(1)
 
 
-async def test_an_update_changes_what_is_given_and_nothing_else(identity: Identity) -> None:
+async def test_update_user_changes_given_fields_only(identity: Identity) -> None:
     (alice,) = await people(identity, "alice")
     await update(identity, alice, bio="first", location="here")
     user = await update(identity, alice, bio="", display_name="A\u030a")
@@ -161,14 +161,14 @@ async def test_an_update_changes_what_is_given_and_nothing_else(identity: Identi
     assert updates == [2, 3]
 
 
-async def test_an_update_of_nothing_is_no_event(identity: Identity) -> None:
+async def test_update_user_without_change_publishes_nothing(identity: Identity) -> None:
     (alice,) = await people(identity, "alice")
     await update(identity, alice)
     await update(identity, alice, display_name="alice")
     assert await identity.facts() == ["user_created"]
 
 
-async def test_parallel_updates_all_count(identity: Identity) -> None:
+async def test_update_user_parallel_applies_all(identity: Identity) -> None:
     (alice,) = await people(identity, "alice")
     changes = [{"bio": "b"}, {"location": "l"}, {"website": "https://a.b"}, {"display_name": "d"}]
     await asyncio.gather(*(update(identity, alice, **change) for change in changes))
@@ -176,18 +176,16 @@ async def test_parallel_updates_all_count(identity: Identity) -> None:
     assert (user.bio, user.location, user.website, user.display_name) == ("b", "l", "https://a.b", "d")
 
 
-async def test_many_updates_at_once_all_succeed_in_turn(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_update_user_concurrent_calls_are_serialised(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
     (alice,) = await people(identity, "alice")
-    # In turn nobody meets anybody, so the first try of each succeeds.
+    # The lock serialises the changes, so each first attempt succeeds.
     monkeypatch.setattr(user_service, "MAX_ATTEMPTS", 1)
     updated = await asyncio.gather(*(update(identity, alice, bio=f"bio {number}") for number in range(50)))
     assert [user.bio for user in updated] == [f"bio {number}" for number in range(50)]
     assert (await identity.store.accounts([alice]))[0].version == 51
 
 
-async def test_an_update_that_loses_to_other_processes_is_tried_again(
-    identity: Identity, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_update_user_after_lost_race_is_retried(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
     (alice,) = await people(identity, "alice")
     monkeypatch.setattr(user_service, "MAX_BACKOFF_S", 0.0)
     replace, lost = identity.store.replace, [False] * 10
@@ -204,14 +202,14 @@ async def test_an_update_that_loses_to_other_processes_is_tried_again(
     assert not lost
 
 
-async def test_a_bad_update_stores_nothing(identity: Identity) -> None:
+async def test_update_user_invalid_stores_nothing(identity: Identity) -> None:
     (alice,) = await people(identity, "alice")
     with refused(grpc.StatusCode.INVALID_ARGUMENT):
         await update(identity, alice, bio="fine", display_name="\u200b")
     assert (await identity.get(alice)).bio == ""
 
 
-async def test_states_change_once_and_are_published(identity: Identity) -> None:
+async def test_state_changes_are_idempotent_and_published(identity: Identity) -> None:
     (alice,) = await people(identity, "alice")
     for _ in range(2):
         await suspend(identity, alice)
@@ -219,7 +217,7 @@ async def test_states_change_once_and_are_published(identity: Identity) -> None:
         await reinstate(identity, alice)
     for _ in range(2):
         await delete(identity, alice)
-    # A moderator's word does not bring back who left.
+    # Suspending or reinstating does not reactivate a deactivated account.
     await suspend(identity, alice)
     await reinstate(identity, alice)
     assert await identity.facts() == ["user_created", "user_suspended", "user_reinstated", "user_deleted"]
@@ -231,7 +229,7 @@ async def test_states_change_once_and_are_published(identity: Identity) -> None:
         await suspend(identity, 1)
 
 
-async def test_leaving_is_no_way_out_of_a_suspension(identity: Identity) -> None:
+async def test_delete_user_while_suspended_is_denied(identity: Identity) -> None:
     (alice,) = await people(identity, "alice")
     await suspend(identity, alice)
     with refused(grpc.StatusCode.PERMISSION_DENIED):
@@ -240,7 +238,7 @@ async def test_leaving_is_no_way_out_of_a_suspension(identity: Identity) -> None
         await update(identity, alice, bio="hidden")
 
 
-async def test_references_carry_the_state_and_act_on_the_next_read(identity: Identity) -> None:
+async def test_batch_get_user_refs_returns_state_of_last_write(identity: Identity) -> None:
     alice, bob = await people(identity, "alice", "bob")
 
     async def refs() -> list[pb.UserRefEntry]:
@@ -264,8 +262,8 @@ async def test_references_carry_the_state_and_act_on_the_next_read(identity: Ide
     assert [entry.version for entry in after] == [2, 2, 2]
 
 
-async def test_a_cancelled_change_is_seen_if_it_was_stored(identity: Identity) -> None:
-    """The caller may go away between the commit and the cache: readers must not be left with the old state."""
+async def test_update_user_cancelled_after_commit_is_read(identity: Identity) -> None:
+    """A caller may be cancelled between commit and cache update; readers must still see the new state."""
     ids = await people(identity, *(f"user{number}" for number in range(30)))
     for user_id in ids:
         task = asyncio.create_task(suspend(identity, user_id))
@@ -280,7 +278,7 @@ async def test_a_cancelled_change_is_seen_if_it_was_stored(identity: Identity) -
     assert shown == stored
 
 
-async def test_imports_are_idempotent_and_all_or_nothing(identity: Identity) -> None:
+async def test_import_users_is_idempotent_and_atomic(identity: Identity) -> None:
     alice, bob = await people(identity, "alice", "bob")
     again = await people(identity, "bob", "carol", "alice", "carol")
     assert again == [bob, again[1], alice, again[1]]
@@ -294,7 +292,7 @@ async def test_imports_are_idempotent_and_all_or_nothing(identity: Identity) -> 
     assert await identity.facts() == ["user_created"] * 3
 
 
-async def test_imported_hashes_log_in(identity: Identity) -> None:
+async def test_login_with_imported_hash_succeeds(identity: Identity) -> None:
     request = pb.ImportUsersRequest()
     hashed = bcrypt.hashpw(b"from elsewhere", bcrypt.gensalt(4)).decode()
     request.users.add(username="alice", email="alice@example.com", password_hash=hashed)
@@ -308,7 +306,7 @@ async def test_imported_hashes_log_in(identity: Identity) -> None:
             await identity.login("bob", password)
 
 
-async def test_bad_imports_name_the_user_at_fault(identity: Identity) -> None:
+async def test_import_users_invalid_names_index_of_user(identity: Identity) -> None:
     request = pb.ImportUsersRequest()
     request.users.add(username="alice", email="alice@example.com")
     request.users.add(username="bob", email="bob@example.com", profile=user_pb2.Profile(bio="a\0b"))
@@ -317,7 +315,7 @@ async def test_bad_imports_name_the_user_at_fault(identity: Identity) -> None:
     assert caught.value.violations[0].field == "users[1].profile.bio"
 
 
-async def test_a_scan_sees_everybody_with_their_state(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_scan_users_returns_all_states(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.identity.user_service.ACCOUNTS_PER_SCAN_MESSAGE", 2)
     ids = await people(identity, *(f"user{number}" for number in range(5)))
     await suspend(identity, ids[1])
@@ -334,7 +332,7 @@ async def test_a_scan_sees_everybody_with_their_state(identity: Identity, monkey
     assert not any(entry.user.email for page in pages for entry in page.users)
 
 
-async def test_tokens_of_the_suspended_are_refused_by_their_event(identity: Identity) -> None:
+async def test_token_of_suspended_user_is_revoked_by_event(identity: Identity) -> None:
     alice = await identity.sign_up("alice")
     await identity.verifier.verify(alice.access_token)
     await suspend(identity, alice.user.id)
@@ -345,5 +343,5 @@ async def test_tokens_of_the_suspended_are_refused_by_their_event(identity: Iden
 
 
 def entries_of(answer: pb.SerializedUserRefs) -> list[pb.UserRefEntry]:
-    """The twin as what it stands for."""
+    """Returns the declared response type of a wire response."""
     return list(pb.BatchGetUserRefsResponse.FromString(answer.SerializeToString()).refs)

@@ -1,4 +1,4 @@
-"""Leases end by the monotonic clock, and watchers see every change."""
+"""Leases expire by the monotonic clock, and watchers receive every change."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def listed(registry: RegistryServicer) -> list[tuple[str, str]]:
     return [(instance.instance_id, instance.address) for instance in answer.instances]
 
 
-async def test_an_instance_is_listed_while_its_lease_lives(registry: RegistryServicer, clock: Clock) -> None:
+async def test_list_instances_during_lease_contains_instance(registry: RegistryServicer, clock: Clock) -> None:
     await register(registry, "a")
     clock.now += LEASE_MS / 1000 - 1
     await registry.RenewLease(pb.RenewLeaseRequest(service="tweet", instance_id="a"), None)
@@ -52,19 +52,19 @@ async def test_an_instance_is_listed_while_its_lease_lives(registry: RegistrySer
     assert await listed(registry) == []
 
 
-async def test_a_lease_that_ended_cannot_be_renewed(registry: RegistryServicer) -> None:
+async def test_renew_lease_after_expiry_is_not_found(registry: RegistryServicer) -> None:
     with pytest.raises(RoostError) as caught:
         await registry.RenewLease(pb.RenewLeaseRequest(service="tweet", instance_id="a"), None)
     assert caught.value.code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_registering_again_takes_the_new_address(registry: RegistryServicer) -> None:
+async def test_register_instance_again_replaces_address(registry: RegistryServicer) -> None:
     await register(registry, "a")
     await register(registry, "a", "127.0.0.1:2")
     assert await listed(registry) == [("a", "127.0.0.1:2")]
 
 
-async def test_watchers_see_the_list_at_once_and_every_change(registry: RegistryServicer) -> None:
+async def test_watch_instances_yields_list_and_each_change(registry: RegistryServicer) -> None:
     await register(registry, "a")
     stream = registry.WatchInstances(pb.WatchInstancesRequest(service="tweet"), None)
 
@@ -77,13 +77,13 @@ async def test_watchers_see_the_list_at_once_and_every_change(registry: Registry
     await asyncio.sleep(0)
     await register(registry, "b")
     assert await waiting == ["a", "b"]
-    # A change while nobody waits is not lost either.
+    # A change while no watcher waits is not lost.
     await registry.DeregisterInstance(pb.DeregisterInstanceRequest(service="tweet", instance_id="a"), None)
     assert await seen() == ["b"]
     await stream.aclose()  # type: ignore[attr-defined]
 
 
-async def test_a_lease_that_ends_is_a_change(registry: RegistryServicer, clock: Clock) -> None:
+async def test_watch_instances_lease_expiry_yields_change(registry: RegistryServicer, clock: Clock) -> None:
     await register(registry, "a")
     stream = registry.WatchInstances(pb.WatchInstancesRequest(service="tweet"), None)
     await anext(stream)
@@ -95,11 +95,11 @@ async def test_a_lease_that_ends_is_a_change(registry: RegistryServicer, clock: 
     await stream.aclose()  # type: ignore[attr-defined]
 
 
-async def test_a_service_has_a_bounded_number_of_instances(registry: RegistryServicer) -> None:
+async def test_register_instance_above_bound_is_resource_exhausted(registry: RegistryServicer) -> None:
     for number in range(MAX_INSTANCES):
         await register(registry, f"i{number}")
     with pytest.raises(RoostError) as caught:
         await register(registry, "one-more")
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    # Those who are there go on.
+    # Registered instances can still renew.
     await register(registry, "i0")

@@ -1,4 +1,4 @@
-"""What is the embedded adapter's own: events in the same commit, its memory, its file."""
+"""The SQLite adapter beyond the port: atomic events, the cache, the file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def topics(store: EmbeddedStore) -> list[str]:
     return [row[0] for row in rows]
 
 
-async def test_events_commit_with_what_they_tell_of(store: EmbeddedStore) -> None:
+async def test_replace_commits_events_with_change(store: EmbeddedStore) -> None:
     updated = Record("user.updated", 1, 10, b"updated", "")
     revoked = Record("session.revoked", 1, 11, b"revoked", "")
     await store.create(new(1), Session(5, 1, 1, 2, ""), b"h" * 32)
@@ -51,27 +51,27 @@ async def test_events_commit_with_what_they_tell_of(store: EmbeddedStore) -> Non
     assert await store.replace(account(1)._replace(version=2), [updated])
     assert await store.end_session(5, 1, [revoked])
     assert await topics(store) == ["user.created", "user.updated", "session.revoked"]
-    # Made before already: no second fact.
+    # The account exists already, so there is no second event.
     await store.import_accounts([new(1), new(2)])
     assert (await topics(store))[3:] == ["user.created"]
 
 
-async def test_memory_is_bounded_and_refilled(store: EmbeddedStore) -> None:
+async def test_account_cache_is_bounded_and_refilled(store: EmbeddedStore) -> None:
     await store.import_accounts([new(user_id) for user_id in range(1, 6)])
     for _ in range(2):
         assert [entry.user_id for entry in (await store.refs(range(1, 6))).refs] == [1, 2, 3, 4, 5]
 
 
-async def test_a_late_read_does_not_undo_a_write(store: EmbeddedStore) -> None:
+async def test_account_cache_late_read_keeps_newer_version(store: EmbeddedStore) -> None:
     await store.import_accounts([new(1), new(2), new(3)])
     changed = account(1)._replace(state=user_pb2.USER_STATE_SUSPENDED, version=2)
     assert await store.replace(changed, [])
-    # As the row was before the write: what a reader that began earlier brings back.
+    # The row before the write, as a read that began earlier returns it.
     store._cache_account(account(1))
     assert [entry.version for entry in (await store.refs([1])).refs] == [2]
 
 
-async def test_the_file_is_its_owners_alone_and_outlives_the_process(tmp_path: Path) -> None:
+async def test_store_file_is_private_and_persistent(tmp_path: Path) -> None:
     path = tmp_path / "identity.db"
     first = await EmbeddedStore.open(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -84,7 +84,7 @@ async def test_the_file_is_its_owners_alone_and_outlives_the_process(tmp_path: P
     await second.close()
 
 
-async def test_secret_of_an_earlier_release_moves_out_of_the_accounts_file(tmp_path: Path) -> None:
+async def test_secret_of_earlier_release_moves_to_key_file(tmp_path: Path) -> None:
     path = tmp_path / "identity.db"
     store = await EmbeddedStore.open(path)
     kept = b"a key beside the hashes" * 2
@@ -98,7 +98,7 @@ async def test_secret_of_an_earlier_release_moves_out_of_the_accounts_file(tmp_p
     assert b"another key of its own" not in content
 
 
-async def test_secret_whose_file_is_empty_says_what_to_do(tmp_path: Path) -> None:
+async def test_secret_with_empty_file_raises_with_remedy(tmp_path: Path) -> None:
     store = await EmbeddedStore.open(tmp_path / "identity.db")
     await store.secret("password_pepper", lambda: bytes(32))
     (tmp_path / "keys" / "password_pepper.key").write_bytes(b"")
