@@ -52,4 +52,4 @@ async def _open(context: ServiceContext) -> tuple[EngagementStore, Sequence[Work
     from services.engagement.store.cassandra.store import CassandraEngagementStore
 
     store = await CassandraEngagementStore.open(cluster, context.log, context.clock)
-    return store, (store.outbox, context.log.consumer(GROUP, TOPICS, recounting(store.recount_likes)))
+    return store, (store.outbox, context.log.consumer(GROUP, TOPICS, recounting(store.counter.recount_likes)))

@@ -102,7 +102,7 @@ async def likers(store: Any, limit: int = 100) -> list[int]:
 
 async def recount(store: Any, events: Sequence[Record]) -> None:
     """Passes the events to the consumer, as the log does."""
-    apply = consumer.recounting(store.recount_likes)
+    apply = consumer.recounting(store.counter.recount_likes)
     await apply([ConsumedEvent(0, 0, *record) for record in events])
 
 
@@ -214,7 +214,7 @@ async def test_counts_are_shared_until_changed(another: Open, monkeypatch: pytes
     here, there = await another(), await another()
     assert await counts(here) == (0, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(there, "_counts", None)
+        patch.setattr(there.counter, "counts", None)
         assert await counts(there) == (0, 0)
     await like(here, ANN)
     assert await counts(there) == (1, 0)
@@ -265,7 +265,7 @@ async def test_like_after_unlike_is_not_coalesced_with_earlier_like(
 ) -> None:
     store = await another()
     counting, may_count = asyncio.Event(), asyncio.Event()
-    count_now = store._count
+    count_now = store.counter.count_after_change
 
     async def count_late(tweet_id: int, number: int) -> Any:
         if not counting.is_set():
@@ -273,7 +273,7 @@ async def test_like_after_unlike_is_not_coalesced_with_earlier_like(
             await may_count.wait()
         return await count_now(tweet_id, number)
 
-    monkeypatch.setattr(store, "_count", count_late)
+    monkeypatch.setattr(store.counter, "count_after_change", count_late)
     first = asyncio.create_task(store.like(TWEET, ANN, event("tweet.liked", ANN)))
     await counting.wait()
     assert await store.unlike(TWEET, ANN, event("tweet.unliked", ANN)) == 0

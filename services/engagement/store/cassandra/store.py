@@ -8,9 +8,8 @@ the client repeats the call; both write them.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import merge
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -20,6 +19,7 @@ from roost.engagement.v1 import engagement_service_pb2 as pb
 from services.engagement.store import ReactionEntry, ReactionKind
 from services.engagement.store.cassandra import schema
 from services.engagement.store.cassandra.count_cache import CachedCounts
+from services.engagement.store.cassandra.counts import ReactionCounter, batches_of, serialize_counts
 from services.platform.caching.cache import SingleFlight
 from services.platform.cassandra.keyed_lock import KeyedLocks, run_to_completion
 from services.platform.cassandra.keyspace import Keyspace, Row, Statement
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 NOTE_TTL_S = 3 * 24 * 3600
 # Attempts of one change. Each is lost to the same user's concurrent change in another process.
 MAX_TRIES = 10
-# Ids per statement, which one node gathers. Of totals that is at most 2 kinds of 64 rows each, well below a page of a
-# read.
-IDS_PER_READ = 50
 # Likes recounted per step when a user becomes absent or active.
 ABSENCE_STEP = 500
 _NO_BOUND = (1 << 63) - 1
@@ -87,7 +84,7 @@ class CassandraEngagementStore:
         self.keyspace = keyspace
         self._shared = CachedCounts(redis, time.monotonic)
         self.outbox = Outbox(keyspace, log, clock, self.committed_events)
-        self._clock = clock
+        self.counter = ReactionCounter(keyspace, clock)
         self._locks = KeyedLocks()
         # Keys are (tweet id, user id, is like). Identical concurrent calls are coalesced.
         self._likes: SingleFlight[tuple[int, int, bool], int] = SingleFlight()
@@ -104,7 +101,7 @@ class CassandraEngagementStore:
 
         async def set_and_count() -> int:
             await self._set(ReactionKind.LIKE, tweet_id, user_id, event.event_id, (event,))
-            return await self._count(tweet_id, schema.NUMBERS[ReactionKind.LIKE])
+            return await self.counter.count_after_change(tweet_id, schema.NUMBERS[ReactionKind.LIKE])
 
         # Later unlikes must not be coalesced with one that began before this like.
         self._likes.forget((tweet_id, user_id, False))
@@ -115,7 +112,7 @@ class CassandraEngagementStore:
 
         async def unset_and_count() -> int:
             await self._unset(ReactionKind.LIKE, tweet_id, user_id, (event,))
-            return await self._count(tweet_id, schema.NUMBERS[ReactionKind.LIKE])
+            return await self.counter.count_after_change(tweet_id, schema.NUMBERS[ReactionKind.LIKE])
 
         self._likes.forget((tweet_id, user_id, True))
         return await self._likes.run((tweet_id, user_id, False), unset_and_count)
@@ -123,7 +120,7 @@ class CassandraEngagementStore:
     async def bookmark(self, tweet_id: int, user_id: int, reaction_id: int) -> bool:
         made = await run_to_completion(self._set(ReactionKind.BOOKMARK, tweet_id, user_id, reaction_id, ()))
         if made:
-            await self._count(tweet_id, schema.NUMBERS[ReactionKind.BOOKMARK])
+            await self.counter.count_after_change(tweet_id, schema.NUMBERS[ReactionKind.BOOKMARK])
         return made
 
     async def unbookmark(self, tweet_id: int, user_id: int) -> bool:
@@ -193,8 +190,8 @@ class CassandraEngagementStore:
         publisher."""
         await self._copy(steps, [reaction.tweet_id])
         if reaction.bucket != schema.FIRST_BUCKET and not events:
-            # Reactions with events are recounted by their consumer: see `recount_likes`.
-            await self._recount([(reaction.tweet_id, reaction.kind, reaction.bucket)])
+            # Reactions with events are recounted by their consumer: see `ReactionCounter.recount_likes`.
+            await self.counter.recount([(reaction.tweet_id, reaction.kind, reaction.bucket)])
         self.outbox.publish(events)
 
     async def _copy(self, steps: Iterable[Statement], tweet_ids: Iterable[int]) -> None:
@@ -250,15 +247,15 @@ class CassandraEngagementStore:
         missing = [tweet_id for tweet_id in dict.fromkeys(ids) if tweet_id not in frames]
         if missing:
             began = self._shared.now()
-            counts = await self._counts(missing)
-            loaded = {tweet_id: _frame(tweet_id, counts) for tweet_id in missing}
+            counts = await self.counter.counts(missing)
+            loaded = {tweet_id: serialize_counts(tweet_id, counts) for tweet_id in missing}
             sharded = {tweet_id for (tweet_id, _), count in counts.items() if count.others is not None}
             await self._shared.put({i: frame for i, frame in loaded.items() if i in storable}, sharded, began)
             frames |= loaded
         return pb.BatchGetCountsResponse.FromString(b"".join([frames[tweet_id] for tweet_id in ids]))
 
     async def batch_get_viewer_states(self, user_id: int, ids: Sequence[int]) -> pb.BatchGetViewerStatesResponse:
-        keys = ((user_id, list(_KINDS), batch) for batch in _batches(ids))
+        keys = ((user_id, list(_KINDS), batch) for batch in batches_of(ids))
         rows = chain.from_iterable(await self.keyspace.read_each(schema.REACTIONS, keys))
         reacted = {(tweet_id, _KINDS[number]) for number, tweet_id, reaction_id in rows if reaction_id is not None}
         response = pb.BatchGetViewerStatesResponse()
@@ -280,95 +277,9 @@ class CassandraEngagementStore:
             await self._copy(steps, [entry.id for entry in page])
             below = page[-1].reaction_id
 
-    async def recount_likes(self, changed: Iterable[tuple[int, int]]) -> int:
-        """Counts the sharded buckets of the (tweet id, user id) pairs whose likes changed. Returns how many buckets it
-        counted."""
-        pairs = set(changed)
-        number = schema.NUMBERS[ReactionKind.LIKE]
-        totals = await self.keyspace.read_each(
-            schema.TOTALS, ((batch,) for batch in _batches({tweet for tweet, _ in pairs}))
-        )
-        sharded = {tweet_id for rows in totals for tweet_id, kind, _ in rows if kind == number}
-        buckets = {(tweet_id, number, schema.bucket_of(user_id)) for tweet_id, user_id in pairs if tweet_id in sharded}
-        await self._recount(buckets)
-        return len(buckets)
-
-    async def _recount(self, buckets: Iterable[tuple[int, int, int]]) -> None:
-        """Counts the buckets, given as (tweet id, kind, bucket), and stores the totals. Of two concurrent counts the
-        one that began later wins."""
-        for tweet_id, number, bucket in buckets:
-            began = int(self._clock() * 1_000_000)
-            ((total,),) = await self.keyspace.read(schema.COUNTED, tweet_id, bucket, number)
-            await self.keyspace.write(schema.PUT_TOTAL, tweet_id, number, bucket, total, began)
-
-    async def _count(self, tweet_id: int, number: int) -> int:
-        """Returns the number of reactions of a kind after a change. Begins sharding if they reached SHARD_FROM."""
-        counts = await self._counts([tweet_id])
-        count = counts.get((tweet_id, number), _NONE)
-        if count.first >= schema.SHARD_FROM and count.others is None:
-            await self.keyspace.write(schema.PUT_TOTAL, tweet_id, number, schema.FIRST_BUCKET + 1, 0, schema.ADDED)
-        return (
-            count.sum - counts.get((tweet_id, schema.UNCOUNTED), _NONE).sum
-            if number == schema.NUMBERS[ReactionKind.LIKE]
-            else count.sum
-        )
-
-    async def _counts(self, ids: Sequence[int]) -> dict[tuple[int, int], _Count]:
-        """Returns the counts of these tweets by (tweet id, kind); those without any are left out."""
-        firsts, others = await asyncio.gather(
-            self._first_counts(ids),
-            self.keyspace.read_each(schema.TOTALS, ((batch,) for batch in _batches(ids))),
-        )
-        counts = {(tweet_id, number): _Count(total) for rows in firsts for tweet_id, number, total in rows}
-        for tweet_id, number, total in chain.from_iterable(others):
-            first, so_far = counts.get((tweet_id, number), _NONE)
-            counts[tweet_id, number] = _Count(first, (so_far or 0) + total)
-        return counts
-
-    async def _first_counts(self, ids: Sequence[int]) -> Sequence[Sequence[Row]]:
-        """Returns rows of (tweet id, kind, count) of the first buckets."""
-        batches = _batches(ids)
-        if len(ids) > 1:
-            found = await self.keyspace.read_each(
-                schema.ANY_REACTIONS, ((batch, schema.FIRST_BUCKET) for batch in batches)
-            )
-            batches = [[tweet_id for tweet_id, _ in rows] for rows in found]
-        keys = ((tweet_id, schema.FIRST_BUCKET) for tweet_id in chain.from_iterable(batches))
-        return await self.keyspace.read_each(schema.FIRST_COUNTED, keys)
-
     async def close(self) -> None:
         """Stops the retries of failed publications. The connections belong to the process and stay open."""
         await self._shared.close()
-
-
-class _Count(NamedTuple):
-    """The number of reactions of a kind: in the tweet's first bucket, and in the others (None: not sharded)."""
-
-    first: int
-    others: int | None = None
-
-    @property
-    def sum(self) -> int:
-        return self.first + (self.others or 0)
-
-
-_NONE = _Count(0)
-
-
-def _frame(tweet_id: int, counts: Mapping[tuple[int, int], _Count]) -> bytes:
-    """Returns the counts of one tweet as a serialized BatchGetCountsResponse; empty if there are none. Concatenated
-    frames parse as one response."""
-    likes, bookmarks = (counts.get((tweet_id, schema.NUMBERS[kind]), _NONE).sum for kind in ReactionKind)
-    likes = max(likes - counts.get((tweet_id, schema.UNCOUNTED), _NONE).sum, 0)
-    if not (likes or bookmarks):
-        return b""
-    found = pb.TweetCounts(tweet_id=tweet_id, likes=likes, bookmarks=bookmarks)
-    return pb.BatchGetCountsResponse(counts=[found]).SerializeToString()
-
-
-def _batches(ids: Iterable[int]) -> list[list[int]]:
-    wanted = list(dict.fromkeys(ids))
-    return [wanted[at : at + IDS_PER_READ] for at in range(0, len(wanted), IDS_PER_READ)]
 
 
 def _contended() -> errors.RoostError:

@@ -1,4 +1,4 @@
-"""Edits, deletes, removes, restores and purges tweets in the Cassandra adapter."""
+"""Edits, deletes, removes and restores tweets in the Cassandra adapter."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from services.platform.events.log import Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.tweet.store.cassandra import schema as cql
-from services.tweet.store.cassandra.claims import MAX_TRIES, is_unknown, retweet_claim_name
+from services.tweet.store.cassandra.claims import MAX_TRIES, is_unknown
 from services.tweet.store.cassandra.rows import (
     Stored,
-    delete_rows,
     links,
     list_for_purge,
     set_orphaned,
@@ -27,9 +26,7 @@ from services.tweet.store.revisions import first_revision
 
 # Rows read and changed per step when there may be very many.
 STEP = 500
-# Hours with deletions that one read looks up.
-HOURS_PAGE = 64
-# Smaller than every hour and id.
+# Smaller than every id.
 _NO_BOUND = -1
 
 
@@ -53,8 +50,8 @@ class TweetUpdater:
         if known.hidden == cql.DELETED:
             return ChangeResult(False, known)
         steps = [*set_state(known.head, cql.DELETED, cql.FOREVER_US, 0, at_s), *list_for_purge(tweet_id, at_s)]
-        stood = known.hidden == cql.LIVE
-        if stood:
+        was_live = known.hidden == cql.LIVE
+        if was_live:
             await self._writer.commit(steps, event, known.head)
         else:
             await self._keyspace.batch(steps)
@@ -62,8 +59,8 @@ class TweetUpdater:
             # A later retweet takes over the claim of a deleted one. Releasing it here only saves that look-up, so a
             # failure is harmless.
             with contextlib.suppress(errors.RoostError):
-                await self._release_claim(known)
-        return ChangeResult(stood, known)
+                await self._writer.release_retweet_claim(known)
+        return ChangeResult(was_live, known)
 
     async def remove(self, tweet_id: int, action_id: int, at_s: int, event: Record) -> ChangeResult:
         """Implements `TweetStore.remove`."""
@@ -191,79 +188,10 @@ class TweetUpdater:
         """Excludes these tweets of one author from the counts of the tweets they refer to, or includes them again.
         Raises UNAVAILABLE if the new versions cannot be published."""
         found = (await self._writer.read_stored(tweet_ids)).values()
-        await self._keyspace.write_each([step for read_stored in found for step in uncount(read_stored, absent, at_us)])
-        targets = {tweet_id for read_stored in found for tweet_id, _ in links(read_stored.head)}
+        await self._keyspace.write_each([step for tweet in found for step in uncount(tweet, absent, at_us)])
+        targets = {tweet_id for tweet in found for tweet_id, _ in links(tweet.head)}
         if not await self._writer.publish_versions(list(targets)):
             raise errors.unavailable("Redis did not take the new versions of changed counts: try again")
-
-    async def purge(self, before_s: int, limit: int) -> int:
-        """Implements `TweetStore.purge`."""
-        purged, hour = 0, _NO_BOUND
-        last_hour = before_s * 1000 // cql.HOUR_MS
-        while hours := await self._keyspace.read(cql.DELETION_HOURS, cql.ALL_HOURS, hour, last_hour, HOURS_PAGE):
-            for (hour,) in hours:
-                purged += await self._purge_hour(hour, before_s, limit - purged)
-                if purged == limit:
-                    return purged
-        return purged
-
-    async def _purge_hour(self, hour: int, before_s: int, remaining: int) -> int:
-        begun_us = self._writer.now_us(0)
-        after, purged = (_NO_BOUND, _NO_BOUND), 0
-        while rows := await self._keyspace.read(cql.DELETIONS, hour, *after, before_s, min(remaining - purged, STEP)):
-            for after in rows:
-                purged += await self._purge_deleted(hour, *after, before_s, remaining - purged)
-                if purged == remaining:
-                    return purged
-        past = hour < before_s * 1000 // cql.HOUR_MS
-        if past and not await self._keyspace.read(cql.ANY_DELETION, hour):
-            # A deletion from now on lists its hour again, with a later timestamp.
-            await self._keyspace.write(cql.DROP_DELETION_HOUR, begun_us, cql.ALL_HOURS, hour)
-        return purged
-
-    async def _purge_deleted(self, hour: int, at_s: int, tweet_id: int, before_s: int, remaining: int) -> int:
-        """Purges the retweets of a tweet, and then the tweet if fewer than `remaining` (> 0) rows were purged so far.
-        Returns the number of purged tweets."""
-        known = (await self._writer.read_stored((tweet_id,))).get(tweet_id)
-        purged = 0
-        if known is not None:
-            # If it was deleted twice concurrently, the later time counts; it has its own row.
-            if known.hidden != cql.DELETED or known.hidden_at_s >= before_s:
-                return 0
-            purged = await self._purge_retweets(tweet_id, remaining)
-            if purged == remaining:
-                return purged
-            await self._drop(known)
-            purged += 1
-        await self._keyspace.write(cql.DROP_DELETION, hour, at_s, tweet_id)
-        return purged
-
-    async def _purge_retweets(self, tweet_id: int, remaining: int) -> int:
-        purged, before_id = 0, cql.NO_BOUND
-        while limit := min(remaining - purged, STEP):
-            rows = await self._keyspace.read(cql.LINKS_DOWN, tweet_id, cql.RETWEET, before_id, limit)
-            for known in (await self._writer.read_stored(row[0] for row in rows)).values():
-                await self._drop(known)
-                purged += 1
-            if len(rows) < limit:
-                break
-            before_id = rows[-1][0]
-        return purged
-
-    async def _drop(self, known: Stored) -> None:
-        """Deletes one tweet for good. Deletes the claim and the revisions first, because an interrupted purge finds
-        them through the tweet's row."""
-        head = known.head
-        if head.retweet_of_id:
-            await self._release_claim(known)
-        for version, _text, _created_at in await self._keyspace.read(cql.REVISIONS, head.id):
-            await self._keyspace.execute_lwt(cql.DROP_REVISION, head.id, version)
-        await self._keyspace.batch(delete_rows(head))
-        await self._writer.publish_versions((head.id,), (head.author_id,))
-
-    async def _release_claim(self, known: Stored) -> None:
-        head = known.head
-        await self._writer.claims.release(head.author_id, retweet_claim_name(head.retweet_of_id), head.id)
 
 
 def _revision(tweet_id: int, revision: tweet_service_pb2.TweetRevision) -> tuple[int, int, str, int]:

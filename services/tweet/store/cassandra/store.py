@@ -18,6 +18,7 @@ from services.tweet.store import Claim
 from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.cached_queries import CachedQueries
 from services.tweet.store.cassandra.changes import ChangeResult, TweetUpdater
+from services.tweet.store.cassandra.purge import Purger
 from services.tweet.store.cassandra.rows import NewTweet
 from services.tweet.store.cassandra.writes import BatchWriter
 
@@ -39,6 +40,7 @@ class CassandraTweetStore(CachedQueries):
         self.outbox = outbox
         self._writer = writer
         self._updater = TweetUpdater(writer)
+        self._purger = Purger(writer)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @classmethod
@@ -89,7 +91,7 @@ class CassandraTweetStore(CachedQueries):
             before_id = ids[-1]
 
     async def purge(self, before_s: int, limit: int) -> int:
-        return await self._updater.purge(before_s, limit)
+        return await self._purger.purge(before_s, limit)
 
     async def scan(self, after_id: int, limit: int) -> list[tweet_pb2.TweetCore]:
         found: list[tweet_pb2.TweetCore] = []

@@ -178,6 +178,11 @@ class BatchWriter:
             await self._store(post, await self._check_links(post, require_live=False))
         return post.id
 
+    async def release_retweet_claim(self, retweet: Stored) -> None:
+        """Releases the claim of a retweet, if it still holds it. Raises UNAVAILABLE as `Claims.release`."""
+        head = retweet.head
+        await self.claims.release(head.author_id, retweet_claim_name(head.retweet_of_id), head.id)
+
     async def _own_retweet(self, user_id: int, original_id: int) -> _OwnRetweet | None:
         held = await self.claims.find(user_id, retweet_claim_name(original_id))
         if held is None:

@@ -1,0 +1,112 @@
+"""Counts the reactions of tweets in Cassandra: exactly in the first bucket of a tweet, from stored totals in the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from roost.engagement.v1 import engagement_service_pb2 as pb
+
+from services.engagement.store import ReactionKind
+from services.engagement.store.cassandra import schema
+from services.platform.cassandra.keyspace import Keyspace, Row
+
+# Ids per statement, which one node gathers. Of totals that is at most 2 kinds of 64 rows each, well below a page of a
+# read.
+IDS_PER_READ = 50
+
+
+class ReactionCount(NamedTuple):
+    """The number of reactions of a kind: in the tweet's first bucket, and in the others (None: not sharded)."""
+
+    first: int
+    others: int | None = None
+
+    @property
+    def sum(self) -> int:
+        return self.first + (self.others or 0)
+
+
+NO_REACTIONS = ReactionCount(0)
+
+
+class ReactionCounter:
+    """Counts reactions. `clock` returns Unix seconds; it orders concurrent counts of one bucket."""
+
+    def __init__(self, keyspace: Keyspace, clock: Callable[[], float]) -> None:
+        self._keyspace = keyspace
+        self._clock = clock
+
+    async def recount_likes(self, changed: Iterable[tuple[int, int]]) -> int:
+        """Counts the sharded buckets of the (tweet id, user id) pairs whose likes changed. Returns how many buckets it
+        counted."""
+        pairs = set(changed)
+        number = schema.NUMBERS[ReactionKind.LIKE]
+        totals = await self._keyspace.read_each(
+            schema.TOTALS, ((batch,) for batch in batches_of({tweet for tweet, _ in pairs}))
+        )
+        sharded = {tweet_id for rows in totals for tweet_id, kind, _ in rows if kind == number}
+        buckets = {(tweet_id, number, schema.bucket_of(user_id)) for tweet_id, user_id in pairs if tweet_id in sharded}
+        await self.recount(buckets)
+        return len(buckets)
+
+    async def recount(self, buckets: Iterable[tuple[int, int, int]]) -> None:
+        """Counts the buckets, given as (tweet id, kind, bucket), and stores the totals. Of two concurrent counts the
+        one that began later wins."""
+        for tweet_id, number, bucket in buckets:
+            began = int(self._clock() * 1_000_000)
+            ((total,),) = await self._keyspace.read(schema.COUNTED, tweet_id, bucket, number)
+            await self._keyspace.write(schema.PUT_TOTAL, tweet_id, number, bucket, total, began)
+
+    async def count_after_change(self, tweet_id: int, number: int) -> int:
+        """Returns the number of reactions of a kind after a change. Begins sharding if they reached SHARD_FROM."""
+        counts = await self.counts([tweet_id])
+        count = counts.get((tweet_id, number), NO_REACTIONS)
+        if count.first >= schema.SHARD_FROM and count.others is None:
+            await self._keyspace.write(schema.PUT_TOTAL, tweet_id, number, schema.FIRST_BUCKET + 1, 0, schema.ADDED)
+        return (
+            count.sum - counts.get((tweet_id, schema.UNCOUNTED), NO_REACTIONS).sum
+            if number == schema.NUMBERS[ReactionKind.LIKE]
+            else count.sum
+        )
+
+    async def counts(self, ids: Sequence[int]) -> dict[tuple[int, int], ReactionCount]:
+        """Returns the counts of these tweets by (tweet id, kind); those without any are left out."""
+        firsts, others = await asyncio.gather(
+            self._first_counts(ids),
+            self._keyspace.read_each(schema.TOTALS, ((batch,) for batch in batches_of(ids))),
+        )
+        counts = {(tweet_id, number): ReactionCount(total) for rows in firsts for tweet_id, number, total in rows}
+        for tweet_id, number, total in chain.from_iterable(others):
+            first, so_far = counts.get((tweet_id, number), NO_REACTIONS)
+            counts[tweet_id, number] = ReactionCount(first, (so_far or 0) + total)
+        return counts
+
+    async def _first_counts(self, ids: Sequence[int]) -> Sequence[Sequence[Row]]:
+        """Returns rows of (tweet id, kind, count) of the first buckets."""
+        batches = batches_of(ids)
+        if len(ids) > 1:
+            found = await self._keyspace.read_each(
+                schema.ANY_REACTIONS, ((batch, schema.FIRST_BUCKET) for batch in batches)
+            )
+            batches = [[tweet_id for tweet_id, _ in rows] for rows in found]
+        keys = ((tweet_id, schema.FIRST_BUCKET) for tweet_id in chain.from_iterable(batches))
+        return await self._keyspace.read_each(schema.FIRST_COUNTED, keys)
+
+
+def serialize_counts(tweet_id: int, counts: Mapping[tuple[int, int], ReactionCount]) -> bytes:
+    """Returns the counts of one tweet as a serialized BatchGetCountsResponse; empty if there are none. Concatenated
+    frames parse as one response."""
+    likes, bookmarks = (counts.get((tweet_id, schema.NUMBERS[kind]), NO_REACTIONS).sum for kind in ReactionKind)
+    likes = max(likes - counts.get((tweet_id, schema.UNCOUNTED), NO_REACTIONS).sum, 0)
+    if not (likes or bookmarks):
+        return b""
+    found = pb.TweetCounts(tweet_id=tweet_id, likes=likes, bookmarks=bookmarks)
+    return pb.BatchGetCountsResponse(counts=[found]).SerializeToString()
+
+
+def batches_of(ids: Iterable[int]) -> list[list[int]]:
+    wanted = list(dict.fromkeys(ids))
+    return [wanted[at : at + IDS_PER_READ] for at in range(0, len(wanted), IDS_PER_READ)]
