@@ -1,0 +1,181 @@
+"""Write-through caches of the embedded tweet store: tweets, authors' newest ids and users' retweets."""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from roost.tweet.v1 import tweet_pb2
+
+from services.platform.caching.read_tracking import ChangeTracker
+from services.platform.sqlite.database import Database
+from services.shared.hydration.fragments import framed
+from services.tweet.store.cache import AuthorIds, GenerationalCache, OwnRetweets
+from services.tweet.store.sqlite import schema as sql
+
+# About 0.4 KB each: at most some 50 MB.
+CACHED_CORES = 65_536
+# Mostly a few ids, at most 8 KB each.
+CACHED_AUTHORS = 16_384
+# Ids loaded for an author who is not cached: a few pages.
+FILL_IDS = 128
+# Retweets cached per user; those of more active users are read from the database.
+CACHED_RETWEETS = 1_000
+# Mostly empty, at most 0.1 MB each.
+CACHED_RETWEETERS = 16_384
+
+_FRAME_TAG = b"\x0a"
+
+
+class CachedReads:
+    """Reads tweets and lists through caches. A read caches what it loaded only if `changes` shows no write to it
+    meanwhile; the writer calls the other methods after its commit and before its response."""
+
+    def __init__(self, db: Database, changes: ChangeTracker) -> None:
+        self._db = db
+        self._changes = changes
+        # Serialized TweetCore messages, each with the field tag of BatchGetTweetCoresResponse in front.
+        self._cores: GenerationalCache[int, bytes] = GenerationalCache(CACHED_CORES)
+        self._authors: GenerationalCache[int, AuthorIds] = GenerationalCache(CACHED_AUTHORS)
+        self._retweets: GenerationalCache[int, OwnRetweets] = GenerationalCache(CACHED_RETWEETERS)
+
+    def add(self, core: tweet_pb2.TweetCore) -> None:
+        """Caches a tweet that was just created."""
+        head = core.head
+        self._cores.put(head.id, frame_core(core.SerializeToString()))
+        if (known := self._authors.get(head.author_id)) is not None:
+            known.add(head.id)
+        if head.retweet_of_id and (retweets := self._retweets.get(head.author_id)) is not None:
+            retweets.ids[head.retweet_of_id] = head.id
+            if len(retweets.ids) > 2 * CACHED_RETWEETS:
+                self._retweets.pop(head.author_id)
+
+    def invalidate_tweets(self, tweet_ids: Sequence[int]) -> None:
+        """Drops the cached tweets."""
+        self._changes.changed(tweet_ids)
+        for tweet_id in tweet_ids:
+            self._cores.pop(tweet_id)
+
+    def invalidate_counts(self, author_id: int, tweet_ids: Sequence[int]) -> None:
+        """Drops the tweets whose counts changed through a write of this author, and stops reads in progress of the
+        author's lists from caching their result."""
+        self._changes.changed((author_id,))
+        self.invalidate_tweets(tweet_ids)
+
+    def invalidate_author(self, author_id: int) -> None:
+        """Drops the author's cached lists."""
+        self._changes.changed((author_id,))
+        self._authors.pop(author_id)
+        self._retweets.pop(author_id)
+
+    async def frames(self, ids: Sequence[int]) -> list[bytes | None]:
+        """Returns a framed TweetCore for each id, in order; None if it does not exist."""
+        get = self._cores.get
+        frames = [get(tweet_id) for tweet_id in ids]
+        if None in frames:
+            loaded = await self._load_cores([i for i, frame in zip(ids, frames, strict=True) if frame is None])
+            frames = [frame or loaded.get(i) for i, frame in zip(ids, frames, strict=True)]
+        return frames
+
+    async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
+        """Implements `TweetStore.find_retweets`."""
+        known = self._retweets.get(user_id)
+        if known is None:
+            known = await self._load_retweets(user_id)
+        ids = known.ids
+        found = {i: ids[i] for i in original_ids if i in ids} if ids else {}
+        if not known.complete and len(found) < len(original_ids):
+            wanted = orjson.dumps([i for i in original_ids if i not in found]).decode()
+            found.update(await self._db.read(lambda c: c.execute(sql.SOME_OWN_RETWEETS, (user_id, wanted)).fetchall()))
+        return found
+
+    async def _load_retweets(self, user_id: int) -> OwnRetweets:
+        since = self._changes.now
+        values = (user_id, CACHED_RETWEETS + 1)
+        rows = await self._db.read(lambda c: c.execute(sql.OWN_RETWEETS, values).fetchall())
+        loaded = OwnRetweets(dict(rows), complete=len(rows) <= CACHED_RETWEETS)
+        if self._changes.unchanged((user_id,), since):
+            self._retweets.put(user_id, loaded)
+        return loaded
+
+    async def _load_cores(self, ids: Sequence[int]) -> dict[int, bytes]:
+        since = self._changes.now
+        rows = await self._db.read(lambda c: c.execute(sql.BY_IDS, (orjson.dumps(ids).decode(),)).fetchall())
+        loaded = {row[0]: frame_core(core_of(row).SerializeToString()) for row in rows}
+        for tweet_id in ids:
+            if tweet_id in loaded and self._changes.unchanged((tweet_id,), since):
+                self._cores.put(tweet_id, loaded[tweet_id])
+        return loaded
+
+    async def newest_ids(self, author_ids: Sequence[int], before_id: int, per_author: int) -> dict[int, Sequence[int]]:
+        """Returns the newest `per_author` live ids of each author below `before_id` (0: no bound), newest first."""
+        missing: list[int] = []
+        lists: dict[int, Sequence[int]] = {}
+        for author_id in author_ids:
+            known = self._authors.get(author_id)
+            cached = known.newest(before_id, per_author) if known is not None else None
+            if cached is None:
+                missing.append(author_id)
+            lists[author_id] = () if cached is None else cached
+        if missing:
+            lists.update(await self._load_author_ids(missing, before_id, per_author))
+        return lists
+
+    async def _load_author_ids(
+        self, author_ids: Sequence[int], before_id: int, per_author: int
+    ) -> dict[int, Sequence[int]]:
+        since = self._changes.now
+        fill = max(per_author, FILL_IDS)
+
+        def transaction(connection: sqlite3.Connection) -> list[tuple[AuthorIds, Sequence[int]]]:
+            return [_read_author_ids(connection, author_id, before_id, per_author, fill) for author_id in author_ids]
+
+        found: dict[int, Sequence[int]] = {}
+        loaded = await self._db.read(transaction)
+        for author_id, (newest, ids) in zip(author_ids, loaded, strict=True):
+            found[author_id] = ids
+            if self._changes.unchanged((author_id,), since):
+                self._authors.put(author_id, newest)
+        return found
+
+
+def _read_author_ids(
+    connection: sqlite3.Connection, author_id: int, before_id: int, per_author: int, fill: int
+) -> tuple[AuthorIds, Sequence[int]]:
+    """Returns the author's newest `fill` ids for the cache, and the `per_author` newest below `before_id`."""
+    rows = connection.execute(sql.AUTHOR_IDS, (author_id, sql.NO_BOUND, fill)).fetchall()
+    newest = AuthorIds(array("q", [row[0] for row in reversed(rows)]), complete=len(rows) < fill)
+    ids: Sequence[int] | None = newest.newest(before_id, per_author)
+    if ids is None:
+        ids = [row[0] for row in connection.execute(sql.AUTHOR_IDS, (author_id, before_id or sql.NO_BOUND, per_author))]
+    return newest, ids
+
+
+def core_of(row: Sequence[Any]) -> tweet_pb2.TweetCore:
+    """Parses a row of the view `cores`; a hidden tweet gets an empty core."""
+    state = row[8]
+    return tweet_pb2.TweetCore(
+        head=tweet_pb2.TweetHead(
+            id=row[0],
+            author_id=row[1],
+            reply_to_author_id=row[2],
+            reply_to_id=row[3],
+            retweet_of_id=row[4],
+            retweet_of_author_id=row[5],
+            quote_of_id=row[6],
+            quote_of_author_id=row[7],
+            deleted=state != sql.LIVE,
+        ),
+        core=row[9] if state == sql.LIVE else b"",
+        replies=row[10],
+        retweets=row[11],
+        quotes=row[12],
+    )
+
+
+def frame_core(core: bytes) -> bytes:
+    """Returns a serialized TweetCore as a field of BatchGetTweetCoresResponse."""
+    return framed(_FRAME_TAG, core)
