@@ -1,6 +1,8 @@
-"""Search: finds tweets and people, and knows what is talked about now.
+"""Search: finds tweets and users, completes hashtags and usernames, and ranks trends.
 
-Owns an index that can be dropped and rebuilt at any moment, and trends, which live in memory. Calls tweet and identity for what it
-indexes, and identity and graph, through hydrate and the lists of people, for what a reader may see: what is deleted, hidden or
-blocked stays out at the read, whatever the index still holds. Publishes nothing; consumes `tweet.…` and `user.…`.
+The service owns a search index, which is derived data and can be dropped and rebuilt at any time, and trend counts,
+which live in process memory. It reads what it indexes from the tweet and identity services. Every search result is
+checked at read time against identity and graph (through `services/shared/hydration`), so deleted, hidden and blocked
+content is not returned even if the index still contains it. The service publishes no events; it consumes `tweet.*`
+and `user.*`.
 """

@@ -1,15 +1,15 @@
-"""The best matches: found by each thing that lifts a tweet, and ranked by all of them together.
+"""Ranks the best matches of a query by text, recency, followed authors and trends together.
 
-An index can list matches by text or by time, not by the sum of both and of what the reader's people and the trends add. So the first of
-each list are taken, and ranked. A match in none of them fits worse than RANKED_FROM others, is older than RANKED_FROM others, and, up
-to the same bounds, has no boost: it comes behind them, newest first.
+An index lists matches by text or by time, but not by the sum of all parts. So the first MATCHES_PER_LIST of several
+lists are read and ranked here. A match that is in none of the lists has at least that many better texts and that many
+newer matches before it, and (up to the same bound) no boost; such matches follow after the ranked ones, newest first.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Collection as AnyOf
+from collections.abc import Collection as AbstractCollection
 from typing import Any, NamedTuple
 
 import grpc
@@ -21,22 +21,25 @@ from services.search.query import author_term
 from services.search.ranking import rank
 from services.search.store import MAX_FOUND, Collection, Hit, Query, SearchIndex
 
-# Of each list. If no more match, all are ranked; and the index lists so many in some milliseconds. Three times as many, what is listed
-# by time alone, must be below what one search may hold.
-RANKED_FROM = 300
-# Followees of the reader who lift a tweet, as graph lists them. Tweets of others whom the reader follows are found as strangers' are.
+# Matches read from each list. A query with fewer matches is ranked completely. An index lists this many in a few
+# milliseconds. The ids that only the time lists contain (at most three further lists) must fit into one search of
+# MAX_FOUND ids.
+MATCHES_PER_LIST = 300
+# The first followees that graph lists get the boost; tweets of later ones rank without it.
 MAX_FOLLOWEES = 2_000
 
 
-class Ranked(NamedTuple):
-    """The best matches in order, and the id below which there are others; 0 where there are none."""
+class RankedMatches(NamedTuple):
+    """Tweet ids, best first, and the id below which there are more matches; 0 if there are none."""
 
     ids: Sequence[int]
     others_below: int
 
 
 class BestMatches:
-    """Ranks matches for readers. `trending` gives tweets a strength from 0 to 1. Raises AioRpcError where graph cannot answer."""
+    """Ranks matches for one reader. `trending` returns the strength of trending tweet ids, from 0 to 1. Raises the
+    status of graph if it fails.
+    """
 
     def __init__(
         self, channel: grpc.aio.Channel, index: SearchIndex, trending: Callable[[], Mapping[int, float]]
@@ -45,39 +48,45 @@ class BestMatches:
         self._index = index
         self._trending = trending
 
-    async def ranked(self, query: Query, hashtags: Sequence[str], reader_id: int, as_of_ms: int) -> Ranked:
-        """The best of what was posted up to `as_of_ms`, at most 8 × RANKED_FROM. `hashtags` are index terms that lift a tweet."""
+    async def ranked(self, query: Query, hashtags: Sequence[str], reader_id: int, as_of_ms: int) -> RankedMatches:
+        """Returns the best matches posted until `as_of_ms` (Unix milliseconds), at most 8 × MATCHES_PER_LIST.
+
+        `hashtags` are index terms; a tweet that has one gets a boost. `reader_id` is 0 for an anonymous reader.
+        Raises UNAVAILABLE if the index or graph cannot answer.
+        """
         below = first_id_at(as_of_ms + 1)
         trending = self._trending()
         newest, hits, followees = await asyncio.gather(
-            self._index.newest(Collection.TWEETS, query, below, RANKED_FROM),
-            self._index.best(query, below, RANKED_FROM, hashtags),
+            self._index.newest(Collection.TWEETS, query, below, MATCHES_PER_LIST),
+            self._index.best(query, below, MATCHES_PER_LIST, hashtags),
             self._followees(reader_id),
         )
         others_below = 0
-        # Else these are all matches.
-        if len(newest) >= RANKED_FROM:
+        # With fewer, the list holds all matches and no further list is needed.
+        if len(newest) >= MATCHES_PER_LIST:
             others_below = newest[-1]
-            narrowed = _narrowed(query, followees, hashtags, trending)
-            hits = await self._of_many(query, narrowed, newest, hits, below, hashtags)
+            boosted = _boosted_parts(query, followees, hashtags, trending)
+            hits = await self._merge_lists(query, boosted, newest, hits, below, hashtags)
         best = rank(hits, followees, trending, as_of_ms)
-        return Ranked([tweet_id for _, tweet_id in best], others_below)
+        return RankedMatches([tweet_id for _, tweet_id in best], others_below)
 
-    async def _of_many(
+    async def _merge_lists(
         self,
         query: Query,
-        narrowed: Sequence[Query],
+        boosted: Sequence[Query],
         newest: Sequence[int],
         best: Sequence[Hit],
         below: int,
         hashtags: Sequence[str],
     ) -> list[Hit]:
-        """The hits of all lists: of the query's own, `newest` and `best`, and of those of its parts that are lifted."""
+        """Returns the hits of all lists: `newest` and `best` of the whole query, and the same two lists of each
+        boosted part of it.
+        """
         more_newest, more_best = await asyncio.gather(
-            asyncio.gather(*(self._index.newest(Collection.TWEETS, part, below, RANKED_FROM) for part in narrowed)),
-            asyncio.gather(*(self._index.best(part, below, RANKED_FROM, hashtags) for part in narrowed)),
+            asyncio.gather(*(self._index.newest(Collection.TWEETS, part, below, MATCHES_PER_LIST) for part in boosted)),
+            asyncio.gather(*(self._index.best(part, below, MATCHES_PER_LIST, hashtags) for part in boosted)),
         )
-        hits = {hit.id: hit for found in (best, *more_best) for hit in _fit_better(found)}
+        hits = {hit.id: hit for found in (best, *more_best) for hit in _without_cutoff_ties(found)}
         listed = dict.fromkeys(key for ids in (newest, *more_newest) for key in ids)
         if missing := [key for key in listed if key not in hits][:MAX_FOUND]:
             found = await self._index.best(query._replace(ids=tuple(missing)), below, len(missing), hashtags)
@@ -85,6 +94,7 @@ class BestMatches:
         return list(hits.values())
 
     async def _followees(self, reader_id: int) -> frozenset[int]:
+        """Returns the ids of up to MAX_FOLLOWEES users whom the reader follows; none for an anonymous reader."""
         if not reader_id:
             return frozenset()
         found: list[int] = []
@@ -97,8 +107,12 @@ class BestMatches:
         return frozenset(found[:MAX_FOLLOWEES])
 
 
-def _narrowed(query: Query, followees: AnyOf[int], hashtags: Sequence[str], trending: AnyOf[int]) -> list[Query]:
-    """The query's parts that are lifted: of the people followed, with the hashtags, trending."""
+def _boosted_parts(
+    query: Query, followees: AbstractCollection[int], hashtags: Sequence[str], trending: AbstractCollection[int]
+) -> list[Query]:
+    """Returns the query narrowed to followed authors, to the hashtags, and to trending tweets; parts without any are
+    left out.
+    """
     parts = []
     if followees:
         parts.append(query._replace(any_exact=tuple(map(author_term, followees))))
@@ -109,9 +123,13 @@ def _narrowed(query: Query, followees: AnyOf[int], hashtags: Sequence[str], tren
     return parts
 
 
-def _fit_better(hits: Sequence[Hit]) -> Sequence[Hit]:
-    """The hits of a list; of a full one without those that fit worst: others that fit as well were cut off, whichever they were."""
-    if len(hits) < RANKED_FROM:
+def _without_cutoff_ties(hits: Sequence[Hit]) -> Sequence[Hit]:
+    """Returns the hits of a list; if the list is full, without those of the lowest score.
+
+    A full list was cut at its lowest score: other hits with that score are missing, so keeping some of them would be
+    arbitrary.
+    """
+    if len(hits) < MATCHES_PER_LIST:
         return hits
     least = min((hit.score for hit in hits if hit.score is not None), default=0.0)
     return [hit for hit in hits if hit.score is None or hit.score > least]

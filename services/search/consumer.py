@@ -1,7 +1,7 @@
-"""Events in, documents and trends out.
+"""Consumers of the search service: events become index documents and trend counts.
 
-An event says that something changed; what stands now is asked of its owner. So it does not matter how often or in which order events
-come: the last one to be applied finds the last state.
+An event only says that something changed; the consumers read the current state from the owning service. So repeated
+and reordered events do no harm: the last event applied finds the last state.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 from services.platform.events.log import ConsumedEvent, Consumer
 from services.platform.ids.snowflake import timestamp_ms
 from services.search.documents import tweet_document, user_document
-from services.search.store import MAX_CHANGES, Change, Collection, SearchIndex
+from services.search.store import MAX_CHANGES, Collection, IndexChange, SearchIndex
 from services.search.tokenizer import tag_key
-from services.search.trends import USUAL_HALF_LIFE_S, WINDOW_S, Trends
+from services.search.trends import BASELINE_HALF_LIFE_S, WINDOW_S, Trends
 
 INDEX_TOPICS = (
     "tweet.created",
@@ -39,7 +39,7 @@ INDEX_TOPICS = (
     "user.suspended",
     "user.reinstated",
     "user.deleted",
-    # People are ordered by their followers.
+    # The order of user search results depends on follower counts.
     "user.followed",
     "user.unfollowed",
 )
@@ -53,62 +53,71 @@ TREND_TOPICS = (
     "user.suspended",
     "user.deleted",
 )
-# The contract's bound of counts asked at once.
+# The maximum of ids in one BatchGetUserCounts call.
 MAX_COUNTS = 500
-# Documents made in one turn of the loop: some 3 ms.
-DOCUMENTS_A_TURN = 50
-# How far events of a first start may lie back, whose rows a scan that begins now might still miss: none should, for rows commit first.
+# Documents built before the event loop gets control again: about 3 ms.
+DOCUMENTS_PER_TURN = 50
+# At a first start, consume from this long ago. A scan that begins now reads all rows whose events are older, because
+# rows commit before their events are published.
 MARGIN_S = 60.0
-# How much of the log tells what is usual now.
-TREND_REPLAY_S = WINDOW_S + 2 * USUAL_HALF_LIFE_S
+# How far back the event log is replayed at a start, so that the baselines of trends are right.
+TREND_REPLAY_S = WINDOW_S + 2 * BASELINE_HALF_LIFE_S
 
 
-class Place(NamedTuple):
-    """Where a consumer begins: at an offset, or else at a time (milliseconds since 1970)."""
+class StartPosition(NamedTuple):
+    """The position where a consumer starts: at an offset, or else at a time (Unix milliseconds)."""
 
     offset: int | None = None
     time_ms: int | None = None
 
 
 class PositionedConsumer:
-    """A worker: a consumer that at every start goes on from a place of its own, not from where the log saw it last."""
+    """A worker that starts its consumer at a position of its own instead of the consumer group's committed offset."""
 
-    def __init__(self, consumer: Consumer, place: Callable[[], Place]) -> None:
+    def __init__(self, consumer: Consumer, start_position: Callable[[], StartPosition]) -> None:
         self._consumer = consumer
-        self._place = place
+        self._start_position = start_position
 
     async def start(self) -> None:
-        """Asks for the place, and begins there."""
-        place = self._place()
-        await self._consumer.seek(offset=place.offset, time_ms=place.time_ms)
+        """Seeks to the start position and starts the consumer."""
+        position = self._start_position()
+        await self._consumer.seek(offset=position.offset, time_ms=position.time_ms)
         await self._consumer.start()
 
     async def stop(self) -> None:
-        """Ends after the batch at hand."""
+        """Stops the consumer after the batch in progress."""
         await self._consumer.stop()
 
 
 class Indexer:
-    """Applies events to the index. `clock` gives unix seconds."""
+    """Applies events to the index. `clock` returns Unix seconds."""
 
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, clock: Callable[[], float]) -> None:
-        # Any: the generated stubs' types know the socket's call class only.
+        # Any, because the generated stub types only know the call class of a gRPC channel, not the in-process
+        # channel's.
         self._get_cores: Any = TweetServiceStub(channel).BatchGetTweetCores
         self._get_refs: Any = UserServiceStub(channel).BatchGetUserRefs
-        self._followers = Followers(channel)
+        self._followers = FollowerCounts(channel)
         self._index = index
         self._clock = clock
 
-    def place(self) -> Place:
-        """Behind what is durable in the index: the log's own offset is ahead of that. For an index that keeps a position."""
+    def start_position(self) -> StartPosition:
+        """Returns the offset after the last one that is durable in the index; if the index was never filled, a time
+        MARGIN_S ago.
+
+        Needed for an index that keeps its own position: the group's committed offset may be ahead of what is durable.
+        """
         position = self._index.position
         if position is not None:
-            return Place(offset=position + 1)
-        # The index is filled from the owners; what changes from now on comes as events.
-        return Place(time_ms=int((self._clock() - MARGIN_S) * 1000))
+            return StartPosition(offset=position + 1)
+        # The first build reads existing rows; later changes arrive as events.
+        return StartPosition(time_ms=int((self._clock() - MARGIN_S) * 1000))
 
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
-        """Indexes what the events tell of, as it stands now. Raises what the owners and the index answer: the batch comes again."""
+        """Indexes the current state of all tweets and users that the events name.
+
+        Raises the status of an owning service or of the index if it fails; the log then delivers the batch again.
+        """
         tweet_ids: dict[int, None] = {}
         user_ids: dict[int, None] = {}
         for event in events:
@@ -126,39 +135,41 @@ class Indexer:
             await self._index.apply(changes[start : start + MAX_CHANGES])
         await self._index.apply((), events[-1].offset)
 
-    async def _tweets(self, ids: Sequence[int]) -> list[Change]:
+    async def _tweets(self, ids: Sequence[int]) -> list[IndexChange]:
+        """Returns the changes of these tweets, as the tweet service has them now."""
         if not ids:
             return []
         cores = (await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=ids))).cores
-        # Purged ones are not answered: they are removed.
-        changes = {tweet_id: Change(Collection.TWEETS, tweet_id, None) for tweet_id in ids}
+        # Purged tweets are missing from the response: they are removed from the index.
+        changes = {tweet_id: IndexChange(Collection.TWEETS, tweet_id, None) for tweet_id in ids}
         for part in cooperative_batches(cores):
             for core in part:
                 changes[core.head.id] = tweet_change(core)
             await asyncio.sleep(0)
         return list(changes.values())
 
-    async def _users(self, ids: Sequence[int]) -> list[Change]:
+    async def _users(self, ids: Sequence[int]) -> list[IndexChange]:
+        """Returns the changes of these users, as identity and graph have them now."""
         if not ids:
             return []
         refs = (await self._get_refs(identity.BatchGetUserRefsRequest(ids=ids))).refs
         followers = await self._followers.counts(ids)
-        changes = {user_id: Change(Collection.USERS, user_id, None) for user_id in ids}
+        changes = {user_id: IndexChange(Collection.USERS, user_id, None) for user_id in ids}
         for entry in refs:
             user = user_pb2.UserRef.FromString(entry.ref)
             document = user_document(user, entry.state, entry.version, followers[entry.user_id])
-            changes[entry.user_id] = Change(Collection.USERS, entry.user_id, document)
+            changes[entry.user_id] = IndexChange(Collection.USERS, entry.user_id, document)
         return list(changes.values())
 
 
-class Followers:
-    """How many follow people. Raises AioRpcError where graph cannot answer."""
+class FollowerCounts:
+    """Reads follower counts from graph. Raises the status of graph if it fails."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._get_counts: Any = GraphServiceStub(channel).BatchGetUserCounts
 
     async def counts(self, user_ids: Sequence[int]) -> dict[int, int]:
-        """Of each the number of followers, 0 of those whom nobody follows."""
+        """Returns the number of followers for each of the user ids; 0 for users without any."""
         found = dict.fromkeys(user_ids, 0)
         for start in range(0, len(user_ids), MAX_COUNTS):
             asked = graph.BatchGetUserCountsRequest(ids=user_ids[start : start + MAX_COUNTS])
@@ -168,7 +179,7 @@ class Followers:
 
 
 class TrendCounter:
-    """Counts what people do under tags and tweets. `clock` gives unix seconds."""
+    """Counts the tags of tweets, and reactions to tweets, for trends. `clock` returns Unix seconds."""
 
     def __init__(
         self, channel: grpc.aio.Channel, tags: Trends[str], tweets: Trends[int], clock: Callable[[], float]
@@ -178,39 +189,41 @@ class TrendCounter:
         self._tweets = tweets
         self._clock = clock
 
-    def place(self) -> Place:
-        """Some hours back: what was counted is gone with the process that did."""
-        return Place(time_ms=int((self._clock() - TREND_REPLAY_S) * 1000))
+    def start_position(self) -> StartPosition:
+        """Returns the time TREND_REPLAY_S ago: counts live in memory, so every start counts again."""
+        return StartPosition(time_ms=int((self._clock() - TREND_REPLAY_S) * 1000))
 
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
-        """Counts the events. Raises what the owner of tweets answers: the batch comes again, and counts once."""
+        """Counts the events. Raises the status of the tweet service if it fails; the batch is delivered again and
+        counts once.
+        """
         bodies = [_body(event) for event in events]
-        tagged = await self._tagged(bodies)
+        tags_by_tweet = await self._tags_by_tweet(bodies)
         for event, body in zip(events, bodies, strict=True):
             match body:
                 case event_pb2.TweetCreated() | event_pb2.TweetEdited() | event_pb2.TweetRestored():
                     at_s = timestamp_ms(body.tweet_id) / 1000
-                    # Whatever was counted before: the tags are those that stand now.
-                    self._tags.forget(body.tweet_id)
-                    self._tags.add(body.tweet_id, body.author_id, tagged.get(body.tweet_id, {}), at_s)
+                    # Replaces what was counted before: an edit may change the tags.
+                    self._tags.remove(body.tweet_id)
+                    self._tags.add(body.tweet_id, body.author_id, tags_by_tweet.get(body.tweet_id, {}), at_s)
                     if isinstance(body, event_pb2.TweetCreated):
-                        acted_upon = dict.fromkeys(_acted_upon(body), "")
-                        self._tweets.add(body.tweet_id, body.author_id, acted_upon, at_s)
+                        engaged = dict.fromkeys(_engaged_tweets(body), "")
+                        self._tweets.add(body.tweet_id, body.author_id, engaged, at_s)
                 case event_pb2.TweetDeleted():
-                    self._tags.forget(body.tweet_id)
-                    self._tweets.forget(body.tweet_id)
+                    self._tags.remove(body.tweet_id)
+                    self._tweets.remove(body.tweet_id)
                 case event_pb2.TweetLiked():
                     self._tweets.add(
                         (body.user_id, body.tweet_id), body.user_id, {body.tweet_id: ""}, event.appended_ms / 1000
                     )
                 case event_pb2.TweetUnliked():
-                    self._tweets.forget((body.user_id, body.tweet_id))
+                    self._tweets.remove((body.user_id, body.tweet_id))
                 case event_pb2.UserSuspended() | event_pb2.UserDeleted():
-                    self._tags.forget_actor(body.user_id)
-                    self._tweets.forget_actor(body.user_id)
+                    self._tags.remove_actor(body.user_id)
+                    self._tweets.remove_actor(body.user_id)
 
-    async def _tagged(self, bodies: Iterable[Any]) -> dict[int, dict[str, str]]:
-        """The tags of the tweets that were posted, edited or restored, by tweet."""
+    async def _tags_by_tweet(self, bodies: Iterable[Any]) -> dict[int, dict[str, str]]:
+        """Returns the tags of each posted, edited or restored tweet, by tweet id."""
         ids = [
             body.tweet_id
             for body in bodies
@@ -228,19 +241,19 @@ class TrendCounter:
         return found
 
 
-def tweet_change(core: tweet_pb2.TweetCore) -> Change:
-    """The tweet as it stands."""
-    return Change(Collection.TWEETS, core.head.id, tweet_document(core))
+def tweet_change(core: tweet_pb2.TweetCore) -> IndexChange:
+    """Returns the index change for a tweet record: its document, or None if the tweet must not be found."""
+    return IndexChange(Collection.TWEETS, core.head.id, tweet_document(core))
 
 
 def cooperative_batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """The items in parts small enough for one turn of the loop."""
-    for start in range(0, len(items), DOCUMENTS_A_TURN):
-        yield items[start : start + DOCUMENTS_A_TURN]
+    """Yields the items in batches of DOCUMENTS_PER_TURN."""
+    for start in range(0, len(items), DOCUMENTS_PER_TURN):
+        yield items[start : start + DOCUMENTS_PER_TURN]
 
 
 def tags_of(core: tweet_pb2.TweetCore) -> dict[str, str]:
-    """The hashtags of a tweet that stands, without their signs, by what all spellings of each share; the first spelling counts."""
+    """Returns the hashtags of a tweet: `tag_key` → first spelling in the tweet, both without `#`."""
     tags = tweet_pb2.Tweet.FromString(core.core).entities.hashtags
     found: dict[str, str] = {}
     for entity in tags:
@@ -248,8 +261,10 @@ def tags_of(core: tweet_pb2.TweetCore) -> dict[str, str]:
     return found
 
 
-def _acted_upon(body: event_pb2.TweetCreated) -> Iterator[int]:
-    """The tweets that the new one retweets, quotes or answers, but the author's own."""
+def _engaged_tweets(body: event_pb2.TweetCreated) -> Iterator[int]:
+    """Yields the ids of the tweets that the new tweet retweets, quotes or replies to, except tweets of the same
+    author.
+    """
     for tweet_id, author_id in (
         (body.retweet_of_id, body.retweet_of_author_id),
         (body.quote_of_id, body.quote_of_author_id),
@@ -260,9 +275,13 @@ def _acted_upon(body: event_pb2.TweetCreated) -> Iterator[int]:
 
 
 def _body(event: ConsumedEvent) -> Any:
-    """The fact. Raises DecodeError or ValueError for what is no such event: the log sets it aside."""
+    """Returns the body of the event, such as TweetCreated.
+
+    Raises DecodeError if the payload is no event, and ValueError if its body does not fit the topic; the log then
+    makes the record a dead letter.
+    """
     found = event_pb2.Event.FromString(event.payload)
     name = found.WhichOneof("body")
     if name is None or name.replace("_", ".", 1) != event.topic:
-        raise ValueError(f"{event.topic} carries {name}")
+        raise ValueError(f"the record of topic {event.topic} has the body {name}, which belongs to another topic")
     return getattr(found, name)

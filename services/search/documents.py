@@ -1,4 +1,4 @@
-"""What the index holds of a tweet and of a person."""
+"""Builds the search documents of tweets and users, and the exact terms that both documents and queries use."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from services.search.query import author_term, cashtag_term, hashtag_term, menti
 from services.search.store import Document
 from services.search.tokenizer import MAX_TAG_CHARS, MAX_WORD_CHARS, fold, tag_key, words
 
-# Beginnings of names by which people are found while somebody types; longer ones are found by this much.
+# The longest prefix of a name that is indexed for completion. A longer input is cut to this length.
 MAX_PREFIX_CHARS = 15
 
 
 def tweet_document(core: tweet_pb2.TweetCore) -> Document | None:
-    """The document of a tweet; None where it is not to be found: deleted, or a retweet, whose original is found."""
+    """Returns the search document of a tweet, or None if the tweet must not be found.
+
+    None is returned for a deleted tweet and for a retweet (the original is found instead). Terms: author, hashtags
+    (with their completion and spelling terms), cashtags and mentions.
+    """
     head = core.head
     if head.deleted or head.retweet_of_id:
         return None
@@ -27,7 +31,7 @@ def tweet_document(core: tweet_pb2.TweetCore) -> Document | None:
         exact |= dict.fromkeys((hashtag_term(entity.tag), completion_term(entity.tag), spelling_term(entity.tag)))
     exact |= dict.fromkeys(cashtag_term(entity.tag) for entity in named.cashtags)
     exact |= dict.fromkeys(mention_term(entity.username) for entity in named.mentions)
-    # Grows with every edit, over all replicas: it is the owner's time.
+    # The time of the last edit, set by the tweet service, so it grows with every edit on all replicas.
     version = tweet.edited_at.ToMilliseconds() if tweet.edited else 0
     return Document(head.id, version, head.author_id, tuple(exact), words(tweet.text))
 
@@ -35,13 +39,16 @@ def tweet_document(core: tweet_pb2.TweetCore) -> Document | None:
 def user_document(
     user: user_pb2.UserRef | user_pb2.User, state: user_pb2.UserState.ValueType, version: int, followers: int
 ) -> Document | None:
-    """The document of a person whom so many follow; None where the account does not take part."""
+    """Returns the search document of a user, or None unless the account's state is ACTIVE.
+
+    `version` is the identity service's version of the user; `followers` becomes the document's rank.
+    """
     if state != user_pb2.USER_STATE_ACTIVE:
         return None
     username = tag_key(user.username)
     exact = {username_term(username): None}
     exact |= dict.fromkeys(handle_prefix_term(username[:length]) for length in range(1, len(username) + 1))
-    # Under scores join words in usernames.
+    # Underscores join words in usernames.
     for word in {*words(user.display_name), *words(user.username), *words(user.username.replace("_", " "))}:
         exact |= dict.fromkeys(
             name_prefix_term(word[:length]) for length in range(1, min(len(word), MAX_PREFIX_CHARS) + 1)
@@ -50,40 +57,47 @@ def user_document(
 
 
 def completion_term(tag: str) -> str:
-    """The index term by which a hashtag, given without its sign, is completed: `tag_of_term` gives its key back."""
+    """Returns the term by which a hashtag (without `#`) is completed. `tag_of_term` returns the hashtag's key from
+    it.
+    """
     return completion_prefix(tag) + " " + tag_key(tag)
 
 
 def completion_prefix(beginning: str) -> str:
-    """What the completion terms of all hashtags begin with that begin so, whatever their accents."""
+    """Returns the common prefix of the completion terms of all hashtags that begin with `beginning`, ignoring
+    accents.
+    """
     return "~" + fold(tag_key(beginning))[:MAX_TAG_CHARS]
 
 
 def spelling_term(tag: str) -> str:
-    """The index term of a hashtag in just this spelling, given without its sign: `tag_of_term` gives it back."""
+    """Returns the term of one spelling of a hashtag (without `#`). `tag_of_term` returns the spelling from it."""
     return spelling_prefix(tag_key(tag)) + unicodedata.normalize("NFC", tag)[:MAX_TAG_CHARS]
 
 
 def spelling_prefix(key: str) -> str:
-    """What the spelling terms of all spellings of one hashtag begin with."""
+    """Returns the common prefix of the spelling terms of one hashtag; `key` is its `tag_key`."""
     return f"={key} "
 
 
 def tag_of_term(term: str) -> str:
-    """The hashtag's key in a completion term, and its spelling in a spelling term. No tag holds a space."""
+    """Returns the hashtag's key from a completion term, or its spelling from a spelling term.
+
+    The term is split at its first space: no hashtag contains a space.
+    """
     return term.partition(" ")[2]
 
 
 def username_term(username: str) -> str:
-    """The index term of the one account of this name, whatever its case."""
+    """Returns the term that only the account with this username has, whatever the case."""
     return "u:" + tag_key(username)
 
 
 def handle_prefix_term(prefix: str) -> str:
-    """The index term of accounts whose username begins so."""
+    """Returns the term of all accounts whose username begins with `prefix`, cut to MAX_PREFIX_CHARS."""
     return "h:" + tag_key(prefix)[:MAX_PREFIX_CHARS]
 
 
 def name_prefix_term(word: str) -> str:
-    """The index term of accounts with a word that begins so in their names; `word` is folded."""
+    """Returns the term of all accounts with a name word that begins with `word` (folded), cut to MAX_PREFIX_CHARS."""
     return "n:" + word[: min(MAX_PREFIX_CHARS, MAX_WORD_CHARS)]

@@ -1,8 +1,9 @@
-"""What people type, as what an index can answer: a closed grammar. Only what is too long, or only leaves out, is an error.
+"""Parses search queries. The only errors are: too many terms, too many words, and a query with exclusions only.
 
-`word` · `"a phrase"` · `#tag` · `@mention` · `$CASH` · `from:username`. Everything must hold, and nothing that a `-` stands directly
-before (`-word`, `-"a phrase"`, `-#tag`, `-from:username`). There are no wildcards and no patterns; signs that mean nothing here
-separate words, and so does a `-` within a word, before a space, or doubled.
+Syntax: `word` · `"a phrase"` · `#tag` · `@mention` · `$CASH` · `from:username`. A match must have all of these and
+none of those with a `-` directly before them (`-word`, `-"a phrase"`, `-#tag`, `-from:username`). There are no
+wildcards and no patterns. Other punctuation separates words, and so does a `-` inside a word, before a space, or
+doubled.
 """
 
 from __future__ import annotations
@@ -12,26 +13,28 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from services.platform.rpc import errors
-from services.search.tokenizer import MARKS, tag_key, words
+from services.search.tokenizer import COMBINING_MARKS, tag_key, words
 
-# More is no question of a person; each costs a list to walk.
+# Each term costs the index one posting list; users do not type more terms than this.
 MAX_TERMS = 16
-# Of all terms together: no tweet has more words, so nothing that could match is refused.
+# The maximum of words in all phrases together. No tweet has more words, so no query that could match is rejected.
 MAX_WORDS = 280
 
-# A minus counts at the beginning or after a space only. An opening quote that is never closed holds up to the end.
+# A minus excludes only at the beginning or after a space. A quote that is not closed extends to the end.
 _CHUNK = re.compile(r'(?:(?<!\S)(-))?(?:["“”„]([^"“”„]*)(?:["“”„]|$)|([^\s"“”„]+))')
 _FROM = re.compile(r"from:@?([A-Za-z0-9_]{1,20})", re.IGNORECASE)
-# Joiners and the middle dot are part of tags in one script or another.
-_TAG = re.compile(rf"[#＃]([\w{MARKS}\u200c\u200d\u00b7]+)")
+# Zero-width joiners and the middle dot occur in hashtags of some scripts.
+_TAG = re.compile(rf"[#＃]([\w{COMBINING_MARKS}\u200c\u200d\u00b7]+)")
 _MENTION = re.compile(r"[@＠]([A-Za-z0-9_]{1,20})")
 _CASHTAG = re.compile(r"\$([A-Za-z]{1,6}(?:[._][A-Za-z]{1,2})?)")
-# Ends of sentences and closing brackets behind a sign's name.
+# Sentence ends and closing brackets after a hashtag, mention or cashtag.
 _TRAILING = ".,;:!?)]}'"
 
 
-class LeaseTiming(NamedTuple):
-    """Index terms, phrases (one word is a phrase too), and folded names of authors."""
+class QueryTerms(NamedTuple):
+    """Terms of a query: exact index terms, phrases (a single word is a phrase of one), and folded usernames of
+    authors.
+    """
 
     exact: tuple[str, ...] = ()
     phrases: tuple[tuple[str, ...], ...] = ()
@@ -39,27 +42,27 @@ class LeaseTiming(NamedTuple):
 
 
 class ParsedQuery(NamedTuple):
-    """A question: the terms that must all hold, and those of which none may."""
+    """A parsed query: what a match must have, and in `excluded` what it must not have."""
 
     exact: tuple[str, ...] = ()
     phrases: tuple[tuple[str, ...], ...] = ()
     authors: tuple[str, ...] = ()
-    excluded: LeaseTiming = LeaseTiming()
+    excluded: QueryTerms = QueryTerms()
 
     def __bool__(self) -> bool:
-        """False where nothing is asked that a tweet could have."""
+        """Returns False if the query has no term that a tweet must have; `excluded` does not count."""
         return bool(self.exact or self.phrases or self.authors)
 
 
-class Names(NamedTuple):
-    """A question for people: words that must all begin a word of a name, and those that must begin none."""
+class NameQuery(NamedTuple):
+    """A parsed query for users: each of `words` must begin a word of the user's names, and none of `excluded` may."""
 
     words: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
 
 
 class _Collected:
-    """Terms in the order in which they were met, each once."""
+    """Collects terms in order of appearance, without duplicates."""
 
     def __init__(self) -> None:
         self._exact: dict[str, None] = {}
@@ -67,7 +70,9 @@ class _Collected:
         self._authors: dict[str, None] = {}
 
     def add(self, quoted: str, plain: str) -> None:
-        """Takes in one chunk: the text between quotes, or else what stands between spaces."""
+        """Adds one chunk of the query: `quoted` is the text between quotes, `plain` an unquoted chunk; one of them is
+        empty.
+        """
         if author := _FROM.fullmatch(plain):
             self._authors[tag_key(author.group(1))] = None
         elif term := _term(plain.rstrip(_TRAILING)):
@@ -76,19 +81,21 @@ class _Collected:
             self._phrases[phrase] = None
 
     def add_tag(self, tag: str) -> None:
-        """Takes in a tag, with or without its sign."""
+        """Adds a hashtag or cashtag, with or without its sign."""
         if term := _tag_term(tag):
             self._exact[term] = None
 
-    def terms(self) -> LeaseTiming:
-        """What was taken in."""
-        return LeaseTiming(tuple(self._exact), tuple(self._phrases), tuple(self._authors))
+    def terms(self) -> QueryTerms:
+        """Returns the collected terms."""
+        return QueryTerms(tuple(self._exact), tuple(self._phrases), tuple(self._authors))
 
 
 def parse(query: str, keywords: Iterable[str] = (), tags: Iterable[str] = ()) -> ParsedQuery:
-    """The question in the query, the keywords and the tags together. Only in the query does a `-` leave out.
+    """Returns the parsed query, with `keywords` and `tags` as additional required terms. A `-` excludes in `query`
+    only.
 
-    INVALID_ARGUMENT above MAX_TERMS or MAX_WORDS, and if everything is left out and nothing asked for.
+    Raises INVALID_ARGUMENT if there are more than MAX_TERMS terms in `query` or more than MAX_WORDS words in all, or
+    if there are exclusions but nothing to look for.
     """
     wanted, unwanted = _Collected(), _Collected()
     for is_excluded, quoted, plain in _chunks(query):
@@ -97,37 +104,39 @@ def parse(query: str, keywords: Iterable[str] = (), tags: Iterable[str] = ()) ->
         wanted.add("", keyword)
     for tag in tags:
         wanted.add_tag(tag)
-    asked = ParsedQuery(*wanted.terms(), excluded=unwanted.terms())
-    if sum(map(len, (*asked.phrases, *asked.excluded.phrases))) > MAX_WORDS:
-        raise errors.invalid_argument(f"more than {MAX_WORDS} words", field="query")
-    if any(asked.excluded) and not asked:
+    parsed = ParsedQuery(*wanted.terms(), excluded=unwanted.terms())
+    if sum(map(len, (*parsed.phrases, *parsed.excluded.phrases))) > MAX_WORDS:
+        raise errors.invalid_argument(f"the query has more than {MAX_WORDS} words: shorten it", field="query")
+    if any(parsed.excluded) and not parsed:
         raise only_excludes()
-    return asked
+    return parsed
 
 
-def parse_names(query: str) -> Names:
-    """The question for people in the query, of at most MAX_TERMS words of either kind; more are passed over."""
+def parse_names(query: str) -> NameQuery:
+    """Returns the parsed query for users. Words after the first MAX_TERMS of either kind are ignored."""
     wanted: list[str] = []
     unwanted: list[str] = []
     for minus, quoted, plain in _CHUNK.findall(query):
         (unwanted if _excludes(minus, plain) else wanted).extend(words(quoted or plain))
-    return Names(tuple(wanted[:MAX_TERMS]), tuple(unwanted[:MAX_TERMS]))
+    return NameQuery(tuple(wanted[:MAX_TERMS]), tuple(unwanted[:MAX_TERMS]))
 
 
 def only_excludes() -> errors.RoostError:
-    """The refusal of a question that asks for nothing and only leaves out."""
+    """Returns the INVALID_ARGUMENT error for a query with exclusions only."""
     return errors.invalid_argument(
-        "this search only leaves out: add a word to look for, without a minus before it", field="query"
+        "the query has exclusions only: add a word to look for, without a minus before it", field="query"
     )
 
 
 def _chunks(query: str) -> list[tuple[bool, str, str]]:
-    """Whether each chunk is to be left out, what is between its quotes, or else the chunk. INVALID_ARGUMENT above MAX_TERMS."""
+    """Returns (is excluded, text between quotes, unquoted text) for each chunk. Raises INVALID_ARGUMENT above
+    MAX_TERMS chunks.
+    """
     found = [
         (_excludes(minus, plain), quoted, plain) for minus, quoted, plain in _CHUNK.findall(query) if quoted or plain
     ]
     if len(found) > MAX_TERMS:
-        raise errors.invalid_argument(f"{len(found)} terms; at most {MAX_TERMS}", field="query")
+        raise errors.invalid_argument(f"the query has {len(found)} terms: use at most {MAX_TERMS}", field="query")
     return found
 
 
@@ -137,27 +146,27 @@ def _excludes(minus: str, plain: str) -> bool:
 
 
 def hashtag_term(tag: str) -> str:
-    """The index term of a hashtag, given without its sign."""
+    """Returns the index term of a hashtag, given without its sign."""
     return "#" + tag_key(tag)
 
 
 def cashtag_term(tag: str) -> str:
-    """The index term of a cashtag, given without its sign."""
+    """Returns the index term of a cashtag, given without its sign."""
     return "$" + tag_key(tag)
 
 
 def mention_term(username: str) -> str:
-    """The index term of a mention, given without its sign."""
+    """Returns the index term of a mention, given without its sign."""
     return "@" + tag_key(username)
 
 
 def author_term(user_id: int) -> str:
-    """The index term of everything that one author wrote."""
+    """Returns the index term of all tweets of one author."""
     return f"from:{user_id}"
 
 
 def _term(chunk: str) -> str:
-    """The index term of a chunk that is one sign and a name; empty for all others."""
+    """Returns the index term if the chunk is exactly one hashtag, mention or cashtag; otherwise an empty string."""
     if found := _TAG.fullmatch(chunk):
         return hashtag_term(found.group(1))
     if found := _MENTION.fullmatch(chunk):
@@ -168,6 +177,7 @@ def _term(chunk: str) -> str:
 
 
 def _tag_term(tag: str) -> str:
+    """Returns the index term of a hashtag or cashtag, with or without its sign; an empty string if no name is left."""
     name = tag.strip().lstrip("#＃")
     if found := _CASHTAG.fullmatch(name):
         return cashtag_term(found.group(1))

@@ -1,4 +1,4 @@
-"""How matching tweets are ordered where the best come first: a sum of bounded parts, so that no single one decides alone."""
+"""Ranks matching tweets by a sum of bounded parts, so that no single part decides alone."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from collections.abc import Container, Mapping, Sequence
 from services.platform.ids.snowflake import timestamp_ms
 from services.search.store import Hit
 
-# How well the text fits, and how new the tweet is, weigh the same.
+# Text relevance and recency have equal weight.
 TEXT = 1.0
 RECENCY = 1.0
-# What lifts a tweet among others that fit: an author whom the reader follows, people acting upon it now, a word asked for as its hashtag.
-# People followed weigh most: a longer text alone fits down to a quarter as well as a bare word, and must not hide them.
+# Boosts: the reader follows the author; the tweet is trending; the tweet has a searched word as a hashtag. Followed
+# authors weigh most: text relevance alone can make a longer text score a quarter of a one-word text, and the boost
+# must outweigh that.
 FOLLOWED = 0.8
 TRENDING = 0.5
 HASHTAG = 0.3
-# News are old after a day, yet last week's best answer still stands above last week's second best.
+# Recency halves every day. A tweet of last week with the best text still ranks above one of last week with a weaker
+# text.
 HALF_LIFE_MS = 24 * 3600 * 1000
 
 
 def rank(
     hits: Sequence[Hit], followed: Container[int], trending: Mapping[int, float], now_ms: int
 ) -> list[tuple[float, int]]:
-    """(score, tweet id), best first; of equals the newer first. `trending` gives tweets a strength from 0 to 1.
+    """Returns (score, tweet id) of all hits, highest score first; of equal scores the newer tweet first.
 
-    What is too new to be compared fits as well as the best.
+    `followed` holds author ids. `trending` maps tweet ids to a strength from 0 to 1; other tweets have 0. A hit
+    without a text score (not committed to the index yet) is ranked as if its text were the best match.
     """
     most = max((hit.score for hit in hits if hit.score is not None), default=0.0) or 1.0
 
@@ -37,8 +40,11 @@ def rank(
 
 
 def score(hit: Hit, fit: float, followed: bool, trending: float, now_ms: int) -> float:
-    """One tweet's score, from 0 to the sum of the weights, of how well its text fits (from 0 to 1) and the rest. A text that fits
-    twice as well beats no boost of everything else."""
+    """Returns the score of one tweet, from 0 to the sum of the weights. `fit` is the text relevance from 0 to 1.
+
+    `now_ms` is in Unix milliseconds; an id ahead of it counts as new. Halving `fit` cannot be made up for by all
+    other parts unless they are at their maximum.
+    """
     age_ms = max(now_ms - timestamp_ms(hit.id), 0)
     return (
         TEXT * fit

@@ -1,4 +1,6 @@
-"""The index built anew from its owners, online: at a first start, and when an operator asks for it."""
+"""Rebuilds the search index from the owning services while searches go on: at the first start, or if an operator
+asks.
+"""
 
 from __future__ import annotations
 
@@ -18,71 +20,73 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 from services.platform.events.log import is_transient
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
-from services.search.consumer import Followers, cooperative_batches, tweet_change
+from services.search.consumer import FollowerCounts, cooperative_batches, tweet_change
 from services.search.documents import user_document
-from services.search.store import Change, Collection, SearchIndex
+from services.search.store import Collection, IndexChange, SearchIndex
 
-# After a failure; then twice as long, up to the most.
+# Delay after the first failure; it doubles with each further one, up to the maximum.
 RETRY_FIRST_S = 0.2
-RETRY_MOST_S = 30.0
-# An index that several processes share may be dropped while they run, or be there only after them: noticed within this.
-LOOK_EVERY_S = 10.0
+RETRY_MAX_S = 30.0
+# A shared index may be dropped, or created late, while this process runs; it is noticed within this time.
+POLL_EVERY_S = 10.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 Sleep = Callable[[float], Awaitable[None]]
 
 
 class Rebuilder:
-    """Builds the index anew, one at a time; a worker that does so by itself where it was never filled."""
+    """Rebuilds the index, one build at a time. As a worker it starts a build by itself if the index was never filled."""
 
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, sleep: Sleep = asyncio.sleep) -> None:
         self._scan_tweets: Any = TweetServiceStub(channel).ScanTweets
         self._scan_users: Any = UserServiceStub(channel).ScanUsers
-        self._followers = Followers(channel)
+        self._followers = FollowerCounts(channel)
         self._index = index
         self._sleep = sleep
         self._task: asyncio.Task[None] | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._poller: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins where the index was never filled, now or whenever that is seen later."""
-        await self._look()
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look_for_ever(), name="search-rebuild")
+        """Starts a build if the index was never filled, and checks for that again every POLL_EVERY_S."""
+        await self._build_if_never_filled()
+        if self._poller is None:
+            self._poller = asyncio.create_task(self._poll_forever(), name="search-rebuild")
 
     async def stop(self) -> None:
-        """Gives up what is under way: the index in use stays."""
-        for task in filter(None, (self._looking, self._task)):
+        """Cancels the build in progress. The index in use is not changed."""
+        for task in filter(None, (self._poller, self._task)):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     def begin(self) -> bool:
-        """Begins, unless it is under way: then it answers False."""
+        """Starts a build in the background and returns True; returns False if one is in progress."""
         if self._task is not None and not self._task.done():
             return False
-        # In an empty context: neither the deadline nor the name of whoever asked ends with the call.
-        self._task = asyncio.get_running_loop().create_task(self._until_done(), context=contextvars.Context())
+        # An empty context, so that the build does not inherit the deadline and the metadata of the call that started
+        # it.
+        self._task = asyncio.get_running_loop().create_task(self._build_with_retries(), context=contextvars.Context())
         return True
 
     async def done(self) -> None:
-        """Returns once what is under way has ended; raises what ended it."""
+        """Waits until the build in progress has ended, if there is one. Raises CancelledError if it was cancelled."""
         if self._task is not None:
             await asyncio.shield(self._task)
 
-    async def _look_for_ever(self) -> None:
+    async def _poll_forever(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            await self._look()
+            await asyncio.sleep(POLL_EVERY_S)
+            await self._build_if_never_filled()
 
-    async def _look(self) -> None:
+    async def _build_if_never_filled(self) -> None:
         try:
             if not await self._index.filled():
                 self.begin()
         except errors.RoostError as error:
-            _log.warning("the search index cannot be asked, will be asked again", error=str(error))
+            log.warning("search_index.check_failed", error=str(error))
 
-    async def _until_done(self) -> None:
+    async def _build_with_retries(self) -> None:
+        """Builds until it succeeds, with exponential backoff. Returns early if another process is building."""
         failures = 0
         while True:
             try:
@@ -90,34 +94,40 @@ class Rebuilder:
                 return
             except errors.RoostError as error:
                 if error.reason == Reason.INDEX_BEING_BUILT:
-                    # It serves this process too. Where its builder dies, the next look begins again.
-                    _log.info("the search index is being built by another process")
+                    # The other build serves this process too. If its builder dies, the next poll starts a build.
+                    log.info("search_index.build_left_to_other_process")
                     return
                 failures += 1
-                _log.error("search index not built, will begin again", failures=failures, error=str(error))
+                log.error("search_index.build_failed", failures=failures, error=str(error))
             except Exception as error:
                 failures += 1
-                _log.error("search index not built, will begin again", failures=failures, error=repr(error))
-            await self._sleep(min(RETRY_FIRST_S * 2.0 ** min(failures - 1, 20), RETRY_MOST_S))
+                log.error("search_index.build_failed", failures=failures, error=repr(error))
+            await self._sleep(min(RETRY_FIRST_S * 2.0 ** min(failures - 1, 20), RETRY_MAX_S))
 
     async def _build(self) -> None:
-        begun = time.monotonic()
+        started_s = time.monotonic()
         await self._index.begin()
         counts = {"users": 0, "tweets": 0}
-        async for users in self._through(self._users):
+        async for users in self._resuming(self._users):
             await self._fill(users)
             counts["users"] += len(users)
-        async for tweets in self._through(self._tweets):
+        async for tweets in self._resuming(self._tweets):
             await self._fill(tweets)
             counts["tweets"] += len(tweets)
         await self._index.finish()
-        _log.info("search index built", seconds=round(time.monotonic() - begun, 3), **counts)
+        log.info("search_index.built", seconds=round(time.monotonic() - started_s, 3), **counts)
 
-    async def _fill(self, changes: list[Change]) -> None:
+    async def _fill(self, changes: list[IndexChange]) -> None:
         await self._index.fill([change for change in changes if change.document is not None])
 
-    async def _through(self, scan: Callable[[int], AsyncIterator[list[Change]]]) -> AsyncIterator[list[Change]]:
-        """A scan to its end, taken up again behind the last id after a failure that passes."""
+    async def _resuming(
+        self, scan: Callable[[int], AsyncIterator[list[IndexChange]]]
+    ) -> AsyncIterator[list[IndexChange]]:
+        """Yields the batches of a scan to its end. After a transient failure the scan resumes after the last id
+        received.
+
+        Raises other failures of the scan as they are.
+        """
         after_id, failures = 0, 0
         while True:
             try:
@@ -129,25 +139,27 @@ class Rebuilder:
                 if not is_transient(error):
                     raise
                 failures += 1
-                _log.warning("scan interrupted, will go on", after_id=after_id, code=error.code().name)
-            await self._sleep(min(RETRY_FIRST_S * 2.0 ** min(failures - 1, 20), RETRY_MOST_S))
+                log.warning("search_index.scan_interrupted", after_id=after_id, code=error.code().name)
+            await self._sleep(min(RETRY_FIRST_S * 2.0 ** min(failures - 1, 20), RETRY_MAX_S))
 
-    async def _tweets(self, after_id: int) -> AsyncIterator[list[Change]]:
+    async def _tweets(self, after_id: int) -> AsyncIterator[list[IndexChange]]:
+        """Yields batches of tweet changes in the order of ids, for ids above `after_id`."""
         async for message in self._scan_tweets(tweet.ScanTweetsRequest(after_id=after_id)):
-            changes: list[Change] = []
+            changes: list[IndexChange] = []
             for part in cooperative_batches(message.cores):
                 changes.extend(map(tweet_change, part))
                 await asyncio.sleep(0)
             if changes:
                 yield changes
 
-    async def _users(self, after_id: int) -> AsyncIterator[list[Change]]:
+    async def _users(self, after_id: int) -> AsyncIterator[list[IndexChange]]:
+        """Yields batches of user changes in the order of ids, for ids above `after_id`, with their follower counts."""
         async for message in self._scan_users(identity.ScanUsersRequest(after_id=after_id)):
-            changes: list[Change] = []
+            changes: list[IndexChange] = []
             for part in cooperative_batches(message.users):
                 followers = await self._followers.counts([one.user.id for one in part])
                 changes.extend(
-                    Change(
+                    IndexChange(
                         Collection.USERS,
                         one.user.id,
                         user_document(one.user, one.state, one.version, followers[one.user.id]),

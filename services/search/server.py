@@ -1,4 +1,4 @@
-"""Composition root of the search service: the only module that names an adapter."""
+"""Composition root of the search service: the only module of the service that names an adapter."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from services.platform.backends import cluster_backends_of, shared_versions_of
 from services.platform.service import Service, ServiceContext, Worker
 from services.search.best import BestMatches
 from services.search.consumer import INDEX_TOPICS, TREND_TOPICS, Indexer, PositionedConsumer, TrendCounter
-from services.search.people import PeopleSearch
 from services.search.rebuild import Rebuilder
 from services.search.service import CachedRanking, SearchService
 from services.search.store import SearchIndex
 from services.search.store.tantivy.store import EmbeddedSearchIndex
 from services.search.trends import TAG_MIN_ACTORS, TWEET_MIN_ACTORS, Trends
 from services.search.tweets import TweetSearch
+from services.search.users import UserSearch
 from services.shared.hydration.hydrator import Hydrator
 
 
 async def build(context: ServiceContext) -> Service:
-    """The search service on its family's index; trends are of each process, and known to all from the log."""
+    """Builds the search service on the backends of the process. Each process counts trends by itself, from the whole
+    event log.
+    """
     index = await _open_index(context)
     tags: Trends[str] = Trends(context.clock, TAG_MIN_ACTORS)
     tweets: Trends[int] = Trends(context.clock, TWEET_MIN_ACTORS)
@@ -25,7 +27,7 @@ async def build(context: ServiceContext) -> Service:
     counter = TrendCounter(context.channel, tags, tweets, context.clock)
     counting = context.log.consumer("search-trends", TREND_TOPICS, counter.apply, broadcast=True)
     rebuilder = Rebuilder(context.channel, index)
-    people = PeopleSearch(context.channel, index, context.cursors)
+    people = UserSearch(context.channel, index, context.cursors)
     hydrator = Hydrator(context.channel, shared_versions_of(context))
     best = BestMatches(context.channel, index, trending_tweets.strengths)
     search = TweetSearch(index, best, people, hydrator, context.cursors, context.clock)
@@ -33,13 +35,13 @@ async def build(context: ServiceContext) -> Service:
     return Service(
         context.name,
         servicers={"roost.search.v1.SearchService": servicer},
-        workers=(_indexing(context, index), PositionedConsumer(counting, counter.place), rebuilder),
+        workers=(_indexing(context, index), PositionedConsumer(counting, counter.start_position), rebuilder),
         resources=(index,),
     )
 
 
 async def _open_index(context: ServiceContext) -> SearchIndex:
-    """The folder `search` in the data directory, or the indexes that all processes of the mesh share."""
+    """Opens the Tantivy index in `<data_dir>/search`, or the OpenSearch indexes that all processes of the mesh share."""
     if cluster_backends_of(context) is None:
         return await EmbeddedSearchIndex.open(context.data_dir / "search")
     from services.search.store.opensearch.store import OpenSearchIndex
@@ -48,9 +50,10 @@ async def _open_index(context: ServiceContext) -> SearchIndex:
 
 
 def _indexing(context: ServiceContext, index: SearchIndex) -> Worker:
+    """Returns the consumer that applies events to the index."""
     indexer = Indexer(context.channel, index, context.clock)
     consumer = context.log.consumer("search", INDEX_TOPICS, indexer.apply)
     if cluster_backends_of(context) is None:
-        return PositionedConsumer(consumer, indexer.place)
-    # What was applied is durable then: the place that the log keeps for the group is the index's own, whoever reads which part of it.
+        return PositionedConsumer(consumer, indexer.start_position)
+    # On OpenSearch, `apply` returns after the changes are durable, so the consumer group's committed offset is right.
     return consumer

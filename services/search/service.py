@@ -15,26 +15,26 @@ from roost.tweet.v1 import tweet_pb2
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
 from services.search.documents import completion_prefix, spelling_prefix, tag_of_term
-from services.search.people import PeopleSearch
 from services.search.query import MAX_TERMS, only_excludes, parse, parse_names
 from services.search.rebuild import Rebuilder
 from services.search.store import SearchIndex
 from services.search.tokenizer import words
 from services.search.trends import Trend, Trends
 from services.search.tweets import TweetSearch
+from services.search.users import UserSearch
 
 DEFAULT_PAGE_SIZE = 20
-# Rankings are made anew at most so often, however many ask: nobody sees a trend a second sooner.
-RANKED_EVERY_S = 1.0
+# A ranking of trends is computed at most this often, however many requests ask for it. Trends change over minutes.
+RANKING_TTL_S = 1.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
-# The generated type differs from method to method, and nothing here asks the context for anything.
+# The generated context type differs from method to method, and no method here uses its context.
 _Context = Any
 
 
 class CachedRanking:
-    """The ranking of trends, remembered for RANKED_EVERY_S. `clock` gives unix seconds."""
+    """Caches the ranking of trends for RANKING_TTL_S. `clock` returns Unix seconds."""
 
     def __init__(self, trends: Trends[Any], clock: Callable[[], float]) -> None:
         self._trends = trends
@@ -43,25 +43,26 @@ class CachedRanking:
         self._ranked: Sequence[Trend] = ()
 
     def __call__(self) -> Sequence[Trend]:
+        """Returns the trends, strongest first, at most RANKING_TTL_S old."""
         now_s = self._clock()
-        if abs(now_s - self._at_s) >= RANKED_EVERY_S:
+        if abs(now_s - self._at_s) >= RANKING_TTL_S:
             self._at_s, self._ranked = now_s, self._trends.ranking()
         return self._ranked
 
     def strengths(self) -> Mapping[Any, float]:
-        """Each one's strength as a share of the strongest's: from 0 to 1."""
+        """Returns for each trending key its strength divided by the strongest one's, from 0 to 1."""
         ranked = self()
         return {trend.key: trend.strength / ranked[0].strength for trend in ranked if ranked[0].strength > 0}
 
 
 class SearchService(SearchServiceServicer):
-    """Finds tweets and people, completes what is typed, and tells what is talked about."""
+    """Serves search, completion, trends and reindexing."""
 
     def __init__(
         self,
         index: SearchIndex,
         tweets: TweetSearch,
-        people: PeopleSearch,
+        people: UserSearch,
         trending_tags: CachedRanking,
         trending_tweets: CachedRanking,
         rebuilder: Rebuilder,
@@ -69,7 +70,7 @@ class SearchService(SearchServiceServicer):
     ) -> None:
         self._index = index
         self._tweets = tweets
-        self._people = people
+        self._user_search = people
         self._trending_tags = trending_tags
         self._trending_tweets = trending_tweets
         self._rebuilder = rebuilder
@@ -83,7 +84,7 @@ class SearchService(SearchServiceServicer):
         names = parse_names(request.query)
         if names.excluded and not names.words:
             raise only_excludes()
-        users, next_cursor = await self._people.page(names, request.cursor, _size(request), calls.reader_id())
+        users, next_cursor = await self._user_search.page(names, request.cursor, _size(request), calls.reader_id())
         return pb.SearchUsersResponse(users=users, next_cursor=next_cursor)
 
     async def Search(self, request: pb.SearchRequest, context: _Context) -> pb.JoinedSearchPage:
@@ -101,7 +102,7 @@ class SearchService(SearchServiceServicer):
         users: Sequence[user_pb2.UserRef] = ()
         tags: Sequence[str] = ()
         if not text.startswith("#"):
-            users = await self._people.suggest(parse_names(text), size, calls.reader_id())
+            users = await self._user_search.suggest(parse_names(text), size, calls.reader_id())
         if name := "" if text.startswith("@") else text.lstrip("#"):
             tags = await self._complete_tag(name, size)
         return pb.SuggestResponse(users=users, tags=tags)
@@ -109,7 +110,7 @@ class SearchService(SearchServiceServicer):
     async def ListTrendingTags(
         self, request: pb.ListTrendingTagsRequest, context: _Context
     ) -> pb.ListTrendingTagsResponse:
-        ranked, start, size = self._trending_tags(), self._place(request.cursor, "trending_tags"), _size(request)
+        ranked, start, size = self._trending_tags(), self._offset(request.cursor, "trending_tags"), _size(request)
         end = start + size
         return pb.ListTrendingTagsResponse(
             tags=[pb.TrendingTag(tag=trend.spelling, tweets=trend.acts) for trend in ranked[start:end]],
@@ -124,14 +125,14 @@ class SearchService(SearchServiceServicer):
         def seal(place: int) -> str:
             return self._cursors.seal("trending_tweets", 0, place)
 
-        start = self._place(request.cursor, "trending_tweets")
+        start = self._offset(request.cursor, "trending_tweets")
         tweets, next_cursor = await self._tweets.in_order(ids, start, _size(request), calls.reader_id(), seal)
         return tweet_pb2.JoinedTweetPage(tweets=tweets, next_cursor=next_cursor)
 
     async def Reindex(self, request: pb.ReindexRequest, context: _Context) -> pb.ReindexResponse:
         started = self._rebuilder.begin()
         call = calls.current()
-        _log.info(
+        log.info(
             "audit",
             action="reindex",
             actor_id=call.actor.user_id,
@@ -142,30 +143,36 @@ class SearchService(SearchServiceServicer):
         return pb.ReindexResponse(started=started)
 
     async def GetReindex(self, request: pb.GetReindexRequest, context: _Context) -> pb.GetReindexResponse:
-        build = await self._index.building()
+        build = await self._index.build_status()
         return pb.GetReindexResponse(index=build.number, building=build.filled is not None, documents=build.filled or 0)
 
     async def _find_tweets(self, request: pb.SearchTweetsRequest | pb.SearchRequest) -> tuple[list[bytes], str]:
-        asked = parse(request.query, request.keywords, request.tags)
+        parsed = parse(request.query, request.keywords, request.tags)
         find = self._tweets.latest if request.order == pb.SEARCH_ORDER_LATEST else self._tweets.top
-        return await find(asked, request.cursor, _size(request), calls.reader_id())
+        return await find(parsed, request.cursor, _size(request), calls.reader_id())
 
     async def _find_users(self, request: pb.SearchRequest) -> tuple[list[user_pb2.User], str]:
         names = parse_names(request.query)
         names = names._replace(words=(*names.words, *words(" ".join(request.keywords)))[:MAX_TERMS])
-        return await self._people.page(names, request.cursor, _size(request), calls.reader_id())
+        return await self._user_search.page(names, request.cursor, _size(request), calls.reader_id())
 
     async def _complete_tag(self, beginning: str, limit: int) -> list[str]:
-        """Up to `limit` hashtags that begin so, the most used first, each as most people write it."""
+        """Returns up to `limit` hashtags that begin with `beginning`, the most used first, each in its most used
+        spelling.
+        """
         terms = await self._index.terms(completion_prefix(beginning), limit)
         keys = [tag_of_term(term) for term in terms]
         spellings = await self._index.most_used([spelling_prefix(key) for key in keys])
-        # A tweet may have been deleted between the two questions.
+        # The last tweet with a spelling may be deleted between the two calls; then the key is returned.
         return [tag_of_term(term) or key for key, term in zip(keys, spellings, strict=True)]
 
-    def _place(self, cursor: str, list_name: str) -> int:
+    def _offset(self, cursor: str, list_name: str) -> int:
+        """Returns the list position that the cursor holds; 0 without a cursor. Raises INVALID_ARGUMENT for a foreign
+        cursor.
+        """
         return int(self._cursors.open(cursor, list_name, 0)[0]) if cursor else 0
 
 
 def _size(request: Any) -> int:
+    """Returns the requested page size, or DEFAULT_PAGE_SIZE if the field is not set."""
     return int(request.page_size) if request.HasField("page_size") else DEFAULT_PAGE_SIZE

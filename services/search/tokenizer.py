@@ -1,7 +1,9 @@
-"""Texts and questions as words: the same for both, so that what was written is found.
+"""Splits texts and queries into words. Both use the same rules, so that a query matches the text that it was copied
+from.
 
-Words are folded: case, width, accents, strokes through letters, vowel points. Scripts without spaces, and emoji, are taken character
-by character; a word of theirs is then a phrase. Nothing here is an operator: no input can become more than words.
+Words are folded: case, width, accents, strokes through letters and vowel points are removed. Each character of a
+script without spaces (Thai, Han, kana, …) and each emoji is a word of its own, so a word of such a script is searched
+as a phrase. No character is an operator: every input yields words only.
 """
 
 from __future__ import annotations
@@ -10,22 +12,23 @@ import re
 import sys
 import unicodedata
 
-# No word that people look for is longer; what is longer is found by its beginning.
+# Longer words are cut to this length, in texts and in queries alike. No word that users search for is longer.
 MAX_WORD_CHARS = 64
-# The contract's bound of a tag.
+# The maximum length of a hashtag in the protos.
 MAX_TAG_CHARS = 100
 
-# Thai, Lao, Burmese, Khmer, kana, Han: written without spaces.
+# Scripts written without spaces: Thai, Lao, Burmese, Khmer, kana, Han.
 _ALONE = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _EMOJI = "\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
-# Vowel signs and the like stand within words, though Python's \w leaves them out.
-MARKS = re.escape("".join(c for c in map(chr, range(0x300, 0xFFFF)) if unicodedata.category(c)[0] == "M"))
-_WORD = re.compile(rf"[{_ALONE}{_EMOJI}]|[^\W{_ALONE}]+(?:[{MARKS}]+[^\W{_ALONE}]*)*")
+# Combining marks (vowel signs and the like) belong to a word, but Python's \w does not match them.
+COMBINING_MARKS = re.escape("".join(c for c in map(chr, range(0x300, 0xFFFF)) if unicodedata.category(c)[0] == "M"))
+_WORD = re.compile(rf"[{_ALONE}{_EMOJI}]|[^\W{_ALONE}]+(?:[{COMBINING_MARKS}]+[^\W{_ALONE}]*)*")
 
-# Few people type these when they look for something: accents of Latin, Greek and Cyrillic, points of Hebrew, vowel signs of Arabic.
-# Marks of other scripts (Indic vowels, kana voicing) make another word.
+# Marks that few users type in a search, so folding removes them: accents of Latin, Greek and Cyrillic, points of
+# Hebrew, vowel signs of Arabic. Marks of other scripts (Indic vowels, kana voicing) make a different word and are
+# kept.
 _OPTIONAL_MARKS = (
     (0x300, 0x36F),
     (0x483, 0x487),
@@ -40,7 +43,7 @@ _OPTIONAL_MARKS = (
     (0xFB1E, 0xFB1E),
     (0xFE20, 0xFE2F),
 )
-# Letters that Unicode does not decompose, and whose names do not tell what they are a form of.
+# Letters that Unicode does not decompose, and whose Unicode name does not contain their base letter.
 _OTHER_FORMS = {
     "æ": "ae",
     "œ": "oe",
@@ -49,7 +52,8 @@ _OTHER_FORMS = {
     "ŋ": "n",
     "ı": "i",
     "ȷ": "j",
-    # Arabic as it is typed: final forms for one another, Persian letters, alef with a sign of its own, and the stretching line.
+    # Arabic spelling variants: final forms, Persian letters, alef wasla, and the tatweel (stretching line), which is
+    # dropped.
     "ى": "ي",
     "ی": "ي",
     "ک": "ك",
@@ -57,7 +61,7 @@ _OTHER_FORMS = {
     "ٱ": "ا",
     "ـ": "",
 }
-# Blocks with letters such as ł, ø, đ and ħ, which Unicode names by the letter that they are a form of.
+# Blocks with letters such as ł, ø, đ and ħ, whose Unicode name contains their base letter.
 _LATIN_BLOCKS = (
     (0x80, 0x2AF),
     (0x1D00, 0x1DBF),
@@ -70,7 +74,9 @@ _NAMED_FORM = re.compile(r"LATIN SMALL LETTER ([A-Z]{1,2}) WITH .+")
 
 
 def _folded_characters() -> dict[int, str]:
-    """What stands for each decomposed, lower-case character that folding changes; empty for marks that are dropped."""
+    """Returns the translation table of `fold`: code point of a decomposed, lower-case character → its replacement,
+    which is empty if folding drops the character.
+    """
     made = {ord(letter): plain for letter, plain in _OTHER_FORMS.items()}
     for first, last in _OPTIONAL_MARKS:
         made |= {code: "" for code in range(first, last + 1) if unicodedata.category(chr(code)) == "Mn"}
@@ -85,7 +91,9 @@ _FOLDED = _folded_characters()
 
 
 def fold(text: str) -> str:
-    """The text without what people do not mind when they look for something: case, width, accents and the like (see _FOLDED)."""
+    """Returns the text without case, width, accents and the other differences listed in _OPTIONAL_MARKS and
+    _OTHER_FORMS.
+    """
     if text.isascii():
         return text.lower()
     decomposed = unicodedata.normalize("NFKD", text).casefold()
@@ -93,10 +101,15 @@ def fold(text: str) -> str:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The folded words of the text in order, each of at most MAX_WORD_CHARS, interned: most recur in every tenth tweet."""
+    """Returns the folded words of the text in order, each cut to MAX_WORD_CHARS.
+
+    The strings are interned, because most words recur in many tweets.
+    """
     return tuple(sys.intern(word[:MAX_WORD_CHARS]) for word in _WORD.findall(fold(text)))
 
 
 def tag_key(tag: str) -> str:
-    """What two spellings of one tag, mention or username have in common. Accents count: they make another tag."""
+    """Returns the key that all spellings of one tag, mention or username share: case and width are folded, accents
+    are kept.
+    """
     return unicodedata.normalize("NFKC", tag.casefold())[:MAX_TAG_CHARS]

@@ -1,7 +1,8 @@
-"""What is talked about now: how many different people act in a window, against how many usually do.
+"""Ranks trends: how many different users act on a key in the last hour, compared with how many usually do.
 
-People are counted, not acts: one account that says something a thousand times is one. Everything is bounded, and what is weakest goes
-first, so a flood of made-up tags costs those who are alone with a tag, not a tag that several use.
+Users are counted, not actions: an account that repeats a tag a thousand times counts once. All memory is bounded. If
+a bound is reached the weakest keys are evicted first, so a flood of made-up tags evicts tags that one user uses, not
+tags that several use.
 """
 
 from __future__ import annotations
@@ -17,32 +18,34 @@ from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-# What counts as now.
+# The length of the window.
 WINDOW_S = 3_600.0
-# How fast what is usual follows: what began three hours ago is half usual.
-USUAL_HALF_LIFE_S = 3 * 3_600.0
-# What is usual is reckoned in steps of this length.
+# Half-life of the baseline: a change that began three hours ago is half included.
+BASELINE_HALF_LIFE_S = 3 * 3_600.0
+# Baselines are updated in steps of this length.
 STEP_S = 300.0
-# Different people before a tag trends, and before a tweet does: its author does not count.
+# Minimum of different users for a trending tag, and for a trending tweet, whose author does not count.
 TAG_MIN_ACTORS = 3
 TWEET_MIN_ACTORS = 2
-# Acts remembered, some 300 bytes each; above that the window is shorter.
+# Maximum of actions in memory, about 300 bytes each. If there are more, the oldest are evicted and the window becomes
+# shorter.
 MAX_ACTS = 100_000
-# Keys one act may count for: a text of 280 characters holds more tags only to be counted.
-MAX_KEYS_AN_ACT = 10
-# Keys remembered; when there are more, the weakest tenth goes.
+# Maximum of keys that one action counts for. A tweet with more tags than this is spam.
+MAX_KEYS_PER_ACT = 10
+# Maximum of keys in memory. If there are more, the weakest tenth is evicted.
 MAX_KEYS = 10_000
-# Forgotten acts that may wait in the order of times beyond as many as there are acts.
-MAX_FORGOTTEN = 1_000
-# Less than this many people a window is nothing usual.
-FORGOTTEN = 0.05
-# What any list can show.
+# The heap may hold as many removed actions as there are actions, plus this many; then it is rebuilt.
+MAX_STALE_HEAP_ENTRIES = 1_000
+# A baseline (users in a window) below this counts as none.
+MIN_BASELINE = 0.05
+# Maximum length of a ranking.
 MAX_RANKED = 100
 
 
 class Trend(NamedTuple):
-    """One that trends: how far above the usual, how many different people, how many acts in the window, and as what most people
-    wrote it (empty if it is never written)."""
+    """A trending key. `strength`: standard deviations above the baseline; `actors`: different users and `acts`:
+    actions in the window; `spelling`: the spelling that most users wrote, empty for keys that are not written.
+    """
 
     key: Hashable
     strength: float
@@ -52,22 +55,27 @@ class Trend(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Entry:
-    # How many acts of each in the window, and of these under each spelling.
+class _KeyCounts:
+    """The counts of one key."""
+
+    # Actions of each user in the window; and the same for each spelling.
+
     actors: Counter[int] = field(default_factory=Counter)
     spellings: dict[str, Counter[int]] = field(default_factory=dict)
     acts: int = 0
-    # People a window, smoothed over hours.
-    usual: float = 0.0
+    # Users in a window, smoothed over hours.
+    baseline: float = 0.0
 
     def add(self, actor: int, spelling: str) -> None:
-        """Counts one act."""
+        """Counts one action."""
         self.acts += 1
         self.actors[actor] += 1
         self.spellings.setdefault(spelling, Counter())[actor] += 1
 
-    def take_back(self, actor: int, spelling: str) -> None:
-        """Counts one act less. One that was not counted, because the entry was dropped and came again since, changes nothing."""
+    def remove(self, actor: int, spelling: str) -> None:
+        """Takes one action out of the counts. Does nothing if the action was not counted, because the key was evicted
+        and added again.
+        """
         spelled = self.spellings.get(spelling, Counter())
         if actor not in spelled:
             return
@@ -80,24 +88,29 @@ class _Entry:
             del self.spellings[spelling]
 
     def spelling(self) -> str:
-        """As most people wrote it; of equals the first by its characters: capitals come first, and tell words apart."""
+        """Returns the spelling that most users wrote; of equals the first in code-point order, which prefers capitals
+        (they separate words).
+        """
         return min(self.spellings, key=lambda one: (-len(self.spellings[one]), one), default="")
 
     def strength(self) -> float:
-        """By how many standard deviations of what is usual there are more people now."""
-        return (len(self.actors) - self.usual) / math.sqrt(self.usual + 1.0)
+        """Returns by how many standard deviations the current number of users is above the baseline."""
+        return (len(self.actors) - self.baseline) / math.sqrt(self.baseline + 1.0)
 
 
 @dataclass(slots=True, frozen=True)
 class _Act(Generic[K]):
     actor: int
     at_s: float
-    # And how each was written.
+    # Key → its spelling in this action.
     keys: dict[K, str]
 
 
 class Trends(Generic[K]):
-    """Counts acts under keys. `clock` gives unix seconds; acts come roughly in the order of their time, and may come twice or late."""
+    """Counts actions of users under keys. `clock` returns Unix seconds.
+
+    Actions arrive roughly in the order of their time and may arrive repeatedly or late.
+    """
 
     def __init__(
         self, clock: Callable[[], float], min_actors: int, max_acts: int = MAX_ACTS, max_keys: int = MAX_KEYS
@@ -107,65 +120,67 @@ class Trends(Generic[K]):
         self._max_acts = max_acts
         self._max_keys = max_keys
         self._acts: dict[Hashable, _Act[K]] = {}
-        # The acts by their time, as a heap; those forgotten meanwhile stay until they come up, or are too many. The number decides
-        # between equals.
+        # A heap by time. Removed actions stay in it until they come up or are too many. The number orders actions of
+        # the same time.
         self._by_time: list[tuple[float, int, Hashable, _Act[K]]] = []
         self._number = 0
-        self._entries: dict[K, _Entry] = {}
+        self._entries: dict[K, _KeyCounts] = {}
         self._stepped_s: float | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def add(self, act: Hashable, actor: int, keys: Mapping[K, str], at_s: float) -> None:
-        """One act, under a name of its own; one known by its name, or out of the window, changes nothing.
+        """Counts one action, identified by `act`, of the user `actor` at `at_s` (Unix seconds).
 
-        `keys` gives each key the spelling used; empty for keys that are not written.
+        Does nothing if the action is known already or older than the window. `keys` maps each key to its spelling;
+        the spelling is empty for keys that are not written. Only the first MAX_KEYS_PER_ACT keys count.
         """
-        # Time as the acts have it, where they are older than the clock: a replay of hours goes through the same hours.
+        # The time of the action if it is before the clock, so that a replay of the last hours passes through the same
+        # steps.
         self._advance(min(at_s, self._clock()))
-        counted = dict(islice(keys.items(), MAX_KEYS_AN_ACT))
+        counted = dict(islice(keys.items(), MAX_KEYS_PER_ACT))
         if not counted or act in self._acts or at_s <= self._now_s() - WINDOW_S:
             return
         self._acts[act] = added = _Act(actor, at_s, counted)
         self._number += 1
         heapq.heappush(self._by_time, (at_s, self._number, act, added))
         for key, spelling in counted.items():
-            self._entries.setdefault(key, _Entry()).add(actor, spelling)
+            self._entries.setdefault(key, _KeyCounts()).add(actor, spelling)
         while len(self._acts) > self._max_acts:
-            self._forget_oldest()
+            self._evict_oldest()
         if len(self._entries) > self._max_keys:
-            self._drop_weakest()
+            self._evict_weakest()
 
-    def forget(self, act: Hashable) -> None:
-        """The act was undone; unknown ones are none."""
-        done = self._acts.pop(act, None)
-        if done is None:
+    def remove(self, act: Hashable) -> None:
+        """Removes an action that was undone. Does nothing if it is unknown."""
+        removed = self._acts.pop(act, None)
+        if removed is None:
             return
-        for key, spelling in done.keys.items():
+        for key, spelling in removed.keys.items():
             entry = self._entries.get(key)
-            # Dropped as weak.
+            # Evicted as weak.
             if entry is None:
                 continue
-            entry.take_back(done.actor, spelling)
-            if not entry.actors and entry.usual < FORGOTTEN:
+            entry.remove(removed.actor, spelling)
+            if not entry.actors and entry.baseline < MIN_BASELINE:
                 del self._entries[key]
-        if len(self._by_time) > 2 * len(self._acts) + MAX_FORGOTTEN:
+        if len(self._by_time) > 2 * len(self._acts) + MAX_STALE_HEAP_ENTRIES:
             self._by_time = [entry for entry in self._by_time if self._acts.get(entry[2]) is entry[3]]
             heapq.heapify(self._by_time)
 
-    def forget_actor(self, actor: int) -> None:
-        """Nobody hears of the actor any more."""
+    def remove_actor(self, actor: int) -> None:
+        """Removes all actions of the user."""
         for act in [name for name, done in self._acts.items() if done.actor == actor]:
-            self.forget(act)
+            self.remove(act)
 
     def ranking(self) -> Sequence[Trend]:
-        """What trends now, the strongest first, at most MAX_RANKED."""
+        """Returns what trends now, strongest first, at most MAX_RANKED."""
         self._advance(self._clock())
         trending = (
             (entry.strength(), entry.acts, str(key), key, entry)
             for key, entry in self._entries.items()
-            if len(entry.actors) >= self._min_actors and len(entry.actors) > entry.usual
+            if len(entry.actors) >= self._min_actors and len(entry.actors) > entry.baseline
         )
         return [
             Trend(key, strength, len(entry.actors), acts, entry.spelling())
@@ -176,40 +191,42 @@ class Trends(Generic[K]):
         return self._stepped_s if self._stepped_s is not None else 0.0
 
     def _advance(self, now_s: float) -> None:
-        """Lets time pass up to `now_s`, step by step; never back."""
+        """Advances the counts to `now_s`, step by step. Never goes back."""
         if self._stepped_s is None:
             self._stepped_s = now_s
         while now_s >= self._stepped_s + STEP_S:
             steps = 1.0
             if not self._acts:
-                # Nothing happened: all steps are alike.
+                # Without actions all steps are alike and are done at once.
                 steps = (now_s - self._stepped_s) // STEP_S
             self._stepped_s += steps * STEP_S
             self._expire(self._stepped_s)
-            self._learn(steps)
+            self._update_baselines(steps)
 
     def _expire(self, now_s: float) -> None:
         while self._by_time and self._by_time[0][0] <= now_s - WINDOW_S:
-            self._forget_oldest()
+            self._evict_oldest()
 
-    def _forget_oldest(self) -> None:
+    def _evict_oldest(self) -> None:
         _, _, act, added = heapq.heappop(self._by_time)
         if self._acts.get(act) is added:
-            self.forget(act)
+            self.remove(act)
 
-    def _learn(self, steps: float) -> None:
-        """What is usual moves towards what is."""
-        kept = math.exp2(-steps * STEP_S / USUAL_HALF_LIFE_S)
+    def _update_baselines(self, steps: float) -> None:
+        """Moves the baselines towards the current counts, as far as in `steps` steps, and drops keys without counts
+        or baseline.
+        """
+        decay = math.exp2(-steps * STEP_S / BASELINE_HALF_LIFE_S)
         for key, entry in list(self._entries.items()):
-            entry.usual = entry.usual * kept + len(entry.actors) * (1.0 - kept)
-            if not entry.actors and entry.usual < FORGOTTEN:
+            entry.baseline = entry.baseline * decay + len(entry.actors) * (1.0 - decay)
+            if not entry.actors and entry.baseline < MIN_BASELINE:
                 del self._entries[key]
 
-    def _drop_weakest(self) -> None:
+    def _evict_weakest(self) -> None:
         weakest = heapq.nsmallest(
             max(self._max_keys // 10, 1),
             self._entries,
-            key=lambda key: (len(self._entries[key].actors), self._entries[key].usual),
+            key=lambda key: (len(self._entries[key].actors), self._entries[key].baseline),
         )
         for key in weakest:
             del self._entries[key]

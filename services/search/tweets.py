@@ -1,4 +1,4 @@
-"""Finding tweets: a question, and pages of those that the reader may see."""
+"""Searches tweets and returns pages of those that the reader may see."""
 
 from __future__ import annotations
 
@@ -7,110 +7,119 @@ from collections.abc import Callable, Container, Sequence
 
 from services.platform.pagination.cursors import Cursors
 from services.search.best import BestMatches
-from services.search.people import PeopleSearch
 from services.search.query import ParsedQuery, author_term, hashtag_term
 from services.search.store import Collection, Query, SearchIndex
+from services.search.users import UserSearch
 from services.shared.hydration.hydrator import HydratedTweet, Hydrator
 
-# A page looks at some 1,200 ids at most before it answers short: many hidden tweets in a row must not hold up a call.
+# One page checks at most about 1,200 ids and then returns short, so that many hidden tweets in a row cannot hold up a
+# call.
 MAX_ROUNDS = 5
 ROUND_IDS = 300
-# In a cursor of the best: the pages have come to the others, behind those that are ranked.
-BEHIND_RANKED = -1
+# Position in a cursor of `top`: the ranked matches are used up, and the other matches follow by id.
+AFTER_RANKED = -1
 
-Page = tuple[list[bytes], str]
-_NOTHING: Page = ([], "")
+TweetPage = tuple[list[bytes], str]
+_EMPTY_PAGE: TweetPage = ([], "")
 
 
 class TweetSearch:
-    """Finds tweets. `clock` gives unix seconds.
+    """Searches tweets. `clock` returns Unix seconds.
 
-    Raises AioRpcError where an owner cannot answer: nothing is shown unchecked.
+    All methods raise the status of an owning service if it fails; no tweet is returned without a visibility check.
     """
 
     def __init__(
         self,
         index: SearchIndex,
         best: BestMatches,
-        people: PeopleSearch,
+        people: UserSearch,
         hydrator: Hydrator,
         cursors: Cursors,
         clock: Callable[[], float],
     ) -> None:
         self._index = index
-        self._people = people
+        self._user_search = people
         self._hydrator = hydrator
         self._cursors = cursors
         self._best = best
         self._clock = clock
 
-    async def latest(self, asked: ParsedQuery, cursor: str, size: int, reader_id: int) -> Page:
-        """A page of matches, newest first, and the cursor behind it."""
-        name = f"search_latest/{_digest(asked)}"
+    async def latest(self, parsed: ParsedQuery, cursor: str, size: int, reader_id: int) -> TweetPage:
+        """Returns a page of matches, newest first, and the cursor of the next page (empty on the last).
+
+        Tweets are serialized. Raises INVALID_ARGUMENT if the cursor belongs to another query.
+        """
+        name = f"search_latest/{_digest(parsed)}"
         before_id = int(self._cursors.open(cursor, name, 0)[0]) if cursor else 0
-        query = await self._resolved(asked)
+        query = await self._resolve(parsed)
         if query is None:
-            return _NOTHING
+            return _EMPTY_PAGE
         found: list[HydratedTweet] = []
-        # One more than the page holds tells whether there is a next page.
+        # One more than the page size shows if there is a next page.
         before_id = await self._newest(query, before_id, size + 1, reader_id, found)
         if len(found) > size:
             before_id = found[size - 1].id
         next_cursor = self._cursors.seal(name, 0, before_id) if before_id else ""
         return [tweet.data for tweet in found[:size]], next_cursor
 
-    async def top(self, asked: ParsedQuery, cursor: str, size: int, reader_id: int) -> Page:
-        """A page of matches, the best first, and the cursor behind it. Pages reach every match: behind those that are ranked come the
-        others, newest first.
+    async def top(self, parsed: ParsedQuery, cursor: str, size: int, reader_id: int) -> TweetPage:
+        """Returns a page of matches, best first, and the cursor of the next page (empty on the last).
 
-        The cursor holds the moment of the first page: what was posted later stays out, and ages do not change from page to page. Each
-        page ranks anew; it goes on behind the tweet that was last, and what was ranked otherwise meanwhile may come twice or not.
+        The ranked matches come first, then all others, newest first. The cursor holds the time of the first page:
+        later tweets are left out, and ages do not change between pages. Each page ranks again and continues after the
+        last tweet of the page before, so a match whose rank changed between pages may appear twice or be missed.
+        Raises INVALID_ARGUMENT if the cursor belongs to another query or reader.
         """
-        name = f"search_best/{_digest(asked)}"
+        name = f"search_best/{_digest(parsed)}"
         start, last_id, as_of_ms = 0, 0, int(self._clock() * 1000)
         if cursor:
             start, last_id, as_of_ms = (int(value) for value in self._cursors.open(cursor, name, reader_id))
-        query = await self._resolved(asked)
+        query = await self._resolve(parsed)
         if query is None:
-            return _NOTHING
-        hashtags = [hashtag_term(phrase[0]) for phrase in asked.phrases if len(phrase) == 1]
+            return _EMPTY_PAGE
+        hashtags = [hashtag_term(phrase[0]) for phrase in parsed.phrases if len(phrase) == 1]
         ids, others_below = await self._best.ranked(query, hashtags, reader_id, as_of_ms)
         places = {tweet_id: place for place, tweet_id in enumerate(ids)}
         found: list[HydratedTweet] = []
-        if start == BEHIND_RANKED:
+        if start == AFTER_RANKED:
             others_below = last_id
         else:
-            # Deletions move the places; where the last one is gone itself, those behind it have moved up by one.
+            # Deletions shift positions. If the last tweet itself is gone, the following ones have moved up by one.
             start = places.get(last_id, start - 2) + 1 if last_id else 0
             found = await self._hydrator.visible(reader_id, ids[start:], limit=size + 1)
         if len(found) <= size and others_below:
             others_below = await self._newest(query, others_below, size + 1, reader_id, found, places)
-        place, last_id = BEHIND_RANKED, others_below
+        place, last_id = AFTER_RANKED, others_below
         if len(found) > size:
             last_id = found[size - 1].id
-            place = places[last_id] + 1 if last_id in places else BEHIND_RANKED
+            place = places[last_id] + 1 if last_id in places else AFTER_RANKED
         next_cursor = self._cursors.seal(name, reader_id, place, last_id, as_of_ms) if last_id else ""
         return [tweet.data for tweet in found[:size]], next_cursor
 
     async def in_order(
         self, ids: Sequence[int], start: int, size: int, reader_id: int, seal: Callable[[int], str]
-    ) -> Page:
-        """A page of the ids from the place `start` on, as the reader may see them; `seal` makes a cursor of a place."""
+    ) -> TweetPage:
+        """Returns a page of the given ids that the reader may see, from index `start` on, and the cursor of the next
+        page.
+
+        `seal` makes the cursor of an index in `ids`.
+        """
         found = await self._hydrator.visible(reader_id, ids[start:], limit=size + 1)
         if len(found) <= size:
             return [tweet.data for tweet in found], ""
         return [tweet.data for tweet in found[:size]], seal(ids.index(found[size - 1].id, start) + 1)
 
-    async def _resolved(self, asked: ParsedQuery) -> Query | None:
-        """The question as terms of the index; None where nothing can match."""
-        authors = [await self._people.user_id(name) for name in asked.authors]
-        if not asked or 0 in authors:
+    async def _resolve(self, parsed: ParsedQuery) -> Query | None:
+        """Returns the index query, with usernames replaced by user ids; None if no tweet can match."""
+        authors = [await self._user_search.user_id(name) for name in parsed.authors]
+        if not parsed or 0 in authors:
             return None
-        exact, phrases, names = asked.excluded
-        # Names of nobody leave out nobody.
-        excluded = [user_id for user_id in [await self._people.user_id(name) for name in names] if user_id]
+        exact, phrases, names = parsed.excluded
+        # An excluded username without an account excludes nothing.
+        excluded = [user_id for user_id in [await self._user_search.user_id(name) for name in names] if user_id]
         return Query(
-            (*asked.exact, *map(author_term, authors)), asked.phrases, (*exact, *map(author_term, excluded)), phrases
+            (*parsed.exact, *map(author_term, authors)), parsed.phrases, (*exact, *map(author_term, excluded)), phrases
         )
 
     async def _newest(
@@ -120,14 +129,17 @@ class TweetSearch:
         wanted: int,
         reader_id: int,
         found: list[HydratedTweet],
-        passed_over: Container[int] = (),
+        excluded_ids: Container[int] = (),
     ) -> int:
-        """Adds to `found`, up to `wanted`, what the reader may see of the matches below `before_id` (0: no bound), newest first, but
-        those passed over. Returns the id below which to go on; 0 where nothing is left."""
+        """Appends visible matches with ids below `before_id` (0: no bound), newest first, to `found`, up to `wanted`
+        in all.
+
+        Ids in `excluded_ids` are skipped. Returns the id below which to continue; 0 if there are no more matches.
+        """
         take = wanted - len(found)
         for _ in range(MAX_ROUNDS):
             ids = await self._index.newest(Collection.TWEETS, query, before_id, take)
-            fresh = [tweet_id for tweet_id in ids if tweet_id not in passed_over]
+            fresh = [tweet_id for tweet_id in ids if tweet_id not in excluded_ids]
             found += await self._hydrator.visible(reader_id, fresh, limit=wanted - len(found))
             if len(found) == wanted:
                 return found[-1].id
@@ -137,6 +149,6 @@ class TweetSearch:
         return before_id
 
 
-def _digest(asked: ParsedQuery) -> str:
-    """Names the question in its cursors: those of another question are refused."""
-    return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]
+def _digest(parsed: ParsedQuery) -> str:
+    """Returns a hash of the query. It is part of the cursor's name, so that a cursor is rejected with another query."""
+    return hashlib.sha256(repr(parsed).encode()).hexdigest()[:32]

@@ -384,7 +384,7 @@ async def test_the_best_reach_every_match_and_boosts_lift_out_of_any_number(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Short new tweets of a stranger, more than are ranked; the older and longer ones that are boosted come first all the same."""
-    monkeypatch.setattr("services.search.best.RANKED_FROM", 5)
+    monkeypatch.setattr("services.search.best.MATCHES_PER_LIST", 5)
     friend, stranger, reader = [await web.sign_up(name) for name in ("friend", "stranger", "reader")]
     hers = await web.post(friend, "boats and more")
     tagged = await web.post(stranger, "#boats today")

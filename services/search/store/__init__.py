@@ -1,6 +1,7 @@
-"""The port of the search index: documents in two collections, found by terms and phrases.
+"""The port of the search index: documents in two collections, found by exact terms and phrases.
 
-The index is derived. It may be lost or dropped at any moment, and is filled anew from the owners while it goes on answering.
+The index is derived data. It may be lost or dropped at any time, and is rebuilt from the owning services while
+searches go on.
 """
 
 from __future__ import annotations
@@ -9,26 +10,29 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-# What one search, one change and one fill may hold.
+# Maximum of documents in one search, in one `apply`, and in one `fill`.
 MAX_FOUND = 1_000
 MAX_CHANGES = 1_000
-# Prefixes that `most_used` answers at once: a page of tags.
+# Maximum of prefixes in one `most_used`: a page of tags.
 MAX_COMPLETED = 100
-# Terms of which one is enough, and ids: a server refuses far more, and each is a list to walk.
+# Maximum of `any_exact` terms and of `ids` in a query. OpenSearch rejects far longer lists, and each entry costs a
+# posting list.
 MAX_ANY = 2_000
 
 
 class Collection(Enum):
-    """What is indexed. The values are the names of the ids in an index."""
+    """What is indexed. The values are the names of the id fields in an index."""
 
     TWEETS = "tweet_id"
     USERS = "user_id"
 
 
 class Document(NamedTuple):
-    """One tweet or person. `exact` are terms matched as a whole, `words` the text in order; neither begins with white space.
+    """The document of one tweet or user.
 
-    `version` grows with every change at the owner. `rank` (0 or more, below 2^31) orders documents in `ranked`.
+    `exact` are terms that match as a whole; `words` are the words of the text in order. Neither begins with white
+    space. `version` grows with every change at the owning service. `author_id` of a user is the user's own id. `rank`
+    (0 ≤ rank < 2^31) orders documents in `ranked`.
     """
 
     id: int
@@ -39,8 +43,8 @@ class Document(NamedTuple):
     rank: int = 0
 
 
-class Change(NamedTuple):
-    """What stands now: the document, or None where it is not to be found any more."""
+class IndexChange(NamedTuple):
+    """The current state of one tweet or user: its document, or None if it must not be found any more."""
 
     collection: Collection
     id: int
@@ -48,10 +52,11 @@ class Change(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Terms, and phrases (word after word; one word is a phrase too), all of which must be there: at least one of either.
+    """A query: a document must have all of `exact` and all of `phrases`, and none of the excluded terms and phrases.
 
-    No document with one of the excluded matches. `any_exact` and `ids` (≤ MAX_ANY each), if not empty, demand one of these terms,
-    or one of these ids; they say nothing about how well a text fits.
+    A phrase is a sequence of consecutive words; a single word is a phrase of one. A query has at least one exact term
+    or phrase. If `any_exact` or `ids` (≤ MAX_ANY each) is not empty, a document must also have one of these terms, or
+    one of these ids; this does not change its text score.
     """
 
     exact: tuple[str, ...] = ()
@@ -63,10 +68,10 @@ class Query(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """A tweet found, and whether it has one of the terms preferred.
+    """A matching tweet.
 
-    `score` tells how well its text fits (0 or more): two hits compare if their questions have the same terms and phrases. None for
-    what is too new to be compared.
+    `score` is its text relevance (≥ 0), comparable between queries with the same terms and phrases; None if the tweet
+    is too new to have a score. `preferred` is True if the tweet has one of the preferred terms of the search.
     """
 
     id: int
@@ -75,82 +80,114 @@ class Hit(NamedTuple):
     preferred: bool
 
 
-class Place(NamedTuple):
-    """Where a document is in the order of `ranked`."""
+class RankPosition(NamedTuple):
+    """The position of a document in the order of `ranked`."""
 
     rank: int
     id: int
 
 
-class Build(NamedTuple):
-    """The number of the index in use, which grows with each one that takes over, and how many documents were filled into the one
-    that is being built; None where none is."""
+class BuildStatus(NamedTuple):
+    """The state of index builds.
+
+    `number`: the index in use; it grows with each new index. `filled`: the number of documents filled into the index
+    that is being built, None if none is.
+    """
 
     number: int
     filled: int | None
 
 
 class SearchIndex(Protocol):
-    """The index of one process, or of all processes of the service together. UNAVAILABLE where it refuses for now."""
+    """The search index of one process, or one that all processes of the service share.
+
+    All methods raise UNAVAILABLE if the index cannot serve for now.
+    """
 
     @property
     def position(self) -> int | None:
-        """Up to which offset of the event log the index is durable: the log is to be read again from there.
+        """The offset of the event log up to which the index is durable; consuming must resume after it.
 
-        None where it is not filled, and in an index that is durable when `apply` returns: it leaves the offset to the log.
+        None if the index was never filled. Always None if changes are durable when `apply` returns: then the
+        committed offset of the consumer group is right.
         """
 
     async def filled(self) -> bool:
-        """Whether it was ever filled; else it must be, from the owners: it may lack what was there before its first event."""
+        """Returns True if the index was ever filled completely.
 
-    async def apply(self, changes: Sequence[Change], position: int = 0) -> None:
-        """Takes in up to MAX_CHANGES changes: searches that begin after it returns see them.
+        If not, it must be rebuilt: it may lack everything that existed before its first event.
+        """
 
-        A document of a lower version than the one that stands is passed over; a removal is not. Durable within about a second;
-        `position`, where it is not 0, is the offset up to which the log has been applied, and becomes durable after the changes.
-        UNAVAILABLE while too much waits for being durable: nothing was taken in then.
+    async def apply(self, changes: Sequence[IndexChange], position: int = 0) -> None:
+        """Applies up to MAX_CHANGES changes; searches that begin after it returns see them.
+
+        A document of a lower version than the stored one is ignored; a removal is always applied. Changes become
+        durable within about a second. `position`, if not 0, is the offset up to which the log has been applied; it
+        becomes durable after the changes. Raises UNAVAILABLE, and applies nothing, if too many changes wait to become
+        durable.
         """
 
     async def newest(self, collection: Collection, query: Query, before_id: int, limit: int) -> Sequence[int]:
-        """Up to `limit` (≤ MAX_FOUND) ids of matches, greatest first, below `before_id` (0: no bound). Fewer only where no more match."""
+        """Returns up to `limit` (≤ MAX_FOUND) ids of matches below `before_id` (0: no bound), greatest first.
 
-    async def ranked(self, collection: Collection, query: Query, after: Place | None, limit: int) -> Sequence[Place]:
-        """Up to `limit` (≤ MAX_FOUND) matches behind `after` (None: from the first on), the greatest rank first, of equal ranks the
-        least id. Fewer only where no more match."""
+        Returns fewer only if there are no more matches.
+        """
+
+    async def ranked(
+        self, collection: Collection, query: Query, after: RankPosition | None, limit: int
+    ) -> Sequence[RankPosition]:
+        """Returns up to `limit` (≤ MAX_FOUND) matches after the position `after` (None: from the first on).
+
+        Order: greatest rank first, of equal ranks the lowest id first. Returns fewer only if there are no more
+        matches.
+        """
 
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str] = ()) -> Sequence[Hit]:
-        """Up to `limit` (≤ MAX_FOUND) matching tweets below `before_id` (0: no bound) that fit best, in no promised order.
+        """Returns up to `limit` (≤ MAX_FOUND) tweets with the best text scores, in any order.
 
-        `preferred` are exact terms of which each hit tells whether it has one.
+        Only matches below `before_id` (0: no bound) are returned. `preferred` are exact terms; each hit says if it
+        has one of them.
         """
 
     async def terms(self, prefix: str, limit: int) -> Sequence[str]:
-        """Up to `limit` (≤ MAX_FOUND) exact terms of tweets that begin so, those that the most documents have now first."""
+        """Returns up to `limit` (≤ MAX_FOUND) exact terms of tweets that begin with `prefix`, most frequent first."""
 
     async def most_used(self, prefixes: Sequence[str]) -> Sequence[str]:
-        """Of each prefix (≤ MAX_COMPLETED, none the beginning of another) the exact term of tweets beginning so that most authors use
-        now; of equals the first by its characters; empty if no document has one. Beyond some hundred authors about right."""
+        """Returns for each prefix the exact term of tweets with that prefix that most authors use; empty if there is
+        none.
 
-    async def count(self, collection: Collection) -> int:
-        """How many documents there are."""
-
-    async def building(self) -> Build:
-        """Which index is in use, and how far a new one is, whichever process builds it (as of a few seconds ago)."""
-
-    async def begin(self) -> None:
-        """Begins an index anew beside the one in use. Changes go to both from now on; one begun before is given up.
-
-        ALREADY_EXISTS, reason INDEX_BEING_BUILT, while another process builds one.
+        Of equals the first in code-point order is returned. At most MAX_COMPLETED prefixes, none of them a prefix of
+        another. The number of authors is exact up to about a hundred, and estimated above.
         """
 
-    async def fill(self, changes: Sequence[Change]) -> None:
-        """Puts documents that a scan of the owner found, up to MAX_CHANGES, into the new index, unless `apply` told of one since `begin`.
+    async def count(self, collection: Collection) -> int:
+        """Returns the number of documents."""
 
-        FAILED_PRECONDITION where none was begun, or another process gave it up.
+    async def build_status(self) -> BuildStatus:
+        """Returns which index is in use and how far a build is, whichever process runs it.
+
+        The state may be a few seconds old.
+        """
+
+    async def begin(self) -> None:
+        """Starts to build a new index beside the one in use. From now on `apply` changes both.
+
+        An earlier unfinished build is discarded. Raises ALREADY_EXISTS with reason INDEX_BEING_BUILT if another
+        process is building.
+        """
+
+    async def fill(self, changes: Sequence[IndexChange]) -> None:
+        """Adds up to MAX_CHANGES documents from a scan of the owning service to the new index.
+
+        A document is skipped if `apply` changed it since `begin`. Raises FAILED_PRECONDITION if no build was begun,
+        or another process discarded it.
         """
 
     async def finish(self) -> None:
-        """Makes the new index durable and changes over to it; the old one is dropped. FAILED_PRECONDITION as in `fill`."""
+        """Makes the new index durable, puts it in use, and drops the old one.
+
+        Raises FAILED_PRECONDITION if no build was begun, or another process discarded it.
+        """
 
     async def close(self) -> None:
-        """Makes durable what was applied, and gives the index free."""
+        """Makes all applied changes durable and releases the index."""

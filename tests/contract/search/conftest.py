@@ -11,7 +11,7 @@ import pytest
 
 from services.platform.config import Settings
 from services.search.query import parse
-from services.search.store import Change, Collection, Document, Query, SearchIndex
+from services.search.store import Collection, Document, IndexChange, Query, SearchIndex
 from services.search.store.tantivy.store import EmbeddedSearchIndex
 from services.search.tokenizer import words
 from tests.cluster import backend as namespaces
@@ -67,22 +67,22 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return BACKEND_NAMES[request.config.getoption("--backend")]()
 
 
-def tweet(tweet_id: int, text: str, *exact: str, author: int = 1, version: int = 0) -> Change:
+def tweet(tweet_id: int, text: str, *exact: str, author: int = 1, version: int = 0) -> IndexChange:
     """A tweet that stands."""
-    return Change(TWEETS, tweet_id, Document(tweet_id, version, author, exact, words(text)))
+    return IndexChange(TWEETS, tweet_id, Document(tweet_id, version, author, exact, words(text)))
 
 
-def person(user_id: int, *exact: str, version: int = 1, rank: int = 0) -> Change:
+def user_change(user_id: int, *exact: str, version: int = 1, rank: int = 0) -> IndexChange:
     """A person who takes part."""
-    return Change(USERS, user_id, Document(user_id, version, user_id, exact, (), rank))
+    return IndexChange(USERS, user_id, Document(user_id, version, user_id, exact, (), rank))
 
 
-def gone(key: int, collection: Collection = TWEETS) -> Change:
+def removal(key: int, collection: Collection = TWEETS) -> IndexChange:
     """Something that is not to be found any more."""
-    return Change(collection, key, None)
+    return IndexChange(collection, key, None)
 
 
-def asked(text: str) -> Query:
+def query_of(text: str) -> Query:
     """The query of a text without authors."""
     found = parse(text)
     assert not found.authors
@@ -97,17 +97,17 @@ class Opened:
     folder: Path
     index: SearchIndex = field(init=False)
 
-    async def apply(self, *changes: Change, position: int = 0) -> None:
+    async def apply(self, *changes: IndexChange, position: int = 0) -> None:
         await self.index.apply(changes, position)
 
     async def commit(self) -> None:
         await self.backend.commit(self.index)
 
     async def newest(self, text: str, before_id: int = 0, limit: int = 100) -> list[int]:
-        return list(await self.index.newest(TWEETS, asked(text), before_id, limit))
+        return list(await self.index.newest(TWEETS, query_of(text), before_id, limit))
 
     async def best(self, text: str, before_id: int = 0, limit: int = 100) -> list[int]:
-        return sorted(hit.id for hit in await self.index.best(asked(text), before_id, limit))
+        return sorted(hit.id for hit in await self.index.best(query_of(text), before_id, limit))
 
     async def people(self, *exact: str, limit: int = 100) -> list[int]:
         return [place.id for place in await self.index.ranked(USERS, Query(exact), None, limit)]
@@ -118,7 +118,7 @@ class Opened:
         self.index = await self.backend.open(self.folder)
         return self.index
 
-    async def rebuilt(self, changes: Iterable[Change]) -> None:
+    async def rebuilt(self, changes: Iterable[IndexChange]) -> None:
         """Builds the index anew from these."""
         await self.index.begin()
         await self.index.fill(list(changes))

@@ -1,4 +1,4 @@
-"""What every search index promises, whatever it is made of. Where it says `settled`, both before and after what was applied is durable."""
+"""What every search index promises, whatever it is made of. Where it says `committed`, both before and after what was applied is durable."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import asyncio
 import pytest
 
 from services.platform.rpc import errors
-from services.search.store import Collection, Place, Query
-from tests.contract.search.conftest import TWEETS, USERS, Opened, asked, gone, person, tweet
+from services.search.store import Collection, Query, RankPosition
+from tests.contract.search.conftest import TWEETS, USERS, Opened, query_of, removal, tweet, user_change
 
 
 @pytest.fixture(params=[False, True], ids=["laid over", "settled"])
-def settled(request: pytest.FixtureRequest) -> bool:
+def committed(request: pytest.FixtureRequest) -> bool:
     """Whether changes are made durable before questions are asked."""
     return bool(request.param)
 
 
-async def test_a_change_is_found_by_the_search_that_begins_after_it(opened: Opened, settled: bool) -> None:
+async def test_a_change_is_found_by_the_search_that_begins_after_it(opened: Opened, committed: bool) -> None:
     await opened.apply(tweet(1, "good morning"), tweet(2, "good night", "#sleep"))
-    if settled:
+    if committed:
         await opened.commit()
     assert await opened.newest("good") == [2, 1]
     assert await opened.newest("good night") == [2]
@@ -28,9 +28,9 @@ async def test_a_change_is_found_by_the_search_that_begins_after_it(opened: Open
     assert await opened.best("good") == [1, 2]
 
 
-async def test_phrases_hold_word_after_word(opened: Opened, settled: bool) -> None:
+async def test_phrases_hold_word_after_word(opened: Opened, committed: bool) -> None:
     await opened.apply(tweet(1, "the cat sat on the mat"), tweet(2, "the mat sat on the cat"), tweet(3, "cat"))
-    if settled:
+    if committed:
         await opened.commit()
     assert await opened.newest('"the cat sat"') == [1]
     assert await opened.newest('"sat on the"') == [2, 1]
@@ -38,11 +38,11 @@ async def test_phrases_hold_word_after_word(opened: Opened, settled: bool) -> No
     assert await opened.newest('"cat cat"') == []
 
 
-async def test_excluded_terms_and_phrases_leave_out(opened: Opened, settled: bool) -> None:
+async def test_excluded_terms_and_phrases_leave_out(opened: Opened, committed: bool) -> None:
     await opened.apply(
         tweet(1, "boats sail fast", "#sea"), tweet(2, "boats row fast", "#lake"), tweet(3, "fast boats sail")
     )
-    if settled:
+    if committed:
         await opened.commit()
     for text, ids in {
         "boats -sail": [2],
@@ -56,13 +56,13 @@ async def test_excluded_terms_and_phrases_leave_out(opened: Opened, settled: boo
         assert await opened.newest(text) == sorted(await opened.best(text), reverse=True) == ids, text
 
 
-async def test_conditions_narrow_and_change_no_fit(opened: Opened, settled: bool) -> None:
+async def test_conditions_narrow_and_change_no_fit(opened: Opened, committed: bool) -> None:
     await opened.apply(
         tweet(1, "word", "#a"), tweet(2, "word and more of them", "#b"), tweet(3, "word", "#c"), tweet(4, "other", "#a")
     )
-    if settled:
+    if committed:
         await opened.commit()
-    query = asked("word")
+    query = query_of("word")
     fits = {hit.id: hit.score for hit in await opened.index.best(query, 0, 10)}
     for narrowed, ids in (
         (query._replace(any_exact=("#a", "#b", "#x")), [2, 1]),
@@ -77,19 +77,21 @@ async def test_conditions_narrow_and_change_no_fit(opened: Opened, settled: bool
         assert {hit.id: hit.score for hit in hits} == pytest.approx({key: fits[key] for key in ids})
 
 
-async def test_ranked_pages_go_down_by_rank_then_up_by_id(opened: Opened, settled: bool) -> None:
+async def test_ranked_pages_go_down_by_rank_then_up_by_id(opened: Opened, committed: bool) -> None:
     ranks = {n: (0, 7, 7, 40)[n % 4] for n in range(1, 31)}
-    await opened.apply(*(person(n, "n:user", rank=rank) for n, rank in ranks.items()), person(99, "n:other", rank=50))
+    await opened.apply(
+        *(user_change(n, "n:user", rank=rank) for n, rank in ranks.items()), user_change(99, "n:other", rank=50)
+    )
     await opened.apply(tweet(5, "", "n:user"))
-    if settled:
+    if committed:
         await opened.commit()
     # One more follower, and one who left.
-    await opened.apply(person(30, "n:user", rank=41), gone(3, USERS))
+    await opened.apply(user_change(30, "n:user", rank=41), removal(3, USERS))
     ranks = ranks | {30: 41}
     del ranks[3]
-    wanted = [Place(rank, n) for n, rank in sorted(ranks.items(), key=lambda one: (-one[1], one[0]))]
+    wanted = [RankPosition(rank, n) for n, rank in sorted(ranks.items(), key=lambda one: (-one[1], one[0]))]
     for size in (1, 4, 100):
-        found: list[Place] = []
+        found: list[RankPosition] = []
         while page := await opened.index.ranked(USERS, Query(("n:user",)), found[-1] if found else None, size):
             assert len(page) <= size
             found += page
@@ -113,19 +115,19 @@ async def test_pages_go_down_by_id_and_meet_without_gap(opened: Opened) -> None:
 async def test_a_page_is_full_though_what_it_met_first_is_gone(opened: Opened) -> None:
     await opened.apply(*(tweet(n, "word") for n in range(1, 101)))
     await opened.commit()
-    await opened.apply(*(gone(n) for n in range(20, 101)))
+    await opened.apply(*(removal(n) for n in range(20, 101)))
     assert await opened.newest("word", limit=10) == list(range(19, 9, -1))
 
 
-async def test_edits_replace_and_older_versions_do_not(opened: Opened, settled: bool) -> None:
+async def test_edits_replace_and_older_versions_do_not(opened: Opened, committed: bool) -> None:
     await opened.apply(tweet(1, "first", "#a", version=0))
-    if settled:
+    if committed:
         await opened.commit()
     await opened.apply(tweet(1, "second", "#b", version=5))
-    if settled:
+    if committed:
         await opened.commit()
     await opened.apply(tweet(1, "first", "#a", version=0), tweet(1, "between", version=4))
-    if settled:
+    if committed:
         await opened.commit()
     assert await opened.newest("second #b") == [1]
     assert await opened.newest("first") == await opened.newest("#a") == await opened.newest("between") == []
@@ -133,59 +135,59 @@ async def test_edits_replace_and_older_versions_do_not(opened: Opened, settled: 
     assert await opened.index.count(TWEETS) == 1
 
 
-async def test_removed_is_gone_and_may_come_back(opened: Opened, settled: bool) -> None:
-    await opened.apply(tweet(1, "here", version=9), tweet(2, "here"), gone(3))
-    if settled:
+async def test_removed_is_gone_and_may_come_back(opened: Opened, committed: bool) -> None:
+    await opened.apply(tweet(1, "here", version=9), tweet(2, "here"), removal(3))
+    if committed:
         await opened.commit()
-    await opened.apply(gone(1))
-    if settled:
+    await opened.apply(removal(1))
+    if committed:
         await opened.commit()
     assert await opened.newest("here") == [2]
     assert await opened.best("here") == [2]
     assert await opened.index.count(TWEETS) == 1
     await opened.apply(tweet(1, "here", version=9))
-    if settled:
+    if committed:
         await opened.commit()
     assert await opened.newest("here") == [2, 1]
 
 
-async def test_collections_do_not_mix(opened: Opened, settled: bool) -> None:
-    await opened.apply(tweet(7, "ann", "same"), person(7, "same"), person(3, "same"))
-    if settled:
+async def test_collections_do_not_mix(opened: Opened, committed: bool) -> None:
+    await opened.apply(tweet(7, "ann", "same"), user_change(7, "same"), user_change(3, "same"))
+    if committed:
         await opened.commit()
     assert await opened.people("same") == [3, 7]
     assert await opened.people("same", limit=1) == [3]
     assert list(await opened.index.newest(TWEETS, Query(("same",)), 0, 10)) == [7]
     assert (await opened.index.count(TWEETS), await opened.index.count(USERS)) == (1, 2)
-    await opened.apply(gone(7, Collection.USERS))
+    await opened.apply(removal(7, Collection.USERS))
     assert await opened.people("same") == [3]
     assert await opened.newest("ann") == [7]
 
 
-async def test_terms_by_use_and_only_those_in_use(opened: Opened, settled: bool) -> None:
+async def test_terms_by_use_and_only_those_in_use(opened: Opened, committed: bool) -> None:
     await opened.apply(tweet(1, "", "#pie", "#pi"), tweet(2, "", "#pie"), tweet(3, "", "#pop"), tweet(4, "", "$pie"))
-    if settled:
+    if committed:
         await opened.commit()
     assert list(await opened.index.terms("#p", 10)) == ["#pie", "#pi", "#pop"]
     assert list(await opened.index.terms("#pi", 1)) == ["#pie"]
-    await opened.apply(gone(3))
-    if settled:
+    await opened.apply(removal(3))
+    if committed:
         await opened.commit()
     assert list(await opened.index.terms("#po", 10)) == []
 
 
-async def test_terms_count_what_stands_now_however_much_went(opened: Opened, settled: bool) -> None:
+async def test_terms_count_what_stands_now_however_much_went(opened: Opened, committed: bool) -> None:
     """Tags of many deleted or edited tweets leave room for the one that lives."""
     await opened.apply(*(tweet(n, "", f"#go{n:02}", "#gone") for n in range(1, 41)), tweet(41, "", "#golive"))
     await opened.commit()
-    await opened.apply(*(gone(n) for n in range(1, 31)), *(tweet(n, "", "#go", version=1) for n in range(31, 41)))
-    if settled:
+    await opened.apply(*(removal(n) for n in range(1, 31)), *(tweet(n, "", "#go", version=1) for n in range(31, 41)))
+    if committed:
         await opened.commit()
     assert list(await opened.index.terms("#go", 2)) == ["#go", "#golive"]
     assert list(await opened.index.terms("#go", 20)) == ["#go", "#golive"]
 
 
-async def test_most_used_counts_authors_of_what_stands(opened: Opened, settled: bool) -> None:
+async def test_most_used_counts_authors_of_what_stands(opened: Opened, committed: bool) -> None:
     await opened.apply(
         # One author, many times.
         *(tweet(n, "", "=pic pic", author=1) for n in range(1, 6)),
@@ -194,23 +196,23 @@ async def test_most_used_counts_authors_of_what_stands(opened: Opened, settled: 
         tweet(20, "", "=other Other", "=othermore X"),
     )
     await opened.commit()
-    await opened.apply(*(gone(n) for n in range(10, 13)), tweet(13, "", "=pic Pic", author=13, version=1))
-    if settled:
+    await opened.apply(*(removal(n) for n in range(10, 13)), tweet(13, "", "=pic Pic", author=13, version=1))
+    if committed:
         await opened.commit()
     assert list(await opened.index.most_used(["=pic ", "=none ", "=other "])) == ["=pic Pic", "", "=other Other"]
     assert list(await opened.index.most_used([])) == []
 
 
-async def test_hits_tell_author_fit_and_preferred_terms(opened: Opened, settled: bool) -> None:
+async def test_hits_tell_author_fit_and_preferred_terms(opened: Opened, committed: bool) -> None:
     await opened.apply(
         tweet(1, "python", "#python", author=11), tweet(2, "python and much else that is no snake", author=12)
     )
-    if settled:
+    if committed:
         await opened.commit()
-    hits = {hit.id: hit for hit in await opened.index.best(asked("python"), 0, 10, ("#python", "#x"))}
+    hits = {hit.id: hit for hit in await opened.index.best(query_of("python"), 0, 10, ("#python", "#x"))}
     assert (hits[1].author_id, hits[1].preferred, hits[2].author_id, hits[2].preferred) == (11, True, 12, False)
     one, other = hits[1].score, hits[2].score
-    if settled:
+    if committed:
         assert one is not None
         assert other is not None
         assert one > other > 0
@@ -224,7 +226,7 @@ async def test_what_was_filled_outlives_a_restart_with_its_position(opened: Open
     assert await opened.index.filled()
     assert opened.index.position == (0 if opened.backend.keeps_position else None)
     await opened.apply(tweet(2, "filled"), position=41)
-    await opened.apply(gone(1), position=42)
+    await opened.apply(removal(1), position=42)
     index = await opened.again()
     assert await index.filled()
     assert index.position == (42 if opened.backend.keeps_position else None)
@@ -247,19 +249,19 @@ async def test_a_build_that_was_not_finished_leaves_the_index_as_it_was(opened: 
     index = await opened.again()
     assert await opened.newest("old") == [1]
     assert await opened.newest("new") == []
-    assert (await index.building()).filled is None
+    assert (await index.build_status()).filled is None
     await opened.rebuilt([tweet(2, "new")])
     assert await opened.newest("new") == [2]
 
 
 async def test_how_far_a_new_index_is(opened: Opened) -> None:
     await opened.rebuilt([tweet(1, "old")])
-    before = await opened.index.building()
+    before = await opened.index.build_status()
     assert before.filled is None
     await opened.index.begin()
-    assert await opened.index.building() == before._replace(filled=0)
+    assert await opened.index.build_status() == before._replace(filled=0)
     await opened.index.finish()
-    after = await opened.index.building()
+    after = await opened.index.build_status()
     assert after.filled is None
     assert after.number > before.number
 
@@ -278,15 +280,15 @@ async def test_a_new_index_takes_over_while_the_old_one_answers(opened: Opened) 
     assert opened.index.position == (7 if opened.backend.keeps_position else None)
 
 
-async def test_a_scan_never_overwrites_an_event(opened: Opened, settled: bool) -> None:
+async def test_a_scan_never_overwrites_an_event(opened: Opened, committed: bool) -> None:
     """What a scan read may be older by the time it is filled in; removals have no version to tell by."""
     await opened.index.begin()
-    await opened.apply(gone(1), tweet(2, "edited", version=0), gone(4))
-    if settled:
+    await opened.apply(removal(1), tweet(2, "edited", version=0), removal(4))
+    if committed:
         await opened.commit()
     scanned = [tweet(key, "scanned", version=version) for key, version in ((1, 0), (2, 0), (3, 0), (4, 9))]
     await opened.index.fill(scanned)
-    await opened.apply(gone(3))
+    await opened.apply(removal(3))
     await opened.index.finish()
     assert await opened.newest("scanned") == []
     assert await opened.newest("edited") == [2]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.search.store import Document, Place, Query
-from tests.contract.search.conftest import TWEETS, Backend, Opened, gone, tweet
+from services.search.store import Document, Query, RankPosition
+from tests.contract.search.conftest import TWEETS, Backend, Opened, removal, tweet
 
 IDS = st.integers(1, 6)
 TEXTS = st.lists(st.sampled_from("abc"), max_size=4).map(" ".join)
@@ -79,7 +79,7 @@ async def run(backend: Backend, steps: list[tuple], questions: list[Query], befo
                     await opened.apply(change)
                 case ("remove", key):
                     model.pop(key, None)
-                    await opened.apply(gone(key))
+                    await opened.apply(removal(key))
                 case ("commit",):
                     await opened.commit()
                 case ("restart",):
@@ -93,7 +93,7 @@ async def run(backend: Backend, steps: list[tuple], questions: list[Query], befo
             below = [key for key in wanted if not before_id or key < before_id]
             assert list(await opened.index.newest(TWEETS, query, before_id, 3)) == below[:3]
             assert list(await opened.index.ranked(TWEETS, query, None, 3)) == [
-                Place(0, key) for key in wanted[::-1][:3]
+                RankPosition(0, key) for key in wanted[::-1][:3]
             ]
             assert sorted(hit.id for hit in await opened.index.best(query, before_id, 10)) == below[::-1]
         assert await opened.index.count(TWEETS) == len(model)

@@ -106,8 +106,8 @@ async def test_matches(corpus: Opened, text: str, names: set[str]) -> None:
 async def test_the_best_comes_first(
     corpus: Opened, text: str, followed: tuple[int, ...], trending: tuple[str, ...], first: str
 ) -> None:
-    asked = parse(text)
-    preferred = [hashtag_term(phrase[0]) for phrase in asked.phrases]
-    hits = await corpus.index.best(Query(asked.exact, asked.phrases), 0, 100, preferred)
+    query_of = parse(text)
+    preferred = [hashtag_term(phrase[0]) for phrase in query_of.phrases]
+    hits = await corpus.index.best(Query(query_of.exact, query_of.phrases), 0, 100, preferred)
     ranked = rank(hits, followed, {IDS[name]: 1.0 for name in trending}, NOW_MS)
     assert NAMES[ranked[0][1]] == first

@@ -18,7 +18,7 @@ from services.search.store.opensearch.build_lock import EXPIRES_S, BuildLock
 from services.search.store.opensearch.requests import FORMAT
 from services.search.store.opensearch.store import OpenSearchIndex
 from tests.cluster import Namespace
-from tests.contract.search.conftest import TWEETS, USERS, gone, person, tweet
+from tests.contract.search.conftest import TWEETS, USERS, removal, tweet, user_change
 
 pytestmark = pytest.mark.cluster
 
@@ -53,9 +53,9 @@ async def found(index: SearchIndex, word: str) -> list[int]:
 async def test_what_one_applies_the_other_finds_at_once(pair: tuple[SearchIndex, SearchIndex]) -> None:
     one, other = pair
     for key in range(1, 6):
-        await one.apply([tweet(key, "word"), person(key, "#x")])
+        await one.apply([tweet(key, "word"), user_change(key, "#x")])
         assert await found(other, "word") == list(range(key, 0, -1))
-    await other.apply([gone(3)])
+    await other.apply([removal(3)])
     assert await found(one, "word") == [5, 4, 2, 1]
 
 
@@ -64,13 +64,13 @@ async def test_what_others_apply_reaches_an_index_that_is_being_built(pair: tupl
     one, other = pair
     await one.apply([tweet(key, "old") for key in range(1, 7)])
     await one.begin()
-    await other.apply([gone(1), tweet(2, "edited", version=5), gone(3), tweet(7, "new")])
+    await other.apply([removal(1), tweet(2, "edited", version=5), removal(3), tweet(7, "new")])
     await other.apply([tweet(3, "back")])
     await one.fill([tweet(key, "scanned") for key in (1, 2, 3, 4)])
-    await other.apply([gone(4), gone(2)])
+    await other.apply([removal(4), removal(2)])
     await other.apply([tweet(2, "edited again", version=6), tweet(5, "seen", version=1)])
     await one.fill([tweet(key, "scanned") for key in (5, 6)])
-    await other.apply([gone(5)])
+    await other.apply([removal(5)])
     await one.finish()
     for index in pair:
         assert await found(index, "scanned") == [6]
@@ -119,9 +119,9 @@ async def test_one_builds_at_a_time_and_the_other_after_it(pair: tuple[SearchInd
         await other.begin()
     assert refusal.value.reason == Reason.INDEX_BEING_BUILT
     await one.fill([tweet(1, "ones")])
-    assert (await other.building()).filled is not None
+    assert (await other.build_status()).filled is not None
     await one.finish()
-    assert (await other.building()).filled is None
+    assert (await other.build_status()).filled is None
     await other.begin()
     await other.fill([tweet(1, "others")])
     await other.finish()
@@ -164,7 +164,7 @@ async def test_a_retired_index_goes_once_no_search_can_be_in_it(
     async with asyncio.timeout(20):
         while len(await server.call("GET", f"/{settings.namespace}-*-v{FORMAT}-*/_alias")) > 2:
             await asyncio.sleep(0.05)
-    assert (await one.building()).number == 3
+    assert (await one.build_status()).number == 3
 
 
 async def test_searches_are_answered_at_every_moment_of_a_takeover(pair: tuple[SearchIndex, SearchIndex]) -> None:
@@ -208,7 +208,7 @@ async def test_nobody_makes_an_index_by_writing_to_it(
     settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex]
 ) -> None:
     for index in pair:
-        await index.apply([tweet(1, "word"), person(1)])
+        await index.apply([tweet(1, "word"), user_change(1)])
     names = await server.call("GET", f"/{settings.namespace}-*/_alias")
     assert sorted(names) == [f"{settings.namespace}-{kind}-v{FORMAT}-1" for kind in ("tweets", "users")]
 

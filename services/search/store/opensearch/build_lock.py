@@ -1,7 +1,7 @@
-"""Only one process builds an index: it holds a document on the server, and renews it for as long as it lives.
+"""A lock on the server so that only one process builds an index: a document that its holder renews.
 
-A holder is taken for dead when the document has not changed while others watched it for EXPIRES_S by their own clocks: no two
-clocks are compared.
+A holder counts as dead if its document did not change for EXPIRES_S on the clock of the process that watches it.
+Clocks of different processes are never compared.
 """
 
 from __future__ import annotations
@@ -20,30 +20,34 @@ from services.platform.opensearch.client import CONFLICT, NOT_FOUND, OpenSearch,
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# A build without its process is taken up by another one this long after somebody noticed.
+# After this time without a renewal, another process may take over the build.
 EXPIRES_S = 20.0
-# Three may be late or lost before the lock is.
+# Three renewals may be lost before the lock expires.
 RENEW_EVERY_S = 5.0
 
-# Read by its id alone: nothing in it is searched.
+# The document is only read by id, so none of its fields is indexed.
 _BODY = {
     "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1"}},
     "mappings": {"dynamic": False},
 }
 _DOCUMENT = "build"
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
-class Held(NamedTuple):
-    """The document: whose it is (empty: nobody's), how many documents were filled in, and its place in the order of changes."""
+class LockDocument(NamedTuple):
+    """The lock document: the holder's token (empty if free), the number of documents filled, and the (_seq_no,
+    _primary_term) of its last write.
+    """
 
     token: str
     filled: int
-    place: tuple[int, int]
+    sequence: tuple[int, int]
 
 
 class BuildLock:
-    """The lock of one process. `clock` gives seconds that never go back."""
+    """The lock as one process sees it. `clock` returns monotonic seconds. All methods raise UNAVAILABLE if the server
+    does not answer.
+    """
 
     def __init__(self, opensearch: OpenSearch, namespace: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._opensearch = opensearch
@@ -54,42 +58,49 @@ class BuildLock:
         self._writing = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
         self._held = False
-        # The document of another holder as last seen, and since when it has not changed.
+        # The sequence of another holder's document as last read, and the time since when it has not changed.
         self._seen: tuple[tuple[int, int], float] = ((0, 0), 0.0)
 
-    async def take(self) -> None:
-        """Takes it, or keeps it where it is held. ALREADY_EXISTS, reason INDEX_BEING_BUILT, while another process has it."""
+    async def acquire(self) -> None:
+        """Acquires the lock, or renews it if it is held. Starts to renew it in the background.
+
+        Raises ALREADY_EXISTS with reason INDEX_BEING_BUILT if another process holds it.
+        """
         async with self._writing:
             self._filled = 0
             found = await self.read()
             if found is None:
-                await self._ready()
+                await self._create_index()
                 await self._write(self._token, {"op_type": "create"})
             else:
                 if found.token not in ("", self._token):
-                    self._judge(found.place)
-                await self._write(self._token, _only_over(found.place))
+                    self._raise_unless_expired(found.sequence)
+                await self._write(self._token, _if_unchanged(found.sequence))
             self._held = True
         if self._renewing is None:
-            # In an empty context: it outlives the call that began the build.
-            self._renewing = asyncio.get_running_loop().create_task(self._renew(), context=contextvars.Context())
+            # An empty context, because the task outlives the call that began the build.
+            self._renewing = asyncio.get_running_loop().create_task(
+                self._renew_forever(), context=contextvars.Context()
+            )
 
     def count(self, filled: int) -> None:
-        """Lets others know, at the next renewal, that so many more documents were filled in."""
+        """Adds to the number of filled documents, which the next renewal publishes."""
         self._filled += filled
 
-    async def confirm(self) -> None:
-        """Renews it now. FAILED_PRECONDITION where it was lost."""
+    async def renew(self) -> None:
+        """Renews the lock now. Raises FAILED_PRECONDITION if it was lost."""
         async with self._writing:
-            # Read each time: whether a write came through whose answer was lost shows there.
+            # Read each time: this shows if an earlier write succeeded whose response was lost.
             found = await self.read()
             if not self._held or found is None or found.token != self._token:
                 self._held = False
-                raise errors.failed_precondition("the search index is not being built by this process any more")
-            await self._write(self._token, _only_over(found.place))
+                raise errors.failed_precondition(
+                    "this process lost the build lock: another process builds the search index"
+                )
+            await self._write(self._token, _if_unchanged(found.sequence))
 
-    async def leave(self) -> None:
-        """Gives it free. Where the server does not answer it expires."""
+    async def release(self) -> None:
+        """Releases the lock. If the server does not answer, the lock expires instead."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
@@ -100,10 +111,10 @@ class BuildLock:
         with contextlib.suppress(errors.RoostError):
             found = await self.read()
             if found is not None and found.token == self._token:
-                await self._write("", _only_over(found.place))
+                await self._write("", _if_unchanged(found.sequence))
 
-    async def read(self) -> Held | None:
-        """The document as it stands; None where there is none yet."""
+    async def read(self) -> LockDocument | None:
+        """Returns the lock document; None if there is none yet."""
         try:
             found = await self._opensearch.call("GET", f"/{self._index}/_doc/{_DOCUMENT}")
         except RequestRejected as error:
@@ -111,18 +122,19 @@ class BuildLock:
                 return None
             raise
         kept = found["_source"]
-        return Held(kept["token"], kept["filled"], (found["_seq_no"], found["_primary_term"]))
+        return LockDocument(kept["token"], kept["filled"], (found["_seq_no"], found["_primary_term"]))
 
-    def _judge(self, place: tuple[int, int]) -> None:
+    def _raise_unless_expired(self, sequence: tuple[int, int]) -> None:
+        """Returns if the other holder's lock has expired; otherwise raises ALREADY_EXISTS."""
         now_s = self._clock()
-        if place != self._seen[0]:
-            self._seen = (place, now_s)
+        if sequence != self._seen[0]:
+            self._seen = (sequence, now_s)
         if now_s - self._seen[1] < EXPIRES_S:
-            raise _held()
-        _log.warning("the process that built the search index is gone: the build begins again")
+            raise _being_built_elsewhere()
+        log.warning("build_lock.expired")
 
-    async def _ready(self) -> None:
-        # It may be there: another process was faster.
+    async def _create_index(self) -> None:
+        # Another process may have created it meanwhile.
         with contextlib.suppress(RequestRejected):
             await self._opensearch.call("PUT", f"/{self._index}", _BODY)
 
@@ -132,23 +144,25 @@ class BuildLock:
             await self._opensearch.call("PUT", f"/{self._index}/_doc/{_DOCUMENT}", body, parameters=condition)
         except RequestRejected as error:
             if error.status == CONFLICT:
-                raise _held() from error
+                raise _being_built_elsewhere() from error
             raise
 
-    async def _renew(self) -> None:
+    async def _renew_forever(self) -> None:
         while True:
             await asyncio.sleep(RENEW_EVERY_S)
             try:
-                await self.confirm()
+                await self.renew()
             except errors.RoostError as error:
                 if not self._held:
-                    _log.warning("another process builds the search index now", error=str(error))
+                    log.warning("build_lock.lost", error=str(error))
                     return
 
 
-def _only_over(place: tuple[int, int]) -> dict[str, int]:
-    return {"if_seq_no": place[0], "if_primary_term": place[1]}
+def _if_unchanged(sequence: tuple[int, int]) -> dict[str, int]:
+    return {"if_seq_no": sequence[0], "if_primary_term": sequence[1]}
 
 
-def _held() -> errors.RoostError:
-    return errors.already_exists("another process builds the search index", Reason.INDEX_BEING_BUILT)
+def _being_built_elsewhere() -> errors.RoostError:
+    return errors.already_exists(
+        "another process is building the search index: wait until it has finished", Reason.INDEX_BEING_BUILT
+    )

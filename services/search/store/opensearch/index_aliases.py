@@ -1,8 +1,9 @@
-"""The indexes on OpenSearch: which are in use, which is being built, and the change from one to the other.
+"""Manages the indexes on OpenSearch by aliases: which is in use, which is being built, and the switch between them.
 
-Each collection has one index a generation, `<namespace>-tweets-v1-7`. All that is known of them is their aliases, which the server
-changes in one step for all processes: `<namespace>-tweets-v1` is the one in use, `…-filled` says that it was filled from the owners,
-`…-filling-8` is the one being built, and names it to whoever fills it, so that nobody writes into one that was given up.
+Each collection has one index for each generation, such as `<namespace>-tweets-v1-7`. All state is in aliases, which
+the server changes atomically for all processes: `<namespace>-tweets-v1` is on the index in use, `…-filled` on an
+index that was filled completely, and `…-filling-8` on the index being built. Builders write through the last one, so
+that nothing is written into a discarded build.
 """
 
 from __future__ import annotations
@@ -26,16 +27,21 @@ from services.platform.rpc import errors
 from services.search.store import Collection
 from services.search.store.opensearch.requests import FORMAT, index_body
 
-# Of two processes that make the first index at once one is told that it is there; once more is for a third that removes it.
+# Two processes that create the first index at the same time need a second round; a third process that removes a
+# duplicate needs one more.
 TRIES = 5
 
 _WORDS = {Collection.TWEETS: "tweets", Collection.USERS: "users"}
 _EXISTS = "resource_already_exists_exception"
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
-class Standing(NamedTuple):
-    """The generations there are: of each collection the one in use (0: none), whether all were filled, those being built, and all."""
+class GenerationState(NamedTuple):
+    """The generations on the server.
+
+    `current`: for each collection the generations in use (normally one; empty: none). `filled`: True if the indexes
+    of all collections were filled. `filling`: the generations being built. `numbers`: all generations.
+    """
 
     current: dict[Collection, tuple[int, ...]]
     filled: bool
@@ -44,35 +50,37 @@ class Standing(NamedTuple):
 
     @property
     def retired(self) -> frozenset[int]:
-        """Generations that served, and that no name leads to any more."""
+        """The generations that were in use before and have no alias any more."""
         return self.numbers - self.filling - {number for numbers in self.current.values() for number in numbers}
 
     @property
     def number(self) -> int:
-        """The generation in use; 0 where there is none, or not of all collections."""
+        """The generation in use; 0 if a collection has none."""
         return min(max(numbers, default=0) for numbers in self.current.values())
 
 
-class Generations:
-    """Makes indexes and changes aliases. All errors of the server are UNAVAILABLE, but those named."""
+class IndexGenerations:
+    """Creates indexes and changes aliases. Methods raise UNAVAILABLE if the server fails, and the statuses that they
+    name.
+    """
 
     def __init__(self, opensearch: OpenSearch, namespace: str, shards: int) -> None:
         self._opensearch = opensearch
         self._shards = shards
-        # Those of this process who find none wait for the first.
+        # Concurrent callers of this process wait for the first one.
         self._ensuring = asyncio.Lock()
         self._bases = {kind: f"{namespace}-{word}-v{FORMAT}" for kind, word in _WORDS.items()}
 
     def alias(self, collection: Collection) -> str:
-        """The name under which the index in use is read and written."""
+        """Returns the alias of the index in use, for reads and writes."""
         return self._bases[collection]
 
     def filling(self, collection: Collection, number: int) -> str:
-        """The name under which the index of this number is written while it is being built."""
+        """Returns the alias for writes to the index with this number while it is being built."""
         return f"{self._bases[collection]}-filling-{number}"
 
-    async def standing(self) -> Standing:
-        """What there is now, as one moment."""
+    async def state(self) -> GenerationState:
+        """Returns the generations as the server has them, from one request."""
         pattern = ",".join(f"{base}-*" for base in self._bases.values())
         found = await self._opensearch.call("GET", f"/{pattern}/_alias", timeout_s=BACKGROUND_TIMEOUT_S)
         current: dict[Collection, tuple[int, ...]] = dict.fromkeys(Collection, ())
@@ -92,51 +100,55 @@ class Generations:
                     filled.add(kind)
                 if self.filling(kind, number) in aliases:
                     filling.add(number)
-        return Standing(current, filled == set(Collection), frozenset(filling), frozenset(numbers))
+        return GenerationState(current, filled == set(Collection), frozenset(filling), frozenset(numbers))
 
-    async def ensure(self) -> Standing:
-        """Makes an index, not filled, of each collection that has none in use."""
+    async def ensure(self) -> GenerationState:
+        """Creates an empty index for each collection that has none in use, and returns the state."""
         async with self._ensuring:
             return await self._ensure()
 
-    async def _ensure(self) -> Standing:
+    async def _ensure(self) -> GenerationState:
         for _ in range(TRIES):
-            standing = await self.standing()
-            missing = [kind for kind, numbers in standing.current.items() if not numbers]
-            twice = [kind for kind, numbers in standing.current.items() if len(numbers) > 1]
-            if not missing and not twice:
-                return standing
-            number = max(standing.numbers, default=0) + 1
+            state = await self.state()
+            missing = [kind for kind, numbers in state.current.items() if not numbers]
+            duplicates = [kind for kind, numbers in state.current.items() if len(numbers) > 1]
+            if not missing and not duplicates:
+                return state
+            number = max(state.numbers, default=0) + 1
             for kind in missing:
-                _log.info("a search index is made", name=self._bases[kind])
+                log.info("search_index.created", name=self._bases[kind])
             await asyncio.gather(*(self._create(kind, number, self._bases[kind]) for kind in missing))
-            for kind in twice:
-                # Made while another process took over: what was taken over is the older one, for it was begun before.
-                await self._delete(kind, sorted(standing.current[kind])[1:])
-        raise unavailable("the search index is made by another process")
+            for kind in duplicates:
+                # Created during another process's switch: the older index is the one that was switched to, because
+                # its build began earlier.
+                await self._delete(kind, sorted(state.current[kind])[1:])
+        raise unavailable("another process is creating the search index: try again")
 
     async def begin(self) -> int:
-        """Gives up what was being built, makes new indexes, and answers their number: changes go there from now on."""
-        standing = await self.ensure()
-        await self.remove(standing.filling)
-        number = max(standing.numbers) + 1
+        """Discards the build in progress, creates new indexes, and returns their number. Changes go there from now
+        on.
+        """
+        state = await self.ensure()
+        await self.remove(state.filling)
+        number = max(state.numbers) + 1
         made = await asyncio.gather(*(self._create(kind, number, self.filling(kind, number)) for kind in Collection))
         if not all(made):
-            raise unavailable("another process makes an index of the same number")
+            raise unavailable("another process is creating a search index of the same number: try again")
         return number
 
     async def take_over(self, number: int) -> None:
-        """Puts the generation in use in place of the one before, in one step. FAILED_PRECONDITION where it was given up.
+        """Puts the generation in use in place of the one before, atomically.
 
-        The one before is retired, not removed: searches are under way in it.
+        The one before stays, because searches may be running in it. Raises FAILED_PRECONDITION if the generation was
+        discarded.
         """
-        standing = await self.standing()
+        state = await self.state()
         actions: list[dict[str, Any]] = []
         for kind, base in self._bases.items():
             index = f"{base}-{number}"
             actions += [
                 {"remove": {"index": f"{base}-{old}", "aliases": [base, f"{base}-filled"], "must_exist": False}}
-                for old in standing.current[kind]
+                for old in state.current[kind]
                 if old != number
             ]
             actions += [{"add": {"index": index, "alias": alias}} for alias in (base, f"{base}-filled")]
@@ -145,31 +157,34 @@ class Generations:
             await self._opensearch.call("POST", "/_aliases", {"actions": actions}, BACKGROUND_TIMEOUT_S)
         except RequestRejected as error:
             if error.status == NOT_FOUND:
-                raise errors.failed_precondition("the index that was being built was given up") from error
+                raise errors.failed_precondition(
+                    "another process discarded the search index being built: start a reindex again"
+                ) from error
             raise
 
-    async def give_up(self, number: int) -> None:
-        """Removes the generation if it is still being built."""
-        if number in (await self.standing()).filling:
+    async def discard(self, number: int) -> None:
+        """Deletes the generation if it is still being built."""
+        if number in (await self.state()).filling:
             await self.remove((number,))
 
     async def remove_retired(self, before: int) -> None:
-        """Removes retired generations of lower numbers than `before`."""
-        retired = (await self.standing()).retired
+        """Deletes the retired generations with numbers below `before`."""
+        retired = (await self.state()).retired
         await self.remove(number for number in retired if number < before)
 
     async def remove(self, numbers: Iterable[int]) -> None:
-        """Removes these generations."""
+        """Deletes the generations with these numbers. An index that is already gone is no error."""
         gone = list(numbers)
         await asyncio.gather(*(self._delete(kind, gone) for kind in Collection))
 
     async def refresh(self, names: Iterable[str]) -> None:
-        """Lets everything that was written under these names be found."""
+        """Makes everything that was written through these aliases searchable."""
         await self._opensearch.call(
             "POST", f"/{','.join(names)}/_refresh", None, BACKGROUND_TIMEOUT_S, {"ignore_unavailable": "true"}
         )
 
     async def _create(self, kind: Collection, number: int, alias: str) -> bool:
+        """Creates an index with the alias and returns True; returns False if the index exists."""
         body = index_body(self._shards, alias)
         try:
             made = await self._opensearch.call("PUT", f"/{self._bases[kind]}-{number}", body, BACKGROUND_TIMEOUT_S)
@@ -178,8 +193,8 @@ class Generations:
                 return False
             raise
         if not made["acknowledged"]:
-            # Nodes that do not know of it would send changes past it.
-            raise unavailable("not all nodes know of the new index yet")
+            # A node that does not know the new alias yet would not send changes to it.
+            raise unavailable("not all OpenSearch nodes know the new search index yet: try again")
         return True
 
     async def _delete(self, kind: Collection, numbers: Iterable[int]) -> None:

@@ -1,7 +1,8 @@
-"""What is sent to OpenSearch: the shape of its indexes, documents, and questions.
+"""Request bodies for OpenSearch: index settings, documents, and searches.
 
-Texts arrive as words (services/search/tokenizer.py decides what a word is) and are split at the spaces between them, so that both
-families find the same. No question is parsed there: terms and phrases only, without patterns.
+Texts are split into words by services/search/tokenizer.py and sent with spaces between the words, so that both
+backends find the same documents. Searches use exact terms and phrases only; the server parses no query text and no
+patterns of users.
 """
 
 from __future__ import annotations
@@ -11,27 +12,28 @@ from typing import Any
 
 import orjson
 
-from services.search.store import Document, Place, Query
+from services.search.store import Document, Query, RankPosition
 
-# Every index of this shape has the number in its name: processes of two shapes can run side by side, each on indexes of its own.
+# The number is part of every index name. Processes of two formats can run side by side, each with its own indexes.
 FORMAT = 2
 
 ID, VERSION, AUTHOR, EXACT, WORDS, REMOVED = "id", "version", "author_id", "exact", "words", "removed"
 RANK = "rank"
 PREFERRED = "preferred"
 
-# The server gives up a question after this; the client waits a little longer for the answer.
-QUESTION_MOST = "1500ms"
-# Documents looked at for completing a tag: the newest of each segment come first, and more tell nothing new.
+# The server stops a search after this time; the client's timeout is a little longer.
+SEARCH_TIMEOUT = "1500ms"
+# Maximum of documents examined (in each shard) for completing a tag. The newest come first, and more would not change
+# the result noticeably.
 MAX_COMPLETED_FROM = 100_000
-# Up to here authors are counted one by one, beyond it to within a few percent.
+# Up to this number distinct authors are counted exactly, above it within a few percent.
 AUTHORS_COUNTED_EXACTLY = 100
-# Found even if nobody says so: every change asks for it, this is for those whose process died in between.
-REFRESH_EVERY = "1s"
+# Every change refreshes explicitly. This interval is for changes of a process that died before its refresh.
+REFRESH_INTERVAL = "1s"
 
 _SPACED = "spaced"
 _MAPPINGS: dict[str, Any] = {
-    # A field that is not listed is a mistake of ours.
+    # An unlisted field is a bug in this adapter, so the server must reject it.
     "dynamic": "strict",
     "properties": {
         ID: {"type": "long"},
@@ -45,19 +47,19 @@ _MAPPINGS: dict[str, Any] = {
 }
 _ANALYSIS = {"analyzer": {_SPACED: {"type": "custom", "tokenizer": "whitespace"}}}
 
-# What stays of a document that is not to be found any more: a later scan of the owner must not bring it back. It has neither id
-# nor terms, so that no question meets it.
+# The body of a removed document. It stays so that a late scan of the owning service cannot restore the document. It
+# has neither id nor terms, so no search matches it.
 TOMBSTONE = orjson.dumps({REMOVED: True})
 
 
 def index_body(shards: int, alias: str) -> dict[str, Any]:
-    """A new index under the alias."""
+    """Returns the settings and mappings of a new index with the alias."""
     settings = {
         "number_of_shards": shards,
-        # A copy where there is a second node for it.
+        # One replica if there is a second node.
         "auto_expand_replicas": "0-1",
-        "refresh_interval": REFRESH_EVERY,
-        # Newest first on disk: a page of a common word ends after its first ids.
+        "refresh_interval": REFRESH_INTERVAL,
+        # Sorted newest first on disk, so that a page of a frequent word is complete after its first documents.
         "sort.field": ID,
         "sort.order": "desc",
         "analysis": _ANALYSIS,
@@ -66,7 +68,7 @@ def index_body(shards: int, alias: str) -> dict[str, Any]:
 
 
 def document_body(document: Document) -> bytes:
-    """The whole document."""
+    """Returns the document as JSON."""
     return orjson.dumps(
         {
             ID: document.id,
@@ -80,41 +82,48 @@ def document_body(document: Document) -> bytes:
 
 
 def page_body(query: Query, before_id: int, limit: int) -> dict[str, Any]:
-    """A page, the greatest id first. Nothing but time bounds it: whoever stops after some documents may miss the newest."""
-    asked = {"filter": [*_clauses(query), *_conditions(query, before_id)], "must_not": _excluded(query)}
-    return _bounded({"query": {"bool": asked}, "size": limit, "sort": [{ID: "desc"}]})
+    """Returns a search for up to `limit` ids below `before_id` (0: no bound), greatest first.
+
+    It has a timeout but no `terminate_after`: stopping after a number of documents could miss the newest.
+    """
+    bool_query = {"filter": [*_clauses(query), *_conditions(query, before_id)], "must_not": _excluded(query)}
+    return _bounded({"query": {"bool": bool_query}, "size": limit, "sort": [{ID: "desc"}]})
 
 
-def ranked_body(query: Query, after: Place | None, limit: int) -> dict[str, Any]:
-    """A page, the greatest rank first, of equal ranks the least id."""
-    asked = {"filter": [*_clauses(query), *_conditions(query, 0)], "must_not": _excluded(query)}
-    page: dict[str, Any] = {"query": {"bool": asked}, "size": limit, "sort": [{RANK: "desc"}, {ID: "asc"}]}
+def ranked_body(query: Query, after: RankPosition | None, limit: int) -> dict[str, Any]:
+    """Returns a search for up to `limit` documents after `after`, greatest rank first, of equal ranks the lowest id
+    first.
+    """
+    bool_query = {"filter": [*_clauses(query), *_conditions(query, 0)], "must_not": _excluded(query)}
+    page: dict[str, Any] = {"query": {"bool": bool_query}, "size": limit, "sort": [{RANK: "desc"}, {ID: "asc"}]}
     return _bounded(page if after is None else page | {"search_after": list(after)})
 
 
 def best_body(query: Query, before_id: int, limit: int, preferred: Sequence[str]) -> dict[str, Any]:
-    """The best by their text; the name PREFERRED is on hits that have one of the preferred terms."""
-    # Conditions say nothing about how well a text fits; nor do the preferred terms.
-    asked = {"must": _clauses(query), "filter": _conditions(query, before_id), "must_not": _excluded(query)}
+    """Returns a search for the best text scores. Hits with a preferred term carry the query name PREFERRED."""
+    # Filters and preferred terms must not change the text score.
+    bool_query = {"must": _clauses(query), "filter": _conditions(query, before_id), "must_not": _excluded(query)}
     if preferred:
         named = {"filter": {"terms": {EXACT: list(preferred)}}, "boost": 0.0, "_name": PREFERRED}
-        asked["should"] = [{"constant_score": named}]
-    return _bounded({"query": {"bool": asked}, "size": limit, "docvalue_fields": [ID, AUTHOR]})
+        bool_query["should"] = [{"constant_score": named}]
+    return _bounded({"query": {"bool": bool_query}, "size": limit, "docvalue_fields": [ID, AUTHOR]})
 
 
 def terms_body(prefix: str, limit: int) -> dict[str, Any]:
-    """The most frequent exact terms that begin so."""
-    counted = _terms_that_begin(prefix) | {"size": limit, "order": [{"_count": "desc"}, {"_key": "asc"}]}
+    """Returns an aggregation of the most frequent exact terms that begin with `prefix`."""
+    counted = _terms_with_prefix(prefix) | {"size": limit, "order": [{"_count": "desc"}, {"_key": "asc"}]}
     body = {"query": {"prefix": {EXACT: {"value": prefix}}}, "size": 0, "aggs": {EXACT: {"terms": counted}}}
     return _bounded(body | {"terminate_after": MAX_COMPLETED_FROM})
 
 
 def most_used_body(prefixes: Sequence[str]) -> dict[str, Any]:
-    """Of each prefix, named by its place, the exact term beginning so that most authors use."""
+    """Returns one aggregation for each prefix, named by its index: the exact term with the prefix that most authors
+    use.
+    """
     authors = {"cardinality": {"field": AUTHOR, "precision_threshold": AUTHORS_COUNTED_EXACTLY}}
     aggregations: dict[str, Any] = {}
     for place, prefix in enumerate(prefixes):
-        counted = _terms_that_begin(prefix) | {"size": 1, "order": [{AUTHOR: "desc"}, {"_key": "asc"}]}
+        counted = _terms_with_prefix(prefix) | {"size": 1, "order": [{AUTHOR: "desc"}, {"_key": "asc"}]}
         used = {"terms": counted, "aggs": {AUTHOR: authors}}
         aggregations[str(place)] = {"filter": {"prefix": {EXACT: {"value": prefix}}}, "aggs": {EXACT: used}}
     any_of = [{"prefix": {EXACT: {"value": prefix}}} for prefix in prefixes]
@@ -123,7 +132,7 @@ def most_used_body(prefixes: Sequence[str]) -> dict[str, Any]:
 
 
 def count_body() -> dict[str, Any]:
-    """All but tombstones."""
+    """Returns a query for all documents except tombstones."""
     return {"query": {"exists": {"field": ID}}}
 
 
@@ -151,15 +160,16 @@ def _conditions(query: Query, before_id: int) -> list[dict[str, Any]]:
     return found
 
 
-def _terms_that_begin(prefix: str) -> dict[str, Any]:
-    return {"field": EXACT, "include": "".join(map(_literal, prefix)) + ".*"}
+def _terms_with_prefix(prefix: str) -> dict[str, Any]:
+    return {"field": EXACT, "include": "".join(map(_escape_pattern, prefix)) + ".*"}
 
 
 def _bounded(body: dict[str, Any]) -> dict[str, Any]:
-    # Nothing of the documents is unpacked, not even `_id`: 300 hits are in 300 blocks, and ids stand in columns too.
-    return body | {"timeout": QUESTION_MOST, "track_total_hits": False, "_source": False, "stored_fields": "_none_"}
+    # No stored field is loaded, not even `_id`: 300 hits can be in 300 compressed blocks, and ids are doc values as
+    # well.
+    return body | {"timeout": SEARCH_TIMEOUT, "track_total_hits": False, "_source": False, "stored_fields": "_none_"}
 
 
-def _literal(character: str) -> str:
-    # The server reads a pattern: every sign stands for itself.
+def _escape_pattern(character: str) -> str:
+    # The server expects a regular expression, so every special character is escaped.
     return character if character.isalnum() else "\\" + character

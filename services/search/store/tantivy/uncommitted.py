@@ -1,15 +1,15 @@
-"""Changes that are not in the committed index yet, searched in memory. Of one event loop."""
+"""Index changes that are not committed yet, held and searched in memory. Used on one event loop."""
 
 from __future__ import annotations
 
-from collections.abc import Collection as AnyOf
+from collections.abc import Collection as AbstractCollection
 from collections.abc import Iterable, Iterator, Sequence
 
-from services.search.store import Change, Collection, Document, Query
+from services.search.store import Collection, Document, IndexChange, Query
 
 
 class UncommittedChanges:
-    """The newest change of each document, by term. Bounded by whoever fills it."""
+    """The newest change of each document, with posting lists by term. The caller bounds the number of changes."""
 
     def __init__(self) -> None:
         self._documents: dict[Collection, dict[int, Document | None]] = {kind: {} for kind in Collection}
@@ -19,19 +19,19 @@ class UncommittedChanges:
         return sum(map(len, self._documents.values()))
 
     def documents(self, collection: Collection) -> dict[int, Document | None]:
-        """The changed documents by id, None where removed; not to be changed."""
+        """Returns the changed documents by id, None if removed. The caller must not modify the dictionary."""
         return self._documents[collection]
 
-    def changes(self) -> list[Change]:
-        """What it holds, as it was put."""
+    def changes(self) -> list[IndexChange]:
+        """Returns all changes."""
         return [
-            Change(kind, key, document)
+            IndexChange(kind, key, document)
             for kind, documents in self._documents.items()
             for key, document in documents.items()
         ]
 
-    def put(self, change: Change) -> None:
-        """Takes in a change, in place of any before it."""
+    def put(self, change: IndexChange) -> None:
+        """Stores a change and replaces an earlier one of the same document."""
         documents = self._documents[change.collection]
         if (before := documents.get(change.id)) is not None:
             for term in _terms(before):
@@ -42,7 +42,7 @@ class UncommittedChanges:
                 self._postings.setdefault((change.collection, term), set()).add(change.id)
 
     def find(self, collection: Collection, query: Query) -> Iterator[Document]:
-        """The matching documents, in no order."""
+        """Yields the documents that match the query, in no particular order."""
         terms = {*query.exact, *(_word_term(word) for phrase in query.phrases for word in phrase)}
         postings = sorted((self._postings.get((collection, term), _NONE) for term in terms), key=len)
         any_exact, wanted = frozenset(query.any_exact), frozenset(query.ids)
@@ -54,30 +54,32 @@ class UncommittedChanges:
             if (not any_exact or holds_any(document, any_exact)) and _matches(document, query):
                 yield document
 
-    def terms(self, prefix: str) -> Iterator[tuple[str, AnyOf[int]]]:
-        """The exact terms of tweets that begin so, and the ids of the documents of this layer that have each: at least one."""
+    def terms(self, prefix: str) -> Iterator[tuple[str, AbstractCollection[int]]]:
+        """Yields exact terms of tweets that begin with `prefix`, each with the ids (at least one) of the documents
+        that have it.
+        """
         for (collection, term), ids in self._postings.items():
             if collection is Collection.TWEETS and ids and term.startswith(prefix):
                 yield term, ids
 
 
 def _matches(document: Document, query: Query) -> bool:
-    """Whether a document that has all terms and words has them in the order asked for, and none of the excluded."""
+    """Returns True if a document that has all terms and words also has the phrases in order, and nothing excluded."""
     return (
-        all(len(phrase) == 1 or _holds(document.words, phrase) for phrase in query.phrases)
+        all(len(phrase) == 1 or _has_phrase(document.words, phrase) for phrase in query.phrases)
         and not holds_any(document, query.excluded_exact)
-        and not any(_holds(document.words, phrase) for phrase in query.excluded_phrases)
+        and not any(_has_phrase(document.words, phrase) for phrase in query.excluded_phrases)
     )
 
 
-def holds_any(document: Document, terms: AnyOf[str]) -> bool:
-    """Whether the document has one of the exact terms."""
+def holds_any(document: Document, terms: AbstractCollection[str]) -> bool:
+    """Returns True if the document has one of the exact terms."""
     return any(term in terms for term in document.exact)
 
 
 def _terms(document: Document) -> Iterator[str]:
     yield from document.exact
-    # Told apart from exact terms by a character that no term holds.
+    # A prefix that no exact term has separates words from exact terms.
     yield from map(_word_term, document.words)
 
 
@@ -85,7 +87,7 @@ def _word_term(word: str) -> str:
     return " " + word
 
 
-def _holds(words: Sequence[str], phrase: Sequence[str]) -> bool:
+def _has_phrase(words: Sequence[str], phrase: Sequence[str]) -> bool:
     size = len(phrase)
     first = phrase[0]
     return any(

@@ -22,7 +22,7 @@ from services.platform.rpc import errors
 from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import MutationGuard
-from services.search.store import Change, Collection, Document
+from services.search.store import Collection, Document, IndexChange
 
 A_MESSAGE = 2
 
@@ -101,7 +101,7 @@ class MemoryIndex:
     async def filled(self) -> bool:
         return self.position is not None
 
-    async def apply(self, changes: Sequence[Change], position: int = 0) -> None:
+    async def apply(self, changes: Sequence[IndexChange], position: int = 0) -> None:
         for documents in filter(lambda one: one is not None, (self.documents, self.begun)):
             assert documents is not None
             for collection, key, document in changes:
@@ -115,7 +115,7 @@ class MemoryIndex:
         self.begun = {}
         self.touched.clear()
 
-    async def fill(self, changes: Sequence[Change]) -> None:
+    async def fill(self, changes: Sequence[IndexChange]) -> None:
         assert self.begun is not None
         for collection, key, document in changes:
             if document is not None and (collection, key) not in self.touched:

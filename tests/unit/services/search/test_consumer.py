@@ -27,7 +27,7 @@ from roost.identity.v1 import user_pb2
 from services.platform.events.log import ConsumedEvent, Consumer
 from services.platform.ids.snowflake import first_id_at
 from services.platform.transport.inprocess import InProcessChannel
-from services.search.consumer import MARGIN_S, TREND_REPLAY_S, Indexer, Place, PositionedConsumer, TrendCounter
+from services.search.consumer import MARGIN_S, TREND_REPLAY_S, Indexer, PositionedConsumer, StartPosition, TrendCounter
 from services.search.store import SearchIndex
 from services.search.trends import Trends
 from tests.unit.services.search.conftest import MemoryIndex, Owners, event
@@ -148,18 +148,18 @@ async def test_what_is_no_event_is_refused_for_good(indexer: Indexer) -> None:
     for topic, payload in (("tweet.created", b"\xff"), ("tweet.created", b""), ("user.created", None)):
         made = event(1, tweet_created=TweetCreated(tweet_id=1))
         broken = made._replace(topic=topic, payload=made.payload if payload is None else payload)
-        with pytest.raises(Exception, match=r"carries|parsing|decode"):
+        with pytest.raises(Exception, match=r"belongs to another topic|parsing|decode"):
             await indexer.apply([broken])
 
 
-class Seeker(Consumer):
+class RecordingConsumer(Consumer):
     """Keeps what it is asked."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
     async def seek(self, *, offset: int | None = None, time_ms: int | None = None) -> None:
-        self.asked.append(Place(offset, time_ms))
+        self.asked.append(StartPosition(offset, time_ms))
 
     async def start(self) -> None:
         self.asked.append("start")
@@ -169,14 +169,14 @@ class Seeker(Consumer):
 
 
 async def test_reading_goes_on_where_the_index_stands(indexer: Indexer, memory: MemoryIndex) -> None:
-    consumer = Seeker()
-    worker = PositionedConsumer(consumer, indexer.place)
+    consumer = RecordingConsumer()
+    worker = PositionedConsumer(consumer, indexer.start_position)
     await worker.start()
     await worker.stop()
     memory.position = 41
     await worker.start()
-    first = Place(time_ms=int((NOW_S - MARGIN_S) * 1000))
-    assert consumer.asked == [first, "start", "stop", Place(offset=42), "start"]
+    first = StartPosition(time_ms=int((NOW_S - MARGIN_S) * 1000))
+    assert consumer.asked == [first, "start", "stop", StartPosition(offset=42), "start"]
 
 
 class Counting:
@@ -203,7 +203,7 @@ def counting(channel: InProcessChannel) -> Counting:
 
 
 def test_trends_begin_hours_ago(counting: Counting) -> None:
-    assert counting.counter.place() == Place(time_ms=int((NOW_S - TREND_REPLAY_S) * 1000))
+    assert counting.counter.start_position() == StartPosition(time_ms=int((NOW_S - TREND_REPLAY_S) * 1000))
 
 
 def now_id(number: int) -> int:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.platform.rpc import errors
-from services.search.query import MAX_TERMS, MAX_WORDS, LeaseTiming, Names, ParsedQuery, parse, parse_names
+from services.search.query import MAX_TERMS, MAX_WORDS, NameQuery, ParsedQuery, QueryTerms, parse, parse_names
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,11 @@ from services.search.query import MAX_TERMS, MAX_WORDS, LeaseTiming, Names, Pars
         ("*ing py* a?b /x.*/ a~2 [a TO b]", parse("ing py a-b x a-2 a to b")),
         ("exact:#x {} \\ ^", ParsedQuery(phrases=(("exact", "x"),))),
         ("a AND NOT b", ParsedQuery(phrases=(("a",), ("and",), ("not",), ("b",)))),
-        ("boats -sail", ParsedQuery(phrases=(("boats",),), excluded=LeaseTiming(phrases=(("sail",),)))),
-        ('a -"b c" -“d', ParsedQuery(phrases=(("a",),), excluded=LeaseTiming(phrases=(("b", "c"), ("d",))))),
-        ("a -#Tag -@Ann -$TSLA", ParsedQuery(phrases=(("a",),), excluded=LeaseTiming(exact=("#tag", "@ann", "$tsla")))),
-        ("a -from:@Bob", ParsedQuery(phrases=(("a",),), excluded=LeaseTiming(authors=("bob",)))),
-        ("-a from:bob", ParsedQuery(authors=("bob",), excluded=LeaseTiming(phrases=(("a",),)))),
+        ("boats -sail", ParsedQuery(phrases=(("boats",),), excluded=QueryTerms(phrases=(("sail",),)))),
+        ('a -"b c" -“d', ParsedQuery(phrases=(("a",),), excluded=QueryTerms(phrases=(("b", "c"), ("d",))))),
+        ("a -#Tag -@Ann -$TSLA", ParsedQuery(phrases=(("a",),), excluded=QueryTerms(exact=("#tag", "@ann", "$tsla")))),
+        ("a -from:@Bob", ParsedQuery(phrases=(("a",),), excluded=QueryTerms(authors=("bob",)))),
+        ("-a from:bob", ParsedQuery(authors=("bob",), excluded=QueryTerms(phrases=(("a",),)))),
         # A minus within a word, alone, doubled, as a dash, or behind a quote is none.
         ("well-known - a --b –c", parse("well-known a b c")),
         ('"a"-"b" c-"d"', parse("a b c d")),
@@ -77,7 +77,7 @@ def test_parse_of_what_only_leaves_out_says_what_is_missing(query: str) -> None:
 
 def test_a_minus_in_keywords_leaves_out_nothing() -> None:
     assert parse("", ["-a"]) == ParsedQuery(phrases=(("a",),))
-    assert parse("-a", ["b"]).excluded == LeaseTiming(phrases=(("a",),))
+    assert parse("-a", ["b"]).excluded == QueryTerms(phrases=(("a",),))
 
 
 def test_terms_left_out_count_to_the_bounds() -> None:
@@ -86,9 +86,9 @@ def test_terms_left_out_count_to_the_bounds() -> None:
 
 
 def test_names_are_words_to_begin_with_and_to_leave_out() -> None:
-    assert parse_names("@Ann -Łee jean-luc") == Names(("ann", "jean", "luc"), ("lee",))
-    assert parse_names("-ann") == Names((), ("ann",))
-    assert parse_names(" ".join(f"t{n} -u{n}" for n in range(99))) == Names(
+    assert parse_names("@Ann -Łee jean-luc") == NameQuery(("ann", "jean", "luc"), ("lee",))
+    assert parse_names("-ann") == NameQuery((), ("ann",))
+    assert parse_names(" ".join(f"t{n} -u{n}" for n in range(99))) == NameQuery(
         tuple(f"t{n}" for n in range(MAX_TERMS)), tuple(f"u{n}" for n in range(MAX_TERMS))
     )
 

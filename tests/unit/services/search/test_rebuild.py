@@ -13,12 +13,12 @@ from services.platform.rpc.reasons import Reason
 from services.platform.transport.inprocess import InProcessChannel
 from services.search import rebuild
 from services.search.consumer import Indexer
-from services.search.rebuild import RETRY_MOST_S, Rebuilder
-from services.search.store import Change, Collection, Document, SearchIndex
+from services.search.rebuild import RETRY_MAX_S, Rebuilder
+from services.search.store import Collection, Document, IndexChange, SearchIndex
 from tests.unit.services.search.conftest import MemoryIndex, Owners, channel_to, event
 
 
-class Naps:
+class FakeSleep:
     """Sleeps no time and remembers how long it should have been."""
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class Naps:
 
 
 @pytest.fixture
-def naps() -> Naps:
-    return Naps()
+def fake_sleep() -> FakeSleep:
+    return FakeSleep()
 
 
 @pytest.fixture
-def rebuilder(channel: InProcessChannel, memory: MemoryIndex, naps: Naps) -> Rebuilder:
-    return Rebuilder(channel, cast(SearchIndex, memory), naps)
+def rebuilder(channel: InProcessChannel, memory: MemoryIndex, fake_sleep: FakeSleep) -> Rebuilder:
+    return Rebuilder(channel, cast(SearchIndex, memory), fake_sleep)
 
 
 async def test_it_holds_what_stands_and_nothing_else(rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex) -> None:
@@ -54,7 +54,7 @@ async def test_it_holds_what_stands_and_nothing_else(rebuilder: Rebuilder, owner
 
 
 async def test_an_interrupted_scan_goes_on_behind_the_last_id(
-    rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex, naps: Naps
+    rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex, fake_sleep: FakeSleep
 ) -> None:
     for n in range(1, 8):
         owners.post(n, f"text {n}")
@@ -63,7 +63,7 @@ async def test_an_interrupted_scan_goes_on_behind_the_last_id(
     await rebuilder.done()
     assert owners.scanned == [0, 2, 4]
     assert memory.words().keys() == set(range(1, 8))
-    assert len(naps.seconds) == 2
+    assert len(fake_sleep.seconds) == 2
 
 
 async def test_what_changes_meanwhile_wins_over_the_scan(
@@ -106,7 +106,7 @@ async def test_one_at_a_time(rebuilder: Rebuilder, owners: Owners, memory: Memor
 
 
 async def test_a_failed_build_begins_again_later_and_later(
-    rebuilder: Rebuilder, memory: MemoryIndex, naps: Naps
+    rebuilder: Rebuilder, memory: MemoryIndex, fake_sleep: FakeSleep
 ) -> None:
     finish, failures = memory.finish, 12
 
@@ -121,8 +121,8 @@ async def test_a_failed_build_begins_again_later_and_later(
     rebuilder.begin()
     await rebuilder.done()
     assert memory.finished == 1
-    assert naps.seconds == sorted(naps.seconds)
-    assert naps.seconds[-1] == RETRY_MOST_S
+    assert fake_sleep.seconds == sorted(fake_sleep.seconds)
+    assert fake_sleep.seconds[-1] == RETRY_MAX_S
 
 
 async def test_only_an_index_never_filled_is_built_at_the_start(rebuilder: Rebuilder, memory: MemoryIndex) -> None:
@@ -139,7 +139,7 @@ async def test_only_an_index_never_filled_is_built_at_the_start(rebuilder: Rebui
 
 async def test_a_stop_leaves_the_index_in_use(rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex) -> None:
     owners.post(1, "text")
-    await memory.apply([Change(Collection.TWEETS, 2, Document(2, 0, 1, (), ("used",)))])
+    await memory.apply([IndexChange(Collection.TWEETS, 2, Document(2, 0, 1, (), ("used",)))])
     rebuilder.begin()
     await asyncio.sleep(0)
     await rebuilder.stop()
@@ -147,7 +147,7 @@ async def test_a_stop_leaves_the_index_in_use(rebuilder: Rebuilder, owners: Owne
 
 
 async def test_what_another_process_builds_is_not_built_here(
-    rebuilder: Rebuilder, memory: MemoryIndex, naps: Naps
+    rebuilder: Rebuilder, memory: MemoryIndex, fake_sleep: FakeSleep
 ) -> None:
     async def built_elsewhere() -> None:
         raise errors.already_exists("another process builds it", Reason.INDEX_BEING_BUILT)
@@ -155,14 +155,14 @@ async def test_what_another_process_builds_is_not_built_here(
     memory.begin = built_elsewhere  # type: ignore[method-assign]
     assert rebuilder.begin()
     await rebuilder.done()
-    assert naps.seconds == []
+    assert fake_sleep.seconds == []
     assert memory.finished == 0
 
 
 async def test_an_index_dropped_or_out_of_reach_is_looked_at_again(
     rebuilder: Rebuilder, memory: MemoryIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(rebuild, "POLL_EVERY_S", 0.01)
     filled, looks = memory.filled, 0
 
     async def out_of_reach_first() -> bool:

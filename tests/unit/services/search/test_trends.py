@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from services.search.trends import MAX_FORGOTTEN, MAX_KEYS_AN_ACT, MAX_RANKED, STEP_S, WINDOW_S, Trends
+from services.search.trends import MAX_KEYS_PER_ACT, MAX_RANKED, MAX_STALE_HEAP_ENTRIES, STEP_S, WINDOW_S, Trends
 
 START_S = 2_000_000_000.0
 
@@ -106,16 +106,16 @@ def test_undone_acts_and_hidden_people_count_no_more(trends: Trends[str]) -> Non
     for actor in (1, 2, 3, 4):
         trends.add(actor, actor, {"tag": ""}, START_S)
         trends.add(-actor, actor, {"tag": ""}, START_S)
-    trends.forget(1)
+    trends.remove(1)
     assert trends.ranking()[0].actors == 4, "another act of the same person stands"
-    trends.forget(-1)
-    trends.forget(-1)
-    trends.forget("never was")
+    trends.remove(-1)
+    trends.remove(-1)
+    trends.remove("never was")
     assert trends.ranking()[0].actors == 3
-    trends.forget_actor(2)
+    trends.remove_actor(2)
     assert trends.ranking() == []
-    trends.forget_actor(3)
-    trends.forget_actor(4)
+    trends.remove_actor(3)
+    trends.remove_actor(4)
     assert len(trends) == 0
 
 
@@ -168,7 +168,7 @@ def test_acts_remembered_are_bounded_and_the_oldest_go_first(clock: Clock) -> No
 def test_one_act_counts_for_few_keys_and_a_ranking_ends(acts: Acts) -> None:
     for start in range(0, 200, 20):
         acts.do([1, 2, 3], *(f"t{number:03}" for number in range(start, start + 20)))
-    assert len(acts.trends) == 10 * MAX_KEYS_AN_ACT
+    assert len(acts.trends) == 10 * MAX_KEYS_PER_ACT
     assert len(acts.keys()) == MAX_RANKED
 
 
@@ -183,8 +183,8 @@ def test_add_of_an_old_act_late_ends_with_its_own_window(trends: Trends[str], cl
 
 
 def test_forget_and_add_again_and_again_keeps_room_bounded(trends: Trends[str]) -> None:
-    for number in range(3 * MAX_FORGOTTEN):
+    for number in range(3 * MAX_STALE_HEAP_ENTRIES):
         trends.add("act", 1, {f"tag{number % 5}": ""}, START_S)
-        trends.forget("act")
-    assert len(trends._by_time) <= MAX_FORGOTTEN + 2
+        trends.remove("act")
+    assert len(trends._by_time) <= MAX_STALE_HEAP_ENTRIES + 2
     assert len(trends) == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.platform.rpc import errors
-from services.search.store import Change, Collection, Document, Query
+from services.search.store import Collection, Document, IndexChange, Query
 from services.search.store.tantivy import index as generation
 from services.search.store.tantivy import store as tantivy_store
 from services.search.store.tantivy.store import EmbeddedSearchIndex
@@ -17,8 +17,8 @@ from services.search.store.tantivy.store import EmbeddedSearchIndex
 TWEETS = Collection.TWEETS
 
 
-def tweet(key: int) -> Change:
-    return Change(TWEETS, key, Document(key, 0, 1, ("#tag",), ("word",)))
+def tweet(key: int) -> IndexChange:
+    return IndexChange(TWEETS, key, Document(key, 0, 1, ("#tag",), ("word",)))
 
 
 async def found(index: EmbeddedSearchIndex) -> list[int]:
@@ -95,7 +95,7 @@ async def test_an_index_that_lost_documents_never_takes_over(index: EmbeddedSear
 async def test_what_waits_for_the_disk_is_bounded(
     index: EmbeddedSearchIndex, disk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tantivy_store, "MAX_WAITING", 10)
+    monkeypatch.setattr(tantivy_store, "MAX_UNCOMMITTED", 10)
     disk.full = True
     await index.apply([tweet(key) for key in range(1, 12)], 11)
     with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
@@ -108,7 +108,7 @@ async def test_what_waits_for_the_disk_is_bounded(
 
 
 async def test_commits_come_by_themselves(index: EmbeddedSearchIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tantivy_store, "MANY_WAITING", 0)
+    monkeypatch.setattr(tantivy_store, "COMMIT_AT_CHANGES", 0)
     await index.apply([tweet(1)], 5)
     for _ in range(1_000):
         if index.position == 5:

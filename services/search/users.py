@@ -1,4 +1,4 @@
-"""Finding people by their names, the best first, as the reader may see them."""
+"""Searches users by name, best match first, and returns those that the reader may see."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.platform.pagination.cursors import Cursors
 from services.search.documents import handle_prefix_term, name_prefix_term, username_term
-from services.search.query import Names
-from services.search.store import Collection, Place, Query, SearchIndex
+from services.search.query import NameQuery
+from services.search.store import Collection, Query, RankPosition, SearchIndex
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
 
-# In an entry's place among the people found the kind of match stands above these bits, and the number of followers in them.
+# A list entry's order key: the kind of match in the bits above these, the number of followers below.
 FOLLOWERS_BITS = 32
 
-# What usernames are made of, folded.
+# The characters of a folded username.
 _HANDLE_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
-class PeopleSearch:
-    """Finds people. Raises AioRpcError where identity or graph cannot answer: nobody is shown unchecked."""
+class UserSearch:
+    """Searches users. Raises the status of identity or graph if they fail; no user is returned without a visibility
+    check.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, cursors: Cursors) -> None:
         users, graphs = UserServiceStub(channel), GraphServiceStub(channel)
@@ -35,22 +37,26 @@ class PeopleSearch:
         self._index = index
         self._lists = VisibleUserPages(users, graphs.GetVisibilityFilter, cursors)
 
-    async def page(self, names: Names, cursor: str, size: int, reader_id: int) -> UserPage:
-        """A page of those who match, and the cursor behind it: the one of that very name, then whose username begins so, then
-        those with words in their names that begin with all of these words; within each the most followed first, of equals the
-        older account. Pages reach everybody who matches, each in at most one search of the index for each kind of match."""
-        tiers = _tiers(names)
+    async def page(self, names: NameQuery, cursor: str, size: int, reader_id: int) -> UserPage:
+        """Returns a page of matching users, and the cursor of the next page (empty on the last).
+
+        Order: the user with exactly this username, users whose username begins with it, then users whose names have
+        for each of the words a word that begins with it. Within each kind the most followed come first, and of equals
+        the older account. The pages reach every match; each page makes at most one index search for each kind of
+        match.
+        """
+        kinds = _match_kinds(names)
 
         async def fetch(below: ListEntry | None, limit: int) -> Sequence[ListEntry]:
-            return await self._find(tiers, below, limit)
+            return await self._find(kinds, below, limit)
 
         return await self._lists.page(f"found_people/{names!r}", fetch, cursor, size, reader_id=reader_id)
 
-    async def suggest(self, names: Names, limit: int, reader_id: int) -> list[user_pb2.UserRef]:
-        """Up to `limit` (≤ 100) of those who match."""
+    async def suggest(self, names: NameQuery, limit: int, reader_id: int) -> list[user_pb2.UserRef]:
+        """Returns up to `limit` (≤ 100) matching users whom the reader may see, in the order of `page`."""
         shown: list[user_pb2.UserRef] = []
-        # A few more than wanted, for some may be hidden; typing goes on in any case.
-        ids = [user_id for _, user_id in await self._find(_tiers(names), None, 2 * limit)]
+        # Twice the limit, because some may be hidden. A short answer does no harm: the next keystroke asks again.
+        ids = [user_id for _, user_id in await self._find(_match_kinds(names), None, 2 * limit)]
         if not ids:
             return shown
         refs = (await self._get_refs(identity.BatchGetUserRefsRequest(ids=ids))).refs
@@ -65,36 +71,38 @@ class PeopleSearch:
         return shown
 
     async def user_id(self, username: str) -> int:
-        """The account of this name; 0 where there is none."""
+        """Returns the id of the account with this username; 0 if there is none."""
         found = await self._index.ranked(Collection.USERS, Query(exact=(username_term(username),)), None, 1)
         return found[0].id if found else 0
 
-    async def _find(self, tiers: Sequence[Query], below: ListEntry | None, limit: int) -> list[ListEntry]:
-        """Up to `limit` people behind `below`, the first tier first."""
-        tier, after = 0, None
+    async def _find(self, kinds: Sequence[Query], below: ListEntry | None, limit: int) -> list[ListEntry]:
+        """Returns up to `limit` users after `below` (None: from the first on), as (order key, user id), best kind of
+        match first.
+        """
+        kind, after = 0, None
         if below is not None:
-            tier = len(tiers) - 1 - (below[0] >> FOLLOWERS_BITS)
-            after = Place(below[0] & ((1 << FOLLOWERS_BITS) - 1), below[1])
+            kind = len(kinds) - 1 - (below[0] >> FOLLOWERS_BITS)
+            after = RankPosition(below[0] & ((1 << FOLLOWERS_BITS) - 1), below[1])
         found: list[ListEntry] = []
-        while tier < len(tiers) and len(found) < limit:
-            places = await self._index.ranked(Collection.USERS, tiers[tier], after, limit - len(found))
-            above = (len(tiers) - 1 - tier) << FOLLOWERS_BITS
+        while kind < len(kinds) and len(found) < limit:
+            places = await self._index.ranked(Collection.USERS, kinds[kind], after, limit - len(found))
+            above = (len(kinds) - 1 - kind) << FOLLOWERS_BITS
             found += [(above + place.rank, place.id) for place in places]
-            tier, after = tier + 1, None
+            kind, after = kind + 1, None
         return found
 
 
-def _tiers(names: Names) -> list[Query]:
-    """The kinds of match, the best first; each leaves out whom one before it finds."""
+def _match_kinds(names: NameQuery) -> list[Query]:
+    """Returns one index query for each kind of match, best first. Each excludes what the ones before it match."""
     if not names.words:
         return []
     excluded = tuple(map(name_prefix_term, names.excluded))
-    tiers: list[Query] = []
+    kinds: list[Query] = []
     handle = names.words[0] if len(names.words) == 1 else ""
     found_before: tuple[str, ...] = ()
     if handle and _HANDLE_CHARS.issuperset(handle):
         for term in (username_term(handle), handle_prefix_term(handle)):
-            tiers.append(Query(exact=(term,), excluded_exact=(*found_before, *excluded)))
+            kinds.append(Query(exact=(term,), excluded_exact=(*found_before, *excluded)))
             found_before = (term,)
     terms = tuple(dict.fromkeys(map(name_prefix_term, names.words)))
-    return [*tiers, Query(exact=terms, excluded_exact=(*found_before, *excluded))]
+    return [*kinds, Query(exact=terms, excluded_exact=(*found_before, *excluded))]
