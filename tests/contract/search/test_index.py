@@ -1,4 +1,4 @@
-"""What every search index promises, whatever it is made of. Where it says `committed`, both before and after what was applied is durable."""
+"""The promises of the search index port, on every backend. With `committed` they hold before and after changes are durable."""
 
 from __future__ import annotations
 
