@@ -1,4 +1,4 @@
-"""How a process is: whether it serves, what it serves, and which other processes it reaches."""
+"""The health of a process: its state, its services and its connections to other processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ STARTING = "STARTING"
 SERVING = "SERVING"
 NOT_SERVING = "NOT_SERVING"
 
-# gRPC's name for a connection over which calls can leave.
+# gRPC's name for the state of an established connection.
 PEER_READY = "READY"
 
 
@@ -26,8 +26,11 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether the process should get requests. A peer that is down does not matter here: every process that calls it would leave
-        the load balancer at once, and nobody would answer what needs no peer. False if there is nothing to serve and nobody to call."""
+        """True if the process should get requests. False if it has neither services nor peers.
+
+        A peer that is down does not count: otherwise every process that calls it would leave the load balancer at once, and requests
+        that do not need the peer would fail too.
+        """
         if self.state != SERVING or not (self.services or self.peers):
             return False
         return all(state == SERVING for state in self.services.values())

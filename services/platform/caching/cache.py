@@ -1,6 +1,6 @@
-"""A bounded cache in process memory: single-flight loads, a time to live, old values served while new ones are fetched.
+"""A bounded cache in process memory: single-flight loads, a time to live, stale values served while they are reloaded.
 
-For what may be a little old: what must act on the very next read does not belong here unchecked.
+Only for values that may be a little old. A value that must be current at the next read needs a version that is compared.
 """
 
 from __future__ import annotations
@@ -25,34 +25,37 @@ _log = structlog.get_logger(__name__)
 class SingleFlight(Generic[K, V]):
     """Concurrent loads of one key share one task. Bounded by the calls in flight.
 
-    The task belongs to nobody: cancelling a waiter ends only its wait, and the load runs in an empty context, so that
-    neither the deadline nor the identity of whoever came first decides what the others get.
+    Cancelling a waiter ends only its wait, not the load. The load runs in an empty context, so that the deadline and the identity of the
+    first caller do not affect the others.
     """
 
     def __init__(self) -> None:
         self._flights: dict[K, asyncio.Task[Mapping[K, V]]] = {}
 
     async def run(self, key: K, load: Callable[[], Awaitable[V]]) -> V:
-        """What `load` returns or raises, or what the load of this key that is under way already does."""
+        """Returns or raises what `load` does, or what a load of this key that is already in progress does."""
 
         async def load_one(_: Sequence[K]) -> Mapping[K, V]:
             return {key: await load()}
 
-        # Absent only if it joined a batch that did not find it, which is over now.
+        # The key is absent only if this call joined a batch that did not find it; that batch has ended, so the next one is new.
         while key not in (found := await self.run_batch((key,), load_one)):
             pass
         return found[key]
 
     async def run_batch(self, keys: Iterable[K], load: LoadMany[K, V]) -> dict[K, V]:
-        """One `load` of the keys that nobody is loading, joined with the loads under way. What none found is absent."""
+        """Loads the keys that are not being loaded in one call of `load`, waits for the others, and returns the values by key.
+
+        Keys that no load found are absent.
+        """
         wanted = tuple(keys)
         tasks = self.start(wanted, load)
-        # Shielded: gather would else hand one waiter's cancellation on to the tasks.
+        # Shielded, because gather would cancel the shared tasks together with one waiter.
         answers = await asyncio.gather(*(asyncio.shield(task) for task in tasks))
         return {key: answer[key] for answer in answers for key in wanted if key in answer}
 
     def start(self, keys: Sequence[K], load: LoadMany[K, V]) -> list[asyncio.Task[Mapping[K, V]]]:
-        """Starts a load of the keys that nobody is loading; returns the distinct tasks that answer for all of them."""
+        """Starts a load of the keys that are not being loaded. Returns the distinct tasks that load all of the keys."""
         tasks = {id(task): task for key in keys if (task := self._flights.get(key)) is not None}
         missing = tuple(dict.fromkeys(key for key in keys if key not in self._flights))
         if missing:
@@ -63,28 +66,27 @@ class SingleFlight(Generic[K, V]):
         return list(tasks.values())
 
     def in_flight(self, key: K) -> asyncio.Task[Mapping[K, V]] | None:
-        """The load of the key that later callers would join."""
+        """Returns the load in progress that a caller of this key would join, None if there is none."""
         return self._flights.get(key)
 
     def forget(self, key: K) -> None:
-        """Lets later callers start a load of their own: the one under way may have read too early."""
+        """Makes later callers start a new load, because the one in progress may have read an old value."""
         self._flights.pop(key, None)
 
     def _land(self, keys: Sequence[K], task: asyncio.Task[Mapping[K, V]]) -> None:
         for key in keys:
             if self._flights.get(key) is task:
                 del self._flights[key]
-        # Looked at here, since all who waited may have gone.
+        # Retrieved here: if all waiters were cancelled, asyncio would log an exception that was never retrieved.
         if not task.cancelled() and task.exception() is not None:
             _log.debug("shared load failed", keys=len(keys), error=repr(task.exception()))
 
 
 class Cache(Generic[K, V]):
-    """Up to `max_entries` values, least recently used out first.
+    """Caches up to `max_entries` values; evicts the least recently used.
 
-    A value is served for `ttl_s` seconds; for `stale_s` more it is still served, while one load in the background
-    replaces it. A load that fails is raised to those who wait for it and stored nowhere. Loaders run in an empty
-    context (see SingleFlight): they must not need the caller's identity, for all get what they return.
+    A value is fresh for `ttl_s` seconds. For `stale_s` more seconds it is still returned while one background load replaces it. The error
+    of a load is raised to its waiters and not cached. Loaders run in an empty context and must not depend on the caller's identity.
     """
 
     def __init__(
@@ -100,12 +102,12 @@ class Cache(Generic[K, V]):
         return len(self._entries)
 
     def get(self, key: K) -> V | None:
-        """The value if it is within its time to live; loads nothing."""
+        """Returns the value if it is cached and fresh, else None. Loads nothing."""
         entry = self._entries.get(key)
         return entry[0] if entry is not None and self._clock() < entry[1] else None
 
     async def get_or_load(self, key: K, loader: Callable[[K], Awaitable[V]]) -> V:
-        """The value, loaded if need be. Raises what `loader` raises."""
+        """Returns the cached value, or loads and caches it. Raises what `loader` raises."""
 
         async def load_one(_: Sequence[K]) -> Mapping[K, V]:
             return {key: await loader(key)}
@@ -115,7 +117,7 @@ class Cache(Generic[K, V]):
         return found[key]
 
     async def batch_get_or_load(self, keys: Sequence[K], loader_of_missing: LoadMany[K, V]) -> dict[K, V]:
-        """The values by key, the missing ones loaded in one call; what that does not find is absent, not remembered."""
+        """Returns the values by key; loads the missing ones in one call. Keys that it does not find are absent and not cached."""
         found: dict[K, V] = {}
         missing: list[K] = []
         stale: list[K] = []
@@ -139,12 +141,12 @@ class Cache(Generic[K, V]):
         return found
 
     def put(self, key: K, value: V) -> None:
-        """Stores a value newer than any load under way."""
+        """Caches a value that is newer than what a load in progress may return."""
         self._flight.forget(key)
         self._entries[key] = (value, self._clock() + self._ttl_s)
 
     def invalidate(self, key: K) -> None:
-        """Drops the value; a load under way will answer those who wait for it, but not be stored."""
+        """Removes the value. A load in progress still serves its waiters, but its value is not cached."""
         self._flight.forget(key)
         self._entries.pop(key, None)
 

@@ -1,12 +1,10 @@
-"""Whether anything that an answer was made of has changed since: what lets the gateway give an answer again without asking anybody.
+"""Tracks the keys that a response depends on, so that the gateway can reuse a cached response until one of them changes.
 
-Every owner whose truth lives in this process has a `ChangeTracker`. It says there what it reads, before it looks, and
-what it changed, before
-the writer gets an answer. Whoever opens a `Reading` and makes a call learns what that call read, and may keep the answer as long as none
-of it was changed.
+Each store whose data is in this process has a `ChangeTracker`. The store records the keys that it reads before it reads them, and the
+keys that it changed before the writer gets its response. A caller opens a `Reading` around its calls to collect the keys that they read.
 
-It holds within a process only. What cannot be followed, another process or an owner that says nothing, spoils the reading: then nothing
-is kept. `inprocess_calls` sees to it that every call says at least one thing.
+It works within one process. A call to another process, or to a store that records nothing, makes the reading uncacheable.
+`inprocess_calls` marks a reading uncacheable if a call recorded nothing.
 """
 
 from __future__ import annotations
@@ -16,49 +14,49 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import repeat
 
-# Changed keys remembered in each of two halves, at about 100 bytes: 26 MB at most for an owner. What was kept before the older half
-# began counts as changed.
+# Changed keys in each of two generations, about 100 bytes each: 26 MB at most for a store. Every key counts as changed for a reading
+# that began before the older generation.
 MAX_KEYS = 131_072
-# A page names some 25 tweets, as many people and a few lists; checking 1,000 keys takes as long as asking their owners.
+# A page depends on some 25 tweets, 25 users and a few lists. Checking 1,000 keys takes as long as computing the response again.
 MAX_READ_KEYS = 1_000
 
 _NEVER = repeat(0)
 
 
 class ChangeTracker:
-    """What one owner has changed lately, by key: its own ids of whatever it keeps."""
+    """The recent changes of one store, by key: 64-bit ids whose meaning only the store knows."""
 
     __slots__ = ("_begun", "_most", "_old", "_turned", "_young", "now")
 
     def __init__(self, most: int = MAX_KEYS) -> None:
         self._most = most
-        # The present moment: it moves with every change.
+        # A counter that grows with every change.
         self.now = 1
-        # Changes up to here are forgotten, but that there were some.
+        # Changes up to this counter are evicted.
         self._begun = 0
         self._turned = 0
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
 
     def read(self, keys: Sequence[int]) -> None:
-        """Tells the reading under way, if there is one: called before the look that the answer is made from. `keys` stay as they are."""
+        """Records the keys in the current reading, if there is one. Must be called before the read; `keys` must not be changed later."""
         reading = _under_way.get()
         if reading is not None:
             reading.note(self, keys, self.now)
 
     def changed(self, keys: Iterable[int]) -> None:
-        """Tells of a change, in the same step of the loop in which it becomes visible, before the writer's answer."""
+        """Records a change. Must be called in the step of the event loop in which the change becomes visible, before the writer returns."""
         self.now = now = self.now + 1
         young = self._young
         for key in keys:
             young[key] = now
         if len(young) >= self._most:
-            # All that the older half held changed before the younger was begun.
+            # The older generation holds only changes from before the younger one began.
             self._begun, self._turned = self._turned, now
             self._old, self._young = young, {}
 
     def unchanged(self, keys: Sequence[int], since: int) -> bool:
-        """Whether none of the keys has changed since the moment that `read` noted; False also where that is no longer known."""
+        """Returns True if none of the keys has changed since the counter was `since`, False if one has or if that is no longer known."""
         if since == self.now:
             return True
         if since < self._begun:
@@ -67,7 +65,7 @@ class ChangeTracker:
 
 
 class Reading:
-    """What one call read. `mark_uncacheable` it where that cannot be said."""
+    """The keys that the calls of one response read, with the change counters of their stores."""
 
     __slots__ = ("_left", "_notes", "_spoilt")
 
@@ -78,11 +76,11 @@ class Reading:
 
     @property
     def notes(self) -> int:
-        """How many times something was said."""
+        """The number of `note` calls that were recorded."""
         return len(self._notes)
 
     def note(self, revisions: ChangeTracker, keys: Sequence[int], now: int) -> None:
-        """Keys of an owner, as they stand at its moment `now`."""
+        """Records keys of a store whose change counter is `now`. More than MAX_READ_KEYS keys make the reading uncacheable."""
         self._left -= len(keys)
         if self._left < 0:
             self.mark_uncacheable()
@@ -90,13 +88,13 @@ class Reading:
             self._notes.append((revisions, keys, now))
 
     def mark_uncacheable(self) -> None:
-        """Nothing that is made of it may be kept."""
+        """Forbids to cache any response that is made from this reading."""
         self._spoilt = True
         self._notes.clear()
 
     def holds(self) -> bool:
-        """Whether all that was read is known, and stands."""
-        # Spelt out: `all` over a generator takes as long as the comparisons.
+        """Returns True if the reading is cacheable and none of its keys has changed."""
+        # A loop, because `all` over a generator takes twice as long.
         for revisions, keys, since in self._notes:
             if since != revisions.now and not revisions.unchanged(keys, since):
                 return False
@@ -107,12 +105,12 @@ _under_way: ContextVar[Reading | None] = ContextVar("roost_reading", default=Non
 
 
 def current_read_set() -> Reading | None:
-    """The reading that the present call belongs to."""
+    """Returns the reading of the current context, None if there is none."""
     return _under_way.get()
 
 
 def mark_uncacheable() -> None:
-    """Spoils the reading under way, if there is one."""
+    """Makes the current reading uncacheable, if there is one."""
     reading = _under_way.get()
     if reading is not None:
         reading.mark_uncacheable()
@@ -120,7 +118,7 @@ def mark_uncacheable() -> None:
 
 @contextmanager
 def reading() -> Generator[Reading, None, None]:
-    """Gathers what the calls made within it read."""
+    """Collects the keys that the calls within the context read."""
     opened = Reading()
     token = _under_way.set(opened)
     try:

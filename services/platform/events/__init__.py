@@ -1,1 +1,1 @@
-"""The ports of the event log and of the outbox, and the loops that consumers and relays are made of."""
+"""The ports of the event log and of the outbox, and the retry and worker loops of consumers and relays."""

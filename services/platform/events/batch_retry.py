@@ -1,4 +1,4 @@
-"""How a batch is applied: what passes is waited for, what never will is set aside alone."""
+"""Applies a batch of events: retries transient failures, and moves an event that fails for good to the dead letters."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from services.platform.events.log import Apply, ConsumedEvent
 _log = structlog.get_logger(__name__)
 
 Rest = Callable[[int], Awaitable[bool]]
-"""Waits, the longer the more failures there were in a row; False where the batch is to be left as it is."""
+"""Waits for a time that grows with the number of consecutive failures. Returns False if the batch must not be retried (shutdown)."""
 Bury = Callable[[ConsumedEvent, BaseException], Awaitable[None]]
-"""Sets an event aside, durably."""
+"""Stores an event durably as a dead letter, with the error."""
 
 
 async def apply_with_dead_letters(
     group: str, batch: Sequence[ConsumedEvent], apply: Apply, rest: Rest, dead_letter: Bury
 ) -> None:
-    """Returns once each event of the batch is applied or set aside; raises the last failure where `rest` said to leave it.
+    """Returns once each event of the batch is applied or stored as a dead letter. Raises the last failure if `rest` returns False.
 
-    Some of a batch that is left may have been applied: it comes again as a whole.
+    After a failure some events of the batch may have been applied; the whole batch is delivered again.
     """
     tries = failures = 0
     while True:

@@ -1,4 +1,4 @@
-"""Outboxes, of either family: where events wait that committed with their rows and are not in the log yet."""
+"""The port of outboxes: events that were committed together with their rows and are not in the log yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.platform.ids.snowflake import timestamp_ms
 
 
 class PendingEvents(Protocol):
-    """An outbox of this process, of either family: what it holds is on its way to `log`."""
+    """An outbox of this process on any backend; its events are published to `log`."""
 
     log: EventLog
 

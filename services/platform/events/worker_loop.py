@@ -16,9 +16,9 @@ _log = structlog.get_logger(__name__)
 
 
 class WorkerLoop:
-    """Calls `step` until it answers False (nothing to do), then waits for `wake`; `idle` is set meanwhile.
+    """Calls `step` until it returns False (no more work), then waits for `wake`. `idle` is set while it waits.
 
-    A step that raises is called again, after rests that double from `retry_first_s` to RETRY_MOST_S seconds.
+    If a step raises, it is called again after a delay that doubles from `retry_first_s` to RETRY_MOST_S seconds.
     """
 
     def __init__(self, name: str, step: Callable[[], Awaitable[bool]], retry_first_s: float = RETRY_FIRST_S) -> None:
@@ -31,13 +31,13 @@ class WorkerLoop:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins; a pump that runs goes on as it is."""
+        """Starts the loop. Has no effect if it runs already."""
         if self._task is None:
             self._stopping.clear()
             self._task = asyncio.create_task(self._run(), name=self._name)
 
     async def stop(self) -> None:
-        """Ends after the step at hand, or in the midst of its `rest`. It may be started again."""
+        """Stops the loop after the current step, or during its `rest`. It can be started again."""
         self._stopping.set()
         self._wake.set()
         if self._task is not None:
@@ -45,12 +45,12 @@ class WorkerLoop:
             self._task = None
 
     def wake(self) -> None:
-        """Says that there may be work."""
+        """Makes the loop call `step` again."""
         self.idle.clear()
         self._wake.set()
 
     async def rest(self, failures: int) -> bool:
-        """Waits, the longer the more failures (≥ 1) there were in a row; False at once when `stop` was called."""
+        """Waits for a time that grows with `failures`, the consecutive ones (≥ 1). Returns False at once if `stop` was called."""
         with contextlib.suppress(TimeoutError):
             delay_s = min(self._retry_first_s * 2 ** min(failures - 1, 30), RETRY_MOST_S)
             await asyncio.wait_for(self._stopping.wait(), delay_s)
@@ -59,7 +59,7 @@ class WorkerLoop:
     async def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
-            # Cleared before the step looks: what comes while it looks wakes it again.
+            # Cleared before the step: work that arrives during the step wakes the loop again.
             self._wake.clear()
             try:
                 worked = await self._step()

@@ -24,7 +24,7 @@ CLOCK_BACK_WAIT_MS = 20
 # How far ahead ids are reserved: one small write a second, and the longest that a start after kill -9 has to wait.
 RESERVE_MS = 1_000
 _WAIT_S = 0.001
-# Several times what the longest wait needs: reached only by a clock that stands still.
+# Four times what the longest wait needs: reached only if the clock does not advance.
 _MAX_WAITS = 4 * (RESERVE_MS + CLOCK_BACK_WAIT_MS)
 
 _refused = Counter("roost_snowflake_refused", "Ids refused, because the clock went back or an id cannot hold it.")
@@ -49,8 +49,8 @@ def first_id_at(ms: int) -> int:
 class Snowflake:
     """Mints strictly increasing ids for one worker (0..MAX_WORKER, else ValueError), on one event loop.
 
-    `high_water_ms` is the last millisecond that an earlier life may have used: none up to it is used again. Before the
-    first id past what it last returned, `reserve(ms)` must record for the next life a millisecond ≥ ms, and return it.
+    `high_water_ms` is the last millisecond that an earlier process with this worker id may have used; no id is minted at or before it.
+    `reserve(ms)` must durably store a new high-water mark ≥ ms and return it; it is called before the first id past the last mark.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Snowflake:
         self._alerted = False
 
     async def mint(self) -> int:
-        """A new id. Suspends only to wait out a clock a little back, or the rest of a millisecond with 4,096 ids.
+        """Returns a new id. Suspends only if the clock went back a little, or after 4,096 ids within one millisecond.
 
-        UNAVAILABLE, and counted, if the clock went back by more than CLOCK_BACK_WAIT_MS.
+        Raises UNAVAILABLE if the clock went back by more than CLOCK_BACK_WAIT_MS or is outside the range of ids.
         """
         for _ in range(_MAX_WAITS):
             snowflake = self.try_mint()
@@ -88,7 +88,7 @@ class Snowflake:
         raise self._refuse("the clock stands still")
 
     def try_mint(self) -> int | None:
-        """A new id, or None where `mint` would wait. UNAVAILABLE as there."""
+        """Returns a new id, or None if `mint` would wait. Raises UNAVAILABLE as `mint`."""
         now = self._clock_ms()
         if now > self.last_ms:
             if not EPOCH_MS <= now <= LAST_MS:
@@ -122,7 +122,7 @@ class Snowflake:
         return ""
 
     def move(self, worker_id: int, high_water_ms: int) -> None:
-        """Goes on as another worker, whose earlier lives used no millisecond after `high_water_ms`. Ids go on increasing."""
+        """Changes the worker id. Its earlier processes used no millisecond after `high_water_ms`. Ids still increase strictly."""
         self._worker = worker_id << SEQUENCE_BITS
         # As at a start: this millisecond counts as used up, and the next must be reserved.
         self.last_ms, self._sequence = max(self.last_ms, high_water_ms), _MAX_SEQUENCE

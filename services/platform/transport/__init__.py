@@ -1,1 +1,1 @@
-"""How a call reaches a servicer: the gRPC server, the in-process channel, remote channels, batching and discovery."""
+"""The transports between callers and servicers: gRPC server, in-process and remote channels, batching, discovery and proxy."""

@@ -1,7 +1,7 @@
-"""Calls that leave for one target at the same time travel as one: a hop between processes costs the same for one call and for forty.
+"""Sends concurrent unary calls to one target as one batch: a batch of forty calls costs about as much as a single call.
 
-There is no timer to collect them. While two envelopes are under way, calls queue; when one is answered, all that wait leave together. A
-call that finds nothing under way leaves by itself, as an ordinary RPC.
+No timer collects them. While two batches are in progress, calls are queued; when one ends, all queued calls leave together. A single
+queued call is sent as an ordinary RPC.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class CoalescedCall:
 
 
 class BatchingChannel(AbstractChannel):
-    """Puts unary calls of retry-safe methods over `channel` into envelopes; everything else goes as it came."""
+    """Batches unary calls of retry-safe methods over `channel`; passes all other calls on unchanged."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
@@ -196,11 +196,11 @@ class BatchingChannel(AbstractChannel):
                 timer.cancel()
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        """The state of the channel below."""
+        """Returns the state of the wrapped channel."""
         return self._channel.get_state(try_to_connect)
 
     async def close(self, grace: float | None = None) -> None:
-        """Closes the channel below; what waits is refused."""
+        """Fails all queued calls with UNAVAILABLE and closes the wrapped channel."""
         refusal = rpc_error(errors.unavailable("the channel is closed"), ())
         _fail(self._queue, refusal)
         self._queue.clear()

@@ -1,7 +1,7 @@
 """The in-process channel: stubs call servicers without a socket.
 
-Interceptors, deadlines, metadata, cancellation and status codes are those of a socket, and each call has its own current call.
-Messages pass by reference: whoever hands one over must not change it any more. `MutationGuard` turns that promise into a failure.
+Interceptors, deadlines, metadata, cancellation and status codes are the same as over a socket, and each call has its own current call.
+Messages are passed by reference, so neither side may change a message after it was passed. `MutationGuard` detects violations in tests.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One door to a mesh of many processes: servicers that pass every call on to whoever serves it.
+"""The edge proxy of a mesh of many processes: servicers that forward every call to the process that serves it.
 
-Around them stands the same chain as around every servicer, so a call is checked at the door, and again where it is served.
+They run behind the same interceptors as other servicers, so a call is checked at the proxy and again by the process that serves it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ChannelOf = Callable[[str], grpc.aio.Channel]
 
 
 class ProxyServicer:
-    """Stands for one gRPC service of another process. `channel_of` gives the channel of a caller: who calls stays who called."""
+    """Forwards all methods of one gRPC service. `channel_of` returns a channel for a caller's name, so that the caller is preserved."""
 
     def __init__(self, service: str, channel_of: ChannelOf) -> None:
         for method in methods().values():
