@@ -101,7 +101,7 @@ async def test_rebalance_member_retrying_batch_releases_partitions(
     member.pause()
     await member.start()
     await first.append(records_of_many_keys(*range(50)))
-    await until(lambda: sum(known.events for known in member.backlog.standings().values()) == 50)
+    await until(lambda: sum(known.events for known in member.backlog.progress().values()) == 50)
     member.resume()
     await until(lambda: stuck.calls > 3)
     await start(second, sound)
@@ -244,7 +244,7 @@ async def test_backlog_is_bounded_and_keeps_order(open_log: Open, sink: Sink, mo
 async def test_append_oversized_record_raises_value_error_only_for_itself(open_log: Open, sink: Sink) -> None:
     log = await open_log()
     await start(log, sink)
-    with pytest.raises(ValueError, match="too large"):
+    with pytest.raises(ValueError, match="larger than Kafka's limit"):
         await log.append([Record(TOPICS[0], 7, 1, bytes(2_000_000))])
     await log.append(records(2))
     await until(lambda: sink.ids == [2])
