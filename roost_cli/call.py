@@ -14,8 +14,8 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from roost.options.v1 import options_pb2
 
-from roost_cli import connection, options, people, request_args
-from roost_cli.exit_codes import CommandError, refused
+from roost_cli import connection, options, request_args, users
+from roost_cli.exit_codes import CommandError, call_error
 from services.platform.rpc import contract
 
 _OPERATORS = (options_pb2.ACCESS_MESH, options_pb2.ACCESS_ADMIN, options_pb2.ACCESS_MODERATOR)
@@ -88,26 +88,26 @@ def _kind(method: contract.Method) -> str:
 
 
 async def _call(
-    mesh: connection.Target, method: contract.Method, values: list[str], user: str | None, only: Sequence[str] = ()
+    mesh: connection.MeshTarget, method: contract.Method, values: list[str], user: str | None, only: Sequence[str] = ()
 ) -> None:
     if method.client_streaming:
         raise CommandError(f"{method.name} takes a stream of messages, which a command line cannot give")
     async with connection.connect(mesh) as channels:
         channel = channels[0]
-        caller = await people.id_of(channel, user) if user is not None else None
+        caller = await users.id_of(channel, user) if user is not None else None
         request = request_args.parse(values, method.request, None if caller is None else lambda: caller)
         metadata = await _credentials(channel, mesh, method, caller)
         try:
             await _print(channel, method, request, metadata, only)
         except grpc_lib.aio.AioRpcError as error:
-            raise refused(error) from error
+            raise call_error(error) from error
 
 
 async def _credentials(
-    channel: grpc_lib.aio.Channel, mesh: connection.Target, method: contract.Method, caller: int | None
+    channel: grpc_lib.aio.Channel, mesh: connection.MeshTarget, method: contract.Method, caller: int | None
 ) -> connection.Metadata:
     if caller is not None:
-        return connection.bearer(await people.token_of(channel, mesh.operator(), caller))
+        return connection.bearer(await users.token_of(channel, mesh.operator(), caller))
     if method.policy.access in _OPERATORS:
         return mesh.operator()
     if method.policy.access == options_pb2.ACCESS_USER:

@@ -27,7 +27,7 @@ _START = "start one with `scripts/up` or `roost up`"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class MeshTarget:
     """The gRPC address of a mesh, and the operator token if a run file or the settings contain it."""
 
     address: str
@@ -49,7 +49,7 @@ def bearer(token: str) -> Metadata:
     return (("authorization", f"Bearer {token}"),)
 
 
-def find(address: str | None, directory: Path | None = None) -> Target:
+def find(address: str | None, directory: Path | None = None) -> MeshTarget:
     """Returns the mesh to call: at `address`; without it at ROOST_GRPC; without that the one that runs on this machine.
 
     If several run here, the one on the data directory of the settings is used, or else the one of this checkout. The
@@ -61,20 +61,27 @@ def find(address: str | None, directory: Path | None = None) -> Target:
     if address is None and "grpc" in settings.model_fields_set and not settings.grpc.endswith(":0"):
         address = settings.grpc
     if address is not None:
-        wanted = _split(address)
-        token = next((run.operator_token for run in runs if _same(_split(run.grpc), wanted)), settings.operator_token)
-        return Target(address, token)
+        wanted = _parse_address(address)
+        token = next(
+            (run.operator_token for run in runs if _same_server(_parse_address(run.grpc), wanted)),
+            settings.operator_token,
+        )
+        return MeshTarget(address, token)
     if not runs:
         raise CommandError(f"no mesh runs here: {_START}, or name one with --grpc HOST:PORT")
-    fitting = (runs, of_data(runs, settings.data_dir), [run for run in runs if run.checkout == str(runfile.CHECKOUT)])
+    fitting = (
+        runs,
+        with_data_in(runs, settings.data_dir),
+        [run for run in runs if run.checkout == str(runfile.CHECKOUT)],
+    )
     for some in fitting:
         if len(some) == 1:
-            return Target(some[0].grpc, some[0].operator_token)
+            return MeshTarget(some[0].grpc, some[0].operator_token)
     listed = "\n".join(f"  --grpc {run.grpc}   (process {run.pid}, data in {run.data or '?'})" for run in runs)
     raise CommandError(f"several meshes run here. Say which one is meant with --grpc or ROOST_GRPC:\n{listed}")
 
 
-def of_data(runs: Sequence[runfile.RunFile], data_dir: Path) -> list[runfile.RunFile]:
+def with_data_in(runs: Sequence[runfile.RunFile], data_dir: Path) -> list[runfile.RunFile]:
     """Returns the meshes whose data directory is `data_dir` or is inside it (processes of `up --processes` use
     subdirectories)."""
     folder = data_dir.resolve()
@@ -82,7 +89,7 @@ def of_data(runs: Sequence[runfile.RunFile], data_dir: Path) -> list[runfile.Run
 
 
 @asynccontextmanager
-async def connect(target: Target, count: int = 1) -> AsyncIterator[Sequence[grpc.aio.Channel]]:
+async def connect(target: MeshTarget, count: int = 1) -> AsyncIterator[Sequence[grpc.aio.Channel]]:
     """Yields `count` channels to the mesh, each over its own TCP connection. Raises CommandError if connecting takes
     longer than CONNECT_S."""
     options = (
@@ -103,13 +110,13 @@ async def connect(target: Target, count: int = 1) -> AsyncIterator[Sequence[grpc
         yield channels
 
 
-def _split(address: str) -> tuple[str, int]:
+def _parse_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65_536:
         raise CommandError(f"{address!r} is not an address: write HOST:PORT, such as 127.0.0.1:50051")
     return host.strip("[]").lower(), int(port)
 
 
-def _same(one: tuple[str, int], other: tuple[str, int]) -> bool:
+def _same_server(one: tuple[str, int], other: tuple[str, int]) -> bool:
     """Returns whether two (host, port) pairs name the same server; all names of the local machine are equal."""
     return one[1] == other[1] and (one[0] == other[0] or (one[0] in _LOCAL and other[0] in _LOCAL))

@@ -76,7 +76,7 @@ def doctor(
         clock(time.time(), _newest(data_dir)),
         *asyncio.run(_mesh(grpc, grpc or settings.grpc, http or settings.http)),
         servers(missing(settings), settings.backend == "cluster"),
-        *backends(compose.works(), server_specs.lacking(java_home)),
+        *backends(compose.works(), server_specs.missing_programs(java_home)),
     ]
     for check in checks:
         typer.echo(f"{check.state:<6} {check.what}: {check.words}")
@@ -210,16 +210,17 @@ def servers(silent: Sequence[str], needed: bool) -> Check:
     )
 
 
-def backends(containers: bool, lacking: Sequence[str]) -> Iterator[Check]:
+def backends(containers: bool, missing_programs: Sequence[str]) -> Iterator[Check]:
     """Checks that `scripts/backends` can run those servers here: as containers, or as processes unless programs are
-    `lacking`."""
+    `missing_programs`."""
     if containers:
         yield Check("scripts/backends", GOOD, "Docker runs the servers of the cluster backend")
-    elif not lacking:
+    elif not missing_programs:
         yield Check("scripts/backends", GOOD, "can run the servers of the cluster backend as processes")
     else:
         yield from (
-            Check("scripts/backends", NOTE, f"for the cluster backend without Docker: {words}") for words in lacking
+            Check("scripts/backends", NOTE, f"for the cluster backend without Docker: {words}")
+            for words in missing_programs
         )
 
 

@@ -24,7 +24,7 @@ from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 
 from roost_cli import connection as target
 from roost_cli import options, runfile
-from roost_cli.exit_codes import FAULTS, UNUSABLE, CommandError, refused
+from roost_cli.exit_codes import FAULTS, UNUSABLE, CommandError, call_error
 from roost_cli.options import settings_with
 from services.platform import logs
 from services.platform.config import Settings
@@ -204,7 +204,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except grpc_lib.aio.AioRpcError as error:
-        raise refused(error) from error
+        raise call_error(error) from error
     except errors.RoostError as error:
         down = error.code is grpc_lib.StatusCode.UNAVAILABLE
         raise CommandError(error.message, UNUSABLE if down else FAULTS) from error
@@ -321,17 +321,17 @@ async def _replay_embedded(settings: Settings, group: str, time_ms: int, grpc: s
             ) from None
         return await _replay_running(_mesh_on(settings.data_dir, grpc), time_ms)
     try:
-        await (consumer := log.consumer(group, known_topics(), _nothing)).seek(time_ms=time_ms)
+        await (consumer := log.consumer(group, known_topics(), _ignore_batch)).seek(time_ms=time_ms)
         return (await consumer.lag()).events
     finally:
         await log.close()
 
 
-def _mesh_on(data_dir: Path, grpc: str | None) -> target.Target:
+def _mesh_on(data_dir: Path, grpc: str | None) -> target.MeshTarget:
     """Returns the mesh at `grpc`, or without it the one whose data is in `data_dir`. Raises CommandError if that is
     not exactly one."""
     if grpc is None:
-        found = target.of_data(runfile.running(), data_dir)
+        found = target.with_data_in(runfile.running(), data_dir)
         if len(found) != 1:
             raise CommandError(
                 f"a process uses {data_dir}, but its gRPC address is not known here; name it with --grpc HOST:PORT"
@@ -340,7 +340,7 @@ def _mesh_on(data_dir: Path, grpc: str | None) -> target.Target:
     return target.find(grpc)
 
 
-async def _replay_running(mesh: target.Target, time_ms: int) -> int:
+async def _replay_running(mesh: target.MeshTarget, time_ms: int) -> int:
     operator = mesh.operator()
     async with target.connect(mesh) as channels:
         request = fanout_service_pb2.ReplayFanoutRequest()
@@ -350,7 +350,7 @@ async def _replay_running(mesh: target.Target, time_ms: int) -> int:
     return int(answer.events)
 
 
-async def _nothing(_: Batch) -> None:
+async def _ignore_batch(_: Batch) -> None:
     """Ignores a batch: this consumer only moves its group's offset and never runs."""
 
 

@@ -24,7 +24,7 @@ class CommandError(Exception):
         self.code = code
 
 
-def refused(error: grpc.aio.AioRpcError, doing: str = "") -> CommandError:
+def call_error(error: grpc.aio.AioRpcError, doing: str = "") -> CommandError:
     """Converts the error of a gRPC call into a CommandError with status, reason, message and field violations.
     `doing` names the attempted action."""
     found = errors.from_rpc(error)

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 # Every call sent through this module may be repeated: follows are idempotent, tweets have idempotency keys, the rest
 # are reads.
-_PASSING = (
+_TRANSIENT = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -28,23 +28,23 @@ _PASSING = (
 FIRST_PAUSE_S = 0.05
 LAST_PAUSE_S = 5.0
 # A restart takes seconds. A longer failure is a fault, or a rate limit that will not pass soon.
-PATIENCE_S = 60.0
+RETRY_FOR_S = 60.0
 
 
-async def patiently(call: Callable[[], Awaitable[T]], *, patience_s: float = PATIENCE_S) -> T:
+async def with_retries(call: Callable[[], Awaitable[T]], *, retry_for_s: float = RETRY_FOR_S) -> T:
     """Returns the result of `call`, retried with exponential backoff on UNAVAILABLE, RESOURCE_EXHAUSTED,
     DEADLINE_EXCEEDED and CANCELLED.
 
-    Raises AioRpcError at once for any other status, and CommandError after `patience_s` seconds of retries.
+    Raises AioRpcError at once for any other status, and CommandError after `retry_for_s` seconds of retries.
     """
     loop = asyncio.get_running_loop()
-    until = loop.time() + patience_s
+    until = loop.time() + retry_for_s
     pause = FIRST_PAUSE_S
     while True:
         try:
             return await call()
         except grpc.aio.AioRpcError as error:
-            if error.code() not in _PASSING:
+            if error.code() not in _TRANSIENT:
                 raise
             refusal = errors.from_rpc(error)
             wait = max(pause * random.uniform(0.5, 1.0), refusal.retry_after_s or 0.0)  # noqa: S311 (jitter)
@@ -52,7 +52,7 @@ async def patiently(call: Callable[[], Awaitable[T]], *, patience_s: float = PAT
                 limited = refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
                 hint = " (rate limits? ROOST_RATE_LIMITS=off)" if limited else ""
                 raise CommandError(
-                    f"gave up after {patience_s:g} s of {refusal.code.name}: {refusal.message}{hint}"
+                    f"gave up after {retry_for_s:g} s of {refusal.code.name}: {refusal.message}{hint}"
                 ) from error
             await asyncio.sleep(wait)
             pause = min(pause * 2, LAST_PAUSE_S)

@@ -11,8 +11,8 @@ import typer
 from roost.search.v1 import search_service_pb2, search_service_pb2_grpc
 
 from roost_cli import connection, options, progress
-from roost_cli.exit_codes import FAULTS, CommandError, refused
-from roost_cli.rate_control import deadline_s, patiently
+from roost_cli.exit_codes import FAULTS, CommandError, call_error
+from roost_cli.rate_control import deadline_s, with_retries
 
 REINDEX = "/roost.search.v1.SearchService/Reindex"
 GET_REINDEX = "/roost.search.v1.SearchService/GetReindex"
@@ -39,7 +39,9 @@ def search(
     asyncio.run(reindex(connection.find(grpc), progress.for_stream(), wait=wait))
 
 
-async def reindex(mesh: connection.Target, shown: progress.Progress, *, wait: bool, stuck_s: float = STUCK_S) -> None:
+async def reindex(
+    mesh: connection.MeshTarget, shown: progress.Progress, *, wait: bool, stuck_s: float = STUCK_S
+) -> None:
     """Starts a rebuild; with `wait`, returns when the new index is in use. Raises CommandError after `stuck_s`
     seconds without progress."""
     operator = mesh.operator()
@@ -56,7 +58,7 @@ async def reindex(mesh: connection.Target, shown: progress.Progress, *, wait: bo
             return bool(answer.started)
 
         try:
-            before = (await patiently(look)).index
+            before = (await with_retries(look)).index
             started = await begin()
             shown.say("the index is being built anew" if started else "the index is being built already")
             if not wait:
@@ -64,7 +66,7 @@ async def reindex(mesh: connection.Target, shown: progress.Progress, *, wait: bo
             loop = asyncio.get_running_loop()
             moved = loop.time()
             with shown.phase("documents", 0) as phase:
-                while (now := await patiently(look)).index <= before:
+                while (now := await with_retries(look)).index <= before:
                     if now.building and now.documents > phase.done:
                         phase.advance(now.documents - phase.done)
                         moved = loop.time()
@@ -76,4 +78,4 @@ async def reindex(mesh: connection.Target, shown: progress.Progress, *, wait: bo
                     started = started or now.building or await begin()
             shown.say(f"index {now.index} is in use")
         except grpc_lib.aio.AioRpcError as error:
-            raise refused(error, "reindex") from error
+            raise call_error(error, "reindex") from error

@@ -40,42 +40,44 @@ MAX_OPS_CONNECTIONS = 64
 
 
 def serve_until_stopped(
-    settings: Settings, builds: Mapping[str, ServiceFactory], *, gateway: bool, with_demo: bool
+    settings: Settings, factories: Mapping[str, ServiceFactory], *, gateway: bool, with_demo: bool
 ) -> None:
     """Runs the services, and the gateway if `gateway`, until SIGTERM or SIGINT. Raises CommandError if they cannot
     start.
 
-    `builds` are the factories of the services by name. `with_demo` loads the demo at the first run.
+    `factories` are the factories of the services by name. `with_demo` loads the demo at the first run.
     """
-    logs.configure(settings, _called(builds, gateway))
+    logs.configure(settings, _log_name(factories, gateway))
     for name in ("http", "grpc", "ops"):
         address_of(getattr(settings, name), f"--{name}")
     try:
         open_files.raise_limit()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, builds, gateway=gateway, with_demo=with_demo))
+            runner.run(_serve(settings, factories, gateway=gateway, with_demo=with_demo))
     except errors.RoostError as error:
         # Notes name files; the operator may see them, remote callers may not.
         raise CommandError("; ".join(filter(None, (error.message, errors.notes_of(error)))), UNUSABLE) from error
 
 
-def _called(builds: Mapping[str, ServiceFactory], gateway: bool) -> str:
+def _log_name(factories: Mapping[str, ServiceFactory], gateway: bool) -> str:
     """Returns the name of the process in its logs: its services joined by commas, `gateway`, or `roost` for a whole
     mesh."""
     if gateway:
-        return "roost" if builds else "gateway"
-    return ",".join(builds)
+        return "roost" if factories else "gateway"
+    return ",".join(factories)
 
 
-async def _serve(settings: Settings, builds: Mapping[str, ServiceFactory], *, gateway: bool, with_demo: bool) -> None:
-    stopping, hurry = asyncio.Event(), asyncio.Event()
+async def _serve(
+    settings: Settings, factories: Mapping[str, ServiceFactory], *, gateway: bool, with_demo: bool
+) -> None:
+    stopping, skip_drain = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         # A second signal skips the rest of the drain: an operator is waiting.
-        loop.add_signal_handler(number, lambda: (hurry if stopping.is_set() else stopping).set())
+        loop.add_signal_handler(number, lambda: (skip_drain if stopping.is_set() else stopping).set())
     async with AsyncExitStack() as stack:
         if settings.supervised:
-            await _stop_with_input(stopping)
+            await _stop_at_end_of_stdin(stopping)
         running: list[Process] = []
         public: Connections | None = None
         # Opened first and closed last, so that health checks work during start and drain.
@@ -86,7 +88,9 @@ async def _serve(settings: Settings, builds: Mapping[str, ServiceFactory], *, ga
         with logs.drivers_held():
             backend = BACKENDS[settings.backend]
             process = await stack.enter_async_context(
-                await Process.start(settings, builds, backend=backend, key_source=KEY_SOURCE, remote_services=SERVICES)
+                await Process.start(
+                    settings, factories, backend=backend, key_source=KEY_SOURCE, remote_services=SERVICES
+                )
             )
         running.append(process)
         grpc_address = f"{address_of(settings.grpc, '--grpc')[0]}:{process.grpc_port}"
@@ -117,17 +121,17 @@ async def _serve(settings: Settings, builds: Mapping[str, ServiceFactory], *, ga
         gc.set_threshold(*GC_THRESHOLDS)
         login = await _demo(process, settings, stopping) if with_demo else None
         if not stopping.is_set():
-            _say(_ready(grpc_address, http_address, ops_address, login, settings.data_dir))
-        telling = asyncio.create_task(_tell_whom_it_misses(process), name="tell-peers")
+            _print(_ready_line(grpc_address, http_address, ops_address, login, settings.data_dir))
+        reporting = asyncio.create_task(_print_unreachable_peers(process), name="tell-peers")
         await stopping.wait()
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
-        _say("stopping …")
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
+        _print("stopping …")
         if public is not None:
             public.drain()
         # HTTP stays open during the drain: `readyz` reports it, and clients that have not noticed yet are still served.
-        await process.drain(hurry)
-    _say("stopped")
+        await process.drain(skip_drain)
+    _print("stopped")
 
 
 async def _listen(stack: AsyncExitStack, app: Any, address: str, option: str, connections: Connections) -> str:
@@ -154,19 +158,19 @@ def _write_run_file(stack: AsyncExitStack, run: runfile.RunFile) -> None:
     stack.callback(runfile.remove, run)
 
 
-async def _tell_whom_it_misses(process: Process) -> None:
+async def _print_unreachable_peers(process: Process) -> None:
     """Prints which services cannot be called: at once those without an address, after a wait those that do not
     answer."""
     if process.unaddressed:
         whom = ", ".join(process.unaddressed) if process.services or process.health().peers else "any service"
-        _say(f"no address of {whom} is known: set ROOST_REGISTRY or ROOST_PEERS, or calls to it are refused")
+        _print(f"no address of {whom} is known: set ROOST_REGISTRY or ROOST_PEERS, or calls to it are refused")
     missing = await process.peers.unreached()
     if missing:
         found = ", ".join(f"{name} at {process.target_of(name) or 'no known address'}" for name in missing)
-        _say(f"not reached yet: {found}; until they answer, what needs them is answered with 503")
+        _print(f"not reached yet: {found}; until they answer, what needs them is answered with 503")
 
 
-async def _stop_with_input(stopping: asyncio.Event) -> None:
+async def _stop_at_end_of_stdin(stopping: asyncio.Event) -> None:
     """Sets `stopping` when stdin reaches its end, which means that the parent process has ended, even if it was
     killed."""
 
@@ -194,12 +198,12 @@ async def _demo(process: Process, settings: Settings, stopping: asyncio.Event) -
     return None if account is None else f"{account.username} / {account.password}"
 
 
-def _ready(grpc_address: str, http_address: str, ops_address: str, login: str | None, data_dir: Path) -> str:
+def _ready_line(grpc_address: str, http_address: str, ops_address: str, login: str | None, data_dir: Path) -> str:
     where = [f"http://{http_address}"] if http_address else []
     where += [f"gRPC {grpc_address}", f"metrics http://{ops_address}/metrics", f"data in {data_dir.resolve()}"]
     return f"{runfile.READY}: {' · '.join(where)}" + (f" · demo log-in {login}" if login else "")
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

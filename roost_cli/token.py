@@ -11,8 +11,8 @@ import orjson
 import typer
 from roost.identity.v1 import auth_service_pb2_grpc, user_service_pb2
 
-from roost_cli import connection, options, people
-from roost_cli.exit_codes import CommandError, refused
+from roost_cli import connection, options, users
+from roost_cli.exit_codes import CommandError, call_error
 from roost_cli.scans import scan_users
 from roost_cli.tokens import MAX_TTL_S, MINT_BATCH, mint
 
@@ -46,12 +46,12 @@ def ttl_seconds(text: str) -> int:
     return seconds
 
 
-async def _tokens(mesh: connection.Target, user: str | None, ttl_s: int) -> None:
+async def _tokens(mesh: connection.MeshTarget, user: str | None, ttl_s: int) -> None:
     operator = mesh.operator()
     async with connection.connect(mesh) as channels:
         channel = channels[0]
         if user is not None:
-            typer.echo(await people.token_of(channel, operator, await people.id_of(channel, user), ttl_s))
+            typer.echo(await users.token_of(channel, operator, await users.id_of(channel, user), ttl_s))
             return
         batch: list[user_service_pb2.ScannedUser] = []
         try:
@@ -63,7 +63,7 @@ async def _tokens(mesh: connection.Target, user: str | None, ttl_s: int) -> None
             if batch:
                 await _print(channel, operator, batch, ttl_s)
         except grpc_lib.aio.AioRpcError as error:
-            raise refused(error, "minting tokens") from error
+            raise call_error(error, "minting tokens") from error
 
 
 async def _print(

@@ -10,7 +10,7 @@ import grpc
 from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc
 
 from roost_cli.connection import Metadata, bearer
-from roost_cli.rate_control import batches, deadline_s, patiently
+from roost_cli.rate_control import batches, deadline_s, with_retries
 
 MINT_TOKENS = "/roost.identity.v1.AuthService/MintTokens"
 
@@ -20,7 +20,7 @@ DEFAULT_TTL_S = 3600
 MAX_TTL_S = 86_400
 
 
-class TokenBook:
+class TokenCache:
     """Caches the call metadata of many users. Tokens are renewed after half their lifetime, so that none expires
     during a call."""
 
@@ -65,5 +65,5 @@ async def mint(
     """Returns access tokens by user id for at most MINT_BATCH users, valid for `ttl_s` seconds (1 to MAX_TTL_S).
     Users that are unknown or not active are left out."""
     request = auth_service_pb2.MintTokensRequest(user_ids=user_ids, ttl_seconds=ttl_s)
-    answer = await patiently(lambda: stub.MintTokens(request, metadata=operator, timeout=deadline_s(MINT_TOKENS)))
+    answer = await with_retries(lambda: stub.MintTokens(request, metadata=operator, timeout=deadline_s(MINT_TOKENS)))
     return {token.user_id: token.access_token for token in answer.tokens}

@@ -83,7 +83,7 @@ class Client:
             username=username, email=email, password=password, profile=user_pb2.Profile(display_name=display_name)
         )
         answer = self._transport.call(_AUTH["SignUp"], request, auth.SignUpResponse)
-        self._keep(answer.access_token, answer.refresh_token)
+        self._set_tokens(answer.access_token, answer.refresh_token)
         return answer.user
 
     def login(self, account: str, password: str, *, reactivate: bool = False) -> user_pb2.User:
@@ -95,14 +95,14 @@ class Client:
         username, email = ("", account) if "@" in account else (account, "")
         request = auth.LoginRequest(username=username, email=email, password=password, reactivate=reactivate)
         answer = self._transport.call(_AUTH["Login"], request, auth.LoginResponse)
-        self._keep(answer.access_token, answer.refresh_token)
+        self._set_tokens(answer.access_token, answer.refresh_token)
         return answer.user
 
     def refresh(self) -> None:
         """Exchanges the refresh token for new tokens; the old refresh token becomes invalid."""
         request = auth.RefreshTokenRequest(refresh_token=self.refresh_token)
         answer = self._transport.call(_AUTH["RefreshToken"], request, auth.RefreshTokenResponse)
-        self._keep(answer.access_token, answer.refresh_token)
+        self._set_tokens(answer.access_token, answer.refresh_token)
 
     def get_user(self, user_id: int) -> user_pb2.User:
         """Returns the user with this id."""
@@ -213,7 +213,7 @@ class Client:
         method: MethodDescriptor = _GRAPH[name]
         return self._transport.call(method, request, response).relationship
 
-    def _keep(self, access_token: str, refresh_token: str) -> None:
+    def _set_tokens(self, access_token: str, refresh_token: str) -> None:
         self._transport.token = access_token
         self.refresh_token = refresh_token
 

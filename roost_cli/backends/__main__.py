@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from roost_cli.backends import compose, local
-from roost_cli.backends.layout import BackendError, Place, locked
+from roost_cli.backends.layout import BackendError, Layout, locked
 from roost_cli.backends.local import Row
-from roost_cli.backends.server_specs import SERVERS, USUAL
+from roost_cli.backends.server_specs import DEFAULT_SERVERS, SERVERS
 
 # Cassandra needs 15 s on an idle machine and more on a loaded one. Downloads are not included.
 WAIT_S = 180.0
@@ -26,22 +26,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         sys.stderr.write(f"no server is named {', '.join(unknown)}; there are {', '.join(SERVERS)}\n")
         return 2
-    place = place_of(asked)
-    names = list(dict.fromkeys(asked.names)) or list(USUAL)
+    layout = layout_of(asked)
+    names = list(dict.fromkeys(asked.names)) or list(DEFAULT_SERVERS)
     if asked.command != "up" and not asked.names:
         names = list(SERVERS)
     try:
-        with locked(place.data / "lock"):
-            rows = _act(asked, place, names)
+        with locked(layout.data / "lock"):
+            rows = _act(asked, layout, names)
             if asked.command == "down" and asked.wipe and not asked.names:
-                shutil.rmtree(place.data)
+                shutil.rmtree(layout.data)
     except BackendError as error:
         sys.stderr.write(f"\n{error}\n")
         return 1
     except KeyboardInterrupt:
         return 130
     if asked.command != "up" and not asked.names:
-        rows = [row for row in rows if row.name in USUAL or row.state not in ("down", "was not up")]
+        rows = [row for row in rows if row.name in DEFAULT_SERVERS or row.state not in ("down", "was not up")]
     sys.stdout.write(json.dumps([asdict(row) for row in rows]) + "\n" if asked.json else table(rows))
     return 1 if asked.command == "status" and any(row.state != "up" for row in rows) else 0
 
@@ -52,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
         prog="scripts/backends", description="The servers of the cluster backend, on this machine."
     )
     made.add_argument("command", choices=("up", "down", "status"))
-    made.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SERVERS)}; usually {', '.join(USUAL)}")
+    made.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(SERVERS)}; usually {', '.join(DEFAULT_SERVERS)}"
+    )
     made.add_argument("--cache", type=Path, help="where downloads are kept (default: below XDG_CACHE_HOME)")
     made.add_argument(
         "--data", type=Path, help="where the servers' data, logs and records of processes lie (default: in the cache)"
@@ -72,23 +74,23 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def place_of(asked: argparse.Namespace) -> Place:
+def layout_of(asked: argparse.Namespace) -> Layout:
     """Returns the directories, ports and Java of this set of servers."""
     cache = asked.cache or Path.home() / ".cache" / "roost" / "backends"
     shifted = f"data-{asked.shift}" if asked.shift else "data"
     data = asked.data or cache / shifted
-    return Place(cache.absolute(), data.absolute(), asked.shift, asked.java_home, asked.durable)
+    return Layout(cache.absolute(), data.absolute(), asked.shift, asked.java_home, asked.durable)
 
 
-def _act(asked: argparse.Namespace, place: Place, names: Sequence[str]) -> list[Row]:
+def _act(asked: argparse.Namespace, layout: Layout, names: Sequence[str]) -> list[Row]:
     containers = not asked.processes and compose.works()
     if asked.command == "up":
-        return compose.up(place, names, asked.wait) if containers else local.up(place, names, asked.wait)
+        return compose.up(layout, names, asked.wait) if containers else local.up(layout, names, asked.wait)
     if asked.command == "status":
-        return compose.status(place, names) if containers else local.status(place, names)
+        return compose.status(layout, names) if containers else local.status(layout, names)
     # Also stops processes that were started before Docker was available.
-    stopped = local.down(place, names, wipe=asked.wipe, kill=asked.kill)
-    return compose.down(place, names, wipe=asked.wipe) if containers else stopped
+    stopped = local.down(layout, names, wipe=asked.wipe, kill=asked.kill)
+    return compose.down(layout, names, wipe=asked.wipe) if containers else stopped
 
 
 def table(rows: Sequence[Row]) -> str:

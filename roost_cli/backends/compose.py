@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from roost_cli.backends import local
-from roost_cli.backends.layout import BackendError, Place
+from roost_cli.backends.layout import BackendError, Layout
 from roost_cli.backends.local import Row
 from roost_cli.backends.server_specs import SERVERS
 
@@ -36,35 +36,35 @@ def works() -> bool:
     return True
 
 
-def up(place: Place, names: Sequence[str], wait_s: float) -> list[Row]:
+def up(layout: Layout, names: Sequence[str], wait_s: float) -> list[Row]:
     """Starts the containers and waits until every server answers. Raises BackendError if one does not answer within
     `wait_s` seconds."""
     began = time.monotonic()
     took: dict[str, float] = {}
-    before = {name for name in names if local.answers(place, name)}
-    _compose(place, "up", "--detach", *names)
+    before = {name for name in names if local.answers(layout, name)}
+    _compose(layout, "up", "--detach", *names)
     for name in names:
-        while not local.answers(place, name):
+        while not local.answers(layout, name):
             if time.monotonic() - began > wait_s:
-                raise BackendError(f"{name} does not answer after {wait_s:.0f} s:\n{_logs(place, name)}")
+                raise BackendError(f"{name} does not answer after {wait_s:.0f} s:\n{_logs(layout, name)}")
             time.sleep(POLL_S)
         if name not in before:
             took[name] = time.monotonic() - began
-            place.say(name, f"answers after {took[name]:.1f} s")
-    return [replace(row, ready_in=took.get(row.name)) for row in status(place, names)]
+            layout.say(name, f"answers after {took[name]:.1f} s")
+    return [replace(row, ready_in=took.get(row.name)) for row in status(layout, names)]
 
 
-def down(place: Place, names: Sequence[str], *, wipe: bool) -> list[Row]:
+def down(layout: Layout, names: Sequence[str], *, wipe: bool) -> list[Row]:
     """Removes the containers; with `wipe`, also their volumes."""
-    _compose(place, "rm", "--stop", "--force", *(["--volumes"] if wipe else []), *names)
+    _compose(layout, "rm", "--stop", "--force", *(["--volumes"] if wipe else []), *names)
     if wipe and set(names) == set(SERVERS):
-        _compose(place, "--profile", "s3", "down", "--volumes")
-    return [Row(name, "stopped", f"127.0.0.1:{place.port(SERVERS[name].port)}") for name in names]
+        _compose(layout, "--profile", "s3", "down", "--volumes")
+    return [Row(name, "stopped", f"127.0.0.1:{layout.port(SERVERS[name].port)}") for name in names]
 
 
-def status(place: Place, names: Sequence[str]) -> list[Row]:
+def status(layout: Layout, names: Sequence[str]) -> list[Row]:
     """Returns the current state of each server."""
-    done = _run(place, "ps", "--all", "--format", "json")
+    done = _run(layout, "ps", "--all", "--format", "json")
     # Depending on its version, Compose prints one object per line or one list.
     found = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
     rows = found[0] if len(found) == 1 and isinstance(found[0], list) else found
@@ -72,35 +72,35 @@ def status(place: Place, names: Sequence[str]) -> list[Row]:
     return [
         Row(
             name,
-            "up" if local.answers(place, name) else states.get(name, "down"),
-            f"127.0.0.1:{place.port(SERVERS[name].port)}",
+            "up" if local.answers(layout, name) else states.get(name, "down"),
+            f"127.0.0.1:{layout.port(SERVERS[name].port)}",
             log=f"docker compose -f {FILE} logs {name}",
         )
         for name in names
     ]
 
 
-def _compose(place: Place, *arguments: str) -> None:
-    done = _run(place, *arguments)
+def _compose(layout: Layout, *arguments: str) -> None:
+    done = _run(layout, *arguments)
     if done.returncode != 0:
         raise BackendError(f"docker compose {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
 
 
-def _logs(place: Place, name: str) -> str:
-    return _run(place, "logs", "--tail", "15", name).stdout
+def _logs(layout: Layout, name: str) -> str:
+    return _run(layout, "logs", "--tail", "15", name).stdout
 
 
-def _run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
-    ports = place.data / "compose.env"
+def _run(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
+    ports = layout.data / "compose.env"
     ports.parent.mkdir(parents=True, exist_ok=True)
-    ports.write_text("".join(f"{name.upper()}_PORT={place.port(server.port)}\n" for name, server in SERVERS.items()))
+    ports.write_text("".join(f"{name.upper()}_PORT={layout.port(server.port)}\n" for name, server in SERVERS.items()))
     argv = [
         "docker",
         "compose",
         "--file",
         str(FILE),
         "--project-name",
-        f"roost-{place.shift}",
+        f"roost-{layout.shift}",
         "--env-file",
         str(ports),
     ]

@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from roost_cli.backends.layout import BackendError, Place, locked
+from roost_cli.backends.layout import BackendError, Layout, locked
 
 # Directories in which distributions and Homebrew install JDKs.
-USUAL = (
+JDK_DIRECTORIES = (
     ("/usr/lib/jvm", "*"),
     ("/Library/Java/JavaVirtualMachines", "*/Contents/Home"),
     ("/opt/homebrew/opt", "openjdk*/libexec/openjdk.jdk/Contents/Home"),
@@ -48,7 +48,7 @@ def candidates(java_home: Path | None) -> Iterator[Path]:
     """Yields the homes of the JDKs in the usual places: `java_home`, system directories, PATH."""
     if java_home is not None:
         yield java_home
-    for folder, pattern in USUAL:
+    for folder, pattern in JDK_DIRECTORIES:
         yield from sorted(Path(folder).glob(pattern))
     on_path = shutil.which("java")
     if on_path:
@@ -73,26 +73,26 @@ def open_to_others(path: Path) -> bool:
     return all(folder.stat().st_mode & 0o001 for folder in (path.resolve(), *path.resolve().parents))
 
 
-def jars(place: Place, name: str, dependencies: Sequence[str]) -> Path:
+def jars(layout: Layout, name: str, dependencies: Sequence[str]) -> Path:
     """Returns a directory with the artifacts (`group:name:version`) and all their dependencies. It is downloaded
     once; checksums are enforced."""
     pom = _pom(dependencies)
-    folder = place.cache / "jars" / f"{name}-{hashlib.sha256(pom.encode()).hexdigest()[:12]}"
+    folder = layout.cache / "jars" / f"{name}-{hashlib.sha256(pom.encode()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
     # Maven's local repository does not support concurrent writers.
-    with locked(place.cache / "jars" / "lock"):
+    with locked(layout.cache / "jars" / "lock"):
         if folder.is_dir():
             return folder
-        _collect(place, name, pom, folder)
+        _collect(layout, name, pom, folder)
     return folder
 
 
-def _collect(place: Place, name: str, pom: str, folder: Path) -> None:
+def _collect(layout: Layout, name: str, pom: str, folder: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise BackendError(NO_MAVEN)
-    place.say(name, "collecting its jars by Maven, once")
+    layout.say(name, "collecting its jars by Maven, once")
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         draft = Path(scratch)
         (draft / "pom.xml").write_text(pom)
@@ -107,24 +107,24 @@ def _collect(place: Place, name: str, pom: str, folder: Path) -> None:
             goal,
             f"-DoutputDirectory={draft / 'lib'}",
         ]
-        log = place.logs / f"{name}-jars.log"
+        log = layout.logs / f"{name}-jars.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603
-            _await(place, name, process)
+            _await(layout, name, process)
         if process.returncode != 0:
             raise BackendError(f"Maven could not collect the jars of {name} (log: {log}):\n{tail(log)}")
         (draft / "lib").chmod(0o755)
         (draft / "lib").rename(folder)
 
 
-def _await(place: Place, name: str, process: subprocess.Popen[bytes]) -> None:
+def _await(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> None:
     for waited in range(COLLECT_WITHIN_S):
         try:
             process.wait(1)
         except subprocess.TimeoutExpired:
             if waited % SAY_EACH_S == SAY_EACH_S - 1:
-                place.say(name, f"still collecting its jars ({waited + 1} s)")
+                layout.say(name, f"still collecting its jars ({waited + 1} s)")
         else:
             return
     process.kill()

@@ -17,7 +17,7 @@ class BackendError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Layout:
     """Directories, ports and Java of one set of servers.
 
     `cache` holds downloads; `data` holds the servers' data, logs and process records. `shift` is added to every port,
@@ -59,7 +59,7 @@ _speaking = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class ServerCommand:
     """A server's command line, its working directory, and the user (uid and gid) to run it as, if not the current
     one."""
 

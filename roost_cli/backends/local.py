@@ -12,7 +12,7 @@ from pathlib import Path
 
 from roost_cli.backends import processes, ready
 from roost_cli.backends.java import tail
-from roost_cli.backends.layout import BackendError, Place
+from roost_cli.backends.layout import BackendError, Layout
 from roost_cli.backends.opensearch import home_of
 from roost_cli.backends.server_specs import SERVERS
 
@@ -34,52 +34,52 @@ class Row:
     ready_in: float | None = None
 
 
-def up(place: Place, names: Sequence[str], wait_s: float) -> list[Row]:
+def up(layout: Layout, names: Sequence[str], wait_s: float) -> list[Row]:
     """Starts the servers that do not run and waits until all answer, each at most `wait_s` seconds. Raises
     BackendError that lists every failure."""
-    for folder in (place.data, place.logs, place.records, place.cache):
+    for folder in (layout.data, layout.logs, layout.records, layout.cache):
         folder.mkdir(parents=True, exist_ok=True)
-    return _side_by_side(lambda name: _up(place, name, wait_s), names)
+    return _side_by_side(lambda name: _up(layout, name, wait_s), names)
 
 
-def down(place: Place, names: Sequence[str], *, wipe: bool, kill: bool = False) -> list[Row]:
+def down(layout: Layout, names: Sequence[str], *, wipe: bool, kill: bool = False) -> list[Row]:
     """Stops the servers that run. With `wipe`, deletes their data; with `kill`, sends SIGKILL instead of SIGTERM."""
-    return _side_by_side(lambda name: _down(place, name, wipe=wipe, kill=kill), names)
+    return _side_by_side(lambda name: _down(layout, name, wipe=wipe, kill=kill), names)
 
 
-def status(place: Place, names: Iterable[str]) -> list[Row]:
+def status(layout: Layout, names: Iterable[str]) -> list[Row]:
     """Returns the current state of each server."""
-    return [_status(place, name) for name in names]
+    return [_status(layout, name) for name in names]
 
 
-def answers(place: Place, name: str) -> bool:
+def answers(layout: Layout, name: str) -> bool:
     """Returns whether the server answers a request of its own protocol."""
-    return not ready.unreachable({name: _address(place, name)})
+    return not ready.unreachable({name: _address(layout, name)})
 
 
-def _up(place: Place, name: str, wait_s: float) -> Row:
+def _up(layout: Layout, name: str, wait_s: float) -> Row:
     began = time.monotonic()
-    record = processes.recorded(_record(place, name))
+    record = processes.recorded(_record(layout, name))
     if record is None or not record.alive():
-        _ports_free(place, name)
-        launch = SERVERS[name].prepare(place)
+        _ports_free(layout, name)
+        launch = SERVERS[name].prepare(layout)
         began = time.monotonic()
-        place.say(name, "starting")
+        layout.say(name, "starting")
         record = processes.start(
-            launch.argv, cwd=launch.cwd, log=_log(place, name), user=launch.user, record=_record(place, name)
+            launch.argv, cwd=launch.cwd, log=_log(layout, name), user=launch.user, record=_record(layout, name)
         )
-    elif answers(place, name):
-        return _status(place, name)
-    _await(place, name, record, wait_s)
+    elif answers(layout, name):
+        return _status(layout, name)
+    _await(layout, name, record, wait_s)
     took = time.monotonic() - began
-    place.say(name, f"answers after {took:.1f} s")
-    return Row(name, "up", _address(place, name), record.pid, str(_log(place, name)), took)
+    layout.say(name, f"answers after {took:.1f} s")
+    return Row(name, "up", _address(layout, name), record.pid, str(_log(layout, name)), took)
 
 
-def _await(place: Place, name: str, record: processes.Record, wait_s: float) -> None:
-    log = _log(place, name)
+def _await(layout: Layout, name: str, record: processes.Record, wait_s: float) -> None:
+    log = _log(layout, name)
     began = said = time.monotonic()
-    while not answers(place, name):
+    while not answers(layout, name):
         now = time.monotonic()
         if not record.alive():
             raise BackendError(f"{name} ended while it started (log: {log}):\n{tail(log)}")
@@ -87,39 +87,39 @@ def _await(place: Place, name: str, record: processes.Record, wait_s: float) -> 
             raise BackendError(f"{name} does not answer after {wait_s:.0f} s (log: {log}):\n{tail(log)}")
         if now - said > SAY_EACH_S:
             said = now
-            place.say(name, "not ready yet")
+            layout.say(name, "not ready yet")
         time.sleep(POLL_S)
 
 
-def _ports_free(place: Place, name: str) -> None:
+def _ports_free(layout: Layout, name: str) -> None:
     for usual in (SERVERS[name].port, *SERVERS[name].others):
-        port = place.port(usual)
+        port = layout.port(usual)
         if ready.taken(port):
             raise BackendError(
                 f"{name} cannot have port {port}: something else listens there. Stop that, or move all ports by --shift 1000"
             )
 
 
-def _down(place: Place, name: str, *, wipe: bool, kill: bool) -> Row:
-    record = processes.recorded(_record(place, name))
+def _down(layout: Layout, name: str, *, wipe: bool, kill: bool) -> Row:
+    record = processes.recorded(_record(layout, name))
     stopped = record is not None and processes.stop(record, kill=kill)
     if stopped:
-        place.say(name, "stopped")
-    _record(place, name).unlink(missing_ok=True)
+        layout.say(name, "stopped")
+    _record(layout, name).unlink(missing_ok=True)
     if wipe:
-        shutil.rmtree(place.of(name), ignore_errors=True)
+        shutil.rmtree(layout.of(name), ignore_errors=True)
         if name == "opensearch":
-            shutil.rmtree(home_of(place), ignore_errors=True)
-    return Row(name, "stopped" if stopped else "was not up", _address(place, name))
+            shutil.rmtree(home_of(layout), ignore_errors=True)
+    return Row(name, "stopped" if stopped else "was not up", _address(layout, name))
 
 
-def _status(place: Place, name: str) -> Row:
-    record = processes.recorded(_record(place, name))
+def _status(layout: Layout, name: str) -> Row:
+    record = processes.recorded(_record(layout, name))
     if record is None or not record.alive():
-        foreign = ready.taken(place.port(SERVERS[name].port))
-        return Row(name, "down; something else has its port" if foreign else "down", _address(place, name))
-    state = "up" if answers(place, name) else "runs, does not answer"
-    return Row(name, state, _address(place, name), record.pid, str(_log(place, name)))
+        foreign = ready.taken(layout.port(SERVERS[name].port))
+        return Row(name, "down; something else has its port" if foreign else "down", _address(layout, name))
+    state = "up" if answers(layout, name) else "runs, does not answer"
+    return Row(name, state, _address(layout, name), record.pid, str(_log(layout, name)))
 
 
 def _side_by_side(work: Callable[[str], Row], names: Sequence[str]) -> list[Row]:
@@ -138,13 +138,13 @@ def _side_by_side(work: Callable[[str], Row], names: Sequence[str]) -> list[Row]
     return rows
 
 
-def _address(place: Place, name: str) -> str:
-    return f"{ready.HOST}:{place.port(SERVERS[name].port)}"
+def _address(layout: Layout, name: str) -> str:
+    return f"{ready.HOST}:{layout.port(SERVERS[name].port)}"
 
 
-def _log(place: Place, name: str) -> Path:
-    return place.logs / f"{name}.log"
+def _log(layout: Layout, name: str) -> Path:
+    return layout.logs / f"{name}.log"
 
 
-def _record(place: Place, name: str) -> Path:
-    return place.records / f"{name}.json"
+def _record(layout: Layout, name: str) -> Path:
+    return layout.records / f"{name}.json"

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from roost_cli.backends.java import jars, java, open_to_others
-from roost_cli.backends.layout import BackendError, Launch, Place
+from roost_cli.backends.layout import BackendError, Layout, ServerCommand
 
 VERSION = "3.3.0"
 LIB = (
@@ -72,21 +72,21 @@ has.native.controller=false
 """
 
 
-def opensearch(place: Place) -> Launch:
+def opensearch(layout: Layout) -> ServerCommand:
     """Returns the command of a single OpenSearch node with the modules that the search service uses."""
     as_root = os.geteuid() == 0
-    binary = java(place.java_home, *JAVA, for_others=as_root)
-    lib = jars(place, "opensearch", LIB)
+    binary = java(layout.java_home, *JAVA, for_others=as_root)
+    lib = jars(layout, "opensearch", LIB)
     modules = {
-        name: jars(place, f"opensearch-{name}", [f"org.opensearch.plugin:{artifact}:{VERSION}"])
+        name: jars(layout, f"opensearch-{name}", [f"org.opensearch.plugin:{artifact}:{VERSION}"])
         for name, (artifact, _) in MODULES.items()
     }
-    home = home_of(place)
+    home = home_of(layout)
     user = _user() if as_root else None
-    _arrange(place, home, lib, modules)
+    _arrange(layout, home, lib, modules)
     if user is not None:
         for folder in (home / "data", home / "logs", home / "config", home):
-            _give(folder, user)
+            _chown(folder, user)
     flags = ["-Xms512m", "-Xmx512m", f"-Dopensearch.path.home={home}", f"-Dopensearch.path.conf={home / 'config'}"]
     flags += [
         "-Dopensearch.networkaddress.cache.ttl=60",
@@ -94,13 +94,15 @@ def opensearch(place: Place) -> Launch:
         f"-Djava.io.tmpdir={home / 'tmp'}",
     ]
     if user is not None:
-        _give(home / "tmp", user)
-    return Launch([str(binary), *flags, "-cp", f"{home}/lib/*", "org.opensearch.bootstrap.OpenSearch"], home, user)
+        _chown(home / "tmp", user)
+    return ServerCommand(
+        [str(binary), *flags, "-cp", f"{home}/lib/*", "org.opensearch.bootstrap.OpenSearch"], home, user
+    )
 
 
-def home_of(place: Place) -> Path:
+def home_of(layout: Layout) -> Path:
     """Returns its home directory: beside the other data, or in SHARED_CACHE if run as root."""
-    usual = place.of("opensearch")
+    usual = layout.of("opensearch")
     if os.geteuid() != 0:
         return usual
     existing = next(folder for folder in (usual, *usual.parents) if folder.is_dir())
@@ -109,7 +111,7 @@ def home_of(place: Place) -> Path:
     return SHARED_CACHE / hashlib.sha256(str(usual).encode()).hexdigest()[:12]
 
 
-def _arrange(place: Place, home: Path, lib: Path, modules: dict[str, Path]) -> None:
+def _arrange(layout: Layout, home: Path, lib: Path, modules: dict[str, Path]) -> None:
     for name in ("config", "data", "logs", "tmp"):
         (home / name).mkdir(parents=True, exist_ok=True)
     for name in ("lib", "modules"):
@@ -125,7 +127,7 @@ def _arrange(place: Place, home: Path, lib: Path, modules: dict[str, Path]) -> N
                 _link(jar, target / jar.name)
         words = DESCRIPTOR.format(name=name, version=VERSION, classname=MODULES[name][1])
         (target / "plugin-descriptor.properties").write_text(words)
-    values = {"port": place.port(9200), "transport_port": place.port(9300), "home": home}
+    values = {"port": layout.port(9200), "transport_port": layout.port(9300), "home": home}
     (home / "config" / "opensearch.yml").write_text(SETTINGS.format_map(values))
     (home / "config" / "log4j2.properties").write_text(LOGGING)
 
@@ -154,7 +156,7 @@ def _user() -> tuple[int, int]:
     return found.pw_uid, found.pw_gid
 
 
-def _give(folder: Path, user: tuple[int, int]) -> None:
+def _chown(folder: Path, user: tuple[int, int]) -> None:
     """Creates the directory and makes the user own it and its direct children; OpenSearch itself creates deeper
     files."""
     os.chown(folder, *user)

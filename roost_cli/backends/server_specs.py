@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roost_cli.backends.java import NO_MAVEN, jars, java
-from roost_cli.backends.layout import BackendError, Launch, Place
+from roost_cli.backends.layout import BackendError, Layout, ServerCommand
 from roost_cli.backends.opensearch import JAVA as OPENSEARCH_JAVA
 from roost_cli.backends.opensearch import opensearch
 
@@ -150,21 +150,21 @@ class Server:
     """A server: its default port, further ports, and the function that prepares it and returns its command."""
 
     port: int
-    prepare: Callable[[Place], Launch]
+    prepare: Callable[[Layout], ServerCommand]
     others: tuple[int, ...] = ()
 
 
-def cassandra(place: Place) -> Launch:
+def cassandra(layout: Layout) -> ServerCommand:
     """Returns the command of a single Cassandra node."""
-    binary = java(place.java_home, *JAVA)
-    lib = jars(place, "cassandra", [f"org.apache.cassandra:cassandra-all:{CASSANDRA_VERSION}"])
-    data = place.of("cassandra")
+    binary = java(layout.java_home, *JAVA)
+    lib = jars(layout, "cassandra", [f"org.apache.cassandra:cassandra-all:{CASSANDRA_VERSION}"])
+    data = layout.of("cassandra")
     sync, period = (
-        ("group", "commitlog_sync_group_window: 5ms") if place.durable else ("periodic", "commitlog_sync_period: 1s")
+        ("group", "commitlog_sync_group_window: 5ms") if layout.durable else ("periodic", "commitlog_sync_period: 1s")
     )
     values = {
-        "port": place.port(9042),
-        "storage_port": place.port(7000),
+        "port": layout.port(9042),
+        "storage_port": layout.port(7000),
         "data": data,
         "sync": sync,
         "sync_period": period,
@@ -188,26 +188,26 @@ def cassandra(place: Place) -> Launch:
         "-Dcassandra.ring_delay_ms=100",
         "-Dcassandra.superuser_setup_delay_ms=0",
     ]
-    if not place.durable:
+    if not layout.durable:
         # Tests create and truncate tables constantly. Skipping the flush after each schema change is safe, because the
         # commit log contains it.
         flags += ["-Dcassandra.test.flush_local_schema_changes=false", "-Dcassandra.unsafesystem=true"]
     argv = [str(binary), *flags, "-cp", f"{data / 'conf'}:{lib}/*", "org.apache.cassandra.service.CassandraDaemon"]
-    return Launch(argv, data)
+    return ServerCommand(argv, data)
 
 
-def kafka(place: Place) -> Launch:
+def kafka(layout: Layout) -> ServerCommand:
     """Returns the command of a Kafka broker that is also the controller."""
-    binary = java(place.java_home, *JAVA)
+    binary = java(layout.java_home, *JAVA)
     lib = jars(
-        place,
+        layout,
         "kafka",
         # A logging backend, without which Kafka's logs are discarded.
         [f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3"],
     )
-    data = place.of("kafka")
+    data = layout.of("kafka")
     properties = data / "server.properties"
-    values = {"port": place.port(9092), "controller_port": place.port(9093), "data": data}
+    values = {"port": layout.port(9092), "controller_port": layout.port(9093), "data": data}
     _write(properties, KAFKA_PROPERTIES.format_map(values))
     _write(data / "log4j2.yaml", LOG4J_YAML)
     logging = f"-Dlog4j2.configurationFile={data / 'log4j2.yaml'}"
@@ -217,15 +217,15 @@ def kafka(place: Place) -> Launch:
         done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode != 0:
             raise BackendError(f"Kafka could not format {data}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return Launch([*base, "kafka.Kafka", str(properties)], data)
+    return ServerCommand([*base, "kafka.Kafka", str(properties)], data)
 
 
-def redis(place: Place) -> Launch:
+def redis(layout: Layout) -> ServerCommand:
     """Returns the command of Redis from the system's packages, without persistence."""
-    binary = shutil.which("redis-server") or _install_redis(place)
-    data = place.of("redis")
+    binary = shutil.which("redis-server") or _install_redis(layout)
+    data = layout.of("redis")
     data.mkdir(parents=True, exist_ok=True)
-    argv = [binary, "--bind", "127.0.0.1", "--port", str(place.port(6379)), "--databases", str(REDIS_DATABASES)]
+    argv = [binary, "--bind", "127.0.0.1", "--port", str(layout.port(6379)), "--databases", str(REDIS_DATABASES)]
     argv += [
         "--save",
         "",
@@ -238,18 +238,18 @@ def redis(place: Place) -> Launch:
         "--daemonize",
         "no",
     ]
-    return Launch(argv, data)
+    return ServerCommand(argv, data)
 
 
-def s3(place: Place) -> Launch:
+def s3(layout: Layout) -> ServerCommand:
     """Returns the command of S3Proxy over a directory."""
-    binary = java(place.java_home, *JAVA)
-    lib = jars(place, "s3", [f"org.gaul:s3proxy:{S3PROXY_VERSION}"])
-    data = place.of("s3")
+    binary = java(layout.java_home, *JAVA)
+    lib = jars(layout, "s3", [f"org.gaul:s3proxy:{S3PROXY_VERSION}"])
+    data = layout.of("s3")
     (data / "objects").mkdir(parents=True, exist_ok=True)
-    _write(data / "s3proxy.properties", S3_PROPERTIES.format_map({"port": place.port(9080), "data": data}))
+    _write(data / "s3proxy.properties", S3_PROPERTIES.format_map({"port": layout.port(9080), "data": data}))
     properties = str(data / "s3proxy.properties")
-    return Launch(
+    return ServerCommand(
         [str(binary), "-Xmx256m", "-cp", f"{lib}/*", "org.gaul.s3proxy.Main", "--properties", properties], data
     )
 
@@ -258,7 +258,7 @@ def _packages(option: str, modules: Mapping[str, str]) -> list[str]:
     return [f"{option}={module}/{name}=ALL-UNNAMED" for module, names in modules.items() for name in names.split()]
 
 
-def lacking(java_home: Path | None) -> list[str]:
+def missing_programs(java_home: Path | None) -> list[str]:
     """Returns a sentence for each program that is missing to run the servers as local processes."""
     found = []
     for bounds in (JAVA, OPENSEARCH_JAVA):
@@ -278,12 +278,12 @@ def installer() -> str | None:
     return shutil.which("apt-get") if os.geteuid() == 0 else None
 
 
-def _install_redis(place: Place) -> str:
+def _install_redis(layout: Layout) -> str:
     apt = installer()
     if apt is None:
         raise BackendError(NO_REDIS)
-    place.say("redis", "installing redis-server by apt-get")
-    log = place.logs / "redis-apt.log"
+    layout.say("redis", "installing redis-server by apt-get")
+    log = layout.logs / "redis-apt.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         for argv in ([apt, "-qq", "update"], [apt, "-qq", "-y", "--no-install-recommends", "install", "redis-server"]):
@@ -312,4 +312,4 @@ SERVERS: Mapping[str, Server] = {
     "s3": Server(9080, s3),
 }
 # s3 is left out, because no service stores objects yet.
-USUAL = ("cassandra", "redis", "kafka", "opensearch")
+DEFAULT_SERVERS = ("cassandra", "redis", "kafka", "opensearch")

@@ -11,14 +11,14 @@ import grpc
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 from roost_cli import connection
-from roost_cli.exit_codes import refused
+from roost_cli.exit_codes import call_error
 
 # Maximum of posts in flight. If the mesh is slower than the rate, posting slows down with it.
 MAX_UNDER_WAY = 64
 
 
 @asynccontextmanager
-async def posting(mesh: connection.Target, tokens: Sequence[str], per_second: int) -> AsyncIterator[None]:
+async def posting(mesh: connection.MeshTarget, tokens: Sequence[str], per_second: int) -> AsyncIterator[None]:
     """Posts `per_second` tweets a second as random users until the block ends; 0 posts none. Raises CommandError if
     a post fails."""
     if not per_second:
@@ -33,7 +33,7 @@ async def posting(mesh: connection.Target, tokens: Sequence[str], per_second: in
             (done,) = await asyncio.gather(task, return_exceptions=True)
     if isinstance(done, ExceptionGroup):
         error = done.exceptions[0]
-        raise refused(error, "posting meanwhile") if isinstance(error, grpc.aio.AioRpcError) else error
+        raise call_error(error, "posting meanwhile") if isinstance(error, grpc.aio.AioRpcError) else error
 
 
 async def _post(channel: grpc.aio.Channel, tokens: Sequence[str], per_second: int) -> None:

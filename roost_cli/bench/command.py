@@ -12,7 +12,7 @@ from roost_cli import options
 from roost_cli.bench import home
 
 
-class What(StrEnum):
+class Workload(StrEnum):
     """The workload to measure."""
 
     HOME = "home"
@@ -21,8 +21,8 @@ class What(StrEnum):
 
 def bench(
     what: Annotated[
-        What, typer.Argument(help="home reads first pages of home timelines; fanout writes entries to Redis.")
-    ] = What.HOME,
+        Workload, typer.Argument(help="home reads first pages of home timelines; fanout writes entries to Redis.")
+    ] = Workload.HOME,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, max=home.MAX_ROUNDS, help="How many rounds each server is measured.")
     ] = 3,
@@ -63,9 +63,9 @@ def bench(
 
     For home, start the mesh with ROOST_RATE_LIMITS=off. For fanout no mesh is needed.
     """
-    if what is What.FANOUT:
+    if what is Workload.FANOUT:
         from roost_cli.bench import fanout  # imported here: its driver is slow to import
 
         fanout.run(rounds, redis, markdown)
         return
-    home.run(home.Plan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections, posts), grpc, http, markdown)
+    home.run(home.BenchPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections, posts), grpc, http, markdown)

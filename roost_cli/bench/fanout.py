@@ -46,7 +46,7 @@ SEED_AT_ONCE = 32
 FIRST_READER = FIRST_TWEET = 10**17
 START_WITHIN_S = 10.0
 # Timeout in seconds of the textbook's client, for a machine that is busy otherwise.
-PATIENCE_S = 60.0
+TEXTBOOK_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Pass:
 Write = Callable[[Sequence[int], Sequence[int]], Awaitable[None]]
 
 
-class Bench:
+class FanoutBench:
     """Home timelines in both designs for the same readers, and the writes to them."""
 
     def __init__(self, ours: Redis, theirs: redis.Redis) -> None:
@@ -196,12 +196,12 @@ def run(rounds: int, url: str | None, markdown: Path | None) -> None:
 async def _measure(rounds: int, url: str | None, shown: progress.Progress) -> tuple[list[list[str]], str]:
     async with _server(url) as where:
         ours = await Redis.open(Settings(redis=where, redis_timeout_s=5.0))
-        theirs = redis.Redis.from_url(where, socket_timeout=PATIENCE_S)
+        theirs = redis.Redis.from_url(where, socket_timeout=TEXTBOOK_TIMEOUT_S)
         ours_to_empty = not theirs.dbsize()
         try:
             if not ours_to_empty:
                 raise CommandError(f"the database at {where} is not empty: name one that is")
-            work = Bench(ours, theirs)
+            work = FanoutBench(ours, theirs)
             await work.fill(shown)
             found: dict[Case, tuple[list[Pass], list[Pass]]] = {case: ([], []) for case in CASES}
             for number in range(rounds + 1):

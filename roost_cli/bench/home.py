@@ -22,7 +22,7 @@ from roost_cli import connection as target
 from roost_cli import progress, runfile
 from roost_cli.bench import baseline_server, cpu, table, wrk
 from roost_cli.bench.background_posts import posting
-from roost_cli.exit_codes import FAULTS, CommandError, refused
+from roost_cli.exit_codes import FAULTS, CommandError, call_error
 from roost_cli.rate_control import batches
 from roost_cli.scans import scan_users
 from roost_cli.supervisor import control
@@ -84,7 +84,7 @@ class Pages:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BenchPlan:
     """The size of a measurement: `seconds` is the length of each round, `posts` the tweets per second in the rounds
     with writes (0: no such rounds)."""
 
@@ -94,7 +94,7 @@ class Plan:
     posts: int
 
 
-def run(plan: Plan, grpc: str | None, http_address: str | None, markdown: Path | None) -> None:
+def run(plan: BenchPlan, grpc: str | None, http_address: str | None, markdown: Path | None) -> None:
     """Measures home reads of the mesh at `grpc` (by default the one that runs here) and prints the table.
 
     `http_address` is the gateway's, by default that of the mesh; the table is also written into the document `markdown`.
@@ -115,10 +115,10 @@ def run(plan: Plan, grpc: str | None, http_address: str | None, markdown: Path |
     pages = first_pages(address, tokens, shown)
     cases = asyncio.run(_measure(mesh, pids, address, tokens, pages, plan, shown))
     title = HOME_TABLE if len(pids) == 1 else PROCESSES_TABLE
-    table.publish(title, circumstances(len(tokens), pages, plan, len(pids)), rows(cases), markdown)
+    table.publish(title, conditions(len(tokens), pages, plan, len(pids)), rows(cases), markdown)
 
 
-async def _tokens(mesh: target.Target) -> list[str]:
+async def _tokens(mesh: target.MeshTarget) -> list[str]:
     """Returns an access token for every active user, by ascending user id, at most MAX_READERS."""
     tokens: list[str] = []
     async with target.connect(mesh) as channels:
@@ -128,7 +128,7 @@ async def _tokens(mesh: target.Target) -> list[str]:
             for some in batches(ids[:MAX_READERS], MINT_BATCH):
                 tokens.extend((await mint(stub, mesh.operator(), some, DEFAULT_TTL_S)).values())
         except grpc_lib.aio.AioRpcError as error:
-            raise refused(error, "minting tokens") from error
+            raise call_error(error, "minting tokens") from error
     if not tokens:
         raise CommandError("the mesh has no people: load a graph first with `roost load`")
     return tokens
@@ -148,7 +148,7 @@ def first_pages(address: str, tokens: Sequence[str], shown: progress.Progress) -
                 connection.request("GET", HOME, headers={"Authorization": f"Bearer {token}"})
                 answer = connection.getresponse()
                 read.append((answer.getheaders(), answer.read()))
-                explain(answer.status, dict(answer.getheaders()))
+                check_response(answer.status, dict(answer.getheaders()))
                 phase.advance()
         except (OSError, http.client.HTTPException) as error:
             raise CommandError(f"no gateway answers at {address}: {error}") from error
@@ -162,7 +162,7 @@ def first_pages(address: str, tokens: Sequence[str], shown: progress.Progress) -
     return Pages(headers, body, tweets)
 
 
-def explain(status: int, headers: dict[str, str]) -> None:
+def check_response(status: int, headers: dict[str, str]) -> None:
     """Raises CommandError if a response shows that rate limits are on, or is not 200."""
     names = {name.lower() for name in headers}
     if status == http.HTTPStatus.TOO_MANY_REQUESTS or "ratelimit-policy" in names:
@@ -172,12 +172,12 @@ def explain(status: int, headers: dict[str, str]) -> None:
 
 
 async def _measure(
-    mesh: target.Target,
+    mesh: target.MeshTarget,
     pids: Sequence[int],
     address: str,
     tokens: Sequence[str],
     pages: Pages,
-    plan: Plan,
+    plan: BenchPlan,
     shown: progress.Progress,
 ) -> dict[str, list[Round]]:
     """Returns the rounds by column: the mesh, the mesh with writes if `plan.posts`, and the baseline."""
@@ -204,13 +204,13 @@ async def _measure(
                             script, url, connections=plan.connections, seconds=plan.seconds, start=start
                         )
                         done = Round(seen, cpu.seconds(server) - begun)
-                    check(name, seen)
+                    check_run(name, seen)
                     cases.setdefault(name, []).append(done)
                     shown.say(f"round {number}, {name}: {done.per_second:,.0f} requests/s, {done.cpu_us:.0f} µs each")
     return cases
 
 
-def check(name: str, seen: wrk.Figures) -> None:
+def check_run(name: str, seen: wrk.Figures) -> None:
     """Raises CommandError if a run contains anything but responses with status 200."""
     if seen.refused or seen.broken or not seen.requests:
         raise CommandError(
@@ -220,7 +220,7 @@ def check(name: str, seen: wrk.Figures) -> None:
         )
 
 
-def circumstances(readers: int, pages: Pages, plan: Plan, processes: int) -> str:
+def conditions(readers: int, pages: Pages, plan: BenchPlan, processes: int) -> str:
     """Returns a sentence with the conditions of the measurement, to print with the table."""
     where = (
         "" if processes == 1 else " CPU is that of all {} processes of the mesh, and not that of the servers below it."

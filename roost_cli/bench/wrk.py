@@ -83,21 +83,21 @@ async def run(script_file: Path, url: str, *, connections: int, seconds: int, st
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(program(), *options, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
     try:
-        said, _ = await asyncio.wait_for(process.communicate(), seconds + SPARE_S)
+        output, _ = await asyncio.wait_for(process.communicate(), seconds + SPARE_S)
     except TimeoutError:
         raise CommandError(f"wrk did not end within {seconds + SPARE_S:g} s", FAULTS) from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-    return parse(said.decode(errors="replace"))
+    return parse(output.decode(errors="replace"))
 
 
-def parse(said: str) -> Figures:
+def parse(output: str) -> Figures:
     """Parses the figures from wrk's output. Raises CommandError, with the end of the output, if there are none."""
-    line = next((line for line in said.splitlines() if line.startswith(MARK)), None)
+    line = next((line for line in output.splitlines() if line.startswith(MARK)), None)
     if line is None:
-        raise CommandError(f"wrk failed: {said.strip()[-SHOWN_CHARS:]}", FAULTS)
+        raise CommandError(f"wrk failed: {output.strip()[-SHOWN_CHARS:]}", FAULTS)
     found = json.loads(line.removeprefix(MARK))
     return Figures(
         requests=found["requests"],

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from roost_cli import progress
 from roost_cli.drill import crash, kill
-from roost_cli.drill.multi_process_mesh import Fleet
-from roost_cli.drill.single_process_mesh import Nursery
+from roost_cli.drill.multi_process_mesh import MultiProcessMesh
+from roost_cli.drill.single_process_mesh import MeshLauncher
 from roost_cli.exit_codes import FAULTS, UNUSABLE, CommandError
 from roost_cli.options import settings_with
 from roost_cli.supervisor.topology import REGISTRY
@@ -72,7 +72,7 @@ def drill(
         if fault is Fault.CRASH:
             if service:
                 raise CommandError("crash kills the whole mesh: --service goes with kill and restart only", UNUSABLE)
-            result = asyncio.run(crash.Drill(Nursery(Path(folder)), seed, progress.for_stream()).run(rounds))
+            result = asyncio.run(crash.CrashDrill(MeshLauncher(Path(folder)), seed, progress.for_stream()).run(rounds))
             report(fault, result, time.monotonic() - began)
             clean = result.clean and max(result.startups_s) <= STARTUP_WITHIN_S
         else:
@@ -93,21 +93,21 @@ def _chosen(services: Sequence[str]) -> Sequence[str]:
 def _one_by_one(fault: Fault, folder: Path, rounds: int, seed: int, services: Sequence[str]) -> bool:
     # Imported here: the drivers of four servers take a second to import and a crash drill needs none of them.
 
-    from roost_cli.drill.temp_namespace import scratch
+    from roost_cli.drill.temp_namespace import temp_namespace
 
     shown = progress.for_stream()
-    disturb = kill.killing if fault is Fault.KILL else kill.restarting
+    disturb = kill.kill_process if fault is Fault.KILL else kill.restart_service
     began = time.monotonic()
 
     async def run() -> kill.Result:
-        async with scratch(settings_with({})) as settings:
+        async with temp_namespace(settings_with({})) as settings:
             shown.say(f"starting two processes of {', '.join(services)} and one of each other service")
-            fleet = await Fleet.start(folder, settings, dict.fromkeys(services, REPLICAS))
+            mesh_processes = await MultiProcessMesh.start(folder, settings, dict.fromkeys(services, REPLICAS))
             try:
-                result = await kill.KillDrill(fleet, seed, shown).run(services, rounds, disturb)
-                await fleet.stop()
+                result = await kill.KillDrill(mesh_processes, seed, shown).run(services, rounds, disturb)
+                await mesh_processes.stop()
             finally:
-                await fleet.put_down()
+                await mesh_processes.kill_all()
         return result
 
     result = asyncio.run(run())

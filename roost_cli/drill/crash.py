@@ -13,13 +13,13 @@ import grpc
 
 from roost_cli import connection
 from roost_cli.drill.history import Faults, History, Kind, Outcome, Register
-from roost_cli.drill.observe import observe, without_event
-from roost_cli.drill.single_process_mesh import Child, Nursery
+from roost_cli.drill.observe import observe, without_receipt
+from roost_cli.drill.single_process_mesh import ChildMesh, MeshLauncher
 from roost_cli.exit_codes import FAULTS, CommandError
-from roost_cli.load.loader import Loader, Operator, Person
+from roost_cli.load.loader import Loader, NewUser, Operator
 from roost_cli.progress import Progress, Silent
-from roost_cli.rate_control import patiently
-from roost_cli.tokens import TokenBook
+from roost_cli.rate_control import with_retries
+from roost_cli.tokens import TokenCache
 from roost_cli.verify import command
 from services.platform.rpc import contract, errors
 
@@ -86,13 +86,13 @@ class Result:
         self.strange.extend(faults.strange)
 
 
-class Drill:
+class CrashDrill:
     """Rounds of load and SIGKILL on one mesh after another on the same data directory."""
 
-    def __init__(self, nursery: Nursery, seed: int, shown: Progress) -> None:
+    def __init__(self, launcher: MeshLauncher, seed: int, shown: Progress) -> None:
         self.history = History()
         self.result = Result()
-        self._nursery = nursery
+        self._nursery = launcher
         self._chance = random.Random(seed)  # noqa: S311 (chooses moments and writes; not used for security)
         self._seed = seed
         self._shown = shown
@@ -118,7 +118,7 @@ class Drill:
         self.result.acknowledged, self.result.unknown = counts[Outcome.OK], counts[Outcome.UNKNOWN]
         return self.result
 
-    async def _start(self) -> Child:
+    async def _start(self) -> ChildMesh:
         child = await self._nursery.start()
         self.result.startups_s.append(child.started_s)
         return child
@@ -128,7 +128,7 @@ class Drill:
             self.result.killed_restarts += 1
             await self._nursery.start_and_kill(self._chance.uniform(SHORTEST_RESTART_S, LONGEST_RESTART_S))
 
-    async def _round(self, child: Child) -> None:
+    async def _round(self, child: ChildMesh) -> None:
         """Runs load and kills the mesh during it."""
         async with connection.connect(child.target, CHANNELS) as channels:
             clients = await self._clients(child, channels)
@@ -144,7 +144,7 @@ class Drill:
         if found := [error for error in ended if error is not None]:
             raise found[0]
 
-    async def _settle(self, child: Child, *, every_home: bool) -> None:
+    async def _settle(self, child: ChildMesh, *, every_home: bool) -> None:
         """Compares the data with the history, repeats writes with unknown outcome, and compares again."""
         async with connection.connect(child.target, CHANNELS) as channels:
             clients = await self._clients(child, channels)
@@ -159,17 +159,17 @@ class Drill:
             self.result.add(self.history.check(after))
             if every_home:
                 self.result.homes_exact = await command.audit(child.target, Silent(), replay=True)
-                for tweet_id in await without_event(channels[0], operator, after.tweets):
+                for tweet_id in await without_receipt(channels[0], operator, after.tweets):
                     self.result.lost.append(f"the event of tweet {tweet_id}")
             else:
                 sample = self._chance.sample(users, SAMPLED_HOMES)
                 self.result.strange.extend(await command.faults_of(channels, operator.metadata, sample))
 
-    async def _clients(self, child: Child, channels: Sequence[grpc.aio.Channel]) -> list[Client]:
+    async def _clients(self, child: ChildMesh, channels: Sequence[grpc.aio.Channel]) -> list[Client]:
         operator = Operator(channels[0], child.target.operator())
-        actors = TokenBook(channels[0], operator.metadata)
+        actors = TokenCache(channels[0], operator.metadata)
         loader = Loader(channels, operator, actors, Silent())
-        ids = await loader.import_people([Person(f"client_{number:02d}", "") for number in range(CLIENTS)])
+        ids = await loader.import_users([NewUser(f"client_{number:02d}", "") for number in range(CLIENTS)])
         users = sorted(ids.values())
         return [Client(self, channels[user % len(channels)], actors, user, users) for user in users]
 
@@ -187,7 +187,7 @@ class Client:
     """One user with one write in progress at a time, so the history of each register is sequential."""
 
     def __init__(
-        self, drill: Drill, channel: grpc.aio.Channel, actors: TokenBook, user_id: int, users: Sequence[int]
+        self, drill: CrashDrill, channel: grpc.aio.Channel, actors: TokenCache, user_id: int, users: Sequence[int]
     ) -> None:
         self.user_id = user_id
         self.actors = actors
@@ -210,7 +210,7 @@ class Client:
 
     async def repeat(self, register: Register, value: bool) -> None:
         """Repeats a write with retries. It must now be acknowledged, or refused because its tweet was deleted."""
-        if not await self._write(register, value, patiently):
+        if not await self._write(register, value, with_retries):
             raise CommandError(f"no answer to the repeat of {register}", FAULTS)
 
     def _deed(self) -> tuple[Register, bool]:

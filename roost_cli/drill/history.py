@@ -49,7 +49,7 @@ class Event(NamedTuple):
     detail: str = ""
 
 
-class Seen(NamedTuple):
+class ObservedTweet(NamedTuple):
     """A tweet as the tweet service returns it; the text of a deleted one is empty."""
 
     author_id: int
@@ -63,7 +63,7 @@ class Observed:
     """The observed data: tweets by id, follows and likes as (user, subject), and the ids that each author's tweet
     list returned."""
 
-    tweets: dict[int, Seen] = field(default_factory=dict)
+    tweets: dict[int, ObservedTweet] = field(default_factory=dict)
     follows: set[tuple[int, int]] = field(default_factory=set)
     likes: set[tuple[int, int]] = field(default_factory=set)
     listed: dict[int, list[int]] = field(default_factory=dict)

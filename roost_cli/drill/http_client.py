@@ -11,7 +11,7 @@ from typing import NamedTuple
 MAX_HEAD_BYTES = 64 * 1024
 
 
-class Answer(NamedTuple):
+class HttpResponse(NamedTuple):
     """An HTTP response."""
 
     status: int
@@ -29,7 +29,7 @@ class HttpClient:
 
     async def ask(
         self, method: str, path: str, token: str, body: bytes = b"", *, key: str = "", within_s: float
-    ) -> Answer:
+    ) -> HttpResponse:
         """Sends one request; `body` is JSON, `key` the Idempotency-Key header. Raises OSError or EOFError if the
         response is incomplete, and TimeoutError after `within_s` seconds."""
         head = [f"{method} {path} HTTP/1.1", f"Host: {self._host}:{self._port}", f"Authorization: Bearer {token}"]
@@ -59,11 +59,11 @@ class HttpClient:
             self._reader, self._writer = await asyncio.open_connection(self._host, self._port, limit=MAX_HEAD_BYTES)
         return self._reader, self._writer
 
-    async def _answer(self, reader: asyncio.StreamReader) -> Answer:
+    async def _answer(self, reader: asyncio.StreamReader) -> HttpResponse:
         status_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         status = int(status_line.split(" ", 2)[1])
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         if headers.get("connection", "").lower() == "close":
             self.close()
-        return Answer(status, body)
+        return HttpResponse(status, body)

@@ -19,14 +19,14 @@ import orjson
 
 from roost_cli import connection
 from roost_cli.drill.history import Faults, History, Kind, Outcome, Register
-from roost_cli.drill.http_client import Answer, HttpClient
-from roost_cli.drill.multi_process_mesh import Fleet
+from roost_cli.drill.http_client import HttpClient, HttpResponse
+from roost_cli.drill.multi_process_mesh import MultiProcessMesh
 from roost_cli.drill.observe import observe
 from roost_cli.exit_codes import FAULTS, CommandError
-from roost_cli.load.loader import Loader, Operator, Person
+from roost_cli.load.loader import Loader, NewUser, Operator
 from roost_cli.progress import Progress, Silent
 from roost_cli.supervisor import control
-from roost_cli.tokens import TokenBook
+from roost_cli.tokens import TokenCache
 from roost_cli.verify import command
 
 # Concurrent clients with one user and connection each, and the pause of each between requests: enough that every kill
@@ -55,7 +55,7 @@ _REFUSALS = frozenset({403, 404})
 # Failures are grouped by method, path without ids, status and code.
 _NUMBERS, LETTERS_ALIKE = re.compile(r"\d{6,}"), 90
 
-Disturb = Callable[[Fleet, str], Awaitable[float]]
+Disturb = Callable[[MultiProcessMesh, str], Awaitable[float]]
 
 
 @dataclass(slots=True)
@@ -90,25 +90,31 @@ class Result:
         self.strange.extend(faults.strange)
 
 
-async def killing(fleet: Fleet, label: str) -> float:
+async def kill_process(mesh_processes: MultiProcessMesh, label: str) -> float:
     """Sends SIGKILL to one process and returns the seconds until its replacement is ready."""
-    return await fleet.kill(label, BACK_WITHIN_S)
+    return await mesh_processes.kill(label, BACK_WITHIN_S)
 
 
-async def restarting(fleet: Fleet, label: str) -> float:
+async def restart_service(mesh_processes: MultiProcessMesh, label: str) -> float:
     """Performs a rolling restart of the process's service and returns the seconds that it took."""
-    return await control.ask_restart(fleet.control, label.rpartition("-")[0])
+    return await control.ask_restart(mesh_processes.control, label.rpartition("-")[0])
 
 
 class KillDrill:
     """Load on one mesh while its processes are killed or restarted."""
 
     def __init__(
-        self, fleet: Fleet, seed: int, shown: Progress, *, reads_a_write: int = READS_A_WRITE, clients: int = CLIENTS
+        self,
+        mesh_processes: MultiProcessMesh,
+        seed: int,
+        shown: Progress,
+        *,
+        reads_a_write: int = READS_A_WRITE,
+        clients: int = CLIENTS,
     ) -> None:
         self.history = History()
         self.result = Result()
-        self.fleet = fleet
+        self.mesh_processes = mesh_processes
         self.reads_a_write = reads_a_write
         self.chance = random.Random(seed)  # noqa: S311 (chooses processes and requests; not used for security)
         self.victim = ""
@@ -118,32 +124,32 @@ class KillDrill:
         self._posts = 0
         self._alike: Counter[str] = Counter()
 
-    async def run(self, services: Sequence[str], rounds: int, disturb: Disturb = killing) -> Result:
+    async def run(self, services: Sequence[str], rounds: int, disturb: Disturb = kill_process) -> Result:
         """Disturbs `rounds` processes by `disturb`, each service once before any is repeated, then checks the data."""
         async with AsyncExitStack() as stack:
-            mesh = self.fleet.target
+            mesh = self.mesh_processes.target
             channel = (await stack.enter_async_context(connection.connect(mesh)))[0]
             operator = Operator(channel, mesh.operator())
-            actors = TokenBook(channel, operator.metadata)
+            actors = TokenCache(channel, operator.metadata)
             clients = await self._people(channel, operator, actors)
             for client in clients:
                 stack.callback(client.http.close)
             await asyncio.gather(*(client.begin() for client in clients))
-            await clients[0].until_all_is_there()
-            self._forget_the_beginning()
+            await clients[0].wait_until_readable()
+            self._reset_timings()
             await self._under_load(clients, services, rounds, disturb)
             await self._settle(clients, operator, actors, mesh)
         counts = self.history.counts()
         self.result.acknowledged, self.result.unknown = counts[Outcome.OK], counts[Outcome.UNKNOWN]
         return self.result
 
-    async def _people(self, channel: grpc.aio.Channel, operator: Operator, actors: TokenBook) -> list[Client]:
+    async def _people(self, channel: grpc.aio.Channel, operator: Operator, actors: TokenCache) -> list[Client]:
         loader = Loader([channel], operator, actors, Silent())
-        ids = await loader.import_people([Person(f"client_{number:02d}", "") for number in range(self._clients)])
+        ids = await loader.import_users([NewUser(f"client_{number:02d}", "") for number in range(self._clients)])
         users = sorted(ids.values())
         return [Client(self, actors, user, users) for user in users]
 
-    def _forget_the_beginning(self) -> None:
+    def _reset_timings(self) -> None:
         """Resets the times measured so far, which include cold caches, but keeps the failures: those are faults even
         before the first kill."""
         self.result.longest_s = 0.0
@@ -174,8 +180,8 @@ class KillDrill:
                 if not waiting:
                     waiting = self.chance.sample(list(services), len(services))
                 await asyncio.sleep(self.chance.uniform(SHORTEST_REST_S, LONGEST_REST_S))
-                self.victim = self.chance.choice(self.fleet.labels(waiting.pop()))
-                seconds = await disturb(self.fleet, self.victim)
+                self.victim = self.chance.choice(self.mesh_processes.labels(waiting.pop()))
+                seconds = await disturb(self.mesh_processes, self.victim)
                 self._shown.say(f"{self.victim}: back in {seconds:.1f} s; {self.result.failed:,} failed so far")
                 self.result.recoveries_s.append(seconds)
                 self.result.rounds += 1
@@ -183,7 +189,7 @@ class KillDrill:
             await asyncio.sleep(LONGEST_REST_S)
 
     async def _settle(
-        self, clients: Sequence[Client], operator: Operator, actors: TokenBook, mesh: connection.Target
+        self, clients: Sequence[Client], operator: Operator, actors: TokenCache, mesh: connection.MeshTarget
     ) -> None:
         """Compares the data with the history, repeats writes with unknown outcome, compares again, and checks every
         home timeline."""
@@ -213,9 +219,9 @@ class KillDrill:
 class Client:
     """One user with one request in progress at a time, so the history of each register is sequential."""
 
-    def __init__(self, drill: KillDrill, actors: TokenBook, user_id: int, users: Sequence[int]) -> None:
+    def __init__(self, drill: KillDrill, actors: TokenCache, user_id: int, users: Sequence[int]) -> None:
         self.user_id = user_id
-        self.http = HttpClient(*drill.fleet.http)
+        self.http = HttpClient(*drill.mesh_processes.http)
         self._drill = drill
         self._history = drill.history
         self._actors = actors
@@ -233,12 +239,12 @@ class Client:
         for _ in range(FIRST_POSTS):
             await self._write(Register(Kind.POST, self.user_id, self._drill.next_key()), True)
 
-    async def until_all_is_there(self) -> None:
+    async def wait_until_readable(self) -> None:
         """Waits until every path that will be read returns 200. Raises CommandError if that does not happen within
         WHOLE_WITHIN_S."""
         (_, bearer), *_ = await self._actors.act_as(self.user_id)
         token = bearer.removeprefix("Bearer ")
-        missing = self._wishes()
+        missing = self._readable_paths()
         try:
             async with asyncio.timeout(WHOLE_WITHIN_S):
                 while missing:
@@ -271,13 +277,13 @@ class Client:
         raise CommandError(f"no answer to the repeat of {register}", FAULTS)
 
     async def _read(self) -> None:
-        path = self._drill.chance.choice(self._wishes())
+        path = self._drill.chance.choice(self._readable_paths())
         answer = await self._ask("GET", path)
         self._drill.result.reads += 1
         if answer is not None and answer.status != 200:
             self._drill.failed(f"GET {path}: {answer.status} {answer.body[:300].decode(errors='replace')}")
 
-    def _wishes(self) -> list[str]:
+    def _readable_paths(self) -> list[str]:
         """Returns the paths that the next read is chosen from."""
         chance, tweets = self._drill.chance, self._history.tweets
         user = chance.choice(self._users)
@@ -329,7 +335,7 @@ class Client:
         self._history.ok(register, int(orjson.loads(answer.body)["id"]) if kind is Kind.POST else 0)
         return True
 
-    async def _ask(self, method: str, path: str, body: bytes = b"", key: str = "") -> Answer | None:
+    async def _ask(self, method: str, path: str, body: bytes = b"", key: str = "") -> HttpResponse | None:
         """Returns the response; None, counted as a failure, if none came."""
         (_, bearer), *_ = await self._actors.act_as(self.user_id)
         token, began = bearer.removeprefix("Bearer "), asyncio.get_running_loop().time()

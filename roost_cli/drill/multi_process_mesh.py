@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from roost_cli import runfile
-from roost_cli.connection import Target
+from roost_cli.connection import MeshTarget
 from roost_cli.exit_codes import FAULTS, CommandError
 from services.platform.config import child_environment, runtime_dir
 
@@ -29,7 +29,7 @@ _IS_READY = re.compile(r"(?P<label>\S+) is ready, pid (?P<pid>\d+)")
 _HAS_ENDED = re.compile(r"(?P<label>\S+) ended with ")
 
 
-class Fleet:
+class MultiProcessMesh:
     """A running `roost up --processes`. `http` is the gateway's HOST:PORT; `pids` holds the ready processes by label
     (`tweet-1`)."""
 
@@ -44,7 +44,7 @@ class Fleet:
         self._reading = asyncio.create_task(self._read(), name="fleet-output")
 
     @classmethod
-    async def start(cls, folder: Path, settings: Mapping[str, str], replicas: Mapping[str, int]) -> Fleet:
+    async def start(cls, folder: Path, settings: Mapping[str, str], replicas: Mapping[str, int]) -> MultiProcessMesh:
         """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of its output, if it fails.
 
         `folder` holds data, run files and logs. `settings` are texts by setting name. Rate limits are off.
@@ -66,25 +66,25 @@ class Fleet:
                 stderr=log,
                 env=child_environment(runtime, rate_limits="off", log_format="json", **settings),
             )
-        fleet = cls(process, grpc, http, folder)
+        mesh_processes = cls(process, grpc, http, folder)
         try:
             async with asyncio.timeout(START_WITHIN_S):
-                await fleet._ready.wait()
+                await mesh_processes._ready.wait()
         except BaseException as error:
-            await fleet.put_down()
+            await mesh_processes.kill_all()
             if isinstance(error, TimeoutError):
-                raise CommandError(f"no mesh in {START_WITHIN_S:g} s:\n{fleet._log_end()}", FAULTS) from error
+                raise CommandError(f"no mesh in {START_WITHIN_S:g} s:\n{mesh_processes._log_end()}", FAULTS) from error
             raise
         if process.returncode is not None:
-            raise CommandError(f"the mesh ended while it started:\n{fleet._log_end()}", FAULTS)
-        return fleet
+            raise CommandError(f"the mesh ended while it started:\n{mesh_processes._log_end()}", FAULTS)
+        return mesh_processes
 
     @property
-    def target(self) -> Target:
+    def target(self) -> MeshTarget:
         """Returns the gateway's gRPC address with the operator token."""
         runs = runfile.running(runtime_dir(self._folder / "runtime"))
         found = next(run for run in runs if run.grpc == self.grpc)
-        return Target(found.grpc, found.operator_token)
+        return MeshTarget(found.grpc, found.operator_token)
 
     @property
     def control(self) -> Path:
@@ -118,13 +118,13 @@ class Fleet:
         try:
             code = await asyncio.wait_for(self._process.wait(), STOP_WITHIN_S)
         except TimeoutError:
-            await self.put_down()
+            await self.kill_all()
             raise CommandError(f"the mesh did not stop in {STOP_WITHIN_S:g} s", FAULTS) from None
         await self._reading
         if code:
             raise CommandError(f"the mesh stopped with status {code}", FAULTS)
 
-    async def put_down(self) -> None:
+    async def kill_all(self) -> None:
         """Sends SIGKILL to the supervisor; its processes then stop by themselves. Does nothing after `stop`."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()

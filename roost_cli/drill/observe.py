@@ -10,10 +10,10 @@ from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 from roost.graph.v1 import graph_service_pb2, graph_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
-from roost_cli.drill.history import History, Kind, Observed, Seen
+from roost_cli.drill.history import History, Kind, Observed, ObservedTweet
 from roost_cli.load.loader import Operator
 from roost_cli.rate_control import batches, deadline_s, for_each
-from roost_cli.tokens import TokenBook
+from roost_cli.tokens import TokenCache
 from roost_cli.verify.command import SCAN_EDGES, SCAN_TWEETS
 
 # The maximum of one BatchGetTweets and of one page.
@@ -28,7 +28,7 @@ LIST_USER = "/roost.tweet.v1.TweetService/ListUserTweets"
 
 
 async def observe(
-    channel: grpc.aio.Channel, operator: Operator, actors: TokenBook, users: Sequence[int], history: History
+    channel: grpc.aio.Channel, operator: Operator, actors: TokenCache, users: Sequence[int], history: History
 ) -> Observed:
     """Returns tweets and follows from the owners' scans, likes as seen by the users who liked, and each author's
     tweet list."""
@@ -39,7 +39,7 @@ async def observe(
         for core in page.cores:
             head = core.head
             text = tweet_pb2.Tweet.FromString(core.core).text
-            found.tweets[head.id] = Seen(head.author_id, text, head.deleted, head.retweet_of_id)
+            found.tweets[head.id] = ObservedTweet(head.author_id, text, head.deleted, head.retweet_of_id)
     graph = graph_service_pb2_grpc.GraphServiceStub(channel)
     follows = graph_service_pb2.ScanEdgesRequest(kind=graph_service_pb2.EDGE_KIND_FOLLOW)
     async for edges in graph.ScanEdges(follows, metadata=operator.metadata, timeout=deadline_s(SCAN_EDGES)):
@@ -48,7 +48,7 @@ async def observe(
     return found
 
 
-async def without_event(channel: grpc.aio.Channel, operator: Operator, tweet_ids: Iterable[int]) -> list[int]:
+async def without_receipt(channel: grpc.aio.Channel, operator: Operator, tweet_ids: Iterable[int]) -> list[int]:
     """Returns the tweets that have no delivery receipt. After a replay of the whole log these are the tweets whose
     event is missing from it."""
     stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
@@ -68,7 +68,7 @@ async def without_event(channel: grpc.aio.Channel, operator: Operator, tweet_ids
 
 
 async def _read_as(
-    tweets: tweet_service_pb2_grpc.TweetServiceStub, actors: TokenBook, user: int, history: History, found: Observed
+    tweets: tweet_service_pb2_grpc.TweetServiceStub, actors: TokenCache, user: int, history: History, found: Observed
 ) -> None:
     metadata = await actors.act_as(user)
     for ids in batches(history.subjects(Kind.LIKE, user), PAGE_SIZE):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from roost_cli import runfile
-from roost_cli.connection import Target
+from roost_cli.connection import MeshTarget
 from roost_cli.exit_codes import FAULTS, CommandError
 from services.platform.config import child_environment, runtime_dir
 
@@ -21,14 +21,14 @@ STOP_WITHIN_S = 30.0
 SHOWN_LOG_CHARS = 2_000
 
 
-class Child:
+class ChildMesh:
     """A running `roost up`. `started_s` is the time from the command to the ready line, in seconds."""
 
-    def __init__(self, process: asyncio.subprocess.Process, target: Target, started_s: float) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, target: MeshTarget, started_s: float) -> None:
         self.target = target
         self.started_s = started_s
         self._process = process
-        self._drain = asyncio.create_task(_drained(process))
+        self._drain = asyncio.create_task(_discard_stdout(process))
 
     async def kill(self) -> None:
         """Sends SIGKILL, which simulates a crash, and returns when the process has ended."""
@@ -52,7 +52,7 @@ class Child:
             raise CommandError(f"the mesh stopped with status {code}", FAULTS)
 
 
-class Nursery:
+class MeshLauncher:
     """Starts meshes one at a time on the same data directory. `folder` holds the data, the run files and the log."""
 
     def __init__(self, folder: Path) -> None:
@@ -61,7 +61,7 @@ class Nursery:
         self._log = folder / "up.log"
         self._runtime.mkdir(mode=0o700, exist_ok=True)
 
-    async def start(self) -> Child:
+    async def start(self) -> ChildMesh:
         """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of its log, if it fails."""
         began = time.monotonic()
         process = await self._spawn()
@@ -73,11 +73,11 @@ class Nursery:
                 raise CommandError(f"the mesh ended while it started:\n{self._log_end()}", FAULTS)
             found = next(run for run in runfile.running(runtime_dir(self._runtime)) if run.pid == process.pid)
         except BaseException as error:
-            await _put_down(process)
+            await _kill(process)
             if isinstance(error, TimeoutError):
                 raise CommandError(f"no mesh in {START_WITHIN_S:g} s:\n{self._log_end()}", FAULTS) from error
             raise
-        return Child(process, Target(found.grpc, found.operator_token), started_s)
+        return ChildMesh(process, MeshTarget(found.grpc, found.operator_token), started_s)
 
     async def start_and_kill(self, after_s: float) -> None:
         """Starts a mesh and kills it after `after_s` seconds, ready or not."""
@@ -86,7 +86,7 @@ class Nursery:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.communicate(), after_s)
         finally:
-            await _put_down(process)
+            await _kill(process)
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         any_port = "127.0.0.1:0"
@@ -119,14 +119,14 @@ async def _until_ready(process: asyncio.subprocess.Process) -> bool:
     return False
 
 
-async def _drained(process: asyncio.subprocess.Process) -> None:
+async def _discard_stdout(process: asyncio.subprocess.Process) -> None:
     """Reads and discards stdout: a full pipe would block the process."""
     assert process.stdout is not None, "made with a pipe"
     async for _ in process.stdout:
         pass
 
 
-async def _put_down(process: asyncio.subprocess.Process) -> None:
+async def _kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.wait()

@@ -28,11 +28,11 @@ FIRST_DATABASE, LAST_DATABASE = 1, 99
 # Key that claims a database, and its time to live in seconds, which frees the database of a drill that was killed.
 CLAIM, CLAIM_S = "roost:drill", 6 * 3600
 # Deleting a keyspace or a topic takes seconds on a busy server.
-TIDY_WITHIN_S = 60.0
+DELETE_TIMEOUT_S = 60.0
 
 
 @asynccontextmanager
-async def scratch(settings: Settings) -> AsyncIterator[Mapping[str, str]]:
+async def temp_namespace(settings: Settings) -> AsyncIterator[Mapping[str, str]]:
     """Yields settings, as text by name, of a new namespace, and deletes its data at the end.
 
     Raises CommandError if a server is unreachable or Redis has no empty database.
@@ -44,7 +44,9 @@ async def scratch(settings: Settings) -> AsyncIterator[Mapping[str, str]]:
     try:
         yield {"backend": "cluster", "namespace": namespace, "keyspaces": "", "redis": database}
     finally:
-        await _tidy(settings.model_copy(update={"namespace": namespace, "keyspaces": "", "redis": database}))
+        await _delete_namespace(
+            settings.model_copy(update={"namespace": namespace, "keyspaces": "", "redis": database})
+        )
 
 
 def _claim(url: str) -> str:
@@ -61,7 +63,7 @@ def _claim(url: str) -> str:
     raise CommandError("Redis has no empty database for a drill")
 
 
-async def _tidy(settings: Settings) -> None:
+async def _delete_namespace(settings: Settings) -> None:
     """Deletes the namespace from each server independently. A server that does not answer is skipped: namespaces are
     never reused."""
     with contextlib.suppress(RoostError):
@@ -79,31 +81,31 @@ async def _tidy(settings: Settings) -> None:
             for row in await search.call(
                 "GET", "/_cat/indices", parameters={"format": "json", "expand_wildcards": "all"}
             ):
-                if _within(row["index"], settings.namespace):
-                    await search.call("DELETE", f"/{row['index']}", timeout_s=TIDY_WITHIN_S)
+                if _in_namespace(row["index"], settings.namespace):
+                    await search.call("DELETE", f"/{row['index']}", timeout_s=DELETE_TIMEOUT_S)
     finally:
         await search.close()
-    await asyncio.to_thread(_tidy_log, settings)
+    await asyncio.to_thread(_delete_topics_and_groups, settings)
     with contextlib.closing(redis.Redis.from_url(settings.redis)) as client, contextlib.suppress(redis.RedisError):
         await asyncio.to_thread(client.flushdb)
 
 
-def _tidy_log(settings: Settings) -> None:
+def _delete_topics_and_groups(settings: Settings) -> None:
     admin = AdminClient({"bootstrap.servers": settings.kafka, "log_level": 0})
     with contextlib.suppress(Exception):
-        names = admin.list_topics(timeout=TIDY_WITHIN_S).topics
-        if topics := [name for name in names if _within(name, settings.namespace)]:
+        names = admin.list_topics(timeout=DELETE_TIMEOUT_S).topics
+        if topics := [name for name in names if _in_namespace(name, settings.namespace)]:
             _wait(admin.delete_topics(topics).values())
-        groups = [group.group_id for group in admin.list_consumer_groups().result(TIDY_WITHIN_S).valid]
-        if mine := [group for group in groups if _within(group, settings.namespace)]:
+        groups = [group.group_id for group in admin.list_consumer_groups().result(DELETE_TIMEOUT_S).valid]
+        if mine := [group for group in groups if _in_namespace(group, settings.namespace)]:
             _wait(admin.delete_consumer_groups(mine).values())
 
 
 def _wait(futures: Iterable[Future[Any]]) -> None:
     for future in futures:
         with contextlib.suppress(Exception):
-            future.result(TIDY_WITHIN_S)
+            future.result(DELETE_TIMEOUT_S)
 
 
-def _within(name: str, namespace: str) -> bool:
+def _in_namespace(name: str, namespace: str) -> bool:
     return re.match(rf"\.?{namespace}(?![0-9a-z_])", name) is not None

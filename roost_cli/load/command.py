@@ -21,8 +21,8 @@ from roost_cli import connection, options, progress
 from roost_cli.exit_codes import FAULTS, CommandError
 from roost_cli.load import edge_list as edges
 from roost_cli.load import mutate
-from roost_cli.load.loader import CONCURRENCY, Loader, Operator, Person, Post, Posted
-from roost_cli.tokens import TokenBook
+from roost_cli.load.loader import CONCURRENCY, Loader, NewUser, Operator, Post, PostOutcome
+from roost_cli.tokens import TokenCache
 
 # gRPC serves one connection in one task; a few connections keep client and server busy.
 CHANNELS = 4
@@ -34,7 +34,7 @@ MAX_TWEETS_BYTES = 256 * 1024 * 1024
 # Operations are planned before the first is sent and use some hundred bytes of memory each.
 MAX_OPERATIONS = 1_000_000
 # Line numbers printed per reason; the count says how many there are.
-SHOWN_PLACES = 5
+SHOWN_SOURCES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def _whole(path: Path) -> bytes:
 
 
 async def _load(
-    mesh: connection.Target,
+    mesh: connection.MeshTarget,
     edge_list: edges.EdgeList,
     usable: Sequence[Line],
     blank: Sequence[int],
@@ -156,10 +156,10 @@ async def _load(
     shown = progress.for_stream()
     operator = mesh.operator()
     async with connection.connect(mesh, min(CHANNELS, concurrency)) as channels:
-        actors = TokenBook(channels[0], operator)
+        actors = TokenCache(channels[0], operator)
         loader = Loader(channels, Operator(channels[0], operator), actors, shown, concurrency)
-        people = [Person(edges.username(node), f"User {node}") for node in edge_list.nodes]
-        ids = await loader.import_people(people)
+        people = [NewUser(edges.username(node), f"User {node}") for node in edge_list.nodes]
+        ids = await loader.import_users(people)
         by_node = {node: ids[edges.username(node)] for node in edge_list.nodes}
         barred = await loader.follow(
             [(by_node[follower], by_node[followee]) for follower, followee in edge_list.follows]
@@ -177,15 +177,15 @@ async def _load(
     typer.echo(f"done in {time.monotonic() - began:.1f} s")
 
 
-def report(edge_list: edges.EdgeList, posted: Posted, blank: Sequence[int]) -> None:
+def report(edge_list: edges.EdgeList, posted: PostOutcome, blank: Sequence[int]) -> None:
     """Prints what was loaded and everything that was left out."""
     typer.echo(f"people: {len(edge_list.nodes):,}; follows: {len(edge_list.follows):,}")
     if edge_list.self_loops or edge_list.repeats:
         typer.echo(f"edges left out: {edge_list.self_loops:,} from a node to itself, {edge_list.repeats:,} repeated")
-    typer.echo(f"tweets: {posted.made:,} posted, {posted.stood:,} already there")
+    typer.echo(f"tweets: {posted.created:,} posted, {posted.existing:,} already there")
     left_out = dict(posted.refused)
     if blank:
         left_out["empty line"] = [f"line {number}" for number in blank]
     for reason, places in left_out.items():
-        more = ", …" if len(places) > SHOWN_PLACES else ""
-        typer.echo(f"tweets left out: {len(places):,}: {reason} ({', '.join(places[:SHOWN_PLACES])}{more})")
+        more = ", …" if len(places) > SHOWN_SOURCES else ""
+        typer.echo(f"tweets left out: {len(places):,}: {reason} ({', '.join(places[:SHOWN_SOURCES])}{more})")

@@ -18,10 +18,10 @@ from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 from roost_cli.connection import Metadata
-from roost_cli.exit_codes import FAULTS, CommandError, refused
+from roost_cli.exit_codes import FAULTS, CommandError, call_error
 from roost_cli.load.impersonation import Actors
 from roost_cli.progress import Progress
-from roost_cli.rate_control import batches, deadline_s, for_each, patiently
+from roost_cli.rate_control import batches, deadline_s, for_each, with_retries
 from roost_cli.scans import scan_users
 from services.platform.rpc import errors
 
@@ -46,7 +46,7 @@ CREATE_TWEET = "/roost.tweet.v1.TweetService/CreateTweet"
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
+class NewUser:
     """A user to import. The account has no password, so nobody can log in to it."""
 
     username: str
@@ -56,21 +56,21 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """A tweet to post. `place` names its source in reports (`line 7`); `key` is the idempotency key."""
+    """A tweet to post. `source` names its source in reports (`line 7`); `key` is the idempotency key."""
 
     author_id: int
     text: str
     key: str
-    place: str
+    source: str
 
 
 @dataclass(slots=True)
-class Posted:
-    """The outcome of posts: number posted now (`made`), number that existed before (`stood`), and the places of
+class PostOutcome:
+    """The outcome of posts: number posted now (`created`), number that existed before (`existing`), and the places of
     refused ones by reason."""
 
-    made: int = 0
-    stood: int = 0
+    created: int = 0
+    existing: int = 0
     refused: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -99,7 +99,7 @@ class Loader:
         self._progress = progress
         self._concurrency = concurrency
 
-    async def import_people(self, people: Sequence[Person]) -> dict[str, int]:
+    async def import_users(self, people: Sequence[NewUser]) -> dict[str, int]:
         """Creates the missing accounts and prepares calls as all of them. Returns user ids by username."""
         ids = await self._known(people)
         missing = [person for person in people if person.username not in ids]
@@ -108,7 +108,7 @@ class Loader:
             for batch in batches(missing, IMPORT_BATCH):
                 request = user_service_pb2.ImportUsersRequest(users=[_imported(person) for person in batch])
                 doing = f"importing people from {batch[0].username} on"
-                answer = await _asked(
+                answer = await _call_or_raise(
                     stub.ImportUsers, request, self._operator.metadata, deadline_s(IMPORT_USERS), doing
                 )
                 ids.update(zip((person.username for person in batch), answer.user_ids, strict=True))
@@ -134,10 +134,10 @@ class Loader:
             request = graph_service_pb2.FollowRequest(user_id=followee)
             metadata = await self._actors.act_as(follower)
             try:
-                await patiently(lambda: call(request, metadata=metadata, timeout=timeout))
+                await with_retries(lambda: call(request, metadata=metadata, timeout=timeout))
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
-                    raise refused(error, "following") from error
+                    raise call_error(error, "following") from error
                 barred += 1
 
         with self._progress.phase("follows", len(follows)) as phase:
@@ -162,7 +162,9 @@ class Loader:
             request = timeline_service_pb2.ListHomeTimelineRequest()
             for _ in range(PARTIAL_TRIES):
                 call = stubs[user_id % len(stubs)].ListHomeTimeline
-                answer = await _asked(call, request, await self._actors.act_as(user_id), timeout, "reading a home")
+                answer = await _call_or_raise(
+                    call, request, await self._actors.act_as(user_id), timeout, "reading a home"
+                )
                 if not answer.partial:
                     break
                 await asyncio.sleep(PARTIAL_PAUSE_S)
@@ -172,36 +174,36 @@ class Loader:
             await for_each(user_ids, one, concurrency=min(WARM_CONCURRENCY, self._concurrency), done=phase.advance)
         return whole
 
-    async def post(self, posts: Sequence[Post], began_at: float) -> Posted:
+    async def post(self, posts: Sequence[Post], began_at: float) -> PostOutcome:
         """Posts the tweets. Those that are refused as invalid are counted by reason.
 
         Tweets created before `began_at` (Unix seconds) count as already there.
         """
         stubs = [tweet_service_pb2_grpc.TweetServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(CREATE_TWEET)
-        posted = Posted()
+        posted = PostOutcome()
 
         async def one(post: Post) -> None:
             request = tweet_service_pb2.CreateTweetRequest(text=post.text, idempotency_key=post.key)
             metadata = await self._actors.act_as(post.author_id)
             call = stubs[post.author_id % len(stubs)].CreateTweet
             try:
-                answer = await patiently(lambda: call(request, metadata=metadata, timeout=timeout))
+                answer = await with_retries(lambda: call(request, metadata=metadata, timeout=timeout))
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
-                    raise refused(error, f"posting {post.place}") from error
-                posted.refused.setdefault(_reason(error), []).append(post.place)
+                    raise call_error(error, f"posting {post.source}") from error
+                posted.refused.setdefault(_reason(error), []).append(post.source)
                 return
             if answer.tweet.created_at.ToMilliseconds() < int(began_at * 1000):
-                posted.stood += 1
+                posted.existing += 1
             else:
-                posted.made += 1
+                posted.created += 1
 
         with self._progress.phase("tweets", len(posts)) as phase:
             await for_each(posts, one, concurrency=self._concurrency, done=phase.advance)
         return posted
 
-    async def _known(self, people: Sequence[Person]) -> dict[str, int]:
+    async def _known(self, people: Sequence[NewUser]) -> dict[str, int]:
         wanted = {person.username.lower(): person.username for person in people}
         found: dict[str, int] = {}
         async for user in scan_users(self._operator.channel, self._operator.metadata):
@@ -211,16 +213,16 @@ class Loader:
         return found
 
 
-async def _asked(
+async def _call_or_raise(
     call: grpc.aio.UnaryUnaryMultiCallable[Q, R], request: Q, metadata: Metadata, timeout_s: float, doing: str
 ) -> R:
     try:
-        return await patiently(lambda: call(request, metadata=metadata, timeout=timeout_s))
+        return await with_retries(lambda: call(request, metadata=metadata, timeout=timeout_s))
     except grpc.aio.AioRpcError as error:
-        raise refused(error, doing) from error
+        raise call_error(error, doing) from error
 
 
-def _imported(person: Person) -> user_service_pb2.ImportedUser:
+def _imported(person: NewUser) -> user_service_pb2.ImportedUser:
     return user_service_pb2.ImportedUser(
         username=person.username,
         # `.invalid` is a reserved domain, so no mail can be sent to it.

@@ -19,12 +19,12 @@ import typer
 from google.protobuf.message import Message
 
 from roost_cli import connection, progress
-from roost_cli.exit_codes import FAULTS, CommandError, refused
-from roost_cli.load.random_operations import Kind, Operation, Planner
-from roost_cli.rate_control import for_each, patiently
-from roost_cli.tokens import TokenBook
-from roost_cli.verify.command import read_truth
-from roost_cli.verify.timeline_model import Truth
+from roost_cli.exit_codes import FAULTS, CommandError, call_error
+from roost_cli.load.random_operations import Kind, Operation, OperationPlanner
+from roost_cli.rate_control import for_each, with_retries
+from roost_cli.tokens import TokenCache
+from roost_cli.verify.command import scan_all
+from roost_cli.verify.timeline_model import ServiceData
 from services.platform.rpc import contract, errors
 
 CHANNELS = 4
@@ -62,7 +62,7 @@ KEYED = frozenset({Kind.POST, Kind.REPLY, Kind.QUOTE})
 
 
 @dataclass(slots=True)
-class Tally:
+class OutcomeCounts:
     """The outcome of the operations: number done by kind, and number refused by kind and code."""
 
     done: Counter[Kind] = field(default_factory=Counter)
@@ -98,7 +98,7 @@ class Mutator:
     def __init__(
         self,
         channels: Sequence[grpc.aio.Channel],
-        actors: TokenBook,
+        actors: TokenCache,
         shown: progress.Progress,
         concurrency: int,
         run: str,
@@ -109,9 +109,9 @@ class Mutator:
         self._concurrency = concurrency
         self._run = run
 
-    async def carry_out(self, operations: Sequence[Operation]) -> Tally:
+    async def perform_all(self, operations: Sequence[Operation]) -> OutcomeCounts:
         """Performs all operations. Raises CommandError if the mesh stays unavailable longer than the retries last."""
-        tally = Tally()
+        tally = OutcomeCounts()
         loop = asyncio.get_running_loop()
         # Ids of tweets that later operations act on; 0 if the tweet was refused.
         made: dict[int, asyncio.Future[int]] = {
@@ -125,7 +125,7 @@ class Mutator:
             if operation.made_by is not None and not about:
                 tally.refused[operation.kind][NO_TARGET] += 1
             else:
-                tweet_id = await self._do(operation, about, tally)
+                tweet_id = await self._perform(operation, about, tally)
             if operation.number in made:
                 made[operation.number].set_result(tweet_id)
 
@@ -133,7 +133,7 @@ class Mutator:
             await for_each(operations, one, concurrency=self._concurrency, done=phase.advance)
         return tally
 
-    async def _do(self, operation: Operation, about: int, tally: Tally) -> int:
+    async def _perform(self, operation: Operation, about: int, tally: OutcomeCounts) -> int:
         """Performs one operation. Returns the id of the tweet that it created, or 0."""
         path, named = METHODS[operation.kind]
         method = contract.methods()[path]
@@ -147,7 +147,7 @@ class Mutator:
         call = self._calls[operation.actor_id % len(self._calls)][operation.kind]
         timeout = method.policy.deadline_ms / 1000
         try:
-            answer = await patiently(lambda: call(request, metadata=metadata, timeout=timeout))
+            answer = await with_retries(lambda: call(request, metadata=metadata, timeout=timeout))
         except grpc.aio.AioRpcError as error:
             tally.refuse(operation.kind, error)
             return 0
@@ -160,25 +160,25 @@ def _call(channel: grpc.aio.Channel, path: str) -> grpc.aio.UnaryUnaryMultiCalla
     return channel.unary_unary(path, method.request.SerializeToString, method.response.FromString)
 
 
-async def mutate(mesh: connection.Target, count: int, seed: int, concurrency: int) -> bool:
+async def mutate(mesh: connection.MeshTarget, count: int, seed: int, concurrency: int) -> bool:
     """Plans and performs `count` operations and prints the outcome. Returns False if there were faults."""
     shown = progress.for_stream()
     operator = mesh.operator()
     async with connection.connect(mesh, min(CHANNELS, concurrency)) as channels:
         try:
-            truth = await read_truth(channels[0], operator, shown)
+            truth = await scan_all(channels[0], operator, shown)
         except grpc.aio.AioRpcError as error:
-            raise refused(error, "looking at who is there") from error
+            raise call_error(error, "looking at who is there") from error
         if len(truth.active) < 2:
             raise CommandError(
                 "random operations need at least two people: load a graph first with `roost load`, or start the mesh with the demo",
                 FAULTS,
             )
         operations = plan(truth, count, seed)
-        actors = TokenBook(channels[0], operator)
+        actors = TokenCache(channels[0], operator)
         await actors.admit(sorted(truth.active))
         began = time.monotonic()
-        tally = await Mutator(channels, actors, shown, concurrency, secrets.token_hex(8)).carry_out(operations)
+        tally = await Mutator(channels, actors, shown, concurrency, secrets.token_hex(8)).perform_all(operations)
     done = sum(tally.done.values())
     typer.echo(f"operations: {done:,} of {count:,} done in {time.monotonic() - began:.1f} s, {tally.faults:,} faults")
     for line in tally.lines():
@@ -186,7 +186,7 @@ async def mutate(mesh: connection.Target, count: int, seed: int, concurrency: in
     return not tally.faults
 
 
-def plan(truth: Truth, count: int, seed: int) -> list[Operation]:
+def plan(truth: ServiceData, count: int, seed: int) -> list[Operation]:
     """Returns the operations that this seed draws for these users and tweets."""
-    planner = Planner(truth, seed)
+    planner = OperationPlanner(truth, seed)
     return [planner.next(number) for number in range(count)]

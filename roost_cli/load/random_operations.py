@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
-from roost_cli.verify.timeline_model import Truth
+from roost_cli.verify.timeline_model import ServiceData
 
 T = TypeVar("T")
 
@@ -85,10 +85,10 @@ class _Tweet(NamedTuple):
     made_by: int | None = None
 
 
-class Planner:
+class OperationPlanner:
     """Draws operations. It does not change the scanned data but tracks the effects of its own plan."""
 
-    def __init__(self, truth: Truth, seed: int) -> None:
+    def __init__(self, truth: ServiceData, seed: int) -> None:
         self._chance = random.Random(seed)  # noqa: S311 (must be reproducible)
         self._people = sorted(truth.active)
         self._following = {user: sorted(truth.following[user] & truth.active) for user in self._people}
@@ -112,19 +112,19 @@ class Planner:
         if not self._tweets and kind in _ON_TWEETS:
             kind = Kind.POST
         if kind in _ON_PEOPLE:
-            actor, other = self._pair(kind)
+            actor, other = self._actor_and_user(kind)
             return Operation(number, kind, actor, about=other)
         if kind is Kind.POST:
             made = Operation(number, kind, self._chance.choice(self._people), text=self._text(number))
         else:
-            actor, tweet = self._deed(kind)
+            actor, tweet = self._actor_and_tweet(kind)
             text = self._text(number) if kind in _WITH_TEXT else ""
             made = Operation(number, kind, actor, tweet.tweet_id, tweet.made_by, text)
         if kind in _MAKING:
             self._add(_Tweet(made.actor_id, made_by=number))
         return made
 
-    def _deed(self, kind: Kind) -> tuple[int, _Tweet]:
+    def _actor_and_tweet(self, kind: Kind) -> tuple[int, _Tweet]:
         """Draws an actor and the tweet that it acts on."""
         match kind:
             case Kind.EDIT | Kind.DELETE:
@@ -133,27 +133,27 @@ class Planner:
                     self._gone.add(tweet)
                 return tweet.author_id, tweet
             case Kind.UNRETWEET if self._retweets:
-                return self._taken(self._retweets)
+                return self._pop_random(self._retweets)
             case Kind.UNLIKE if self._likes:
-                return self._taken(self._likes)
+                return self._pop_random(self._likes)
         actor = self._chance.choice(self._people)
-        tweet = self._seen_by(actor)
+        tweet = self._visible_tweet(actor)
         if kind is Kind.RETWEET:
             self._retweets.append((actor, tweet))
         elif kind is Kind.LIKE:
             self._likes.append((actor, tweet))
         return actor, tweet
 
-    def _pair(self, kind: Kind) -> tuple[int, int]:
+    def _actor_and_user(self, kind: Kind) -> tuple[int, int]:
         """Draws an actor and the user that it acts on."""
         match kind:
             case Kind.UNBLOCK if self._blocks:
-                return self._taken(self._blocks)
+                return self._pop_random(self._blocks)
             case Kind.UNMUTE if self._mutes:
-                return self._taken(self._mutes)
+                return self._pop_random(self._mutes)
         actor = self._chance.choice(self._people)
         if kind is Kind.UNFOLLOW and self._following[actor]:
-            return actor, self._taken(self._following[actor])
+            return actor, self._pop_random(self._following[actor])
         other = self._chance.choice(self._people)
         while other == actor:
             other = self._chance.choice(self._people)
@@ -165,7 +165,7 @@ class Planner:
             self._mutes.append((actor, other))
         return actor, other
 
-    def _seen_by(self, actor: int) -> _Tweet:
+    def _visible_tweet(self, actor: int) -> _Tweet:
         """Draws a tweet that the actor can probably see; it may be the actor's own."""
         followees = self._following[actor]
         if followees and self._chance.random() < FOLLOWED_SHARE:
@@ -185,10 +185,10 @@ class Planner:
                 break
         return tweet
 
-    def _taken(self, found: list[T]) -> T:
+    def _pop_random(self, found: list[T]) -> T:
         """Removes a random element from `found` and returns it."""
-        place = self._chance.randrange(len(found))
-        found[place], found[-1] = found[-1], found[place]
+        source = self._chance.randrange(len(found))
+        found[source], found[-1] = found[-1], found[source]
         return found.pop()
 
     def _add(self, tweet: _Tweet) -> None:

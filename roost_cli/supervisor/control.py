@@ -17,7 +17,7 @@ from roost_cli.supervisor.supervisor import Supervisor
 
 # A request holds one service name.
 MAX_LINE_BYTES = 1_024
-ASKED_WITHIN_S = 5.0
+REQUEST_TIMEOUT_S = 5.0
 
 
 def path_of(grpc: str) -> Path:
@@ -26,14 +26,14 @@ def path_of(grpc: str) -> Path:
 
 
 @asynccontextmanager
-async def listening(supervisor: Supervisor, path: Path) -> AsyncIterator[None]:
+async def serving_restarts(supervisor: Supervisor, path: Path) -> AsyncIterator[None]:
     """Serves restart requests until the block ends: one JSON line `{"restart": name}` in, one line with `seconds` or
     `error` out."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answer: dict[str, object]
         try:
-            async with asyncio.timeout(ASKED_WITHIN_S):
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 asked = json.loads(await reader.readline())
             answer = {"seconds": await supervisor.restart(str(asked["restart"]))}
         except CommandError as error:
@@ -45,17 +45,17 @@ async def listening(supervisor: Supervisor, path: Path) -> AsyncIterator[None]:
             await writer.drain()
             writer.close()
 
-    _make_room(path)
+    _prepare_path(path)
     server = await asyncio.start_unix_server(serve, path, limit=MAX_LINE_BYTES)
     os.chmod(path, runfile.FILE_MODE)
     try:
         yield
     finally:
         server.close()
-        _make_room(path)
+        _prepare_path(path)
 
 
-def _make_room(path: Path) -> None:
+def _prepare_path(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=runfile.DIRECTORY_MODE)
     path.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from roost_cli import runfile
 from roost_cli.exit_codes import FAULTS, CommandError
-from roost_cli.supervisor.topology import Part
+from roost_cli.supervisor.topology import ProcessSpec
 from services.platform.config import process_environment
 
 # The first start creates the tables while all other processes start; on a busy machine that takes a minute.
@@ -20,9 +20,9 @@ START_WITHIN_S = 180.0
 STOP_WITHIN_S = 45.0
 # Delays before a restart, doubling from the first to the last: most deaths are isolated, but a process that dies at
 # every start must not spin.
-RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
+RESTART_MIN_DELAY_S, RESTART_MAX_DELAY_S = 0.1, 5.0
 # After this much uptime a death counts as the first again.
-STEADY_S = 30.0
+HEALTHY_UPTIME_S = 30.0
 SHOWN_LOG_CHARS = 2_000
 
 Say = Callable[[str], None]
@@ -32,11 +32,11 @@ class Instance:
     """Runs one process until `stop` and restarts it when it ends. Its stderr is appended to a log file in `logs`;
     `say` receives one line for each start and death."""
 
-    def __init__(self, part: Part, logs: Path, say: Say) -> None:
-        self.part = part
+    def __init__(self, spec: ProcessSpec, logs: Path, say: Say) -> None:
+        self.spec = spec
         self.ready = asyncio.Event()
         self.pid = 0
-        self._log = logs / f"{part.label}.log"
+        self._log = logs / f"{spec.label}.log"
         self._say = say
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -44,13 +44,13 @@ class Instance:
     async def start(self) -> None:
         """Starts the process and returns when it is ready. Raises CommandError, with the end of its log, if that
         takes longer than START_WITHIN_S."""
-        self._task = asyncio.create_task(self._keep_running(), name=f"instance-{self.part.label}")
+        self._task = asyncio.create_task(self._keep_running(), name=f"instance-{self.spec.label}")
         try:
             async with asyncio.timeout(START_WITHIN_S):
                 await self.ready.wait()
         except TimeoutError:
             await self.stop()
-            raise CommandError(f"{self.part.label} did not become ready:\n{self.log_end()}", FAULTS) from None
+            raise CommandError(f"{self.spec.label} did not become ready:\n{self.log_end()}", FAULTS) from None
 
     async def stop(self) -> None:
         """Sends SIGTERM, and SIGKILL after STOP_WITHIN_S; returns when the process has ended."""
@@ -73,9 +73,9 @@ class Instance:
             code = await self._run()
             if self._stopping.is_set():
                 return
-            failures = 1 if time.monotonic() - began > STEADY_S else failures + 1
-            delay_s = min(RETRY_FIRST_S * 2 ** min(failures - 1, 10), RETRY_MOST_S)
-            self._say(f"{self.part.label} ended with {_named(code)}; again in {delay_s:g} s")
+            failures = 1 if time.monotonic() - began > HEALTHY_UPTIME_S else failures + 1
+            delay_s = min(RESTART_MIN_DELAY_S * 2 ** min(failures - 1, 10), RESTART_MAX_DELAY_S)
+            self._say(f"{self.spec.label} ended with {_exit_text(code)}; again in {delay_s:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
 
@@ -85,12 +85,12 @@ class Instance:
                 sys.executable,
                 "-m",
                 "roost_cli",
-                *self.part.arguments,
+                *self.spec.arguments,
                 # The process stops when this pipe closes, so it cannot outlive the supervisor.
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env=process_environment(**self.part.environment),
+                env=process_environment(**self.spec.environment),
                 # Ctrl-C must reach only the supervisor, which stops the processes in order.
                 start_new_session=True,
             )
@@ -105,7 +105,7 @@ class Instance:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(ended), STOP_WITHIN_S)
         if not ended.done():
-            self._say(f"{self.part.label} did not stop in {STOP_WITHIN_S:g} s and was killed")
+            self._say(f"{self.spec.label} did not stop in {STOP_WITHIN_S:g} s and was killed")
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
         code = await ended
@@ -123,8 +123,8 @@ class Instance:
                 # Of the addresses in the ready line only the metrics address is printed: it uses any free port and is
                 # listed nowhere else.
                 metrics = line.decode(errors="replace").rpartition(" metrics ")[2].strip()
-                self._say(f"{self.part.label} is ready, pid {process.pid}, metrics {metrics}")
+                self._say(f"{self.spec.label} is ready, pid {process.pid}, metrics {metrics}")
 
 
-def _named(code: int) -> str:
+def _exit_text(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"status {code}"

@@ -10,7 +10,7 @@ from roost_cli import runfile
 from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.supervisor import control
 from roost_cli.supervisor.supervisor import Supervisor
-from roost_cli.supervisor.topology import parts_of, replicas_of
+from roost_cli.supervisor.topology import process_specs, replicas_of
 from services.platform.config import Settings
 from services.platform.files import open_data_dir
 from services.platform.rpc import errors
@@ -31,7 +31,7 @@ async def _supervise(settings: Settings, replicas: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     logs = settings.data_dir / "logs"
-    supervisor = Supervisor(parts_of(settings, replicas_of(replicas)), logs, _say)
+    supervisor = Supervisor(process_specs(settings, replicas_of(replicas)), logs, _print)
     try:
         starting = asyncio.ensure_future(supervisor.start())
         asked = asyncio.ensure_future(stopping.wait())
@@ -42,15 +42,15 @@ async def _supervise(settings: Settings, replicas: str) -> None:
             await asyncio.gather(starting, return_exceptions=True)
             return
         starting.result()
-        async with control.listening(supervisor, control.path_of(settings.grpc)):
-            _say(f"{runfile.READY}: http://{settings.http} · gRPC {settings.grpc} · logs in {logs.resolve()}")
+        async with control.serving_restarts(supervisor, control.path_of(settings.grpc)):
+            _print(f"{runfile.READY}: http://{settings.http} · gRPC {settings.grpc} · logs in {logs.resolve()}")
             await stopping.wait()
     finally:
-        _say("stopping …")
+        _print("stopping …")
         await supervisor.stop()
-        _say("stopped")
+        _print("stopped")
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

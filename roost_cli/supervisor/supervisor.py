@@ -13,7 +13,7 @@ from pathlib import Path
 
 from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.supervisor.instance import Instance, Say
-from roost_cli.supervisor.topology import Part
+from roost_cli.supervisor.topology import ProcessSpec
 
 # Starting Python is bound by CPU: more starts at once only slow each other down.
 STARTED_AT_ONCE = 2 * (os.cpu_count() or 1)
@@ -22,33 +22,33 @@ STARTED_AT_ONCE = 2 * (os.cpu_count() or 1)
 class Supervisor:
     """Runs the processes of one mesh. Their logs go to `logs`."""
 
-    def __init__(self, parts: Sequence[Part], logs: Path, say: Say) -> None:
+    def __init__(self, specs: Sequence[ProcessSpec], logs: Path, say: Say) -> None:
         self._logs = logs
         self._say = say
-        self._parts = parts
+        self._parts = specs
         self._instances: list[Instance] = []
-        self._numbers = {part.name: part.number for part in parts}
+        self._numbers = {spec.name: spec.number for spec in specs}
         # Two restarts at once could stop both replicas of a service.
         self._restarting = asyncio.Lock()
 
     @property
     def names(self) -> list[str]:
         """Returns the names of what runs, in start order."""
-        return list(dict.fromkeys(part.name for part in self._parts))
+        return list(dict.fromkeys(spec.name for spec in self._parts))
 
     def pids(self) -> dict[str, list[int]]:
         """Returns the ids of the running processes by name."""
         found: dict[str, list[int]] = defaultdict(list)
         for instance in self._instances:
             if instance.pid:
-                found[instance.part.name].append(instance.pid)
+                found[instance.spec.name].append(instance.pid)
         return dict(found)
 
     async def start(self) -> None:
         """Starts the first process (registry), then the services concurrently, then the last (gateway). Raises
         CommandError if one does not become ready."""
         self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-        instances = [Instance(part, self._logs, self._say) for part in self._parts]
+        instances = [Instance(spec, self._logs, self._say) for spec in self._parts]
         for group in (instances[:1], instances[1:-1], instances[-1:]):
             slots = asyncio.Semaphore(STARTED_AT_ONCE)
             self._instances += group
@@ -69,10 +69,10 @@ class Supervisor:
             raise CommandError(f"nothing named {name} runs; there are {', '.join(self.names)}", UNUSABLE)
         began = time.monotonic()
         async with self._restarting:
-            for old in [instance for instance in self._instances if instance.part.name == name]:
-                if old.part.alone:
+            for old in [instance for instance in self._instances if instance.spec.name == name]:
+                if old.spec.has_fixed_address:
                     await old.stop()
-                new = Instance(self._successor(old.part), self._logs, self._say)
+                new = Instance(self._successor(old.spec), self._logs, self._say)
                 self._instances.insert(self._instances.index(old) + 1, new)
                 try:
                     await new.start()
@@ -84,15 +84,15 @@ class Supervisor:
                 self._instances.remove(old)
         return time.monotonic() - began
 
-    def _successor(self, part: Part) -> Part:
-        if part.alone:
-            return part
+    def _successor(self, spec: ProcessSpec) -> ProcessSpec:
+        if spec.has_fixed_address:
+            return spec
         # Old and new process overlap, and a data directory belongs to one process.
-        number = self._numbers[part.name] = self._numbers[part.name] + 1
-        arguments = list(part.arguments)
+        number = self._numbers[spec.name] = self._numbers[spec.name] + 1
+        arguments = list(spec.arguments)
         place = arguments.index("--data") + 1
-        arguments[place] = str(Path(arguments[place]).with_name(f"{part.name}-{number}"))
-        return replace(part, number=number, arguments=tuple(arguments))
+        arguments[place] = str(Path(arguments[place]).with_name(f"{spec.name}-{number}"))
+        return replace(spec, number=number, arguments=tuple(arguments))
 
     async def stop(self) -> None:
         """Stops the gateway, then the services concurrently, then the registry."""

@@ -21,7 +21,7 @@ DRAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ProcessSpec:
     """One process to run: `name` is the service or `gateway`, `number` is its replica number from 1."""
 
     name: str
@@ -34,7 +34,7 @@ class Part:
         return f"{self.name}-{self.number}"
 
     @property
-    def alone(self) -> bool:
+    def has_fixed_address(self) -> bool:
         """Returns whether the process has a fixed address. The old process must then stop before the new one starts."""
         return self.name in (REGISTRY, GATEWAY)
 
@@ -54,7 +54,7 @@ def replicas_of(text: str) -> dict[str, int]:
     return counts
 
 
-def parts_of(settings: Settings, replicas: Mapping[str, int]) -> Sequence[Part]:
+def process_specs(settings: Settings, replicas: Mapping[str, int]) -> Sequence[ProcessSpec]:
     """Returns the processes in start order: registry, services, gateway."""
     registry = f"127.0.0.1:{_free_port()}"
     shared = {
@@ -65,9 +65,9 @@ def parts_of(settings: Settings, replicas: Mapping[str, int]) -> Sequence[Part]:
         "supervised": "true",
     }
 
-    def part(name: str, number: int, addresses: Sequence[str], **changed: str) -> Part:
+    def spec(name: str, number: int, addresses: Sequence[str], **changed: str) -> ProcessSpec:
         data = settings.data_dir / "processes" / f"{name}-{number}"
-        return Part(name, number, ("serve", name, *addresses, "--data", str(data)), {**shared, **changed})
+        return ProcessSpec(name, number, ("serve", name, *addresses, "--data", str(data)), {**shared, **changed})
 
     # An explicit option for each process: a ROOST_OPS in the environment is meant for the gateway, and only one process
     # can bind that port.
@@ -77,14 +77,14 @@ def parts_of(settings: Settings, replicas: Mapping[str, int]) -> Sequence[Part]:
     for name in ("grpc", "http", "ops"):
         address_of(getattr(settings, name), f"--{name}")
     # The registry uses the embedded backend, so it need not wait for Cassandra and the other servers.
-    found = [part(REGISTRY, 1, ("--grpc", registry, *ops), backend="embedded")]
+    found = [spec(REGISTRY, 1, ("--grpc", registry, *ops), backend="embedded")]
     found += [
-        part(name, number, anywhere, drain_s=str(DRAIN_S))
+        spec(name, number, anywhere, drain_s=str(DRAIN_S))
         for name in SERVICES
         for number in range(1, replicas.get(name, 1) + 1)
         if name != REGISTRY
     ]
-    return [*found, part(GATEWAY, 1, door)]
+    return [*found, spec(GATEWAY, 1, door)]
 
 
 def _free_port() -> int:

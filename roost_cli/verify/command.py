@@ -21,11 +21,11 @@ from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 from roost_cli import connection, options, progress
-from roost_cli.exit_codes import FAULTS, refused
-from roost_cli.rate_control import deadline_s, for_each, patiently
+from roost_cli.exit_codes import FAULTS, call_error
+from roost_cli.rate_control import deadline_s, for_each, with_retries
 from roost_cli.scans import scan_users
-from roost_cli.tokens import TokenBook
-from roost_cli.verify.timeline_model import Findings, Truth, compare, expected_home
+from roost_cli.tokens import TokenCache
+from roost_cli.verify.timeline_model import Differences, ServiceData, compare, expected_home
 
 CHANNELS = 2
 # The first read builds a cold home timeline; with this many in flight every build meets its deadline.
@@ -53,7 +53,7 @@ STATE_KEY = "roost-timeline"
 
 
 @dataclass(slots=True)
-class Answer:
+class ReadHome:
     """A home timeline as read: its ids, the `roost-timeline` metadata of the first page, and why reading ended
     early, if it did."""
 
@@ -76,19 +76,19 @@ def verify(
         raise typer.Exit(FAULTS)
 
 
-async def audit(mesh: connection.Target, shown: progress.Progress, *, replay: bool = False) -> bool:
+async def audit(mesh: connection.MeshTarget, shown: progress.Progress, *, replay: bool = False) -> bool:
     """Compares every home timeline and prints the differences. Returns whether there are none and fan-out has no
     backlog."""
     operator = mesh.operator()
-    findings: dict[str, dict[int, Findings]] = {}
+    findings: dict[str, dict[int, Differences]] = {}
     async with connection.connect(mesh, CHANNELS) as channels:
         try:
             caught_up = await wait_for_fanout(channels[0], operator, shown)
-            truth = await read_truth(channels[0], operator, shown)
+            truth = await scan_all(channels[0], operator, shown)
             auditor = Auditor(channels, operator, truth, shown)
             await auditor.prepare()
-            standing = await auditor.read_all("homes as they stand")
-            findings["as it stood"] = await auditor.judge(standing)
+            stored = await auditor.read_all("homes as they stand")
+            findings["as it stood"] = await auditor.judge(stored)
             if replay:
                 await replay_all(channels[0], operator, shown)
                 caught_up &= await wait_for_fanout(channels[0], operator, shown)
@@ -96,8 +96,8 @@ async def audit(mesh: connection.Target, shown: progress.Progress, *, replay: bo
             await auditor.rebuild_all()
             findings["after a rebuild"] = await auditor.judge(await auditor.read_all("homes built anew"))
         except grpc_lib.aio.AioRpcError as error:
-            raise refused(error, "auditing") from error
-    return report(truth, standing, findings) and caught_up
+            raise call_error(error, "auditing") from error
+    return report(truth, stored, findings) and caught_up
 
 
 async def faults_of(
@@ -106,7 +106,7 @@ async def faults_of(
     """Waits for fan-out, then returns one line per difference in the home timelines of these readers."""
     shown = progress.Silent()
     lines = [] if await wait_for_fanout(channels[0], operator, shown) else ["fan-out does not catch up"]
-    truth = await read_truth(channels[0], operator, shown)
+    truth = await scan_all(channels[0], operator, shown)
     auditor = Auditor(channels, operator, truth, shown)
     await auditor.prepare(readers)
     found = await auditor.judge(await auditor.read_all("homes"))
@@ -118,7 +118,7 @@ async def replay_all(channel: grpc_lib.aio.Channel, operator: connection.Metadat
     """Makes fan-out deliver all retained events again."""
     stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
     request = fanout_service_pb2.ReplayFanoutRequest(offset=0)
-    answer = await patiently(lambda: stub.ReplayFanout(request, metadata=operator, timeout=deadline_s(REPLAY)))
+    answer = await with_retries(lambda: stub.ReplayFanout(request, metadata=operator, timeout=deadline_s(REPLAY)))
     shown.say(f"replay: {answer.events:,} events are delivered again")
 
 
@@ -132,7 +132,7 @@ async def wait_for_fanout(
     said = False
     request = fanout_service_pb2.GetFanoutLagRequest()
     while True:
-        lag = await patiently(lambda: stub.GetFanoutLag(request, metadata=operator, timeout=deadline_s(GET_LAG)))
+        lag = await with_retries(lambda: stub.GetFanoutLag(request, metadata=operator, timeout=deadline_s(GET_LAG)))
         if lag.events == 0:
             return True
         if lag.paused or loop.time() > until:
@@ -145,9 +145,11 @@ async def wait_for_fanout(
         await asyncio.sleep(LAG_PAUSE_S)
 
 
-async def read_truth(channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress) -> Truth:
+async def scan_all(
+    channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress
+) -> ServiceData:
     """Returns all users, edges and tweets, scanned from the services that own them."""
-    truth = Truth()
+    truth = ServiceData()
     with shown.phase("users scanned", 0) as phase:
         async for user in scan_users(channel, operator):
             active = user.state == user_pb2.USER_STATE_ACTIVE
@@ -172,7 +174,7 @@ async def read_truth(channel: grpc_lib.aio.Channel, operator: connection.Metadat
 
 
 async def scan_tweets(
-    channel: grpc_lib.aio.Channel, operator: connection.Metadata, truth: Truth, advance: progress.Advance
+    channel: grpc_lib.aio.Channel, operator: connection.Metadata, truth: ServiceData, advance: progress.Advance
 ) -> None:
     """Adds the tweets newer than the newest in `truth`."""
     stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
@@ -190,7 +192,7 @@ class Auditor:
         self,
         channels: Sequence[grpc_lib.aio.Channel],
         operator: connection.Metadata,
-        truth: Truth,
+        truth: ServiceData,
         shown: progress.Progress,
     ) -> None:
         self._stubs = [timeline_service_pb2_grpc.TimelineServiceStub(channel) for channel in channels]
@@ -198,7 +200,7 @@ class Auditor:
         self._operator = operator
         self._truth = truth
         self._shown = shown
-        self._tokens = TokenBook(channels[0], operator)
+        self._tokens = TokenCache(channels[0], operator)
         self._expected: dict[int, list[int]] = {}
         self._horizon = truth.newest
 
@@ -214,9 +216,9 @@ class Auditor:
                 # between.
                 await asyncio.sleep(0)
 
-    async def read_all(self, title: str) -> dict[int, Answer]:
+    async def read_all(self, title: str) -> dict[int, ReadHome]:
         """Reads every home timeline, all pages; returns them by user id."""
-        answers: dict[int, Answer] = {}
+        answers: dict[int, ReadHome] = {}
 
         async def one(reader: int) -> None:
             answers[reader] = await self.read(reader)
@@ -225,12 +227,12 @@ class Auditor:
             await for_each(self._expected, one, concurrency=CONCURRENCY, done=phase.advance)
         return answers
 
-    async def read(self, reader: int) -> Answer:
+    async def read(self, reader: int) -> ReadHome:
         """Reads all pages of one home timeline as its reader."""
-        answer = Answer()
+        answer = ReadHome()
         request = timeline_service_pb2.ListHomeTimelineRequest(page_size=PAGE_SIZE)
         if reader not in self._tokens:
-            return Answer(unread="no token was minted for this active user")
+            return ReadHome(unread="no token was minted for this active user")
         pages = partials = 0
         while pages < MAX_PAGES:
             page, state = await self._page(reader, request)
@@ -261,7 +263,7 @@ class Auditor:
             page = await call
             return page, _state(await call.trailing_metadata())
 
-        return await patiently(ask)
+        return await with_retries(ask)
 
     async def rebuild_all(self) -> None:
         """Deletes and rebuilds every home timeline."""
@@ -270,12 +272,12 @@ class Auditor:
         async def one(reader: int) -> None:
             request = timeline_service_pb2.RebuildHomeTimelineRequest(user_id=reader)
             stub = self._stubs[reader % len(self._stubs)]
-            await patiently(lambda: stub.RebuildHomeTimeline(request, metadata=self._operator, timeout=timeout))
+            await with_retries(lambda: stub.RebuildHomeTimeline(request, metadata=self._operator, timeout=timeout))
 
         with self._shown.phase("homes rebuilt", len(self._expected)) as phase:
             await for_each(self._expected, one, concurrency=CONCURRENCY, done=phase.advance)
 
-    async def judge(self, answers: dict[int, Answer]) -> dict[int, Findings]:
+    async def judge(self, answers: dict[int, ReadHome]) -> dict[int, Differences]:
         """Returns by user id how each home timeline differs from the computed one."""
         if any(tweet_id > self._horizon for answer in answers.values() for tweet_id in answer.ids):
             # Tweets posted during the audit are no fault if they exist.
@@ -284,7 +286,7 @@ class Auditor:
         for reader, answer in sorted(answers.items()):
             newer = [i for i in answer.ids if i > self._horizon and i in self._truth.heads]
             differs = compare(self._expected[reader], answer.ids, newer)
-            found[reader] = differs if not answer.unread else Findings(unread=answer.unread)
+            found[reader] = differs if not answer.unread else Differences(unread=answer.unread)
         return found
 
 
@@ -293,7 +295,7 @@ def _state(trailing: Iterable[tuple[str, str | bytes]] | None) -> str:
     return str(values[0]) if values else "unsaid"
 
 
-def report(truth: Truth, standing: dict[int, Answer], findings: Mapping[str, dict[int, Findings]]) -> bool:
+def report(truth: ServiceData, stored: dict[int, ReadHome], findings: Mapping[str, dict[int, Differences]]) -> bool:
     """Prints the faults, then the two summary lines that scripts parse. Returns True if every home timeline was
     exact in every comparison."""
     for title, found_then in findings.items():
@@ -308,14 +310,14 @@ def report(truth: Truth, standing: dict[int, Answer], findings: Mapping[str, dic
                 kinds.update({kind: len(ids) for kind, ids in found.by_kind()})
                 kinds["unread"] += bool(found.unread)
             typer.echo(f"{title}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count))
-    states = Counter(answer.state for answer in standing.values())
-    exact = sum(all(found_then[reader].exact for found_then in findings.values()) for reader in standing)
-    typer.echo(f"warm: {states['warm']} of {len(standing)}")
-    typer.echo(f"{exact} of {len(standing)} timelines exact")
-    return exact == len(standing)
+    states = Counter(answer.state for answer in stored.values())
+    exact = sum(all(found_then[reader].exact for found_then in findings.values()) for reader in stored)
+    typer.echo(f"warm: {states['warm']} of {len(stored)}")
+    typer.echo(f"{exact} of {len(stored)} timelines exact")
+    return exact == len(stored)
 
 
-def describe(found: Findings) -> str:
+def describe(found: Differences) -> str:
     """Returns one line with the number of faults of each kind and the first few ids."""
     if found.unread:
         return f"not read whole: {found.unread}"

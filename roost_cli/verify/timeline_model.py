@@ -17,14 +17,14 @@ DEPTH = 800
 
 
 @dataclass(slots=True)
-class Truth:
+class ServiceData:
     """The data of the owning services: users, edges and tweet heads."""
 
     usernames: dict[int, str] = field(default_factory=dict)
     active: set[int] = field(default_factory=set)
     following: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     # Pairs of users with a block between them, in both directions.
-    apart: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    blocked_pairs: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     blocking: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     muting: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     heads: dict[int, tweet_pb2.TweetHead] = field(default_factory=dict)
@@ -45,8 +45,8 @@ class Truth:
     def add_block(self, blocker: int, blocked: int) -> None:
         """Adds a block, which hides both users from each other."""
         self.blocking[blocker].add(blocked)
-        self.apart[blocker].add(blocked)
-        self.apart[blocked].add(blocker)
+        self.blocked_pairs[blocker].add(blocked)
+        self.blocked_pairs[blocked].add(blocker)
 
     def add_mute(self, muter: int, muted: int) -> None:
         """Adds a mute."""
@@ -59,44 +59,46 @@ class Truth:
         self.newest = max(self.newest, head.id)
 
 
-def expected_home(truth: Truth, reader: int) -> list[int]:
+def expected_home(truth: ServiceData, reader: int) -> list[int]:
     """Returns the ids in the reader's home timeline, newest first, at most DEPTH."""
     authors = truth.following[reader] | {reader}
     ids = (tweet_id for author in authors for tweet_id in truth.by_author.get(author, ()))
-    return sorted((tweet_id for tweet_id in ids if _shows(truth, reader, truth.heads[tweet_id])), reverse=True)[:DEPTH]
+    return sorted((tweet_id for tweet_id in ids if _appears(truth, reader, truth.heads[tweet_id])), reverse=True)[
+        :DEPTH
+    ]
 
 
-def _shows(truth: Truth, reader: int, head: tweet_pb2.TweetHead) -> bool:
+def _appears(truth: ServiceData, reader: int, head: tweet_pb2.TweetHead) -> bool:
     """Returns whether a tweet of the reader or a followee appears in the reader's home timeline."""
-    if not _stands(truth, reader, head.id) or head.author_id in truth.muting[reader]:
+    if not _is_visible(truth, reader, head.id) or head.author_id in truth.muting[reader]:
         return False
     if head.retweet_of_id:
         original = truth.heads.get(head.retweet_of_id)
         # A muted author's tweet is hidden whoever retweets it, even the reader.
         return (
             original is not None
-            and _stands(truth, reader, original.id)
+            and _is_visible(truth, reader, original.id)
             and original.author_id not in truth.muting[reader]
         )
     if head.reply_to_id and head.author_id != reader:
         follows_both = head.reply_to_author_id == reader or head.reply_to_author_id in truth.following[reader]
-        return follows_both and _stands(truth, reader, head.reply_to_id)
+        return follows_both and _is_visible(truth, reader, head.reply_to_id)
     return True
 
 
-def _stands(truth: Truth, reader: int, tweet_id: int) -> bool:
+def _is_visible(truth: ServiceData, reader: int, tweet_id: int) -> bool:
     """Returns whether the tweet is live and its author is active and has no block with the reader."""
     head = truth.heads.get(tweet_id)
     return (
         head is not None
         and not head.deleted
         and head.author_id in truth.active
-        and head.author_id not in truth.apart[reader]
+        and head.author_id not in truth.blocked_pairs[reader]
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class Differences:
     """Differences between a home timeline and the computed one: tweet ids by kind of fault. `unread` says why the
     timeline could not be read."""
 
@@ -127,7 +129,7 @@ class Findings:
         return [(kind, ids) for kind, ids in kinds if ids]
 
 
-def compare(expected: Sequence[int], actual: Sequence[int], newer: Iterable[int] = ()) -> Findings:
+def compare(expected: Sequence[int], actual: Sequence[int], newer: Iterable[int] = ()) -> Differences:
     """Compares a home timeline, as read page by page, with the computed one.
 
     `newer` are ids posted since the scan: each displaces one of the oldest entries and is no fault.
@@ -150,7 +152,7 @@ def compare(expected: Sequence[int], actual: Sequence[int], newer: Iterable[int]
         else:
             lowest = tweet_id
     wanted = expected[: DEPTH - len(since & seen)]
-    return Findings(
+    return Differences(
         missing=tuple(tweet_id for tweet_id in wanted if tweet_id not in seen),
         extra=tuple(sorted(seen - set(expected) - since, reverse=True)),
         repeated=tuple(repeated),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from roost_cli.drill.command import STARTUP_WITHIN_S
-from roost_cli.drill.crash import Drill
-from roost_cli.drill.single_process_mesh import Nursery
+from roost_cli.drill.crash import CrashDrill
+from roost_cli.drill.single_process_mesh import MeshLauncher
 from roost_cli.progress import Silent
 from services.platform.config import runtime_dir
 
@@ -17,8 +17,8 @@ ROUNDS = 3
 
 
 @pytest.mark.slow
-async def test_a_killed_mesh_keeps_what_it_acknowledged(tmp_path: Path) -> None:
-    drill = Drill(Nursery(tmp_path), seed=1, shown=Silent())
+async def test_crash_drill_killed_mesh_keeps_acknowledged_writes(tmp_path: Path) -> None:
+    drill = CrashDrill(MeshLauncher(tmp_path), seed=1, shown=Silent())
     result = await drill.run(ROUNDS)
     assert result.rounds == ROUNDS
     assert not result.lost
@@ -32,9 +32,9 @@ async def test_a_killed_mesh_keeps_what_it_acknowledged(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_mesh_that_stops_cleanly_leaves_nothing_behind(tmp_path: Path) -> None:
-    nursery = Nursery(tmp_path)
-    child = await nursery.start()
+async def test_clean_stop_leaves_no_run_file_or_wal(tmp_path: Path) -> None:
+    launcher = MeshLauncher(tmp_path)
+    child = await launcher.start()
     assert list(runtime_dir(tmp_path / "runtime").glob("*.json"))
     await child.stop()
     assert not list(runtime_dir(tmp_path / "runtime").glob("*.json"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from roost_cli.drill.kill import KillDrill
-from roost_cli.drill.multi_process_mesh import Fleet
+from roost_cli.drill.multi_process_mesh import MultiProcessMesh
 from roost_cli.progress import Silent
 from tests.cluster import Namespace
 
@@ -20,15 +20,15 @@ ROUNDS = 2
 CLIENTS, READS_A_WRITE = 6, 10
 
 
-async def test_a_killed_process_costs_nothing(tmp_path: Path, namespace: Namespace) -> None:
+async def test_kill_drill_killed_process_loses_nothing(tmp_path: Path, namespace: Namespace) -> None:
     settings = {name: str(value) for name, value in namespace.settings.items()}
-    fleet = await Fleet.start(tmp_path, settings, dict.fromkeys(SERVICES, 2))
+    mesh_processes = await MultiProcessMesh.start(tmp_path, settings, dict.fromkeys(SERVICES, 2))
     try:
-        drill = KillDrill(fleet, 1, Silent(), reads_a_write=READS_A_WRITE, clients=CLIENTS)
+        drill = KillDrill(mesh_processes, 1, Silent(), reads_a_write=READS_A_WRITE, clients=CLIENTS)
         result = await drill.run(SERVICES, ROUNDS)
-        await fleet.stop()
+        await mesh_processes.stop()
     finally:
-        await fleet.put_down()
+        await mesh_processes.kill_all()
     assert result.rounds == ROUNDS
     assert not result.lost
     assert not result.duplicated

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from roost_cli.bench import table
-from roost_cli.drill.single_process_mesh import Nursery
+from roost_cli.drill.single_process_mesh import MeshLauncher
 from roost_cli.load import command, edge_list
 from roost_cli.main import run
 
@@ -27,7 +27,7 @@ async def test_a_loaded_mesh_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ROOST_CLOCK_MARGIN_S", "0.05")
-    child = await Nursery(tmp_path).start()
+    child = await MeshLauncher(tmp_path).start()
     try:
         graph = edge_list.parse(["1 2", "2 3", "3 1"])
         usable, blank = command.tweet_lines(b"one\ntwo\nthree\nfour\n", "t.txt")

@@ -14,7 +14,7 @@ from roost.identity.v1 import auth_service_pb2
 from roost.search.v1 import search_service_pb2, search_service_pb2_grpc
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
-from roost_cli.connection import Target
+from roost_cli.connection import MeshTarget
 from roost_cli.load import command, demo, edge_list
 from roost_cli.progress import Silent
 from roost_cli.scans import scan_users
@@ -33,11 +33,11 @@ async def mesh(start_mesh: Callable[..., Awaitable[Any]], monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def target(mesh: Any) -> Target:
-    return Target(f"127.0.0.1:{mesh.process.grpc_port}", mesh.process.operator_token)
+def target(mesh: Any) -> MeshTarget:
+    return MeshTarget(f"127.0.0.1:{mesh.process.grpc_port}", mesh.process.operator_token)
 
 
-async def load_files(target: Target) -> None:
+async def load_files(target: MeshTarget) -> None:
     chance = random.Random(3)
     graph = edge_list.parse(f"{chance.randrange(PEOPLE)} {chance.randrange(PEOPLE)}" for _ in range(EDGES))
     usable, blank = command.tweet_lines("".join(f"tweet {number} #t\n" for number in range(LINES)).encode(), "t.txt")
@@ -45,7 +45,7 @@ async def load_files(target: Target) -> None:
 
 
 async def test_loading_twice_adds_nothing_and_every_home_is_exact(
-    target: Target, capsys: pytest.CaptureFixture[str]
+    target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await load_files(target)
     assert f"{LINES} posted, 0 already there" in capsys.readouterr().out
@@ -61,7 +61,7 @@ async def test_loading_twice_adds_nothing_and_every_home_is_exact(
 
 
 async def test_what_fanout_does_not_deliver_is_missed(
-    mesh: Any, target: Target, capsys: pytest.CaptureFixture[str]
+    mesh: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await load_files(target)
     await mesh.settled()
@@ -76,7 +76,7 @@ async def test_what_fanout_does_not_deliver_is_missed(
     assert await verify.audit(target, Silent())
 
 
-async def test_the_demo_is_loaded_once_and_its_log_in_works(mesh: Any, target: Target) -> None:
+async def test_the_demo_is_loaded_once_and_its_log_in_works(mesh: Any, target: MeshTarget) -> None:
     account = await demo.first_run(mesh.process.channel, mesh.process.settings.data_dir)
     assert account is not None
     login = auth_service_pb2.LoginRequest(username=account.username, password=account.password)

@@ -8,7 +8,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from roost_cli.connection import Target
+from roost_cli.connection import MeshTarget
 from roost_cli.load import mutate
 from roost_cli.load.random_operations import Kind
 from roost_cli.progress import Silent
@@ -32,12 +32,12 @@ async def mesh(start_mesh: Callable[..., Awaitable[Any]]) -> Any:
 
 
 @pytest.fixture
-def target(mesh: Any) -> Target:
-    return Target(f"127.0.0.1:{mesh.process.grpc_port}", mesh.process.operator_token)
+def target(mesh: Any) -> MeshTarget:
+    return MeshTarget(f"127.0.0.1:{mesh.process.grpc_port}", mesh.process.operator_token)
 
 
 async def test_homes_are_exact_after_random_operations_and_a_replay(
-    target: Target, capsys: pytest.CaptureFixture[str]
+    target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await command.audit(target, Silent())
     capsys.readouterr()
@@ -75,21 +75,23 @@ def posts(monkeypatch: pytest.MonkeyPatch) -> Any:
     return answer
 
 
-async def test_an_error_of_the_mesh_is_a_fault(edits: Any, target: Target, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_error_of_the_mesh_is_a_fault(
+    edits: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]
+) -> None:
     # One only: its traceback takes seconds to print.
     edits.side_effect = [ValueError("a bug"), *[errors.not_found("no such tweet")] * 100]
     assert not await mutate.mutate(target, 100, 1, concurrency=4)
     assert "fault INTERNAL" in capsys.readouterr().out
 
 
-async def test_what_is_not_served_is_said(edits: Any, target: Target, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_what_is_not_served_is_said(edits: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]) -> None:
     edits.side_effect = errors.unimplemented("later")
     assert not await mutate.mutate(target, 100, 1, concurrency=4)
     assert "edit is not served here: later" in capsys.readouterr().out
 
 
 async def test_nobody_waits_for_a_tweet_that_was_refused(
-    posts: Any, target: Target, capsys: pytest.CaptureFixture[str]
+    posts: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     posts.side_effect = errors.permission_denied("not today")
     assert await mutate.mutate(target, 200, 1, concurrency=1)

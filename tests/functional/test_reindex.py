@@ -10,7 +10,7 @@ from roost.search.v1 import search_service_pb2 as pb
 from roost.search.v1.search_service_pb2_grpc import SearchServiceStub
 
 from roost_cli import search
-from roost_cli.connection import Target
+from roost_cli.connection import MeshTarget
 from roost_cli.exit_codes import CommandError
 from roost_cli.progress import Plain
 from tests.conftest import Mesh, MeshFactory
@@ -22,8 +22,8 @@ async def mesh(start_mesh: MeshFactory) -> Mesh:
 
 
 @pytest.fixture
-def target(mesh: Mesh) -> Target:
-    return Target(f"127.0.0.1:{mesh.process.grpc_port}", mesh.process.operator_token)
+def target(mesh: Mesh) -> MeshTarget:
+    return MeshTarget(f"127.0.0.1:{mesh.process.grpc_port}", mesh.process.operator_token)
 
 
 async def index_in_use(stub: SearchServiceStub) -> int:
@@ -36,7 +36,7 @@ async def index_in_use(stub: SearchServiceStub) -> int:
         await asyncio.sleep(0.02)
 
 
-async def test_it_returns_once_the_new_index_is_in_use(mesh: Mesh, target: Target) -> None:
+async def test_it_returns_once_the_new_index_is_in_use(mesh: Mesh, target: MeshTarget) -> None:
     (alice,) = await mesh.people("alice")
     posted = [await mesh.post(alice, f"word {number}") for number in range(3)]
     stub = SearchServiceStub(mesh.process.channel("operator"))
@@ -50,14 +50,14 @@ async def test_it_returns_once_the_new_index_is_in_use(mesh: Mesh, target: Targe
     assert [tweet.id for tweet in answer.tweets] == posted[::-1]
 
 
-async def test_without_waiting_it_says_that_it_began(target: Target) -> None:
+async def test_without_waiting_it_says_that_it_began(target: MeshTarget) -> None:
     said = io.StringIO()
     await search.reindex(target, Plain(said), wait=False)
     assert said.getvalue().startswith("the index is being built")
 
 
 async def test_a_build_that_stands_still_is_told_of(
-    mesh: Mesh, target: Target, monkeypatch: pytest.MonkeyPatch
+    mesh: Mesh, target: MeshTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await index_in_use(SearchServiceStub(mesh.process.channel("operator")))
 

@@ -17,19 +17,19 @@ import orjson
 from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc, user_pb2
 
 from roost_cli import progress
-from roost_cli.exit_codes import refused
-from roost_cli.load.demo.reactions import Player, Reaction, reactions
+from roost_cli.exit_codes import call_error
+from roost_cli.load.demo.reactions import Reaction, ReactionSender, reactions
 from roost_cli.load.demo.words import BULLETINS, CIRCLES, PEOPLE, SENTENCES, Circle
 from roost_cli.load.impersonation import LocalActors
-from roost_cli.load.loader import Loader, Operator, Person
-from roost_cli.rate_control import deadline_s, for_each, patiently
+from roost_cli.load.loader import Loader, NewUser, Operator
+from roost_cli.rate_control import deadline_s, for_each, with_retries
 from roost_cli.scans import scan_users
 from services.platform.files import write_durably
 
 SEED = 7
 TWEETS = 420
 # Share of a user's tweets on the topic of the user's own circle.
-LOYALTY = 0.8
+OWN_TOPIC_SHARE = 0.8
 # Probability of following a user of the same circle, and of another circle.
 FOLLOW_NEAR, FOLLOW_FAR = 0.75, 0.12
 # One tweet in this many is by the account that everybody follows.
@@ -53,11 +53,11 @@ class DemoAccount:
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
+class DemoContent:
     """The demo's content: users, follows as (follower, followee) usernames, tweets as (author, text) in posting
     order, and reactions."""
 
-    people: list[Person]
+    people: list[NewUser]
     follows: list[tuple[str, str]]
     tweets: list[tuple[str, str]]
     reactions: list[Reaction]
@@ -71,10 +71,10 @@ class Wave:
     reactions: list[Reaction]
 
 
-def cast(seed: int = SEED) -> Cast:
+def demo_content(seed: int = SEED) -> DemoContent:
     """Creates the demo's content; the same seed creates the same content."""
     chance = random.Random(seed)  # noqa: S311 (must be reproducible)
-    people = [Person(*entry) for entry in PEOPLE]
+    people = [NewUser(*entry) for entry in PEOPLE]
     names = [person.username for person in people]
     star = names[1]
     circle_of = {name: index % len(CIRCLES) for index, name in enumerate(names)}
@@ -89,13 +89,13 @@ def cast(seed: int = SEED) -> Cast:
     for number in range(TWEETS):
         author = star if number % BULLETIN_EVERY == 0 else chance.choice([name for name in names if name != star])
         own = CIRCLES[circle_of[author]]
-        circle = own if chance.random() < LOYALTY else chance.choice(CIRCLES)
+        circle = own if chance.random() < OWN_TOPIC_SHARE else chance.choice(CIRCLES)
         other = chance.choice([name for name in names if name != author])
         tweets.append((author, _text(chance, BULLETINS if author == star else SENTENCES, circle, other)))
-    return Cast(people, follows, tweets, reactions(follows, tweets, chance))
+    return DemoContent(people, follows, tweets, reactions(follows, tweets, chance))
 
 
-def waves(content: Cast) -> Iterator[Wave]:
+def waves(content: DemoContent) -> Iterator[Wave]:
     """Yields the tweets in groups of WAVE, each with the reactions to them."""
     for start in range(0, len(content.tweets), WAVE):
         numbers = range(start, min(start + WAVE, len(content.tweets)))
@@ -110,16 +110,16 @@ async def load_once(channel: Callable[[str], grpc.aio.Channel], data_dir: Path) 
     """
     operator = Operator(channel("operator"), ())
     marker = data_dir / MARKER
-    account = _recall(marker)
+    account = _read_marker(marker)
     if account is None:
         async for _ in scan_users(operator.channel, operator.metadata):
             return None
         account = DemoAccount(PEOPLE[0][0], secrets.token_urlsafe(PASSWORD_BYTES))
-        _remember(marker, account, complete=False)
-    elif _complete(marker):
+        _write_marker(marker, account, complete=False)
+    elif _is_complete(marker):
         return account
     await load_demo(channel(""), operator, account, progress.for_stream())
-    _remember(marker, account, complete=True)
+    _write_marker(marker, account, complete=True)
     return account
 
 
@@ -127,13 +127,13 @@ async def load_demo(
     channel: grpc.aio.Channel, operator: Operator, account: DemoAccount, shown: progress.Progress
 ) -> None:
     """Signs up the account and loads everything else over in-process channels; what exists is skipped."""
-    content = cast()
+    content = demo_content()
     await _sign_up(channel, account, content.people[0])
     actors = LocalActors()
     loader = Loader([channel], operator, actors, shown, CONCURRENCY)
-    ids = await loader.import_people(content.people)
+    ids = await loader.import_users(content.people)
     await loader.follow([(ids[follower], ids[followee]) for follower, followee in content.follows])
-    player = Player(channel, actors, ids, f"demo:{SEED}")
+    player = ReactionSender(channel, actors, ids, f"demo:{SEED}")
     with shown.phase("tweets and reactions", len(content.tweets) + len(content.reactions)) as phase:
         # In waves, so that retweets, quotes and replies are mixed among the tweets instead of all being newer.
         for wave in waves(content):
@@ -150,7 +150,7 @@ async def load_demo(
             await for_each(wave.reactions, react, concurrency=CONCURRENCY, done=phase.advance)
 
 
-async def _sign_up(channel: grpc.aio.Channel, account: DemoAccount, person: Person) -> None:
+async def _sign_up(channel: grpc.aio.Channel, account: DemoAccount, person: NewUser) -> None:
     stub = auth_service_pb2_grpc.AuthServiceStub(channel)
     request = auth_service_pb2.SignUpRequest(
         username=account.username,
@@ -159,32 +159,32 @@ async def _sign_up(channel: grpc.aio.Channel, account: DemoAccount, person: Pers
         profile=user_pb2.Profile(display_name=person.display_name, bio=person.bio),
     )
     try:
-        await patiently(lambda: stub.SignUp(request, timeout=deadline_s(SIGN_UP)))
+        await with_retries(lambda: stub.SignUp(request, timeout=deadline_s(SIGN_UP)))
     except grpc.aio.AioRpcError as error:
         # An interrupted run signed up already; the marker file holds its password.
         if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
-            raise refused(error, "signing the demo account up") from error
+            raise call_error(error, "signing the demo account up") from error
 
 
 def _text(chance: random.Random, sentences: tuple[str, ...], circle: Circle, other: str) -> str:
     text = chance.choice(sentences).format(
-        thing=chance.choice(circle.things), place=chance.choice(circle.places), tag=circle.tag, other=other
+        thing=chance.choice(circle.things), source=chance.choice(circle.places), tag=circle.tag, other=other
     )
     return text[0].upper() + text[1:]
 
 
-def _remember(marker: Path, account: DemoAccount, *, complete: bool) -> None:
+def _write_marker(marker: Path, account: DemoAccount, *, complete: bool) -> None:
     """Stores the log-in in the data directory, readable by its owner only."""
     content = {"username": account.username, "password": account.password, "complete": complete}
     write_durably(marker, orjson.dumps(content))
 
 
-def _recall(marker: Path) -> DemoAccount | None:
+def _read_marker(marker: Path) -> DemoAccount | None:
     content = _read(marker)
     return DemoAccount(str(content["username"]), str(content["password"])) if content else None
 
 
-def _complete(marker: Path) -> bool:
+def _is_complete(marker: Path) -> bool:
     return bool(_read(marker).get("complete"))
 
 

@@ -17,10 +17,10 @@ from roost.tweet.v1 import (
     tweet_service_pb2_grpc,
 )
 
-from roost_cli.exit_codes import refused
+from roost_cli.exit_codes import call_error
 from roost_cli.load.demo.words import ANSWERS, QUOTES, REPLIES
 from roost_cli.load.impersonation import Actors
-from roost_cli.rate_control import deadline_s, patiently
+from roost_cli.rate_control import deadline_s, with_retries
 
 # Probabilities of a follower's reactions to a tweet of maximum appeal; see `reactions`.
 LIKELY_LIKE, LIKELY_RETWEET, LIKELY_REPLY, LIKELY_QUOTE = 0.75, 0.12, 0.12, 0.05
@@ -91,7 +91,7 @@ def _made(who: str, kind: Kind, tweet: int, chance: random.Random) -> Reaction:
     return Reaction(who, kind, tweet)
 
 
-class Player:
+class ReactionSender:
     """Performs reactions. `ids` are user ids by username; `key` is the prefix of the idempotency keys, so a repeat
     adds nothing."""
 
@@ -109,7 +109,7 @@ class Player:
         try:
             return await self._create(author, request)
         except grpc.aio.AioRpcError as error:
-            raise refused(error, f"posting demo tweet {number}") from error
+            raise call_error(error, f"posting demo tweet {number}") from error
 
     async def react(self, reaction: Reaction, author: str, tweet_id: int) -> None:
         """Performs one reaction on the tweet with this id. Raises CommandError if the mesh refuses it."""
@@ -127,17 +127,17 @@ class Player:
                     if reaction.answer:
                         await self._reply(author, reply_id, reaction.answer, f"{key}:answer")
         except grpc.aio.AioRpcError as error:
-            raise refused(error, f"{reaction.kind.value} of {reaction.who}") from error
+            raise call_error(error, f"{reaction.kind.value} of {reaction.who}") from error
 
     async def _like(self, who: str, tweet_id: int) -> None:
         request = engagement_service_pb2.LikeTweetRequest(tweet_id=tweet_id)
         metadata = await self._actors.act_as(self._ids[who])
-        await patiently(lambda: self._likes.LikeTweet(request, metadata=metadata, timeout=deadline_s(LIKE)))
+        await with_retries(lambda: self._likes.LikeTweet(request, metadata=metadata, timeout=deadline_s(LIKE)))
 
     async def _retweet(self, who: str, tweet_id: int) -> None:
         request = tweet_service_pb2.RetweetRequest(tweet_id=tweet_id)
         metadata = await self._actors.act_as(self._ids[who])
-        await patiently(lambda: self._tweets.Retweet(request, metadata=metadata, timeout=deadline_s(RETWEET)))
+        await with_retries(lambda: self._tweets.Retweet(request, metadata=metadata, timeout=deadline_s(RETWEET)))
 
     async def _quote(self, reaction: Reaction, tweet_id: int) -> None:
         key = f"{self._key}:quote:{reaction.tweet}:{reaction.who}"
@@ -147,12 +147,12 @@ class Player:
     async def _create(self, who: str, request: tweet_service_pb2.CreateTweetRequest) -> int:
         metadata = await self._actors.act_as(self._ids[who])
         timeout = deadline_s(CREATE_TWEET)
-        answer = await patiently(lambda: self._tweets.CreateTweet(request, metadata=metadata, timeout=timeout))
+        answer = await with_retries(lambda: self._tweets.CreateTweet(request, metadata=metadata, timeout=timeout))
         return answer.tweet.id
 
     async def _reply(self, who: str, tweet_id: int, text: str, key: str) -> int:
         request = reply_service_pb2.CreateReplyRequest(tweet_id=tweet_id, text=text, idempotency_key=key)
         metadata = await self._actors.act_as(self._ids[who])
         timeout = deadline_s(CREATE_REPLY)
-        answer = await patiently(lambda: self._replies.CreateReply(request, metadata=metadata, timeout=timeout))
+        answer = await with_retries(lambda: self._replies.CreateReply(request, metadata=metadata, timeout=timeout))
         return answer.tweet.id

@@ -55,7 +55,7 @@ async def opened(folder: Path) -> EventLog:
     return await KafkaLog.open(Settings(**cluster.backend.of(folder).settings), retry_first_s=0.001)
 
 
-async def test_tail_beside_a_running_mesh(tmp_path: Path, events: Command) -> None:
+async def test_tail_works_while_mesh_runs(tmp_path: Path, events: Command) -> None:
     log = await opened(tmp_path)
     await log.append([*records(1, 2), *records(3, topic="user.followed")])
     said = await events("tail")
@@ -69,7 +69,7 @@ async def test_tail_beside_a_running_mesh(tmp_path: Path, events: Command) -> No
     await log.close()
 
 
-async def test_replay_of_a_group_that_does_not_run(tmp_path: Path, events: Command, sink: Sink) -> None:
+async def test_replay_stopped_group_moves_offset(tmp_path: Path, events: Command, sink: Sink) -> None:
     log = await opened(tmp_path)
     await log.append(records(1, 2))
     await start(log, sink)
@@ -85,7 +85,7 @@ async def test_replay_of_a_group_that_does_not_run(tmp_path: Path, events: Comma
 
 
 @pytest.mark.cluster
-async def test_replay_of_a_group_that_runs_elsewhere(tmp_path: Path, events: Command, sink: Sink) -> None:
+async def test_replay_group_running_in_other_process_moves_offset(tmp_path: Path, events: Command, sink: Sink) -> None:
     log = await opened(tmp_path)
     await log.append(records(1, 2))
     await start(log, sink)
@@ -98,9 +98,7 @@ async def test_replay_of_a_group_that_runs_elsewhere(tmp_path: Path, events: Com
 
 
 @pytest.mark.embedded
-async def test_the_log_of_a_running_embedded_mesh_is_only_looked_at(
-    tmp_path: Path, events: Command, sink: Sink
-) -> None:
+async def test_embedded_log_of_running_mesh_is_read_only(tmp_path: Path, events: Command, sink: Sink) -> None:
     log = await opened(tmp_path)
     await start(log, sink)
     assert "stop it to replay g; fanout alone" in (await events("replay", "g", "--since", "1h", code=2))[0]
@@ -108,7 +106,7 @@ async def test_the_log_of_a_running_embedded_mesh_is_only_looked_at(
     await log.close()
 
 
-async def test_redrive(tmp_path: Path, events: Command, sink: Sink) -> None:
+async def test_redrive_appends_dead_letters_again(tmp_path: Path, events: Command, sink: Sink) -> None:
     log = await opened(tmp_path)
     sink.poison = {1}
     await log.append(records(1, 2))
@@ -128,7 +126,7 @@ async def test_redrive(tmp_path: Path, events: Command, sink: Sink) -> None:
     await log.close()
 
 
-async def test_faults_are_told_in_words(tmp_path: Path, events: Command, sink: Sink) -> None:
+async def test_events_faults_raise_sentences(tmp_path: Path, events: Command, sink: Sink) -> None:
     log = await opened(tmp_path)
     await start(log, sink)
     await log.append(records(1))
@@ -144,18 +142,18 @@ async def test_faults_are_told_in_words(tmp_path: Path, events: Command, sink: S
 
 
 @pytest.mark.embedded
-async def test_where_there_is_no_log(tmp_path: Path, events: Command) -> None:
+async def test_events_without_log_raises_command_error(tmp_path: Path, events: Command) -> None:
     assert "no embedded log in" in (await events("tail", code=2))[0]
     assert not (tmp_path / "log.db").exists()
 
 
 @pytest.mark.cluster
-async def test_where_kafka_is_away(events: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_kafka_down_raises_command_error(events: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_KAFKA", "127.0.0.1:1")
     assert "Kafka cannot be reached at 127.0.0.1:1" in (await events("tail", code=2))[0]
 
 
-def test_moments() -> None:
+def test_moment_ms_parses_durations_and_times() -> None:
     now = 1_800_000_000.5
     assert moment_ms("90s", now) == 1_799_999_910_500
     assert moment_ms("2h", now) == 1_799_992_800_500

@@ -21,7 +21,7 @@ from roost.identity.v1 import (
 from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
-from roost_cli.connection import Target, bearer
+from roost_cli.connection import MeshTarget, bearer
 from roost_cli.load.loader import Operator
 
 OPERATOR_TOKEN = "the-operator"
@@ -240,7 +240,7 @@ def state() -> State:
 
 
 @pytest.fixture
-async def fake_mesh(state: State) -> AsyncIterator[Target]:
+async def fake_mesh(state: State) -> AsyncIterator[MeshTarget]:
     """The fakes, served on a free port."""
     server = grpc.aio.server()
     auth_service_pb2_grpc.add_AuthServiceServicer_to_server(Auth(state), server)
@@ -251,12 +251,12 @@ async def fake_mesh(state: State) -> AsyncIterator[Target]:
     fanout_service_pb2_grpc.add_FanoutServiceServicer_to_server(Fanout(state), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    yield Target(f"127.0.0.1:{port}", OPERATOR_TOKEN)
+    yield MeshTarget(f"127.0.0.1:{port}", OPERATOR_TOKEN)
     await server.stop(None)
 
 
 @pytest.fixture
-async def channel(fake_mesh: Target) -> AsyncIterator[grpc.aio.Channel]:
+async def channel(fake_mesh: MeshTarget) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(fake_mesh.address) as opened:
         yield opened
 

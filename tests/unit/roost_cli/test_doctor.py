@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from roost_cli import doctor, runfile
-from roost_cli.connection import Target
+from roost_cli.connection import MeshTarget
 from roost_cli.doctor import BAD, GOOD, NOTE
 from roost_cli.main import run
 from services.platform.ids.snowflake import EPOCH_MS
@@ -21,19 +21,19 @@ from services.platform.ids.snowflake import EPOCH_MS
 EPOCH_S = EPOCH_MS / 1000
 
 
-def test_this_checkout_is_fit() -> None:
+def test_doctor_in_this_checkout_finds_no_fault() -> None:
     assert [check.state for check in doctor.packages()] == [GOOD]
     assert doctor.stubs().state == GOOD
 
 
-def test_old_software_is_a_fault() -> None:
+def test_doctor_old_software_is_a_fault() -> None:
     assert doctor.python((3, 10, 9)).state == BAD
     assert doctor.python((3, 11, 0)).state == GOOD
     assert doctor.sqlite((3, 36, 0)).state == BAD
     assert doctor.sqlite((3, 40, 1)).state == GOOD
 
 
-def test_a_data_directory_that_cannot_be_written_is_a_fault(tmp_path: Path) -> None:
+def test_writable_read_only_data_dir_is_a_fault(tmp_path: Path) -> None:
     assert doctor.writable(tmp_path / "new" / "deep").state == GOOD
     assert not (tmp_path / "new").exists()
     if os.getuid() == 0:
@@ -42,17 +42,17 @@ def test_a_data_directory_that_cannot_be_written_is_a_fault(tmp_path: Path) -> N
     assert doctor.writable(tmp_path / "new").state == BAD
 
 
-def test_room_on_disk() -> None:
+def test_disk_reports_state_by_free_space() -> None:
     assert [doctor.disk(free).state for free in (10**6, 10**9, 10**10)] == [BAD, NOTE, GOOD]
 
 
-def test_a_clock_that_cannot_be_right_is_a_fault() -> None:
+def test_clock_impossible_time_is_a_fault() -> None:
     assert doctor.clock(EPOCH_S - 1, 0.0).state == BAD
     assert doctor.clock(EPOCH_S + 1_000, EPOCH_S + 2_000).state == BAD
     assert doctor.clock(EPOCH_S + 1_000, EPOCH_S + 1_001).state == GOOD
 
 
-def test_a_port_in_use_is_a_fault() -> None:
+def test_port_in_use_is_a_fault() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -61,7 +61,7 @@ def test_a_port_in_use_is_a_fault() -> None:
     assert doctor.port("gRPC port", address).state == GOOD
 
 
-def test_servers_are_needed_by_the_cluster_family_alone() -> None:
+def test_servers_silent_is_a_fault_for_cluster_backend_only() -> None:
     assert doctor.servers([], needed=True).state == GOOD
     assert doctor.servers(["redis at localhost:6379"], needed=False).state == NOTE
     silent = doctor.servers(["redis at localhost:6379"], needed=True)
@@ -70,7 +70,7 @@ def test_servers_are_needed_by_the_cluster_family_alone() -> None:
     assert "scripts/backends up" in silent.words
 
 
-def test_what_the_servers_lack_is_said_one_by_one() -> None:
+def test_backends_lists_each_missing_program() -> None:
     assert [check.state for check in doctor.backends(True, ["Java 17 is missing"])] == [GOOD]
     assert [check.state for check in doctor.backends(False, [])] == [GOOD]
     checks = list(doctor.backends(False, ["Java 17 is missing", "Maven is missing"]))
@@ -79,7 +79,7 @@ def test_what_the_servers_lack_is_said_one_by_one() -> None:
     assert "Maven" in checks[1].words
 
 
-def test_without_a_mesh_it_is_a_note(
+def test_mesh_none_running_is_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
@@ -90,7 +90,7 @@ def test_without_a_mesh_it_is_a_note(
     assert said.splitlines()[-1] == "nothing stands in the way"
 
 
-def test_a_mesh_that_is_asked_for_and_silent_is_a_fault(
+def test_mesh_named_but_silent_is_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
@@ -98,9 +98,7 @@ def test_a_mesh_that_is_asked_for_and_silent_is_a_fault(
     assert "none answers at" in capsys.readouterr().out
 
 
-async def test_a_running_process_that_does_not_answer_is_a_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_mesh_running_but_silent_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     address = f"127.0.0.1:{_free()}"
     runfile.write(runfile.RunFile(address, "", os.getpid(), 0.0, "token"))
@@ -108,7 +106,7 @@ async def test_a_running_process_that_does_not_answer_is_a_fault(
     assert any(check.state == BAD and "does not answer" in check.words for check in found)
 
 
-async def test_mesh_with_two_healthy_meshes_asks_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mesh_two_running_checks_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     async with healthy() as one, healthy() as other:
         for address in (one, other):
@@ -118,9 +116,7 @@ async def test_mesh_with_two_healthy_meshes_asks_each(tmp_path: Path, monkeypatc
     assert {f"answers at {one}", f"answers at {other}"} <= {check.words for check in found}
 
 
-async def test_mesh_that_has_the_addresses_asked_about_is_no_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_mesh_owning_checked_addresses_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     async with healthy() as address:
         with socket.socket() as http:
@@ -132,7 +128,7 @@ async def test_mesh_that_has_the_addresses_asked_about_is_no_fault(
     assert {check.state for check in found} == {GOOD}
 
 
-async def test_what_serves_no_health_is_not_taken_for_a_mesh(fake_mesh: Target) -> None:
+async def test_health_of_other_server_is_not_a_mesh(fake_mesh: MeshTarget) -> None:
     assert await doctor.health(fake_mesh.address) == []
 
 

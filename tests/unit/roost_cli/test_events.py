@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from roost_cli import events, runfile
-from roost_cli.connection import Target
+from roost_cli.connection import MeshTarget
 from roost_cli.exit_codes import CommandError
 from roost_cli.options import settings_with
 from services.platform.config import Settings
@@ -28,22 +28,18 @@ async def in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     await log.close()
 
 
-def running(mesh: Target, data: Path) -> None:
+def running(mesh: MeshTarget, data: Path) -> None:
     runfile.write(runfile.RunFile(mesh.address, "", os.getpid(), 0.0, mesh.operator_token, data=str(data)))
 
 
-async def test_replay_beside_another_mesh_asks_the_one_on_its_data(
-    in_use: Settings, fake_mesh: Target, state: Any
-) -> None:
+async def test_replay_calls_mesh_that_owns_data_dir(in_use: Settings, fake_mesh: MeshTarget, state: Any) -> None:
     running(fake_mesh, in_use.data_dir)
-    running(Target("127.0.0.1:1", "another"), Path("/srv/other"))
+    running(MeshTarget("127.0.0.1:1", "another"), Path("/srv/other"))
     await events._replay_embedded(in_use, events.FANOUT, 0, None)
     assert state.calls["ReplayFanout"] == 1
 
 
-async def test_replay_of_data_without_a_run_file_needs_the_address(
-    in_use: Settings, fake_mesh: Target, state: Any
-) -> None:
+async def test_replay_without_run_file_requires_address(in_use: Settings, fake_mesh: MeshTarget, state: Any) -> None:
     running(fake_mesh, Path("/srv/other"))
     with pytest.raises(CommandError, match="name it with --grpc HOST:PORT"):
         await events._replay_embedded(in_use, events.FANOUT, 0, None)

@@ -28,19 +28,19 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in said for name in COMMANDS)
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_option_prints_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("roost ")
 
 
 @pytest.mark.parametrize("arguments", [["fly"], ["call", "--no-such-option"], ["load"], ["verify", "more"]])
-def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_wrong_usage_returns_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["verify"], ["token", "alice"], ["call", "UserService.ScanUsers"]])
-def test_no_mesh_exits_2(
+def test_run_without_mesh_returns_2(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "nowhere")
@@ -48,7 +48,7 @@ def test_no_mesh_exits_2(
     assert "roost up" in capsys.readouterr().err
 
 
-def test_a_command_that_cannot_be_imported_breaks_itself_alone(
+def test_run_broken_command_module_leaves_other_commands_working(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(COMMANDS, "bench", main._Command("roost_cli.no_such_module", "bench", "Measure."))
@@ -58,7 +58,7 @@ def test_a_command_that_cannot_be_imported_breaks_itself_alone(
     assert "Measure." in capsys.readouterr().out
 
 
-def test_a_refusal_is_a_message_and_its_code(
+def test_run_command_error_prints_message_and_returns_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse() -> None:
@@ -69,7 +69,7 @@ def test_a_refusal_is_a_message_and_its_code(
     assert capsys.readouterr().err == "roost: not today\n"
 
 
-def test_the_unexpected_is_one_line_unless_debugging(
+def test_run_unexpected_exception_prints_one_line_unless_debug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def burst() -> None:
@@ -84,7 +84,7 @@ def test_the_unexpected_is_one_line_unless_debugging(
         run(["--debug", "burst"])
 
 
-def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_interrupt_returns_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
@@ -92,19 +92,17 @@ def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(["interrupted"]) == 130
 
 
-def test_an_unreachable_mesh_and_a_refusal_have_codes_of_their_own() -> None:
-    from roost_cli.exit_codes import refused
+def test_refused_unreachable_mesh_and_refusal_have_different_codes() -> None:
+    from roost_cli.exit_codes import call_error
 
     def of(code: grpc.StatusCode) -> int:
-        return refused(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "no")).code
+        return call_error(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "no")).code
 
     assert of(grpc.StatusCode.UNAVAILABLE) == 2
     assert of(grpc.StatusCode.NOT_FOUND) == 1
 
 
-def test_an_error_of_a_store_is_told_as_its_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_roost_error_prints_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise errors.unavailable("Redis cannot be reached at 127.0.0.1:1")
 

@@ -35,7 +35,7 @@ def say(namespace: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     return run_with
 
 
-def test_it_says_what_is_missing_then_applies_it_then_has_nothing_to_do(say) -> None:  # type: ignore[no-untyped-def]
+def test_migrate_dry_run_lists_then_run_applies_then_nothing_left(say) -> None:  # type: ignore[no-untyped-def]
     assert say([ONE, TWO], "--dry-run")[:2] == (0, "2 missing (of 2)")
     assert say([ONE])[:2] == (0, "1 applied (of 1)")
     assert say([ONE, TWO], "--dry-run")[:2] == (0, "1 missing (of 2)")
@@ -46,12 +46,12 @@ def test_it_says_what_is_missing_then_applies_it_then_has_nothing_to_do(say) -> 
     assert "a newer release migrated" in words
 
 
-def test_it_works_where_processes_may_not_migrate(say, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_migrate_applies_when_migrate_at_start_is_off(say, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("ROOST_MIGRATE_AT_START", "false")
     assert say([ONE])[0] == 0
 
 
-def test_without_a_server_it_says_where_it_looked(say, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_migrate_without_server_names_address(say, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("ROOST_CASSANDRA", "127.0.0.1:1")
     assert say([ONE]) == (2, "", "roost: Cassandra cannot be reached at 127.0.0.1:1\n")
 
@@ -59,7 +59,7 @@ def test_without_a_server_it_says_where_it_looked(say, monkeypatch: pytest.Monke
 STATEMENT = re.compile(r"(CREATE (TABLE|INDEX|CUSTOM INDEX)|ALTER TABLE \w+ ADD) IF NOT EXISTS ", re.IGNORECASE)
 
 
-def test_every_script_of_the_services_is_harmless_twice() -> None:
+def test_migrate_every_script_is_idempotent() -> None:
     for service, scripts in catalog.migrations().items():
         for number, script in enumerate(scripts, 1):
             for statement in filter(None, map(str.strip, script.split(";"))):

@@ -24,7 +24,7 @@ from roost_cli.options import settings_with
         ),
     ],
 )
-def test_settings_with_a_value_that_does_not_fit_says_what_does(
+def test_settings_with_invalid_value_raises_sentence(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -33,7 +33,7 @@ def test_settings_with_a_value_that_does_not_fit_says_what_does(
     assert told.value.message == words
 
 
-def test_settings_with_several_faults_tells_each_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_with_several_faults_raises_one_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_BACKEND", "mesh")
     monkeypatch.setenv("ROOST_BCRYPT_COST", "cheap")
     with pytest.raises(CommandError) as told:
@@ -41,6 +41,6 @@ def test_settings_with_several_faults_tells_each_in_a_line(monkeypatch: pytest.M
     assert [line.split()[2] for line in told.value.message.splitlines()] == ["backend", "bcrypt_cost"]
 
 
-def test_settings_with_an_option_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_with_option_overrides_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_HTTP", "127.0.0.1:1")
     assert settings_with({"http": "127.0.0.1:2", "grpc": None}).http == "127.0.0.1:2"

@@ -12,7 +12,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_plain_lines_come_now_and_then_and_at_the_end() -> None:
+def test_plain_prints_at_interval_and_at_end() -> None:
     out = io.StringIO()
     now = 0.0
     shown = progress.Plain(out, lambda: now)
@@ -27,7 +27,7 @@ def test_plain_lines_come_now_and_then_and_at_the_end() -> None:
     ]
 
 
-def test_lines_for_pipes_hold_no_control_characters() -> None:
+def test_plain_output_has_no_control_characters() -> None:
     out = io.StringIO()
     shown = progress.for_stream(out)
     with shown.phase("tweets", 2) as phase:
@@ -36,7 +36,7 @@ def test_lines_for_pipes_hold_no_control_characters() -> None:
     assert out.getvalue().replace("\n", "").isprintable()
 
 
-def test_a_terminal_gets_bars_and_the_same_last_line() -> None:
+def test_bar_on_terminal_ends_with_plain_summary() -> None:
     out = Terminal()
     assert isinstance(progress.for_stream(out), progress.Bar)
     shown = progress.Bar(out, lambda: 0.0)
@@ -45,7 +45,7 @@ def test_a_terminal_gets_bars_and_the_same_last_line() -> None:
     assert "tweets: 2 in 0.0 s" in out.getvalue()
 
 
-def test_a_phase_of_nothing_has_a_rate() -> None:
+def test_phase_without_items_has_rate_zero() -> None:
     with progress.Silent(lambda: 5.0).phase("people", 0) as phase:
         pass
     assert phase.rate == 0.0

@@ -18,7 +18,7 @@ def rpc_error(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
 @pytest.mark.parametrize(
     "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED]
 )
-async def test_patience_outlasts_a_short_outage(code: grpc.StatusCode) -> None:
+async def test_patiently_short_outage_returns_result(code: grpc.StatusCode) -> None:
     left = 3
 
     async def call() -> str:
@@ -28,18 +28,18 @@ async def test_patience_outlasts_a_short_outage(code: grpc.StatusCode) -> None:
             raise rpc_error(code)
         return "answer"
 
-    assert await rate_control.patiently(call) == "answer"
+    assert await rate_control.with_retries(call) == "answer"
 
 
-async def test_patience_ends() -> None:
+async def test_patiently_long_outage_raises_command_error() -> None:
     async def call() -> None:
         raise rpc_error(grpc.StatusCode.RESOURCE_EXHAUSTED)
 
     with pytest.raises(CommandError, match="ROOST_RATE_LIMITS=off"):
-        await rate_control.patiently(call, patience_s=0.05)
+        await rate_control.with_retries(call, retry_for_s=0.05)
 
 
-async def test_a_refusal_is_final() -> None:
+async def test_patiently_permanent_status_raises_at_once() -> None:
     calls = 0
 
     async def call() -> None:
@@ -48,11 +48,11 @@ async def test_a_refusal_is_final() -> None:
         raise rpc_error(grpc.StatusCode.NOT_FOUND)
 
     with pytest.raises(grpc.aio.AioRpcError):
-        await rate_control.patiently(call)
+        await rate_control.with_retries(call)
     assert calls == 1
 
 
-async def test_no_more_than_the_bound_run_at_once() -> None:
+async def test_for_each_never_exceeds_concurrency() -> None:
     running = most = 0
     done: list[int] = []
 
@@ -69,7 +69,7 @@ async def test_no_more_than_the_bound_run_at_once() -> None:
     assert sorted(done) == list(range(50))
 
 
-async def test_the_first_error_ends_all_work() -> None:
+async def test_for_each_first_error_cancels_the_rest() -> None:
     begun: list[int] = []
 
     async def work(item: int) -> None:

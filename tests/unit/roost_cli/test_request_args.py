@@ -14,12 +14,12 @@ from roost_cli import request_args
 from roost_cli.exit_codes import CommandError
 
 
-def test_scalars_and_nested_fields() -> None:
+def test_parse_scalars_and_nested_fields() -> None:
     request = request_args.parse(["username=alice", "profile.bio=a=b, c", "profile.display_name=Al"], SignUpRequest)
     assert request == SignUpRequest(username="alice", profile={"bio": "a=b, c", "display_name": "Al"})
 
 
-def test_text_is_taken_as_it_stands() -> None:
+def test_parse_text_is_unchanged() -> None:
     for text in ("[1,2]", "{}", "true", "007", '"quoted"', "", " x "):
         assert request_args.parse([f"text={text}"], CreateTweetRequest) == CreateTweetRequest(text=text)
 
@@ -27,22 +27,22 @@ def test_text_is_taken_as_it_stands() -> None:
 @pytest.mark.parametrize(
     "arguments", [["media_ids=[1,2]"], ["media_ids=1", "media_ids=2"], ['media_ids=["1","2"]'], ["mediaIds=[1, 2]"]]
 )
-def test_lists(arguments: list[str]) -> None:
+def test_parse_lists(arguments: list[str]) -> None:
     assert request_args.parse(arguments, CreateTweetRequest) == CreateTweetRequest(media_ids=[1, 2])
 
 
-def test_lists_of_messages_and_big_ids() -> None:
+def test_parse_lists_of_messages_and_64_bit_ids() -> None:
     found = request_args.parse(['entries=[{"tweet_id":"9007199254740993","user_ids":[1]}]'], AppendHomeEntriesRequest)
     assert found == AppendHomeEntriesRequest(entries=[{"tweet_id": 9007199254740993, "user_ids": [1]}])
     assert request_args.parse(["user_ids=9007199254740993"], MintTokensRequest).user_ids == [9007199254740993]
 
 
 @pytest.mark.parametrize("text", ["EDGE_KIND_BLOCK", "block", "BLOCK", "2"])
-def test_enums_by_name_or_number(text: str) -> None:
+def test_parse_enum_by_name_or_number(text: str) -> None:
     assert request_args.parse([f"kind={text}"], ScanEdgesRequest).kind == 2
 
 
-def test_aliases_times_bytes_and_truth() -> None:
+def test_parse_aliases_times_bytes_and_booleans() -> None:
     assert request_args.parse(["limit=5"], ListHomeTimelineRequest) == ListHomeTimelineRequest(page_size=5)
     assert request_args.parse(["time=2026-01-01T00:00:00Z"], ReplayFanoutRequest).time.seconds == 1_767_225_600
     assert request_args.parse(["core=AAE=", "head.deleted=yes"], TweetCore) == TweetCore(
@@ -50,7 +50,7 @@ def test_aliases_times_bytes_and_truth() -> None:
     )
 
 
-def test_me_is_the_caller_where_the_field_takes_it() -> None:
+def test_parse_me_is_caller_if_field_accepts_me() -> None:
     assert request_args.parse(["user_id=me"], FollowRequest, lambda: 7).user_id == 7
     with pytest.raises(CommandError, match="--as USER"):
         request_args.parse(["user_id=me"], FollowRequest)
@@ -70,12 +70,12 @@ def test_me_is_the_caller_where_the_field_takes_it() -> None:
         (["media_ids=[1,"], "media_ids"),
     ],
 )
-def test_what_does_not_fit_is_named(arguments: list[str], message: str) -> None:
+def test_parse_invalid_argument_is_named(arguments: list[str], message: str) -> None:
     with pytest.raises(CommandError, match=message):
         request_args.parse(arguments, CreateTweetRequest)
 
 
-def test_faults_in_other_types_are_named() -> None:
+def test_parse_invalid_value_of_other_type_is_named() -> None:
     with pytest.raises(CommandError, match=r"kind=friend: one of EDGE_KIND_UNSPECIFIED"):
         request_args.parse(["kind=friend"], ScanEdgesRequest)
     with pytest.raises(CommandError, match=r"head.deleted=maybe: write true or false"):

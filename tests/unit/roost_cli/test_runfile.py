@@ -26,7 +26,7 @@ def gone() -> int:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_only_the_owner_can_read_it(tmp_path: Path, umask: int) -> None:
+def test_write_sets_owner_only_mode(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         path = runfile.write(run_at("127.0.0.1:50051"), tmp_path / "roost" / "run")
@@ -36,7 +36,7 @@ def test_only_the_owner_can_read_it(tmp_path: Path, umask: int) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_it_is_read_back_as_written(tmp_path: Path) -> None:
+def test_running_returns_written_run_file(tmp_path: Path) -> None:
     runs = [run_at("127.0.0.1:50051"), run_at("[::1]:50052")]
     for run in runs:
         runfile.write(run, tmp_path)
@@ -44,19 +44,19 @@ def test_it_is_read_back_as_written(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_file_of_a_process_that_is_gone_is_cleared_away(tmp_path: Path) -> None:
+def test_running_removes_file_of_ended_process(tmp_path: Path) -> None:
     path = runfile.write(run_at("127.0.0.1:50051", gone()), tmp_path)
     assert runfile.running(tmp_path) == []
     assert not path.exists()
 
 
-def test_a_new_mesh_replaces_what_an_old_one_left(tmp_path: Path) -> None:
+def test_write_replaces_file_of_earlier_mesh(tmp_path: Path) -> None:
     runfile.write(run_at("127.0.0.1:50051", gone()), tmp_path)
     runfile.write(run_at("127.0.0.1:50051"), tmp_path)
     assert runfile.running(tmp_path) == [run_at("127.0.0.1:50051")]
 
 
-def test_removing_leaves_a_successors_file(tmp_path: Path) -> None:
+def test_remove_keeps_file_of_successor(tmp_path: Path) -> None:
     runfile.write(run_at("127.0.0.1:50051"), tmp_path)
     runfile.remove(run_at("127.0.0.1:50051", pid=1), tmp_path)
     assert runfile.running(tmp_path) == [run_at("127.0.0.1:50051")]
@@ -66,14 +66,14 @@ def test_removing_leaves_a_successors_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"grpc": "x"}', '{"other": 1}'])
-def test_what_is_no_run_file_is_passed_over(tmp_path: Path, content: str) -> None:
+def test_running_ignores_other_files(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     assert runfile.running(tmp_path) == []
 
 
-def test_no_directory_means_no_mesh(tmp_path: Path) -> None:
+def test_running_without_directory_returns_none(tmp_path: Path) -> None:
     assert runfile.running(tmp_path / "nowhere") == []
 
 
-def test_the_token_is_not_shown() -> None:
+def test_run_file_repr_hides_token() -> None:
     assert "secret-token" not in repr(run_at("127.0.0.1:50051"))

@@ -45,7 +45,7 @@ def line_with(process: subprocess.Popen[str], words: str) -> str:
     return next((line.strip() for line in process.stdout if words in line), "")
 
 
-def test_serve_without_a_place_for_run_files_warns_and_serves(tmp_path: Path) -> None:
+def test_serve_read_only_runtime_dir_warns_and_serves(tmp_path: Path) -> None:
     with serving("serve", "tweet", "--data", str(tmp_path)) as process:
         ready = line_with(process, "roost is ready")
         metrics = ready.partition("metrics ")[2].split()[0]
@@ -61,12 +61,12 @@ def test_serve_without_a_place_for_run_files_warns_and_serves(tmp_path: Path) ->
     assert [(line["level"], line["service"]) for line in warned] == [("warning", "tweet")]
 
 
-def test_a_gateway_that_reaches_nobody_says_so(tmp_path: Path) -> None:
+def test_serve_gateway_without_addresses_prints_hint(tmp_path: Path) -> None:
     with serving("serve", "gateway", "--http", ANY, "--data", str(tmp_path)) as process:
         assert line_with(process, "no address").startswith("no address of any service is known: set ROOST_REGISTRY")
 
 
-def test_serve_names_the_peers_that_it_cannot_reach(tmp_path: Path) -> None:
+def test_serve_unreachable_peers_are_printed(tmp_path: Path) -> None:
     with socket.socket() as taken:
         # Bound and not listening: a connection is refused.
         taken.bind(("127.0.0.1", 0))
@@ -81,7 +81,7 @@ def test_serve_names_the_peers_that_it_cannot_reach(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--grpc", "--http", "--ops"])
-def test_up_on_a_taken_port_says_that_and_nothing_else(tmp_path: Path, option: str) -> None:
+def test_up_port_in_use_prints_one_line(tmp_path: Path, option: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -100,7 +100,7 @@ def test_up_on_a_taken_port_says_that_and_nothing_else(tmp_path: Path, option: s
     assert ran.stderr == f"roost: cannot serve {what} on {address}: another program listens there\n"
 
 
-def test_up_without_cassandra_says_that_and_nothing_else(tmp_path: Path) -> None:
+def test_up_cassandra_down_prints_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from roost_cli import token
-from roost_cli.connection import Target
+from roost_cli.connection import MeshTarget
 from roost_cli.exit_codes import CommandError
 from roost_cli.main import run
 
@@ -16,31 +16,33 @@ from roost_cli.main import run
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1_800), ("1h", 3_600), ("24h", 86_400), ("1d", 86_400)]
 )
-def test_lengths_of_time(text: str, seconds: int) -> None:
+def test_ttl_seconds_parses_units(text: str, seconds: int) -> None:
     assert token.ttl_seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "25h", "2d", "-1h", "1.5h", "1w", "h", "1 h"])
-def test_what_is_no_length_within_a_day_is_refused(text: str) -> None:
+def test_ttl_seconds_invalid_raises_command_error(text: str) -> None:
     with pytest.raises(CommandError, match="at most a day"):
         token.ttl_seconds(text)
 
 
 @pytest.mark.parametrize("arguments", [["token"], ["token", "alice", "--all"]])
-def test_one_or_all(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_token_requires_user_or_all(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
     assert "name one user, or give --all" in capsys.readouterr().err
 
 
-async def test_one_token_is_printed_alone(fake_mesh: Target, state: Any, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_token_of_one_user_prints_token_only(
+    fake_mesh: MeshTarget, state: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     state.add_user("alice")
     await token._tokens(fake_mesh, "alice", 60)
     await token._tokens(fake_mesh, "100", 60)
     assert capsys.readouterr().out == "token-100\ntoken-100\n"
 
 
-async def test_all_are_json_lines(
-    fake_mesh: Target, state: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+async def test_token_all_prints_json_lines(
+    fake_mesh: MeshTarget, state: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token, "MINT_BATCH", 2)
     for name in ("alice", "ben", "carl"):
@@ -53,7 +55,7 @@ async def test_all_are_json_lines(
     ]
 
 
-async def test_the_hidden_get_none(fake_mesh: Target, state: Any) -> None:
+async def test_token_of_inactive_user_raises_command_error(fake_mesh: MeshTarget, state: Any) -> None:
     state.hidden.add(state.add_user("mallory"))
     with pytest.raises(CommandError, match="unknown, suspended or deactivated") as refusal:
         await token._tokens(fake_mesh, "mallory", 60)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from roost_cli.load.loader import Operator
-from roost_cli.tokens import MINT_BATCH, TokenBook
+from roost_cli.tokens import MINT_BATCH, TokenCache
 
 
-async def test_batches_hold_what_the_contract_allows(operator: Operator, state: Any) -> None:
+async def test_token_cache_mints_in_batches_of_contract_size(operator: Operator, state: Any) -> None:
     ids = [state.add_user(f"u{number}") for number in range(MINT_BATCH + 1)]
-    book = TokenBook(operator.channel, operator.metadata)
+    book = TokenCache(operator.channel, operator.metadata)
     await book.admit(ids)
     assert state.calls["MintTokens"] == 2
     assert await book.act_as(ids[-1]) == (("authorization", f"Bearer token-{ids[-1]}"),)
 
 
-async def test_tokens_are_renewed_at_half_their_life(operator: Operator, state: Any) -> None:
+async def test_token_cache_renews_at_half_lifetime(operator: Operator, state: Any) -> None:
     user_id = state.add_user("alice")
     now = 0.0
-    book = TokenBook(operator.channel, operator.metadata, ttl_s=100, clock=lambda: now)
+    book = TokenCache(operator.channel, operator.metadata, ttl_s=100, clock=lambda: now)
     await book.admit([user_id])
     now = 49.0
     await book.act_as(user_id)
@@ -30,9 +30,9 @@ async def test_tokens_are_renewed_at_half_their_life(operator: Operator, state: 
     assert state.calls["MintTokens"] == 2
 
 
-async def test_the_unknown_and_the_hidden_get_none(operator: Operator, state: Any) -> None:
+async def test_token_cache_unknown_or_suspended_user_gets_no_token(operator: Operator, state: Any) -> None:
     state.hidden.add(barred := state.add_user("mallory"))
-    book = TokenBook(operator.channel, operator.metadata)
+    book = TokenCache(operator.channel, operator.metadata)
     await book.admit([barred, 5])
     assert barred not in book
     assert 5 not in book

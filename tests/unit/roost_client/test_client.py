@@ -122,7 +122,7 @@ def roost(seen: Seen) -> Iterator[Client]:
     server.stop(None).wait()
 
 
-def test_a_log_in_is_kept_and_refreshed(roost: Client, seen: Seen) -> None:
+def test_client_login_stores_and_refreshes_tokens(roost: Client, seen: Seen) -> None:
     assert roost.login("alice", "correct horse").username == "alice"
     roost.follow(8)
     roost.refresh()
@@ -131,7 +131,7 @@ def test_a_log_in_is_kept_and_refreshed(roost: Client, seen: Seen) -> None:
     assert seen.requests[2].refresh_token == "buys second"
 
 
-def test_an_account_is_named_by_username_or_address(roost: Client, seen: Seen) -> None:
+def test_client_login_accepts_username_or_email(roost: Client, seen: Seen) -> None:
     roost.login("alice", "correct horse")
     roost.login("alice@example.com", "correct horse")
     assert [(request.username, request.email) for request in seen.requests] == [
@@ -140,7 +140,7 @@ def test_an_account_is_named_by_username_or_address(roost: Client, seen: Seen) -
     ]
 
 
-def test_lists_turn_their_pages_and_only_when_needed(roost: Client, seen: Seen) -> None:
+def test_client_lists_request_pages_on_demand(roost: Client, seen: Seen) -> None:
     followers = roost.followers(7)
     assert next(followers).id == 1
     assert len(seen.requests) == 1
@@ -148,7 +148,7 @@ def test_lists_turn_their_pages_and_only_when_needed(roost: Client, seen: Seen) 
     assert [request.cursor for request in seen.requests] == ["", "2", "4"]
 
 
-def test_a_refusal_is_an_exception_with_its_details(roost: Client) -> None:
+def test_client_refused_call_raises_with_details(roost: Client) -> None:
     with pytest.raises(ApiError, match="INVALID_ARGUMENT: text: too long") as refusal:
         roost.create_tweet("x" * 300)
     error = refusal.value
@@ -156,7 +156,7 @@ def test_a_refusal_is_an_exception_with_its_details(roost: Client) -> None:
     assert list(error.violations) == [("text", "too long")]
 
 
-def test_a_tweet_has_a_key_of_its_own_unless_it_is_given_one(roost: Client, seen: Seen) -> None:
+def test_client_create_tweet_generates_key_unless_given(roost: Client, seen: Seen) -> None:
     for key in ("", "", "mine"):
         with pytest.raises(ApiError):
             roost.create_tweet("x", idempotency_key=key)
@@ -171,15 +171,13 @@ def test_a_tweet_has_a_key_of_its_own_unless_it_is_given_one(roost: Client, seen
     [(lambda roost: roost.follow(8), 3), (lambda roost: roost.delete_tweet(5), 3)],
     ids=["follow", "delete"],
 )
-def test_what_may_be_repeated_is_tried_again(
-    roost: Client, seen: Seen, ask: Callable[[Client], Any], calls: int
-) -> None:
+def test_client_retries_safe_method(roost: Client, seen: Seen, ask: Callable[[Client], Any], calls: int) -> None:
     seen.unavailable = 2
     ask(roost)
     assert len(seen.requests) == calls
 
 
-def test_what_may_not_be_repeated_is_not(roost: Client, seen: Seen) -> None:
+def test_client_never_retries_unsafe_method(roost: Client, seen: Seen) -> None:
     seen.unavailable = 1
     with pytest.raises(ApiError, match="UNAVAILABLE"):
         roost.create_tweet("x")
@@ -190,12 +188,12 @@ def test_what_may_not_be_repeated_is_not(roost: Client, seen: Seen) -> None:
 ROUNDING_S = 0.1
 
 
-def test_deadlines_are_those_of_the_contract(roost: Client, seen: Seen) -> None:
+def test_client_uses_deadlines_of_contract(roost: Client, seen: Seen) -> None:
     roost.follow(8)
     assert 0 < seen.deadlines[0] <= policy(client._GRAPH["Follow"]).deadline_ms / 1000 + ROUNDING_S
 
 
-def test_a_home_being_built_is_waited_for(roost: Client, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_home_timeline_waits_for_build(roost: Client, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PARTIAL_PAUSE_S", 0.001)
     seen.partial = 2
     assert [tweet.id for tweet in roost.home_timeline()] == [9, 8]
@@ -204,14 +202,14 @@ def test_a_home_being_built_is_waited_for(roost: Client, seen: Seen, monkeypatch
         next(roost.home_timeline())
 
 
-def test_another_user_over_the_same_connection(roost: Client, seen: Seen) -> None:
+def test_client_acting_as_shares_connection(roost: Client, seen: Seen) -> None:
     roost.login("alice", "correct horse")
     roost.acting_as("bens").follow(8)
     roost.follow(9)
     assert seen.tokens[1:] == ["Bearer bens", "Bearer first"]
 
 
-def test_where_nobody_listens_it_is_unavailable() -> None:
+def test_client_without_server_raises_unavailable() -> None:
     with connect("127.0.0.1:1") as nobody, pytest.raises(ApiError) as refusal:
         nobody.get_user(1)
     assert refusal.value.code is grpc.StatusCode.UNAVAILABLE

@@ -47,12 +47,12 @@ def shift_of(name: str, port: int) -> int:
     return port - SERVERS[name].port
 
 
-def test_a_name_that_no_server_has_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_unknown_server_returns_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", "postgres", "--data", str(tmp_path)]) == 2
     assert "no server is named postgres" in capsys.readouterr().err
 
 
-def test_a_port_that_somebody_else_has_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_up_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with listening() as port:
         shift = shift_of("redis", port)
         argv = ["redis", "--processes", "--data", str(tmp_path), f"--shift={shift}"]
@@ -65,7 +65,7 @@ def test_a_port_that_somebody_else_has_is_named(tmp_path: Path, capsys: pytest.C
 
 
 @needs_redis
-def test_up_is_idempotent_and_down_also_when_it_died(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_up_and_down_are_idempotent_after_death(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with listening() as port:
         pass
     argv = ["redis", "--processes", "--json", "--data", str(tmp_path), f"--shift={shift_of('redis', port)}"]
@@ -89,7 +89,7 @@ def test_up_is_idempotent_and_down_also_when_it_died(tmp_path: Path, capsys: pyt
 
 
 @needs_redis
-def test_a_server_that_dies_at_start_shows_its_log(
+def test_up_server_dying_at_start_shows_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("roost_cli.backends.server_specs.REDIS_DATABASES", "none at all")
@@ -103,7 +103,7 @@ def test_a_server_that_dies_at_start_shows_its_log(
 
 
 @pytest.mark.parametrize("name", sorted(ready.PROBES))
-def test_who_closes_or_babbles_is_not_ready(name: str) -> None:
+def test_ready_closed_or_garbage_response_is_not_ready(name: str) -> None:
     with listening() as port:
         assert ready.unreachable({name: f"127.0.0.1:{port}"}) == [f"{name} at 127.0.0.1:{port}"]
     with listening(lambda connection: connection.sendall(b"\xff" * 64)) as port:
@@ -111,7 +111,7 @@ def test_who_closes_or_babbles_is_not_ready(name: str) -> None:
     assert ready.unreachable({name: f"127.0.0.1:{port}"}), "nobody listens there now"
 
 
-def test_containers_are_of_the_same_versions() -> None:
+def test_compose_versions_equal_local_versions() -> None:
     services = yaml.safe_load(FILE.read_text())["services"]
     assert set(services) == set(SERVERS)
     assert {name for name in services if "profiles" not in services[name]} == set(USUAL)

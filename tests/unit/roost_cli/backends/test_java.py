@@ -9,7 +9,7 @@ import pytest
 from roost_cli.backends import java as module
 from roost_cli.backends.java import java, open_to_others, version_of
 from roost_cli.backends.layout import BackendError
-from roost_cli.backends.server_specs import lacking
+from roost_cli.backends.server_specs import missing_programs
 
 
 def jdk(folder: Path, name: str, version: str) -> Path:
@@ -31,22 +31,22 @@ def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("text", "version"), [("17.0.15", 17), ("1.8.0_392", 8), ("25", 25), ("21.0.1-ea", 21)])
-def test_versions_are_read(tmp_path: Path, text: str, version: int) -> None:
+def test_version_of_jdk_is_parsed(tmp_path: Path, text: str, version: int) -> None:
     assert version_of(jdk(tmp_path, "one", text)) == version
 
 
-def test_what_is_no_jdk_has_no_version(tmp_path: Path) -> None:
+def test_version_of_other_directory_is_zero(tmp_path: Path) -> None:
     assert version_of(tmp_path) == 0
 
 
-def test_the_newest_that_fits_is_taken(homes: Path) -> None:
+def test_java_newest_within_bounds_is_chosen(homes: Path) -> None:
     for version in ("11.0.2", "17.0.1", "21.0.4", "25.0.1", "27"):
         jdk(homes, f"jdk-{version}", version)
     assert java(None, 17, 17) == homes / "jdk-17.0.1" / "bin" / "java"
     assert java(None, 21, 25) == homes / "jdk-25.0.1" / "bin" / "java"
 
 
-def test_a_jdk_that_only_its_owner_reaches_is_not_for_others(homes: Path) -> None:
+def test_java_private_jdk_is_not_chosen_for_others(homes: Path) -> None:
     home = jdk(homes, "jdk-21", "21.0.4")
     home.chmod(0o700)
     assert not open_to_others(home)
@@ -55,10 +55,10 @@ def test_a_jdk_that_only_its_owner_reaches_is_not_for_others(homes: Path) -> Non
         java(None, 21, 25, for_others=True)
 
 
-def test_what_is_missing_is_said_in_words(homes: Path, tmp_path: Path) -> None:
+def test_java_missing_raises_with_install_hint(homes: Path, tmp_path: Path) -> None:
     jdk(homes, "jdk-11", "11.0.2")
-    words = "\n".join(lacking(None))
+    words = "\n".join(missing_programs(None))
     for name in ("Java 17", "Java 21 or newer", "Maven", "redis-server"):
         assert f"{name} is missing" in words
     (tmp_path / "elsewhere").mkdir()
-    assert "Java 17 is missing" not in "\n".join(lacking(jdk(tmp_path / "elsewhere", "mine", "17.0.2")))
+    assert "Java 17 is missing" not in "\n".join(missing_programs(jdk(tmp_path / "elsewhere", "mine", "17.0.2")))

@@ -27,7 +27,7 @@ def launch(folder: Path, argv: list[str]) -> Record:
     return record
 
 
-def test_what_was_started_is_found_again_and_stopped_once(tmp_path: Path) -> None:
+def test_start_record_finds_process_and_stop_works_once(tmp_path: Path) -> None:
     record = launch(tmp_path, SLEEP)
     assert record.alive()
     assert os.getsid(record.pid) == record.pid, "in a session of its own"
@@ -38,7 +38,7 @@ def test_what_was_started_is_found_again_and_stopped_once(tmp_path: Path) -> Non
     assert not processes.stop(record)
 
 
-def test_it_outlives_the_process_that_started_it(tmp_path: Path) -> None:
+def test_start_process_outlives_parent(tmp_path: Path) -> None:
     starter = (
         "import sys; from pathlib import Path; from roost_cli.backends import processes; folder = Path(sys.argv[1]);"
         "processes.start(sys.argv[2:], cwd=folder, log=folder / 'log', user=None, record=folder / 'record.json')"
@@ -50,14 +50,14 @@ def test_it_outlives_the_process_that_started_it(tmp_path: Path) -> None:
     assert processes.stop(record)
 
 
-def test_who_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_process_ignoring_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "STOP_WITHIN_S", 0.3)
     record = launch(tmp_path, DEAF)
     assert processes.stop(record)
     assert not record.alive()
 
 
-def test_another_that_has_the_number_now_is_left_alone(tmp_path: Path) -> None:
+def test_stop_reused_process_id_is_left_alone(tmp_path: Path) -> None:
     record = launch(tmp_path, SLEEP)
     stale = Record(record.pid, "an earlier birth", record.argv)
     assert not stale.alive()
@@ -66,7 +66,7 @@ def test_another_that_has_the_number_now_is_left_alone(tmp_path: Path) -> None:
     processes.stop(record)
 
 
-def test_remains_do_not_count_as_alive() -> None:
+def test_alive_zombie_is_not_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     born = processes.birth(child.pid)
     while processes.birth(child.pid) is not None:
@@ -76,7 +76,7 @@ def test_remains_do_not_count_as_alive() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"pid": 1})])
-def test_a_broken_record_is_none(tmp_path: Path, text: str) -> None:
+def test_recorded_broken_file_returns_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "record.json"
     assert processes.recorded(path) is None
     path.write_text(text)

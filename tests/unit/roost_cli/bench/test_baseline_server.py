@@ -11,7 +11,7 @@ import pytest
 from roost_cli.bench import baseline_server
 
 
-async def test_it_repeats_the_recorded_answer(tmp_path: Path) -> None:
+async def test_baseline_server_repeats_recorded_response(tmp_path: Path) -> None:
     body = b'{"tweets":[]}\n\nand a second line'
     recorded = [
         ("Date", "Thu, 01 Jan 1970 00:00:00 GMT"),

@@ -24,14 +24,14 @@ def run(proc: Path, pid: int, parent: int = 1, user: int = 0, system: int = 0) -
     (proc / str(pid) / "stat").write_text(f"{pid} (a b) c) S {parent} {between} {user} {system} 99 99 0 0\n")
 
 
-def test_cpu_time_is_user_and_system_of_all_processes(tmp_path: Path) -> None:
+def test_seconds_sums_user_and_system_time(tmp_path: Path) -> None:
     run(tmp_path, 42, user=3 * TICK, system=TICK // 2)
     run(tmp_path, 43, user=TICK)
     assert cpu.seconds([42], tmp_path) == 3.5
     assert cpu.seconds([42, 43], tmp_path) == 4.5
 
 
-def test_a_family_is_whoever_was_started_by_one_of_it(tmp_path: Path) -> None:
+def test_backend_includes_all_descendants(tmp_path: Path) -> None:
     for pid, parent in ((10, 1), (11, 10), (12, 11), (13, 10), (14, 1), (9, 12)):
         run(tmp_path, pid, parent)
     (tmp_path / "self").mkdir()
@@ -44,7 +44,7 @@ def test_a_family_is_whoever_was_started_by_one_of_it(tmp_path: Path) -> None:
 
 
 @has_proc
-def test_cpu_time_of_a_running_process_grows() -> None:
+def test_seconds_of_running_process_grows() -> None:
     begun = cpu.seconds([os.getpid()])
     until = time.process_time() + 0.1
     while time.process_time() < until:
@@ -53,7 +53,7 @@ def test_cpu_time_of_a_running_process_grows() -> None:
 
 
 @has_proc
-async def test_a_child_is_of_the_family() -> None:
+async def test_backend_includes_running_child() -> None:
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
     try:
         assert child.pid in cpu.backend(os.getpid())
@@ -62,7 +62,7 @@ async def test_a_child_is_of_the_family() -> None:
         await child.wait()
 
 
-def test_cpu_time_of_a_process_that_is_gone_is_no_figure(tmp_path: Path) -> None:
+def test_seconds_of_ended_process_raises_command_error(tmp_path: Path) -> None:
     for ask in (lambda proc: cpu.seconds([7], proc), lambda proc: cpu.backend(7, proc)):
         with pytest.raises(CommandError, match=r"process 7$"):
             ask(tmp_path)
@@ -70,7 +70,7 @@ def test_cpu_time_of_a_process_that_is_gone_is_no_figure(tmp_path: Path) -> None
             ask(tmp_path / "proc")
 
 
-def test_processor_is_cores_and_model(tmp_path: Path) -> None:
+def test_processor_returns_cores_and_model(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text(
         "processor\t: 0\nmodel name\t: Fast 9000\nprocessor\t: 1\nmodel name\t: Fast 9000\n"
     )

@@ -8,7 +8,7 @@ import pytest
 
 from roost_cli import progress
 from roost_cli.bench import fanout
-from roost_cli.bench.fanout import CASES, Bench, Case, Pass
+from roost_cli.bench.fanout import CASES, Case, FanoutBench, Pass
 from roost_cli.exit_codes import CommandError
 from services.platform.config import Settings
 from services.platform.redis.client import Redis
@@ -16,7 +16,7 @@ from services.timeline.store.redis.encoding import list_key
 from tests import redis_servers
 
 
-def test_the_table_tells_parts_and_how_many_times_less() -> None:
+def test_rows_contain_parts_and_ratio() -> None:
     found = {CASES[0]: ([Pass(1, 2), Pass(3, 2), Pass(2, 2)], [Pass(10, 10), Pass(10, 10), Pass(10, 10)])}
     table = fanout.rows(found, 10.0, 120.0)
     assert table[0] == ["an entry", "Roost", "textbook", "textbook ÷ Roost", "wanted"]
@@ -25,12 +25,12 @@ def test_the_table_tells_parts_and_how_many_times_less() -> None:
     assert table[-1] == ["bytes, marker included", "10.0", "120.0", "12.0", "≥ 10"]
 
 
-async def test_both_ways_write_every_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bench_both_designs_write_every_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "READERS", 40)
     monkeypatch.setattr(fanout, "ENTRIES_A_ROUND", 300)
     with redis_servers.server(tmp_path) as server:
         ours = await Redis.open(Settings(redis=server.url, redis_timeout_s=5))
-        work = Bench(ours, server.client)
+        work = FanoutBench(ours, server.client)
         await work.fill(progress.Silent())
         case = Case("all", 40, 3, 1)
         for write in (work.ours, work.theirs):
@@ -47,7 +47,7 @@ async def test_both_ways_write_every_entry(tmp_path: Path, monkeypatch: pytest.M
         await ours.close()
 
 
-def test_a_database_that_holds_something_is_not_touched(tmp_path: Path) -> None:
+def test_run_non_empty_database_is_left_alone(tmp_path: Path) -> None:
     with redis_servers.server(tmp_path) as server:
         server.client.set("precious", "1")
         with pytest.raises(CommandError, match="is not empty"):

@@ -12,12 +12,12 @@ def figures(requests: int = 1_000, *, refused: int = 0, broken: int = 0, p50_ms:
     return wrk.Figures(requests, 2.0, requests * 500, p50_ms, 10.0, refused, broken)
 
 
-def test_a_round_is_counted_by_request() -> None:
+def test_round_computes_figures_per_request() -> None:
     one = home.Round(figures(1_000), cpu_s=0.2)
     assert (one.per_second, one.cpu_us, one.bytes_each) == (500.0, 200.0, 500.0)
 
 
-def test_the_table_holds_medians_their_range_and_the_ratio() -> None:
+def test_rows_contain_median_range_and_ratio() -> None:
     ours = [home.Round(figures(requests), 0.2) for requests in (1_000, 4_000, 2_000)]
     theirs = [home.Round(figures(4_000, p50_ms=0.0), 0.04) for _ in range(3)]
     table = {line[0]: line[1:] for line in home.rows({home.MESH: ours, "written": theirs, home.BARE: theirs})}
@@ -29,16 +29,16 @@ def test_the_table_holds_medians_their_range_and_the_ratio() -> None:
 
 
 @pytest.mark.parametrize("seen", [figures(refused=1), figures(broken=1), figures(0)])
-def test_runs_with_anything_but_answers_give_no_figures(seen: wrk.Figures) -> None:
+def test_check_failed_requests_raise_command_error(seen: wrk.Figures) -> None:
     with pytest.raises(CommandError, match="would say nothing"):
-        home.check("mesh", seen)
-    home.check("mesh", figures())
+        home.check_run("mesh", seen)
+    home.check_run("mesh", figures())
 
 
-def test_rate_limits_and_refusals_are_named() -> None:
-    home.explain(200, {"content-type": "application/json"})
+def test_explain_rate_limits_and_refusals_raise_command_error() -> None:
+    home.check_response(200, {"content-type": "application/json"})
     for status, headers in ((429, {}), (200, {"RateLimit-Policy": '"read";q=300;w=60'})):
         with pytest.raises(CommandError, match="ROOST_RATE_LIMITS=off"):
-            home.explain(status, headers)
+            home.check_response(status, headers)
     with pytest.raises(CommandError, match="status 401"):
-        home.explain(401, {})
+        home.check_response(401, {})

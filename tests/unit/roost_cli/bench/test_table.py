@@ -8,11 +8,11 @@ from roost_cli.bench import table
 from roost_cli.exit_codes import CommandError
 
 
-def test_the_table_in_markdown() -> None:
+def test_as_markdown_formats_table() -> None:
     assert table.as_markdown([["", "a"], ["b", "1"]]) == "|  | a |\n| --- | ---: |\n| b | 1 |"
 
 
-def test_the_table_goes_between_its_markers_and_replaces_the_old_one() -> None:
+def test_inserted_replaces_text_between_markers() -> None:
     empty = "before\n<!-- roost bench home -->\n<!-- end of roost bench home -->\nafter\n"
     once = table.inserted(empty, "home", "one")
     assert once == "before\n<!-- roost bench home -->\none\n<!-- end of roost bench home -->\nafter\n"

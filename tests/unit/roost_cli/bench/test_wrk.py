@@ -20,18 +20,18 @@ roost-bench {"requests": 24129, "duration_us": 6000123, "bytes": 278521047, "p50
 """
 
 
-def test_figures_are_read_from_our_line() -> None:
+def test_parse_reads_figures_from_marked_line() -> None:
     assert wrk.parse(SAID) == wrk.Figures(
         requests=24_129, seconds=6.000123, bytes=278_521_047, p50_ms=3.921, p99_ms=11.87, refused=3, broken=1
     )
 
 
-def test_where_wrk_fails_its_own_words_are_shown() -> None:
+def test_parse_failed_run_shows_output_of_wrk() -> None:
     with pytest.raises(CommandError, match="unable to connect"):
         wrk.parse("unable to connect to 127.0.0.1:1 Connection refused\n")
 
 
-def test_script_holds_every_token_and_escapes_survive() -> None:
+def test_script_contains_every_token() -> None:
     script = wrk.script(["a.b-c_d", "e.f.g"])
     assert '"a.b-c_d",\n"e.f.g"\n}' in script
     # What Python formats is whole again for Lua.
@@ -40,18 +40,18 @@ def test_script_holds_every_token_and_escapes_survive() -> None:
     assert '"requests": %.0f' in script
 
 
-def test_a_token_cannot_end_the_lua_string() -> None:
+def test_script_rejects_token_with_quote() -> None:
     with pytest.raises(AssertionError):
         wrk.script(['x"; os.execute("true") --'])
 
 
-def test_without_wrk_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_program_missing_wrk_says_how_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CommandError, match="apt-get install wrk"):
         wrk.program()
 
 
-async def test_a_run_passes_the_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_run_passes_options_to_wrk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     line = '{"requests": 1, "duration_us": 1, "bytes": 1, "p50_us": 1, "p99_us": 1, "refused": 0, "broken": 0}'
     program = tmp_path / "wrk"
     program.write_text(f'#!/bin/sh\necho "$@" >"{tmp_path}/argv"\necho \'roost-bench {line}\'\n')

@@ -11,7 +11,7 @@ import pytest
 
 from roost_cli.drill import kill, single_process_mesh
 from roost_cli.drill.command import Fault, report_requests
-from roost_cli.drill.crash import Drill, Result
+from roost_cli.drill.crash import CrashDrill, Result
 from roost_cli.drill.history import Faults
 from roost_cli.exit_codes import CommandError
 from roost_cli.main import run
@@ -25,15 +25,15 @@ def result(monkeypatch: pytest.MonkeyPatch) -> Result:
     """What the next drill comes to."""
     found = dataclasses.replace(CLEAN, startups_s=[0.5, 1.25], lost=[], duplicated=[], strange=[])
 
-    async def drilled(self: Drill, rounds: int) -> Result:
+    async def drilled(self: CrashDrill, rounds: int) -> Result:
         assert rounds == 3
         return found
 
-    monkeypatch.setattr(Drill, "run", drilled)
+    monkeypatch.setattr(CrashDrill, "run", drilled)
     return found
 
 
-def test_a_clean_drill_shows_its_table(result: Result, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drill_without_faults_prints_table(result: Result, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["drill", "crash", "--rounds", "3"]) == 0
     said = capsys.readouterr().out
     for expected in ("1,234", "yes", "1.2 s of 10"):
@@ -41,7 +41,7 @@ def test_a_clean_drill_shows_its_table(result: Result, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("change", ["lost", "duplicated", "strange", "homes", "slow"])
-def test_every_broken_promise_is_exit_1(result: Result, change: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drill_any_fault_returns_1(result: Result, change: str, capsys: pytest.CaptureFixture[str]) -> None:
     match change:
         case "homes":
             result.homes_exact = False
@@ -54,7 +54,7 @@ def test_every_broken_promise_is_exit_1(result: Result, change: str, capsys: pyt
         assert "the post of 7" in capsys.readouterr().out
 
 
-def test_a_child_gets_its_own_folder_and_our_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_launcher_child_gets_own_directories_and_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ROOST_TIMELINE_MODE", "pull")
     found = child_environment(tmp_path, rate_limits="off")
     assert found["XDG_RUNTIME_DIR"] == str(tmp_path)
@@ -63,35 +63,37 @@ def test_a_child_gets_its_own_folder_and_our_settings(monkeypatch: pytest.Monkey
     assert runtime_dir(tmp_path) == tmp_path / "roost" / "run"
 
 
-async def test_a_mesh_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_launcher_start_failure_raises_with_log_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_CELEBRITY_THRESHOLD", "none at all")
     with pytest.raises(CommandError, match="celebrity_threshold"):
-        await single_process_mesh.Nursery(tmp_path).start()
+        await single_process_mesh.MeshLauncher(tmp_path).start()
 
 
-async def test_a_mesh_that_hangs_is_put_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_launcher_start_timeout_kills_mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single_process_mesh, "START_WITHIN_S", 0.05)
     spawned: list[Any] = []
-    spawn = single_process_mesh.Nursery._spawn
+    spawn = single_process_mesh.MeshLauncher._spawn
 
-    async def spying(nursery: single_process_mesh.Nursery) -> asyncio.subprocess.Process:
-        spawned.append(await spawn(nursery))
+    async def spying(launcher: single_process_mesh.MeshLauncher) -> asyncio.subprocess.Process:
+        spawned.append(await spawn(launcher))
         return spawned[0]  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(single_process_mesh.Nursery, "_spawn", spying)
+    monkeypatch.setattr(single_process_mesh.MeshLauncher, "_spawn", spying)
     with pytest.raises(CommandError, match=r"no mesh in 0\.05 s"):
-        await single_process_mesh.Nursery(tmp_path).start()
+        await single_process_mesh.MeshLauncher(tmp_path).start()
     assert spawned[0].returncode == -9
 
 
-def test_only_services_can_be_chosen_and_only_for_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_drill_service_option_accepts_services_and_single_process_faults_only(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert run(["drill", "kill", "--service", "gateway"]) == 2
     assert "no service gateway" in capsys.readouterr().err
     assert run(["drill", "crash", "--service", "tweet"]) == 2
 
 
 @pytest.mark.parametrize("change", ["none", "failed", "lost", "duplicated", "strange", "homes"])
-def test_a_kill_that_cost_something_is_no_success(change: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drill_kill_with_failed_requests_returns_1(change: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = kill.Result(
         rounds=2, reads=100, writes=1, recoveries_s=[1.5], acknowledged=1, homes_exact=change != "homes"
     )

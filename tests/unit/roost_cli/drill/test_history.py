@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from roost_cli.drill.history import Faults, History, Kind, Observed, Register, Seen
+from roost_cli.drill.history import Faults, History, Kind, Observed, ObservedTweet, Register
 
 ANN, BEN = 1, 2
 POST = Register(Kind.POST, ANN, "key:1")
@@ -21,7 +21,7 @@ def history() -> History:
 
 def there(*tweets: tuple[int, str], deleted: bool = False) -> Observed:
     """Tweets of Ann, with her list."""
-    found = Observed({tweet_id: Seen(ANN, "" if deleted else text, deleted, 0) for tweet_id, text in tweets})
+    found = Observed({tweet_id: ObservedTweet(ANN, "" if deleted else text, deleted, 0) for tweet_id, text in tweets})
     found.listed[ANN] = [] if deleted else [tweet_id for tweet_id, _ in tweets]
     return found
 
@@ -35,26 +35,26 @@ def kinds(faults: Faults) -> tuple[int, int, int]:
     return len(faults.lost), len(faults.duplicated), len(faults.strange)
 
 
-def test_an_acknowledged_post_must_be_there_once(history: History) -> None:
+def test_check_acknowledged_post_must_exist_once(history: History) -> None:
     posted(history)
     assert not history.check(there((100, "key:1")))
     assert kinds(history.check(there())) == (1, 0, 0)
     assert kinds(history.check(there((100, "key:1"), (101, "key:1")))) == (0, 1, 0)
 
 
-def test_another_tweet_in_its_place_is_a_loss(history: History) -> None:
+def test_check_other_tweet_with_same_text_is_a_loss(history: History) -> None:
     posted(history)
     assert kinds(history.check(there((101, "key:1")))) == (1, 0, 0)
 
 
-def test_one_key_answered_with_two_tweets_is_a_double(history: History) -> None:
+def test_check_one_key_with_two_tweets_is_a_duplicate(history: History) -> None:
     posted(history)
     history.invoke(POST, True)
     history.ok(POST, 101)
     assert history.check(there((100, "key:1"))).duplicated
 
 
-def test_a_post_without_an_answer_may_be_there_or_not(history: History) -> None:
+def test_check_unknown_post_may_exist_or_not(history: History) -> None:
     history.invoke(POST, True)
     history.unknown(POST, "UNAVAILABLE")
     assert history.open() == [(POST, True)]
@@ -63,7 +63,7 @@ def test_a_post_without_an_answer_may_be_there_or_not(history: History) -> None:
     assert kinds(history.check(there((100, "key:1"), (101, "key:1")))) == (0, 1, 0)
 
 
-def test_once_its_repeat_is_acknowledged_it_must_be_there(history: History) -> None:
+def test_check_acknowledged_repeat_must_exist(history: History) -> None:
     history.invoke(POST, True)
     history.unknown(POST, "UNAVAILABLE")
     posted(history)
@@ -71,14 +71,14 @@ def test_once_its_repeat_is_acknowledged_it_must_be_there(history: History) -> N
     assert kinds(history.check(there())) == (1, 0, 0)
 
 
-def test_what_was_refused_must_not_be_there(history: History) -> None:
+def test_check_refused_post_must_not_exist(history: History) -> None:
     history.invoke(POST, True)
     history.fail(POST, "PERMISSION_DENIED")
     assert not history.check(there())
     assert kinds(history.check(there((100, "key:1")))) == (0, 0, 1)
 
 
-def test_an_acknowledged_delete_stays(history: History) -> None:
+def test_check_acknowledged_delete_must_persist(history: History) -> None:
     posted(history)
     history.invoke(DELETE, True)
     history.ok(DELETE)
@@ -86,14 +86,14 @@ def test_an_acknowledged_delete_stays(history: History) -> None:
     assert history.check(there((100, "key:1"))).lost
 
 
-def test_a_tweet_that_nobody_deleted_stands(history: History) -> None:
+def test_check_undeleted_tweet_must_be_live(history: History) -> None:
     posted(history)
     history.invoke(DELETE, True)
     history.fail(DELETE, "PERMISSION_DENIED")
     assert history.check(there((100, "key:1"), deleted=True)).strange
 
 
-def test_edges_follow_their_last_acknowledged_write(history: History) -> None:
+def test_check_edge_equals_last_acknowledged_write(history: History) -> None:
     history.invoke(FOLLOW, True)
     history.ok(FOLLOW)
     assert not history.check(Observed(follows={(ANN, BEN)}))
@@ -105,7 +105,7 @@ def test_edges_follow_their_last_acknowledged_write(history: History) -> None:
     assert kinds(history.check(Observed(follows={(ANN, BEN)}))) == (0, 0, 1)
 
 
-def test_a_refusal_leaves_what_was_there(history: History) -> None:
+def test_check_refusal_keeps_previous_value(history: History) -> None:
     history.invoke(FOLLOW, True)
     history.ok(FOLLOW)
     history.invoke(FOLLOW, False)
@@ -113,7 +113,7 @@ def test_a_refusal_leaves_what_was_there(history: History) -> None:
     assert history.check(Observed()).lost
 
 
-def test_likes_and_retweets_of_standing_tweets_are_looked_at(history: History) -> None:
+def test_check_covers_likes_and_retweets_of_live_tweets(history: History) -> None:
     posted(history)
     for register in (LIKE, RETWEET):
         history.invoke(register, True)
@@ -121,13 +121,13 @@ def test_likes_and_retweets_of_standing_tweets_are_looked_at(history: History) -
     found = there((100, "key:1"))
     assert kinds(history.check(found)) == (2, 0, 0)
     found.likes.add((BEN, 100))
-    found.tweets[200] = Seen(BEN, "", False, 100)
+    found.tweets[200] = ObservedTweet(BEN, "", False, 100)
     assert not history.check(found)
-    found.tweets[201] = Seen(BEN, "", False, 100)
+    found.tweets[201] = ObservedTweet(BEN, "", False, 100)
     assert kinds(history.check(found)) == (0, 1, 0)
 
 
-def test_likes_of_a_deleted_tweet_cannot_be_seen(history: History) -> None:
+def test_check_skips_likes_of_deleted_tweet(history: History) -> None:
     posted(history)
     history.invoke(LIKE, True)
     history.ok(LIKE)
@@ -136,7 +136,7 @@ def test_likes_of_a_deleted_tweet_cannot_be_seen(history: History) -> None:
     assert not history.check(there((100, "key:1"), deleted=True))
 
 
-def test_an_authors_list_is_what_stands_each_once(history: History) -> None:
+def test_check_author_list_contains_live_tweets_once(history: History) -> None:
     posted(history)
     found = there((100, "key:1"))
     found.listed[ANN] = []
@@ -147,7 +147,7 @@ def test_an_authors_list_is_what_stands_each_once(history: History) -> None:
     assert kinds(history.check(found)) == (0, 0, 1)
 
 
-def test_a_fault_tells_its_history(history: History) -> None:
+def test_check_fault_contains_its_history(history: History) -> None:
     posted(history)
     (told,) = history.check(there()).lost
     assert told == "post of 1 on key:1 is not there; invoke True, ok True"

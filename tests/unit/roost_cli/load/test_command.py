@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from roost_cli.load import command, edge_list
-from roost_cli.load.loader import Posted
+from roost_cli.load.loader import PostOutcome
 from roost_cli.main import run
 
 
-def test_a_key_names_the_file_and_the_line() -> None:
+def test_tweet_lines_key_contains_file_hash_and_line_number() -> None:
     content = b"one\n\ntwo\r\n  three  \n"
     usable, blank = command.tweet_lines(content, "t.txt")
     digest = hashlib.sha256(content).hexdigest()[:32]
@@ -26,25 +26,25 @@ def test_a_key_names_the_file_and_the_line() -> None:
     assert blank == [2]
 
 
-def test_keys_fit_the_contract() -> None:
+def test_tweet_lines_keys_satisfy_proto_rules() -> None:
     usable, _ = command.tweet_lines(b"x\n" * 3, "t.txt")
     assert all(len(line.key) <= 255 and line.key.isascii() and " " not in line.key for line in usable)
 
 
-def test_another_file_has_other_keys() -> None:
+def test_tweet_lines_of_other_file_have_other_keys() -> None:
     assert command.tweet_lines(b"one\n", "t.txt")[0][0].key != command.tweet_lines(b"one\ntwo\n", "t.txt")[0][0].key
 
 
-def test_only_newlines_end_a_line() -> None:
+def test_tweet_lines_split_at_newlines_only() -> None:
     usable, _ = command.tweet_lines("a\u2028b\x0cc\nd\n".encode(), "t.txt")
     assert [line.text for line in usable] == ["a\u2028b\x0cc", "d"]
 
 
-def test_an_empty_file_holds_nothing() -> None:
+def test_tweet_lines_of_empty_file_are_none() -> None:
     assert command.tweet_lines(b"", "t.txt") == ([], [])
 
 
-def test_authors_depend_on_the_seed_alone_and_everybody_gets_some() -> None:
+def test_authors_same_seed_is_reproducible_and_covers_all_nodes() -> None:
     nodes = list(range(20))
     chosen = command.authors(nodes, 2_000, seed=1)
     assert chosen == command.authors(nodes, 2_000, seed=1)
@@ -55,9 +55,9 @@ def test_authors_depend_on_the_seed_alone_and_everybody_gets_some() -> None:
     assert max(shares.values()) < 2 * min(shares.values())
 
 
-def test_the_report_says_what_was_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_prints_everything_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     found = edge_list.parse(["1 2", "1 2", "3 3"])
-    posted = Posted(made=5, stood=2, refused={"too long": [f"line {n}" for n in range(1, 8)]})
+    posted = PostOutcome(created=5, existing=2, refused={"too long": [f"line {n}" for n in range(1, 8)]})
     command.report(found, posted, blank=[9])
     said = capsys.readouterr().out
     assert "1 from a node to itself, 1 repeated" in said
@@ -66,7 +66,7 @@ def test_the_report_says_what_was_left_out(capsys: pytest.CaptureFixture[str]) -
     assert "left out: 1: empty line (line 9)" in said
 
 
-def test_a_malformed_graph_ends_it_before_anything_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_malformed_graph_fails_before_any_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "g.edges").write_text("1 2\nnonsense\n")
     (tmp_path / "t.txt").write_text("hello\n")
     code = run(["load", "--graph", str(tmp_path / "g.edges"), "--tweets", str(tmp_path / "t.txt")])
@@ -85,7 +85,7 @@ def test_a_malformed_graph_ends_it_before_anything_is_asked(tmp_path: Path, caps
         (b"", b"one\n", "g.edges holds no edge"),
     ],
 )
-def test_load_of_a_file_that_does_not_fit_ends_it_before_anything_is_asked(
+def test_load_invalid_tweet_file_fails_before_any_call(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], graph: bytes, tweets: bytes, fault: str
 ) -> None:
     (tmp_path / "g.edges").write_bytes(graph)
@@ -94,25 +94,25 @@ def test_load_of_a_file_that_does_not_fit_ends_it_before_anything_is_asked(
     assert fault in capsys.readouterr().err
 
 
-def test_load_with_a_byte_order_mark_leaves_it_out() -> None:
+def test_load_strips_byte_order_mark() -> None:
     usable, _ = command.tweet_lines("\ufeffone\ntwo\n".encode(), "t.txt")
     assert [line.text for line in usable] == ["one", "two"]
     assert list(command.utf8_lines(["\ufeff1 2\n".encode()], "g")) == ["1 2\n"]
 
 
-def test_missing_files_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_missing_file_returns_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["load", "--graph", "nowhere.edges", "--tweets", "nowhere.txt"]) == 2
     assert "nowhere.edges" in capsys.readouterr().err
 
 
-def test_help_names_the_options() -> None:
+def test_load_help_lists_options() -> None:
     from roost_cli.main import app
 
     said = CliRunner().invoke(app, ["load", "--help"]).output
     assert all(option in said for option in ("--graph", "--tweets", "--directed", "--seed", "--concurrency", "--grpc"))
 
 
-def test_there_must_be_something_to_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_without_work_raises_command_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["load"]) == 2
     assert "--mutate" in capsys.readouterr().err
     (tmp_path / "g.edges").write_text("1 2\n")

@@ -9,7 +9,7 @@ from roost.tweet.v1 import tweet_pb2
 
 from roost_cli.load.mutate import METHODS, plan
 from roost_cli.load.random_operations import Kind, Operation
-from roost_cli.verify.timeline_model import Truth
+from roost_cli.verify.timeline_model import ServiceData
 from services.platform.rpc import contract
 
 PEOPLE = range(1, 21)
@@ -17,8 +17,8 @@ HIDDEN = 99
 
 
 @pytest.fixture
-def truth() -> Truth:
-    found = Truth()
+def truth() -> ServiceData:
+    found = ServiceData()
     for user_id in PEOPLE:
         found.add_user(user_id, f"u{user_id}", active=True)
         found.add_follow(user_id, user_id % len(PEOPLE) + 1)
@@ -32,13 +32,13 @@ def truth() -> Truth:
     return found
 
 
-def test_a_plan_depends_on_the_seed_alone(truth: Truth) -> None:
+def test_plan_same_seed_gives_same_operations(truth: ServiceData) -> None:
     assert plan(truth, 500, seed=1) == plan(truth, 500, seed=1)
     assert plan(truth, 500, seed=1)[:100] == plan(truth, 100, seed=1)
     assert plan(truth, 500, seed=1) != plan(truth, 500, seed=2)
 
 
-def test_every_kind_is_planned_and_has_a_method(truth: Truth) -> None:
+def test_plan_contains_every_kind_with_a_method(truth: ServiceData) -> None:
     kinds = Counter(operation.kind for operation in plan(truth, 2_000, seed=1))
     assert set(kinds) == set(Kind) == set(METHODS)
     assert all(kinds[kind] >= 10 for kind in Kind)
@@ -46,7 +46,7 @@ def test_every_kind_is_planned_and_has_a_method(truth: Truth) -> None:
         assert not named or named in contract.methods()[path].request.DESCRIPTOR.fields_by_name
 
 
-def test_only_people_who_may_act_act_and_never_on_themselves(truth: Truth) -> None:
+def test_plan_actors_are_active_and_never_their_own_target(truth: ServiceData) -> None:
     for operation in plan(truth, 2_000, seed=3):
         assert operation.actor_id in PEOPLE
         if METHODS[operation.kind][1] == "user_id":
@@ -54,7 +54,7 @@ def test_only_people_who_may_act_act_and_never_on_themselves(truth: Truth) -> No
             assert operation.about != operation.actor_id
 
 
-def test_what_is_acted_on_exists_or_was_planned_before(truth: Truth) -> None:
+def test_plan_targets_exist_or_are_created_earlier(truth: ServiceData) -> None:
     made: dict[int, Operation] = {}
     for operation in plan(truth, 2_000, seed=4):
         if operation.made_by is not None:
@@ -66,7 +66,7 @@ def test_what_is_acted_on_exists_or_was_planned_before(truth: Truth) -> None:
             made[operation.number] = operation
 
 
-def test_people_edit_and_delete_their_own_tweets(truth: Truth) -> None:
+def test_plan_edits_and_deletes_are_by_the_author(truth: ServiceData) -> None:
     operations = plan(truth, 2_000, seed=5)
     for operation in operations:
         if operation.kind in (Kind.EDIT, Kind.DELETE):
@@ -76,15 +76,15 @@ def test_people_edit_and_delete_their_own_tweets(truth: Truth) -> None:
                 assert truth.heads[operation.about].author_id == operation.actor_id
 
 
-def test_mostly_what_is_undone_was_done(truth: Truth) -> None:
+def test_plan_undo_mostly_follows_do(truth: ServiceData) -> None:
     operations = plan(truth, 2_000, seed=6)
     done = {(o.actor_id, o.about, o.made_by) for o in operations if o.kind is Kind.LIKE}
     undone = [(o.actor_id, o.about, o.made_by) for o in operations if o.kind is Kind.UNLIKE]
     assert sum(like in done for like in undone) > 0.9 * len(undone)
 
 
-def test_a_plan_begins_with_posts_where_there_is_nothing_to_act_on() -> None:
-    truth = Truth()
+def test_plan_without_tweets_begins_with_posts() -> None:
+    truth = ServiceData()
     for user_id in PEOPLE:
         truth.add_user(user_id, f"u{user_id}", active=True)
     first = next(o for o in plan(truth, 50, seed=1) if METHODS[o.kind][1] != "user_id")

@@ -17,16 +17,16 @@ import pytest
 from roost_cli.exit_codes import CommandError
 from roost_cli.supervisor import control
 from roost_cli.supervisor.supervisor import Supervisor
-from roost_cli.supervisor.topology import Part
+from roost_cli.supervisor.topology import ProcessSpec
 
 WITHIN_S = 60.0
 ROOT = Path(__file__).resolve().parents[4]
 
 
-def part(folder: Path, name: str = "registry", *arguments: str, number: int = 1) -> Part:
+def part(folder: Path, name: str = "registry", *arguments: str, number: int = 1) -> ProcessSpec:
     data = folder / f"{name}-{number}"
     environment = {"supervised": "true", "log_level": "error"}
-    return Part(
+    return ProcessSpec(
         name, number, ("serve", "registry", "--grpc", "127.0.0.1:0", *arguments, "--data", str(data)), environment
     )
 
@@ -54,7 +54,7 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
     await supervisor.stop()
 
 
-async def test_what_dies_is_started_again_and_a_restart_overlaps(supervisor: Supervisor) -> None:
+async def test_supervisor_restarts_dead_process_and_overlaps_rolling_restart(supervisor: Supervisor) -> None:
     (before,) = supervisor.pids()["tweet"]
     os.kill(before, signal.SIGKILL)
     await until(lambda: supervisor.pids().get("tweet", [before]) != [before])
@@ -79,10 +79,10 @@ async def test_what_dies_is_started_again_and_a_restart_overlaps(supervisor: Sup
     assert not any(map(alive, everybody))
 
 
-async def test_restarts_are_asked_for_over_the_socket(supervisor: Supervisor, tmp_path: Path) -> None:
+async def test_control_socket_request_restarts_service(supervisor: Supervisor, tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     (before,) = supervisor.pids()["graph"]
-    async with control.listening(supervisor, path):
+    async with control.serving_restarts(supervisor, path):
         assert path.stat().st_mode & 0o077 == 0
         assert await control.ask_restart(path, "graph") > 0
         assert supervisor.pids()["graph"] != [before]
@@ -92,7 +92,7 @@ async def test_restarts_are_asked_for_over_the_socket(supervisor: Supervisor, tm
         await control.ask_restart(path, "graph")
 
 
-async def test_a_process_that_cannot_start_shows_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_instance_start_failure_raises_with_log_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("roost_cli.supervisor.instance.START_WITHIN_S", 15.0)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -104,7 +104,7 @@ async def test_a_process_that_cannot_start_shows_its_log(tmp_path: Path, monkeyp
         await supervisor.stop()
 
 
-async def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+async def test_supervisor_killed_stops_all_processes(tmp_path: Path) -> None:
     script = textwrap.dedent(
         f"""
         import asyncio, sys

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from roost_cli.exit_codes import CommandError
-from roost_cli.supervisor.topology import MAX_REPLICAS, parts_of, replicas_of
+from roost_cli.supervisor.topology import MAX_REPLICAS, process_specs, replicas_of
 from services.catalog import SERVICES
 from services.platform.config import Settings
 
 
-def test_replicas_are_read() -> None:
+def test_replicas_of_valid_list_returns_counts() -> None:
     assert replicas_of("") == {}
     assert replicas_of("timeline=3,fanout=2") == {"timeline": 3, "fanout": 2}
 
@@ -20,14 +20,14 @@ def test_replicas_are_read() -> None:
 @pytest.mark.parametrize(
     "text", ["timeline", "timeline=0", f"timeline={MAX_REPLICAS + 1}", "nobody=2", "mesh=2", "timeline=x"]
 )
-def test_other_spellings_are_refused_in_words(text: str) -> None:
+def test_replicas_of_malformed_list_raises_command_error(text: str) -> None:
     with pytest.raises(CommandError, match="--replicas"):
         replicas_of(text)
 
 
-def test_every_service_runs_between_the_registry_and_the_gateway(tmp_path: Path) -> None:
+def test_process_specs_start_with_registry_and_end_with_gateway(tmp_path: Path) -> None:
     settings = Settings(backend="cluster", data_dir=tmp_path, http="127.0.0.1:1", grpc="127.0.0.1:2", ops="127.0.0.1:3")
-    parts = parts_of(settings, {"timeline": 3})
+    parts = process_specs(settings, {"timeline": 3})
     assert parts[0].name == "registry"
     assert parts[-1].name == "gateway"
     assert parts[-1].arguments[2:6] == ("--grpc", "127.0.0.1:2", "--http", "127.0.0.1:1")

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from roost_cli.connection import Target
+from roost_cli.connection import MeshTarget
 from roost_cli.load.loader import Operator
 from roost_cli.progress import Silent
 from roost_cli.verify import command
@@ -26,16 +26,16 @@ def people(state: Any) -> list[int]:
     return ids
 
 
-async def test_right_answers_are_exact(
-    fake_mesh: Target, people: list[int], state: Any, capsys: pytest.CaptureFixture[str]
+async def test_verify_exact_homes_return_0(
+    fake_mesh: MeshTarget, people: list[int], state: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await command.audit(fake_mesh, Silent()) is True
     assert capsys.readouterr().out.splitlines()[-2:] == ["warm: 5 of 5", "5 of 5 timelines exact"]
     assert sorted(state.rebuilt) == people
 
 
-async def test_one_of_each_fault_is_four_findings(
-    fake_mesh: Target, people: list[int], state: Any, operator: Operator, capsys: pytest.CaptureFixture[str]
+async def test_verify_reports_each_kind_of_fault(
+    fake_mesh: MeshTarget, people: list[int], state: Any, operator: Operator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     homes = {user_id: state.right_home(user_id) for user_id in people}
     stranger = next(head.id for head in state.heads if head.author_id == people[3])
@@ -46,7 +46,7 @@ async def test_one_of_each_fault_is_four_findings(
         repeated: [*homes[repeated][:99], homes[repeated][98], *homes[repeated][99:]],
         misordered: [homes[misordered][1], homes[misordered][0], *homes[misordered][2:]],
     }
-    truth = await command.read_truth(operator.channel, operator.metadata, Silent())
+    truth = await command.scan_all(operator.channel, operator.metadata, Silent())
     auditor = command.Auditor([operator.channel], operator.metadata, truth, Silent())
     await auditor.prepare()
     findings = await auditor.judge(await auditor.read_all("homes"))
@@ -66,8 +66,8 @@ async def test_one_of_each_fault_is_four_findings(
     assert said.splitlines()[-2:] == ["warm: 5 of 5", "1 of 5 timelines exact"]
 
 
-async def test_a_fault_that_a_rebuild_cures_is_still_a_fault(
-    fake_mesh: Target,
+async def test_verify_fault_cured_by_rebuild_still_counts(
+    fake_mesh: MeshTarget,
     people: list[int],
     state: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -86,8 +86,8 @@ async def test_a_fault_that_a_rebuild_cures_is_still_a_fault(
 
 
 @pytest.mark.usefixtures("people")
-async def test_it_counts_what_the_first_page_says(
-    fake_mesh: Target, state: Any, capsys: pytest.CaptureFixture[str]
+async def test_verify_counts_state_of_first_page(
+    fake_mesh: MeshTarget, state: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state.timeline_state = "built"
     assert await command.audit(fake_mesh, Silent()) is True
@@ -95,13 +95,13 @@ async def test_it_counts_what_the_first_page_says(
 
 
 @pytest.mark.usefixtures("people")
-async def test_partial_pages_are_asked_for_again_and_not_counted(fake_mesh: Target, state: Any) -> None:
+async def test_verify_retries_partial_pages(fake_mesh: MeshTarget, state: Any) -> None:
     state.partial_answers = 3
     assert await command.audit(fake_mesh, Silent()) is True
 
 
-async def test_hidden_people_have_no_home_to_audit(
-    fake_mesh: Target, people: list[int], state: Any, capsys: pytest.CaptureFixture[str]
+async def test_verify_skips_inactive_users(
+    fake_mesh: MeshTarget, people: list[int], state: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state.hidden.add(people[0])
     # Whoever follows the hidden one is right to see nothing of them.
@@ -112,7 +112,7 @@ async def test_hidden_people_have_no_home_to_audit(
 
 
 @pytest.mark.usefixtures("people")
-async def test_it_waits_for_fanout(fake_mesh: Target, state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_verify_waits_for_fanout(fake_mesh: MeshTarget, state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "LAG_PAUSE_S", 0.001)
     state.lags = [7, 3, 0]
     assert await command.audit(fake_mesh, Silent()) is True
@@ -120,27 +120,27 @@ async def test_it_waits_for_fanout(fake_mesh: Target, state: Any, monkeypatch: p
 
 
 @pytest.mark.usefixtures("people")
-async def test_a_stuck_fanout_is_a_fault_even_where_every_home_is_exact(fake_mesh: Target, state: Any) -> None:
+async def test_verify_stuck_fanout_is_a_fault(fake_mesh: MeshTarget, state: Any) -> None:
     state.lags = [7]
     state.paused = True
     assert await command.audit(fake_mesh, Silent()) is False
 
 
-async def test_a_home_that_does_not_end_is_a_fault(
+async def test_verify_endless_home_is_a_fault(
     channel: grpc.aio.Channel, people: list[int], operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "MAX_PAGES", 1)
-    truth = await command.read_truth(channel, operator.metadata, Silent())
+    truth = await command.scan_all(channel, operator.metadata, Silent())
     auditor = command.Auditor([channel], operator.metadata, truth, Silent())
     await auditor.prepare()
     findings = await auditor.judge({people[0]: await auditor.read(people[0])})
     assert command.describe(findings[people[0]]) == "not read whole: it went on after 1 pages"
 
 
-async def test_tweets_posted_during_the_audit_are_no_fault(
+async def test_verify_tweets_posted_meanwhile_are_no_fault(
     channel: grpc.aio.Channel, people: list[int], state: Any, operator: Operator
 ) -> None:
-    truth = await command.read_truth(channel, operator.metadata, Silent())
+    truth = await command.scan_all(channel, operator.metadata, Silent())
     auditor = command.Auditor([channel], operator.metadata, truth, Silent())
     await auditor.prepare()
     state.add_tweet(people[1])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from roost_cli.connection import Target
+from roost_cli.connection import MeshTarget
 from roost_cli.progress import Silent
 from roost_cli.verify import command
 
@@ -149,15 +149,15 @@ SHOWN: list[Plant] = [
 ]
 
 
-async def audited(mesh: Target, reader: int) -> str:
+async def audited(mesh: MeshTarget, reader: int) -> str:
     """What the audit says of the reader's home."""
     async with command.connection.connect(mesh) as channels:
         return "; ".join(await command.faults_of(channels, mesh.operator(), [reader]))
 
 
 @pytest.mark.parametrize("plant", HIDDEN, ids=lambda plant: plant.__name__)
-async def test_what_a_rule_hides_must_not_show(
-    fake_mesh: Target, state: Any, people: dict[str, int], plant: Plant
+async def test_expected_home_rule_hides_tweet(
+    fake_mesh: MeshTarget, state: Any, people: dict[str, int], plant: Plant
 ) -> None:
     tweet_id = plant(state, people)
     reader = people["reader"]
@@ -169,8 +169,8 @@ async def test_what_a_rule_hides_must_not_show(
 
 
 @pytest.mark.parametrize("plant", SHOWN, ids=lambda plant: plant.__name__)
-async def test_what_no_rule_hides_must_show(
-    fake_mesh: Target, state: Any, people: dict[str, int], plant: Plant
+async def test_expected_home_without_rule_shows_tweet(
+    fake_mesh: MeshTarget, state: Any, people: dict[str, int], plant: Plant
 ) -> None:
     tweet_id = plant(state, people)
     reader = people["reader"]
@@ -189,8 +189,8 @@ def truth_of(state: Any, reader: int) -> list[int]:
     return sorted((head.id for head in state.heads if head.author_id in plain and not head.deleted), reverse=True)
 
 
-async def test_a_replay_that_breaks_a_home_is_seen(
-    fake_mesh: Target, state: Any, people: dict[str, int], capsys: pytest.CaptureFixture[str]
+async def test_audit_replay_that_breaks_home_is_detected(
+    fake_mesh: MeshTarget, state: Any, people: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await command.audit(fake_mesh, Silent(), replay=True)
     assert state.calls["ReplayFanout"] == 1

@@ -12,13 +12,13 @@ from roost_cli.load.demo.first_run import DemoAccount
 from roost_cli.load.demo.reactions import Kind
 
 
-def test_it_is_the_same_for_the_same_seed() -> None:
-    assert demo.cast() == demo.cast()
-    assert demo.cast(1) != demo.cast(2)
+def test_cast_same_seed_gives_same_content() -> None:
+    assert demo.demo_content() == demo.demo_content()
+    assert demo.demo_content(1) != demo.demo_content(2)
 
 
-def test_people_and_tweets_fit_the_limits() -> None:
-    content = demo.cast()
+def test_cast_users_and_tweets_satisfy_api_limits() -> None:
+    content = demo.demo_content()
     names = [person.username for person in content.people]
     assert len({name.lower() for name in names}) == len(names) >= 24
     assert all(re.fullmatch(r"[A-Za-z0-9_]{3,15}", name) for name in names)
@@ -27,8 +27,8 @@ def test_people_and_tweets_fit_the_limits() -> None:
     assert all(0 < len(text) <= 280 and "{" not in text for _, text in content.tweets)
 
 
-def test_reactions_are_many_by_followers_and_unevenly_spread() -> None:
-    content = demo.cast()
+def test_cast_reactions_are_many_and_unevenly_distributed() -> None:
+    content = demo.demo_content()
     kinds = Counter(reaction.kind for reaction in content.reactions)
     assert kinds[Kind.LIKE] > 500
     assert all(kinds[kind] > 20 for kind in Kind)
@@ -45,15 +45,15 @@ def test_reactions_are_many_by_followers_and_unevenly_spread() -> None:
     assert len(likes) < len(content.tweets)
 
 
-def test_waves_hold_each_tweet_and_reaction_once() -> None:
-    content = demo.cast()
+def test_waves_contain_each_tweet_and_reaction_once() -> None:
+    content = demo.demo_content()
     found = list(demo.waves(content))
     assert [number for wave in found for number in wave.tweets] == list(range(len(content.tweets)))
     assert Counter(reaction for wave in found for reaction in wave.reactions) == Counter(content.reactions)
 
 
-def test_everybody_follows_the_star_and_circles_hang_together() -> None:
-    content = demo.cast()
+def test_cast_all_follow_the_star_and_circles_follow_each_other() -> None:
+    content = demo.demo_content()
     names = [person.username for person in content.people]
     star = names[1]
     followers = Counter(followee for _, followee in content.follows)
@@ -66,16 +66,16 @@ def test_everybody_follows_the_star_and_circles_hang_together() -> None:
     assert near > (len(content.follows) - followers[star]) / 2
 
 
-def test_the_log_in_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
+def test_remember_stores_log_in_readable_by_owner_only(tmp_path: Path) -> None:
     marker = tmp_path / demo.MARKER
-    assert demo._recall(marker) is None
+    assert demo._read_marker(marker) is None
     account = DemoAccount("alice", "correct horse")
-    demo._remember(marker, account, complete=False)
-    assert demo._recall(marker) == account
-    assert not demo._complete(marker)
-    demo._remember(marker, account, complete=True)
-    assert demo._complete(marker)
+    demo._write_marker(marker, account, complete=False)
+    assert demo._read_marker(marker) == account
+    assert not demo._is_complete(marker)
+    demo._write_marker(marker, account, complete=True)
+    assert demo._is_complete(marker)
     assert stat.S_IMODE(marker.stat().st_mode) == 0o600
     assert "horse" not in repr(account)
     marker.write_bytes(b"{")
-    assert demo._recall(marker) is None
+    assert demo._read_marker(marker) is None

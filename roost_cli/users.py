@@ -6,7 +6,7 @@ import grpc
 from roost.identity.v1 import auth_service_pb2_grpc, user_service_pb2, user_service_pb2_grpc
 
 from roost_cli.connection import Metadata
-from roost_cli.exit_codes import FAULTS, CommandError, refused
+from roost_cli.exit_codes import FAULTS, CommandError, call_error
 from roost_cli.rate_control import deadline_s
 from roost_cli.tokens import mint
 
@@ -28,7 +28,7 @@ async def id_of(channel: grpc.aio.Channel, user: str) -> int:
     try:
         answer = await stub.GetUserByUsername(request, timeout=deadline_s(GET_BY_USERNAME))
     except grpc.aio.AioRpcError as error:
-        raise refused(error, f"looking up {user}") from error
+        raise call_error(error, f"looking up {user}") from error
     return answer.user.id
 
 
@@ -38,7 +38,7 @@ async def token_of(channel: grpc.aio.Channel, operator: Metadata, user_id: int, 
     try:
         tokens = await mint(auth_service_pb2_grpc.AuthServiceStub(channel), operator, [user_id], ttl_s)
     except grpc.aio.AioRpcError as error:
-        raise refused(error, "minting a token") from error
+        raise call_error(error, "minting a token") from error
     if user_id not in tokens:
         raise CommandError(f"user {user_id} is unknown, suspended or deactivated", FAULTS)
     return tokens[user_id]
