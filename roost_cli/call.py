@@ -91,7 +91,7 @@ async def _call(
     mesh: connection.MeshTarget, method: contract.Method, values: list[str], user: str | None, only: Sequence[str] = ()
 ) -> None:
     if method.client_streaming:
-        raise CommandError(f"{method.name} takes a stream of messages, which a command line cannot give")
+        raise CommandError(f"{method.name} takes a stream of messages, which `roost call` cannot send")
     async with connection.connect(mesh) as channels:
         channel = channels[0]
         caller = await users.id_of(channel, user) if user is not None else None

@@ -38,8 +38,8 @@ class MeshTarget:
         if not self.operator_token:
             raise CommandError(
                 f"no operator credentials for {self.address}: no run file of it in {runtime_dir()}. "
-                "They belong to the user who started the mesh; anybody else needs its token in ROOST_OPERATOR_TOKEN, or in a file "
-                "that ROOST_OPERATOR_TOKEN_FILE names."
+                "Only the user who started the mesh has the run file; others set ROOST_OPERATOR_TOKEN, or name a file with the token "
+                "in ROOST_OPERATOR_TOKEN_FILE."
             )
         return bearer(self.operator_token)
 

@@ -117,7 +117,9 @@ def replay(
     time_ms = moment_ms(since, time.time())
     if settings.backend == "cluster":
         if grpc is not None:
-            raise CommandError("--grpc is about an embedded mesh that runs; with --cluster the log on Kafka is used")
+            raise CommandError(
+                "--grpc names a running embedded mesh, but --cluster uses the log in Kafka: give one of them"
+            )
         count = _run(_replay_kafka(settings, group, time_ms))
     else:
         count = _run(_replay_embedded(settings, group, time_ms, grpc))
@@ -164,7 +166,9 @@ def moment_ms(text: str, now_s: float) -> int:
             ) from None
         found = (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
     if not now_s - RETENTION_S <= found <= now_s:
-        raise CommandError(f"--since {text!r}: the log reaches back {RETENTION_S // 86_400} days, and not ahead")
+        raise CommandError(
+            f"--since {text!r}: name a time in the last {RETENTION_S // 86_400} days, which is how long the log keeps events"
+        )
     return int(found * 1_000)
 
 

@@ -50,7 +50,7 @@ def address_of(text: str, option: str) -> tuple[str, int]:
     text is malformed."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise CommandError(f"{option} takes HOST:PORT, such as 127.0.0.1:8080; {text!r} is not that", UNUSABLE)
+        raise CommandError(f"{option} must be HOST:PORT, such as 127.0.0.1:8080, not {text!r}", UNUSABLE)
     return host.strip("[]"), int(port)
 
 

@@ -118,7 +118,7 @@ def _base64(path: str, text: str) -> str:
     try:
         base64.b64decode(text, validate=True)
     except ValueError:
-        raise CommandError(f"{path} holds bytes: write them in base64") from None
+        raise CommandError(f"{path} contains bytes: write them in base64") from None
     return text
 
 

@@ -167,7 +167,7 @@ async def _print_unreachable_peers(process: Process) -> None:
     missing = await process.peers.unreached()
     if missing:
         found = ", ".join(f"{name} at {process.target_of(name) or 'no known address'}" for name in missing)
-        _print(f"not reached yet: {found}; until they answer, what needs them is answered with 503")
+        _print(f"not reached yet: {found}; until they answer, requests that need them fail with 503")
 
 
 async def _stop_at_end_of_stdin(stopping: asyncio.Event) -> None:

@@ -47,9 +47,9 @@ async def running(file: Path) -> AsyncIterator[tuple[int, int]]:
         try:
             port = await asyncio.wait_for(process.stdout.readline(), START_WITHIN_S)
         except TimeoutError:
-            raise CommandError(f"the bare server did not start within {START_WITHIN_S:g} s", FAULTS) from None
+            raise CommandError(f"the baseline server did not start within {START_WITHIN_S:g} s", FAULTS) from None
         if not port.strip().isdigit():
-            raise CommandError("the bare server did not start", FAULTS)
+            raise CommandError("the baseline server did not start", FAULTS)
         yield process.pid, int(port)
     finally:
         with contextlib.suppress(ProcessLookupError):

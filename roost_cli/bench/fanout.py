@@ -114,7 +114,7 @@ class FanoutBench:
     async def _fill_ours(self, reader: int, ids: Sequence[int]) -> None:
         build = await self._store.open_build(reader, int(time.time() * 1000), "hybrid")
         if build is None or await self._store.close_build(build, ids, 0) is None:
-            raise CommandError("Redis did not keep a home: give this run a Redis of its own with --redis", FAULTS)
+            raise CommandError("Redis lost a home timeline: name a Redis that nothing else uses with --redis", FAULTS)
         for _ in range(reader % ((TRIM_ABOVE - CAPACITY) // 16)):
             await self._store.append([(tweet_id, (reader,)) for tweet_id in ids[-16:]])
 
@@ -138,7 +138,7 @@ class FanoutBench:
             counts = await self._store.append([(tweet_id, some) for tweet_id in tweet_ids])
             if set(counts) != {len(some)}:
                 raise CommandError(
-                    "homes were dropped from Redis during the run: give this run a Redis of its own with --redis",
+                    "Redis lost home timelines during the run: name a Redis that nothing else uses with --redis",
                     FAULTS,
                 )
 

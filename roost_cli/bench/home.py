@@ -130,7 +130,7 @@ async def _tokens(mesh: target.MeshTarget) -> list[str]:
         except grpc_lib.aio.AioRpcError as error:
             raise call_error(error, "minting tokens") from error
     if not tokens:
-        raise CommandError("the mesh has no people: load a graph first with `roost load`")
+        raise CommandError("the mesh has no users: load a graph first with `roost load`")
     return tokens
 
 
@@ -156,7 +156,7 @@ def first_pages(address: str, tokens: Sequence[str], shown: progress.Progress) -
             connection.close()
     tweets = sum(len(orjson.loads(body)["tweets"]) for _, body in read) / len(read)
     if not tweets:
-        raise CommandError("every home is empty: load tweets first with `roost load`")
+        raise CommandError("every home timeline is empty: load tweets first with `roost load`")
     mean = sum(len(body) for _, body in read) / len(read)
     headers, body = min(read, key=lambda page: abs(len(page[1]) - mean))
     return Pages(headers, body, tweets)
@@ -168,7 +168,7 @@ def check_response(status: int, headers: dict[str, str]) -> None:
     if status == http.HTTPStatus.TOO_MANY_REQUESTS or "ratelimit-policy" in names:
         raise CommandError("rate limits are on: start the mesh with ROOST_RATE_LIMITS=off to measure it")
     if status != http.HTTPStatus.OK:
-        raise CommandError(f"GET {HOME} was answered with status {status}", FAULTS)
+        raise CommandError(f"GET {HOME} returned status {status}", FAULTS)
 
 
 async def _measure(
@@ -215,7 +215,7 @@ def check_run(name: str, seen: wrk.Figures) -> None:
     if seen.refused or seen.broken or not seen.requests:
         raise CommandError(
             f"{name}: of {seen.requests:,} requests {seen.refused:,} were refused and {seen.broken:,} broken; "
-            "figures of them would say nothing",
+            "the figures of this run mean nothing",
             FAULTS,
         )
 

@@ -57,5 +57,5 @@ def inserted(document: str, what: str, text: str) -> str:
     before, found, rest = document.partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise CommandError(f"the document has no place for the table: it lies between `{begin}` and `{end}`")
+        raise CommandError(f"the document lacks the markers of the table: add `{begin}` and `{end}`")
     return f"{before}{begin}\n{text}\n{end}{after}"

@@ -74,7 +74,7 @@ def program() -> str:
     """Returns the path of wrk. Raises CommandError, saying how to install it, if it is not on PATH."""
     if found := shutil.which("wrk"):
         return found
-    raise CommandError("wrk is not on PATH: it makes the load (`apt-get install wrk`, or `brew install wrk`)")
+    raise CommandError("wrk is not on PATH: install it (`apt-get install wrk`, or `brew install wrk`)")
 
 
 async def run(script_file: Path, url: str, *, connections: int, seconds: int, start: int) -> Figures:

@@ -211,7 +211,7 @@ class Client:
     async def repeat(self, register: Register, value: bool) -> None:
         """Repeats a write with retries. It must now be acknowledged, or refused because its tweet was deleted."""
         if not await self._write(register, value, with_retries):
-            raise CommandError(f"no answer to the repeat of {register}", FAULTS)
+            raise CommandError(f"the server did not answer the repeated write to {register}", FAULTS)
 
     def _deed(self) -> tuple[Register, bool]:
         chance = self._drill.draw()

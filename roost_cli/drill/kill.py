@@ -255,7 +255,7 @@ class Client:
                         await asyncio.sleep(LOOK_AGAIN_S)
         except (OSError, EOFError, TimeoutError) as error:
             raise CommandError(
-                f"the mesh does not answer {missing[0]}, before anything was done to it", FAULTS
+                f"the mesh failed to answer {missing[0]} before the drill disturbed it", FAULTS
             ) from error
 
     async def load(self) -> None:
@@ -274,7 +274,7 @@ class Client:
             if await self._write(register, value):
                 return
             await asyncio.sleep(REPEAT_PAUSE_S)
-        raise CommandError(f"no answer to the repeat of {register}", FAULTS)
+        raise CommandError(f"the server did not answer the repeated write to {register}", FAULTS)
 
     async def _read(self) -> None:
         path = self._drill.chance.choice(self._readable_paths())

@@ -73,7 +73,9 @@ class MultiProcessMesh:
         except BaseException as error:
             await mesh_processes.kill_all()
             if isinstance(error, TimeoutError):
-                raise CommandError(f"no mesh in {START_WITHIN_S:g} s:\n{mesh_processes._log_end()}", FAULTS) from error
+                raise CommandError(
+                    f"the mesh was not ready after {START_WITHIN_S:g} s:\n{mesh_processes._log_end()}", FAULTS
+                ) from error
             raise
         if process.returncode is not None:
             raise CommandError(f"the mesh ended while it started:\n{mesh_processes._log_end()}", FAULTS)
@@ -107,7 +109,7 @@ class MultiProcessMesh:
         except TimeoutError:
             log = self._folder / "data" / "logs" / f"{label}.log"
             end = log.read_text(errors="replace")[-SHOWN_LOG_CHARS:] if log.exists() else ""
-            raise CommandError(f"{label} did not come back in {within_s:g} s:\n{end}", FAULTS) from None
+            raise CommandError(f"{label} was not restarted within {within_s:g} s:\n{end}", FAULTS) from None
         return time.monotonic() - began
 
     async def stop(self) -> None:

@@ -75,7 +75,9 @@ class MeshLauncher:
         except BaseException as error:
             await _kill(process)
             if isinstance(error, TimeoutError):
-                raise CommandError(f"no mesh in {START_WITHIN_S:g} s:\n{self._log_end()}", FAULTS) from error
+                raise CommandError(
+                    f"the mesh was not ready after {START_WITHIN_S:g} s:\n{self._log_end()}", FAULTS
+                ) from error
             raise
         return ChildMesh(process, MeshTarget(found.grpc, found.operator_token), started_s)
 

@@ -93,11 +93,11 @@ def _load_files(graph: Path, tweets: Path, directed: bool, seed: int, concurrenc
     # Read before the graph, which may take a minute, so that errors are reported at once.
     usable, blank = tweet_lines(_whole(tweets), tweets.name)
     if not usable:
-        raise CommandError(f"{tweets.name} holds no tweet: write one a line")
+        raise CommandError(f"{tweets.name} contains no tweet: write one on each line")
     with graph.open("rb") as lines:
         edge_list = edges.parse(utf8_lines(lines, graph.name), directed=directed, name=graph.name)
     if not edge_list.nodes:
-        raise CommandError(f"{graph.name} holds no edge: write two node numbers a line")
+        raise CommandError(f"{graph.name} contains no edge: write two node numbers on each line")
     asyncio.run(_load(connection.find(grpc), edge_list, usable, blank, seed, concurrency))
 
 

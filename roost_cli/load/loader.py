@@ -117,7 +117,9 @@ class Loader:
         barred = [name for name, user_id in ids.items() if user_id not in self._actors]
         if barred:
             listed = f"{barred[0]} among them"
-            raise CommandError(f"{len(barred)} of these people are suspended or deactivated here, {listed}", FAULTS)
+            raise CommandError(
+                f"{len(barred)} of these users are suspended or deactivated in the mesh, {listed}", FAULTS
+            )
         return ids
 
     async def follow(self, follows: Sequence[tuple[int, int]]) -> int:

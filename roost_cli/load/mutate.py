@@ -171,7 +171,7 @@ async def mutate(mesh: connection.MeshTarget, count: int, seed: int, concurrency
             raise call_error(error, "looking at who is there") from error
         if len(truth.active) < 2:
             raise CommandError(
-                "random operations need at least two people: load a graph first with `roost load`, or start the mesh with the demo",
+                "random operations need at least two users: load a graph first with `roost load`, or start the mesh with the demo",
                 FAULTS,
             )
         operations = plan(truth, count, seed)

@@ -39,7 +39,7 @@ async def serving_restarts(supervisor: Supervisor, path: Path) -> AsyncIterator[
         except CommandError as error:
             answer = {"error": error.message}
         except (ValueError, KeyError, TypeError, TimeoutError):
-            answer = {"error": "the request is not understood"}
+            answer = {"error": "the restart request is malformed"}
         with contextlib.suppress(ConnectionError):
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()

@@ -49,7 +49,9 @@ def replicas_of(text: str) -> dict[str, int]:
             known = ", ".join(service for service in SERVICES if service != REGISTRY)
             raise CommandError(f"--replicas: {name!r} cannot have replicas; these can: {known}", UNUSABLE)
         if not number.isdigit() or not 1 <= int(number) <= MAX_REPLICAS:
-            raise CommandError(f"--replicas: {pair!r} is not NAME=1…{MAX_REPLICAS}", UNUSABLE)
+            raise CommandError(
+                f"--replicas: {pair!r} is invalid; write NAME=N with N from 1 to {MAX_REPLICAS}", UNUSABLE
+            )
         counts[name] = int(number)
     return counts
 

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments under load: what was acknowledged is there once, and the mesh comes back by itself."""
+"""SIGKILL at random moments under load: acknowledged writes exist once, and the mesh recovers by itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from roost_cli.drill.single_process_mesh import MeshLauncher
 from roost_cli.progress import Silent
 from services.platform.config import runtime_dir
 
-# `roost drill crash` makes twenty.
+# `roost drill crash` makes twenty rounds.
 ROUNDS = 3
 
 
@@ -26,7 +26,7 @@ async def test_crash_drill_killed_mesh_keeps_acknowledged_writes(tmp_path: Path)
     assert not result.strange
     assert result.homes_exact
     assert max(result.startups_s) <= STARTUP_WITHIN_S
-    # It was load that the kills met.
+    # The kills happened under load.
     assert result.acknowledged > 100 * ROUNDS
     assert result.unknown > 0
 

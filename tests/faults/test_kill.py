@@ -1,4 +1,4 @@
-"""Processes of a running mesh are killed one by one: what may be repeated is answered, what was acknowledged is there once."""
+"""Kills processes of a running mesh one by one: repeatable requests succeed, and acknowledged writes exist once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.cluster import Namespace
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-# Two of these, one of each other service: `roost drill kill` takes two of all, and kills each.
+# Two replicas of these and one of each other service; `roost drill kill` has two of all and kills each.
 SERVICES = ("tweet", "timeline")
 ROUNDS = 2
-# Few readers and many writes for the time there is.
+# Few clients and many writes, because the test is short.
 CLIENTS, READS_A_WRITE = 6, 10
 
 
@@ -34,6 +34,6 @@ async def test_kill_drill_killed_process_loses_nothing(tmp_path: Path, namespace
     assert not result.duplicated
     assert not result.strange
     assert result.homes_exact
-    # A machine that is busy elsewhere may be late; nothing else may keep an answer away.
+    # A busy machine may cause timeouts (504); any other failure is a fault.
     assert not [failure for failure in result.failures if ": 504 " not in failure]
     assert result.acknowledged > 0

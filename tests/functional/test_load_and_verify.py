@@ -15,7 +15,8 @@ from roost.search.v1 import search_service_pb2, search_service_pb2_grpc
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 from roost_cli.connection import MeshTarget
-from roost_cli.load import command, demo, edge_list
+from roost_cli.load import command, edge_list
+from roost_cli.load.demo import first_run as demo
 from roost_cli.progress import Silent
 from roost_cli.scans import scan_users
 from roost_cli.verify import command as verify
@@ -77,7 +78,7 @@ async def test_what_fanout_does_not_deliver_is_missed(
 
 
 async def test_the_demo_is_loaded_once_and_its_log_in_works(mesh: Any, target: MeshTarget) -> None:
-    account = await demo.first_run(mesh.process.channel, mesh.process.settings.data_dir)
+    account = await demo.load_once(mesh.process.channel, mesh.process.settings.data_dir)
     assert account is not None
     login = auth_service_pb2.LoginRequest(username=account.username, password=account.password)
     assert (await mesh.auth.Login(login)).user.username == account.username
@@ -92,7 +93,7 @@ async def test_the_demo_is_loaded_once_and_its_log_in_works(mesh: Any, target: M
         while not (await search.ListTrendingTags(search_service_pb2.ListTrendingTagsRequest())).tags:
             await asyncio.sleep(0.05)
     people = len([user async for user in _users(mesh)])
-    assert await demo.first_run(mesh.process.channel, mesh.process.settings.data_dir) == account
+    assert await demo.load_once(mesh.process.channel, mesh.process.settings.data_dir) == account
     assert len([user async for user in _users(mesh)]) == people == len(demo.PEOPLE)
     assert await verify.audit(target, Silent())
 
@@ -100,16 +101,16 @@ async def test_the_demo_is_loaded_once_and_its_log_in_works(mesh: Any, target: M
 async def test_an_interrupted_demo_is_finished(mesh: Any) -> None:
     data_dir = mesh.process.settings.data_dir
     account = demo.DemoAccount(demo.PEOPLE[0][0], "the password it had")
-    demo._remember(data_dir / demo.MARKER, account, complete=False)
-    await demo._sign_up(mesh.process.channel(""), account, demo.cast().people[0])
-    assert await demo.first_run(mesh.process.channel, data_dir) == account
-    assert demo._complete(data_dir / demo.MARKER)
+    demo._write_marker(data_dir / demo.MARKER, account, complete=False)
+    await demo._sign_up(mesh.process.channel(""), account, demo.demo_content().people[0])
+    assert await demo.load_once(mesh.process.channel, data_dir) == account
+    assert demo._is_complete(data_dir / demo.MARKER)
     assert len([user async for user in _users(mesh)]) == len(demo.PEOPLE)
 
 
 async def test_a_mesh_with_people_gets_no_demo(mesh: Any) -> None:
     await mesh.people("somebody")
-    assert await demo.first_run(mesh.process.channel, mesh.process.settings.data_dir) is None
+    assert await demo.load_once(mesh.process.channel, mesh.process.settings.data_dir) is None
     assert len([user async for user in _users(mesh)]) == 1
 
 

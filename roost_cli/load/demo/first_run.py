@@ -168,7 +168,7 @@ async def _sign_up(channel: grpc.aio.Channel, account: DemoAccount, person: NewU
 
 def _text(chance: random.Random, sentences: tuple[str, ...], circle: Circle, other: str) -> str:
     text = chance.choice(sentences).format(
-        thing=chance.choice(circle.things), source=chance.choice(circle.places), tag=circle.tag, other=other
+        thing=chance.choice(circle.things), place=chance.choice(circle.places), tag=circle.tag, other=other
     )
     return text[0].upper() + text[1:]
 

@@ -1,4 +1,4 @@
-"""What the commands work on."""
+"""Fixtures of the contract tests of `roost events`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`roost events`, over the logs of both backends."""
+"""Tests `roost events` on the event logs of both backends."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.contract.platform.events.conftest import Sink, records, start, until
 
 
 class Command:
-    """Runs `roost events …` against the log of a folder, beside this test's loop."""
+    """Runs `roost events …` on the log of a data directory, in a thread beside the test's event loop."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self._capsys = capsys
-        # It would outlive the test.
+        # The command's logging setup would stay in effect after the test.
         monkeypatch.setattr(logs, "configure", lambda *_: None)
         if cluster.backend.name == "cluster":
             self._options = ["--cluster"]
@@ -32,7 +32,7 @@ class Command:
             self._options = ["--data", str(folder)]
 
     async def __call__(self, *arguments: str, code: int = 0) -> list[str]:
-        """What it said, line by line: on stdout, or where it failed on stderr."""
+        """Returns the output lines: of stdout, or of stderr if the command failed."""
         self._capsys.readouterr()
         done = await asyncio.to_thread(run, ["events", *arguments, *self._options])
         said = self._capsys.readouterr()
@@ -46,7 +46,7 @@ def events(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 async def opened(folder: Path) -> EventLog:
-    """The log of this run's family, with the clock of this machine."""
+    """Opens the event log of the tested backend with the system clock."""
     if cluster.backend.name == "embedded":
         return await EmbeddedLog.open(folder / "log.db", retry_first_s=0.001)
     from services.platform.config import Settings
@@ -90,7 +90,7 @@ async def test_replay_group_running_in_other_process_moves_offset(tmp_path: Path
     await log.append(records(1, 2))
     await start(log, sink)
     await until(lambda: sink.ids == [1, 2])
-    # The group is known from its first commit on.
+    # A consumer group exists from its first commit.
     await asyncio.sleep(1.5)
     await events("replay", "g", "--since", "1h")
     await until(lambda: sink.ids == [1, 2, 1, 2])

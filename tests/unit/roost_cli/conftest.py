@@ -1,4 +1,4 @@
-"""A mesh of fakes behind real gRPC: it keeps what it is told in dictionaries, and can be made to misbehave."""
+"""Fake services behind a real gRPC server: they keep data in dictionaries and can be made to fail."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LONGEST = 280
 
 @dataclass
 class State:
-    """What the fakes know, and how they misbehave."""
+    """The data of the fake services and the failures to inject."""
 
     usernames: dict[int, str] = field(default_factory=dict)
     hidden: set[int] = field(default_factory=set)
@@ -40,16 +40,16 @@ class State:
     heads: list[tweet_pb2.TweetHead] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
     keys: dict[tuple[int, str], int] = field(default_factory=dict)
-    # Homes answered instead of the right ones, by user id.
+    # Home timelines to return instead of the correct ones, by user id.
     homes: dict[int, list[int]] = field(default_factory=dict)
-    # The same, once everything was delivered again.
+    # The same, after a replay.
     after_replay: dict[int, list[int]] = field(default_factory=dict)
     timeline_state: str = "warm"
-    # Answers of GetFanoutLag, one after another; the last one stays.
+    # Successive responses of GetFanoutLag; the last one repeats.
     lags: list[int] = field(default_factory=lambda: [0])
     paused: bool = False
     partial_answers: int = 0
-    # Calls of a method that fail first, and with which status.
+    # By method: the number of calls that fail first, and their status.
     failing: dict[str, tuple[int, grpc.StatusCode]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     rebuilt: list[int] = field(default_factory=list)
@@ -241,7 +241,7 @@ def state() -> State:
 
 @pytest.fixture
 async def fake_mesh(state: State) -> AsyncIterator[MeshTarget]:
-    """The fakes, served on a free port."""
+    """Serves the fake services on a free port."""
     server = grpc.aio.server()
     auth_service_pb2_grpc.add_AuthServiceServicer_to_server(Auth(state), server)
     user_service_pb2_grpc.add_UserServiceServicer_to_server(Users(state), server)

@@ -1,4 +1,4 @@
-"""`roost call` finds methods by their descriptors, acts as whom it is told, and prints answers as JSON."""
+"""Tests that `roost call` finds methods, acts as the given user, and prints JSON."""
 
 from __future__ import annotations
 

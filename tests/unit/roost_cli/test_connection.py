@@ -1,4 +1,4 @@
-"""Commands find the mesh that is meant, or say what to do."""
+"""Tests which mesh a command uses, and its error if the choice is not clear."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_find_several_prefers_data_dir_then_checkout(tmp_path: Path, monkeypatch
     running(tmp_path, "127.0.0.1:50051", data="/srv/other/data", checkout="/srv/other")
     running(tmp_path, "127.0.0.1:50052", data=str(tmp_path / "mine"), checkout=str(runfile.CHECKOUT))
     assert connection.find(None, tmp_path).address == "127.0.0.1:50052"
-    # Each process of a mesh of many keeps its data in a folder below.
+    # The processes of `up --processes` use subdirectories of the data directory.
     running(tmp_path, "127.0.0.1:50053", data=str(tmp_path / "others" / "processes" / "gateway-1"))
     monkeypatch.setenv("ROOST_DATA_DIR", str(tmp_path / "others"))
     assert connection.find(None, tmp_path).address == "127.0.0.1:50053"
@@ -108,6 +108,6 @@ def test_find_without_run_file_uses_token_of_settings(tmp_path: Path, monkeypatc
     assert connection.find("tweet.example.org:50051", tmp_path).operator() == connection.bearer(token)
     monkeypatch.setenv("ROOST_GRPC", "tweet.example.org:50051")
     assert connection.find(None, tmp_path).operator() == connection.bearer(token)
-    # The run file's own is this very mesh's.
+    # The token in the run file belongs to this mesh and takes precedence.
     running(tmp_path, "127.0.0.1:50051")
     assert connection.find("127.0.0.1:50051", tmp_path).operator_token == "token of 127.0.0.1:50051"

@@ -1,4 +1,4 @@
-"""`roost doctor` finds what stands in the way, and says what to do."""
+"""Tests the checks of `roost doctor`."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def test_health_of_other_server_is_not_a_mesh(fake_mesh: MeshTarget) -> No
 
 @asynccontextmanager
 async def healthy() -> AsyncIterator[str]:
-    """A server whose health service says that identity is SERVING; its address."""
+    """Yields the address of a server whose health service reports identity as SERVING."""
     server = grpc.aio.server()
     servicer = health.aio.HealthServicer()
     await servicer.set("roost.identity.v1.AuthService", health_pb2.HealthCheckResponse.SERVING)

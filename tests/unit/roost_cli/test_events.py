@@ -1,4 +1,4 @@
-"""`roost events replay` beside running meshes moves the one that keeps its data where it was told."""
+"""Tests that `roost events replay` calls the running mesh that owns the data directory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from services.platform.sqlite.event_log import EmbeddedLog
 
 @pytest.fixture
 async def in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
-    """The settings of a data folder whose log another process has open, with fan-out among its consumers."""
+    """Yields the settings of a data directory whose log another process has open, with fan-out as one of its
+    consumers."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     log = await EmbeddedLog.open(tmp_path / "log.db")
-    consumer = log.consumer(events.FANOUT, events.known_topics(), events._nothing)
+    consumer = log.consumer(events.FANOUT, events.known_topics(), events._ignore_batch)
     await consumer.seek(time_ms=0)
     yield settings_with({"data_dir": tmp_path})
     await log.close()

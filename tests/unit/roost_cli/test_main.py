@@ -1,4 +1,4 @@
-"""The command line: what it offers, how it fails, and with which exit code."""
+"""Tests the `roost` command: its help, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.platform.rpc import errors
 
 
 def register(monkeypatch: pytest.MonkeyPatch, name: str, function: object) -> None:
-    """Adds a command for the test."""
+    """Registers a subcommand for the test."""
     module = ModuleType(f"roost_cli.{name}")
     setattr(module, name, function)
     monkeypatch.setitem(sys.modules, f"roost_cli.{name}", module)

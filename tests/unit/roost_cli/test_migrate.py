@@ -1,4 +1,4 @@
-"""`roost migrate` brings every keyspace up to date, and says what it did, or would do."""
+"""Tests that `roost migrate` applies all missing migrations and reports them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ TWO = "CREATE TABLE IF NOT EXISTS two (id bigint PRIMARY KEY)"
 
 @pytest.fixture
 def say(namespace: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> object:
-    """Runs the command in the namespace, with these scripts for one service, and answers code, stdout and stderr."""
+    """Runs the command in the namespace with the given migrations of one service; returns exit code, stdout and
+    stderr."""
     for name, value in namespace.environment.items():
         monkeypatch.setenv(name, value)
-    # The keyspaces' prefix is used again by other tests: one that none of them knows.
+    # A prefix of its own: other tests use the keyspaces of the namespace.
     monkeypatch.setenv("ROOST_KEYSPACES", f"{namespace.settings['keyspaces']}_{uuid.uuid4().hex[:8]}")
 
     def run_with(scripts: Sequence[str], *arguments: str) -> tuple[int, str, str]:

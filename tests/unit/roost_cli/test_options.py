@@ -1,4 +1,4 @@
-"""Settings that do not fit are told in sentences."""
+"""Tests the error messages of invalid settings."""
 
 from __future__ import annotations
 

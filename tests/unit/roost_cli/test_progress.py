@@ -1,4 +1,4 @@
-"""Progress is bars on a terminal and plain lines elsewhere, and measures rates."""
+"""Tests the progress output on terminals and pipes, and the rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls go at a bounded pace, and patience ends."""
+"""Tests bounded concurrency and bounded retries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`field=value` becomes the request that was meant, or an error that names the argument."""
+"""Tests that `field=value` arguments become a request, or an error that names the argument."""
 
 from __future__ import annotations
 
@@ -80,5 +80,5 @@ def test_parse_invalid_value_of_other_type_is_named() -> None:
         request_args.parse(["kind=friend"], ScanEdgesRequest)
     with pytest.raises(CommandError, match=r"head.deleted=maybe: write true or false"):
         request_args.parse(["head.deleted=maybe"], TweetCore)
-    with pytest.raises(CommandError, match="core holds bytes"):
+    with pytest.raises(CommandError, match="core contains bytes"):
         request_args.parse(["core=é"], TweetCore)

@@ -1,4 +1,4 @@
-"""Run files are private, name living processes only, and go with their mesh."""
+"""Tests that run files are private, name only running processes, and are removed with their mesh."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run_at(grpc: str, pid: int | None = None) -> RunFile:
 
 
 def gone() -> int:
-    """The id of a process that has ended."""
+    """Returns the id of a process that has ended."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     return ended.pid

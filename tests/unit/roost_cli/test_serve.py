@@ -1,4 +1,4 @@
-"""`roost serve` and `roost up` as processes: what they say at start, and what keeps them from starting."""
+"""Tests the start of `roost serve` and `roost up` as processes: their output, and errors that prevent it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import pytest
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 ANY = "127.0.0.1:0"
-# A hang is a failure, not a slow test.
+# A test that hangs fails after this many seconds.
 WITHIN_S = 60.0
 
 
 @contextmanager
 def serving(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A process of `roost`, killed at the end."""
-    # No home that a run file could be written to, as with a read-only root.
+    """Runs `roost` as a process and kills it at the end."""
+    # No writable directory for the run file, as with a read-only root file system.
     env = {**os.environ, "HOME": "/dev/null", "ROOST_LOG_FORMAT": "json", **environment}
     env.pop("XDG_RUNTIME_DIR", None)
     command = [sys.executable, "-m", "roost_cli", *arguments, "--grpc", ANY]
@@ -40,7 +40,7 @@ def serving(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[st
 
 
 def line_with(process: subprocess.Popen[str], words: str) -> str:
-    """The next line of its output that has these words; "" if it ends without."""
+    """Returns the next output line that contains the words; "" if the output ends first."""
     assert process.stdout is not None, "made with a pipe"
     return next((line.strip() for line in process.stdout if words in line), "")
 
@@ -68,13 +68,13 @@ def test_serve_gateway_without_addresses_prints_hint(tmp_path: Path) -> None:
 
 def test_serve_unreachable_peers_are_printed(tmp_path: Path) -> None:
     with socket.socket() as taken:
-        # Bound and not listening: a connection is refused.
+        # Bound but not listening, so connections are refused.
         taken.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{taken.getsockname()[1]}"
         peers = f"identity={dead},graph={dead},engagement={dead},timeline={dead}"
         with serving("serve", "tweet", "--data", str(tmp_path), ROOST_PEERS=peers) as process:
             told = line_with(process, "not reached yet")
-            # Not timeline: tweet never calls it.
+            # timeline is missing, because the tweet service never calls it.
             for name in ("identity", "graph", "engagement"):
                 assert f"{name} at {dead}" in told
             assert "timeline" not in told
@@ -144,5 +144,5 @@ def test_at_debug_every_request_is_a_line_with_the_ids_that_the_caller_was_given
 
 
 def address_in(ready: str, before: str) -> str:
-    """The HOST:PORT that comes after some words of the ready line."""
+    """Returns the HOST:PORT that follows the words in the ready line."""
     return ready.partition(before)[2].split()[0]

@@ -1,4 +1,4 @@
-"""`roost token` prints what a shell can use."""
+"""Tests the output of `roost token`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens are minted in batches and renewed before they expire."""
+"""Tests that tokens are minted in batches and renewed before they expire."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SDK: errors are exceptions, lists turn their own pages, and what may be repeated is."""
+"""Tests the client: errors become exceptions, lists request their pages, and safe methods are retried."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from roost_client.transport import policy
 
 @dataclass
 class Seen:
-    """What the server was sent, and how often it fails first."""
+    """The requests that the server received, and how often it fails first."""
 
     requests: list[Any] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
@@ -109,7 +109,7 @@ def seen() -> Seen:
 
 @pytest.fixture
 def roost(seen: Seen) -> Iterator[Client]:
-    """A client of a server that runs in threads of its own."""
+    """Returns a client of a server that runs in threads."""
     server = grpc.server(ThreadPoolExecutor(2))
     auth_service_pb2_grpc.add_AuthServiceServicer_to_server(Auth(seen), server)
     graph_service_pb2_grpc.add_GraphServiceServicer_to_server(Graph(seen), server)
@@ -184,7 +184,7 @@ def test_client_never_retries_unsafe_method(roost: Client, seen: Seen) -> None:
     assert len(seen.requests) == 1
 
 
-# gRPC gives a deadline to its peer rounded up.
+# gRPC rounds a deadline up when it sends it.
 ROUNDING_S = 0.1
 
 

@@ -1,4 +1,4 @@
-"""`scripts/backends` says what is wrong, moves ports, and asks each server in its own protocol."""
+"""Tests the command line of `scripts/backends`, its ports, and its health checks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from roost_cli.backends import ready
 from roost_cli.backends.__main__ import main
 from roost_cli.backends.compose import FILE
 from roost_cli.backends.opensearch import VERSION as OPENSEARCH_VERSION
-from roost_cli.backends.server_specs import CASSANDRA_VERSION, KAFKA_VERSION, SERVERS, USUAL
+from roost_cli.backends.server_specs import CASSANDRA_VERSION, DEFAULT_SERVERS, KAFKA_VERSION, SERVERS
 
 needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server here")
 
 
 @contextmanager
 def listening(answer: Callable[[socket.socket], None] = socket.socket.close) -> Iterator[int]:
-    """A port where every connection is handed to `answer`."""
+    """Yields a port whose connections are handled by `answer`."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -114,7 +114,7 @@ def test_ready_closed_or_garbage_response_is_not_ready(name: str) -> None:
 def test_compose_versions_equal_local_versions() -> None:
     services = yaml.safe_load(FILE.read_text())["services"]
     assert set(services) == set(SERVERS)
-    assert {name for name in services if "profiles" not in services[name]} == set(USUAL)
+    assert {name for name in services if "profiles" not in services[name]} == set(DEFAULT_SERVERS)
     images = {name: service["image"].rpartition(":")[2] for name, service in services.items()}
     assert images["cassandra"] == CASSANDRA_VERSION
     assert images["kafka"] == KAFKA_VERSION

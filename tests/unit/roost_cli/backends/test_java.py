@@ -1,4 +1,4 @@
-"""The right JDK is found among several, and its absence is said in words."""
+"""Tests the choice of a JDK and the error if there is none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from roost_cli.backends.server_specs import missing_programs
 
 
 def jdk(folder: Path, name: str, version: str) -> Path:
-    """A home that says its version as JDKs do."""
+    """Creates a JDK directory with a `release` file."""
     home = folder / name
     (home / "bin").mkdir(parents=True)
     (home / "bin" / "java").write_text("#!/bin/sh\n")
@@ -24,8 +24,8 @@ def jdk(folder: Path, name: str, version: str) -> Path:
 
 @pytest.fixture
 def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine whose only JDKs are those put into this folder."""
-    monkeypatch.setattr(module, "USUAL", ((str(tmp_path), "*"),))
+    """Hides the JDKs of this machine; only those created in the returned directory are found."""
+    monkeypatch.setattr(module, "JDK_DIRECTORIES", ((str(tmp_path), "*"),))
     monkeypatch.setattr(module.shutil, "which", lambda _: None)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Processes outlive whoever started them, and only they themselves are stopped."""
+"""Tests that background processes outlive their parent and that only recorded processes are stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEAF = [sys.executable, "-c", "import signal; signal.signal(signal.SIGTERM, sign
 
 
 def launch(folder: Path, argv: list[str]) -> Record:
-    """Starts it, and waits until it has said something."""
+    """Starts a process and waits for its first output."""
     log = folder / "logs" / "one.log"
     record = processes.start(argv, cwd=folder, log=log, user=None, record=folder / "run" / "one.json")
     while not log.read_bytes():

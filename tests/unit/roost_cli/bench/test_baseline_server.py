@@ -1,4 +1,4 @@
-"""The bare server gives exactly the recorded answer, again and again."""
+"""Tests that the baseline server repeats the recorded response."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_baseline_server_repeats_recorded_response(tmp_path: Path) -> None
                 assert (answer.status_code, answer.content) == (200, body)
                 told = {name: value for name, value in answer.headers.items() if name != "date"}
                 assert told == {"content-type": "application/json", "etag": 'W/"x"', "content-length": str(len(body))}
-                # One date, and that of now.
+                # uvicorn replaces the recorded date by the current one.
                 assert answer.headers.get_list("date") != ["Thu, 01 Jan 1970 00:00:00 GMT"]
                 assert len(answer.headers.get_list("date")) == 1
     with pytest.raises(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""What processes have used of the processors, as /proc tells it."""
+"""Tests the reading of CPU times and process trees from /proc."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ has_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this
 
 
 def run(proc: Path, pid: int, parent: int = 1, user: int = 0, system: int = 0) -> None:
-    """Puts a process there. Its name may hold spaces and brackets."""
+    """Creates the /proc entry of a process whose name contains spaces and parentheses."""
     (proc / str(pid)).mkdir()
     between = " ".join("0" for _ in range(9))
     (proc / str(pid) / "stat").write_text(f"{pid} (a b) c) S {parent} {between} {user} {system} 99 99 0 0\n")
@@ -35,7 +35,7 @@ def test_backend_includes_all_descendants(tmp_path: Path) -> None:
     for pid, parent in ((10, 1), (11, 10), (12, 11), (13, 10), (14, 1), (9, 12)):
         run(tmp_path, pid, parent)
     (tmp_path / "self").mkdir()
-    # Ended while it was looked at.
+    # A process that ended during the listing: its directory has no stat file.
     (tmp_path / "15").mkdir()
     assert cpu.backend(10, tmp_path)[0] == 10
     assert sorted(cpu.backend(10, tmp_path)) == [9, 10, 11, 12, 13]

@@ -1,4 +1,4 @@
-"""`roost bench fanout`: the table that it makes of passes, and that both ways really write what they are measured by."""
+"""Tests the table of `roost bench fanout`, and that both designs write all entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`roost bench`: where its table is written."""
+"""Tests the Markdown tables of `roost bench`."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def test_inserted_replaces_text_between_markers() -> None:
     once = table.inserted(empty, "home", "one")
     assert once == "before\n<!-- roost bench home -->\none\n<!-- end of roost bench home -->\nafter\n"
     assert table.inserted(once, "home", "two") == once.replace("one", "two")
-    with pytest.raises(CommandError, match="no place"):
+    with pytest.raises(CommandError, match="lacks the markers"):
         table.inserted("no markers", "home", "one")

@@ -1,4 +1,4 @@
-"""wrk: what it is told, what is made of what it says, and what happens where it is not there."""
+"""Tests the script for wrk, its options, and the parsing of its output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_parse_failed_run_shows_output_of_wrk() -> None:
 def test_script_contains_every_token() -> None:
     script = wrk.script(["a.b-c_d", "e.f.g"])
     assert '"a.b-c_d",\n"e.f.g"\n}' in script
-    # What Python formats is whole again for Lua.
+    # `%%` in the Python format became `%` in Lua.
     assert "last = last % count + 1" in script
     assert r'io.write("\nroost-bench ", string.format(' in script
     assert '"requests": %.0f' in script

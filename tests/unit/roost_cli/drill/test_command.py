@@ -1,4 +1,4 @@
-"""`roost drill`: what it says of a result, and what it leaves behind."""
+"""Tests the output and exit code of `roost drill`, and its cleanup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLEAN = Result(rounds=3, acknowledged=1_234, unknown=5, startups_s=[0.5, 1.25], 
 
 @pytest.fixture
 def result(monkeypatch: pytest.MonkeyPatch) -> Result:
-    """What the next drill comes to."""
+    """The result that the next drill returns."""
     found = dataclasses.replace(CLEAN, startups_s=[0.5, 1.25], lost=[], duplicated=[], strange=[])
 
     async def drilled(self: CrashDrill, rounds: int) -> Result:
@@ -79,7 +79,7 @@ async def test_launcher_start_timeout_kills_mesh(tmp_path: Path, monkeypatch: py
         return spawned[0]  # type: ignore[no-any-return]
 
     monkeypatch.setattr(single_process_mesh.MeshLauncher, "_spawn", spying)
-    with pytest.raises(CommandError, match=r"no mesh in 0\.05 s"):
+    with pytest.raises(CommandError, match=r"not ready after 0\.05 s"):
         await single_process_mesh.MeshLauncher(tmp_path).start()
     assert spawned[0].returncode == -9
 

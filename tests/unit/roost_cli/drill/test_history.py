@@ -1,4 +1,4 @@
-"""The checker of histories: it must see every loss, every double and every change that nobody asked for."""
+"""Tests that the history check finds every lost write, duplicate and unexplained change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def history() -> History:
 
 
 def there(*tweets: tuple[int, str], deleted: bool = False) -> Observed:
-    """Tweets of Ann, with her list."""
+    """Returns observed data with the tweets of Ann and her tweet list."""
     found = Observed({tweet_id: ObservedTweet(ANN, "" if deleted else text, deleted, 0) for tweet_id, text in tweets})
     found.listed[ANN] = [] if deleted else [tweet_id for tweet_id, _ in tweets]
     return found

@@ -1,4 +1,4 @@
-"""`roost load`: keys and authors come out the same each time, and nothing is left out in silence."""
+"""Tests that `roost load` creates reproducible keys and authors and reports everything that it leaves out."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def test_load_malformed_graph_fails_before_any_call(tmp_path: Path, capsys: pyte
     [
         (b"1 2\n", "one\ntwo\ncaf\u00e9\n".encode("latin-1"), "t.txt, line 3: byte 0xe9 is not UTF-8"),
         (b"1 2\n", "one\n".encode("utf-16"), "t.txt, line 1: byte 0xff is not UTF-8"),
-        (b"1 2\n", b"", "t.txt holds no tweet"),
-        (b"1 2\n", b"\n  \n", "t.txt holds no tweet"),
+        (b"1 2\n", b"", "t.txt contains no tweet"),
+        (b"1 2\n", b"\n  \n", "t.txt contains no tweet"),
         ("# caf\u00e9\n1 2\n".encode("latin-1"), b"one\n", "g.edges, line 1: byte 0xe9 is not UTF-8"),
-        (b"", b"one\n", "g.edges holds no edge"),
+        (b"", b"one\n", "g.edges contains no edge"),
     ],
 )
 def test_load_invalid_tweet_file_fails_before_any_call(

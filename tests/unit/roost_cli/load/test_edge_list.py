@@ -1,4 +1,4 @@
-"""Edge lists are read as they are published, and a line that is none is named."""
+"""Tests the parser of edge lists and its errors."""
 
 from __future__ import annotations
 

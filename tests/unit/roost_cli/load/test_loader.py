@@ -1,4 +1,4 @@
-"""Loading may be repeated, waits for a mesh that is busy, and counts what the mesh does not take."""
+"""Tests that loading is idempotent, retries while the mesh is busy, and counts refusals."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_post_other_refusal_raises_with_place(loader: Loader, state: Any) 
 
 async def test_import_people_suspended_user_raises_command_error(loader: Loader, state: Any) -> None:
     state.hidden.add(state.add_user("user_0002"))
-    with pytest.raises(CommandError, match="1 of these people are suspended or deactivated here, user_0002"):
+    with pytest.raises(CommandError, match="1 of these users are suspended or deactivated in the mesh, user_0002"):
         await loader.import_users(PEOPLE)
 
 

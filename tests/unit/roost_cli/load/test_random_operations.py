@@ -1,4 +1,4 @@
-"""The plan of random operations: the same for the same seed, and of things that can be done."""
+"""Tests that the plan of random operations is reproducible and possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that are kept running: real ones, of the one service that needs no other."""
+"""Tests the supervisor with real processes of the registry, the only service that needs no other."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture
 async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
-    # Named as services, so that restarts may overlap; what they serve does not matter here.
+    # The names are those of services, so that restarts may overlap; all of them run the registry.
     parts = [part(tmp_path), part(tmp_path, "tweet"), part(tmp_path, "graph")]
     supervisor = Supervisor(parts, tmp_path / "logs", lambda line: None)
     await supervisor.start()

@@ -1,4 +1,4 @@
-"""Which processes a mesh is made of."""
+"""Tests which processes a mesh consists of."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_process_specs_start_with_registry_and_end_with_gateway(tmp_path: Path) 
     assert {name: between.count(name) for name in between} == {
         name: 3 if name == "timeline" else 1 for name in SERVICES if name != "registry"
     }
-    # Only the gateway's ops port can be chosen: there is one gateway.
+    # Only the gateway's ops port can be configured, because there is one gateway.
     assert [part.arguments[part.arguments.index("--ops") + 1] for part in parts] == [
         *["127.0.0.1:0"] * (len(parts) - 1),
         "127.0.0.1:3",
     ]
-    # They share secrets and the registry, and no data directory.
+    # All processes share the secrets and the registry, but no data directory.
     assert len({part.environment["mesh_secret"] for part in parts}) == 1
     assert len({part.environment["registry"] for part in parts}) == 1
     assert len({part.arguments[-1] for part in parts}) == len(parts)

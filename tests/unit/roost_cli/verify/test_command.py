@@ -1,4 +1,4 @@
-"""`roost verify` against a mesh of fakes: what it finds, what it says, and how it exits."""
+"""Tests `roost verify` against fake services: its findings, output and exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOMES = 5
 
 @pytest.fixture
 def people(state: Any) -> list[int]:
-    """Five people in a ring, each following the next, and some tweets of each."""
+    """Adds five users in a ring, each following the next, with some tweets each."""
     ids = [state.add_user(f"user_{number:04d}") for number in range(HOMES)]
     state.follows.extend((ids[number], ids[(number + 1) % HOMES]) for number in range(HOMES))
     for _ in range(60):
@@ -104,7 +104,7 @@ async def test_verify_skips_inactive_users(
     fake_mesh: MeshTarget, people: list[int], state: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state.hidden.add(people[0])
-    # Whoever follows the hidden one is right to see nothing of them.
+    # The followers of the hidden user correctly see none of these tweets.
     own = [head.id for head in state.heads if head.author_id == people[4]]
     state.homes = {people[4]: sorted(own, reverse=True)}
     assert await command.audit(fake_mesh, Silent()) is True

@@ -1,4 +1,4 @@
-"""The auditor's own rules of what a home holds, one promise of the API each, and what it calls a fault."""
+"""Tests the auditor's computation of home timelines, one API rule per test, and its comparison."""
 
 from __future__ import annotations
 

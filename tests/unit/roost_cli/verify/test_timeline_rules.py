@@ -1,4 +1,5 @@
-"""Each rule of a home, broken by a mesh that shows what the rule hides, or hides what it must show: the audit must see it."""
+"""Tests that the audit finds every broken rule: the mesh shows a tweet that a rule hides, or hides one that it must
+show."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ Plant = Callable[[Any, dict[str, int]], int]
 
 @pytest.fixture
 def people(state: Any) -> dict[str, int]:
-    """The reader follows Ann and Ben; Carl is a stranger. Each has posted something plain."""
+    """The reader follows Ann and Ben but not Carl. Each has posted one plain tweet."""
     ids = {name: state.add_user(name) for name in ("reader", "ann", "ben", "carl")}
     state.follows.extend((ids["reader"], ids[name]) for name in ("ann", "ben"))
     for user_id in ids.values():
@@ -81,7 +82,7 @@ def tweet_of_a_muted_followee(state: Any, who: dict[str, int]) -> int:
 
 
 def tweet_of_who_blocks_the_reader(state: Any, who: dict[str, int]) -> int:
-    # A follow that a block should have undone.
+    # A follow that the block should have removed.
     state.follows.append((who["reader"], who["carl"]))
     state.blocks.append((who["carl"], who["reader"]))
     return int(state.add_tweet(who["carl"]))
@@ -150,7 +151,7 @@ SHOWN: list[Plant] = [
 
 
 async def audited(mesh: MeshTarget, reader: int) -> str:
-    """What the audit says of the reader's home."""
+    """Returns the audit's description of the reader's home timeline."""
     async with command.connection.connect(mesh) as channels:
         return "; ".join(await command.faults_of(channels, mesh.operator(), [reader]))
 
@@ -182,7 +183,7 @@ async def test_expected_home_without_rule_shows_tweet(
 
 
 def truth_of(state: Any, reader: int) -> list[int]:
-    """What the people have posted that no test of a rule is about: all that stands of the reader and plain followees."""
+    """Returns the tweets that no rule under test concerns: the live ones of the reader and of plain followees."""
     plain = {reader} | {b for a, b in state.follows if a == reader and b not in state.hidden}
     plain -= {b for a, b in state.mutes if a == reader} | {b for a, b in [*state.blocks] if a == reader}
     plain -= {a for a, b in state.blocks if b == reader}

@@ -1,4 +1,4 @@
-"""The demo is the same everywhere, fits the API's limits, and looks like people."""
+"""Tests that the demo's content is reproducible, valid and varied."""
 
 from __future__ import annotations
 
