@@ -1,4 +1,4 @@
-"""What the port's promises are checked against: one entry a family."""
+"""Fixtures for the contract tests of the search index, one entry for each backend."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ TWEETS, USERS = Collection.TWEETS, Collection.USERS
 
 
 class Backend(Protocol):
-    """What the tests need of a family. `keeps_position`: its index knows how far the log was applied."""
+    """One backend under test. `keeps_position`: its index stores the log offset up to which it is durable."""
 
     keeps_position: bool
 
     async def open(self, folder: Path) -> SearchIndex:
-        """The index that belongs to this folder, new or as it was left."""
+        """Opens the index of this folder, new or as it was left."""
 
     async def commit(self, index: SearchIndex) -> None:
-        """Makes durable what was applied, without waiting for the second to be over."""
+        """Commits applied changes now."""
 
 
 class Embedded:
-    """The family that needs nothing but a folder."""
+    """The Tantivy index in a folder."""
 
     keeps_position = True
 
@@ -45,7 +45,7 @@ class Embedded:
 
 
 class OpenSearch:
-    """The real server. What was applied is durable there."""
+    """The index on a real OpenSearch server. Applied changes are durable there."""
 
     keeps_position = False
 
@@ -63,27 +63,27 @@ BACKEND_NAMES: dict[str, type[Backend]] = {"embedded": Embedded, "cluster": Open
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """The family of this run."""
+    """The backend of this run."""
     return BACKEND_NAMES[request.config.getoption("--backend")]()
 
 
 def tweet(tweet_id: int, text: str, *exact: str, author: int = 1, version: int = 0) -> IndexChange:
-    """A tweet that stands."""
+    """Returns a change with a live tweet."""
     return IndexChange(TWEETS, tweet_id, Document(tweet_id, version, author, exact, words(text)))
 
 
 def user_change(user_id: int, *exact: str, version: int = 1, rank: int = 0) -> IndexChange:
-    """A person who takes part."""
+    """Returns a change with an active user."""
     return IndexChange(USERS, user_id, Document(user_id, version, user_id, exact, (), rank))
 
 
 def removal(key: int, collection: Collection = TWEETS) -> IndexChange:
-    """Something that is not to be found any more."""
+    """Returns a change that removes a document."""
     return IndexChange(collection, key, None)
 
 
 def query_of(text: str) -> Query:
-    """The query of a text without authors."""
+    """Returns the index query of a search text without authors."""
     found = parse(text)
     assert not found.authors
     return Query(found.exact, found.phrases, found.excluded.exact, found.excluded.phrases)
@@ -91,7 +91,7 @@ def query_of(text: str) -> Query:
 
 @dataclass
 class Opened:
-    """An index with short words for questions, and the way to close and open it again."""
+    """An index with short forms of its methods, which can be closed and opened again."""
 
     backend: Backend
     folder: Path
@@ -113,13 +113,13 @@ class Opened:
         return [place.id for place in await self.index.ranked(USERS, Query(exact), None, limit)]
 
     async def again(self) -> SearchIndex:
-        """Closes the index and opens what it left."""
+        """Closes the index and opens it again."""
         await self.index.close()
         self.index = await self.backend.open(self.folder)
         return self.index
 
     async def rebuilt(self, changes: Iterable[IndexChange]) -> None:
-        """Builds the index anew from these."""
+        """Rebuilds the index from these changes."""
         await self.index.begin()
         await self.index.fill(list(changes))
         await self.index.finish()

@@ -13,11 +13,11 @@ from tests.contract.search.conftest import TWEETS, USERS, Opened, query_of, remo
 
 @pytest.fixture(params=[False, True], ids=["laid over", "settled"])
 def committed(request: pytest.FixtureRequest) -> bool:
-    """Whether changes are made durable before questions are asked."""
+    """True: changes are committed before the searches run."""
     return bool(request.param)
 
 
-async def test_a_change_is_found_by_the_search_that_begins_after_it(opened: Opened, committed: bool) -> None:
+async def test_apply_change_is_found_by_next_search(opened: Opened, committed: bool) -> None:
     await opened.apply(tweet(1, "good morning"), tweet(2, "good night", "#sleep"))
     if committed:
         await opened.commit()
@@ -28,7 +28,7 @@ async def test_a_change_is_found_by_the_search_that_begins_after_it(opened: Open
     assert await opened.best("good") == [1, 2]
 
 
-async def test_phrases_hold_word_after_word(opened: Opened, committed: bool) -> None:
+async def test_newest_phrase_matches_consecutive_words(opened: Opened, committed: bool) -> None:
     await opened.apply(tweet(1, "the cat sat on the mat"), tweet(2, "the mat sat on the cat"), tweet(3, "cat"))
     if committed:
         await opened.commit()
@@ -38,7 +38,7 @@ async def test_phrases_hold_word_after_word(opened: Opened, committed: bool) -> 
     assert await opened.newest('"cat cat"') == []
 
 
-async def test_excluded_terms_and_phrases_leave_out(opened: Opened, committed: bool) -> None:
+async def test_newest_excluded_terms_and_phrases_do_not_match(opened: Opened, committed: bool) -> None:
     await opened.apply(
         tweet(1, "boats sail fast", "#sea"), tweet(2, "boats row fast", "#lake"), tweet(3, "fast boats sail")
     )
@@ -56,7 +56,7 @@ async def test_excluded_terms_and_phrases_leave_out(opened: Opened, committed: b
         assert await opened.newest(text) == sorted(await opened.best(text), reverse=True) == ids, text
 
 
-async def test_conditions_narrow_and_change_no_fit(opened: Opened, committed: bool) -> None:
+async def test_best_conditions_narrow_without_changing_scores(opened: Opened, committed: bool) -> None:
     await opened.apply(
         tweet(1, "word", "#a"), tweet(2, "word and more of them", "#b"), tweet(3, "word", "#c"), tweet(4, "other", "#a")
     )
@@ -77,7 +77,7 @@ async def test_conditions_narrow_and_change_no_fit(opened: Opened, committed: bo
         assert {hit.id: hit.score for hit in hits} == pytest.approx({key: fits[key] for key in ids})
 
 
-async def test_ranked_pages_go_down_by_rank_then_up_by_id(opened: Opened, committed: bool) -> None:
+async def test_ranked_pages_descend_by_rank_then_ascend_by_id(opened: Opened, committed: bool) -> None:
     ranks = {n: (0, 7, 7, 40)[n % 4] for n in range(1, 31)}
     await opened.apply(
         *(user_change(n, "n:user", rank=rank) for n, rank in ranks.items()), user_change(99, "n:other", rank=50)
@@ -85,7 +85,7 @@ async def test_ranked_pages_go_down_by_rank_then_up_by_id(opened: Opened, commit
     await opened.apply(tweet(5, "", "n:user"))
     if committed:
         await opened.commit()
-    # One more follower, and one who left.
+    # One user gains a follower, and one is removed.
     await opened.apply(user_change(30, "n:user", rank=41), removal(3, USERS))
     ranks = ranks | {30: 41}
     del ranks[3]
@@ -100,7 +100,7 @@ async def test_ranked_pages_go_down_by_rank_then_up_by_id(opened: Opened, commit
     assert await opened.index.ranked(USERS, excluded, None, 10) == []
 
 
-async def test_pages_go_down_by_id_and_meet_without_gap(opened: Opened) -> None:
+async def test_newest_pages_descend_by_id_without_gap(opened: Opened) -> None:
     for start in range(1, 101, 20):
         await opened.apply(*(tweet(n, "one of many") for n in range(start, start + 20)))
         if start != 81:
@@ -112,14 +112,14 @@ async def test_pages_go_down_by_id_and_meet_without_gap(opened: Opened) -> None:
     assert await opened.best("many", before_id=3) == [1, 2]
 
 
-async def test_a_page_is_full_though_what_it_met_first_is_gone(opened: Opened) -> None:
+async def test_newest_removed_matches_do_not_shorten_page(opened: Opened) -> None:
     await opened.apply(*(tweet(n, "word") for n in range(1, 101)))
     await opened.commit()
     await opened.apply(*(removal(n) for n in range(20, 101)))
     assert await opened.newest("word", limit=10) == list(range(19, 9, -1))
 
 
-async def test_edits_replace_and_older_versions_do_not(opened: Opened, committed: bool) -> None:
+async def test_apply_older_version_is_ignored(opened: Opened, committed: bool) -> None:
     await opened.apply(tweet(1, "first", "#a", version=0))
     if committed:
         await opened.commit()
@@ -135,7 +135,7 @@ async def test_edits_replace_and_older_versions_do_not(opened: Opened, committed
     assert await opened.index.count(TWEETS) == 1
 
 
-async def test_removed_is_gone_and_may_come_back(opened: Opened, committed: bool) -> None:
+async def test_apply_removed_document_may_return(opened: Opened, committed: bool) -> None:
     await opened.apply(tweet(1, "here", version=9), tweet(2, "here"), removal(3))
     if committed:
         await opened.commit()
@@ -151,7 +151,7 @@ async def test_removed_is_gone_and_may_come_back(opened: Opened, committed: bool
     assert await opened.newest("here") == [2, 1]
 
 
-async def test_collections_do_not_mix(opened: Opened, committed: bool) -> None:
+async def test_searches_do_not_mix_collections(opened: Opened, committed: bool) -> None:
     await opened.apply(tweet(7, "ann", "same"), user_change(7, "same"), user_change(3, "same"))
     if committed:
         await opened.commit()
@@ -164,7 +164,7 @@ async def test_collections_do_not_mix(opened: Opened, committed: bool) -> None:
     assert await opened.newest("ann") == [7]
 
 
-async def test_terms_by_use_and_only_those_in_use(opened: Opened, committed: bool) -> None:
+async def test_terms_returns_used_terms_by_frequency(opened: Opened, committed: bool) -> None:
     await opened.apply(tweet(1, "", "#pie", "#pi"), tweet(2, "", "#pie"), tweet(3, "", "#pop"), tweet(4, "", "$pie"))
     if committed:
         await opened.commit()
@@ -176,8 +176,8 @@ async def test_terms_by_use_and_only_those_in_use(opened: Opened, committed: boo
     assert list(await opened.index.terms("#po", 10)) == []
 
 
-async def test_terms_count_what_stands_now_however_much_went(opened: Opened, committed: bool) -> None:
-    """Tags of many deleted or edited tweets leave room for the one that lives."""
+async def test_terms_many_removed_documents_counts_live_only(opened: Opened, committed: bool) -> None:
+    """Tags of many deleted or edited tweets do not hide the tag of a live tweet."""
     await opened.apply(*(tweet(n, "", f"#go{n:02}", "#gone") for n in range(1, 41)), tweet(41, "", "#golive"))
     await opened.commit()
     await opened.apply(*(removal(n) for n in range(1, 31)), *(tweet(n, "", "#go", version=1) for n in range(31, 41)))
@@ -187,9 +187,9 @@ async def test_terms_count_what_stands_now_however_much_went(opened: Opened, com
     assert list(await opened.index.terms("#go", 20)) == ["#go", "#golive"]
 
 
-async def test_most_used_counts_authors_of_what_stands(opened: Opened, committed: bool) -> None:
+async def test_most_used_counts_authors_of_live_documents(opened: Opened, committed: bool) -> None:
     await opened.apply(
-        # One author, many times.
+        # One author with many tweets.
         *(tweet(n, "", "=pic pic", author=1) for n in range(1, 6)),
         *(tweet(n, "", "=pic Pic", author=n) for n in (6, 7, 8)),
         *(tweet(n, "", "=pic PIC", author=n) for n in range(10, 15)),
@@ -203,7 +203,7 @@ async def test_most_used_counts_authors_of_what_stands(opened: Opened, committed
     assert list(await opened.index.most_used([])) == []
 
 
-async def test_hits_tell_author_fit_and_preferred_terms(opened: Opened, committed: bool) -> None:
+async def test_best_hits_have_author_score_and_preferred(opened: Opened, committed: bool) -> None:
     await opened.apply(
         tweet(1, "python", "#python", author=11), tweet(2, "python and much else that is no snake", author=12)
     )
@@ -218,8 +218,8 @@ async def test_hits_tell_author_fit_and_preferred_terms(opened: Opened, committe
         assert one > other > 0
 
 
-async def test_what_was_filled_outlives_a_restart_with_its_position(opened: Opened) -> None:
-    """A position is kept only where what is durable may be behind what was applied."""
+async def test_open_after_restart_has_documents_and_position(opened: Opened) -> None:
+    """Only an index whose durable state may be behind what was applied keeps a position."""
     assert not await opened.index.filled()
     assert opened.index.position is None
     await opened.rebuilt([tweet(1, "filled")])
@@ -233,8 +233,8 @@ async def test_what_was_filled_outlives_a_restart_with_its_position(opened: Open
     assert await opened.newest("filled") == [2]
 
 
-async def test_an_index_never_filled_says_so_after_a_restart(opened: Opened) -> None:
-    """It may lack what was there before its first event."""
+async def test_open_unfilled_index_after_restart_is_unfilled(opened: Opened) -> None:
+    """It may lack documents from before its first event."""
     await opened.apply(tweet(1, "event"), position=5)
     await opened.commit()
     index = await opened.again()
@@ -242,7 +242,7 @@ async def test_an_index_never_filled_says_so_after_a_restart(opened: Opened) -> 
     assert index.position is None
 
 
-async def test_a_build_that_was_not_finished_leaves_the_index_as_it_was(opened: Opened) -> None:
+async def test_open_after_unfinished_build_keeps_index(opened: Opened) -> None:
     await opened.rebuilt([tweet(1, "old")])
     await opened.index.begin()
     await opened.index.fill([tweet(1, "new"), tweet(2, "new")])
@@ -254,7 +254,7 @@ async def test_a_build_that_was_not_finished_leaves_the_index_as_it_was(opened: 
     assert await opened.newest("new") == [2]
 
 
-async def test_how_far_a_new_index_is(opened: Opened) -> None:
+async def test_build_status_counts_filled_documents(opened: Opened) -> None:
     await opened.rebuilt([tweet(1, "old")])
     before = await opened.index.build_status()
     assert before.filled is None
@@ -266,7 +266,7 @@ async def test_how_far_a_new_index_is(opened: Opened) -> None:
     assert after.number > before.number
 
 
-async def test_a_new_index_takes_over_while_the_old_one_answers(opened: Opened) -> None:
+async def test_finish_replaces_index_while_searches_run(opened: Opened) -> None:
     await opened.rebuilt([tweet(1, "old"), tweet(2, "old")])
     await opened.index.begin()
     await opened.index.fill([tweet(1, "new")])
@@ -280,8 +280,8 @@ async def test_a_new_index_takes_over_while_the_old_one_answers(opened: Opened) 
     assert opened.index.position == (7 if opened.backend.keeps_position else None)
 
 
-async def test_a_scan_never_overwrites_an_event(opened: Opened, committed: bool) -> None:
-    """What a scan read may be older by the time it is filled in; removals have no version to tell by."""
+async def test_fill_does_not_overwrite_applied_changes(opened: Opened, committed: bool) -> None:
+    """A document from a scan may be older than an applied change, and a removal has no version to compare with."""
     await opened.index.begin()
     await opened.apply(removal(1), tweet(2, "edited", version=0), removal(4))
     if committed:
@@ -297,7 +297,7 @@ async def test_a_scan_never_overwrites_an_event(opened: Opened, committed: bool)
     assert await opened.index.count(TWEETS) == 1
 
 
-async def test_one_begun_before_is_given_up(opened: Opened) -> None:
+async def test_begin_discards_earlier_build(opened: Opened) -> None:
     await opened.index.begin()
     await opened.index.fill([tweet(1, "given up")])
     await opened.index.begin()
@@ -311,8 +311,8 @@ async def test_one_begun_before_is_given_up(opened: Opened) -> None:
         await opened.index.fill([])
 
 
-async def test_searches_during_changes_and_commits_miss_nothing(opened: Opened) -> None:
-    """Every tweet matches all the time, in one text or another: edits, commits and a takeover go on meanwhile."""
+async def test_searches_during_changes_and_commits_find_all(opened: Opened) -> None:
+    """Every tweet matches at any time, with one text or another, during edits, commits and an index switch."""
     everything = range(1, 41)
     await opened.rebuilt(tweet(n, "standing text") for n in everything)
     ended = asyncio.Event()
@@ -335,7 +335,7 @@ async def test_searches_during_changes_and_commits_miss_nothing(opened: Opened) 
     assert await opened.newest('"text 15"') == list(reversed(everything))
 
 
-async def test_an_acknowledged_change_is_found_at_every_moment_of_a_commit(opened: Opened) -> None:
+async def test_searches_during_commit_find_acknowledged_changes(opened: Opened) -> None:
     everything = range(1, 41)
     for version in range(1, 9):
         await opened.apply(*(tweet(n, f"text {version}", version=version) for n in everything))
@@ -347,8 +347,8 @@ async def test_an_acknowledged_change_is_found_at_every_moment_of_a_commit(opene
         await work
 
 
-async def test_what_is_applied_while_an_index_is_begun_is_not_lost(opened: Opened) -> None:
-    """It is in the new index by one way or the other: laid over it, or filled in by the scan that begins afterwards."""
+async def test_apply_during_begin_reaches_new_index(opened: Opened) -> None:
+    """The change is either applied to the new index or found by the scan that begins afterwards."""
     for start in range(0, 400, 100):
         begun = asyncio.create_task(opened.index.begin())
         ids = iter(range(start + 1, start + 101))

@@ -1,4 +1,4 @@
-"""Random changes, commits, restarts and takeovers against a model: a dictionary, searched from end to end."""
+"""Random changes, commits, restarts and rebuilds, compared with a model: a dictionary that is searched linearly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUESTIONS = st.builds(
 
 
 def matches(document: Document, query: Query) -> bool:
-    """By the letter of the port."""
+    """Returns True if the document matches the query by the port's definition."""
     text = f" {' '.join(document.words)} "
     exact = set(document.exact)
     return (
@@ -55,7 +55,7 @@ def matches(document: Document, query: Query) -> bool:
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(STEPS, max_size=20), st.lists(QUESTIONS, min_size=1, max_size=4), st.integers(0, 7))
-def test_searches_agree_with_a_model(
+def test_searches_random_steps_agree_with_model(
     backend: Backend,
     steps: list[tuple],  # type: ignore[type-arg]
     questions: list[Query],

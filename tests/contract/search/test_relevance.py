@@ -61,12 +61,12 @@ MATCHES = [
     ("race running", {"kickoff"}),
 ]
 
-# Whom the reader follows, what trends, and what comes first.
+# Followed authors, trending tweets, and the tweet that ranks first.
 BEST = [
     ("bread", (), (), "running"),
     ("running", (), (), "running"),
     ("starter", (), (), "kickoff"),
-    # A hashtag where the word was asked for.
+    # The searched word as a hashtag.
     ("berlin", (), (), "berlin"),
     ("berlin", (CAT,), (), "kickoff"),
     ("starter", (), ("starter",), "starter"),
@@ -97,13 +97,13 @@ async def corpus(opened: Opened) -> Opened:
 
 
 @pytest.mark.parametrize(("text", "names"), MATCHES)
-async def test_matches(corpus: Opened, text: str, names: set[str]) -> None:
+async def test_newest_corpus_query_returns_expected_tweets(corpus: Opened, text: str, names: set[str]) -> None:
     found = [NAMES[tweet_id] for tweet_id in await corpus.newest(text)]
     assert found == sorted(names, key=lambda name: -IDS[name])
 
 
 @pytest.mark.parametrize(("text", "followed", "trending", "first"), BEST)
-async def test_the_best_comes_first(
+async def test_best_corpus_query_ranks_expected_tweet_first(
     corpus: Opened, text: str, followed: tuple[int, ...], trending: tuple[str, ...], first: str
 ) -> None:
     query_of = parse(text)

@@ -1,4 +1,4 @@
-"""What several processes promise one another that share an index, on the real server."""
+"""Several processes share one index on a real OpenSearch server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def settings(namespace: Namespace) -> Settings:
 
 @pytest.fixture
 async def pair(settings: Settings) -> AsyncIterator[tuple[SearchIndex, SearchIndex]]:
-    """One namespace's index, opened by two processes at the same moment."""
+    """The index of one namespace, opened by two processes at the same time."""
     one, other = await asyncio.gather(OpenSearchIndex.open(settings), OpenSearchIndex.open(settings))
     yield one, other
     await one.close()
@@ -50,7 +50,7 @@ async def found(index: SearchIndex, word: str) -> list[int]:
     return list(await index.newest(TWEETS, Query(phrases=((word,),)), 0, 1_000))
 
 
-async def test_what_one_applies_the_other_finds_at_once(pair: tuple[SearchIndex, SearchIndex]) -> None:
+async def test_apply_in_one_process_is_found_in_another(pair: tuple[SearchIndex, SearchIndex]) -> None:
     one, other = pair
     for key in range(1, 6):
         await one.apply([tweet(key, "word"), user_change(key, "#x")])
@@ -59,8 +59,8 @@ async def test_what_one_applies_the_other_finds_at_once(pair: tuple[SearchIndex,
     assert await found(one, "word") == [5, 4, 2, 1]
 
 
-async def test_what_others_apply_reaches_an_index_that_is_being_built(pair: tuple[SearchIndex, SearchIndex]) -> None:
-    """Also removals, edits, and what comes back, whatever the scan read before."""
+async def test_apply_in_other_process_reaches_index_being_built(pair: tuple[SearchIndex, SearchIndex]) -> None:
+    """Includes removals, edits and restored documents, whatever the scan read before."""
     one, other = pair
     await one.apply([tweet(key, "old") for key in range(1, 7)])
     await one.begin()
@@ -85,7 +85,7 @@ async def test_what_others_apply_reaches_an_index_that_is_being_built(pair: tupl
     assert await found(one, "stale") == []
 
 
-async def test_no_change_is_lost_while_another_process_builds_again_and_again(
+async def test_apply_during_repeated_builds_loses_no_change(
     pair: tuple[SearchIndex, SearchIndex],
 ) -> None:
     one, other = pair
@@ -101,7 +101,7 @@ async def test_no_change_is_lost_while_another_process_builds_again_and_again(
     work = asyncio.create_task(build())
     for turn in range(60):
         key, word = turn % 20 + 1, f"word{turn}"
-        # Rows first, then the index: as owners and events do it.
+        # The row is written before the index, as the owning services do.
         standing[key] = word
         await other.apply([tweet(key, word, version=turn)])
         assert await found(other, word) == [key]
@@ -112,7 +112,7 @@ async def test_no_change_is_lost_while_another_process_builds_again_and_again(
     assert await other.count(TWEETS) == len(standing)
 
 
-async def test_one_builds_at_a_time_and_the_other_after_it(pair: tuple[SearchIndex, SearchIndex]) -> None:
+async def test_begin_during_other_build_raises_already_exists(pair: tuple[SearchIndex, SearchIndex]) -> None:
     one, other = pair
     await one.begin()
     with pytest.raises(errors.RoostError) as refusal:
@@ -128,7 +128,7 @@ async def test_one_builds_at_a_time_and_the_other_after_it(pair: tuple[SearchInd
     assert await found(one, "others") == [1]
 
 
-async def test_a_build_whose_process_died_is_taken_up_and_its_late_writes_reach_nobody(
+async def test_begin_after_builder_died_discards_its_late_writes(
     settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex]
 ) -> None:
     one, other = pair
@@ -153,7 +153,7 @@ async def test_a_build_whose_process_died_is_taken_up_and_its_late_writes_reach_
     assert (await found(one, "ones"), await found(one, "others")) == ([], [2])
 
 
-async def test_a_retired_index_goes_once_no_search_can_be_in_it(
+async def test_finish_deletes_retired_index_after_last_search(
     settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter, "MAX_CALL_S", 0.3)
@@ -167,7 +167,7 @@ async def test_a_retired_index_goes_once_no_search_can_be_in_it(
     assert (await one.build_status()).number == 3
 
 
-async def test_searches_are_answered_at_every_moment_of_a_takeover(pair: tuple[SearchIndex, SearchIndex]) -> None:
+async def test_searches_during_index_switch_succeed(pair: tuple[SearchIndex, SearchIndex]) -> None:
     one, other = pair
     await one.apply([tweet(1, "word")])
     ended = asyncio.Event()
@@ -185,7 +185,7 @@ async def test_searches_are_answered_at_every_moment_of_a_takeover(pair: tuple[S
     await asyncio.gather(*looking)
 
 
-async def test_a_dropped_index_is_made_again_by_whoever_needs_it(
+async def test_call_after_index_was_dropped_creates_index(
     settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex]
 ) -> None:
     one, other = pair
@@ -204,7 +204,7 @@ async def test_a_dropped_index_is_made_again_by_whoever_needs_it(
     assert await found(one, "word") == [2, 1]
 
 
-async def test_nobody_makes_an_index_by_writing_to_it(
+async def test_apply_write_does_not_create_index(
     settings: Settings, server: OpenSearch, pair: tuple[SearchIndex, SearchIndex]
 ) -> None:
     for index in pair:
@@ -216,15 +216,13 @@ async def test_nobody_makes_an_index_by_writing_to_it(
 @pytest.mark.parametrize(
     "prefix", ["#.", "#a.*", "#(", "#[a", "#a|#b", '#"', "#\\", "#<1-2>", "#~", "#&", "#@", "#a{2}"]
 )
-async def test_completion_takes_no_patterns(pair: tuple[SearchIndex, SearchIndex], prefix: str) -> None:
+async def test_terms_prefix_is_no_pattern(pair: tuple[SearchIndex, SearchIndex], prefix: str) -> None:
     index, _ = pair
     await index.apply([tweet(1, "", "#ab", "#b", "#aa"), tweet(2, "", prefix + "x")])
     assert list(await index.terms(prefix, 10)) == [prefix + "x"]
 
 
-async def test_without_a_server_everything_says_so_and_opening_ends(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_calls_without_server_raise_unavailable(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "OPEN_MOST_S", 0.1)
     index = await OpenSearchIndex.open(settings.model_copy(update={"opensearch": NOWHERE}))
     query = Query(("#x",))
@@ -245,8 +243,8 @@ async def test_without_a_server_everything_says_so_and_opening_ends(
     await index.close()
 
 
-async def test_users_of_a_busy_server_hear_in_time(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that takes connections and never answers."""
+async def test_calls_silent_server_raise_in_time(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server accepts connections and never answers."""
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         waiting.append(writer)

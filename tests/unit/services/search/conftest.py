@@ -1,4 +1,4 @@
-"""Owners of tweets and people, as the search service calls them, and an index that holds documents in a dictionary."""
+"""Fakes for search tests: the owning services behind an in-process channel, and an index in a dictionary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ A_MESSAGE = 2
 
 @dataclass
 class Owners(TweetServiceServicer, UserServiceServicer, GraphServiceServicer):
-    """Tweets and people as they stand. The next `failures` calls, or messages of a scan, end with UNAVAILABLE."""
+    """Serves tweets, users and follower counts from dictionaries. The next `failures` calls or scan messages raise
+    UNAVAILABLE.
+    """
 
     tweets: dict[int, tweet_pb2.TweetCore] = field(default_factory=dict)
     people: dict[int, identity.ScannedUser] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class Owners(TweetServiceServicer, UserServiceServicer, GraphServiceServicer):
 
 
 class MemoryIndex:
-    """What consumers and rebuilds need of the port."""
+    """Implements the parts of SearchIndex that consumers and rebuilds use."""
 
     def __init__(self) -> None:
         self.position: int | None = None
@@ -128,15 +130,15 @@ class MemoryIndex:
         self.finished += 1
 
     def words(self) -> dict[int, tuple[str, ...]]:
-        """The words of each tweet."""
+        """Returns the words of each tweet by id."""
         return {key: found.words for (kind, key), found in self.documents.items() if kind is Collection.TWEETS}
 
     def ranks(self) -> dict[int, int]:
-        """The rank of each person."""
+        """Returns the rank of each user by id."""
         return {key: found.rank for (kind, key), found in self.documents.items() if kind is Collection.USERS}
 
     def people(self) -> set[int]:
-        """Who is to be found."""
+        """Returns the ids of the users in the index."""
         return {key for kind, key in self.documents if kind is Collection.USERS}
 
 
@@ -146,7 +148,7 @@ def owners() -> Owners:
 
 
 def channel_to(owners: Owners) -> InProcessChannel:
-    """A channel on which the owners serve as they are now."""
+    """Returns an in-process channel to the fake owners."""
     names = ("tweet.v1.TweetService", "identity.v1.UserService", "graph.v1.GraphService")
     served = {f"roost.{name}": owners for name in names}
     return InProcessChannel(intercepted_methods(served), "search", MutationGuard())
@@ -163,7 +165,7 @@ def memory() -> MemoryIndex:
 
 
 def event(offset: int, appended_ms: int = 0, **body: Any) -> ConsumedEvent:
-    """An event as a consumer gets it: `tweet_created=TweetCreated(…)`."""
+    """Returns a consumed event with the given body, for example `tweet_created=TweetCreated(…)`."""
     made = event_pb2.Event(event_id=offset, **body)
     topic = next(iter(body)).replace("_", ".", 1)
     return ConsumedEvent(offset, appended_ms, topic, 1, offset, made.SerializeToString(), "")

@@ -1,4 +1,4 @@
-"""Events come twice, late and in any order; the index and the trends come to the same."""
+"""Search consumers: repeated, late and reordered events lead to the same index and trends."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ def indexer(channel: InProcessChannel, memory: MemoryIndex) -> Indexer:
     return Indexer(channel, cast(SearchIndex, memory), lambda: NOW_S)
 
 
-async def test_what_stands_now_is_indexed_whatever_the_event_says(
-    indexer: Indexer, owners: Owners, memory: MemoryIndex
-) -> None:
+async def test_indexer_any_event_indexes_current_state(indexer: Indexer, owners: Owners, memory: MemoryIndex) -> None:
     owners.post(1, "edited text", edited_ms=5)
     owners.delete(2)
     owners.post(4, "restored")
@@ -64,10 +62,12 @@ async def test_what_stands_now_is_indexed_whatever_the_event_says(
     assert memory.position == 7
 
 
-async def test_any_order_and_any_repeats_come_to_the_same(
+async def test_indexer_reordered_and_repeated_events_same_index(
     indexer: Indexer, owners: Owners, memory: MemoryIndex
 ) -> None:
-    """Histories are applied while they happen: each batch sees its owners as they are by then, events of the future included."""
+    """Applies random histories while they happen: each batch reads the owners' current state, which may be ahead of
+    its events.
+    """
     rng = random.Random(5)
     for _ in range(30):
         owners.tweets.clear()
@@ -105,9 +105,7 @@ async def test_any_order_and_any_repeats_come_to_the_same(
         assert memory.people() == {i for i, one in owners.people.items() if one.state == user_pb2.USER_STATE_ACTIVE}
 
 
-async def test_apply_of_follows_ranks_people_by_their_followers(
-    indexer: Indexer, owners: Owners, memory: MemoryIndex
-) -> None:
+async def test_indexer_follow_events_update_user_ranks(indexer: Indexer, owners: Owners, memory: MemoryIndex) -> None:
     owners.sign_up(8, "ann")
     owners.sign_up(9, "bob")
     owners.followers = {8: 40}
@@ -123,7 +121,7 @@ async def test_apply_of_follows_ranks_people_by_their_followers(
     assert memory.ranks() == {8: 39, 9: 0}
 
 
-async def test_retweets_are_no_documents(indexer: Indexer, owners: Owners, memory: MemoryIndex) -> None:
+async def test_indexer_retweet_makes_no_document(indexer: Indexer, owners: Owners, memory: MemoryIndex) -> None:
     owners.post(2, "", retweet_of_id=1)
     await indexer.apply([event(1, tweet_created=TweetCreated(tweet_id=2, retweet_of_id=1))])
     await indexer.apply([event(2, tweet_restored=TweetRestored(tweet_id=2))])
@@ -131,9 +129,7 @@ async def test_retweets_are_no_documents(indexer: Indexer, owners: Owners, memor
     assert memory.position == 2
 
 
-async def test_a_batch_whose_owner_is_down_moves_no_position(
-    indexer: Indexer, owners: Owners, memory: MemoryIndex
-) -> None:
+async def test_indexer_owner_unavailable_keeps_position(indexer: Indexer, owners: Owners, memory: MemoryIndex) -> None:
     owners.post(1, "text")
     owners.failures = 1
     batch = [event(1, tweet_created=TweetCreated(tweet_id=1)), event(2, user_updated=UserUpdated(user_id=1))]
@@ -144,7 +140,7 @@ async def test_a_batch_whose_owner_is_down_moves_no_position(
     assert (memory.words(), memory.position) == ({1: ("text",)}, 2)
 
 
-async def test_what_is_no_event_is_refused_for_good(indexer: Indexer) -> None:
+async def test_indexer_malformed_event_raises(indexer: Indexer) -> None:
     for topic, payload in (("tweet.created", b"\xff"), ("tweet.created", b""), ("user.created", None)):
         made = event(1, tweet_created=TweetCreated(tweet_id=1))
         broken = made._replace(topic=topic, payload=made.payload if payload is None else payload)
@@ -153,7 +149,7 @@ async def test_what_is_no_event_is_refused_for_good(indexer: Indexer) -> None:
 
 
 class RecordingConsumer(Consumer):
-    """Keeps what it is asked."""
+    """Records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -168,7 +164,7 @@ class RecordingConsumer(Consumer):
         self.asked.append("stop")
 
 
-async def test_reading_goes_on_where_the_index_stands(indexer: Indexer, memory: MemoryIndex) -> None:
+async def test_positioned_consumer_start_seeks_index_position(indexer: Indexer, memory: MemoryIndex) -> None:
     consumer = RecordingConsumer()
     worker = PositionedConsumer(consumer, indexer.start_position)
     await worker.start()
@@ -180,7 +176,7 @@ async def test_reading_goes_on_where_the_index_stands(indexer: Indexer, memory: 
 
 
 class Counting:
-    """A counter over trends that one person makes, and what trends."""
+    """A TrendCounter with a minimum of one user, and its rankings."""
 
     def __init__(self, channel: InProcessChannel) -> None:
         self.tags: Trends[str] = Trends(lambda: NOW_S, 1)
@@ -202,7 +198,7 @@ def counting(channel: InProcessChannel) -> Counting:
     return Counting(channel)
 
 
-def test_trends_begin_hours_ago(counting: Counting) -> None:
+def test_trend_counter_start_position_is_hours_ago(counting: Counting) -> None:
     assert counting.counter.start_position() == StartPosition(time_ms=int((NOW_S - TREND_REPLAY_S) * 1000))
 
 
@@ -210,7 +206,7 @@ def now_id(number: int) -> int:
     return first_id_at(int(NOW_S * 1000)) + number
 
 
-async def test_tags_count_by_author_and_end_with_their_tweet(owners: Owners, counting: Counting) -> None:
+async def test_trend_counter_deleted_tweet_removes_its_tags(owners: Owners, counting: Counting) -> None:
     one, two, three = now_id(1), now_id(2), now_id(3)
     owners.post(one, "", "Tag", "tag", author=1)
     owners.post(two, "", "TAG", "other", author=2)
@@ -229,7 +225,7 @@ async def test_tags_count_by_author_and_end_with_their_tweet(owners: Owners, cou
     assert counting.tag_counts() == {"tag": 1}
 
 
-async def test_tags_of_an_edited_tweet_count_as_they_are_now(owners: Owners, counting: Counting) -> None:
+async def test_trend_counter_edited_tweet_counts_new_tags(owners: Owners, counting: Counting) -> None:
     for number in (1, 2, 3):
         owners.post(now_id(number), "", "typo", author=number)
         await counting.apply(event(number, tweet_created=TweetCreated(tweet_id=now_id(number), author_id=number)))
@@ -240,7 +236,7 @@ async def test_tags_of_an_edited_tweet_count_as_they_are_now(owners: Owners, cou
         await counting.apply(edited)
         await counting.apply(edited)
     assert counting.tag_counts() == {"fixed": 3}
-    # One that had no tag before, and one that has none any more.
+    # A tweet that had no tag before the edit, and a tweet that has none after it.
     owners.post(now_id(4), "", author=4)
     await counting.apply(event(7, tweet_created=TweetCreated(tweet_id=now_id(4), author_id=4)))
     owners.post(now_id(4), "", "fixed", author=4)
@@ -252,7 +248,7 @@ async def test_tags_of_an_edited_tweet_count_as_they_are_now(owners: Owners, cou
     assert counting.tag_counts() == {"fixed": 3}
 
 
-async def test_tags_are_spelled_as_most_people_write_them(owners: Owners, counting: Counting) -> None:
+async def test_trend_counter_tag_spellings_returns_most_used(owners: Owners, counting: Counting) -> None:
     for number, (author, spelling) in enumerate(
         [(1, "photooftheday"), (1, "photooftheday"), (1, "photooftheday"), (2, "PhotoOfTheDay"), (3, "PhotoOfTheDay")]
     ):
@@ -267,7 +263,7 @@ async def test_tags_are_spelled_as_most_people_write_them(owners: Owners, counti
     assert [trend.spelling for trend in counting.tags.ranking()] == ["photooftheday"]
 
 
-async def test_people_who_act_upon_a_tweet_count_once_each_and_its_author_does_not(counting: Counting) -> None:
+async def test_trend_counter_reactions_count_each_user_once_without_author(counting: Counting) -> None:
     at_ms = int(NOW_S * 1000)
     acted = [
         event(1, at_ms, tweet_liked=TweetLiked(tweet_id=7, user_id=2)),

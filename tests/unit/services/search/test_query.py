@@ -1,4 +1,4 @@
-"""The grammar of questions: closed, and no input is an error but one too long, or one that only leaves out."""
+"""The search syntax: only too long queries and queries with exclusions only are errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from services.search.query import MAX_TERMS, MAX_WORDS, NameQuery, ParsedQuery, 
         ("from: from:a-b", ParsedQuery(phrases=(("from",), ("from", "a", "b")))),
         ("don't", ParsedQuery(phrases=(("don", "t"),))),
         ("same same #a #A", ParsedQuery(exact=("#a",), phrases=(("same",),))),
-        # No wildcards, no patterns, no operators: signs separate words.
+        # Wildcards, patterns and operators do not exist: punctuation separates words.
         ("*ing py* a?b /x.*/ a~2 [a TO b]", parse("ing py a-b x a-2 a to b")),
         ("exact:#x {} \\ ^", ParsedQuery(phrases=(("exact", "x"),))),
         ("a AND NOT b", ParsedQuery(phrases=(("a",), ("and",), ("not",), ("b",)))),
@@ -36,7 +36,7 @@ from services.search.query import MAX_TERMS, MAX_WORDS, NameQuery, ParsedQuery, 
         ("a -#Tag -@Ann -$TSLA", ParsedQuery(phrases=(("a",),), excluded=QueryTerms(exact=("#tag", "@ann", "$tsla")))),
         ("a -from:@Bob", ParsedQuery(phrases=(("a",),), excluded=QueryTerms(authors=("bob",)))),
         ("-a from:bob", ParsedQuery(authors=("bob",), excluded=QueryTerms(phrases=(("a",),)))),
-        # A minus within a word, alone, doubled, as a dash, or behind a quote is none.
+        # A minus inside a word, alone, doubled, as a dash, or after a quote excludes nothing.
         ("well-known - a --b –c", parse("well-known a b c")),
         ('"a"-"b" c-"d"', parse("a b c d")),
         ("a -!?", ParsedQuery(phrases=(("a",),))),
@@ -45,21 +45,21 @@ from services.search.query import MAX_TERMS, MAX_WORDS, NameQuery, ParsedQuery, 
         ('"" # @ $ !?', ParsedQuery()),
     ],
 )
-def test_grammar(query: str, asked: ParsedQuery) -> None:
+def test_parse_query_returns_terms(query: str, asked: ParsedQuery) -> None:
     assert parse(query) == asked
 
 
-def test_nothing_asked_is_false() -> None:
+def test_parsed_query_without_terms_is_false() -> None:
     assert not parse("!?")
     assert parse("x")
 
 
-def test_keywords_and_tags_beside_the_query() -> None:
+def test_parse_keywords_and_tags_are_added_to_query() -> None:
     asked = parse("a", ["New York", "#b"], ["#C", "d", "$e", "#", " "])
     assert asked == ParsedQuery(("#b", "#c", "#d", "$e"), (("a",), ("new", "york")))
 
 
-def test_terms_are_bounded() -> None:
+def test_parse_too_many_terms_raises_invalid_argument() -> None:
     parse(" ".join(f"t{n}" for n in range(MAX_TERMS)))
     with pytest.raises(errors.RoostError) as refused:
         parse(" ".join(f"t{n}" for n in range(MAX_TERMS + 1)))
@@ -68,24 +68,24 @@ def test_terms_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("query", ["-sail", '-"a b" -c', "-#tag", "-from:ann", "!? -x"])
-def test_parse_of_what_only_leaves_out_says_what_is_missing(query: str) -> None:
+def test_parse_exclusions_only_raises_invalid_argument(query: str) -> None:
     with pytest.raises(errors.RoostError, match="add a word to look for") as refused:
         parse(query)
     assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refused.value.violations[0].field == "query"
 
 
-def test_a_minus_in_keywords_leaves_out_nothing() -> None:
+def test_parse_minus_in_keywords_excludes_nothing() -> None:
     assert parse("", ["-a"]) == ParsedQuery(phrases=(("a",),))
     assert parse("-a", ["b"]).excluded == QueryTerms(phrases=(("a",),))
 
 
-def test_terms_left_out_count_to_the_bounds() -> None:
+def test_parse_excluded_terms_count_towards_bounds() -> None:
     with pytest.raises(errors.RoostError):
         parse("a " + " ".join(f"-t{n}" for n in range(MAX_TERMS)))
 
 
-def test_names_are_words_to_begin_with_and_to_leave_out() -> None:
+def test_parse_names_returns_prefixes_and_exclusions() -> None:
     assert parse_names("@Ann -Łee jean-luc") == NameQuery(("ann", "jean", "luc"), ("lee",))
     assert parse_names("-ann") == NameQuery((), ("ann",))
     assert parse_names(" ".join(f"t{n} -u{n}" for n in range(99))) == NameQuery(
@@ -93,7 +93,7 @@ def test_names_are_words_to_begin_with_and_to_leave_out() -> None:
     )
 
 
-def test_words_are_bounded() -> None:
+def test_parse_too_many_words_raises_invalid_argument() -> None:
     parse("", ["一" * 100, "二" * 100, "三" * (MAX_WORDS - 200)])
     with pytest.raises(errors.RoostError) as refused:
         parse("", ["一" * 100, "二" * 100, "三" * (MAX_WORDS - 199)])
@@ -104,9 +104,7 @@ TRICKY = st.text(st.sampled_from('"“” #＃@＠$from:*?~^()[]{}\\/-+.a東\u03
 
 
 @given(st.one_of(st.text(max_size=256), TRICKY), st.lists(TRICKY, max_size=20), st.lists(TRICKY, max_size=20))
-def test_no_input_is_an_error_but_one_too_long_or_that_only_leaves_out(
-    query: str, keywords: list[str], tags: list[str]
-) -> None:
+def test_parse_random_input_raises_only_documented_errors(query: str, keywords: list[str], tags: list[str]) -> None:
     try:
         asked = parse(query, keywords, tags)
     except errors.RoostError as error:
@@ -116,7 +114,7 @@ def test_no_input_is_an_error_but_one_too_long_or_that_only_leaves_out(
     if refused is not None:
         assert refused is grpc.StatusCode.INVALID_ARGUMENT
         return
-    # What an index is given: whole terms under one of the signs, words without signs, names.
+    # The index gets whole terms with a sign, words without signs, and usernames.
     assert all(term[0] in "#@$" and len(term) > 1 for term in asked.exact)
     assert all(phrase and all(word and not word.isspace() for word in phrase) for phrase in asked.phrases)
     assert sum(map(len, asked.phrases)) <= MAX_WORDS

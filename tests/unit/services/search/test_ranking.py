@@ -1,4 +1,4 @@
-"""The order of the best: bounded parts, none of which decides alone."""
+"""Ranking: the parts of a score are bounded and none decides alone."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def hit(age_ms: int = 0, fit: float = 0.5, author: int = 1, *, preferred: bool =
         (hit(), hit(age_ms=HALF_LIFE_MS)),
         (hit(age_ms=2, author=7), hit()),
         (hit(age_ms=2, preferred=True), hit()),
-        # A long text of somebody followed before a stranger's bare word.
+        # A long text of a followed author ranks before a one-word text of another author.
         (hit(age_ms=2, fit=0.26, author=7), hit(fit=1.0)),
-        # A good answer of last week before a poor one of today.
+        # A good match of last week ranks before a poor match of today.
         (hit(age_ms=HALF_LIFE_MS, fit=1.0), hit(fit=0.3)),
     ],
 )
-def test_order(better: Hit, worse: Hit) -> None:
+def test_rank_hit_pairs_better_first(better: Hit, worse: Hit) -> None:
     assert [key for _, key in rank([worse, better], {7}, {}, NOW_MS)] == [better.id, worse.id]
 
 
-def test_trending_lifts_within_bounds() -> None:
+def test_rank_trending_boost_is_bounded() -> None:
     plain, trending = hit(age_ms=2), hit(age_ms=1)
     assert [key for _, key in rank([plain, trending], (), {plain.id: 1.0}, NOW_MS)] == [plain.id, trending.id]
     assert score(plain, 0.5, False, 99.0, NOW_MS) == score(plain, 0.5, False, 1.0, NOW_MS)
 
 
-def test_no_boost_hides_a_fitting_new_tweet() -> None:
+def test_rank_new_tweet_with_best_text_beats_boosts() -> None:
     fitting, boosted = hit(fit=1.0), hit(age_ms=30 * HALF_LIFE_MS, fit=0.1, author=7, preferred=True)
     assert rank([boosted, fitting], {7}, {boosted.id: 1.0}, NOW_MS)[0][1] == fitting.id
 
 
-def test_ids_ahead_of_the_clock_count_as_new() -> None:
+def test_score_id_ahead_of_clock_counts_as_new() -> None:
     assert score(hit(age_ms=-5_000), 0.5, False, 0.0, NOW_MS) == score(hit(), 0.5, False, 0.0, NOW_MS)

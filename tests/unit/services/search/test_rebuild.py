@@ -1,4 +1,4 @@
-"""The index is built anew online: interrupted, with changes meanwhile, once at a time."""
+"""Rebuilds of the index: interrupted scans, concurrent changes, one build at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.services.search.conftest import MemoryIndex, Owners, channel_to,
 
 
 class FakeSleep:
-    """Sleeps no time and remembers how long it should have been."""
+    """Returns at once and records the requested seconds."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -39,7 +39,7 @@ def rebuilder(channel: InProcessChannel, memory: MemoryIndex, fake_sleep: FakeSl
     return Rebuilder(channel, cast(SearchIndex, memory), fake_sleep)
 
 
-async def test_it_holds_what_stands_and_nothing_else(rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex) -> None:
+async def test_rebuild_indexes_live_documents_only(rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex) -> None:
     for n in range(1, 8):
         owners.post(n, f"text {n}")
     owners.delete(3)
@@ -53,7 +53,7 @@ async def test_it_holds_what_stands_and_nothing_else(rebuilder: Rebuilder, owner
     assert memory.documents[Collection.USERS, 5].version == 4
 
 
-async def test_an_interrupted_scan_goes_on_behind_the_last_id(
+async def test_rebuild_interrupted_scan_resumes_after_last_id(
     rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex, fake_sleep: FakeSleep
 ) -> None:
     for n in range(1, 8):
@@ -66,7 +66,7 @@ async def test_an_interrupted_scan_goes_on_behind_the_last_id(
     assert len(fake_sleep.seconds) == 2
 
 
-async def test_what_changes_meanwhile_wins_over_the_scan(
+async def test_rebuild_concurrent_changes_win_over_scan(
     channel: InProcessChannel, owners: Owners, memory: MemoryIndex
 ) -> None:
     index = cast(SearchIndex, memory)
@@ -79,7 +79,7 @@ async def test_what_changes_meanwhile_wins_over_the_scan(
     async def changing(request: Any, context: Any) -> Any:
         async for message in scan(request, context):
             last = message.cores[-1].head.id
-            # Read by the scan, deleted and indexed, and only then filled in; and one beyond the scan.
+            # One tweet is read by the scan, then deleted and indexed, then filled; another is outside the scan.
             owners.delete(last)
             owners.post(100 + last, "late")
             deleted = event(1, tweet_deleted=TweetDeleted(tweet_id=last))
@@ -95,7 +95,7 @@ async def test_what_changes_meanwhile_wins_over_the_scan(
     assert memory.words().keys() == (set(range(1, 20)) - gone) | {100 + n for n in gone}
 
 
-async def test_one_at_a_time(rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex) -> None:
+async def test_rebuild_second_begin_returns_false(rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex) -> None:
     owners.post(1, "text")
     assert rebuilder.begin()
     assert not rebuilder.begin()
@@ -105,7 +105,7 @@ async def test_one_at_a_time(rebuilder: Rebuilder, owners: Owners, memory: Memor
     assert memory.finished == 2
 
 
-async def test_a_failed_build_begins_again_later_and_later(
+async def test_rebuild_failures_retry_with_backoff(
     rebuilder: Rebuilder, memory: MemoryIndex, fake_sleep: FakeSleep
 ) -> None:
     finish, failures = memory.finish, 12
@@ -125,7 +125,7 @@ async def test_a_failed_build_begins_again_later_and_later(
     assert fake_sleep.seconds[-1] == RETRY_MAX_S
 
 
-async def test_only_an_index_never_filled_is_built_at_the_start(rebuilder: Rebuilder, memory: MemoryIndex) -> None:
+async def test_rebuilder_start_builds_only_unfilled_index(rebuilder: Rebuilder, memory: MemoryIndex) -> None:
     memory.position = 7
     await rebuilder.start()
     await rebuilder.done()
@@ -137,7 +137,7 @@ async def test_only_an_index_never_filled_is_built_at_the_start(rebuilder: Rebui
     await rebuilder.stop()
 
 
-async def test_a_stop_leaves_the_index_in_use(rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex) -> None:
+async def test_rebuilder_stop_keeps_index_in_use(rebuilder: Rebuilder, owners: Owners, memory: MemoryIndex) -> None:
     owners.post(1, "text")
     await memory.apply([IndexChange(Collection.TWEETS, 2, Document(2, 0, 1, (), ("used",)))])
     rebuilder.begin()
@@ -146,7 +146,7 @@ async def test_a_stop_leaves_the_index_in_use(rebuilder: Rebuilder, owners: Owne
     assert memory.words() == {2: ("used",)}
 
 
-async def test_what_another_process_builds_is_not_built_here(
+async def test_rebuild_other_process_building_stops_attempt(
     rebuilder: Rebuilder, memory: MemoryIndex, fake_sleep: FakeSleep
 ) -> None:
     async def built_elsewhere() -> None:
@@ -159,7 +159,7 @@ async def test_what_another_process_builds_is_not_built_here(
     assert memory.finished == 0
 
 
-async def test_an_index_dropped_or_out_of_reach_is_looked_at_again(
+async def test_rebuilder_dropped_or_unreachable_index_is_polled_again(
     rebuilder: Rebuilder, memory: MemoryIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuild, "POLL_EVERY_S", 0.01)

@@ -1,4 +1,4 @@
-"""Words: what two texts must have in common for one to find the other."""
+"""The tokenizer: texts and queries that should match have the same words."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ from services.search.tokenizer import MAX_TAG_CHARS, MAX_WORD_CHARS, tag_key, wo
         ("أحمد إحمد آحمد", ("احمد", "احمد", "احمد")),
         ("مدرسة على کی", ("مدرسه", "علي", "كي")),
         ("שָׁלוֹם", ("שלום",)),
-        # Marks that make another word stay: vowels of Devanagari, voiced kana.
+        # Marks that make a different word are kept: vowels of Devanagari, voiced kana.
         ("कि का が か", ("कि", "का", "が", "か")),
         ("so 🔥🔥", ("so", "🔥", "🔥")),
         ("", ()),
         (" \t\n\x00…—", ()),
     ],
 )
-def test_words(text: str, found: tuple[str, ...]) -> None:
+def test_words_text_returns_folded_words(text: str, found: tuple[str, ...]) -> None:
     assert words(text) == found
 
 
-def test_long_words_are_found_by_their_beginning() -> None:
+def test_words_long_word_is_cut() -> None:
     assert words("x" * 300) == ("x" * MAX_WORD_CHARS,)
     assert len(tag_key("x" * 300)) == MAX_TAG_CHARS
 
 
-def test_accents_make_another_tag_and_case_does_not() -> None:
+def test_tag_key_folds_case_and_keeps_accents() -> None:
     assert tag_key("Café") == tag_key("CAFE\u0301") == "café" != tag_key("cafe")
 
 
 @given(st.text(max_size=300))
-def test_words_hold_no_space_and_are_bounded(text: str) -> None:
-    """The index is told words by spaces between them."""
+def test_words_random_text_has_no_space_and_is_bounded(text: str) -> None:
+    """The index separates words by spaces."""
     found = words(text)
     assert all(word and not any(map(str.isspace, word)) and len(word) <= MAX_WORD_CHARS for word in found)
     assert words(" ".join(found)) == found or not text.isascii()
 
 
-def test_time_is_linear() -> None:
+def test_words_long_text_takes_linear_time() -> None:
     for text in ("\u0301a" * 5_000, "a\u0301" * 5_000, "東" * 10_000, "\ufdfa" * 4_096):
         begun = time.perf_counter()
         words(text)

@@ -1,4 +1,4 @@
-"""Trends: people now against people usually, in bounded room, by a clock of the test's own."""
+"""Trends: current users compared with the baseline, in bounded memory, on a fake clock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trends(clock: Clock) -> Trends[str]:
 
 
 class Acts:
-    """Gives every act a name of its own."""
+    """Adds actions with unique names."""
 
     def __init__(self, trends: Trends[str], clock: Clock) -> None:
         self.trends, self.clock, self.count = trends, clock, 0
@@ -48,14 +48,14 @@ def acts(trends: Trends[str], clock: Clock) -> Acts:
     return Acts(trends, clock)
 
 
-def test_three_people_make_a_trend_and_two_do_not(acts: Acts) -> None:
+def test_ranking_needs_minimum_of_users(acts: Acts) -> None:
     acts.do([1, 2], "tag")
     assert acts.keys() == []
     acts.do([3], "tag")
     assert acts.keys() == ["tag"]
 
 
-def test_one_account_a_thousand_times_is_one(acts: Acts) -> None:
+def test_ranking_repeated_actions_of_one_user_count_once(acts: Acts) -> None:
     acts.do([1] * 1_000, "spam")
     acts.do([2], "spam")
     acts.do([1, 2, 3], "real")
@@ -65,15 +65,15 @@ def test_one_account_a_thousand_times_is_one(acts: Acts) -> None:
     assert (spam.actors, spam.acts) == (3, 1_002)
 
 
-def test_more_people_stand_higher(acts: Acts) -> None:
+def test_ranking_more_users_rank_higher(acts: Acts) -> None:
     acts.do(range(5), "five")
     acts.do(range(9), "nine")
     acts.do(range(7), "seven")
     assert acts.keys() == ["nine", "seven", "five"]
 
 
-def test_what_is_usual_gives_way_to_what_is_new(acts: Acts, clock: Clock) -> None:
-    """A hundred people say good morning all day, twenty speak of an earthquake now."""
+def test_ranking_new_key_beats_usual_key(acts: Acts, clock: Clock) -> None:
+    """100 users use one tag all day, 20 users use a new tag now: the new tag ranks first."""
     for _ in range(int(12 * 3_600 / STEP_S)):
         acts.do(range(100), "morning")
         clock.now_s += STEP_S
@@ -83,7 +83,7 @@ def test_what_is_usual_gives_way_to_what_is_new(acts: Acts, clock: Clock) -> Non
     assert strengths["morning"] < 1 < strengths["earthquake"]
 
 
-def test_a_trend_ends_when_people_stop(acts: Acts, clock: Clock) -> None:
+def test_ranking_trend_without_new_actions_ends(acts: Acts, clock: Clock) -> None:
     acts.do(range(10), "tag")
     clock.now_s += WINDOW_S - STEP_S
     assert acts.keys() == ["tag"]
@@ -94,7 +94,7 @@ def test_a_trend_ends_when_people_stop(acts: Acts, clock: Clock) -> None:
     assert len(acts.trends) == 1, "what nobody spoke of for a week is forgotten"
 
 
-def test_the_same_act_counts_once(trends: Trends[str]) -> None:
+def test_add_same_action_counts_once(trends: Trends[str]) -> None:
     for _ in range(3):
         for actor in (1, 2, 3):
             trends.add(("act", actor), actor, {"tag": ""}, START_S)
@@ -102,7 +102,7 @@ def test_the_same_act_counts_once(trends: Trends[str]) -> None:
     assert (trend.actors, trend.acts) == (3, 3)
 
 
-def test_undone_acts_and_hidden_people_count_no_more(trends: Trends[str]) -> None:
+def test_remove_undone_actions_and_hidden_users_lower_counts(trends: Trends[str]) -> None:
     for actor in (1, 2, 3, 4):
         trends.add(actor, actor, {"tag": ""}, START_S)
         trends.add(-actor, actor, {"tag": ""}, START_S)
@@ -119,14 +119,14 @@ def test_undone_acts_and_hidden_people_count_no_more(trends: Trends[str]) -> Non
     assert len(trends) == 0
 
 
-def test_acts_of_hours_ago_are_none_of_now(trends: Trends[str], clock: Clock) -> None:
+def test_add_action_before_window_changes_nothing(trends: Trends[str], clock: Clock) -> None:
     trends.add("new", 9, {"other": ""}, START_S)
     for actor in range(5):
         trends.add(actor, actor, {"tag": ""}, START_S - 2 * WINDOW_S)
     assert trends.ranking() == []
 
 
-def test_a_replay_of_hours_comes_to_what_stood(clock: Clock) -> None:
+def test_add_replay_of_hours_restores_baselines(clock: Clock) -> None:
     done = []
     rng = random.Random(1)
     live, replayed = Trends[str](clock, 3), Trends[str](clock, 3)
@@ -141,13 +141,13 @@ def test_a_replay_of_hours_comes_to_what_stood(clock: Clock) -> None:
     assert replayed.ranking() == live.ranking() != []
 
 
-def test_times_ahead_of_the_clock_forget_nothing(acts: Acts, trends: Trends[str]) -> None:
+def test_add_time_ahead_of_clock_keeps_counts(acts: Acts, trends: Trends[str]) -> None:
     acts.do([1, 2, 3], "tag")
     trends.add("ahead", 4, {"tag": ""}, START_S + 10 * WINDOW_S)
     assert acts.keys() == ["tag"]
 
 
-def test_a_flood_of_tags_by_one_does_not_push_out_what_several_use(clock: Clock) -> None:
+def test_eviction_flood_of_single_user_tags_keeps_shared_tags(clock: Clock) -> None:
     trends = Trends[str](clock, 3, max_acts=1_000, max_keys=100)
     acts = Acts(trends, clock)
     acts.do([1, 2, 3], "real")
@@ -157,7 +157,7 @@ def test_a_flood_of_tags_by_one_does_not_push_out_what_several_use(clock: Clock)
     assert acts.keys() == ["real"]
 
 
-def test_acts_remembered_are_bounded_and_the_oldest_go_first(clock: Clock) -> None:
+def test_eviction_too_many_actions_removes_oldest(clock: Clock) -> None:
     trends = Trends[str](clock, 3, max_acts=10)
     acts = Acts(trends, clock)
     acts.do(range(10), "old")
@@ -165,14 +165,14 @@ def test_acts_remembered_are_bounded_and_the_oldest_go_first(clock: Clock) -> No
     assert [(trend.key, trend.acts) for trend in trends.ranking()] == [("new", 6), ("old", 4)]
 
 
-def test_one_act_counts_for_few_keys_and_a_ranking_ends(acts: Acts) -> None:
+def test_add_many_keys_and_ranking_are_bounded(acts: Acts) -> None:
     for start in range(0, 200, 20):
         acts.do([1, 2, 3], *(f"t{number:03}" for number in range(start, start + 20)))
     assert len(acts.trends) == 10 * MAX_KEYS_PER_ACT
     assert len(acts.keys()) == MAX_RANKED
 
 
-def test_add_of_an_old_act_late_ends_with_its_own_window(trends: Trends[str], clock: Clock) -> None:
+def test_add_late_action_expires_with_its_own_window(trends: Trends[str], clock: Clock) -> None:
     for actor in range(5):
         trends.add(("new", actor), actor, {"new": ""}, START_S)
     for actor in range(4):
@@ -182,7 +182,7 @@ def test_add_of_an_old_act_late_ends_with_its_own_window(trends: Trends[str], cl
     assert {trend.key for trend in trends.ranking()} == {"new"}
 
 
-def test_forget_and_add_again_and_again_keeps_room_bounded(trends: Trends[str]) -> None:
+def test_remove_and_add_repeated_keeps_heap_bounded(trends: Trends[str]) -> None:
     for number in range(3 * MAX_STALE_HEAP_ENTRIES):
         trends.add("act", 1, {f"tag{number % 5}": ""}, START_S)
         trends.remove("act")

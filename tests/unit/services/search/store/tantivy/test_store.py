@@ -1,4 +1,4 @@
-"""The embedded index where the disk refuses, the folder has an owner, or what lies there cannot be read."""
+"""The embedded index with a failing disk, a locked folder, and unreadable files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def index(tmp_path: Path) -> AsyncIterator[EmbeddedSearchIndex]:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Refuses writes while its `full` is set."""
+    """Fails writes while its `full` is True."""
 
     class Disk:
         full = False
@@ -53,7 +53,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Any:
     return Disk
 
 
-async def test_a_full_disk_loses_nothing(index: EmbeddedSearchIndex, disk: Any, tmp_path: Path) -> None:
+async def test_apply_full_disk_loses_no_change(index: EmbeddedSearchIndex, disk: Any, tmp_path: Path) -> None:
     await index.apply([tweet(1)], 1)
     await index.commit()
     disk.full = True
@@ -71,8 +71,8 @@ async def test_a_full_disk_loses_nothing(index: EmbeddedSearchIndex, disk: Any, 
     assert await index.count(TWEETS) == 4
 
 
-async def test_an_index_that_lost_documents_never_takes_over(index: EmbeddedSearchIndex, disk: Any) -> None:
-    """A failed commit takes back what was filled in before it."""
+async def test_finish_after_lost_documents_raises(index: EmbeddedSearchIndex, disk: Any) -> None:
+    """A failed commit rolls back the documents that were filled before it."""
     await index.apply([tweet(1)], 1)
     await index.begin()
     await index.fill([tweet(1), tweet(2)])
@@ -92,7 +92,7 @@ async def test_an_index_that_lost_documents_never_takes_over(index: EmbeddedSear
     assert await found(index) == [2, 1]
 
 
-async def test_what_waits_for_the_disk_is_bounded(
+async def test_apply_too_many_uncommitted_raises_unavailable(
     index: EmbeddedSearchIndex, disk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tantivy_store, "MAX_UNCOMMITTED", 10)
@@ -107,7 +107,7 @@ async def test_what_waits_for_the_disk_is_bounded(
     assert 12 in await found(index)
 
 
-async def test_commits_come_by_themselves(index: EmbeddedSearchIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_apply_commits_in_background(index: EmbeddedSearchIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tantivy_store, "COMMIT_AT_CHANGES", 0)
     await index.apply([tweet(1)], 5)
     for _ in range(1_000):
@@ -117,13 +117,13 @@ async def test_commits_come_by_themselves(index: EmbeddedSearchIndex, monkeypatc
     assert index.position == 5
 
 
-async def test_one_owner(index: EmbeddedSearchIndex, tmp_path: Path) -> None:
+async def test_open_second_owner_raises_failed_precondition(index: EmbeddedSearchIndex, tmp_path: Path) -> None:
     with pytest.raises(errors.RoostError, match="in use"):
         await EmbeddedSearchIndex.open(tmp_path / "search")
 
 
 @pytest.mark.parametrize("state", [b"", b"[]", b'{"format": 0, "index": 1, "position": 5}', b'{"format": 1}'])
-async def test_a_state_that_says_nothing_means_an_index_to_fill(tmp_path: Path, state: bytes) -> None:
+async def test_open_invalid_state_returns_unfilled_index(tmp_path: Path, state: bytes) -> None:
     folder = tmp_path / "search"
     index = await EmbeddedSearchIndex.open(folder)
     await index.begin()
@@ -137,7 +137,7 @@ async def test_a_state_that_says_nothing_means_an_index_to_fill(tmp_path: Path, 
     await index.close()
 
 
-async def test_indexes_given_up_are_removed(tmp_path: Path) -> None:
+async def test_open_removes_discarded_indexes(tmp_path: Path) -> None:
     folder = tmp_path / "search"
     index = await EmbeddedSearchIndex.open(folder)
     await index.begin()
