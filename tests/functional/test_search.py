@@ -1,4 +1,4 @@
-"""Search over HTTP: what is found, by whom, how soon, and what never shows."""
+"""Search over HTTP: which tweets and users are found, by which readers and how soon, and what stays hidden."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ async def ask(web: Web, path: str, reader: Person | None = None, **options: Any)
 
 
 async def found(web: Web, query: str, reader: Person | None = None, order: str = "latest", **params: Any) -> list[str]:
-    """The ids that a search answers, in order."""
+    """Returns the ids of a search's results, in order."""
     page = await ask(web, "/v1/search/tweets", reader, params={"query": query, "order": order, **params})
     return [one["id"] for one in page["tweets"]]
 
 
 async def eventually(look: Callable[[], Awaitable[Any]], wanted: Any) -> None:
-    """Waits until it looks as wanted: within a second, says the contract, of a machine that has nothing else to do."""
+    """Polls until `look()` returns `wanted`. The contract promises a second on an idle machine; the timeout is
+    SETTLE_WITHIN_S.
+    """
     async with asyncio.timeout(SETTLE_WITHIN_S):
         while (_seen := await look()) != wanted:
             await asyncio.sleep(0.01)
@@ -49,19 +51,21 @@ async def is_found(web: Web, query: str, *ids: str) -> None:
 
 
 async def weighed(web: Web, author: Person) -> None:
-    """Returns once the texts of what was written before are compared: until then the newest tweets fit as well as any."""
+    """Waits until the texts of all earlier tweets have scores. Until then the newest tweets count as the best texts."""
     marker = f"marker{time.monotonic_ns()}"
     short, long = await web.post(author, marker), await web.post(author, f"{marker} and some words more")
     await eventually(lambda: found(web, marker, order="top"), [short, long])
 
 
 async def indexed(web: Web, author: Person) -> None:
-    """Returns once what was written before is indexed: events are applied in their order."""
+    """Waits until all earlier tweets are indexed: events are applied in order, so a marker tweet that is found proves
+    it.
+    """
     marker = f"marker{time.monotonic_ns()}"
     await is_found(web, marker, await web.post(author, marker))
 
 
-async def test_what_was_posted_is_found_by_others_soon_in_every_way(web: Web) -> None:
+async def test_search_new_tweet_is_found_within_a_second(web: Web) -> None:
     alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
     first = await web.post(alice, "Good morning from the #Kitchen, @bob! $TSLA")
     second = await web.post(bob, "good Évening, alice")
@@ -85,7 +89,7 @@ async def test_what_was_posted_is_found_by_others_soon_in_every_way(web: Web) ->
         assert sorted(await found(web, query, order="top")) == sorted(ids), query
 
 
-async def test_the_bodies_of_the_sources_are_understood(web: Web) -> None:
+async def test_search_alternative_request_bodies_are_accepted(web: Web) -> None:
     alice = await web.sign_up("alice")
     both, one = await web.post(alice, "red green #paint"), await web.post(alice, "red blue")
     await is_found(web, "red", one, both)
@@ -107,7 +111,7 @@ async def test_the_bodies_of_the_sources_are_understood(web: Web) -> None:
     assert (refused.status_code, refused.json()["violations"][0]["field"]) == (400, "query")
 
 
-async def test_pages_hold_every_match_once(web: Web) -> None:
+async def test_search_pages_have_every_match_once(web: Web) -> None:
     alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
     posted = [await web.post(alice if n % 2 else bob, f"number {n}") for n in range(25)]
     # The last one of each: order holds for one author's alone.
@@ -140,7 +144,7 @@ async def test_pages_hold_every_match_once(web: Web) -> None:
         assert [one for one in (seen if order == "latest" else sorted(seen)) if one in posted] == wanted
 
 
-async def test_deleted_blocked_and_suspended_never_show(web: Web) -> None:
+async def test_search_deleted_blocked_and_suspended_are_hidden(web: Web) -> None:
     alice, bob, carol = [await web.sign_up(name) for name in ("alice", "bob", "carol")]
     hers, his, deleted = [
         await web.post(*post) for post in ((alice, "secret #plan"), (bob, "secret #plan"), (bob, "secret"))
@@ -184,7 +188,7 @@ async def test_deleted_blocked_and_suspended_never_show(web: Web) -> None:
     assert [user["username"] for user in (await ask(web, "/v1/search/users?query=bob", carol))["users"]] == ["bob"]
 
 
-async def test_moderators_remove_and_restore(web: Web) -> None:
+async def test_search_moderator_remove_and_restore_follow(web: Web) -> None:
     alice = await web.sign_up("alice")
     removed = await web.post(alice, "removed #again")
     await is_found(web, "removed", removed)
@@ -200,7 +204,7 @@ async def test_moderators_remove_and_restore(web: Web) -> None:
         assert await found(web, "removed #again") == ids
 
 
-async def test_an_edit_is_found_by_its_new_text_only(web: Web) -> None:
+async def test_search_edited_tweet_matches_new_text_only(web: Web) -> None:
     alice = await web.sign_up("alice")
     edited = await web.post(alice, "before #old")
     await is_found(web, "before", edited)
@@ -209,7 +213,7 @@ async def test_an_edit_is_found_by_its_new_text_only(web: Web) -> None:
     assert await found(web, "before") == await found(web, "#old") == []
 
 
-async def test_retweets_are_found_by_their_original_once(web: Web) -> None:
+async def test_search_retweets_return_original_once(web: Web) -> None:
     alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
     original = await web.post(alice, "worth repeating")
     assert (await web.call("POST", f"/v1/tweets/{original}/retweets", bob)).status_code == 200
@@ -217,7 +221,7 @@ async def test_retweets_are_found_by_their_original_once(web: Web) -> None:
     assert await found(web, "repeating") == [original]
 
 
-async def test_people_are_found_by_beginnings_of_their_names(web: Web) -> None:
+async def test_search_users_name_prefix_matches(web: Web) -> None:
     names = {"anna": "Anna Livia", "ann": "Zed", "hannah": "Anna Two", "joe_ann": "Joe"}
     people = {name: await web.sign_up(name) for name in names}
     for name, display_name in names.items():
@@ -252,7 +256,7 @@ async def test_people_are_found_by_beginnings_of_their_names(web: Web) -> None:
     assert await usernames("ann") == ["anna", "hannah", "joe_ann"], "at once"
 
 
-async def test_one_route_for_tweets_and_people(web: Web) -> None:
+async def test_search_one_route_returns_tweets_and_users(web: Web) -> None:
     alice = await web.sign_up("alice")
     about = await web.post(alice, "all about alice")
     await is_found(web, "alice", about)
@@ -268,7 +272,7 @@ async def test_one_route_for_tweets_and_people(web: Web) -> None:
     assert ([tweet["id"] for tweet in second["tweets"]], second["users"]) == ([about], [])
 
 
-async def test_typing_is_completed_with_people_and_tags(web: Web) -> None:
+async def test_suggest_prefix_returns_users_and_tags(web: Web) -> None:
     alice, bob = await web.sign_up("pyotr"), await web.sign_up("bob")
     first = await web.post(alice, "#python #PyPI")
     await web.post(bob, "#Python")
@@ -291,7 +295,7 @@ async def test_typing_is_completed_with_people_and_tags(web: Web) -> None:
         assert ([user["username"] for user in answer["users"]], answer["tags"]) == (users, tags), query
 
 
-async def test_tags_trend_from_three_people_on(web: Web) -> None:
+async def test_trending_tags_need_three_users(web: Web) -> None:
     people = [await web.sign_up(f"person{n}") for n in range(4)]
 
     async def trending(path: str = "/tags/trending") -> list[tuple[str, int]]:
@@ -314,7 +318,7 @@ async def test_tags_trend_from_three_people_on(web: Web) -> None:
     await eventually(lambda: trending("/v1/tags/trending?limit=100"), [("four", 3), ("Earthquake", 3)])
 
 
-async def test_tweets_trend_by_the_people_who_act_upon_them(web: Web) -> None:
+async def test_trending_tweets_rank_by_reacting_users(web: Web) -> None:
     alice, bob, carol, dave = [await web.sign_up(name) for name in ("alice", "bob", "carol", "dave")]
     quiet, liked, retweeted = [await web.post(alice, text) for text in ("quiet", "liked", "retweeted")]
 
@@ -336,7 +340,7 @@ async def test_tweets_trend_by_the_people_who_act_upon_them(web: Web) -> None:
     assert await trending() == []
 
 
-async def test_mentions_and_tags_are_timelines(web: Web) -> None:
+async def test_search_mentions_and_tags_list_newest_first(web: Web) -> None:
     alice, bob, carol = [await web.sign_up(name) for name in ("Alice", "bob", "carol")]
     first, second = await web.post(bob, "hello @alice #news"), await web.post(carol, "@ALICE, look! #News")
     await web.post(carol, "alice without a sign, and no news")
@@ -359,7 +363,7 @@ async def test_mentions_and_tags_are_timelines(web: Web) -> None:
     assert (await web.call("GET", "/v1/timelines/mentions")).status_code == 401
 
 
-async def test_boosts_lift_whom_the_reader_follows(web: Web) -> None:
+async def test_search_followed_author_ranks_first(web: Web) -> None:
     alice, bob, reader = [await web.sign_up(name) for name in ("alice", "bob", "reader")]
     hers, his = await web.post(alice, "best coffee in town"), await web.post(bob, "best coffee in town")
     await is_found(web, "coffee", his, hers)
@@ -370,7 +374,7 @@ async def test_boosts_lift_whom_the_reader_follows(web: Web) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/search/tweets", "/v1/search"])
-async def test_search_without_an_order_lists_the_best_first(web: Web, path: str) -> None:
+async def test_search_without_order_ranks_best_first(web: Web, path: str) -> None:
     alice, bob, reader = [await web.sign_up(name) for name in ("alice", "bob", "reader")]
     hers, his = await web.post(alice, "best coffee in town"), await web.post(bob, "best coffee in town")
     await web.call("POST", f"/v1/users/{alice.id}/follow", reader)
@@ -380,10 +384,8 @@ async def test_search_without_an_order_lists_the_best_first(web: Web, path: str)
         assert [tweet["id"] for tweet in page["tweets"]] == ids, order
 
 
-async def test_the_best_reach_every_match_and_boosts_lift_out_of_any_number(
-    web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Short new tweets of a stranger, more than are ranked; the older and longer ones that are boosted come first all the same."""
+async def test_search_best_pages_reach_every_match_boosted_first(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older, longer, boosted tweets rank before more new one-word tweets of a stranger than one ranking reads."""
     monkeypatch.setattr("services.search.best.MATCHES_PER_LIST", 5)
     friend, stranger, reader = [await web.sign_up(name) for name in ("friend", "stranger", "reader")]
     hers = await web.post(friend, "boats and more")
@@ -423,7 +425,7 @@ async def test_the_best_reach_every_match_and_boosts_lift_out_of_any_number(
     assert [tweet["id"] for tweet in rest["tweets"]] == first[4:]
 
 
-async def test_a_minus_leaves_out(web: Web) -> None:
+async def test_search_minus_excludes(web: Web) -> None:
     alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
     sail, row, both = [
         await web.post(*post)
@@ -448,7 +450,7 @@ async def test_a_minus_leaves_out(web: Web) -> None:
     assert [user["username"] for user in people["users"]] == ["alice"]
 
 
-async def test_names_and_texts_are_found_without_their_marks(web: Web) -> None:
+async def test_search_without_accents_matches_names_and_texts(web: Web) -> None:
     lodz, orsted = await web.sign_up("first"), await web.sign_up("second")
     await web.call("PATCH", "/v1/users/me", lodz, json={"display_name": "Łukasz z Łodzi"})
     await web.call("PATCH", "/v1/users/me", orsted, json={"display_name": "Ørsted مُحَمَّد"})
@@ -465,7 +467,7 @@ async def test_names_and_texts_are_found_without_their_marks(web: Web) -> None:
     assert (await ask(web, "/v1/search/suggest", params={"query": "lod"}))["tags"] == ["Łódź2026"]
 
 
-async def test_the_most_followed_come_first_and_pages_reach_everybody(web: Web) -> None:
+async def test_search_users_most_followed_first_pages_reach_all(web: Web) -> None:
     people = [await web.sign_up(f"person{n:02}") for n in range(12)]
     for person in people:
         await web.call("PATCH", "/v1/users/me", person, json={"display_name": "User"})
@@ -493,7 +495,7 @@ async def test_the_most_followed_come_first_and_pages_reach_everybody(web: Web) 
     await eventually(usernames, [f"person{n:02}" for n in (10, 5, 11, 0, 1, 2, 3, 4, 6, 7, 8, 9)])
 
 
-async def test_suggestions_and_trends_follow_deletes_and_edits(web: Web) -> None:
+async def test_suggest_and_trends_after_delete_and_edit_are_updated(web: Web) -> None:
     people = [await web.sign_up(f"person{n}") for n in range(4)]
     dead = [await web.post(people[0], f"#topic{n:02} #topic{n:02}x") for n in range(20)]
     living = await web.post(people[0], "#topical")
@@ -517,7 +519,7 @@ async def test_suggestions_and_trends_follow_deletes_and_edits(web: Web) -> None
     assert (await ask(web, "/v1/search/suggest?query=fi"))["tags"] == ["Fixed"]
 
 
-async def test_an_index_built_anew_answers_the_same(admin_web: Web) -> None:
+async def test_search_after_reindex_returns_same_results(admin_web: Web) -> None:
     web = admin_web
     admin, alice = await web.admin(), await web.sign_up("alice")
     posted = [await web.post(alice, f"word {n}") for n in range(5)]
@@ -585,8 +587,8 @@ asyncio.run(main())
 
 
 @pytest.mark.slow
-async def test_what_was_found_is_found_again_after_kill_9(start_mesh: MeshFactory, tmp_path: Path) -> None:
-    """What was not durable in the index comes again from the log, behind the index's own position."""
+async def test_search_after_kill_returns_same_results(start_mesh: MeshFactory, tmp_path: Path) -> None:
+    """Changes that were not durable in the index are consumed again from the log, after the index's own position."""
     folder = tmp_path / "killed"
     killed = await asyncio.to_thread(
         subprocess.run,
@@ -618,7 +620,7 @@ async def test_what_was_found_is_found_again_after_kill_9(start_mesh: MeshFactor
 
 
 @pytest.mark.embedded
-async def test_a_lost_index_is_built_anew(start_mesh: MeshFactory, tmp_path: Path) -> None:
+async def test_search_lost_index_is_rebuilt(start_mesh: MeshFactory, tmp_path: Path) -> None:
     folder = tmp_path / "lost"
     mesh = await start_mesh(data_dir=folder)
     (alice,) = await mesh.people("alice")
