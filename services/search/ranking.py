@@ -42,8 +42,7 @@ def rank(
 def score(hit: Hit, fit: float, followed: bool, trending: float, now_ms: int) -> float:
     """Returns the score of one tweet, from 0 to the sum of the weights. `fit` is the text relevance from 0 to 1.
 
-    `now_ms` is in Unix milliseconds; an id ahead of it counts as new. Halving `fit` cannot be made up for by all
-    other parts unless they are at their maximum.
+    `now_ms` is in Unix milliseconds; a tweet whose id is ahead of it counts as new.
     """
     age_ms = max(now_ms - timestamp_ms(hit.id), 0)
     return (

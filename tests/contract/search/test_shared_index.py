@@ -223,7 +223,7 @@ async def test_terms_prefix_is_no_pattern(pair: tuple[SearchIndex, SearchIndex],
 
 
 async def test_calls_without_server_raise_unavailable(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "OPEN_MOST_S", 0.1)
+    monkeypatch.setattr(adapter, "OPEN_MAX_S", 0.1)
     index = await OpenSearchIndex.open(settings.model_copy(update={"opensearch": NOWHERE}))
     query = Query(("#x",))
     for attempt in (
@@ -250,7 +250,7 @@ async def test_calls_silent_server_raise_in_time(settings: Settings, monkeypatch
         waiting.append(writer)
 
     waiting: list[asyncio.StreamWriter] = []
-    monkeypatch.setattr(adapter, "OPEN_MOST_S", 0.1)
+    monkeypatch.setattr(adapter, "OPEN_MAX_S", 0.1)
     listener = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
     index = await OpenSearchIndex.open(settings.model_copy(update={"opensearch": f"http://127.0.0.1:{port}"}))
