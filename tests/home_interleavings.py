@@ -1,8 +1,9 @@
-"""Random schedules of what happens to home timelines, one command at a time, with a model to compare every home with.
+"""Random schedules of operations on home timelines, one step at a time, compared with a model.
 
-Posts, deliveries, builds, reads, drops, replays, deletes, follows and tier changes take turns at every point where the real ones
-could: a delivery stands between reading followers and appending, a build between any two answers of its pull, and, where the store
-waits, between any two of its commands. No event loop runs: the schedule itself takes one step of one of them at a time.
+Posts, deliveries, builds, reads, drops, replays, deletes, follows and tier changes interleave at every point at which
+the real ones could: a delivery between reading followers and appending, a build between any two answers of its pull,
+and between any two commands of a store that waits. No event loop runs: the schedule advances one coroutine by one step
+at a time.
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ from typing import Any
 from services.platform.rpc.errors import RoostError
 from services.timeline import pull
 from services.timeline.fanout_rules import FanoutRules
-from services.timeline.followees import Relations
+from services.timeline.followees import FolloweeSet
 from services.timeline.home_builder import HomeBuild, HomeBuilder
 from services.timeline.store import HomeList, HomeTimelineStore
 
-# Short lists, so that trimming, abandoning and reading below the floor happen all the time.
+# Short lists, so that trims, abandoned builds and reads below the floor happen often.
 KEEP, TRIM_ABOVE = 12, 16
 READERS, AUTHORS = (101, 102, 103), (1, 2, 3, 4, 5)
 COMMANDS = 250
-# Things that go on at the same time: with more, none would come to its end.
-UNDER_WAY = 12
+# Operations in progress at once; with more, few would ever finish.
+MAX_IN_PROGRESS = 12
 
 
 class Step:
-    """Where something else may happen."""
+    """An await point at which the schedule may switch."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield
 
 
 def drain(work: Coroutine[Any, Any, Any]) -> Any:
-    """Runs to the end with nothing between."""
+    """Runs a coroutine to its end without switching."""
     while True:
         try:
             work.send(None)
@@ -44,11 +45,11 @@ def drain(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 class World:
-    """The truth: tweets, follows and tiers, and the log by partitions."""
+    """The model: tweets, follows and tiers, and the event log by author."""
 
     def __init__(self) -> None:
         self.now_ms = 1_000
-        self.standing: dict[int, int] = {}
+        self.live: dict[int, int] = {}
         self.log: dict[int, list[int]] = {author: [] for author in AUTHORS}
         self.reached = dict.fromkeys(AUTHORS, 0)
         self.follows: dict[int, dict[int, int]] = {reader: {} for reader in READERS}
@@ -56,7 +57,7 @@ class World:
         self.normal_ms: dict[int, int] = {}
         self.version = 0
 
-    # What Builds and Rules ask of tiers, relations and the tweet service.
+    # The interfaces that HomeBuilder and FanoutRules use of tiers, followees and the tweet service.
     @property
     def celebrities(self) -> Iterable[int]:
         return self.celebrity_since.keys()
@@ -67,32 +68,32 @@ class World:
     def demoted_since(self, ms: int) -> Sequence[int]:
         return [author for author, changed in self.normal_ms.items() if changed > ms]
 
-    async def fetch(self, reader: int) -> Relations:
-        # The followees come in pages: the graph may change between them.
+    async def fetch(self, reader: int) -> FolloweeSet:
+        # Followees are read in pages, and the graph may change between them.
         found = []
         for author in AUTHORS:
             if author in self.follows[reader]:
                 found.append((self.follows[reader][author], author))
             await Step()
-        return Relations(0, found)
+        return FolloweeSet(0, found)
 
-    def relations(self, reader: int) -> Relations:
-        return Relations(0, [(since, author) for author, since in self.follows[reader].items()])
+    def relations(self, reader: int) -> FolloweeSet:
+        return FolloweeSet(0, [(since, author) for author, since in self.follows[reader].items()])
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
         for author in authors:
             await Step()
-            ids = [i for i, by in self.standing.items() if by == author and (not before_id or i < before_id)]
+            ids = [i for i, by in self.live.items() if by == author and (not before_id or i < before_id)]
             if ids:
                 found[author] = sorted(ids, reverse=True)[:depth]
 
     def model(self, reader: int) -> list[int]:
         followees = {reader, *self.follows[reader]}
-        return sorted((i for i, by in self.standing.items() if by in followees), reverse=True)
+        return sorted((i for i, by in self.live.items() if by in followees), reverse=True)
 
 
 class Schedule:
-    """One random run of so many commands."""
+    """One random run of `length` commands."""
 
     length = COMMANDS
 
@@ -107,17 +108,17 @@ class Schedule:
         self.running: list[tuple[HomeBuild | None, Coroutine[Any, Any, None]]] = []
         self.seen: Counter[str] = Counter()
         self.last_id = 0
-        # Whose deliveries have come to an end once: these a warm home may not lack.
+        # Tweets delivered at least once: a warm home timeline must not lack them.
         self.delivered: set[int] = set()
         self._faults: list[str] = []
 
     def commands(self) -> list[tuple[int, Callable[[], None]]]:
-        """What may happen, and how often."""
+        """Returns the commands with their weights."""
         return [
             (150, self.mint),
             (150, self.commit),
             (40, self.burst),
-            # Deliveries go on faster than builds: that is when things happen during a build.
+            # Deliveries advance faster than builds, so that things happen during a build.
             (150, lambda: self.advance(builds=True)),
             (700, lambda: self.advance(builds=False)),
             (250, self.deliver),
@@ -133,7 +134,7 @@ class Schedule:
         ]
 
     def run(self) -> None:
-        """One run, until all is quiet."""
+        """Runs the commands, then lets everything settle."""
         commands = self.commands()
         for reader in READERS:
             for author in self.random.sample(AUTHORS, 3):
@@ -145,14 +146,14 @@ class Schedule:
         self.settle()
 
     def settle(self) -> None:
-        """Everything under way ends, every partition is delivered; no new build begins."""
+        """Finishes everything in progress and delivers every partition; starts no build."""
         while self.uncommitted:
             self.commit()
         behind = AUTHORS
         while self.running or behind:
             self.advance(builds=self.random.random() < 0.2)
             behind = tuple(a for a in AUTHORS if self.world.reached[a] < len(self.world.log[a]))
-            if behind and len(self.running) < UNDER_WAY and self.random.random() < 0.2:
+            if behind and len(self.running) < MAX_IN_PROGRESS and self.random.random() < 0.2:
                 self.running.append((None, self.delivery(self.random.choice(behind))))
 
     def mint(self) -> None:
@@ -160,10 +161,10 @@ class Schedule:
         self.uncommitted.append((self.last_id, self.random.choice((*AUTHORS, *READERS))))
 
     def commit(self) -> None:
-        """Ids are stamped before they commit: they become readable in another order."""
+        """Commits one minted tweet. Ids are minted before they commit, so they become readable in another order."""
         if self.uncommitted:
             tweet_id, author = self.uncommitted.pop(self.random.randrange(len(self.uncommitted)))
-            self.world.standing[tweet_id] = author
+            self.world.live[tweet_id] = author
             if author in self.world.log:
                 self.world.log[author].append(tweet_id)
 
@@ -171,11 +172,11 @@ class Schedule:
         author = self.random.choice(AUTHORS)
         for _ in range(self.random.choice((3, TRIM_ABOVE + 4))):
             self.last_id += 1
-            self.world.standing[self.last_id] = author
+            self.world.live[self.last_id] = author
             self.world.log[author].append(self.last_id)
 
     def advance(self, builds: bool) -> None:
-        """One command of a build, or of a delivery, that is under way."""
+        """Advances a random build, or a random delivery, by one step."""
         entries = [entry for entry in self.running if (entry[0] is not None) == builds]
         if not entries:
             return
@@ -191,7 +192,7 @@ class Schedule:
             self.running.remove(entry)
 
     async def delivery(self, author: int) -> None:
-        """One batch of a partition: tier, then followers, then the append; the offset after the effect."""
+        """Delivers one batch of a partition: reads tier, then followers, then appends; commits the offset last."""
         first = self.world.reached[author]
         batch = self.world.log[author][first : first + self.random.randint(1, 8)]
         if not self.world.is_celebrity(author):
@@ -201,21 +202,21 @@ class Schedule:
             try:
                 await self.store.append([(tweet_id, followers) for tweet_id in batch])
             except RoostError:
-                # The consumer tries again.
+                # The consumer retries.
                 self.seen["refused"] += 1
                 return
         self.delivered.update(batch)
-        # Not past a replay that came meanwhile.
+        # A replay in the meantime must not be skipped.
         if self.world.reached[author] == first:
             self.world.reached[author] = first + len(batch)
 
     def deliver(self) -> None:
         author = self.random.choice(AUTHORS)
-        if self.world.reached[author] < len(self.world.log[author]) and len(self.running) < UNDER_WAY:
+        if self.world.reached[author] < len(self.world.log[author]) and len(self.running) < MAX_IN_PROGRESS:
             self.running.append((None, self.delivery(author)))
 
     def build(self) -> None:
-        """Also where one is under way: a second builder."""
+        """Starts a build, also if one is in progress for the user."""
         build = HomeBuild(self.random.choice(READERS))
         self.running.append((build, self.builds.pull(build)))
 
@@ -224,7 +225,7 @@ class Schedule:
         if builds:
             entry = self.random.choice(builds)
             try:
-                # Where giving up takes commands it goes on.
+                # If abandoning takes several commands, the build stays in progress.
                 entry[1].throw(ConnectionError())
             except (ConnectionError, StopIteration):
                 self.running.remove(entry)
@@ -234,11 +235,12 @@ class Schedule:
         drain(self.store.drop(self.random.choice(READERS)))
 
     def use(self) -> None:
-        """A read while all else goes on; in memory it also makes others the least recently read, and the store keeps two of the three."""
+        """Reads a home timeline while everything else continues. In memory this also decides which one is evicted: the
+        store holds two of three."""
         self.running.append((None, self.reading(self.random.choice(READERS))))
 
     async def reading(self, reader: int) -> None:
-        """Whatever was delivered before it began is in it, at any moment."""
+        """Checks that a read contains everything delivered before it began."""
         before = {*self.delivered}
         home = await self.store.read(reader)
         if home is not None:
@@ -254,8 +256,8 @@ class Schedule:
         self.seen["replayed"] += 1
 
     def delete(self) -> None:
-        if self.world.standing:
-            del self.world.standing[self.random.choice(list(self.world.standing))]
+        if self.world.live:
+            del self.world.live[self.random.choice(list(self.world.live))]
 
     def follow(self) -> None:
         self.world.follows[self.random.choice(READERS)].setdefault(self.random.choice(AUTHORS), self.world.now_ms)
@@ -273,7 +275,7 @@ class Schedule:
         self.world.version += 1
 
     def faults(self) -> list[str]:
-        """Where a home did not read as the model says: while things happened, and now that all is quiet."""
+        """Returns the differences from the model, found during the run and now that everything has settled."""
         found = [*self._faults]
         for reader in READERS:
             home = drain(self.store.read(reader))
@@ -288,7 +290,7 @@ class Schedule:
         return found
 
     def read(self, reader: int, home: HomeList) -> list[int]:
-        """The home as HomeReader reads it, with the filter of the present graph and of deletes."""
+        """Reads a home timeline as HomeReader does, filtered by the current follows and deletes."""
         relations = self.world.relations(reader)
         world: Any = self.world
         pulled = list(self.rules.pulled(reader, relations, world, home))
@@ -302,5 +304,5 @@ class Schedule:
                 ids += round_.ids
             return ids
 
-        standing = self.world.standing
-        return [tweet_id for tweet_id in drain(walk()) if standing.get(tweet_id) in present]
+        live = self.world.live
+        return [tweet_id for tweet_id in drain(walk()) if live.get(tweet_id) in present]

@@ -1,5 +1,6 @@
-"""Fan-out: carries tweets to the homes of followers.
+"""Fan-out service: adds new tweets to the home timelines of followers (fan-out on write).
 
-Owns nothing but its offsets in the event log. Calls graph (followers, tiers) and timeline.AppendHomeEntries; consumes `tweet.created`
-and `tweet.restored`. Authors too big for a round go on by its own topic `fanout.large`, so that they delay nobody else.
+Owns only its offsets in the event log. Calls graph (followers, tiers) and timeline (AppendHomeEntries). Consumes
+`tweet.created` and `tweet.restored`. Authors with too many followers for one batch continue on its private topic
+`fanout.large`, so that they do not delay others.
 """

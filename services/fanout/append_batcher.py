@@ -1,4 +1,5 @@
-"""Calls of AppendHomeEntries: packed full, a few in flight, and smaller where the timeline service is too slow for full ones."""
+"""Batches AppendHomeEntries calls: filled to the limit, a few in flight, and smaller while the timeline service is too
+slow for full ones."""
 
 from __future__ import annotations
 
@@ -10,41 +11,43 @@ from typing import Any
 import grpc
 from roost.timeline.v1 import timeline_service_pb2 as timeline
 
-from services.fanout.delivery_status import Receipts
+from services.fanout.delivery_status import DeliveryTracker
 
-# The contract's bounds: user ids a call, over all entries, and user ids an entry.
-IDS_A_CALL = 10_000
-IDS_AN_ENTRY = 1_000
-# User ids a call while calls run into their deadline: halved each time, down to one entry's worth, and back in steps of a hundredth.
-LEAST_A_CALL = IDS_AN_ENTRY
-GROWTH = IDS_A_CALL // 100
-# One being applied while the next are packed; more would only queue at the timeline service.
+# The proto's limits: user ids per call (sum over its entries), and user ids per entry.
+IDS_PER_CALL = 10_000
+IDS_PER_ENTRY = 1_000
+# While calls exceed their deadline the batch size is halved, down to one entry's worth; each successful call adds a
+# hundredth of the limit.
+MIN_IDS_PER_CALL = IDS_PER_ENTRY
+GROWTH = IDS_PER_CALL // 100
+# One call is applied while the next are filled; more would only queue at the timeline service.
 CALLS_IN_FLIGHT = 4
 
 
 class AdaptiveBatchSize:
-    """User ids a call: what was too much for a deadline would be too much again, and the batch would never end."""
+    """The number of user ids per call. It shrinks after DEADLINE_EXCEEDED, since a batch of the same size would fail
+    again and never finish."""
 
     def __init__(self) -> None:
-        self.ids = IDS_A_CALL
+        self.ids = IDS_PER_CALL
 
-    def ended(self, error: BaseException | None) -> None:
-        """Learns from how a call ended."""
+    def record_outcome(self, error: BaseException | None) -> None:
+        """Adjusts the size after a call that returned (`error` is None) or failed."""
         if error is None:
-            self.ids = min(self.ids + GROWTH, IDS_A_CALL)
+            self.ids = min(self.ids + GROWTH, IDS_PER_CALL)
         elif isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            self.ids = max(self.ids // 2, LEAST_A_CALL)
+            self.ids = max(self.ids // 2, MIN_IDS_PER_CALL)
 
 
 class HomeAppendBatcher:
-    """Collects entries and sends them. One for each batch of events; `append` is the stub's method."""
+    """Collects entries and sends them. Create one for each batch of events; `append` is the stub method to call."""
 
-    def __init__(self, append: Any, receipts: Receipts, size: AdaptiveBatchSize) -> None:
+    def __init__(self, append: Any, tracker: DeliveryTracker, size: AdaptiveBatchSize) -> None:
         self._append = append
-        self._receipts = receipts
+        self._tracker = tracker
         self._size = size
-        # Calls that are to carry, or carry, or failed to carry something of a tweet.
-        self._owed: Counter[int] = Counter()
+        # By tweet id: entries not yet delivered, whether queued, in flight or failed.
+        self._undelivered: Counter[int] = Counter()
         self._slots = asyncio.Semaphore(CALLS_IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
@@ -52,33 +55,34 @@ class HomeAppendBatcher:
         self._ids = 0
 
     async def add(self, tweet_ids: Sequence[int], user_ids: Sequence[int]) -> None:
-        """These tweets for these users (≤ IDS_AN_ENTRY). Waits while CALLS_IN_FLIGHT are full; raises what a call raised."""
+        """Queues these tweets for these users (at most IDS_PER_ENTRY). Waits while CALLS_IN_FLIGHT calls run. Raises
+        the error of any earlier call."""
         for tweet_id in tweet_ids:
             if self._ids + len(user_ids) > self._size.ids:
                 await self._send()
-            # Once an entry, as it is taken away again.
-            self._owed[tweet_id] += 1
+            # Once per entry, because `_call` subtracts once per entry.
+            self._undelivered[tweet_id] += 1
             self._request.entries.add(tweet_id=tweet_id, user_ids=user_ids)
             self._ids += len(user_ids)
 
     async def finish(self) -> None:
-        """Sends the rest and waits for all. Raises what a call raised."""
+        """Sends the rest and waits for all calls. Raises the first error of a call."""
         await self._send()
         while self._tasks:
             await asyncio.wait(self._tasks)
         self._check()
 
-    async def settle(self) -> None:
-        """Waits for what is in flight, however it ends; sends nothing more."""
+    async def wait_idle(self) -> None:
+        """Waits until no call is in flight, whatever the outcome; sends nothing."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def has_delivered(self, tweet_id: int) -> bool:
-        """Whether all that was added of the tweet arrived."""
-        return not self._owed[tweet_id]
+        """Returns whether every entry added for the tweet was delivered."""
+        return not self._undelivered[tweet_id]
 
     async def cancel(self) -> None:
-        """Gives up what is in flight."""
+        """Cancels the calls in flight."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -96,8 +100,8 @@ class HomeAppendBatcher:
     async def _call(self, request: timeline.AppendHomeEntriesRequest) -> None:
         answer = await self._append(request)
         for entry, warm in zip(request.entries, answer.warm, strict=True):
-            self._owed[entry.tweet_id] -= 1
-            self._receipts.serve(entry.tweet_id, len(entry.user_ids), warm)
+            self._undelivered[entry.tweet_id] -= 1
+            self._tracker.record_delivered(entry.tweet_id, len(entry.user_ids), warm)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -105,7 +109,7 @@ class HomeAppendBatcher:
         if task.cancelled():
             return
         error = task.exception()
-        self._size.ended(error)
+        self._size.record_outcome(error)
         self._failure = self._failure or error
 
     def _check(self) -> None:

@@ -1,4 +1,7 @@
-"""Events in, entries in homes out. Idempotent: homes take every id once, however often and in whatever order it comes."""
+"""Consumes tweet events and appends the tweets to home timelines.
+
+Idempotent: a home timeline stores each id once, however often and in whatever order it arrives.
+"""
 
 from __future__ import annotations
 
@@ -14,56 +17,60 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 from roost.timeline.v1 import timeline_service_pb2_grpc as timeline_grpc
 
-from services.fanout.append_batcher import IDS_AN_ENTRY, AdaptiveBatchSize, HomeAppendBatcher
-from services.fanout.delivery_status import Receipts
+from services.fanout.append_batcher import IDS_PER_ENTRY, AdaptiveBatchSize, HomeAppendBatcher
+from services.fanout.delivery_status import DeliveryTracker
 from services.platform.events.log import ConsumedEvent, EventLog, Record
 from services.platform.rpc import errors
 from services.shared.celebrity_tiers import CelebritySubscriber
 
 TOPICS = ("tweet.created", "tweet.restored")
-# Private to fan-out: the same events again, of authors whom a round could not finish.
+# Private topic: the same events again, for authors whom a batch could not finish.
 LARGE_TOPIC = "fanout.large"
-# Events a round takes of those: each may mean a hundred calls.
+# Events per batch of that topic: each may need a hundred calls.
 LARGE_BATCH = 32
-# Entries of one author a round makes at most: two calls' worth, some milliseconds. Above that the author goes to the large ones.
+# Entries per author and batch: two calls' worth, some milliseconds. An author with more continues on LARGE_TOPIC.
 QUOTA = 20_000
-# Authors whose followers are read at the same time.
+# Authors whose followers are read concurrently.
 AUTHORS_IN_FLIGHT = 16
-# What refuses for now is tried again by the log's consumer, which waits longer each time.
+# The log's consumer retries a failed batch, with increasing delay.
 RETRY_AFTER_S = 1.0
 
 HYBRID = "hybrid"
 
 
-class Progress:
-    """What of a batch that failed was delivered all the same. It comes again, and each try has to get further than the one before:
-    else a batch that takes longer than the mesh is ever well for would never end."""
+class BatchProgress:
+    """Tracks which tweets of a failed batch were delivered, so that each retry starts where the last one stopped.
+
+    Otherwise a batch that takes longer than the mesh ever stays healthy would never finish.
+    """
 
     def __init__(self) -> None:
         self._batch: list[int] = []
         self._tweets: set[int] = set()
 
     def of(self, events: Sequence[ConsumedEvent]) -> set[int]:
-        """The tweets delivered, to be added to; none where this is another batch than the last."""
+        """Returns the set of delivered tweet ids of this batch, to be added to; an empty set if the batch is another
+        one than last time."""
         batch = [event.event_id for event in events]
         if batch != self._batch:
             self._batch, self._tweets = batch, set()
         return self._tweets
 
     def end(self) -> None:
-        """The batch is done: should it come again, it is to be delivered again."""
+        """Ends the batch: if the same events arrive again (a replay), all are delivered again."""
         self._batch, self._tweets = [], set()
 
 
 class Fanout:
-    """Delivers batches of events; its methods are what the log's consumers apply. `clock` gives unix seconds."""
+    """Delivers batches of events; `apply` and `apply_large` are the callbacks of the log's consumers. `clock` returns
+    Unix seconds."""
 
     def __init__(
         self,
         channel: grpc.aio.Channel,
         log: EventLog,
         tiers: CelebritySubscriber,
-        receipts: Receipts,
+        tracker: DeliveryTracker,
         mode: str,
         clock: Callable[[], float],
         quota: int = QUOTA,
@@ -72,18 +79,18 @@ class Fanout:
         self._append: Any = timeline_grpc.TimelineServiceStub(channel).AppendHomeEntries
         self._log = log
         self._tiers = tiers
-        self._receipts = receipts
+        self._tracker = tracker
         self._hybrid = mode == HYBRID
         self._clock = clock
         self._quota = quota
         self._size = AdaptiveBatchSize()
-        self._progress, self._progress_large = Progress(), Progress()
+        self._progress, self._progress_large = BatchProgress(), BatchProgress()
 
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
-        """Delivers a batch; authors who need more than the quota go on by LARGE_TOPIC.
+        """Delivers a batch. Authors who need more entries than the quota continue on LARGE_TOPIC.
 
-        Raises UNAVAILABLE while tiers are unknown, and what graph or timeline answer: the batch then comes again, and goes on where
-        it was.
+        Raises UNAVAILABLE while tiers are unknown, and errors of graph and timeline. The consumer then retries the
+        batch, which continues where it stopped.
         """
         large = await self._deliver(events, self._quota, self._progress)
         if large:
@@ -91,84 +98,87 @@ class Fanout:
         self._progress.end()
 
     async def apply_large(self, events: Sequence[ConsumedEvent]) -> None:
-        """Delivers a batch to the end, however long it takes. Raises as `apply`."""
+        """Delivers a batch without a quota, however long it takes. Raises as `apply`."""
         await self._deliver(events, None, self._progress_large)
         self._progress_large.end()
 
     async def _deliver(
-        self, events: Sequence[ConsumedEvent], quota: int | None, progress: Progress
+        self, events: Sequence[ConsumedEvent], quota: int | None, progress: BatchProgress
     ) -> list[ConsumedEvent]:
-        """Delivers to the end but for authors who pass the quota: returns their events."""
+        """Delivers the events and returns those of authors who exceeded the quota."""
         if self._hybrid and not self._tiers.fresh():
-            raise errors.unavailable("nothing is heard of tiers: who is pushed is unknown", RETRY_AFTER_S)
+            raise errors.unavailable("celebrity tiers are unavailable; fan-out is paused", RETRY_AFTER_S)
         done = progress.of(events)
         by_author = self._to_push(events, done)
         authors = list(by_author)
-        outbound = HomeAppendBatcher(self._append, self._receipts, self._size)
+        batcher = HomeAppendBatcher(self._append, self._tracker, self._size)
         served: list[int] = []
         large: list[int] = []
 
         async def serve(author: int) -> None:
-            whole = await self._serve(author, list(by_author[author]), outbound, quota)
-            (served if whole else large).append(author)
+            complete = await self._deliver_author(author, list(by_author[author]), batcher, quota)
+            (served if complete else large).append(author)
 
         try:
             try:
                 for start in range(0, len(authors), AUTHORS_IN_FLIGHT):
-                    await _all(serve(author) for author in authors[start : start + AUTHORS_IN_FLIGHT])
-                await outbound.finish()
+                    await _run_all(serve(author) for author in authors[start : start + AUTHORS_IN_FLIGHT])
+                await batcher.finish()
             except Exception:
-                # Where it was graph that failed, what others gave goes out all the same.
+                # If graph failed for one author, the entries of the others are still sent.
                 with contextlib.suppress(Exception):
-                    await outbound.finish()
-                await outbound.settle()
+                    await batcher.finish()
+                await batcher.wait_idle()
                 raise
         except BaseException:
-            await outbound.cancel()
+            await batcher.cancel()
             raise
         finally:
             for tweet_id in (tweet_id for author in served for tweet_id in by_author[author]):
-                if outbound.has_delivered(tweet_id):
+                if batcher.has_delivered(tweet_id):
                     done.add(tweet_id)
-                    self._receipts.end(tweet_id, pb.FANOUT_STATE_DONE)
+                    self._tracker.end(tweet_id, pb.FANOUT_STATE_DONE)
         return [event for author in large for event in by_author[author].values()]
 
     def _to_push(self, events: Sequence[ConsumedEvent], done: Collection[int]) -> dict[int, dict[int, ConsumedEvent]]:
-        """The events by author and tweet, without those done and those whose authors are pulled by every reader."""
+        """Groups the events by author and tweet id, without delivered ones and without celebrities, whom readers
+        pull."""
         found: dict[int, dict[int, ConsumedEvent]] = {}
         now_ms = int(self._clock() * 1000)
         for event in events:
             tweet_id, author = _tweet_of(event)
             if tweet_id in done:
                 continue
-            self._receipts.begin(tweet_id)
-            # In mode pull celebrities are pushed too: homes of every other mode stay complete for a switch back.
+            self._tracker.begin(tweet_id)
+            # In mode pull celebrities are pushed too, so that home timelines are complete if the mode is switched back.
             if self._hybrid and self._tiers.is_excluded_from_fanout(author, now_ms):
-                self._receipts.end(tweet_id, pb.FANOUT_STATE_PULLED)
+                self._tracker.end(tweet_id, pb.FANOUT_STATE_PULLED)
             else:
                 found.setdefault(author, {})[tweet_id] = event
         return found
 
-    async def _serve(
-        self, author: int, tweet_ids: Sequence[int], outbound: HomeAppendBatcher, quota: int | None
+    async def _deliver_author(
+        self, author: int, tweet_ids: Sequence[int], batcher: HomeAppendBatcher, quota: int | None
     ) -> bool:
-        """Hands the author's tweets to all followers, read now, never from memory; False where the quota ended it."""
+        """Queues the author's tweets for all followers, read from graph now and not from a cache. Returns False if the
+        quota was exceeded."""
         served = 0
-        request = graph.StreamFollowerIdsRequest(user_id=author, page_size=IDS_AN_ENTRY)
+        request = graph.StreamFollowerIdsRequest(user_id=author, page_size=IDS_PER_ENTRY)
         stream = self._graph.StreamFollowerIds(request)
         try:
             async for message in stream:
                 served += len(message.ids) * len(tweet_ids)
                 if quota is not None and served > quota:
                     return False
-                await outbound.add(tweet_ids, message.ids)
+                await batcher.add(tweet_ids, message.ids)
         finally:
             stream.cancel()
         return True
 
 
 def _tweet_of(event: ConsumedEvent) -> tuple[int, int]:
-    """Tweet id and author. Raises DecodeError or ValueError for what is no such event: the log sets it aside."""
+    """Returns (tweet id, author id) of the event. Raises DecodeError or ValueError for any other payload, which makes
+    the log dead-letter it."""
     body = event_pb2.Event.FromString(event.payload)
     match body.WhichOneof("body"):
         case "tweet_created":
@@ -179,8 +189,8 @@ def _tweet_of(event: ConsumedEvent) -> tuple[int, int]:
             raise ValueError(f"{event.topic} carries {other}")
 
 
-async def _all(works: Iterable[Any]) -> None:
-    """Runs all to their end, then raises the first error: where one fails, what the others did need not be done again."""
+async def _run_all(works: Iterable[Any]) -> None:
+    """Runs all to completion, then raises the first error, so that the results of the others are not lost."""
     results = await asyncio.gather(*works, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):

@@ -1,4 +1,4 @@
-"""How far the delivery of each of the last tweets is, in this process."""
+"""Tracks the delivery of the most recent tweets in this process."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from roost.fanout.v1 import fanout_service_pb2 as pb
 
-# Some minutes of a busy process: what an operator who asks about a tweet has just seen.
-RECEIPTS_KEPT = 10_000
+# Some minutes of a busy process: enough for an operator who asks about a recent tweet.
+MAX_TRACKED = 10_000
 
 
 @dataclass(slots=True)
-class Receipt:
-    """One tweet's delivery. Times are Unix milliseconds; `finished_ms` is 0 while it runs."""
+class DeliveryStatus:
+    """The delivery of one tweet. Times are Unix milliseconds; `finished_ms` is 0 while it runs. `delivered` counts
+    followers with a warm home timeline."""
 
     started_ms: int
     state: pb.FanoutState.ValueType = pb.FANOUT_STATE_RUNNING
@@ -23,36 +24,36 @@ class Receipt:
     finished_ms: int = 0
 
 
-class Receipts:
-    """The receipts of the last RECEIPTS_KEPT tweets; `clock` gives unix seconds."""
+class DeliveryTracker:
+    """The delivery statuses of the last MAX_TRACKED tweets. `clock` returns Unix seconds."""
 
-    def __init__(self, clock: Callable[[], float], kept: int = RECEIPTS_KEPT) -> None:
+    def __init__(self, clock: Callable[[], float], max_tracked: int = MAX_TRACKED) -> None:
         self._clock = clock
-        self._kept = kept
-        self._receipts: OrderedDict[int, Receipt] = OrderedDict()
+        self._max_tracked = max_tracked
+        self._statuses: OrderedDict[int, DeliveryStatus] = OrderedDict()
 
-    def get(self, tweet_id: int) -> Receipt | None:
-        """The tweet's receipt, where it is kept."""
-        return self._receipts.get(tweet_id)
+    def get(self, tweet_id: int) -> DeliveryStatus | None:
+        """Returns the tweet's delivery status, or None if it is not tracked (any more)."""
+        return self._statuses.get(tweet_id)
 
     def begin(self, tweet_id: int) -> None:
-        """A delivery begins, or begins again: its counts start from zero, its start stays."""
-        before = self._receipts.pop(tweet_id, None)
-        self._receipts[tweet_id] = Receipt(before.started_ms if before is not None else self._now_ms())
-        while len(self._receipts) > self._kept:
-            self._receipts.popitem(last=False)
+        """Starts or restarts a delivery: its counts are reset, its start time stays."""
+        before = self._statuses.pop(tweet_id, None)
+        self._statuses[tweet_id] = DeliveryStatus(before.started_ms if before is not None else self._now_ms())
+        while len(self._statuses) > self._max_tracked:
+            self._statuses.popitem(last=False)
 
-    def serve(self, tweet_id: int, followers: int, delivered: int) -> None:
-        """Some followers were served; `delivered` of their homes were warm."""
-        if (receipt := self._receipts.get(tweet_id)) is not None:
-            receipt.followers += followers
-            receipt.delivered += delivered
+    def record_delivered(self, tweet_id: int, followers: int, delivered: int) -> None:
+        """Adds delivered followers; `delivered` of them have a warm home timeline."""
+        if (status := self._statuses.get(tweet_id)) is not None:
+            status.followers += followers
+            status.delivered += delivered
 
     def end(self, tweet_id: int, state: pb.FanoutState.ValueType) -> None:
-        """Every follower was served, or none needs to be."""
-        if (receipt := self._receipts.get(tweet_id)) is not None:
-            receipt.state = state
-            receipt.finished_ms = self._now_ms()
+        """Finishes a delivery with this state: all followers were served, or none had to be."""
+        if (status := self._statuses.get(tweet_id)) is not None:
+            status.state = state
+            status.finished_ms = self._now_ms()
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.fanout.consumer import LARGE_BATCH, LARGE_TOPIC, TOPICS, Fanout
-from services.fanout.delivery_status import Receipts
+from services.fanout.delivery_status import DeliveryTracker
 from services.fanout.service import FanoutService
 from services.platform.events import outbox
 from services.platform.events.log import Lag
@@ -12,11 +12,12 @@ from services.shared.celebrity_tiers import CelebritySubscriber
 
 
 async def build(context: ServiceContext) -> Service:
-    """The fan-out service: two consumers of the log, one for everybody and one for the large."""
+    """Builds the fan-out service with two consumers: one for all authors, one for large ones that exceeded the
+    quota."""
     settings = context.settings
     tiers = CelebritySubscriber(context.channel, settings.clock_margin_s)
-    receipts = Receipts(context.clock)
-    fanout = Fanout(context.channel, context.log, tiers, receipts, settings.timeline_mode, context.clock)
+    tracker = DeliveryTracker(context.clock)
+    fanout = Fanout(context.channel, context.log, tiers, tracker, settings.timeline_mode, context.clock)
     main = context.log.consumer("fanout", TOPICS, fanout.apply)
     large = context.log.consumer("fanout-large", (LARGE_TOPIC,), fanout.apply_large, LARGE_BATCH)
 
@@ -25,6 +26,6 @@ async def build(context: ServiceContext) -> Service:
 
     return Service(
         name=context.name,
-        servicers={"roost.fanout.v1.FanoutService": FanoutService(main, large, receipts, outbox_lag)},
+        servicers={"roost.fanout.v1.FanoutService": FanoutService(main, large, tracker, outbox_lag)},
         workers=(tiers, main, large),
     )

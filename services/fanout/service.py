@@ -9,46 +9,48 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from roost.fanout.v1 import fanout_service_pb2 as pb
 from roost.fanout.v1.fanout_service_pb2_grpc import FanoutServiceServicer
 
-from services.fanout.delivery_status import Receipts
+from services.fanout.delivery_status import DeliveryTracker
 from services.platform.events.log import Consumer, Lag
 from services.platform.rpc import errors
 
-# The generated type differs from method to method, and nothing here asks the context for anything.
+# The context type differs between generated methods, and no method here uses the context.
 _Context = Any
 
 
 class FanoutService(FanoutServiceServicer):
-    """Looks into fan-out and steers it. `outbox_lag` tells what waits in outboxes of this process."""
+    """Reports and controls fan-out. `outbox_lag` returns the lag of this process's outboxes."""
 
     def __init__(
-        self, main: Consumer, large: Consumer, receipts: Receipts, outbox_lag: Callable[[], Awaitable[Lag]]
+        self, main: Consumer, large: Consumer, tracker: DeliveryTracker, outbox_lag: Callable[[], Awaitable[Lag]]
     ) -> None:
         self._main = main
         self._large = large
-        self._receipts = receipts
-        self._unrelayed = outbox_lag
+        self._tracker = tracker
+        self._outbox_lag = outbox_lag
         self._paused = False
 
     async def GetFanoutStatus(
         self, request: pb.GetFanoutStatusRequest, context: _Context
     ) -> pb.GetFanoutStatusResponse:
-        receipt = self._receipts.get(request.tweet_id)
-        if receipt is None:
-            raise errors.not_found("no receipt is kept of this tweet")
+        status = self._tracker.get(request.tweet_id)
+        if status is None:
+            raise errors.not_found(
+                "the delivery of this tweet is not tracked in this process; only its most recent tweets are"
+            )
         answer = pb.GetFanoutStatusResponse(
             tweet_id=request.tweet_id,
-            state=receipt.state,
-            followers=receipt.followers,
-            delivered=receipt.delivered,
-            started_at=_timestamp(receipt.started_ms),
+            state=status.state,
+            followers=status.followers,
+            delivered=status.delivered,
+            started_at=_timestamp(status.started_ms),
         )
-        if receipt.finished_ms:
-            answer.finished_at.CopyFrom(_timestamp(receipt.finished_ms))
+        if status.finished_ms:
+            answer.finished_at.CopyFrom(_timestamp(status.finished_ms))
         return answer
 
     async def GetFanoutLag(self, request: pb.GetFanoutLagRequest, context: _Context) -> pb.GetFanoutLagResponse:
-        # In the order in which an event travels: one that moves on meanwhile is counted twice rather than not at all.
-        lags: Sequence[Lag] = [await self._unrelayed(), await self._main.lag(), await self._large.lag()]
+        # In the order in which events move on: an event that moves meanwhile is counted twice rather than not at all.
+        lags: Sequence[Lag] = [await self._outbox_lag(), await self._main.lag(), await self._large.lag()]
         return pb.GetFanoutLagResponse(
             events=sum(lag.events for lag in lags),
             age_ms=int(max(lag.age_s for lag in lags) * 1000),
@@ -68,7 +70,7 @@ class FanoutService(FanoutServiceServicer):
         return pb.ResumeFanoutResponse()
 
     async def ReplayFanout(self, request: pb.ReplayFanoutRequest, context: _Context) -> pb.ReplayFanoutResponse:
-        # Else some of it would be delivered again before it is counted.
+        # Paused, so that no replayed event is delivered before the lag is read.
         self._main.pause()
         try:
             match request.WhichOneof("from"):
@@ -77,7 +79,9 @@ class FanoutService(FanoutServiceServicer):
                 case "time":
                     await self._main.seek(time_ms=request.time.ToMilliseconds())
                 case _:
-                    raise errors.invalid_argument("give an offset or a time to deliver again from", field="offset")
+                    raise errors.invalid_argument(
+                        "set `offset` or `time` to say where the replay starts", field="offset"
+                    )
             return pb.ReplayFanoutResponse(events=(await self._main.lag()).events)
         finally:
             if not self._paused:

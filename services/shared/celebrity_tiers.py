@@ -1,4 +1,4 @@
-"""Who is a celebrity: graph's stream of tiers, kept by each process that decides between push and pull."""
+"""Follows graph's stream of celebrity tiers, for processes that decide between push and pull."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 
 from services.platform.caching import read_tracking
 
-# Graph sends a sign of life every 5 s; after six missed ones nobody may decide by what was heard before.
-SILENCE_S = 30.0
+# Graph sends a heartbeat every 5 s. After six missed ones the tiers are stale.
+STREAM_TIMEOUT_S = 30.0
 RETRY_FIRST_S = 0.05
-# Well below any clock margin: within the margin a stale tier does no harm.
-RETRY_MOST_S = 2.0
-# In one process the first snapshot comes within milliseconds; a graph service that is away keeps nobody from starting.
-START_WITHIN_S = 1.0
+# Well below any clock margin; within the margin a stale tier does no harm.
+RETRY_MAX_S = 2.0
+# In a single process the first snapshot arrives within milliseconds. If graph is unavailable, the service starts
+# without it.
+START_WAIT_S = 1.0
 
 _TIERS = (0,)
 
@@ -29,9 +30,10 @@ log = structlog.get_logger(__name__)
 
 
 class CelebritySubscriber:
-    """The celebrities, and since when; a worker that follows graph.StreamTiers and reconnects.
+    """Worker that follows graph.StreamTiers, reconnects, and answers from memory who is a celebrity and since when.
 
-    `margin_s` is the clock margin: how long push and pull overlap after a change, and so how long this view may lag.
+    `margin_s` is the clock margin: push and pull overlap for so long after a tier change, so these tiers may lag by so
+    much.
     """
 
     def __init__(
@@ -40,117 +42,120 @@ class CelebritySubscriber:
         self._stub = graph_grpc.GraphServiceStub(channel)
         self._margin_ms = int(margin_s * 1000)
         self._monotonic = monotonic
-        self._good_until = float("-inf")
-        self._since: dict[int, int] = {}
-        self._normal: dict[int, int] = {}
-        self._order: list[tuple[int, int]] | None = []
+        self._fresh_until = float("-inf")
+        self._celebrity_since: dict[int, int] = {}
+        self._demoted_at: dict[int, int] = {}
+        self._demotions_by_time: list[tuple[int, int]] | None = []
         self._task: asyncio.Task[None] | None = None
-        self._heard = asyncio.Event()
-        # Changes with every tier that changes: compared for equality by whoever keeps something derived.
+        self._snapshot_received = asyncio.Event()
+        # Changes with every tier change. Readers compare it for equality before they use cached results.
         self.version = 0
-        self._hearing = False
-        # All of it is one key.
+        self._connected = False
+        # Change tracking treats all tiers as one key.
         self._change_tracker = read_tracking.ChangeTracker()
 
     @property
     def celebrities(self) -> Iterable[int]:
-        """The user ids of all celebrities; a live view, not to be held over an await."""
-        return self._since.keys()
+        """The user ids of all celebrities, as a live view; do not hold it across an await."""
+        return self._celebrity_since.keys()
 
     def fresh(self) -> bool:
-        """Whether the view may be decided by. Where it is not, readers pull and fan-out waits."""
-        return self._monotonic() <= self._good_until
+        """Returns whether the tiers are current enough to decide by. If not, readers pull and fan-out pauses."""
+        return self._monotonic() <= self._fresh_until
 
     def is_celebrity(self, user_id: int) -> bool:
-        """Whether readers pull the author."""
-        return user_id in self._since
+        """Returns whether readers pull the author's tweets."""
+        return user_id in self._celebrity_since
 
     def is_excluded_from_fanout(self, user_id: int, now_ms: int) -> bool:
-        """Whether fan-out leaves the author out: a celebrity, and for longer than the margin."""
-        since = self._since.get(user_id)
+        """Returns whether fan-out skips the author: a celebrity for longer than the margin."""
+        since = self._celebrity_since.get(user_id)
         return since is not None and now_ms - since >= self._margin_ms
 
     def demoted_since(self, ms: int) -> Sequence[int]:
-        """Who ceased to be a celebrity after `ms` (Unix milliseconds): at most 31 days of them are known."""
-        if self._hearing:
+        """Returns the users who stopped being celebrities after `ms` (Unix milliseconds). Demotions are known for 31
+        days."""
+        if self._connected:
             self._change_tracker.read(_TIERS)
         else:
-            # Good for a while yet, but nobody would tell when it changes.
+            # Still usable, but no change would be noticed without the stream.
             read_tracking.mark_uncacheable()
-        if self._order is None:
-            self._order = sorted((changed, user_id) for user_id, changed in self._normal.items())
-        return [user_id for _, user_id in self._order[bisect_right(self._order, (ms, 1 << 63)) :]]
+        if self._demotions_by_time is None:
+            self._demotions_by_time = sorted((changed, user_id) for user_id, changed in self._demoted_at.items())
+        return [
+            user_id for _, user_id in self._demotions_by_time[bisect_right(self._demotions_by_time, (ms, 1 << 63)) :]
+        ]
 
     async def start(self) -> None:
-        """Begins to follow the stream; waits a moment for the snapshot."""
-        self._task = asyncio.create_task(self._follow(), name="tiers")
+        """Starts following the stream; waits up to START_WAIT_S for the snapshot."""
+        self._task = asyncio.create_task(self._run(), name="tiers")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._heard.wait(), START_WITHIN_S)
+            await asyncio.wait_for(self._snapshot_received.wait(), START_WAIT_S)
 
     async def stop(self) -> None:
-        """Ends the stream."""
+        """Stops following and waits for the task to end."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
-    async def _follow(self) -> None:
+    async def _run(self) -> None:
         delay_s = RETRY_FIRST_S
         while True:
             begun = self._monotonic()
             try:
-                await self._listen()
+                await self._read_stream()
                 reason = "ended"
             except asyncio.CancelledError:
-                # A channel that is closed cancels its calls, which looks as if we were to end.
+                # A closed channel cancels its calls; only a cancelled task means stop.
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
                 reason = "cut off"
             except Exception as error:
                 reason = repr(error)
-            self._hearing = False
+            self._connected = False
             self._change_tracker.changed(_TIERS)
-            # What changes while nobody listens is unknown: half the margin stays for the decisions under way.
+            # Changes are unknown until the next snapshot. Half the margin remains for decisions in progress.
             now = self._monotonic()
-            self._good_until = min(self._good_until, now + self._margin_ms / 2000)
-            delay_s = RETRY_FIRST_S if now - begun > SILENCE_S else min(delay_s * 2, RETRY_MOST_S)
-            log.info("tier stream lost, will reconnect", reason=reason, delay_s=delay_s)
+            self._fresh_until = min(self._fresh_until, now + self._margin_ms / 2000)
+            delay_s = RETRY_FIRST_S if now - begun > STREAM_TIMEOUT_S else min(delay_s * 2, RETRY_MAX_S)
+            log.info("tier_stream.lost", reason=reason, delay_s=delay_s)
             await asyncio.sleep(delay_s)
 
-    async def _listen(self) -> None:
+    async def _read_stream(self) -> None:
         snapshot: list[graph.TierEntry] | None = []
         call = self._stub.StreamTiers(graph.StreamTiersRequest())
         try:
             while True:
-                async with asyncio.timeout(SILENCE_S):
+                async with asyncio.timeout(STREAM_TIMEOUT_S):
                     message = await call.read()
                 if not isinstance(message, graph.StreamTiersResponse):
                     return
                 if snapshot is None:
-                    self._take(message.entries)
+                    self._apply(message.entries)
                 else:
                     snapshot.extend(message.entries)
                     if not message.snapshot_end:
                         continue
-                    # Swapped without an await between: nobody sees half a snapshot.
-                    self._since.clear()
-                    self._normal.clear()
+                    # Replaced without an await in between, so no reader sees half a snapshot.
+                    self._celebrity_since.clear()
+                    self._demoted_at.clear()
                     self.version += 1
-                    self._take(snapshot)
+                    self._apply(snapshot)
                     snapshot = None
-                    self._hearing = True
-                self._good_until = self._monotonic() + SILENCE_S
-                self._heard.set()
+                    self._connected = True
+                self._fresh_until = self._monotonic() + STREAM_TIMEOUT_S
+                self._snapshot_received.set()
         finally:
             call.cancel()
 
-    def _take(self, entries: Iterable[graph.TierEntry]) -> None:
+    def _apply(self, entries: Iterable[graph.TierEntry]) -> None:
         self._change_tracker.changed(_TIERS)
         for entry in entries:
-            now, before = (self._since, self._normal)
+            now, before = (self._celebrity_since, self._demoted_at)
             if entry.tier != graph.TIER_CELEBRITY:
                 now, before = before, now
             before.pop(entry.user_id, None)
             now[entry.user_id] = entry.changed_at_ms
-            self._order = None
+            self._demotions_by_time = None
             self.version += 1

@@ -1,6 +1,6 @@
-"""Timeline: home timelines, their builds, and what is pulled at read.
+"""Timeline service: home timelines, how they are built, and what is pulled at read.
 
-Owns nothing that is true: a home is a cache of ids that may be dropped at any moment and rebuilds itself from tweet and graph.
-Calls graph (followees, tiers, visibility), tweet (ids of authors) and, through hydrate, whoever owns a fragment of a tweet. Gets its
-entries from fan-out by AppendHomeEntries; publishes and consumes nothing.
+Owns no authoritative data: a home timeline is a cache of tweet ids that may be dropped at any moment and is rebuilt
+from tweet and graph. Calls graph (followees, tiers, visibility), tweet (ids by author) and, through hydration, the
+owner of each tweet fragment. Fan-out adds entries by AppendHomeEntries. Publishes and consumes no events.
 """

@@ -1,7 +1,8 @@
-"""Why a tweet stands in a home, or why it does not.
+"""Explains why a home timeline shows a tweet, or why it does not.
 
-Whether it is shown is found by reading the home itself, down to the tweet; the reason why not, by showing the tweet alone under fewer
-and fewer rules, to the same code that filters pages. So an explanation cannot differ from the home.
+Whether it is shown is found by reading the home timeline down to the tweet. The reason why not is found by filtering
+the tweet alone with fewer and fewer rules, by the code that filters pages, so an explanation cannot contradict the home
+timeline.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from services.shared.hydration.hydrator import Hydrator
 from services.timeline.fanout_rules import Source
 from services.timeline.home_reader import MAX_ENTRIES, HomeReader, HomeSnapshot
 
-# Of the walk down to the tweet: about a page's calls for each 100 entries.
+# Ids per author and round while reading down to the tweet: about one page's calls for each 100 entries.
 DEPTH = 100
 
 Filter: TypeAlias = "pb.EntryFilter.ValueType"
 
-_SOURCES: dict[Source, str] = {
-    pb.ENTRY_SOURCE_PUSHED: "Pushed by fan-out, or found when the home was built.",
+_SOURCE_REASONS: dict[Source, str] = {
+    pb.ENTRY_SOURCE_PUSHED: "Pushed by fan-out, or found when the home timeline was built.",
     pb.ENTRY_SOURCE_PULLED_CELEBRITY: "Pulled at read: the author has too many followers to push to.",
     pb.ENTRY_SOURCE_PULLED_SELF: "Pulled at read: it is your own.",
-    pb.ENTRY_SOURCE_PULLED_RECENT_FOLLOWEE: "Pulled at read: you follow the author only since the home was built.",
-    pb.ENTRY_SOURCE_PULLED_TIER_CHANGE: "Pulled at read: the author stopped being a celebrity since the home was built.",
-    pb.ENTRY_SOURCE_PULLED_COLD: "Pulled at read: the home is not kept, or not this far down.",
+    pb.ENTRY_SOURCE_PULLED_RECENT_FOLLOWEE: "Pulled at read: you followed the author after the home timeline was built.",
+    pb.ENTRY_SOURCE_PULLED_TIER_CHANGE: "Pulled at read: the author stopped being a celebrity after the home timeline was built.",
+    pb.ENTRY_SOURCE_PULLED_COLD: "Pulled at read: the home timeline is not stored, or not this far back.",
 }
-_FILTERS: dict[Filter, str] = {
+_FILTER_REASONS: dict[Filter, str] = {
     pb.ENTRY_FILTER_UNSPECIFIED: "Nothing hides it, but fan-out has not delivered it yet.",
     pb.ENTRY_FILTER_NOT_FOUND: "There is no such tweet.",
     pb.ENTRY_FILTER_DELETED: "It was deleted.",
@@ -42,15 +43,15 @@ _FILTERS: dict[Filter, str] = {
     pb.ENTRY_FILTER_BLOCKED: "You block its author.",
     pb.ENTRY_FILTER_MUTED: "You mute its author, or the author of what it retweets.",
     pb.ENTRY_FILTER_AUTHOR_HIDDEN: "Its author is suspended or deactivated.",
-    pb.ENTRY_FILTER_REPLY_NOT_FOLLOWED: "It replies to somebody you do not follow.",
-    pb.ENTRY_FILTER_PARENT_GONE: "What it replies to is gone or hidden.",
-    pb.ENTRY_FILTER_ORIGINAL_GONE: "What it retweets is gone or hidden.",
+    pb.ENTRY_FILTER_REPLY_NOT_FOLLOWED: "It replies to a user whom you do not follow.",
+    pb.ENTRY_FILTER_PARENT_GONE: "The tweet that it replies to is deleted or hidden.",
+    pb.ENTRY_FILTER_ORIGINAL_GONE: "The tweet that it retweets is deleted or hidden.",
     pb.ENTRY_FILTER_BELOW_DEPTH: f"It is older than the newest {MAX_ENTRIES} that you may see.",
 }
 
 
 class Explainer:
-    """Explains entries to the reader whose home it is."""
+    """Explains entries of a home timeline to its reader."""
 
     def __init__(self, home: HomeReader, hydrator: Hydrator, channel: grpc.aio.Channel) -> None:
         self._home = home
@@ -59,69 +60,73 @@ class Explainer:
         self._tweets = tweet_grpc.TweetServiceStub(channel)
 
     async def explain(self, reader: int, tweet_id: int) -> pb.ExplainTimelineEntryResponse:
-        """Whether the reader's home shows the tweet, and why. Raises AioRpcError where an owner cannot answer."""
-        view = await self._home.view(reader)
+        """Returns whether the reader's home timeline shows the tweet, and why. Raises AioRpcError if an owner cannot
+        answer."""
+        snapshot = await self._home.snapshot(reader)
         answer = pb.ExplainTimelineEntryResponse(tweet_id=tweet_id)
-        # The tweet by itself first: one that a rule hides needs no walk.
-        if not await self._home.visible(view, (tweet_id,), 1):
-            answer.filter = await self._hidden_by(view, tweet_id)
-            answer.reason = _FILTERS[answer.filter]
+        # The tweet alone first: if a rule hides it, the home timeline need not be read.
+        if not await self._home.visible(snapshot, (tweet_id,), 1):
+            answer.filter = await self._hidden_by(snapshot, tweet_id)
+            answer.reason = _FILTER_REASONS[answer.filter]
             return answer
-        above = await self._entries_down_to(view, tweet_id)
+        above = await self._entries_down_to(snapshot, tweet_id)
         answer.shown = bool(above) and above[-1] == tweet_id
         if answer.shown:
-            answer.source = await self._source(view, tweet_id)
-            answer.reason = _SOURCES[answer.source]
+            answer.source = await self._source_of(snapshot, tweet_id)
+            answer.reason = _SOURCE_REASONS[answer.source]
         else:
             deep = len(above) == MAX_ENTRIES
             answer.filter = pb.ENTRY_FILTER_BELOW_DEPTH if deep else pb.ENTRY_FILTER_UNSPECIFIED
-            answer.reason = _FILTERS[answer.filter]
+            answer.reason = _FILTER_REASONS[answer.filter]
         return answer
 
-    async def _entries_down_to(self, view: HomeSnapshot, tweet_id: int) -> list[int]:
-        """The home's entries from the newest down to this tweet's place, MAX_ENTRIES at most."""
+    async def _entries_down_to(self, snapshot: HomeSnapshot, tweet_id: int) -> list[int]:
+        """Returns the ids shown from the newest down to this tweet, MAX_ENTRIES at most."""
         shown: list[int] = []
-        walk = self._home.walk(view, 0, DEPTH)
-        while len(shown) < MAX_ENTRIES and (round_ := await walk.next()) is not None:
+        merge = self._home.merge(snapshot, 0, DEPTH)
+        while len(shown) < MAX_ENTRIES and (round_ := await merge.next()) is not None:
             reach = [entry for entry in round_.ids if entry >= tweet_id]
-            shown += [entry.id for entry in await self._home.visible(view, reach, MAX_ENTRIES - len(shown))]
+            shown += [entry.id for entry in await self._home.visible(snapshot, reach, MAX_ENTRIES - len(shown))]
             if round_.frontier <= tweet_id:
                 break
         return shown
 
-    async def _source(self, view: HomeSnapshot, tweet_id: int) -> Source:
-        if view.home is None or tweet_id <= view.home.floor:
+    async def _source_of(self, snapshot: HomeSnapshot, tweet_id: int) -> Source:
+        if snapshot.home is None or tweet_id <= snapshot.home.floor:
             return pb.ENTRY_SOURCE_PULLED_COLD
-        if tweet_id in view.home.ids:
+        if tweet_id in snapshot.home.ids:
             return pb.ENTRY_SOURCE_PUSHED
-        head = await self._head(tweet_id)
-        return view.pulled.get(head.author_id, pb.ENTRY_SOURCE_PUSHED) if head else pb.ENTRY_SOURCE_PUSHED
+        head = await self._tweet_head(tweet_id)
+        return snapshot.pulled.get(head.author_id, pb.ENTRY_SOURCE_PUSHED) if head else pb.ENTRY_SOURCE_PUSHED
 
-    async def _head(self, tweet_id: int) -> tweet_pb2.TweetHead | None:
+    async def _tweet_head(self, tweet_id: int) -> tweet_pb2.TweetHead | None:
         answer = await self._tweets.BatchGetTweetCores(tweet.BatchGetTweetCoresRequest(ids=[tweet_id]))
         return answer.cores[0].head if answer.cores else None
 
-    async def _hidden_by(self, view: HomeSnapshot, tweet_id: int) -> Filter:
-        """Which rule hides a tweet that is not visible: the first that makes it visible when it is left out."""
-        head = await self._head(tweet_id)
+    async def _hidden_by(self, snapshot: HomeSnapshot, tweet_id: int) -> Filter:
+        """Returns the rule that hides the tweet: the first one whose omission makes it visible."""
+        head = await self._tweet_head(tweet_id)
         if head is None:
             return pb.ENTRY_FILTER_NOT_FOUND
         if head.deleted:
             return pb.ENTRY_FILTER_DELETED
-        if not await self._seen_by(0, (tweet_id,)):
-            nobody_sees_original = head.retweet_of_id and not await self._seen_by(0, (head.retweet_of_id,))
+        if not await self._is_visible_to(0, (tweet_id,)):
+            nobody_sees_original = head.retweet_of_id and not await self._is_visible_to(0, (head.retweet_of_id,))
             return pb.ENTRY_FILTER_ORIGINAL_GONE if nobody_sees_original else pb.ENTRY_FILTER_AUTHOR_HIDDEN
-        if not await self._seen_by(view.reader, (tweet_id,)):
-            return await self._block(view.reader, head)
-        if head.author_id != view.reader and head.author_id not in view.relations.followees:
+        if not await self._is_visible_to(snapshot.reader, (tweet_id,)):
+            return await self._block_filter(snapshot.reader, head)
+        if head.author_id != snapshot.reader and head.author_id not in snapshot.relations.followees:
             return pb.ENTRY_FILTER_NOT_FOLLOWED
-        if not await self._seen_by(view.reader, (tweet_id,), hide_muted=True):
+        if not await self._is_visible_to(snapshot.reader, (tweet_id,), hide_muted=True):
             return pb.ENTRY_FILTER_MUTED
-        follows_parent = head.reply_to_author_id == view.reader or head.reply_to_author_id in view.relations.followees
+        follows_parent = (
+            head.reply_to_author_id == snapshot.reader or head.reply_to_author_id in snapshot.relations.followees
+        )
         return pb.ENTRY_FILTER_PARENT_GONE if follows_parent else pb.ENTRY_FILTER_REPLY_NOT_FOLLOWED
 
-    async def _block(self, reader: int, head: tweet_pb2.TweetHead) -> Filter:
-        """Who hides from whom. That the author blocks the reader is not told apart from a tweet that never was."""
+    async def _block_filter(self, reader: int, head: tweet_pb2.TweetHead) -> Filter:
+        """Returns the filter for a block. If the author blocks the reader the answer is NOT_FOUND, so that the block
+        stays secret."""
         people = [author for author in (head.author_id, head.retweet_of_author_id) if author]
         rules = await self._graph.GetVisibilityFilter(
             graph.GetVisibilityFilterRequest(user_id=reader, candidate_ids=people)
@@ -130,5 +135,5 @@ class Explainer:
             return pb.ENTRY_FILTER_BLOCKED
         return pb.ENTRY_FILTER_NOT_FOUND if head.author_id in rules.blocked_by_ids else pb.ENTRY_FILTER_ORIGINAL_GONE
 
-    async def _seen_by(self, reader: int, ids: Sequence[int], *, hide_muted: bool = False) -> bool:
+    async def _is_visible_to(self, reader: int, ids: Sequence[int], *, hide_muted: bool = False) -> bool:
         return bool(await self._hydrator.visible(reader, ids, hide_muted=hide_muted, limit=1))

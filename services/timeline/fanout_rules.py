@@ -1,4 +1,4 @@
-"""Which authors a read pulls, and why: the rules that decide between push and pull, without any I/O."""
+"""Decides which authors a read pulls, and why. No I/O."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TypeAlias
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
 from services.shared.celebrity_tiers import CelebritySubscriber
-from services.timeline.followees import Relations
+from services.timeline.followees import FolloweeSet
 from services.timeline.store import HomeList
 
 HYBRID, PUSH, PULL = "hybrid", "push", "pull"
 
-# Beyond this many late followees a rebuild is cheaper than pulling them at every read.
+# With more late followees than this a rebuild is cheaper than pulling them at every read.
 MAX_LATE_FOLLOWEES = 32
-# Tiers that changed are known for 31 days: an older home could lack somebody who ceased to be a celebrity before that.
+# Demotions are known for 31 days. An older home timeline could lack an author demoted before that.
 MAX_AGE_MS = 30 * 24 * 3600 * 1000
 
 Source: TypeAlias = "pb.EntrySource.ValueType"
@@ -24,31 +24,32 @@ Source: TypeAlias = "pb.EntrySource.ValueType"
 
 @dataclass(frozen=True, slots=True)
 class FanoutRules:
-    """The settings the rules depend on: the mode, and the margin for clock skew and the time from a stamp to its commit."""
+    """The settings that decide between push and pull: the mode, and the margin for clock skew and for the time from a
+    stamp to its commit."""
 
     mode: str
     margin_ms: int
 
     def pushes(self, tiers: CelebritySubscriber, author: int) -> bool:
-        """Whether builds and fan-out put the author's tweets into homes."""
+        """Returns whether fan-out and builds put the author's tweets into home timelines."""
         return self.mode == PUSH or not tiers.is_celebrity(author)
 
-    def usable(self, home: HomeList, relations: Relations, now_ms: int) -> bool:
-        """Whether a warm home may be read; if not it is to be dropped and built anew."""
+    def usable(self, home: HomeList, relations: FolloweeSet, now_ms: int) -> bool:
+        """Returns whether a warm home timeline may be read. If not, drop it and build it again."""
         age_ms = now_ms - home.opened_ms
         if home.mode != self.mode or age_ms > MAX_AGE_MS:
             return False
-        # A young home is kept whatever happens: built anew it would have as many late followees.
+        # A home timeline younger than the margin is always usable: a new one would have as many late followees.
         return age_ms <= self.margin_ms or len(self.late(home, relations)) <= MAX_LATE_FOLLOWEES
 
-    def late(self, home: HomeList, relations: Relations) -> list[int]:
-        """The followees whose tweets the home may lack, because the follow is no older than the home."""
+    def late(self, home: HomeList, relations: FolloweeSet) -> list[int]:
+        """Returns the followees whose tweets the home timeline may lack because the follow is newer than it."""
         return list(relations.followed_after(home.opened_ms - self.margin_ms))
 
     def pulled(
-        self, reader: int, relations: Relations, tiers: CelebritySubscriber, home: HomeList
+        self, reader: int, relations: FolloweeSet, tiers: CelebritySubscriber, home: HomeList
     ) -> Mapping[int, Source]:
-        """The authors whose tweets this home does not get by push, or may lack, and why. The reader is always one."""
+        """Returns the authors to pull when this home timeline is read, and why. The reader is always one of them."""
         found: dict[int, Source] = dict.fromkeys(self.late(home, relations), pb.ENTRY_SOURCE_PULLED_RECENT_FOLLOWEE)
         if self.mode != PUSH:
             followees = relations.followees

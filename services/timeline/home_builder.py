@@ -1,4 +1,5 @@
-"""Builds of cold homes: one a user at a time, bounded in number, and independent of whoever asked first."""
+"""Builds cold home timelines: one build per user at a time, bounded in number, independent of the request that started
+it."""
 
 from __future__ import annotations
 
@@ -11,21 +12,22 @@ from prometheus_client import Counter
 
 from services.shared.celebrity_tiers import CelebritySubscriber
 from services.timeline.fanout_rules import FanoutRules
-from services.timeline.followees import RelationCache
+from services.timeline.followees import FolloweeCache
 from services.timeline.pull import TweetIdSource, newest_across_authors
 from services.timeline.store import CAPACITY, HomeList, HomeTimelineStore
 
-# Each keeps up to CALLS_IN_FLIGHT calls at the tweet service busy.
+# Builds that run at once; each has up to CALLS_IN_FLIGHT calls at the tweet service.
 MAX_BUILDS = 64
-# After a cold start of everything this many wait their turn; further readers pull for themselves.
-MAX_WAITING = 1_000
+# Builds that may queue, as after a cold start of the mesh; further readers pull for themselves.
+MAX_QUEUED = 1_000
 
 _built = Counter("roost_timeline_builds", "Builds of home timelines, by how they ended.", ("outcome",))
 log = structlog.get_logger(__name__)
 
 
 class HomeBuild:
-    """One build under way. `home` is what it pulled, once it is done; `installed` whether that is the warm home now."""
+    """A build in progress. `home` is what it pulled, once it is done; `installed` is true if that became the warm home
+    timeline."""
 
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
@@ -37,11 +39,12 @@ class HomeBuild:
 
     @property
     def seen(self) -> dict[int, Sequence[int]]:
-        """The newest ids of the authors who have answered so far."""
+        """The newest ids by author, of the authors who have answered so far."""
         return self._seen
 
     async def done(self, within_s: float) -> bool:
-        """Waits for the end; False where `within_s` seconds were not enough. Raises what made the build fail."""
+        """Waits up to `within_s` seconds for the end and returns whether it was reached. Raises the error that made the
+        build fail."""
         assert self.task is not None, "a build is handed out started"
         await asyncio.wait((self.task,), timeout=max(within_s, 0))
         if not self.task.done():
@@ -51,25 +54,26 @@ class HomeBuild:
         return True
 
     def so_far(self, mode: str) -> HomeList:
-        """What is there of a home that is not done: for a partial page, and for nothing else."""
+        """Returns the ids found so far as an incomplete home timeline; use it for a partial page only."""
         ids = {tweet_id for found in self._seen.values() for tweet_id in found}
         return HomeList(sorted(ids)[-CAPACITY:], 0, self.opened_ms, mode)
 
 
 class HomeBuilder:
-    """The builds of this process."""
+    """Runs the builds of this process."""
 
     def __init__(
         self,
         store: HomeTimelineStore,
-        relations: RelationCache,
+        relations: FolloweeCache,
         owner: TweetIdSource,
         tiers: CelebritySubscriber,
         rules: FanoutRules,
         clock: Callable[[], float],
         keep: int = CAPACITY,
     ) -> None:
-        """`clock` gives unix seconds; `keep` is how many ids a build takes, other than CAPACITY only in tests."""
+        """`clock` returns Unix seconds. `keep` is how many ids a build stores; only tests pass another value than
+        CAPACITY."""
         self._keep = keep
         self._store = store
         self._relations = relations
@@ -77,50 +81,50 @@ class HomeBuilder:
         self._tiers = tiers
         self._rules = rules
         self._clock = clock
-        self._under_way: dict[int, HomeBuild] = {}
+        self._in_progress: dict[int, HomeBuild] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(MAX_BUILDS)
 
-    def join(self, user_id: int) -> HomeBuild | None:
-        """The build of this home that is under way, or a new one; None where too many wait already."""
-        build = self._under_way.get(user_id)
+    def get_or_start(self, user_id: int) -> HomeBuild | None:
+        """Returns the build in progress for this user, or starts one. Returns None if too many builds are queued."""
+        build = self._in_progress.get(user_id)
         if build is None:
-            if len(self._tasks) >= MAX_BUILDS + MAX_WAITING:
+            if len(self._tasks) >= MAX_BUILDS + MAX_QUEUED:
                 return None
             build = self._start(user_id)
         return build
 
     def restart(self, user_id: int) -> HomeBuild:
-        """A new build of this home, whatever is under way: that one is overtaken and will install nothing."""
+        """Starts a new build, even if one is in progress; that one will not install its result."""
         return self._start(user_id)
 
     async def start(self) -> None:
-        """Nothing to begin: builds begin with the reads that need them."""
+        """Does nothing: reads start the builds."""
 
     async def stop(self) -> None:
-        """Ends the builds under way; their homes stay cold."""
+        """Cancels the builds in progress; their home timelines stay cold."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(self, user_id: int) -> HomeBuild:
         build = HomeBuild(user_id)
-        # An empty context: neither the deadline nor the identity of the first reader is the build's.
+        # An empty context: the build must not inherit the deadline or identity of the first reader.
         build.task = asyncio.create_task(self._run(build), name=f"build-{user_id}", context=contextvars.Context())
-        self._under_way[user_id] = build
+        self._in_progress[user_id] = build
         self._tasks.add(build.task)
         build.task.add_done_callback(lambda task: self._ended(build, task))
         return build
 
     def _ended(self, build: HomeBuild, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if self._under_way.get(build.user_id) is build:
-            del self._under_way[build.user_id]
+        if self._in_progress.get(build.user_id) is build:
+            del self._in_progress[build.user_id]
         if task.cancelled():
             outcome = "cancelled"
         elif (error := task.exception()) is not None:
-            # Looked at here, since all who waited may have gone.
-            log.warning("build failed", user_id=build.user_id, error=repr(error))
+            # Retrieved here, because all callers that waited may be gone.
+            log.warning("home_build.failed", user_id=build.user_id, error=repr(error))
             outcome = "failed"
         else:
             outcome = "installed" if build.installed else "overtaken"
@@ -131,9 +135,9 @@ class HomeBuilder:
             await self.pull(build)
 
     async def pull(self, build: HomeBuild) -> None:
-        """Open, pull, close. Whatever fails, the home is cold afterwards."""
+        """Opens the build in the store, pulls the ids and closes it. After any error the home timeline is cold."""
         user_id, rules = build.user_id, self._rules
-        # Before the opening: what is stamped later than this may be missing, and is pulled.
+        # Taken before the build is opened: tweets stamped later may be missing from it and are pulled at read.
         build.opened_ms = int(self._clock() * 1000)
         opened = await self._store.open_build(user_id, build.opened_ms, rules.mode)
         if opened is None:

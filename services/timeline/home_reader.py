@@ -1,4 +1,4 @@
-"""Reading a home: pushed ids and pulled ids, merged, filtered for the reader, page by page."""
+"""Reads a home timeline: merges pushed and pulled ids, filters them for the reader, and cuts pages."""
 
 from __future__ import annotations
 
@@ -10,47 +10,48 @@ from services.platform.rpc import context
 from services.shared.celebrity_tiers import CelebritySubscriber
 from services.shared.hydration.hydrator import HydratedTweet, Hydrator, RelationsChangedError
 from services.timeline.fanout_rules import HYBRID, PULL, FanoutRules, Source
-from services.timeline.followees import RelationCache, Relations
+from services.timeline.followees import FolloweeCache, FolloweeSet
 from services.timeline.home_builder import HomeBuilder
 from services.timeline.pull import DescendingMerge, Puller
 from services.timeline.store import HomeList, HomeTimelineStore
 
-# The newest that a reader may see, over all pages.
+# The newest entries that a reader can see, over all pages.
 MAX_ENTRIES = 800
-# How long a page waits for a build, or for a pull; then it shows what is there.
+# How long a page waits for a build or a pull before it shows what is there.
 BUILD_WAIT_S = 2.0
-# Left of a call's deadline to join and send what was found.
+# Reserved from the call's deadline to hydrate and send the page.
 RESPONSE_RESERVE_S = 0.25
-# Asked beyond the page: some are hidden, and one more tells whether there is a next page.
+# Ids read beyond the page: some are hidden, and one more shows whether there is a next page.
 SPARE = 5
-# Between looks at the clock; what the hydrator asks its owners at once.
-FILTER_AT_ONCE = 300
+# Ids hydrated per call; the time is checked between calls.
+FILTER_BATCH = 300
 
 WARM, BUILT, PULLED = "warm", "built", "pull"
 
 
 @dataclass(slots=True)
 class HomeSnapshot:
-    """What one read of a home looks at. `home` is None where everything is pulled; `label` is what `roost-timeline` says."""
+    """The state that one read works on. `home` is None if everything is pulled; `label` becomes the trailer
+    `roost-timeline`."""
 
     reader: int
-    relations: Relations
+    relations: FolloweeSet
     home: HomeList | None
     pulled: Mapping[int, Source]
     label: str
-    # The loop's time at which the read goes on with what it has.
+    # Event loop time after which the read continues with what it has.
     until: float
-    # There would be more here, had there been more time.
+    # True if the time limit cut the result short.
     partial: bool = False
 
-    def everyone(self) -> Sequence[int]:
-        """Every author whose tweets may be here."""
+    def all_authors(self) -> Sequence[int]:
+        """Returns every author whose tweets may appear: the reader and all followees."""
         return [self.reader, *self.relations.followees]
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """One page: `bound` is where the next one begins (exclusive; 0 and not partial: there is none)."""
+class HomePage:
+    """One page. The next one begins below `bound` (exclusive); 0 and not partial means that there is none."""
 
     entries: Sequence[HydratedTweet]
     bound: int
@@ -59,13 +60,14 @@ class Page:
 
 
 class HomeReader:
-    """Reads homes. Raises AioRpcError where an owner cannot answer: nothing is shown unchecked."""
+    """Reads home timelines. Raises AioRpcError if an owner cannot answer: no tweet is shown without its visibility
+    check."""
 
     def __init__(
         self,
         store: HomeTimelineStore,
         builds: HomeBuilder,
-        relations: RelationCache,
+        relations: FolloweeCache,
         puller: Puller,
         hydrator: Hydrator,
         tiers: CelebritySubscriber,
@@ -81,33 +83,34 @@ class HomeReader:
         self._rules = rules
         self._clock = clock
 
-    async def page(self, reader: int, bound: int, served: int, size: int) -> Page:
-        """Up to `size` entries below `bound` (0: from the newest on), when `served` were shown on the pages before."""
+    async def page(self, reader: int, bound: int, served: int, size: int) -> HomePage:
+        """Returns up to `size` entries below `bound` (0: from the newest), when `served` entries were shown on earlier
+        pages."""
         known = self._relations.known(reader)
         if known is not None:
-            # Mostly nobody was followed since the last read: then hydration, which asks graph anyway, confirms the version, and
-            # a call is saved.
+            # Usually the follows are unchanged since the last read. Hydration asks graph anyway and confirms the
+            # version, which saves a call.
             try:
-                page = await self._page(await self.view(reader, known), bound, served, size, known.version)
+                page = await self._page(await self.snapshot(reader, known), bound, served, size, known.version)
             except RelationsChangedError:
                 page = None
-            # Where nothing was shown, perhaps nothing was asked.
+            # An empty page may never have asked graph, so the version was not verified.
             if page is not None and page.entries:
                 return page
-        return await self._page(await self.view(reader), bound, served, size, None)
+        return await self._page(await self.snapshot(reader), bound, served, size, None)
 
     async def _page(
-        self, view: HomeSnapshot, bound: int, served: int, size: int, expected_relation_version: int | None
-    ) -> Page:
+        self, snapshot: HomeSnapshot, bound: int, served: int, size: int, expected_relation_version: int | None
+    ) -> HomePage:
         wanted = min(size, MAX_ENTRIES - served)
-        walk = self.walk(view, bound, size + SPARE)
+        merge = self.merge(snapshot, bound, size + SPARE)
         shown: list[HydratedTweet] = []
         reached = 0
-        while len(shown) <= wanted and (round_ := await walk.next()) is not None:
+        while len(shown) <= wanted and (round_ := await merge.next()) is not None:
             reached = round_.frontier
-            # One beyond the page tells whether there is a next one.
+            # One entry beyond the page shows whether there is a next one.
             if (
-                left_at := await self._fill(view, round_.ids, wanted + 1, shown, expected_relation_version)
+                left_at := await self._fill(snapshot, round_.ids, wanted + 1, shown, expected_relation_version)
             ) is not None:
                 reached = left_at
                 break
@@ -116,36 +119,38 @@ class HomeReader:
             reached = shown[-1].id
         if served + len(shown) >= MAX_ENTRIES:
             reached = 0
-        return Page(shown, reached, view.label, view.partial or walk.partial)
+        return HomePage(shown, reached, snapshot.label, snapshot.partial or merge.partial)
 
     async def _fill(
         self,
-        view: HomeSnapshot,
+        snapshot: HomeSnapshot,
         ids: Sequence[int],
         wanted: int,
         shown: list[HydratedTweet],
         expected_relation_version: int | None,
     ) -> int | None:
-        """Adds what may be seen of the ids until there are `wanted`. Out of time it returns the id it got to, else None."""
-        for start in range(0, len(ids), FILTER_AT_ONCE):
-            if start and _out_of_time(view):
+        """Appends visible tweets to `shown` until it holds `wanted`. Returns the last id examined if time ran out, else
+        None."""
+        for start in range(0, len(ids), FILTER_BATCH):
+            if start and _out_of_time(snapshot):
                 return ids[start - 1]
             shown += await self.visible(
-                view, ids[start : start + FILTER_AT_ONCE], wanted - len(shown), expected_relation_version
+                snapshot, ids[start : start + FILTER_BATCH], wanted - len(shown), expected_relation_version
             )
             if len(shown) >= wanted:
                 break
         return None
 
     async def visible(
-        self, view: HomeSnapshot, ids: Sequence[int], limit: int, expected_relation_version: int | None = None
+        self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int, expected_relation_version: int | None = None
     ) -> list[HydratedTweet]:
-        """The first `limit` of the ids that the home shows: the one place where that is decided."""
+        """Returns the first `limit` of the ids that the home timeline shows, hydrated. The only place that decides
+        this."""
         if not ids:
             return []
-        followees = view.relations.followees
+        followees = snapshot.relations.followees
         return await self._hydrator.visible(
-            view.reader,
+            snapshot.reader,
             ids,
             hide_muted=True,
             following=followees,
@@ -153,10 +158,12 @@ class HomeReader:
             limit=limit,
         )
 
-    async def view(self, reader: int, known: Relations | None = None) -> HomeSnapshot:
-        """The home as it stands: warm, built for this read, or to be pulled. By the relations as they are now, or by those `known`,
-        which somebody has yet to confirm."""
-        until = _patience_until()
+    async def snapshot(self, reader: int, known: FolloweeSet | None = None) -> HomeSnapshot:
+        """Returns the home timeline's current state: warm, built for this read, or to be pulled.
+
+        Without `known` it fetches the current followees; the caller must verify the version of `known`.
+        """
+        until = _build_wait_deadline()
         relations = known or await self._relations.current(reader)
         everything_pulled = HomeSnapshot(reader, relations, None, {}, PULLED, until)
         if self._rules.mode == PULL or not self._decidable():
@@ -164,26 +171,33 @@ class HomeReader:
         home = await self._store.read(reader)
         if home is not None:
             if self._rules.usable(home, relations, self._now_ms()):
-                return self._listed(reader, relations, home, WARM, until)
+                return self._warm_snapshot(reader, relations, home, WARM, until)
             await self._store.drop(reader)
-        build = self._builds.join(reader)
+        build = self._builds.get_or_start(reader)
         if build is None:
             return everything_pulled
         if not await build.done(until - monotonic()):
-            # The rest gets a time of its own: the reader's own tweets at least.
-            view = self._listed(reader, relations, build.so_far(self._rules.mode), PULLED, _patience_until())
-            view.partial = True
-            return view
+            # The pull gets a time limit of its own, so that at least the reader's own tweets are found.
+            snapshot = self._warm_snapshot(
+                reader, relations, build.so_far(self._rules.mode), PULLED, _build_wait_deadline()
+            )
+            snapshot.partial = True
+            return snapshot
         if build.home is None:
             return everything_pulled
-        return self._listed(reader, relations, build.home, BUILT if build.installed else PULLED, until)
+        return self._warm_snapshot(reader, relations, build.home, BUILT if build.installed else PULLED, until)
 
-    def walk(self, view: HomeSnapshot, bound: int, depth: int) -> DescendingMerge:
-        """The way down the view from `bound`, unfiltered. It ends early, at a frontier above 0, when time runs out."""
-        source = self._puller.reading_for(view.reader)
-        return DescendingMerge(source, view.home, list(view.pulled), view.everyone, bound, depth, view.until)
+    def merge(self, snapshot: HomeSnapshot, bound: int, depth: int) -> DescendingMerge:
+        """Returns the merge of all sources downwards from `bound`, unfiltered. It ends early, at a frontier above 0, if
+        time runs out."""
+        source = self._puller.reading_for(snapshot.reader)
+        return DescendingMerge(
+            source, snapshot.home, list(snapshot.pulled), snapshot.all_authors, bound, depth, snapshot.until
+        )
 
-    def _listed(self, reader: int, relations: Relations, home: HomeList, label: str, until: float) -> HomeSnapshot:
+    def _warm_snapshot(
+        self, reader: int, relations: FolloweeSet, home: HomeList, label: str, until: float
+    ) -> HomeSnapshot:
         return HomeSnapshot(
             reader, relations, home, self._rules.pulled(reader, relations, self._tiers, home), label, until
         )
@@ -195,10 +209,10 @@ class HomeReader:
         return int(self._clock() * 1000)
 
 
-def _patience_until() -> float:
+def _build_wait_deadline() -> float:
     now = monotonic()
     return max(min(now + BUILD_WAIT_S, context.current().deadline - RESPONSE_RESERVE_S), now)
 
 
-def _out_of_time(view: HomeSnapshot) -> bool:
-    return monotonic() >= view.until
+def _out_of_time(snapshot: HomeSnapshot) -> bool:
+    return monotonic() >= snapshot.until

@@ -1,4 +1,4 @@
-"""Pulling: the newest tweet ids of many authors, merged in rounds of which each is complete above its frontier."""
+"""Pulls the newest tweet ids of many authors and merges them in rounds; each round is complete above its frontier."""
 
 from __future__ import annotations
 
@@ -17,48 +17,51 @@ from services.platform.caching import read_tracking
 from services.platform.rpc.deadlines import with_deadline
 from services.timeline.store import CAPACITY, HomeList
 
-# The contract's bound of one call.
+# The proto's limit of authors per call.
 AUTHORS_A_CALL = 500
-# Enough to keep the owner busy, few enough that one big reader does not fill its queue.
+# Enough to keep the tweet service busy, few enough that one reader with many followees does not fill its queue.
 CALLS_IN_FLIGHT = 8
-# The contract's bound of ids an author.
+# The proto's limit of ids per author.
 MAX_DEPTH = CAPACITY
-# Above this many authors the asking costs more than a second's staleness is worth.
-RECENTS_ABOVE = 50
-RECENTS_TTL_S = 1.0
-RECENTS_AUTHORS = 100_000
-# What recents hold of an author: the largest page, and some that filters take out.
-RECENTS_DEPTH = 120
-# Marks make own ids right; this ends what a process left that died before it could tell of a post. At 1 KB each, 16 MB.
+# With more authors than this the cost of the calls outweighs a result that may be a second old.
+CACHE_ABOVE_AUTHORS = 50
+CACHED_IDS_TTL_S = 1.0
+MAX_CACHED_AUTHORS = 100_000
+# Ids cached per author: the largest page, and some that filters remove.
+CACHED_DEPTH = 120
+# Versions keep own ids current. This TTL covers a process that died before it could publish the version of a new tweet.
+# At 1 KB each, 16 MB.
 OWN_TTL_S = 600.0
-OWN_AUTHORS = 16_384
-# Of authors a build has many, of each it mostly needs few.
+MAX_OWN_CACHED = 16_384
+# A build has many authors and mostly needs few ids of each.
 MIN_BUILD_DEPTH = 32
-# Each round doubles its depth up to MAX_DEPTH: this many reach 200,000 ids down one author. More is another page's work.
+# Each round doubles the depth up to MAX_DEPTH, so this many reach 200,000 ids of one author. More is left to the next
+# page.
 MAX_ROUNDS = 256
 
 FOREVER = float("inf")
 
 
 class TweetIdSource(Protocol):
-    """Where the ids of authors come from."""
+    """A source of tweet ids by author."""
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        """Puts into `found` the newest `depth` ids below `before_id` (0: no bound) of each author who has any, newest first.
+        """Stores in `found`, by author, the newest `depth` ids below `before_id` (0: no bound), newest first; authors
+        without any are missing.
 
-        Fills as answers come, so that a caller out of time can go on with what is there. An author with fewer than `depth` ids has
-        no more. Raises what the owner answers.
+        Stores each answer as it arrives, so that a caller out of time can use what is there. An author with fewer than
+        `depth` ids has no more. Raises the owner's AioRpcError.
         """
 
 
 class TweetServiceIds:
-    """From the owner, the tweet service, past every cache."""
+    """Reads ids from the tweet service, which owns them, bypassing every cache."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._tweets = tweet_grpc.TweetServiceStub(channel)
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        """As in TweetIdSource: 500 authors a call, 8 calls in flight."""
+        """Implements TweetIdSource: 500 authors per call, 8 calls in flight."""
         if len(authors) <= AUTHORS_A_CALL:
             return await self._ask(authors, before_id, depth, found)
         chunks = iter([authors[at : at + AUTHORS_A_CALL] for at in range(0, len(authors), AUTHORS_A_CALL)])
@@ -80,59 +83,60 @@ class TweetServiceIds:
 
 
 class CachedIds:
-    """From this process's memory, a second old at most; from the owner where that does not reach."""
+    """Reads ids from process memory, a second old at most; asks `owner` if the cached ids do not reach far enough."""
 
     def __init__(self, owner: TweetIdSource, clock: Callable[[], float]) -> None:
-        """`clock` gives seconds of any origin."""
+        """`clock` returns seconds since any fixed point."""
         self._owner = owner
-        self._kept: TTLCache[int, Sequence[int]] = TTLCache(RECENTS_AUTHORS, RECENTS_TTL_S, timer=clock)
+        self._cache: TTLCache[int, Sequence[int]] = TTLCache(MAX_CACHED_AUTHORS, CACHED_IDS_TTL_S, timer=clock)
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        """As in TweetIdSource, but for ids committed less than RECENTS_TTL_S ago."""
-        # What is read here was read from its owner earlier, in another call.
+        """Implements TweetIdSource, but ids committed less than CACHED_IDS_TTL_S ago may be missing."""
+        # Cached ids were read in an earlier call, so the response depends on reads that this call did not track.
         read_tracking.mark_uncacheable()
-        kept = {author: ids for author in authors if (ids := self._kept.get(author)) is not None}
-        unknown = [author for author in authors if author not in kept]
+        cached = {author: ids for author in authors if (ids := self._cache.get(author)) is not None}
+        unknown = [author for author in authors if author not in cached]
         fresh: dict[int, Sequence[int]] = {}
-        await self._owner.newest(unknown, 0, RECENTS_DEPTH, fresh)
+        await self._owner.newest(unknown, 0, CACHED_DEPTH, fresh)
         for author in unknown:
-            kept[author] = self._kept[author] = fresh.get(author, ())
+            cached[author] = self._cache[author] = fresh.get(author, ())
         beyond = [
-            author for author, recent in kept.items() if not _take_cached(recent, author, before_id, depth, found)
+            author for author, recent in cached.items() if not _take_cached(recent, author, before_id, depth, found)
         ]
         await self._owner.newest(beyond, before_id, depth, found)
 
 
-class AuthorMarks(Protocol):
-    """Where the owner says that what authors posted changed, before it answers whoever changed it."""
+class AuthorVersions(Protocol):
+    """Versions of authors' tweets. The owner publishes a new version before it answers the write that changed them."""
 
     async def author_versions(self, user_ids: Sequence[int]) -> Sequence[int | None]:
-        """A number for each, another one after every change; None where nobody can say. Raises nothing."""
+        """Returns the version of each author's tweets; None if it is unknown. A version changes with every change.
+        Raises nothing."""
 
 
 class VersionedOwnIds:
-    """Readers' own ids, remembered as long as their marks stand: one trip to Redis in place of a call."""
+    """Caches readers' own ids by their version: one round trip to Redis instead of an RPC."""
 
-    def __init__(self, owner: TweetIdSource, marks: AuthorMarks, clock: Callable[[], float]) -> None:
-        """`clock` gives seconds of any origin."""
+    def __init__(self, owner: TweetIdSource, versions: AuthorVersions, clock: Callable[[], float]) -> None:
+        """`clock` returns seconds since any fixed point."""
         self._owner = owner
-        self._marks = marks
-        self._kept: TTLCache[int, tuple[int, array[int]]] = TTLCache(OWN_AUTHORS, OWN_TTL_S, timer=clock)
+        self._versions = versions
+        self._cache: TTLCache[int, tuple[int, array[int]]] = TTLCache(MAX_OWN_CACHED, OWN_TTL_S, timer=clock)
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        """As in TweetIdSource, for the few who read."""
-        # What changes the marks changes them without a word to this process.
+        """Implements TweetIdSource, for few authors."""
+        # Other processes change the versions without notifying this one, so the response must not be cached.
         read_tracking.mark_uncacheable()
         beyond = []
-        # Taken before the ids are read: who answers later knows what the mark tells of.
-        for author, mark in zip(authors, await self._marks.author_versions(authors), strict=True):
-            known = self._kept.get(author)
-            if mark is None or known is None or known[0] != mark:
+        # Read before the ids: ids read later include everything the version covers.
+        for author, version in zip(authors, await self._versions.author_versions(authors), strict=True):
+            known = self._cache.get(author)
+            if version is None or known is None or known[0] != version:
                 fresh: dict[int, Sequence[int]] = {}
-                await self._owner.newest((author,), 0, RECENTS_DEPTH, fresh)
-                known = (mark or 0, array("q", fresh.get(author, ())))
-                if mark is not None:
-                    self._kept[author] = known
+                await self._owner.newest((author,), 0, CACHED_DEPTH, fresh)
+                known = (version or 0, array("q", fresh.get(author, ())))
+                if version is not None:
+                    self._cache[author] = known
             if not _take_cached(known[1], author, before_id, depth, found):
                 beyond.append(author)
         await self._owner.newest(beyond, before_id, depth, found)
@@ -141,9 +145,10 @@ class VersionedOwnIds:
 def _take_cached(
     recent: Sequence[int], author: int, before_id: int, depth: int, found: dict[int, Sequence[int]]
 ) -> bool:
-    """Puts what is asked of an author's newest RECENTS_DEPTH ids into `found`; False where they do not reach."""
+    """Stores in `found` what is asked of an author's newest CACHED_DEPTH ids. Returns False if they do not reach far
+    enough."""
     ids = [tweet_id for tweet_id in recent if not before_id or tweet_id < before_id]
-    if len(ids) < depth and len(recent) >= RECENTS_DEPTH:
+    if len(ids) < depth and len(recent) >= CACHED_DEPTH:
         return False
     if ids:
         found[author] = ids[:depth]
@@ -151,33 +156,38 @@ def _take_cached(
 
 
 class Puller:
-    """What a read asks: the reader from the owner always, or by marks where there are some, others from recents where they are many."""
+    """Chooses the source of each author's ids: the reader's own from the owner or by version, others from a cache if
+    they are many."""
 
-    def __init__(self, owner: TweetIdSource, clock: Callable[[], float], marks: AuthorMarks | None = None) -> None:
+    def __init__(
+        self, owner: TweetIdSource, clock: Callable[[], float], versions: AuthorVersions | None = None
+    ) -> None:
         self._owner = owner
-        self._own = owner if marks is None else VersionedOwnIds(owner, marks, clock)
-        self._recents = CachedIds(owner, clock)
+        self._own = owner if versions is None else VersionedOwnIds(owner, versions, clock)
+        self._cached = CachedIds(owner, clock)
 
     def reading_for(self, reader: int) -> TweetIdSource:
-        """The source of one reader's pages."""
-        return RoutedIds(reader, self._owner, self._own, self._recents)
+        """Returns the source for one reader's pages."""
+        return RoutedIds(reader, self._owner, self._own, self._cached)
 
 
 class RoutedIds:
-    def __init__(self, reader: int, owner: TweetIdSource, own: TweetIdSource, recents: TweetIdSource) -> None:
+    """Routes the reader's own id and the other authors to their sources."""
+
+    def __init__(self, reader: int, owner: TweetIdSource, own: TweetIdSource, cached: TweetIdSource) -> None:
         self._reader = reader
         self._owner = owner
         self._own = own
-        self._recents = recents
+        self._cached = cached
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        if len(authors) <= RECENTS_ABOVE and self._own is self._owner:
+        if len(authors) <= CACHE_ABOVE_AUTHORS and self._own is self._owner:
             return await self._owner.newest(authors, before_id, depth, found)
         others = [author for author in authors if author != self._reader]
         own = [self._reader] if len(others) < len(authors) else []
         if not others:
             return await self._own.newest(own, before_id, depth, found)
-        rest = self._owner if len(others) <= RECENTS_ABOVE else self._recents
+        rest = self._owner if len(others) <= CACHE_ABOVE_AUTHORS else self._cached
         await asyncio.gather(
             self._own.newest(own, before_id, depth, found), rest.newest(others, before_id, depth, found)
         )
@@ -185,22 +195,24 @@ class RoutedIds:
 
 
 class MergeRound(NamedTuple):
-    """Ids of one round, newest first: all there are from `frontier` up to the bound before; a frontier of 0 ends history."""
+    """The ids of one round, newest first: all that exist from `frontier` up to the previous bound. A frontier of 0 ends
+    the history."""
 
     ids: Sequence[int]
     frontier: int
 
 
 class DescendingMerge:
-    """A way down from `bound` (exclusive; 0: no bound), newest ids first, round by round, until history or MAX_ROUNDS end.
+    """Merges ids downwards from `bound` (exclusive; 0: no bound), newest first, round by round, until history or
+    MAX_ROUNDS end.
 
-    Above the home's floor ids come from its list and the authors `pulled`, below it (or without a home) from `everyone`. Of each the
-    newest `depth` below the bound are taken, and only what is not below the lowest of any who gave a full `depth` is given out: below
-    that somebody may have more. That is the frontier, and the next bound.
+    Above the floor of `home`, ids come from its list and the authors `pulled`; below it (or without a home timeline)
+    from `all_authors`. A round takes the newest `depth` ids of each source below the bound. A source that gave a full
+    `depth` may have more ids below its lowest one. The frontier is the highest of those lowest ids: ids below it are
+    not returned yet, and it becomes the next bound.
 
-    From `with_deadline` on (the loop's seconds) nothing more is waited for. If that cuts the first round short, it
-    gives what was found, and
-    `partial` is true; a later round is then left to another walk.
+    After `deadline` (event loop time) nothing is waited for. If it cuts the first round short, the round returns what
+    was found and `partial` becomes true; a later round is left to another merge.
     """
 
     def __init__(
@@ -208,27 +220,27 @@ class DescendingMerge:
         source: TweetIdSource,
         home: HomeList | None,
         pulled: Sequence[int],
-        everyone: Callable[[], Sequence[int]],
+        all_authors: Callable[[], Sequence[int]],
         bound: int,
         depth: int,
-        with_deadline: float = FOREVER,
+        deadline: float = FOREVER,
     ) -> None:
         if home is not None and home.floor and bound and bound <= home.floor + 1:
             home = None
         self.partial = False
         self._source = source
         self._home = home
-        self._everyone = everyone
-        self._authors = pulled if home is not None else everyone()
-        self._kept: list[int] = []
+        self._all_authors = all_authors
+        self._authors = pulled if home is not None else all_authors()
+        self._carried: list[int] = []
         self._bound = bound
         self._depth = depth
-        self._until = with_deadline
+        self._deadline = deadline
         self._first = True
         self._left = MAX_ROUNDS
 
     async def next(self) -> MergeRound | None:
-        """The next round; None when there is none. Raises what the source raises."""
+        """Returns the next round, None if there is none. Raises what the source raises."""
         if not self._left:
             return None
         found: dict[int, Sequence[int]] = {}
@@ -236,26 +248,26 @@ class DescendingMerge:
             if not self._first:
                 return None
             self.partial = True
-        given, frontier = self._merged(found)
+        ids, frontier = self._merged(found)
         self._first = False
         self._left = self._left - 1 if frontier and not self.partial else 0
-        return MergeRound(given, frontier)
+        return MergeRound(ids, frontier)
 
     async def _ask(self, found: dict[int, Sequence[int]]) -> bool:
-        """Asks the authors of this round; False where time ran out."""
-        if self._until == FOREVER:
+        """Reads the ids of this round. Returns False if time ran out."""
+        if self._deadline == FOREVER:
             await self._source.newest(self._authors, self._bound, self._depth, found)
             return True
         try:
-            await with_deadline(self._until, self._source.newest(self._authors, self._bound, self._depth, found))
+            await with_deadline(self._deadline, self._source.newest(self._authors, self._bound, self._depth, found))
         except TimeoutError:
             return False
         return True
 
     def _merged(self, found: dict[int, Sequence[int]]) -> tuple[list[int], int]:
-        """What this round gives out, and the frontier; makes ready for the next round."""
-        pool, frontier = _listed(self._home, self._bound, self._depth)
-        pool += self._kept
+        """Returns the ids of this round and the frontier, and prepares the next round."""
+        pool, frontier = _from_home(self._home, self._bound, self._depth)
+        pool += self._carried
         deeper = []
         for author, ids in found.items():
             pool += ids
@@ -264,19 +276,21 @@ class DescendingMerge:
                 frontier = max(frontier, ids[-1])
         if frontier:
             if self._home is not None and frontier <= self._home.floor + 1:
-                self._home, self._authors, self._kept = None, self._everyone(), []
+                self._home, self._authors, self._carried = None, self._all_authors(), []
             else:
-                # Whoever gave less than was asked has no more: what is left of theirs is kept, and they are not asked again.
+                # An author who gave fewer ids than asked has no more: the remaining ids are carried over and the author
+                # is not asked again.
                 over = set(deeper)
-                self._kept = [i for i in self._kept if i < frontier]
-                self._kept += [i for author, ids in found.items() if author not in over for i in ids if i < frontier]
+                self._carried = [i for i in self._carried if i < frontier]
+                self._carried += [i for author, ids in found.items() if author not in over for i in ids if i < frontier]
                 self._authors = deeper
             self._bound, self._depth = frontier, min(self._depth * 2, MAX_DEPTH)
         return sorted({tweet_id for tweet_id in pool if tweet_id >= frontier}, reverse=True), frontier
 
 
-def _listed(home: HomeList | None, bound: int, depth: int) -> tuple[list[int], int]:
-    """The newest `depth` pushed ids below the bound, and down to where they are complete."""
+def _from_home(home: HomeList | None, bound: int, depth: int) -> tuple[list[int], int]:
+    """Returns the newest `depth` pushed ids below the bound, and the id down to which they are complete (0: the whole
+    history)."""
     if home is None:
         return [], 0
     end = bisect_left(home.ids, bound) if bound else len(home.ids)
@@ -290,25 +304,26 @@ def _listed(home: HomeList | None, bound: int, depth: int) -> tuple[list[int], i
 async def newest_across_authors(
     source: TweetIdSource, authors: Sequence[int], found: dict[int, Sequence[int]], keep: int = CAPACITY
 ) -> tuple[list[int], int]:
-    """The newest ids of the authors, ascending, and the floor above which they are complete; for builds.
+    """Returns the newest ids of the authors, ascending, and the floor above which they are complete. Used by builds.
 
-    `found` gets what the first round answers, while it comes. Fewer than `keep` ids: the `keep`-th is the floor.
+    `found` receives the answers of the first round as they arrive. Returns fewer than `keep` ids: the `keep`-th becomes
+    the floor.
     """
     taken: list[int] = []
     lowest = 0
     depth = max(MIN_BUILD_DEPTH, min(2 * keep // max(len(authors), 1), MAX_DEPTH))
-    walk = DescendingMerge(RecordingIds(source, found), None, (), lambda: authors, 0, depth)
-    while (given := await walk.next()) is not None:
-        taken += given.ids
-        lowest = given.frontier
+    merge = DescendingMerge(RecordingIds(source, found), None, (), lambda: authors, 0, depth)
+    while (round_ := await merge.next()) is not None:
+        taken += round_.ids
+        lowest = round_.frontier
         if len(taken) >= keep:
             return taken[keep - 2 :: -1] if keep > 1 else [], taken[keep - 1]
-    # Only a history beyond MAX_ROUNDS ends with a frontier.
+    # Only a history that MAX_ROUNDS did not exhaust ends with a frontier.
     return taken[::-1], max(lowest - 1, 0)
 
 
 class RecordingIds:
-    """A source that shows what was found so far to whoever waits for it."""
+    """A source that also stores the first round's answers in `seen`, so that a caller out of time can use them."""
 
     def __init__(self, source: TweetIdSource, seen: dict[int, Sequence[int]]) -> None:
         self._source = source

@@ -1,4 +1,5 @@
-"""Lists that search answers: tweets that mention somebody, tweets with a tag. Pages, order and what is hidden are search's own."""
+"""Timelines served by search: tweets that mention a user, tweets with a hashtag. Search decides pages, order and
+visibility."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ _SEARCH_TWEETS = "/roost.search.v1.SearchService/SearchTweets"
 
 
 class SearchTimelines:
-    """Asks search in the caller's name. Raises AioRpcError where search or identity cannot answer."""
+    """Calls search on behalf of the caller. Raises AioRpcError if search or identity cannot answer."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._get_refs: Any = UserServiceStub(channel).BatchGetUserRefs
-        # Not the stub: joined tweets pass through as bytes.
+        # Not the stub, so that hydrated tweets pass through as bytes.
         self._search: Any = channel.unary_unary(
             _SEARCH_TWEETS,
             request_serializer=search.SearchTweetsRequest.SerializeToString,
@@ -28,25 +29,27 @@ class SearchTimelines:
         )
 
     async def mentions(self, user_id: int, cursor: str, page_size: int) -> tweet_pb2.JoinedTweetPage:
-        """Tweets that mention the user, newest first. INVALID_ARGUMENT where the cursor is of another list.
+        """Returns tweets that mention the user, newest first. Raises INVALID_ARGUMENT if the cursor belongs to another
+        list, NOT_FOUND if the user does not exist.
 
-        A mute hides none of them: it is for homes and notifications.
+        Mutes hide none of them: they apply to home timelines and notifications only.
         """
         refs = (await self._get_refs(user_service_pb2.BatchGetUserRefsRequest(ids=(user_id,)))).refs
         if not refs:
             raise errors.not_found("no such user")
         username = user_pb2.UserRef.FromString(refs[0].ref).username
-        return await self._found(_latest(query=f"@{username}", cursor=cursor, page_size=page_size))
+        return await self._search_page(_latest(query=f"@{username}", cursor=cursor, page_size=page_size))
 
     async def tagged(self, tag: str, cursor: str, page_size: int) -> tweet_pb2.JoinedTweetPage:
-        """Tweets with the hashtag, newest first. INVALID_ARGUMENT where the cursor is of another list."""
-        return await self._found(_latest(tags=(tag,), cursor=cursor, page_size=page_size))
+        """Returns tweets with the hashtag, newest first. Raises INVALID_ARGUMENT if the cursor belongs to another
+        list."""
+        return await self._search_page(_latest(tags=(tag,), cursor=cursor, page_size=page_size))
 
-    async def _found(self, request: search.SearchTweetsRequest) -> tweet_pb2.JoinedTweetPage:
+    async def _search_page(self, request: search.SearchTweetsRequest) -> tweet_pb2.JoinedTweetPage:
         try:
             found: tweet_pb2.JoinedTweetPage = await self._search(request)
         except grpc.aio.AioRpcError as error:
-            # Cursors and names come from our caller and are judged by search: the refusal is the caller's.
+            # Search validates the cursor and the tag of our caller, so its INVALID_ARGUMENT is meant for the caller.
             raise errors.from_rpc(error) if error.code() is grpc.StatusCode.INVALID_ARGUMENT else error from None
         return tweet_pb2.JoinedTweetPage(tweets=found.tweets, next_cursor=found.next_cursor)
 

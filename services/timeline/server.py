@@ -10,7 +10,7 @@ from services.shared.celebrity_tiers import CelebritySubscriber
 from services.shared.hydration.hydrator import Hydrator
 from services.timeline.explain import Explainer
 from services.timeline.fanout_rules import FanoutRules
-from services.timeline.followees import RelationCache
+from services.timeline.followees import FolloweeCache
 from services.timeline.home_builder import HomeBuilder
 from services.timeline.home_reader import HomeReader
 from services.timeline.pull import Puller, TweetServiceIds
@@ -21,12 +21,12 @@ from services.timeline.store.memory import EmbeddedHomeTimelines
 
 
 async def build(context: ServiceContext) -> Service:
-    """The timeline service, over process memory or Redis."""
+    """Builds the timeline service on the backend of its process: home timelines in process memory or in Redis."""
     settings = context.settings
     rules = FanoutRules(settings.timeline_mode, int(settings.clock_margin_s * 1000))
     store = _store(context)
     tiers = CelebritySubscriber(context.channel, settings.clock_margin_s)
-    relations = RelationCache(context.channel)
+    relations = FolloweeCache(context.channel)
     owner = TweetServiceIds(context.channel)
     hydrator = Hydrator(context.channel, shared_versions_of(context))
     builds = HomeBuilder(store, relations, owner, tiers, rules, context.clock)
@@ -48,6 +48,6 @@ def _store(context: ServiceContext) -> HomeTimelineStore:
     cluster = cluster_backends_of(context)
     if cluster is None:
         return EmbeddedHomeTimelines(context.settings.warm_timelines)
-    from services.timeline.store.redis.store import RedisHomeTimelines  # its driver takes long to import
+    from services.timeline.store.redis.store import RedisHomeTimelines  # imported on use: slow to import
 
     return RedisHomeTimelines(cluster.redis)

@@ -20,18 +20,18 @@ from services.timeline.search_timelines import SearchTimelines
 from services.timeline.store import HomeTimelineStore
 
 DEFAULT_PAGE_SIZE = 20
-# The contract's bound of one AppendHomeEntries, over all entries: some milliseconds of the loop.
+# The proto's limit of one AppendHomeEntries call, over all entries: some milliseconds of the event loop.
 MAX_APPENDS = 10_000
-# A build by an operator's wish gets nearly the whole deadline.
-REBUILD_WITHIN_S = 9.0
+# A rebuild requested by an operator may use nearly the whole deadline.
+REBUILD_WAIT_S = 9.0
 TRAILER = "roost-timeline"
 
-# The generated type differs from method to method; of the context only trailing metadata is used.
+# The context type differs between generated methods; only trailing metadata is used.
 _Context = Any
 
 
 class TimelineService(TimelineServiceServicer):
-    """Home timelines."""
+    """Serves home timelines, mentions and tag timelines."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class TimelineService(TimelineServiceServicer):
         self._reader = reader
         self._builds = builds
         self._explainer = explainer
-        self._found = found
+        self._search_timelines = found
         self._rules = rules
         self._cursors = cursors
 
@@ -55,27 +55,27 @@ class TimelineService(TimelineServiceServicer):
         self, request: pb.ListHomeTimelineRequest, context: _Context
     ) -> tweet_pb2.JoinedTweetPage:
         user_id = calls.require_user()
-        bound, served = self._opened(request.cursor, user_id)
+        bound, served = self._open_cursor(request.cursor, user_id)
         size = _size(request)
-        # mode=ranked is answered chronologically: there is no ranker yet.
+        # mode=ranked is answered in chronological order: there is no ranking yet.
         page = await self._reader.page(user_id, bound, served, size)
         if page.label != WARM or page.partial:
-            # The next read finds it otherwise, though nothing has changed.
+            # The next read may return more although no dependency has changed.
             read_tracking.mark_uncacheable()
         if page.partial:
-            next_cursor = self._sealed(user_id, bound, served)
+            next_cursor = self._seal_cursor(user_id, bound, served)
         else:
-            next_cursor = self._sealed(user_id, page.bound, served + len(page.entries)) if page.bound else ""
+            next_cursor = self._seal_cursor(user_id, page.bound, served + len(page.entries)) if page.bound else ""
         context.set_trailing_metadata(((TRAILER, page.label),))
         return tweet_pb2.JoinedTweetPage(
             tweets=[entry.data for entry in page.entries], next_cursor=next_cursor, partial=page.partial
         )
 
     async def ListMentions(self, request: pb.ListMentionsRequest, context: _Context) -> tweet_pb2.JoinedTweetPage:
-        return await self._found.mentions(calls.require_user(), request.cursor, _size(request))
+        return await self._search_timelines.mentions(calls.require_user(), request.cursor, _size(request))
 
     async def ListTagTimeline(self, request: pb.ListTagTimelineRequest, context: _Context) -> tweet_pb2.JoinedTweetPage:
-        return await self._found.tagged(request.tag, request.cursor, _size(request))
+        return await self._search_timelines.tagged(request.tag, request.cursor, _size(request))
 
     async def ExplainTimelineEntry(
         self, request: pb.ExplainTimelineEntryRequest, context: _Context
@@ -87,11 +87,11 @@ class TimelineService(TimelineServiceServicer):
     ) -> pb.RebuildHomeTimelineResponse:
         await self._store.drop(request.user_id)
         if self._rules.mode == PULL:
-            # No home is kept in this mode.
+            # This mode stores no home timelines.
             return pb.RebuildHomeTimelineResponse()
         build = self._builds.restart(request.user_id)
-        if not await build.done(REBUILD_WITHIN_S):
-            raise errors.deadline_exceeded("the build goes on")
+        if not await build.done(REBUILD_WAIT_S):
+            raise errors.deadline_exceeded("the build is still running; the home timeline becomes warm when it ends")
         entries = len(build.home.ids) if build.home is not None else 0
         return pb.RebuildHomeTimelineResponse(entries=entries, warm=build.installed)
 
@@ -104,16 +104,18 @@ class TimelineService(TimelineServiceServicer):
             raise errors.invalid_argument(f"{total} user ids in one call; at most {MAX_APPENDS}", field="entries")
         return pb.AppendHomeEntriesResponse(warm=await self._store.append(entries))
 
-    def _sealed(self, user_id: int, bound: int, served: int) -> str:
+    def _seal_cursor(self, user_id: int, bound: int, served: int) -> str:
         return self._cursors.seal("home", user_id, bound, served)
 
-    def _opened(self, cursor: str, user_id: int) -> tuple[int, int]:
+    def _open_cursor(self, cursor: str, user_id: int) -> tuple[int, int]:
         if not cursor:
             return 0, 0
         bound, served = self._cursors.open(cursor, "home", user_id)
-        # Sealed by us: only a release that wrote other cursors could have put anything else there.
+        # The cursor is signed, so only another release of this service could have written other values.
         if not (isinstance(bound, int) and isinstance(served, int) and 0 <= served < MAX_ENTRIES):
-            raise errors.invalid_argument("not a cursor of this list: start again without one", field="cursor")
+            raise errors.invalid_argument(
+                "this cursor is not valid for this list; request the first page without a cursor", field="cursor"
+            )
         return bound, served
 
 

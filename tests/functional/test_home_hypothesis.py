@@ -21,7 +21,7 @@ from roost.timeline.v1 import timeline_service_pb2 as timeline
 
 from services.platform.transport.message_guard import MutationGuard
 from tests.conftest import Mesh, mesh_settings, start_process
-from tests.home_stores import shorten, store_of
+from tests.home_stores import home_store_of, shorten
 
 KEEP, TRIM_ABOVE = 6, 8
 MARGIN_S = 0.03
@@ -146,7 +146,7 @@ class HomeMachine(RuleBasedStateMachine):
 
     @rule()
     def drop_all(self) -> None:
-        self.run_(store_of(self.mesh.process).clear())
+        self.run_(home_store_of(self.mesh.process).clear())
 
     @rule(user=people)
     def rebuild(self, user: int) -> None:

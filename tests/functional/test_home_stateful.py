@@ -39,7 +39,7 @@ from services.timeline.store import HomeTimelineStore
 from tests.cluster import backend
 from tests.conftest import SETTLE_WITHIN_S, Mesh, mesh_settings, start_process
 from tests.functional.model import DELETED, MISSING, OK, REFUSED, REMOVED, STANDS, Tweet, World, told
-from tests.home_stores import shorten, store_of
+from tests.home_stores import home_store_of, shorten
 
 KEEP, TRIM_ABOVE = 6, 8
 MARGIN_S = 0.03
@@ -424,7 +424,7 @@ class History:
             self.read_when_delivered(user, 50)
 
     def timelines(self) -> HomeTimelineStore:
-        return store_of(self.mesh.process)
+        return home_store_of(self.mesh.process)
 
     def explain(self, reader: int, tweet_id: int) -> None:
         self.settle()

@@ -1,4 +1,4 @@
-"""Where home timelines are kept, a port: lists of tweet ids, each complete above its floor, all of it disposable."""
+"""The storage port of home timelines: lists of tweet ids, each complete above its floor. All of it is a cache."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-# What a reader is served at most, and what filters and late arrivals may use up before the floor is reached.
+# Entries served to a reader, and entries that filters and late arrivals may use up before the floor is reached.
 SERVED, RESERVE = 800, 32
 CAPACITY = SERVED + RESERVE
-# A list is trimmed only this far above its capacity: one cut in 64 appends instead of one in each.
+# Trimming starts at this length, so 64 appends share one trim.
 TRIM_ABOVE = 896
 
 
 @dataclass(frozen=True, slots=True)
 class HomeList:
-    """A home as it was at one moment: `ids` ascending, each once, none ≤ `floor`.
+    """A snapshot of a home timeline: `ids` ascending, unique, all > `floor`.
 
-    Every id > `floor` that was committed before `opened_ms` (Unix milliseconds) by an author who was followed and pushed then, and
-    every one appended since, is in `ids`. A `floor` of 0 means that nothing was ever left out. `mode` is the setting it was built by.
+    `ids` holds every id > `floor` that was committed before `opened_ms` (Unix milliseconds) by an author followed and
+    pushed at that time, and every id appended since. A `floor` of 0 means that nothing was ever left out. `mode` is the
+    timeline mode that it was built in.
     """
 
     ids: Sequence[int]
@@ -28,48 +29,50 @@ class HomeList:
 
 
 class OpenBuild(Protocol):
-    """A build that was opened: the adapter's own token, of no meaning to others."""
+    """A build that was opened; an opaque token of the adapter."""
 
     @property
     def user_id(self) -> int:
-        """Whose home it is."""
+        """The user whose home timeline is built."""
 
 
 class HomeTimelineStore(Protocol):
-    """Homes by user id. Any of them may be gone at any moment; none may be there and incomplete above its floor."""
+    """Home timelines by user id. Any of them may disappear at any moment; none is ever incomplete above its floor."""
 
     async def read(self, user_id: int) -> HomeList | None:
-        """The warm home, the reader's own snapshot; None where it is cold, being built, or out of reach. Counts as a use of it."""
+        """Returns the warm home timeline as a copy; None if it is cold, being built, or the store cannot be reached.
+        Counts as a use for eviction."""
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
-        """From now on appends to this user are kept for the build; what was there before is gone.
+        """Drops the stored home timeline and collects appends for the build from now on.
 
-        None where another process began a build a moment ago, or the store cannot be reached: serve by pull. The pull begins after
-        this returned and bypasses every cache; `opened_ms` was taken before the call.
+        Returns None if another process began a build a moment ago or the store cannot be reached; then serve by pull.
+        The caller takes `opened_ms` before this call and starts its pull after it, bypassing every cache.
         """
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
-        """Makes the home warm with the pulled ids (each > `floor`, at most CAPACITY) and what was appended since `open_build`.
+        """Makes the home timeline warm, with the pulled ids (each > `floor`, at most CAPACITY) and those appended since
+        `open_build`.
 
-        None where the build was overtaken (dropped, evicted, opened anew, or more than TRIM_ABOVE appended), or the store cannot be
-        reached: then the home is cold.
+        Returns None and leaves it cold if the build was superseded (dropped, evicted, opened again, or more than
+        TRIM_ABOVE appended) or the store cannot be reached.
         """
 
     async def abandon_build(self, build: OpenBuild) -> None:
-        """Gives the build up; does nothing where it is no longer the one under way."""
+        """Cancels the build. Does nothing if it was superseded."""
 
     async def append(self, entries: Sequence[tuple[int, Sequence[int]]]) -> list[int]:
-        """Puts each tweet id into the homes of its user ids, where they are warm or being built.
+        """Adds each tweet id to the home timelines of its user ids that are warm or being built.
 
-        Idempotent and order-tolerant. Returns for each entry how many homes that were. UNAVAILABLE where it is not sure that all of
-        them took theirs: then all of it is to come again.
+        Idempotent, and correct in any order. Returns for each entry the number of such home timelines. Raises
+        UNAVAILABLE if some may have been missed; then repeat the whole call.
         """
 
     async def drop(self, user_id: int) -> None:
-        """Makes one home cold."""
+        """Makes one home timeline cold."""
 
     async def clear(self) -> None:
-        """Makes every home cold."""
+        """Makes all home timelines cold."""
 
     async def close(self) -> None:
-        """Releases what the adapter holds."""
+        """Releases the adapter's resources."""

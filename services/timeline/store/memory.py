@@ -1,6 +1,7 @@
-"""Home timelines in process memory.
+"""Stores home timelines in process memory.
 
-No method awaits anything, so each is one step of the event loop: that, and `close_build` looking for its own object, is the whole protocol.
+No method awaits, so each is atomic on the event loop. `close_build` installs a build only if it is still the registered
+one; no other synchronization is needed.
 """
 
 from __future__ import annotations
@@ -14,40 +15,41 @@ from services.platform.caching.read_tracking import ChangeTracker
 from services.timeline.store import CAPACITY, TRIM_ABOVE, HomeList, HomeTimelineStore, OpenBuild
 
 
-class Building:
-    """A home whose pull is under way, and what was appended meanwhile."""
+class HomeInBuild:
+    """A home timeline being built, and the ids appended meanwhile."""
 
-    __slots__ = ("mode", "most", "opened_ms", "pending", "user_id")
+    __slots__ = ("max_pending", "mode", "opened_ms", "pending", "user_id")
 
-    def __init__(self, user_id: int, opened_ms: int, mode: str, most: int) -> None:
+    def __init__(self, user_id: int, opened_ms: int, mode: str, max_pending: int) -> None:
         self.user_id = user_id
-        self.most = most
+        self.max_pending = max_pending
         self.opened_ms = opened_ms
         self.mode = mode
         self.pending: list[int] = []
 
     def insert(self, tweet_id: int) -> bool:
-        """Keeps the id; False where there are too many to go on."""
+        """Stores the id. Returns False if there are more than `max_pending`; then the build must be dropped."""
         self.pending.append(tweet_id)
-        return len(self.pending) <= self.most
+        return len(self.pending) <= self.max_pending
 
 
-class Warm:
-    """A home that is complete above its floor. Eight bytes an id: a list of ints would take five times as much."""
+class WarmHome:
+    """A home timeline that is complete above its floor. An array takes 8 bytes per id, a list of ints five times as
+    much."""
 
     __slots__ = ("floor", "ids", "keep", "mode", "opened_ms", "trim_above")
 
-    def __init__(self, ids: Sequence[int], floor: int, build: Building, trim_above: int) -> None:
+    def __init__(self, ids: Sequence[int], floor: int, build: HomeInBuild, trim_above: int) -> None:
         self.ids = array("q", ids)
         self.floor = floor
-        self.keep = build.most
+        self.keep = build.max_pending
         self.trim_above = trim_above
         self.opened_ms = build.opened_ms
         self.mode = build.mode
         self._trim()
 
     def insert(self, tweet_id: int) -> bool:
-        """Adds the id unless it is there or not above the floor; always True."""
+        """Adds the id unless it is present or not above the floor. Always returns True."""
         ids = self.ids
         if tweet_id <= self.floor:
             return True
@@ -70,17 +72,17 @@ class Warm:
 
 
 class EmbeddedHomeTimelines(HomeTimelineStore):
-    """The port in memory; beyond `capacity` homes the least recently read goes cold.
+    """HomeTimelineStore in memory. Beyond `capacity` home timelines the least recently read one is evicted.
 
-    Tests make the lists short: `keep` entries, cut back to that once there are more than `trim_above`.
+    Tests pass shorter lists: `keep` ids, trimmed back to that length once there are more than `trim_above`.
     """
 
     def __init__(self, capacity: int, keep: int = CAPACITY, trim_above: int = TRIM_ABOVE) -> None:
         self._capacity = capacity
         self._keep = keep
         self._trim_above = trim_above
-        self._homes: OrderedDict[int, Building | Warm] = OrderedDict()
-        # By user id. A home that goes cold has changed as well: what is appended from then on is not seen here.
+        self._homes: OrderedDict[int, HomeInBuild | WarmHome] = OrderedDict()
+        # Keyed by user id. An eviction counts as a change too, because later appends are not stored.
         self._change_tracker = ChangeTracker()
 
     def __len__(self) -> int:
@@ -89,23 +91,23 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
     async def read(self, user_id: int) -> HomeList | None:
         self._change_tracker.read((user_id,))
         home = self._homes.get(user_id)
-        if not isinstance(home, Warm):
+        if not isinstance(home, WarmHome):
             return None
         self._homes.move_to_end(user_id)
         return _snapshot(home)
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
         self._change_tracker.changed((user_id,))
-        build = Building(user_id, opened_ms, mode, self._keep)
+        build = HomeInBuild(user_id, opened_ms, mode, self._keep)
         self._homes[user_id] = build
         self._homes.move_to_end(user_id)
         return build
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
-        if not isinstance(build, Building) or self._homes.get(build.user_id) is not build:
+        if not isinstance(build, HomeInBuild) or self._homes.get(build.user_id) is not build:
             return None
         merged = sorted({*ids, *build.pending})
-        home = Warm(merged[bisect_right(merged, floor) :], floor, build, self._trim_above)
+        home = WarmHome(merged[bisect_right(merged, floor) :], floor, build, self._trim_above)
         self._homes[build.user_id] = home
         self._homes.move_to_end(build.user_id)
         while len(self._homes) > self._capacity:
@@ -120,15 +122,15 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         homes = self._homes
         counts = []
         for tweet_id, user_ids in entries:
-            taken = []
+            accepted = []
             for user_id in user_ids:
                 home = homes.get(user_id)
                 if home is not None:
-                    taken.append(user_id)
+                    accepted.append(user_id)
                     if not home.insert(tweet_id):
                         del homes[user_id]
-            self._change_tracker.changed(taken)
-            counts.append(len(taken))
+            self._change_tracker.changed(accepted)
+            counts.append(len(accepted))
         return counts
 
     async def drop(self, user_id: int) -> None:
@@ -143,6 +145,6 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         self._homes.clear()
 
 
-def _snapshot(home: Warm) -> HomeList:
-    # A copy: appends go on while the reader awaits, and its frontier must not move under it.
+def _snapshot(home: WarmHome) -> HomeList:
+    # A copy: appends continue while the reader awaits, and its floor must not move meanwhile.
     return HomeList(home.ids[:], home.floor, home.opened_ms, home.mode)

@@ -1,4 +1,4 @@
-"""What the port's promises are checked against: the store of the family that is tested."""
+"""Fixtures for the contract tests of the home timeline store, on the backend of this run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.cluster import backend
 
 @pytest.fixture
 async def store() -> AsyncIterator[HomeTimelineStore]:
-    """An empty store of the family."""
+    """An empty store of the backend."""
     if backend.name == "embedded":
         memory = EmbeddedHomeTimelines(10_000)
         yield memory

@@ -25,21 +25,21 @@ from services.timeline.fanout_rules import HYBRID, FanoutRules
 from services.timeline.store import HomeList, OpenBuild
 from services.timeline.store.redis import store as redis_store
 from services.timeline.store.redis import trimming
-from services.timeline.store.redis.encoding import Sizes, Warm, decode_home, list_key, marker_key, packed
+from services.timeline.store.redis.encoding import ListLimits, WarmMarker, decode_home, encode_ids, list_key, marker_key
 from services.timeline.store.redis.store import BuildMarker, RedisHomeTimelines
 from tests import redis_servers
 from tests.home_interleavings import KEEP, READERS, TRIM_ABOVE, Schedule, Step
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-SIZES = Sizes(keep=KEEP, reserve=4, trim_above=TRIM_ABOVE, drop_above=40, soon=2)
+SIZES = ListLimits(keep=KEEP, reserve=4, trim_above=TRIM_ABOVE, drop_above=40, soon=2)
 SCHEDULES = 200
-# Every fault is found within far fewer.
+# Every fault is found within far fewer runs.
 SCHEDULES_FOR_FAULTS = 250
 
 
-class Wire:
-    """One connection that waits: the schedule is the only thread."""
+class RawConnection:
+    """One blocking connection: the schedule is the only thread."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -47,7 +47,7 @@ class Wire:
         self._socket.connect(path)
         self._reader = hiredis.Reader(notEnoughData=self)
 
-    def say(self, raw: bytes) -> Any:
+    def call(self, raw: bytes) -> Any:
         self._socket.sendall(raw)
         while (reply := self._reader.gets()) is self:
             self._reader.feed(self._socket.recv(65_536))
@@ -57,45 +57,45 @@ class Wire:
         self._socket.close()
 
 
-class Asked:
-    """Commands on their way: each is a step, and so is each reply."""
+class StepReplies:
+    """Commands in flight: sending each is a step, and so is receiving each reply."""
 
-    def __init__(self, pipe: StepPipe, commands: Sequence[bytes]) -> None:
-        self._pipe = pipe
+    def __init__(self, connection: StepConnection, commands: Sequence[bytes]) -> None:
+        self._pipe = connection
         self._commands = commands
 
     def __await__(self) -> Generator[None, None, list[Any]]:
-        wire = self._pipe.wire or self._pipe.process.borrow()
+        raw_connection = self._pipe.raw_connection or self._pipe.process.borrow()
         replies = []
         ended = False
         try:
             for raw in self._commands:
                 yield
                 self._pipe.check()
-                replies.append(wire.say(raw))
+                replies.append(raw_connection.call(raw))
             yield
             self._pipe.check()
             ended = True
         finally:
-            if self._pipe.wire is None:
-                self._pipe.process.give_back(wire, ended)
+            if self._pipe.raw_connection is None:
+                self._pipe.process.return_connection(raw_connection, ended)
         return replies
 
 
-class StepPipe:
-    """A connection to the server as it is now: after a restart, or once its process died, it is lost."""
+class StepConnection:
+    """A connection to the current server; it is lost after a restart or when its process dies."""
 
-    def __init__(self, process: StepRedis, wire: Wire | None) -> None:
+    def __init__(self, process: StepRedis, raw_connection: RawConnection | None) -> None:
         self.process = process
         # None: shared. What is sent over such a one stays together, so each row of commands gets one of its own here.
-        self.wire = wire
+        self.raw_connection = raw_connection
         self.run_id = process.server.run_id
         self._life = process.life
 
-    def execute(self, payload: bytes, replies: int) -> Asked:
+    def execute(self, payload: bytes, replies: int) -> StepReplies:
         commands = _split(payload)
         assert len(commands) == replies
-        return Asked(self, commands)
+        return StepReplies(self, commands)
 
     def check(self) -> None:
         if self.run_id != self.process.server.run_id or self._life != self.process.life:
@@ -103,50 +103,50 @@ class StepPipe:
 
 
 class StepRedis:
-    """What a process has of Redis, as far as the store asks; one node for all keys."""
+    """The part of the Redis client that the store uses; one node for all keys."""
 
     clustered = False
 
-    def __init__(self, server: Restarting) -> None:
+    def __init__(self, server: RestartableServer) -> None:
         self.server = server
         self.life = 0
-        self._free: list[Wire] = []
+        self._free: list[RawConnection] = []
 
     def node(self, tag: str) -> StepRedis:
         return self
 
-    async def reads(self) -> StepPipe:
+    async def reads(self) -> StepConnection:
         await Step()
-        return StepPipe(self, None)
+        return StepConnection(self, None)
 
     writes = reads
 
     @asynccontextmanager
-    async def dedicated(self) -> AsyncIterator[StepPipe]:
+    async def dedicated(self) -> AsyncIterator[StepConnection]:
         await Step()
-        wire = self.borrow()
+        raw_connection = self.borrow()
         whole = False
         try:
-            yield StepPipe(self, wire)
+            yield StepConnection(self, raw_connection)
             whole = True
         finally:
-            self.give_back(wire, whole)
+            self.return_connection(raw_connection, whole)
 
     def refusal(self, reply: Exception) -> RoostError:
         return unreachable()
 
-    def borrow(self) -> Wire:
-        return self._free.pop() if self._free else Wire(self.server.path)
+    def borrow(self) -> RawConnection:
+        return self._free.pop() if self._free else RawConnection(self.server.path)
 
-    def give_back(self, wire: Wire, whole: bool) -> None:
-        """One that was left in the middle of something is closed, as after a crash."""
+    def return_connection(self, raw_connection: RawConnection, whole: bool) -> None:
+        """Returns a connection to the pool. One with replies outstanding is closed, as after a crash."""
         if whole:
-            self._free.append(wire)
+            self._free.append(raw_connection)
         else:
-            wire.close()
+            raw_connection.close()
 
     def crash(self) -> None:
-        """All that the process was doing ends here, and nothing is tidied up."""
+        """Ends everything that the process was doing, without cleanup."""
         self.life += 1
 
     def close(self) -> None:
@@ -154,37 +154,39 @@ class StepRedis:
             self._free.pop().close()
 
 
-class Restarting:
-    """The server. A restart puts back what a snapshot had, as a dump file does: the keys and how long they live."""
+class RestartableServer:
+    """The server. A restart restores keys and TTLs from a snapshot, like an RDB file."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.wire = Wire(path)
+        self.raw_connection = RawConnection(path)
         self.starts = 0
         self.run_id = "run0"
         self._snapshot: dict[bytes, tuple[bytes, int]] = {}
 
-    def say(self, *parts: str | bytes | int) -> Any:
-        return self.wire.say(command(*parts))
+    def call(self, *parts: str | bytes | int) -> Any:
+        return self.raw_connection.call(command(*parts))
 
     def snapshot(self) -> None:
-        keys = self.say("KEYS", "*")
-        self._snapshot = {key: (self.say("DUMP", key), self.say("PTTL", key)) for key in keys}
+        keys = self.call("KEYS", "*")
+        self._snapshot = {key: (self.call("DUMP", key), self.call("PTTL", key)) for key in keys}
 
     def restart(self) -> None:
         self.starts += 1
         self.run_id = f"run{self.starts}"
-        self.say("FLUSHALL")
+        self.call("FLUSHALL")
         for key, (value, ttl) in self._snapshot.items():
-            self.say("RESTORE", key, max(ttl, 0), value)
+            self.call("RESTORE", key, max(ttl, 0), value)
 
 
 class RedisSchedule(Schedule):
-    """A schedule over the stores of two processes, and a server that loses things."""
+    """A schedule on the stores of two processes, with a server that loses data."""
 
     length = 2_500
 
-    def __init__(self, seed: int, server: Restarting, stores: Sequence[tuple[StepRedis, RedisHomeTimelines]]) -> None:
+    def __init__(
+        self, seed: int, server: RestartableServer, stores: Sequence[tuple[StepRedis, RedisHomeTimelines]]
+    ) -> None:
         super().__init__(seed, stores[0][1], FanoutRules(HYBRID, 0))
         self._server = server
         self._stores = stores
@@ -192,7 +194,7 @@ class RedisSchedule(Schedule):
     def commands(self) -> list[tuple[int, Callable[[], None]]]:
         return [
             *super().commands(),
-            # Deliveries and builds take several commands here where they take one in memory.
+            # Deliveries and builds take several commands here and one in memory.
             (1_000, lambda: self.advance(builds=True)),
             (3_000, lambda: self.advance(builds=False)),
             (25, self.build),
@@ -213,16 +215,16 @@ class RedisSchedule(Schedule):
         self.running.append((None, self.store.drop(self.random.choice(READERS))))
 
     def change_process(self) -> None:
-        """Whatever begins next begins in the other one."""
+        """Later operations begin in the other process."""
         self.store = self.builds._store = self.random.choice(self._stores)[1]
 
     def flush(self) -> None:
-        self._server.say("FLUSHALL")
+        self._server.call("FLUSHALL")
         self.seen["flushed"] += 1
 
     def evict(self) -> None:
         of = self.random.choice((list_key, marker_key))
-        self.seen["evicted"] += self._server.say("DEL", of(self.random.choice(READERS)))
+        self.seen["evicted"] += self._server.call("DEL", of(self.random.choice(READERS)))
 
     def snapshot(self) -> None:
         self._server.snapshot()
@@ -235,99 +237,101 @@ class RedisSchedule(Schedule):
         self.random.choice(self._stores)[0].crash()
 
 
-class ReadThenWriteThenMark(RedisHomeTimelines):
-    """Naive: reads what is there, writes it, says that it is warm."""
+class LosesAppendsDuringBuild(RedisHomeTimelines):
+    """Faulty: reads the list, writes it back and marks it warm."""
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
-        pipe = await self._node(user_id).reads()
-        return BuildMarker(user_id, "any", pipe.run_id, opened_ms, mode)
+        connection = await self._node(user_id).reads()
+        return BuildMarker(user_id, "any", connection.run_id, opened_ms, mode)
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
         assert isinstance(build, BuildMarker)
         try:
-            pipe = await self._node(build.user_id).reads()
-            rows = (redis_store.ZERO_ID, *packed(sorted(ids)))
+            connection = await self._node(build.user_id).reads()
+            rows = (redis_store.ZERO_ID, *encode_ids(sorted(ids)))
             writing = command("DEL", list_key(build.user_id)) + command("LPUSH", list_key(build.user_id), *rows)
-            await self._answers(pipe, writing, 2)
-            warm = Warm(pipe.run_id, build.opened_ms, build.mode, floor)
-            await self._answers(pipe, command("SET", marker_key(build.user_id), warm.text()), 1)
+            await self._answers(connection, writing, 2)
+            warm = WarmMarker(connection.run_id, build.opened_ms, build.mode, floor)
+            await self._answers(connection, command("SET", marker_key(build.user_id), warm.text()), 1)
         except RoostError:
             return None
         return None
 
 
 class ClosesAnyBuild(RedisHomeTimelines):
-    """Does not look whose build it closes."""
+    """Faulty: does not check whose build it closes."""
 
-    async def _still_open(self, pipe: RedisConnection, build: BuildMarker) -> bool:
+    async def _still_open(self, connection: RedisConnection, build: BuildMarker) -> bool:
         homes = list_key(build.user_id)
-        _, last = await self._answers(pipe, command("WATCH", homes) + command("LINDEX", homes, -1), 2)
+        _, last = await self._answers(connection, command("WATCH", homes) + command("LINDEX", homes, -1), 2)
         return bool(last == redis_store.ZERO_ID)
 
 
-class OverlooksWhatWasTrimmed(RedisHomeTimelines):
-    """Does not look whether the list is whole."""
+class IgnoresTrims(RedisHomeTimelines):
+    """Faulty: does not check that nothing was trimmed."""
 
-    async def _still_open(self, pipe: RedisConnection, build: BuildMarker) -> bool:
+    async def _still_open(self, connection: RedisConnection, build: BuildMarker) -> bool:
         marker, homes = marker_key(build.user_id), list_key(build.user_id)
-        _, held = await self._answers(pipe, command("WATCH", marker, homes) + command("GET", marker), 2)
+        _, held = await self._answers(connection, command("WATCH", marker, homes) + command("GET", marker), 2)
         return bool(held == build.text().encode())
 
 
 class WatchesNothing(RedisHomeTimelines):
-    """Looks whether its build still stands, and then closes it, whatever came between."""
+    """Faulty: checks that its build is current, then closes it without WATCH."""
 
-    async def _still_open(self, pipe: RedisConnection, build: BuildMarker) -> bool:
-        found = await super()._still_open(pipe, build)
-        await self._answers(pipe, command("UNWATCH"), 1)
+    async def _still_open(self, connection: RedisConnection, build: BuildMarker) -> bool:
+        found = await super()._still_open(connection, build)
+        await self._answers(connection, command("UNWATCH"), 1)
         return found
 
 
 class TrustsEveryServer(RedisHomeTimelines):
-    """Takes what a restarted server has for what the one before had."""
+    """Faulty: accepts the data of a restarted server."""
 
     async def read(self, user_id: int) -> HomeList | None:
         try:
-            pipe = await self._node(user_id).reads()
+            connection = await self._node(user_id).reads()
             reading = command("GET", marker_key(user_id)) + command("LRANGE", list_key(user_id), 0, -1)
-            # Together, as in a transaction.
-            marker, stored = await self._done(pipe, command("MULTI") + reading + command("EXEC"), 4)
+            # Sent together, as in a transaction.
+            marker, stored = await self._done(connection, command("MULTI") + reading + command("EXEC"), 4)
         except RoostError:
             return None
-        warm = Warm.parse(marker)
-        return decode_home(warm, stored, self._sizes) if warm is not None and stored else None
+        warm = WarmMarker.parse(marker)
+        return decode_home(warm, stored, self._limits) if warm is not None and stored else None
 
 
-class TakesNoListForAnEmptyOne(RedisHomeTimelines):
-    """Believes the marker of a list that was evicted."""
+class ReadsEvictedListAsEmpty(RedisHomeTimelines):
+    """Faulty: accepts the marker of an evicted list."""
 
     async def read(self, user_id: int) -> HomeList | None:
         try:
-            pipe = await self._node(user_id).reads()
+            connection = await self._node(user_id).reads()
             reading = command("GET", marker_key(user_id)) + command("LRANGE", list_key(user_id), 0, -1)
-            marker, stored = await self._done(pipe, command("MULTI") + reading + command("EXEC"), 4)
+            marker, stored = await self._done(connection, command("MULTI") + reading + command("EXEC"), 4)
         except RoostError:
             return None
-        warm = Warm.parse(marker)
-        return decode_home(warm, stored, self._sizes) if warm is not None and warm.run_id == pipe.run_id else None
+        warm = WarmMarker.parse(marker)
+        return (
+            decode_home(warm, stored, self._limits) if warm is not None and warm.run_id == connection.run_id else None
+        )
 
 
 class ReadsInTwoSteps(RedisHomeTimelines):
-    """Marker and list are of two moments."""
+    """Faulty: reads marker and list at two moments."""
 
     async def read(self, user_id: int) -> HomeList | None:
         try:
-            pipe = await self._node(user_id).reads()
-            (marker,) = await self._answers(pipe, command("GET", marker_key(user_id)), 1)
-            (stored,) = await self._answers(pipe, command("LRANGE", list_key(user_id), 0, -1), 1)
+            connection = await self._node(user_id).reads()
+            (marker,) = await self._answers(connection, command("GET", marker_key(user_id)), 1)
+            (stored,) = await self._answers(connection, command("LRANGE", list_key(user_id), 0, -1), 1)
         except RoostError:
             return None
-        warm = Warm.parse(marker)
-        return decode_home(warm, stored, self._sizes) if warm and warm.run_id == pipe.run_id and stored else None
+        warm = WarmMarker.parse(marker)
+        return decode_home(warm, stored, self._limits) if warm and warm.run_id == connection.run_id and stored else None
 
 
 class HasNoFloor(RedisHomeTimelines):
-    """Takes a full list for the whole history."""
+    """Faulty: treats a full list as the whole history."""
 
     async def read(self, user_id: int) -> HomeList | None:
         home = await super().read(user_id)
@@ -335,34 +339,34 @@ class HasNoFloor(RedisHomeTimelines):
 
 
 class TrimsByArrival(RedisHomeTimelines):
-    """Cuts off what came first, whatever its id."""
+    """Faulty: removes the first arrivals whatever their ids."""
 
 
-def _cuts_anything(user_id: int, tail: Sequence[bytes], sizes: Sizes) -> bytes:
-    return command("LTRIM", list_key(user_id), 0, sizes.keep - 1) if len(tail) > sizes.reserve else b""
+def _trims_any_id(user_id: int, tail: Sequence[bytes], limits: ListLimits) -> bytes:
+    return command("LTRIM", list_key(user_id), 0, limits.keep - 1) if len(tail) > limits.reserve else b""
 
 
 class TrimsWithoutWatching(RedisHomeTimelines):
-    """Looks at a list, and cuts another."""
+    """Faulty: trims a list that changed since it was examined."""
 
 
-async def _trims_unwatched(of: Any, node: Any, user_ids: Sequence[int], sizes: Sizes) -> None:
-    pipe = await node.reads()
+async def _trims_unwatched(of: Any, node: Any, user_ids: Sequence[int], limits: ListLimits) -> None:
+    connection = await node.reads()
     for user_id in user_ids:
-        start = sizes.keep - sizes.reserve
+        start = limits.keep - limits.reserve
         try:
-            (tail,) = await pipe.execute(command("LRANGE", list_key(user_id), start, -1), 1)
-            if step := trimming._step(user_id, tail, sizes):
-                await pipe.execute(step, 1)
+            (tail,) = await connection.execute(command("LRANGE", list_key(user_id), start, -1), 1)
+            if step := trimming._trim_command(user_id, tail, limits):
+                await connection.execute(step, 1)
         except RoostError:
             return
 
 
 def run(seed: int, path: str, store: type[RedisHomeTimelines] = RedisHomeTimelines) -> tuple[list[str], Counter[str]]:
-    server = Restarting(path)
-    server.say("FLUSHALL")
+    server = RestartableServer(path)
+    server.call("FLUSHALL")
     chance = random.Random(seed)
-    # No time passes here: either nobody is ever left alone with a build, or nobody waits for another's.
+    # No time passes here: other processes' builds are either never or always left alone.
     redis_store.OTHERS_BUILD_MS = chance.choice((0, 5_000))
     processes = [StepRedis(server), StepRedis(server)]
     stores: Any = [(process, store(process, SIZES)) for process in processes]  # type: ignore[arg-type]
@@ -373,13 +377,13 @@ def run(seed: int, path: str, store: type[RedisHomeTimelines] = RedisHomeTimelin
     finally:
         for process in processes:
             process.close()
-        server.wire.close()
+        server.raw_connection.close()
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the module's own: it is flushed as a whole."""
-    # The path of a socket may not be long.
+    """The path of a server used by this module only, because it is flushed."""
+    # Socket paths have a maximum length.
     folder = Path(tmp_path_factory.mktemp("r"))
     where = folder / "s"
     with redis_servers.server(folder, "--unixsocket", str(where)):
@@ -388,19 +392,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Builds of a few ids an author, so that they go round after round.
+    # Few ids per author and round, so that builds take several rounds.
     monkeypatch.setattr(pull, "MIN_BUILD_DEPTH", 2)
-    # Put back after runs that change it.
+    # Restored after runs that change it.
     monkeypatch.setattr(redis_store, "OTHERS_BUILD_MS", redis_store.OTHERS_BUILD_MS)
 
 
-def test_every_warm_home_reads_as_the_model_says(path: str) -> None:
+def test_redis_store_warm_homes_match_model(path: str) -> None:
     seen: Counter[str] = Counter()
     for seed in range(SCHEDULES):
         faults, happened = run(seed, path)
         assert not faults, f"seed {seed}: {faults}"
         seen += happened
-    # The schedules reach what they are for.
+    # The schedules reach the cases they exist for.
     assert seen["warm"] > SCHEDULES / 3, seen
     for what in ("installed", "overtaken", "failed", "replayed", "with a floor", "restarted", "evicted", "read"):
         assert seen[what] > SCHEDULES / 5, seen
@@ -410,12 +414,12 @@ def test_every_warm_home_reads_as_the_model_says(path: str) -> None:
 @pytest.mark.parametrize(
     "store",
     [
-        ReadThenWriteThenMark,
+        LosesAppendsDuringBuild,
         ClosesAnyBuild,
-        OverlooksWhatWasTrimmed,
+        IgnoresTrims,
         WatchesNothing,
         TrustsEveryServer,
-        TakesNoListForAnEmptyOne,
+        ReadsEvictedListAsEmpty,
         ReadsInTwoSteps,
         HasNoFloor,
         TrimsByArrival,
@@ -423,18 +427,18 @@ def test_every_warm_home_reads_as_the_model_says(path: str) -> None:
     ],
     ids=lambda s: s.__name__,
 )
-def test_a_store_that_breaks_a_rule_is_found_out(
+def test_faulty_redis_store_is_detected(
     store: type[RedisHomeTimelines], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if store is TrimsByArrival:
-        monkeypatch.setattr(trimming, "_step", _cuts_anything)
+        monkeypatch.setattr(trimming, "_trim_command", _trims_any_id)
     if store is TrimsWithoutWatching:
         monkeypatch.setattr(redis_store, "trim", _trims_unwatched)
     assert any(run(seed, path, store)[0] for seed in range(SCHEDULES_FOR_FAULTS))
 
 
 def _split(payload: bytes) -> list[bytes]:
-    """The commands of a row of them."""
+    """Splits a payload into its commands."""
     reader = hiredis.Reader()
     reader.feed(payload)
     commands = []

@@ -1,4 +1,4 @@
-"""What the Redis store does when Redis is gone, full, or was restarted, and beside another process."""
+"""Contract of the Redis store if Redis is unavailable, full or restarted, and beside another process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def warm(store: RedisHomeTimelines, user_id: int, ids: list[int]) -> bool:
     return build is not None and await store.close_build(build, ids, 0) is not None
 
 
-async def test_without_redis_homes_are_cold_and_appends_come_again(server: redis_servers.Server, redis: Redis) -> None:
+async def test_redis_unavailable_homes_are_cold_and_appends_fail(server: redis_servers.Server, redis: Redis) -> None:
     store = RedisHomeTimelines(redis)
     assert await warm(store, ANN, [5])
     build = await store.open_build(BOB, NOW_MS, "hybrid")
@@ -60,13 +60,13 @@ async def test_without_redis_homes_are_cold_and_appends_come_again(server: redis
     assert await store.append([(6, [ANN, BOB])]) == [1]
 
 
-async def test_after_a_restart_from_a_snapshot_homes_are_cold(server: redis_servers.Server, redis: Redis) -> None:
+async def test_redis_restarted_from_snapshot_homes_are_cold(server: redis_servers.Server, redis: Redis) -> None:
     store = RedisHomeTimelines(redis)
     assert await warm(store, ANN, [5])
     build = await store.open_build(BOB, NOW_MS, "hybrid")
     assert build is not None
     server.client.save()
-    # Acknowledged, and lost.
+    # Acknowledged, and lost by the restart.
     assert await store.append([(6, [ANN, BOB])]) == [2]
     server.kill()
     server.start()
@@ -79,7 +79,7 @@ async def test_after_a_restart_from_a_snapshot_homes_are_cold(server: redis_serv
     assert await store.read(BOB) is None
 
 
-async def test_a_home_that_takes_nothing_more_is_dropped(server: redis_servers.Server, redis: Redis) -> None:
+async def test_append_out_of_memory_drops_home(server: redis_servers.Server, redis: Redis) -> None:
     store = RedisHomeTimelines(redis)
     assert await warm(store, ANN, [5])
     server.client.config_set("maxmemory", 1)
@@ -89,7 +89,7 @@ async def test_a_home_that_takes_nothing_more_is_dropped(server: redis_servers.S
     assert not server.client.exists("{1}:h", "{1}:m")
 
 
-async def test_another_process_is_left_alone_with_its_build(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_open_build_during_other_process_build_is_refused(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, others = RedisHomeTimelines(redis), RedisHomeTimelines(redis)
     build = await others.open_build(ANN, NOW_MS, "hybrid")
     assert build is not None
@@ -98,7 +98,7 @@ async def test_another_process_is_left_alone_with_its_build(redis: Redis, monkey
     home = await ours.read(ANN)
     assert home is not None
     assert list(home.ids) == [5]
-    # But not for ever.
+    # But only for a limited time.
     build = await others.open_build(ANN, NOW_MS, "hybrid")
     monkeypatch.setattr(module, "OTHERS_BUILD_MS", 0)
     assert build is not None
@@ -109,7 +109,7 @@ async def test_another_process_is_left_alone_with_its_build(redis: Redis, monkey
     assert list(home.ids) == [6]
 
 
-async def test_keys_live_no_longer_than_what_they_say(server: redis_servers.Server, redis: Redis) -> None:
+async def test_keys_expire_with_their_state(server: redis_servers.Server, redis: Redis) -> None:
     store = RedisHomeTimelines(redis)
     build = await store.open_build(ANN, NOW_MS, "hybrid")
     assert build is not None

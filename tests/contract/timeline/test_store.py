@@ -1,4 +1,4 @@
-"""What every store of home timelines promises."""
+"""Contract of every home timeline store."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ async def ids_of(store: HomeTimelineStore, user_id: int = ANN) -> list[int]:
     return list(home.ids)
 
 
-async def test_unknown_homes_are_cold_and_take_nothing(store: HomeTimelineStore) -> None:
+async def test_read_unknown_home_is_cold_and_accepts_no_append(store: HomeTimelineStore) -> None:
     assert await store.append([(7, [ANN])]) == [0]
     assert await store.read(ANN) is None
 
 
-async def test_a_closed_build_is_warm_and_says_what_it_is(store: HomeTimelineStore) -> None:
+async def test_close_build_returns_warm_home(store: HomeTimelineStore) -> None:
     await warm(store, [5, 7], 3)
     home = await store.read(ANN)
     assert home is not None
     assert (list(home.ids), home.floor, home.opened_ms, home.mode) == ([5, 7], 3, OPENED_MS, "hybrid")
 
 
-async def test_an_empty_home_is_warm_too(store: HomeTimelineStore) -> None:
+async def test_close_build_without_ids_is_warm(store: HomeTimelineStore) -> None:
     await warm(store, [])
     assert await ids_of(store) == []
     assert await store.append([(9, [ANN])]) == [1]
     assert await ids_of(store) == [9]
 
 
-async def test_a_build_under_way_is_cold_and_keeps_what_is_appended(store: HomeTimelineStore) -> None:
+async def test_open_build_is_cold_and_collects_appends(store: HomeTimelineStore) -> None:
     build = await opened(store)
     assert await store.append([(9, [ANN, BOB]), (4, [ANN])]) == [1, 1]
     assert await store.read(ANN) is None
@@ -55,19 +55,19 @@ async def test_a_build_under_way_is_cold_and_keeps_what_is_appended(store: HomeT
     assert await ids_of(store) == [4, 5, 9]
 
 
-async def test_opening_makes_a_warm_home_cold(store: HomeTimelineStore) -> None:
+async def test_open_build_makes_warm_home_cold(store: HomeTimelineStore) -> None:
     await warm(store, [5])
     await opened(store)
     assert await store.read(ANN) is None
 
 
-async def test_appending_keeps_order_and_takes_every_id_once(store: HomeTimelineStore) -> None:
+async def test_append_keeps_order_and_unique_ids(store: HomeTimelineStore) -> None:
     await warm(store, [10, 20])
     assert await store.append([(30, [ANN, BOB]), (15, [ANN]), (30, [ANN]), (20, [ANN])]) == [1, 1, 1, 1]
     assert await ids_of(store) == [10, 15, 20, 30]
 
 
-async def test_nothing_enters_at_or_below_the_floor(store: HomeTimelineStore) -> None:
+async def test_append_at_or_below_floor_is_ignored(store: HomeTimelineStore) -> None:
     await warm(store, [10], 5)
     assert await store.append([(5, [ANN]), (3, [ANN])]) == [1, 1]
     assert await ids_of(store) == [10]
@@ -77,7 +77,7 @@ async def test_nothing_enters_at_or_below_the_floor(store: HomeTimelineStore) ->
     assert await ids_of(store, BOB) == [6, 10]
 
 
-async def test_a_read_is_a_snapshot(store: HomeTimelineStore) -> None:
+async def test_read_returns_snapshot(store: HomeTimelineStore) -> None:
     await warm(store, [10])
     home = await store.read(ANN)
     await store.append([(11, [ANN])])
@@ -85,23 +85,23 @@ async def test_a_read_is_a_snapshot(store: HomeTimelineStore) -> None:
     assert list(home.ids) == [10]
 
 
-async def test_a_long_home_is_complete_above_its_floor(store: HomeTimelineStore) -> None:
+async def test_append_to_long_home_stays_complete_above_floor(store: HomeTimelineStore) -> None:
     await warm(store, [])
     ids = list(range(10, 10 + 3 * TRIM_ABOVE))
     late = random.Random(1)
-    # Late arrivals here and there: order of arrival is not order of ids.
+    # Some arrive late, so the order of arrival is not the order of ids.
     arrived = sorted(ids, key=lambda i: i + late.choice((0, 0, 0, 40)))
     for tweet_id in arrived:
         await store.append([(tweet_id, [ANN])])
     home = await store.read(ANN)
-    # A store may drop a list rather than trim it; what it keeps is complete.
+    # A store may drop a list instead of trimming it; what it returns is complete.
     if home is not None:
         assert home.floor > 0
         assert list(home.ids) == [i for i in ids if i > home.floor]
         assert SERVED <= len(home.ids) <= TRIM_ABOVE
 
 
-async def test_a_build_overtaken_installs_nothing(store: HomeTimelineStore) -> None:
+async def test_close_build_superseded_installs_nothing(store: HomeTimelineStore) -> None:
     first, second = await opened(store), await opened(store)
     assert await store.close_build(first, [1], 0) is None
     assert await store.read(ANN) is None
@@ -110,7 +110,7 @@ async def test_a_build_overtaken_installs_nothing(store: HomeTimelineStore) -> N
     assert await ids_of(store) == [2]
 
 
-async def test_a_build_dropped_installs_nothing(store: HomeTimelineStore) -> None:
+async def test_close_build_dropped_installs_nothing(store: HomeTimelineStore) -> None:
     build = await opened(store)
     await store.drop(ANN)
     assert await store.close_build(build, [1], 0) is None
@@ -120,7 +120,7 @@ async def test_a_build_dropped_installs_nothing(store: HomeTimelineStore) -> Non
     assert await store.read(ANN) is None
 
 
-async def test_a_build_with_more_appends_than_a_home_holds_installs_nothing(store: HomeTimelineStore) -> None:
+async def test_close_build_too_many_appends_installs_nothing(store: HomeTimelineStore) -> None:
     build = await opened(store)
     for tweet_id in range(1, TRIM_ABOVE + 2):
         await store.append([(tweet_id, [ANN])])
@@ -128,11 +128,11 @@ async def test_a_build_with_more_appends_than_a_home_holds_installs_nothing(stor
     assert await store.read(ANN) is None
 
 
-async def test_what_several_tweets_add_to_many_homes_is_told_for_each(store: HomeTimelineStore) -> None:
+async def test_append_several_entries_returns_count_of_each(store: HomeTimelineStore) -> None:
     readers = list(range(1, 2_500))
     for user_id in readers[::2]:
         await warm(store, [5], user_id=user_id)
-    # The same page of readers twice, another that overlaps it, and one on its own.
+    # The same page of readers twice, another one that overlaps it, and a separate one.
     entries = [(30, readers), (10, readers), (20, readers[:10]), (40, [readers[0]])]
     assert await store.append(entries) == [1_250, 1_250, 5, 1]
     assert await ids_of(store, readers[0]) == [5, 10, 20, 30, 40]
@@ -143,14 +143,14 @@ async def test_what_several_tweets_add_to_many_homes_is_told_for_each(store: Hom
     assert await store.append([(50, [])]) == [0]
 
 
-async def test_an_abandoned_build_leaves_the_home_cold(store: HomeTimelineStore) -> None:
+async def test_abandon_build_leaves_home_cold(store: HomeTimelineStore) -> None:
     build = await opened(store)
     await store.abandon_build(build)
     assert await store.append([(1, [ANN])]) == [0]
     assert await store.close_build(build, [1], 0) is None
 
 
-async def test_abandoning_an_overtaken_build_hurts_nobody(store: HomeTimelineStore) -> None:
+async def test_abandon_build_superseded_changes_nothing(store: HomeTimelineStore) -> None:
     first, second = await opened(store), await opened(store)
     await store.abandon_build(first)
     assert await store.close_build(second, [2], 0) is not None
@@ -158,7 +158,7 @@ async def test_abandoning_an_overtaken_build_hurts_nobody(store: HomeTimelineSto
     assert await ids_of(store) == [2]
 
 
-async def test_dropping_touches_one_home(store: HomeTimelineStore) -> None:
+async def test_drop_affects_one_home(store: HomeTimelineStore) -> None:
     await warm(store, [1], user_id=ANN)
     await warm(store, [2], user_id=BOB)
     await store.drop(ANN)

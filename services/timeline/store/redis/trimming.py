@@ -1,4 +1,4 @@
-"""Cutting lists back: only where the floor that the rest shows stays true, else the home is dropped."""
+"""Trims lists in Redis if their floor stays correct, and drops them otherwise."""
 
 from __future__ import annotations
 
@@ -8,40 +8,46 @@ from services.platform.redis.client import Redis
 from services.platform.redis.connection import ReplyError, command
 from services.platform.redis.node_pool import Node
 from services.platform.rpc import errors
-from services.timeline.store.redis.encoding import Sizes, encode_deletes, list_key
+from services.timeline.store.redis.encoding import ListLimits, encode_deletes, list_key
 
-# Lists cut in one transaction: two round trips for so many. More would fail more often, since an append to any of them undoes all.
+# Lists per transaction, in two round trips. With more it would fail more often, since an append to any of them undoes
+# all.
 BATCH = 32
 
 
-async def trim(redis: Redis, node: Node, user_ids: Sequence[int], sizes: Sizes) -> None:
-    """Cuts the lists that are too long. What cannot be done now is done at a next append: nothing here is owed to anybody."""
-    # In a cluster a transaction spans no two slots.
-    together = 1 if redis.clustered else BATCH
+async def trim(redis: Redis, node: Node, user_ids: Sequence[int], limits: ListLimits) -> None:
+    """Trims the lists that are too long. Errors are ignored: a later append tries again."""
+    # Redis Cluster allows no transaction across hash slots.
+    batch_size = 1 if redis.clustered else BATCH
     try:
-        async with node.dedicated() as pipe:
-            for start in range(0, len(user_ids), together):
-                some = user_ids[start : start + together]
+        async with node.dedicated() as connection:
+            for start in range(0, len(user_ids), batch_size):
+                batch = user_ids[start : start + batch_size]
                 looking = [
-                    command("WATCH", list_key(i)) + command("LRANGE", list_key(i), sizes.keep - sizes.reserve, -1)
-                    for i in some
+                    command("WATCH", list_key(i)) + command("LRANGE", list_key(i), limits.keep - limits.reserve, -1)
+                    for i in batch
                 ]
-                tails = (await pipe.execute(b"".join(looking), 2 * len(some)))[1::2]
-                steps = [step for i, tail in zip(some, tails, strict=True) if (step := _step(i, tail, sizes))]
-                if steps:
-                    await pipe.execute(command("MULTI") + b"".join(steps) + command("EXEC"), len(steps) + 2)
+                tails = (await connection.execute(b"".join(looking), 2 * len(batch)))[1::2]
+                trims = [
+                    trim_command
+                    for i, tail in zip(batch, tails, strict=True)
+                    if (trim_command := _trim_command(i, tail, limits))
+                ]
+                if trims:
+                    await connection.execute(command("MULTI") + b"".join(trims) + command("EXEC"), len(trims) + 2)
                 else:
-                    await pipe.execute(command("UNWATCH"), 1)
+                    await connection.execute(command("UNWATCH"), 1)
     except errors.RoostError:
         pass
 
 
-def _step(user_id: int, tail: Sequence[bytes] | ReplyError, sizes: Sizes) -> bytes:
-    """What to do with a list of which this is the end: its oldest positions that would stay, and all that would go."""
-    if isinstance(tail, ReplyError) or len(tail) <= sizes.reserve:
+def _trim_command(user_id: int, tail: Sequence[bytes] | ReplyError, limits: ListLimits) -> bytes:
+    """Returns the command for a list, given its tail: the `reserve` oldest elements that stay, then all that would be
+    removed."""
+    if isinstance(tail, ReplyError) or len(tail) <= limits.reserve:
         return b""
-    # Big-endian: bytes compare as the ids do.
-    if max(tail[sizes.reserve :]) > max(tail[: sizes.reserve]):
-        # Something newer than the floor would be lost: it arrived before things that are older.
+    # Big-endian bytes compare like the ids.
+    if max(tail[limits.reserve :]) > max(tail[: limits.reserve]):
+        # An id above the floor would be lost, because it arrived before older ids.
         return encode_deletes((user_id,))
-    return command("LTRIM", list_key(user_id), 0, sizes.keep - 1)
+    return command("LTRIM", list_key(user_id), 0, limits.keep - 1)

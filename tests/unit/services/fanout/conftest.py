@@ -1,4 +1,4 @@
-"""Fan-out's consumer on fake owners behind a real channel."""
+"""Fixtures: fan-out's consumer on fake graph and timeline services behind a real channel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from roost.timeline.v1 import timeline_service_pb2 as timeline
 from roost.timeline.v1.timeline_service_pb2_grpc import TimelineServiceServicer
 
 from services.fanout.consumer import HYBRID, Fanout
-from services.fanout.delivery_status import Receipts
+from services.fanout.delivery_status import DeliveryTracker
 from services.platform.events.log import ConsumedEvent, Record
 from services.platform.rpc import errors
 from services.platform.rpc.interceptors.endpoint import intercepted_methods
@@ -26,7 +26,7 @@ NOW_S = 1_800_000_000.0
 
 @dataclass
 class World:
-    """Followers by author, homes by user, and what went over the wire."""
+    """State of the fakes: followers by author, home timelines by user, and the calls received."""
 
     followers: dict[int, Sequence[int]] = field(default_factory=dict)
     homes: dict[int, set[int]] = field(default_factory=dict)
@@ -36,8 +36,8 @@ class World:
     in_flight: int = 0
     most_in_flight: int = 0
     refusals: int = 0
-    # More ids than this in one call do not end within their deadline.
-    bearable: int = 10_000
+    # A call with more ids than this exceeds its deadline.
+    max_ids_in_time: int = 10_000
     failing: set[int] = field(default_factory=set)
     is_excluded_from_fanout: set[int] = field(default_factory=set)
     tiers_fresh: bool = True
@@ -73,7 +73,7 @@ class Homes(TimelineServiceServicer):
         if world.refusals:
             world.refusals -= 1
             raise errors.unavailable("not now")
-        if sum(len(entry.user_ids) for entry in request.entries) > world.bearable:
+        if sum(len(entry.user_ids) for entry in request.entries) > world.max_ids_in_time:
             raise errors.deadline_exceeded()
         world.calls.append([(entry.tweet_id, len(entry.user_ids)) for entry in request.entries])
         for entry in request.entries:
@@ -109,11 +109,11 @@ def world() -> World:
 
 
 @pytest.fixture
-def receipts() -> Receipts:
-    return Receipts(lambda: NOW_S)
+def tracker() -> DeliveryTracker:
+    return DeliveryTracker(lambda: NOW_S)
 
 
-def make_fanout(world: World, receipts: Receipts, mode: str = HYBRID, quota: int = 20_000) -> Fanout:
+def make_fanout(world: World, tracker: DeliveryTracker, mode: str = HYBRID, quota: int = 20_000) -> Fanout:
     channel = InProcessChannel(
         intercepted_methods(
             {"roost.graph.v1.GraphService": Graph(world), "roost.timeline.v1.TimelineService": Homes(world)}
@@ -122,7 +122,7 @@ def make_fanout(world: World, receipts: Receipts, mode: str = HYBRID, quota: int
     )
     log: Any = Log(world)
     tiers: Any = CelebritySubscriber(world)
-    return Fanout(channel, log, tiers, receipts, mode, lambda: NOW_S, quota)
+    return Fanout(channel, log, tiers, tracker, mode, lambda: NOW_S, quota)
 
 
 def created(tweet_id: int, author: int, offset: int | None = None) -> ConsumedEvent:

@@ -1,4 +1,4 @@
-"""Looking into fan-out and steering it."""
+"""Tests the servicer of fan-out: status, lag, pause and replay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from roost.fanout.v1 import fanout_service_pb2 as pb
 
-from services.fanout.delivery_status import Receipts
+from services.fanout.delivery_status import DeliveryTracker
 from services.fanout.service import FanoutService
 from services.platform.events.log import Lag
 from services.platform.rpc.errors import RoostError
@@ -38,10 +38,10 @@ class Consumer:
 class Fixture:
     def __init__(self) -> None:
         self.main, self.large = Consumer(3, 0.5), Consumer(2, 7.25)
-        self.receipts = Receipts(lambda: 1_800_000_000.25)
+        self.tracker = DeliveryTracker(lambda: 1_800_000_000.25)
         main: Any = self.main
         large: Any = self.large
-        self.service = FanoutService(main, large, self.receipts, self.outbox_lag)
+        self.service = FanoutService(main, large, self.tracker, self.outbox_lag)
 
     async def outbox_lag(self) -> Lag:
         return Lag(4, 1.0)
@@ -52,12 +52,12 @@ def fixture() -> Fixture:
     return Fixture()
 
 
-async def test_the_lag_is_that_of_outboxes_and_both_consumers(fixture: Fixture) -> None:
+async def test_get_fanout_lag_sums_outboxes_and_consumers(fixture: Fixture) -> None:
     lag = await fixture.service.GetFanoutLag(pb.GetFanoutLagRequest(), None)
     assert (lag.events, lag.age_ms, lag.paused) == (9, 7_250, False)
 
 
-async def test_pausing_stops_both_until_resumed(fixture: Fixture) -> None:
+async def test_pause_fanout_stops_both_consumers_until_resumed(fixture: Fixture) -> None:
     await fixture.service.PauseFanout(pb.PauseFanoutRequest(), None)
     assert (await fixture.service.GetFanoutLag(pb.GetFanoutLagRequest(), None)).paused
     assert fixture.main.paused
@@ -68,7 +68,7 @@ async def test_pausing_stops_both_until_resumed(fixture: Fixture) -> None:
     assert not fixture.large.paused
 
 
-async def test_a_replay_seeks_and_says_how_much_there_is(fixture: Fixture) -> None:
+async def test_replay_fanout_seeks_and_returns_event_count(fixture: Fixture) -> None:
     answer = await fixture.service.ReplayFanout(pb.ReplayFanoutRequest(offset=0), None)
     assert (fixture.main.sought, answer.events) == ((0, None), 3)
     time = Timestamp(seconds=1_800_000_000, nanos=250_000_000)
@@ -78,7 +78,7 @@ async def test_a_replay_seeks_and_says_how_much_there_is(fixture: Fixture) -> No
         await fixture.service.ReplayFanout(pb.ReplayFanoutRequest(), None)
 
 
-async def test_a_replay_is_counted_before_any_of_it_is_delivered(fixture: Fixture) -> None:
+async def test_replay_fanout_counts_before_delivery(fixture: Fixture) -> None:
     await fixture.service.ReplayFanout(pb.ReplayFanoutRequest(offset=0), None)
     assert fixture.main.paused_at_lag
     assert not fixture.main.paused
@@ -90,17 +90,17 @@ async def test_a_replay_is_counted_before_any_of_it_is_delivered(fixture: Fixtur
     assert fixture.main.paused, "whoever paused it resumes it"
 
 
-async def test_a_receipt_tells_how_far_a_tweet_is(fixture: Fixture) -> None:
+async def test_get_fanout_status_returns_delivery(fixture: Fixture) -> None:
     request = pb.GetFanoutStatusRequest(tweet_id=7)
     with pytest.raises(RoostError, match="NOT_FOUND"):
         await fixture.service.GetFanoutStatus(request, None)
-    fixture.receipts.begin(7)
-    fixture.receipts.serve(7, 10, 4)
+    fixture.tracker.begin(7)
+    fixture.tracker.serve(7, 10, 4)
     status = await fixture.service.GetFanoutStatus(request, None)
     assert (status.tweet_id, status.state, status.followers, status.delivered) == (7, pb.FANOUT_STATE_RUNNING, 10, 4)
     assert status.started_at.ToMilliseconds() == 1_800_000_000_250
     assert not status.HasField("finished_at")
-    fixture.receipts.end(7, pb.FANOUT_STATE_DONE)
+    fixture.tracker.end(7, pb.FANOUT_STATE_DONE)
     status = await fixture.service.GetFanoutStatus(request, None)
     assert status.state == pb.FANOUT_STATE_DONE
     assert status.finished_at.ToMilliseconds() == 1_800_000_000_250

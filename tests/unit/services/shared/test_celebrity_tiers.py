@@ -1,4 +1,4 @@
-"""The view of tiers: snapshot, changes, silence and reconnection."""
+"""Tests the subscriber of celebrity tiers: snapshot, changes, silence and reconnection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.base import AbstractChannel
 from services.platform.transport.inprocess import InProcessChannel
 from services.shared import celebrity_tiers
-from services.shared.celebrity_tiers import SILENCE_S, CelebritySubscriber
+from services.shared.celebrity_tiers import STREAM_TIMEOUT_S, CelebritySubscriber
 
 ANN, BOB, CAT = 2, 3, 4
 MARGIN_S = 5.0
@@ -31,7 +31,7 @@ def normal(user_id: int, at_ms: int = 1_000) -> graph.TierEntry:
 
 
 class Graph(GraphServiceServicer):
-    """Streams what is put into `messages`; None breaks the stream."""
+    """Streams the messages put into `messages`; None breaks the stream."""
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -43,7 +43,7 @@ class Graph(GraphServiceServicer):
             yield message
         raise errors.unavailable("gone")
 
-    def say(self, *entries: graph.TierEntry, end: bool = False) -> None:
+    def send(self, *entries: graph.TierEntry, end: bool = False) -> None:
         self.messages.put_nowait(Message(entries=entries, snapshot_end=end))
 
 
@@ -65,19 +65,21 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def view(server: Graph, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CelebritySubscriber]:
+async def subscriber(
+    server: Graph, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[CelebritySubscriber]:
     monkeypatch.setattr(celebrity_tiers, "RETRY_FIRST_S", 0.001)
-    monkeypatch.setattr(celebrity_tiers, "START_WITHIN_S", 0.01)
-    view = CelebritySubscriber(
+    monkeypatch.setattr(celebrity_tiers, "START_WAIT_S", 0.01)
+    subscriber = CelebritySubscriber(
         InProcessChannel(intercepted_methods({"roost.graph.v1.GraphService": server}), "fanout"), MARGIN_S, clock
     )
-    await view.start()
-    yield view
-    await view.stop()
+    await subscriber.start()
+    yield subscriber
+    await subscriber.stop()
 
 
-class CutOnce(AbstractChannel):
-    """Its first call is cancelled, as those of a channel that is closed."""
+class CancelFirstCall(AbstractChannel):
+    """A channel whose first call is cancelled, like the calls of a closed channel."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -90,12 +92,12 @@ class CutOnce(AbstractChannel):
             if self.cut:
                 return start(request, **options)
             self.cut = True
-            return _Cut()
+            return _CancelledCall()
 
         return begin
 
 
-class _Cut:
+class _CancelledCall:
     async def read(self) -> Message:
         raise asyncio.CancelledError
 
@@ -103,21 +105,21 @@ class _Cut:
         pass
 
 
-async def test_a_channel_that_is_closed_ends_nothing(server: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_subscriber_closed_channel_reconnects(server: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(celebrity_tiers, "RETRY_FIRST_S", 0.001)
-    channel = CutOnce(InProcessChannel(intercepted_methods({"roost.graph.v1.GraphService": server}), "fanout"))
-    view = CelebritySubscriber(channel, MARGIN_S)
-    await view.start()
+    channel = CancelFirstCall(InProcessChannel(intercepted_methods({"roost.graph.v1.GraphService": server}), "fanout"))
+    subscriber = CelebritySubscriber(channel, MARGIN_S)
+    await subscriber.start()
     assert channel.cut
     async with asyncio.timeout(5):
-        while not view.fresh():
-            server.say(celebrity(ANN), end=True)
+        while not subscriber.fresh():
+            server.send(celebrity(ANN), end=True)
             await asyncio.sleep(0.01)
-    await view.stop()
+    await subscriber.stop()
 
 
-async def quiet(server: Graph) -> None:
-    """Until everything said is heard."""
+async def until_received(server: Graph) -> None:
+    """Waits until every message sent was received."""
     for _ in range(200):
         if server.messages.empty():
             break
@@ -125,85 +127,85 @@ async def quiet(server: Graph) -> None:
     await asyncio.sleep(0.005)
 
 
-async def test_nothing_is_known_before_the_snapshot_ends(view: CelebritySubscriber, server: Graph) -> None:
-    assert not view.fresh()
-    server.say(celebrity(ANN))
-    await quiet(server)
-    assert not view.fresh()
-    assert not view.is_celebrity(ANN)
-    server.say(celebrity(BOB), end=True)
-    await quiet(server)
-    assert view.fresh()
-    assert set(view.celebrities) == {ANN, BOB}
-
-
-async def test_changes_are_taken_in_and_told_by_the_version(view: CelebritySubscriber, server: Graph) -> None:
-    server.say(celebrity(ANN), normal(BOB, 500), end=True)
-    await quiet(server)
-    before = view.version
-    server.say(normal(ANN, 2_000), celebrity(CAT, 3_000))
-    await quiet(server)
-    assert set(view.celebrities) == {CAT}
-    assert list(view.demoted_since(499)) == [BOB, ANN]
-    assert list(view.demoted_since(500)) == [ANN]
-    assert list(view.demoted_since(2_000)) == []
-    assert view.version != before
-    before = view.version
-    server.say()
-    await quiet(server)
-    assert view.version == before
-
-
-async def test_one_who_becomes_a_celebrity_again_is_no_longer_one_who_ceased(
-    view: CelebritySubscriber, server: Graph
+async def test_subscriber_before_snapshot_end_knows_no_celebrities(
+    subscriber: CelebritySubscriber, server: Graph
 ) -> None:
-    server.say(normal(ANN, 500), end=True)
-    server.say(celebrity(ANN, 600))
-    await quiet(server)
-    assert list(view.demoted_since(0)) == []
-    assert view.is_celebrity(ANN)
+    assert not subscriber.fresh()
+    server.send(celebrity(ANN))
+    await until_received(server)
+    assert not subscriber.fresh()
+    assert not subscriber.is_celebrity(ANN)
+    server.send(celebrity(BOB), end=True)
+    await until_received(server)
+    assert subscriber.fresh()
+    assert set(subscriber.celebrities) == {ANN, BOB}
 
 
-async def test_a_new_celebrity_is_pushed_for_the_margin(view: CelebritySubscriber, server: Graph) -> None:
-    server.say(celebrity(ANN, 10_000), end=True)
-    await quiet(server)
-    assert view.is_celebrity(ANN)
-    assert not view.is_excluded_from_fanout(ANN, 10_000 + int(MARGIN_S * 1000) - 1)
-    assert view.is_excluded_from_fanout(ANN, 10_000 + int(MARGIN_S * 1000))
-    assert not view.is_excluded_from_fanout(BOB, 10**15)
+async def test_subscriber_change_updates_tiers_and_version(subscriber: CelebritySubscriber, server: Graph) -> None:
+    server.send(celebrity(ANN), normal(BOB, 500), end=True)
+    await until_received(server)
+    before = subscriber.version
+    server.send(normal(ANN, 2_000), celebrity(CAT, 3_000))
+    await until_received(server)
+    assert set(subscriber.celebrities) == {CAT}
+    assert list(subscriber.demoted_since(499)) == [BOB, ANN]
+    assert list(subscriber.demoted_since(500)) == [ANN]
+    assert list(subscriber.demoted_since(2_000)) == []
+    assert subscriber.version != before
+    before = subscriber.version
+    server.send()
+    await until_received(server)
+    assert subscriber.version == before
 
 
-async def test_silence_makes_it_stale_and_a_heartbeat_fresh_again(
-    view: CelebritySubscriber, server: Graph, clock: Clock
+async def test_demoted_since_user_promoted_again_is_left_out(subscriber: CelebritySubscriber, server: Graph) -> None:
+    server.send(normal(ANN, 500), end=True)
+    server.send(celebrity(ANN, 600))
+    await until_received(server)
+    assert list(subscriber.demoted_since(0)) == []
+    assert subscriber.is_celebrity(ANN)
+
+
+async def test_new_celebrity_stays_in_fanout_for_the_margin(subscriber: CelebritySubscriber, server: Graph) -> None:
+    server.send(celebrity(ANN, 10_000), end=True)
+    await until_received(server)
+    assert subscriber.is_celebrity(ANN)
+    assert not subscriber.is_excluded_from_fanout(ANN, 10_000 + int(MARGIN_S * 1000) - 1)
+    assert subscriber.is_excluded_from_fanout(ANN, 10_000 + int(MARGIN_S * 1000))
+    assert not subscriber.is_excluded_from_fanout(BOB, 10**15)
+
+
+async def test_subscriber_silence_is_stale_and_heartbeat_fresh(
+    subscriber: CelebritySubscriber, server: Graph, clock: Clock
 ) -> None:
-    server.say(celebrity(ANN), end=True)
-    await quiet(server)
-    clock.now += SILENCE_S
-    assert view.fresh()
+    server.send(celebrity(ANN), end=True)
+    await until_received(server)
+    clock.now += STREAM_TIMEOUT_S
+    assert subscriber.fresh()
     clock.now += 0.1
-    assert not view.fresh()
+    assert not subscriber.fresh()
     server.messages.put_nowait(Message(heartbeat=True))
-    await quiet(server)
-    assert view.fresh()
-    assert view.is_celebrity(ANN)
+    await until_received(server)
+    assert subscriber.fresh()
+    assert subscriber.is_celebrity(ANN)
 
 
-async def test_a_lost_stream_is_stale_after_half_the_margin_and_starts_again_from_a_snapshot(
-    view: CelebritySubscriber, server: Graph, clock: Clock
+async def test_subscriber_lost_stream_is_stale_after_half_margin_and_resumes_from_snapshot(
+    subscriber: CelebritySubscriber, server: Graph, clock: Clock
 ) -> None:
-    server.say(celebrity(ANN), end=True)
-    await quiet(server)
+    server.send(celebrity(ANN), end=True)
+    await until_received(server)
     server.messages.put_nowait(None)
-    await quiet(server)
-    assert view.fresh()
+    await until_received(server)
+    assert subscriber.fresh()
     clock.now += MARGIN_S / 2 + 0.1
-    assert not view.fresh()
+    assert not subscriber.fresh()
     for _ in range(100):
         if server.streams == 2:
             break
         await asyncio.sleep(0.005)
-    server.say(celebrity(BOB))
-    server.say(celebrity(CAT), end=True)
-    await quiet(server)
-    assert view.fresh()
-    assert set(view.celebrities) == {BOB, CAT}
+    server.send(celebrity(BOB))
+    server.send(celebrity(CAT), end=True)
+    await until_received(server)
+    assert subscriber.fresh()
+    assert set(subscriber.celebrities) == {BOB, CAT}

@@ -1,4 +1,4 @@
-"""The timeline service as it is composed, on fake owners behind a real channel."""
+"""Fixtures: the composed timeline service on fake owners behind a real channel."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MARGIN_S = 5.0
 
 @dataclass
 class World:
-    """What the owners know, and what they were asked."""
+    """State of the fakes: what the owners know, and the calls they received."""
 
     now_s: float = 1_800_000_000.0
     heads: dict[int, tweet_pb2.TweetHead] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class World:
     pulled: list[list[int]] = field(default_factory=list)
     down: str = ""
     version: int = 1
-    # Cleared, it holds back the ids of everybody but the reader.
+    # While cleared, the fake answers with the reader's ids only.
     answering: asyncio.Event = field(default_factory=asyncio.Event)
     news: asyncio.Queue[graph.TierEntry] = field(default_factory=asyncio.Queue)
 
@@ -186,7 +186,7 @@ class Timeline:
     async def read(
         self, cursor: str = "", size: int = 20, reader: int = READER
     ) -> tuple[list[int], pb.ListHomeTimelineResponse, str]:
-        """The ids of a page, the page, and what `roost-timeline` says."""
+        """Returns the ids of a page, the page, and the trailer `roost-timeline`."""
         with self.as_user(reader):
             call = self.stub.ListHomeTimeline(pb.ListHomeTimelineRequest(cursor=cursor, page_size=size))
             page = await call
@@ -201,7 +201,7 @@ class Timeline:
         return found
 
     async def append(self, *tweet_ids: int, reader: int = READER) -> list[int]:
-        """As fan-out does."""
+        """Appends entries as fan-out does."""
         entries = [pb.HomeEntry(tweet_id=tweet_id, user_ids=[reader]) for tweet_id in tweet_ids]
         return list((await self.fanout.AppendHomeEntries(pb.AppendHomeEntriesRequest(entries=entries))).warm)
 
@@ -217,13 +217,13 @@ def world() -> World:
 
 @pytest.fixture
 def mode() -> str:
-    """To be overridden by parametrisation."""
+    """The timeline mode; tests override it by parametrization."""
     return "hybrid"
 
 
 @pytest.fixture
 async def timeline(world: World, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Timeline]:
-    """The running service; nobody waits long in a test."""
+    """The running service, with short waits."""
     monkeypatch.setattr(home_reader, "BUILD_WAIT_S", 0.2)
     servicers: dict[str, object] = {
         "roost.graph.v1.GraphService": Graph(world),

@@ -1,4 +1,4 @@
-"""Explanations: each way into a home, and each rule that keeps a tweet out."""
+"""Tests explanations: each source of an entry, and each rule that hides a tweet."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
 from tests.unit.services.timeline.conftest import READER, Timeline, World
-from tests.unit.services.timeline.test_service import ANN, BOB, CAT, heard, past_the_margin
+from tests.unit.services.timeline.test_service import ANN, BOB, CAT, tiers_received, past_the_margin
 
 
-async def test_the_ways_in(timeline: Timeline, world: World) -> None:
+async def test_explain_names_source_of_shown_entries(timeline: Timeline, world: World) -> None:
     world.classify(BOB, graph.TIER_CELEBRITY)
     world.classify(6, graph.TIER_CELEBRITY)
-    await heard(timeline)
+    await tiers_received(timeline)
     for author in (ANN, BOB, 6):
         world.follow(author)
         world.post(author, author * 10)
@@ -22,7 +22,7 @@ async def test_the_ways_in(timeline: Timeline, world: World) -> None:
     await past_the_margin(timeline)
     world.follow(CAT)
     world.classify(6, graph.TIER_NORMAL)
-    await heard(timeline)
+    await tiers_received(timeline)
     expected = {
         10: pb.ENTRY_SOURCE_PULLED_SELF,
         20: pb.ENTRY_SOURCE_PUSHED,
@@ -37,13 +37,13 @@ async def test_the_ways_in(timeline: Timeline, world: World) -> None:
 
 
 @pytest.mark.parametrize("mode", ["pull"])
-async def test_all_is_pulled_where_no_home_is_kept(timeline: Timeline, world: World) -> None:
+async def test_explain_mode_pull_is_pulled_cold(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 20)
     assert (await timeline.explain(20)).source == pb.ENTRY_SOURCE_PULLED_COLD
 
 
-async def test_the_rules_that_keep_out(timeline: Timeline, world: World) -> None:
+async def test_explain_names_rule_that_hides_tweet(timeline: Timeline, world: World) -> None:
     for author in (ANN, BOB, CAT, 5, 6, 7, 8):
         world.follow(author)
         world.post(author, author * 10)
@@ -62,7 +62,7 @@ async def test_the_rules_that_keep_out(timeline: Timeline, world: World) -> None
         20: pb.ENTRY_FILTER_DELETED,
         30: pb.ENTRY_FILTER_MUTED,
         40: pb.ENTRY_FILTER_BLOCKED,
-        # Not told apart from a tweet that never was.
+        # Same answer as for a tweet that never existed.
         50: pb.ENTRY_FILTER_NOT_FOUND,
         60: pb.ENTRY_FILTER_AUTHOR_HIDDEN,
         990: pb.ENTRY_FILTER_NOT_FOLLOWED,
@@ -80,7 +80,7 @@ async def test_the_rules_that_keep_out(timeline: Timeline, world: World) -> None
         assert answer.reason
 
 
-async def test_what_lies_below_the_newest_800(timeline: Timeline, world: World) -> None:
+async def test_explain_below_depth(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, *range(1, 1001))
     assert (await timeline.explain(201)).shown
@@ -88,7 +88,7 @@ async def test_what_lies_below_the_newest_800(timeline: Timeline, world: World) 
     assert (answer.shown, answer.filter) == (False, pb.ENTRY_FILTER_BELOW_DEPTH)
 
 
-async def test_what_fanout_has_not_brought_yet(timeline: Timeline, world: World) -> None:
+async def test_explain_not_delivered_yet(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     await past_the_margin(timeline)
     world.post(ANN, 20)

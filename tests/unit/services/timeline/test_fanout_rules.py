@@ -1,4 +1,4 @@
-"""Between push and pull: which authors a read pulls, and when a home is no longer to be read."""
+"""Tests the rules between push and pull: which authors a read pulls, and when a home timeline must be rebuilt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
 from services.timeline.fanout_rules import HYBRID, MAX_AGE_MS, MAX_LATE_FOLLOWEES, PULL, PUSH, FanoutRules
-from services.timeline.followees import Relations
+from services.timeline.followees import FolloweeSet
 from services.timeline.store import HomeList
 
 READER = 9
@@ -18,7 +18,8 @@ NOW_MS = OPENED_MS + 10 * MARGIN_MS
 
 
 class CelebritySubscriber:
-    """1 is a celebrity; 2 ceased to be one long before the home was opened, 3 within the margin of it, 4 afterwards."""
+    """Tiers of four authors: 1 is a celebrity; 2 was demoted long before the build, 3 within the margin of it, 4 after
+    it."""
 
     version = 0
     celebrities = (1, 77)
@@ -39,17 +40,17 @@ def home(mode: str = HYBRID, opened_ms: int = OPENED_MS) -> HomeList:
     return HomeList([], 0, opened_ms, mode)
 
 
-def following(*since: tuple[int, int]) -> Relations:
+def following(*since: tuple[int, int]) -> FolloweeSet:
     old = [(OPENED_MS - 10 * MARGIN_MS, author) for author in (1, 2, 3, 4, 5)]
-    return Relations(1, [*old, *since])
+    return FolloweeSet(1, [*old, *since])
 
 
-def pulled(mode: str, relations: Relations) -> dict[int, int]:
+def pulled(mode: str, relations: FolloweeSet) -> dict[int, int]:
     tiers: Any = CelebritySubscriber()
     return dict(rules(mode).pulled(READER, relations, tiers, home(mode)))
 
 
-def test_hybrid_pulls_self_celebrities_and_whoever_ceased_to_be_one() -> None:
+def test_pulled_hybrid_returns_reader_celebrities_and_demoted() -> None:
     assert pulled(HYBRID, following()) == {
         READER: pb.ENTRY_SOURCE_PULLED_SELF,
         1: pb.ENTRY_SOURCE_PULLED_CELEBRITY,
@@ -58,25 +59,25 @@ def test_hybrid_pulls_self_celebrities_and_whoever_ceased_to_be_one() -> None:
     }
 
 
-def test_push_pulls_self_alone() -> None:
+def test_pulled_mode_push_returns_reader_only() -> None:
     assert pulled(PUSH, following()) == {READER: pb.ENTRY_SOURCE_PULLED_SELF}
 
 
 @pytest.mark.parametrize("mode", [HYBRID, PUSH])
-def test_late_followees_are_pulled(mode: str) -> None:
+def test_pulled_includes_late_followees(mode: str) -> None:
     relations = following((OPENED_MS - MARGIN_MS, 6), (OPENED_MS - MARGIN_MS + 1, 7), (NOW_MS, 8))
     found = pulled(mode, relations)
     assert {author for author, why in found.items() if why == pb.ENTRY_SOURCE_PULLED_RECENT_FOLLOWEE} == {7, 8}
 
 
-def test_celebrities_are_pushed_in_mode_push_only() -> None:
+def test_pushes_celebrities_in_mode_push_only() -> None:
     tiers: Any = CelebritySubscriber()
     assert rules(PUSH).pushes(tiers, 1)
     assert not rules(HYBRID).pushes(tiers, 1)
     assert rules(HYBRID).pushes(tiers, 2)
 
 
-def test_a_home_of_another_mode_or_too_old_is_cold() -> None:
+def test_usable_other_mode_or_too_old_is_false() -> None:
     assert rules().usable(home(), following(), NOW_MS)
     assert not rules().usable(home(PUSH), following(), NOW_MS)
     assert not rules(PULL).usable(home(HYBRID), following(), NOW_MS)
@@ -84,7 +85,7 @@ def test_a_home_of_another_mode_or_too_old_is_cold() -> None:
     assert not rules().usable(home(), following(), OPENED_MS + MAX_AGE_MS + 1)
 
 
-def test_too_many_late_followees_make_an_old_home_cold_and_a_young_one_not() -> None:
+def test_usable_many_late_followees_is_false_unless_young() -> None:
     most = [(OPENED_MS + 1, 100 + n) for n in range(MAX_LATE_FOLLOWEES)]
     assert rules().usable(home(), following(*most), NOW_MS)
     beyond = following(*most, (OPENED_MS + 1, 99))

@@ -1,4 +1,4 @@
-"""Followees under graph's relation version."""
+"""Tests the cache of followees under graph's relation version."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from roost.graph.v1 import graph_service_pb2 as graph
 
 from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
-from services.timeline.followees import RelationCache, Relations
+from services.timeline.followees import FolloweeCache, FolloweeSet
 from tests.unit.services.timeline.conftest import READER, Graph, World
 
 ANN, BOB, CAT = 2, 3, 4
 
 
-def cache(world: World, edges_kept: int = 100) -> RelationCache:
+def cache(world: World, max_cached_edges: int = 100) -> FolloweeCache:
     endpoints = intercepted_methods({"roost.graph.v1.GraphService": Graph(world)})
-    return RelationCache(InProcessChannel(endpoints, "timeline"), edges_kept)
+    return FolloweeCache(InProcessChannel(endpoints, "timeline"), max_cached_edges)
 
 
-def test_followed_after_is_exclusive() -> None:
-    relations = Relations(1, [(30, CAT), (10, ANN), (20, BOB)])
+def test_followed_after_bound_is_exclusive() -> None:
+    relations = FolloweeSet(1, [(30, CAT), (10, ANN), (20, BOB)])
     assert list(relations.followed_after(9)) == [ANN, BOB, CAT]
     assert list(relations.followed_after(10)) == [BOB, CAT]
     assert list(relations.followed_after(30)) == []
-    assert list(Relations(1, []).followed_after(0)) == []
+    assert list(FolloweeSet(1, []).followed_after(0)) == []
     assert relations.followees == {ANN, BOB, CAT}
 
 
-def test_celebrities_follow_the_tiers() -> None:
+def test_celebrities_change_with_tiers() -> None:
     class CelebritySubscriber:
         version = 1
         celebrities: tuple[int, ...] = (ANN, 99)
 
     tiers: Any = CelebritySubscriber()
-    relations = Relations(1, [(10, ANN), (20, BOB)])
+    relations = FolloweeSet(1, [(10, ANN), (20, BOB)])
     assert list(relations.celebrities(tiers)) == [ANN]
     tiers.celebrities, tiers.version = (BOB,), 2
     assert list(relations.celebrities(tiers)) == [BOB]
 
 
-async def test_followees_are_fetched_once_a_version(world: World) -> None:
+async def test_followees_are_fetched_once_per_version(world: World) -> None:
     world.follow(ANN)
     relations = cache(world)
     for _ in range(3):
@@ -54,15 +54,13 @@ async def test_followees_are_fetched_once_a_version(world: World) -> None:
     assert world.calls["StreamFollowingIds"] == 3
 
 
-async def test_many_followees_come_in_pages(world: World) -> None:
+async def test_followees_of_several_pages_are_complete(world: World) -> None:
     for followee in range(2, 1_203):
         world.follow(followee)
     assert len((await cache(world).current(READER)).followees) == 1_201
 
 
-async def test_a_change_while_they_are_fetched_is_seen_by_the_next_read(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_followees_changed_during_fetch_are_refetched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.follow(ANN)
     relations = cache(world)
     stream = Graph.StreamFollowingIds
@@ -80,21 +78,21 @@ async def test_a_change_while_they_are_fetched_is_seen_by_the_next_read(
     assert (await relations.current(READER)).followees == {ANN, BOB}
 
 
-async def test_what_is_kept_is_bounded_by_edges(world: World) -> None:
+async def test_followee_cache_is_bounded_by_edges(world: World) -> None:
     for reader in (1, 2, 3):
         for followee in (11, 12, 13):
             world.follow(followee, reader)
-    relations = cache(world, edges_kept=8)
+    relations = cache(world, max_cached_edges=8)
     for reader in (1, 2, 3, 3, 1):
         assert len((await relations.current(reader)).followees) == 3
     assert world.calls["StreamFollowingIds"] == 4
-    # One who follows more than is kept at all is served all the same.
+    # A reader with more followees than the cache holds is served without caching.
     for followee in range(100, 120):
         world.follow(followee, 4)
     for _ in range(2):
         assert len((await relations.current(4)).followees) == 20
 
 
-def test_a_version_is_compared_for_equality() -> None:
+def test_followee_version_is_compared_for_equality() -> None:
     answer = graph.GetVisibilityFilterResponse(relation_version=3)
-    assert Relations(4, []).version != answer.relation_version
+    assert FolloweeSet(4, []).version != answer.relation_version

@@ -1,4 +1,4 @@
-"""How many builds run, how many wait, and how they end."""
+"""Tests builds: how many run and queue, and how they end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from services.timeline import home_builder as module
 from services.timeline.fanout_rules import PUSH, FanoutRules
-from services.timeline.followees import Relations
+from services.timeline.followees import FolloweeSet
 from services.timeline.home_builder import HomeBuilder
 from services.timeline.store.memory import EmbeddedHomeTimelines
 
@@ -18,15 +18,15 @@ ANN = 2
 
 
 class Owners:
-    """Everybody follows ANN; her ids are answered once `answering` is set."""
+    """Every user follows ANN; her ids are returned once `answering` is set."""
 
     def __init__(self) -> None:
         self.answering = asyncio.Event()
         self.asking = 0
         self.most = 0
 
-    async def fetch(self, user_id: int) -> Relations:
-        return Relations(1, [(0, ANN)])
+    async def fetch(self, user_id: int) -> FolloweeSet:
+        return FolloweeSet(1, [(0, ANN)])
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
         self.asking += 1
@@ -52,8 +52,8 @@ def builds(owners: Owners, store: EmbeddedHomeTimelines) -> HomeBuilder:
     return HomeBuilder(store, fake, fake, fake, FanoutRules(PUSH, 0), lambda: 1.5)
 
 
-async def test_a_build_pulls_and_installs(builds: HomeBuilder, owners: Owners, store: EmbeddedHomeTimelines) -> None:
-    build = builds.join(1)
+async def test_build_pulls_and_installs(builds: HomeBuilder, owners: Owners, store: EmbeddedHomeTimelines) -> None:
+    build = builds.get_or_start(1)
     assert build is not None
     assert not await build.done(0.01)
     owners.answering.set()
@@ -64,22 +64,22 @@ async def test_a_build_pulls_and_installs(builds: HomeBuilder, owners: Owners, s
     assert (list(home.ids), home.floor, home.opened_ms, home.mode) == ([10, 20, 30], 0, 1_500, PUSH)
 
 
-async def test_one_build_a_user(builds: HomeBuilder, owners: Owners) -> None:
-    first = builds.join(1)
-    assert builds.join(1) is first
-    assert builds.join(2) is not first
+async def test_get_or_start_returns_one_build_per_user(builds: HomeBuilder, owners: Owners) -> None:
+    first = builds.get_or_start(1)
+    assert builds.get_or_start(1) is first
+    assert builds.get_or_start(2) is not first
     owners.answering.set()
     assert first is not None
     assert await first.done(1)
-    assert builds.join(1) is not first
+    assert builds.get_or_start(1) is not first
     await builds.stop()
 
 
-async def test_builds_are_bounded_and_so_are_those_that_wait(
+async def test_builds_running_and_queued_are_bounded(
     builds: HomeBuilder, owners: Owners, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING", 10)
-    joined = [builds.join(user_id) for user_id in range(1, module.MAX_BUILDS + 12)]
+    monkeypatch.setattr(module, "MAX_QUEUED", 10)
+    joined = [builds.get_or_start(user_id) for user_id in range(1, module.MAX_BUILDS + 12)]
     assert joined[-1] is None
     assert None not in joined[:-1]
     await asyncio.sleep(0.01)
@@ -91,10 +91,10 @@ async def test_builds_are_bounded_and_so_are_those_that_wait(
     assert owners.most == module.MAX_BUILDS
 
 
-async def test_a_build_dropped_meanwhile_still_tells_what_it_pulled(
+async def test_build_dropped_meanwhile_returns_pulled_ids(
     builds: HomeBuilder, owners: Owners, store: EmbeddedHomeTimelines
 ) -> None:
-    build = builds.join(1)
+    build = builds.get_or_start(1)
     assert build is not None
     await build.done(0.01)
     await store.drop(1)
@@ -106,10 +106,10 @@ async def test_a_build_dropped_meanwhile_still_tells_what_it_pulled(
     assert await store.read(1) is None
 
 
-async def test_stopping_ends_builds_and_leaves_homes_cold(
+async def test_stop_cancels_builds_and_leaves_homes_cold(
     builds: HomeBuilder, owners: Owners, store: EmbeddedHomeTimelines
 ) -> None:
-    build = builds.join(1)
+    build = builds.get_or_start(1)
     assert build is not None
     await asyncio.sleep(0.01)
     await builds.stop()
@@ -118,18 +118,18 @@ async def test_stopping_ends_builds_and_leaves_homes_cold(
     assert await store.append([(40, [1])]) == [0]
 
 
-async def test_a_build_fails_for_all_who_wait(
+async def test_build_failure_reaches_all_waiters(
     builds: HomeBuilder, owners: Owners, store: EmbeddedHomeTimelines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(user_id: int) -> Relations:
+    async def fail(user_id: int) -> FolloweeSet:
         raise ConnectionError("down")
 
     monkeypatch.setattr(owners, "fetch", fail)
-    build = builds.join(1)
+    build = builds.get_or_start(1)
     assert build is not None
     for _ in range(2):
         with pytest.raises(ConnectionError):
             await build.done(1)
     assert await store.append([(40, [1])]) == [0]
-    assert builds.join(1) is not build
+    assert builds.get_or_start(1) is not build
     await builds.stop()

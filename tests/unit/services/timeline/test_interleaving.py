@@ -16,38 +16,38 @@ from roost.timeline.v1 import timeline_service_pb2 as pb
 
 from services.timeline import pull
 from services.timeline.fanout_rules import HYBRID, FanoutRules, Source
-from services.timeline.followees import Relations
+from services.timeline.followees import FolloweeSet
 from services.timeline.store import HomeList, OpenBuild
-from services.timeline.store.memory import Building, EmbeddedHomeTimelines, Warm
+from services.timeline.store.memory import EmbeddedHomeTimelines, HomeInBuild, WarmHome
 from tests.home_interleavings import KEEP, TRIM_ABOVE, Schedule
 
 SCHEDULES = 3_000
-# Every fault is found within far fewer.
+# Every fault is found within far fewer runs.
 SCHEDULES_FOR_FAULTS = 1_500
 
 
-class ReadThenWriteThenMark(EmbeddedHomeTimelines):
-    """Naive: nothing is kept of what is appended while the pull is under way."""
+class LosesAppendsDuringBuild(EmbeddedHomeTimelines):
+    """Faulty: loses what is appended during the pull."""
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
-        return Building(user_id, opened_ms, mode, KEEP)
+        return HomeInBuild(user_id, opened_ms, mode, KEEP)
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
-        assert isinstance(build, Building)
-        self._homes[build.user_id] = Warm(ids, floor, build, TRIM_ABOVE)
+        assert isinstance(build, HomeInBuild)
+        self._homes[build.user_id] = WarmHome(ids, floor, build, TRIM_ABOVE)
         return await self.read(build.user_id)
 
 
 class ClosesAnyBuild(EmbeddedHomeTimelines):
-    """Does not look whether the build under way is the one that it closes."""
+    """Faulty: does not check that the build in progress is the one it closes."""
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
-        assert isinstance(build, Building)
+        assert isinstance(build, HomeInBuild)
         self._homes[build.user_id] = build
         return await super().close_build(build, ids, floor)
 
 
-class _Forgetful(Building):
+class _DropsOldAppends(HomeInBuild):
     __slots__ = ()
 
     def insert(self, tweet_id: int) -> bool:
@@ -57,14 +57,14 @@ class _Forgetful(Building):
 
 
 class NeverAbandons(EmbeddedHomeTimelines):
-    """Keeps only the newest of what was appended during a build, and goes on."""
+    """Faulty: keeps only the newest appends of a build and installs it anyway."""
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
-        build = self._homes[user_id] = _Forgetful(user_id, opened_ms, mode, KEEP)
+        build = self._homes[user_id] = _DropsOldAppends(user_id, opened_ms, mode, KEEP)
         return build
 
 
-class _TrimsByArrival(Warm):
+class _TrimsByArrival(WarmHome):
     __slots__ = ("arrived",)
 
     def insert(self, tweet_id: int) -> bool:
@@ -78,12 +78,12 @@ class _TrimsByArrival(Warm):
 
 
 class TrimsByArrival(EmbeddedHomeTimelines):
-    """Cuts off what came first, whatever its id, as a plain list in Redis would."""
+    """Faulty: removes the first arrivals whatever their ids, as a plain Redis list would."""
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
         home = await super().close_build(build, ids, floor)
         warm = self._homes.get(build.user_id)
-        if home is not None and isinstance(warm, Warm) and isinstance(build, Building):
+        if home is not None and isinstance(warm, WarmHome) and isinstance(build, HomeInBuild):
             self._homes[build.user_id] = _TrimsByArrival(warm.ids, warm.floor, build, TRIM_ABOVE)
         return home
 
@@ -93,24 +93,24 @@ class TrimsByArrival(EmbeddedHomeTimelines):
 
 
 class HasNoFloor(EmbeddedHomeTimelines):
-    """Takes a full list for the whole history."""
+    """Faulty: treats a full list as the whole history."""
 
     async def read(self, user_id: int) -> HomeList | None:
         home = await super().read(user_id)
         return home and HomeList(home.ids, 0, home.opened_ms, home.mode)
 
 
-class ForgetsLateFollowees(FanoutRules):
-    """Trusts push for whoever is followed now."""
+class IgnoresLateFollowees(FanoutRules):
+    """Faulty: relies on push for all current followees."""
 
-    def late(self, home: HomeList, relations: Relations) -> list[int]:
+    def late(self, home: HomeList, relations: FolloweeSet) -> list[int]:
         return []
 
 
-class ForgetsTierChanges(FanoutRules):
-    """Pulls who is a celebrity now, and nobody who was one when the home was built."""
+class IgnoresTierChanges(FanoutRules):
+    """Faulty: pulls current celebrities only, not those demoted since the build."""
 
-    def pulled(self, reader: int, relations: Relations, tiers: Any, home: HomeList) -> Mapping[int, Source]:
+    def pulled(self, reader: int, relations: FolloweeSet, tiers: Any, home: HomeList) -> Mapping[int, Source]:
         found = super().pulled(reader, relations, tiers, home)
         return {author: why for author, why in found.items() if why != pb.ENTRY_SOURCE_PULLED_TIER_CHANGE}
 
@@ -125,18 +125,18 @@ def run(
 
 @pytest.fixture(autouse=True)
 def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Builds of a few ids an author, so that they go round after round.
+    # Few ids per author and round, so that builds take several rounds.
     monkeypatch.setattr(pull, "MIN_BUILD_DEPTH", 2)
 
 
 @pytest.mark.slow
-def test_every_warm_home_reads_as_the_model_says() -> None:
+def test_memory_store_warm_homes_match_model() -> None:
     seen: Counter[str] = Counter()
     for seed in range(SCHEDULES):
         faults, happened = run(seed)
         assert not faults, f"seed {seed}: {faults}"
         seen += happened
-    # The schedules reach what they are for.
+    # The schedules reach the cases they exist for.
     assert seen["warm"] > SCHEDULES / 3
     for what in ("installed", "overtaken", "failed", "replayed", "with a floor"):
         assert seen[what] > SCHEDULES / 5, seen
@@ -145,14 +145,14 @@ def test_every_warm_home_reads_as_the_model_says() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "store",
-    [ReadThenWriteThenMark, ClosesAnyBuild, NeverAbandons, TrimsByArrival, HasNoFloor],
+    [LosesAppendsDuringBuild, ClosesAnyBuild, NeverAbandons, TrimsByArrival, HasNoFloor],
     ids=lambda s: s.__name__,
 )
-def test_a_store_that_breaks_a_rule_is_found_out(store: type[EmbeddedHomeTimelines]) -> None:
+def test_faulty_store_is_detected(store: type[EmbeddedHomeTimelines]) -> None:
     assert sum(bool(run(seed, store)[0]) for seed in range(SCHEDULES_FOR_FAULTS)) >= 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rules", [ForgetsLateFollowees, ForgetsTierChanges], ids=lambda r: r.__name__)
-def test_a_read_that_breaks_a_rule_is_found_out(rules: type[FanoutRules]) -> None:
+@pytest.mark.parametrize("rules", [IgnoresLateFollowees, IgnoresTierChanges], ids=lambda r: r.__name__)
+def test_faulty_rules_are_detected(rules: type[FanoutRules]) -> None:
     assert sum(bool(run(seed, rules=rules)[0]) for seed in range(SCHEDULES_FOR_FAULTS)) >= 3

@@ -1,4 +1,4 @@
-"""The frontier loop against brute force, and where the ids of authors come from."""
+"""Tests the merge against brute force, and the sources of ids."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ READER = 1
 
 
 class Owner:
-    """Authors and their ids, ascending; remembers what it was asked."""
+    """Authors and their ids, ascending; records the calls it received."""
 
     def __init__(self, ids: dict[int, list[int]]) -> None:
         self.ids = ids
@@ -42,7 +42,7 @@ class Owner:
                 found[author] = ids[: -depth - 1 : -1]
 
 
-async def all_of(walk: DescendingMerge) -> list[int]:
+async def ids_of_merge(walk: DescendingMerge) -> list[int]:
     found: list[int] = []
     while (round_ := await walk.next()) is not None:
         assert list(round_.ids) == sorted(set(round_.ids), reverse=True)
@@ -55,36 +55,36 @@ histories = st.dictionaries(st.integers(2, 12), st.sets(st.integers(1, 400), max
 
 
 @given(histories, st.integers(1, 10), st.integers(0, 410))
-def test_a_pull_gives_every_id_below_the_bound_in_order(ids: dict[int, set[int]], depth: int, bound: int) -> None:
+def test_merge_returns_every_id_below_bound_in_order(ids: dict[int, set[int]], depth: int, bound: int) -> None:
     owner = Owner({author: sorted(found) for author, found in ids.items()})
     walk = DescendingMerge(owner, None, (), lambda: list(ids), bound, depth)
     expected = sorted({i for found in ids.values() for i in found if not bound or i < bound}, reverse=True)
-    assert asyncio.run(all_of(walk)) == expected
+    assert asyncio.run(ids_of_merge(walk)) == expected
 
 
 @given(histories, st.integers(1, 10), st.integers(0, 410), st.integers(0, 300), st.randoms(use_true_random=False))
-def test_a_home_goes_on_below_its_floor(
+def test_merge_continues_below_the_floor(
     ids: dict[int, set[int]], depth: int, bound: int, floor: int, chance: random.Random
 ) -> None:
     owner = Owner({author: sorted(found) for author, found in ids.items()})
     pulled = [author for author in ids if chance.random() < 0.4]
     pushed = {i for author, found in ids.items() if author not in pulled for i in found if i > floor}
-    # A list may hold ids of pulled authors too: those who were pushed before.
+    # A list may hold ids of pulled authors too, pushed before.
     pushed |= {i for author in pulled for i in ids[author] if i > floor and chance.random() < 0.5}
     home = HomeList(sorted(pushed), floor, 0, "hybrid")
     walk = DescendingMerge(owner, home, pulled, lambda: list(ids), bound, depth)
     expected = sorted({i for found in ids.values() for i in found if not bound or i < bound}, reverse=True)
-    assert asyncio.run(all_of(walk)) == expected
+    assert asyncio.run(ids_of_merge(walk)) == expected
 
 
-async def test_whoever_has_no_more_is_not_asked_again() -> None:
+async def test_merge_exhausted_author_is_not_asked_again() -> None:
     owner = Owner({2: list(range(1, 100)), 3: [5, 50], 4: []})
-    await all_of(DescendingMerge(owner, None, (), lambda: [2, 3, 4], 0, 10))
+    await ids_of_merge(DescendingMerge(owner, None, (), lambda: [2, 3, 4], 0, 10))
     assert owner.asked[0] == [2, 3, 4]
     assert all(asked == [2] for asked in owner.asked[1:])
 
 
-async def test_a_page_within_the_home_asks_the_pulled_authors_alone() -> None:
+async def test_merge_above_floor_asks_pulled_authors_only() -> None:
     owner = Owner({2: [1, 2, 3], READER: [40]})
     walk = DescendingMerge(owner, HomeList([10, 20, 30], 5, 0, "hybrid"), [READER], lambda: [READER, 2], 0, 3)
     round_ = await walk.next()
@@ -93,7 +93,7 @@ async def test_a_page_within_the_home_asks_the_pulled_authors_alone() -> None:
     assert owner.asked == [[READER]]
 
 
-async def test_a_slow_first_round_gives_what_is_there() -> None:
+async def test_merge_slow_first_round_is_partial() -> None:
     owner = Owner({author: [author] for author in range(1, AUTHORS_A_CALL + 3)})
     owner.slow = {AUTHORS_A_CALL + 1}
     until = asyncio.get_running_loop().time() + 0.05
@@ -105,7 +105,7 @@ async def test_a_slow_first_round_gives_what_is_there() -> None:
     assert await walk.next() is None
 
 
-async def test_a_slow_later_round_is_left_to_another_page() -> None:
+async def test_merge_slow_later_round_ends_merge() -> None:
     owner = Owner({2: list(range(1, 100))})
     walk = DescendingMerge(owner, None, (), lambda: [2], 0, 10, asyncio.get_running_loop().time() + 0.05)
     first = await walk.next()
@@ -116,15 +116,15 @@ async def test_a_slow_later_round_is_left_to_another_page() -> None:
     assert not walk.partial
 
 
-async def test_rounds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_merge_rounds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pull, "MAX_ROUNDS", 3)
     monkeypatch.setattr(pull, "MAX_DEPTH", 2)
     owner = Owner({2: list(range(1, 100))})
-    assert await all_of(DescendingMerge(owner, None, (), lambda: [2], 0, 2)) == [99, 98, 97, 96, 95, 94]
+    assert await ids_of_merge(DescendingMerge(owner, None, (), lambda: [2], 0, 2)) == [99, 98, 97, 96, 95, 94]
 
 
 @given(histories, st.integers(1, 30))
-def test_a_build_takes_the_newest_and_says_its_floor(ids: dict[int, set[int]], keep: int) -> None:
+def test_newest_across_authors_returns_newest_and_floor(ids: dict[int, set[int]], keep: int) -> None:
     owner = Owner({author: sorted(found) for author, found in ids.items()})
     everything = sorted({i for found in ids.values() for i in found})
     seen: dict[int, Sequence[int]] = {}
@@ -134,13 +134,13 @@ def test_a_build_takes_the_newest_and_says_its_floor(ids: dict[int, set[int]], k
     assert set(seen) == {author for author, found in ids.items() if found}
 
 
-async def test_a_build_of_one_busy_author_takes_a_full_home() -> None:
+async def test_newest_across_authors_busy_author_fills_capacity() -> None:
     owner = Owner({2: list(range(1, 2_000))})
     taken, floor = await newest_across_authors(owner, [2], {})
     assert (taken[-1], floor, len(taken)) == (1_999, 2_000 - CAPACITY, CAPACITY - 1)
 
 
-async def test_few_authors_are_asked_of_the_owner() -> None:
+async def test_puller_few_authors_ask_owner() -> None:
     owner = Owner({author: [author] for author in range(1, 60)})
     source = Puller(owner, lambda: 0.0).reading_for(READER)
     for _ in range(2):
@@ -148,7 +148,7 @@ async def test_few_authors_are_asked_of_the_owner() -> None:
     assert len(owner.asked) == 2
 
 
-async def test_many_authors_are_asked_once_a_second_but_the_reader_always() -> None:
+async def test_puller_many_authors_are_cached_except_reader() -> None:
     now = 100.0
     owner = Owner({author: [author] for author in range(1, 60)})
     source = Puller(owner, lambda: now).reading_for(READER)
@@ -164,17 +164,17 @@ async def test_many_authors_are_asked_once_a_second_but_the_reader_always() -> N
     assert list(found[READER]) == [300, 1]
     assert list(found[2]) == [2]
     assert set(found) == set(authors)
-    now += pull.RECENTS_TTL_S
+    now += pull.CACHED_IDS_TTL_S
     await source.newest(authors, 0, 5, found)
     assert list(found[2]) == [200, 2]
 
 
 @given(st.integers(0, 400), st.integers(1, 200), st.integers(0, 500))
-def test_recents_never_leave_out_what_they_do_not_reach(bound: int, depth: int, many: int) -> None:
+def test_cached_ids_are_complete_beyond_their_depth(bound: int, depth: int, many: int) -> None:
     owner = Owner({2: list(range(1, many + 1)), 3: [7]})
     recents = CachedIds(owner, lambda: 0.0)
 
-    async def asked_twice() -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
+    async def read_twice() -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
         first: dict[int, Sequence[int]] = {}
         await recents.newest([2, 3], 0, 5, first)
         found: dict[int, Sequence[int]] = {}
@@ -183,25 +183,25 @@ def test_recents_never_leave_out_what_they_do_not_reach(bound: int, depth: int, 
         await owner.newest([2, 3, 4], bound, depth, expected)
         return found, expected
 
-    found, expected = asyncio.run(asked_twice())
+    found, expected = asyncio.run(read_twice())
     assert {author: list(ids) for author, ids in found.items()} == {a: list(ids) for a, ids in expected.items()}
 
 
-class Marks:
-    """What the owner says of its authors' posts to all processes; None: nobody can say."""
+class FakeAuthorVersions:
+    """Returns `version` for every author; None means unknown."""
 
     def __init__(self) -> None:
-        self.mark: int | None = 1
+        self.version: int | None = 1
         self.asked = 0
 
     async def author_versions(self, user_ids: Sequence[int]) -> list[int | None]:
         self.asked += 1
-        return [self.mark for _ in user_ids]
+        return [self.version for _ in user_ids]
 
 
-async def test_own_ids_are_asked_of_the_owner_once_a_mark() -> None:
-    owner, marks = Owner({READER: [10], 2: [5]}), Marks()
-    source = Puller(owner, lambda: 0.0, marks).reading_for(READER)
+async def test_own_ids_are_read_once_per_version() -> None:
+    owner, versions = Owner({READER: [10], 2: [5]}), FakeAuthorVersions()
+    source = Puller(owner, lambda: 0.0, versions).reading_for(READER)
 
     async def found() -> list[int]:
         ids: dict[int, Sequence[int]] = {}
@@ -210,26 +210,26 @@ async def test_own_ids_are_asked_of_the_owner_once_a_mark() -> None:
 
     assert await found() == await found() == [10]
     assert len([asked for asked in owner.asked if asked]) == 1
-    # Posted, and said so.
+    # A new tweet, with its version published.
     owner.ids[READER].append(20)
-    marks.mark = 2
+    versions.version = 2
     assert await found() == [20, 10]
-    # Where nobody can say, nothing is believed, nor kept.
+    # Without a version nothing cached is used and nothing is cached.
     owner.ids[READER].append(30)
-    marks.mark = None
+    versions.version = None
     assert await found() == [30, 20, 10]
     owner.ids[READER].append(40)
     assert await found() == [40, 30, 20, 10]
-    # Others are asked as ever.
+    # Other authors are read as before.
     ids: dict[int, Sequence[int]] = {}
     await source.newest([READER, 2], 0, 5, ids)
     assert list(ids[2]) == [5]
 
 
-async def test_own_ids_do_not_outlive_their_time() -> None:
+async def test_own_ids_expire() -> None:
     now = 100.0
-    owner, marks = Owner({READER: [10]}), Marks()
-    source = Puller(owner, lambda: now, marks).reading_for(READER)
+    owner, versions = Owner({READER: [10]}), FakeAuthorVersions()
+    source = Puller(owner, lambda: now, versions).reading_for(READER)
     found: dict[int, Sequence[int]] = {}
     await source.newest([READER], 0, 5, found)
     owner.ids[READER].append(20)
@@ -239,11 +239,11 @@ async def test_own_ids_do_not_outlive_their_time() -> None:
 
 
 @given(st.integers(0, 400), st.integers(1, 200), st.integers(0, 500))
-def test_own_ids_never_leave_out_what_they_do_not_reach(bound: int, depth: int, many: int) -> None:
+def test_own_ids_are_complete_beyond_their_depth(bound: int, depth: int, many: int) -> None:
     owner = Owner({READER: list(range(1, many + 1))})
-    own = VersionedOwnIds(owner, Marks(), lambda: 0.0)
+    own = VersionedOwnIds(owner, FakeAuthorVersions(), lambda: 0.0)
 
-    async def asked_twice() -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
+    async def read_twice() -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
         await own.newest([READER], 0, 5, {})
         found: dict[int, Sequence[int]] = {}
         expected: dict[int, Sequence[int]] = {}
@@ -251,5 +251,5 @@ def test_own_ids_never_leave_out_what_they_do_not_reach(bound: int, depth: int, 
         await owner.newest([READER], bound, depth, expected)
         return found, expected
 
-    found, expected = asyncio.run(asked_twice())
+    found, expected = asyncio.run(read_twice())
     assert {author: list(ids) for author, ids in found.items()} == {a: list(ids) for a, ids in expected.items()}

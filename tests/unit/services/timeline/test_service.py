@@ -1,4 +1,4 @@
-"""Reading homes: what is warm, built or pulled, what acts on the next read, and where pages end."""
+"""Tests reads of home timelines: warm, built or pulled, what takes effect at the next read, and where pages end."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ANN, BOB, CAT = 2, 3, 4
 CELEBRITY, NORMAL = graph.TIER_CELEBRITY, graph.TIER_NORMAL
 
 
-def refused(code: grpc.StatusCode) -> Any:
+def raises_code(code: grpc.StatusCode) -> Any:
     return pytest.raises(grpc.aio.AioRpcError, match=code.name)
 
 
 async def past_the_margin(timeline: Timeline) -> None:
-    """Follows and tier changes so far become old, and the home is built after them."""
+    """Advances the clock so that follows and tier changes are old and the home timeline is built after them."""
     timeline.world.now_s += 2 * MARGIN_S
     await timeline.operator.RebuildHomeTimeline(pb.RebuildHomeTimelineRequest(user_id=READER))
     timeline.world.now_s += 2 * MARGIN_S
@@ -30,15 +30,15 @@ async def past_the_margin(timeline: Timeline) -> None:
     timeline.world.calls.clear()
 
 
-async def heard(timeline: Timeline) -> None:
-    """Lets the stream of tiers deliver."""
+async def tiers_received(timeline: Timeline) -> None:
+    """Waits until the tier stream is delivered."""
     while not timeline.world.news.empty():
         await asyncio.sleep(0)
     for _ in range(10):
         await asyncio.sleep(0)
 
 
-async def test_a_cold_home_is_built_and_warm_from_then_on(timeline: Timeline, world: World) -> None:
+async def test_read_cold_home_builds_it(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 10, 20)
     world.post(READER, 15)
@@ -46,7 +46,7 @@ async def test_a_cold_home_is_built_and_warm_from_then_on(timeline: Timeline, wo
     assert (await timeline.read())[::2] == ([20, 15, 10], "warm")
 
 
-async def test_a_warm_read_asks_for_no_followees_and_pulls_the_reader_alone(timeline: Timeline, world: World) -> None:
+async def test_read_warm_home_pulls_reader_only(timeline: Timeline, world: World) -> None:
     for author in range(2, 40):
         world.follow(author)
         world.post(author, author * 10)
@@ -58,7 +58,7 @@ async def test_a_warm_read_asks_for_no_followees_and_pulls_the_reader_alone(time
     assert world.calls["GetVisibilityFilter"] == 1
 
 
-async def test_what_is_pushed_shows_without_a_pull(timeline: Timeline, world: World) -> None:
+async def test_pushed_tweet_shows_without_pull(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     await past_the_margin(timeline)
     world.post(ANN, 30)
@@ -67,7 +67,7 @@ async def test_what_is_pushed_shows_without_a_pull(timeline: Timeline, world: Wo
     assert await timeline.whole() == [30]
 
 
-async def test_appends_count_who_is_warm_and_repeat_without_effect(timeline: Timeline, world: World) -> None:
+async def test_append_counts_warm_homes_and_is_idempotent(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 30, 31)
     await timeline.read()
@@ -76,28 +76,26 @@ async def test_appends_count_who_is_warm_and_repeat_without_effect(timeline: Tim
     assert await timeline.whole() == [31, 30]
 
 
-async def test_appends_are_bounded(timeline: Timeline) -> None:
+async def test_append_too_many_ids_is_invalid(timeline: Timeline) -> None:
     entries = [pb.HomeEntry(tweet_id=1, user_ids=range(1, 1001)) for _ in range(10)]
     await timeline.fanout.AppendHomeEntries(pb.AppendHomeEntriesRequest(entries=entries))
     entries.append(pb.HomeEntry(tweet_id=1, user_ids=[1]))
-    with refused(grpc.StatusCode.INVALID_ARGUMENT):
+    with raises_code(grpc.StatusCode.INVALID_ARGUMENT):
         await timeline.fanout.AppendHomeEntries(pb.AppendHomeEntriesRequest(entries=entries))
 
 
-async def test_only_fanout_appends(timeline: Timeline) -> None:
-    with refused(grpc.StatusCode.PERMISSION_DENIED):
+async def test_append_from_other_caller_is_denied(timeline: Timeline) -> None:
+    with raises_code(grpc.StatusCode.PERMISSION_DENIED):
         await timeline.stub.AppendHomeEntries(pb.AppendHomeEntriesRequest())
 
 
-async def test_own_tweets_show_at_once(timeline: Timeline, world: World) -> None:
+async def test_own_tweet_shows_at_next_read(timeline: Timeline, world: World) -> None:
     await past_the_margin(timeline)
     world.post(READER, 40)
     assert (await timeline.read())[::2] == ([40], "warm")
 
 
-async def test_a_follow_brings_tweets_in_and_an_unfollow_takes_them_out_at_once(
-    timeline: Timeline, world: World
-) -> None:
+async def test_follow_and_unfollow_take_effect_at_next_read(timeline: Timeline, world: World) -> None:
     world.post(ANN, 10)
     world.post(BOB, 20)
     world.follow(BOB)
@@ -110,7 +108,7 @@ async def test_a_follow_brings_tweets_in_and_an_unfollow_takes_them_out_at_once(
     assert (await timeline.read())[::2] == ([20, 10], "warm")
 
 
-async def test_deletes_blocks_mutes_and_suspensions_act_on_the_next_read(timeline: Timeline, world: World) -> None:
+async def test_deletes_blocks_mutes_and_suspensions_take_effect_at_next_read(timeline: Timeline, world: World) -> None:
     for author in (ANN, BOB, CAT, 5, 6):
         world.follow(author)
         world.post(author, author * 10)
@@ -127,7 +125,7 @@ async def test_deletes_blocks_mutes_and_suspensions_act_on_the_next_read(timelin
     assert await timeline.whole() == [60, 50, 40, 30]
 
 
-async def test_replies_show_to_whoever_follows_both(timeline: Timeline, world: World) -> None:
+async def test_reply_shows_if_reader_follows_both_authors(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(BOB, 5)
     world.post(ANN, 10, reply_to_id=5, reply_to_author_id=BOB)
@@ -142,9 +140,9 @@ async def test_replies_show_to_whoever_follows_both(timeline: Timeline, world: W
     assert await timeline.whole() == [12, 11, 6]
 
 
-async def test_celebrities_are_pulled_and_others_pushed(timeline: Timeline, world: World) -> None:
+async def test_celebrities_are_pulled_and_other_authors_pushed(timeline: Timeline, world: World) -> None:
     world.classify(ANN, CELEBRITY)
-    await heard(timeline)
+    await tiers_received(timeline)
     world.follow(ANN)
     world.follow(BOB)
     world.post(ANN, 10)
@@ -156,14 +154,14 @@ async def test_celebrities_are_pulled_and_others_pushed(timeline: Timeline, worl
     assert [sorted(asked) for asked in world.pulled] == [[READER, ANN]]
 
 
-async def test_who_ceased_to_be_a_celebrity_is_still_pulled_by_older_homes(timeline: Timeline, world: World) -> None:
+async def test_demoted_author_is_still_pulled_into_older_homes(timeline: Timeline, world: World) -> None:
     world.classify(ANN, CELEBRITY)
-    await heard(timeline)
+    await tiers_received(timeline)
     world.follow(ANN)
     await past_the_margin(timeline)
     world.post(ANN, 10)
     world.classify(ANN, NORMAL)
-    await heard(timeline)
+    await tiers_received(timeline)
     world.now_s += 1_000
     assert (await timeline.read())[::2] == ([10], "warm")
     await past_the_margin(timeline)
@@ -172,9 +170,9 @@ async def test_who_ceased_to_be_a_celebrity_is_still_pulled_by_older_homes(timel
 
 
 @pytest.mark.parametrize("mode", ["push"])
-async def test_mode_push_pulls_nobody_but_the_reader(timeline: Timeline, world: World) -> None:
+async def test_mode_push_pulls_reader_only(timeline: Timeline, world: World) -> None:
     world.classify(ANN, CELEBRITY)
-    await heard(timeline)
+    await tiers_received(timeline)
     world.follow(ANN)
     world.post(ANN, 10)
     await past_the_margin(timeline)
@@ -183,7 +181,7 @@ async def test_mode_push_pulls_nobody_but_the_reader(timeline: Timeline, world: 
 
 
 @pytest.mark.parametrize("mode", ["pull"])
-async def test_mode_pull_keeps_no_home(timeline: Timeline, world: World) -> None:
+async def test_mode_pull_stores_no_home(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 10)
     for _ in range(2):
@@ -193,7 +191,7 @@ async def test_mode_pull_keeps_no_home(timeline: Timeline, world: World) -> None
     assert await timeline.append(10) == [0]
 
 
-async def test_without_tiers_everything_is_pulled(timeline: Timeline, world: World, monkeypatch: Any) -> None:
+async def test_stale_tiers_pull_everything(timeline: Timeline, world: World, monkeypatch: Any) -> None:
     world.follow(ANN)
     world.post(ANN, 10)
     await past_the_margin(timeline)
@@ -202,18 +200,18 @@ async def test_without_tiers_everything_is_pulled(timeline: Timeline, world: Wor
     assert (await timeline.read())[::2] == ([20, 10], "pull")
 
 
-async def test_too_many_late_followees_rebuild_an_old_home(timeline: Timeline, world: World) -> None:
+async def test_many_late_followees_rebuild_old_home(timeline: Timeline, world: World) -> None:
     await past_the_margin(timeline)
     for author in range(100, 140):
         world.follow(author)
         world.post(author, author)
     assert (await timeline.read())[2] == "built"
-    # Young now: kept, though all of them are late.
+    # Young now, so it stays although all followees are late.
     assert (await timeline.read())[2] == "warm"
     assert len(await timeline.whole()) == 40
 
 
-async def test_pages_are_cut_where_the_last_ended(timeline: Timeline, world: World) -> None:
+async def test_page_starts_where_last_one_ended(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, *range(1, 46))
     ids, page, _ = await timeline.read(size=20)
@@ -225,10 +223,10 @@ async def test_pages_are_cut_where_the_last_ended(timeline: Timeline, world: Wor
 
 
 @pytest.mark.parametrize("many", [0, 19, 20, 21, 40])
-async def test_the_last_page_is_known_as_such(timeline: Timeline, world: World, many: int) -> None:
+async def test_last_page_has_no_cursor(timeline: Timeline, world: World, many: int) -> None:
     world.follow(ANN)
     world.post(ANN, *range(1, many + 1))
-    # Deleted ones behind it do not make a next page.
+    # Deleted tweets after it do not make a next page.
     world.post(READER, *range(1001, 1004))
     for tweet_id in range(1001, 1004):
         world.delete(tweet_id)
@@ -243,30 +241,30 @@ async def test_the_last_page_is_known_as_such(timeline: Timeline, world: World, 
     assert pages == max((many + 19) // 20, 1)
 
 
-async def test_eight_hundred_are_served_and_the_floor_is_no_end(timeline: Timeline, world: World) -> None:
+async def test_pages_continue_below_floor_up_to_800(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, *range(1, 1001))
     await past_the_margin(timeline)
     assert await timeline.whole() == list(range(1000, 200, -1))
-    # The home's list ends at 169; what is deleted above is made up for from below.
+    # The list ends at 169; tweets from below it replace the deleted ones.
     for tweet_id in range(900, 1001):
         world.delete(tweet_id)
     assert (await timeline.read())[2] == "warm"
     assert await timeline.whole() == list(range(899, 99, -1))
 
 
-async def test_cursors_belong_to_their_reader(timeline: Timeline, world: World) -> None:
+async def test_cursor_of_other_reader_is_invalid(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, *range(1, 46))
     _, page, _ = await timeline.read()
     for wrong in (page.next_cursor[:-1], "x" * 40):
-        with refused(grpc.StatusCode.INVALID_ARGUMENT):
+        with raises_code(grpc.StatusCode.INVALID_ARGUMENT):
             await timeline.read(wrong)
-    with refused(grpc.StatusCode.INVALID_ARGUMENT):
+    with raises_code(grpc.StatusCode.INVALID_ARGUMENT):
         await timeline.read(page.next_cursor, reader=ANN)
 
 
-async def test_an_unfinished_build_answers_partially_and_goes_on(timeline: Timeline, world: World) -> None:
+async def test_unfinished_build_returns_partial_page_and_continues(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 10)
     world.post(READER, 5)
@@ -286,7 +284,7 @@ async def test_an_unfinished_build_answers_partially_and_goes_on(timeline: Timel
     assert world.calls["StreamFollowingIds"] == 2, "one build, and one look at the followees for the pages"
 
 
-async def test_readers_of_a_cold_home_share_one_build(timeline: Timeline, world: World) -> None:
+async def test_concurrent_cold_reads_share_one_build(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 10)
     answers = await asyncio.gather(*(timeline.read() for _ in range(8)))
@@ -294,7 +292,7 @@ async def test_readers_of_a_cold_home_share_one_build(timeline: Timeline, world:
     assert sum(ANN in asked for asked in world.pulled) == 9, "one build; each page pulls the late followee"
 
 
-async def test_a_reader_who_leaves_does_not_end_the_build(timeline: Timeline, world: World) -> None:
+async def test_build_survives_cancelled_reader(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 10)
     world.answering.clear()
@@ -306,7 +304,7 @@ async def test_a_reader_who_leaves_does_not_end_the_build(timeline: Timeline, wo
     assert (await timeline.read())[2] == "built"
 
 
-async def test_a_build_outlives_the_deadline_of_its_first_reader(timeline: Timeline, world: World) -> None:
+async def test_build_survives_deadline_of_first_reader(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 10)
     world.now_s += 2 * MARGIN_S
@@ -320,31 +318,29 @@ async def test_a_build_outlives_the_deadline_of_its_first_reader(timeline: Timel
 
 
 @pytest.mark.parametrize("method", ["BatchListAuthorTweetIds", "BatchGetTweetCores", "GetVisibilityFilter"])
-async def test_an_owner_that_is_down_is_said_and_nothing_is_shown_unchecked(
-    timeline: Timeline, world: World, method: str
-) -> None:
+async def test_read_owner_unavailable_fails(timeline: Timeline, world: World, method: str) -> None:
     world.follow(ANN)
     world.post(ANN, 10)
     await past_the_margin(timeline)
     world.down = method
-    with refused(grpc.StatusCode.UNAVAILABLE):
+    with raises_code(grpc.StatusCode.UNAVAILABLE):
         await timeline.read()
     world.down = ""
     assert await timeline.whole() == [10]
 
 
-async def test_a_failed_build_leaves_the_home_cold(timeline: Timeline, world: World) -> None:
+async def test_failed_build_leaves_home_cold(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 10)
     world.down = "BatchListAuthorTweetIds"
-    with refused(grpc.StatusCode.UNAVAILABLE):
+    with raises_code(grpc.StatusCode.UNAVAILABLE):
         await timeline.read()
     assert await timeline.append(10) == [0]
     world.down = ""
     assert (await timeline.read())[::2] == ([10], "built")
 
 
-async def test_a_rebuild_starts_anew_and_says_what_it_found(timeline: Timeline, world: World) -> None:
+async def test_rebuild_returns_entry_count(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 10, 20)
     await timeline.read()
@@ -353,7 +349,7 @@ async def test_a_rebuild_starts_anew_and_says_what_it_found(timeline: Timeline, 
     assert (await timeline.read())[2] == "warm"
 
 
-async def test_a_rebuild_overtakes_the_build_under_way(timeline: Timeline, world: World) -> None:
+async def test_rebuild_supersedes_build_in_progress(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 10)
     # Not late: only builds ask for ANN.
@@ -369,9 +365,9 @@ async def test_a_rebuild_overtakes_the_build_under_way(timeline: Timeline, world
     assert (await timeline.read())[::2] == ([10], "warm")
 
 
-async def test_nobody_reads_without_signing_in(timeline: Timeline) -> None:
+async def test_read_without_token_is_unauthenticated(timeline: Timeline) -> None:
     assert not current_call.get().actor.user_id
-    with refused(grpc.StatusCode.UNAUTHENTICATED):
+    with raises_code(grpc.StatusCode.UNAUTHENTICATED):
         await timeline.stub.ListHomeTimeline(pb.ListHomeTimelineRequest())
-    with refused(grpc.StatusCode.PERMISSION_DENIED), timeline.as_user(READER):
+    with raises_code(grpc.StatusCode.PERMISSION_DENIED), timeline.as_user(READER):
         await timeline.stub.RebuildHomeTimeline(pb.RebuildHomeTimelineRequest(user_id=READER))

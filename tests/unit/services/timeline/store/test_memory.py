@@ -1,4 +1,4 @@
-"""Home timelines in memory: what the port leaves to the adapter."""
+"""Tests the in-memory store of home timelines beyond the port's contract: eviction and trimming."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ async def make_warm(store: EmbeddedHomeTimelines, user_id: int) -> None:
     await store.close_build(build, [user_id], 0)
 
 
-async def test_the_least_recently_read_home_goes_cold() -> None:
+async def test_memory_store_evicts_least_recently_read() -> None:
     store = EmbeddedHomeTimelines(2)
     await make_warm(store, 1)
     await make_warm(store, 2)
     assert await store.read(1) is not None
-    # An append is no read.
+    # An append does not count as a read.
     await store.append([(9, [2])])
     await make_warm(store, 3)
     assert await store.read(2) is None
@@ -25,7 +25,7 @@ async def test_the_least_recently_read_home_goes_cold() -> None:
     assert len(store) == 2
 
 
-async def test_trimming_raises_the_floor_to_the_largest_id_dropped() -> None:
+async def test_memory_store_trim_raises_floor_to_largest_removed_id() -> None:
     store = EmbeddedHomeTimelines(1, keep=4, trim_above=6)
     build = await store.open_build(1, 0, "hybrid")
     assert build is not None
@@ -40,7 +40,7 @@ async def test_trimming_raises_the_floor_to_the_largest_id_dropped() -> None:
     assert (list(home.ids), home.floor) == ([30, 40, 50, 60], 25)
 
 
-async def test_a_build_is_trimmed_when_it_closes() -> None:
+async def test_memory_store_close_build_trims() -> None:
     store = EmbeddedHomeTimelines(1, keep=4, trim_above=6)
     build = await store.open_build(1, 0, "hybrid")
     assert build is not None
