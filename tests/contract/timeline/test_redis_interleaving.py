@@ -250,9 +250,9 @@ class LosesAppendsDuringBuild(RedisHomeTimelines):
             connection = await self._node(build.user_id).reads()
             rows = (redis_store.ZERO_ID, *encode_ids(sorted(ids)))
             writing = command("DEL", list_key(build.user_id)) + command("LPUSH", list_key(build.user_id), *rows)
-            await self._answers(connection, writing, 2)
+            await self._execute(connection, writing, 2)
             warm = WarmMarker(connection.run_id, build.opened_ms, build.mode, floor)
-            await self._answers(connection, command("SET", marker_key(build.user_id), warm.text()), 1)
+            await self._execute(connection, command("SET", marker_key(build.user_id), warm.text()), 1)
         except RoostError:
             return None
         return None
@@ -263,7 +263,7 @@ class ClosesAnyBuild(RedisHomeTimelines):
 
     async def _still_open(self, connection: RedisConnection, build: BuildMarker) -> bool:
         homes = list_key(build.user_id)
-        _, last = await self._answers(connection, command("WATCH", homes) + command("LINDEX", homes, -1), 2)
+        _, last = await self._execute(connection, command("WATCH", homes) + command("LINDEX", homes, -1), 2)
         return bool(last == redis_store.ZERO_ID)
 
 
@@ -272,7 +272,7 @@ class IgnoresTrims(RedisHomeTimelines):
 
     async def _still_open(self, connection: RedisConnection, build: BuildMarker) -> bool:
         marker, homes = marker_key(build.user_id), list_key(build.user_id)
-        _, held = await self._answers(connection, command("WATCH", marker, homes) + command("GET", marker), 2)
+        _, held = await self._execute(connection, command("WATCH", marker, homes) + command("GET", marker), 2)
         return bool(held == build.text().encode())
 
 
@@ -281,7 +281,7 @@ class WatchesNothing(RedisHomeTimelines):
 
     async def _still_open(self, connection: RedisConnection, build: BuildMarker) -> bool:
         found = await super()._still_open(connection, build)
-        await self._answers(connection, command("UNWATCH"), 1)
+        await self._execute(connection, command("UNWATCH"), 1)
         return found
 
 
@@ -293,7 +293,9 @@ class TrustsEveryServer(RedisHomeTimelines):
             connection = await self._node(user_id).reads()
             reading = command("GET", marker_key(user_id)) + command("LRANGE", list_key(user_id), 0, -1)
             # Sent together, as in a transaction.
-            marker, stored = await self._done(connection, command("MULTI") + reading + command("EXEC"), 4)
+            marker, stored = await self._execute_transaction(
+                connection, command("MULTI") + reading + command("EXEC"), 4
+            )
         except RoostError:
             return None
         warm = WarmMarker.parse(marker)
@@ -307,7 +309,9 @@ class ReadsEvictedListAsEmpty(RedisHomeTimelines):
         try:
             connection = await self._node(user_id).reads()
             reading = command("GET", marker_key(user_id)) + command("LRANGE", list_key(user_id), 0, -1)
-            marker, stored = await self._done(connection, command("MULTI") + reading + command("EXEC"), 4)
+            marker, stored = await self._execute_transaction(
+                connection, command("MULTI") + reading + command("EXEC"), 4
+            )
         except RoostError:
             return None
         warm = WarmMarker.parse(marker)
@@ -322,8 +326,8 @@ class ReadsInTwoSteps(RedisHomeTimelines):
     async def read(self, user_id: int) -> HomeList | None:
         try:
             connection = await self._node(user_id).reads()
-            (marker,) = await self._answers(connection, command("GET", marker_key(user_id)), 1)
-            (stored,) = await self._answers(connection, command("LRANGE", list_key(user_id), 0, -1), 1)
+            (marker,) = await self._execute(connection, command("GET", marker_key(user_id)), 1)
+            (stored,) = await self._execute(connection, command("LRANGE", list_key(user_id), 0, -1), 1)
         except RoostError:
             return None
         warm = WarmMarker.parse(marker)

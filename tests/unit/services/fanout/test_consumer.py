@@ -237,6 +237,6 @@ def test_tracker_keeps_latest_tweets_only() -> None:
     for tweet_id in (1, 2, 1, 3):
         tracker.begin(tweet_id)
     assert [tweet_id for tweet_id in (1, 2, 3) if tracker.get(tweet_id)] == [1, 3]
-    tracker.serve(2, 1, 1)
+    tracker.record_delivered(2, 1, 1)
     tracker.end(2, pb.FANOUT_STATE_DONE)
     assert tracker.get(2) is None

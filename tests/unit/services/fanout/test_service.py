@@ -95,7 +95,7 @@ async def test_get_fanout_status_returns_delivery(fixture: Fixture) -> None:
     with pytest.raises(RoostError, match="NOT_FOUND"):
         await fixture.service.GetFanoutStatus(request, None)
     fixture.tracker.begin(7)
-    fixture.tracker.serve(7, 10, 4)
+    fixture.tracker.record_delivered(7, 10, 4)
     status = await fixture.service.GetFanoutStatus(request, None)
     assert (status.tweet_id, status.state, status.followers, status.delivered) == (7, pb.FANOUT_STATE_RUNNING, 10, 4)
     assert status.started_at.ToMilliseconds() == 1_800_000_000_250
