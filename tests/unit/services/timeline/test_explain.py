@@ -7,7 +7,7 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.timeline.v1 import timeline_service_pb2 as pb
 
 from tests.unit.services.timeline.conftest import READER, Timeline, World
-from tests.unit.services.timeline.test_service import ANN, BOB, CAT, tiers_received, past_the_margin
+from tests.unit.services.timeline.test_service import ANN, BOB, CAT, past_the_margin, tiers_received
 
 
 async def test_explain_names_source_of_shown_entries(timeline: Timeline, world: World) -> None:
