@@ -13,7 +13,7 @@ from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 from gateway_http.app import Gateway
 from gateway_http.server import HttpServer
-from services.catalog import BACKENDS
+from services.catalog import BACKENDS, KEY_SOURCE
 from services.platform.process import Process
 from services.platform.rpc import errors
 from tests.conftest import mesh_settings
@@ -28,7 +28,9 @@ async def door(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Proces
         taken.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{taken.getsockname()[1]}"
         settings = mesh_settings(tmp_path_factory.mktemp("door"), peers={"tweet": dead, "identity": dead})
-        async with await Process.start(settings, {}, backend=BACKENDS[settings.backend]) as process:
+        async with await Process.start(
+            settings, {}, backend=BACKENDS[settings.backend], key_source=KEY_SOURCE
+        ) as process:
             yield process
 
 

@@ -155,7 +155,11 @@ def test_probes_and_scrapes_go_to_the_ops_port(name: str) -> None:
 
 def modules_of(name: str) -> Iterator[Path]:
     """Every module of `services` that is in the process of a service: its own, the process itself, and what they import."""
-    todo = [*(SERVICES_FOLDER / name).rglob("*.py"), SERVICES_FOLDER / "runtime" / "process.py"]
+    todo = [
+        *(SERVICES_FOLDER / name).rglob("*.py"),
+        SERVICES_FOLDER / "platform" / "process.py",
+        SERVICES_FOLDER / "catalog.py",
+    ]
     seen: set[Path] = set()
     while todo:
         path = todo.pop()

@@ -30,14 +30,14 @@ SHORT = LeaseTiming(3, 0.5, 1.5)
 CHILD = """
 import asyncio, sys
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
-from services.platform.cassandra.worker_id import LEASES_MIGRATION, CassandraLease, Terms
-from services.platform import errors
+from services.platform.cassandra.worker_id import LEASES_MIGRATION, CassandraLease, LeaseTiming
+from services.platform.rpc import errors
 from services.platform.config import Settings
 
 async def main():
     settings = Settings()
     keyspace = await Keyspace.open(await Cassandra.open(settings), "kit2", (LEASES_MIGRATION,))
-    lease = await CassandraLease.open(keyspace, settings, Terms(int(sys.argv[1]), *map(float, sys.argv[2:])))
+    lease = await CassandraLease.open(keyspace, settings, LeaseTiming(int(sys.argv[1]), *map(float, sys.argv[2:])))
     while True:
         try:
             print(await lease.ids.mint(), flush=True)

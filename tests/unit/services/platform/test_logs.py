@@ -11,8 +11,9 @@ import pytest
 
 BEGIN = """
 import logging, structlog
-from services.platform import errors, logs
+from services.platform import logs
 from services.platform.config import Settings
+from services.platform.rpc import errors
 from services.platform.rpc.context import Call, current_call
 logs.configure(Settings(log_format="json"), "tweet")
 driver = logging.getLogger("cassandra.cluster")
