@@ -1,8 +1,8 @@
 """Runs the checks of this repository and prints a table of the results; `scripts/test` and `scripts/check` call it.
 
-It continues after a failure, so that one run shows everything to fix, and exits with 1 if anything failed. Tests of
-both backends run for each of them. The cluster backend runs on real servers, which are started before if they do not
-answer, and stopped afterwards.
+It continues after a failure, so that one run shows everything to fix. It exits with 0 if all checks passed, 1 if any
+failed, 2 if the arguments are wrong. The contract and functional tests run once for each backend. The cluster backend
+needs real servers: those that do not answer are started before the tests and stopped afterwards.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from services.platform.config import Settings
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 BACKENDS = (str(ROOT / "scripts" / "backends"),)
-# Protos are compared with this branch, because clients hold its contract. CI often has it only as a remote branch.
+# The protos must stay compatible with those of the main branch, because clients use them. In CI it often exists only as
+# a remote branch.
 BASES = ("main", "origin/main")
 # pytest's exit status if it collected no test.
 NO_TESTS = 5
-# Up to this many failures of one suite are retried once; more of them are no coincidence.
+# Up to this many failed tests of one suite are retried once. More failures are unlikely to be caused by load.
 TRIED_AGAIN = 8
-# These suites mostly wait for servers: three workers on two cores take a third of the time. A file stays in one worker,
-# because its tests may share a mesh.
+# Arguments of pytest for suites that mostly wait for servers: three workers on two cores take a third of the time. All
+# tests of a file run in one worker, because they may share a mesh.
 SPREAD = ("-n", "3", "--dist", "loadfile")
 BACKEND_NAMES = EMBEDDED, CLUSTER = "embedded", "cluster"
-# Command-line option: a backend whose tests must not be skipped.
+# The command-line option that names a backend whose tests must not be skipped.
 REQUIRE = "--require="
-# A loaded machine is slow to start four servers. Downloads are not included.
+# The time for a server to answer after its start, without downloads. A loaded machine takes long to start four servers.
 SERVERS_WITHIN_S = 300
 
 console = Console(highlight=False, soft_wrap=True)
@@ -66,14 +67,16 @@ def tool(*argv: str) -> Check:
 
 
 def breaking() -> Outcome:
-    """Checks with buf that the protos are compatible with those of the main branch, at the point where this branch
-    left it."""
+    """Checks with buf that the protos are compatible with those at the merge base with the main branch.
+
+    Skipped if there is no main branch, or if it has no protos.
+    """
     base = next(
         (found for name in BASES if (found := _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"))), b""
     )
     if not base:
         return Outcome(skipped=1, reason="no branch main here to compare with")
-    # In a shallow clone there may be no common commit.
+    # A shallow clone may not contain the merge base; then the tip of the main branch is used.
     base = _git("merge-base", base.decode(), "HEAD") or base
     if len(_git("ls-tree", "--name-only", base.decode(), "--", "buf.yaml", "protos").splitlines()) < 2:
         return Outcome(skipped=1, reason="main has no protos yet")
@@ -85,13 +88,15 @@ def breaking() -> Outcome:
 
 
 def tests(folder: str, arguments: Sequence[str]) -> Check:
-    """Returns a check that runs the tests under `folder` with further arguments for pytest."""
+    """Returns a check that runs the tests under `folder`. `arguments` are passed to pytest."""
     return lambda: _pytest(folder, arguments)
 
 
 class Servers:
-    """The servers of the cluster backend during a run. Without them, the tests that need them are skipped, or fail
-    if `required`."""
+    """Starts and stops the servers of the cluster backend for one run.
+
+    If they cannot be started, the checks that need them are skipped; with `required`, they fail.
+    """
 
     def __init__(self, required: bool) -> None:
         self._required = required
@@ -99,13 +104,16 @@ class Servers:
         self._started: list[str] = []
 
     def start(self) -> Outcome:
-        """Starts the servers that do not answer, and records which."""
+        """Starts the servers that do not answer at the addresses in the settings.
+
+        Call it before the checks of `needed`.
+        """
         silent = missing(Settings())
         if not silent:
             return Outcome(passed=1, reason="all ran already")
         names = [words.split()[0] for words in silent]
         running = subprocess.run([*BACKENDS, "status", *names, "--json"], check=False, stdout=subprocess.PIPE).stdout
-        # Servers that already run are not ours, even if they do not answer at the configured addresses.
+        # Servers that run already must not be stopped, even if they do not answer at the addresses in the settings.
         self._started = [row["name"] for row in json.loads(running or b"[]") if row["state"].startswith("down")]
         complaint = self._up(names)
         if complaint or missing(Settings()):
@@ -119,8 +127,10 @@ class Servers:
             subprocess.run([*BACKENDS, "down", *self._started], check=False)
 
     def needed(self, check: Check) -> Check:
-        """Returns the check if the servers are available, or else a skip with the reason, or a failure if
-        `required`."""
+        """Returns a check that runs `check` if the servers answer, and otherwise is skipped, or fails if `required`.
+
+        If `required`, it also fails if `check` ran no test.
+        """
 
         def run() -> Outcome:
             if self._absent:
@@ -156,8 +166,8 @@ def _pytest(folder: str, arguments: Sequence[str]) -> Outcome:
     first = _once(folder, arguments)
     if not 0 < first.failed <= TRIED_AGAIN:
         return first
-    # Seven servers and the tests share a few cores. A retry tells a timeout caused by load from a fault; both results
-    # are printed.
+    # Seven servers and the tests share a few cores. A retry distinguishes timeouts caused by load from faults. pytest
+    # prints both runs.
     again = _once(folder, [*arguments, "--last-failed", "--last-failed-no-failures=none"])
     if again.failed or again.passed < first.failed:
         return first
@@ -195,7 +205,7 @@ def _git(*arguments: str) -> bytes:
 
 
 def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Check]]:
-    """Returns the parts by name, each with its checks by name. A check that belongs to two parts is the same object."""
+    """Returns the checks of each part by name. Parts may share a check. `arguments` are passed to pytest."""
     start = {"servers": servers.start}
     suites: dict[str, dict[str, Check]] = {backend: {} for backend in BACKEND_NAMES}
     for suite in ("contract", "functional"):
@@ -214,7 +224,7 @@ def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Che
             "buf format": tool("buf", "format", "--diff", "--exit-code", "--path", "protos/roost"),
             "buf breaking": breaking,
         },
-        # Before the unit tests: some of those use the servers if they answer.
+        # Before the unit tests, because some of them use the servers if they answer.
         "servers": start,
         "unit": {"unit": tests("tests/unit", arguments)},
         "contract": start | {name: check for name, check in both.items() if name.startswith("contract")},
@@ -227,7 +237,10 @@ def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Che
 
 
 def run(names: Sequence[str], arguments: Sequence[str], required: Sequence[str] = ()) -> int:
-    """Runs the named parts, or all, and returns the exit status."""
+    """Runs the named parts, or all parts if `names` is empty, and returns the exit status.
+
+    `arguments` are passed to pytest; tests of the backends in `required` must not be skipped.
+    """
     servers = Servers(CLUSTER in required)
     known = parts(arguments, servers)
     unknown = sorted(set(names) - set(known))
@@ -242,7 +255,7 @@ def run(names: Sequence[str], arguments: Sequence[str], required: Sequence[str] 
 
 
 def _report(checks: Mapping[str, Check]) -> int:
-    """Runs the checks one after the other, then prints the table."""
+    """Runs the checks in order, prints the table, and returns 1 if any failed, otherwise 0."""
     table = Table("check")
     for header in ("passed", "failed", "skipped", "seconds"):
         table.add_column(header, justify="right")
@@ -263,7 +276,7 @@ def _report(checks: Mapping[str, Check]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parses `[--require=BACKEND] PART … [-- PYTEST ARGUMENTS]` and runs the parts."""
+    """Parses `[--require=BACKEND] PART … [-- PYTEST ARGUMENTS]`, runs the parts and returns the exit status."""
     split = argv.index("--") if "--" in argv else len(argv)
     given, rest = argv[:split], argv[split + 1 :]
     required = [word.removeprefix(REQUIRE) for word in given if word.startswith(REQUIRE)]

@@ -1,8 +1,8 @@
-"""Generates the Python stubs from `protos/`. The build runs it (a hatch hook); run it by hand after changing a proto.
+"""Generates the Python stubs from `protos/`. The build runs it as a hatch hook; run it by hand after changing a proto.
 
-The stubs are written beside their protos, below the import root `protos/`, and ignored by git. `buf/validate` is
-generated into the same root, because protovalidate ships no stubs of it; `google/api` is part of the package
-googleapis-common-protos.
+The stubs are written to the directories of their protos, below the import root `protos/`; git ignores them. The stubs
+of `buf/validate` are generated too, because protovalidate does not contain them. Those of `google/api` come from the
+package googleapis-common-protos.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 VALIDATE = "buf/validate/validate.proto"
 
-# Matches `message X { option (roost.options.v1.twin) = "roost.tweet.v1.JoinedTweet";`. X is in the file's package.
+# Matches a message that declares its wire type: `message X { option (roost.options.v1.twin) = "<package>.<message>";`.
 TWIN = re.compile(r'message (\w+) \{\s+option \(roost\.options\.v1\.twin\) = "([\w.]+)";')
 
 
@@ -46,8 +46,11 @@ def generate() -> int:
 
 
 def _adapt_types(proto: Path) -> None:
-    """Adapts the generated types of servicers: methods may be left out (the generated one returns UNIMPLEMENTED),
-    and a method whose response has a wire type may return that."""
+    """Adapts the generated types of the servicers in one proto.
+
+    Methods are no longer abstract, because a missing one returns UNIMPLEMENTED. A method whose response message has a
+    wire type may return the wire type.
+    """
     stub_types = proto.with_name(f"{proto.stem}_pb2_grpc.pyi")
     if not stub_types.exists():
         return
@@ -78,10 +81,10 @@ except ImportError:  # Run by hand, outside a build.
 else:
 
     class GenerateStubs(BuildHookInterface):  # type: ignore[type-arg,misc]
-        """The build hook; hatchling finds it by its base class."""
+        """The build hook of this project. hatchling finds it by its base class."""
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-            """Generates the stubs before the build collects files."""
+            """Generates the stubs; hatchling calls it before it collects the files of the package."""
             generate()
 
 

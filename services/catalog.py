@@ -1,6 +1,7 @@
-"""Lists the services, in start order, the backends that a process can open, and the source of the keys that verify access tokens.
+"""Lists the services in start order, the backends that a process can open, and the key source for access tokens.
 
-A new service needs its name in `SERVICES`, its folder and its protos; its migrations are found by convention.
+To add a service, add its name to `SERVICES`, its folder below `services/` and its protos. `migrations` finds its
+Cassandra migrations by their file name.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from services.shared.signing_keys import IdentityKeySource
 
 def _of(name: str) -> ServiceFactory:
     async def build(context: ServiceContext) -> Service:
-        # Imported on use: a process of one service would otherwise import all of them, at half a second of CPU.
+        # Imported on use, so that a process of one service does not import all others, which takes 0.5 s of CPU.
         root = importlib.import_module(f"services.{name}.server")
         return cast(Service, await root.build(context))
 
@@ -32,11 +33,12 @@ SERVICES: Mapping[str, ServiceFactory] = {
 
 
 def migrations() -> Mapping[str, Sequence[str]]:
-    """Returns the Cassandra keyspaces by name (without the namespace), each with its migrations in order.
+    """Returns the migrations of each Cassandra keyspace in order, by the keyspace's name without the namespace.
 
-    A service declares them as `KEYSPACES` in `store/cassandra/schema.py`; a service without that module has no keyspace.
+    A service declares its keyspaces as `KEYSPACES` in `store/cassandra/schema.py`. A service without that file has no
+    keyspace. Imports the Cassandra driver.
     """
-    # Imported on use: the drivers take half a second to import.
+    # Imported on use, because the drivers take 0.5 s to import.
     from services.platform.backends.cluster import MESH, MESH_MIGRATIONS
 
     found: dict[str, Sequence[str]] = {MESH: MESH_MIGRATIONS}
@@ -47,7 +49,7 @@ def migrations() -> Mapping[str, Sequence[str]]:
 
 
 async def _open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:
-    # Imported on use: the drivers take half a second to import.
+    # Imported on use, because the drivers take 0.5 s to import.
     from services.platform.backends.cluster import open_cluster
 
     return await open_cluster(settings, stack)

@@ -93,7 +93,8 @@ class ConnectCall(RpcRoute):
         answer = await self._call_service(decoded, actor, request, until)
         if is_json:
             return Response(200, _JSON_HEADERS, self._write(answer), compressible=self._compressible)
-        # The wire type serializes to the same bytes as the declared type, so hydrated tweets are forwarded unparsed.
+        # The response class may keep tweets as raw bytes. It serializes to the same bytes as the declared type, so the
+        # gateway forwards the tweets without parsing them.
         payload = answer.SerializeToString()
         return Response(200, _PROTO_HEADERS, payload, compressible=self._compressible)
 

@@ -1,4 +1,4 @@
-"""The command line of `scripts/backends`."""
+"""Parses and runs the command line of `scripts/backends`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from roost_cli.backends.layout import BackendError, Layout, locked
 from roost_cli.backends.local import Row
 from roost_cli.backends.server_specs import DEFAULT_SERVERS, SERVERS
 
-# Cassandra needs 15 s on an idle machine and more on a loaded one. Downloads are not included.
+# The default time for a server to answer after its start, without downloads. Cassandra takes 15 s on an idle machine,
+# and more on a loaded one.
 WAIT_S = 180.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+    """Runs the command and returns the exit status.
+
+    It is 0 on success; 1 if a command fails, or if `status` finds a server that is not up; 2 if a server's name is
+    unknown; 130 after SIGINT.
+    """
     asked = parser().parse_intermixed_args(argv)
     unknown = sorted(set(asked.names) - set(SERVERS))
     if unknown:
@@ -75,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def layout_of(asked: argparse.Namespace) -> Layout:
-    """Returns the directories, ports and Java of this set of servers."""
+    """Returns the directories, ports and JDK that the command-line arguments select."""
     cache = asked.cache or Path.home() / ".cache" / "roost" / "backends"
     shifted = f"data-{asked.shift}" if asked.shift else "data"
     data = asked.data or cache / shifted

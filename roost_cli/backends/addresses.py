@@ -1,4 +1,4 @@
-"""Checks whether the servers answer at the addresses in the settings."""
+"""Checks whether the servers of the cluster backend answer at the addresses in the settings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from services.platform.config import Settings
 
 
 def missing(settings: Settings) -> list[str]:
-    """Returns a sentence for each server of the cluster backend that does not answer. Of several Cassandra or Kafka
-    nodes only the first is checked."""
+    """Returns `<name> at <host>:<port>` for each server of the cluster backend that does not answer within 2 s.
+
+    If the settings list several Cassandra or Kafka nodes, only the first one is checked.
+    """
     redis, opensearch = urlsplit(settings.redis), urlsplit(settings.opensearch)
     return unreachable(
         {

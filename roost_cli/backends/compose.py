@@ -16,13 +16,13 @@ from roost_cli.backends.local import Row
 from roost_cli.backends.server_specs import SERVERS
 
 FILE = Path(__file__).resolve().parents[2] / "scripts" / "compose.yaml"
-# A Docker engine that does not answer in this time counts as missing.
+# A Docker engine that does not answer within this time is treated as missing.
 INFO_WITHIN_S = 20
 POLL_S = 0.5
 
 
 def works() -> bool:
-    """Returns whether a Docker engine with Compose answers."""
+    """Returns True if Docker with Compose is installed and the engine answers within INFO_WITHIN_S seconds."""
     docker = shutil.which("docker")
     if docker is None:
         return False
@@ -37,8 +37,10 @@ def works() -> bool:
 
 
 def up(layout: Layout, names: Sequence[str], wait_s: float) -> list[Row]:
-    """Starts the containers and waits until every server answers. Raises BackendError if one does not answer within
-    `wait_s` seconds."""
+    """Starts the containers and waits until every server answers.
+
+    Raises BackendError if Compose fails, or if a server does not answer within `wait_s` seconds.
+    """
     began = time.monotonic()
     took: dict[str, float] = {}
     before = {name for name in names if local.answers(layout, name)}
@@ -55,7 +57,7 @@ def up(layout: Layout, names: Sequence[str], wait_s: float) -> list[Row]:
 
 
 def down(layout: Layout, names: Sequence[str], *, wipe: bool) -> list[Row]:
-    """Removes the containers; with `wipe`, also their volumes."""
+    """Stops and removes the containers; with `wipe`, also their volumes. Raises BackendError if Compose fails."""
     _compose(layout, "rm", "--stop", "--force", *(["--volumes"] if wipe else []), *names)
     if wipe and set(names) == set(SERVERS):
         _compose(layout, "--profile", "s3", "down", "--volumes")
@@ -63,7 +65,7 @@ def down(layout: Layout, names: Sequence[str], *, wipe: bool) -> list[Row]:
 
 
 def status(layout: Layout, names: Sequence[str]) -> list[Row]:
-    """Returns the current state of each server."""
+    """Returns one row for each server: `up` if it answers, else Compose's state of the container, else `down`."""
     done = _run(layout, "ps", "--all", "--format", "json")
     # Depending on its version, Compose prints one object per line or one list.
     found = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]

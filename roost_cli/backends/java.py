@@ -20,17 +20,17 @@ JDK_DIRECTORIES = (
     ("/opt/homebrew/opt", "openjdk*/libexec/openjdk.jdk/Contents/Home"),
 )
 DEPENDENCIES_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
-# The first download includes Maven's plugins, which takes minutes on a slow connection.
+# Maven is stopped after this time. The first download includes Maven's plugins and takes minutes on a slow connection.
 COLLECT_WITHIN_S = 900
 SAY_EACH_S = 10
 NO_MAVEN = "Maven is missing, which collects the servers' jars (on Debian: apt-get install maven)"
 
 
 def java(java_home: Path | None, least: int, most: int, *, for_others: bool = False) -> Path:
-    """Returns the `java` binary of the newest JDK whose version is between `least` and `most`; with `for_others`, one
-    that all users may execute.
+    """Returns the `java` binary of the newest JDK whose version is within `least`..`most`.
 
-    Raises BackendError, saying what to install, if there is none.
+    With `for_others`, considers only JDKs that all users can execute. Raises BackendError, which says what to install,
+    if there is none.
     """
     fitting = {
         version: home
@@ -45,7 +45,7 @@ def java(java_home: Path | None, least: int, most: int, *, for_others: bool = Fa
 
 
 def candidates(java_home: Path | None) -> Iterator[Path]:
-    """Yields the homes of the JDKs in the usual places: `java_home`, system directories, PATH."""
+    """Yields possible home directories of JDKs: `java_home`, those in JDK_DIRECTORIES, and the one on PATH."""
     if java_home is not None:
         yield java_home
     for folder, pattern in JDK_DIRECTORIES:
@@ -69,13 +69,15 @@ def version_of(home: Path) -> int:
 
 
 def open_to_others(path: Path) -> bool:
-    """Returns whether users other than the owner can reach this path."""
+    """Returns True if all users have execute permission on the path and all its parent directories."""
     return all(folder.stat().st_mode & 0o001 for folder in (path.resolve(), *path.resolve().parents))
 
 
 def jars(layout: Layout, name: str, dependencies: Sequence[str]) -> Path:
-    """Returns a directory with the artifacts (`group:name:version`) and all their dependencies. It is downloaded
-    once; checksums are enforced."""
+    """Returns a directory with the jars of the artifacts (`group:name:version`) and of all their dependencies.
+
+    Maven downloads it once, with enforced checksums. Raises BackendError if Maven is missing or fails.
+    """
     pom = _pom(dependencies)
     folder = layout.cache / "jars" / f"{name}-{hashlib.sha256(pom.encode()).hexdigest()[:12]}"
     if folder.is_dir():
@@ -132,7 +134,7 @@ def _await(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """Returns the last lines of a log."""
+    """Returns the last `lines` lines of a log file, or `(no log)` if it cannot be read."""
     try:
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     except OSError:

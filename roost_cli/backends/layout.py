@@ -1,4 +1,4 @@
-"""Directories and ports of a set of servers, progress output, and a lock between processes."""
+"""Defines the directories and ports of a set of servers, progress output, and a lock between processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Layout:
         return usual + self.shift
 
     def say(self, name: str, words: str) -> None:
-        """Prints a line of progress. It is thread-safe."""
+        """Prints a line of progress to stderr, with the seconds since the command began. Thread-safe."""
         with _speaking:
             sys.stderr.write(f"{time.monotonic() - self.began:5.1f} s  {name:<12} {words}\n")
             sys.stderr.flush()
@@ -60,8 +60,7 @@ _speaking = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """A server's command line, its working directory, and the user (uid and gid) to run it as, if not the current
-    one."""
+    """A server's command line and working directory, and the user (uid, gid) that runs it; None is the current user."""
 
     argv: list[str]
     cwd: Path
@@ -70,7 +69,10 @@ class ServerCommand:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive file lock during the block. The lock is released when the process ends."""
+    """Holds an exclusive lock on the file during the block; waits until other processes release it.
+
+    The system releases the lock if the process ends.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

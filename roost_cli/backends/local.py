@@ -23,8 +23,10 @@ SAY_EACH_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The state of a server: `pid` is 0 if none runs; `ready_in` is in seconds and set only if this command started
-    it."""
+    """The state of a server. `address` is host:port; `pid` is 0 if no process runs.
+
+    `ready_in` is the time in seconds until the server answered, or None if this command did not start it.
+    """
 
     name: str
     state: str
@@ -35,8 +37,10 @@ class Row:
 
 
 def up(layout: Layout, names: Sequence[str], wait_s: float) -> list[Row]:
-    """Starts the servers that do not run and waits until all answer, each at most `wait_s` seconds. Raises
-    BackendError that lists every failure."""
+    """Starts the servers that do not run, concurrently, and waits up to `wait_s` seconds for each to answer.
+
+    Raises a BackendError that contains the errors of all servers that failed.
+    """
     for folder in (layout.data, layout.logs, layout.records, layout.cache):
         folder.mkdir(parents=True, exist_ok=True)
     return _side_by_side(lambda name: _up(layout, name, wait_s), names)
@@ -48,12 +52,12 @@ def down(layout: Layout, names: Sequence[str], *, wipe: bool, kill: bool = False
 
 
 def status(layout: Layout, names: Iterable[str]) -> list[Row]:
-    """Returns the current state of each server."""
+    """Returns one row with the current state of each server."""
     return [_status(layout, name) for name in names]
 
 
 def answers(layout: Layout, name: str) -> bool:
-    """Returns whether the server answers a request of its own protocol."""
+    """Returns True if the server answers a request of its protocol within 2 s."""
     return not ready.unreachable({name: _address(layout, name)})
 
 
@@ -123,8 +127,10 @@ def _status(layout: Layout, name: str) -> Row:
 
 
 def _side_by_side(work: Callable[[str], Row], names: Sequence[str]) -> list[Row]:
-    """Calls `work` for every name in a thread each and returns the rows in order. Waits for all, then raises one
-    BackendError with all failures."""
+    """Calls `work` for every name in its own thread and returns the rows in the order of `names`.
+
+    Waits for all of them. If any failed, raises one BackendError with all their messages.
+    """
     rows: list[Row] = []
     complaints: list[str] = []
     with ThreadPoolExecutor(max_workers=len(names)) as pool:

@@ -1,5 +1,5 @@
-"""Runs OpenSearch from its jars: builds the home directory that it expects, and a system user, because it refuses to
-run as root."""
+"""Runs OpenSearch from its jars: creates the home directory that it expects and, if run as root, a system user for it,
+because OpenSearch refuses to run as root."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIB = (
     f"org.opensearch:opensearch-plugin-classloader:{VERSION}",
     "org.apache.logging.log4j:log4j-core:2.21.0",
 )
-# Modules that the distribution contains as plugins of its own: artifact and plugin class.
+# The modules that the OpenSearch distribution bundles, by name: Maven artifact and plugin class.
 MODULES = {
     "transport-netty4": ("transport-netty4-client", "org.opensearch.transport.Netty4ModulePlugin"),
     "analysis-common": ("analysis-common", "org.opensearch.analysis.common.CommonAnalysisModulePlugin"),
@@ -31,7 +31,7 @@ MODULES = {
 # OpenSearch 3 needs Java 21; versions above 25 are untested.
 JAVA = (21, 25)
 USER = "roost-opensearch"
-# Used if run as root: the OpenSearch user cannot enter root's home directory.
+# The home directory if run as root, because the OpenSearch user cannot access root's home directory.
 SHARED_CACHE = Path("/var/cache/roost/opensearch")
 
 SETTINGS = """\
@@ -73,7 +73,10 @@ has.native.controller=false
 
 
 def opensearch(layout: Layout) -> ServerCommand:
-    """Returns the command of a single OpenSearch node with the modules that the search service uses."""
+    """Prepares a single OpenSearch node with the modules that the search service uses, and returns its command.
+
+    Raises BackendError if Java or Maven is missing or a download fails.
+    """
     as_root = os.geteuid() == 0
     binary = java(layout.java_home, *JAVA, for_others=as_root)
     lib = jars(layout, "opensearch", LIB)
@@ -101,7 +104,10 @@ def opensearch(layout: Layout) -> ServerCommand:
 
 
 def home_of(layout: Layout) -> Path:
-    """Returns its home directory: beside the other data, or in SHARED_CACHE if run as root."""
+    """Returns OpenSearch's home directory, which lies below the layout's data directory.
+
+    If run as root and other users cannot access that directory, it lies below SHARED_CACHE.
+    """
     usual = layout.of("opensearch")
     if os.geteuid() != 0:
         return usual
@@ -157,8 +163,10 @@ def _user() -> tuple[int, int]:
 
 
 def _chown(folder: Path, user: tuple[int, int]) -> None:
-    """Creates the directory and makes the user own it and its direct children; OpenSearch itself creates deeper
-    files."""
+    """Makes the user the owner of the directory and its direct children, except `lib` and `modules`.
+
+    Deeper files are created by OpenSearch itself, so they have the right owner.
+    """
     os.chown(folder, *user)
     for path in folder.iterdir():
         if path.name not in ("lib", "modules"):

@@ -1,4 +1,7 @@
-"""Background processes that outlive their shell. They are found again by process id and start time."""
+"""Starts and stops background processes that outlive their shell.
+
+A record file identifies each by id and start time.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# On SIGTERM, Cassandra flushes and OpenSearch closes its shards, which takes seconds. After this limit SIGKILL follows;
-# all servers recover from that.
+# The time between SIGTERM and SIGKILL. On SIGTERM Cassandra flushes its memtables and OpenSearch closes its shards,
+# which takes seconds. All servers recover from SIGKILL.
 STOP_WITHIN_S = 30.0
 POLL_S = 0.05
 # Cassandra and Kafka hold a file descriptor per segment, index and connection.
@@ -23,14 +26,14 @@ DESCRIPTORS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A started process. `birth` is its start time, which tells it from a later process with the same id."""
+    """A started process. `birth` is its start time, which distinguishes it from a later process with the same id."""
 
     pid: int
     birth: str
     argv: list[str]
 
     def alive(self) -> bool:
-        """Returns whether this process still runs."""
+        """Returns True if this process still runs."""
         return birth(self.pid) == self.birth
 
 
@@ -50,8 +53,10 @@ def birth(pid: int) -> str | None:
 
 
 def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | None, record: Path) -> Record:
-    """Starts a process in its own session, as `user` (uid and gid) if given, with output to `log`, which is
-    truncated. Writes and returns its record."""
+    """Starts a process in its own session, writes its record to the file `record`, and returns the record.
+
+    `user` is the (uid, gid) that runs it, None for the current user. Its output replaces the content of `log`.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     record.parent.mkdir(parents=True, exist_ok=True)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -69,7 +74,7 @@ def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | 
             group=user[1] if user else None,
             extra_groups=[] if user else None,
         )
-    # Marks the process as finished for Popen: it runs on after this program, and Popen would warn about that.
+    # Marks the process as finished, because Popen warns about processes that still run when the object is deleted.
     process.returncode = 0
     made = Record(process.pid, birth(process.pid) or "", list(argv))
     draft = record.with_suffix(".new")
@@ -79,7 +84,7 @@ def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | 
 
 
 def recorded(record: Path) -> Record | None:
-    """Reads the record of a process, which may have ended; None if there is no record."""
+    """Returns the process in the record file; it may have ended. Returns None if the file is missing or invalid."""
     try:
         return Record(**json.loads(record.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -87,8 +92,11 @@ def recorded(record: Path) -> Record | None:
 
 
 def stop(found: Record, *, kill: bool = False) -> bool:
-    """Stops the process and waits until it has ended. Returns False if it had ended before. Another process that
-    reuses the id is never touched."""
+    """Stops the process and waits until it has ended. Returns False if it had ended before the call.
+
+    Sends SIGTERM, and SIGKILL after STOP_WITHIN_S seconds; with `kill`, SIGKILL at once. Does not signal another
+    process that reuses the id.
+    """
     if not found.alive():
         return False
     _signal(found, signal.SIGKILL if kill else signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Checks whether a server answers: one request in its own protocol over a plain socket."""
+"""Checks whether a server answers, by one request of its own protocol over a plain socket."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _CONSISTENCY_ONE = 1
 # Kafka's Metadata request, in a version that all brokers since 1.0 support.
 _METADATA, _METADATA_VERSION = 3, 4
 _NO_TOPICS = 0
-# Responses to these requests are shorter; a longer one comes from another kind of server.
+# The maximum size in bytes of a valid response. A longer one comes from another kind of server.
 _MAX_ANSWER = 1 << 20
 
 
 def cassandra(port: int, host: str = HOST) -> bool:
-    """Returns whether a CQL query succeeds."""
+    """Returns True if a CQL query succeeds. Raises an error of NOT_YET if the server does not answer."""
     query = b"SELECT release_version FROM system.local"
     with _connect(port, host) as connection:
         _send_cql(connection, _STARTUP, struct.pack(">H", 1) + _short(b"CQL_VERSION") + _short(b"3.0.0"))
@@ -37,7 +37,10 @@ def cassandra(port: int, host: str = HOST) -> bool:
 
 
 def kafka(port: int, host: str = HOST) -> bool:
-    """Returns whether the broker answers a Metadata request, the first request of every client."""
+    """Returns True if the broker answers a Metadata request, the first request of every client, and lists a broker.
+
+    Raises an error of NOT_YET if the server does not answer.
+    """
     body = (
         struct.pack(">hhi", _METADATA, _METADATA_VERSION, 1) + _short(b"roost") + struct.pack(">i?", _NO_TOPICS, False)
     )
@@ -50,19 +53,28 @@ def kafka(port: int, host: str = HOST) -> bool:
 
 
 def redis(port: int, host: str = HOST) -> bool:
-    """Returns whether PING succeeds; it fails while Redis loads its data."""
+    """Returns True if PING succeeds; it fails while Redis loads its data.
+
+    Raises an error of NOT_YET without an answer.
+    """
     with _connect(port, host) as connection:
         connection.sendall(b"PING\r\n")
         return _exactly(connection, 5) == b"+PONG"
 
 
 def opensearch(port: int, host: str = HOST) -> bool:
-    """Returns whether the cluster has a master and all primary shards are active."""
+    """Returns True if the cluster's health is green or yellow: it has a master and all primary shards are active.
+
+    Raises an error of NOT_YET if the server does not answer.
+    """
     return _get(port, host, "/_cluster/health").get("status") in ("green", "yellow")
 
 
 def s3(port: int, host: str = HOST) -> bool:
-    """Returns whether an HTTP server answers."""
+    """Returns True if an HTTP server answers with a status below 500.
+
+    Raises an error of NOT_YET if it does not answer.
+    """
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_WITHIN_S)
     try:
         connection.request("GET", "/")
@@ -72,12 +84,15 @@ def s3(port: int, host: str = HOST) -> bool:
 
 
 def unreachable(addresses: Mapping[str, str]) -> list[str]:
-    """Returns a sentence for each server that does not answer. `addresses` are HOST:PORT by server name."""
+    """Returns `<name> at <address>` for each server that does not answer within ANSWER_WITHIN_S seconds.
+
+    `addresses` maps names of servers in PROBES to host:port.
+    """
     return [f"{name} at {address}" for name, address in addresses.items() if not _answers(name, address)]
 
 
 def taken(port: int) -> bool:
-    """Returns whether a program listens on the port."""
+    """Returns True if a program listens on this port of the loopback address."""
     try:
         _connect(port, HOST).close()
     except OSError:

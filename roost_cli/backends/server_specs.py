@@ -1,6 +1,6 @@
-"""Version, settings and command line of each server as a local process.
+"""Defines the version, settings and command line of each server that runs as a local process.
 
-All are configured for development and tests: loopback only, little memory, single node.
+All servers are configured for development and tests: single node, loopback only, little memory.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ CASSANDRA_VERSION = "5.0.5"
 KAFKA_VERSION = "4.1.0"
 # Version 4.1.0 does not start.
 S3PROXY_VERSION = "2.6.0"
-# Cassandra 5 supports 11 and 17; Kafka 4 needs 17.
+# The lowest and the highest usable Java version. Cassandra 5 supports 11 and 17; Kafka 4 needs 17.
 JAVA = (17, 17)
 NO_REDIS = "redis-server is missing; install Redis 7 or newer (on Debian: apt-get install redis-server)"
 # Each mesh and each test worker uses its own database.
 REDIS_DATABASES = 256
-# Test servers live for minutes on few cores: the optimizing compiler and the concurrent collector would use half of
-# them (measured: 40 % of Cassandra's CPU time in its first five minutes) without paying off.
+# Test servers run for minutes on few cores. The optimizing compiler and the concurrent garbage collector take 40 % of
+# Cassandra's CPU time in its first five minutes (measured), and save less than that.
 SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 # Cluster id: 16 bytes in base64, fixed so that a restart finds its data.
 KAFKA_CLUSTER = "cm9vc3QtZGV2LWthZmthMQ"
@@ -155,7 +155,10 @@ class Server:
 
 
 def cassandra(layout: Layout) -> ServerCommand:
-    """Returns the command of a single Cassandra node."""
+    """Prepares a single Cassandra node and returns its command.
+
+    Raises BackendError if Java or its jars are unavailable.
+    """
     binary = java(layout.java_home, *JAVA)
     lib = jars(layout, "cassandra", [f"org.apache.cassandra:cassandra-all:{CASSANDRA_VERSION}"])
     data = layout.of("cassandra")
@@ -197,12 +200,16 @@ def cassandra(layout: Layout) -> ServerCommand:
 
 
 def kafka(layout: Layout) -> ServerCommand:
-    """Returns the command of a Kafka broker that is also the controller."""
+    """Prepares a Kafka broker that is also the controller, and returns its command.
+
+    Formats its data directory on the first start. Raises BackendError if that fails or if Java or its jars are
+    unavailable.
+    """
     binary = java(layout.java_home, *JAVA)
     lib = jars(
         layout,
         "kafka",
-        # A logging backend, without which Kafka's logs are discarded.
+        # Kafka, and a logging backend, without which Kafka's logs are discarded.
         [f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3"],
     )
     data = layout.of("kafka")
@@ -221,7 +228,11 @@ def kafka(layout: Layout) -> ServerCommand:
 
 
 def redis(layout: Layout) -> ServerCommand:
-    """Returns the command of Redis from the system's packages, without persistence."""
+    """Returns the command of a Redis server without persistence.
+
+    Installs redis-server with the system's package manager if it is missing. Raises BackendError if that is not
+    possible.
+    """
     binary = shutil.which("redis-server") or _install_redis(layout)
     data = layout.of("redis")
     data.mkdir(parents=True, exist_ok=True)
@@ -242,7 +253,10 @@ def redis(layout: Layout) -> ServerCommand:
 
 
 def s3(layout: Layout) -> ServerCommand:
-    """Returns the command of S3Proxy over a directory."""
+    """Prepares S3Proxy, an S3 server on a local directory, and returns its command.
+
+    Raises BackendError if Java or its jars are unavailable.
+    """
     binary = java(layout.java_home, *JAVA)
     lib = jars(layout, "s3", [f"org.gaul:s3proxy:{S3PROXY_VERSION}"])
     data = layout.of("s3")
@@ -259,7 +273,7 @@ def _packages(option: str, modules: Mapping[str, str]) -> list[str]:
 
 
 def missing_programs(java_home: Path | None) -> list[str]:
-    """Returns a sentence for each program that is missing to run the servers as local processes."""
+    """Returns a sentence for each missing program that is needed to run the servers as local processes."""
     found = []
     for bounds in (JAVA, OPENSEARCH_JAVA):
         try:
@@ -274,7 +288,7 @@ def missing_programs(java_home: Path | None) -> list[str]:
 
 
 def installer() -> str | None:
-    """Returns the package manager that can install packages here without a password; None if there is none."""
+    """Returns the path of apt-get if it is installed and this process runs as root, otherwise None."""
     return shutil.which("apt-get") if os.geteuid() == 0 else None
 
 

@@ -39,7 +39,8 @@ SHARES = {Kind.POST: 50, Kind.FOLLOW: 15, Kind.LIKE: 15, Kind.RETWEET: 10, Kind.
 _TWEETS = "/roost.tweet.v1.TweetService/"
 _GRAPH = "/roost.graph.v1.GraphService/"
 _ENGAGEMENT = "/roost.engagement.v1.EngagementService/"
-# The RPCs that set a register to true and to false, and the request field that takes its subject.
+# For each kind of register (a boolean such as "A follows B"): the RPC that sets it to true, the RPC that sets it to false
+# (empty if none does), and the request field that names the tweet, user or key that the register is about.
 WRITES: dict[Kind, tuple[str, str, str]] = {
     Kind.POST: (_TWEETS + "CreateTweet", "", "idempotency_key"),
     Kind.DELETE: (_TWEETS + "DeleteTweet", "", "tweet_id"),

@@ -269,7 +269,10 @@ class Client:
             await asyncio.sleep(PAUSE_S * chance.uniform(0.5, 1.5))
 
     async def repeat(self, register: Register, value: bool) -> None:
-        """Repeats a write with retries. It must now be acknowledged or refused."""
+        """Repeats a write whose outcome is unknown until the server accepts or refuses it.
+
+        Raises CommandError if the server does neither in REPEATS attempts.
+        """
         for _ in range(REPEATS):
             if await self._write(register, value):
                 return

@@ -14,7 +14,7 @@ from roost_cli.connection import MeshTarget
 from roost_cli.exit_codes import FAULTS, CommandError
 from services.platform.config import child_environment, runtime_dir
 
-# Far above the promised time: slowness is measured, and only a hang is an error.
+# Timeout of a start. It is far longer than a start should take, so that only a hang fails; the drill reports slow starts.
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 30.0
 # Characters of the log in an error message.

@@ -21,7 +21,7 @@ STOP_WITHIN_S = 45.0
 # Delays before a restart, doubling from the first to the last: most deaths are isolated, but a process that dies at
 # every start must not spin.
 RESTART_MIN_DELAY_S, RESTART_MAX_DELAY_S = 0.1, 5.0
-# After this much uptime a death counts as the first again.
+# A process that ran this long before it exited starts again with the shortest delay.
 HEALTHY_UPTIME_S = 30.0
 SHOWN_LOG_CHARS = 2_000
 

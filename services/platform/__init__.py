@@ -1,1 +1,1 @@
-"""The platform: what a gRPC service needs whatever its domain. It imports no service, no domain stub and nothing above it."""
+"""The platform: code that every gRPC service needs, whatever its domain. It imports no service and no domain stub."""

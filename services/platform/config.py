@@ -1,7 +1,7 @@
-"""Settings: `ROOST_…` variables, or a TOML file named by ROOST_CONFIG; the one module that reads the environment.
+"""Reads the settings of a process from `ROOST_…` variables and from the TOML file that ROOST_CONFIG names.
 
-Every field has a default that is safe for the embedded backend on one machine; where the servers of the cluster backend are
-is by default where `scripts/backends up` starts them.
+Every setting has a default that is safe for the embedded backend on one machine. The default addresses of Cassandra,
+Redis, Kafka and OpenSearch are those at which `scripts/backends up` starts them.
 """
 
 from __future__ import annotations
@@ -27,146 +27,184 @@ from pydantic_settings import (
 
 from services.platform.rpc.client_address import networks
 
-# The folder of the code that this process runs: a checkout, or where packages are installed.
+# The parent directory of the package `services`: a checkout, or `site-packages` if Roost is installed as a package.
 CHECKOUT = Path(__file__).resolve().parents[2]
-# What a secret must have of either alphabet to hold 128 bits: four bits for each hexadecimal digit, six for each of base64.
+# The minimum length of a secret of 128 bits: a hexadecimal digit holds four bits, a base64 character six.
 MIN_SECRET_HEX, MIN_SECRET_CHARS = 32, 22
-# A random secret of that length has fewer different characters once in ten million; `aaaa…` and its like always have.
+# A random secret of the minimum length has fewer different characters once in ten million. Rejects secrets such as
+# `aaaa…`, which are long enough but can be guessed.
 MIN_DIFFERENT_CHARS = 8
 
 PREFIX = "ROOST_"
 CONFIG_VARIABLE = "ROOST_CONFIG"
-# Variables that are no settings: what scripts/test requires, and what the tests draw their random histories from. Meshes that
-# tests start inherit them.
+# Variables that are not settings: the backends whose tests scripts/test must not skip, and the random seed of the
+# tests. Processes that tests start inherit them, so they must be accepted.
 _OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "ROOST_REQUIRE", "ROOST_SEED"})
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
-# Kubernetes gives pods the address of each Service of their namespace, so of one called `roost-…`, in variables of these names.
+# Kubernetes sets variables with the address of each Service of the namespace in every pod. For a Service called `roost`
+# or `roost-…` their names begin with ROOST_, so they must not be reported as unknown settings.
 _SERVICE_LINK = re.compile(r"ROOST_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
-# One link ends like a setting could: its value tells it.
+# A variable ROOST_…_PORT could be a misspelt setting. It comes from Kubernetes if its value is such a URL.
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 
 
 def _plain_name(name: str) -> str:
-    """Returns the name if Cassandra, Kafka and OpenSearch all take it at the beginning of theirs; raises ValueError if not."""
+    """Returns the name if it can begin the names of Cassandra keyspaces, Kafka topics and OpenSearch indexes.
+
+    Raises ValueError if it cannot.
+    """
     if not _PLAIN_NAME.fullmatch(name):
         raise ValueError("must be 1 to 24 lower-case letters, digits and underscores, and begin with a letter")
     return name
 
 
 def default_data_dir(checkout: Path) -> Path:
-    """Returns `data` in the checkout; a relative path, from the present folder, if the code is installed as a package."""
+    """Returns `data` in the checkout. If `checkout` is not one, returns `data` relative to the current directory."""
     return checkout / "data" if (checkout / "pyproject.toml").is_file() else Path("data")
 
 
 class Settings(BaseSettings):
-    """What can be set. Variables win over the file, arguments of a command over both."""
+    """All settings of a process. A variable overrides the file; a command-line argument overrides both.
 
-    # A value that does not fit may be a secret: errors do not repeat it.
+    Constructing it raises ValueError if a value is invalid, if a `ROOST_…` variable or a key of the file is not a
+    setting, or if the file cannot be read.
+    """
+
+    # Errors do not contain the invalid value, because it may be a secret.
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True
     )
 
     backend: Literal["embedded", "cluster"] = "embedded"
-    # By default beside the code of a checkout, so that it is the same data from wherever a command is run; else in the present folder.
+    # The data directory, which holds everything that the embedded backend stores. By default `data` in the checkout, so
+    # that a command uses the same data from any current directory; `data` in the current directory if Roost is
+    # installed as a package.
     data_dir: Path = Field(default_factory=lambda: default_data_dir(CHECKOUT))
+    # Addresses to listen on, as host:port; port 0 takes a free port.
     http: str = "127.0.0.1:8080"
     grpc: str = "127.0.0.1:50051"
-    # Health and metrics of this process, for machines that watch it. By default any free port, which the ready line names: several
-    # processes on one machine need no setting.
+    # Serves health and metrics of this process over HTTP. By default on a free port, so that several processes can run
+    # on one machine; the process prints the port when it is ready.
     ops: str = "127.0.0.1:0"
 
-    # The cluster backend. The namespace begins the names of keyspaces, topics and indexes, so that several meshes can share servers.
+    # The settings from here to `worker_id` apply to the cluster backend only. The namespace is the prefix of the names
+    # of keyspaces, topics and indexes, so that several meshes can share servers.
     namespace: Annotated[str, AfterValidator(_plain_name)] = "roost"
-    # Begins the names of keyspaces where the namespace does not: tests take fresh topics and indexes, and keep tables, slow to make.
+    # The prefix of keyspace names, if it differs from the namespace. Tests use a new namespace for topics and indexes
+    # but share keyspaces, because Cassandra creates tables slowly.
     keyspaces: Annotated[str, AfterValidator(lambda name: name and _plain_name(name))] = ""
     cassandra: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:9042",)
     cassandra_datacenter: str = "datacenter1"
     cassandra_username: str = ""
     cassandra_password: str = Field(default="", repr=False)
     cassandra_replication: int = Field(default=1, ge=1, le=7)
-    # Off where `roost migrate` runs before a release: then a process refuses to start on a schema that is behind.
+    # Whether a process applies missing migrations when it starts. If false, it refuses to start on an outdated schema;
+    # run `roost migrate` before the release.
     migrate_at_start: bool = True
     redis: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
-    # How long Redis may say nothing, also when connecting: beyond it a call goes on without Redis, which is slower but right.
+    # The timeout of connecting to Redis and of each command. After it a call continues without Redis: slower, but
+    # correct.
     redis_timeout_s: float = Field(default=0.2, ge=0.05, le=5.0)
     kafka: str = "127.0.0.1:9092"
-    # Of each topic that is made: how many processes can share a group out. More can be added, but then order per key breaks once.
+    # The partitions of each topic that is created; at most this many processes of a consumer group get events. Adding
+    # partitions later breaks the order per key once.
     kafka_partitions: int = Field(default=12, ge=1, le=1_000)
     kafka_replication: int = Field(default=1, ge=1, le=7)
     opensearch: str = Field(default="http://127.0.0.1:9200", repr=False)
-    # Of each search index, from its next rebuild on. One holds some 50 million tweets; more spread a search over nodes.
+    # The primary shards of each search index; a change takes effect at the next rebuild of the index. One shard holds
+    # about 50 million tweets; more shards spread a search over more nodes.
     opensearch_shards: int = Field(default=1, ge=1, le=64)
-    # The worker part of ids: -1 leases one; a StatefulSet gives its ordinal.
+    # The worker id in Snowflake ids. -1 leases a free one from Cassandra; a StatefulSet sets the ordinal of its pod.
     worker_id: int = Field(default=-1, ge=-1, le=1023)
 
-    # Home timelines. 1,000 suits one process; a cluster takes 100,000.
+    # The number of followers at which an author becomes a celebrity: pulled on read instead of fanned out on write.
+    # 1,000 suits a single process, 100,000 a cluster.
     celebrity_threshold: int = Field(default=1_000, ge=1)
+    # How home timelines are built: `push` fans all tweets out on write, `pull` reads all on read, `hybrid` pulls
+    # celebrities.
     timeline_mode: Literal["hybrid", "push", "pull"] = "hybrid"
-    # Covers clock skew and the time from a row's stamp to its commit: 5 s in one process, 60 s between processes.
+    # The margin in seconds: at least the clock skew between machines plus the time from a row's timestamp to its
+    # commit. Use 5 s in a single process, 60 s between processes.
     clock_margin_s: float = Field(default=5.0, ge=0)
-    # Warm home timelines kept in memory; the least recently read goes first.
+    # The maximum number of warm home timelines in memory. The least recently read one is evicted first.
     warm_timelines: int = Field(default=100_000, ge=1)
 
-    # 12 costs about 240 ms of one core for each log-in; tests take 4.
+    # The cost of hashing a password: 12 takes about 240 ms of one core for each log-in, and each step doubles it. Tests
+    # use 4.
     bcrypt_cost: int = Field(default=12, ge=4, le=16)
     access_token_ttl_s: int = Field(default=300, ge=1, le=3600)
     refresh_token_ttl_s: int = Field(default=30 * 86_400, ge=60)
-    # Usernames, in whatever case, whose tokens carry the role `admin`. Nobody can sign up under them: name accounts that exist, or
-    # import them as the operator (UserService.ImportUsers).
+    # Usernames, in any case, whose access tokens contain the role `admin`. These names cannot sign up: list existing
+    # accounts, or import the accounts as the operator (UserService.ImportUsers).
     admins: Annotated[tuple[str, ...], NoDecode] = ()
 
-    # Long enough to mend a text, short enough that what people answered still stands there.
+    # For how many seconds after its creation a tweet can be edited: long enough to correct a text, short enough that
+    # most replies still refer to the text that their authors read. A deleted tweet is purged after `delete_grace_s`
+    # seconds.
     edit_window_s: int = Field(default=1_800, ge=0)
     delete_grace_s: int = Field(default=30 * 86_400, ge=0)
 
     rate_limits: bool = True
     reflection: bool = True
-    # A file that holds the mesh's secret.
+    # A file that contains `mesh_secret`; only one of the two may be set.
     mesh_secret_file: Path | None = None
-    # Authenticates services to each other over sockets; made anew at each start if it is empty.
+    # Authenticates services to each other between processes; the same in all processes of a mesh. If empty, a random
+    # one is created at each start, which suffices for a single process.
     mesh_secret: str = Field(default="", repr=False)
-    # name=host:port, comma-separated: where `roost serve` finds the services that it does not run itself.
+    # The addresses of services in other processes, as name=host:port, comma-separated.
     peers: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
-    # host:port of the mesh's registry: where services that run elsewhere are found, unless `peers` names them. Empty: nowhere.
+    # The address (host:port) of the registry service, which knows the addresses of services in other processes. An
+    # entry in `peers` has priority. If empty, only `peers` is used.
     registry: str = ""
-    # What the registry tells others of this process's gRPC address; the port of 0 is replaced by the one that was taken.
+    # The gRPC address (host:port) that this process registers for others to call; `grpc` if empty. Port 0 is replaced
+    # by the port that the process listens on.
     advertise: str = ""
-    # A file that holds the operator's token, as mounted secrets do; a variable can be read in the list of a machine's processes.
+    # A file that contains `operator_token`, such as a mounted secret; only one of the two may be set. A file is safer,
+    # because other programs of the same user can read the variables of a process.
     operator_token_file: Path | None = None
-    # The operator's credentials, the same for every process of a mesh and for the commands; made anew at each start if it is empty.
+    # The operator's credentials, the same in all processes of a mesh and in the `roost` commands. If empty, a random
+    # one is created at each start.
     operator_token: str = Field(default="", repr=False)
-    # Whether the process ends with whoever started it, which is when its standard input ends.
+    # Whether the process stops when its standard input ends, that is, when its parent process ends.
     supervised: bool = False
-    # Origins whose pages may call the HTTP API from a browser, such as https://app.example.org; `*` alone for all. Empty: none.
+    # Origins whose pages may call the HTTP API from a browser, such as https://app.example.org, comma-separated. `*`
+    # alone allows all origins; empty allows none.
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    # How long watchers get to see NOT_SERVING before a server stops taking calls.
+    # For how many seconds a process reports NOT_SERVING before it stops accepting calls, so that load balancers notice.
     drain_s: float = Field(default=0.0, ge=0)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
 
-    # Requests a minute and user (or address), by rate-limit class. A lively client reads 5 times a second, with room for bursts.
+    # The rate limits: requests per minute for each user, or for each client address if the caller is anonymous, by the
+    # class that the policy of a method names. An active client reads about 5 times a second; the limit allows 25.
     reads_per_minute: int = Field(default=1_500, ge=1)
-    # Far above what people write, below what fills a timeline with one author.
+    # Far above what a person writes, and too few to fill timelines with one author.
     posts_per_minute: int = Field(default=200, ge=1)
-    # Follow, like, mute: a walk through a list of suggestions.
+    # Follow, like, mute and so on: enough to accept every entry of a list of suggestions.
     actions_per_minute: int = Field(default=400, ge=1)
-    # Each costs 240 ms of a core; an office behind one address may still log in together.
+    # For each client address. A log-in costs 240 ms of one core. The users of an office can log in together from one
+    # address.
     logins_per_minute: int = Field(default=100, ge=1)
-    # Of one address: a household or an office, with names that are taken and passwords that are refused. Accounts by the hundred need
-    # addresses by the dozen.
+    # For each client address, failed attempts included. Enough for a household or an office; creating accounts in bulk
+    # needs many addresses.
     sign_ups_per_hour: int = Field(default=30, ge=1)
-    # Searching while typing.
+    # Enough for clients that search on every keystroke.
     searches_per_minute: int = Field(default=300, ge=1)
     admin_calls_per_minute: int = Field(default=600, ge=1)
 
-    # Networks of proxies whose X-Forwarded-For is believed, comma-separated, such as 10.0.0.0/8,fd00::/8. None: the peer is the client.
+    # Networks of proxies whose X-Forwarded-For header is trusted, comma-separated, such as 10.0.0.0/8,fd00::/8. If
+    # empty, the client address is that of the connection.
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
 
     @field_validator("mesh_secret", "operator_token", mode="before")
     @classmethod
     def _read_secret(cls, value: object, info: ValidationInfo) -> object:
-        """Returns what the secret's file holds, if there is one: it is validated before the secret, for it stands before it."""
+        """Returns the content of the secret's file if the setting `<name>_file` is set, otherwise `value`.
+
+        Raises ValueError if both are set, or if the file cannot be read or is empty. Pydantic validates fields in the
+        order of their declaration, so `<name>_file` must be declared before the secret.
+        """
         path: Path | None = info.data.get(f"{info.field_name}_file")
         if path is None:
             return value
@@ -183,7 +221,10 @@ class Settings(BaseSettings):
     @field_validator("mesh_secret", "operator_token")
     @classmethod
     def _check_secret(cls, value: str) -> str:
-        """Refuses what can be guessed. How random a text is cannot be seen; how much it could hold at most can."""
+        """Returns the secret. Raises ValueError if it is too short or too uniform to hold 128 random bits.
+
+        Accepts "". A secret that passes may still be weak, because the randomness of a string cannot be measured.
+        """
         if not value:
             return value
         is_hex = all(digit in string.hexdigits for digit in value)
@@ -213,7 +254,7 @@ class Settings(BaseSettings):
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if value == ("*",):
             return value
-        # Browsers spell origins in lower case, and compare them byte by byte.
+        # Browsers send origins in lower case, and the gateway compares them byte by byte.
         origins = tuple(origin.lower() for origin in value)
         for origin in origins:
             parts = urlsplit(origin)
@@ -263,7 +304,7 @@ class Settings(BaseSettings):
 
 
 def _unknown_variables(known: Sequence[str]) -> list[str]:
-    """Returns a sentence for each ROOST_… variable that nothing reads: a typing error would be ignored in silence."""
+    """Returns an error sentence for each ROOST_… variable that is not a setting, because it is probably misspelt."""
     names = {f"{PREFIX}{name.upper()}" for name in known} | _OTHER_VARIABLES
     return [
         _not_a_setting(variable, known)
@@ -276,7 +317,7 @@ def _unknown_variables(known: Sequence[str]) -> list[str]:
 
 
 def _file_source(settings_cls: type[BaseSettings], path: Path) -> TomlConfigSettingsSource:
-    """Returns the settings in the file. Raises ValueError, in words, if it cannot be read or is not TOML."""
+    """Returns the settings in the file. Raises ValueError if it does not exist, cannot be read or is not TOML."""
     if not path.is_file():
         raise ValueError(f"{CONFIG_VARIABLE} names {path}, which is not a file")
     try:
@@ -288,7 +329,10 @@ def _file_source(settings_cls: type[BaseSettings], path: Path) -> TomlConfigSett
 
 
 def _not_a_setting(name: str, known: Sequence[str]) -> str:
-    """Returns the sentence about a name that is none of `known`; in variables the prefix that all share is not compared."""
+    """Returns an error sentence about an unknown setting, with the most similar name of `known` if there is one.
+
+    `name` is the name of a variable (with ROOST_) or a key of the file.
+    """
     prefix = PREFIX if name.upper().startswith(PREFIX) else ""
     alike = difflib.get_close_matches(name[len(prefix) :].lower(), known, 1)
     written = prefix + (alike[0].upper() if prefix else alike[0]) if alike else ""
@@ -297,8 +341,12 @@ def _not_a_setting(name: str, known: Sequence[str]) -> str:
 
 
 def runtime_dir(base: Path | None = None) -> Path:
-    """Where run files are: `$XDG_RUNTIME_DIR/roost/run`, else `~/.cache/roost/run`, else (a user without a home, as in containers) a
-    folder of this user's below the temporary one. `base` stands for the variable of a process to come."""
+    """Returns the directory of run files, which tell commands the addresses of the running processes.
+
+    It is `$XDG_RUNTIME_DIR/roost/run`; without that variable `~/.cache/roost/run`; for a user without a home directory,
+    as in containers, `roost-<uid>/run` in the temporary directory. `base` replaces the variable: pass it to get the
+    directory of a process that was started with another XDG_RUNTIME_DIR.
+    """
     given = base or os.environ.get("XDG_RUNTIME_DIR")
     if given:
         return Path(given) / "roost" / "run"
@@ -309,10 +357,13 @@ def runtime_dir(base: Path | None = None) -> Path:
 
 
 def process_environment(**settings: str) -> dict[str, str]:
-    """The environment for a process to come: this one's, with ROOST_… settings changed."""
+    """Returns the environment for a child process: that of this process with ROOST_… variables set by `settings`."""
     return {**os.environ, **{f"ROOST_{name.upper()}": value for name, value in settings.items()}}
 
 
 def child_environment(runtime_base: Path, **settings: str) -> dict[str, str]:
-    """The environment for a process whose run files lie under `runtime_base`: this one's, with ROOST_… settings changed."""
+    """Returns the environment for a child process that writes its run files below `runtime_base`.
+
+    It is that of this process, with XDG_RUNTIME_DIR and the ROOST_… variables of `settings` set.
+    """
     return {**process_environment(**settings), "XDG_RUNTIME_DIR": str(runtime_base)}

@@ -1,4 +1,5 @@
-"""Files of a data directory: private to their owner, small ones written whole or not at all, faults told with the file's name."""
+"""Handles files of the data directory: keeps them private to their owner, replaces small files atomically, and turns
+errors of the operating system into FAILED_PRECONDITION with the file's name."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from services.platform.rpc.reasons import Reason
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
-# Permission bits of the group and of everybody else.
+# Permission bits of the group and of all other users.
 _OTHERS = 0o077
-# The names of what Roost puts into a data directory, folders with all that they hold. Anything else is the user's.
+# Name patterns of the files and folders that Roost creates in a data directory. All other entries belong to the user.
 OWN_NAMES = ("*.db", "*.db-*", "*.lock", "*.lease", "*.key", "*.json", "*.new", "keys", "logs", "processes", "search")
-# A file system of its own brings this folder along; only root can read it.
+# Exists if the data directory is the root of a file system. Only root can read it.
 _LOST_AND_FOUND = "lost+found"
 
-# What to do about an error of the operating system, by its number.
+# The cause and the remedy of an error of the operating system, by errno.
 ADVICE = {
     errno.ENOSPC: "the disk is full: free some space there, or choose other data with --data",
     errno.EDQUOT: "the disk quota is used up: free some space, or choose other data with --data",
@@ -39,18 +40,21 @@ _log = structlog.get_logger(__name__)
 
 
 def private_dir(path: Path) -> Path:
-    """Makes the folder if it is absent, for its owner alone, and returns it. FAILED_PRECONDITION if it cannot be made."""
+    """Creates the folder with mode 0700 if it does not exist, and returns it.
+
+    Leaves the mode of an existing folder unchanged. Raises FAILED_PRECONDITION if it cannot be created.
+    """
     with naming(path):
         path.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
     return path
 
 
 def open_data_dir(path: Path) -> Path:
-    """Makes the data directory if it is absent, and keeps all that Roost has in it from other users of the machine.
+    """Creates the data directory if it does not exist, makes its content private to its owner, and returns its path.
 
-    From here on files of this process are made for its owner alone, those of libraries included. Files that are there
-    lose the rights of group and others. A directory that also holds other things than Roost's keeps its own mode.
-    FAILED_PRECONDITION if it cannot be made.
+    Sets the umask of this process to 0077, so that libraries create private files too. Removes the permissions of group
+    and others from existing files of Roost, and from the directory unless it contains files that are not Roost's.
+    Raises FAILED_PRECONDITION if the directory cannot be created or read.
     """
     os.umask(_OTHERS)
     private_dir(path)
@@ -72,20 +76,26 @@ def open_data_dir(path: Path) -> Path:
 
 
 def restrict(path: Path) -> None:
-    """Takes the rights of group and others from a file or folder. Links are left alone; a refusal is logged."""
+    """Removes the permissions of group and others from a file or folder. Skips symbolic links and missing files.
+
+    Logs a warning if the permissions cannot be changed.
+    """
     try:
         mode = path.lstat().st_mode
         if mode & _OTHERS and not path.is_symlink():
             path.chmod(mode & ~_OTHERS & 0o7777)
     except FileNotFoundError:
-        # SQLite removes its side files when it likes.
+        # SQLite deletes its -wal and -shm files at any time.
         pass
     except OSError as error:
         _log.warning("other users may read this, and that cannot be changed", path=str(path), error=error.strerror)
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replaces the file whole or not at all, also across a power cut; readable by its owner alone. OSError if it cannot."""
+    """Replaces the file atomically and durably: after a power failure it has the old or the new content.
+
+    The file's mode is 0600. Raises OSError if it fails.
+    """
     draft = path.with_name(f"{path.name}.new")
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "wb") as file:
@@ -95,16 +105,17 @@ def write_durably(path: Path, content: bytes) -> None:
     draft.replace(path)
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # The new name itself is in the folder.
+        # The rename is durable only when the folder is synced too.
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def kept_key(path: Path, make: Callable[[], bytes], if_lost: str) -> bytes:
-    """Returns the key in the file; if there is none, makes one and keeps it. `make` gives keys of one size.
+    """Returns the key in the file. If the file does not exist, creates a key with `make` and writes it durably.
 
-    FAILED_PRECONDITION if the file has another size or cannot be used; `if_lost` says there what a new key would cost.
+    `make` must return keys of one size. Raises FAILED_PRECONDITION if the file has another size, or if it cannot be
+    read or written; `if_lost` is the part of that message that describes the loss if the key is replaced by a new one.
     """
     with naming(path):
         try:
@@ -124,7 +135,7 @@ def kept_key(path: Path, make: Callable[[], bytes], if_lost: str) -> bytes:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turns an OSError of the block into FAILED_PRECONDITION: which file cannot be used, why, and what to do."""
+    """Turns an OSError of the block into FAILED_PRECONDITION with the path, the cause and the remedy."""
     try:
         yield
     except OSError as error:
@@ -132,5 +143,5 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def unusable(path: Path, why: str) -> errors.RoostError:
-    """FAILED_PRECONDITION for a file that cannot be used; `why` also says what to do."""
+    """Returns a FAILED_PRECONDITION error (DATA_UNUSABLE) for a file. `why` states the cause and the remedy."""
     return errors.failed_precondition(f"{path} cannot be used: {why}", reason=Reason.DATA_UNUSABLE)

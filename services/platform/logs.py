@@ -1,4 +1,7 @@
-"""Log lines: JSON where a machine reads them, colours on a terminal. No bodies, no tokens, no texts of users."""
+"""Configures logging to stderr: JSON lines, or coloured text on a terminal.
+
+Logs must not contain request bodies, tokens or texts of users.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from services.platform.config import Settings
 from services.platform.rpc import errors
 from services.platform.rpc.context import current_call
 
-# Far more than drivers say of one failed start.
+# Far more records than drivers log during one failed start.
 MAX_HELD = 1_000
 
 
@@ -29,12 +32,15 @@ def _add_call(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappin
 
 
 def trace_id(traceparent: str) -> str:
-    """Returns the trace's id out of a W3C traceparent, `00-<trace id>-<span id>-<flags>`; the same that problem+json gives to clients."""
+    """Returns the trace id (32 hexadecimal digits) of a W3C traceparent, `00-<trace id>-<span id>-<flags>`.
+
+    Error responses in problem+json contain the same id.
+    """
     return traceparent[3:35]
 
 
 class _Held(logging.Handler):
-    """Keeps records, the last MAX_HELD of them."""
+    """Buffers log records; when full, drops the oldest. The bound is MAX_HELD records."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,8 +52,11 @@ class _Held(logging.Handler):
 
 @contextmanager
 def drivers_held() -> Iterator[None]:
-    """Holds back what drivers log within it, and gives it out at its end. A RoostError drops it: that says in a sentence what a driver
-    tells in tracebacks. Our own lines are not held."""
+    """Buffers the log records of drivers (the standard `logging` module) during the block and emits them at its end.
+
+    If the block raises a RoostError, the records are dropped, because the error describes the failure in one sentence
+    and drivers log tracebacks. Log lines of Roost (structlog) are not buffered.
+    """
     root, held = logging.getLogger(), _Held()
     outlets, root.handlers = root.handlers, [held]
     try:
@@ -62,8 +71,11 @@ def drivers_held() -> Iterator[None]:
 
 
 def configure(settings: Settings, service: str) -> None:
-    """Sends log lines to stderr, in the format and from the level that the settings name; every line has `service`, what this process
-    is called: one name, or several with commas between them."""
+    """Configures structlog and `logging` to write to stderr, with the format and the level of the settings.
+
+    Every line has the field `service`, the comma-separated names of the services of this process. Drivers log at
+    WARNING or above.
+    """
 
     def add_service(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event["service"] = service
@@ -71,7 +83,7 @@ def configure(settings: Settings, service: str) -> None:
 
     level = getattr(logging, settings.log_level.upper())
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
-    # Tracebacks without local variables: those hold tokens and texts.
+    # No local variables in tracebacks, because they contain tokens and texts of users.
     traceback = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     exceptions = [] if console else [structlog.processors.ExceptionRenderer(traceback)]
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
@@ -89,7 +101,7 @@ def configure(settings: Settings, service: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # Lines of drivers, in the same format as ours.
+    # Formats the log lines of drivers in the same way.
     handler = logging.StreamHandler(sys.stderr)
     shared = (structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), add_service, _add_call)
     logger_name = structlog.stdlib.add_logger_name

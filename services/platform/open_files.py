@@ -1,7 +1,7 @@
-"""How many files and sockets a process may have open, and which part of them connections from outside may take.
+"""Raises the limit of open file descriptors and divides it between client connections and the process's own files.
 
-A process without a free descriptor can neither accept a connection nor open a store's file, so both servers bound their connections
-by what the system allows this process.
+A process without a free descriptor can neither accept a connection nor open a file of a store. The HTTP and the gRPC
+server therefore bound their connections by this limit.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ import resource
 
 from services.platform.rpc import errors
 
-# Far above what 10,000 connections of each server and the stores need; some systems allow a billion, which tools then walk through.
+# Far more than the stores and 10,000 connections of each server need. Some systems allow a billion descriptors, and
+# programs that loop over all possible descriptors would then take minutes.
 MOST_WANTED = 65_536
-# For stores, the search index, and connections to other servers: the embedded backend has 70 open, and merges add dozens for moments.
+# Reserved for stores, the search index and connections to other servers. The embedded backend has about 70 files open;
+# merges of the search index add dozens for a short time.
 OWN_FILES = 256
-# Below this there would be next to nothing left for connections.
+# With a lower limit, almost no descriptors would remain for client connections.
 LEAST = 2 * OWN_FILES
-# Each open connection costs about 20 kB idle; more of them are for more processes.
+# An idle connection takes about 20 kB of memory. For more connections, run more processes.
 MAX_CONNECTIONS = 10_000
 
 
 def limit() -> int:
-    """Returns how many descriptors this process may have open now."""
+    """Returns the soft limit of open descriptors of this process; MOST_WANTED if it is unlimited."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_WANTED if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_limit() -> int:
-    """Raises this process's soft limit to its hard one, up to MOST_WANTED, and returns the limit.
+    """Raises the soft limit of open descriptors to the hard limit, at most to MOST_WANTED, and returns the new limit.
 
     Raises FAILED_PRECONDITION if the system allows fewer than LEAST.
     """
@@ -44,10 +46,17 @@ def raise_limit() -> int:
 
 
 def http_connections(files: int) -> int:
-    """Returns how many of `files` descriptors HTTP connections may take: three quarters of those that are not the process's own."""
+    """Returns the maximum number of HTTP connections with a limit of `files` descriptors.
+
+    It is three quarters of `files` less OWN_FILES, at least 1, at most MAX_CONNECTIONS.
+    """
     return max(1, min(MAX_CONNECTIONS, (files - OWN_FILES) * 3 // 4))
 
 
 def grpc_connections(files: int) -> int:
-    """Returns how many of `files` descriptors gRPC connections may take: the last quarter. Each carries many calls at once."""
+    """Returns the maximum number of gRPC connections with a limit of `files` descriptors.
+
+    It is one quarter of `files` less OWN_FILES, at least 1, at most MAX_CONNECTIONS: each connection carries many
+    concurrent calls.
+    """
     return max(1, min(MAX_CONNECTIONS, (files - OWN_FILES) // 4))

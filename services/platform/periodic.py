@@ -1,4 +1,4 @@
-"""Jobs that run now and then, such as a purge: in bounded steps, on one process at a time, through failures."""
+"""Runs periodic jobs, such as a purge of deleted tweets, in bounded steps and on one process at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 from prometheus_client import Counter, Gauge
 
-# Between two steps: others use the store too.
+# The pause between two steps, so that requests get their share of the store.
 PAUSE_S = 0.05
 
 _items = Counter("roost_job_items", "What a periodic job has done, in items of its own.", ["job"])
@@ -23,15 +23,16 @@ _log = structlog.get_logger(__name__)
 
 
 async def always() -> bool:
-    """Lets a job run at every turn: for the embedded backend, whose data belong to one process."""
+    """Returns True: with the embedded backend only one process uses the data, so it may always run the job."""
     return True
 
 
 class PeriodicJob:
-    """Does up to `limit` items a step, step after step until fewer were left, every `every_s` seconds.
+    """Calls `step(limit)` until it returns less than `limit`, then waits `every_s` seconds and starts again.
 
-    `step(limit)` answers how many items it did, and keeps in the store what is left: so a job that is broken off goes on
-    where it was. `may_run` is asked before each step, and says whether it is this process's turn.
+    `step` processes up to `limit` items and returns how many. Its progress must be in the store, so that an interrupted
+    job continues there. `may_run` is called before each step and returns whether this process may run the job. If one
+    of them raises, the error is logged and counted, and the job continues after `every_s` seconds.
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class PeriodicJob:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins, with a first turn at once: a process that often starts anew must not put it off for ever."""
+        """Starts the job. It runs at once, so that it also runs in a process that restarts more often than `every_s`."""
         self._stopping.clear()
         self._task = asyncio.create_task(self._run(), name=self._name)
 
     async def stop(self) -> None:
-        """Ends after the step under way."""
+        """Stops the job after the step in progress."""
         self._stopping.set()
         task, self._task = self._task, None
         if task is not None:

@@ -1,7 +1,7 @@
-"""A process of the mesh: builds the given services, connects them, serves them, and stops them in order.
+"""Runs one process of the mesh: builds the given services, connects them, serves them, and stops them in order.
 
-`wire` selects how the services of one process call each other: "inprocess" calls without sockets, "grpc" over the process's own address,
-as between separate processes. The same tests run over both.
+`wire` selects how the services of one process call each other: "inprocess" calls without sockets; "grpc" calls over the
+process's own gRPC address, as between separate processes. The same tests run over both.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ STOP_WITHIN_S = 20.0
 def callees_of(name: str, token_issuer: str) -> frozenset[str]:
     """Returns the names of the services that a process with the service `name` calls.
 
-    These are the services that have methods for `name` as a caller, and `token_issuer` (the service whose keys verify access tokens) if
-    `name` has methods for clients.
+    These are the services with methods whose policy allows `name` as a caller. If `name` has methods for clients,
+    `token_issuer` (the service whose keys verify access tokens) is one of them.
     """
     serves_users = any(m.service_name == name and m.policy.access != options.ACCESS_MESH for m in methods().values())
     return called_by(name) | ({token_issuer} if serves_users else frozenset())
 
 
 class Process:
-    """One running process. Created by `start`, ended by `stop` or at the end of an `async with` block."""
+    """One running process of the mesh. `start` creates it; `stop`, or the end of an `async with` block, ends it."""
 
     def __init__(
         self,
@@ -128,11 +128,11 @@ class Process:
         checker: MutationGuard | None = None,
         remote_services: Collection[str] = (),
     ) -> Process:
-        """Starts the services of `builds`, in order, on the connections that `backend` opens, and returns the process once it serves.
+        """Opens the backends, builds the services of `builds` in order, and returns once the process serves.
 
-        `key_source` fetches the keys that verify access tokens. `remote_services` are looked up in the registry if the settings name
-        one. A process with empty `builds` is an edge proxy: it forwards every call to the service's own process. If anything fails, stops
-        what was started and raises the error.
+        `key_source` fetches the keys that verify access tokens. The addresses of `remote_services` are looked up in the
+        registry if the settings name one. A process with empty `builds` is an edge proxy: it forwards every call to the
+        service's own process. If a step fails, stops everything that was started and raises the error.
         """
         process = cls(settings, wire, key_source, checker, remote_services)
         try:
@@ -143,7 +143,10 @@ class Process:
         return process
 
     def channel(self, caller: str = "") -> grpc.aio.Channel:
-        """Returns a channel to every service of the mesh. `caller` is a service's name, `operator`, `gateway`, or "" for a client."""
+        """Returns a channel to every service of the mesh.
+
+        `caller` is a service's name, `operator`, `gateway`, or "" (a client).
+        """
         local = InProcessChannel(self._endpoints, caller, self.checker)
         if self._wire == "grpc" and caller != OPERATOR:
             own = self._peer_channel("self", f"127.0.0.1:{self.grpc_port}", caller)
@@ -153,12 +156,15 @@ class Process:
 
     @property
     def unaddressed(self) -> list[str]:
-        """Returns the sorted names of the services that this process calls but has no address of. An edge proxy calls every service."""
+        """Returns the sorted names of the services that this process calls but has no address of.
+
+        An edge proxy calls every service.
+        """
         called = self._callees() if self.states else {method.service_name for method in methods().values()}
         return sorted(called - _WITHOUT_PEER - {*self.states, *self._watches, *self._peers()})
 
     def target_of(self, name: str) -> str:
-        """Returns the gRPC target, or comma-separated addresses, of a service in another process; "" if none is known yet."""
+        """Returns the gRPC target, or comma-separated addresses, of a service in another process; "" if unknown."""
         watch = self._watches.get(name)
         return self._peers().get(name) or (",".join(watch.addresses) if watch else "")
 
@@ -170,26 +176,29 @@ class Process:
         return found | {name: self._peer_channel(name, target, caller) for name, target in self._peers().items()}
 
     def _called(self) -> dict[str, grpc.aio.Channel]:
-        """Returns channels by service to the other processes that this one calls: all of them for an edge proxy.
+        """Returns the channels to the services in other processes that this one calls, by service name.
 
-        A network policy may make other services unreachable, so their connections say nothing about the health of this process.
+        An edge proxy calls all services.
+
+        Other services are left out, because a network policy may make them unreachable without harm to this process.
         """
         callees = self._callees()
         return {name: channel for name, channel in self._remotes("").items() if not self.states or name in callees}
 
     def health(self) -> Health:
-        """Returns the present state of the process, its services and its connections to other processes."""
+        """Returns the current state of the process, its services and its connections to other processes."""
         fault = self._ids_fault()
         return Health(self._state, dict(self.states), self.peers.states(), {"ids": fault} if fault else {})
 
     def _peers(self) -> dict[str, str]:
-        """Returns the targets of the settings by service, without the services of this process: one list can serve every process."""
+        """Returns the setting `peers` without the services of this process: all processes can have the same list."""
         return {name: target for name, target in self.settings.peers.items() if name not in self.states}
 
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
-        """Reports NOT_SERVING and leaves the registry, then goes on serving for the settings' `drain_s` seconds or until `hurry` is set.
+        """Reports NOT_SERVING, leaves the registry, and serves for another `drain_s` seconds or until `hurry` is set.
 
-        Load balancers and callers need this time to stop sending calls. Returns at once if the process has drained before.
+        Load balancers and callers need this time to stop sending calls. Returns at once if the process has drained
+        before.
         """
         if self._state == NOT_SERVING:
             return
@@ -197,7 +206,7 @@ class Process:
         for name in self.states:
             self.states[name] = NOT_SERVING
         if self._registrar is not None:
-            # First: no further process may learn this address.
+            # First, so that no other process gets this address from now on.
             await _within(self._registrar.stop(), "the registrar did not stop")
             self._registrar = None
         if self._server is not None:
@@ -246,7 +255,8 @@ class Process:
         server = GrpcServer(
             authenticator, self.rate_limits, self.proxies, reflect=settings.reflection, log_calls=log_calls
         )
-        # The services' channels need the port, so it is bound before they are built. It accepts calls after `server.start`.
+        # The services' channels need the port, so it is bound before they are built. It accepts calls after
+        # `server.start`.
         self.grpc_port = server.bind(settings.grpc)
         await self._follow_registry()
         if not builds:
@@ -272,13 +282,14 @@ class Process:
             self._resources.extend(service.resources)
             self._workers.extend(service.workers)
             self._endpoints.update(intercepted_methods(service.servicers))
-        # Methods without an implementation check access before they answer UNIMPLEMENTED; an edge proxy does so for every service.
+        # Methods without an implementation check access before they return UNIMPLEMENTED, in an edge proxy for every
+        # service.
         names = set(builds) or {method.service_name for method in methods().values()}
         self._endpoints.update(unserved(names, self._endpoints))
         await server.start(self._endpoints)
         self._server = server
         tokens = backend.log.consumer("tokens", TOPICS, self.revocations.apply, broadcast=True)
-        # Tokens outlive a restart, so revocations of the longest token lifetime are read again.
+        # Access tokens remain valid over a restart, so the revocations of the longest token lifetime are read again.
         await tokens.seek(time_ms=int((time.time() - MAX_TOKEN_TTL_S) * 1000))
         self.peers = Peers(self._called())
         for worker in (*self._workers, tokens, self.peers):
@@ -317,7 +328,7 @@ class Process:
 
     def _connected(self, target: str, caller: str) -> grpc.aio.Channel:
         if caller == OPERATOR:
-            # The operator authenticates by its token alone, which every process of the mesh has.
+            # The operator authenticates with its token only, which every process of the mesh knows.
             return MeshChannel(target, "", self._mesh_secret, self.operator_token)
         channel = MeshChannel(target, caller, self._mesh_secret)
         # Only services may call the batch service; a client's batch would get PERMISSION_DENIED.
@@ -336,5 +347,5 @@ async def _within(stopping: object, failure: str) -> None:
         async with asyncio.timeout(STOP_WITHIN_S):
             await stopping  # type: ignore[misc]
     except Exception as error:
-        # The others must still be stopped.
+        # Not raised, because the remaining workers and stores must still be stopped.
         log.error("process.stop_failed", failure=failure, exc_info=error)

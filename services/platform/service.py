@@ -1,4 +1,5 @@
-"""What a service is given, and what it gives back: the types between a composition root (`services/<name>/server.py`) and the process."""
+"""Defines the interface between a process and the composition roots of its services (`services/<name>/server.py`): a
+root gets a `ServiceContext` and returns a `Service`."""
 
 from __future__ import annotations
 
@@ -18,28 +19,30 @@ from services.platform.pagination.cursors import Cursors
 
 
 class Worker(Protocol):
-    """Something that runs beside the servicers: a consumer, a relay, a stream client."""
+    """A background task of a service, such as an event consumer, an outbox relay or the client of a stream."""
 
     async def start(self) -> None:
-        """Begins; called once every service of the process can be reached."""
+        """Starts the task. The process calls it when all its services accept calls."""
 
     async def stop(self) -> None:
-        """Ends after the work at hand; called before any server or store closes."""
+        """Stops the task after the work in progress. The process calls it before it closes servers and stores."""
 
 
 class Closable(Protocol):
-    """A store or a pool, closed after everything that uses it has stopped."""
+    """A store or a pool. The process closes it after all workers and servers have stopped."""
 
     async def close(self) -> None:
-        """Releases what it holds."""
+        """Releases files, connections and threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """What all services of a process stand on, by family. `cursor_key` is the same in every process of a mesh, and kept over restarts.
+    """The open connections and logs of a process, which all its services share.
 
-    `cluster` are the open connections of the cluster backend, which the kit knows nothing of; None in the embedded one. `ids_fault` says
-    why no ids can be minted for now, and so nothing be written; "" if they can.
+    `cursor_key` signs page cursors; it is the same in every process of a mesh and survives restarts. `ids_fault`
+    returns a sentence on why no ids can be minted, so that all writes fail, or "" if they can. `cluster` is the
+    ClusterBackends of the cluster backend, None with the embedded one; it is typed as `object`, because this module
+    must not import the drivers.
     """
 
     log: EventLog
@@ -50,14 +53,16 @@ class Backends:
 
 
 BackendFactory = Callable[[Settings, AsyncExitStack], Awaitable[Backends]]
-"""Opens a family's ground; what it opened is closed by the stack, after everything else of the process."""
+"""Opens the backends for the settings. Registers their closing on the stack, which the process closes last."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceContext:
-    """What a service is built from. `clock` gives unix seconds; `channel` reaches every service with this one as the caller.
+    """The dependencies with which a service is built.
 
-    `cluster` is the ground's: composition roots turn it into connections by `services.platform.backends.cluster_backends_of`.
+    `clock` returns Unix seconds. Calls through `channel` reach every service of the mesh, with this service as the
+    caller. `cluster` is `Backends.cluster`; composition roots read it with
+    `services.platform.backends.cluster_backends_of`.
     """
 
     name: str
@@ -74,7 +79,10 @@ class ServiceContext:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A built service. `servicers` maps gRPC's full service name to the object that serves it; resources close in reverse order."""
+    """A built service. `servicers` maps full gRPC service names, such as `roost.graph.v1.GraphService`, to servicers.
+
+    The process starts `workers` in order, and closes `resources` in reverse order.
+    """
 
     name: str
     servicers: Mapping[str, object]

@@ -277,8 +277,8 @@ def _engaged_tweets(body: event_pb2.TweetCreated) -> Iterator[int]:
 def _body(event: ConsumedEvent) -> Any:
     """Returns the body of the event, such as TweetCreated.
 
-    Raises DecodeError if the payload is no event, and ValueError if its body does not fit the topic; the log then
-    makes the record a dead letter.
+    Raises DecodeError if the payload is not an event, and ValueError if its body is not one of the topic. The consumer
+    then moves the record to the dead letters.
     """
     found = event_pb2.Event.FromString(event.payload)
     name = found.WhichOneof("body")

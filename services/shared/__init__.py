@@ -1,1 +1,1 @@
-"""Domain libraries that two or more services use. They import the platform and the generated stubs, and no service."""
+"""Domain libraries that two or more services use. They import the platform and the generated stubs, but no service."""

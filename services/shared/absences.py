@@ -1,7 +1,8 @@
-"""People who do not take part for now, suspended or gone by their own will: what a service that counts their acts does about it.
+"""Consumes the events of suspended, deactivated and reinstated users, for services that count the actions of users.
 
-Lists leave them out when they are read. Counts cannot: so what they did is taken out of counts when they go, and put back when they
-come back.
+Lists exclude suspended and deactivated users when they are read. Counts are stored, so the actions of such a user
+(follows, likes, replies) are subtracted from counts when the user is suspended or deactivated, and added again when
+reinstated.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from services.platform.ids.snowflake import timestamp_ms
 TOPICS = ("user.suspended", "user.deleted", "user.reinstated")
 _BACK = "user.reinstated"
 
-# Takes what a user did out of counts (True), or puts it back; and when that was decided, in microseconds, later decisions later. It may
-# be called again with the same decision, and with an earlier one, which then changes nothing.
+# Called with a user id, whether the user's actions are excluded from counts, and the time of that decision in Unix
+# microseconds. It may be called again with the same decision or with an earlier one, which must change nothing.
 SetAbsent = Callable[[int, bool, int], Awaitable[None]]
 
 
 def following_absences(set_absent: SetAbsent) -> Apply:
-    """Has `set_absent` follow identity's events, in their order."""
+    """Returns an event handler for TOPICS that calls `set_absent` once for each event, in order."""
 
     async def apply(events: Sequence[ConsumedEvent]) -> None:
         for delivered in events:
             event = event_pb2.Event.FromString(delivered.payload)
             version = int(getattr(event, delivered.topic.replace(".", "_")).version)
-            # Two decisions within a millisecond are told apart by the account's version.
+            # An event id has a resolution of 1 ms, so the account's version orders decisions within one millisecond.
             await set_absent(
                 delivered.key, delivered.topic != _BACK, timestamp_ms(delivered.event_id) * 1000 + version % 1000
             )

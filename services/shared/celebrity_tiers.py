@@ -1,4 +1,4 @@
-"""Follows graph's stream of celebrity tiers, for processes that decide between push and pull."""
+"""Subscribes to graph's stream of celebrity tiers, for services that choose between fan-out on write and on read."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ log = structlog.get_logger(__name__)
 
 
 class CelebritySubscriber:
-    """Worker that follows graph.StreamTiers, reconnects, and answers from memory who is a celebrity and since when.
+    """Worker that subscribes to graph's StreamTiers, reconnects, and holds in memory which users are celebrities since
+    when.
 
-    `margin_s` is the clock margin: push and pull overlap for so long after a tier change, so these tiers may lag by so
-    much.
+    `margin_s` is the clock margin: after a tier change, fan-out on write and pull overlap for this time, so the tiers
+    in memory may lag by as much.
     """
 
     def __init__(
@@ -87,13 +88,13 @@ class CelebritySubscriber:
         ]
 
     async def start(self) -> None:
-        """Starts following the stream; waits up to START_WAIT_S for the snapshot."""
+        """Subscribes to the stream and waits up to START_WAIT_S for the snapshot."""
         self._task = asyncio.create_task(self._run(), name="tiers")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._snapshot_received.wait(), START_WAIT_S)
 
     async def stop(self) -> None:
-        """Stops following and waits for the task to end."""
+        """Ends the subscription and waits for the task to end."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -1,4 +1,7 @@
-"""Fetches the public keys that verify access tokens from identity, for the platform, which imports no stub of a service."""
+"""Fetches the public keys that verify access tokens from identity.
+
+The platform cannot, because it imports no domain stub.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from roost.identity.v1 import auth_service_pb2_grpc as pb_grpc
 
 from services.platform.auth.tokens import VerificationKey
 
-# The curve of every key that this release can use: the platform accepts EdDSA alone.
+# The only supported curve, because the platform verifies only EdDSA signatures.
 CURVE = "Ed25519"
 
 
@@ -20,7 +23,10 @@ class IdentityKeySource:
     service = "identity"
 
     async def fetch(self, channel: grpc.aio.Channel) -> Sequence[VerificationKey]:
-        """Returns identity's Ed25519 keys; skips keys of other curves. Raises AioRpcError if identity does not answer."""
+        """Returns identity's Ed25519 keys; skips keys of other curves.
+
+        Raises the AioRpcError of the call if it fails.
+        """
         response = await pb_grpc.AuthServiceStub(channel).GetSigningKeys(pb.GetSigningKeysRequest())
         return verification_keys(response)
 

@@ -88,8 +88,8 @@ class HomeReader:
         pages."""
         known = self._relations.known(reader)
         if known is not None:
-            # Usually the follows are unchanged since the last read. Hydration asks graph anyway and confirms the
-            # version, which saves a call.
+            # First tries with the follows that were cached at the last read, which rarely change. Hydration calls the
+            # graph service in any case and checks their version, so no call is needed only for that.
             try:
                 page = await self._page(await self.snapshot(reader, known), bound, served, size, known.version)
             except RelationsChangedError:

@@ -107,7 +107,8 @@ class CachedIds:
 
 
 class AuthorVersions(Protocol):
-    """Versions of authors' tweets. The owner publishes a new version before it answers the write that changed them."""
+    """Gives one version for each author, which changes whenever the author's tweets change. The tweet service publishes
+    the new version before it answers the write."""
 
     async def author_versions(self, user_ids: Sequence[int]) -> Sequence[int | None]:
         """Returns the version of each author's tweets; None if it is unknown. A version changes with every change.

@@ -1,1 +1,1 @@
-"""Caches in process memory, each with a bound."""
+"""Provides caches in process memory, each with a maximum number of entries."""

@@ -1,6 +1,7 @@
-"""A bounded cache in process memory: single-flight loads, a time to live, stale values served while they are reloaded.
+"""Provides a bounded cache in process memory with single-flight loads, a time to live, and stale-while-revalidate.
 
-Only for values that may be a little old. A value that must be current at the next read needs a version that is compared.
+Use it only for values that may be outdated by the time to live. A value that must be current at the next read needs a
+version, which the reader compares before it uses a cached value.
 """
 
 from __future__ import annotations
@@ -23,30 +24,34 @@ _log = structlog.get_logger(__name__)
 
 
 class SingleFlight(Generic[K, V]):
-    """Concurrent loads of one key share one task. Bounded by the calls in flight.
+    """Lets concurrent loads of one key share one task. It holds one entry for each key that is being loaded.
 
-    Cancelling a waiter ends only its wait, not the load. The load runs in an empty context, so that the deadline and the identity of the
-    first caller do not affect the others.
+    Cancelling a waiter ends only its wait, not the load. The load runs in an empty context, so that the deadline and
+    the identity of the first caller do not affect the others.
     """
 
     def __init__(self) -> None:
         self._flights: dict[K, asyncio.Task[Mapping[K, V]]] = {}
 
     async def run(self, key: K, load: Callable[[], Awaitable[V]]) -> V:
-        """Returns or raises what `load` does, or what a load of this key that is already in progress does."""
+        """Returns the value of the key: from a load already in progress, otherwise from `load()`.
+
+        Raises the load's error.
+        """
 
         async def load_one(_: Sequence[K]) -> Mapping[K, V]:
             return {key: await load()}
 
-        # The key is absent only if this call joined a batch that did not find it; that batch has ended, so the next one is new.
+        # The key is absent only if this call joined a batch that did not find it; that batch has ended, so the next one
+        # is new.
         while key not in (found := await self.run_batch((key,), load_one)):
             pass
         return found[key]
 
     async def run_batch(self, keys: Iterable[K], load: LoadMany[K, V]) -> dict[K, V]:
-        """Loads the keys that are not being loaded in one call of `load`, waits for the others, and returns the values by key.
+        """Returns the values by key. Loads the keys that are not yet being loaded with one call of `load`.
 
-        Keys that no load found are absent.
+        Keys that no load found are absent. Raises the error of a load that fails.
         """
         wanted = tuple(keys)
         tasks = self.start(wanted, load)
@@ -66,7 +71,7 @@ class SingleFlight(Generic[K, V]):
         return list(tasks.values())
 
     def in_flight(self, key: K) -> asyncio.Task[Mapping[K, V]] | None:
-        """Returns the load in progress that a caller of this key would join, None if there is none."""
+        """Returns the task that is loading the key, None if there is none."""
         return self._flights.get(key)
 
     def forget(self, key: K) -> None:
@@ -85,8 +90,9 @@ class SingleFlight(Generic[K, V]):
 class Cache(Generic[K, V]):
     """Caches up to `max_entries` values; evicts the least recently used.
 
-    A value is fresh for `ttl_s` seconds. For `stale_s` more seconds it is still returned while one background load replaces it. The error
-    of a load is raised to its waiters and not cached. Loaders run in an empty context and must not depend on the caller's identity.
+    A value is fresh for `ttl_s` seconds. For `stale_s` more seconds it is still returned while one background load
+    replaces it. The error of a load is raised to its waiters and not cached. Loaders run in an empty context and must
+    not depend on the caller's identity.
     """
 
     def __init__(
@@ -113,11 +119,14 @@ class Cache(Generic[K, V]):
             return {key: await loader(key)}
 
         while key not in (found := await self.batch_get_or_load((key,), load_one)):
-            pass  # As in SingleFlight.run.
+            pass  # Repeated for the reason given in SingleFlight.run.
         return found[key]
 
     async def batch_get_or_load(self, keys: Sequence[K], loader_of_missing: LoadMany[K, V]) -> dict[K, V]:
-        """Returns the values by key; loads the missing ones in one call. Keys that it does not find are absent and not cached."""
+        """Returns the values by key; loads all missing ones with one call.
+
+        Keys that the loader does not find are absent and not cached. Raises the loader's error.
+        """
         found: dict[K, V] = {}
         missing: list[K] = []
         stale: list[K] = []
@@ -141,7 +150,7 @@ class Cache(Generic[K, V]):
         return found
 
     def put(self, key: K, value: V) -> None:
-        """Caches a value that is newer than what a load in progress may return."""
+        """Caches a value. A load of the key in progress still serves its waiters, but does not overwrite this value."""
         self._flight.forget(key)
         self._entries[key] = (value, self._clock() + self._ttl_s)
 

@@ -1,10 +1,11 @@
-"""Tracks the keys that a response depends on, so that the gateway can reuse a cached response until one of them changes.
+"""Tracks the keys that a response depends on, so that the gateway can cache it until one of them changes.
 
-Each store whose data is in this process has a `ChangeTracker`. The store records the keys that it reads before it reads them, and the
-keys that it changed before the writer gets its response. A caller opens a `Reading` around its calls to collect the keys that they read.
+Each store whose data is in this process has a `ChangeTracker`. The store records keys before it reads them, and records
+changed keys before the writer gets its response. A caller opens a `Reading` around its calls to collect the keys that
+they read.
 
-It works within one process. A call to another process, or to a store that records nothing, makes the reading uncacheable.
-`inprocess_calls` marks a reading uncacheable if a call recorded nothing.
+Tracking works within one process. A call to another process makes the reading uncacheable, and so does a call that
+records no key; `inprocess_calls` detects the latter.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import repeat
 
-# Changed keys in each of two generations, about 100 bytes each: 26 MB at most for a store. Every key counts as changed for a reading
-# that began before the older generation.
+# The maximum number of changed keys in each of two generations. A key takes about 100 bytes, so a store takes up to
+# 26 MB. For a reading that began before the older generation, every key counts as changed.
 MAX_KEYS = 131_072
-# A page depends on some 25 tweets, 25 users and a few lists. Checking 1,000 keys takes as long as computing the response again.
+# A page depends on about 25 tweets, 25 users and a few lists. Checking 1,000 keys takes as long as computing the
+# response again.
 MAX_READ_KEYS = 1_000
 
 _NEVER = repeat(0)
 
 
 class ChangeTracker:
-    """The recent changes of one store, by key: 64-bit ids whose meaning only the store knows."""
+    """Records the recent changes of one store by key. A key is a 64-bit id whose meaning the store defines."""
 
     __slots__ = ("_begun", "_most", "_old", "_turned", "_young", "now")
 
@@ -39,13 +41,19 @@ class ChangeTracker:
         self._old: dict[int, int] = {}
 
     def read(self, keys: Sequence[int]) -> None:
-        """Records the keys in the current reading, if there is one. Must be called before the read; `keys` must not be changed later."""
+        """Records the keys in the current reading, if there is one.
+
+        Call it before the read; do not change `keys` later.
+        """
         reading = _under_way.get()
         if reading is not None:
             reading.note(self, keys, self.now)
 
     def changed(self, keys: Iterable[int]) -> None:
-        """Records a change. Must be called in the step of the event loop in which the change becomes visible, before the writer returns."""
+        """Records a change of the keys.
+
+        Call it without an await after the change is visible, before the writer returns.
+        """
         self.now = now = self.now + 1
         young = self._young
         for key in keys:
@@ -56,7 +64,7 @@ class ChangeTracker:
             self._old, self._young = young, {}
 
     def unchanged(self, keys: Sequence[int], since: int) -> bool:
-        """Returns True if none of the keys has changed since the counter was `since`, False if one has or if that is no longer known."""
+        """Returns True if no key has changed since the counter was `since`; False if one has or may have changed."""
         if since == self.now:
             return True
         if since < self._begun:
@@ -65,7 +73,7 @@ class ChangeTracker:
 
 
 class Reading:
-    """The keys that the calls of one response read, with the change counters of their stores."""
+    """Collects the keys that the calls for one response read, with the change counters of their stores at that time."""
 
     __slots__ = ("_left", "_notes", "_spoilt")
 
@@ -80,7 +88,10 @@ class Reading:
         return len(self._notes)
 
     def note(self, revisions: ChangeTracker, keys: Sequence[int], now: int) -> None:
-        """Records keys of a store whose change counter is `now`. More than MAX_READ_KEYS keys make the reading uncacheable."""
+        """Records keys of a store whose change counter is `now`.
+
+        More than MAX_READ_KEYS keys make the reading uncacheable.
+        """
         self._left -= len(keys)
         if self._left < 0:
             self.mark_uncacheable()
@@ -88,12 +99,12 @@ class Reading:
             self._notes.append((revisions, keys, now))
 
     def mark_uncacheable(self) -> None:
-        """Forbids to cache any response that is made from this reading."""
+        """Makes the reading uncacheable: `holds` returns False from now on."""
         self._spoilt = True
         self._notes.clear()
 
     def holds(self) -> bool:
-        """Returns True if the reading is cacheable and none of its keys has changed."""
+        """Returns True if the reading is cacheable, has at least one key, and none of its keys has changed."""
         # A loop, because `all` over a generator takes twice as long.
         for revisions, keys, since in self._notes:
             if since != revisions.now and not revisions.unchanged(keys, since):
@@ -118,7 +129,7 @@ def mark_uncacheable() -> None:
 
 @contextmanager
 def reading() -> Generator[Reading, None, None]:
-    """Collects the keys that the calls within the context read."""
+    """Opens a reading for the block, which collects the keys that calls in the block read."""
     opened = Reading()
     token = _under_way.set(opened)
     try:

@@ -1,1 +1,1 @@
-"""The ports of the event log and of the outbox, and the retry and worker loops of consumers and relays."""
+"""Defines the ports of the event log and of outboxes, and the retry and worker loops of consumers and relays."""

@@ -21,9 +21,12 @@ Bury = Callable[[ConsumedEvent, BaseException], Awaitable[None]]
 async def apply_with_dead_letters(
     group: str, batch: Sequence[ConsumedEvent], apply: Apply, rest: Rest, dead_letter: Bury
 ) -> None:
-    """Returns once each event of the batch is applied or stored as a dead letter. Raises the last failure if `rest` returns False.
+    """Calls `apply` with the batch; returns once every event is applied or stored as a dead letter.
 
-    After a failure some events of the batch may have been applied; the whole batch is delivered again.
+    A transient failure (`is_transient`) is retried without limit. After another failure the batch is split into halves,
+    which are applied separately, until a single event fails; after MAX_TRIES it is stored as a dead letter. `apply` may
+    get an event again that it has applied before. `rest` is awaited before each retry; if it returns False, the last
+    failure is raised.
     """
     tries = failures = 0
     while True:

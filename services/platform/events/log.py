@@ -1,7 +1,8 @@
-"""The event log, a port: facts in the order of their appending, delivered at least once to each group of consumers.
+"""Defines the port of the event log, which delivers appended events at least once to each consumer group.
 
-Order holds per key, over all topics of one entity (`tweet.created`, `tweet.deleted`); the embedded log keeps a total order.
-Consumers are idempotent: after a crash, on replay, and where a group's members change, events come again.
+Events of one key are delivered in the order in which they were appended, over all topics of one entity
+(`tweet.created`, `tweet.deleted`). The embedded log keeps this order for all events. Consumers must be idempotent:
+events are delivered again after a crash, on a replay, and after a rebalance of the group.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ import grpc
 
 from services.platform.rpc import errors
 
-# What a group gets at once: enough to spread a commit's cost, few enough to be applied within a second.
+# The events that a consumer gets at once by default: enough to share the cost of a commit, and applied within a second.
 DEFAULT_BATCH = 500
 MAX_BATCH = 5_000
-# Failures of one event, by itself, before it goes to the dead letters.
+# After this many failures that are not transient, an event that is applied alone becomes a dead letter.
 MAX_TRIES = 5
-# A week to notice that a consumer is broken, and to replay after a bad release.
+# Events are kept for a week, which is the time to repair a broken consumer or to replay after a faulty release.
 RETENTION_S = 7 * 24 * 3600
-# Beyond this a lag is only "far behind"; counting on would scan the whole log.
+# The maximum lag that is counted exactly, so that counting does not scan the whole log.
 MAX_LAG_COUNTED = 100_000
 
 _PASSING = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED", "ABORTED"})
 
 
 class Record(NamedTuple):
-    """A fact to append. `topic` is the event's name, like `tweet.created`; `payload` a roost.event.v1.Event."""
+    """An event to append.
+
+    `topic` is its name, such as `tweet.created`; `key` is the id of its entity: events of one key are ordered.
+    `event_id` is a Snowflake; `payload` is a serialized roost.event.v1.Event; `traceparent` is W3C's, or "".
+    """
 
     topic: str
     key: int
@@ -38,10 +43,10 @@ class Record(NamedTuple):
 
 
 class ConsumedEvent(NamedTuple):
-    """A fact as a consumer gets it: a Record's fields, its place, when it was appended (milliseconds since 1970).
+    """An event as a consumer gets it: the fields of the Record, its offset, and its append time in Unix milliseconds.
 
-    An `offset` counts within the embedded log as a whole, on Kafka within one partition of one entity's topic: there it says
-    nothing about events of other keys.
+    In the embedded log an `offset` is unique and orders all events. In Kafka it is unique only within one partition of
+    one entity's topic, so offsets of events with different keys cannot be compared.
     """
 
     offset: int
@@ -54,7 +59,7 @@ class ConsumedEvent(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """An event that a group gave up on after MAX_TRIES, why, and when (milliseconds since 1970)."""
+    """An event that a group failed to apply MAX_TRIES times, with the last error and its time in Unix milliseconds."""
 
     reason: str
     failed_ms: int
@@ -62,7 +67,11 @@ class DeadLetter(NamedTuple):
 
 
 class Lag(NamedTuple):
-    """What a group has yet to apply: how many events (at most MAX_LAG_COUNTED), and the oldest one's age in seconds."""
+    """The events that a group has not applied yet.
+
+    `events` is their number, at most MAX_LAG_COUNTED; `age_s` is the age of the oldest in seconds, 0.0 if there is
+    none.
+    """
 
     events: int
     age_s: float
@@ -72,42 +81,50 @@ Apply = Callable[[Sequence[ConsumedEvent]], Awaitable[None]]
 
 
 class Consumer(Protocol):
-    """One group's reader, or one of several processes' that share its events out. Its place is stored only after `apply` returned."""
+    """A member of a consumer group. Its offset is committed only after `apply` has returned.
+
+    In the embedded log a group has one member. In Kafka the members in several processes share the group's partitions.
+    """
 
     async def start(self) -> None:
-        """Goes on where the group stopped; a new group begins at the oldest event. ValueError if it runs already in this process.
+        """Starts delivery at the committed offset of the group; a new group starts at the oldest event.
 
-        UNAVAILABLE where the log cannot be reached.
+        Raises ValueError if a consumer of the group runs in this process, and UNAVAILABLE if the log cannot be reached.
         """
 
     async def stop(self) -> None:
-        """Ends after the batch at hand, its offset stored. A batch that is being retried is left for the next start."""
+        """Stops after the batch in progress and commits its offset. A batch that is being retried is not committed."""
 
     def pause(self) -> None:
-        """Delivers nothing after the batch at hand."""
+        """Suspends delivery after the batch in progress."""
 
     def resume(self) -> None:
-        """Undoes `pause`."""
+        """Continues delivery after `pause`."""
 
     async def lag(self) -> Lag:
-        """What is appended and not applied yet, by all of the group's members; (0, 0.0) when all is.
+        """Returns the lag of the whole group: events that are appended and that no member has applied yet.
 
-        On Kafka too much rather than too little: other processes tell how far they are once a second, and events of the same
-        entity that the group does not take may count until it has passed over them. UNAVAILABLE where the log cannot be asked.
+        In Kafka the result is too high rather than too low: other members commit their offsets once a second, and events
+        of topics that the group does not consume count until the group has skipped them. Raises UNAVAILABLE if the log
+        cannot be reached.
         """
 
     async def seek(self, *, offset: int | None = None, time_ms: int | None = None) -> None:
-        """Goes on with the first event at or after the offset, or else the time (milliseconds since 1970); 0 is the beginning.
+        """Moves all members of the group to the first event at or after `offset` or `time_ms` (Unix milliseconds).
 
-        For all members of the group. On Kafka an offset is taken in each partition alike.
+        Exactly one of the two must be given; 0 is the oldest event. In Kafka `offset` applies to every partition.
+        Raises UNAVAILABLE if the log cannot be reached.
         """
 
 
 class EventLog(Protocol):
-    """Where facts are appended, and consumers made."""
+    """Appends events and creates consumers."""
 
     async def append(self, records: Sequence[Record]) -> None:
-        """Durable when it returns. UNAVAILABLE if it cannot be; whether it was appended is unknown then."""
+        """Appends the records; they are durable when it returns.
+
+        Raises UNAVAILABLE if the log does not confirm them; they may have been appended all the same.
+        """
 
     def consumer(
         self,
@@ -117,34 +134,42 @@ class EventLog(Protocol):
         max_batch: int = DEFAULT_BATCH,
         broadcast: bool = False,
     ) -> Consumer:
-        """A consumer of these topics, not started. `apply` gets 1 to `max_batch` events, in order, one call at a time.
+        """Returns a consumer of these topics, not started yet. Raises ValueError if `max_batch` is not 1..MAX_BATCH.
 
-        `broadcast`: each process gets every event, for what each must know. The place is kept in memory alone: it begins where
-        `seek` said, else at what is appended after its start. ValueError where `max_batch` is not within 1..MAX_BATCH.
+        `apply` gets 1 to `max_batch` events in order; calls do not overlap. If it raises a transient error (see
+        `is_transient`), the batch is retried until it succeeds, so an outage loses no event. After another error the
+        batch is split into halves until the failing event is alone; after MAX_TRIES it becomes a dead letter and
+        delivery continues.
 
-        If it raises something passing (see `is_transient`) the batch is retried until it works: an outage loses nothing.
-        Else it is halved until the event at fault is alone; after MAX_TRIES that is a dead letter, the rest goes on.
+        With `broadcast`, every process gets every event. The offset is held in memory only: delivery starts where
+        `seek` has moved the consumer, otherwise with the first event that is appended after its start.
         """
 
     async def dead_letters(self, group: str) -> list[DeadLetter]:
-        """The group's dead letters, oldest first, at most MAX_BATCH."""
+        """Returns the group's dead letters, the oldest first, at most MAX_BATCH."""
 
     async def redrive(self, group: str) -> int:
-        """Appends the group's dead letters anew, for all groups, and returns how many; on Kafka at most MAX_BATCH a call."""
+        """Appends the events of the group's dead letters again, deletes these dead letters, and returns their number.
+
+        All groups get the events again. In Kafka a call processes at most MAX_BATCH dead letters.
+        """
 
     async def close(self) -> None:
-        """Stops the consumers, then the log."""
+        """Stops the running consumers, then closes the log."""
 
 
 def check_batch(max_batch: int) -> int:
-    """The size, where a consumer may have it; else ValueError."""
+    """Returns `max_batch`; raises ValueError if it is not within 1..MAX_BATCH."""
     if not 1 <= max_batch <= MAX_BATCH:
         raise ValueError(f"max_batch {max_batch} is not within 1..{MAX_BATCH}")
     return max_batch
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the failure tells of the world and not of the event: a dependency that is down or slow."""
+    """Returns True if the error comes from an unavailable or slow dependency rather than from the event.
+
+    These are UNAVAILABLE, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, CANCELLED and ABORTED, timeouts and connection errors.
+    """
     if isinstance(error, errors.RoostError):
         return error.code.name in _PASSING
     if isinstance(error, grpc.aio.AioRpcError):

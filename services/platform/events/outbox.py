@@ -1,4 +1,4 @@
-"""The port of outboxes: events that were committed together with their rows and are not in the log yet."""
+"""Defines the port of outboxes. An outbox holds events that were committed with a write and are not published yet."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ from services.platform.ids.snowflake import timestamp_ms
 
 
 class PendingEvents(Protocol):
-    """An outbox of this process on any backend; its events are published to `log`."""
+    """The outbox of a store in this process. A relay publishes its events to `log`."""
 
     log: EventLog
 
     async def waiting(self, topics: Sequence[str]) -> tuple[int, int]:
-        """How many events of these topics wait here (at most MAX_LAG_COUNTED are counted), and the least id among them (0: none)."""
+        """Returns the number of unpublished events of these topics and the lowest of their ids (0 if there are none).
+
+        Counts at most MAX_LAG_COUNTED events.
+        """
 
 
-# Those of this process, for `waiting`; those that are gone drop out by themselves.
+# The outboxes of this process. Weak references, so that closed stores are removed automatically.
 _sources: weakref.WeakSet[PendingEvents] = weakref.WeakSet()
 
 
 def register(source: PendingEvents) -> None:
-    """Makes what waits in this outbox known to `waiting`, for as long as it lives."""
+    """Includes this outbox in the results of `waiting` as long as the object exists."""
     _sources.add(source)
 
 
 async def waiting(log: EventLog, topics: Sequence[str], now_ms: int) -> Lag:
-    """The events of these topics that are committed in this process and not yet in the log; `now_ms` is for their age."""
+    """Returns the lag of the outboxes of this process: committed events of these topics not yet published to `log`.
+
+    `now_ms` is the current time in Unix milliseconds, from which the age of the oldest event is computed.
+    """
     count, oldest = 0, 0
     for source in [source for source in _sources if source.log is log]:
         found, first = await source.waiting(topics)

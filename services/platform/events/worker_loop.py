@@ -1,4 +1,4 @@
-"""A task that works while there is work, sleeps until woken, and survives failures."""
+"""Runs a background task that works while there is work, waits until it is woken, and retries after failures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 RETRY_FIRST_S = 0.05
-# The end of an outage is noticed within this.
+# The longest delay in seconds between two retries, so the end of an outage is noticed within this time.
 RETRY_MOST_S = 2.0
 
 _log = structlog.get_logger(__name__)
@@ -50,7 +50,10 @@ class WorkerLoop:
         self._wake.set()
 
     async def rest(self, failures: int) -> bool:
-        """Waits for a time that grows with `failures`, the consecutive ones (≥ 1). Returns False at once if `stop` was called."""
+        """Waits before a retry and returns True; returns False at once if `stop` was called.
+
+        The delay doubles with each of the consecutive `failures` (≥ 1) from `retry_first_s` to RETRY_MOST_S seconds.
+        """
         with contextlib.suppress(TimeoutError):
             delay_s = min(self._retry_first_s * 2 ** min(failures - 1, 30), RETRY_MOST_S)
             await asyncio.wait_for(self._stopping.wait(), delay_s)

@@ -1,1 +1,1 @@
-"""Snowflake ids: time-ordered 64-bit numbers that every process makes on its own."""
+"""Mints Snowflake ids: 64-bit numbers that are ordered by time and that each process mints without coordination."""

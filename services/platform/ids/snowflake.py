@@ -1,4 +1,4 @@
-"""Ids that sort by time: 41 bits of milliseconds since an own epoch, 10 bits of worker, 12 bits of sequence."""
+"""Mints Snowflake ids: 41 bits of milliseconds since EPOCH_MS, 10 bits of worker id, 12 bits of sequence."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ MAX_WORKER = (1 << WORKER_BITS) - 1
 _TIME_SHIFT = WORKER_BITS + SEQUENCE_BITS
 _MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
 
-# Steps of a few ms are ordinary and worth a wait; more is a broken clock, which a caller's deadline will not outlast.
+# The longest step back of the clock for which `mint` waits. Clock synchronisation causes steps of a few ms. A longer
+# step is a fault that a caller's deadline would not survive, so `mint` raises at once.
 CLOCK_BACK_WAIT_MS = 20
-# How far ahead ids are reserved: one small write a second, and the longest that a start after kill -9 has to wait.
+# By how much the high-water mark is reserved ahead: it costs one small write per second, and a start after kill -9
+# waits up to this long.
 RESERVE_MS = 1_000
 _WAIT_S = 0.001
-# Four times what the longest wait needs: reached only if the clock does not advance.
+# Four times as many waits as the longest step back needs, so it is reached only if the clock does not advance.
 _MAX_WAITS = 4 * (RESERVE_MS + CLOCK_BACK_WAIT_MS)
 
 _refused = Counter("roost_snowflake_refused", "Ids refused, because the clock went back or an id cannot hold it.")
@@ -32,25 +34,26 @@ _log = structlog.get_logger(__name__)
 
 
 def wall_clock_ms() -> int:
-    """Milliseconds since 1970, UTC."""
+    """Returns the current time in Unix milliseconds."""
     return time.time_ns() // 1_000_000
 
 
 def timestamp_ms(snowflake: int) -> int:
-    """When the id was minted, in milliseconds since 1970."""
+    """Returns the time at which the id was minted, in Unix milliseconds."""
     return (snowflake >> _TIME_SHIFT) + EPOCH_MS
 
 
 def first_id_at(ms: int) -> int:
-    """The least id that can be minted at `ms` (milliseconds since 1970): a bound for ranges. 0 before the epoch."""
+    """Returns the lowest id of the millisecond `ms` (Unix time), as a bound for ranges; 0 before EPOCH_MS."""
     return max(ms - EPOCH_MS, 0) << _TIME_SHIFT
 
 
 class Snowflake:
-    """Mints strictly increasing ids for one worker (0..MAX_WORKER, else ValueError), on one event loop.
+    """Mints strictly increasing ids for one worker id, on one event loop.
 
-    `high_water_ms` is the last millisecond that an earlier process with this worker id may have used; no id is minted at or before it.
-    `reserve(ms)` must durably store a new high-water mark ≥ ms and return it; it is called before the first id past the last mark.
+    `high_water_ms` (Unix milliseconds) is the last millisecond that an earlier process with this worker id may have
+    used; no id is minted at or before it. `reserve(ms)` must durably store a new high-water mark ≥ `ms` and return it;
+    it is called before the first id past the last mark. Raises ValueError if the worker id is not within 0..MAX_WORKER.
     """
 
     def __init__(
@@ -69,9 +72,9 @@ class Snowflake:
         self._clock_ms = clock_ms
         self._sleep = sleep
         self._reserve = reserve
-        # The mark's own millisecond counts as used up.
+        # All ids of the mark's millisecond count as used.
         self._sequence = _MAX_SEQUENCE
-        # After kill -9 the mark may lie a whole reservation ahead of a clock that is right.
+        # After kill -9 the mark may be up to RESERVE_MS ahead of a correct clock.
         self._patience_ms = RESERVE_MS + CLOCK_BACK_WAIT_MS
         self._alerted = False
 
@@ -106,12 +109,12 @@ class Snowflake:
         return (now - EPOCH_MS) << _TIME_SHIFT | self._worker | self._sequence
 
     def behind_ms(self) -> int:
-        """Returns how far the clock is behind the ids given out, if that is more than a wait and ids are refused for it; else 0."""
+        """Returns by how many ms the clock is behind the last minted id if `mint` raises for that reason, else 0."""
         behind = self.last_ms - self._clock_ms()
         return behind if behind > self._patience_ms else 0
 
     def fault(self) -> str:
-        """Returns why no ids can be minted for now, in a sentence with what to do; "" if they can."""
+        """Returns a sentence with the cause and the remedy if no ids can be minted now; "" if they can."""
         if behind := self.behind_ms():
             return (
                 f"the clock is {behind / 1000:.0f} s behind the ids given out, so nothing can be written until it has passed them:"
@@ -122,16 +125,20 @@ class Snowflake:
         return ""
 
     def move(self, worker_id: int, high_water_ms: int) -> None:
-        """Changes the worker id. Its earlier processes used no millisecond after `high_water_ms`. Ids still increase strictly."""
+        """Changes the worker id; ids still increase strictly.
+
+        `high_water_ms` (Unix milliseconds) is the last millisecond that an earlier process with the new worker id may
+        have used.
+        """
         self._worker = worker_id << SEQUENCE_BITS
-        # As at a start: this millisecond counts as used up, and the next must be reserved.
+        # As after a start, all ids of this millisecond count as used, and the next millisecond must be reserved.
         self.last_ms, self._sequence = max(self.last_ms, high_water_ms), _MAX_SEQUENCE
         self.reserved_ms = 0
 
     def _refuse(self, why: str) -> errors.RoostError:
         _refused.inc()
         if not self._alerted:
-            # Once an episode: a line for every refused call would bury the cause.
+            # Logged once until ids can be minted again: a line for each rejected call would hide the cause.
             self._alerted = True
             _log.error("no ids", reason=why)
         return errors.unavailable(f"no ids for now: {why}", reason=Reason.CLOCK)

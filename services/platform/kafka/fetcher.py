@@ -121,8 +121,8 @@ class Fetcher:
                 self._fetch(client)
             self._commit_last(client)
         finally:
-            # Unapplied events are fetched again: from the committed offsets, or without a group from the offsets kept
-            # here.
+            # The next run fetches unapplied events again: from the group's committed offsets, or, without a group,
+            # from `_start_offsets`.
             if self._start_offsets is not None:
                 self._start_offsets = {**self._start_offsets, **self._backlog.release(self._backlog.partitions(), 0.0)}
             self._backlog.release(self._backlog.partitions(), 0.0)

@@ -1,1 +1,1 @@
-"""Signed cursors of list methods."""
+"""Signs and verifies the page cursors of list methods."""

@@ -1,4 +1,4 @@
-"""Page cursors: opaque to clients, bound to one list of one reader, and impossible to make up."""
+"""Signs page cursors. A cursor is opaque to clients, is valid only for one list of one owner, and cannot be forged."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import orjson
 
 from services.platform.rpc import errors
 
-# Of a key that a mesh makes itself.
+# The size of a key that a mesh generates.
 KEY_BYTES = 32
-# Room for a bound, a slate name and the ids of a stream's last second; more is not a cursor of ours.
+# Enough for the largest cursor: a bound, the name of a slate, and the tweet ids of a stream's last second. A longer
+# string is rejected without decoding.
 MAX_CURSOR_CHARS = 512
-# 128 bits: guessing is out of reach, and the cursor stays short.
+# A MAC of 128 bits cannot be guessed and keeps the cursor short.
 _SEAL_BYTES = 16
 
 
 class Cursors:
-    """Seals and opens cursors with one key, which all replicas of a service share and keep over restarts."""
+    """Signs and verifies cursors with one key, which is the same in all processes of a mesh and survives restarts.
+
+    Raises ValueError if the key has fewer than 16 or more than 64 bytes.
+    """
 
     def __init__(self, key: bytes) -> None:
         if not _SEAL_BYTES <= len(key) <= hashlib.blake2b.MAX_KEY_SIZE:
@@ -28,9 +32,10 @@ class Cursors:
         self._key = key
 
     def seal(self, list_name: str, owner_id: int, *values: int | str) -> str:
-        """The values (64-bit integers, strings) as a base64url token without padding.
+        """Returns a cursor that contains the values (64-bit integers or strings): base64url without padding.
 
-        `owner_id` is who may use it: the reader of a private list, 0 for a public one. ValueError if it gets too long.
+        `owner_id` is the id of the only user who may use it, the reader of a private list, or 0 for a public list.
+        Raises ValueError if the cursor is longer than MAX_CURSOR_CHARS.
         """
         payload = orjson.dumps(values)
         token = base64.urlsafe_b64encode(self._seal(list_name, owner_id, payload) + payload).rstrip(b"=").decode()
@@ -39,24 +44,29 @@ class Cursors:
         return token
 
     def open(self, token: str, list_name: str, owner_id: int) -> tuple[int | str, ...]:
-        """The sealed values. INVALID_ARGUMENT on `cursor` for all but a token sealed for this list and owner."""
+        """Returns the values of a cursor.
+
+        Raises INVALID_ARGUMENT (field `cursor`) if it is not one of this list and owner.
+        """
         try:
             raw = token.encode("ascii") if len(token) <= MAX_CURSOR_CHARS else b""
             sealed = base64.urlsafe_b64decode(raw + b"=" * (-len(raw) % 4))
         except (UnicodeEncodeError, binascii.Error):
             raise _refusal() from None
         seal, payload = sealed[:_SEAL_BYTES], sealed[_SEAL_BYTES:]
-        # The decoder skips what is not base64 and drops odd bits; only the spelling that we gave out is ours.
+        # The decoder ignores characters outside base64 and surplus bits, so several strings decode to the same bytes.
+        # Only the string that `seal` returned is accepted.
         genuine = base64.urlsafe_b64encode(sealed).rstrip(b"=") == raw
         if not hmac.compare_digest(seal, self._seal(list_name, owner_id, payload)) or not genuine:
             raise _refusal()
         return tuple(orjson.loads(payload))
 
     def _seal(self, list_name: str, owner_id: int, payload: bytes) -> bytes:
-        # Lengths first, so that no two (list, owner, payload) spell the same bytes.
+        # Begins with the length of the name, so that different (list, owner, payload) never give the same bytes.
         name = list_name.encode()
         message = b"%d %d %s%s" % (len(name), owner_id, name, payload)
-        # Keyed BLAKE2 (RFC 7693): a MAC like HMAC-SHA-256, at a fifth of the cost; a home read seals one cursor.
+        # Keyed BLAKE2 (RFC 7693) is a MAC as strong as HMAC-SHA-256 at a fifth of the cost; each home read signs a
+        # cursor.
         return hashlib.blake2b(message, digest_size=_SEAL_BYTES, key=self._key).digest()
 
 

@@ -1,1 +1,4 @@
-"""The transports between callers and servicers: gRPC server, in-process and remote channels, batching, discovery and proxy."""
+"""The transports between callers and servicers.
+
+They are the gRPC server, the in-process and the remote channels, batching, discovery of processes, and the edge proxy.
+"""

@@ -1,7 +1,8 @@
-"""What a gRPC server admits: who is at the door, and how much may be under way for whom.
+"""Limits the concurrent calls of a gRPC server.
 
-Calls of the mesh's own processes are bounded in all. Everybody else's are bounded for each address too, whatever they call: the
-services of the contract, health and reflection.
+Calls from processes of the mesh are limited in total. Calls from clients outside the mesh are limited in total and for
+each client address, for the services of the contract, reflection and health watches alike. Health checks are limited in
+total only.
 """
 
 from __future__ import annotations
@@ -15,22 +16,30 @@ from services.platform.rpc.concurrency import ConcurrencyLimit
 from services.platform.transport.authenticator import Authenticator
 from services.platform.transport.remote import CLIENT_ADDRESS_KEY
 
-# Metadata and buffers of an open call take some 20 kB: 200 MB at most. Those that wait for their client's message count here alone.
+# Open unary calls from outside the mesh. The metadata and buffers of one take some 20 kB: 200 MB at most. A call whose
+# request message has not arrived yet counts here only.
 MAX_OPEN_CALLS = 10_000
-# Being served at once for clients outside, as the HTTP gateway admits; beyond it waiting would only grow.
+# Unary calls from outside the mesh that are served concurrently, the same number as in the HTTP gateway. With more of
+# them, each would only wait longer.
 MAX_CALLS = 1_000
-# `roost load` and other tools of one machine keep some dozens under way; a network behind one address some more.
+# `roost load` and similar tools make some dozens of concurrent calls from one machine; a network behind one address
+# makes more.
 MAX_CALLS_PER_ADDRESS = 200
-# Calls of the mesh's own processes being served at once. Each holds a task and its messages, some 20 kB: 100 MB.
+# Concurrent calls and streams from processes of the mesh. Each needs a task and its messages, some 20 kB: 100 MB.
 MAX_MESH_CALLS = 5_000
-# Streams live as long as their reader, so they are counted apart. Channels of the mesh watch health by one stream for each caller and
-# target, without saying who they are: a machine with a whole mesh on it has some dozens.
+# Streams from outside the mesh. They last as long as their reader, so they have a limit of their own. Channels of the
+# mesh count here too: each has one health watch for each caller and target, which carries no mesh secret. A machine
+# that runs a whole mesh opens some dozens.
 MAX_STREAMS = 2_000
 MAX_STREAMS_PER_ADDRESS = 100
 
 
 class Visitor(NamedTuple):
-    """Who is at the door, before any token is looked at: `address` is the client's outside the mesh, "" if it is not known."""
+    """The origin of a call, determined before its access token is verified.
+
+    `metadata` holds the text values of the call's metadata. `is_mesh` is True if they contain the mesh secret.
+    `address` is the address of the client outside the mesh, without a port; "" if it is not known.
+    """
 
     metadata: Mapping[str, str]
     is_mesh: bool
@@ -38,7 +47,7 @@ class Visitor(NamedTuple):
 
 
 class Admission:
-    """Counts what is under way on one server."""
+    """Counts the open calls and streams of one server and rejects those above the limits of this module."""
 
     def __init__(self, authenticator: Authenticator, proxies: TrustedProxies) -> None:
         self._authenticator = authenticator
@@ -50,7 +59,11 @@ class Admission:
         self._mesh = ConcurrencyLimit("calls of the mesh", MAX_MESH_CALLS, MAX_MESH_CALLS)
 
     def visitor(self, context: Any) -> Visitor:
-        """Returns who is at the door. A client's address is taken from the metadata of processes of the mesh and trusted proxies only."""
+        """Returns the origin of the call with the gRPC context `context`.
+
+        The client's address is the connection's peer, unless a process of the mesh (CLIENT_ADDRESS_KEY) or a trusted
+        proxy (`x-forwarded-for`) reports another one in the metadata.
+        """
         pairs = context.invocation_metadata() or ()
         metadata = {key: value for key, value in pairs if isinstance(value, str)}
         if self._authenticator.is_mesh(metadata):
@@ -60,7 +73,10 @@ class Admission:
 
     @contextmanager
     def open(self, visitor: Visitor) -> Iterator[None]:
-        """Counts a unary call from its first byte on. Raises RESOURCE_EXHAUSTED or UNAVAILABLE if there are too many."""
+        """Counts a unary call from outside the mesh, from before its message is read; does not count calls of the mesh.
+
+        Raises UNAVAILABLE if the limit of the server is reached, RESOURCE_EXHAUSTED if that of the address is reached.
+        """
         if visitor.is_mesh:
             yield
             return
@@ -69,20 +85,22 @@ class Admission:
 
     @contextmanager
     def probe(self) -> Iterator[None]:
-        """Counts a health check, of all addresses together: behind one address translation, the orchestrator that restarts whoever does
-        not answer shares its address with clients. Raises UNAVAILABLE if there are too many.
+        """Counts a health check. Raises UNAVAILABLE if MAX_OPEN_CALLS are in progress.
+
+        There is no limit for an address: behind network address translation, the orchestrator may have the same address
+        as clients, and it restarts a process whose health checks fail.
         """
         with self._probes.hold(""):
             yield
 
     @contextmanager
     def served(self, visitor: Visitor) -> Iterator[None]:
-        """Counts a unary call whose message has arrived. Raises as `open`."""
+        """Counts a unary call whose message has arrived. Raises as `open`; calls of the mesh only get UNAVAILABLE."""
         with self._mesh.hold("") if visitor.is_mesh else self._calls.hold(client_key(visitor.address)):
             yield
 
     @contextmanager
     def stream(self, visitor: Visitor) -> Iterator[None]:
-        """Counts a stream. Raises as `open`."""
+        """Counts a stream. Raises as `open`; streams of the mesh only get UNAVAILABLE."""
         with self._mesh.hold("") if visitor.is_mesh else self._streams.hold(client_key(visitor.address)):
             yield

@@ -1,4 +1,7 @@
-"""Who calls over a socket: a user by token, the operator by its token, a service by the mesh's secret."""
+"""Authenticates calls that arrive over a socket.
+
+A user is authenticated by an access token, the operator by the operator token, a service by the mesh secret.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +16,42 @@ from services.platform.rpc.contract import methods
 from services.platform.rpc.reasons import Reason
 from services.platform.transport.remote import AUTHORIZATION_KEY, CALLER_KEY, SECRET_KEY
 
-# The caller's name of the HTTP gateway, which is no service of the contract.
+# The caller name of the HTTP gateway, which is not a service of the contract.
 GATEWAY = "gateway"
 
 
 class Identity(NamedTuple):
-    """Who calls: the user, and the calling service, OPERATOR, or "" for clients outside the mesh."""
+    """The authenticated identity of a call.
+
+    `actor` is the user, ANONYMOUS if the call carries no access token. `caller` is the name of the calling service,
+    OPERATOR, or "" for a client outside the mesh.
+    """
 
     actor: Actor
     caller: str
 
 
 class Authenticator:
-    """Turns a call's metadata into who calls."""
+    """Determines the actor and the caller of a call from its metadata."""
 
     def __init__(self, verifier: Verifier, operator_token: str, mesh_secret: str) -> None:
         self._verifier = verifier
         self._operator_token = operator_token.encode()
         self._mesh_secret = mesh_secret.encode()
-        # "" is a client outside, whose call a process of the mesh passes on. The operator is known by its own token alone.
+        # A process of the mesh sends "" if it forwards the call of a client outside the mesh. OPERATOR is not in the
+        # set, because only the operator token authenticates the operator.
         self._callers = frozenset({"", GATEWAY, *(method.service_name for method in methods().values())})
 
     def is_mesh(self, metadata: Mapping[str, str]) -> bool:
-        """Returns whether a process of the mesh sent the call."""
+        """Returns True if the metadata contain the mesh secret, so a process of the mesh sent the call."""
         return hmac.compare_digest(metadata.get(SECRET_KEY, "").encode(), self._mesh_secret)
 
     async def identify(self, metadata: Mapping[str, str]) -> Identity:
-        """Returns who calls. Raises UNAUTHENTICATED if credentials are sent that do not hold, UNAVAILABLE if that cannot be told now."""
+        """Returns the actor and the caller of a call with these metadata.
+
+        Raises UNAUTHENTICATED if a caller name is sent without the mesh secret or is unknown, or if `authorization` is
+        not a bearer token that is valid now. Raises UNAVAILABLE if the keys to verify the token cannot be fetched.
+        """
         caller = metadata.get(CALLER_KEY, "")
         if CALLER_KEY in metadata and not self.is_mesh(metadata):
             raise errors.unauthenticated("the mesh secret does not match", Reason.MESH_SECRET)

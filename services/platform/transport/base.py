@@ -1,4 +1,4 @@
-"""What every channel of ours shares: four ways to make a callable, and the rest of gRPC's interface left empty."""
+"""The base class of this package's channels: grpc.aio.Channel with all four call types reduced to one method."""
 
 from __future__ import annotations
 
@@ -9,41 +9,52 @@ import grpc
 
 
 class AbstractChannel(grpc.aio.Channel):
-    """A channel whose callables come from `_callable`; connections, if any, are its own business."""
+    """A channel that creates all callables with `_callable`.
+
+    Without overrides it owns no connection: it is always READY, and `close` does nothing.
+    """
 
     def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        """What starts a call of the kind (`unary_unary`, …) of the method named by its path."""
+        """Returns a callable that starts calls of one method.
+
+        `kind` is the name of the channel's method, such as `unary_unary`. `method` is the path, such as
+        `/roost.tweet.v1.TweetService/GetTweet`. The other arguments are those of grpc.aio: serializers, by name or in
+        order. Subclasses override it; here it raises LookupError.
+        """
         raise LookupError(method)
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A callable that starts a unary call."""
+        """Returns a callable that starts a unary call."""
         return self._callable("unary_unary", method, *args, **kwargs)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A callable that starts a server stream."""
+        """Returns a callable that starts a server stream."""
         return self._callable("unary_stream", method, *args, **kwargs)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A callable that starts a client stream."""
+        """Returns a callable that starts a client stream."""
         return self._callable("stream_unary", method, *args, **kwargs)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A callable that starts a bidirectional stream."""
+        """Returns a callable that starts a bidirectional stream."""
         return self._callable("stream_stream", method, *args, **kwargs)
 
     async def close(self, grace: float | None = None) -> None:
-        """Closes what it opened."""
+        """Closes the connections that the channel owns; here none.
+
+        Calls in progress get `grace` seconds to end; if it is None, they are cancelled at once.
+        """
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        """READY: whether a server can be reached shows in the calls."""
+        """Returns READY always. If no server can be reached, the calls fail."""
         return grpc.ChannelConnectivity.READY
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Never changes."""
+        """Waits forever, because the state never changes."""
         await asyncio.get_running_loop().create_future()
 
     async def channel_ready(self) -> None:
-        """At once."""
+        """Returns immediately, because the channel is always READY."""
 
     async def __aenter__(self) -> Self:
         return self

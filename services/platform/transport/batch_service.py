@@ -1,4 +1,4 @@
-"""The receiving end of the coalescing envelope: every call in it is served as if it had come alone."""
+"""Serves BatchService: each call of a batch passes the interceptors and is served as if it had arrived alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from services.platform.rpc.interceptors import InterceptedMethod
 from services.platform.transport.call_log import log_call
 from services.platform.transport.remote import AUTHORIZATION_KEY
 
-# Metadata of a call to who calls it: the actor, and the calling service.
+# Returns (actor, caller) of a call with these metadata. Raises UNAUTHENTICATED or UNAVAILABLE.
 Identify = Callable[[Mapping[str, str]], Awaitable[tuple[Actor, str]]]
 
 
 class BatchServicer(pb_grpc.BatchServiceServicer):
-    """Serves envelopes over the endpoints of this process. `identify` turns an `authorization` into who calls."""
+    """Serves batches with the methods of this process. `endpoints` maps paths to methods.
+
+    `identify` gets the `authorization` of each call and returns its actor. If `log_calls` is true, each call is logged.
+    """
 
     def __init__(
         self, endpoints: Mapping[str, InterceptedMethod], identify: Identify, *, log_calls: bool = False
@@ -32,7 +35,11 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
         self._log_calls = log_calls
 
     async def Call(self, request: pb.CallRequest, context: Any) -> pb.CallResponse:
-        """Makes the calls side by side; each has its own deadline, status and current call."""
+        """Serves the calls of the batch concurrently and returns one result for each, in order.
+
+        Each has its own deadline, status and current call; the failure of one does not affect the others. The caller of
+        all of them is the caller of the batch. Streaming or unknown methods get UNIMPLEMENTED.
+        """
         caller = current().caller
         results = await asyncio.gather(*(self._serve(item, caller) for item in request.items))
         return pb.CallResponse(results=results)
@@ -65,7 +72,7 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
 
 
 class _Trailing:
-    """Keeps what a servicer sends behind its answer; binary values stay at home."""
+    """Collects the trailing metadata that a servicer sets. Drops binary values: a CallResult holds text values only."""
 
     __slots__ = ("texts",)
 

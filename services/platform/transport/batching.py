@@ -1,7 +1,7 @@
 """Sends concurrent unary calls to one target as one batch: a batch of forty calls costs about as much as a single call.
 
-No timer collects them. While two batches are in progress, calls are queued; when one ends, all queued calls leave together. A single
-queued call is sent as an ordinary RPC.
+No timer delays calls to collect them. While MAX_ENVELOPES batches are in progress, calls are queued; when one ends, the
+queued calls are sent together, up to MAX_ITEMS or MAX_BYTES. A single queued call is sent as an ordinary RPC.
 """
 
 from __future__ import annotations
@@ -24,23 +24,29 @@ from services.platform.transport.base import AbstractChannel
 from services.platform.transport.inprocess_calls import rpc_error
 from services.platform.transport.remote import time_left
 
-# Under way at once for one target: a second one, so that the wire is not idle while the first is worked on.
+# Batches in progress to one target. The second one keeps the connection busy while the target serves the first.
 MAX_ENVELOPES = 2
-# Older ones no longer count: a slow call in one must not keep others from leaving.
+# Seconds after which a batch in progress no longer counts, so a slow call in it does not delay the next batches.
 SLOW_S = 0.005
-# Of one envelope: half of what a server takes in one message, and what one loop works through in some 50 ms.
+# Calls, and bytes of payloads and tokens, of one batch. One event loop serves 200 calls in some 50 ms; 512 KiB are half
+# of the largest message that a server accepts. A single larger call is sent alone.
 MAX_ITEMS = 200
 MAX_BYTES = 512 * 1024
-# What waits for one target: beyond it the target does not keep up, and waiting would only outlast deadlines.
+# Queued calls to one target. If there are more, the target is too slow and further calls would exceed their deadlines.
 MAX_QUEUED = 2_000
-# A method that may take longer is not hot, and would keep its companions waiting.
+# Methods with a longer deadline are not batched: they are called rarely, and would delay the responses of their batch.
 LONGEST_METHOD_S = 5.0
 
 _sizes = Histogram("roost_envelope_items", "Calls in one envelope.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
 
 
 class _Waiting(NamedTuple):
-    """A call that is to leave: what begins it by itself, and what it is in an envelope."""
+    """A queued call.
+
+    `alone` starts it as an ordinary RPC; `item` is the same call as a part of a batch. `future` gets the response and
+    its trailing metadata, or an AioRpcError. `parse` decodes the response. `deadline` is in seconds of the event
+    loop's clock.
+    """
 
     alone: Callable[[], Any]
     item: pb.CallItem
@@ -50,7 +56,7 @@ class _Waiting(NamedTuple):
 
 
 class CoalescedCall:
-    """One unary call; awaiting it gives the response or raises AioRpcError."""
+    """A unary call that may be sent in a batch. Awaiting it returns the response or raises AioRpcError."""
 
     __slots__ = ("_future", "_trailing")
 
@@ -63,17 +69,24 @@ class CoalescedCall:
         return response
 
     async def trailing_metadata(self) -> grpc.aio.Metadata:
-        """What the servicer sent behind its answer."""
+        """Waits for the response and returns its trailing metadata. Raises AioRpcError if the call fails."""
         await self
         return self._trailing
 
     def cancel(self) -> bool:
-        """Stops waiting. What left already is carried out."""
+        """Cancels the call and returns True; returns False if it has ended.
+
+        A queued call is not sent. A call that was sent is still served, and its response is dropped.
+        """
         return self._future.cancel()
 
 
 class BatchingChannel(AbstractChannel):
-    """Batches unary calls of retry-safe methods over `channel`; passes all other calls on unchanged."""
+    """Batches unary calls of retry-safe methods with a deadline of up to LONGEST_METHOD_S over `channel`.
+
+    Passes all other calls on unchanged, also those with metadata. A call fails with UNAVAILABLE if MAX_QUEUED calls
+    are queued.
+    """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
@@ -116,7 +129,7 @@ class BatchingChannel(AbstractChannel):
         )
 
         def alone() -> Any:
-            # In the name of whoever made the call, not of the task that sends it.
+            # Sets the current call of the task that made this call: the channel takes token, trace and address from it.
             before = current_call.set(call)
             try:
                 return start(request, timeout=left_s)
@@ -125,7 +138,7 @@ class BatchingChannel(AbstractChannel):
 
         self._queue.append(_Waiting(alone, item, future, parse, loop.time() + left_s))
         if not self._woken:
-            # Once the loop has gone round: what is called in the same turn leaves together.
+            # Sends at the next iteration of the event loop, so calls that are made in the same iteration share a batch.
             self._woken = True
             loop.call_soon(self._flush)
         return CoalescedCall(future)
@@ -153,7 +166,7 @@ class BatchingChannel(AbstractChannel):
         return group
 
     async def _send(self, group: list[_Waiting]) -> None:
-        # Not the task's inherited call: envelopes are nobody's.
+        # A batch has no actor. Without this, the task would inherit the current call of the task that created it.
         current_call.set(Call())
         counted = True
 
@@ -187,7 +200,8 @@ class BatchingChannel(AbstractChannel):
             for waiting, result in zip(group, answer.results, strict=True):
                 _settle(waiting, result)
         except grpc.aio.AioRpcError:
-            # All are retry-safe: each goes by itself, with the retries and the budget of any call.
+            # The batch as a whole failed. Its calls are retry-safe, so each is sent as an ordinary RPC, which gRPC
+            # retries within the channel's retry budget.
             await asyncio.gather(*(_send_single(waiting) for waiting in group if not waiting.future.done()))
         except Exception as error:
             _fail(group, error)

@@ -1,4 +1,4 @@
-"""One debug line for each call that a process serves for others: over a socket of its own, or within an envelope."""
+"""Logs each call that a process serves for another process, over a socket or in a batch, at level debug."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ _log = structlog.get_logger(__name__)
 
 
 def log_call(method: str, code: grpc.StatusCode, began: float, user_id: int, request_id: str, traceparent: str) -> None:
-    """Logs a call that has ended: its path, its status, how long it took since `began` (monotonic seconds), and in whose name it was."""
+    """Logs a call that has ended.
+
+    `method` is its path, `began` its start in monotonic seconds, `user_id` its actor (0 if anonymous). `traceparent` is
+    a W3C traceparent, of which the trace id is logged.
+    """
     _log.debug(
         "grpc_call.served",
         method=method,

@@ -1,7 +1,7 @@
-"""Finding the other processes of a mesh through its registry, where there is no Kubernetes to do it.
+"""Finds the other processes of a mesh through the registry, for deployments without Kubernetes.
 
-A process lists its services under leases, and follows the lists of those that it calls. What it heard last stays good while the registry is
-away: gRPC itself leaves out addresses that do not answer.
+A process registers its services under leases and watches the addresses of the services that it calls. If the registry
+is not reachable, the last known addresses remain in use: gRPC skips addresses that do not answer.
 """
 
 from __future__ import annotations
@@ -22,24 +22,31 @@ from services.platform.rpc.context import Call, current_call
 from services.platform.transport.base import AbstractChannel
 from services.platform.transport.inprocess_calls import rpc_error
 
-# Renewals within one lease: a lost one delists nobody.
+# Renewals within one lease, so one lost renewal does not remove an instance.
 RENEWALS_A_LEASE = 3
+# Seconds until the next attempt after a failure; also the deadline of a deregistration.
 RETRY_S = 0.3
-# The registry sends a sign of life every 5 s.
+# Seconds without a message after which a watch counts as lost. The registry sends a message at least every 5 s.
 SILENCE_S = 15.0
-# Calls over the addresses of before, and their retries, go on for so long: the longest deadline of an ordinary call.
+# Seconds for which a replaced channel still starts attempts of the calls that use it: the longest deadline of an
+# ordinary call.
 RETIRE_S = 10.0
-# Streams go on: most end by themselves, and one without end when its server stops. So a retired channel is kept for each of those at most.
+# Seconds for which the streams of a replaced channel may continue after RETIRE_S. Most streams end by themselves, and
+# an endless one when its server stops; the channel is closed when its last stream has ended.
 STREAMS_S = 24 * 3600.0
 
 _log = structlog.get_logger(__name__)
 
 
 class Registrar:
-    """A worker that keeps the services of this process listed at `address` (host:port), over a channel to the registry."""
+    """A worker that registers the services of this process and renews their leases.
+
+    `channel` is a channel to the registry, `services` are names such as `tweet`, `address` (host:port) is where other
+    processes reach them.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, services: Sequence[str], address: str) -> None:
-        # Any: the generated stubs' types know the socket's call class only.
+        # Any, because the generated types of the stub allow grpc.aio's own call class only.
         self._stub: Any = pb_grpc.RegistryServiceStub(channel)
         self._services = services
         self._address = address
@@ -47,11 +54,14 @@ class Registrar:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Lists them; where the registry is away, as soon as it is back."""
+        """Starts to register the services in the background. Retries every RETRY_S if the registry does not answer."""
         self._task = asyncio.create_task(self._keep(), name="registrar")
 
     async def stop(self) -> None:
-        """Takes them off the list, so that nobody calls them any more."""
+        """Stops the renewals and deregisters the services, so other processes no longer call them.
+
+        Ignores errors of the registry: the leases expire by themselves.
+        """
         if self._task is None:
             return
         self._task.cancel()
@@ -75,7 +85,7 @@ class Registrar:
                     listed.add(service)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
-                    # A registry that started anew knows nobody.
+                    # The registry restarted or the lease expired: registers all services again.
                     listed.clear()
                     continue
                 _log.info("not listed", address=self._address, reason=error.details())
@@ -90,7 +100,10 @@ class Registrar:
 
 
 class Watch:
-    """Follows the addresses of one service. `version` changes with them; `ready` is set once some are known."""
+    """A worker that watches the addresses (host:port) of one service, over a channel to the registry.
+
+    `version` grows with each change of `addresses`. `ready` is set when the first addresses are known.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, service: str) -> None:
         self._stub: Any = pb_grpc.RegistryServiceStub(channel)
@@ -101,11 +114,11 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins."""
+        """Starts to watch in the background. Opens a new stream RETRY_S after one was lost."""
         self._task = asyncio.create_task(self._follow(), name=f"watch-{self.service}")
 
     async def stop(self) -> None:
-        """Ends."""
+        """Stops watching. `addresses` keep their last value."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -129,7 +142,8 @@ class Watch:
                 if not isinstance(message, pb.WatchInstancesResponse):
                     return
                 addresses = tuple(sorted({instance.address for instance in message.instances}))
-                # An empty list is a registry that has just started, or a service that is down: the old addresses do no harm.
+                # An empty list means that the registry has just restarted or that the service is down. The old
+                # addresses are kept: after a restart of the registry they are valid, otherwise calls fail anyway.
                 if addresses and addresses != self.addresses:
                     self.addresses = addresses
                     self.version += 1
@@ -139,7 +153,11 @@ class Watch:
 
 
 class DiscoveredChannel(AbstractChannel):
-    """A channel to whoever serves one service now. `connect` makes a channel to a gRPC target, such as `ipv4:a:1,b:2`."""
+    """A channel to the current instances of one service. A call fails with UNAVAILABLE if none was ever known.
+
+    `connect` returns a channel to a gRPC target such as `ipv4:a:1,b:2`. When the addresses change, new calls use a new
+    channel; the old one is closed after its calls have ended.
+    """
 
     def __init__(self, watch: Watch, connect: Callable[[str], grpc.aio.Channel]) -> None:
         self._watch = watch
@@ -160,7 +178,7 @@ class DiscoveredChannel(AbstractChannel):
         return begin
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        """The state of the connections to the addresses that are known; TRANSIENT_FAILURE if none is."""
+        """Returns the state of the connections to the known addresses, TRANSIENT_FAILURE if no address is known."""
         if not self._watch.addresses:
             return grpc.ChannelConnectivity.TRANSIENT_FAILURE
         return self._current().get_state(try_to_connect)
@@ -182,7 +200,7 @@ class DiscoveredChannel(AbstractChannel):
         task.add_done_callback(self._retiring.discard)
 
     async def close(self, grace: float | None = None) -> None:
-        """Closes the connections, those of before too."""
+        """Closes the current channel, whose calls get `grace` seconds to end, and at once the replaced ones."""
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
@@ -193,7 +211,7 @@ class DiscoveredChannel(AbstractChannel):
 
 async def _close_later(channel: grpc.aio.Channel) -> None:
     try:
-        # A closing channel takes no calls, not even the next attempt of one that it carries.
+        # A closing channel starts no calls, not even a retry of a call in progress, so closing begins after RETIRE_S.
         await asyncio.sleep(RETIRE_S)
         await channel.close(STREAMS_S)
     except asyncio.CancelledError:

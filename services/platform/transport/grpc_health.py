@@ -1,4 +1,4 @@
-"""gRPC's health service (grpc.health.v1): Check, List and Watch over the states of this process's services."""
+"""Implements gRPC's health service (grpc.health.v1): Check, List and Watch for the services of this process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from services.platform.rpc import errors
 
 SERVICE = "grpc.health.v1.Health"
 
-# The type stubs know no List, and name states by their number.
+# The type stubs do not declare List, and they declare statuses as int.
 _messages: Any = pb
 Status = int
 
 
 class Health:
-    """The states, and who watches them.
+    """The health statuses of the services of one process, and the streams that watch them.
 
-    The servicer of grpcio-health-checking writes to its watchers one after the other under a lock, so one client that takes nothing
-    stops all others and the drain of the process. Here each watcher waits for itself.
+    The servicer of grpcio-health-checking writes to its watchers one after the other under a lock, so one client that
+    does not read blocks all others and the drain of the process. Here each watcher has its own generator.
     """
 
     def __init__(self) -> None:
@@ -31,36 +31,39 @@ class Health:
         self._ended = False
 
     def set(self, service: str, status: Status) -> None:
-        """Sets the state of one service; "" is the process. Without effect once it drains."""
+        """Sets the status of one service; "" is the whole process. Has no effect after `drain`."""
         if not self._draining:
             self._states[service] = status
             self._tell()
 
     def drain(self) -> None:
-        """Says NOT_SERVING of all, for good."""
+        """Sets the status of every service to NOT_SERVING, finally: later calls of `set` have no effect."""
         self._draining = True
         self._states = dict.fromkeys(self._states, pb.HealthCheckResponse.NOT_SERVING)
         self._tell()
 
     def end(self) -> None:
-        """Ends every watch: a server that stops would wait for them."""
+        """Ends every watch. Otherwise a stopping server would wait for them until its grace period is over."""
         self._ended = True
         self._tell()
 
     async def check(self, request: pb.HealthCheckRequest) -> pb.HealthCheckResponse:
-        """Returns the state of one service. Raises NOT_FOUND if it is not served here."""
+        """Returns the status of one service; "" is the whole process. Raises NOT_FOUND if no status was set for it."""
         status = self._states.get(request.service)
         if status is None:
             raise errors.not_found("no such service is served here")
         return pb.HealthCheckResponse(status=status)
 
     async def list(self, request: Any) -> Any:
-        """Returns the states of all services."""
+        """Returns the statuses of all services by name."""
         found = {name: _messages.HealthCheckResponse(status=status) for name, status in self._states.items()}
         return _messages.HealthListResponse(statuses=found)
 
     async def watch(self, request: pb.HealthCheckRequest) -> AsyncIterator[pb.HealthCheckResponse]:
-        """Yields the state of one service now and at each change, SERVICE_UNKNOWN if it is not served here, until `end`."""
+        """Yields the status of one service now and at each change, until `end`.
+
+        Yields SERVICE_UNKNOWN if no status was set for the service. A slow reader gets the latest status only.
+        """
         last: Status | None = None
         while not self._ended:
             changed = self._changed

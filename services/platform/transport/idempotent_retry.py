@@ -1,7 +1,7 @@
-"""A write under an idempotency key, sent again where its answer was lost: a second one with the same key finds the first.
+"""Retries writes that carry an idempotency key: a repeat with the same key returns the result of the first attempt.
 
-gRPC retries by the method alone, and a post without a key must never be sent twice; so these retries are ours. They are few, and end with
-the call's deadline.
+gRPC's own retries are configured by method, but a write without a key must never be sent twice. So this module decides
+for each call. It makes up to ATTEMPTS attempts, all within the deadline of the call.
 """
 
 from __future__ import annotations
@@ -15,43 +15,55 @@ import grpc
 
 from services.platform.rpc.contract import Method
 
-# Attempts of one call, the first included, as of methods that are safe to retry.
+# Attempts of one call, including the first. `remote` uses the same values for the methods that gRPC retries.
 ATTEMPTS = 3
-# A drain answers CANCELLED to calls that it has not accepted.
+# Status codes that are retried. A draining server answers CANCELLED to calls that it has not accepted.
 CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-# Rests grow threefold from the first; another instance takes the next attempt at once.
+# Backoff between two attempts, in seconds: FIRST_REST_S, then GROWTH times the previous one, up to LONGEST_REST_S. The
+# first is short, because the next attempt usually goes to another instance.
 FIRST_REST_S, LONGEST_REST_S, GROWTH = 0.02, 0.5, 3
 
 KEY_FIELD = "idempotency_key"
 
 
 def takes_key(method: Method | None) -> bool:
-    """Whether calls of a method may carry a key, and are not retried without one."""
+    """Returns True if the method is not retry-safe and its request has a field for an idempotency key.
+
+    gRPC does not retry such a method; its calls are retried here if they carry a key. None is a method outside the
+    contract.
+    """
     return method is not None and not method.policy.retry_safe and KEY_FIELD in method.request.DESCRIPTOR.fields_by_name
 
 
 class RetryingCall:
-    """One unary call; awaiting it gives the response or raises the AioRpcError of the last attempt."""
+    """A unary call with retries. Awaiting it returns the response or raises the AioRpcError of the last attempt.
+
+    Retries UNAVAILABLE and CANCELLED, up to ATTEMPTS attempts.
+    """
 
     __slots__ = ("_start", "_task", "_trailing")
 
     def __init__(self, start: Callable[[float | None], Any], timeout: float | None) -> None:
-        """`start` makes one attempt that may take so many seconds (None: any time); all of them share `timeout`."""
+        """Starts the call. Must run in an event loop.
+
+        `start` starts one attempt with the given timeout in seconds (None: unlimited). `timeout` limits all attempts
+        and the backoff together.
+        """
         self._start = start
         self._trailing: Any = grpc.aio.Metadata()
-        # A task: a call begins when it is made, whenever it is awaited.
+        # A task, because a call of grpc.aio starts when it is made, not when it is awaited.
         self._task = asyncio.get_running_loop().create_task(self._run(timeout))
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._task.__await__()
 
     async def trailing_metadata(self) -> Any:
-        """What the servicer sent behind its answer."""
+        """Waits for the response and returns its trailing metadata. Raises AioRpcError if the call fails."""
         await self._task
         return self._trailing
 
     def cancel(self) -> bool:
-        """Ends the attempt under way, and makes no other."""
+        """Cancels the attempt in progress and all further ones. Returns False if the call has already ended."""
         return self._task.cancel()
 
     async def _run(self, timeout: float | None) -> Any:

@@ -1,7 +1,8 @@
 """The in-process channel: stubs call servicers without a socket.
 
-Interceptors, deadlines, metadata, cancellation and status codes are the same as over a socket, and each call has its own current call.
-Messages are passed by reference, so neither side may change a message after it was passed. `MutationGuard` detects violations in tests.
+Interceptors, deadlines, trailing metadata, cancellation and status codes are the same as over a socket, and each call
+has its own current call. Messages are passed by reference, so neither side may change a message after it was passed.
+`MutationGuard` detects violations in tests.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from services.platform.transport.message_guard import MutationGuard
 
 
 class InProcessChannel(AbstractChannel):
-    """A channel to the endpoints of this process, as `caller`. `endpoints` may grow until the first call."""
+    """A channel from the service `caller` ("": a client outside the mesh) to the methods of this process.
+
+    `endpoints` maps paths to methods; a method may be added until it is called for the first time. A path without a
+    method gets UNIMPLEMENTED, as do client streams and bidirectional streams. `checker` is set in tests only.
+    """
 
     def __init__(
         self, endpoints: Mapping[str, InterceptedMethod], caller: str, checker: MutationGuard | None = None
@@ -33,7 +38,7 @@ class InProcessChannel(AbstractChannel):
 
         def start(request: Message, *, timeout: float | None = None, **_: Any) -> Any:
             nonlocal target
-            # Resolved at the first call: a stub may be made before its service is built.
+            # Looked up at the first call, because a stub may be created before the service that it calls.
             if target is None or target.endpoint is None:
                 endpoint = self._endpoints.get(path)
                 target = BoundMethod(path, endpoint, self._caller, self._checker, deserializer)

@@ -1,4 +1,4 @@
-"""Calls of the in-process channel: what a stub returns, and what runs behind it."""
+"""The call objects that stubs on the in-process channel return, and the code that runs the calls."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from services.platform.rpc.context import Call, current_call
 from services.platform.rpc.interceptors import InterceptedMethod
 from services.platform.transport.message_guard import MutationGuard
 
-# A callee gets this much less time than its caller, so that the caller can still answer.
+# Seconds. The deadline of a callee is this much earlier than that of its caller, so the caller has time to respond.
 DEADLINE_MARGIN_S = 0.001
-# Messages a stream may be ahead of its reader.
+# Messages that a stream buffers; then the servicer waits for the reader.
 STREAM_AHEAD = 4
 
 _END = object()
 
 
 class _Context:
-    """The servicer's context of one in-process call."""
+    """The servicer context of one in-process call. It stores the trailing metadata."""
 
     __slots__ = ("trailing",)
 
@@ -38,7 +38,11 @@ class _Context:
 
 
 class BoundMethod:
-    """A method as one caller sees it: where it is served and which class the caller wants back."""
+    """A method bound to one caller: the path, the intercepted method, and the class of response that the stub expects.
+
+    `endpoint` is None if this process does not serve the method. `caller` is the name of the calling service, "" for a
+    client outside the mesh.
+    """
 
     __slots__ = ("caller", "checker", "endpoint", "path", "wanted")
 
@@ -61,16 +65,16 @@ class BoundMethod:
         endpoint = self.endpoint
         if endpoint is None:
             raise errors.unimplemented(f"{self.path} is not served here")
-        # The loops' own clock; asking the running loop for it costs a system call each time.
+        # `time()` of the event loop reads the same clock, but each look-up of the running loop costs a system call.
         now = monotonic()
         deadline = parent_call.deadline - DEADLINE_MARGIN_S
-        # Spelt out: `min` costs as much as the rest of this method.
+        # Comparisons, because `min` costs as much as the rest of this method.
         if deadline > (capped := now + endpoint.cap_s):
             deadline = capped
         if timeout is not None and deadline > now + timeout:
             deadline = now + timeout
         request_id = parent_call.request_id or secrets.token_hex(8)
-        # The tuple that Call(…) makes, without the function in Python that a named tuple puts before it.
+        # Creates the Call without `Call(…)`, because the constructor of a named tuple is a function in Python.
         about = (parent_call.traceparent, deadline, parent_call.user_agent, parent_call.address)
         values = (self.path, parent_call.actor, self.caller, request_id, *about)
         return endpoint, tuple.__new__(Call, values)
@@ -84,7 +88,7 @@ class BoundMethod:
             self.checker.verify()
         if self.wanted is None or type(response) is self.wanted:
             return response
-        # A twin, wanted as the message it stands for.
+        # The servicer returned a wire type: converts it to the message that the stub expects.
         return self.wanted.FromString(response.SerializeToString())
 
 
@@ -94,10 +98,11 @@ def rpc_error(error: errors.RoostError, trailing: Sequence[tuple[str, str | byte
 
 
 class UnaryCall:
-    """One unary call; awaiting it gives the response or raises AioRpcError.
+    """A unary call. Awaiting it returns the response or raises AioRpcError.
 
-    It runs in the task that awaits it, and begins then: a task of its own would double the cost of a call
-    (measured). Calls that are to run side by side go through asyncio.gather, which gives each a task.
+    The call starts when it is awaited and runs in the awaiting task, because a task of its own would double the cost
+    of a call (measured). `trailing_metadata` and `code` run it in a task of its own if it has not ended. To run calls
+    concurrently, pass them to asyncio.gather, which creates a task for each.
     """
 
     __slots__ = ("_above", "_context", "_error", "_request", "_response", "_target", "_task", "_timeout")
@@ -106,7 +111,7 @@ class UnaryCall:
         self._target = target
         self._request = request
         self._timeout = timeout
-        # In whose name it is made is settled now, whoever awaits it later.
+        # Actor and deadline come from the call that is current now, even if another task awaits this call later.
         self._above = current_call.get()
         self._context = _Context()
         self._task: asyncio.Task[Message] | None = None
@@ -137,7 +142,8 @@ class UnaryCall:
         finally:
             current_call.set(before)
             if reading is not None and (self._response is None or reading.notes == notes):
-                # It failed, and its caller may make do without; or whoever served it does not say what it read.
+                # If the call failed, its caller may respond without its data. If no keys were recorded, the servicer
+                # does not track its reads. In both cases later changes would go unnoticed.
                 reading.mark_uncacheable()
 
     def __await__(self) -> Generator[Any, None, Message]:
@@ -150,19 +156,25 @@ class UnaryCall:
             await asyncio.wait([self._task])
 
     async def trailing_metadata(self) -> grpc.aio.Metadata:
-        """What the servicer sent behind its answer; waits for the end of the call."""
+        """Waits for the end of the call and returns its trailing metadata, also if the call failed."""
         await self._ended()
         return grpc.aio.Metadata(*self._context.trailing)
 
     async def code(self) -> grpc.StatusCode:
-        """The call's status; waits for its end."""
+        """Waits for the end of the call and returns its status code.
+
+        Returns CANCELLED if the call was cancelled or ended with an exception that is not an AioRpcError.
+        """
         await self._ended()
         if isinstance(self._error, grpc.aio.AioRpcError):
             return self._error.code()
         return grpc.StatusCode.OK if self._error is None else grpc.StatusCode.CANCELLED
 
     def cancel(self) -> bool:
-        """Cancels the call, unless it has begun in a task that awaits it: cancel that one."""
+        """Cancels the call. Returns False if it has already ended.
+
+        Does not stop a call that runs in the task that awaits it: cancel that task instead.
+        """
         if self.done():
             return False
         if self._task is not None:
@@ -171,12 +183,15 @@ class UnaryCall:
         return True
 
     def done(self) -> bool:
-        """Whether it ended."""
+        """Returns True if the call has ended."""
         return self._response is not None or self._error is not None
 
 
 class StreamCall:
-    """One server stream under way: iterate it, or `read()` message by message."""
+    """A server stream in progress. Iterate it, or call `read` for one message at a time.
+
+    It starts in a task of its own when it is created, and makes the current reading uncacheable.
+    """
 
     __slots__ = ("_context", "_ended", "_queue", "_target", "_task")
 
@@ -199,7 +214,10 @@ class StreamCall:
         await self._queue.put(end)
 
     async def read(self) -> Any:
-        """The next message; grpc.aio.EOF at the end."""
+        """Returns the next message, grpc.aio.EOF after the last one. Raises AioRpcError if the stream fails.
+
+        If the reading task is cancelled, the stream is cancelled too.
+        """
         if self._ended:
             return grpc.aio.EOF
         try:
@@ -221,14 +239,14 @@ class StreamCall:
             self._task.cancel()
 
     async def trailing_metadata(self) -> grpc.aio.Metadata:
-        """What the servicer sent behind its last message."""
+        """Waits for the end of the stream and returns its trailing metadata."""
         await asyncio.wait([self._task])
         return grpc.aio.Metadata(*self._context.trailing)
 
     def cancel(self) -> bool:
-        """Cancels the stream."""
+        """Cancels the stream. Returns False if it has already ended."""
         return self._task.cancel()
 
     def done(self) -> bool:
-        """Whether it ended."""
+        """Returns True if the stream has ended; messages in the buffer may still be unread."""
         return self._task.done()

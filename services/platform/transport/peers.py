@@ -1,4 +1,4 @@
-"""The connections to the other processes that a process calls: their states, in health, metrics and log."""
+"""Monitors the connections from a process to the services that it calls, for its health, metrics and log."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from prometheus_client import Gauge
 
 from services.platform.health import PEER_READY
 
-# One look costs microseconds for each peer.
+# Seconds between two checks of all connections. A check costs microseconds for each peer.
 LOOK_EVERY_S = 1.0
-# A peer that restarts is away for a second or two, and at start the processes of a mesh wait for one another.
+# Seconds without a connection after which a peer is logged as unreachable. A restart takes a second or two, and at
+# start the processes of a mesh wait for one another.
 PATIENCE_S = 5.0
 
 _ready = Gauge("roost_peer_ready", "1 if calls to the service can leave, 0 if its connection is not ready.", ("peer",))
@@ -22,7 +23,10 @@ _log = structlog.get_logger(__name__)
 
 
 class Peers:
-    """A worker that keeps the connections of `channels` (by service) up, and logs which of them fail and come back."""
+    """A worker that keeps the connections of `channels` (by service) established.
+
+    It logs connections that are lost and established again, and sets the metric `roost_peer_ready`.
+    """
 
     def __init__(self, channels: Mapping[str, grpc.aio.Channel]) -> None:
         self._channels = channels
@@ -31,11 +35,14 @@ class Peers:
         self._missed: set[str] = set()
 
     def states(self) -> dict[str, str]:
-        """gRPC's state of each connection by service. One that is idle begins to connect."""
+        """Returns the gRPC state of each connection by service, such as "READY". An idle one starts to connect."""
         return {name: channel.get_state(try_to_connect=True).name for name, channel in self._channels.items()}
 
     async def unreached(self, within_s: float = PATIENCE_S) -> list[str]:
-        """The services that are not reached within so many seconds; returns as soon as all are."""
+        """Waits up to `within_s` seconds until all connections are READY.
+
+        Returns the services whose connection is not READY at the end, an empty list if all are.
+        """
         with_deadline = monotonic() + within_s
         while missing := [name for name, state in self.states().items() if state != PEER_READY]:
             if monotonic() >= with_deadline:
@@ -44,18 +51,21 @@ class Peers:
         return []
 
     async def start(self) -> None:
-        """Begins to look, every LOOK_EVERY_S."""
+        """Starts to check the connections in the background, every LOOK_EVERY_S seconds."""
         self._task = asyncio.create_task(self._follow(), name="peers")
 
     async def stop(self) -> None:
-        """Ends."""
+        """Stops the checks. The connections stay open."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
     def look(self, now: float) -> None:
-        """Sets the metric, and logs each peer that has been away for PATIENCE_S, once, and its return. `now` is monotonic, in seconds."""
+        """Checks all connections once: sets the metric and logs changes. `now` is in monotonic seconds.
+
+        Logs a peer once when its connection has not been READY for PATIENCE_S seconds, and again when it is READY.
+        """
         for name, state in self.states().items():
             _ready.labels(name).set(state == PEER_READY)
             if state == PEER_READY:

@@ -1,6 +1,7 @@
 """The edge proxy of a mesh of many processes: servicers that forward every call to the process that serves it.
 
-They run behind the same interceptors as other servicers, so a call is checked at the proxy and again by the process that serves it.
+They run behind the same interceptors as other servicers, so a call is checked at the proxy and again by the process
+that serves it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ ChannelOf = Callable[[str], grpc.aio.Channel]
 
 
 class ProxyServicer:
-    """Forwards all methods of one gRPC service. `channel_of` returns a channel for a caller's name, so that the caller is preserved."""
+    """Forwards all methods of one gRPC service, except client streams, with their trailing metadata and errors.
+
+    `channel_of` returns a channel that makes calls as the given caller, so the caller of a forwarded call is preserved.
+    """
 
     def __init__(self, service: str, channel_of: ChannelOf) -> None:
         for method in methods().values():
@@ -28,7 +32,10 @@ class ProxyServicer:
 
 
 def forwarders(folders: Collection[str], channel_of: ChannelOf) -> dict[str, object]:
-    """Forwarders of all gRPC services of the named folders, by full name."""
+    """Returns a ProxyServicer for each gRPC service of the named folders (such as `tweet`).
+
+    The keys are full names, such as `roost.tweet.v1.TweetService`.
+    """
     services = {method.service for method in methods().values() if method.service_name in folders}
     return {service: ProxyServicer(service, channel_of) for service in sorted(services)}
 

@@ -1,4 +1,4 @@
-"""Server reflection, versions v1 and v1alpha, which have the same messages under two names."""
+"""Implements gRPC server reflection, versions v1 and v1alpha. Their messages differ in the package name only."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ V1ALPHA = "grpc.reflection.v1alpha"
 V1 = "grpc.reflection.v1"
 SERVICES = (f"{V1}.ServerReflection", f"{V1ALPHA}.ServerReflection")
 METHOD = "ServerReflectionInfo"
-# Questions in one stream: a tool asks once for each service and type of a contract, some 300 here.
+# Requests in one stream. A tool sends one for each service and type of a contract, some 300 here.
 MAX_QUESTIONS = 1_000
 
 
 class Reflection(ReflectionServicer):
-    """Answers for the services named, their methods and fields too, and everything they depend on."""
+    """Serves the descriptors of the services with the given full names, and of all files that they depend on.
+
+    Finds methods and fields by their full names too.
+    """
 
     def __init__(self, services: Iterable[str]) -> None:
         _add_v1(descriptor_pool.Default())
         super().__init__((*services, *SERVICES))
 
     def answers(self, questions: Any, context: Any) -> AsyncIterator[Any]:
-        """Answers each question in turn. Raises RESOURCE_EXHAUSTED after MAX_QUESTIONS."""
-        # The type stubs take the generator for a coroutine.
+        """Yields one response for each request, in order. Raises RESOURCE_EXHAUSTED after MAX_QUESTIONS requests."""
+        # The type stubs declare a coroutine, but the method is an asynchronous generator.
         found: Any = self.ServerReflectionInfo(_bounded(questions), context)
         return found  # type: ignore[no-any-return]
 
     @property
     def _base(self) -> Any:
-        # The type stubs leave out what the library keeps to itself.
+        # Any, because the type stubs do not declare the private methods of the library.
         return super()
 
     def _file_containing_symbol(self, request: Any, fully_qualified_name: str) -> Any:
-        # Python's pool finds no methods, fields and values by their symbol; the file of what holds them is the answer.
+        # The pool's FindFileContainingSymbol, which the library uses, does not find methods and fields.
         pool = descriptor_pool.Default()
         for find in (pool.FindMethodByName, pool.FindFieldByName):
             name = _file_of(find, fully_qualified_name)
@@ -52,7 +55,7 @@ def _file_of(find: Callable[[str], Any], name: str) -> str | None:
         found = find(name)
     except KeyError:
         return None
-    # A method knows its service only.
+    # The descriptor of a method has no `file`, only a service.
     file: str = getattr(found, "file", None) or found.containing_service.file
     return file.name  # type: ignore[attr-defined, no-any-return]
 
@@ -67,7 +70,10 @@ async def _bounded(questions: Any) -> AsyncIterator[Any]:
 
 
 def _add_v1(pool: descriptor_pool.DescriptorPool) -> None:
-    """Adds v1's file to the pool, made of v1alpha's by its name: no package for Python brings it."""
+    """Adds the descriptor file of v1 to the pool. It is made from that of v1alpha by replacing the package name.
+
+    No Python package contains the file of v1.
+    """
     file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     file.name, file.package = "grpc/reflection/v1/reflection.proto", V1

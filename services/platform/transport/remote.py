@@ -1,7 +1,8 @@
-"""Channels to services in other processes, and the routing channel that a service is given.
+"""Channels to services in other processes, and the routing channel that a service uses.
 
-What grpc.aio does not do by itself happens here: deadlines are passed on, the user's token and the trace travel along, the calling
-service proves who it is, and what is safe to repeat is retried within a budget, keyed writes too.
+They add to grpc.aio: the deadline of the current call limits the calls that it makes; the user's token, the request id,
+the trace and the client's address are forwarded; the calling service authenticates with the mesh secret. gRPC retries
+retry-safe methods within a retry budget, and RetryingCall retries writes with an idempotency key.
 """
 
 from __future__ import annotations
@@ -28,26 +29,28 @@ from services.platform.transport.idempotent_retry import (
     takes_key,
 )
 
-# Metadata of calls between services.
+# Metadata keys of calls between services.
 CALLER_KEY = "roost-caller"
 SECRET_KEY = "roost-mesh-secret"  # noqa: S105 (a metadata name, not a secret)
 REQUEST_ID_KEY = "x-request-id"
 TRACE_KEY = "traceparent"
-# The client's address, which a service believes beside the mesh secret only.
+# The address of the client outside the mesh. A server ignores it if the mesh secret is missing or wrong.
 CLIENT_ADDRESS_KEY = "roost-client-address"
 AUTHORIZATION_KEY = "authorization"
-# What the client's program calls itself: gRPC's own header names the service that passes the call on.
+# The user agent of the client outside the mesh. gRPC's own header `user-agent` describes the process that forwards
+# the call.
 USER_AGENT_KEY = "roost-user-agent"
 
-# A callee gets this much less time than its caller: the way back takes some.
+# Seconds. The deadline of a callee is this much earlier than that of its caller, because the response takes time.
 DEADLINE_MARGIN_S = 0.005
 
-# 30 s finds a dead peer before most deadlines of streams; without calls no pings: idle channels cost nothing.
+# A ping every 30 s detects a dead peer before most deadlines of streams. There are no pings without calls, so idle
+# channels cost nothing.
 CONNECTION_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 0),
-    # gRPC would wait up to two minutes; a service that was restarted is to be found within a second.
+    # gRPC's default backoff grows to two minutes, but a restarted service must be connected again within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -55,7 +58,10 @@ CONNECTION_OPTIONS = (
 
 
 def service_config() -> str:
-    """gRPC's service config: retries of retry-safe methods, the retry budget, balancing and health watching."""
+    """Returns gRPC's service config as JSON.
+
+    It sets retries of retry-safe methods with a retry budget, round-robin load balancing and health watches.
+    """
     names = [{"service": m.service, "method": m.name} for m in methods().values() if m.policy.retry_safe]
     policy = {
         "maxAttempts": ATTEMPTS,
@@ -69,7 +75,7 @@ def service_config() -> str:
             "loadBalancingConfig": [{"round_robin": {}}],
             "healthCheckConfig": {"serviceName": ""},
             "methodConfig": [{"name": names, "retryPolicy": policy}],
-            # About one retry in ten calls: an outage is not answered by a storm.
+            # Allows about one retry for ten calls, so that retries do not add to the load during an outage.
             "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
         }
     )
@@ -78,7 +84,8 @@ def service_config() -> str:
 class MeshChannel(AbstractChannel):
     """A channel to one target (any gRPC name, such as `dns:///tweet:50051`), as the service `caller`.
 
-    Calls carry the user's token of the current call, or else `token`, which is the operator's for the operator.
+    A call carries the token of the current call's actor or, if it has none, `token`: the operator token in channels of
+    the operator, otherwise "". Writes with an idempotency key are retried.
     """
 
     def __init__(self, target: str, caller: str, mesh_secret: str, token: str = "") -> None:
@@ -115,16 +122,20 @@ class MeshChannel(AbstractChannel):
         return pairs
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        """The connection's state."""
+        """Returns the state of the connection."""
         return self._channel.get_state(try_to_connect)
 
     async def close(self, grace: float | None = None) -> None:
-        """Closes the connection; calls under way get `grace` seconds."""
+        """Closes the connection. Calls in progress get `grace` seconds to end; if it is None, they are cancelled."""
         await self._channel.close(grace)
 
 
 def time_left(method: Method | None, timeout: float | None) -> float | None:
-    """Seconds a call may take: the least of its own limit, its method's, and what its caller has left."""
+    """Returns the seconds that a call may take, None if nothing limits it.
+
+    They are the minimum of `timeout`, the deadline in the method's policy, and the remaining time of the current call
+    minus DEADLINE_MARGIN_S, at least 0. `method` is None for a method outside the contract.
+    """
     limits = [] if timeout is None else [timeout]
     if method is not None and method.policy.deadline_ms:
         limits.append(method.policy.deadline_ms / 1000)
@@ -135,7 +146,10 @@ def time_left(method: Method | None, timeout: float | None) -> float | None:
 
 
 class RoutingChannel(AbstractChannel):
-    """Reaches every service: `remote` by folder name, the others over `local`."""
+    """Sends calls to services in `remote` (channels by service name, such as `tweet`) there, all others over `local`.
+
+    A call over a channel of `remote` makes the current reading uncacheable.
+    """
 
     def __init__(self, local: grpc.aio.Channel, remote: Mapping[str, grpc.aio.Channel]) -> None:
         self._local = local
@@ -149,13 +163,13 @@ class RoutingChannel(AbstractChannel):
             return start
 
         def begin(*said: Any, **options: Any) -> Any:
-            # What another process reads, this one does not learn.
+            # Another process does not report the keys that it reads, so a response made from them must not be cached.
             read_tracking.mark_uncacheable()
             return start(*said, **options)
 
         return begin
 
     async def close(self, grace: float | None = None) -> None:
-        """Closes the remote channels."""
+        """Closes the channels of `remote`; `local` stays open. Calls in progress get `grace` seconds to end."""
         for channel in set(self._remote.values()):
             await channel.close(grace)

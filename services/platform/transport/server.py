@@ -1,7 +1,7 @@
-"""The socket: a grpc.aio server over the endpoints of a process, with health, reflection and drain.
+"""Serves the methods of a process over a socket with a grpc.aio server, with health, reflection and drain.
 
-Every handler, health and reflection too, goes through the same admission: calls under way, streams, and rate limits for callers outside
-the mesh.
+All served calls, also of health and reflection, count in `Admission`, which limits concurrent calls and streams. Calls
+from outside the mesh also have rate limits, except calls of health and the operator's calls of the contract's services.
 """
 
 from __future__ import annotations
@@ -34,23 +34,26 @@ from services.platform.transport.authenticator import Authenticator, Identity
 from services.platform.transport.call_log import log_call
 from services.platform.transport.remote import REQUEST_ID_KEY, TRACE_KEY, USER_AGENT_KEY
 
-# The largest legal request (AppendHomeEntries, 10,000 ids) is under 100 kB, an import of 1,000 people about 300 kB.
+# The largest valid request (AppendHomeEntries, 10,000 ids) has under 100 kB, an import of 1,000 users about 300 kB.
 MAX_MESSAGE_BYTES = 1 << 20
-# Of one connection: a process of the mesh has one for each caller and target.
+# Concurrent calls on one connection. A process of the mesh has one connection for each caller and target.
 MAX_STREAMS_PER_CONNECTION = 1_000
-# Calls under way get this long to end once the server takes no more.
+# Seconds that calls in progress get to end after the server has stopped accepting calls.
 GRACE_S = 10.0
-# Callers of ours ping every 30 s while a stream is silent. By default a server hangs up on whoever does so more often than every 5 min.
+# The shortest allowed interval of pings without data. Channels of the mesh ping every 30 s while a stream is silent,
+# and by default a server closes connections that ping more often than every 5 minutes.
 LEAST_PING_MS = 10_000
-# A connection without any call for so long is closed; clients connect again by themselves.
+# Connections without a call for this long are closed; clients connect again by themselves.
 IDLE_MS = 300_000
+# Characters of a request id or traceparent from the metadata; the rest is ignored.
 MAX_ID_CHARS = 128
-# A stream without a deadline gets this long to say what it asks for, and a health check to be answered.
+# Seconds within which the request message must arrive, even if the deadline is later. Streams and health checks may
+# have no deadline at all.
 FIRST_MESSAGE_S = 10.0
 
 
 class GrpcServer:
-    """Serves endpoints on one address: `bind` it, then `start` it with what it serves."""
+    """A gRPC server on one address. Call `bind`, then `start`; at the end call `withdraw`, then `stop`."""
 
     def __init__(
         self,
@@ -70,13 +73,13 @@ class GrpcServer:
         options = (
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
-            # Beyond it connections are closed as they come: without a free descriptor no store could open a file.
+            # Further connections are closed: without a free file descriptor no store could open a file.
             ("grpc.max_allowed_incoming_connections", open_files.grpc_connections(open_files.limit())),
             ("grpc.max_connection_idle_ms", IDLE_MS),
-            # By default gRPC drops some of more than 1,000 that wait to be begun, as CANCELLED: that tells neither why nor when to retry.
+            # By default, gRPC rejects some calls with CANCELLED, without a reason, if more than 1,000 are pending.
             ("grpc.server.max_pending_requests", MAX_OPEN_CALLS),
             ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_OPEN_CALLS),
-            # Two processes on one port would share its calls by chance.
+            # Otherwise a second process could bind the same port, and the calls would be split at random.
             ("grpc.so_reuseport", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_MS),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -84,7 +87,7 @@ class GrpcServer:
         self._server = grpc.aio.server(options=options)
 
     def bind(self, address: str) -> int:
-        """Takes the address and returns the port; UNAVAILABLE where it cannot be had. No call is served before `start`."""
+        """Binds `address` (host:port, 0: a free port) and returns the port. Raises UNAVAILABLE if that fails."""
         _probe(address)
         try:
             return self._server.add_insecure_port(address)
@@ -92,7 +95,7 @@ class GrpcServer:
             raise errors.unavailable(f"cannot listen on {address}: is the port taken?") from error
 
     async def start(self, endpoints: Mapping[str, InterceptedMethod]) -> None:
-        """Serves the endpoints, with health by gRPC's full service names and by folder names, and reflection."""
+        """Serves the methods (by path), reflection if enabled, and health, by full service name and by folder name."""
         by_service: dict[str, dict[str, Any]] = {}
         for endpoint in endpoints.values():
             by_service.setdefault(endpoint.method.service, {})[endpoint.method.name] = self._rpc(endpoint)
@@ -108,19 +111,19 @@ class GrpcServer:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def withdraw(self) -> None:
-        """Answers every question after health with NOT_SERVING from now on, and serves calls as before."""
+        """Reports NOT_SERVING for every service in health checks from now on. Calls are still served."""
         self._health.drain()
 
     async def stop(self) -> None:
-        """Takes no more calls and waits up to GRACE_S for those under way; watches of health end."""
+        """Stops accepting calls, ends health watches, and cancels calls that are still in progress after GRACE_S."""
         self._health.end()
         await self._server.stop(GRACE_S)
 
     def _rpc(self, endpoint: InterceptedMethod) -> Any:
-        # Requests stay bytes until access is checked: see Endpoint.unary.
+        # No deserializer: requests are parsed after the access check, because parsing a megabyte can take 70 ms.
         if endpoint.method.client_streaming:
             return grpc.stream_unary_rpc_method_handler(_unserved, None, _serialize)
-        # As streams of requests also where there is one: gRPC never answers a call of one request that ends without it.
+        # Request streams, although there is one request: otherwise gRPC never responds to a call that sends none.
         if endpoint.method.server_streaming:
             return grpc.stream_stream_rpc_method_handler(self._stream(endpoint), None, _serialize)
         return grpc.stream_unary_rpc_method_handler(self._unary(endpoint), None, _serialize)
@@ -167,17 +170,19 @@ class GrpcServer:
     async def _call(
         self, endpoint: InterceptedMethod, limit: MethodLimit | None, visitor: Visitor, reply: _Reply, context: Any
     ) -> Call:
-        """The call as its metadata tell it, counted in the method's class if it comes from outside."""
+        """Authenticates the call and returns it; counts it in `limit` if neither the mesh nor the operator made it.
+        Raises UNAUTHENTICATED, UNAVAILABLE, RESOURCE_EXHAUSTED, or INVALID_ARGUMENT if a service sends no deadline.
+        """
         metadata = visitor.metadata
         actor, caller = await self._identify(limit, visitor)
         reply.user_id = actor.user_id
         left = context.time_remaining()
-        # A method without a deadline of its own is a stream that lives as long as its reader.
+        # `cap_s` is NEVER for streams that last as long as their reader: they need no deadline.
         if left is None and endpoint.cap_s != NEVER and caller not in ("", OPERATOR):
             raise errors.invalid_argument("a call between services needs a deadline")
         allowed = min(endpoint.cap_s, NEVER if left is None else left)
         deadline = asyncio.get_running_loop().time() + allowed
-        # A process of the mesh says for whom it calls, or nothing: its own program is of no interest.
+        # A process of the mesh forwards the user agent of its client. Its own header `user-agent` is ignored.
         agent = bounded_user_agent(metadata.get(USER_AGENT_KEY if visitor.is_mesh else "user-agent", ""))
         ids = (reply.request_id, reply.traceparent)
         return Call(endpoint.method.path, actor, caller, *ids, deadline, agent, visitor.address)
@@ -188,7 +193,7 @@ class GrpcServer:
             identity = await self._authenticator.identify(visitor.metadata)
         except errors.RoostError:
             if limited is not None:
-                # Guessing at tokens is limited as well.
+                # Calls with an invalid token count for the address, so guessing tokens is limited as well.
                 limited.take(0, visitor.address).enforce()
             raise
         if limited is not None and identity.caller != OPERATOR:
@@ -196,7 +201,7 @@ class GrpcServer:
         return identity
 
     def _health_rpcs(self) -> dict[str, Any]:
-        # The type stubs know no List.
+        # Any, because the type stubs do not declare the messages of List.
         messages: Any = health_pb2
         asked = health_pb2.HealthCheckRequest
         unary, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
@@ -222,7 +227,7 @@ class GrpcServer:
         return {reflection.METHOD: grpc.stream_stream_rpc_method_handler(serve, parse, _serialize)}
 
     def _probed(self, answer: Callable[[Any], Awaitable[Message]], asked: type[Message]) -> Callable[..., Any]:
-        """A health check, for anybody: it has neither identity nor rate, for who is refused may restart the process."""
+        """Returns a handler without authentication and rate limit: a rejected health check may cause a restart."""
 
         async def serve(_: Any, context: Any) -> Message:
             try:
@@ -235,7 +240,7 @@ class GrpcServer:
         return serve
 
     def _watched(self, answers: Callable[[Any], AsyncIterator[Message]], asked: type[Message]) -> Callable[..., Any]:
-        """A watch of health, for anybody: bounded as a stream, without a rate, for channels of the mesh do not say who they are."""
+        """Returns a handler without authentication and rate limit: channels send health watches without metadata."""
 
         async def serve(_: Any, context: Any) -> AsyncIterator[Message]:
             visitor = self._admission.visitor(context)
@@ -250,14 +255,17 @@ class GrpcServer:
 
 
 def _probe(address: str) -> None:
-    """Raises UNAVAILABLE, with the reason, if a socket cannot have the address: gRPC would log its own lines, and not tell the reason."""
+    """Raises UNAVAILABLE, with the reason, if a socket cannot be bound to `address` (host:port).
+
+    gRPC itself would write to its own log, and its error contains no reason.
+    """
     host, _, port = address.rpartition(":")
     try:
         backend, kind, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         with socket.socket(backend, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
-            # Two may bind one port as long as neither listens.
+            # With SO_REUSEADDR, two sockets may bind one port until one of them listens.
             probe.listen(1)
     except OSError as error:
         why = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
@@ -265,9 +273,10 @@ def _probe(address: str) -> None:
 
 
 class _Reply:
-    """What goes back beside the messages of one call: its trailing metadata, with the request's id, and its status.
+    """The servicer context of one call: sends its trailing metadata, which include the request id, and its status.
 
-    Trailing metadata is kept as well: an abort would replace what was set. As a context it logs the call at its end, if `logged`.
+    It stores the trailing metadata too, because an abort replaces those that were set. As a context manager it logs the
+    call at its end if `logged` is true.
     """
 
     __slots__ = ("_began", "_code", "_context", "_logged", "_method", "_sent", "request_id", "traceparent", "user_id")
@@ -284,13 +293,13 @@ class _Reply:
         self.set_trailing_metadata(())
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        # What a servicer passes on of a call that it made itself has the same id, or another's.
+        # A servicer may forward the trailing metadata of another call, with the request id of that call: it is dropped.
         rest = (pair for pair in trailing_metadata if pair[0] != REQUEST_ID_KEY)
         self._sent: tuple[tuple[str, str | bytes], ...] = ((REQUEST_ID_KEY, self.request_id), *rest)
         self._context.set_trailing_metadata(self._sent)
 
     async def refuse(self, error: errors.RoostError) -> None:
-        """Ends the call with the error; raises what gRPC raises to that end."""
+        """Ends the call with the error. Raises grpc.aio's AbortError, so it never returns."""
         self._code = error.code
         await _abort(self._context, error, self._sent)
 
@@ -308,7 +317,7 @@ class _Reply:
 
 
 def _new_trace() -> str:
-    """A W3C traceparent of a trace that begins here."""
+    """Returns a W3C traceparent with a new trace id and the sampled flag."""
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
 
 
@@ -321,8 +330,10 @@ def _attempt(
 
 
 async def _message(context: Any, deadline: float) -> bytes:
-    """The one request of a call as it came. Raises DEADLINE_EXCEEDED if none comes by `deadline` (in the loop's seconds) or within
-    FIRST_MESSAGE_S, INVALID_ARGUMENT if the call ends without one.
+    """Returns the serialised request of a call. `deadline` is in seconds of the event loop's clock.
+
+    Raises DEADLINE_EXCEEDED if none arrives by `deadline` or within FIRST_MESSAGE_S seconds, INVALID_ARGUMENT if the
+    call ends without one.
     """
     by = min(deadline, asyncio.get_running_loop().time() + FIRST_MESSAGE_S)
     try:
@@ -343,14 +354,14 @@ def _parsed(cls: type[Message], data: bytes) -> Message:
 
 
 def _told(error: Exception, method: str, request_id: str) -> errors.RoostError:
-    """The error as the caller may know it: what nobody foresaw goes to the log."""
+    """Returns a RoostError unchanged. Logs any other exception and returns INTERNAL with an error id instead."""
     return error if isinstance(error, errors.RoostError) else unexpected_error(error, method, request_id)
 
 
 async def _abort(context: Any, error: errors.RoostError, sent: tuple[tuple[str, str | bytes], ...]) -> None:
     details = [*sent, (errors.STATUS_KEY, error.status().SerializeToString())]
     if error.retry_after_s is not None:
-        # RetryInfo says it too; this is for clients that read no details.
+        # For clients that do not parse the status details, whose RetryInfo contains the same delay.
         details.append(("retry-after", str(max(1, math.ceil(error.retry_after_s)))))
     await context.abort(error.code, error.message, tuple(details))
 

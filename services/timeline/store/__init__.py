@@ -17,9 +17,10 @@ TRIM_ABOVE = 896
 class HomeList:
     """A snapshot of a home timeline: `ids` ascending, unique, all > `floor`.
 
-    `ids` holds every id > `floor` that was committed before `opened_ms` (Unix milliseconds) by an author followed and
-    pushed at that time, and every id appended since. A `floor` of 0 means that nothing was ever left out. `mode` is the
-    timeline mode that it was built in.
+    `opened_ms` is when the build of the list began, in Unix milliseconds. `ids` holds two kinds of tweet ids above
+    `floor`: those committed before `opened_ms` by authors whom the reader followed then and whose tweets are fanned out
+    on write (not celebrities), and those appended since. A `floor` of 0 means that no id was left out. `mode` is the
+    timeline mode (hybrid, push or pull) that the list was built in.
     """
 
     ids: Sequence[int]

@@ -61,7 +61,8 @@ class _Reaction(NamedTuple):
         ]
 
     def drops(self) -> list[Statement]:
-        """Returns the statements that delete the copies for good."""
+        """Returns the statements that delete the rows of this reaction from the tables by user and by tweet. Their
+        timestamp is newer than that of the inserts, so a late insert cannot bring a row back."""
         user_id, kind, tweet_id, reaction_id, bucket = self
         steps: list[Statement] = [
             (schema.DROP_BY_USER, (schema.REMOVED, user_id, kind, reaction_id)),

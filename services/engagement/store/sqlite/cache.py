@@ -12,7 +12,8 @@ from cachetools import LRUCache
 
 from services.engagement.store import ReactionKind
 
-# The newest tweets with counts, at about 200 bytes: 15 MB. Pages mostly consist of new tweets.
+# The cache keeps the counts of this many of the newest tweets, because most pages show new tweets. An entry takes about
+# 200 bytes: 13 MB in all.
 NEWEST_COUNTS = 65_536
 # Entries evicted at a time: deleting one from the front of the array costs as much as a thousand.
 _SLACK = 1_024

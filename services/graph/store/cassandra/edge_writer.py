@@ -89,10 +89,10 @@ class EdgeWriter:
         self._far_from_change: LRUCache[int, tuple[float, int]] = LRUCache(MAX_FAR_FROM_CHANGE)
 
     async def write(self, action: EdgeAction, source_id: int, target_id: int, change: WriteStamp) -> Outcome:
-        """Applies the action of `source_id` on `target_id`.
+        """Applies the action of `source_id` on `target_id` and returns the outcome.
 
-        Raises UNAVAILABLE if the outcome is unknown or the row is too contended, PERMISSION_DENIED for a follow across
-        a block.
+        Raises UNAVAILABLE if the outcome is unknown or too many concurrent writes conflict on the row, and
+        PERMISSION_DENIED for a follow if either user blocks the other.
         """
         key = pair_key(source_id, target_id)
         queue = self._queues.setdefault(key, asyncio.Lock())

@@ -24,7 +24,8 @@ from services.platform.sqlite.lockfile import LockFile
 from services.search.store import MAX_FOUND, BuildStatus, Collection, Hit, IndexChange, Query, RankPosition
 from services.search.store.tantivy.index import Generation, TantivyThreads
 
-# Searches see changes before the commit; this is how much of the log is read again after a crash.
+# Interval between commits. Searches see changes before they are committed. After a crash the events of about this many
+# seconds are read from the log again.
 COMMIT_EVERY_S = 1.0
 # Maximum delay between failed commits: the end of a disk outage is noticed within this time.
 RETRY_MAX_S = 10.0

@@ -48,6 +48,7 @@ def _trim_command(user_id: int, tail: Sequence[bytes] | ReplyError, limits: List
         return b""
     # Big-endian bytes compare like the ids.
     if max(tail[limits.reserve :]) > max(tail[: limits.reserve]):
-        # An id above the floor would be lost, because it arrived before older ids.
+        # The list is in order of arrival. LTRIM would also remove an id that is newer than some that stay, so the list
+        # is deleted; the next read builds it again.
         return encode_deletes((user_id,))
     return command("LTRIM", list_key(user_id), 0, limits.keep - 1)

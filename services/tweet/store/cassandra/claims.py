@@ -50,7 +50,8 @@ def retweet_claim_name(original_id: int) -> str:
 
 
 def claim_row(post: NewTweet, claim: Claim) -> ClaimRow:
-    """Returns the row that claims a key for `post`."""
+    """Returns the row that reserves the idempotency key of `claim` for `post`, so that a repeat of the request finds
+    the first tweet. It expires after IDEMPOTENCY_TTL_S seconds."""
     return ClaimRow(post, claim.body_hash, claim.now_s + IDEMPOTENCY_TTL_S)
 
 
