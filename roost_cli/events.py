@@ -228,7 +228,14 @@ async def _open_kafka(settings: Settings) -> EventLog:
     # Imported here: with the embedded backend the Kafka driver is not needed.
     from services.platform.kafka.event_log import KafkaLog
 
-    return await KafkaLog.open(settings)
+    try:
+        return await KafkaLog.open(settings)
+    except errors.RoostError as error:
+        if error.code is not grpc_lib.StatusCode.UNAVAILABLE:
+            raise
+        # The message names no address, because services send it to clients. The operator at this command needs it.
+        text = f"Kafka cannot be reached at {settings.kafka}: check that it runs there, or set ROOST_KAFKA"
+        raise CommandError(text, UNUSABLE) from error
 
 
 async def _open_embedded(settings: Settings) -> EventLog:
