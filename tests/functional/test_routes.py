@@ -253,6 +253,14 @@ async def test_readme_names_what_answers_501_and_404(shared_web: Web) -> None:
         assert (await shared_web.call("GET", path)).status_code == 404, path
 
 
+# Services whose packages were renamed since the table was published: the registry has one name at every layer.
+RENAMED = {
+    "roost.mesh.v1.AdminService": "roost.registry.v1.AdminService",
+    "roost.mesh.v1.BatchService": "roost.batch.v1.BatchService",
+    "roost.mesh.v1.RegistryService": "roost.registry.v1.RegistryService",
+}
+
+
 def test_the_contract_is_the_table_of_the_api(shared: Path) -> None:
     """Every RPC of the published table is in the contract, with its kind and its routes in order."""
     text = (shared / "api.md").read_text()
@@ -262,7 +270,7 @@ def test_the_contract_is_the_table_of_the_api(shared: Path) -> None:
     compared = 0
     for line in text.splitlines():
         if heading := re.match(r"\*\*(roost\.\w+\.v1\.\w+)\*\*", line):
-            service = heading.group(1)
+            service = RENAMED.get(heading.group(1), heading.group(1))
         row = re.match(r"\| (\w+) \| (U|S|C|I|IS) \| (.+?) \| (.*?) \| ", line)
         if row is None or service not in packages:
             continue
