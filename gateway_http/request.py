@@ -29,7 +29,7 @@ SECURITY_HEADERS = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
 
-# Headers that must not be repeated: a proxy and the gateway could each use another one of the values (request smuggling).
+# Headers that must not be repeated. If one is, a proxy and the gateway may use different values (request smuggling).
 SINGLETON_HEADERS = frozenset(
     {
         b"authorization",
@@ -86,7 +86,7 @@ class Request:
         self.path_values: Sequence[str] = ()
         # The client's IP address, "" if unknown. Rate limits count by it.
         self.address = self._address(proxies)
-        # The user of the verified access token, 0 before it is verified and without one. For the log.
+        # The user id of the access token, for the log. 0 until the token is verified, or if the request has no token.
         self.user_id = 0
         traceparent = self.headers.get(b"traceparent", b"")
         if _TRACEPARENT(traceparent):

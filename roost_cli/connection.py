@@ -50,7 +50,8 @@ def bearer(token: str) -> Metadata:
 
 
 def find(address: str | None, directory: Path | None = None) -> MeshTarget:
-    """Returns the mesh to call: at `address`; without it at ROOST_GRPC; without that the one that runs on this machine.
+    """Returns the mesh to call: the one at `address` if it is given, else the one at ROOST_GRPC if that is set, else the
+    mesh that runs on this machine.
 
     If several run here, the one on the data directory of the settings is used, or else the one of this checkout. The
     operator token comes from the run file of that mesh, or else from the settings. Raises CommandError if no mesh is

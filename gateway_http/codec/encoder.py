@@ -156,7 +156,7 @@ def _float(value: float) -> float | str:
             if _FLOAT.unpack(_FLOAT.pack(short))[0] == value:
                 return short
         except OverflowError:
-            # Rounded up beyond the largest float: more digits are needed.
+            # With this many digits the number rounds up beyond the largest float: try more digits.
             continue
     # Nine digits identify any 32-bit float.
     return float(f"{value:.9g}")

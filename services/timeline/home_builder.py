@@ -26,8 +26,8 @@ log = structlog.get_logger(__name__)
 
 
 class HomeBuild:
-    """A build in progress. `home` is what it pulled, once it is done; `installed` is true if that became the warm home
-    timeline."""
+    """A build in progress. `home` is the home timeline that the build pulled; it is set when the build is done.
+    `installed` is true if `home` was stored as the warm home timeline."""
 
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id

@@ -35,7 +35,8 @@ MAX_TOKEN_BYTES = 4_096
 MAX_TOKEN_TTL_S = 86_400
 # Cached tokens, about 1 kB each: 50 MB at most.
 MAX_VERIFIED = 50_000
-# Revoked sessions, and revoked users, that are stored: some 20 MB each. The oldest are dropped beyond it.
+# Maximum number of revoked sessions in memory, and the same number of revoked users. Each set takes about 20 MB when full.
+# If there are more, the oldest are dropped.
 MAX_REVOKED = 200_000
 # Seconds between two fetches of the keys. A client can send any number of tokens with unknown key ids; they must not cause a fetch each.
 REFETCH_AFTER_S = 1.0

@@ -165,7 +165,8 @@ class Backlog:
             self._changed.notify_all()
 
     def return_batch(self) -> None:
-        """Queues the entries in progress again, except those of partitions that were revoked or sought meanwhile."""
+        """Puts the entries in progress back into the queue. Drops those of partitions that were revoked, or whose
+        position was changed by a seek, in the meantime."""
         with self._changed:
             returned = [
                 e

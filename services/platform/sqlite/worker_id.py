@@ -57,7 +57,7 @@ class FileLease:
         an fsync."""
         try:
             if self._snowflake is not None and self._lock.fd >= 0:
-                # Clears the reservation, so the next id would need a new one, which `_reserve` refuses from now on.
+                # No more ids can be minted: the next id needs a new reservation, and `_reserve` refuses it from now on.
                 self._snowflake.reserved_ms = 0
                 self._write(self._snowflake.last_ms)
         finally:

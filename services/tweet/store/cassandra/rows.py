@@ -143,7 +143,7 @@ def uncount(parse_stored: Stored, absent: bool, at_us: int) -> list[Statement]:
 
 
 def list_for_purge(tweet_id: int, at_s: int) -> list[Statement]:
-    """Returns the statements that list a deleted tweet for the purge."""
+    """Returns the statements that add a tweet deleted at `at_s` (Unix seconds) to the list of tweets to purge."""
     hour = at_s * 1000 // cql.HOUR_MS
     return [
         (cql.ADD_DELETION, (hour, at_s, tweet_id)),

@@ -27,7 +27,7 @@ NO_BOUND = (1 << 63) - 1
 FOREVER_US = 1 << 62
 PURGED_US = FOREVER_US + 1
 
-# One partition per author and month: some thousand rows for the most active authors.
+# Each partition holds the tweets of one author in 30 days: at most a few thousand rows, for the most active authors.
 MONTH_MS = 30 * 24 * 3_600_000
 HOUR_MS = 3_600_000
 # One partition per hour and shard: at 6,000 posts a second some 2.7 million rows, 100 MB. Shards spread the new posts
