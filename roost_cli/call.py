@@ -77,8 +77,9 @@ def _list(part: str) -> None:
             service = method.service
             typer.echo(service)
         access = options_pb2.Access.Name(method.policy.access).removeprefix("ACCESS_").lower()
-        callers = f" ({', '.join(method.policy.callers)})" if method.policy.callers else ""
-        typer.echo(f"  {method.name:<28} {_kind(method):<14} {access}{callers}")
+        if method.policy.access == options_pb2.ACCESS_MESH:
+            access += f" ({', '.join(method.policy.callers) or 'any service'})"
+        typer.echo(f"  {method.name:<28} {_kind(method):<14} {access}")
 
 
 def _kind(method: contract.Method) -> str:

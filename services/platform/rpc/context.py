@@ -13,6 +13,8 @@ from services.platform.rpc import errors
 
 # `Call.caller` of a call that carries the operator's token.
 OPERATOR = "operator"
+# `Call.caller` of a call by the gateway, which is a process of the mesh but no service of the contract.
+GATEWAY = "gateway"
 
 NEVER = float("inf")
 

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from roost.options.v1 import options_pb2
 
 from services.platform.rpc.bounds import Bounds
+from services.platform.rpc.context import GATEWAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,25 @@ def methods() -> Mapping[str, Method]:
     return found
 
 
+@functools.cache
+def mesh_callers() -> frozenset[str]:
+    """Returns the names under which a process of the mesh may call: every service of the contract, and GATEWAY."""
+    return frozenset({GATEWAY, *(method.service_name for method in methods().values())})
+
+
+def callers_of(method: Method) -> frozenset[str]:
+    """Returns the names of the callers that may call a mesh method; an empty set for a method with another access rule.
+
+    These are the `callers` of its policy, or all mesh callers if the policy lists none.
+    """
+    if method.policy.access != options_pb2.ACCESS_MESH:
+        return frozenset()
+    return frozenset(method.policy.callers) or mesh_callers()
+
+
 def called_by(name: str) -> frozenset[str]:
-    """Returns the names of the services with a method that lists the service `name` among its `callers`."""
-    return frozenset(method.service_name for method in methods().values() if name in method.policy.callers)
+    """Returns the names of the services with a mesh method that the service `name` may call."""
+    return frozenset(method.service_name for method in methods().values() if name in callers_of(method))
 
 
 def _modules() -> list[str]:

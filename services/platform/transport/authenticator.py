@@ -12,12 +12,9 @@ from typing import NamedTuple
 from services.platform.auth.tokens import Verifier
 from services.platform.rpc import errors
 from services.platform.rpc.context import ANONYMOUS, OPERATOR, Actor
-from services.platform.rpc.contract import methods
+from services.platform.rpc.contract import mesh_callers
 from services.platform.rpc.reasons import Reason
 from services.platform.transport.remote import AUTHORIZATION_KEY, CALLER_KEY, SECRET_KEY
-
-# The caller name of the HTTP gateway, which is not a service of the contract.
-GATEWAY = "gateway"
 
 
 class Identity(NamedTuple):
@@ -40,7 +37,7 @@ class Authenticator:
         self._mesh_secret = mesh_secret.encode()
         # A process of the mesh sends "" if it forwards the call of a client outside the mesh. OPERATOR is not in the
         # set, because only the operator token authenticates the operator.
-        self._callers = frozenset({"", GATEWAY, *(method.service_name for method in methods().values())})
+        self._callers = mesh_callers() | {""}
 
     def is_mesh(self, metadata: Mapping[str, str]) -> bool:
         """Returns True if the metadata contain the mesh secret, so a process of the mesh sent the call."""

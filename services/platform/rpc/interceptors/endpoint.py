@@ -15,7 +15,7 @@ from roost.options.v1 import options_pb2 as options
 
 from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, OPERATOR, Call, current_call
-from services.platform.rpc.contract import Method, methods
+from services.platform.rpc.contract import Method, callers_of, methods
 from services.platform.rpc.deadlines import with_deadline
 from services.platform.rpc.interceptors.metrics import observer_of
 from services.platform.rpc.interceptors.validation import check_caller_only, validate
@@ -58,7 +58,7 @@ class InterceptedMethod:
         # Read once: reading a field of a message costs as much as the check itself.
         self._open = method.policy.access == options.ACCESS_PUBLIC
         self._bounds = method.bounds or None
-        self._callers = frozenset(method.policy.callers) if method.policy.access == options.ACCESS_MESH else None
+        self._callers = callers_of(method) if method.policy.access == options.ACCESS_MESH else None
         self._serve: Any = None if servicer is None else getattr(servicer, method.name)
         if getattr(self._serve, "__module__", "").endswith("_pb2_grpc"):
             # The method of the generated base class: the servicer does not implement it.
@@ -187,11 +187,9 @@ def check_access(method: Method, call: Call, callers: Collection[str] | None = N
     if access == options.ACCESS_PUBLIC:
         return
     if access == options.ACCESS_MESH:
-        allowed = method.policy.callers if callers is None else callers
-        if call.caller not in allowed:
-            raise errors.permission_denied(
-                f"{method.name} may be called only by {', '.join(sorted(allowed))}", Reason.MESH_ONLY
-            )
+        if call.caller not in (callers_of(method) if callers is None else callers):
+            allowed = ", ".join(sorted(method.policy.callers)) or "services of the mesh"
+            raise errors.permission_denied(f"{method.name} may be called only by {allowed}", Reason.MESH_ONLY)
         return
     if access == options.ACCESS_USER:
         if not call.actor.user_id:

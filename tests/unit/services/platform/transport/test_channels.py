@@ -11,10 +11,11 @@ from typing import Any
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from roost.batch.v1 import batch_service_pb2, batch_service_pb2_grpc
 from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
-from services.catalog import KEY_SOURCE
+from services.catalog import KEY_SOURCE, SERVICES
 from services.platform.backends.embedded import open_embedded
 from services.platform.caching.read_tracking import ChangeTracker, reading
 from services.platform.config import Settings
@@ -226,6 +227,25 @@ async def test_mesh_methods_are_for_the_callers_named(rig: Rig) -> None:
     for caller in ("", "gateway", "operator", "graph"):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await rig.tweets(caller).BatchGetTweetCores(request)
+        assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_mesh_method_without_callers_serves_every_service_and_nobody_else(rig: Rig) -> None:
+    stub = batch_service_pb2_grpc.BatchServiceStub
+    request = batch_service_pb2.CallRequest(
+        items=[batch_service_pb2.CallItem(method="/roost.no.v1.No/Such", deadline_ms=1000)]
+    )
+    for caller in ("gateway", *SERVICES):
+        response = await stub(rig.process.channel(caller)).Call(request)
+        assert len(response.results) == 1, caller
+    for caller in ("", "operator", "no-service"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub(rig.process.channel(caller)).Call(request)
+        # Over a socket an unknown caller is not even identified.
+        assert caught.value.code().name in {"PERMISSION_DENIED", "UNAUTHENTICATED"}, caller
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{rig.process.grpc_port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub(channel).Call(request, timeout=5)
         assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
