@@ -13,6 +13,7 @@ from services.engagement.store import EngagementStore
 from services.engagement.store.sqlite.store import EmbeddedEngagementStore
 from services.engagement.tweet_resolver import TweetResolver
 from services.platform.backends import cluster_backends_of, shared_versions_of
+from services.platform.events.records import EventBuilder
 from services.platform.service import Service, ServiceContext, Worker
 from services.platform.sqlite.outbox import Relay
 from services.shared.absences import TOPICS as ABSENCE_TOPICS
@@ -31,9 +32,9 @@ async def build(context: ServiceContext) -> Service:
     user_pages = VisibleUserPages(
         UserServiceStub(context.channel), GraphServiceStub(context.channel).GetVisibilityFilter, context.cursors
     )
-    servicer = EngagementService(
-        store, TweetResolver(context.channel, hydrator), hydrator, user_pages, context.ids, context.cursors
-    )
+    resolver = TweetResolver(context.channel, hydrator)
+    events = EventBuilder(context.ids, context.clock)
+    servicer = EngagementService(store, resolver, hydrator, user_pages, events, context.ids, context.cursors)
     return Service(
         context.name,
         servicers={"roost.engagement.v1.EngagementService": servicer},

@@ -12,8 +12,8 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.engagement.store import EngagementStore, ReactionKind
 from services.engagement.tweet_resolver import TweetResolver
-from services.platform.events.log import Record
-from services.platform.ids.snowflake import Snowflake, timestamp_ms
+from services.platform.events.records import EventBuilder
+from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
@@ -37,6 +37,7 @@ class EngagementService(EngagementServiceServicer):
         resolver: TweetResolver,
         hydrator: Hydrator,
         user_pages: VisibleUserPages,
+        events: EventBuilder,
         ids: Snowflake,
         cursors: Cursors,
     ) -> None:
@@ -44,21 +45,22 @@ class EngagementService(EngagementServiceServicer):
         self._resolver = resolver
         self._hydrator = hydrator
         self._user_pages = user_pages
+        self._events = events
         self._ids = ids
         self._cursors = cursors
 
     async def LikeTweet(self, request: pb.LikeTweetRequest, context: object) -> pb.LikeTweetResponse:
         user_id = calls.require_user()
         tweet_id = await self._resolver.likeable(user_id, request.tweet_id)
-        body = event_pb2.Event(tweet_liked=event_pb2.TweetLiked(tweet_id=tweet_id, user_id=user_id))
-        likes = await self._store.like(tweet_id, user_id, await self._record("tweet.liked", user_id, body))
+        event = await self._events.record(event_pb2.TweetLiked(tweet_id=tweet_id, user_id=user_id))
+        likes = await self._store.like(tweet_id, user_id, event)
         return pb.LikeTweetResponse(liked=True, likes=likes)
 
     async def UnlikeTweet(self, request: pb.UnlikeTweetRequest, context: object) -> pb.UnlikeTweetResponse:
         user_id = calls.require_user()
         tweet_id = await self._resolver.known(request.tweet_id)
-        body = event_pb2.Event(tweet_unliked=event_pb2.TweetUnliked(tweet_id=tweet_id, user_id=user_id))
-        likes = await self._store.unlike(tweet_id, user_id, await self._record("tweet.unliked", user_id, body))
+        event = await self._events.record(event_pb2.TweetUnliked(tweet_id=tweet_id, user_id=user_id))
+        likes = await self._store.unlike(tweet_id, user_id, event)
         return pb.UnlikeTweetResponse(liked=False, likes=likes)
 
     async def ListLikes(self, request: pb.ListLikesRequest, context: object) -> pb.ListLikesResponse:
@@ -136,13 +138,6 @@ class EngagementService(EngagementServiceServicer):
             below, take = entries[-1].reaction_id, ROUND_IDS
         next_cursor = self._cursors.seal(list_name, cursor_owner_id, below) if below else ""
         return tweet_pb2.JoinedTweetPage(tweets=[tweet.data for tweet in found[:size]], next_cursor=next_cursor)
-
-    async def _record(self, topic: str, user_id: int, event: event_pb2.Event) -> Record:
-        event.event_id = await self._ids.mint()
-        event.key = user_id
-        event.occurred_at.FromMilliseconds(timestamp_ms(event.event_id))
-        event.traceparent = calls.current().traceparent
-        return Record(topic, user_id, event.event_id, event.SerializeToString(), event.traceparent)
 
 
 def _size(request: Any) -> int:

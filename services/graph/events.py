@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.message import Message
 from roost.event.v1 import event_pb2
 
 from services.platform.events.log import Record
+from services.platform.events.records import new_record
 
 
 class WriteStamp(NamedTuple):
@@ -38,43 +39,32 @@ class EventBuilder:
 
     def followed(self, follower_id: int, followee_id: int) -> None:
         """Adds `user.followed`, keyed by the follower."""
-        body = event_pb2.UserFollowed(follower_id=follower_id, followee_id=followee_id)
-        self._add("user.followed", follower_id, event_pb2.Event(user_followed=body))
+        self._add(event_pb2.UserFollowed(follower_id=follower_id, followee_id=followee_id))
 
     def unfollowed(self, follower_id: int, followee_id: int) -> None:
         """Adds `user.unfollowed`, keyed by the follower."""
-        body = event_pb2.UserUnfollowed(follower_id=follower_id, followee_id=followee_id)
-        self._add("user.unfollowed", follower_id, event_pb2.Event(user_unfollowed=body))
+        self._add(event_pb2.UserUnfollowed(follower_id=follower_id, followee_id=followee_id))
 
     def blocked(self, user_id: int, target_id: int) -> None:
         """Adds `user.blocked`, keyed by the user who blocks."""
-        body = event_pb2.UserBlocked(user_id=user_id, target_id=target_id)
-        self._add("user.blocked", user_id, event_pb2.Event(user_blocked=body))
+        self._add(event_pb2.UserBlocked(user_id=user_id, target_id=target_id))
 
     def unblocked(self, user_id: int, target_id: int) -> None:
         """Adds `user.unblocked`, keyed by the user who blocked."""
-        body = event_pb2.UserUnblocked(user_id=user_id, target_id=target_id)
-        self._add("user.unblocked", user_id, event_pb2.Event(user_unblocked=body))
+        self._add(event_pb2.UserUnblocked(user_id=user_id, target_id=target_id))
 
     def muted(self, user_id: int, target_id: int) -> None:
         """Adds `user.muted`, keyed by the user who mutes."""
-        body = event_pb2.UserMuted(user_id=user_id, target_id=target_id)
-        self._add("user.muted", user_id, event_pb2.Event(user_muted=body))
+        self._add(event_pb2.UserMuted(user_id=user_id, target_id=target_id))
 
     def unmuted(self, user_id: int, target_id: int) -> None:
         """Adds `user.unmuted`, keyed by the user who muted."""
-        body = event_pb2.UserUnmuted(user_id=user_id, target_id=target_id)
-        self._add("user.unmuted", user_id, event_pb2.Event(user_unmuted=body))
+        self._add(event_pb2.UserUnmuted(user_id=user_id, target_id=target_id))
 
     def tier_changed(self, user_id: int, celebrity: bool) -> None:
         """Adds `user.tier_changed`, keyed by the user; `celebrity` is the new tier."""
-        body = event_pb2.UserTierChanged(user_id=user_id, celebrity=celebrity)
-        self._add("user.tier_changed", user_id, event_pb2.Event(user_tier_changed=body))
+        self._add(event_pb2.UserTierChanged(user_id=user_id, celebrity=celebrity))
 
-    def _add(self, topic: str, key: int, event: event_pb2.Event) -> None:
+    def _add(self, body: Message) -> None:
         at_ms, _, _, traceparent = self._change
-        event.event_id = next(self._ids)
-        event.key = key
-        event.occurred_at.CopyFrom(Timestamp(seconds=at_ms // 1000, nanos=at_ms % 1000 * 1_000_000))
-        event.traceparent = traceparent
-        self.records.append(Record(topic, key, event.event_id, event.SerializeToString(), traceparent))
+        self.records.append(new_record(body, next(self._ids), at_ms, traceparent))

@@ -16,7 +16,6 @@ from roost.identity.v1 import auth_service_pb2 as pb
 from roost.identity.v1 import user_pb2
 from roost.identity.v1.auth_service_pb2_grpc import AuthServiceServicer
 
-from services.identity.events import EventBuilder
 from services.identity.password import Passwords
 from services.identity.password_rules import check_new_password
 from services.identity.profile import UsernamePolicy, fold_email, fold_username, login_username, new_core
@@ -25,6 +24,7 @@ from services.identity.signing import Signer
 from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, Store
 from services.identity.user_hydrator import UserHydrator
 from services.platform.config import Settings
+from services.platform.events.records import EventBuilder
 from services.platform.ids import snowflake
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors

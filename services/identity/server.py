@@ -10,7 +10,6 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.identity.auth_service import AuthService
 from services.identity.consumer import GROUP, TOPICS, publish_refs
-from services.identity.events import EventBuilder
 from services.identity.password import Passwords
 from services.identity.refresh import RefreshTokens
 from services.identity.signing import Signer, new_key
@@ -20,6 +19,7 @@ from services.identity.user_hydrator import UserHydrator
 from services.identity.user_service import UserService
 from services.platform.backends import cluster_backends_of
 from services.platform.cassandra.keyed_lock import KeyedLocks
+from services.platform.events.records import EventBuilder
 from services.platform.service import Service, ServiceContext, Worker
 from services.platform.sqlite.outbox import Relay
 

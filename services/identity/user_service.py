@@ -8,16 +8,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from google.protobuf.message import Message
 from roost.event.v1 import event_pb2
 from roost.identity.v1 import user_pb2
 from roost.identity.v1 import user_service_pb2 as pb
 from roost.identity.v1.user_service_pb2_grpc import UserServiceServicer
 
-from services.identity.events import EventBody, EventBuilder
 from services.identity.password import imported_credential
 from services.identity.profile import MAX_CODE_POINTS, changed_core, fold_email, fold_username, new_core
 from services.identity.store import Account, NewAccount, Store
 from services.identity.user_hydrator import UserHydrator
+from services.platform.events.records import EventBuilder
 from services.platform.ids.snowflake import Snowflake
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
@@ -72,7 +73,7 @@ class UserService(UserServiceServicer):
     async def UpdateUser(self, request: pb.UpdateUserRequest, context: _Context) -> pb.UpdateUserResponse:
         changes = {field.name: value for field, value in request.ListFields() if field.name in MAX_CODE_POINTS}
 
-        def changed(account: Account) -> tuple[Account, EventBody] | None:
+        def changed(account: Account) -> tuple[Account, Message] | None:
             if account.state != user_pb2.USER_STATE_ACTIVE:
                 raise errors.not_found("no such user")
             core = changed_core(account.core, changes)
@@ -86,7 +87,7 @@ class UserService(UserServiceServicer):
         return pb.UpdateUserResponse(user=await self._hydrate_one([account]))
 
     async def DeleteUser(self, request: pb.DeleteUserRequest, context: _Context) -> pb.DeleteUserResponse:
-        def changed(account: Account) -> tuple[Account, EventBody] | None:
+        def changed(account: Account) -> tuple[Account, Message] | None:
             if account.state == user_pb2.USER_STATE_SUSPENDED:
                 # Otherwise deleting and reactivating the account would end a suspension.
                 raise errors.permission_denied("the account is suspended: ask the operator", Reason.USER_SUSPENDED)
@@ -97,7 +98,7 @@ class UserService(UserServiceServicer):
         return pb.DeleteUserResponse()
 
     async def SuspendUser(self, request: pb.SuspendUserRequest, context: _Context) -> pb.SuspendUserResponse:
-        def changed(account: Account) -> tuple[Account, EventBody] | None:
+        def changed(account: Account) -> tuple[Account, Message] | None:
             if account.state == user_pb2.USER_STATE_DEACTIVATED:
                 return None
             body = event_pb2.UserSuspended(user_id=account.user_id, version=account.version + 1)
@@ -107,7 +108,7 @@ class UserService(UserServiceServicer):
         return pb.SuspendUserResponse()
 
     async def ReinstateUser(self, request: pb.ReinstateUserRequest, context: _Context) -> pb.ReinstateUserResponse:
-        def changed(account: Account) -> tuple[Account, EventBody] | None:
+        def changed(account: Account) -> tuple[Account, Message] | None:
             if account.state == user_pb2.USER_STATE_DEACTIVATED:
                 return None
             body = event_pb2.UserReinstated(user_id=account.user_id, version=account.version + 1)
@@ -155,7 +156,7 @@ class UserService(UserServiceServicer):
         keys = fold_username(user.username), fold_email(user.email)
         return NewAccount(account, *keys, imported_credential(user.password_hash), created)
 
-    async def _change(self, user_id: int, changed: Callable[[Account], tuple[Account, EventBody] | None]) -> Account:
+    async def _change(self, user_id: int, changed: Callable[[Account], tuple[Account, Message] | None]) -> Account:
         """Applies `changed` to the current account, stores the result with its event, and returns the account.
 
         If `changed` returns None, the account stays unchanged. Raises NOT_FOUND for an unknown user, UNAVAILABLE (CONTENDED) after
@@ -178,9 +179,7 @@ class UserService(UserServiceServicer):
         raise errors.unavailable("the account is being changed by another request: retry", reason=Reason.CONTENDED)
 
 
-def _to_state(
-    account: Account, state: user_pb2.UserState.ValueType, body: EventBody
-) -> tuple[Account, EventBody] | None:
+def _to_state(account: Account, state: user_pb2.UserState.ValueType, body: Message) -> tuple[Account, Message] | None:
     if account.state == state:
         return None
     return account._replace(state=state, version=account.version + 1), body

@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
+from roost.event.v1 import event_pb2
 from roost.identity.v1 import user_pb2
 from roost.tweet.v1 import reply_service_pb2, tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as rpc
 
+from services.platform.events.log import Record
+from services.platform.events.records import EventBuilder
 from services.platform.ids.snowflake import Snowflake, timestamp_ms
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
@@ -21,7 +24,6 @@ from services.platform.rpc.reasons import Reason
 from services.shared.hydration.fragments import NO_METRICS, author_fragment
 from services.shared.hydration.hydrator import Hydrator
 from services.tweet.entities import extract
-from services.tweet.events import TweetEvents
 from services.tweet.store import Claim, TweetStore
 from services.tweet.text import normalize_text
 
@@ -54,7 +56,7 @@ class TweetWriter:
         self._hydrator = hydrator
         self._ids = ids
         self._clock = clock
-        self._events = TweetEvents(ids, clock)
+        self._events = EventBuilder(ids, clock)
         self._edit_window_s = edit_window_s
 
     async def post(self, draft: Draft, request: PostRequest) -> tweet_pb2.JoinedTweet:
@@ -79,7 +81,9 @@ class TweetWriter:
         author = await self._author_fragment(draft.author_id)
         tweet_id = await self._ids.mint()
         core, conversation_id = _new_core(tweet_id, draft.author_id, text, parent, quoted)
-        stored_id = await self._store.create(core, conversation_id, await self._events.created(core.head), claim)
+        stored_id = await self._store.create(
+            core, conversation_id, await self._events.record(_created(core.head)), claim
+        )
         if stored_id != tweet_id or quoted is not None:
             return await self.hydrated(stored_id)
         return tweet_pb2.JoinedTweet(tweet=core.core + author + NO_METRICS)
@@ -129,7 +133,8 @@ class TweetWriter:
         tweet.entities.CopyFrom(extract(text))
         core.core = tweet.SerializeToString()
         revision = rpc.TweetRevision(version=last.version + 1, text=text, created_at=edited_at)
-        event = await self._events.edited(tweet.id, tweet.author_id, revision.version)
+        body = event_pb2.TweetEdited(tweet_id=tweet.id, author_id=tweet.author_id, version=revision.version)
+        event = await self._events.record(body)
         return await self._store.revise(core, revision, event)
 
     async def retweet(self, user_id: int, tweet_id: int) -> tweet_pb2.JoinedTweet:
@@ -140,7 +145,9 @@ class TweetWriter:
         retweet_id = (await self._store.find_retweets(user_id, (original_id,))).get(original_id, 0)
         if not retweet_id:
             core = _retweet_core(await self._ids.mint(), user_id, original.head)
-            retweet_id = await self._store.create(core, core.head.id, await self._events.created(core.head), None)
+            retweet_id = await self._store.create(
+                core, core.head.id, await self._events.record(_created(core.head)), None
+            )
         return await self.hydrated(retweet_id)
 
     async def unretweet(self, user_id: int, tweet_id: int) -> None:
@@ -150,25 +157,25 @@ class TweetWriter:
         original_id = head.retweet_of_id or head.id
         retweet_id = (await self._store.find_retweets(user_id, (original_id,))).get(original_id, 0)
         if retweet_id:
-            await self._store.delete(retweet_id, int(self._clock()), await self._events.deleted(retweet_id, user_id))
+            await self._store.delete(retweet_id, int(self._clock()), await self._deleted(retweet_id, user_id))
 
     async def delete(self, user_id: int, tweet_id: int) -> None:
         """Deletes the user's own tweet or retweet; a repeat changes nothing. Raises NOT_FOUND if it never existed or is
         hidden from the user, PERMISSION_DENIED (NOT_AUTHOR) if another user wrote it."""
         core = await self._existing(tweet_id)
         await self._require_author(user_id, core, "delete")
-        await self._store.delete(tweet_id, int(self._clock()), await self._events.deleted(tweet_id, user_id))
+        await self._store.delete(tweet_id, int(self._clock()), await self._deleted(tweet_id, user_id))
 
     async def remove(self, tweet_id: int, action_id: int) -> None:
         """Hides a tweet on behalf of the moderator's action `action_id`. Raises NOT_FOUND if it does not exist."""
-        event = await self._events.deleted(tweet_id, (await self._existing(tweet_id)).head.author_id)
+        event = await self._deleted(tweet_id, (await self._existing(tweet_id)).head.author_id)
         await self._store.remove(tweet_id, action_id, int(self._clock()), event)
 
     async def restore(self, tweet_id: int, action_id: int) -> None:
         """Undoes `remove`. Raises NOT_FOUND if the tweet does not exist, FAILED_PRECONDITION if another action hides
         it."""
         author_id = (await self._existing(tweet_id)).head.author_id
-        event = await self._events.restored(tweet_id, author_id)
+        event = await self._events.record(event_pb2.TweetRestored(tweet_id=tweet_id, author_id=author_id))
         await self._store.restore(tweet_id, action_id, event)
 
     async def live_own_tweet(self, user_id: int, tweet_id: int, action: str) -> tweet_pb2.TweetCore:
@@ -197,6 +204,9 @@ class TweetWriter:
         if not found:
             raise no_such_tweet()
         return tweet_pb2.JoinedTweet(tweet=found[0].data)
+
+    async def _deleted(self, tweet_id: int, author_id: int) -> Record:
+        return await self._events.record(event_pb2.TweetDeleted(tweet_id=tweet_id, author_id=author_id))
 
     def _claim(self, request: PostRequest) -> Claim | None:
         """Returns the claim for the request's idempotency key; None if it has no key. Keys of CreateTweet and
@@ -283,6 +293,19 @@ def _new_core(
         entities=extract(text),
     )
     return tweet_pb2.TweetCore(head=head, core=tweet.SerializeToString()), conversation_id
+
+
+def _created(head: tweet_pb2.TweetHead) -> event_pb2.TweetCreated:
+    return event_pb2.TweetCreated(
+        tweet_id=head.id,
+        author_id=head.author_id,
+        reply_to_id=head.reply_to_id,
+        reply_to_author_id=head.reply_to_author_id,
+        retweet_of_id=head.retweet_of_id,
+        retweet_of_author_id=head.retweet_of_author_id,
+        quote_of_id=head.quote_of_id,
+        quote_of_author_id=head.quote_of_author_id,
+    )
 
 
 def _retweet_core(tweet_id: int, author_id: int, original: tweet_pb2.TweetHead) -> tweet_pb2.TweetCore:

@@ -12,6 +12,7 @@ from buf.validate import validate_pb2
 from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor
+from roost.event.v1 import event_pb2
 from roost.options.v1 import options_pb2
 
 PROTOS = Path(__file__).resolve().parents[3] / "protos"
@@ -211,3 +212,15 @@ def test_a_twin_has_the_numbers_of_its_message(message: Descriptor) -> None:
 )
 def test_a_pattern_bounds_only_where_nothing_repeats_without_end(pattern: str, bounded: bool) -> None:
     assert pattern_is_bounded(pattern) is bounded
+
+
+def test_event_body_declares_exactly_one_integer_key() -> None:
+    """The partition key orders the events of one entity, and the builder of records takes it from the body."""
+    bodies = [field.message_type for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["body"].fields]
+    keys = {
+        body.name: [field for field in body.fields if field.GetOptions().Extensions[options_pb2.field].event_key]
+        for body in bodies
+    }
+    wrong = [name for name, found in keys.items() if [field.type for field in found] != [FieldDescriptor.TYPE_INT64]]
+    assert bodies
+    assert not wrong

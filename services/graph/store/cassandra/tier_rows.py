@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from roost.event.v1 import event_pb2
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.events import EventBuilder, WriteStamp
@@ -15,7 +14,7 @@ from services.graph.store.cassandra.compare_and_set import MAX_ROUNDS, back_off,
 from services.graph.tier_publisher import TierRule
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
-from services.platform.events.log import Record
+from services.platform.events.records import record_of
 from services.platform.rpc import errors
 
 # Every process reads all rows at start and every second: few partitions, but more than one, so that writers do not
@@ -167,8 +166,7 @@ class TierRows:
         event."""
         if not current.event:
             return
-        event = event_pb2.Event.FromString(current.event)
-        records = [Record("user.tier_changed", event.key, event.event_id, current.event, event.traceparent)]
+        records = [record_of(current.event)]
         steps = self._outbox.statements(records)
         await self._keyspace.batch(
             [*steps, (schema.SET_PUBLISHED_CHANGE, (user_id, current.change, current.changed_at_ms * 1000))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 from services.engagement.service import EngagementService
 from services.engagement.store.sqlite.store import EmbeddedEngagementStore
 from services.engagement.tweet_resolver import TweetResolver
+from services.platform.events.records import EventBuilder
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
@@ -96,7 +98,8 @@ class Bench:
         hydrator, cursors = Hydrator(own), Cursors(b"k" * 32)
         people = VisibleUserPages(UserServiceStub(own), GraphServiceStub(own).GetVisibilityFilter, cursors)
         ids = Snowflake(0, wall_clock_ms)
-        servicer = EngagementService(self.store, TweetResolver(own, hydrator), hydrator, people, ids, cursors)
+        events = EventBuilder(ids, time.time)
+        servicer = EngagementService(self.store, TweetResolver(own, hydrator), hydrator, people, events, ids, cursors)
         endpoints |= intercepted_methods(
             {
                 "roost.engagement.v1.EngagementService": servicer,

@@ -17,7 +17,6 @@ from roost.identity.v1 import auth_service_pb2, user_service_pb2
 from roost.tweet.v1 import tweet_service_pb2
 
 from services.identity.auth_service import AuthService
-from services.identity.events import EventBuilder
 from services.identity.password import Passwords
 from services.identity.refresh import RefreshTokens
 from services.identity.signing import Signer, new_key
@@ -27,6 +26,7 @@ from services.identity.user_service import UserService
 from services.platform.auth.tokens import Revocations, VerificationKey, Verifier
 from services.platform.cassandra.keyed_lock import KeyedLocks
 from services.platform.config import Settings
+from services.platform.events.records import EventBuilder
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context
