@@ -50,7 +50,7 @@ def bearer(token: str) -> Metadata:
 
 
 def find(address: str | None, directory: Path | None = None) -> MeshTarget:
-    """Returns the mesh to call: the one at `address` if it is given, else the one at ROOST_GRPC if that is set, else the
+    """Returns the mesh to call: the one at `address` if it is given, else the one at ROOST_GRPC_ADDRESS if that is set, else the
     mesh that runs on this machine.
 
     If several run here, the one on the data directory of the settings is used, or else the one of this checkout. The
@@ -59,8 +59,8 @@ def find(address: str | None, directory: Path | None = None) -> MeshTarget:
     """
     runs = runfile.running(directory)
     settings = settings_with({})
-    if address is None and "grpc" in settings.model_fields_set and not settings.grpc.endswith(":0"):
-        address = settings.grpc
+    if address is None and "grpc_address" in settings.model_fields_set and not settings.grpc_address.endswith(":0"):
+        address = settings.grpc_address
     if address is not None:
         wanted = _parse_address(address)
         token = next(
@@ -79,7 +79,7 @@ def find(address: str | None, directory: Path | None = None) -> MeshTarget:
         if len(some) == 1:
             return MeshTarget(some[0].grpc, some[0].operator_token)
     listed = "\n".join(f"  --grpc {run.grpc}   (process {run.pid}, data in {run.data or '?'})" for run in runs)
-    raise CommandError(f"several meshes run here. Say which one is meant with --grpc or ROOST_GRPC:\n{listed}")
+    raise CommandError(f"several meshes run here. Say which one is meant with --grpc or ROOST_GRPC_ADDRESS:\n{listed}")
 
 
 def with_data_in(runs: Sequence[runfile.RunFile], data_dir: Path) -> list[runfile.RunFile]:

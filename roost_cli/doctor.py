@@ -74,7 +74,7 @@ def doctor(
         writable(data_dir),
         disk(shutil.disk_usage(_existing(data_dir)).free),
         clock(time.time(), _newest(data_dir)),
-        *asyncio.run(_mesh(grpc, grpc or settings.grpc, http or settings.http)),
+        *asyncio.run(_mesh(grpc, grpc or settings.grpc_address, http or settings.http_address)),
         servers(missing(settings), settings.backend == "cluster"),
         *backends(compose.works(), server_specs.missing_programs(java_home)),
     ]

@@ -234,7 +234,10 @@ async def _open_kafka(settings: Settings) -> EventLog:
         if error.code is not grpc_lib.StatusCode.UNAVAILABLE:
             raise
         # The message names no address, because services send it to clients. The operator at this command needs it.
-        text = f"Kafka cannot be reached at {settings.kafka}: check that it runs there, or set ROOST_KAFKA"
+        text = (
+            f"Kafka cannot be reached at {settings.kafka_bootstrap_servers}: check that it runs there, or set "
+            "ROOST_KAFKA_BOOTSTRAP_SERVERS"
+        )
         raise CommandError(text, UNUSABLE) from error
 
 

@@ -17,7 +17,7 @@ Grpc = Annotated[
     typer.Option(
         "--grpc",
         metavar="HOST:PORT",
-        help="The gRPC address of the mesh. By default ROOST_GRPC, or the mesh that runs here.",
+        help="The gRPC address of the mesh. By default ROOST_GRPC_ADDRESS, or the mesh that runs here.",
     ),
 ]
 

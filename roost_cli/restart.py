@@ -21,6 +21,6 @@ def restart(
     addresses, so their old process stops before the new one starts.
     """
     # A gateway that cannot start has no run file, but may be the process to restart.
-    address = connection.find(grpc).address if grpc or runfile.running() else options.settings_with({}).grpc
+    address = connection.find(grpc).address if grpc or runfile.running() else options.settings_with({}).grpc_address
     seconds = asyncio.run(control.ask_restart(control.path_of(address), name))
     typer.echo(f"{name} restarted in {seconds:.1f} s")

@@ -27,13 +27,13 @@ def serve(
 ) -> None:
     """Run the named services in this process.
 
-    Services in other processes are found through ROOST_REGISTRY (the host:port of a `serve registry`) or listed in
-    ROOST_PEERS (name=host:port,…); all processes need the same ROOST_MESH_SECRET. The gateway serves HTTP and forwards
+    Services in other processes are found through ROOST_REGISTRY_ADDRESS (the host:port of a `serve registry`) or listed in
+    ROOST_STATIC_PEERS (name=host:port,…); all processes need the same ROOST_MESH_SECRET. The gateway serves HTTP and forwards
     gRPC calls to the services. Embedded stores and their event log belong to one process: consumers receive only the
     events of services in the same process.
     """
     if names == [GATEWAY]:
-        settings = settings_with({"http": http, "grpc": grpc, "ops": ops, "data_dir": data})
+        settings = settings_with({"http_address": http, "grpc_address": grpc, "ops_address": ops, "data_dir": data})
         serve_until_stopped(settings, {}, gateway=True, with_demo=False)
         return
     unknown = [name for name in names if name not in SERVICES]
@@ -41,6 +41,6 @@ def serve(
         raise CommandError(
             f"no service {', '.join(unknown)}; there are {', '.join(SERVICES)}, and {GATEWAY} alone", UNUSABLE
         )
-    settings = settings_with({"grpc": grpc, "ops": ops, "data_dir": data})
+    settings = settings_with({"grpc_address": grpc, "ops_address": ops, "data_dir": data})
     chosen = {name: build for name, build in SERVICES.items() if name in names}
     serve_until_stopped(settings, chosen, gateway=False, with_demo=False)

@@ -49,7 +49,7 @@ def serve_until_stopped(
     """
     logs.configure(settings, _log_name(factories, gateway))
     for name in ("http", "grpc", "ops"):
-        address_of(getattr(settings, name), f"--{name}")
+        address_of(getattr(settings, f"{name}_address"), f"--{name}")
     try:
         open_files.raise_limit()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -76,14 +76,14 @@ async def _serve(
         # A second signal skips the rest of the drain: an operator is waiting.
         loop.add_signal_handler(number, lambda: (skip_drain if stopping.is_set() else stopping).set())
     async with AsyncExitStack() as stack:
-        if settings.supervised:
+        if settings.exit_with_parent:
             await _stop_at_end_of_stdin(stopping)
         running: list[Process] = []
         public: Connections | None = None
         # Opened first and closed last, so that health checks work during start and drain.
         ops = OpsApp(lambda: running[0].health() if running else Health(STARTING))
         ops_address = await _listen(
-            stack, ops, settings.ops, "--ops", Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
+            stack, ops, settings.ops_address, "--ops", Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
         )
         with logs.drivers_held():
             backend = BACKENDS[settings.backend]
@@ -93,7 +93,7 @@ async def _serve(
                 )
             )
         running.append(process)
-        grpc_address = f"{address_of(settings.grpc, '--grpc')[0]}:{process.grpc_port}"
+        grpc_address = f"{address_of(settings.grpc_address, '--grpc')[0]}:{process.grpc_port}"
         http_address = ""
         if gateway:
             # Imported here: a process without the gateway starts a third of a second sooner.
@@ -101,8 +101,8 @@ async def _serve(
 
             public = Connections.within_limits(process.proxies.trusts)
             app = Gateway(process.channel("gateway"), process.verifier, settings, process.health, process.rate_limits)
-            http_address = await _listen(stack, app, settings.http, "--http", public)
-        if gateway or not (settings.registry or settings.peers):
+            http_address = await _listen(stack, app, settings.http_address, "--http", public)
+        if gateway or not (settings.registry_address or settings.static_peers):
             # Only a whole mesh or its gateway writes a run file; single services of a multi-process mesh do not.
             run = runfile.RunFile(
                 grpc_address,
@@ -163,7 +163,9 @@ async def _print_unreachable_peers(process: Process) -> None:
     answer."""
     if process.unaddressed:
         whom = ", ".join(process.unaddressed) if process.services or process.health().peers else "any service"
-        _print(f"no address of {whom} is known: set ROOST_REGISTRY or ROOST_PEERS, or calls to it are refused")
+        _print(
+            f"no address of {whom} is known: set ROOST_REGISTRY_ADDRESS or ROOST_STATIC_PEERS, or calls to it are refused"
+        )
     missing = await process.peers.unreached()
     if missing:
         found = ", ".join(f"{name} at {process.target_of(name) or 'no known address'}" for name in missing)

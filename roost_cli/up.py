@@ -43,7 +43,13 @@ def up(
     Options override both.
     """
     settings = settings_with(
-        {"http": http, "grpc": grpc, "ops": ops, "data_dir": data, "backend": "cluster" if cluster else None}
+        {
+            "http_address": http,
+            "grpc_address": grpc,
+            "ops_address": ops,
+            "data_dir": data,
+            "backend": "cluster" if cluster else None,
+        }
     )
     if processes and settings.backend != "cluster":
         raise CommandError("--processes needs --cluster: an embedded store belongs to one process", UNUSABLE)

@@ -135,7 +135,7 @@ class _Servers:
         from redis import Redis
 
         self._base = Settings()
-        host, _, port = self._base.cassandra[0].rpartition(":")
+        host, _, port = self._base.cassandra_contact_points[0].rpartition(":")
         # The first CREATE or DROP on a busy machine may take seconds.
         profile = ExecutionProfile(request_timeout=TIDY_WITHIN_S)
         self._driver = Cluster(
@@ -148,8 +148,8 @@ class _Servers:
             token_metadata_enabled=False,
         )
         self._session = self._driver.connect()
-        self._kafka = AdminClient({"bootstrap.servers": self._base.kafka, "log_level": 0})
-        self._redis_of = lambda number: Redis.from_url(_with_database(self._base.redis, number))
+        self._kafka = AdminClient({"bootstrap.servers": self._base.kafka_bootstrap_servers, "log_level": 0})
+        self._redis_of = lambda number: Redis.from_url(_with_database(self._base.redis_url, number))
         self._free: list[int] = []
         self._serial = 0
         # The write count of each table when it was last truncated.
@@ -172,19 +172,19 @@ class _Servers:
         settings = {
             "backend": "cluster",
             "namespace": f"{self._names}{self._serial}",
-            "keyspaces": self._prefix(slot),
-            "redis": _with_database(self._base.redis, slot),
+            "keyspace_prefix": self._prefix(slot),
+            "redis_url": _with_database(self._base.redis_url, slot),
             # The machine also runs all four servers: a slow answer here does not mean an outage.
             "redis_timeout_s": 5.0,
         }
-        self._empty(f"{settings['keyspaces']}_")
+        self._empty(f"{settings['keyspace_prefix']}_")
         if "kafka_partitions" in Settings.model_fields:
             settings["kafka_partitions"] = KAFKA_PARTITIONS
         return settings
 
     def give_back(self, settings: dict[str, Any]) -> None:
         """Releases the slot for reuse; removes topics and indexes in the background."""
-        self._free.append(int(settings["redis"].rpartition("/")[2]))
+        self._free.append(int(settings["redis_url"].rpartition("/")[2]))
         self._tidied = [future for future in self._tidied if not future.done() or future.result()]
         self._tidied.append(self._tidying.submit(self._remove, settings["namespace"]))
 
@@ -220,7 +220,7 @@ class _Servers:
         raise RuntimeError(f"all {databases} Redis databases are in use")
 
     def _claim(self, slot: int) -> bool:
-        folder = Path(tempfile.gettempdir()) / f"roost-redis-{urlsplit(self._base.redis).port or 6379}"
+        folder = Path(tempfile.gettempdir()) / f"roost-redis-{urlsplit(self._base.redis_url).port or 6379}"
         folder.mkdir(exist_ok=True)
         lock = (folder / str(slot)).open("w")
         try:
@@ -296,10 +296,12 @@ class _Servers:
             if mine:
                 _settle(self._kafka.delete_consumer_groups(mine).values())
         for index in self._indexes(namespace):
-            _http("DELETE", f"{self._base.opensearch}/{index}")
+            _http("DELETE", f"{self._base.opensearch_urls}/{index}")
 
     def _indexes(self, namespace: str) -> Iterator[str]:
-        for row in json.loads(_http("GET", f"{self._base.opensearch}/_cat/indices?format=json&expand_wildcards=all")):
+        for row in json.loads(
+            _http("GET", f"{self._base.opensearch_urls}/_cat/indices?format=json&expand_wildcards=all")
+        ):
             if _within(row["index"], namespace):
                 yield row["index"]
 

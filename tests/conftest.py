@@ -182,8 +182,8 @@ def mesh_settings(data_dir: Path, **changes: Any) -> Settings:
     """Settings of a test mesh: any free port, the cheapest password hash, no rate limits, and the namespace of its data directory."""
     defaults: dict[str, Any] = {
         "data_dir": data_dir,
-        "grpc": "127.0.0.1:0",
-        "http": "127.0.0.1:0",
+        "grpc_address": "127.0.0.1:0",
+        "http_address": "127.0.0.1:0",
         "bcrypt_cost": 4,
         "rate_limits": False,
         "log_level": "warning",

@@ -13,12 +13,12 @@ def missing(settings: Settings) -> list[str]:
 
     If the settings list several Cassandra or Kafka nodes, only the first one is checked.
     """
-    redis, opensearch = urlsplit(settings.redis), urlsplit(settings.opensearch)
+    redis, opensearch = urlsplit(settings.redis_url), urlsplit(settings.opensearch_urls)
     return unreachable(
         {
-            "cassandra": settings.cassandra[0],
+            "cassandra": settings.cassandra_contact_points[0],
             "redis": f"{redis.hostname}:{redis.port or 6379}",
-            "kafka": settings.kafka.split(",")[0],
+            "kafka": settings.kafka_bootstrap_servers.split(",")[0],
             "opensearch": f"{opensearch.hostname}:{opensearch.port or 9200}",
         }
     )

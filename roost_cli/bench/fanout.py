@@ -195,7 +195,7 @@ def run(rounds: int, url: str | None, markdown: Path | None) -> None:
 
 async def _measure(rounds: int, url: str | None, shown: progress.Progress) -> tuple[list[list[str]], str]:
     async with _server(url) as where:
-        ours = await Redis.open(Settings(redis=where, redis_timeout_s=5.0))
+        ours = await Redis.open(Settings(redis_url=where, redis_timeout_s=5.0))
         theirs = redis.Redis.from_url(where, socket_timeout=TEXTBOOK_TIMEOUT_S)
         ours_to_empty = not theirs.dbsize()
         try:

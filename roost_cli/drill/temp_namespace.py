@@ -39,13 +39,13 @@ async def temp_namespace(settings: Settings) -> AsyncIterator[Mapping[str, str]]
     """
     if silent := missing(settings):
         raise CommandError(f"{', '.join(silent)} cannot be reached: `scripts/backends up` starts the servers")
-    database = await asyncio.to_thread(_claim, settings.redis)
+    database = await asyncio.to_thread(_claim, settings.redis_url)
     namespace = f"drill_{secrets.token_hex(4)}"
     try:
-        yield {"backend": "cluster", "namespace": namespace, "keyspaces": "", "redis": database}
+        yield {"backend": "cluster", "namespace": namespace, "keyspace_prefix": "", "redis_url": database}
     finally:
         await _delete_namespace(
-            settings.model_copy(update={"namespace": namespace, "keyspaces": "", "redis": database})
+            settings.model_copy(update={"namespace": namespace, "keyspace_prefix": "", "redis_url": database})
         )
 
 
@@ -86,12 +86,12 @@ async def _delete_namespace(settings: Settings) -> None:
     finally:
         await search.close()
     await asyncio.to_thread(_delete_topics_and_groups, settings)
-    with contextlib.closing(redis.Redis.from_url(settings.redis)) as client, contextlib.suppress(redis.RedisError):
+    with contextlib.closing(redis.Redis.from_url(settings.redis_url)) as client, contextlib.suppress(redis.RedisError):
         await asyncio.to_thread(client.flushdb)
 
 
 def _delete_topics_and_groups(settings: Settings) -> None:
-    admin = AdminClient({"bootstrap.servers": settings.kafka, "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers, "log_level": 0})
     with contextlib.suppress(Exception):
         names = admin.list_topics(timeout=DELETE_TIMEOUT_S).topics
         if topics := [name for name in names if _in_namespace(name, settings.namespace)]:

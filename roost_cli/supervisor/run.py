@@ -42,8 +42,10 @@ async def _supervise(settings: Settings, replicas: str) -> None:
             await asyncio.gather(starting, return_exceptions=True)
             return
         starting.result()
-        async with control.serving_restarts(supervisor, control.path_of(settings.grpc)):
-            _print(f"{runfile.READY}: http://{settings.http} · gRPC {settings.grpc} · logs in {logs.resolve()}")
+        async with control.serving_restarts(supervisor, control.path_of(settings.grpc_address)):
+            _print(
+                f"{runfile.READY}: http://{settings.http_address} · gRPC {settings.grpc_address} · logs in {logs.resolve()}"
+            )
             await stopping.wait()
     finally:
         _print("stopping …")

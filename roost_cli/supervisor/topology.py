@@ -62,22 +62,22 @@ def process_specs(settings: Settings, replicas: Mapping[str, int]) -> Sequence[P
     shared = {
         "mesh_secret": settings.mesh_secret or secrets.token_urlsafe(32),
         "operator_token": settings.operator_token or secrets.token_urlsafe(32),
-        "registry": registry,
+        "registry_address": registry,
         "backend": settings.backend,
-        "supervised": "true",
+        "exit_with_parent": "true",
     }
 
     def spec(name: str, number: int, addresses: Sequence[str], **changed: str) -> ProcessSpec:
         data = settings.data_dir / "processes" / f"{name}-{number}"
         return ProcessSpec(name, number, ("serve", name, *addresses, "--data", str(data)), {**shared, **changed})
 
-    # An explicit option for each process: a ROOST_OPS in the environment is meant for the gateway, and only one process
-    # can bind that port.
+    # An explicit option for each process: a ROOST_OPS_ADDRESS in the environment is meant for the gateway, and only one
+    # process can bind that port.
     ops = ("--ops", "127.0.0.1:0")
     anywhere = ("--grpc", "127.0.0.1:0", *ops)
-    door = ("--grpc", settings.grpc, "--http", settings.http, "--ops", settings.ops)
+    door = ("--grpc", settings.grpc_address, "--http", settings.http_address, "--ops", settings.ops_address)
     for name in ("grpc", "http", "ops"):
-        address_of(getattr(settings, name), f"--{name}")
+        address_of(getattr(settings, f"{name}_address"), f"--{name}")
     # The registry uses the embedded backend, so it need not wait for Cassandra and the other servers.
     found = [spec(REGISTRY, 1, ("--grpc", registry, *ops), backend="embedded")]
     found += [

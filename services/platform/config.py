@@ -36,6 +36,8 @@ MIN_SECRET_HEX, MIN_SECRET_CHARS = 32, 22
 MIN_DIFFERENT_CHARS = 8
 
 PREFIX = "ROOST_"
+# Of an unknown setting. Most words occur in one or two names, `cassandra` in seven; their address is declared first.
+MAX_SUGGESTIONS = 3
 CONFIG_VARIABLE = "ROOST_CONFIG"
 # Variables that are not settings: the backends whose tests scripts/test must not skip, and the random seed of the
 # tests. Processes that tests start inherit them, so they must be accepted.
@@ -81,19 +83,20 @@ class Settings(BaseSettings):
     # installed as a package.
     data_dir: Path = Field(default_factory=lambda: default_data_dir(CHECKOUT))
     # Addresses to listen on, as host:port; port 0 takes a free port.
-    http: str = "127.0.0.1:8080"
-    grpc: str = "127.0.0.1:50051"
+    http_address: str = "127.0.0.1:8080"
+    grpc_address: str = "127.0.0.1:50051"
     # Serves health and metrics of this process over HTTP. By default on a free port, so that several processes can run
     # on one machine; the process prints the port when it is ready.
-    ops: str = "127.0.0.1:0"
+    ops_address: str = "127.0.0.1:0"
 
     # The settings from here to `worker_id` apply to the cluster backend only. The namespace is the prefix of the names
     # of keyspaces, topics and indexes, so that several meshes can share servers.
     namespace: Annotated[str, AfterValidator(_plain_name)] = "roost"
     # The prefix of keyspace names, if it differs from the namespace. Tests use a new namespace for topics and indexes
     # but share keyspaces, because Cassandra creates tables slowly.
-    keyspaces: Annotated[str, AfterValidator(lambda name: name and _plain_name(name))] = ""
-    cassandra: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:9042",)
+    keyspace_prefix: Annotated[str, AfterValidator(lambda name: name and _plain_name(name))] = ""
+    # Addresses of some of its nodes, as host:port, comma-separated; the driver learns the others from them.
+    cassandra_contact_points: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:9042",)
     cassandra_datacenter: str = "datacenter1"
     cassandra_username: str = ""
     cassandra_password: str = Field(default="", repr=False)
@@ -101,16 +104,19 @@ class Settings(BaseSettings):
     # Whether a process applies missing migrations when it starts. If false, it refuses to start on an outdated schema;
     # run `roost migrate` before the release.
     migrate_at_start: bool = True
-    redis: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    # A server, the Sentinels of a master, or a Redis Cluster; `platform/redis/url.py` describes the forms.
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     # The timeout of connecting to Redis and of each command. After it a call continues without Redis: slower, but
     # correct.
     redis_timeout_s: float = Field(default=0.2, ge=0.05, le=5.0)
-    kafka: str = "127.0.0.1:9092"
+    # As host:port, comma-separated.
+    kafka_bootstrap_servers: str = "127.0.0.1:9092"
     # The partitions of each topic that is created; at most this many processes of a consumer group get events. Adding
     # partitions later breaks the order per key once.
     kafka_partitions: int = Field(default=12, ge=1, le=1_000)
     kafka_replication: int = Field(default=1, ge=1, le=7)
-    opensearch: str = Field(default="http://127.0.0.1:9200", repr=False)
+    # URLs of nodes, comma-separated.
+    opensearch_urls: str = Field(default="http://127.0.0.1:9200", repr=False)
     # The primary shards of each search index; a change takes effect at the next rebuild of the index. One shard holds
     # about 50 million tweets; more shards spread a search over more nodes.
     opensearch_shards: int = Field(default=1, ge=1, le=64)
@@ -152,13 +158,13 @@ class Settings(BaseSettings):
     # one is created at each start, which suffices for a single process.
     mesh_secret: str = Field(default="", repr=False)
     # The addresses of services in other processes, as name=host:port, comma-separated.
-    peers: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
+    static_peers: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
     # The address (host:port) of the registry service, which knows the addresses of services in other processes. An
-    # entry in `peers` has priority. If empty, only `peers` is used.
-    registry: str = ""
-    # The gRPC address (host:port) that this process registers for others to call; `grpc` if empty. Port 0 is replaced
+    # entry in `static_peers` has priority. If empty, only `static_peers` is used.
+    registry_address: str = ""
+    # The gRPC address (host:port) that this process registers for others to call; `grpc_address` if empty. Port 0 is replaced
     # by the port that the process listens on.
-    advertise: str = ""
+    advertised_address: str = ""
     # A file that contains `operator_token`, such as a mounted secret; only one of the two may be set. A file is safer,
     # because other programs of the same user can read the variables of a process.
     operator_token_file: Path | None = None
@@ -166,7 +172,7 @@ class Settings(BaseSettings):
     # one is created at each start.
     operator_token: str = Field(default="", repr=False)
     # Whether the process stops when its standard input ends, that is, when its parent process ends.
-    supervised: bool = False
+    exit_with_parent: bool = False
     # Origins whose pages may call the HTTP API from a browser, such as https://app.example.org, comma-separated. `*`
     # alone allows all origins; empty allows none.
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
@@ -244,7 +250,7 @@ class Settings(BaseSettings):
             raise ValueError(f"must be networks such as 10.0.0.0/8,fd00::/8: {error}") from error
         return value
 
-    @field_validator("admins", "cassandra", "cors_origins", "trusted_proxies", mode="before")
+    @field_validator("admins", "cassandra_contact_points", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
@@ -268,7 +274,7 @@ class Settings(BaseSettings):
                 )
         return origins
 
-    @field_validator("peers", mode="before")
+    @field_validator("static_peers", mode="before")
     @classmethod
     def _split_peers(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -329,13 +335,22 @@ def _file_source(settings_cls: type[BaseSettings], path: Path) -> TomlConfigSett
 
 
 def _not_a_setting(name: str, known: Sequence[str]) -> str:
-    """Returns an error sentence about an unknown setting, with the most similar name of `known` if there is one.
+    """Returns an error sentence about an unknown setting, with up to MAX_SUGGESTIONS settings that may be meant.
 
-    `name` is the name of a variable (with ROOST_) or a key of the file.
+    Those are the names that begin with it (`redis`: `redis_url`, `redis_timeout_s`), else the most similar name
+    (`timelin_mode`: `timeline_mode`), else names that share a word with it (`peers`: `static_peers`). `name` is the
+    name of a variable (with ROOST_) or a key of the file.
     """
     prefix = PREFIX if name.upper().startswith(PREFIX) else ""
-    alike = difflib.get_close_matches(name[len(prefix) :].lower(), known, 1)
-    written = prefix + (alike[0].upper() if prefix else alike[0]) if alike else ""
+    unknown = name[len(prefix) :].lower()
+    alike = [other for other in known if other.startswith(f"{unknown}_")] or difflib.get_close_matches(
+        unknown, known, 1
+    )
+    if not alike:
+        words = set(unknown.split("_"))
+        alike = [other for other in known if not words.isdisjoint(other.split("_"))]
+    alike = alike[:MAX_SUGGESTIONS]
+    written = " or ".join(prefix + (other.upper() if prefix else other) for other in alike)
     hint = f"did you mean {written}?" if alike else "services/platform/config.py lists the settings."
     return f"{name} is not a setting; {hint}"
 

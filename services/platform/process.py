@@ -58,7 +58,7 @@ log = structlog.get_logger()
 Wire = Literal["inprocess", "grpc"]
 
 _BATCH = "roost.batch.v1.BatchService"
-# The service that stores the addresses of the others; processes reach it at the address in the setting `registry`.
+# The service that stores the addresses of the others; processes reach it at the address in the setting `registry_address`.
 _REGISTRY = "registry"
 # Services without an entry among the peers: each process serves batches itself, and the registry has its own setting.
 _WITHOUT_PEER = frozenset({_BATCH.split(".")[1], _REGISTRY})
@@ -101,7 +101,7 @@ class Process:
         self._endpoints: dict[str, InterceptedMethod] = {}
         self._mesh_secret = settings.mesh_secret or secrets.token_urlsafe(32)
         self._remote: dict[str, grpc.aio.Channel] = {}
-        self._remote_services = remote_services if settings.registry else ()
+        self._remote_services = remote_services if settings.registry_address else ()
         self._watches: dict[str, Watch] = {}
         self._registrar: Registrar | None = None
         self._workers: list[Worker] = []
@@ -191,8 +191,8 @@ class Process:
         return Health(self._state, dict(self.states), self.peers.states(), {"ids": fault} if fault else {})
 
     def _peers(self) -> dict[str, str]:
-        """Returns the setting `peers` without the services of this process: all processes can have the same list."""
-        return {name: target for name, target in self.settings.peers.items() if name not in self.states}
+        """Returns the setting `static_peers` without the services of this process: all processes can have the same list."""
+        return {name: target for name, target in self.settings.static_peers.items() if name not in self.states}
 
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
         """Reports NOT_SERVING, leaves the registry, and serves for another `drain_s` seconds or until `hurry` is set.
@@ -257,7 +257,7 @@ class Process:
         )
         # The services' channels need the port, so it is bound before they are built. It accepts calls after
         # `server.start`.
-        self.grpc_port = server.bind(settings.grpc)
+        self.grpc_port = server.bind(settings.grpc_address)
         await self._follow_registry()
         if not builds:
             self._endpoints.update(intercepted_methods(forwarders({*self._watches, *self._peers()}, self.channel)))
@@ -295,7 +295,7 @@ class Process:
         for worker in (*self._workers, tokens, self.peers):
             await worker.start()
             self._started.append(worker)
-        if settings.registry and builds:
+        if settings.registry_address and builds:
             self._registrar = Registrar(self._registry("registrar"), list(builds), self._advertised())
             await self._registrar.start()
         self.states = dict.fromkeys(builds, SERVING)
@@ -308,10 +308,10 @@ class Process:
                 await self._watches[name].start()
 
     def _registry(self, user: str) -> grpc.aio.Channel:
-        return self._peer_channel(f"registry for {user}", self.settings.registry, _REGISTRY)
+        return self._peer_channel(f"registry for {user}", self.settings.registry_address, _REGISTRY)
 
     def _advertised(self) -> str:
-        host, _, port = (self.settings.advertise or self.settings.grpc).rpartition(":")
+        host, _, port = (self.settings.advertised_address or self.settings.grpc_address).rpartition(":")
         return f"{host}:{int(port) or self.grpc_port}"
 
     def _discovered_channel(self, watch: Watch, caller: str) -> grpc.aio.Channel:

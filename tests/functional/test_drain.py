@@ -47,7 +47,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
             *argv,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
-            env=child_environment(runtime, drain_s=DRAIN_S, ops=ANY_PORT),
+            env=child_environment(runtime, drain_s=DRAIN_S, ops_address=ANY_PORT),
         )
     assert process.stdout is not None
     try:

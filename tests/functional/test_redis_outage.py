@@ -42,7 +42,7 @@ async def becomes_warm(mesh: Mesh, reader: int) -> None:
 
 @pytest.mark.parametrize("outage", ["hangs", "gone"])
 async def test_homes_without_redis(start_mesh: MeshFactory, server: redis_servers.Server, outage: str) -> None:
-    mesh = await start_mesh(redis=server.url, redis_timeout_s=0.2, clock_margin_s=0.0)
+    mesh = await start_mesh(redis_url=server.url, redis_timeout_s=0.2, clock_margin_s=0.0)
     ann, bob = await mesh.people("ann", "bob")
     await mesh.follow(ann, bob)
     posted = [await mesh.post(bob, "before")]

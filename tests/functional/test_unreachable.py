@@ -27,7 +27,7 @@ async def door(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Proces
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{taken.getsockname()[1]}"
-        settings = mesh_settings(tmp_path_factory.mktemp("door"), peers={"tweet": dead, "identity": dead})
+        settings = mesh_settings(tmp_path_factory.mktemp("door"), static_peers={"tweet": dead, "identity": dead})
         async with await Process.start(
             settings, {}, backend=BACKENDS[settings.backend], key_source=KEY_SOURCE
         ) as process:
@@ -36,7 +36,7 @@ async def door(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Proces
 
 @pytest.mark.parametrize("path", ["/v1/tweets", "/roost.tweet.v1.TweetService/ListRecentTweets"])
 async def test_a_503_names_no_internal_address_and_the_log_does(door: Process, path: str) -> None:
-    dead = door.settings.peers["tweet"]
+    dead = door.settings.static_peers["tweet"]
     app = Gateway(door.channel("gateway"), door.verifier, door.settings, door.health, door.rate_limits)
     server = HttpServer(app, "127.0.0.1", 0)
     await server.start()
@@ -52,7 +52,7 @@ async def test_a_503_names_no_internal_address_and_the_log_does(door: Process, p
 
 
 async def test_a_grpc_status_names_no_internal_address_and_the_log_does(door: Process) -> None:
-    dead = door.settings.peers["tweet"]
+    dead = door.settings.static_peers["tweet"]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{door.grpc_port}") as channel:
         stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
         with structlog.testing.capture_logs() as lines, pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -136,7 +136,7 @@ def test_probes_and_scrapes_go_to_the_ops_port(name: str) -> None:
         probe: {"path": path, "port": "ops"} for probe, path in paths.items()
     }
     port = next(port["containerPort"] for port in only["ports"] if port["name"] == "ops")
-    assert settings().ops == f"0.0.0.0:{port}"
+    assert settings().ops_address == f"0.0.0.0:{port}"
     annotations = found["Deployment"]["spec"]["template"]["metadata"]["annotations"]
     assert annotations == {
         "prometheus.io/scrape": "true",
@@ -211,7 +211,7 @@ def test_a_process_follows_the_peers_that_its_code_calls(name: str) -> None:
 
 def test_settings_are_known_and_name_every_service() -> None:
     assert settings().backend == "cluster"
-    assert settings().peers == {name: f"dns:///{name}:50051" for name in DEPLOYED}
+    assert settings().static_peers == {name: f"dns:///{name}:50051" for name in DEPLOYED}
 
 
 def test_no_replica_of_fan_out_is_without_a_partition() -> None:

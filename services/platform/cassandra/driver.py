@@ -111,7 +111,7 @@ class RetryOnNextHost(RetryPolicy):  # type: ignore[misc]
 def new_driver(settings: Settings, timestamps: WriteTimestamps) -> Driver:
     """Returns an unconnected driver: token-aware within the datacenter, LOCAL_QUORUM, rows as tuples, no speculative
     execution."""
-    points = [_host_and_port(text) for text in settings.cassandra]
+    points = [_host_and_port(text) for text in settings.cassandra_contact_points]
     # One load-balancing policy for all profiles, because each instance tracks the nodes separately.
     balancing = TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.cassandra_datacenter))
     auth = None
@@ -162,7 +162,7 @@ def connect(driver: Driver, settings: Settings) -> Session:
     try:
         return driver.connect()
     except NoHostAvailable as error:
-        contact_points = ", ".join(settings.cassandra)
+        contact_points = ", ".join(settings.cassandra_contact_points)
         found = sorted({host.datacenter for host in driver.metadata.all_hosts()} - {None})
         driver.shutdown()
         # A dict by host, or an empty list if no host was tried.

@@ -187,7 +187,7 @@ class Keyspace:
     @classmethod
     def of(cls, cassandra: Cassandra, service: str) -> Self:
         """Returns a service's keyspace without creating or migrating it."""
-        return cls(cassandra, f"{cassandra.settings.keyspaces or cassandra.settings.namespace}_{service}")
+        return cls(cassandra, f"{cassandra.settings.keyspace_prefix or cassandra.settings.namespace}_{service}")
 
     @classmethod
     async def open(cls, cassandra: Cassandra, service: str, migrations: Sequence[str]) -> Self:

@@ -67,7 +67,7 @@ class KafkaAdmin:
             await asyncio.to_thread(self._client.list_topics, timeout=OPEN_TIMEOUT_S)
         except KafkaException as error:
             unreachable = unavailable("Kafka cannot be reached: check that it runs", error)
-            unreachable.add_note(f"the setting kafka is {self._settings.kafka}")
+            unreachable.add_note(f"the setting kafka_bootstrap_servers is {self._settings.kafka_bootstrap_servers}")
             raise unreachable from error
 
     async def ensure(self, names: Iterable[str]) -> None:

@@ -32,7 +32,7 @@ DEAD_LETTER_TOPIC = "dead"
 def client_settings(settings: Settings) -> dict[str, Any]:
     """Returns the librdkafka settings that all clients share."""
     return {
-        "bootstrap.servers": settings.kafka,
+        "bootstrap.servers": settings.kafka_bootstrap_servers,
         "client.id": "roost",
         "socket.timeout.ms": int(REQUEST_TIMEOUT_S * 1_000),
         "socket.keepalive.enable": True,

@@ -66,9 +66,9 @@ class OpenSearch:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Returns a client of the servers in the setting `opensearch` (URLs, comma-separated); connects at the first
+        """Returns a client of the servers in the setting `opensearch_urls` (URLs, comma-separated); connects at the first
         call."""
-        hosts = [host.strip() for host in settings.opensearch.split(",") if host.strip()]
+        hosts = [host.strip() for host in settings.opensearch_urls.split(",") if host.strip()]
         return cls(
             AsyncOpenSearch(
                 hosts,

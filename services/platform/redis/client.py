@@ -55,7 +55,7 @@ class Redis:
     async def open(cls, settings: Settings) -> Self:
         """Connects and checks the servers. Raises UNAVAILABLE if Redis cannot be reached, FAILED_PRECONDITION if a
         server's version or eviction policy could cause wrong results."""
-        topology = RedisTopology.parse(settings.redis)
+        topology = RedisTopology.parse(settings.redis_url)
         redis = cls(topology, topology.client(settings.redis_timeout_s), settings.redis_timeout_s)
         try:
             await redis._start()
@@ -64,7 +64,7 @@ class Redis:
             if isinstance(error, errors.RoostError) and error.reason != Reason.CACHE_UNAVAILABLE:
                 raise
             raise errors.unavailable(
-                f"Redis ({topology}) cannot be reached: start it (`scripts/backends up`) or correct the setting `redis`"
+                f"Redis ({topology}) cannot be reached: start it (`scripts/backends up`) or correct the setting `redis_url`"
             ) from error
         return redis
 

@@ -189,7 +189,7 @@ async def _authenticate(connection: RedisConnection, endpoint: Endpoint) -> None
         if isinstance(reply, ReplyError):
             if str(reply).startswith(("LOADING", "BUSY", "MASTERDOWN", "ERR max number of clients")):
                 raise unreachable() from reply
-            raise errors.failed_precondition(f"Redis rejects the connection ({reply}): correct the setting `redis`")
+            raise errors.failed_precondition(f"Redis rejects the connection ({reply}): correct the setting `redis_url`")
     connection.run_id = field_of(replies[-2], "run_id")
     connection.role = field_of(replies[-1], "role")
 

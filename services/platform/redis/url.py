@@ -1,4 +1,4 @@
-"""Parses the setting `redis`, a URL of a single server, of the Sentinels of a master, or of a Redis Cluster.
+"""Parses the setting `redis_url`, a URL of a single server, of the Sentinels of a master, or of a Redis Cluster.
 
 `redis://[user:password@]host:port/db` (`rediss://` with TLS, `unix:///path?db=0`),
 `redis+sentinel://[user:password@]host:port,host:port/master/db`, `redis+cluster://[user:password@]host:port,host:port`.
@@ -52,7 +52,7 @@ class RedisTopology:
             return _parse(url)
         except ValueError as error:
             raise errors.failed_precondition(
-                f"the setting `redis` is invalid ({error}): write redis://host:port/db, "
+                f"the setting `redis_url` is invalid ({error}): write redis://host:port/db, "
                 "redis+sentinel://host:port,host:port/master/db or redis+cluster://host:port,host:port"
             ) from error
 

@@ -102,7 +102,7 @@ class Proxy:
 
 @pytest.fixture
 async def proxy(settings: Settings) -> AsyncIterator[Proxy]:
-    host, _, port = settings.cassandra[0].rpartition(":")
+    host, _, port = settings.cassandra_contact_points[0].rpartition(":")
     made = Proxy(host, int(port))
     await made.start()
     yield made
@@ -112,7 +112,7 @@ async def proxy(settings: Settings) -> AsyncIterator[Proxy]:
 @pytest.fixture
 async def over_proxy(keyspace: Keyspace, settings: Settings, proxy: Proxy) -> AsyncIterator[Keyspace]:
     """The same keyspace, connected through the proxy."""
-    changed = settings.model_copy(update={"cassandra": (f"127.0.0.1:{proxy.port}",)})
+    changed = settings.model_copy(update={"cassandra_contact_points": (f"127.0.0.1:{proxy.port}",)})
     opened = await Cassandra.open(changed)
     yield await Keyspace.open(opened, "kit", TABLES)
     proxy.heal()

@@ -149,7 +149,7 @@ async def test_events_without_log_raises_command_error(tmp_path: Path, events: C
 
 @pytest.mark.cluster
 async def test_events_kafka_down_raises_command_error(events: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ROOST_KAFKA", "127.0.0.1:1")
+    monkeypatch.setenv("ROOST_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     assert "Kafka cannot be reached at 127.0.0.1:1" in (await events("tail", code=2))[0]
 
 

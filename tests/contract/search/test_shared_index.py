@@ -224,7 +224,7 @@ async def test_terms_prefix_is_no_pattern(pair: tuple[SearchIndex, SearchIndex],
 
 async def test_calls_without_server_raise_unavailable(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "OPEN_MAX_S", 0.1)
-    index = await OpenSearchIndex.open(settings.model_copy(update={"opensearch": NOWHERE}))
+    index = await OpenSearchIndex.open(settings.model_copy(update={"opensearch_urls": NOWHERE}))
     query = Query(("#x",))
     for attempt in (
         index.newest(TWEETS, query, 0, 1),
@@ -253,7 +253,7 @@ async def test_calls_silent_server_raise_in_time(settings: Settings, monkeypatch
     monkeypatch.setattr(adapter, "OPEN_MAX_S", 0.1)
     listener = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    index = await OpenSearchIndex.open(settings.model_copy(update={"opensearch": f"http://127.0.0.1:{port}"}))
+    index = await OpenSearchIndex.open(settings.model_copy(update={"opensearch_urls": f"http://127.0.0.1:{port}"}))
     token = current_call.set(Call(deadline=asyncio.get_running_loop().time() + 0.2))
     async with asyncio.timeout(1.5):
         with pytest.raises(errors.RoostError, match="UNAVAILABLE"):

@@ -29,7 +29,7 @@ def server(tmp_path: Path) -> Iterator[redis_servers.Server]:
 
 @pytest.fixture
 async def redis(server: redis_servers.Server) -> AsyncIterator[Redis]:
-    opened = await Redis.open(Settings(redis=server.url, redis_timeout_s=1))
+    opened = await Redis.open(Settings(redis_url=server.url, redis_timeout_s=1))
     yield opened
     await opened.close()
 

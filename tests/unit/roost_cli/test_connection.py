@@ -36,7 +36,7 @@ def test_find_several_meshes_are_listed(tmp_path: Path) -> None:
 
 def test_find_uses_address_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running(tmp_path, "127.0.0.1:50051", "127.0.0.1:50052")
-    monkeypatch.setenv("ROOST_GRPC", "127.0.0.1:50052")
+    monkeypatch.setenv("ROOST_GRPC_ADDRESS", "127.0.0.1:50052")
     assert connection.find(None, tmp_path) == MeshTarget("127.0.0.1:50052", "token of 127.0.0.1:50052")
     assert connection.find("127.0.0.1:50051", tmp_path) == MeshTarget("127.0.0.1:50051", "token of 127.0.0.1:50051")
 
@@ -106,7 +106,7 @@ def test_find_without_run_file_uses_token_of_settings(tmp_path: Path, monkeypatc
     token = "6a3f0c9be1d24875b0a9c3d2e1f40718"
     monkeypatch.setenv("ROOST_OPERATOR_TOKEN", token)
     assert connection.find("tweet.example.org:50051", tmp_path).operator() == connection.bearer(token)
-    monkeypatch.setenv("ROOST_GRPC", "tweet.example.org:50051")
+    monkeypatch.setenv("ROOST_GRPC_ADDRESS", "tweet.example.org:50051")
     assert connection.find(None, tmp_path).operator() == connection.bearer(token)
     # The token in the run file belongs to this mesh and takes precedence.
     running(tmp_path, "127.0.0.1:50051")

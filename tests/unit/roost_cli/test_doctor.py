@@ -83,7 +83,7 @@ def test_mesh_none_running_is_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("ROOST_GRPC", f"127.0.0.1:{_free()}")
+    monkeypatch.setenv("ROOST_GRPC_ADDRESS", f"127.0.0.1:{_free()}")
     assert run(["doctor", "--data", str(tmp_path), "--http", f"127.0.0.1:{_free()}"]) == 0
     said = capsys.readouterr().out
     assert "none runs here" in said

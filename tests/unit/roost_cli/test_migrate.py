@@ -25,7 +25,7 @@ def say(namespace: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     for name, value in namespace.environment.items():
         monkeypatch.setenv(name, value)
     # A prefix of its own: other tests use the keyspaces of the namespace.
-    monkeypatch.setenv("ROOST_KEYSPACES", f"{namespace.settings['keyspaces']}_{uuid.uuid4().hex[:8]}")
+    monkeypatch.setenv("ROOST_KEYSPACE_PREFIX", f"{namespace.settings['keyspace_prefix']}_{uuid.uuid4().hex[:8]}")
 
     def run_with(scripts: Sequence[str], *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(catalog, "migrations", lambda: {"tweet": tuple(scripts)})
@@ -53,7 +53,7 @@ def test_migrate_applies_when_migrate_at_start_is_off(say, monkeypatch: pytest.M
 
 
 def test_migrate_without_server_names_address(say, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setenv("ROOST_CASSANDRA", "127.0.0.1:1")
+    monkeypatch.setenv("ROOST_CASSANDRA_CONTACT_POINTS", "127.0.0.1:1")
     assert say([ONE]) == (2, "", "roost: Cassandra cannot be reached at 127.0.0.1:1\n")
 
 

@@ -13,7 +13,11 @@ from roost_cli.options import settings_with
     [
         ("ROOST_RATE_LIMITS", "maybe", "the setting rate_limits (ROOST_RATE_LIMITS) must be on or off"),
         ("ROOST_WORKER_ID", "9999", "the setting worker_id (ROOST_WORKER_ID) must be less than or equal to 1023"),
-        ("ROOST_PEERS", "graph", "the setting peers (ROOST_PEERS) must be written as name=host:port,name=host:port"),
+        (
+            "ROOST_STATIC_PEERS",
+            "graph",
+            "the setting static_peers (ROOST_STATIC_PEERS) must be written as name=host:port,name=host:port",
+        ),
         (
             "ROOST_NAMESPACE",
             "A9",
@@ -42,5 +46,5 @@ def test_settings_with_several_faults_raises_one_line_each(monkeypatch: pytest.M
 
 
 def test_settings_with_option_overrides_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ROOST_HTTP", "127.0.0.1:1")
-    assert settings_with({"http": "127.0.0.1:2", "grpc": None}).http == "127.0.0.1:2"
+    monkeypatch.setenv("ROOST_HTTP_ADDRESS", "127.0.0.1:1")
+    assert settings_with({"http_address": "127.0.0.1:2", "grpc_address": None}).http_address == "127.0.0.1:2"

@@ -52,7 +52,8 @@ def test_serve_read_only_runtime_dir_warns_and_serves(tmp_path: Path) -> None:
         assert "grpc_server_started_total" in httpx.get(metrics).text
         assert httpx.get(metrics.replace("/metrics", "/readyz")).json()["services"] == {"tweet": "SERVING"}
         assert line_with(process, "no address") == (
-            "no address of engagement, graph, identity is known: set ROOST_REGISTRY or ROOST_PEERS, or calls to it are refused"
+            "no address of engagement, graph, identity is known: set ROOST_REGISTRY_ADDRESS or ROOST_STATIC_PEERS, or calls "
+            "to it are refused"
         )
         process.terminate()
         assert process.wait(WITHIN_S) == 0
@@ -63,7 +64,9 @@ def test_serve_read_only_runtime_dir_warns_and_serves(tmp_path: Path) -> None:
 
 def test_serve_gateway_without_addresses_prints_hint(tmp_path: Path) -> None:
     with serving("serve", "gateway", "--http", ANY, "--data", str(tmp_path)) as process:
-        assert line_with(process, "no address").startswith("no address of any service is known: set ROOST_REGISTRY")
+        assert line_with(process, "no address").startswith(
+            "no address of any service is known: set ROOST_REGISTRY_ADDRESS"
+        )
 
 
 def test_serve_unreachable_peers_are_printed(tmp_path: Path) -> None:
@@ -72,7 +75,7 @@ def test_serve_unreachable_peers_are_printed(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{taken.getsockname()[1]}"
         peers = f"identity={dead},graph={dead},engagement={dead},timeline={dead}"
-        with serving("serve", "tweet", "--data", str(tmp_path), ROOST_PEERS=peers) as process:
+        with serving("serve", "tweet", "--data", str(tmp_path), ROOST_STATIC_PEERS=peers) as process:
             told = line_with(process, "not reached yet")
             # timeline is missing, because the tweet service never calls it.
             for name in ("identity", "graph", "engagement"):
@@ -110,7 +113,7 @@ def test_up_cassandra_down_prints_one_line(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             timeout=WITHIN_S,
-            env={**os.environ, "ROOST_CASSANDRA": dead},
+            env={**os.environ, "ROOST_CASSANDRA_CONTACT_POINTS": dead},
         )
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1), ran.stderr
     assert ran.stderr.startswith("roost: Cassandra cannot be reached")

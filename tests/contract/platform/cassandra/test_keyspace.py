@@ -300,7 +300,9 @@ async def test_cancelled_caller_does_not_affect_others(over_proxy: Keyspace, pro
 
 
 async def test_close_fails_pending_requests(settings: Settings, keyspace: Keyspace, proxy: Proxy) -> None:
-    opened = await Cassandra.open(settings.model_copy(update={"cassandra": (f"127.0.0.1:{proxy.port}",)}))
+    opened = await Cassandra.open(
+        settings.model_copy(update={"cassandra_contact_points": (f"127.0.0.1:{proxy.port}",)})
+    )
     over = Keyspace(opened, keyspace.name)
     await over.read(GET, 1)
     proxy.hold_answers()
@@ -318,7 +320,7 @@ async def test_close_fails_pending_requests(settings: Settings, keyspace: Keyspa
 
 async def test_open_wrong_settings_raise_explanation(settings: Settings) -> None:
     with pytest.raises(errors.RoostError, match=r"cannot be reached at 127\.0\.0\.1:1$"):
-        await Cassandra.open(settings.model_copy(update={"cassandra": ("127.0.0.1:1",)}))
+        await Cassandra.open(settings.model_copy(update={"cassandra_contact_points": ("127.0.0.1:1",)}))
     with pytest.raises(errors.RoostError, match="datacenters datacenter1, but cassandra_datacenter is moon") as caught:
         await Cassandra.open(settings.model_copy(update={"cassandra_datacenter": "moon"}))
     assert caught.value.code == grpc.StatusCode.FAILED_PRECONDITION

@@ -25,7 +25,7 @@ APPLIED = "SELECT number, owner FROM schema_migrations WHERE scope = 'schema'"
 @pytest.fixture
 async def fresh(cassandra: Cassandra) -> AsyncIterator[Keyspace]:
     """A keyspace of this test that does not exist yet."""
-    keyspace = Keyspace(cassandra, f"{cassandra.settings.keyspaces}_{uuid.uuid4().hex[:8]}")
+    keyspace = Keyspace(cassandra, f"{cassandra.settings.keyspace_prefix}_{uuid.uuid4().hex[:8]}")
     yield keyspace
     await cassandra.change_schema(f"DROP KEYSPACE IF EXISTS {keyspace.name}")
 

@@ -201,7 +201,7 @@ async def test_consumer_skips_foreign_records(open_log: Open, tmp_path: Path, si
 
     log = await open_log()
     settings = Settings(**cluster.backend.of(tmp_path).settings)
-    foreign = Producer({"bootstrap.servers": settings.kafka})
+    foreign = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers})
     topic = f"{settings.namespace}.tweet"
     strange: list[list[tuple[str, str | bytes | None]]] = [
         [],

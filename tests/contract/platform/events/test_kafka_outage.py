@@ -63,7 +63,10 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 async def log(broker: Broker, clock: Clock) -> AsyncIterator[KafkaLog]:
     broker.up()
     settings = Settings(
-        backend="cluster", kafka=broker.address, namespace=f"o{time.time_ns() % 10**9}", kafka_partitions=2
+        backend="cluster",
+        kafka_bootstrap_servers=broker.address,
+        namespace=f"o{time.time_ns() % 10**9}",
+        kafka_partitions=2,
     )
     log = await KafkaLog.open(settings, clock, RETRY_FIRST_S)
     yield log
@@ -74,7 +77,7 @@ async def log(broker: Broker, clock: Clock) -> AsyncIterator[KafkaLog]:
 async def test_open_without_broker_raises_unavailable_in_time() -> None:
     began = time.monotonic()
     with pytest.raises(errors.RoostError, match="Kafka cannot be reached") as raised:
-        await KafkaLog.open(Settings(backend="cluster", kafka="127.0.0.1:1"))
+        await KafkaLog.open(Settings(backend="cluster", kafka_bootstrap_servers="127.0.0.1:1"))
     assert raised.value.code is grpc.StatusCode.UNAVAILABLE
     # The address is for operators only, so it is in a note.
     assert "127.0.0.1:1" in errors.notes_of(raised.value)

@@ -28,7 +28,7 @@ NOW_MS = 1_800_000_000_000
 
 @asynccontextmanager
 async def opened(url: str, timeout_s: float = 5.0) -> AsyncIterator[Redis]:
-    redis = await Redis.open(Settings(redis=url, redis_timeout_s=timeout_s))
+    redis = await Redis.open(Settings(redis_url=url, redis_timeout_s=timeout_s))
     try:
         yield redis
     finally:
@@ -54,14 +54,14 @@ async def test_open_unreachable_server_error_names_address() -> None:
         f"redis+sentinel://127.0.0.1:{port}/m",
     ):
         with pytest.raises(RoostError, match=f"127.0.0.1:{port}.* cannot be reached") as refusal:
-            await Redis.open(Settings(redis=url))
+            await Redis.open(Settings(redis_url=url))
         assert refusal.value.code.name == "UNAVAILABLE"
 
 
 async def test_open_unsafe_eviction_policy_is_rejected(tmp_path: Path) -> None:
     with redis_servers.server(tmp_path, "--maxmemory-policy", "allkeys-random") as server:
         with pytest.raises(RoostError, match="set maxmemory-policy to allkeys-lru"):
-            await Redis.open(Settings(redis=server.url, redis_timeout_s=5))
+            await Redis.open(Settings(redis_url=server.url, redis_timeout_s=5))
         server.client.config_set("maxmemory-policy", "allkeys-lru")
         async with opened(server.url):
             pass
@@ -71,7 +71,7 @@ async def test_open_password_is_required_and_sent(tmp_path: Path) -> None:
     with redis_servers.server(tmp_path) as server:
         server.client.config_set("requirepass", "open sesame")
         with pytest.raises(RoostError, match="rejects the connection"):
-            await Redis.open(Settings(redis=server.url, redis_timeout_s=5))
+            await Redis.open(Settings(redis_url=server.url, redis_timeout_s=5))
         async with opened(f"redis://:open%20sesame@127.0.0.1:{server.port}/2") as redis:
             await redis.client.set("key", "value")
             (value,) = await (await redis.node("").reads()).execute(command("GET", "key"), 1)

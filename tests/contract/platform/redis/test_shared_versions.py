@@ -31,7 +31,7 @@ async def share() -> AsyncIterator[Open]:
     opened: list[SharedVersions] = []
 
     async def of(redis: str, timeout_s: float = PATIENT_S) -> SharedVersions:
-        opened.append(SharedVersions(await Redis.open(Settings(redis=redis, redis_timeout_s=timeout_s))))
+        opened.append(SharedVersions(await Redis.open(Settings(redis_url=redis, redis_timeout_s=timeout_s))))
         return opened[-1]
 
     yield of
@@ -42,7 +42,7 @@ async def share() -> AsyncIterator[Open]:
 
 @pytest.fixture
 async def entries(namespace: Namespace, share: Open) -> SharedVersions:
-    return await share(namespace.settings["redis"])
+    return await share(namespace.settings["redis_url"])
 
 
 async def test_users_put_entries_are_returned_in_request_order(entries: SharedVersions) -> None:
@@ -74,7 +74,7 @@ async def test_fill_users_existing_entry_is_kept(entries: SharedVersions) -> Non
 
 
 async def test_fill_users_entry_is_replaced_by_put_and_expires_sooner(namespace: Namespace, share: Open) -> None:
-    entries = await share(namespace.settings["redis"])
+    entries = await share(namespace.settings["redis_url"])
     await entries.fill_users({1: (1, b"old")})
     (key,) = await entries._redis.client.keys("u:*")
     assert 0 < await entries._redis.client.pttl(key) <= FILL_TTL_MS
@@ -84,7 +84,7 @@ async def test_fill_users_entry_is_replaced_by_put_and_expires_sooner(namespace:
 
 
 async def test_put_user_concurrent_writers_highest_version_wins(namespace: Namespace, share: Open) -> None:
-    some, others = await share(namespace.settings["redis"]), await share(namespace.settings["redis"])
+    some, others = await share(namespace.settings["redis_url"]), await share(namespace.settings["redis_url"])
     chance = random.Random(1)
     for user_id in range(1, 11):
         versions = list(range(1, 9))
@@ -96,7 +96,7 @@ async def test_put_user_concurrent_writers_highest_version_wins(namespace: Names
 
 
 async def test_versions_are_stable_until_changed(namespace: Namespace, share: Open) -> None:
-    some, others = await share(namespace.settings["redis"]), await share(namespace.settings["redis"])
+    some, others = await share(namespace.settings["redis_url"]), await share(namespace.settings["redis_url"])
     first = await asyncio.gather(*(each.relation_version(7) for each in (some, others) * 10))
     # The first reader created the version for all.
     assert len({*first}) == 1
@@ -112,7 +112,7 @@ async def test_versions_are_stable_until_changed(namespace: Namespace, share: Op
 async def test_change_failed_publish_is_retried_until_accepted(
     namespace: Namespace, share: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there = await share(namespace.settings["redis"]), await share(namespace.settings["redis"])
+    here, there = await share(namespace.settings["redis_url"]), await share(namespace.settings["redis_url"])
     before = await there.tweet_versions([1, 2, 3])
     with monkeypatch.context() as patch:
         patch.setattr(here._redis, "node", unreachable_node)

@@ -29,7 +29,7 @@ async def test_bench_both_designs_write_every_entry(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(fanout, "READERS", 40)
     monkeypatch.setattr(fanout, "ENTRIES_A_ROUND", 300)
     with redis_servers.server(tmp_path) as server:
-        ours = await Redis.open(Settings(redis=server.url, redis_timeout_s=5))
+        ours = await Redis.open(Settings(redis_url=server.url, redis_timeout_s=5))
         work = FanoutBench(ours, server.client)
         await work.fill(progress.Silent())
         case = Case("all", 40, 3, 1)

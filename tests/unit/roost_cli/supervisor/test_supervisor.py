@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[4]
 
 def part(folder: Path, name: str = "registry", *arguments: str, number: int = 1) -> ProcessSpec:
     data = folder / f"{name}-{number}"
-    environment = {"supervised": "true", "log_level": "error"}
+    environment = {"exit_with_parent": "true", "log_level": "error"}
     return ProcessSpec(
         name, number, ("serve", "registry", "--grpc", "127.0.0.1:0", *arguments, "--data", str(data)), environment
     )

@@ -26,7 +26,13 @@ def test_replicas_of_malformed_list_raises_command_error(text: str) -> None:
 
 
 def test_process_specs_start_with_registry_and_end_with_gateway(tmp_path: Path) -> None:
-    settings = Settings(backend="cluster", data_dir=tmp_path, http="127.0.0.1:1", grpc="127.0.0.1:2", ops="127.0.0.1:3")
+    settings = Settings(
+        backend="cluster",
+        data_dir=tmp_path,
+        http_address="127.0.0.1:1",
+        grpc_address="127.0.0.1:2",
+        ops_address="127.0.0.1:3",
+    )
     parts = process_specs(settings, {"timeline": 3})
     assert parts[0].name == "registry"
     assert parts[-1].name == "gateway"
@@ -42,6 +48,6 @@ def test_process_specs_start_with_registry_and_end_with_gateway(tmp_path: Path) 
     ]
     # All processes share the secrets and the registry, but no data directory.
     assert len({part.environment["mesh_secret"] for part in parts}) == 1
-    assert len({part.environment["registry"] for part in parts}) == 1
+    assert len({part.environment["registry_address"] for part in parts}) == 1
     assert len({part.arguments[-1] for part in parts}) == len(parts)
     assert {part.environment["backend"] for part in parts[1:]} == {"cluster"}

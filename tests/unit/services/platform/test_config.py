@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import tempfile
 from pathlib import Path
@@ -50,9 +51,30 @@ def test_settings_with_a_variable_of_kubernetes_or_the_tests_are_read(
     assert Settings().backend == "embedded"
 
 
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("ROOST_HTTP", "did you mean ROOST_HTTP_ADDRESS?"),
+        ("ROOST_PEERS", "did you mean ROOST_STATIC_PEERS?"),
+        ("ROOST_REDIS", "did you mean ROOST_REDIS_URL or ROOST_REDIS_TIMEOUT_S?"),
+        (
+            "ROOST_CASSANDRA",
+            "did you mean ROOST_CASSANDRA_CONTACT_POINTS or ROOST_CASSANDRA_DATACENTER or ROOST_CASSANDRA_USERNAME?",
+        ),
+        ("ROOST_MOON", "services/platform/config.py lists the settings."),
+    ],
+)
+def test_settings_with_an_unknown_name_suggest_settings_with_the_same_word(
+    monkeypatch: pytest.MonkeyPatch, variable: str, hint: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ValueError, match=f"{variable} is not a setting; {re.escape(hint)}"):
+        Settings()
+
+
 def test_settings_with_a_port_that_is_no_link_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_HTTP_PORT", "8080")
-    with pytest.raises(ValueError, match=r"ROOST_HTTP_PORT is not a setting; did you mean ROOST_HTTP\?"):
+    with pytest.raises(ValueError, match=r"ROOST_HTTP_PORT is not a setting; did you mean ROOST_HTTP_ADDRESS\?"):
         Settings()
 
 

@@ -113,7 +113,9 @@ def test_write_timestamps_increase_and_retry_keeps_timestamp() -> None:
 
 
 def test_new_driver_profiles_and_reconnection() -> None:
-    driver = new_driver(Settings(backend="cluster", cassandra="10.0.0.1:9043,[::1]:9044,ten"), WriteTimestamps())
+    driver = new_driver(
+        Settings(backend="cluster", cassandra_contact_points="10.0.0.1:9043,[::1]:9044,ten"), WriteTimestamps()
+    )
     # The driver adds profiles of its own, for graphs.
     profiles = {name: driver.profile_manager.profiles[name] for name in (IDEMPOTENT, NON_IDEMPOTENT, SERIAL, SCHEMA)}
     quorum, serial = ConsistencyLevel.LOCAL_QUORUM, ConsistencyLevel.LOCAL_SERIAL

@@ -48,7 +48,7 @@ def test_parse_sentinel_url_has_master_and_database() -> None:
     ],
 )
 def test_parse_invalid_url_raises_explanation(url: str) -> None:
-    with pytest.raises(RoostError, match="the setting `redis` is invalid"):
+    with pytest.raises(RoostError, match="the setting `redis_url` is invalid"):
         RedisTopology.parse(url)
 
 

@@ -89,7 +89,7 @@ class Watched(MeshChannel):
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     rig = Rig()
-    settings = Settings(data_dir=tmp_path / "data", grpc="127.0.0.1:0", log_level="error", mesh_secret=SECRET)
+    settings = Settings(data_dir=tmp_path / "data", grpc_address="127.0.0.1:0", log_level="error", mesh_secret=SECRET)
     async with await Process.start(
         settings, {"tweet": rig.build}, backend=open_embedded, key_source=KEY_SOURCE
     ) as rig.process:

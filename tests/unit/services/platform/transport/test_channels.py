@@ -121,7 +121,7 @@ class Rig:
 
 
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", grpc="127.0.0.1:0", log_level="error")
+    return Settings(data_dir=tmp_path / "data", grpc_address="127.0.0.1:0", log_level="error")
 
 
 @pytest.fixture(params=["inprocess", "grpc"])
@@ -353,7 +353,7 @@ async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
         settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE
     ) as rig.process:
         address = f"127.0.0.1:{rig.process.grpc_port}"
-        second = Settings(data_dir=tmp_path / "other", grpc=address, log_level="error")
+        second = Settings(data_dir=tmp_path / "other", grpc_address=address, log_level="error")
         with pytest.raises(errors.RoostError, match="another program listens there"):
             await Process.start(second, {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE)
 

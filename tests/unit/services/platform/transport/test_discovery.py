@@ -64,11 +64,11 @@ class Town:
     async def start(self, name: str, builds: dict[str, ServiceFactory], grpc_address: str = "127.0.0.1:0") -> Process:
         settings = Settings(
             data_dir=self.folder / name,
-            grpc=grpc_address,
+            grpc_address=grpc_address,
             log_level="error",
             mesh_secret=SECRET,
             operator_token=OPERATOR_TOKEN,
-            registry=self.registry,
+            registry_address=self.registry,
         )
         process = await Process.start(
             settings, builds, backend=open_embedded, key_source=KEY_SOURCE, remote_services=ELSEWHERE

@@ -101,7 +101,7 @@ async def started(settings: Settings, *names: str, **changed: object) -> Process
 
 async def test_a_door_to_dead_peers_is_degraded_and_ready(settings: Settings, port: int) -> None:
     peers = {"tweet": f"127.0.0.1:{port}", "identity": f"127.0.0.1:{port}"}
-    async with await started(settings, peers=peers) as door:
+    async with await started(settings, static_peers=peers) as door:
         assert await door.peers.unreached(0.2) == ["tweet", "identity"]
         found = door.health()
         assert (found.status, found.ready, set(found.peers)) == ("degraded", True, {"tweet", "identity"})
@@ -117,6 +117,6 @@ async def test_a_door_to_nobody_is_not_ready_and_names_what_it_lacks(settings: S
 
 async def test_a_service_follows_only_whom_it_calls(settings: Settings, port: int) -> None:
     peers = {name: f"127.0.0.1:{port}" for name in SERVICES if name != "graph"}
-    async with await started(settings, "fanout", peers=peers) as fanout:
+    async with await started(settings, "fanout", static_peers=peers) as fanout:
         assert set(fanout.health().peers) == {"identity", "timeline", "tweet", "registry"}
         assert fanout.unaddressed == ["graph"]

@@ -84,7 +84,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             async def build(kit: ServiceContext) -> Service:
                 return Service("tweet", {"roost.tweet.v1.TweetService": tweets})
 
-            fixed = {"data_dir": tmp_path / "data", "grpc": "127.0.0.1:0", "log_level": "error"}
+            fixed = {"data_dir": tmp_path / "data", "grpc_address": "127.0.0.1:0", "log_level": "error"}
             settings = Settings(**{**fixed, "mesh_secret": SECRET, "operator_token": OPERATOR_TOKEN, **changes})
             process = await stack.enter_async_context(
                 await Process.start(settings, {"tweet": build}, backend=open_embedded, key_source=KEY_SOURCE)
