@@ -7,15 +7,13 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from services.platform.pagination.page_size import MAX_PAGE_SIZE, page_size_of
 from services.platform.rpc import errors
 from services.platform.rpc.contract import Method
 
 # Entries that may be skipped: more than twice the length of a stored home timeline. Deeper pages need a cursor.
 MAX_SKIPPED = 2_000
-# The largest page that the protos allow, so that skipping takes few calls, and their default.
-MAX_PAGE_SIZE = 100
-DEFAULT_PAGE_SIZE = 20
-# Calls that skipping may take: twice the minimum, because filters may shorten pages.
+# Calls that skipping may take, each for the largest page: twice the minimum, because filters may shorten pages.
 MAX_CALLS = 2 * MAX_SKIPPED // MAX_PAGE_SIZE
 
 # RFC 9745: deprecated since the first release (2026-11-21).
@@ -44,7 +42,7 @@ class NumberedPages:
 
         Raises INVALID_ARGUMENT if more than MAX_SKIPPED entries come before it, DEADLINE_EXCEEDED after MAX_CALLS calls.
         """
-        size = request.page_size if request.HasField("page_size") else DEFAULT_PAGE_SIZE
+        size = page_size_of(request)
         left = (page - 1) * size
         if left > MAX_SKIPPED:
             raise errors.invalid_argument(f"page numbers reach {MAX_SKIPPED} entries deep: use cursor instead", "page")

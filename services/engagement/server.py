@@ -11,7 +11,7 @@ from services.engagement.consumer import GROUP, TOPICS, recounting
 from services.engagement.service import EngagementService
 from services.engagement.store import EngagementStore
 from services.engagement.store.sqlite.store import EmbeddedEngagementStore
-from services.engagement.tweet_resolver import TweetResolver
+from services.engagement.tweet_access import access_over
 from services.platform.backends import cluster_backends_of, shared_versions_of
 from services.platform.events.records import EventBuilder
 from services.platform.service import Service, ServiceContext, Worker
@@ -32,9 +32,9 @@ async def build(context: ServiceContext) -> Service:
     user_pages = VisibleUserPages(
         UserServiceStub(context.channel), GraphServiceStub(context.channel).GetVisibilityFilter, context.cursors
     )
-    resolver = TweetResolver(context.channel, hydrator)
+    access = access_over(context.channel, hydrator)
     events = EventBuilder(context.ids, context.clock)
-    servicer = EngagementService(store, resolver, hydrator, user_pages, events, context.ids, context.cursors)
+    servicer = EngagementService(store, access, hydrator, user_pages, events, context.ids, context.cursors)
     return Service(
         context.name,
         servicers={"roost.engagement.v1.EngagementService": servicer},

@@ -11,17 +11,17 @@ from roost.event.v1 import event_pb2
 from roost.tweet.v1 import tweet_pb2
 
 from services.engagement.store import EngagementStore, ReactionKind
-from services.engagement.tweet_resolver import TweetResolver
 from services.platform.events.records import EventBuilder
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
+from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.shared.hydration.hydrator import HydratedTweet, Hydrator
 from services.shared.hydration.user_pages import ListEntry as Liker
 from services.shared.hydration.user_pages import VisibleUserPages
+from services.shared.tweet_access import TweetAccess
 
-DEFAULT_PAGE_SIZE = 20
 # A page reads at most some 1,200 tweets and is then returned short: many hidden tweets in a row must not hold up a
 # call.
 MAX_ROUNDS = 5
@@ -34,7 +34,7 @@ class EngagementService(EngagementServiceServicer):
     def __init__(
         self,
         store: EngagementStore,
-        resolver: TweetResolver,
+        access: TweetAccess,
         hydrator: Hydrator,
         user_pages: VisibleUserPages,
         events: EventBuilder,
@@ -42,7 +42,7 @@ class EngagementService(EngagementServiceServicer):
         cursors: Cursors,
     ) -> None:
         self._store = store
-        self._resolver = resolver
+        self._access = access
         self._hydrator = hydrator
         self._user_pages = user_pages
         self._events = events
@@ -51,27 +51,27 @@ class EngagementService(EngagementServiceServicer):
 
     async def LikeTweet(self, request: pb.LikeTweetRequest, context: object) -> pb.LikeTweetResponse:
         user_id = calls.require_user()
-        tweet_id = await self._resolver.likeable(user_id, request.tweet_id)
+        tweet_id = (await self._access.actionable(user_id, request.tweet_id)).head.id
         event = await self._events.record(event_pb2.TweetLiked(tweet_id=tweet_id, user_id=user_id))
         likes = await self._store.like(tweet_id, user_id, event)
         return pb.LikeTweetResponse(liked=True, likes=likes)
 
     async def UnlikeTweet(self, request: pb.UnlikeTweetRequest, context: object) -> pb.UnlikeTweetResponse:
         user_id = calls.require_user()
-        tweet_id = await self._resolver.known(request.tweet_id)
+        tweet_id = await self._access.original_id(request.tweet_id)
         event = await self._events.record(event_pb2.TweetUnliked(tweet_id=tweet_id, user_id=user_id))
         likes = await self._store.unlike(tweet_id, user_id, event)
         return pb.UnlikeTweetResponse(liked=False, likes=likes)
 
     async def ListLikes(self, request: pb.ListLikesRequest, context: object) -> pb.ListLikesResponse:
         reader_id = calls.reader_id()
-        tweet_id = await self._resolver.visible(reader_id, request.tweet_id)
+        tweet_id = (await self._access.visible(reader_id, request.tweet_id)).head.id
 
         async def fetch(below: Liker | None, limit: int) -> Sequence[Liker]:
             return await self._store.list_likers(tweet_id, below[0] if below else 0, limit)
 
         users, next_cursor = await self._user_pages.page(
-            f"likes/{tweet_id}", fetch, request.cursor, _size(request), reader_id=reader_id
+            f"likes/{tweet_id}", fetch, request.cursor, page_size_of(request), reader_id=reader_id
         )
         return pb.ListLikesResponse(users=users, next_cursor=next_cursor)
 
@@ -83,12 +83,12 @@ class EngagementService(EngagementServiceServicer):
 
     async def BookmarkTweet(self, request: pb.BookmarkTweetRequest, context: object) -> pb.BookmarkTweetResponse:
         user_id = calls.require_user()
-        tweet_id = await self._resolver.visible(user_id, request.tweet_id)
+        tweet_id = (await self._access.visible(user_id, request.tweet_id)).head.id
         await self._store.bookmark(tweet_id, user_id, await self._ids.mint())
         return pb.BookmarkTweetResponse(bookmarked=True)
 
     async def UnbookmarkTweet(self, request: pb.UnbookmarkTweetRequest, context: object) -> pb.UnbookmarkTweetResponse:
-        tweet_id = await self._resolver.known(request.tweet_id)
+        tweet_id = await self._access.original_id(request.tweet_id)
         await self._store.unbookmark(tweet_id, calls.require_user())
         return pb.UnbookmarkTweetResponse(bookmarked=False)
 
@@ -119,7 +119,7 @@ class EngagementService(EngagementServiceServicer):
     ) -> tweet_pb2.JoinedTweetPage:
         """Returns a page of visible tweets. It looks for one tweet more than the page holds, so that the last page has
         no cursor."""
-        list_name, size = f"{kind.value}_of/{user_id}", _size(request)
+        list_name, size = f"{kind.value}_of/{user_id}", page_size_of(request)
         below = int(self._cursors.open(request.cursor, list_name, cursor_owner_id)[0]) if request.cursor else 0
         found: list[HydratedTweet] = []
         reaction_ids: dict[int, int] = {}
@@ -138,7 +138,3 @@ class EngagementService(EngagementServiceServicer):
             below, take = entries[-1].reaction_id, ROUND_IDS
         next_cursor = self._cursors.seal(list_name, cursor_owner_id, below) if below else ""
         return tweet_pb2.JoinedTweetPage(tweets=[tweet.data for tweet in found[:size]], next_cursor=next_cursor)
-
-
-def _size(request: Any) -> int:
-    return int(request.page_size) if request.HasField("page_size") else DEFAULT_PAGE_SIZE

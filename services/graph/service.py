@@ -14,9 +14,10 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from services.graph.events import WriteStamp
 from services.graph.store import MAX_EVENTS, GraphStore, Listing, Outcome, Position
 from services.graph.tier_publisher import HEARTBEAT_S, MAX_ENTRIES, TierPublisher
-from services.graph.user_lists import DEFAULT_PAGE_SIZE, UserLists
+from services.graph.user_lists import UserLists
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
+from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 
@@ -85,30 +86,32 @@ class GraphService(GraphServiceServicer):
 
     async def ListFollowers(self, request: pb.ListFollowersRequest, context: _Context) -> pb.ListFollowersResponse:
         users, next_cursor = await self._user_lists.public_page(
-            Listing.FOLLOWERS, request.user_id, calls.reader_id(), request.cursor, _size(request)
+            Listing.FOLLOWERS, request.user_id, calls.reader_id(), request.cursor, page_size_of(request)
         )
         return pb.ListFollowersResponse(users=users, next_cursor=next_cursor)
 
     async def ListFollowing(self, request: pb.ListFollowingRequest, context: _Context) -> pb.ListFollowingResponse:
         users, next_cursor = await self._user_lists.public_page(
-            Listing.FOLLOWING, request.user_id, calls.reader_id(), request.cursor, _size(request)
+            Listing.FOLLOWING, request.user_id, calls.reader_id(), request.cursor, page_size_of(request)
         )
         return pb.ListFollowingResponse(users=users, next_cursor=next_cursor)
 
     async def ListBlocks(self, request: pb.ListBlocksRequest, context: _Context) -> pb.ListBlocksResponse:
         users, next_cursor = await self._user_lists.private_page(
-            Listing.BLOCKS, calls.require_user(), request.cursor, _size(request)
+            Listing.BLOCKS, calls.require_user(), request.cursor, page_size_of(request)
         )
         return pb.ListBlocksResponse(users=users, next_cursor=next_cursor)
 
     async def ListMutes(self, request: pb.ListMutesRequest, context: _Context) -> pb.ListMutesResponse:
         users, next_cursor = await self._user_lists.private_page(
-            Listing.MUTES, calls.require_user(), request.cursor, _size(request)
+            Listing.MUTES, calls.require_user(), request.cursor, page_size_of(request)
         )
         return pb.ListMutesResponse(users=users, next_cursor=next_cursor)
 
     async def SuggestUsers(self, request: pb.SuggestUsersRequest, context: _Context) -> pb.SuggestUsersResponse:
-        users, next_cursor = await self._user_lists.suggestions(calls.require_user(), request.cursor, _size(request))
+        users, next_cursor = await self._user_lists.suggestions(
+            calls.require_user(), request.cursor, page_size_of(request)
+        )
         return pb.SuggestUsersResponse(users=users, next_cursor=next_cursor)
 
     async def BatchGetRelationships(
@@ -220,7 +223,3 @@ def _caller_other_than(target_id: int) -> int:
             "you cannot follow, block or mute yourself; give the id of another user", field="user_id"
         )
     return user_id
-
-
-def _size(request: Any) -> int:
-    return int(request.page_size) if request.HasField("page_size") else DEFAULT_PAGE_SIZE

@@ -12,7 +12,6 @@ from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
 
-DEFAULT_PAGE_SIZE = 20
 # Suggestions are computed again for every page, so deep pages would only repeat the work.
 MAX_SUGGESTIONS = 200
 

@@ -28,11 +28,11 @@ from services.platform.events.records import EventBuilder
 from services.platform.ids import snowflake
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
+from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-DEFAULT_PAGE_SIZE = 20
 # A signature takes at least 0.1 ms, so the event loop runs other tasks after so many.
 SIGNATURES_PER_YIELD = 20
 # User ids in one audit line: a thousand would take 20 kB. The line also has the number of users.
@@ -160,7 +160,7 @@ class AuthService(AuthServiceServicer):
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: _Context) -> pb.ListSessionsResponse:
         user_id = calls.require_user()
-        size = request.page_size if request.HasField("page_size") else DEFAULT_PAGE_SIZE
+        size = page_size_of(request)
         before = self._cursors.open(request.cursor, "sessions", user_id)[0] if request.cursor else 0
         now_ms = int(self._clock() * 1000)
         found = await self._store.sessions(user_id, now_ms, int(before), size + 1)

@@ -13,6 +13,7 @@ from roost.search.v1.search_service_pb2_grpc import SearchServiceServicer
 from roost.tweet.v1 import tweet_pb2
 
 from services.platform.pagination.cursors import Cursors
+from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
 from services.search.documents import completion_prefix, spelling_prefix, tag_of_term
 from services.search.query import MAX_TERMS, only_excludes, parse, parse_names
@@ -23,7 +24,6 @@ from services.search.trends import Trend, Trends
 from services.search.tweets import TweetSearch
 from services.search.users import UserSearch
 
-DEFAULT_PAGE_SIZE = 20
 # A ranking of trends is computed at most this often, however many requests ask for it. Trends change over minutes.
 RANKING_TTL_S = 1.0
 
@@ -84,7 +84,9 @@ class SearchService(SearchServiceServicer):
         names = parse_names(request.query)
         if names.excluded and not names.words:
             raise only_excludes()
-        users, next_cursor = await self._user_search.page(names, request.cursor, _size(request), calls.reader_id())
+        users, next_cursor = await self._user_search.page(
+            names, request.cursor, page_size_of(request), calls.reader_id()
+        )
         return pb.SearchUsersResponse(users=users, next_cursor=next_cursor)
 
     async def Search(self, request: pb.SearchRequest, context: _Context) -> pb.JoinedSearchPage:
@@ -98,7 +100,7 @@ class SearchService(SearchServiceServicer):
         return pb.JoinedSearchPage(tweets=tweets, next_cursor=next_cursor, users=users)
 
     async def Suggest(self, request: pb.SuggestRequest, context: _Context) -> pb.SuggestResponse:
-        text, size = request.query.strip(), _size(request)
+        text, size = request.query.strip(), page_size_of(request)
         users: Sequence[user_pb2.UserRef] = ()
         tags: Sequence[str] = ()
         if not text.startswith("#"):
@@ -110,7 +112,11 @@ class SearchService(SearchServiceServicer):
     async def ListTrendingTags(
         self, request: pb.ListTrendingTagsRequest, context: _Context
     ) -> pb.ListTrendingTagsResponse:
-        ranked, start, size = self._trending_tags(), self._offset(request.cursor, "trending_tags"), _size(request)
+        ranked, start, size = (
+            self._trending_tags(),
+            self._offset(request.cursor, "trending_tags"),
+            page_size_of(request),
+        )
         end = start + size
         return pb.ListTrendingTagsResponse(
             tags=[pb.TrendingTag(tag=trend.spelling, tweets=trend.acts) for trend in ranked[start:end]],
@@ -126,7 +132,7 @@ class SearchService(SearchServiceServicer):
             return self._cursors.seal("trending_tweets", 0, place)
 
         start = self._offset(request.cursor, "trending_tweets")
-        tweets, next_cursor = await self._tweets.in_order(ids, start, _size(request), calls.reader_id(), seal)
+        tweets, next_cursor = await self._tweets.in_order(ids, start, page_size_of(request), calls.reader_id(), seal)
         return tweet_pb2.JoinedTweetPage(tweets=tweets, next_cursor=next_cursor)
 
     async def Reindex(self, request: pb.ReindexRequest, context: _Context) -> pb.ReindexResponse:
@@ -149,12 +155,12 @@ class SearchService(SearchServiceServicer):
     async def _find_tweets(self, request: pb.SearchTweetsRequest | pb.SearchRequest) -> tuple[list[bytes], str]:
         parsed = parse(request.query, request.keywords, request.tags)
         find = self._tweets.latest if request.order == pb.SEARCH_ORDER_LATEST else self._tweets.top
-        return await find(parsed, request.cursor, _size(request), calls.reader_id())
+        return await find(parsed, request.cursor, page_size_of(request), calls.reader_id())
 
     async def _find_users(self, request: pb.SearchRequest) -> tuple[list[user_pb2.User], str]:
         names = parse_names(request.query)
         names = names._replace(words=(*names.words, *words(" ".join(request.keywords)))[:MAX_TERMS])
-        return await self._user_search.page(names, request.cursor, _size(request), calls.reader_id())
+        return await self._user_search.page(names, request.cursor, page_size_of(request), calls.reader_id())
 
     async def _complete_tag(self, beginning: str, limit: int) -> list[str]:
         """Returns up to `limit` hashtags that begin with `beginning`, the most used first, each in its most used
@@ -171,8 +177,3 @@ class SearchService(SearchServiceServicer):
         cursor.
         """
         return int(self._cursors.open(cursor, list_name, 0)[0]) if cursor else 0
-
-
-def _size(request: Any) -> int:
-    """Returns the requested page size, or DEFAULT_PAGE_SIZE if the field is not set."""
-    return int(request.page_size) if request.HasField("page_size") else DEFAULT_PAGE_SIZE

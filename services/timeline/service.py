@@ -10,6 +10,7 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.platform.caching import read_tracking
 from services.platform.pagination.cursors import Cursors
+from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.timeline.explain import Explainer
@@ -19,7 +20,6 @@ from services.timeline.home_reader import MAX_ENTRIES, WARM, HomeReader
 from services.timeline.search_timelines import SearchTimelines
 from services.timeline.store import HomeTimelineStore
 
-DEFAULT_PAGE_SIZE = 20
 # The proto's limit of one AppendHomeEntries call, over all entries: some milliseconds of the event loop.
 MAX_APPENDS = 10_000
 # A rebuild requested by an operator may use nearly the whole deadline.
@@ -56,7 +56,7 @@ class TimelineService(TimelineServiceServicer):
     ) -> tweet_pb2.JoinedTweetPage:
         user_id = calls.require_user()
         bound, served = self._open_cursor(request.cursor, user_id)
-        size = _size(request)
+        size = page_size_of(request)
         # mode=ranked is answered in chronological order: there is no ranking yet.
         page = await self._reader.page(user_id, bound, served, size)
         if page.label != WARM or page.partial:
@@ -72,10 +72,10 @@ class TimelineService(TimelineServiceServicer):
         )
 
     async def ListMentions(self, request: pb.ListMentionsRequest, context: _Context) -> tweet_pb2.JoinedTweetPage:
-        return await self._search_timelines.mentions(calls.require_user(), request.cursor, _size(request))
+        return await self._search_timelines.mentions(calls.require_user(), request.cursor, page_size_of(request))
 
     async def ListTagTimeline(self, request: pb.ListTagTimelineRequest, context: _Context) -> tweet_pb2.JoinedTweetPage:
-        return await self._search_timelines.tagged(request.tag, request.cursor, _size(request))
+        return await self._search_timelines.tagged(request.tag, request.cursor, page_size_of(request))
 
     async def ExplainTimelineEntry(
         self, request: pb.ExplainTimelineEntryRequest, context: _Context
@@ -117,7 +117,3 @@ class TimelineService(TimelineServiceServicer):
                 "this cursor is not valid for this list; request the first page without a cursor", field="cursor"
             )
         return bound, served
-
-
-def _size(request: Any) -> int:
-    return int(request.page_size) if request.HasField("page_size") else DEFAULT_PAGE_SIZE

@@ -9,13 +9,13 @@ from typing import Any
 from roost.tweet.v1 import tweet_pb2
 
 from services.platform.pagination.cursors import Cursors
+from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
 from services.shared.hydration.hydrator import HydratedTweet, Hydrator
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
+from services.tweet.access import access_to
 from services.tweet.store import TweetStore
-from services.tweet.writer import no_such_tweet
 
-DEFAULT_PAGE_SIZE = 20
 # A page reads at most some 1,200 ids and is then returned short: many hidden tweets in a row must not hold up a call.
 MAX_ROUNDS = 5
 ROUND_IDS = 300
@@ -26,6 +26,7 @@ class TweetPages:
 
     def __init__(self, store: TweetStore, hydrator: Hydrator, user_pages: VisibleUserPages, cursors: Cursors) -> None:
         self._store = store
+        self._access = access_to(store, hydrator)
         self._hydrator = hydrator
         self._user_pages = user_pages
         self._cursors = cursors
@@ -33,13 +34,7 @@ class TweetPages:
     async def original(self, tweet_id: int) -> tweet_pb2.TweetCore:
         """Returns the tweet; for a retweet, its original. Raises NOT_FOUND if the caller may not see the tweet or its
         original."""
-        author_ids: set[int] = set()
-        core = await self._live(tweet_id, author_ids)
-        if core.head.retweet_of_id:
-            core = await self._live(core.head.retweet_of_id, author_ids)
-        if len(await self._hydrator.author_fragments(calls.reader_id(), author_ids)) < len(author_ids):
-            raise no_such_tweet()
-        return core
+        return await self._access.visible(calls.reader_id(), tweet_id)
 
     async def replies(self, request: Any) -> tweet_pb2.JoinedTweetPage:
         """Returns the direct replies to `request.tweet_id`, newest first. Raises NOT_FOUND as `original`."""
@@ -84,15 +79,3 @@ class TweetPages:
             before_id, take = ids[-1], ROUND_IDS
         next_cursor = self._cursors.seal(list_name, 0, before_id) if before_id else ""
         return tweet_pb2.JoinedTweetPage(tweets=[tweet.data for tweet in found[:page_size]], next_cursor=next_cursor)
-
-    async def _live(self, tweet_id: int, author_ids: set[int]) -> tweet_pb2.TweetCore:
-        cores = (await self._store.batch_get((tweet_id,))).cores
-        if not cores or cores[0].head.deleted:
-            raise no_such_tweet()
-        author_ids.add(cores[0].head.author_id)
-        return cores[0]
-
-
-def page_size_of(request: Any) -> int:
-    """Returns the page size that the request asks for, or DEFAULT_PAGE_SIZE."""
-    return int(request.page_size) if request.HasField("page_size") else DEFAULT_PAGE_SIZE

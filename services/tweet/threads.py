@@ -13,11 +13,12 @@ from roost.tweet.v1 import reply_service_pb2, tweet_pb2
 
 from services.platform.caching.cache import Cache
 from services.platform.pagination.cursors import Cursors
+from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.shared.hydration.fragments import tombstone
 from services.shared.hydration.hydrator import Hydrator
-from services.tweet.pages import TweetPages, page_size_of
+from services.tweet.pages import TweetPages
 from services.tweet.store import MAX_PAGE, TweetStore
 
 # Levels of replies shown below the requested tweet, which bounds the rounds of a page. Deeper replies are shown by the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -23,6 +23,8 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.shared.hydration.fragments import NO_METRICS, author_fragment
 from services.shared.hydration.hydrator import Hydrator
+from services.shared.tweet_access import no_such_tweet
+from services.tweet.access import access_to
 from services.tweet.entities import extract
 from services.tweet.store import Claim, TweetStore
 from services.tweet.text import normalize_text
@@ -53,6 +55,7 @@ class TweetWriter:
         self, store: TweetStore, hydrator: Hydrator, ids: Snowflake, clock: Callable[[], float], edit_window_s: int
     ) -> None:
         self._store = store
+        self._access = access_to(store, hydrator)
         self._hydrator = hydrator
         self._ids = ids
         self._clock = clock
@@ -70,8 +73,8 @@ class TweetWriter:
         text = normalize_text(draft.text)
         claim = self._claim(request)
         try:
-            parent = await self.resolve_target(draft.author_id, draft.reply_to_id) if draft.reply_to_id else None
-            quoted = await self.resolve_target(draft.author_id, draft.quote_of_id) if draft.quote_of_id else None
+            parent = await self._access.actionable(draft.author_id, draft.reply_to_id) if draft.reply_to_id else None
+            quoted = await self._access.actionable(draft.author_id, draft.quote_of_id) if draft.quote_of_id else None
         except errors.RoostError:
             # The parent may have been deleted since the first attempt: the first result must still be returned.
             earlier = await self._store.find_claimed(draft.author_id, claim) if claim is not None else 0
@@ -139,8 +142,8 @@ class TweetWriter:
 
     async def retweet(self, user_id: int, tweet_id: int) -> tweet_pb2.JoinedTweet:
         """Returns the user's retweet of the tweet, hydrated, and creates it if there is none. A retweet of a retweet
-        refers to the original. Raises NOT_FOUND or PERMISSION_DENIED as `resolve_target`."""
-        original = await self.resolve_target(user_id, tweet_id)
+        refers to the original. Raises NOT_FOUND or PERMISSION_DENIED as `TweetAccess.actionable`."""
+        original = await self._access.actionable(user_id, tweet_id)
         original_id = original.head.id
         retweet_id = (await self._store.find_retweets(user_id, (original_id,))).get(original_id, 0)
         if not retweet_id:
@@ -153,8 +156,7 @@ class TweetWriter:
     async def unretweet(self, user_id: int, tweet_id: int) -> None:
         """Deletes the user's retweet of this tweet, if there is one; for a retweet, the user's retweet of its original.
         Works on hidden tweets too. Raises NOT_FOUND if the tweet never existed."""
-        head = (await self._existing(tweet_id)).head
-        original_id = head.retweet_of_id or head.id
+        original_id = await self._access.original_id(tweet_id)
         retweet_id = (await self._store.find_retweets(user_id, (original_id,))).get(original_id, 0)
         if retweet_id:
             await self._store.delete(retweet_id, int(self._clock()), await self._deleted(retweet_id, user_id))
@@ -162,19 +164,19 @@ class TweetWriter:
     async def delete(self, user_id: int, tweet_id: int) -> None:
         """Deletes the user's own tweet or retweet; a repeat changes nothing. Raises NOT_FOUND if it never existed or is
         hidden from the user, PERMISSION_DENIED (NOT_AUTHOR) if another user wrote it."""
-        core = await self._existing(tweet_id)
+        core = await self._access.existing(tweet_id)
         await self._require_author(user_id, core, "delete")
         await self._store.delete(tweet_id, int(self._clock()), await self._deleted(tweet_id, user_id))
 
     async def remove(self, tweet_id: int, action_id: int) -> None:
         """Hides a tweet on behalf of the moderator's action `action_id`. Raises NOT_FOUND if it does not exist."""
-        event = await self._deleted(tweet_id, (await self._existing(tweet_id)).head.author_id)
+        event = await self._deleted(tweet_id, (await self._access.existing(tweet_id)).head.author_id)
         await self._store.remove(tweet_id, action_id, int(self._clock()), event)
 
     async def restore(self, tweet_id: int, action_id: int) -> None:
         """Undoes `remove`. Raises NOT_FOUND if the tweet does not exist, FAILED_PRECONDITION if another action hides
         it."""
-        author_id = (await self._existing(tweet_id)).head.author_id
+        author_id = (await self._access.existing(tweet_id)).head.author_id
         event = await self._events.record(event_pb2.TweetRestored(tweet_id=tweet_id, author_id=author_id))
         await self._store.restore(tweet_id, action_id, event)
 
@@ -182,20 +184,8 @@ class TweetWriter:
         """Returns a live tweet of the user. Raises PERMISSION_DENIED (NOT_AUTHOR) if another user wrote it, NOT_FOUND
         if it is deleted or hidden from the user. `action` completes the error message: "only the author may <action>
         this tweet"."""
-        core = await self._live(tweet_id)
+        core = await self._access.live(tweet_id)
         await self._require_author(user_id, core, action)
-        return core
-
-    async def resolve_target(self, user_id: int, tweet_id: int) -> tweet_pb2.TweetCore:
-        """Returns the live tweet that a reply, quote or retweet refers to; for a retweet, its original. Raises
-        NOT_FOUND if it is deleted or its author suspended or deactivated, PERMISSION_DENIED (BLOCKED) if a block
-        between the user and an author is all that hides it."""
-        core = await self._live(tweet_id)
-        author_ids = {core.head.author_id}
-        if core.head.retweet_of_id:
-            core = await self._live(core.head.retweet_of_id)
-            author_ids.add(core.head.author_id)
-        await self._require_visible_authors(user_id, author_ids)
         return core
 
     async def hydrated(self, tweet_id: int) -> tweet_pb2.JoinedTweet:
@@ -239,31 +229,6 @@ class TweetWriter:
             # Raises NOT_FOUND if the user may not see the tweet: the error below would reveal that it exists.
             await self.hydrated(core.head.id)
             raise errors.permission_denied(f"only the author may {action} this tweet", Reason.NOT_AUTHOR)
-
-    async def _require_visible_authors(self, user_id: int, author_ids: Collection[int]) -> None:
-        if len(await self._hydrator.author_fragments(user_id, author_ids)) == len(author_ids):
-            return
-        if len(await self._hydrator.author_fragments(0, author_ids)) == len(author_ids):
-            raise errors.permission_denied("you cannot do this because one of you blocks the other", Reason.BLOCKED)
-        raise no_such_tweet()
-
-    async def _existing(self, tweet_id: int) -> tweet_pb2.TweetCore:
-        """Returns the tweet, live or hidden. Raises NOT_FOUND if it does not exist."""
-        cores = (await self._store.batch_get((tweet_id,))).cores
-        if not cores:
-            raise no_such_tweet()
-        return cores[0]
-
-    async def _live(self, tweet_id: int) -> tweet_pb2.TweetCore:
-        core = await self._existing(tweet_id)
-        if core.head.deleted:
-            raise no_such_tweet()
-        return core
-
-
-def no_such_tweet() -> errors.RoostError:
-    """Returns the same NOT_FOUND for a tweet that never existed, is deleted, or is hidden from the caller."""
-    return errors.not_found("no such tweet")
 
 
 def _new_core(

@@ -1,1 +1,1 @@
-"""Signs and verifies the page cursors of list methods."""
+"""Page cursors and page sizes of list methods."""

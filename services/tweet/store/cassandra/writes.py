@@ -22,6 +22,7 @@ from services.platform.events.log import Record
 from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
+from services.shared.tweet_access import no_such_tweet
 from services.tweet.store import Claim
 from services.tweet.store.cache import GenerationalCache
 from services.tweet.store.cassandra import schema as cql
@@ -242,8 +243,3 @@ class _OwnRetweet(NamedTuple):
 
     tweet_id: int
     is_deleted: bool
-
-
-def no_such_tweet() -> errors.RoostError:
-    """Returns the NOT_FOUND error of a tweet that does not exist."""
-    return errors.not_found("no such tweet")

@@ -18,6 +18,7 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.platform.sqlite import outbox
 from services.platform.sqlite.absences import is_absent
+from services.shared.tweet_access import no_such_tweet
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
 from services.tweet.store.revisions import first_revision
 from services.tweet.store.sqlite import schema as sql
@@ -69,7 +70,7 @@ def create(
         return WriteResult(live_id, head.author_id, False)
     linked = [i for i in (head.reply_to_id, head.retweet_of_id, head.quote_of_id) if i]
     if not all(_is_live(connection, tweet_id) for tweet_id in linked):
-        raise _no_such_tweet()
+        raise no_such_tweet()
     if claim is not None:
         _store_claim(connection, head.author_id, claim, head.id)
     connection.execute(
@@ -247,9 +248,5 @@ def _is_live(connection: sqlite3.Connection, tweet_id: int) -> bool:
 def _row(connection: sqlite3.Connection, tweet_id: int) -> _Row:
     row = connection.execute(sql.ROW, (tweet_id,)).fetchone()
     if row is None:
-        raise _no_such_tweet()
+        raise no_such_tweet()
     return _Row(*row)
-
-
-def _no_such_tweet() -> errors.RoostError:
-    return errors.not_found("no such tweet")

@@ -23,7 +23,7 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.engagement.service import EngagementService
 from services.engagement.store.sqlite.store import EmbeddedEngagementStore
-from services.engagement.tweet_resolver import TweetResolver
+from services.engagement.tweet_access import access_over
 from services.platform.events.records import EventBuilder
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.pagination.cursors import Cursors
@@ -99,7 +99,7 @@ class Bench:
         people = VisibleUserPages(UserServiceStub(own), GraphServiceStub(own).GetVisibilityFilter, cursors)
         ids = Snowflake(0, wall_clock_ms)
         events = EventBuilder(ids, time.time)
-        servicer = EngagementService(self.store, TweetResolver(own, hydrator), hydrator, people, events, ids, cursors)
+        servicer = EngagementService(self.store, access_over(own, hydrator), hydrator, people, events, ids, cursors)
         endpoints |= intercepted_methods(
             {
                 "roost.engagement.v1.EngagementService": servicer,

@@ -17,9 +17,9 @@ from roost.tweet.v1 import tweet_pb2
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc.errors import RoostError
 from services.shared.hydration.hydrator import HydratedTweet
+from services.shared.tweet_access import no_such_tweet
 from services.tweet import threads
 from services.tweet.threads import Threads
-from services.tweet.writer import no_such_tweet
 
 ROOT = 1
 # Id, depth, is a tombstone.

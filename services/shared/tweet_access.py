@@ -1,0 +1,78 @@
+"""Decides which tweet a call refers to, and whether a user may see it or act on it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+
+from roost.tweet.v1 import tweet_pb2
+
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
+from services.shared.hydration.hydrator import Hydrator
+
+# Returns a tweet, live or not; None if it never existed or was purged.
+FindTweet = Callable[[int], Awaitable[tweet_pb2.TweetCore | None]]
+
+
+def no_such_tweet() -> errors.RoostError:
+    """Returns the same NOT_FOUND for a tweet that never existed, is deleted, or is hidden from the caller."""
+    return errors.not_found("no such tweet")
+
+
+class TweetAccess:
+    """Finds tweets for calls that refer to them. A retweet stands for its original: both must be live, and their
+    authors visible. Methods raise UNAVAILABLE if a service that they call cannot answer."""
+
+    def __init__(self, find: FindTweet, hydrator: Hydrator) -> None:
+        self._find = find
+        self._hydrator = hydrator
+
+    async def existing(self, tweet_id: int) -> tweet_pb2.TweetCore:
+        """Returns the tweet, live or not. Raises NOT_FOUND if it never existed or was purged."""
+        core = await self._find(tweet_id)
+        if core is None:
+            raise no_such_tweet()
+        return core
+
+    async def live(self, tweet_id: int) -> tweet_pb2.TweetCore:
+        """Returns the live tweet. Raises NOT_FOUND if there is none."""
+        core = await self.existing(tweet_id)
+        if core.head.deleted:
+            raise no_such_tweet()
+        return core
+
+    async def original_id(self, tweet_id: int) -> int:
+        """Returns the id of the original, also if the tweet is deleted or hidden, so that an action can still be
+        undone. Raises NOT_FOUND if the tweet never existed."""
+        head = (await self.existing(tweet_id)).head
+        return head.retweet_of_id or head.id
+
+    async def visible(self, reader_id: int, tweet_id: int) -> tweet_pb2.TweetCore:
+        """Returns the original. Raises NOT_FOUND if the tweet is missing, deleted or hidden from the reader (0: not
+        signed in)."""
+        core, author_ids = await self._live_original(tweet_id)
+        if not await self._may_see(reader_id, author_ids):
+            raise no_such_tweet()
+        return core
+
+    async def actionable(self, user_id: int, tweet_id: int) -> tweet_pb2.TweetCore:
+        """Returns the original that the user may reply to, quote, retweet or like. Raises PERMISSION_DENIED (BLOCKED)
+        if a block between the user and an author is all that hides the tweet, else NOT_FOUND as `visible`."""
+        core, author_ids = await self._live_original(tweet_id)
+        if await self._may_see(user_id, author_ids):
+            return core
+        if await self._may_see(0, author_ids):
+            raise errors.permission_denied("you cannot do this because one of you blocks the other", Reason.BLOCKED)
+        raise no_such_tweet()
+
+    async def _may_see(self, reader_id: int, author_ids: Collection[int]) -> bool:
+        return len(await self._hydrator.author_fragments(reader_id, author_ids)) == len(author_ids)
+
+    async def _live_original(self, tweet_id: int) -> tuple[tweet_pb2.TweetCore, Collection[int]]:
+        """Returns the original and the authors who must be visible: its own and, for a retweet, the retweeter."""
+        core = await self.live(tweet_id)
+        author_ids = {core.head.author_id}
+        if core.head.retweet_of_id:
+            core = await self.live(core.head.retweet_of_id)
+            author_ids.add(core.head.author_id)
+        return core, author_ids

@@ -1,0 +1,19 @@
+"""Finds the tweets that calls refer to in the service's own store."""
+
+from __future__ import annotations
+
+from roost.tweet.v1 import tweet_pb2
+
+from services.shared.hydration.hydrator import Hydrator
+from services.shared.tweet_access import TweetAccess
+from services.tweet.store import TweetStore
+
+
+def access_to(store: TweetStore, hydrator: Hydrator) -> TweetAccess:
+    """Returns the access rules over the tweets of `store`."""
+
+    async def find(tweet_id: int) -> tweet_pb2.TweetCore | None:
+        cores = (await store.batch_get((tweet_id,))).cores
+        return cores[0] if cores else None
+
+    return TweetAccess(find, hydrator)
