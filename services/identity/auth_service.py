@@ -20,8 +20,17 @@ from services.identity.password import Passwords
 from services.identity.password_rules import check_new_password
 from services.identity.profile import UsernamePolicy, fold_email, fold_username, login_username, new_core
 from services.identity.refresh import RefreshTokens, invalid_refresh_token
-from services.identity.signing import Signer
-from services.identity.store import MAX_SESSIONS, Account, AccountLogin, NewAccount, Rotation, Session, Store
+from services.identity.store import (
+    MAX_SESSIONS,
+    Account,
+    AccountLogin,
+    AccountStore,
+    IdentityStores,
+    NewAccount,
+    Rotation,
+    Session,
+)
+from services.identity.token_issuer import TokenIssuer
 from services.identity.user_hydrator import UserHydrator
 from services.platform.config import Settings
 from services.platform.events.records import EventBuilder
@@ -50,10 +59,10 @@ class AuthService(AuthServiceServicer):
     def __init__(
         self,
         *,
-        store: Store,
+        stores: IdentityStores,
         hydrator: UserHydrator,
         passwords: Passwords,
-        signer: Signer,
+        tokens: TokenIssuer,
         refresh_tokens: RefreshTokens,
         events: EventBuilder,
         settings: Settings,
@@ -61,14 +70,14 @@ class AuthService(AuthServiceServicer):
         cursors: Cursors,
         clock: Callable[[], float],
     ) -> None:
-        self._store = store
+        self._accounts = stores.accounts
+        self._credentials = stores.credentials
+        self._sessions = stores.sessions
         self._hydrator = hydrator
         self._passwords = passwords
-        self._signer = signer
+        self._tokens = tokens
         self._refresh_tokens = refresh_tokens
         self._events = events
-        self._access_ttl_s = settings.access_token_ttl_s
-        self._refresh_ttl_ms = settings.refresh_token_ttl_s * 1000
         self._username_policy = UsernamePolicy(settings.admins)
         self._ids = ids
         self._cursors = cursors
@@ -78,7 +87,7 @@ class AuthService(AuthServiceServicer):
         self, request: pb.CheckUsernameAvailabilityRequest, context: _Context
     ) -> pb.CheckUsernameAvailabilityResponse:
         reserved = self._username_policy.is_reserved(request.username)
-        taken = reserved or await self._store.by_username(fold_username(request.username))
+        taken = reserved or await self._accounts.by_username(fold_username(request.username))
         return pb.CheckUsernameAvailabilityResponse(available=not taken)
 
     async def SignUp(self, request: pb.SignUpRequest, context: _Context) -> pb.SignUpResponse:
@@ -87,27 +96,27 @@ class AuthService(AuthServiceServicer):
         core = new_core(user_id, request.username, request.profile)
         await check_new_password(request.password, _owner_names(request.username, request.email), "password")
         # The store decides when it creates the account. Checking first saves hashing the password if the name is taken.
-        if await self._store.by_username(username_key):
+        if await self._accounts.by_username(username_key):
             raise errors.already_exists("the username is taken: choose another", Reason.USERNAME_TAKEN)
         if self._username_policy.is_reserved(request.username):
             message = "the username is reserved: choose another, or ask the operator to create the account"
             raise errors.already_exists(message, Reason.USERNAME_RESERVED)
-        if await self._store.by_email(email_key):
+        if await self._accounts.by_email(email_key):
             raise errors.already_exists("the email is taken: choose another", Reason.EMAIL_TAKEN)
         credential = await self._passwords.hash(request.password)
         account = Account(user_id, core, request.email, user_pb2.USER_STATE_ACTIVE, 1, frozenset())
         created = await self._events.record(event_pb2.UserCreated(user_id=user_id, username=request.username))
-        session, refresh_token, digest = await self._new_session(user_id)
-        await self._store.create(NewAccount(account, username_key, email_key, credential, created), session, digest)
+        session, refresh_token, digest = await self._tokens.new_session(user_id)
+        await self._accounts.create(NewAccount(account, username_key, email_key, credential, created), session, digest)
         return pb.SignUpResponse(
             user=await self._hydrate_own(account),
-            access_token=self._access_token(account, session.session_id),
+            access_token=self._tokens.access_token(account, session.session_id),
             refresh_token=refresh_token,
-            expires_in=self._access_ttl_s,
+            expires_in=self._tokens.access_ttl_s,
         )
 
     async def Login(self, request: pb.LoginRequest, context: _Context) -> pb.LoginResponse:
-        login = await self._find_login(request.username, request.email)
+        login = await _find_login(self._accounts, request.username, request.email)
         # Unknown accounts take the same path and time as known ones, so the response time does not reveal which exist.
         matches = await self._passwords.check(request.password, login.credential if login is not None else None)
         if login is None or not matches:
@@ -119,38 +128,38 @@ class AuthService(AuthServiceServicer):
             if not request.reactivate:
                 raise _deactivated()
             account = await self._reactivate(account)
-        session, refresh_token, digest = await self._new_session(account.user_id)
+        session, refresh_token, digest = await self._tokens.new_session(account.user_id)
         # The token is signed before the session is stored: ending all sessions meanwhile also revokes tokens issued before that moment.
-        access_token = self._access_token(account, session.session_id)
-        if not await self._store.open_session(session, digest, login.credential):
+        access_token = self._tokens.access_token(account, session.session_id)
+        if not await self._sessions.open(session, digest, login.credential):
             raise _wrong_credentials()
         return pb.LoginResponse(
             user=await self._hydrate_own(account),
             access_token=access_token,
             refresh_token=refresh_token,
-            expires_in=self._access_ttl_s,
+            expires_in=self._tokens.access_ttl_s,
         )
 
     async def RefreshToken(self, request: pb.RefreshTokenRequest, context: _Context) -> pb.RefreshTokenResponse:
         presented = self._refresh_tokens.read(request.refresh_token)
         refresh_token, digest = self._refresh_tokens.successor(presented)
         now_ms = int(self._clock() * 1000)
-        expires_ms = now_ms + self._refresh_ttl_ms
+        expires_ms = now_ms + self._tokens.refresh_ttl_ms
         user_id, session_id = presented.user_id, presented.session_id
-        outcome = await self._store.rotate(user_id, session_id, presented.hash, digest, now_ms, expires_ms)
+        outcome = await self._sessions.rotate(user_id, session_id, presented.hash, digest, now_ms, expires_ms)
         if outcome is Rotation.REUSED:
             # A reused token means that it was stolen. The thief cannot be distinguished from the user, so the session ends for both.
             log.warning("refresh_token.reused", user_id=user_id, session_id=session_id)
             await asyncio.shield(self._end_session(user_id, session_id))
         if outcome is not Rotation.DONE:
             raise invalid_refresh_token()
-        accounts = await self._store.accounts([presented.user_id])
+        accounts = await self._accounts.batch_get([presented.user_id])
         if not accounts or accounts[0].state != user_pb2.USER_STATE_ACTIVE:
             raise invalid_refresh_token()
         return pb.RefreshTokenResponse(
-            access_token=self._access_token(accounts[0], presented.session_id),
+            access_token=self._tokens.access_token(accounts[0], presented.session_id),
             refresh_token=refresh_token,
-            expires_in=self._access_ttl_s,
+            expires_in=self._tokens.access_ttl_s,
         )
 
     async def Logout(self, request: pb.LogoutRequest, context: _Context) -> pb.LogoutResponse:
@@ -163,7 +172,7 @@ class AuthService(AuthServiceServicer):
         size = page_size_of(request)
         before = self._cursors.open(request.cursor, "sessions", user_id)[0] if request.cursor else 0
         now_ms = int(self._clock() * 1000)
-        found = await self._store.sessions(user_id, now_ms, int(before), size + 1)
+        found = await self._sessions.list_live(user_id, now_ms, int(before), size + 1)
         more = len(found) > size
         return pb.ListSessionsResponse(
             sessions=[_session_message(session, calls.actor().session_id) for session in found[:size]],
@@ -176,33 +185,33 @@ class AuthService(AuthServiceServicer):
 
     async def ChangePassword(self, request: pb.ChangePasswordRequest, context: _Context) -> pb.ChangePasswordResponse:
         user_id = calls.require_user()
-        for account in await self._store.accounts([user_id]):
+        for account in await self._accounts.batch_get([user_id]):
             names = _owner_names(user_pb2.User.FromString(account.core).username, account.email)
             await check_new_password(request.new_password, names, "new_password")
-        checked = await self._store.credential(user_id)
+        checked = await self._credentials.get(user_id)
         if checked is None or not await self._passwords.check(request.current_password, checked):
             raise _wrong_current_password()
         new = await self._passwords.hash(request.new_password)
         keep = calls.actor().session_id
-        others = [s for s in await self._store.sessions(user_id, 0, 0, MAX_SESSIONS) if s.session_id != keep]
+        others = [s for s in await self._sessions.list_live(user_id, 0, 0, MAX_SESSIONS) if s.session_id != keep]
         ended = [event_pb2.SessionRevoked(user_id=user_id, session_id=session.session_id) for session in others]
         records = [await self._events.record(body) for body in ended]
-        if not await self._store.set_credential(user_id, checked, new, keep, records):
+        if not await self._credentials.replace(user_id, checked, new, keep, records):
             # The password was changed after the comparison, so the given one is no longer current.
             raise _wrong_current_password()
         return pb.ChangePasswordResponse()
 
     async def GetSigningKeys(self, request: pb.GetSigningKeysRequest, context: _Context) -> pb.GetSigningKeysResponse:
-        return self._signer.public_keys()
+        return self._tokens.public_keys()
 
     async def MintTokens(self, request: pb.MintTokensRequest, context: _Context) -> pb.MintTokensResponse:
-        accounts = await self._store.accounts(request.user_ids)
+        accounts = await self._accounts.batch_get(request.user_ids)
         active = [account for account in accounts if account.state == user_pb2.USER_STATE_ACTIVE]
         minted = []
         for number, account in enumerate(active):
             if number % SIGNATURES_PER_YIELD == SIGNATURES_PER_YIELD - 1:
                 await asyncio.sleep(0)
-            token = self._signer.sign(account.user_id, 0, self._roles(account), request.ttl_seconds)
+            token = self._tokens.access_token(account, 0, request.ttl_seconds)
             minted.append(pb.MintedToken(user_id=account.user_id, access_token=token))
         log.info(
             "tokens.minted",
@@ -214,56 +223,39 @@ class AuthService(AuthServiceServicer):
         )
         return pb.MintTokensResponse(tokens=minted)
 
-    async def _find_login(self, username: str, email: str) -> AccountLogin | None:
-        """Returns the account that a log-in names, or None. `username` may hold an e-mail address instead.
-
-        If `username` and `email` are both given, the account must have both.
-        """
-        username, email = login_username(username), email.strip()
-        if not username:
-            return await self._store.by_email(fold_email(email))
-        if "@" in username:
-            login = await self._store.by_email(fold_email(username))
-        else:
-            login = await self._store.by_username(fold_username(username))
-        if login is not None and email and fold_email(login.account.email) != fold_email(email):
-            return None
-        return login
-
     async def _reactivate(self, account: Account) -> Account:
         """Reactivates a deactivated account and returns it. Raises UNAVAILABLE (CONTENDED) if it was changed concurrently."""
         version = account.version + 1
         active = account._replace(state=user_pb2.USER_STATE_ACTIVE, version=version)
         reinstated = await self._events.record(event_pb2.UserReinstated(user_id=account.user_id, version=version))
-        if not await self._store.replace(active, [reinstated]):
+        if not await self._accounts.replace(active, [reinstated]):
             raise errors.unavailable("the account is being changed by another request: retry", reason=Reason.CONTENDED)
         return active
 
-    async def _new_session(self, user_id: int) -> tuple[Session, str, bytes]:
-        """Returns a new session, its first refresh token, and the SHA-256 of this token."""
-        session_id = await self._ids.mint()
-        now_ms = int(self._clock() * 1000)
-        token, digest = self._refresh_tokens.make(user_id, session_id)
-        session = Session(session_id, user_id, now_ms, now_ms + self._refresh_ttl_ms, calls.current().user_agent)
-        return session, token, digest
-
     async def _end_session(self, user_id: int, session_id: int) -> None:
         revoked = event_pb2.SessionRevoked(user_id=user_id, session_id=session_id)
-        await self._store.end_session(session_id, user_id, [await self._events.record(revoked)])
+        await self._sessions.end(session_id, user_id, [await self._events.record(revoked)])
 
     async def _hydrate_own(self, account: Account) -> user_pb2.User:
         (user,) = await self._hydrator.users(account.user_id, [account])
         return user
 
-    def _access_token(self, account: Account, session_id: int) -> str:
-        return self._signer.sign(account.user_id, session_id, self._roles(account), self._access_ttl_s)
 
-    def _roles(self, account: Account) -> set[str]:
-        """Returns the account's stored roles in lower case, and `admin` if the setting `admins` names the user."""
-        roles = {user_pb2.Role.Name(role).removeprefix("ROLE_").lower() for role in account.roles}
-        if self._username_policy.is_admin(user_pb2.User.FromString(account.core).username):
-            roles.add("admin")
-        return roles
+async def _find_login(accounts: AccountStore, username: str, email: str) -> AccountLogin | None:
+    """Returns the account that a log-in names, or None. `username` may hold an e-mail address instead.
+
+    If `username` and `email` are both given, the account must have both.
+    """
+    username, email = login_username(username), email.strip()
+    if not username:
+        return await accounts.by_email(fold_email(email))
+    if "@" in username:
+        login = await accounts.by_email(fold_email(username))
+    else:
+        login = await accounts.by_username(fold_username(username))
+    if login is not None and email and fold_email(login.account.email) != fold_email(email):
+        return None
+    return login
 
 
 def _session_message(session: Session, current_id: int) -> pb.Session:

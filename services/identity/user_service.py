@@ -16,7 +16,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceServicer
 
 from services.identity.password import imported_credential
 from services.identity.profile import MAX_CODE_POINTS, changed_core, fold_email, fold_username, new_core
-from services.identity.store import Account, NewAccount, Store
+from services.identity.store import Account, AccountStore, NewAccount
 from services.identity.user_hydrator import UserHydrator
 from services.platform.events.records import EventBuilder
 from services.platform.ids.snowflake import Snowflake
@@ -49,25 +49,25 @@ class UserService(UserServiceServicer):
     """Reads and changes profiles and account states."""
 
     def __init__(
-        self, store: Store, hydrator: UserHydrator, events: EventBuilder, ids: Snowflake, locks: KeyedLocks
+        self, accounts: AccountStore, hydrator: UserHydrator, events: EventBuilder, ids: Snowflake, locks: KeyedLocks
     ) -> None:
-        self._store = store
+        self._accounts = accounts
         self._locks = locks
         self._hydrator = hydrator
         self._events = events
         self._ids = ids
 
     async def GetUser(self, request: pb.GetUserRequest, context: _Context) -> pb.GetUserResponse:
-        return pb.GetUserResponse(user=await self._hydrate_one(await self._store.accounts([request.user_id])))
+        return pb.GetUserResponse(user=await self._hydrate_one(await self._accounts.batch_get([request.user_id])))
 
     async def GetUserByUsername(
         self, request: pb.GetUserByUsernameRequest, context: _Context
     ) -> pb.GetUserByUsernameResponse:
-        login = await self._store.by_username(fold_username(request.username))
+        login = await self._accounts.by_username(fold_username(request.username))
         return pb.GetUserByUsernameResponse(user=await self._hydrate_one([login.account] if login is not None else []))
 
     async def BatchGetUsers(self, request: pb.BatchGetUsersRequest, context: _Context) -> pb.BatchGetUsersResponse:
-        accounts = await self._store.accounts(request.ids)
+        accounts = await self._accounts.batch_get(request.ids)
         return pb.BatchGetUsersResponse(users=await self._hydrator.users(calls.reader_id(), accounts))
 
     async def UpdateUser(self, request: pb.UpdateUserRequest, context: _Context) -> pb.UpdateUserResponse:
@@ -123,15 +123,15 @@ class UserService(UserServiceServicer):
             if number % IMPORTS_PER_YIELD == IMPORTS_PER_YIELD - 1:
                 await asyncio.sleep(0)
             new.append(await self._new_account(user, f"users[{number}].profile"))
-        return pb.ImportUsersResponse(user_ids=await self._store.import_accounts(new))
+        return pb.ImportUsersResponse(user_ids=await self._accounts.import_accounts(new))
 
     async def BatchGetUserRefs(self, request: pb.BatchGetUserRefsRequest, context: _Context) -> pb.SerializedUserRefs:
         # The wire type: the references stay serialised, because the hydrator has most of them parsed in its cache.
-        return pb.SerializedUserRefs.FromString(await self._store.refs_serialized(list(request.ids)))
+        return pb.SerializedUserRefs.FromString(await self._accounts.refs_serialized(list(request.ids)))
 
     async def ScanUsers(self, request: pb.ScanUsersRequest, context: _Context) -> AsyncIterator[pb.ScanUsersResponse]:
         after_id = request.after_id
-        while accounts := await self._store.scan(after_id, ACCOUNTS_PER_SCAN_MESSAGE):
+        while accounts := await self._accounts.scan(after_id, ACCOUNTS_PER_SCAN_MESSAGE):
             after_id = accounts[-1].user_id
             yield pb.ScanUsersResponse(
                 users=[
@@ -166,7 +166,7 @@ class UserService(UserServiceServicer):
             for attempt in range(MAX_ATTEMPTS):
                 if attempt:
                     await asyncio.sleep(random.uniform(0, MAX_BACKOFF_S))  # noqa: S311 (spreads load)
-                accounts = await self._store.accounts([user_id])
+                accounts = await self._accounts.batch_get([user_id])
                 if not accounts:
                     raise errors.not_found("no such user")
                 change = changed(accounts[0])
@@ -174,7 +174,7 @@ class UserService(UserServiceServicer):
                     return accounts[0]
                 account, body = change
                 ends = account.state != user_pb2.USER_STATE_ACTIVE
-                if await self._store.replace(account, [await self._events.record(body)], end_sessions=ends):
+                if await self._accounts.replace(account, [await self._events.record(body)], end_sessions=ends):
                     return account
         raise errors.unavailable("the account is being changed by another request: retry", reason=Reason.CONTENDED)
 

@@ -1,4 +1,4 @@
-"""The ports of identity's store: accounts with credentials, sessions, and persistent secrets.
+"""The ports of identity's stores: accounts, credentials, sessions, and persistent secrets.
 
 Writes take event records, which are committed atomically with the change. Every method may raise UNAVAILABLE if the store cannot serve
 now, and RESOURCE_EXHAUSTED if its queue is full. If a caller is cancelled during a write, the write may or may not be stored; once stored,
@@ -8,8 +8,9 @@ every read that begins later sees it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from roost.identity.v1 import user_pb2, user_service_pb2
 
@@ -70,7 +71,7 @@ class Rotation(enum.Enum):
 
 
 class AccountStore(Protocol):
-    """Accounts and credentials."""
+    """Accounts: profile, state, username and e-mail address."""
 
     async def refs(self, ids: Sequence[int]) -> user_service_pb2.BatchGetUserRefsResponse:
         """Returns user references in the order of `ids`, in a new message; omits unknown ids. Cached references need no database read."""
@@ -78,7 +79,7 @@ class AccountStore(Protocol):
     async def refs_serialized(self, ids: Sequence[int]) -> bytes:
         """Returns the result of `refs` as a serialised BatchGetUserRefsResponse."""
 
-    async def accounts(self, ids: Sequence[int]) -> list[Account]:
+    async def batch_get(self, ids: Sequence[int]) -> list[Account]:
         """Returns accounts of any state in the order of `ids`; omits unknown ids."""
 
     async def by_username(self, username_key: str) -> AccountLogin | None:
@@ -86,9 +87,6 @@ class AccountStore(Protocol):
 
     async def by_email(self, email_key: str) -> AccountLogin | None:
         """Returns the account of any state with this e-mail address in lower case; None if there is none."""
-
-    async def credential(self, user_id: int) -> Credential | None:
-        """Returns the user's credential; None for an unknown id."""
 
     async def create(self, new: NewAccount, session: Session, token_hash: bytes) -> None:
         """Creates an account and its first session, whose first refresh token has the SHA-256 `token_hash`.
@@ -109,7 +107,17 @@ class AccountStore(Protocol):
         With `end_sessions` also ends all sessions of the user. Returns false, and stores nothing, if the stored version is another.
         """
 
-    async def set_credential(
+    async def scan(self, after_id: int, limit: int) -> list[Account]:
+        """Returns up to `limit` accounts of any state with ids above `after_id`, ascending."""
+
+
+class CredentialStore(Protocol):
+    """Credentials: password hashes by user id."""
+
+    async def get(self, user_id: int) -> Credential | None:
+        """Returns the user's credential; None for an unknown id."""
+
+    async def replace(
         self,
         user_id: int,
         checked: Credential,
@@ -122,14 +130,11 @@ class AccountStore(Protocol):
         Returns false, and stores nothing, if the stored credential is no longer `checked`, the one that the password was compared with.
         """
 
-    async def scan(self, after_id: int, limit: int) -> list[Account]:
-        """Returns up to `limit` accounts of any state with ids above `after_id`, ascending."""
-
 
 class SessionStore(Protocol):
     """Sessions. The store receives only the SHA-256 of refresh tokens."""
 
-    async def open_session(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
+    async def open(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
         """Stores a new session, whose first refresh token has the SHA-256 `token_hash`.
 
         Returns false, and stores nothing, unless the account is active and its credential is still `checked`, the one that the password was
@@ -146,25 +151,32 @@ class SessionStore(Protocol):
         token, and for the one before it during rotation.REFRESH_GRACE_MS. Returns REUSED for any other token, ENDED without a live session.
         """
 
-    async def sessions(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:
+    async def list_live(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:
         """Returns up to `limit` live sessions of the user with ids below `before_id` (0: any), newest first."""
 
-    async def end_session(self, session_id: int, user_id: int, records: Sequence[Record]) -> bool:
+    async def end(self, session_id: int, user_id: int, records: Sequence[Record]) -> bool:
         """Ends a session of this user. Returns false, and publishes no records, if there is none."""
 
 
 class SecretStore(Protocol):
     """Secrets of this service, created once and stored."""
 
-    async def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
+    async def get_or_create(self, name: str, make: Callable[[], bytes]) -> bytes:
         """Returns the secret of this name, which is stored apart from the accounts. If there is none, stores the result of `make`.
 
         `make` must always return secrets of one size. Raises FAILED_PRECONDITION if the stored secret is damaged.
         """
 
 
-class Store(AccountStore, SessionStore, SecretStore, Protocol):
-    """The three ports together. One adapter implements them, because they share transactions."""
+@dataclass(frozen=True, slots=True)
+class IdentityStores:
+    """The stores of one backend. Some of their writes share a transaction, so they are opened and closed together.
 
-    async def close(self) -> None:
-        """Finishes running writes and closes the store."""
+    `close` finishes running writes; no store may be used afterwards.
+    """
+
+    accounts: AccountStore
+    credentials: CredentialStore
+    sessions: SessionStore
+    secrets: SecretStore
+    close: Callable[[], Coroutine[Any, Any, None]]

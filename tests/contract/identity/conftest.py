@@ -8,27 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from services.identity.store import Store
-from services.identity.store.sqlite.store import EmbeddedStore
+from services.identity.store import IdentityStores
+from services.identity.store.sqlite import stores as sqlite
 from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import Namespace
 
 
 @pytest.fixture
-async def store(
+async def stores(
     request: pytest.FixtureRequest, tmp_path: Path, namespaces: Callable[[], Namespace]
-) -> AsyncIterator[Store]:
-    """An empty store."""
+) -> AsyncIterator[IdentityStores]:
+    """An empty stores."""
     if request.config.getoption("--backend") == "embedded":
-        embedded = await EmbeddedStore.open(tmp_path / "identity.db")
+        embedded = await sqlite.open_stores(tmp_path / "identity.db")
         yield embedded
         await embedded.close()
         return
-    from services.identity.store.cassandra.store import CassandraStore
+    from services.identity.store.cassandra.stores import open_stores
 
     # The log is a fake: the contract of the store does not include where events go.
     log = await EmbeddedLog.open(tmp_path / "log.db")
-    store = await CassandraStore.open(await namespaces().cluster(), log, time.time)
-    yield store
-    await store.close()
+    stores = await open_stores(await namespaces().cluster(), log, time.time)
+    yield stores
+    await stores.close()
     await log.close()

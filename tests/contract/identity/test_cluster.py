@@ -44,13 +44,13 @@ def clock() -> Clock:
 @pytest.fixture
 async def another(tmp_path: Path, namespace: Namespace, clock: Clock) -> AsyncIterator[Open]:
     """Returns another store on the same servers, as in another process."""
-    from services.identity.store.cassandra.store import CassandraStore
+    from services.identity.store.cassandra.stores import CassandraIdentityStores, open_stores
 
     log = await EmbeddedLog.open(tmp_path / "log.db")
     cluster = await namespace.cluster()
 
-    async def another() -> CassandraStore:
-        return await CassandraStore.open(cluster, log, clock)
+    async def another() -> CassandraIdentityStores:
+        return await open_stores(cluster, log, clock)
 
     yield another
     await log.close()
@@ -72,21 +72,21 @@ async def fail(*_: Any) -> None:
 async def test_change_in_one_process_is_read_by_all(another: Open) -> None:
     here, there = await another(), await another()
     await create(here, 1, "alice")
-    (account,) = await here.accounts([1])
+    (account,) = await here.accounts.batch_get([1])
     assert (await names(there, [1]))[0][2:] == (account.state, 1)
     for version in range(2, 12):
         changed = account._replace(state=SUSPENDED, version=version)
-        assert await here.replace(changed, [record(1)])
+        assert await here.accounts.replace(changed, [record(1)])
         assert (await names(there, [1]))[0][2:] == (SUSPENDED, version)
 
 
 async def test_concurrent_changes_in_several_processes_apply_once(another: Open) -> None:
     stores = [await another() for _ in range(4)]
     await create(stores[0], 1, "alice")
-    (account,) = await stores[0].accounts([1])
+    (account,) = await stores[0].accounts.batch_get([1])
     for version in range(2, 6):
         changed = account._replace(state=SUSPENDED, version=version)
-        outcomes = await asyncio.gather(*(store.replace(changed, [record(1)]) for store in stores))
+        outcomes = await asyncio.gather(*(store.accounts.replace(changed, [record(1)]) for store in stores))
         assert sorted(outcomes) == [False, False, False, True]
 
 
@@ -95,10 +95,10 @@ async def test_rotate_in_several_processes_has_one_successor(another: Open) -> N
     await create(stores[0], 1, "alice")
     for presented, successor in (("first 1", "a"), ("a", "b")):
         outcomes = await asyncio.gather(
-            *(store.rotate(1, 100, digest(presented), digest(successor), NOW_MS, LATER_MS) for store in stores)
+            *(store.sessions.rotate(1, 100, digest(presented), digest(successor), NOW_MS, LATER_MS) for store in stores)
         )
         assert set(outcomes) == {Rotation.DONE}
-    assert await stores[0].rotate(1, 100, digest("other"), digest("x"), NOW_MS, LATER_MS) is Rotation.REUSED
+    assert await stores[0].sessions.rotate(1, 100, digest("other"), digest("x"), NOW_MS, LATER_MS) is Rotation.REUSED
 
 
 async def test_sweeper_publishes_only_committed_events_of_dead_writer(
@@ -106,14 +106,14 @@ async def test_sweeper_publishes_only_committed_events_of_dead_writer(
 ) -> None:
     writer, sweeper = await another(), await another()
     monkeypatch.setattr(writer.outbox, "publish", lambda records: None)
-    await writer.create(made_now(new(1, "alice")), session(100, 1), digest("first 1"))
-    (account,) = await writer.accounts([1])
+    await writer.accounts.create(made_now(new(1, "alice")), session(100, 1), digest("first 1"))
+    (account,) = await writer.accounts.batch_get([1])
     change = account._replace(state=SUSPENDED, version=2)
-    assert await writer.replace(change, [record(1)], end_sessions=True)
-    assert not await writer.replace(change, [record(1)])
-    assert not await writer.end_session(100, 1, [record(1)])
-    kept = await writer.credential(1)
-    assert await writer.set_credential(1, kept, kept, 0, [record(1), record(1)])
+    assert await writer.accounts.replace(change, [record(1)], end_sessions=True)
+    assert not await writer.accounts.replace(change, [record(1)])
+    assert not await writer.sessions.end(100, 1, [record(1)])
+    kept = await writer.credentials.get(1)
+    assert await writer.credentials.replace(1, kept, kept, 0, [record(1), record(1)])
     clock.ahead_s = 30
     assert await sweeper.outbox.sweep() == 4
     assert await sweeper.outbox.sweep() == 0
@@ -122,57 +122,57 @@ async def test_sweeper_publishes_only_committed_events_of_dead_writer(
 async def test_change_with_lost_response_is_detected_by_events(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await another()
     await create(store, 1, "alice")
-    (account,) = await store.accounts([1])
-    execute_lwt = store._keyspace.execute_lwt
+    (account,) = await store.accounts.batch_get([1])
+    execute_lwt = store.accounts._keyspace.execute_lwt
 
     async def applied_unheard(*values: Any) -> None:
         await execute_lwt(*values)
         await fail()
 
-    monkeypatch.setattr(store._keyspace, "execute_lwt", applied_unheard)
-    assert await store.replace(account._replace(state=SUSPENDED, version=2), [record(1)])
-    monkeypatch.setattr(store._keyspace, "execute_lwt", fail)
+    monkeypatch.setattr(store.accounts._keyspace, "execute_lwt", applied_unheard)
+    assert await store.accounts.replace(account._replace(state=SUSPENDED, version=2), [record(1)])
+    monkeypatch.setattr(store.accounts._keyspace, "execute_lwt", fail)
     with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
-        await store.replace(account._replace(version=3), [record(1)])
+        await store.accounts.replace(account._replace(version=3), [record(1)])
 
 
 async def test_event_consumer_reads_the_change(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     writer, reader = await another(), await another()
     await create(writer, 1, "alice")
-    (account,) = await writer.accounts([1])
-    await reader.refs([1])
+    (account,) = await writer.accounts.batch_get([1])
+    await reader.accounts.refs([1])
     read: list[asyncio.Task[Any]] = []
     publish = writer.outbox.publish
 
     def published(records: Any) -> None:
-        read.append(asyncio.create_task(reader.refs([1])))
+        read.append(asyncio.create_task(reader.accounts.refs([1])))
         publish(records)
 
     monkeypatch.setattr(writer.outbox, "publish", published)
-    put_user = writer._shared_refs.put_user
+    put_user = writer.shared_refs._shared.put_user
 
     async def put_late(*values: Any) -> bool:
         await asyncio.sleep(0.1)
         return bool(await put_user(*values))
 
-    monkeypatch.setattr(writer._shared_refs, "put_user", put_late)
-    assert await writer.replace(account._replace(state=SUSPENDED, version=2), [record(1)])
+    monkeypatch.setattr(writer.shared_refs._shared, "put_user", put_late)
+    assert await writer.accounts.replace(account._replace(state=SUSPENDED, version=2), [record(1)])
     assert [entry.version for entry in (await read[0]).refs] == [2]
 
 
 async def test_claim_without_account_expires(another: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     dying, store = await another(), await another()
     with monkeypatch.context() as patch:
-        patch.setattr(dying._keyspace, "batch", fail)
+        patch.setattr(dying.accounts._keyspace, "batch", fail)
         with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
             await create(dying, 1, "alice")
-    assert await store.by_username("alice") is None
+    assert await store.accounts.by_username("alice") is None
     with pytest.raises(errors.RoostError) as caught:
         await create(store, 2, "alice")
     assert caught.value.reason == "USERNAME_TAKEN"
     clock.ahead_s = 11 * 60
     await create(store, 3, "alice")
-    assert (await store.by_username("alice")).account.user_id == 3
+    assert (await store.accounts.by_username("alice")).account.user_id == 3
     clock.ahead_s = 30 * 60
     # A claim with an account does not expire.
     with pytest.raises(errors.RoostError, match="ALREADY_EXISTS"):
@@ -189,24 +189,24 @@ async def test_create_failure_releases_claims(another: Open) -> None:
 
 
 async def test_first_write_arriving_late_overwrites_nothing(another: Open) -> None:
-    from services.identity.store.cassandra.account_rows import create_statements
+    from services.identity.store.cassandra.accounts.rows import create_statements
 
     store = await another()
     made = await create(store, 1, "alice")
-    assert await store.replace(made.account._replace(state=SUSPENDED, version=2), [record(1)])
-    await store._keyspace.batch(create_statements(made, 60))
-    (account,) = await store.accounts([1])
+    assert await store.accounts.replace(made.account._replace(state=SUSPENDED, version=2), [record(1)])
+    await store.accounts._keyspace.batch(create_statements(made, 60))
+    (account,) = await store.accounts.batch_get([1])
     assert (account.state, account.version) == (SUSPENDED, 2)
 
 
 async def test_scan_returns_ids_of_all_buckets(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await another()
-    monkeypatch.setattr("services.identity.store.cassandra.store.BUCKETS_PER_READ", 3)
+    monkeypatch.setattr("services.identity.store.cassandra.accounts.store.BUCKETS_PER_READ", 3)
     ids = [bucket << 51 | low for bucket in (0, 1, 2, 9, 30) for low in (5, 6, 7)]
-    await store.import_accounts([new(user_id, f"user{number}") for number, user_id in enumerate(ids)])
+    await store.accounts.import_accounts([new(user_id, f"user{number}") for number, user_id in enumerate(ids)])
     for limit in (1, 2, 4, 100):
         found: list[int] = []
-        while page := await store.scan(found[-1] if found else 0, limit):
+        while page := await store.accounts.scan(found[-1] if found else 0, limit):
             assert len(page) <= limit
             found += [account.user_id for account in page]
         assert found == ids
@@ -214,8 +214,8 @@ async def test_scan_returns_ids_of_all_buckets(another: Open, monkeypatch: pytes
 
 async def test_import_during_outage_is_completed(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await another()
-    monkeypatch.setattr("services.identity.store.cassandra.store.BATCH_RETRY_S", 0.01)
-    batch = store._keyspace.batch
+    monkeypatch.setattr("services.identity.store.cassandra.accounts.creator.BATCH_RETRY_S", 0.01)
+    batch = store.accounts._keyspace.batch
     sizes: list[int] = []
 
     async def refused_at_times(steps: Any) -> None:
@@ -224,21 +224,21 @@ async def test_import_during_outage_is_completed(another: Open, monkeypatch: pyt
             await fail()
         await batch(steps)
 
-    monkeypatch.setattr(store._keyspace, "batch", refused_at_times)
+    monkeypatch.setattr(store.accounts._keyspace, "batch", refused_at_times)
     ids = list(range(1, 101))
-    assert await store.import_accounts([new(user_id, f"user{user_id}") for user_id in ids]) == ids
+    assert await store.accounts.import_accounts([new(user_id, f"user{user_id}") for user_id in ids]) == ids
     assert len(sizes) > 5
-    assert [account.user_id for account in await store.scan(0, 200)] == ids
+    assert [account.user_id for account in await store.accounts.scan(0, 200)] == ids
 
 
 async def test_import_concurrent_duplicates_create_accounts_once(another: Open) -> None:
     stores = [await another(), await another()]
     first, second = await asyncio.gather(
         *(
-            store.import_accounts([new(start + n, f"user{n}") for n in range(20)])
+            store.accounts.import_accounts([new(start + n, f"user{n}") for n in range(20)])
             for store, start in zip(stores, (100, 200), strict=True)
         )
     )
     assert first == second
-    assert sorted(account.user_id for account in await stores[0].scan(0, 100)) == sorted(first)
-    assert all(account.state == user_pb2.USER_STATE_ACTIVE for account in await stores[1].accounts(first))
+    assert sorted(account.user_id for account in await stores[0].accounts.scan(0, 100)) == sorted(first)
+    assert all(account.state == user_pb2.USER_STATE_ACTIVE for account in await stores[1].accounts.batch_get(first))

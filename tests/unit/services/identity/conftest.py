@@ -1,4 +1,4 @@
-"""Fixtures: the identity service with its real store, and fakes of graph and tweet with configurable responses."""
+"""Fixtures: the identity service with its real stores, and fakes of graph and tweet with configurable responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from services.identity.auth_service import AuthService
 from services.identity.password import Passwords
 from services.identity.refresh import RefreshTokens
 from services.identity.signing import Signer, new_key
-from services.identity.store.sqlite.store import EmbeddedStore
+from services.identity.store.sqlite.stores import SqliteIdentityStores, open_stores
+from services.identity.token_issuer import TokenIssuer
 from services.identity.user_hydrator import UserHydrator
 from services.identity.user_service import UserService
 from services.platform.auth.tokens import Revocations, VerificationKey, Verifier
@@ -102,7 +103,7 @@ class Tweet(Stub):
 class Identity:
     """The two servicers with their dependencies. `as_user` makes calls as a user."""
 
-    store: EmbeddedStore
+    stores: SqliteIdentityStores
     auth: AuthService
     users: UserService
     clock: Clock
@@ -138,7 +139,7 @@ class Identity:
 
     async def events(self) -> list[event_pb2.Event]:
         """Returns the records in the outbox, oldest first."""
-        rows = await self.store.db.read(lambda c: c.execute("SELECT payload FROM outbox ORDER BY seq").fetchall())
+        rows = await self.stores.db.read(lambda c: c.execute("SELECT payload FROM outbox ORDER BY seq").fetchall())
         return [event_pb2.Event.FromString(row[0]) for row in rows]
 
     async def facts(self) -> list[str]:
@@ -156,19 +157,19 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     async def begin(**changes: Any) -> Identity:
         settings = Settings(**({"bcrypt_cost": 4} | changes))
         clock = Clock()
-        store = await EmbeddedStore.open(tmp_path / f"identity-{len(running)}.db")
-        signer = Signer(new_key(), clock)
+        stores = await open_stores(tmp_path / f"identity-{len(running)}.db")
+        refresh_tokens = RefreshTokens(b"r" * 32)
         passwords = Passwords(b"p" * 32, settings.bcrypt_cost, workers=1)
         ids = Snowflake(1, wall_clock_ms)
         events = EventBuilder(ids, clock)
         graph, tweet = Graph(), Tweet()
         hydrator = UserHydrator(cast(Any, graph), cast(Any, tweet))
         auth = AuthService(
-            store=store,
+            stores=stores,
             hydrator=hydrator,
             passwords=passwords,
-            signer=signer,
-            refresh_tokens=RefreshTokens(b"r" * 32),
+            tokens=TokenIssuer(Signer(new_key(), clock), refresh_tokens, settings, ids, clock),
+            refresh_tokens=refresh_tokens,
             events=events,
             settings=settings,
             ids=ids,
@@ -181,15 +182,15 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             return verification_keys(await auth.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest(), None))
 
         verifier = Verifier(keys, clock, revocations)
-        users = UserService(store, hydrator, events, ids, KeyedLocks())
-        identity = Identity(store, auth, users, clock, graph, tweet, passwords, revocations, verifier)
+        users = UserService(stores.accounts, hydrator, events, ids, KeyedLocks())
+        identity = Identity(stores, auth, users, clock, graph, tweet, passwords, revocations, verifier)
         running.append(identity)
         return identity
 
     yield begin
     for identity in running:
         await identity.passwords.close()
-        await identity.store.close()
+        await identity.stores.close()
 
 
 @pytest.fixture

@@ -386,7 +386,7 @@ async def test_login_with_concurrently_changed_password_opens_no_session(
     with refused(UNAUTHENTICATED) as caught:
         await identity.login("alice")
     assert caught.value.reason == "WRONG_CREDENTIALS"
-    assert await identity.store.sessions(alice, 0, 0, 10) == []
+    assert await identity.stores.sessions.list_live(alice, 0, 0, 10) == []
 
 
 async def test_change_password_with_concurrently_changed_password_is_denied(

@@ -182,18 +182,18 @@ async def test_update_user_concurrent_calls_are_serialised(identity: Identity, m
     monkeypatch.setattr(user_service, "MAX_ATTEMPTS", 1)
     updated = await asyncio.gather(*(update(identity, alice, bio=f"bio {number}") for number in range(50)))
     assert [user.bio for user in updated] == [f"bio {number}" for number in range(50)]
-    assert (await identity.store.accounts([alice]))[0].version == 51
+    assert (await identity.stores.accounts.batch_get([alice]))[0].version == 51
 
 
 async def test_update_user_after_lost_race_is_retried(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
     (alice,) = await people(identity, "alice")
     monkeypatch.setattr(user_service, "MAX_BACKOFF_S", 0.0)
-    replace, lost = identity.store.replace, [False] * 10
+    replace, lost = identity.stores.accounts.replace, [False] * 10
 
     async def contended(*values: Any, **options: Any) -> bool:
         return lost.pop() if lost else await replace(*values, **options)
 
-    monkeypatch.setattr(identity.store, "replace", contended)
+    monkeypatch.setattr(identity.stores.accounts, "replace", contended)
     assert (await update(identity, alice, bio="mine")).bio == "mine"
     lost += [False] * user_service.MAX_ATTEMPTS
     with refused(grpc.StatusCode.UNAVAILABLE) as caught:
@@ -272,7 +272,7 @@ async def test_update_user_cancelled_after_commit_is_read(identity: Identity) ->
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     await asyncio.sleep(0.1)
-    stored = {account.user_id: account.state for account in await identity.store.scan(0, 100)}
+    stored = {account.user_id: account.state for account in await identity.stores.accounts.scan(0, 100)}
     request = pb.BatchGetUserRefsRequest(ids=ids)
     shown = {entry.user_id: entry.state for entry in entries_of(await identity.users.BatchGetUserRefs(request, None))}
     assert shown == stored

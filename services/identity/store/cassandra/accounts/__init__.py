@@ -1,0 +1,1 @@
+"""Accounts in Cassandra: rows, claims of names, and the store."""

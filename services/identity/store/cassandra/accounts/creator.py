@@ -1,0 +1,106 @@
+"""Creates accounts in Cassandra: claims their names, then writes each account in a batch with its event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from services.identity.store import NewAccount, Session
+from services.identity.store.cassandra import schema
+from services.identity.store.cassandra.accounts.claims import MAX_SIGN_UP_S, Claims
+from services.identity.store.cassandra.accounts.reader import AccountReader
+from services.identity.store.cassandra.accounts.rows import (
+    ImportPlan,
+    create_statements,
+    group_into_batches,
+    session_values,
+)
+from services.identity.store.cassandra.user_transactions import EVENT_ID_TTL_S
+from services.platform.cassandra.keyed_lock import run_to_completion
+from services.platform.cassandra.keyspace import Keyspace, Statement
+from services.platform.cassandra.outbox import Outbox
+from services.platform.rpc import errors
+from services.platform.rpc.reasons import Reason
+
+# Attempts of an import whose names are claimed by a concurrent one, and the seconds between them.
+MAX_IMPORT_ATTEMPTS = 4
+IMPORT_RETRY_S = 0.3
+# Concurrent batches of an import. Each writes a few dozen rows on one coordinator.
+MAX_CONCURRENT_BATCHES = 16
+# Seconds between attempts at a batch of an import.
+BATCH_RETRY_S = 1.0
+
+
+class AccountCreator:
+    """Creates accounts one by one or by import."""
+
+    def __init__(self, keyspace: Keyspace, outbox: Outbox, reader: AccountReader, claims: Claims) -> None:
+        self._keyspace = keyspace
+        self._outbox = outbox
+        self._reader = reader
+        self._claims = claims
+
+    async def create(self, new: NewAccount, session: Session, token_hash: bytes) -> None:
+        """Implements `AccountStore.create`."""
+        statements = [
+            *create_statements(new, EVENT_ID_TTL_S),
+            (schema.FIRST_SESSION, (schema.FIRST_WRITE_TIMESTAMP, *session_values(session, b"", token_hash))),
+        ]
+        await run_to_completion(self._create_accounts([new], [statements]))
+
+    async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
+        """Implements `AccountStore.import_accounts`, except that accounts that do not fit into one batch may be created only in part.
+
+        That happens if this process dies, or if Cassandra is unavailable for MAX_SIGN_UP_S. A repeat of the import creates the rest,
+        once the claims have expired.
+        """
+        plan = ImportPlan(new)
+        for tries_left in reversed(range(MAX_IMPORT_ATTEMPTS)):
+            holders = await self._claims.username_holders(plan.names)
+            missing = plan.missing(await self._reader.logins(holders), holders)
+            try:
+                if missing:
+                    await run_to_completion(
+                        self._create_accounts(missing, [create_statements(one, EVENT_ID_TTL_S) for one in missing])
+                    )
+            except errors.RoostError as error:
+                # A concurrent request creates one of the accounts, perhaps the same import: retry, and compare with the stored account.
+                if error.reason != Reason.USERNAME_TAKEN or not tries_left:
+                    raise
+                await asyncio.sleep(IMPORT_RETRY_S)
+            else:
+                break
+        return plan.ids
+
+    async def _create_accounts(self, new: Sequence[NewAccount], statements: Sequence[Sequence[Statement]]) -> None:
+        """Claims usernames and e-mail addresses, writes each account by its `statements` with its event, then publishes the events."""
+        clock = asyncio.get_running_loop().time
+        give_up = clock() + MAX_SIGN_UP_S
+        await self._claims.claim(new)
+        groups = ([*mine, *self._outbox.statements([one.created])] for one, mine in zip(new, statements, strict=True))
+        first, *others = group_into_batches(groups)
+        try:
+            if clock() > give_up:
+                raise errors.unavailable(
+                    "the sign-up took too long, so the username may be taken: retry", reason=Reason.STORE_UNAVAILABLE
+                )
+            await self._keyspace.batch(first)
+        except errors.RoostError as error:
+            if error.reason == Reason.STORE_UNAVAILABLE:
+                await self._claims.release(new)
+            raise
+        slots = asyncio.Semaphore(MAX_CONCURRENT_BATCHES)
+
+        async def store(batch: Sequence[Statement]) -> None:
+            # The first batch is stored, so the import must be completed: retry until `give_up`.
+            while True:
+                async with slots:
+                    try:
+                        return await self._keyspace.batch(batch)
+                    except errors.RoostError:
+                        if clock() > give_up:
+                            raise
+                await asyncio.sleep(BATCH_RETRY_S)
+
+        await asyncio.gather(*map(store, others))
+        self._outbox.publish([one.created for one in new])

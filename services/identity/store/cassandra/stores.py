@@ -1,0 +1,54 @@
+"""Opens identity's stores on Cassandra, with user references in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from services.identity.store import IdentityStores
+from services.identity.store.cassandra import schema
+from services.identity.store.cassandra.accounts.reader import AccountReader
+from services.identity.store.cassandra.accounts.store import CassandraAccountStore
+from services.identity.store.cassandra.credentials import CassandraCredentialStore
+from services.identity.store.cassandra.service_secrets import CassandraSecretStore
+from services.identity.store.cassandra.sessions import CassandraSessionStore
+from services.identity.store.cassandra.shared_refs import SharedUserRefs
+from services.identity.store.cassandra.user_transactions import UserTransactions
+from services.platform.cassandra.outbox import Outbox
+from services.platform.events.log import EventLog
+
+if TYPE_CHECKING:
+    from services.platform.backends.cluster import ClusterBackends
+
+
+@dataclass(frozen=True, slots=True)
+class CassandraIdentityStores(IdentityStores):
+    """The stores, with what the service runs beside them: `outbox` is a worker, and a consumer writes `shared_refs`."""
+
+    outbox: Outbox
+    shared_refs: SharedUserRefs
+
+
+async def open_stores(
+    cluster: ClusterBackends, event_log: EventLog, clock: Callable[[], float]
+) -> CassandraIdentityStores:
+    """Opens the keyspaces and applies missing migrations. `clock` returns unix seconds. Raises as Keyspace.open."""
+    keyspace = await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE])
+    keys = await cluster.keyspace(schema.KEYS_KEYSPACE, schema.KEYSPACES[schema.KEYS_KEYSPACE])
+    transactions = UserTransactions(keyspace, event_log, clock)
+    reader = AccountReader(keyspace)
+    refs = SharedUserRefs(reader, cluster.shared)
+    return CassandraIdentityStores(
+        accounts=CassandraAccountStore(keyspace, transactions, reader, refs, clock),
+        credentials=CassandraCredentialStore(transactions, reader),
+        sessions=CassandraSessionStore(keyspace, transactions),
+        secrets=CassandraSecretStore(keys, keyspace),
+        close=_close,
+        outbox=transactions.outbox,
+        shared_refs=refs,
+    )
+
+
+async def _close() -> None:
+    """Does nothing: the connections belong to the process."""

@@ -1,0 +1,83 @@
+"""Executes lightweight transactions (LWTs) on a user's partition, with their events.
+
+The events of an LWT are inserted into the outbox before it, and the LWT stores their ids in the user's partition. So any process can
+decide later, with `committed_events`, which events in the outbox belong to a committed change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence, Set
+from typing import Any
+
+from services.identity.store.cassandra import schema
+from services.platform.cassandra.keyed_lock import KeyedLocks, run_to_completion
+from services.platform.cassandra.keyspace import Keyspace
+from services.platform.cassandra.outbox import Outbox
+from services.platform.events.log import EventLog, Record
+from services.platform.rpc import errors
+
+# Seconds for which ids of committed events are stored: as long as outbox rows exist, because these are checked against them.
+EVENT_ID_TTL_S = 3 * 24 * 3600
+
+
+class UserTransactions:
+    """LWTs of one keyspace. `outbox` publishes their events, and must run as a worker of the service.
+
+    `locks` serialise the LWTs of this process on each user id.
+    """
+
+    def __init__(self, keyspace: Keyspace, event_log: EventLog, clock: Callable[[], float]) -> None:
+        self.outbox = Outbox(keyspace, event_log, clock, self.committed_events)
+        self.locks = KeyedLocks()
+        self._keyspace = keyspace
+
+    async def execute(
+        self,
+        user_id: int,
+        records: Sequence[Record],
+        statement: str,
+        *values: Any,
+        before_publish: Callable[[], Awaitable[object]] | None = None,
+    ) -> bool:
+        """Executes an LWT on the user's partition that also stores `event_ids(records)`; returns whether it was applied.
+
+        Inserts the events into the outbox before. If the LWT was applied, calls `before_publish` and then publishes the events. Continues
+        if the caller is cancelled.
+        """
+        return await run_to_completion(self._execute(user_id, records, statement, values, before_publish))
+
+    async def _execute(
+        self,
+        user_id: int,
+        records: Sequence[Record],
+        statement: str,
+        values: Sequence[Any],
+        before_publish: Callable[[], Awaitable[object]] | None,
+    ) -> bool:
+        async with self.locks.hold(user_id):
+            await self._keyspace.write_each(self.outbox.statements(records))
+            try:
+                applied, _ = await self._keyspace.execute_lwt(statement, *values)
+            except errors.RoostError:
+                # The outcome is unknown, unless the stored event ids prove that the LWT was applied.
+                applied = bool(records) and len(await self.committed_events(records)) == len(records)
+                if not applied:
+                    raise
+        if applied:
+            if before_publish is not None:
+                await before_publish()
+            self.outbox.publish(records)
+        return applied
+
+    async def committed_events(self, records: Sequence[Record]) -> list[Record]:
+        """Returns those of the events whose change was committed. Its serial read completes an LWT that is in progress."""
+        made: dict[int, Set[int]] = {}
+        for user_id in {record.key for record in records}:
+            rows = await self._keyspace.read_serial(schema.MADE, user_id)
+            made[user_id] = set(rows[0][0] or ()) if rows else set()
+        return [record for record in records if record.event_id in made[record.key]]
+
+
+def event_ids(records: Sequence[Record]) -> set[int]:
+    """Returns the ids that an LWT stores, as the value of `made`."""
+    return {record.event_id for record in records}

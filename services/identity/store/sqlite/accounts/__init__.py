@@ -1,0 +1,1 @@
+"""Accounts in SQLite: rows, cache, and the store."""

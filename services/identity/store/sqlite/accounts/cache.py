@@ -1,0 +1,91 @@
+"""Caches accounts in memory, beside the file.
+
+Each write updates the cache before it returns, so the cache is never older than the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from services.identity.store import Account
+from services.identity.store.sqlite import schema
+from services.identity.store.sqlite.accounts.rows import decode_login
+from services.identity.store.user_refs import serialized_ref
+from services.platform.caching.read_tracking import ChangeTracker
+from services.platform.sqlite.database import Database
+
+# Accounts in the cache, about 1.5 kB each.
+MAX_CACHED = 100_000
+# Ids in one query. SQLite allows far more; the bound keeps a read short.
+IDS_PER_READ = 500
+
+_IN = " WHERE id IN (SELECT value FROM json_each(?))"
+
+
+class CachedAccount:
+    """An account with its serialised reference."""
+
+    __slots__ = ("account", "ref")
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.ref = serialized_ref(account)
+
+
+class AccountCache:
+    """Reads accounts through the cache, and writes them. For use by one event loop."""
+
+    def __init__(self, db: Database, max_cached: int) -> None:
+        self._db = db
+        self._max_cached = max_cached
+        # Least recently used first.
+        self._cache: OrderedDict[int, CachedAccount] = OrderedDict()
+        self._changes = ChangeTracker()
+
+    async def write_through(self, transaction: Callable[[sqlite3.Connection], list[Account]]) -> list[Account]:
+        """Commits `transaction`, and caches and returns the accounts that it returns, even if the caller is cancelled meanwhile."""
+
+        async def write() -> list[Account]:
+            changed = await self._db.write(transaction)
+            for account in changed:
+                self._put(account)
+            self._changes.changed([account.user_id for account in changed])
+            return changed
+
+        return await asyncio.shield(write())
+
+    async def get_many(self, ids: Sequence[int]) -> list[CachedAccount]:
+        """Returns the accounts in the order of `ids`; omits unknown ids."""
+        self._changes.read(ids)
+        cache = self._cache
+        try:
+            found = [cache[user_id] for user_id in ids]
+        except KeyError:
+            return await self._get_or_load(ids)
+        for user_id in ids:
+            cache.move_to_end(user_id)
+        return found
+
+    async def _get_or_load(self, ids: Sequence[int]) -> list[CachedAccount]:
+        found = {user_id: cached for user_id in ids if (cached := self._cache.get(user_id)) is not None}
+        missing = [user_id for user_id in dict.fromkeys(ids) if user_id not in found]
+        for start in range(0, len(missing), IDS_PER_READ):
+            found |= await self._load(missing[start : start + IDS_PER_READ])
+        return [found[user_id] for user_id in ids if user_id in found]
+
+    async def _load(self, ids: Sequence[int]) -> dict[int, CachedAccount]:
+        wanted = "[" + ",".join(map(str, ids)) + "]"
+        rows = await self._db.read(lambda c: c.execute(schema.ACCOUNT + _IN, (wanted,)).fetchall())
+        return {row[0]: self._put(decode_login(row).account) for row in rows}
+
+    def _put(self, account: Account) -> CachedAccount:
+        # A read may return after a newer write, so an older version must not replace a newer one.
+        cached = self._cache.get(account.user_id)
+        if cached is None or cached.account.version < account.version:
+            cached = self._cache[account.user_id] = CachedAccount(account)
+            while len(self._cache) > self._max_cached:
+                self._cache.popitem(last=False)
+        return cached

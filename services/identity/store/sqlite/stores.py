@@ -1,0 +1,35 @@
+"""Opens identity's stores on one SQLite file, which only this process uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.identity.store import IdentityStores
+from services.identity.store.sqlite import schema
+from services.identity.store.sqlite.accounts.cache import MAX_CACHED, AccountCache
+from services.identity.store.sqlite.accounts.store import SqliteAccountStore
+from services.identity.store.sqlite.credentials import SqliteCredentialStore
+from services.identity.store.sqlite.service_secrets import FileSecretStore
+from services.identity.store.sqlite.sessions import SqliteSessionStore
+from services.platform.sqlite.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteIdentityStores(IdentityStores):
+    """The stores with their database, for the relay of its outbox."""
+
+    db: Database
+
+
+async def open_stores(path: Path, max_cached: int = MAX_CACHED) -> SqliteIdentityStores:
+    """Opens or creates the file; secrets are stored in the folder `keys` beside it. Raises as Database.open."""
+    db = await Database.open(path, schema.MIGRATIONS)
+    return SqliteIdentityStores(
+        accounts=SqliteAccountStore(db, AccountCache(db, max_cached)),
+        credentials=SqliteCredentialStore(db),
+        sessions=SqliteSessionStore(db),
+        secrets=FileSecretStore(db, path.with_name("keys")),
+        close=db.close,
+        db=db,
+    )
