@@ -1,12 +1,15 @@
-"""The manifests: valid for Kubernetes, complete by the registry, and as open as the contract says."""
+"""The manifests: generated, valid for Kubernetes, complete by the catalog, and as open as the contract says.
+
+`kubectl kustomize` renders them once; it needs no cluster.
+"""
 
 from __future__ import annotations
 
-import ast
+import copy
 import functools
+import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ import pytest
 import yaml
 
 from gateway_http import server as http_server
-from services.catalog import KEY_SOURCE, SERVICES
+from scripts import manifests
+from scripts.manifests import DEPLOYED, called_in_code
+from services.catalog import KEY_SOURCE
 from services.platform import process
 from services.platform.config import Settings
 from services.platform.process import callees_of
@@ -23,29 +28,36 @@ from services.platform.rpc.contract import called_by
 from services.platform.transport import server as grpc_server
 
 BASE = Path(__file__).resolve().parents[2] / "k8s" / "base"
-SERVICES_FOLDER = Path(__file__).resolve().parents[2] / "services"
 # The oldest that is still supported where people run it.
 KUBERNETES = "1.34"
-# The registry is for where there is no Kubernetes.
-DEPLOYED = [name for name in SERVICES if name != "registry"]
 KINDS = {"ServiceAccount", "Service", "Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"}
 
 
-def documents(path: Path) -> Iterator[dict[str, Any]]:
-    yield from filter(None, yaml.safe_load_all(path.read_text()))
+@functools.cache
+def rendered() -> tuple[dict[str, Any], ...]:
+    """Returns every object that `kubectl apply -k k8s/base` would apply."""
+    if shutil.which("kubectl") is None:
+        if os.environ.get("ROOST_REQUIRE"):
+            pytest.fail("kubectl is not installed, and ROOST_REQUIRE lets nothing be skipped")
+        pytest.skip("kubectl is not installed")
+    built = subprocess.run(["kubectl", "kustomize", str(BASE)], check=True, capture_output=True, text=True)
+    return tuple(filter(None, yaml.safe_load_all(built.stdout)))
 
 
 def of(name: str) -> dict[str, dict[str, Any]]:
-    """One service's objects by kind."""
-    return {found["kind"]: found for found in documents(BASE / f"{name}.yaml") if found["metadata"]["name"] == name}
+    """Returns a copy of one service's objects by kind."""
+    return {found["kind"]: copy.deepcopy(found) for found in rendered() if found["metadata"]["name"] == name}
+
+
+def config() -> dict[str, str]:
+    return dict(of("roost")["ConfigMap"]["data"])
 
 
 def settings() -> Settings:
     """What the ConfigMap sets."""
-    data = next(documents(BASE / "config.yaml"))["data"]
     prefix = "ROOST_"
     return Settings(
-        **{key.removeprefix(prefix).lower(): value for key, value in data.items() if key.startswith(prefix)}
+        **{key.removeprefix(prefix).lower(): value for key, value in config().items() if key.startswith(prefix)}
     )
 
 
@@ -58,11 +70,38 @@ def refused(document: dict[str, Any]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("path", sorted(BASE.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_object_is_valid(path: Path) -> None:
-    for document in documents(path):
-        if document["kind"] != "Kustomization":
-            assert not refused(document), document["metadata"]["name"]
+def test_generated_manifests_match_catalog_contract_and_needs() -> None:
+    assert not manifests.stale(), "run .venv/bin/python scripts/manifests.py and commit what it writes"
+
+
+def test_stale_manifests_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(manifests.FOLDER, tmp_path / "services")
+    monkeypatch.setattr(manifests, "FOLDER", tmp_path / "services")
+    assert not manifests.stale()
+    changed, missing, left = (
+        tmp_path / "services" / name / "kustomization.yaml" for name in ("tweet", "graph", "gone")
+    )
+    changed.write_text(changed.read_text() + "# by hand")
+    missing.unlink()
+    left.parent.mkdir()
+    left.touch()
+    assert manifests.stale() == sorted([changed, missing, left])
+    assert manifests.main() == 0
+    assert not manifests.stale()
+    assert not left.parent.exists()
+
+
+@pytest.mark.parametrize("wrong", ["[twete]\ncpu = '1'\n", "[tweet]\ncpus = '1'\n"])
+def test_needs_that_name_nothing_are_refused(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests, "NEEDS", tmp_path / "needs.toml")
+    manifests.NEEDS.write_text(wrong)
+    with pytest.raises(ValueError, match="there are"):
+        manifests.manifests()
+
+
+def test_every_object_is_valid() -> None:
+    for document in rendered():
+        assert not refused(document), document["metadata"]["name"]
 
 
 def test_the_check_would_see_a_misspelt_probe() -> None:
@@ -72,19 +111,14 @@ def test_the_check_would_see_a_misspelt_probe() -> None:
     assert "livenesProbe" in refused(deployment)
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")
-def test_kustomize_builds_it() -> None:
-    built = subprocess.run(["kubectl", "kustomize", str(BASE)], check=True, capture_output=True, text=True)
-    found = list(filter(None, yaml.safe_load_all(built.stdout)))
-    assert {document["metadata"].get("namespace") for document in found if document["kind"] != "Namespace"} == {"roost"}
-    assert sorted(d["metadata"]["name"] for d in found if d["kind"] == "Deployment") == sorted([*DEPLOYED, "gateway"])
-
-
 def test_every_service_has_its_objects() -> None:
-    listed = next(documents(BASE / "kustomization.yaml"))["resources"]
-    for name in (*DEPLOYED, "gateway"):
-        assert f"{name}.yaml" in listed
+    assert {found["metadata"].get("namespace") for found in rendered() if found["kind"] != "Namespace"} == {"roost"}
+    deployed = sorted(found["metadata"]["name"] for found in rendered() if found["kind"] == "Deployment")
+    assert deployed == sorted([*DEPLOYED, "gateway"])
+    for name in deployed:
         assert set(of(name)) == KINDS, name
+    # The component's own words are nowhere left.
+    assert not [found for found in rendered() if found["metadata"]["name"] == "service"]
 
 
 @pytest.mark.parametrize("name", [*DEPLOYED, "gateway"])
@@ -146,52 +180,11 @@ def test_probes_and_scrapes_go_to_the_ops_port(name: str) -> None:
     # And nobody else: a Service would offer it to the whole cluster.
     targets = {
         port["targetPort"]
-        for document in documents(BASE / f"{name}.yaml")
-        if document["kind"] == "Service"
+        for document in rendered()
+        if document["kind"] == "Service" and document["spec"]["selector"]["app.kubernetes.io/name"] == name
         for port in document["spec"]["ports"]
     }
     assert "ops" not in targets
-
-
-def modules_of(name: str) -> Iterator[Path]:
-    """Every module of `services` that is in the process of a service: its own, the process itself, and what they import."""
-    todo = [
-        *(SERVICES_FOLDER / name).rglob("*.py"),
-        SERVICES_FOLDER / "platform" / "process.py",
-        SERVICES_FOLDER / "catalog.py",
-    ]
-    seen: set[Path] = set()
-    while todo:
-        path = todo.pop()
-        if path in seen:
-            continue
-        seen.add(path)
-        yield path
-        for module, imported in imports_of(path):
-            for dotted in (module, f"{module}.{imported}"):
-                place = SERVICES_FOLDER.parent.joinpath(*dotted.split("."))
-                todo += [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
-
-
-@functools.cache
-def imports_of(path: Path) -> list[tuple[str, str]]:
-    """(module, name) of every `from module import name`, wherever it is in the file."""
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    return [(node.module, alias.name) for node in nodes if node.module for alias in node.names]
-
-
-@functools.cache
-def called_in_code(name: str) -> set[str]:
-    """The services whose stubs are in the process of a service."""
-    found = set()
-    for path in modules_of(name):
-        text = path.read_text()
-        for module, imported in imports_of(path):
-            # `from roost.graph.v1 import graph_service_pb2_grpc`, or a stub out of that module.
-            generated = f"{module}.{imported}".startswith("roost.") and "_pb2_grpc" in f"{module}.{imported}"
-            if generated and (imported.endswith("Stub") or (imported.endswith("_grpc") and "Stub(" in text)):
-                found.add(module.split(".")[1])
-    return found
 
 
 @pytest.mark.parametrize("name", DEPLOYED)
@@ -215,12 +208,12 @@ def test_settings_are_known_and_name_every_service() -> None:
 
 
 def test_no_replica_of_fan_out_is_without_a_partition() -> None:
-    partitions = int(next(documents(BASE / "config.yaml"))["data"]["ROOST_KAFKA_PARTITIONS"])
+    partitions = int(config()["ROOST_KAFKA_PARTITIONS"])
     assert of("fanout")["HorizontalPodAutoscaler"]["spec"]["maxReplicas"] == partitions
 
 
 def test_grace_outlasts_every_step_of_a_stop() -> None:
-    drain_s = float(next(documents(BASE / "config.yaml"))["data"]["ROOST_DRAIN_S"])
+    drain_s = float(config()["ROOST_DRAIN_S"])
     # In this order, none at the same time as another: drain, requests, workers, calls, stores.
     longest_s = drain_s + http_server.GRACE_S + process.STOP_WITHIN_S + grpc_server.GRACE_S + process.STOP_WITHIN_S
     for name in (*DEPLOYED, "gateway"):
@@ -229,7 +222,7 @@ def test_grace_outlasts_every_step_of_a_stop() -> None:
 
 
 def test_the_drain_outlasts_the_probes_that_must_see_it() -> None:
-    drain_s = float(next(documents(BASE / "config.yaml"))["data"]["ROOST_DRAIN_S"])
+    drain_s = float(config()["ROOST_DRAIN_S"])
     for name in (*DEPLOYED, "gateway"):
         only = container(of(name))
         probe = only["readinessProbe"]
