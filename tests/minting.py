@@ -1,4 +1,4 @@
-"""What tests of minted ids share: a clock of their own, and how a refusal looks."""
+"""Shared by tests of minted ids: a fake clock, and a check of the error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NOW = EPOCH_MS + 10_000_000
 
 
 class Clock:
-    """A wall clock under the test's control; sleeping moves it on."""
+    """A wall clock that only tests and `sleep` advance."""
 
     def __init__(self, now_ms: int = NOW) -> None:
         self.now_ms = now_ms

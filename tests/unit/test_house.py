@@ -1,4 +1,4 @@
-"""The rules of the house that no linter knows: sizes, shapes, and that what the documents name exists."""
+"""Tests the project's rules that no linter checks: sizes, file layout, and references in the documents."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def imported(node: ast.AST) -> list[str]:
     return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
 
 
-def test_functions_fit_on_a_screen() -> None:
+def test_functions_are_at_most_max_lines() -> None:
     long = [
         f"{named(path)}:{node.lineno} {node.name}: {lines} lines"
         for path in modules(*PACKAGES, "scripts", "tests")
@@ -81,7 +81,7 @@ def test_functions_fit_on_a_screen() -> None:
     assert not long
 
 
-def test_nothing_is_left_for_later() -> None:
+def test_source_has_no_todo() -> None:
     found = [
         f"{named(path)}:{number}: {line.strip()}"
         for path in tree_files()
@@ -91,7 +91,7 @@ def test_nothing_is_left_for_later() -> None:
     assert not found
 
 
-def test_no_file_names_a_machine() -> None:
+def test_files_contain_no_machine_name() -> None:
     found = [
         f"{named(path)}:{number}: {line.strip()}"
         for path in tree_files()
@@ -101,7 +101,7 @@ def test_no_file_names_a_machine() -> None:
     assert not found
 
 
-def test_code_refers_only_to_documents_of_this_tree() -> None:
+def test_code_refers_to_existing_documents_only() -> None:
     documents = {path.name for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]}
     found = [
         f"{named(path)}: {name}"
@@ -113,7 +113,7 @@ def test_code_refers_only_to_documents_of_this_tree() -> None:
     assert not found
 
 
-def test_platform_imports_no_stub_of_a_service() -> None:
+def test_platform_imports_no_service_stub() -> None:
     """The platform must serve any set of services. So of the contract it may import only what belongs to none of them:
 
     `options` (the policies that its interceptors enforce), `batch` (calls between processes), `registry` (how processes find each other)
@@ -130,7 +130,7 @@ def test_platform_imports_no_stub_of_a_service() -> None:
     assert not found
 
 
-def test_every_reason_of_an_error_is_declared_and_used() -> None:
+def test_error_reasons_are_declared_and_used() -> None:
     """Two spellings of one reason are two things to a client. mypy checks what is raised; here is what it lets pass."""
     used: set[str] = set()
     spelt: list[str] = []
@@ -157,7 +157,7 @@ def test_registry_lists_every_service_folder() -> None:
 
 
 @pytest.mark.parametrize("folder", service_folders(), ids=lambda folder: folder.name)
-def test_services_have_one_shape(folder: Path) -> None:
+def test_services_have_same_files(folder: Path) -> None:
     server = folder / "server.py"
     described = ast.parse((folder / "__init__.py").read_text())
     assert ast.get_docstring(described), "__init__.py says what the service owns"
@@ -183,7 +183,7 @@ def test_vendored_protos_carry_their_licence() -> None:
         assert (top / "LICENSE").exists(), f"{named(proto)} came without its licence"
 
 
-def test_licence_is_the_whole_apache_licence() -> None:
+def test_licence_is_full_apache_text() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Version 2.0, January 2004" in text
     assert all(f"\n   {number}. " in text for number in range(1, 10))
@@ -199,7 +199,7 @@ LINK = re.compile(r"\]\(((?!https?:|#)[^)#]+)(?:#[^)]*)?\)")
 @pytest.mark.parametrize(
     "document", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]), ids=lambda path: path.name
 )
-def test_documents_name_what_exists(document: Path) -> None:
+def test_documents_reference_existing_files_and_tests(document: Path) -> None:
     text = document.read_text()
     missing = [link for link in LINK.findall(text) if not (document.parent / link).exists()]
     for path, test in NAMED_FILE.findall(text):
@@ -211,7 +211,7 @@ def test_documents_name_what_exists(document: Path) -> None:
     assert not missing
 
 
-def test_every_requirement_row_has_evidence() -> None:
+def test_requirement_rows_have_evidence() -> None:
     rows = [
         line.split("|")[1:-1]
         for line in (ROOT / "docs" / "requirements.md").read_text().splitlines()

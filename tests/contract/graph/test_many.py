@@ -32,7 +32,7 @@ def small_bounds(monkeypatch):
     return follow_counts
 
 
-async def test_large_count_is_taken_once_a_second_and_is_exact(small_bounds, store, stamp, monkeypatch):
+async def test_large_count_is_read_at_most_once_per_second_and_exact(small_bounds, store, stamp, monkeypatch):
     counted = 0
     read_each = store.keyspace.read_each
 
@@ -52,7 +52,7 @@ async def test_large_count_is_taken_once_a_second_and_is_exact(small_bounds, sto
     assert await store.counts([CELEBRITY_ID]) == {CELEBRITY_ID: pb.UserCounts(followers=15)}
 
 
-async def test_last_follow_of_a_burst_is_classified_after_recount(small_bounds, reopenable, stamp, monkeypatch):
+async def test_last_follow_of_burst_is_classified_after_recount(small_bounds, reopenable, stamp, monkeypatch):
     # Longer than the burst of follows takes.
     monkeypatch.setattr(small_bounds, "RECOUNT_EVERY_MS", 3_000)
     monkeypatch.setattr("services.graph.store.cassandra.edge_writer.RECOUNT_EVERY_MS", 3_000)

@@ -136,7 +136,7 @@ async def test_change_with_lost_response_is_detected_by_events(another: Open, mo
         await store.accounts.replace(account._replace(version=3), [record(1)])
 
 
-async def test_event_consumer_reads_the_change(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_consumer_reads_change(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     writer, reader = await another(), await another()
     await create(writer, 1, "alice")
     (account,) = await writer.accounts.batch_get([1])

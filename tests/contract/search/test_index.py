@@ -1,4 +1,4 @@
-"""The promises of the search index port, on every backend. With `committed` they hold before and after changes are durable."""
+"""Contract of the search index port, on every backend. `committed` tests it before and after changes are durable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people expect to find in a small fixed corpus: the same answers from every family.
+"""Tests the results that users expect in a small fixed corpus, the same on every backend.
 
 Each question names exactly what matches, and where that is decided, what comes first among the best.
 """

@@ -49,7 +49,7 @@ def client(client: Client) -> Client:
         ("gzipped", False),
     ],
 )
-def test_accepts_gzip_follows_the_weights(accepted: str, expected: bool) -> None:
+def test_accepts_gzip_compares_weights(accepted: str, expected: bool) -> None:
     assert accepts_gzip(accepted.encode()) is expected
 
 

@@ -101,7 +101,7 @@ def test_remove_frees_capacity() -> None:
     assert not connections._by_client
 
 
-def test_bounds_are_logged_once_a_minute() -> None:
+def test_bounds_are_logged_once_per_minute() -> None:
     with capture_logs() as logs:
         connections = Connections.within_limits()
         bounded = Connections(1)

@@ -1,4 +1,4 @@
-"""The contract keeps its own rules. They are read from the descriptors, so that a new method cannot forget one."""
+"""Tests the rules of the contract on the descriptors of every method, so that a new method cannot break one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from roost.options.v1 import options_pb2
 PROTOS = Path(__file__).resolve().parents[3] / "protos"
 VERBS = ("get", "put", "post", "delete", "patch")
 TWEET = "roost.tweet.v1.Tweet"
-# Never in an answer: neither what proves a user nor what it is checked against.
+# Never in a response: credentials, and the values that they are compared with.
 SECRET_NAMES = re.compile(r"(^|_)(password|hash|otp|secret)$")
-# What every canonical route begins with; RFC 8615 fixes the last.
+# Prefixes of canonical routes; RFC 8615 defines the last.
 CANONICAL = ("/v1/", "/admin/v1/", "/.well-known/")
 
 
 def load() -> list[FileDescriptor]:
-    """Every proto of ours, by the stubs beside it."""
+    """Returns the descriptor of every proto of this project, by the generated stubs beside them."""
     stubs = sorted((PROTOS / "roost").rglob("*_pb2.py"))
     assert stubs, "no stubs: run scripts/generate.py"
     names = [".".join(path.relative_to(PROTOS).with_suffix("").parts) for path in stubs]
@@ -51,7 +51,7 @@ def policy(method: MethodDescriptor) -> options_pb2.MethodPolicy:
 
 
 def bindings(method: MethodDescriptor) -> list[http_pb2.HttpRule]:
-    """The canonical rule first, then the others; empty where the method has no route."""
+    """Returns the canonical rule, then the others; empty if the method has no route."""
     options = method.GetOptions()
     if not options.HasExtension(annotations_pb2.http):
         return []
@@ -61,12 +61,12 @@ def bindings(method: MethodDescriptor) -> list[http_pb2.HttpRule]:
 
 def verb_and_path(rule: http_pb2.HttpRule) -> tuple[str, str]:
     verb = rule.WhichOneof("pattern")
-    assert verb in VERBS, f"{verb} is no verb of ours"
+    assert verb in VERBS, f"{verb} is not one of VERBS"
     return verb, getattr(rule, verb)
 
 
 def reachable(message: Descriptor) -> Iterator[FieldDescriptor]:
-    """Every field of our messages that can stand somewhere below `message`."""
+    """Yields every field of `message` and of the messages nested in it."""
     seen, waiting = {message.full_name}, [message]
     while waiting:
         for field in waiting.pop().fields:
@@ -78,7 +78,7 @@ def reachable(message: Descriptor) -> Iterator[FieldDescriptor]:
 
 
 def pattern_is_bounded(pattern: str) -> bool:
-    """True where nothing in an anchored pattern repeats without end."""
+    """Returns whether the pattern is anchored and has no unbounded repetition."""
     outside_classes = re.sub(r"\\.|\[(?:\\.|[^\]])*\]", "", pattern)
     return pattern.startswith("^") and pattern.endswith("$") and not re.search(r"[*+]|,\}", outside_classes)
 
@@ -92,27 +92,27 @@ def text_is_bounded(rules: validate_pb2.FieldRules) -> bool:
 
 
 def is_bounded(field: FieldDescriptor) -> bool:
-    """Whether buf.validate limits how much a caller can put into the field."""
+    """Returns whether buf.validate bounds the size of the field."""
     rules = field.GetOptions().Extensions[validate_pb2.field]
-    kept_as_text = field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
+    is_text = field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
     if not field.is_repeated:
-        return not kept_as_text or text_is_bounded(rules)
+        return not is_text or text_is_bounded(rules)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         return rules.map.HasField("max_pairs")
-    return rules.repeated.HasField("max_items") and (not kept_as_text or text_is_bounded(rules.repeated.items))
+    return rules.repeated.HasField("max_items") and (not is_text or text_is_bounded(rules.repeated.items))
 
 
 def by_name(method: MethodDescriptor) -> str:
     return f"{method.containing_service.name}.{method.name}"
 
 
-def test_the_walk_finds_every_proto() -> None:
+def test_loaded_files_include_every_proto() -> None:
     written = {path.relative_to(PROTOS).as_posix() for path in (PROTOS / "roost").rglob("*.proto")}
     assert {file.name for file in FILES} == written
 
 
 @pytest.mark.parametrize("method", METHODS, ids=by_name)
-def test_a_method_has_a_complete_policy(method: MethodDescriptor) -> None:
+def test_method_has_complete_policy(method: MethodDescriptor) -> None:
     rules = policy(method)
     assert rules.access != options_pb2.ACCESS_UNSPECIFIED
     # 0 means a stream that lives as long as its reader: only the mesh may hold one.
@@ -130,7 +130,7 @@ def test_a_method_has_a_complete_policy(method: MethodDescriptor) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=by_name)
-def test_a_method_is_routed_unless_it_belongs_to_the_mesh(method: MethodDescriptor) -> None:
+def test_method_has_route_unless_mesh_only(method: MethodDescriptor) -> None:
     rules = bindings(method)
     if policy(method).access == options_pb2.ACCESS_MESH:
         assert not rules
@@ -141,7 +141,7 @@ def test_a_method_is_routed_unless_it_belongs_to_the_mesh(method: MethodDescript
 
 
 @pytest.mark.parametrize("method", METHODS, ids=by_name)
-def test_routes_name_fields_that_exist(method: MethodDescriptor) -> None:
+def test_routes_name_existing_fields(method: MethodDescriptor) -> None:
     administers = policy(method).access in (options_pb2.ACCESS_ADMIN, options_pb2.ACCESS_MODERATOR)
     for rule in bindings(method):
         verb, path = verb_and_path(rule)
@@ -153,7 +153,7 @@ def test_routes_name_fields_that_exist(method: MethodDescriptor) -> None:
         assert path.startswith("/admin/") == administers
 
 
-def test_no_route_is_bound_twice() -> None:
+def test_routes_are_unique() -> None:
     owners: dict[tuple[str, str], list[str]] = {}
     for method in METHODS:
         for rule in bindings(method):
@@ -163,12 +163,12 @@ def test_no_route_is_bound_twice() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=by_name)
-def test_requests_are_bounded(method: MethodDescriptor) -> None:
+def test_request_fields_are_bounded(method: MethodDescriptor) -> None:
     assert [field.full_name for field in reachable(method.input_type) if not is_bounded(field)] == []
 
 
 @pytest.mark.parametrize("method", METHODS, ids=by_name)
-def test_aliases_hide_no_field(method: MethodDescriptor) -> None:
+def test_field_aliases_are_unique(method: MethodDescriptor) -> None:
     fields = method.input_type.fields
     names = [field.name for field in fields]
     for field in fields:
@@ -177,12 +177,12 @@ def test_aliases_hide_no_field(method: MethodDescriptor) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=by_name)
-def test_answers_hold_no_secret(method: MethodDescriptor) -> None:
+def test_responses_contain_no_secret(method: MethodDescriptor) -> None:
     assert [field.full_name for field in reachable(method.output_type) if SECRET_NAMES.search(field.name)] == []
 
 
 @pytest.mark.parametrize("method", METHODS, ids=by_name)
-def test_answers_with_tweets_have_a_twin(method: MethodDescriptor) -> None:
+def test_responses_with_tweets_have_wire_type(method: MethodDescriptor) -> None:
     answer = method.output_type
     if any(field.message_type is not None and field.message_type.full_name == TWEET for field in answer.fields):
         assert answer.GetOptions().Extensions[options_pb2.twin]
@@ -193,7 +193,7 @@ def test_answers_with_tweets_have_a_twin(method: MethodDescriptor) -> None:
     [message for message in MESSAGES if message.GetOptions().Extensions[options_pb2.twin]],
     ids=lambda message: str(message.name),
 )
-def test_a_twin_has_the_numbers_of_its_message(message: Descriptor) -> None:
+def test_wire_type_has_field_numbers_of_message(message: Descriptor) -> None:
     twin = descriptor_pool.Default().FindMessageTypeByName(message.GetOptions().Extensions[options_pb2.twin])
     for field in message.fields:
         other = twin.fields_by_name[field.name]
@@ -210,7 +210,7 @@ def test_a_twin_has_the_numbers_of_its_message(message: Descriptor) -> None:
     ("pattern", "bounded"),
     [("^[A-Z*+]{3,15}$", True), ("^a*$", False), ("^a+$", False), ("^a{3,}$", False), ("a", False), ("", False)],
 )
-def test_a_pattern_bounds_only_where_nothing_repeats_without_end(pattern: str, bounded: bool) -> None:
+def test_pattern_is_bounded_without_unbounded_repetition(pattern: str, bounded: bool) -> None:
     assert pattern_is_bounded(pattern) is bounded
 
 

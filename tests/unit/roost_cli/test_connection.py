@@ -23,7 +23,7 @@ def test_find_single_mesh_is_used(tmp_path: Path) -> None:
     assert connection.find(None, tmp_path) == MeshTarget("127.0.0.1:50051", "token of 127.0.0.1:50051")
 
 
-def test_find_without_mesh_says_how_to_start_one(tmp_path: Path) -> None:
+def test_find_without_mesh_error_names_start_command(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="roost up"):
         connection.find(None, tmp_path)
 

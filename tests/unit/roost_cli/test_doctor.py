@@ -79,7 +79,7 @@ def test_backends_lists_each_missing_program() -> None:
     assert "Maven" in checks[1].words
 
 
-def test_mesh_none_running_is_a_note(
+def test_mesh_none_running_is_reported_as_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))

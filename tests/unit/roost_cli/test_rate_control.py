@@ -69,7 +69,7 @@ async def test_for_each_never_exceeds_concurrency() -> None:
     assert sorted(done) == list(range(50))
 
 
-async def test_for_each_first_error_cancels_the_rest() -> None:
+async def test_for_each_first_error_cancels_others() -> None:
     begun: list[int] = []
 
     async def work(item: int) -> None:

@@ -119,7 +119,7 @@ def test_up_cassandra_down_prints_one_line(tmp_path: Path) -> None:
     assert ran.stderr.startswith("roost: Cassandra cannot be reached")
 
 
-def test_at_debug_every_request_is_a_line_with_the_ids_that_the_caller_was_given(tmp_path: Path) -> None:
+def test_serve_at_debug_logs_each_request_with_response_ids(tmp_path: Path) -> None:
     arguments = ("up", "--no-demo", "--http", ANY, "--data", str(tmp_path))
     with serving(*arguments, ROOST_LOG_LEVEL="debug") as process:
         ready = line_with(process, "roost is ready")

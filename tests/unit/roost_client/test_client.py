@@ -156,7 +156,7 @@ def test_client_refused_call_raises_with_details(roost: Client) -> None:
     assert list(error.violations) == [("text", "too long")]
 
 
-def test_client_create_tweet_generates_key_unless_given(roost: Client, seen: Seen) -> None:
+def test_client_create_tweet_without_key_generates_key(roost: Client, seen: Seen) -> None:
     for key in ("", "", "mine"):
         with pytest.raises(ApiError):
             roost.create_tweet("x", idempotency_key=key)

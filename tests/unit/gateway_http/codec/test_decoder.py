@@ -275,7 +275,7 @@ def test_misplaced_query_or_body_is_invalid() -> None:
     assert message("DeleteTweet", ("5",), body=b"{}").tweet_id == 5
 
 
-def test_oneof_given_twice_is_invalid() -> None:
+def test_oneof_set_twice_is_invalid() -> None:
     assert violated_fields("ReplayFanout", body=b'{"offset":5,"time":"2026-01-31T12:00:00Z"}') == ["time"]
     assert message("ReplayFanout", body=b'{"offset":5,"time":null}').offset == 5
 

@@ -179,13 +179,13 @@ def test_encode_in_protobuf_spelling_equals_protobuf_json(data: st.DataObject) -
 
 
 @given(st.integers(-62_135_596_800, 253_402_300_799), st.integers(0, 999_999_999))
-def test_rfc3339_any_time_has_three_digits_of_a_second(seconds: int, nanos: int) -> None:
+def test_rfc3339_any_time_has_three_fraction_digits(seconds: int, nanos: int) -> None:
     found = rfc3339(Timestamp(seconds=seconds, nanos=nanos))
     whole = Timestamp(seconds=seconds).ToJsonString().removesuffix("Z")
     assert found == f"{whole}.{nanos // 1_000_000:03d}Z"
 
 
-def test_rfc3339_time_without_a_fraction_has_three_zeros() -> None:
+def test_rfc3339_time_without_fraction_has_three_zeros() -> None:
     assert rfc3339(Timestamp(seconds=0)) == "1970-01-01T00:00:00.000Z"
 
 

@@ -45,7 +45,7 @@ def test_script_rejects_token_with_quote() -> None:
         wrk.script(['x"; os.execute("true") --'])
 
 
-def test_program_missing_wrk_says_how_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_program_missing_wrk_error_names_install_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CommandError, match="apt-get install wrk"):
         wrk.program()

@@ -147,7 +147,7 @@ def test_check_author_list_contains_live_tweets_once(history: History) -> None:
     assert kinds(history.check(found)) == (0, 0, 1)
 
 
-def test_check_fault_contains_its_history(history: History) -> None:
+def test_check_fault_contains_history(history: History) -> None:
     posted(history)
     (told,) = history.check(there()).lost
     assert told == "post of 1 on key:1 is not there; invoke True, ok True"

@@ -10,13 +10,13 @@ from roost_cli.exit_codes import CommandError
 from roost_cli.load import edge_list
 
 
-def test_parse_undirected_edge_gives_two_follows() -> None:
+def test_parse_undirected_edge_returns_two_follows() -> None:
     found = edge_list.parse(["1 0", "15\t0"])
     assert found.follows == [(1, 0), (0, 1), (15, 0), (0, 15)]
     assert found.nodes == [0, 1, 15]
 
 
-def test_parse_directed_edge_gives_one_follow() -> None:
+def test_parse_directed_edge_returns_one_follow() -> None:
     found = edge_list.parse(["1 0", "0 1", "2 1"], directed=True)
     assert found.follows == [(1, 0), (0, 1), (2, 1)]
     assert found.repeats == 0

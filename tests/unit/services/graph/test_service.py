@@ -118,7 +118,7 @@ async def test_list_without_page_size_returns_twenty(graph):
     assert len(answer.users) == 20
 
 
-async def test_list_skips_hidden_users_and_fills_the_page(graph):
+async def test_list_skips_hidden_users_and_fills_page(graph):
     await follow_all(graph, ANN, range(10, 30))
     await graph.call(BEN, "Block", pb.BlockRequest(user_id=29))
     await graph.call(27, "Block", pb.BlockRequest(user_id=BEN))

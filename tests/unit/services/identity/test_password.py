@@ -60,7 +60,7 @@ def test_prehash_of_any_password_has_44_bytes() -> None:
     assert {len(prehash(b"pepper", text)) for text in AWKWARD.values()} == {44}
 
 
-async def test_check_password_of_unknown_account_takes_the_same_work_and_fails(
+async def test_check_password_of_unknown_account_does_same_work_and_fails(
     passwords: Passwords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compares the work instead of the time: each check runs bcrypt once, at the same cost."""

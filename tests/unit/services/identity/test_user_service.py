@@ -143,7 +143,7 @@ async def test_get_user_inactive_is_not_found(identity: Identity, hide: Any) -> 
         await identity.get(1)
 
 
-async def test_update_user_changes_given_fields_only(identity: Identity) -> None:
+async def test_update_user_changes_set_fields_only(identity: Identity) -> None:
     (alice,) = await people(identity, "alice")
     await update(identity, alice, bio="first", location="here")
     user = await update(identity, alice, bio="", display_name="A\u030a")

@@ -1,4 +1,4 @@
-"""Settings that nobody reads are refused: a typing error must not be ignored in silence."""
+"""Tests settings: unknown and invalid ones are refused, so that a typing error is not ignored."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from services.platform.config import CHECKOUT, Settings, default_data_dir, runtime_dir
 
 
-def test_settings_with_an_unknown_variable_names_the_one_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_unknown_variable_suggests_similar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_TIMELIN_MODE", "push")
     with pytest.raises(ValueError, match=r"ROOST_TIMELIN_MODE is not a setting; did you mean ROOST_TIMELINE_MODE\?"):
         Settings()
 
 
-def test_settings_with_a_variable_like_none_says_where_they_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_unknown_variable_without_match_names_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_ZZZ", "1")
     with pytest.raises(ValueError, match=r"ROOST_ZZZ is not a setting; services/platform/config\.py lists"):
         Settings()
@@ -44,7 +44,7 @@ def test_settings_with_a_variable_like_none_says_where_they_are_listed(monkeypat
         ("roost_timeline_mode", "push"),
     ],
 )
-def test_settings_with_a_variable_of_kubernetes_or_the_tests_are_read(
+def test_settings_variables_of_kubernetes_and_tests_are_accepted(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -64,7 +64,7 @@ def test_settings_with_a_variable_of_kubernetes_or_the_tests_are_read(
         ("ROOST_MOON", "services/platform/config.py lists the settings."),
     ],
 )
-def test_settings_with_an_unknown_name_suggest_settings_with_the_same_word(
+def test_settings_unknown_variable_suggests_settings_with_same_word(
     monkeypatch: pytest.MonkeyPatch, variable: str, hint: str
 ) -> None:
     monkeypatch.setenv(variable, "1")
@@ -72,7 +72,7 @@ def test_settings_with_an_unknown_name_suggest_settings_with_the_same_word(
         Settings()
 
 
-def test_settings_with_a_port_that_is_no_link_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_port_variable_not_of_kubernetes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_HTTP_PORT", "8080")
     with pytest.raises(ValueError, match=r"ROOST_HTTP_PORT is not a setting; did you mean ROOST_HTTP_ADDRESS\?"):
         Settings()
@@ -87,7 +87,7 @@ def test_settings_with_a_port_that_is_no_link_are_refused(monkeypatch: pytest.Mo
         (b'family = "\xff"', r"roost\.toml is not a TOML file"),
     ],
 )
-def test_settings_with_a_file_that_does_not_fit_names_it(
+def test_settings_invalid_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, fault: str
 ) -> None:
     (tmp_path / "roost.toml").write_bytes(content)
@@ -96,7 +96,7 @@ def test_settings_with_a_file_that_does_not_fit_names_it(
         Settings()
 
 
-def test_settings_in_a_file_are_read_and_variables_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_file_is_read_and_overridden_by_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "roost.toml").write_text('timeline_mode = "push"\nedit_window_s = 60\n')
     monkeypatch.setenv("ROOST_CONFIG", str(tmp_path / "roost.toml"))
     monkeypatch.setenv("ROOST_EDIT_WINDOW_S", "61")
@@ -104,13 +104,13 @@ def test_settings_in_a_file_are_read_and_variables_win(tmp_path: Path, monkeypat
     assert (found.timeline_mode, found.edit_window_s) == ("push", 61)
 
 
-def test_data_dir_from_another_folder_is_beside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_dir_from_any_folder_is_in_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Settings().data_dir == CHECKOUT / "data"
     assert (CHECKOUT / "scripts" / "up").is_file()
 
 
-def test_data_dir_of_an_installed_package_is_in_the_present_folder(tmp_path: Path) -> None:
+def test_data_dir_of_installed_package_is_in_current_folder(tmp_path: Path) -> None:
     assert default_data_dir(tmp_path) == Path("data")
 
 
@@ -118,7 +118,7 @@ TOKEN = "6a3f0c9be1d24875b0a9c3d2e1f40718"
 
 
 @pytest.mark.parametrize("name", ["operator_token", "mesh_secret"])
-def test_a_secret_of_a_file_is_what_the_file_holds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_secret_file_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "secret").write_text(f"{TOKEN}\n")
     monkeypatch.setenv(f"ROOST_{name.upper()}_FILE", str(tmp_path / "secret"))
     assert getattr(Settings(), name) == TOKEN
@@ -127,7 +127,7 @@ def test_a_secret_of_a_file_is_what_the_file_holds(name: str, tmp_path: Path, mo
         Settings()
 
 
-def test_a_secret_of_a_file_that_holds_none_is_refused(tmp_path: Path) -> None:
+def test_settings_missing_or_empty_secret_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be read from .*: No such file"):
         Settings(operator_token_file=tmp_path / "secret")
     (tmp_path / "secret").write_text("\n")
@@ -135,7 +135,7 @@ def test_a_secret_of_a_file_that_holds_none_is_refused(tmp_path: Path) -> None:
         Settings(operator_token_file=tmp_path / "secret")
 
 
-def test_runtime_dir_of_a_user_without_a_home_is_below_the_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runtime_dir_without_home_is_in_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def home() -> Path:
         raise RuntimeError("no home")
 
@@ -148,19 +148,19 @@ def test_runtime_dir_of_a_user_without_a_home_is_below_the_temporary_folder(monk
 @pytest.mark.parametrize(
     "value", ["a", "correct horse battery", "0123456789abcdef0123456789abcde", "a" * 64, "ab" * 32]
 )
-def test_settings_with_a_secret_that_can_be_guessed_are_refused_without_repeating_it(name: str, value: str) -> None:
+def test_settings_weak_secret_is_refused_without_printing(name: str, value: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Settings(**{name: value})  # type: ignore[arg-type]
     assert "Make one with: openssl rand -hex 32" in str(caught.value)
     assert value == "a" or value not in str(caught.value)
 
 
-def test_settings_with_a_random_secret_are_read() -> None:
+def test_settings_random_secret_is_accepted() -> None:
     for value in ("", secrets.token_hex(16), secrets.token_urlsafe(16), secrets.token_urlsafe(32)):
         assert Settings(mesh_secret=value, operator_token=value).mesh_secret == value
 
 
-def test_settings_take_trusted_proxies_as_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_trusted_proxies_are_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_TRUSTED_PROXIES", "10.0.0.0/8, 2001:db8::/32, 192.0.2.1")
     assert Settings().trusted_proxies == ("10.0.0.0/8", "2001:db8::/32", "192.0.2.1")
     monkeypatch.setenv("ROOST_TRUSTED_PROXIES", "10.0.0.1/8")

@@ -1,4 +1,4 @@
-"""A data directory is its owner's alone, and its small files are whole or absent."""
+"""Tests that data directories are private, and that key files are complete or absent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_open_data_dir_of_an_open_folder_takes_the_rights_of_others(tmp_path: Path) -> None:
+def test_open_data_dir_removes_permissions_of_others(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "search" / "1").mkdir(parents=True)
     for name in ("tweet.db", "tweet.db-wal", "cursor.key", "search/1/meta.json"):
@@ -49,7 +49,7 @@ def test_open_data_dir_of_an_open_folder_takes_the_rights_of_others(tmp_path: Pa
     }
 
 
-def test_open_data_dir_among_other_files_leaves_those_and_the_folder(tmp_path: Path) -> None:
+def test_open_data_dir_keeps_permissions_of_unrelated_files(tmp_path: Path) -> None:
     data = tmp_path / "home"
     data.mkdir(mode=0o755)
     (data / "page.html").touch(mode=0o644)
@@ -65,13 +65,13 @@ def test_open_data_dir_among_other_files_leaves_those_and_the_folder(tmp_path: P
     ]
 
 
-def test_open_data_dir_where_a_file_has_the_name_says_so(tmp_path: Path) -> None:
+def test_open_data_dir_at_a_file_raises_with_reason(tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     with pytest.raises(errors.RoostError, match="data cannot be used: a file has the name of its folder"):
         files.open_data_dir(tmp_path / "data")
 
 
-def test_kept_key_is_made_once_and_private(tmp_path: Path) -> None:
+def test_kept_key_is_created_once_and_private(tmp_path: Path) -> None:
     path = tmp_path / "keys" / "a.key"
     assert files.kept_key(path, lambda: KEY, LOST) == KEY
     assert files.kept_key(path, lambda: bytes(32), LOST) == KEY
@@ -80,7 +80,7 @@ def test_kept_key_is_made_once_and_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 31])
-def test_kept_key_of_another_size_says_what_to_do(tmp_path: Path, size: int) -> None:
+def test_kept_key_of_wrong_size_raises_with_remedy(tmp_path: Path, size: int) -> None:
     path = tmp_path / "a.key"
     path.write_bytes(KEY[:size])
     with pytest.raises(errors.RoostError) as caught:
@@ -89,7 +89,7 @@ def test_kept_key_of_another_size_says_what_to_do(tmp_path: Path, size: int) -> 
         assert part in caught.value.message
 
 
-# Says before each step that reaches the disk which one it is, and dies at the one that is named.
+# Exits before the file operation that argv[2] names.
 _DYING = """
 import os, sys, pathlib
 from services.platform import files
@@ -107,7 +107,7 @@ files.kept_key(pathlib.Path(sys.argv[1]), lambda: b"k" * 32, "")
 
 
 @pytest.mark.parametrize("step", ["open", "fsync", "replace"])
-def test_kept_key_of_a_process_that_died_in_between_is_made_by_the_next(tmp_path: Path, step: str) -> None:
+def test_kept_key_after_crash_is_created_by_next_process(tmp_path: Path, step: str) -> None:
     path = tmp_path / "a.key"
     died = subprocess.run([sys.executable, "-c", _DYING, str(path), step], check=False, timeout=60)
     assert died.returncode == 9

@@ -1,4 +1,4 @@
-"""What every log line says, and what drivers may say during a start. In processes of their own: a process configures its log once."""
+"""Tests log lines, in separate processes because a process configures its log once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lines_of(code: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ran.stderr.splitlines()]
 
 
-def test_every_line_names_the_service_and_the_call_drivers_too() -> None:
+def test_log_lines_of_drivers_and_own_code_contain_service_and_call() -> None:
     found = lines_of(
         """
 trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -47,11 +47,11 @@ driver.warning("theirs %s", 1)
     [
         ("pass", ["ours", "theirs"]),
         ("raise errors.unavailable('Cassandra cannot be reached')", ["ours"]),
-        # Nobody foresaw that: what the drivers said may be the only trace of why.
+        # An unexpected error: the driver's lines may be the only hint of its cause.
         ("raise ValueError", ["ours", "theirs"]),
     ],
 )
-def test_drivers_are_held_during_a_start_and_dropped_if_a_sentence_tells(ends_with: str, events: list[str]) -> None:
+def test_drivers_held_drops_driver_lines_after_roost_error_only(ends_with: str, events: list[str]) -> None:
     found = lines_of(
         f"""
 import contextlib

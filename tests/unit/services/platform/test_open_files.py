@@ -1,4 +1,4 @@
-"""What of a process's descriptors connections may take."""
+"""Tests the limit of open files, and the connections that it allows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Limits = Callable[[int, int], list[tuple[int, int]]]
 
 @pytest.fixture
 def system(monkeypatch: pytest.MonkeyPatch) -> Limits:
-    """Makes a system that allows (soft, hard) descriptors; returns the limits that were set there, first to last."""
+    """Returns a function that fakes the limits (soft, hard) and returns the list of limits set, the first included."""
 
     def make(soft: int, hard: int) -> list[tuple[int, int]]:
         found = [(soft, hard)]
@@ -27,32 +27,32 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Limits:
 
 
 @pytest.mark.parametrize("files", [open_files.LEAST, 1024, 4096, 20_000, open_files.MOST_WANTED])
-def test_connections_leave_the_process_its_own_files(files: int) -> None:
+def test_connection_bounds_leave_own_files(files: int) -> None:
     http, grpc = open_files.http_connections(files), open_files.grpc_connections(files)
     assert min(http, grpc) >= 32
     assert http + grpc <= files - open_files.OWN_FILES
 
 
-def test_raise_limit_takes_what_the_system_allows(system: Limits) -> None:
+def test_raise_limit_sets_hard_limit(system: Limits) -> None:
     found = system(1024, 4096)
     assert open_files.raise_limit() == 4096
     assert found[1:] == [(4096, 4096)]
 
 
 @pytest.mark.parametrize("hard", [1 << 30, resource.RLIM_INFINITY])
-def test_raise_limit_takes_no_more_than_is_wanted(system: Limits, hard: int) -> None:
+def test_raise_limit_sets_at_most_wanted_limit(system: Limits, hard: int) -> None:
     found = system(1024, hard)
     assert open_files.raise_limit() == open_files.MOST_WANTED
     assert found[1:] == [(open_files.MOST_WANTED, hard)]
 
 
-def test_raise_limit_leaves_a_higher_one(system: Limits) -> None:
+def test_raise_limit_keeps_higher_limit(system: Limits) -> None:
     found = system(resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     assert open_files.raise_limit() == open_files.MOST_WANTED
     assert len(found) == 1
 
 
-def test_raise_limit_refuses_a_limit_with_no_room(system: Limits) -> None:
+def test_raise_limit_too_low_hard_limit_raises(system: Limits) -> None:
     system(64, 128)
     with pytest.raises(RoostError, match="may open 128 files, and needs 512"):
         open_files.raise_limit()

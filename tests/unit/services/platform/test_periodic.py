@@ -1,4 +1,4 @@
-"""A periodic job goes on step by step, through failures, and only where it is this process's turn."""
+"""Tests periodic jobs: steps are repeated, also after failures, and only while this process may run them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WITHIN_S = 10.0
 
 
 class Work:
-    """So many items; a failure is raised once where its number of items is left."""
+    """Work of `items` items; a step fails once at each number of remaining items in `fails_at`."""
 
     def __init__(self, items: int, fails_at: Sequence[int] = ()) -> None:
         self.items = items
@@ -46,7 +46,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_job_with_more_than_a_step_goes_on_at_once_and_looks_again_later() -> None:
+async def test_job_full_step_is_repeated_at_once_and_later_steps_follow() -> None:
     work = Work(2 * LIMIT + 1)
     async with running(work):
         await until(lambda: len(work.steps) >= 3)
@@ -55,13 +55,13 @@ async def test_job_with_more_than_a_step_goes_on_at_once_and_looks_again_later()
         await until(lambda: not work.items)
 
 
-async def test_job_whose_step_fails_goes_on_at_its_next_turn() -> None:
+async def test_job_failed_step_is_retried_at_next_interval() -> None:
     work = Work(2 * LIMIT, fails_at=[LIMIT])
     async with running(work):
         await until(lambda: not work.items)
 
 
-async def test_job_of_another_process_is_left_alone_until_it_is_this_ones_turn() -> None:
+async def test_job_runs_no_step_until_may_run_is_true() -> None:
     work, turns = Work(1), iter([False, False, True])
 
     async def may_run() -> bool:
@@ -72,7 +72,7 @@ async def test_job_of_another_process_is_left_alone_until_it_is_this_ones_turn()
     assert next(turns, None) is None
 
 
-async def test_stop_ends_after_the_step_under_way() -> None:
+async def test_stop_waits_for_step_in_progress() -> None:
     begun, end = asyncio.Event(), asyncio.Event()
     done: list[int] = []
 

@@ -166,7 +166,7 @@ async def test_demoted_since_user_promoted_again_is_left_out(subscriber: Celebri
     assert subscriber.is_celebrity(ANN)
 
 
-async def test_new_celebrity_stays_in_fanout_for_the_margin(subscriber: CelebritySubscriber, server: Graph) -> None:
+async def test_new_celebrity_stays_in_fanout_for_margin(subscriber: CelebritySubscriber, server: Graph) -> None:
     server.send(celebrity(ANN, 10_000), end=True)
     await until_received(server)
     assert subscriber.is_celebrity(ANN)

@@ -63,7 +63,7 @@ def test_merge_returns_every_id_below_bound_in_order(ids: dict[int, set[int]], d
 
 
 @given(histories, st.integers(1, 10), st.integers(0, 410), st.integers(0, 300), st.randoms(use_true_random=False))
-def test_merge_continues_below_the_floor(
+def test_merge_continues_below_floor(
     ids: dict[int, set[int]], depth: int, bound: int, floor: int, chance: random.Random
 ) -> None:
     owner = Owner({author: sorted(found) for author, found in ids.items()})

@@ -38,7 +38,7 @@ async def tiers_received(timeline: Timeline) -> None:
         await asyncio.sleep(0)
 
 
-async def test_read_cold_home_builds_it(timeline: Timeline, world: World) -> None:
+async def test_read_cold_home_starts_build(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, 10, 20)
     world.post(READER, 15)
@@ -211,7 +211,7 @@ async def test_many_late_followees_rebuild_old_home(timeline: Timeline, world: W
     assert len(await timeline.whole()) == 40
 
 
-async def test_page_starts_where_last_one_ended(timeline: Timeline, world: World) -> None:
+async def test_page_continues_after_last_page(timeline: Timeline, world: World) -> None:
     world.follow(ANN)
     world.post(ANN, *range(1, 46))
     ids, page, _ = await timeline.read(size=20)

@@ -17,7 +17,7 @@ from services.tweet.writer import AUTHOR_WAIT_S
 from tests.unit.services.tweet.conftest import ANN, BOB, CAT, GRACE_S, Bench, acting, refused
 
 
-async def test_create_tweet_returns_tweet_that_later_reads_return(bench: Bench) -> None:
+async def test_create_tweet_is_returned_by_later_reads(bench: Bench) -> None:
     tweet = await bench.post(text="cafe\u0301")
     assert (tweet.text, tweet.author_id, tweet.author.username) == ("caf\u00e9", ANN, "user1")
     assert tweet.conversation_id == tweet.id

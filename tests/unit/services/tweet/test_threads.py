@@ -166,7 +166,7 @@ def test_thread_pages_equal_recursive_model(
         assert len(page) == page_size
 
 
-async def test_thread_long_ancestor_chain_is_cut_in_the_middle() -> None:
+async def test_thread_long_ancestor_chain_omits_middle() -> None:
     forest = Forest()
     chain = forest.chain(threads.MAX_SHOWN_ANCESTORS + 20)
     for tweet_id in chain[threads.MAX_SHOWN_ANCESTORS - 2 : threads.MAX_SHOWN_ANCESTORS + 2]:

@@ -52,7 +52,7 @@ def test_waves_contain_each_tweet_and_reaction_once() -> None:
     assert Counter(reaction for wave in found for reaction in wave.reactions) == Counter(content.reactions)
 
 
-def test_cast_all_follow_the_star_and_circles_follow_each_other() -> None:
+def test_cast_all_users_follow_star_and_circles_follow_each_other() -> None:
     content = demo.demo_content()
     names = [person.username for person in content.people]
     star = names[1]

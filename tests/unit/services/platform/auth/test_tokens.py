@@ -1,4 +1,4 @@
-"""Access tokens: what is let in, what is refused, and how often identity is asked."""
+"""Tests access tokens: which are accepted, which are refused, and how often keys are fetched."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def refused(verifier: Verifier, token: str) -> errors.RoostError:
     return caught.value
 
 
-async def test_a_token_says_who_calls(verifier: Verifier, signer: Signer) -> None:
+async def test_verify_valid_token_returns_actor(verifier: Verifier, signer: Signer) -> None:
     token = signer.sign(42, 7, {"moderator"}, TTL_S)
     actor = await verifier.verify(token)
     assert (actor.user_id, actor.session_id, actor.roles) == (42, 7, frozenset({"moderator"}))
@@ -99,9 +99,7 @@ async def test_a_token_says_who_calls(verifier: Verifier, signer: Signer) -> Non
     assert verifier.cached(token) == actor
 
 
-async def test_a_token_ends_with_its_time_also_where_it_was_verified_before(
-    verifier: Verifier, signer: Signer, clock: Clock
-) -> None:
+async def test_verify_expired_token_is_refused_despite_cache(verifier: Verifier, signer: Signer, clock: Clock) -> None:
     token = signer.sign(42, 7, (), TTL_S)
     await verifier.verify(token)
     clock.now += TTL_S - 1
@@ -200,17 +198,19 @@ ATTACKS: dict[str, Callable[[bytes], str]] = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
-async def test_whatever_is_wrong_is_unauthenticated(
+async def test_verify_invalid_token_is_unauthenticated(
     attack: Callable[[bytes], str], verifier: Verifier, jwk: bytes
 ) -> None:
     await refused(verifier, attack(jwk))
 
 
-async def test_the_forgery_kit_makes_sound_tokens_too(verifier: Verifier, jwk: bytes) -> None:
+async def test_verify_token_of_test_helper_is_valid(verifier: Verifier, jwk: bytes) -> None:
     assert (await verifier.verify(forged(jwk))).user_id == 42
 
 
-async def test_unknown_keys_do_not_make_identity_busy(verifier: Verifier, identity: Identity, clock: Clock) -> None:
+async def test_verify_unknown_keys_fetches_keys_once_per_interval(
+    verifier: Verifier, identity: Identity, clock: Clock
+) -> None:
     for _ in range(100):
         await refused(verifier, forged(new_key()))
     assert identity.asked == 1
@@ -219,7 +219,7 @@ async def test_unknown_keys_do_not_make_identity_busy(verifier: Verifier, identi
     assert identity.asked == 2
 
 
-async def test_a_new_key_is_found_and_the_old_one_stays_good(
+async def test_verify_new_key_is_fetched_and_old_key_stays_valid(
     verifier: Verifier, identity: Identity, signer: Signer, clock: Clock
 ) -> None:
     await verifier.verify(signer.sign(1, 1, (), TTL_S))
@@ -230,7 +230,7 @@ async def test_a_new_key_is_found_and_the_old_one_stays_good(
     assert (await verifier.verify(signer.sign(3, 3, (), TTL_S))).user_id == 3
 
 
-async def test_a_withdrawn_key_is_forgotten(
+async def test_verify_withdrawn_key_is_refused_after_ttl(
     verifier: Verifier, identity: Identity, signer: Signer, clock: Clock
 ) -> None:
     await verifier.verify(signer.sign(1, 1, (), TTL_S))
@@ -239,7 +239,7 @@ async def test_a_withdrawn_key_is_forgotten(
     await refused(verifier, signer.sign(1, 1, (), TTL_S))
 
 
-async def test_without_keys_nobody_is_told_that_the_token_is_wrong(
+async def test_verify_without_keys_is_unavailable_until_fetched(
     verifier: Verifier, identity: Identity, signer: Signer, clock: Clock
 ) -> None:
     identity.down = True
@@ -256,7 +256,9 @@ async def test_without_keys_nobody_is_told_that_the_token_is_wrong(
     assert (await verifier.verify(signer.sign(2, 1, (), TTL_S))).user_id == 2
 
 
-async def test_keys_are_fetched_in_nobodys_name(verifier: Verifier, identity: Identity, signer: Signer) -> None:
+async def test_key_fetch_runs_without_caller_and_deadline(
+    verifier: Verifier, identity: Identity, signer: Signer
+) -> None:
     reset = context.current_call.set(context.Call(actor=context.Actor(99), deadline=1.0))
     try:
         await verifier.verify(signer.sign(1, 1, (), TTL_S))
@@ -265,7 +267,7 @@ async def test_keys_are_fetched_in_nobodys_name(verifier: Verifier, identity: Id
     assert identity.asked_as == [context.Call()]
 
 
-async def test_the_cache_of_verified_tokens_is_bounded(identity: Identity, signer: Signer, clock: Clock) -> None:
+async def test_verified_token_cache_is_bounded(identity: Identity, signer: Signer, clock: Clock) -> None:
     verifier = Verifier(identity.keys, clock, max_verified=2)
     made = [signer.sign(user_id, 1, (), TTL_S) for user_id in (1, 2, 3)]
     for token in made:
@@ -273,7 +275,7 @@ async def test_the_cache_of_verified_tokens_is_bounded(identity: Identity, signe
     assert [verifier.cached(token) is not None for token in made] == [False, True, True]
 
 
-async def test_a_revoked_session_is_refused_at_once(
+async def test_verify_token_of_revoked_session_is_refused(
     verifier: Verifier, signer: Signer, revocations: Revocations
 ) -> None:
     ended, other = signer.sign(1, 10, (), TTL_S), signer.sign(1, 11, (), TTL_S)
@@ -284,7 +286,7 @@ async def test_a_revoked_session_is_refused_at_once(
     assert verifier.cached(other) is not None
 
 
-async def test_a_revoked_user_is_refused_up_to_that_moment(
+async def test_verify_token_issued_before_user_revocation_is_refused(
     verifier: Verifier, signer: Signer, revocations: Revocations, clock: Clock
 ) -> None:
     before = signer.sign(1, 10, (), TTL_S)
@@ -293,12 +295,12 @@ async def test_a_revoked_user_is_refused_up_to_that_moment(
     after = signer.sign(1, 11, (), TTL_S)
     await refused(verifier, before)
     assert (await verifier.verify(after)).session_id == 11
-    # A late delivery of an older fact takes nothing back.
+    # An older revocation that is delivered late changes nothing.
     revocations.revoke_user(1, clock.now - 100)
     await refused(verifier, before)
 
 
-def test_revocations_are_bounded_and_end_by_themselves(clock: Clock) -> None:
+def test_revocations_are_bounded_and_expire(clock: Clock) -> None:
     revocations = Revocations(clock, TTL_S, max_entries=2)
     for session_id in (1, 2, 3):
         revocations.revoke_session(session_id)
@@ -327,7 +329,7 @@ def delivered(body: str, age_s: float = 0.0, appended_after_s: float = 0.0, **fi
     )
 
 
-async def test_events_revoke(revocations: Revocations) -> None:
+async def test_apply_revoking_events_revoke_tokens(revocations: Revocations) -> None:
     await revocations.apply(
         [
             delivered("session_revoked", user_id=1, session_id=10),
@@ -340,12 +342,12 @@ async def test_events_revoke(revocations: Revocations) -> None:
     actors = [(1, 10), (1, 11), (2, 20), (3, 30), (4, 40), (5, 50)]
     refused = [revocations.is_revoked(context.Actor(*actor), NOW - 1) for actor in actors]
     assert refused == [True, False, True, True, True, False]
-    # A token made between the fact and its commit.
+    # A token issued between the event's time and its append.
     assert revocations.is_revoked(context.Actor(4, 40), NOW + 0.1)
     assert not revocations.is_revoked(context.Actor(2, 20), NOW + 0.1)
 
 
-async def test_events_of_long_ago_revoke_nothing(revocations: Revocations) -> None:
+async def test_apply_events_older_than_token_ttl_revoke_nothing(revocations: Revocations) -> None:
     await revocations.apply(
         [
             delivered("session_revoked", age_s=TTL_S + 1, user_id=1, session_id=10),
@@ -356,9 +358,7 @@ async def test_events_of_long_ago_revoke_nothing(revocations: Revocations) -> No
     assert not revocations.is_revoked(context.Actor(3, 30), NOW - tokens.MAX_TOKEN_TTL_S - 2)
 
 
-async def test_a_token_with_a_time_before_which_it_does_not_hold_holds_from_then_on(
-    verifier: Verifier, jwk: bytes, clock: Clock
-) -> None:
+async def test_verify_token_with_nbf_is_valid_from_then_on(verifier: Verifier, jwk: bytes, clock: Clock) -> None:
     token = forged(jwk, nbf=NOW + 100)
     await refused(verifier, token)
     clock.now += 100

@@ -1,4 +1,4 @@
-"""One load for many callers, nobody poisoned, and nothing older than promised."""
+"""Tests the cache: one load for many callers, no cached errors, and no value older than its TTL."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from services.platform.caching.cache import Cache, SingleFlight
 
 
-class PendingEvents:
-    """Loads values that count up, and waits where a test says so."""
+class Source:
+    """Loads values 1, 2, 3, …; each load waits until `gate` is set."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, ...]] = []
@@ -42,8 +42,8 @@ class Clock:
 
 
 @pytest.fixture
-def source() -> PendingEvents:
-    return PendingEvents()
+def source() -> Source:
+    return Source()
 
 
 @pytest.fixture
@@ -61,14 +61,12 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_concurrent_callers_share_one_load(cache: Cache[str, int], source: PendingEvents) -> None:
+async def test_load_concurrent_callers_share_one_load(cache: Cache[str, int], source: Source) -> None:
     assert await asyncio.gather(*(cache.get_or_load("a", source.one) for _ in range(20))) == [1] * 20
     assert source.calls == [("a",)]
 
 
-async def test_cancelling_one_waiter_leaves_the_others_and_the_load(
-    cache: Cache[str, int], source: PendingEvents
-) -> None:
+async def test_load_cancelled_waiter_does_not_affect_others(cache: Cache[str, int], source: Source) -> None:
     source.gate.clear()
     first, second = (asyncio.create_task(cache.get_or_load("a", source.one)) for _ in range(2))
     await settle()
@@ -81,7 +79,7 @@ async def test_cancelling_one_waiter_leaves_the_others_and_the_load(
     assert len(source.calls) == 1
 
 
-async def test_a_load_goes_on_when_all_who_waited_are_gone(cache: Cache[str, int], source: PendingEvents) -> None:
+async def test_load_continues_after_all_waiters_are_cancelled(cache: Cache[str, int], source: Source) -> None:
     source.gate.clear()
     waiter = asyncio.create_task(cache.get_or_load("a", source.one))
     await settle()
@@ -91,7 +89,7 @@ async def test_a_load_goes_on_when_all_who_waited_are_gone(cache: Cache[str, int
     assert cache.get("a") == 1
 
 
-async def test_a_load_runs_under_nobodys_identity_or_deadline() -> None:
+async def test_load_runs_in_empty_context() -> None:
     actor = contextvars.ContextVar("actor", default="nobody")
     actor.set("alice")
 
@@ -101,7 +99,7 @@ async def test_a_load_runs_under_nobodys_identity_or_deadline() -> None:
     assert await SingleFlight[int, str]().run(1, load) == "nobody"
 
 
-async def test_an_error_reaches_all_who_wait_and_is_not_kept(cache: Cache[str, int], source: PendingEvents) -> None:
+async def test_load_error_reaches_all_waiters_and_is_not_cached(cache: Cache[str, int], source: Source) -> None:
     source.error = ConnectionError("down")
     results = await asyncio.gather(*(cache.get_or_load("a", source.one) for _ in range(3)), return_exceptions=True)
     assert results == [source.error] * 3
@@ -110,7 +108,7 @@ async def test_an_error_reaches_all_who_wait_and_is_not_kept(cache: Cache[str, i
     assert await cache.get_or_load("a", source.one) == 2
 
 
-async def test_values_expire(cache: Cache[str, int], source: PendingEvents, clock: Clock) -> None:
+async def test_get_expired_value_returns_none(cache: Cache[str, int], source: Source, clock: Clock) -> None:
     assert await cache.get_or_load("a", source.one) == 1
     clock.now += 9.9
     assert cache.get("a") == 1
@@ -120,8 +118,8 @@ async def test_values_expire(cache: Cache[str, int], source: PendingEvents, cloc
     assert await cache.get_or_load("a", source.one) == 2
 
 
-async def test_a_stale_value_is_served_while_one_load_replaces_it(
-    cache: Cache[str, int], source: PendingEvents, clock: Clock
+async def test_stale_value_is_returned_during_single_refresh(
+    cache: Cache[str, int], source: Source, clock: Clock
 ) -> None:
     await cache.get_or_load("a", source.one)
     clock.now += 14.9
@@ -134,8 +132,8 @@ async def test_a_stale_value_is_served_while_one_load_replaces_it(
     assert cache.get("a") == 2
 
 
-async def test_a_failed_refresh_keeps_the_stale_value_until_its_end(
-    cache: Cache[str, int], source: PendingEvents, clock: Clock
+async def test_stale_value_after_failed_refresh_is_kept_until_expiry(
+    cache: Cache[str, int], source: Source, clock: Clock
 ) -> None:
     await cache.get_or_load("a", source.one)
     clock.now += 11
@@ -149,7 +147,7 @@ async def test_a_failed_refresh_keeps_the_stale_value_until_its_end(
         await cache.get_or_load("a", source.one)
 
 
-async def test_the_least_recently_used_goes_first(cache: Cache[str, int]) -> None:
+async def test_put_above_bound_evicts_least_recently_used(cache: Cache[str, int]) -> None:
     for key in "abc":
         cache.put(key, 1)
     cache.get("a")
@@ -159,8 +157,8 @@ async def test_the_least_recently_used_goes_first(cache: Cache[str, int]) -> Non
 
 
 @pytest.mark.parametrize("newer", [None, 99])
-async def test_a_load_that_read_too_early_is_not_stored(
-    cache: Cache[str, int], source: PendingEvents, newer: int | None
+async def test_load_overtaken_by_change_is_not_cached(
+    cache: Cache[str, int], source: Source, newer: int | None
 ) -> None:
     source.gate.clear()
     early = asyncio.create_task(cache.get_or_load("a", source.one))
@@ -177,8 +175,8 @@ async def test_a_load_that_read_too_early_is_not_stored(
     assert cache.get("a") == (newer or 2)
 
 
-async def test_a_batch_loads_what_is_missing_in_one_call_and_joins_what_is_under_way(
-    cache: Cache[str, int], source: PendingEvents
+async def test_batch_loads_missing_keys_once_and_joins_loads_in_progress(
+    cache: Cache[str, int], source: Source
 ) -> None:
     cache.put("a", 50)
     source.gate.clear()
@@ -192,18 +190,14 @@ async def test_a_batch_loads_what_is_missing_in_one_call_and_joins_what_is_under
     assert source.calls == [("b",), ("c", "d")]
 
 
-async def test_what_a_batch_does_not_find_is_absent_and_asked_again(
-    cache: Cache[str, int], source: PendingEvents
-) -> None:
+async def test_batch_missing_key_is_absent_and_loaded_again(cache: Cache[str, int], source: Source) -> None:
     source.absent = {"x"}
     assert await cache.batch_get_or_load(["a", "x"], source.many) == {"a": 1}
     assert await cache.batch_get_or_load(["a", "x"], source.many) == {"a": 1}
     assert source.calls == [("a", "x"), ("x",)]
 
 
-async def test_one_who_joined_a_batch_that_found_nothing_loads_for_itself(
-    cache: Cache[str, int], source: PendingEvents
-) -> None:
+async def test_load_joined_to_batch_without_value_runs_own_load(cache: Cache[str, int], source: Source) -> None:
     source.gate.clear()
     source.absent = {"x"}
     batch = asyncio.create_task(cache.batch_get_or_load(["x"], source.many))
@@ -219,9 +213,7 @@ async def test_one_who_joined_a_batch_that_found_nothing_loads_for_itself(
     assert await single == 7
 
 
-async def test_a_refresh_that_finds_nothing_drops_the_value(
-    cache: Cache[str, int], source: PendingEvents, clock: Clock
-) -> None:
+async def test_refresh_without_value_evicts_key(cache: Cache[str, int], source: Source, clock: Clock) -> None:
     await cache.batch_get_or_load(["a"], source.many)
     clock.now += 11
     source.absent = {"a"}

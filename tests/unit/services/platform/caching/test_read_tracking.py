@@ -1,3 +1,5 @@
+"""Tests readings: they hold until a key that they read changes, or is evicted."""
+
 from __future__ import annotations
 
 import asyncio
@@ -10,7 +12,7 @@ from services.platform.caching import read_tracking
 from services.platform.caching.read_tracking import MAX_READ_KEYS, ChangeTracker, reading
 
 
-def test_a_reading_holds_until_something_it_read_changes() -> None:
+def test_reading_holds_until_a_read_key_changes() -> None:
     owner = ChangeTracker()
     with reading() as seen:
         owner.read((1, 2))
@@ -21,7 +23,7 @@ def test_a_reading_holds_until_something_it_read_changes() -> None:
     assert not seen.holds()
 
 
-def test_a_change_between_the_look_and_the_answer_counts() -> None:
+def test_reading_key_changed_during_reading_does_not_hold() -> None:
     owner = ChangeTracker()
     with reading() as seen:
         owner.read((1,))
@@ -29,7 +31,7 @@ def test_a_change_between_the_look_and_the_answer_counts() -> None:
     assert not seen.holds()
 
 
-def test_what_changed_before_does_not_count() -> None:
+def test_reading_key_changed_earlier_holds() -> None:
     owner = ChangeTracker()
     owner.changed((1,))
     with reading() as seen:
@@ -37,7 +39,7 @@ def test_what_changed_before_does_not_count() -> None:
     assert seen.holds()
 
 
-def test_every_owner_counts() -> None:
+def test_reading_of_several_trackers_ends_with_change_of_any() -> None:
     one, other = ChangeTracker(), ChangeTracker()
     with reading() as seen:
         one.read((1,))
@@ -46,13 +48,13 @@ def test_every_owner_counts() -> None:
     assert not seen.holds()
 
 
-def test_nothing_read_holds_never() -> None:
+def test_reading_without_keys_does_not_hold() -> None:
     with reading() as seen:
         pass
     assert not seen.holds()
 
 
-def test_spoilt_is_spoilt_whatever_comes_after() -> None:
+def test_reading_marked_uncacheable_never_holds() -> None:
     owner = ChangeTracker()
     with reading() as seen:
         owner.read((1,))
@@ -61,7 +63,7 @@ def test_spoilt_is_spoilt_whatever_comes_after() -> None:
     assert not seen.holds()
 
 
-def test_too_much_is_not_followed() -> None:
+def test_reading_above_max_keys_does_not_hold() -> None:
     owner = ChangeTracker()
     with reading() as seen:
         owner.read(range(MAX_READ_KEYS))
@@ -72,13 +74,13 @@ def test_too_much_is_not_followed() -> None:
     assert not seen.holds()
 
 
-def test_outside_of_a_reading_nothing_is_noted() -> None:
+def test_read_outside_reading_is_ignored() -> None:
     ChangeTracker().read((1,))
     read_tracking.mark_uncacheable()
     assert read_tracking.current_read_set() is None
 
 
-async def test_two_calls_side_by_side_have_readings_of_their_own() -> None:
+async def test_concurrent_calls_have_separate_readings() -> None:
     owner = ChangeTracker()
 
     async def call(key: int) -> read_tracking.Reading:
@@ -94,20 +96,20 @@ async def test_two_calls_side_by_side_have_readings_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("changes", [1, 5, 50])
-def test_what_is_forgotten_counts_as_changed(changes: int) -> None:
+def test_reading_evicted_key_counts_as_changed(changes: int) -> None:
     owner = ChangeTracker(most=4)
     with reading() as seen:
         owner.read((0,))
     for key in range(1, changes + 1):
         owner.changed((key,))
     assert len(owner._young) + len(owner._old) <= 8
-    # With ten keys a half is full at least twice.
+    # With 4 keys per half, 8 changes evict every earlier key.
     assert seen.holds() == (changes < 8)
 
 
 @given(st.lists(st.one_of(st.integers(0, 7), st.sampled_from(["read", "look"])), max_size=60))
-def test_nothing_holds_that_changed(steps: list[int | str]) -> None:
-    """Against a model that forgets nothing: what holds is unchanged. (What is unchanged need not hold for ever.)"""
+def test_reading_that_holds_is_unchanged_in_model(steps: list[int | str]) -> None:
+    """A reading that holds has no key that changed in a model without eviction. The reverse need not be true."""
     owner = ChangeTracker(most=3)
     last = dict.fromkeys(range(8), 0)
     kept: list[tuple[read_tracking.Reading, tuple[int, ...], int]] = []

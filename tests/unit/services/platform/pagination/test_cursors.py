@@ -1,4 +1,4 @@
-"""A cursor opens only as it was sealed: same list, same owner, every bit."""
+"""Tests cursors: they open only for the list and owner that they were sealed for, and unaltered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKEN = CURSORS.seal("home", 7, 123, "slate")
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(codec="utf-8"), max_size=20), max_size=5))
-def test_what_was_sealed_comes_back(values: list[int | str]) -> None:
+def test_open_sealed_cursor_returns_values(values: list[int | str]) -> None:
     assert CURSORS.open(CURSORS.seal("home", 7, *values), "home", 7) == tuple(values)
 
 
@@ -24,24 +24,24 @@ def refused(token: str, list_name: str = "home", owner_id: int = 7, cursors: Cur
     return caught.value.code.name == "INVALID_ARGUMENT" and caught.value.violations[0].field == "cursor"
 
 
-def test_another_list_owner_or_key_does_not_open_it() -> None:
+def test_open_cursor_of_another_list_owner_or_key_is_refused() -> None:
     assert refused(TOKEN, list_name="user")
     assert refused(TOKEN, owner_id=8)
     assert refused(TOKEN, cursors=Cursors(b"x" * 32))
 
 
-def test_list_and_owner_do_not_run_into_each_other() -> None:
+def test_open_list_and_owner_are_delimited() -> None:
     assert refused(CURSORS.seal("home", 17), list_name="home1", owner_id=7)
 
 
 @pytest.mark.parametrize(
     "token", ["", "=", "a", "!!!!", "é", "\udc00", "0" * 22, "A" * 10_000, TOKEN + "=", TOKEN + "\n", TOKEN * 2]
 )
-def test_what_is_no_cursor_is_refused(token: str) -> None:
+def test_open_malformed_cursor_is_refused(token: str) -> None:
     assert refused(token)
 
 
-def test_every_change_of_one_character_and_every_cut_is_refused() -> None:
+def test_open_altered_or_truncated_cursor_is_refused() -> None:
     for i in range(len(TOKEN)):
         assert refused(TOKEN[:i])
         for other in "A_!=":
@@ -49,12 +49,12 @@ def test_every_change_of_one_character_and_every_cut_is_refused() -> None:
                 assert refused(TOKEN[:i] + other + TOKEN[i + 1 :])
 
 
-def test_cursors_are_opaque_and_fit_a_url_and_the_limit() -> None:
+def test_seal_cursor_is_url_safe_and_bounded() -> None:
     assert TOKEN.replace("-", "").replace("_", "").isalnum()
     with pytest.raises(ValueError, match="characters"):
         CURSORS.seal("home", 7, "x" * MAX_CURSOR_CHARS)
 
 
-def test_a_short_key_is_refused() -> None:
+def test_cursors_short_key_raises_value_error() -> None:
     with pytest.raises(ValueError, match="key"):
         Cursors(b"short")

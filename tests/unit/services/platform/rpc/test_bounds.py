@@ -1,4 +1,4 @@
-"""Lists are bounded before their items are looked at, at every depth."""
+"""Tests the bounds of lists: they are checked before the items, at every depth."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def refused(bounds: Bounds, message: object) -> list[tuple[str, str]]:
     return [(one.field, one.message) for one in error.value.violations]
 
 
-def test_check_list_at_its_bound_passes_and_one_more_is_refused() -> None:
+def test_check_list_above_max_items_is_refused() -> None:
     bounds = Bounds(user_service_pb2.BatchGetUsersRequest.DESCRIPTOR)
     bounds.check(user_service_pb2.BatchGetUsersRequest(ids=[0] * 100))
     too_long = user_service_pb2.BatchGetUsersRequest(ids=[0] * 101)
     assert refused(bounds, too_long) == [("ids", "must hold at most 100 items")]
 
 
-def test_check_list_inside_a_list_of_messages_is_named_by_its_path() -> None:
+def test_check_nested_list_above_max_items_is_named_by_path() -> None:
     request = timeline_service_pb2.AppendHomeEntriesRequest()
     request.entries.add(user_ids=[1] * 1000)
     ENTRIES.check(request)
@@ -37,23 +37,23 @@ def test_check_list_inside_a_list_of_messages_is_named_by_its_path() -> None:
     assert refused(ENTRIES, request) == [("entries[1].user_ids", "must hold at most 1000 items")]
 
 
-def test_check_outer_list_comes_before_any_message_inside() -> None:
+def test_check_outer_list_is_checked_before_its_messages() -> None:
     request = timeline_service_pb2.AppendHomeEntriesRequest()
     request.entries.extend([timeline_service_pb2.HomeEntry(user_ids=[1] * 1001)] * 10_001)
     assert refused(ENTRIES, request) == [("entries", "must hold at most 10000 items")]
 
 
-def test_most_counts_every_depth() -> None:
+def test_most_includes_nested_lists() -> None:
     assert ENTRIES.most == 10_000 + 10_000 * 1000
     assert Bounds(tweet_service_pb2.CreateTweetRequest.DESCRIPTOR).most == 4
 
 
-def test_bounds_without_a_list_are_false() -> None:
+def test_bounds_of_message_without_lists_are_false() -> None:
     assert not Bounds(graph_service_pb2.FollowRequest.DESCRIPTOR)
     assert Bounds(ranking_service_pb2.RankTweetsRequest.DESCRIPTOR)
 
 
-def test_bounds_of_an_unbounded_list_or_a_type_that_holds_itself_are_refused() -> None:
+def test_bounds_unbounded_list_or_recursive_type_raises_type_error() -> None:
     with pytest.raises(TypeError, match="no max_items"):
         Bounds(user_service_pb2.BatchGetUsersResponse.DESCRIPTOR)
     with pytest.raises(TypeError, match=r"no max_items|holds itself"):

@@ -1,4 +1,4 @@
-"""Which address a request came from, and what limits count it as."""
+"""Tests the client address of a request, and the key that limits count it by."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ PROXY = "10.0.0.1"
 @pytest.mark.parametrize(
     ("peer", "lines", "client"),
     [
-        # Nobody but a trusted proxy is believed.
+        # The header of an untrusted peer is ignored.
         ("192.0.2.1", ["198.51.100.7"], "192.0.2.1"),
         (PROXY, [], PROXY),
         (PROXY, ["198.51.100.7"], "198.51.100.7"),
         ("::ffff:10.0.0.1", ["198.51.100.7"], "198.51.100.7"),
         ("2001:db8:f::1", ["2001:db8:1::5"], "2001:db8:1::5"),
-        # The right-most that is not ours; what stands to its left the client may have written.
+        # The right-most untrusted address; the client may have written all to the left of it.
         (PROXY, ["203.0.113.9, 198.51.100.7"], "198.51.100.7"),
         (PROXY, ["203.0.113.9, 198.51.100.7, 10.0.0.2"], "198.51.100.7"),
         (PROXY, ["203.0.113.9", "198.51.100.7"], "198.51.100.7"),
         (PROXY, ["rubbish, 198.51.100.7"], "198.51.100.7"),
-        # All are ours: the first of them asks.
+        # All are trusted: the left-most is the client.
         (PROXY, ["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
-        # Spellings that proxies use.
+        # Formats that proxies use.
         (PROXY, ["198.51.100.7:4711"], "198.51.100.7"),
         (PROXY, ["[2001:db8:1::5]:4711"], "2001:db8:1::5"),
         (PROXY, ["[2001:db8:1::5]"], "2001:db8:1::5"),
         (PROXY, ["::ffff:198.51.100.7"], "198.51.100.7"),
-        # Not an address: the peer.
+        # No address: the peer is the client.
         (PROXY, ["unknown"], PROXY),
         (PROXY, ["198.51.100.7, "], PROXY),
         (PROXY, [""], PROXY),
@@ -41,16 +41,16 @@ PROXY = "10.0.0.1"
         ("", ["198.51.100.7"], ""),
     ],
 )
-def test_client_behind_proxies(peer: str, lines: list[str], client: str) -> None:
+def test_client_behind_trusted_proxies_is_rightmost_untrusted_address(peer: str, lines: list[str], client: str) -> None:
     assert PROXIES.client(peer, lines) == client
 
 
-def test_client_without_trusted_proxies_is_the_peer() -> None:
+def test_client_without_trusted_proxies_is_peer() -> None:
     assert TrustedProxies(()).client(PROXY, ["198.51.100.7"]) == PROXY
     assert not TrustedProxies(()).trusts(PROXY)
 
 
-def test_networks_that_are_none_are_refused() -> None:
+def test_networks_malformed_network_raises_value_error() -> None:
     with pytest.raises(ValueError, match="nowhere"):
         networks(["nowhere"])
 
@@ -65,11 +65,11 @@ def test_networks_that_are_none_are_refused() -> None:
         ("", ""),
     ],
 )
-def test_address_of_a_grpc_peer(peer: str, address: str) -> None:
+def test_of_grpc_peer_returns_address_without_port(peer: str, address: str) -> None:
     assert of_grpc_peer(peer) == address
 
 
-def test_client_key_of_an_ipv6_customer_is_their_network() -> None:
+def test_client_key_ipv6_address_is_its_64_bit_network() -> None:
     assert client_key("2001:db8::1") == client_key("2001:db8::ffff") != client_key("2001:db8:0:1::1")
     assert client_key("192.0.2.1") == "192.0.2.1"
     assert client_key("::ffff:192.0.2.1") == "192.0.2.1"

@@ -1,4 +1,4 @@
-"""What is under way at once is bounded, for each and in all."""
+"""Tests the bounds of concurrent calls, per key and in total."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.platform.rpc.concurrency import ConcurrencyLimit
 from services.platform.rpc.errors import RoostError
 
 
-def test_hold_beyond_a_keys_share_is_refused_until_one_ends() -> None:
+def test_hold_above_bound_per_key_is_resource_exhausted_until_release() -> None:
     limit = ConcurrencyLimit("calls", most=10, most_per_key=2)
     with limit.hold("a"):
         with limit.hold("a"), pytest.raises(RoostError, match="from one address") as caught, limit.hold("a"):
@@ -23,7 +23,7 @@ def test_hold_beyond_a_keys_share_is_refused_until_one_ends() -> None:
     assert limit.total == 0
 
 
-def test_hold_beyond_all_is_unavailable_whatever_the_key() -> None:
+def test_hold_above_total_bound_is_unavailable_for_any_key() -> None:
     limit = ConcurrencyLimit("calls", most=3, most_per_key=2)
     with ExitStack() as held:
         for key in "aab":
@@ -33,7 +33,7 @@ def test_hold_beyond_all_is_unavailable_whatever_the_key() -> None:
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
 
 
-def test_hold_ends_with_an_exception_too_and_keeps_no_key() -> None:
+def test_hold_exception_releases_key() -> None:
     limit = ConcurrencyLimit("calls", most=3, most_per_key=2)
     with pytest.raises(ValueError, match="x"), limit.hold("a"):
         raise ValueError("x")

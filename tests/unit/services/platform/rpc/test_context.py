@@ -1,4 +1,4 @@
-"""What a call carries."""
+"""Tests the context of a call."""
 
 from __future__ import annotations
 

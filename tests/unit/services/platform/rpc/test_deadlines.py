@@ -1,4 +1,4 @@
-"""A deadline that costs nothing until something is waited for."""
+"""Tests deadlines: no timer runs until the awaitable waits for the first time."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ async def answer(value: int, *waits: float) -> int:
 
 
 @pytest.mark.parametrize("deadline", [0.0, NEVER])
-async def test_what_does_not_wait_is_never_late(deadline: float) -> None:
+async def test_with_deadline_past_awaitable_without_wait_returns(deadline: float) -> None:
     assert await with_deadline(deadline, answer(1)) == 1
 
 
 @pytest.mark.parametrize("left_s", [LONG_S, NEVER])
-async def test_what_waits_within_its_time_answers(left_s: float) -> None:
+async def test_with_deadline_awaitable_within_time_returns(left_s: float) -> None:
     assert await with_deadline(monotonic() + left_s, answer(2, 0.0, 0.01, 0.0)) == 2
 
 
-async def test_what_waits_longer_is_cancelled() -> None:
+async def test_with_deadline_exceeded_cancels_awaitable() -> None:
     ended = asyncio.Event()
 
     async def work() -> None:
@@ -41,12 +41,12 @@ async def test_what_waits_longer_is_cancelled() -> None:
     with pytest.raises(TimeoutError):
         await with_deadline(monotonic() + 0.01, work())
     assert ended.is_set()
-    # The task that waited goes on as if nothing had been cancelled.
+    # The timeout must not leave a cancellation pending in this task.
     await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("left_s", [LONG_S, NEVER])
-async def test_a_first_step_that_the_caller_made_is_not_made_again(left_s: float) -> None:
+async def test_with_deadline_started_coroutine_continues_after_first_step(left_s: float) -> None:
     work = answer(3, 0.01)
     assert await with_deadline(monotonic() + left_s, work, work.send(None)) == 3
     late = answer(4, LONG_S)
@@ -54,7 +54,7 @@ async def test_a_first_step_that_the_caller_made_is_not_made_again(left_s: float
         await with_deadline(monotonic() + 0.01, late, late.send(None))
 
 
-async def test_a_cancellation_from_outside_is_no_time_out() -> None:
+async def test_with_deadline_cancelled_by_caller_raises_cancelled_error() -> None:
     task = asyncio.create_task(_awaited(with_deadline(monotonic() + LONG_S, answer(1, LONG_S))))
     await asyncio.sleep(0.01)
     task.cancel()
@@ -62,7 +62,7 @@ async def test_a_cancellation_from_outside_is_no_time_out() -> None:
         await task
 
 
-async def test_the_inner_of_two_deadlines_is_told_from_the_outer() -> None:
+async def test_with_deadline_nested_only_expired_deadline_raises_timeout() -> None:
     async def inner() -> str:
         try:
             await with_deadline(monotonic() + 0.01, answer(1, LONG_S))
@@ -76,7 +76,7 @@ async def test_the_inner_of_two_deadlines_is_told_from_the_outer() -> None:
         await with_deadline(monotonic() + 0.01, _awaited(with_deadline(monotonic() + LONG_S, answer(1, LONG_S))))
 
 
-async def test_exceptions_pass_from_before_and_after_the_first_wait() -> None:
+async def test_with_deadline_exception_before_or_after_first_wait_is_raised() -> None:
     async def fails(wait: bool) -> None:
         if wait:
             await asyncio.sleep(0)

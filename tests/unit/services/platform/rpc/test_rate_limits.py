@@ -1,4 +1,4 @@
-"""A bucket lets its limit through at once, refills evenly, keeps people apart and stays bounded."""
+"""Tests token buckets (burst, refill, separate keys, bounded memory) and the limits of failed log-ins."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from services.platform.rpc.reasons import Reason
 from services.platform.transport.inprocess_calls import rpc_error
 
 
-def test_the_limit_passes_and_the_next_is_told_when_to_come_back() -> None:
+def test_take_above_limit_is_refused_with_retry_time() -> None:
     bucket = Bucket("read", 10)
     verdicts = [bucket.take("a", 100.0) for _ in range(11)]
     assert [one.allowed for one in verdicts] == [True] * 10 + [False]
@@ -39,7 +39,7 @@ def test_the_limit_passes_and_the_next_is_told_when_to_come_back() -> None:
     assert bucket.take("b", 100.0).allowed
 
 
-def test_a_refusal_costs_nothing() -> None:
+def test_take_refused_consumes_no_token() -> None:
     bucket = Bucket("read", 2)
     for _ in range(50):
         bucket.take("a", 0.0)
@@ -47,7 +47,7 @@ def test_a_refusal_costs_nothing() -> None:
 
 
 @given(st.integers(1, 50), st.lists(st.floats(0, 5), max_size=200))
-def test_no_window_lets_more_through_than_limit_and_refill(limit: int, steps: list[float]) -> None:
+def test_take_any_window_allows_at_most_limit_and_refill(limit: int, steps: list[float]) -> None:
     bucket, now, passed = Bucket("x", limit), 0.0, 0
     for step in steps:
         now += step
@@ -55,7 +55,7 @@ def test_no_window_lets_more_through_than_limit_and_refill(limit: int, steps: li
     assert passed <= limit + now * limit / 60 + 1
 
 
-def test_buckets_are_bounded_and_full_ones_go_first() -> None:
+def test_buckets_above_bound_evict_full_buckets_first() -> None:
     bucket = Bucket("x", 2, max_buckets=100)
     for number in range(99):
         bucket.take(number, 0.0)
@@ -81,8 +81,8 @@ HOME, ELSEWHERE = "192.0.2.1", "198.51.100.7"
 WRONG = errors.unauthenticated("the username or the password is wrong", Reason.WRONG_CREDENTIALS)
 
 
-class Door:
-    """Log-ins, and other methods, as both protocols count them."""
+class LimitedApi:
+    """Applies the rate limits as both protocols do, on a fake clock."""
 
     def __init__(self, **settings: Any) -> None:
         self.clock = Clock()
@@ -96,7 +96,7 @@ class Door:
     def log_in(
         self, address: str, error: Exception | None = WRONG, username: str = "ada", method: str = "Login"
     ) -> str:
-        """What one attempt comes to: "in", "wrong" or "limited"."""
+        """Returns the result of one attempt: "in", "wrong" or "limited"."""
         request = methods()[f"/roost.identity.v1.AuthService/{method}"].request(username=username)
         try:
             with self.limit(method).attempt(request, 0, address):
@@ -107,96 +107,96 @@ class Door:
         return "in"
 
     def besiege(self) -> None:
-        """Guesses at the account from many addresses, until those are slowed."""
+        """Guesses the password from many addresses until unknown addresses are slowed."""
         for number in range(STRANGERS_FAILURES // FAILURES + 1):
             for _ in range(FAILURES):
                 self.log_in(f"203.0.113.{number}")
 
 
-def test_limit_of_login_class_counts_by_address_whatever_token_comes_along() -> None:
-    limit = Door(logins_per_minute=2).limit("Login")
+def test_limit_of_login_class_counts_by_address_despite_token() -> None:
+    limit = LimitedApi(logins_per_minute=2).limit("Login")
     assert [limit.take(user_id, HOME).allowed for user_id in (0, 1, 2, 3)] == [True, True, False, False]
     assert limit.take(1, ELSEWHERE).allowed
 
 
-def test_limit_of_reads_counts_by_user_and_by_address_without_one() -> None:
-    limit = Door(reads_per_minute=1).limit("ListSessions")
+def test_limit_of_reads_counts_by_user_and_anonymous_by_address() -> None:
+    limit = LimitedApi(reads_per_minute=1).limit("ListSessions")
     assert [limit.take(7, HOME).allowed, limit.take(7, ELSEWHERE).allowed, limit.take(8, HOME).allowed] == [1, 0, 1]
     assert [limit.take(0, HOME).allowed, limit.take(0, HOME).allowed] == [True, False]
 
 
-def test_attempts_at_one_account_from_one_address_are_limited_and_come_back() -> None:
-    door = Door()
-    assert [door.log_in(HOME) for _ in range(FAILURES + 2)] == ["wrong"] * FAILURES + ["limited"] * 2
-    assert door.log_in(HOME, username="bob") == "wrong"
+def test_attempts_of_one_address_at_one_account_are_limited_until_refill() -> None:
+    api = LimitedApi()
+    assert [api.log_in(HOME) for _ in range(FAILURES + 2)] == ["wrong"] * FAILURES + ["limited"] * 2
+    assert api.log_in(HOME, username="bob") == "wrong"
     with (
         pytest.raises(errors.RoostError) as caught,
-        door.limit("Login").attempt(pb.LoginRequest(username="ada"), 0, HOME),
+        api.limit("Login").attempt(pb.LoginRequest(username="ada"), 0, HOME),
     ):
         pass
     assert caught.value.retry_after_s == pytest.approx(FAILURES_WINDOW_S / FAILURES)
-    door.clock.now += FAILURES_WINDOW_S / FAILURES + 0.1
-    assert [door.log_in(HOME) for _ in range(2)] == ["wrong", "limited"]
+    api.clock.now += FAILURES_WINDOW_S / FAILURES + 0.1
+    assert [api.log_in(HOME) for _ in range(2)] == ["wrong", "limited"]
 
 
 @pytest.mark.parametrize("spelling", ["ADA", " ada ", "@ada", "\uff21da"])
-def test_attempts_with_another_spelling_of_the_account_count_for_the_same(spelling: str) -> None:
-    door = Door()
+def test_attempts_with_another_spelling_count_for_same_account(spelling: str) -> None:
+    api = LimitedApi()
     for _ in range(FAILURES):
-        door.log_in(HOME, username=spelling)
-    assert door.log_in(HOME) == "limited"
+        api.log_in(HOME, username=spelling)
+    assert api.log_in(HOME) == "limited"
 
 
-def test_attempts_that_succeed_give_back_what_they_took() -> None:
-    door = Door()
-    assert [door.log_in(HOME, None) for _ in range(5 * FAILURES)] == ["in"] * 5 * FAILURES
+def test_attempts_successful_consume_no_token() -> None:
+    api = LimitedApi()
+    assert [api.log_in(HOME, None) for _ in range(5 * FAILURES)] == ["in"] * 5 * FAILURES
 
 
 @pytest.mark.parametrize(
     "error",
     [errors.unavailable("down"), errors.resource_exhausted("queue"), errors.invalid_argument("a rule is broken")],
 )
-def test_attempts_that_nobody_looked_at_are_no_guesses(error: errors.RoostError) -> None:
-    door = Door()
-    assert {door.log_in(HOME, error) for _ in range(5 * FAILURES)} == {"wrong"}
+def test_attempts_failed_before_password_check_consume_no_token(error: errors.RoostError) -> None:
+    api = LimitedApi()
+    assert {api.log_in(HOME, error) for _ in range(5 * FAILURES)} == {"wrong"}
 
 
-def test_attempts_that_end_in_an_error_of_a_stub_count_alike() -> None:
-    door = Door()
+def test_attempts_wrong_credentials_from_stub_are_counted() -> None:
+    api = LimitedApi()
     for _ in range(FAILURES):
-        with pytest.raises(grpc.aio.AioRpcError), door.limit("Login").attempt(pb.LoginRequest(username="ada"), 0, HOME):
+        with pytest.raises(grpc.aio.AioRpcError), api.limit("Login").attempt(pb.LoginRequest(username="ada"), 0, HOME):
             raise rpc_error(WRONG, ())
-    assert door.log_in(HOME) == "limited"
+    assert api.log_in(HOME) == "limited"
 
 
-def test_attackers_from_anywhere_do_not_lock_the_owner_out() -> None:
-    door = Door()
-    assert door.log_in(HOME, None) == "in"
-    door.besiege()
-    # Neither where the owner logged in before, nor on a new device; and mistakes are allowed for in both places.
-    assert [door.log_in(HOME), door.log_in(HOME), door.log_in(HOME, None)] == ["wrong", "wrong", "in"]
-    assert [door.log_in(ELSEWHERE), door.log_in(ELSEWHERE, None)] == ["wrong", "in"]
+def test_attempts_of_attackers_do_not_lock_out_owner() -> None:
+    api = LimitedApi()
+    assert api.log_in(HOME, None) == "in"
+    api.besiege()
+    # The owner may log in at the known address and at a new one, and may mistype the password at both.
+    assert [api.log_in(HOME), api.log_in(HOME), api.log_in(HOME, None)] == ["wrong", "wrong", "in"]
+    assert [api.log_in(ELSEWHERE), api.log_in(ELSEWHERE, None)] == ["wrong", "in"]
 
 
-def test_attackers_from_many_addresses_are_slowed() -> None:
-    door = Door()
-    door.besiege()
-    assert [door.log_in(ELSEWHERE) for _ in range(5)] == ["wrong"] * SLOWED_FAILURES + ["limited"] * 2
-    assert door.log_in(ELSEWHERE, username="bob") == "wrong"
+def test_attempts_from_many_addresses_are_slowed() -> None:
+    api = LimitedApi()
+    api.besiege()
+    assert [api.log_in(ELSEWHERE) for _ in range(5)] == ["wrong"] * SLOWED_FAILURES + ["limited"] * 2
+    assert api.log_in(ELSEWHERE, username="bob") == "wrong"
 
 
-def test_answers_that_prove_nothing_make_no_address_the_owners() -> None:
-    door = Door()
+def test_attempts_without_proof_do_not_register_owner_address() -> None:
+    api = LimitedApi()
     for _ in range(FAILURES):
-        assert door.log_in(ELSEWHERE, None, method="RequestPasswordReset") == "in"
-    assert door.log_in(ELSEWHERE, None, method="RequestPasswordReset") == "limited"
-    door.besiege()
-    door.clock.now += FAILURES_WINDOW_S
-    assert [door.log_in(ELSEWHERE) for _ in range(4)].count("wrong") <= SLOWED_FAILURES + 1
+        assert api.log_in(ELSEWHERE, None, method="RequestPasswordReset") == "in"
+    assert api.log_in(ELSEWHERE, None, method="RequestPasswordReset") == "limited"
+    api.besiege()
+    api.clock.now += FAILURES_WINDOW_S
+    assert [api.log_in(ELSEWHERE) for _ in range(4)].count("wrong") <= SLOWED_FAILURES + 1
 
 
-def test_change_of_password_counts_for_the_account_of_the_token() -> None:
-    limit = Door().limit("ChangePassword")
+def test_attempts_change_password_counts_for_account_of_token() -> None:
+    limit = LimitedApi().limit("ChangePassword")
     denied = errors.permission_denied("the current password is wrong", Reason.WRONG_CREDENTIALS)
     seen = []
     for user_id in (*[7] * (FAILURES + 1), 8):
@@ -206,7 +206,7 @@ def test_change_of_password_counts_for_the_account_of_the_token() -> None:
     assert seen == ["WRONG_CREDENTIALS"] * FAILURES + ["RATE_LIMITED", "WRONG_CREDENTIALS"]
 
 
-def test_known_owners_are_bounded() -> None:
+def test_attempts_known_owner_addresses_are_bounded() -> None:
     attempts = Attempts(Clock(), max_owners=3)
     for number in range(10):
         with attempts.counted(["ada"], f"192.0.2.{number}", proves=True):
@@ -214,14 +214,14 @@ def test_known_owners_are_bounded() -> None:
     assert len(attempts._owners) == 3
 
 
-def test_every_class_of_the_contract_has_its_numbers_and_off_means_none() -> None:
+def test_limit_of_every_declared_class_exists_unless_disabled() -> None:
     limited = [method for method in methods().values() if method.policy.rate_limit != options.RATE_LIMIT_UNSPECIFIED]
     assert all(RateLimits(Settings()).limit_of(method) for method in limited)
     assert not any(RateLimits(Settings(rate_limits=False)).limit_of(method) for method in limited)
 
 
-def test_methods_that_name_an_account_say_so_in_the_contract() -> None:
-    """Who is asked about in public, by name or address, is declared: a new method of the class cannot forget it."""
+def test_limit_of_methods_with_account_field_names_account() -> None:
+    """Every method of the class RATE_LIMIT_AUTH with a username or email field must declare which account it names."""
     limits = RateLimits(Settings())
     named = set()
     for method in methods().values():

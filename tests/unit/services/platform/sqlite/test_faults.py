@@ -52,7 +52,7 @@ def make_folder(path: Path) -> None:
         (make_folder, ("a folder has its name", "move that away")),
     ],
 )
-async def test_open_damaged_file_error_gives_advice(
+async def test_open_damaged_file_error_contains_remedy(
     tmp_path: Path, spoil: Callable[[Path], None], words: tuple[str, ...]
 ) -> None:
     path = tmp_path / "tweet.db"
@@ -76,7 +76,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("free_bytes", [0, 4_096, 16_384])
-async def test_open_full_disk_error_gives_advice(small_disk: Path, free_bytes: int) -> None:
+async def test_open_full_disk_error_contains_remedy(small_disk: Path, free_bytes: int) -> None:
     (small_disk / "filler").write_bytes(bytes(65_536 - free_bytes))
     assert "the disk is full" in await refusal(small_disk / "tweet.db")
 

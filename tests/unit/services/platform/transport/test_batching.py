@@ -1,4 +1,4 @@
-"""Calls that leave together travel as one, and are answered as if each had come alone: over real sockets."""
+"""Tests batching over real sockets: concurrent calls share one RPC and get the same responses as single calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECRET = "0123456789abcdef" * 2
 
 
 class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
-    """Answers with who asked; some ids fail, one is slow."""
+    """Records the callers; ids 404 and 503 fail, id 9 waits for `release`."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -65,12 +65,12 @@ class Rig:
     def stub(self) -> tweet_service_pb2_grpc.TweetServiceStub:
         return tweet_service_pb2_grpc.TweetServiceStub(self.channel)
 
-    def envelopes(self) -> int:
+    def batches(self) -> int:
         return sum(name.endswith("/Call") for name in self.sent)
 
 
 class Watched(MeshChannel):
-    """A channel that notes the methods of the calls that it starts."""
+    """A channel that records the method of each call."""
 
     def __init__(self, target: str, sent: list[str]) -> None:
         super().__init__(target, "timeline", SECRET)
@@ -103,19 +103,19 @@ def get(tweet_id: int) -> tweet_service_pb2.GetTweetRequest:
     return tweet_service_pb2.GetTweetRequest(tweet_id=tweet_id)
 
 
-async def test_calls_of_one_turn_leave_together(rig: Rig) -> None:
+async def test_calls_of_one_loop_iteration_share_batch(rig: Rig) -> None:
     answers = await asyncio.gather(*(rig.stub.GetTweet(get(i)) for i in range(1, 9)))
     assert [answer.tweet.id for answer in answers] == list(range(1, 9))
-    assert rig.envelopes() == 1
+    assert rig.batches() == 1
     assert len(rig.sent) == 1
 
 
-async def test_a_call_alone_is_an_ordinary_call(rig: Rig) -> None:
+async def test_single_call_is_sent_without_batch(rig: Rig) -> None:
     assert (await rig.stub.GetTweet(get(7))).tweet.id == 7
     assert rig.sent == ["/roost.tweet.v1.TweetService/GetTweet"]
 
 
-async def test_what_waits_leaves_when_an_envelope_is_back(rig: Rig) -> None:
+async def test_queued_calls_are_sent_in_few_batches(rig: Rig) -> None:
     async def one(i: int) -> int:
         return int((await rig.stub.GetTweet(get(i))).tweet.id)
 
@@ -128,53 +128,53 @@ async def test_what_waits_leaves_when_an_envelope_is_back(rig: Rig) -> None:
     assert len(rig.sent) <= 1 + MAX_ENVELOPES + 1
 
 
-async def test_each_call_has_its_own_status(rig: Rig) -> None:
+async def test_batched_calls_have_separate_statuses(rig: Rig) -> None:
     found = await asyncio.gather(*(rig.stub.GetTweet(get(i)) for i in (1, 404, 2, 503)), return_exceptions=True)
-    assert rig.envelopes() == 1
+    assert rig.batches() == 1
     one, missing, two, later = found
     assert (one.tweet.id, two.tweet.id) == (1, 2)  # type: ignore[union-attr]
     assert isinstance(missing, grpc.aio.AioRpcError)
     assert missing.code() is grpc.StatusCode.NOT_FOUND
     assert isinstance(later, grpc.aio.AioRpcError)
-    # The details came along: a retry time is one of them.
+    # Error details such as the retry time are kept.
     assert errors.from_rpc(later).retry_after_s == 2.5
 
 
-async def test_each_call_has_its_own_caller_actor_and_request_id(rig: Rig) -> None:
+async def test_batched_calls_have_separate_caller_actor_and_request_id(rig: Rig) -> None:
     async def asked_by(request_id: str) -> None:
         current_call.set(Call(request_id=request_id, traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01"))
         await rig.stub.GetTweet(get(1))
 
     await asyncio.gather(asked_by("r1"), asked_by("r2"))
-    assert rig.envelopes() == 1
+    assert rig.batches() == 1
     assert sorted(call.request_id for call in rig.servicer.calls) == ["r1", "r2"]
     assert {call.caller for call in rig.servicer.calls} == {"timeline"}
     assert {call.actor.user_id for call in rig.servicer.calls} == {0}
 
 
-async def test_a_token_that_does_not_hold_fails_its_own_call_only(rig: Rig) -> None:
+async def test_batched_call_with_invalid_token_fails_alone(rig: Rig) -> None:
     async def asked_with(token: str) -> Any:
         current_call.set(Call(actor=Actor(5, token=token)))
         return await rig.stub.GetTweet(get(1))
 
     found = await asyncio.gather(asked_with("not a token"), asked_with(""), return_exceptions=True)
-    assert rig.envelopes() == 1
+    assert rig.batches() == 1
     assert isinstance(found[0], grpc.aio.AioRpcError)
     assert found[0].code() is grpc.StatusCode.UNAUTHENTICATED
     assert found[1].tweet.id == 1  # type: ignore[union-attr]
 
 
-async def test_a_deadline_ends_its_own_call_only(rig: Rig) -> None:
+async def test_batched_call_deadline_ends_call_alone(rig: Rig) -> None:
     hurried = rig.stub.GetTweet(get(9), timeout=0.2)
     patient = rig.stub.GetTweet(get(1), timeout=1.5)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await hurried
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert (await patient).tweet.id == 1
-    assert rig.envelopes() == 1
+    assert rig.batches() == 1
 
 
-async def test_a_slow_envelope_keeps_nobody_from_leaving(rig: Rig) -> None:
+async def test_slow_batches_do_not_block_later_calls(rig: Rig) -> None:
     slow = [asyncio.ensure_future(_awaited(rig.stub.GetTweet(get(9)))) for _ in range(2)]
     await asyncio.sleep(0.05)
     slow += [asyncio.ensure_future(_awaited(rig.stub.GetTweet(get(9)))) for _ in range(2)]
@@ -189,13 +189,13 @@ async def _awaited(call: Any) -> Any:
     return await call
 
 
-async def test_trailing_metadata_arrives(rig: Rig) -> None:
+async def test_batched_call_trailing_metadata_reaches_caller(rig: Rig) -> None:
     calls = [rig.stub.GetTweet(get(i)) for i in (1, 2)]
     await asyncio.gather(*map(_awaited, calls))
     assert list(await calls[0].trailing_metadata()) == [("roost-timeline", "1")]
 
 
-async def test_what_is_not_retry_safe_travels_alone(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unsafe_calls_are_sent_without_batch(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     from services.platform.transport import batching
 
     monkeypatch.setattr(batching, "_fits", lambda method: method.name != "DeleteTweet")
@@ -207,8 +207,8 @@ async def test_what_is_not_retry_safe_travels_alone(rig: Rig, monkeypatch: pytes
     assert all(isinstance(error, grpc.aio.AioRpcError) for error in found)
 
 
-async def test_an_envelope_that_is_lost_is_taken_apart(rig: Rig) -> None:
-    """The first envelope goes to nobody; its calls reach the server each by itself."""
+async def test_lost_batch_is_retried_as_single_calls(rig: Rig) -> None:
+    """The first batch is lost; its calls reach the server as single calls."""
     real = rig.channel._call_batch
 
     async def lost(*_: Any, **__: Any) -> pb.CallResponse:
@@ -221,7 +221,7 @@ async def test_an_envelope_that_is_lost_is_taken_apart(rig: Rig) -> None:
     assert rig.sent == ["/roost.tweet.v1.TweetService/GetTweet"] * 3
 
 
-async def test_only_the_mesh_may_send_envelopes(rig: Rig) -> None:
+async def test_batch_from_public_caller_is_denied(rig: Rig) -> None:
     outside = grpc.aio.insecure_channel(f"127.0.0.1:{rig.process.grpc_port}")
     item = pb.CallItem(method="/roost.tweet.v1.TweetService/GetTweet", deadline_ms=1000)
     async with outside:
@@ -230,7 +230,7 @@ async def test_only_the_mesh_may_send_envelopes(rig: Rig) -> None:
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
-async def test_a_closed_channel_refuses_what_waits(rig: Rig) -> None:
+async def test_close_fails_queued_calls(rig: Rig) -> None:
     calls = [rig.stub.GetTweet(get(i)) for i in (1, 2)]
     await rig.channel.close()
     found = await asyncio.gather(*map(_awaited, calls), return_exceptions=True)

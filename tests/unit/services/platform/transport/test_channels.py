@@ -1,4 +1,4 @@
-"""The chain around an RPC, over both kinds of channel: what holds on one holds on the other."""
+"""Tests the interceptors around an RPC, with the same results over in-process and gRPC channels."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from services.platform.service import Service, ServiceContext
 from services.platform.transport.message_guard import FrozenMessageChanged, MutationGuard
 
 LONG_S = 30.0
-# The tweet of which the servicer does not say that it read it.
-SILENT = 77
+# The tweet whose read the servicer does not report to the tracker.
+UNTRACKED = 77
 
 
 class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
-    """A servicer whose answers show what reached it."""
+    """Records the calls that reach it; some ids fail, and id 504 does not return."""
 
     def __init__(self) -> None:
         self.seen: list[Call] = []
@@ -42,7 +42,7 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
 
     async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.JoinedTweet:
         self.seen.append(context.current())
-        if request.tweet_id != SILENT:
+        if request.tweet_id != UNTRACKED:
             self.revisions.read((request.tweet_id,))
         match request.tweet_id:
             case 404:
@@ -138,12 +138,12 @@ def get(tweet_id: int) -> tweet_service_pb2.GetTweetRequest:
     return tweet_service_pb2.GetTweetRequest(tweet_id=tweet_id)
 
 
-async def test_a_twin_arrives_as_the_message_it_stands_for(rig: Rig) -> None:
+async def test_wire_type_response_is_received_as_declared_message(rig: Rig) -> None:
     answer = await rig.tweets().GetTweet(get(7))
     assert answer == tweet_service_pb2.GetTweetResponse(tweet=tweet_pb2.Tweet(id=7))
 
 
-async def test_trailing_metadata_arrives(rig: Rig) -> None:
+async def test_call_trailing_metadata_reaches_caller(rig: Rig) -> None:
     call = rig.tweets().GetTweet(get(7))
     await call
     assert dict(await call.trailing_metadata())["roost-timeline"] == "warm"
@@ -153,13 +153,13 @@ async def test_trailing_metadata_arrives(rig: Rig) -> None:
     ("tweet_id", "code"),
     [(404, "NOT_FOUND"), (500, "INTERNAL"), (0, "INVALID_ARGUMENT"), (-1, "INVALID_ARGUMENT")],
 )
-async def test_status_codes(rig: Rig, tweet_id: int, code: str) -> None:
+async def test_call_errors_have_expected_status(rig: Rig, tweet_id: int, code: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.tweets().GetTweet(get(tweet_id))
     assert caught.value.code().name == code
 
 
-async def test_an_unknown_exception_keeps_its_text_to_itself(rig: Rig) -> None:
+async def test_call_unexpected_exception_hides_text(rig: Rig) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.tweets().GetTweet(get(500))
     shown = repr(caught.value) + str(errors.from_rpc(caught.value))
@@ -167,7 +167,7 @@ async def test_an_unknown_exception_keeps_its_text_to_itself(rig: Rig) -> None:
     assert "internal error" in shown
 
 
-async def test_violations_and_retry_times_arrive(rig: Rig) -> None:
+async def test_call_error_details_reach_caller(rig: Rig) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.tweets().GetTweet(get(0))
     assert [v.field for v in errors.from_rpc(caught.value).violations] == ["tweet_id"]
@@ -177,28 +177,26 @@ async def test_violations_and_retry_times_arrive(rig: Rig) -> None:
     assert errors.from_rpc(caught.value).retry_after_s == 2.5
 
 
-async def test_a_deadline_ends_the_servicer(rig: Rig) -> None:
+async def test_call_deadline_exceeded_cancels_servicer(rig: Rig) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.tweets().GetTweet(get(504), timeout=0.1)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     await asyncio.wait_for(rig.servicer.cancelled.wait(), 30)
 
 
-async def test_a_timer_that_comes_a_little_early_is_a_deadline_all_the_same(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_call_timer_firing_early_is_deadline_exceeded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = intercepted_methods({"roost.tweet.v1.TweetService": rig.servicer})[
         "/roost.tweet.v1.TweetService/GetTweet"
     ]
     call = Call(endpoint.method.path, deadline=asyncio.get_running_loop().time() + 0.05)
-    # As uvloop's do, which count whole milliseconds.
+    # uvloop's timers count whole milliseconds and can fire up to 1 ms early.
     monkeypatch.setattr("services.platform.rpc.interceptors.endpoint.monotonic", lambda: call.deadline - 0.001)
     with pytest.raises(errors.RoostError) as caught:
         await endpoint.unary(get(504), call, None)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_cancelling_the_caller_ends_the_servicer(rig: Rig) -> None:
+async def test_call_cancelled_by_caller_cancels_servicer(rig: Rig) -> None:
     async def ask() -> None:
         await rig.tweets().GetTweet(get(504))
 
@@ -211,17 +209,17 @@ async def test_cancelling_the_caller_ends_the_servicer(rig: Rig) -> None:
     await asyncio.wait_for(rig.servicer.cancelled.wait(), 30)
 
 
-async def test_deadlines_shrink_from_hop_to_hop(rig: Rig) -> None:
+async def test_call_deadline_shrinks_at_each_hop(rig: Rig) -> None:
     operator = fanout_service_pb2_grpc.FanoutServiceStub(rig.process.channel("operator"))
     await operator.GetFanoutStatus(fanout_service_pb2.GetFanoutStatusRequest(tweet_id=1), timeout=1.0)
     answered_at = asyncio.get_running_loop().time()
     (call,) = rig.servicer.seen
     assert call.caller == "fanout"
-    # The method's own cap is 2 s: only what was left of the first hop's second may be used, and it was answered within that.
+    # The method's own deadline is 2 s; the call must use the rest of the first hop's 1 s instead.
     assert call.deadline < answered_at + 1.0
 
 
-async def test_mesh_methods_are_for_the_callers_named(rig: Rig) -> None:
+async def test_mesh_method_from_unlisted_caller_is_denied(rig: Rig) -> None:
     request = tweet_service_pb2.BatchGetTweetCoresRequest(ids=[1])
     await rig.tweets("timeline").BatchGetTweetCores(request)
     for caller in ("", "gateway", "operator", "graph"):
@@ -230,7 +228,7 @@ async def test_mesh_methods_are_for_the_callers_named(rig: Rig) -> None:
         assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
-async def test_mesh_method_without_callers_serves_every_service_and_nobody_else(rig: Rig) -> None:
+async def test_mesh_method_without_callers_is_allowed_to_services_only(rig: Rig) -> None:
     stub = batch_service_pb2_grpc.BatchServiceStub
     request = batch_service_pb2.CallRequest(
         items=[batch_service_pb2.CallItem(method="/roost.no.v1.No/Such", deadline_ms=1000)]
@@ -249,20 +247,20 @@ async def test_mesh_method_without_callers_serves_every_service_and_nobody_else(
         assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
-async def test_user_methods_need_a_user(rig: Rig) -> None:
+async def test_user_method_without_user_is_unauthenticated(rig: Rig) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.tweets().DeleteTweet(tweet_service_pb2.DeleteTweetRequest(tweet_id=1))
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
     assert rig.servicer.seen == []
 
 
-async def test_what_is_not_served_says_so(rig: Rig) -> None:
+async def test_call_unimplemented_method_is_unimplemented(rig: Rig) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.tweets().ListQuotes(tweet_service_pb2.ListQuotesRequest(tweet_id=1))
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_streams_end_break_and_can_be_left(rig: Rig) -> None:
+async def test_stream_completes_fails_or_is_abandoned(rig: Rig) -> None:
     stub = rig.tweets("operator")
     request = tweet_service_pb2.ScanTweetsRequest()
     assert [part.cores[0].replies async for part in stub.ScanTweets(request)] == list(range(1, 1000))
@@ -276,7 +274,7 @@ async def test_streams_end_break_and_can_be_left(rig: Rig) -> None:
         break
 
 
-async def test_a_caller_outside_cannot_name_itself_a_service(rig: Rig) -> None:
+async def test_public_call_with_service_name_is_refused(rig: Rig) -> None:
     request = tweet_service_pb2.BatchGetTweetCoresRequest(ids=[1])
     async with grpc.aio.insecure_channel(f"127.0.0.1:{rig.process.grpc_port}") as channel:
         stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
@@ -293,7 +291,7 @@ async def test_a_caller_outside_cannot_name_itself_a_service(rig: Rig) -> None:
     assert rig.servicer.seen == []
 
 
-async def test_bytes_that_are_no_message_are_the_callers_fault(rig: Rig) -> None:
+async def test_call_with_malformed_message_is_invalid_argument(rig: Rig) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{rig.process.grpc_port}") as channel:
         call = channel.unary_unary("/roost.tweet.v1.TweetService/GetTweet")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -301,7 +299,7 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(rig: Rig) -> None
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_health_is_known_by_every_name_and_ends_with_the_drain(rig: Rig) -> None:
+async def test_health_check_by_service_or_package_name_is_serving(rig: Rig) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{rig.process.grpc_port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for name in ("", "roost.tweet.v1.TweetService", "roost.fanout.v1.FanoutService", "tweet", "fanout"):
@@ -309,7 +307,7 @@ async def test_health_is_known_by_every_name_and_ends_with_the_drain(rig: Rig) -
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_the_actor_travels_in_process(tmp_path: Path) -> None:
+async def test_actor_of_in_process_call_reaches_servicer(tmp_path: Path) -> None:
     rig = Rig("inprocess")
     async with await Process.start(
         settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE
@@ -320,7 +318,7 @@ async def test_the_actor_travels_in_process(tmp_path: Path) -> None:
     assert answer.tweet.author_id == 42
 
 
-async def test_the_checker_finds_a_servicer_that_changes_its_request(tmp_path: Path) -> None:
+async def test_mutation_guard_detects_changed_request(tmp_path: Path) -> None:
     rig = Rig("inprocess")
     checker = MutationGuard()
     async with await Process.start(
@@ -334,7 +332,7 @@ async def test_the_checker_finds_a_servicer_that_changes_its_request(tmp_path: P
     assert request.text == "as sent"
 
 
-async def test_the_checker_finds_a_servicer_that_keeps_what_it_returns(tmp_path: Path) -> None:
+async def test_mutation_guard_detects_changed_response(tmp_path: Path) -> None:
     rig = Rig("inprocess")
     checker = MutationGuard()
     async with await Process.start(
@@ -347,7 +345,7 @@ async def test_the_checker_finds_a_servicer_that_keeps_what_it_returns(tmp_path:
             await stub.BatchGetTweetCores(request)
 
 
-async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
+async def test_start_on_taken_port_raises_with_reason(tmp_path: Path) -> None:
     rig = Rig("inprocess")
     async with await Process.start(
         settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE
@@ -358,7 +356,7 @@ async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
             await Process.start(second, {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE)
 
 
-async def test_a_data_directory_has_one_process(tmp_path: Path) -> None:
+async def test_start_on_data_dir_in_use_is_refused(tmp_path: Path) -> None:
     rig = Rig("inprocess")
     async with await Process.start(
         settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE
@@ -367,14 +365,14 @@ async def test_a_data_directory_has_one_process(tmp_path: Path) -> None:
             await Process.start(settings(tmp_path), {"tweet": rig.tweet}, backend=open_embedded, key_source=KEY_SOURCE)
 
 
-async def test_a_dependency_that_stops_is_no_fault_of_ours(rig: Rig) -> None:
+async def test_call_cancelled_by_dependency_is_unavailable(rig: Rig) -> None:
     stub = fanout_service_pb2_grpc.FanoutServiceStub(rig.process.channel("operator"))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.GetFanoutStatus(fanout_service_pb2.GetFanoutStatusRequest(tweet_id=499))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_what_a_call_read_is_known_within_the_process_alone(rig: Rig) -> None:
+async def test_reading_of_in_process_calls_is_tracked(rig: Rig) -> None:
     with reading() as seen:
         await rig.tweets().GetTweet(get(1))
         await rig.tweets().GetTweet(get(2))
@@ -383,8 +381,8 @@ async def test_what_a_call_read_is_known_within_the_process_alone(rig: Rig) -> N
     assert not seen.holds()
 
 
-@pytest.mark.parametrize("tweet_id", [SILENT, 404, 503])
-async def test_calls_that_fail_or_do_not_say_what_they_read_spoil_the_whole(rig: Rig, tweet_id: int) -> None:
+@pytest.mark.parametrize("tweet_id", [UNTRACKED, 404, 503])
+async def test_reading_failed_or_untracked_call_is_uncacheable(rig: Rig, tweet_id: int) -> None:
     with reading() as seen:
         await rig.tweets().GetTweet(get(1))
         with contextlib.suppress(grpc.aio.AioRpcError):
@@ -393,7 +391,7 @@ async def test_calls_that_fail_or_do_not_say_what_they_read_spoil_the_whole(rig:
     assert not seen.holds()
 
 
-async def test_streams_spoil_the_whole(rig: Rig) -> None:
+async def test_reading_stream_is_uncacheable(rig: Rig) -> None:
     with reading() as seen:
         await rig.tweets().GetTweet(get(1))
         async for _ in rig.tweets("search").ScanTweets(tweet_service_pb2.ScanTweetsRequest()):

@@ -1,4 +1,4 @@
-"""Processes find each other through the registry, and the door passes calls on: real processes' worth of servers on loopback ports."""
+"""Tests discovery through the registry, and the edge proxy, with real servers on loopback ports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from services.platform.transport import discovery
 from services.registry.server import build as build_registry
 
 SECRET = "0123456789abcdef" * 2
-# Every process of a mesh has the same.
+# All processes of a mesh share one token.
 OPERATOR_TOKEN = "fedcba9876543210" * 2
 WITHIN_S = 10.0
 ELSEWHERE = ("registry", "tweet")
@@ -50,8 +50,8 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
             yield tweet_service_pb2.ScanTweetsResponse(cores=[tweet_pb2.TweetCore(replies=number)])
 
 
-class Town:
-    """A registry, and processes around it."""
+class RegistryMesh:
+    """A registry, and processes that use it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,31 +80,31 @@ class Town:
         self.running.remove(process)
         await process.stop()
 
-    async def mesh(self) -> Process:
+    async def start_registry(self) -> Process:
         return await self.start("registry", {"registry": build_registry}, self.registry)
 
-    async def tweets(self, number: int) -> Process:
+    async def start_tweets(self, number: int) -> Process:
         self.servicers[number] = Tweets(number)
 
-        async def build(kit: ServiceContext) -> Service:
+        async def build(context: ServiceContext) -> Service:
             return Service("tweet", {"roost.tweet.v1.TweetService": self.servicers[number]})
 
         return await self.start(f"tweet-{number}", {"tweet": build})
 
-    async def door(self) -> Process:
-        return await self.start("door", {})
+    async def start_proxy(self) -> Process:
+        return await self.start("proxy", {})
 
 
 @pytest.fixture
-async def town(tmp_path: Path) -> AsyncIterator[Town]:
-    town = Town(tmp_path)
-    yield town
-    for process in reversed(town.running):
+async def mesh(tmp_path: Path) -> AsyncIterator[RegistryMesh]:
+    mesh = RegistryMesh(tmp_path)
+    yield mesh
+    for process in reversed(mesh.running):
         await process.stop()
 
 
 async def answering(process: Process, caller: str = "gateway") -> int:
-    """Which instance answers a call from this process."""
+    """Returns the number of the instance that answers a call from this process."""
     stub = tweet_service_pb2_grpc.TweetServiceStub(process.channel(caller))
     answer = await stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1), timeout=2)
     return int(answer.tweet.author_id)
@@ -121,8 +121,8 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def everyone(process: Process, numbers: set[int]) -> None:
-    """Waits until calls from this process are answered by exactly these instances."""
+async def wait_for_instances(process: Process, numbers: set[int]) -> None:
+    """Waits until exactly these instances answer calls from this process."""
 
     async def holds() -> bool:
         return {await answering(process) for _ in range(20)} == numbers
@@ -130,84 +130,84 @@ async def everyone(process: Process, numbers: set[int]) -> None:
     await until(holds)
 
 
-async def test_calls_go_to_whoever_is_listed(town: Town) -> None:
-    await town.mesh()
-    one = await town.tweets(1)
-    door = await town.door()
-    await everyone(door, {1})
-    await town.tweets(2)
-    await everyone(door, {1, 2})
-    # It leaves the list before it stops, so no call meets a closed port.
-    stopping = asyncio.ensure_future(town.stop(one))
+async def test_calls_go_to_registered_instances_only(mesh: RegistryMesh) -> None:
+    await mesh.start_registry()
+    one = await mesh.start_tweets(1)
+    proxy = await mesh.start_proxy()
+    await wait_for_instances(proxy, {1})
+    await mesh.start_tweets(2)
+    await wait_for_instances(proxy, {1, 2})
+    # The instance deregisters before it stops, so no call reaches a closed port.
+    stopping = asyncio.ensure_future(mesh.stop(one))
     while not stopping.done():
-        assert await answering(door) in (1, 2)
-    await everyone(door, {2})
+        assert await answering(proxy) in (1, 2)
+    await wait_for_instances(proxy, {2})
 
 
-async def test_addresses_outlive_the_registry_and_a_new_one_is_complete(town: Town) -> None:
-    mesh = await town.mesh()
-    await town.tweets(1)
-    door = await town.door()
-    await everyone(door, {1})
-    await town.stop(mesh)
-    assert await answering(door) == 1
-    await town.tweets(2)
-    await town.mesh()
-    await everyone(door, {1, 2})
+async def test_addresses_survive_registry_outage_and_are_refreshed_by_new_registry(mesh: RegistryMesh) -> None:
+    registry = await mesh.start_registry()
+    await mesh.start_tweets(1)
+    proxy = await mesh.start_proxy()
+    await wait_for_instances(proxy, {1})
+    await mesh.stop(registry)
+    assert await answering(proxy) == 1
+    await mesh.start_tweets(2)
+    await mesh.start_registry()
+    await wait_for_instances(proxy, {1, 2})
 
 
-async def test_what_is_under_way_survives_a_new_instance(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stream_in_progress_survives_new_instance(mesh: RegistryMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "RETIRE_S", 0.05)
-    await town.mesh()
-    await town.tweets(1)
-    door = await town.door()
-    await everyone(door, {1})
-    stub = tweet_service_pb2_grpc.TweetServiceStub(door.channel("search"))
+    await mesh.start_registry()
+    await mesh.start_tweets(1)
+    proxy = await mesh.start_proxy()
+    await wait_for_instances(proxy, {1})
+    stub = tweet_service_pb2_grpc.TweetServiceStub(proxy.channel("search"))
     stream = stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(after_id=2))
     first = await stream.read()
-    await town.tweets(2)
-    await everyone(door, {1, 2})
-    # The next call retires the connections of before.
-    await answering(door, "search")
+    await mesh.start_tweets(2)
+    await wait_for_instances(proxy, {1, 2})
+    # The next call retires the earlier connections.
+    await answering(proxy, "search")
     await asyncio.sleep(0.3)
-    town.servicers[1].go_on.set()
+    mesh.servicers[1].go_on.set()
     messages: list[Any] = [first, await stream.read(), await stream.read()]
     assert [message.cores[0].replies for message in messages] == [1, 2, 3]
 
 
-async def test_calls_that_wait_for_their_turn_survive_a_new_instance(town: Town) -> None:
-    await town.mesh()
-    await town.tweets(1)
-    door = await town.door()
-    await everyone(door, {1})
+async def test_queued_calls_survive_new_instance(mesh: RegistryMesh) -> None:
+    await mesh.start_registry()
+    await mesh.start_tweets(1)
+    proxy = await mesh.start_proxy()
+    await wait_for_instances(proxy, {1})
 
     async def calls() -> None:
         while not done:
-            await asyncio.gather(*(answering(door) for _ in range(20)))
+            await asyncio.gather(*(answering(proxy) for _ in range(20)))
 
     done = False
     calling = [asyncio.ensure_future(calls()) for _ in range(3)]
-    await town.tweets(2)
-    await everyone(door, {1, 2})
+    await mesh.start_tweets(2)
+    await wait_for_instances(proxy, {1, 2})
     done = True
     await asyncio.gather(*calling)
 
 
-async def test_a_service_that_nobody_serves_is_unavailable(town: Town) -> None:
-    await town.mesh()
-    door = await town.door()
+async def test_call_to_service_without_instance_is_unavailable(mesh: RegistryMesh) -> None:
+    await mesh.start_registry()
+    proxy = await mesh.start_proxy()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await answering(door)
+        await answering(proxy)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert (door.health().status, door.health().peers["tweet"]) == ("degraded", "TRANSIENT_FAILURE")
+    assert (proxy.health().status, proxy.health().peers["tweet"]) == ("degraded", "TRANSIENT_FAILURE")
 
 
-async def test_the_door_passes_calls_on_with_their_errors_and_trailing_metadata(town: Town) -> None:
-    await town.mesh()
-    await town.tweets(1)
-    door = await town.door()
-    await everyone(door, {1})
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.grpc_port}") as outside:
+async def test_edge_proxy_forwards_calls_with_errors_and_trailing_metadata(mesh: RegistryMesh) -> None:
+    await mesh.start_registry()
+    await mesh.start_tweets(1)
+    proxy = await mesh.start_proxy()
+    await wait_for_instances(proxy, {1})
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{proxy.grpc_port}") as outside:
         stub = tweet_service_pb2_grpc.TweetServiceStub(outside)
         call = stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1), timeout=2)
         assert (await call).tweet.author_id == 1
@@ -215,10 +215,10 @@ async def test_the_door_passes_calls_on_with_their_errors_and_trailing_metadata(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=404), timeout=2)
         assert errors.from_rpc(caught.value).reason == "GONE"
-        # A mesh-only method is no more reachable than at the service itself.
+        # The proxy refuses mesh-only methods, as the service itself does.
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(), timeout=2).read()
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
-        operator = (("authorization", f"Bearer {door.operator_token}"),)
+        operator = (("authorization", f"Bearer {proxy.operator_token}"),)
         found = [m async for m in stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(), timeout=2, metadata=operator)]
         assert [message.cores[0].replies for message in found] == [1, 2, 3]

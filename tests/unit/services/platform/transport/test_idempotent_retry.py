@@ -1,4 +1,4 @@
-"""Writes under a key are sent again where no answer came, a few times, within their deadline, and no others: over real sockets."""
+"""Tests retries over real sockets: only writes with an idempotency key and no response are retried, within their deadline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
 
 
 class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
-    """Fails as it is told, then answers."""
+    """Fails with the statuses of `failures`, one per call, then succeeds."""
 
     def __init__(self) -> None:
         self.keys: list[str] = []
@@ -35,13 +35,13 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         self.left_s.append(context.time_remaining())
         await asyncio.sleep(self.delay_s)
         if self.failures:
-            await context.abort(self.failures.pop(0), "as told")
-        context.set_trailing_metadata((("said", "behind"),))
+            await context.abort(self.failures.pop(0), "as configured")
+        context.set_trailing_metadata((("sent", "last"),))
         return tweet_service_pb2.CreateTweetResponse()
 
 
 class Rig:
-    """A server, and a channel of the mesh to it."""
+    """A server, and a mesh channel to it."""
 
     def __init__(self, channel: MeshChannel, servicer: Tweets) -> None:
         self.channel = channel
@@ -65,18 +65,18 @@ async def rig() -> AsyncIterator[Rig]:
 
 
 @pytest.mark.parametrize("code", [UNAVAILABLE, CANCELLED])
-async def test_what_had_no_answer_is_sent_again_under_its_key(rig: Rig, code: grpc.StatusCode) -> None:
+async def test_write_without_response_is_retried_with_same_key(rig: Rig, code: grpc.StatusCode) -> None:
     rig.servicer.failures = [code] * (ATTEMPTS - 1)
     call = rig.create("k")
     await call
     assert rig.servicer.keys == ["k"] * ATTEMPTS
     assert set(rig.servicer.callers) == {"gateway"}
-    assert dict(await call.trailing_metadata())["said"] == "behind"
+    assert dict(await call.trailing_metadata())["sent"] == "last"
 
 
-async def test_attempts_are_bounded(rig: Rig) -> None:
+async def test_retry_attempts_are_bounded(rig: Rig) -> None:
     rig.servicer.failures = [UNAVAILABLE] * 10
-    with pytest.raises(grpc.aio.AioRpcError, match="as told"):
+    with pytest.raises(grpc.aio.AioRpcError, match="as configured"):
         await rig.create("k")
     assert rig.servicer.keys == ["k"] * ATTEMPTS
 
@@ -84,14 +84,14 @@ async def test_attempts_are_bounded(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("key", "code"), [("", UNAVAILABLE), ("k", grpc.StatusCode.DEADLINE_EXCEEDED), ("k", grpc.StatusCode.NOT_FOUND)]
 )
-async def test_nothing_else_is_sent_twice(rig: Rig, key: str, code: grpc.StatusCode) -> None:
+async def test_write_without_key_or_with_other_status_is_not_retried(rig: Rig, key: str, code: grpc.StatusCode) -> None:
     rig.servicer.failures = [code]
     with pytest.raises(grpc.aio.AioRpcError):
         await rig.create(key)
     assert rig.servicer.keys == [key]
 
 
-async def test_attempts_share_the_deadline(rig: Rig) -> None:
+async def test_retry_attempts_share_deadline(rig: Rig) -> None:
     rig.servicer.failures = [UNAVAILABLE] * 10
     rig.servicer.delay_s = 0.2
     began = time.monotonic()
@@ -102,7 +102,7 @@ async def test_attempts_share_the_deadline(rig: Rig) -> None:
     assert rig.servicer.left_s[-1] < 0.2
 
 
-async def test_whoever_stops_waiting_ends_it(rig: Rig) -> None:
+async def test_retry_cancelled_caller_ends_attempts(rig: Rig) -> None:
     rig.servicer.failures = [UNAVAILABLE] * 10
     rig.servicer.delay_s = 0.2
     waiting = asyncio.ensure_future(_awaited(rig.create("k")))

@@ -1,4 +1,4 @@
-"""The connections to other processes, against servers that come and go."""
+"""Tests the connections to peers whose servers start and stop."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_unreached_without_a_server_names_the_service(peers: Peers) -> None:
+async def test_unreached_without_server_names_service(peers: Peers) -> None:
     assert await peers.unreached(0.5) == ["tweet"]
     assert peers.states()["tweet"] != "READY"
 
 
-async def test_unreached_with_a_server_returns_early(peers: Peers, port: int) -> None:
+async def test_unreached_with_server_returns_before_timeout(peers: Peers, port: int) -> None:
     server = await serving(port)
     began = monotonic()
     assert await peers.unreached(WITHIN_S) == []
@@ -69,7 +69,7 @@ async def test_unreached_with_a_server_returns_early(peers: Peers, port: int) ->
     await until(lambda: peers.states()["tweet"] != "READY")
 
 
-async def test_look_logs_a_lost_peer_once_and_its_return(peers: Peers, port: int) -> None:
+async def test_look_logs_lost_peer_once_and_reached_peer_once(peers: Peers, port: int) -> None:
     with structlog.testing.capture_logs() as lines:
         for now in (0.0, PATIENCE_S - 0.1):
             peers.look(now)
@@ -99,23 +99,23 @@ async def started(settings: Settings, *names: str, **changed: object) -> Process
     )
 
 
-async def test_a_door_to_dead_peers_is_degraded_and_ready(settings: Settings, port: int) -> None:
+async def test_health_of_gateway_with_unreachable_peers_is_degraded_and_ready(settings: Settings, port: int) -> None:
     peers = {"tweet": f"127.0.0.1:{port}", "identity": f"127.0.0.1:{port}"}
-    async with await started(settings, static_peers=peers) as door:
-        assert await door.peers.unreached(0.2) == ["tweet", "identity"]
-        found = door.health()
+    async with await started(settings, static_peers=peers) as gateway:
+        assert await gateway.peers.unreached(0.2) == ["tweet", "identity"]
+        found = gateway.health()
         assert (found.status, found.ready, set(found.peers)) == ("degraded", True, {"tweet", "identity"})
-        assert door.target_of("tweet") == peers["tweet"]
-    assert door.health().status == "not_ready"
+        assert gateway.target_of("tweet") == peers["tweet"]
+    assert gateway.health().status == "not_ready"
 
 
-async def test_a_door_to_nobody_is_not_ready_and_names_what_it_lacks(settings: Settings) -> None:
-    async with await started(settings) as door:
-        assert door.health().status == "not_ready"
-        assert set(door.unaddressed) == set(SERVICES) - {"registry"}
+async def test_health_of_gateway_without_peers_is_not_ready(settings: Settings) -> None:
+    async with await started(settings) as gateway:
+        assert gateway.health().status == "not_ready"
+        assert set(gateway.unaddressed) == set(SERVICES) - {"registry"}
 
 
-async def test_a_service_follows_only_whom_it_calls(settings: Settings, port: int) -> None:
+async def test_health_of_service_lists_only_its_dependencies(settings: Settings, port: int) -> None:
     peers = {name: f"127.0.0.1:{port}" for name in SERVICES if name != "graph"}
     async with await started(settings, "fanout", static_peers=peers) as fanout:
         assert set(fanout.health().peers) == {"identity", "timeline", "tweet", "registry"}

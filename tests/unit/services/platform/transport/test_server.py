@@ -1,4 +1,4 @@
-"""A gRPC server as strangers meet it: limits, bounds, health, reflection, and calls that are no calls."""
+"""Tests the public side of the gRPC server: limits, bounds, health, reflection and malformed calls."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def refusal_of(call: Awaitable[Any]) -> errors.RoostError:
     return errors.from_rpc(caught.value)
 
 
-async def test_calls_from_outside_beyond_their_class_are_told_when_to_come_back(serve: Serve) -> None:
+async def test_public_calls_above_rate_limit_are_refused_with_retry_time(serve: Serve) -> None:
     stub = await (await serve(reads_per_minute=3)).stub()
     assert [await code_of(stub.GetTweet(get(1))) for _ in range(3)] == ["OK"] * 3
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -124,7 +124,7 @@ async def test_calls_from_outside_beyond_their_class_are_told_when_to_come_back(
     assert 15 <= int(dict(caught.value.trailing_metadata())["retry-after"]) <= 20
 
 
-async def test_calls_of_the_mesh_and_the_operator_have_no_class(serve: Serve) -> None:
+async def test_mesh_and_operator_calls_have_no_rate_limit(serve: Serve) -> None:
     served = await serve(reads_per_minute=1)
     mesh = MeshChannel(served.target, "timeline", SECRET)
     stub = tweet_service_pb2_grpc.TweetServiceStub(mesh)
@@ -135,10 +135,12 @@ async def test_calls_of_the_mesh_and_the_operator_have_no_class(serve: Serve) ->
     assert [await code_of(outside.GetTweet(get(1))) for _ in range(2)] == ["OK", "RESOURCE_EXHAUSTED"]
 
 
-async def test_refusals_reach_clients_that_ask_by_the_thousand(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refusals_of_thousands_of_calls_have_expected_status(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(admission, "MAX_STREAMS_PER_ADDRESS", 1)
     served = await serve(reads_per_minute=1)
-    # Each on a connection of its own: on one, its own bound on streams would hold calls back.
+    # Separate connections: the bound on streams of a single one would queue calls.
     stubs = [await served.stub(local=True) for _ in range(6)]
     codes = await asyncio.gather(*(code_of(stub.GetTweet(get(1))) for _ in range(500) for stub in stubs))
     assert {*codes} == {"OK", "RESOURCE_EXHAUSTED"}
@@ -148,14 +150,14 @@ async def test_refusals_reach_clients_that_ask_by_the_thousand(serve: Serve, mon
     assert (codes.count("OK"), codes.count("RESOURCE_EXHAUSTED")) == (1, 499)
 
 
-async def test_tokens_that_do_not_hold_are_counted(serve: Serve) -> None:
+async def test_calls_with_invalid_token_count_towards_rate_limit(serve: Serve) -> None:
     stub = await (await serve(reads_per_minute=2)).stub()
     forged = (("authorization", "Bearer forged"),)
     codes = [await code_of(stub.GetTweet(get(1), metadata=forged)) for _ in range(4)]
     assert codes == ["UNAUTHENTICATED"] * 2 + ["RESOURCE_EXHAUSTED"] * 2
 
 
-async def test_addresses_in_metadata_are_believed_of_the_mesh_and_trusted_proxies_only(serve: Serve) -> None:
+async def test_address_in_metadata_of_untrusted_caller_is_ignored(serve: Serve) -> None:
     served = await serve()
     claims = (("roost-client-address", "192.0.2.9"), ("x-forwarded-for", "192.0.2.8"))
     stub = await served.stub()
@@ -166,7 +168,7 @@ async def test_addresses_in_metadata_are_believed_of_the_mesh_and_trusted_proxie
     assert [call.address for call in served.tweets.seen] == ["127.0.0.1", "192.0.2.9"]
 
 
-async def test_address_behind_a_trusted_proxy_is_what_is_counted(serve: Serve) -> None:
+async def test_rate_limit_behind_trusted_proxy_counts_client_address(serve: Serve) -> None:
     served = await serve(trusted_proxies="127.0.0.0/8", reads_per_minute=1)
     stub = await served.stub()
     codes = [
@@ -176,7 +178,7 @@ async def test_address_behind_a_trusted_proxy_is_what_is_counted(serve: Serve) -
     assert codes == ["OK", "OK", "RESOURCE_EXHAUSTED"]
 
 
-async def test_address_travels_from_the_door_to_the_service_alone_and_in_envelopes(serve: Serve) -> None:
+async def test_address_from_gateway_reaches_service_in_single_and_batched_calls(serve: Serve) -> None:
     served = await serve()
     mesh = BatchingChannel(MeshChannel(served.target, "gateway", SECRET))
     stub = tweet_service_pb2_grpc.TweetServiceStub(mesh)
@@ -193,7 +195,7 @@ async def test_address_travels_from_the_door_to_the_service_alone_and_in_envelop
     assert {call.user_agent for call in served.tweets.seen} == {""}
 
 
-async def test_calls_under_way_are_bounded_for_each_address(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_calls_per_address_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "MAX_CALLS_PER_ADDRESS", 3)
     served = await serve(trusted_proxies="127.0.0.0/8")
     stub = await served.stub()
@@ -203,14 +205,14 @@ async def test_calls_under_way_are_bounded_for_each_address(serve: Serve, monkey
             await asyncio.sleep(0.01)
     refusal = await refusal_of(stub.GetTweet(get(1)))
     assert (refusal.code.name, refusal.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_AT_ONCE")
-    # Somebody else is served, and so is the address once its calls have ended.
+    # Another address is served, and so is the first once its calls have ended.
     assert await code_of(stub.GetTweet(get(1), metadata=(("x-forwarded-for", "192.0.2.1"),))) == "OK"
     served.tweets.release.set()
     await asyncio.gather(*held)
     assert await code_of(stub.GetTweet(get(1))) == "OK"
 
 
-async def test_calls_of_the_mesh_are_bounded_in_all(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_mesh_calls_are_bounded_in_total(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "MAX_MESH_CALLS", 2)
     served = await serve()
     stub = await served.stub()
@@ -225,7 +227,7 @@ async def test_calls_of_the_mesh_are_bounded_in_all(serve: Serve, monkeypatch: p
     await asyncio.gather(*held)
 
 
-async def test_watches_of_health_are_bounded_for_each_address(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_health_watches_per_address_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "MAX_STREAMS_PER_ADDRESS", 3)
     served = await serve()
     health = await served.health()
@@ -243,7 +245,7 @@ async def test_watches_of_health_are_bounded_for_each_address(serve: Serve, monk
                 await asyncio.sleep(0.01)
 
 
-async def test_reflection_counts_as_reads_and_health_checks_are_never_limited(serve: Serve) -> None:
+async def test_reflection_counts_as_read_and_health_check_is_unlimited(serve: Serve) -> None:
     served = await serve(reads_per_minute=2)
     health = await served.health()
     ask = (await served.outside()).stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
@@ -252,27 +254,29 @@ async def test_reflection_counts_as_reads_and_health_checks_are_never_limited(se
     assert await code_of(health.Watch(health_pb2.HealthCheckRequest()).read()) == "OK"
 
 
-async def test_connections_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_above_bound_are_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_files, "grpc_connections", lambda _: 3)
     served = await serve()
     answers = []
     with ExitStack() as sockets:
         for _ in range(6):
             client = sockets.enter_context(socket.create_connection(("127.0.0.1", served.process.grpc_port), WITHIN_S))
-            # A server that takes the connection sends its settings first.
+            # A server that accepts the connection sends its settings first.
             answers.append(bool(await asyncio.to_thread(client.recv, 1)))
     assert answers == [True] * 3 + [False] * 3
 
 
 @pytest.mark.parametrize("path", [GET_TWEET, "/grpc.health.v1.Health/Check", "/roost.tweet.v1.TweetService/ScanTweets"])
-async def test_call_that_ends_without_a_request_is_answered(serve: Serve, path: str) -> None:
+async def test_call_without_request_is_invalid_argument(serve: Serve, path: str) -> None:
     channel = await (await serve()).outside()
     async with asyncio.timeout(WITHIN_S):
         refusal = await refusal_of(channel.stream_unary(path)(iter(())))
     assert refusal.code.name == "INVALID_ARGUMENT"
 
 
-async def test_call_that_never_sends_its_request_is_answered(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_call_with_missing_request_ends_after_first_message_timeout(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "FIRST_MESSAGE_S", 0.1)
     channel = await (await serve()).outside()
     async with asyncio.timeout(WITHIN_S):
@@ -298,7 +302,7 @@ async def test_health_lists_all_services(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-async def test_reflection_resolves_services_methods_fields_and_itself(serve: Serve, version: str) -> None:
+async def test_reflection_resolves_services_methods_and_fields(serve: Serve, version: str) -> None:
     channel = await (await serve()).outside()
     ask = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
@@ -331,7 +335,7 @@ async def test_reflection_resolves_services_methods_fields_and_itself(serve: Ser
 
 
 @pytest.mark.parametrize("caller", ["operator", "nobody", "Gateway"])
-async def test_mesh_secret_makes_nobody_the_operator_or_a_stranger_to_the_contract(serve: Serve, caller: str) -> None:
+async def test_mesh_secret_with_operator_or_unknown_caller_is_refused(serve: Serve, caller: str) -> None:
     stub = await (await serve()).stub()
     refusal = await refusal_of(
         stub.GetTweet(get(1), timeout=5, metadata=(("roost-caller", caller), ("roost-mesh-secret", SECRET)))
@@ -339,7 +343,7 @@ async def test_mesh_secret_makes_nobody_the_operator_or_a_stranger_to_the_contra
     assert (refusal.code.name, refusal.reason) == ("UNAUTHENTICATED", "UNKNOWN_CALLER")
 
 
-async def test_exception_while_a_token_is_verified_keeps_its_text_to_itself(serve: Serve) -> None:
+async def test_exception_during_token_verification_hides_text(serve: Serve) -> None:
     served = await serve()
 
     async def verify(token: str) -> Actor:

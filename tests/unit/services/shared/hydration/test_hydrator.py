@@ -306,7 +306,7 @@ async def test_visible_owner_failure_is_raised(world: World, hydrator: Hydrator)
     assert await shown(hydrator, 10, 11, reader=0) == [10, 11], "nobody's blocks are not asked for"
 
 
-async def test_visible_page_takes_two_rounds_of_calls(world: World, hydrator: Hydrator) -> None:
+async def test_visible_page_makes_two_rounds_of_calls(world: World, hydrator: Hydrator) -> None:
     for tweet_id in range(100, 400):
         world.post(tweet_id, ANN)
     found = await hydrator.visible(READER, range(100, 400), limit=20)

@@ -1,4 +1,4 @@
-"""What a broken field rule costs, and what is told of it."""
+"""Tests field validation: its cost is bounded, and each violation is a sentence about a field."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def method(name: str) -> Method:
     return next(one for one in methods().values() if one.name == name)
 
 
-def told(name: str, request: Any) -> list[Violation]:
+def violations_of(name: str, request: Any) -> list[Violation]:
     with pytest.raises(RoostError) as error:
         validation.validate(method(name), request)
     assert error.value.code.name == "INVALID_ARGUMENT"
     return list(error.value.violations)
 
 
-class Counting:
-    """Protovalidate, and how many violations it was made to find."""
+class CountingValidator:
+    """Protovalidate with counters of its calls and of the violations that it found."""
 
     def __init__(self) -> None:
         self.found = 0
@@ -49,21 +49,21 @@ class Counting:
 
 
 @pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
-    counting = Counting()
+def counting(monkeypatch: pytest.MonkeyPatch) -> CountingValidator:
+    counting = CountingValidator()
     monkeypatch.setattr(validation, "_validator", counting)
     return counting
 
 
-class Nothing:
-    """A servicer that must not be reached."""
+class UnreachableServicer:
+    """A servicer that must not be called."""
 
     async def BatchGetUsers(self, request: Any, context: Any) -> Any:
         raise AssertionError("reached")
 
 
-async def test_unary_list_that_is_too_long_never_reaches_the_rules(counting: Counting) -> None:
-    endpoint = InterceptedMethod(method("BatchGetUsers"), Nothing())
+async def test_unary_list_too_long_is_rejected_before_validation(counting: CountingValidator) -> None:
+    endpoint = InterceptedMethod(method("BatchGetUsers"), UnreachableServicer())
     request = user_service_pb2.BatchGetUsersRequest(ids=[0] * 130_000)
     for sent in (request, request.SerializeToString()):
         with pytest.raises(RoostError, match="ids: must hold at most 100 items"):
@@ -71,42 +71,42 @@ async def test_unary_list_that_is_too_long_never_reaches_the_rules(counting: Cou
     assert counting.calls == 0
 
 
-def test_validate_many_broken_items_tells_the_first(counting: Counting) -> None:
-    found = told("BatchGetUsers", user_service_pb2.BatchGetUsersRequest(ids=[0] * 100))
+def test_validate_many_invalid_items_reports_first_violations(counting: CountingValidator) -> None:
+    found = violations_of("BatchGetUsers", user_service_pb2.BatchGetUsersRequest(ids=[0] * 100))
     assert [one.field for one in found] == [f"ids[{index}]" for index in range(MAX_VIOLATIONS)]
-    # Those of the first look, and of the second that collects them.
+    # One by the check that stops at the first violation, 100 by the check that collects them.
     assert counting.found == 1 + 100
 
 
-def test_validate_a_type_of_many_items_finds_one_violation_alone(counting: Counting) -> None:
+def test_validate_very_large_list_stops_at_first_violation(counting: CountingValidator) -> None:
     request = timeline_service_pb2.AppendHomeEntriesRequest()
     request.entries.extend([timeline_service_pb2.HomeEntry()] * 10_000)
-    assert told("AppendHomeEntries", request) == [Violation("entries[0].tweet_id", "must be greater than 0")]
+    assert violations_of("AppendHomeEntries", request) == [Violation("entries[0].tweet_id", "must be greater than 0")]
     assert counting.found == 1
 
 
-def test_validate_rule_of_the_whole_message_names_no_field() -> None:
+def test_validate_rule_of_message_names_no_field() -> None:
     with pytest.raises(RoostError) as error:
         validation.validate(method("SearchTweets"), search_service_pb2.SearchTweetsRequest())
     assert error.value.message == "query, keywords or tags are required"
     assert error.value.violations == (Violation("", "query, keywords or tags are required"),)
 
 
-def test_validate_several_fields_names_each_in_words() -> None:
+def test_validate_several_invalid_fields_describes_each() -> None:
     request = tweet_service_pb2.CreateTweetRequest(media_ids=[3, 3], idempotency_key="k" * 256)
-    assert told("CreateTweet", request) == [
+    assert violations_of("CreateTweet", request) == [
         Violation("text", "must not be empty"),
         Violation("media_ids", "must not hold the same item twice"),
         Violation("idempotency_key", "must have at most 255 bytes"),
     ]
 
 
-# What no person should read: patterns, plurals in brackets, lists of numbers.
+# Text that must not reach a user: patterns, plurals in brackets, lists of numbers.
 ARTEFACT = re.compile(r"[`^$\\\[\](){}|]|regex|^\W|^value")
 
 
 def reachable(message: Descriptor) -> Iterator[Descriptor]:
-    """The message and every one of ours inside it."""
+    """Yields the message type and every type of this project nested in it."""
     yield message
     for field in message.fields:
         if field.message_type is not None and field.message_type.full_name.startswith("roost."):
@@ -119,7 +119,7 @@ REQUESTS = {
 
 
 def extreme(field: FieldDescriptor, *, high: bool) -> Any:
-    """A value at the far end of the field's type, where its rules end too; None for a message."""
+    """Returns the lowest or highest value of the field's type, which breaks its rules; None for a message."""
     if field.message_type is not None:
         return None
     if field.type == FieldDescriptor.TYPE_BYTES:
@@ -134,7 +134,7 @@ def extreme(field: FieldDescriptor, *, high: bool) -> Any:
 
 
 def extreme_messages(descriptor: Descriptor) -> Iterator[Message]:
-    """The message with every field low or high, and its lists empty, with one item, or with one too many."""
+    """Yields messages with every field low or high, and lists with 0, 1, 2 or max_items + 1 items."""
     for high in (False, True):
         for items in (0, 1, 2, None):
             message: Any = message_class(descriptor)()
@@ -152,7 +152,7 @@ def extreme_messages(descriptor: Descriptor) -> Iterator[Message]:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_violations_of_every_rule_are_sentences_about_real_fields(name: str) -> None:
+def test_violations_of_every_rule_are_sentences_naming_existing_fields(name: str) -> None:
     found = {
         validation._violation(one, message)
         for message in extreme_messages(REQUESTS[name])
@@ -166,7 +166,7 @@ def test_violations_of_every_rule_are_sentences_about_real_fields(name: str) -> 
         assert not ARTEFACT.search(one.message), one
 
 
-def test_every_pattern_of_a_request_has_words() -> None:
+def test_request_patterns_have_pattern_message() -> None:
     lacking = [
         field.full_name
         for message in REQUESTS.values()
@@ -178,6 +178,6 @@ def test_every_pattern_of_a_request_has_words() -> None:
     assert lacking == []
 
 
-def test_validate_broken_pattern_tells_what_the_contract_says_of_it() -> None:
-    found = told("GetUserByUsername", user_service_pb2.GetUserByUsernameRequest(username="a b"))
+def test_validate_pattern_mismatch_reports_pattern_message() -> None:
+    found = violations_of("GetUserByUsername", user_service_pb2.GetUserByUsernameRequest(username="a b"))
     assert found == [Violation("username", "must be 3 to 15 letters, digits or underscores")]
