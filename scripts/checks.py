@@ -1,8 +1,9 @@
 """Runs the checks of this repository and prints a table of the results; `scripts/test` and `scripts/check` call it.
 
 It continues after a failure, so that one run shows everything to fix. It exits with 0 if all checks passed, 1 if any
-failed, 2 if the arguments are wrong. The contract and functional tests run once for each backend. The cluster backend
-needs real servers: those that do not answer are started before the tests and stopped afterwards.
+failed, 2 if the arguments are wrong. A test runs once: one that fails is never repeated. The contract, functional and
+fault tests run once for each backend. The cluster backend needs real servers: those that do not answer are started
+before the tests and stopped afterwards.
 """
 
 from __future__ import annotations
@@ -34,28 +35,63 @@ BACKENDS = (str(ROOT / "scripts" / "backends"),)
 BASES = ("main", "origin/main")
 # pytest's exit status if it collected no test.
 NO_TESTS = 5
-# Up to this many failed tests of one suite are retried once. More failures are unlikely to be caused by load.
-TRIED_AGAIN = 8
-# Arguments of pytest for suites that mostly wait for servers: three workers on two cores take a third of the time. All
-# tests of a file run in one worker, because they may share a mesh.
-SPREAD = ("-n", "3", "--dist", "loadfile")
+# Options of pytest-xdist. The tests of a file run in one worker, because they may share a mesh. tests/conftest.py puts
+# the files with slow tests first, and xdist must keep that order: it would start the files with few tests last, and a
+# slow one among them would keep one worker busy while the others are idle.
+BY_FILE = ("--dist", "loadfile", "--no-loadscope-reorder")
+# Tests that compute need one worker for each core.
+PER_CORE = ("-n", "auto", *BY_FILE)
+# Tests that mostly wait, for servers or disks: three workers on two cores take a third of the time of one.
+WAITING = ("-n", "3", *BY_FILE)
 BACKEND_NAMES = EMBEDDED, CLUSTER = "embedded", "cluster"
 # The command-line option that names a backend whose tests must not be skipped.
 REQUIRE = "--require="
+# The command-line option, also of pytest, that also runs the tests marked `long`.
+ALL = "--all"
+# The reason for which tests/conftest.py skips a test that is marked `long`, if ALL is not given.
+LONG_REASON = "runs only with --all"
 # The time for a server to answer after its start, without downloads. A loaded machine takes long to start four servers.
 SERVERS_WITHIN_S = 300
+# The time that each check of a whole run may take on two cores: about 1.3 times what it takes there if nothing else runs.
+# The table marks a check that takes longer, but the check does not fail: the time also depends on the machine and its
+# load, and a check that fails on a busy machine says nothing about the tree. Raise a bound only with a reason in the
+# commit; what does not fit is marked `long`, or made cheaper.
+BOUNDS_S: Mapping[str, float] = {
+    "ruff check": 5,
+    "ruff format": 5,
+    "mypy": 60,
+    "imports": 15,
+    "buf lint": 10,
+    "buf format": 10,
+    "buf breaking": 10,
+    "servers": 90,
+    "unit": 170,
+    "contract · embedded": 50,
+    "contract · cluster": 330,
+    "functional · embedded": 120,
+    "functional · cluster": 330,
+    "faults · embedded": 30,
+    "faults · cluster": 60,
+    "kubernetes": 20,
+}
+# The sum of them, in minutes: nobody runs checks that take longer before every push.
+RUN_WITHIN_MINUTES = 22
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a check; `reason` says why it was skipped or how it failed."""
+    """The result of a check; `reason` says why it was skipped or how it failed.
+
+    `left_out` counts the tests that run only with ALL; they are not in `skipped`.
+    """
 
     passed: int = 0
     failed: int = 0
     skipped: int = 0
     reason: str = ""
+    left_out: int = 0
 
 
 Check = Callable[[], Outcome]
@@ -161,34 +197,32 @@ class Servers:
 
 
 def _pytest(folder: str, arguments: Sequence[str]) -> Outcome:
+    """Runs the tests under `folder` once, and returns what pytest's report says of them."""
     if not any((ROOT / folder).rglob("test_*.py")):
         return Outcome(skipped=1, reason=f"no tests in {folder}")
-    first = _once(folder, arguments)
-    if not 0 < first.failed <= TRIED_AGAIN:
-        return first
-    # Seven servers and the tests share a few cores. A retry distinguishes timeouts caused by load from faults. pytest
-    # prints both runs.
-    again = _once(folder, [*arguments, "--last-failed", "--last-failed-no-failures=none"])
-    if again.failed or again.passed < first.failed:
-        return first
-    return Outcome(first.passed + again.passed, 0, first.skipped, f"{again.passed} only at the second try")
-
-
-def _once(folder: str, arguments: Sequence[str]) -> Outcome:
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         argv = [sys.executable, "-m", "pytest", "-q", folder, f"--junitxml={report}", *arguments]
         code = subprocess.run(argv, cwd=ROOT, check=False).returncode
-        suite = ElementTree.parse(report).find("testsuite") if report.exists() else None  # noqa: S314 – pytest wrote it.
+        if not report.exists():
+            return Outcome(failed=1, reason=f"pytest ended with {code} and no report")
+        return counted(report, code)
+
+
+def counted(report: Path, code: int) -> Outcome:
+    """Returns the outcome of a run of pytest that wrote this JUnit report and ended with the exit status `code`."""
+    suite = ElementTree.parse(report).find("testsuite")  # noqa: S314 – pytest wrote it.
     if suite is None:
-        return Outcome(failed=1, reason=f"pytest ended with {code} and no report")
+        return Outcome(failed=1, reason=f"pytest ended with {code} and an empty report")
     total, failures, errors, skipped = (
         int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")
     )
+    left_out = sum(LONG_REASON in one.get("message", "") for one in suite.iter("skipped"))
     failed = failures + errors
+    passed = total - failed - skipped
     if code not in (0, NO_TESTS) and failed == 0:
-        return Outcome(total - skipped, 1, skipped, f"pytest ended with {code}")
-    return Outcome(total - failed - skipped, failed, skipped)
+        return Outcome(passed, 1, skipped - left_out, f"pytest ended with {code}", left_out)
+    return Outcome(passed, failed, skipped - left_out, left_out=left_out)
 
 
 def _outcome(code: int) -> Outcome:
@@ -207,13 +241,15 @@ def _git(*arguments: str) -> bytes:
 def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Check]]:
     """Returns the checks of each part by name. Parts may share a check. `arguments` are passed to pytest."""
     start = {"servers": servers.start}
-    suites: dict[str, dict[str, Check]] = {backend: {} for backend in BACKEND_NAMES}
-    for suite in ("contract", "functional"):
+    suites: dict[str, dict[str, Check]] = {}
+    for suite in ("contract", "functional", "faults"):
+        # A fault test starts and kills processes of its own, and runs alone.
+        spread = () if suite == "faults" else WAITING
         for backend in BACKEND_NAMES:
-            spread = SPREAD if (suite, backend) != ("contract", EMBEDDED) else ()
             check = tests(f"tests/{suite}", [f"--backend={backend}", *spread, *arguments])
-            suites[backend][f"{suite} · {backend}"] = check if backend == EMBEDDED else servers.needed(check)
-    both = suites[EMBEDDED] | suites[CLUSTER]
+            checks = suites.setdefault(suite, {}), suites.setdefault(backend, {})
+            for named in checks:
+                named[f"{suite} · {backend}"] = check if backend == EMBEDDED else servers.needed(check)
     return {
         "lint": {
             "ruff check": tool("ruff", "check", "."),
@@ -226,67 +262,83 @@ def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Che
         },
         # Before the unit tests, because some of them use the servers if they answer.
         "servers": start,
-        "unit": {"unit": tests("tests/unit", arguments)},
-        "contract": start | {name: check for name, check in both.items() if name.startswith("contract")},
-        "functional": start | {name: check for name, check in both.items() if name.startswith("functional")},
-        "faults": {"faults": tests("tests/faults", arguments)},
+        "unit": {"unit": tests("tests/unit", [*PER_CORE, *arguments])},
+        "contract": start | suites["contract"],
+        "functional": start | suites["functional"],
+        "faults": start | suites["faults"],
         "kubernetes": {"kubernetes": tests("tests/k8s", arguments)},
         EMBEDDED: suites[EMBEDDED],
         CLUSTER: start | suites[CLUSTER],
     }
 
 
-def run(names: Sequence[str], arguments: Sequence[str], required: Sequence[str] = ()) -> int:
+def run(names: Sequence[str], arguments: Sequence[str], required: Sequence[str] = (), everything: bool = False) -> int:
     """Runs the named parts, or all parts if `names` is empty, and returns the exit status.
 
-    `arguments` are passed to pytest; tests of the backends in `required` must not be skipped.
+    `arguments` are passed to pytest; tests of the backends in `required` must not be skipped. `everything`: also the
+    tests that are marked `long`; then no bound applies.
     """
     servers = Servers(CLUSTER in required)
-    known = parts(arguments, servers)
+    known = parts([ALL, *arguments] if everything else arguments, servers)
     unknown = sorted(set(names) - set(known))
     if unknown:
         console.print(f"no part is named {', '.join(unknown)}; there are {', '.join(known)}")
         return 2
     chosen = {name: check for part in names or known for name, check in known[part].items()}
     try:
-        return _report(chosen)
+        return report(chosen, {} if everything else BOUNDS_S)
     finally:
         servers.stop()
 
 
-def _report(checks: Mapping[str, Check]) -> int:
+def report(checks: Mapping[str, Check], bounds_s: Mapping[str, float]) -> int:
     """Runs the checks in order, prints the table, and returns 1 if any failed, otherwise 0."""
     table = Table("check")
-    for header in ("passed", "failed", "skipped", "seconds"):
+    for header in ("passed", "failed", "skipped", "seconds", "bound"):
         table.add_column(header, justify="right")
     table.add_column("")
-    failed = 0
+    failed, total_s = 0, 0.0
     for name, check in checks.items():
         console.rule(name, align="left")
         began = time.monotonic()
         outcome = check()
         seconds = time.monotonic() - began
+        total_s += seconds
         failed += outcome.failed
-        style = "red" if outcome.failed else "yellow" if not outcome.passed else None
+        bound_s = bounds_s.get(name)
+        late = bound_s is not None and seconds > bound_s
+        style = "red" if outcome.failed else "yellow" if late or not outcome.passed else None
         counts = (str(outcome.passed), str(outcome.failed), str(outcome.skipped))
-        table.add_row(name, *counts, f"{seconds:.1f}", escape(outcome.reason), style=style)
+        times = (f"{seconds:.1f}", "" if bound_s is None else f"{bound_s:.0f}")
+        table.add_row(name, *counts, *times, escape(remarks(outcome, late)), style=style)
     console.print(table)
+    console.print(f"{total_s / 60:.1f} minutes" + (f" of at most {RUN_WITHIN_MINUTES}" if bounds_s else ""))
     console.print(f"[red]{failed} failed[/red]" if failed else "[green]all passed[/green]")
     return 1 if failed else 0
 
 
+def remarks(outcome: Outcome, late: bool) -> str:
+    """Returns the last column of the table: the reason, what was left out, and whether the check took too long."""
+    found = [outcome.reason]
+    if outcome.left_out:
+        found.append(f"{outcome.left_out} only in {ALL}")
+    if late:
+        found.append("slower than its bound")
+    return "; ".join(filter(None, found))
+
+
 def main(argv: Sequence[str]) -> int:
-    """Parses `[--require=BACKEND] PART … [-- PYTEST ARGUMENTS]`, runs the parts and returns the exit status."""
+    """Parses `[--all] [--require=BACKEND] PART … [-- PYTEST ARGUMENTS]`, runs the parts and returns the exit status."""
     split = argv.index("--") if "--" in argv else len(argv)
     given, rest = argv[:split], argv[split + 1 :]
     required = [word.removeprefix(REQUIRE) for word in given if word.startswith(REQUIRE)]
-    names = [word for word in given if not word.startswith(REQUIRE)]
+    names = [word for word in given if word != ALL and not word.startswith(REQUIRE)]
     if any(name.startswith("-") for name in names):
         known = ", ".join(parts((), Servers(required=False)))
-        console.print(f"usage: scripts/test [PART …] [-- PYTEST ARGUMENTS]   parts: {known}")
+        console.print(f"usage: scripts/test [{ALL}] [PART …] [-- PYTEST ARGUMENTS]   parts: {known}", markup=False)
         return 0 if {"-h", "--help"} & set(names) else 2
     try:
-        return run(names, rest, required)
+        return run(names, rest, required, everything=ALL in given)
     except KeyboardInterrupt:
         return 130
 

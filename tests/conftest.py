@@ -19,6 +19,7 @@ from roost.identity.v1 import auth_service_pb2, auth_service_pb2_grpc, user_serv
 from roost.timeline.v1 import timeline_service_pb2, timeline_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
+from scripts.checks import ALL, LONG_REASON
 from services.catalog import BACKENDS, KEY_SOURCE, SERVICES
 from services.platform.config import Settings
 from services.platform.process import Process, Wire
@@ -31,6 +32,8 @@ hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("same")
 
+# How much a test of random histories tries: little in every run, much with `--all`. The long run contains the short one.
+SHORT, LONG = "short", "long"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Delivery takes milliseconds; a loaded machine gets more.
 SETTLE_WITHIN_S = 20.0
@@ -41,13 +44,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--backend", choices=BACKEND_NAMES, default=BACKEND_NAMES[0], help="the family of adapters that is tested"
     )
 
+    parser.addoption(ALL, action="store_true", help="also run the tests that are marked `long`")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     backend.name = config.getoption("--backend")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is about another family."""
+    """Leaves out the tests of another backend and skips the long ones without `--all`.
+
+    A worker of pytest-xdist gets the files with slow tests first, so that none of them starts when the others end.
+    """
+    if not config.getoption(ALL):
+        for item in items:
+            if item.get_closest_marker("long"):
+                # Skipped and not left out, because pytest reports the one and scripts/checks.py counts it.
+                item.add_marker(pytest.mark.skip(reason=LONG_REASON))
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
     others = [name for name in BACKEND_NAMES if name != backend.name]
     out = [item for item in items if any(map(item.get_closest_marker, others))]
     if out:
@@ -64,6 +80,13 @@ def _namespaces() -> Iterator[None]:
     """Set up before all others, so that meshes and stores are closed by the time that their namespaces go to the next test."""
     yield
     backend.release()
+
+
+@pytest.fixture(params=[SHORT, pytest.param(LONG, marks=pytest.mark.long)])
+def length(request: pytest.FixtureRequest) -> str:
+    """Makes two tests of one: with SHORT in every run, and with LONG only with `--all`."""
+    found: str = request.param
+    return found
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from roost_cli.drill.single_process_mesh import MeshLauncher
 from roost_cli.progress import Silent
 from services.platform.config import runtime_dir
 
+pytestmark = [pytest.mark.embedded, pytest.mark.slow]
+
 # `roost drill crash` makes twenty rounds.
 ROUNDS = 3
 
 
-@pytest.mark.slow
 async def test_crash_drill_killed_mesh_keeps_acknowledged_writes(tmp_path: Path) -> None:
     drill = CrashDrill(MeshLauncher(tmp_path), seed=1, shown=Silent())
     result = await drill.run(ROUNDS)
@@ -31,7 +32,6 @@ async def test_crash_drill_killed_mesh_keeps_acknowledged_writes(tmp_path: Path)
     assert result.unknown > 0
 
 
-@pytest.mark.slow
 async def test_clean_stop_leaves_no_run_file_or_wal(tmp_path: Path) -> None:
     launcher = MeshLauncher(tmp_path)
     child = await launcher.start()

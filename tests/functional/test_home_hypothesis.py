@@ -20,7 +20,8 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.timeline.v1 import timeline_service_pb2 as timeline
 
 from services.platform.transport.message_guard import MutationGuard
-from tests.conftest import Mesh, mesh_settings, start_process
+from tests.cluster import backend
+from tests.conftest import LONG, SHORT, Mesh, mesh_settings, start_process
 from tests.home_stores import home_store_of, shorten
 
 KEEP, TRIM_ABOVE = 6, 8
@@ -28,7 +29,9 @@ MARGIN_S = 0.03
 PEOPLE = 4
 # Some become celebrities by followers, too.
 THRESHOLD = 3
-EXAMPLES, STEPS = 25, 50
+# Histories by backend and length; test_home_stateful.py tries more kinds of steps.
+EXAMPLES = {("embedded", SHORT): 8, ("embedded", LONG): 50, ("cluster", SHORT): 4, ("cluster", LONG): 25}
+STEPS = 50
 
 T = TypeVar("T")
 people = st.integers(0, PEOPLE - 1)
@@ -196,7 +199,7 @@ class HomeMachine(RuleBasedStateMachine):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["hybrid", "push", "pull"])
-def test_homes_hold_what_the_model_says(tmp_path: Path, mode: str) -> None:
+def test_home_drawn_histories_agree_with_model(tmp_path: Path, mode: str, length: str) -> None:
     with asyncio.Runner() as runner:
         chosen = mesh_settings(
             tmp_path, timeline_mode=mode, clock_margin_s=MARGIN_S, celebrity_threshold=THRESHOLD, log_level="error"
@@ -209,7 +212,7 @@ def test_homes_hold_what_the_model_says(tmp_path: Path, mode: str) -> None:
             run_state_machine_as_test(
                 lambda: HomeMachine(runner, mesh),
                 settings=settings(
-                    max_examples=EXAMPLES,
+                    max_examples=EXAMPLES[backend.name, length],
                     stateful_step_count=STEPS,
                     deadline=None,
                     suppress_health_check=list(HealthCheck),

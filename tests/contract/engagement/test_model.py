@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from services.engagement.store import ReactionKind
 from services.engagement.store.sqlite import cache
 from services.engagement.store.sqlite import store as adapter
+from tests.conftest import LONG, SHORT
 from tests.contract.engagement.conftest import Embedded, Opened
 
 USERS = st.integers(1, 4)
@@ -127,11 +128,15 @@ def memory_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cache, "MAX_CACHED_IDS", 40)
 
 
+# Histories by length. On the cluster each takes seconds and new tables.
+EMBEDDED_EXAMPLES = {SHORT: 20, LONG: 100}
+CLUSTER_EXAMPLES = {SHORT: 2, LONG: 15}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("memory_size")
-def test_store_matches_model(backend: Any) -> None:
-    # On the cluster each example takes seconds and new tables.
-    examples = 20 if isinstance(backend, Embedded) else 4
+def test_store_matches_model(backend: Any, length: str) -> None:
+    examples = (EMBEDDED_EXAMPLES if isinstance(backend, Embedded) else CLUSTER_EXAMPLES)[length]
     run_state_machine_as_test(
         lambda: Engagement(backend), settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)
     )

@@ -17,6 +17,7 @@ from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store import Listing
 from services.platform.rpc import errors
+from tests.conftest import LONG, SHORT
 
 USERS_IN_RANGE = range(1, 6)
 THRESHOLD = 3
@@ -162,13 +163,13 @@ class Edges(RuleBasedStateMachine):
         assert {entry.user_id for entry in found} == self.celebrities
 
 
-# Fewer runs on the cluster backend, where a step makes a hundred reads: about half a minute.
-EXAMPLES = {"embedded": 25, "cluster": 3}
+# Histories by backend and length. Fewer on the cluster backend, where a step makes a hundred reads: 15 s for each.
+EXAMPLES = {("embedded", SHORT): 25, ("embedded", LONG): 100, ("cluster", SHORT): 2, ("cluster", LONG): 10}
 
 
 @pytest.mark.slow
-def test_graph_store_agrees_with_model(request, backend, stamp):
-    examples = EXAMPLES[request.config.getoption("--backend")]
+def test_graph_store_agrees_with_model(request, backend, stamp, length):
+    examples = EXAMPLES[request.config.getoption("--backend"), length]
     run_state_machine_as_test(
         lambda: Edges(backend, stamp), settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)
     )

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.search.store import Document, Query, RankPosition
+from tests.conftest import LONG, SHORT
 from tests.contract.search.conftest import TWEETS, Backend, Opened, removal, tweet
 
 IDS = st.integers(1, 6)
@@ -50,18 +51,18 @@ def matches(document: Document, query: Query) -> bool:
     )
 
 
+# Histories by length; each creates indexes of its own.
+EXAMPLES = {SHORT: 15, LONG: 80}
+
+
 @pytest.mark.slow
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
-@given(st.lists(STEPS, max_size=20), st.lists(QUESTIONS, min_size=1, max_size=4), st.integers(0, 7))
-def test_searches_random_steps_agree_with_model(
-    backend: Backend,
-    steps: list[tuple],  # type: ignore[type-arg]
-    questions: list[Query],
-    before_id: int,
-) -> None:
-    asyncio.run(run(backend, steps, questions, before_id))
+def test_searches_random_steps_agree_with_model(backend: Backend, length: str) -> None:
+    @settings(max_examples=EXAMPLES[length], deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.lists(STEPS, max_size=20), st.lists(QUESTIONS, min_size=1, max_size=4), st.integers(0, 7))
+    def check(steps: list[tuple], questions: list[Query], before_id: int) -> None:  # type: ignore[type-arg]
+        asyncio.run(run(backend, steps, questions, before_id))
+
+    check()
 
 
 async def run(backend: Backend, steps: list[tuple], questions: list[Query], before_id: int) -> None:  # type: ignore[type-arg]

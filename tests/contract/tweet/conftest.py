@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pytest
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
@@ -20,6 +20,7 @@ from services.platform.sqlite.event_log import EmbeddedLog
 from services.tweet.store import Claim, TweetStore
 from services.tweet.store.sqlite.store import EmbeddedTweetStore
 from tests.cluster import backend as namespaces
+from tests.conftest import LONG, SHORT
 
 OPEN_TRIES = 5
 
@@ -27,9 +28,9 @@ _numbers = count(1)
 
 
 class Backend(Protocol):
-    """Opens the stores of one backend and reads their events. EXAMPLES: histories that the model test tries."""
+    """Opens the stores of one backend and reads their events. EXAMPLES: histories that the model test tries, by length."""
 
-    EXAMPLES: int
+    EXAMPLES: Mapping[str, int]
 
     async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
         """Opens the store of this folder, new or existing. In the cluster backend `place` names another folder whose
@@ -45,7 +46,7 @@ class Backend(Protocol):
 class Embedded:
     """The embedded backend: needs only a folder."""
 
-    EXAMPLES = 30
+    EXAMPLES: ClassVar = {SHORT: 30, LONG: 100}
 
     async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
         return await EmbeddedTweetStore.open(folder / "tweet.db")
@@ -65,8 +66,8 @@ class Clustered:
     """The cluster backend on real servers: each folder has its own namespace there, and each open store its own
     connections, as a process has."""
 
-    # Each takes some seconds.
-    EXAMPLES = 8
+    # Each takes 15 s.
+    EXAMPLES: ClassVar = {SHORT: 3, LONG: 15}
 
     async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
         from services.platform.backends.cluster import ClusterBackends

@@ -282,6 +282,6 @@ def below(newest_first: list[int], before_id: int, count: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_store_matches_model(backend: Any) -> None:
-    examples = settings(max_examples=backend.EXAMPLES, stateful_step_count=60, deadline=None)
+def test_store_matches_model(backend: Any, length: str) -> None:
+    examples = settings(max_examples=backend.EXAMPLES[length], stateful_step_count=60, deadline=None)
     run_state_machine_as_test(lambda: Tweets(backend), settings=examples)
