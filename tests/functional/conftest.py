@@ -1,11 +1,18 @@
-"""A mesh with its gateway on a loopback port, and people who are signed in to it."""
+"""Fixtures of the functional tests: meshes with a gateway on a loopback port, and users who are signed in.
+
+`web` and `shared_mesh` run one mesh for all tests of a module, which saves its start: 0.3 s on embedded stores, seconds on the cluster
+backend. A test that takes one must not depend on being alone in the mesh. Tests that change settings, restart, inject faults or read
+global lists (trends, the newest tweets) start a mesh of their own by `own_web`, `mesh` or `start_mesh`; they come last in their module,
+since the shared mesh does not run while they do.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import bcrypt
@@ -17,22 +24,37 @@ from roost.identity.v1 import user_service_pb2
 from gateway_http.app import Gateway
 from gateway_http.server import HttpServer
 from services.platform.config import Settings
+from services.platform.process import Wire
 from services.platform.transport.message_guard import MutationGuard
 from tests.cluster import backend
 from tests.conftest import Mesh, MeshFactory, mesh_settings, start_process
 
 PASSWORD = "correct horse battery"
 ADMIN = "root_admin"
-# Nobody can sign up as an administrator: the operator imports one. The same for all, so that a repeat finds the account.
+# Administrators cannot sign up: the operator imports one. The hash is always the same, so that a second import finds the account.
 ADMIN_HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
 
-# For tests that share one mesh: `shared_web` lives on the loop of their module.
-on_shared_web = pytest.mark.asyncio(loop_scope="module")
+on_module_loop = pytest.mark.asyncio(loop_scope="module")
+_serial = itertools.count(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs a test that takes `web` or a fixture named `shared_…` on the event loop of its module, on which these fixtures run."""
+    for item in items:
+        names = item.fixturenames if isinstance(item, pytest.Function) else ()
+        if any(name == "web" or name.startswith("shared_") for name in names):
+            item.add_marker(on_module_loop, append=False)
+
+
+def unique(username: str) -> str:
+    """Returns a username that begins with `username`, that no other test of this run has and that begins no other."""
+    return f"{username}_{next(_serial):04}"
 
 
 @dataclass
 class Person:
-    """Somebody signed up over HTTP."""
+    """A user who signed up over HTTP."""
 
     id: str
     username: str
@@ -51,7 +73,6 @@ class Web:
         self.mesh = mesh
         self.client = client
         self._shared = shared
-        self._serial = itertools.count(1)
 
     async def call(self, method: str, path: str, person: Person | None = None, **options: Any) -> httpx.Response:
         headers = dict(options.pop("headers", {}))
@@ -60,11 +81,11 @@ class Web:
         return await self.client.request(method, path, headers=headers, **options)
 
     def fresh(self, username: str) -> str:
-        """The name, and where tests share the mesh one that nobody there has."""
-        return f"{username}_{next(self._serial)}" if self._shared else username
+        """Returns `username`; in a shared mesh one that no other test has and that begins with it."""
+        return unique(username) if self._shared else username
 
     async def sign_up(self, username: str) -> Person:
-        """Signs up somebody new, whose name only begins so where tests share the mesh."""
+        """Signs up a new user as `fresh(username)`."""
         username = self.fresh(username)
         body = {"username": username, "email": f"{username}@example.com", "password": PASSWORD}
         answer = await self.client.post("/v1/auth/signup", json=body)
@@ -73,7 +94,7 @@ class Web:
         return Person(found["user"]["id"], username, found["access_token"], found["refresh_token"])
 
     async def admin(self) -> Person:
-        """The administrator, who is the same for all who share the mesh."""
+        """Logs the administrator in; the same user for all tests of a shared mesh."""
         imported = user_service_pb2.ImportUsersRequest()
         imported.users.add(username=ADMIN, email=f"{ADMIN}@example.com", password_hash=ADMIN_HASH)
         await self.mesh.operator_users.ImportUsers(imported)
@@ -103,18 +124,8 @@ async def open_web(mesh: Mesh, settings: Settings) -> tuple[HttpServer, httpx.As
 
 
 @pytest.fixture
-async def web(start_mesh: MeshFactory) -> AsyncIterator[Web]:
-    """The gateway over a mesh in process."""
-    mesh = await start_mesh()
-    server, client = await open_web(mesh, mesh.process.settings)
-    async with client:
-        yield Web(mesh, client)
-    await server.stop()
-
-
-@pytest.fixture
-async def admin_web(start_mesh: MeshFactory) -> AsyncIterator[Web]:
-    """The same, where `root_admin` is an administrator."""
+async def own_web(start_mesh: MeshFactory) -> AsyncIterator[Web]:
+    """The gateway over a mesh of this test alone; `root_admin` is an administrator."""
     mesh = await start_mesh(admins=(ADMIN,))
     server, client = await open_web(mesh, mesh.process.settings)
     async with client:
@@ -122,22 +133,40 @@ async def admin_web(start_mesh: MeshFactory) -> AsyncIterator[Web]:
     await server.stop()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_web(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web]:
-    """The same, one for all tests of a module that take it `on_shared_web`: none may count on being alone there."""
+@asynccontextmanager
+async def module_mesh(folder: Path, wire: Wire = "inprocess", **changes: Any) -> AsyncIterator[Mesh]:
+    """Runs a mesh for several tests, in a namespace that is released at its end and not at the end of a test.
+
+    `changes` are fields of Settings.
+    """
     async with AsyncExitStack() as stack:
-        changes: dict[str, Any] = {"admins": (ADMIN,)}
         if backend.name == "cluster":
             namespace = backend.take()
             stack.callback(backend.give_back, namespace)
-            changes |= namespace.settings
-        settings = mesh_settings(tmp_path_factory.mktemp("shared"), **changes)
-        process = await start_process(settings, checker=MutationGuard())
-        mesh = Mesh(process, "inprocess")
+            changes = namespace.settings | changes
+        checker = MutationGuard() if wire == "inprocess" else None
+        process = await start_process(mesh_settings(folder, **changes), wire=wire, checker=checker)
         stack.push_async_callback(process.stop)
-        server, client = await open_web(mesh, settings)
-        stack.push_async_callback(server.stop)
-        await stack.enter_async_context(client)
-        yield Web(mesh, client, shared=True)
-    assert process.checker is not None
-    process.checker.verify()
+        yield Mesh(process, wire)
+    if checker is not None:
+        checker.verify()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def web(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web]:
+    """The gateway over a mesh that the tests of a module share; `root_admin` is an administrator."""
+    async with module_mesh(tmp_path_factory.mktemp("shared"), admins=(ADMIN,)) as mesh:
+        server, client = await open_web(mesh, mesh.process.settings)
+        async with client:
+            yield Web(mesh, client, shared=True)
+        await server.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["inprocess", "grpc"])
+async def shared_mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+    """A mesh that the tests of a module share, once over the in-process channel and once over gRPC.
+
+    Name users by `unique`.
+    """
+    async with module_mesh(tmp_path_factory.mktemp("shared"), request.param) as mesh:
+        yield mesh

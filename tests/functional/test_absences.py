@@ -47,7 +47,7 @@ async def until_all_are(web: Web, ann: Person, tweet_id: str, wanted: int) -> No
         raise AssertionError(f"counts {found[0]}, lists {found[1]}; expected {wanted} of each") from None
 
 
-async def test_counts_follow_who_goes_and_comes_back(web: Web) -> None:
+async def test_counts_of_suspended_and_deleted_users_match_lists(web: Web) -> None:
     ann, ben, cat = [await web.sign_up(name) for name in ("ann", "ben", "cat")]
     tweet_id = await web.post(ann, "a tweet")
     for one in (ben, cat):

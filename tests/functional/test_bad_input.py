@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
 from services.platform.rpc.contract import methods
-from tests.functional.conftest import Person, Web, on_shared_web
+from tests.functional.conftest import Person, Web
 from tests.functional.test_routes import RECIPES, bindings, filled
 
 BAD_IDS = [
@@ -78,9 +78,8 @@ async def stored(web: Web, person: Person) -> int:
     return len(answer.json()["tweets"])
 
 
-@on_shared_web
-async def test_bad_ids_in_every_path(shared_web: Web) -> None:
-    alice, admin = await shared_web.sign_up("alice"), await shared_web.admin()
+async def test_request_bad_id_in_any_path_is_refused(web: Web) -> None:
+    alice, admin = await web.sign_up("alice"), await web.admin()
     faults = []
     for recipe in RECIPES:
         for verb, template in bindings(recipe.path)[:1]:
@@ -89,27 +88,23 @@ async def test_bad_ids_in_every_path(shared_web: Web) -> None:
                     continue
                 for bad in BAD_IDS:
                     path = template.replace(f"{{{name}}}", bad)
-                    answer = await shared_web.call(verb, path, admin if recipe.admin else alice)
+                    answer = await web.call(verb, path, admin if recipe.admin else alice)
                     if not is_problem(answer):
                         faults.append((verb, path, answer.status_code, answer.text[:80]))
     assert faults == []
 
 
-@on_shared_web
 @pytest.mark.parametrize("body", BODIES)
-async def test_bad_bodies(shared_web: Web, body: bytes) -> None:
-    alice = await shared_web.sign_up("alice")
-    answer = await shared_web.call(
-        "POST", "/v1/tweets", alice, content=body, headers={"content-type": "application/json"}
-    )
+async def test_create_tweet_bad_body_is_refused(web: Web, body: bytes) -> None:
+    alice = await web.sign_up("alice")
+    answer = await web.call("POST", "/v1/tweets", alice, content=body, headers={"content-type": "application/json"})
     assert is_problem(answer), (answer.status_code, answer.text)
-    assert await stored(shared_web, alice) == 0
+    assert await stored(web, alice) == 0
 
 
-@on_shared_web
-async def test_bad_values_for_every_field(shared_web: Web) -> None:
+async def test_request_bad_value_of_any_field_is_refused(web: Web) -> None:
     """Every scalar field of every served method's body × values of the wrong type or size."""
-    alice, admin = await shared_web.sign_up("alice"), await shared_web.admin()
+    alice, admin = await web.sign_up("alice"), await web.admin()
     scene = {"alice": alice, "bob": alice, "tweet": "1", "bobs_tweet": "1", "refresh": "x"}
     scene |= {"user_id": alice.id, "tweet_id": "1", "username": "bob", "reply_id": "1", "session_id": "1", "tag": "x"}
     faults = []
@@ -126,7 +121,7 @@ async def test_bad_values_for_every_field(shared_web: Web) -> None:
                 if value is None:
                     continue
                 body = json.dumps({field.name: value}).encode()
-                answer = await shared_web.call(
+                answer = await web.call(
                     verb,
                     path,
                     admin if recipe.admin else alice,
@@ -136,20 +131,18 @@ async def test_bad_values_for_every_field(shared_web: Web) -> None:
                 if not is_problem(answer):
                     faults.append((verb, path, field.name, str(value)[:20], answer.status_code, answer.text[:80]))
     assert faults == []
-    assert await stored(shared_web, alice) == 0
+    assert await stored(web, alice) == 0
 
 
-@on_shared_web
 @pytest.mark.parametrize("text", TEXTS)
-async def test_texts_that_are_no_tweet(shared_web: Web, text: str) -> None:
-    alice = await shared_web.sign_up("alice")
-    answer = await shared_web.call("POST", "/v1/tweets", alice, json={"text": text})
+async def test_create_tweet_invalid_text_is_refused(web: Web, text: str) -> None:
+    alice = await web.sign_up("alice")
+    answer = await web.call("POST", "/v1/tweets", alice, json={"text": text})
     assert answer.status_code == 400, answer.text
     assert is_problem(answer)
-    assert await stored(shared_web, alice) == 0
+    assert await stored(web, alice) == 0
 
 
-@on_shared_web
 @pytest.mark.parametrize(
     "query",
     [
@@ -169,23 +162,22 @@ async def test_texts_that_are_no_tweet(shared_web: Web, text: str) -> None:
         "limit=1e1",
     ],
 )
-async def test_bad_queries(shared_web: Web, query: str) -> None:
-    alice = await shared_web.sign_up("alice")
-    answer = await shared_web.call("GET", f"/v1/timelines/home?{query}", alice)
+async def test_home_bad_query_is_refused(web: Web, query: str) -> None:
+    alice = await web.sign_up("alice")
+    answer = await web.call("GET", f"/v1/timelines/home?{query}", alice)
     assert answer.status_code == 400, answer.text
     assert is_problem(answer)
 
 
-@on_shared_web
-async def test_cursors_are_ones_own_and_of_their_list(shared_web: Web) -> None:
-    alice, bob = await shared_web.sign_up("alice"), await shared_web.sign_up("bob")
+async def test_cursor_of_other_user_or_list_is_refused(web: Web) -> None:
+    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
     for number in range(3):
-        await shared_web.post(alice, f"tweet {number}")
-        await shared_web.post(bob, f"tweet {number}")
-    first = (await shared_web.call("GET", "/v1/timelines/home?limit=1", alice)).json()
+        await web.post(alice, f"tweet {number}")
+        await web.post(bob, f"tweet {number}")
+    first = (await web.call("GET", "/v1/timelines/home?limit=1", alice)).json()
     cursor = first["next_cursor"]
     assert cursor
-    again = await shared_web.call("GET", f"/v1/timelines/home?limit=1&cursor={cursor}", alice)
+    again = await web.call("GET", f"/v1/timelines/home?limit=1&cursor={cursor}", alice)
     assert again.status_code == 200
     assert again.json()["tweets"][0]["id"] < first["tweets"][0]["id"]
     flipped = cursor[:-1] + ("A" if cursor[-1] != "A" else "B")
@@ -196,12 +188,11 @@ async def test_cursors_are_ones_own_and_of_their_list(shared_web: Web) -> None:
         (f"/v1/users/{alice.id}/tweets", alice, cursor),
         ("/v1/tweets", alice, cursor),
     ):
-        answer = await shared_web.call("GET", f"{path}?cursor={token}", person)
+        answer = await web.call("GET", f"{path}?cursor={token}", person)
         assert answer.status_code == 400, (path, answer.text)
         assert is_problem(answer)
 
 
-@on_shared_web
 @pytest.mark.parametrize(
     ("verb", "path", "headers", "content", "status"),
     [
@@ -218,12 +209,12 @@ async def test_cursors_are_ones_own_and_of_their_list(shared_web: Web) -> None:
         ("GET", "/admin/v1/fanout/lag", {}, None, 401),
     ],
 )
-async def test_refusals_by_the_gateway(
-    shared_web: Web, verb: str, path: str, headers: dict[str, str], content: bytes | None, status: int
+async def test_gateway_refusal_is_problem_with_status(
+    web: Web, verb: str, path: str, headers: dict[str, str], content: bytes | None, status: int
 ) -> None:
-    alice = await shared_web.sign_up("alice")
+    alice = await web.sign_up("alice")
     person = alice if status not in (401,) else None
-    answer = await shared_web.call(verb, path, person, headers=headers, content=content)
+    answer = await web.call(verb, path, person, headers=headers, content=content)
     assert answer.status_code == status, answer.text
     assert is_problem(answer)
     if status == 405:
@@ -232,10 +223,9 @@ async def test_refusals_by_the_gateway(
         assert "www-authenticate" in answer.headers
 
 
-@on_shared_web
-async def test_roles_and_owners(shared_web: Web) -> None:
-    alice, bob = await shared_web.sign_up("alice"), await shared_web.sign_up("bob")
-    tweet = await shared_web.post(alice, "mine")
+async def test_request_without_permission_is_refused(web: Web) -> None:
+    alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
+    tweet = await web.post(alice, "mine")
     for verb, path, body, status in (
         ("GET", "/admin/v1/fanout/lag", None, 403),
         ("DELETE", f"/v1/tweets/{tweet}", None, 403),
@@ -249,16 +239,15 @@ async def test_roles_and_owners(shared_web: Web) -> None:
         ("POST", "/v1/auth/request-password-reset", {"email": "alice@example.com"}, 501),
         ("POST", "/v1/tweets", {"text": "a picture", "media_ids": ["1"]}, 501),
     ):
-        answer = await shared_web.call(verb, path, bob, **({} if body is None else {"json": body}))
+        answer = await web.call(verb, path, bob, **({} if body is None else {"json": body}))
         assert answer.status_code == status, (verb, path, answer.text)
-    assert await stored(shared_web, bob) == 0
-    assert (await shared_web.call("GET", f"/v1/tweets/{tweet}")).status_code == 200
+    assert await stored(web, bob) == 0
+    assert (await web.call("GET", f"/v1/tweets/{tweet}")).status_code == 200
 
 
-@on_shared_web
-async def test_raw_bytes_on_the_socket(shared_web: Web) -> None:
+async def test_server_malformed_bytes_are_answered_or_closed(web: Web) -> None:
     """What no HTTP library sends: each is answered or closed within seconds, and the server goes on."""
-    port = shared_web.client.base_url.port
+    port = web.client.base_url.port
     for raw in (
         b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
         b"POST /v1/tweets HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -275,4 +264,4 @@ async def test_raw_bytes_on_the_socket(shared_web: Web) -> None:
         answer = await asyncio.wait_for(reader.read(4096), 15)
         assert b" 500 " not in answer.split(b"\r\n", 1)[0], raw[:60]
         writer.close()
-    assert (await shared_web.call("GET", "/livez")).status_code == 200
+    assert (await web.call("GET", "/livez")).status_code == 200

@@ -23,7 +23,7 @@ DOCUMENT = f"{table.BEGIN.format('home')}\n{table.END.format('home')}\n"
 
 
 @pytest.mark.embedded  # The mesh is a process of its own, on embedded stores whatever the family.
-async def test_a_loaded_mesh_is_measured(
+async def test_bench_home_loaded_mesh_writes_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ROOST_CLOCK_MARGIN_S", "0.05")

@@ -17,7 +17,7 @@ HOUR_MS = 3_600_000
 
 
 @pytest.mark.embedded
-async def test_readyz_and_metrics_tell_of_ids_an_hour_ahead(start_mesh: MeshFactory, tmp_path: Path) -> None:
+async def test_readyz_and_metrics_report_ids_ahead_of_clock(start_mesh: MeshFactory, tmp_path: Path) -> None:
     data = tmp_path / "data"
     mesh = await start_mesh(data_dir=data)
     server, client = await open_web(mesh, mesh.process.settings)

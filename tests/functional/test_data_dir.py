@@ -27,7 +27,7 @@ def modes_of(data: Path) -> set[tuple[bool, int]]:
 
 
 @pytest.mark.usefixtures("_open_umask")
-async def test_every_file_is_private_also_in_a_directory_that_was_open(start_mesh: MeshFactory, tmp_path: Path) -> None:
+async def test_data_dir_opened_before_restart_is_private_again(start_mesh: MeshFactory, tmp_path: Path) -> None:
     data = tmp_path / "data"
     mesh = await start_mesh(data_dir=data)
     (author,) = await mesh.people("ada")

@@ -119,7 +119,7 @@ def names_list(answer: httpx.Response, one: Dear) -> bool:
 
 
 @pytest.mark.parametrize("wire", ["inprocess", "grpc"])
-async def test_lists_of_a_megabyte_cost_a_gateway_nothing(start_mesh: MeshFactory, wire: Any) -> None:
+async def test_gateway_list_of_a_megabyte_is_refused_cheaply(start_mesh: MeshFactory, wire: Any) -> None:
     mesh = await start_mesh(wire=wire, admins=(ADMIN,))
     server, client = await open_web(mesh, mesh.process.settings)
     web = Web(mesh, client)
@@ -144,7 +144,7 @@ async def test_lists_of_a_megabyte_cost_a_gateway_nothing(start_mesh: MeshFactor
     assert faults == []
 
 
-async def test_lists_of_a_megabyte_cost_a_grpc_server_nothing(start_mesh: MeshFactory) -> None:
+async def test_grpc_server_list_of_a_megabyte_is_refused_cheaply(start_mesh: MeshFactory) -> None:
     """Public methods find the list too long; the mesh's own parse nothing of a stranger's."""
     mesh = await start_mesh(wire="grpc", admins=(ADMIN,))
     server, client = await open_web(mesh, mesh.process.settings)

@@ -29,12 +29,14 @@ async def connect(web: Web, path: str, body: Any, person: Person | None = None, 
     return await web.call("POST", path, person, json=body, headers=sent)
 
 
-async def test_a_day_over_connect(web: Web) -> None:
+async def test_connect_json_and_binary_match_rest(web: Web) -> None:
     """Sign-up, post, read, delete: JSON and binary, and REST sees the same."""
-    answer = await connect(web, f"{AUTH}/SignUp", {"username": "ada", "email": "ada@example.com", "password": PASSWORD})
+    name = web.fresh("ada")
+    account = {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
+    answer = await connect(web, f"{AUTH}/SignUp", account)
     assert answer.status_code == 200, answer.text
     found = answer.json()
-    ada = Person(found["user"]["id"], "ada", found["accessToken"], found["refreshToken"])
+    ada = Person(found["user"]["id"], name, found["accessToken"], found["refreshToken"])
 
     request = tweet_service_pb2.CreateTweetRequest(text="over connect", idempotency_key="once")
     binary = {"content-type": "application/proto"}
@@ -44,7 +46,7 @@ async def test_a_day_over_connect(web: Web) -> None:
         )
         assert answer.status_code == 200
         tweet = tweet_service_pb2.CreateTweetResponse.FromString(answer.content).tweet
-        assert (tweet.text, tweet.author.username) == ("over connect", "ada")
+        assert (tweet.text, tweet.author.username) == ("over connect", name)
     assert await web.home(ada) == [str(tweet.id)]
 
     answer = await connect(web, f"{TIMELINES}/ListHomeTimeline", {"pageSize": 5}, ada)
@@ -56,7 +58,7 @@ async def test_a_day_over_connect(web: Web) -> None:
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-async def test_rules_of_the_services_are_connect_errors(web: Web) -> None:
+async def test_connect_refusals_are_connect_errors(web: Web) -> None:
     ada = await web.sign_up("ada")
     answer = await connect(web, f"{TWEETS}/CreateTweet", {"text": "x" * 281}, ada)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_argument")
@@ -69,20 +71,20 @@ async def test_rules_of_the_services_are_connect_errors(web: Web) -> None:
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
 
 
-async def test_internal_methods_are_not_there_over_http(admin_web: Web) -> None:
+async def test_internal_methods_over_http_return_404(web: Web) -> None:
     """In Connect's spelling and in any that REST might have: answered like a path that does not exist, also to administrators."""
-    admin = await admin_web.admin()
+    admin = await web.admin()
 
     def told(answer: httpx.Response) -> Any:
         return answer.status_code, {k: v for k, v in answer.json().items() if k not in ("instance", "trace_id")}
 
-    nowhere = told(await connect(admin_web, "/roost.tweet.v1.TweetService/Nothing", {}, admin))
+    nowhere = told(await connect(web, "/roost.tweet.v1.TweetService/Nothing", {}, admin))
     assert nowhere[0] == 404
     for method in INTERNAL:
         assert bindings(method) == [], f"{method.path} is internal and has a route"
-        assert told(await connect(admin_web, method.path, {}, admin)) == nowhere
+        assert told(await connect(web, method.path, {}, admin)) == nowhere
         for verb in ("GET", "POST"):
-            answer = await admin_web.call(verb, f"/v1{method.path}", admin)
+            answer = await web.call(verb, f"/v1{method.path}", admin)
             assert told(answer) == nowhere
 
 
@@ -102,24 +104,8 @@ async def ask(channel: grpc.aio.Channel, method: Method, token: str) -> grpc.Sta
     return grpc.StatusCode.OK
 
 
-async def test_internal_methods_are_denied_over_grpc(start_mesh: MeshFactory) -> None:
-    """A client with a user's token, an administrator's at that, but no identity of the mesh."""
-    mesh = await start_mesh(wire="grpc", admins=("root_admin",))
-    [admin] = await mesh.people("root_admin")
-    token = (
-        (await mesh.operator_auth.MintTokens(auth_service_pb2.MintTokensRequest(user_ids=[admin], ttl_seconds=60)))
-        .tokens[0]
-        .access_token
-    )
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.process.grpc_port}") as channel:
-        found = {method.path: await ask(channel, method, token) for method in INTERNAL}
-    # Also those that nobody serves yet.
-    assert found == dict.fromkeys(found, grpc.StatusCode.PERMISSION_DENIED)
-    assert len(INTERNAL) > 20
-
-
 @pytest.mark.parametrize("codec", ["json", "binary"])
-async def test_a_foreign_client_of_the_protocol_understands_us(web: Web, codec: str) -> None:
+async def test_connectrpc_client_calls_and_errors_are_understood(web: Web, codec: str) -> None:
     """connectrpc, an implementation that is not ours, as the oracle."""
     client_module = pytest.importorskip("connectrpc.client")
     compat = pytest.importorskip("connectrpc.compat")
@@ -173,7 +159,7 @@ ADMINISTRATION = [
 ]
 
 
-async def test_administration_is_refused_to_users_in_every_dialect_also_what_is_not_served(web: Web) -> None:
+async def test_admin_methods_by_user_are_refused_in_every_dialect(web: Web) -> None:
     """Who calls is checked before anything is said of the method: 403 for a user, 401 for nobody."""
     ada = await web.sign_up("ada")
     for method in ADMINISTRATION:
@@ -195,8 +181,24 @@ async def test_administration_is_refused_to_users_in_every_dialect_also_what_is_
                     await call(method.request(), metadata=metadata, timeout=10)
 
 
-async def test_administrators_are_told_what_is_not_served(admin_web: Web) -> None:
-    admin = await admin_web.admin()
-    assert (await admin_web.call("GET", "/admin/v1/ranking/model", admin)).status_code == 501
-    answer = await connect(admin_web, "/roost.timeline.v1.RankingService/GetModel", {}, admin)
+async def test_admin_methods_not_served_return_501(web: Web) -> None:
+    admin = await web.admin()
+    assert (await web.call("GET", "/admin/v1/ranking/model", admin)).status_code == 501
+    answer = await connect(web, "/roost.timeline.v1.RankingService/GetModel", {}, admin)
     assert (answer.status_code, answer.json()["code"]) == (501, "unimplemented")
+
+
+async def test_internal_methods_over_grpc_are_denied(start_mesh: MeshFactory) -> None:
+    """A client with a user's token, an administrator's at that, but no identity of the mesh."""
+    mesh = await start_mesh(wire="grpc", admins=("root_admin",))
+    [admin] = await mesh.people("root_admin")
+    token = (
+        (await mesh.operator_auth.MintTokens(auth_service_pb2.MintTokensRequest(user_ids=[admin], ttl_seconds=60)))
+        .tokens[0]
+        .access_token
+    )
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.process.grpc_port}") as channel:
+        found = {method.path: await ask(channel, method, token) for method in INTERNAL}
+    # Also those that nobody serves yet.
+    assert found == dict.fromkeys(found, grpc.StatusCode.PERMISSION_DENIED)
+    assert len(INTERNAL) > 20

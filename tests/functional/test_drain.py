@@ -62,7 +62,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
         await process.wait()
 
 
-async def test_a_stop_drains_http_and_grpc_alike(running: Running) -> None:
+async def test_drain_after_sigterm_serves_http_and_grpc(running: Running) -> None:
     async with (
         httpx.AsyncClient(base_url=running.http) as kept,
         httpx.AsyncClient(base_url=running.http, headers={"connection": "close"}) as fresh,

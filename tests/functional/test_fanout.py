@@ -40,7 +40,7 @@ async def quick(request: pytest.FixtureRequest, start_mesh: MeshFactory) -> Mesh
     return await start_mesh(wire=request.param, clock_margin_s=0.2, celebrity_threshold=3)
 
 
-async def test_a_follower_sees_a_post_soon_by_push(quick: Mesh) -> None:
+async def test_fanout_post_is_pushed_to_follower(quick: Mesh) -> None:
     ann, bob = await quick.people("ann_a", "bob_b")
     await quick.follow(bob, ann)
     await old_and_warm(quick, bob)
@@ -54,7 +54,7 @@ async def test_a_follower_sees_a_post_soon_by_push(quick: Mesh) -> None:
     assert (status.state, status.followers, status.delivered) == (fanout.FANOUT_STATE_DONE, 1, 1)
 
 
-async def test_own_posts_show_at_once_while_fanout_is_paused_and_others_after(quick: Mesh) -> None:
+async def test_fanout_paused_shows_own_posts_and_delivers_others_after_resume(quick: Mesh) -> None:
     ann, bob = await quick.people("ann_a", "bob_b")
     await quick.follow(bob, ann)
     await old_and_warm(quick, ann, bob)
@@ -68,7 +68,7 @@ async def test_own_posts_show_at_once_while_fanout_is_paused_and_others_after(qu
     assert await ids(quick, bob) == posts[::-1]
 
 
-async def test_a_replay_changes_no_home(quick: Mesh) -> None:
+async def test_fanout_replay_leaves_homes_unchanged(quick: Mesh) -> None:
     ann, bob = await quick.people("ann_a", "bob_b")
     await quick.follow(bob, ann)
     await old_and_warm(quick, bob)
@@ -83,7 +83,7 @@ async def test_a_replay_changes_no_home(quick: Mesh) -> None:
     assert len(before) == 9
 
 
-async def test_an_author_changes_tier_both_ways_and_no_home_lacks_anything(quick: Mesh) -> None:
+async def test_fanout_author_changes_tier_both_ways_keeps_homes_complete(quick: Mesh) -> None:
     star, *fans = await quick.people("star", "fan_1", "fan_2", "fan_3", "fan_4")
     await quick.follow(fans[0], star)
     await quick.follow(fans[1], star)
@@ -110,7 +110,7 @@ async def test_an_author_changes_tier_both_ways_and_no_home_lacks_anything(quick
     assert await ids(quick, fans[1]) == []
 
 
-async def test_big_accounts_are_delivered_by_the_other_consumer(quick: Mesh) -> None:
+async def test_fanout_account_over_quota_is_delivered_by_second_consumer(quick: Mesh) -> None:
     consumer: Any = quick.process.services["fanout"].workers[1]
     # The main consumer's rules with room for two entries of an author a round.
     consumer._apply.__self__._quota = 2

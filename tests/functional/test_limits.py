@@ -59,7 +59,7 @@ async def start_town(start_mesh: MeshFactory) -> AsyncIterator[Any]:
         await end()
 
 
-async def test_login_allowance_is_one_for_both_protocols_and_all_tokens(start_town: Any) -> None:
+async def test_login_limit_is_shared_by_protocols_and_tokens(start_town: Any) -> None:
     town = await start_town(logins_per_minute=8)
     tokens = [(await town.web.sign_up(name)).token for name in ("ann", "bob", "cleo")]
     codes = []
@@ -71,7 +71,7 @@ async def test_login_allowance_is_one_for_both_protocols_and_all_tokens(start_to
     assert (await town.http(OFFICE, PASSWORD, "ann")).status_code == 200
 
 
-async def test_sign_ups_of_one_address_are_few_whatever_the_protocol_and_token(start_town: Any) -> None:
+async def test_sign_up_limit_is_shared_by_protocols_and_tokens(start_town: Any) -> None:
     town = await start_town(sign_ups_per_hour=4)
     token, codes = "", []
 
@@ -99,7 +99,7 @@ async def test_sign_ups_of_one_address_are_few_whatever_the_protocol_and_token(s
     assert (await town.http(ATTACKER, PASSWORD)).status_code == 200
 
 
-async def test_guesses_at_one_account_end_and_its_owner_still_gets_in(start_town: Any) -> None:
+async def test_login_guesses_at_one_account_are_limited_and_owner_logs_in(start_town: Any) -> None:
     town = await start_town(logins_per_minute=1_000)
     await town.web.sign_up("ada")
     assert (await town.http(OFFICE, PASSWORD)).status_code == 200
@@ -116,7 +116,7 @@ async def test_guesses_at_one_account_end_and_its_owner_still_gets_in(start_town
     assert await town.grpc(CAFE, PASSWORD) == "OK"
 
 
-async def test_flood_of_guesses_does_not_keep_the_owner_waiting(start_town: Any) -> None:
+async def test_login_flood_of_guesses_does_not_delay_owner(start_town: Any) -> None:
     town = await start_town(logins_per_minute=10_000, bcrypt_cost=9)
     await town.web.sign_up("ada")
     flood = [asyncio.create_task(town.http(ATTACKER, "wrong", f"user{number}")) for number in range(60)]

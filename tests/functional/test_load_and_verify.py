@@ -45,7 +45,7 @@ async def load_files(target: MeshTarget) -> None:
     await command._load(target, graph, usable, blank, seed=1, concurrency=8)
 
 
-async def test_loading_twice_adds_nothing_and_every_home_is_exact(
+async def test_load_twice_adds_nothing_and_homes_are_exact(
     target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await load_files(target)
@@ -61,7 +61,7 @@ async def test_loading_twice_adds_nothing_and_every_home_is_exact(
     assert await verify.audit(target, Silent())
 
 
-async def test_what_fanout_does_not_deliver_is_missed(
+async def test_verify_undelivered_tweet_is_reported_missing(
     mesh: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await load_files(target)
@@ -77,7 +77,7 @@ async def test_what_fanout_does_not_deliver_is_missed(
     assert await verify.audit(target, Silent())
 
 
-async def test_the_demo_is_loaded_once_and_its_log_in_works(mesh: Any, target: MeshTarget) -> None:
+async def test_demo_repeated_load_adds_nothing_and_login_works(mesh: Any, target: MeshTarget) -> None:
     account = await demo.load_once(mesh.process.channel, mesh.process.settings.data_dir)
     assert account is not None
     login = auth_service_pb2.LoginRequest(username=account.username, password=account.password)
@@ -98,7 +98,7 @@ async def test_the_demo_is_loaded_once_and_its_log_in_works(mesh: Any, target: M
     assert await verify.audit(target, Silent())
 
 
-async def test_an_interrupted_demo_is_finished(mesh: Any) -> None:
+async def test_demo_interrupted_load_is_finished(mesh: Any) -> None:
     data_dir = mesh.process.settings.data_dir
     account = demo.DemoAccount(demo.PEOPLE[0][0], "the password it had")
     demo._write_marker(data_dir / demo.MARKER, account, complete=False)
@@ -108,7 +108,7 @@ async def test_an_interrupted_demo_is_finished(mesh: Any) -> None:
     assert len([user async for user in _users(mesh)]) == len(demo.PEOPLE)
 
 
-async def test_a_mesh_with_people_gets_no_demo(mesh: Any) -> None:
+async def test_demo_mesh_with_users_is_left_alone(mesh: Any) -> None:
     await mesh.people("somebody")
     assert await demo.load_once(mesh.process.channel, mesh.process.settings.data_dir) is None
     assert len([user async for user in _users(mesh)]) == 1

@@ -36,7 +36,7 @@ def target(mesh: Any) -> MeshTarget:
     return MeshTarget(f"127.0.0.1:{mesh.process.grpc_port}", mesh.process.operator_token)
 
 
-async def test_homes_are_exact_after_random_operations_and_a_replay(
+async def test_verify_after_random_operations_and_replay_is_exact(
     target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await command.audit(target, Silent())
@@ -75,7 +75,7 @@ def posts(monkeypatch: pytest.MonkeyPatch) -> Any:
     return answer
 
 
-async def test_an_error_of_the_mesh_is_a_fault(
+async def test_mutate_internal_error_is_a_fault(
     edits: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # One only: its traceback takes seconds to print.
@@ -84,13 +84,15 @@ async def test_an_error_of_the_mesh_is_a_fault(
     assert "fault INTERNAL" in capsys.readouterr().out
 
 
-async def test_what_is_not_served_is_said(edits: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_mutate_unserved_operation_is_reported(
+    edits: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]
+) -> None:
     edits.side_effect = errors.unimplemented("later")
     assert not await mutate.mutate(target, 100, 1, concurrency=4)
     assert "edit is not served here: later" in capsys.readouterr().out
 
 
-async def test_nobody_waits_for_a_tweet_that_was_refused(
+async def test_mutate_refused_tweets_do_not_block_operations(
     posts: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     posts.side_effect = errors.permission_denied("not today")

@@ -23,9 +23,7 @@ def files_with(folder: Path, text: str) -> list[str]:
     return [path.name for path in folder.rglob("tweet.db*") if text.encode() in path.read_bytes()]
 
 
-async def test_deleted_tweet_is_gone_from_the_store_and_its_files_after_the_grace(
-    start_mesh: MeshFactory, tmp_path: Path
-) -> None:
+async def test_purge_after_grace_removes_tweet_from_store_and_files(start_mesh: MeshFactory, tmp_path: Path) -> None:
     data = tmp_path / "data"
     mesh = await start_mesh(data_dir=data, delete_grace_s=1)
     (author,) = await mesh.people("ada")

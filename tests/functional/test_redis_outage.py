@@ -41,7 +41,9 @@ async def becomes_warm(mesh: Mesh, reader: int) -> None:
 
 
 @pytest.mark.parametrize("outage", ["hangs", "gone"])
-async def test_homes_without_redis(start_mesh: MeshFactory, server: redis_servers.Server, outage: str) -> None:
+async def test_home_without_redis_is_pulled_and_becomes_warm_again(
+    start_mesh: MeshFactory, server: redis_servers.Server, outage: str
+) -> None:
     mesh = await start_mesh(redis_url=server.url, redis_timeout_s=0.2, clock_margin_s=0.0)
     ann, bob = await mesh.people("ann", "bob")
     await mesh.follow(ann, bob)

@@ -36,7 +36,7 @@ async def index_in_use(stub: SearchServiceStub) -> int:
         await asyncio.sleep(0.02)
 
 
-async def test_it_returns_once_the_new_index_is_in_use(mesh: Mesh, target: MeshTarget) -> None:
+async def test_reindex_wait_returns_after_new_index_is_in_use(mesh: Mesh, target: MeshTarget) -> None:
     (alice,) = await mesh.people("alice")
     posted = [await mesh.post(alice, f"word {number}") for number in range(3)]
     stub = SearchServiceStub(mesh.process.channel("operator"))
@@ -50,13 +50,13 @@ async def test_it_returns_once_the_new_index_is_in_use(mesh: Mesh, target: MeshT
     assert [tweet.id for tweet in answer.tweets] == posted[::-1]
 
 
-async def test_without_waiting_it_says_that_it_began(target: MeshTarget) -> None:
+async def test_reindex_without_wait_reports_start(target: MeshTarget) -> None:
     said = io.StringIO()
     await search.reindex(target, Plain(said), wait=False)
     assert said.getvalue().startswith("the index is being built")
 
 
-async def test_a_build_that_stands_still_is_told_of(
+async def test_reindex_stuck_build_raises_error(
     mesh: Mesh, target: MeshTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await index_in_use(SearchServiceStub(mesh.process.channel("operator")))

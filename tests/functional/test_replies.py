@@ -11,7 +11,7 @@ from roost.tweet.v1 import reply_service_pb2, reply_service_pb2_grpc, tweet_serv
 
 from services.tweet.threads import MAX_DEPTH
 from tests.conftest import Mesh
-from tests.functional.conftest import Person, Web
+from tests.functional.conftest import Person, Web, unique
 
 
 async def ok(web: Web, method: str, path: str, person: Person | None = None, **options: Any) -> Any:
@@ -75,14 +75,14 @@ async def people(web: Web, *names: str) -> list[Person]:
         ("/v1/tweets", {"text": "so true", "reply_to_id": "{}"}),
     ],
 )
-async def test_a_reply_is_a_tweet_and_there_on_the_next_read(web: Web, path: str, body: dict[str, str]) -> None:
+async def test_create_reply_every_route_shows_reply_on_next_read(web: Web, path: str, body: dict[str, str]) -> None:
     alice, bob = await people(web, "alice", "bob")
     tweet_id = await web.post(alice, "hers")
     filled = {key: value.format(tweet_id) for key, value in body.items()}
     answer = await web.call("POST", path.format(tweet_id), bob, json=filled)
     assert answer.status_code == 201, answer.text
     made = answer.json()
-    assert (made["text"], made["author"]["username"]) == ("so true", "bob")
+    assert (made["text"], made["author"]["username"]) == ("so true", bob.username)
     assert (made["reply_to_id"], made["conversation_id"]) == (tweet_id, tweet_id)
     assert (await ok(web, "GET", f"/v1/tweets/{made['id']}", bob)) == made
     assert await replies(web, tweet_id) == [made["id"]]
@@ -93,7 +93,7 @@ async def test_a_reply_is_a_tweet_and_there_on_the_next_read(web: Web, path: str
     assert await web.home(bob) == [made["id"]]
 
 
-async def test_what_may_not_be_answered(web: Web) -> None:
+async def test_create_reply_invalid_target_or_body_is_refused(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     tweet_id = await web.post(alice, "hers")
     body = {"text": "so true"}
@@ -107,7 +107,7 @@ async def test_what_may_not_be_answered(web: Web) -> None:
     assert await status(web, "POST", f"/v1/tweets/{tweet_id}/replies", bob, json=body) == 404
 
 
-async def test_a_key_makes_one_reply(web: Web) -> None:
+async def test_create_reply_repeated_key_makes_one_reply(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     tweet_id, other_id = await web.post(alice, "one"), await web.post(alice, "two")
     headers = {"idempotency-key": "k"}
@@ -128,7 +128,7 @@ async def test_a_key_makes_one_reply(web: Web) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["/v1/replies/{}", "/reply/{}"])
-async def test_a_reply_is_edited_and_deleted_under_the_rules_of_tweets(web: Web, spelling: str) -> None:
+async def test_edit_and_delete_reply_follow_rules_of_tweets(web: Web, spelling: str) -> None:
     alice, bob, carol = await people(web, "alice", "bob", "carol")
     tweet_id = await web.post(alice, "hers")
     reply_id = await reply(web, bob, tweet_id, "first")
@@ -153,7 +153,7 @@ async def test_a_reply_is_edited_and_deleted_under_the_rules_of_tweets(web: Web,
     assert (await ok(web, "GET", f"/v1/tweets/{tweet_id}"))["metrics"]["replies"] == 0
 
 
-async def test_what_is_no_reply_is_not_found_as_one(web: Web) -> None:
+async def test_edit_and_delete_reply_of_other_tweet_return_404(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     tweet_id, other_id = await web.post(alice, "hers"), await web.post(alice, "another")
     reply_id = await reply(web, alice, tweet_id)
@@ -169,7 +169,7 @@ async def test_what_is_no_reply_is_not_found_as_one(web: Web) -> None:
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 3, 100])
-async def test_replies_come_newest_first_without_the_hidden(web: Web, page_size: int) -> None:
+async def test_list_replies_is_newest_first_without_hidden_replies(web: Web, page_size: int) -> None:
     alice, bob, carol = await people(web, "alice", "bob", "carol")
     tweet_id = await web.post(alice, "hers")
     made = [await reply(web, (alice, bob, carol)[n % 3], tweet_id, str(n)) for n in range(9)]
@@ -182,7 +182,7 @@ async def test_replies_come_newest_first_without_the_hidden(web: Web, page_size:
     assert await replies(web, tweet_id, carol, page_size) == [i for i in stand[::-1] if i not in bobs]
 
 
-async def test_a_hidden_tweet_has_neither_replies_nor_thread(web: Web) -> None:
+async def test_list_replies_and_thread_of_hidden_tweet_return_404(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     tweet_id = await web.post(alice, "hers")
     await reply(web, alice, tweet_id)
@@ -197,7 +197,7 @@ async def test_a_hidden_tweet_has_neither_replies_nor_thread(web: Web) -> None:
     assert [await status(web, "GET", path, alice) for path in paths] == [404] * 4
 
 
-async def test_a_thread_shows_the_way_down_and_what_answers(web: Web) -> None:
+async def test_thread_shows_ancestors_and_replies_in_order(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     root = await web.post(alice, "root")
     one = await reply(web, bob, root, "one")
@@ -218,7 +218,7 @@ async def test_a_thread_shows_the_way_down_and_what_answers(web: Web) -> None:
 
 
 @pytest.mark.slow
-async def test_a_long_thread_ends_at_its_depth(web: Web) -> None:
+async def test_thread_longer_than_max_depth_is_cut(web: Web) -> None:
     (alice,) = await people(web, "alice")
     chain = [await web.post(alice, "0")]
     for number in range(1, MAX_DEPTH + 3):
@@ -230,7 +230,7 @@ async def test_a_long_thread_ends_at_its_depth(web: Web) -> None:
     assert len(lowest) == 100
 
 
-async def test_deleted_and_hidden_tweets_leave_tombstones(web: Web) -> None:
+async def test_thread_deleted_and_hidden_tweets_are_tombstones(web: Web) -> None:
     alice, bob, carol = await people(web, "alice", "bob", "carol")
     root = await web.post(alice, "root")
     middle = await reply(web, bob, root, "middle")
@@ -255,7 +255,7 @@ async def test_deleted_and_hidden_tweets_leave_tombstones(web: Web) -> None:
     assert await thread(web, leaf) == [(root, 0, True), (middle, 1, True), (leaf, 2, False)]
 
 
-async def test_a_deleted_parent_hides_replies_at_home_but_not_in_the_thread(web: Web) -> None:
+async def test_deleted_parent_hides_reply_at_home_and_not_in_thread(web: Web) -> None:
     alice, bob, carol = await people(web, "alice", "bob", "carol")
     for followee in (alice, bob):
         await ok(web, "POST", f"/v1/users/{followee.id}/follow", carol)
@@ -271,7 +271,7 @@ async def test_a_deleted_parent_hides_replies_at_home_but_not_in_the_thread(web:
 
 
 @pytest.mark.parametrize("blocker", ["alice", "bob"])
-async def test_a_block_refuses_replies_both_ways(web: Web, blocker: str) -> None:
+async def test_block_refuses_replies_both_ways(web: Web, blocker: str) -> None:
     alice, bob = await people(web, "alice", "bob")
     hers, his = await web.post(alice, "hers"), await web.post(bob, "his")
     old = await reply(web, bob, hers)
@@ -288,7 +288,7 @@ async def test_a_block_refuses_replies_both_ways(web: Web, blocker: str) -> None
     assert await replies(web, hers) == []
 
 
-async def test_a_retweet_stands_for_its_original(web: Web) -> None:
+async def test_reply_to_retweet_belongs_to_original(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     root = await web.post(alice, "root")
     shared = (await ok(web, "POST", f"/v1/tweets/{root}/retweets", bob))["id"]
@@ -299,7 +299,7 @@ async def test_a_retweet_stands_for_its_original(web: Web) -> None:
     await ok(web, "DELETE", f"/tweets/{shared}/comments/{answer}", bob)
 
 
-async def test_quotes_and_retweeters_are_listed_newest_first(web: Web) -> None:
+async def test_list_quotes_and_retweeters_is_newest_first(web: Web) -> None:
     alice, *others = await people(web, "alice", "bob", "carol", "dave")
     root = await web.post(alice, "root")
     quotes = []
@@ -333,23 +333,24 @@ async def test_quotes_and_retweeters_are_listed_newest_first(web: Web) -> None:
     assert await pages("retweets", "users", None) == [carol.id, bob.id]
 
 
-async def test_replies_and_threads_over_grpc(mesh: Mesh) -> None:
+async def test_replies_and_threads_over_grpc_return_typed_messages(shared_mesh: Mesh) -> None:
     """The typed messages, over both kinds of channel."""
-    alice, bob = await mesh.people("alice", "bob")
+    mesh, bob_name = shared_mesh, unique("bob")
+    alice, bob = await mesh.people(unique("alice"), bob_name)
     channel = mesh.process.channel("")
     stub: Any = reply_service_pb2_grpc.ReplyServiceStub(channel)
     tweets: Any = tweet_service_pb2_grpc.TweetServiceStub(channel)
     root = await mesh.post(alice, "root")
     with mesh.as_user(bob):
         made = (await stub.CreateReply(reply_service_pb2.CreateReplyRequest(tweet_id=root, text="one"))).tweet
-        assert (made.reply_to_id, made.author.username) == (root, "bob")
+        assert (made.reply_to_id, made.author.username) == (root, bob_name)
         changed = await stub.UpdateReply(reply_service_pb2.UpdateReplyRequest(reply_id=made.id, text="two"))
         assert changed.tweet.original_text == "one"
         page = await stub.ListReplies(reply_service_pb2.ListRepliesRequest(tweet_id=root))
         assert list(page.tweets) == [changed.tweet]
         await tweets.Retweet(tweet_service_pb2.RetweetRequest(tweet_id=root))
         people = await tweets.ListRetweeters(tweet_service_pb2.ListRetweetersRequest(tweet_id=root))
-        assert [user.username for user in people.users] == ["bob"]
+        assert [user.username for user in people.users] == [bob_name]
         quote = await tweets.CreateTweet(tweet_service_pb2.CreateTweetRequest(text="look", quote_of_id=root))
         quotes = await tweets.ListQuotes(tweet_service_pb2.ListQuotesRequest(tweet_id=root))
         assert list(quotes.tweets) == [quote.tweet]
@@ -363,7 +364,7 @@ async def test_replies_and_threads_over_grpc(mesh: Mesh) -> None:
 
 
 @pytest.mark.slow
-async def test_who_reads_while_others_reply_misses_no_answered_reply(web: Web) -> None:
+async def test_thread_read_while_others_reply_holds_every_acknowledged_reply(web: Web) -> None:
     """Every reply that was answered for is in the next thread, whoever else reads the same thread meanwhile."""
     alice, bob = await people(web, "alice", "bob")
     root = await web.post(alice, "root")

@@ -72,7 +72,7 @@ class Home:
         assert answer.is_success, answer.text
 
 
-async def test_a_pushed_tweet_is_there_once_it_is_delivered(quick: Web) -> None:
+async def test_cached_home_shows_tweet_after_delivery(quick: Web) -> None:
     home = await Home.open(quick)
     await quick.mesh.fanout.PauseFanout(fanout.PauseFanoutRequest())
     posted = await quick.post(home.ann, "one more")
@@ -82,13 +82,13 @@ async def test_a_pushed_tweet_is_there_once_it_is_delivered(quick: Web) -> None:
     assert [tweet["id"] for tweet in await home.read()] == [posted, home.tweet_id]
 
 
-async def test_ones_own_tweet_is_there_at_once(quick: Web) -> None:
+async def test_cached_home_shows_own_tweet_at_once(quick: Web) -> None:
     home = await Home.open(quick)
     posted = await quick.post(home.bob, "mine")
     assert [tweet["id"] for tweet in await home.read()] == [posted, home.tweet_id]
 
 
-async def test_counts_and_what_the_reader_did(quick: Web) -> None:
+async def test_cached_home_counts_and_flags_show_on_next_read(quick: Web) -> None:
     home = await Home.open(quick)
     likes = f"/v1/tweets/{home.tweet_id}/likes"
     await home.act("POST", likes, home.cyd, json={})
@@ -102,7 +102,7 @@ async def test_counts_and_what_the_reader_did(quick: Web) -> None:
     assert (shown[home.tweet_id]["metrics"]["retweets"], shown[home.tweet_id]["viewer"]["retweeted"]) == (1, True)
 
 
-async def test_edits_renames_deletes(quick: Web) -> None:
+async def test_cached_home_shows_edits_renames_and_deletes(quick: Web) -> None:
     home = await Home.open(quick)
     await home.act("PATCH", f"/v1/tweets/{home.tweet_id}", home.ann, json={"text": "mended"})
     assert [tweet["text"] for tweet in await home.read()] == ["mended"]
@@ -117,13 +117,13 @@ async def test_edits_renames_deletes(quick: Web) -> None:
     ("path", "by"),
     [("/v1/users/{ann}/mute", "bob"), ("/v1/users/{ann}/block", "bob"), ("/v1/users/{bob}/block", "ann")],
 )
-async def test_mutes_and_blocks_either_way(quick: Web, path: str, by: str) -> None:
+async def test_cached_home_hides_muted_and_blocked_authors(quick: Web, path: str, by: str) -> None:
     home = await Home.open(quick)
     await home.act("POST", path.format(ann=home.ann.id, bob=home.bob.id), getattr(home, by))
     assert (await quick.call("GET", HOME, home.bob)).json()["tweets"] == []
 
 
-async def test_a_new_celebrity_is_pulled(quick: Web) -> None:
+async def test_cached_home_shows_tweet_of_new_celebrity(quick: Web) -> None:
     home = await Home.open(quick)
     request = graph.ReclassifyUserRequest(user_id=int(home.ann.id), tier=graph.TIER_CHOICE_CELEBRITY)
     await quick.mesh.operator_graph.ReclassifyUser(request)
@@ -133,14 +133,14 @@ async def test_a_new_celebrity_is_pulled(quick: Web) -> None:
     assert [tweet["id"] for tweet in await home.read()] == [posted, home.tweet_id]
 
 
-async def test_nobody_gets_what_was_made_for_another(quick: Web) -> None:
+async def test_cached_home_is_not_served_to_other_users(quick: Web) -> None:
     home = await Home.open(quick)
     assert (await quick.call("GET", HOME, home.cyd)).json()["tweets"] == []
     assert (await quick.call("GET", HOME)).status_code == 401
     assert [tweet["id"] for tweet in await home.read()] == [home.tweet_id]
 
 
-async def test_what_is_given_again_answers_if_none_match(quick: Web) -> None:
+async def test_cached_home_matching_etag_returns_304(quick: Web) -> None:
     home = await Home.open(quick)
     tag = (await quick.call("GET", HOME, home.bob)).headers["etag"]
     answer = await quick.call("GET", HOME, home.bob, headers={"if-none-match": tag})

@@ -12,7 +12,7 @@ import pytest
 from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
 
 from services.platform.rpc.contract import methods
-from tests.functional.conftest import PASSWORD, Person, Web, on_shared_web
+from tests.functional.conftest import PASSWORD, Person, Web
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 VERBS = ("get", "post", "put", "patch", "delete")
@@ -193,10 +193,9 @@ def filled(text: str, scene: dict[str, Any]) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: names[found.group(1)], text)
 
 
-@on_shared_web
 @pytest.mark.parametrize(("recipe", "verb", "template"), SPELLINGS)
-async def test_every_spelling(shared_web: Web, recipe: Recipe, verb: str, template: str) -> None:
-    scene = await scene_of(shared_web)
+async def test_route_every_spelling_is_served(web: Web, recipe: Recipe, verb: str, template: str) -> None:
+    scene = await scene_of(web)
     alice = scene["alice"]
     scene["refresh"] = alice.refresh_token
     scene |= {
@@ -204,38 +203,36 @@ async def test_every_spelling(shared_web: Web, recipe: Recipe, verb: str, templa
         "tweet_id": filled(recipe.tweet_id, scene),
         "tag": "python",
     }
-    sessions = (await shared_web.call("GET", "/v1/users/me/sessions", alice)).json()["sessions"]
+    sessions = (await web.call("GET", "/v1/users/me/sessions", alice)).json()["sessions"]
     scene["session_id"] = sessions[0]["id"]
     path = filled(template + recipe.query, scene)
     body = None
     if recipe.body is not None:
         body = {key: filled(value, scene) if isinstance(value, str) else value for key, value in recipe.body.items()}
     person = scene["admin"] if recipe.admin else alice if recipe.signed_in else None
-    answer = await shared_web.call(verb, path, person, **({} if body is None else {"json": body}))
+    answer = await web.call(verb, path, person, **({} if body is None else {"json": body}))
     assert answer.status_code == recipe.status, answer.text
     assert recipe.shows in answer.text
     assert answer.headers["content-type"].startswith("application/json")
     if recipe.path.endswith("PauseFanout"):
         # Others share the mesh.
-        assert (await shared_web.call("POST", "/admin/v1/fanout/resume", person)).status_code == 200
+        assert (await web.call("POST", "/admin/v1/fanout/resume", person)).status_code == 200
 
 
-@on_shared_web
-async def test_every_served_route_is_tried(shared_web: Web) -> None:
+async def test_recipes_cover_every_served_method(web: Web) -> None:
     """A method that the services serve and that has routes is in RECIPES: a forgotten one fails here."""
     tried = {recipe.path for recipe in RECIPES}
-    for service in shared_web.mesh.process.services.values():
+    for service in web.mesh.process.services.values():
         for name, servicer in service.servicers.items():
             for method in methods().values():
                 if method.service == name and method.name in vars(type(servicer)) and bindings(method.path):
                     assert method.path in tried, f"{method.path} is served, and no recipe tries its routes"
 
 
-@on_shared_web
-async def test_readme_names_what_answers_501_and_404(shared_web: Web) -> None:
+async def test_readme_lists_methods_answered_501(web: Web) -> None:
     served = {
         (name, attribute)
-        for service in shared_web.mesh.process.services.values()
+        for service in web.mesh.process.services.values()
         for name, servicer in service.servicers.items()
         for kind in type(servicer).__mro__
         if not kind.__module__.endswith("_pb2_grpc")
@@ -247,10 +244,10 @@ async def test_readme_names_what_answers_501_and_404(shared_web: Web) -> None:
     told = re.search(r"answered with 501.*?:(.*?)\n- ", README.read_text(), re.DOTALL)
     assert told is not None
     assert set(re.findall(r"`(\w+\.\w+)`", told[1])) == {f"{m.service.rpartition('.')[2]}.{m.name}" for m in unserved}
-    answer = await shared_web.call("POST", "/v1/auth/request-password-reset", json={"email": "ada@example.org"})
+    answer = await web.call("POST", "/v1/auth/request-password-reset", json={"email": "ada@example.org"})
     assert answer.status_code == 501, answer.text
     for path in ("/v1/notifications", "/v1/media", "/v1/reports"):
-        assert (await shared_web.call("GET", path)).status_code == 404, path
+        assert (await web.call("GET", path)).status_code == 404, path
 
 
 # Services whose packages were renamed since the table was published: the registry has one name at every layer.
@@ -261,7 +258,7 @@ RENAMED = {
 }
 
 
-def test_the_contract_is_the_table_of_the_api(shared: Path) -> None:
+def test_contract_matches_published_api_table(shared: Path) -> None:
     """Every RPC of the published table is in the contract, with its kind and its routes in order."""
     text = (shared / "api.md").read_text()
     by_name = {(m.service, m.name): m for m in methods().values()}
@@ -283,7 +280,7 @@ def test_the_contract_is_the_table_of_the_api(shared: Path) -> None:
     assert compared > 100
 
 
-def test_no_spelling_is_bound_twice() -> None:
+def test_routes_every_spelling_is_bound_once() -> None:
     every = [(verb, re.sub(r"\{\w+\}", "{}", template)) for path in methods() for verb, template in bindings(path)]
     repeated = [key for key, group in itertools.groupby(sorted(every)) if len(list(group)) > 1]
     assert repeated == []

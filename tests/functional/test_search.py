@@ -65,7 +65,7 @@ async def indexed(web: Web, author: Person) -> None:
     await is_found(web, marker, await web.post(author, marker))
 
 
-async def test_search_new_tweet_is_found_within_a_second(web: Web) -> None:
+async def test_search_new_tweet_is_found(web: Web) -> None:
     alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
     first = await web.post(alice, "Good morning from the #Kitchen, @bob! $TSLA")
     second = await web.post(bob, "good Évening, alice")
@@ -78,8 +78,8 @@ async def test_search_new_tweet_is_found_within_a_second(web: Web) -> None:
         "kitchen": [first],
         "@BOB": [first],
         "$tsla": [first],
-        "from:bob good": [second],
-        "from:alice": [first],
+        f"from:{bob.username} good": [second],
+        f"from:{alice.username}": [first],
         "from:nobody good": [],
         "evening": [second],
         "goo": [],
@@ -162,9 +162,9 @@ async def test_search_deleted_blocked_and_suspended_are_hidden(web: Web) -> None
         assert [tweet["id"] for tweet in tagged["tweets"]] == ids
         mixed = await ask(web, "/search?query=secret&order=latest", reader)
         assert [tweet["id"] for tweet in mixed["tweets"]] == ids
-    for reader, other in ((alice, "bob"), (bob, "alice")):
-        assert (await ask(web, f"/v1/search/users?query={other}", reader))["users"] == []
-        assert (await ask(web, f"/v1/search/suggest?query={other}", reader))["users"] == []
+    for reader, other in ((alice, bob), (bob, alice)):
+        assert (await ask(web, f"/v1/search/users?query={other.username}", reader))["users"] == []
+        assert (await ask(web, f"/v1/search/suggest?query={other.username}", reader))["users"] == []
 
     await web.mesh.process.channel("moderation").unary_unary(
         "/roost.identity.v1.UserService/SuspendUser",
@@ -172,8 +172,8 @@ async def test_search_deleted_blocked_and_suspended_are_hidden(web: Web) -> None
         response_deserializer=identity.SuspendUserResponse.FromString,
     )(identity.SuspendUserRequest(user_id=int(bob.id), action_id=1))
     assert await found(web, "secret", carol) == [hers]
-    assert (await ask(web, "/v1/search/users?query=bob", carol))["users"] == []
-    assert (await ask(web, "/v1/search/suggest?query=bob", carol))["users"] == []
+    assert (await ask(web, f"/v1/search/users?query={bob.username}", carol))["users"] == []
+    assert (await ask(web, f"/v1/search/suggest?query={bob.username}", carol))["users"] == []
 
     # Nor once the index has learnt of it all.
     await indexed(web, carol)
@@ -185,7 +185,8 @@ async def test_search_deleted_blocked_and_suspended_are_hidden(web: Web) -> None
     )(identity.ReinstateUserRequest(user_id=int(bob.id), action_id=1))
     await indexed(web, carol)
     assert await found(web, "secret", carol) == [his, hers]
-    assert [user["username"] for user in (await ask(web, "/v1/search/users?query=bob", carol))["users"]] == ["bob"]
+    people = await ask(web, f"/v1/search/users?query={bob.username}", carol)
+    assert [user["username"] for user in people["users"]] == [bob.username]
 
 
 async def test_search_moderator_remove_and_restore_follow(web: Web) -> None:
@@ -221,53 +222,18 @@ async def test_search_retweets_return_original_once(web: Web) -> None:
     assert await found(web, "repeating") == [original]
 
 
-async def test_search_users_name_prefix_matches(web: Web) -> None:
-    names = {"anna": "Anna Livia", "ann": "Zed", "hannah": "Anna Two", "joe_ann": "Joe"}
-    people = {name: await web.sign_up(name) for name in names}
-    for name, display_name in names.items():
-        await web.call("PATCH", "/v1/users/me", people[name], json={"display_name": display_name})
-    await web.call("POST", f"/v1/users/{people['hannah'].id}/follow", people["anna"])
-
-    async def usernames(query: str, path: str = "/search/users") -> list[str]:
-        page = await ask(web, path, params={"query": query})
-        return [user["username"] for user in page["users"]]
-
-    # The very name, then usernames that begin so, then words in names; the most followed first.
-    await eventually(lambda: usernames("ANN"), ["ann", "anna", "hannah", "joe_ann"])
-    # What different people changed may come in any order.
-    await eventually(lambda: usernames("livia"), ["anna"])
-    for query, wanted in {
-        "@anna": ["anna", "hannah"],
-        "anna liv": ["anna"],
-        "livia an": ["anna"],
-        "nna": [],
-        "anna three": [],
-        "ann*": ["ann", "anna", "hannah", "joe_ann"],
-        "  ": [],
-    }.items():
-        assert await usernames(query) == wanted, query
-        assert await usernames(query, "/v1/search/suggest") == wanted, query
-    first = await ask(web, "/v1/search/users?query=ann&page_size=3")
-    second = await ask(web, "/v1/search/users", params={"query": "ann", "page_size": 3, "cursor": first["next_cursor"]})
-    assert [user["username"] for user in second["users"]] == ["joe_ann"]
-    assert second["next_cursor"] == ""
-
-    assert (await web.call("DELETE", "/v1/users/me", people["ann"])).status_code == 200
-    assert await usernames("ann") == ["anna", "hannah", "joe_ann"], "at once"
-
-
 async def test_search_one_route_returns_tweets_and_users(web: Web) -> None:
-    alice = await web.sign_up("alice")
-    about = await web.post(alice, "all about alice")
-    await is_found(web, "alice", about)
+    walter = await web.sign_up("walter")
+    about = await web.post(walter, "all about walter")
+    await is_found(web, "walter", about)
     for wanted, tweets, users in (("", 1, 1), ("tweets", 1, 0), ("users", 0, 1)):
-        page = await ask(web, "/search", params={"q": "alice"} | ({"type": wanted} if wanted else {}))
+        page = await ask(web, "/search", params={"q": "walter"} | ({"type": wanted} if wanted else {}))
         assert (len(page["tweets"]), len(page["users"])) == (tweets, users)
-    more = await web.post(alice, "alice again")
-    await is_found(web, "alice", more, about)
-    first = await ask(web, "/search?q=alice&order=latest&limit=1")
+    more = await web.post(walter, "walter again")
+    await is_found(web, "walter", more, about)
+    first = await ask(web, "/search?q=walter&order=latest&limit=1")
     assert ([tweet["id"] for tweet in first["tweets"]], len(first["users"])) == ([more], 1)
-    params = {"q": "alice", "order": "latest", "limit": 1, "cursor": first["next_cursor"]}
+    params = {"q": "walter", "order": "latest", "limit": 1, "cursor": first["next_cursor"]}
     second = await ask(web, "/search", params=params)
     assert ([tweet["id"] for tweet in second["tweets"]], second["users"]) == ([about], [])
 
@@ -286,63 +252,19 @@ async def test_suggest_prefix_returns_users_and_tags(web: Web) -> None:
     await web.call("DELETE", f"/v1/tweets/{first}", alice)
     await indexed(web, bob)
     for query, users, tags in (
-        ("py", ["pyotr"], ["Python"]),
+        ("py", [alice.username], ["Python"]),
         ("#py", [], ["Python"]),
-        ("@py", ["pyotr"], []),
+        ("@py", [alice.username], []),
         ("#", [], []),
     ):
         answer = await ask(web, "/v1/search/suggest", params={"query": query})
         assert ([user["username"] for user in answer["users"]], answer["tags"]) == (users, tags), query
 
 
-async def test_trending_tags_need_three_users(web: Web) -> None:
-    people = [await web.sign_up(f"person{n}") for n in range(4)]
-
-    async def trending(path: str = "/tags/trending") -> list[tuple[str, int]]:
-        return [(tag["tag"], tag["tweets"]) for tag in (await ask(web, path))["tags"]]
-
-    for n in range(30):
-        await web.post(people[0], f"buy #spam {n}")
-    await web.post(people[1], "#spam")
-    for person in people[:3]:
-        await web.post(person, "did you feel the #Earthquake?")
-    await eventually(trending, [("Earthquake", 3)])
-    last = [await web.post(person, "#four") for person in people][-1]
-    await eventually(trending, [("four", 4), ("Earthquake", 3)])
-    first = await ask(web, "/v1/tags/trending?page_size=1")
-    assert [tag["tag"] for tag in first["tags"]] == ["four"]
-    second = await ask(web, "/v1/tags/trending", params={"page_size": 1, "cursor": first["next_cursor"]})
-    assert ([tag["tag"] for tag in second["tags"]], second["next_cursor"]) == (["Earthquake"], "")
-    await web.call("DELETE", f"/v1/tweets/{last}", people[3])
-    await web.call("POST", f"/v1/users/{people[0].id}/block", people[3])
-    await eventually(lambda: trending("/v1/tags/trending?limit=100"), [("four", 3), ("Earthquake", 3)])
-
-
-async def test_trending_tweets_rank_by_reacting_users(web: Web) -> None:
-    alice, bob, carol, dave = [await web.sign_up(name) for name in ("alice", "bob", "carol", "dave")]
-    quiet, liked, retweeted = [await web.post(alice, text) for text in ("quiet", "liked", "retweeted")]
-
-    async def trending(reader: Person | None = None) -> list[str]:
-        return [tweet["id"] for tweet in (await ask(web, "/tweets/trending", reader))["tweets"]]
-
-    await web.call("POST", f"/v1/tweets/{quiet}/likes", bob)
-    for person in (bob, carol):
-        await web.call("POST", f"/v1/tweets/{liked}/likes", person)
-    await eventually(trending, [liked])
-    for person in (bob, carol, dave):
-        await web.call("POST", f"/v1/tweets/{retweeted}/retweets", person)
-    await eventually(trending, [retweeted, liked])
-    await web.call("POST", f"/v1/users/{alice.id}/block", dave)
-    assert await trending(dave) == []
-    await web.call("DELETE", f"/v1/tweets/{liked}/likes", carol)
-    await eventually(trending, [retweeted])
-    await web.call("DELETE", f"/v1/tweets/{retweeted}", alice)
-    assert await trending() == []
-
-
 async def test_search_mentions_and_tags_list_newest_first(web: Web) -> None:
     alice, bob, carol = [await web.sign_up(name) for name in ("Alice", "bob", "carol")]
-    first, second = await web.post(bob, "hello @alice #news"), await web.post(carol, "@ALICE, look! #News")
+    first = await web.post(bob, f"hello @{alice.username} #news")
+    second = await web.post(carol, f"@{alice.username.upper()}, look! #News")
     await web.post(carol, "alice without a sign, and no news")
     await indexed(web, carol)
 
@@ -365,64 +287,24 @@ async def test_search_mentions_and_tags_list_newest_first(web: Web) -> None:
 
 async def test_search_followed_author_ranks_first(web: Web) -> None:
     alice, bob, reader = [await web.sign_up(name) for name in ("alice", "bob", "reader")]
-    hers, his = await web.post(alice, "best coffee in town"), await web.post(bob, "best coffee in town")
-    await is_found(web, "coffee", his, hers)
-    assert await found(web, "coffee", reader, order="top") == [his, hers]
+    hers, his = await web.post(alice, "best tea in town"), await web.post(bob, "best tea in town")
+    await is_found(web, "tea", his, hers)
+    assert await found(web, "tea", reader, order="top") == [his, hers]
     await web.call("POST", f"/v1/users/{alice.id}/follow", reader)
-    assert await found(web, "coffee", reader, order="top") == [hers, his]
-    assert await found(web, "coffee", reader) == [his, hers], "the latest stay in their order"
+    assert await found(web, "tea", reader, order="top") == [hers, his]
+    assert await found(web, "tea", reader) == [his, hers], "the latest stay in their order"
 
 
 @pytest.mark.parametrize("path", ["/v1/search/tweets", "/v1/search"])
 async def test_search_without_order_ranks_best_first(web: Web, path: str) -> None:
     alice, bob, reader = [await web.sign_up(name) for name in ("alice", "bob", "reader")]
-    hers, his = await web.post(alice, "best coffee in town"), await web.post(bob, "best coffee in town")
+    word = f"coffee{reader.id}"
+    hers, his = await web.post(alice, f"best {word} in town"), await web.post(bob, f"best {word} in town")
     await web.call("POST", f"/v1/users/{alice.id}/follow", reader)
-    await is_found(web, "coffee", his, hers)
+    await is_found(web, word, his, hers)
     for order, ids in (({}, [hers, his]), ({"order": "top"}, [hers, his]), ({"order": "latest"}, [his, hers])):
-        page = await ask(web, path, reader, params={"query": "coffee", **order})
+        page = await ask(web, path, reader, params={"query": word, **order})
         assert [tweet["id"] for tweet in page["tweets"]] == ids, order
-
-
-async def test_search_best_pages_reach_every_match_boosted_first(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older, longer, boosted tweets rank before more new one-word tweets of a stranger than one ranking reads."""
-    monkeypatch.setattr("services.search.best.MATCHES_PER_LIST", 5)
-    friend, stranger, reader = [await web.sign_up(name) for name in ("friend", "stranger", "reader")]
-    hers = await web.post(friend, "boats and more")
-    tagged = await web.post(stranger, "#boats today")
-    trending = await web.post(stranger, "boats and more")
-    others = [await web.post(stranger, "boats today") for _ in range(21)]
-    await web.call("POST", f"/v1/users/{friend.id}/follow", reader)
-    for person in (friend, reader):
-        await web.call("POST", f"/v1/tweets/{trending}/likes", person)
-    await weighed(web, stranger)
-
-    async def trends() -> list[str]:
-        return [tweet["id"] for tweet in (await ask(web, "/tweets/trending"))["tweets"]]
-
-    await eventually(trends, [trending])
-    first = await found(web, "boats", reader, order="top", page_size=100)
-    assert set(first[:3]) == {hers, tagged, trending}
-    assert first[3:] == others[::-1]
-    for size in (1, 4, 7, 24):
-        seen: list[str] = []
-        cursor = ""
-        while True:
-            params = {"query": "boats", "page_size": size, "cursor": cursor}
-            page = await ask(web, "/v1/search/tweets", reader, params=params)
-            seen += [tweet["id"] for tweet in page["tweets"]]
-            if not (cursor := page["next_cursor"]):
-                break
-            assert len(page["tweets"]) == size
-        assert seen == first, size
-    # Deletions between pages move nobody else.
-    page = await ask(web, "/v1/search/tweets", reader, params={"query": "boats", "page_size": 4})
-    for gone in first[:2]:
-        await web.call("DELETE", f"/v1/tweets/{gone}", friend if gone == hers else stranger)
-    await indexed(web, stranger)
-    params = {"query": "boats", "page_size": 100, "cursor": page["next_cursor"]}
-    rest = await ask(web, "/v1/search/tweets", reader, params=params)
-    assert [tweet["id"] for tweet in rest["tweets"]] == first[4:]
 
 
 async def test_search_minus_excludes(web: Web) -> None:
@@ -436,7 +318,7 @@ async def test_search_minus_excludes(web: Web) -> None:
         "boats -sail": [row],
         'boats -"sail and"': [row, sail],
         "boats -#sea": [both, row],
-        "boats -from:bob": [sail],
+        f"boats -from:{bob.username}": [sail],
         "boats -from:nobody": [both, row, sail],
         "boats well-known": [both],
         "boats - sail": [both, sail],
@@ -446,8 +328,8 @@ async def test_search_minus_excludes(web: Web) -> None:
     for path in ("/v1/search/tweets", "/v1/search", "/v1/search/users"):
         refused = await web.call("GET", path, params={"query": "-sail"})
         assert (refused.status_code, refused.json()["violations"][0]["field"]) == (400, "query")
-    people = await ask(web, "/v1/search/users", params={"query": "-sail alice"})
-    assert [user["username"] for user in people["users"]] == ["alice"]
+    people = await ask(web, "/v1/search/users", params={"query": f"-sail {alice.username}"})
+    assert [user["username"] for user in people["users"]] == [alice.username]
 
 
 async def test_search_without_accents_matches_names_and_texts(web: Web) -> None:
@@ -462,8 +344,8 @@ async def test_search_without_accents_matches_names_and_texts(web: Web) -> None:
     async def names(query: str) -> list[str]:
         return [user["username"] for user in (await ask(web, "/v1/search/users", params={"query": query}))["users"]]
 
-    for query, wanted in (("lukasz", "first"), ("łukasz", "first"), ("orsted", "second"), ("محمد", "second")):
-        await eventually(lambda query=query: names(query), [wanted])  # type: ignore[misc]
+    for query, wanted in (("lukasz", lodz), ("łukasz", lodz), ("orsted", orsted), ("محمد", orsted)):
+        await eventually(lambda query=query: names(query), [wanted.username])  # type: ignore[misc]
     assert (await ask(web, "/v1/search/suggest", params={"query": "lod"}))["tags"] == ["Łódź2026"]
 
 
@@ -474,7 +356,7 @@ async def test_search_users_most_followed_first_pages_reach_all(web: Web) -> Non
     # The newest is the best known.
     for follower, followee in ((0, 11), (1, 11), (2, 11), (0, 10), (1, 10), (0, 5)):
         await web.call("POST", f"/v1/users/{people[followee].id}/follow", people[follower])
-    wanted = [f"person{n:02}" for n in (11, 10, 5, 0, 1, 2, 3, 4, 6, 7, 8, 9)]
+    wanted = [people[n].username for n in (11, 10, 5, 0, 1, 2, 3, 4, 6, 7, 8, 9)]
 
     async def usernames(query: str = "user") -> list[str]:
         seen: list[str] = []
@@ -492,53 +374,176 @@ async def test_search_users_most_followed_first_pages_reach_all(web: Web) -> Non
     assert [user["username"] for user in suggested["users"]] == wanted[:2]
     await web.call("DELETE", f"/v1/users/{people[11].id}/follow", people[0])
     await web.call("DELETE", f"/v1/users/{people[11].id}/follow", people[1])
-    await eventually(usernames, [f"person{n:02}" for n in (10, 5, 11, 0, 1, 2, 3, 4, 6, 7, 8, 9)])
+    await eventually(usernames, [people[n].username for n in (10, 5, 11, 0, 1, 2, 3, 4, 6, 7, 8, 9)])
 
 
-async def test_suggest_and_trends_after_delete_and_edit_are_updated(web: Web) -> None:
-    people = [await web.sign_up(f"person{n}") for n in range(4)]
-    dead = [await web.post(people[0], f"#topic{n:02} #topic{n:02}x") for n in range(20)]
-    living = await web.post(people[0], "#topical")
-    await is_found(web, "#topical", living)
+async def test_search_users_name_prefix_matches(own_web: Web) -> None:
+    names = {"anna": "Anna Livia", "ann": "Zed", "hannah": "Anna Two", "joe_ann": "Joe"}
+    people = {name: await own_web.sign_up(name) for name in names}
+    for name, display_name in names.items():
+        await own_web.call("PATCH", "/v1/users/me", people[name], json={"display_name": display_name})
+    await own_web.call("POST", f"/v1/users/{people['hannah'].id}/follow", people["anna"])
+
+    async def usernames(query: str, path: str = "/search/users") -> list[str]:
+        page = await ask(own_web, path, params={"query": query})
+        return [user["username"] for user in page["users"]]
+
+    # The very name, then usernames that begin so, then words in names; the most followed first.
+    await eventually(lambda: usernames("ANN"), ["ann", "anna", "hannah", "joe_ann"])
+    # What different people changed may come in any order.
+    await eventually(lambda: usernames("livia"), ["anna"])
+    for query, wanted in {
+        "@anna": ["anna", "hannah"],
+        "anna liv": ["anna"],
+        "livia an": ["anna"],
+        "nna": [],
+        "anna three": [],
+        "ann*": ["ann", "anna", "hannah", "joe_ann"],
+        "  ": [],
+    }.items():
+        assert await usernames(query) == wanted, query
+        assert await usernames(query, "/v1/search/suggest") == wanted, query
+    first = await ask(own_web, "/v1/search/users?query=ann&page_size=3")
+    second = await ask(
+        own_web, "/v1/search/users", params={"query": "ann", "page_size": 3, "cursor": first["next_cursor"]}
+    )
+    assert [user["username"] for user in second["users"]] == ["joe_ann"]
+    assert second["next_cursor"] == ""
+
+    assert (await own_web.call("DELETE", "/v1/users/me", people["ann"])).status_code == 200
+    assert await usernames("ann") == ["anna", "hannah", "joe_ann"], "at once"
+
+
+async def test_trending_tags_need_three_users(own_web: Web) -> None:
+    people = [await own_web.sign_up(f"person{n}") for n in range(4)]
+
+    async def trending(path: str = "/tags/trending") -> list[tuple[str, int]]:
+        return [(tag["tag"], tag["tweets"]) for tag in (await ask(own_web, path))["tags"]]
+
+    for n in range(30):
+        await own_web.post(people[0], f"buy #spam {n}")
+    await own_web.post(people[1], "#spam")
+    for person in people[:3]:
+        await own_web.post(person, "did you feel the #Earthquake?")
+    await eventually(trending, [("Earthquake", 3)])
+    last = [await own_web.post(person, "#four") for person in people][-1]
+    await eventually(trending, [("four", 4), ("Earthquake", 3)])
+    first = await ask(own_web, "/v1/tags/trending?page_size=1")
+    assert [tag["tag"] for tag in first["tags"]] == ["four"]
+    second = await ask(own_web, "/v1/tags/trending", params={"page_size": 1, "cursor": first["next_cursor"]})
+    assert ([tag["tag"] for tag in second["tags"]], second["next_cursor"]) == (["Earthquake"], "")
+    await own_web.call("DELETE", f"/v1/tweets/{last}", people[3])
+    await own_web.call("POST", f"/v1/users/{people[0].id}/block", people[3])
+    await eventually(lambda: trending("/v1/tags/trending?limit=100"), [("four", 3), ("Earthquake", 3)])
+
+
+async def test_trending_tweets_rank_by_reacting_users(own_web: Web) -> None:
+    alice, bob, carol, dave = [await own_web.sign_up(name) for name in ("alice", "bob", "carol", "dave")]
+    quiet, liked, retweeted = [await own_web.post(alice, text) for text in ("quiet", "liked", "retweeted")]
+
+    async def trending(reader: Person | None = None) -> list[str]:
+        return [tweet["id"] for tweet in (await ask(own_web, "/tweets/trending", reader))["tweets"]]
+
+    await own_web.call("POST", f"/v1/tweets/{quiet}/likes", bob)
+    for person in (bob, carol):
+        await own_web.call("POST", f"/v1/tweets/{liked}/likes", person)
+    await eventually(trending, [liked])
+    for person in (bob, carol, dave):
+        await own_web.call("POST", f"/v1/tweets/{retweeted}/retweets", person)
+    await eventually(trending, [retweeted, liked])
+    await own_web.call("POST", f"/v1/users/{alice.id}/block", dave)
+    assert await trending(dave) == []
+    await own_web.call("DELETE", f"/v1/tweets/{liked}/likes", carol)
+    await eventually(trending, [retweeted])
+    await own_web.call("DELETE", f"/v1/tweets/{retweeted}", alice)
+    assert await trending() == []
+
+
+async def test_search_best_pages_reach_every_match_boosted_first(own_web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older, longer, boosted tweets rank before more new one-word tweets of a stranger than one ranking reads."""
+    monkeypatch.setattr("services.search.best.MATCHES_PER_LIST", 5)
+    friend, stranger, reader = [await own_web.sign_up(name) for name in ("friend", "stranger", "reader")]
+    hers = await own_web.post(friend, "boats and more")
+    tagged = await own_web.post(stranger, "#boats today")
+    trending = await own_web.post(stranger, "boats and more")
+    others = [await own_web.post(stranger, "boats today") for _ in range(21)]
+    await own_web.call("POST", f"/v1/users/{friend.id}/follow", reader)
+    for person in (friend, reader):
+        await own_web.call("POST", f"/v1/tweets/{trending}/likes", person)
+    await weighed(own_web, stranger)
+
+    async def trends() -> list[str]:
+        return [tweet["id"] for tweet in (await ask(own_web, "/tweets/trending"))["tweets"]]
+
+    await eventually(trends, [trending])
+    first = await found(own_web, "boats", reader, order="top", page_size=100)
+    assert set(first[:3]) == {hers, tagged, trending}
+    assert first[3:] == others[::-1]
+    for size in (1, 4, 7, 24):
+        seen: list[str] = []
+        cursor = ""
+        while True:
+            params = {"query": "boats", "page_size": size, "cursor": cursor}
+            page = await ask(own_web, "/v1/search/tweets", reader, params=params)
+            seen += [tweet["id"] for tweet in page["tweets"]]
+            if not (cursor := page["next_cursor"]):
+                break
+            assert len(page["tweets"]) == size
+        assert seen == first, size
+    # Deletions between pages move nobody else.
+    page = await ask(own_web, "/v1/search/tweets", reader, params={"query": "boats", "page_size": 4})
+    for gone in first[:2]:
+        await own_web.call("DELETE", f"/v1/tweets/{gone}", friend if gone == hers else stranger)
+    await indexed(own_web, stranger)
+    params = {"query": "boats", "page_size": 100, "cursor": page["next_cursor"]}
+    rest = await ask(own_web, "/v1/search/tweets", reader, params=params)
+    assert [tweet["id"] for tweet in rest["tweets"]] == first[4:]
+
+
+async def test_suggest_and_trends_after_delete_and_edit_are_updated(own_web: Web) -> None:
+    people = [await own_web.sign_up(f"person{n}") for n in range(4)]
+    dead = [await own_web.post(people[0], f"#topic{n:02} #topic{n:02}x") for n in range(20)]
+    living = await own_web.post(people[0], "#topical")
+    await is_found(own_web, "#topical", living)
     for tweet_id in dead:
-        await web.call("DELETE", f"/v1/tweets/{tweet_id}", people[0])
-    await indexed(web, people[0])
-    assert (await ask(web, "/v1/search/suggest?query=topi"))["tags"] == ["topical"]
+        await own_web.call("DELETE", f"/v1/tweets/{tweet_id}", people[0])
+    await indexed(own_web, people[0])
+    assert (await ask(own_web, "/v1/search/suggest?query=topi"))["tags"] == ["topical"]
 
-    typos = [await web.post(person, "#typo") for person in people[:3]]
+    typos = [await own_web.post(person, "#typo") for person in people[:3]]
 
     async def trending() -> list[tuple[str, int]]:
-        return [(tag["tag"], tag["tweets"]) for tag in (await ask(web, "/tags/trending"))["tags"]]
+        return [(tag["tag"], tag["tweets"]) for tag in (await ask(own_web, "/tags/trending"))["tags"]]
 
     await eventually(trending, [("typo", 3)])
     for person, tweet_id, tag in zip(people, typos, ("Fixed", "fixed", "Fixed"), strict=False):
-        await web.call("PATCH", f"/v1/tweets/{tweet_id}", person, json={"text": f"#{tag}"})
+        await own_web.call("PATCH", f"/v1/tweets/{tweet_id}", person, json={"text": f"#{tag}"})
     await eventually(trending, [("Fixed", 3)])
-    await is_found(web, "#fixed", *typos[::-1])
-    assert (await ask(web, "/v1/search/suggest?query=ty"))["tags"] == []
-    assert (await ask(web, "/v1/search/suggest?query=fi"))["tags"] == ["Fixed"]
+    await is_found(own_web, "#fixed", *typos[::-1])
+    assert (await ask(own_web, "/v1/search/suggest?query=ty"))["tags"] == []
+    assert (await ask(own_web, "/v1/search/suggest?query=fi"))["tags"] == ["Fixed"]
 
 
-async def test_search_after_reindex_returns_same_results(admin_web: Web) -> None:
-    web = admin_web
-    admin, alice = await web.admin(), await web.sign_up("alice")
-    posted = [await web.post(alice, f"word {n}") for n in range(5)]
-    await web.call("DELETE", f"/v1/tweets/{posted[0]}", alice)
-    await indexed(web, alice)
-    assert (await web.call("POST", "/admin/v1/search/reindex", alice, json={})).status_code == 403
+async def test_search_after_reindex_returns_same_results(own_web: Web) -> None:
+    own_web = own_web
+    admin, alice = await own_web.admin(), await own_web.sign_up("alice")
+    posted = [await own_web.post(alice, f"word {n}") for n in range(5)]
+    await own_web.call("DELETE", f"/v1/tweets/{posted[0]}", alice)
+    await indexed(own_web, alice)
+    assert (await own_web.call("POST", "/admin/v1/search/reindex", alice, json={})).status_code == 403
     async with asyncio.timeout(SETTLE_WITHIN_S):
         # The first build of a new index may still be under way; a second one is not begun beside it.
-        while not (await ask(web, "/admin/v1/search/reindex", admin, json={}))["started"]:
+        while not (await ask(own_web, "/admin/v1/search/reindex", admin, json={}))["started"]:
             await asyncio.sleep(0.1)
-    late = await web.post(alice, "word late")
-    await is_found(web, "word", late, *posted[:0:-1])
+    late = await own_web.post(alice, "word late")
+    await is_found(own_web, "word", late, *posted[:0:-1])
     for _ in range(50):
-        assert await found(web, "word") == [late, *posted[:0:-1]]
+        assert await found(own_web, "word") == [late, *posted[:0:-1]]
         await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("wire", ["inprocess", "grpc"])
-async def test_both_wires(start_mesh: MeshFactory, wire: Wire) -> None:
+async def test_search_over_both_wires_returns_results(start_mesh: MeshFactory, wire: Wire) -> None:
     mesh = await start_mesh(wire=wire)
     alice, bob = await mesh.people("alice", "bob")
     posted = await mesh.post(alice, "over the #wire to @bob")

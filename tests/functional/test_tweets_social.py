@@ -1,8 +1,9 @@
-"""Edits, replies, quotes and retweets as they are promised, over HTTP: what each shows, counts and refuses."""
+"""Edits, replies, quotes and retweets over HTTP: results, counts and refusals."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
+from services.platform.ids.snowflake import timestamp_ms
 from tests.conftest import MeshFactory
 from tests.functional.conftest import Person, Web, open_web
 
@@ -65,7 +67,7 @@ async def people(web: Web, *names: str) -> list[Person]:
 # --- edits ------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_edit_shows_at_once_and_keeps_every_text(web: Web) -> None:
+async def test_edit_tweet_shows_on_next_read_and_keeps_revisions(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     first = await post(web, alice, "one #one")
     assert (first["edited"], first["original_text"], first.get("edited_at")) == (False, "", None)
@@ -81,7 +83,7 @@ async def test_an_edit_shows_at_once_and_keeps_every_text(web: Web) -> None:
     assert (await ok(web, "GET", "/v1/timelines/home", alice))["tweets"][0]["text"] == "three"
 
 
-async def test_a_tweet_never_edited_has_one_revision(web: Web) -> None:
+async def test_revisions_unedited_tweet_has_one(web: Web) -> None:
     (alice,) = await people(web, "alice")
     tweet = await post(web, alice, "only")
     versions = (await ok(web, "GET", f"/v1/tweets/{tweet['id']}/revisions"))["revisions"]
@@ -90,7 +92,7 @@ async def test_a_tweet_never_edited_has_one_revision(web: Web) -> None:
     assert (await web.call("GET", f"/v1/tweets/{tweet['id']}/revisions")).status_code == 404
 
 
-async def test_five_edits_and_no_more(web: Web) -> None:
+async def test_edit_tweet_sixth_edit_is_refused(web: Web) -> None:
     (alice,) = await people(web, "alice")
     tweet_id = await web.post(alice, "0")
     for number in range(1, 6):
@@ -102,7 +104,7 @@ async def test_five_edits_and_no_more(web: Web) -> None:
     assert [v["text"] for v in versions] == list("012345")
 
 
-async def test_edits_at_once_each_make_one_version(web: Web) -> None:
+async def test_edit_tweet_concurrent_edits_make_one_version_each(web: Web) -> None:
     (alice,) = await people(web, "alice")
     tweet_id = await web.post(alice, "first")
     answers = await asyncio.gather(*(edit(web, alice, tweet_id, f"text {number}") for number in range(12)))
@@ -112,7 +114,7 @@ async def test_edits_at_once_each_make_one_version(web: Web) -> None:
     assert (await get(web, tweet_id))["text"] == versions[-1]["text"]
 
 
-async def test_only_authors_edit_and_never_a_retweet(web: Web) -> None:
+async def test_edit_tweet_by_other_user_or_of_retweet_is_refused(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     tweet_id = await web.post(alice, "hers")
     assert refused(await edit(web, bob, tweet_id, "his"), 403, "NOT_AUTHOR")
@@ -129,7 +131,7 @@ async def test_only_authors_edit_and_never_a_retweet(web: Web) -> None:
 
 @pytest.fixture
 async def late_web(start_mesh: MeshFactory) -> AsyncIterator[Web]:
-    """Where the time for edits is over at once."""
+    """A mesh in which a tweet can be edited only in the millisecond of its creation."""
     mesh = await start_mesh(edit_window_s=0)
     server, client = await open_web(mesh, mesh.process.settings)
     async with client:
@@ -137,19 +139,10 @@ async def late_web(start_mesh: MeshFactory) -> AsyncIterator[Web]:
     await server.stop()
 
 
-async def test_the_time_for_edits_ends(late_web: Web) -> None:
-    (alice,) = await people(late_web, "alice")
-    tweet_id = await late_web.post(alice, "final")
-    await asyncio.sleep(0.01)
-    assert refused(await edit(late_web, alice, tweet_id, "more"), 400, "EDIT_WINDOW_CLOSED")
-    assert (await edit(late_web, alice, tweet_id, "final")).status_code == 200, "nothing is changed"
-    assert (await get(late_web, tweet_id))["edited"] is False
-
-
 # --- replies and quotes -----------------------------------------------------------------------------------------------
 
 
-async def test_replies_belong_to_a_conversation_and_are_counted(web: Web) -> None:
+async def test_reply_joins_conversation_and_is_counted(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     root = await post(web, alice, "root")
     reply = await post(web, bob, "reply", reply_to_id=root["id"])
@@ -165,14 +158,14 @@ async def test_replies_belong_to_a_conversation_and_are_counted(web: Web) -> Non
     assert narrowed["tweets"] == []
 
 
-async def test_a_quote_shows_what_it_quotes_and_then_its_tombstone(web: Web) -> None:
+async def test_quote_of_deleted_tweet_shows_tombstone(web: Web) -> None:
     alice, bob, carol = await people(web, "alice", "bob", "carol")
     original = await post(web, alice, "original")
     shared = await retweet(web, bob, original["id"])
     quote = await post(web, carol, "look", quote_of_id=shared["id"])
     assert quote["quote_of_id"] == original["id"], "quoting a retweet quotes its original"
     assert quote["quoted_tweet"]["text"] == "original"
-    assert quote["quoted_tweet"]["author"]["username"] == "alice"
+    assert quote["quoted_tweet"]["author"]["username"] == alice.username
     assert quote["quoted_tweet"]["metrics"]["quotes"] == 1
     assert await counts(web, original["id"]) == (0, 1, 1)
     assert (await edit(web, alice, original["id"], "changed")).status_code == 200
@@ -187,7 +180,7 @@ async def test_a_quote_shows_what_it_quotes_and_then_its_tombstone(web: Web) -> 
     assert again.status_code == 404
 
 
-async def test_a_key_answers_the_first_reply_also_when_its_parent_is_gone(web: Web) -> None:
+async def test_create_reply_repeated_key_after_parent_deleted_returns_first_reply(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     root = await web.post(alice, "root")
     body, headers = {"text": "once", "reply_to_id": root}, {"idempotency-key": "k"}
@@ -203,7 +196,7 @@ async def test_a_key_answers_the_first_reply_also_when_its_parent_is_gone(web: W
     assert (await web.call("POST", "/v1/tweets", bob, json=body)).status_code == 404
 
 
-async def test_what_a_text_names_is_always_there(web: Web) -> None:
+async def test_entities_are_present_in_every_tweet(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     plain = await post(web, alice, "nothing")
     assert plain["entities"] == {"hashtags": [], "mentions": [], "urls": [], "cashtags": []}
@@ -217,7 +210,7 @@ async def test_what_a_text_names_is_always_there(web: Web) -> None:
 # --- retweets ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_hundred_at_once_make_one_retweet(web: Web) -> None:
+async def test_retweet_hundred_concurrent_calls_make_one(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     tweet_id = await web.post(alice, "original")
     path = f"/v1/tweets/{tweet_id}/retweets"
@@ -229,7 +222,7 @@ async def test_a_hundred_at_once_make_one_retweet(web: Web) -> None:
     assert await tweets_of(web, bob) == 1
 
 
-async def test_a_retweet_is_taken_back_and_made_anew(web: Web) -> None:
+async def test_retweet_undone_and_repeated_makes_new_retweet(web: Web) -> None:
     alice, bob, carol = await people(web, "alice", "bob", "carol")
     original = await web.post(alice, "original")
     first = await retweet(web, bob, original)
@@ -258,7 +251,7 @@ async def test_a_retweet_is_taken_back_and_made_anew(web: Web) -> None:
     assert (await web.call("DELETE", "/v1/tweets/404/retweets", bob)).status_code == 404
 
 
-async def test_ones_own_tweet_may_be_retweeted(web: Web) -> None:
+async def test_retweet_own_tweet_is_listed_and_counted(web: Web) -> None:
     (alice,) = await people(web, "alice")
     original = await web.post(alice, "mine")
     shared = await retweet(web, alice, original)
@@ -269,7 +262,7 @@ async def test_ones_own_tweet_may_be_retweeted(web: Web) -> None:
     assert await tweets_of(web, alice) == 0
 
 
-async def test_retweets_go_with_their_original_and_come_back_with_it(web: Web) -> None:
+async def test_retweet_of_removed_and_restored_tweet_follows_original(web: Web) -> None:
     alice, bob, carol = await people(web, "alice", "bob", "carol")
     await ok(web, "POST", f"/v1/users/{bob.id}/follow", carol)
     original = await web.post(alice, "original")
@@ -301,7 +294,7 @@ async def test_retweets_go_with_their_original_and_come_back_with_it(web: Web) -
 
 
 @pytest.mark.parametrize("blocker", ["alice", "bob"])
-async def test_a_block_refuses_everything_both_ways(web: Web, blocker: str) -> None:
+async def test_block_refuses_reply_quote_and_retweet_both_ways(web: Web, blocker: str) -> None:
     alice, bob, carol = await people(web, "alice", "bob", "carol")
     original = await web.post(alice, "original")
     by_carol = await web.post(carol, "hers")
@@ -322,7 +315,7 @@ async def test_a_block_refuses_everything_both_ways(web: Web, blocker: str) -> N
 
 
 @pytest.mark.parametrize("blocker", ["alice", "bob"])
-async def test_a_block_hides_each_from_the_other_in_every_list(web: Web, blocker: str) -> None:
+async def test_block_hides_users_from_each_other_in_every_list(web: Web, blocker: str) -> None:
     alice, bob, carol = await people(web, "alice", "bob", "carol")
     original = await web.post(carol, "hers")
     own = await web.post(alice, "alice says #hello to @bob")
@@ -339,13 +332,13 @@ async def test_a_block_hides_each_from_the_other_in_every_list(web: Web, blocker
         f"/v1/users/{carol.id}/following",
         f"/v1/tweets/{original}/likes",
         f"/v1/tweets/{original}/retweets",
-        "/v1/search/users?query=alice",
+        f"/v1/search/users?query={alice.username}",
         "/v1/users/suggestions",
     ]
     for path in lists_of_people:
         found = (await ok(web, "GET", path, bob))["users"]
         assert alice.id not in [user["id"] for user in found], path
-    suggested = (await ok(web, "GET", "/v1/search/suggest?query=alice", bob))["users"]
+    suggested = (await ok(web, "GET", f"/v1/search/suggest?query={alice.username}", bob))["users"]
     assert suggested == []
     for path in (f"/v1/tweets/{original}/replies", "/v1/tags/hello/tweets", "/v1/search/tweets?query=hello"):
         found = (await ok(web, "GET", path, bob))["tweets"]
@@ -360,7 +353,7 @@ async def test_a_block_hides_each_from_the_other_in_every_list(web: Web, blocker
         assert (await web.call("GET", path, carol)).status_code == 200, path
 
 
-async def test_what_is_not_there_cannot_be_answered(web: Web) -> None:
+async def test_reply_quote_and_retweet_missing_target_return_404(web: Web) -> None:
     alice, bob = await people(web, "alice", "bob")
     gone = await web.post(alice, "gone")
     await ok(web, "DELETE", f"/v1/tweets/{gone}", alice)
@@ -371,7 +364,7 @@ async def test_what_is_not_there_cannot_be_answered(web: Web) -> None:
     assert await tweets_of(web, bob) == 0
 
 
-async def test_replies_in_homes_follow_the_reader(web: Web) -> None:
+async def test_home_replies_depend_on_followed_parent_author(web: Web) -> None:
     alice, bob, carol = await people(web, "alice", "bob", "carol")
     await ok(web, "POST", f"/v1/users/{bob.id}/follow", carol)
     root = await web.post(alice, "root")
@@ -389,7 +382,7 @@ async def test_replies_in_homes_follow_the_reader(web: Web) -> None:
     assert reply in await web.home(bob), "one's own stay"
 
 
-async def test_retweets_of_the_muted_are_hidden_also_ones_own(web: Web) -> None:
+async def test_mute_hides_retweets_of_muted_author(web: Web) -> None:
     alice, bob, carol = await people(web, "alice", "bob", "carol")
     await ok(web, "POST", f"/v1/users/{bob.id}/follow", carol)
     original = await web.post(alice, "original")
@@ -402,3 +395,14 @@ async def test_retweets_of_the_muted_are_hidden_also_ones_own(web: Web) -> None:
     assert await web.home(carol) == [by_carol, by_bob]
     await ok(web, "POST", f"/v1/users/{carol.id}/block", alice)
     assert await web.home(carol) == []
+
+
+async def test_edit_tweet_after_window_is_refused(late_web: Web) -> None:
+    (alice,) = await people(late_web, "alice")
+    tweet_id = await late_web.post(alice, "final")
+    created_ms = timestamp_ms(int(tweet_id))
+    while time.time_ns() // 1_000_000 <= created_ms:
+        await asyncio.sleep(0.001)
+    assert refused(await edit(late_web, alice, tweet_id, "more"), 400, "EDIT_WINDOW_CLOSED")
+    assert (await edit(late_web, alice, tweet_id, "final")).status_code == 200, "nothing is changed"
+    assert (await get(late_web, tweet_id))["edited"] is False

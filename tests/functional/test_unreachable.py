@@ -35,7 +35,7 @@ async def door(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Proces
 
 
 @pytest.mark.parametrize("path", ["/v1/tweets", "/roost.tweet.v1.TweetService/ListRecentTweets"])
-async def test_a_503_names_no_internal_address_and_the_log_does(door: Process, path: str) -> None:
+async def test_unreachable_service_503_hides_address_and_log_has_it(door: Process, path: str) -> None:
     dead = door.settings.static_peers["tweet"]
     app = Gateway(door.channel("gateway"), door.verifier, door.settings, door.health, door.rate_limits)
     server = HttpServer(app, "127.0.0.1", 0)
@@ -51,7 +51,7 @@ async def test_a_503_names_no_internal_address_and_the_log_does(door: Process, p
     assert (line["code"], dead in line["notes"]) == ("UNAVAILABLE", True)
 
 
-async def test_a_grpc_status_names_no_internal_address_and_the_log_does(door: Process) -> None:
+async def test_unreachable_service_grpc_status_hides_address_and_log_has_it(door: Process) -> None:
     dead = door.settings.static_peers["tweet"]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{door.grpc_port}") as channel:
         stub = tweet_service_pb2_grpc.TweetServiceStub(channel)

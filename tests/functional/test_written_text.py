@@ -12,8 +12,9 @@ LONG = "x\r\n" * 80
 
 
 @pytest.mark.parametrize("written", [CRLF, CR])
-async def test_line_breaks_of_every_system_are_kept_as_line_feeds(web: Web, written: str) -> None:
-    body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD, "profile": {"bio": written}}
+async def test_text_line_breaks_are_stored_as_line_feeds(web: Web, written: str) -> None:
+    ada = web.fresh("ada")
+    body = {"username": ada, "email": f"{ada}@example.com", "password": PASSWORD, "profile": {"bio": written}}
     answer = await web.client.post("/v1/auth/signup", json=body)
     assert (answer.status_code, answer.json()["user"]["bio"]) == (201, "a\nb")
     ben = await web.sign_up("ben")
@@ -25,14 +26,14 @@ async def test_line_breaks_of_every_system_are_kept_as_line_feeds(web: Web, writ
     assert (answer.status_code, answer.json()["text"]) == (200, "a\nb!")
 
 
-async def test_a_line_break_counts_one_however_it_is_written(web: Web) -> None:
+async def test_bio_carriage_return_and_line_feed_count_once(web: Web) -> None:
     ben = await web.sign_up("ben")
     answer = await web.call("PATCH", "/v1/users/me", ben, json={"bio": LONG})
     assert (answer.status_code, answer.json()["bio"]) == (200, "x\n" * 80)
     assert (await web.call("PATCH", "/v1/users/me", ben, json={"bio": LONG + "x"})).status_code == 400
 
 
-async def test_tabs_are_taken_everywhere_alike(web: Web) -> None:
+async def test_text_tabs_are_accepted_in_every_field(web: Web) -> None:
     ben = await web.sign_up("ben")
     written = {"display_name": "Ben\tB", "bio": "a\tb", "location": "a\tb"}
     answer = await web.call("PATCH", "/v1/users/me", ben, json=written)
@@ -42,13 +43,13 @@ async def test_tabs_are_taken_everywhere_alike(web: Web) -> None:
 
 
 @pytest.mark.parametrize("field", ["display_name", "location"])
-async def test_line_breaks_are_refused_where_there_is_one_line(web: Web, field: str) -> None:
+async def test_single_line_field_with_line_break_is_refused(web: Web, field: str) -> None:
     ben = await web.sign_up("ben")
     for written in (CRLF, CR, "a\nb"):
         assert (await web.call("PATCH", "/v1/users/me", ben, json={field: written})).status_code == 400
 
 
-async def test_140_emoji_of_many_code_points_are_a_tweet(web: Web) -> None:
+async def test_create_tweet_140_emoji_of_many_code_points_is_accepted(web: Web) -> None:
     ben = await web.sign_up("ben")
     text = "\u2764\ufe0f\u200d\U0001fa79" * 140
     answer = await web.call("POST", "/v1/tweets", ben, json={"text": text})
