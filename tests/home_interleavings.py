@@ -300,8 +300,8 @@ class Schedule:
         async def walk() -> list[int]:
             ids: list[int] = []
             down = pull.DescendingMerge(world, home, pulled, lambda: [*present], 0, depth)
-            while (round_ := await down.next()) is not None:
-                ids += round_.ids
+            async for batch in down:
+                ids += batch.ids
             return ids
 
         live = self.world.live

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from roost.engagement.v1 import engagement_service_pb2 as pb
@@ -17,15 +18,11 @@ from services.platform.pagination.cursors import Cursors
 from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
-from services.shared.hydration.hydrator import HydratedTweet, Hydrator
+from services.shared.hydration.fill_page import StoredList, fill_page
+from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import ListEntry as Liker
 from services.shared.hydration.user_pages import VisibleUserPages
 from services.shared.tweet_access import TweetAccess
-
-# A page reads at most some 1,200 tweets and is then returned short: many hidden tweets in a row must not hold up a
-# call.
-MAX_ROUNDS = 5
-ROUND_IDS = 300
 
 
 class EngagementService(EngagementServiceServicer):
@@ -117,24 +114,15 @@ class EngagementService(EngagementServiceServicer):
         user_id: int,
         cursor_owner_id: int,
     ) -> tweet_pb2.JoinedTweetPage:
-        """Returns a page of visible tweets. It looks for one tweet more than the page holds, so that the last page has
-        no cursor."""
+        """Returns a page of visible tweets, the newest reaction first. The cursor holds the id of a reaction."""
         list_name, size = f"{kind.value}_of/{user_id}", page_size_of(request)
         below = int(self._cursors.open(request.cursor, list_name, cursor_owner_id)[0]) if request.cursor else 0
-        found: list[HydratedTweet] = []
-        reaction_ids: dict[int, int] = {}
-        wanted = take = size + 1
-        for _ in range(MAX_ROUNDS):
-            entries = await self._store.list_tweets(kind, user_id, below, take)
-            reaction_ids |= {entry.id: entry.reaction_id for entry in entries}
-            ids = [entry.id for entry in entries]
-            found += await self._hydrator.visible(calls.reader_id(), ids, limit=wanted - len(found))
-            if len(found) == wanted:
-                below = reaction_ids[found[size - 1].id]
-                break
-            if len(entries) < take:
-                below = 0
-                break
-            below, take = entries[-1].reaction_id, ROUND_IDS
-        next_cursor = self._cursors.seal(list_name, cursor_owner_id, below) if below else ""
-        return tweet_pb2.JoinedTweetPage(tweets=[tweet.data for tweet in found[:size]], next_cursor=next_cursor)
+
+        async def read(below: int, limit: int) -> Mapping[int, int]:
+            return {entry.id: entry.reaction_id for entry in await self._store.list_tweets(kind, user_id, below, limit)}
+
+        page = await fill_page(
+            StoredList(read, below, size + 1), partial(self._hydrator.visible, calls.reader_id()), size
+        )
+        next_cursor = self._cursors.seal(list_name, cursor_owner_id, page.next_position) if page.next_position else ""
+        return tweet_pb2.JoinedTweetPage(tweets=[tweet.data for tweet in page.tweets], next_cursor=next_cursor)

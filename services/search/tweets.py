@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Container, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
 
 from services.platform.pagination.cursors import Cursors
 from services.search.best import BestMatches
 from services.search.query import ParsedQuery, author_term, hashtag_term
 from services.search.store import Collection, Query, SearchIndex
 from services.search.users import UserSearch
-from services.shared.hydration.hydrator import HydratedTweet, Hydrator
+from services.shared.hydration.fill_page import IdBatch, StoredList, fill_page
+from services.shared.hydration.hydrator import Hydrator
 
-# One page checks at most about 1,200 ids and then returns short, so that many hidden tweets in a row cannot hold up a
-# call.
-MAX_ROUNDS = 5
-ROUND_IDS = 300
 # Position in a cursor of `top`: the ranked matches are used up, and the other matches follow by id.
 AFTER_RANKED = -1
 
@@ -55,13 +54,11 @@ class TweetSearch:
         query = await self._resolve(parsed)
         if query is None:
             return _EMPTY_PAGE
-        found: list[HydratedTweet] = []
-        # One more than the page size shows if there is a next page.
-        before_id = await self._newest(query, before_id, size + 1, reader_id, found)
-        if len(found) > size:
-            before_id = found[size - 1].id
-        next_cursor = self._cursors.seal(name, 0, before_id) if before_id else ""
-        return [tweet.data for tweet in found[:size]], next_cursor
+        page = await fill_page(
+            self._newest(query, before_id, size + 1), partial(self._hydrator.visible, reader_id), size
+        )
+        next_cursor = self._cursors.seal(name, 0, page.next_position) if page.next_position else ""
+        return [tweet.data for tweet in page.tweets], next_cursor
 
     async def top(self, parsed: ParsedQuery, cursor: str, size: int, reader_id: int) -> TweetPage:
         """Returns a page of matches, best first, and the cursor of the next page (empty on the last).
@@ -81,21 +78,25 @@ class TweetSearch:
         hashtags = [hashtag_term(phrase[0]) for phrase in parsed.phrases if len(phrase) == 1]
         ids, others_below = await self._best.ranked(query, hashtags, reader_id, as_of_ms)
         places = {tweet_id: place for place, tweet_id in enumerate(ids)}
-        found: list[HydratedTweet] = []
         if start == AFTER_RANKED:
+            ranked: Sequence[int] = ()
             others_below = last_id
         else:
             # Deletions shift positions. If the last tweet itself is gone, the following ones have moved up by one.
-            start = places.get(last_id, start - 2) + 1 if last_id else 0
-            found = await self._hydrator.visible(reader_id, ids[start:], limit=size + 1)
-        if len(found) <= size and others_below:
-            others_below = await self._newest(query, others_below, size + 1, reader_id, found, places)
-        place, last_id = AFTER_RANKED, others_below
-        if len(found) > size:
-            last_id = found[size - 1].id
-            place = places[last_id] + 1 if last_id in places else AFTER_RANKED
+            ranked = ids[places.get(last_id, start - 2) + 1 if last_id else 0 :]
+
+        async def ranked_then_others() -> AsyncGenerator[IdBatch, None]:
+            yield IdBatch(ranked, others_below)
+            if others_below:
+                async for batch in self._newest(query, others_below, size + 1):
+                    yield batch._replace(ids=[tweet_id for tweet_id in batch.ids if tweet_id not in places])
+
+        async with aclosing(ranked_then_others()) as batches:
+            page = await fill_page(batches, partial(self._hydrator.visible, reader_id), size)
+        last_id = page.next_position
+        place = places[last_id] + 1 if page.is_followed and last_id in places else AFTER_RANKED
         next_cursor = self._cursors.seal(name, reader_id, place, last_id, as_of_ms) if last_id else ""
-        return [tweet.data for tweet in found[:size]], next_cursor
+        return [tweet.data for tweet in page.tweets], next_cursor
 
     async def in_order(
         self, ids: Sequence[int], start: int, size: int, reader_id: int, seal: Callable[[int], str]
@@ -105,7 +106,7 @@ class TweetSearch:
 
         `seal` makes the cursor of an index in `ids`.
         """
-        found = await self._hydrator.visible(reader_id, ids[start:], limit=size + 1)
+        found = (await self._hydrator.visible(reader_id, ids[start:], size + 1)).tweets
         if len(found) <= size:
             return [tweet.data for tweet in found], ""
         return [tweet.data for tweet in found[:size]], seal(ids.index(found[size - 1].id, start) + 1)
@@ -122,31 +123,13 @@ class TweetSearch:
             (*parsed.exact, *map(author_term, authors)), parsed.phrases, (*exact, *map(author_term, excluded)), phrases
         )
 
-    async def _newest(
-        self,
-        query: Query,
-        before_id: int,
-        wanted: int,
-        reader_id: int,
-        found: list[HydratedTweet],
-        excluded_ids: Container[int] = (),
-    ) -> int:
-        """Appends visible matches with ids below `before_id` (0: no bound), newest first, to `found`, up to `wanted`
-        in all.
+    def _newest(self, query: Query, before_id: int, first_ids: int) -> StoredList:
+        """Returns the matches with ids below `before_id` (0: no bound), newest first."""
 
-        Ids in `excluded_ids` are skipped. Returns the id below which to continue; 0 if there are no more matches.
-        """
-        take = wanted - len(found)
-        for _ in range(MAX_ROUNDS):
-            ids = await self._index.newest(Collection.TWEETS, query, before_id, take)
-            fresh = [tweet_id for tweet_id in ids if tweet_id not in excluded_ids]
-            found += await self._hydrator.visible(reader_id, fresh, limit=wanted - len(found))
-            if len(found) == wanted:
-                return found[-1].id
-            if len(ids) < take:
-                return 0
-            before_id, take = ids[-1], ROUND_IDS
-        return before_id
+        def read(before_id: int, limit: int) -> Awaitable[Sequence[int]]:
+            return self._index.newest(Collection.TWEETS, query, before_id, limit)
+
+        return StoredList(read, before_id, first_ids)
 
 
 def _digest(parsed: ParsedQuery) -> str:

@@ -65,7 +65,7 @@ class Explainer:
         snapshot = await self._home.snapshot(reader)
         answer = pb.ExplainTimelineEntryResponse(tweet_id=tweet_id)
         # The tweet alone first: if a rule hides it, the home timeline need not be read.
-        if not await self._home.visible(snapshot, (tweet_id,), 1):
+        if not (await self._home.visible(snapshot, (tweet_id,), 1)).tweets:
             answer.filter = await self._hidden_by(snapshot, tweet_id)
             answer.reason = _FILTER_REASONS[answer.filter]
             return answer
@@ -84,10 +84,11 @@ class Explainer:
         """Returns the ids shown from the newest down to this tweet, MAX_ENTRIES at most."""
         shown: list[int] = []
         merge = self._home.merge(snapshot, 0, DEPTH)
-        while len(shown) < MAX_ENTRIES and (round_ := await merge.next()) is not None:
-            reach = [entry for entry in round_.ids if entry >= tweet_id]
-            shown += [entry.id for entry in await self._home.visible(snapshot, reach, MAX_ENTRIES - len(shown))]
-            if round_.frontier <= tweet_id:
+        async for batch in merge:
+            reach = [entry for entry in batch.ids if entry >= tweet_id]
+            found = await self._home.visible(snapshot, reach, MAX_ENTRIES - len(shown))
+            shown += [entry.id for entry in found.tweets]
+            if batch.next_position <= tweet_id or len(shown) == MAX_ENTRIES:
                 break
         return shown
 
@@ -136,4 +137,4 @@ class Explainer:
         return pb.ENTRY_FILTER_NOT_FOUND if head.author_id in rules.blocked_by_ids else pb.ENTRY_FILTER_ORIGINAL_GONE
 
     async def _is_visible_to(self, reader: int, ids: Sequence[int], *, hide_muted: bool = False) -> bool:
-        return bool(await self._hydrator.visible(reader, ids, hide_muted=hide_muted, limit=1))
+        return bool((await self._hydrator.visible(reader, ids, 1, hide_muted=hide_muted)).tweets)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 
 from services.platform.rpc import context
 from services.shared.celebrity_tiers import CelebritySubscriber
-from services.shared.hydration.hydrator import HydratedTweet, Hydrator, RelationsChangedError
+from services.shared.hydration.fill_page import fill_page
+from services.shared.hydration.hydrator import HydratedTweet, Hydrator, VisibleTweets
 from services.timeline.fanout_rules import HYBRID, PULL, FanoutRules, Source
 from services.timeline.followees import FolloweeCache, FolloweeSet
 from services.timeline.home_builder import HomeBuilder
+from services.timeline.home_rules import HomeRules
 from services.timeline.pull import DescendingMerge, Puller
 from services.timeline.store import HomeList, HomeTimelineStore
 
@@ -23,8 +26,6 @@ BUILD_WAIT_S = 2.0
 RESPONSE_RESERVE_S = 0.25
 # Ids read beyond the page: some are hidden, and one more shows whether there is a next page.
 SPARE = 5
-# Ids hydrated per call; the time is checked between calls.
-FILTER_BATCH = 300
 
 WARM, BUILT, PULLED = "warm", "built", "pull"
 
@@ -57,6 +58,8 @@ class HomePage:
     bound: int
     label: str
     partial: bool
+    # The relation versions by which graph filtered the entries; empty if graph was not asked.
+    relation_versions: Collection[int]
 
 
 class HomeReader:
@@ -88,75 +91,27 @@ class HomeReader:
         pages."""
         known = self._relations.known(reader)
         if known is not None:
-            # First tries with the follows that were cached at the last read, which rarely change. Hydration calls the
-            # graph service in any case and checks their version, so no call is needed only for that.
-            try:
-                page = await self._page(await self.snapshot(reader, known), bound, served, size, known.version)
-            except RelationsChangedError:
-                page = None
-            # An empty page may never have asked graph, so the version was not verified.
-            if page is not None and page.entries:
+            # First tries with the follows that were cached at the last read, which rarely change. Hydration asks graph
+            # in any case and returns their version, so no call is needed only for that.
+            page = await self._page(await self.snapshot(reader, known), bound, served, size)
+            # Without a version graph was not asked, as for an empty page: the follows were not verified.
+            if page.relation_versions == {known.version}:
                 return page
-        return await self._page(await self.snapshot(reader), bound, served, size, None)
+        return await self._page(await self.snapshot(reader), bound, served, size)
 
-    async def _page(
-        self, snapshot: HomeSnapshot, bound: int, served: int, size: int, expected_relation_version: int | None
-    ) -> HomePage:
+    async def _page(self, snapshot: HomeSnapshot, bound: int, served: int, size: int) -> HomePage:
         wanted = min(size, MAX_ENTRIES - served)
         merge = self.merge(snapshot, bound, size + SPARE)
-        shown: list[HydratedTweet] = []
-        reached = 0
-        while len(shown) <= wanted and (round_ := await merge.next()) is not None:
-            reached = round_.frontier
-            # One entry beyond the page shows whether there is a next one.
-            if (
-                left_at := await self._fill(snapshot, round_.ids, wanted + 1, shown, expected_relation_version)
-            ) is not None:
-                reached = left_at
-                break
-        if len(shown) > wanted:
-            del shown[wanted:]
-            reached = shown[-1].id
-        if served + len(shown) >= MAX_ENTRIES:
-            reached = 0
-        return HomePage(shown, reached, snapshot.label, snapshot.partial or merge.partial)
+        page = await fill_page(merge, partial(self.visible, snapshot), wanted, snapshot.until)
+        reached = 0 if served + len(page.tweets) >= MAX_ENTRIES else page.next_position
+        is_partial = snapshot.partial or merge.partial
+        return HomePage(page.tweets, reached, snapshot.label, is_partial, page.relation_versions)
 
-    async def _fill(
-        self,
-        snapshot: HomeSnapshot,
-        ids: Sequence[int],
-        wanted: int,
-        shown: list[HydratedTweet],
-        expected_relation_version: int | None,
-    ) -> int | None:
-        """Appends visible tweets to `shown` until it holds `wanted`. Returns the last id examined if time ran out, else
-        None."""
-        for start in range(0, len(ids), FILTER_BATCH):
-            if start and _out_of_time(snapshot):
-                return ids[start - 1]
-            shown += await self.visible(
-                snapshot, ids[start : start + FILTER_BATCH], wanted - len(shown), expected_relation_version
-            )
-            if len(shown) >= wanted:
-                break
-        return None
-
-    async def visible(
-        self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int, expected_relation_version: int | None = None
-    ) -> list[HydratedTweet]:
+    async def visible(self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int) -> VisibleTweets:
         """Returns the first `limit` of the ids that the home timeline shows, hydrated. The only place that decides
         this."""
-        if not ids:
-            return []
-        followees = snapshot.relations.followees
-        return await self._hydrator.visible(
-            snapshot.reader,
-            ids,
-            hide_muted=True,
-            following=followees,
-            expected_relation_version=expected_relation_version,
-            limit=limit,
-        )
+        rules = HomeRules(snapshot.reader, snapshot.relations.followees)
+        return await self._hydrator.visible(snapshot.reader, ids, limit, hide_muted=True, rules=rules)
 
     async def snapshot(self, reader: int, known: FolloweeSet | None = None) -> HomeSnapshot:
         """Returns the home timeline's current state: warm, built for this read, or to be pulled.
@@ -212,7 +167,3 @@ class HomeReader:
 def _build_wait_deadline() -> float:
     now = monotonic()
     return max(min(now + BUILD_WAIT_S, context.current().deadline - RESPONSE_RESERVE_S), now)
-
-
-def _out_of_time(snapshot: HomeSnapshot) -> bool:
-    return monotonic() >= snapshot.until

@@ -6,7 +6,7 @@ import asyncio
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import grpc
 from cachetools import TTLCache
@@ -15,6 +15,7 @@ from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
 from services.platform.caching import read_tracking
 from services.platform.rpc.deadlines import with_deadline
+from services.shared.hydration.fill_page import NO_DEADLINE, IdBatch
 from services.timeline.store import CAPACITY, HomeList
 
 # The proto's limit of authors per call.
@@ -38,8 +39,6 @@ MIN_BUILD_DEPTH = 32
 # Each round doubles the depth up to MAX_DEPTH, so this many reach 200,000 ids of one author. More is left to the next
 # page.
 MAX_ROUNDS = 256
-
-FOREVER = float("inf")
 
 
 class TweetIdSource(Protocol):
@@ -195,14 +194,6 @@ class RoutedIds:
         return None
 
 
-class MergeRound(NamedTuple):
-    """The ids of one round, newest first: all that exist from `frontier` up to the previous bound. A frontier of 0 ends
-    the history."""
-
-    ids: Sequence[int]
-    frontier: int
-
-
 class DescendingMerge:
     """Merges ids downwards from `bound` (exclusive; 0: no bound), newest first, round by round, until history or
     MAX_ROUNDS end.
@@ -224,7 +215,7 @@ class DescendingMerge:
         all_authors: Callable[[], Sequence[int]],
         bound: int,
         depth: int,
-        deadline: float = FOREVER,
+        deadline: float = NO_DEADLINE,
     ) -> None:
         if home is not None and home.floor and bound and bound <= home.floor + 1:
             home = None
@@ -240,23 +231,27 @@ class DescendingMerge:
         self._first = True
         self._left = MAX_ROUNDS
 
-    async def next(self) -> MergeRound | None:
-        """Returns the next round, None if there is none. Raises what the source raises."""
+    def __aiter__(self) -> DescendingMerge:
+        return self
+
+    async def __anext__(self) -> IdBatch:
+        """Returns the ids of the next round, newest first: all that exist from the frontier, its next position, up to
+        the bound before. A frontier of 0 ends the history. Raises what the source raises."""
         if not self._left:
-            return None
+            raise StopAsyncIteration
         found: dict[int, Sequence[int]] = {}
         if not await self._ask(found):
             if not self._first:
-                return None
+                raise StopAsyncIteration
             self.partial = True
         ids, frontier = self._merged(found)
         self._first = False
         self._left = self._left - 1 if frontier and not self.partial else 0
-        return MergeRound(ids, frontier)
+        return IdBatch(ids, frontier)
 
     async def _ask(self, found: dict[int, Sequence[int]]) -> bool:
         """Reads the ids of this round. Returns False if time ran out."""
-        if self._deadline == FOREVER:
+        if self._deadline == NO_DEADLINE:
             await self._source.newest(self._authors, self._bound, self._depth, found)
             return True
         try:
@@ -314,9 +309,9 @@ async def newest_across_authors(
     lowest = 0
     depth = max(MIN_BUILD_DEPTH, min(2 * keep // max(len(authors), 1), MAX_DEPTH))
     merge = DescendingMerge(RecordingIds(source, found), None, (), lambda: authors, 0, depth)
-    while (round_ := await merge.next()) is not None:
-        taken += round_.ids
-        lowest = round_.frontier
+    async for batch in merge:
+        taken += batch.ids
+        lowest = batch.next_position
         if len(taken) >= keep:
             return taken[keep - 2 :: -1] if keep > 1 else [], taken[keep - 1]
     # Only a history that MAX_ROUNDS did not exhaust ends with a frontier.

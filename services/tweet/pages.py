@@ -11,14 +11,11 @@ from roost.tweet.v1 import tweet_pb2
 from services.platform.pagination.cursors import Cursors
 from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
-from services.shared.hydration.hydrator import HydratedTweet, Hydrator
+from services.shared.hydration.fill_page import StoredList, fill_page
+from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
 from services.tweet.access import access_to
 from services.tweet.store import TweetStore
-
-# A page reads at most some 1,200 ids and is then returned short: many hidden tweets in a row must not hold up a call.
-MAX_ROUNDS = 5
-ROUND_IDS = 300
 
 
 class TweetPages:
@@ -61,21 +58,12 @@ class TweetPages:
     async def page(
         self, request: Any, list_name: str, fetch: Callable[[int, int], Awaitable[Sequence[int]]]
     ) -> tweet_pb2.JoinedTweetPage:
-        """Returns a page of visible tweets. It looks for one tweet more than the page holds, so that the last page has
-        no cursor. `fetch(before_id, limit)` returns up to `limit` ids below `before_id` (0: no bound), newest first."""
-        page_size = page_size_of(request)
+        """Returns a page of visible tweets. `fetch(before_id, limit)` returns up to `limit` ids below `before_id` (0: no
+        bound), newest first."""
+        size = page_size_of(request)
         before_id = int(self._cursors.open(request.cursor, list_name, 0)[0]) if request.cursor else 0
-        found: list[HydratedTweet] = []
-        wanted = take = page_size + 1
-        for _ in range(MAX_ROUNDS):
-            ids = await fetch(before_id, take)
-            found += await self._hydrator.visible(calls.reader_id(), ids, limit=wanted - len(found))
-            if len(found) == wanted:
-                before_id = found[page_size - 1].id
-                break
-            if len(ids) < take:
-                before_id = 0
-                break
-            before_id, take = ids[-1], ROUND_IDS
-        next_cursor = self._cursors.seal(list_name, 0, before_id) if before_id else ""
-        return tweet_pb2.JoinedTweetPage(tweets=[tweet.data for tweet in found[:page_size]], next_cursor=next_cursor)
+        page = await fill_page(
+            StoredList(fetch, before_id, size + 1), partial(self._hydrator.visible, calls.reader_id()), size
+        )
+        next_cursor = self._cursors.seal(list_name, 0, page.next_position) if page.next_position else ""
+        return tweet_pb2.JoinedTweetPage(tweets=[tweet.data for tweet in page.tweets], next_cursor=next_cursor)

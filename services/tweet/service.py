@@ -49,8 +49,8 @@ class TweetServicer(TweetServiceServicer):
 
     async def BatchGetTweets(self, request: rpc.BatchGetTweetsRequest, context: object) -> Any:
         ids = list(request.ids)
-        found = await self._hydrator.visible(calls.reader_id(), ids, limit=len(ids))
-        return tweet_pb2.JoinedTweets(tweets=[tweet.data for tweet in found])
+        found = await self._hydrator.visible(calls.reader_id(), ids, len(ids))
+        return tweet_pb2.JoinedTweets(tweets=[tweet.data for tweet in found.tweets])
 
     async def UpdateTweet(self, request: rpc.UpdateTweetRequest, context: object) -> Any:
         return await self._writer.edit(calls.require_user(), request.tweet_id, request.text)

@@ -90,7 +90,8 @@ class Threads:
         )
         nodes = [*page.ancestors, *page.replies]
         ids = [node.id for node in nodes]
-        found = {tweet.id: tweet.data for tweet in await self._hydrator.visible(calls.reader_id(), ids, limit=len(ids))}
+        visible = await self._hydrator.visible(calls.reader_id(), ids, len(ids))
+        found = {tweet.id: tweet.data for tweet in visible.tweets}
         return tweet_pb2.JoinedThread(
             tweets=[found.get(node.id) or tombstone(node.id, node.parent_id) for node in nodes],
             depths=[node.depth for node in nodes],

@@ -190,7 +190,7 @@ class TweetWriter:
 
     async def hydrated(self, tweet_id: int) -> tweet_pb2.JoinedTweet:
         """Returns the tweet as the caller sees it. Raises NOT_FOUND if it does not exist or is hidden from the caller."""
-        found = await self._hydrator.visible(calls.reader_id(), (tweet_id,), limit=1)
+        found = (await self._hydrator.visible(calls.reader_id(), (tweet_id,), 1)).tweets
         if not found:
             raise no_such_tweet()
         return tweet_pb2.JoinedTweet(tweet=found[0].data)

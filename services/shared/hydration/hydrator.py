@@ -8,7 +8,7 @@ next read. A tweet is the concatenation of serialized fragments; no message is b
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grpc.aio
 from roost.engagement.v1 import engagement_service_pb2 as engagement
@@ -36,10 +36,6 @@ MAX_ROUND_IDS = 300
 _SPARE_IDS = 4
 
 
-class RelationsChangedError(Exception):
-    """Raised if graph's present relation version is not the one that the caller of `visible` expected."""
-
-
 class HydratedTweet(NamedTuple):
     """A visible tweet. `data` is a serialized roost.tweet.v1.Tweet."""
 
@@ -48,10 +44,30 @@ class HydratedTweet(NamedTuple):
     data: bytes
 
 
-class _Round(NamedTuple):
-    """The responses for one round: the author fragment of each visible user, the users whom the reader mutes, the live
-    nested tweets, and the counts and viewer states (index into VIEWER without retweets) by tweet."""
+class VisibleTweets(NamedTuple):
+    """Visible tweets, and the versions of the reader's relations by which graph decided: empty if graph was not asked,
+    several if they changed during the read."""
 
+    tweets: list[HydratedTweet]
+    relation_versions: set[int]
+
+
+class ListRules(Protocol):
+    """What a list shows its reader, beside the rules that hold for every list."""
+
+    def admitted(self, tweets: Sequence[TweetRecord]) -> Sequence[TweetRecord]:
+        """Returns the tweets that may be in the list, in their order."""
+
+    def requires_parent(self, reply: TweetRecord) -> bool:
+        """Returns whether the list shows the reply only if its parent is live and the parent's author visible."""
+
+
+class _Round(NamedTuple):
+    """The responses for one round: the reader's relation version (None if not signed in), the author fragment of each
+    visible user, the users whom the reader mutes, the live nested tweets, and the counts and viewer states (index into
+    VIEWER without retweets) by tweet."""
+
+    relation_version: int | None
     fragments: dict[int, bytes]
     muted: Container[int]
     nested: dict[int, TweetRecord]
@@ -89,36 +105,34 @@ class Hydrator:
         self,
         reader_id: int,
         ids: Sequence[int],
+        limit: int,
         *,
         hide_muted: bool = False,
-        following: Container[int] | None = None,
-        expected_relation_version: int | None = None,
-        limit: int,
-    ) -> list[HydratedTweet]:
+        rules: ListRules | None = None,
+    ) -> VisibleTweets:
         """Returns the first `limit` tweets of `ids` that the reader (0: not signed in) may see, in the order of `ids`.
 
         Leaves out unknown and deleted tweets, tweets whose author is suspended, deactivated, blocks the reader or is
         blocked by the reader, and retweets whose original is left out. A quoted tweet that is hidden becomes a
-        tombstone. With `hide_muted`, also leaves out tweets and retweeted originals of muted users. With `following`,
-        applies the rules of a home timeline: only tweets of the reader and of these users; another user's reply only if
-        its parent is live and visible and the parent's author is the reader or one of these users. Raises AioRpcError
-        if an owner cannot answer, because nothing may be shown unchecked; RelationsChangedError if graph's relation
-        version is not `expected_relation_version`.
+        tombstone. With `hide_muted`, also leaves out tweets and retweeted originals of muted users; with `rules`, what
+        these do not admit. Raises AioRpcError if an owner cannot answer, because nothing may be shown unchecked.
         """
         found: list[HydratedTweet] = []
+        versions: set[int] = set()
         start, size = 0, min(limit + limit // 4 + _SPARE_IDS, MAX_ROUND_IDS)
         while start < len(ids) and len(found) < limit:
             batch = ids[start : start + size]
             response = await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=batch, viewer_id=reader_id))
-            cores = self._cores.read(response.cores)
-            if following is not None:
-                cores = _apply_home_rules(cores, reader_id, following)
+            cores: Sequence[TweetRecord] = self._cores.read(response.cores)
+            if rules is not None:
+                cores = rules.admitted(cores)
             if cores:
-                page = await self._fetch_round(reader_id, cores, following is not None, expected_relation_version)
-                own = None if following is None else reader_id
-                _assemble_page(cores, page, page.muted if hide_muted else (), own, limit, found)
+                page = await self._fetch_round(reader_id, cores, rules)
+                if page.relation_version is not None:
+                    versions.add(page.relation_version)
+                found += _assemble_page(cores, page, page.muted if hide_muted else (), rules, limit - len(found))
             start, size = start + size, min(size * 2, MAX_ROUND_IDS)
-        return found
+        return VisibleTweets(found, versions)
 
     async def author_fragments(self, reader_id: int, user_ids: Iterable[int]) -> dict[int, bytes]:
         """Returns the field `author` of a tweet for each of these users (≤ 1,000), by user id. Users hidden from the
@@ -127,9 +141,7 @@ class Hydrator:
         refs, rules = await await_all(self._fetch_authors(reader_id, asked))
         return visible_authors(self._refs.read(refs.refs), rules, asked)[0]
 
-    async def _fetch_round(
-        self, reader_id: int, cores: Sequence[TweetRecord], with_parents: bool, expected_relation_version: int | None
-    ) -> _Round:
+    async def _fetch_round(self, reader_id: int, cores: Sequence[TweetRecord], list_rules: ListRules | None) -> _Round:
         user_ids: set[int] = set()
         others: set[int] = set()
         shown = []
@@ -144,7 +156,7 @@ class Hydrator:
                 others.add(core.quoted_id)
                 shown.append(core.quoted_id)
                 user_ids.add(core.quoted_author_id)
-            if with_parents and core.parent_id:
+            if core.parent_id and list_rules is not None and list_rules.requires_parent(core):
                 others.add(core.parent_id)
                 user_ids.add(core.parent_author_id)
         authors = self._fetch_authors(reader_id, user_ids)
@@ -152,11 +164,10 @@ class Hydrator:
         asked = engagement.BatchGetCountsRequest(ids=shown, viewer_id=reader_id)
         counts_call = counts_or_empty(self._get_counts(asked))
         refs, rules, *answers, (counts, states) = await await_all([*authors, *more, counts_call])
-        if expected_relation_version is not None and rules.relation_version != expected_relation_version:
-            raise RelationsChangedError
         fragments, muted = visible_authors(self._refs.read(refs.refs), rules, user_ids)
         nested = {core.id: core for answer in answers for core in self._cores.read(answer.cores)}
-        return _Round(fragments, muted, nested, counts, states)
+        version = None if rules is None else rules.relation_version
+        return _Round(version, fragments, muted, nested, counts, states)
 
     def _fetch_authors(self, reader_id: int, user_ids: set[int]) -> list[Any]:
         rules = graph.GetVisibilityFilterRequest(user_id=reader_id, candidate_ids=user_ids)
@@ -176,38 +187,21 @@ class Hydrator:
         return refs
 
 
-def _apply_home_rules(cores: Sequence[TweetRecord], reader_id: int, following: Container[int]) -> list[TweetRecord]:
-    """Returns the records that may be in a home timeline by their authors and parent authors alone: without other
-    users' tweets, and without followees' replies to other users."""
-    return [
-        core
-        for core in cores
-        if core.author_id == reader_id
-        or (
-            core.author_id in following
-            and (not core.parent_id or _is_self_or_followed(core.parent_author_id, reader_id, following))
-        )
-    ]
-
-
-def _is_self_or_followed(user_id: int, reader_id: int, following: Container[int]) -> bool:
-    return user_id == reader_id or user_id in following
-
-
 def _assemble_page(
     cores: Sequence[TweetRecord],
     page: _Round,
     muted: Container[int],
-    home_reader_id: int | None,
+    rules: ListRules | None,
     limit: int,
-    found: list[HydratedTweet],
-) -> None:
+) -> list[HydratedTweet]:
+    """Returns the first `limit` tweets of the round that the reader may see."""
+    found: list[HydratedTweet] = []
     fragments = page.fragments
     for core in cores:
         author_id = core.author_id
         if author_id not in fragments or author_id in muted:
             continue
-        if core.parent_id and home_reader_id not in (None, author_id):
+        if core.parent_id and rules is not None and rules.requires_parent(core):
             parent = page.nested.get(core.parent_id)
             if parent is None or parent.author_id not in fragments:
                 continue
@@ -221,7 +215,8 @@ def _assemble_page(
             data += framed(QUOTED, _assemble(page.nested.get(core.quoted_id), page) or tombstone(core.quoted_id))
         found.append(HydratedTweet(core.id, author_id, data))
         if len(found) == limit:
-            return
+            break
+    return found
 
 
 def _assemble(core: TweetRecord | None, page: _Round) -> bytes:

@@ -8,9 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
-from services.engagement import service
 from services.platform.ids.snowflake import timestamp_ms
-from services.shared.hydration import user_pages
+from services.shared.hydration import fill_page, user_pages
 from tests.unit.services.engagement.conftest import Bench
 
 ANN, BEN, CAT, DAN = 1, 2, 3, 4
@@ -232,8 +231,8 @@ async def test_list_tweets_hidden_tweets_are_replaced(bench: Bench, method: str,
 async def test_list_tweets_mostly_deleted_stops_after_max_rounds(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str, listing: str
 ) -> None:
-    monkeypatch.setattr(service, "MAX_ROUNDS", 2)
-    monkeypatch.setattr(service, "ROUND_IDS", 3)
+    monkeypatch.setattr(fill_page, "MAX_READS", 2)
+    monkeypatch.setattr(fill_page, "READ_IDS", 3)
     await like_all(bench, method, BEN, list(range(1_000, 1_020)))
     for tweet_id in range(1_001, 1_020):
         bench.world.delete(tweet_id)

@@ -44,10 +44,10 @@ class Owner:
 
 async def ids_of_merge(walk: DescendingMerge) -> list[int]:
     found: list[int] = []
-    while (round_ := await walk.next()) is not None:
-        assert list(round_.ids) == sorted(set(round_.ids), reverse=True)
-        assert not found or not round_.ids or round_.ids[0] < found[-1]
-        found += round_.ids
+    async for batch in walk:
+        assert list(batch.ids) == sorted(set(batch.ids), reverse=True)
+        assert not found or not batch.ids or batch.ids[0] < found[-1]
+        found += batch.ids
     return found
 
 
@@ -87,9 +87,8 @@ async def test_merge_exhausted_author_is_not_asked_again() -> None:
 async def test_merge_above_floor_asks_pulled_authors_only() -> None:
     owner = Owner({2: [1, 2, 3], READER: [40]})
     walk = DescendingMerge(owner, HomeList([10, 20, 30], 5, 0, "hybrid"), [READER], lambda: [READER, 2], 0, 3)
-    round_ = await walk.next()
-    assert round_ is not None
-    assert round_.ids == [40, 30, 20, 10]
+    batch = await anext(walk)
+    assert batch.ids == [40, 30, 20, 10]
     assert owner.asked == [[READER]]
 
 
@@ -98,21 +97,19 @@ async def test_merge_slow_first_round_is_partial() -> None:
     owner.slow = {AUTHORS_A_CALL + 1}
     until = asyncio.get_running_loop().time() + 0.05
     walk = DescendingMerge(owner, None, (), lambda: list(owner.ids), 0, 5, until)
-    round_ = await walk.next()
-    assert round_ is not None
-    assert round_.ids == list(range(AUTHORS_A_CALL, 0, -1))
+    batch = await anext(walk)
+    assert batch.ids == list(range(AUTHORS_A_CALL, 0, -1))
     assert walk.partial
-    assert await walk.next() is None
+    assert await anext(walk, None) is None
 
 
 async def test_merge_slow_later_round_ends_merge() -> None:
     owner = Owner({2: list(range(1, 100))})
     walk = DescendingMerge(owner, None, (), lambda: [2], 0, 10, asyncio.get_running_loop().time() + 0.05)
-    first = await walk.next()
+    first = await anext(walk)
     owner.slow = {2}
-    assert first is not None
-    assert first.frontier == 90
-    assert await walk.next() is None
+    assert first.next_position == 90
+    assert await anext(walk, None) is None
     assert not walk.partial
 
 

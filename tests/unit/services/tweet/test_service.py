@@ -12,7 +12,7 @@ from roost.tweet.v1 import tweet_service_pb2 as pb
 
 from services.platform.ids.snowflake import timestamp_ms
 from services.platform.rpc import errors
-from services.tweet.pages import MAX_ROUNDS, ROUND_IDS
+from services.shared.hydration.fill_page import MAX_READS, READ_IDS
 from services.tweet.writer import AUTHOR_WAIT_S
 from tests.unit.services.tweet.conftest import ANN, BOB, CAT, GRACE_S, Bench, acting, refused
 
@@ -161,8 +161,8 @@ async def test_list_recent_fills_page_past_hidden_tweets(bench: Bench) -> None:
 @pytest.mark.slow
 async def test_list_recent_stops_after_max_rounds_and_returns_cursor(bench: Bench) -> None:
     first = await bench.post(ANN)
-    for _ in range(MAX_ROUNDS + 1):
-        await asyncio.gather(*(bench.post(BOB, str(n)) for n in range(ROUND_IDS)))
+    for _ in range(MAX_READS + 1):
+        await asyncio.gather(*(bench.post(BOB, str(n)) for n in range(READ_IDS)))
     bench.people.suspended.add(BOB)
     seen: list[int] = []
     cursor, asked = "", 0

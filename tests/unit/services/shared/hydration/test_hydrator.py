@@ -26,7 +26,8 @@ from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import MutationGuard
 from services.shared.hydration.fragments import framed, tombstone, varint
-from services.shared.hydration.hydrator import Hydrator
+from services.shared.hydration.hydrator import Hydrator, ListRules
+from services.shared.hydration.parsed import TweetRecord
 
 READER, ANN, BOB, CAT = 1, 2, 3, 4
 
@@ -41,6 +42,7 @@ class World:
     mutes: set[tuple[int, int]] = field(default_factory=set)
     likes: set[tuple[int, int]] = field(default_factory=set)
     down: str = ""
+    relation_versions: list[int] = field(default_factory=lambda: [1])
     viewers: set[int] = field(default_factory=set)
     calls: list[tuple[str, int]] = field(default_factory=list)
 
@@ -102,11 +104,12 @@ class Graph(GraphServiceServicer):
 
     async def GetVisibilityFilter(self, request: Any, context: Any) -> Any:
         self.world.asked("graph", request.candidate_ids)
-        reader, blocks = request.user_id, self.world.blocks
+        reader, blocks, versions = request.user_id, self.world.blocks, self.world.relation_versions
         return graph.GetVisibilityFilterResponse(
             blocked_ids=[target for by, target in blocks if by == reader],
             blocked_by_ids=[i for i in request.candidate_ids if (i, reader) in blocks],
             muted_ids=[target for by, target in self.world.mutes if by == reader],
+            relation_version=versions.pop(0) if len(versions) > 1 else versions[0],
         )
 
 
@@ -174,7 +177,7 @@ def hydrator(world: World) -> Hydrator:
 
 async def shown(hydrator: Hydrator, *ids: int, reader: int = READER, **rules: Any) -> list[int]:
     """Returns the ids that the reader sees, after checking that each serialized tweet has its id."""
-    found = await hydrator.visible(reader, ids, limit=len(ids), **rules)
+    found = (await hydrator.visible(reader, ids, len(ids), **rules)).tweets
     for hydrated in found:
         parsed = tweet_pb2.Tweet.FromString(hydrated.data)
         assert (hydrated.id, hydrated.author_id) == (parsed.id, parsed.author_id) == (parsed.id, parsed.author.id)
@@ -198,7 +201,7 @@ async def test_visible_bytes_equal_message_built_by_fields(world: World, hydrato
     zeros = tweet_pb2.TweetMetrics()
     expected[12] = built(12, ANN, retweet_of_id=10, retweeted_tweet=expected[10], metrics=zeros)
     expected[13] = built(13, ANN, quote_of_id=11, quoted_tweet=expected[11], metrics=zeros)
-    found = await hydrator.visible(READER, [original, quoted, retweet, quote], limit=9)
+    found = (await hydrator.visible(READER, [original, quoted, retweet, quote], 9)).tweets
     assert {hydrated.id: tweet_pb2.Tweet.FromString(hydrated.data) for hydrated in found} == expected
 
 
@@ -265,33 +268,53 @@ async def test_visible_hidden_quoted_tweet_is_tombstone(world: World, hydrator: 
             world.blocks.add((ANN, READER))
         case "suspended":
             world.states[ANN] = user_pb2.USER_STATE_SUSPENDED
-    (hydrated,) = await hydrator.visible(READER, [11], limit=1)
+    ((hydrated,), _) = await hydrator.visible(READER, [11], 1)
     parsed = tweet_pb2.Tweet.FromString(hydrated.data)
     assert parsed.quoted_tweet == tweet_pb2.Tweet(id=10, deleted=True)
 
 
-async def test_visible_home_contains_reader_and_followees(world: World, hydrator: Hydrator) -> None:
-    for tweet_id, author_id in ((10, ANN), (11, BOB), (12, READER)):
-        world.post(tweet_id, author_id)
-    world.post(13, ANN, retweet_of_id=11)
-    assert await shown(hydrator, 10, 11, 12, 13, following={ANN}) == [10, 12, 13]
-    assert await shown(hydrator, 10, 11, 12, 13, following=()) == [12]
+class OddRules(ListRules):
+    """Admits tweets with odd ids; replies of ANN require their parent."""
+
+    def admitted(self, tweets: Sequence[TweetRecord]) -> list[TweetRecord]:
+        return [tweet for tweet in tweets if tweet.id % 2]
+
+    def requires_parent(self, reply: TweetRecord) -> bool:
+        return reply.author_id == ANN
 
 
-async def test_visible_home_applies_reply_rules(world: World, hydrator: Hydrator) -> None:
+async def test_visible_rules_leave_out_what_they_do_not_admit(world: World, hydrator: Hydrator) -> None:
+    for tweet_id in range(10, 16):
+        world.post(tweet_id, ANN)
+    assert await shown(hydrator, *range(10, 16), rules=OddRules()) == [11, 13, 15]
+    world.calls.clear()
+    assert await shown(hydrator, 10, 12, rules=OddRules()) == []
+    assert [owner for owner, _ in world.calls] == ["tweet"], "nobody is asked about tweets that are left out"
+
+
+async def test_visible_rules_require_live_parent_of_visible_author(world: World, hydrator: Hydrator) -> None:
     world.post(10, BOB)
-    reply = world.post(11, ANN, reply_to_id=10)
-    own = world.post(12, READER, reply_to_id=10)
-    to_me = world.post(13, ANN, reply_to_id=world.post(14, READER))
-    assert await shown(hydrator, reply, own, to_me) == [reply, own, to_me], "no rule but in a home"
-    assert await shown(hydrator, reply, own, to_me, following={ANN}) == [own, to_me]
-    assert await shown(hydrator, reply, own, to_me, following={ANN, BOB}) == [reply, own, to_me]
+    reply, other = world.post(11, ANN, reply_to_id=10), world.post(13, CAT, reply_to_id=10)
+    assert await shown(hydrator, reply, other, rules=OddRules()) == [reply, other]
     world.states[BOB] = user_pb2.USER_STATE_SUSPENDED
-    assert await shown(hydrator, reply, own, to_me, following={ANN, BOB}) == [own, to_me], "the parent is hidden"
+    assert await shown(hydrator, reply, other) == [reply, other], "other lists show replies to hidden users"
+    assert await shown(hydrator, reply, other, rules=OddRules()) == [other]
     world.states[BOB] = user_pb2.USER_STATE_ACTIVE
     world.delete(10)
-    world.delete(14)
-    assert await shown(hydrator, reply, own, to_me, following={ANN, BOB}) == [own]
+    assert await shown(hydrator, reply, other, rules=OddRules()) == [other]
+
+
+async def test_visible_returns_relation_versions_that_graph_used(world: World, hydrator: Hydrator) -> None:
+    for tweet_id in range(100, 140):
+        world.post(tweet_id, ANN)
+    world.relation_versions = [7]
+    assert (await hydrator.visible(READER, [100], 1)).relation_versions == {7}
+    assert (await hydrator.visible(READER, [], 1)).relation_versions == set(), "graph was not asked"
+    assert (await hydrator.visible(0, [100], 1)).relation_versions == set(), "nobody has no relations"
+    # Two rounds, and a change between them.
+    world.blocks.add((ANN, READER))
+    world.relation_versions = [7, 8]
+    assert (await hydrator.visible(READER, range(100, 140), 5)).relation_versions == {7, 8}
 
 
 async def test_visible_owner_failure_is_raised(world: World, hydrator: Hydrator) -> None:
@@ -300,7 +323,7 @@ async def test_visible_owner_failure_is_raised(world: World, hydrator: Hydrator)
     for owner in ("tweet", "identity", "graph"):
         world.down = owner
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await hydrator.visible(READER, [10, 11], limit=2)
+            await hydrator.visible(READER, [10, 11], 2)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     world.down = "graph"
     assert await shown(hydrator, 10, 11, reader=0) == [10, 11], "nobody's blocks are not asked for"
@@ -309,7 +332,7 @@ async def test_visible_owner_failure_is_raised(world: World, hydrator: Hydrator)
 async def test_visible_page_makes_two_rounds_of_calls(world: World, hydrator: Hydrator) -> None:
     for tweet_id in range(100, 400):
         world.post(tweet_id, ANN)
-    found = await hydrator.visible(READER, range(100, 400), limit=20)
+    found = (await hydrator.visible(READER, range(100, 400), 20)).tweets
     assert [hydrated.id for hydrated in found] == list(range(100, 120))
     assert [owner for owner, _ in world.calls] == ["tweet", "identity", "graph", "engagement"]
     assert world.calls[0][1] < 40, "what the page cannot hold is not asked for"
@@ -319,7 +342,7 @@ async def test_visible_hidden_tweets_are_replaced(world: World, hydrator: Hydrat
     for tweet_id in range(100, 1_100):
         world.post(tweet_id, ANN if tweet_id % 10 else BOB)
     world.blocks.add((ANN, READER))
-    found = await hydrator.visible(READER, range(100, 1_100), limit=50)
+    found = (await hydrator.visible(READER, range(100, 1_100), 50)).tweets
     assert [hydrated.id for hydrated in found] == list(range(100, 600, 10))
 
 
@@ -347,7 +370,7 @@ async def test_visible_contains_counts_and_viewer_reactions(world: World, hydrat
     retweet = world.post(12, ANN, retweet_of_id=original)
     world.cores[original].retweets = 1
     world.likes = {(READER, original), (ANN, original), (ANN, quiet)}
-    found = await hydrator.visible(READER, [original, quiet, retweet], limit=9)
+    found = (await hydrator.visible(READER, [original, quiet, retweet], 9)).tweets
     first, second, third = (tweet_pb2.Tweet.FromString(hydrated.data) for hydrated in found)
     assert (first.metrics.likes, first.metrics.retweets, first.viewer.liked) == (2, 1, True)
     assert (second.metrics.likes, second.HasField("viewer")) == (1, False)
@@ -358,7 +381,7 @@ async def test_visible_contains_viewer_retweets(world: World, hydrator: Hydrator
     original = world.post(10, BOB)
     quote = world.post(11, ANN, quote_of_id=original)
     world.cores[original].retweeted = True
-    found = await hydrator.visible(READER, [original, quote], limit=9)
+    found = (await hydrator.visible(READER, [original, quote], 9)).tweets
     first, second = (tweet_pb2.Tweet.FromString(hydrated.data) for hydrated in found)
     assert first.viewer == second.quoted_tweet.viewer == tweet_pb2.TweetViewer(retweeted=True)
     assert not second.HasField("viewer")
@@ -368,7 +391,7 @@ async def test_visible_contains_viewer_retweets(world: World, hydrator: Hydrator
 async def test_visible_without_reader_has_no_viewer_state(world: World, hydrator: Hydrator) -> None:
     liked = world.post(10, BOB)
     world.likes = {(READER, liked)}
-    (found,) = await hydrator.visible(0, [liked], limit=9)
+    ((found,), _) = await hydrator.visible(0, [liked], 9)
     assert not tweet_pb2.Tweet.FromString(found.data).HasField("viewer")
 
 
@@ -376,7 +399,7 @@ async def test_visible_engagement_failure_omits_counts(world: World, hydrator: H
     liked = world.post(10, BOB)
     world.likes = {(READER, liked)}
     world.down = "engagement"
-    (found,) = await hydrator.visible(READER, [liked], limit=9)
+    ((found,), _) = await hydrator.visible(READER, [liked], 9)
     hydrated = tweet_pb2.Tweet.FromString(found.data)
     assert hydrated.HasField("metrics")
     assert hydrated.metrics == tweet_pb2.TweetMetrics()

@@ -1,0 +1,109 @@
+"""Fills a page with the visible tweets of a list: reads ids in batches until enough of them are visible."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
+
+from services.shared.hydration.hydrator import MAX_ROUND_IDS, HydratedTweet, VisibleTweets
+
+# A page of a stored list reads at most some 1,200 ids and is then returned short: many hidden tweets in a row must not
+# hold up a call.
+MAX_READS = 5
+# Ids of each read but the first, which reads as many as the page needs.
+READ_IDS = MAX_ROUND_IDS
+# Ids hydrated per call of the owners; the time is checked between calls.
+HYDRATED_IDS = MAX_ROUND_IDS
+
+NO_DEADLINE = float("inf")
+_NO_POSITIONS: Mapping[int, int] = MappingProxyType({})
+
+
+class IdBatch(NamedTuple):
+    """The next ids of a list, in its order, and the position after which the list continues (0: it ends here).
+
+    `positions` has the position of each id; of a list whose positions are its ids it is empty."""
+
+    ids: Sequence[int]
+    next_position: int
+    positions: Mapping[int, int] = _NO_POSITIONS
+
+
+# Reads a stored list. `read(after, limit)` returns up to `limit` entries after the position `after` (0: from the
+# start), in the list's order; fewer mean that the list ends. Returns the ids of tweets if their positions are the ids,
+# otherwise a dict of positions by id.
+ReadList: TypeAlias = "Callable[[int, int], Awaitable[Sequence[int] | Mapping[int, int]]]"
+# Hydrates up to `limit` of the ids: `Hydrator.visible` with the reader and the rules of the list.
+Hydrate: TypeAlias = Callable[[Sequence[int], int], Awaitable[VisibleTweets]]
+
+
+@dataclass(frozen=True, slots=True)
+class FilledPage:
+    """A page of visible tweets. The next page begins after `next_position`; 0 if there is none.
+
+    `is_followed` is true if the page is full and another visible tweet follows: `next_position` is then that of the
+    last tweet. `relation_versions`: see VisibleTweets."""
+
+    tweets: Sequence[HydratedTweet]
+    next_position: int
+    is_followed: bool
+    relation_versions: Collection[int]
+
+
+class StoredList:
+    """An async iterator over a stored list in batches, from the position `after` (0: from the start), that ends after
+    MAX_READS batches. `first_ids` is the size of the first one."""
+
+    def __init__(self, read: ReadList, after: int, first_ids: int) -> None:
+        self._read = read
+        self._after = after
+        self._limit = first_ids
+        self._left = MAX_READS
+
+    def __aiter__(self) -> StoredList:
+        return self
+
+    async def __anext__(self) -> IdBatch:
+        """Returns the next batch. Raises what the list raises."""
+        if not self._left:
+            raise StopAsyncIteration
+        entries = await self._read(self._after, self._limit)
+        positions = entries if isinstance(entries, Mapping) else _NO_POSITIONS
+        ids = list(entries)
+        self._after = positions.get(ids[-1], ids[-1]) if len(ids) >= self._limit else 0
+        self._left = self._left - 1 if self._after else 0
+        self._limit = READ_IDS
+        return IdBatch(ids, self._after, positions)
+
+
+async def fill_page(
+    batches: AsyncIterable[IdBatch], hydrate: Hydrate, size: int, deadline: float = NO_DEADLINE
+) -> FilledPage:
+    """Returns the first `size` (≥ 1) visible tweets of the batches. It looks for one tweet more, so that the last page has no
+    next position. After `deadline` (monotonic clock) it hydrates no further ids of a batch, and the page is short.
+
+    Raises what the batches raise, and AioRpcError if an owner cannot answer.
+    """
+    tweets: list[HydratedTweet] = []
+    versions: set[int] = set()
+    # The last tweet of the page may be from an earlier batch than the one that follows it.
+    positions: dict[int, int] = {}
+    next_position = 0
+    async for batch in batches:
+        ids, next_position = batch.ids, batch.next_position
+        positions.update(batch.positions)
+        for start in range(0, len(ids), HYDRATED_IDS):
+            if start and monotonic() >= deadline:
+                last_id = ids[start - 1]
+                return FilledPage(tweets, positions.get(last_id, last_id), False, versions)
+            found = await hydrate(ids[start : start + HYDRATED_IDS], size + 1 - len(tweets))
+            tweets += found.tweets
+            versions |= found.relation_versions
+            if len(tweets) > size:
+                del tweets[size:]
+                last_id = tweets[-1].id
+                return FilledPage(tweets, positions.get(last_id, last_id), True, versions)
+    return FilledPage(tweets, next_position, False, versions)
