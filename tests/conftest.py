@@ -186,8 +186,11 @@ class Mesh:
             request = timeline_service_pb2.ListHomeTimelineRequest(page_size=page_size, cursor=cursor)
             with self.as_user(reader):
                 page = await self.timelines.ListHomeTimeline(request)
-            found.extend(page.tweets)
             cursor = page.next_cursor
+            if page.partial:
+                # The time for building it ran out; this cursor requests the same page again.
+                continue
+            found.extend(page.tweets)
             if not cursor:
                 return found
 

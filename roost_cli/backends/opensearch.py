@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from roost_cli.backends.java import jars, java, open_to_others
+from roost_cli.backends.java import SHORT_LIVED, jars, java, open_to_others
 from roost_cli.backends.layout import BackendError, Layout, ServerCommand
 
 VERSION = "3.3.0"
@@ -90,7 +90,13 @@ def opensearch(layout: Layout) -> ServerCommand:
     if user is not None:
         for folder in (home / "data", home / "logs", home / "config", home):
             _chown(folder, user)
-    flags = ["-Xms512m", "-Xmx512m", f"-Dopensearch.path.home={home}", f"-Dopensearch.path.conf={home / 'config'}"]
+    flags = [
+        "-Xms512m",
+        "-Xmx512m",
+        *SHORT_LIVED,
+        f"-Dopensearch.path.home={home}",
+        f"-Dopensearch.path.conf={home / 'config'}",
+    ]
     flags += [
         "-Dopensearch.networkaddress.cache.ttl=60",
         "-Dlog4j2.disable.jmx=true",

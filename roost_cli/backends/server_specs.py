@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from roost_cli.backends.java import NO_MAVEN, jars, java
+from roost_cli.backends.java import NO_MAVEN, SHORT_LIVED, jars, java
 from roost_cli.backends.layout import BackendError, Layout, ServerCommand
 from roost_cli.backends.opensearch import JAVA as OPENSEARCH_JAVA
 from roost_cli.backends.opensearch import opensearch
@@ -26,9 +26,6 @@ JAVA = (17, 17)
 NO_REDIS = "redis-server is missing; install Redis 7 or newer (on Debian: apt-get install redis-server)"
 # Each mesh and each test worker uses its own database.
 REDIS_DATABASES = 256
-# Test servers run for minutes on few cores. The optimizing compiler and the concurrent garbage collector take 40 % of
-# Cassandra's CPU time in its first five minutes (measured), and save less than that.
-SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 # Cluster id: 16 bytes in base64, fixed so that a restart finds its data.
 KAFKA_CLUSTER = "cm9vc3QtZGV2LWthZmthMQ"
 

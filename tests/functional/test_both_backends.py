@@ -21,6 +21,7 @@ from services.shared.hydration import hydrator
 from services.shared.hydration.owner_responses import counts_or_empty
 from tests.conftest import LONG, SHORT, MeshFactory
 from tests.functional.both_backends import SAME_WITHIN_S, Ask, Name, Twins
+from tests.home_stores import lengthen_deadlines
 
 pytestmark = pytest.mark.cluster
 
@@ -342,6 +343,8 @@ async def test_backends_random_history_answer_alike(
     monkeypatch.setattr(hydrator, "counts_or_empty", counted)
     changes: dict[str, Any] = {"clock_margin_s": MARGIN_S, "celebrity_threshold": THRESHOLD, "delete_grace_s": 0}
     twins = Twins([await start_mesh(backend=backend, **changes) for backend in ("embedded", "cluster")])
+    for side in twins.sides:
+        lengthen_deadlines(side.mesh.process)
     history = History(twins, SEED)
     try:
         await history.begin()

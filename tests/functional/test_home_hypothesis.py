@@ -22,7 +22,7 @@ from roost.timeline.v1 import timeline_service_pb2 as timeline
 from services.platform.transport.message_guard import MutationGuard
 from tests.cluster import backend
 from tests.conftest import LONG, SHORT, Mesh, mesh_settings, start_process
-from tests.home_stores import home_store_of, shorten
+from tests.home_stores import home_store_of, lengthen_deadlines, shorten
 
 KEEP, TRIM_ABOVE = 6, 8
 MARGIN_S = 0.03
@@ -208,6 +208,7 @@ def test_home_drawn_histories_agree_with_model(tmp_path: Path, mode: str, length
         process = runner.run(start_process(chosen, checker=checker))
         try:
             shorten(process, KEEP, TRIM_ABOVE)
+            lengthen_deadlines(process)
             mesh = Mesh(process, "inprocess")
             run_state_machine_as_test(
                 lambda: HomeMachine(runner, mesh),

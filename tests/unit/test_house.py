@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def service_folders() -> list[Path]:
     return sorted(path for path in SERVICES.iterdir() if path.is_dir() and path.name not in NOT_A_SERVICE)
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Returns the syntax tree of a module; several tests walk each."""
+    return ast.parse(path.read_text())
+
+
 def line_count(path: Path) -> int:
     return len(path.read_text().splitlines())
 
@@ -74,7 +81,7 @@ def test_functions_are_at_most_max_lines() -> None:
     long = [
         f"{named(path)}:{node.lineno} {node.name}: {lines} lines"
         for path in modules(*PACKAGES, "scripts", "tests")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES
     ]
@@ -123,7 +130,7 @@ def test_platform_imports_no_service_stub() -> None:
     found = [
         f"{named(path)}:{node.lineno}: {module}"
         for path in modules("services/platform")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         for module in imported(node)
         if module.startswith("roost.") and module.split(".")[1] not in allowed
     ]
@@ -135,7 +142,7 @@ def test_error_reasons_are_declared_and_used() -> None:
     used: set[str] = set()
     spelt: list[str] = []
     for path in modules("services", "gateway_http", "roost_cli"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Reason":
                 used.add(node.attr)
             texts: list[ast.expr] = []

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -19,10 +20,13 @@ from services.timeline.fanout_rules import HYBRID, FanoutRules, Source
 from services.timeline.followees import FolloweeSet
 from services.timeline.store import HomeList, OpenBuild
 from services.timeline.store.memory import EmbeddedHomeTimelines, HomeInBuild, WarmHome
+from tests.conftest import LONG, SHORT
 from tests.home_interleavings import KEEP, TRIM_ABOVE, Schedule
 
-SCHEDULES = 3_000
-# Every fault is found within far fewer runs.
+SCHEDULES = {SHORT: 1_000, LONG: 20_000}
+# A faulty store must differ from the model in DETECTIONS schedules of the first SCHEDULES_FOR_FAULTS. Most are detected
+# within far fewer, and no more are run then.
+DETECTIONS = 3
 SCHEDULES_FOR_FAULTS = 1_500
 
 
@@ -123,6 +127,12 @@ def run(
     return schedule.faults(), schedule.seen
 
 
+def detected(faults: Callable[[int], list[str]]) -> bool:
+    """Returns whether DETECTIONS schedules have faults; runs none after those."""
+    found = (seed for seed in range(SCHEDULES_FOR_FAULTS) if faults(seed))
+    return len(list(islice(found, DETECTIONS))) == DETECTIONS
+
+
 @pytest.fixture(autouse=True)
 def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     # Few ids per author and round, so that builds take several rounds.
@@ -130,16 +140,17 @@ def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_memory_store_warm_homes_match_model() -> None:
+def test_memory_store_warm_homes_match_model(length: str) -> None:
+    schedules = SCHEDULES[length]
     seen: Counter[str] = Counter()
-    for seed in range(SCHEDULES):
+    for seed in range(schedules):
         faults, happened = run(seed)
         assert not faults, f"seed {seed}: {faults}"
         seen += happened
     # The schedules reach the cases they exist for.
-    assert seen["warm"] > SCHEDULES / 3
+    assert seen["warm"] > schedules / 3
     for what in ("installed", "overtaken", "failed", "replayed", "with a floor"):
-        assert seen[what] > SCHEDULES / 5, seen
+        assert seen[what] > schedules / 5, seen
 
 
 @pytest.mark.slow
@@ -149,10 +160,10 @@ def test_memory_store_warm_homes_match_model() -> None:
     ids=lambda s: s.__name__,
 )
 def test_faulty_store_is_detected(store: type[EmbeddedHomeTimelines]) -> None:
-    assert sum(bool(run(seed, store)[0]) for seed in range(SCHEDULES_FOR_FAULTS)) >= 3
+    assert detected(lambda seed: run(seed, store)[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rules", [IgnoresLateFollowees, IgnoresTierChanges], ids=lambda r: r.__name__)
 def test_faulty_rules_are_detected(rules: type[FanoutRules]) -> None:
-    assert sum(bool(run(seed, rules=rules)[0]) for seed in range(SCHEDULES_FOR_FAULTS)) >= 3
+    assert detected(lambda seed: run(seed, rules=rules)[0])
