@@ -109,9 +109,12 @@ class Side:
                 page = await call(request)
                 if not ask.whole:
                     return page  # type: ignore[no-any-return]
-                whole.MergeFrom(page)
-                whole.next_cursor = ""
-                if not page.next_cursor:
+                # A partial page is one whose time ran out; its cursor requests the same page again.
+                again = getattr(page, "partial", False)
+                if not again:
+                    whole.MergeFrom(page)
+                    whole.next_cursor = ""
+                if not again and not page.next_cursor:
                     return whole  # type: ignore[no-any-return]
                 request = method.request(**{**spelled, "cursor": page.next_cursor})
         raise AssertionError(f"{ask}: no end")
