@@ -11,7 +11,8 @@ from roost_cli.drill.multi_process_mesh import MultiProcessMesh
 from roost_cli.progress import Silent
 from tests.cluster import Namespace
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+# Twelve processes start, and four are killed under load: two minutes of CPU time.
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 # Two replicas of these and one of each other service; `roost drill kill` has two of all and kills each.
 SERVICES = ("tweet", "timeline")

@@ -65,6 +65,16 @@ def test_bounds_cover_every_check_and_add_up() -> None:
     assert sum(BOUNDS_S.values()) <= RUN_WITHIN_MINUTES * 60
 
 
+@pytest.mark.parametrize(
+    ("outcome", "failed"),
+    [(Outcome(passed=1), 0), (Outcome(left_out=1), 0), (Outcome(skipped=3), 1), (Outcome(), 1)],
+    ids=["passed", "left out", "all skipped", "no test"],
+)
+def test_needed_required_check_without_a_test_fails(outcome: Outcome, failed: int) -> None:
+    assert Servers(required=True).needed(lambda: outcome)().failed == failed
+    assert Servers(required=False).needed(lambda: outcome)() == outcome
+
+
 def test_parts_run_every_test_folder() -> None:
     folders = {path.name for path in (checks.ROOT / "tests").iterdir() if list(path.rglob("test_*.py"))}
     named = {name.partition(" · ")[0] for name in BOUNDS_S}
