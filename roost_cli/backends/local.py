@@ -65,19 +65,37 @@ def _up(layout: Layout, name: str, wait_s: float) -> Row:
     began = time.monotonic()
     record = processes.recorded(_record(layout, name))
     if record is None or not record.alive():
-        _ports_free(layout, name)
-        launch = SERVERS[name].prepare(layout)
-        began = time.monotonic()
-        layout.say(name, "starting")
-        record = processes.start(
-            launch.argv, cwd=launch.cwd, log=_log(layout, name), user=launch.user, record=_record(layout, name)
-        )
+        again = SERVERS[name].second_start_after_kill and _was_killed(layout, name)
+        record, began = _start(layout, name)
+        if again:
+            _await(layout, name, record, wait_s)
+            layout.say(name, "was killed: starting a second time, to read the data that it recovered")
+            processes.stop(record)
+            record, _ = _start(layout, name)
     elif answers(layout, name):
         return _status(layout, name)
     _await(layout, name, record, wait_s)
     took = time.monotonic() - began
     layout.say(name, f"answers after {took:.1f} s")
     return Row(name, "up", _address(layout, name), record.pid, str(_log(layout, name)), took)
+
+
+def _start(layout: Layout, name: str) -> tuple[processes.Record, float]:
+    """Starts the process of a server; returns its record and the monotonic time in seconds of its start."""
+    _ports_free(layout, name)
+    launch = SERVERS[name].prepare(layout)
+    began = time.monotonic()
+    layout.say(name, "starting")
+    _clean_stop(layout, name).unlink(missing_ok=True)
+    record = processes.start(
+        launch.argv, cwd=launch.cwd, log=_log(layout, name), user=launch.user, record=_record(layout, name)
+    )
+    return record, began
+
+
+def _was_killed(layout: Layout, name: str) -> bool:
+    """Returns whether the server has data and its last process was not stopped by `down`."""
+    return layout.of(name).exists() and not _clean_stop(layout, name).exists()
 
 
 def _await(layout: Layout, name: str, record: processes.Record, wait_s: float) -> None:
@@ -106,9 +124,12 @@ def _ports_free(layout: Layout, name: str) -> None:
 
 def _down(layout: Layout, name: str, *, wipe: bool, kill: bool) -> Row:
     record = processes.recorded(_record(layout, name))
-    stopped = record is not None and processes.stop(record, kill=kill)
+    ended = processes.stop(record, kill=kill) if record is not None else processes.Stopped.ENDED_BEFORE
+    stopped = ended is not processes.Stopped.ENDED_BEFORE
     if stopped:
         layout.say(name, "stopped")
+    if ended is processes.Stopped.CLEANLY:
+        _clean_stop(layout, name).touch()
     _record(layout, name).unlink(missing_ok=True)
     if wipe:
         shutil.rmtree(layout.of(name), ignore_errors=True)
@@ -154,3 +175,8 @@ def _log(layout: Layout, name: str) -> Path:
 
 def _record(layout: Layout, name: str) -> Path:
     return layout.records / f"{name}.json"
+
+
+def _clean_stop(layout: Layout, name: str) -> Path:
+    """Returns the file that exists while a server is down after a clean stop."""
+    return layout.records / f"{name}.clean"

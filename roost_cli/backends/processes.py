@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 
 # The time between SIGTERM and SIGKILL. On SIGTERM Cassandra flushes its memtables and OpenSearch closes its shards,
@@ -45,7 +46,9 @@ def birth(pid: int) -> str | None:
     except FileNotFoundError:
         pass
     else:
-        return None if fields[0] in "ZX" else f"{_boot()} {fields[19]}"
+        # After SIGKILL the first thread is a zombie while the others still hold the ports and files.
+        ended = fields[0] in "ZX" and int(fields[17]) <= 1
+        return None if ended else f"{_boot()} {fields[19]}"
     if Path("/proc/self").exists():
         return None
     found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)  # noqa: S603, S607 – systems without /proc.
@@ -91,22 +94,31 @@ def recorded(record: Path) -> Record | None:
         return None
 
 
-def stop(found: Record, *, kill: bool = False) -> bool:
-    """Stops the process and waits until it has ended. Returns False if it had ended before the call.
+class Stopped(StrEnum):
+    """How a process ended."""
+
+    ENDED_BEFORE = "ended before"
+    CLEANLY = "cleanly"
+    KILLED = "killed"
+
+
+def stop(found: Record, *, kill: bool = False) -> Stopped:
+    """Stops the process and waits until it has ended; returns how it ended.
 
     Sends SIGTERM, and SIGKILL after STOP_WITHIN_S seconds; with `kill`, SIGKILL at once. Does not signal another
     process that reuses the id.
     """
     if not found.alive():
-        return False
+        return Stopped.ENDED_BEFORE
     _signal(found, signal.SIGKILL if kill else signal.SIGTERM)
     until = time.monotonic() + STOP_WITHIN_S
     while found.alive():
         if time.monotonic() > until:
+            kill = True
             _signal(found, signal.SIGKILL)
         _reap(found.pid)
         time.sleep(POLL_S)
-    return True
+    return Stopped.KILLED if kill else Stopped.CLEANLY
 
 
 def _signal(found: Record, number: signal.Signals) -> None:

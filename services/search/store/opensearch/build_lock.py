@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import structlog
 
-from services.platform.opensearch.client import CONFLICT, NOT_FOUND, OpenSearch, RequestRejected
+from services.platform.opensearch.client import BACKGROUND_TIMEOUT_S, CONFLICT, NOT_FOUND, OpenSearch, RequestRejected
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
@@ -134,9 +134,9 @@ class BuildLock:
         log.warning("build_lock.expired")
 
     async def _create_index(self) -> None:
-        # Another process may have created it meanwhile.
+        # Another process may have created it meanwhile. On a busy server a new index takes seconds.
         with contextlib.suppress(RequestRejected):
-            await self._opensearch.call("PUT", f"/{self._index}", _BODY)
+            await self._opensearch.call("PUT", f"/{self._index}", _BODY, timeout_s=BACKGROUND_TIMEOUT_S)
 
     async def _write(self, token: str, condition: Mapping[str, str | int]) -> None:
         body = {"token": token, "filled": self._filled}

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,27 @@ def test_up_and_down_are_idempotent_after_death(tmp_path: Path, capsys: pytest.C
     assert gone["state"] == "was not up"
     assert not (tmp_path / "redis").exists()
     assert main(["status", *argv]) == 1
+
+
+@needs_redis
+def test_up_after_kill_starts_twice_if_server_needs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SERVERS, "redis", replace(SERVERS["redis"], second_start_after_kill=True))  # type: ignore[arg-type]
+    with listening() as port:
+        pass
+    argv = ["redis", "--processes", "--data", str(tmp_path), f"--shift={shift_of('redis', port)}"]
+
+    def starts() -> int:
+        assert main(["up", *argv]) == 0
+        return capsys.readouterr().err.count("starting")
+
+    assert starts() == 1, "no data yet"
+    assert main(["down", *argv]) == 0
+    assert starts() == 1, "stopped cleanly"
+    assert main(["down", *argv, "--kill"]) == 0
+    assert starts() == 3, "two starts and the line that says why"
+    assert main(["down", *argv, "--wipe"]) == 0
 
 
 @needs_redis

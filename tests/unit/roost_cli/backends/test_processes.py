@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from roost_cli.backends import processes
-from roost_cli.backends.processes import Record
+from roost_cli.backends.processes import Record, Stopped
 
 SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(300)"]
 DEAF = [sys.executable, "-c", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEP[2]]
@@ -33,9 +33,9 @@ def test_start_record_finds_process_and_stop_works_once(tmp_path: Path) -> None:
     assert os.getsid(record.pid) == record.pid, "in a session of its own"
     found = processes.recorded(tmp_path / "run" / "one.json")
     assert found == record
-    assert processes.stop(record)
+    assert processes.stop(record) is Stopped.CLEANLY
     assert not record.alive()
-    assert not processes.stop(record)
+    assert processes.stop(record) is Stopped.ENDED_BEFORE
 
 
 def test_start_process_outlives_parent(tmp_path: Path) -> None:
@@ -47,13 +47,13 @@ def test_start_process_outlives_parent(tmp_path: Path) -> None:
     record = processes.recorded(tmp_path / "record.json")
     assert record is not None
     assert record.alive()
-    assert processes.stop(record)
+    assert processes.stop(record) is Stopped.CLEANLY
 
 
 def test_stop_process_ignoring_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "STOP_WITHIN_S", 0.3)
     record = launch(tmp_path, DEAF)
-    assert processes.stop(record)
+    assert processes.stop(record) is Stopped.KILLED
     assert not record.alive()
 
 
@@ -61,7 +61,7 @@ def test_stop_reused_process_id_is_left_alone(tmp_path: Path) -> None:
     record = launch(tmp_path, SLEEP)
     stale = Record(record.pid, "an earlier birth", record.argv)
     assert not stale.alive()
-    assert not processes.stop(stale)
+    assert processes.stop(stale) is Stopped.ENDED_BEFORE
     assert record.alive()
     processes.stop(record)
 
