@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -81,6 +82,97 @@ class _State(enum.Enum):
     BODY = enum.auto()
 
 
+class _Timer:
+    """Calls `on_timeout` once, some seconds after `start`, unless `stop` comes first."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_timeout: Callable[[], None]) -> None:
+        self._loop = loop
+        self._on_timeout = on_timeout
+        self._handle: asyncio.TimerHandle | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._handle is not None
+
+    def start(self, seconds: float) -> None:
+        """Starts the timer, or starts it again."""
+        self.stop()
+        self._handle = self._loop.call_later(seconds, self._expire)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _expire(self) -> None:
+        self._handle = None
+        self._on_timeout()
+
+
+class _WriteTimeout:
+    """Aborts a transport whose client reads less than MIN_WRITE_PROGRESS_BYTES in WRITE_TIMEOUT_S.
+
+    It must run while the transport closes, too: a close waits for a client that does not read.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._progress = _Timer(loop, self._check_progress)
+        self._abort = _Timer(loop, transport.abort)
+        # What was left to send when the timeout began.
+        self._unsent_bytes = 0
+
+    def start(self) -> None:
+        """Starts the timeout. Does nothing if it runs, or if the transport will be aborted anyway."""
+        if not (self._progress.running or self._abort.running):
+            self._unsent_bytes = self._transport.get_write_buffer_size()
+            self._progress.start(WRITE_TIMEOUT_S)
+
+    def stop(self) -> None:
+        self._progress.stop()
+        self._abort.stop()
+
+    def abort_after(self, seconds: float) -> None:
+        """Aborts the transport after this time, however much the client reads."""
+        self._progress.stop()
+        self._abort.start(seconds)
+
+    def _check_progress(self) -> None:
+        unsent = self._transport.get_write_buffer_size()
+        if unsent and unsent > self._unsent_bytes - MIN_WRITE_PROGRESS_BYTES:
+            self._transport.abort()
+        elif unsent:
+            self.start()
+
+
+class _HeaderBytes:
+    """Counts the bytes of the request line and headers of one request; its methods return whether they exceed MAX_HEADER_BYTES."""
+
+    def __init__(self) -> None:
+        self._began_in_chunk = False
+        self._parsed = 0
+        # Bytes of a header field that is incomplete: the parser calls back only for whole fields.
+        self._unparsed = 0
+
+    def begin_chunk(self) -> None:
+        self._began_in_chunk = False
+
+    def begin_message(self) -> None:
+        self._began_in_chunk = True
+        self._parsed = self._unparsed = 0
+
+    def exceeds_with_field(self, size: int) -> bool:
+        """Adds a part that the parser reported."""
+        self._parsed += size
+        return self._parsed > MAX_HEADER_BYTES
+
+    def exceeds_with_chunk(self, size: int) -> bool:
+        """Adds a chunk at whose end the headers are incomplete. The chunk in which the request began is not counted."""
+        if not self._began_in_chunk:
+            self._unparsed += size
+        return self._unparsed > MAX_HEADER_BYTES
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One HTTP/1.1 connection. `_state` is the part of the message that the parser expects next."""
 
@@ -92,27 +184,23 @@ class BoundedProtocol(HttpToolsProtocol):
         self._state = _State.BETWEEN_MESSAGES
         # The response to send if the parser stops in the current message.
         self._parse_error = BAD_REQUEST
-        self._began_in_chunk = False
-        self._header_bytes = 0
-        # Bytes of a header field that is incomplete: the parser calls back only for whole fields.
-        self._unparsed_bytes = 0
+        self._header_bytes = _HeaderBytes()
         self._is_closed = False
-        self._read_timer: asyncio.TimerHandle | None = None
+        self._read_timer = _Timer(self.loop, self._on_read_timeout)
         self._timed_state = _State.BETWEEN_MESSAGES
-        self._write_timer: asyncio.TimerHandle | None = None
-        self._unsent_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Admits or rejects the connection, and starts its header timeout."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._write_timeout = _WriteTimeout(self.loop, self.transport)
         self._rejected = not self._connections.admit(self, self.client[0] if self.client else "")
         self._start_read_timer(REJECTED_HEADER_TIMEOUT_S if self._rejected else HEADER_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancels the timers and removes the connection from the open ones."""
         self._connections.remove(self)
-        self._stop_read_timer()
-        self._stop_write_timer()
+        self._read_timer.stop()
+        self._write_timeout.stop()
         super().connection_lost(exc)
 
     def evict(self, stage: Stage) -> None:
@@ -123,64 +211,44 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if stage is Stage.IDLE:
             self._is_closed = True
-            self._stop_read_timer()
+            self._read_timer.stop()
             self.transport.close()
         else:
             self._reject(OVERLOADED)
-        self._stop_write_timer()
-        self._write_timer = self.loop.call_later(EVICTION_GRACE_S, self.transport.abort)
+        self._write_timeout.abort_after(EVICTION_GRACE_S)
 
     def pause_writing(self) -> None:
         """Starts the write timeout: the client reads more slowly than the response is written."""
         super().pause_writing()
-        self._start_write_timer()
+        self._write_timeout.start()
 
     def resume_writing(self) -> None:
         """Stops the write timeout: the client has caught up."""
         if not self.transport.is_closing():
-            self._stop_write_timer()
+            self._write_timeout.stop()
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
         """Closes a connection that was idle for KEEP_ALIVE_S of `server`."""
         super().timeout_keep_alive_handler()
-        self._start_write_timer()
+        self._write_timeout.start()
 
     def shutdown(self) -> None:
         """Closes the connection, after the current response if there is one."""
         super().shutdown()
-        self._start_write_timer()
-
-    def _start_write_timer(self) -> None:
-        """Starts the write timeout, unless it runs. Without it a closing transport would wait for a client that does not read."""
-        if self._write_timer is None:
-            self._unsent_bytes = self.transport.get_write_buffer_size()
-            self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self._check_write_progress)
-
-    def _check_write_progress(self) -> None:
-        self._write_timer = None
-        left = self.transport.get_write_buffer_size()
-        if left and left > self._unsent_bytes - MIN_WRITE_PROGRESS_BYTES:
-            self.transport.abort()
-        elif left:
-            self._start_write_timer()
-
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+        self._write_timeout.start()
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser, and starts a timeout for an incomplete message."""
         # Bytes may still arrive after this side has ended the connection.
         if self._is_closed or self.transport.is_closing():
             return
-        self._began_in_chunk = False
+        self._header_bytes.begin_chunk()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             # No upgrade is supported: the request is served as if it asked for none, and the connection then ends.
-            self._end_after_answer()
+            self._end_after_response()
         except httptools.HttpParserInvalidMethodError:
             self._reject(BAD_METHOD if _UNKNOWN_METHOD.match(data) else BAD_REQUEST)
         except httptools.HttpParserError:
@@ -194,23 +262,20 @@ class BoundedProtocol(HttpToolsProtocol):
             # Blank lines before a request do not start it, so its timeout goes on.
             if self._is_responding():
                 self._unset_keepalive_if_required()
-                self._stop_read_timer()
+                self._read_timer.stop()
             return
         self._unset_keepalive_if_required()
-        if self._state is _State.HEADERS and not self._began_in_chunk:
-            self._unparsed_bytes += received
-            if self._unparsed_bytes > MAX_HEADER_BYTES:
-                self._reject(HEADERS_TOO_LARGE)
-                return
-        if self._read_timer is None or self._timed_state is not self._state:
+        if self._state is _State.HEADERS and self._header_bytes.exceeds_with_chunk(received):
+            self._reject(HEADERS_TOO_LARGE)
+            return
+        if not self._read_timer.running or self._timed_state is not self._state:
             self._start_read_timer(HEADER_TIMEOUT_S if self._state is _State.HEADERS else MESSAGE_TIMEOUT_S)
 
     def on_message_begin(self) -> None:
         """Handles the first byte of a request."""
         super().on_message_begin()
         self._state = _State.HEADERS
-        self._began_in_chunk = True
-        self._header_bytes = self._unparsed_bytes = 0
+        self._header_bytes.begin_message()
 
     def on_url(self, url: bytes) -> None:
         """Handles a piece of the request target."""
@@ -243,7 +308,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Handles the end of a response: it is written, but the client may not have received it."""
         super().on_response_complete()
         if self.transport.is_closing():
-            self._start_write_timer()
+            self._write_timeout.start()
         self._update_stage()
 
     def _is_responding(self) -> bool:
@@ -262,8 +327,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._connections.set_stage(self, stage)
 
     def _count_header_bytes(self, received: int) -> None:
-        self._header_bytes += received
-        if self._header_bytes > MAX_HEADER_BYTES or len(self.headers) >= MAX_HEADERS:
+        if self._header_bytes.exceeds_with_field(received) or len(self.headers) >= MAX_HEADERS:
             self._parse_error = HEADERS_TOO_LARGE
             raise _StopParsingError
 
@@ -272,7 +336,7 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if self._state is not _State.BODY:
-                self._end_after_answer()
+                self._end_after_response()
                 return
             # The current request is the malformed one: tell the application that the rest of its body will not arrive.
             cycle.disconnected = True
@@ -280,36 +344,29 @@ class BoundedProtocol(HttpToolsProtocol):
             if cycle.response_started or self.pipeline:
                 response = b""
         self._is_closed = True
-        self._stop_read_timer()
+        self._read_timer.stop()
         if response:
             self.transport.write(response)
         self.transport.close()
-        self._start_write_timer()
+        self._write_timeout.start()
 
-    def _end_after_answer(self) -> None:
+    def _end_after_response(self) -> None:
         self._is_closed = True
-        self._stop_read_timer()
+        self._read_timer.stop()
         if self.cycle is not None:
             self.cycle.keep_alive = False
 
     def _start_read_timer(self, seconds: float) -> None:
-        self._stop_read_timer()
         self._timed_state = self._state
-        self._read_timer = self.loop.call_later(seconds, self._on_read_timeout)
-
-    def _stop_read_timer(self) -> None:
-        if self._read_timer is not None:
-            self._read_timer.cancel()
-            self._read_timer = None
+        self._read_timer.start(seconds)
 
     def _on_read_timeout(self) -> None:
-        self._read_timer = None
         if self._state is _State.HEADERS:
             self._reject(TOO_SLOW)
         elif self.cycle is None or self.cycle.response_complete:
             # There is no request, or its response was sent long ago and only the rest of its body is late.
             self._is_closed = True
             self.transport.close()
-            self._start_write_timer()
+            self._write_timeout.start()
         else:
             self._start_read_timer(MESSAGE_TIMEOUT_S)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -60,6 +60,70 @@ def _plain_name(name: str) -> str:
     return name
 
 
+def _split(value: object) -> object:
+    """Splits comma-separated text into a tuple; returns other values unchanged."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+def _split_peers(value: object) -> object:
+    """Splits `name=address,…` into a dict; returns other values unchanged. Raises ValueError if an entry has no `=`."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.split("=", 1) for pair in value.split(",") if pair.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("must be written as name=host:port,name=host:port")
+    return {name.strip(): target.strip() for name, target in pairs}
+
+
+def _check_secret(value: str) -> str:
+    """Returns the secret. Raises ValueError if it is too short or too uniform to hold 128 random bits.
+
+    Accepts "". A secret that passes may still be weak, because the randomness of a string cannot be measured.
+    """
+    if not value:
+        return value
+    is_hex = all(digit in string.hexdigits for digit in value)
+    if len(value) < (MIN_SECRET_HEX if is_hex else MIN_SECRET_CHARS) or len(set(value)) < MIN_DIFFERENT_CHARS:
+        raise ValueError(
+            f"must be random, of at least {MIN_SECRET_HEX} hexadecimal digits or {MIN_SECRET_CHARS} characters of "
+            "base64: a shorter one can be guessed. Make one with: openssl rand -hex 32"
+        )
+    return value
+
+
+def _check_networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the networks. Raises ValueError if one is not written as address/bits."""
+    try:
+        networks(value)
+    except ValueError as error:
+        raise ValueError(f"must be networks such as 10.0.0.0/8,fd00::/8: {error}") from error
+    return value
+
+
+def _check_origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the origins in lower case. Raises ValueError if one is neither scheme://host[:port] nor `*` alone."""
+    if value == ("*",):
+        return value
+    # Browsers send origins in lower case, and the gateway compares them byte by byte.
+    origins = tuple(origin.lower() for origin in value)
+    for origin in origins:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+            raise ValueError(
+                f"an origin is written as https://app.example.org, without a path, or `*` alone: {origin!r}"
+            )
+    return origins
+
+
+# Types of settings. In a variable, a list is written with commas; in the file it may be a TOML list.
+PlainName = Annotated[str, AfterValidator(_plain_name)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Networks = Annotated[Names, AfterValidator(_check_networks)]
+Origins = Annotated[Names, AfterValidator(_check_origins)]
+PeerAddresses = Annotated[dict[str, str], NoDecode, BeforeValidator(_split_peers)]
+Secret = Annotated[str, AfterValidator(_check_secret)]
+
+
 def default_data_dir(checkout: Path) -> Path:
     """Returns `data` in the checkout. If `checkout` is not one, returns `data` relative to the current directory."""
     return checkout / "data" if (checkout / "pyproject.toml").is_file() else Path("data")
@@ -91,12 +155,12 @@ class Settings(BaseSettings):
 
     # The settings from here to `worker_id` apply to the cluster backend only. The namespace is the prefix of the names
     # of keyspaces, topics and indexes, so that several meshes can share servers.
-    namespace: Annotated[str, AfterValidator(_plain_name)] = "roost"
+    namespace: PlainName = "roost"
     # The prefix of keyspace names, if it differs from the namespace. Tests use a new namespace for topics and indexes
     # but share keyspaces, because Cassandra creates tables slowly.
     keyspace_prefix: Annotated[str, AfterValidator(lambda name: name and _plain_name(name))] = ""
     # Addresses of some of its nodes, as host:port, comma-separated; the driver learns the others from them.
-    cassandra_contact_points: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:9042",)
+    cassandra_contact_points: Names = ("127.0.0.1:9042",)
     cassandra_datacenter: str = "datacenter1"
     cassandra_username: str = ""
     cassandra_password: str = Field(default="", repr=False)
@@ -142,7 +206,7 @@ class Settings(BaseSettings):
     refresh_token_ttl_s: int = Field(default=30 * 86_400, ge=60)
     # Usernames, in any case, whose access tokens contain the role `admin`. These names cannot sign up: list existing
     # accounts, or import the accounts as the operator (UserService.ImportUsers).
-    admins: Annotated[tuple[str, ...], NoDecode] = ()
+    admins: Names = ()
 
     # For how many seconds after its creation a tweet can be edited: long enough to correct a text, short enough that
     # most replies still refer to the text that their authors read. A deleted tweet is purged after `delete_grace_s`
@@ -156,9 +220,9 @@ class Settings(BaseSettings):
     mesh_secret_file: Path | None = None
     # Authenticates services to each other between processes; the same in all processes of a mesh. If empty, a random
     # one is created at each start, which suffices for a single process.
-    mesh_secret: str = Field(default="", repr=False)
+    mesh_secret: Secret = Field(default="", repr=False)
     # The addresses of services in other processes, as name=host:port, comma-separated.
-    static_peers: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
+    static_peers: PeerAddresses = Field(default_factory=dict)
     # The address (host:port) of the registry service, which knows the addresses of services in other processes. An
     # entry in `static_peers` has priority. If empty, only `static_peers` is used.
     registry_address: str = ""
@@ -170,12 +234,12 @@ class Settings(BaseSettings):
     operator_token_file: Path | None = None
     # The operator's credentials, the same in all processes of a mesh and in the `roost` commands. If empty, a random
     # one is created at each start.
-    operator_token: str = Field(default="", repr=False)
+    operator_token: Secret = Field(default="", repr=False)
     # Whether the process stops when its standard input ends, that is, when its parent process ends.
     exit_with_parent: bool = False
     # Origins whose pages may call the HTTP API from a browser, such as https://app.example.org, comma-separated. `*`
     # alone allows all origins; empty allows none.
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    cors_origins: Origins = ()
     # For how many seconds a process reports NOT_SERVING before it stops accepting calls, so that load balancers notice.
     drain_s: float = Field(default=0.0, ge=0)
 
@@ -201,7 +265,7 @@ class Settings(BaseSettings):
 
     # Networks of proxies whose X-Forwarded-For header is trusted, comma-separated, such as 10.0.0.0/8,fd00::/8. If
     # empty, the client address is that of the connection.
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    trusted_proxies: Networks = ()
 
     @field_validator("mesh_secret", "operator_token", mode="before")
     @classmethod
@@ -216,73 +280,7 @@ class Settings(BaseSettings):
             return value
         if value:
             raise ValueError(f"is set, and so is {info.field_name}_file; set one of them")
-        try:
-            held = path.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot be read from {path}: {getattr(error, 'strerror', 'it is no text')}") from error
-        if not held:
-            raise ValueError(f"is to be read from {path}, which is empty")
-        return held
-
-    @field_validator("mesh_secret", "operator_token")
-    @classmethod
-    def _check_secret(cls, value: str) -> str:
-        """Returns the secret. Raises ValueError if it is too short or too uniform to hold 128 random bits.
-
-        Accepts "". A secret that passes may still be weak, because the randomness of a string cannot be measured.
-        """
-        if not value:
-            return value
-        is_hex = all(digit in string.hexdigits for digit in value)
-        if len(value) < (MIN_SECRET_HEX if is_hex else MIN_SECRET_CHARS) or len(set(value)) < MIN_DIFFERENT_CHARS:
-            raise ValueError(
-                f"must be random, of at least {MIN_SECRET_HEX} hexadecimal digits or {MIN_SECRET_CHARS} characters of "
-                "base64: a shorter one can be guessed. Make one with: openssl rand -hex 32"
-            )
-        return value
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            networks(value)
-        except ValueError as error:
-            raise ValueError(f"must be networks such as 10.0.0.0/8,fd00::/8: {error}") from error
-        return value
-
-    @field_validator("admins", "cassandra_contact_points", "cors_origins", "trusted_proxies", mode="before")
-    @classmethod
-    def _split_names(cls, value: object) -> object:
-        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value == ("*",):
-            return value
-        # Browsers send origins in lower case, and the gateway compares them byte by byte.
-        origins = tuple(origin.lower() for origin in value)
-        for origin in origins:
-            parts = urlsplit(origin)
-            if (
-                parts.scheme not in ("http", "https")
-                or not parts.netloc
-                or origin != f"{parts.scheme}://{parts.netloc}"
-            ):
-                raise ValueError(
-                    f"an origin is written as https://app.example.org, without a path, or `*` alone: {origin!r}"
-                )
-        return origins
-
-    @field_validator("static_peers", mode="before")
-    @classmethod
-    def _split_peers(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        pairs = [pair.split("=", 1) for pair in value.split(",") if pair.strip()]
-        if any(len(pair) != 2 for pair in pairs):
-            raise ValueError("must be written as name=host:port,name=host:port")
-        return {name.strip(): target.strip() for name, target in pairs}
+        return _secret_of(path)
 
     @classmethod
     def settings_customise_sources(
@@ -307,6 +305,17 @@ class Settings(BaseSettings):
         if faults:
             raise ValueError("\n".join(faults))
         return tuple(sources)
+
+
+def _secret_of(path: Path) -> str:
+    """Returns the text of the file. Raises ValueError if it cannot be read or is empty."""
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot be read from {path}: {getattr(error, 'strerror', 'it is no text')}") from error
+    if not text:
+        raise ValueError(f"is to be read from {path}, which is empty")
+    return text
 
 
 def _unknown_variables(known: Sequence[str]) -> list[str]:

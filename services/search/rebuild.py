@@ -80,7 +80,7 @@ class Rebuilder:
 
     async def _build_if_never_filled(self) -> None:
         try:
-            if not await self._index.filled():
+            if not (await self._index.build_status()).complete:
                 self.begin()
         except errors.RoostError as error:
             log.warning("search_index.check_failed", error=str(error))

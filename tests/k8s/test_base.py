@@ -21,7 +21,7 @@ from gateway_http import server as http_server
 from scripts import manifests
 from scripts.manifests import DEPLOYED, called_in_code
 from services.catalog import KEY_SOURCE
-from services.platform import process
+from services.platform import lifecycle
 from services.platform.config import Settings
 from services.platform.process import callees_of
 from services.platform.rpc.contract import called_by
@@ -215,7 +215,7 @@ def test_no_replica_of_fan_out_is_without_a_partition() -> None:
 def test_grace_outlasts_every_step_of_a_stop() -> None:
     drain_s = float(config()["ROOST_DRAIN_S"])
     # In this order, none at the same time as another: drain, requests, workers, calls, stores.
-    longest_s = drain_s + http_server.GRACE_S + process.STOP_WITHIN_S + grpc_server.GRACE_S + process.STOP_WITHIN_S
+    longest_s = drain_s + http_server.GRACE_S + lifecycle.STOP_WITHIN_S + grpc_server.GRACE_S + lifecycle.STOP_WITHIN_S
     for name in (*DEPLOYED, "gateway"):
         pod = of(name)["Deployment"]["spec"]["template"]["spec"]
         assert pod["terminationGracePeriodSeconds"] > longest_s

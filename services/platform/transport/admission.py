@@ -34,8 +34,8 @@ MAX_STREAMS = 2_000
 MAX_STREAMS_PER_ADDRESS = 100
 
 
-class Visitor(NamedTuple):
-    """The origin of a call, determined before its access token is verified.
+class Client(NamedTuple):
+    """The client of a call, determined before its access token is verified.
 
     `metadata` holds the text values of the call's metadata. `is_mesh` is True if they contain the mesh secret.
     `address` is the address of the client outside the mesh, without a port; "" if it is not known.
@@ -58,8 +58,8 @@ class Admission:
         self._probes = ConcurrencyLimit("health checks", MAX_OPEN_CALLS, MAX_OPEN_CALLS)
         self._mesh = ConcurrencyLimit("calls of the mesh", MAX_MESH_CALLS, MAX_MESH_CALLS)
 
-    def visitor(self, context: Any) -> Visitor:
-        """Returns the origin of the call with the gRPC context `context`.
+    def client(self, context: Any) -> Client:
+        """Returns the client of the call with the gRPC context `context`.
 
         The client's address is the connection's peer, unless a process of the mesh (CLIENT_ADDRESS_KEY) or a trusted
         proxy (`x-forwarded-for`) reports another one in the metadata.
@@ -67,20 +67,20 @@ class Admission:
         pairs = context.invocation_metadata() or ()
         metadata = {key: value for key, value in pairs if isinstance(value, str)}
         if self._authenticator.is_mesh(metadata):
-            return Visitor(metadata, True, metadata.get(CLIENT_ADDRESS_KEY, ""))
+            return Client(metadata, True, metadata.get(CLIENT_ADDRESS_KEY, ""))
         forwarded = [value for key, value in pairs if key == "x-forwarded-for" and isinstance(value, str)]
-        return Visitor(metadata, False, self._proxies.client(of_grpc_peer(context.peer()), forwarded))
+        return Client(metadata, False, self._proxies.client(of_grpc_peer(context.peer()), forwarded))
 
     @contextmanager
-    def open(self, visitor: Visitor) -> Iterator[None]:
+    def open(self, client: Client) -> Iterator[None]:
         """Counts a unary call from outside the mesh, from before its message is read; does not count calls of the mesh.
 
         Raises UNAVAILABLE if the limit of the server is reached, RESOURCE_EXHAUSTED if that of the address is reached.
         """
-        if visitor.is_mesh:
+        if client.is_mesh:
             yield
             return
-        with self._open.hold(client_key(visitor.address)):
+        with self._open.hold(client_key(client.address)):
             yield
 
     @contextmanager
@@ -94,13 +94,13 @@ class Admission:
             yield
 
     @contextmanager
-    def served(self, visitor: Visitor) -> Iterator[None]:
+    def served(self, client: Client) -> Iterator[None]:
         """Counts a unary call whose message has arrived. Raises as `open`; calls of the mesh only get UNAVAILABLE."""
-        with self._mesh.hold("") if visitor.is_mesh else self._calls.hold(client_key(visitor.address)):
+        with self._mesh.hold("") if client.is_mesh else self._calls.hold(client_key(client.address)):
             yield
 
     @contextmanager
-    def stream(self, visitor: Visitor) -> Iterator[None]:
+    def stream(self, client: Client) -> Iterator[None]:
         """Counts a stream. Raises as `open`; streams of the mesh only get UNAVAILABLE."""
-        with self._mesh.hold("") if visitor.is_mesh else self._streams.hold(client_key(visitor.address)):
+        with self._mesh.hold("") if client.is_mesh else self._streams.hold(client_key(client.address)):
             yield

@@ -88,13 +88,15 @@ class RankPosition(NamedTuple):
 
 
 class BuildStatus(NamedTuple):
-    """The state of index builds.
+    """The state of the index in use and of the one that is being built.
 
-    `number`: the index in use; it grows with each new index. `filled`: the number of documents filled into the index
-    that is being built, None if none is.
+    `number`: the index in use; it grows with each new index. `complete`: whether the index was ever filled completely;
+    if not, it must be rebuilt, because it may lack everything that existed before its first event. `filled`: the number
+    of documents filled into the index that is being built, None if none is.
     """
 
     number: int
+    complete: bool
     filled: int | None
 
 
@@ -110,12 +112,6 @@ class SearchIndex(Protocol):
 
         None if the index was never filled. Always None if changes are durable when `apply` returns: then the
         committed offset of the consumer group is right.
-        """
-
-    async def filled(self) -> bool:
-        """Returns True if the index was ever filled completely.
-
-        If not, it must be rebuilt: it may lack everything that existed before its first event.
         """
 
     async def apply(self, changes: Sequence[IndexChange], position: int = 0) -> None:

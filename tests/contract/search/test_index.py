@@ -220,15 +220,15 @@ async def test_best_hits_have_author_score_and_preferred(opened: Opened, committ
 
 async def test_open_after_restart_has_documents_and_position(opened: Opened) -> None:
     """Only an index whose durable state may be behind what was applied keeps a position."""
-    assert not await opened.index.filled()
+    assert not (await opened.index.build_status()).complete
     assert opened.index.position is None
     await opened.rebuilt([tweet(1, "filled")])
-    assert await opened.index.filled()
+    assert (await opened.index.build_status()).complete
     assert opened.index.position == (0 if opened.backend.keeps_position else None)
     await opened.apply(tweet(2, "filled"), position=41)
     await opened.apply(removal(1), position=42)
     index = await opened.again()
-    assert await index.filled()
+    assert (await index.build_status()).complete
     assert index.position == (42 if opened.backend.keeps_position else None)
     assert await opened.newest("filled") == [2]
 
@@ -238,7 +238,7 @@ async def test_open_unfilled_index_after_restart_is_unfilled(opened: Opened) -> 
     await opened.apply(tweet(1, "event"), position=5)
     await opened.commit()
     index = await opened.again()
-    assert not await index.filled()
+    assert not (await index.build_status()).complete
     assert index.position is None
 
 

@@ -195,7 +195,7 @@ async def test_call_after_index_was_dropped_creates_index(
     for name in await server.call("GET", f"/{settings.namespace}-*/_alias"):
         await server.call("DELETE", f"/{name}")
     assert await found(one, "word") == []
-    assert not await one.filled()
+    assert not (await one.build_status()).complete
     await other.apply([tweet(2, "word")])
     assert await found(one, "word") == [2]
     await other.begin()
@@ -233,7 +233,7 @@ async def test_calls_without_server_raise_unavailable(settings: Settings, monkey
         index.terms("#", 1),
         index.most_used(["#"]),
         index.count(TWEETS),
-        index.filled(),
+        index.build_status(),
         index.apply([tweet(1, "word")]),
         index.begin(),
     ):

@@ -23,8 +23,8 @@ from services.platform.rpc.errors import RoostError
 from services.timeline import pull
 from services.timeline.fanout_rules import HYBRID, FanoutRules
 from services.timeline.store import HomeList, OpenBuild
+from services.timeline.store.redis import pushes, trimming
 from services.timeline.store.redis import store as redis_store
-from services.timeline.store.redis import trimming
 from services.timeline.store.redis.encoding import ListLimits, WarmMarker, decode_home, encode_ids, list_key, marker_key
 from services.timeline.store.redis.store import BuildMarker, RedisHomeTimelines
 from tests import redis_servers
@@ -437,7 +437,7 @@ def test_faulty_redis_store_is_detected(
     if store is TrimsByArrival:
         monkeypatch.setattr(trimming, "_trim_command", _trims_any_id)
     if store is TrimsWithoutWatching:
-        monkeypatch.setattr(redis_store, "trim", _trims_unwatched)
+        monkeypatch.setattr(pushes, "trim", _trims_unwatched)
     assert any(run(seed, path, store)[0] for seed in range(SCHEDULES_FOR_FAULTS))
 
 

@@ -1,9 +1,7 @@
 """The search index on OpenSearch, shared by all processes of the service. Changes are durable when `apply` returns.
 
-Documents are written with their version as external version, and a removal writes a tombstone with a version above
-all others. So a late write of a scan loses by the server's own version check. A document that comes back after a
-removal is rejected by that check too; therefore rejected changes are compared with the stored document, and replace
-it (by sequence number) if they are newer.
+A change is written to the index in use and to the one that a rebuild fills. `document_writer` decides which of two
+versions of a document wins.
 """
 
 from __future__ import annotations
@@ -17,11 +15,8 @@ import structlog
 
 from services.platform.config import Settings
 from services.platform.opensearch.client import (
-    BACKGROUND_TIMEOUT_S,
-    CONFLICT,
     MAX_CALL_S,
     NOT_FOUND,
-    BulkOperation,
     OpenSearch,
     RequestRejected,
     unavailable,
@@ -40,15 +35,13 @@ from services.search.store import (
 )
 from services.search.store.opensearch import requests
 from services.search.store.opensearch.build_lock import BuildLock
+from services.search.store.opensearch.document_writer import DocumentWriter
 from services.search.store.opensearch.index_aliases import IndexGenerations
 
-# Greater than every version: versions are milliseconds, or small counters.
-ABOVE_ALL = 1 << 62
 # How long the server may take to come up before an error is logged.
 OPEN_MAX_S = 10.0
 OPEN_RETRY_S = 0.5
-# Attempts of a write that meets an index switch or a concurrent writer. If they do not suffice, something else is
-# wrong.
+# Attempts of a write during which the index is switched or dropped. If they do not suffice, something else is wrong.
 TRIES = 5
 
 log = structlog.get_logger(__name__)
@@ -60,6 +53,7 @@ class OpenSearchIndex:
     def __init__(self, opensearch: OpenSearch, settings: Settings) -> None:
         self._opensearch = opensearch
         self._generations = IndexGenerations(opensearch, settings.namespace, settings.opensearch_shards)
+        self._writer = DocumentWriter(opensearch)
         self._lock = BuildLock(opensearch, settings.namespace)
         self._building: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,13 +73,10 @@ class OpenSearchIndex:
     def position(self) -> int | None:
         return None
 
-    async def filled(self) -> bool:
-        return (await self._generations.state()).filled
-
     async def build_status(self) -> BuildStatus:
         state = await self._generations.state()
         held = await self._lock.read() if state.filling else None
-        return BuildStatus(state.number, held.filled if held is not None and held.token else None)
+        return BuildStatus(state.number, state.filled, held.filled if held is not None and held.token else None)
 
     async def apply(self, changes: Sequence[IndexChange], position: int = 0) -> None:
         assert len(changes) <= MAX_CHANGES
@@ -141,25 +132,15 @@ class OpenSearchIndex:
 
     async def fill(self, changes: Sequence[IndexChange]) -> None:
         number = self._require_build()
-        # A document that `apply` or an earlier attempt wrote has the same version or a higher one, and a tombstone
-        # the highest: such conflicts are expected.
-        operations = [
-            _operation(change, self._generations.filling(change.collection, number), "external")
-            for change in changes
-            if change.document is not None
-        ]
-        if not operations:
+        documents = [change for change in changes if change.document is not None]
+        if not documents:
             return
-        for refusal in await self._opensearch.bulk(operations, BACKGROUND_TIMEOUT_S):
-            if refusal is None or refusal.status == CONFLICT:
-                continue
-            if refusal.status == NOT_FOUND:
-                self._building = None
-                raise errors.failed_precondition(
-                    "another process discarded the search index being built: start a reindex again"
-                )
-            raise refusal
-        self._lock.count(len(operations))
+        if not await self._writer.add_unknown(documents, self._aliases_of_build(number)):
+            self._building = None
+            raise errors.failed_precondition(
+                "another process discarded the search index being built: start a reindex again"
+            )
+        self._lock.count(len(documents))
 
     async def finish(self) -> None:
         number = self._require_build()
@@ -217,6 +198,9 @@ class OpenSearchIndex:
             raise errors.failed_precondition("this process is not building a search index: start a reindex first")
         return self._building
 
+    def _aliases_of_build(self, number: int) -> dict[Collection, str]:
+        return {kind: self._generations.filling(kind, number) for kind in Collection}
+
     async def _apply(self, changes: Sequence[IndexChange]) -> None:
         """Applies changes of different documents to the index in use and to the one being built. Raises UNAVAILABLE
         after TRIES attempts.
@@ -226,14 +210,12 @@ class OpenSearchIndex:
             # at their owner.
             state = await self._generations.state()
             in_use = {kind: self._generations.alias(kind) for kind in Collection}
-            filling = [
-                {kind: self._generations.filling(kind, number) for kind in Collection} for number in state.filling
-            ]
+            filling = [self._aliases_of_build(number) for number in state.filling]
             # The index being built is written first. If it is switched to in between, the second write goes to it as
             # the one in use.
             for names in filling:
-                await self._write(changes, names)
-            if not await self._write(changes, in_use):
+                await self._writer.write(changes, names)
+            if not await self._writer.write(changes, in_use):
                 # An operator or another process dropped the index.
                 await self._generations.ensure()
                 continue
@@ -241,51 +223,6 @@ class OpenSearchIndex:
             await self._generations.refresh(names[kind] for names in (*filling, in_use) for kind in touched)
             return
         raise unavailable("the search index is being switched: try again")
-
-    async def _write(self, changes: Sequence[IndexChange], names: dict[Collection, str]) -> bool:
-        """Writes the changes through these aliases. Returns False if an index is missing. Raises UNAVAILABLE after
-        TRIES attempts.
-        """
-        operations = [_operation(change, names[change.collection], "external_gte") for change in changes]
-        pending = list(changes)
-        for _ in range(TRIES):
-            refused: list[IndexChange] = []
-            for change, refusal in zip(
-                pending, await self._opensearch.bulk(operations, BACKGROUND_TIMEOUT_S), strict=True
-            ):
-                if refusal is None:
-                    continue
-                if refusal.status == NOT_FOUND:
-                    return False
-                if refusal.status != CONFLICT:
-                    raise refusal
-                refused.append(change)
-            if not refused:
-                return True
-            pending, operations = await self._reconsider(refused, names)
-            if not operations:
-                return True
-        raise unavailable("other processes keep changing the same documents: try again")
-
-    async def _reconsider(
-        self, refused: Sequence[IndexChange], names: dict[Collection, str]
-    ) -> tuple[list[IndexChange], list[BulkOperation]]:
-        """Returns those rejected changes that are newer than the stored document, and their writes.
-
-        Each write succeeds only if the stored document is still the one that was read.
-        """
-        seen = [requests.VERSION, requests.REMOVED]
-        wanted = [{"_index": names[c.collection], "_id": str(c.id), "_source": seen} for c in refused]
-        answer = await self._opensearch.call("POST", "/_mget", {"docs": wanted}, BACKGROUND_TIMEOUT_S)
-        changes: list[IndexChange] = []
-        operations: list[BulkOperation] = []
-        for change, found in zip(refused, answer["docs"], strict=True):
-            state = found.get("_source")
-            if state is not None and _is_outdated(state, change):
-                continue
-            changes.append(change)
-            operations.append(_write_over(change, names[change.collection], found if state is not None else None))
-        return changes, operations
 
     async def _search(self, collection: Collection, body: dict[str, Any], **parameters: str) -> Any:
         path = f"/{self._generations.alias(collection)}/_search"
@@ -321,29 +258,3 @@ def _split_by_document(changes: Sequence[IndexChange]) -> Iterable[list[IndexCha
             parts.append([])
         parts[part].append(change)
     return parts
-
-
-def _operation(change: IndexChange, name: str, version_type: str) -> BulkOperation:
-    version = ABOVE_ALL if change.document is None else change.document.version
-    # `require_alias`: a write must not create an index by itself.
-    options = {"_index": name, "_id": str(change.id), "require_alias": True}
-    return BulkOperation("index", options | {"version": version, "version_type": version_type}, _body(change))
-
-
-def _write_over(change: IndexChange, name: str, found: dict[str, Any] | None) -> BulkOperation:
-    options: dict[str, Any] = {"_index": name, "_id": str(change.id), "require_alias": True}
-    if found is None:
-        return BulkOperation("create", options, _body(change))
-    options |= {"if_seq_no": found["_seq_no"], "if_primary_term": found["_primary_term"]}
-    return BulkOperation("index", options, _body(change))
-
-
-def _is_outdated(state: dict[str, Any], change: IndexChange) -> bool:
-    """Returns True if the stored document is newer than the change, or the same removal."""
-    if change.document is None:
-        return bool(state.get(requests.REMOVED))
-    return not state.get(requests.REMOVED) and state[requests.VERSION] > change.document.version
-
-
-def _body(change: IndexChange) -> bytes:
-    return requests.TOMBSTONE if change.document is None else requests.document_body(change.document)

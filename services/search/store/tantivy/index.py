@@ -65,6 +65,65 @@ class TantivyThreads:
             await asyncio.to_thread(pool.shutdown)
 
 
+class _Writer:
+    """Runs changes of one index in the writing thread. Tantivy's own writer is opened by the first of them."""
+
+    def __init__(self, index: tantivy.Index, threads: TantivyThreads) -> None:
+        self._index = index
+        self._threads = threads
+        self._writer: tantivy.IndexWriter | None = None
+        # `_added`: documents were added since the last commit. `_broken`: such documents were lost. Only the writing
+        # thread changes these.
+        self._added = self._broken = False
+
+    async def add(self, changes: Sequence[IndexChange]) -> None:
+        """Writes the changes without a commit. Raises OSError if a failed write has lost such changes."""
+
+        def write(writer: tantivy.IndexWriter) -> None:
+            self._added = True
+            _write_all(writer, changes)
+
+        await self._run(write)
+
+    async def commit(self, changes: Sequence[IndexChange]) -> None:
+        """Writes the changes and commits them and all added ones. Raises OSError as `add`, or if the disk fails."""
+
+        def write(writer: tantivy.IndexWriter) -> None:
+            _write_all(writer, changes)
+            writer.commit()
+            self._added = False
+            self._index.reload()
+
+        await self._run(write)
+
+    async def close(self) -> None:
+        """Waits for merges of segments and releases the folder."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await asyncio.get_running_loop().run_in_executor(self._threads.write, writer.wait_merging_threads)
+
+    async def _run(self, work: Callable[[tantivy.IndexWriter], None]) -> None:
+        # Shielded from cancellation: the changes in memory must agree with what was committed.
+        future = asyncio.get_running_loop().run_in_executor(self._threads.write, self._with_writer, work)
+        await asyncio.shield(future)
+
+    def _with_writer(self, work: Callable[[tantivy.IndexWriter], None]) -> None:
+        if self._broken:
+            raise OSError("documents added before a failed write are lost: the index must be rebuilt")
+        if self._writer is None:
+            self._writer = self._index.writer(WRITER_HEAP_BYTES, 1)
+        try:
+            work(self._writer)
+        except BaseException:
+            # The caller still has the changes of `commit` and writes them again. Those of `add` were only in the writer
+            # and are lost.
+            self._broken = self._added
+            failed, self._writer = self._writer, None
+            failed.rollback()
+            self._writer = failed
+            raise
+
+
 class Generation:
     """Searches and changes one index. All methods run on one event loop; only one task at a time may call `commit` or
     `add`.
@@ -72,12 +131,9 @@ class Generation:
 
     def __init__(self, index: tantivy.Index, threads: TantivyThreads) -> None:
         self._index = index
-        self._writer: tantivy.IndexWriter | None = None
+        self._writer = _Writer(index, threads)
         self._threads = threads
         self._searcher = index.searcher()
-        # `_added`: documents were added since the last commit. `_broken`: such documents were lost. Only the writing
-        # thread changes these.
-        self._added = self._broken = False
         # Newest first: the changes being collected, and during a commit also the ones being committed.
         self._layers = [UncommittedChanges()]
 
@@ -122,12 +178,7 @@ class Generation:
         """Adds documents to the index directly; they are found after the next commit. Raises OSError if added
         documents were lost before.
         """
-
-        def write(writer: tantivy.IndexWriter) -> None:
-            self._added = True
-            _write_all(writer, changes)
-
-        await self._write(write)
+        await self._writer.add(changes)
 
     async def commit(self) -> None:
         """Makes all changes durable that were put or added before the call."""
@@ -139,15 +190,7 @@ class Generation:
 
     async def _commit_last(self) -> None:
         layer = self._layers[-1]
-        changes = layer.changes()
-
-        def write(writer: tantivy.IndexWriter) -> None:
-            _write_all(writer, changes)
-            writer.commit()
-            self._added = False
-            self._index.reload()
-
-        await self._write(write)
+        await self._writer.commit(layer.changes())
         # No await between these lines: a search sees each change either uncommitted or committed.
         self._searcher = self._index.searcher()
         self._layers.remove(layer)
@@ -241,9 +284,7 @@ class Generation:
 
     async def close(self) -> None:
         """Releases the folder; uncommitted changes are lost. Searches in progress finish normally."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            await asyncio.get_running_loop().run_in_executor(self._threads.write, writer.wait_merging_threads)
+        await self._writer.close()
 
     def _version(
         self, change: IndexChange, layers: Sequence[UncommittedChanges], stored: dict[Collection, dict[int, int]]
@@ -257,27 +298,6 @@ class Generation:
 
     async def _search(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads.search, work)
-
-    async def _write(self, work: Callable[[tantivy.IndexWriter], None]) -> None:
-        # Shielded from cancellation: the layers in memory must agree with what was committed.
-        future = asyncio.get_running_loop().run_in_executor(self._threads.write, self._with_writer, work)
-        await asyncio.shield(future)
-
-    def _with_writer(self, work: Callable[[tantivy.IndexWriter], None]) -> None:
-        if self._broken:
-            raise OSError("documents added before a failed write are lost: the index must be rebuilt")
-        if self._writer is None:
-            self._writer = self._index.writer(WRITER_HEAP_BYTES, 1)
-        try:
-            work(self._writer)
-        except BaseException:
-            # Changes from `put` are still in their layer and are written again. Documents from `add` were only in the
-            # writer and are lost.
-            self._broken = self._added
-            failed, self._writer = self._writer, None
-            failed.rollback()
-            self._writer = failed
-            raise
 
 
 def _open(folder: Path) -> tantivy.Index:

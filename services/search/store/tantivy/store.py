@@ -96,11 +96,8 @@ class EmbeddedSearchIndex:
     def position(self) -> int | None:
         return self._position
 
-    async def filled(self) -> bool:
-        return self._position is not None
-
     async def build_status(self) -> BuildStatus:
-        return BuildStatus(self._number, self._filled if self._next is not None else None)
+        return BuildStatus(self._number, self._position is not None, self._filled if self._next is not None else None)
 
     async def apply(self, changes: Sequence[IndexChange], position: int = 0) -> None:
         if self._current.uncommitted_count > MAX_UNCOMMITTED:

@@ -20,7 +20,7 @@ from itertools import count
 from typing import Any
 
 from services.platform.redis.client import Redis
-from services.platform.redis.connection import RedisConnection, ReplyError, command
+from services.platform.redis.connection import RedisConnection, command
 from services.platform.redis.node_pool import Node
 from services.platform.rpc import errors
 from services.timeline.store import HomeList, HomeTimelineStore, OpenBuild
@@ -31,12 +31,11 @@ from services.timeline.store.redis.encoding import (
     decode_home,
     encode_deletes,
     encode_ids,
-    encode_pushes,
     group_by_entries,
     list_key,
     marker_key,
 )
-from services.timeline.store.redis.trimming import BATCH, trim
+from services.timeline.store.redis.pushes import HomePushes, execute
 
 # A pull takes 2 s; after this time no reader waits for it any more.
 BUILDING_MS = 60_000
@@ -46,24 +45,8 @@ OTHERS_BUILD_MS = 5_000
 WARM_MS = 30 * 24 * 3_600_000
 # Attempts to close a build while appends arrive between WATCH and EXEC; after that the home timeline stays cold.
 CLOSE_TRIES = 3
-# Lists per write: some milliseconds of the server. Two writes are in flight: one on the wire, one being applied.
-PUSH_BATCH = 1_000
 # COUNT of one SCAN.
 SCAN_COUNT = 1_000
-
-# Errors of a server that is up but cannot apply the command now; the caller must retry.
-_TRANSIENT_ERRORS = (
-    "MOVED",
-    "ASK",
-    "TRYAGAIN",
-    "CLUSTERDOWN",
-    "READONLY",
-    "LOADING",
-    "BUSY",
-    "MASTERDOWN",
-    "NOREPLICAS",
-    "MISCONF",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +75,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         # Distinguishes builds of this process, which it may supersede at once, from those of others.
         self._name = secrets.token_hex(8)
         self._serial = count(1)
-        # Lists to trim soon, by server; at most BATCH each. Losing them is harmless: a later append queues them again.
-        self._trim_queue: dict[Node, set[int]] = {}
+        self._pushes = HomePushes(redis, self._limits)
 
     async def read(self, user_id: int) -> HomeList | None:
         reading = (
@@ -117,7 +99,9 @@ class RedisHomeTimelines(HomeTimelineStore):
         marker, homes = marker_key(user_id), list_key(user_id)
         try:
             connection = await self._node(user_id).reads()
-            stored, left_ms = await self._execute(connection, command("GET", marker) + command("PTTL", marker), 2)
+            stored, left_ms = await execute(
+                self._redis, connection, command("GET", marker) + command("PTTL", marker), 2
+            )
             if self._is_of_other_process(stored) and left_ms > BUILDING_MS - OTHERS_BUILD_MS:
                 return None
             build = BuildMarker(user_id, f"{self._name}.{next(self._serial)}", connection.run_id, opened_ms, mode)
@@ -169,7 +153,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         for indexes, user_ids in group_by_entries(entries).items():
             tweet_ids = [entries[index][0] for index in indexes]
             for node, users in self._by_node(user_ids):
-                accepted = await self._push(node, users, tweet_ids)
+                accepted = await self._pushes.push(node, users, tweet_ids)
                 for index in indexes:
                     counts[index] += accepted
         return counts
@@ -218,59 +202,6 @@ class RedisHomeTimelines(HomeTimelineStore):
         done = await self._execute_transaction(connection, installing, 6 if ids else 5)
         return None if done is None else decode_home(warm, done[-1], self._limits)
 
-    async def _push(self, node: Node, user_ids: Sequence[int], tweet_ids: Sequence[int]) -> int:
-        """Pushes the ids onto the lists of one server. Returns how many of the lists exist."""
-        connection = await node.writes()
-        accepted = 0
-        long: list[int] = []
-        due = False
-        too_long: list[int] = []
-        soon = self._limits.trim_above - self._limits.soon
-        refused: list[tuple[int, ReplyError]] = []
-        chunks = [user_ids[start : start + PUSH_BATCH] for start in range(0, len(user_ids), PUSH_BATCH)]
-        ahead = connection.execute(encode_pushes(chunks[0], tweet_ids), len(chunks[0]))
-        for number, users in enumerate(chunks, 1):
-            answer = ahead
-            if number < len(chunks):
-                ahead = connection.execute(encode_pushes(chunks[number], tweet_ids), len(chunks[number]))
-            lengths = await answer
-            accepted += len(users) - lengths.count(0)
-            for user_id, length in zip(users, lengths, strict=True):
-                if length.__class__ is not int:
-                    refused.append((user_id, length))
-                elif length > self._limits.drop_above:
-                    too_long.append(user_id)
-                elif length > soon:
-                    long.append(user_id)
-                    due = due or length > self._limits.trim_above
-        if refused:
-            accepted -= len(refused)
-            await self._drop_refusing(connection, refused)
-        if too_long:
-            # Trims failed repeatedly; a DEL needs no WATCH and cannot fail that way.
-            await self._execute(connection, encode_deletes(too_long), len(too_long))
-        if long:
-            await self._trim(node, long, due)
-        return accepted
-
-    async def _trim(self, node: Node, long: Sequence[int], due: bool) -> None:
-        """Queues the lists for trimming and trims the queue if it is full or `due`."""
-        waiting = self._trim_queue.setdefault(node, set())
-        waiting.update(long)
-        if due or len(waiting) >= BATCH:
-            del self._trim_queue[node]
-            await trim(self._redis, node, list(waiting), self._limits)
-
-    async def _drop_refusing(self, connection: RedisConnection, refused: Sequence[tuple[int, ReplyError]]) -> None:
-        """Drops home timelines whose push failed, as in a server out of memory: an incomplete one must become cold.
-
-        Raises UNAVAILABLE if an error is transient.
-        """
-        for _, reply in refused:
-            if str(reply).startswith(_TRANSIENT_ERRORS):
-                raise self._redis.refusal(reply)
-        await self._execute(connection, encode_deletes([user_id for user_id, _ in refused]), len(refused))
-
     def _is_of_other_process(self, marker: bytes | None) -> bool:
         """Returns whether the marker is that of a build by another process."""
         return marker is not None and marker.startswith(b"B ") and not marker.startswith(f"B {self._name}.".encode())
@@ -287,12 +218,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         return list(found.items())
 
     async def _execute(self, connection: RedisConnection, payload: bytes, replies: int) -> list[Any]:
-        """Sends the commands and returns their replies. Raises UNAVAILABLE if any of them is an error."""
-        answers = await connection.execute(payload, replies)
-        for reply in answers:
-            if isinstance(reply, ReplyError):
-                raise self._redis.refusal(reply)
-        return answers
+        return await execute(self._redis, connection, payload, replies)
 
     async def _execute_transaction(self, connection: RedisConnection, payload: bytes, replies: int) -> Any:
         """Sends a MULTI … EXEC and returns the reply of EXEC; None if a watched key changed."""

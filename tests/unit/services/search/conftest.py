@@ -22,7 +22,7 @@ from services.platform.rpc import errors
 from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import MutationGuard
-from services.search.store import Collection, Document, IndexChange
+from services.search.store import BuildStatus, Collection, Document, IndexChange
 
 A_MESSAGE = 2
 
@@ -100,8 +100,8 @@ class MemoryIndex:
         self.touched: set[tuple[Collection, int]] = set()
         self.finished = 0
 
-    async def filled(self) -> bool:
-        return self.position is not None
+    async def build_status(self) -> BuildStatus:
+        return BuildStatus(self.finished, self.position is not None, None)
 
     async def apply(self, changes: Sequence[IndexChange], position: int = 0) -> None:
         for documents in filter(lambda one: one is not None, (self.documents, self.begun)):

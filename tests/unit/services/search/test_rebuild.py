@@ -14,7 +14,7 @@ from services.platform.transport.inprocess import InProcessChannel
 from services.search import rebuild
 from services.search.consumer import Indexer
 from services.search.rebuild import RETRY_MAX_S, Rebuilder
-from services.search.store import Collection, Document, IndexChange, SearchIndex
+from services.search.store import BuildStatus, Collection, Document, IndexChange, SearchIndex
 from tests.unit.services.search.conftest import MemoryIndex, Owners, channel_to, event
 
 
@@ -163,16 +163,16 @@ async def test_rebuilder_dropped_or_unreachable_index_is_polled_again(
     rebuilder: Rebuilder, memory: MemoryIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuild, "POLL_EVERY_S", 0.01)
-    filled, looks = memory.filled, 0
+    build_status, looks = memory.build_status, 0
 
-    async def out_of_reach_first() -> bool:
+    async def out_of_reach_first() -> BuildStatus:
         nonlocal looks
         looks += 1
         if looks == 1:
             raise errors.unavailable("no server yet")
-        return await filled()
+        return await build_status()
 
-    memory.filled = out_of_reach_first  # type: ignore[method-assign]
+    memory.build_status = out_of_reach_first  # type: ignore[method-assign]
     await rebuilder.start()
     assert memory.finished == 0
     for built in (1, 2):

@@ -24,7 +24,7 @@ from services.platform.process import Process
 from services.platform.rpc import context, errors
 from services.platform.rpc.context import Actor, Call
 from services.platform.service import Service, ServiceContext
-from services.platform.transport import admission, server
+from services.platform.transport import admission, reply
 from services.platform.transport.batching import BatchingChannel
 from services.platform.transport.remote import MeshChannel
 
@@ -277,7 +277,7 @@ async def test_call_without_request_is_invalid_argument(serve: Serve, path: str)
 async def test_call_with_missing_request_ends_after_first_message_timeout(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "FIRST_MESSAGE_S", 0.1)
+    monkeypatch.setattr(reply, "FIRST_MESSAGE_S", 0.1)
     channel = await (await serve()).outside()
     async with asyncio.timeout(WITHIN_S):
         refusal = await refusal_of(channel.stream_unary(GET_TWEET)())

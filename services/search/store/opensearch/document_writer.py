@@ -1,0 +1,120 @@
+"""Writes documents to OpenSearch so that the newest version of each wins, whatever the order of the writes.
+
+Documents are written with their version as external version, and a removal writes a tombstone with a version above
+all others. So a late write of a scan loses by the server's own version check. A document that comes back after a
+removal is rejected by that check too; therefore rejected changes are compared with the stored document, and replace
+it (by sequence number) if they are newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from services.platform.opensearch.client import (
+    BACKGROUND_TIMEOUT_S,
+    CONFLICT,
+    NOT_FOUND,
+    BulkOperation,
+    OpenSearch,
+    unavailable,
+)
+from services.search.store import Collection, IndexChange
+from services.search.store.opensearch import requests
+
+# Greater than every version: versions are milliseconds, or small counters.
+ABOVE_ALL = 1 << 62
+# Attempts of a write that meets concurrent writers of the same documents. If they do not suffice, something else is
+# wrong.
+TRIES = 5
+
+
+class DocumentWriter:
+    """Writes changes through aliases, one for each collection. Raises UNAVAILABLE if the server does not answer."""
+
+    def __init__(self, opensearch: OpenSearch) -> None:
+        self._opensearch = opensearch
+
+    async def add_unknown(self, changes: Sequence[IndexChange], names: Mapping[Collection, str]) -> bool:
+        """Writes those documents of which no version is stored, or an older one. Returns False if an index is missing."""
+        # A document that another write stored has the same version or a higher one, and a tombstone the highest: such
+        # conflicts are expected.
+        operations = [_operation(change, names[change.collection], "external") for change in changes]
+        for refusal in await self._opensearch.bulk(operations, BACKGROUND_TIMEOUT_S):
+            if refusal is None or refusal.status == CONFLICT:
+                continue
+            if refusal.status == NOT_FOUND:
+                return False
+            raise refusal
+        return True
+
+    async def write(self, changes: Sequence[IndexChange], names: Mapping[Collection, str]) -> bool:
+        """Writes the changes through these aliases. Returns False if an index is missing. Raises UNAVAILABLE after
+        TRIES attempts.
+        """
+        operations = [_operation(change, names[change.collection], "external_gte") for change in changes]
+        pending = list(changes)
+        for _ in range(TRIES):
+            refused: list[IndexChange] = []
+            for change, refusal in zip(
+                pending, await self._opensearch.bulk(operations, BACKGROUND_TIMEOUT_S), strict=True
+            ):
+                if refusal is None:
+                    continue
+                if refusal.status == NOT_FOUND:
+                    return False
+                if refusal.status != CONFLICT:
+                    raise refusal
+                refused.append(change)
+            if not refused:
+                return True
+            pending, operations = await self._reconsider(refused, names)
+            if not operations:
+                return True
+        raise unavailable("other processes keep changing the same documents: try again")
+
+    async def _reconsider(
+        self, refused: Sequence[IndexChange], names: Mapping[Collection, str]
+    ) -> tuple[list[IndexChange], list[BulkOperation]]:
+        """Returns those rejected changes that are newer than the stored document, and their writes.
+
+        Each write succeeds only if the stored document is still the one that was read.
+        """
+        seen = [requests.VERSION, requests.REMOVED]
+        wanted = [{"_index": names[c.collection], "_id": str(c.id), "_source": seen} for c in refused]
+        answer = await self._opensearch.call("POST", "/_mget", {"docs": wanted}, BACKGROUND_TIMEOUT_S)
+        changes: list[IndexChange] = []
+        operations: list[BulkOperation] = []
+        for change, found in zip(refused, answer["docs"], strict=True):
+            state = found.get("_source")
+            if state is not None and _is_outdated(state, change):
+                continue
+            changes.append(change)
+            operations.append(_replacement(change, names[change.collection], found if state is not None else None))
+        return changes, operations
+
+
+def _operation(change: IndexChange, name: str, version_type: str) -> BulkOperation:
+    version = ABOVE_ALL if change.document is None else change.document.version
+    # `require_alias`: a write must not create an index by itself.
+    options = {"_index": name, "_id": str(change.id), "require_alias": True}
+    return BulkOperation("index", options | {"version": version, "version_type": version_type}, _body(change))
+
+
+def _replacement(change: IndexChange, name: str, found: dict[str, Any] | None) -> BulkOperation:
+    options: dict[str, Any] = {"_index": name, "_id": str(change.id), "require_alias": True}
+    if found is None:
+        return BulkOperation("create", options, _body(change))
+    options |= {"if_seq_no": found["_seq_no"], "if_primary_term": found["_primary_term"]}
+    return BulkOperation("index", options, _body(change))
+
+
+def _is_outdated(state: dict[str, Any], change: IndexChange) -> bool:
+    """Returns True if the stored document is newer than the change, or the same removal."""
+    if change.document is None:
+        return bool(state.get(requests.REMOVED))
+    return not state.get(requests.REMOVED) and state[requests.VERSION] > change.document.version
+
+
+def _body(change: IndexChange) -> bytes:
+    return requests.TOMBSTONE if change.document is None else requests.document_body(change.document)
