@@ -24,9 +24,9 @@ LOG_EVERY_S = 60.0
 
 OPEN = Gauge("roost_http_connections", "HTTP connections that are open.")
 BOUND_REACHED = Counter(
-    "roost_http_connections_crowded",
+    "roost_http_connection_limit_reached",
     "HTTP connections closed (evicted) or refused (rejected) because a bound was reached.",
-    ("bound", "what"),
+    ("bound", "action"),
 )
 
 
@@ -181,7 +181,7 @@ class Connections:
 
     def _evict_one(self, bound: str, evictable: _EvictionQueue, address: str) -> bool:
         slot = evictable.first()
-        self._report_bound(bound, "closed" if slot is not None else "refused", address)
+        self._report_bound(bound, "evicted" if slot is not None else "rejected", address)
         if slot is None:
             return False
         self.remove(slot.connection)
@@ -195,8 +195,8 @@ class Connections:
             first.evict(Stage.SENDING)
         self._rejected[connection] = None
 
-    def _report_bound(self, bound: str, what: str, address: str) -> None:
-        BOUND_REACHED.labels(bound, what).inc()
+    def _report_bound(self, bound: str, action: str, address: str) -> None:
+        BOUND_REACHED.labels(bound, action).inc()
         now = time.monotonic()
         if now - self._logged_at.get(bound, -LOG_EVERY_S) >= LOG_EVERY_S:
             self._logged_at[bound] = now
@@ -206,5 +206,5 @@ class Connections:
                 address=address,
                 connections=len(self._slots),
                 max_total=self.max_total,
-                what=what,
+                action=action,
             )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from prometheus_client import Counter
 
 from gateway_http.request import Response
-from services.platform.caching.read_tracking import Reading
+from services.platform.caching.read_tracking import ReadSet
 
 # Bytes in each of two generations: some 1,400 pages of a home timeline. The old generation is evicted when the young one is full.
 MAX_BYTES = 32 * 1024 * 1024
@@ -28,7 +28,7 @@ _hit, _changed, _miss = (_lookups.labels(outcome) for outcome in ("hit", "change
 class _Entry(NamedTuple):
     response: Response
     tag: bytes
-    read_set: Reading
+    read_set: ReadSet
 
 
 class ResponseCache:
@@ -48,7 +48,7 @@ class ResponseCache:
         if entry is None:
             _miss.inc()
             return None
-        if not entry.read_set.holds():
+        if not entry.read_set.is_current():
             self._young.pop(key)
             self._bytes -= _size(entry)
             _changed.inc()
@@ -56,9 +56,9 @@ class ResponseCache:
         _hit.inc()
         return entry.response, entry.tag
 
-    def store(self, key: CacheKey, response: Response, tag: bytes, read_set: Reading) -> None:
+    def store(self, key: CacheKey, response: Response, tag: bytes, read_set: ReadSet) -> None:
         """Caches a response. Does nothing if a key in `read_set`, the keys it was computed from, has changed already."""
-        if len(response.body) <= MAX_BODY_BYTES and read_set.holds():
+        if len(response.body) <= MAX_BODY_BYTES and read_set.is_current():
             self._put(key, _Entry(response, tag, read_set))
 
     def _put(self, key: CacheKey, entry: _Entry) -> None:

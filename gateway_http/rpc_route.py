@@ -103,12 +103,12 @@ class RpcRoute:
         key: CacheKey = (actor.user_id, request.raw_path, request.scope["query_string"])
         found = response_cache.get(key)
         if found is None:
-            with read_tracking.reading() as reading:
+            with read_tracking.track_reads() as read_set:
                 answer, decoded = await self._decode_and_call(request, actor)
             if decoded.page:
                 return self._respond(self._write(answer), actor, request, decoded)
             found = self._with_etag(self._write(answer), actor)
-            response_cache.store(key, *found, reading)
+            response_cache.store(key, *found, read_set)
         return _or_not_modified(request, *found)
 
     async def _verify_token(self, request: Request) -> Actor:

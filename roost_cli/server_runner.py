@@ -85,7 +85,7 @@ async def _serve(
         ops_address = await _listen(
             stack, ops, settings.ops_address, "--ops", Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
         )
-        with logs.drivers_held():
+        with logs.buffered_driver_logs():
             backend = BACKENDS[settings.backend]
             process = await stack.enter_async_context(
                 await Process.start(

@@ -1,7 +1,7 @@
-"""`roost bench fanout`: CPU and memory per entry of a home timeline in Redis, compared with the textbook design.
+"""`roost bench fanout`: CPU and memory per entry of a home timeline in Redis, compared with the usual design.
 
-The textbook design is one sorted set per reader with one ZADD and one ZREMRANGEBYRANK per follower, pipelined by
-redis-py. Both designs write in turn to full home timelines in the same Redis. CPU time is that of this process plus
+The usual design (`textbook` in this module) is one sorted set per reader, with one ZADD and one ZREMRANGEBYRANK per
+follower, pipelined by redis-py. Both designs write in turn to full home timelines in the same Redis. CPU time is that of this process plus
 what Redis reports for itself.
 """
 
@@ -42,6 +42,9 @@ IDS_A_CALL = 10_000
 # Followers per pipeline in the textbook design, as many as in one entry of ours.
 PIPELINE = 1_000
 SEED_AT_ONCE = 32
+# The distance between the ids of two tweets: 2^12, the size of the sequence part of a Snowflake id, as if two processes
+# had made the tweets in the same millisecond.
+ID_STEP = 4_096
 # As long as real ids, because key length is part of the cost.
 FIRST_READER = FIRST_TWEET = 10**17
 START_WITHIN_S = 10.0
@@ -172,9 +175,8 @@ class FanoutBench:
         return float(field_of(info, "used_cpu_user")) + float(field_of(info, "used_cpu_sys"))
 
     def _new_tweets(self, count: int) -> Sequence[int]:
-        # Ids are spaced as within one busy second, not consecutive.
-        first, self._next_tweet = self._next_tweet, self._next_tweet + count * 4_096
-        return range(first, self._next_tweet, 4_096)
+        first, self._next_tweet = self._next_tweet, self._next_tweet + count * ID_STEP
+        return range(first, self._next_tweet, ID_STEP)
 
 
 def run(rounds: int, url: str | None, markdown: Path | None) -> None:

@@ -80,11 +80,13 @@ def load(
     by each run.
     """
     if (graph is None) != (tweets is None):
-        raise CommandError("--graph and --tweets go together: give both files")
+        raise CommandError("give both --graph and --tweets: the users of the graph post the tweets")
     if graph is not None and tweets is not None:
         _load_files(graph, tweets, directed, seed, concurrency, grpc)
     elif not operations:
-        raise CommandError("there is nothing to load: give --graph with --tweets, --mutate N, or both")
+        raise CommandError(
+            "nothing to do: give --graph and --tweets to load files, --mutate N for random operations, or both"
+        )
     if operations and not asyncio.run(mutate.mutate(connection.find(grpc), operations, seed, concurrency)):
         raise typer.Exit(FAULTS)
 

@@ -22,7 +22,7 @@ async def build(context: ServiceContext) -> Service:
     large = context.log.consumer("fanout-large", (LARGE_TOPIC,), fanout.apply_large, LARGE_BATCH)
 
     async def outbox_lag() -> Lag:
-        return await outbox.waiting(context.log, TOPICS, int(context.clock() * 1000))
+        return await outbox.pending_lag(context.log, TOPICS, int(context.clock() * 1000))
 
     return Service(
         name=context.name,

@@ -141,10 +141,11 @@ class TierPublisher:
 
 
 class TierPoller:
-    """Worker that polls the store for tiers written by other processes and publishes them.
+    """Worker that reads all celebrity tiers from the store every `every_s` seconds and passes them to the publisher.
 
-    Changes by this process reach the publisher directly. The poller reads rows instead of events: a successful read is
-    complete, and a failed one is known to have failed.
+    It finds the changes that other processes of the service wrote; those of this process reach the publisher directly.
+    It reads rows instead of events, because a consumer of events cannot know whether it has received all of them. If
+    reads fail for longer than STALE_AFTER_S, it marks the publisher's tiers as stale until one succeeds.
     """
 
     def __init__(

@@ -111,7 +111,7 @@ def write_durably(path: Path, content: bytes) -> None:
         os.close(descriptor)
 
 
-def kept_key(path: Path, make: Callable[[], bytes], if_lost: str) -> bytes:
+def load_or_create_key(path: Path, make: Callable[[], bytes], if_lost: str) -> bytes:
     """Returns the key in the file. If the file does not exist, creates a key with `make` and writes it durably.
 
     `make` must return keys of one size. Raises FAILED_PRECONDITION if the file has another size, or if it cannot be

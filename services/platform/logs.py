@@ -19,7 +19,7 @@ from services.platform.rpc import errors
 from services.platform.rpc.context import current_call
 
 # Far more records than drivers log during one failed start.
-MAX_HELD = 1_000
+MAX_BUFFERED = 1_000
 
 
 def _add_call(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -39,34 +39,34 @@ def trace_id(traceparent: str) -> str:
     return traceparent[3:35]
 
 
-class _Held(logging.Handler):
-    """Buffers log records; when full, drops the oldest. The bound is MAX_HELD records."""
+class _BufferHandler(logging.Handler):
+    """Buffers log records; when full, drops the oldest. The bound is MAX_BUFFERED records."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.records: deque[logging.LogRecord] = deque(maxlen=MAX_HELD)
+        self.records: deque[logging.LogRecord] = deque(maxlen=MAX_BUFFERED)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
 
 
 @contextmanager
-def drivers_held() -> Iterator[None]:
+def buffered_driver_logs() -> Iterator[None]:
     """Buffers the log records of drivers (the standard `logging` module) during the block and emits them at its end.
 
     If the block raises a RoostError, the records are dropped, because the error describes the failure in one sentence
     and drivers log tracebacks. Log lines of Roost (structlog) are not buffered.
     """
-    root, held = logging.getLogger(), _Held()
-    outlets, root.handlers = root.handlers, [held]
+    root, buffer = logging.getLogger(), _BufferHandler()
+    handlers, root.handlers = root.handlers, [buffer]
     try:
         yield
     except errors.RoostError:
-        held.records.clear()
+        buffer.records.clear()
         raise
     finally:
-        root.handlers = outlets
-        for record in held.records:
+        root.handlers = handlers
+        for record in buffer.records:
             root.handle(record)
 
 

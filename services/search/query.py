@@ -91,11 +91,13 @@ class _Collected:
 
 
 def parse(query: str, keywords: Iterable[str] = (), tags: Iterable[str] = ()) -> ParsedQuery:
-    """Returns the parsed query, with `keywords` and `tags` as additional required terms. A `-` excludes in `query`
-    only.
+    """Returns what a match must have and must not have, from a text that a user typed (its syntax: see the module).
 
-    Raises INVALID_ARGUMENT if there are more than MAX_TERMS terms in `query` or more than MAX_WORDS words in all, or
-    if there are exclusions but nothing to look for.
+    A match must also have all `keywords` and `tags`, the separate fields of the request: each keyword is read as one
+    term, in which a leading `-` is no exclusion, and each tag as a hashtag or cashtag, with or without its sign.
+
+    Raises INVALID_ARGUMENT if there are more than MAX_TERMS terms in `query`, more than MAX_WORDS words in all, or
+    exclusions but nothing to look for.
     """
     wanted, unwanted = _Collected(), _Collected()
     for is_excluded, quoted, plain in _chunks(query):

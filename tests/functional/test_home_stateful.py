@@ -81,7 +81,7 @@ class History:
         self.paused = False
         self.actions = 0
         self.remembered: dict[
-            tuple[int, int, str], tuple[read_tracking.Reading, timeline.ListHomeTimelineResponse]
+            tuple[int, int, str], tuple[read_tracking.ReadSet, timeline.ListHomeTimelineResponse]
         ] = {}
         self.given_again = 0
 
@@ -509,15 +509,15 @@ class History:
     async def page(self, reader: int, size: int, cursor: str) -> timeline.ListHomeTimelineResponse:
         """A page, made anew; what the gateway would still give of an earlier answer is the same."""
         before = self.remembered.get((reader, size, cursor))
-        holds = before is not None and before[0].holds()
-        with self.mesh.as_user(self.ids[reader]), read_tracking.reading() as reading:
+        holds = before is not None and before[0].is_current()
+        with self.mesh.as_user(self.ids[reader]), read_tracking.track_reads() as read_set:
             request = timeline.ListHomeTimelineRequest(page_size=size, cursor=cursor)
             page = await self.mesh.timelines.ListHomeTimeline(request)
         if before is not None and holds:
             assert page == before[1], "nothing was said to have changed"
             self.given_again += 1
-        if reading.holds():
-            self.remembered[reader, size, cursor] = (reading, page)
+        if read_set.is_current():
+            self.remembered[reader, size, cursor] = (read_set, page)
         return page
 
     def end(self) -> None:

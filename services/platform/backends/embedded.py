@@ -6,7 +6,7 @@ import secrets
 from contextlib import AsyncExitStack
 
 from services.platform.config import Settings
-from services.platform.files import kept_key, open_data_dir
+from services.platform.files import load_or_create_key, open_data_dir
 from services.platform.pagination.cursors import KEY_BYTES
 from services.platform.rpc import errors
 from services.platform.service import Backends
@@ -26,7 +26,7 @@ async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Backends:
     data_dir = open_data_dir(settings.data_dir)
     lease = FileLease(data_dir / "worker.lease")
     stack.callback(lease.close)
-    cursor_key = kept_key(data_dir / "cursor.key", lambda: secrets.token_bytes(KEY_BYTES), _CURSORS_LOST)
+    cursor_key = load_or_create_key(data_dir / "cursor.key", lambda: secrets.token_bytes(KEY_BYTES), _CURSORS_LOST)
     log = await EmbeddedLog.open(data_dir / "log.db")
     stack.push_async_callback(log.close)
     ids = lease.snowflake()

@@ -1,10 +1,10 @@
 """Tracks the keys that a response depends on, so that the gateway can cache it until one of them changes.
 
 Each store whose data is in this process has a `ChangeTracker`. The store records keys before it reads them, and records
-changed keys before the writer gets its response. A caller opens a `Reading` around its calls to collect the keys that
-they read.
+changed keys before the writer gets its response. A caller wraps its calls in `track_reads()` to collect
+the keys that they read in a `ReadSet`.
 
-Tracking works within one process. A call to another process makes the reading uncacheable, and so does a call that
+Tracking works within one process. A call to another process makes the read set uncacheable, and so does a call that
 records no key; `inprocess_calls` detects the latter.
 """
 
@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from itertools import repeat
 
 # The maximum number of changed keys in each of two generations. A key takes about 100 bytes, so a store takes up to
-# 26 MB. For a reading that began before the older generation, every key counts as changed.
+# 26 MB. For a read set that began before the older generation, every key counts as changed.
 MAX_KEYS = 131_072
 # A page depends on about 25 tweets, 25 users and a few lists. Checking 1,000 keys takes as long as computing the
 # response again.
@@ -28,26 +28,26 @@ _NEVER = repeat(0)
 class ChangeTracker:
     """Records the recent changes of one store by key. A key is a 64-bit id whose meaning the store defines."""
 
-    __slots__ = ("_begun", "_most", "_old", "_turned", "_young", "now")
+    __slots__ = ("_begun", "_max_keys", "_old", "_rotated", "_young", "now")
 
-    def __init__(self, most: int = MAX_KEYS) -> None:
-        self._most = most
+    def __init__(self, max_keys: int = MAX_KEYS) -> None:
+        self._max_keys = max_keys
         # A counter that grows with every change.
         self.now = 1
         # Changes up to this counter are evicted.
         self._begun = 0
-        self._turned = 0
+        self._rotated = 0
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
 
     def read(self, keys: Sequence[int]) -> None:
-        """Records the keys in the current reading, if there is one.
+        """Records the keys in the current read set, if there is one.
 
         Call it before the read; do not change `keys` later.
         """
-        reading = _under_way.get()
-        if reading is not None:
-            reading.note(self, keys, self.now)
+        read_set = _current.get()
+        if read_set is not None:
+            read_set.record(self, keys, self.now)
 
     def changed(self, keys: Iterable[int]) -> None:
         """Records a change of the keys.
@@ -58,9 +58,9 @@ class ChangeTracker:
         young = self._young
         for key in keys:
             young[key] = now
-        if len(young) >= self._most:
+        if len(young) >= self._max_keys:
             # The older generation holds only changes from before the younger one began.
-            self._begun, self._turned = self._turned, now
+            self._begun, self._rotated = self._rotated, now
             self._old, self._young = young, {}
 
     def unchanged(self, keys: Sequence[int], since: int) -> bool:
@@ -72,67 +72,67 @@ class ChangeTracker:
         return all(max(map(half.get, keys, _NEVER), default=0) <= since for half in (self._young, self._old) if half)
 
 
-class Reading:
+class ReadSet:
     """Collects the keys that the calls for one response read, with the change counters of their stores at that time."""
 
-    __slots__ = ("_left", "_notes", "_spoilt")
+    __slots__ = ("_left", "_records", "_uncacheable")
 
     def __init__(self) -> None:
-        self._notes: list[tuple[ChangeTracker, Sequence[int], int]] = []
+        self._records: list[tuple[ChangeTracker, Sequence[int], int]] = []
         self._left = MAX_READ_KEYS
-        self._spoilt = False
+        self._uncacheable = False
 
     @property
-    def notes(self) -> int:
-        """The number of `note` calls that were recorded."""
-        return len(self._notes)
+    def record_count(self) -> int:
+        """The number of calls of `record`; 0 if uncacheable."""
+        return len(self._records)
 
-    def note(self, revisions: ChangeTracker, keys: Sequence[int], now: int) -> None:
+    def record(self, tracker: ChangeTracker, keys: Sequence[int], now: int) -> None:
         """Records keys of a store whose change counter is `now`.
 
-        More than MAX_READ_KEYS keys make the reading uncacheable.
+        More than MAX_READ_KEYS keys make the read set uncacheable.
         """
         self._left -= len(keys)
         if self._left < 0:
             self.mark_uncacheable()
-        if not self._spoilt:
-            self._notes.append((revisions, keys, now))
+        if not self._uncacheable:
+            self._records.append((tracker, keys, now))
 
     def mark_uncacheable(self) -> None:
-        """Makes the reading uncacheable: `holds` returns False from now on."""
-        self._spoilt = True
-        self._notes.clear()
+        """Makes the read set uncacheable: `is_current` returns False from now on."""
+        self._uncacheable = True
+        self._records.clear()
 
-    def holds(self) -> bool:
-        """Returns True if the reading is cacheable, has at least one key, and none of its keys has changed."""
+    def is_current(self) -> bool:
+        """Returns True if the read set is cacheable, has at least one key, and none of its keys has changed."""
         # A loop, because `all` over a generator takes twice as long.
-        for revisions, keys, since in self._notes:
-            if since != revisions.now and not revisions.unchanged(keys, since):
+        for tracker, keys, since in self._records:
+            if since != tracker.now and not tracker.unchanged(keys, since):
                 return False
-        return bool(self._notes)
+        return bool(self._records)
 
 
-_under_way: ContextVar[Reading | None] = ContextVar("roost_reading", default=None)
+_current: ContextVar[ReadSet | None] = ContextVar("roost_read_set", default=None)
 
 
-def current_read_set() -> Reading | None:
-    """Returns the reading of the current context, None if there is none."""
-    return _under_way.get()
+def current_read_set() -> ReadSet | None:
+    """Returns the read set of the current context, None if there is none."""
+    return _current.get()
 
 
 def mark_uncacheable() -> None:
-    """Makes the current reading uncacheable, if there is one."""
-    reading = _under_way.get()
-    if reading is not None:
-        reading.mark_uncacheable()
+    """Makes the current read set uncacheable, if there is one."""
+    read_set = _current.get()
+    if read_set is not None:
+        read_set.mark_uncacheable()
 
 
 @contextmanager
-def reading() -> Generator[Reading, None, None]:
-    """Opens a reading for the block, which collects the keys that calls in the block read."""
-    opened = Reading()
-    token = _under_way.set(opened)
+def track_reads() -> Generator[ReadSet, None, None]:
+    """Opens a read set for the block; it collects the keys that calls in the block read."""
+    opened = ReadSet()
+    token = _current.set(opened)
     try:
         yield opened
     finally:
-        _under_way.reset(token)
+        _current.reset(token)

@@ -156,7 +156,7 @@ class Outbox:
         """Sweeps the last SWEEP_MINUTES minutes now and returns how many events it published."""
         return await self._sweeper.sweep(SWEEP_MINUTES)
 
-    async def waiting(self, topics: Sequence[str]) -> tuple[int, int]:
+    async def pending(self, topics: Sequence[str]) -> tuple[int, int]:
         """Returns how many events of these topics are queued in this process, and the smallest id among them (0 if
         none)."""
         ids = [record.event_id for _, record in self._queue if record.topic in topics]
@@ -166,7 +166,7 @@ class Outbox:
         batch = list(islice(self._queue, PUBLISH_BATCH))
         if batch:
             appended = await self._append([record for _, record in batch], "writer")
-            # Removed only after the append, so that `waiting` counts the events that are being appended.
+            # Removed only after the append, so that `pending` counts the events that are being appended.
             for _ in batch:
                 self._queue.popleft()
             self._set_published_later([(partition, record) for partition, record in batch if _key(record) in appended])

@@ -12,20 +12,20 @@ from services.platform.events.log import Apply, ConsumedEvent
 
 _log = structlog.get_logger(__name__)
 
-Rest = Callable[[int], Awaitable[bool]]
+Backoff = Callable[[int], Awaitable[bool]]
 """Waits for a time that grows with the number of consecutive failures. Returns False if the batch must not be retried (shutdown)."""
-Bury = Callable[[ConsumedEvent, BaseException], Awaitable[None]]
+AppendDeadLetter = Callable[[ConsumedEvent, BaseException], Awaitable[None]]
 """Stores an event durably as a dead letter, with the error."""
 
 
 async def apply_with_dead_letters(
-    group: str, batch: Sequence[ConsumedEvent], apply: Apply, rest: Rest, dead_letter: Bury
+    group: str, batch: Sequence[ConsumedEvent], apply: Apply, backoff: Backoff, append_dead_letter: AppendDeadLetter
 ) -> None:
     """Calls `apply` with the batch; returns once every event is applied or stored as a dead letter.
 
     A transient failure (`is_transient`) is retried without limit. After another failure the batch is split into halves,
     which are applied separately, until a single event fails; after MAX_TRIES it is stored as a dead letter. `apply` may
-    get an event again that it has applied before. `rest` is awaited before each retry; if it returns False, the last
+    get an event again that it has applied before. `backoff` is awaited before each retry; if it returns False, the last
     failure is raised.
     """
     tries = failures = 0
@@ -47,10 +47,10 @@ async def apply_with_dead_letters(
                     _log.error(
                         "dead letter", group=group, topic=event.topic, event_id=event.event_id, error=repr(error)
                     )
-                    return await dead_letter(event, error)
-            if not await rest(failures):
+                    return await append_dead_letter(event, error)
+            if not await backoff(failures):
                 raise
     middle = len(batch) // 2
-    await apply_with_dead_letters(group, batch[:middle], apply, rest, dead_letter)
-    await apply_with_dead_letters(group, batch[middle:], apply, rest, dead_letter)
+    await apply_with_dead_letters(group, batch[:middle], apply, backoff, append_dead_letter)
+    await apply_with_dead_letters(group, batch[middle:], apply, backoff, append_dead_letter)
     return None

@@ -15,7 +15,7 @@ class PendingEvents(Protocol):
 
     log: EventLog
 
-    async def waiting(self, topics: Sequence[str]) -> tuple[int, int]:
+    async def pending(self, topics: Sequence[str]) -> tuple[int, int]:
         """Returns the number of unpublished events of these topics and the lowest of their ids (0 if there are none).
 
         Counts at most MAX_LAG_COUNTED events.
@@ -27,18 +27,18 @@ _sources: weakref.WeakSet[PendingEvents] = weakref.WeakSet()
 
 
 def register(source: PendingEvents) -> None:
-    """Includes this outbox in the results of `waiting` as long as the object exists."""
+    """Includes this outbox in the results of `pending_lag` as long as the object exists."""
     _sources.add(source)
 
 
-async def waiting(log: EventLog, topics: Sequence[str], now_ms: int) -> Lag:
+async def pending_lag(log: EventLog, topics: Sequence[str], now_ms: int) -> Lag:
     """Returns the lag of the outboxes of this process: committed events of these topics not yet published to `log`.
 
     `now_ms` is the current time in Unix milliseconds, from which the age of the oldest event is computed.
     """
     count, oldest = 0, 0
     for source in [source for source in _sources if source.log is log]:
-        found, first = await source.waiting(topics)
+        found, first = await source.pending(topics)
         if found:
             count, oldest = count + found, min(oldest or first, first)
     return Lag(count, max(now_ms - timestamp_ms(oldest), 0) / 1000 if count else 0.0)

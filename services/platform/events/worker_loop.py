@@ -37,7 +37,7 @@ class WorkerLoop:
             self._task = asyncio.create_task(self._run(), name=self._name)
 
     async def stop(self) -> None:
-        """Stops the loop after the current step, or during its `rest`. It can be started again."""
+        """Stops the loop after the current step, or during its `backoff`. It can be started again."""
         self._stopping.set()
         self._wake.set()
         if self._task is not None:
@@ -49,7 +49,7 @@ class WorkerLoop:
         self.idle.clear()
         self._wake.set()
 
-    async def rest(self, failures: int) -> bool:
+    async def backoff(self, failures: int) -> bool:
         """Waits before a retry and returns True; returns False at once if `stop` was called.
 
         The delay doubles with each of the consecutive `failures` (≥ 1) from `retry_first_s` to RETRY_MOST_S seconds.
@@ -70,7 +70,7 @@ class WorkerLoop:
             except Exception as error:
                 failures += 1
                 _log.warning("failed, will go on", task=self._name, failures=failures, error=repr(error))
-                await self.rest(failures)
+                await self.backoff(failures)
                 continue
             if not worked and not self._wake.is_set():
                 self.idle.set()

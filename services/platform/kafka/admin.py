@@ -174,8 +174,9 @@ class KafkaAdmin:
         kept_s, partitions = log.RETENTION_S, self._settings.kafka_partitions
         config = {"min.insync.replicas": str(min(copies, MIN_COPIES_OF_THREE) if copies > 2 else 1)}
         if name == DEAD_LETTER_TOPIC:
-            # One dead letter per source partition and offset, so a redriven one is overwritten by its tombstone. One
-            # partition is enough: dead letters are few and are read together.
+            # The key of a dead letter is the topic, partition and offset of its event. When an operator has it applied
+            # again (redrive), a record with the same key and no value is appended, and compaction then removes both.
+            # One partition is enough: dead letters are few and are read together.
             kept_s, partitions = DEAD_LETTERS_KEPT_S, 1
             config["cleanup.policy"] = "compact,delete"
         config["retention.ms"] = str(kept_s * 1_000)

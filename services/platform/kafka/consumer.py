@@ -179,4 +179,4 @@ class KafkaConsumer(Consumer):
         return True
 
     async def _backoff(self, failures: int) -> bool:
-        return await self.worker.rest(failures) and not self.backlog.is_revocation_pending()
+        return await self.worker.backoff(failures) and not self.backlog.is_revocation_pending()

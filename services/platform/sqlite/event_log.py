@@ -200,7 +200,7 @@ class EmbeddedConsumer(Consumer):
 
         batch, head = await self._log.db.read(fetch)
         if batch:
-            await apply_with_dead_letters(self._group, batch, self._apply, self.worker.rest, self._store_dead_letter)
+            await apply_with_dead_letters(self._group, batch, self._apply, self.worker.backoff, self._store_dead_letter)
         # If the batch is not full, no events of these topics are left before the head: the position moves to the
         # head, past the events of other topics.
         full = len(batch) == self._max_batch

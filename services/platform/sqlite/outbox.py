@@ -60,7 +60,7 @@ class Relay:
         unavailable."""
         await self._worker.idle.wait()
 
-    async def waiting(self, topics: Sequence[str]) -> tuple[int, int]:
+    async def pending(self, topics: Sequence[str]) -> tuple[int, int]:
         """Returns how many events of these topics are pending in the database (counted up to MAX_LAG_COUNTED), and the
         smallest id (0 if none)."""
         bounds = (json.dumps(list(topics)), MAX_LAG_COUNTED)

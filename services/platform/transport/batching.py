@@ -1,6 +1,6 @@
 """Sends concurrent unary calls to one target as one batch: a batch of forty calls costs about as much as a single call.
 
-No timer delays calls to collect them. While MAX_ENVELOPES batches are in progress, calls are queued; when one ends, the
+No timer delays calls to collect them. While MAX_BATCHES batches are in progress, calls are queued; when one ends, the
 queued calls are sent together, up to MAX_ITEMS or MAX_BYTES. A single queued call is sent as an ordinary RPC.
 """
 
@@ -25,7 +25,7 @@ from services.platform.transport.inprocess_calls import rpc_error
 from services.platform.transport.remote import time_left
 
 # Batches in progress to one target. The second one keeps the connection busy while the target serves the first.
-MAX_ENVELOPES = 2
+MAX_BATCHES = 2
 # Seconds after which a batch in progress no longer counts, so a slow call in it does not delay the next batches.
 SLOW_S = 0.005
 # Calls, and bytes of payloads and tokens, of one batch. One event loop serves 200 calls in some 50 ms; 512 KiB are half
@@ -37,10 +37,14 @@ MAX_QUEUED = 2_000
 # Methods with a longer deadline are not batched: they are called rarely, and would delay the responses of their batch.
 LONGEST_METHOD_S = 5.0
 
-_sizes = Histogram("roost_envelope_items", "Calls in one envelope.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
+_sizes = Histogram(
+    "roost_batch_calls",
+    "Calls in one batch, sent from one process to another.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
 
 
-class _Waiting(NamedTuple):
+class _QueuedCall(NamedTuple):
     """A queued call.
 
     `alone` starts it as an ordinary RPC; `item` is the same call as a part of a batch. `future` gets the response and
@@ -55,7 +59,7 @@ class _Waiting(NamedTuple):
     deadline: float
 
 
-class CoalescedCall:
+class BatchedCall:
     """A unary call that may be sent in a batch. Awaiting it returns the response or raises AioRpcError."""
 
     __slots__ = ("_future", "_trailing")
@@ -91,10 +95,10 @@ class BatchingChannel(AbstractChannel):
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
         self._call_batch: Any = pb_grpc.BatchServiceStub(channel).Call
-        self._queue: deque[_Waiting] = deque()
-        self._under_way = 0
+        self._queue: deque[_QueuedCall] = deque()
+        self._in_progress = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._woken = False
+        self._flush_scheduled = False
 
     def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
         start = getattr(self._channel, kind)(method, *args, **kwargs)
@@ -110,7 +114,7 @@ class BatchingChannel(AbstractChannel):
 
         return begin
 
-    def _enqueue(self, method: Method, start: Any, parse: Any, request: Any, timeout: float | None) -> CoalescedCall:
+    def _enqueue(self, method: Method, start: Any, parse: Any, request: Any, timeout: float | None) -> BatchedCall:
         if len(self._queue) >= MAX_QUEUED:
             raise rpc_error(errors.unavailable(f"{method.service_name} does not keep up", retry_after_s=1), ())
         call = current_call.get()
@@ -136,36 +140,36 @@ class BatchingChannel(AbstractChannel):
             finally:
                 current_call.reset(before)
 
-        self._queue.append(_Waiting(alone, item, future, parse, loop.time() + left_s))
-        if not self._woken:
+        self._queue.append(_QueuedCall(alone, item, future, parse, loop.time() + left_s))
+        if not self._flush_scheduled:
             # Sends at the next iteration of the event loop, so calls that are made in the same iteration share a batch.
-            self._woken = True
+            self._flush_scheduled = True
             loop.call_soon(self._flush)
-        return CoalescedCall(future)
+        return BatchedCall(future)
 
     def _flush(self) -> None:
-        self._woken = False
-        while self._queue and self._under_way < MAX_ENVELOPES:
+        self._flush_scheduled = False
+        while self._queue and self._in_progress < MAX_BATCHES:
             group = self._next_batch()
-            self._under_way += 1
+            self._in_progress += 1
             task = asyncio.get_running_loop().create_task(self._send(group))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _next_batch(self) -> list[_Waiting]:
-        group: list[_Waiting] = []
+    def _next_batch(self) -> list[_QueuedCall]:
+        group: list[_QueuedCall] = []
         size = 0
         while self._queue and len(group) < MAX_ITEMS:
-            waiting = self._queue[0]
-            size += len(waiting.item.payload) + len(waiting.item.authorization)
+            queued = self._queue[0]
+            size += len(queued.item.payload) + len(queued.item.authorization)
             if group and size > MAX_BYTES:
                 break
             self._queue.popleft()
-            if not waiting.future.done():
-                group.append(waiting)
+            if not queued.future.done():
+                group.append(queued)
         return group
 
-    async def _send(self, group: list[_Waiting]) -> None:
+    async def _send(self, group: list[_QueuedCall]) -> None:
         # A batch has no actor. Without this, the task would inherit the current call of the task that created it.
         current_call.set(Call())
         counted = True
@@ -174,7 +178,7 @@ class BatchingChannel(AbstractChannel):
             nonlocal counted
             if counted:
                 counted = False
-                self._under_way -= 1
+                self._in_progress -= 1
                 self._flush()
 
         slow = asyncio.get_running_loop().call_later(SLOW_S, uncount)
@@ -188,21 +192,21 @@ class BatchingChannel(AbstractChannel):
             slow.cancel()
             uncount()
 
-    async def _send_batch(self, group: list[_Waiting]) -> None:
+    async def _send_batch(self, group: list[_QueuedCall]) -> None:
         now = asyncio.get_running_loop().time()
-        for waiting in group:
-            waiting.item.deadline_ms = max(int((waiting.deadline - now) * 1000), 1)
-        longest_s = max(waiting.deadline for waiting in group) - now
-        envelope = pb.CallRequest(items=[waiting.item for waiting in group])
-        timers = [asyncio.get_running_loop().call_at(waiting.deadline, _too_late, waiting.future) for waiting in group]
+        for queued in group:
+            queued.item.deadline_ms = max(int((queued.deadline - now) * 1000), 1)
+        longest_s = max(queued.deadline for queued in group) - now
+        request = pb.CallRequest(items=[queued.item for queued in group])
+        timers = [asyncio.get_running_loop().call_at(queued.deadline, _time_out, queued.future) for queued in group]
         try:
-            answer = await self._call_batch(envelope, timeout=max(longest_s, 0.001))
-            for waiting, result in zip(group, answer.results, strict=True):
-                _settle(waiting, result)
+            answer = await self._call_batch(request, timeout=max(longest_s, 0.001))
+            for queued, result in zip(group, answer.results, strict=True):
+                _settle(queued, result)
         except grpc.aio.AioRpcError:
             # The batch as a whole failed. Its calls are retry-safe, so each is sent as an ordinary RPC, which gRPC
             # retries within the channel's retry budget.
-            await asyncio.gather(*(_send_single(waiting) for waiting in group if not waiting.future.done()))
+            await asyncio.gather(*(_send_single(queued) for queued in group if not queued.future.done()))
         except Exception as error:
             _fail(group, error)
         finally:
@@ -229,40 +233,40 @@ def _fits(method: Method) -> bool:
     return method.policy.retry_safe and 0 < deadline_ms <= LONGEST_METHOD_S * 1000
 
 
-async def _send_single(waiting: _Waiting) -> None:
+async def _send_single(queued: _QueuedCall) -> None:
     try:
-        call = waiting.alone()
+        call = queued.alone()
         response = await call
         trailing = await call.trailing_metadata()
     except BaseException as error:
-        _fail([waiting], error)
+        _fail([queued], error)
         if not isinstance(error, Exception):
             raise
         return
-    if not waiting.future.done():
-        waiting.future.set_result((response, trailing))
+    if not queued.future.done():
+        queued.future.set_result((response, trailing))
 
 
-def _settle(waiting: _Waiting, result: pb.CallResult) -> None:
-    if waiting.future.done():
+def _settle(queued: _QueuedCall, result: pb.CallResult) -> None:
+    if queued.future.done():
         return
     trailing = grpc.aio.Metadata(*result.trailing_metadata.items())
     if result.code == 0:
-        waiting.future.set_result((waiting.parse(result.payload), trailing))
+        queued.future.set_result((queued.parse(result.payload), trailing))
         return
     details = ((errors.STATUS_KEY, result.details),) if result.details else ()
     code = errors.code_of(result.code)
     error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing, *details), result.message)
-    waiting.future.set_exception(error)
+    queued.future.set_exception(error)
 
 
-def _too_late(future: asyncio.Future[Any]) -> None:
+def _time_out(future: asyncio.Future[Any]) -> None:
     if not future.done():
         future.set_exception(rpc_error(errors.deadline_exceeded(), ()))
 
 
-def _fail(group: Iterable[_Waiting], error: BaseException) -> None:
-    for waiting in group:
-        if not waiting.future.done():
+def _fail(group: Iterable[_QueuedCall], error: BaseException) -> None:
+    for queued in group:
+        if not queued.future.done():
             cancelled = isinstance(error, asyncio.CancelledError)
-            waiting.future.set_exception(rpc_error(errors.unavailable("cut off"), ()) if cancelled else error)
+            queued.future.set_exception(rpc_error(errors.unavailable("cut off"), ()) if cancelled else error)

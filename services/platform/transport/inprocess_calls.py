@@ -125,7 +125,7 @@ class UnaryCall:
             return self._response
         before = current_call.get()
         reading = read_tracking.current_read_set()
-        notes = 0 if reading is None else reading.notes
+        notes = 0 if reading is None else reading.record_count
         target = self._target
         try:
             endpoint, call = target.begin(self._above, self._timeout)
@@ -141,7 +141,7 @@ class UnaryCall:
             raise
         finally:
             current_call.set(before)
-            if reading is not None and (self._response is None or reading.notes == notes):
+            if reading is not None and (self._response is None or reading.record_count == notes):
                 # If the call failed, its caller may respond without its data. If no keys were recorded, the servicer
                 # does not track its reads. In both cases later changes would go unnoticed.
                 reading.mark_uncacheable()

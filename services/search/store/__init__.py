@@ -175,8 +175,8 @@ class SearchIndex(Protocol):
     async def fill(self, changes: Sequence[IndexChange]) -> None:
         """Adds up to MAX_CHANGES documents from a scan of the owning service to the new index.
 
-        A document is skipped if `apply` changed it since `begin`. Raises FAILED_PRECONDITION if no build was begun,
-        or another process discarded it.
+        A document that `apply` has written or removed since the call of `begin` is skipped, because that change is newer
+        than the scan. Raises FAILED_PRECONDITION if no build was begun, or another process discarded it.
         """
 
     async def finish(self) -> None:

@@ -107,6 +107,6 @@ def test_bounds_are_logged_once_per_minute() -> None:
         bounded = Connections(1)
         admitted(bounded, ONE, ONE, ONE)
     assert logs[0]["connections"] == connections.max_total == open_files.http_connections(open_files.limit())
-    assert [(one["event"], one["bound"], one["what"]) for one in logs[1:]] == [
-        ("http_bound.reached", "address", "closed")
+    assert [(one["event"], one["bound"], one["action"]) for one in logs[1:]] == [
+        ("http_bound.reached", "address", "evicted")
     ]

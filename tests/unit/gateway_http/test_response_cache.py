@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from gateway_http.request import Response
 from gateway_http.response_cache import MAX_BODY_BYTES, OVERHEAD_BYTES, ResponseCache
-from services.platform.caching.read_tracking import ChangeTracker, Reading, reading
+from services.platform.caching.read_tracking import ChangeTracker, ReadSet, track_reads
 
 KEY = (1, b"/v1/timelines/home", b"")
 
 
-def _read(owner: ChangeTracker, *keys: int) -> Reading:
-    with reading() as seen:
+def _read(owner: ChangeTracker, *keys: int) -> ReadSet:
+    with track_reads() as seen:
         owner.read(keys or (1,))
     return seen
 

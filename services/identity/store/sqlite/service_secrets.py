@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from services.platform.files import kept_key, naming, private_dir, write_durably
+from services.platform.files import load_or_create_key, naming, private_dir, write_durably
 from services.platform.sqlite.database import Database
 
 # The consequence of replacing each key, for the error message about a damaged key file.
@@ -36,7 +36,7 @@ class FileSecretStore:
             if not path.exists() and (legacy := await self._legacy_secret(name)) is not None:
                 with naming(path):
                     await asyncio.to_thread(lambda: write_durably(private_dir(self._directory) / path.name, legacy))
-            key = await asyncio.to_thread(kept_key, path, make, lost)
+            key = await asyncio.to_thread(load_or_create_key, path, make, lost)
             await self._db.write(lambda c: _delete_legacy_secret(c, name), quiet=True)
         return key
 

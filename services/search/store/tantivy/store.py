@@ -60,8 +60,9 @@ class EmbeddedSearchIndex:
         self._current: Generation
         self._next: Generation | None = None
         self._filled = 0
-        # Documents that `apply` changed since `begin`. They are newer than what a scan finds.
-        self._changed_since_begin: set[tuple[Collection, int]] = set()
+        # Documents that `apply` has written to the index being built (`begin` started that build). `fill` skips them,
+        # because the scan that it gets its documents from may have read an older version.
+        self._applied_during_build: set[tuple[Collection, int]] = set()
         self._changed = asyncio.Event()
         self._commit_soon = asyncio.Event()
         self._commit_lock = asyncio.Lock()
@@ -116,7 +117,7 @@ class EmbeddedSearchIndex:
         # skip them.
         current, begun = self._current, self._next
         if begun is not None:
-            self._changed_since_begin.update((change.collection, change.id) for change in changes)
+            self._applied_during_build.update((change.collection, change.id) for change in changes)
             await begun.put(changes)
         await current.put(changes)
 
@@ -146,12 +147,12 @@ class EmbeddedSearchIndex:
             path = self._path(self._number + 1)
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
             begun = await Generation.open(path, self._threads)
-            self._changed_since_begin.clear()
+            self._applied_during_build.clear()
             self._next, self._filled = begun, 0
 
     async def fill(self, changes: Sequence[IndexChange]) -> None:
         begun = self._require_build()
-        fresh = [change for change in changes if (change.collection, change.id) not in self._changed_since_begin]
+        fresh = [change for change in changes if (change.collection, change.id) not in self._applied_during_build]
         await begun.add(fresh)
         self._filled += len(fresh)
 
@@ -162,7 +163,7 @@ class EmbeddedSearchIndex:
             # Changes applied during the commit are uncommitted in both indexes, so the new one has them too.
             old, old_number = self._current, self._number
             self._current, self._next, self._number = begun, None, old_number + 1
-            self._changed_since_begin.clear()
+            self._applied_during_build.clear()
             await self._store(applied)
             await old.close()
             await asyncio.to_thread(shutil.rmtree, self._path(old_number), ignore_errors=True)

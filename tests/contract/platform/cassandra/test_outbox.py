@@ -174,16 +174,16 @@ async def test_publish_log_unavailable_queues_events_in_order(rows: Keyspace, lo
         await rows.batch(box.statements([event]))
         box.publish([event])
     await asyncio.sleep(0.2)
-    lag = await common.waiting(log, ["tweet.created"], int(time.time() * 1000))
+    lag = await common.pending_lag(log, ["tweet.created"], int(time.time() * 1000))
     assert lag.events == 5
     assert 55 < lag.age_s < 90
-    assert (await common.waiting(log, ["user.followed"], 0)).events == 0
+    assert (await common.pending_lag(log, ["user.followed"], 0)).events == 0
     # Events queued in this process are not published by a sweep.
     assert await box.sweep() == 0
     log.refusal = None
     await box.drained()
     assert await log.ids() == [event.event_id for event in events]
-    assert (await common.waiting(log, ["tweet.created"], 0)).events == 0
+    assert (await common.pending_lag(log, ["tweet.created"], 0)).events == 0
 
 
 async def test_publish_full_queue_leaves_events_to_sweeper(

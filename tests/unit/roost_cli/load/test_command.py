@@ -117,4 +117,4 @@ def test_load_without_work_raises_command_error(tmp_path: Path, capsys: pytest.C
     assert "--mutate" in capsys.readouterr().err
     (tmp_path / "g.edges").write_text("1 2\n")
     assert run(["load", "--graph", str(tmp_path / "g.edges"), "--mutate", "5"]) == 2
-    assert "go together" in capsys.readouterr().err
+    assert "give both --graph and --tweets" in capsys.readouterr().err

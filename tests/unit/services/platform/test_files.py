@@ -73,8 +73,8 @@ def test_open_data_dir_at_a_file_raises_with_reason(tmp_path: Path) -> None:
 
 def test_kept_key_is_created_once_and_private(tmp_path: Path) -> None:
     path = tmp_path / "keys" / "a.key"
-    assert files.kept_key(path, lambda: KEY, LOST) == KEY
-    assert files.kept_key(path, lambda: bytes(32), LOST) == KEY
+    assert files.load_or_create_key(path, lambda: KEY, LOST) == KEY
+    assert files.load_or_create_key(path, lambda: bytes(32), LOST) == KEY
     assert [mode_of(path), mode_of(path.parent)] == [0o600, 0o700]
     assert [entry.name for entry in path.parent.iterdir()] == ["a.key"]
 
@@ -84,7 +84,7 @@ def test_kept_key_of_wrong_size_raises_with_remedy(tmp_path: Path, size: int) ->
     path = tmp_path / "a.key"
     path.write_bytes(KEY[:size])
     with pytest.raises(errors.RoostError) as caught:
-        files.kept_key(path, lambda: KEY, LOST)
+        files.load_or_create_key(path, lambda: KEY, LOST)
     for part in (str(path), f"holds {size} bytes", "backup", "remove the file", LOST):
         assert part in caught.value.message
 
@@ -102,7 +102,7 @@ def dying(name, real):
 os.open = dying("open", os.open)
 os.fsync = dying("fsync", os.fsync)
 pathlib.Path.replace = dying("replace", pathlib.Path.replace)
-files.kept_key(pathlib.Path(sys.argv[1]), lambda: b"k" * 32, "")
+files.load_or_create_key(pathlib.Path(sys.argv[1]), lambda: b"k" * 32, "")
 """
 
 
@@ -112,4 +112,4 @@ def test_kept_key_after_crash_is_created_by_next_process(tmp_path: Path, step: s
     died = subprocess.run([sys.executable, "-c", _DYING, str(path), step], check=False, timeout=60)
     assert died.returncode == 9
     assert not path.exists()
-    assert files.kept_key(path, lambda: KEY, LOST) == KEY
+    assert files.load_or_create_key(path, lambda: KEY, LOST) == KEY

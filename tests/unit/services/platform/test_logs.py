@@ -55,7 +55,7 @@ def test_drivers_held_drops_driver_lines_after_roost_error_only(ends_with: str, 
     found = lines_of(
         f"""
 import contextlib
-with contextlib.suppress(Exception), logs.drivers_held():
+with contextlib.suppress(Exception), logs.buffered_driver_logs():
     try:
         1 / 0
     except ZeroDivisionError:

@@ -20,7 +20,7 @@ from services.platform.process import Process
 from services.platform.rpc import context, errors
 from services.platform.rpc.context import Actor, Call, current_call
 from services.platform.service import Service, ServiceContext
-from services.platform.transport.batching import MAX_ENVELOPES, BatchingChannel
+from services.platform.transport.batching import MAX_BATCHES, BatchingChannel
 from services.platform.transport.remote import MeshChannel
 
 SECRET = "0123456789abcdef" * 2
@@ -125,7 +125,7 @@ async def test_queued_calls_are_sent_in_few_batches(rig: Rig) -> None:
 
     found = await asyncio.gather(*(one(i) for i in range(10, 20)), *(later(i) for i in range(20, 60)))
     assert sorted(found) == list(range(10, 60))
-    assert len(rig.sent) <= 1 + MAX_ENVELOPES + 1
+    assert len(rig.sent) <= 1 + MAX_BATCHES + 1
 
 
 async def test_batched_calls_have_separate_statuses(rig: Rig) -> None:

@@ -17,7 +17,7 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
 from services.catalog import KEY_SOURCE, SERVICES
 from services.platform.backends.embedded import open_embedded
-from services.platform.caching.read_tracking import ChangeTracker, reading
+from services.platform.caching.read_tracking import ChangeTracker, track_reads
 from services.platform.config import Settings
 from services.platform.process import Process
 from services.platform.rpc import context, errors
@@ -373,27 +373,27 @@ async def test_call_cancelled_by_dependency_is_unavailable(rig: Rig) -> None:
 
 
 async def test_reading_of_in_process_calls_is_tracked(rig: Rig) -> None:
-    with reading() as seen:
+    with track_reads() as seen:
         await rig.tweets().GetTweet(get(1))
         await rig.tweets().GetTweet(get(2))
-    assert seen.holds() == (rig.wire == "inprocess")
+    assert seen.is_current() == (rig.wire == "inprocess")
     rig.servicer.revisions.changed((2,))
-    assert not seen.holds()
+    assert not seen.is_current()
 
 
 @pytest.mark.parametrize("tweet_id", [UNTRACKED, 404, 503])
 async def test_reading_failed_or_untracked_call_is_uncacheable(rig: Rig, tweet_id: int) -> None:
-    with reading() as seen:
+    with track_reads() as seen:
         await rig.tweets().GetTweet(get(1))
         with contextlib.suppress(grpc.aio.AioRpcError):
             await rig.tweets().GetTweet(get(tweet_id))
         await rig.tweets().GetTweet(get(2))
-    assert not seen.holds()
+    assert not seen.is_current()
 
 
 async def test_reading_stream_is_uncacheable(rig: Rig) -> None:
-    with reading() as seen:
+    with track_reads() as seen:
         await rig.tweets().GetTweet(get(1))
         async for _ in rig.tweets("search").ScanTweets(tweet_service_pb2.ScanTweetsRequest()):
             break
-    assert not seen.holds()
+    assert not seen.is_current()
