@@ -137,12 +137,12 @@ def _reads_json(request: Request) -> bool:
 def _error_response(error: BaseException, request: Request) -> Response:
     if isinstance(error, HttpError):
         code = _CODE_OF_HTTP_STATUS.get(error.status, grpc.StatusCode.UNKNOWN)
-        told = RoostError(code, error.detail, error.code.upper(), error.violations)
+        public_error = RoostError(code, error.detail, error.code.upper(), error.violations)
         http_error, retry_after = error, None
     else:
-        told = to_public_error(error)
-        http_error, retry_after = with_http_status(told)
-    body = {"code": code_name(told.code), "message": told.message, "details": _details(told)}
+        public_error = to_public_error(error)
+        http_error, retry_after = with_http_status(public_error)
+    body = {"code": code_name(public_error.code), "message": public_error.message, "details": _details(public_error)}
     headers = (JSON_CONTENT_TYPE, *error_headers(http_error, retry_after), *SECURITY_HEADERS)
     return Response(http_error.status, headers, orjson.dumps(body))
 

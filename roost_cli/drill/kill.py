@@ -37,7 +37,7 @@ READS_A_WRITE = 100
 # Posts of each client before the load, so that there is something to read.
 FIRST_POSTS = 3
 # Pause between a recovery and the next kill.
-SHORTEST_REST_S, LONGEST_REST_S = 0.5, 2.0
+MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 2.0
 # A process restarts within seconds. The limit is far higher, because slowness is measured and only a hang is an error.
 BACK_WITHIN_S = 120.0
 # Larger than the longest deadline of the requests, so the mesh gives up before the client does.
@@ -179,14 +179,14 @@ class KillDrill:
             for _ in range(rounds):
                 if not waiting:
                     waiting = self.chance.sample(list(services), len(services))
-                await asyncio.sleep(self.chance.uniform(SHORTEST_REST_S, LONGEST_REST_S))
+                await asyncio.sleep(self.chance.uniform(MIN_PAUSE_S, MAX_PAUSE_S))
                 self.victim = self.chance.choice(self.mesh_processes.labels(waiting.pop()))
                 seconds = await disturb(self.mesh_processes, self.victim)
                 self._shown.say(f"{self.victim}: back in {seconds:.1f} s; {self.result.failed:,} failed so far")
                 self.result.recoveries_s.append(seconds)
                 self.result.rounds += 1
                 phase.advance()
-            await asyncio.sleep(LONGEST_REST_S)
+            await asyncio.sleep(MAX_PAUSE_S)
 
     async def _settle(
         self, clients: Sequence[Client], operator: Operator, actors: TokenCache, mesh: connection.MeshTarget

@@ -71,7 +71,7 @@ class PeriodicJob:
             except Exception as error:
                 _failures.labels(self._name).inc()
                 _log.warning("job failed, will go on at its next turn", job=self._name, error=repr(error))
-            await self._rest(self._every_s)
+            await self._wait(self._every_s)
 
     async def _turn(self) -> None:
         total, began = 0, time.monotonic()
@@ -83,11 +83,11 @@ class PeriodicJob:
                 if done < self._limit:
                     _finished_s.labels(self._name).set_to_current_time()
                     return
-                await self._rest(PAUSE_S)
+                await self._wait(PAUSE_S)
         finally:
             if total:
                 _log.info("job done", job=self._name, items=total, seconds=round(time.monotonic() - began, 3))
 
-    async def _rest(self, seconds: float) -> None:
+    async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)

@@ -178,8 +178,8 @@ class Process:
         fault = self._ids_fault()
         return Health(self._state, dict(self.states), self.peers.states(), {"ids": fault} if fault else {})
 
-    async def drain(self, hurry: asyncio.Event | None = None) -> None:
-        """Reports NOT_SERVING, leaves the registry, and serves for another `drain_s` seconds or until `hurry` is set.
+    async def drain(self, end_early: asyncio.Event | None = None) -> None:
+        """Reports NOT_SERVING, leaves the registry, and serves for another `drain_s` seconds or until `end_early` is set.
 
         Load balancers and callers need this time to stop sending calls. Returns at once if the process has drained
         before.
@@ -196,7 +196,7 @@ class Process:
         if self._server is not None:
             self._server.withdraw()
             with suppress(TimeoutError):
-                await asyncio.wait_for((hurry or asyncio.Event()).wait(), self.settings.drain_s)
+                await asyncio.wait_for((end_early or asyncio.Event()).wait(), self.settings.drain_s)
 
     async def stop(self) -> None:
         """Drains, then stops workers, servers and stores, in that order. Safe to call twice."""

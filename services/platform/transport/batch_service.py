@@ -45,7 +45,7 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
         return pb.CallResponse(results=results)
 
     async def _serve(self, item: pb.CallItem, caller: str) -> pb.CallResult:
-        trailing = _Trailing()
+        trailing = _TrailingMetadata()
         began, code, user_id = monotonic(), grpc.StatusCode.OK, 0
         try:
             endpoint = self._endpoints.get(item.method)
@@ -71,7 +71,7 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
                 log_call(item.method, code, began, user_id, item.request_id, item.traceparent)
 
 
-class _Trailing:
+class _TrailingMetadata:
     """Collects the trailing metadata that a servicer sets. Drops binary values: a CallResult holds text values only."""
 
     __slots__ = ("texts",)

@@ -18,10 +18,10 @@ from services.platform.rpc.contract import Method
 # Attempts of one call, including the first. `remote` uses the same values for the methods that gRPC retries.
 ATTEMPTS = 3
 # Status codes that are retried. A draining server answers CANCELLED to calls that it has not accepted.
-CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-# Backoff between two attempts, in seconds: FIRST_REST_S, then GROWTH times the previous one, up to LONGEST_REST_S. The
+RETRIED_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+# Backoff between two attempts, in seconds: FIRST_BACKOFF_S, then BACKOFF_MULTIPLIER times the previous one, up to MAX_BACKOFF_S. The
 # first is short, because the next attempt usually goes to another instance.
-FIRST_REST_S, LONGEST_REST_S, GROWTH = 0.02, 0.5, 3
+FIRST_BACKOFF_S, MAX_BACKOFF_S, BACKOFF_MULTIPLIER = 0.02, 0.5, 3
 
 KEY_FIELD = "idempotency_key"
 
@@ -69,7 +69,7 @@ class RetryingCall:
     async def _run(self, timeout: float | None) -> Any:
         loop = asyncio.get_running_loop()
         with_deadline = None if timeout is None else loop.time() + timeout
-        rest_s, left_s = FIRST_REST_S, timeout
+        backoff_s, left_s = FIRST_BACKOFF_S, timeout
         for attempt in range(1, ATTEMPTS + 1):
             call = self._start(left_s)
             try:
@@ -77,10 +77,10 @@ class RetryingCall:
                 self._trailing = await call.trailing_metadata()
                 return response
             except grpc.aio.AioRpcError as error:
-                wait_s = rest_s * random.uniform(0.5, 1.0)  # noqa: S311 (spreads load)
+                wait_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 (spreads load)
                 left_s = None if with_deadline is None else with_deadline - loop.time() - wait_s
-                if attempt == ATTEMPTS or error.code() not in CODES or (left_s is not None and left_s <= 0):
+                if attempt == ATTEMPTS or error.code() not in RETRIED_CODES or (left_s is not None and left_s <= 0):
                     raise
             await asyncio.sleep(wait_s)
-            rest_s = min(rest_s * GROWTH, LONGEST_REST_S)
+            backoff_s = min(backoff_s * BACKOFF_MULTIPLIER, MAX_BACKOFF_S)
         raise AssertionError("the last attempt answers or raises")

@@ -21,10 +21,10 @@ from services.platform.rpc.contract import Method, methods
 from services.platform.transport.base import AbstractChannel
 from services.platform.transport.idempotent_retry import (
     ATTEMPTS,
-    CODES,
-    FIRST_REST_S,
-    GROWTH,
-    LONGEST_REST_S,
+    BACKOFF_MULTIPLIER,
+    FIRST_BACKOFF_S,
+    MAX_BACKOFF_S,
+    RETRIED_CODES,
     RetryingCall,
     takes_key,
 )
@@ -65,10 +65,10 @@ def service_config() -> str:
     names = [{"service": m.service, "method": m.name} for m in methods().values() if m.policy.retry_safe]
     policy = {
         "maxAttempts": ATTEMPTS,
-        "initialBackoff": f"{FIRST_REST_S}s",
-        "maxBackoff": f"{LONGEST_REST_S}s",
-        "backoffMultiplier": GROWTH,
-        "retryableStatusCodes": [code.name for code in CODES],
+        "initialBackoff": f"{FIRST_BACKOFF_S}s",
+        "maxBackoff": f"{MAX_BACKOFF_S}s",
+        "backoffMultiplier": BACKOFF_MULTIPLIER,
+        "retryableStatusCodes": [code.name for code in RETRIED_CODES],
     }
     return json.dumps(
         {
@@ -162,10 +162,10 @@ class RoutingChannel(AbstractChannel):
         if channel is self._local:
             return start
 
-        def begin(*said: Any, **options: Any) -> Any:
+        def begin(*arguments: Any, **options: Any) -> Any:
             # Another process does not report the keys that it reads, so a response made from them must not be cached.
             read_tracking.mark_uncacheable()
-            return start(*said, **options)
+            return start(*arguments, **options)
 
         return begin
 

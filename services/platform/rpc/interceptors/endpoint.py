@@ -150,13 +150,13 @@ class InterceptedMethod:
             raise errors.invalid_argument(f"the request is not a valid {self.method.request.DESCRIPTOR.name}") from None
 
     def _to_roost_error(self, error: Exception, call: Call) -> errors.RoostError:
-        """The error as the caller is told it; what only the log may know of it goes there."""
-        mapped = self._told(error, call)
+        """Returns the error that the caller gets, and logs its notes, which only operators may see."""
+        mapped = self._mapped(error, call)
         if notes := errors.notes_of(mapped):
             log.warning("grpc_call.refused", method=self.method.path, code=mapped.code.name, notes=notes)
         return mapped
 
-    def _told(self, error: Exception, call: Call) -> errors.RoostError:
+    def _mapped(self, error: Exception, call: Call) -> errors.RoostError:
         if isinstance(error, errors.RoostError):
             return error
         if isinstance(error, TimeoutError) and monotonic() >= call.deadline - EARLY_S:
