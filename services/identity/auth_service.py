@@ -33,6 +33,7 @@ from services.identity.store import (
 from services.identity.token_issuer import TokenIssuer
 from services.identity.user_hydrator import UserHydrator
 from services.platform.config import Settings
+from services.platform.detached import run_to_completion
 from services.platform.events.records import EventBuilder
 from services.platform.ids import snowflake
 from services.platform.ids.snowflake import Snowflake
@@ -150,7 +151,7 @@ class AuthService(AuthServiceServicer):
         if outcome is Rotation.REUSED:
             # A reused token means that it was stolen. The thief cannot be distinguished from the user, so the session ends for both.
             log.warning("refresh_token.reused", user_id=user_id, session_id=session_id)
-            await asyncio.shield(self._end_session(user_id, session_id))
+            await run_to_completion(self._end_session(user_id, session_id), keep_context=True)
         if outcome is not Rotation.DONE:
             raise invalid_refresh_token()
         accounts = await self._accounts.batch_get([presented.user_id])

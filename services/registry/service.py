@@ -10,6 +10,7 @@ from typing import Any
 from roost.registry.v1 import registry_service_pb2 as pb
 from roost.registry.v1 import registry_service_pb2_grpc as pb_grpc
 
+from services.platform.background import BackgroundWorker
 from services.platform.rpc import errors
 
 # Instances renew three times within a lease, so one lost renewal does not remove an instance; a dead process is removed after 6 s.
@@ -29,30 +30,26 @@ class _Lease:
     expires_s: float
 
 
-class RegistryServicer(pb_grpc.RegistryServiceServicer):
-    """The registry of one mesh, in memory. `clock` returns unix seconds, `monotonic` returns seconds of a clock that never goes back."""
+class RegistryServicer(pb_grpc.RegistryServiceServicer, BackgroundWorker):
+    """The registry of one mesh, in memory. As a worker it removes instances whose lease expired, every SWEEP_INTERVAL_S seconds.
+
+    `clock` returns unix seconds, `monotonic` returns seconds of a clock that never goes back.
+    """
 
     def __init__(self, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        super().__init__("registry-sweep")
         self._clock = clock
         self._monotonic = monotonic
         self._services: dict[str, dict[str, _Lease]] = {}
         self._change_events: dict[str, asyncio.Event] = {}
-        self._sweeper: asyncio.Task[None] | None = None
         self._stopping = False
-
-    async def start(self) -> None:
-        """Starts removing instances whose lease expired, every SWEEP_INTERVAL_S seconds."""
-        self._sweeper = asyncio.create_task(self._sweep(), name="registry-sweep")
 
     async def stop(self) -> None:
         """Stops the sweeps and ends every stream. Watchers continue with the instances that they received last."""
         self._stopping = True
         for service in list(self._change_events):
             self._notify_watchers(service)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
-            self._sweeper = None
+        await super().stop()
 
     async def RegisterInstance(self, request: pb.RegisterInstanceRequest, context: Any) -> pb.RegisterInstanceResponse:
         """Registers the instance for LEASE_MS. Raises RESOURCE_EXHAUSTED if the service has MAX_INSTANCES."""
@@ -121,7 +118,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         if changed is not None:
             changed.set()
 
-    async def _sweep(self) -> None:
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             self.expire()

@@ -29,6 +29,8 @@ from services.search.store import MAX_CHANGES, Collection, IndexChange, SearchIn
 from services.search.tokenizer import tag_key
 from services.search.trends import BASELINE_HALF_LIFE_S, WINDOW_S, Trends
 
+# Consumer group that applies events to the index.
+GROUP = "search"
 INDEX_TOPICS = (
     "tweet.created",
     "tweet.edited",

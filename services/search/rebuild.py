@@ -17,6 +17,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
+from services.platform.background import BackgroundWorker
 from services.platform.events.log import is_transient
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
@@ -35,45 +36,48 @@ log = structlog.get_logger(__name__)
 Sleep = Callable[[float], Awaitable[None]]
 
 
-class Rebuilder:
-    """Rebuilds the index, one build at a time. As a worker it starts a build by itself if the index was never filled."""
+class Rebuilder(BackgroundWorker):
+    """Rebuilds the index, one build at a time. As a worker it starts a build by itself if the index was never filled, and checks
+    for that every POLL_EVERY_S seconds."""
 
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, sleep: Sleep = asyncio.sleep) -> None:
+        super().__init__("search-rebuild")
         self._scan_tweets: Any = TweetServiceStub(channel).ScanTweets
         self._scan_users: Any = UserServiceStub(channel).ScanUsers
         self._followers = FollowerCounts(channel)
         self._index = index
         self._sleep = sleep
-        self._task: asyncio.Task[None] | None = None
-        self._poller: asyncio.Task[None] | None = None
+        self._building: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts a build if the index was never filled, and checks for that again every POLL_EVERY_S."""
+        """Starts a build if the index was never filled, and the checks."""
         await self._build_if_never_filled()
-        if self._poller is None:
-            self._poller = asyncio.create_task(self._poll_forever(), name="search-rebuild")
+        await super().start()
 
     async def stop(self) -> None:
         """Cancels the build in progress. The index in use is not changed."""
-        for task in filter(None, (self._poller, self._task)):
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await super().stop()
+        if self._building is not None:
+            self._building.cancel()
+            await asyncio.wait((self._building,))
 
     def begin(self) -> bool:
         """Starts a build in the background and returns True; returns False if one is in progress."""
-        if self._task is not None and not self._task.done():
+        if self._building is not None and not self._building.done():
             return False
         # An empty context, so that the build does not inherit the deadline and the metadata of the call that started
         # it.
-        self._task = asyncio.get_running_loop().create_task(self._build_with_retries(), context=contextvars.Context())
+        self._building = asyncio.get_running_loop().create_task(
+            self._build_with_retries(), context=contextvars.Context()
+        )
         return True
 
     async def done(self) -> None:
         """Waits until the build in progress has ended, if there is one. Raises CancelledError if it was cancelled."""
-        if self._task is not None:
-            await asyncio.shield(self._task)
+        if self._building is not None:
+            await asyncio.shield(self._building)
 
-    async def _poll_forever(self) -> None:
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(POLL_EVERY_S)
             await self._build_if_never_filled()

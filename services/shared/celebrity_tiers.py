@@ -7,13 +7,14 @@ import contextlib
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import grpc
-import structlog
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 
 from services.platform.caching import read_tracking
+from services.platform.rpc.stream_subscriber import StreamSubscriber
 
 # Graph sends a heartbeat every 5 s. After six missed ones the tiers are stale.
 STREAM_TIMEOUT_S = 30.0
@@ -26,10 +27,8 @@ START_WAIT_S = 1.0
 
 _TIERS = (0,)
 
-log = structlog.get_logger(__name__)
 
-
-class CelebritySubscriber:
+class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
     """Worker that subscribes to graph's StreamTiers, reconnects, and holds in memory which users are celebrities since
     when.
 
@@ -40,6 +39,7 @@ class CelebritySubscriber:
     def __init__(
         self, channel: grpc.aio.Channel, margin_s: float, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
+        super().__init__("tiers", silence_s=STREAM_TIMEOUT_S, retry_first_s=RETRY_FIRST_S, retry_max_s=RETRY_MAX_S)
         self._stub = graph_grpc.GraphServiceStub(channel)
         self._margin_ms = int(margin_s * 1000)
         self._monotonic = monotonic
@@ -47,7 +47,8 @@ class CelebritySubscriber:
         self._celebrity_since: dict[int, int] = {}
         self._demoted_at: dict[int, int] = {}
         self._demotions_by_time: list[tuple[int, int]] | None = []
-        self._task: asyncio.Task[None] | None = None
+        # The entries of a snapshot that is not complete yet.
+        self._snapshot: list[graph.TierEntry] | None = None
         self._snapshot_received = asyncio.Event()
         # Changes with every tier change. Readers compare it for equality before they use cached results.
         self.version = 0
@@ -89,66 +90,36 @@ class CelebritySubscriber:
 
     async def start(self) -> None:
         """Subscribes to the stream and waits up to START_WAIT_S for the snapshot."""
-        self._task = asyncio.create_task(self._run(), name="tiers")
+        await super().start()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._snapshot_received.wait(), START_WAIT_S)
 
-    async def stop(self) -> None:
-        """Ends the subscription and waits for the task to end."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+    def _open(self) -> Any:
+        self._snapshot = []
+        return self._stub.StreamTiers(graph.StreamTiersRequest())
 
-    async def _run(self) -> None:
-        delay_s = RETRY_FIRST_S
-        while True:
-            begun = self._monotonic()
-            try:
-                await self._read_stream()
-                reason = "ended"
-            except asyncio.CancelledError:
-                # A closed channel cancels its calls; only a cancelled task means stop.
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise
-                reason = "cut off"
-            except Exception as error:
-                reason = repr(error)
-            self._connected = False
-            self._change_tracker.changed(_TIERS)
-            # Changes are unknown until the next snapshot. Half the margin remains for decisions in progress.
-            now = self._monotonic()
-            self._fresh_until = min(self._fresh_until, now + self._margin_ms / 2000)
-            delay_s = RETRY_FIRST_S if now - begun > STREAM_TIMEOUT_S else min(delay_s * 2, RETRY_MAX_S)
-            log.info("tier_stream.lost", reason=reason, delay_s=delay_s)
-            await asyncio.sleep(delay_s)
+    def _receive(self, message: graph.StreamTiersResponse) -> None:
+        if self._snapshot is None:
+            self._apply(message.entries)
+        else:
+            self._snapshot.extend(message.entries)
+            if not message.snapshot_end:
+                return
+            # Replaced without an await in between, so no reader sees half a snapshot.
+            self._celebrity_since.clear()
+            self._demoted_at.clear()
+            self.version += 1
+            self._apply(self._snapshot)
+            self._snapshot = None
+            self._connected = True
+        self._fresh_until = self._monotonic() + STREAM_TIMEOUT_S
+        self._snapshot_received.set()
 
-    async def _read_stream(self) -> None:
-        snapshot: list[graph.TierEntry] | None = []
-        call = self._stub.StreamTiers(graph.StreamTiersRequest())
-        try:
-            while True:
-                async with asyncio.timeout(STREAM_TIMEOUT_S):
-                    message = await call.read()
-                if not isinstance(message, graph.StreamTiersResponse):
-                    return
-                if snapshot is None:
-                    self._apply(message.entries)
-                else:
-                    snapshot.extend(message.entries)
-                    if not message.snapshot_end:
-                        continue
-                    # Replaced without an await in between, so no reader sees half a snapshot.
-                    self._celebrity_since.clear()
-                    self._demoted_at.clear()
-                    self.version += 1
-                    self._apply(snapshot)
-                    snapshot = None
-                    self._connected = True
-                self._fresh_until = self._monotonic() + STREAM_TIMEOUT_S
-                self._snapshot_received.set()
-        finally:
-            call.cancel()
+    def _lost(self) -> None:
+        self._connected = False
+        self._change_tracker.changed(_TIERS)
+        # Changes are unknown until the next snapshot. Half the margin remains for decisions in progress.
+        self._fresh_until = min(self._fresh_until, self._monotonic() + self._margin_ms / 2000)
 
     def _apply(self, entries: Iterable[graph.TierEntry]) -> None:
         self._change_tracker.changed(_TIERS)

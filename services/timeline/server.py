@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from services.platform.backends import cluster_backends_of, shared_versions_of
+from services.platform.backends import OpenedStore, open_store, shared_versions_of
 from services.platform.service import Service, ServiceContext
 from services.shared.celebrity_tiers import CelebritySubscriber
 from services.shared.hydration.hydrator import Hydrator
@@ -17,14 +17,14 @@ from services.timeline.pull import Puller, TweetServiceIds
 from services.timeline.search_timelines import SearchTimelines
 from services.timeline.service import TimelineService
 from services.timeline.store import HomeTimelineStore
-from services.timeline.store.memory import EmbeddedHomeTimelines
 
 
 async def build(context: ServiceContext) -> Service:
     """Builds the timeline service on the backend of its process: home timelines in process memory or in Redis."""
     settings = context.settings
     rules = FanoutRules(settings.timeline_mode, int(settings.clock_margin_s * 1000))
-    store = _store(context)
+    opened: OpenedStore[HomeTimelineStore] = await open_store(context)
+    store = opened.store
     tiers = CelebritySubscriber(context.channel, settings.clock_margin_s)
     relations = FolloweeCache(context.channel)
     owner = TweetServiceIds(context.channel)
@@ -39,15 +39,6 @@ async def build(context: ServiceContext) -> Service:
     return Service(
         name=context.name,
         servicers={"roost.timeline.v1.TimelineService": servicer},
-        workers=(tiers, builds),
+        workers=(*opened.workers, tiers, builds),
         resources=(store,),
     )
-
-
-def _store(context: ServiceContext) -> HomeTimelineStore:
-    cluster = cluster_backends_of(context)
-    if cluster is None:
-        return EmbeddedHomeTimelines(context.settings.warm_timelines)
-    from services.timeline.store.redis.store import RedisHomeTimelines  # imported on use: slow to import
-
-    return RedisHomeTimelines(cluster.redis)

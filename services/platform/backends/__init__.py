@@ -1,22 +1,53 @@
-"""Access to the cluster backend's connections, and to what all services share through them.
-
-Imports no service. Import `cluster` only if the cluster backend is chosen: its drivers take half a second to import.
+"""Opens the store of a service on the backend of its process, and gives access to the connections of the cluster backend.
+Import `cluster` only if the cluster backend is chosen: its drivers take half a second to import.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
-from services.platform.service import ServiceContext
+from services.platform.service import ServiceContext, Worker
 
 if TYPE_CHECKING:
     from services.platform.backends.cluster import ClusterBackends
     from services.platform.redis.shared_versions import SharedVersions
 
+S = TypeVar("S")
+
+
+class OpenedStore(NamedTuple, Generic[S]):
+    """An open store, with the workers that must run beside it on this backend, such as the relay of its outbox."""
+
+    store: S
+    workers: Sequence[Worker] = ()
+
+
+async def open_store(context: ServiceContext, *arguments: Any) -> OpenedStore[Any]:
+    """Opens the store of the service on the backend of the process.
+
+    Calls `open_store(context, *arguments)` in `services/<name>/store/embedded.py` or `services/<name>/store/cluster.py`,
+    and raises its errors. Any, because each service has its own port.
+    """
+    backend = "embedded" if context.cluster is None else "cluster"
+    # Imported on use: the drivers of the cluster take half a second to import.
+    adapters = importlib.import_module(f"services.{context.name}.store.{backend}")
+    return cast("OpenedStore[Any]", await adapters.open_store(context, *arguments))
+
 
 def cluster_backends_of(context: ServiceContext) -> ClusterBackends | None:
-    """Returns the cluster's connections; None in the embedded backend."""
+    """Returns the connections of the cluster; None in the embedded backend."""
     return cast("ClusterBackends | None", context.cluster)
+
+
+def require_cluster(context: ServiceContext) -> ClusterBackends:
+    """Returns the connections of the cluster, for `services/<name>/store/cluster.py`. Raises RuntimeError in the embedded
+    backend."""
+    cluster = cluster_backends_of(context)
+    if cluster is None:
+        raise RuntimeError(f"{context.name} was opened on the cluster, but this process uses the embedded backend")
+    return cluster
 
 
 def shared_versions_of(context: ServiceContext) -> SharedVersions | None:

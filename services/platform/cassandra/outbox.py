@@ -131,7 +131,7 @@ class Outbox:
     async def start(self) -> None:
         """Starts publishing, and sweeps within two seconds for events that earlier processes left."""
         self._worker.start()
-        self._sweeper.start()
+        await self._sweeper.start()
 
     async def stop(self) -> None:
         """Publishes queued events for at most DRAIN_S, then stops. A sweeper publishes the rest later."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
+from services.platform.background import BackgroundWorker
 from services.platform.cassandra.keyspace import MAX_CONCURRENT_STATEMENTS, Keyspace
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import timestamp_ms
@@ -54,10 +55,11 @@ class OutboxPartition(NamedTuple):
     minute: int
 
 
-class OutboxSweeper:
+class OutboxSweeper(BackgroundWorker):
     """Sweeps for unpublished rows and passes those older than GRACE_S to `publish`, one partition at a time.
 
-    `publish` publishes and flags them and returns how many it published. `clock` returns unix seconds.
+    `publish` publishes and flags them and returns how many it published. `clock` returns unix seconds. Events that were
+    published but not flagged when the sweeper is stopped are published again later.
     """
 
     def __init__(
@@ -66,23 +68,11 @@ class OutboxSweeper:
         clock: Callable[[], float],
         publish: Callable[[OutboxPartition, Sequence[Record]], Awaitable[int]],
     ) -> None:
+        super().__init__(f"sweeper-{keyspace.name}")
         self._keyspace = keyspace
         self._clock = clock
         self._publish = publish
         self._full_sweep_requested = True
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Starts the sweeper's task; has no effect if it runs."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"sweeper-{self._keyspace.name}")
-
-    async def stop(self) -> None:
-        """Cancels the task. Events that were published but not flagged will be published again."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait((task,))
 
     def request_full_sweep(self) -> None:
         """Makes the next sweep start at the cursor, instead of the newest minutes."""

@@ -17,8 +17,9 @@ import structlog
 from roost.registry.v1 import registry_service_pb2 as pb
 from roost.registry.v1 import registry_service_pb2_grpc as pb_grpc
 
+from services.platform.background import BackgroundWorker
 from services.platform.rpc import errors
-from services.platform.rpc.context import Call, current_call
+from services.platform.rpc.stream_subscriber import StreamSubscriber
 from services.platform.transport.base import AbstractChannel
 from services.platform.transport.inprocess_calls import rpc_error
 
@@ -38,43 +39,37 @@ STREAMS_S = 24 * 3600.0
 _log = structlog.get_logger(__name__)
 
 
-class Registrar:
-    """A worker that registers the services of this process and renews their leases.
+class Registrar(BackgroundWorker):
+    """A worker that registers the services of this process and renews their leases. Retries every RETRY_S seconds if
+    the registry does not answer.
 
     `channel` is a channel to the registry, `services` are names such as `tweet`, `address` (host:port) is where other
     processes reach them.
     """
 
     def __init__(self, channel: grpc.aio.Channel, services: Sequence[str], address: str) -> None:
+        super().__init__("registrar")
         # Any, because the generated types of the stub allow grpc.aio's own call class only.
         self._stub: Any = pb_grpc.RegistryServiceStub(channel)
         self._services = services
         self._address = address
         self._instance_id = f"{address.rpartition(':')[2]}-{secrets.token_hex(4)}"
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Starts to register the services in the background. Retries every RETRY_S if the registry does not answer."""
-        self._task = asyncio.create_task(self._keep(), name="registrar")
 
     async def stop(self) -> None:
         """Stops the renewals and deregisters the services, so other processes no longer call them.
 
         Ignores errors of the registry: the leases expire by themselves.
         """
-        if self._task is None:
+        if not self.is_started:
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._task = None
+        await super().stop()
         for service in self._services:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 await self._stub.DeregisterInstance(
                     pb.DeregisterInstanceRequest(service=service, instance_id=self._instance_id), timeout=RETRY_S
                 )
 
-    async def _keep(self) -> None:
-        current_call.set(Call())
+    async def _run(self) -> None:
         listed: set[str] = set()
         while True:
             delay_s = RETRY_S
@@ -99,57 +94,32 @@ class Registrar:
         return int((await self._stub.RegisterInstance(entry)).lease_ms)
 
 
-class Watch:
+class Watch(StreamSubscriber[pb.WatchInstancesResponse]):
     """A worker that watches the addresses (host:port) of one service, over a channel to the registry.
 
-    `version` grows with each change of `addresses`. `ready` is set when the first addresses are known.
+    `version` grows with each change of `addresses`, which keep their last value after `stop` or while the registry is
+    away. `ready` is set when the first addresses are known.
     """
 
     def __init__(self, channel: grpc.aio.Channel, service: str) -> None:
+        super().__init__(f"watch-{service}", silence_s=SILENCE_S, retry_first_s=RETRY_S, retry_max_s=RETRY_S)
         self._stub: Any = pb_grpc.RegistryServiceStub(channel)
         self.service = service
         self.addresses: tuple[str, ...] = ()
         self.version = 0
         self.ready = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Starts to watch in the background. Opens a new stream RETRY_S after one was lost."""
-        self._task = asyncio.create_task(self._follow(), name=f"watch-{self.service}")
+    def _open(self) -> Any:
+        return self._stub.WatchInstances(pb.WatchInstancesRequest(service=self.service))
 
-    async def stop(self) -> None:
-        """Stops watching. `addresses` keep their last value."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-
-    async def _follow(self) -> None:
-        current_call.set(Call())
-        while True:
-            try:
-                await self._listen()
-            except (grpc.aio.AioRpcError, TimeoutError) as error:
-                _log.debug("registry lost, will ask again", service=self.service, reason=repr(error))
-            await asyncio.sleep(RETRY_S)
-
-    async def _listen(self) -> None:
-        call = self._stub.WatchInstances(pb.WatchInstancesRequest(service=self.service))
-        try:
-            while True:
-                async with asyncio.timeout(SILENCE_S):
-                    message = await call.read()
-                if not isinstance(message, pb.WatchInstancesResponse):
-                    return
-                addresses = tuple(sorted({instance.address for instance in message.instances}))
-                # An empty list means that the registry has just restarted or that the service is down. The old
-                # addresses are kept: after a restart of the registry they are valid, otherwise calls fail anyway.
-                if addresses and addresses != self.addresses:
-                    self.addresses = addresses
-                    self.version += 1
-                    self.ready.set()
-        finally:
-            call.cancel()
+    def _receive(self, message: pb.WatchInstancesResponse) -> None:
+        addresses = tuple(sorted({instance.address for instance in message.instances}))
+        # An empty list means that the registry has just restarted or that the service is down. The old addresses are
+        # kept: after a restart of the registry they are valid, otherwise calls fail anyway.
+        if addresses and addresses != self.addresses:
+            self.addresses = addresses
+            self.version += 1
+            self.ready.set()
 
 
 class DiscoveredChannel(AbstractChannel):

@@ -10,6 +10,7 @@ import grpc
 import structlog
 from prometheus_client import Gauge
 
+from services.platform.background import BackgroundWorker
 from services.platform.health import PEER_READY
 
 # Seconds between two checks of all connections. A check costs microseconds for each peer.
@@ -22,15 +23,16 @@ _ready = Gauge("roost_peer_ready", "1 if calls to the service can leave, 0 if it
 _log = structlog.get_logger(__name__)
 
 
-class Peers:
-    """A worker that keeps the connections of `channels` (by service) established.
+class Peers(BackgroundWorker):
+    """A worker that keeps the connections of `channels` (by service) established, and checks them every LOOK_EVERY_S
+    seconds. They stay open after `stop`.
 
     It logs connections that are lost and established again, and sets the metric `roost_peer_ready`.
     """
 
     def __init__(self, channels: Mapping[str, grpc.aio.Channel]) -> None:
+        super().__init__("peers")
         self._channels = channels
-        self._task: asyncio.Task[None] | None = None
         self._away_since: dict[str, float] = {}
         self._missed: set[str] = set()
 
@@ -50,17 +52,6 @@ class Peers:
             await asyncio.sleep(LOOK_EVERY_S / 10)
         return []
 
-    async def start(self) -> None:
-        """Starts to check the connections in the background, every LOOK_EVERY_S seconds."""
-        self._task = asyncio.create_task(self._follow(), name="peers")
-
-    async def stop(self) -> None:
-        """Stops the checks. The connections stay open."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-
     def look(self, now: float) -> None:
         """Checks all connections once: sets the metric and logs changes. `now` is in monotonic seconds.
 
@@ -77,7 +68,7 @@ class Peers:
                 self._missed.add(name)
                 _log.warning("peer.unreachable", peer=name, state=state)
 
-    async def _follow(self) -> None:
+    async def _run(self) -> None:
         while True:
             self.look(monotonic())
             await asyncio.sleep(LOOK_EVERY_S)

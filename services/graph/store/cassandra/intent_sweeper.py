@@ -15,6 +15,7 @@ import structlog
 from services.graph.store.cassandra import schema
 from services.graph.store.cassandra.edge_writer import EdgeWriter
 from services.graph.store.cassandra.intent_log import LIVE_S, SHARDS
+from services.platform.background import BackgroundWorker
 from services.platform.cassandra.keyspace import Keyspace, Row
 
 # Average time between two sweeps.
@@ -34,26 +35,15 @@ _SWEPT_TO = "swept_to_minute"
 log = structlog.get_logger(__name__)
 
 
-class IntentSweeper:
-    """Worker that sweeps intents. Any number may run at once, because finishing is idempotent. `clock` returns Unix
-    seconds."""
+class IntentSweeper(BackgroundWorker):
+    """Worker that sweeps intents, beginning with those of earlier processes. Any number may run at once, because
+    finishing is idempotent. `clock` returns Unix seconds."""
 
     def __init__(self, keyspace: Keyspace, edge_writer: EdgeWriter, clock: Callable[[], float]) -> None:
+        super().__init__("graph-sweeper")
         self._keyspace = keyspace
         self._edge_writer = edge_writer
         self._clock = clock
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Starts sweeping, beginning with the intents of earlier processes."""
-        self._task = asyncio.create_task(self._run(), name="graph-sweeper")
-
-    async def stop(self) -> None:
-        """Stops at once; unfinished work is found by the next sweep."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
 
     async def sweep(self) -> int:
         """Sweeps the complete minutes that no process has swept. Returns the number of unfinished intents found

@@ -12,8 +12,8 @@ from services.identity.store.cassandra import schema
 from services.identity.store.cassandra.accounts.rows import session_values
 from services.identity.store.cassandra.user_transactions import EVENT_ID_TTL_S, UserTransactions, event_ids
 from services.identity.store.rotation import RotationState
-from services.platform.cassandra.keyed_lock import run_to_completion
 from services.platform.cassandra.keyspace import Keyspace
+from services.platform.detached import run_to_completion
 from services.platform.events.log import Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason

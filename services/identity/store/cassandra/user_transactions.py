@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import Any
 
 from services.identity.store.cassandra import schema
-from services.platform.cassandra.keyed_lock import KeyedLocks, run_to_completion
+from services.platform.cassandra.keyed_lock import KeyedLocks
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
+from services.platform.detached import run_to_completion
 from services.platform.events.log import EventLog, Record
 from services.platform.rpc import errors
 

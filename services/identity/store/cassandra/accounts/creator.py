@@ -16,9 +16,9 @@ from services.identity.store.cassandra.accounts.rows import (
     session_values,
 )
 from services.identity.store.cassandra.user_transactions import EVENT_ID_TTL_S
-from services.platform.cassandra.keyed_lock import run_to_completion
 from services.platform.cassandra.keyspace import Keyspace, Statement
 from services.platform.cassandra.outbox import Outbox
+from services.platform.detached import run_to_completion
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 

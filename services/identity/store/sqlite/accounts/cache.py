@@ -5,7 +5,6 @@ Each write updates the cache before it returns, so the cache is never older than
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from services.identity.store.sqlite import schema
 from services.identity.store.sqlite.accounts.rows import decode_login
 from services.identity.store.user_refs import serialized_ref
 from services.platform.caching.read_tracking import ChangeTracker
+from services.platform.detached import run_to_completion
 from services.platform.sqlite.database import Database
 
 # Accounts in the cache, about 1.5 kB each.
@@ -55,7 +55,7 @@ class AccountCache:
             self._changes.changed([account.user_id for account in changed])
             return changed
 
-        return await asyncio.shield(write())
+        return await run_to_completion(write())
 
     async def get_many(self, ids: Sequence[int]) -> list[CachedAccount]:
         """Returns the accounts in the order of `ids`; omits unknown ids."""

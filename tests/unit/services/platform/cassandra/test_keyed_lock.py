@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from services.platform.cassandra import keyed_lock
-from services.platform.cassandra.keyed_lock import KeyedLocks, run_to_completion
-from services.platform.rpc import context, errors
+from services.platform.cassandra.keyed_lock import KeyedLocks
+from services.platform.rpc import errors
 
 
 async def test_hold_serializes_per_key_and_frees_locks() -> None:
@@ -64,20 +64,3 @@ async def test_hold_too_many_waiters_are_rejected(monkeypatch: pytest.MonkeyPatc
     refused = [outcome for outcome in outcomes if outcome is not None]
     assert len(refused) == 2
     assert all(isinstance(one, errors.RoostError) and one.code.name == "RESOURCE_EXHAUSTED" for one in refused)
-
-
-async def test_run_to_completion_outlives_caller_and_deadline() -> None:
-    done: list[float] = []
-
-    async def work() -> None:
-        await asyncio.sleep(0.01)
-        done.append(context.current().deadline)
-
-    context.current_call.set(context.Call(deadline=1.0))
-    caller = asyncio.create_task(run_to_completion(work()))
-    await asyncio.sleep(0)
-    caller.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await caller
-    await asyncio.sleep(0.05)
-    assert done == [context.NEVER]

@@ -1,0 +1,13 @@
+"""Opens the home timelines of the embedded backend, in process memory."""
+
+from __future__ import annotations
+
+from services.platform.backends import OpenedStore
+from services.platform.service import ServiceContext
+from services.timeline.store import HomeTimelineStore
+from services.timeline.store.memory import EmbeddedHomeTimelines
+
+
+async def open_store(context: ServiceContext) -> OpenedStore[HomeTimelineStore]:
+    """Returns a store without home timelines: each is built when it is first read."""
+    return OpenedStore(EmbeddedHomeTimelines(context.settings.warm_timelines))
