@@ -1,7 +1,8 @@
-"""What a mesh keeps in its data directory is its owner's alone."""
+"""Files of the data directory are private to their owner."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -22,8 +23,13 @@ def _open_umask() -> Iterator[None]:
 
 
 def modes_of(data: Path) -> set[tuple[bool, int]]:
-    paths = [data, *data.rglob("*")]
-    return {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in paths}
+    """Returns (is a directory, permissions) of everything in the data directory; the mesh may run and delete files meanwhile."""
+    found = set()
+    for path in [data, *data.rglob("*")]:
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.stat().st_mode
+            found.add((stat.S_ISDIR(mode), stat.S_IMODE(mode)))
+    return found
 
 
 @pytest.mark.usefixtures("_open_umask")
