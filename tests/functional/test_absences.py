@@ -1,4 +1,4 @@
-"""Counts are what lists show: who is suspended or gone is in neither, and back in both after coming back."""
+"""Counts equal the lengths of lists: both leave out suspended and deleted users, and include them again after their return."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def ok(web: Web, verb: str, path: str, person: Person | None = None, **opt
 
 
 async def counted_and_listed(web: Web, ann: Person, tweet_id: str) -> tuple[list[int], list[int]]:
-    """What the counts of Ann and of her tweet say, and how long the lists are that belong to them."""
+    """Returns the counts of Ann and of her tweet, and the lengths of the lists that they count, in the same order."""
     user = (await ok(web, "GET", f"/v1/users/{ann.id}"))["metrics"]
     tweet = (await ok(web, "GET", f"/v1/tweets/{tweet_id}"))["metrics"]
     lists = []

@@ -1,4 +1,4 @@
-"""Wrong input over HTTP: always a 4xx problem, never a 500, and nothing is stored."""
+"""Invalid input over HTTP: a 4xx problem, never a 500, and nothing is stored."""
 
 from __future__ import annotations
 

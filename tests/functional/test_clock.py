@@ -1,4 +1,4 @@
-"""A clock that was ahead once: writes wait for it, and the process says so."""
+"""Ids that are ahead of the clock: writes are refused, and /readyz and /metrics report the distance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def test_readyz_and_metrics_report_ids_ahead_of_clock(start_mesh: MeshFact
         assert (await client.get("/readyz")).json()["status"] == "ready"
     await server.stop()
     await mesh.process.stop()
-    # What a process leaves behind whose clock was an hour ahead.
+    # The lease that a process leaves if its clock was an hour ahead.
     (data / "worker.lease").write_text(f"{time.time_ns() // 1_000_000 + HOUR_MS:019d}\n")
     again = await start_mesh(data_dir=data)
     server, client = await open_web(again, again.process.settings)

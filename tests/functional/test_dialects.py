@@ -1,4 +1,4 @@
-"""The same mesh in every dialect: Connect over real HTTP, and what no dialect may reach."""
+"""Connect over HTTP against the mesh, and methods that no dialect serves to users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that is told to stop says so, serves on for its drain, and then ends."""
+"""Drain after SIGTERM: the process reports that it is not ready, serves on, and ends at a second signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits as a visitor meets them who mixes protocols, tokens and accounts."""
+"""Rate limits of clients that mix protocols, tokens and accounts."""
 
 from __future__ import annotations
 

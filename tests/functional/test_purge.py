@@ -1,4 +1,4 @@
-"""Deleted tweets go for good once their grace is over, by themselves."""
+"""Deleted tweets are purged from the store and its files after the grace period."""
 
 from __future__ import annotations
 

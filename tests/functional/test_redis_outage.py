@@ -1,4 +1,4 @@
-"""Homes while Redis hangs or is gone: they are pulled, right and soon, and go warm again once it is back."""
+"""Home timelines while Redis hangs or is gone: they are pulled and complete, and become warm again after its return."""
 
 from __future__ import annotations
 

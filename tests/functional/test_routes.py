@@ -1,4 +1,4 @@
-"""Every route that the served methods own, in every spelling, and the table of the API that they must equal."""
+"""Every route of every served method, in every spelling, and the published table of the API."""
 
 from __future__ import annotations
 

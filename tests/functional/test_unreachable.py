@@ -1,4 +1,4 @@
-"""A mesh whose services are gone: callers are told in the door's own words, and the log holds gRPC's."""
+"""Services that cannot be reached: callers get a message without addresses, and the log has gRPC's message."""
 
 from __future__ import annotations
 

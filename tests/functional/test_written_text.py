@@ -1,4 +1,4 @@
-"""What people write is taken as their systems write it, and kept in one form."""
+"""Line breaks, tabs and emoji in text of users are accepted in every form and stored in one."""
 
 from __future__ import annotations
 
