@@ -103,7 +103,7 @@ async def test_create_tweet_bad_body_is_refused(web: Web, body: bytes) -> None:
 
 
 async def test_request_bad_value_of_any_field_is_refused(web: Web) -> None:
-    """Every scalar field of every served method's body × values of the wrong type or size."""
+    """Sends values of the wrong type or size for every scalar field of the body of every served method."""
     alice, admin = await web.sign_up("alice"), await web.admin()
     scene = {"alice": alice, "bob": alice, "tweet": "1", "bobs_tweet": "1", "refresh": "x"}
     scene |= {"user_id": alice.id, "tweet_id": "1", "username": "bob", "reply_id": "1", "session_id": "1", "tag": "x"}
@@ -246,7 +246,7 @@ async def test_request_without_permission_is_refused(web: Web) -> None:
 
 
 async def test_server_malformed_bytes_are_answered_or_closed(web: Web) -> None:
-    """What no HTTP library sends: each is answered or closed within seconds, and the server goes on."""
+    """Each malformed request is answered or its connection closed, and the server still serves the next one."""
     port = web.client.base_url.port
     for raw in (
         b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",

@@ -1,4 +1,4 @@
-"""`roost bench home` for real: a mesh in a process of its own, with people who follow one another, under wrk."""
+"""`roost bench home` with wrk, against a mesh in a process of its own whose users follow one another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [
 DOCUMENT = f"{table.BEGIN.format('home')}\n{table.END.format('home')}\n"
 
 
-@pytest.mark.embedded  # The mesh is a process of its own, on embedded stores whatever the family.
+@pytest.mark.embedded  # The mesh runs in its own process, always on embedded stores.
 async def test_bench_home_loaded_mesh_writes_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,22 +41,22 @@ async def test_bench_home_loaded_mesh_writes_table(
         assert await asyncio.to_thread(run, [*argv, "--posts", "10"]) == 0
     finally:
         await child.stop()
-    said = capsys.readouterr().out
-    assert "3 readers, 4.0 tweets a page; 1 × 1 s" in said
+    output = capsys.readouterr().out
+    assert "3 readers, 4.0 tweets a page; 1 × 1 s" in output
     for lines in (without, _lines(document)):
         assert all(figure > 0 for name in ("requests/s", "CPU µs a request") for figure in lines[name])
     mesh, bare_server, _ = without["bytes an answer"]
-    # The pages differ a little, the one recorded is of about their mean size.
+    # The bare server sends a recorded page of about the mean size of all pages.
     assert abs(mesh - bare_server) < 100
     assert len(_lines(document)["bytes an answer"]) == 4
 
 
 def _lines(document: Path) -> dict[str, list[float]]:
-    """The table's figures, a list a line."""
+    """Returns the figures of the table by the name of their row."""
     lines = [line.split("|")[1:-1] for line in document.read_text().splitlines() if line.startswith("|")]
     return {line[0].strip(): [_figure(cell) for cell in line[1:]] for line in lines[2:]}
 
 
 def _figure(cell: str) -> float:
-    """The median; the pages grow where tweets are posted, and then their range stands behind it."""
+    """Returns the median, without the range in parentheses that may follow it."""
     return float(cell.split("(")[0].replace(",", ""))

@@ -1,4 +1,4 @@
-"""The dearest lists that a request can hold, in every dialect: refused for a price that nobody else on the loop notices."""
+"""The longest lists that a request can hold, in every dialect: refused with little CPU, so that other calls on the loop do not wait."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from services.platform.transport.server import MAX_MESSAGE_BYTES
 from tests.conftest import MeshFactory
 from tests.functional.conftest import ADMIN, Web, open_web
 
-# Milliseconds of this process's CPU for the client and the server together, the least of the tries: a refusal takes under 10, and what
-# is checked item by item takes 200 and more.
+# Milliseconds of CPU of the loop's thread for client and server together, the minimum of TRIES: a refusal takes under 10, a check item
+# by item 200 and more.
 MOST_MS = 50
 TRIES = 4
-# What JSON and the query need around the list.
+# Bytes that JSON and the query need around the list.
 SLACK = 200
 
 
 @dataclass(frozen=True)
 class Dear:
-    """A method and the list of its request that is filled."""
+    """A method and the list field of its request that the test fills."""
 
     method: Method
     field: FieldDescriptor
@@ -43,23 +43,23 @@ class Dear:
 
     @property
     def item(self) -> bytes:
-        """The shortest JSON value of the list's type, which breaks the rule of items where there is one."""
+        """Returns the shortest JSON value of the list's type; it breaks the rule of the items if they have one."""
         if self.field.message_type is not None:
             return b"{}"
         return b'""' if self.field.cpp_type == FieldDescriptor.CPPTYPE_STRING else b"0"
 
     def json(self, size: int = MAX_BODY_BYTES) -> bytes:
-        """A body of about `size` bytes."""
+        """Returns a body of about `size` bytes."""
         count = (size - SLACK) // (len(self.item) + 1)
         return b'{"%s":[%s]}' % (self.field.name.encode(), b",".join([self.item] * count))
 
     def binary(self, size: int) -> bytes:
-        """A message of about `size` bytes: the list's tag and a zero, or an empty text or message, again and again."""
+        """Returns a message of about `size` bytes: the list's tag and a zero byte (0 or an empty value), repeated."""
         wire_type = 0 if self.item == b"0" else 2
         return bytes((self.field.number << 3 | wire_type, 0)) * ((size - SLACK) // 2)
 
     def query(self) -> str:
-        """About as many values as a request line takes beside the other headers."""
+        """Returns a query with as many values as a request line can hold beside the other headers."""
         return f"{self.field.name}=" + ",".join(["0"] * ((MAX_HEADER_BYTES - 8 * SLACK) // 2))
 
 
@@ -92,7 +92,7 @@ async def least_ms(ask: Callable[[], Awaitable[None]]) -> float:
 
 
 def over_http(one: Dear) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(verb, path, what httpx sends) of each dialect of HTTP."""
+    """Yields (verb, path, options of httpx) for each dialect of HTTP."""
     for binding in bindings(one.method):
         if one.field.name in binding.variables():
             continue
@@ -113,9 +113,9 @@ def _body(content: bytes, media: str) -> dict[str, Any]:
 
 
 def names_list(answer: httpx.Response, one: Dear) -> bool:
-    """Whether the list is what the answer finds wrong, or nothing that costs more was looked at."""
-    told = orjson.loads(answer.content)
-    return one.field.name in told.get("detail", told.get("message", ""))
+    """Returns whether the answer names the list as the invalid field."""
+    problem = orjson.loads(answer.content)
+    return one.field.name in problem.get("detail", problem.get("message", ""))
 
 
 @pytest.mark.parametrize("wire", ["inprocess", "grpc"])
@@ -145,7 +145,7 @@ async def test_gateway_list_of_a_megabyte_is_refused_cheaply(start_mesh: MeshFac
 
 
 async def test_grpc_server_list_of_a_megabyte_is_refused_cheaply(start_mesh: MeshFactory) -> None:
-    """Public methods find the list too long; the mesh's own parse nothing of a stranger's."""
+    """Public methods refuse the list as too long; methods of the mesh refuse the caller before they parse the message."""
     mesh = await start_mesh(wire="grpc", admins=(ADMIN,))
     server, client = await open_web(mesh, mesh.process.settings)
     admin = await Web(mesh, client).admin()

@@ -19,13 +19,13 @@ from services.platform.config import child_environment, runtime_dir
 pytestmark = pytest.mark.embedded
 
 ANY_PORT = "127.0.0.1:0"
-# No test waits for it: the second signal ends the drain.
+# Longer than the test: the second signal ends the drain.
 DRAIN_S = "3600"
 PATIENCE_S = 60.0
 
 
 class Running:
-    """A `roost up` in a process of its own."""
+    """A `roost up` in its own process, with its addresses."""
 
     def __init__(self, process: asyncio.subprocess.Process, run: runfile.RunFile) -> None:
         self.process = process
@@ -76,7 +76,7 @@ async def test_drain_after_sigterm_serves_http_and_grpc(running: Running) -> Non
             await asyncio.sleep(0.01)
         assert (await fresh.get(f"{running.ops}/readyz")).status_code == 503
         assert (await fresh.get("/livez")).status_code == 200
-        # The connection from before still serves, and is told to go: the balancer sends the next one elsewhere.
+        # An older connection is still served, with `connection: close`: the load balancer sends the next call elsewhere.
         served = await kept.get("/v1/tweets/1")
         assert (served.status_code, served.headers["connection"]) == (404, "close")
         health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())

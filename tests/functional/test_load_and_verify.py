@@ -1,4 +1,4 @@
-"""`roost load` and `roost verify` against a real mesh over gRPC: loading twice adds nothing, and a broken fan-out goes red."""
+"""`roost load`, `roost verify` and the demo against a real mesh over gRPC."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PEOPLE, EDGES, LINES = 30, 120, 80
 
 @pytest.fixture
 async def mesh(start_mesh: Callable[..., Awaitable[Any]], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A mesh with an empty data directory and a short clock margin, also for the command."""
+    """A mesh with an empty data directory; the mesh and the command use a short clock margin."""
     monkeypatch.setenv("ROOST_CLOCK_MARGIN_S", str(MARGIN_S))
     return await start_mesh(clock_margin_s=MARGIN_S)
 
@@ -51,7 +51,7 @@ async def test_load_twice_adds_nothing_and_homes_are_exact(
     await load_files(target)
     assert f"{LINES} posted, 0 already there" in capsys.readouterr().out
     assert await verify.audit(target, Silent())
-    # Warm before the first tweet: it was fan-out that brought them all.
+    # The home timelines were warm before the first tweet, so fan-out delivered all tweets.
     assert capsys.readouterr().out.splitlines()[-2:] == [
         f"warm: {PEOPLE} of {PEOPLE}",
         f"{PEOPLE} of {PEOPLE} timelines exact",
@@ -68,10 +68,10 @@ async def test_verify_undelivered_tweet_is_reported_missing(
     await mesh.settled()
     await mesh.fanout.PauseFanout(fanout_service_pb2.PauseFanoutRequest())
     author = {user.user.username: user.user.id async for user in _users(mesh)}["user_0003"]
-    tweet_id = await mesh.post(author, "nobody hears of it")
+    tweet_id = await mesh.post(author, "not delivered")
     assert not await verify.audit(target, Silent())
-    said = capsys.readouterr().out
-    assert f"1 missing ({tweet_id})" in said
+    output = capsys.readouterr().out
+    assert f"1 missing ({tweet_id})" in output
     await mesh.fanout.ResumeFanout(fanout_service_pb2.ResumeFanoutRequest())
     await mesh.settled()
     assert await verify.audit(target, Silent())

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from roost.timeline.v1 import timeline_service_pb2
 
+from services.platform.redis.node_pool import Node
 from tests import redis_servers
-from tests.conftest import Mesh, MeshFactory
+from tests.conftest import SETTLE_WITHIN_S, Mesh, MeshFactory
 
 pytestmark = pytest.mark.cluster
 
 READS = 20
-# Below half of the deadline of a home read. Beside two other suites on two cores the median was 1.1.
-SOON_S = 2.0
-BACK_WITHIN_S = 30.0
+# Each connection that is open when Redis hangs costs one read timeout; then the circuit breaker rejects calls at once.
+MAX_TIMEOUTS = READS // 2
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[redis_servers.Server]:
 
 
 async def label(mesh: Mesh, reader: int) -> str:
-    """What the answer says of the home."""
+    """Returns how the home timeline was read: `warm` from Redis, or `pull`."""
     with mesh.as_user(reader):
         call = mesh.timelines.ListHomeTimeline(timeline_service_pb2.ListHomeTimelineRequest())
         await call
@@ -35,15 +35,23 @@ async def label(mesh: Mesh, reader: int) -> str:
 
 
 async def becomes_warm(mesh: Mesh, reader: int) -> None:
-    until = time.monotonic() + BACK_WITHIN_S
-    while await label(mesh, reader) != "warm":
-        assert time.monotonic() < until, "the home does not become warm"
+    async with asyncio.timeout(SETTLE_WITHIN_S):
+        while await label(mesh, reader) != "warm":
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("outage", ["hangs", "gone"])
 async def test_home_without_redis_is_pulled_and_becomes_warm_again(
-    start_mesh: MeshFactory, server: redis_servers.Server, outage: str
+    start_mesh: MeshFactory, server: redis_servers.Server, outage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    timeouts: list[Node] = []
+    on_timeout = Node._on_read_timeout
+
+    def count_timeout(node: Node) -> None:
+        timeouts.append(node)
+        on_timeout(node)
+
+    monkeypatch.setattr(Node, "_on_read_timeout", count_timeout)
     mesh = await start_mesh(redis_url=server.url, redis_timeout_s=0.2, clock_margin_s=0.0)
     ann, bob = await mesh.people("ann", "bob")
     await mesh.follow(ann, bob)
@@ -55,19 +63,15 @@ async def test_home_without_redis_is_pulled_and_becomes_warm_again(
     else:
         server.kill()
     posted.insert(0, await mesh.post(bob, "meanwhile"))
-    took = []
     for _ in range(READS):
-        began = time.monotonic()
         assert [tweet.id for tweet in await mesh.home(ann)] == posted
-        took.append(time.monotonic() - began)
     assert await label(mesh, ann) == "pull"
-    # The first ones find out; and a machine that does much else is late now and then.
-    assert sorted(took)[READS // 2] < SOON_S
+    assert len(timeouts) <= MAX_TIMEOUTS
     if outage == "hangs":
         server.resume()
     else:
         server.start()
-    # What fan-out could not deliver waited, and the home becomes warm with it.
+    # Fan-out delivers the tweets of the outage now.
     await mesh.settled()
     await becomes_warm(mesh, ann)
     assert [tweet.id for tweet in await mesh.home(ann)] == posted

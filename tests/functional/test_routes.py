@@ -19,7 +19,7 @@ VERBS = ("get", "post", "put", "patch", "delete")
 
 
 def bindings(path: str) -> list[tuple[str, str]]:
-    """(verb, template) of a method, canonical first."""
+    """Returns the (verb, path template) pairs of a method, the canonical one first."""
     rule: http_pb2.HttpRule = methods()[path].descriptor.GetOptions().Extensions[annotations_pb2.http]
     return [
         (verb.upper(), getattr(one, verb))
@@ -31,7 +31,7 @@ def bindings(path: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to call a method: the path's variables, query and body may name parts of the scene."""
+    """How to call a method; placeholders in path, query and body are keys of `scene_of`."""
 
     path: str
     body: dict[str, Any] | None = None
@@ -42,7 +42,7 @@ class Recipe:
     admin: bool = False
     status: int = 200
     shows: str = ""
-    # Where a method is asked by path and query as well as by body, there is one recipe for each.
+    # A method that takes its fields from the query or from the body has one recipe for each.
     verbs: tuple[str, ...] = tuple(verb.upper() for verb in VERBS)
 
 
@@ -123,7 +123,7 @@ RECIPES = [
     Recipe("/roost.tweet.v1.ReplyService/GetThread", tweet_id="{bobs_tweet}", signed_in=False, shows="depths"),
     Recipe(
         "/roost.engagement.v1.EngagementService/LikeTweet",
-        # `POST /like` has it in the body alone; where the path says it too, the two must agree.
+        # `POST /like` takes the id from the body alone; if the path has it too, both must be equal.
         body={"tweet_id": "{bobs_tweet}", "user_id": "{alice}"},
         tweet_id="{bobs_tweet}",
         shows="likes",
@@ -215,12 +215,12 @@ async def test_route_every_spelling_is_served(web: Web, recipe: Recipe, verb: st
     assert recipe.shows in answer.text
     assert answer.headers["content-type"].startswith("application/json")
     if recipe.path.endswith("PauseFanout"):
-        # Others share the mesh.
+        # Other tests share the mesh.
         assert (await web.call("POST", "/admin/v1/fanout/resume", person)).status_code == 200
 
 
 async def test_recipes_cover_every_served_method(web: Web) -> None:
-    """A method that the services serve and that has routes is in RECIPES: a forgotten one fails here."""
+    """Every served method with routes is in RECIPES."""
     tried = {recipe.path for recipe in RECIPES}
     for service in web.mesh.process.services.values():
         for name, servicer in service.servicers.items():
@@ -241,9 +241,9 @@ async def test_readme_lists_methods_answered_501(web: Web) -> None:
     # The runtime serves the envelope of batched calls itself.
     served.add(("roost.batch.v1.BatchService", "Call"))
     unserved = [m for m in methods().values() if (m.service, m.name) not in served]
-    told = re.search(r"answered with 501.*?:(.*?)\n- ", README.read_text(), re.DOTALL)
-    assert told is not None
-    assert set(re.findall(r"`(\w+\.\w+)`", told[1])) == {f"{m.service.rpartition('.')[2]}.{m.name}" for m in unserved}
+    listed = re.search(r"answered with 501.*?:(.*?)\n- ", README.read_text(), re.DOTALL)
+    assert listed is not None
+    assert set(re.findall(r"`(\w+\.\w+)`", listed[1])) == {f"{m.service.rpartition('.')[2]}.{m.name}" for m in unserved}
     answer = await web.call("POST", "/v1/auth/request-password-reset", json={"email": "ada@example.org"})
     assert answer.status_code == 501, answer.text
     for path in ("/v1/notifications", "/v1/media", "/v1/reports"):
@@ -259,7 +259,7 @@ RENAMED = {
 
 
 def test_contract_matches_published_api_table(shared: Path) -> None:
-    """Every RPC of the published table is in the contract, with its kind and its routes in order."""
+    """Every RPC of the published table is in the contract, with the same kind and the same routes in order."""
     text = (shared / "api.md").read_text()
     by_name = {(m.service, m.name): m for m in methods().values()}
     packages = {m.service for m in methods().values()}

@@ -123,10 +123,11 @@ class Cassandra:
         except Exception as error:
             raise to_roost_error(error, False) from error
 
-    def deadline(self, at_most_s: float = STATEMENT_TIMEOUT_S) -> float:
-        """Returns the call's deadline, or `at_most_s` seconds from now if that is sooner, as a time of the event loop's
-        clock."""
-        return min(current().deadline, self._loop.time() + at_most_s)
+    def deadline(self, at_most_s: float | None = None) -> float:
+        """Returns the call's deadline, or `at_most_s` seconds (STATEMENT_TIMEOUT_S if None) from now if that is sooner,
+        as a time of the event loop's clock."""
+        limit_s = STATEMENT_TIMEOUT_S if at_most_s is None else at_most_s
+        return min(current().deadline, self._loop.time() + limit_s)
 
     def time_left(self, deadline: float) -> float:
         """Returns the seconds until `deadline`, above 0. Raises DEADLINE_EXCEEDED if it has passed."""
