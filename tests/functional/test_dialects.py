@@ -30,7 +30,7 @@ async def connect(web: Web, path: str, body: Any, person: Person | None = None, 
 
 
 async def test_connect_json_and_binary_match_rest(web: Web) -> None:
-    """Sign-up, post, read, delete: JSON and binary, and REST sees the same."""
+    """Signs up, posts, reads and deletes in JSON and binary; REST shows the same tweets."""
     name = web.fresh("ada")
     account = {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
     answer = await connect(web, f"{AUTH}/SignUp", account)
@@ -72,20 +72,20 @@ async def test_connect_refusals_are_connect_errors(web: Web) -> None:
 
 
 async def test_internal_methods_over_http_return_404(web: Web) -> None:
-    """In Connect's spelling and in any that REST might have: answered like a path that does not exist, also to administrators."""
+    """Paths of Connect and guessed paths of REST are answered like a path that does not exist, even to administrators."""
     admin = await web.admin()
 
-    def told(answer: httpx.Response) -> Any:
+    def outcome(answer: httpx.Response) -> Any:
         return answer.status_code, {k: v for k, v in answer.json().items() if k not in ("instance", "trace_id")}
 
-    nowhere = told(await connect(web, "/roost.tweet.v1.TweetService/Nothing", {}, admin))
+    nowhere = outcome(await connect(web, "/roost.tweet.v1.TweetService/Nothing", {}, admin))
     assert nowhere[0] == 404
     for method in INTERNAL:
         assert bindings(method) == [], f"{method.path} is internal and has a route"
-        assert told(await connect(web, method.path, {}, admin)) == nowhere
+        assert outcome(await connect(web, method.path, {}, admin)) == nowhere
         for verb in ("GET", "POST"):
             answer = await web.call(verb, f"/v1{method.path}", admin)
-            assert told(answer) == nowhere
+            assert outcome(answer) == nowhere
 
 
 async def ask(channel: grpc.aio.Channel, method: Method, token: str) -> grpc.StatusCode:
@@ -106,7 +106,7 @@ async def ask(channel: grpc.aio.Channel, method: Method, token: str) -> grpc.Sta
 
 @pytest.mark.parametrize("codec", ["json", "binary"])
 async def test_connectrpc_client_calls_and_errors_are_understood(web: Web, codec: str) -> None:
-    """connectrpc, an implementation that is not ours, as the oracle."""
+    """Calls the gateway by connectrpc, an independent implementation of Connect."""
     client_module = pytest.importorskip("connectrpc.client")
     compat = pytest.importorskip("connectrpc.compat")
     from connectrpc.code import Code
@@ -160,7 +160,7 @@ ADMINISTRATION = [
 
 
 async def test_admin_methods_by_user_are_refused_in_every_dialect(web: Web) -> None:
-    """Who calls is checked before anything is said of the method: 403 for a user, 401 for nobody."""
+    """Access is checked before it is known whether the method is served: 403 for users, 401 without a token."""
     ada = await web.sign_up("ada")
     for method in ADMINISTRATION:
         routes = [(one.http_method, re.sub(r"\{\w+\}", "1", one.template)) for one in bindings(method)]
@@ -189,7 +189,7 @@ async def test_admin_methods_not_served_return_501(web: Web) -> None:
 
 
 async def test_internal_methods_over_grpc_are_denied(start_mesh: MeshFactory) -> None:
-    """A client with a user's token, an administrator's at that, but no identity of the mesh."""
+    """The client has an administrator's token and no identity of the mesh."""
     mesh = await start_mesh(wire="grpc", admins=("root_admin",))
     [admin] = await mesh.people("root_admin")
     token = (
@@ -199,6 +199,6 @@ async def test_internal_methods_over_grpc_are_denied(start_mesh: MeshFactory) ->
     )
     async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.process.grpc_port}") as channel:
         found = {method.path: await ask(channel, method, token) for method in INTERNAL}
-    # Also those that nobody serves yet.
+    # Methods that no service serves yet are denied too.
     assert found == dict.fromkeys(found, grpc.StatusCode.PERMISSION_DENIED)
     assert len(INTERNAL) > 20

@@ -32,7 +32,7 @@ async def reply(web: Web, person: Person, tweet_id: str, text: str = "so true", 
 
 
 async def replies(web: Web, tweet_id: str, reader: Person | None = None, page_size: int = 100) -> list[str]:
-    """All of them, page by page."""
+    """Returns the ids of all replies, read page by page."""
     found: list[str] = []
     cursor = ""
     while True:
@@ -48,7 +48,7 @@ async def replies(web: Web, tweet_id: str, reader: Person | None = None, page_si
 async def thread(
     web: Web, tweet_id: str, reader: Person | None = None, page_size: int = 100
 ) -> list[tuple[str, int, bool]]:
-    """Id, depth and whether it is a tombstone, of the whole thread."""
+    """Returns (id, depth, is a tombstone) of every tweet of the thread, read page by page."""
     found: list[tuple[str, int, bool]] = []
     cursor = ""
     while True:
@@ -89,7 +89,7 @@ async def test_create_reply_every_route_shows_reply_on_next_read(web: Web, path:
     assert await thread(web, tweet_id) == [(tweet_id, 0, False), (made["id"], 1, False)]
     assert (await ok(web, "GET", f"/v1/tweets/{tweet_id}"))["metrics"]["replies"] == 1
     assert [tweet["id"] for tweet in (await ok(web, "GET", f"/v1/users/{bob.id}/tweets"))["tweets"]] == [made["id"]]
-    # Of the reader's own replies the home shows all.
+    # The home timeline shows all replies of the reader.
     assert await web.home(bob) == [made["id"]]
 
 
@@ -121,7 +121,7 @@ async def test_create_reply_repeated_key_makes_one_reply(web: Web) -> None:
     assert len(await replies(web, tweet_id)) == 1
     assert (await post(tweet_id, "not so")).status_code == 409
     assert (await post(other_id, "so true")).status_code == 409
-    # A tweet may have the same key: each kind of post has its own.
+    # Keys of tweets and keys of replies are separate.
     answer = await web.call("POST", "/v1/tweets", bob, json={"text": "so true"}, headers=headers)
     assert answer.status_code == 201
     assert answer.json()["reply_to_id"] == "0"
@@ -176,10 +176,10 @@ async def test_list_replies_is_newest_first_without_hidden_replies(web: Web, pag
     await reply(web, alice, made[0], "no direct one")
     await ok(web, "DELETE", f"/v1/replies/{made[3]}", alice)
     await ok(web, "POST", f"/v1/users/{bob.id}/block", carol)
-    stand = [i for i in made if i != made[3]]
-    assert await replies(web, tweet_id, alice, page_size) == stand[::-1]
+    live = [i for i in made if i != made[3]]
+    assert await replies(web, tweet_id, alice, page_size) == live[::-1]
     bobs = made[1::3]
-    assert await replies(web, tweet_id, carol, page_size) == [i for i in stand[::-1] if i not in bobs]
+    assert await replies(web, tweet_id, carol, page_size) == [i for i in live[::-1] if i not in bobs]
 
 
 async def test_list_replies_and_thread_of_hidden_tweet_return_404(web: Web) -> None:
@@ -283,7 +283,7 @@ async def test_block_refuses_replies_both_ways(web: Web, blocker: str) -> None:
         assert await status(web, "POST", "/reply", person, json={"text": "x", "tweet_id": target}) == 403
     assert await replies(web, hers, alice) == []
     assert await replies(web, hers) == [old]
-    # Own replies stay one's own, whoever blocks.
+    # Users can delete their own replies after a block.
     await ok(web, "DELETE", f"/v1/replies/{old}", bob)
     assert await replies(web, hers) == []
 
@@ -334,7 +334,6 @@ async def test_list_quotes_and_retweeters_is_newest_first(web: Web) -> None:
 
 
 async def test_replies_and_threads_over_grpc_return_typed_messages(shared_mesh: Mesh) -> None:
-    """The typed messages, over both kinds of channel."""
     mesh, bob_name = shared_mesh, unique("bob")
     alice, bob = await mesh.people(unique("alice"), bob_name)
     channel = mesh.process.channel("")

@@ -1,4 +1,4 @@
-"""Search over HTTP: which tweets and users are found, by which readers and how soon, and what stays hidden."""
+"""Search, suggestions and trends over HTTP: results for each reader, order, pages, and hidden tweets and users."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_search_alternative_request_bodies_are_accepted(web: Web) -> None:
 async def test_search_pages_have_every_match_once(web: Web) -> None:
     alice, bob = await web.sign_up("alice"), await web.sign_up("bob")
     posted = [await web.post(alice if n % 2 else bob, f"number {n}") for n in range(25)]
-    # The last one of each: order holds for one author's alone.
+    # Events are in order for each author alone, so both last tweets must be found.
     for last in (23, 24):
         await is_found(web, f"number {last}", posted[last])
     await web.call("POST", f"/v1/users/{alice.id}/block", bob)
@@ -124,7 +124,7 @@ async def test_search_pages_have_every_match_once(web: Web) -> None:
         ("top", None, sorted(posted)),
         ("top", bob, sorted(posted[::2])),
     ):
-        # What was posted before the first page and is indexed behind it would move the places of the best.
+        # A tweet that is indexed after the first page would move the ranks of the others.
         await indexed(web, alice)
         seen: list[str] = []
         cursor = ""
@@ -133,7 +133,7 @@ async def test_search_pages_have_every_match_once(web: Web) -> None:
             page = await ask(web, "/v1/search/tweets", reader, params=params)
             seen += [tweet["id"] for tweet in page["tweets"]]
             assert len(page["tweets"]) == 4 or not page["next_cursor"]
-            # What comes meanwhile changes no page behind the first.
+            # Later tweets do not change the pages after the first one.
             await web.post(alice, "number late")
             if not (cursor := page["next_cursor"]):
                 break
@@ -152,7 +152,7 @@ async def test_search_deleted_blocked_and_suspended_are_hidden(web: Web) -> None
     await is_found(web, "secret", deleted, his, hers)
 
     assert (await web.call("DELETE", f"/v1/tweets/{deleted}", bob)).status_code == 200
-    assert await found(web, "secret") == [his, hers], "at once, whatever the index holds"
+    assert await found(web, "secret") == [his, hers], "hidden at once, before the index applies the deletion"
 
     await web.call("POST", f"/v1/users/{bob.id}/block", alice)
     for reader, ids in ((alice, [hers]), (bob, [his]), (carol, [his, hers]), (None, [his, hers])):
@@ -175,7 +175,7 @@ async def test_search_deleted_blocked_and_suspended_are_hidden(web: Web) -> None
     assert (await ask(web, f"/v1/search/users?query={bob.username}", carol))["users"] == []
     assert (await ask(web, f"/v1/search/suggest?query={bob.username}", carol))["users"] == []
 
-    # Nor once the index has learnt of it all.
+    # They stay hidden after the index has applied all events.
     await indexed(web, carol)
     assert await found(web, "secret", carol) == [hers]
     await web.mesh.process.channel("moderation").unary_unary(
@@ -292,7 +292,7 @@ async def test_search_followed_author_ranks_first(web: Web) -> None:
     assert await found(web, "tea", reader, order="top") == [his, hers]
     await web.call("POST", f"/v1/users/{alice.id}/follow", reader)
     assert await found(web, "tea", reader, order="top") == [hers, his]
-    assert await found(web, "tea", reader) == [his, hers], "the latest stay in their order"
+    assert await found(web, "tea", reader) == [his, hers], "`latest` is not ranked"
 
 
 @pytest.mark.parametrize("path", ["/v1/search/tweets", "/v1/search"])
@@ -353,7 +353,7 @@ async def test_search_users_most_followed_first_pages_reach_all(web: Web) -> Non
     people = [await web.sign_up(f"person{n:02}") for n in range(12)]
     for person in people:
         await web.call("PATCH", "/v1/users/me", person, json={"display_name": "User"})
-    # The newest is the best known.
+    # The newest user has the most followers.
     for follower, followee in ((0, 11), (1, 11), (2, 11), (0, 10), (1, 10), (0, 5)):
         await web.call("POST", f"/v1/users/{people[followee].id}/follow", people[follower])
     wanted = [people[n].username for n in (11, 10, 5, 0, 1, 2, 3, 4, 6, 7, 8, 9)]
@@ -388,9 +388,9 @@ async def test_search_users_name_prefix_matches(own_web: Web) -> None:
         page = await ask(own_web, path, params={"query": query})
         return [user["username"] for user in page["users"]]
 
-    # The very name, then usernames that begin so, then words in names; the most followed first.
+    # Order: exact username, usernames with the prefix, words in names; the most followed first in each group.
     await eventually(lambda: usernames("ANN"), ["ann", "anna", "hannah", "joe_ann"])
-    # What different people changed may come in any order.
+    # Events of different users arrive in any order.
     await eventually(lambda: usernames("livia"), ["anna"])
     for query, wanted in {
         "@anna": ["anna", "hannah"],
@@ -411,7 +411,7 @@ async def test_search_users_name_prefix_matches(own_web: Web) -> None:
     assert second["next_cursor"] == ""
 
     assert (await own_web.call("DELETE", "/v1/users/me", people["ann"])).status_code == 200
-    assert await usernames("ann") == ["anna", "hannah", "joe_ann"], "at once"
+    assert await usernames("ann") == ["anna", "hannah", "joe_ann"], "hidden at once"
 
 
 async def test_trending_tags_need_three_users(own_web: Web) -> None:
@@ -460,7 +460,7 @@ async def test_trending_tweets_rank_by_reacting_users(own_web: Web) -> None:
 
 
 async def test_search_best_pages_reach_every_match_boosted_first(own_web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older, longer, boosted tweets rank before more new one-word tweets of a stranger than one ranking reads."""
+    """Boosted tweets rank before newer and shorter ones, even if there are more of those than MATCHES_PER_LIST."""
     monkeypatch.setattr("services.search.best.MATCHES_PER_LIST", 5)
     friend, stranger, reader = [await own_web.sign_up(name) for name in ("friend", "stranger", "reader")]
     hers = await own_web.post(friend, "boats and more")
@@ -490,7 +490,7 @@ async def test_search_best_pages_reach_every_match_boosted_first(own_web: Web, m
                 break
             assert len(page["tweets"]) == size
         assert seen == first, size
-    # Deletions between pages move nobody else.
+    # Deletions between pages do not move other tweets.
     page = await ask(own_web, "/v1/search/tweets", reader, params={"query": "boats", "page_size": 4})
     for gone in first[:2]:
         await own_web.call("DELETE", f"/v1/tweets/{gone}", friend if gone == hers else stranger)
@@ -532,14 +532,15 @@ async def test_search_after_reindex_returns_same_results(own_web: Web) -> None:
     await indexed(own_web, alice)
     assert (await own_web.call("POST", "/admin/v1/search/reindex", alice, json={})).status_code == 403
     async with asyncio.timeout(SETTLE_WITHIN_S):
-        # The first build of a new index may still be under way; a second one is not begun beside it.
+        # Only one index is built at a time: the first build of a new mesh may still run.
         while not (await ask(own_web, "/admin/v1/search/reindex", admin, json={}))["started"]:
             await asyncio.sleep(0.1)
     late = await own_web.post(alice, "word late")
     await is_found(own_web, "word", late, *posted[:0:-1])
-    for _ in range(50):
+    building = True
+    while building:
+        building = (await ask(own_web, "/admin/v1/search/reindex", admin))["building"]
         assert await found(own_web, "word") == [late, *posted[:0:-1]]
-        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("wire", ["inprocess", "grpc"])
@@ -560,7 +561,7 @@ async def test_search_over_both_wires_returns_results(start_mesh: MeshFactory, w
     async def suggested() -> list[int]:
         return [user.id for user in (await search.Suggest(pb.SuggestRequest(query="al"))).users]
 
-    # What different people did may come in any order.
+    # Events of different users arrive in any order.
     await eventually(both, [bob])
     await eventually(suggested, [alice])
 
@@ -577,7 +578,7 @@ async def main():
     search = SearchServiceStub(process.channel(""))
     (author,) = await mesh.people("author")
     posted = []
-    # Some are committed by then, and some are laid over only.
+    # At the kill some changes are committed to the index, and others are only in its overlay in memory.
     for n in range(60):
         posted.append(await mesh.post(author, f"survivor {n}"))
         await asyncio.sleep(0.03)
@@ -593,7 +594,7 @@ asyncio.run(main())
 
 @pytest.mark.slow
 async def test_search_after_kill_returns_same_results(start_mesh: MeshFactory, tmp_path: Path) -> None:
-    """Changes that were not durable in the index are consumed again from the log, after the index's own position."""
+    """Changes that the index had not committed are consumed again from the log, after the position in the index."""
     folder = tmp_path / "killed"
     killed = await asyncio.to_thread(
         subprocess.run,
@@ -617,7 +618,7 @@ async def test_search_after_kill_returns_same_results(start_mesh: MeshFactory, t
         return [one.id for one in page.tweets]
 
     if backend.name == "embedded":
-        assert (folder / "search" / "state.json").exists(), "it was filled before it was killed"
+        assert (folder / "search" / "state.json").exists(), "the index was written before the kill"
     await eventually(look, posted[::-1])
     assert [user.username for user in (await search.SearchUsers(pb.SearchUsersRequest(query="auth"))).users] == [
         "author"

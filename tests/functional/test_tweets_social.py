@@ -293,7 +293,7 @@ async def test_retweet_of_removed_and_restored_tweet_follows_original(web: Web) 
     assert (await web.call("POST", f"/v1/tweets/{original}/retweets", bob)).status_code == 404
 
 
-# --- who may, and who sees --------------------------------------------------------------------------------------------
+# --- permissions and visibility --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("blocker", ["alice", "bob"])

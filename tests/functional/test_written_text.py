@@ -7,7 +7,7 @@ import pytest
 from tests.functional.conftest import PASSWORD, Web
 
 CRLF, CR = "a\r\nb", "a\rb"
-# 160 code points as it is kept, 240 as it comes.
+# 160 code points when stored, 240 as sent.
 LONG = "x\r\n" * 80
 
 
