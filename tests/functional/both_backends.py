@@ -1,7 +1,7 @@
-"""Two meshes that are asked the same: what each answers, in words that do not depend on which ids and tokens it happened to make.
+"""Makes the same calls on two meshes, and returns their answers in a form that does not contain their ids and tokens.
 
-Ids, tokens and cursors get a name when both meshes give them out at the same place of the same answer; a call names them so, and each
-mesh is asked with its own.
+An id, token or cursor gets a name when both meshes return one at the same place of the same answer. A call uses the name,
+and each mesh gets its own value of it.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from services.platform.rpc.contract import Method, methods
 from services.platform.rpc.errors import from_rpc
 from tests.conftest import Mesh
 
-# Smaller numbers are counts and places; an id is the milliseconds of many years, shifted.
+# Smaller numbers are counts and positions; an id contains milliseconds since its epoch, shifted to the left.
 LEAST_ID = 1 << 40
-# What is told of later is the same within this, on a machine that others use too.
+# Eventually consistent answers are the same after this time, even on a busy machine.
 SAME_WITHIN_S = 20.0
 LOOK_AGAIN_S = 0.02
-# More pages than any list here has: a cursor that leads nowhere is to be noticed.
+# More pages than any list here has, to detect a cursor that does not advance.
 MAX_PAGES = 200
-# Strings that each mesh makes for itself.
+# String fields whose values differ between the meshes.
 SECRETS = frozenset({"next_cursor", "access_token", "refresh_token", "challenge_id", "event_id"})
-# Numbers that tell of a moment, or of how often something was written.
+# Fields with times, or with counts of writes.
 MOMENTS = frozenset({"followed_at_ms", "changed_at_ms", "created_at_ms", "relation_version"})
-# Bytes that are a message.
+# Bytes fields that contain a serialised message.
 WITHIN: Mapping[str, Any] = {"core": tweet_pb2.Tweet, "ref": user_pb2.UserRef}
-# What a machine that others use too may answer to anything; where a repeat is harmless, both are asked again.
+# Codes that any call may return on a busy machine; both meshes are called again if the method is safe to retry.
 LATE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
 _ID_IN_TEXT = re.compile(r"\d{12,}")
 
 
 @dataclass(frozen=True)
 class Name:
-    """What both meshes have, each in its own spelling."""
+    """A value that both meshes have, each with its own id or token."""
 
     text: str
 
@@ -53,10 +53,10 @@ class Name:
 
 @dataclass(frozen=True)
 class Ask:
-    """One call: `method` as `TweetService/GetTweet`; `user` None is nobody; `caller` is a service, or `operator`.
+    """One call: `method` like `TweetService/GetTweet`; `user` None is anonymous; `caller` is a service, or `operator`.
 
-    `whole`: page after page by each mesh's own cursors, as one answer; where a page ends is left open then. `sorted_by`: the field of a
-    list whose order is left open.
+    `whole` reads all pages and compares them as one answer, so pages may end at different places. `sorted_by` is the list
+    field whose order is not compared.
     """
 
     method: str
@@ -72,7 +72,7 @@ class Ask:
 
 
 class Side:
-    """One of the meshes, and how it spells the names."""
+    """One of the meshes, and its values of the names."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
@@ -81,7 +81,7 @@ class Side:
         self._calls: dict[tuple[str, str], Any] = {}
 
     async def answer(self, ask: Ask, method: Method) -> tuple[Any, list[int | str]]:
-        """What it says, and what in it has no name yet, in the order in which it stands there."""
+        """Returns the answer with names, and the values in it that have no name yet, in their order in the answer."""
         words = _Words(self.names)
         try:
             found = words.of(await self._send(ask, method))
@@ -102,7 +102,7 @@ class Side:
         with self.mesh.as_user(int(self.spelled[ask.user]) if ask.user else 0):
             if method.server_streaming:
                 async for part in call(request):
-                    # How much comes in a part is the service's own affair.
+                    # The services may divide the stream differently.
                     whole.MergeFrom(part)
                 return whole  # type: ignore[no-any-return]
             for _ in range(MAX_PAGES):
@@ -134,7 +134,7 @@ class Side:
 
 
 class Twins:
-    """Both meshes. `said` keeps what was asked, to be read when they differ."""
+    """Both meshes. `said` lists the calls so far, for the report of a difference."""
 
     def __init__(self, meshes: Sequence[Mesh]) -> None:
         self.sides = [Side(mesh) for mesh in meshes]
@@ -143,9 +143,9 @@ class Twins:
         self._made = 0
 
     async def ask(self, ask: Ask, eventually: bool = False) -> Any:
-        """What both answer: a message as a dictionary, a refusal as (code, reason, message, violations).
+        """Returns the answer of both: a message as a dictionary, an error as (code, reason, message, violations).
 
-        AssertionError where they differ; `eventually`: where they still do after SAME_WITHIN_S.
+        Raises AssertionError if they differ; with `eventually`, only if they still differ after SAME_WITHIN_S.
         """
         method = self._methods[ask.method]
         self.said.append(str(ask))
@@ -170,7 +170,7 @@ class Twins:
         return _with(found, made)
 
     async def walk(self, ask: Ask, eventually: bool = False) -> list[Any]:
-        """A list to its end, page by page; what was refused is the only page."""
+        """Returns all pages of a list; an error is the only page."""
         pages = [await self.ask(ask, eventually)]
         while isinstance(pages[-1], dict) and pages[-1].get("next_cursor"):
             assert len(pages) < MAX_PAGES, f"{ask}: no end"
@@ -179,19 +179,19 @@ class Twins:
         return pages
 
     async def settled(self) -> None:
-        """Waits until both have delivered what was posted."""
+        """Waits until both have delivered all tweets."""
         await asyncio.gather(*(side.mesh.settled() for side in self.sides))
 
 
 class _Words:
-    """One answer in words; what has no name gets a place in `fresh`."""
+    """Converts one answer; values without a name are numbered in `fresh`."""
 
     def __init__(self, names: Mapping[int | str, Name]) -> None:
         self._names = names
         self.fresh: dict[int | str, _Fresh] = {}
 
     def of(self, message: Message) -> dict[str, Any]:
-        """The fields that are set, by name."""
+        """Returns the fields that are set, by name."""
         return {descriptor.name: self._field(descriptor, value) for descriptor, value in message.ListFields()}
 
     def name(self, value: int | str) -> Any:
@@ -209,7 +209,7 @@ class _Words:
         return self._one(descriptor, value)
 
     def _sorted(self, keys: Any) -> Iterator[tuple[Any, Any]]:
-        # A map has no order; ids were made in the same one on both sides.
+        # A map has no order, but both sides created their ids in the same one.
         for key in sorted(keys):
             yield (self.name(key) if isinstance(key, int) and key >= LEAST_ID else key), key
 
@@ -227,7 +227,7 @@ class _Words:
 
 @dataclass(frozen=True)
 class _Fresh:
-    """The n-th thing in an answer that had no name before."""
+    """The n-th value of an answer that had no name before."""
 
     place: int
 
@@ -237,7 +237,7 @@ def _code(found: Any) -> str:
 
 
 def _with(found: Any, made: Sequence[Name]) -> Any:
-    """The answer, with names instead of places."""
+    """Returns the answer with names instead of `_Fresh`."""
     match found:
         case _Fresh(place):
             return made[place]
@@ -249,7 +249,7 @@ def _with(found: Any, made: Sequence[Name]) -> Any:
 
 
 def _apart(one: Any, other: Any, path: str = "answer") -> Iterator[str]:
-    """Where two answers differ: one line a place."""
+    """Returns a line for each difference between two answers."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted({*one, *other}):
             yield from _apart(one.get(key), other.get(key), f"{path}.{key}")

@@ -1,5 +1,5 @@
-"""A model of everything that "Meaning" in the API's words says of people and tweets, by brute force: no lists, no caches, no order
-of events. What the services answer is compared with it."""
+"""A brute-force model of the API's rules about users and tweets, without lists, caches and events. Tests compare the
+services' answers with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tweet:
 
 @dataclass
 class World:
-    """People are 0, 1, 2 …; edges are pairs of them, marks pairs of a person and a tweet's id."""
+    """Users are 0, 1, 2 …; edges are pairs of users, and marks are pairs of a user and a tweet id."""
 
     names: list[str]
     tweets: dict[int, Tweet] = field(default_factory=dict)
@@ -45,19 +45,19 @@ class World:
     bookmarks: set[tuple[int, int]] = field(default_factory=set)
 
     def apart(self, one: int, other: int) -> bool:
-        """Whether a block stands between them."""
+        """Returns whether either blocks the other."""
         return bool({(one, other), (other, one)} & self.blocks)
 
     def stands(self, tweet_id: int) -> bool:
-        """Whether the tweet is there for anybody, its author's state aside."""
+        """Returns whether the tweet is neither deleted nor removed."""
         return self.tweets[tweet_id].state == STANDS
 
     def original(self, tweet_id: int) -> int:
-        """What a retweet retweets, and each other tweet itself."""
+        """Returns the id of the retweeted tweet, or the id itself if it is no retweet."""
         return self.tweets[tweet_id].retweet_of or tweet_id
 
     def visible(self, reader: int, tweet_id: int) -> bool:
-        """Whether the reader may see it at all."""
+        """Returns whether the reader may see the tweet."""
         tweet = self.tweets[tweet_id]
         return (
             self.stands(tweet_id)
@@ -67,7 +67,7 @@ class World:
         )
 
     def at_home(self, reader: int, tweet_id: int) -> bool:
-        """Whether it stands in the reader's home, however deep."""
+        """Returns whether the tweet is in the reader's home timeline, however deep."""
         tweet = self.tweets[tweet_id]
         if not self.visible(reader, tweet_id) or not self.knows(reader, tweet.author):
             return False
@@ -79,47 +79,47 @@ class World:
         return self.knows(reader, parent.author) and self.visible(reader, parent.id)
 
     def knows(self, reader: int, author: int) -> bool:
-        """Whether the reader is the author, or follows them."""
+        """Returns whether the reader is the author or follows them."""
         return author == reader or (reader, author) in self.follows
 
     def home(self, reader: int) -> list[int]:
-        """The ids of the reader's home, newest first."""
+        """Returns the ids of the reader's home timeline, newest first."""
         return sorted((tweet_id for tweet_id in self.tweets if self.at_home(reader, tweet_id)), reverse=True)
 
     def seen(self, reader: int, tweets: Iterable[Tweet]) -> list[int]:
-        """Of these tweets the ids that the reader may see, newest first."""
+        """Returns the ids of those tweets that the reader may see, newest first."""
         return sorted((tweet.id for tweet in tweets if self.visible(reader, tweet.id)), reverse=True)
 
     def of_author(self, author: int) -> list[Tweet]:
         return [tweet for tweet in self.tweets.values() if tweet.author == author]
 
     def linked(self, link: str, tweet_id: int) -> list[Tweet]:
-        """The tweets that stand and answer, quote or retweet this one."""
+        """Returns the tweets, not deleted or removed, that reply to, quote or retweet this one, as `link` says."""
         return [t for t in self.tweets.values() if getattr(t, link) == tweet_id and self.stands(t.id)]
 
-    # The code that an act must answer.
+    # The status code that a call must return.
 
     def act_on(self, user: int, tweet_id: int) -> str:
-        """Replying, quoting, retweeting, liking."""
+        """Returns the code of a reply, quote, retweet or like."""
         authors = {self.tweets[tweet_id].author, self.tweets[self.original(tweet_id)].author}
         if not self.stands(tweet_id) or not self.stands(self.original(tweet_id)) or authors & self.suspended:
             return MISSING
         return REFUSED if any(self.apart(user, author) for author in authors) else OK
 
     def retweet(self, user: int, tweet_id: int) -> str:
-        """Retweeting: what a moderator took away does not come back."""
+        """Returns the code of a retweet. One that a moderator removed cannot be repeated."""
         wanted, original = self.act_on(user, tweet_id), self.original(tweet_id)
         removed = (t for t in self.tweets.values() if t.state == REMOVED)
         return REFUSED if wanted == OK and (user, original) in {(t.author, t.retweet_of) for t in removed} else wanted
 
     def own(self, user: int, tweet_id: int) -> str:
-        """Deleting; and editing, as far as it depends on who does it."""
+        """Returns the code of a delete, and of an edit as far as it depends on the user."""
         if self.tweets[tweet_id].author == user:
             return OK
         return REFUSED if self.visible(user, tweet_id) else MISSING
 
     def edit(self, user: int, tweet_id: int, text: str) -> str:
-        """Editing."""
+        """Returns the code of an edit."""
         tweet = self.tweets[tweet_id]
         if not self.stands(tweet_id):
             return MISSING
@@ -127,11 +127,11 @@ class World:
         return LATE if self.own(user, tweet_id) == OK and late else self.own(user, tweet_id)
 
     def follow(self, user: int, other: int) -> str:
-        """Following."""
+        """Returns the code of a follow."""
         return MISSING if other in self.suspended else REFUSED if self.apart(user, other) else OK
 
     def tweet_as(self, reader: int, tweet_id: int) -> dict[str, Any]:
-        """The tweet as the reader gets it, in the form of `told`."""
+        """Returns the tweet as the reader gets it, in the form of `told`."""
         tweet = self.tweets[tweet_id]
         found = self._alone(reader, tweet)
         if tweet.retweet_of:
@@ -143,7 +143,7 @@ class World:
         return found
 
     def _alone(self, reader: int, tweet: Tweet) -> dict[str, Any]:
-        # Counts leave out suspended users, as lists do; nobody else sees bookmarks.
+        # Counts exclude suspended users, as lists do.
         likes = sum(tweet_id == tweet.id and user not in self.suspended for user, tweet_id in self.likes)
         bookmarks = sum(tweet_id == tweet.id for _, tweet_id in self.bookmarks)
         links = [
@@ -166,9 +166,9 @@ class World:
 
 
 def told(tweet: tweet_pb2.Tweet) -> dict[str, Any]:
-    """What a tweet of the API says, in the model's form."""
+    """Returns a tweet of the API in the model's form."""
     if tweet.deleted:
-        assert tweet == tweet_pb2.Tweet(id=tweet.id, deleted=True), "a tombstone tells nothing else"
+        assert tweet == tweet_pb2.Tweet(id=tweet.id, deleted=True), "a deleted tweet has no other field"
         return {"id": tweet.id, "deleted": True}
     metrics, viewer = tweet.metrics, tweet.viewer
     found: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""The families answer alike: the same random history over both, and every answer of the one compared with the other's.
+"""Runs the same random history on both backends, and compares each answer of one with the other's.
 
-What acts at once is compared at once. Homes are read once all is delivered; what is found or counted later (search, trends) has to
-become the same.
+Changes that act at once are compared at once. Home timelines are read after everything is delivered. Results that are
+eventually consistent (search, trends) must become the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEED = int(os.environ.get("ROOST_SEED", "1"))
 STEPS = {SHORT: 120, LONG: 600}
 # The least number of calls for each step that are compared in a run; each page of a list is a call.
 LEAST_PER_STEP = 4 / 3
-# After so many steps search is asked, and everybody's home is read.
+# After this many steps the eventually consistent results and everybody's home timeline are compared.
 LOOK_EVERY = 60
 SIZES = (1, 2, 3, 7, 50, 50)
 RECENT = 12
@@ -51,18 +51,18 @@ PROFILES: Sequence[dict[str, str]] = (
     {"display_name": "Ann"}, {"display_name": "Zoë  B"}, {"bio": "likes tea"}, {"bio": ""}, {"location": "Roost", "website": "https://a.example"},
     {"display_name": ""}, {"display_name": " "}, {"website": "nowhere"}, {},
 )  # fmt: skip
-# An id that nobody has, and no tweet.
+# An id of no user and no tweet.
 NOBODYS = 12_345
-# Followers that make a celebrity: with few people some come and go.
+# Low enough that with few users some become celebrities and cease to be.
 THRESHOLD = 3
 MARGIN_S = 0.05
 LATEST, TOP = search.SEARCH_ORDER_LATEST, search.SEARCH_ORDER_TOP
-# Calls whose tweet is somebody's from then on.
+# Calls that return a new tweet.
 MAKES = frozenset({"TweetService/CreateTweet", "TweetService/Retweet", "ReplyService/CreateReply"})
 
 
 class History:
-    """One history: who there is and what was posted, by name, and the chance that decides."""
+    """One history: the users and tweets so far, by name, and the random generator that decides what happens."""
 
     def __init__(self, twins: Twins, seed: int) -> None:
         self.twins = twins
@@ -74,7 +74,7 @@ class History:
         self.removals = 0
 
     async def begin(self) -> None:
-        """The first people. They are imported, which may be repeated: nothing is prepared yet, and a busy machine may answer too late."""
+        """Imports the first users. An import can be retried, which the first call on a busy machine may need."""
         users = [
             user_service_pb2.ImportedUser(username=name, email=f"{name}@example.com") for name in USERNAMES[:PEOPLE]
         ]
@@ -85,14 +85,14 @@ class History:
         return self.chance.choice(self.people)
 
     def reader(self) -> Name | None:
-        """Somebody, or nobody."""
+        """Returns a random user, or None for an anonymous caller."""
         return self.chance.choice([*self.people, None])
 
     def person(self) -> Any:
         return self.who() if self.chance.random() < 0.97 else NOBODYS
 
     def tweet(self) -> Any:
-        """Mostly a late one, sometimes what is no tweet."""
+        """Returns a random tweet, mostly a recent one; sometimes an id that is no tweet."""
         if self.chance.random() < 0.03 or not self.authors:
             return self.chance.choice([NOBODYS, self.who()])
         every = list(self.authors)
@@ -102,17 +102,17 @@ class History:
         return " ".join(self.chance.choices(WORDS, k=self.chance.randint(1, 6)))
 
     def on(self, method: str, tweet: Any = None, **fields: Any) -> Ask:
-        """Something done to a tweet by somebody."""
+        """Returns a call about a tweet, by a random user."""
         return Ask(method, {"tweet_id": tweet or self.tweet(), **fields}, self.who())
 
     def own(self, method: str, field: str = "tweet_id", **fields: Any) -> Ask:
-        """Something that mostly its author does to a tweet."""
+        """Returns a call about a tweet, mostly by its author."""
         tweet = self.tweet()
         user = self.authors.get(tweet) if self.chance.random() < 0.85 else None
         return Ask(method, {field: tweet, **fields}, user or self.who())
 
     def to(self, method: str) -> Ask:
-        """Something done to a person."""
+        """Returns a call about a user, by a random user."""
         return Ask(method, {"user_id": self.person()}, self.who())
 
     def list(self, method: str, **fields: Any) -> Ask:
@@ -133,7 +133,7 @@ class History:
         return self.chance.choice(self.tokens[-3:] or ["no token"])
 
     async def write(self, ask: Ask) -> None:
-        """Does it, and keeps what it made."""
+        """Makes the call on both backends, and keeps the names of what it created."""
         found = await self.twins.ask(ask)
         if not isinstance(found, dict):
             return
@@ -146,7 +146,7 @@ class History:
         self.sessions += [session["id"] for session in found.get("sessions", ())]
 
     async def step(self) -> None:
-        """Does one thing, and looks at something."""
+        """Makes one random write and one random read."""
         await self.write(self.chance.choice(DEEDS)(self))
         await self.twins.walk(self.chance.choice(LOOKS)(self))
 
@@ -159,7 +159,7 @@ class History:
         for query in QUERIES:
             order = self.chance.choice((LATEST, LATEST, TOP))
             fields = {"query": query, "order": order, "page_size": self.chance.choice(SIZES[1:])}
-            # How well a text fits is each index's own reckoning.
+            # Each index ranks texts in its own way.
             asked = Ask(
                 "SearchService/SearchTweets",
                 fields,
@@ -174,7 +174,7 @@ class History:
             await self.twins.ask(Ask(f"SearchService/{method}", {}, self.reader(), whole=True), eventually=True)
 
     async def look_at_everything(self) -> None:
-        """Each person and each tweet, by everybody and nobody; then what the stores hold, as scans tell it."""
+        """Reads every list of each user and tweet; then scans the stores."""
         for user in self.people:
             for look in OF_PEOPLE:
                 await self.twins.walk(Ask(look, {"user_id": user, "page_size": 50}, user))
@@ -188,7 +188,7 @@ class History:
 
 
 async def counted(call: Any) -> Any:
-    """As `counts_or_empty`, but an owner who does not answer fails the page, which then is asked for again."""
+    """Does as `counts_or_empty`, but a failed call fails the page, which is then requested again."""
     answer = await call
     return await counts_or_empty(asyncio.sleep(0, answer))
 
@@ -217,7 +217,7 @@ def update_user(h: History) -> Ask:
 def create_tweet(h: History) -> Ask:
     links: dict[str, Any] = h.chance.choice(({}, {}, {"reply_to_id": h.tweet()}, {"quote_of_id": h.tweet()}))
     key = h.chance.choice(KEYS)
-    # Of a key's first text, mostly: another one is refused.
+    # Mostly the first text of the key, because a different one is rejected.
     text = f"by the key {key}" if key and h.chance.random() < 0.7 else h.text()
     return Ask("TweetService/CreateTweet", {"text": text, "idempotency_key": key, **links}, h.who())
 
@@ -255,7 +255,7 @@ def revoke(h: History) -> Ask:
     return Ask("AuthService/RevokeSession", {"user_id": user, "session_id": session}, user)
 
 
-# What people do, each as often as the number says.
+# Writes, each as likely as its number.
 DEEDS: Sequence[Callable[[History], Ask]] = [
     deed
     for often, deed in (
@@ -293,7 +293,7 @@ DEEDS: Sequence[Callable[[History], Ask]] = [
     )
     for _ in range(often)
 ]
-# What they look at: lists are walked to their ends.
+# Reads. Lists are read to their end.
 LOOKS: Sequence[Callable[[History], Ask]] = [
     lambda h: Ask("TweetService/GetTweet", {"tweet_id": h.tweet()}, h.reader()),
     batch_get_tweets,
@@ -316,7 +316,7 @@ LOOKS: Sequence[Callable[[History], Ask]] = [
     lambda h: Ask("UserService/BatchGetUsers", {"ids": [h.person() for _ in range(3)]}, h.reader()),
     lambda h: Ask("AuthService/CheckUsernameAvailability", {"username": h.chance.choice(USERNAMES)}),
 ]
-# At the end: of each person, by that person; of each tweet, by somebody.
+# Read at the end: for each user, by that user, and for each tweet, by a random user.
 OF_PEOPLE = (
     "TweetService/ListUserTweets",
     "EngagementService/ListLikedTweets",

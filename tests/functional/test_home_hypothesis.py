@@ -1,7 +1,7 @@
-"""Homes against a brute-force model, over histories that hypothesis draws, on the real services in one process.
+"""Compares home timelines with a brute-force model, in histories that hypothesis draws, on the real services in one process.
 
-Lists are kept so short that trimming and pages below the floor happen in every history. What must act at once (own posts, deletes,
-unfollows, blocks, mutes) is compared at once; others' posts after fan-out has nothing left to do.
+Home timelines are so short that every history trims them and reads pages below their floor. Changes that act at once (own
+posts, deletes, unfollows, blocks, mutes) are compared at once, others' posts after fan-out has delivered them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.home_stores import home_store_of, lengthen_deadlines, shorten
 KEEP, TRIM_ABOVE = 6, 8
 MARGIN_S = 0.03
 PEOPLE = 4
-# Some become celebrities by followers, too.
+# Low enough that some become celebrities by their followers.
 THRESHOLD = 3
 # Histories by backend and length; test_home_stateful.py tries more kinds of steps.
 EXAMPLES = {("embedded", SHORT): 8, ("embedded", LONG): 50, ("cluster", SHORT): 4, ("cluster", LONG): 25}
@@ -38,7 +38,7 @@ people = st.integers(0, PEOPLE - 1)
 
 
 class HomeMachine(RuleBasedStateMachine):
-    """One history: PEOPLE new people, and the model of what each home must hold."""
+    """One history: PEOPLE new users, and the model of what each home timeline must contain."""
 
     def __init__(self, runner: asyncio.Runner, mesh: Mesh) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class HomeMachine(RuleBasedStateMachine):
         return [tweet.id for tweet in self.run_(self.mesh.home(self.ids[reader], size))]
 
     def expected(self, reader: int) -> list[int]:
-        """The brute-force timeline."""
+        """Returns the ids of the home timeline, newest first, by brute force."""
         return sorted((i for i, author in self.standing.items() if self.shows(reader, author)), reverse=True)
 
     def shows(self, reader: int, author: int) -> bool:
@@ -217,10 +217,10 @@ def test_home_drawn_histories_agree_with_model(tmp_path: Path, mode: str, length
                     stateful_step_count=STEPS,
                     deadline=None,
                     suppress_health_check=list(HealthCheck),
-                    # A failing history is printed as it is: making it shorter would take minutes on real services.
+                    # No shrinking: on real services it would take minutes.
                     phases=(Phase.generate,),
                     database=None,
-                    # The same histories at every run: what fails here fails for everybody.
+                    # The same histories in every run, so that a failure can be repeated.
                     derandomize=True,
                 ),
             )

@@ -1,8 +1,9 @@
-"""Everything people do, against a brute-force model, over random histories, on the real services in one process.
+"""Compares everything that people do with a brute-force model, in random histories on the real services in one process.
 
-Lists are kept so short that trimming and pages below the floor happen in every history. What must act at once (own posts, edits,
-deletes, counts, unfollows, blocks, mutes, suspensions) is compared at once; others' posts after fan-out has nothing left to do.
-Timelines are lost, events come twice and out of order, the whole log is replayed, fan-out pauses, and tiers flip both ways.
+Home timelines are so short that every history trims them and reads pages below their floor. Changes that act at once (own
+posts, edits, deletes, counts, unfollows, blocks, mutes, suspensions) are compared at once, others' posts after fan-out has
+delivered them. Stored timelines are lost, events arrive twice and out of order, the whole log is replayed, fan-out pauses,
+and authors become celebrities and cease to be.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from tests.home_stores import home_store_of, lengthen_deadlines, shorten
 KEEP, TRIM_ABOVE = 6, 8
 MARGIN_S = 0.03
 PEOPLE = 4
-# Some become celebrities by followers, too.
+# Low enough that some become celebrities by their followers.
 THRESHOLD = 3
 # The histories are numbered from 0 and each is the same in every run, so that a failure can be repeated. On the cluster
 # backend one takes several times as long.
@@ -53,16 +54,16 @@ STEPS = 100
 # Pages of a history, on the average, that nothing changed between two reads: with fewer the comparison shows nothing.
 LEAST_GIVEN_AGAIN = 4
 SIZES = (1, 3, 7, 50)
-# Events appended once more, in any order: those of some steps.
+# The number of events that are appended again: those of some steps.
 SHUFFLED = 60
-MEMORY = "/dev/shm"  # noqa: S108 (a folder of its own is made in it)
+MEMORY = "/dev/shm"  # noqa: S108 (the test makes a folder of its own in it)
 TEXTS = ("a tweet", "mended", "mended again", "#tag and @somebody")
 
 T = TypeVar("T")
 
 
 class History:
-    """One history: PEOPLE new people, and the model of what everybody must see."""
+    """One history: PEOPLE new users, and the model of what each must see."""
 
     def __init__(self, runner: asyncio.Runner, mesh: Mesh, number: int) -> None:
         self.runner = runner
@@ -89,7 +90,7 @@ class History:
         return self.runner.run(work)
 
     def call(self, method: Any, request: Any, user: int | None = None) -> tuple[str, Any]:
-        """The code, and the answer where it is OK."""
+        """Returns the name of the status code, and the answer if the code is OK."""
 
         async def call() -> Any:
             if user is None:
@@ -108,19 +109,19 @@ class History:
         return answer
 
     def active(self, user: int) -> int:
-        """The user, or the next one who is not suspended."""
+        """Returns the user, or the next one who is not suspended."""
         while user in self.world.suspended:
             user = (user + 1) % PEOPLE
         return user
 
     def any_tweet(self) -> int:
-        """Mostly one that stands."""
+        """Returns the id of a random tweet, mostly of one that is neither deleted nor removed."""
         every = sorted(self.world.tweets)
         standing = [tweet_id for tweet_id in every if self.world.stands(tweet_id)]
         return self.chance.choice(standing if standing and self.chance.random() < 0.9 else every)
 
     def step(self) -> None:
-        """Does one thing, whichever comes."""
+        """Does one random thing of DEEDS."""
         name, draw = self.chance.choice(DEEDS)
         arguments = draw(self)
         self.steps.append(f"{name}{arguments}")
@@ -139,7 +140,7 @@ class History:
             self.read_when_delivered(user, 5)
         self.let_the_margin_pass()
 
-    # What people write.
+    # Writes of tweets.
 
     def post(self, author: int, many: int) -> None:
         author = self.active(author)
@@ -152,7 +153,7 @@ class History:
         self.world.tweets[tweet_id] = Tweet(tweet_id, author, **fields)
 
     def say(self, user: int, about: int, how: str) -> None:
-        """A reply by either service, or a quote."""
+        """Creates a reply, through either service, or a quote."""
         user = self.active(user)
         original = self.world.original(about)
         if how == "reply":
@@ -214,21 +215,21 @@ class History:
             self.read_a_follower_of(user)
 
     def mark(self, user: int, about: int, bookmark: bool, undo: bool) -> None:
-        """A like or a bookmark, or its undoing; of the original where it is a retweet."""
+        """Likes, bookmarks, or undoes one of them; applies to the original if the tweet is a retweet."""
         user = self.active(user)
         verb = ("Unbookmark" if undo else "Bookmark") if bookmark else ("Unlike" if undo else "Like")
         request = getattr(engagement, f"{verb}TweetRequest")(tweet_id=about)
         code, _ = self.call(getattr(self.engagement, f"{verb}Tweet"), request, user)
         original = self.world.original(about)
         wanted = OK if undo else self.world.act_on(user, about)
-        # A bookmark tells nobody, so it says no more than a read does.
+        # Nobody learns of a bookmark, so its error reveals no more than a read's.
         assert code == (MISSING if bookmark and wanted == REFUSED else wanted)
         if code == OK:
             marks = self.world.bookmarks if bookmark else self.world.likes
             (marks.discard if undo else marks.add)((user, original))
             self.read_at_once(user, 7)
 
-    # Whom they know.
+    # Follows, blocks, mutes and names.
 
     def follow(self, a: int, b: int) -> None:
         a = self.active(a)
@@ -281,10 +282,10 @@ class History:
         self.must(self.mesh.users.UpdateUser, request, user)
         self.world.names[user] = name
 
-    # What operators and accidents do.
+    # Moderation and faults.
 
     def suspend(self, user: int, undo: bool) -> None:
-        """One at a time: with more gone there is little left to compare."""
+        """Suspends the user, or reinstates everybody. Only one user is suspended at a time, so that much is left to compare."""
         self.actions += 1
         if undo or self.world.suspended:
             for back in sorted(self.world.suspended):
@@ -318,7 +319,7 @@ class History:
             request: Any = tweet.RestoreTweetRequest(tweet_id=found.id, action_id=found.action)
             self.must(self.moderated_tweets.RestoreTweet, request)
             found.state = STANDS
-            # Homes built meanwhile lack it until fan-out has brought it again.
+            # Homes built in the meantime lack it until fan-out delivers it again.
             self.delivered.discard(found.id)
         else:
             self.actions += 1
@@ -354,11 +355,11 @@ class History:
                 self.let_the_margin_pass()
 
     def repeat_events(self, seed: int) -> None:
-        """The last events come again, each twice, in any order."""
+        """Appends the last SHUFFLED events again, each twice, in random order."""
         workers = self.mesh.process.services["fanout"].workers
         log = next((worker._log for worker in workers if isinstance(worker, EmbeddedConsumer)), None)
         if log is None:
-            # A log that is not a file of ours gives all of it again instead.
+            # Kafka's log cannot be read like this, so all of it is replayed instead.
             self.must(self.mesh.fanout.ReplayFanout, fanout.ReplayFanoutRequest(offset=0))
             return
         wanted = "SELECT topic, key, event_id, payload, traceparent FROM event ORDER BY event_offset DESC LIMIT ?"
@@ -377,7 +378,7 @@ class History:
     def let_the_margin_pass(self) -> None:
         self.run_(asyncio.sleep(MARGIN_S * 1.5))
 
-    # What everybody sees.
+    # Reads.
 
     def read_a_follower_of(self, author: int) -> None:
         self.read_at_once(next((a for a, b in sorted(self.world.follows) if b == author), author), 5)
@@ -397,7 +398,7 @@ class History:
         assert self.home(reader, size) == self.world.home(reader)
 
     def crowd(self, lose: bool) -> None:
-        """Everybody posts and reads at the same time, while homes are being built."""
+        """Everybody posts and reads at the same time, while home timelines are being built."""
         users = [user for user in range(PEOPLE) if user not in self.world.suspended]
         before = {user: self.world.home(user) for user in users}
 
@@ -438,7 +439,7 @@ class History:
         assert bool(answer.filter) != answer.shown
 
     def look_at_a_tweet(self, reader: int, about: int) -> None:
-        """The tweet by itself, and what hangs on it."""
+        """Reads the tweet, and the lists of its replies, quotes, likes and retweets."""
         reader = self.active(reader)
         code, answer = self.call(self.mesh.tweets.GetTweet, tweet.GetTweetRequest(tweet_id=about), reader)
         assert code == (OK if self.world.visible(reader, about) else MISSING)
@@ -462,7 +463,7 @@ class History:
         self.are_people(reader, self.must(self.mesh.tweets.ListRetweeters, request, reader).users, retweeters)
 
     def look_at_a_person(self, reader: int, user: int) -> None:
-        """A user timeline, and who follows whom."""
+        """Reads a user timeline, and the user's followers and followees."""
         reader = self.active(reader)
         request: Any = tweet.ListUserTweetsRequest(user_id=self.ids[user], page_size=100)
         code, answer = self.call(self.mesh.tweets.ListUserTweets, request, reader)
@@ -490,7 +491,7 @@ class History:
         self.delivered = {i for i in self.world.tweets if self.world.stands(i)}
 
     def home(self, reader: int, size: int) -> list[int]:
-        """The ids of the home, each tweet just as the model tells it."""
+        """Returns the ids of the home timeline, and compares each tweet with the model's."""
         found: list[tweet_pb2.Tweet] = []
         cursor = ""
         while True:
@@ -507,14 +508,14 @@ class History:
         return [entry.id for entry in found]
 
     async def page(self, reader: int, size: int, cursor: str) -> timeline.ListHomeTimelineResponse:
-        """A page, made anew; what the gateway would still give of an earlier answer is the same."""
+        """Returns a page. If the gateway could still have answered from its cache, that answer must be the same."""
         before = self.remembered.get((reader, size, cursor))
         holds = before is not None and before[0].is_current()
         with self.mesh.as_user(self.ids[reader]), read_tracking.track_reads() as read_set:
             request = timeline.ListHomeTimelineRequest(page_size=size, cursor=cursor)
             page = await self.mesh.timelines.ListHomeTimeline(request)
         if before is not None and holds:
-            assert page == before[1], "nothing was said to have changed"
+            assert page == before[1], "the page changed, but its reads were not invalidated"
             self.given_again += 1
         if read_set.is_current():
             self.remembered[reader, size, cursor] = (read_set, page)
@@ -541,7 +542,7 @@ def _coin(history: History) -> bool:
     return history.chance.random() < 0.5
 
 
-# What happens, and with what: each as often as it is listed.
+# What happens, and the function that draws its arguments. Each is as likely as the number of its entries.
 DISTURBANCES = ("lose", "lose", "rebuild", "replay", "repeat", "repeat", "pause", "pause", "wait")
 DEEDS: Sequence[tuple[str, Callable[[History], tuple[Any, ...]]]] = (
     *[("post", lambda h: (_who(h), h.chance.choice((1, 1, 1, 2, TRIM_ABOVE + 1))))] * 2,
@@ -571,7 +572,7 @@ DEEDS: Sequence[tuple[str, Callable[[History], tuple[Any, ...]]]] = (
 
 @pytest.fixture
 def quick_dir(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: what survives a crash is another test's matter, and a disk takes most of the time."""
+    """A folder in memory if the machine has one. A disk would take most of the time, and no history crashes a process."""
     if not os.access(MEMORY, os.W_OK):
         yield tmp_path
         return
@@ -603,7 +604,7 @@ def test_mesh_random_histories_agree_with_model(quick_dir: Path, mode: str, leng
 
 
 def _live(history: History) -> int:
-    """Lives it; how many pages could have been given again."""
+    """Runs the history. Returns how many pages could have been answered from a cache."""
     try:
         history.sign_up()
         for _ in range(STEPS):
