@@ -34,6 +34,8 @@ hypothesis.settings.load_profile("same")
 
 # How much a test of random histories tries: little in every run, much with `--all`. The long run contains the short one.
 SHORT, LONG = "short", "long"
+# A long test that takes longer hangs. The longest takes a fifth of it if nothing else runs.
+LONG_WITHIN_S = 3600
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Delivery takes milliseconds. The limit only ends a test that would wait forever: a busy machine may take long.
 SETTLE_WITHIN_S = 60.0
@@ -56,11 +58,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     A worker of pytest-xdist gets the files with slow tests first, so that none of them starts when the others end.
     """
-    if not config.getoption(ALL):
-        for item in items:
-            if item.get_closest_marker("long"):
-                # Skipped and not left out, because pytest reports the one and scripts/checks.py counts it.
-                item.add_marker(pytest.mark.skip(reason=LONG_REASON))
+    # Skipped and not left out, because pytest reports the one and scripts/checks.py counts it.
+    mark = pytest.mark.timeout(LONG_WITHIN_S) if config.getoption(ALL) else pytest.mark.skip(reason=LONG_REASON)
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(mark)
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)
