@@ -62,10 +62,14 @@ class ListRules(Protocol):
         """Returns whether the list shows the reply only if its parent is live and the parent's author visible."""
 
 
-class _Round(NamedTuple):
-    """The responses for one round: the reader's relation version (None if not signed in), the author fragment of each
-    visible user, the users whom the reader mutes, the live nested tweets, and the counts and viewer states (index into
-    VIEWER without retweets) by tweet."""
+class _PageData(NamedTuple):
+    """What the other services answered for the tweets of one page, from which their fragments are assembled.
+
+    `relation_version` is the reader's (None if not signed in). `fragments` holds the author fragment of each user whom
+    the reader may see, by user id; tweets of other authors are left out. `muted` are the users whom the reader mutes.
+    `nested` holds the retweeted and quoted tweets, and the parents that a list requires, if they are live; `counts` and
+    `states` are by tweet id, a state being an index into VIEWER without retweets.
+    """
 
     relation_version: int | None
     fragments: dict[int, bytes]
@@ -127,7 +131,7 @@ class Hydrator:
             if rules is not None:
                 cores = rules.admitted(cores)
             if cores:
-                page = await self._fetch_round(reader_id, cores, rules)
+                page = await self._fetch_page_data(reader_id, cores, rules)
                 if page.relation_version is not None:
                     versions.add(page.relation_version)
                 found += _assemble_page(cores, page, page.muted if hide_muted else (), rules, limit - len(found))
@@ -141,7 +145,9 @@ class Hydrator:
         refs, rules = await await_all(self._fetch_authors(reader_id, asked))
         return visible_authors(self._refs.read(refs.refs), rules, asked)[0]
 
-    async def _fetch_round(self, reader_id: int, cores: Sequence[TweetRecord], list_rules: ListRules | None) -> _Round:
+    async def _fetch_page_data(
+        self, reader_id: int, cores: Sequence[TweetRecord], list_rules: ListRules | None
+    ) -> _PageData:
         user_ids: set[int] = set()
         others: set[int] = set()
         shown = []
@@ -167,7 +173,7 @@ class Hydrator:
         fragments, muted = visible_authors(self._refs.read(refs.refs), rules, user_ids)
         nested = {core.id: core for answer in answers for core in self._cores.read(answer.cores)}
         version = None if rules is None else rules.relation_version
-        return _Round(version, fragments, muted, nested, counts, states)
+        return _PageData(version, fragments, muted, nested, counts, states)
 
     def _fetch_authors(self, reader_id: int, user_ids: set[int]) -> list[Any]:
         rules = graph.GetVisibilityFilterRequest(user_id=reader_id, candidate_ids=user_ids)
@@ -189,7 +195,7 @@ class Hydrator:
 
 def _assemble_page(
     cores: Sequence[TweetRecord],
-    page: _Round,
+    page: _PageData,
     muted: Container[int],
     rules: ListRules | None,
     limit: int,
@@ -219,7 +225,7 @@ def _assemble_page(
     return found
 
 
-def _assemble(core: TweetRecord | None, page: _Round) -> bytes:
+def _assemble(core: TweetRecord | None, page: _PageData) -> bytes:
     """Returns the serialized tweet without its nested tweets; empty if it is missing or hidden."""
     if core is None:
         return b""

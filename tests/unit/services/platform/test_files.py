@@ -71,7 +71,7 @@ def test_open_data_dir_at_a_file_raises_with_reason(tmp_path: Path) -> None:
         files.open_data_dir(tmp_path / "data")
 
 
-def test_kept_key_is_created_once_and_private(tmp_path: Path) -> None:
+def test_load_or_create_key_is_created_once_and_private(tmp_path: Path) -> None:
     path = tmp_path / "keys" / "a.key"
     assert files.load_or_create_key(path, lambda: KEY, LOST) == KEY
     assert files.load_or_create_key(path, lambda: bytes(32), LOST) == KEY
@@ -80,7 +80,7 @@ def test_kept_key_is_created_once_and_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 31])
-def test_kept_key_of_wrong_size_raises_with_remedy(tmp_path: Path, size: int) -> None:
+def test_load_or_create_key_of_wrong_size_raises_with_remedy(tmp_path: Path, size: int) -> None:
     path = tmp_path / "a.key"
     path.write_bytes(KEY[:size])
     with pytest.raises(errors.RoostError) as caught:
@@ -107,7 +107,7 @@ files.load_or_create_key(pathlib.Path(sys.argv[1]), lambda: b"k" * 32, "")
 
 
 @pytest.mark.parametrize("step", ["open", "fsync", "replace"])
-def test_kept_key_after_crash_is_created_by_next_process(tmp_path: Path, step: str) -> None:
+def test_load_or_create_key_after_crash_is_created_by_next_process(tmp_path: Path, step: str) -> None:
     path = tmp_path / "a.key"
     died = subprocess.run([sys.executable, "-c", _DYING, str(path), step], check=False, timeout=60)
     assert died.returncode == 9

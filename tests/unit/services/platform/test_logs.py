@@ -51,7 +51,7 @@ driver.warning("theirs %s", 1)
         ("raise ValueError", ["ours", "theirs"]),
     ],
 )
-def test_drivers_held_drops_driver_lines_after_roost_error_only(ends_with: str, events: list[str]) -> None:
+def test_buffered_driver_logs_drops_lines_after_roost_error_only(ends_with: str, events: list[str]) -> None:
     found = lines_of(
         f"""
 import contextlib
