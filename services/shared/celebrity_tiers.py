@@ -29,11 +29,12 @@ _TIERS = (0,)
 
 
 class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
-    """Worker that subscribes to graph's StreamTiers, reconnects, and holds in memory which users are celebrities since
-    when.
+    """Worker that knows at any time which authors are celebrities: readers pull their tweets, and fan-out skips them.
 
-    `margin_s` is the clock margin: after a tier change, fan-out on write and pull overlap for this time, so the tiers
-    in memory may lag by as much.
+    It subscribes to graph's StreamTiers, which sends all celebrities first and then each change, and subscribes again
+    when the stream is lost. Readers and fan-out processes learn of a change at different moments. So for `margin_s`
+    seconds (the clock margin) after a promotion tweets are both pulled and fanned out, and a copy of the tiers that is
+    at most that old loses no tweet.
     """
 
     def __init__(
