@@ -54,11 +54,11 @@ class EventBuilder:
         self._add(event_pb2.UserUnblocked(user_id=user_id, target_id=target_id))
 
     def muted(self, user_id: int, target_id: int) -> None:
-        """Adds `user.muted`, keyed by the user who mutes."""
+        """Adds `user.muted` for a mute of `target_id` by `user_id`, keyed by `user_id`. The target must not learn of it."""
         self._add(event_pb2.UserMuted(user_id=user_id, target_id=target_id))
 
     def unmuted(self, user_id: int, target_id: int) -> None:
-        """Adds `user.unmuted`, keyed by the user who muted."""
+        """Adds `user.unmuted` for the end of that mute, keyed by `user_id`."""
         self._add(event_pb2.UserUnmuted(user_id=user_id, target_id=target_id))
 
     def tier_changed(self, user_id: int, celebrity: bool) -> None:

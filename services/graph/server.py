@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.graph.service import GraphService
-from services.graph.store import GraphStore
-from services.graph.store.sqlite.store import EmbeddedGraphStore
+from services.graph.store import GraphStores
+from services.graph.store.sqlite import stores as sqlite
 from services.graph.tier_publisher import (
     FORMER_CELEBRITY_RETENTION_MS,
     TierPoller,
@@ -30,37 +30,41 @@ async def build(context: ServiceContext) -> Service:
     threshold."""
     rule = TierRule(context.settings.celebrity_threshold)
     publisher = TierPublisher(context.clock)
-    store, workers = await _open(context, rule, publisher)
+    stores, workers = await _open(context, rule, publisher)
     try:
         servicer = GraphService(
-            store, publisher, UserServiceStub(context.channel), context.cursors, context.ids, context.clock
+            stores, publisher, UserServiceStub(context.channel), context.cursors, context.ids, context.clock
         )
-        await apply_threshold(store, rule, servicer.stamp)
-        store.on_tier_change(publisher.publish)
-        publisher.publish(await store.tiers(int(context.clock() * 1000) - FORMER_CELEBRITY_RETENTION_MS))
+        await apply_threshold(stores.tiers, rule, servicer.stamp)
+        stores.tiers.on_change(publisher.publish)
+        publisher.publish(await stores.tiers.list_since(int(context.clock() * 1000) - FORMER_CELEBRITY_RETENTION_MS))
     except BaseException:
         # Without this a failed start would leave the database file locked.
-        await store.close()
+        await stores.close()
         raise
     return Service(
         name=context.name,
         servicers={"roost.graph.v1.GraphService": servicer},
-        workers=(*workers, publisher, context.log.consumer(ABSENCES, TOPICS, following_absences(store.set_absent))),
-        resources=(store,),
+        workers=(
+            *workers,
+            publisher,
+            context.log.consumer(ABSENCES, TOPICS, following_absences(stores.counts.set_absent)),
+        ),
+        resources=(stores,),
     )
 
 
 async def _open(
     context: ServiceContext, rule: TierRule, publisher: TierPublisher
-) -> tuple[GraphStore, Sequence[Worker]]:
-    """Opens the store of the backend. Returns it with the workers that must run beside it."""
+) -> tuple[GraphStores, Sequence[Worker]]:
+    """Opens the stores of the backend. Returns them with the workers that must run beside them."""
     cluster = cluster_backends_of(context)
     if cluster is None:
-        embedded = await EmbeddedGraphStore.open(context.data_dir / "graph.db", rule)
+        embedded = await sqlite.open_stores(context.data_dir / "graph.db", rule)
         return embedded, (Relay(embedded.db, context.log),)
     # Imported on use: the Cassandra driver is slow to import.
-    from services.graph.store.cassandra.store import CassandraGraphStore
+    from services.graph.store.cassandra.stores import open_stores
 
-    store = await CassandraGraphStore.open(cluster, context.log, rule, context.ids.mint, context.clock)
+    stores = await open_stores(cluster, context.log, rule, context.ids.mint, context.clock)
     # The poller picks up tiers that other processes change.
-    return store, (*store.workers, TierPoller(store, publisher, context.clock))
+    return stores, (*stores.workers, TierPoller(stores.tiers, publisher, context.clock))

@@ -12,7 +12,7 @@ from roost.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.graph.events import WriteStamp
-from services.graph.store import MAX_EVENTS, GraphStore, Listing, Outcome, Position
+from services.graph.store import MAX_EVENTS, GraphStores, Listing, Outcome, Position
 from services.graph.tier_publisher import HEARTBEAT_S, MAX_ENTRIES, TierPublisher
 from services.graph.user_lists import UserLists
 from services.platform.ids.snowflake import Snowflake
@@ -40,7 +40,7 @@ class GraphService(GraphServiceServicer):
 
     def __init__(
         self,
-        store: GraphStore,
+        stores: GraphStores,
         publisher: TierPublisher,
         identity: UserServiceStub,
         cursors: Cursors,
@@ -48,9 +48,9 @@ class GraphService(GraphServiceServicer):
         clock: Callable[[], float],
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
-        self._store = store
+        self._stores = stores
         self._tier_publisher = publisher
-        self._user_lists = UserLists(store, identity, cursors)
+        self._user_lists = UserLists(stores, identity, cursors)
         self._ids = ids
         self._clock = clock
         self._heartbeat_s = heartbeat_s
@@ -67,22 +67,22 @@ class GraphService(GraphServiceServicer):
         return WriteStamp(at_ms, version, tuple(event_ids), calls.current().traceparent)
 
     async def Follow(self, request: pb.FollowRequest, context: _Context) -> pb.FollowResponse:
-        return pb.FollowResponse(relationship=await self._add_edge(self._store.follow, request.user_id))
+        return pb.FollowResponse(relationship=await self._add_edge(self._stores.edges.follow, request.user_id))
 
     async def Unfollow(self, request: pb.UnfollowRequest, context: _Context) -> pb.UnfollowResponse:
-        return pb.UnfollowResponse(relationship=await self._remove_edge(self._store.unfollow, request.user_id))
+        return pb.UnfollowResponse(relationship=await self._remove_edge(self._stores.edges.unfollow, request.user_id))
 
     async def Block(self, request: pb.BlockRequest, context: _Context) -> pb.BlockResponse:
-        return pb.BlockResponse(relationship=await self._add_edge(self._store.block, request.user_id))
+        return pb.BlockResponse(relationship=await self._add_edge(self._stores.edges.block, request.user_id))
 
     async def Unblock(self, request: pb.UnblockRequest, context: _Context) -> pb.UnblockResponse:
-        return pb.UnblockResponse(relationship=await self._remove_edge(self._store.unblock, request.user_id))
+        return pb.UnblockResponse(relationship=await self._remove_edge(self._stores.edges.unblock, request.user_id))
 
     async def Mute(self, request: pb.MuteRequest, context: _Context) -> pb.MuteResponse:
-        return pb.MuteResponse(relationship=await self._add_edge(self._store.mute, request.user_id))
+        return pb.MuteResponse(relationship=await self._add_edge(self._stores.edges.mute, request.user_id))
 
     async def Unmute(self, request: pb.UnmuteRequest, context: _Context) -> pb.UnmuteResponse:
-        return pb.UnmuteResponse(relationship=await self._remove_edge(self._store.unmute, request.user_id))
+        return pb.UnmuteResponse(relationship=await self._remove_edge(self._stores.edges.unmute, request.user_id))
 
     async def ListFollowers(self, request: pb.ListFollowersRequest, context: _Context) -> pb.ListFollowersResponse:
         users, next_cursor = await self._user_lists.public_page(
@@ -121,17 +121,17 @@ class GraphService(GraphServiceServicer):
         if calls.current().caller != _IDENTITY:
             known = await self._user_lists.states(others)
             others = [other for other in others if other in known]
-        return pb.BatchGetRelationshipsResponse(relationships=await self._store.relationships(user_id, others))
+        return pb.BatchGetRelationshipsResponse(relationships=await self._stores.edges.relationships(user_id, others))
 
     async def GetVisibilityFilter(
         self, request: pb.GetVisibilityFilterRequest, context: _Context
     ) -> pb.GetVisibilityFilterResponse:
-        return await self._store.visibility(request)
+        return await self._stores.visibility.filter(request)
 
     async def BatchGetUserCounts(
         self, request: pb.BatchGetUserCountsRequest, context: _Context
     ) -> pb.BatchGetUserCountsResponse:
-        return pb.BatchGetUserCountsResponse(counts=await self._store.counts(request.ids))
+        return pb.BatchGetUserCountsResponse(counts=await self._stores.counts.batch_get(request.ids))
 
     async def StreamFollowerIds(
         self, request: pb.StreamFollowerIdsRequest, context: _Context
@@ -144,7 +144,7 @@ class GraphService(GraphServiceServicer):
     ) -> AsyncIterator[pb.StreamFollowingIdsResponse]:
         # Read before the first followee. A version read later could belong to a follow that the list lacks, and a
         # reader would cache the list under it.
-        version = await self._store.relation_version(request.user_id)
+        version = await self._stores.visibility.relation_version(request.user_id)
         found_any = False
         async for page in self._pages(Listing.FOLLOWING, request.user_id, FOLLOWEES_PER_MESSAGE):
             found_any = True
@@ -154,10 +154,10 @@ class GraphService(GraphServiceServicer):
             yield pb.StreamFollowingIdsResponse(relation_version=version)
 
     async def ScanEdges(self, request: pb.ScanEdgesRequest, context: _Context) -> AsyncIterator[pb.ScanEdgesResponse]:
-        edges = await self._store.scan(request.kind, (0, 0), EDGES_PER_MESSAGE)
+        edges = await self._stores.lists.scan(request.kind, (0, 0), EDGES_PER_MESSAGE)
         while edges:
             yield pb.ScanEdgesResponse(edges=edges)
-            edges = await self._store.scan(request.kind, (edges[-1].from_id, edges[-1].to_id), EDGES_PER_MESSAGE)
+            edges = await self._stores.lists.scan(request.kind, (edges[-1].from_id, edges[-1].to_id), EDGES_PER_MESSAGE)
 
     async def StreamTiers(
         self, request: pb.StreamTiersRequest, context: _Context
@@ -174,7 +174,7 @@ class GraphService(GraphServiceServicer):
     async def ReclassifyUser(self, request: pb.ReclassifyUserRequest, context: _Context) -> pb.ReclassifyUserResponse:
         if request.user_id not in await self._user_lists.states((request.user_id,)):
             raise errors.not_found("no such user")
-        tier, changed = await self._store.reclassify(request.user_id, request.tier, await self.stamp())
+        tier, changed = await self._stores.tiers.reclassify(request.user_id, request.tier, await self.stamp())
         call = calls.current()
         log.info(
             "audit",
@@ -208,7 +208,7 @@ class GraphService(GraphServiceServicer):
         An edge added in the meantime is newer than the position read, so no user is returned twice.
         """
         below: Position | None = None
-        while page := await self._store.page(listing, user_id, below, size):
+        while page := await self._stores.lists.page(listing, user_id, below, size):
             yield page
             if len(page) < size:
                 return

@@ -16,7 +16,7 @@ import structlog
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.events import WriteStamp
-from services.graph.store import GraphStore
+from services.graph.store import TierStore
 from services.platform.rpc import errors
 
 # A demoted author is still pulled into homes built before the demotion, and a home not read for 30 days is dropped. One
@@ -149,9 +149,9 @@ class TierPoller:
     """
 
     def __init__(
-        self, store: GraphStore, publisher: TierPublisher, clock: Callable[[], float], every_s: float = POLL_EVERY_S
+        self, tiers: TierStore, publisher: TierPublisher, clock: Callable[[], float], every_s: float = POLL_EVERY_S
     ) -> None:
-        self._store = store
+        self._tiers = tiers
         self._publisher = publisher
         self._clock = clock
         self._every_s = every_s
@@ -175,7 +175,7 @@ class TierPoller:
             try:
                 looked_at = loop.time()
                 self._publisher.publish(
-                    await self._store.tiers(int(self._clock() * 1000) - FORMER_CELEBRITY_RETENTION_MS)
+                    await self._tiers.list_since(int(self._clock() * 1000) - FORMER_CELEBRITY_RETENTION_MS)
                 )
                 self._publisher.set_stale(stale=False)
                 seen_at = looked_at
@@ -239,24 +239,24 @@ class Subscription:
         return [self._pending.popleft() for _ in range(min(len(self._pending), MAX_ENTRIES))]
 
 
-async def apply_threshold(store: GraphStore, rule: TierRule, stamp: Callable[[int], Awaitable[WriteStamp]]) -> int:
+async def apply_threshold(tiers: TierStore, rule: TierRule, stamp: Callable[[int], Awaitable[WriteStamp]]) -> int:
     """Classifies all users again if the configured threshold differs from the one last applied. Returns how many
     changed tier.
 
     `stamp(n)` returns a WriteStamp with `n` event ids. Call this before the service accepts requests. If the process
     dies in between, the next start runs it again.
     """
-    applied = await store.threshold()
+    applied = await tiers.threshold()
     if applied == rule.threshold:
         return 0
     changed, after_id = 0, 0
     while True:
-        batch = await store.reclassify_batch(after_id, RECLASSIFY_BATCH, await stamp(RECLASSIFY_BATCH))
+        batch = await tiers.reclassify_batch(after_id, RECLASSIFY_BATCH, await stamp(RECLASSIFY_BATCH))
         changed += batch.changed
         if not batch.last_id:
             break
         after_id = batch.last_id
-    await store.set_threshold(rule.threshold)
+    await tiers.set_threshold(rule.threshold)
     if applied:
         log.info("celebrity_threshold.changed", before=applied, now=rule.threshold, users_changed=changed)
     return changed

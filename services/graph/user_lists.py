@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from roost.identity.v1 import user_pb2, user_service_pb2
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.graph.store import GraphStore, Listing, Position
+from services.graph.store import GraphStores, Listing, Position
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
@@ -23,11 +23,12 @@ class UserLists:
     its owner only; any other use raises INVALID_ARGUMENT.
     """
 
-    def __init__(self, store: GraphStore, identity: UserServiceStub, cursors: Cursors) -> None:
-        self._store = store
+    def __init__(self, stores: GraphStores, identity: UserServiceStub, cursors: Cursors) -> None:
+        self._edges = stores.edges
+        self._edge_lists = stores.lists
         self._identity = identity
         self._cursors = cursors
-        self._lists = VisibleUserPages(identity, store.visibility, cursors)
+        self._lists = VisibleUserPages(identity, stores.visibility.filter, cursors)
 
     async def states(self, user_ids: Sequence[int]) -> dict[int, user_pb2.UserState.ValueType]:
         """Returns the state of each user by id; users that identity does not know are missing."""
@@ -47,7 +48,7 @@ class UserLists:
         """
         await self.require_active(user_id)
         if reader_id not in (0, user_id):
-            (relationship,) = await self._store.relationships(reader_id, (user_id,))
+            (relationship,) = await self._edges.relationships(reader_id, (user_id,))
             if relationship.blocked_by or relationship.blocking:
                 raise errors.not_found("no such user")
         return await self._page(listing, user_id, 0, reader_id, cursor, size)
@@ -64,7 +65,7 @@ class UserLists:
         suggestions too.
         """
         start = int(self._cursors.open(cursor, "suggestions", user_id)[0]) if cursor else 0
-        found = await self._store.suggestions(user_id, MAX_SUGGESTIONS)
+        found = await self._edge_lists.suggestions(user_id, MAX_SUGGESTIONS)
         if len(found) < MAX_SUGGESTIONS:
             found = (found + await self._popular(user_id, found))[:MAX_SUGGESTIONS]
         users = await self._lists.users(found[start : start + size])
@@ -75,15 +76,15 @@ class UserLists:
         """Returns the most followed users who are neither in `but` nor followed, blocked, muted by or blocking
         `user_id`."""
         known = {user_id, *but}
-        others = [other for other in await self._store.popular(MAX_SUGGESTIONS) if other not in known]
-        relationships = await self._store.relationships(user_id, others)
+        others = [other for other in await self._edge_lists.popular(MAX_SUGGESTIONS) if other not in known]
+        relationships = await self._edges.relationships(user_id, others)
         return [t.user_id for t in relationships if not (t.following or t.blocking or t.blocked_by or t.muting)]
 
     async def _page(
         self, listing: Listing, user_id: int, cursor_owner_id: int, reader_id: int, cursor: str, size: int
     ) -> UserPage:
         async def fetch(below: ListEntry | None, limit: int) -> Sequence[ListEntry]:
-            return await self._store.page(listing, user_id, Position(*below) if below else None, limit)
+            return await self._edge_lists.page(listing, user_id, Position(*below) if below else None, limit)
 
         return await self._lists.page(
             f"{listing.value}/{user_id}", fetch, cursor, size, reader_id=reader_id, cursor_owner_id=cursor_owner_id

@@ -1,4 +1,4 @@
-"""The storage port of graph.
+"""The storage ports of graph: edges, their lists, visibility, counts and tiers.
 
 Ids are positive 64-bit user ids, times are Unix milliseconds. A write that changes something commits its rows, the
 counts, the resulting tier and its events together. (On Cassandra they become complete eventually, even if the process
@@ -10,8 +10,9 @@ be repeated with the same stamp.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
@@ -56,12 +57,8 @@ class ReclassifiedBatch(NamedTuple):
     last_id: int
 
 
-class GraphStore(Protocol):
-    """Stores edges between users, their counts, and tiers."""
-
-    def on_tier_change(self, hook: TierHook) -> None:
-        """Registers `hook`. It is called on the event loop with the tiers that a write of this process changed, before
-        that write returns."""
+class EdgeStore(Protocol):
+    """Edges between two users. Follows, blocks and mutes of a pair are one aggregate, because a block excludes follows."""
 
     async def follow(self, follower_id: int, followee_id: int, change: WriteStamp) -> Outcome:
         """Creates the follow unless it exists. Raises PERMISSION_DENIED (reason BLOCKED) if either user blocks the
@@ -87,6 +84,10 @@ class GraphStore(Protocol):
         """Returns the relationship of `user_id` to each of `other_ids`, in the same order; also for users without any
         edge."""
 
+
+class EdgeLists(Protocol):
+    """The edges as lists of users: of one user, of all users, and the users that these lists suggest."""
+
     async def page(self, listing: Listing, user_id: int, below: Position | None, limit: int) -> list[Position]:
         """Returns up to `limit` entries of a list, newest first (by time, then id), starting after `below` if it is
         given."""
@@ -94,27 +95,6 @@ class GraphStore(Protocol):
     async def scan(self, kind: pb.EdgeKind.ValueType, after: tuple[int, int], limit: int) -> list[pb.Edge]:
         """Returns up to `limit` edges in ascending order of (source id, target id), starting after the pair `after`;
         (0, 0) starts at the first."""
-
-    async def visibility(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
-        """Returns which of the candidate authors are hidden from the reader, and the reader's relation version.
-
-        The version is never newer than the edges returned with it. Called once per home timeline read; takes tens of
-        microseconds if cached.
-        """
-
-    async def relation_version(self, user_id: int) -> int:
-        """Returns the user's relation version. It changes with every change to an edge of the user, except mutes by
-        others. Compare versions for equality only: they are not ordered."""
-
-    async def counts(self, user_ids: Sequence[int]) -> Mapping[int, pb.UserCounts]:
-        """Returns exact follower and followee counts by user id, without users who have neither."""
-
-    async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        """Excludes the user from the follower and followee counts of others (`absent`), or includes the user again.
-
-        `at_us` (Unix microseconds) is when that was decided; an older decision that arrives later changes nothing.
-        Edges, lists and the user's own counts stay. If it fails, call it again with the same arguments.
-        """
 
     async def suggestions(self, user_id: int, limit: int) -> list[int]:
         """Returns up to `limit` users followed by the user's followees, those followed by the most of them first, then
@@ -131,13 +111,50 @@ class GraphStore(Protocol):
         results; Cassandra estimates from a sample that may be a minute old.
         """
 
+
+class VisibilityStore(Protocol):
+    """Who is hidden from a reader, and the version of that."""
+
+    async def filter(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
+        """Returns which of the candidate authors are hidden from the reader, and the reader's relation version.
+
+        The version is never newer than the edges returned with it. Called once per home timeline read; takes tens of
+        microseconds if cached.
+        """
+
+    async def relation_version(self, user_id: int) -> int:
+        """Returns the user's relation version. It changes with every change to an edge of the user, except mutes by
+        others. Compare versions for equality only: they are not ordered."""
+
+
+class CountStore(Protocol):
+    """How many followers and followees users have."""
+
+    async def batch_get(self, user_ids: Sequence[int]) -> Mapping[int, pb.UserCounts]:
+        """Returns exact follower and followee counts by user id, without users who have neither."""
+
+    async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
+        """Excludes the user from the follower and followee counts of others (`absent`), or includes the user again.
+
+        `at_us` (Unix microseconds) is when that was decided; an older decision that arrives later changes nothing.
+        Edges, lists and the user's own counts stay. If it fails, call it again with the same arguments.
+        """
+
+
+class TierStore(Protocol):
+    """The tiers of users, and the threshold by which they were assigned."""
+
+    def on_change(self, hook: TierHook) -> None:
+        """Registers `hook`. It is called on the event loop with the tiers that a write of this process changed, before
+        that write returns."""
+
     async def reclassify(
         self, user_id: int, choice: pb.TierChoice.ValueType, change: WriteStamp
     ) -> tuple[pb.Tier.ValueType, bool]:
         """Stores the operator's `choice` for the user and applies it. Returns the resulting tier and whether it
         changed."""
 
-    async def tiers(self, since_ms: int) -> list[pb.TierEntry]:
+    async def list_since(self, since_ms: int) -> list[pb.TierEntry]:
         """Returns the celebrities and the users demoted at `since_ms` or later, in no particular order."""
 
     async def reclassify_batch(self, after_id: int, limit: int, change: WriteStamp) -> ReclassifiedBatch:
@@ -150,5 +167,17 @@ class GraphStore(Protocol):
     async def set_threshold(self, threshold: int) -> None:
         """Stores `threshold` as applied to all users."""
 
-    async def close(self) -> None:
-        """Finishes queued writes and closes the store. No method may be called afterwards."""
+
+@dataclass(frozen=True, slots=True)
+class GraphStores:
+    """The stores of one backend, which share tables. A write to `edges` changes what the others return.
+
+    `close` finishes queued writes; no store may be used afterwards.
+    """
+
+    edges: EdgeStore
+    lists: EdgeLists
+    visibility: VisibilityStore
+    counts: CountStore
+    tiers: TierStore
+    close: Callable[[], Coroutine[Any, Any, None]]

@@ -6,8 +6,8 @@ import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from services.graph.store import GraphStore
-from services.graph.store.cassandra.store import CassandraGraphStore
+from services.graph.store import GraphStores
+from services.graph.store.cassandra.stores import CassandraGraphStores, open_stores
 from services.graph.tier_publisher import TierRule
 from services.platform.backends.cluster import ClusterBackends
 from services.platform.config import Settings
@@ -25,24 +25,24 @@ class CassandraBackend:
     """Opens Cassandra stores; each has connections of its own, like a process of its own."""
 
     def __init__(self) -> None:
-        self._stacks: dict[GraphStore, AsyncExitStack] = {}
+        self._stacks: dict[GraphStores, AsyncExitStack] = {}
 
-    async def open(self, folder: Path, threshold: int = THRESHOLD) -> CassandraGraphStore:
+    async def open(self, folder: Path, threshold: int = THRESHOLD) -> CassandraGraphStores:
         stack = AsyncExitStack()
         cluster = await ClusterBackends.open(Settings(**backend.of(folder).settings), stack)
         # Publishing is tested elsewhere, so a log in the folder receives the events.
         log = await EmbeddedLog.open(folder / f"log-{id(stack)}.db")
         stack.push_async_callback(log.close)
         mint = Snowflake(WORKER, wall_clock_ms).mint
-        store = await CassandraGraphStore.open(cluster, log, TierRule(threshold), mint, time.time)
-        self._stacks[store] = stack
-        return store
+        stores = await open_stores(cluster, log, TierRule(threshold), mint, time.time)
+        self._stacks[stores] = stack
+        return stores
 
-    async def close(self, store: GraphStore) -> None:
-        await store.close()
-        await self._stacks.pop(store).aclose()
+    async def close(self, stores: GraphStores) -> None:
+        await stores.close()
+        await self._stacks.pop(stores).aclose()
 
-    async def published(self, store: GraphStore) -> list[Record]:
-        assert isinstance(store, CassandraGraphStore)
-        rows = await store.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
+    async def published(self, stores: GraphStores) -> list[Record]:
+        assert isinstance(stores, CassandraGraphStores)
+        rows = await stores.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
         return sorted((Record(*row) for row in rows), key=lambda record: record.event_id)

@@ -1,4 +1,4 @@
-"""Fixtures for the contract tests of the graph store, on the backend of this run."""
+"""Fixtures for the contract tests of the graph stores, on the backend of this run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Protocol
 import pytest
 
 from services.graph.events import WriteStamp
-from services.graph.store import MAX_EVENTS, GraphStore
-from services.graph.store.sqlite.store import EmbeddedGraphStore
+from services.graph.store import MAX_EVENTS, GraphStores
+from services.graph.store.sqlite.stores import SqliteGraphStores, open_stores
 from services.graph.tier_publisher import TierRule
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import first_id_at, wall_clock_ms
@@ -38,31 +38,31 @@ class StampFactory:
 
 
 class Backend(Protocol):
-    """How a backend opens, closes and inspects its store."""
+    """How a backend opens, closes and inspects its stores."""
 
-    async def open(self, folder: Path, threshold: int = THRESHOLD) -> GraphStore:
+    async def open(self, folder: Path, threshold: int = THRESHOLD) -> GraphStores:
         """Opens the store of this folder, new or with its former contents."""
 
-    async def close(self, store: GraphStore) -> None:
+    async def close(self, stores: GraphStores) -> None:
         """Closes the store and the connections opened for it alone."""
 
-    async def published(self, store: GraphStore) -> list[Record]:
+    async def published(self, stores: GraphStores) -> list[Record]:
         """Returns the events committed so far, in order."""
 
 
 class EmbeddedBackend:
     """Opens SQLite stores."""
 
-    async def open(self, folder: Path, threshold: int = THRESHOLD) -> GraphStore:
-        return await EmbeddedGraphStore.open(folder / "graph.db", TierRule(threshold))
+    async def open(self, folder: Path, threshold: int = THRESHOLD) -> GraphStores:
+        return await open_stores(folder / "graph.db", TierRule(threshold))
 
-    async def close(self, store: GraphStore) -> None:
-        await store.close()
+    async def close(self, stores: GraphStores) -> None:
+        await stores.close()
 
-    async def published(self, store: GraphStore) -> list[Record]:
-        assert isinstance(store, EmbeddedGraphStore)
+    async def published(self, stores: GraphStores) -> list[Record]:
+        assert isinstance(stores, SqliteGraphStores)
         query = "SELECT topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq"
-        return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
+        return await stores.db.read(lambda c: [Record(*row) for row in c.execute(query)])
 
 
 def backend_of_run() -> Backend:
@@ -87,28 +87,28 @@ class ReopenableStore:
 
     backend: Backend
     folder: Path
-    store: GraphStore = field(init=False)
+    stores: GraphStores = field(init=False)
 
-    async def reopen(self, threshold: int = THRESHOLD) -> GraphStore:
+    async def reopen(self, threshold: int = THRESHOLD) -> GraphStores:
         """Closes the store and opens it again with its contents."""
-        await self.backend.close(self.store)
-        self.store = await self.backend.open(self.folder, threshold)
-        return self.store
+        await self.backend.close(self.stores)
+        self.stores = await self.backend.open(self.folder, threshold)
+        return self.stores
 
 
 @pytest.fixture
 async def reopenable(backend: Backend, tmp_path: Path) -> AsyncIterator[ReopenableStore]:
     """An empty store that can be reopened."""
     reopenable = ReopenableStore(backend, tmp_path)
-    reopenable.store = await backend.open(tmp_path)
+    reopenable.stores = await backend.open(tmp_path)
     yield reopenable
-    await backend.close(reopenable.store)
+    await backend.close(reopenable.stores)
 
 
 @pytest.fixture
-def store(reopenable: ReopenableStore) -> GraphStore:
-    """An empty store."""
-    return reopenable.store
+def stores(reopenable: ReopenableStore) -> GraphStores:
+    """Empty stores."""
+    return reopenable.stores
 
 
 @pytest.fixture
@@ -118,10 +118,10 @@ def stamp() -> StampFactory:
 
 
 @pytest.fixture
-def published(backend: Backend, store: GraphStore) -> Callable[[], Awaitable[list[str]]]:
+def published(backend: Backend, stores: GraphStores) -> Callable[[], Awaitable[list[str]]]:
     """Returns the topics of the events committed so far, in order."""
 
     async def topics() -> list[str]:
-        return [record.topic for record in await backend.published(store)]
+        return [record.topic for record in await backend.published(stores)]
 
     return topics

@@ -20,21 +20,21 @@ SOON_S = 10.0
 @pytest.fixture
 def small_bounds(monkeypatch):
     """Counts are large from 3 on, and followers are sharded from 6 on."""
-    from services.graph.store.cassandra import edge_reader, follow_counts, user_index
+    from services.graph.store.cassandra import follow_counts, lists, user_index
 
     monkeypatch.setattr(follow_counts, "SMALL", 3)
     monkeypatch.setattr(follow_counts, "SHARD_FROM", 6)
     monkeypatch.setattr(user_index, "PAGE_ROWS", 2)
     monkeypatch.setattr(user_index, "RANGES_A_READ", 1)
-    monkeypatch.setattr(edge_reader, "SCAN_SOURCES", 2)
-    monkeypatch.setattr(edge_reader, "SCAN_ROWS", 2)
-    monkeypatch.setattr(edge_reader, "SHARE_FACTOR", 0)
+    monkeypatch.setattr(lists, "SCAN_SOURCES", 2)
+    monkeypatch.setattr(lists, "SCAN_ROWS", 2)
+    monkeypatch.setattr(lists, "SHARE_FACTOR", 0)
     return follow_counts
 
 
-async def test_large_count_is_read_at_most_once_per_second_and_exact(small_bounds, store, stamp, monkeypatch):
+async def test_large_count_is_read_at_most_once_per_second_and_exact(small_bounds, stores, stamp, monkeypatch):
     counted = 0
-    read_each = store.keyspace.read_each
+    read_each = stores.keyspace.read_each
 
     async def count(cql, keys):
         nonlocal counted
@@ -42,79 +42,79 @@ async def test_large_count_is_read_at_most_once_per_second_and_exact(small_bound
         return await read_each(cql, keys)
 
     for follower in range(100, 105):
-        await store.follow(follower, CELEBRITY_ID, stamp())
-    monkeypatch.setattr(store.keyspace, "read_each", count)
+        await stores.edges.follow(follower, CELEBRITY_ID, stamp())
+    monkeypatch.setattr(stores.keyspace, "read_each", count)
     begun = time.monotonic()
     for follower in range(105, 115):
-        await store.follow(follower, CELEBRITY_ID, stamp())
+        await stores.edges.follow(follower, CELEBRITY_ID, stamp())
     assert counted <= 2 + (time.monotonic() - begun) * 2
     await asyncio.sleep(small_bounds.RECOUNT_EVERY_MS / 1000)
-    assert await store.counts([CELEBRITY_ID]) == {CELEBRITY_ID: pb.UserCounts(followers=15)}
+    assert await stores.counts.batch_get([CELEBRITY_ID]) == {CELEBRITY_ID: pb.UserCounts(followers=15)}
 
 
 async def test_last_follow_of_burst_is_classified_after_recount(small_bounds, reopenable, stamp, monkeypatch):
     # Longer than the burst of follows takes.
     monkeypatch.setattr(small_bounds, "RECOUNT_EVERY_MS", 3_000)
     monkeypatch.setattr("services.graph.store.cassandra.edge_writer.RECOUNT_EVERY_MS", 3_000)
-    store = await reopenable.reopen(threshold=12)
+    stores = await reopenable.reopen(threshold=12)
     published_ids: list[int] = []
-    store.on_tier_change(lambda entries: published_ids.extend(entry.user_id for entry in entries))
+    stores.tiers.on_change(lambda entries: published_ids.extend(entry.user_id for entry in entries))
     for follower in range(100, 104):
-        await store.follow(follower, CELEBRITY_ID, stamp())
-    await asyncio.gather(*(store.follow(follower, CELEBRITY_ID, stamp()) for follower in range(104, 113)))
+        await stores.edges.follow(follower, CELEBRITY_ID, stamp())
+    await asyncio.gather(*(stores.edges.follow(follower, CELEBRITY_ID, stamp()) for follower in range(104, 113)))
     async with asyncio.timeout(SOON_S):
         while published_ids != [CELEBRITY_ID]:
             await asyncio.sleep(0.02)
 
 
-async def test_sharded_followers_are_one_list_and_one_count(small_bounds, reopenable, store, stamp):
+async def test_sharded_followers_are_one_list_and_one_count(small_bounds, reopenable, stores, stamp):
     followers: dict[int, int] = {}
 
     async def gain(first: int, last: int) -> None:
         for follower in range(first, last):
             followers[follower] = 5_000 + follower % 3
-            await store.follow(follower, CELEBRITY_ID, stamp(at_ms=followers[follower]))
+            await stores.edges.follow(follower, CELEBRITY_ID, stamp(at_ms=followers[follower]))
 
     await gain(100, 107)
     # By now the count was taken again, and later followers are sharded.
     await asyncio.sleep(small_bounds.RECOUNT_EVERY_MS / 1000)
-    await store.counts([CELEBRITY_ID])
+    await stores.counts.batch_get([CELEBRITY_ID])
     await gain(107, 140)
     for follower in (101, 108, 120, 139):
         del followers[follower]
-        await store.unfollow(follower, CELEBRITY_ID, stamp())
-    buckets = await store.keyspace.read("SELECT bucket FROM counts WHERE user_id = ? AND side = 0", CELEBRITY_ID)
+        await stores.edges.unfollow(follower, CELEBRITY_ID, stamp())
+    buckets = await stores.keyspace.read("SELECT bucket FROM counts WHERE user_id = ? AND side = 0", CELEBRITY_ID)
     assert len(buckets) > 10
 
     expected = sorted((Position(at_ms, follower) for follower, at_ms in followers.items()), reverse=True)
     # Also in a process that has not read yet that the user is sharded.
-    store = await reopenable.reopen()
+    stores = await reopenable.reopen()
     for size in (1, 7, 100):
         found: list[Position] = []
-        while page := await store.page(Listing.FOLLOWERS, CELEBRITY_ID, found[-1] if found else None, size):
+        while page := await stores.lists.page(Listing.FOLLOWERS, CELEBRITY_ID, found[-1] if found else None, size):
             found += page
         assert found == expected
     await asyncio.sleep(small_bounds.RECOUNT_EVERY_MS / 1000)
-    assert await store.counts([CELEBRITY_ID]) == {CELEBRITY_ID: pb.UserCounts(followers=len(expected))}
+    assert await stores.counts.batch_get([CELEBRITY_ID]) == {CELEBRITY_ID: pb.UserCounts(followers=len(expected))}
     followed = sorted(followers)[:5]
-    ties = await store.relationships(CELEBRITY_ID, followed)
+    ties = await stores.edges.relationships(CELEBRITY_ID, followed)
     assert all(tie.followed_by for tie in ties)
 
 
-async def test_scan_covers_several_ranges_and_long_lists(small_bounds, store, stamp):
+async def test_scan_covers_several_ranges_and_long_lists(small_bounds, stores, stamp):
     user_index = [3, 5, 1 << 49, (1 << 49) + 1, 1 << 60]
     pairs = [(source, target) for source in user_index for target in user_index if source != target]
     for pair in reversed(pairs):
-        await store.follow(*pair, stamp())
+        await stores.edges.follow(*pair, stamp())
     found: list[tuple[int, int]] = []
     after = (0, 0)
-    while edges := await store.scan(pb.EDGE_KIND_FOLLOW, after, 3):
+    while edges := await stores.lists.scan(pb.EDGE_KIND_FOLLOW, after, 3):
         found += [(edge.from_id, edge.to_id) for edge in edges]
         after = found[-1]
     assert found == pairs
     judged = 0
     last_id = 0
-    while last := (await store.reclassify_batch(last_id, 2, stamp())).last_id:
+    while last := (await stores.tiers.reclassify_batch(last_id, 2, stamp())).last_id:
         assert last > last_id
         judged, last_id = judged + 1, last
     assert (judged, last_id) == (3, 1 << 60)

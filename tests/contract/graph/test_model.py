@@ -28,7 +28,7 @@ pairs = st.tuples(st.sampled_from(USERS_IN_RANGE), st.sampled_from(USERS_IN_RANG
 
 
 class Edges(RuleBasedStateMachine):
-    """The store on one side, three sets of pairs on the other."""
+    """The stores on one side, three sets of pairs on the other."""
 
     def __init__(self, backend: Any, stamp: Any) -> None:
         super().__init__()
@@ -36,24 +36,24 @@ class Edges(RuleBasedStateMachine):
         self.backend = backend
         self.folder = tempfile.TemporaryDirectory()
         self.loop = asyncio.new_event_loop()
-        self.store = self.run(backend.open(Path(self.folder.name), threshold=THRESHOLD))
+        self.stores = self.run(backend.open(Path(self.folder.name), threshold=THRESHOLD))
         self.follows: set[tuple[int, int]] = set()
         self.blocks: set[tuple[int, int]] = set()
         self.mutes: set[tuple[int, int]] = set()
         self.celebrities: set[int] = set()
-        self.versions = {person: self.run(self.store.relation_version(person)) for person in USERS_IN_RANGE}
+        self.versions = {person: self.run(self.stores.visibility.relation_version(person)) for person in USERS_IN_RANGE}
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
 
     def teardown(self) -> None:
-        self.run(self.backend.close(self.store))
+        self.run(self.backend.close(self.stores))
         self.loop.close()
         self.folder.cleanup()
 
     def write(self, verb: str, pair: tuple[int, int], *, changes: bool, touched: tuple[int, ...]) -> None:
         change = self.stamp()
-        outcome = self.run(getattr(self.store, verb)(*pair, change))
+        outcome = self.run(getattr(self.stores.edges, verb)(*pair, change))
         assert outcome.changed == changes
         assert outcome.relationship == self.relationship(*pair)
         if changes:
@@ -67,7 +67,7 @@ class Edges(RuleBasedStateMachine):
 
     def see_new_versions(self, touched: tuple[int, ...]) -> None:
         for person in touched:
-            version = self.run(self.store.relation_version(person))
+            version = self.run(self.stores.visibility.relation_version(person))
             assert version != self.versions[person]
             self.versions[person] = version
 
@@ -85,7 +85,7 @@ class Edges(RuleBasedStateMachine):
     def follow(self, pair: tuple[int, int]) -> None:
         if pair in self.blocks or pair[::-1] in self.blocks:
             with pytest.raises(errors.RoostError, match="PERMISSION_DENIED"):
-                self.run(self.store.follow(*pair, self.stamp()))
+                self.run(self.stores.edges.follow(*pair, self.stamp()))
             return
         changes = pair not in self.follows
         self.follows.add(pair)
@@ -124,7 +124,7 @@ class Edges(RuleBasedStateMachine):
 
     @invariant()
     def counts_are_exact(self) -> None:
-        counts = self.run(self.store.counts(USERS_IN_RANGE))
+        counts = self.run(self.stores.counts.batch_get(USERS_IN_RANGE))
         for person in USERS_IN_RANGE:
             expected = pb.UserCounts(
                 followers=sum(followee == person for _, followee in self.follows),
@@ -142,7 +142,7 @@ class Edges(RuleBasedStateMachine):
         }
         for listing, edges in expected.items():
             for person in USERS_IN_RANGE:
-                page = self.run(self.store.page(listing, person, None, 100))
+                page = self.run(self.stores.lists.page(listing, person, None, 100))
                 assert {(person, entry.user_id) for entry in page} == {pair for pair in edges if pair[0] == person}
                 assert page == sorted(page, reverse=True)
 
@@ -150,7 +150,7 @@ class Edges(RuleBasedStateMachine):
     def the_filter_agrees(self) -> None:
         for reader in USERS_IN_RANGE:
             request = pb.GetVisibilityFilterRequest(user_id=reader, candidate_ids=USERS_IN_RANGE, want_following=True)
-            found = self.run(self.store.visibility(request))
+            found = self.run(self.stores.visibility.filter(request))
             assert {(reader, other) for other in found.blocked_ids} == {p for p in self.blocks if p[0] == reader}
             assert {(reader, other) for other in found.muted_ids} == {p for p in self.mutes if p[0] == reader}
             assert {(reader, other) for other in found.following_ids} == {p for p in self.follows if p[0] == reader}
@@ -159,7 +159,7 @@ class Edges(RuleBasedStateMachine):
 
     @invariant()
     def tiers_follow_the_counts(self) -> None:
-        found = self.run(self.store.tiers(1 << 60))
+        found = self.run(self.stores.tiers.list_since(1 << 60))
         assert {entry.user_id for entry in found} == self.celebrities
 
 

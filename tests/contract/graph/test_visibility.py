@@ -16,83 +16,85 @@ def filter_request(reader: int, *candidates: int, following: bool = True) -> pb.
     return pb.GetVisibilityFilterRequest(user_id=reader, candidate_ids=candidates, want_following=following)
 
 
-async def test_visibility_without_edges_hides_no_author(store):
-    version = await store.relation_version(ANN)
-    assert await store.visibility(filter_request(ANN, BEN, CAT)) == pb.GetVisibilityFilterResponse(
+async def test_visibility_without_edges_hides_no_author(stores):
+    version = await stores.visibility.relation_version(ANN)
+    assert await stores.visibility.filter(filter_request(ANN, BEN, CAT)) == pb.GetVisibilityFilterResponse(
         relation_version=version
     )
 
 
-async def test_visibility_returns_own_edges_and_candidates_who_block(store, stamp):
-    await store.block(ANN, BEN, stamp())
-    await store.mute(ANN, CAT, stamp())
-    await store.block(DAN, ANN, stamp())
-    await store.block(55, ANN, stamp())
-    await store.follow(ANN, CAT, stamp())
-    await store.follow(ANN, 66, stamp())
+async def test_visibility_returns_own_edges_and_candidates_who_block(stores, stamp):
+    await stores.edges.block(ANN, BEN, stamp())
+    await stores.edges.mute(ANN, CAT, stamp())
+    await stores.edges.block(DAN, ANN, stamp())
+    await stores.edges.block(55, ANN, stamp())
+    await stores.edges.follow(ANN, CAT, stamp())
+    await stores.edges.follow(ANN, 66, stamp())
     for _ in range(2):
-        found = await store.visibility(filter_request(ANN, CAT, DAN, 77))
+        found = await stores.visibility.filter(filter_request(ANN, CAT, DAN, 77))
         assert (list(found.blocked_ids), list(found.muted_ids)) == ([BEN], [CAT])
         # 55 blocks the reader and 66 is followed too, but neither is a candidate.
         assert (list(found.blocked_by_ids), list(found.following_ids)) == ([DAN], [CAT])
-        assert found.relation_version == await store.relation_version(ANN)
+        assert found.relation_version == await stores.visibility.relation_version(ANN)
 
 
-async def test_visibility_returns_followees_only_if_requested(store, stamp):
-    await store.follow(ANN, CAT, stamp())
-    assert not (await store.visibility(filter_request(ANN, CAT, following=False))).following_ids
+async def test_visibility_returns_followees_only_if_requested(stores, stamp):
+    await stores.edges.follow(ANN, CAT, stamp())
+    assert not (await stores.visibility.filter(filter_request(ANN, CAT, following=False))).following_ids
 
 
-async def test_visibility_shows_every_write_at_next_read(store, stamp):
+async def test_visibility_shows_every_write_at_next_read(stores, stamp):
     async def state() -> tuple[list[int], ...]:
-        found = await store.visibility(filter_request(ANN, BEN))
+        found = await stores.visibility.filter(filter_request(ANN, BEN))
         return tuple(map(list, (found.blocked_ids, found.muted_ids, found.following_ids, found.blocked_by_ids)))
 
-    seen = {(await store.visibility(filter_request(ANN, BEN))).relation_version}
+    seen = {(await stores.visibility.filter(filter_request(ANN, BEN))).relation_version}
     steps = [
-        (store.follow, ANN, BEN, ([], [], [BEN], [])),
-        (store.mute, ANN, BEN, ([], [BEN], [BEN], [])),
-        (store.block, BEN, ANN, ([], [BEN], [], [BEN])),
-        (store.block, ANN, BEN, ([BEN], [BEN], [], [BEN])),
-        (store.unblock, BEN, ANN, ([BEN], [BEN], [], [])),
-        (store.unmute, ANN, BEN, ([BEN], [], [], [])),
-        (store.unblock, ANN, BEN, ([], [], [], [])),
-        (store.follow, ANN, BEN, ([], [], [BEN], [])),
-        (store.unfollow, ANN, BEN, ([], [], [], [])),
+        (stores.edges.follow, ANN, BEN, ([], [], [BEN], [])),
+        (stores.edges.mute, ANN, BEN, ([], [BEN], [BEN], [])),
+        (stores.edges.block, BEN, ANN, ([], [BEN], [], [BEN])),
+        (stores.edges.block, ANN, BEN, ([BEN], [BEN], [], [BEN])),
+        (stores.edges.unblock, BEN, ANN, ([BEN], [BEN], [], [])),
+        (stores.edges.unmute, ANN, BEN, ([BEN], [], [], [])),
+        (stores.edges.unblock, ANN, BEN, ([], [], [], [])),
+        (stores.edges.follow, ANN, BEN, ([], [], [BEN], [])),
+        (stores.edges.unfollow, ANN, BEN, ([], [], [], [])),
     ]
     for write, source, target, expected in steps:
         await write(source, target, stamp())
         assert await state() == expected, write.__name__
-        version = (await store.visibility(filter_request(ANN, BEN))).relation_version
+        version = (await stores.visibility.filter(filter_request(ANN, BEN))).relation_version
         assert version not in seen
         seen.add(version)
 
 
-async def test_visibility_with_edges_too_many_to_cache_is_correct(store, stamp, monkeypatch):
+async def test_visibility_with_edges_too_many_to_cache_is_correct(stores, stamp, monkeypatch):
     monkeypatch.setattr(visibility_cache, "MAX_CACHED_EDGES", 2)
     for other in (BEN, CAT, DAN, 55):
-        await store.block(other + 100, ANN, stamp())
+        await stores.edges.block(other + 100, ANN, stamp())
         for target in range(1, 5):
-            await store.block(BEN, target, stamp())
-        await store.follow(ANN, other, stamp())
-        await store.block(ANN, other + 200, stamp())
-    await store.block(BEN, ANN, stamp())
+            await stores.edges.block(BEN, target, stamp())
+        await stores.edges.follow(ANN, other, stamp())
+        await stores.edges.block(ANN, other + 200, stamp())
+    await stores.edges.block(BEN, ANN, stamp())
     for _ in range(2):
-        found = await store.visibility(filter_request(ANN, BEN, CAT, DAN, 77, CAT + 100))
+        found = await stores.visibility.filter(filter_request(ANN, BEN, CAT, DAN, 77, CAT + 100))
         assert sorted(found.blocked_ids) == [222, 233, 244, 255]
         assert sorted(found.following_ids) == [CAT, DAN]
         assert sorted(found.blocked_by_ids) == [BEN, CAT + 100]
-        assert list((await store.visibility(filter_request(1, BEN))).blocked_by_ids) == [BEN]
+        assert list((await stores.visibility.filter(filter_request(1, BEN))).blocked_by_ids) == [BEN]
 
 
-async def test_visibility_cache_overflow_stays_correct(store, stamp, monkeypatch):
+async def test_visibility_cache_overflow_stays_correct(stores, stamp, monkeypatch):
     monkeypatch.setattr(visibility_cache, "MAX_NON_BLOCKERS", 3)
-    await store.block(BEN, ANN, stamp())
+    await stores.edges.block(BEN, ANN, stamp())
     for _ in range(3):
-        assert list((await store.visibility(filter_request(ANN, BEN, *range(100, 120)))).blocked_by_ids) == [BEN]
+        assert list((await stores.visibility.filter(filter_request(ANN, BEN, *range(100, 120)))).blocked_by_ids) == [
+            BEN
+        ]
 
 
-async def test_visibility_is_never_older_than_a_returned_write(store, stamp):
+async def test_visibility_is_never_older_than_a_returned_write(stores, stamp):
     """Readers race writers. Each reader knows which writes had returned before its read and which had begun after
     it."""
     rng = random.Random(7)
@@ -104,14 +106,14 @@ async def test_visibility_is_never_older_than_a_returned_write(store, stamp):
         nonlocal returned, begun
         for number in range(60):
             begun = number % 2 == 0
-            await (store.block if begun else store.unblock)(ANN, BEN, stamp())
+            await (stores.edges.block if begun else stores.edges.unblock)(ANN, BEN, stamp())
             returned = begun
             await asyncio.sleep(rng.random() / 2_000)
 
     async def read(reader: int, candidate: int) -> None:
         for _ in range(80):
             before = (returned, begun)
-            found = await store.visibility(filter_request(reader, candidate))
+            found = await stores.visibility.filter(filter_request(reader, candidate))
             after = (returned, begun)
             blocked = bool(found.blocked_ids if reader == ANN else found.blocked_by_ids)
             if before == after and before[0] == before[1]:

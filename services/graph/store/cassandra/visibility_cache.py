@@ -51,7 +51,7 @@ class _Reader:
 
 
 class CassandraVisibilityCache:
-    """Answers GetVisibilityFilter. For use by one event loop; `mint` returns new ids."""
+    """Implements VisibilityStore. For use by one event loop; `mint` returns new ids."""
 
     def __init__(self, keyspace: Keyspace, shared: SharedVersions, mint: Callable[[], Awaitable[int]]) -> None:
         self._keyspace = keyspace
@@ -60,13 +60,13 @@ class CassandraVisibilityCache:
         self._readers: LRUCache[int, _Reader] = LRUCache(MAX_WEIGHT, _Reader.weight)
         self._loading: dict[tuple[int, int], asyncio.Task[_Reader]] = {}
 
-    async def version(self, user_id: int) -> int:
+    async def relation_version(self, user_id: int) -> int:
         """Returns the user's relation version. If Redis cannot be reached, returns a new id, which equals no cached
         version."""
         version = await self._shared.relation_version(user_id)
         return await self._mint() if version is None else version
 
-    async def answer(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
+    async def filter(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
         """Builds the response from the cache, reading from Cassandra what is missing. Its lists are copies."""
         reader = await self._reader(request.user_id)
         authors = await self._authors(request.user_id, reader, request.candidate_ids)

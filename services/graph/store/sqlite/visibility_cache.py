@@ -59,7 +59,7 @@ class _PendingLoad:
 
 
 class SqliteVisibilityCache:
-    """Answers GetVisibilityFilter from memory if it can. For use by one event loop."""
+    """Implements VisibilityStore, from memory if it can. For use by one event loop."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -84,7 +84,7 @@ class SqliteVisibilityCache:
                 load.reader_id = 0
             load.authors.difference_update(blockers)
 
-    async def answer(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
+    async def filter(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
         """Builds the response from the cache, reading from SQLite what is missing. Its lists are copies."""
         reader_id, authors = request.user_id, set(request.candidate_ids)
         self._change_tracker.read((reader_id,))
@@ -110,6 +110,10 @@ class SqliteVisibilityCache:
             blocked_by_ids=blocked_by,
             relation_version=own.version,
         )
+
+    async def relation_version(self, user_id: int) -> int:
+        row = await self._db.read(lambda c: c.execute(sql.VERSION, (user_id,)).fetchone())
+        return row[0] if row else 0
 
     async def _blocks_of(self, authors: set[int]) -> dict[int, frozenset[int] | None]:
         blocks = {author: self._blocks[author] for author in authors if author in self._blocks}

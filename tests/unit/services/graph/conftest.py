@@ -1,4 +1,4 @@
-"""Fixtures: the graph servicer on a real SQLite store, with a fake identity service."""
+"""Fixtures: the graph servicer on real SQLite stores, with a fake identity service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from roost.identity.v1 import user_pb2, user_service_pb2
 
 from services.graph.service import GraphService
-from services.graph.store.sqlite.store import EmbeddedGraphStore
+from services.graph.store.sqlite.stores import SqliteGraphStores, open_stores
 from services.graph.tier_publisher import TierPublisher, TierRule
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
@@ -45,10 +45,10 @@ class FakeIdentity:
 
 @dataclass
 class Graph:
-    """A graph service with its store, tier publisher, fake identity and clock."""
+    """A graph service with its stores, tier publisher, fake identity and clock."""
 
     service: GraphService
-    store: EmbeddedGraphStore
+    stores: SqliteGraphStores
     publisher: TierPublisher
     identity: FakeIdentity
     now_s: list[float]
@@ -74,11 +74,11 @@ async def graph(tmp_path: Path) -> AsyncIterator[Graph]:
     milliseconds = itertools.count(int(START_S * 1000))
     ids = Snowflake(0, lambda: next(milliseconds))
     now_s = [START_S]
-    store = await EmbeddedGraphStore.open(tmp_path / "graph.db", TierRule(THRESHOLD))
+    stores = await open_stores(tmp_path / "graph.db", TierRule(THRESHOLD))
     publisher = TierPublisher(lambda: now_s[0])
-    store.on_tier_change(publisher.publish)
+    stores.tiers.on_change(publisher.publish)
     identity = FakeIdentity(dict.fromkeys(range(1, 100), user_pb2.USER_STATE_ACTIVE))
     stub: Any = identity
-    service = GraphService(store, publisher, stub, Cursors(b"k" * 32), ids, lambda: now_s[0], heartbeat_s=0.02)
-    yield Graph(service, store, publisher, identity, now_s)
-    await store.close()
+    service = GraphService(stores, publisher, stub, Cursors(b"k" * 32), ids, lambda: now_s[0], heartbeat_s=0.02)
+    yield Graph(service, stores, publisher, identity, now_s)
+    await stores.close()

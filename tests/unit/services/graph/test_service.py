@@ -51,7 +51,7 @@ async def test_edge_write_to_self_is_invalid(graph, verb):
 async def test_edge_write_to_unknown_user_is_not_found(graph, verb):
     request = getattr(pb, f"{verb}Request")(user_id=STRANGER)
     assert await error_code_of(graph.call(ANN, verb, request)) == grpc.StatusCode.NOT_FOUND
-    assert await graph.store.relation_version(ANN) == 0
+    assert await graph.stores.visibility.relation_version(ANN) == 0
 
 
 @pytest.mark.parametrize("state", [user_pb2.USER_STATE_SUSPENDED, user_pb2.USER_STATE_DEACTIVATED])
@@ -71,7 +71,7 @@ async def test_edge_to_purged_user_can_be_removed(graph):
     await graph.call(ANN, "Follow", pb.FollowRequest(user_id=BEN))
     del graph.identity.states[BEN]
     await graph.call(ANN, "Unfollow", pb.UnfollowRequest(user_id=BEN))
-    assert await graph.store.counts([ANN]) == {}
+    assert await graph.stores.counts.batch_get([ANN]) == {}
 
 
 async def test_follow_with_block_in_either_direction_is_denied(graph):
@@ -229,7 +229,7 @@ async def test_stream_following_ids_returns_times_and_version_of_start(graph, mo
     monkeypatch.setattr(service, "FOLLOWEES_PER_MESSAGE", 2)
     for target in range(10, 15):
         await follow_all(graph, target, [ANN])
-    version = await graph.store.relation_version(ANN)
+    version = await graph.stores.visibility.relation_version(ANN)
     messages = []
     async for message in graph.service.StreamFollowingIds(pb.StreamFollowingIdsRequest(user_id=ANN), None):
         messages.append(message)
@@ -249,7 +249,7 @@ async def test_stamp_clock_set_back_keeps_time(graph):
     await follow_all(graph, ANN, [10])
     graph.now_s[0] -= 60
     await graph.call(11, "Follow", pb.FollowRequest(user_id=ANN))
-    (newest, oldest) = await graph.store.page(service.Listing.FOLLOWERS, ANN, None, 2)
+    (newest, oldest) = await graph.stores.lists.page(service.Listing.FOLLOWERS, ANN, None, 2)
     assert newest.at_ms == oldest.at_ms
 
 

@@ -9,6 +9,7 @@ import pytest
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph import tier_publisher
+from services.graph.store.sqlite.stores import stores_on
 from services.graph.tier_publisher import (
     FORMER_CELEBRITY_RETENTION_MS,
     TierPoller,
@@ -144,18 +145,18 @@ async def test_publisher_stop_ends_every_subscription(publisher):
 async def test_apply_threshold_classifies_users_only_if_threshold_changed(graph, monkeypatch):
     monkeypatch.setattr(tier_publisher, "RECLASSIFY_BATCH", 2)
     stamp = graph.service.stamp
-    assert await apply_threshold(graph.store, TierRule(3), stamp) == 0
+    assert await apply_threshold(graph.stores.tiers, TierRule(3), stamp) == 0
     for star, followers in ((50, 3), (51, 2), (52, 1), (53, 2)):
         for follower in range(1, followers + 1):
-            await graph.store.follow(follower, star, await stamp())
+            await graph.stores.edges.follow(follower, star, await stamp())
     assert {e.user_id for e in graph.publisher.entries()} == {50}
 
     # The store's rule must change together with the setting, as in server.py.
-    graph.store._rule = TierRule(2)
-    assert await apply_threshold(graph.store, TierRule(2), stamp) == 2
-    assert {e.user_id for e in await graph.store.tiers(1 << 60)} == {50, 51, 53}
-    assert await graph.store.threshold() == 2
-    assert await apply_threshold(graph.store, TierRule(2), stamp) == 0
+    tiers = stores_on(graph.stores.db, TierRule(2)).tiers
+    assert await apply_threshold(tiers, TierRule(2), stamp) == 2
+    assert {e.user_id for e in await tiers.list_since(1 << 60)} == {50, 51, 53}
+    assert await tiers.threshold() == 2
+    assert await apply_threshold(tiers, TierRule(2), stamp) == 0
 
 
 class Rows:
@@ -165,7 +166,7 @@ class Rows:
         self.entries: list[pb.TierEntry] = []
         self.away = False
 
-    async def tiers(self, since_ms: int) -> list[pb.TierEntry]:
+    async def list_since(self, since_ms: int) -> list[pb.TierEntry]:
         assert since_ms == NOW_MS - FORMER_CELEBRITY_RETENTION_MS
         if self.away:
             raise errors.unavailable("away")

@@ -1,14 +1,16 @@
-"""Reads edges in order: pages of one user's list, and scans over the edges of all users."""
+"""Reads the lists of edges: pages of one user's list, scans over the edges of all users, and suggestions."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
-from services.graph.store import Listing, Position
+from services.graph.store import EdgeStore, Listing, Position
 from services.graph.store.cassandra import schema
 from services.graph.store.cassandra.follow_counts import BUCKETS, FollowCounts
+from services.graph.store.cassandra.popular_users import PopularUsers
 from services.graph.store.cassandra.user_index import UserIndex
 from services.graph.store.cassandra.visibility_cache import TOP
 from services.platform.cassandra.keyspace import Keyspace, Row
@@ -18,6 +20,9 @@ SHARE_FACTOR = 2
 # Users whose edges a scan reads in parallel, and edges per read.
 SCAN_SOURCES = 50
 SCAN_ROWS = 5_000
+# Suggestions read at most 2,500 rows in 51 reads.
+SUGGEST_FROM_FOLLOWEES = 50
+SUGGEST_FROM_EACH = 50
 _SCANNED = {
     pb.EDGE_KIND_FOLLOW: Listing.FOLLOWING,
     pb.EDGE_KIND_BLOCK: Listing.BLOCKS,
@@ -25,16 +30,24 @@ _SCANNED = {
 }
 
 
-class EdgeReader:
-    """Reads the lists by user of one keyspace, merging the buckets of followers."""
+class CassandraEdgeLists:
+    """Implements EdgeLists on Cassandra, merging the buckets of followers. `edges` and `popular` read the same keyspace."""
 
-    def __init__(self, keyspace: Keyspace, follow_counts: FollowCounts, user_index: UserIndex) -> None:
+    def __init__(
+        self,
+        keyspace: Keyspace,
+        follow_counts: FollowCounts,
+        user_index: UserIndex,
+        edges: EdgeStore,
+        popular: PopularUsers,
+    ) -> None:
         self._keyspace = keyspace
         self._follow_counts = follow_counts
         self._user_index = user_index
+        self._edges = edges
+        self._popular = popular
 
     async def page(self, listing: Listing, user_id: int, below: Position | None, limit: int) -> list[Position]:
-        """Returns up to `limit` entries of a list, newest first, starting after `below` if it is given."""
         if listing is not Listing.FOLLOWERS:
             rows = await self._keyspace.read(schema.PAGES[listing], user_id, *(below or TOP), limit)
             return [Position(*row) for row in rows]
@@ -42,18 +55,39 @@ class EdgeReader:
         return await self._merge_buckets(user_id, buckets, below or TOP, limit)
 
     async def scan(self, kind: pb.EdgeKind.ValueType, after: tuple[int, int], limit: int) -> list[pb.Edge]:
-        """Returns up to `limit` edges in ascending order of (source id, target id), starting after the pair `after`."""
         edges: list[pb.Edge] = []
         sources = [after[0]] if after[0] else []
         async for user_id in self._user_index.ids_above(after[0]):
             sources.append(user_id)
             if len(sources) >= SCAN_SOURCES:
-                edges += await self._edges(kind, sources, after)
+                edges += await self._scan_sources(kind, sources, after)
                 sources.clear()
                 if len(edges) >= limit:
                     return edges[:limit]
-        edges += await self._edges(kind, sources, after)
+        edges += await self._scan_sources(kind, sources, after)
         return edges[:limit]
+
+    async def suggestions(self, user_id: int, limit: int) -> list[int]:
+        newest = schema.PAGES[Listing.FOLLOWING]
+        followees = [row[1] for row in await self._keyspace.read(newest, user_id, *TOP, SUGGEST_FROM_FOLLOWEES)]
+        keys = [(followee, *TOP, SUGGEST_FROM_EACH) for followee in followees]
+        found: Counter[int] = Counter()
+        for rows in await self._keyspace.read_each(newest, keys):
+            found.update(other_id for _, other_id in rows)
+        found.pop(user_id, None)
+        best = [candidate for candidate, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))]
+        suggested: list[int] = []
+        for start in range(0, len(best), limit):
+            relationships = await self._edges.relationships(user_id, best[start : start + limit])
+            suggested += [
+                t.user_id for t in relationships if not (t.following or t.blocking or t.blocked_by or t.muting)
+            ]
+            if len(suggested) >= limit:
+                break
+        return suggested[:limit]
+
+    async def popular(self, limit: int) -> list[int]:
+        return await self._popular.best(limit)
 
     async def _merge_buckets(self, user_id: int, buckets: range, below: Position, limit: int) -> list[Position]:
         """Returns one page merged over all buckets.
@@ -78,7 +112,7 @@ class EdgeReader:
             if frontier is None or (len(found) >= limit and found[limit - 1] >= frontier):
                 return found[:limit]
 
-    async def _edges(
+    async def _scan_sources(
         self, kind: pb.EdgeKind.ValueType, sources: Sequence[int], after: tuple[int, int]
     ) -> list[pb.Edge]:
         """Returns the edges of these sources after the pair `after`, in ascending order of (source id, target id)."""

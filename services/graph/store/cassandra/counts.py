@@ -1,0 +1,39 @@
+"""Returns counts of followers and followees from Cassandra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from roost.graph.v1 import graph_service_pb2 as pb
+
+from services.graph.store import EdgeLists, Listing, Position
+from services.graph.store.cassandra.follow_counts import FollowCounts
+from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING
+
+# Edges processed per step when a user becomes inactive or active again.
+ABSENCE_STEP = 500
+
+
+class CassandraCountStore:
+    """Implements CountStore on Cassandra. `lists` are those of the same keyspace."""
+
+    def __init__(self, follow_counts: FollowCounts, lists: EdgeLists) -> None:
+        self._follow_counts = follow_counts
+        self._lists = lists
+
+    async def batch_get(self, user_ids: Sequence[int]) -> dict[int, pb.UserCounts]:
+        found = await self._follow_counts.of(user_ids)
+        return {
+            user_id: pb.UserCounts(followers=followers.edges, following=following.edges)
+            for user_id, (followers, following) in found.items()
+            if followers.edges or following.edges
+        }
+
+    async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
+        """Implements `CountStore.set_absent`. A follow made in the moment in which its follower becomes inactive may be missed and
+        stay counted."""
+        for listing, side in ((Listing.FOLLOWING, FOLLOWERS), (Listing.FOLLOWERS, FOLLOWING)):
+            below: Position | None = None
+            while page := await self._lists.page(listing, user_id, below, ABSENCE_STEP):
+                await self._follow_counts.set_absent(user_id, side, [entry.user_id for entry in page], absent, at_us)
+                below = page[-1]

@@ -1,0 +1,57 @@
+"""Commits the writes of graph, and does what must follow each commit."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from roost.graph.v1 import graph_service_pb2 as pb
+
+from services.graph.store import TierHook
+from services.graph.store.sqlite.visibility_cache import SqliteVisibilityCache
+from services.platform.sqlite.database import Database
+
+T = TypeVar("T")
+
+
+class Committer:
+    """Commits transactions to one database. After each it drops what `visibility_cache` holds of it, then calls the tier hooks."""
+
+    def __init__(self, db: Database, visibility_cache: SqliteVisibilityCache) -> None:
+        self._db = db
+        self._visibility_cache = visibility_cache
+        self._hooks: list[TierHook] = []
+        # Writes whose caller may be gone: they must still invalidate the cache.
+        self._writes: set[asyncio.Task[object]] = set()
+
+    def on_tier_change(self, hook: TierHook) -> None:
+        """Implements `TierStore.on_change`."""
+        self._hooks.append(hook)
+
+    async def commit(
+        self,
+        unit: Callable[[sqlite3.Connection], tuple[T, list[pb.TierEntry]]],
+        readers: Sequence[int] = (),
+        blockers: Sequence[int] = (),
+    ) -> T:
+        """Runs the transaction, then invalidates the cache and calls the tier hooks, even if the caller is cancelled.
+
+        `readers` are the users whose edges change, `blockers` those whose blocks change.
+        """
+
+        async def run() -> T:
+            try:
+                result, tiers = await self._db.write(unit)
+            finally:
+                self._visibility_cache.invalidate(readers, blockers)
+            if tiers:
+                for hook in self._hooks:
+                    hook(tiers)
+            return result
+
+        task = asyncio.create_task(run())
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return await asyncio.shield(task)

@@ -1,0 +1,45 @@
+"""Opens graph's stores on one SQLite file, with the visibility cache in memory beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.graph.store import GraphStores
+from services.graph.store.sqlite import schema as sql
+from services.graph.store.sqlite.committer import Committer
+from services.graph.store.sqlite.counts import SqliteCountStore
+from services.graph.store.sqlite.edges import SqliteEdgeStore
+from services.graph.store.sqlite.lists import SqliteEdgeLists
+from services.graph.store.sqlite.tiers import SqliteTierStore
+from services.graph.store.sqlite.visibility_cache import SqliteVisibilityCache
+from services.graph.tier_publisher import TierRule
+from services.platform.sqlite.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteGraphStores(GraphStores):
+    """The stores with their database, for the relay of its outbox."""
+
+    db: Database
+
+
+async def open_stores(path: Path, rule: TierRule) -> SqliteGraphStores:
+    """Opens the file, or creates it. Raises FAILED_PRECONDITION if another process has it open."""
+    return stores_on(await Database.open(path, sql.MIGRATIONS), rule)
+
+
+def stores_on(db: Database, rule: TierRule) -> SqliteGraphStores:
+    """Returns the stores of an open database."""
+    visibility = SqliteVisibilityCache(db)
+    committer = Committer(db, visibility)
+    lists = SqliteEdgeLists(db)
+    return SqliteGraphStores(
+        edges=SqliteEdgeStore(db, committer, rule),
+        lists=lists,
+        visibility=visibility,
+        counts=SqliteCountStore(db, lists),
+        tiers=SqliteTierStore(db, committer, rule),
+        close=db.close,
+        db=db,
+    )
