@@ -10,7 +10,7 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from services.engagement.consumer import GROUP, TOPICS, recounting
 from services.engagement.service import EngagementService
 from services.engagement.store import EngagementStore
-from services.engagement.store.sqlite.store import EmbeddedEngagementStore
+from services.engagement.store.sqlite.store import SqliteEngagementStore
 from services.engagement.tweet_access import access_over
 from services.platform.backends import cluster_backends_of, shared_versions_of
 from services.platform.events.records import EventBuilder
@@ -47,7 +47,7 @@ async def _open(context: ServiceContext) -> tuple[EngagementStore, Sequence[Work
     """Opens the store of the process's backend and returns it with its workers."""
     cluster = cluster_backends_of(context)
     if cluster is None:
-        embedded = await EmbeddedEngagementStore.open(context.data_dir / "engagement.db")
+        embedded = await SqliteEngagementStore.open(context.data_dir / "engagement.db")
         return embedded, (Relay(embedded.db, context.log),)
     # Imported only if used: the drivers take long to import.
     from services.engagement.store.cassandra.store import CassandraEngagementStore

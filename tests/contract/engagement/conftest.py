@@ -12,7 +12,7 @@ from typing import Protocol
 import pytest
 
 from services.engagement.store import EngagementStore, ReactionKind
-from services.engagement.store.sqlite.store import EmbeddedEngagementStore
+from services.engagement.store.sqlite.store import SqliteEngagementStore
 from services.platform.config import Settings
 from services.platform.events.log import Record
 from services.platform.sqlite.event_log import EmbeddedLog
@@ -36,13 +36,13 @@ class Embedded:
     """The embedded backend: needs only a folder."""
 
     async def open(self, folder: Path) -> EngagementStore:
-        return await EmbeddedEngagementStore.open(folder / "engagement.db")
+        return await SqliteEngagementStore.open(folder / "engagement.db")
 
     async def close(self, store: EngagementStore) -> None:
         await store.close()
 
     async def published(self, store: EngagementStore) -> list[Record]:
-        assert isinstance(store, EmbeddedEngagementStore)
+        assert isinstance(store, SqliteEngagementStore)
         query = "SELECT topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq"
         return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
 

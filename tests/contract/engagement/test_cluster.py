@@ -160,7 +160,7 @@ async def test_sweep_after_crash_writes_copies_and_publishes(
             await change(dying, user_id)
     # An event whose transaction is never applied, because the like exists already.
     monkeypatch.setattr(dying, "_read_reaction", lambda *_: asyncio.sleep(0, (None, None, 0)))
-    monkeypatch.setattr("services.engagement.store.cassandra.store.MAX_TRIES", 1)
+    monkeypatch.setattr("services.engagement.store.cassandra.reaction_writer.MAX_TRIES", 1)
     with pytest.raises(errors.RoostError, match="concurrent"):
         await like(dying, ANN)
     assert await likers(sweeper) == [2]
@@ -222,10 +222,10 @@ async def test_counts_are_shared_until_changed(another: Open, monkeypatch: pytes
 
 async def test_count_begun_before_change_is_not_cached(another: Open) -> None:
     slow, store = await another(), await another()
-    _, storable = await slow._shared.frames([TWEET])
+    _, storable = await slow._count_cache.frames([TWEET])
     assert storable == {TWEET}
     await like(store, ANN)
-    await slow._shared.put({TWEET: b""}, (), slow._shared.now())
+    await slow._count_cache.put({TWEET: b""}, (), slow._count_cache.now())
     assert await counts(store) == (1, 0)
 
 
@@ -241,7 +241,7 @@ async def test_counts_without_redis_are_read_from_cassandra(another: Open, monke
 
     assert await counts(other) == (1, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(store._shared._redis, "node", refuse)
+        patch.setattr(store._count_cache._redis, "node", refuse)
         assert await store.like(TWEET, 2, event("tweet.liked", 2)) == 2
         assert await counts(store) == (2, 0)
     assert await counts(other) == (1, 0)
@@ -253,11 +253,11 @@ async def test_counts_without_redis_are_read_from_cassandra(another: Open, monke
 
 async def test_count_slower_than_bound_is_not_cached(another: Open) -> None:
     store = await another()
-    began = store._shared.now() - count_cache.MAX_COUNTING_S
-    await store._shared.put({TWEET: b""}, (), began)
-    assert (await store._shared.frames([TWEET]))[0] == {}
-    await store._shared.put({TWEET: b""}, (), began + 1)
-    assert (await store._shared.frames([TWEET]))[0] == {TWEET: b""}
+    began = store._count_cache.now() - count_cache.MAX_COUNTING_S
+    await store._count_cache.put({TWEET: b""}, (), began)
+    assert (await store._count_cache.frames([TWEET]))[0] == {}
+    await store._count_cache.put({TWEET: b""}, (), began + 1)
+    assert (await store._count_cache.frames([TWEET]))[0] == {TWEET: b""}
 
 
 async def test_like_after_unlike_is_not_coalesced_with_earlier_like(

@@ -1,4 +1,9 @@
-"""Counts the reactions of tweets in Cassandra: exactly in the first bucket of a tweet, from stored totals in the others."""
+"""Counts the reactions to tweets in Cassandra.
+
+A bucket is one partition of `marks_by_tweet`. All reactions to a tweet are rows of its first bucket, which are counted at
+each read, until there are schema.SHARD_FROM of a kind. Later ones of this kind go to one of schema.BUCKETS more buckets by
+user; these are counted after changes, and reads add the totals that were stored then.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,8 @@ IDS_PER_READ = 50
 
 
 class ReactionCount(NamedTuple):
-    """The number of reactions of a kind: in the tweet's first bucket, and in the others (None: not sharded)."""
+    """The number of reactions of a kind to one tweet: in its first bucket, and the sum of the others' stored totals (None: the
+    tweet has no others)."""
 
     first: int
     others: int | None = None

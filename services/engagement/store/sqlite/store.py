@@ -105,7 +105,7 @@ class _Outcome(NamedTuple):
     bookmarks: int
 
 
-class EmbeddedEngagementStore:
+class SqliteEngagementStore:
     """An EngagementStore on one SQLite file that this process owns.
 
     Caches change after the commit and before the writer gets its response, in a task that the caller's cancellation

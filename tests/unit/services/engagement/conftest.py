@@ -22,7 +22,7 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.engagement.service import EngagementService
-from services.engagement.store.sqlite.store import EmbeddedEngagementStore
+from services.engagement.store.sqlite.store import SqliteEngagementStore
 from services.engagement.tweet_access import access_over
 from services.platform.events.records import EventBuilder
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
@@ -89,7 +89,7 @@ class Bench:
     """An engagement service, the fake it calls, and helpers for calls."""
 
     world: World
-    store: EmbeddedEngagementStore
+    store: SqliteEngagementStore
     checker: MutationGuard = field(default_factory=MutationGuard)
 
     def __post_init__(self) -> None:
@@ -141,7 +141,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     """An engagement service without tweets."""
-    store = await EmbeddedEngagementStore.open(tmp_path / "engagement.db")
+    store = await SqliteEngagementStore.open(tmp_path / "engagement.db")
     bench = Bench(World(), store)
     yield bench
     await store.close()

@@ -11,7 +11,7 @@ import pytest
 
 from services.engagement.store.sqlite import cache
 from services.engagement.store.sqlite import store as sqlite_store
-from services.engagement.store.sqlite.store import EmbeddedEngagementStore
+from services.engagement.store.sqlite.store import SqliteEngagementStore
 from services.platform.events.log import Record
 
 ANN, BEN = 1, 2
@@ -19,22 +19,22 @@ TWEET = 100
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[EmbeddedEngagementStore]:
-    store = await EmbeddedEngagementStore.open(tmp_path / "engagement.db")
+async def store(tmp_path: Path) -> AsyncIterator[SqliteEngagementStore]:
+    store = await SqliteEngagementStore.open(tmp_path / "engagement.db")
     yield store
     await store.close()
 
 
-async def like(store: EmbeddedEngagementStore, tweet_id: int, user_id: int, reaction_id: int = 1) -> int:
+async def like(store: SqliteEngagementStore, tweet_id: int, user_id: int, reaction_id: int = 1) -> int:
     return await store.like(tweet_id, user_id, Record("tweet.liked", user_id, reaction_id, b""))
 
 
-async def likes(store: EmbeddedEngagementStore, tweet_id: int) -> int:
+async def likes(store: SqliteEngagementStore, tweet_id: int) -> int:
     counts = (await store.batch_get_counts([tweet_id])).counts
     return counts[0].likes if counts else 0
 
 
-async def liked(store: EmbeddedEngagementStore, user_id: int, *ids: int) -> list[int]:
+async def liked(store: SqliteEngagementStore, user_id: int, *ids: int) -> list[int]:
     return [one.tweet_id for one in (await store.batch_get_viewer_states(user_id, ids)).states if one.liked]
 
 
@@ -52,7 +52,7 @@ def overtake(store: Any, monkeypatch: pytest.MonkeyPatch, write: Callable[[], Aw
 
 
 async def test_viewer_states_overtaken_by_write_are_not_cached(
-    store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
+    store: SqliteEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overtake(store, monkeypatch, lambda: like(store, TWEET, ANN))
     await liked(store, ANN, TWEET)
@@ -60,7 +60,7 @@ async def test_viewer_states_overtaken_by_write_are_not_cached(
 
 
 async def test_counts_overtaken_by_write_are_not_cached(
-    store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
+    store: SqliteEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "NEWEST_COUNTS", 1)
     monkeypatch.setattr(cache, "_SLACK", 1)
@@ -72,7 +72,7 @@ async def test_counts_overtaken_by_write_are_not_cached(
 
 
 async def test_like_cancelled_after_commit_updates_caches(
-    store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
+    store: SqliteEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = store.db.write
     committed, may_return = asyncio.Event(), asyncio.Event()
@@ -97,7 +97,7 @@ async def test_like_cancelled_after_commit_updates_caches(
 
 
 async def test_counts_of_new_unliked_tweets_need_no_read(
-    store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
+    store: SqliteEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await like(store, TWEET, ANN)
 
@@ -112,7 +112,7 @@ async def test_counts_of_new_unliked_tweets_need_no_read(
 
 
 async def test_viewer_states_beyond_cache_bound_are_read_from_tables(
-    store: EmbeddedEngagementStore, monkeypatch: pytest.MonkeyPatch
+    store: SqliteEngagementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (cache, sqlite_store):
         monkeypatch.setattr(module, "MAX_CACHED_PER_USER", 3)
@@ -126,13 +126,13 @@ async def test_viewer_states_beyond_cache_bound_are_read_from_tables(
 
 
 async def test_counts_after_reopen_are_complete(
-    store: EmbeddedEngagementStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteEngagementStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for tweet_id in range(1, 8):
         await like(store, tweet_id, ANN, tweet_id)
     await store.close()
     monkeypatch.setattr(sqlite_store, "NEWEST_COUNTS", 3)
-    again = await EmbeddedEngagementStore.open(tmp_path / "engagement.db")
+    again = await SqliteEngagementStore.open(tmp_path / "engagement.db")
     answer = await again.batch_get_counts(range(10))
     assert [one.tweet_id for one in answer.counts] == list(range(1, 8))
     await again.close()
