@@ -15,15 +15,15 @@ from services.shared.hydration.fill_page import StoredList, fill_page
 from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
 from services.tweet.access import access_to
-from services.tweet.store import TweetStore
+from services.tweet.store import TweetStores
 
 
 class TweetPages:
     """Builds pages for the caller. A cursor is valid for the list that issued it, for every caller."""
 
-    def __init__(self, store: TweetStore, hydrator: Hydrator, user_pages: VisibleUserPages, cursors: Cursors) -> None:
-        self._store = store
-        self._access = access_to(store, hydrator)
+    def __init__(self, stores: TweetStores, hydrator: Hydrator, user_pages: VisibleUserPages, cursors: Cursors) -> None:
+        self._links = stores.links
+        self._access = access_to(stores.tweets, hydrator)
         self._hydrator = hydrator
         self._user_pages = user_pages
         self._cursors = cursors
@@ -36,12 +36,12 @@ class TweetPages:
     async def replies(self, request: Any) -> tweet_pb2.JoinedTweetPage:
         """Returns the direct replies to `request.tweet_id`, newest first. Raises NOT_FOUND as `original`."""
         tweet_id = (await self.original(request.tweet_id)).head.id
-        return await self.page(request, f"replies/{tweet_id}", partial(self._store.list_replies, tweet_id))
+        return await self.page(request, f"replies/{tweet_id}", partial(self._links.list_replies, tweet_id))
 
     async def quotes(self, request: Any) -> tweet_pb2.JoinedTweetPage:
         """Returns the quotes of `request.tweet_id`, newest first. Raises NOT_FOUND as `original`."""
         tweet_id = (await self.original(request.tweet_id)).head.id
-        return await self.page(request, f"quotes/{tweet_id}", partial(self._store.list_quotes, tweet_id))
+        return await self.page(request, f"quotes/{tweet_id}", partial(self._links.list_quotes, tweet_id))
 
     async def retweeters(self, request: Any) -> UserPage:
         """Returns the users who retweeted `request.tweet_id`, newest retweet first, and the next cursor. Raises
@@ -49,7 +49,7 @@ class TweetPages:
         tweet_id = (await self.original(request.tweet_id)).head.id
 
         async def fetch(below: ListEntry | None, limit: int) -> Sequence[ListEntry]:
-            return await self._store.list_retweeters(tweet_id, below[0] if below else 0, limit)
+            return await self._links.list_retweeters(tweet_id, below[0] if below else 0, limit)
 
         return await self._user_pages.page(
             f"retweeters/{tweet_id}", fetch, request.cursor, page_size_of(request), reader_id=calls.reader_id()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from services.platform.periodic import PeriodicJob
-from services.tweet.store import TweetStore
+from services.tweet.store import PurgeStore
 
 PURGE = "tweet-purge"
 # Tweets per step: Cassandra purges them one by one, which takes a second or two.
@@ -16,7 +16,7 @@ EVERY_LEAST_S = 0.5
 
 
 def purge_job(
-    store: TweetStore, clock: Callable[[], float], grace_s: int, may_run: Callable[[], Awaitable[bool]]
+    store: PurgeStore, clock: Callable[[], float], grace_s: int, may_run: Callable[[], Awaitable[bool]]
 ) -> PeriodicJob:
     """Returns the job over `store`. `clock` returns Unix seconds; tweets are purged `grace_s` seconds after their
     deletion; `may_run` returns whether this process holds the right to run it."""

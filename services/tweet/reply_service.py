@@ -18,8 +18,8 @@ from services.tweet.writer import Draft, TweetWriter
 class ReplyServicer(ReplyServiceServicer):
     """Serves roost.tweet.v1.ReplyService."""
 
-    def __init__(self, store: TweetStore, writer: TweetWriter, pages: TweetPages, threads: Threads) -> None:
-        self._store = store
+    def __init__(self, tweets: TweetStore, writer: TweetWriter, pages: TweetPages, threads: Threads) -> None:
+        self._tweets = tweets
         self._writer = writer
         self._pages = pages
         self._threads = threads
@@ -50,14 +50,14 @@ class ReplyServicer(ReplyServiceServicer):
     async def _parent_id(self, reply_id: int) -> int:
         """Returns the id of the tweet that this is a reply to, also if the reply is deleted. Raises NOT_FOUND if it is
         not a reply."""
-        cores = (await self._store.batch_get((reply_id,))).cores
+        cores = (await self._tweets.batch_get((reply_id,))).cores
         if not cores or not cores[0].head.reply_to_id:
             raise _no_such_reply()
         return cores[0].head.reply_to_id
 
     async def _original_id(self, tweet_id: int) -> int:
         """Returns the id that replies refer to: the original's for a retweet, else the tweet's own."""
-        cores = (await self._store.batch_get((tweet_id,))).cores
+        cores = (await self._tweets.batch_get((tweet_id,))).cores
         return (cores[0].head.retweet_of_id if cores else 0) or tweet_id
 
 

@@ -20,8 +20,8 @@ from services.tweet.pages import TweetPages
 from services.tweet.purge import PURGE, purge_job
 from services.tweet.reply_service import ReplyServicer
 from services.tweet.service import TweetServicer
-from services.tweet.store import TweetStore
-from services.tweet.store.sqlite.store import EmbeddedTweetStore
+from services.tweet.store import TweetStores
+from services.tweet.store.sqlite import stores as sqlite
 from services.tweet.threads import Threads
 from services.tweet.writer import TweetWriter
 
@@ -30,43 +30,46 @@ ABSENCES = "tweet-absences"
 
 
 async def build(context: ServiceContext) -> Service:
-    """Builds the service on the store of the process's backend."""
-    store, workers = await _open(context)
+    """Builds the service on the stores of the process's backend."""
+    stores, workers = await _open(context)
     hydrator = Hydrator(context.channel, shared_versions_of(context))
-    writer = TweetWriter(store, hydrator, context.ids, context.clock, context.settings.edit_window_s)
+    writer = TweetWriter(stores, hydrator, context.ids, context.clock, context.settings.edit_window_s)
     user_pages = VisibleUserPages(
         UserServiceStub(context.channel), GraphServiceStub(context.channel).GetVisibilityFilter, context.cursors
     )
-    pages = TweetPages(store, hydrator, user_pages, context.cursors)
-    threads = Threads(store, pages, hydrator, context.cursors)
-    tweets = TweetServicer(store, writer, pages, hydrator, context.clock, context.settings.delete_grace_s)
-    replies = ReplyServicer(store, writer, pages, threads)
+    pages = TweetPages(stores, hydrator, user_pages, context.cursors)
+    threads = Threads(stores.links, pages, hydrator, context.cursors)
+    tweets = TweetServicer(stores, writer, pages, hydrator, context.clock, context.settings.delete_grace_s)
+    replies = ReplyServicer(stores.tweets, writer, pages, threads)
     return Service(
         context.name,
         servicers={"roost.tweet.v1.TweetService": tweets, "roost.tweet.v1.ReplyService": replies},
-        workers=(*workers, context.log.consumer(ABSENCES, ABSENCE_TOPICS, following_absences(store.set_absent))),
-        resources=(store,),
+        workers=(
+            *workers,
+            context.log.consumer(ABSENCES, ABSENCE_TOPICS, following_absences(stores.tweets.set_absent)),
+        ),
+        resources=(stores,),
     )
 
 
-async def _open(context: ServiceContext) -> tuple[TweetStore, Sequence[Worker]]:
-    """Opens the store and returns it with its workers: on `tweet.db` in the data directory, or on the Cassandra
+async def _open(context: ServiceContext) -> tuple[TweetStores, Sequence[Worker]]:
+    """Opens the stores and returns them with their workers: on `tweet.db` in the data directory, or on the Cassandra
     keyspace of the cluster."""
     cluster = cluster_backends_of(context)
     if cluster is None:
-        embedded = await EmbeddedTweetStore.open(context.data_dir / "tweet.db")
+        embedded = await sqlite.open_stores(context.data_dir / "tweet.db")
         return embedded, (
             Relay(embedded.db, context.log),
-            purge_job(embedded, context.clock, context.settings.delete_grace_s, always),
+            purge_job(embedded.purge, context.clock, context.settings.delete_grace_s, always),
         )
     # Imported only if used: the drivers take long to import.
-    from services.tweet.store.cassandra.store import CassandraTweetStore
+    from services.tweet.store.cassandra.stores import open_stores
 
-    store = await CassandraTweetStore.open(cluster, context.log, context.clock)
+    stores = await open_stores(cluster, context.log, context.clock)
     lease = await cluster.job_lease(PURGE)
-    purge = purge_job(store, context.clock, context.settings.delete_grace_s, lease.hold)
-    return store, (
-        store.outbox,
-        context.log.consumer(GROUP, TOPICS, finishing_side_effects(store.finish_side_effects)),
+    purge = purge_job(stores.purge, context.clock, context.settings.delete_grace_s, lease.hold)
+    return stores, (
+        stores.outbox,
+        context.log.consumer(GROUP, TOPICS, finishing_side_effects(stores.finish_side_effects)),
         purge,
     )

@@ -13,7 +13,7 @@ from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.shared.hydration.hydrator import Hydrator
 from services.tweet.pages import TweetPages
-from services.tweet.store import TweetStore
+from services.tweet.store import TweetStores
 from services.tweet.writer import Draft, TweetWriter
 
 # Tweets per message of ScanTweets: some 200 KB.
@@ -26,14 +26,14 @@ class TweetServicer(TweetServiceServicer):
 
     def __init__(
         self,
-        store: TweetStore,
+        stores: TweetStores,
         writer: TweetWriter,
         pages: TweetPages,
         hydrator: Hydrator,
         clock: Callable[[], float],
         delete_grace_s: int,
     ) -> None:
-        self._store = store
+        self._stores = stores
         self._writer = writer
         self._pages = pages
         self._hydrator = hydrator
@@ -57,7 +57,7 @@ class TweetServicer(TweetServiceServicer):
 
     async def ListTweetRevisions(self, request: rpc.ListTweetRevisionsRequest, context: object) -> Any:
         await self._writer.hydrated(request.tweet_id)
-        return rpc.ListTweetRevisionsResponse(revisions=await self._store.list_revisions(request.tweet_id))
+        return rpc.ListTweetRevisionsResponse(revisions=await self._stores.tweets.list_revisions(request.tweet_id))
 
     async def DeleteTweet(self, request: rpc.DeleteTweetRequest, context: object) -> Any:
         await self._writer.delete(calls.require_user(), request.tweet_id)
@@ -71,7 +71,7 @@ class TweetServicer(TweetServiceServicer):
         return rpc.UnretweetResponse()
 
     async def ListRecentTweets(self, request: rpc.ListRecentTweetsRequest, context: object) -> Any:
-        return await self._pages.page(request, "recent_tweets", self._store.list_recent)
+        return await self._pages.page(request, "recent_tweets", self._stores.lists.list_recent)
 
     async def ListUserTweets(self, request: rpc.ListUserTweetsRequest, context: object) -> Any:
         user_id = request.user_id
@@ -79,7 +79,7 @@ class TweetServicer(TweetServiceServicer):
         retweets = rpc.TWEET_KIND_RETWEETS not in request.exclude
 
         def fetch(before_id: int, limit: int) -> Awaitable[Sequence[int]]:
-            return self._store.list_author(user_id, before_id, limit, replies=replies, retweets=retweets)
+            return self._stores.lists.list_author(user_id, before_id, limit, replies=replies, retweets=retweets)
 
         page = await self._pages.page(request, f"user_tweets/{user_id}/{replies:d}{retweets:d}", fetch)
         # A tweet on the page proves that the reader may see its author. Only an empty page needs the check.
@@ -95,28 +95,30 @@ class TweetServicer(TweetServiceServicer):
         return rpc.ListRetweetersResponse(users=users, next_cursor=next_cursor)
 
     async def BatchListAuthorTweetIds(self, request: rpc.BatchListAuthorTweetIdsRequest, context: object) -> Any:
-        return await self._store.batch_list_author_ids(list(request.author_ids), request.before_id, request.per_author)
+        return await self._stores.lists.batch_list_author_ids(
+            list(request.author_ids), request.before_id, request.per_author
+        )
 
     async def BatchGetTweetCores(self, request: rpc.BatchGetTweetCoresRequest, context: object) -> Any:
         # Parses into the wire type, which leaves each tweet as bytes.
-        cores = await self._store.batch_get_serialized(list(request.ids), request.viewer_id)
+        cores = await self._stores.tweets.batch_get_serialized(list(request.ids), request.viewer_id)
         return tweet_pb2.SerializedTweetCores.FromString(cores)
 
     async def BatchGetAuthorCounts(self, request: rpc.BatchGetAuthorCountsRequest, context: object) -> Any:
-        return rpc.BatchGetAuthorCountsResponse(tweets=await self._store.batch_count(request.user_ids))
+        return rpc.BatchGetAuthorCountsResponse(tweets=await self._stores.lists.batch_count(request.user_ids))
 
     async def ScanTweets(
         self, request: rpc.ScanTweetsRequest, context: object
     ) -> AsyncIterator[rpc.ScanTweetsResponse]:
         after_id = request.after_id
-        while cores := await self._store.scan(after_id, SCAN_PAGE):
+        while cores := await self._stores.tweets.scan(after_id, SCAN_PAGE):
             yield rpc.ScanTweetsResponse(cores=cores)
             if len(cores) < SCAN_PAGE:
                 return
             after_id = cores[-1].head.id
 
     async def PurgeDeletedTweets(self, request: rpc.PurgeDeletedTweetsRequest, context: object) -> Any:
-        purged = await self._store.purge(int(self._clock()) - self._delete_grace_s, request.max_tweets)
+        purged = await self._stores.purge.purge(int(self._clock()) - self._delete_grace_s, request.max_tweets)
         return rpc.PurgeDeletedTweetsResponse(purged=purged)
 
     async def RemoveTweet(self, request: rpc.RemoveTweetRequest, context: object) -> Any:

@@ -19,7 +19,7 @@ from services.platform.rpc import errors
 from services.shared.hydration.fragments import tombstone
 from services.shared.hydration.hydrator import Hydrator
 from services.tweet.pages import TweetPages
-from services.tweet.store import MAX_PAGE, TweetStore
+from services.tweet.store import MAX_PAGE, LinkLists
 
 # Levels of replies shown below the requested tweet, which bounds the rounds of a page. Deeper replies are shown by the
 # thread of one of their ancestors.
@@ -70,8 +70,8 @@ class _PageKey(NamedTuple):
 class Threads:
     """Pages of threads for the caller."""
 
-    def __init__(self, store: TweetStore, pages: TweetPages, hydrator: Hydrator, cursors: Cursors) -> None:
-        self._store = store
+    def __init__(self, links: LinkLists, pages: TweetPages, hydrator: Hydrator, cursors: Cursors) -> None:
+        self._links = links
         self._pages = pages
         self._hydrator = hydrator
         self._cursors = cursors
@@ -84,7 +84,7 @@ class Threads:
         tweet_id = core.head.id
         list_name = f"thread/{tweet_id}"
         after_id = int(self._cursors.open(request.cursor, list_name, 0)[0]) if request.cursor else 0
-        version = await self._store.thread_version(tweet_pb2.Tweet.FromString(core.core).conversation_id)
+        version = await self._links.thread_version(tweet_pb2.Tweet.FromString(core.core).conversation_id)
         page = await self._page_cache.get_or_load(
             _PageKey(tweet_id, after_id, page_size_of(request), version), self._load
         )
@@ -100,7 +100,7 @@ class Threads:
 
     async def _load(self, key: _PageKey) -> ThreadPage:
         tweet_id = key.tweet_id
-        ancestor_ids = await self._store.list_ancestors(tweet_id, MAX_ANCESTORS)
+        ancestor_ids = await self._links.list_ancestors(tweet_id, MAX_ANCESTORS)
         top = Node(tweet_id, ancestor_ids[0] if ancestor_ids else 0, len(ancestor_ids))
         ancestors = [] if key.after_id else _shown_ancestors(top, ancestor_ids)
         reply_limit = max(key.page_size - len(ancestors), 0)
@@ -115,7 +115,7 @@ class Threads:
         # Each round loads one more level, only for nodes that are on the page.
         while missing := [n for n in known if n.id not in asked and n.depth - top.depth < MAX_DEPTH]:
             asked.update(node.id for node in missing)
-            children = await self._store.batch_list_children([node.id for node in missing], MAX_BREADTH)
+            children = await self._links.batch_list_children([node.id for node in missing], MAX_BREADTH)
             if not children:
                 break
             deeper = {node.id: _children(node, children) for node in missing}
@@ -128,7 +128,7 @@ class Threads:
         below `top`."""
         path: Sequence[int] = ()
         if after_id != top.id:
-            ancestor_ids = await self._store.list_ancestors(after_id, MAX_DEPTH)
+            ancestor_ids = await self._links.list_ancestors(after_id, MAX_DEPTH)
             if top.id not in ancestor_ids:
                 raise errors.invalid_argument(
                     "the tweet at which this page began is gone: list the thread again without a cursor", field="cursor"
@@ -137,13 +137,13 @@ class Threads:
         pending: list[Node] = []
         # A node at MAX_DEPTH has no shown children.
         nested = path if len(path) < MAX_DEPTH else path[1:]
-        children = await self._store.batch_list_children(nested, MAX_BREADTH) if nested else {}
+        children = await self._links.batch_list_children(nested, MAX_BREADTH) if nested else {}
         done = 0
         for height, tweet_id in enumerate(path):
             depth = top.depth + len(path) - height + 1
             pending += [Node(i, tweet_id, depth) for i in children.get(tweet_id, ()) if i > done]
             done = tweet_id
-        direct_replies = await self._store.batch_list_children([top.id], wanted, after_id=done)
+        direct_replies = await self._links.batch_list_children([top.id], wanted, after_id=done)
         return (pending + _children(top, direct_replies))[:wanted]
 
 

@@ -26,7 +26,7 @@ from services.shared.hydration.hydrator import Hydrator
 from services.shared.tweet_access import no_such_tweet
 from services.tweet.access import access_to
 from services.tweet.entities import extract
-from services.tweet.store import Claim, TweetStore
+from services.tweet.store import Claim, TweetStores
 from services.tweet.text import normalize_text
 
 # Enough to correct mistakes, too few to turn a tweet with many likes into another one step by step.
@@ -52,10 +52,11 @@ class TweetWriter:
     may be edited for `edit_window_s` seconds after its creation."""
 
     def __init__(
-        self, store: TweetStore, hydrator: Hydrator, ids: Snowflake, clock: Callable[[], float], edit_window_s: int
+        self, stores: TweetStores, hydrator: Hydrator, ids: Snowflake, clock: Callable[[], float], edit_window_s: int
     ) -> None:
-        self._store = store
-        self._access = access_to(store, hydrator)
+        self._tweets = stores.tweets
+        self._links = stores.links
+        self._access = access_to(stores.tweets, hydrator)
         self._hydrator = hydrator
         self._ids = ids
         self._clock = clock
@@ -77,14 +78,14 @@ class TweetWriter:
             quoted = await self._access.actionable(draft.author_id, draft.quote_of_id) if draft.quote_of_id else None
         except errors.RoostError:
             # The parent may have been deleted since the first attempt: the first result must still be returned.
-            earlier = await self._store.find_claimed(draft.author_id, claim) if claim is not None else 0
+            earlier = await self._tweets.find_claimed(draft.author_id, claim) if claim is not None else 0
             if not earlier:
                 raise
             return await self.hydrated(earlier)
         author = await self._author_fragment(draft.author_id)
         tweet_id = await self._ids.mint()
         core, conversation_id = _new_core(tweet_id, draft.author_id, text, parent, quoted)
-        stored_id = await self._store.create(
+        stored_id = await self._tweets.create(
             core, conversation_id, await self._events.record(_created(core.head)), claim
         )
         if stored_id != tweet_id or quoted is not None:
@@ -104,7 +105,7 @@ class TweetWriter:
                 raise errors.failed_precondition(
                     "a retweet has no text to edit: edit the original tweet", Reason.RETWEET
                 )
-            versions = await self._store.list_revisions(tweet_id)
+            versions = await self._tweets.list_revisions(tweet_id)
             if (
                 not versions
                 or versions[-1].text == text
@@ -138,17 +139,17 @@ class TweetWriter:
         revision = rpc.TweetRevision(version=last.version + 1, text=text, created_at=edited_at)
         body = event_pb2.TweetEdited(tweet_id=tweet.id, author_id=tweet.author_id, version=revision.version)
         event = await self._events.record(body)
-        return await self._store.revise(core, revision, event)
+        return await self._tweets.revise(core, revision, event)
 
     async def retweet(self, user_id: int, tweet_id: int) -> tweet_pb2.JoinedTweet:
         """Returns the user's retweet of the tweet, hydrated, and creates it if there is none. A retweet of a retweet
         refers to the original. Raises NOT_FOUND or PERMISSION_DENIED as `TweetAccess.actionable`."""
         original = await self._access.actionable(user_id, tweet_id)
         original_id = original.head.id
-        retweet_id = (await self._store.find_retweets(user_id, (original_id,))).get(original_id, 0)
+        retweet_id = (await self._links.find_retweets(user_id, (original_id,))).get(original_id, 0)
         if not retweet_id:
             core = _retweet_core(await self._ids.mint(), user_id, original.head)
-            retweet_id = await self._store.create(
+            retweet_id = await self._tweets.create(
                 core, core.head.id, await self._events.record(_created(core.head)), None
             )
         return await self.hydrated(retweet_id)
@@ -157,28 +158,28 @@ class TweetWriter:
         """Deletes the user's retweet of this tweet, if there is one; for a retweet, the user's retweet of its original.
         Works on hidden tweets too. Raises NOT_FOUND if the tweet never existed."""
         original_id = await self._access.original_id(tweet_id)
-        retweet_id = (await self._store.find_retweets(user_id, (original_id,))).get(original_id, 0)
+        retweet_id = (await self._links.find_retweets(user_id, (original_id,))).get(original_id, 0)
         if retweet_id:
-            await self._store.delete(retweet_id, int(self._clock()), await self._deleted(retweet_id, user_id))
+            await self._tweets.delete(retweet_id, int(self._clock()), await self._deleted(retweet_id, user_id))
 
     async def delete(self, user_id: int, tweet_id: int) -> None:
         """Deletes the user's own tweet or retweet; a repeat changes nothing. Raises NOT_FOUND if it never existed or is
         hidden from the user, PERMISSION_DENIED (NOT_AUTHOR) if another user wrote it."""
         core = await self._access.existing(tweet_id)
         await self._require_author(user_id, core, "delete")
-        await self._store.delete(tweet_id, int(self._clock()), await self._deleted(tweet_id, user_id))
+        await self._tweets.delete(tweet_id, int(self._clock()), await self._deleted(tweet_id, user_id))
 
     async def remove(self, tweet_id: int, action_id: int) -> None:
         """Hides a tweet on behalf of the moderator's action `action_id`. Raises NOT_FOUND if it does not exist."""
         event = await self._deleted(tweet_id, (await self._access.existing(tweet_id)).head.author_id)
-        await self._store.remove(tweet_id, action_id, int(self._clock()), event)
+        await self._tweets.remove(tweet_id, action_id, int(self._clock()), event)
 
     async def restore(self, tweet_id: int, action_id: int) -> None:
         """Undoes `remove`. Raises NOT_FOUND if the tweet does not exist, FAILED_PRECONDITION if another action hides
         it."""
         author_id = (await self._access.existing(tweet_id)).head.author_id
         event = await self._events.record(event_pb2.TweetRestored(tweet_id=tweet_id, author_id=author_id))
-        await self._store.restore(tweet_id, action_id, event)
+        await self._tweets.restore(tweet_id, action_id, event)
 
     async def live_own_tweet(self, user_id: int, tweet_id: int, action: str) -> tweet_pb2.TweetCore:
         """Returns a live tweet of the user. Raises PERMISSION_DENIED (NOT_AUTHOR) if another user wrote it, NOT_FOUND

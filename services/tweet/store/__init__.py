@@ -1,4 +1,5 @@
-"""The port of the tweet store. The rows, author index, counts and event of a write commit together or not at all.
+"""The ports of the tweet store: tweets, their lists, the links between them, and the purge. The rows, author index,
+counts and event of a write commit together or not at all.
 
 A read sees every write that completed before it began. Methods raise UNAVAILABLE if the store cannot serve now; then
 nothing was stored.
@@ -6,8 +7,9 @@ nothing was stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
@@ -36,7 +38,7 @@ class Retweeter(NamedTuple):
 
 
 class TweetStore(Protocol):
-    """Stores tweets by id, author and time. A tweet is live until its author deletes it or a moderator removes it."""
+    """Stores tweets by id. A tweet is live until its author deletes it or a moderator removes it."""
 
     async def create(self, core: tweet_pb2.TweetCore, conversation_id: int, event: Record, claim: Claim | None) -> int:
         """Stores a live tweet of version 1 and returns its id. Stores nothing and returns the id of another tweet if
@@ -68,18 +70,11 @@ class TweetStore(Protocol):
         """Undoes `remove`. Returns whether the action hid the tweet, and publishes `event` only then. Raises
         FAILED_PRECONDITION if another action hides it, NOT_FOUND if it does not exist."""
 
-    async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
-        """Returns the ids of the user's live retweets by original id. Originals without one are left out."""
-
     async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
         """Excludes the replies, retweets and quotes of a suspended or deactivated author from the counts of the tweets
         they refer to (`absent`), or includes them again. `at_us` is the time of that decision in Unix microseconds: an
         earlier decision that arrives later changes nothing. Tweets and lists are unchanged. If it fails, the caller
         repeats it with the same arguments."""
-
-    async def purge(self, before_s: int, limit: int) -> int:
-        """Removes for good tweets deleted before `before_s` (Unix seconds), the longest deleted first, each after its
-        retweets. Returns how many rows it removed, retweets included, at most `limit`."""
 
     async def batch_get(self, ids: Sequence[int], viewer_id: int = 0) -> tweet_service_pb2.BatchGetTweetCoresResponse:
         """Returns tweets in the order of `ids`, hidden ones as `deleted` with an empty core. Unknown ids are left out.
@@ -87,6 +82,14 @@ class TweetStore(Protocol):
 
     async def batch_get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
         """Returns the result of `batch_get` as a serialized BatchGetTweetCoresResponse."""
+
+    async def scan(self, after_id: int, limit: int) -> list[tweet_pb2.TweetCore]:
+        """Returns tweets above `after_id` in ascending order of id, hidden ones included, at most `limit` (≤ MAX_PAGE).
+        Fewer than `limit` means that the end was reached."""
+
+
+class TweetLists(Protocol):
+    """The live tweets of one author, and of all authors, by time."""
 
     async def batch_list_author_ids(
         self, author_ids: Sequence[int], before_id: int, per_author: int
@@ -103,6 +106,17 @@ class TweetStore(Protocol):
     async def list_recent(self, before_id: int, limit: int) -> Sequence[int]:
         """Returns the newest live ids of all authors below `before_id` (0: no bound), newest first, at most `limit` (≤
         MAX_PAGE)."""
+
+    async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
+        """Returns the exact number of live tweets of each author. Retweets count only if their original is live.
+        Authors without any are left out."""
+
+
+class LinkLists(Protocol):
+    """The tweets that refer to a tweet: replies, quotes and retweets; and the conversations of replies."""
+
+    async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
+        """Returns the ids of the user's live retweets by original id. Originals without one are left out."""
 
     async def list_replies(
         self, tweet_id: int, bound_id: int, limit: int, *, oldest_first: bool = False
@@ -134,13 +148,24 @@ class TweetStore(Protocol):
         response. While it is equal, `batch_list_children` and `list_ancestors` of its tweets return the same, except
         for purged tweets. Versions are not kept over restarts."""
 
-    async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
-        """Returns the exact number of live tweets of each author. Retweets count only if their original is live.
-        Authors without any are left out."""
 
-    async def scan(self, after_id: int, limit: int) -> list[tweet_pb2.TweetCore]:
-        """Returns tweets above `after_id` in ascending order of id, hidden ones included, at most `limit` (≤ MAX_PAGE).
-        Fewer than `limit` means that the end was reached."""
+class PurgeStore(Protocol):
+    """Removes deleted tweets for good."""
 
-    async def close(self) -> None:
-        """Finishes the writes in progress and releases the store."""
+    async def purge(self, before_s: int, limit: int) -> int:
+        """Removes for good tweets deleted before `before_s` (Unix seconds), the longest deleted first, each after its
+        retweets. Returns how many rows it removed, retweets included, at most `limit`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TweetStores:
+    """The stores of one backend, on the same rows: a write to `tweets` changes what the others return.
+
+    `close` finishes the writes in progress; no store may be used afterwards.
+    """
+
+    tweets: TweetStore
+    lists: TweetLists
+    links: LinkLists
+    purge: PurgeStore
+    close: Callable[[], Coroutine[Any, Any, None]]

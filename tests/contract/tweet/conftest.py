@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
@@ -17,8 +18,8 @@ from services.platform.config import Settings
 from services.platform.events.log import Record
 from services.platform.rpc.errors import RoostError
 from services.platform.sqlite.event_log import EmbeddedLog
-from services.tweet.store import Claim, TweetStore
-from services.tweet.store.sqlite.store import EmbeddedTweetStore
+from services.tweet.store import Claim, TweetStores
+from services.tweet.store.sqlite.stores import SqliteTweetStores, open_stores
 from tests.cluster import backend as namespaces
 from tests.conftest import LONG, SHORT
 
@@ -32,14 +33,14 @@ class Backend(Protocol):
 
     EXAMPLES: Mapping[str, int]
 
-    async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
+    async def open(self, folder: Path, place: Path | None = None) -> TweetStores:
         """Opens the store of this folder, new or existing. In the cluster backend `place` names another folder whose
         tweets it uses."""
 
-    async def published(self, store: TweetStore) -> list[Record]:
+    async def published(self, stores: TweetStores) -> list[Record]:
         """Returns the committed events in the order of their ids."""
 
-    async def wait_for_writes(self, store: TweetStore) -> None:
+    async def wait_for_writes(self, stores: TweetStores) -> None:
         """Waits for the writes of callers who were cancelled."""
 
 
@@ -48,18 +49,18 @@ class Embedded:
 
     EXAMPLES: ClassVar = {SHORT: 30, LONG: 100}
 
-    async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
-        return await EmbeddedTweetStore.open(folder / "tweet.db")
+    async def open(self, folder: Path, place: Path | None = None) -> TweetStores:
+        return await open_stores(folder / "tweet.db")
 
-    async def published(self, store: TweetStore) -> list[Record]:
-        assert isinstance(store, EmbeddedTweetStore)
+    async def published(self, stores: TweetStores) -> list[Record]:
+        assert isinstance(stores, SqliteTweetStores)
         query = "SELECT topic, key, event_id, payload, traceparent FROM outbox ORDER BY event_id"
-        return await store.db.read(lambda c: [Record(*row) for row in c.execute(query)])
+        return await stores.db.read(lambda c: [Record(*row) for row in c.execute(query)])
 
-    async def wait_for_writes(self, store: TweetStore) -> None:
+    async def wait_for_writes(self, stores: TweetStores) -> None:
         # Commits are in order: after the next one, all earlier ones are done.
-        assert isinstance(store, EmbeddedTweetStore)
-        await store.db.write(lambda _: None)
+        assert isinstance(stores, SqliteTweetStores)
+        await stores.db.write(lambda _: None)
 
 
 class Clustered:
@@ -69,9 +70,9 @@ class Clustered:
     # Each takes 15 s.
     EXAMPLES: ClassVar = {SHORT: 3, LONG: 15}
 
-    async def open(self, folder: Path, place: Path | None = None) -> TweetStore:
+    async def open(self, folder: Path, place: Path | None = None) -> TweetStores:
         from services.platform.backends.cluster import ClusterBackends
-        from services.tweet.store.cassandra.store import CassandraTweetStore
+        from services.tweet.store.cassandra import stores as cassandra
 
         stack = AsyncExitStack()
         settings = Settings(**namespaces.of(place or folder).settings)
@@ -85,28 +86,27 @@ class Clustered:
                     raise
         log = await EmbeddedLog.open(folder / "log.db")
         stack.push_async_callback(log.close)
-        store = await CassandraTweetStore.open(cluster, log, time.time)
+        stores = await cassandra.open_stores(cluster, log, time.time)
 
         async def close() -> None:
-            await CassandraTweetStore.close(store)
+            await stores.close()
             await stack.aclose()
 
-        store.close = close  # type: ignore[method-assign]
-        return store
+        return dataclasses.replace(stores, close=close)
 
-    async def published(self, store: TweetStore) -> list[Record]:
-        from services.tweet.store.cassandra.store import CassandraTweetStore
+    async def published(self, stores: TweetStores) -> list[Record]:
+        from services.tweet.store.cassandra.stores import CassandraTweetStores
 
-        assert isinstance(store, CassandraTweetStore)
-        rows = await store.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
+        assert isinstance(stores, CassandraTweetStores)
+        rows = await stores.keyspace.read("SELECT topic, key, event_id, payload, traceparent FROM outbox")
         # An event that was written again in another minute has two rows.
         return sorted({Record(*row) for row in rows}, key=lambda record: record.event_id)
 
-    async def wait_for_writes(self, store: TweetStore) -> None:
-        from services.tweet.store.cassandra.store import CassandraTweetStore
+    async def wait_for_writes(self, stores: TweetStores) -> None:
+        from services.tweet.store.cassandra.stores import CassandraTweetStores
 
-        assert isinstance(store, CassandraTweetStore)
-        await store.wait_for_writes()
+        assert isinstance(stores, CassandraTweetStores)
+        await stores.tweets._writes.wait()
 
 
 BACKEND_NAMES: dict[str, type[Backend]] = {"embedded": Embedded, "cluster": Clustered}
@@ -137,39 +137,41 @@ class Opened:
 
     backend: Backend
     folder: Path
-    store: TweetStore = field(init=False)
+    stores: TweetStores = field(init=False)
 
     async def post(
         self, tweet_id: int, author_id: int = 1, claim: Claim | None = None, conversation_id: int = 0, **head: Any
     ) -> int:
         """Creates a tweet, in a conversation of its own if none is given. Returns the id that the store returns."""
         core = make_core(tweet_id, author_id, **head)
-        return await self.store.create(core, conversation_id or tweet_id, event("tweet.created", tweet_id), claim)
+        return await self.stores.tweets.create(
+            core, conversation_id or tweet_id, event("tweet.created", tweet_id), claim
+        )
 
     async def delete(self, tweet_id: int, at_s: int = 0) -> bool:
         """Deletes the tweet as its author does."""
-        return await self.store.delete(tweet_id, at_s, event("tweet.deleted", tweet_id))
+        return await self.stores.tweets.delete(tweet_id, at_s, event("tweet.deleted", tweet_id))
 
     async def edit(self, tweet_id: int, author_id: int, version: int, text: str, **head: Any) -> bool:
         """Stores a version whose time is its number in seconds."""
         revision = tweet_service_pb2.TweetRevision(version=version, text=text)
         revision.created_at.FromSeconds(version)
         core = make_core(tweet_id, author_id, text, **head)
-        return await self.store.revise(core, revision, event("tweet.edited", tweet_id))
+        return await self.stores.tweets.revise(core, revision, event("tweet.edited", tweet_id))
 
-    async def reopen(self) -> TweetStore:
+    async def reopen(self) -> TweetStores:
         """Closes the store and opens it again."""
-        await self.store.close()
-        self.store = await self.backend.open(self.folder)
-        return self.store
+        await self.stores.close()
+        self.stores = await self.backend.open(self.folder)
+        return self.stores
 
     async def topics(self) -> list[tuple[str, int]]:
         """Returns the events so far as (topic, tweet)."""
-        return [(record.topic, int(record.payload)) for record in await self.backend.published(self.store)]
+        return [(record.topic, int(record.payload)) for record in await self.backend.published(self.stores)]
 
     async def ids_of(self, author_id: int, before_id: int = 0, per_author: int = 832) -> list[int]:
         """Returns the author's newest ids."""
-        response = await self.store.batch_list_author_ids([author_id], before_id, per_author)
+        response = await self.stores.lists.batch_list_author_ids([author_id], before_id, per_author)
         return list(response.authors[0].ids) if response.authors else []
 
 
@@ -177,6 +179,6 @@ class Opened:
 async def opened(backend: Backend, tmp_path: Path) -> AsyncIterator[Opened]:
     """An empty store that can be reopened."""
     opened = Opened(backend, tmp_path)
-    opened.store = await backend.open(tmp_path)
+    opened.stores = await backend.open(tmp_path)
     yield opened
-    await opened.store.close()
+    await opened.stores.close()

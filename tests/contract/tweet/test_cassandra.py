@@ -33,38 +33,38 @@ async def other(opened: Opened) -> AsyncIterator[Opened]:
     """Another process on the same tweets."""
     other = Opened(opened.backend, opened.folder / "other")
     other.folder.mkdir()
-    other.store = await opened.backend.open(other.folder, opened.folder)
+    other.stores = await opened.backend.open(other.folder, opened.folder)
     yield other
-    await other.store.close()
+    await other.stores.close()
 
 
 async def read_everything(opened: Opened) -> tuple[Any, ...]:
     """Returns the results of all reads of the tweets that these tests create."""
-    store = opened.store
+    stores = opened.stores
     return (
-        [core for viewer in (0, BOB) for core in (await store.batch_get(range(1, 20), viewer)).cores],
+        [core for viewer in (0, BOB) for core in (await stores.tweets.batch_get(range(1, 20), viewer)).cores],
         [await opened.ids_of(author) for author in (ANN, BOB, CAT)],
-        await store.batch_count([ANN, BOB, CAT]),
-        await store.find_retweets(BOB, [1, 2]),
-        await store.list_replies(1, 0, 10),
-        await store.list_quotes(1, 0, 10),
-        await store.list_retweeters(1, 0, 10),
-        await store.list_recent(0, 20),
-        await store.list_revisions(1),
-        await store.scan(0, 20),
+        await stores.lists.batch_count([ANN, BOB, CAT]),
+        await stores.links.find_retweets(BOB, [1, 2]),
+        await stores.links.list_replies(1, 0, 10),
+        await stores.links.list_quotes(1, 0, 10),
+        await stores.links.list_retweeters(1, 0, 10),
+        await stores.lists.list_recent(0, 20),
+        await stores.tweets.list_revisions(1),
+        await stores.tweets.scan(0, 20),
     )
 
 
 async def test_read_caused_by_event_sees_change(opened: Opened, other: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer: Any = opened.store
+    writer: Any = opened.stores
     await opened.post(1, ANN)
-    await other.store.batch_get([1], 0)
+    await other.stores.tweets.batch_get([1], 0)
     read: list[asyncio.Task[Any]] = []
-    outbox, change_tweets = writer._writer._outbox, writer._writer._shared.change_tweets
+    outbox, change_tweets = writer.tweets._writer._outbox, writer.tweets._writer._shared.change_tweets
     publish = outbox.publish
 
     def published(records: Any) -> None:
-        read.append(asyncio.create_task(other.store.batch_get([1], 0)))
+        read.append(asyncio.create_task(other.stores.tweets.batch_get([1], 0)))
         publish(records)
 
     async def change_late(*values: Any) -> bool:
@@ -72,14 +72,14 @@ async def test_read_caused_by_event_sees_change(opened: Opened, other: Opened, m
         return bool(await change_tweets(*values))
 
     monkeypatch.setattr(outbox, "publish", published)
-    monkeypatch.setattr(writer._writer._shared, "change_tweets", change_late)
+    monkeypatch.setattr(writer.tweets._writer._shared, "change_tweets", change_late)
     await opened.delete(1)
     assert [core.head.deleted for core in (await read[0]).cores] == [True]
 
 
 async def history(opened: Opened) -> AsyncIterator[None]:
     """Runs a history of every kind of write, one step at a time."""
-    store = opened.store
+    stores = opened.stores
     await opened.post(1, ANN)
     yield
     await opened.post(2, ANN, conversation_id=1, **REPLY)
@@ -90,9 +90,9 @@ async def history(opened: Opened) -> AsyncIterator[None]:
     yield
     await opened.edit(1, ANN, 2, "second")
     yield
-    await store.remove(1, 7, 0, event("tweet.deleted", 1))
+    await stores.tweets.remove(1, 7, 0, event("tweet.deleted", 1))
     yield
-    await store.restore(1, 7, event("tweet.restored", 1))
+    await stores.tweets.restore(1, 7, event("tweet.restored", 1))
     yield
     await opened.edit(1, ANN, 3, "third")
     yield
@@ -100,13 +100,13 @@ async def history(opened: Opened) -> AsyncIterator[None]:
     yield
     await opened.post(5, BOB, **RETWEET)
     yield
-    await store.remove(4, 8, 0, event("tweet.deleted", 4))
+    await stores.tweets.remove(4, 8, 0, event("tweet.deleted", 4))
     yield
     await opened.delete(2, 20)
     yield
     await opened.delete(1, 30)
     yield
-    assert await store.purge(25, 10) == 2
+    assert await stores.purge.purge(25, 10) == 2
     yield
 
 
@@ -128,7 +128,7 @@ async def read_everything_reopened(opened: Opened) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_batches_replayed_in_any_order_reach_same_state(opened: Opened, seed: int) -> None:
-    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    keyspace = opened.stores.keyspace  # type: ignore[attr-defined]
     written: list[list[Any]] = []
     batch = keyspace.batch
 
@@ -141,17 +141,17 @@ async def test_batches_replayed_in_any_order_reach_same_state(opened: Opened, se
         pass
     keyspace.batch = batch
     before = await read_everything_reopened(opened)
-    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    keyspace = opened.stores.keyspace  # type: ignore[attr-defined]
     for table in BATCHED:
         await keyspace.write(f"TRUNCATE {table}")
     assert await read_everything_reopened(opened) != before
-    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    keyspace = opened.stores.keyspace  # type: ignore[attr-defined]
     for steps in random.Random(seed).choices(written, k=len(written)) + random.Random(seed).sample(
         written, len(written)
     ):
         await keyspace.batch(steps)
     # As the service's consumer does with events that the log delivers again.
-    await opened.store.finish_side_effects(range(1, 10))  # type: ignore[attr-defined]
+    await opened.stores.finish_side_effects(range(1, 10))  # type: ignore[attr-defined]
     assert await read_everything_reopened(opened) == before
 
 
@@ -160,7 +160,7 @@ async def test_claimed_key_without_tweet_is_completed_by_another_process(opened:
     await opened.post(1, ANN)
     left = await left_by_a_crash(opened, make_core(2, BOB, "first", **REPLY), CLAIM)
     assert left == []
-    assert await other.store.find_claimed(BOB, CLAIM) == 2
+    assert await other.stores.tweets.find_claimed(BOB, CLAIM) == 2
     assert await other.post(3, BOB, CLAIM, **REPLY) == 2
     assert (await read_everything(other))[4] == [2]
     assert await other.topics() == [("tweet.created", 1), ("tweet.created", 2)]
@@ -171,13 +171,13 @@ async def test_claimed_retweet_without_tweet_is_completed_by_another_process(ope
     left = await left_by_a_crash(opened, make_core(2, BOB, **RETWEET), None)
     assert left == []
     assert await other.post(3, BOB, **RETWEET) == 2
-    assert await other.store.find_retweets(BOB, [1]) == {1: 2}
-    assert await other.store.batch_count([BOB]) == {BOB: 1}
+    assert await other.stores.links.find_retweets(BOB, [1]) == {1: 2}
+    assert await other.stores.lists.batch_count([BOB]) == {BOB: 1}
 
 
 async def left_by_a_crash(opened: Opened, core: tweet_pb2.TweetCore, claim: Claim | None) -> list[int]:
     """Runs `create` up to the batch, which is never sent. Returns the author's ids afterwards."""
-    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    keyspace = opened.stores.keyspace  # type: ignore[attr-defined]
     batch = keyspace.batch
 
     async def die(_: Any) -> None:
@@ -185,14 +185,14 @@ async def left_by_a_crash(opened: Opened, core: tweet_pb2.TweetCore, claim: Clai
 
     keyspace.batch = die
     with pytest.raises(ConnectionResetError):
-        await opened.store.create(core, core.head.id, event("tweet.created", core.head.id), claim)
+        await opened.stores.tweets.create(core, core.head.id, event("tweet.created", core.head.id), claim)
     keyspace.batch = batch
     return await opened.ids_of(core.head.author_id)
 
 
 async def test_edit_not_applied_is_completed_by_another_process(opened: Opened, other: Opened) -> None:
     await opened.post(1, ANN)
-    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    keyspace = opened.stores.keyspace  # type: ignore[attr-defined]
     batch = keyspace.batch
 
     async def die(_: Any) -> None:
@@ -202,10 +202,10 @@ async def test_edit_not_applied_is_completed_by_another_process(opened: Opened, 
     with pytest.raises(ConnectionResetError):
         await opened.edit(1, ANN, 2, "second")
     keyspace.batch = batch
-    assert text_of((await other.store.batch_get([1])).cores[0]) == "hello"
-    assert [revision.text for revision in await other.store.list_revisions(1)] == ["hello", "second"]
+    assert text_of((await other.stores.tweets.batch_get([1])).cores[0]) == "hello"
+    assert [revision.text for revision in await other.stores.tweets.list_revisions(1)] == ["hello", "second"]
     for process in (other, opened):
-        assert text_of((await process.store.batch_get([1])).cores[0]) == "second"
+        assert text_of((await process.stores.tweets.batch_get([1])).cores[0]) == "second"
     assert [topic for topic, _ in await other.topics()] == ["tweet.created", "tweet.edited"]
     assert await other.edit(1, ANN, 3, "third")
 
@@ -220,7 +220,7 @@ async def test_retweet_concurrent_with_hide_of_original_is_not_counted(
 ) -> None:
     """The original is hidden after the check and before the retweet is written."""
     await opened.post(1, ANN)
-    keyspace = opened.store.keyspace  # type: ignore[attr-defined]
+    keyspace = opened.stores.keyspace  # type: ignore[attr-defined]
     batch = keyspace.batch
 
     async def late(steps: Any) -> None:
@@ -228,17 +228,17 @@ async def test_retweet_concurrent_with_hide_of_original_is_not_counted(
         if hide == "delete":
             await other.delete(1)
         else:
-            await other.store.remove(1, 7, 0, event("tweet.deleted", 1))
+            await other.stores.tweets.remove(1, 7, 0, event("tweet.deleted", 1))
         await batch(steps)
 
     keyspace.batch = late
     assert await opened.post(2, BOB, **RETWEET) == 2
     for process in (opened, other):
-        assert await process.store.batch_count([ANN, BOB]) == {}
+        assert await process.stores.lists.batch_count([ANN, BOB]) == {}
     if hide == "remove":
-        await other.store.restore(1, 7, event("tweet.restored", 1))
+        await other.stores.tweets.restore(1, 7, event("tweet.restored", 1))
         for process in (opened, other):
-            assert await process.store.batch_count([ANN, BOB]) == {ANN: 1, BOB: 1}
+            assert await process.stores.lists.batch_count([ANN, BOB]) == {ANN: 1, BOB: 1}
 
 
 async def test_create_concurrent_processes_create_one_tweet(opened: Opened, other: Opened) -> None:
@@ -257,17 +257,17 @@ async def test_create_concurrent_processes_create_one_tweet(opened: Opened, othe
 async def test_delete_concurrent_with_restore_and_edit_is_final(opened: Opened, other: Opened) -> None:
     for tweet_id in range(1, 21):
         await opened.post(tweet_id, ANN)
-        await opened.store.remove(tweet_id, 7, 0, event("tweet.deleted", tweet_id))
+        await opened.stores.tweets.remove(tweet_id, 7, 0, event("tweet.deleted", tweet_id))
         await asyncio.gather(
             opened.delete(tweet_id),
-            other.store.restore(tweet_id, 7, event("tweet.restored", tweet_id)),
+            other.stores.tweets.restore(tweet_id, 7, event("tweet.restored", tweet_id)),
             other.edit(tweet_id, ANN, 2, "edited"),
         )
         for process in (opened, other):
-            assert (await process.store.batch_get([tweet_id])).cores[0].head.deleted
-            assert await process.store.batch_count([ANN]) == {}
+            assert (await process.stores.tweets.batch_get([tweet_id])).cores[0].head.deleted
+            assert await process.stores.lists.batch_count([ANN]) == {}
             assert await process.ids_of(ANN) == []
-            assert list(await process.store.list_recent(0, 5)) == []
+            assert list(await process.stores.lists.list_recent(0, 5)) == []
 
 
 async def test_list_ancestors_ends_at_purged_tweet(opened: Opened) -> None:
@@ -275,13 +275,13 @@ async def test_list_ancestors_ends_at_purged_tweet(opened: Opened) -> None:
     for tweet_id in range(2, 101):
         await opened.post(tweet_id, BOB, reply_to_id=tweet_id - 1, reply_to_author_id=BOB)
     everything = list(range(99, 0, -1))
-    assert await opened.store.list_ancestors(100, 1_000) == everything
-    assert await opened.store.list_ancestors(100, 70) == everything[:70]
+    assert await opened.stores.links.list_ancestors(100, 1_000) == everything
+    assert await opened.stores.links.list_ancestors(100, 70) == everything[:70]
     for gone, first in ((3, 3), (40, 40), (99, 99)):
         await opened.delete(gone, 5)
-        assert await opened.store.purge(6, 10) == 1
-        assert await opened.store.list_ancestors(100, 1_000) == list(range(99, first - 1, -1))
-        assert tweet_service_pb2.TweetRevision() not in await opened.store.list_revisions(gone)
+        assert await opened.stores.purge.purge(6, 10) == 1
+        assert await opened.stores.links.list_ancestors(100, 1_000) == list(range(99, first - 1, -1))
+        assert tweet_service_pb2.TweetRevision() not in await opened.stores.tweets.list_revisions(gone)
 
 
 async def test_lists_span_months_and_hours(opened: Opened) -> None:
@@ -290,12 +290,12 @@ async def test_lists_span_months_and_hours(opened: Opened) -> None:
     await asyncio.gather(*(opened.post(tweet_id, ANN) for tweet_id in ids))
     newest = ids[::-1]
     for _ in range(2):
-        store = opened.store
+        stores = opened.stores
         for before, limit in ((0, 5), (0, 1_000), (newest[10], 30), (newest[70], 3), (newest[70], 300)):
             expected = [i for i in newest if not before or i < before][:limit]
-            assert list(await store.list_author(ANN, before, limit)) == expected
-            assert list(await store.list_recent(before, limit)) == expected
-        assert await store.batch_count([ANN]) == {ANN: len(ids)}
-        assert [core.head.id for core in await store.scan(0, 1_000)] == ids
-        assert [core.head.id for core in await store.scan(ids[30], 7)] == ids[31:38]
+            assert list(await stores.lists.list_author(ANN, before, limit)) == expected
+            assert list(await stores.lists.list_recent(before, limit)) == expected
+        assert await stores.lists.batch_count([ANN]) == {ANN: len(ids)}
+        assert [core.head.id for core in await stores.tweets.scan(0, 1_000)] == ids
+        assert [core.head.id for core in await stores.tweets.scan(ids[30], 7)] == ids[31:38]
         await opened.reopen()

@@ -23,7 +23,7 @@ RETWEET: dict[str, Any] = {"retweet_of_id": 1, "retweet_of_author_id": ANN}
 
 
 async def core_of(opened: Opened, tweet_id: int, viewer_id: int = 0) -> tweet_pb2.TweetCore:
-    return (await opened.store.batch_get([tweet_id], viewer_id)).cores[0]
+    return (await opened.stores.tweets.batch_get([tweet_id], viewer_id)).cores[0]
 
 
 async def counts(opened: Opened, tweet_id: int) -> tuple[int, int, int]:
@@ -32,11 +32,11 @@ async def counts(opened: Opened, tweet_id: int) -> tuple[int, int, int]:
 
 
 async def remove(opened: Opened, tweet_id: int) -> None:
-    assert await opened.store.remove(tweet_id, 7, 0, event("tweet.deleted", tweet_id))
+    assert await opened.stores.tweets.remove(tweet_id, 7, 0, event("tweet.deleted", tweet_id))
 
 
 async def restore(opened: Opened, tweet_id: int) -> None:
-    assert await opened.store.restore(tweet_id, 7, event("tweet.restored", tweet_id))
+    assert await opened.stores.tweets.restore(tweet_id, 7, event("tweet.restored", tweet_id))
 
 
 @pytest.mark.parametrize("links", [REPLY, QUOTE, RETWEET, {**REPLY, **QUOTE}])
@@ -48,7 +48,7 @@ async def test_create_link_to_hidden_tweet_is_not_found(opened: Opened, links: d
     with pytest.raises(RoostError) as caught:
         await opened.post(2, BOB, Claim("k", b"body", 0), **links)
     assert caught.value.code is grpc.StatusCode.NOT_FOUND
-    assert await opened.store.batch_count([BOB]) == {}
+    assert await opened.stores.lists.batch_count([BOB]) == {}
     assert ("tweet.created", 2) not in await opened.topics()
     assert await opened.post(3, BOB, Claim("k", b"body", 0)) == 3, "the key was not used up"
 
@@ -61,7 +61,7 @@ async def test_counts_change_with_each_link(opened: Opened) -> None:
     await opened.post(4, CAT, **QUOTE)
     for _ in range(2):
         assert await counts(opened, 1) == (1, 1, 2)
-        assert (await opened.store.scan(0, 1))[0] == await core_of(opened, 1)
+        assert (await opened.stores.tweets.scan(0, 1))[0] == await core_of(opened, 1)
         await opened.reopen()
     await opened.delete(2)
     await opened.delete(2)
@@ -87,12 +87,12 @@ async def test_retweet_after_unretweet_creates_new_retweet(opened: Opened) -> No
     for tweet_id in (2, 4, 6):
         assert await opened.post(tweet_id, BOB, **RETWEET) == tweet_id
         assert await opened.post(tweet_id + 1, BOB, **RETWEET) == tweet_id
-        assert await opened.store.find_retweets(BOB, [1, 2]) == {1: tweet_id}
+        assert await opened.stores.links.find_retweets(BOB, [1, 2]) == {1: tweet_id}
         assert (await core_of(opened, 1, BOB)).retweeted
         assert not (await core_of(opened, 1, CAT)).retweeted
         assert not (await core_of(opened, 1)).retweeted
         await opened.delete(tweet_id)
-        assert await opened.store.find_retweets(BOB, [1]) == {}
+        assert await opened.stores.links.find_retweets(BOB, [1]) == {}
         assert not (await core_of(opened, 1, BOB)).retweeted
         await opened.reopen()
 
@@ -114,13 +114,13 @@ async def test_retweets_of_hidden_original_are_not_counted(opened: Opened) -> No
     await opened.post(3, ANN, **RETWEET)
     await opened.post(4, CAT, **RETWEET)
     authors = [ANN, BOB, CAT]
-    assert await opened.store.batch_count(authors) == {ANN: 2, BOB: 1, CAT: 1}
+    assert await opened.stores.lists.batch_count(authors) == {ANN: 2, BOB: 1, CAT: 1}
     await remove(opened, 1)
-    assert await opened.store.batch_count(authors) == {}
+    assert await opened.stores.lists.batch_count(authors) == {}
     await opened.delete(2)
-    assert await opened.store.batch_count(authors) == {}
+    assert await opened.stores.lists.batch_count(authors) == {}
     await restore(opened, 1)
-    assert await opened.store.batch_count(authors) == {ANN: 2, CAT: 1}
+    assert await opened.stores.lists.batch_count(authors) == {ANN: 2, CAT: 1}
     assert await counts(opened, 1) == (0, 2, 0)
 
 
@@ -132,16 +132,16 @@ async def test_purge_includes_retweets_within_limit(opened: Opened) -> None:
     await opened.post(10, BOB, **QUOTE)
     await opened.edit(1, ANN, 2, "changed")
     await opened.delete(1, 10)
-    assert await opened.store.purge(10, 100) == 0
-    assert await opened.store.purge(11, 3) == 3
+    assert await opened.stores.purge.purge(10, 100) == 0
+    assert await opened.stores.purge.purge(11, 3) == 3
     assert (await core_of(opened, 1)).head.deleted, "the original goes last"
-    assert await opened.store.purge(11, 100) == 5
-    assert [core.head.id for core in await opened.store.scan(0, 100)] == [10]
-    assert await opened.store.list_revisions(1) == []
+    assert await opened.stores.purge.purge(11, 100) == 5
+    assert [core.head.id for core in await opened.stores.tweets.scan(0, 100)] == [10]
+    assert await opened.stores.tweets.list_revisions(1) == []
     for author in range(2, 9):
         assert await opened.ids_of(author) == ([10] if author == BOB else [])
-        assert await opened.store.find_retweets(author, [1]) == {}
-    assert await opened.store.batch_count(range(1, 9)) == {BOB: 1}
+        assert await opened.stores.links.find_retweets(author, [1]) == {}
+    assert await opened.stores.lists.batch_count(range(1, 9)) == {BOB: 1}
 
 
 async def test_link_lists_honour_bound_and_limit(opened: Opened) -> None:
@@ -151,28 +151,28 @@ async def test_link_lists_honour_bound_and_limit(opened: Opened) -> None:
         await opened.post(20 + n, BOB, **QUOTE)
         await opened.post(30 + n, 100 + n, **RETWEET)
     await opened.delete(11)
-    store = await opened.reopen()
-    assert await store.list_replies(1, 0, 2) == [13, 12]
-    assert await store.list_replies(1, 12, 2) == [10]
-    assert await store.list_replies(1, 0, 2, oldest_first=True) == [10, 12]
-    assert await store.list_replies(1, 12, 2, oldest_first=True) == [13]
-    assert await store.list_quotes(1, 23, 2) == [22, 21]
-    assert await store.list_retweeters(1, 0, 2) == [Retweeter(33, 103), Retweeter(32, 102)]
-    assert await store.list_retweeters(1, 31, 2) == [Retweeter(30, 100)]
-    assert await store.batch_list_children([1, 10, 404], 3) == {1: [10, 11, 12]}, "hidden ones leave tombstones"
-    assert await store.batch_list_children([1], 3, after_id=11) == {1: [12, 13]}
+    stores = await opened.reopen()
+    assert await stores.links.list_replies(1, 0, 2) == [13, 12]
+    assert await stores.links.list_replies(1, 12, 2) == [10]
+    assert await stores.links.list_replies(1, 0, 2, oldest_first=True) == [10, 12]
+    assert await stores.links.list_replies(1, 12, 2, oldest_first=True) == [13]
+    assert await stores.links.list_quotes(1, 23, 2) == [22, 21]
+    assert await stores.links.list_retweeters(1, 0, 2) == [Retweeter(33, 103), Retweeter(32, 102)]
+    assert await stores.links.list_retweeters(1, 31, 2) == [Retweeter(30, 100)]
+    assert await stores.links.batch_list_children([1, 10, 404], 3) == {1: [10, 11, 12]}, "hidden ones leave tombstones"
+    assert await stores.links.batch_list_children([1], 3, after_id=11) == {1: [12, 13]}
 
 
 async def test_list_ancestors_ends_at_first_tweet(opened: Opened) -> None:
     await opened.post(1, ANN)
     for tweet_id in range(2, 8):
         await opened.post(tweet_id, BOB, reply_to_id=tweet_id - 1, reply_to_author_id=BOB)
-    assert await opened.store.list_ancestors(7, 100) == [6, 5, 4, 3, 2, 1]
-    assert await opened.store.list_ancestors(7, 2) == [6, 5]
-    assert await opened.store.list_ancestors(1, 2) == await opened.store.list_ancestors(404, 2) == []
+    assert await opened.stores.links.list_ancestors(7, 100) == [6, 5, 4, 3, 2, 1]
+    assert await opened.stores.links.list_ancestors(7, 2) == [6, 5]
+    assert await opened.stores.links.list_ancestors(1, 2) == await opened.stores.links.list_ancestors(404, 2) == []
     await opened.delete(3, 0)
-    assert await opened.store.purge(1, 10) == 1
-    assert await opened.store.list_ancestors(7, 100) == [6, 5, 4, 3]
+    assert await opened.stores.purge.purge(1, 10) == 1
+    assert await opened.stores.links.list_ancestors(7, 100) == [6, 5, 4, 3]
 
 
 async def test_revise_requires_next_version(opened: Opened) -> None:
@@ -183,15 +183,15 @@ async def test_revise_requires_next_version(opened: Opened) -> None:
     assert not await opened.edit(1, ANN, 2, "another two")
     assert await opened.edit(1, ANN, 3, "three")
     for _ in range(2):
-        found = await opened.store.list_revisions(1)
+        found = await opened.stores.tweets.list_revisions(1)
         assert [(r.version, r.text, r.created_at.ToSeconds()) for r in found][1:] == [(2, "two", 2), (3, "three", 3)]
         assert (found[0].version, found[0].text) == (1, "one")
         assert tweet_pb2.Tweet.FromString((await core_of(opened, 1)).core).text == "three"
         await opened.reopen()
     await opened.delete(1)
     assert not await opened.edit(1, ANN, 4, "four")
-    assert len(await opened.store.list_revisions(1)) == 3
-    assert await opened.store.list_revisions(404) == []
+    assert len(await opened.stores.tweets.list_revisions(1)) == 3
+    assert await opened.stores.tweets.list_revisions(404) == []
     assert [topic for topic, _ in await opened.topics()] == ["tweet.created", *["tweet.edited"] * 2, "tweet.deleted"]
 
 
@@ -199,7 +199,7 @@ async def test_revise_concurrent_edits_store_one(opened: Opened) -> None:
     await opened.post(1, ANN)
     changed = await asyncio.gather(*(opened.edit(1, ANN, 2, f"text {n}") for n in range(50)))
     assert changed.count(True) == 1
-    (_, second) = await opened.store.list_revisions(1)
+    (_, second) = await opened.stores.tweets.list_revisions(1)
     assert second.text == f"text {changed.index(True)}"
 
 
@@ -210,17 +210,17 @@ async def test_revise_keeps_counts_and_order(opened: Opened) -> None:
     await opened.edit(1, ANN, 2, "changed")
     assert await counts(opened, 1) == (1, 0, 0)
     assert await opened.ids_of(ANN) == [2, 1]
-    assert await opened.store.batch_count([ANN]) == {ANN: 2}
+    assert await opened.stores.lists.batch_count([ANN]) == {ANN: 2}
 
 
 async def test_find_claimed_returns_tweet_of_key(opened: Opened) -> None:
     claim = Claim("k", b"body", 0)
-    assert await opened.store.find_claimed(ANN, claim) == 0
+    assert await opened.stores.tweets.find_claimed(ANN, claim) == 0
     await opened.post(1, ANN, claim)
-    assert await opened.store.find_claimed(ANN, claim) == 1
-    assert await opened.store.find_claimed(BOB, claim) == 0
+    assert await opened.stores.tweets.find_claimed(ANN, claim) == 1
+    assert await opened.stores.tweets.find_claimed(BOB, claim) == 0
     with pytest.raises(RoostError) as caught:
-        await opened.store.find_claimed(ANN, Claim("k", b"another", 0))
+        await opened.stores.tweets.find_claimed(ANN, Claim("k", b"another", 0))
     assert caught.value.reason == "IDEMPOTENCY_KEY_REUSED"
 
 
@@ -230,16 +230,16 @@ async def test_find_retweets_beyond_cache_bound_is_complete(opened: Opened) -> N
     lots = [range(first, min(first + 100, count + 1)) for first in range(1, count + 1, 100)]
     for lot in lots:
         await asyncio.gather(*(opened.post(n, ANN) for n in lot))
-    assert await opened.store.find_retweets(BOB, [1]) == {}
+    assert await opened.stores.links.find_retweets(BOB, [1]) == {}
     for lot in lots:
         await asyncio.gather(*(opened.post(10_000 + n, BOB, retweet_of_id=n, retweet_of_author_id=ANN) for n in lot))
     wanted = {n: 10_000 + n for n in (1, 50, 101, count)}
     for _ in range(2):
-        assert await opened.store.find_retweets(BOB, [*wanted, 99_999]) == wanted
+        assert await opened.stores.links.find_retweets(BOB, [*wanted, 99_999]) == wanted
         await opened.reopen()
     await opened.delete(10_050)
     del wanted[50]
-    assert await opened.store.find_retweets(BOB, [*wanted, 50]) == wanted
+    assert await opened.stores.links.find_retweets(BOB, [*wanted, 50]) == wanted
 
 
 async def test_retweet_cancelled_caches_nothing_stale(opened: Opened) -> None:
@@ -253,13 +253,13 @@ async def test_retweet_cancelled_caches_nothing_stale(opened: Opened) -> None:
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        live_retweets = (await opened.store.find_retweets(BOB, [1])).get(1, 0)
+        live_retweets = (await opened.stores.links.find_retweets(BOB, [1])).get(1, 0)
         await core_of(opened, 1, BOB)
-    await opened.backend.wait_for_writes(opened.store)
+    await opened.backend.wait_for_writes(opened.stores)
     await opened.post(1_000, CAT)
-    known = (await core_of(opened, 1, BOB), await opened.store.find_retweets(BOB, [1]))
+    known = (await core_of(opened, 1, BOB), await opened.stores.links.find_retweets(BOB, [1]))
     await opened.reopen()
-    assert known == (await core_of(opened, 1, BOB), await opened.store.find_retweets(BOB, [1]))
+    assert known == (await core_of(opened, 1, BOB), await opened.stores.links.find_retweets(BOB, [1]))
 
 
 async def test_set_absent_excludes_links_until_undone(opened: Opened) -> None:
@@ -269,15 +269,15 @@ async def test_set_absent_excludes_links_until_undone(opened: Opened) -> None:
     at_us = wall_clock_ms() * 1000
     assert await counts(opened, 1) == (2, 1, 1)
     for _ in range(2):
-        await opened.store.set_absent(BOB, True, at_us)
+        await opened.stores.tweets.set_absent(BOB, True, at_us)
         assert await counts(opened, 1) == (1, 0, 0)
-    assert list(await opened.store.list_replies(1, 0, 10)) == [5, 2]
-    await opened.store.set_absent(BOB, False, at_us - 1)
+    assert list(await opened.stores.links.list_replies(1, 0, 10)) == [5, 2]
+    await opened.stores.tweets.set_absent(BOB, False, at_us - 1)
     assert await counts(opened, 1) == (1, 0, 0)
     for _ in range(2):
-        await opened.store.set_absent(BOB, False, at_us + 1)
+        await opened.stores.tweets.set_absent(BOB, False, at_us + 1)
         assert await counts(opened, 1) == (2, 1, 1)
-    await opened.store.set_absent(BOB, True, at_us)
+    await opened.stores.tweets.set_absent(BOB, True, at_us)
     assert await counts(opened, 1) == (2, 1, 1)
 
 
@@ -287,15 +287,15 @@ async def test_links_changed_while_author_absent_count_correctly_afterwards(open
         await opened.post(tweet_id, BOB, **REPLY)
     await remove(opened, 5)
     at_us = wall_clock_ms() * 1000
-    await opened.store.set_absent(BOB, True, at_us)
+    await opened.stores.tweets.set_absent(BOB, True, at_us)
     assert await counts(opened, 1) == (0, 0, 0)
     await opened.delete(2)
     await remove(opened, 3)
     assert await counts(opened, 1) == (0, 0, 0)
     await restore(opened, 3)
     assert await counts(opened, 1) == (0, 0, 0)
-    assert await opened.store.purge(1, 10) == 1
-    await opened.store.set_absent(BOB, False, at_us + 1)
+    assert await opened.stores.purge.purge(1, 10) == 1
+    await opened.stores.tweets.set_absent(BOB, False, at_us + 1)
     # 3 and 4 are live; 5 was removed before and is restored now.
     assert await counts(opened, 1) == (2, 0, 0)
     await restore(opened, 5)

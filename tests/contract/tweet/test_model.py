@@ -53,7 +53,7 @@ class Tweets(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.loop = asyncio.new_event_loop()
         self.opened = Opened(backend, Path(self.folder.name))
-        self.opened.store = self.run(backend.open(self.opened.folder))
+        self.opened.stores = self.run(backend.open(self.opened.folder))
         self.tweets: dict[int, Known] = {}
         self.used: set[int] = set()
         self.keys: dict[tuple[int, str], int] = {}
@@ -63,7 +63,7 @@ class Tweets(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def teardown(self) -> None:
-        self.run(self.opened.store.close())
+        self.run(self.opened.stores.close())
         self.loop.close()
         self.folder.cleanup()
         # Hundreds of examples may share one namespace.
@@ -159,7 +159,7 @@ class Tweets(RuleBasedStateMachine):
         assert changed == (ahead == 1 and known.state == LIVE)
         if changed:
             known.texts.append(text)
-        found = self.run(self.opened.store.list_revisions(tweet_id))
+        found = self.run(self.opened.stores.tweets.list_revisions(tweet_id))
         assert [(revision.version, revision.text) for revision in found] == list(enumerate(known.texts, 1))
 
     @rule(tweet_id=picks)
@@ -185,7 +185,7 @@ class Tweets(RuleBasedStateMachine):
     def remove(self, tweet_id: int) -> None:
         tweet_id = self.pick(tweet_id)
         if (known := self.tweets.get(tweet_id)) is not None:
-            changed = self.run(self.opened.store.remove(tweet_id, 9, 0, event("tweet.deleted", tweet_id)))
+            changed = self.run(self.opened.stores.tweets.remove(tweet_id, 9, 0, event("tweet.deleted", tweet_id)))
             assert changed == (known.state == LIVE)
             if changed:
                 known.state = REMOVED
@@ -194,7 +194,7 @@ class Tweets(RuleBasedStateMachine):
     def restore(self, tweet_id: int) -> None:
         tweet_id = self.pick(tweet_id)
         if (known := self.tweets.get(tweet_id)) is not None:
-            changed = self.run(self.opened.store.restore(tweet_id, 9, event("tweet.restored", tweet_id)))
+            changed = self.run(self.opened.stores.tweets.restore(tweet_id, 9, event("tweet.restored", tweet_id)))
             assert changed == (known.state == REMOVED)
             if changed:
                 known.state = LIVE
@@ -206,10 +206,10 @@ class Tweets(RuleBasedStateMachine):
     def purge_before(self, before: int) -> None:
         due = {i for i, known in self.tweets.items() if known.state == DELETED and known.deleted_at < before}
         due |= {i for i in self.live_ids() if self.tweets[i].retweet_of in due}
-        assert self.run(self.opened.store.purge(before, 1_000)) == len(due)
+        assert self.run(self.opened.stores.purge.purge(before, 1_000)) == len(due)
         for tweet_id in due:
             del self.tweets[tweet_id]
-            assert self.run(self.opened.store.list_revisions(tweet_id)) == []
+            assert self.run(self.opened.stores.tweets.list_revisions(tweet_id)) == []
 
     @rule()
     def restart(self) -> None:
@@ -223,20 +223,20 @@ class Tweets(RuleBasedStateMachine):
     def page(self, author: int, before_id: int, count: int) -> None:
         found = self.run(self.opened.ids_of(author, before_id, count))
         assert found == below(self.live_ids(author=author), before_id, count)
-        recent = list(self.run(self.opened.store.list_recent(before_id, count)))
+        recent = list(self.run(self.opened.stores.lists.list_recent(before_id, count)))
         assert recent == below(self.live_ids(), before_id, count)
 
     @rule(tweet_id=picks, bound=bounds, count=limits)
     def links(self, tweet_id: int, bound: int, count: int) -> None:
         tweet_id = self.pick(tweet_id)
-        store = self.opened.store
+        stores = self.opened.stores
         replies = self.live_ids(reply_to=tweet_id)
-        assert self.run(store.list_replies(tweet_id, bound, count)) == below(replies, bound, count)
-        oldest = self.run(store.list_replies(tweet_id, bound, count, oldest_first=True))
+        assert self.run(stores.links.list_replies(tweet_id, bound, count)) == below(replies, bound, count)
+        oldest = self.run(stores.links.list_replies(tweet_id, bound, count, oldest_first=True))
         assert oldest == [i for i in reversed(replies) if i > bound][:count]
         quotes = self.live_ids(quote_of=tweet_id)
-        assert self.run(store.list_quotes(tweet_id, bound, count)) == below(quotes, bound, count)
-        found = self.run(store.list_retweeters(tweet_id, bound, count))
+        assert self.run(stores.links.list_quotes(tweet_id, bound, count)) == below(quotes, bound, count)
+        found = self.run(stores.links.list_retweeters(tweet_id, bound, count))
         assert [i for i, _ in found] == below(self.live_ids(retweet_of=tweet_id), bound, count)
         assert all(self.tweets[i].author == user for i, user in found)
 
@@ -244,18 +244,18 @@ class Tweets(RuleBasedStateMachine):
         for child, known in sorted(self.tweets.items()):
             if known.reply_to and child > bound and len(children.get(known.reply_to, ())) < count:
                 children.setdefault(known.reply_to, []).append(child)
-        assert self.run(store.batch_list_children(range(1, LAST_ID + 1), count, after_id=bound)) == children
+        assert self.run(stores.links.batch_list_children(range(1, LAST_ID + 1), count, after_id=bound)) == children
         ancestors: list[int] = []
         at = tweet_id
         while at in self.tweets and (at := self.tweets[at].reply_to):
             ancestors.append(at)
-        assert self.run(store.list_ancestors(tweet_id, count)) == ancestors[:count]
+        assert self.run(stores.links.list_ancestors(tweet_id, count)) == ancestors[:count]
 
     def check(self, wanted: list[int], viewer: int) -> None:
-        cores = self.run(self.opened.store.batch_get(wanted, viewer)).cores
+        cores = self.run(self.opened.stores.tweets.batch_get(wanted, viewer)).cores
         assert [core.head.id for core in cores] == [i for i in wanted if i in self.tweets]
         shared = {self.tweets[i].retweet_of: i for i in self.live_ids(author=viewer) if self.tweets[i].retweet_of}
-        assert self.run(self.opened.store.find_retweets(viewer, wanted)) == {
+        assert self.run(self.opened.stores.links.find_retweets(viewer, wanted)) == {
             i: shared[i] for i in wanted if i in shared
         }
         for core in cores:
@@ -272,7 +272,7 @@ class Tweets(RuleBasedStateMachine):
     @invariant()
     def everything_is_exact(self) -> None:
         counts = {author: self.count(author) for author in AUTHORS}
-        assert self.run(self.opened.store.batch_count(AUTHORS)) == {a: n for a, n in counts.items() if n}
+        assert self.run(self.opened.stores.lists.batch_count(AUTHORS)) == {a: n for a, n in counts.items() if n}
         for viewer in (0, *AUTHORS):
             self.check([*range(1, LAST_ID + 1), 1], viewer)
 

@@ -6,12 +6,15 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from services.platform.caching.cache import SingleFlight
+from services.platform.redis.shared_versions import SharedVersions
 from services.tweet.store.cache import GenerationalCache
 
 V = TypeVar("V")
 
 Load: TypeAlias = Callable[[Sequence[int]], Coroutine[Any, Any, dict[int, V]]]
 
+# Authors whose lists or counts are cached. Mostly a few ids, at most 8 KB each.
+CACHED_AUTHORS = 16_384
 # Versions keep entries correct. The TTL bounds how long an entry stays wrong if a process died before it could publish
 # a new version.
 CACHE_TTL_S = 600.0
@@ -56,3 +59,8 @@ class VersionedCache(Generic[V]):
         if cached is None or cached[0] != version or self._clock() > cached[1]:
             return None
         return cached[2]
+
+
+async def author_versions(shared: SharedVersions, author_ids: Sequence[int]) -> dict[int, int | None]:
+    """Returns the versions of the authors' lists by author id; None while Redis is unavailable."""
+    return dict(zip(author_ids, await shared.author_versions(author_ids), strict=True))

@@ -34,7 +34,7 @@ from services.tweet.store.cassandra.claims import (
     key_claim_name,
     retweet_claim_name,
 )
-from services.tweet.store.cassandra.queries import by_ids
+from services.tweet.store.cassandra.id_batches import by_ids
 from services.tweet.store.cassandra.rows import (
     ANCESTORS_PER_ROW,
     NewTweet,

@@ -81,7 +81,7 @@ class CachedReads:
         return frames
 
     async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
-        """Implements `TweetStore.find_retweets`."""
+        """Implements `LinkLists.find_retweets`."""
         known = self._retweets.get(user_id)
         if known is None:
             known = await self._load_retweets(user_id)

@@ -32,7 +32,7 @@ from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import VisibleUserPages
 from services.tweet.pages import TweetPages
 from services.tweet.service import TweetServicer
-from services.tweet.store.sqlite.store import EmbeddedTweetStore
+from services.tweet.store.sqlite.stores import SqliteTweetStores, open_stores
 from services.tweet.writer import TweetWriter
 
 ANN, BOB, CAT = 1, 2, 3
@@ -71,7 +71,7 @@ class People(UserServiceServicer, GraphServiceServicer):
 @dataclass
 class Bench:
     people: People
-    store: EmbeddedTweetStore
+    stores: SqliteTweetStores
     now_s: float = 2_000_000_000.0
 
     def __post_init__(self) -> None:
@@ -80,10 +80,10 @@ class Bench:
         hydrator = Hydrator(channel)
         cursors = Cursors(b"k" * 32)
         ids = Snowflake(0, wall_clock_ms)
-        writes = TweetWriter(self.store, hydrator, ids, lambda: self.now_s, WINDOW_S)
+        writes = TweetWriter(self.stores, hydrator, ids, lambda: self.now_s, WINDOW_S)
         people = VisibleUserPages(UserServiceStub(channel), GraphServiceStub(channel).GetVisibilityFilter, cursors)
-        lists = TweetPages(self.store, hydrator, people, cursors)
-        servicer = TweetServicer(self.store, writes, lists, hydrator, lambda: self.now_s, GRACE_S)
+        lists = TweetPages(self.stores, hydrator, people, cursors)
+        servicer = TweetServicer(self.stores, writes, lists, hydrator, lambda: self.now_s, GRACE_S)
         endpoints |= intercepted_methods(
             {
                 "roost.tweet.v1.TweetService": servicer,
@@ -122,11 +122,11 @@ class Bench:
         return page
 
     async def events(self) -> list[event_pb2.Event]:
-        rows = await self.store.db.read(lambda c: c.execute("SELECT payload FROM outbox ORDER BY seq").fetchall())
+        rows = await self.stores.db.read(lambda c: c.execute("SELECT payload FROM outbox ORDER BY seq").fetchall())
         return [event_pb2.Event.FromString(payload) for (payload,) in rows]
 
     async def stored(self) -> int:
-        return len(await self.store.scan(0, 1_000))
+        return len(await self.stores.tweets.scan(0, 1_000))
 
 
 @contextmanager
@@ -144,6 +144,6 @@ def refused(code: grpc.StatusCode) -> Any:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    store = await EmbeddedTweetStore.open(tmp_path / "tweet.db")
-    yield Bench(People(), store)
-    await store.close()
+    stores = await open_stores(tmp_path / "tweet.db")
+    yield Bench(People(), stores)
+    await stores.close()

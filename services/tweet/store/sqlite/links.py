@@ -1,4 +1,4 @@
-"""Queries for the replies, quotes, retweets and ancestors of a tweet in SQLite."""
+"""Reads the replies, quotes, retweets and ancestors of a tweet from SQLite."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from collections.abc import Mapping, Sequence
 
 from services.platform.sqlite.database import Database
 from services.tweet.store import Retweeter
+from services.tweet.store.cache import ShardedVersions
 from services.tweet.store.sqlite import schema as sql
+from services.tweet.store.sqlite.cached_reads import CachedReads
 
 
-class LinkLists:
-    """The methods of TweetStore that lead from one tweet to others. They are not cached: each call reads the database."""
+class SqliteLinkLists:
+    """Implements LinkLists on SQLite. Only a user's own retweets are cached. `versions` are advanced by the writer, by
+    conversation id."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, cached: CachedReads, versions: ShardedVersions) -> None:
         self._db = db
+        self._cached = cached
+        self._versions = versions
+
+    async def find_retweets(self, user_id: int, original_ids: Sequence[int]) -> Mapping[int, int]:
+        return await self._cached.find_retweets(user_id, original_ids)
 
     async def list_replies(
         self, tweet_id: int, bound_id: int, limit: int, *, oldest_first: bool = False
@@ -52,6 +60,9 @@ class LinkLists:
             return found
 
         return await self._db.read(transaction)
+
+    async def thread_version(self, conversation_id: int) -> int:
+        return self._versions.now(conversation_id)
 
     async def _ids(self, statement: str, *values: int) -> Sequence[int]:
         return await self._db.read(lambda c: [row[0] for row in c.execute(statement, values)])

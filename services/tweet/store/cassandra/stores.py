@@ -1,0 +1,53 @@
+"""Opens the tweet stores on Cassandra, with versions in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from services.platform.backends.cluster import ClusterBackends
+from services.platform.cassandra.keyspace import Keyspace
+from services.platform.cassandra.outbox import Outbox
+from services.platform.events.log import EventLog
+from services.tweet.store import TweetStores
+from services.tweet.store.cassandra import schema as cql
+from services.tweet.store.cassandra.cores import TweetCores
+from services.tweet.store.cassandra.detached_writes import DetachedWrites
+from services.tweet.store.cassandra.links import CassandraLinkLists
+from services.tweet.store.cassandra.lists import CassandraTweetLists
+from services.tweet.store.cassandra.purge import Purger
+from services.tweet.store.cassandra.tweets import CassandraTweetStore
+from services.tweet.store.cassandra.writes import BatchWriter
+
+
+@dataclass(frozen=True, slots=True)
+class CassandraTweetStores(TweetStores):
+    """The stores on one keyspace, with what the service runs beside them: `outbox` is a worker, and a consumer of the
+    service's own events calls `finish_side_effects`. `close` leaves the connections open: they belong to the process."""
+
+    keyspace: Keyspace
+    outbox: Outbox
+    finish_side_effects: Callable[[Sequence[int]], Coroutine[Any, Any, None]]
+
+
+async def open_stores(cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> CassandraTweetStores:
+    """Opens the keyspace and applies its migrations. `clock` returns Unix seconds. Raises as `Keyspace.open`."""
+    keyspace = await cluster.keyspace(cql.KEYSPACE, cql.KEYSPACES[cql.KEYSPACE])
+    outbox = Outbox(keyspace, log, clock)
+    writer = BatchWriter(keyspace, outbox, cluster.shared)
+    writes = DetachedWrites()
+    lists = CassandraTweetLists(keyspace, cluster.shared)
+    links = CassandraLinkLists(keyspace, cluster.shared, partial(writer.now_us, 0))
+    tweets = CassandraTweetStore(writer, writes, TweetCores(keyspace, cluster.shared, links), lists)
+    return CassandraTweetStores(
+        tweets=tweets,
+        lists=lists,
+        links=links,
+        purge=Purger(writer),
+        close=writes.wait,
+        keyspace=keyspace,
+        outbox=outbox,
+        finish_side_effects=tweets.finish_side_effects,
+    )

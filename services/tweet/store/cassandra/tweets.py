@@ -1,0 +1,96 @@
+"""Stores tweets in Cassandra."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
+
+from services.platform.events.log import Record
+from services.tweet.store import Claim
+from services.tweet.store.cassandra.changes import ChangeResult, TweetUpdater
+from services.tweet.store.cassandra.cores import TweetCores
+from services.tweet.store.cassandra.detached_writes import DetachedWrites
+from services.tweet.store.cassandra.lists import CassandraTweetLists
+from services.tweet.store.cassandra.rows import NewTweet
+from services.tweet.store.cassandra.writes import BatchWriter
+
+# Tweets recounted per step when their author becomes absent or active.
+ABSENCE_STEP = 500
+
+
+class CassandraTweetStore:
+    """Implements TweetStore on Cassandra, for any number of processes at once.
+
+    After a failed write it may be unknown whether it was stored, unlike in the port: then methods raise UNAVAILABLE with
+    reason OUTCOME_UNKNOWN, and a repeat with the same idempotency key returns the result.
+    """
+
+    def __init__(
+        self, writer: BatchWriter, writes: DetachedWrites, cores: TweetCores, lists: CassandraTweetLists
+    ) -> None:
+        self._writer = writer
+        self._writes = writes
+        self._cores = cores
+        self._lists = lists
+        self._updater = TweetUpdater(writer)
+
+    async def create(self, core: tweet_pb2.TweetCore, conversation_id: int, event: Record, claim: Claim | None) -> int:
+        return await self._writes.run(self._writer.create(NewTweet(core, conversation_id, event), claim))
+
+    async def delete(self, tweet_id: int, at_s: int, event: Record) -> bool:
+        return await self._writes.run(self._hide(self._updater.delete(tweet_id, at_s, event)))
+
+    async def remove(self, tweet_id: int, action_id: int, at_s: int, event: Record) -> bool:
+        return await self._writes.run(self._hide(self._updater.remove(tweet_id, action_id, at_s, event)))
+
+    async def restore(self, tweet_id: int, action_id: int, event: Record) -> bool:
+        return await self._writes.run(self._hide(self._updater.restore(tweet_id, action_id, event)))
+
+    async def revise(self, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record) -> bool:
+        return (await self._writes.run(self._updater.revise(core, revision, event))).changed
+
+    async def list_revisions(self, tweet_id: int) -> Sequence[tweet_service_pb2.TweetRevision]:
+        return await self._writes.run(self._updater.list_revisions(tweet_id))
+
+    async def find_claimed(self, user_id: int, claim: Claim) -> int:
+        return await self._writes.run(self._writer.find_claimed(user_id, claim))
+
+    async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
+        """Implements `TweetStore.set_absent`. A tweet that its author posts at the same moment may be missed: it stays
+        counted until the next decision."""
+        before_id = 0
+        while ids := await self._lists.list_author(author_id, before_id, ABSENCE_STEP):
+            await self._writes.run(self._updater.set_absent(ids, absent, at_us))
+            before_id = ids[-1]
+
+    async def batch_get(self, ids: Sequence[int], viewer_id: int = 0) -> tweet_service_pb2.BatchGetTweetCoresResponse:
+        frames = await self.batch_get_serialized(ids, viewer_id)
+        return tweet_service_pb2.BatchGetTweetCoresResponse.FromString(frames)
+
+    async def batch_get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
+        return await self._cores.get_serialized(ids, viewer_id)
+
+    async def scan(self, after_id: int, limit: int) -> list[tweet_pb2.TweetCore]:
+        found: list[tweet_pb2.TweetCore] = []
+        # A listed id may have no tweet for a moment, while its batch is written or its purge is in progress.
+        while wanted := limit - len(found):
+            ids = await self._lists.ids_from(after_id, wanted)
+            cores = await self._cores.read(ids)
+            found += [cores[tweet_id] for tweet_id in ids if tweet_id in cores]
+            if len(ids) < wanted:
+                break
+            after_id = ids[-1]
+        return found
+
+    async def finish_side_effects(self, tweet_ids: Sequence[int]) -> None:
+        """Repeats what follows a commit, for tweets that were edited, hidden or restored: publishes their versions and
+        updates the counts of their retweeters. Raises UNAVAILABLE if Redis does not take the versions."""
+        await self._writes.run(self._updater.repeat_side_effects(tweet_ids))
+
+    async def _hide(self, work: Coroutine[Any, Any, ChangeResult]) -> bool:
+        change = await work
+        if change.tweet is not None:
+            await self._updater.update_retweet_counts(change.tweet.head.id)
+        return change.changed

@@ -1,0 +1,51 @@
+"""Opens the tweet stores on one SQLite file, which only this process uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.platform.caching.read_tracking import ChangeTracker
+from services.platform.sqlite.database import Database
+from services.tweet.store import TweetStores
+from services.tweet.store.cache import ShardedVersions
+from services.tweet.store.sqlite import schema as sql
+from services.tweet.store.sqlite.cached_reads import CachedReads
+from services.tweet.store.sqlite.links import SqliteLinkLists
+from services.tweet.store.sqlite.lists import SqliteTweetLists
+from services.tweet.store.sqlite.purge import SqlitePurgeStore
+from services.tweet.store.sqlite.tweets import SqliteTweetStore
+
+# Must be prime. Conversations that share a counter invalidate each other: at 1,000 replies/s a version still lasts a
+# minute.
+CONVERSATION_SHARDS = 65_521
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteTweetStores(TweetStores):
+    """The stores with their database, for the relay of its outbox."""
+
+    db: Database
+
+
+async def open_stores(path: Path) -> SqliteTweetStores:
+    """Opens or creates the file. Raises FAILED_PRECONDITION if another process has it open."""
+    return stores_on(await Database.open(path, sql.MIGRATIONS))
+
+
+def stores_on(db: Database) -> SqliteTweetStores:
+    """Returns the stores of an open database, with empty caches."""
+    # Keys are tweet ids and author ids.
+    changes = ChangeTracker()
+    cached = CachedReads(db, changes)
+    # By conversation id.
+    versions = ShardedVersions(CONVERSATION_SHARDS)
+    lists = SqliteTweetLists(db, cached, changes)
+    return SqliteTweetStores(
+        tweets=SqliteTweetStore(db, cached, changes, versions, lists),
+        lists=lists,
+        links=SqliteLinkLists(db, cached, versions),
+        purge=SqlitePurgeStore(db, cached),
+        close=db.close,
+        db=db,
+    )
