@@ -139,7 +139,7 @@ async def test_like_concurrent_processes_publish_one_event(another: Open) -> Non
     stores = [await another() for _ in range(4)]
     for change in (like, unlike) * 3:
         events = await asyncio.gather(*(change(store, ANN) for store in stores))
-        assert len(await stores[0].committed_events(events)) == 1
+        assert len(await stores[0].writer.committed_events(events)) == 1
         assert await counts(stores[1]) == ((1, 0) if change is like else (0, 0))
     kept = await asyncio.gather(*(store.bookmark(TWEET, ANN, next(_ids)) for store in stores))
     assert sorted(kept) == [False, False, False, True]
@@ -154,7 +154,7 @@ async def test_sweep_after_crash_writes_copies_and_publishes(
         raise errors.unavailable("gone")
 
     await like(sweeper, 2)
-    monkeypatch.setattr(dying, "_finish", die)
+    monkeypatch.setattr(dying.writer, "_finish", die)
     for change, user_id in ((like, ANN), (unlike, 2)):
         with pytest.raises(errors.RoostError, match="gone"):
             await change(dying, user_id)
@@ -180,7 +180,7 @@ async def test_repeat_after_crash_writes_copies(
     async def die(*_: Any) -> None:
         raise errors.unavailable("gone")
 
-    monkeypatch.setattr(dying, "_finish", die)
+    monkeypatch.setattr(dying.writer, "_finish", die)
 
     async def make(by: Any) -> None:
         if kind is ReactionKind.LIKE:
@@ -204,7 +204,7 @@ async def test_copy_after_unlike_is_ignored(another: Open) -> None:
     record = await like(store, ANN)
     await unlike(store, ANN)
     # As a sweeper does that read the note before the unlike.
-    assert await store.committed_events([record]) == [record]
+    assert await store.writer.committed_events([record]) == [record]
     assert await counts(store) == (0, 0)
     assert await likers(store) == []
     assert not (await store.batch_get_viewer_states(ANN, [TWEET])).states

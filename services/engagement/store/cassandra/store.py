@@ -41,8 +41,8 @@ class CassandraEngagementStore:
         self.keyspace = keyspace
         self.counter = ReactionCounter(keyspace, clock)
         self._count_cache = CachedCounts(redis, time.monotonic)
-        self._writer = ReactionWriter(keyspace, self._count_cache, self.counter, log, clock)
-        self.outbox = self._writer.outbox
+        self.writer = ReactionWriter(keyspace, self._count_cache, self.counter, log, clock)
+        self.outbox = self.writer.outbox
         # Keys are (tweet id, user id, is like). Identical concurrent calls are coalesced.
         self._likes: SingleFlight[tuple[int, int, bool], int] = SingleFlight()
 
@@ -57,7 +57,7 @@ class CassandraEngagementStore:
         """Implements `EngagementStore.like`. The count is exact up to SHARD_FROM likes, and some seconds old above."""
 
         async def set_and_count() -> int:
-            await self._writer.set(ReactionKind.LIKE, tweet_id, user_id, event.event_id, (event,))
+            await self.writer.set(ReactionKind.LIKE, tweet_id, user_id, event.event_id, (event,))
             return await self.counter.count_after_change(tweet_id, schema.NUMBERS[ReactionKind.LIKE])
 
         # Later unlikes must not be coalesced with one that began before this like.
@@ -68,20 +68,20 @@ class CassandraEngagementStore:
         """Implements `EngagementStore.unlike`. The count is as exact as that of `like`."""
 
         async def unset_and_count() -> int:
-            await self._writer.unset(ReactionKind.LIKE, tweet_id, user_id, (event,))
+            await self.writer.unset(ReactionKind.LIKE, tweet_id, user_id, (event,))
             return await self.counter.count_after_change(tweet_id, schema.NUMBERS[ReactionKind.LIKE])
 
         self._likes.forget((tweet_id, user_id, True))
         return await self._likes.run((tweet_id, user_id, False), unset_and_count)
 
     async def bookmark(self, tweet_id: int, user_id: int, reaction_id: int) -> bool:
-        made = await run_to_completion(self._writer.set(ReactionKind.BOOKMARK, tweet_id, user_id, reaction_id, ()))
+        made = await run_to_completion(self.writer.set(ReactionKind.BOOKMARK, tweet_id, user_id, reaction_id, ()))
         if made:
             await self.counter.count_after_change(tweet_id, schema.NUMBERS[ReactionKind.BOOKMARK])
         return made
 
     async def unbookmark(self, tweet_id: int, user_id: int) -> bool:
-        return await run_to_completion(self._writer.unset(ReactionKind.BOOKMARK, tweet_id, user_id, ()))
+        return await run_to_completion(self.writer.unset(ReactionKind.BOOKMARK, tweet_id, user_id, ()))
 
     async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[ReactionEntry]:
         number, below = schema.NUMBERS[ReactionKind.LIKE], below or _NO_BOUND
@@ -128,7 +128,7 @@ class CassandraEngagementStore:
                 steps = [(schema.COPY_BY_TWEET, (*row, user_id, at_us)) for row in rows]
             else:
                 steps = [(schema.DROP_BY_TWEET, (at_us, *row)) for row in rows]
-            await self._writer.write_copies(steps, [entry.id for entry in page])
+            await self.writer.write_copies(steps, [entry.id for entry in page])
             below = page[-1].reaction_id
 
     async def close(self) -> None:
