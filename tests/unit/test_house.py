@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
@@ -19,6 +20,20 @@ PACKAGES = ("services", "gateway_http", "roost_cli", "roost_client")
 
 # What fits on a screen and in a head.
 FUNCTION_LINES = 70
+CLASS_LINES = 200
+CLASS_METHODS = 15
+# From this many files of one folder with the same first word on, the word is the name of a folder.
+FILES_OF_ONE_PREFIX = 3
+# Classes above the bounds, each to be cut. Nothing may be added: cut the class instead.
+TOO_LARGE = {
+    "services/platform/config.py Settings",
+    "services/platform/process.py Process",
+    "services/search/store/opensearch/store.py OpenSearchIndex",
+    "services/search/store/tantivy/index.py Generation",
+    "services/search/store/tantivy/store.py EmbeddedSearchIndex",
+    "services/timeline/store/redis/store.py RedisHomeTimelines",
+    "gateway_http/http_protocol.py BoundedProtocol",
+}
 COMPOSITION_LINES = 80
 
 # Left for later, in the spellings that people use. Built from halves, so that this file may stand in the tree that it searches.
@@ -86,6 +101,71 @@ def test_functions_are_at_most_max_lines() -> None:
         and (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES
     ]
     assert not long
+
+
+def classes(*folders: str) -> dict[str, ast.ClassDef]:
+    """Returns every class that people wrote under the folders, by the path of its file and its name."""
+    return {
+        f"{named(path)} {node.name}": node
+        for path in modules(*folders)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def public_methods(node: ast.ClassDef, known: dict[str, ast.ClassDef]) -> set[str]:
+    """Returns the names of the class's public methods, with those of its base classes in `known`: to inherit from the
+    other half of a class does not make it smaller."""
+    bases = {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases} - {node.name}
+    inherited = [public_methods(known[base], known) for base in bases & known.keys()]
+    functions = (one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {one.name for one in functions if not one.name.startswith("_")}.union(*inherited)
+
+
+def mirrored_methods() -> set[str]:
+    """Returns the names under which the SDK offers RPCs: `create_tweet` for CreateTweet, `followers` for ListFollowers."""
+    protos = (path.read_text() for path in (ROOT / "protos" / "roost").rglob("*.proto"))
+    rpcs = chain.from_iterable(re.findall(r"^  rpc (\w+)\(", text, re.MULTILINE) for text in protos)
+    return {re.sub(r"(?<=.)([A-Z])", r"_\1", rpc).lower().removeprefix("list_") for rpc in rpcs}
+
+
+def large_classes() -> set[str]:
+    """Returns the classes above CLASS_LINES or CLASS_METHODS, by path and name. How many methods a servicer has, or the
+    SDK's client, is up to the protos."""
+    found = classes(*PACKAGES, "scripts")
+    uses = Counter(node.name for node in found.values())
+    by_name = {node.name: node for node in found.values() if uses[node.name] == 1}
+    large = set()
+    for place, node in found.items():
+        servicer = any(ast.unparse(base).endswith("Servicer") for base in node.bases)
+        methods = set() if servicer else public_methods(node, by_name)
+        if place.startswith("roost_client/"):
+            methods -= mirrored_methods()
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        if lines > CLASS_LINES or len(methods) > CLASS_METHODS:
+            large.add(place)
+    return large
+
+
+def test_classes_are_small() -> None:
+    large = large_classes()
+    assert not large - TOO_LARGE, "cut it into classes of one purpose each, which know each other by composition"
+    assert not TOO_LARGE - large, "no longer too large: take it off the list"
+
+
+def test_public_methods_include_those_of_base_classes() -> None:
+    tree = ast.parse("class Half:\n def a(self): ...\nclass Whole(Half[int]):\n def b(self): ...\n def _c(self): ...")
+    known = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    assert public_methods(known["Whole"], known) == {"a", "b"}
+
+
+def test_files_of_one_prefix_are_a_folder() -> None:
+    prefixed = Counter(
+        f"{named(path.parent)}/{path.stem.partition('_')[0]}"
+        for path in modules(*PACKAGES, "scripts")
+        if not path.stem.startswith("_")
+    )
+    assert not [prefix for prefix, files in prefixed.items() if files >= FILES_OF_ONE_PREFIX]
 
 
 def test_source_has_no_todo() -> None:
