@@ -159,7 +159,7 @@ async def test_sweep_after_crash_writes_copies_and_publishes(
         with pytest.raises(errors.RoostError, match="gone"):
             await change(dying, user_id)
     # An event whose transaction is never applied, because the like exists already.
-    monkeypatch.setattr(dying, "_read_reaction", lambda *_: asyncio.sleep(0, (None, None, 0)))
+    monkeypatch.setattr(dying.writer, "_read_reaction", lambda *_: asyncio.sleep(0, (None, None, 0)))
     monkeypatch.setattr("services.engagement.store.cassandra.reaction_writer.MAX_TRIES", 1)
     with pytest.raises(errors.RoostError, match="concurrent"):
         await like(dying, ANN)

@@ -143,7 +143,7 @@ async def test_edge_write_half_finished_by_dead_writer_is_completed(
     elif by == "another change":
         await other.edges.mute(BEN, ANN, stamp())
     else:
-        sweeper = IntentSweeper(other.keyspace, other._edge_writer, lambda: time.time() + 180)
+        sweeper = IntentSweeper(other.keyspace, other.edges._edge_writer, lambda: time.time() + 180)
         assert await sweeper.sweep() >= 1
         assert await sweeper.sweep() == 0
     assert await lists(other) == {ANN: [[], [BEN]], BEN: [[ANN], []]}
@@ -223,7 +223,7 @@ async def test_visibility_filter_without_version_is_not_cached(stores, other, st
     async def nothing(_: int) -> None:
         return None
 
-    monkeypatch.setattr(other._visibility_cache._shared, "relation_version", nothing)
+    monkeypatch.setattr(other.visibility._shared, "relation_version", nothing)
     request = pb.GetVisibilityFilterRequest(user_id=ANN)
     first = await other.visibility.filter(request)
     await stores.edges.block(ANN, BEN, stamp())

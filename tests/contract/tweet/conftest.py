@@ -106,7 +106,7 @@ class Clustered:
         from services.tweet.store.cassandra.stores import CassandraTweetStores
 
         assert isinstance(stores, CassandraTweetStores)
-        await stores.tweets._writes.wait()
+        await stores.writes.wait()
 
 
 BACKEND_NAMES: dict[str, type[Backend]] = {"embedded": Embedded, "cluster": Clustered}

@@ -25,10 +25,11 @@ from services.tweet.store.cassandra.writes import BatchWriter
 @dataclass(frozen=True, slots=True)
 class CassandraTweetStores(TweetStores):
     """The stores on one keyspace, with what the service runs beside them: `outbox` is a worker, and a consumer of the
-    service's own events calls `finish_side_effects`. `close` leaves the connections open: they belong to the process."""
+    service's own events calls `finish_side_effects`. `writes` are those in progress. `close` leaves the connections open: they belong to the process."""
 
     keyspace: Keyspace
     outbox: Outbox
+    writes: DetachedWrites
     finish_side_effects: Callable[[Sequence[int]], Coroutine[Any, Any, None]]
 
 
@@ -49,5 +50,6 @@ async def open_stores(cluster: ClusterBackends, log: EventLog, clock: Callable[[
         close=writes.wait,
         keyspace=keyspace,
         outbox=outbox,
+        writes=writes,
         finish_side_effects=tweets.finish_side_effects,
     )
