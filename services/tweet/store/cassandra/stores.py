@@ -25,7 +25,10 @@ from services.tweet.store.cassandra.writes import BatchWriter
 @dataclass(frozen=True, slots=True)
 class CassandraTweetStores(TweetStores):
     """The stores on one keyspace, with what the service runs beside them: `outbox` is a worker, and a consumer of the
-    service's own events calls `finish_side_effects`. `writes` are those in progress. `close` leaves the connections open: they belong to the process."""
+    service's own events calls `finish_side_effects`.
+
+    `writes` are those in progress. `close` leaves the connections open: they belong to the process.
+    """
 
     keyspace: Keyspace
     outbox: Outbox
