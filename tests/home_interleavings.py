@@ -17,7 +17,7 @@ from services.platform.rpc.errors import RoostError
 from services.timeline import pull
 from services.timeline.fanout_rules import FanoutRules
 from services.timeline.followees import FolloweeSet
-from services.timeline.home_builder import HomeBuild, HomeBuilder
+from services.timeline.home.builder import HomeBuild, HomeBuilder
 from services.timeline.store import HomeList, HomeTimelineStore
 
 # Short lists, so that trims, abandoned builds and reads below the floor happen often.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.platform.process import Process
-from services.timeline.home_builder import HomeBuilder
+from services.timeline.home.builder import HomeBuilder
 from services.timeline.store import HomeTimelineStore
 from services.timeline.store.memory import EmbeddedHomeTimelines
 from services.timeline.store.redis.encoding import ListLimits

@@ -20,7 +20,7 @@ from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
 from services.shared.hydration.hydrator import Hydrator
 from services.timeline.fanout_rules import Source
-from services.timeline.home_reader import MAX_ENTRIES, HomeReader, HomeSnapshot
+from services.timeline.home.reader import MAX_ENTRIES, HomeReader, HomeSnapshot
 
 # Ids per author and round while reading down to the tweet: about one page's calls for each 100 entries.
 DEPTH = 100

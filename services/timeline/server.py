@@ -11,8 +11,8 @@ from services.shared.hydration.hydrator import Hydrator
 from services.timeline.explain import Explainer
 from services.timeline.fanout_rules import FanoutRules
 from services.timeline.followees import FolloweeCache
-from services.timeline.home_builder import HomeBuilder
-from services.timeline.home_reader import HomeReader
+from services.timeline.home.builder import HomeBuilder
+from services.timeline.home.reader import HomeReader
 from services.timeline.pull import Puller, TweetServiceIds
 from services.timeline.search_timelines import SearchTimelines
 from services.timeline.service import TimelineService

@@ -15,8 +15,8 @@ from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.timeline.explain import Explainer
 from services.timeline.fanout_rules import PULL, FanoutRules
-from services.timeline.home_builder import HomeBuilder
-from services.timeline.home_reader import MAX_ENTRIES, WARM, HomeReader
+from services.timeline.home.builder import HomeBuilder
+from services.timeline.home.reader import MAX_ENTRIES, WARM, HomeReader
 from services.timeline.search_timelines import SearchTimelines
 from services.timeline.store import HomeTimelineStore
 

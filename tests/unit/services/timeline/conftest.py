@@ -31,7 +31,7 @@ from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.service import ServiceContext
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import MutationGuard
-from services.timeline import home_reader
+from services.timeline.home import reader as home_reader
 from services.timeline.server import build
 
 READER = 1

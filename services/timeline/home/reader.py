@@ -13,8 +13,8 @@ from services.shared.hydration.fill_page import fill_page
 from services.shared.hydration.hydrator import HydratedTweet, Hydrator, VisibleTweets
 from services.timeline.fanout_rules import HYBRID, PULL, FanoutRules, Source
 from services.timeline.followees import FolloweeCache, FolloweeSet
-from services.timeline.home_builder import HomeBuilder
-from services.timeline.home_rules import HomeRules
+from services.timeline.home.builder import HomeBuilder
+from services.timeline.home.rules import HomeRules
 from services.timeline.pull import DescendingMerge, Puller
 from services.timeline.store import HomeList, HomeTimelineStore
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from services.timeline import home_builder as module
 from services.timeline.fanout_rules import PUSH, FanoutRules
 from services.timeline.followees import FolloweeSet
-from services.timeline.home_builder import HomeBuilder
+from services.timeline.home import builder as module
+from services.timeline.home.builder import HomeBuilder
 from services.timeline.store.memory import EmbeddedHomeTimelines
 
 ANN = 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.shared.hydration.parsed import TweetRecord
-from services.timeline.home_rules import HomeRules
+from services.timeline.home.rules import HomeRules
 
 READER, FOLLOWEE, STRANGER = 1, 2, 3
 

@@ -1,0 +1,1 @@
+"""The home timeline of one reader: its rules, its build and its pages."""
