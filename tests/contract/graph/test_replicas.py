@@ -49,7 +49,7 @@ async def eventually(condition) -> None:
 
 
 async def test_concurrent_follows_make_one_edge_and_one_event(stores, other, stamp, published):
-    outcomes = await asyncio.gather(*((stores, other)[n % 2].follow(ANN, BEN, stamp()) for n in range(100)))
+    outcomes = await asyncio.gather(*((stores, other)[n % 2].edges.follow(ANN, BEN, stamp()) for n in range(100)))
     assert sum(outcome.changed for outcome in outcomes) == 1
     assert {outcome.relationship.following for outcome in outcomes} == {True}
     assert await published() == ["user.followed"]
@@ -235,7 +235,7 @@ async def test_visibility_filter_without_version_is_not_cached(stores, other, st
 async def test_tier_changed_by_other_replica_reaches_publisher(stores, other, stamp):
     publisher = TierPublisher(time.time)
     other.tiers.on_change(publisher.publish)
-    poller = TierPoller(other, publisher, time.time, every_s=0.02)
+    poller = TierPoller(other.tiers, publisher, time.time, every_s=0.02)
     await poller.start()
     try:
         for follower in range(100, 105):
