@@ -17,6 +17,7 @@ from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.events import WriteStamp
 from services.graph.store import TierStore
+from services.platform.background import BackgroundWorker
 from services.platform.rpc import errors
 
 # A demoted author is still pulled into homes built before the demotion, and a home not read for 30 days is dropped. One
@@ -140,7 +141,7 @@ class TierPublisher:
         return Subscription(self.entries(), self._subscriptions)
 
 
-class TierPoller:
+class TierPoller(BackgroundWorker):
     """Worker that reads all celebrity tiers from the store every `every_s` seconds and passes them to the publisher.
 
     It finds the changes that other processes of the service wrote; those of this process reach the publisher directly.
@@ -151,22 +152,11 @@ class TierPoller:
     def __init__(
         self, tiers: TierStore, publisher: TierPublisher, clock: Callable[[], float], every_s: float = POLL_EVERY_S
     ) -> None:
+        super().__init__("tier-watch")
         self._tiers = tiers
         self._publisher = publisher
         self._clock = clock
         self._every_s = every_s
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Starts polling."""
-        self._task = asyncio.create_task(self._run(), name="tier-watch")
-
-    async def stop(self) -> None:
-        """Stops polling and waits for the task to end."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

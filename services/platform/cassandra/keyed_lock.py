@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
-from collections.abc import AsyncIterator, Coroutine, Hashable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Hashable
 
 from services.platform.rpc import errors
-
-T = TypeVar("T")
 
 # A holder takes a few milliseconds: callers further back in the queue would wait past their deadlines.
 MAX_WAITERS_PER_KEY = 500
@@ -41,11 +37,3 @@ class KeyedLocks:
             lock, count = self._locks.pop(key)
             if count > 1:
                 self._locks[key] = (lock, count - 1)
-
-
-async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
-    """Awaits work that must finish even if the caller is cancelled or its deadline passes.
-
-    The work runs in an empty context, so only the store's own timeouts bound it.
-    """
-    return await asyncio.shield(asyncio.get_running_loop().create_task(work, context=contextvars.Context()))

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
+from typing import Protocol
 
 import structlog
 from prometheus_client import Counter
@@ -64,7 +65,6 @@ MAX_ID_AGE_MS = 5 * 60_000
 # Events whose state (queued or published) this process remembers, for when a sweeper finds their rows.
 MAX_TRACKED = 3 * MAX_QUEUED
 
-Publish = Callable[[Sequence[Record]], Awaitable[Sequence[Record] | None]]
 _Key = tuple[int, str]
 
 _published = Counter(
@@ -73,26 +73,39 @@ _published = Counter(
 log = structlog.get_logger(__name__)
 
 
-class Outbox:
-    """One keyspace's outbox in this process; a Worker. `clock` returns unix seconds.
+class EventValidator(Protocol):
+    """Decides which events found by a sweeper may be published. Their writer may have died at any point: the rows that
+    an event describes may be missing, or never be written."""
 
-    `before_publish` is awaited with swept events before they are published. It makes the rows that they describe
-    readable, because the rest of their batch may not be applied yet, and returns the events to publish (None: all),
-    because a conditional write may not have been applied. The others, and all of them if it raises, wait for a later
-    sweep.
-    """
+    async def publishable(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Returns those of the events whose change was made, after making the rows that they describe readable.
+
+        The others stay in the outbox until a later sweep. So do all of them if it raises.
+        """
+
+
+class PublishAll:
+    """The EventValidator of stores that write each event in one logged batch with all rows that it describes."""
+
+    async def publishable(self, records: Sequence[Record]) -> Sequence[Record]:
+        return records
+
+
+class Outbox:
+    """One keyspace's outbox in this process; a Worker. `clock` returns unix seconds. `validator` decides which of the
+    events that a sweeper finds are published."""
 
     def __init__(
         self,
         keyspace: Keyspace,
         log: EventLog,
         clock: Callable[[], float],
-        before_publish: Publish | None = None,
+        validator: EventValidator,
     ) -> None:
         self.log = log
         self._keyspace = keyspace
         self._clock = clock
-        self._before_publish = before_publish
+        self._validator = validator
         self._queue: deque[tuple[OutboxPartition, Record]] = deque()
         # The value is True if the event is in the log, False while it is queued.
         self._tracked: OrderedDict[_Key, bool] = OrderedDict()
@@ -192,17 +205,16 @@ class Outbox:
         process."""
         tracked = [(record, self._tracked.get(_key(record))) for record in records]
         unseen = [record for record, published in tracked if published is None]
-        if unseen and self._before_publish is not None:
+        valid: Sequence[Record] = ()
+        if unseen:
             try:
-                confirmed = await self._before_publish(unseen)
-                unseen = unseen if confirmed is None else list(confirmed)
+                valid = await self._validator.publishable(unseen)
             except Exception as error:
                 if is_transient(error):
                     raise
                 # A defect in one partition must not block the others forever.
-                log.error("outbox.before_publish_failed", events=len(unseen), error=repr(error))
-                unseen = []
-        appended = await self._append(unseen, "sweeper") if unseen else set()
+                log.error("outbox.validation_failed", events=len(unseen), error=repr(error))
+        appended = await self._append(valid, "sweeper") if valid else set()
         await self._set_published(
             [(partition, record) for record, published in tracked if published or _key(record) in appended]
         )

@@ -139,7 +139,7 @@ async def test_like_concurrent_processes_publish_one_event(another: Open) -> Non
     stores = [await another() for _ in range(4)]
     for change in (like, unlike) * 3:
         events = await asyncio.gather(*(change(store, ANN) for store in stores))
-        assert len(await stores[0].writer.committed_events(events)) == 1
+        assert len(await stores[0].writer.validator.publishable(events)) == 1
         assert await counts(stores[1]) == ((1, 0) if change is like else (0, 0))
     kept = await asyncio.gather(*(store.bookmark(TWEET, ANN, next(_ids)) for store in stores))
     assert sorted(kept) == [False, False, False, True]
@@ -204,7 +204,7 @@ async def test_copy_after_unlike_is_ignored(another: Open) -> None:
     record = await like(store, ANN)
     await unlike(store, ANN)
     # As a sweeper does that read the note before the unlike.
-    assert await store.writer.committed_events([record]) == [record]
+    assert await store.writer.validator.publishable([record]) == [record]
     assert await counts(store) == (0, 0)
     assert await likers(store) == []
     assert not (await store.batch_get_viewer_states(ANN, [TWEET])).states

@@ -1,21 +1,21 @@
 """Writes reactions: decides in the user's partition by a lightweight transaction, then writes the copies that lists and
 counts read.
 
-If the process dies in between, the copies are missing until the outbox's sweeper calls `committed_events`, or the client
-repeats the call; both write them.
+If the process dies in between, the copies are missing until the outbox's sweeper finds its event
+(`CommittedReactions`), or the client repeats the call; both write them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 from services.engagement.store import ReactionKind
 from services.engagement.store.cassandra import schema
 from services.engagement.store.cassandra.count_cache import CachedCounts
 from services.engagement.store.cassandra.counts import ReactionCounter
+from services.engagement.store.cassandra.reactions import CommittedReactions, Reaction, ReactionCopies
 from services.platform.cassandra.keyed_lock import KeyedLocks
-from services.platform.cassandra.keyspace import Keyspace, Row, Statement
+from services.platform.cassandra.keyspace import Keyspace, Statement
 from services.platform.cassandra.outbox import Outbox
 from services.platform.events.log import EventLog, Record
 from services.platform.rpc import errors
@@ -25,42 +25,6 @@ from services.platform.rpc.reasons import Reason
 NOTE_TTL_S = 3 * 24 * 3600
 # Attempts of one change. Each is lost to the same user's concurrent change in another process.
 MAX_TRIES = 10
-
-
-class Reaction(NamedTuple):
-    """One reaction of a user to a tweet, and the bucket of its copy by tweet. A reaction that is undone and made again
-    has a new `reaction_id`."""
-
-    user_id: int
-    kind: int
-    tweet_id: int
-    reaction_id: int
-    bucket: int
-
-    def copies(self) -> list[Statement]:
-        """Returns the statements that insert the copies."""
-        user_id, kind, tweet_id, reaction_id, bucket = self
-        return [
-            (schema.COPY_BY_USER, (user_id, kind, reaction_id, tweet_id, schema.ADDED)),
-            (schema.COPY_BY_TWEET, (tweet_id, bucket, kind, reaction_id, user_id, schema.ADDED)),
-        ]
-
-    def drops(self) -> list[Statement]:
-        """Returns the statements that delete the rows of this reaction from the tables by user and by tweet. Their
-        timestamp is newer than that of the inserts, so a late insert cannot bring a row back."""
-        user_id, kind, tweet_id, reaction_id, bucket = self
-        steps: list[Statement] = [
-            (schema.DROP_BY_USER, (schema.REMOVED, user_id, kind, reaction_id)),
-            (schema.DROP_BY_TWEET, (schema.REMOVED, tweet_id, bucket, kind, reaction_id)),
-        ]
-        if kind == schema.NUMBERS[ReactionKind.LIKE]:
-            steps.append(
-                (
-                    schema.DROP_BY_TWEET,
-                    (schema.FOREVER_US, tweet_id, schema.FIRST_BUCKET, schema.UNCOUNTED, reaction_id),
-                )
-            )
-        return steps
 
 
 class ReactionWriter:
@@ -74,9 +38,10 @@ class ReactionWriter:
         log: EventLog,
         clock: Callable[[], float],
     ) -> None:
-        self.outbox = Outbox(keyspace, log, clock, self.committed_events)
+        self.copies = ReactionCopies(keyspace, count_cache)
+        self.validator = CommittedReactions(keyspace, self.copies)
+        self.outbox = Outbox(keyspace, log, clock, self.validator)
         self._keyspace = keyspace
-        self._count_cache = count_cache
         self._counter = counter
         self._locks = KeyedLocks()
 
@@ -91,7 +56,7 @@ class ReactionWriter:
                 held, _, bucket = await self._read_reaction(*key)
                 if held is not None:
                     # The call that stored it may have failed before it wrote the copies.
-                    await self.write_copies(Reaction(*key, held, bucket).copies(), [tweet_id])
+                    await self.copies.write(Reaction(*key, held, bucket).copies(), [tweet_id])
                     return False
                 bucket = await self._bucket(tweet_id, schema.NUMBERS[kind], user_id)
                 reaction = Reaction(*key, reaction_id, bucket)
@@ -116,7 +81,7 @@ class ReactionWriter:
                 if held is None:
                     if gone is not None:
                         # The call that stored it may have failed before it wrote the copies.
-                        await self.write_copies(Reaction(*key, gone, bucket).drops(), [tweet_id])
+                        await self.copies.write(Reaction(*key, gone, bucket).drops(), [tweet_id])
                     return False
                 reaction = Reaction(*key, held, bucket)
                 values = (held, *key, held)
@@ -130,25 +95,6 @@ class ReactionWriter:
                     return True
         raise _contended()
 
-    async def write_copies(self, steps: Iterable[Statement], tweet_ids: Iterable[int]) -> None:
-        """Executes statements on the copies, then marks the counts of these tweets as changed."""
-        await self._keyspace.write_each(steps)
-        await self._count_cache.changed(tweet_ids)
-
-    async def committed_events(self, records: Sequence[Record]) -> list[Record]:
-        """Returns those of the events whose transaction was applied, after writing their copies again in case the
-        writer died."""
-        notes = await self._find_notes(records)
-        steps: list[Statement] = []
-        for (user_id, _), (reaction_id, gone, bucket, tweet_id) in notes.items():
-            like = (user_id, schema.NUMBERS[ReactionKind.LIKE], tweet_id)
-            if gone is None:
-                steps += Reaction(*like, reaction_id, bucket).copies()
-            else:
-                steps += Reaction(*like, gone, bucket).drops()
-        await self.write_copies(steps, {note[3] for note in notes.values()})
-        return [record for record in records if (record.key, record.event_id) in notes]
-
     async def _commit(self, reaction: Reaction, events: Sequence[Record], statement: str, *values: int) -> bool:
         """Writes the events to the outbox, then executes one lightweight transaction, which also notes the events.
         Returns whether it was applied."""
@@ -157,7 +103,7 @@ class ReactionWriter:
             applied, _ = await self._keyspace.execute_lwt(statement, *values)
         except errors.RoostError:
             # The outcome is unknown unless the note exists; the caller may retry.
-            if not events or not await self._find_notes(events):
+            if not events or not await self.validator.find_notes(events):
                 raise
             return True
         return applied
@@ -165,20 +111,11 @@ class ReactionWriter:
     async def _finish(self, reaction: Reaction, steps: Sequence[Statement], events: Sequence[Record]) -> None:
         """Writes the copies after the transaction, recounts a sharded bucket, and passes the events to the outbox's
         publisher."""
-        await self.write_copies(steps, [reaction.tweet_id])
+        await self.copies.write(steps, [reaction.tweet_id])
         if reaction.bucket != schema.FIRST_BUCKET and not events:
             # Reactions with events are recounted by their consumer: see `ReactionCounter.recount_likes`.
             await self._counter.recount([(reaction.tweet_id, reaction.kind, reaction.bucket)])
         self.outbox.publish(events)
-
-    async def _find_notes(self, records: Sequence[Record]) -> dict[tuple[int, int], Row]:
-        """Returns the notes of the events that were committed, by (user id, event id)."""
-        found = {}
-        for record in records:
-            rows = await self._keyspace.read_serial(schema.NOTED, record.key, schema.NOTE, record.event_id)
-            if rows:
-                found[record.key, record.event_id] = rows[0]
-        return found
 
     async def _read_reaction(self, user_id: int, number: int, tweet_id: int) -> tuple[int | None, int | None, int]:
         rows = await self._keyspace.read_serial(schema.REACTION, user_id, number, tweet_id)

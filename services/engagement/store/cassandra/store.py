@@ -17,8 +17,8 @@ from services.engagement.store.cassandra.count_cache import CachedCounts
 from services.engagement.store.cassandra.counts import ReactionCounter, batches_of, serialize_counts
 from services.engagement.store.cassandra.reaction_writer import ReactionWriter
 from services.platform.caching.cache import SingleFlight
-from services.platform.cassandra.keyed_lock import run_to_completion
 from services.platform.cassandra.keyspace import Keyspace, Statement
+from services.platform.detached import run_to_completion
 from services.platform.events.log import EventLog, Record
 from services.platform.redis.client import Redis
 
@@ -128,7 +128,7 @@ class CassandraEngagementStore:
                 steps = [(schema.COPY_BY_TWEET, (*row, user_id, at_us)) for row in rows]
             else:
                 steps = [(schema.DROP_BY_TWEET, (at_us, *row)) for row in rows]
-            await self.writer.write_copies(steps, [entry.id for entry in page])
+            await self.writer.copies.write(steps, [entry.id for entry in page])
             below = page[-1].reaction_id
 
     async def close(self) -> None:

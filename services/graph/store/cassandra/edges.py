@@ -9,16 +9,16 @@ from roost.graph.v1 import graph_service_pb2 as pb
 from services.graph.events import WriteStamp
 from services.graph.store import Outcome
 from services.graph.store.cassandra import schema
-from services.graph.store.cassandra.detached_writes import DetachedWrites
 from services.graph.store.cassandra.edge_writer import EdgeWriter
 from services.graph.store.cassandra.relationship import EdgeAction, Pair, pair_key
 from services.platform.cassandra.keyspace import Keyspace
+from services.platform.detached import DetachedWork
 
 
 class CassandraEdgeStore:
     """Implements EdgeStore on Cassandra, for any number of processes at once."""
 
-    def __init__(self, keyspace: Keyspace, edge_writer: EdgeWriter, writes: DetachedWrites) -> None:
+    def __init__(self, keyspace: Keyspace, edge_writer: EdgeWriter, writes: DetachedWork) -> None:
         self._keyspace = keyspace
         self._edge_writer = edge_writer
         self._writes = writes

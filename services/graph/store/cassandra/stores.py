@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from services.graph.store import GraphStores
 from services.graph.store.cassandra import schema
 from services.graph.store.cassandra.counts import CassandraCountStore
-from services.graph.store.cassandra.detached_writes import DetachedWrites
 from services.graph.store.cassandra.edge_writer import EdgeWriter
 from services.graph.store.cassandra.edges import CassandraEdgeStore
+from services.graph.store.cassandra.finished_pairs import FinishedPairs
 from services.graph.store.cassandra.follow_counts import FollowCounts
 from services.graph.store.cassandra.intent_sweeper import IntentSweeper
 from services.graph.store.cassandra.lists import CassandraEdgeLists
 from services.graph.store.cassandra.popular_users import PopularUsers
-from services.graph.store.cassandra.relationship import pair_key_of
 from services.graph.store.cassandra.tier_rows import TierRows
 from services.graph.store.cassandra.tiers import CassandraTierStore
 from services.graph.store.cassandra.user_index import UserIndex
@@ -25,8 +24,12 @@ from services.graph.tier_publisher import TierRule
 from services.platform.backends.cluster import ClusterBackends
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
-from services.platform.events.log import EventLog, Record
+from services.platform.detached import DetachedWork
+from services.platform.events.log import EventLog
 from services.platform.service import Worker
+
+# Writes in progress: some seconds' worth. More would only wait past their deadlines.
+MAX_WRITES = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +50,13 @@ async def open_stores(
     """Opens the stores on the service's keyspace after applying pending migrations. `mint` returns new ids, `clock`
     Unix seconds. Raises UNAVAILABLE if Cassandra cannot be reached."""
     keyspace = await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE])
-
-    async def make_readable(records: Sequence[Record]) -> None:
-        """Finishes the pairs of events that were found only in the outbox, before the events are published: the other
-        statements of their batch may not have been applied."""
-        for low, high in sorted({key for record in records if (key := pair_key_of(record))}):
-            await edge_writer.read_finished(low, high)
-
-    outbox = Outbox(keyspace, log, clock, make_readable)
+    outbox = Outbox(keyspace, log, clock, FinishedPairs(lambda: edge_writer))
     follow_counts = FollowCounts(keyspace, clock)
     tier_rows = TierRows(keyspace, outbox, rule)
     user_index = UserIndex(keyspace)
     edge_writer = EdgeWriter(keyspace, cluster.shared, outbox, follow_counts, tier_rows, mint, clock)
-    writes = DetachedWrites()
+    # Within the deadline of the caller: a write that waits past it is not begun.
+    writes = DetachedWork(MAX_WRITES, keep_context=True)
     edges = CassandraEdgeStore(keyspace, edge_writer, writes)
     popular = PopularUsers(keyspace, follow_counts, clock)
     lists = CassandraEdgeLists(keyspace, follow_counts, user_index, edges, popular)

@@ -7,11 +7,11 @@ from roost.graph.v1 import graph_service_pb2 as pb
 from services.graph.events import WriteStamp
 from services.graph.store import ReclassifiedBatch, TierHook
 from services.graph.store.cassandra import schema
-from services.graph.store.cassandra.detached_writes import DetachedWrites
 from services.graph.store.cassandra.follow_counts import FollowCounts
 from services.graph.store.cassandra.tier_rows import TierRows
 from services.graph.store.cassandra.user_index import UserIndex
 from services.platform.cassandra.keyspace import Keyspace
+from services.platform.detached import DetachedWork
 
 _THRESHOLD = "celebrity_threshold"
 
@@ -25,7 +25,7 @@ class CassandraTierStore:
         tier_rows: TierRows,
         follow_counts: FollowCounts,
         user_index: UserIndex,
-        writes: DetachedWrites,
+        writes: DetachedWork,
     ) -> None:
         self._keyspace = keyspace
         self._tier_rows = tier_rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -11,6 +10,7 @@ from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store import TierHook
 from services.graph.store.sqlite.visibility_cache import SqliteVisibilityCache
+from services.platform.detached import run_to_completion
 from services.platform.sqlite.database import Database
 
 T = TypeVar("T")
@@ -23,8 +23,6 @@ class Committer:
         self._db = db
         self._visibility_cache = visibility_cache
         self._hooks: list[TierHook] = []
-        # Writes whose caller may be gone: they must still invalidate the cache.
-        self._writes: set[asyncio.Task[object]] = set()
 
     def on_tier_change(self, hook: TierHook) -> None:
         """Implements `TierStore.on_change`."""
@@ -51,7 +49,4 @@ class Committer:
                     hook(tiers)
             return result
 
-        task = asyncio.create_task(run())
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-        return await asyncio.shield(task)
+        return await run_to_completion(run())

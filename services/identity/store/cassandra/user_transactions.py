@@ -1,15 +1,15 @@
 """Executes lightweight transactions (LWTs) on a user's partition, with their events.
 
 The events of an LWT are inserted into the outbox before it, and the LWT stores their ids in the user's partition. So any process can
-decide later, with `committed_events`, which events in the outbox belong to a committed change.
+decide later, with `CommittedChanges`, which events in the outbox belong to a committed change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from services.identity.store.cassandra import schema
+from services.identity.store.cassandra.committed_changes import CommittedChanges
 from services.platform.cassandra.keyed_lock import KeyedLocks
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
@@ -28,7 +28,8 @@ class UserTransactions:
     """
 
     def __init__(self, keyspace: Keyspace, event_log: EventLog, clock: Callable[[], float]) -> None:
-        self.outbox = Outbox(keyspace, event_log, clock, self.committed_events)
+        self._validator = CommittedChanges(keyspace)
+        self.outbox = Outbox(keyspace, event_log, clock, self._validator)
         self.locks = KeyedLocks()
         self._keyspace = keyspace
 
@@ -61,7 +62,7 @@ class UserTransactions:
                 applied, _ = await self._keyspace.execute_lwt(statement, *values)
             except errors.RoostError:
                 # The outcome is unknown, unless the stored event ids prove that the LWT was applied.
-                applied = bool(records) and len(await self.committed_events(records)) == len(records)
+                applied = bool(records) and len(await self._validator.publishable(records)) == len(records)
                 if not applied:
                     raise
         if applied:
@@ -69,14 +70,6 @@ class UserTransactions:
                 await before_publish()
             self.outbox.publish(records)
         return applied
-
-    async def committed_events(self, records: Sequence[Record]) -> list[Record]:
-        """Returns those of the events whose change was committed. Its serial read completes an LWT that is in progress."""
-        made: dict[int, Set[int]] = {}
-        for user_id in {record.key for record in records}:
-            rows = await self._keyspace.read_serial(schema.MADE, user_id)
-            made[user_id] = set(rows[0][0] or ()) if rows else set()
-        return [record for record in records if record.event_id in made[record.key]]
 
 
 def event_ids(records: Sequence[Record]) -> set[int]:

@@ -9,12 +9,12 @@ from typing import Any
 
 from services.platform.backends.cluster import ClusterBackends
 from services.platform.cassandra.keyspace import Keyspace
-from services.platform.cassandra.outbox import Outbox
+from services.platform.cassandra.outbox import Outbox, PublishAll
+from services.platform.detached import DetachedWork
 from services.platform.events.log import EventLog
 from services.tweet.store import TweetStores
 from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.cores import TweetCores
-from services.tweet.store.cassandra.detached_writes import DetachedWrites
 from services.tweet.store.cassandra.links import CassandraLinkLists
 from services.tweet.store.cassandra.lists import CassandraTweetLists
 from services.tweet.store.cassandra.purge import Purger
@@ -32,16 +32,17 @@ class CassandraTweetStores(TweetStores):
 
     keyspace: Keyspace
     outbox: Outbox
-    writes: DetachedWrites
+    writes: DetachedWork
     finish_side_effects: Callable[[Sequence[int]], Coroutine[Any, Any, None]]
 
 
 async def open_stores(cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> CassandraTweetStores:
     """Opens the keyspace and applies its migrations. `clock` returns Unix seconds. Raises as `Keyspace.open`."""
     keyspace = await cluster.keyspace(cql.KEYSPACE, cql.KEYSPACES[cql.KEYSPACE])
-    outbox = Outbox(keyspace, log, clock)
+    # A tweet and its event are one logged batch.
+    outbox = Outbox(keyspace, log, clock, PublishAll())
     writer = BatchWriter(keyspace, outbox, cluster.shared)
-    writes = DetachedWrites()
+    writes = DetachedWork()
     lists = CassandraTweetLists(keyspace, cluster.shared)
     links = CassandraLinkLists(keyspace, cluster.shared, partial(writer.now_us, 0))
     tweets = CassandraTweetStore(writer, writes, TweetCores(keyspace, cluster.shared, links), lists)

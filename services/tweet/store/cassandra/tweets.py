@@ -7,11 +7,11 @@ from typing import Any
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
+from services.platform.detached import DetachedWork
 from services.platform.events.log import Record
 from services.tweet.store import Claim
 from services.tweet.store.cassandra.changes import ChangeResult, TweetUpdater
 from services.tweet.store.cassandra.cores import TweetCores
-from services.tweet.store.cassandra.detached_writes import DetachedWrites
 from services.tweet.store.cassandra.lists import CassandraTweetLists
 from services.tweet.store.cassandra.rows import NewTweet
 from services.tweet.store.cassandra.writes import BatchWriter
@@ -28,7 +28,7 @@ class CassandraTweetStore:
     """
 
     def __init__(
-        self, writer: BatchWriter, writes: DetachedWrites, cores: TweetCores, lists: CassandraTweetLists
+        self, writer: BatchWriter, writes: DetachedWork, cores: TweetCores, lists: CassandraTweetLists
     ) -> None:
         self._writer = writer
         self._writes = writes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from services.platform.detached import run_to_completion
 from services.platform.sqlite.database import Database
 from services.tweet.store.sqlite import transactions
 from services.tweet.store.sqlite.cached_reads import CachedReads
-from services.tweet.store.sqlite.completion import run_to_completion
 
 # Rows that a purge deletes per transaction: a longer transaction would delay posts.
 PURGE_STEP = 500

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from services.platform.caching.read_tracking import ChangeTracker
+from services.platform.detached import run_to_completion
 from services.platform.events.log import Record
 from services.platform.sqlite.absences import decide
 from services.platform.sqlite.database import Database
@@ -16,7 +17,6 @@ from services.tweet.store.cache import ShardedVersions
 from services.tweet.store.sqlite import schema as sql
 from services.tweet.store.sqlite import transactions
 from services.tweet.store.sqlite.cached_reads import CachedReads, core_of, frame_core
-from services.tweet.store.sqlite.completion import run_to_completion
 
 # Tweets recounted per transaction when their author becomes absent or active.
 ABSENCE_STEP = 500

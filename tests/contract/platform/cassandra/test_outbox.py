@@ -16,7 +16,7 @@ import pytest
 from services.platform.cassandra import outbox as module
 from services.platform.cassandra import outbox_sweeper
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
-from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox
+from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox, PublishAll
 from services.platform.events import outbox as common
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import first_id_at
@@ -63,7 +63,7 @@ async def rows(cassandra: Cassandra) -> Keyspace:
 @pytest.fixture
 async def box(rows: Keyspace, log: Log) -> AsyncIterator[Outbox]:
     """An outbox that publishes at once; it sweeps only when a test asks for it."""
-    made = Outbox(rows, log, time.time)
+    made = Outbox(rows, log, time.time, PublishAll())
     made._worker.start()
     yield made
     await made.stop()
@@ -108,7 +108,7 @@ async def test_start_sweeps_events_of_earlier_process(
 ) -> None:
     monkeypatch.setattr(outbox_sweeper, "SWEEP_INTERVAL_S", 0.2)
     monkeypatch.setattr(outbox_sweeper, "GRACE_S", 1.0)
-    box = Outbox(rows, log, time.time)
+    box = Outbox(rows, log, time.time, PublishAll())
     old, new = an_event(age_s=300), an_event()
     await rows.batch(box.statements([old, new]))
     await box.start()
@@ -132,9 +132,9 @@ async def test_start_after_long_outage_sweeps_from_cursor(
     minute = int(time.time()) // 60
     await rows.write(outbox_sweeper._STORE_CURSOR, "sweeper", minute - 120)
     lost = an_event(age_s=3_600)
-    box = Outbox(rows, log, lambda: time.time() - 3_600)
+    box = Outbox(rows, log, lambda: time.time() - 3_600, PublishAll())
     await rows.batch(box.statements([lost]))
-    box = Outbox(rows, log, time.time)
+    box = Outbox(rows, log, time.time, PublishAll())
     assert await box.sweep() == 0
     await box.start()
     await until(lambda: _logged(log, {lost.event_id}))
@@ -212,17 +212,19 @@ async def test_publish_rejected_event_does_not_block_others(rows: Keyspace, log:
     assert [event_id for event_id, published in (await published_flags(rows)).items() if not published] == [log.poison]
 
 
-async def test_sweep_awaits_before_publish_hook(rows: Keyspace, log: Log) -> None:
+async def test_sweep_publishes_what_validator_returns(rows: Keyspace, log: Log) -> None:
     seen: list[tuple[list[int], list[int]]] = []
     failure: Exception | None = errors.unavailable("the store is down")
 
-    async def complete(records: Sequence[Record]) -> None:
-        seen.append(([record.event_id for record in records], await log.ids()))
-        if failure is not None:
-            raise failure
+    class Validator:
+        async def publishable(self, records: Sequence[Record]) -> Sequence[Record]:
+            seen.append(([record.event_id for record in records], await log.ids()))
+            if failure is not None:
+                raise failure
+            return [record for record in records if record.event_id != undone.event_id]
 
-    box = Outbox(rows, log, time.time, complete)
-    found = an_event(age_s=60)
+    box = Outbox(rows, log, time.time, Validator())
+    found, undone = an_event(age_s=60), an_event(age_s=60)
     await rows.batch(box.statements([found]))
     with pytest.raises(errors.RoostError):
         await box.sweep()
@@ -232,12 +234,15 @@ async def test_sweep_awaits_before_publish_hook(rows: Keyspace, log: Log) -> Non
     failure = None
     assert await box.sweep() == 1
     assert seen == [([found.event_id], [])] * 3
-    # The hook is not called for events of the writer, whose rows are readable.
+    await rows.batch(box.statements([undone]))
+    assert await box.sweep() == 0
+    assert (await published_flags(rows))[undone.event_id] is False
+    # The validator is not called for events of the writer, whose rows are readable.
     box._worker.start()
     own = an_event()
     box.publish([own])
     await box.drained()
-    assert len(seen) == 3
+    assert len(seen) == 4
     await box.stop()
 
 
@@ -247,7 +252,7 @@ async def test_repeated_batch_is_not_published_again(rows: Keyspace, log: Log, b
         await rows.batch(box.statements([event]))
         await box.sweep()
     # Another process does not publish it either.
-    assert await Outbox(rows, log, time.time).sweep() == 0
+    assert await Outbox(rows, log, time.time, PublishAll()).sweep() == 0
     assert await log.ids() == [event.event_id]
 
 
@@ -262,7 +267,7 @@ CHILD = """
 import asyncio, os, sys, time
 from pathlib import Path
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
-from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox
+from services.platform.cassandra.outbox import OUTBOX_MIGRATION, Outbox, PublishAll
 from services.platform.config import Settings
 from services.platform.events.log import Record
 from services.platform.sqlite.event_log import EmbeddedLog
@@ -272,7 +277,7 @@ async def main():
     keyspace = await Keyspace.open(await Cassandra.open(Settings()), "kit3", (OUTBOX_MIGRATION,))
     log = await EmbeddedLog.open(Path(sys.argv[1]))
     ids = Snowflake(1, wall_clock_ms)
-    box = Outbox(keyspace, log, time.time)
+    box = Outbox(keyspace, log, time.time, PublishAll())
     box._worker.start()
     while True:
         events = [Record("tweet.created", n, await ids.mint(), b"x") for n in range(3)]
@@ -304,7 +309,7 @@ async def test_events_stored_before_kill_are_published_after_restart(
         child.communicate()
     log = await Log.open(tmp_path / "shared.db")
     try:
-        box = Outbox(rows, log, time.time)
+        box = Outbox(rows, log, time.time, PublishAll())
         await box.sweep()
         in_log = await log.ids()
         # All acknowledged events, and possibly the batch in progress.

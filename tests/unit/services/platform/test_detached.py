@@ -39,9 +39,9 @@ async def test_run_to_completion_returns_result_and_raises_error() -> None:
 
 @pytest.mark.parametrize(("keep_context", "method"), [(False, ""), (True, "/roost.test/Write")])
 async def test_detached_work_outlives_its_caller(keep_context: bool, method: str) -> None:
-    owner, write = DetachedWork(), Write()
+    owner, write = DetachedWork(keep_context=keep_context), Write()
     current_call.set(Call(method="/roost.test/Write"))
-    caller = asyncio.create_task(owner.run(write.run(), keep_context=keep_context))
+    caller = asyncio.create_task(owner.run(write.run()))
     await asyncio.wait_for(write.began.wait(), WAIT_S)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):

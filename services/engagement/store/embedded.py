@@ -1,0 +1,15 @@
+"""Opens the engagement store of the embedded backend, on `engagement.db` in the data directory."""
+
+from __future__ import annotations
+
+from services.engagement.store import EngagementStore
+from services.engagement.store.sqlite.store import SqliteEngagementStore
+from services.platform.backends import OpenedStore
+from services.platform.service import ServiceContext
+from services.platform.sqlite.outbox import Relay
+
+
+async def open_store(context: ServiceContext) -> OpenedStore[EngagementStore]:
+    """Opens the store, with the relay of its outbox."""
+    store = await SqliteEngagementStore.open(context.data_dir / "engagement.db")
+    return OpenedStore(store, (Relay(store.db, context.log),))

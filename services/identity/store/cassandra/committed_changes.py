@@ -1,0 +1,24 @@
+"""Decides which events in the outbox belong to a committed change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+from services.identity.store.cassandra import schema
+from services.platform.cassandra.keyspace import Keyspace
+from services.platform.events.log import Record
+
+
+class CommittedChanges:
+    """The EventValidator of the identity store: an event is valid if its id is among those in the user's partition."""
+
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace
+
+    async def publishable(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Returns those of the events whose change was committed. Its serial read completes an LWT that is in progress."""
+        made: dict[int, Set[int]] = {}
+        for user_id in {record.key for record in records}:
+            rows = await self._keyspace.read_serial(schema.MADE, user_id)
+            made[user_id] = set(rows[0][0] or ()) if rows else set()
+        return [record for record in records if record.event_id in made[record.key]]
