@@ -80,12 +80,12 @@ class World:
     def relations(self, reader: int) -> FolloweeSet:
         return FolloweeSet(0, [(since, author) for author, since in self.follows[reader].items()])
 
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> pull.IdBatches:
         for author in authors:
             await Step()
             ids = [i for i, by in self.live.items() if by == author and (not before_id or i < before_id)]
             if ids:
-                found[author] = sorted(ids, reverse=True)[:depth]
+                yield {author: sorted(ids, reverse=True)[:depth]}
 
     def model(self, reader: int) -> list[int]:
         followees = {reader, *self.follows[reader]}
@@ -299,7 +299,7 @@ class Schedule:
 
         async def walk() -> list[int]:
             ids: list[int] = []
-            down = pull.DescendingMerge(world, home, pulled, lambda: [*present], 0, depth)
+            down = pull.DescendingMerge(world, home, pulled, present, 0, depth)
             async for batch in down:
                 ids += batch.ids
             return ids

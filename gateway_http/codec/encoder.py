@@ -21,6 +21,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 
 from gateway_http.codec.field_values import short_name
+from services.platform.caching.generational import GenerationalCache
 from services.platform.rpc.contract import message_class
 
 # Entries in each of the two generations of a FragmentCache: about 1 kB each with its key, so 40 MB at most.
@@ -171,41 +172,29 @@ def rfc3339(value: Any) -> str:
 
 
 class FragmentCache:
-    """Caches the JSON of serialised messages, by their bytes, so no entry can be stale. Bounded to 2 * `entries`.
+    """Caches the JSON of serialised messages, by their bytes, so no entry can be stale. Bounded to 2 * `entries`."""
 
-    It has two generations instead of an LRU list, so a hit is one look-up. A full young generation replaces the old one, which evicts
-    the entries that were not used since.
-    """
-
-    __slots__ = ("_encode", "_entries", "_old", "_young")
+    __slots__ = ("_cache", "_encode")
 
     def __init__(self, encode: Callable[[bytes], bytes], entries: int = MAX_YOUNG_FRAGMENTS) -> None:
         self._encode = encode
-        self._entries = entries
-        self._young: dict[bytes, orjson.Fragment] = {}
-        self._old: dict[bytes, orjson.Fragment] = {}
+        self._cache: GenerationalCache[bytes, orjson.Fragment] = GenerationalCache(entries)
 
     def __call__(self, data: bytes) -> orjson.Fragment:
         """Returns the JSON of one serialised message."""
-        found = self._young.get(data)
-        return found if found is not None else self._promote(data)
+        found = self._cache.get(data)
+        if found is None:
+            found = orjson.Fragment(self._encode(data))
+            self._cache.put(data, found)
+        return found
 
     def all(self, serialized: Iterable[bytes]) -> list[orjson.Fragment]:
-        """Returns the JSON of each message, in order. If all are cached, the look-ups run in one `map` without Python bytecode."""
+        """Returns the JSON of each message, in order."""
         known = list(serialized)
-        found = list(map(self._young.get, known))
+        found = self._cache.get_many(known)
         if None in found:
             return [self(data) for data in known]
         return found  # type: ignore[return-value]
-
-    def _promote(self, data: bytes) -> orjson.Fragment:
-        found = self._old.get(data)
-        if found is None:
-            found = orjson.Fragment(self._encode(data))
-        if len(self._young) >= self._entries:
-            self._old, self._young = self._young, {}
-        self._young[data] = found
-        return found
 
 
 def _has(name: str) -> Callable[[Any], bool]:

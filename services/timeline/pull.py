@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 from cachetools import TTLCache
@@ -15,6 +17,7 @@ from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
 from services.platform.caching import read_tracking
 from services.platform.rpc.deadlines import with_deadline
+from services.platform.shared_state import AuthorVersions
 from services.shared.hydration.fill_page import NO_DEADLINE, IdBatch
 from services.timeline.store import CAPACITY, HomeList
 
@@ -41,15 +44,41 @@ MIN_BUILD_DEPTH = 32
 MAX_ROUNDS = 256
 
 
+# The ids of some authors, newest first, by author.
+IdsByAuthor: TypeAlias = Mapping[int, Sequence[int]]
+IdBatches: TypeAlias = AsyncIterator[IdsByAuthor]
+T = TypeVar("T")
+
+
+class SingleBatch:
+    """An async iterator over the one answer of a call. An async generator would cost 5 µs more, which the event loop
+    takes to register it."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[[], Awaitable[IdsByAuthor]]) -> None:
+        self._call: Callable[[], Awaitable[IdsByAuthor]] | None = call
+
+    def __aiter__(self) -> SingleBatch:
+        return self
+
+    async def __anext__(self) -> IdsByAuthor:
+        """Returns the answer, once. Raises the call's error."""
+        call, self._call = self._call, None
+        if call is None:
+            raise StopAsyncIteration
+        return await call()
+
+
 class TweetIdSource(Protocol):
     """A source of tweet ids by author."""
 
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        """Stores in `found`, by author, the newest `depth` ids below `before_id` (0: no bound), newest first; authors
-        without any are missing.
+    def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
+        """Yields, as the answers arrive, the newest `depth` ids of each author below `before_id` (0: no bound). No
+        author is in two batches; authors without ids are in none.
 
-        Stores each answer as it arrives, so that a caller out of time can use what is there. An author with fewer than
-        `depth` ids has no more. Raises the owner's AioRpcError.
+        A caller out of time can use the batches that it has. An author with fewer than `depth` ids has no more. Raises
+        the owner's AioRpcError.
         """
 
 
@@ -59,26 +88,33 @@ class TweetServiceIds:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._tweets = tweet_grpc.TweetServiceStub(channel)
 
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+    def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         """Implements TweetIdSource: 500 authors per call, 8 calls in flight."""
         if len(authors) <= AUTHORS_A_CALL:
-            return await self._ask(authors, before_id, depth, found)
+            return SingleBatch(partial(self._ask, authors, before_id, depth))
+        return self._ask_in_chunks(authors, before_id, depth)
+
+    async def _ask_in_chunks(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         chunks = iter([authors[at : at + AUTHORS_A_CALL] for at in range(0, len(authors), AUTHORS_A_CALL)])
+        calls = {asyncio.create_task(self._ask(chunk, before_id, depth)) for chunk in islice(chunks, CALLS_IN_FLIGHT)}
+        try:
+            while calls:
+                ended, calls = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+                calls |= {
+                    asyncio.create_task(self._ask(chunk, before_id, depth)) for chunk in islice(chunks, len(ended))
+                }
+                for found in await asyncio.gather(*ended):
+                    yield found
+        finally:
+            for call in calls:
+                call.cancel()
 
-        async def ask_in_turn() -> None:
-            for chunk in chunks:
-                await self._ask(chunk, before_id, depth, found)
-
-        await asyncio.gather(*(ask_in_turn() for _ in range(CALLS_IN_FLIGHT)))
-        return None
-
-    async def _ask(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+    async def _ask(self, authors: Sequence[int], before_id: int, depth: int) -> IdsByAuthor:
         if not authors:
-            return
+            return {}
         request = tweet.BatchListAuthorTweetIdsRequest(author_ids=authors, before_id=before_id, per_author=depth)
         answer = await self._tweets.BatchListAuthorTweetIds(request)
-        for author in answer.authors:
-            found[author.author_id] = author.ids
+        return {author.author_id: author.ids for author in answer.authors}
 
 
 class CachedIds:
@@ -89,29 +125,20 @@ class CachedIds:
         self._owner = owner
         self._cache: TTLCache[int, Sequence[int]] = TTLCache(MAX_CACHED_AUTHORS, CACHED_IDS_TTL_S, timer=clock)
 
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         """Implements TweetIdSource, but ids committed less than CACHED_IDS_TTL_S ago may be missing."""
         # Cached ids were read in an earlier call, so the response depends on reads that this call did not track.
         read_tracking.mark_uncacheable()
-        cached = {author: ids for author in authors if (ids := self._cache.get(author)) is not None}
-        unknown = [author for author in authors if author not in cached]
-        fresh: dict[int, Sequence[int]] = {}
-        await self._owner.newest(unknown, 0, CACHED_DEPTH, fresh)
-        for author in unknown:
-            cached[author] = self._cache[author] = fresh.get(author, ())
-        beyond = [
-            author for author, recent in cached.items() if not _take_cached(recent, author, before_id, depth, found)
-        ]
-        await self._owner.newest(beyond, before_id, depth, found)
-
-
-class AuthorVersions(Protocol):
-    """Gives one version for each author, which changes whenever the author's tweets change. The tweet service publishes
-    the new version before it answers the write."""
-
-    async def author_versions(self, user_ids: Sequence[int]) -> Sequence[int | None]:
-        """Returns the version of each author's tweets; None if it is unknown. A version changes with every change.
-        Raises nothing."""
+        known = {author: ids for author in authors if (ids := self._cache.get(author)) is not None}
+        if unknown := [author for author in authors if author not in known]:
+            fresh = await all_ids(self._owner.newest(unknown, 0, CACHED_DEPTH))
+            for author in unknown:
+                known[author] = self._cache[author] = fresh.get(author, ())
+        found, beyond = _cut(known, before_id, depth)
+        yield found
+        if beyond:
+            async for batch in self._owner.newest(beyond, before_id, depth):
+                yield batch
 
 
 class VersionedOwnIds:
@@ -123,36 +150,47 @@ class VersionedOwnIds:
         self._versions = versions
         self._cache: TTLCache[int, tuple[int, array[int]]] = TTLCache(MAX_OWN_CACHED, OWN_TTL_S, timer=clock)
 
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         """Implements TweetIdSource, for few authors."""
         # Other processes change the versions without notifying this one, so the response must not be cached.
         read_tracking.mark_uncacheable()
-        beyond = []
+        known: dict[int, Sequence[int]] = {}
         # Read before the ids: ids read later include everything the version covers.
         for author, version in zip(authors, await self._versions.author_versions(authors), strict=True):
-            known = self._cache.get(author)
-            if version is None or known is None or known[0] != version:
-                fresh: dict[int, Sequence[int]] = {}
-                await self._owner.newest((author,), 0, CACHED_DEPTH, fresh)
-                known = (version or 0, array("q", fresh.get(author, ())))
+            cached = self._cache.get(author)
+            if version is None or cached is None or cached[0] != version:
+                fresh = await all_ids(self._owner.newest((author,), 0, CACHED_DEPTH))
+                cached = (version or 0, array("q", fresh.get(author, ())))
                 if version is not None:
-                    self._cache[author] = known
-            if not _take_cached(known[1], author, before_id, depth, found):
-                beyond.append(author)
-        await self._owner.newest(beyond, before_id, depth, found)
+                    self._cache[author] = cached
+            known[author] = cached[1]
+        found, beyond = _cut(known, before_id, depth)
+        yield found
+        if beyond:
+            async for batch in self._owner.newest(beyond, before_id, depth):
+                yield batch
 
 
-def _take_cached(
-    recent: Sequence[int], author: int, before_id: int, depth: int, found: dict[int, Sequence[int]]
-) -> bool:
-    """Stores in `found` what is asked of an author's newest CACHED_DEPTH ids. Returns False if they do not reach far
+def _cut(known: IdsByAuthor, before_id: int, depth: int) -> tuple[IdsByAuthor, list[int]]:
+    """Returns what is asked of the authors' newest CACHED_DEPTH ids, and the authors whose ids do not reach far
     enough."""
-    ids = [tweet_id for tweet_id in recent if not before_id or tweet_id < before_id]
-    if len(ids) < depth and len(recent) >= CACHED_DEPTH:
-        return False
-    if ids:
-        found[author] = ids[:depth]
-    return True
+    found: dict[int, Sequence[int]] = {}
+    beyond = []
+    for author, newest in known.items():
+        ids = [tweet_id for tweet_id in newest if not before_id or tweet_id < before_id]
+        if len(ids) < depth and len(newest) >= CACHED_DEPTH:
+            beyond.append(author)
+        elif ids:
+            found[author] = ids[:depth]
+    return found, beyond
+
+
+async def all_ids(batches: IdBatches) -> dict[int, Sequence[int]]:
+    """Returns the ids of all batches together."""
+    found: dict[int, Sequence[int]] = {}
+    async for batch in batches:
+        found.update(batch)
+    return found
 
 
 class Puller:
@@ -180,18 +218,38 @@ class RoutedIds:
         self._own = own
         self._cached = cached
 
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+    def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         if len(authors) <= CACHE_ABOVE_AUTHORS and self._own is self._owner:
-            return await self._owner.newest(authors, before_id, depth, found)
+            return self._owner.newest(authors, before_id, depth)
         others = [author for author in authors if author != self._reader]
         own = [self._reader] if len(others) < len(authors) else []
         if not others:
-            return await self._own.newest(own, before_id, depth, found)
+            return self._own.newest(own, before_id, depth)
         rest = self._owner if len(others) <= CACHE_ABOVE_AUTHORS else self._cached
-        await asyncio.gather(
-            self._own.newest(own, before_id, depth, found), rest.newest(others, before_id, depth, found)
-        )
-        return None
+        if not own:
+            return rest.newest(others, before_id, depth)
+        return _as_they_arrive(self._own.newest(own, before_id, depth), rest.newest(others, before_id, depth))
+
+
+async def _as_they_arrive(*sources: AsyncIterator[T]) -> AsyncIterator[T]:
+    """Yields what the sources yield, which run concurrently. If one fails, the others are cancelled."""
+    steps = {asyncio.ensure_future(source.__anext__()): source for source in sources}
+    try:
+        while steps:
+            ended, _ = await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+            found = []
+            for step in ended:
+                source = steps.pop(step)
+                try:
+                    found.append(step.result())
+                except StopAsyncIteration:
+                    continue
+                steps[asyncio.ensure_future(source.__anext__())] = source
+            for item in found:
+                yield item
+    finally:
+        for step in steps:
+            step.cancel()
 
 
 class DescendingMerge:
@@ -203,6 +261,8 @@ class DescendingMerge:
     `depth` may have more ids below its lowest one. The frontier is the highest of those lowest ids: ids below it are
     not returned yet, and it becomes the next bound.
 
+    `all_authors` is read once, and only if it is needed.
+
     After `deadline` (event loop time) nothing is waited for. If it cuts the first round short, the round returns what
     was found and `partial` becomes true; a later round is left to another merge.
     """
@@ -212,7 +272,7 @@ class DescendingMerge:
         source: TweetIdSource,
         home: HomeList | None,
         pulled: Sequence[int],
-        all_authors: Callable[[], Sequence[int]],
+        all_authors: Iterable[int],
         bound: int,
         depth: int,
         deadline: float = NO_DEADLINE,
@@ -220,10 +280,12 @@ class DescendingMerge:
         if home is not None and home.floor and bound and bound <= home.floor + 1:
             home = None
         self.partial = False
+        # The answers to the first round that have arrived: what a caller can use that is out of time.
+        self.first_answers: dict[int, Sequence[int]] = {}
         self._source = source
         self._home = home
         self._all_authors = all_authors
-        self._authors = pulled if home is not None else all_authors()
+        self._authors = pulled if home is not None else list(all_authors)
         self._carried: list[int] = []
         self._bound = bound
         self._depth = depth
@@ -239,26 +301,23 @@ class DescendingMerge:
         the bound before. A frontier of 0 ends the history. Raises what the source raises."""
         if not self._left:
             raise StopAsyncIteration
-        found: dict[int, Sequence[int]] = {}
-        if not await self._ask(found):
+        found: dict[int, Sequence[int]] = self.first_answers if self._first else {}
+        batches = self._source.newest(self._authors, self._bound, self._depth)
+        try:
+            while True:
+                # A coroutine, or the step of an async generator, which has the same methods.
+                step: Any = batches.__anext__()
+                found.update(await with_deadline(self._deadline, step))
+        except StopAsyncIteration:
+            pass
+        except TimeoutError:
             if not self._first:
-                raise StopAsyncIteration
+                raise StopAsyncIteration from None
             self.partial = True
         ids, frontier = self._merged(found)
         self._first = False
         self._left = self._left - 1 if frontier and not self.partial else 0
         return IdBatch(ids, frontier)
-
-    async def _ask(self, found: dict[int, Sequence[int]]) -> bool:
-        """Reads the ids of this round. Returns False if time ran out."""
-        if self._deadline == NO_DEADLINE:
-            await self._source.newest(self._authors, self._bound, self._depth, found)
-            return True
-        try:
-            await with_deadline(self._deadline, self._source.newest(self._authors, self._bound, self._depth, found))
-        except TimeoutError:
-            return False
-        return True
 
     def _merged(self, found: dict[int, Sequence[int]]) -> tuple[list[int], int]:
         """Returns the ids of this round and the frontier, and prepares the next round."""
@@ -272,7 +331,7 @@ class DescendingMerge:
                 frontier = max(frontier, ids[-1])
         if frontier:
             if self._home is not None and frontier <= self._home.floor + 1:
-                self._home, self._authors, self._carried = None, self._all_authors(), []
+                self._home, self._authors, self._carried = None, list(self._all_authors), []
             else:
                 # An author who gave fewer ids than asked has no more: the remaining ids are carried over and the author
                 # is not asked again.
@@ -297,18 +356,19 @@ def _from_home(home: HomeList | None, bound: int, depth: int) -> tuple[list[int]
     return ids, home.floor + 1 if home.floor else 0
 
 
-async def newest_across_authors(
-    source: TweetIdSource, authors: Sequence[int], found: dict[int, Sequence[int]], keep: int = CAPACITY
-) -> tuple[list[int], int]:
-    """Returns the newest ids of the authors, ascending, and the floor above which they are complete. Used by builds.
+def merge_for_build(source: TweetIdSource, authors: Sequence[int], keep: int = CAPACITY) -> DescendingMerge:
+    """Returns the merge of all tweets of the authors, at a depth that suits `newest_of`."""
+    depth = max(MIN_BUILD_DEPTH, min(2 * keep // max(len(authors), 1), MAX_DEPTH))
+    return DescendingMerge(source, None, (), authors, 0, depth)
 
-    `found` receives the answers of the first round as they arrive. Returns fewer than `keep` ids: the `keep`-th becomes
-    the floor.
+
+async def newest_of(merge: DescendingMerge, keep: int = CAPACITY) -> tuple[list[int], int]:
+    """Returns the newest ids of a merge, ascending, and the floor above which they are complete.
+
+    Returns fewer than `keep` ids: the `keep`-th becomes the floor.
     """
     taken: list[int] = []
     lowest = 0
-    depth = max(MIN_BUILD_DEPTH, min(2 * keep // max(len(authors), 1), MAX_DEPTH))
-    merge = DescendingMerge(RecordingIds(source, found), None, (), lambda: authors, 0, depth)
     async for batch in merge:
         taken += batch.ids
         lowest = batch.next_position
@@ -316,16 +376,3 @@ async def newest_across_authors(
             return taken[keep - 2 :: -1] if keep > 1 else [], taken[keep - 1]
     # Only a history that MAX_ROUNDS did not exhaust ends with a frontier.
     return taken[::-1], max(lowest - 1, 0)
-
-
-class RecordingIds:
-    """A source that also stores the first round's answers in `seen`, so that a caller out of time can use them."""
-
-    def __init__(self, source: TweetIdSource, seen: dict[int, Sequence[int]]) -> None:
-        self._source = source
-        self._seen = seen
-
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
-        await self._source.newest(authors, before_id, depth, self._seen if not before_id else found)
-        if not before_id:
-            found.update(self._seen)

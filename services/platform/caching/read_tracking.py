@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import repeat
 
+from services.platform.caching.generational import GenerationalCache
+
 # The maximum number of changed keys in each of two generations. A key takes about 100 bytes, so a store takes up to
 # 26 MB. For a read set that began before the older generation, every key counts as changed.
 MAX_KEYS = 131_072
@@ -28,17 +30,16 @@ _NEVER = repeat(0)
 class ChangeTracker:
     """Records the recent changes of one store by key. A key is a 64-bit id whose meaning the store defines."""
 
-    __slots__ = ("_begun", "_max_keys", "_old", "_rotated", "_young", "now")
+    __slots__ = ("_begun", "_changes", "_rotated", "now")
 
     def __init__(self, max_keys: int = MAX_KEYS) -> None:
-        self._max_keys = max_keys
         # A counter that grows with every change.
         self.now = 1
         # Changes up to this counter are evicted.
         self._begun = 0
         self._rotated = 0
-        self._young: dict[int, int] = {}
-        self._old: dict[int, int] = {}
+        # The counter of the latest change, by key.
+        self._changes: GenerationalCache[int, int] = GenerationalCache(max_keys)
 
     def read(self, keys: Sequence[int]) -> None:
         """Records the keys in the current read set, if there is one.
@@ -55,13 +56,14 @@ class ChangeTracker:
         Call it without an await after the change is visible, before the writer returns.
         """
         self.now = now = self.now + 1
-        young = self._young
+        changes = self._changes
+        turns = changes.turns
         for key in keys:
-            young[key] = now
-        if len(young) >= self._max_keys:
-            # The older generation holds only changes from before the younger one began.
-            self._begun, self._rotated = self._rotated, now
-            self._old, self._young = young, {}
+            changes.put(key, now)
+        if changes.turns != turns:
+            # What is evicted changed before the generation that is now the older one began; with more keys in one call
+            # than a generation holds, it may have changed just now.
+            self._begun, self._rotated = (self._rotated if changes.turns == turns + 1 else now), now
 
     def unchanged(self, keys: Sequence[int], since: int) -> bool:
         """Returns True if no key has changed since the counter was `since`; False if one has or may have changed."""
@@ -69,7 +71,7 @@ class ChangeTracker:
             return True
         if since < self._begun:
             return False
-        return all(max(map(half.get, keys, _NEVER), default=0) <= since for half in (self._young, self._old) if half)
+        return all(max(map(half.get, keys, _NEVER), default=0) <= since for half in self._changes.generations if half)
 
 
 class ReadSet:

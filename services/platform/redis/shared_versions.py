@@ -22,6 +22,7 @@ from services.platform.redis.client import Redis
 from services.platform.redis.connection import RedisConnection, ReplyError, command
 from services.platform.redis.node_pool import Node
 from services.platform.redis.shared_keys import SharedKeyClient, key_of
+from services.platform.shared_state import AuthorVersions, SharedUserRefs
 
 # Higher than any version: the user is deleted, and no later entry replaces it.
 TOMBSTONE = 2**63 - 1
@@ -56,7 +57,7 @@ class SharedEntry(NamedTuple):
     data: bytes
 
 
-class SharedVersions(SharedKeyClient):
+class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
     """Entries of users by id, and versions of relations, threads, tweets and authors."""
 
     def __init__(self, redis: Redis) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from time import monotonic
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
@@ -40,8 +39,7 @@ ReadList: TypeAlias = "Callable[[int, int], Awaitable[Sequence[int] | Mapping[in
 Hydrate: TypeAlias = Callable[[Sequence[int], int], Awaitable[VisibleTweets]]
 
 
-@dataclass(frozen=True, slots=True)
-class FilledPage:
+class FilledPage(NamedTuple):
     """A page of visible tweets. The next page begins after `next_position`; 0 if there is none.
 
     `is_followed` is true if the page is full and another visible tweet follows: `next_position` is then that of the
@@ -94,7 +92,8 @@ async def fill_page(
     next_position = 0
     async for batch in batches:
         ids, next_position = batch.ids, batch.next_position
-        positions.update(batch.positions)
+        if batch.positions:
+            positions.update(batch.positions)
         for start in range(0, len(ids), HYDRATED_IDS):
             if start and monotonic() >= deadline:
                 last_id = ids[start - 1]

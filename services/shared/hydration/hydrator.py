@@ -20,9 +20,9 @@ from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 
 from services.platform.caching import read_tracking
+from services.platform.shared_state import SharedUserRefs
 from services.shared.hydration.fragments import QUOTED, RETWEETED, VIEWER, framed, metrics_fragment, tombstone
 from services.shared.hydration.owner_responses import (
-    SharedUserRefs,
     await_all,
     counts_or_empty,
     no_response,

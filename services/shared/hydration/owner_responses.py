@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import grpc.aio
 import structlog
@@ -13,21 +13,6 @@ from roost.engagement.v1 import engagement_service_pb2 as engagement
 from services.shared.hydration.parsed import ActiveUser
 
 log = structlog.get_logger(__name__)
-
-
-class SharedUserRef(Protocol):
-    """A user's state and ref as identity publishes it to all processes. `data` is a serialized BatchGetUserRefsResponse
-    with that one entry."""
-
-    @property
-    def data(self) -> bytes: ...
-
-
-class SharedUserRefs(Protocol):
-    """User refs in Redis. Identity publishes each change there before it answers the writer."""
-
-    async def users(self, ids: Sequence[int]) -> Sequence[SharedUserRef | None]:
-        """Returns the refs in the order of `ids`; None if identity must be asked. Raises nothing."""
 
 
 async def no_response() -> None:
@@ -66,7 +51,8 @@ def visible_authors(
 async def await_all(calls: Sequence[Any]) -> list[Any]:
     """Returns the results of the calls. If one fails, cancels the others and raises its error.
 
-    In process the calls run one after the other, each answered from memory; over sockets all are already in progress.
+    The calls were started when they were made (see AbstractChannel), so over sockets they run at the same time. In
+    process they run one after the other, each answered from memory: tasks would cost more than they gain.
     """
     try:
         return [await call for call in calls]

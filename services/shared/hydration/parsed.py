@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from roost.identity.v1 import user_pb2, user_service_pb2
 from roost.tweet.v1 import tweet_pb2
 
+from services.platform.caching.generational import GenerationalCache
 from services.shared.hydration.fragments import NO_METRICS, author_fragment, metrics_fragment
 
 _ACTIVE = user_pb2.USER_STATE_ACTIVE
@@ -44,6 +45,8 @@ class ActiveUser(NamedTuple):
 
 
 T = TypeVar("T")
+# The cached result for a message that is left out.
+_OMITTED: Any = object()
 
 
 class ParseCache(Generic[T]):
@@ -55,32 +58,22 @@ class ParseCache(Generic[T]):
     def __init__(self, parse: Callable[[bytes], T | None], max_cached: int = MAX_CACHED) -> None:
         """`parse` returns None for messages to leave out."""
         self._parse = parse
-        self._max_cached = max_cached
-        # Two generations: when the younger is full it becomes the older one, whose entries are dropped.
-        self._young: dict[bytes, T | None] = {}
-        self._old: dict[bytes, T | None] = {}
+        # _OMITTED for messages to leave out, because the cache holds no None.
+        self._cache: GenerationalCache[bytes, Any] = GenerationalCache(max_cached)
 
     def read(self, serialized: Iterable[bytes]) -> list[T]:
         """Returns the parsed messages in order, without those that `parse` leaves out."""
-        young = self._young
-        found = []
-        for data in serialized:
-            try:
-                parsed = young[data]
-            except KeyError:
-                parsed = self._read(data)
-            if parsed is not None:
-                found.append(parsed)
-        return found
+        known = list(serialized)
+        found: list[Any] = self._cache.get_many(known)
+        if None in found:
+            found = [self._read(data) if one is None else one for data, one in zip(known, found, strict=True)]
+        return [one for one in found if one is not _OMITTED]
 
-    def _read(self, data: bytes) -> T | None:
-        parsed = self._old[data] if data in self._old else self._parse(data)
-        if len(self._young) >= self._max_cached:
-            # Cleared in place, because `read` holds a reference to it.
-            self._old = dict(self._young)
-            self._young.clear()
-        self._young[data] = parsed
-        return parsed
+    def _read(self, data: bytes) -> Any:
+        parsed = self._parse(data)
+        kept = _OMITTED if parsed is None else parsed
+        self._cache.put(data, kept)
+        return kept
 
 
 def parse_live_core(data: bytes) -> TweetRecord | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import structlog
 from prometheus_client import Counter
@@ -13,7 +13,7 @@ from prometheus_client import Counter
 from services.shared.celebrity_tiers import CelebritySubscriber
 from services.timeline.fanout_rules import FanoutRules
 from services.timeline.followees import FolloweeCache
-from services.timeline.pull import TweetIdSource, newest_across_authors
+from services.timeline.pull import DescendingMerge, TweetIdSource, merge_for_build, newest_of
 from services.timeline.store import CAPACITY, HomeList, HomeTimelineStore
 
 # Builds that run at once; each has up to CALLS_IN_FLIGHT calls at the tweet service.
@@ -35,12 +35,8 @@ class HomeBuild:
         self.home: HomeList | None = None
         self.installed = False
         self.task: asyncio.Task[None] | None = None
-        self._seen: dict[int, Sequence[int]] = {}
-
-    @property
-    def seen(self) -> dict[int, Sequence[int]]:
-        """The newest ids by author, of the authors who have answered so far."""
-        return self._seen
+        # Set once the authors are known.
+        self.merge: DescendingMerge | None = None
 
     async def done(self, within_s: float) -> bool:
         """Waits up to `within_s` seconds for the end and returns whether it was reached. Raises the error that made the
@@ -55,7 +51,8 @@ class HomeBuild:
 
     def so_far(self, mode: str) -> HomeList:
         """Returns the ids found so far as an incomplete home timeline; use it for a partial page only."""
-        ids = {tweet_id for found in self._seen.values() for tweet_id in found}
+        answers = self.merge.first_answers.values() if self.merge is not None else ()
+        ids = {tweet_id for found in answers for tweet_id in found}
         return HomeList(sorted(ids)[-CAPACITY:], 0, self.opened_ms, mode)
 
 
@@ -145,7 +142,8 @@ class HomeBuilder:
         try:
             relations = await self._relations.fetch(user_id)
             authors = [author for author in relations.followees if rules.pushes(self._tiers, author)]
-            ids, floor = await newest_across_authors(self._owner, authors, build.seen, self._keep)
+            build.merge = merge_for_build(self._owner, authors, self._keep)
+            ids, floor = await newest_of(build.merge, self._keep)
             home = await self._store.close_build(opened, ids, floor)
         except BaseException:
             await self._store.abandon_build(opened)

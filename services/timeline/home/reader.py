@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from time import monotonic
+from typing import NamedTuple
 
 from services.platform.rpc import context
 from services.shared.celebrity_tiers import CelebritySubscriber
@@ -45,13 +47,12 @@ class HomeSnapshot:
     # True if the time limit cut the result short.
     partial: bool = False
 
-    def all_authors(self) -> Sequence[int]:
+    def all_authors(self) -> Iterator[int]:
         """Returns every author whose tweets may appear: the reader and all followees."""
-        return [self.reader, *self.relations.followees]
+        return chain((self.reader,), self.relations.followees)
 
 
-@dataclass(frozen=True, slots=True)
-class HomePage:
+class HomePage(NamedTuple):
     """One page. The next one begins below `bound` (exclusive); 0 and not partial means that there is none."""
 
     entries: Sequence[HydratedTweet]
@@ -147,7 +148,7 @@ class HomeReader:
         time runs out."""
         source = self._puller.reading_for(snapshot.reader)
         return DescendingMerge(
-            source, snapshot.home, list(snapshot.pulled), snapshot.all_authors, bound, depth, snapshot.until
+            source, snapshot.home, list(snapshot.pulled), snapshot.all_authors(), bound, depth, snapshot.until
         )
 
     def _warm_snapshot(

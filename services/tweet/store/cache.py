@@ -5,52 +5,12 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Hashable
-from typing import Generic, TypeVar
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
 
 # Must be prime: ids share their low bits, and other divisors would put many into one shard.
 SHARDS = 1_021
 # A home timeline reads at most so many ids of an author. A list may grow by _SLACK_IDS more before it is trimmed.
 CACHED_IDS = 832
 _SLACK_IDS = 192
-
-
-class GenerationalCache(Generic[K, V]):
-    """A bounded map with two generations: when the younger is full it becomes the older one, whose entries are dropped.
-
-    Holds at most twice `size` entries. A read costs one or two dict look-ups, less than an LRU list.
-    """
-
-    __slots__ = ("_old", "_size", "_young")
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._young: dict[K, V] = {}
-        self._old: dict[K, V] = {}
-
-    def get(self, key: K) -> V | None:
-        """Returns the value and marks it as used; None if the key is not cached."""
-        value = self._young.get(key)
-        if value is None and (value := self._old.get(key)) is not None:
-            self.put(key, value)
-        return value
-
-    def put(self, key: K, value: V) -> None:
-        """Stores the value and replaces an earlier one."""
-        if len(self._young) >= self._size:
-            self._old, self._young = self._young, {}
-        self._young[key] = value
-
-    def pop(self, key: K) -> None:
-        """Removes the key."""
-        self._young.pop(key, None)
-        self._old.pop(key, None)
-
-    def __len__(self) -> int:
-        return len(self._young.keys() | self._old.keys())
 
 
 class ShardedVersions:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from services.platform.caching.cache import SingleFlight
+from services.platform.caching.generational import GenerationalCache
 from services.platform.redis.shared_versions import SharedVersions
-from services.tweet.store.cache import GenerationalCache
 
 V = TypeVar("V")
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from roost.tweet.v1 import tweet_pb2
 
+from services.platform.caching.generational import GenerationalCache
 from services.platform.cassandra.keyed_lock import KeyedLocks
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
@@ -24,7 +25,6 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.shared.tweet_access import no_such_tweet
 from services.tweet.store import Claim
-from services.tweet.store.cache import GenerationalCache
 from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.claims import (
     ClaimRow,

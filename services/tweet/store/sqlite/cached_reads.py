@@ -10,10 +10,11 @@ from typing import Any
 import orjson
 from roost.tweet.v1 import tweet_pb2
 
+from services.platform.caching.generational import GenerationalCache
 from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.sqlite.database import Database
 from services.shared.hydration.fragments import framed
-from services.tweet.store.cache import AuthorIds, GenerationalCache, OwnRetweets
+from services.tweet.store.cache import AuthorIds, OwnRetweets
 from services.tweet.store.sqlite import schema as sql
 
 # About 0.4 KB each: at most some 50 MB.

@@ -250,4 +250,4 @@ def test_fragment_cache_is_bounded_and_keeps_used_entries() -> None:
         cache(b"%d" % number)
     assert encoded.count(b"hot") == 1
     assert len(encoded) == 96
-    assert len(cache._young) + len(cache._old) <= 20
+    assert len(cache._cache) <= 20

@@ -15,9 +15,12 @@ from services.timeline.pull import (
     AUTHORS_A_CALL,
     CachedIds,
     DescendingMerge,
+    IdBatches,
     Puller,
     VersionedOwnIds,
-    newest_across_authors,
+    all_ids,
+    merge_for_build,
+    newest_of,
 )
 from services.timeline.store import CAPACITY, HomeList
 
@@ -32,14 +35,14 @@ class Owner:
         self.asked: list[list[int]] = []
         self.slow: set[int] = set()
 
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         self.asked.append(list(authors))
         for author in authors:
             if author in self.slow:
                 await asyncio.sleep(10)
             ids = [i for i in self.ids.get(author, ()) if not before_id or i < before_id]
             if ids:
-                found[author] = ids[: -depth - 1 : -1]
+                yield {author: ids[: -depth - 1 : -1]}
 
 
 async def ids_of_merge(walk: DescendingMerge) -> list[int]:
@@ -57,7 +60,7 @@ histories = st.dictionaries(st.integers(2, 12), st.sets(st.integers(1, 400), max
 @given(histories, st.integers(1, 10), st.integers(0, 410))
 def test_merge_returns_every_id_below_bound_in_order(ids: dict[int, set[int]], depth: int, bound: int) -> None:
     owner = Owner({author: sorted(found) for author, found in ids.items()})
-    walk = DescendingMerge(owner, None, (), lambda: list(ids), bound, depth)
+    walk = DescendingMerge(owner, None, (), list(ids), bound, depth)
     expected = sorted({i for found in ids.values() for i in found if not bound or i < bound}, reverse=True)
     assert asyncio.run(ids_of_merge(walk)) == expected
 
@@ -72,21 +75,21 @@ def test_merge_continues_below_floor(
     # A list may hold ids of pulled authors too, pushed before.
     pushed |= {i for author in pulled for i in ids[author] if i > floor and chance.random() < 0.5}
     home = HomeList(sorted(pushed), floor, 0, "hybrid")
-    walk = DescendingMerge(owner, home, pulled, lambda: list(ids), bound, depth)
+    walk = DescendingMerge(owner, home, pulled, list(ids), bound, depth)
     expected = sorted({i for found in ids.values() for i in found if not bound or i < bound}, reverse=True)
     assert asyncio.run(ids_of_merge(walk)) == expected
 
 
 async def test_merge_exhausted_author_is_not_asked_again() -> None:
     owner = Owner({2: list(range(1, 100)), 3: [5, 50], 4: []})
-    await ids_of_merge(DescendingMerge(owner, None, (), lambda: [2, 3, 4], 0, 10))
+    await ids_of_merge(DescendingMerge(owner, None, (), [2, 3, 4], 0, 10))
     assert owner.asked[0] == [2, 3, 4]
     assert all(asked == [2] for asked in owner.asked[1:])
 
 
 async def test_merge_above_floor_asks_pulled_authors_only() -> None:
     owner = Owner({2: [1, 2, 3], READER: [40]})
-    walk = DescendingMerge(owner, HomeList([10, 20, 30], 5, 0, "hybrid"), [READER], lambda: [READER, 2], 0, 3)
+    walk = DescendingMerge(owner, HomeList([10, 20, 30], 5, 0, "hybrid"), [READER], [READER, 2], 0, 3)
     batch = await anext(walk)
     assert batch.ids == [40, 30, 20, 10]
     assert owner.asked == [[READER]]
@@ -96,7 +99,7 @@ async def test_merge_slow_first_round_is_partial() -> None:
     owner = Owner({author: [author] for author in range(1, AUTHORS_A_CALL + 3)})
     owner.slow = {AUTHORS_A_CALL + 1}
     until = asyncio.get_running_loop().time() + 0.05
-    walk = DescendingMerge(owner, None, (), lambda: list(owner.ids), 0, 5, until)
+    walk = DescendingMerge(owner, None, (), list(owner.ids), 0, 5, until)
     batch = await anext(walk)
     assert batch.ids == list(range(AUTHORS_A_CALL, 0, -1))
     assert walk.partial
@@ -105,7 +108,7 @@ async def test_merge_slow_first_round_is_partial() -> None:
 
 async def test_merge_slow_later_round_ends_merge() -> None:
     owner = Owner({2: list(range(1, 100))})
-    walk = DescendingMerge(owner, None, (), lambda: [2], 0, 10, asyncio.get_running_loop().time() + 0.05)
+    walk = DescendingMerge(owner, None, (), [2], 0, 10, asyncio.get_running_loop().time() + 0.05)
     first = await anext(walk)
     owner.slow = {2}
     assert first.next_position == 90
@@ -117,31 +120,57 @@ async def test_merge_rounds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(pull, "MAX_ROUNDS", 3)
     monkeypatch.setattr(pull, "MAX_DEPTH", 2)
     owner = Owner({2: list(range(1, 100))})
-    assert await ids_of_merge(DescendingMerge(owner, None, (), lambda: [2], 0, 2)) == [99, 98, 97, 96, 95, 94]
+    assert await ids_of_merge(DescendingMerge(owner, None, (), [2], 0, 2)) == [99, 98, 97, 96, 95, 94]
 
 
 @given(histories, st.integers(1, 30))
-def test_newest_across_authors_returns_newest_and_floor(ids: dict[int, set[int]], keep: int) -> None:
+def test_newest_of_build_returns_newest_and_floor(ids: dict[int, set[int]], keep: int) -> None:
     owner = Owner({author: sorted(found) for author, found in ids.items()})
     everything = sorted({i for found in ids.values() for i in found})
-    seen: dict[int, Sequence[int]] = {}
-    taken, floor = asyncio.run(newest_across_authors(owner, list(ids), seen, keep))
+    merge = merge_for_build(owner, list(ids), keep)
+    taken, floor = asyncio.run(newest_of(merge, keep))
     assert floor == (everything[-keep] if len(everything) >= keep else 0)
     assert taken == [i for i in everything if i > floor]
-    assert set(seen) == {author for author, found in ids.items() if found}
+    assert set(merge.first_answers) == {author for author, found in ids.items() if found}
 
 
-async def test_newest_across_authors_busy_author_fills_capacity() -> None:
+async def test_newest_of_build_busy_author_fills_capacity() -> None:
     owner = Owner({2: list(range(1, 2_000))})
-    taken, floor = await newest_across_authors(owner, [2], {})
+    taken, floor = await newest_of(merge_for_build(owner, [2]))
     assert (taken[-1], floor, len(taken)) == (1_999, 2_000 - CAPACITY, CAPACITY - 1)
+
+
+async def test_routed_ids_of_slow_author_keep_the_readers_own() -> None:
+    owner = Owner({author: [author] for author in range(1, 60)})
+    owner.slow = {40}
+    source = Puller(owner, lambda: 0.0).reading_for(READER)
+    until = asyncio.get_running_loop().time() + 0.05
+    merge = DescendingMerge(source, None, (), range(1, 60), 0, 5, until)
+    assert (await anext(merge)).ids == [READER]
+    assert merge.partial
+
+
+async def test_routed_ids_failure_of_one_source_is_raised_and_cancels_the_other() -> None:
+    owner, versions = Owner({2: [1]}), FakeAuthorVersions()
+    owner.slow = {2}
+
+    async def fail(user_ids: Sequence[int]) -> list[int | None]:
+        await asyncio.sleep(0)
+        raise ConnectionError("down")
+
+    versions.author_versions = fail  # type: ignore[method-assign]
+    source = Puller(owner, lambda: 0.0, versions).reading_for(READER)
+    with pytest.raises(ConnectionError):
+        await all_ids(source.newest([READER, 2], 0, 5))
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_puller_few_authors_ask_owner() -> None:
     owner = Owner({author: [author] for author in range(1, 60)})
     source = Puller(owner, lambda: 0.0).reading_for(READER)
     for _ in range(2):
-        await source.newest(list(range(1, 51)), 0, 5, {})
+        await all_ids(source.newest(list(range(1, 51)), 0, 5))
     assert len(owner.asked) == 2
 
 
@@ -150,19 +179,17 @@ async def test_puller_many_authors_are_cached_except_reader() -> None:
     owner = Owner({author: [author] for author in range(1, 60)})
     source = Puller(owner, lambda: now).reading_for(READER)
     authors = list(range(1, 60))
-    found: dict[int, Sequence[int]] = {}
-    await source.newest(authors, 0, 5, found)
+    await all_ids(source.newest(authors, 0, 5))
     owner.ids[2].append(200)
     owner.ids[READER].append(300)
     owner.asked.clear()
-    found.clear()
-    await source.newest(authors, 0, 5, found)
+    found = await all_ids(source.newest(authors, 0, 5))
     assert [asked for asked in owner.asked if asked] == [[READER]]
     assert list(found[READER]) == [300, 1]
     assert list(found[2]) == [2]
     assert set(found) == set(authors)
     now += pull.CACHED_IDS_TTL_S
-    await source.newest(authors, 0, 5, found)
+    found = await all_ids(source.newest(authors, 0, 5))
     assert list(found[2]) == [200, 2]
 
 
@@ -172,13 +199,9 @@ def test_cached_ids_are_complete_beyond_their_depth(bound: int, depth: int, many
     recents = CachedIds(owner, lambda: 0.0)
 
     async def read_twice() -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
-        first: dict[int, Sequence[int]] = {}
-        await recents.newest([2, 3], 0, 5, first)
-        found: dict[int, Sequence[int]] = {}
-        expected: dict[int, Sequence[int]] = {}
-        await recents.newest([2, 3, 4], bound, depth, found)
-        await owner.newest([2, 3, 4], bound, depth, expected)
-        return found, expected
+        await all_ids(recents.newest([2, 3], 0, 5))
+        found = await all_ids(recents.newest([2, 3, 4], bound, depth))
+        return found, await all_ids(owner.newest([2, 3, 4], bound, depth))
 
     found, expected = asyncio.run(read_twice())
     assert {author: list(ids) for author, ids in found.items()} == {a: list(ids) for a, ids in expected.items()}
@@ -201,9 +224,7 @@ async def test_own_ids_are_read_once_per_version() -> None:
     source = Puller(owner, lambda: 0.0, versions).reading_for(READER)
 
     async def found() -> list[int]:
-        ids: dict[int, Sequence[int]] = {}
-        await source.newest([READER], 0, 5, ids)
-        return list(ids.get(READER, ()))
+        return list((await all_ids(source.newest([READER], 0, 5))).get(READER, ()))
 
     assert await found() == await found() == [10]
     assert len([asked for asked in owner.asked if asked]) == 1
@@ -218,8 +239,7 @@ async def test_own_ids_are_read_once_per_version() -> None:
     owner.ids[READER].append(40)
     assert await found() == [40, 30, 20, 10]
     # Other authors are read as before.
-    ids: dict[int, Sequence[int]] = {}
-    await source.newest([READER, 2], 0, 5, ids)
+    ids = await all_ids(source.newest([READER, 2], 0, 5))
     assert list(ids[2]) == [5]
 
 
@@ -227,11 +247,10 @@ async def test_own_ids_expire() -> None:
     now = 100.0
     owner, versions = Owner({READER: [10]}), FakeAuthorVersions()
     source = Puller(owner, lambda: now, versions).reading_for(READER)
-    found: dict[int, Sequence[int]] = {}
-    await source.newest([READER], 0, 5, found)
+    await all_ids(source.newest([READER], 0, 5))
     owner.ids[READER].append(20)
     now += pull.OWN_TTL_S
-    await source.newest([READER], 0, 5, found)
+    found = await all_ids(source.newest([READER], 0, 5))
     assert list(found[READER]) == [20, 10]
 
 
@@ -241,12 +260,9 @@ def test_own_ids_are_complete_beyond_their_depth(bound: int, depth: int, many: i
     own = VersionedOwnIds(owner, FakeAuthorVersions(), lambda: 0.0)
 
     async def read_twice() -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
-        await own.newest([READER], 0, 5, {})
-        found: dict[int, Sequence[int]] = {}
-        expected: dict[int, Sequence[int]] = {}
-        await own.newest([READER], bound, depth, found)
-        await owner.newest([READER], bound, depth, expected)
-        return found, expected
+        await all_ids(own.newest([READER], 0, 5))
+        found = await all_ids(own.newest([READER], bound, depth))
+        return found, await all_ids(owner.newest([READER], bound, depth))
 
     found, expected = asyncio.run(read_twice())
     assert {author: list(ids) for author, ids in found.items()} == {a: list(ids) for a, ids in expected.items()}

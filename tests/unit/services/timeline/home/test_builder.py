@@ -12,6 +12,7 @@ from services.timeline.fanout_rules import PUSH, FanoutRules
 from services.timeline.followees import FolloweeSet
 from services.timeline.home import builder as module
 from services.timeline.home.builder import HomeBuilder
+from services.timeline.pull import IdBatches
 from services.timeline.store.memory import EmbeddedHomeTimelines
 
 ANN = 2
@@ -28,12 +29,12 @@ class Owners:
     async def fetch(self, user_id: int) -> FolloweeSet:
         return FolloweeSet(1, [(0, ANN)])
 
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int, found: dict[int, Sequence[int]]) -> None:
+    async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         self.asking += 1
         self.most = max(self.most, self.asking)
         await self.answering.wait()
         self.asking -= 1
-        found[ANN] = [30, 20, 10]
+        yield {ANN: [30, 20, 10]}
 
 
 @pytest.fixture

@@ -7,33 +7,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.tweet.store.cache import CACHED_IDS, AuthorIds, GenerationalCache, ShardedVersions
-
-
-@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["get", "put", "pop"])), max_size=200))
-def test_generational_cache_is_correct_and_bounded(steps: list[tuple[int, str]]) -> None:
-    recent: GenerationalCache[int, int] = GenerationalCache(4)
-    truth: dict[int, int] = {}
-    for number, (key, step) in enumerate(steps, 1):
-        if step == "put":
-            recent.put(key, number)
-            truth[key] = number
-            assert recent.get(key) == number
-        elif step == "pop":
-            recent.pop(key)
-            truth.pop(key, None)
-            assert recent.get(key) is None
-        else:
-            assert recent.get(key) in (None, truth.get(key))
-        assert len(recent) <= 8
-
-
-def test_generational_cache_keeps_used_entries() -> None:
-    recent: GenerationalCache[int, str] = GenerationalCache(4)
-    recent.put(0, "used")
-    for key in range(1, 100):
-        recent.put(key, "other")
-        assert recent.get(0) == "used"
+from services.tweet.store.cache import CACHED_IDS, AuthorIds, ShardedVersions
 
 
 def test_sharded_versions_change_with_advance() -> None:
