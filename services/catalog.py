@@ -1,6 +1,6 @@
 """Lists the services in start order, the backends that a process can open, and the key source for access tokens.
 
-To add a service, add its name to `SERVICES`, its folder below `services/` and its protos. `migrations` finds its
+`scripts/new-service` adds a service: its name here, its folder below `services/` and its protos. `migrations` finds its
 Cassandra migrations by their file name.
 """
 
@@ -27,9 +27,18 @@ def _of(name: str) -> ServiceFactory:
     return build
 
 
-SERVICES: Mapping[str, ServiceFactory] = {
-    name: _of(name) for name in ("registry", "identity", "graph", "tweet", "engagement", "timeline", "fanout", "search")
-}
+# In start order: a service comes after those that it calls when it starts. `scripts/new-service` appends here.
+NAMES = (
+    "registry",
+    "identity",
+    "graph",
+    "tweet",
+    "engagement",
+    "timeline",
+    "fanout",
+    "search",
+)
+SERVICES: Mapping[str, ServiceFactory] = {name: _of(name) for name in NAMES}
 
 
 def migrations() -> Mapping[str, Sequence[str]]:

@@ -1,0 +1,122 @@
+"""Writes a new service from the templates in `scripts/skeleton/`, enters it where services are listed, and generates
+stubs and manifests. `scripts/new-service NAME` calls it.
+
+The templates are a service named `example` with one RPC, which stores and returns a note. It has tests and works on both
+backends, so that everything around it is known to fit before its rules are written.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SKELETON = ROOT / "scripts" / "skeleton"
+CATALOG = ROOT / "services" / "catalog.py"
+ROUTES = ROOT / "tests" / "functional" / "test_routes.py"
+
+# Names of packages, processes and callers that are no services.
+TAKEN = {"batch", "catalog", "event", "example", "gateway", "operator", "options", "platform", "service", "shared"}
+# The shortest and the longest name, so that it fits a host name, a folder and a column of `roost` alike.
+LENGTHS = (3, 20)
+
+RECIPE = '    Recipe("/roost.example.v1.ExampleService/SetNote", body={"text": "hello"}, shows="text"),\n'
+NEXT = """
+It works: SetNote answers at PUT /v1/{name}/note. Next:
+  1. Write your RPCs in place of SetNote: protos/roost/{name}/v1/{name}_service.proto, services/{name}/service.py, the
+     store and the tests, and one Recipe a route in tests/functional/test_routes.py.
+  2. Say in services/{name}/__init__.py what the service owns, calls, publishes and consumes.
+  3. Give it CPU, memory and replicas in k8s/needs.toml if the defaults do not fit.
+  4. Name it in README.md, CHANGELOG.md, docs/architecture.md and docs/requirements.md.
+  5. Run `{generate}`, `{manifests}`, scripts/check and scripts/test.
+docs/add-a-service.md says more."""
+
+
+class Refused(Exception):
+    """The service cannot be written; the message says why and what to do. Nothing was written."""
+
+
+def refuse_bad_name(name: str) -> None:
+    """Raises Refused if no service can have this name."""
+    shortest, longest = LENGTHS
+    if not re.fullmatch(f"[a-z]{{{shortest},{longest}}}", name):
+        raise Refused(
+            f"{name!r} cannot be the name of a service: it needs {shortest} to {longest} lowercase letters and nothing "
+            "else, such as `notification`"
+        )
+    if keyword.iskeyword(name) or keyword.issoftkeyword(name) or name in TAKEN:
+        raise Refused(f"`{name}` has another meaning in Roost or in Python: choose another name")
+    if (ROOT / "services" / name).exists() or (ROOT / "protos" / "roost" / name).exists():
+        raise Refused(f"there is already a service `{name}`: choose another name")
+
+
+def named_for(text: str, name: str) -> str:
+    """Returns the text of a template, or a path, with the name of the service in place of `example`."""
+    return text.replace("example", name).replace("Example", name.capitalize())
+
+
+def skeleton(name: str) -> dict[Path, str]:
+    """Returns the text of every new file by path. Raises Refused if one of them exists."""
+    files = {}
+    for template in sorted(SKELETON.rglob("*.tmpl")):
+        path = ROOT / named_for(template.relative_to(SKELETON).with_suffix("").as_posix(), name)
+        if path.exists():
+            raise Refused(f"{path.relative_to(ROOT)} exists: move it away, or choose another name")
+        files[path] = named_for(template.read_text(), name)
+    return files
+
+
+def entries(name: str) -> dict[Path, str]:
+    """Returns the new text of each file that lists services or routes. Raises Refused if it is not as expected."""
+    return {
+        CATALOG: _before_end_of(CATALOG, "NAMES = (\n", ")\n", f'    "{name}",\n'),
+        ROUTES: _before_end_of(ROUTES, "RECIPES = [\n", "]\n", named_for(RECIPE, name)),
+    }
+
+
+def _before_end_of(path: Path, begin: str, end: str, line: str) -> str:
+    before, found, rest = path.read_text().partition(f"\n{begin}")
+    items, closed, after = rest.partition(f"\n{end}")
+    if not found or not closed:
+        raise Refused(f"{path.relative_to(ROOT)} has no list that begins with {begin.strip()!r}: mend it first")
+    return f"{before}{found}{items}\n{line}{end}{after}"
+
+
+def write(name: str) -> list[Path]:
+    """Writes the service and returns the new and changed files. Raises Refused before anything is written."""
+    refuse_bad_name(name)
+    texts = skeleton(name) | entries(name)
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return list(texts)
+
+
+def main(arguments: list[str]) -> int:
+    """Writes the service that the arguments name, and prints what it wrote. Returns the exit code."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: scripts/new-service NAME", file=sys.stderr)
+        return 2
+    (name,) = arguments
+    try:
+        written = write(name)
+    except Refused as refused:
+        print(refused, file=sys.stderr)
+        return 2
+    for path in written:
+        print(f"written: {path.relative_to(ROOT)}", flush=True)
+    generators = ("scripts/generate.py", "scripts/manifests.py")
+    for script in generators:
+        if subprocess.run([sys.executable, script], cwd=ROOT, check=False).returncode:
+            print(f"{script} failed: mend what it says above and run it again", file=sys.stderr)
+            return 1
+    generate, manifests = (f".venv/bin/python {script}" for script in generators)
+    print(NEXT.format(name=name, generate=generate, manifests=manifests))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,136 @@
+"""`scripts/new-service` in a copy of the tree: what it writes passes the checks and the tests of a service, and answers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import new_service
+
+ROOT = Path(__file__).resolve().parents[3]
+COPIED = (
+    "gateway_http",
+    "k8s",
+    "protos",
+    "roost_cli",
+    "roost_client",
+    "scripts",
+    "services",
+    "tests",
+    "pyproject.toml",
+)
+# Type check and tests take about a minute on a machine with nothing else to do.
+WITHIN_S = 500
+NAME = "notice"
+# What `docs/add-a-service.md` says of the files that are written.
+NEW_FILES = 15
+CHANGED_FILES = {
+    "services/catalog.py",
+    "tests/functional/test_routes.py",
+    "k8s/services/kustomization.yaml",
+    # It may be asked for the keys that verify access tokens.
+    "k8s/services/identity/kustomization.yaml",
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the tree that new services may be written to."""
+    ignored = shutil.ignore_patterns("__pycache__", ".*cache")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=ignored)
+        else:
+            shutil.copy(source, tmp_path / name)
+    if (ROOT / ".mypy_cache").exists():
+        shutil.copytree(ROOT / ".mypy_cache", tmp_path / ".mypy_cache")
+    return tmp_path
+
+
+def run(tree: Path, *arguments: str, timeout_s: float = WITHIN_S) -> subprocess.CompletedProcess[str]:
+    """Runs Python with the copy's packages in place of the installed ones. Its output is part of a failure's message."""
+    environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'protos'}"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tree,
+        env=environment,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+    )
+
+
+def files(tree: Path) -> dict[str, str]:
+    """Returns the text of every file that people or generators commit, by path."""
+    return {
+        path.relative_to(tree).as_posix(): path.read_text(errors="replace")
+        for path in tree.rglob("*")
+        if path.is_file() and "_pb2" not in path.name and not {"__pycache__", ".mypy_cache"} & set(path.parts)
+    }
+
+
+@pytest.mark.slow
+def test_new_service_passes_its_checks_and_answers(tree: Path) -> None:
+    before = files(tree)
+    made = run(tree, "scripts/new_service.py", NAME)
+    assert made.returncode == 0, made.stdout
+    after = files(tree)
+    new = after.keys() - before.keys()
+    changed = {path for path in before if after[path] != before[path]}
+    assert not before.keys() - after.keys()
+    assert len(new) == NEW_FILES, sorted(new)
+    assert changed == CHANGED_FILES
+    assert all(f"written: {path}" in made.stdout for path in new if not path.startswith("k8s/"))
+    mine = [f"services/{NAME}", f"tests/unit/services/{NAME}", f"tests/contract/{NAME}"]
+    for check in (
+        ("-m", "ruff", "check", *mine, "services/catalog.py", "tests/functional/test_routes.py"),
+        ("-m", "ruff", "format", "--check", *mine, "services/catalog.py", "tests/functional/test_routes.py"),
+        ("-m", "mypy", "-p", f"services.{NAME}"),
+        ("-c", "import sys; from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"),
+        ("-m", "pytest", "-q", *mine[1:], "tests/unit/protos"),
+        ("-m", "pytest", "-q", "tests/unit/test_house.py", "-k", "service"),
+        ("-m", "pytest", "-q", "tests/k8s", "-k", f"generated or {NAME}"),
+        # The whole way: HTTP, gateway, the service in a mesh, its store, and that no route is left untried.
+        ("-m", "pytest", "-q", "tests/functional/test_routes.py", "-k", "SetNote or cover"),
+    ):
+        done = run(tree, *check)
+        assert done.returncode == 0, f"{' '.join(check)}\n{done.stdout}"
+    again = run(tree, "scripts/new_service.py", NAME)
+    assert again.returncode == 2
+    assert again.stdout == f"there is already a service `{NAME}`: choose another name\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tweet", "there is already a service `tweet`"),
+        ("Notice", "lowercase letters"),
+        ("my_notice", "lowercase letters"),
+        ("no/../tice", "lowercase letters"),
+        ("no", "3 to 20"),
+        ("n" * 21, "3 to 20"),
+        ("", "lowercase letters"),
+        ("import", "another meaning"),
+        ("gateway", "another meaning"),
+        ("platform", "another meaning"),
+    ],
+)
+def test_new_service_bad_name_is_refused(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (new_service.CATALOG, new_service.ROUTES)}
+    assert new_service.main([name]) == 2
+    assert words in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_new_service_without_name_prints_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert new_service.main([]) == 2
+    assert new_service.main(["--help"]) == 2
+    assert "usage: scripts/new-service NAME" in capsys.readouterr().err
