@@ -23,6 +23,7 @@ from gateway_http.router import Binding, Router, bindings
 from gateway_http.rpc_route import RouteDeps, RpcRoute
 from services.platform.auth.tokens import Verifier
 from services.platform.config import Settings
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.client_address import TrustedProxies, networks
 from services.platform.rpc.context import Call, current_call
@@ -144,7 +145,9 @@ class Gateway:
         timer.observe(took)
         if self._logs_requests:
             method, ms = request.scope["method"], round(took * 1000, 3)
-            log.debug("http_request.served", method=method, route=route, status=status, ms=ms, user=request.user_id)
+            log.debug(
+                LogEvent.HTTP_REQUEST_SERVED, method=method, route=route, status=status, ms=ms, user=request.user_id
+            )
 
 
 async def _send(request: Request, response: Response, send: Send) -> None:

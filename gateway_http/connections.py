@@ -11,6 +11,7 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from services.platform import open_files
+from services.platform.log_events import LogEvent
 from services.platform.rpc.client_address import client_key
 
 log = structlog.get_logger()
@@ -122,7 +123,9 @@ class Connections:
         """Returns bounds derived from this process's limit on open files, and logs them. Leaves descriptors for other uses."""
         files = open_files.limit()
         found = cls(open_files.http_connections(files), is_trusted=is_trusted)
-        log.info("http_bounds.computed", connections=found.max_total, per_address=found.per_address, open_files=files)
+        log.info(
+            LogEvent.HTTP_BOUNDS_COMPUTED, connections=found.max_total, per_address=found.per_address, open_files=files
+        )
         return found
 
     def admit(self, connection: Connection, address: str) -> bool:
@@ -201,7 +204,7 @@ class Connections:
         if now - self._logged_at.get(bound, -LOG_EVERY_S) >= LOG_EVERY_S:
             self._logged_at[bound] = now
             log.warning(
-                "http_bound.reached",
+                LogEvent.HTTP_BOUND_REACHED,
                 bound=bound,
                 address=address,
                 connections=len(self._slots),

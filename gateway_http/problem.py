@@ -12,6 +12,7 @@ import grpc
 import orjson
 import structlog
 
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.errors import RoostError, Violation
 
@@ -101,10 +102,10 @@ def to_public_error(error: BaseException) -> RoostError:
         error = errors.from_rpc(error)
     if isinstance(error, RoostError) and not _hides_text(error):
         if notes := errors.notes_of(error):
-            log.warning("http_request.refused", code=error.code.name, notes=notes)
+            log.warning(LogEvent.HTTP_REQUEST_REFUSED, code=error.code.name, notes=notes)
         return error
     error_id = secrets.token_hex(8)
-    log.error("http_request.failed", error_id=error_id, exc_info=error)
+    log.error(LogEvent.HTTP_REQUEST_FAILED, error_id=error_id, exc_info=error)
     return errors.internal(error_id)
 
 

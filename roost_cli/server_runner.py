@@ -26,6 +26,7 @@ from services.catalog import BACKENDS, KEY_SOURCE, SERVICES
 from services.platform import logs, open_files
 from services.platform.config import Settings
 from services.platform.health import STARTING, Health
+from services.platform.log_events import LogEvent
 from services.platform.process import Process
 from services.platform.rpc import errors
 from services.platform.service import ServiceFactory
@@ -150,7 +151,7 @@ def _write_run_file(stack: AsyncExitStack, run: runfile.RunFile) -> None:
         runfile.write(run)
     except OSError as error:
         log.warning(
-            "runfile.not_written",
+            LogEvent.RUNFILE_WRITE_FAILED,
             reason=str(error),
             advice="commands need --grpc and ROOST_OPERATOR_TOKEN; XDG_RUNTIME_DIR may name a folder for run files",
         )

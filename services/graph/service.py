@@ -16,6 +16,7 @@ from services.graph.store import MAX_EVENTS, GraphStores, Listing, Outcome, Posi
 from services.graph.tier_publisher import HEARTBEAT_S, MAX_ENTRIES, TierPublisher
 from services.graph.user_lists import UserLists
 from services.platform.ids.snowflake import Snowflake
+from services.platform.log_events import LogEvent
 from services.platform.pagination.cursors import Cursors
 from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
@@ -177,8 +178,7 @@ class GraphService(GraphServiceServicer):
         tier, changed = await self._stores.tiers.reclassify(request.user_id, request.tier, await self.stamp())
         call = calls.current()
         log.info(
-            "audit",
-            action="reclassify_user",
+            LogEvent.USER_RECLASSIFIED,
             actor_id=call.actor.user_id,
             caller=call.caller,
             request_id=call.request_id,

@@ -18,6 +18,7 @@ from roost.graph.v1 import graph_service_pb2 as pb
 from services.graph.events import WriteStamp
 from services.graph.store import TierStore
 from services.platform.background import BackgroundWorker
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 
 # A demoted author is still pulled into homes built before the demotion, and a home not read for 30 days is dropped. One
@@ -171,7 +172,7 @@ class TierPoller(BackgroundWorker):
                 seen_at = looked_at
             except Exception as error:
                 stale = loop.time() - seen_at > STALE_AFTER_S
-                log.warning("tier_poll.failed", stale=stale, error=repr(error))
+                log.warning(LogEvent.TIER_POLL_FAILED, stale=stale, error=repr(error))
                 self._publisher.set_stale(stale=stale)
             await asyncio.sleep(self._every_s)
 
@@ -199,7 +200,7 @@ class Subscription:
     def add(self, news: list[pb.TierEntry]) -> None:
         """Queues changes for `next`. Ends the subscription if more than MAX_PENDING changes would be queued."""
         if len(self._pending) + len(news) > MAX_PENDING:
-            log.warning("tier_subscription.ended", reason="too_slow", pending=len(self._pending))
+            log.warning(LogEvent.TIER_SUBSCRIPTION_ENDED, reason="too_slow", pending=len(self._pending))
             self.end("the subscriber is too slow; reconnect to get a new snapshot")
         elif news:
             self._pending.extend(news)
@@ -248,5 +249,5 @@ async def apply_threshold(tiers: TierStore, rule: TierRule, stamp: Callable[[int
         after_id = batch.last_id
     await tiers.set_threshold(rule.threshold)
     if applied:
-        log.info("celebrity_threshold.changed", before=applied, now=rule.threshold, users_changed=changed)
+        log.info(LogEvent.CELEBRITY_THRESHOLD_CHANGED, before=applied, now=rule.threshold, users_changed=changed)
     return changed

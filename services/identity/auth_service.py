@@ -37,6 +37,7 @@ from services.platform.detached import run_to_completion
 from services.platform.events.records import EventBuilder
 from services.platform.ids import snowflake
 from services.platform.ids.snowflake import Snowflake
+from services.platform.log_events import LogEvent
 from services.platform.pagination.cursors import Cursors
 from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
@@ -150,7 +151,7 @@ class AuthService(AuthServiceServicer):
         outcome = await self._sessions.rotate(user_id, session_id, presented.hash, digest, now_ms, expires_ms)
         if outcome is Rotation.REUSED:
             # A reused token means that it was stolen. The thief cannot be distinguished from the user, so the session ends for both.
-            log.warning("refresh_token.reused", user_id=user_id, session_id=session_id)
+            log.warning(LogEvent.REFRESH_TOKEN_REUSED, user_id=user_id, session_id=session_id)
             await run_to_completion(self._end_session(user_id, session_id), keep_context=True)
         if outcome is not Rotation.DONE:
             raise invalid_refresh_token()
@@ -215,7 +216,7 @@ class AuthService(AuthServiceServicer):
             token = self._tokens.access_token(account, 0, request.ttl_seconds)
             minted.append(pb.MintedToken(user_id=account.user_id, access_token=token))
         log.info(
-            "tokens.minted",
+            LogEvent.TOKENS_MINTED,
             operator=calls.current().caller,
             request_id=calls.current().request_id,
             ttl_s=request.ttl_seconds,

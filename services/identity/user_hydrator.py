@@ -15,6 +15,7 @@ from roost.tweet.v1 import tweet_service_pb2
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.identity.store import Account
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
@@ -88,7 +89,7 @@ class UserHydrator:
             # No FRAGMENT_TIMEOUT_S: no user may be returned without relationships, so the call may use all remaining time.
             answer = await self._graph.BatchGetRelationships(request)
         except grpc.aio.AioRpcError as error:
-            log.warning("relationships.failed", code=error.code().name, details=error.details())
+            log.warning(LogEvent.RELATIONSHIPS_FAILED, code=error.code().name, details=error.details())
             raise _unknown_relationships() from error
         relationships = {relationship.user_id: relationship for relationship in answer.relationships}
         if not relationships.keys() >= set(others):
@@ -115,5 +116,5 @@ async def _response_or_none(call: Awaitable[A]) -> A | None:
     try:
         return await call
     except grpc.aio.AioRpcError as error:
-        log.warning("user_counts.failed", code=error.code().name, details=error.details())
+        log.warning(LogEvent.USER_COUNTS_FAILED, code=error.code().name, details=error.details())
         return None

@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 
 import structlog
 
+from services.platform.log_events import LogEvent
+
 # Seconds until a worker that failed runs again: short for its users, long enough not to fill the log.
 RESTART_S = 2.0
 
@@ -50,7 +52,7 @@ class BackgroundWorker(ABC):
                 await self._run()
                 return
             except Exception as error:
-                _log.error("background_worker.failed", worker=self._name, exc_info=error)
+                _log.error(LogEvent.BACKGROUND_WORKER_FAILED, worker=self._name, exc_info=error)
             await asyncio.sleep(RESTART_S)
 
     @abstractmethod

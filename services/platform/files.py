@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
@@ -63,7 +64,7 @@ def open_data_dir(path: Path) -> Path:
     own = [entry for entry in entries if any(fnmatch(entry.name, name) for name in OWN_NAMES)]
     foreign = sorted({entry.name for entry in entries} - {entry.name for entry in own} - {_LOST_AND_FOUND})
     if foreign:
-        _log.warning("the data directory holds other files too and keeps its mode", path=str(path), other=foreign[:5])
+        _log.warning(LogEvent.DATA_DIR_MODE_KEPT, path=str(path), other=foreign[:5])
     else:
         restrict(path)
     for entry in own:
@@ -88,7 +89,7 @@ def restrict(path: Path) -> None:
         # SQLite deletes its -wal and -shm files at any time.
         pass
     except OSError as error:
-        _log.warning("other users may read this, and that cannot be changed", path=str(path), error=error.strerror)
+        _log.warning(LogEvent.DATA_DIR_RESTRICT_FAILED, path=str(path), error=error.strerror)
 
 
 def write_durably(path: Path, content: bytes) -> None:

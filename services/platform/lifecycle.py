@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Iterable
 
 import structlog
 
+from services.platform.log_events import LogEvent
 from services.platform.service import Closable, Worker
 
 log = structlog.get_logger()
@@ -52,4 +53,4 @@ async def within(stopping: Awaitable[None], failure: str) -> None:
             await stopping
     except Exception as error:
         # Not raised, because the remaining workers and stores must still be stopped.
-        log.error("process.stop_failed", failure=failure, exc_info=error)
+        log.error(LogEvent.PROCESS_STOP_FAILED, failure=failure, exc_info=error)

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 from prometheus_client import Counter, Gauge
 
+from services.platform.log_events import LogEvent
+
 # The pause between two steps, so that requests get their share of the store.
 PAUSE_S = 0.05
 
@@ -70,7 +72,7 @@ class PeriodicJob:
                 await self._turn()
             except Exception as error:
                 _failures.labels(self._name).inc()
-                _log.warning("job failed, will go on at its next turn", job=self._name, error=repr(error))
+                _log.warning(LogEvent.JOB_FAILED, job=self._name, error=repr(error))
             await self._wait(self._every_s)
 
     async def _turn(self) -> None:
@@ -86,7 +88,9 @@ class PeriodicJob:
                 await self._wait(PAUSE_S)
         finally:
             if total:
-                _log.info("job done", job=self._name, items=total, seconds=round(time.monotonic() - began, 3))
+                _log.info(
+                    LogEvent.JOB_FINISHED, job=self._name, items=total, seconds=round(time.monotonic() - began, 3)
+                )
 
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -31,6 +31,7 @@ from services.platform.auth.tokens import (
 from services.platform.config import Settings
 from services.platform.health import NOT_SERVING, SERVING, STARTING, Health
 from services.platform.lifecycle import Lifecycle, within
+from services.platform.log_events import LogEvent
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc.client_address import TrustedProxies, networks
 from services.platform.rpc.context import OPERATOR, Call, current_call
@@ -279,7 +280,7 @@ def _report_ids(backend: Backends) -> None:
     _clock_behind_s.set_function(lambda: backend.ids.behind_ms() / 1000)
     _ids_available.set_function(lambda: not backend.ids_fault())
     if fault := backend.ids_fault():
-        log.error("process.degraded", fault=fault)
+        log.error(LogEvent.PROCESS_DEGRADED, fault=fault)
 
 
 def _context(

@@ -19,6 +19,7 @@ from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.platform.background import BackgroundWorker
 from services.platform.events.log import is_transient
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.search.consumer import FollowerCounts, cooperative_batches, tweet_change
@@ -87,7 +88,7 @@ class Rebuilder(BackgroundWorker):
             if not (await self._index.build_status()).complete:
                 self.begin()
         except errors.RoostError as error:
-            log.warning("search_index.check_failed", error=str(error))
+            log.warning(LogEvent.SEARCH_INDEX_CHECK_FAILED, error=str(error))
 
     async def _build_with_retries(self) -> None:
         """Builds until it succeeds, with exponential backoff. Returns early if another process is building."""
@@ -99,13 +100,13 @@ class Rebuilder(BackgroundWorker):
             except errors.RoostError as error:
                 if error.reason == Reason.INDEX_BEING_BUILT:
                     # The other build serves this process too. If its builder dies, the next poll starts a build.
-                    log.info("search_index.build_left_to_other_process")
+                    log.info(LogEvent.SEARCH_INDEX_BUILD_CEDED)
                     return
                 failures += 1
-                log.error("search_index.build_failed", failures=failures, error=str(error))
+                log.error(LogEvent.SEARCH_INDEX_BUILD_FAILED, failures=failures, error=str(error))
             except Exception as error:
                 failures += 1
-                log.error("search_index.build_failed", failures=failures, error=repr(error))
+                log.error(LogEvent.SEARCH_INDEX_BUILD_FAILED, failures=failures, error=repr(error))
             await self._sleep(min(RETRY_FIRST_S * 2.0 ** min(failures - 1, 20), RETRY_MAX_S))
 
     async def _build(self) -> None:
@@ -119,7 +120,7 @@ class Rebuilder(BackgroundWorker):
             await self._fill(tweets)
             counts["tweets"] += len(tweets)
         await self._index.finish()
-        log.info("search_index.built", seconds=round(time.monotonic() - started_s, 3), **counts)
+        log.info(LogEvent.SEARCH_INDEX_BUILT, seconds=round(time.monotonic() - started_s, 3), **counts)
 
     async def _fill(self, changes: list[IndexChange]) -> None:
         await self._index.fill([change for change in changes if change.document is not None])
@@ -143,7 +144,7 @@ class Rebuilder(BackgroundWorker):
                 if not is_transient(error):
                     raise
                 failures += 1
-                log.warning("search_index.scan_interrupted", after_id=after_id, code=error.code().name)
+                log.warning(LogEvent.SEARCH_INDEX_SCAN_INTERRUPTED, after_id=after_id, code=error.code().name)
             await self._sleep(min(RETRY_FIRST_S * 2.0 ** min(failures - 1, 20), RETRY_MAX_S))
 
     async def _tweets(self, after_id: int) -> AsyncIterator[list[IndexChange]]:

@@ -12,6 +12,7 @@ from roost.search.v1 import search_service_pb2 as pb
 from roost.search.v1.search_service_pb2_grpc import SearchServiceServicer
 from roost.tweet.v1 import tweet_pb2
 
+from services.platform.log_events import LogEvent
 from services.platform.pagination.cursors import Cursors
 from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
@@ -139,8 +140,7 @@ class SearchService(SearchServiceServicer):
         started = self._rebuilder.begin()
         call = calls.current()
         log.info(
-            "audit",
-            action="reindex",
+            LogEvent.SEARCH_INDEX_REBUILD_REQUESTED,
             actor_id=call.actor.user_id,
             caller=call.caller,
             request_id=call.request_id,

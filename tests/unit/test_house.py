@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from services import catalog
+from services.platform.log_events import LogEvent
 from services.platform.rpc.reasons import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,6 +226,50 @@ def test_error_reasons_are_declared_and_used() -> None:
             ]
     assert not spelt, "say Reason.X"
     assert used == set(Reason.__members__)
+
+
+LOG_LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+# Regular participles, and the irregular ones in use.
+PARTICIPLE = re.compile(r"[a-z_]+\.([a-z]+_)*([a-z]+ed|built|kept|lost|sought|taken)")
+
+
+def log_calls(tree: ast.Module) -> list[ast.Call]:
+    """Returns the calls of the loggers that a module makes at its top."""
+    loggers = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("structlog.get_logger(")
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id in loggers
+        and node.func.attr in LOG_LEVELS
+    ]
+
+
+def test_every_log_call_names_a_declared_event() -> None:
+    used: set[str] = set()
+    bare: list[str] = []
+    for path in modules(*PACKAGES):
+        for call in log_calls(ast.parse(path.read_text())):
+            event = ast.unparse(call.args[0]) if call.args else ""
+            if event.startswith("LogEvent."):
+                used.add(event.removeprefix("LogEvent."))
+            else:
+                bare.append(f"{named(path)}:{call.lineno}: {event}")
+    assert not bare, "say LogEvent.X"
+    assert used == set(LogEvent.__members__)
+
+
+def test_log_events_are_named_by_noun_and_participle() -> None:
+    assert not [event.value for event in LogEvent if not PARTICIPLE.fullmatch(event)]
+    assert not [name for name, event in LogEvent.__members__.items() if name != event.replace(".", "_").upper()]
 
 
 def test_registry_lists_every_service_folder() -> None:

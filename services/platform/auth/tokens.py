@@ -21,6 +21,7 @@ from joserfc.jws import JWSRegistry
 from roost.event.v1 import event_pb2
 
 from services.platform.events.log import ConsumedEvent
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.context import Actor
 from services.platform.rpc.reasons import Reason
@@ -222,7 +223,7 @@ class Verifier:
             }
         except Exception as error:
             # The cached keys stay in use: tokens of known keys are still verified during an outage of the issuer.
-            log.warning("signing_keys.fetch_failed", error=repr(error))
+            log.warning(LogEvent.SIGNING_KEYS_FETCH_FAILED, error=repr(error))
             self._failing = True
         else:
             self._keys, self._fetched_at, self._failing = keys, self._tried_at, False

@@ -15,6 +15,8 @@ from typing import Any, Generic, TypeVar
 import structlog
 from cachetools import LRUCache
 
+from services.platform.log_events import LogEvent
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -84,7 +86,7 @@ class SingleFlight(Generic[K, V]):
                 del self._flights[key]
         # Retrieved here: if all waiters were cancelled, asyncio would log an exception that was never retrieved.
         if not task.cancelled() and task.exception() is not None:
-            _log.debug("shared load failed", keys=len(keys), error=repr(task.exception()))
+            _log.debug(LogEvent.SHARED_LOAD_FAILED, keys=len(keys), error=repr(task.exception()))
 
 
 class Cache(Generic[K, V]):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ async def _apply(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> N
         for statement in filter(None, map(str.strip, script.split(";"))):
             await keyspace.cassandra.change_schema(statement, keyspace.name)
         await keyspace.execute_lwt(_RECORD, _SCOPE, number, _digest(script))
-        log.info("migration.applied", keyspace=keyspace.name, number=number, of=len(migrations))
+        log.info(LogEvent.MIGRATION_APPLIED, keyspace=keyspace.name, number=number, of=len(migrations))
 
 
 async def _applied(keyspace: Keyspace, migrations: Sequence[str]) -> int:

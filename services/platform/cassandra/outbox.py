@@ -25,6 +25,7 @@ from services.platform.events import outbox
 from services.platform.events.log import EventLog, Record, is_transient
 from services.platform.events.worker_loop import WorkerLoop
 from services.platform.ids.snowflake import timestamp_ms
+from services.platform.log_events import LogEvent
 
 # The TTL is three days, enough to notice that nothing is published. Four compaction windows a day let Cassandra drop
 # whole files. Rows are never deleted one by one: a queue full of tombstones gets slower with each read.
@@ -213,7 +214,7 @@ class Outbox:
                 if is_transient(error):
                     raise
                 # A defect in one partition must not block the others forever.
-                log.error("outbox.validation_failed", events=len(unseen), error=repr(error))
+                log.error(LogEvent.OUTBOX_VALIDATION_FAILED, events=len(unseen), error=repr(error))
         appended = await self._append(valid, "sweeper") if valid else set()
         await self._set_published(
             [(partition, record) for record, published in tracked if published or _key(record) in appended]
@@ -229,7 +230,9 @@ class Outbox:
             if is_transient(error):
                 raise
             if len(records) == 1:
-                log.error("outbox.event_rejected", topic=records[0].topic, id=records[0].event_id, error=str(error))
+                log.error(
+                    LogEvent.OUTBOX_EVENT_REJECTED, topic=records[0].topic, id=records[0].event_id, error=str(error)
+                )
                 return set()
             middle = len(records) // 2
             return await self._append(records[:middle], by) | await self._append(records[middle:], by)
@@ -257,7 +260,7 @@ class Outbox:
                         for r in records[first : first + MAX_BATCH]
                     )
         except Exception as error:
-            log.warning("outbox.flag_write_failed", keyspace=self._keyspace.name, error=str(error))
+            log.warning(LogEvent.OUTBOX_FLAG_WRITE_FAILED, keyspace=self._keyspace.name, error=str(error))
 
     def _partition_of(self, record: Record) -> OutboxPartition:
         now_ms = int(self._clock() * 1000)

@@ -18,6 +18,7 @@ from services.platform.background import BackgroundWorker
 from services.platform.cassandra.keyspace import MAX_CONCURRENT_STATEMENTS, Keyspace
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import timestamp_ms
+from services.platform.log_events import LogEvent
 
 # Partitions per minute, by key, so that no single partition receives all writes.
 SHARDS = 16
@@ -116,7 +117,7 @@ class OutboxSweeper(BackgroundWorker):
                     stored_cursor = cursor
             except Exception as error:
                 self._full_sweep_requested = True
-                log.warning("outbox.sweep_failed", keyspace=self._keyspace.name, error=str(error))
+                log.warning(LogEvent.OUTBOX_SWEEP_FAILED, keyspace=self._keyspace.name, error=str(error))
             round_ += 1
             await asyncio.sleep(SWEEP_INTERVAL_S)
 

@@ -20,6 +20,7 @@ import structlog
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.config import Settings
 from services.platform.ids.snowflake import MAX_WORKER, RESERVE_MS, Snowflake, wall_clock_ms
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
@@ -149,7 +150,7 @@ class CassandraLease:
                 )
         except errors.RoostError as error:
             # Harmless: a lease expires by its TTL, and the high-water mark is only a little too high.
-            log.warning("worker_id.release_failed", worker_id=self.worker_id, error=str(error))
+            log.warning(LogEvent.WORKER_ID_RELEASE_FAILED, worker_id=self.worker_id, error=str(error))
 
     def _reserve(self, ms: int) -> int:
         if self._time() >= self._mint_until:
@@ -174,7 +175,7 @@ class CassandraLease:
             try:
                 await self._renew()
             except Exception as error:
-                log.warning("worker_id.renewal_failed", worker_id=self.worker_id, error=str(error))
+                log.warning(LogEvent.WORKER_ID_RENEWAL_FAILED, worker_id=self.worker_id, error=str(error))
                 # Sleeps before it retries at once, so that a set `_wake` does not make this a busy loop.
                 await asyncio.sleep(RETRY_INTERVAL_S)
                 self._wake.set()
@@ -222,7 +223,7 @@ class CassandraLease:
         """Reads the stored high-water mark of this worker id and moves the id generator beyond it."""
         ((owner, high_water_ms),) = await self._keyspace.read_serial(_ONE, self.worker_id) or [(None, None)]
         if not self._leased and self._mint_until and owner != self._owner:
-            log.error("worker_id.taken", worker_id=self.worker_id)
+            log.error(LogEvent.WORKER_ID_TAKEN, worker_id=self.worker_id)
         self._high_water_ms = high_water_ms
         self.ids.move(self.worker_id, high_water_ms or 0)
 

@@ -9,6 +9,7 @@ import structlog
 
 from services.platform.events import log
 from services.platform.events.log import Apply, ConsumedEvent
+from services.platform.log_events import LogEvent
 
 _log = structlog.get_logger(__name__)
 
@@ -37,7 +38,13 @@ async def apply_with_dead_letters(
             if task is not None and task.cancelling():
                 raise
             failures += 1
-            _log.warning("not applied", group=group, first=batch[0].offset, count=len(batch), error=repr(error))
+            _log.warning(
+                LogEvent.EVENT_BATCH_APPLY_FAILED,
+                group=group,
+                first=batch[0].offset,
+                count=len(batch),
+                error=repr(error),
+            )
             if not log.is_transient(error):
                 tries += 1
                 if len(batch) > 1:
@@ -45,7 +52,11 @@ async def apply_with_dead_letters(
                 if tries == log.MAX_TRIES:
                     event = batch[0]
                     _log.error(
-                        "dead letter", group=group, topic=event.topic, event_id=event.event_id, error=repr(error)
+                        LogEvent.EVENT_DEAD_LETTERED,
+                        group=group,
+                        topic=event.topic,
+                        event_id=event.event_id,
+                        error=repr(error),
                     )
                     return await append_dead_letter(event, error)
             if not await backoff(failures):

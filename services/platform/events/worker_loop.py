@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from services.platform.log_events import LogEvent
+
 RETRY_FIRST_S = 0.05
 # The longest delay in seconds between two retries, so the end of an outage is noticed within this time.
 RETRY_MOST_S = 2.0
@@ -69,7 +71,7 @@ class WorkerLoop:
                 failures = 0
             except Exception as error:
                 failures += 1
-                _log.warning("failed, will go on", task=self._name, failures=failures, error=repr(error))
+                _log.warning(LogEvent.WORKER_STEP_FAILED, task=self._name, failures=failures, error=repr(error))
                 await self.backoff(failures)
                 continue
             if not worked and not self._wake.is_set():

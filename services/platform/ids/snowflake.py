@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 from prometheus_client import Counter
 
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
@@ -140,5 +141,5 @@ class Snowflake:
         if not self._alerted:
             # Logged once until ids can be minted again: a line for each rejected call would hide the cause.
             self._alerted = True
-            _log.error("no ids", reason=why)
+            _log.error(LogEvent.ID_MINTING_REFUSED, reason=why)
         return errors.unavailable(f"no ids for now: {why}", reason=Reason.CLOCK)

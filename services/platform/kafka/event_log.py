@@ -22,6 +22,7 @@ from services.platform.kafka.consumer import KafkaConsumer
 from services.platform.kafka.dead_letters import DeadLetters
 from services.platform.kafka.producer import KafkaProducer
 from services.platform.kafka.records import DEAD_LETTER_TOPIC, PartitionKey, entities
+from services.platform.log_events import LogEvent
 
 # A seek of a group is broadcast as an event of this topic, which every process reads. No entity has this name.
 SEEK_TOPIC = "log.moved"
@@ -125,5 +126,5 @@ class KafkaLog(EventLog):
             if consumer is None or request["by"] == self._process_id:
                 continue
             targets = {(topic, partition): offset for topic, partition, offset in request["places"]}
-            log.info("consumer.sought", group=consumer.group)
+            log.info(LogEvent.CONSUMER_SOUGHT, group=consumer.group)
             await consumer.seek_here(targets)

@@ -19,6 +19,7 @@ from services.platform.config import Settings
 from services.platform.events.worker_loop import RETRY_MOST_S
 from services.platform.kafka.backlog import Backlog
 from services.platform.kafka.records import PartitionKey, RateLimitedErrors, client_settings, to_consumed_event
+from services.platform.log_events import LogEvent
 
 # After this time without a heartbeat the group removes a member and reassigns its partitions.
 SESSION_TIMEOUT_S = 10.0
@@ -88,7 +89,7 @@ class Fetcher:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self._ended.wait()
         except TimeoutError:
-            log.warning("fetcher.stop_timed_out", group=self._group)
+            log.warning(LogEvent.FETCHER_ABANDONED, group=self._group)
 
     async def seek(self, targets: Mapping[PartitionKey, int]) -> None:
         """Moves the partitions that are assigned here to these offsets. Raises KafkaException if Kafka rejects it."""
@@ -107,7 +108,7 @@ class Fetcher:
             try:
                 self._run_client()
             except Exception as error:
-                log.warning("fetcher.failed", group=self._group, error=repr(error))
+                log.warning(LogEvent.FETCHER_FAILED, group=self._group, error=repr(error))
                 self._stopping.wait(RETRY_MOST_S)
         self._on_loop(self._ended.set)
 
@@ -201,7 +202,7 @@ class Fetcher:
         self._committing = max(self._committing - 1, 0)
         failed = [(p.topic, p.partition) for p in partitions if error is not None or p.error is not None]
         if failed:
-            log.warning("fetcher.commit_failed", group=self._group, error=error and error.str())
+            log.warning(LogEvent.FETCHER_COMMIT_FAILED, group=self._group, error=error and error.str())
             self._backlog.commit_failed(failed)
 
     def _on_assign(self, client: Client, partitions: Sequence[TopicPartition]) -> None:

@@ -19,6 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from services.platform.config import Settings
 from services.platform.events.log import Record
 from services.platform.kafka.records import RateLimitedErrors, client_settings, headers_of, topic_of, unavailable
+from services.platform.log_events import LogEvent
 
 # An event that is not delivered in this time fails; it stays in its outbox.
 DELIVERY_TIMEOUT_S = 5.0
@@ -170,7 +171,7 @@ class KafkaProducer:
 
     def _replace(self) -> None:
         """Replaces a producer whose sequence numbers the brokers no longer accept: it would fail forever."""
-        log.error("producer.replaced")
+        log.error(LogEvent.PRODUCER_REPLACED)
         broken, self._producer, self._broken = self._producer, Producer(self._config), False
         broken.purge()
         broken.flush(_POLL_S)

@@ -13,6 +13,7 @@ from roost.event.v1 import event_pb2
 
 from services.platform.config import Settings
 from services.platform.events.log import ConsumedEvent, Record
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
@@ -60,7 +61,7 @@ class RateLimitedErrors:
         now = time.monotonic()
         if now - self._last_logged.get(error.code(), -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
             self._last_logged[error.code()] = now
-            log.warning("kafka_client.failed", client=self._client, error=error.str())
+            log.warning(LogEvent.KAFKA_CLIENT_FAILED, client=self._client, error=error.str())
 
 
 def topic_of(namespace: str, name: str) -> str:

@@ -17,6 +17,7 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
 from services.platform.config import Settings
+from services.platform.log_events import LogEvent
 from services.platform.redis.connection import Endpoint, RedisConnection, ReplyError, connect, unreachable
 from services.platform.redis.node_pool import Node
 from services.platform.redis.server_checks import check
@@ -147,7 +148,7 @@ class Redis:
             except errors.RoostError:
                 continue
             if self._master is not None and master != self._master:
-                log.warning("redis.master_changed", host=master[0], port=master[1])
+                log.warning(LogEvent.REDIS_MASTER_CHANGED, host=master[0], port=master[1])
                 self._single.drop()
             self._master = master
 
@@ -182,7 +183,7 @@ class Redis:
         try:
             await self.client.nodes_manager.initialize()
         except _CLIENT_ERRORS as error:
-            log.warning("redis.slot_refresh_failed", error=repr(error))
+            log.warning(LogEvent.REDIS_SLOT_REFRESH_FAILED, error=repr(error))
         self._slots_refreshed_at = time.monotonic()
         self._slot_refresh = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 
+from services.platform.log_events import LogEvent
 from services.platform.redis.connection import RedisConnection, ReplyError, command, field_of
 from services.platform.rpc import errors
 
@@ -38,10 +39,12 @@ async def check(connection: RedisConnection, name: str) -> None:
     snapshots = isinstance(save, list) and len(save) > 1 and bool(save[1])
     if field_of(info, "aof_enabled") == "1" or snapshots:
         log.warning(
-            "redis.persistence_enabled", advice='set save "" and appendonly no: nothing here needs it', redis=name
+            LogEvent.REDIS_PERSISTENCE_ENABLED,
+            advice='set save "" and appendonly no: nothing here needs it',
+            redis=name,
         )
     if field_of(info, "maxmemory") == "0":
-        log.info("redis.memory_unlimited", advice="set maxmemory, and maxmemory-policy allkeys-lru", redis=name)
+        log.info(LogEvent.REDIS_MEMORY_UNLIMITED, advice="set maxmemory, and maxmemory-policy allkeys-lru", redis=name)
 
 
 def _at_least(version: str, oldest: tuple[int, int]) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from services.platform.files import FILE_MODE, restrict
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.platform.sqlite import faults
@@ -138,7 +139,7 @@ class Database:
                 self._writer.execute("COMMIT")
                 self._writes.resolve(outcomes, () if all(quiet for *_, quiet in group) else self._hooks)
             except Exception as error:
-                log.error("commit.failed", units=len(group), error=repr(error))
+                log.error(LogEvent.COMMIT_FAILED, units=len(group), error=repr(error))
                 _roll_back(self._writer)
                 # A separate exception for each, because a shared one would collect the tracebacks of all callers.
                 self._writes.resolve([(future, None, self._to_roost_error(error)) for _, future, _ in group])
@@ -187,7 +188,7 @@ class Database:
             # A note is logged but not sent to callers, who must not learn file names.
             refusal.add_note(faults.note(self._path, error))
             if faults.kind_of(error) in faults.DAMAGED:
-                log.error("database.damaged", path=str(self._path), error=str(error))
+                log.error(LogEvent.DATABASE_DAMAGED, path=str(self._path), error=str(error))
         return refusal
 
 

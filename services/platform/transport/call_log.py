@@ -7,6 +7,7 @@ from time import monotonic
 import grpc
 import structlog
 
+from services.platform.log_events import LogEvent
 from services.platform.logs import trace_id
 
 _log = structlog.get_logger(__name__)
@@ -19,7 +20,7 @@ def log_call(method: str, code: grpc.StatusCode, began: float, user_id: int, req
     a W3C traceparent, of which the trace id is logged.
     """
     _log.debug(
-        "grpc_call.served",
+        LogEvent.GRPC_CALL_SERVED,
         method=method,
         status=code.name,
         ms=round((monotonic() - began) * 1000, 3),

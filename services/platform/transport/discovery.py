@@ -18,6 +18,7 @@ from roost.registry.v1 import registry_service_pb2 as pb
 from roost.registry.v1 import registry_service_pb2_grpc as pb_grpc
 
 from services.platform.background import BackgroundWorker
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.stream_subscriber import StreamSubscriber
 from services.platform.transport.base import AbstractChannel
@@ -83,7 +84,7 @@ class Registrar(BackgroundWorker):
                     # The registry restarted or the lease expired: registers all services again.
                     listed.clear()
                     continue
-                _log.info("not listed", address=self._address, reason=error.details())
+                _log.info(LogEvent.REGISTRATION_FAILED, address=self._address, reason=error.details())
             await asyncio.sleep(delay_s)
 
     async def _extend(self, service: str, listed: bool) -> int:

@@ -12,6 +12,7 @@ from prometheus_client import Gauge
 
 from services.platform.background import BackgroundWorker
 from services.platform.health import PEER_READY
+from services.platform.log_events import LogEvent
 
 # Seconds between two checks of all connections. A check costs microseconds for each peer.
 LOOK_EVERY_S = 1.0
@@ -63,10 +64,10 @@ class Peers(BackgroundWorker):
                 self._away_since.pop(name, None)
                 if name in self._missed:
                     self._missed.discard(name)
-                    _log.info("peer.reached", peer=name)
+                    _log.info(LogEvent.PEER_REACHED, peer=name)
             elif now - self._away_since.setdefault(name, now) >= PATIENCE_S and name not in self._missed:
                 self._missed.add(name)
-                _log.warning("peer.unreachable", peer=name, state=state)
+                _log.warning(LogEvent.PEER_LOST, peer=name, state=state)
 
     async def _run(self) -> None:
         while True:

@@ -10,6 +10,7 @@ import grpc.aio
 import structlog
 from roost.engagement.v1 import engagement_service_pb2 as engagement
 
+from services.platform.log_events import LogEvent
 from services.shared.hydration.parsed import ActiveUser
 
 log = structlog.get_logger(__name__)
@@ -28,7 +29,7 @@ async def counts_or_empty(call: Any) -> tuple[dict[int, engagement.TweetCounts],
     try:
         answer = await call
     except grpc.aio.AioRpcError as error:
-        log.warning("counts.unavailable", code=error.code().name, details=error.details())
+        log.warning(LogEvent.COUNTS_LOAD_FAILED, code=error.code().name, details=error.details())
         return {}, {}
     counts = {counts.tweet_id: counts for counts in answer.counts}
     return counts, {state.tweet_id: state.liked + 4 * state.bookmarked for state in answer.states}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import structlog
 from prometheus_client import Counter
 
+from services.platform.log_events import LogEvent
 from services.shared.celebrity_tiers import CelebritySubscriber
 from services.timeline.fanout_rules import FanoutRules
 from services.timeline.followees import FolloweeCache
@@ -121,7 +122,7 @@ class HomeBuilder:
             outcome = "cancelled"
         elif (error := task.exception()) is not None:
             # Retrieved here, because all callers that waited may be gone.
-            log.warning("home_build.failed", user_id=build.user_id, error=repr(error))
+            log.warning(LogEvent.HOME_BUILD_FAILED, user_id=build.user_id, error=repr(error))
             outcome = "failed"
         else:
             outcome = "installed" if build.installed else "overtaken"

@@ -58,7 +58,7 @@ def test_serve_read_only_runtime_dir_warns_and_serves(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(WITHIN_S) == 0
         assert process.stderr is not None, "made with a pipe"
-        warned = [json.loads(line) for line in process.stderr if "runfile.not_written" in line]
+        warned = [json.loads(line) for line in process.stderr if "runfile.write_failed" in line]
     assert [(line["level"], line["service"]) for line in warned] == [("warning", "tweet")]
 
 

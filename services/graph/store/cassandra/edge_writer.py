@@ -37,6 +37,7 @@ from services.graph.store.cassandra.tier_rows import TierRows
 from services.graph.store.cassandra.user_index import UserIndex
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.outbox import Outbox
+from services.platform.log_events import LogEvent
 from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, current_call
@@ -227,7 +228,7 @@ class EdgeWriter:
             try:
                 await work
             except errors.RoostError as error:
-                log.warning("deferred_write.failed", key=key, error=str(error))
+                log.warning(LogEvent.DEFERRED_WRITE_FAILED, key=key, error=str(error))
             finally:
                 del self._deferred[key]
 

@@ -17,6 +17,7 @@ from services.graph.store.cassandra.edge_writer import EdgeWriter
 from services.graph.store.cassandra.intent_log import LIVE_S, SHARDS
 from services.platform.background import BackgroundWorker
 from services.platform.cassandra.keyspace import Keyspace, Row
+from services.platform.log_events import LogEvent
 
 # Average time between two sweeps.
 EVERY_S = 30.0
@@ -83,7 +84,7 @@ class IntentSweeper(BackgroundWorker):
             try:
                 await self.sweep()
             except Exception as error:
-                log.warning("intent_sweep.failed", error=repr(error))
+                log.warning(LogEvent.INTENT_SWEEP_FAILED, error=repr(error))
             # Random, so that processes started together do not sweep at the same moments and one can find what the
             # other has done.
             await asyncio.sleep(EVERY_S * (0.5 + random.random()))  # noqa: S311

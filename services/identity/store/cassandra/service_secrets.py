@@ -8,6 +8,7 @@ import structlog
 
 from services.identity.store.cassandra import schema
 from services.platform.cassandra.keyspace import Keyspace
+from services.platform.log_events import LogEvent
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +27,7 @@ class CassandraSecretStore:
             earlier = await self._accounts.read_serial(schema.SECRET, name)
             if earlier:
                 # To be deleted from the accounts' keyspace once no process of the earlier release runs.
-                log.warning("legacy_key.copied", name=name, keyspace=schema.KEYSPACE)
+                log.warning(LogEvent.LEGACY_KEY_COPIED, name=name, keyspace=schema.KEYSPACE)
             await self._keys.execute_lwt(schema.INSERT_SECRET, name, earlier[0][0] if earlier else make())
             rows = await self._keys.read_serial(schema.SECRET, name)
         return bytes(rows[0][0])

@@ -13,6 +13,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from roost.options.v1 import options_pb2 as options
 
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, OPERATOR, Call, current_call
 from services.platform.rpc.contract import Method, callers_of, methods
@@ -153,7 +154,7 @@ class InterceptedMethod:
         """Returns the error that the caller gets, and logs its notes, which only operators may see."""
         mapped = self._mapped(error, call)
         if notes := errors.notes_of(mapped):
-            log.warning("grpc_call.refused", method=self.method.path, code=mapped.code.name, notes=notes)
+            log.warning(LogEvent.GRPC_CALL_REFUSED, method=self.method.path, code=mapped.code.name, notes=notes)
         return mapped
 
     def _mapped(self, error: Exception, call: Call) -> errors.RoostError:
@@ -173,7 +174,7 @@ class InterceptedMethod:
 def unexpected_error(error: Exception, method: str, request_id: str) -> errors.RoostError:
     """Logs an unexpected exception under a new error id and returns INTERNAL with that id."""
     error_id = secrets.token_hex(8)
-    log.error("rpc.failed", method=method, error_id=error_id, request_id=request_id, exc_info=error)
+    log.error(LogEvent.RPC_FAILED, method=method, error_id=error_id, request_id=request_id, exc_info=error)
     return errors.internal(error_id)
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import structlog
 
+from services.platform.log_events import LogEvent
 from services.platform.opensearch.client import BACKGROUND_TIMEOUT_S, CONFLICT, NOT_FOUND, OpenSearch, RequestRejected
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
@@ -131,7 +132,7 @@ class BuildLock:
             self._seen = (sequence, now_s)
         if now_s - self._seen[1] < EXPIRES_S:
             raise _being_built_elsewhere()
-        log.warning("build_lock.expired")
+        log.warning(LogEvent.BUILD_LOCK_EXPIRED)
 
     async def _create_index(self) -> None:
         # Another process may have created it meanwhile. On a busy server a new index takes seconds.
@@ -154,7 +155,7 @@ class BuildLock:
                 await self.renew()
             except errors.RoostError as error:
                 if not self._held:
-                    log.warning("build_lock.lost", error=str(error))
+                    log.warning(LogEvent.BUILD_LOCK_LOST, error=str(error))
                     return
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from services.platform.log_events import LogEvent
 from services.platform.opensearch.client import (
     BACKGROUND_TIMEOUT_S,
     BAD_REQUEST,
@@ -116,7 +117,7 @@ class IndexGenerations:
                 return state
             number = max(state.numbers, default=0) + 1
             for kind in missing:
-                log.info("search_index.created", name=self._bases[kind])
+                log.info(LogEvent.SEARCH_INDEX_CREATED, name=self._bases[kind])
             await asyncio.gather(*(self._create(kind, number, self._bases[kind]) for kind in missing))
             for kind in duplicates:
                 # Created during another process's switch: the older index is the one that was switched to, because

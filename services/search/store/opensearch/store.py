@@ -14,6 +14,7 @@ from typing import Any, Self
 import structlog
 
 from services.platform.config import Settings
+from services.platform.log_events import LogEvent
 from services.platform.opensearch.client import (
     MAX_CALL_S,
     NOT_FOUND,
@@ -162,7 +163,7 @@ class OpenSearchIndex:
             try:
                 await self._generations.discard(number)
             except errors.RoostError as error:
-                log.warning("search_index.discard_failed", number=number, error=str(error))
+                log.warning(LogEvent.SEARCH_INDEX_DISCARD_FAILED, number=number, error=str(error))
         await self._lock.release()
         await self._opensearch.close()
 
@@ -172,7 +173,7 @@ class OpenSearchIndex:
         try:
             await self._generations.remove_retired(number)
         except errors.RoostError as error:
-            log.warning("search_index.remove_retired_failed", error=str(error))
+            log.warning(LogEvent.SEARCH_INDEX_REMOVE_RETIRED_FAILED, error=str(error))
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         # An empty context, because the task outlives the call that started it.
@@ -187,7 +188,7 @@ class OpenSearchIndex:
                 await self._generations.ensure()
             except (errors.RoostError, RequestRejected) as error:
                 if asyncio.get_running_loop().time() > give_up:
-                    log.error("search_index.open_failed", error=str(error))
+                    log.error(LogEvent.SEARCH_INDEX_OPEN_FAILED, error=str(error))
                     return
                 await asyncio.sleep(OPEN_RETRY_S)
             else:

@@ -19,6 +19,7 @@ import orjson
 import structlog
 
 from services.platform.files import naming, unusable, write_durably
+from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.sqlite.lockfile import LockFile
 from services.search.store import MAX_FOUND, BuildStatus, Collection, Hit, IndexChange, Query, RankPosition
@@ -82,7 +83,7 @@ class EmbeddedSearchIndex:
         try:
             index._current = await Generation.open(index._path(number), index._threads)
         except ValueError as error:
-            log.error("search_index.unreadable", action="rebuild", error=repr(error))
+            log.error(LogEvent.SEARCH_INDEX_LOAD_FAILED, action="rebuild", error=repr(error))
             index._number, index._position, index._applied = number + 1, None, 0
             try:
                 index._current = await Generation.open(index._path(number + 1), index._threads)
@@ -199,7 +200,7 @@ class EmbeddedSearchIndex:
             except Exception as error:
                 failures = min(failures + 1, 10)
                 self._changed.set()
-                log.error("search_index.commit_failed", failures=failures, error=repr(error))
+                log.error(LogEvent.SEARCH_INDEX_COMMIT_FAILED, failures=failures, error=repr(error))
 
     async def _commit(self) -> None:
         applied = self._applied

@@ -299,7 +299,7 @@ async def test_reclassify_user_returns_tier_and_logs_audit(graph):
         request = pb.ReclassifyUserRequest(user_id=BEN, tier=pb.TIER_CHOICE_CELEBRITY)
         answer = await graph.call(ANN, "ReclassifyUser", request)
     assert answer == pb.ReclassifyUserResponse(user_id=BEN, tier=pb.TIER_CELEBRITY, changed=True)
-    assert [(line["event"], line["actor_id"], line["user_id"]) for line in logs] == [("audit", ANN, BEN)]
+    assert [(line["event"], line["actor_id"], line["user_id"]) for line in logs] == [("user.reclassified", ANN, BEN)]
     assert [entry.user_id for entry in graph.publisher.entries()] == [BEN]
     request = pb.ReclassifyUserRequest(user_id=STRANGER, tier=pb.TIER_CHOICE_CELEBRITY)
     assert await error_code_of(graph.call(ANN, "ReclassifyUser", request)) == grpc.StatusCode.NOT_FOUND

@@ -76,7 +76,7 @@ async def test_look_logs_lost_peer_once_and_reached_peer_once(peers: Peers, port
         assert lines == []
         for now in (PATIENCE_S, 2 * PATIENCE_S):
             peers.look(now)
-        assert [(line["event"], line["peer"]) for line in lines] == [("peer.unreachable", "tweet")]
+        assert [(line["event"], line["peer"]) for line in lines] == [("peer.lost", "tweet")]
         assert REGISTRY.get_sample_value("roost_peer_ready", {"peer": "tweet"}) == 0
         server = await serving(port)
         assert await peers.unreached(WITHIN_S) == []
