@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from roost.engagement.v1 import engagement_service_pb2 as pb
 from roost.engagement.v1.engagement_service_pb2_grpc import EngagementServiceServicer
@@ -72,7 +71,7 @@ class EngagementService(EngagementServiceServicer):
         )
         return pb.ListLikesResponse(users=users, next_cursor=next_cursor)
 
-    async def ListLikedTweets(self, request: pb.ListLikedTweetsRequest, context: object) -> Any:
+    async def ListLikedTweets(self, request: pb.ListLikedTweetsRequest, context: object) -> tweet_pb2.JoinedTweetPage:
         user_id = request.user_id
         if not await self._hydrator.author_fragments(calls.reader_id(), [user_id]):
             raise errors.not_found("no such user")
@@ -89,7 +88,7 @@ class EngagementService(EngagementServiceServicer):
         await self._store.unbookmark(tweet_id, calls.require_user())
         return pb.UnbookmarkTweetResponse(bookmarked=False)
 
-    async def ListBookmarks(self, request: pb.ListBookmarksRequest, context: object) -> Any:
+    async def ListBookmarks(self, request: pb.ListBookmarksRequest, context: object) -> tweet_pb2.JoinedTweetPage:
         user_id = calls.require_user()
         return await self._page(request, ReactionKind.BOOKMARK, user_id, cursor_owner_id=user_id)
 

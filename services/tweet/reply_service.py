@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from roost.tweet.v1 import reply_service_pb2 as rpc
+from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1.reply_service_pb2_grpc import ReplyServiceServicer
 
 from services.platform.rpc import context as calls
@@ -24,19 +23,19 @@ class ReplyServicer(ReplyServiceServicer):
         self._pages = pages
         self._threads = threads
 
-    async def CreateReply(self, request: rpc.CreateReplyRequest, context: object) -> Any:
+    async def CreateReply(self, request: rpc.CreateReplyRequest, context: object) -> tweet_pb2.JoinedTweet:
         draft = Draft(calls.require_user(), request.text, request.tweet_id, request.quote_of_id)
         return await self._writer.post(draft, request)
 
-    async def ListReplies(self, request: rpc.ListRepliesRequest, context: object) -> Any:
+    async def ListReplies(self, request: rpc.ListRepliesRequest, context: object) -> tweet_pb2.JoinedTweetPage:
         return await self._pages.replies(request)
 
-    async def UpdateReply(self, request: rpc.UpdateReplyRequest, context: object) -> Any:
+    async def UpdateReply(self, request: rpc.UpdateReplyRequest, context: object) -> tweet_pb2.JoinedTweet:
         user_id = calls.require_user()
         await self._parent_id(request.reply_id)
         return await self._writer.edit(user_id, request.reply_id, request.text)
 
-    async def DeleteReply(self, request: rpc.DeleteReplyRequest, context: object) -> Any:
+    async def DeleteReply(self, request: rpc.DeleteReplyRequest, context: object) -> rpc.DeleteReplyResponse:
         user_id = calls.require_user()
         parent_id = await self._parent_id(request.reply_id)
         if request.tweet_id and parent_id != await self._original_id(request.tweet_id):
@@ -44,7 +43,7 @@ class ReplyServicer(ReplyServiceServicer):
         await self._writer.delete(user_id, request.reply_id)
         return rpc.DeleteReplyResponse()
 
-    async def GetThread(self, request: rpc.GetThreadRequest, context: object) -> Any:
+    async def GetThread(self, request: rpc.GetThreadRequest, context: object) -> tweet_pb2.JoinedThread:
         return await self._threads.page(request)
 
     async def _parent_id(self, reply_id: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
 
 from roost.tweet.v1 import tweet_pb2
 from roost.tweet.v1 import tweet_service_pb2 as rpc
@@ -40,40 +39,44 @@ class TweetServicer(TweetServiceServicer):
         self._clock = clock
         self._delete_grace_s = delete_grace_s
 
-    async def CreateTweet(self, request: rpc.CreateTweetRequest, context: object) -> Any:
+    async def CreateTweet(self, request: rpc.CreateTweetRequest, context: object) -> tweet_pb2.JoinedTweet:
         draft = Draft(calls.require_user(), request.text, request.reply_to_id, request.quote_of_id)
         return await self._writer.post(draft, request)
 
-    async def GetTweet(self, request: rpc.GetTweetRequest, context: object) -> Any:
+    async def GetTweet(self, request: rpc.GetTweetRequest, context: object) -> tweet_pb2.JoinedTweet:
         return await self._writer.hydrated(request.tweet_id)
 
-    async def BatchGetTweets(self, request: rpc.BatchGetTweetsRequest, context: object) -> Any:
+    async def BatchGetTweets(self, request: rpc.BatchGetTweetsRequest, context: object) -> tweet_pb2.JoinedTweets:
         ids = list(request.ids)
         found = await self._hydrator.visible(calls.reader_id(), ids, len(ids))
         return tweet_pb2.JoinedTweets(tweets=[tweet.data for tweet in found.tweets])
 
-    async def UpdateTweet(self, request: rpc.UpdateTweetRequest, context: object) -> Any:
+    async def UpdateTweet(self, request: rpc.UpdateTweetRequest, context: object) -> tweet_pb2.JoinedTweet:
         return await self._writer.edit(calls.require_user(), request.tweet_id, request.text)
 
-    async def ListTweetRevisions(self, request: rpc.ListTweetRevisionsRequest, context: object) -> Any:
+    async def ListTweetRevisions(
+        self, request: rpc.ListTweetRevisionsRequest, context: object
+    ) -> rpc.ListTweetRevisionsResponse:
         await self._writer.hydrated(request.tweet_id)
         return rpc.ListTweetRevisionsResponse(revisions=await self._stores.tweets.list_revisions(request.tweet_id))
 
-    async def DeleteTweet(self, request: rpc.DeleteTweetRequest, context: object) -> Any:
+    async def DeleteTweet(self, request: rpc.DeleteTweetRequest, context: object) -> rpc.DeleteTweetResponse:
         await self._writer.delete(calls.require_user(), request.tweet_id)
         return rpc.DeleteTweetResponse()
 
-    async def Retweet(self, request: rpc.RetweetRequest, context: object) -> Any:
+    async def Retweet(self, request: rpc.RetweetRequest, context: object) -> tweet_pb2.JoinedTweet:
         return await self._writer.retweet(calls.require_user(), request.tweet_id)
 
-    async def Unretweet(self, request: rpc.UnretweetRequest, context: object) -> Any:
+    async def Unretweet(self, request: rpc.UnretweetRequest, context: object) -> rpc.UnretweetResponse:
         await self._writer.unretweet(calls.require_user(), request.tweet_id)
         return rpc.UnretweetResponse()
 
-    async def ListRecentTweets(self, request: rpc.ListRecentTweetsRequest, context: object) -> Any:
+    async def ListRecentTweets(
+        self, request: rpc.ListRecentTweetsRequest, context: object
+    ) -> tweet_pb2.JoinedTweetPage:
         return await self._pages.page(request, "recent_tweets", self._stores.lists.list_recent)
 
-    async def ListUserTweets(self, request: rpc.ListUserTweetsRequest, context: object) -> Any:
+    async def ListUserTweets(self, request: rpc.ListUserTweetsRequest, context: object) -> tweet_pb2.JoinedTweetPage:
         user_id = request.user_id
         replies = rpc.TWEET_KIND_REPLIES not in request.exclude
         retweets = rpc.TWEET_KIND_RETWEETS not in request.exclude
@@ -87,24 +90,30 @@ class TweetServicer(TweetServiceServicer):
             raise errors.not_found("no such user")
         return page
 
-    async def ListQuotes(self, request: rpc.ListQuotesRequest, context: object) -> Any:
+    async def ListQuotes(self, request: rpc.ListQuotesRequest, context: object) -> tweet_pb2.JoinedTweetPage:
         return await self._pages.quotes(request)
 
-    async def ListRetweeters(self, request: rpc.ListRetweetersRequest, context: object) -> Any:
+    async def ListRetweeters(self, request: rpc.ListRetweetersRequest, context: object) -> rpc.ListRetweetersResponse:
         users, next_cursor = await self._pages.retweeters(request)
         return rpc.ListRetweetersResponse(users=users, next_cursor=next_cursor)
 
-    async def BatchListAuthorTweetIds(self, request: rpc.BatchListAuthorTweetIdsRequest, context: object) -> Any:
+    async def BatchListAuthorTweetIds(
+        self, request: rpc.BatchListAuthorTweetIdsRequest, context: object
+    ) -> rpc.BatchListAuthorTweetIdsResponse:
         return await self._stores.lists.batch_list_author_ids(
             list(request.author_ids), request.before_id, request.per_author
         )
 
-    async def BatchGetTweetCores(self, request: rpc.BatchGetTweetCoresRequest, context: object) -> Any:
+    async def BatchGetTweetCores(
+        self, request: rpc.BatchGetTweetCoresRequest, context: object
+    ) -> tweet_pb2.SerializedTweetCores:
         # Parses into the wire type, which leaves each tweet as bytes.
         cores = await self._stores.tweets.batch_get_serialized(list(request.ids), request.viewer_id)
         return tweet_pb2.SerializedTweetCores.FromString(cores)
 
-    async def BatchGetAuthorCounts(self, request: rpc.BatchGetAuthorCountsRequest, context: object) -> Any:
+    async def BatchGetAuthorCounts(
+        self, request: rpc.BatchGetAuthorCountsRequest, context: object
+    ) -> rpc.BatchGetAuthorCountsResponse:
         return rpc.BatchGetAuthorCountsResponse(tweets=await self._stores.lists.batch_count(request.user_ids))
 
     async def ScanTweets(
@@ -117,14 +126,16 @@ class TweetServicer(TweetServiceServicer):
                 return
             after_id = cores[-1].head.id
 
-    async def PurgeDeletedTweets(self, request: rpc.PurgeDeletedTweetsRequest, context: object) -> Any:
+    async def PurgeDeletedTweets(
+        self, request: rpc.PurgeDeletedTweetsRequest, context: object
+    ) -> rpc.PurgeDeletedTweetsResponse:
         purged = await self._stores.purge.purge(int(self._clock()) - self._delete_grace_s, request.max_tweets)
         return rpc.PurgeDeletedTweetsResponse(purged=purged)
 
-    async def RemoveTweet(self, request: rpc.RemoveTweetRequest, context: object) -> Any:
+    async def RemoveTweet(self, request: rpc.RemoveTweetRequest, context: object) -> rpc.RemoveTweetResponse:
         await self._writer.remove(request.tweet_id, request.action_id)
         return rpc.RemoveTweetResponse()
 
-    async def RestoreTweet(self, request: rpc.RestoreTweetRequest, context: object) -> Any:
+    async def RestoreTweet(self, request: rpc.RestoreTweetRequest, context: object) -> rpc.RestoreTweetResponse:
         await self._writer.restore(request.tweet_id, request.action_id)
         return rpc.RestoreTweetResponse()

@@ -292,6 +292,24 @@ def test_services_have_same_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", service_folders(), ids=lambda folder: folder.name)
+def test_servicer_methods_declare_the_message_that_they_return(folder: Path) -> None:
+    """mypy compares it with the proto: the response, or its wire type. It compares nothing with Any."""
+    methods = [
+        (path, node)
+        for path in [*folder.glob("service.py"), *folder.glob("*_service.py")]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0].isupper()
+    ]
+    assert methods
+    untyped = {"", "Any", "object", "Message"}
+    assert not [
+        f"{named(path)}:{node.lineno} {node.name}"
+        for path, node in methods
+        if untyped & set(re.findall(r"\w+|^$", ast.unparse(node.returns) if node.returns else ""))
+    ]
+
+
+@pytest.mark.parametrize("folder", service_folders(), ids=lambda folder: folder.name)
 def test_services_have_protos_of_their_name(folder: Path) -> None:
     assert list((ROOT / "protos" / "roost" / folder.name / "v1").glob("*.proto"))
 
