@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 VALIDATE = "buf/validate/validate.proto"
 
-# Matches a message that declares its wire type: `message X { option (roost.options.v1.twin) = "<package>.<message>";`.
-TWIN = re.compile(r'message (\w+) \{\s+option \(roost\.options\.v1\.twin\) = "([\w.]+)";')
+# Matches a message that declares its wire type: `message X { option (roost.options.v1.wire_type) = "<package>.<message>";`.
+WIRE_TYPE = re.compile(r'message (\w+) \{\s+option \(roost\.options\.v1\.wire_type\) = "([\w.]+)";')
 
 
 def generate() -> int:
@@ -55,11 +55,11 @@ def _adapt_types(proto: Path) -> None:
     if not stub_types.exists():
         return
     text = stub_types.read_text().replace("    @_abc_1.abstractmethod\n", "")
-    for message, twin in TWIN.findall(proto.read_text()):
-        package, _, twin_name = twin.rpartition(".")
-        module = f"{package}.{_file_of(package, twin_name)}_pb2"
-        text = re.sub(rf"(\) -> _abc\.Awaitable\[\w+\.{message})\]:", rf"\1 | _twin_{twin_name}.{twin_name}]:", text)
-        line = f"import {module} as _twin_{twin_name}\n"
+    for message, full_name in WIRE_TYPE.findall(proto.read_text()):
+        package, _, name = full_name.rpartition(".")
+        module = f"{package}.{_file_of(package, name)}_pb2"
+        text = re.sub(rf"(\) -> _abc\.Awaitable\[\w+\.{message})\]:", rf"\1 | _wire_{name}.{name}]:", text)
+        line = f"import {module} as _wire_{name}\n"
         if line not in text:
             text = text.replace(
                 "from collections import abc as _abc\n", f"from collections import abc as _abc\n{line}", 1
@@ -71,7 +71,7 @@ def _file_of(package: str, message: str) -> str:
     for path in (PROTOS / package.replace(".", "/")).glob("*.proto"):
         if re.search(rf"^message {message} ", path.read_text(), re.MULTILINE):
             return path.stem
-    raise RuntimeError(f"a twin names {package}.{message}, which no proto defines")
+    raise RuntimeError(f"an option wire_type names {package}.{message}, which no proto defines")
 
 
 try:

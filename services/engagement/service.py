@@ -71,7 +71,9 @@ class EngagementService(EngagementServiceServicer):
         )
         return pb.ListLikesResponse(users=users, next_cursor=next_cursor)
 
-    async def ListLikedTweets(self, request: pb.ListLikedTweetsRequest, context: object) -> tweet_pb2.JoinedTweetPage:
+    async def ListLikedTweets(
+        self, request: pb.ListLikedTweetsRequest, context: object
+    ) -> tweet_pb2.SerializedTweetPage:
         user_id = request.user_id
         if not await self._hydrator.author_fragments(calls.reader_id(), [user_id]):
             raise errors.not_found("no such user")
@@ -88,7 +90,7 @@ class EngagementService(EngagementServiceServicer):
         await self._store.unbookmark(tweet_id, calls.require_user())
         return pb.UnbookmarkTweetResponse(bookmarked=False)
 
-    async def ListBookmarks(self, request: pb.ListBookmarksRequest, context: object) -> tweet_pb2.JoinedTweetPage:
+    async def ListBookmarks(self, request: pb.ListBookmarksRequest, context: object) -> tweet_pb2.SerializedTweetPage:
         user_id = calls.require_user()
         return await self._page(request, ReactionKind.BOOKMARK, user_id, cursor_owner_id=user_id)
 
@@ -112,7 +114,7 @@ class EngagementService(EngagementServiceServicer):
         kind: ReactionKind,
         user_id: int,
         cursor_owner_id: int,
-    ) -> tweet_pb2.JoinedTweetPage:
+    ) -> tweet_pb2.SerializedTweetPage:
         """Returns a page of visible tweets, the newest reaction first. The cursor holds the id of a reaction."""
         list_name, size = f"{kind.value}_of/{user_id}", page_size_of(request)
         below = int(self._cursors.open(request.cursor, list_name, cursor_owner_id)[0]) if request.cursor else 0
@@ -124,4 +126,4 @@ class EngagementService(EngagementServiceServicer):
             StoredList(read, below, size + 1), partial(self._hydrator.visible, calls.reader_id()), size
         )
         next_cursor = self._cursors.seal(list_name, cursor_owner_id, page.next_position) if page.next_position else ""
-        return tweet_pb2.JoinedTweetPage(tweets=[tweet.data for tweet in page.tweets], next_cursor=next_cursor)
+        return tweet_pb2.SerializedTweetPage(tweets=[tweet.data for tweet in page.tweets], next_cursor=next_cursor)

@@ -77,9 +77,9 @@ class SearchService(SearchServiceServicer):
         self._rebuilder = rebuilder
         self._cursors = cursors
 
-    async def SearchTweets(self, request: pb.SearchTweetsRequest, context: _Context) -> tweet_pb2.JoinedTweetPage:
+    async def SearchTweets(self, request: pb.SearchTweetsRequest, context: _Context) -> tweet_pb2.SerializedTweetPage:
         tweets, next_cursor = await self._find_tweets(request)
-        return tweet_pb2.JoinedTweetPage(tweets=tweets, next_cursor=next_cursor)
+        return tweet_pb2.SerializedTweetPage(tweets=tweets, next_cursor=next_cursor)
 
     async def SearchUsers(self, request: pb.SearchUsersRequest, context: _Context) -> pb.SearchUsersResponse:
         names = parse_names(request.query)
@@ -90,15 +90,15 @@ class SearchService(SearchServiceServicer):
         )
         return pb.SearchUsersResponse(users=users, next_cursor=next_cursor)
 
-    async def Search(self, request: pb.SearchRequest, context: _Context) -> pb.JoinedSearchPage:
+    async def Search(self, request: pb.SearchRequest, context: _Context) -> pb.SerializedSearchPage:
         if request.type == pb.SEARCH_TYPE_USERS:
             users, next_cursor = await self._find_users(request)
-            return pb.JoinedSearchPage(users=users, next_cursor=next_cursor)
+            return pb.SerializedSearchPage(users=users, next_cursor=next_cursor)
         if request.type == pb.SEARCH_TYPE_TWEETS or request.cursor:
             tweets, next_cursor = await self._find_tweets(request)
-            return pb.JoinedSearchPage(tweets=tweets, next_cursor=next_cursor)
+            return pb.SerializedSearchPage(tweets=tweets, next_cursor=next_cursor)
         (tweets, next_cursor), (users, _) = await asyncio.gather(self._find_tweets(request), self._find_users(request))
-        return pb.JoinedSearchPage(tweets=tweets, next_cursor=next_cursor, users=users)
+        return pb.SerializedSearchPage(tweets=tweets, next_cursor=next_cursor, users=users)
 
     async def Suggest(self, request: pb.SuggestRequest, context: _Context) -> pb.SuggestResponse:
         text, size = request.query.strip(), page_size_of(request)
@@ -126,7 +126,7 @@ class SearchService(SearchServiceServicer):
 
     async def ListTrendingTweets(
         self, request: pb.ListTrendingTweetsRequest, context: _Context
-    ) -> tweet_pb2.JoinedTweetPage:
+    ) -> tweet_pb2.SerializedTweetPage:
         ids = [int(str(trend.key)) for trend in self._trending_tweets()]
 
         def seal(place: int) -> str:
@@ -134,7 +134,7 @@ class SearchService(SearchServiceServicer):
 
         start = self._offset(request.cursor, "trending_tweets")
         tweets, next_cursor = await self._tweets.in_order(ids, start, page_size_of(request), calls.reader_id(), seal)
-        return tweet_pb2.JoinedTweetPage(tweets=tweets, next_cursor=next_cursor)
+        return tweet_pb2.SerializedTweetPage(tweets=tweets, next_cursor=next_cursor)
 
     async def Reindex(self, request: pb.ReindexRequest, context: _Context) -> pb.ReindexResponse:
         started = self._rebuilder.begin()

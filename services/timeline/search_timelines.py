@@ -25,10 +25,10 @@ class SearchTimelines:
         self._search: Any = channel.unary_unary(
             _SEARCH_TWEETS,
             request_serializer=search.SearchTweetsRequest.SerializeToString,
-            response_deserializer=tweet_pb2.JoinedTweetPage.FromString,
+            response_deserializer=tweet_pb2.SerializedTweetPage.FromString,
         )
 
-    async def mentions(self, user_id: int, cursor: str, page_size: int) -> tweet_pb2.JoinedTweetPage:
+    async def mentions(self, user_id: int, cursor: str, page_size: int) -> tweet_pb2.SerializedTweetPage:
         """Returns tweets that mention the user, newest first. Raises INVALID_ARGUMENT if the cursor belongs to another
         list, NOT_FOUND if the user does not exist.
 
@@ -40,18 +40,18 @@ class SearchTimelines:
         username = user_pb2.UserRef.FromString(refs[0].ref).username
         return await self._search_page(_latest(query=f"@{username}", cursor=cursor, page_size=page_size))
 
-    async def tagged(self, tag: str, cursor: str, page_size: int) -> tweet_pb2.JoinedTweetPage:
+    async def tagged(self, tag: str, cursor: str, page_size: int) -> tweet_pb2.SerializedTweetPage:
         """Returns tweets with the hashtag, newest first. Raises INVALID_ARGUMENT if the cursor belongs to another
         list."""
         return await self._search_page(_latest(tags=(tag,), cursor=cursor, page_size=page_size))
 
-    async def _search_page(self, request: search.SearchTweetsRequest) -> tweet_pb2.JoinedTweetPage:
+    async def _search_page(self, request: search.SearchTweetsRequest) -> tweet_pb2.SerializedTweetPage:
         try:
-            found: tweet_pb2.JoinedTweetPage = await self._search(request)
+            found: tweet_pb2.SerializedTweetPage = await self._search(request)
         except grpc.aio.AioRpcError as error:
             # Search validates the cursor and the tag of our caller, so its INVALID_ARGUMENT is meant for the caller.
             raise errors.from_rpc(error) if error.code() is grpc.StatusCode.INVALID_ARGUMENT else error from None
-        return tweet_pb2.JoinedTweetPage(tweets=found.tweets, next_cursor=found.next_cursor)
+        return tweet_pb2.SerializedTweetPage(tweets=found.tweets, next_cursor=found.next_cursor)
 
 
 def _latest(**asked: Any) -> search.SearchTweetsRequest:

@@ -53,7 +53,7 @@ class TimelineService(TimelineServiceServicer):
 
     async def ListHomeTimeline(
         self, request: pb.ListHomeTimelineRequest, context: _Context
-    ) -> tweet_pb2.JoinedTweetPage:
+    ) -> tweet_pb2.SerializedTweetPage:
         user_id = calls.require_user()
         bound, served = self._open_cursor(request.cursor, user_id)
         size = page_size_of(request)
@@ -67,14 +67,16 @@ class TimelineService(TimelineServiceServicer):
         else:
             next_cursor = self._seal_cursor(user_id, page.bound, served + len(page.entries)) if page.bound else ""
         context.set_trailing_metadata(((TRAILER, page.label),))
-        return tweet_pb2.JoinedTweetPage(
+        return tweet_pb2.SerializedTweetPage(
             tweets=[entry.data for entry in page.entries], next_cursor=next_cursor, partial=page.partial
         )
 
-    async def ListMentions(self, request: pb.ListMentionsRequest, context: _Context) -> tweet_pb2.JoinedTweetPage:
+    async def ListMentions(self, request: pb.ListMentionsRequest, context: _Context) -> tweet_pb2.SerializedTweetPage:
         return await self._search_timelines.mentions(calls.require_user(), request.cursor, page_size_of(request))
 
-    async def ListTagTimeline(self, request: pb.ListTagTimelineRequest, context: _Context) -> tweet_pb2.JoinedTweetPage:
+    async def ListTagTimeline(
+        self, request: pb.ListTagTimelineRequest, context: _Context
+    ) -> tweet_pb2.SerializedTweetPage:
         return await self._search_timelines.tagged(request.tag, request.cursor, page_size_of(request))
 
     async def ExplainTimelineEntry(

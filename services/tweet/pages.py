@@ -33,12 +33,12 @@ class TweetPages:
         original."""
         return await self._access.visible(calls.reader_id(), tweet_id)
 
-    async def replies(self, request: Any) -> tweet_pb2.JoinedTweetPage:
+    async def replies(self, request: Any) -> tweet_pb2.SerializedTweetPage:
         """Returns the direct replies to `request.tweet_id`, newest first. Raises NOT_FOUND as `original`."""
         tweet_id = (await self.original(request.tweet_id)).head.id
         return await self.page(request, f"replies/{tweet_id}", partial(self._links.list_replies, tweet_id))
 
-    async def quotes(self, request: Any) -> tweet_pb2.JoinedTweetPage:
+    async def quotes(self, request: Any) -> tweet_pb2.SerializedTweetPage:
         """Returns the quotes of `request.tweet_id`, newest first. Raises NOT_FOUND as `original`."""
         tweet_id = (await self.original(request.tweet_id)).head.id
         return await self.page(request, f"quotes/{tweet_id}", partial(self._links.list_quotes, tweet_id))
@@ -57,7 +57,7 @@ class TweetPages:
 
     async def page(
         self, request: Any, list_name: str, fetch: Callable[[int, int], Awaitable[Sequence[int]]]
-    ) -> tweet_pb2.JoinedTweetPage:
+    ) -> tweet_pb2.SerializedTweetPage:
         """Returns a page of visible tweets. `fetch(before_id, limit)` returns up to `limit` ids below `before_id` (0: no
         bound), newest first."""
         size = page_size_of(request)
@@ -66,4 +66,4 @@ class TweetPages:
             StoredList(fetch, before_id, size + 1), partial(self._hydrator.visible, calls.reader_id()), size
         )
         next_cursor = self._cursors.seal(list_name, 0, page.next_position) if page.next_position else ""
-        return tweet_pb2.JoinedTweetPage(tweets=[tweet.data for tweet in page.tweets], next_cursor=next_cursor)
+        return tweet_pb2.SerializedTweetPage(tweets=[tweet.data for tweet in page.tweets], next_cursor=next_cursor)

@@ -23,14 +23,14 @@ class ReplyServicer(ReplyServiceServicer):
         self._pages = pages
         self._threads = threads
 
-    async def CreateReply(self, request: rpc.CreateReplyRequest, context: object) -> tweet_pb2.JoinedTweet:
+    async def CreateReply(self, request: rpc.CreateReplyRequest, context: object) -> tweet_pb2.SerializedTweet:
         draft = Draft(calls.require_user(), request.text, request.tweet_id, request.quote_of_id)
         return await self._writer.post(draft, request)
 
-    async def ListReplies(self, request: rpc.ListRepliesRequest, context: object) -> tweet_pb2.JoinedTweetPage:
+    async def ListReplies(self, request: rpc.ListRepliesRequest, context: object) -> tweet_pb2.SerializedTweetPage:
         return await self._pages.replies(request)
 
-    async def UpdateReply(self, request: rpc.UpdateReplyRequest, context: object) -> tweet_pb2.JoinedTweet:
+    async def UpdateReply(self, request: rpc.UpdateReplyRequest, context: object) -> tweet_pb2.SerializedTweet:
         user_id = calls.require_user()
         await self._parent_id(request.reply_id)
         return await self._writer.edit(user_id, request.reply_id, request.text)
@@ -43,7 +43,7 @@ class ReplyServicer(ReplyServiceServicer):
         await self._writer.delete(user_id, request.reply_id)
         return rpc.DeleteReplyResponse()
 
-    async def GetThread(self, request: rpc.GetThreadRequest, context: object) -> tweet_pb2.JoinedThread:
+    async def GetThread(self, request: rpc.GetThreadRequest, context: object) -> tweet_pb2.SerializedThread:
         return await self._threads.page(request)
 
     async def _parent_id(self, reply_id: int) -> int:

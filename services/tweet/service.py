@@ -39,19 +39,19 @@ class TweetServicer(TweetServiceServicer):
         self._clock = clock
         self._delete_grace_s = delete_grace_s
 
-    async def CreateTweet(self, request: rpc.CreateTweetRequest, context: object) -> tweet_pb2.JoinedTweet:
+    async def CreateTweet(self, request: rpc.CreateTweetRequest, context: object) -> tweet_pb2.SerializedTweet:
         draft = Draft(calls.require_user(), request.text, request.reply_to_id, request.quote_of_id)
         return await self._writer.post(draft, request)
 
-    async def GetTweet(self, request: rpc.GetTweetRequest, context: object) -> tweet_pb2.JoinedTweet:
+    async def GetTweet(self, request: rpc.GetTweetRequest, context: object) -> tweet_pb2.SerializedTweet:
         return await self._writer.hydrated(request.tweet_id)
 
-    async def BatchGetTweets(self, request: rpc.BatchGetTweetsRequest, context: object) -> tweet_pb2.JoinedTweets:
+    async def BatchGetTweets(self, request: rpc.BatchGetTweetsRequest, context: object) -> tweet_pb2.SerializedTweets:
         ids = list(request.ids)
         found = await self._hydrator.visible(calls.reader_id(), ids, len(ids))
-        return tweet_pb2.JoinedTweets(tweets=[tweet.data for tweet in found.tweets])
+        return tweet_pb2.SerializedTweets(tweets=[tweet.data for tweet in found.tweets])
 
-    async def UpdateTweet(self, request: rpc.UpdateTweetRequest, context: object) -> tweet_pb2.JoinedTweet:
+    async def UpdateTweet(self, request: rpc.UpdateTweetRequest, context: object) -> tweet_pb2.SerializedTweet:
         return await self._writer.edit(calls.require_user(), request.tweet_id, request.text)
 
     async def ListTweetRevisions(
@@ -64,7 +64,7 @@ class TweetServicer(TweetServiceServicer):
         await self._writer.delete(calls.require_user(), request.tweet_id)
         return rpc.DeleteTweetResponse()
 
-    async def Retweet(self, request: rpc.RetweetRequest, context: object) -> tweet_pb2.JoinedTweet:
+    async def Retweet(self, request: rpc.RetweetRequest, context: object) -> tweet_pb2.SerializedTweet:
         return await self._writer.retweet(calls.require_user(), request.tweet_id)
 
     async def Unretweet(self, request: rpc.UnretweetRequest, context: object) -> rpc.UnretweetResponse:
@@ -73,10 +73,12 @@ class TweetServicer(TweetServiceServicer):
 
     async def ListRecentTweets(
         self, request: rpc.ListRecentTweetsRequest, context: object
-    ) -> tweet_pb2.JoinedTweetPage:
+    ) -> tweet_pb2.SerializedTweetPage:
         return await self._pages.page(request, "recent_tweets", self._stores.lists.list_recent)
 
-    async def ListUserTweets(self, request: rpc.ListUserTweetsRequest, context: object) -> tweet_pb2.JoinedTweetPage:
+    async def ListUserTweets(
+        self, request: rpc.ListUserTweetsRequest, context: object
+    ) -> tweet_pb2.SerializedTweetPage:
         user_id = request.user_id
         replies = rpc.TWEET_KIND_REPLIES not in request.exclude
         retweets = rpc.TWEET_KIND_RETWEETS not in request.exclude
@@ -90,7 +92,7 @@ class TweetServicer(TweetServiceServicer):
             raise errors.not_found("no such user")
         return page
 
-    async def ListQuotes(self, request: rpc.ListQuotesRequest, context: object) -> tweet_pb2.JoinedTweetPage:
+    async def ListQuotes(self, request: rpc.ListQuotesRequest, context: object) -> tweet_pb2.SerializedTweetPage:
         return await self._pages.quotes(request)
 
     async def ListRetweeters(self, request: rpc.ListRetweetersRequest, context: object) -> rpc.ListRetweetersResponse:

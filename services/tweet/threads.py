@@ -77,7 +77,7 @@ class Threads:
         self._cursors = cursors
         self._page_cache: Cache[_PageKey, ThreadPage] = Cache(CACHED_PAGES, TTL_S)
 
-    async def page(self, request: reply_service_pb2.GetThreadRequest) -> tweet_pb2.JoinedThread:
+    async def page(self, request: reply_service_pb2.GetThreadRequest) -> tweet_pb2.SerializedThread:
         """One page of the thread of `request.tweet_id`, or of what it retweets. What may not be seen is a tombstone;
         NOT_FOUND where that is the tweet itself."""
         core = await self._pages.original(request.tweet_id)
@@ -92,7 +92,7 @@ class Threads:
         ids = [node.id for node in nodes]
         visible = await self._hydrator.visible(calls.reader_id(), ids, len(ids))
         found = {tweet.id: tweet.data for tweet in visible.tweets}
-        return tweet_pb2.JoinedThread(
+        return tweet_pb2.SerializedThread(
             tweets=[found.get(node.id) or tombstone(node.id, node.parent_id) for node in nodes],
             depths=[node.depth for node in nodes],
             next_cursor=self._cursors.seal(list_name, 0, nodes[-1].id) if page.more else "",

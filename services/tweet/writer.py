@@ -63,7 +63,7 @@ class TweetWriter:
         self._events = EventBuilder(ids, clock)
         self._edit_window_s = edit_window_s
 
-    async def post(self, draft: Draft, request: PostRequest) -> tweet_pb2.JoinedTweet:
+    async def post(self, draft: Draft, request: PostRequest) -> tweet_pb2.SerializedTweet:
         """Creates a tweet, reply or quote and returns it hydrated. A reply to a retweet, or a quote of one, refers to
         the original. A repeat with the same idempotency key and body returns the first result. Raises INVALID_ARGUMENT
         if the text is not valid, NOT_FOUND if the tweet that it replies to or quotes is deleted or hidden from the
@@ -90,9 +90,9 @@ class TweetWriter:
         )
         if stored_id != tweet_id or quoted is not None:
             return await self.hydrated(stored_id)
-        return tweet_pb2.JoinedTweet(tweet=core.core + author + NO_METRICS)
+        return tweet_pb2.SerializedTweet(tweet=core.core + author + NO_METRICS)
 
-    async def edit(self, user_id: int, tweet_id: int, text: str) -> tweet_pb2.JoinedTweet:
+    async def edit(self, user_id: int, tweet_id: int, text: str) -> tweet_pb2.SerializedTweet:
         """Replaces the text of the user's own tweet and returns it hydrated. The present text makes no new version, so
         a repeat succeeds. Raises FAILED_PRECONDITION if `edit_window_s` is over (EDIT_WINDOW_CLOSED), after MAX_EDITS
         edits (EDIT_LIMIT), or if it is a retweet (RETWEET); INVALID_ARGUMENT for the text; PERMISSION_DENIED and
@@ -141,7 +141,7 @@ class TweetWriter:
         event = await self._events.record(body)
         return await self._tweets.revise(core, revision, event)
 
-    async def retweet(self, user_id: int, tweet_id: int) -> tweet_pb2.JoinedTweet:
+    async def retweet(self, user_id: int, tweet_id: int) -> tweet_pb2.SerializedTweet:
         """Returns the user's retweet of the tweet, hydrated, and creates it if there is none. A retweet of a retweet
         refers to the original. Raises NOT_FOUND or PERMISSION_DENIED as `TweetAccess.actionable`."""
         original = await self._access.actionable(user_id, tweet_id)
@@ -189,12 +189,12 @@ class TweetWriter:
         await self._require_author(user_id, core, action)
         return core
 
-    async def hydrated(self, tweet_id: int) -> tweet_pb2.JoinedTweet:
+    async def hydrated(self, tweet_id: int) -> tweet_pb2.SerializedTweet:
         """Returns the tweet as the caller sees it. Raises NOT_FOUND if it does not exist or is hidden from the caller."""
         found = (await self._hydrator.visible(calls.reader_id(), (tweet_id,), 1)).tweets
         if not found:
             raise no_such_tweet()
-        return tweet_pb2.JoinedTweet(tweet=found[0].data)
+        return tweet_pb2.SerializedTweet(tweet=found[0].data)
 
     async def _deleted(self, tweet_id: int, author_id: int) -> Record:
         return await self._events.record(event_pb2.TweetDeleted(tweet_id=tweet_id, author_id=author_id))

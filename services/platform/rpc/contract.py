@@ -60,7 +60,7 @@ def field_policy(field: FieldDescriptor) -> options_pb2.FieldPolicy:
 
 def wire_class_of(message: Descriptor) -> type[Message]:
     """Returns the class that services pass for this message: its wire type if it declares one, else its own class."""
-    name = message.GetOptions().Extensions[options_pb2.twin]
+    name = message.GetOptions().Extensions[options_pb2.wire_type]
     return message_class(descriptor_pool.Default().FindMessageTypeByName(name) if name else message)
 
 

@@ -23,13 +23,13 @@ TWEET = tweet_pb2.Tweet(id=5, author_id=7, text="hello", author=user_pb2.UserRef
 JOINED = TWEET.SerializeToString()
 
 
-def page(*ids: int, cursor: str = "", partial: bool = False) -> tweet_pb2.JoinedTweetPage:
+def page(*ids: int, cursor: str = "", partial: bool = False) -> tweet_pb2.SerializedTweetPage:
     tweets = [tweet_pb2.Tweet(id=one).SerializeToString() for one in ids]
-    return tweet_pb2.JoinedTweetPage(tweets=tweets, next_cursor=cursor, partial=partial)
+    return tweet_pb2.SerializedTweetPage(tweets=tweets, next_cursor=cursor, partial=partial)
 
 
 async def test_home_read_encodes_wire_tweets_and_passes_caller(client: Client) -> None:
-    client.channel.answers["ListHomeTimeline"] = tweet_pb2.JoinedTweetPage(tweets=[JOINED], next_cursor="c")
+    client.channel.answers["ListHomeTimeline"] = tweet_pb2.SerializedTweetPage(tweets=[JOINED], next_cursor="c")
     answer = await client.ask("GET", "/v1/timelines/home?limit=5", signed_in=True)
     assert answer.status == 200
     assert answer.json["tweets"][0]["author"]["username"] == "alice"
@@ -45,7 +45,7 @@ async def test_home_read_encodes_wire_tweets_and_passes_caller(client: Client) -
 
 
 async def test_create_returns_201_unwrapped_and_uncacheable(client: Client) -> None:
-    client.channel.answers["CreateTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
+    client.channel.answers["CreateTweet"] = tweet_pb2.SerializedTweet(tweet=JOINED)
     answer = await client.json(
         "POST", "/tweet", {"content": "hello"}, signed_in=True, headers={"idempotency-key": "k1"}
     )
@@ -60,12 +60,12 @@ async def test_create_returns_201_unwrapped_and_uncacheable(client: Client) -> N
 async def test_response_without_body_is_empty_object(client: Client) -> None:
     client.channel.answers["Follow"] = graph_service_pb2.FollowResponse()
     assert (await client.ask("POST", "/v1/users/5/follow", signed_in=True)).body == b"{}"
-    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet()
+    client.channel.answers["GetTweet"] = tweet_pb2.SerializedTweet()
     assert (await client.ask("GET", "/v1/tweets/5")).body == b"{}"
 
 
 async def test_anonymous_read_is_public_and_conditional(client: Client) -> None:
-    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
+    client.channel.answers["GetTweet"] = tweet_pb2.SerializedTweet(tweet=JOINED)
     first = await client.ask("GET", "/v1/tweets/5")
     assert first.headers["cache-control"] == "public, max-age=30, stale-while-revalidate=30"
     assert first.headers["vary"] == "authorization, accept-encoding"
@@ -81,7 +81,7 @@ async def test_anonymous_read_is_public_and_conditional(client: Client) -> None:
 
 
 async def test_head_returns_headers_of_get(client: Client) -> None:
-    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
+    client.channel.answers["GetTweet"] = tweet_pb2.SerializedTweet(tweet=JOINED)
     got = await client.ask("GET", "/v1/tweets/5")
     head = await client.ask("HEAD", "/v1/tweets/5")
     assert (head.status, head.body) == (200, b"")
@@ -226,7 +226,7 @@ async def test_trace_and_request_ids_are_echoed_or_generated(client: Client) -> 
 
 
 async def test_call_carries_request_and_trace_ids(client: Client) -> None:
-    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
+    client.channel.answers["GetTweet"] = tweet_pb2.SerializedTweet(tweet=JOINED)
     answer = await client.ask("GET", "/v1/tweets/5", headers={"x-request-id": "abc-1"})
     call = client.channel.asked[0][2]
     assert (call.request_id, call.traceparent, call.caller) == ("abc-1", answer.headers["traceparent"], "")
@@ -281,7 +281,7 @@ async def test_requests_above_bound_are_503(client: Client, monkeypatch: pytest.
 
     async def wait() -> Any:
         await gate.wait()
-        return tweet_pb2.JoinedTweet(tweet=JOINED)
+        return tweet_pb2.SerializedTweet(tweet=JOINED)
 
     client.channel.answers["GetTweet"] = lambda request: wait()
     running = [asyncio.create_task(client.ask("GET", "/v1/tweets/5")) for _ in range(2)]
@@ -326,7 +326,7 @@ async def test_rate_limits_count_logins_by_address_despite_token(limited: Callab
 
 async def test_rate_limits_count_by_user_and_by_address(limited: Callable[..., Client]) -> None:
     client = limited(reads_per_minute=2)
-    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=JOINED)
+    client.channel.answers["GetTweet"] = tweet_pb2.SerializedTweet(tweet=JOINED)
     first = await client.ask("GET", "/v1/tweets/5")
     assert first.headers["x-rate-limit-remaining"] == "1"
     assert first.headers["ratelimit-policy"] == '"read";q=2;w=60'

@@ -18,7 +18,7 @@ GZIP = {"accept-encoding": "gzip, deflate, br"}
 
 @pytest.fixture
 def client(client: Client) -> Client:
-    client.channel.answers["GetTweet"] = lambda request: tweet_pb2.JoinedTweet(
+    client.channel.answers["GetTweet"] = lambda request: tweet_pb2.SerializedTweet(
         tweet=tweet_pb2.Tweet(id=request.tweet_id, text=LONG if request.tweet_id == 5 else "short").SerializeToString()
     )
     return client
@@ -97,7 +97,7 @@ async def test_small_error_and_write_responses_stay_plain(client: Client) -> Non
 
 
 async def test_connect_compresses_only_reads(client: Client) -> None:
-    client.channel.answers["CreateTweet"] = tweet_pb2.JoinedTweet(
+    client.channel.answers["CreateTweet"] = tweet_pb2.SerializedTweet(
         tweet=tweet_pb2.Tweet(id=5, text=LONG).SerializeToString()
     )
     service = "/roost.tweet.v1.TweetService"

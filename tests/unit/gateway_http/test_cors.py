@@ -17,7 +17,7 @@ OTHER = "https://evil.example.org"
 
 def allowing(*origins: str, **settings: Any) -> Client:
     client = make_client(cors_origins=origins, **settings)
-    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
+    client.channel.answers["GetTweet"] = tweet_pb2.SerializedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
     return client
 
 

@@ -27,7 +27,7 @@ TEST_TIMEOUT_S = 5.0
 
 @pytest.fixture
 async def server(client: Client) -> AsyncIterator[HttpServer]:
-    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
+    client.channel.answers["GetTweet"] = tweet_pb2.SerializedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
     client.channel.answers["Logout"] = auth_service_pb2.LogoutResponse()
     running = HttpServer(client.gateway, HOST, 0, grace_s=2)
     await running.start()
@@ -258,7 +258,7 @@ async def test_client_not_reading_response_is_disconnected(
 ) -> None:
     monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.1)
     huge = tweet_pb2.Tweet(id=5, text="a" * 20_000_000).SerializeToString()
-    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=huge)
+    client.channel.answers["GetTweet"] = tweet_pb2.SerializedTweet(tweet=huge)
     reader, writer = await asyncio.open_connection(HOST, server.port, limit=1024)
     writer.write(get("/v1/tweets/5", close=False))
     async with asyncio.timeout(TEST_TIMEOUT_S):
@@ -297,7 +297,7 @@ async def test_body_completed_under_overload_is_503(
 
     async def wait() -> Any:
         await gate.wait()
-        return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
+        return tweet_pb2.SerializedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
 
     client.channel.answers["GetTweet"] = lambda request: wait()
     expect = ("Content-Type: application/json", "Expect: 100-continue", "Content-Length: 2")
@@ -359,7 +359,7 @@ class CrowdedServer:
 async def crowded_server(client: Client) -> AsyncIterator[CrowdedServer]:
     async def wait() -> Any:
         await found.gate.wait()
-        return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
+        return tweet_pb2.SerializedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
 
     client.channel.answers["GetTweet"] = lambda request: wait()
     running = HttpServer(client.gateway, HOST, 0, grace_s=2, connections=Connections(4, 3))
@@ -461,7 +461,7 @@ async def test_unread_written_response_does_not_hold_connection(
 
     monkeypatch.setattr(http_protocol.BoundedProtocol, "connection_made", without_pauses)
     huge = tweet_pb2.Tweet(id=5, text="a" * 20_000_000).SerializeToString()
-    client.channel.answers["GetTweet"] = tweet_pb2.JoinedTweet(tweet=huge)
+    client.channel.answers["GetTweet"] = tweet_pb2.SerializedTweet(tweet=huge)
     running = HttpServer(client.gateway, HOST, 0, grace_s=2)
     await running.start()
     reader, writer = await asyncio.open_connection(HOST, running.port, limit=1024)
@@ -485,7 +485,7 @@ async def test_stop_finishes_active_requests_and_accepts_none(client: Client) ->
 
     async def wait() -> Any:
         await gate.wait()
-        return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
+        return tweet_pb2.SerializedTweet(tweet=tweet_pb2.Tweet(id=5).SerializeToString())
 
     client.channel.answers["GetTweet"] = lambda request: wait()
     running = HttpServer(client.gateway, HOST, 0)

@@ -185,24 +185,24 @@ def test_responses_contain_no_secret(method: MethodDescriptor) -> None:
 def test_responses_with_tweets_have_wire_type(method: MethodDescriptor) -> None:
     answer = method.output_type
     if any(field.message_type is not None and field.message_type.full_name == TWEET for field in answer.fields):
-        assert answer.GetOptions().Extensions[options_pb2.twin]
+        assert answer.GetOptions().Extensions[options_pb2.wire_type]
 
 
 @pytest.mark.parametrize(
     "message",
-    [message for message in MESSAGES if message.GetOptions().Extensions[options_pb2.twin]],
+    [message for message in MESSAGES if message.GetOptions().Extensions[options_pb2.wire_type]],
     ids=lambda message: str(message.name),
 )
 def test_wire_type_has_field_numbers_of_message(message: Descriptor) -> None:
-    twin = descriptor_pool.Default().FindMessageTypeByName(message.GetOptions().Extensions[options_pb2.twin])
+    wire_type = descriptor_pool.Default().FindMessageTypeByName(message.GetOptions().Extensions[options_pb2.wire_type])
     for field in message.fields:
-        other = twin.fields_by_name[field.name]
+        other = wire_type.fields_by_name[field.name]
         assert (other.number, other.is_repeated) == (field.number, field.is_repeated)
         if field.message_type is not None and other.type == FieldDescriptor.TYPE_BYTES:
             # A serialised message is the same on the wire.
             continue
         if field.message_type is not None and field.message_type.full_name == TWEET:
-            raise AssertionError(f"{field.full_name} is built field by field in the twin")
+            raise AssertionError(f"{field.full_name} is built field by field in the wire type")
         assert (other.type, other.message_type) == (field.type, field.message_type)
 
 

@@ -232,7 +232,7 @@ def test_short_name_drops_enum_prefix() -> None:
 
 
 def test_encoder_with_mismatched_wire_type_raises() -> None:
-    page, joined = tweet_pb2.JoinedTweetPage.DESCRIPTOR, user_pb2.User.DESCRIPTOR
+    page, joined = tweet_pb2.SerializedTweetPage.DESCRIPTOR, user_pb2.User.DESCRIPTOR
     with pytest.raises(TypeError, match="is not a wire type"):
         Encoders().response(page, joined)
 

@@ -28,7 +28,7 @@ GET = "/roost.tweet.v1.TweetService/GetTweet"
 HOME = "/roost.timeline.v1.TimelineService/ListHomeTimeline"
 AVAILABLE = "/roost.identity.v1.AuthService/CheckUsernameAvailability"
 TWEET = tweet_pb2.Tweet(id=5, author_id=7, text="hello", author=user_pb2.UserRef(id=7, username="alice"))
-JOINED = tweet_pb2.JoinedTweet(tweet=TWEET.SerializeToString())
+JOINED = tweet_pb2.SerializedTweet(tweet=TWEET.SerializeToString())
 
 # Status by code, from the specification of Connect.
 STATUS_OF_CODE = {
@@ -104,7 +104,7 @@ async def test_json_call_uses_protobuf_json(client: Client) -> None:
 
 
 async def test_json_call_accepts_both_spellings_and_aliases(client: Client) -> None:
-    client.channel.answers["ListHomeTimeline"] = tweet_pb2.JoinedTweetPage()
+    client.channel.answers["ListHomeTimeline"] = tweet_pb2.SerializedTweetPage()
     for name, mode in (("pageSize", "TIMELINE_MODE_LATEST"), ("page_size", "latest"), ("limit", "latest")):
         answer = await client.json("POST", HOME, {name: 7, "mode": mode}, signed_in=True)
         assert (answer.status, answer.json["nextCursor"]) == (200, "")
@@ -123,7 +123,7 @@ async def test_binary_call_uses_protobuf(client: Client) -> None:
 
 
 async def test_call_with_empty_body_is_empty_message(client: Client) -> None:
-    client.channel.answers["ListHomeTimeline"] = tweet_pb2.JoinedTweetPage()
+    client.channel.answers["ListHomeTimeline"] = tweet_pb2.SerializedTweetPage()
     for media in ("application/json", "application/json; charset=utf-8", "application/proto"):
         answer = await client.ask("POST", HOME, b"", signed_in=True, headers={"content-type": media})
         assert answer.status == 200
@@ -144,7 +144,7 @@ async def test_call_idempotency_key_header_sets_field(client: Client) -> None:
 
 @pytest.mark.parametrize(("timeout_ms", "most_s"), [("1500", 1.5), ("0", 0.0), ("9999999999", 5.0)])
 async def test_call_client_deadline_only_shortens(client: Client, timeout_ms: str, most_s: float) -> None:
-    client.channel.answers["ListHomeTimeline"] = tweet_pb2.JoinedTweetPage()
+    client.channel.answers["ListHomeTimeline"] = tweet_pb2.SerializedTweetPage()
     headers = {"connect-timeout-ms": timeout_ms, "connect-protocol-version": "1"}
     assert (await client.json("POST", HOME, {}, signed_in=True, headers=headers)).status == 200
     left = client.channel.asked[0][2].deadline - asyncio.get_running_loop().time()
@@ -255,7 +255,7 @@ async def test_call_without_valid_token_is_unauthenticated(client: Client) -> No
 
 async def test_rate_limits_are_shared_with_rest(limited: Callable[..., Client]) -> None:
     client = limited(reads_per_minute=2)
-    client.channel.answers["ListHomeTimeline"] = tweet_pb2.JoinedTweetPage()
+    client.channel.answers["ListHomeTimeline"] = tweet_pb2.SerializedTweetPage()
     assert (await client.ask("GET", "/v1/timelines/home", signed_in=True)).status == 200
     answer = await client.json("POST", HOME, {}, signed_in=True)
     assert (answer.status, answer.headers["x-rate-limit-remaining"]) == (200, "0")

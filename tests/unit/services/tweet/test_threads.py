@@ -123,7 +123,7 @@ class Reader:
     def __post_init__(self) -> None:
         self.threads = Threads(self.forest, self.forest, self.forest, Cursors(b"k" * 32))
 
-    async def page(self, tweet_id: int = ROOT, **fields: Any) -> tweet_pb2.JoinedThread:
+    async def page(self, tweet_id: int = ROOT, **fields: Any) -> tweet_pb2.SerializedThread:
         return await self.threads.page(rpc.GetThreadRequest(tweet_id=tweet_id, **fields))
 
     async def whole(self, tweet_id: int = ROOT, page_size: int = 20) -> list[list[Line]]:
@@ -136,7 +136,7 @@ class Reader:
         return pages
 
 
-def lines_of(page: tweet_pb2.JoinedThread, forest: Forest) -> list[Line]:
+def lines_of(page: tweet_pb2.SerializedThread, forest: Forest) -> list[Line]:
     tweets = [tweet_pb2.Tweet.FromString(data) for data in page.tweets]
     assert [tweet.reply_to_id for tweet in tweets] == [forest.parents.get(tweet.id, 0) for tweet in tweets]
     return [(tweet.id, depth, tweet.deleted) for tweet, depth in zip(tweets, page.depths, strict=True)]

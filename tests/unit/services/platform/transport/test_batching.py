@@ -33,7 +33,7 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         self.calls: list[Call] = []
         self.release = asyncio.Event()
 
-    async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.JoinedTweet:
+    async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.SerializedTweet:
         self.calls.append(context.current())
         if request.tweet_id == 404:
             raise errors.not_found("no such tweet")
@@ -42,7 +42,7 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         if request.tweet_id == 9:
             await self.release.wait()
         context_.set_trailing_metadata((("roost-timeline", str(request.tweet_id)),))
-        return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=request.tweet_id).SerializeToString())
+        return tweet_pb2.SerializedTweet(tweet=tweet_pb2.Tweet(id=request.tweet_id).SerializeToString())
 
     async def DeleteTweet(
         self, request: tweet_service_pb2.DeleteTweetRequest, context_: Any

@@ -40,7 +40,7 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         self.kept = tweet_service_pb2.BatchGetTweetCoresResponse()
         self.revisions = ChangeTracker()
 
-    async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.JoinedTweet:
+    async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.SerializedTweet:
         self.seen.append(context.current())
         if request.tweet_id != UNTRACKED:
             self.revisions.read((request.tweet_id,))
@@ -60,7 +60,7 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
                     self.cancelled.set()
         context_.set_trailing_metadata((("roost-timeline", "warm"),))
         tweet = tweet_pb2.Tweet(id=request.tweet_id, author_id=context.reader_id())
-        return tweet_pb2.JoinedTweet(tweet=tweet.SerializeToString())
+        return tweet_pb2.SerializedTweet(tweet=tweet.SerializeToString())
 
     async def DeleteTweet(
         self, request: tweet_service_pb2.DeleteTweetRequest, context_: Any

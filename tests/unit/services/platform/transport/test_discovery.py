@@ -35,11 +35,11 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         self.number = number
         self.go_on = asyncio.Event()
 
-    async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.JoinedTweet:
+    async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.SerializedTweet:
         if request.tweet_id == 404:
             raise errors.failed_precondition("no such tweet", "GONE")
         context_.set_trailing_metadata((("roost-timeline", "warm"),))
-        return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=1, author_id=self.number).SerializeToString())
+        return tweet_pb2.SerializedTweet(tweet=tweet_pb2.Tweet(id=1, author_id=self.number).SerializeToString())
 
     async def ScanTweets(
         self, request: tweet_service_pb2.ScanTweetsRequest, context_: Any

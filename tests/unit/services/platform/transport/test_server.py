@@ -43,11 +43,11 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         self.seen: list[Call] = []
         self.release = asyncio.Event()
 
-    async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.JoinedTweet:
+    async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.SerializedTweet:
         self.seen.append(context.current())
         if request.tweet_id == HELD:
             await self.release.wait()
-        return tweet_pb2.JoinedTweet(tweet=tweet_pb2.Tweet(id=request.tweet_id).SerializeToString())
+        return tweet_pb2.SerializedTweet(tweet=tweet_pb2.Tweet(id=request.tweet_id).SerializeToString())
 
 
 class Served:
