@@ -3,7 +3,6 @@ page reads."""
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from services.engagement.store.sqlite.cache import (
     ReactionCache,
 )
 from services.platform.caching.read_tracking import ChangeTracker
+from services.platform.detached import run_to_completion
 from services.platform.events.log import Record
 from services.platform.sqlite import outbox
 from services.platform.sqlite.absences import ABSENCES_SCHEMA, decide, is_absent
@@ -194,7 +194,7 @@ class SqliteEngagementStore:
                 self._revisions.changed((tweet_id,))
             return outcome
 
-        return await asyncio.shield(asyncio.ensure_future(run()))
+        return await run_to_completion(run())
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
         # Stored first: likes from now on check it, and the loop below recounts the earlier ones.
@@ -202,7 +202,7 @@ class SqliteEngagementStore:
             return
         below = 0
         while page := await self.list_tweets(ReactionKind.LIKE, user_id, below, ABSENCE_STEP):
-            await asyncio.shield(self._uncount(user_id, [entry.id for entry in page], absent))
+            await run_to_completion(self._uncount(user_id, [entry.id for entry in page], absent))
             below = page[-1].reaction_id
 
     async def _uncount(self, user_id: int, tweet_ids: Sequence[int], absent: bool) -> None:
