@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-# Plain lines usually end up in logs, so one every few seconds is enough.
+# Without a terminal, progress is printed as one line of text each time. Such lines usually go to log files, so one
+# every few seconds is enough.
 PLAIN_EVERY_S = 5.0
 # Ten updates per second. Updating rich at every call would cost more than the call's own work.
 BAR_EVERY_S = 0.1

@@ -45,7 +45,7 @@ def drill(
     fault: Annotated[
         Fault,
         typer.Argument(
-            help="crash kills a whole mesh under load with SIGKILL, starts it again and compares what is there. "
+            help="crash kills a whole mesh under load with SIGKILL, starts it again and compares its data with the writes. "
             "kill kills one process after another of a mesh with two of each service, on Cassandra, Redis, Kafka and OpenSearch. "
             "restart does the same with rolling restarts."
         ),

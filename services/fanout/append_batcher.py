@@ -1,5 +1,5 @@
-"""Batches AppendHomeEntries calls: filled to the limit, a few in flight, and smaller while the timeline service is too
-slow for full ones."""
+"""Collects entries into AppendHomeEntries calls of up to IDS_PER_CALL user ids, CALLS_IN_FLIGHT at a time. Calls get
+smaller while the timeline service exceeds the deadline of full ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from services.fanout.delivery_status import DeliveryTracker
 # The proto's limits: user ids per call (sum over its entries), and user ids per entry.
 IDS_PER_CALL = 10_000
 IDS_PER_ENTRY = 1_000
-# While calls exceed their deadline the batch size is halved, down to one entry's worth; each successful call adds a
-# hundredth of the limit.
+# The smallest call, in user ids. Each call that exceeds its deadline halves the size down to this; each successful call
+# adds a hundredth of IDS_PER_CALL.
 MIN_IDS_PER_CALL = IDS_PER_ENTRY
 GROWTH = IDS_PER_CALL // 100
-# One call is applied while the next are filled; more would only queue at the timeline service.
+# The timeline service applies one call while the next ones are collected; more calls would only queue there.
 CALLS_IN_FLIGHT = 4
 
 
@@ -40,7 +40,8 @@ class AdaptiveBatchSize:
 
 
 class HomeAppendBatcher:
-    """Collects entries and sends them. Create one for each batch of events; `append` is the stub method to call."""
+    """Collects home timeline entries and sends them. Create one for each batch of events; `append` is the stub's
+    AppendHomeEntries."""
 
     def __init__(self, append: Any, tracker: DeliveryTracker, size: AdaptiveBatchSize) -> None:
         self._append = append

@@ -24,15 +24,18 @@ from services.platform.rpc import errors
 from services.shared.celebrity_tiers import CelebritySubscriber
 
 TOPICS = ("tweet.created", "tweet.restored")
-# Private topic: the same events again, for authors whom a batch could not finish.
+# A topic that only fan-out uses: the events of authors whose followers exceeded the quota of a batch, published a
+# second time.
 LARGE_TOPIC = "fanout.large"
-# Events per batch of that topic: each may need a hundred calls.
+# Events per batch of LARGE_TOPIC: each may need a hundred AppendHomeEntries calls.
 LARGE_BATCH = 32
-# Entries per author and batch: two calls' worth, some milliseconds. An author with more continues on LARGE_TOPIC.
+# Entries (pairs of tweet and follower) per author and batch: two full calls, which take some milliseconds. An author
+# with more continues on LARGE_TOPIC.
 QUOTA = 20_000
 # Authors whose followers are read concurrently.
 AUTHORS_IN_FLIGHT = 16
-# The log's consumer retries a failed batch, with increasing delay.
+# Seconds after which the caller of a failed call should retry. The consumer of the log retries the batch with an
+# increasing delay.
 RETRY_AFTER_S = 1.0
 
 HYBRID = "hybrid"
@@ -41,7 +44,7 @@ HYBRID = "hybrid"
 class BatchProgress:
     """Tracks which tweets of a failed batch were delivered, so that each retry starts where the last one stopped.
 
-    Otherwise a batch that takes longer than the mesh ever stays healthy would never finish.
+    Without it, a batch that takes longer than the time between two failures of a service would never finish.
     """
 
     def __init__(self) -> None:
@@ -49,15 +52,15 @@ class BatchProgress:
         self._tweets: set[int] = set()
 
     def of(self, events: Sequence[ConsumedEvent]) -> set[int]:
-        """Returns the set of delivered tweet ids of this batch, to be added to; an empty set if the batch is another
-        one than last time."""
+        """Returns the set of tweet ids of this batch that were delivered, to which the caller adds. The set is empty if
+        the batch is not the one of the previous call."""
         batch = [event.event_id for event in events]
         if batch != self._batch:
             self._batch, self._tweets = batch, set()
         return self._tweets
 
     def end(self) -> None:
-        """Ends the batch: if the same events arrive again (a replay), all are delivered again."""
+        """Forgets the batch: if its events are consumed again (a replay), all of them are delivered again."""
         self._batch, self._tweets = [], set()
 
 
@@ -89,8 +92,8 @@ class Fanout:
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
         """Delivers a batch. Authors who need more entries than the quota continue on LARGE_TOPIC.
 
-        Raises UNAVAILABLE while tiers are unknown, and errors of graph and timeline. The consumer then retries the
-        batch, which continues where it stopped.
+        Raises UNAVAILABLE while tiers are unknown, and the AioRpcErrors of graph and timeline. The consumer then
+        retries the batch, which continues where it stopped.
         """
         large = await self._deliver(events, self._quota, self._progress)
         if large:
@@ -98,14 +101,16 @@ class Fanout:
         self._progress.end()
 
     async def apply_large(self, events: Sequence[ConsumedEvent]) -> None:
-        """Delivers a batch without a quota, however long it takes. Raises as `apply`."""
+        """Delivers a batch without a quota, however long it takes. Raises UNAVAILABLE while tiers are unknown, and the
+        AioRpcErrors of graph and timeline."""
         await self._deliver(events, None, self._progress_large)
         self._progress_large.end()
 
     async def _deliver(
         self, events: Sequence[ConsumedEvent], quota: int | None, progress: BatchProgress
     ) -> list[ConsumedEvent]:
-        """Delivers the events and returns those of authors who exceeded the quota."""
+        """Delivers the events. Returns the events of authors who exceeded the quota, which are not delivered
+        completely."""
         if self._hybrid and not self._tiers.fresh():
             raise errors.unavailable("celebrity tiers are unavailable; fan-out is paused", RETRY_AFTER_S)
         done = progress.of(events)
@@ -141,8 +146,8 @@ class Fanout:
         return [event for author in large for event in by_author[author].values()]
 
     def _to_push(self, events: Sequence[ConsumedEvent], done: Collection[int]) -> dict[int, dict[int, ConsumedEvent]]:
-        """Groups the events by author and tweet id, without delivered ones and without celebrities, whom readers
-        pull."""
+        """Groups the events by author and tweet id. Leaves out delivered events and those of celebrities, whose tweets
+        readers pull."""
         found: dict[int, dict[int, ConsumedEvent]] = {}
         now_ms = int(self._clock() * 1000)
         for event in events:
@@ -150,7 +155,8 @@ class Fanout:
             if tweet_id in done:
                 continue
             self._tracker.begin(tweet_id)
-            # In mode pull celebrities are pushed too, so that home timelines are complete if the mode is switched back.
+            # In mode `pull` the tweets of celebrities are fanned out too, so that home timelines are complete if the
+            # mode is switched back.
             if self._hybrid and self._tiers.is_excluded_from_fanout(author, now_ms):
                 self._tracker.end(tweet_id, pb.FANOUT_STATE_PULLED)
             else:
@@ -190,7 +196,8 @@ def _tweet_of(event: ConsumedEvent) -> tuple[int, int]:
 
 
 async def _run_all(works: Iterable[Any]) -> None:
-    """Runs all to completion, then raises the first error, so that the results of the others are not lost."""
+    """Runs all works concurrently until each has ended, then raises the first error. So one failure does not cancel the
+    others."""
     results = await asyncio.gather(*works, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):

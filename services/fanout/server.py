@@ -12,8 +12,8 @@ from services.shared.celebrity_tiers import CelebritySubscriber
 
 
 async def build(context: ServiceContext) -> Service:
-    """Builds the fan-out service with two consumers: one for all authors, one for large ones that exceeded the
-    quota."""
+    """Builds the fan-out service with two consumers: one for new events, one for the events of authors with more
+    followers than the quota."""
     settings = context.settings
     tiers = CelebritySubscriber(context.channel, settings.clock_margin_s)
     tracker = DeliveryTracker(context.clock)

@@ -49,7 +49,8 @@ class FanoutService(FanoutServiceServicer):
         return answer
 
     async def GetFanoutLag(self, request: pb.GetFanoutLagRequest, context: _Context) -> pb.GetFanoutLagResponse:
-        # In the order in which events move on: an event that moves meanwhile is counted twice rather than not at all.
+        # Read in the order in which events pass the stages: an event that passes to the next stage meanwhile is counted
+        # twice rather than not at all.
         lags: Sequence[Lag] = [await self._outbox_lag(), await self._main.lag(), await self._large.lag()]
         return pb.GetFanoutLagResponse(
             events=sum(lag.events for lag in lags),

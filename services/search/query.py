@@ -50,7 +50,7 @@ class ParsedQuery(NamedTuple):
     excluded: QueryTerms = QueryTerms()
 
     def __bool__(self) -> bool:
-        """Returns False if the query has no term that a tweet must have; `excluded` does not count."""
+        """Returns False if a tweet need not contain any term to match; terms in `excluded` have no influence."""
         return bool(self.exact or self.phrases or self.authors)
 
 
@@ -81,7 +81,7 @@ class _Collected:
             self._phrases[phrase] = None
 
     def add_tag(self, tag: str) -> None:
-        """Adds a hashtag or cashtag, with or without its sign."""
+        """Adds the term of a hashtag or cashtag; `tag` may begin with `#` or `$`."""
         if term := _tag_term(tag):
             self._exact[term] = None
 
@@ -94,7 +94,7 @@ def parse(query: str, keywords: Iterable[str] = (), tags: Iterable[str] = ()) ->
     """Returns what a match must have and must not have, from a text that a user typed (its syntax: see the module).
 
     A match must also have all `keywords` and `tags`, the separate fields of the request: each keyword is read as one
-    term, in which a leading `-` is no exclusion, and each tag as a hashtag or cashtag, with or without its sign.
+    term, in which a leading `-` is no exclusion, and each tag as a hashtag or cashtag, which may begin with `#` or `$`.
 
     Raises INVALID_ARGUMENT if there are more than MAX_TERMS terms in `query`, more than MAX_WORDS words in all, or
     exclusions but nothing to look for.
@@ -148,17 +148,17 @@ def _excludes(minus: str, plain: str) -> bool:
 
 
 def hashtag_term(tag: str) -> str:
-    """Returns the index term of a hashtag, given without its sign."""
+    """Returns the index term of a hashtag, given without `#`."""
     return "#" + tag_key(tag)
 
 
 def cashtag_term(tag: str) -> str:
-    """Returns the index term of a cashtag, given without its sign."""
+    """Returns the index term of a cashtag, given without `$`."""
     return "$" + tag_key(tag)
 
 
 def mention_term(username: str) -> str:
-    """Returns the index term of a mention, given without its sign."""
+    """Returns the index term of a mention, given without `@`."""
     return "@" + tag_key(username)
 
 
@@ -179,7 +179,8 @@ def _term(chunk: str) -> str:
 
 
 def _tag_term(tag: str) -> str:
-    """Returns the index term of a hashtag or cashtag, with or without its sign; an empty string if no name is left."""
+    """Returns the index term of a hashtag or cashtag, which may begin with `#` or `$`; "" if nothing else is left of
+    it."""
     name = tag.strip().lstrip("#＃")
     if found := _CASHTAG.fullmatch(name):
         return cashtag_term(found.group(1))

@@ -1,8 +1,8 @@
 """Explains why a home timeline shows a tweet, or why it does not.
 
-Whether it is shown is found by reading the home timeline down to the tweet. The reason why not is found by filtering
-the tweet alone with fewer and fewer rules, by the code that filters pages, so an explanation cannot contradict the home
-timeline.
+It reads the home timeline down to the tweet to find whether the tweet is shown. To find the rule that hides a tweet, it
+filters the tweet alone with fewer and fewer rules. It uses the code that filters pages, so an explanation cannot
+contradict the home timeline.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from services.shared.hydration.hydrator import Hydrator
 from services.timeline.fanout_rules import Source
 from services.timeline.home.reader import MAX_ENTRIES, HomeReader, HomeSnapshot
 
-# Ids per author and round while reading down to the tweet: about one page's calls for each 100 entries.
+# Ids that each step of the merge reads of each author on the way down to the tweet: 100 entries cost about as many
+# calls as one page.
 DEPTH = 100
 
 Filter: TypeAlias = "pb.EntryFilter.ValueType"
@@ -60,11 +61,11 @@ class Explainer:
         self._tweets = tweet_grpc.TweetServiceStub(channel)
 
     async def explain(self, reader: int, tweet_id: int) -> pb.ExplainTimelineEntryResponse:
-        """Returns whether the reader's home timeline shows the tweet, and why. Raises AioRpcError if an owner cannot
-        answer."""
+        """Returns whether the reader's home timeline shows the tweet, and why. Raises AioRpcError if a service that
+        owns the tweet or its visibility (tweet, graph, identity) does not answer."""
         snapshot = await self._home.snapshot(reader)
         answer = pb.ExplainTimelineEntryResponse(tweet_id=tweet_id)
-        # The tweet alone first: if a rule hides it, the home timeline need not be read.
+        # Filters the tweet alone first: if a rule hides it, the home timeline need not be read.
         if not (await self._home.visible(snapshot, (tweet_id,), 1)).tweets:
             answer.filter = await self._hidden_by(snapshot, tweet_id)
             answer.reason = _FILTER_REASONS[answer.filter]
@@ -105,7 +106,7 @@ class Explainer:
         return answer.cores[0].head if answer.cores else None
 
     async def _hidden_by(self, snapshot: HomeSnapshot, tweet_id: int) -> Filter:
-        """Returns the rule that hides the tweet: the first one whose omission makes it visible."""
+        """Returns the rule that hides the tweet: the first rule without which the tweet is visible."""
         head = await self._tweet_head(tweet_id)
         if head is None:
             return pb.ENTRY_FILTER_NOT_FOUND
@@ -126,8 +127,8 @@ class Explainer:
         return pb.ENTRY_FILTER_PARENT_GONE if follows_parent else pb.ENTRY_FILTER_REPLY_NOT_FOLLOWED
 
     async def _block_filter(self, reader: int, head: tweet_pb2.TweetHead) -> Filter:
-        """Returns the filter for a block. If the author blocks the reader the answer is NOT_FOUND, so that the block
-        stays secret."""
+        """Returns the filter for a block. If the author blocks the reader it is NOT_FOUND, as for a tweet that does not
+        exist, so that the block stays secret."""
         people = [author for author in (head.author_id, head.retweet_of_author_id) if author]
         rules = await self._graph.GetVisibilityFilter(
             graph.GetVisibilityFilterRequest(user_id=reader, candidate_ids=people)

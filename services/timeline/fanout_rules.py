@@ -1,4 +1,4 @@
-"""Decides which authors a read pulls, and why. No I/O."""
+"""Decides which authors are pulled when a home timeline is read, and why. Does no I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ HYBRID, PUSH, PULL = "hybrid", "push", "pull"
 
 # With more late followees than this a rebuild is cheaper than pulling them at every read.
 MAX_LATE_FOLLOWEES = 32
-# Demotions are known for 31 days. An older home timeline could lack an author demoted before that.
+# Graph reports for 31 days that an author stopped being a celebrity. A home timeline older than that could lack the
+# tweets of such an author.
 MAX_AGE_MS = 30 * 24 * 3600 * 1000
 
 Source: TypeAlias = "pb.EntrySource.ValueType"
@@ -35,7 +36,8 @@ class FanoutRules:
         return self.mode == PUSH or not tiers.is_celebrity(author)
 
     def usable(self, home: HomeList, relations: FolloweeSet, now_ms: int) -> bool:
-        """Returns whether a warm home timeline may be read. If not, drop it and build it again."""
+        """Returns whether a warm home timeline may be read. If it returns False, the caller must drop the home timeline
+        and build it again."""
         age_ms = now_ms - home.opened_ms
         if home.mode != self.mode or age_ms > MAX_AGE_MS:
             return False

@@ -1,4 +1,5 @@
-"""Caches the followees of readers, and since when they are followed, under graph's relation version."""
+"""Caches each reader's followees and the times of the follows, with the relation version at which graph returned
+them."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ class FolloweeSet:
     def celebrities(self, tiers: CelebritySubscriber) -> Sequence[int]:
         """Returns the followees who are celebrities now."""
         if self._seen != tiers.version:
-            # Computed once per change of either side, so a warm read costs nothing here.
+            # Computed again only if the followees or the celebrities change, so a warm read costs nothing here.
             self._celebrities = [user_id for user_id in tiers.celebrities if user_id in self.followees]
             self._seen = tiers.version
         return self._celebrities

@@ -1,4 +1,5 @@
-"""Pulls the newest tweet ids of many authors and merges them in rounds; each round is complete above its frontier."""
+"""Pulls the newest tweet ids of many authors and merges them in batches. Each batch contains all ids above its
+frontier."""
 
 from __future__ import annotations
 
@@ -31,16 +32,16 @@ MAX_DEPTH = CAPACITY
 CACHE_ABOVE_AUTHORS = 50
 CACHED_IDS_TTL_S = 1.0
 MAX_CACHED_AUTHORS = 100_000
-# Ids cached per author: the largest page, and some that filters remove.
+# Ids cached per author: as many as the largest page shows, and 20 more, because filters remove some.
 CACHED_DEPTH = 120
-# Versions keep own ids current. This TTL covers a process that died before it could publish the version of a new tweet.
-# At 1 KB each, 16 MB.
+# The reader's own cached ids are used only while their version is current. The TTL covers a process that died before it
+# could publish the version of a new tweet.
 OWN_TTL_S = 600.0
 MAX_OWN_CACHED = 16_384
 # A build has many authors and mostly needs few ids of each.
 MIN_BUILD_DEPTH = 32
-# Each round doubles the depth up to MAX_DEPTH, so this many reach 200,000 ids of one author. More is left to the next
-# page.
+# Batches of one merge. Each doubles the ids read per author up to MAX_DEPTH, so 256 batches reach 200,000 ids of one
+# author. Older ids are left to the next page.
 MAX_ROUNDS = 256
 
 
@@ -51,8 +52,8 @@ T = TypeVar("T")
 
 
 class SingleBatch:
-    """An async iterator over the one answer of a call. An async generator would cost 5 µs more, which the event loop
-    takes to register it."""
+    """An async iterator that yields the response of one call. An async generator would cost 5 µs more, because the
+    event loop registers each generator."""
 
     __slots__ = ("_call",)
 
@@ -63,7 +64,8 @@ class SingleBatch:
         return self
 
     async def __anext__(self) -> IdsByAuthor:
-        """Returns the answer, once. Raises the call's error."""
+        """Awaits the call and returns its response; ends the iteration at the second call. Raises the AioRpcError of
+        the call."""
         call, self._call = self._call, None
         if call is None:
             raise StopAsyncIteration
@@ -74,11 +76,11 @@ class TweetIdSource(Protocol):
     """A source of tweet ids by author."""
 
     def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
-        """Yields, as the answers arrive, the newest `depth` ids of each author below `before_id` (0: no bound). No
-        author is in two batches; authors without ids are in none.
+        """Yields the newest `depth` ids of each author below `before_id` (0: no bound), one batch per response, in
+        order of arrival. No author is in two batches; authors without ids are in none.
 
-        A caller out of time can use the batches that it has. An author with fewer than `depth` ids has no more. Raises
-        the owner's AioRpcError.
+        A caller whose deadline is near can use the batches received so far. An author with fewer than `depth` ids has
+        no older ones. Raises the AioRpcError of the tweet service.
         """
 
 
@@ -118,7 +120,8 @@ class TweetServiceIds:
 
 
 class CachedIds:
-    """Reads ids from process memory, a second old at most; asks `owner` if the cached ids do not reach far enough."""
+    """Reads ids from process memory, at most one second old. Reads from `owner` the ids of authors who are not cached,
+    or whose cached ids end above the ids asked for."""
 
     def __init__(self, owner: TweetIdSource, clock: Callable[[], float]) -> None:
         """`clock` returns seconds since any fixed point."""
@@ -142,7 +145,8 @@ class CachedIds:
 
 
 class VersionedOwnIds:
-    """Caches readers' own ids by their version: one round trip to Redis instead of an RPC."""
+    """Caches the tweet ids of readers themselves and compares their version at each read: one round trip to Redis
+    instead of an RPC."""
 
     def __init__(self, owner: TweetIdSource, versions: AuthorVersions, clock: Callable[[], float]) -> None:
         """`clock` returns seconds since any fixed point."""
@@ -151,11 +155,11 @@ class VersionedOwnIds:
         self._cache: TTLCache[int, tuple[int, array[int]]] = TTLCache(MAX_OWN_CACHED, OWN_TTL_S, timer=clock)
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
-        """Implements TweetIdSource, for few authors."""
+        """Implements TweetIdSource with one RPC for each author whose ids are not cached; pass few authors."""
         # Other processes change the versions without notifying this one, so the response must not be cached.
         read_tracking.mark_uncacheable()
         known: dict[int, Sequence[int]] = {}
-        # Read before the ids: ids read later include everything the version covers.
+        # The versions are read before the ids, so the ids include at least all tweets that the version counts.
         for author, version in zip(authors, await self._versions.author_versions(authors), strict=True):
             cached = self._cache.get(author)
             if version is None or cached is None or cached[0] != version:
@@ -172,8 +176,9 @@ class VersionedOwnIds:
 
 
 def _cut(known: IdsByAuthor, before_id: int, depth: int) -> tuple[IdsByAuthor, list[int]]:
-    """Returns what is asked of the authors' newest CACHED_DEPTH ids, and the authors whose ids do not reach far
-    enough."""
+    """Returns each author's newest `depth` ids below `before_id` (0: no bound), cut from the cached ids `known`, which
+    are at most CACHED_DEPTH per author; and the authors whose cached ids may not contain all of these, who must be read
+    from the tweet service."""
     found: dict[int, Sequence[int]] = {}
     beyond = []
     for author, newest in known.items():
@@ -194,8 +199,8 @@ async def all_ids(batches: IdBatches) -> dict[int, Sequence[int]]:
 
 
 class Puller:
-    """Chooses the source of each author's ids: the reader's own from the owner or by version, others from a cache if
-    they are many."""
+    """Chooses where tweet ids are read. The reader's own ids come from the tweet service, or from a cache checked by
+    version. The ids of more than CACHE_ABOVE_AUTHORS other authors come from a cache that may be one second old."""
 
     def __init__(
         self, owner: TweetIdSource, clock: Callable[[], float], versions: AuthorVersions | None = None
@@ -205,12 +210,12 @@ class Puller:
         self._cached = CachedIds(owner, clock)
 
     def reading_for(self, reader: int) -> TweetIdSource:
-        """Returns the source for one reader's pages."""
+        """Returns the source of ids for the home timeline of `reader`."""
         return RoutedIds(reader, self._owner, self._own, self._cached)
 
 
 class RoutedIds:
-    """Routes the reader's own id and the other authors to their sources."""
+    """Reads the reader's own tweet ids from one source and those of all other authors from another."""
 
     def __init__(self, reader: int, owner: TweetIdSource, own: TweetIdSource, cached: TweetIdSource) -> None:
         self._reader = reader
@@ -232,7 +237,8 @@ class RoutedIds:
 
 
 async def _as_they_arrive(*sources: AsyncIterator[T]) -> AsyncIterator[T]:
-    """Yields what the sources yield, which run concurrently. If one fails, the others are cancelled."""
+    """Runs the sources concurrently and yields their items in order of arrival. If a source raises, raises its error
+    and cancels the others."""
     steps = {asyncio.ensure_future(source.__anext__()): source for source in sources}
     try:
         while steps:
@@ -253,18 +259,19 @@ async def _as_they_arrive(*sources: AsyncIterator[T]) -> AsyncIterator[T]:
 
 
 class DescendingMerge:
-    """Merges ids downwards from `bound` (exclusive; 0: no bound), newest first, round by round, until history or
-    MAX_ROUNDS end.
+    """Merges ids downwards from `bound` (exclusive; 0: no bound), newest first, in batches, until no older id exists or
+    MAX_ROUNDS batches were returned.
 
     Above the floor of `home`, ids come from its list and the authors `pulled`; below it (or without a home timeline)
-    from `all_authors`. A round takes the newest `depth` ids of each source below the bound. A source that gave a full
-    `depth` may have more ids below its lowest one. The frontier is the highest of those lowest ids: ids below it are
+    from `all_authors`. Each batch merges the newest `depth` ids of each source below the bound. A source that returned
+    `depth` ids may have more below its lowest one. The frontier is the highest of those lowest ids: ids below it are
     not returned yet, and it becomes the next bound.
 
     `all_authors` is read once, and only if it is needed.
 
-    After `deadline` (event loop time) nothing is waited for. If it cuts the first round short, the round returns what
-    was found and `partial` becomes true; a later round is left to another merge.
+    After `deadline` (event loop time) the merge awaits no more responses. If it passes during the first batch, that
+    batch contains the ids received so far and `partial` becomes true; if it passes later, the merge ends and another
+    merge can continue at the frontier.
     """
 
     def __init__(
@@ -280,7 +287,8 @@ class DescendingMerge:
         if home is not None and home.floor and bound and bound <= home.floor + 1:
             home = None
         self.partial = False
-        # The answers to the first round that have arrived: what a caller can use that is out of time.
+        # The ids received for the first batch, by author. A caller whose time is over can use them before the batch is
+        # complete.
         self.first_answers: dict[int, Sequence[int]] = {}
         self._source = source
         self._home = home
@@ -297,15 +305,16 @@ class DescendingMerge:
         return self
 
     async def __anext__(self) -> IdBatch:
-        """Returns the ids of the next round, newest first: all that exist from the frontier, its next position, up to
-        the bound before. A frontier of 0 ends the history. Raises what the source raises."""
+        """Returns the next batch: the ids from its frontier (inclusive) up to the previous frontier (exclusive), newest
+        first, and its frontier. A frontier of 0 means that no older id exists. Raises the AioRpcError of the tweet
+        service."""
         if not self._left:
             raise StopAsyncIteration
         found: dict[int, Sequence[int]] = self.first_answers if self._first else {}
         batches = self._source.newest(self._authors, self._bound, self._depth)
         try:
             while True:
-                # A coroutine, or the step of an async generator, which has the same methods.
+                # `__anext__` returns a coroutine, or for an async generator another awaitable with the same methods.
                 step: Any = batches.__anext__()
                 found.update(await with_deadline(self._deadline, step))
         except StopAsyncIteration:
@@ -320,7 +329,7 @@ class DescendingMerge:
         return IdBatch(ids, frontier)
 
     def _merged(self, found: dict[int, Sequence[int]]) -> tuple[list[int], int]:
-        """Returns the ids of this round and the frontier, and prepares the next round."""
+        """Returns the ids of this batch, newest first, and its frontier, and sets the state for the next batch."""
         pool, frontier = _from_home(self._home, self._bound, self._depth)
         pool += self._carried
         deeper = []
@@ -333,8 +342,8 @@ class DescendingMerge:
             if self._home is not None and frontier <= self._home.floor + 1:
                 self._home, self._authors, self._carried = None, list(self._all_authors), []
             else:
-                # An author who gave fewer ids than asked has no more: the remaining ids are carried over and the author
-                # is not asked again.
+                # An author for whom fewer than `depth` ids were returned has no older ones. Ids below the frontier are
+                # carried over to the next batch, and the author is not read again.
                 over = set(deeper)
                 self._carried = [i for i in self._carried if i < frontier]
                 self._carried += [i for author, ids in found.items() if author not in over for i in ids if i < frontier]
@@ -344,8 +353,8 @@ class DescendingMerge:
 
 
 def _from_home(home: HomeList | None, bound: int, depth: int) -> tuple[list[int], int]:
-    """Returns the newest `depth` pushed ids below the bound, and the id down to which they are complete (0: the whole
-    history)."""
+    """Returns the newest `depth` ids of the stored home timeline below the bound, and the id down to which they are
+    complete (0: no older id exists)."""
     if home is None:
         return [], 0
     end = bisect_left(home.ids, bound) if bound else len(home.ids)
@@ -357,7 +366,8 @@ def _from_home(home: HomeList | None, bound: int, depth: int) -> tuple[list[int]
 
 
 def merge_for_build(source: TweetIdSource, authors: Sequence[int], keep: int = CAPACITY) -> DescendingMerge:
-    """Returns the merge of all tweets of the authors, at a depth that suits `newest_of`."""
+    """Returns the merge of all tweets of the authors, to be passed to `newest_of`. It reads fewer ids per author the
+    more authors there are."""
     depth = max(MIN_BUILD_DEPTH, min(2 * keep // max(len(authors), 1), MAX_DEPTH))
     return DescendingMerge(source, None, (), authors, 0, depth)
 
@@ -374,5 +384,5 @@ async def newest_of(merge: DescendingMerge, keep: int = CAPACITY) -> tuple[list[
         lowest = batch.next_position
         if len(taken) >= keep:
             return taken[keep - 2 :: -1] if keep > 1 else [], taken[keep - 1]
-    # Only a history that MAX_ROUNDS did not exhaust ends with a frontier.
+    # The last frontier is above 0 only if MAX_ROUNDS ended the merge before it reached the oldest id.
     return taken[::-1], max(lowest - 1, 0)

@@ -1,5 +1,5 @@
-"""Timelines served by search: tweets that mention a user, tweets with a hashtag. Search decides pages, order and
-visibility."""
+"""Serves two timelines by calls to the search service: tweets that mention a user, and tweets with a hashtag. Search
+decides their pages, order and visibility."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class SearchTimelines:
         )
 
     async def mentions(self, user_id: int, cursor: str, page_size: int) -> tweet_pb2.SerializedTweetPage:
-        """Returns tweets that mention the user, newest first. Raises INVALID_ARGUMENT if the cursor belongs to another
-        list, NOT_FOUND if the user does not exist.
+        """Returns tweets that mention the user, newest first. Raises INVALID_ARGUMENT if the cursor is not one of this
+        timeline, NOT_FOUND if the user does not exist.
 
-        Mutes hide none of them: they apply to home timelines and notifications only.
+        Tweets of muted users are included: mutes apply to home timelines and notifications only.
         """
         refs = (await self._get_refs(user_service_pb2.BatchGetUserRefsRequest(ids=(user_id,)))).refs
         if not refs:
@@ -41,8 +41,8 @@ class SearchTimelines:
         return await self._search_page(_latest(query=f"@{username}", cursor=cursor, page_size=page_size))
 
     async def tagged(self, tag: str, cursor: str, page_size: int) -> tweet_pb2.SerializedTweetPage:
-        """Returns tweets with the hashtag, newest first. Raises INVALID_ARGUMENT if the cursor belongs to another
-        list."""
+        """Returns tweets with the hashtag, newest first. Raises INVALID_ARGUMENT if the cursor is not one of this
+        timeline."""
         return await self._search_page(_latest(tags=(tag,), cursor=cursor, page_size=page_size))
 
     async def _search_page(self, request: search.SearchTweetsRequest) -> tweet_pb2.SerializedTweetPage:

@@ -20,7 +20,8 @@ from services.timeline.home.reader import MAX_ENTRIES, WARM, HomeReader
 from services.timeline.search_timelines import SearchTimelines
 from services.timeline.store import HomeTimelineStore
 
-# The proto's limit of one AppendHomeEntries call, over all entries: some milliseconds of the event loop.
+# The most user ids of one AppendHomeEntries call, summed over its entries, as the proto says. Applying them takes some
+# milliseconds of the event loop.
 MAX_APPENDS = 10_000
 # A rebuild requested by an operator may use nearly the whole deadline.
 REBUILD_WAIT_S = 9.0
@@ -60,7 +61,7 @@ class TimelineService(TimelineServiceServicer):
         # mode=ranked is answered in chronological order: there is no ranking yet.
         page = await self._reader.page(user_id, bound, served, size)
         if page.label != WARM or page.partial:
-            # The next read may return more although no dependency has changed.
+            # The page is partial: the next read may return more entries although no data has changed.
             read_tracking.mark_uncacheable()
         if page.partial:
             next_cursor = self._seal_cursor(user_id, bound, served)

@@ -2,8 +2,8 @@
 points.
 
 Each kind is extracted independently, as twitter-text does. `extract` merges them; of two that overlap it keeps the one
-that begins first. All of it takes linear time: each pattern reads a bounded number of characters after its sign, or a
-run that is read once.
+that begins first. All of it takes linear time: each pattern reads a bounded number of characters after its first
+character (`#`, `$`, `@`), or a run that is read once.
 """
 
 from __future__ import annotations

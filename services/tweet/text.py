@@ -1,5 +1,5 @@
-"""Validates tweet texts: NFC, weighted length 1 to 280, no control characters except line feed and tab. Nothing is
-trimmed, and bidirectional marks are allowed."""
+"""Normalizes tweet texts to NFC and checks that their weighted length is 1 to 280 and that they have no control
+characters except line feed and tab. Nothing is trimmed, and bidirectional marks are allowed."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ MAX_REVOKED = 200_000
 REFETCH_AFTER_S = 1.0
 # Clocks of two machines may differ by this many seconds: a token whose `nbf` is less far in the future is accepted.
 CLOCK_SKEW_S = 60.0
-# The keys are fetched again after this many seconds, so a withdrawn key stops being accepted.
+# The keys are fetched again after this many seconds, so that tokens signed with a withdrawn key are rejected from then
+# on.
 KEYS_TTL_S = 300.0
 
 TOPICS = ("session.revoked", "user.suspended", "user.deleted")
@@ -141,7 +142,7 @@ class Revocations:
 
 
 class Verifier:
-    """Returns the actor of an access token, after verification of its signature, claims, expiry and revocation.
+    """Verifies the signature, claims, expiry and revocation of access tokens and returns their actors.
 
     `fetch_keys` returns the issuer's current public keys. It runs in an empty context, without a user's token or deadline. `clock`
     returns unix seconds. At most `max_verified` verified tokens are cached.

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 # The fetcher prefetches two batches, at least 400 events.
 PREFETCHED_BATCHES, MIN_PREFETCHED = 2, 400
-# A new member gets partitions when other members have finished their current batches.
+# Seconds to wait for partitions: a new member of the group gets them only when other members have finished their
+# current batches.
 JOIN_TIMEOUT_S = 30.0
 
 
 class KafkaConsumer(Consumer):
-    """The Consumer port. A task applies events; a `Fetcher` thread fetches them and commits offsets."""
+    """The Kafka adapter of the port Consumer. A task of the event loop applies events; a `Fetcher` thread fetches them
+    and commits offsets."""
 
     def __init__(
         self, log: KafkaLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, broadcast: bool
@@ -83,7 +85,8 @@ class KafkaConsumer(Consumer):
 
     async def lag(self) -> Lag:
         partitions = await self._log.admin.partitions(self._topics)
-        # Reads the end offsets first, so that events applied meanwhile do not count as lag.
+        # Reads the end offsets before the committed ones, so that events applied between the two reads do not count as
+        # lag.
         ends = await self._log.admin.offsets(partitions, LATEST)
         begins = await self._start_offsets(partitions)
         mine = self.backlog.progress() if self._fetcher is not None else {}
@@ -141,15 +144,15 @@ class KafkaConsumer(Consumer):
         except TimeoutError:
             raise unavailable(f"group {self.group} has no partitions in this process yet: retry later") from None
         except KafkaException as error:
-            raise unavailable(f"group {self.group} could not seek", error) from error
+            raise unavailable(f"the consumer of group {self.group} could not seek to the new offsets: retry later", error) from error
 
     async def _broadcast_start(self) -> dict[PartitionKey, int]:
         partitions = await self._log.admin.partitions(self._topics)
         return {**await self._log.admin.offsets(partitions, LATEST), **self._resume_offsets}
 
     async def _start_offsets(self, partitions: Sequence[PartitionKey]) -> dict[PartitionKey, int]:
-        """Returns the next offset of each partition: a broadcast consumer's own, otherwise the group's committed one,
-        at least the oldest event that retention has left."""
+        """Returns the next offset to read of each partition: for a broadcast consumer the one held in memory, otherwise
+        the offset that the group committed, but not below the oldest event that retention has not deleted."""
         if self._broadcast:
             return await self._broadcast_start()
         first = await self._log.admin.offsets(partitions, EARLIEST)

@@ -1,6 +1,7 @@
-"""The event log on Kafka: one topic per entity, keyed by author, at-least-once delivery, no transactions.
+"""The event log on Kafka: one Kafka topic per entity (`tweet`, `user`), partitioned by the event's key, with
+at-least-once delivery and without transactions.
 
-Kafka is never the only copy of an undelivered event: it stays in its service's outbox until Kafka acknowledged it.
+An event stays in the outbox of its service until Kafka has acknowledged it, so an outage of Kafka loses no event.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ log = structlog.get_logger(__name__)
 
 
 class KafkaLog(EventLog):
-    """The EventLog port. Events with the same key keep their order, over all topics of one entity, if one process
-    appends them in sequence."""
+    """The adapter of the port EventLog on Kafka. All events of one entity (`tweet.created`, `tweet.deleted`) are in one
+    Kafka topic, partitioned by the event's key. So consumers get the events of one entity and key in the order of their
+    appends, if one process appends them one after the other."""
 
     def __init__(self, settings: Settings, clock_ms: Callable[[], int], retry_first_s: float) -> None:
         self.settings = settings
@@ -88,7 +90,8 @@ class KafkaLog(EventLog):
     async def replay(self, group: str, time_ms: int) -> int | None:
         """Moves a group in all its partitions to the first event at or after `time_ms` (unix milliseconds).
 
-        Returns how many events follow from there on, of all topics together, or None if there is no such group.
+        Returns how many events the group has to read from there on, over all its topics, or None if the group does not
+        exist.
         """
         committed = list(await self.admin.committed(f"{self.settings.namespace}.{group}"))
         if not committed:
@@ -99,8 +102,8 @@ class KafkaLog(EventLog):
         return sum(ends[partition] - offset for partition, offset in targets.items())
 
     async def seek_group(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
-        """Moves a group without a consumer in this process: commits the offsets, or broadcasts a seek if the group has
-        members elsewhere."""
+        """Moves a group that has no consumer in this process to these offsets: commits them for the group, or, if the
+        group has members in other processes, broadcasts a seek to these."""
         if not await self.admin.seek_group(f"{self.settings.namespace}.{group}", targets):
             await self.broadcast_seek(group, targets)
 

@@ -1,5 +1,5 @@
-"""Maps events to Kafka records: one topic per entity, the key in decimal, event name and id in headers, the event
-message as the value."""
+"""Maps events to Kafka records. There is one Kafka topic per entity; a record's key is the event's key in decimal, its
+headers are the event's name, id and trace, and its value is the serialized event."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from services.platform.rpc.reasons import Reason
 PartitionKey = tuple[str, int]
 """Kafka's topic and the number of the partition."""
 
-# Limit for commands and for requests at the start; ordinary requests take milliseconds.
+# The time limit of each request of Kafka's admin client and of `roost` commands; requests usually take milliseconds.
 REQUEST_TIMEOUT_S = 10.0
 LOG_INTERVAL_S = 30.0
 log = structlog.get_logger(__name__)
@@ -31,16 +31,17 @@ DEAD_LETTER_TOPIC = "dead"
 
 
 def client_settings(settings: Settings) -> dict[str, Any]:
-    """Returns the librdkafka settings that all clients share."""
+    """Returns the librdkafka settings that producers, consumers and admin clients share."""
     return {
         "bootstrap.servers": settings.kafka_bootstrap_servers,
         "client.id": "roost",
         "socket.timeout.ms": int(REQUEST_TIMEOUT_S * 1_000),
         "socket.keepalive.enable": True,
-        # At most 2 s between attempts, so the end of an outage is noticed soon.
+        # In milliseconds: the delay between attempts to connect doubles from 100 ms to at most 2,000 ms, so that the
+        # end of an outage is noticed soon.
         "reconnect.backoff.ms": 100,
         "reconnect.backoff.max.ms": 2_000,
-        # New partitions have no leader for some milliseconds.
+        # In milliseconds: a new partition has no leader for a short time, so the first retry comes soon.
         "retry.backoff.ms": 50,
         "retry.backoff.max.ms": 500,
         "topic.metadata.refresh.fast.interval.ms": 50,
@@ -65,7 +66,8 @@ class RateLimitedErrors:
 
 
 def topic_of(namespace: str, name: str) -> str:
-    """Returns the Kafka topic of an event name. One topic per entity, so that the events of an entity keep their order."""
+    """Returns the Kafka topic of an event name: `<namespace>.tweet` for `tweet.created`. All events of an entity share
+    a topic, so that they keep their order."""
     return f"{namespace}.{name.partition('.')[0]}"
 
 
@@ -80,7 +82,8 @@ def headers_of(record: Record) -> list[tuple[str, str | bytes | None]]:
 
 
 def to_consumed_event(message: Message, event_names: frozenset[str] | None = None) -> ConsumedEvent | None:
-    """Returns the event of a record; None if its name is not in `event_names`, or if the record is not one of ours."""
+    """Returns the event of a record; None if its name is not in `event_names`, or if the record has not the headers
+    that Roost writes."""
     headers = plain_headers(message)
     name = headers.get(TYPE, "")
     if not name or (event_names is not None and name not in event_names):

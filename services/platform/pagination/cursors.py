@@ -11,7 +11,7 @@ import orjson
 
 from services.platform.rpc import errors
 
-# The size of a key that a mesh generates.
+# The size in bytes of the key that a mesh generates to sign cursors.
 KEY_BYTES = 32
 # Enough for the largest cursor: a bound, the name of a slate, and the tweet ids of a stream's last second. A longer
 # string is rejected without decoding.
@@ -40,7 +40,7 @@ class Cursors:
         payload = orjson.dumps(values)
         token = base64.urlsafe_b64encode(self._seal(list_name, owner_id, payload) + payload).rstrip(b"=").decode()
         if len(token) > MAX_CURSOR_CHARS:
-            raise ValueError(f"a cursor of {len(token)} characters; at most {MAX_CURSOR_CHARS} are accepted back")
+            raise ValueError(f"the cursor has {len(token)} characters, but `open` accepts at most {MAX_CURSOR_CHARS}")
         return token
 
     def open(self, token: str, list_name: str, owner_id: int) -> tuple[int | str, ...]:
@@ -62,7 +62,8 @@ class Cursors:
         return tuple(orjson.loads(payload))
 
     def _seal(self, list_name: str, owner_id: int, payload: bytes) -> bytes:
-        # Begins with the length of the name, so that different (list, owner, payload) never give the same bytes.
+        # The signed message begins with the length of the list's name, so that two different triples of list, owner and
+        # payload never give the same bytes.
         name = list_name.encode()
         message = b"%d %d %s%s" % (len(name), owner_id, name, payload)
         # Keyed BLAKE2 (RFC 7693) is a MAC as strong as HMAC-SHA-256 at a fifth of the cost; each home read signs a

@@ -28,26 +28,30 @@ Publish = Callable[[Sequence[int]], Awaitable[bool]]
 KEYS_PER_COMMAND = 500
 # Enough characters of a run id to tell servers apart.
 RUN_ID_CHARS = 10
-# Ids with a pending retry: some minutes of changes. Readers notice further changes when keys expire, or by the event's
-# consumer.
+# Ids whose write is retried, per kind of key: some minutes of changes. A failed write beyond this number is not
+# retried: other processes see the change when the old key expires, or when a consumer of the change's event writes the
+# key again.
 MAX_PENDING = 100_000
 
 
 class SharedKeyClient:
-    """Reads, writes and retries shared keys. `name` names the retry task in the log."""
+    """Reads and writes shared keys, and retries failed writes in the background. `name` is the name of the retry task
+    in the log."""
 
     def __init__(self, redis: Redis, name: str) -> None:
         self._redis = redis
-        # For each way to publish: the pending ids, with the number of failed attempts of each.
+        # By publish function: the ids whose write failed, each with its number of failed attempts.
         self._pending: dict[Publish, dict[int, int]] = {}
         self._retry_loop = WorkerLoop(name, self._retry_pending)
 
     async def close(self) -> None:
-        """Stops retrying. Readers notice pending changes when the keys expire."""
+        """Stops the background retries of writes that Redis did not accept. Other processes then see these changes only
+        when the old keys expire, or when a consumer of the change's event writes the keys again."""
         await self._retry_loop.stop()
 
     def _queue_retry(self, publish: Publish, ids: Iterable[int]) -> None:
-        """Queues these ids for retry by `publish`."""
+        """Queues these ids, for which `publish` failed: the background task calls `publish` for them again until it
+        succeeds."""
         pending = self._pending.setdefault(publish, {})
         for i in ids:
             if i in pending or len(pending) < MAX_PENDING:
@@ -65,14 +69,16 @@ class SharedKeyClient:
                     "Redis rejects changes that other processes must see", reason=Reason.CACHE_UNAVAILABLE
                 )
             for i, times in some.items():
-                # The count rises if the id changed again meanwhile: then this attempt may have published too early.
+                # A higher count means that another write of the id failed while this attempt ran. Its change may be
+                # newer than what this attempt published, so the id stays queued.
                 if pending[i] == times:
                     del pending[i]
             return True
         return False
 
     async def _read_values(self, kind: str, ids: Sequence[int]) -> dict[int, Any]:
-        """Returns the values of these keys by id, None for a missing key. Ids that Redis did not answer are absent."""
+        """Returns the values of the keys `<kind>:{<id>}:<run id>` by id, None for a missing key. If Redis does not
+        reply in time, the ids of the missing replies are absent."""
         found: dict[int, Any] = {}
 
         async def read(node: Node, some: Sequence[int]) -> None:
@@ -82,7 +88,8 @@ class SharedKeyClient:
         return found
 
     async def _values_on(self, connection: RedisConnection, kind: str, ids: Sequence[int]) -> list[Any]:
-        """Returns the values of keys on one server, in order."""
+        """Returns the values of these ids' keys, which are all on the server of `connection`, in order; None for a
+        missing key."""
         keys = [key_of(kind, i, connection) for i in ids]
         if self._redis.clustered:
             # Keys of several slots need one command each; they are still one round trip.
@@ -91,8 +98,8 @@ class SharedKeyClient:
         return list(values)
 
     async def _for_each_node(self, ids: Iterable[int], work: Callable[[Node, Sequence[int]], Awaitable[None]]) -> bool:
-        """Runs `work` on the ids of each server, KEYS_PER_COMMAND at a time. Returns False if some of it failed or
-        timed out."""
+        """Runs `work` on the ids of each server, KEYS_PER_COMMAND at a time. Returns False if a call of `work` failed
+        or the time limit passed."""
 
         async def run() -> bool:
             by_node: dict[Node, list[int]] = {}
@@ -110,7 +117,8 @@ class SharedKeyClient:
         return await self._within_timeout(run, False)
 
     async def _replies(self, connection: RedisConnection, commands: Sequence[bytes]) -> list[Any]:
-        """Executes commands of one reply each. Raises UNAVAILABLE if one is rejected."""
+        """Executes commands that have one reply each and returns the replies in order. Raises UNAVAILABLE if Redis
+        rejects one."""
         replies = await connection.execute(b"".join(commands), len(commands))
         for reply in replies:
             if isinstance(reply, ReplyError):
@@ -126,6 +134,6 @@ class SharedKeyClient:
 
 
 def key_of(kind: str, item_id: int, connection: RedisConnection) -> str:
-    """Returns the name of a key on the server of `connection`."""
+    """Returns the key of the item `item_id`, such as `<kind>:{42}:<run id of the server of connection>`."""
     # The id is the hash tag, which decides the node in a cluster; the suffix is that node's run id.
     return f"{kind}:{{{item_id}}}:{connection.run_id[:RUN_ID_CHARS]}"

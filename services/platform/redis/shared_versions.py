@@ -2,12 +2,14 @@
 replica.
 
 An entry of a user is a version and bytes. Only a higher version replaces an entry, and a tombstone has the highest. A
-writer puts its entry before it answers its caller. A reader that finds no entry asks the owner and fills the entry in
-for a short time, only if there is still none, so that a late fill overwrites nothing. A version of relations, threads,
-tweets or authors is a number that is new after every change; readers compare it for equality.
+writer puts its entry before it answers its caller. A reader that finds no entry calls the service that owns it and
+writes the result with SET NX and a short TTL, so that a late reader overwrites no newer entry; this is called a fill. A
+version of relations, threads, tweets or authors is a number that is new after every change; readers compare it for
+equality.
 
 Every method is bounded by `redis_timeout_s` and none raises because of Redis. A failed read returns None, and the
-caller asks the owner. A failed write returns False, and is retried in the background and again by the event's consumer.
+caller then calls the service that owns the data. A failed write returns False; it is retried in the background, and the
+consumer of the change's event repeats it.
 """
 
 from __future__ import annotations
@@ -26,15 +28,19 @@ from services.platform.shared_state import AuthorVersions, SharedUserRefs
 
 # Higher than any version: the user is deleted, and no later entry replaces it.
 TOMBSTONE = 2**63 - 1
-# Far longer than a fill takes. Once the entry has expired, no fill with older data can be in progress.
+# The TTL of an entry written after a change. It is far longer than a fill takes, so once the entry has expired, no fill
+# with older data can be in progress.
 PUT_TTL_MS = 3_600_000
-# How long a fill may be stale if it was read before a change and written after the changed entry had expired.
+# The TTL of a fill. It bounds how long a fill may be stale that was read before a change and written after the changed
+# entry had expired.
 FILL_TTL_MS = 60_000
-# If a version expires, the next reader writes a new one and fetches its cached values once more.
+# The TTL of versions of relations and threads. If a version expires, the next reader writes a new one and fetches its
+# cached values once more.
 VERSION_TTL_MS = 24 * 3_600_000
-# For tweets and authors: many keys, which are cached for ten minutes.
+# The TTL of versions of tweets and authors: they are many, and readers cache data under them for ten minutes at most.
 SHORT_VERSION_TTL_MS = 600_000
-# Attempts of a put. Each fails only if another process changes the same entry at the same moment, which is rare.
+# Attempts to write an entry. An attempt fails only if another process changes the same entry between WATCH and EXEC,
+# which is rare.
 PUT_TRIES = 8
 # Random versions must not collide with each other, nor with the ids that callers pass.
 VERSION_BITS = 62
@@ -65,7 +71,8 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
         self._republishers = {kind: partial(self._republish, kind) for kind in _VERSION_TTLS_MS}
 
     async def users(self, ids: Sequence[int]) -> list[SharedEntry | None]:
-        """Returns the entry of each user in order; None if unknown: ask the owner."""
+        """Returns the entry of each user in order; None if Redis has none or does not answer: then call the owning
+        service (identity)."""
         found = await self._read_values(_USER, ids)
         return [_decode_entry(found.get(i)) for i in ids]
 
@@ -96,40 +103,41 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
         await self._for_each_node(entries, fill)
 
     async def relation_version(self, user_id: int) -> int | None:
-        """Returns the version of a user's relations. Read it before the relations; None if Redis does not answer, so
-        that they may have changed."""
+        """Returns the version of a user's relations. Read it before the relations. None if Redis does not answer: then
+        treat cached relations as outdated."""
         return await self._read_version(_RELATIONS, user_id)
 
     async def change_relations(self, user_ids: Sequence[int], new_version: int) -> bool:
         """Publishes new versions of the users' relations, after the rows are written and before the call returns.
-        Returns False if Redis did not accept all; those are retried.
+        Returns False if Redis did not accept all of them; failed ones are retried in the background.
 
         `new_version` must never have been used before, such as a new Snowflake id.
         """
         return await self._change_versions(_RELATIONS, user_ids, new_version)
 
     async def thread_version(self, root_id: int) -> int | None:
-        """Returns the version of a thread, like `relation_version`."""
+        """Returns the version of a thread; None if Redis does not answer. Read it before the thread."""
         return await self._read_version(_THREAD, root_id)
 
     async def change_threads(self, root_ids: Sequence[int], new_version: int) -> bool:
-        """Publishes new versions of threads, like `change_relations`."""
+        """Publishes `new_version` for these threads, under the conditions and with the result of `change_relations`."""
         return await self._change_versions(_THREAD, root_ids, new_version)
 
     async def tweet_versions(self, ids: Sequence[int]) -> list[int | None]:
-        """Returns the versions of tweets and their counts, in order, like `relation_version`."""
+        """Returns the versions of tweets and their counts, in the order of `ids`; None if Redis does not answer."""
         return await self._read_versions(_TWEET, ids)
 
     async def change_tweets(self, ids: Sequence[int], new_version: int) -> bool:
-        """Publishes new versions of tweets, like `change_relations`."""
+        """Publishes `new_version` for these tweets, under the conditions and with the result of `change_relations`."""
         return await self._change_versions(_TWEET, ids, new_version)
 
     async def author_versions(self, user_ids: Sequence[int]) -> list[int | None]:
-        """Returns the versions of the tweets of each author, in order, like `relation_version`."""
+        """Returns for each author, in order, the version of the author's tweets; None if Redis does not answer."""
         return await self._read_versions(_AUTHOR, user_ids)
 
     async def change_authors(self, user_ids: Sequence[int], new_version: int) -> bool:
-        """Publishes new versions of the authors' tweets, like `change_relations`."""
+        """Publishes `new_version` for the tweets of these authors, under the conditions and with the result of
+        `change_relations`."""
         return await self._change_versions(_AUTHOR, user_ids, new_version)
 
     async def _put_once(self, connection: RedisConnection, key: str, version: int, value: bytes) -> bool:
@@ -142,7 +150,8 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
         writing = command("MULTI") + command("SET", key, value, "PX", PUT_TTL_MS) + command("EXEC")
         _, queued, done = await connection.execute(writing, 3)
         if isinstance(queued, ReplyError) or isinstance(done, ReplyError):
-            # For example out of memory: deletes the stale entry, so that readers ask the owner.
+            # Redis rejected the write, for example because it is out of memory. Deletes the stale entry, so that
+            # readers call the owning service.
             await self._replies(connection, [command("DEL", key)])
             return True
         return done is not None
@@ -157,7 +166,7 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
             connection = await node.reads()
             found.update(zip(some, await self._values_on(connection, kind, some), strict=True))
             if missing := [i for i in some if found[i] is None]:
-                # With NX, so that two readers do not replace each other's version.
+                # SET with NX, so that two readers that miss the same key use one version.
                 new_version = random.getrandbits(VERSION_BITS) + 1
                 keys = [key_of(kind, i, connection) for i in missing]
                 making = [command("SET", key, new_version, "NX", "PX", _VERSION_TTLS_MS[kind]) for key in keys]
@@ -174,7 +183,8 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
         return False
 
     async def _republish(self, kind: str, of: Sequence[int]) -> bool:
-        # Another number than at first: a reader may have cached data under the first one before the latest change.
+        # A retry writes another number than the failed attempt: a reader may have cached data under the first number
+        # before the latest change.
         return await self._write_versions(kind, of, random.getrandbits(VERSION_BITS) + 1)
 
     async def _write_versions(self, kind: str, of: Sequence[int], new_version: int) -> bool:
@@ -183,7 +193,8 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
             keys = [key_of(kind, i, connection) for i in some]
             sets = b"".join(command("SET", key, new_version, "PX", _VERSION_TTLS_MS[kind]) for key in keys)
             if any(isinstance(reply, ReplyError) for reply in await connection.execute(sets, len(keys))):
-                # Deletes stale versions, like `_put_once`: readers then write new ones.
+                # Redis rejected a write, for example because it is out of memory. Deletes the stale versions; readers
+                # then write new ones.
                 await self._replies(connection, [command("DEL", key) for key in keys])
 
         return await self._for_each_node(of, change)

@@ -25,7 +25,8 @@ def too_many(most: int) -> str:
 
 
 class Bounds:
-    """The maximum lengths of all lists of one message type, nested messages included. False if the type has no list.
+    """The maximum lengths of all lists of one message type, nested messages included. An instance is falsy if the type
+    has no list.
 
     `most` is the number of items that all lists together may hold. The constructor raises TypeError if the contract leaves a list
     unbounded: a list without `max_items`, a message that contains itself, or a map of messages with lists.

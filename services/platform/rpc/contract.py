@@ -90,9 +90,10 @@ def mesh_callers() -> frozenset[str]:
 
 
 def callers_of(method: Method) -> frozenset[str]:
-    """Returns the names of the callers that may call a mesh method; an empty set for a method with another access rule.
+    """Returns the names of the callers that may call a method with access `MESH` (only for calls from within the mesh);
+    an empty set for a method with another access rule.
 
-    These are the `callers` of its policy, or all mesh callers if the policy lists none.
+    These are the `callers` of the method's policy; if the policy lists none, every service and the gateway.
     """
     if method.policy.access != options_pb2.ACCESS_MESH:
         return frozenset()
@@ -100,7 +101,8 @@ def callers_of(method: Method) -> frozenset[str]:
 
 
 def called_by(name: str) -> frozenset[str]:
-    """Returns the names of the services with a mesh method that the service `name` may call."""
+    """Returns the names of the services that have at least one method with access `MESH` whose policy admits the
+    service `name` as a caller."""
     return frozenset(method.service_name for method in methods().values() if name in callers_of(method))
 
 

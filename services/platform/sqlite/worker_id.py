@@ -19,9 +19,9 @@ _HIGH_WATER_BYTES = 20
 class FileLease:
     """Leases a worker id by a file in the data directory, which is locked while this object is open.
 
-    The file holds the high-water mark: a time in unix milliseconds, written ahead, that no id has passed. So neither
-    kill -9 nor a slower clock leads to an id twice. Raises FAILED_PRECONDITION if another process owns the file, or if
-    its content is invalid.
+    The file holds the high-water mark: a time in unix milliseconds, written ahead, that no id has passed. So no id is
+    minted twice, even after kill -9 or if the clock was set back. Raises FAILED_PRECONDITION if another process owns
+    the file, or if its content is invalid.
     """
 
     def __init__(self, path: Path, worker_id: int = 0) -> None:

@@ -60,7 +60,7 @@ class Health:
         return _messages.HealthListResponse(statuses=found)
 
     async def watch(self, request: pb.HealthCheckRequest) -> AsyncIterator[pb.HealthCheckResponse]:
-        """Yields the status of one service now and at each change, until `end`.
+        """Yields the status of one service now and at each change, until the method `end` of this object is called.
 
         Yields SERVICE_UNKNOWN if no status was set for the service. A slow reader gets the latest status only.
         """

@@ -22,7 +22,8 @@ _NO_POSITIONS: Mapping[int, int] = MappingProxyType({})
 
 
 class IdBatch(NamedTuple):
-    """The next ids of a list, in its order, and the position after which the list continues (0: it ends here).
+    """The next ids of a list, in its order, and the position after which the list continues (0 if these ids are the
+    last).
 
     `positions` has the position of each id; of a list whose positions are its ids it is empty."""
 
@@ -32,8 +33,8 @@ class IdBatch(NamedTuple):
 
 
 # Reads a stored list. `read(after, limit)` returns up to `limit` entries after the position `after` (0: from the
-# start), in the list's order; fewer mean that the list ends. Returns the ids of tweets if their positions are the ids,
-# otherwise a dict of positions by id.
+# start), in the list's order; if it returns fewer, the list ends. Returns the ids of tweets if their positions are the
+# ids, otherwise a dict of positions by id.
 ReadList: TypeAlias = "Callable[[int, int], Awaitable[Sequence[int] | Mapping[int, int]]]"
 # Hydrates up to `limit` of the ids: `Hydrator.visible` with the reader and the rules of the list.
 Hydrate: TypeAlias = Callable[[Sequence[int], int], Awaitable[VisibleTweets]]
@@ -43,7 +44,7 @@ class FilledPage(NamedTuple):
     """A page of visible tweets. The next page begins after `next_position`; 0 if there is none.
 
     `is_followed` is true if the page is full and another visible tweet follows: `next_position` is then that of the
-    last tweet. `relation_versions`: see VisibleTweets."""
+    last tweet. `relation_versions` are the relation versions by which graph filtered the tweets (see VisibleTweets)."""
 
     tweets: Sequence[HydratedTweet]
     next_position: int
@@ -65,7 +66,8 @@ class StoredList:
         return self
 
     async def __anext__(self) -> IdBatch:
-        """Returns the next batch. Raises what the list raises."""
+        """Returns the next batch of the list's ids. Raises StopAsyncIteration at the end of the list or after MAX_READS
+        batches, and the errors of the `read` function that was passed in."""
         if not self._left:
             raise StopAsyncIteration
         entries = await self._read(self._after, self._limit)

@@ -1,1 +1,1 @@
-"""The home timeline of one reader: its rules, its build and its pages."""
+"""Builds a reader's home timeline, filters it by the rules of visibility, and reads its pages."""

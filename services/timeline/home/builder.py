@@ -19,7 +19,7 @@ from services.timeline.store import CAPACITY, HomeList, HomeTimelineStore
 
 # Builds that run at once; each has up to CALLS_IN_FLIGHT calls at the tweet service.
 MAX_BUILDS = 64
-# Builds that may queue, as after a cold start of the mesh; further readers pull for themselves.
+# Builds that may queue, as after a cold start of the mesh. Beyond that a read starts no build and pulls its own page.
 MAX_QUEUED = 1_000
 
 _built = Counter("roost_timeline_builds", "Builds of home timelines, by how they ended.", ("outcome",))
@@ -27,8 +27,8 @@ log = structlog.get_logger(__name__)
 
 
 class HomeBuild:
-    """A build in progress. `home` is the home timeline that the build pulled; it is set when the build is done.
-    `installed` is true if `home` was stored as the warm home timeline."""
+    """A build of one home timeline. `home` is its result, set when the build is done. `installed` is true if `home` was
+    stored as the warm home timeline."""
 
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
@@ -40,8 +40,8 @@ class HomeBuild:
         self.merge: DescendingMerge | None = None
 
     async def done(self, within_s: float) -> bool:
-        """Waits up to `within_s` seconds for the end and returns whether it was reached. Raises the error that made the
-        build fail."""
+        """Waits up to `within_s` seconds for the build to end. Returns whether it has ended. Raises the error of a
+        failed build."""
         assert self.task is not None, "a build is handed out started"
         await asyncio.wait((self.task,), timeout=max(within_s, 0))
         if not self.task.done():
@@ -93,7 +93,7 @@ class HomeBuilder:
         return build
 
     def restart(self, user_id: int) -> HomeBuild:
-        """Starts a new build, even if one is in progress; that one will not install its result."""
+        """Starts a new build, even if an earlier one is in progress; the earlier one then does not store its result."""
         return self._start(user_id)
 
     async def start(self) -> None:
@@ -121,7 +121,7 @@ class HomeBuilder:
         if task.cancelled():
             outcome = "cancelled"
         elif (error := task.exception()) is not None:
-            # Retrieved here, because all callers that waited may be gone.
+            # Logged here, because all callers that awaited the build may have been cancelled.
             log.warning(LogEvent.HOME_BUILD_FAILED, user_id=build.user_id, error=repr(error))
             outcome = "failed"
         else:
@@ -135,7 +135,8 @@ class HomeBuilder:
     async def pull(self, build: HomeBuild) -> None:
         """Opens the build in the store, pulls the ids and closes it. After any error the home timeline is cold."""
         user_id, rules = build.user_id, self._rules
-        # Taken before the build is opened: tweets stamped later may be missing from it and are pulled at read.
+        # Read before the followees are fetched: a user followed after this time may be missing from the build and is
+        # pulled at each read.
         build.opened_ms = int(self._clock() * 1000)
         opened = await self._store.open_build(user_id, build.opened_ms, rules.mode)
         if opened is None:

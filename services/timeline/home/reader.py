@@ -22,11 +22,11 @@ from services.timeline.store import HomeList, HomeTimelineStore
 
 # The newest entries that a reader can see, over all pages.
 MAX_ENTRIES = 800
-# How long a page waits for a build or a pull before it shows what is there.
+# Seconds that a page waits for a build or a pull. Then it returns the ids read so far.
 BUILD_WAIT_S = 2.0
-# Reserved from the call's deadline to hydrate and send the page.
+# Seconds of the call's deadline that are reserved to hydrate and send the page.
 RESPONSE_RESERVE_S = 0.25
-# Ids read beyond the page: some are hidden, and one more shows whether there is a next page.
+# Ids read in addition to a page's: filters hide some ids, and one more id shows whether there is a next page.
 SPARE = 5
 
 WARM, BUILT, PULLED = "warm", "built", "pull"
@@ -34,15 +34,15 @@ WARM, BUILT, PULLED = "warm", "built", "pull"
 
 @dataclass(slots=True)
 class HomeSnapshot:
-    """The state that one read works on. `home` is None if everything is pulled; `label` becomes the trailer
-    `roost-timeline`."""
+    """The home timeline and followees that one read uses. `home` is None if all authors are pulled; `label` is sent as
+    the trailing metadata `roost-timeline`."""
 
     reader: int
     relations: FolloweeSet
     home: HomeList | None
     pulled: Mapping[int, Source]
     label: str
-    # Event loop time after which the read continues with what it has.
+    # Event loop time after which the read continues with the ids read so far.
     until: float
     # True if the time limit cut the result short.
     partial: bool = False
@@ -64,8 +64,8 @@ class HomePage(NamedTuple):
 
 
 class HomeReader:
-    """Reads home timelines. Raises AioRpcError if an owner cannot answer: no tweet is shown without its visibility
-    check."""
+    """Reads home timelines. Raises AioRpcError if graph, tweet or identity does not answer: no tweet is shown without
+    its visibility check."""
 
     def __init__(
         self,
@@ -92,10 +92,12 @@ class HomeReader:
         pages."""
         known = self._relations.known(reader)
         if known is not None:
-            # First tries with the follows that were cached at the last read, which rarely change. Hydration asks graph
-            # in any case and returns their version, so no call is needed only for that.
+            # First reads with the followees cached at the last read, which rarely change. Hydration calls graph in any
+            # case and returns the relation version, which shows whether the followees were current without a call of
+            # its own.
             page = await self._page(await self.snapshot(reader, known), bound, served, size)
-            # Without a version graph was not asked, as for an empty page: the follows were not verified.
+            # For an empty page hydration does not call graph. Then no version is returned, and the cached followees are
+            # unverified.
             if page.relation_versions == {known.version}:
                 return page
         return await self._page(await self.snapshot(reader), bound, served, size)
@@ -109,8 +111,8 @@ class HomeReader:
         return HomePage(page.tweets, reached, snapshot.label, is_partial, page.relation_versions)
 
     async def visible(self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int) -> VisibleTweets:
-        """Returns the first `limit` of the ids that the home timeline shows, hydrated. The only place that decides
-        this."""
+        """Returns the first `limit` of the ids that the reader may see in the home timeline, hydrated. Pages and
+        explanations use no other filter."""
         rules = HomeRules(snapshot.reader, snapshot.relations.followees)
         return await self._hydrator.visible(snapshot.reader, ids, limit, hide_muted=True, rules=rules)
 
@@ -133,7 +135,7 @@ class HomeReader:
         if build is None:
             return everything_pulled
         if not await build.done(until - monotonic()):
-            # The pull gets a time limit of its own, so that at least the reader's own tweets are found.
+            # The pull gets a new time limit, so that at least the reader's own tweets are read after a slow build.
             snapshot = self._warm_snapshot(
                 reader, relations, build.so_far(self._rules.mode), PULLED, _build_wait_deadline()
             )

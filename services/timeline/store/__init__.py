@@ -1,4 +1,5 @@
-"""The storage port of home timelines: lists of tweet ids, each complete above its floor. All of it is a cache."""
+"""The storage port of home timelines: lists of tweet ids, each complete above its floor. Any of them may be lost and is
+then rebuilt."""
 
 from __future__ import annotations
 
@@ -6,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-# Entries served to a reader, and entries that filters and late arrivals may use up before the floor is reached.
+# Entries served to a reader; and entries stored in addition, because filters remove some and late appends take places
+# above the floor.
 SERVED, RESERVE = 800, 32
 CAPACITY = SERVED + RESERVE
-# Trimming starts at this length, so 64 appends share one trim.
+# A list is trimmed to 832 ids when it has more than this, so 64 appends share one trim.
 TRIM_ABOVE = 896
 
 
 @dataclass(frozen=True, slots=True)
 class HomeList:
-    """A snapshot of a home timeline: `ids` ascending, unique, all > `floor`.
+    """A snapshot of a home timeline. Its `ids` are ascending, unique and greater than `floor`.
 
     `opened_ms` is when the build of the list began, in Unix milliseconds. `ids` holds two kinds of tweet ids above
     `floor`: those committed before `opened_ms` by authors whom the reader followed then and whose tweets are fanned out
@@ -30,7 +32,7 @@ class HomeList:
 
 
 class OpenBuild(Protocol):
-    """A build that was opened; an opaque token of the adapter."""
+    """A build that `open_build` returned. Callers only pass it back to the same store."""
 
     @property
     def user_id(self) -> int:
@@ -41,14 +43,15 @@ class HomeTimelineStore(Protocol):
     """Home timelines by user id. Any of them may disappear at any moment; none is ever incomplete above its floor."""
 
     async def read(self, user_id: int) -> HomeList | None:
-        """Returns the warm home timeline as a copy; None if it is cold, being built, or the store cannot be reached.
-        Counts as a use for eviction."""
+        """Returns a copy of the warm home timeline; None if it is cold, being built, or the store cannot be reached.
+        For LRU eviction the home timeline counts as used."""
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
         """Drops the stored home timeline and collects appends for the build from now on.
 
-        Returns None if another process began a build a moment ago or the store cannot be reached; then serve by pull.
-        The caller takes `opened_ms` before this call and starts its pull after it, bypassing every cache.
+        Returns None if another process opened a build in the last few seconds or the store cannot be reached; then the
+        caller must serve the page by pull. The caller takes `opened_ms` before this call and starts its pull after it,
+        bypassing every cache.
         """
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
@@ -66,7 +69,7 @@ class HomeTimelineStore(Protocol):
         """Adds each tweet id to the home timelines of its user ids that are warm or being built.
 
         Idempotent, and correct in any order. Returns for each entry the number of such home timelines. Raises
-        UNAVAILABLE if some may have been missed; then repeat the whole call.
+        UNAVAILABLE if some home timelines may lack their entries; then the caller must repeat the whole call.
         """
 
     async def drop(self, user_id: int) -> None:

@@ -9,5 +9,5 @@ from services.timeline.store.redis.store import RedisHomeTimelines
 
 
 async def open_store(context: ServiceContext) -> OpenedStore[HomeTimelineStore]:
-    """Returns the store that all processes of the mesh share."""
+    """Returns a store on the Redis server of the settings, whose home timelines all processes of the mesh share."""
     return OpenedStore(RedisHomeTimelines(require_cluster(context).redis))

@@ -9,5 +9,5 @@ from services.timeline.store.memory import EmbeddedHomeTimelines
 
 
 async def open_store(context: ServiceContext) -> OpenedStore[HomeTimelineStore]:
-    """Returns a store without home timelines: each is built when it is first read."""
+    """Returns an empty store in the memory of this process: each home timeline is built when it is first read."""
     return OpenedStore(EmbeddedHomeTimelines(context.settings.warm_timelines))

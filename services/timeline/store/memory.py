@@ -1,7 +1,7 @@
 """Stores home timelines in process memory.
 
-No method awaits, so each is atomic on the event loop. `close_build` installs a build only if it is still the registered
-one; no other synchronization is needed.
+No method awaits, so each is atomic on the event loop. `close_build` stores the result only if its build was neither
+dropped, evicted nor superseded meanwhile, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class HomeInBuild:
         self.pending: list[int] = []
 
     def insert(self, tweet_id: int) -> bool:
-        """Stores the id. Returns False if there are more than `max_pending`; then the build must be dropped."""
+        """Stores the id. Returns False if more than `max_pending` ids are stored; then the caller must drop the
+        build."""
         self.pending.append(tweet_id)
         return len(self.pending) <= self.max_pending
 
@@ -82,7 +83,8 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         self._keep = keep
         self._trim_above = trim_above
         self._homes: OrderedDict[int, HomeInBuild | WarmHome] = OrderedDict()
-        # Keyed by user id. An eviction counts as a change too, because later appends are not stored.
+        # Keyed by user id. An eviction is recorded as a change too, because an evicted home timeline gets no later
+        # appends.
         self._change_tracker = ChangeTracker()
 
     def __len__(self) -> int:

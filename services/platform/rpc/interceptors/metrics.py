@@ -90,7 +90,7 @@ class _Observers(Collector):
     def collect(self) -> Iterator[Metric]:
         families = _Families()
         for labels, observer in list(self.by_method.items()):
-            # Methods without calls would make nine tenths of the page.
+            # Methods that were never called are left out: they would be nine tenths of the metrics text.
             if observer.called:
                 observer.add_to(labels, families)
         yield from (families.started, families.handled, families.handling)

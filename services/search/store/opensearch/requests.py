@@ -82,7 +82,7 @@ def document_body(document: Document) -> bytes:
 
 
 def page_body(query: Query, before_id: int, limit: int) -> dict[str, Any]:
-    """Returns a search for up to `limit` ids below `before_id` (0: no bound), greatest first.
+    """Returns the body of a search request for up to `limit` ids below `before_id` (0: no bound), greatest first.
 
     It has a timeout but no `terminate_after`: stopping after a number of documents could miss the newest.
     """
@@ -91,8 +91,8 @@ def page_body(query: Query, before_id: int, limit: int) -> dict[str, Any]:
 
 
 def ranked_body(query: Query, after: RankPosition | None, limit: int) -> dict[str, Any]:
-    """Returns a search for up to `limit` documents after `after`, greatest rank first, of equal ranks the lowest id
-    first.
+    """Returns the body of a search request for up to `limit` documents after the position `after` (None: from the
+    first), in descending order of rank and, for equal ranks, ascending order of id.
     """
     bool_query = {"filter": [*_clauses(query), *_conditions(query, 0)], "must_not": _excluded(query)}
     page: dict[str, Any] = {"query": {"bool": bool_query}, "size": limit, "sort": [{RANK: "desc"}, {ID: "asc"}]}
@@ -100,7 +100,8 @@ def ranked_body(query: Query, after: RankPosition | None, limit: int) -> dict[st
 
 
 def best_body(query: Query, before_id: int, limit: int, preferred: Sequence[str]) -> dict[str, Any]:
-    """Returns a search for the best text scores. Hits with a preferred term carry the query name PREFERRED."""
+    """Returns the body of a search request for the documents with the best text scores. Hits that contain a term of
+    `preferred` have PREFERRED among their matched query names."""
     # Filters and preferred terms must not change the text score.
     bool_query = {"must": _clauses(query), "filter": _conditions(query, before_id), "must_not": _excluded(query)}
     if preferred:

@@ -1,4 +1,4 @@
-"""Encodes home timelines for Redis, and the commands on them.
+"""Encodes home timelines, and the commands that change them, as Redis stores and receives them.
 
 `{u}:h` is a list of ids, eight bytes big-endian each, the newest arrival first. `{u}:m` is its marker: `B …` while it
 is built, `W …` once it is warm. Both keys have one hash slot.
@@ -15,11 +15,11 @@ from sys import byteorder
 from services.platform.redis.connection import command
 from services.timeline.store import CAPACITY, RESERVE, TRIM_ABOVE, HomeList
 
-# The last element of every list not trimmed since it was opened. It keeps an empty home timeline distinct from a
-# missing key.
+# The last element of every list that was not trimmed since its build opened it. Redis deletes empty lists, so without
+# it an empty home timeline would look like a missing key.
 ZERO_ID = bytes(8)
-# Longer lists, which trims could not keep up with, are dropped: each read would transfer more than twice what is
-# needed.
+# A list with more elements than this is deleted: its trims failed repeatedly, and each read would transfer more than
+# twice the ids that are needed.
 DROP_ABOVE = 2_000
 
 
@@ -28,9 +28,9 @@ class ListLimits:
     """Lengths of lists; only tests pass other values. A list is trimmed to `keep` above `trim_above` and dropped above
     `drop_above`.
 
-    Lists within `soon` entries of `trim_above` are trimmed together with others, at a tenth of the cost of trimming
-    them alone. The `reserve` oldest elements of a list of `keep` represent everything trimmed: the largest of them is
-    the floor.
+    Lists with at least `trim_above - soon` elements are collected and trimmed in one transaction, at a tenth of the
+    cost of trimming each alone. In a list of `keep` elements the largest of the `reserve` oldest ones is the floor: all
+    trimmed ids are at most that.
     """
 
     keep: int = CAPACITY
@@ -42,8 +42,8 @@ class ListLimits:
 
 @dataclass(frozen=True, slots=True)
 class WarmMarker:
-    """The content of the marker of a warm home timeline. `floor` is that of the build; trims raise it, which shows in
-    the list."""
+    """The content of the marker of a warm home timeline. `floor` is that of the build; trims raise it, and
+    `decode_home` computes the raised floor from the list."""
 
     run_id: str
     opened_ms: int
@@ -87,14 +87,15 @@ def decode_home(warm: WarmMarker, stored: Sequence[bytes], limits: ListLimits) -
     if len(ids) >= limits.keep:
         floor = max(floor, max(ids[-limits.reserve :]))
     once = set(ids)
-    # Arrivals are nearly sorted, which the sort exploits; most lists have no duplicates.
+    # Ids arrive nearly in order, which Python's sort exploits; most lists have no duplicates.
     ordered = sorted(ids) if len(once) == len(ids) else sorted(once)
     # This also removes ZERO_ID, which is below every floor.
     return HomeList(array("q", ordered[bisect_right(ordered, floor) :]), floor, warm.opened_ms, warm.mode)
 
 
 def encode_pushes(user_ids: Sequence[int], tweet_ids: Sequence[int]) -> bytes:
-    """Encodes one LPUSHX per user that pushes the ids onto the list if the key exists; the largest id ends up first."""
+    """Encodes one LPUSHX per user, which adds the ids to the front of the user's list if the key exists; the largest id
+    becomes the first element."""
     head = f"*{2 + len(tweet_ids)}\r\n$6\r\nLPUSHX\r\n$"
     # Built as text and encoded as Latin-1 at the end, which takes half the time of bytes.
     tail = "".join(f"$8\r\n{one.decode('latin-1')}\r\n" for one in encode_ids(sorted(tweet_ids)))
@@ -103,7 +104,7 @@ def encode_pushes(user_ids: Sequence[int], tweet_ids: Sequence[int]) -> bytes:
 
 
 def encode_deletes(user_ids: Sequence[int]) -> bytes:
-    """Encodes one DEL per user that deletes list and marker together."""
+    """Encodes one DEL per user, which deletes the user's list and marker in one step."""
     return b"".join(command("DEL", marker_key(user_id), list_key(user_id)) for user_id in user_ids)
 
 
@@ -114,7 +115,7 @@ def group_by_entries(entries: Sequence[tuple[int, Sequence[int]]]) -> Mapping[tu
         if users := tuple(user_ids):
             same[users] = (*same.get(users, ()), index)
     if len(same) == 1:
-        # The usual case: the tweets of one author go to the same page of followers.
+        # The usual case: all entries have the same followers of one author.
         ((users, indexes),) = same.items()
         return {indexes: tuple(dict.fromkeys(users))}
     wanted: dict[int, tuple[int, ...]] = {}

@@ -1,4 +1,5 @@
-"""Pushes new ids onto the lists of home timelines in Redis, and keeps the lists at their bounds."""
+"""Adds new tweet ids to the lists of home timelines in Redis by LPUSHX, and trims or deletes lists that grow too
+long."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from services.platform.redis.node_pool import Node
 from services.timeline.store.redis.encoding import ListLimits, encode_deletes, encode_pushes
 from services.timeline.store.redis.trimming import BATCH, trim
 
-# Lists per write: some milliseconds of the server. Two writes are in flight: one on the wire, one being applied.
+# LPUSHX commands per write to the socket: Redis applies them in some milliseconds. Two such writes are in flight: Redis
+# applies one while the next is sent.
 PUSH_BATCH = 1_000
 # Errors of a server that is up but cannot apply the command now; the caller must retry.
 _TRANSIENT_ERRORS = (
@@ -29,17 +31,21 @@ _TRANSIENT_ERRORS = (
 
 
 class HomePushes:
-    """Pushes onto existing lists only. Trims lists that grow too long, and drops those that cannot be trimmed."""
+    """Pushes tweet ids onto the Redis lists of warm home timelines and of those being built; a user without a list gets
+    nothing. Trims lists of more than `trim_above` elements. Deletes the list and marker of a home timeline, which makes
+    it cold, if Redis rejected a push or if the list has more than `drop_above` elements because its trims failed."""
 
     def __init__(self, redis: Redis, limits: ListLimits) -> None:
         self._redis = redis
         self._limits = limits
-        # Lists to trim soon, by server; at most BATCH each. Losing them is harmless: a later append queues them again.
+        # User ids whose lists are to be trimmed, by server; at most BATCH each. Losing the queue is harmless: a later
+        # append queues the lists again.
         self._trim_queue: dict[Node, set[int]] = {}
 
     async def push(self, node: Node, user_ids: Sequence[int], tweet_ids: Sequence[int]) -> int:
-        """Pushes the ids onto the lists of one server. Returns how many of the lists exist. Raises UNAVAILABLE if the
-        server does not answer or asks to try again."""
+        """Pushes the tweet ids onto the lists of these users, which are all on one server. Returns how many of the
+        lists exist and have the ids now. Raises UNAVAILABLE if the server does not answer or replies with a transient
+        error."""
         connection = await node.writes()
         accepted = 0
         long: list[int] = []
@@ -67,7 +73,8 @@ class HomePushes:
             accepted -= len(refused)
             await self._drop_refusing(connection, refused)
         if too_long:
-            # Trims failed repeatedly; a DEL needs no WATCH and cannot fail that way.
+            # Their trims failed repeatedly, because appends changed the lists between WATCH and EXEC. A DEL needs no
+            # WATCH.
             await execute(self._redis, connection, encode_deletes(too_long), len(too_long))
         if long:
             await self._trim(node, long, due)
@@ -82,7 +89,8 @@ class HomePushes:
             await trim(self._redis, node, list(queued), self._limits)
 
     async def _drop_refusing(self, connection: RedisConnection, refused: Sequence[tuple[int, ReplyError]]) -> None:
-        """Drops home timelines whose push failed, as in a server out of memory: an incomplete one must become cold.
+        """Deletes the home timelines whose push Redis rejected, for example because it is out of memory: they lack the
+        ids, so they must become cold.
 
         Raises UNAVAILABLE if an error is transient.
         """

@@ -1,4 +1,5 @@
-"""Stores home timelines in Redis, which may lose any of them at any moment, without ever reading an incomplete one.
+"""Stores home timelines in Redis. Redis may lose any of them at any moment, but `read` never returns one that lacks
+ids.
 
 A build creates an empty list, and a marker with its own token, before it pulls. An append pushes to any existing list
 (LPUSHX): an append before the creation belongs to rows that the pull sees, one after it is in the list. Closing adds
@@ -7,7 +8,7 @@ The server's run id is part of the marker, so a restart or fail-over, which lose
 timeline cold. A list is trimmed only if the largest id of its `reserve` oldest remaining elements is above all removed
 ids; otherwise it is dropped.
 
-No step waits for anything but Redis replies, so tests can interleave anything between any two commands.
+Every await is for a reply of Redis, so tests can run other commands between any two commands of this module.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from services.timeline.store.redis.encoding import (
 )
 from services.timeline.store.redis.pushes import HomePushes, execute
 
-# A pull takes 2 s; after this time no reader waits for it any more.
+# The expiry of the marker of a build. Readers wait 2 s for a pull; after this time nobody waits for the build.
 BUILDING_MS = 60_000
-# How long a build of another process is left alone; afterwards a reader opens a new one.
+# The age up to which the build of another process is not superseded. After it a reader opens a new build.
 OTHERS_BUILD_MS = 5_000
 # The age from which a home timeline must not be used.
 WARM_MS = 30 * 24 * 3_600_000
@@ -51,8 +52,8 @@ SCAN_COUNT = 1_000
 
 @dataclass(frozen=True, slots=True)
 class BuildMarker:
-    """A build. Its marker is `B <token> <run id> <opened at>`; the token begins with the name of the store that opened
-    it."""
+    """An open build. Its marker is `B <token> <run id> <opened at>`, with the time in Unix milliseconds; the token
+    begins with the random name of the store object that opened it."""
 
     user_id: int
     token: str
@@ -72,7 +73,7 @@ class RedisHomeTimelines(HomeTimelineStore):
     def __init__(self, redis: Redis, limits: ListLimits | None = None) -> None:
         self._redis = redis
         self._limits = limits or ListLimits()
-        # Distinguishes builds of this process, which it may supersede at once, from those of others.
+        # Distinguishes the builds of this process, which it may supersede at once, from those of other processes.
         self._name = secrets.token_hex(8)
         self._serial = count(1)
         self._pushes = HomePushes(redis, self._limits)
@@ -139,7 +140,8 @@ class RedisHomeTimelines(HomeTimelineStore):
             async with self._node(build.user_id).dedicated() as connection:
                 _, stored = await self._execute(connection, command("WATCH", marker) + command("GET", marker), 2)
                 if stored == build.text().encode():
-                    # EXEC fails if the build was superseded just now; then it belongs to another process.
+                    # EXEC changes nothing if the build was superseded after the WATCH; then the marker belongs to
+                    # another build.
                     await self._execute_transaction(
                         connection, command("MULTI") + encode_deletes((build.user_id,)) + command("EXEC"), 3
                     )
@@ -187,7 +189,8 @@ class RedisHomeTimelines(HomeTimelineStore):
     async def _install(
         self, connection: RedisConnection, build: BuildMarker, ids: Sequence[int], floor: int
     ) -> HomeList | None:
-        """Makes the home timeline warm and returns it; None if an append arrived in between."""
+        """Makes the home timeline warm and returns it. Returns None, and changes nothing, if an append arrived between
+        WATCH and EXEC."""
         marker, homes = marker_key(build.user_id), list_key(build.user_id)
         warm = WarmMarker(build.run_id, build.opened_ms, build.mode, floor)
         pulled = command("RPUSHX", homes, *encode_ids(sorted(ids, reverse=True))) if ids else b""

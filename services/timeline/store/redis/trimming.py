@@ -1,4 +1,4 @@
-"""Trims lists in Redis if their floor stays correct, and drops them otherwise."""
+"""Trims the lists of home timelines in Redis. Deletes a list if a trim would remove an id above its floor."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from services.platform.redis.node_pool import Node
 from services.platform.rpc import errors
 from services.timeline.store.redis.encoding import ListLimits, encode_deletes, list_key
 
-# Lists per transaction, in two round trips. With more it would fail more often, since an append to any of them undoes
-# all.
+# Lists trimmed in one MULTI … EXEC, whose keys are watched: two round trips. If an append changes one of these lists
+# between WATCH and EXEC, Redis executes none of the trims, and a later append queues the lists again. With more lists
+# this conflict would be more frequent.
 BATCH = 32
 
 
 async def trim(redis: Redis, node: Node, user_ids: Sequence[int], limits: ListLimits) -> None:
-    """Trims the lists that are too long. Errors are ignored: a later append tries again."""
+    """Trims the lists of these users that have more than `limits.keep` elements. Ignores errors of Redis: a later
+    append trims the lists again."""
     # Redis Cluster allows no transaction across hash slots.
     batch_size = 1 if redis.clustered else BATCH
     try:
@@ -42,8 +44,8 @@ async def trim(redis: Redis, node: Node, user_ids: Sequence[int], limits: ListLi
 
 
 def _trim_command(user_id: int, tail: Sequence[bytes] | ReplyError, limits: ListLimits) -> bytes:
-    """Returns the command for a list, given its tail: the `reserve` oldest elements that stay, then all that would be
-    removed."""
+    """Returns the LTRIM or DEL command for a list, or b"" if the list needs no trim. `tail` is the end of the list: the
+    `reserve` oldest elements that a trim leaves, then all elements that it removes."""
     if isinstance(tail, ReplyError) or len(tail) <= limits.reserve:
         return b""
     # Big-endian bytes compare like the ids.

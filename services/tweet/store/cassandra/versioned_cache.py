@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 Load: TypeAlias = Callable[[Sequence[int]], Coroutine[Any, Any, dict[int, V]]]
 
-# Authors whose lists or counts are cached. Mostly a few ids, at most 8 KB each.
+# Authors whose tweet ids or counts are cached. An author's list usually has a few ids and takes at most 8 KB.
 CACHED_AUTHORS = 16_384
 # Versions keep entries correct. The TTL bounds how long an entry stays wrong if a process died before it could publish
 # a new version.

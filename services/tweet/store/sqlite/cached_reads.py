@@ -17,9 +17,9 @@ from services.shared.hydration.fragments import framed
 from services.tweet.store.cache import AuthorIds, OwnRetweets
 from services.tweet.store.sqlite import schema as sql
 
-# About 0.4 KB each: at most some 50 MB.
+# The cache holds at most twice as many tweet records, of about 0.4 KB each: 50 MB.
 CACHED_CORES = 65_536
-# Mostly a few ids, at most 8 KB each.
+# Authors whose newest tweet ids are cached. An author's list usually has a few ids and takes at most 8 KB.
 CACHED_AUTHORS = 16_384
 # Ids loaded for an author who is not cached: a few pages.
 FILL_IDS = 128
