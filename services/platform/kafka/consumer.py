@@ -144,7 +144,9 @@ class KafkaConsumer(Consumer):
         except TimeoutError:
             raise unavailable(f"group {self.group} has no partitions in this process yet: retry later") from None
         except KafkaException as error:
-            raise unavailable(f"the consumer of group {self.group} could not seek to the new offsets: retry later", error) from error
+            raise unavailable(
+                f"the consumer of group {self.group} could not seek to the new offsets: retry later", error
+            ) from error
 
     async def _broadcast_start(self) -> dict[PartitionKey, int]:
         partitions = await self._log.admin.partitions(self._topics)
