@@ -21,10 +21,17 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
 from scripts.checks import ALL, LONG_REASON
 from services.catalog import BACKENDS, KEY_SOURCE, SERVICES
+from services.engagement import server as engagement_server
+from services.graph import server as graph_server
 from services.platform.config import Settings
+from services.platform.events import outbox
+from services.platform.kafka.consumer import KafkaConsumer
 from services.platform.process import Process, Wire
 from services.platform.rpc.context import Actor, Call, current_call
+from services.platform.sqlite.event_log import EmbeddedConsumer
 from services.platform.transport.message_guard import MutationGuard
+from services.shared import absences
+from services.tweet import server as tweet_server
 from tests.cluster import BACKEND_NAMES, Namespace, backend
 
 # The same examples at every run, so that a red run is about the change at hand; `--hypothesis-profile=explore` draws new ones.
@@ -39,6 +46,8 @@ LONG_WITHIN_S = 3600
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Delivery takes milliseconds. The limit only ends a test that would wait forever: a busy machine may take long.
 SETTLE_WITHIN_S = 60.0
+# The consumer groups that exclude the actions of absent users from counts.
+ABSENCE_GROUPS = (graph_server.ABSENCES, tweet_server.ABSENCES, engagement_server.ABSENCES)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -200,6 +209,19 @@ class Mesh:
         """Waits until fan-out has delivered everything."""
         async with asyncio.timeout(SETTLE_WITHIN_S):
             while (await self.fanout.GetFanoutLag(fanout_service_pb2.GetFanoutLagRequest())).events:
+                await asyncio.sleep(0.005)
+
+    async def absences_counted(self) -> None:
+        """Waits until the counts of follows, likes and replies exclude the users who are suspended or deactivated, and
+        include those who are back."""
+        workers = self.process.services["graph"].workers
+        log = next(worker._log for worker in workers if isinstance(worker, EmbeddedConsumer | KafkaConsumer))
+        consumers = [log.running[group] for group in ABSENCE_GROUPS]
+        async with asyncio.timeout(SETTLE_WITHIN_S):
+            # In the order in which events move on, so that one that moves meanwhile is not missed.
+            while (await outbox.pending_lag(log, absences.TOPICS, 0)).events or any(
+                [(await consumer.lag()).events for consumer in consumers]
+            ):
                 await asyncio.sleep(0.005)
 
 

@@ -182,6 +182,10 @@ class Twins:
         """Waits until both have delivered all tweets."""
         await asyncio.gather(*(side.mesh.settled() for side in self.sides))
 
+    async def absences_counted(self) -> None:
+        """Waits until the counts of both exclude the actions of suspended users, and include those of reinstated ones."""
+        await asyncio.gather(*(side.mesh.absences_counted() for side in self.sides))
+
 
 class _Words:
     """Converts one answer; values without a name are numbered in `fresh`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,10 +18,12 @@ from roost.identity.v1 import user_service_pb2
 from roost.search.v1 import search_service_pb2 as search
 
 from services.identity import user_hydrator
+from services.platform.periodic import PeriodicJob
+from services.platform.process import Process
 from services.shared.hydration import hydrator
 from services.shared.hydration.owner_responses import counts_or_empty
 from tests.conftest import LONG, SHORT, MeshFactory
-from tests.functional.both_backends import SAME_WITHIN_S, Ask, Name, Twins
+from tests.functional.both_backends import LOOK_AGAIN_S, SAME_WITHIN_S, Ask, Name, Twins
 from tests.home_stores import lengthen_deadlines
 
 pytestmark = pytest.mark.cluster
@@ -57,6 +60,12 @@ NOBODYS = 12_345
 THRESHOLD = 3
 MARGIN_S = 0.05
 LATEST, TOP = search.SEARCH_ORDER_LATEST, search.SEARCH_ORDER_TOP
+SUSPEND, REINSTATE = "UserService/SuspendUser", "UserService/ReinstateUser"
+# After these calls the counts change in the background.
+ABSENCES = frozenset({SUSPEND, REINSTATE})
+PURGE = "TweetService/PurgeDeletedTweets"
+# Users who are never suspended at the same time, so that calls are left to compare.
+LEAST_CALLERS = 2
 # Calls that return a new tweet.
 MAKES = frozenset({"TweetService/CreateTweet", "TweetService/Retweet", "ReplyService/CreateReply"})
 
@@ -68,6 +77,7 @@ class History:
         self.twins = twins
         self.chance = random.Random(seed)
         self.people: list[Name] = []
+        self.suspended: set[Name] = set()
         self.authors: dict[Name, Name] = {}
         self.tokens: list[Name] = []
         self.sessions: list[Name] = []
@@ -82,19 +92,24 @@ class History:
         self.people += found["user_ids"]
 
     def who(self) -> Name:
+        """Returns a random user who may call: the tokens of a suspended user are refused, which `Side` does not check."""
+        return self.chance.choice([user for user in self.people if user not in self.suspended])
+
+    def anybody(self) -> Name:
+        """Returns a random user, who may be suspended."""
         return self.chance.choice(self.people)
 
     def reader(self) -> Name | None:
-        """Returns a random user, or None for an anonymous caller."""
-        return self.chance.choice([*self.people, None])
+        """Returns a random user who may call, or None for an anonymous caller."""
+        return self.chance.choice([self.who(), self.who(), self.who(), None])
 
     def person(self) -> Any:
-        return self.who() if self.chance.random() < 0.97 else NOBODYS
+        return self.anybody() if self.chance.random() < 0.97 else NOBODYS
 
     def tweet(self) -> Any:
         """Returns a random tweet, mostly a recent one; sometimes an id that is no tweet."""
         if self.chance.random() < 0.03 or not self.authors:
-            return self.chance.choice([NOBODYS, self.who()])
+            return self.chance.choice([NOBODYS, self.anybody()])
         every = list(self.authors)
         return self.chance.choice(every[-RECENT:] if self.chance.random() < 0.6 else every)
 
@@ -106,10 +121,10 @@ class History:
         return Ask(method, {"tweet_id": tweet or self.tweet(), **fields}, self.who())
 
     def own(self, method: str, field: str = "tweet_id", **fields: Any) -> Ask:
-        """Returns a call about a tweet, mostly by its author."""
+        """Returns a call about a tweet, mostly by its author if that user may call."""
         tweet = self.tweet()
         user = self.authors.get(tweet) if self.chance.random() < 0.85 else None
-        return Ask(method, {field: tweet, **fields}, user or self.who())
+        return Ask(method, {field: tweet, **fields}, self.who() if user in {None, *self.suspended} else user)
 
     def to(self, method: str) -> Ask:
         """Returns a call about a user, by a random user."""
@@ -134,7 +149,11 @@ class History:
 
     async def write(self, ask: Ask) -> None:
         """Makes the call on both backends, and keeps the names of what it created."""
+        if ask.method == PURGE:
+            await next_second()
         found = await self.twins.ask(ask)
+        if ask.method in ABSENCES:
+            await self.look_for_absence(ask.fields["user_id"])
         if not isinstance(found, dict):
             return
         if ask.method in MAKES and "tweet" in found:
@@ -144,6 +163,15 @@ class History:
         if "refresh_token" in found:
             self.tokens.append(found["refresh_token"])
         self.sessions += [session["id"] for session in found.get("sessions", ())]
+
+    async def look_for_absence(self, user: Name) -> None:
+        """Waits until the counts exclude the user's actions or include them again, and reads whether the user is
+        suspended now: an outdated action id changes nothing."""
+        await self.twins.absences_counted()
+        if isinstance(await self.twins.ask(Ask("UserService/GetUser", {"user_id": user})), dict):
+            self.suspended.discard(user)
+        else:
+            self.suspended.add(user)
 
     async def step(self) -> None:
         """Makes one random write and one random read."""
@@ -193,6 +221,20 @@ async def counted(call: Any) -> Any:
     return await counts_or_empty(asyncio.sleep(0, answer))
 
 
+async def next_second() -> None:
+    """Waits until the clock shows another second. Deletions are purged by their whole second, so each one until now is then old
+    enough on both backends."""
+    began = int(time.time())
+    while int(time.time()) == began:
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
+async def stop_purges(process: Process) -> None:
+    """Stops the job that purges deleted tweets by itself: the backends would do it at different steps of a history."""
+    (job,) = (worker for worker in process.services["tweet"].workers if isinstance(worker, PeriodicJob))
+    await job.stop()
+
+
 def sign_up(username: str, password: str = PASSWORDS[0]) -> Ask:
     fields = {"username": username, "email": f"{username.lower()}@example.com", "password": password}
     return Ask("AuthService/SignUp", fields)
@@ -223,8 +265,9 @@ def create_tweet(h: History) -> Ask:
 
 
 def moderate_user(h: History) -> Ask:
-    method = h.chance.choice(("UserService/SuspendUser", "UserService/ReinstateUser", "UserService/ReinstateUser"))
-    return h.moderate(method, user_id=h.who(), action_id=h.chance.randint(1, 3))
+    may_suspend = len(h.people) - len(h.suspended) > LEAST_CALLERS
+    method = h.chance.choice([SUSPEND if may_suspend else REINSTATE, REINSTATE, REINSTATE])
+    return h.moderate(method, user_id=h.anybody(), action_id=h.chance.randint(1, 3))
 
 
 def reclassify(h: History) -> Ask:
@@ -289,7 +332,7 @@ DEEDS: Sequence[Callable[[History], Ask]] = [
         (2, History.remove),
         (2, History.restore),
         (1, reclassify),
-        (1, lambda h: Ask("TweetService/PurgeDeletedTweets", {"max_tweets": 100}, caller="operator")),
+        (1, lambda h: Ask(PURGE, {"max_tweets": 100}, caller="operator")),
     )
     for _ in range(often)
 ]
@@ -345,6 +388,7 @@ async def test_backends_random_history_answer_alike(
     twins = Twins([await start_mesh(backend=backend, **changes) for backend in ("embedded", "cluster")])
     for side in twins.sides:
         lengthen_deadlines(side.mesh.process)
+        await stop_purges(side.mesh.process)
     history = History(twins, SEED)
     try:
         await history.begin()
