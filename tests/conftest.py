@@ -33,6 +33,7 @@ from services.platform.transport.message_guard import MutationGuard
 from services.shared import absences
 from services.tweet import server as tweet_server
 from tests.cluster import BACKEND_NAMES, Namespace, backend
+from tests.long_deadlines import long_deadlines, original_deadlines
 
 # The same examples at every run, so that a red run is about the change at hand; `--hypothesis-profile=explore` draws new ones.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
@@ -84,6 +85,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_unconfigure() -> None:
     backend.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _long_deadlines() -> Iterator[None]:
+    """Set up first, because servers and channels read the deadlines when they start."""
+    with long_deadlines(cassandra=backend.name == "cluster"):
+        yield
+
+
+@pytest.fixture
+def contract_deadlines() -> Iterator[None]:
+    """For tests about deadlines, by `usefixtures`: servers and channels that start in the test have those of the contract."""
+    with original_deadlines():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,8 @@ since the shared mesh does not run while they do.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,11 @@ import httpx
 import pytest
 import pytest_asyncio
 from roost.identity.v1 import user_service_pb2
-from roost.options.v1 import options_pb2
 
 from gateway_http.app import Gateway
 from gateway_http.server import HttpServer
 from services.platform.config import Settings
 from services.platform.process import Wire
-from services.platform.rpc.contract import methods
 from services.platform.transport.message_guard import MutationGuard
 from tests.cluster import backend
 from tests.conftest import Mesh, MeshFactory, mesh_settings, start_process
@@ -36,10 +33,6 @@ PASSWORD = "correct horse battery"
 ADMIN = "root_admin"
 # Administrators cannot sign up: the operator imports one. The hash is always the same, so that a second import finds the account.
 ADMIN_HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
-
-# The machine may also run the servers of the cluster backend and other suites: a call that takes longer than the 2 s of its policy, or of a
-# Cassandra statement, is no failure here. 5 s is the longest deadline of calls that the transport batches, so calls take the same path.
-MIN_DEADLINE_MS = 5_000
 
 on_module_loop = pytest.mark.asyncio(loop_scope="module")
 _serial = itertools.count(1)
@@ -52,23 +45,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = item.fixturenames if isinstance(item, pytest.Function) else ()
         if any(name == "web" or name.startswith("shared_") for name in names):
             item.add_marker(on_module_loop, append=False)
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _long_timeouts() -> Iterator[None]:
-    """Extends the deadlines of all methods, and the timeout of Cassandra statements, to MIN_DEADLINE_MS at least."""
-    contract: Any = methods()
-    with pytest.MonkeyPatch.context() as patch:
-        for path, method in list(contract.items()):
-            if 0 < method.policy.deadline_ms < MIN_DEADLINE_MS:
-                policy = options_pb2.MethodPolicy()
-                policy.CopyFrom(method.policy)
-                policy.deadline_ms = MIN_DEADLINE_MS
-                patch.setitem(contract, path, dataclasses.replace(method, policy=policy))
-        if backend.name == "cluster":
-            for module in ("driver", "keyspace"):
-                patch.setattr(f"services.platform.cassandra.{module}.STATEMENT_TIMEOUT_S", MIN_DEADLINE_MS / 1000)
-        yield
 
 
 def unique(username: str) -> str:

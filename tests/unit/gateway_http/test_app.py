@@ -28,6 +28,7 @@ def page(*ids: int, cursor: str = "", partial: bool = False) -> tweet_pb2.Serial
     return tweet_pb2.SerializedTweetPage(tweets=tweets, next_cursor=cursor, partial=partial)
 
 
+@pytest.mark.usefixtures("contract_deadlines")
 async def test_home_read_encodes_wire_tweets_and_passes_caller(client: Client) -> None:
     client.channel.answers["ListHomeTimeline"] = tweet_pb2.SerializedTweetPage(tweets=[JOINED], next_cursor="c")
     answer = await client.ask("GET", "/v1/timelines/home?limit=5", signed_in=True)
@@ -353,6 +354,7 @@ async def test_page_numbers_follow_cursors(client: Client) -> None:
     assert (await client.ask("GET", "/v1/timelines/home?page=1&limit=2", signed_in=True)).json["tweets"][0]["id"] == "1"
 
 
+@pytest.mark.usefixtures("contract_deadlines")
 async def test_page_past_end_is_empty_and_too_deep_is_400(client: Client) -> None:
     client.channel.answers["ListHomeTimeline"] = lambda request: page(1, 2)
     answer = await client.ask("GET", "/v1/timelines/home?page=3&limit=2", signed_in=True)

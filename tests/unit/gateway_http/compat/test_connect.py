@@ -142,6 +142,7 @@ async def test_call_idempotency_key_header_sets_field(client: Client) -> None:
     refused(await binary(client, CREATE, message, signed_in=True, headers=key), "invalid_argument")
 
 
+@pytest.mark.usefixtures("contract_deadlines")
 @pytest.mark.parametrize(("timeout_ms", "most_s"), [("1500", 1.5), ("0", 0.0), ("9999999999", 5.0)])
 async def test_call_client_deadline_only_shortens(client: Client, timeout_ms: str, most_s: float) -> None:
     client.channel.answers["ListHomeTimeline"] = tweet_pb2.SerializedTweetPage()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from services.engagement.service import EngagementService
 from services.engagement.store.sqlite.store import SqliteEngagementStore
 from services.engagement.tweet_access import access_over
 from services.platform.events.records import EventBuilder
-from services.platform.ids.snowflake import Snowflake, wall_clock_ms
+from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
 from services.platform.rpc.context import Actor, Call, current_call
@@ -91,14 +90,16 @@ class Bench:
     world: World
     store: SqliteEngagementStore
     checker: MutationGuard = field(default_factory=MutationGuard)
+    # Unix milliseconds: the clock of ids and events.
+    now_ms: int = 1_800_000_000_000
 
     def __post_init__(self) -> None:
         endpoints: dict[str, Any] = {}
         own = InProcessChannel(endpoints, "engagement")
         hydrator, cursors = Hydrator(own), Cursors(b"k" * 32)
         people = VisibleUserPages(UserServiceStub(own), GraphServiceStub(own).GetVisibilityFilter, cursors)
-        ids = Snowflake(0, wall_clock_ms)
-        events = EventBuilder(ids, time.time)
+        ids = Snowflake(0, lambda: self.now_ms)
+        events = EventBuilder(ids, lambda: self.now_ms / 1000)
         servicer = EngagementService(self.store, access_over(own, hydrator), hydrator, people, events, ids, cursors)
         endpoints |= intercepted_methods(
             {
