@@ -36,7 +36,8 @@ MIN_SECRET_HEX, MIN_SECRET_CHARS = 32, 22
 MIN_DIFFERENT_CHARS = 8
 
 PREFIX = "ROOST_"
-# Of an unknown setting. Most words occur in one or two names, `cassandra` in seven; their address is declared first.
+# The most settings that an error suggests in place of an unknown one. Most words occur in one or two names of settings;
+# `cassandra` occurs in seven, of which the address is declared first.
 MAX_SUGGESTIONS = 3
 CONFIG_VARIABLE = "ROOST_CONFIG"
 # Variables that are not settings: the backends whose tests scripts/test must not skip, and the random seed of the
@@ -159,7 +160,8 @@ class Settings(BaseSettings):
     # The prefix of keyspace names, if it differs from the namespace. Tests use a new namespace for topics and indexes
     # but share keyspaces, because Cassandra creates tables slowly.
     keyspace_prefix: Annotated[str, AfterValidator(lambda name: name and _plain_name(name))] = ""
-    # Addresses of some of its nodes, as host:port, comma-separated; the driver learns the others from them.
+    # Addresses of some Cassandra nodes, as host:port, comma-separated; the driver learns the addresses of all other
+    # nodes from these.
     cassandra_contact_points: Names = ("127.0.0.1:9042",)
     cassandra_datacenter: str = "datacenter1"
     cassandra_username: str = ""
@@ -173,13 +175,13 @@ class Settings(BaseSettings):
     # The timeout of connecting to Redis and of each command. After it a call continues without Redis: slower, but
     # correct.
     redis_timeout_s: float = Field(default=0.2, ge=0.05, le=5.0)
-    # As host:port, comma-separated.
+    # Addresses of some Kafka brokers, as host:port, comma-separated.
     kafka_bootstrap_servers: str = "127.0.0.1:9092"
     # The partitions of each topic that is created; at most this many processes of a consumer group get events. Adding
     # partitions later breaks the order per key once.
     kafka_partitions: int = Field(default=12, ge=1, le=1_000)
     kafka_replication: int = Field(default=1, ge=1, le=7)
-    # URLs of nodes, comma-separated.
+    # URLs of OpenSearch nodes, comma-separated.
     opensearch_urls: str = Field(default="http://127.0.0.1:9200", repr=False)
     # The primary shards of each search index; a change takes effect at the next rebuild of the index. One shard holds
     # about 50 million tweets; more shards spread a search over more nodes.
@@ -216,7 +218,7 @@ class Settings(BaseSettings):
 
     rate_limits: bool = True
     reflection: bool = True
-    # A file that contains `mesh_secret`; only one of the two may be set.
+    # A file that contains `mesh_secret`; set either this or `mesh_secret`, not both.
     mesh_secret_file: Path | None = None
     # Authenticates services to each other between processes; the same in all processes of a mesh. If empty, a random
     # one is created at each start, which suffices for a single process.
@@ -229,8 +231,8 @@ class Settings(BaseSettings):
     # The gRPC address (host:port) that this process registers for others to call; `grpc_address` if empty. Port 0 is replaced
     # by the port that the process listens on.
     advertised_address: str = ""
-    # A file that contains `operator_token`, such as a mounted secret; only one of the two may be set. A file is safer,
-    # because other programs of the same user can read the variables of a process.
+    # A file that contains `operator_token`, such as a mounted secret; set either this or `operator_token`, not both. A
+    # file is safer, because other programs of the same user can read the variables of a process.
     operator_token_file: Path | None = None
     # The operator's credentials, the same in all processes of a mesh and in the `roost` commands. If empty, a random
     # one is created at each start.
@@ -249,17 +251,17 @@ class Settings(BaseSettings):
     # The rate limits: requests per minute for each user, or for each client address if the caller is anonymous, by the
     # class that the policy of a method names. An active client reads about 5 times a second; the limit allows 25.
     reads_per_minute: int = Field(default=1_500, ge=1)
-    # Far above what a person writes, and too few to fill timelines with one author.
+    # Tweets per minute: far more than a person writes, and too few to fill timelines with one author.
     posts_per_minute: int = Field(default=200, ge=1)
-    # Follow, like, mute and so on: enough to accept every entry of a list of suggestions.
+    # Follows, likes, mutes and so on per minute: enough to follow every user of a list of suggestions.
     actions_per_minute: int = Field(default=400, ge=1)
-    # For each client address. A log-in costs 240 ms of one core. The users of an office can log in together from one
-    # address.
+    # Log-ins per minute for each client address. A log-in costs 240 ms of one core. All users of an office may log in
+    # from one address.
     logins_per_minute: int = Field(default=100, ge=1)
-    # For each client address, failed attempts included. Enough for a household or an office; creating accounts in bulk
-    # needs many addresses.
+    # Sign-ups per hour for each client address, failed attempts included. Enough for a household or an office; whoever
+    # creates accounts in bulk needs many addresses.
     sign_ups_per_hour: int = Field(default=30, ge=1)
-    # Enough for clients that search on every keystroke.
+    # Searches per minute: enough for clients that search on every keystroke.
     searches_per_minute: int = Field(default=300, ge=1)
     admin_calls_per_minute: int = Field(default=600, ge=1)
 
@@ -314,7 +316,7 @@ def _secret_of(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot be read from {path}: {getattr(error, 'strerror', 'it is no text')}") from error
     if not text:
-        raise ValueError(f"is to be read from {path}, which is empty")
+        raise ValueError(f"must be in the file {path}, but the file is empty: write it there")
     return text
 
 

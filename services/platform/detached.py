@@ -1,4 +1,4 @@
-"""Runs work to its end even if its caller is cancelled, for example a write that caches must follow."""
+"""Runs work to its end even if its caller is cancelled, for example a write after which caches must be invalidated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 
 class DetachedWork:
-    """The detached work of one owner, which `wait` waits for. At most `limit` pieces run at once; None is no limit.
+    """Starts coroutines that a cancelled caller does not stop. `wait` waits until all of them have ended. At most
+    `limit` run at once; None means no limit.
 
     Work runs in an empty context, so the deadline of the call that starts it does not bound it. With `keep_context` it
     runs in the context of its caller, so the deadline and the trace of the call apply.
@@ -22,13 +23,14 @@ class DetachedWork:
     def __init__(self, limit: int | None = None, *, keep_context: bool = False) -> None:
         self._limit = limit
         self._keep_context = keep_context
-        # asyncio itself holds tasks weakly: without this set, work whose caller is gone could be collected.
+        # asyncio itself holds tasks weakly: without this set, a task whose caller was cancelled could be
+        # garbage-collected.
         self._running: set[asyncio.Task[Any]] = set()
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Returns the result of `work`, which goes on if the caller is cancelled; raises its error.
+        """Awaits `work` and returns its result or raises its error. If the caller is cancelled, `work` continues.
 
-        Raises RESOURCE_EXHAUSTED, without running the work, if `limit` pieces are running.
+        Raises RESOURCE_EXHAUSTED, without running `work`, if `limit` coroutines are running.
         """
         if self._limit is not None and len(self._running) >= self._limit:
             work.close()
@@ -50,5 +52,6 @@ _unowned_in_context = DetachedWork(keep_context=True)
 
 
 async def run_to_completion(work: Coroutine[Any, Any, T], *, keep_context: bool = False) -> T:
-    """Runs `work` as a DetachedWork does, for owners that need not wait for it. Its callers bound how many run."""
+    """Awaits `work` and returns its result or raises its error. If the caller is cancelled, `work` continues. Nobody
+    can wait for such work at shutdown, and callers must bound how many run at once."""
     return await (_unowned_in_context if keep_context else _unowned).run(work)

@@ -22,7 +22,7 @@ FILE_MODE = 0o600
 _OTHERS = 0o077
 # Name patterns of the files and folders that Roost creates in a data directory. All other entries belong to the user.
 OWN_NAMES = ("*.db", "*.db-*", "*.lock", "*.lease", "*.key", "*.json", "*.new", "keys", "logs", "processes", "search")
-# Exists if the data directory is the root of a file system. Only root can read it.
+# A folder that exists if the data directory is the root of a file system. Only the user root can read it.
 _LOST_AND_FOUND = "lost+found"
 
 # The cause and the remedy of an error of the operating system, by errno.

@@ -24,7 +24,7 @@ class Lifecycle:
         self._stores: list[Closable] = []
 
     async def start(self, worker: Worker) -> None:
-        """Starts a worker. Raises what its `start` raises; `stop_workers` then leaves it out."""
+        """Starts a worker. If its `start` fails, raises that error, and `stop_workers` does not stop the worker."""
         await worker.start()
         self._workers.append(worker)
 
@@ -34,7 +34,7 @@ class Lifecycle:
 
     async def stop_workers(self) -> None:
         """Stops all workers that were started. Logs those that fail or take longer than STOP_WITHIN_S."""
-        # Concurrently: each of a dozen workers may have to finish a batch and commit its offset.
+        # All workers are stopped concurrently: each of a dozen may have to finish a batch and commit its offset.
         stopping = [within(worker.stop(), f"{type(worker).__name__} did not stop") for worker in self._workers[::-1]]
         self._workers.clear()
         await asyncio.gather(*stopping)
@@ -52,5 +52,5 @@ async def within(stopping: Awaitable[None], failure: str) -> None:
         async with asyncio.timeout(STOP_WITHIN_S):
             await stopping
     except Exception as error:
-        # Not raised, because the remaining workers and stores must still be stopped.
+        # The error is logged and not raised, because the remaining workers and stores must still be stopped.
         log.error(LogEvent.PROCESS_STOP_FAILED, failure=failure, exc_info=error)

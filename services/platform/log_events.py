@@ -6,9 +6,10 @@ from enum import StrEnum
 
 
 class LogEvent(StrEnum):
-    """What happened, as `noun.past_participle`. People search and alert by these names, so each is spelt in one place.
+    """The name of a logged event, in the form `noun.past_participle`. Operators search and alert by these names, so
+    each is written in one place only.
 
-    The first argument of every log call is one of them; what it happened to is in the keywords.
+    Each call of a logger has one of them as its first argument, and the ids and details of the event as keywords.
     """
 
     BACKGROUND_WORKER_FAILED = "background_worker.failed"

@@ -18,7 +18,7 @@ from services.platform.config import Settings
 from services.platform.rpc import errors
 from services.platform.rpc.context import current_call
 
-# Far more records than drivers log during one failed start.
+# Log records in the buffer: far more than drivers log during one failed start.
 MAX_BUFFERED = 1_000
 
 

@@ -10,13 +10,14 @@ import resource
 
 from services.platform.rpc import errors
 
-# Far more than the stores and 10,000 connections of each server need. Some systems allow a billion descriptors, and
-# programs that loop over all possible descriptors would then take minutes.
+# File descriptors: far more than the stores and 10,000 connections of each server need. Some systems allow a billion
+# descriptors, and programs that loop over all possible descriptors would then take minutes.
 MOST_WANTED = 65_536
 # Reserved for stores, the search index and connections to other servers. The embedded backend has about 70 files open;
 # merges of the search index add dozens for a short time.
 OWN_FILES = 256
-# With a lower limit, almost no descriptors would remain for client connections.
+# The lowest limit of descriptors with which a process starts. With a lower one, almost none would remain for client
+# connections.
 LEAST = 2 * OWN_FILES
 # An idle connection takes about 20 kB of memory. For more connections, run more processes.
 MAX_CONNECTIONS = 10_000

@@ -60,7 +60,7 @@ log = structlog.get_logger()
 Wire = Literal["inprocess", "grpc"]
 
 _BATCH = "roost.batch.v1.BatchService"
-# Services without an entry among the peers: each process serves batches itself, and the registry has its own setting.
+# Services that `static_peers` does not name: each process serves batches itself, and the registry has its own setting.
 _WITHOUT_PEER = frozenset({_BATCH.split(".")[1], REGISTRY})
 
 
@@ -150,7 +150,8 @@ class Process:
 
     @property
     def unaddressed(self) -> list[str]:
-        """Returns the sorted names of the services that this process calls but has no address of.
+        """Returns the sorted names of the services that this process calls but whose addresses are neither set nor
+        found in the registry.
 
         An edge proxy calls every service.
         """
@@ -191,7 +192,7 @@ class Process:
         for name in self.states:
             self.states[name] = NOT_SERVING
         if self._registrar is not None:
-            # First, so that no other process gets this address from now on.
+            # Deregisters first, so that the registry passes this address to no other process from now on.
             await within(self._registrar.stop(), "the registrar did not stop")
             self._registrar = None
         if self._server is not None:
@@ -270,13 +271,13 @@ class Process:
         return f"{host}:{int(port) or self.grpc_port}"
 
     async def _signing_keys(self) -> Sequence[VerificationKey]:
-        # An anonymous call: the token of the current call is the one that is being verified.
+        # The call for the keys is anonymous: the current call's token is not verified yet and must not be forwarded.
         current_call.set(Call())
         return await self._key_source.fetch(self.channel())
 
 
 def _report_ids(backend: Backends) -> None:
-    """Exports the state of the id generator as metrics, and logs why it can mint no ids if that is so."""
+    """Exports the state of the id generator as metrics. If the generator can mint no ids, logs the cause."""
     _clock_behind_s.set_function(lambda: backend.ids.behind_ms() / 1000)
     _ids_available.set_function(lambda: not backend.ids_fault())
     if fault := backend.ids_fault():

@@ -39,7 +39,8 @@ MAX_VERIFIED = 50_000
 # Maximum number of revoked sessions in memory, and the same number of revoked users. Each set takes about 20 MB when full.
 # If there are more, the oldest are dropped.
 MAX_REVOKED = 200_000
-# Seconds between two fetches of the keys. A client can send any number of tokens with unknown key ids; they must not cause a fetch each.
+# Seconds between two fetches of the keys. A client can send any number of tokens with unknown key ids; without this
+# interval each of them would cause a fetch.
 REFETCH_AFTER_S = 1.0
 # Clocks of two machines may differ by this many seconds: a token whose `nbf` is less far in the future is accepted.
 CLOCK_SKEW_S = 60.0
@@ -233,14 +234,16 @@ class Verifier:
 
 
 def _parse(token: str) -> tuple[jws.CompactSignature, str]:
-    """Returns the token's parts and its key id, both unverified. Raises UNAUTHENTICATED if it is not a token of our form."""
+    """Returns the token's parts and its key id, both unverified. Raises UNAUTHENTICATED if it has not the form of
+    Roost's tokens."""
     if len(token) > MAX_TOKEN_BYTES:
         raise _invalid_token()
     try:
         signed = jws.extract_compact(token.encode("ascii"), registry=REGISTRY)
         header = signed.headers()
     except Exception:
-        # A malformed token can make the library raise anything (base64, UTF-8, JSON, its depth): all of it means a bad token.
+        # For a malformed token the library raises exceptions of many types (of base64, UTF-8, JSON, recursion): each
+        # means that the token is invalid.
         raise _invalid_token() from None
     kid = header.get("kid")
     if header.get("alg") != ALGORITHM or header.get("typ") != TOKEN_TYPE or not isinstance(kid, str):
@@ -263,7 +266,8 @@ def _read(signed: jws.CompactSignature, key: OKPKey, token: str, now: float) -> 
         addressed = claims["iss"] == ISSUER and claims["aud"] == AUDIENCE
         timely = begins_at <= now + CLOCK_SKEW_S and math.isfinite(expires_at) and math.isfinite(issued_at)
     except Exception:
-        # Claims can hold anything (a number of 400 digits, a list for a number, a depth of thousands): all of it means a bad token.
+        # Claims can hold any value (a number of 400 digits, a list in place of a number, thousands of nested lists),
+        # and each exception means that the token is invalid.
         raise _invalid_token() from None
     if genuine and addressed and timely and actor.user_id > 0:
         return actor, issued_at, expires_at
@@ -271,5 +275,5 @@ def _read(signed: jws.CompactSignature, key: OKPKey, token: str, now: float) -> 
 
 
 def _invalid_token() -> errors.RoostError:
-    # The same error for every defect: the details would help only a forger.
+    # Every defect of a token gives the same error, because details would help only someone who forges tokens.
     return errors.unauthenticated("the access token is not valid: sign in again", reason=Reason.TOKEN_INVALID)

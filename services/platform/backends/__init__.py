@@ -27,11 +27,12 @@ class OpenedStore(NamedTuple, Generic[S]):
 async def open_store(context: ServiceContext, *arguments: Any) -> OpenedStore[Any]:
     """Opens the store of the service on the backend of the process.
 
-    Calls `open_store(context, *arguments)` in `services/<name>/store/embedded.py` or `services/<name>/store/cluster.py`,
-    and raises its errors. Any, because each service has its own port.
+    Calls `open_store(context, *arguments)` in `services/<name>/store/embedded.py` or
+    `services/<name>/store/cluster.py`, and raises the errors of that function. The type of the store is Any, because
+    each service has its own port.
     """
     backend = "embedded" if context.cluster is None else "cluster"
-    # Imported on use: the drivers of the cluster take half a second to import.
+    # The module is imported here and not at the top, because the drivers of the cluster take half a second to import.
     adapters = importlib.import_module(f"services.{context.name}.store.{backend}")
     return cast("OpenedStore[Any]", await adapters.open_store(context, *arguments))
 

@@ -44,8 +44,8 @@ class SingleFlight(Generic[K, V]):
         async def load_one(_: Sequence[K]) -> Mapping[K, V]:
             return {key: await load()}
 
-        # The key is absent only if this call joined a batch that did not find it; that batch has ended, so the next one
-        # is new.
+        # The key is absent if this call joined a load of many keys that did not find it. That load has ended, so the
+        # next iteration starts a new one.
         while key not in (found := await self.run_batch((key,), load_one)):
             pass
         return found[key]
@@ -57,7 +57,7 @@ class SingleFlight(Generic[K, V]):
         """
         wanted = tuple(keys)
         tasks = self.start(wanted, load)
-        # Shielded, because gather would cancel the shared tasks together with one waiter.
+        # asyncio.shield is needed because gather would cancel the shared tasks if one waiter is cancelled.
         answers = await asyncio.gather(*(asyncio.shield(task) for task in tasks))
         return {key: answer[key] for answer in answers for key in wanted if key in answer}
 
@@ -84,7 +84,7 @@ class SingleFlight(Generic[K, V]):
         for key in keys:
             if self._flights.get(key) is task:
                 del self._flights[key]
-        # Retrieved here: if all waiters were cancelled, asyncio would log an exception that was never retrieved.
+        # Reads the exception: if all waiters were cancelled, asyncio would otherwise log that it was never retrieved.
         if not task.cancelled() and task.exception() is not None:
             _log.debug(LogEvent.SHARED_LOAD_FAILED, keys=len(keys), error=repr(task.exception()))
 
@@ -115,7 +115,8 @@ class Cache(Generic[K, V]):
         return entry[0] if entry is not None and self._clock() < entry[1] else None
 
     async def get_or_load(self, key: K, loader: Callable[[K], Awaitable[V]]) -> V:
-        """Returns the cached value, or loads and caches it. Raises what `loader` raises."""
+        """Returns the cached value. If there is none, calls `loader`, caches its result and returns it; raises the
+        error of `loader`."""
 
         async def load_one(_: Sequence[K]) -> Mapping[K, V]:
             return {key: await loader(key)}

@@ -1,4 +1,4 @@
-"""A bounded map in process memory that evicts what was not used lately, at the cost of a dict look-up."""
+"""A bounded map in process memory that evicts entries that were not used lately, at the cost of a dict look-up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GenerationalCache(Generic[K, V]):
         self._weight = 0
         self._young: dict[K, V] = {}
         self._old: dict[K, V] = {}
-        # How often the younger generation became the older one.
+        # The number of times that the younger generation became the older one.
         self.turns = 0
 
     def get(self, key: K) -> V | None:

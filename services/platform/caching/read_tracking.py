@@ -17,8 +17,9 @@ from itertools import repeat
 
 from services.platform.caching.generational import GenerationalCache
 
-# The maximum number of changed keys in each of two generations. A key takes about 100 bytes, so a store takes up to
-# 26 MB. For a read set that began before the older generation, every key counts as changed.
+# The maximum number of changed keys in each of the two generations of the cache of changes. A key takes about 100
+# bytes, so a store takes up to 26 MB. For a read set that began before the older generation, every key counts as
+# changed.
 MAX_KEYS = 131_072
 # A page depends on about 25 tweets, 25 users and a few lists. Checking 1,000 keys takes as long as computing the
 # response again.
@@ -35,7 +36,7 @@ class ChangeTracker:
     def __init__(self, max_keys: int = MAX_KEYS) -> None:
         # A counter that grows with every change.
         self.now = 1
-        # Changes up to this counter are evicted.
+        # Changes with a counter up to this one may have been evicted.
         self._begun = 0
         self._rotated = 0
         # The counter of the latest change, by key.
@@ -61,8 +62,8 @@ class ChangeTracker:
         for key in keys:
             changes.put(key, now)
         if changes.turns != turns:
-            # What is evicted changed before the generation that is now the older one began; with more keys in one call
-            # than a generation holds, it may have changed just now.
+            # Evicted keys changed before the generation that is now the older one began. If one call has more keys than
+            # a generation holds, evicted keys may have changed in this call.
             self._begun, self._rotated = (self._rotated if changes.turns == turns + 1 else now), now
 
     def unchanged(self, keys: Sequence[int], since: int) -> bool:

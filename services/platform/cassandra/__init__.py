@@ -1,1 +1,1 @@
-"""The Cassandra driver and what is built on it: keyspaces, migrations, batched writes, the outbox and worker ids."""
+"""Uses the Cassandra driver for keyspaces, migrations, batched writes, the outbox and worker ids."""

@@ -165,7 +165,7 @@ def connect(driver: Driver, settings: Settings) -> Session:
         contact_points = ", ".join(settings.cassandra_contact_points)
         found = sorted({host.datacenter for host in driver.metadata.all_hosts()} - {None})
         driver.shutdown()
-        # A dict by host, or an empty list if no host was tried.
+        # `errors` is a dict by host, or an empty list if no host was tried.
         causes = error.errors.values() if isinstance(error.errors, dict) else ()
         if any(isinstance(cause, AuthenticationFailed) for cause in causes):
             raise errors.failed_precondition(
@@ -197,7 +197,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_outcome_unknown(failed: StatementResult) -> bool:
-    """Returns whether a write that failed this way may be stored now or later.
+    """Returns whether the write with this failed result may be stored now or later.
 
     False only for an invalid statement, or if the first node that was contacted rejected the write without executing
     it.

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Hashable
 
 from services.platform.rpc import errors
 
-# A holder takes a few milliseconds: callers further back in the queue would wait past their deadlines.
+# Tasks that may wait for one key. A task holds the lock for a few milliseconds: tasks further back in the queue would
+# wait past their deadlines.
 MAX_WAITERS_PER_KEY = 500
 
 

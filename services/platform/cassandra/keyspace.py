@@ -48,7 +48,7 @@ MAX_ROWS = 10_000
 # Statements that `read_each` and `write_each` send at once. Sending takes about 0.1 ms of the event loop for each, so a
 # larger number would delay other tasks.
 MAX_CONCURRENT_STATEMENTS = 64
-# Attempts in all for a write whose outcome is unknown, within the caller's deadline.
+# Attempts of a write whose outcome is unknown, including the first, within the caller's deadline.
 MAX_WRITE_ATTEMPTS = 3
 WRITE_RETRY_DELAY_S = 0.05
 # Time limit for the retries of a write whose caller has no deadline (a consumer).
@@ -203,7 +203,7 @@ class Keyspace:
         return keyspace
 
     async def close(self) -> None:
-        """Drops the cached prepared statements. The connections belong to `Cassandra`."""
+        """Drops the cached prepared statements. The connections stay open until `Cassandra.close`."""
         self._statements.clear()
 
     async def read(self, cql: str, *values: Any) -> list[Row]:
@@ -312,7 +312,7 @@ class Keyspace:
             definite = next((result for _, result in failed if not is_outcome_unknown(result)), None)
             pause_s = WRITE_RETRY_DELAY_S * 2 ** (attempt - 1)
             if definite or attempt == MAX_WRITE_ATTEMPTS or self.cassandra.is_past(write_deadline - pause_s):
-                # An earlier attempt may be stored, whatever the result of the last one.
+                # An earlier attempt may be stored, even if the last one was rejected.
                 raise self.cassandra.error_of(definite or failed[0][1], may_be_stored=definite is None or attempt > 1)
             await asyncio.sleep(pause_s)
             statements = [statement for statement, _ in failed]

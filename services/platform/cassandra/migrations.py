@@ -22,7 +22,7 @@ from services.platform.rpc import errors
 if TYPE_CHECKING:
     from services.platform.cassandra.keyspace import Cassandra, Keyspace
 
-# Longer than the slowest statement takes; renewed before each migration.
+# The TTL of the lease in seconds: longer than the slowest statement takes. The lease is renewed before each migration.
 LEASE_S = 60
 # MAX_POLLS intervals are three minutes, enough for a whole schema on a slow machine. A longer wait means a fault.
 POLL_INTERVAL_S = 0.25

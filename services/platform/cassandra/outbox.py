@@ -1,9 +1,9 @@
 """The outbox on Cassandra. An event's row is in the same logged batch as the rows that it describes; the writer then
 publishes it at once.
 
-An event stays unpublished in its row if the process dies, if the log is unavailable for long, or if the batch is
-applied after its writer gave up; a sweeper finds it. The event is appended to the log before its row is flagged as
-published: an event may be published twice, but is never lost.
+A row stays unpublished if the process dies, if the log is unavailable for long, or if the batch is applied after its
+writer gave up. A sweeper finds such rows and publishes their events. The event is appended to the log before its row is
+flagged as published: an event may be published twice, but is never lost.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ _INSERT = """INSERT INTO outbox (shard, minute, event_id, topic, key, payload, t
 _SET_PUBLISHED = """UPDATE outbox USING TIMESTAMP ? SET published = true
     WHERE shard = ? AND minute = ? AND event_id = ? AND topic = ?"""
 
-# A row belongs to the minute of its event id, so that a repeated batch writes the same row. If the id is older or newer
-# than this (a batch executed again hours later), the row belongs to the current minute, because sweepers no longer read
-# the id's minute.
+# The partition of a row is the minute of its event id, so that a repeated batch writes the same row. If the id is older
+# or newer than this (a batch executed again hours later), the row belongs to the current minute, because sweepers no
+# longer read the id's minute.
 MAX_ID_AGE_MS = 5 * 60_000
-# Events whose state (queued or published) this process remembers, for when a sweeper finds their rows.
+# Events whose state (queued or published) this process stores, so that a sweeper that finds their rows does not publish
+# them twice.
 MAX_TRACKED = 3 * MAX_QUEUED
 
 _Key = tuple[int, str]
@@ -75,13 +76,14 @@ log = structlog.get_logger(__name__)
 
 
 class EventValidator(Protocol):
-    """Decides which events found by a sweeper may be published. Their writer may have died at any point: the rows that
-    an event describes may be missing, or never be written."""
+    """Decides which of the events that a sweeper finds may be published. Their writer may have died at any point: the
+    rows that an event describes may be missing, or never be written."""
 
     async def publishable(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Returns those of the events whose change was made, after making the rows that they describe readable.
+        """Returns the events whose described change was committed. Before it returns, readers can see the rows that
+        these events describe.
 
-        The others stay in the outbox until a later sweep. So do all of them if it raises.
+        Events that it does not return stay in the outbox until a later sweep. If it raises, all of them stay.
         """
 
 
@@ -108,7 +110,7 @@ class Outbox:
         self._clock = clock
         self._validator = validator
         self._queue: deque[tuple[OutboxPartition, Record]] = deque()
-        # The value is True if the event is in the log, False while it is queued.
+        # By event: True if the event is in the log, False while it is queued.
         self._tracked: OrderedDict[_Key, bool] = OrderedDict()
         self._unflagged: list[tuple[OutboxPartition, Record]] = []
         self._flag_write_due = 0.0
@@ -135,7 +137,7 @@ class Outbox:
         returned."""
         for record in records:
             if len(self._queue) >= MAX_QUEUED:
-                # Not queued: the sweeper publishes it from its row.
+                # The queue is full: the sweeper publishes the event from its row.
                 self._sweeper.request_full_sweep()
                 continue
             self._queue.append((self._partition_of(record), record))
@@ -251,7 +253,7 @@ class Outbox:
         """Sets the `published` flag of these events. Logs a failure instead of raising it: a later sweep finds the
         events, and this process only flags them, but another process publishes them again."""
         try:
-            # Grouped by partition, because a batch within one partition is a single write.
+            # Writes one batch per partition, because a batch within one partition is a single write.
             for partition, found in groupby(sorted(batch, key=itemgetter(0)), itemgetter(0)):
                 records = [record for _, record in found]
                 for first in range(0, len(records), MAX_BATCH):

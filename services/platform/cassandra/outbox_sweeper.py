@@ -35,7 +35,7 @@ SWEEP_MINUTES = 15
 # Cassandra keeps hints for a node that is down for up to three hours, and replays them when it returns.
 SLOW_EVERY = 120
 SLOW_MINUTES = 180
-# The TTL of the rows.
+# The TTL of the rows in minutes.
 MAX_MINUTES = 3 * 24 * 60
 # Rows per page of one partition.
 PAGE_ROWS = 100
@@ -103,7 +103,7 @@ class OutboxSweeper(BackgroundWorker):
                 if round_ and round_ % SLOW_EVERY == 0:
                     first, slow_from = slow_from, now - SLOW_MINUTES
                 elif self._full_sweep_requested or round_ % SWEEP_EVERY == 0:
-                    # From the cursor, so that an outage of any length leaves no gap.
+                    # The sweep starts at the cursor, so that an outage of any length leaves no minute unread.
                     first = min(cursor, now) - SWEEP_MINUTES
                 else:
                     first = now - QUICK_MINUTES + 1

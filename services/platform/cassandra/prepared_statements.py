@@ -57,9 +57,12 @@ class PreparedStatementCache:
         task = self._tasks.get(cql)
         if task is None:
             if len(self._tasks) >= MAX_STATEMENTS:
-                raise RuntimeError(f"more than {MAX_STATEMENTS} statements: are values written into {cql!r}?")
+                raise RuntimeError(
+                    f"more than {MAX_STATEMENTS} statements: bind values with ? instead of writing them into {cql!r}"
+                )
             task = self._tasks[cql] = asyncio.create_task(self._make(cql))
-            # Reads the exception, so that asyncio does not log it if no task waits any more.
+            # Reads the exception, so that asyncio does not log it as never retrieved if every waiting task was
+            # cancelled.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
         if task.done():
             return task.result()

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# A node in its default configuration executes 128 writes and 32 reads at once; more would only queue there, out of
-# sight. Far below the 32,768 streams of a connection, so a stream is always free.
+# A node in its default configuration executes 128 writes and 32 reads at once; more requests would only queue there,
+# where this process cannot count them. Far below the 32,768 streams of a connection, so a stream is always free.
 MAX_IN_FLIGHT = 1_024
-# About one second of requests: callers further back in the queue would wait past their deadlines.
+# Requests that may queue: about one second of work. Callers further back in the queue would wait past their deadlines.
 MAX_QUEUED = 4_096
 
 Send = Callable[[], Any]
@@ -120,7 +120,7 @@ class RequestLimiter:
 
     def _release(self, count: int) -> None:
         self._free += count
-        # First come, first served: small requests must not starve a large one.
+        # The queue is served in order of arrival, because otherwise small requests could delay a large one without end.
         while self._queue and (self._queue[0][1].done() or self._queue[0][0] <= self._free):
             wanted, waiter = self._queue.popleft()
             if not waiter.done():
@@ -154,7 +154,7 @@ class RequestLimiter:
                 self._loop.call_soon_threadsafe(self._resolve_done)
 
     def _resolve_done(self) -> None:
-        # Reset before reading `_done`: a batch that is added meanwhile schedules another call.
+        # The flag is reset before `_done` is read: a batch that is added meanwhile schedules another call.
         self._woken = False
         while self._done:
             batch = self._done.popleft()

@@ -67,10 +67,11 @@ class LeaseTiming(NamedTuple):
     mint_s: float
 
 
-# Minting ends 20 s before another process may claim the id: a tolerance for the error of a node's clock.
+# A leased worker id. Minting ends 20 s before another process may claim the worker id, in case the clock of a Cassandra
+# node is wrong by that much.
 LEASED = LeaseTiming(60, 20.0, 40.0)
 # After kill -9 the next process with this ordinal waits until its clock has passed the high-water mark, so the mark is
-# only 5 s ahead. No TTL, because no other process uses an ordinal.
+# only 5 s ahead. The row has no TTL, because no other process uses an ordinal.
 ORDINAL = LeaseTiming(0, 2.0, 5.0)
 
 
@@ -85,7 +86,7 @@ class CassandraLease:
         self._clock_ms = clock_ms
         self._owner = secrets.token_hex(8)
         self._time = asyncio.get_running_loop().time
-        # As stored in the row; None if the row has none yet.
+        # The high-water mark that the row holds, in Unix milliseconds; None if the row has none yet.
         self._high_water_ms: int | None = None
         self._mint_until = 0.0
         self._wake = asyncio.Event()
@@ -124,7 +125,7 @@ class CassandraLease:
         return self.ids
 
     def fault(self) -> str:
-        """Returns why no ids can be minted for now, in a sentence; "" if they can."""
+        """Returns a sentence with the cause if no ids can be minted now; "" if they can."""
         if self._time() >= self._mint_until:
             return f"the lease of worker id {self.worker_id} was not renewed in time, so nothing can be written: Cassandra must answer"
         return self.ids.fault()
@@ -154,7 +155,8 @@ class CassandraLease:
 
     def _reserve(self, ms: int) -> int:
         if self._time() >= self._mint_until:
-            # Also true if the process slept past its lease: it mints nothing on waking.
+            # This is also the case if the process was suspended past the end of its lease: it then mints no id when it
+            # resumes.
             raise errors.unavailable(
                 "no ids can be minted: the worker id's lease was not renewed; retry later", reason=Reason.LEASE
             )
@@ -208,7 +210,8 @@ class CassandraLease:
             worker_id for worker_id, owner, high_water_ms in rows if owner is not None or (high_water_ms or 0) > now_ms
         }
         free = [worker_id for worker_id in range(MAX_WORKER + 1) if worker_id not in taken]
-        # In random order, because processes that start together would otherwise all claim the first.
+        # Free worker ids are tried in random order, because processes that start together would otherwise all claim the
+        # first one.
         for worker_id in _shuffled(free)[:MAX_CLAIMS]:
             if (await self._keyspace.execute_lwt(_CLAIM, self._timing.ttl_s, self._owner, worker_id))[0]:
                 self.worker_id = worker_id

@@ -20,7 +20,8 @@ class PartitionWriteBatcher:
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
-        # Has an entry for a partition while a task writes to it.
+        # By partition: the writes that wait for the request in flight. A partition has an entry while a task writes to
+        # it.
         self._pending: dict[Hashable, _Pending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -35,7 +36,8 @@ class PartitionWriteBatcher:
         pending = self._pending.get(partition)
         if pending is None:
             self._pending[partition] = [(statement, future)]
-            # An empty context, because a batch belongs to several calls and has none of their deadlines.
+            # The task gets an empty context, because a batch belongs to several calls and must not inherit the deadline
+            # of one of them.
             task = asyncio.get_running_loop().create_task(self._flush(partition), context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -1,4 +1,4 @@
-"""Applies a batch of events: retries transient failures, and moves an event that fails for good to the dead letters."""
+"""Applies a batch of events: retries transient failures, and stores an event that keeps failing as a dead letter."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ import grpc
 
 from services.platform.rpc import errors
 
-# The events that a consumer gets at once by default: enough to share the cost of a commit, and applied within a second.
+# The default of the most events per batch: enough to share the cost of a commit among them, few enough to be applied
+# within a second.
 DEFAULT_BATCH = 500
 MAX_BATCH = 5_000
 # After this many failures that are not transient, an event that is applied alone becomes a dead letter.

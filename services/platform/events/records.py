@@ -57,7 +57,8 @@ def new_record(body: Message, event_id: int, at_ms: int, traceparent: str) -> Re
 
 
 def record_of(payload: bytes) -> Record:
-    """Returns the record whose payload this is. Raises ValueError if it is not an event with a body."""
+    """Returns the record that has the serialized event `payload` as its payload. Raises ValueError if the event has no
+    body."""
     event = event_pb2.Event.FromString(payload)
     field = event.WhichOneof("body")
     if field is None:
@@ -73,6 +74,6 @@ class EventBuilder:
         self._clock = clock
 
     async def record(self, body: Message) -> Record:
-        """Returns the record of an event with the trace context of the current call. Raises as `Snowflake.mint` and
-        `new_record`."""
+        """Returns the record of an event with the trace context of the current call. Raises UNAVAILABLE if no id can be
+        minted, and KeyError if `body` is not declared in roost.event.v1.Event."""
         return new_record(body, await self._ids.mint(), int(self._clock() * 1000), context.current().traceparent)

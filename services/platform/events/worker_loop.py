@@ -1,4 +1,5 @@
-"""Runs a background task that works while there is work, waits until it is woken, and retries after failures."""
+"""Runs a background task that calls a step until no work is left, then waits until it is woken. It retries a failed
+step."""
 
 from __future__ import annotations
 
@@ -64,7 +65,7 @@ class WorkerLoop:
     async def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
-            # Cleared before the step: work that arrives during the step wakes the loop again.
+            # The event is cleared before the step, so that work that arrives during the step wakes the loop again.
             self._wake.clear()
             try:
                 worked = await self._step()

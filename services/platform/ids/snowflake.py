@@ -21,7 +21,7 @@ _TIME_SHIFT = WORKER_BITS + SEQUENCE_BITS
 _MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
 
 # The longest step back of the clock for which `mint` waits. Clock synchronisation causes steps of a few ms. A longer
-# step is a fault that a caller's deadline would not survive, so `mint` raises at once.
+# step is a fault of the clock: waiting would exceed the caller's deadline, so `mint` raises at once.
 CLOCK_BACK_WAIT_MS = 20
 # By how much the high-water mark is reserved ahead: it costs one small write per second, and a start after kill -9
 # waits up to this long.
@@ -54,7 +54,8 @@ class Snowflake:
 
     `high_water_ms` (Unix milliseconds) is the last millisecond that an earlier process with this worker id may have
     used; no id is minted at or before it. `reserve(ms)` must durably store a new high-water mark ≥ `ms` and return it;
-    it is called before the first id past the last mark. Raises ValueError if the worker id is not within 0..MAX_WORKER.
+    it is called before the first id after the last high-water mark. Raises ValueError if the worker id is not within
+    0..MAX_WORKER.
     """
 
     def __init__(
@@ -73,9 +74,9 @@ class Snowflake:
         self._clock_ms = clock_ms
         self._sleep = sleep
         self._reserve = reserve
-        # All ids of the mark's millisecond count as used.
+        # All ids of the millisecond of the high-water mark count as used.
         self._sequence = _MAX_SEQUENCE
-        # After kill -9 the mark may be up to RESERVE_MS ahead of a correct clock.
+        # After kill -9 the high-water mark may be up to RESERVE_MS ahead of a correct clock.
         self._patience_ms = RESERVE_MS + CLOCK_BACK_WAIT_MS
         self._alerted = False
 
@@ -92,7 +93,8 @@ class Snowflake:
         raise self._refuse("the clock stands still")
 
     def try_mint(self) -> int | None:
-        """Returns a new id, or None if `mint` would wait. Raises UNAVAILABLE as `mint`."""
+        """Returns a new id, or None if `mint` would wait. Raises UNAVAILABLE if the clock went back by more than
+        CLOCK_BACK_WAIT_MS or is outside the range of ids."""
         now = self._clock_ms()
         if now > self.last_ms:
             if not EPOCH_MS <= now <= LAST_MS:

@@ -25,7 +25,7 @@ from services.platform.kafka.records import (
 
 # A running broker answers in milliseconds, a starting one within seconds.
 OPEN_TIMEOUT_S = 10.0
-# How long a partition may have no leader before it counts as an outage, and the pause between attempts.
+# Seconds for which a partition may have no leader before Kafka counts as unavailable, and seconds between two attempts.
 METADATA_TIMEOUT_S, _METADATA_RETRY_S = 5.0, 0.05
 DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
 # With three replicas, two must store an event before it counts as appended, so one broker may fail.
@@ -33,12 +33,12 @@ MIN_COPIES_OF_THREE = 2
 
 EARLIEST: Any = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 LATEST: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-# Errors of a partition that was just created, or whose leader just failed: retried.
+# Errors of a partition that was just created, or whose leader just failed. Requests with these errors are retried.
 _ELECTING = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
-    # The broker does not know yet that it leads, or that another one does.
+    # The broker does not know yet that it, or another broker, is the partition's leader now.
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError._UNKNOWN_PARTITION,
@@ -105,7 +105,7 @@ class KafkaAdmin:
 
     async def offsets(self, partitions: Sequence[PartitionKey], position: Any) -> dict[PartitionKey, int]:
         """Returns an offset for each partition: EARLIEST (its oldest event), LATEST (the end), or the first event
-        `at_time`, the end if there is none."""
+        `at_time` (the end of the partition if no event is that new)."""
         found: dict[PartitionKey, int] = {}
         missing, give_up = list(partitions), time.monotonic() + METADATA_TIMEOUT_S
         while missing:
@@ -174,9 +174,9 @@ class KafkaAdmin:
         kept_s, partitions = log.RETENTION_S, self._settings.kafka_partitions
         config = {"min.insync.replicas": str(min(copies, MIN_COPIES_OF_THREE) if copies > 2 else 1)}
         if name == DEAD_LETTER_TOPIC:
-            # The key of a dead letter is the topic, partition and offset of its event. When an operator has it applied
-            # again (redrive), a record with the same key and no value is appended, and compaction then removes both.
-            # One partition is enough: dead letters are few and are read together.
+            # The key of a dead letter is the topic, partition and offset of its event. When an operator redrives the
+            # dead letter, a record with the same key and no value is appended, and compaction then removes both
+            # records. One partition is enough: dead letters are few and are read together.
             kept_s, partitions = DEAD_LETTERS_KEPT_S, 1
             config["cleanup.policy"] = "compact,delete"
         config["retention.ms"] = str(kept_s * 1_000)

@@ -28,7 +28,7 @@ class FetchedEntry(NamedTuple):
 
 class PartitionProgress(NamedTuple):
     """Progress of one partition: the next offset to apply (`position`), the next to fetch (`fetched`), the number of
-    events between, and the append time of the oldest of them in unix milliseconds."""
+    events between the two, and the append time of the oldest of these events in unix milliseconds."""
 
     position: int
     fetched: int
@@ -54,7 +54,7 @@ class Backlog:
         self._committed: dict[PartitionKey, int] = {}
         self._revoking: set[PartitionKey] = set()
 
-    # Methods of the fetcher thread.
+    # The fetcher thread calls the following methods.
 
     def assign(self, partitions: Iterable[PartitionKey], positions: Mapping[PartitionKey, int] | None = None) -> None:
         """Adds assigned partitions; `positions` are their start offsets, if known."""
@@ -96,7 +96,7 @@ class Backlog:
         """Removes partitions, after the current batch is completed or returned if it has entries of them, at most after
         `at_most_s` seconds.
 
-        Returns the offsets to commit for them.
+        Returns the offsets to commit for these partitions.
         """
         released = set(partitions)
         with self._changed:
@@ -139,7 +139,7 @@ class Backlog:
             for partition in partitions:
                 self._committed.pop(partition, None)
 
-    # Methods of the event loop.
+    # The event loop calls the following methods.
 
     def next_batch(self, max_events: int) -> Sequence[FetchedEntry]:
         """Returns the next entries, with at most `max_events` events. They are in progress until `complete_batch` or

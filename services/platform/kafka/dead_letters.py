@@ -1,5 +1,5 @@
-"""Dead letters on Kafka: a compacted topic with one record per failed event. Redriving an event writes a tombstone over
-it."""
+"""Dead letters on Kafka: a compacted topic with one record per failed event. When an event is redriven, a tombstone
+with the same key deletes its record."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class DeadLetters:
         self._topic = topic_of(settings.namespace, DEAD_LETTER_TOPIC)
 
     async def add(self, group: str, source: tuple[str, int], event: ConsumedEvent, error: BaseException) -> None:
-        """Stores an event of the partition `source` and the error that the group gave up on. Raises the errors of
-        KafkaProducer.send."""
+        """Stores an event of the partition `source` as a dead letter of the group, with its last error. Raises
+        UNAVAILABLE if Kafka does not confirm the record in time, and ValueError if it is too large."""
         reason = repr(error)[:MAX_REASON_CHARS]
         topic, partition = source
         headers = headers_of(Record(*event[2:]))
@@ -74,7 +74,8 @@ class DeadLetters:
                 if headers.get(_GROUP) != group:
                     continue
                 found.pop(key, None)
-                # Keeps the oldest at the limit: the others are found after these are redriven.
+                # At the limit the oldest dead letters are returned; a later call returns the rest after these were
+                # redriven.
                 if message.value() is not None and len(found) < log.MAX_BATCH:
                     found[key] = _dead_letter_of(message, headers)
             return found

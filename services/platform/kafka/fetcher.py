@@ -1,5 +1,5 @@
-"""The fetcher thread of one consumer. It never waits for events to be applied, so its group membership does not time
-out."""
+"""The fetcher thread of one consumer. The thread never waits until events are applied, so its heartbeats continue and
+its group membership does not time out."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from services.platform.log_events import LogEvent
 SESSION_TIMEOUT_S = 10.0
 HEARTBEAT_INTERVAL_S = 2.0
 COMMIT_EVERY_S = 1.0
-# Bounds how late the thread notices a stop or a seek.
+# Seconds per poll. The thread notices a stop or a seek at most this late.
 POLL_TIMEOUT_S = 0.1
 # Messages per fetch; decoding them holds the GIL for about 1 ms.
 FETCH_MESSAGES = 200
-# How long the thread waits for room in the backlog before it pauses the partitions. Pausing discards prefetched
-# messages.
+# Seconds for which the thread waits for space in the backlog before it pauses the partitions. Pausing discards
+# prefetched messages.
 PAUSE_AFTER_S = 1.0
-# Prefetched by librdkafka, outside Python's memory.
+# The most messages, and KiB of them, that librdkafka prefetches into its own memory, outside Python's.
 PREFETCH_MESSAGES, PREFETCH_KIB = 10_000, 16 * 1024
 FETCH_WAIT_MS = 200
-# How long a rebalance waits for the current batch. After that its events are delivered again to the next owner.
+# Seconds for which a rebalance waits until the current batch is applied. If that takes longer, the next owner of the
+# partition gets its events again.
 REVOKE_TIMEOUT_S = 10.0
-# Limits of the last commit, and of `stop` as a whole.
+# Time limits in seconds of the last commit, and of `stop` as a whole.
 LAST_COMMIT_TIMEOUT_S, STOP_TIMEOUT_S = 3.0, 12.0
 _SEEK_TRIES, _SEEK_RETRY_S = 50, 0.1
 
@@ -227,7 +228,7 @@ class Fetcher:
         self._backlog.release({(p.topic, p.partition) for p in partitions}, 0.0)
 
     def _on_loop(self, work: Callable[..., object], *values: Any) -> None:
-        # Raises RuntimeError if the event loop was closed before the log; then nothing waits.
+        # Raises RuntimeError if the event loop was closed before the log; then no task waits for the result.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(work, *values)
 

@@ -23,11 +23,12 @@ from services.platform.log_events import LogEvent
 
 # An event that is not delivered in this time fails; it stays in its outbox.
 DELIVERY_TIMEOUT_S = 5.0
-# Events queued for the brokers, about 30 MB. Beyond it appends wait for QUEUE_TIMEOUT_S, then fail.
+# Events queued for the brokers, about 30 MB. If the queue is full, an append waits up to QUEUE_TIMEOUT_S seconds for
+# space and then fails.
 MAX_QUEUED = 50_000
 QUEUE_TIMEOUT_S = 2.0
 _QUEUE_POLL_S = 0.01
-# Events produced within this time are sent together; a single append waits that much longer.
+# Events produced within this time are sent in one request; an append takes that much longer.
 LINGER_MS = 2
 # How often the thread checks whether it must stop.
 _POLL_S = 0.2
@@ -95,7 +96,8 @@ class KafkaProducer:
         self._thread.start()
 
     async def append(self, records: Sequence[Record]) -> None:
-        """Sends events. Raises the errors of `send`."""
+        """Sends events and returns when all are durable. Raises UNAVAILABLE if Kafka does not confirm them in time (any
+        of them may be appended then), and ValueError for an event that is too large."""
         now = self._clock_ms()
         await self.send(
             OutgoingMessage(
@@ -107,7 +109,7 @@ class KafkaProducer:
     async def send(self, messages: Iterable[OutgoingMessage]) -> None:
         """Sends messages and returns when all are durable.
 
-        Raises UNAVAILABLE within DELIVERY_TIMEOUT_S + QUEUE_TIMEOUT_S; any of them may be appended then. Raises
+        Raises UNAVAILABLE within DELIVERY_TIMEOUT_S + QUEUE_TIMEOUT_S; any of the messages may be appended then. Raises
         ValueError for a message that is too large; those before it are sent.
         """
         pending = _PendingSend(self._loop.create_future())
@@ -115,7 +117,7 @@ class KafkaProducer:
             for message in messages:
                 await self._produce(message, pending)
         except BaseException:
-            # The caller gets this error, so nothing awaits the deliveries of the messages before it.
+            # The caller gets this error and does not await the deliveries of the earlier messages.
             pending.future.cancel()
             raise
         pending.settle(None)
@@ -165,7 +167,7 @@ class KafkaProducer:
     def _pass_reports(self) -> None:
         reports = [self._reports.popleft() for _ in range(len(self._reports))]
         if reports:
-            # Raises RuntimeError if the event loop was closed before the log; then nothing waits.
+            # Raises RuntimeError if the event loop was closed before the log; then no task waits for the result.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_settle, reports)
 

@@ -19,13 +19,15 @@ from services.platform.rpc.reasons import Reason
 
 T = TypeVar("T")
 
-# Limit for a search, because users do not wait longer. Calls with an earlier deadline are limited by it.
+# Time limit in seconds of a search, because users do not wait longer. If the current call's deadline is earlier, it is
+# the limit.
 MAX_CALL_S = 2.0
-# Limit for background work: a bulk of 1,000 documents takes about 0.2 s on an idle server.
+# Time limit in seconds of requests without a user: a bulk of 1,000 documents takes about 0.2 s on an idle server.
 BACKGROUND_TIMEOUT_S = 30.0
 # Connections per process; further calls wait for a free one within their limit.
 MAX_CONNECTIONS = 16
-# An idle connection that the server closed fails only when it is used: the request is sent once more on another one.
+# A client notices only at the next request that the server closed an idle connection: then the request is sent once
+# more on another connection.
 RETRIES = 1
 
 OK_FROM, OK_BELOW = 200, 300
@@ -104,7 +106,8 @@ class OpenSearch:
     ) -> list[RequestRejected | None]:
         """Executes operations in order; returns for each the reason of its rejection, or None if it succeeded.
 
-        Raises UNAVAILABLE if one failed transiently; others may have succeeded. Repeat the whole bulk then.
+        Raises UNAVAILABLE if an operation failed transiently, although other operations may have succeeded: then the
+        caller must repeat the whole bulk.
         """
         answer = await self.call("POST", "/_bulk", b"".join(_lines(operations)), timeout_s)
         if not answer["errors"]:
@@ -117,7 +120,7 @@ class OpenSearch:
 
 
 class _OrjsonSerializer(JSONSerializer):
-    """Decodes responses by orjson, which takes a tenth of the time for a page of 300 hits."""
+    """Decodes responses with orjson, which takes a tenth of the time of `json` for a response with 300 hits."""
 
     def loads(self, s: Any) -> Any:
         return orjson.loads(s)

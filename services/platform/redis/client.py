@@ -1,7 +1,7 @@
-"""The Redis client. Redis may lose any key at any time; callers must never take a partial value for a complete one.
+"""The Redis client. Redis may lose any key at any time; callers must detect that a value is incomplete.
 
-Frequent commands use our own connections (`connection.py`), all others redis-py. Both are bounded by `redis_timeout_s`:
-if Redis does not answer, callers go on without it.
+Frequent commands use Roost's own connections (`connection.py`), all other commands use redis-py. Both are bounded by
+`redis_timeout_s`: if Redis does not answer, callers continue without Redis.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
 SLOTS = 16_384
-# How often the Sentinels are asked for the master. Bounds how long a demoted master is still read.
+# Seconds between two requests to the Sentinels for the address of the master. A demoted master is read at most this
+# long.
 SENTINEL_POLL_INTERVAL_S = 1.0
 # The slot map of a cluster is reloaded at most this often, however many replies say that it is outdated.
 SLOT_REFRESH_INTERVAL_S = 1.0
@@ -97,7 +98,7 @@ class Redis:
         return refused
 
     def rediscover(self) -> None:
-        """Finds the current masters, in the background."""
+        """Starts a background task that finds the current masters."""
         if (
             self.clustered
             and self._slot_refresh is None

@@ -163,7 +163,8 @@ async def connect(endpoint: Endpoint, read_timeout_s: float) -> RedisConnection:
                 _, connection = await loop.create_connection(
                     lambda: RedisConnection(read_timeout_s), endpoint.host, endpoint.port, ssl=context
                 )
-        # Bounded by the connection's own read timeout, which tells a silent server from a busy process.
+        # These commands are bounded by the connection's own read timeout, which does not expire if this process, and
+        # not the server, was slow.
         await _authenticate(connection, endpoint)
     except (OSError, TimeoutError) as error:
         if connection is not None:

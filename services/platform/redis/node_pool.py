@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from services.platform.redis.connection import RedisConnection, unreachable
 from services.platform.rpc import errors
 
-# Circuit breaker: after a failed connection or a read timeout the server is tried again only after this time, by a
-# probe that no caller waits for. An outage costs each caller at most one timeout.
+# Circuit breaker: after a failed connection or a read timeout, callers get UNAVAILABLE at once. After this many seconds
+# a background probe connects again. An outage costs each caller at most one timeout.
 BREAKER_OPEN_S = 0.5
 # Concurrent transactions under WATCH: home builds (at most 64, of which few write at once), trims, changes of shared
 # entries.
@@ -31,7 +31,7 @@ class SharedConnection:
 
     @property
     def live(self) -> RedisConnection | None:
-        """The connection if it is open, else None: saves awaiting `get`."""
+        """The connection if it is open, else None. Callers use it to avoid awaiting `get`."""
         connection = self._connection
         return None if connection is None or connection.lost else connection
 
@@ -40,7 +40,8 @@ class SharedConnection:
         if (connection := self.live) is not None:
             return connection
         if self._connecting is None:
-            # In its own task, because other callers wait for it even if the first one is cancelled.
+            # The connection is opened in its own task, because other callers wait for it even if the first caller is
+            # cancelled.
             self._connecting = asyncio.create_task(self._open(), name="redis-connect")
             self._connecting.add_done_callback(self._connected)
         connecting = self._connecting
@@ -79,7 +80,8 @@ class Node:
         self.name = name
         self._dial = connect
         self._clock = clock
-        # Breaker: None while closed; else callers are rejected until a probe succeeds, which may start at this time.
+        # State of the circuit breaker: None while it is closed. Otherwise callers are rejected, and this is the time at
+        # which a probe may start.
         self._broken_until: float | None = None
         self._probe: asyncio.Task[None] | None = None
         self._reads, self._writes = SharedConnection(self._connect), SharedConnection(self._connect)
@@ -96,8 +98,8 @@ class Node:
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[RedisConnection]:
-        """Lends a connection to one caller, who must leave no key watched. Closes it if the body raises. Raises
-        UNAVAILABLE if none can be opened."""
+        """Lends a connection to one caller, who must end each WATCH with EXEC or UNWATCH. Closes it if the body raises.
+        Raises UNAVAILABLE if none can be opened."""
         async with self._slots:
             connection = await self._take_idle_or_connect()
             try:

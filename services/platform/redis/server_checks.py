@@ -8,7 +8,8 @@ from services.platform.log_events import LogEvent
 from services.platform.redis.connection import RedisConnection, ReplyError, command, field_of
 from services.platform.rpc import errors
 
-# Needed: LPUSHX of several ids, SET with NX and PX, and EXEC that fails if a watched key expired.
+# The features that Roost needs: LPUSHX of several values, SET with NX and PX, and EXEC that fails if a watched key
+# expired.
 MIN_VERSION = (6, 2)
 # These policies may evict a key that was just written, so a tombstone could be evicted while an older fill of the same
 # entry is in progress. Other policies evict the least used keys, or those next to expire: a home timeline that loses

@@ -21,7 +21,7 @@ from services.platform.rpc import errors
 
 Kind = Literal["single", "sentinel", "cluster"]
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
-# For redis-py, which runs the less frequent commands of one process.
+# The most connections of redis-py, which runs the less frequent commands of a process.
 MAX_CONNECTIONS = 64
 
 _KINDS: dict[str, tuple[Kind, bool]] = {
@@ -61,7 +61,8 @@ class RedisTopology:
         return self.server.path or (f"{self.master} at the Sentinels {hosts}" if self.master else hosts)
 
     def client(self, timeout_s: float) -> Client | RedisCluster:
-        """Returns a redis-py client with `timeout_s` seconds as its limits: its defaults would retry for a minute."""
+        """Returns a redis-py client that limits connecting and each command to `timeout_s` seconds. With its defaults
+        it would retry for a minute."""
         known: dict[str, Any] = {
             "username": self.server.username or None,
             "password": self.server.password or None,
@@ -70,7 +71,8 @@ class RedisTopology:
             "max_connections": MAX_CONNECTIONS,
             "protocol": 2,
         }
-        # One retry: a connection that the server closed while idle fails only when it is used.
+        # A command is retried once, because a client notices only at the next command that the server closed an idle
+        # connection.
         known["retry"] = Retry(NoBackoff(), 1)
         if self.kind == "cluster":
             nodes = [ClusterNode(host, port) for host, port in self.hosts]
@@ -108,7 +110,7 @@ def _parse(url: str) -> RedisTopology:
         return RedisTopology("single", (), "", replace(entry, path=unquote(parts.path), db=_number(db)))
     hosts = tuple(_host(text, SENTINEL_PORT if kind == "sentinel" else REDIS_PORT) for text in where.split(","))
     if kind == "single" and len(hosts) > 1:
-        raise ValueError("several servers without +sentinel or +cluster")
+        raise ValueError("several servers need +sentinel or +cluster in the scheme")
     master = steps.pop(0) if kind == "sentinel" and steps else ""
     if kind == "sentinel" and not master:
         raise ValueError("the name of the master is missing")

@@ -18,7 +18,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 IPV6_PREFIX = 64
 # Parsed addresses in the cache, about 200 bytes each: 2 MB.
 MAX_KNOWN_ADDRESSES = 10_000
-# Entries of X-Forwarded-For that are read. A longer chain of trusted proxies is a mistake in the settings, and each costs a look-up.
+# Entries of X-Forwarded-For that are read. A longer chain of trusted proxies is a mistake in the settings. The bound
+# also limits the work that a client can cause with a long header.
 MAX_HOPS = 16
 # The longest address with a zone. Longer text is neither parsed nor cached.
 MAX_ADDRESS_CHARS = 64

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Seconds. A place is free as soon as any running operation ends, so a short wait is enough.
+# Seconds after which a rejected caller should retry. An operation may start as soon as another one ends, so a short
+# wait is enough.
 RETRY_AFTER_S = 1.0
 
 
 class ConcurrencyLimit:
-    """Allows `most` concurrent operations in total and `most_per_key` for one key. `what` names them in errors, such as "calls"."""
+    """Allows `most` concurrent operations in total and `most_per_key` for one key. `what` names the operations in error
+    messages, such as "calls"."""
 
     def __init__(self, what: str, most: int, most_per_key: int) -> None:
         self._what = what

@@ -38,9 +38,10 @@ ANONYMOUS = Actor()
 class Call(NamedTuple):
     """One call.
 
-    `method` is its path, such as `/roost.tweet.v1.TweetService/GetTweet`. `caller` is the calling service, OPERATOR, or "" for a client
-    outside the mesh. `deadline` is in seconds of the event loop's clock, NEVER if the method has none. `user_agent` names the client's
-    program, as returned by `bounded_user_agent`. `address` is the client's as seen at the edge of the mesh, "" if it is not known.
+    `method` is its path, such as `/roost.tweet.v1.TweetService/GetTweet`. `caller` is the calling service, OPERATOR, or
+    "" for a client outside the mesh. `deadline` is in seconds of the event loop's clock, NEVER if the method has none.
+    `user_agent` names the client's program, as returned by `bounded_user_agent`. `address` is the client's network
+    address as seen at the edge of the mesh, "" if it is not known.
     """
 
     # A tuple, because one is made for every call: a frozen dataclass takes four times as long (measured).

@@ -85,7 +85,7 @@ def methods() -> Mapping[str, Method]:
 
 @functools.cache
 def mesh_callers() -> frozenset[str]:
-    """Returns the names under which a process of the mesh may call: every service of the contract, and GATEWAY."""
+    """Returns the names that a calling process of the mesh may have: every service of the contract, and GATEWAY."""
     return frozenset({GATEWAY, *(method.service_name for method in methods().values())})
 
 

@@ -46,7 +46,8 @@ class with_deadline(Generic[T]):  # noqa: N801 (used as a function: `await with_
         try:
             return (yield from _resume(coroutine, awaitable))
         except asyncio.CancelledError as cancelled:
-            # A TimeoutError only if this timer alone cancelled the task; otherwise its own cancellation is passed on.
+            # Raises TimeoutError only if this timer alone cancelled the task; if the task was also cancelled by another
+            # caller, the CancelledError is raised.
             if self._fired and self._task is not None and self._task.uncancel() == 0:
                 raise TimeoutError from cancelled
             raise

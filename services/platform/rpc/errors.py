@@ -19,9 +19,9 @@ from services.platform.rpc.reasons import Reason
 DOMAIN = "roost"
 STATUS_KEY = "grpc-status-details-bin"
 
-# Seconds after which a caller should try again if the place that raises the error cannot tell.
+# Seconds after which a caller should try again, for errors that are raised without a delay of their own.
 DEFAULT_RETRY_AFTER_S = 1.0
-# Violations in one error: a client corrects these first, and further ones would only cost bytes.
+# The most violations in one error: a client corrects these first, so further violations would only cost bytes.
 MAX_VIOLATIONS = 20
 
 
@@ -96,7 +96,8 @@ def permission_denied(message: str, reason: Reason | None = None) -> RoostError:
 
 
 def not_found(message: str) -> RoostError:
-    """Returns NOT_FOUND, also for things that are hidden from the caller: it must not learn that they exist."""
+    """Returns NOT_FOUND: the item does not exist, or it is hidden from the caller, who must not learn that it
+    exists."""
     return RoostError(grpc.StatusCode.NOT_FOUND, message)
 
 
@@ -118,7 +119,8 @@ def resource_exhausted(
 
 
 def unavailable(message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_S, reason: Reason | None = None) -> RoostError:
-    """Returns UNAVAILABLE: something is down or overloaded. Clients are told to retry after `retry_after_s` seconds."""
+    """Returns UNAVAILABLE: a service or server is down or overloaded. Clients are told to retry after `retry_after_s`
+    seconds."""
     return RoostError(grpc.StatusCode.UNAVAILABLE, message, reason or "", retry_after_s=retry_after_s)
 
 
@@ -191,12 +193,12 @@ def from_rpc(error: grpc.aio.AioRpcError) -> RoostError:
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_KEY and isinstance(value, bytes):
             status = status_pb2.Status.FromString(value)
-            # Details whose code differs from the status code are ignored.
+            # Status details whose code differs from the status code of the call are ignored.
             if status.code == error.code().value[0]:
                 return from_status(status)
     details = error.details() or ""
     if error.code() not in _OF_GRPC:
-        # gRPC itself never produces these codes: a servicer did, and its message is for callers.
+        # gRPC itself never produces these codes: the error comes from a servicer, whose message callers may read.
         return RoostError(error.code(), details)
     found = RoostError(error.code(), _OF_GRPC[error.code()])
     if details:

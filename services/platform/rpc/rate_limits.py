@@ -3,9 +3,10 @@
 A process has one RateLimits object for its HTTP gateway and its gRPC server, so a client that uses both has one allowance. The policy of a
 method names its class; the settings define the limit of each class.
 
-The classes in BY_ADDRESS count by the client's address, whether or not a token is sent: otherwise an attacker would get an allowance for
-each account of their own. In addition, failed attempts are counted for the account that the request names (FieldPolicy
-`rate_limit_key`). Such a limit must not let an attacker lock the owner out of an account, so:
+The classes in BY_ADDRESS count by the client's address, whether or not a token is sent: otherwise an attacker would get
+an allowance for each account of their own. In addition, failed attempts are counted for the account that the request
+names (FieldPolicy `rate_limit_key`). An attacker must not be able to lock the owner out of an account by such a limit,
+so:
 
 - failures count for the pair (account, address); those of one address do not affect another address;
 - failures from addresses that never logged in to the account also count for the account as a whole. After that allowance is used up,
@@ -40,7 +41,8 @@ MAX_BUCKETS = 100_000
 # Seconds. Rounding of float sums must not reject the last request of a window.
 SLACK_S = 1e-6
 
-# One hour: a limit for a minute would allow thousands of sign-ups a day.
+# The window of the limit of sign-ups, in seconds. It is one hour, because a limit per minute would allow thousands of
+# sign-ups a day.
 SIGN_UPS_WINDOW_S = 3_600.0
 BY_ADDRESS = frozenset({options.RATE_LIMIT_AUTH, options.RATE_LIMIT_SIGN_UP})
 
@@ -48,7 +50,8 @@ BY_ADDRESS = frozenset({options.RATE_LIMIT_AUTH, options.RATE_LIMIT_SIGN_UP})
 FAILURES, FAILURES_WINDOW_S = 10, 1_800.0
 # Failures at one account from all addresses that never logged in to it. NIST SP 800-63B allows 100 consecutive failures.
 STRANGERS_FAILURES, STRANGERS_WINDOW_S = 100, 3_600.0
-# Failures of each such address after that: enough for the owner on a new device, too few to guess a password.
+# Failures allowed for an address without an earlier log-in, once STRANGERS_FAILURES is used up: enough for the owner on
+# a new device, too few to guess a password.
 SLOWED_FAILURES, SLOWED_WINDOW_S = 3, 3_600.0
 # (account, address) pairs with a successful log-in, about 200 bytes each; the least recently used are evicted first.
 MAX_OWNERS = 100_000
@@ -115,7 +118,7 @@ class Bucket:
         return Verdict(self, True, max(0, int(room / self._step + 0.5)), full_at - now, 0.0)
 
     def give_back(self, key: object) -> None:
-        """Undoes one `take` of the key that was allowed, so that the request no longer counts."""
+        """Undoes one allowed `take` of the key, so that the request no longer counts."""
         if (full_at := self._full_at.get(key)) is not None:
             self._full_at[key] = full_at - self._step
 
@@ -142,7 +145,8 @@ class Attempts:
 
     @contextmanager
     def counted(self, accounts: Sequence[str], address: str, *, proves: bool) -> Iterator[None]:
-        """Counts the context as one attempt at each account. Raises RESOURCE_EXHAUSTED if too many attempts failed.
+        """Counts the body of the `with` block as one attempt to log in to each account. Raises RESOURCE_EXHAUSTED if
+        too many earlier attempts failed.
 
         If `proves` is true, success proves ownership: the attempt is not counted, and the address counts as one of the owner's from now
         on. An attempt that fails with a code in NOT_TRIED is not counted either.
@@ -196,7 +200,8 @@ class MethodLimit:
         self._fields = tuple(
             field.name for field in method.descriptor.input_type.fields if field_policy(field).rate_limit_key
         )
-        # Methods such as ChangePassword check a password again: the account is the one of the caller's token.
+        # Methods such as ChangePassword check the password of a signed-in user: failures count for the account of the
+        # access token.
         self._own_account = self._proves and method.policy.access == options.ACCESS_USER
         self.names_account = bool(self._fields) or self._own_account
 
@@ -210,7 +215,8 @@ class MethodLimit:
 
     @contextmanager
     def attempt(self, request: Message, user_id: int, address: str) -> Iterator[None]:
-        """Counts the context as an attempt at the accounts that `request` names. Raises RESOURCE_EXHAUSTED if too many failed."""
+        """Counts the body of the `with` block as an attempt to log in to the accounts that `request` names. Raises
+        RESOURCE_EXHAUSTED if too many earlier attempts failed."""
         accounts = sorted({name for field in self._fields if (name := _folded(getattr(request, field)))})
         if self._own_account:
             accounts.append(f"user {user_id}")
@@ -242,7 +248,8 @@ class RateLimits:
         return None if bucket is None else MethodLimit(method, bucket, self._attempts, self._clock)
 
     def count_read(self, address: str) -> None:
-        """Counts a call outside the contract, such as reflection, as a read of `address`. Raises RESOURCE_EXHAUSTED if too many."""
+        """Counts a call outside the contract, such as reflection, as a read of `address`. Raises RESOURCE_EXHAUSTED if
+        the address has used up its allowance of reads."""
         if (bucket := self._buckets.get(options.RATE_LIMIT_READ)) is not None:
             bucket.take(client_key(address), self._clock()).enforce()
 

@@ -10,7 +10,7 @@ from enum import StrEnum, auto
 
 
 class Reason(StrEnum):
-    """A reason. Its value equals its name."""
+    """A machine-readable reason of an error. The value of each member equals its name."""
 
     @staticmethod
     def _generate_next_value_(name: str, start: int, count: int, last_values: list[str]) -> str:

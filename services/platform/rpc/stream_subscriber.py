@@ -34,11 +34,11 @@ class StreamSubscriber(BackgroundWorker, Generic[M]):
 
     @abstractmethod
     def _open(self) -> Any:
-        """Starts the call and returns it."""
+        """Starts the streaming call and returns the call object."""
 
     @abstractmethod
     def _receive(self, message: M) -> None:
-        """Takes the next message."""
+        """Processes the next message of the stream."""
 
     def _lost(self) -> None:
         """Called when a stream has ended, before the next is opened."""
@@ -53,7 +53,8 @@ class StreamSubscriber(BackgroundWorker, Generic[M]):
             self._lost()
             lasted_s = loop.time() - begun
             delay_s = self._retry_first_s if lasted_s > self._silence_s else min(delay_s * 2, self._retry_max_s)
-            # During an outage each attempt fails at once: only the loss of a stream that worked is news.
+            # During an outage each attempt fails at once. Only the loss of a stream that had delivered messages is
+            # logged at level info, all others at debug.
             log = _log.info if self._working else _log.debug
             log("stream.lost", stream=self._name, reason=reason, delay_s=delay_s)
             await asyncio.sleep(delay_s)
@@ -73,7 +74,7 @@ class StreamSubscriber(BackgroundWorker, Generic[M]):
             finally:
                 call.cancel()
         except asyncio.CancelledError:
-            # A closed channel cancels its calls; only a cancelled task means stop.
+            # A closed channel cancels its calls too; the worker stops only if its own task was cancelled.
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
             return "cut off"

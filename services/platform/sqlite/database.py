@@ -30,14 +30,15 @@ Unit = Callable[[sqlite3.Connection], T]
 _Job = tuple[Unit[Any], "asyncio.Future[Any]", bool]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
-# About 0.1 s of work (measured): callers further back in the queue would wait past their deadlines.
+# Units of work that may queue: about 0.1 s of work (measured). Callers further back in the queue would wait past their
+# deadlines.
 MAX_QUEUED = 4_096
 # Units per commit: bounds what a failed COMMIT undoes, and how long the first unit of a group waits for the last.
 MAX_GROUP = 512
 # Reads are short and mostly hold the GIL, so more threads would not be faster; one alone would let a long read block
 # the others.
 READERS = 2
-# Only an operator's tools may lock the file besides this process.
+# Seconds to wait for a lock on the file. Besides this process, only an operator's tools may lock it.
 BUSY_TIMEOUT_S = 1.0
 # A WAL that grew under a long read is truncated to this size at the next checkpoint.
 WAL_KEEP_BYTES = 64 * 1024 * 1024
@@ -85,8 +86,9 @@ class Database:
         return await self._writes.run(unit, quiet)
 
     async def read(self, unit: Unit[T]) -> T:
-        """Runs `unit` in a reader thread, on a snapshot that contains every write that returned before. Raises the
-        errors of `write`."""
+        """Runs `unit` in a reader thread, on a snapshot that contains every write that returned before. Raises
+        UNAVAILABLE if the disk fails, RESOURCE_EXHAUSTED if MAX_QUEUED units are queued, and the exceptions of
+        `unit`."""
         return await self._reads.run(unit, True)
 
     def on_commit(self, hook: Callable[[], None]) -> None:
@@ -158,7 +160,8 @@ class Database:
     def _read_loop(self, connection: sqlite3.Connection) -> None:
         ended = False
         while not ended:
-            # A share of the queue: one wake-up of the event loop serves several reads, and no reader takes all.
+            # Each reader thread takes a part of the queue: then one wake-up of the event loop serves several reads, and
+            # no thread takes all of them.
             jobs, ended = self._reads.next_jobs(1 + self._reads.jobs.qsize() // READERS)
             outcomes = []
             for unit, future, _ in jobs:

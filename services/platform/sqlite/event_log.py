@@ -55,7 +55,8 @@ _SWEEP = """DELETE FROM event WHERE event_offset IN (SELECT event_offset FROM ev
 
 
 class EmbeddedLog(EventLog):
-    """The EventLog port on one SQLite file. All groups see all events in append order."""
+    """The adapter of the port EventLog on one SQLite file. Every consumer group gets the events of its topics in the
+    order of their appends."""
 
     def __init__(self, db: Database, clock_ms: Callable[[], int], retry_first_s: float) -> None:
         self.db = db
@@ -101,7 +102,7 @@ class EmbeddedLog(EventLog):
 
     async def sweep(self) -> int:
         """Deletes events that are past retention and applied by every group. Returns how many, at most SWEEP_ROWS."""
-        # Consumers skip other groups' topics without storing an offset, so their positions are stored here.
+        # A consumer that skips events of topics it does not consume stores no offset, so its position is stored here.
         reached = [(group, c.position) for group, c in self.running.items() if c.position and not c.broadcast]
 
         def delete(connection: sqlite3.Connection) -> int:
@@ -119,7 +120,8 @@ class EmbeddedLog(EventLog):
         await self.db.close()
 
     def _wake(self) -> None:
-        # Called by the commit, because the appending caller may be cancelled. Writes without events are quiet.
+        # The database calls this after each commit, because the caller that appends may be cancelled. Writes without
+        # events are quiet and do not call it.
         for consumer in self.running.values():
             consumer.worker.wake()
 
@@ -131,7 +133,8 @@ class EmbeddedLog(EventLog):
 
 
 class EmbeddedConsumer(Consumer):
-    """The Consumer port: reads and applies events, stores its offset, and waits for the next append."""
+    """The adapter of the port Consumer on the embedded log: reads and applies events, stores its group's offset, and
+    waits for the next append."""
 
     def __init__(
         self, log: EmbeddedLog, group: str, topics: Sequence[str], apply: Apply, max_batch: int, broadcast: bool
@@ -147,7 +150,8 @@ class EmbeddedConsumer(Consumer):
         self.position = 0
         # Whether a `broadcast` consumer has a position, which it keeps in memory only.
         self._has_position = False
-        # Counts seeks: a batch in progress during a seek must not overwrite its offset.
+        # The number of seeks. If it changed while a batch was applied, the batch must not overwrite the offset that the
+        # seek set.
         self._seeks = 0
         self._paused = False
 
@@ -223,8 +227,8 @@ class EmbeddedConsumer(Consumer):
     async def _store(self, position: int) -> None:
         if self.broadcast:
             if not self._has_position:
-                # Deletes the offset that an ordinary consumer of this group stored before; retention would respect it
-                # forever.
+                # Deletes an offset that an earlier consumer without `broadcast` stored for this group: otherwise
+                # retention would never delete events after it.
                 await self._log.db.write(lambda c: c.execute(_DELETE_OFFSET, (self._group,)), quiet=True)
             self._has_position = True
             return

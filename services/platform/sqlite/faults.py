@@ -13,10 +13,10 @@ from services.platform import files
 
 _DAMAGED = "it is damaged, or not a database: put back the copy of a backup, or move the file away and start without what it held"
 _ADVICE = {"CORRUPT": _DAMAGED, "NOTADB": _DAMAGED, "FULL": files.ADVICE[errno.ENOSPC]}
-# Result codes if the file or its disk fails; the same statement may succeed later.
+# SQLite's result codes for a failing disk or a file in use; the same statement may succeed later.
 TRANSIENT = frozenset({"BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PROTOCOL", "READONLY"})
-# Result codes if the file's content is damaged: it must be restored from a backup. Other parts and other files may
-# still work.
+# SQLite's result codes for damaged content of the file, which must be restored from a backup. Statements on undamaged
+# parts of the file may still succeed.
 DAMAGED = frozenset({"CORRUPT", "NOTADB"})
 # The size of the WAL index (-shm), the largest file that SQLite creates when it opens a database.
 _PROBE_BYTES = 32_768
@@ -29,8 +29,8 @@ def kind_of(error: sqlite3.Error) -> str:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Raises FAILED_PRECONDITION with the path and advice for OS errors and for SQLite errors about the file; others
-    pass unchanged."""
+    """Turns OSErrors of the block, and SQLite errors about the file, into FAILED_PRECONDITION with the path and advice.
+    All other exceptions pass unchanged."""
     try:
         with files.naming(path):
             yield

@@ -1,4 +1,4 @@
-"""An exclusive lock on a file, held until it is closed or the process dies."""
+"""An exclusive lock on a file, held until `close` is called or the process dies."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from services.platform.rpc.reasons import Reason
 class LockFile:
     """Locks the file `path`, created if missing, for one owner; `fd` is open on it.
 
-    Raises FAILED_PRECONDITION if another process owns it, or if this process may not use it. The file is never removed:
-    otherwise two owners could each lock a different file of that name.
+    Raises FAILED_PRECONDITION if another process holds the lock, or if this process may not write the file. The file is
+    never removed: otherwise two owners could each lock a different file of that name.
     """
 
     def __init__(self, path: Path) -> None:

@@ -26,7 +26,8 @@ CREATE TABLE outbox (
 """
 _INSERT = "INSERT INTO outbox (topic, key, event_id, payload, traceparent) VALUES (?, ?, ?, ?, ?)"
 _OLDEST = "SELECT seq, topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq LIMIT ?"
-# One writer assigns seq in commit order, so no smaller seq than those read can appear later.
+# The single writer assigns `seq` in commit order, so no row with a smaller `seq` than one that was read can appear
+# later.
 _DELETE = "DELETE FROM outbox WHERE seq <= ?"
 _PENDING = """SELECT count(*), min(event_id) FROM (SELECT event_id FROM outbox
     WHERE topic IN (SELECT value FROM json_each(?)) LIMIT ?)"""
@@ -52,7 +53,7 @@ class Relay:
         self._worker.start()
 
     async def stop(self) -> None:
-        """Stops after the current batch. Await `drained` before to leave no event for the next start."""
+        """Stops after the current batch. To leave no event in the outbox, await `drained` first."""
         await self._worker.stop()
 
     async def drained(self) -> None:

@@ -72,7 +72,7 @@ class FileLease:
 
     def _write(self, ms: int) -> None:
         try:
-            # The same position and length each time, so it needs no space on a full disk.
+            # Each write has the same position and length, so it needs no new space on a full disk.
             os.pwrite(self._lock.fd, _line(ms), 0)
             self._syncer.submit(os.fsync, self._lock.fd)
         except OSError as error:

@@ -37,8 +37,8 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
     async def Call(self, request: pb.CallRequest, context: Any) -> pb.CallResponse:
         """Serves the calls of the batch concurrently and returns one result for each, in order.
 
-        Each has its own deadline, status and current call; the failure of one does not affect the others. The caller of
-        all of them is the caller of the batch. Streaming or unknown methods get UNIMPLEMENTED.
+        Each call has its own deadline, status and current call; the failure of one call does not affect the other
+        calls. The caller of all of them is the caller of the batch. Streaming or unknown methods get UNIMPLEMENTED.
         """
         caller = current().caller
         results = await asyncio.gather(*(self._serve(item, caller) for item in request.items))

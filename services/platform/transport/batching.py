@@ -116,7 +116,9 @@ class BatchingChannel(AbstractChannel):
 
     def _enqueue(self, method: Method, start: Any, parse: Any, request: Any, timeout: float | None) -> BatchedCall:
         if len(self._queue) >= MAX_QUEUED:
-            raise rpc_error(errors.unavailable(f"{method.service_name} does not keep up", retry_after_s=1), ())
+            raise rpc_error(
+                errors.unavailable(f"{method.service_name} is overloaded: retry later", retry_after_s=1), ()
+            )
         call = current_call.get()
         left = time_left(method, timeout)
         left_s = method.policy.deadline_ms / 1000 if left is None else left

@@ -50,7 +50,7 @@ class Registrar(BackgroundWorker):
 
     def __init__(self, channel: grpc.aio.Channel, services: Sequence[str], address: str) -> None:
         super().__init__("registrar")
-        # Any, because the generated types of the stub allow grpc.aio's own call class only.
+        # The type is Any, because the generated types of the stub allow grpc.aio's own call class only.
         self._stub: Any = pb_grpc.RegistryServiceStub(channel)
         self._services = services
         self._address = address
@@ -98,8 +98,8 @@ class Registrar(BackgroundWorker):
 class Watch(StreamSubscriber[pb.WatchInstancesResponse]):
     """A worker that watches the addresses (host:port) of one service, over a channel to the registry.
 
-    `version` grows with each change of `addresses`, which keep their last value after `stop` or while the registry is
-    away. `ready` is set when the first addresses are known.
+    `version` grows with each change of `addresses`, which keep their last value after `stop` or while the registry does
+    not answer. `ready` is set when the first addresses are known.
     """
 
     def __init__(self, channel: grpc.aio.Channel, service: str) -> None:
@@ -115,8 +115,8 @@ class Watch(StreamSubscriber[pb.WatchInstancesResponse]):
 
     def _receive(self, message: pb.WatchInstancesResponse) -> None:
         addresses = tuple(sorted({instance.address for instance in message.instances}))
-        # An empty list means that the registry has just restarted or that the service is down. The old addresses are
-        # kept: after a restart of the registry they are valid, otherwise calls fail anyway.
+        # An empty list means that the registry has just restarted or that the service is down. The old addresses stay
+        # in use: after a restart of the registry they are valid, and if the service is down, calls fail anyway.
         if addresses and addresses != self.addresses:
             self.addresses = addresses
             self.version += 1
@@ -158,7 +158,7 @@ class DiscoveredChannel(AbstractChannel):
         watch = self._watch
         if self._channel is None or self._version != watch.version:
             if not watch.addresses:
-                raise rpc_error(errors.unavailable(f"no instance of {watch.service} is known"), ())
+                raise rpc_error(errors.unavailable(f"no instance of {watch.service} is known: retry later"), ())
             if self._channel is not None:
                 self._retire(self._channel)
             self._version = watch.version

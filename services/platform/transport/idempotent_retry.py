@@ -83,4 +83,4 @@ class RetryingCall:
                     raise
             await asyncio.sleep(wait_s)
             backoff_s = min(backoff_s * BACKOFF_MULTIPLIER, MAX_BACKOFF_S)
-        raise AssertionError("the last attempt answers or raises")
+        raise AssertionError("the last attempt returns or raises")

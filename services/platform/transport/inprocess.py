@@ -58,6 +58,8 @@ class InProcessChannel(AbstractChannel):
 
 def _refuse(path: str) -> Callable[..., Any]:
     def start(*_: Any, **__: Any) -> Any:
-        raise rpc_error(errors.unimplemented(f"{path} has no in-process form"), ())
+        raise rpc_error(
+            errors.unimplemented(f"{path} has a request stream, which the in-process channel does not support"), ()
+        )
 
     return start

@@ -111,7 +111,8 @@ class UnaryCall:
         self._target = target
         self._request = request
         self._timeout = timeout
-        # Actor and deadline come from the call that is current now, even if another task awaits this call later.
+        # Stores the current call, from which actor and deadline are taken, because another task with another current
+        # call may await this call later.
         self._above = current_call.get()
         self._context = _Context()
         self._task: asyncio.Task[Message] | None = None
@@ -143,7 +144,7 @@ class UnaryCall:
             current_call.set(before)
             if reading is not None and (self._response is None or reading.record_count == notes):
                 # If the call failed, its caller may respond without its data. If no keys were recorded, the servicer
-                # does not track its reads. In both cases later changes would go unnoticed.
+                # does not track its reads. In both cases a cached response would not be invalidated by later changes.
                 reading.mark_uncacheable()
 
     def __await__(self) -> Generator[Any, None, Message]:
@@ -190,7 +191,7 @@ class UnaryCall:
 class StreamCall:
     """A server stream in progress. Iterate it, or call `read` for one message at a time.
 
-    It starts in a task of its own when it is created, and makes the current reading uncacheable.
+    It starts in a task of its own when it is created, and makes the current read set uncacheable.
     """
 
     __slots__ = ("_context", "_ended", "_queue", "_target", "_task")

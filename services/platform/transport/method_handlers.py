@@ -33,10 +33,12 @@ class MethodHandlers:
 
     def handler(self, endpoint: InterceptedMethod) -> Any:
         """Returns the method's handler, for `grpc.method_handlers_generic_handler`."""
-        # No deserializer: requests are parsed after the access check, because parsing a megabyte can take 70 ms.
+        # The handlers have no deserializer: requests are parsed after the access check, because parsing a megabyte can
+        # take 70 ms.
         if endpoint.method.client_streaming:
             return grpc.stream_unary_rpc_method_handler(_unserved, None, serialize)
-        # Request streams, although there is one request: otherwise gRPC never responds to a call that sends none.
+        # The handlers take a stream of requests, although there is one request: with a unary handler gRPC never
+        # responds to a call that sends none.
         if endpoint.method.server_streaming:
             return grpc.stream_stream_rpc_method_handler(self._stream(endpoint), None, serialize)
         return grpc.stream_unary_rpc_method_handler(self._unary(endpoint), None, serialize)

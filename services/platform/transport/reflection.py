@@ -65,7 +65,7 @@ async def _bounded(questions: Any) -> AsyncIterator[Any]:
     async for question in questions:
         asked += 1
         if asked > MAX_QUESTIONS:
-            raise errors.resource_exhausted(f"more than {MAX_QUESTIONS} questions in one stream")
+            raise errors.resource_exhausted(f"the stream has more than {MAX_QUESTIONS} requests: open another one")
         yield question
 
 

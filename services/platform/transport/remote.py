@@ -1,8 +1,9 @@
 """Channels to services in other processes, and the routing channel that a service uses.
 
-They add to grpc.aio: the deadline of the current call limits the calls that it makes; the user's token, the request id,
-the trace and the client's address are forwarded; the calling service authenticates with the mesh secret. gRPC retries
-retry-safe methods within a retry budget, and RetryingCall retries writes with an idempotency key.
+These channels add to grpc.aio: the deadline of the current call limits the calls that are made while it is served; the
+user's token, the request id, the trace and the client's address are forwarded; the calling service authenticates with
+the mesh secret. gRPC retries retry-safe methods within a retry budget, and RetryingCall retries writes with an
+idempotency key.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def time_left(method: Method | None, timeout: float | None) -> float | None:
 class RoutingChannel(AbstractChannel):
     """Sends calls to services in `remote` (channels by service name, such as `tweet`) there, all others over `local`.
 
-    A call over a channel of `remote` makes the current reading uncacheable.
+    A call over a channel of `remote` makes the current read set uncacheable.
     """
 
     def __init__(self, local: grpc.aio.Channel, remote: Mapping[str, grpc.aio.Channel]) -> None:

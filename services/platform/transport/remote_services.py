@@ -12,7 +12,8 @@ from services.platform.transport.batching import BatchingChannel
 from services.platform.transport.discovery import DiscoveredChannel, Watch
 from services.platform.transport.remote import MeshChannel
 
-# The service that stores the addresses of the others, at the address of the setting `registry_address`.
+# The name of the service that stores the addresses of all other services. Its own address is the setting
+# `registry_address`.
 REGISTRY = "registry"
 
 
@@ -30,13 +31,13 @@ class RemoteServices:
         # The gRPC target of each service.
         self._static = dict(settings.static_peers)
         self._watches: dict[str, Watch] = {}
-        # By caller and callee.
+        # Open channels by name of the called service and of the caller.
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def start(self, local: Collection[str], discovered: Collection[str]) -> None:
         """Starts to look up `discovered` in the registry. Leaves out `local`, the services of this process.
 
-        All processes can thus have the same list of peers.
+        So all processes can be started with the same list `discovered`.
         """
         for name in local:
             self._static.pop(name, None)

@@ -1,4 +1,5 @@
-"""What the handlers of a gRPC server share: reading the one request of a call, and ending a call with a status."""
+"""Functions that all handlers of a gRPC server use: they read the single request of a call, and end a call with a
+status."""
 
 from __future__ import annotations
 
@@ -85,7 +86,7 @@ async def read_message(context: Any, deadline: float) -> bytes:
         async with asyncio.timeout_at(by):
             data = await context.read()
     except TimeoutError:
-        raise errors.deadline_exceeded("no request came in time") from None
+        raise errors.deadline_exceeded("no request message arrived in time") from None
     if data is grpc.aio.EOF:
         raise errors.invalid_argument("the call ended without a request")
     return data  # type: ignore[no-any-return]
@@ -108,7 +109,8 @@ async def abort(context: Any, error: errors.RoostError, sent: tuple[tuple[str, s
     """Ends the call with the error, its status details and the trailing metadata `sent`. Raises AbortError: it never returns."""
     details = [*sent, (errors.STATUS_KEY, error.status().SerializeToString())]
     if error.retry_after_s is not None:
-        # For clients that do not parse the status details, whose RetryInfo contains the same delay.
+        # The header `retry-after` is for clients that do not parse the status details, whose RetryInfo contains the
+        # same delay.
         details.append(("retry-after", str(max(1, math.ceil(error.retry_after_s)))))
     await context.abort(error.code, error.message, tuple(details))
 

@@ -61,7 +61,7 @@ class GrpcServer:
         options = (
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
-            # Further connections are closed: without a free file descriptor no store could open a file.
+            # Connections beyond this number are closed: without a free file descriptor no store could open a file.
             ("grpc.max_allowed_incoming_connections", open_files.grpc_connections(open_files.limit())),
             ("grpc.max_connection_idle_ms", IDLE_MS),
             # By default, gRPC rejects some calls with CANCELLED, without a reason, if more than 1,000 are pending.
@@ -80,7 +80,9 @@ class GrpcServer:
         try:
             return self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise errors.unavailable(f"cannot listen on {address}: is the port taken?") from error
+            raise errors.unavailable(
+                f"cannot listen on {address}: check whether another process uses the port"
+            ) from error
 
     async def start(self, endpoints: Mapping[str, InterceptedMethod]) -> None:
         """Serves the methods (by path), reflection if enabled, and health, by full service name and by folder name."""

@@ -29,7 +29,8 @@ MIN_REMAINING_S = 0.002
 # Seconds. The event loop's timers have a resolution of 1 ms and may fire that much early.
 EARLY_S = 0.002
 
-# Status codes of a called service that are passed on to the caller, who can act on them. Any other code is a fault of ours: INTERNAL.
+# Status codes of a called service that are passed on to the caller, who can act on them. Any other code means a defect
+# in this service, and the caller gets INTERNAL.
 PROPAGATED_CODES = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -56,13 +57,13 @@ class InterceptedMethod:
         """`servicer` has a method named `method.name`. If it is None, calls get UNIMPLEMENTED after the access check."""
         self.method = method
         self.cap_s = method.policy.deadline_ms / 1000 or NEVER
-        # Read once: reading a field of a message costs as much as the check itself.
+        # The policy is read once, because reading a field of a message costs as much as the check itself.
         self._open = method.policy.access == options.ACCESS_PUBLIC
         self._bounds = method.bounds or None
         self._callers = callers_of(method) if method.policy.access == options.ACCESS_MESH else None
         self._serve: Any = None if servicer is None else getattr(servicer, method.name)
         if getattr(self._serve, "__module__", "").endswith("_pb2_grpc"):
-            # The method of the generated base class: the servicer does not implement it.
+            # This is the method of the generated base class, so the servicer does not implement it.
             self._serve = None
         self._observer = observer_of(method.service, method.name)
 
@@ -95,7 +96,8 @@ class InterceptedMethod:
             self._observer.end(begun, code)
 
     async def stream(self, request: Message | bytes, call: Call, context: ServicerContext) -> AsyncIterator[Message]:
-        """Serves one server stream and yields its responses. Raises as `unary`. Sets the current call of the task that iterates it."""
+        """Serves one server stream and yields its responses. Raises RoostError, or CancelledError if cancelled. Sets
+        the current call of the task that iterates the stream."""
         current_call.set(call)
         begun = self._observer.begin()
         code = grpc.StatusCode.OK
@@ -131,8 +133,8 @@ class InterceptedMethod:
             raise errors.deadline_exceeded("too little time was left before the deadline to begin the call")
         if isinstance(request, bytes):
             request = self.parsed(request)
-        # Before the field rules, whose cost grows with the items. Requests of services of this process are checked too, because this
-        # costs under 1 µs; the field rules cost 5 to 100 µs.
+        # The list bounds are checked before the field rules, whose cost grows with the number of items. Requests of
+        # services of this process are checked too, because this costs under 1 µs; the field rules cost 5 to 100 µs.
         if self._bounds is not None:
             self._bounds.check(request)
         if not trusted_local or callers is None:
@@ -165,8 +167,8 @@ class InterceptedMethod:
         if isinstance(error, grpc.aio.AioRpcError) and error.code() in PROPAGATED_CODES:
             return errors.from_rpc(error)
         if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
-            # A stopping server answers CANCELLED to calls that it has not started. Our own caller has not cancelled: that would be
-            # asyncio.CancelledError.
+            # A stopping server answers CANCELLED to calls that it has not started. The caller of this method has not
+            # cancelled it: that would raise asyncio.CancelledError here.
             return errors.unavailable("a service that this call needs is stopping: try again")
         return unexpected_error(error, self.method.path, call.request_id)
 
@@ -181,8 +183,9 @@ def unexpected_error(error: Exception, method: str, request_id: str) -> errors.R
 def check_access(method: Method, call: Call, callers: Collection[str] | None = None) -> None:
     """Raises UNAUTHENTICATED or PERMISSION_DENIED if the access rule of the method's policy forbids the call.
 
-    A method without an access rule requires the role admin or moderator, or the operator. `callers` are the allowed callers of a mesh
-    method if the caller of this function has them at hand, so that the policy is not read.
+    A method without an access rule requires the role admin or moderator, or the operator. `callers` are the allowed
+    callers of a mesh method if the caller of this function has computed them before; otherwise they are read from the
+    policy.
     """
     access = method.policy.access
     if access == options.ACCESS_PUBLIC:

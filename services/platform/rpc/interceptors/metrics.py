@@ -28,7 +28,7 @@ class Observer:
 
     def __init__(self) -> None:
         self._started = 0
-        # Apart from the other codes: hashing a StatusCode runs Python code, twice for each count.
+        # OK is counted apart from the other codes, because hashing a StatusCode runs Python code, twice for each count.
         self._ok = 0
         self._handled: dict[grpc.StatusCode, int] = {}
         self._buckets = [0] * (len(BUCKETS) + 1)
@@ -59,7 +59,7 @@ class Observer:
         families.started.add_metric(labels, self._started)
         if self._ok:
             families.handled.add_metric((*labels, "OK"), self._ok)
-        # A copy: the scrape runs in a thread while calls end.
+        # Iterates over a copy, because the scrape runs in another thread while calls end.
         for code, count in list(self._handled.items()):
             name = "".join(part.title() for part in code.name.split("_"))
             families.handled.add_metric((*labels, name), count)

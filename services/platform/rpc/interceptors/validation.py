@@ -23,7 +23,8 @@ _validator = protovalidate.Validator()
 
 
 def validate(method: Method, request: Message) -> None:
-    """Raises INVALID_ARGUMENT with up to MAX_VIOLATIONS fields that break their rules. The lists' lengths must be checked before."""
+    """Raises INVALID_ARGUMENT with up to MAX_VIOLATIONS fields that break their rules. Check the lengths of the
+    request's lists first (`Bounds.check`)."""
     found = _validator.collect_violations(request, fail_fast=True)
     if not found:
         return
