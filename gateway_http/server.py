@@ -82,6 +82,11 @@ class HttpServer:
             await asyncio.sleep(START_POLL_S)
         return self.port
 
+    @property
+    def protocols(self) -> list[BoundedProtocol]:
+        """The open connections, one entry each; empty before the start."""
+        return list(self._server.server_state.connections) if self._server is not None else []  # type: ignore[arg-type]
+
     async def stop(self) -> None:
         """Stops accepting connections, waits up to `grace_s` seconds for active requests, and closes. Idempotent."""
         if self._server is None or self._serving is None:

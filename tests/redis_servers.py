@@ -7,14 +7,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from redis import Redis, RedisError
 
-START_WITHIN_S = 20.0
+from tests.waiting import block_until
 
 
 def free_port() -> int:
@@ -163,13 +162,12 @@ def _ready(watcher: Server, name: str, count: int) -> bool:
     return bool(int(seen["num-other-sentinels"]) == count - 1 and int(seen["num-slaves"]) >= 1)
 
 
-def wait_for(done: object) -> None:
-    """Waits until `done` returns a true value."""
-    deadline = time.monotonic() + START_WITHIN_S
-    while True:
+def wait_for(done: Callable[[], object]) -> None:
+    """Waits until `done` returns a true value and raises no RedisError."""
+
+    def ready() -> bool:
         with contextlib.suppress(RedisError):
-            if done():  # type: ignore[operator]
-                return
-        if time.monotonic() > deadline:
-            raise TimeoutError("redis did not become ready")
-        time.sleep(0.02)
+            return bool(done())
+        return False
+
+    block_until(ready)

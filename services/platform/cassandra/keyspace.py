@@ -81,6 +81,11 @@ class Cassandra:
         driver = new_driver(settings, timestamps)
         return cls(settings, driver, await asyncio.to_thread(connect, driver, settings), timestamps)
 
+    @property
+    def in_flight(self) -> int:
+        """How many requests have been sent and have no result yet."""
+        return self._limiter.in_flight
+
     async def close(self) -> None:
         """Fails pending and later requests with UNAVAILABLE, then closes the connections. A second call has no effect."""
         self._limiter.close()

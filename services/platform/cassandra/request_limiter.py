@@ -51,7 +51,7 @@ class RequestLimiter:
 
     def __init__(self, max_in_flight: int = MAX_IN_FLIGHT, max_queued: int = MAX_QUEUED) -> None:
         self._loop = asyncio.get_running_loop()
-        self._free = max_in_flight
+        self._max_in_flight = self._free = max_in_flight
         self._max_queued = max_queued
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._batches: set[_Batch] = set()
@@ -60,6 +60,11 @@ class RequestLimiter:
         self._done: deque[_Batch] = deque()
         self._woken = False
         self._open = True
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have been sent and have no result yet."""
+        return self._max_in_flight - self._free
 
     async def run(self, sends: Sequence[Send], deadline: float) -> list[StatementResult]:
         """Sends these requests (at most MAX_IN_FLIGHT) and returns their results in order, once all have completed.

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import random
 import secrets
+import time
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
@@ -78,14 +79,21 @@ ORDINAL = LeaseTiming(0, 2.0, 5.0)
 class CassandraLease:
     """The worker id of this process, renewed until `close`. A leased id that was lost is replaced by another."""
 
-    def __init__(self, keyspace: Keyspace, ordinal: int, timing: LeaseTiming, clock_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        keyspace: Keyspace,
+        ordinal: int,
+        timing: LeaseTiming,
+        clock_ms: Callable[[], int],
+        monotonic: Callable[[], float],
+    ) -> None:
         self.worker_id = ordinal
         self._keyspace = keyspace
         self._leased = ordinal < 0
         self._timing = timing
         self._clock_ms = clock_ms
         self._owner = secrets.token_hex(8)
-        self._time = asyncio.get_running_loop().time
+        self._time = monotonic
         # The high-water mark that the row holds, in Unix milliseconds; None if the row has none yet.
         self._high_water_ms: int | None = None
         self._mint_until = 0.0
@@ -100,14 +108,16 @@ class CassandraLease:
         settings: Settings,
         timing: LeaseTiming | None = None,
         clock_ms: Callable[[], int] = wall_clock_ms,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Claims a free worker id, or uses `settings.worker_id` (≥ 0), which no other process may have; waits until ids
-        may be minted.
+        may be minted. `monotonic` measures the age of the lease, in seconds.
 
         Raises UNAVAILABLE if all worker ids are leased, if Cassandra does not answer, or if this clock is behind the
         stored high-water mark by more than `mint_s` + MAX_CLOCK_SKEW_S seconds.
         """
-        lease = cls(keyspace, settings.worker_id, timing or (LEASED if settings.worker_id < 0 else ORDINAL), clock_ms)
+        timing = timing or (LEASED if settings.worker_id < 0 else ORDINAL)
+        lease = cls(keyspace, settings.worker_id, timing, clock_ms, monotonic)
         await (lease._claim() if lease._leased else lease._read_high_water())
         behind_s = ((lease._high_water_ms or 0) - clock_ms()) / 1000
         if behind_s > lease._timing.mint_s + MAX_CLOCK_SKEW_S:

@@ -21,6 +21,7 @@ from services.platform.ids.snowflake import first_id_at, wall_clock_ms
 from services.platform.rpc import errors
 from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import Namespace
+from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.cluster
 
@@ -229,12 +230,18 @@ async def test_count_begun_before_change_is_not_cached(another: Open) -> None:
     assert await counts(store) == (1, 0)
 
 
+async def cached(store: Any) -> bool:
+    """Counts, and returns whether the count was cached."""
+    await counts(store)
+    return bool((await store._shared.frames([TWEET]))[0])
+
+
 async def test_counts_without_redis_are_read_from_cassandra(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store, other = await another(), await another()
     # The marker expires soon, so that the next count is cached.
     monkeypatch.setattr(count_cache, "CHANGED_TTL_MS", 20)
     await like(store, ANN)
-    await asyncio.sleep(0.1)
+    await wait_until_async(lambda: cached(other))
 
     def refuse(_: str) -> None:
         raise errors.unavailable("Redis does not answer", reason="CACHE_UNAVAILABLE")
@@ -246,9 +253,11 @@ async def test_counts_without_redis_are_read_from_cassandra(another: Open, monke
         assert await counts(store) == (2, 0)
     assert await counts(other) == (1, 0)
     # Other processes see the change once Redis takes it.
-    async with asyncio.timeout(30):
-        while await counts(other) != (2, 0):
-            await asyncio.sleep(0.02)
+
+    async def changed() -> bool:
+        return await counts(other) == (2, 0)
+
+    await wait_until_async(changed)
 
 
 async def test_count_slower_than_bound_is_not_cached(another: Open) -> None:

@@ -19,6 +19,7 @@ from services.platform.rpc import errors
 from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import Namespace
 from tests.contract.identity.test_store import LATER_MS, NOW_MS, SUSPENDED, create, digest, names, new, session
+from tests.waiting import run_ready_tasks
 
 pytestmark = pytest.mark.cluster
 
@@ -152,7 +153,9 @@ async def test_event_consumer_reads_change(another: Open, monkeypatch: pytest.Mo
     put_user = writer.shared_refs._shared.put_user
 
     async def put_late(*values: Any) -> bool:
-        await asyncio.sleep(0.1)
+        # A read that an earlier publish started would end before this change.
+        await run_ready_tasks()
+        await asyncio.gather(*read)
         return bool(await put_user(*values))
 
     monkeypatch.setattr(writer.shared_refs._shared, "put_user", put_late)

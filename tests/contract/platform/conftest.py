@@ -12,6 +12,7 @@ import pytest
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
 from services.platform.config import Settings
 from tests.cluster import Namespace
+from tests.waiting import POLL_S, WITHIN_S, wait_until
 
 TABLES = (
     """
@@ -76,8 +77,8 @@ class Proxy:
         for writer in list(self._writers):
             writer.transport.abort()
         self.heal()
-        # Waits until the forwarding tasks have noticed the closed connections.
-        await asyncio.sleep(0.05)
+        # The forwarding tasks notice the closed connections.
+        await wait_until(lambda: not self._writers)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there_reader, there_writer = await asyncio.open_connection(*self._target)
@@ -119,7 +120,7 @@ async def over_proxy(keyspace: Keyspace, settings: Settings, proxy: Proxy) -> As
     await opened.close()
 
 
-async def until(condition: Callable[[], Any], within_s: float = 30.0) -> None:
+async def until(condition: Callable[[], Any], within_s: float = WITHIN_S) -> None:
     """Waits until the condition is true; awaits the result if it is a coroutine."""
     async with asyncio.timeout(within_s):
         while True:
@@ -128,4 +129,4 @@ async def until(condition: Callable[[], Any], within_s: float = 30.0) -> None:
                 found = await found
             if found:
                 return
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(POLL_S)

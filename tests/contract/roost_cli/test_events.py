@@ -15,6 +15,7 @@ from services.platform.events.log import EventLog
 from services.platform.sqlite.event_log import EmbeddedLog
 from tests import cluster
 from tests.contract.platform.events.conftest import Sink, records, start, until
+from tests.waiting import wait_until_async
 
 
 class Command:
@@ -38,6 +39,9 @@ class Command:
         said = self._capsys.readouterr()
         assert done == code, said
         return (said.err if code else said.out).splitlines()
+
+    async def succeeds(self, *arguments: str) -> bool:
+        return await asyncio.to_thread(run, ["events", *arguments, *self._options]) == 0
 
 
 @pytest.fixture
@@ -90,9 +94,9 @@ async def test_replay_group_running_in_other_process_moves_offset(tmp_path: Path
     await log.append(records(1, 2))
     await start(log, sink)
     await until(lambda: sink.ids == [1, 2])
+
     # A consumer group exists from its first commit.
-    await asyncio.sleep(1.5)
-    await events("replay", "g", "--since", "1h")
+    await wait_until_async(lambda: events.succeeds("replay", "g", "--since", "1h"))
     await until(lambda: sink.ids == [1, 2, 1, 2])
     await log.close()
 

@@ -19,6 +19,7 @@ from services.search.store.opensearch.requests import FORMAT
 from services.search.store.opensearch.store import OpenSearchIndex
 from tests.cluster import Namespace
 from tests.contract.search.conftest import TWEETS, USERS, removal, tweet, user_change
+from tests.waiting import WITHIN_S, wait_until_async
 
 pytestmark = pytest.mark.cluster
 
@@ -161,9 +162,11 @@ async def test_finish_deletes_retired_index_after_last_search(
     for _ in range(2):
         await one.begin()
         await one.finish()
-    async with asyncio.timeout(20):
-        while len(await server.call("GET", f"/{settings.namespace}-*-v{FORMAT}-*/_alias")) > 2:
-            await asyncio.sleep(0.05)
+
+    async def deleted() -> bool:
+        return len(await server.call("GET", f"/{settings.namespace}-*-v{FORMAT}-*/_alias")) <= 2
+
+    await wait_until_async(deleted)
     assert (await one.build_status()).number == 3
 
 
@@ -255,7 +258,7 @@ async def test_calls_silent_server_raise_in_time(settings: Settings, monkeypatch
     port = listener.sockets[0].getsockname()[1]
     index = await OpenSearchIndex.open(settings.model_copy(update={"opensearch_urls": f"http://127.0.0.1:{port}"}))
     token = current_call.set(Call(deadline=asyncio.get_running_loop().time() + 0.2))
-    async with asyncio.timeout(1.5):
+    async with asyncio.timeout(WITHIN_S):
         with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
             await index.newest(TWEETS, Query(("#x",)), 0, 1)
     current_call.reset(token)

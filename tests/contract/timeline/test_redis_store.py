@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from services.platform.rpc.errors import RoostError
 from services.timeline.store.redis import store as module
 from services.timeline.store.redis.store import RedisHomeTimelines
 from tests import redis_servers
+from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.cluster
 
@@ -54,9 +54,7 @@ async def test_redis_unavailable_homes_are_cold_and_appends_fail(server: redis_s
         await store.append([(6, [ANN])])
     assert refusal.value.code.name == "UNAVAILABLE"
     server.start()
-    async with asyncio.timeout(20):
-        while not await warm(store, ANN, [5]):
-            await asyncio.sleep(0.05)
+    await wait_until_async(lambda: warm(store, ANN, [5]))
     assert await store.append([(6, [ANN, BOB])]) == [1]
 
 
@@ -71,9 +69,7 @@ async def test_redis_restarted_from_snapshot_homes_are_cold(server: redis_server
     server.kill()
     server.start()
     assert server.client.llen("{1}:h") == 2
-    async with asyncio.timeout(20):
-        while not await _answers(store):
-            await asyncio.sleep(0.05)
+    await wait_until_async(lambda: _answers(store))
     assert await store.read(ANN) is None
     assert await store.close_build(build, [5], 0) is None
     assert await store.read(BOB) is None

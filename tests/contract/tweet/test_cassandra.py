@@ -13,6 +13,7 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from services.tweet.store import Claim
 from tests.contract.tweet.conftest import Opened, event, make_core
+from tests.waiting import run_ready_tasks
 
 pytestmark = pytest.mark.cluster
 
@@ -68,7 +69,9 @@ async def test_read_caused_by_event_sees_change(opened: Opened, other: Opened, m
         publish(records)
 
     async def change_late(*values: Any) -> bool:
-        await asyncio.sleep(0.1)
+        # A read that an earlier publish started would end before this change.
+        await run_ready_tasks()
+        await asyncio.gather(*read)
         return bool(await change_tweets(*values))
 
     monkeypatch.setattr(outbox, "publish", published)

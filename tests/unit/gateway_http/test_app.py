@@ -18,6 +18,7 @@ from gateway_http import request as request_module
 from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER
 from tests.unit.gateway_http.conftest import ALICE, Client
+from tests.waiting import forever
 
 TWEET = tweet_pb2.Tweet(id=5, author_id=7, text="hello", author=user_pb2.UserRef(id=7, username="alice"))
 JOINED = TWEET.SerializeToString()
@@ -203,7 +204,7 @@ async def test_slow_body_is_408(client: Client, monkeypatch: pytest.MonkeyPatch)
     events: list[Any] = []
 
     async def receive() -> Any:
-        await asyncio.sleep(60)
+        await forever()
 
     async def send(event: Any) -> None:
         events.append(event)

@@ -14,6 +14,7 @@ from services.platform.config import Settings
 from services.platform.events.log import ConsumedEvent, Consumer, EventLog, Record
 from services.platform.sqlite.event_log import EmbeddedLog
 from tests import cluster
+from tests.waiting import wait_until, wait_until_async
 
 HOUR_MS = 3_600_000
 # Shorter than in production, so that a test sees many retries.
@@ -89,16 +90,16 @@ def records(*ids: int, topic: str = "tweet.created", key: int = 7) -> list[Recor
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits until the condition is true, for at most 30 seconds."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.002)
+    await wait_until(condition)
 
 
 async def until_lag(consumer: Consumer, events: int) -> None:
     """Waits until the consumer's lag is `events`; members publish their offsets once per second."""
-    async with asyncio.timeout(30):
-        while (await consumer.lag()).events != events:
-            await asyncio.sleep(0.02)
+
+    async def reached() -> bool:
+        return (await consumer.lag()).events == events
+
+    await wait_until_async(reached)
 
 
 async def start(log: EventLog, sink: Sink, group: str = "g", max_batch: int = 500, broadcast: bool = False) -> Consumer:

@@ -20,6 +20,7 @@ from services.timeline.store import CAPACITY, TRIM_ABOVE
 from services.timeline.store.redis.store import RedisHomeTimelines
 from tests import redis_servers
 from tests.redis_servers import Server
+from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.cluster
 
@@ -35,10 +36,11 @@ async def opened(url: str, timeout_s: float = 5.0) -> AsyncIterator[Redis]:
         await redis.close()
 
 
-async def eventually(asked: Any, expected: Any, within_s: float = 20) -> None:
-    async with asyncio.timeout(within_s):
-        while await asked() != expected:
-            await asyncio.sleep(0.05)
+async def eventually(asked: Any, expected: Any) -> None:
+    async def found() -> bool:
+        return bool(await asked() == expected)
+
+    await wait_until_async(found)
 
 
 async def warm(store: RedisHomeTimelines, user_id: int, ids: list[int]) -> bool:

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from roost_cli.backends import processes
 from roost_cli.backends.processes import Record, Stopped
+from tests.waiting import block_until
 
 SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(300)"]
 DEAF = [sys.executable, "-c", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEP[2]]
@@ -22,8 +22,7 @@ def launch(folder: Path, argv: list[str]) -> Record:
     """Starts a process and waits for its first output."""
     log = folder / "logs" / "one.log"
     record = processes.start(argv, cwd=folder, log=log, user=None, record=folder / "run" / "one.json")
-    while not log.read_bytes():
-        time.sleep(0.01)
+    block_until(log.read_bytes)
     return record
 
 
@@ -69,8 +68,7 @@ def test_stop_reused_process_id_is_left_alone(tmp_path: Path) -> None:
 def test_alive_zombie_is_not_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     born = processes.birth(child.pid)
-    while processes.birth(child.pid) is not None:
-        time.sleep(0.01)
+    block_until(lambda: processes.birth(child.pid) is None)
     assert not Record(child.pid, born or "", []).alive()
     child.wait()
 

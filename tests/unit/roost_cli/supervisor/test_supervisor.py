@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from roost_cli.exit_codes import CommandError
 from roost_cli.supervisor import control
 from roost_cli.supervisor.supervisor import Supervisor
 from roost_cli.supervisor.topology import ProcessSpec
+from tests.waiting import wait_until
 
 WITHIN_S = 60.0
 ROOT = Path(__file__).resolve().parents[4]
@@ -38,12 +39,6 @@ def alive(pid: int) -> bool:
     return False
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not holds():
-            await asyncio.sleep(0.02)
-
-
 @pytest.fixture
 async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
     # The names are those of services, so that restarts may overlap; all of them run the registry.
@@ -57,7 +52,7 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
 async def test_supervisor_restarts_dead_process_and_overlaps_rolling_restart(supervisor: Supervisor) -> None:
     (before,) = supervisor.pids()["tweet"]
     os.kill(before, signal.SIGKILL)
-    await until(lambda: supervisor.pids().get("tweet", [before]) != [before])
+    await wait_until(lambda: supervisor.pids().get("tweet", [before]) != [before])
     (second,) = supervisor.pids()["tweet"]
     overlapped = False
 
@@ -116,7 +111,7 @@ async def test_supervisor_killed_stops_all_processes(tmp_path: Path) -> None:
             supervisor = Supervisor([part(Path({str(tmp_path)!r}))], Path({str(tmp_path / "logs")!r}), lambda line: None)
             await supervisor.start()
             print(supervisor.pids()["registry"][0], flush=True)
-            await asyncio.sleep(600)
+            await asyncio.Event().wait()
 
         asyncio.run(main())
         """
@@ -131,4 +126,4 @@ async def test_supervisor_killed_stops_all_processes(tmp_path: Path) -> None:
     finally:
         process.kill()
         await process.wait()
-    await until(lambda: not alive(child))
+    await wait_until(lambda: not alive(child))

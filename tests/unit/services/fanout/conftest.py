@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from services.platform.events.log import ConsumedEvent, Record
 from services.platform.rpc import errors
 from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
+from tests.waiting import run_ready_tasks
 
 NOW_S = 1_800_000_000.0
 
@@ -68,7 +68,7 @@ class Homes(TimelineServiceServicer):
         world = self.world
         world.in_flight += 1
         world.most_in_flight = max(world.most_in_flight, world.in_flight)
-        await asyncio.sleep(0.001)
+        await run_ready_tasks()
         world.in_flight -= 1
         if world.refusals:
             world.refusals -= 1

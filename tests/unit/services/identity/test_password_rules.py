@@ -56,6 +56,6 @@ async def test_check_new_password_strong_is_accepted(password: str) -> None:
 
 @pytest.mark.parametrize("password", ["\ufdfa" * 255 + "x", "ab" * 127 + "ba", "\u0958" * 255 + "x", "1!" * 127 + "aa"])
 async def test_check_new_password_hostile_text_is_fast(password: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     await check_new_password(password, NAMES, "password")
-    assert time.perf_counter() - began < WITHIN_S
+    assert time.process_time() - began < WITHIN_S

@@ -14,6 +14,7 @@ from roost.identity.v1 import user_service_pb2 as pb
 from services.identity import user_service
 from services.platform.rpc import errors
 from tests.unit.services.identity.conftest import Identity
+from tests.waiting import run_ready_tasks, wait_until
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
@@ -265,13 +266,17 @@ async def test_batch_get_user_refs_returns_state_of_last_write(identity: Identit
 async def test_update_user_cancelled_after_commit_is_read(identity: Identity) -> None:
     """A caller may be cancelled between commit and cache update; readers must still see the new state."""
     ids = await people(identity, *(f"user{number}" for number in range(30)))
+    before = asyncio.all_tasks()
     for user_id in ids:
         task = asyncio.create_task(suspend(identity, user_id))
         for _ in range(user_id % 7):
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    await asyncio.sleep(0.1)
+    # Changes that outlive their callers end, and so do the writes that are queued.
+    await wait_until(lambda: asyncio.all_tasks() <= before)
+    await identity.stores.db.write(lambda _: None)
+    await run_ready_tasks()
     stored = {account.user_id: account.state for account in await identity.stores.accounts.scan(0, 100)}
     request = pb.BatchGetUserRefsRequest(ids=ids)
     shown = {entry.user_id: entry.state for entry in entries_of(await identity.users.BatchGetUserRefs(request, None))}

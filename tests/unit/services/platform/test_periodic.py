@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from services.platform.periodic import PeriodicJob, always
+from tests.waiting import WITHIN_S, wait_until
 
 LIMIT = 3
-WITHIN_S = 10.0
 
 
 class Work:
@@ -40,25 +40,19 @@ async def running(work: Work, may_run: Callable[[], Awaitable[bool]] = always) -
         await job.stop()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def test_job_full_step_is_repeated_at_once_and_later_steps_follow() -> None:
     work = Work(2 * LIMIT + 1)
     async with running(work):
-        await until(lambda: len(work.steps) >= 3)
+        await wait_until(lambda: len(work.steps) >= 3)
         assert work.steps[:3] == [LIMIT, LIMIT, 1]
         work.items = 1
-        await until(lambda: not work.items)
+        await wait_until(lambda: not work.items)
 
 
 async def test_job_failed_step_is_retried_at_next_interval() -> None:
     work = Work(2 * LIMIT, fails_at=[LIMIT])
     async with running(work):
-        await until(lambda: not work.items)
+        await wait_until(lambda: not work.items)
 
 
 async def test_job_runs_no_step_until_may_run_is_true() -> None:
@@ -68,7 +62,7 @@ async def test_job_runs_no_step_until_may_run_is_true() -> None:
         return next(turns, True)
 
     async with running(work, may_run):
-        await until(lambda: bool(work.steps))
+        await wait_until(lambda: bool(work.steps))
     assert next(turns, None) is None
 
 

@@ -10,6 +10,7 @@ from roost.registry.v1 import registry_service_pb2 as pb
 
 from services.platform.rpc.errors import RoostError
 from services.registry.service import LEASE_MS, MAX_INSTANCES, RegistryServicer
+from tests.waiting import WITHIN_S
 
 
 class Clock:
@@ -69,7 +70,7 @@ async def test_watch_instances_yields_list_and_each_change(registry: RegistrySer
     stream = registry.WatchInstances(pb.WatchInstancesRequest(service="tweet"), None)
 
     async def seen() -> list[str]:
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(WITHIN_S):
             return [instance.instance_id for instance in (await anext(stream)).instances]
 
     assert await seen() == ["a"]
@@ -91,7 +92,7 @@ async def test_watch_instances_lease_expiry_yields_change(registry: RegistryServ
     await asyncio.sleep(0)
     clock.now += LEASE_MS
     registry.expire()
-    assert not (await asyncio.wait_for(waiting, 1)).instances
+    assert not (await asyncio.wait_for(waiting, WITHIN_S)).instances
     await stream.aclose()  # type: ignore[attr-defined]
 
 

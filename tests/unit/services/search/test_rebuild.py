@@ -16,6 +16,7 @@ from services.search.consumer import Indexer
 from services.search.rebuild import RETRY_MAX_S, Rebuilder
 from services.search.store import BuildStatus, Collection, Document, IndexChange, SearchIndex
 from tests.unit.services.search.conftest import MemoryIndex, Owners, channel_to, event
+from tests.waiting import wait_until
 
 
 class FakeSleep:
@@ -176,8 +177,6 @@ async def test_rebuilder_dropped_or_unreachable_index_is_polled_again(
     await rebuilder.start()
     assert memory.finished == 0
     for built in (1, 2):
-        async with asyncio.timeout(5):
-            while memory.finished < built:
-                await asyncio.sleep(0.005)
+        await wait_until(lambda built=built: memory.finished >= built)  # type: ignore[misc]
         memory.position = None
     await rebuilder.stop()

@@ -61,6 +61,6 @@ def test_words_random_text_has_no_space_and_is_bounded(text: str) -> None:
 
 def test_words_long_text_is_linear() -> None:
     for text in ("\u0301a" * 5_000, "a\u0301" * 5_000, "東" * 10_000, "\ufdfa" * 4_096):
-        begun = time.perf_counter()
+        begun = time.thread_time()
         words(text)
-        assert time.perf_counter() - begun < 2
+        assert time.thread_time() - begun < 2

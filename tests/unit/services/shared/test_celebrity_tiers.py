@@ -16,6 +16,7 @@ from services.platform.transport.base import AbstractChannel
 from services.platform.transport.inprocess import InProcessChannel
 from services.shared import celebrity_tiers
 from services.shared.celebrity_tiers import STREAM_TIMEOUT_S, CelebritySubscriber
+from tests.waiting import run_ready_tasks, wait_until
 
 ANN, BOB, CAT = 2, 3, 4
 MARGIN_S = 5.0
@@ -111,20 +112,15 @@ async def test_subscriber_closed_channel_reconnects(server: Graph, monkeypatch: 
     subscriber = CelebritySubscriber(channel, MARGIN_S)
     await subscriber.start()
     assert channel.cut
-    async with asyncio.timeout(5):
-        while not subscriber.fresh():
-            server.send(celebrity(ANN), end=True)
-            await asyncio.sleep(0.01)
+    server.send(celebrity(ANN), end=True)
+    await wait_until(subscriber.fresh)
     await subscriber.stop()
 
 
 async def until_received(server: Graph) -> None:
     """Waits until every message sent was received."""
-    for _ in range(200):
-        if server.messages.empty():
-            break
-        await asyncio.sleep(0.002)
-    await asyncio.sleep(0.005)
+    await wait_until(server.messages.empty)
+    await run_ready_tasks()
 
 
 async def test_subscriber_before_snapshot_end_knows_no_celebrities(
@@ -200,10 +196,7 @@ async def test_subscriber_lost_stream_is_stale_after_half_margin_and_resumes_fro
     assert subscriber.fresh()
     clock.now += MARGIN_S / 2 + 0.1
     assert not subscriber.fresh()
-    for _ in range(100):
-        if server.streams == 2:
-            break
-        await asyncio.sleep(0.005)
+    await wait_until(lambda: server.streams == 2)
     server.send(celebrity(BOB))
     server.send(celebrity(CAT), end=True)
     await until_received(server)

@@ -12,6 +12,7 @@ from roost.timeline.v1 import timeline_service_pb2 as pb
 
 from services.platform.rpc.context import current_call
 from tests.unit.services.timeline.conftest import MARGIN_S, READER, Timeline, World
+from tests.waiting import wait_until
 
 ANN, BOB, CAT = 2, 3, 4
 CELEBRITY, NORMAL = graph.TIER_CELEBRITY, graph.TIER_NORMAL
@@ -297,7 +298,7 @@ async def test_build_survives_cancelled_reader(timeline: Timeline, world: World)
     world.post(ANN, 10)
     world.answering.clear()
     reading = asyncio.create_task(timeline.read())
-    await asyncio.sleep(0.02)
+    await wait_until(lambda: any(ANN in asked for asked in world.pulled))
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
     world.answering.set()
@@ -309,9 +310,11 @@ async def test_build_survives_deadline_of_first_reader(timeline: Timeline, world
     world.post(ANN, 10)
     world.now_s += 2 * MARGIN_S
     world.answering.clear()
+    time_of = asyncio.get_running_loop().time
+    deadline = time_of() + 0.5
     with timeline.as_user(READER):
         assert (await timeline.stub.ListHomeTimeline(pb.ListHomeTimelineRequest(), timeout=0.5)).partial
-    await asyncio.sleep(0.5)
+    await wait_until(lambda: time_of() > deadline)
     world.answering.set()
     assert (await timeline.read())[0] == [10]
     assert sum(ANN in asked for asked in world.pulled) == 1
@@ -359,7 +362,7 @@ async def test_rebuild_supersedes_build_in_progress(timeline: Timeline, world: W
     rebuilding = asyncio.ensure_future(
         timeline.operator.RebuildHomeTimeline(pb.RebuildHomeTimelineRequest(user_id=READER))
     )
-    await asyncio.sleep(0.02)
+    await wait_until(lambda: sum(ANN in asked for asked in world.pulled) == 2)
     world.answering.set()
     assert (await rebuilding).warm
     assert (await timeline.read())[::2] == ([10], "warm")

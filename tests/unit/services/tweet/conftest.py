@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from services.tweet.pages import TweetPages
 from services.tweet.service import TweetServicer
 from services.tweet.store.sqlite.stores import SqliteTweetStores, open_stores
 from services.tweet.writer import TweetWriter
+from tests.waiting import forever
 
 ANN, BOB, CAT = 1, 2, 3
 GRACE_S = 100
@@ -48,10 +48,11 @@ class People(UserServiceServicer, GraphServiceServicer):
     suspended: set[int] = field(default_factory=set)
     blocks: set[tuple[int, int]] = field(default_factory=set)
     down: bool = False
-    delay_s: float = 0
+    silent: bool = False
 
     async def BatchGetUserRefs(self, request: Any, context: Any) -> Any:
-        await asyncio.sleep(self.delay_s)
+        if self.silent:
+            await forever()
         if self.down:
             raise errors.unavailable("identity is down")
         response = identity.BatchGetUserRefsResponse()

@@ -13,7 +13,6 @@ from roost.tweet.v1 import tweet_service_pb2 as pb
 from services.platform.ids.snowflake import timestamp_ms
 from services.platform.rpc import errors
 from services.shared.hydration.fill_page import MAX_READS, READ_IDS
-from services.tweet.writer import AUTHOR_WAIT_S
 from tests.unit.services.tweet.conftest import ANN, BOB, CAT, GRACE_S, Bench, acting, refused
 
 
@@ -81,7 +80,7 @@ async def test_create_tweet_identity_failure_returns_author_id_only(bench: Bench
         case "down":
             bench.people.down = True
         case "slow":
-            bench.people.delay_s = 4 * AUTHOR_WAIT_S
+            bench.people.silent = True
         case "unknown":
             bench.people.known.clear()
     tweet = await bench.post()

@@ -9,6 +9,7 @@ import pytest
 from services.platform.cassandra import keyed_lock
 from services.platform.cassandra.keyed_lock import KeyedLocks
 from services.platform.rpc import errors
+from tests.waiting import forever, run_ready_tasks
 
 
 async def test_hold_serializes_per_key_and_frees_locks() -> None:
@@ -39,7 +40,7 @@ async def test_hold_cancelled_or_failed_holder_releases_lock() -> None:
     async def hold() -> None:
         async with order.hold("key"):
             entered.set()
-            await asyncio.sleep(60)
+            await forever()
 
     holder, waiter = asyncio.create_task(hold()), asyncio.create_task(hold())
     await entered.wait()
@@ -54,13 +55,16 @@ async def test_hold_cancelled_or_failed_holder_releases_lock() -> None:
 
 async def test_hold_too_many_waiters_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyed_lock, "MAX_WAITERS_PER_KEY", 2)
-    order = KeyedLocks()
+    order, release = KeyedLocks(), asyncio.Event()
 
     async def wait() -> None:
         async with order.hold("key"):
-            await asyncio.sleep(0.01)
+            await release.wait()
 
-    outcomes = await asyncio.gather(*(wait() for _ in range(5)), return_exceptions=True)
+    waiting = asyncio.gather(*(wait() for _ in range(5)), return_exceptions=True)
+    await run_ready_tasks()
+    release.set()
+    outcomes = await waiting
     refused = [outcome for outcome in outcomes if outcome is not None]
     assert len(refused) == 2
     assert all(isinstance(one, errors.RoostError) and one.code.name == "RESOURCE_EXHAUSTED" for one in refused)

@@ -13,6 +13,7 @@ import pytest
 from services.platform.redis.connection import RedisConnection, unreachable
 from services.platform.redis.node_pool import BREAKER_OPEN_S, Node, SharedConnection
 from services.platform.rpc.errors import RoostError
+from tests.waiting import WITHIN_S, forever, run_ready_tasks
 
 CALLERS = 50
 
@@ -49,7 +50,7 @@ class _Transport(asyncio.Transport):
 
 async def refused(server: Server) -> int:
     """Returns how many of CALLERS concurrent calls were rejected; none may wait."""
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(WITHIN_S):
         found = await asyncio.gather(*(server.node.reads() for _ in range(CALLERS)), return_exceptions=True)
     assert all(isinstance(one, RedisConnection | RoostError) for one in found)
     return sum(isinstance(one, RoostError) for one in found)
@@ -69,14 +70,14 @@ async def test_unreachable_server_rejects_at_once_and_probes_once() -> None:
     assert await refused(server) == CALLERS
     assert server.dials == 2
     server.hangs.set()
-    await asyncio.sleep(0.01)
+    await run_ready_tasks()
     # The probe failed, so the breaker opens again.
     assert await refused(server) == CALLERS
     assert server.dials == 2
     server.refuses, server.hangs = False, None
     server.now += BREAKER_OPEN_S
     assert await refused(server) == CALLERS
-    await asyncio.sleep(0.01)
+    await run_ready_tasks()
     assert server.dials == 3
     assert await refused(server) == 0
 
@@ -85,7 +86,7 @@ async def test_read_timeout_drops_other_connections() -> None:
     server = Server()
     reads, writes = await server.node.reads(), await server.node.writes()
     replies = [reads.execute(b"", 1), writes.execute(b"", 1)]
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(WITHIN_S):
         found = await asyncio.gather(*replies, return_exceptions=True)
     assert all(isinstance(one, RoostError) for one in found)
     assert reads.lost
@@ -129,5 +130,5 @@ async def test_get_dropped_while_connecting_raises_unavailable() -> None:
 
 
 async def _never() -> RedisConnection:
-    await asyncio.sleep(60)
-    raise AssertionError("too late")
+    await forever()
+    raise AssertionError("unreachable")

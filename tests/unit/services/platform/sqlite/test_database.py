@@ -16,6 +16,7 @@ import pytest
 from services.platform.rpc import errors
 from services.platform.sqlite import database as sqlite_database
 from services.platform.sqlite.database import Database
+from tests.waiting import WITHIN_S
 
 SCHEMA = ["CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT NOT NULL)"]
 
@@ -39,8 +40,16 @@ class Hold:
     """Occupies the writer thread, so that later units form one group."""
 
     def __init__(self, db: Database) -> None:
-        self.release = threading.Event()
-        self.task = asyncio.create_task(db.write(lambda _: self.release.wait(10)))
+        self._begun, self.release = threading.Event(), threading.Event()
+        self.task = asyncio.create_task(db.write(self._occupy))
+
+    def _occupy(self, _: sqlite3.Connection) -> None:
+        self._begun.set()
+        self.release.wait(WITHIN_S)
+
+    async def begun(self) -> None:
+        """Waits until the writer thread is occupied."""
+        await asyncio.to_thread(self._begun.wait, WITHIN_S)
 
 
 async def test_write_returns_result_visible_to_next_read(db: Database) -> None:
@@ -62,7 +71,7 @@ async def test_open_sets_synchronous_full_wal(db: Database) -> None:
 async def test_write_queued_units_share_commit_and_wake_up(db: Database) -> None:
     commits: list[None] = []
     hold = Hold(db)
-    await asyncio.sleep(0.05)
+    await hold.begun()
     writes = [asyncio.create_task(add(db, i)) for i in range(100)]
     await asyncio.sleep(0)
     db.on_commit(lambda: commits.append(None))
@@ -87,7 +96,7 @@ async def test_write_failing_unit_is_rolled_back_alone(db: Database) -> None:
         raise LookupError("no")
 
     hold = Hold(db)
-    await asyncio.sleep(0.05)
+    await hold.begun()
     results = asyncio.gather(add(db, 1), db.write(half), add(db, 1), add(db, 2), return_exceptions=True)
     await asyncio.sleep(0)
     hold.release.set()
@@ -103,7 +112,7 @@ async def test_commit_failure_fails_group_only(db: Database) -> None:
         lambda c: c.execute("CREATE TABLE child (item INTEGER REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
     )
     hold = Hold(db)
-    await asyncio.sleep(0.05)
+    await hold.begun()
     orphan = db.write(lambda c: c.execute("INSERT INTO child VALUES (404)"))
     results = asyncio.gather(add(db, 1), orphan, add(db, 2), return_exceptions=True)
     await asyncio.sleep(0)
@@ -163,7 +172,7 @@ async def test_write_stop_iteration_is_raised_as_runtime_error(db: Database) -> 
 
 async def test_write_cancelled_caller_does_not_affect_others(db: Database) -> None:
     hold = Hold(db)
-    await asyncio.sleep(0.05)
+    await hold.begun()
     gone, stays = asyncio.create_task(add(db, 1)), asyncio.create_task(add(db, 2))
     await asyncio.sleep(0)
     gone.cancel()

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from services.platform.events import log as event_log
 from services.platform.events.log import ConsumedEvent, Record
 from services.platform.sqlite import event_log as log_module
 from services.platform.sqlite.event_log import EmbeddedConsumer, EmbeddedLog
+from tests.waiting import WITHIN_S, wait_until, wait_until_async
 
 HOUR_MS = 3_600_000
 
@@ -58,13 +60,7 @@ def records(*ids: int, topic: str = "tweet.created") -> list[Record]:
 
 
 async def received(sink: Sink, ids: list[int]) -> None:
-    await until(lambda: sink.ids == ids)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.002)
+    await wait_until(lambda: sink.ids == ids)
 
 
 @pytest.fixture
@@ -84,6 +80,11 @@ async def log(tmp_path: Path, clock: Clock) -> AsyncIterator[EmbeddedLog]:
     await log.close()
 
 
+async def applied_all(consumer: EmbeddedConsumer) -> bool:
+    """Returns whether the consumer has stored its offset behind every event."""
+    return not (await consumer.lag()).events
+
+
 async def start(log: EmbeddedLog, sink: Sink, group: str = "g", max_batch: int = 500) -> EmbeddedConsumer:
     consumer = log.consumer(group, ["tweet.created", "tweet.deleted"], sink.apply, max_batch)
     await consumer.start()
@@ -91,18 +92,36 @@ async def start(log: EmbeddedLog, sink: Sink, group: str = "g", max_batch: int =
 
 
 @pytest.mark.parametrize("caller_gives_up", [False, True])
-async def test_append_commit_wakes_consumer(log: EmbeddedLog, sink: Sink, caller_gives_up: bool) -> None:
+async def test_append_commit_wakes_consumer(
+    log: EmbeddedLog, sink: Sink, caller_gives_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, read = 0, log.db.read
+
+    async def counted(unit: Any) -> Any:
+        nonlocal reads
+        found = await read(unit)
+        reads += 1
+        return found
+
+    monkeypatch.setattr(log.db, "read", counted)
     await start(log, sink)
-    first, second = threading.Event(), threading.Event()
-    earlier = asyncio.create_task(log.db.write(lambda _: first.wait(5)))
-    await asyncio.sleep(0.05)
+    await wait_until(lambda: reads)
+    begun, first, second = threading.Event(), threading.Event(), threading.Event()
+
+    def occupy(_: Any) -> None:
+        begun.set()
+        first.wait(WITHIN_S)
+
+    earlier = asyncio.create_task(log.db.write(occupy))
+    await asyncio.to_thread(begun.wait, WITHIN_S)
     appending = asyncio.create_task(log.append(records(1)))
-    same_group = asyncio.create_task(log.db.write(lambda _: second.wait(5)))
+    same_group = asyncio.create_task(log.db.write(lambda _: second.wait(WITHIN_S)))
     await asyncio.sleep(0)
+    before = reads
     first.set()
     await earlier
     # The consumer, woken by the earlier commit, finds nothing; then the append commits.
-    await asyncio.sleep(0.05)
+    await wait_until(lambda: reads > before)
     if caller_gives_up:
         appending.cancel()
     second.set()
@@ -117,7 +136,7 @@ async def test_unapplied_batch_is_delivered_after_kill(tmp_path: Path, clock: Cl
     await log.append(records(1, 2))
     sink.gate.clear()
     consumer = await start(log, sink)
-    await until(lambda: sink.calls == 1)
+    await wait_until(lambda: sink.calls == 1)
     task = consumer.worker._task
     assert task is not None
     task.cancel()
@@ -127,7 +146,7 @@ async def test_unapplied_batch_is_delivered_after_kill(tmp_path: Path, clock: Cl
     sink.gate.set()
     again = await EmbeddedLog.open(tmp_path / "x.db", clock)
     await start(again, sink)
-    await until(lambda: sink.ids == [1, 2])
+    await wait_until(lambda: sink.ids == [1, 2])
     await again.close()
 
 
@@ -140,18 +159,16 @@ async def test_sweep_keeps_unconsumed_events_and_dead_letters(
     slow.gate.clear()
     consumer = await start(log, sink)
     await log.append([*records(1, 2, 3), *records(7, 8, topic="user.followed")])
-    await until(lambda: sink.ids == [2, 3])
+    await wait_until(lambda: sink.ids == [2, 3])
     behind = await start(log, slow, "slow", max_batch=2)
-    await until(lambda: slow.calls == 1)
+    await wait_until(lambda: slow.calls == 1)
     clock.now_ms += event_log.RETENTION_S * 1000 + HOUR_MS
     await log.append(records(4))
-    await until(lambda: sink.ids == [2, 3, 4])
+    await wait_until(lambda: sink.ids == [2, 3, 4])
     assert await log.sweep() == 0
     slow.gate.set()
     # The consumer stores its offset after the effect.
-    async with asyncio.timeout(30):
-        while (await behind.lag()).events:
-            await asyncio.sleep(0.002)
+    await wait_until_async(lambda: applied_all(behind))
     assert slow.ids == [1, 2, 3, 4]
     assert [await log.sweep() for _ in range(3)] == [2, 2, 0]
     assert [letter.event.event_id for letter in await log.dead_letters("g")] == [1]
@@ -160,7 +177,7 @@ async def test_sweep_keeps_unconsumed_events_and_dead_letters(
     assert await log.dead_letters("g") == []
     # Offsets are not reused, although the table may be empty.
     await log.append(records(5))
-    await until(lambda: 5 in sink.ids)
+    await wait_until(lambda: 5 in sink.ids)
     assert sink.events[-1].offset == 7
     await consumer.stop()
 
@@ -168,10 +185,10 @@ async def test_sweep_keeps_unconsumed_events_and_dead_letters(
 async def test_sweep_group_without_events_does_not_block_retention(log: EmbeddedLog, clock: Clock, sink: Sink) -> None:
     other = log.consumer("other", ["tweet.edited"], Sink().apply)
     await other.start()
-    await start(log, sink)
+    consumer = await start(log, sink)
     await log.append(records(1, 2))
-    await until(lambda: sink.ids == [1, 2])
-    await asyncio.sleep(0.05)
+    await wait_until(lambda: sink.ids == [1, 2])
+    await wait_until_async(lambda: applied_all(consumer))
     clock.now_ms += event_log.RETENTION_S * 1000 + 1
     assert await log.sweep() == 2
 

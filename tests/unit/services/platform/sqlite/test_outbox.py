@@ -114,7 +114,7 @@ async def main():
     log.append = append_and_die
     await Relay(db, log).start()
     await db.write(lambda c: enqueue(c, [Record("tweet.created", 1, 42, b"x")]))
-    await asyncio.sleep(30)
+    await asyncio.Event().wait()
 asyncio.run(main())
 """
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, tmp_path, stdout=subprocess.DEVNULL)

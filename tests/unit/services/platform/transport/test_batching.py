@@ -22,6 +22,7 @@ from services.platform.rpc.context import Actor, Call, current_call
 from services.platform.service import Service, ServiceContext
 from services.platform.transport.batching import MAX_BATCHES, BatchingChannel
 from services.platform.transport.remote import MeshChannel
+from tests.waiting import WITHIN_S, wait_until
 
 SECRET = "0123456789abcdef" * 2
 
@@ -166,7 +167,7 @@ async def test_batched_call_with_invalid_token_fails_alone(rig: Rig) -> None:
 
 async def test_batched_call_deadline_ends_call_alone(rig: Rig) -> None:
     hurried = rig.stub.GetTweet(get(9), timeout=0.2)
-    patient = rig.stub.GetTweet(get(1), timeout=1.5)
+    patient = rig.stub.GetTweet(get(1))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await hurried
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -176,10 +177,10 @@ async def test_batched_call_deadline_ends_call_alone(rig: Rig) -> None:
 
 async def test_slow_batches_do_not_block_later_calls(rig: Rig) -> None:
     slow = [asyncio.ensure_future(_awaited(rig.stub.GetTweet(get(9)))) for _ in range(2)]
-    await asyncio.sleep(0.05)
+    await wait_until(lambda: len(rig.servicer.calls) == 2)
     slow += [asyncio.ensure_future(_awaited(rig.stub.GetTweet(get(9)))) for _ in range(2)]
-    await asyncio.sleep(0.05)
-    async with asyncio.timeout(1):
+    await wait_until(lambda: len(rig.servicer.calls) == 4)
+    async with asyncio.timeout(WITHIN_S):
         assert (await rig.stub.GetTweet(get(3))).tweet.id == 3
     rig.servicer.release.set()
     assert [answer.tweet.id for answer in await asyncio.gather(*slow)] == [9, 9, 9, 9]

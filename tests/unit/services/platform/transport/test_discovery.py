@@ -19,12 +19,13 @@ from services.platform.process import Process
 from services.platform.rpc import errors
 from services.platform.service import Service, ServiceContext, ServiceFactory
 from services.platform.transport import discovery
+from services.platform.transport.remote import MeshChannel
 from services.registry.server import build as build_registry
 
 SECRET = "0123456789abcdef" * 2
 # All processes of a mesh share one token.
 OPERATOR_TOKEN = "fedcba9876543210" * 2
-WITHIN_S = 10.0
+WITHIN_S = 30.0
 ELSEWHERE = ("registry", "tweet")
 
 
@@ -106,7 +107,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[RegistryMesh]:
 async def answering(process: Process, caller: str = "gateway") -> int:
     """Returns the number of the instance that answers a call from this process."""
     stub = tweet_service_pb2_grpc.TweetServiceStub(process.channel(caller))
-    answer = await stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1), timeout=2)
+    answer = await stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1), timeout=WITHIN_S)
     return int(answer.tweet.author_id)
 
 
@@ -167,9 +168,16 @@ async def test_stream_in_progress_survives_new_instance(mesh: RegistryMesh, monk
     first = await stream.read()
     await mesh.start_tweets(2)
     await wait_for_instances(proxy, {1, 2})
-    # The next call retires the earlier connections.
+    # The next call retires the earlier connections, which wait for their streams.
+    closing, close = asyncio.Event(), MeshChannel.close
+
+    async def noted(self: MeshChannel, grace: float | None = None) -> None:
+        closing.set()
+        await close(self, grace)
+
+    monkeypatch.setattr(MeshChannel, "close", noted)
     await answering(proxy, "search")
-    await asyncio.sleep(0.3)
+    await asyncio.wait_for(closing.wait(), WITHIN_S)
     mesh.servicers[1].go_on.set()
     messages: list[Any] = [first, await stream.read(), await stream.read()]
     assert [message.cores[0].replies for message in messages] == [1, 2, 3]
@@ -209,16 +217,18 @@ async def test_edge_proxy_forwards_calls_with_errors_and_trailing_metadata(mesh:
     await wait_for_instances(proxy, {1})
     async with grpc.aio.insecure_channel(f"127.0.0.1:{proxy.grpc_port}") as outside:
         stub = tweet_service_pb2_grpc.TweetServiceStub(outside)
-        call = stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1), timeout=2)
+        call = stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1), timeout=WITHIN_S)
         assert (await call).tweet.author_id == 1
         assert ("roost-timeline", "warm") in list(await call.trailing_metadata())
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=404), timeout=2)
+            await stub.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=404), timeout=WITHIN_S)
         assert errors.from_rpc(caught.value).reason == "GONE"
         # The proxy refuses mesh-only methods, as the service itself does.
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(), timeout=2).read()
+            await stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(), timeout=WITHIN_S).read()
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
         operator = (("authorization", f"Bearer {proxy.operator_token}"),)
-        found = [m async for m in stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(), timeout=2, metadata=operator)]
+        found = [
+            m async for m in stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(), timeout=WITHIN_S, metadata=operator)
+        ]
         assert [message.cores[0].replies for message in found] == [1, 2, 3]

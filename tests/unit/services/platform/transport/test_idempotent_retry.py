@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,8 +13,12 @@ from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 from services.platform.transport.idempotent_retry import ATTEMPTS
 from services.platform.transport.remote import MeshChannel
+from tests.waiting import wait_until
 
 UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
+
+# Below the deadline of the method, which would cap each attempt.
+SHARED_S = 4.0
 
 
 class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
@@ -26,6 +30,8 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         self.left_s: list[float] = []
         self.failures: list[grpc.StatusCode] = []
         self.delay_s = 0.0
+        self.release = asyncio.Event()
+        self.release.set()
 
     async def CreateTweet(
         self, request: tweet_service_pb2.CreateTweetRequest, context: Any
@@ -34,6 +40,7 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         self.callers.append(dict(context.invocation_metadata())["roost-caller"])
         self.left_s.append(context.time_remaining())
         await asyncio.sleep(self.delay_s)
+        await self.release.wait()
         if self.failures:
             await context.abort(self.failures.pop(0), "as configured")
         context.set_trailing_metadata((("sent", "last"),))
@@ -93,25 +100,29 @@ async def test_write_without_key_or_with_other_status_is_not_retried(rig: Rig, k
 
 async def test_retry_attempts_share_deadline(rig: Rig) -> None:
     rig.servicer.failures = [UNAVAILABLE] * 10
-    rig.servicer.delay_s = 0.2
-    began = time.monotonic()
+    rig.servicer.delay_s = 0.1
     with pytest.raises(grpc.aio.AioRpcError):
-        await rig.create("k", timeout=0.35)
-    assert time.monotonic() - began < 0.6
-    assert rig.servicer.left_s == sorted(rig.servicer.left_s, reverse=True)
-    assert rig.servicer.left_s[-1] < 0.2
+        await rig.create("k", timeout=SHARED_S)
+    left_s = rig.servicer.left_s
+    assert len(left_s) == ATTEMPTS
+    assert left_s[0] <= SHARED_S
+    # Each attempt has what the earlier ones left. gRPC sends a deadline rounded to milliseconds.
+    assert all(later < earlier - 0.09 for earlier, later in itertools.pairwise(left_s))
 
 
 async def test_retry_cancelled_caller_ends_attempts(rig: Rig) -> None:
     rig.servicer.failures = [UNAVAILABLE] * 10
-    rig.servicer.delay_s = 0.2
-    waiting = asyncio.ensure_future(_awaited(rig.create("k")))
-    await asyncio.sleep(0.1)
+    rig.servicer.release.clear()
+    waiting = asyncio.ensure_future(_awaited(rig.create("cancelled")))
+    await wait_until(lambda: rig.servicer.keys)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    await asyncio.sleep(0.4)
-    assert len(rig.servicer.keys) <= 1
+    rig.servicer.release.set()
+    # A later call makes all its attempts: the cancelled one had as much time for another.
+    with pytest.raises(grpc.aio.AioRpcError):
+        await rig.create("later")
+    assert rig.servicer.keys == ["cancelled"] + ["later"] * ATTEMPTS
 
 
 async def _awaited(call: Any) -> Any:

@@ -27,6 +27,7 @@ from services.platform.service import Service, ServiceContext
 from services.platform.transport import admission, reply
 from services.platform.transport.batching import BatchingChannel
 from services.platform.transport.remote import MeshChannel
+from tests.waiting import wait_until
 
 SECRET = "0123456789abcdef" * 2
 OPERATOR_TOKEN = "fedcba9876543210" * 2
@@ -200,9 +201,7 @@ async def test_concurrent_calls_per_address_are_bounded(serve: Serve, monkeypatc
     served = await serve(trusted_proxies="127.0.0.0/8")
     stub = await served.stub()
     held = [asyncio.ensure_future(stub.GetTweet(get(HELD))) for _ in range(3)]
-    async with asyncio.timeout(WITHIN_S):
-        while len(served.tweets.seen) < 3:
-            await asyncio.sleep(0.01)
+    await wait_until(lambda: len(served.tweets.seen) == 3)
     refusal = await refusal_of(stub.GetTweet(get(1)))
     assert (refusal.code.name, refusal.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_AT_ONCE")
     # Another address is served, and so is the first once its calls have ended.
@@ -218,9 +217,7 @@ async def test_concurrent_mesh_calls_are_bounded_in_total(serve: Serve, monkeypa
     stub = await served.stub()
     identity = (("roost-caller", "timeline"), ("roost-mesh-secret", SECRET))
     held = [asyncio.ensure_future(stub.GetTweet(get(HELD), timeout=30, metadata=identity)) for _ in range(2)]
-    async with asyncio.timeout(WITHIN_S):
-        while len(served.tweets.seen) < 2:
-            await asyncio.sleep(0.01)
+    await wait_until(lambda: len(served.tweets.seen) == 2)
     assert await code_of(stub.GetTweet(get(1), timeout=30, metadata=identity)) == "UNAVAILABLE"
     assert await code_of(stub.GetTweet(get(1))) == "OK"
     served.tweets.release.set()

@@ -14,6 +14,7 @@ from services.timeline.home import builder as module
 from services.timeline.home.builder import HomeBuilder
 from services.timeline.pull import IdBatches
 from services.timeline.store.memory import EmbeddedHomeTimelines
+from tests.waiting import WITHIN_S, run_ready_tasks, wait_until
 
 ANN = 2
 
@@ -58,7 +59,7 @@ async def test_build_pulls_and_installs(builds: HomeBuilder, owners: Owners, sto
     assert build is not None
     assert not await build.done(0.01)
     owners.answering.set()
-    assert await build.done(1)
+    assert await build.done(WITHIN_S)
     assert build.installed
     home = await store.read(1)
     assert home is not None
@@ -71,7 +72,7 @@ async def test_get_or_start_returns_one_build_per_user(builds: HomeBuilder, owne
     assert builds.get_or_start(2) is not first
     owners.answering.set()
     assert first is not None
-    assert await first.done(1)
+    assert await first.done(WITHIN_S)
     assert builds.get_or_start(1) is not first
     await builds.stop()
 
@@ -83,12 +84,12 @@ async def test_builds_running_and_queued_are_bounded(
     joined = [builds.get_or_start(user_id) for user_id in range(1, module.MAX_BUILDS + 12)]
     assert joined[-1] is None
     assert None not in joined[:-1]
-    await asyncio.sleep(0.01)
+    await run_ready_tasks()
     assert owners.asking == module.MAX_BUILDS
     owners.answering.set()
     for build in joined[:-1]:
         assert build is not None
-        assert await build.done(1)
+        assert await build.done(WITHIN_S)
     assert owners.most == module.MAX_BUILDS
 
 
@@ -97,10 +98,10 @@ async def test_build_dropped_meanwhile_returns_pulled_ids(
 ) -> None:
     build = builds.get_or_start(1)
     assert build is not None
-    await build.done(0.01)
+    await wait_until(lambda: owners.asking)
     await store.drop(1)
     owners.answering.set()
-    assert await build.done(1)
+    assert await build.done(WITHIN_S)
     assert not build.installed
     assert build.home is not None
     assert list(build.home.ids) == [10, 20, 30]
@@ -112,7 +113,7 @@ async def test_stop_cancels_builds_and_leaves_homes_cold(
 ) -> None:
     build = builds.get_or_start(1)
     assert build is not None
-    await asyncio.sleep(0.01)
+    await wait_until(lambda: owners.asking)
     await builds.stop()
     assert await build.done(0)
     assert build.home is None
@@ -130,7 +131,7 @@ async def test_build_failure_reaches_all_waiters(
     assert build is not None
     for _ in range(2):
         with pytest.raises(ConnectionError):
-            await build.done(1)
+            await build.done(WITHIN_S)
     assert await store.append([(40, [1])]) == [0]
     assert builds.get_or_start(1) is not build
     await builds.stop()

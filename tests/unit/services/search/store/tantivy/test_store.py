@@ -13,6 +13,7 @@ from services.search.store import Collection, Document, IndexChange, Query
 from services.search.store.tantivy import index as generation
 from services.search.store.tantivy import store as tantivy_store
 from services.search.store.tantivy.store import EmbeddedSearchIndex
+from tests.waiting import wait_until
 
 TWEETS = Collection.TWEETS
 
@@ -110,11 +111,7 @@ async def test_apply_too_many_uncommitted_raises_unavailable(
 async def test_apply_commits_in_background(index: EmbeddedSearchIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tantivy_store, "COMMIT_AT_CHANGES", 0)
     await index.apply([tweet(1)], 5)
-    for _ in range(1_000):
-        if index.position == 5:
-            break
-        await tantivy_store.asyncio.sleep(0.005)
-    assert index.position == 5
+    await wait_until(lambda: index.position == 5)
 
 
 async def test_open_second_owner_raises_failed_precondition(index: EmbeddedSearchIndex, tmp_path: Path) -> None:
