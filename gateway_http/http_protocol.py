@@ -311,11 +311,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._write_timeout.start()
         self._update_stage()
 
-    @property
-    def stage(self) -> Stage:
-        """The stage that decides whether this connection can be evicted."""
-        return self._stage
-
     def _is_responding(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 

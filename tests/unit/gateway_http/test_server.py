@@ -382,7 +382,7 @@ async def test_incomplete_request_is_evicted_with_503(crowded_server: CrowdedSer
         streams, (b"GET /livez HT", get()[:-2], post(b"{", "Content-Length: 2")), strict=True
     ):
         writer.write(piece)
-    await wait_until(lambda: all(one.stage is Stage.SENDING for one in crowded_server.server.protocols))
+    await wait_until(lambda: all(one._stage is Stage.SENDING for one in crowded_server.server.protocols))
     for reader, _ in streams:
         await crowded_server.work()
         refused = await reader.read()

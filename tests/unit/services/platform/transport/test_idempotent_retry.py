@@ -100,14 +100,14 @@ async def test_write_without_key_or_with_other_status_is_not_retried(rig: Rig, k
 
 async def test_retry_attempts_share_deadline(rig: Rig) -> None:
     rig.servicer.failures = [UNAVAILABLE] * 10
-    rig.servicer.delay_s = 0.1
+    rig.servicer.delay_s = 0.2
     with pytest.raises(grpc.aio.AioRpcError):
         await rig.create("k", timeout=SHARED_S)
     left_s = rig.servicer.left_s
-    assert len(left_s) == ATTEMPTS
+    assert len(left_s) > 1
     assert left_s[0] <= SHARED_S
-    # Each attempt has what the earlier ones left. gRPC sends a deadline rounded to milliseconds.
-    assert all(later < earlier - 0.09 for earlier, later in itertools.pairwise(left_s))
+    # Each attempt has what the earlier ones left. gRPC rounds deadlines, by far less than half the delay.
+    assert all(later < earlier - rig.servicer.delay_s / 2 for earlier, later in itertools.pairwise(left_s)), left_s
 
 
 async def test_retry_cancelled_caller_ends_attempts(rig: Rig) -> None:
