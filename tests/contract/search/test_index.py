@@ -176,6 +176,14 @@ async def test_terms_returns_used_terms_by_frequency(opened: Opened, committed: 
     assert list(await opened.index.terms("#po", 10)) == []
 
 
+async def test_terms_prefix_after_all_terms_returns_nothing(opened: Opened, committed: bool) -> None:
+    await opened.apply(tweet(1, "", "#pie"))
+    if committed:
+        await opened.commit()
+    assert list(await opened.index.terms("#q", 10)) == []
+    assert list(await opened.index.most_used(["#pie", "#q"])) == ["#pie", ""]
+
+
 async def test_terms_many_removed_documents_counts_live_only(opened: Opened, committed: bool) -> None:
     """Tags of many deleted or edited tweets do not hide the tag of a live tweet."""
     await opened.apply(*(tweet(n, "", f"#go{n:02}", "#gone") for n in range(1, 41)), tweet(41, "", "#golive"))

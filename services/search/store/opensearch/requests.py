@@ -162,7 +162,9 @@ def _conditions(query: Query, before_id: int) -> list[dict[str, Any]]:
 
 
 def _terms_with_prefix(prefix: str) -> dict[str, Any]:
-    return {"field": EXACT, "include": "".join(map(_escape_pattern, prefix)) + ".*"}
+    # OpenSearch 3.3 handles PREFIX.* as a range of terms, and fails with status 500 if no term of a shard is in or after
+    # it. In parentheses it is an ordinary pattern.
+    return {"field": EXACT, "include": f"({''.join(map(_escape_pattern, prefix))}.*)"}
 
 
 def _bounded(body: dict[str, Any]) -> dict[str, Any]:
