@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -22,9 +23,13 @@ WORKER = 7
 
 
 class CassandraBackend:
-    """Opens Cassandra stores; each has connections of its own, like a process of its own."""
+    """Opens Cassandra stores; each has connections of its own, like a process of its own.
+
+    The stores read the time from `clock`, which a test may replace.
+    """
 
     def __init__(self) -> None:
+        self.clock: Callable[[], float] = time.time
         self._stacks: dict[GraphStores, AsyncExitStack] = {}
 
     async def open(self, folder: Path, threshold: int = THRESHOLD) -> CassandraGraphStores:
@@ -34,7 +39,7 @@ class CassandraBackend:
         log = await EmbeddedLog.open(folder / f"log-{id(stack)}.db")
         stack.push_async_callback(log.close)
         mint = Snowflake(WORKER, wall_clock_ms).mint
-        stores = await open_stores(cluster, log, TierRule(threshold), mint, time.time)
+        stores = await open_stores(cluster, log, TierRule(threshold), mint, lambda: self.clock())
         self._stacks[stores] = stack
         return stores
 
