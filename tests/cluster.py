@@ -8,7 +8,6 @@ its topics, consumer groups and indexes are new. Keyspaces are reused by later t
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import fcntl
 import hashlib
@@ -111,10 +110,14 @@ class Backend:
             self.give_back(self._used.pop())
 
     def close(self) -> None:
-        """Removes what this run created on the servers."""
+        """Removes what this run created on the servers.
+
+        Called by pytest_unconfigure and not at exit: the driver cannot execute statements once the interpreter shuts
+        down.
+        """
         if self._servers is not None:
-            self._servers.close()
-            self._servers = None
+            servers, self._servers = self._servers, None
+            servers.close()
 
 
 backend = Backend()
@@ -161,7 +164,6 @@ class _Servers:
         # Keyspace names contain a digest of the migrations, so a keyspace always has the schema of the code under test.
         self._kept = f"t{_digest_of_migrations()}_"
         self._services = set(migrations())
-        atexit.register(self.close)
 
     def take(self) -> dict[str, Any]:
         """Returns the settings of a clean namespace."""
@@ -191,15 +193,16 @@ class _Servers:
     def close(self) -> None:
         """Removes this run's data except the keyspaces that the next run reuses, and unused keyspaces of other
         migrations."""
-        atexit.unregister(self.close)
         for future in self._tidied:
             with contextlib.suppress(Exception):
                 future.result(TIDY_WITHIN_S)
         self._tidying.shutdown()
-        self._drop(name for name in self._keyspaces("t") if not name.startswith(self._kept) and self._is_left(name))
-        self._driver.shutdown()
-        for lock in self._locks.values():
-            lock.close()
+        try:
+            self._drop(name for name in self._keyspaces("t") if not name.startswith(self._kept) and self._is_left(name))
+        finally:
+            self._driver.shutdown()
+            for lock in self._locks.values():
+                lock.close()
 
     def _prefix(self, slot: int) -> str:
         return f"{self._kept}{slot}k"

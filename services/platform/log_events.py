@@ -43,6 +43,7 @@ class LogEvent(StrEnum):
     KAFKA_CLIENT_FAILED = "kafka_client.failed"
     LEGACY_KEY_COPIED = "legacy_key.copied"
     MIGRATION_APPLIED = "migration.applied"
+    MIGRATION_RETRIED = "migration.retried"
     OUTBOX_EVENT_REJECTED = "outbox.event_rejected"
     OUTBOX_FLAG_WRITE_FAILED = "outbox.flag_write_failed"
     OUTBOX_SWEEP_FAILED = "outbox.sweep_failed"

@@ -11,9 +11,11 @@ import hashlib
 import re
 import secrets
 import uuid
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import grpc
 import structlog
 
 from services.platform.log_events import LogEvent
@@ -27,6 +29,9 @@ LEASE_S = 60
 # MAX_POLLS intervals are three minutes, enough for a whole schema on a slow machine. A longer wait means a fault.
 POLL_INTERVAL_S = 0.25
 MAX_POLLS = 720
+# Attempts of one statement in all. A busy node times out for seconds, most often on the first conditional write of a new
+# table. Ten attempts of a read or conditional write take up to 22 s. If they all fail, the node is not just busy.
+MAX_ATTEMPTS = 10
 
 # A fixed table id: two nodes that create the table at the same time would otherwise create two tables of one name.
 _TABLE = """CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -41,6 +46,8 @@ _RENEW = "UPDATE schema_migrations USING TTL ? SET owner = ? WHERE scope = ? IF 
 _RELEASE = "UPDATE schema_migrations SET owner = null WHERE scope = ? IF owner = ?"
 _TABLES = "SELECT table_name FROM tables WHERE keyspace_name = ? AND table_name = 'schema_migrations'"
 _DATACENTER = re.compile(r"[\w-]+")
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -72,9 +79,9 @@ async def migrate(keyspace: Keyspace, migrations: Sequence[str], at_start: bool 
     Each migration is a script of statements separated by `;`, which no statement contains, all with IF NOT EXISTS.
     Append to the list, never change an entry. Raises FAILED_PRECONDITION like `migration_status`, or if `at_start` is
     true, migrations are missing and `migrate_at_start` is off. Raises UNAVAILABLE if another process holds the lease
-    for minutes.
+    for minutes, or if a statement fails MAX_ATTEMPTS times in a row because the cluster is unavailable.
     """
-    before = await migration_status(keyspace, migrations)
+    before = await _retried(lambda: migration_status(keyspace, migrations))
     if before.applied == len(migrations):
         return before
     settings = keyspace.cassandra.settings
@@ -88,8 +95,24 @@ async def migrate(keyspace: Keyspace, migrations: Sequence[str], at_start: bool 
         try:
             await _apply(keyspace, owner, migrations)
         finally:
-            await keyspace.execute_lwt(_RELEASE, _SCOPE, owner)
+            await _retried(lambda: keyspace.execute_lwt(_RELEASE, _SCOPE, owner))
     return before
+
+
+async def _retried(execute: Callable[[], Awaitable[T]]) -> T:
+    """Returns the result of `execute`, which must be idempotent; repeats it if it raises UNAVAILABLE.
+
+    Raises the error of the last of MAX_ATTEMPTS attempts, and any other error at once.
+    """
+    for attempt in range(1, MAX_ATTEMPTS):
+        try:
+            return await execute()
+        except errors.RoostError as error:
+            if error.code is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            log.warning(LogEvent.MIGRATION_RETRIED, attempt=attempt, of=MAX_ATTEMPTS, error=str(error))
+        await asyncio.sleep(POLL_INTERVAL_S)
+    return await execute()
 
 
 async def _create(cassandra: Cassandra, name: str) -> None:
@@ -99,17 +122,19 @@ async def _create(cassandra: Cassandra, name: str) -> None:
             f"cassandra_datacenter must be a datacenter name of letters, digits, _ and -; it is {datacenter!r}"
         )
     replication = f"{{'class': 'NetworkTopologyStrategy', '{datacenter}': {copies}}}"
-    await cassandra.change_schema(f"CREATE KEYSPACE IF NOT EXISTS {name} WITH replication = {replication}")
-    await cassandra.change_schema(_TABLE.format(table_id=uuid.uuid5(_IDS, name)), name)
+    create = f"CREATE KEYSPACE IF NOT EXISTS {name} WITH replication = {replication}"
+    await _retried(lambda: cassandra.change_schema(create))
+    await _retried(lambda: cassandra.change_schema(_TABLE.format(table_id=uuid.uuid5(_IDS, name)), name))
 
 
 async def _claim(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> bool:
     """Waits for the lease. Returns False if another process applied all migrations meanwhile."""
     for _ in range(MAX_POLLS):
-        if await _applied(keyspace, migrations) == len(migrations):
+        if await _retried(lambda: _applied(keyspace, migrations)) == len(migrations):
             return False
-        applied, _ = await keyspace.execute_lwt(_CLAIM, LEASE_S, owner, _SCOPE)
-        if applied:
+        applied, held_by = await _retried(lambda: keyspace.execute_lwt(_CLAIM, LEASE_S, owner, _SCOPE))
+        # An attempt that seemed to fail may have acquired the lease.
+        if applied or held_by == (owner,):
             return True
         await asyncio.sleep(POLL_INTERVAL_S)
     raise errors.unavailable(
@@ -118,14 +143,14 @@ async def _claim(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> b
 
 
 async def _apply(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> None:
-    for number in range(await _applied(keyspace, migrations) + 1, len(migrations) + 1):
-        renewed, _ = await keyspace.execute_lwt(_RENEW, LEASE_S, owner, _SCOPE, owner)
+    first = await _retried(lambda: _applied(keyspace, migrations)) + 1
+    for number, script in enumerate(migrations[first - 1 :], first):
+        renewed, _ = await _retried(lambda: keyspace.execute_lwt(_RENEW, LEASE_S, owner, _SCOPE, owner))
         if not renewed:
             raise errors.unavailable(f"the lease to migrate {keyspace.name} expired: run the migration again")
-        script = migrations[number - 1]
         for statement in filter(None, map(str.strip, script.split(";"))):
-            await keyspace.cassandra.change_schema(statement, keyspace.name)
-        await keyspace.execute_lwt(_RECORD, _SCOPE, number, _digest(script))
+            await _retried(partial(keyspace.cassandra.change_schema, statement, keyspace.name))
+        await _retried(partial(keyspace.execute_lwt, _RECORD, _SCOPE, number, _digest(script)))
         log.info(LogEvent.MIGRATION_APPLIED, keyspace=keyspace.name, number=number, of=len(migrations))
 
 

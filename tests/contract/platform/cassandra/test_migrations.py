@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import grpc
 import pytest
@@ -99,3 +101,53 @@ async def test_migrate_abandoned_lease_expires(fresh: Keyspace, monkeypatch: pyt
     monkeypatch.setattr(migrations, "MAX_POLLS", 100)
     await migrate(fresh, (FIRST, SECOND))
     await fresh.write("INSERT INTO one (id, name) VALUES (?, ?)", 1, "a")
+
+
+class BusyCassandra:
+    """Makes the first attempt of every statement of a migration fail, before it was executed or after (`stored`)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stored: bool, failures: int = 1) -> None:
+        self.attempts: Counter[str] = Counter()
+        self._stored = stored
+        self._failures = failures
+        monkeypatch.setattr(migrations, "POLL_INTERVAL_S", 0.01)
+        for owner, name in ((Keyspace, "execute_lwt"), (Keyspace, "read_serial"), (Cassandra, "change_schema")):
+            monkeypatch.setattr(owner, name, self._failing(getattr(owner, name)))
+
+    def _failing(self, original: Any) -> Any:
+        async def execute(target: Any, cql: str, *values: Any) -> Any:
+            self.attempts[cql] += 1
+            if self.attempts[cql] > self._failures:
+                return await original(target, cql, *values)
+            if self._stored:
+                await original(target, cql, *values)
+            raise errors.unavailable("the store did not confirm the write")
+
+        return execute
+
+
+@pytest.mark.parametrize("stored", [False, True])
+async def test_migrate_on_busy_cluster_retries_each_statement(
+    fresh: Keyspace, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        busy = BusyCassandra(patch, stored)
+        assert await migrate(fresh, (FIRST, SECOND)) == MigrationStatus(fresh.name, 0, 2)
+    assert {migrations._CLAIM, migrations._RENEW, migrations._RECORD, migrations._RELEASE, SECOND} < set(busy.attempts)
+    assert min(busy.attempts.values()) == 2
+    # A claim that was stored without confirmation is recognised, not waited for until it expires.
+    assert busy.attempts[migrations._CLAIM] == 2
+    assert await fresh.read(APPLIED) == [(1, None), (2, None)]
+    await fresh.write("INSERT INTO one (id, name) VALUES (?, ?)", 1, "a")
+
+
+async def test_migrate_on_unavailable_cluster_raises_after_max_attempts(
+    fresh: Keyspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(fresh, (FIRST,))
+    with monkeypatch.context() as patch:
+        busy = BusyCassandra(patch, stored=False, failures=1_000)
+        with pytest.raises(errors.RoostError) as caught:
+            await migrate(fresh, (FIRST, SECOND))
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert set(busy.attempts.values()) == {migrations.MAX_ATTEMPTS}
