@@ -134,12 +134,12 @@ async def _print(
 
 
 def _check(method: contract.Method, only: Sequence[str]) -> None:
-    """Raises CommandError if the method's response has no field at the path `only`."""
+    """Raises CommandError if the method's response has no field at the path `only`, a list of field names."""
     descriptor: Descriptor | None = cast(Descriptor, method.response.DESCRIPTOR)
     for depth, name in enumerate(only):
         field = descriptor.fields_by_name.get(name) if descriptor else None
         if field is None or (field.is_repeated and depth < len(only) - 1):
-            raise CommandError(f"--only {'.'.join(only)}: the answer of {method.name} has no such field")
+            raise CommandError(f"--only {'.'.join(only)}: the response of {method.name} has no such field")
         descriptor = field.message_type
 
 

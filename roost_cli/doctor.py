@@ -30,11 +30,11 @@ from services.platform.ids.snowflake import EPOCH_MS
 GOOD, NOTE, BAD = "ok", "note", "fault"
 
 MIN_PYTHON = (3, 11)
-# The stores use `RETURNING` and STRICT tables.
+# The lowest usable version of SQLite: the stores use `RETURNING` and STRICT tables.
 MIN_SQLITE = (3, 37)
 # A million tweets with their indices take about 1 GB; with less free space a load may fill the disk.
 LOW_DISK_BYTES = 2 * 1024**3
-# With less free space even start-up may fail.
+# Bytes of free space below which even the start may fail.
 NO_DISK_BYTES = 100 * 1024**2
 # Tolerance between file times and the clock. If a file is newer than that, the clock was set back and ids could repeat.
 CLOCK_SLACK_S = 60.0
@@ -125,7 +125,7 @@ def stubs() -> Check:
 
         count = len(contract.methods())
     except Exception as error:
-        # Any exception: whatever it is, running the generator again is the fix.
+        # Catches every exception, because running the generator again repairs all of them.
         return Check("generated stubs", BAD, f"do not load ({error}); run `python scripts/generate.py`")
     return Check("generated stubs", GOOD, f"{count} methods")
 
@@ -190,7 +190,7 @@ def port(what: str, address: str) -> Check:
         raise CommandError(f"{address!r} is not an address: write HOST:PORT")
     backend = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(backend) as probe:
-        # The servers set this too: an address with connections in TIME_WAIT counts as free.
+        # The servers set SO_REUSEADDR too, so an address with connections in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host.strip("[]"), int(number)))
@@ -200,8 +200,8 @@ def port(what: str, address: str) -> Check:
 
 
 def servers(silent: Sequence[str], needed: bool) -> Check:
-    """Checks that the servers of the cluster backend answer at the configured addresses. `silent` are those that do
-    not; if `needed` is false, that is only a note."""
+    """Checks that the servers of the cluster backend answer at the configured addresses. `silent` names the servers
+    that do not answer; if `needed` is false, the result is then a note instead of a failure."""
     if not silent:
         return Check("servers", GOOD, "Cassandra, Redis, Kafka and OpenSearch answer")
     words = f"no answer from {', '.join(silent)}; `scripts/backends up` starts them here"
@@ -211,8 +211,8 @@ def servers(silent: Sequence[str], needed: bool) -> Check:
 
 
 def backends(containers: bool, missing_programs: Sequence[str]) -> Iterator[Check]:
-    """Checks that `scripts/backends` can run those servers here: as containers, or as processes unless programs are
-    `missing_programs`."""
+    """Checks that `scripts/backends` can run the servers of the cluster backend here: as containers, or as processes if
+    no program is in `missing_programs`."""
     if containers:
         yield Check("scripts/backends", GOOD, "Docker runs the servers of the cluster backend")
     elif not missing_programs:
@@ -225,8 +225,8 @@ def backends(containers: bool, missing_programs: Sequence[str]) -> Iterator[Chec
 
 
 async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list[Check]:
-    """Returns checks of the meshes that run here (or of the one at the address `asked`), and of whether the next
-    mesh's addresses are free."""
+    """Returns checks of the meshes that run here (or of the mesh at the address `asked`), and checks that the addresses
+    that a new mesh would use are free."""
     if asked is not None:
         return await health(asked) or [Check("mesh", BAD, f"none answers at {asked}")]
     runs = runfile.running()

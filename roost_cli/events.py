@@ -40,7 +40,7 @@ Batch = Sequence[ConsumedEvent]
 TAIL_S = 600
 # Pause between two polls of an embedded log with --follow.
 LOOK_EVERY_S = 0.5
-# The mesh needs at most this long to move a consumer group's offset.
+# Seconds that the mesh may take to move a consumer group's offset.
 REPLAY_WITHIN_S = 10.0
 FANOUT = "fanout"
 
@@ -109,7 +109,7 @@ def replay(
 ) -> None:
     """Deliver events to a group of consumers again.
 
-    Consumers skip events that they have applied, so a replay repairs what a fault left out.
+    Consumers skip events that they have applied, so a replay applies only the events that a fault left out.
     """
     if since is None:
         raise CommandError("give --since, the time from which events are delivered again")
@@ -118,7 +118,7 @@ def replay(
     if settings.backend == "cluster":
         if grpc is not None:
             raise CommandError(
-                "--grpc names a running embedded mesh, but --cluster uses the log in Kafka: give one of them"
+                "--grpc names a running embedded mesh, but --cluster uses the log in Kafka: give only one of these options"
             )
         count = _run(_replay_kafka(settings, group, time_ms))
     else:
@@ -183,7 +183,9 @@ def _shown(time_ms: int) -> str:
 
 def _settings(cluster: bool, data: Path | None) -> Settings:
     if cluster and data is not None:
-        raise CommandError("--data names an embedded log and --cluster the one on Kafka: give one of them")
+        raise CommandError(
+            "--data names an embedded log and --cluster the log in Kafka: give only one of these options"
+        )
     settings = settings_with({"backend": "cluster" if cluster else None, "data_dir": data})
     # Logs of the drivers go to stderr, so that stdout holds events only.
     logs.configure(settings, "events")
@@ -233,7 +235,8 @@ async def _open_kafka(settings: Settings) -> EventLog:
     except errors.RoostError as error:
         if error.code is not grpc_lib.StatusCode.UNAVAILABLE:
             raise
-        # The message names no address, because services send it to clients. The operator at this command needs it.
+        # The error's message names no address, because services send it to clients. Adds the address for the operator
+        # who runs this command.
         text = (
             f"Kafka cannot be reached at {settings.kafka_bootstrap_servers}: check that it runs there, or set "
             "ROOST_KAFKA_BOOTSTRAP_SERVERS"
@@ -263,7 +266,7 @@ def _file_of(settings: Settings) -> Path:
 
 async def _tail_kafka(settings: Settings, topics: Sequence[str], since_ms: int, follow: bool) -> AsyncIterator[Batch]:
     log = await _open_kafka(settings)
-    # Reads one batch ahead of printing: a slow terminal slows this consumer, not the mesh.
+    # The queue holds one batch: if the terminal is slow, this consumer waits and the mesh is not affected.
     batches: asyncio.Queue[Batch] = asyncio.Queue(1)
     consumer = log.consumer("tail", topics, batches.put, DEFAULT_BATCH, broadcast=True)
     try:
@@ -285,7 +288,7 @@ async def _tail_kafka(settings: Settings, topics: Sequence[str], since_ms: int, 
 async def _tail_embedded(
     settings: Settings, topics: Sequence[str], since_ms: int, follow: bool
 ) -> AsyncIterator[Batch]:
-    # Read-only, because the running mesh owns the file.
+    # The file is opened read-only, because the running mesh owns it.
     uri = f"{_file_of(settings).absolute().as_uri()}?mode=ro"
     wanted, offset = frozenset(topics), 0
     with closing(sqlite3.connect(uri, uri=True, check_same_thread=False)) as connection:
@@ -342,8 +345,8 @@ async def _replay_embedded(settings: Settings, group: str, time_ms: int, grpc: s
 
 
 def _mesh_on(data_dir: Path, grpc: str | None) -> target.MeshTarget:
-    """Returns the mesh at `grpc`, or without it the one whose data is in `data_dir`. Raises CommandError if that is
-    not exactly one."""
+    """Returns the mesh at the address `grpc`; if that is None, the mesh whose data is in `data_dir`. Raises
+    CommandError if there is no such mesh or more than one."""
     if grpc is None:
         found = target.with_data_in(runfile.running(), data_dir)
         if len(found) != 1:

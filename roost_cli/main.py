@@ -26,7 +26,8 @@ class _Command:
     summary: str
 
 
-# The module of each subcommand. Only the chosen one is imported: start-up is fast, and a broken module breaks no other.
+# The module of each subcommand. Only the module of the chosen subcommand is imported, so that the start is fast and a
+# broken module breaks no other subcommand.
 COMMANDS = {
     "up": _Command("roost_cli.up", "up", "Run every service, in one process or each in its own."),
     "serve": _Command("roost_cli.serve", "serve", "Run some services in this process, or the gateway."),
@@ -109,7 +110,8 @@ def run(arguments: Sequence[str]) -> int:
         typer.echo(f"roost: {stop.message}", err=True)
         return stop.code
     except errors.RoostError as stop:
-        # Commands that open a store or server themselves, such as `migrate`, get this error; its message is a sentence.
+        # Commands that open a store or server in this process, such as `migrate`, raise RoostError; its message is a
+        # sentence for people.
         typer.echo(f"roost: {stop.message}", err=True)
         return UNUSABLE
     except KeyboardInterrupt:

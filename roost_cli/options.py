@@ -28,7 +28,7 @@ Ops = Annotated[
     ),
 ]
 
-# Name of the gateway as an argument of `roost serve` and `roost restart`, beside the service names.
+# The name of the gateway as an argument of `roost serve` and `roost restart`, which also accept the names of services.
 GATEWAY = "gateway"
 
 

@@ -1,4 +1,4 @@
-"""Progress output of long commands: bars on a terminal, plain lines elsewhere, or nothing."""
+"""Shows the progress of long commands: as a bar on a terminal, as lines of text without a terminal, or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN_EVERY_S = 5.0
 BAR_EVERY_S = 0.1
 
 
-# Adds to the count of finished items.
+# A function that adds its argument to the number of finished items of a phase.
 Advance = Callable[[int], None]
 
 
@@ -47,12 +47,12 @@ class Phase:
             self._show(self)
 
     def end(self) -> None:
-        """Stops the clock of the phase."""
+        """Ends the phase: its duration no longer grows."""
         self._ended = self._clock()
 
     @property
     def seconds(self) -> float:
-        """Returns the duration in seconds: so far, or of the whole phase after `end`."""
+        """Returns the duration of the phase in seconds: until now, or until `end` was called."""
         return (self._clock() if self._ended is None else self._ended) - self._began
 
     @property
@@ -69,14 +69,14 @@ class Progress(Protocol):
     """Shows phases, one after another."""
 
     def phase(self, title: str, total: int) -> AbstractContextManager[Phase]:
-        """Shows a phase until the block ends. `total` is 0 if it is unknown."""
+        """Shows a phase until the `with` block ends. `total` is the number of items, 0 if it is unknown."""
 
     def say(self, text: str) -> None:
         """Prints one line."""
 
 
 class Silent:
-    """Shows nothing but still measures."""
+    """Shows no progress, but measures the duration of each phase."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -94,7 +94,7 @@ class Silent:
 
 
 class Plain:
-    """Prints lines without control characters, for logs and pipes."""
+    """Prints the progress as lines of text without control characters, for log files and pipes."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
@@ -120,7 +120,7 @@ class Plain:
 
 
 class Bar:
-    """Draws a bar on a terminal."""
+    """Draws the progress as a bar on a terminal."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
@@ -154,6 +154,6 @@ class Bar:
 
 
 def for_stream(out: TextIO | None = None) -> Progress:
-    """Returns a Bar if `out` (by default stderr) is a terminal, or else Plain."""
+    """Returns a Bar if `out` (by default stderr) is a terminal, otherwise a Plain."""
     out = out or sys.stderr
     return Bar(out) if out.isatty() else Plain(out)

@@ -15,8 +15,8 @@ from services.platform.rpc import contract, errors
 
 T = TypeVar("T")
 
-# Every call sent through this module may be repeated: follows are idempotent, tweets have idempotency keys, the rest
-# are reads.
+# Status codes after which a call is retried. Every call that this module sends may be repeated: follows are idempotent,
+# tweets have idempotency keys, and all other calls are reads.
 _TRANSIENT = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -24,10 +24,12 @@ _TRANSIENT = (
     # Servers that shut down cancel calls that they have not started.
     grpc.StatusCode.CANCELLED,
 )
-# Pauses between retries double from the first to the last value; jitter spreads callers that failed together.
+# Seconds between retries: they double from the first to the last value. A random part spreads the retries of callers
+# that failed together.
 FIRST_PAUSE_S = 0.05
 LAST_PAUSE_S = 5.0
-# A restart takes seconds. A longer failure is a fault, or a rate limit that will not pass soon.
+# Seconds for which a call is retried. A restart takes seconds; a longer failure is a fault, or a rate limit that lasts
+# longer.
 RETRY_FOR_S = 60.0
 
 

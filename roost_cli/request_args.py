@@ -49,7 +49,7 @@ def _set(tree: dict[str, Any], descriptor: Descriptor, path: str, text: str, me:
             raise CommandError(f"{path}: {name} has no fields of its own")
         tree = tree.setdefault(field.name, {})
         if not isinstance(tree, dict):
-            raise CommandError(f"{path}: {name} was given twice")
+            raise CommandError(f"{path}: {name} was given twice; give it once")
         descriptor = field.message_type
 
 
@@ -58,7 +58,7 @@ def _put(tree: dict[str, Any], field: FieldDescriptor, path: str, text: str, me:
     if field.is_repeated and not _is_map(field):
         tree.setdefault(field.name, []).extend(value if isinstance(value, list) else [value])
     elif field.name in tree:
-        raise CommandError(f"{path} was given twice")
+        raise CommandError(f"{path} was given twice; give it once")
     else:
         tree[field.name] = value
 
@@ -93,14 +93,15 @@ def _value(field: FieldDescriptor, path: str, text: str, me: Callable[[], int] |
 
 
 def _enum(field: FieldDescriptor, path: str, text: str) -> str | int:
-    """Accepts the full name of an enum value, its last part (`latest`), or its number."""
+    """Returns the enum value in JSON form. `text` is the full name of a value, the last part of its name (`latest`), or
+    its number."""
     if text.isdigit():
         return int(text)
     assert field.enum_type is not None
     names = [value.name for value in field.enum_type.values]
     found = [name for name in names if name == text or name.endswith("_" + text.upper())]
     if len(found) != 1:
-        raise CommandError(f"{path}={text}: one of {', '.join(names)}")
+        raise CommandError(f"{path}={text}: write one of {', '.join(names)}")
     return found[0]
 
 

@@ -1,7 +1,7 @@
-"""Run files: they tell commands on this machine the addresses and the operator token of a running mesh.
+"""Run files. Commands on this machine read the addresses and the operator token of a running mesh from its run file.
 
-`roost up` writes one for its gRPC address and removes it when it stops. The file holds the operator token, so it is
-created with mode 0600.
+`roost up` writes a run file for its gRPC address and removes it when it stops. The file holds the operator token, so it
+is created with mode 0600.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def running(directory: Path | None = None) -> list[RunFile]:
 
 
 def _read(path: Path) -> RunFile | None:
-    """Returns None if the file is not a run file of this user: another user's file could point to another user's
-    mesh."""
+    """Returns the content of a run file; None if it is invalid or belongs to another user, because it could name that
+    user's mesh."""
     try:
         if path.stat().st_uid != os.getuid():
             return None

@@ -16,9 +16,10 @@ from roost_cli.rate_control import deadline_s, with_retries
 
 REINDEX = "/roost.search.v1.SearchService/Reindex"
 GET_REINDEX = "/roost.search.v1.SearchService/GetReindex"
-# The service reports progress every few seconds; polling this often detects the end soon after it.
+# Seconds between two polls of a rebuild's progress, so that its end is noticed soon.
 LOOK_EVERY_S = 0.5
-# A failed build restarts within 30 s. Without progress for longer than this, an operator has to look.
+# Seconds without progress after which the command gives up. A failed build restarts within 30 s, so a longer pause
+# needs an operator.
 STUCK_S = 120.0
 
 
@@ -35,7 +36,8 @@ def search(
     ] = False,
     grpc: options.Grpc = None,
 ) -> None:
-    """Rebuild the search index from the services that own the data. Searches continue meanwhile and miss nothing."""
+    """Rebuild the search index from the services that own the data. Searches continue meanwhile and find all tweets and
+    users."""
     asyncio.run(reindex(connection.find(grpc), progress.for_stream(), wait=wait))
 
 
@@ -71,7 +73,9 @@ async def reindex(
                         phase.advance(now.documents - phase.done)
                         moved = loop.time()
                     if loop.time() > moved + stuck_s:
-                        raise CommandError(f"no document was added for {stuck_s:g} s: see the service's log", FAULTS)
+                        raise CommandError(
+                            f"no document was added for {stuck_s:g} s: read the log of the search service", FAULTS
+                        )
                     await asyncio.sleep(LOOK_EVERY_S)
                     # A rebuild that was in progress may have read its data before this call, so another one is started
                     # after it.

@@ -36,7 +36,7 @@ log = structlog.get_logger()
 # Thresholds of the cyclic garbage collector. Python's defaults (700, 10, 10) scan caches of a million objects every few
 # hundred requests: 15 % of a home read and pauses of 20 ms (measured).
 GC_THRESHOLDS = (50_000, 20, 100)
-# Scrapers and orchestrators hold one or two connections each.
+# The most connections to the address for health and metrics; scrapers and orchestrators open one or two each.
 MAX_OPS_CONNECTIONS = 64
 
 
@@ -56,7 +56,7 @@ def serve_until_stopped(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, factories, gateway=gateway, with_demo=with_demo))
     except errors.RoostError as error:
-        # Notes name files; the operator may see them, remote callers may not.
+        # Notes of an error name files. The operator who runs this command may read them, remote callers may not.
         raise CommandError("; ".join(filter(None, (error.message, errors.notes_of(error)))), UNUSABLE) from error
 
 
@@ -74,14 +74,15 @@ async def _serve(
     stopping, skip_drain = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # A second signal skips the rest of the drain: an operator is waiting.
+        # A second signal ends the drain at once, because an operator is waiting for the process to end.
         loop.add_signal_handler(number, lambda: (skip_drain if stopping.is_set() else stopping).set())
     async with AsyncExitStack() as stack:
         if settings.exit_with_parent:
             await _stop_at_end_of_stdin(stopping)
         running: list[Process] = []
         public: Connections | None = None
-        # Opened first and closed last, so that health checks work during start and drain.
+        # The server for health and metrics is opened first and closed last, so that health checks work during start and
+        # drain.
         ops = OpsApp(lambda: running[0].health() if running else Health(STARTING))
         ops_address = await _listen(
             stack, ops, settings.ops_address, "--ops", Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
@@ -97,7 +98,8 @@ async def _serve(
         grpc_address = f"{address_of(settings.grpc_address, '--grpc')[0]}:{process.grpc_port}"
         http_address = ""
         if gateway:
-            # Imported here: a process without the gateway starts a third of a second sooner.
+            # The module is imported here and not at the top, so that a process without the gateway starts a third of a
+            # second sooner.
             from gateway_http.app import Gateway
 
             public = Connections.within_limits(process.proxies.trusts)
@@ -130,7 +132,8 @@ async def _serve(
         _print("stopping …")
         if public is not None:
             public.drain()
-        # HTTP stays open during the drain: `readyz` reports it, and clients that have not noticed yet are still served.
+        # The HTTP server stays open during the drain: `readyz` reports the drain, and clients that have not noticed it
+        # yet are still served.
         await process.drain(skip_drain)
     _print("stopped")
 
@@ -160,8 +163,8 @@ def _write_run_file(stack: AsyncExitStack, run: runfile.RunFile) -> None:
 
 
 async def _print_unreachable_peers(process: Process) -> None:
-    """Prints which services cannot be called: at once those without an address, after a wait those that do not
-    answer."""
+    """Prints which services cannot be called: first those without an address, and after PATIENCE_S seconds those that
+    do not answer."""
     if process.unaddressed:
         whom = ", ".join(process.unaddressed) if process.services or process.health().peers else "any service"
         _print(

@@ -31,7 +31,7 @@ def token(
 ) -> None:
     """Print access tokens of users, valid for gRPC and HTTP. The audit log records each."""
     if (user is None) != everyone:
-        raise CommandError("name one user, or give --all")
+        raise CommandError("name a user, or give --all for the tokens of all users")
     seconds = ttl_seconds(ttl)
     asyncio.run(_tokens(connection.find(grpc), user, seconds))
 

@@ -14,7 +14,7 @@ from roost_cli.rate_control import batches, deadline_s, with_retries
 
 MINT_TOKENS = "/roost.identity.v1.AuthService/MintTokens"
 
-# The maximum of one MintTokens call.
+# The most users in one MintTokens call.
 MINT_BATCH = 1_000
 DEFAULT_TTL_S = 3600
 MAX_TTL_S = 86_400

@@ -80,7 +80,7 @@ def open_to_others(path: Path) -> bool:
 def jars(layout: Layout, name: str, dependencies: Sequence[str]) -> Path:
     """Returns a directory with the jars of the artifacts (`group:name:version`) and of all their dependencies.
 
-    Maven downloads it once, with enforced checksums. Raises BackendError if Maven is missing or fails.
+    Maven downloads the jars once and verifies their checksums. Raises BackendError if Maven is missing or fails.
     """
     pom = _pom(dependencies)
     folder = layout.cache / "jars" / f"{name}-{hashlib.sha256(pom.encode()).hexdigest()[:12]}"

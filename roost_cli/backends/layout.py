@@ -18,12 +18,12 @@ class BackendError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Directories, ports and Java of one set of servers.
+    """The directories, ports and JDK of one set of servers.
 
     `cache` holds downloads; `data` holds the servers' data, logs and process records. `shift` is added to every port,
     so that several sets can run side by side. `java_home` is the JDK to try first, or None. With `durable`, Cassandra
-    syncs a write to disk before it acknowledges it, as in production; without, a power failure can lose writes, but the
-    crash of a server cannot.
+    syncs a write to disk before it acknowledges it, as in production; without it, a power failure can lose writes, but
+    the crash of a server cannot.
     """
 
     cache: Path

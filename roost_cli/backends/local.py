@@ -17,7 +17,7 @@ from roost_cli.backends.opensearch import home_of
 from roost_cli.backends.server_specs import SERVERS
 
 POLL_S = 0.2
-# Servers print nothing while they start, so a line of progress is printed this often.
+# Seconds between two lines of progress while a server starts, because the servers themselves print nothing.
 SAY_EACH_S = 15.0
 
 
@@ -118,7 +118,7 @@ def _ports_free(layout: Layout, name: str) -> None:
         port = layout.port(usual)
         if ready.taken(port):
             raise BackendError(
-                f"{name} cannot have port {port}: something else listens there. Stop that, or move all ports by --shift 1000"
+                f"{name} cannot have port {port}: another program listens there. Stop that program, or move all ports by --shift 1000"
             )
 
 
@@ -148,7 +148,7 @@ def _status(layout: Layout, name: str) -> Row:
 
 
 def _side_by_side(work: Callable[[str], Row], names: Sequence[str]) -> list[Row]:
-    """Calls `work` for every name in its own thread and returns the rows in the order of `names`.
+    """Calls `work` for each name, each call in a thread of its own, and returns the rows in the order of `names`.
 
     Waits for all of them. If any failed, raises one BackendError with all their messages.
     """

@@ -1,6 +1,6 @@
 """Starts and stops background processes that outlive their shell.
 
-A record file identifies each by id and start time.
+A record file identifies each process by its process id and start time.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def kafka(port: int, host: str = HOST) -> bool:
 def redis(port: int, host: str = HOST) -> bool:
     """Returns True if PING succeeds; it fails while Redis loads its data.
 
-    Raises an error of NOT_YET without an answer.
+    Raises an error of NOT_YET if the server does not answer.
     """
     with _connect(port, host) as connection:
         connection.sendall(b"PING\r\n")
@@ -124,7 +124,7 @@ def _connect(port: int, host: str) -> socket.socket:
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
     if not 0 <= count <= _MAX_ANSWER:
-        raise ValueError("that is no answer")
+        raise ValueError("the response is longer than any valid one")
     found = b""
     while len(found) < count:
         part = connection.recv(count - len(found))

@@ -1,4 +1,4 @@
-"""Posts tweets at a steady rate while something else is measured."""
+"""Posts tweets at a constant rate while reads are measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 from roost_cli import connection
 from roost_cli.exit_codes import call_error
 
-# Maximum of posts in flight. If the mesh is slower than the rate, posting slows down with it.
+# The most posts in flight. If the mesh is slower than the rate, posts are sent at the speed of the mesh.
 MAX_UNDER_WAY = 64
 
 

@@ -1,8 +1,8 @@
 """A minimal HTTP server that always returns one recorded response: the baseline of `roost bench`.
 
-It is uvicorn with httptools, uvloop and an ASGI application that calls `send` twice, so it costs what HTTP costs and no
-more. `python -m roost_cli.bench.baseline_server FILE` serves the response in FILE on a free port of 127.0.0.1 and
-prints the port.
+It is uvicorn with httptools, uvloop and an ASGI application that calls `send` twice, so its cost is that of HTTP alone.
+`python -m roost_cli.bench.baseline_server FILE` serves the response in FILE on a free port of 127.0.0.1 and prints the
+port.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ async def running(file: Path) -> AsyncIterator[tuple[int, int]]:
 
 
 class _OneAnswer:
-    """The ASGI application: returns the recorded response to every request."""
+    """The ASGI application, which sends the recorded response to every request."""
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         self._start = {"type": "http.response.start", "status": 200, "headers": headers}

@@ -35,17 +35,19 @@ from services.timeline.store.redis.encoding import list_key, marker_key
 from services.timeline.store.redis.store import RedisHomeTimelines
 
 READERS = 5_000
-# With fewer entries, the resolution of Redis's CPU figures would show; with more, the textbook's loop would take long.
+# Home timeline entries written in each pass. With fewer, the resolution of Redis's CPU figures would distort the
+# result; with more, the textbook design would take too long.
 ENTRIES_A_ROUND = 80_000
 # The maximum of one AppendHomeEntries call.
 IDS_A_CALL = 10_000
-# Followers per pipeline in the textbook design, as many as in one entry of ours.
+# Followers per pipeline in the textbook design, as many as in one entry of an AppendHomeEntries call.
 PIPELINE = 1_000
 SEED_AT_ONCE = 32
 # The distance between the ids of two tweets: 2^12, the size of the sequence part of a Snowflake id, as if two processes
 # had made the tweets in the same millisecond.
 ID_STEP = 4_096
-# As long as real ids, because key length is part of the cost.
+# The first ids of readers and tweets. They have as many digits as real ids, because the length of keys is part of the
+# cost.
 FIRST_READER = FIRST_TWEET = 10**17
 START_WITHIN_S = 10.0
 # Timeout in seconds of the textbook's client, for a machine that is busy otherwise.
@@ -54,8 +56,8 @@ TEXTBOOK_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A workload: `tweets` at a time to `followers` readers. `wanted` is the factor by which Roost should use less
-    CPU."""
+    """A workload: each call appends `tweets` tweets to the home timelines of `followers` readers. `wanted` is the
+    factor by which Roost should use less CPU than the textbook design."""
 
     title: str
     followers: int
@@ -81,7 +83,7 @@ class Pass:
 
     @property
     def both_us(self) -> float:
-        """Returns client plus server."""
+        """Returns the CPU time per entry of client and Redis together, in microseconds."""
         return self.client_us + self.server_us
 
 
@@ -89,7 +91,7 @@ Write = Callable[[Sequence[int], Sequence[int]], Awaitable[None]]
 
 
 class FanoutBench:
-    """Home timelines in both designs for the same readers, and the writes to them."""
+    """Stores home timelines of the same readers in both designs, and measures the writes to each."""
 
     def __init__(self, ours: Redis, theirs: redis.Redis) -> None:
         self._ours = ours
@@ -100,8 +102,8 @@ class FanoutBench:
         self._chance = random.Random(1)  # noqa: S311 (the same followers in every run)
 
     async def fill(self, shown: progress.Progress) -> None:
-        """Fills every home timeline, so that each append also removes an entry. Roost's differ in length, as in a
-        running mesh."""
+        """Fills every home timeline, so that each append also removes an entry. The lists of Roost's design get
+        different lengths, as in a running mesh."""
         ids = self._new_tweets(CAPACITY)
         scores = {str(tweet_id): tweet_id for tweet_id in ids[-SERVED:]}
         with shown.phase("homes filled", READERS) as phase:
@@ -123,7 +125,7 @@ class FanoutBench:
 
     async def measure(self, case: Case, write: Write) -> Pass:
         """Runs one pass of a case with the given write function."""
-        # Drawn before the clock starts, because it is part of neither design.
+        # The calls are drawn before the measurement starts, because drawing them is part of neither design.
         calls = max(1, ENTRIES_A_ROUND // (case.followers * case.tweets))
         drawn = [self._chance.sample(self._readers, case.followers) for _ in range(calls)]
         entries = calls * case.followers * case.tweets
@@ -134,7 +136,7 @@ class FanoutBench:
         return Pass(spent * 1e6 / entries, (await self._server_s() - server) * 1e6 / entries)
 
     async def ours(self, tweet_ids: Sequence[int], followers: Sequence[int]) -> None:
-        """Appends as the timeline service does, in calls as large as fan-out's."""
+        """Appends the tweets by Roost's Redis adapter, in calls of the size that fan-out uses."""
         a_call = IDS_A_CALL // len(tweet_ids)
         for start in range(0, len(followers), a_call):
             some = followers[start : start + a_call]
@@ -146,7 +148,7 @@ class FanoutBench:
                 )
 
     async def theirs(self, tweet_ids: Sequence[int], followers: Sequence[int]) -> None:
-        """Appends as in the textbook design."""
+        """Appends the tweets by one ZADD and one ZREMRANGEBYRANK per follower."""
         for tweet_id in tweet_ids:
             for start in range(0, len(followers), PIPELINE):
                 pipeline = self._theirs.pipeline(transaction=False)
@@ -202,7 +204,7 @@ async def _measure(rounds: int, url: str | None, shown: progress.Progress) -> tu
         ours_to_empty = not theirs.dbsize()
         try:
             if not ours_to_empty:
-                raise CommandError(f"the database at {where} is not empty: name one that is")
+                raise CommandError(f"the database at {where} is not empty: name an empty one")
             work = FanoutBench(ours, theirs)
             await work.fill(shown)
             found: dict[Case, tuple[list[Pass], list[Pass]]] = {case: ([], []) for case in CASES}
@@ -249,7 +251,7 @@ async def _server(url: str | None) -> AsyncIterator[str]:
         return
     program = shutil.which("redis-server")
     if program is None:
-        raise CommandError("there is no redis-server here: install it, or name a Redis with --redis")
+        raise CommandError("redis-server is not installed: install it, or name a Redis with --redis")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

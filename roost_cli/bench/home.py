@@ -1,6 +1,7 @@
 """Measures reads of home timelines against a minimal HTTP server that returns the same bytes in the same run.
 
-Rounds of the two alternate, so that other load on the machine affects both; the figures are medians over the rounds.
+Rounds against the mesh and against that server alternate, so that other load on the machine affects both. The figures
+are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from roost_cli.supervisor import control
 from roost_cli.tokens import DEFAULT_TTL_S, MINT_BATCH, mint
 
 HOME = "/v1/timelines/home"
-# Half of what the tokens' lifetime allows, so that no token expires during a run.
+# The longest round in seconds: a quarter of the tokens' lifetime, so that no token expires during a run.
 MAX_SECONDS = DEFAULT_TTL_S // 4
 MAX_ROUNDS = 99
 MAX_CONNECTIONS = 1_000
-# Further readers are left out: wrk holds a prepared request of 500 bytes for each.
+# The most readers that are measured: wrk holds a prepared request of 500 bytes for each.
 MAX_READERS = 100_000
 # Timeout of the first read of a home timeline, which has to build it.
 FIRST_READ_S = 30.0
@@ -211,11 +212,11 @@ async def _measure(
 
 
 def check_run(name: str, seen: wrk.Figures) -> None:
-    """Raises CommandError if a run contains anything but responses with status 200."""
+    """Raises CommandError if a response of the run was broken or had a status other than 200."""
     if seen.refused or seen.broken or not seen.requests:
         raise CommandError(
             f"{name}: of {seen.requests:,} requests {seen.refused:,} were refused and {seen.broken:,} broken; "
-            "the figures of this run mean nothing",
+            "the figures of this run are not valid: read the log of the mesh",
             FAULTS,
         )
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from roost_cli.exit_codes import FAULTS, CommandError
 
-# Prefix of the JSON line that our script prints; wrk's own report changes between releases.
+# The prefix of the JSON line that the Lua script prints. wrk's own report is not parsed, because it changes between
+# releases.
 MARK = "roost-bench "
 # Extra seconds for connecting, reading the script, and the last responses.
 SPARE_S = 30.0

@@ -1,4 +1,4 @@
-"""`roost drill`: injects faults into a mesh of its own and checks that no acknowledged write is lost."""
+"""`roost drill`: starts a mesh, kills or restarts its processes, and checks that no acknowledged write is lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from roost_cli.options import settings_with
 from roost_cli.supervisor.topology import REGISTRY
 from services.catalog import SERVICES
 
-# Limit for a restart, from the command to the ready line.
+# The longest allowed start after a crash in seconds, from the command to the line that says that the mesh is ready.
 STARTUP_WITHIN_S = 10.0
 MAX_ROUNDS = 1_000
 ROUNDS = 20
@@ -61,7 +61,7 @@ def drill(
         ),
     ] = None,
 ) -> None:
-    """Crash or restart a mesh of its own and check that nothing was lost. Exits with 1 if something was.
+    """Start a mesh, crash or restart it, and check that no acknowledged write was lost. Exits with 1 if one was.
 
     Every acknowledged write must exist exactly once and every home timeline must be exact. After a crash, each start-up
     must take at most 10 s. While one of several processes is killed or restarted, every read and every write that is
@@ -71,7 +71,7 @@ def drill(
     with tempfile.TemporaryDirectory(prefix="roost-drill-") as folder:
         if fault is Fault.CRASH:
             if service:
-                raise CommandError("crash kills the whole mesh: --service goes with kill and restart only", UNUSABLE)
+                raise CommandError("crash kills the whole mesh: give --service only with kill or restart", UNUSABLE)
             result = asyncio.run(crash.CrashDrill(MeshLauncher(Path(folder)), seed, progress.for_stream()).run(rounds))
             report(fault, result, time.monotonic() - began)
             clean = result.clean and max(result.startups_s) <= STARTUP_WITHIN_S

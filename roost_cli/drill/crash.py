@@ -26,9 +26,10 @@ from services.platform.rpc import contract, errors
 # Concurrent clients, one user each: enough that commits are grouped and every kill hits writes in progress.
 CLIENTS = 24
 CHANNELS = 4
-# The kill comes after this many seconds of load, chosen at random; the first posts of a round are included.
+# Bounds in seconds of the load before each kill, whose length is chosen at random. The first posts of a round are part
+# of the load.
 SHORTEST_LOAD_S, LONGEST_LOAD_S = 0.3, 1.5
-# Share of restarts that are killed during start-up: recovery must survive a crash, too.
+# Share of restarts that are killed during the start, because a crash during recovery must lose nothing either.
 KILLED_RESTARTS = 0.25
 SHORTEST_RESTART_S, LONGEST_RESTART_S = 0.2, 2.0
 # Home timelines checked after each restart; the rest are checked at the end.
@@ -76,8 +77,8 @@ class Result:
 
     @property
     def clean(self) -> bool:
-        """Returns whether no acknowledged write was lost or duplicated, nothing unexpected exists, and every home
-        timeline is exact."""
+        """Returns whether no acknowledged write was lost or duplicated, no data exists that nobody wrote, and every
+        home timeline is exact."""
         return self.homes_exact and not (self.lost or self.duplicated or self.strange)
 
     def add(self, faults: Faults) -> None:
@@ -88,7 +89,7 @@ class Result:
 
 
 class CrashDrill:
-    """Rounds of load and SIGKILL on one mesh after another on the same data directory."""
+    """Runs rounds of load, each ended by SIGKILL. Each round has a new mesh on the same data directory."""
 
     def __init__(self, launcher: MeshLauncher, seed: int, shown: Progress) -> None:
         self.history = History()
@@ -219,7 +220,7 @@ class Client:
         kind = chance.choices(list(SHARES), list(SHARES.values()))[0]
         tweets, own = self._history.tweets, self._history.own[self.user_id]
         if kind is Kind.DELETE and own:
-            # Some are already deleted; deleting again returns OK.
+            # Some of these tweets are already deleted; deleting one again returns OK.
             return Register(kind, self.user_id, chance.choice(own)), True
         if kind is Kind.FOLLOW:
             return Register(kind, self.user_id, chance.choice(self._others)), chance.random() < 0.7

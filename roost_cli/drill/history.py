@@ -24,7 +24,7 @@ class Kind(StrEnum):
 
 
 class Register(NamedTuple):
-    """One fact that only writes of this user decide."""
+    """A boolean fact, such as "this user likes this tweet", that only writes of the user `user_id` change."""
 
     kind: Kind
     user_id: int
@@ -41,7 +41,7 @@ class Outcome(StrEnum):
 
 
 class Event(NamedTuple):
-    """One line of the history."""
+    """One entry of the history: a write of a register, or the outcome of one."""
 
     register: Register
     value: bool
@@ -70,7 +70,7 @@ class Observed:
 
 
 class Faults(NamedTuple):
-    """Violations: acknowledged writes that are lost, duplicates, and data that no write explains."""
+    """Violations: acknowledged writes that are lost, duplicates, and data that no write could have created."""
 
     lost: list[str]
     duplicated: list[str]
@@ -87,7 +87,7 @@ class History:
         self.log: list[Event] = []
         # The tweet id that each acknowledged post returned, by idempotency key.
         self.ids: dict[str, int] = {}
-        # The same ids, of all users and by user.
+        # The ids of all acknowledged posts, of all users and by user.
         self.tweets: list[int] = []
         self.own: defaultdict[int, list[int]] = defaultdict(list)
         self._possible: defaultdict[Register, set[bool]] = defaultdict(lambda: {False})
@@ -112,7 +112,7 @@ class History:
                 self.tweets.append(tweet_id)
                 self.own[register.user_id].append(tweet_id)
             elif self.ids[key] != tweet_id:
-                # Recorded as a fault: one idempotency key returned two tweets.
+                # A fault: two calls with one idempotency key returned two different tweets.
                 detail = f"answered {tweet_id} after {self.ids[key]}"
         self.log.append(Event(register, value, Outcome.OK, detail))
 
@@ -172,7 +172,8 @@ class History:
         by_text: defaultdict[str, list[int]],
         retweets: Counter[tuple[int, int]],
     ) -> int | None:
-        """Returns how often the register's fact occurs in the data (0, 1 or more); None if the data cannot show it."""
+        """Returns how often the register's fact occurs in the data (0, 1 or more); None if the data does not contain
+        the tweet or user that it is about."""
         kind, user_id, subject = register
         match kind:
             case Kind.POST:

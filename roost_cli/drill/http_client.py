@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from typing import NamedTuple
 
-# Limit for status line and headers together; ours are below 2 kB.
+# The most bytes of status line and headers together; those of the gateway are below 2 kB.
 MAX_HEAD_BYTES = 64 * 1024
 
 

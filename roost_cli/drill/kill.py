@@ -34,11 +34,12 @@ from roost_cli.verify import command
 CLIENTS = 16
 PAUSE_S = 0.02
 READS_A_WRITE = 100
-# Posts of each client before the load, so that there is something to read.
+# Posts of each client before the load, so that the timelines are not empty.
 FIRST_POSTS = 3
 # Pause between a recovery and the next kill.
 MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 2.0
-# A process restarts within seconds. The limit is far higher, because slowness is measured and only a hang is an error.
+# Seconds within which a killed process must be ready again. It usually takes a few; the limit is far higher, because
+# the drill reports slow restarts and fails only if a process hangs.
 BACK_WITHIN_S = 120.0
 # Larger than the longest deadline of the requests, so the mesh gives up before the client does.
 ANSWER_WITHIN_S = 15.0
@@ -48,7 +49,8 @@ REPEATS, REPEAT_PAUSE_S = 20, 0.5
 SHARES = {Kind.POST: 60, Kind.FOLLOW: 20, Kind.LIKE: 20}
 # Failures recorded for the report: in total, and of those that differ only in numbers. The counts include all.
 KEPT_FAILURES, KEPT_ALIKE = 200, 2
-# A new mesh on empty servers first creates its search indexes, which takes seconds.
+# Seconds for which the drill waits until every path is readable, and seconds between two attempts. A new mesh on empty
+# servers first creates its search indexes.
 WHOLE_WITHIN_S, LOOK_AGAIN_S = 120.0, 0.5
 SERVER_ERRORS = 500
 _REFUSALS = frozenset({403, 404})
@@ -101,7 +103,7 @@ async def restart_service(mesh_processes: MultiProcessMesh, label: str) -> float
 
 
 class KillDrill:
-    """Load on one mesh while its processes are killed or restarted."""
+    """Sends load to one mesh while its processes are killed or restarted."""
 
     def __init__(
         self,
@@ -125,7 +127,8 @@ class KillDrill:
         self._alike: Counter[str] = Counter()
 
     async def run(self, services: Sequence[str], rounds: int, disturb: Disturb = kill_process) -> Result:
-        """Disturbs `rounds` processes by `disturb`, each service once before any is repeated, then checks the data."""
+        """Calls `disturb`, which kills or restarts a process, for `rounds` processes, each service once before any is
+        repeated. Then checks the data."""
         async with AsyncExitStack() as stack:
             mesh = self.mesh_processes.target
             channel = (await stack.enter_async_context(connection.connect(mesh)))[0]
@@ -234,7 +237,7 @@ class Client:
         self._running = False
 
     async def begin(self) -> None:
-        """Follows a user and posts, so that there is something to read."""
+        """Follows a user and posts, so that home and user timelines are not empty."""
         await self._write(Register(Kind.FOLLOW, self.user_id, self._others[0]), True)
         for _ in range(FIRST_POSTS):
             await self._write(Register(Kind.POST, self.user_id, self._drill.next_key()), True)
@@ -339,7 +342,7 @@ class Client:
         return True
 
     async def _ask(self, method: str, path: str, body: bytes = b"", key: str = "") -> HttpResponse | None:
-        """Returns the response; None, counted as a failure, if none came."""
+        """Sends a request and returns the response. If none arrives, counts a failure and returns None."""
         (_, bearer), *_ = await self._actors.act_as(self.user_id)
         token, began = bearer.removeprefix("Bearer "), asyncio.get_running_loop().time()
         try:

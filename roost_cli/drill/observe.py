@@ -16,7 +16,7 @@ from roost_cli.rate_control import batches, deadline_s, for_each
 from roost_cli.tokens import TokenCache
 from roost_cli.verify.command import SCAN_EDGES, SCAN_TWEETS
 
-# The maximum of one BatchGetTweets and of one page.
+# The most tweets of one BatchGetTweets call and of one page.
 PAGE_SIZE = 100
 # Fan-out stores delivery receipts of the last 10,000 tweets; of this many they certainly exist.
 RECEIPTS = 9_000

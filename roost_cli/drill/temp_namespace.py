@@ -1,4 +1,4 @@
-"""A temporary namespace on the servers of the cluster backend, so that a drill leaves other data alone."""
+"""A temporary namespace on the servers of the cluster backend, so that a drill changes no other data."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def _claim(url: str) -> str:
                 if client.dbsize() == 0 and client.set(CLAIM, "taken", nx=True, ex=CLAIM_S):
                     return found
             except redis.ResponseError:
-                # Beyond the last database of this server.
+                # The server has no database of this number.
                 break
-    raise CommandError("Redis has no empty database for a drill")
+    raise CommandError("Redis has no empty database for a drill: empty one of the databases 1 to 99 (FLUSHDB)")
 
 
 async def _delete_namespace(settings: Settings) -> None:

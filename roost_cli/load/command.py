@@ -1,7 +1,7 @@
 """`roost load`: loads a graph and tweets from files, and performs random operations, through RPCs.
 
-Order: users, follows, a wait for the clock margin, one read of every home timeline, tweets. So every home timeline is
-warm before the tweets are posted, and fan-out delivers them.
+It creates the users and the follows, waits for the clock margin, reads every home timeline once, and then posts the
+tweets. So every home timeline is warm before the tweets are posted, and fan-out delivers them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HASH_DIGITS = 32
 MAX_TWEETS_BYTES = 256 * 1024 * 1024
 # Operations are planned before the first is sent and use some hundred bytes of memory each.
 MAX_OPERATIONS = 1_000_000
-# Line numbers printed per reason; the count says how many there are.
+# The most line numbers printed per reason; the total is printed too.
 SHOWN_SOURCES = 5
 
 
@@ -180,7 +180,7 @@ async def _load(
 
 
 def report(edge_list: edges.EdgeList, posted: PostOutcome, blank: Sequence[int]) -> None:
-    """Prints what was loaded and everything that was left out."""
+    """Prints how many users, follows and tweets were loaded, and which lines were left out and why."""
     typer.echo(f"people: {len(edge_list.nodes):,}; follows: {len(edge_list.follows):,}")
     if edge_list.self_loops or edge_list.repeats:
         typer.echo(f"edges left out: {edge_list.self_loops:,} from a node to itself, {edge_list.repeats:,} repeated")

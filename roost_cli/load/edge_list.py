@@ -10,7 +10,7 @@ from roost_cli.exit_codes import CommandError
 
 # Node numbers have at most 64 bits, so that each can be encoded in a username.
 MAX_NODE = 2**64 - 1
-# They use about 4 GB of memory; load larger graphs in parts.
+# The most follows of one file. They use about 4 GB of memory; load larger graphs in parts.
 MAX_FOLLOWS = 20_000_000
 # `user_` and ten digits are the 15 characters that a username may have.
 _PLAIN_NODES = 10**10
@@ -23,8 +23,8 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(slots=True)
 class EdgeList:
-    """The content of a file: `nodes` ascending, `follows` as (follower, followee) in file order, and counts of what
-    was left out."""
+    """The content of a file: `nodes` ascending, `follows` as (follower, followee) in file order, and the numbers of
+    left-out repeats and edges from a node to itself."""
 
     nodes: list[int] = field(default_factory=list)
     follows: list[tuple[int, int]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Ways for one program to make calls as many users."""
+"""Lets one program make calls as many users: by access tokens, or by the task's context within the serving process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Actors(Protocol):
 
 
 class LocalActors:
-    """For channels within the serving process, which take the actor from the task's context. No tokens are needed."""
+    """Actors for in-process channels, which take the actor from the task's context, so that no tokens are needed."""
 
     def __init__(self) -> None:
         self._admitted: set[int] = set()

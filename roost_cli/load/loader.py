@@ -35,7 +35,7 @@ CONCURRENCY = 64
 # Reading a cold home timeline builds it, and a process builds 64 at a time; with fewer in flight every build meets its
 # deadline.
 WARM_CONCURRENCY = 16
-# A page that is still being built is read again: at most this often, with this pause in seconds.
+# The most reads of a page whose home timeline is still being built, and the pause between two reads in seconds.
 PARTIAL_TRIES = 100
 PARTIAL_PAUSE_S = 0.1
 
@@ -66,8 +66,8 @@ class Post:
 
 @dataclass(slots=True)
 class PostOutcome:
-    """The outcome of posts: number posted now (`created`), number that existed before (`existing`), and the places of
-    refused ones by reason."""
+    """The outcome of posts: number posted now (`created`), number that existed before (`existing`), and the sources
+    (such as `line 7`) of refused ones by reason."""
 
     created: int = 0
     existing: int = 0
@@ -147,8 +147,8 @@ class Loader:
         return barred
 
     async def settle(self, seconds: float) -> None:
-        """Waits until the follows are older than the clock margin: home timelines built before that would pull
-        younger follows at every read."""
+        """Waits `seconds` seconds, until the follows are older than the clock margin: a home timeline built earlier
+        would pull the followees of younger follows at every read."""
         self._progress.say(f"waiting {seconds:g} s: homes are built once the follows are older than the clock margin")
         await asyncio.sleep(seconds)
 
@@ -179,7 +179,7 @@ class Loader:
     async def post(self, posts: Sequence[Post], began_at: float) -> PostOutcome:
         """Posts the tweets. Those that are refused as invalid are counted by reason.
 
-        Tweets created before `began_at` (Unix seconds) count as already there.
+        Tweets created before `began_at` (Unix seconds) are counted as existing.
         """
         stubs = [tweet_service_pb2_grpc.TweetServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(CREATE_TWEET)

@@ -32,7 +32,7 @@ CHANNELS = 4
 EXPECTED = frozenset(
     {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION}
 )
-# The operation's tweet was refused, so there is nothing to act on.
+# The code that counts operations on a tweet of this plan that was refused and so does not exist.
 NO_TARGET = "without its tweet"
 
 _TWEETS = "/roost.tweet.v1.TweetService/"
@@ -57,7 +57,8 @@ METHODS: Mapping[Kind, tuple[str, str]] = {
     Kind.MUTE: (_GRAPH + "Mute", "user_id"),
     Kind.UNMUTE: (_GRAPH + "Unmute", "user_id"),
 }
-# These are repeated safely by an idempotency key; all other kinds are idempotent.
+# Kinds of operations whose requests carry an idempotency key, so that they can be repeated; all other kinds are
+# idempotent.
 KEYED = frozenset({Kind.POST, Kind.REPLY, Kind.QUOTE})
 
 
@@ -168,7 +169,7 @@ async def mutate(mesh: connection.MeshTarget, count: int, seed: int, concurrency
         try:
             truth = await scan_all(channels[0], operator, shown)
         except grpc.aio.AioRpcError as error:
-            raise call_error(error, "looking at who is there") from error
+            raise call_error(error, "reading the users and tweets of the mesh") from error
         if len(truth.active) < 2:
             raise CommandError(
                 "random operations need at least two users: load a graph first with `roost load`, or start the mesh with the demo",

@@ -17,7 +17,8 @@ RECENT_TWEETS = 1_000
 RECENT_SHARE = 0.8
 # Share of actions on tweets of followees: only replies and retweets of those appear in home timelines.
 FOLLOWED_SHARE = 0.7
-# Attempts to find a tweet that the plan has not deleted. A few refusals are wanted, so the number is small.
+# Attempts to draw a tweet that the plan has not deleted. The number is small, because a few refused operations are
+# intended.
 DRAWS = 3
 
 

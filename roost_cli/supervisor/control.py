@@ -72,7 +72,7 @@ async def ask_restart(path: Path, name: str) -> float:
     line = await reader.readline()
     writer.close()
     if not line:
-        raise CommandError("the mesh stopped before the restart was done")
+        raise CommandError("the mesh stopped before the restart was done: start it again")
     answer = json.loads(line)
     if "error" in answer:
         raise CommandError(answer["error"])

@@ -14,9 +14,11 @@ from roost_cli.exit_codes import FAULTS, CommandError
 from roost_cli.supervisor.topology import ProcessSpec
 from services.platform.config import process_environment
 
-# The first start creates the tables while all other processes start; on a busy machine that takes a minute.
+# Seconds until a process must be ready. The first start creates the tables while all other processes start; on a busy
+# machine that takes a minute.
 START_WITHIN_S = 180.0
-# Larger than the sum of the limits for drain, calls in progress, workers and stores.
+# Seconds between SIGTERM and SIGKILL: more than the sum of the process's own limits for drain, calls in progress,
+# workers and stores.
 STOP_WITHIN_S = 45.0
 # Delays before a restart, doubling from the first to the last: most deaths are isolated, but a process that dies at
 # every start must not spin.

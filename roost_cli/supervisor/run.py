@@ -1,4 +1,4 @@
-"""The main function of `roost up --processes`, from start to stop."""
+"""Runs `roost up --processes`: starts the supervisor, waits for a signal, and stops all processes."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.supervisor.instance import Instance, Say
 from roost_cli.supervisor.topology import ProcessSpec
 
-# Starting Python is bound by CPU: more starts at once only slow each other down.
+# Processes that start at the same time. The start of Python is bound by CPU, so more of them would only slow each other
+# down.
 STARTED_AT_ONCE = 2 * (os.cpu_count() or 1)
 
 
@@ -33,7 +34,7 @@ class Supervisor:
 
     @property
     def names(self) -> list[str]:
-        """Returns the names of what runs, in start order."""
+        """Returns the names of the running services, `registry` and `gateway` included, in start order."""
         return list(dict.fromkeys(spec.name for spec in self._parts))
 
     def pids(self) -> dict[str, list[int]]:
@@ -62,11 +63,12 @@ class Supervisor:
     async def restart(self, name: str) -> float:
         """Replaces every process of that name, one after the other, and returns the seconds that it took.
 
-        The new process is ready before the old one drains, unless both need the same address. Raises CommandError if
-        nothing has that name or a new process does not become ready; the old processes that are left keep running.
+        The new process is ready before the old one drains, unless both need the same address. Raises CommandError if no
+        process has that name or a new process does not become ready; the old processes that were not replaced yet keep
+        running.
         """
         if name not in self.names:
-            raise CommandError(f"nothing named {name} runs; there are {', '.join(self.names)}", UNUSABLE)
+            raise CommandError(f"no process named {name} runs; name one of {', '.join(self.names)}", UNUSABLE)
         began = time.monotonic()
         async with self._restarting:
             for old in [instance for instance in self._instances if instance.spec.name == name]:

@@ -16,7 +16,8 @@ from services.platform.config import Settings
 REGISTRY = "registry"
 # A process uses about 100 MB; more replicas on one machine are probably a typing error.
 MAX_REPLICAS = 16
-# Time for the other processes to notice in the registry that an instance is going away before it refuses calls.
+# Seconds for which a stopping process still serves calls, so that the other processes notice in the registry that it is
+# stopping.
 DRAIN_S = 0.5
 
 

@@ -28,18 +28,20 @@ from roost_cli.tokens import TokenCache
 from roost_cli.verify.timeline_model import Differences, ServiceData, compare, expected_home
 
 CHANNELS = 2
-# The first read builds a cold home timeline; with this many in flight every build meets its deadline.
+# Home timelines that are read concurrently. The first read builds a cold one; with this number every build meets its
+# deadline.
 CONCURRENCY = 16
 PAGE_SIZE = 100
 # The 800 entries of a home timeline are eight pages; more pages are a fault.
 MAX_PAGES = 12
-# A page that is still being built is read again: at most this often, with this pause in seconds.
+# The most reads of a page whose home timeline is still being built, and the pause between two reads in seconds.
 PARTIAL_TRIES = 100
 PARTIAL_PAUSE_S = 0.1
-# Fan-out delivers thousands of tweets a second; a backlog that remains longer is stuck.
+# Seconds to wait until fan-out has no backlog. It delivers thousands of tweets a second, so a backlog that remains
+# longer does not shrink.
 LAG_WAIT_S = 120.0
 LAG_PAUSE_S = 0.2
-# Home timelines and ids printed per comparison; the counts cover the rest.
+# The most home timelines printed per comparison, and the most ids of each; the printed totals count all.
 SHOWN_HOMES = 10
 SHOWN_IDS = 3
 
@@ -176,7 +178,7 @@ async def scan_all(
 async def scan_tweets(
     channel: grpc_lib.aio.Channel, operator: connection.Metadata, truth: ServiceData, advance: progress.Advance
 ) -> None:
-    """Adds the tweets newer than the newest in `truth`."""
+    """Scans the tweets that are newer than the newest one in `truth` and adds them to `truth`."""
     stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
     request = tweet_service_pb2.ScanTweetsRequest(after_id=truth.newest)
     async for page in stub.ScanTweets(request, metadata=operator, timeout=deadline_s(SCAN_TWEETS)):
@@ -280,7 +282,8 @@ class Auditor:
     async def judge(self, answers: dict[int, ReadHome]) -> dict[int, Differences]:
         """Returns by user id how each home timeline differs from the computed one."""
         if any(tweet_id > self._horizon for answer in answers.values() for tweet_id in answer.ids):
-            # Tweets posted during the audit are no fault if they exist.
+            # Tweets posted during the audit may be in a home timeline; the scan adds them, so that they are not
+            # reported as faults.
             await scan_tweets(self._channel, self._operator, self._truth, lambda _: None)
         found = {}
         for reader, answer in sorted(answers.items()):

@@ -1,7 +1,8 @@
-"""Computes by brute force what every home timeline must hold, and compares it with what was read.
+"""Computes from all users, edges and tweets which ids every home timeline must hold, and compares them with the ids
+that were read.
 
-It implements the rules of the API documentation only and shares no code with the timeline service, so that both do not
-have the same bug.
+It implements the rules of the API documentation only and shares no code with the timeline service, so that one defect
+cannot be in both.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _appears(truth: ServiceData, reader: int, head: tweet_pb2.TweetHead) -> bool
         return False
     if head.retweet_of_id:
         original = truth.heads.get(head.retweet_of_id)
-        # A muted author's tweet is hidden whoever retweets it, even the reader.
+        # The tweet of a muted author is hidden even if the reader or a followee retweets it.
         return (
             original is not None
             and _is_visible(truth, reader, original.id)

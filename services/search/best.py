@@ -1,8 +1,9 @@
 """Ranks the best matches of a query by text, recency, followed authors and trends together.
 
-An index lists matches by text or by time, but not by the sum of all parts. So the first MATCHES_PER_LIST of several
-lists are read and ranked here. A match that is in none of the lists has at least that many better texts and that many
-newer matches before it, and (up to the same bound) no boost; such matches follow after the ranked ones, newest first.
+An index sorts matches by text score or by time, but not by a sum of both and further parts. So this module reads the
+first MATCHES_PER_LIST matches of several lists and ranks them. A match that is in none of the lists has at least that
+many better texts and that many newer matches before it, and (up to the same bound) no boost; such matches follow after
+the ranked ones, newest first.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class RankedMatches(NamedTuple):
 
 
 class BestMatches:
-    """Ranks matches for one reader. `trending` returns the strength of trending tweet ids, from 0 to 1. Raises the
-    status of graph if it fails.
+    """Ranks matches for one reader. `trending` returns the strength of each trending tweet by id, from 0 to 1. Raises
+    graph's AioRpcError if a call of graph fails.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class BestMatches:
             self._followees(reader_id),
         )
         others_below = 0
-        # With fewer, the list holds all matches and no further list is needed.
+        # A list with fewer hits holds all matches, so no further list is needed.
         if len(newest) >= MATCHES_PER_LIST:
             others_below = newest[-1]
             boosted = _boosted_parts(query, followees, hashtags, trending)

@@ -1,7 +1,7 @@
-"""Consumers of the search service: events become index documents and trend counts.
+"""Consumers of the search service: they index the tweets and users that events name, and count trends.
 
-An event only says that something changed; the consumers read the current state from the owning service. So repeated
-and reordered events do no harm: the last event applied finds the last state.
+An event only names the tweet or user that changed; the consumers read its current state from the owning service. So
+repeated and reordered events do no harm: when the last event is applied, the last state is read.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ TREND_TOPICS = (
 MAX_COUNTS = 500
 # Documents built before the event loop gets control again: about 3 ms.
 DOCUMENTS_PER_TURN = 50
-# At a first start, consume from this long ago. A scan that begins now reads all rows whose events are older, because
-# rows commit before their events are published.
+# At a first start, the consumer begins this many seconds in the past. A scan that begins now reads all rows whose
+# events are older, because rows commit before their events are published.
 MARGIN_S = 60.0
-# How far back the event log is replayed at a start, so that the baselines of trends are right.
+# Seconds of the event log that are replayed at each start, so that the baselines of trends are right.
 TREND_REPLAY_S = WINDOW_S + 2 * BASELINE_HALF_LIFE_S
 
 
@@ -74,7 +74,7 @@ class StartPosition(NamedTuple):
 
 
 class PositionedConsumer:
-    """A worker that starts its consumer at a position of its own instead of the consumer group's committed offset."""
+    """A worker that starts its consumer at a given position instead of the consumer group's committed offset."""
 
     def __init__(self, consumer: Consumer, start_position: Callable[[], StartPosition]) -> None:
         self._consumer = consumer
@@ -118,7 +118,8 @@ class Indexer:
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
         """Indexes the current state of all tweets and users that the events name.
 
-        Raises the status of an owning service or of the index if it fails; the log then delivers the batch again.
+        Raises AioRpcError if tweet, identity or graph fails, and UNAVAILABLE if the index cannot be written; the log
+        then delivers the batch again.
         """
         tweet_ids: dict[int, None] = {}
         user_ids: dict[int, None] = {}
@@ -165,7 +166,7 @@ class Indexer:
 
 
 class FollowerCounts:
-    """Reads follower counts from graph. Raises the status of graph if it fails."""
+    """Reads follower counts from graph. Raises graph's AioRpcError if a call fails."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._get_counts: Any = GraphServiceStub(channel).BatchGetUserCounts
@@ -196,8 +197,8 @@ class TrendCounter:
         return StartPosition(time_ms=int((self._clock() - TREND_REPLAY_S) * 1000))
 
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
-        """Counts the events. Raises the status of the tweet service if it fails; the batch is delivered again and
-        counts once.
+        """Counts the events. Raises AioRpcError if the tweet service fails; the log then delivers the batch again. An
+        event that is delivered twice counts once.
         """
         bodies = [_body(event) for event in events]
         tags_by_tweet = await self._tags_by_tweet(bodies)
@@ -205,7 +206,7 @@ class TrendCounter:
             match body:
                 case event_pb2.TweetCreated() | event_pb2.TweetEdited() | event_pb2.TweetRestored():
                     at_s = timestamp_ms(body.tweet_id) / 1000
-                    # Replaces what was counted before: an edit may change the tags.
+                    # Removes the counts of the tweet's earlier version, because an edit may change the tags.
                     self._tags.remove(body.tweet_id)
                     self._tags.add(body.tweet_id, body.author_id, tags_by_tweet.get(body.tweet_id, {}), at_s)
                     if isinstance(body, event_pb2.TweetCreated):

@@ -31,7 +31,8 @@ def tweet_document(core: tweet_pb2.TweetCore) -> Document | None:
         exact |= dict.fromkeys((hashtag_term(entity.tag), completion_term(entity.tag), spelling_term(entity.tag)))
     exact |= dict.fromkeys(cashtag_term(entity.tag) for entity in named.cashtags)
     exact |= dict.fromkeys(mention_term(entity.username) for entity in named.mentions)
-    # The time of the last edit, set by the tweet service, so it grows with every edit on all replicas.
+    # The version is the time of the last edit in Unix milliseconds (0: never edited). The tweet service sets it, so it
+    # grows with every edit.
     version = tweet.edited_at.ToMilliseconds() if tweet.edited else 0
     return Document(head.id, version, head.author_id, tuple(exact), words(tweet.text))
 

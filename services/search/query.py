@@ -20,7 +20,8 @@ MAX_TERMS = 16
 # The maximum of words in all phrases together. No tweet has more words, so no query that could match is rejected.
 MAX_WORDS = 280
 
-# A minus excludes only at the beginning or after a space. A quote that is not closed extends to the end.
+# A minus excludes a term only at the beginning of the query or after a space. A quotation without a closing quote
+# extends to the end of the query.
 _CHUNK = re.compile(r'(?:(?<!\S)(-))?(?:["“”„]([^"“”„]*)(?:["“”„]|$)|([^\s"“”„]+))')
 _FROM = re.compile(r"from:@?([A-Za-z0-9_]{1,20})", re.IGNORECASE)
 # Zero-width joiners and the middle dot occur in hashtags of some scripts.
@@ -42,7 +43,8 @@ class QueryTerms(NamedTuple):
 
 
 class ParsedQuery(NamedTuple):
-    """A parsed query: what a match must have, and in `excluded` what it must not have."""
+    """A parsed query: the terms, phrases and authors that a match must have, and in `excluded` those that it must not
+    have."""
 
     exact: tuple[str, ...] = ()
     phrases: tuple[tuple[str, ...], ...] = ()
@@ -91,13 +93,13 @@ class _Collected:
 
 
 def parse(query: str, keywords: Iterable[str] = (), tags: Iterable[str] = ()) -> ParsedQuery:
-    """Returns what a match must have and must not have, from a text that a user typed (its syntax: see the module).
+    """Returns the parsed form of a query that a user typed, in the syntax that the module's docstring describes.
 
     A match must also have all `keywords` and `tags`, the separate fields of the request: each keyword is read as one
     term, in which a leading `-` is no exclusion, and each tag as a hashtag or cashtag, which may begin with `#` or `$`.
 
-    Raises INVALID_ARGUMENT if there are more than MAX_TERMS terms in `query`, more than MAX_WORDS words in all, or
-    exclusions but nothing to look for.
+    Raises INVALID_ARGUMENT if there are more than MAX_TERMS terms in `query`, more than MAX_WORDS words in all, or only
+    exclusions.
     """
     wanted, unwanted = _Collected(), _Collected()
     for is_excluded, quoted, plain in _chunks(query):

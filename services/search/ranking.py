@@ -8,12 +8,12 @@ from collections.abc import Container, Mapping, Sequence
 from services.platform.ids.snowflake import timestamp_ms
 from services.search.store import Hit
 
-# Text relevance and recency have equal weight.
+# The weights of text relevance and recency, which are equal.
 TEXT = 1.0
 RECENCY = 1.0
-# Boosts: the reader follows the author; the tweet is trending; the tweet has a searched word as a hashtag. Followed
-# authors weigh most: text relevance alone can make a longer text score a quarter of a one-word text, and the boost
-# must outweigh that.
+# The weights of three boosts: the reader follows the author; the tweet is trending; the tweet has a word of the query
+# as a hashtag. Followed authors weigh most: text relevance alone can make a longer text score a quarter of a one-word
+# text, and the boost must outweigh that.
 FOLLOWED = 0.8
 TRENDING = 0.5
 HASHTAG = 0.3

@@ -1,5 +1,5 @@
-"""Rebuilds the search index from the owning services while searches go on: at the first start, or if an operator
-asks.
+"""Rebuilds the search index from the tweet and identity services while searches continue, at the first start or when an
+operator requests it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from services.search.consumer import FollowerCounts, cooperative_batches, tweet_
 from services.search.documents import user_document
 from services.search.store import Collection, IndexChange, SearchIndex
 
-# Delay after the first failure; it doubles with each further one, up to the maximum.
+# Seconds between a failed build and the next one: the first value, doubled with each further failure up to the second.
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 30.0
-# A shared index may be dropped, or created late, while this process runs; it is noticed within this time.
+# Seconds between two checks whether the index was ever filled: a shared index may be dropped, or created late, while
+# this process runs.
 POLL_EVERY_S = 10.0
 
 log = structlog.get_logger(__name__)
@@ -51,7 +52,8 @@ class Rebuilder(BackgroundWorker):
         self._building: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts a build if the index was never filled, and the checks."""
+        """Starts the periodic checks, the first of them at once; a check starts a build if the index was never
+        filled."""
         await self._build_if_never_filled()
         await super().start()
 
@@ -63,7 +65,7 @@ class Rebuilder(BackgroundWorker):
             await asyncio.wait((self._building,))
 
     def begin(self) -> bool:
-        """Starts a build in the background and returns True; returns False if one is in progress."""
+        """Starts a build in the background and returns True; returns False if a build is in progress."""
         if self._building is not None and not self._building.done():
             return False
         # An empty context, so that the build does not inherit the deadline and the metadata of the call that started
@@ -131,7 +133,7 @@ class Rebuilder(BackgroundWorker):
         """Yields the batches of a scan to its end. After a transient failure the scan resumes after the last id
         received.
 
-        Raises other failures of the scan as they are.
+        Raises an error of the scan that is not transient unchanged.
         """
         after_id, failures = 0, 0
         while True:

@@ -25,7 +25,7 @@ from services.search.trends import Trend, Trends
 from services.search.tweets import TweetSearch
 from services.search.users import UserSearch
 
-# A ranking of trends is computed at most this often, however many requests ask for it. Trends change over minutes.
+# Seconds for which a ranking of trends is cached, however many requests need it. Trends change over minutes.
 RANKING_TTL_S = 1.0
 
 log = structlog.get_logger(__name__)
@@ -173,7 +173,7 @@ class SearchService(SearchServiceServicer):
         return [tag_of_term(term) or key for key, term in zip(keys, spellings, strict=True)]
 
     def _offset(self, cursor: str, list_name: str) -> int:
-        """Returns the list position that the cursor holds; 0 without a cursor. Raises INVALID_ARGUMENT for a foreign
-        cursor.
+        """Returns the list position that the cursor holds; 0 without a cursor. Raises INVALID_ARGUMENT if the cursor
+        belongs to another list.
         """
         return int(self._cursors.open(cursor, list_name, 0)[0]) if cursor else 0

@@ -17,7 +17,7 @@ MAX_WORD_CHARS = 64
 # The maximum length of a hashtag in the protos.
 MAX_TAG_CHARS = 100
 
-# Scripts written without spaces: Thai, Lao, Burmese, Khmer, kana, Han.
+# Characters of scripts written without spaces: Thai, Lao, Burmese, Khmer, kana, Han. Each is a word of its own.
 _ALONE = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )

@@ -1,8 +1,9 @@
-"""Ranks trends: how many different users act on a key in the last hour, compared with how many usually do.
+"""Ranks trends: compares how many different users acted on a key (a tag or a tweet) in the last hour with how many
+usually do.
 
-Users are counted, not actions: an account that repeats a tag a thousand times counts once. All memory is bounded. If
-a bound is reached the weakest keys are evicted first, so a flood of made-up tags evicts tags that one user uses, not
-tags that several use.
+Users are counted, not actions: an account that repeats a tag a thousand times counts once. The number of keys is
+bounded. If the bound is reached, the keys with the fewest users are evicted first, so a flood of invented tags evicts
+tags that one user uses, not tags that several use.
 """
 
 from __future__ import annotations
@@ -18,33 +19,34 @@ from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-# The length of the window.
+# The length in seconds of the window in which users are counted.
 WINDOW_S = 3_600.0
-# Half-life of the baseline: a change that began three hours ago is half included.
+# Half-life of the baseline in seconds: a change that began three hours ago is half included.
 BASELINE_HALF_LIFE_S = 3 * 3_600.0
-# Baselines are updated in steps of this length.
+# Seconds between two updates of the baselines.
 STEP_S = 300.0
-# Minimum of different users for a trending tag, and for a trending tweet, whose author does not count.
+# The minimum of different users for a trending tag, and for a trending tweet. The tweet's author is not counted.
 TAG_MIN_ACTORS = 3
 TWEET_MIN_ACTORS = 2
 # Maximum of actions in memory, about 300 bytes each. If there are more, the oldest are evicted and the window becomes
 # shorter.
 MAX_ACTS = 100_000
-# Maximum of keys that one action counts for. A tweet with more tags than this is spam.
+# The most keys for which one action is counted. A tweet with more tags than this is spam.
 MAX_KEYS_PER_ACT = 10
 # Maximum of keys in memory. If there are more, the weakest tenth is evicted.
 MAX_KEYS = 10_000
 # The heap may hold as many removed actions as there are actions, plus this many; then it is rebuilt.
 MAX_STALE_HEAP_ENTRIES = 1_000
-# A baseline (users in a window) below this counts as none.
+# A baseline (users per window) below this is treated as 0.
 MIN_BASELINE = 0.05
 # Maximum length of a ranking.
 MAX_RANKED = 100
 
 
 class Trend(NamedTuple):
-    """A trending key. `strength`: standard deviations above the baseline; `actors`: different users and `acts`:
-    actions in the window; `spelling`: the spelling that most users wrote, empty for keys that are not written.
+    """A trending key. `strength` is the number of standard deviations above the baseline. `actors` is the number of
+    different users and `acts` the number of actions in the window. `spelling` is the spelling that most users wrote,
+    empty for a tweet.
     """
 
     key: Hashable
@@ -56,9 +58,9 @@ class Trend(NamedTuple):
 
 @dataclass(slots=True)
 class _KeyCounts:
-    """The counts of one key."""
+    """The counts of one key: its users and spellings in the window, and its baseline."""
 
-    # Actions of each user in the window; and the same for each spelling.
+    # The number of actions in the window by user; and the same for each spelling.
 
     actors: Counter[int] = field(default_factory=Counter)
     spellings: dict[str, Counter[int]] = field(default_factory=dict)
@@ -73,8 +75,8 @@ class _KeyCounts:
         self.spellings.setdefault(spelling, Counter())[actor] += 1
 
     def remove(self, actor: int, spelling: str) -> None:
-        """Takes one action out of the counts. Does nothing if the action was not counted, because the key was evicted
-        and added again.
+        """Subtracts one action from the counts. Does nothing if the action is not in the counts, because the key was
+        evicted and added again since.
         """
         spelled = self.spellings.get(spelling, Counter())
         if actor not in spelled:
@@ -88,8 +90,8 @@ class _KeyCounts:
             del self.spellings[spelling]
 
     def spelling(self) -> str:
-        """Returns the spelling that most users wrote; of equals the first in code-point order, which prefers capitals
-        (they separate words).
+        """Returns the spelling that most users wrote; if several are equally frequent, the first in code-point order,
+        which prefers capital letters (`RoostMesh` before `roostmesh`).
         """
         return min(self.spellings, key=lambda one: (-len(self.spellings[one]), one), default="")
 
@@ -133,11 +135,11 @@ class Trends(Generic[K]):
     def add(self, act: Hashable, actor: int, keys: Mapping[K, str], at_s: float) -> None:
         """Counts one action, identified by `act`, of the user `actor` at `at_s` (Unix seconds).
 
-        Does nothing if the action is known already or older than the window. `keys` maps each key to its spelling;
-        the spelling is empty for keys that are not written. Only the first MAX_KEYS_PER_ACT keys count.
+        Does nothing if the action is known already or older than the window. `keys` maps each key to its spelling; the
+        spelling is empty for tweets. Only the first MAX_KEYS_PER_ACT keys count.
         """
-        # The time of the action if it is before the clock, so that a replay of the last hours passes through the same
-        # steps.
+        # Advances to the time of the action, not to the clock, so that a replay of the last hours updates the baselines
+        # in the same steps.
         self._advance(min(at_s, self._clock()))
         counted = dict(islice(keys.items(), MAX_KEYS_PER_ACT))
         if not counted or act in self._acts or at_s <= self._now_s() - WINDOW_S:
@@ -159,7 +161,7 @@ class Trends(Generic[K]):
             return
         for key, spelling in removed.keys.items():
             entry = self._entries.get(key)
-            # Evicted as weak.
+            # The key was evicted.
             if entry is None:
                 continue
             entry.remove(removed.actor, spelling)
@@ -175,7 +177,7 @@ class Trends(Generic[K]):
             self.remove(act)
 
     def ranking(self) -> Sequence[Trend]:
-        """Returns what trends now, strongest first, at most MAX_RANKED."""
+        """Returns the keys that trend now, strongest first, at most MAX_RANKED."""
         self._advance(self._clock())
         trending = (
             (entry.strength(), entry.acts, str(key), key, entry)
@@ -197,7 +199,7 @@ class Trends(Generic[K]):
         while now_s >= self._stepped_s + STEP_S:
             steps = 1.0
             if not self._acts:
-                # Without actions all steps are alike and are done at once.
+                # Without actions in between, all steps have the same counts and are computed at once.
                 steps = (now_s - self._stepped_s) // STEP_S
             self._stepped_s += steps * STEP_S
             self._expire(self._stepped_s)

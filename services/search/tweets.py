@@ -1,4 +1,4 @@
-"""Searches tweets and returns pages of those that the reader may see."""
+"""Searches tweets and returns pages of the matches that the reader may see."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from services.search.users import UserSearch
 from services.shared.hydration.fill_page import IdBatch, StoredList, fill_page
 from services.shared.hydration.hydrator import Hydrator
 
-# Position in a cursor of `top`: the ranked matches are used up, and the other matches follow by id.
+# A value in cursors of `top`: all ranked matches were returned, and the next page continues with the other matches by
+# descending id.
 AFTER_RANKED = -1
 
 TweetPage = tuple[list[bytes], str]
@@ -25,7 +26,8 @@ _EMPTY_PAGE: TweetPage = ([], "")
 class TweetSearch:
     """Searches tweets. `clock` returns Unix seconds.
 
-    All methods raise the status of an owning service if it fails; no tweet is returned without a visibility check.
+    All methods raise AioRpcError if tweet, identity or graph fails, and UNAVAILABLE if the index cannot answer; no
+    tweet is returned without a visibility check.
     """
 
     def __init__(
@@ -82,7 +84,8 @@ class TweetSearch:
             ranked: Sequence[int] = ()
             others_below = last_id
         else:
-            # Deletions shift positions. If the last tweet itself is gone, the following ones have moved up by one.
+            # Deletions shift positions. If the last tweet of the previous page is no longer in the list, the tweets
+            # after it have moved up by one.
             ranked = ids[places.get(last_id, start - 2) + 1 if last_id else 0 :]
 
         async def ranked_then_others() -> AsyncGenerator[IdBatch, None]:

@@ -1,4 +1,4 @@
-"""Searches users by name, best match first, and returns those that the reader may see."""
+"""Searches users by name and returns the matches that the reader may see, best match first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from services.search.query import NameQuery
 from services.search.store import Collection, Query, RankPosition, SearchIndex
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
 
-# A list entry's order key: the kind of match in the bits above these, the number of followers below.
+# The low bits of a list entry's order key, which hold the number of followers; the higher bits hold the kind of match.
 FOLLOWERS_BITS = 32
 
 # The characters of a folded username.
@@ -26,8 +26,8 @@ _HANDLE_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
 class UserSearch:
-    """Searches users. Raises the status of identity or graph if they fail; no user is returned without a visibility
-    check.
+    """Searches users. Raises AioRpcError if identity or graph fails, and UNAVAILABLE if the index cannot answer; no
+    user is returned without a visibility check.
     """
 
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, cursors: Cursors) -> None:
@@ -40,10 +40,10 @@ class UserSearch:
     async def page(self, names: NameQuery, cursor: str, size: int, reader_id: int) -> UserPage:
         """Returns a page of matching users, and the cursor of the next page (empty on the last).
 
-        Order: the user with exactly this username, users whose username begins with it, then users whose names have
-        for each of the words a word that begins with it. Within each kind the most followed come first, and of equals
-        the older account. The pages reach every match; each page makes at most one index search for each kind of
-        match.
+        Order: the user with exactly this username, users whose username begins with it, then users whose names have for
+        each of the words a word that begins with it. Within each kind, users are sorted by descending number of
+        followers, and for equal numbers by age of the account, oldest first. The pages reach every match; each page
+        makes at most one index search for each kind of match.
         """
         kinds = _match_kinds(names)
 
@@ -55,7 +55,8 @@ class UserSearch:
     async def suggest(self, names: NameQuery, limit: int, reader_id: int) -> list[user_pb2.UserRef]:
         """Returns up to `limit` (≤ 100) matching users whom the reader may see, in the order of `page`."""
         shown: list[user_pb2.UserRef] = []
-        # Twice the limit, because some may be hidden. A short answer does no harm: the next keystroke asks again.
+        # Reads twice the limit, because some users may be hidden from the reader. A shorter response does no harm:
+        # clients call again at the next keystroke.
         ids = [user_id for _, user_id in await self._find(_match_kinds(names), None, 2 * limit)]
         if not ids:
             return shown
@@ -93,7 +94,8 @@ class UserSearch:
 
 
 def _match_kinds(names: NameQuery) -> list[Query]:
-    """Returns one index query for each kind of match, best first. Each excludes what the ones before it match."""
+    """Returns one index query for each kind of match, best first. Each query excludes the users that the queries before
+    it match."""
     if not names.words:
         return []
     excluded = tuple(map(name_prefix_term, names.excluded))

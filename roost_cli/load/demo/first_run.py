@@ -35,9 +35,9 @@ FOLLOW_NEAR, FOLLOW_FAR = 0.75, 0.12
 # One tweet in this many is by the account that everybody follows.
 BULLETIN_EVERY = 14
 CONCURRENCY = 16
-# Tweets posted before others react to them.
+# The number of tweets that are posted before the reactions to them.
 WAVE = 12
-# Gives 16 characters in base64: not guessable, and short enough to print.
+# Random bytes of the password: 16 characters in base64, which cannot be guessed and are short enough to print.
 PASSWORD_BYTES = 12
 
 MARKER = "demo.json"
@@ -46,7 +46,7 @@ SIGN_UP = "/roost.identity.v1.AuthService/SignUp"
 
 @dataclass(frozen=True, slots=True)
 class DemoAccount:
-    """The log-in of the demo."""
+    """The username and password of the demo's account."""
 
     username: str
     password: str = field(repr=False)
@@ -135,7 +135,8 @@ async def load_demo(
     await loader.follow([(ids[follower], ids[followee]) for follower, followee in content.follows])
     player = ReactionSender(channel, actors, ids, f"demo:{SEED}")
     with shown.phase("tweets and reactions", len(content.tweets) + len(content.reactions)) as phase:
-        # In waves, so that retweets, quotes and replies are mixed among the tweets instead of all being newer.
+        # The tweets are posted in waves, each followed by its reactions, so that retweets, quotes and replies are not
+        # all newer than the tweets.
         for wave in waves(content):
             tweet_ids: dict[int, int] = {}
 

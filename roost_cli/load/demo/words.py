@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The demo logs in as the first one; everybody follows the second.
+# The users of the demo. The first one is the account that the command prints; all users follow the second one.
 PEOPLE = (
     ("alice", "Alice Hartmann", "Reads more than she posts."),
     ("radio_marlow", "Radio Marlow", "News from the harbour town, all day."),

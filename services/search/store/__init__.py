@@ -1,7 +1,7 @@
 """The port of the search index: documents in two collections, found by exact terms and phrases.
 
-The index is derived data. It may be lost or dropped at any time, and is rebuilt from the owning services while
-searches go on.
+The index is derived data. It may be lost or dropped at any time, and is rebuilt from the owning services while searches
+continue.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 # Maximum of documents in one search, in one `apply`, and in one `fill`.
 MAX_FOUND = 1_000
 MAX_CHANGES = 1_000
-# Maximum of prefixes in one `most_used`: a page of tags.
+# The most prefixes in one call of `most_used`: a page of tags.
 MAX_COMPLETED = 100
 # Maximum of `any_exact` terms and of `ids` in a query. OpenSearch rejects far longer lists, and each entry costs a
 # posting list.
@@ -21,7 +21,7 @@ MAX_ANY = 2_000
 
 
 class Collection(Enum):
-    """What is indexed. The values are the names of the id fields in an index."""
+    """The collections of documents: tweets and users. The values are the names of the id fields in an index."""
 
     TWEETS = "tweet_id"
     USERS = "user_id"
@@ -44,7 +44,8 @@ class Document(NamedTuple):
 
 
 class IndexChange(NamedTuple):
-    """The current state of one tweet or user: its document, or None if it must not be found any more."""
+    """A change of the index: the current document of one tweet or user, or None if searches must not find it any
+    more."""
 
     collection: Collection
     id: int
@@ -88,7 +89,7 @@ class RankPosition(NamedTuple):
 
 
 class BuildStatus(NamedTuple):
-    """The state of the index in use and of the one that is being built.
+    """The state of the index in use and of the index that is being built.
 
     `number`: the index in use; it grows with each new index. `complete`: whether the index was ever filled completely;
     if not, it must be rebuilt, because it may lack everything that existed before its first event. `filled`: the number
@@ -134,7 +135,7 @@ class SearchIndex(Protocol):
     ) -> Sequence[RankPosition]:
         """Returns up to `limit` (≤ MAX_FOUND) matches after the position `after` (None: from the first on).
 
-        Order: greatest rank first, of equal ranks the lowest id first. Returns fewer only if there are no more
+        They are sorted by descending rank, and for equal ranks by ascending id. Returns fewer only if there are no more
         matches.
         """
 
@@ -152,15 +153,16 @@ class SearchIndex(Protocol):
         """Returns for each prefix the exact term of tweets with that prefix that most authors use; empty if there is
         none.
 
-        Of equals the first in code-point order is returned. At most MAX_COMPLETED prefixes, none of them a prefix of
-        another. The number of authors is exact up to about a hundred, and estimated above.
+        If several terms have equally many authors, the first in code-point order is returned. Pass at most
+        MAX_COMPLETED prefixes, none of them a prefix of another. The number of authors is exact up to about a hundred,
+        and estimated above.
         """
 
     async def count(self, collection: Collection) -> int:
         """Returns the number of documents."""
 
     async def build_status(self) -> BuildStatus:
-        """Returns which index is in use and how far a build is, whichever process runs it.
+        """Returns which index is in use, and the progress of a build, even if another process runs it.
 
         The state may be a few seconds old.
         """

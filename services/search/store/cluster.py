@@ -10,7 +10,7 @@ from services.search.store.opensearch.store import OpenSearchIndex
 
 
 async def open_store(context: ServiceContext) -> OpenedStore[SearchIndex]:
-    """Opens the index, with the consumer that applies events to it.
+    """Opens the index, with a worker that consumes events and applies them to the index.
 
     `apply` returns after the changes are durable, so the consumer group's committed offset is right.
     """

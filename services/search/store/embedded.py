@@ -10,8 +10,8 @@ from services.search.store.tantivy.store import EmbeddedSearchIndex
 
 
 async def open_store(context: ServiceContext) -> OpenedStore[SearchIndex]:
-    """Opens the index, with the consumer that applies events to it. The index knows the position up to which it is durable, and the
-    consumer starts there."""
+    """Opens the index, with a worker that consumes events and applies them to the index. The index stores the log
+    offset up to which it is durable, and the consumer starts there."""
     index = await EmbeddedSearchIndex.open(context.data_dir / "search")
     indexer = Indexer(context.channel, index, context.clock)
     consumer = context.log.consumer(GROUP, INDEX_TOPICS, indexer.apply)

@@ -98,4 +98,4 @@ async def test_call_only_prints_field_without_quotes(
 @pytest.mark.parametrize("path", ["user.idd", "idd", "user.id.more"])
 def test_call_only_unknown_field_raises_command_error(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["call", "UserService.GetUserByUsername", "username=alice", "--only", path]) == 2
-    assert f"--only {path}: the answer of GetUserByUsername has no such field" in capsys.readouterr().err
+    assert f"--only {path}: the response of GetUserByUsername has no such field" in capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_parse_invalid_argument_is_named(arguments: list[str], message: str) -> 
 
 
 def test_parse_invalid_value_of_other_type_is_named() -> None:
-    with pytest.raises(CommandError, match=r"kind=friend: one of EDGE_KIND_UNSPECIFIED"):
+    with pytest.raises(CommandError, match=r"kind=friend: write one of EDGE_KIND_UNSPECIFIED"):
         request_args.parse(["kind=friend"], ScanEdgesRequest)
     with pytest.raises(CommandError, match=r"head.deleted=maybe: write true or false"):
         request_args.parse(["head.deleted=maybe"], TweetCore)

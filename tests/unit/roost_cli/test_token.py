@@ -29,7 +29,7 @@ def test_ttl_seconds_invalid_raises_command_error(text: str) -> None:
 @pytest.mark.parametrize("arguments", [["token"], ["token", "alice", "--all"]])
 def test_token_requires_user_or_all(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
-    assert "name one user, or give --all" in capsys.readouterr().err
+    assert "name a user, or give --all" in capsys.readouterr().err
 
 
 async def test_token_of_one_user_prints_token_only(

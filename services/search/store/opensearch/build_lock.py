@@ -1,6 +1,6 @@
-"""A lock on the server so that only one process builds an index: a document that its holder renews.
+"""A lock in OpenSearch, so that only one process builds an index. It is a document that the holder of the lock renews.
 
-A holder counts as dead if its document did not change for EXPIRES_S on the clock of the process that watches it.
+The lock has expired if the document did not change for EXPIRES_S seconds, measured by the process that wants the lock.
 Clocks of different processes are never compared.
 """
 
@@ -59,7 +59,8 @@ class BuildLock:
         self._writing = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
         self._held = False
-        # The sequence of another holder's document as last read, and the time since when it has not changed.
+        # The (_seq_no, _primary_term) of another holder's document as last read, and the time (monotonic seconds) since
+        # when they have not changed.
         self._seen: tuple[tuple[int, int], float] = ((0, 0), 0.0)
 
     async def acquire(self) -> None:
@@ -85,13 +86,15 @@ class BuildLock:
             )
 
     def count(self, filled: int) -> None:
-        """Adds to the number of filled documents, which the next renewal publishes."""
+        """Adds `filled` to the number of documents filled into the index; the next renewal stores the sum in the lock
+        document."""
         self._filled += filled
 
     async def renew(self) -> None:
         """Renews the lock now. Raises FAILED_PRECONDITION if it was lost."""
         async with self._writing:
-            # Read each time: this shows if an earlier write succeeded whose response was lost.
+            # The document is read each time, because this shows whether an earlier write whose response was lost has
+            # succeeded.
             found = await self.read()
             if not self._held or found is None or found.token != self._token:
                 self._held = False

@@ -1,9 +1,9 @@
 """Writes documents to OpenSearch so that the newest version of each wins, whatever the order of the writes.
 
-Documents are written with their version as external version, and a removal writes a tombstone with a version above
-all others. So a late write of a scan loses by the server's own version check. A document that comes back after a
-removal is rejected by that check too; therefore rejected changes are compared with the stored document, and replace
-it (by sequence number) if they are newer.
+Documents are written with their version as external version, and a removal writes a tombstone with a version above all
+others. So the server's own version check rejects a late write of a scan. The check also rejects a document that is
+restored after a removal. Therefore each rejected change is compared with the stored document, and replaces it
+(conditionally on its sequence number) if it is newer.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from services.search.store.opensearch import requests
 
 # Greater than every version: versions are milliseconds, or small counters.
 ABOVE_ALL = 1 << 62
-# Attempts of a write that meets concurrent writers of the same documents. If they do not suffice, something else is
-# wrong.
+# Attempts of a write that conflicts with concurrent writes of the same documents. If all fail, the cause is a fault,
+# not concurrency.
 TRIES = 5
 
 
@@ -36,9 +36,9 @@ class DocumentWriter:
         self._opensearch = opensearch
 
     async def add_unknown(self, changes: Sequence[IndexChange], names: Mapping[Collection, str]) -> bool:
-        """Writes those documents of which no version is stored, or an older one. Returns False if an index is missing."""
-        # A document that another write stored has the same version or a higher one, and a tombstone the highest: such
-        # conflicts are expected.
+        """Writes each document unless the same or a newer version is stored. Returns False if an index is missing."""
+        # Conflicts are expected: a document that was written meanwhile has the same or a higher version, and a
+        # tombstone has the highest.
         operations = [_operation(change, names[change.collection], "external") for change in changes]
         for refusal in await self._opensearch.bulk(operations, BACKGROUND_TIMEOUT_S):
             if refusal is None or refusal.status == CONFLICT:
@@ -76,7 +76,8 @@ class DocumentWriter:
     async def _reconsider(
         self, refused: Sequence[IndexChange], names: Mapping[Collection, str]
     ) -> tuple[list[IndexChange], list[BulkOperation]]:
-        """Returns those rejected changes that are newer than the stored document, and their writes.
+        """Returns the rejected changes that are newer than the stored document, and the bulk operations that write
+        them.
 
         Each write succeeds only if the stored document is still the one that was read.
         """

@@ -28,8 +28,8 @@ from services.platform.rpc import errors
 from services.search.store import Collection
 from services.search.store.opensearch.requests import FORMAT, index_body
 
-# Two processes that create the first index at the same time need a second round; a third process that removes a
-# duplicate needs one more.
+# Attempts to create the first index: if two processes create it at the same time, a second attempt is needed; if a
+# third process removes the duplicate, one more.
 TRIES = 5
 
 _WORDS = {Collection.TWEETS: "tweets", Collection.USERS: "users"}
@@ -61,14 +61,12 @@ class GenerationState(NamedTuple):
 
 
 class IndexGenerations:
-    """Creates indexes and changes aliases. Methods raise UNAVAILABLE if the server fails, and the statuses that they
-    name.
-    """
+    """Creates indexes and changes aliases. All methods raise UNAVAILABLE if the server fails."""
 
     def __init__(self, opensearch: OpenSearch, namespace: str, shards: int) -> None:
         self._opensearch = opensearch
         self._shards = shards
-        # Concurrent callers of this process wait for the first one.
+        # Concurrent calls of `ensure` in this process wait for the first of them.
         self._ensuring = asyncio.Lock()
         self._bases = {kind: f"{namespace}-{word}-v{FORMAT}" for kind, word in _WORDS.items()}
 
@@ -104,7 +102,8 @@ class IndexGenerations:
         return GenerationState(current, filled == set(Collection), frozenset(filling), frozenset(numbers))
 
     async def ensure(self) -> GenerationState:
-        """Creates an empty index for each collection that has none in use, and returns the state."""
+        """Creates an empty index for each collection without an index in use, and returns the state of all
+        generations."""
         async with self._ensuring:
             return await self._ensure()
 
@@ -120,8 +119,8 @@ class IndexGenerations:
                 log.info(LogEvent.SEARCH_INDEX_CREATED, name=self._bases[kind])
             await asyncio.gather(*(self._create(kind, number, self._bases[kind]) for kind in missing))
             for kind in duplicates:
-                # Created during another process's switch: the older index is the one that was switched to, because
-                # its build began earlier.
+                # Two indexes are in use because this one was created while another process switched to its own. The
+                # older one is kept: it is the built one, because its build began earlier.
                 await self._delete(kind, sorted(state.current[kind])[1:])
         raise unavailable("another process is creating the search index: try again")
 
@@ -138,10 +137,10 @@ class IndexGenerations:
         return number
 
     async def take_over(self, number: int) -> None:
-        """Puts the generation in use in place of the one before, atomically.
+        """Puts the generation in use, in place of the generation in use before, atomically.
 
-        The one before stays, because searches may be running in it. Raises FAILED_PRECONDITION if the generation was
-        discarded.
+        The earlier generation is not deleted yet, because searches may be running in it. Raises FAILED_PRECONDITION if
+        the generation was discarded.
         """
         state = await self.state()
         actions: list[dict[str, Any]] = []

@@ -21,14 +21,15 @@ ID, VERSION, AUTHOR, EXACT, WORDS, REMOVED = "id", "version", "author_id", "exac
 RANK = "rank"
 PREFERRED = "preferred"
 
-# The server stops a search after this time; the client's timeout is a little longer.
+# The server stops a search after this time. The client's timeout, MAX_CALL_S, is 0.5 s longer.
 SEARCH_TIMEOUT = "1500ms"
 # Maximum of documents examined (in each shard) for completing a tag. The newest come first, and more would not change
 # the result noticeably.
 MAX_COMPLETED_FROM = 100_000
 # Up to this number distinct authors are counted exactly, above it within a few percent.
 AUTHORS_COUNTED_EXACTLY = 100
-# Every change refreshes explicitly. This interval is for changes of a process that died before its refresh.
+# Every change refreshes the index explicitly. This interval makes changes visible whose process died before its
+# refresh.
 REFRESH_INTERVAL = "1s"
 
 _SPACED = "spaced"
@@ -56,7 +57,7 @@ def index_body(shards: int, alias: str) -> dict[str, Any]:
     """Returns the settings and mappings of a new index with the alias."""
     settings = {
         "number_of_shards": shards,
-        # One replica if there is a second node.
+        # The index has one replica if the cluster has a second node.
         "auto_expand_replicas": "0-1",
         "refresh_interval": REFRESH_INTERVAL,
         # Sorted newest first on disk, so that a page of a frequent word is complete after its first documents.
@@ -111,15 +112,15 @@ def best_body(query: Query, before_id: int, limit: int, preferred: Sequence[str]
 
 
 def terms_body(prefix: str, limit: int) -> dict[str, Any]:
-    """Returns an aggregation of the most frequent exact terms that begin with `prefix`."""
+    """Returns the body of a search request that aggregates the most frequent exact terms that begin with `prefix`."""
     counted = _terms_with_prefix(prefix) | {"size": limit, "order": [{"_count": "desc"}, {"_key": "asc"}]}
     body = {"query": {"prefix": {EXACT: {"value": prefix}}}, "size": 0, "aggs": {EXACT: {"terms": counted}}}
     return _bounded(body | {"terminate_after": MAX_COMPLETED_FROM})
 
 
 def most_used_body(prefixes: Sequence[str]) -> dict[str, Any]:
-    """Returns one aggregation for each prefix, named by its index: the exact term with the prefix that most authors
-    use.
+    """Returns the body of a search request with one aggregation for each prefix, named by the prefix's index in
+    `prefixes`: the exact term with this prefix that most authors use.
     """
     authors = {"cardinality": {"field": AUTHOR, "precision_threshold": AUTHORS_COUNTED_EXACTLY}}
     aggregations: dict[str, Any] = {}
@@ -133,7 +134,7 @@ def most_used_body(prefixes: Sequence[str]) -> dict[str, Any]:
 
 
 def count_body() -> dict[str, Any]:
-    """Returns a query for all documents except tombstones."""
+    """Returns the body of a count request for all documents except tombstones."""
     return {"query": {"exists": {"field": ID}}}
 
 

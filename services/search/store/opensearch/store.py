@@ -39,10 +39,10 @@ from services.search.store.opensearch.build_lock import BuildLock
 from services.search.store.opensearch.document_writer import DocumentWriter
 from services.search.store.opensearch.index_aliases import IndexGenerations
 
-# How long the server may take to come up before an error is logged.
+# Seconds that OpenSearch may take to start before an error is logged.
 OPEN_MAX_S = 10.0
 OPEN_RETRY_S = 0.5
-# Attempts of a write during which the index is switched or dropped. If they do not suffice, something else is wrong.
+# Attempts of a write during which the index is switched or dropped. If all fail, the cause is a fault, not a switch.
 TRIES = 5
 
 log = structlog.get_logger(__name__)
@@ -63,8 +63,8 @@ class OpenSearchIndex:
     async def open(cls, settings: Settings) -> Self:
         """Opens the index without waiting for the server.
 
-        Missing indexes are created in the background, or by the first call that needs them. Without a server only
-        search is down.
+        Missing indexes are created in the background, or by the first call that needs them. If OpenSearch does not
+        answer, the process starts all the same, and only searches fail.
         """
         index = cls(OpenSearch.from_settings(settings), settings)
         index._start_task(index._create_missing())
@@ -96,7 +96,8 @@ class OpenSearchIndex:
 
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str] = ()) -> Sequence[Hit]:
         body = requests.best_body(query, before_id, min(limit, MAX_FOUND), preferred)
-        # Term statistics of all shards together, so that scores of different shards are comparable.
+        # `dfs_query_then_fetch` uses the term statistics of all shards together, so that scores of different shards are
+        # comparable.
         found = await self._search(Collection.TWEETS, body, search_type="dfs_query_then_fetch")
         return [
             Hit(
@@ -154,8 +155,8 @@ class OpenSearchIndex:
 
     async def close(self) -> None:
         number, self._building = self._building, None
-        # Unfinished work of these tasks is done later: missing indexes are created by the next call that needs them,
-        # retired ones are deleted after the next switch.
+        # The tasks may be cancelled: missing indexes are created by the next call that needs them, and retired indexes
+        # are deleted after the next switch.
         for task in tuple(self._tasks):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -207,13 +208,13 @@ class OpenSearchIndex:
         after TRIES attempts.
         """
         for _ in range(TRIES):
-            # Read before the write: an index that is begun later is filled by a scan that already sees these changes
-            # at their owner.
+            # The state is read before the write: an index whose build begins later is filled by a scan of the owning
+            # services, which already contain these changes.
             state = await self._generations.state()
             in_use = {kind: self._generations.alias(kind) for kind in Collection}
             filling = [self._aliases_of_build(number) for number in state.filling]
-            # The index being built is written first. If it is switched to in between, the second write goes to it as
-            # the one in use.
+            # The index being built is written first. If it is put in use between the two writes, the second write goes
+            # to it too.
             for names in filling:
                 await self._writer.write(changes, names)
             if not await self._writer.write(changes, in_use):

@@ -1,4 +1,4 @@
-"""One Tantivy index in a folder, and above it the changes that the next commit will write.
+"""One Tantivy index in a folder, and in memory the changes that the next commit will write.
 
 A commit costs about 30 ms and an fsync, whatever its size, so changes are collected and committed together; until
 then they are searched in memory. Tantivy works in threads, without the GIL; the uncommitted changes are used on the
@@ -21,13 +21,14 @@ from services.search.store.tantivy.uncommitted import UncommittedChanges, holds_
 
 T = TypeVar("T")
 
-# Tantivy's minimum for one thread. It writes a segment if this heap is full, and at each commit.
+# The size of Tantivy's write buffer: its minimum for one thread. Tantivy writes a segment when the buffer is full, and
+# at each commit.
 WRITER_HEAP_BYTES = 15_000_000
-# Searches take about 100 µs. With a second thread a long search does not hold up all others.
+# Searches take about 100 µs. With a second thread a long search does not delay all other searches.
 SEARCH_THREADS = 2
 
-# How many spellings of one tag are compared, and how many of the newest tweets of each. More would not change a
-# result that users notice.
+# The most spellings of one tag that are compared, and the most tweets, newest first, whose authors are counted for
+# each. Users would not notice a difference with more.
 MAX_SPELLINGS = 8
 MAX_TWEETS_PER_SPELLING = 200
 
@@ -66,7 +67,7 @@ class TantivyThreads:
 
 
 class _Writer:
-    """Runs changes of one index in the writing thread. Tantivy's own writer is opened by the first of them."""
+    """Runs changes of one index in the writing thread. The first change opens Tantivy's own writer."""
 
     def __init__(self, index: tantivy.Index, threads: TantivyThreads) -> None:
         self._index = index
@@ -77,7 +78,8 @@ class _Writer:
         self._added = self._broken = False
 
     async def add(self, changes: Sequence[IndexChange]) -> None:
-        """Writes the changes without a commit. Raises OSError if a failed write has lost such changes."""
+        """Writes the changes without a commit. Raises OSError if an earlier failed write has lost changes that were
+        added but not committed."""
 
         def write(writer: tantivy.IndexWriter) -> None:
             self._added = True
@@ -86,7 +88,8 @@ class _Writer:
         await self._run(write)
 
     async def commit(self, changes: Sequence[IndexChange]) -> None:
-        """Writes the changes and commits them and all added ones. Raises OSError as `add`, or if the disk fails."""
+        """Writes the changes and commits them together with all added changes. Raises OSError if the disk fails, or if
+        an earlier failed write has lost added changes."""
 
         def write(writer: tantivy.IndexWriter) -> None:
             _write_all(writer, changes)
@@ -103,7 +106,7 @@ class _Writer:
             await asyncio.get_running_loop().run_in_executor(self._threads.write, writer.wait_merging_threads)
 
     async def _run(self, work: Callable[[tantivy.IndexWriter], None]) -> None:
-        # Shielded from cancellation: the changes in memory must agree with what was committed.
+        # The work is shielded from cancellation, because the changes in memory must agree with the committed ones.
         future = asyncio.get_running_loop().run_in_executor(self._threads.write, self._with_writer, work)
         await asyncio.shield(future)
 
@@ -115,8 +118,8 @@ class _Writer:
         try:
             work(self._writer)
         except BaseException:
-            # The caller still has the changes of `commit` and writes them again. Those of `add` were only in the writer
-            # and are lost.
+            # The caller of `commit` still has its changes and writes them again. Changes of `add` existed only in the
+            # writer and are lost.
             self._broken = self._added
             failed, self._writer = self._writer, None
             failed.rollback()
@@ -134,7 +137,8 @@ class Generation:
         self._writer = _Writer(index, threads)
         self._threads = threads
         self._searcher = index.searcher()
-        # Newest first: the changes being collected, and during a commit also the ones being committed.
+        # Uncommitted changes, newest first: the changes being collected, and during a commit also the changes being
+        # committed.
         self._layers = [UncommittedChanges()]
 
     @classmethod
@@ -163,7 +167,7 @@ class Generation:
 
     async def put(self, changes: Sequence[IndexChange]) -> None:
         """Stores the changes in memory, except documents of a lower version than the current one."""
-        # A snapshot: changes that are committed during the wait are still in these layers.
+        # A snapshot of the layers: it still contains changes that are committed during the await below.
         layers, searcher = tuple(self._layers), self._searcher
         wanted = {kind: [c.id for c in changes if c.collection is kind and c.document] for kind in Collection}
         stored = await self._search(
@@ -175,14 +179,14 @@ class Generation:
                 self._layers[0].put(change)
 
     async def add(self, changes: Sequence[IndexChange]) -> None:
-        """Adds documents to the index directly; they are found after the next commit. Raises OSError if added
-        documents were lost before.
+        """Adds documents to the index without storing them in memory; searches find them after the next commit. Raises
+        OSError if added documents were lost before.
         """
         await self._writer.add(changes)
 
     async def commit(self) -> None:
         """Makes all changes durable that were put or added before the call."""
-        # A layer whose commit failed is still there and is committed first.
+        # There is a second layer if its commit failed; it is committed first.
         if len(self._layers) > 1:
             await self._commit_last()
         self._layers.insert(0, UncommittedChanges())
@@ -196,7 +200,7 @@ class Generation:
         self._layers.remove(layer)
 
     async def newest(self, collection: Collection, query: Query, before_id: int, limit: int) -> Sequence[int]:
-        """Returns ids of matches as `SearchIndex.newest` does."""
+        """Implements `SearchIndex.newest` for this index."""
         layers, searcher = tuple(self._layers), self._searcher
         compiled = _compiled(query, collection)
         bound, committed = before_id, list[int]()
@@ -204,7 +208,8 @@ class Generation:
             at = bound
             hits = await self._search(lambda: _page(searcher, collection, compiled, at, limit))  # noqa: B023 (awaited)
             committed += hits
-            # Read after the wait: a document that changed meanwhile is removed from the hits and found in the layers.
+            # The layers are read after the await: a document that changed meanwhile is removed from the committed hits
+            # and found in the layers.
             fresh = _uncommitted_documents(layers, collection)
             kept = [key for key in committed if key not in fresh]
             if len(kept) >= limit or len(hits) < limit:
@@ -217,7 +222,7 @@ class Generation:
     async def ranked(
         self, collection: Collection, query: Query, after: RankPosition | None, limit: int
     ) -> Sequence[RankPosition]:
-        """Returns positions of matches as `SearchIndex.ranked` does."""
+        """Implements `SearchIndex.ranked` for this index."""
         layers, searcher = tuple(self._layers), self._searcher
         compiled = _compiled(query, collection)
         last, committed = after, list[RankPosition]()
@@ -225,7 +230,7 @@ class Generation:
             at = last
             hits = await self._search(lambda: _ranked_committed(searcher, collection, compiled, at, limit))  # noqa: B023 (awaited)
             committed += hits
-            # Read after the wait, as in `newest`.
+            # The layers are read after the await, for the reason given in `newest`.
             fresh = _uncommitted_documents(layers, collection)
             kept = [place for place in committed if place.id not in fresh]
             if len(kept) >= limit or len(hits) < limit:
@@ -238,7 +243,7 @@ class Generation:
         return sorted(kept, key=_order)[:limit]
 
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str]) -> Sequence[Hit]:
-        """Returns hits as `SearchIndex.best` does; uncommitted ones have no score and come first."""
+        """Implements `SearchIndex.best` for this index; uncommitted hits have no score and come first."""
         layers, searcher = tuple(self._layers), self._searcher
         compiled = _below(_compiled(query, Collection.TWEETS), Collection.TWEETS, before_id)
         hits = await self._search(lambda: _best(searcher, compiled, limit, preferred))
@@ -250,24 +255,25 @@ class Generation:
             for document in _uncommitted_matches(layers, Collection.TWEETS, query)
             if not before_id or document.id < before_id
         ]
-        # If the limit cuts the uncommitted ones, the newest are returned.
+        # If there are more uncommitted documents than the limit, the newest are returned.
         uncommitted.sort(key=lambda hit: -hit.id)
         return [*uncommitted, *(hit for hit in hits if hit.id not in fresh)][:limit]
 
     async def terms(self, prefix: str, limit: int) -> Sequence[str]:
-        """Returns terms as `SearchIndex.terms` does."""
+        """Implements `SearchIndex.terms` for this index."""
         layers, searcher = tuple(self._layers), self._searcher
-        # A snapshot before the wait: for each document either the committed version counts or the uncommitted one.
+        # A snapshot before the await, so that of each document exactly one version is counted: the uncommitted one if
+        # there is one.
         replaced = tuple(_uncommitted_documents(layers, Collection.TWEETS))
         fresh = {term: len(users) for term, users in _uncommitted_terms(layers, prefix).items()}
-        # More than the limit, because uncommitted changes may move any of the terms.
+        # Reads more terms than the limit, because uncommitted changes may change the order of any of them.
         most = limit + len(fresh)
         counts = Counter(dict(await self._search(lambda: _live_terms(searcher, prefix, most, replaced))))
         counts.update(fresh)
         return sorted(counts, key=lambda term: (-counts[term], term))[:limit]
 
     async def most_used(self, prefixes: Sequence[str]) -> Sequence[str]:
-        """Returns terms as `SearchIndex.most_used` does."""
+        """Implements `SearchIndex.most_used` for this index."""
         layers, searcher = tuple(self._layers), self._searcher
         replaced = tuple(_uncommitted_documents(layers, Collection.TWEETS))
         fresh = [_uncommitted_terms(layers, prefix) for prefix in prefixes]
@@ -303,7 +309,7 @@ class Generation:
 def _open(folder: Path) -> tantivy.Index:
     folder.mkdir(parents=True, exist_ok=True)
     index = tantivy.Index(_SCHEMA, path=str(folder))
-    # Texts arrive split into words, so the index only splits at spaces.
+    # Texts are already split into words with spaces between them, so the index splits at spaces only.
     for name, tokenizer in (("whole", tantivy.Tokenizer.raw()), ("spaced", tantivy.Tokenizer.whitespace())):
         index.register_tokenizer(name, tantivy.TextAnalyzerBuilder(tokenizer).build())
     index.config_reader("manual")

@@ -2,8 +2,8 @@
 use.
 
 The folder holds one sub-folder for each index, named by its number, and `state.json` with the number of the index in
-use and the log offset up to which it is durable. The state is written after the commit, so a crash at worst makes
-events apply twice.
+use and the log offset up to which it is durable. The state is written after the commit, so after a crash some events
+are applied twice, but none is lost.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ PUTS_PER_TURN = 50
 # Maximum of uncommitted changes in memory, about 5 KB each. It is reached only if the disk fails; then `apply` fails
 # and the events stay in the log.
 MAX_UNCOMMITTED = 20_000
-# Must be incremented whenever the content of documents changes; an index of another format is rebuilt.
+# The version of the documents' format. Increment it whenever the content of documents changes: an index of another
+# format is rebuilt.
 FORMAT = 2
 
 _STATE = "state.json"
@@ -114,8 +115,8 @@ class EmbeddedSearchIndex:
             self._commit_soon.set()
 
     async def _put(self, changes: Sequence[IndexChange]) -> None:
-        # Read before the first await. An index begun during the wait gets these changes from its scan, which must not
-        # skip them.
+        # Read before the first await. An index whose build begins during the await gets these changes from its scan,
+        # which must not skip them.
         current, begun = self._current, self._next
         if begun is not None:
             self._applied_during_build.update((change.collection, change.id) for change in changes)
@@ -247,7 +248,8 @@ def _write_state(folder: Path, number: int, position: int) -> None:
 
 
 def _remove_others(folder: Path, number: int) -> None:
-    """Removes the folders of indexes that are not in use: discarded builds, also of a process that crashed."""
+    """Deletes the folders of all indexes except the one in use: those of discarded builds and of builds whose process
+    crashed."""
     for path in folder.iterdir():
         if path.is_dir() and path.name != str(number):
             with contextlib.suppress(OSError):

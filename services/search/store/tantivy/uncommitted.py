@@ -64,7 +64,8 @@ class UncommittedChanges:
 
 
 def _matches(document: Document, query: Query) -> bool:
-    """Returns True if a document that has all terms and words also has the phrases in order, and nothing excluded."""
+    """Returns True if the document has all phrases of the query in order, and none of its excluded terms and phrases.
+    The document must have all of its terms and words."""
     return (
         all(len(phrase) == 1 or _has_phrase(document.words, phrase) for phrase in query.phrases)
         and not holds_any(document, query.excluded_exact)
@@ -79,7 +80,7 @@ def holds_any(document: Document, terms: AbstractCollection[str]) -> bool:
 
 def _terms(document: Document) -> Iterator[str]:
     yield from document.exact
-    # A prefix that no exact term has separates words from exact terms.
+    # Words get a prefix that no exact term has, so that a word never equals an exact term.
     yield from map(_word_term, document.words)
 
 

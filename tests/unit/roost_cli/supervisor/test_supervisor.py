@@ -81,7 +81,7 @@ async def test_control_socket_request_restarts_service(supervisor: Supervisor, t
         assert path.stat().st_mode & 0o077 == 0
         assert await control.ask_restart(path, "graph") > 0
         assert supervisor.pids()["graph"] != [before]
-        with pytest.raises(CommandError, match="nothing named nobody runs"):
+        with pytest.raises(CommandError, match="no process named nobody runs"):
             await control.ask_restart(path, "nobody")
     with pytest.raises(CommandError, match="no supervisor runs here"):
         await control.ask_restart(path, "graph")
