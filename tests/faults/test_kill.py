@@ -35,6 +35,6 @@ async def test_kill_drill_killed_process_loses_nothing(tmp_path: Path, namespace
     assert not result.duplicated
     assert not result.strange
     assert result.homes_exact
-    # A busy machine may cause timeouts (504); any other failure is a fault.
-    assert not [failure for failure in result.failures if ": 504 " not in failure]
+    # On a busy machine the store may answer too late (`result.slow`); these requests succeeded when they were repeated.
+    assert not result.failures
     assert result.acknowledged > 0

@@ -92,7 +92,7 @@ def test_drill_service_option_accepts_services_and_single_process_faults_only(
     assert run(["drill", "crash", "--service", "tweet"]) == 2
 
 
-@pytest.mark.parametrize("change", ["none", "failed", "lost", "duplicated", "strange", "homes"])
+@pytest.mark.parametrize("change", ["none", "failed", "slow", "lost", "duplicated", "strange", "homes"])
 def test_drill_kill_with_failed_requests_returns_1(change: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = kill.Result(
         rounds=2, reads=100, writes=1, recoveries_s=[1.5], acknowledged=1, homes_exact=change != "homes"
@@ -101,6 +101,8 @@ def test_drill_kill_with_failed_requests_returns_1(change: str, capsys: pytest.C
         case "failed":
             found.failed, found.failures = 1, ["after tweet-1: GET /v1/timelines/home: 503"]
             found.by_service["tweet"] += 1
+        case "slow":
+            found.slow = 1
         case "lost" | "duplicated" | "strange":
             found.add(Faults(**({"lost": [], "duplicated": [], "strange": []} | {change: ["the post of 7"]})))
     assert found.clean == (change == "none")
