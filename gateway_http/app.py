@@ -95,7 +95,8 @@ class Gateway:
         request = Request(scope, receive, self._load, self._proxies)
         if self._cors is not None:
             request.response_headers.extend(self._cors.headers(request.headers.get(b"origin")))
-        # Of this request's task: whatever is logged within it carries its ids.
+        # Sets the current call of this request's task, so that each line logged within it has the request id and the
+        # trace id.
         current_call.set(Call(request_id=request.request_id, traceparent=request.traceparent))
         try:
             with self._load:

@@ -18,7 +18,8 @@ log = structlog.get_logger()
 
 # One address may have 1/8 of all connections. Users behind one address (NAT) share them; idle connections are evicted first.
 ADDRESS_SHARE = 8
-# Connections above the bounds that are open at once. Each may only receive an error, or the response to a probe.
+# The most connections above the bounds that are open at once. Each may only receive an error, or the response to a
+# probe.
 MAX_REJECTED = 64
 # Seconds between log lines about one bound; the counter counts every event.
 LOG_EVERY_S = 60.0
@@ -72,7 +73,7 @@ class _EvictionQueue:
 
 
 class _ClientConnections:
-    """The connections of one client address that has a bound."""
+    """The open connections of one client address whose number is bounded."""
 
     __slots__ = ("evictable", "open")
 
@@ -109,7 +110,7 @@ class Connections:
     ) -> None:
         self.max_total = max_total
         self.per_address = per_address or max(1, max_total // ADDRESS_SHARE)
-        # True if each response closes its connection.
+        # True while the process drains: then each response closes its connection.
         self.draining = False
         self._is_trusted = is_trusted
         self._by_client: dict[str, _ClientConnections] = {}

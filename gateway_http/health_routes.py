@@ -18,18 +18,19 @@ NO_STORE = (b"cache-control", b"no-store")
 
 
 class Livez:
-    """Liveness: the event loop runs."""
+    """The liveness route. It responds as long as the event loop runs."""
 
     name = "livez"
     is_probe = True
 
     async def serve(self, request: Request) -> Response:
-        """Returns 200."""
+        """Returns status 200."""
         return Response(200, (JSON_CONTENT_TYPE, *SECURITY_HEADERS, NO_STORE), b'{"status":"ok"}')
 
 
 class Readyz:
-    """Readiness: every service of the process serves. An unreachable peer or a fault makes the process degraded, which is still ready."""
+    """The readiness route: the process is ready if each of its services serves. An unreachable peer or a fault makes
+    the process degraded, which is still ready."""
 
     name = "readyz"
     is_probe = True

@@ -24,12 +24,14 @@ from gateway_http.request import BODY_TIMEOUT_S
 # Bytes of the request line and all headers. A token has 350 bytes, a query of 100 ids 2 kB.
 MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 100
-# From the start of the connection, or from the first byte of a later request, to the end of its headers.
+# Seconds from the start of the connection, or from the first byte of a later request, to the end of the request's
+# headers.
 HEADER_TIMEOUT_S = 10.0
-# Longer than the application's timeout for the body: by then it has responded, and further bytes of the body are useless.
+# Seconds for receiving a whole request. It is longer than the application's timeout for the body, so the application
+# has responded by then.
 MESSAGE_TIMEOUT_S = BODY_TIMEOUT_S + 1.0
-# A client that reads less than MIN_WRITE_PROGRESS_BYTES bytes of its response in this time is disconnected. A mere close would wait for it
-# to read the rest, without end.
+# A client that reads less than MIN_WRITE_PROGRESS_BYTES bytes of its response in this time is disconnected. Closing the
+# socket without aborting it would wait until the client reads the rest, possibly forever.
 WRITE_TIMEOUT_S = 30.0
 MIN_WRITE_PROGRESS_BYTES = 16 * 1024
 # Pipelined requests that may wait for the response to the current one.
@@ -119,7 +121,7 @@ class _WriteTimeout:
         self._transport = transport
         self._progress = _Timer(loop, self._check_progress)
         self._abort = _Timer(loop, transport.abort)
-        # What was left to send when the timeout began.
+        # The bytes that were unsent when the timeout began.
         self._unsent_bytes = 0
 
     def start(self) -> None:
@@ -206,7 +208,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def evict(self, stage: Stage) -> None:
         """Closes this connection in favour of a new one; sends 503 first if `stage` is not IDLE."""
         if self.transport.get_write_buffer_size():
-            # The client does not read: it would not receive an error response, and waiting for it would hold the descriptor.
+            # The client does not read its response, so it would not receive an error response either, and waiting for
+            # the client would keep the file descriptor open.
             self.transport.abort()
             return
         if stage is Stage.IDLE:

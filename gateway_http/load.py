@@ -7,7 +7,8 @@ from types import TracebackType
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Active requests at once. More would only wait longer; rejecting one costs 20 µs and tells the client when to retry.
+# The most active requests. With more, each would only wait longer; a rejection costs 20 µs and contains the time after
+# which the client may retry.
 MAX_ACTIVE = 1_000
 # Bytes of large bodies in memory at once. One has up to 1 MiB, and each of some thousand connections may send one.
 MAX_LARGE_BYTES = 64 << 20

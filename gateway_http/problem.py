@@ -53,7 +53,7 @@ _OWN_INTERNAL = "internal error "
 
 @dataclass(slots=True)
 class HttpError(Exception):
-    """An error with an HTTP status. Raised for what gRPC has no status for: 405, 408, 413, 415.
+    """An error with an HTTP status. It is raised for errors that no gRPC status describes: 405, 408, 413 and 415.
 
     `code` is the machine-readable code in the body, `detail` the sentence for people.
     """
@@ -85,7 +85,8 @@ def to_http_error(error: BaseException) -> tuple[HttpError, float | None]:
 
 
 def with_http_status(error: RoostError) -> tuple[HttpError, float | None]:
-    """Returns what `to_http_error` does, of an error that a client may see."""
+    """Returns the error, which a client may see, with its HTTP status, and the seconds for Retry-After, or None if a
+    retry would not help."""
     status = STATUS_OF[error.code]
     retry_after = error.retry_after_s
     if retry_after is None and status in _WITH_RETRY_AFTER:

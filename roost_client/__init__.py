@@ -7,7 +7,8 @@
         for tweet in roost.home_timeline():
             ...
 
-Answers are the API's own messages; refusals are raised as `ApiError`; lists are iterators that turn pages by themselves.
+Methods return the API's own messages. A failed call raises `ApiError`. Lists are iterators that request further pages
+when they need them.
 """
 
 from roost_client.client import Client, connect

@@ -20,7 +20,7 @@ from roost.tweet.v1 import tweet_service_pb2 as tweets
 from roost_client.transport import Transport, service_config
 
 PAGE_SIZE = 100
-# A home timeline that is still being built is polled this many times, with this pause in seconds.
+# The most polls of a home timeline that is still being built, and the pause between two polls in seconds.
 PARTIAL_TRIES = 50
 PARTIAL_PAUSE_S = 0.1
 
@@ -177,7 +177,7 @@ class Client:
         return self._transport.call(_TWEET["GetTweet"], request, tweets.GetTweetResponse).tweet
 
     def delete_tweet(self, tweet_id: int) -> None:
-        """Deletes a tweet of the caller. It is idempotent."""
+        """Deletes a tweet of the caller. Does nothing if the tweet is deleted already."""
         self._transport.call(
             _TWEET["DeleteTweet"], tweets.DeleteTweetRequest(tweet_id=tweet_id), tweets.DeleteTweetResponse
         )

@@ -35,7 +35,7 @@ class ApiError(Exception):
 
 def from_rpc(error: grpc.RpcError) -> ApiError:
     """Converts the exception of a gRPC call, including its error details, into an ApiError."""
-    # The object raised is also the call, which has code() and details(); its declared type has neither.
+    # gRPC raises the call object, which has code() and details(), but the declared type RpcError has neither.
     call: Any = error
     found = ApiError(call.code(), call.details() or "")
     try:

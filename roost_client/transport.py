@@ -21,7 +21,7 @@ RETRIES = {
     "initialBackoff": "0.05s",
     "maxBackoff": "0.5s",
     "backoffMultiplier": 2,
-    # Servers that shut down cancel calls that they have not started.
+    # A server that shuts down answers CANCELLED to calls that it has not started.
     "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 

@@ -20,7 +20,8 @@ from services.shared.signing_keys import IdentityKeySource
 
 def _of(name: str) -> ServiceFactory:
     async def build(context: ServiceContext) -> Service:
-        # Imported on use, so that a process of one service does not import all others, which takes 0.5 s of CPU.
+        # The module is imported on use, so that a process of one service does not import all services, which takes 0.5
+        # s of CPU.
         root = importlib.import_module(f"services.{name}.server")
         return cast(Service, await root.build(context))
 

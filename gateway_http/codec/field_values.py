@@ -92,42 +92,43 @@ def protobuf_integer(low: int, high: int) -> Converter:
 
 
 def text(value: Any) -> str:
-    """Accepts any string, also with U+0000, because a password may contain it."""
+    """Returns the value if it is a string, also one with U+0000, which a password may contain. Raises Malformed
+    otherwise."""
     if type(value) is not str:
         raise Malformed("must be a string")
     return value
 
 
 def boolean(value: Any) -> bool:
-    """Accepts true and false only."""
+    """Returns the value if it is true or false. Raises Malformed otherwise."""
     if type(value) is not bool:
         raise Malformed("must be true or false")
     return value
 
 
 def boolean_text(value: Any) -> bool:
-    """Accepts the texts `true` and `false`."""
+    """Returns the boolean of the text `true` or `false`. Raises Malformed for any other text."""
     if value not in ("true", "false"):
         raise Malformed("must be true or false")
     return bool(value == "true")
 
 
 def number(value: Any) -> float:
-    """Accepts JSON numbers, including integers."""
+    """Returns a JSON number as a float. Raises Malformed for any other value."""
     if type(value) is not float and type(value) is not int:
         raise Malformed("must be a number")
     return float(value)
 
 
 def number_text(value: Any) -> float:
-    """Accepts finite JSON numbers as text."""
+    """Returns the finite JSON number in the text. Raises Malformed for any other text."""
     if _NUMBER(value) is None or not math.isfinite(found := float(value)):
         raise Malformed("must be a number")
     return found
 
 
 def base64_bytes(value: Any) -> bytes:
-    """Accepts bytes in standard base64 with padding."""
+    """Returns the bytes of a text in standard base64 with padding. Raises Malformed for any other value."""
     if type(value) is not str or _BASE64(value) is None:
         raise Malformed("must be standard base64")
     try:
@@ -180,7 +181,7 @@ def short_name(name: str, descriptor: EnumDescriptor) -> str:
 
 
 def timestamp(value: Any) -> Timestamp:
-    """Accepts a time by RFC 3339."""
+    """Returns the time in an RFC 3339 text. Raises Malformed for any other value."""
     found = Timestamp()
     if type(value) is not str or _TIMESTAMP(value) is None:
         raise Malformed("must be a time by RFC 3339, such as 2026-01-31T12:00:00Z")
@@ -192,7 +193,8 @@ def timestamp(value: Any) -> Timestamp:
 
 
 def duration(value: Any) -> Duration:
-    """Accepts seconds with the suffix `s`, such as `1.5s`."""
+    """Returns the duration in a text of seconds with the suffix `s`, such as `1.5s`. Raises Malformed for any other
+    value."""
     found = Duration()
     if type(value) is not str or _DURATION(value) is None:
         raise Malformed("must be seconds such as 1.5s")

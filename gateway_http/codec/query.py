@@ -20,7 +20,8 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 def parse_query(raw: bytes) -> dict[str, list[bytes]]:
     """Returns the values of each parameter by name, in order. Values are still percent-encoded, because lists split at unencoded commas.
 
-    Raises INVALID_ARGUMENT for more than MAX_PARAMETERS parameters, and for names as `decode_text` does.
+    Raises INVALID_ARGUMENT for more than MAX_PARAMETERS parameters, and for names with invalid percent escapes, bytes
+    that are not UTF-8, or U+0000.
     """
     if not raw:
         return {}

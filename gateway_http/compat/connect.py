@@ -73,7 +73,8 @@ class ConnectCall(RpcRoute):
         self._compressible = any(one.http_method == "GET" for one in bindings(method))
 
     async def serve(self, request: Request) -> Response:
-        """Serves one call; renders every error as Connect's JSON, so it raises only ClientGoneError."""
+        """Serves one call; renders every error as Connect's JSON. Raises only ClientGoneError, if the client
+        disconnected."""
         try:
             return await self._serve(request)
         except ClientGoneError:

@@ -12,14 +12,15 @@ from services.platform.events.log import Apply, ConsumedEvent
 
 GROUP = "engagement-counts"
 TOPICS = ("tweet.liked", "tweet.unliked")
-# Each bucket of likes is counted at most once in this time, however fast a tweet is liked: one count covers all the
-# likes of a batch of events.
+# Seconds between two counts of the same bucket of likes, however fast a tweet is liked: one count covers all likes in a
+# batch of events.
 ROUND_S = 1.0
 
 
 def recounting(recount: Callable[[Iterable[tuple[int, int]]], Awaitable[int]]) -> Apply:
-    """Returns an Apply that passes `recount` the (tweet id, user id) pairs of the events. `recount` returns the number
-    of buckets that it counted; if any, the next batch waits until ROUND_S is over."""
+    """Returns the `apply` callback of a consumer of like events. It passes the (tweet id, user id) pairs of a batch to
+    `recount`, which returns the number of buckets that it counted. If that is not 0, the next batch is applied ROUND_S
+    seconds later at the earliest."""
 
     async def apply(events: Sequence[ConsumedEvent]) -> None:
         clock = asyncio.get_running_loop().time

@@ -97,7 +97,8 @@ class EngagementService(EngagementServiceServicer):
     async def BatchGetCounts(self, request: pb.BatchGetCountsRequest, context: object) -> pb.BatchGetCountsResponse:
         ids = list(request.ids)
         response = await self._store.batch_get_counts(ids)
-        # Every reaction is counted, so a viewer has no reaction to tweets without counts.
+        # Every reaction is counted, so the viewer has no reaction to tweets without counts, and their viewer states
+        # need not be read.
         if request.viewer_id and response.counts:
             marked = await self._store.batch_get_viewer_states(request.viewer_id, ids)
             response.states.MergeFrom(marked.states)

@@ -1,4 +1,4 @@
-"""Finds the tweets that reactions refer to at the tweet service."""
+"""Reads the tweets that reactions refer to from the tweet service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Builds the events that graph publishes. A store writes them to its outbox in the transaction that makes them true."""
+"""Builds the events that graph publishes. A store writes an event to its outbox in the transaction that changes the
+edges or the tier."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from services.platform.events.records import new_record
 
 
 class WriteStamp(NamedTuple):
-    """Everything about a write that is decided before it runs, so that a repeat has the same effect.
+    """The time, version, event ids and trace of a write. They are decided before the write runs, so that a repeat has
+    the same effect.
 
     `at_ms` is its time (Unix milliseconds), `version` becomes the relation version of the users it changes, `event_ids`
     holds one id for each event that it may cause, and `traceparent` is the trace context of the call.

@@ -16,7 +16,7 @@ from services.platform.backends import OpenedStore, open_store
 from services.platform.service import Service, ServiceContext
 from services.shared.absences import TOPICS, following_absences
 
-# Consumer group of the consumer that follows users who become inactive or active again.
+# Consumer group of the events about users who become inactive or active again.
 ABSENCES = "graph-absences"
 
 
@@ -35,7 +35,7 @@ async def build(context: ServiceContext) -> Service:
         stores.tiers.on_change(publisher.publish)
         publisher.publish(await stores.tiers.list_since(int(context.clock() * 1000) - FORMER_CELEBRITY_RETENTION_MS))
     except BaseException:
-        # Without this a failed start would leave the database file locked.
+        # Closes the stores, because otherwise the database file would stay locked after a failed start.
         await stores.close()
         raise
     return Service(

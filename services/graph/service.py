@@ -25,8 +25,8 @@ from services.platform.rpc import errors
 # The proto's max_items of one streamed message.
 FOLLOWEES_PER_MESSAGE = 500
 EDGES_PER_MESSAGE = 1_000
-# Identity sends ids that it has just read itself. To ask identity whether they exist would double the cost of a
-# profile.
+# The caller whose ids are not checked: identity sends ids of users that it has just read. Calling identity to check
+# whether they exist would double the cost of a profile.
 _IDENTITY = "identity"
 
 log = structlog.get_logger(__name__)
@@ -143,8 +143,8 @@ class GraphService(GraphServiceServicer):
     async def StreamFollowingIds(
         self, request: pb.StreamFollowingIdsRequest, context: _Context
     ) -> AsyncIterator[pb.StreamFollowingIdsResponse]:
-        # Read before the first followee. A version read later could belong to a follow that the list lacks, and a
-        # reader would cache the list under it.
+        # The version is read before the first followee. A version read later could include a follow that the list
+        # lacks, and a reader would cache the incomplete list under this version.
         version = await self._stores.visibility.relation_version(request.user_id)
         found_any = False
         async for page in self._pages(Listing.FOLLOWING, request.user_id, FOLLOWEES_PER_MESSAGE):

@@ -1,6 +1,7 @@
 """Celebrity tiers: the rule that assigns them and the publisher that streams changes to subscribers.
 
-A celebrity has so many followers that readers pull the author's tweets instead of fan-out pushing them.
+A celebrity has so many followers that fan-out does not add the author's tweets to home timelines; readers pull them
+instead.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from services.platform.background import BackgroundWorker
 from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 
-# A demoted author is still pulled into homes built before the demotion, and a home not read for 30 days is dropped. One
-# day is spare.
+# Milliseconds for which a demotion is reported. A demoted author is still pulled into home timelines built before the
+# demotion, and a home timeline that was not read for 30 days is dropped. One day is spare.
 FORMER_CELEBRITY_RETENTION_MS = 31 * 24 * 3600 * 1000
-# Subscribers drop a stream that is silent for 30 s, so six heartbeats in a row must be lost.
+# Seconds between heartbeats. Subscribers drop a stream that is silent for 30 s, that is, after six lost heartbeats.
 HEARTBEAT_S = 5.0
 # The proto's max_items of one streamed message.
 MAX_ENTRIES = 1_000
-# Changes queued for one subscriber: far more than any second brings. A subscriber this slow does better to reconnect
+# Changes queued for one subscriber: far more than occur in a second. A subscriber this slow does better to reconnect
 # and read a snapshot.
 MAX_PENDING = 10_000
 # How often a process reads the tiers that other processes wrote, and how long it serves the last result while reads
@@ -72,8 +73,8 @@ class TierRule:
         return _OVERRIDES.get(choice, by_count)
 
     def followers_until_change(self, followers: int) -> int:
-        """Returns how many more followers it takes before the tier can change, or 0 if losing followers could change it
-        too."""
+        """Returns how many more followers the user must gain before the tier can change; 0 if a loss of followers can
+        change it too."""
         return self.threshold - followers if followers * 5 < self.threshold * 4 else 0
 
 
@@ -83,8 +84,8 @@ _OVERRIDES = {pb.TIER_CHOICE_NORMAL: pb.TIER_NORMAL, pb.TIER_CHOICE_CELEBRITY: p
 class TierPublisher:
     """Publishes tiers to subscribers: all celebrities, and authors demoted within the last 31 days.
 
-    For use by one event loop. `clock` returns Unix seconds. Of several entries of one user the one with the largest
-    `changed_at_ms` wins, so duplicates and reordering do no harm.
+    Belongs to one event loop. `clock` returns Unix seconds. If several entries of one user are published, the one with
+    the largest `changed_at_ms` is kept, so duplicates and reordering do no harm.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -97,7 +98,7 @@ class TierPublisher:
         """Does nothing: `publish` fills the publisher while the service is built."""
 
     async def stop(self) -> None:
-        """Ends every subscription with UNAVAILABLE, because an endless stream would hold up the drain."""
+        """Ends every subscription with UNAVAILABLE, because an endless stream would delay the end of the process."""
         for subscription in tuple(self._subscriptions):
             subscription.end("the service is stopping; reconnect")
 
@@ -114,9 +115,10 @@ class TierPublisher:
             subscription.add(news)
 
     def set_stale(self, stale: bool) -> None:
-        """Sets whether changes by other processes may be missing here.
+        """Sets whether this publisher may lack changes that other processes wrote.
 
-        While stale, subscriptions are ended and refused with UNAVAILABLE. That makes fan-out pause and readers pull.
+        While stale, subscriptions are ended and refused with UNAVAILABLE. Then fan-out pauses and readers pull all
+        authors.
         """
         self._stale = stale
         if stale:

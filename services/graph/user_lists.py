@@ -12,12 +12,12 @@ from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
 
-# Suggestions are computed again for every page, so deep pages would only repeat the work.
+# The most suggestions over all pages. They are computed again for every page, so more pages would only repeat the work.
 MAX_SUGGESTIONS = 200
 
 
 class UserLists:
-    """Builds pages of users as one reader may see them; reader id 0 stands for a reader without a token.
+    """Builds pages of users as one reader may see them; reader id 0 means a reader without a token.
 
     A cursor is valid for its own list only. A cursor of a private list (blocks, mutes, suggestions) is also valid for
     its owner only; any other use raises INVALID_ARGUMENT.

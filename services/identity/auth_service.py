@@ -44,7 +44,7 @@ from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# A signature takes at least 0.1 ms, so the event loop runs other tasks after so many.
+# Tokens signed before the event loop gets control again, because a signature takes at least 0.1 ms.
 SIGNATURES_PER_YIELD = 20
 # User ids in one audit line: a thousand would take 20 kB. The line also has the number of users.
 MAX_AUDITED_IDS = 20
@@ -97,7 +97,8 @@ class AuthService(AuthServiceServicer):
         user_id = await self._ids.mint()
         core = new_core(user_id, request.username, request.profile)
         await check_new_password(request.password, _owner_names(request.username, request.email), "password")
-        # The store decides when it creates the account. Checking first saves hashing the password if the name is taken.
+        # The store guarantees that the name is unique. This check only avoids hashing the password if the name is
+        # taken.
         if await self._accounts.by_username(username_key):
             raise errors.already_exists("the username is taken: choose another", Reason.USERNAME_TAKEN)
         if self._username_policy.is_reserved(request.username):
@@ -119,7 +120,8 @@ class AuthService(AuthServiceServicer):
 
     async def Login(self, request: pb.LoginRequest, context: _Context) -> pb.LoginResponse:
         login = await _find_login(self._accounts, request.username, request.email)
-        # Unknown accounts take the same path and time as known ones, so the response time does not reveal which exist.
+        # The check runs for unknown accounts too and takes the same time, so that the response time does not reveal
+        # whether an account exists.
         matches = await self._passwords.check(request.password, login.credential if login is not None else None)
         if login is None or not matches:
             raise _wrong_credentials()
@@ -199,7 +201,7 @@ class AuthService(AuthServiceServicer):
         ended = [event_pb2.SessionRevoked(user_id=user_id, session_id=session.session_id) for session in others]
         records = [await self._events.record(body) for body in ended]
         if not await self._credentials.replace(user_id, checked, new, keep, records):
-            # The password was changed after the comparison, so the given one is no longer current.
+            # The password was changed after the comparison, so the given password is no longer the current one.
             raise _wrong_current_password()
         return pb.ChangePasswordResponse()
 
@@ -285,7 +287,8 @@ def _wrong_current_password() -> errors.RoostError:
 
 
 def _deactivated() -> errors.RoostError:
-    # Returned only after the password was verified: for everyone else the account does not exist.
+    # This error is returned only after the password was verified, because nobody else may learn that the account
+    # exists.
     message = (
         "the account was deleted: log in with `reactivate` set to true to restore it, which works until it is purged"
     )
@@ -293,5 +296,5 @@ def _deactivated() -> errors.RoostError:
 
 
 def _wrong_credentials() -> errors.RoostError:
-    # Identical for a wrong password and for an unknown name, so that it does not reveal which names exist.
+    # The error is identical for a wrong password and for an unknown name, so that it does not reveal which names exist.
     return errors.unauthenticated("the username or the password is wrong", reason=Reason.WRONG_CREDENTIALS)

@@ -1,6 +1,7 @@
 """Consumes identity's own user events on the cluster backend: writes the user reference to Redis again.
 
-The writer writes it before it responds. This consumer repeats the write, in case Redis was unavailable then.
+The RPC that changes an account writes the reference before it responds. This consumer repeats the write, in case Redis
+was unavailable then.
 """
 
 from __future__ import annotations

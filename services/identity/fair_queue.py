@@ -14,7 +14,7 @@ class FairQueue(Generic[T]):
     def __init__(self, max_items: int) -> None:
         self._max_items = max_items
         self._length = 0
-        # In round-robin order: the next key comes first. No line is empty.
+        # The lines by key, in round-robin order: `pop` serves the first. No line is empty.
         self._lines: dict[str, deque[T]] = {}
 
     def __len__(self) -> int:
@@ -23,7 +23,8 @@ class FairQueue(Generic[T]):
     def push(self, key: str, item: T) -> T | None:
         """Adds the item to its key's line. Returns the item that was evicted, or None.
 
-        A full queue evicts the last item of the longest line, or rejects `item` (returns it) if its own line would be as long.
+        A full queue evicts the last item of the longest line, or returns `item` without adding it if its own line would
+        be as long.
         """
         evicted: T | None = None
         if self._length >= self._max_items:

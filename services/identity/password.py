@@ -42,7 +42,7 @@ _NO_HASH = b"." * 31
 
 
 class Scheme(enum.IntEnum):
-    """How a stored hash was computed. The numbers are stored: append only, never renumber."""
+    """The algorithm of a stored hash. The numbers are stored: append only, never renumber."""
 
     NONE = 0
     """No hash: no password matches."""
@@ -60,7 +60,7 @@ class Credential(NamedTuple):
 
 
 def imported_credential(password_hash: str) -> Credential:
-    """Returns the credential of an imported bcrypt hash; for an empty text, one that no password matches.
+    """Returns the credential of an imported bcrypt hash; for an empty text, a credential that no password matches.
 
     Raises INVALID_ARGUMENT if the salt is invalid, or if the cost is not within MIN_IMPORTED_COST and MAX_IMPORTED_COST.
     """
@@ -101,9 +101,9 @@ class _Job:
 class Passwords:
     """Hashes and checks passwords in a bounded pool of `workers` threads with a bounded queue.
 
-    The queue is shared fairly between client addresses: an address that sends many requests waits for its own, and gets
-    RESOURCE_EXHAUSTED if the queue is full. It is not shared by account, because guesses at an account would then delay its owner.
-    `cost` is that of bcrypt: each step doubles the time; 12 takes about 240 ms.
+    The queue is shared fairly between client addresses: an address that sends many requests delays only its own
+    requests, and gets RESOURCE_EXHAUSTED if the queue is full. It is not shared by account, because guesses at an
+    account would then delay its owner. `cost` is that of bcrypt: each step doubles the time; 12 takes about 240 ms.
     """
 
     def __init__(self, pepper: bytes, cost: int, workers: int | None = None) -> None:
@@ -114,7 +114,8 @@ class Passwords:
         self._workers = count
         self._running = 0
         self._queue: FairQueue[_Job] = FairQueue(count * QUEUED_PER_WORKER)
-        # Has the same cost as real hashes, so that checking an unknown account takes the same time.
+        # A hash that no password matches, of the same cost as real hashes, so that the check of an unknown account
+        # takes the same time.
         self._dummy = Credential(Scheme.PEPPERED, bcrypt.gensalt(cost) + _NO_HASH)
 
     async def hash(self, password: str) -> Credential:
@@ -131,7 +132,8 @@ class Passwords:
         known = credential if credential is not None and credential.scheme != Scheme.NONE else self._dummy
         if known.scheme == Scheme.IMPORTED:
             prepared = password.encode()
-            # Other systems may have truncated the password silently; here a longer one never matches, but takes the same time.
+            # Other systems may have truncated a longer password silently. Here a password of more than
+            # MAX_IMPORTED_BYTES never matches, but its check takes the same time.
             fits = len(prepared) <= MAX_IMPORTED_BYTES
             prepared = prepared[:MAX_IMPORTED_BYTES]
         else:

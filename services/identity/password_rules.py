@@ -24,7 +24,8 @@ async def check_new_password(password: str, names: Iterable[str], field: str) ->
 
     The check ignores case, and normalises to NFKC as the hash does.
     """
-    # In a thread, because it reads files: about a hundred microseconds, more if the disk is busy.
+    # The check runs in a thread, because it reads files, which takes about a hundred microseconds, or more if the disk
+    # is busy.
     reason = await asyncio.to_thread(_weakness, password, [name.casefold() for name in names])
     if reason:
         raise errors.invalid_argument(reason, field=field)

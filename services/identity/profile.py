@@ -101,7 +101,8 @@ def normalize_field(field: str, value: str, path: str = "") -> str:
 
 
 def new_core(user_id: int, username: str, profile: user_pb2.Profile, path: str = "profile") -> bytes:
-    """Returns a new user's core: a serialised User with fields 1 to 9. Raises as `normalize_field`, on fields below `path`."""
+    """Returns a new user's core: a serialised User with fields 1 to 9. Raises INVALID_ARGUMENT, on fields below `path`,
+    for texts that `normalize_field` rejects."""
     user = user_pb2.User(id=user_id, username=username)
     user.created_at.FromMilliseconds(snowflake.timestamp_ms(user_id))
     for name in MAX_CODE_POINTS:
@@ -111,7 +112,8 @@ def new_core(user_id: int, username: str, profile: user_pb2.Profile, path: str =
 
 
 def changed_core(core: bytes, changes: Mapping[str, str]) -> bytes:
-    """Returns the core with the given profile fields replaced. Raises as `normalize_field`."""
+    """Returns the core with the given profile fields replaced. Raises INVALID_ARGUMENT for texts that `normalize_field`
+    rejects."""
     user = user_pb2.User.FromString(core)
     for name, value in changes.items():
         setattr(user, name, normalize_field(name, value))

@@ -34,7 +34,7 @@ async def build(context: ServiceContext) -> Service:
         refresh_tokens = RefreshTokens(await stores.secrets.get_or_create("refresh_token_key", _new_secret))
         signer = Signer(await stores.secrets.get_or_create("signing_key", new_key), context.clock)
     except BaseException:
-        # Otherwise the file stays locked after a failed start.
+        # Closes the stores, because otherwise the database file would stay locked after a failed start.
         await stores.close()
         raise
     passwords = Passwords(pepper, context.settings.bcrypt_cost)

@@ -39,7 +39,8 @@ class Signer:
             "sub": str(user_id),
             "sid": str(session_id),
             "roles": sorted(roles),
-            # In milliseconds, so that a token issued right after all sessions were ended does not count as issued before.
+            # `iat` has milliseconds, so that a token issued right after all sessions were ended is not treated as
+            # issued before.
             "iat": round(now, 3),
             "exp": int(now) + ttl_s,
         }

@@ -64,7 +64,7 @@ class UserHydrator:
                 user.metrics.followers = counts.followers
                 user.metrics.following = counts.following
                 user.metrics.tweets = tweets.get(account.user_id, 0)
-                # Makes the field present even if all counts are zero.
+                # SetInParent makes the field `metrics` present even if all counts are zero.
                 user.metrics.SetInParent()
             if account.user_id == reader_id:
                 user.email = account.email
@@ -86,7 +86,8 @@ class UserHydrator:
             return {}
         request = graph_service_pb2.BatchGetRelationshipsRequest(ids=others)
         try:
-            # No FRAGMENT_TIMEOUT_S: no user may be returned without relationships, so the call may use all remaining time.
+            # FRAGMENT_TIMEOUT_S does not apply: no user may be returned without relationships, so the call may use all
+            # remaining time.
             answer = await self._graph.BatchGetRelationships(request)
         except grpc.aio.AioRpcError as error:
             log.warning(LogEvent.RELATIONSHIPS_FAILED, code=error.code().name, details=error.details())

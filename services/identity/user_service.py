@@ -31,10 +31,10 @@ MAX_ATTEMPTS = 20
 MAX_BACKOFF_S = 0.05
 # Accounts in one message of a scan: the protos allow 1,000; 500 accounts of maximum size stay below 1 MiB.
 ACCOUNTS_PER_SCAN_MESSAGE = 500
-# Checking a profile takes some 20 µs. The event loop runs other tasks after so many.
+# Imported profiles checked before the event loop gets control again: each takes some 20 µs.
 IMPORTS_PER_YIELD = 50
 
-# The generated type differs from method to method, and nothing here asks the context for anything.
+# The generated context type differs between methods, and no method here uses the context.
 _Context = Any
 
 
@@ -89,7 +89,7 @@ class UserService(UserServiceServicer):
     async def DeleteUser(self, request: pb.DeleteUserRequest, context: _Context) -> pb.DeleteUserResponse:
         def changed(account: Account) -> tuple[Account, Message] | None:
             if account.state == user_pb2.USER_STATE_SUSPENDED:
-                # Otherwise deleting and reactivating the account would end a suspension.
+                # A suspended account cannot be deleted, because deleting and reactivating it would end the suspension.
                 raise errors.permission_denied("the account is suspended: ask the operator", Reason.USER_SUSPENDED)
             body = event_pb2.UserDeleted(user_id=account.user_id, version=account.version + 1)
             return _to_state(account, user_pb2.USER_STATE_DEACTIVATED, body)
@@ -126,7 +126,8 @@ class UserService(UserServiceServicer):
         return pb.ImportUsersResponse(user_ids=await self._accounts.import_accounts(new))
 
     async def BatchGetUserRefs(self, request: pb.BatchGetUserRefsRequest, context: _Context) -> pb.SerializedUserRefs:
-        # The wire type: the references stay serialised, because the hydrator has most of them parsed in its cache.
+        # Returns the wire type, in which the references stay serialised, because the hydrator has parsed most of them
+        # before and cached the results.
         return pb.SerializedUserRefs.FromString(await self._accounts.refs_serialized(list(request.ids)))
 
     async def ScanUsers(self, request: pb.ScanUsersRequest, context: _Context) -> AsyncIterator[pb.ScanUsersResponse]:

@@ -66,7 +66,8 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer, BackgroundWorker):
         return pb.RegisterInstanceResponse(lease_ms=LEASE_MS)
 
     async def RenewLease(self, request: pb.RenewLeaseRequest, context: Any) -> pb.RenewLeaseResponse:
-        """Extends the lease to LEASE_MS from now. Raises NOT_FOUND if there is none: the instance must register again."""
+        """Extends the lease to LEASE_MS from now. Raises NOT_FOUND if the instance has no lease and must register
+        again."""
         lease = self._services.get(request.service, {}).get(request.instance_id)
         if lease is None:
             raise errors.not_found("the instance has no lease: register it again")

@@ -18,7 +18,7 @@ TOPICS = ("user.suspended", "user.deleted", "user.reinstated")
 _BACK = "user.reinstated"
 
 # Called with a user id, whether the user's actions are excluded from counts, and the time of that decision in Unix
-# microseconds. It may be called again with the same decision or with an earlier one, which must change nothing.
+# microseconds. It may be called again with the same or an earlier decision and must then change nothing.
 SetAbsent = Callable[[int, bool, int], Awaitable[None]]
 
 

@@ -19,7 +19,8 @@ from services.platform.rpc.stream_subscriber import StreamSubscriber
 # Graph sends a heartbeat every 5 s. After six missed ones the tiers are stale.
 STREAM_TIMEOUT_S = 30.0
 RETRY_FIRST_S = 0.05
-# Well below any clock margin; within the margin a stale tier does no harm.
+# The longest delay in seconds before the next attempt to subscribe. It is well below any clock margin, within which
+# outdated tiers do no harm.
 RETRY_MAX_S = 2.0
 # In a single process the first snapshot arrives within milliseconds. If graph is unavailable, the service starts
 # without it.
@@ -29,7 +30,8 @@ _TIERS = (0,)
 
 
 class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
-    """Worker that knows at any time which authors are celebrities: readers pull their tweets, and fan-out skips them.
+    """A worker that holds a current copy of the celebrity tiers: readers pull the tweets of celebrities, and fan-out
+    skips celebrities.
 
     It subscribes to graph's StreamTiers, which sends all celebrities first and then each change, and subscribes again
     when the stream is lost. Readers and fan-out processes learn of a change at different moments. So for `margin_s`
@@ -63,7 +65,8 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
         return self._celebrity_since.keys()
 
     def fresh(self) -> bool:
-        """Returns whether the tiers are current enough to decide by. If not, readers pull and fan-out pauses."""
+        """Returns whether the copy of the tiers is current enough for decisions. If not, readers pull all authors and
+        fan-out pauses."""
         return self._monotonic() <= self._fresh_until
 
     def is_celebrity(self, user_id: int) -> bool:
@@ -76,12 +79,12 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
         return since is not None and now_ms - since >= self._margin_ms
 
     def demoted_since(self, ms: int) -> Sequence[int]:
-        """Returns the users who stopped being celebrities after `ms` (Unix milliseconds). Demotions are known for 31
-        days."""
+        """Returns the users who stopped being celebrities after `ms` (Unix milliseconds). Graph reports such changes
+        for 31 days."""
         if self._connected:
             self._change_tracker.read(_TIERS)
         else:
-            # Still usable, but no change would be noticed without the stream.
+            # The tiers are still current enough, but without the stream no change would invalidate a cached response.
             read_tracking.mark_uncacheable()
         if self._demotions_by_time is None:
             self._demotions_by_time = sorted((changed, user_id) for user_id, changed in self._demoted_at.items())
@@ -106,7 +109,7 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
             self._snapshot.extend(message.entries)
             if not message.snapshot_end:
                 return
-            # Replaced without an await in between, so no reader sees half a snapshot.
+            # All entries are replaced without an await in between, so no reader sees half a snapshot.
             self._celebrity_since.clear()
             self._demoted_at.clear()
             self.version += 1

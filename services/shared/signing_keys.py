@@ -1,6 +1,6 @@
 """Fetches the public keys that verify access tokens from identity.
 
-The platform cannot, because it imports no domain stub.
+The platform, which verifies the tokens, cannot call identity itself, because it imports no domain stub.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ def no_such_tweet() -> errors.RoostError:
 
 
 class TweetAccess:
-    """Finds tweets for calls that refer to them. A retweet stands for its original: both must be live, and their
-    authors visible. Methods raise UNAVAILABLE if a service that they call cannot answer."""
+    """Finds tweets for calls that refer to them. A call that names a retweet refers to its original; both must be live,
+    and the authors of both visible. Methods raise UNAVAILABLE if a service that they call cannot answer."""
 
     def __init__(self, find: FindTweet, hydrator: Hydrator) -> None:
         self._find = find
@@ -57,7 +57,8 @@ class TweetAccess:
 
     async def actionable(self, user_id: int, tweet_id: int) -> tweet_pb2.TweetCore:
         """Returns the original that the user may reply to, quote, retweet or like. Raises PERMISSION_DENIED (BLOCKED)
-        if a block between the user and an author is all that hides the tweet, else NOT_FOUND as `visible`."""
+        if the tweet is hidden only by a block between the user and an author, and NOT_FOUND if it is missing, deleted
+        or hidden for another reason."""
         core, author_ids = await self._live_original(tweet_id)
         if await self._may_see(user_id, author_ids):
             return core

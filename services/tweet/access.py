@@ -1,4 +1,4 @@
-"""Finds the tweets that calls refer to in the service's own store."""
+"""Reads the tweets that calls refer to from the tweet service's own store."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Consumes the service's own events to finish the side effects of a write, in the cluster backend only. A process may
-die, or Redis may refuse, between the commit of a write and the publication of its versions. The work is idempotent and
-independent of the order of events, because it depends on the present state of the tweet."""
+"""Consumes the service's own events to finish the side effects of a write, in the cluster backend only. After the
+commit of a write the process may die, or Redis may reject the new versions. The work is idempotent and independent of
+the order of events, because it depends on the present state of the tweet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ TOPICS = ("tweet.edited", "tweet.deleted", "tweet.restored")
 
 
 def finishing_side_effects(finish: Callable[[Sequence[int]], Awaitable[None]]) -> Apply:
-    """Returns an Apply that passes `finish` the ids of the events' tweets, each once."""
+    """Returns the `apply` callback of a consumer of TOPICS. It passes the ids of a batch's tweets, each once, to
+    `finish`."""
 
     async def apply(events: Sequence[ConsumedEvent]) -> None:
         await finish(list(dict.fromkeys(map(_tweet_id, events))))

@@ -1,4 +1,4 @@
-"""Pages of tweets and users around a tweet, filtered to what the caller may see."""
+"""Builds pages of the replies, quotes and retweeters of a tweet that the caller may see."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class TweetPages:
         return await self._access.visible(calls.reader_id(), tweet_id)
 
     async def replies(self, request: Any) -> tweet_pb2.SerializedTweetPage:
-        """Returns the direct replies to `request.tweet_id`, newest first. Raises NOT_FOUND as `original`."""
+        """Returns the direct replies to `request.tweet_id`, newest first. Raises NOT_FOUND if it is hidden from the caller."""
         tweet_id = (await self.original(request.tweet_id)).head.id
         return await self.page(request, f"replies/{tweet_id}", partial(self._links.list_replies, tweet_id))
 
     async def quotes(self, request: Any) -> tweet_pb2.SerializedTweetPage:
-        """Returns the quotes of `request.tweet_id`, newest first. Raises NOT_FOUND as `original`."""
+        """Returns the quotes of `request.tweet_id`, newest first. Raises NOT_FOUND if it is hidden from the caller."""
         tweet_id = (await self.original(request.tweet_id)).head.id
         return await self.page(request, f"quotes/{tweet_id}", partial(self._links.list_quotes, tweet_id))
 

@@ -1,4 +1,4 @@
-"""The servicer of roost.tweet.v1.ReplyService. A reply is a tweet with a parent, so it follows the same rules."""
+"""The servicer of roost.tweet.v1.ReplyService. A reply is a tweet with a parent, so the rules of tweets apply to it."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class TweetServicer(TweetServiceServicer):
             return self._stores.lists.list_author(user_id, before_id, limit, replies=replies, retweets=retweets)
 
         page = await self._pages.page(request, f"user_tweets/{user_id}/{replies:d}{retweets:d}", fetch)
-        # A tweet on the page proves that the reader may see its author. Only an empty page needs the check.
+        # If the page has a tweet, the reader may see its author. For an empty page this must be checked.
         if not page.tweets and not await self._hydrator.author_fragments(calls.reader_id(), [user_id]):
             raise errors.not_found("no such user")
         return page

@@ -21,19 +21,19 @@ from services.shared.hydration.hydrator import Hydrator
 from services.tweet.pages import TweetPages
 from services.tweet.store import MAX_PAGE, LinkLists
 
-# Levels of replies shown below the requested tweet, which bounds the rounds of a page. Deeper replies are shown by the
-# thread of one of their ancestors.
+# Levels of replies shown below the requested tweet, which bounds the number of reads of a page. Deeper replies are
+# shown by the thread of one of their ancestors.
 MAX_DEPTH = 100
-# Replies shown of each reply, oldest first: one with thousands must not push its siblings off the page. The direct
-# replies to the requested tweet are not limited.
+# Replies shown below each reply, oldest first, so that a reply with thousands of replies does not displace its siblings
+# from the page. The direct replies to the requested tweet are not limited.
 MAX_BREADTH = 100
 # Nodes shown above and including the requested tweet, as many as a page may hold. Of a longer chain the first tweet and
 # the nearest ones are shown.
 MAX_SHOWN_ANCESTORS = 100
-# Ancestors read from the store. Depths count from the topmost of them: a longer walk would cost reads and nobody
-# scrolls so far.
+# Ancestors read from the store. Depths are counted from the topmost of them. Reading more would cost time, and no
+# reader scrolls that far.
 MAX_ANCESTORS = MAX_PAGE
-# Mostly 2 KB each, at most 20 KB.
+# Thread pages in the cache, usually 2 KB each, at most 20 KB.
 CACHED_PAGES = 2_048
 # The version in the key keeps entries correct. The TTL drops entries that nobody reads and ids that were purged.
 TTL_S = 30.0
@@ -78,8 +78,8 @@ class Threads:
         self._page_cache: Cache[_PageKey, ThreadPage] = Cache(CACHED_PAGES, TTL_S)
 
     async def page(self, request: reply_service_pb2.GetThreadRequest) -> tweet_pb2.SerializedThread:
-        """One page of the thread of `request.tweet_id`, or of what it retweets. What may not be seen is a tombstone;
-        NOT_FOUND where that is the tweet itself."""
+        """Returns a page of the thread of `request.tweet_id`, or of its original if it is a retweet. Tweets that the
+        caller may not see are tombstones. Raises NOT_FOUND if the caller may not see the requested tweet."""
         core = await self._pages.original(request.tweet_id)
         tweet_id = core.head.id
         list_name = f"thread/{tweet_id}"
@@ -104,7 +104,7 @@ class Threads:
         top = Node(tweet_id, ancestor_ids[0] if ancestor_ids else 0, len(ancestor_ids))
         ancestors = [] if key.after_id else _shown_ancestors(top, ancestor_ids)
         reply_limit = max(key.page_size - len(ancestors), 0)
-        # One more than fits shows whether another page follows.
+        # Reads one reply more than the page holds, which shows whether another page follows.
         replies = await self._replies_depth_first(top, key.after_id or tweet_id, reply_limit + 1)
         return ThreadPage(ancestors, replies[:reply_limit], len(replies) > reply_limit)
 
@@ -112,7 +112,7 @@ class Threads:
         """Returns the first `wanted` replies after `after_id`, depth first, siblings oldest first."""
         known = await self._resume_points(top, after_id, wanted)
         asked: set[int] = set()
-        # Each round loads one more level, only for nodes that are on the page.
+        # Each iteration loads one more level, and only the children of nodes that are on the page.
         while missing := [n for n in known if n.id not in asked and n.depth - top.depth < MAX_DEPTH]:
             asked.update(node.id for node in missing)
             children = await self._links.batch_list_children([node.id for node in missing], MAX_BREADTH)
@@ -131,7 +131,8 @@ class Threads:
             ancestor_ids = await self._links.list_ancestors(after_id, MAX_DEPTH)
             if top.id not in ancestor_ids:
                 raise errors.invalid_argument(
-                    "the tweet at which this page began is gone: list the thread again without a cursor", field="cursor"
+                    "the tweet after which this page begins no longer exists: request the thread again without a cursor",
+                    field="cursor",
                 )
             path = (after_id, *ancestor_ids[: ancestor_ids.index(top.id)])
         pending: list[Node] = []
@@ -148,8 +149,8 @@ class Threads:
 
 
 def _shown_ancestors(top: Node, ancestor_ids: Sequence[int]) -> list[Node]:
-    """Returns the nodes from the first tweet down to `top`; `ancestor_ids` is nearest first. More than
-    MAX_SHOWN_ANCESTORS are cut in the middle: the first tweet stays."""
+    """Returns the nodes from the first tweet down to `top`; `ancestor_ids` is nearest first. If there are more than
+    MAX_SHOWN_ANCESTORS, returns the first tweet and the ones nearest to `top`."""
     parents = (*ancestor_ids, 0)[1:]
     ancestors = [
         Node(i, parent, top.depth - n) for n, (i, parent) in enumerate(zip(ancestor_ids, parents, strict=True), 1)

@@ -38,7 +38,7 @@ _CYRILLIC = "\u0400-\u04ff"
 _PUNCTUATION = r"!'#%&()*+,\\\-./:;<=>?@\[\]^_{|}~$"
 _HOST_CHAR = f"[^{_PUNCTUATION}{_SPACES}{_DIRECTIONAL}{_INVALID}]"
 
-# Cheap test that excludes most texts without a URL.
+# A cheap test that most texts without a URL fail.
 _MAYBE_URL = re.compile(r"[^\s.]\.[^\s.]")
 # A host with or without scheme: a run of labels in any script, up to the next scheme. The quantifiers are possessive,
 # so no character is read twice.

@@ -29,9 +29,11 @@ from services.tweet.entities import extract
 from services.tweet.store import Claim, TweetStores
 from services.tweet.text import normalize_text
 
-# Enough to correct mistakes, too few to turn a tweet with many likes into another one step by step.
+# Edits of one tweet: enough to correct mistakes, too few to change a tweet with many likes into a different one step by
+# step.
 MAX_EDITS = 5
-# A post must not fail if identity is slow: after this time the response names the author by id alone.
+# Seconds to wait for the author's UserRef. A post must not fail if identity is slow: after this time the response
+# contains the author's id alone.
 AUTHOR_WAIT_S = 0.5
 
 # The two requests that create a tweet with text.
@@ -67,8 +69,8 @@ class TweetWriter:
         """Creates a tweet, reply or quote and returns it hydrated. A reply to a retweet, or a quote of one, refers to
         the original. A repeat with the same idempotency key and body returns the first result. Raises INVALID_ARGUMENT
         if the text is not valid, NOT_FOUND if the tweet that it replies to or quotes is deleted or hidden from the
-        author, PERMISSION_DENIED (BLOCKED) if a block between the two users is all that hides it, ALREADY_EXISTS if the
-        key was used with another body, UNIMPLEMENTED if it names media."""
+        author, PERMISSION_DENIED (BLOCKED) if that tweet is hidden only by a block between the two users,
+        ALREADY_EXISTS if the key was used with another body, UNIMPLEMENTED if it names media."""
         if request.media_ids:
             raise errors.unimplemented("media are not supported yet: leave media_ids empty")
         text = normalize_text(draft.text)
@@ -93,12 +95,13 @@ class TweetWriter:
         return tweet_pb2.SerializedTweet(tweet=core.core + author + NO_METRICS)
 
     async def edit(self, user_id: int, tweet_id: int, text: str) -> tweet_pb2.SerializedTweet:
-        """Replaces the text of the user's own tweet and returns it hydrated. The present text makes no new version, so
-        a repeat succeeds. Raises FAILED_PRECONDITION if `edit_window_s` is over (EDIT_WINDOW_CLOSED), after MAX_EDITS
-        edits (EDIT_LIMIT), or if it is a retweet (RETWEET); INVALID_ARGUMENT for the text; PERMISSION_DENIED and
-        NOT_FOUND as `live_own_tweet`."""
+        """Replaces the text of the user's own tweet and returns it hydrated. If the text equals the current one, no new
+        version is stored, so a repeated call succeeds. Raises FAILED_PRECONDITION if `edit_window_s` is over
+        (EDIT_WINDOW_CLOSED), after MAX_EDITS edits (EDIT_LIMIT), or if it is a retweet (RETWEET); INVALID_ARGUMENT for
+        the text; PERMISSION_DENIED (NOT_AUTHOR) if another user wrote the tweet; NOT_FOUND if it is deleted or hidden
+        from the user."""
         text = normalize_text(text)
-        # A round is lost only to a concurrent edit, and MAX_EDITS bounds how many of those there can be.
+        # An attempt fails only if a concurrent edit was stored first, and there can be at most MAX_EDITS edits.
         for _ in range(MAX_EDITS + 1):
             core = await self.live_own_tweet(user_id, tweet_id, "edit")
             if core.head.retweet_of_id:
@@ -143,7 +146,8 @@ class TweetWriter:
 
     async def retweet(self, user_id: int, tweet_id: int) -> tweet_pb2.SerializedTweet:
         """Returns the user's retweet of the tweet, hydrated, and creates it if there is none. A retweet of a retweet
-        refers to the original. Raises NOT_FOUND or PERMISSION_DENIED as `TweetAccess.actionable`."""
+        refers to the original. Raises NOT_FOUND if the tweet is missing, deleted or hidden, and PERMISSION_DENIED
+        (BLOCKED) if only a block hides it."""
         original = await self._access.actionable(user_id, tweet_id)
         original_id = original.head.id
         retweet_id = (await self._links.find_retweets(user_id, (original_id,))).get(original_id, 0)
@@ -206,7 +210,8 @@ class TweetWriter:
         if not key:
             return None
         body = deepcopy(request)
-        # `user_id` is optional: a repeat with it and one without it have the same body.
+        # The hash leaves out `user_id`, which is optional, so that a repeat with and one without this field have the
+        # same body.
         body.ClearField("idempotency_key")
         body.ClearField("user_id")
         digest = hashlib.sha256(body.SerializeToString(deterministic=True)).digest()

@@ -1,5 +1,5 @@
 """The port of the engagement store. A like or bookmark is a row, never only a counter. The rows, counts and event of a
-write commit together or not at all.
+write are committed together or not at all.
 
 A read sees every write that completed before it began. Methods raise UNAVAILABLE if the store cannot serve now; then
 nothing was stored. Tweet ids are those of originals; the caller checks that a tweet exists.
@@ -66,12 +66,12 @@ class EngagementStore(Protocol):
 
     async def batch_get_viewer_states(self, user_id: int, ids: Sequence[int]) -> pb.BatchGetViewerStatesResponse:
         """Returns the user's reactions to these tweets in the order of `ids`; tweets without any are left out. The
-        caller may change the message. As cheap as `batch_get_counts`."""
+        caller may change the message. Every page read calls it: it takes tens of microseconds for 100 cached ids."""
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
         """Excludes the likes of a suspended or deactivated user from the counts (`absent`), or includes them again.
         `at_us` is the time of that decision in Unix microseconds: an earlier decision that arrives later changes
-        nothing. Rows and lists are unchanged. If it fails, the caller repeats it with the same arguments."""
+        nothing. Rows and lists are unchanged. If the call fails, the caller must repeat it with the same arguments."""
 
     async def close(self) -> None:
         """Finishes the writes in progress and releases the store."""

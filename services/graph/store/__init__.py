@@ -2,9 +2,9 @@
 
 Ids are positive 64-bit user ids, times are Unix milliseconds. A write that changes something commits its rows, the
 counts, the resulting tier and its events together. (On Cassandra they become complete eventually, even if the process
-dies in between.) A write that changes nothing leaves no trace. A write that has returned is visible to the next read of
-any process. Every method raises UNAVAILABLE if the store cannot answer; a write may then have happened or not, and may
-be repeated with the same stamp.
+dies in between.) A write that changes nothing stores no row and publishes no event. A write that has returned is
+visible to the next read of any process. Every method raises UNAVAILABLE if the store cannot answer; a write may then
+have happened or not, and may be repeated with the same stamp.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_EVENTS = 5
 
 
 class Listing(enum.Enum):
-    """The lists of users that belong to one user."""
+    """The kinds of lists that each user has: followers, followees, blocked and muted users."""
 
     FOLLOWERS = "followers"
     FOLLOWING = "following"
@@ -34,8 +34,8 @@ class Listing(enum.Enum):
 
 
 class Position(NamedTuple):
-    """An entry of a list, and the place of that entry for paging: when the edge was made (Unix milliseconds), and the
-    other user's id."""
+    """An entry of a list and its position for paging: the time at which the edge was created (Unix milliseconds), and
+    the other user's id."""
 
     at_ms: int
     user_id: int
@@ -58,7 +58,8 @@ class ReclassifiedBatch(NamedTuple):
 
 
 class EdgeStore(Protocol):
-    """Edges between two users. Follows, blocks and mutes of a pair are one aggregate, because a block excludes follows."""
+    """Edges between two users. Follows, blocks and mutes of a pair of users are changed together, because a block
+    excludes follows."""
 
     async def follow(self, follower_id: int, followee_id: int, change: WriteStamp) -> Outcome:
         """Creates the follow unless it exists. Raises PERMISSION_DENIED (reason BLOCKED) if either user blocks the
@@ -86,7 +87,7 @@ class EdgeStore(Protocol):
 
 
 class EdgeLists(Protocol):
-    """The edges as lists of users: of one user, of all users, and the users that these lists suggest."""
+    """Lists of edges of one user and of all users, and suggestions of users to follow."""
 
     async def page(self, listing: Listing, user_id: int, below: Position | None, limit: int) -> list[Position]:
         """Returns up to `limit` entries of a list, newest first (by time, then id), starting after `below` if it is
@@ -113,7 +114,7 @@ class EdgeLists(Protocol):
 
 
 class VisibilityStore(Protocol):
-    """Who is hidden from a reader, and the version of that."""
+    """The authors who are hidden from a reader, and the reader's relation version."""
 
     async def filter(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
         """Returns which of the candidate authors are hidden from the reader, and the reader's relation version.
@@ -128,7 +129,7 @@ class VisibilityStore(Protocol):
 
 
 class CountStore(Protocol):
-    """How many followers and followees users have."""
+    """The follower and followee counts of users."""
 
     async def batch_get(self, user_ids: Sequence[int]) -> Mapping[int, pb.UserCounts]:
         """Returns exact follower and followee counts by user id, without users who have neither."""
@@ -137,7 +138,8 @@ class CountStore(Protocol):
         """Excludes the user from the follower and followee counts of others (`absent`), or includes the user again.
 
         `at_us` (Unix microseconds) is when that was decided; an older decision that arrives later changes nothing.
-        Edges, lists and the user's own counts stay. If it fails, call it again with the same arguments.
+        Edges, lists and the user's own counts stay. If the call fails, the caller must repeat it with the same
+        arguments.
         """
 
 
@@ -170,7 +172,7 @@ class TierStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GraphStores:
-    """The stores of one backend, which share tables. A write to `edges` changes what the others return.
+    """The stores of one backend, which share tables. A write to `edges` changes the results of the other stores.
 
     `close` finishes queued writes; no store may be used afterwards.
     """

@@ -104,7 +104,8 @@ class AccountStore(Protocol):
     async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
         """Replaces core, state and version of the account if the stored version is `account.version - 1`; e-mail and roles stay.
 
-        With `end_sessions` also ends all sessions of the user. Returns false, and stores nothing, if the stored version is another.
+        With `end_sessions` also ends all sessions of the user. Returns false, and stores nothing, if the stored version
+        is a different one.
         """
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
@@ -147,8 +148,9 @@ class SessionStore(Protocol):
     ) -> Rotation:
         """Uses the refresh token with the hash `presented`; its successor has the hash `successor`, the same for every use.
 
-        Returns DONE for the successor of the last used token, which becomes the last used one; and, without a change, for the last used
-        token, and for the one before it during rotation.REFRESH_GRACE_MS. Returns REUSED for any other token, ENDED without a live session.
+        Returns DONE for the successor of the last used token, which becomes the last used one; and, without a change,
+        for the last used token, and for the one before it during rotation.REFRESH_GRACE_MS. Returns REUSED for any
+        other token, and ENDED if the session is not live.
         """
 
     async def list_live(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:

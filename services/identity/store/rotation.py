@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from services.identity.store import Rotation
 
-# How long a used token can be repeated after its successor was used: for two browser tabs that refresh at once, and for retries after a
-# slow response. Far longer than a request takes, far shorter than stealing and using a token takes.
+# Milliseconds after the use of a token's successor in which the token can be used again: for two browser tabs that
+# refresh at once, and for retries after a slow response. Far longer than a request takes, far shorter than stealing and
+# using a token takes.
 REFRESH_GRACE_MS = 10_000
 HASH_BYTES = 32
 
@@ -26,8 +27,9 @@ class RotationState(NamedTuple):
     def use(self, presented: bytes, successor: bytes, now_ms: int) -> RotationState | Rotation:
         """Returns the new state after `presented` is used, or a Rotation if the state does not change.
 
-        DONE means a repeat: the same `successor` is returned to the client again. A repeat is valid until REFRESH_GRACE_MS after the
-        successor was used. REUSED means that the token is no longer valid.
+        DONE means that the token was used before and may be repeated: the client gets the same `successor` again. A
+        repeat is valid until REFRESH_GRACE_MS after the successor was used. REUSED means that the token is no longer
+        valid.
         """
         last, before = self.used[:HASH_BYTES], self.used[HASH_BYTES:]
         if presented in (self.offered[at : at + HASH_BYTES] for at in range(0, len(self.offered), HASH_BYTES)):

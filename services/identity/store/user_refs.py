@@ -1,4 +1,5 @@
-"""Helpers that both adapters use: serialised user references, stored roles, and the equality of accounts at import."""
+"""Functions that both adapters use: they serialise user references, encode and decode roles, and compare accounts at an
+import."""
 
 from __future__ import annotations
 

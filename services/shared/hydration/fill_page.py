@@ -9,10 +9,10 @@ from typing import NamedTuple, TypeAlias
 
 from services.shared.hydration.hydrator import MAX_ROUND_IDS, HydratedTweet, VisibleTweets
 
-# A page of a stored list reads at most some 1,200 ids and is then returned short: many hidden tweets in a row must not
-# hold up a call.
+# The most reads of a stored list for one page, about 1,200 ids. After that a shorter page is returned, so that many
+# hidden tweets in a row do not delay a call.
 MAX_READS = 5
-# Ids of each read but the first, which reads as many as the page needs.
+# Ids of the second and each later read. The first reads as many as the page needs.
 READ_IDS = MAX_ROUND_IDS
 # Ids hydrated per call of the owners; the time is checked between calls.
 HYDRATED_IDS = MAX_ROUND_IDS
@@ -85,11 +85,13 @@ async def fill_page(
     """Returns the first `size` (≥ 1) visible tweets of the batches. It looks for one tweet more, so that the last page has no
     next position. After `deadline` (monotonic clock) it hydrates no further ids of a batch, and the page is short.
 
-    Raises what the batches raise, and AioRpcError if an owner cannot answer.
+    Raises the error of a batch that cannot be read, and AioRpcError if hydration fails because tweet, identity or graph
+    does not answer.
     """
     tweets: list[HydratedTweet] = []
     versions: set[int] = set()
-    # The last tweet of the page may be from an earlier batch than the one that follows it.
+    # Collects the positions of all batches, because the last tweet of the page may be from an earlier batch than the
+    # visible tweet after it.
     positions: dict[int, int] = {}
     next_position = 0
     async for batch in batches:

@@ -34,12 +34,14 @@ RETWEETED = _tag("retweeted_tweet")
 QUOTED = _tag("quoted_tweet")
 _METRICS = _tag("metrics")
 _VIEWER = _tag("viewer")
-# Longer than any UserRef: hydration looks the prefix up instead of encoding it.
+# Prefixes (tag and length) of author fragments by length, for lengths up to that of any UserRef: hydration looks them
+# up instead of encoding them.
 _AUTHOR_PREFIX = [_AUTHOR + varint(length) for length in range(1_024)]
 
 # A tweet without counts still has a `metrics` field, with zeros.
 NO_METRICS = framed(_METRICS, b"")
-# Index: liked + 2 × retweeted + 4 × bookmarked. Index 0 is empty.
+# The fragments of all viewer states. The index is liked + 2 × retweeted + 4 × bookmarked; the fragment of index 0 is
+# empty.
 VIEWER = [
     framed(
         _VIEWER,

@@ -30,9 +30,10 @@ from services.shared.hydration.owner_responses import (
 )
 from services.shared.hydration.parsed import ParseCache, TweetRecord, parse_active_user, parse_live_core
 
-# Each tweet refers to up to two more users and two more tweets, and the owners accept 1,000 ids per call.
+# The most ids hydrated at once: each tweet refers to up to two more users and two more tweets, and the services accept
+# 1,000 ids per call.
 MAX_ROUND_IDS = 300
-# Some more than the page needs: mostly few are hidden, and one round is enough.
+# Ids hydrated in addition to those that the page needs: usually few are hidden, so that these suffice.
 _SPARE_IDS = 4
 
 
@@ -53,7 +54,7 @@ class VisibleTweets(NamedTuple):
 
 
 class ListRules(Protocol):
-    """What a list shows its reader, beside the rules that hold for every list."""
+    """Rules of one kind of list, in addition to the rules that apply to every list."""
 
     def admitted(self, tweets: Sequence[TweetRecord]) -> Sequence[TweetRecord]:
         """Returns the tweets that may be in the list, in their order."""
@@ -63,7 +64,7 @@ class ListRules(Protocol):
 
 
 class _PageData(NamedTuple):
-    """What the other services answered for the tweets of one page, from which their fragments are assembled.
+    """The responses of the other services for the tweets of one page, from which the fragments are assembled.
 
     `relation_version` is the reader's (None if not signed in). `fragments` holds the author fragment of each user whom
     the reader may see, by user id; tweets of other authors are left out. `muted` are the users whom the reader mutes.
@@ -83,7 +84,8 @@ class Hydrator:
     """Hydrates tweets for readers. `channel` reaches tweet, identity, graph and engagement; calls carry the current
     deadline.
 
-    `shared_refs` (cluster backend) supplies user refs from Redis; identity is asked only for those it does not have.
+    `shared_refs` (cluster backend) supplies user refs from Redis; only refs that Redis does not have are read from
+    identity.
     """
 
     def __init__(self, channel: grpc.aio.Channel, shared_refs: SharedUserRefs | None = None) -> None:
@@ -118,8 +120,9 @@ class Hydrator:
 
         Leaves out unknown and deleted tweets, tweets whose author is suspended, deactivated, blocks the reader or is
         blocked by the reader, and retweets whose original is left out. A quoted tweet that is hidden becomes a
-        tombstone. With `hide_muted`, also leaves out tweets and retweeted originals of muted users; with `rules`, what
-        these do not admit. Raises AioRpcError if an owner cannot answer, because nothing may be shown unchecked.
+        tombstone. With `hide_muted`, also leaves out tweets and retweeted originals of muted users; with `rules`, also
+        tweets that the rules do not admit. Raises AioRpcError if an owner cannot answer, because nothing may be shown
+        unchecked.
         """
         found: list[HydratedTweet] = []
         versions: set[int] = set()
@@ -184,7 +187,7 @@ class Hydrator:
         return [refs, self._get_filter(rules) if reader_id else no_response()]
 
     async def _refs_of(self, user_ids: Sequence[int], shared_refs: SharedUserRefs) -> identity.SerializedUserRefs:
-        # Other processes change these refs without a change record in this process.
+        # Other processes change these refs, and this process does not record their changes.
         read_tracking.mark_uncacheable()
         found = dict(zip(user_ids, await shared_refs.users(user_ids), strict=True))
         refs = identity.SerializedUserRefs.FromString(b"".join(one.data for one in found.values() if one is not None))
@@ -200,7 +203,7 @@ def _assemble_page(
     rules: ListRules | None,
     limit: int,
 ) -> list[HydratedTweet]:
-    """Returns the first `limit` tweets of the round that the reader may see."""
+    """Returns the first `limit` of these tweets that the reader may see."""
     found: list[HydratedTweet] = []
     fragments = page.fragments
     for core in cores:

@@ -17,14 +17,14 @@ log = structlog.get_logger(__name__)
 
 
 async def no_response() -> None:
-    """Stands in for a call that is not needed, because there is no signed-in reader."""
+    """Returns None in place of the response of a call that is not needed, because no reader is signed in."""
 
 
 async def counts_or_empty(call: Any) -> tuple[dict[int, engagement.TweetCounts], dict[int, int]]:
     """Awaits BatchGetCounts. Returns the counts by tweet, and the reader's reactions by tweet as an index into VIEWER.
 
-    If the call fails, returns none and logs it: counts are derived data and hide no tweet, so the page is shown without
-    them.
+    If the call fails, returns two empty dicts and logs the error: counts are derived data and hide no tweet, so the
+    page is returned without counts.
     """
     try:
         answer = await call
@@ -42,7 +42,7 @@ def visible_authors(
     fragments = dict(refs)
     muted: Container[int] = ()
     if rules is not None:
-        # The blocks of a user may be many, the users of a page are few.
+        # Iterates over the users of the page, because they are few, whereas a user may have blocked many.
         for user_id in (*user_ids.intersection(rules.blocked_ids), *rules.blocked_by_ids):
             fragments.pop(user_id, None)
         muted = user_ids.intersection(rules.muted_ids)

@@ -1,4 +1,4 @@
-"""Parses tweet cores and user refs, and caches the results: hydration meets the same ones on many pages."""
+"""Parses tweet cores and user refs, and caches the results: the same cores and refs occur on many pages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ActiveUser(NamedTuple):
 
 
 T = TypeVar("T")
-# The cached result for a message that is left out.
+# The value cached for a message that `parse` leaves out.
 _OMITTED: Any = object()
 
 

@@ -10,12 +10,14 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.platform.pagination.cursors import Cursors
 
-# Reads per page: if nearly all of a long list is hidden, a short page with a cursor is better than a slow one.
+# The most reads for one page: if nearly all users of a long list are hidden, a short page with a cursor is better than
+# a slow page.
 MAX_ROUNDS = 10
 
 # Sort key of the entry, greatest first, and its user id, which breaks ties.
 ListEntry = tuple[int, int]
-# Returns up to so many entries after the given one (None: from the start).
+# A function `(after, limit)` that returns up to `limit` entries of a list after the entry `after` (None: from the
+# start).
 FetchEntries = Callable[[ListEntry | None, int], Awaitable[Sequence[ListEntry]]]
 GetFilter = Callable[[graph.GetVisibilityFilterRequest], Awaitable[graph.GetVisibilityFilterResponse]]
 UserPage = tuple[list[user_pb2.User], str]
@@ -46,7 +48,7 @@ class VisibleUserPages:
         users: list[user_pb2.User] = []
         for _ in range(MAX_ROUNDS):
             wanted = size - len(users)
-            # One more than wanted shows whether another page follows.
+            # Reads one entry more than the page needs, which shows whether another page follows.
             found = await fetch(below, wanted + 1)
             users += await self._visible([user_id for _, user_id in found[:wanted]], reader_id)
             if len(found) <= wanted:
@@ -54,7 +56,7 @@ class VisibleUserPages:
             below = found[wanted - 1]
             if len(users) == size:
                 break
-        # `below` is never None here: a round that found more has set it.
+        # `below` is not None here, because a read that found more entries has set it.
         return users, self._cursors.seal(list_name, cursor_owner_id, *below) if below else ""
 
     async def users(self, user_ids: Sequence[int]) -> list[user_pb2.User]:

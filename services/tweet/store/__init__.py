@@ -15,7 +15,7 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 from services.platform.events.log import Record
 
-# How long an idempotency key protects repeats.
+# Seconds for which a repeat with the same idempotency key returns the first tweet.
 IDEMPOTENCY_TTL_S = 24 * 3600
 # The most items that a scan, a purge step or a list may ask the store for at once.
 MAX_PAGE = 1_000
@@ -48,7 +48,8 @@ class TweetStore(Protocol):
         moderator removed the author's retweet of this original."""
 
     async def find_claimed(self, user_id: int, claim: Claim) -> int:
-        """Returns the id of the tweet that the key created; 0 if the key is unused. Raises ALREADY_EXISTS as `create`."""
+        """Returns the id of the tweet that the key created; 0 if the key is unused. Raises ALREADY_EXISTS
+        (IDEMPOTENCY_KEY_REUSED) if the key was used with another body."""
 
     async def revise(self, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record) -> bool:
         """Stores a new version with the content of `core`. Returns False, and stores nothing, if the tweet is not live
@@ -73,8 +74,8 @@ class TweetStore(Protocol):
     async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
         """Excludes the replies, retweets and quotes of a suspended or deactivated author from the counts of the tweets
         they refer to (`absent`), or includes them again. `at_us` is the time of that decision in Unix microseconds: an
-        earlier decision that arrives later changes nothing. Tweets and lists are unchanged. If it fails, the caller
-        repeats it with the same arguments."""
+        earlier decision that arrives later changes nothing. Tweets and lists are unchanged. If the call fails, the
+        caller must repeat it with the same arguments."""
 
     async def batch_get(self, ids: Sequence[int], viewer_id: int = 0) -> tweet_service_pb2.BatchGetTweetCoresResponse:
         """Returns tweets in the order of `ids`, hidden ones as `deleted` with an empty core. Unknown ids are left out.
@@ -145,8 +146,8 @@ class LinkLists(Protocol):
 
     async def thread_version(self, conversation_id: int) -> int:
         """Returns the version of a conversation. It changes with each stored reply, before the writer gets its
-        response. While it is equal, `batch_list_children` and `list_ancestors` of its tweets return the same, except
-        for purged tweets. Versions are not kept over restarts."""
+        response. As long as it is equal, `batch_list_children` and `list_ancestors` of the conversation's tweets return
+        the same ids, except for purged tweets. Versions change at a restart."""
 
 
 class PurgeStore(Protocol):
@@ -159,7 +160,7 @@ class PurgeStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TweetStores:
-    """The stores of one backend, on the same rows: a write to `tweets` changes what the others return.
+    """The stores of one backend. All use the same rows: a write to `tweets` changes the results of the other stores.
 
     `close` finishes the writes in progress; no store may be used afterwards.
     """

@@ -8,7 +8,8 @@ from bisect import bisect_left
 
 # Must be prime: ids share their low bits, and other divisors would put many into one shard.
 SHARDS = 1_021
-# A home timeline reads at most so many ids of an author. A list may grow by _SLACK_IDS more before it is trimmed.
+# Ids cached per author: as many as a home timeline reads of one author. A list may grow by _SLACK_IDS more before it is
+# trimmed.
 CACHED_IDS = 832
 _SLACK_IDS = 192
 
@@ -33,8 +34,8 @@ class ShardedVersions:
 
 
 class AuthorIds:
-    """The newest ids of one author without gaps, in ascending order. `complete` means that the author has no older
-    ones."""
+    """The newest ids of one author without gaps, in ascending order. `complete` means that the author has no ids older
+    than these."""
 
     __slots__ = ("complete", "ids")
 
@@ -75,7 +76,8 @@ class AuthorIds:
 
 
 class OwnRetweets:
-    """The live retweets of one user: retweet id by original id. `complete` means that the user has no others."""
+    """The live retweets of one user: retweet id by original id. `complete` means that the user has no other live
+    retweets."""
 
     __slots__ = ("complete", "ids")
 

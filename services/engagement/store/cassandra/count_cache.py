@@ -14,11 +14,13 @@ from services.platform.redis.connection import command
 from services.platform.redis.node_pool import Node
 from services.platform.redis.shared_keys import SharedKeyClient, key_of
 
-# How long a count can stay wrong if a writer died before it could mark it as changed.
+# The TTL of a count. It bounds how long a count stays wrong if a writer died before it could mark the count as changed.
 COUNT_TTL_MS = 600_000
-# Sharded counts are some seconds old anyway, and no writer marks them as changed.
+# The TTL of the count of a tweet with sharded reactions. Such counts are some seconds old anyway, and no writer marks
+# them as changed.
 SHARDED_COUNT_TTL_MS = 1_000
-# Longer than a count may take that is still stored, plus the time until Redis stores it.
+# The TTL of the "changed" marker: longer than a count takes whose result is still stored, plus the time until Redis
+# stores it.
 CHANGED_TTL_MS = 5_000
 MAX_COUNTING_S = 3.0
 _CHANGED = b"-"
@@ -64,7 +66,7 @@ class CachedCounts(SharedKeyClient):
 
     async def changed(self, tweet_ids: Iterable[int]) -> None:
         """Marks the counts of these tweets as changed; call it after the rows are written. Retries in the background
-        until Redis takes it."""
+        until Redis accepts the change."""
         ids = list(dict.fromkeys(tweet_ids))
         if not await self._publish_changed(ids):
             self._queue_retry(self._publish_changed, ids)

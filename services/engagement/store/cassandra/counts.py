@@ -1,8 +1,9 @@
 """Counts the reactions to tweets in Cassandra.
 
-A bucket is one partition of `marks_by_tweet`. All reactions to a tweet are rows of its first bucket, which are counted at
-each read, until there are schema.SHARD_FROM of a kind. Later ones of this kind go to one of schema.BUCKETS more buckets by
-user; these are counted after changes, and reads add the totals that were stored then.
+A bucket is one partition of `marks_by_tweet`. All reactions to a tweet are rows of its first bucket, which are counted
+at each read, until there are schema.SHARD_FROM of a kind. Later reactions of this kind are rows of one of
+schema.BUCKETS more buckets, chosen by user. These buckets are counted after changes, and reads add the totals stored by
+the last count.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from services.engagement.store import ReactionKind
 from services.engagement.store.cassandra import schema
 from services.platform.cassandra.keyspace import Keyspace, Row
 
-# Ids per statement, which one node gathers. Of totals that is at most 2 kinds of 64 rows each, well below a page of a
-# read.
+# Ids per statement, whose rows one node collects. Each tweet has at most 2 × 64 rows of totals, so a result has fewer
+# rows than a page of the driver.
 IDS_PER_READ = 50
 
 
 class ReactionCount(NamedTuple):
-    """The number of reactions of a kind to one tweet: in its first bucket, and the sum of the others' stored totals (None: the
-    tweet has no others)."""
+    """The number of reactions of one kind to one tweet: the count of its first bucket, and the sum of the stored totals
+    of its other buckets (None if it has no other buckets)."""
 
     first: int
     others: int | None = None
@@ -59,15 +60,16 @@ class ReactionCounter:
         return len(buckets)
 
     async def recount(self, buckets: Iterable[tuple[int, int, int]]) -> None:
-        """Counts the buckets, given as (tweet id, kind, bucket), and stores the totals. Of two concurrent counts the
-        one that began later wins."""
+        """Counts the buckets, given as (tweet id, kind, bucket), and stores the totals. If two counts are concurrent,
+        the total of the one that began later remains."""
         for tweet_id, number, bucket in buckets:
             began = int(self._clock() * 1_000_000)
             ((total,),) = await self._keyspace.read(schema.COUNTED, tweet_id, bucket, number)
             await self._keyspace.write(schema.PUT_TOTAL, tweet_id, number, bucket, total, began)
 
     async def count_after_change(self, tweet_id: int, number: int) -> int:
-        """Returns the number of reactions of a kind after a change. Begins sharding if they reached SHARD_FROM."""
+        """Returns the number of reactions of a kind to the tweet after a change. If it has reached SHARD_FROM, later
+        reactions go to the other buckets."""
         counts = await self.counts([tweet_id])
         count = counts.get((tweet_id, number), NO_REACTIONS)
         if count.first >= schema.SHARD_FROM and count.others is None:

@@ -21,9 +21,10 @@ from services.platform.events.log import EventLog, Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# As long as the outbox keeps its rows: until then its sweeper may ask whether an event was committed.
+# The TTL of the note of an event, the same as of the outbox's rows: until then the outbox's sweeper may have to find
+# out whether the event was committed.
 NOTE_TTL_S = 3 * 24 * 3600
-# Attempts of one change. Each is lost to the same user's concurrent change in another process.
+# Attempts of one change. An attempt fails if another process changes the same user's partition at the same time.
 MAX_TRIES = 10
 
 
@@ -55,7 +56,7 @@ class ReactionWriter:
             for _ in range(MAX_TRIES):
                 held, _, bucket = await self._read_reaction(*key)
                 if held is not None:
-                    # The call that stored it may have failed before it wrote the copies.
+                    # An earlier call that changed this reaction may have failed before it wrote the copies.
                     await self.copies.write(Reaction(*key, held, bucket).copies(), [tweet_id])
                     return False
                 bucket = await self._bucket(tweet_id, schema.NUMBERS[kind], user_id)
@@ -80,7 +81,7 @@ class ReactionWriter:
                 held, gone, bucket = await self._read_reaction(*key)
                 if held is None:
                     if gone is not None:
-                        # The call that stored it may have failed before it wrote the copies.
+                        # An earlier call that changed this reaction may have failed before it wrote the copies.
                         await self.copies.write(Reaction(*key, gone, bucket).drops(), [tweet_id])
                     return False
                 reaction = Reaction(*key, held, bucket)
@@ -102,7 +103,7 @@ class ReactionWriter:
         try:
             applied, _ = await self._keyspace.execute_lwt(statement, *values)
         except errors.RoostError:
-            # The outcome is unknown unless the note exists; the caller may retry.
+            # The transaction was applied if the note exists; otherwise its outcome is unknown and the caller may retry.
             if not events or not await self.validator.find_notes(events):
                 raise
             return True

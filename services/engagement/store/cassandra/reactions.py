@@ -56,7 +56,8 @@ class ReactionCopies:
         self._cached_counts = cached_counts
 
     async def write(self, steps: Iterable[Statement], tweet_ids: Iterable[int]) -> None:
-        """Executes the statements, which concern copies of reactions to these tweets. Raises as `Keyspace.write_each`."""
+        """Executes statements that insert or delete copies of reactions to these tweets. Raises UNAVAILABLE,
+        DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED; then any of them may be stored."""
         await self._keyspace.write_each(steps)
         await self._cached_counts.changed(tweet_ids)
 
@@ -69,8 +70,8 @@ class CommittedReactions:
         self._copies = copies
 
     async def publishable(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Returns those of the events whose transaction was applied, after writing their copies again in case the
-        writer died."""
+        """Returns the events whose transaction was applied. Before that writes their copies again, because the writer
+        may have died before it wrote them."""
         notes = await self.find_notes(records)
         steps: list[Statement] = []
         for (user_id, _), (reaction_id, gone, bucket, tweet_id) in notes.items():

@@ -48,7 +48,9 @@ class CassandraEngagementStore:
 
     @classmethod
     async def open(cls, cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> Self:
-        """Opens the keyspace and applies its migrations. `clock` returns Unix seconds. Raises as `Keyspace.open`."""
+        """Opens the keyspace and applies its migrations. `clock` returns Unix seconds. Raises UNAVAILABLE if Cassandra
+        does not answer, and FAILED_PRECONDITION if a newer release migrated the keyspace or migrations are missing and
+        `migrate_at_start` is off."""
         return cls(
             await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE]), cluster.redis, log, clock
         )
@@ -60,7 +62,7 @@ class CassandraEngagementStore:
             await self.writer.set(ReactionKind.LIKE, tweet_id, user_id, event.event_id, (event,))
             return await self.counter.count_after_change(tweet_id, schema.NUMBERS[ReactionKind.LIKE])
 
-        # Later unlikes must not be coalesced with one that began before this like.
+        # An unlike that begins later must not share the result of an unlike that began before this like.
         self._likes.forget((tweet_id, user_id, False))
         return await self._likes.run((tweet_id, user_id, True), set_and_count)
 

@@ -17,22 +17,23 @@ from services.engagement.store import ReactionKind
 NEWEST_COUNTS = 65_536
 # Entries evicted at a time: deleting one from the front of the array costs as much as a thousand.
 _SLACK = 1_024
-# Older tweets that were read or written lately, at about 300 bytes: 20 MB.
+# Older tweets whose counts are cached because they were read or written lately, about 300 bytes each: 20 MB.
 OLDER_COUNTS = 65_536
 # Tweet ids in all cached users' reactions, at about 72 bytes in a set: 72 MB, or some 5,000 readers with 200 each.
 # Packed arrays would take a ninth of that, and the look-ups of a page thirty times as long.
 MAX_CACHED_IDS = 1_000_000
 # Overhead of a cached user, counted in ids: two sets, a tuple and the cache entry.
 _ENTRY_WEIGHT = 10
-# The reactions of a user with more are read per page, so that one user cannot evict hundreds of others.
+# The reactions of a user with more than this are not cached but read for each page, so that one user's reactions do not
+# evict those of hundreds of users.
 MAX_CACHED_PER_USER = 20_000
 
 
 class CountCache:
     """Serialized counts ("frames", see `_frame` in store.py) by tweet id; an empty frame means that the tweet has none.
 
-    From the id `floor` on the cache is complete, so that a tweet without counts needs no read. Below it holds what was
-    read or written lately.
+    From the id `floor` on the cache is complete, so that a tweet without counts needs no read. Below `floor` the cache
+    holds the counts of tweets that were read or written lately.
     """
 
     def __init__(self, newest: Sequence[tuple[int, bytes]], floor: int) -> None:

@@ -67,8 +67,8 @@ INSERT INTO counts (tweet_id, likes, bookmarks) VALUES (?, ?, ?)
 ON CONFLICT (tweet_id) DO UPDATE SET likes = likes + excluded.likes, bookmarks = bookmarks + excluded.bookmarks
 RETURNING likes, bookmarks
 """
-# Not the statement above with negative numbers: SQLite applies a CHECK to the row to insert even if it becomes an
-# update.
+# A statement of its own, because the one above fails with negative numbers: SQLite applies a CHECK to the row to insert
+# even if the insert becomes an update.
 _COUNT_DOWN = """
 UPDATE counts SET likes = likes - ?, bookmarks = bookmarks - ? WHERE tweet_id = ? RETURNING likes, bookmarks
 """
@@ -116,7 +116,7 @@ class SqliteEngagementStore:
         self.db = db
         self._counts = counts
         self._reactions = ReactionCache()
-        # By tweet: a reaction changes the tweet's counts and the viewer state of the user.
+        # Keyed by tweet id: a reaction changes the tweet's counts and the viewer state of the user.
         self._revisions = ChangeTracker()
         # A read caches its result only if this number did not change meanwhile; otherwise the result may be older than
         # a write.
@@ -129,7 +129,7 @@ class SqliteEngagementStore:
         try:
             rows = await db.read(lambda c: c.execute(_NEWEST_COUNTS, (NEWEST_COUNTS,)).fetchall())
         except BaseException:
-            # Otherwise the lock on the file would outlive a failed start.
+            # Closes the database, because otherwise the lock on the file would remain after a failed start.
             await db.close()
             raise
         floor = rows[-1][0] if len(rows) == NEWEST_COUNTS else 0
@@ -197,7 +197,7 @@ class SqliteEngagementStore:
         return await run_to_completion(run())
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        # Stored first: likes from now on check it, and the loop below recounts the earlier ones.
+        # The decision is stored first: later likes check it, and the loop below recounts the earlier likes.
         if not await self.db.write(lambda c: decide(c, user_id, absent, at_us)):
             return
         below = 0

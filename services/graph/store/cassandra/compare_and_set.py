@@ -1,4 +1,4 @@
-"""Compare-and-set (LWT) whose outcome is determined even if the reply is lost."""
+"""Executes a compare-and-set (LWT) and determines its outcome even if the response is lost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.rpc import errors
 
-# Attempts of one write that loses against other writers of the same row. Writers of one process queue per row, so only
-# as many processes could use them up.
+# Attempts of one write. An attempt fails only if another process writes the same row first; the writers of one process
+# queue per row.
 MAX_ROUNDS = 12
 # An LWT takes some milliseconds. After a lost race each writer waits a random time, up to this much, doubled each
 # round.

@@ -1,4 +1,4 @@
-"""Returns counts of followers and followees from Cassandra."""
+"""Reads follower and followee counts from Cassandra."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class CassandraCountStore:
         }
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        """Implements `CountStore.set_absent`. A follow made in the moment in which its follower becomes inactive may be missed and
-        stay counted."""
+        """Implements `CountStore.set_absent`. A follow that is created while its follower becomes inactive may be
+        missed and stay counted."""
         for listing, side in ((Listing.FOLLOWING, FOLLOWERS), (Listing.FOLLOWERS, FOLLOWING)):
             below: Position | None = None
             while page := await self._lists.page(listing, user_id, below, ABSENCE_STEP):

@@ -1,4 +1,4 @@
-"""Writes edges: the pair's row by compare-and-set, then everything that follows from it.
+"""Writes edges: first the row of the two users by compare-and-set, then the rows and events that depend on it.
 
 The writer that wins the compare-and-set has made the change, so concurrent attempts cause one change and one event. The
 follow-up writes (lists by user, dirty counts, outbox) are one unlogged batch. It is idempotent and any process may
@@ -43,14 +43,15 @@ from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, current_call
 
 # Background tasks per process: recounts that were too expensive to do at once, and relation versions that Redis did not
-# accept. A user who does not fit is classified at the next follow; a version that does not fit is published by the
+# accept. If they are too many, a user is classified at the next follow instead, and a version is published by the
 # intent sweeper.
 MAX_DEFERRED = 1_000
-# Until the version is published, readers that reach Redis may be served the edges of before.
+# Seconds between attempts to publish a relation version. Until it is published, readers that reach Redis may get the
+# edges from before the change.
 PUBLISH_RETRY_S = 0.5
 # A user at least this many followers away from the next tier is not counted at each follow, which would be half of the
 # cost of a follow. Counting resumes after a quarter of the distance in this process, or after the time below. A user
-# who gains it all through many processes within that time is classified late.
+# who gains all these followers through many processes within that time is classified late.
 FAR_FROM_CHANGE = 500
 FAR_FROM_CHANGE_S = 60.0
 # Users known to be far from a tier change, at about 150 bytes: 15 MB. An evicted user is counted at the next follow.
@@ -81,12 +82,13 @@ class EdgeWriter:
         self._intents = IntentLog(keyspace, clock)
         self._mint = mint
         self._clock = clock
-        # Writers of one process queue per pair, because each lost race costs an LWT round.
+        # Writers of one process queue per pair, because each conflict costs another LWT.
         self._queues: WeakValueDictionary[tuple[int, int], asyncio.Lock] = WeakValueDictionary()
         self._deferred: dict[Hashable, asyncio.Task[None]] = {}
         # Users followed since their followers were last counted.
         self._stale: set[int] = set()
-        # By user id: until when (event loop time), and for how many more follows, the user is not counted.
+        # By user id: the event loop time until which, and the number of further follows for which, the user's followers
+        # are not counted.
         self._far_from_change: LRUCache[int, tuple[float, int]] = LRUCache(MAX_FAR_FROM_CHANGE)
 
     async def write(self, action: EdgeAction, source_id: int, target_id: int, change: WriteStamp) -> Outcome:
@@ -128,7 +130,7 @@ class EdgeWriter:
         edge_change = EdgeChange.of(pair)
         changed_counts = edge_change.changed_counts()
         events = edge_change.events()
-        # Copied before tier changes add events of their own, which are published separately.
+        # The list is copied before tier changes add events of their own, which are published separately.
         records = list(events.records)
         statements: list[Statement] = [
             *edge_change.rows(),
@@ -137,7 +139,7 @@ class EdgeWriter:
         ]
         await self._keyspace.unlogged_batch(statements)
         self._outbox.publish(records)
-        # Only after the rows are written: from here on readers may reload them, and counts are taken.
+        # Versions and counts come after the rows are written: readers that see a new version reload the rows.
         unused_event_ids = iter(edge_change.change.event_ids[len(records) :])
         followees = {user_id: None for user_id, side, _ in changed_counts if side == FOLLOWERS}
         published, *_ = await asyncio.gather(
@@ -160,7 +162,7 @@ class EdgeWriter:
         """Applies the change to the row and finishes it. Returns the new row, or None if another writer was faster."""
         key = (pair.low, pair.high)
         changed = pair.changed(edges, change, int(self._clock() * 1_000_000))
-        # Durable before the change, so that a change whose follow-up writes are missing can be found.
+        # The intent is durable before the change, so that a sweeper finds a change whose follow-up writes are missing.
         index_statements = self._user_index.statements(key)
         await asyncio.gather(self._intents.begin(changed), self._keyspace.write_each(index_statements))
         self._user_index.add_written(key)
@@ -209,7 +211,7 @@ class EdgeWriter:
         counted too."""
         while user_id in self._stale:
             await asyncio.sleep(RECOUNT_EVERY_MS / 1000)
-            # Removed before the count: a follow that arrives meanwhile adds the user again.
+            # The user is removed before the count, so that a follow that arrives during the count adds the user again.
             self._stale.discard(user_id)
             count = await self._follow_counts.followers(user_id)
             version, event_id = await self._mint(), await self._mint()

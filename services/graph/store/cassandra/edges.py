@@ -1,4 +1,4 @@
-"""Stores edges in Cassandra: one row a pair of users, written by compare-and-set."""
+"""Stores edges in Cassandra: one row for each pair of users, written by compare-and-set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides which events that a sweeper found may be published."""
+"""Decides which of the events that a sweeper finds may be published."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from services.platform.events.log import Record
 class FinishedPairs:
     """The EventValidator of the graph store: every event found is valid, but the lists of its pair may be missing.
 
-    `edge_writer` returns the writer of the keyspace. It is asked for at the first sweep, because the writer itself needs
-    the outbox.
+    `edge_writer` returns the writer of the keyspace. It is called at the first sweep, and not when this object is
+    created, because the writer itself needs the outbox.
     """
 
     def __init__(self, edge_writer: Callable[[], EdgeWriter]) -> None:

@@ -1,8 +1,9 @@
-"""Follower and followee counts, taken by counting rows, so that a duplicate event cannot count twice.
+"""Computes follower and followee counts by counting rows, so that a duplicate event cannot count twice.
 
-A write marks the counts it changes as dirty. A count is clean once it was taken well after the last change. A dirty
-count is taken again at every read if it is small, and at most once a second if it is large. The followers of a user
-with very many are sharded into buckets, and only dirty buckets are counted again.
+A write marks the counts it changes as dirty. A count becomes clean when its rows are counted at least SETTLED_AFTER_MS
+after the last change. The rows of a dirty count are counted at every read if they are few, and at most once a second if
+they are many. The followers of a user with very many are sharded into buckets, and only dirty buckets are counted
+again.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from services.platform.cassandra.keyspace import Keyspace
 
 # Up to this many rows a count costs the server about a millisecond and is exact at every read.
 SMALL = 1_000
-# How often a larger dirty count is taken.
+# Milliseconds between two counts of the rows of a larger dirty count.
 RECOUNT_EVERY_MS = 1_000
 # The dirty mark and the rows of a change become visible within this time of each other, and clocks of processes differ
 # by less.
 SETTLED_AFTER_MS = 10_000
-# A partition of 100,000 rows is about 5 MB. From there on new followers are sharded by their id.
+# A partition of 100,000 rows is about 5 MB. If a user has more followers, new ones are sharded by their id.
 SHARD_FROM = 100_000
 BUCKETS = 64
 # Users known to be sharded, at about 60 bytes: 6 MB. An evicted user is found again at the next count.
@@ -126,7 +127,7 @@ class FollowCounts:
         return {(user_id, side): int(rows[0][0]) for (user_id, side), rows in zip(found, counts, strict=True)}
 
     async def _count(self, due: Sequence[tuple[int, _CountRow]], now_ms: int) -> list[int]:
-        """Counts the rows of the due counts in parallel and stores the results that are large or clean."""
+        """Counts the rows of the counts `due` in parallel. Stores the results that are large or clean."""
         keyspace = self._keyspace
         followers = [(user_id, entry.bucket) for user_id, entry in due if entry.side == FOLLOWERS]
         following = [(user_id,) for user_id, entry in due if entry.side == FOLLOWING]

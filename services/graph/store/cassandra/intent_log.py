@@ -1,7 +1,7 @@
 """Intents: one is stored before a pair changes and finished once the follow-up writes of that change are done.
 
-If a writer dies in between, its intent says that the change may be incomplete. The intents of one minute lie in few
-partitions, so that concurrent ones are written as one batch.
+If a writer dies in between, its unfinished intent shows that the change may be incomplete. The intents of one minute
+lie in few partitions, so that concurrent ones are written as one batch.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class IntentLog:
         self._finished: LRUCache[tuple[int, int], int] = LRUCache(MAX_KNOWN)
 
     async def begin(self, pair: Pair) -> None:
-        """Stores the intent to write `pair` as the new row. Raises what `Keyspace.write` raises: UNAVAILABLE,
-        DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED."""
+        """Stores the intent to write `pair` as the new row. Raises UNAVAILABLE, DEADLINE_EXCEEDED or
+        RESOURCE_EXHAUSTED."""
         partition = _partition(pair)
         await self._batcher.write(partition, (schema.ADD_INTENT, (*partition, pair.low, pair.high, pair.stamp)))
 
     async def finish(self, pair: Pair) -> None:
-        """Marks the pair's last change as finished. Call it last: readers rely on all follow-up writes. Raises as
-        `begin`."""
+        """Marks the pair's last change as finished. Call it after all follow-up writes, because readers rely on them.
+        Raises UNAVAILABLE, DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED."""
         partition = _partition(pair)
         await self._batcher.write(partition, (schema.FINISH_INTENT, (*partition, pair.low, pair.high, pair.stamp)))
         self._finished[pair.low, pair.high] = pair.stamp
@@ -62,7 +62,8 @@ class IntentLog:
         if self._finished.get((pair.low, pair.high), -1) >= pair.stamp:
             return True
         rows = await self._keyspace.read(schema.INTENT_DONE, *_partition(pair), pair.low, pair.high, pair.stamp)
-        # No intent: the change is so old that sweepers passed it days ago, and its TTL has removed it.
+        # There is no intent if the change is so old that sweepers finished it days ago and the intent's TTL has
+        # expired.
         finished = rows[0][0] is True if rows else pair.stamp < (self._clock() - LIVE_S + NEARLY_S) * _US
         if finished:
             self._finished[pair.low, pair.high] = pair.stamp
@@ -70,5 +71,5 @@ class IntentLog:
 
 
 def _partition(pair: Pair) -> IntentPartition:
-    # Computed from the stamp alone, so that every reader of the pair finds it.
+    # The partition is computed from the pair's row alone, so that every reader of the pair finds the intent.
     return IntentPartition(pair.stamp // (60 * _US), (pair.low + pair.high) % SHARDS)

@@ -1,7 +1,7 @@
 """Finishes changes whose process died before the follow-up writes (lists, events, relation versions).
 
-Every change stores an intent, by the minute, before it is made. A minute is swept once it is over, by whichever process
-comes first.
+Every change stores an intent, by the minute, before it is made. When a minute is over, the first process that notices
+it sweeps its intents.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from services.platform.log_events import LogEvent
 
 # Average time between two sweeps.
 EVERY_S = 30.0
-# Writers have seconds to finish, and clocks differ by less, so a minute is complete after this time.
+# Seconds after the end of a minute until it is swept: writers take seconds to finish, and clocks differ by less than
+# this.
 SETTLED_AFTER_S = 60
-# If no sweep was ever recorded, look back this far: it covers what the first processes of a mesh wrote before their
-# first sweep.
+# Minutes that the first sweep of a mesh covers: those in which its first processes wrote before any sweep was recorded.
 FIRST_LOOK_MINUTES = 60
-# Intents expire after this.
+# The most minutes that a sweep covers: older intents have expired.
 MAX_LOOK_MINUTES = LIVE_S // 60
 # Partitions read in parallel. Nearly all but the newest are empty.
 PARTITIONS_PER_READ = 256
@@ -85,6 +85,6 @@ class IntentSweeper(BackgroundWorker):
                 await self.sweep()
             except Exception as error:
                 log.warning(LogEvent.INTENT_SWEEP_FAILED, error=repr(error))
-            # Random, so that processes started together do not sweep at the same moments and one can find what the
-            # other has done.
+            # The interval is random, so that processes that started together do not sweep at the same time and skip the
+            # minutes that another one has swept.
             await asyncio.sleep(EVERY_S * (0.5 + random.random()))  # noqa: S311

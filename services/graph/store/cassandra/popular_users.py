@@ -17,11 +17,12 @@ from services.platform.cassandra.keyspace import Keyspace
 # Users sampled, and newest followees read of each. A user followed by one in a hundred is missed by one sample in 150.
 SAMPLE = 500
 FROM_EACH = 50
-# Of the users found most often, how many are counted exactly: more than any caller asks for.
+# Users whose followers are counted exactly, those found most often in the sample: more than any caller requests.
 MAX_CANDIDATES = 400
 # A sample costs up to a thousand parallel reads, about 100 ms; the most followed users change more slowly than this.
 CACHED_S = 60.0
-# With fewer users than this the result is not cached: a sample is cheap, and a small mesh changes quickly.
+# With fewer users than this the result is not cached: a sample then costs little, and in a small mesh the most followed
+# users change quickly.
 SMALL = 100
 
 

@@ -1,7 +1,7 @@
 """All edges between two users as one value, and the rows and events that follow from a change to it.
 
-Nothing here does I/O. The row keeps the edges from before its last change and that change's stamp, so any process that
-reads the row can compute and finish the follow-up writes.
+This module does no I/O. The row keeps the edges from before its last change and that change's stamp, so any process
+that reads the row can compute and finish the follow-up writes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Pair(NamedTuple):
     """The row of two users, `low` having the lesser id.
 
     `stamp` (microseconds) is the write timestamp of the copies of the row and only increases. `change` is the version
-    of the last change, None if there was none. `last` is a JSON text with what is needed to finish that change.
+    of the last change, None if there was none. `last` is a JSON text with the edges before that change and the change's
+    time, event ids and trace context, from which any process can finish it.
     """
 
     low: int
@@ -164,7 +165,7 @@ class EdgeChange(NamedTuple):
             if kind == EdgeType.FOLLOW and before:
                 statements.append((schema.DROP_FOLLOWER, (stamp, target, before.bucket, before.at_ms, source)))
             if kind == EdgeType.FOLLOW and before and not after:
-                # A deleted follow must not stay excluded from the counts.
+                # If the follow was excluded from the counts, its exclusion is deleted with it.
                 statements.append((schema.COUNT_AGAIN, (stamp, source, FOLLOWING, target)))
                 statements.append((schema.COUNT_AGAIN, (stamp, target, FOLLOWERS, source)))
             if kind == EdgeType.FOLLOW and after:

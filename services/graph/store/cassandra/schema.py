@@ -19,7 +19,8 @@ CREATE TABLE IF NOT EXISTS pairs (
 );
 CREATE TABLE IF NOT EXISTS settled (low bigint, high bigint, stamp bigint, PRIMARY KEY ((low, high)));
 """
-# `settled` and `intents` are unused: `notes` replaced them. They stay because migrations are applied in order.
+# `settled` and `intents` are unused: `notes` replaced them. Their migrations must stay, because migrations are applied
+# in order and never changed.
 _INTENTS = """
 CREATE TABLE IF NOT EXISTS intents (
     minute bigint, shard tinyint, low bigint, high bigint, PRIMARY KEY ((minute, shard), low, high)

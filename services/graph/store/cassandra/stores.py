@@ -28,7 +28,7 @@ from services.platform.detached import DetachedWork
 from services.platform.events.log import EventLog
 from services.platform.service import Worker
 
-# Writes in progress: some seconds' worth. More would only wait past their deadlines.
+# Writes in progress: about some seconds of work. More would only wait past their deadlines.
 MAX_WRITES = 2_000
 
 
@@ -55,7 +55,7 @@ async def open_stores(
     tier_rows = TierRows(keyspace, outbox, rule)
     user_index = UserIndex(keyspace)
     edge_writer = EdgeWriter(keyspace, cluster.shared, outbox, follow_counts, tier_rows, mint, clock)
-    # Within the deadline of the caller: a write that waits past it is not begun.
+    # Writes keep the caller's context and so its deadline: a write that waits past it is not started.
     writes = DetachedWork(MAX_WRITES, keep_context=True)
     edges = CassandraEdgeStore(keyspace, edge_writer, writes)
     popular = PopularUsers(keyspace, follow_counts, clock)

@@ -17,8 +17,8 @@ from services.platform.cassandra.outbox import Outbox
 from services.platform.events.records import record_of
 from services.platform.rpc import errors
 
-# Every process reads all rows at start and every second: few partitions, but more than one, so that writers do not
-# contend.
+# Partitions of the table. Every process reads all rows at the start and every second, so they are few; they are more
+# than one so that writers do not conflict.
 SHARDS = 16
 PAGE_ROWS = 1_000
 
@@ -54,8 +54,8 @@ class TierRows:
         self._hooks.append(hook)
 
     def followers_until_change(self, followers: int) -> int:
-        """Returns how many more followers it takes before the tier can change, or 0 if losing followers could change it
-        too."""
+        """Returns how many more followers a user must gain before the tier can change; 0 if a loss of followers can
+        change it too."""
         return self._rule.followers_until_change(followers)
 
     async def classify(
@@ -65,7 +65,7 @@ class TierRows:
         `event_id`.
 
         With `from_count_alone` the current tier is ignored, as after a change of the threshold. Raises UNAVAILABLE if
-        the row is too contended.
+        too many concurrent writes conflict on the row.
         """
 
         def due(current: TierRow) -> _Due:

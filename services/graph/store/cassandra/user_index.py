@@ -14,7 +14,8 @@ from services.platform.cassandra.keyspace import Keyspace
 # One range holds the ids minted within 37 hours, because ids grow with time. So there are at most 16,384 ranges.
 RANGE_BITS = 49
 MAX_RANGES = 1 << (63 - RANGE_BITS)
-# Users known to be written, at about 100 bytes: 10 MB. An evicted user is written again, which changes nothing.
+# Users that this process knows to be in the index, about 100 bytes each: 10 MB. A user evicted from this cache is
+# written again, which changes nothing.
 MAX_KNOWN = 100_000
 # Users per read.
 PAGE_ROWS = 1_000
@@ -40,7 +41,7 @@ class UserIndex:
         return statements + [(schema.ADD_USER, (user_id >> RANGE_BITS, user_id)) for user_id in unknown]
 
     def add_written(self, user_ids: Iterable[int]) -> None:
-        """Caches that these users are written."""
+        """Caches that these users are in the index."""
         for user_id in user_ids:
             self._written[user_id] = None
             self._written_ranges.add(user_id >> RANGE_BITS)

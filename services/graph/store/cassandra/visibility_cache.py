@@ -1,8 +1,8 @@
 """Caches which authors are hidden from a reader, in process memory, under the reader's relation version in Redis.
 
-The version is read before the rows are, and it changes after the rows change and before the write returns. So what was
-read under a version is valid until that version changes, in any process. A block changes the versions of both users, so
-this also holds for authors who block the reader.
+A reader reads the version before the rows. A writer changes it after the rows and before the write returns. So an entry
+cached under a version is valid until that version changes, in any process. A block changes the versions of both users,
+so this also holds for authors who block the reader.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from services.platform.redis.shared_versions import SharedVersions
 MAX_WEIGHT = 8_000_000
 _READER_WEIGHT = 60
 _AUTHOR_WEIGHT = 8
-# Authors cached per reader: about a day's reading. Beyond it the cache of that reader starts again.
+# Authors cached per reader: about as many as a reader sees in a day. If there are more, all entries of this reader are
+# dropped.
 MAX_AUTHORS = 2_000
 # A reader with more blocks and mutes than this is not cached, so that one user cannot evict thousands of others.
 MAX_CACHED_EDGES = 50_000
@@ -34,7 +35,7 @@ TOP = Position((1 << 63) - 1, (1 << 63) - 1)
 
 
 class _Reader:
-    """What is cached for one reader under one version. `authors` maps an author id to (reader follows author, author
+    """The cache entry of one reader under one version. `authors` maps an author id to (reader follows author, author
     blocks reader)."""
 
     __slots__ = ("authors", "blocked", "muted", "version")
@@ -67,7 +68,8 @@ class CassandraVisibilityCache:
         return await self._mint() if version is None else version
 
     async def filter(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
-        """Builds the response from the cache, reading from Cassandra what is missing. Its lists are copies."""
+        """Builds the response from the cache; reads edges that are not cached from Cassandra. The lists of the response
+        are copies."""
         reader = await self._reader(request.user_id)
         authors = await self._authors(request.user_id, reader, request.candidate_ids)
         return pb.GetVisibilityFilterResponse(
@@ -81,7 +83,8 @@ class CassandraVisibilityCache:
     async def _reader(self, user_id: int) -> _Reader:
         version = await self._shared.relation_version(user_id)
         if version is None:
-            # Without a version neither a cached entry nor this result can be trusted later, so nothing is cached.
+            # Redis did not return a version, so it is unknown whether a cached entry is current; the result is not
+            # cached either.
             return await self._load(user_id, await self._mint())
         cached = self._readers.get(user_id)
         if cached is not None and cached.version == version:
@@ -126,6 +129,6 @@ class CassandraVisibilityCache:
                 known.clear()
             known.update(found)
             if self._readers.get(user_id) is reader:
-                # Inserted again, so that the cache computes its new weight.
+                # The entry is inserted again, so that the cache computes its new weight.
                 self._readers[user_id] = reader
         return found

@@ -1,4 +1,4 @@
-"""Commits the writes of graph, and does what must follow each commit."""
+"""Commits the writes of graph. After each commit it invalidates the visibility cache and calls the tier hooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ T = TypeVar("T")
 
 
 class Committer:
-    """Commits transactions to one database. After each it drops what `visibility_cache` holds of it, then calls the tier hooks."""
+    """Commits transactions to one database. After each one it drops the changed entries of `visibility_cache`, then
+    calls the tier hooks."""
 
     def __init__(self, db: Database, visibility_cache: SqliteVisibilityCache) -> None:
         self._db = db

@@ -29,7 +29,7 @@ class SqliteCountStore:
         return {user_id: pb.UserCounts(followers=row[0], following=row[1]) for user_id, row in rows}
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        # First: later follows check the stored decision; the loop below handles the earlier ones.
+        # The decision is stored first: later follows check it, and the loop below handles the earlier follows.
         if not await self._db.write(lambda c: decide(c, user_id, absent, at_us)):
             return
         for listing, side in ((Listing.FOLLOWING, sql.OF_FOLLOWERS), (Listing.FOLLOWERS, sql.OF_FOLLOWEES)):
@@ -42,7 +42,8 @@ class SqliteCountStore:
 def _apply_absence(
     connection: sqlite3.Connection, others: Sequence[Position], side: int, user_id: int, absent: bool
 ) -> None:
-    """Excludes the user from the counts of `others`, or includes the user again. Counts that are right already stay."""
+    """Excludes the user from the counts of `others`, or includes the user again. Counts that are correct already stay
+    unchanged."""
     for _, other_id in others:
         # The follow may have been deleted since the list was read.
         follows = (user_id, other_id) if side == sql.OF_FOLLOWERS else (other_id, user_id)

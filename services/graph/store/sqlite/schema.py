@@ -38,7 +38,7 @@ CREATE TABLE tiers (
 );
 CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
-# Serves suggestions to users who follow nobody. Without the index each one would read and sort all counts.
+# The index for suggestions to users who follow nobody. Without it each such request would read and sort all counts.
 _POPULAR_SCHEMA = "CREATE INDEX counts_by_followers ON counts (followers DESC, user_id);"
 # Follows excluded from the counts of `user_id` because the other user is not active; `side` is 0 for followers, 1 for
 # followees.
@@ -51,7 +51,7 @@ MIGRATIONS = (EDGES_SCHEMA, OUTBOX_SCHEMA, _POPULAR_SCHEMA, ABSENCES_SCHEMA, _UN
 OF_FOLLOWERS, OF_FOLLOWEES = 0, 1
 UNCOUNT = "INSERT OR IGNORE INTO uncounted (user_id, side, other_id) VALUES (?, ?, ?)"
 COUNT_AGAIN = "DELETE FROM uncounted WHERE user_id = ? AND side = ? AND other_id = ?"
-# By side. The relation version stays, because no edge changed.
+# The statements by side. They do not change the relation version, because no edge changes.
 COUNT_ONE = {
     OF_FOLLOWERS: "UPDATE counts SET followers = followers + ? WHERE user_id = ?",
     OF_FOLLOWEES: "UPDATE counts SET following = following + ? WHERE user_id = ?",
@@ -72,7 +72,8 @@ ON CONFLICT (user_id) DO UPDATE SET
     followers = followers + excluded.followers, following = following + excluded.following, version = excluded.version
 RETURNING followers
 """
-# Not COUNT_UP with negative numbers: SQLite applies CHECK to the row to insert even if it becomes an update.
+# COUNT_UP with a negative number would fail: SQLite applies a CHECK to the row to insert even if the insert becomes an
+# update.
 COUNT_DOWN = """
 UPDATE counts SET followers = followers - ?, following = following - ?, version = ? WHERE user_id = ?
 RETURNING followers

@@ -27,7 +27,7 @@ class WriteTransaction:
         self.tiers: list[pb.TierEntry] = []
 
     def finish(self) -> None:
-        """Adds the events to the outbox, in the same transaction."""
+        """Adds the events of the write to the outbox, in the same transaction. Call it last."""
         if self._events.records:
             outbox.enqueue(self._connection, self._events.records)
 

@@ -1,7 +1,7 @@
 """Caches which authors are hidden from readers, in process memory beside the SQLite tables.
 
 One process owns the store, and every write invalidates the cache before it returns, so cached entries are as current as
-the tables. Entries are dropped rather than updated: that is correct in any order in which writes return.
+the tables. Entries are dropped rather than updated, because dropping is correct in whatever order writes return.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _READER_WEIGHT = 60
 # Blocked users by blocker, as sets of about 64 bytes an id: 64 MB.
 MAX_BLOCKED_IDS = 1_000_000
 _BLOCKS_WEIGHT = 8
-# Authors known to block nobody, which is nearly everyone, at about 64 bytes: 32 MB.
+# Cached ids of authors who block nobody, as most users do, about 64 bytes each: 32 MB.
 MAX_NON_BLOCKERS = 500_000
 # A longer list is not cached but queried row by row, so that one user cannot evict thousands of others.
 MAX_CACHED_EDGES = 50_000
@@ -51,7 +51,8 @@ class _Snapshot(NamedTuple):
 
 
 class _PendingLoad:
-    """A load in progress. Writes that return meanwhile remove from it what must not be cached."""
+    """A load in progress: the readers and authors whose rows may be cached when it ends. Writes that return meanwhile
+    remove the users that they changed."""
 
     def __init__(self, reader_id: int, authors: Iterable[int]) -> None:
         self.reader_id = reader_id
@@ -71,8 +72,8 @@ class SqliteVisibilityCache:
         self._change_tracker = ChangeTracker()
 
     def invalidate(self, readers: Collection[int], blockers: Collection[int] = ()) -> None:
-        """Drops the own edges of `readers` and the blocks of `blockers`, and keeps loads in progress from caching
-        them."""
+        """Drops the cached own edges of `readers` and the cached blocks of `blockers`. Loads in progress do not cache
+        these either."""
         self._change_tracker.changed(readers)
         for user_id in readers:
             self._reader_edges.pop(user_id, None)
@@ -85,13 +86,14 @@ class SqliteVisibilityCache:
             load.authors.difference_update(blockers)
 
     async def filter(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
-        """Builds the response from the cache, reading from SQLite what is missing. Its lists are copies."""
+        """Builds the response from the cache; reads edges that are not cached from SQLite. The lists of the response
+        are copies."""
         reader_id, authors = request.user_id, set(request.candidate_ids)
         self._change_tracker.read((reader_id,))
         own = self._reader_edges.get(reader_id)
         if own is None:
-            # Everything from one snapshot: cached blocks might be older than the version read now, and callers cache
-            # the response under that version.
+            # Own edges and blocks are read in one snapshot: cached blocks might be older than the version read now, and
+            # callers cache the response under that version.
             own, blocks = await self._load(reader_id, authors)
         else:
             blocks = await self._blocks_of(authors - self._known_non_blockers)
@@ -126,8 +128,8 @@ class SqliteVisibilityCache:
         return own or _ReaderEdges(0, array("q"), array("q"), array("q")), blocks
 
     async def _read(self, reader_id: int, authors: set[int]) -> _Snapshot:
-        """Reads edges and blocks in one snapshot and caches what no write has changed meanwhile. Reader 0 reads the
-        blocks only."""
+        """Reads edges and blocks in one snapshot. Caches those that no write has changed meanwhile. For reader 0 (no
+        token) only blocks are read."""
         load = _PendingLoad(reader_id, authors)
         self._loads.append(load)
         try:

@@ -16,7 +16,7 @@ class CommittedChanges:
         self._keyspace = keyspace
 
     async def publishable(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Returns those of the events whose change was committed. Its serial read completes an LWT that is in progress."""
+        """Returns the events whose change was committed. Its serial read completes an LWT that is in progress."""
         made: dict[int, Set[int]] = {}
         for user_id in {record.key for record in records}:
             rows = await self._keyspace.read_serial(schema.MADE, user_id)

@@ -104,7 +104,8 @@ KEYS_SCHEMA = "CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value 
 KEYSPACE, KEYS_KEYSPACE = "identity", "identity_keys"
 # The keyspaces of the service, each with its migrations in order.
 KEYSPACES = {KEYSPACE: (SCHEMA, OUTBOX_MIGRATION), KEYS_KEYSPACE: (KEYS_SCHEMA,)}
-# Read from both keyspaces: earlier releases stored the keys in that of the accounts.
+# This statement is executed in both keyspaces, because earlier releases stored the keys in the keyspace of the
+# accounts.
 SECRET = "SELECT value FROM secrets WHERE name = ?"  # noqa: S105 (a statement)
 INSERT_SECRET = "INSERT INTO secrets (name, value) VALUES (?, ?) IF NOT EXISTS"  # noqa: S105
 

@@ -26,7 +26,8 @@ class CassandraSecretStore:
             # The copy of an earlier release is not deleted, because processes of that release may still restart during an upgrade.
             earlier = await self._accounts.read_serial(schema.SECRET, name)
             if earlier:
-                # To be deleted from the accounts' keyspace once no process of the earlier release runs.
+                # The operator must delete the old copy from the accounts' keyspace when no process of the earlier
+                # release runs any more.
                 log.warning(LogEvent.LEGACY_KEY_COPIED, name=name, keyspace=schema.KEYSPACE)
             await self._keys.execute_lwt(schema.INSERT_SECRET, name, earlier[0][0] if earlier else make())
             rows = await self._keys.read_serial(schema.SECRET, name)

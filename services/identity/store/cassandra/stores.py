@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CassandraIdentityStores(IdentityStores):
-    """The stores, with what the service runs beside them: `outbox` is a worker, and a consumer writes `shared_refs`."""
+    """The stores on one keyspace. The service must run `outbox` as a worker, and a consumer that writes changed
+    references by `shared_refs`."""
 
     outbox: Outbox
     shared_refs: SharedUserRefs
@@ -33,7 +34,9 @@ class CassandraIdentityStores(IdentityStores):
 async def open_stores(
     cluster: ClusterBackends, event_log: EventLog, clock: Callable[[], float]
 ) -> CassandraIdentityStores:
-    """Opens the keyspaces and applies missing migrations. `clock` returns unix seconds. Raises as Keyspace.open."""
+    """Opens the keyspaces and applies missing migrations. `clock` returns unix seconds. Raises UNAVAILABLE if Cassandra
+    does not answer, and FAILED_PRECONDITION if a newer release migrated a keyspace or migrations are missing and
+    `migrate_at_start` is off."""
     keyspace = await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE])
     keys = await cluster.keyspace(schema.KEYS_KEYSPACE, schema.KEYSPACES[schema.KEYS_KEYSPACE])
     transactions = UserTransactions(keyspace, event_log, clock)

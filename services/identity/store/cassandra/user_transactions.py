@@ -43,8 +43,8 @@ class UserTransactions:
     ) -> bool:
         """Executes an LWT on the user's partition that also stores `event_ids(records)`; returns whether it was applied.
 
-        Inserts the events into the outbox before. If the LWT was applied, calls `before_publish` and then publishes the events. Continues
-        if the caller is cancelled.
+        Before the LWT, inserts the events into the outbox. If the LWT was applied, calls `before_publish` and then
+        publishes the events. Continues if the caller is cancelled.
         """
         return await run_to_completion(self._execute(user_id, records, statement, values, before_publish))
 
@@ -73,5 +73,5 @@ class UserTransactions:
 
 
 def event_ids(records: Sequence[Record]) -> set[int]:
-    """Returns the ids that an LWT stores, as the value of `made`."""
+    """Returns the ids of the events, which an LWT stores in the column `made`."""
     return {record.event_id for record in records}

@@ -23,7 +23,8 @@ class SqliteIdentityStores(IdentityStores):
 
 
 async def open_stores(path: Path, max_cached: int = MAX_CACHED) -> SqliteIdentityStores:
-    """Opens or creates the file; secrets are stored in the folder `keys` beside it. Raises as Database.open."""
+    """Opens or creates the file; secrets are stored in the folder `keys` beside it. Raises FAILED_PRECONDITION if
+    another process owns the file, if it cannot be used, or if a newer release migrated it."""
     db = await Database.open(path, schema.MIGRATIONS)
     return SqliteIdentityStores(
         accounts=SqliteAccountStore(db, AccountCache(db, max_cached)),

@@ -24,7 +24,7 @@ from services.tweet.store.cassandra.rows import (
 from services.tweet.store.cassandra.writes import BatchWriter
 from services.tweet.store.revisions import first_revision
 
-# Rows read and changed per step when there may be very many.
+# Rows read and changed per step if a change concerns very many rows.
 STEP = 500
 # Smaller than every id.
 _NO_BOUND = -1
@@ -45,7 +45,8 @@ class TweetUpdater:
         self._keyspace = writer.keyspace
 
     async def delete(self, tweet_id: int, at_s: int, event: Record) -> ChangeResult:
-        """Implements `TweetStore.delete`. Each of several concurrent deletions may return that it was the first."""
+        """Implements `TweetStore.delete`. If deletions of one tweet are concurrent, several of them may return that the
+        tweet was live before."""
         known = await self._writer.require_stored(tweet_id)
         if known.hidden == cql.DELETED:
             return ChangeResult(False, known)
@@ -88,8 +89,8 @@ class TweetUpdater:
         return ChangeResult(True, known)
 
     async def update_retweet_counts(self, tweet_id: int) -> None:
-        """Makes the retweets of a tweet count for their authors, or not, as its state wants. Harmless to repeat: what is written bears
-        the time of the state."""
+        """Includes the retweets of a tweet in the tweet counts of their authors if the tweet is live, otherwise
+        excludes them. Idempotent: the rows are written with the timestamp of the tweet's state."""
         known = (await self._writer.read_stored((tweet_id,))).get(tweet_id)
         after_id = _NO_BOUND
         while known is not None:
@@ -105,12 +106,14 @@ class TweetUpdater:
             after_id = rows[-1][0]
 
     async def repeat_side_effects(self, tweet_ids: Sequence[int]) -> None:
-        """Repeats what follows the commit of a change, according to the present state of the tweets: publishes their
-        versions and updates the counts of their retweeters. Raises UNAVAILABLE if Redis does not take the versions."""
+        """Repeats the side effects of committed changes, according to the current state of the tweets: publishes their
+        versions and updates the tweet counts of their retweeters. Raises UNAVAILABLE if Redis does not accept the
+        versions."""
         for tweet_id, known in (await self._writer.read_stored(tweet_ids)).items():
             if not await self._writer.publish_tweet_change(known.head):
                 raise errors.unavailable(
-                    "Redis did not take the new versions of a changed tweet: try again", reason=Reason.CACHE_UNAVAILABLE
+                    "Redis did not accept the new versions of a changed tweet: try again",
+                    reason=Reason.CACHE_UNAVAILABLE,
                 )
             await self.update_retweet_counts(tweet_id)
 
@@ -138,7 +141,8 @@ class TweetUpdater:
         return known.version
 
     async def _apply_revision(self, known: Stored, version: int, core: bytes, event: Record) -> None:
-        """Copies a revision to `tweets_by_id` and publishes its event. Repeating it, from any process, writes the same."""
+        """Copies a revision to `tweets_by_id` and publishes its event. Idempotent, also if several processes do it at
+        once."""
         tweet_id = known.head.id
         step = (cql.REVISE, (cql.created_us(tweet_id, version), version, core, tweet_id))
         await self._writer.commit([step], event, known.head)
@@ -168,7 +172,7 @@ class TweetUpdater:
 
     async def list_revisions(self, tweet_id: int) -> Sequence[tweet_service_pb2.TweetRevision]:
         """Implements `TweetStore.list_revisions`. First completes an edit that was stored but not applied, because a
-        client that repeats the edit looks here for it."""
+        client whose edit timed out may read the revisions to see whether it was stored."""
         known = (await self._writer.read_stored((tweet_id,))).get(tweet_id)
         if known is None:
             return []
@@ -191,7 +195,7 @@ class TweetUpdater:
         await self._keyspace.write_each([step for tweet in found for step in uncount(tweet, absent, at_us)])
         targets = {tweet_id for tweet in found for tweet_id, _ in links(tweet.head)}
         if not await self._writer.publish_versions(list(targets)):
-            raise errors.unavailable("Redis did not take the new versions of changed counts: try again")
+            raise errors.unavailable("Redis did not accept the new versions of changed counts: try again")
 
 
 def _revision(tweet_id: int, revision: tweet_service_pb2.TweetRevision) -> tuple[int, int, str, int]:

@@ -21,7 +21,7 @@ from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
 from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.rows import NewTweet
 
-# Attempts of one transaction: each is lost to another writer or to a time-out.
+# Attempts of one transaction. An attempt fails if it conflicts with another writer or times out.
 MAX_TRIES = 5
 # The row outlives the claim by an hour, so that clock differences never end a claim early. The row contains the time at which the
 # claim ends.
@@ -56,8 +56,8 @@ def claim_row(post: NewTweet, claim: Claim) -> ClaimRow:
 
 
 def is_claimed(held: ClaimRow | None, claim: Claim) -> bool:
-    """Returns whether the row claims the key at `claim.now_s`. Raises ALREADY_EXISTS (IDEMPOTENCY_KEY_REUSED) if it
-    does, with another body."""
+    """Returns whether the row holds the key of `claim` at the time `claim.now_s`. Raises ALREADY_EXISTS
+    (IDEMPOTENCY_KEY_REUSED) if it holds the key for another request body."""
     if held is None or held.expires_at_s <= claim.now_s:
         return False
     if held.body_hash != claim.body_hash:

@@ -74,7 +74,7 @@ class CassandraLinkLists:
         ancestors = (await self._stored_ancestors((tweet_id,))).get(tweet_id, ())
         while ancestors:
             known = await self._stored_ancestors(ancestors)
-            # The list ends with the first purged tweet, because the row that named its parent is gone.
+            # The list ends with the first purged tweet, because the row that contained its parent's id was deleted.
             there = next((n for n, i in enumerate(ancestors) if i not in known), len(ancestors) - 1) + 1
             found += ancestors[:there]
             if len(found) >= limit:

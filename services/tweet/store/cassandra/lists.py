@@ -1,7 +1,7 @@
 """Reads the lists of tweets by author and by time from Cassandra, and caches the newest ids and the counts of authors.
 
-Rows by author and by time lie in buckets, one partition each. A list reads the newest bucket first and doubles the
-number of buckets per round until it is full: a page mostly takes one or two partitions, a sparse list a few rounds.
+Rows by author and by time lie in buckets, one partition each. A list reads the newest bucket first, then 2, 4, …
+buckets at once until it is full. A page usually takes one or two partitions, and a list with few tweets a few reads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from services.tweet.store.cassandra.versioned_cache import CACHED_AUTHORS, Versi
 MAX_MONTHS = 1_000
 # The most buckets that one list reads concurrently.
 MAX_BUCKETS = 8
-# Hours with tweets that one read looks up: mostly the first few fill a page.
+# Hours with tweets that one read returns; usually the first few fill a page.
 HOURS_PAGE = 64
 # Ids loaded for an author who is not cached: a few pages.
 FILL_IDS = 128
@@ -94,8 +94,8 @@ class CassandraTweetLists:
     async def _newest_of(self, author_ids: Sequence[int], before_id: int, limit: int) -> dict[int, Sequence[int]]:
         """Returns the newest ids of each author below `before_id`, from the cache as far as it reaches, then from
         Cassandra. Every author has an entry."""
-        # The list is cached without the bound, so that it serves other callers too; it mostly contains the ids asked
-        # for.
+        # The newest ids are cached without the bound `before_id`, so that callers with any bound can use them; usually
+        # they contain the requested ids.
         fill = FILL_IDS if before_id else max(limit, FILL_IDS)
 
         async def load(missing: Sequence[int]) -> dict[int, AuthorIds]:

@@ -42,7 +42,7 @@ class Purger:
                     return purged
         past = hour < before_s * 1000 // cql.HOUR_MS
         if past and not await self._keyspace.read(cql.ANY_DELETION, hour):
-            # A deletion from now on lists its hour again, with a later timestamp.
+            # A later deletion writes the row of its hour again, with a later timestamp.
             await self._keyspace.write(cql.DROP_DELETION_HOUR, begun_us, cql.ALL_HOURS, hour)
         return purged
 
@@ -52,7 +52,7 @@ class Purger:
         known = (await self._writer.read_stored((tweet_id,))).get(tweet_id)
         purged = 0
         if known is not None:
-            # If it was deleted twice concurrently, the later time counts; it has its own row.
+            # If the tweet was deleted twice concurrently, the later time is used; it has its own row.
             if known.hidden != cql.DELETED or known.hidden_at_s >= before_s:
                 return 0
             purged = await self._purge_retweets(tweet_id, remaining)

@@ -12,7 +12,7 @@ from services.tweet.store.cassandra import schema as cql
 
 Statement = tuple[str, tuple[Any, ...]]
 
-# Ancestors stored in the row of a reply: a thread reads its ancestors with one read per so many.
+# Ancestors stored in the row of a reply: a thread of a longer chain needs one read for each 32 ancestors.
 ANCESTORS_PER_ROW = 32
 
 
@@ -121,8 +121,8 @@ def set_state(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int
 
 
 def set_orphaned(retweet_id: int, author_id: int, hidden: int, at_us: int) -> Statement:
-    """Returns the statement that takes a retweet off its author's count if the state `hidden` of its original is not
-    LIVE, else puts it back."""
+    """Returns the statement that excludes a retweet from its author's tweet count if the state `hidden` of its original
+    is not LIVE, otherwise includes it again."""
     return cql.ORPHAN, (at_us, int(hidden != cql.LIVE), author_id, cql.month_of(retweet_id), retweet_id)
 
 

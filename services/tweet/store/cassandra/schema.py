@@ -15,7 +15,7 @@ from services.platform.cassandra.outbox import OUTBOX_MIGRATION
 from services.platform.ids.snowflake import timestamp_ms
 
 LIVE, REMOVED, DELETED = 0, 1, 2
-# Kinds of links from a tweet to another: it replies to it, retweets it or quotes it.
+# Kinds of links from one tweet to another tweet, which it replies to, retweets or quotes.
 REPLY, RETWEET, QUOTE = 1, 2, 3
 # Added to the kind: a second row of a link whose author is suspended or deactivated. Counts subtract these rows.
 UNCOUNTED = 10
@@ -178,7 +178,6 @@ LINKS_UP = """SELECT link_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ?
 # Includes hidden links.
 ALL_LINKS = """SELECT link_id, author_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ? AND link_id > ? LIMIT ?"""
 # For at most IDS_PER_READ ids.
-# partition.
 ANY_LINKS = "SELECT DISTINCT tweet_id FROM links_by_tweet WHERE tweet_id IN ?"
 # Counts `author_id`, which only complete rows have: a late change of state may have created a row without it.
 COUNT_LINKS = """SELECT kind, count(author_id) FROM links_by_tweet WHERE tweet_id = ? AND hidden = 0

@@ -24,8 +24,8 @@ from services.tweet.store.cassandra.writes import BatchWriter
 
 @dataclass(frozen=True, slots=True)
 class CassandraTweetStores(TweetStores):
-    """The stores on one keyspace, with what the service runs beside them: `outbox` is a worker, and a consumer of the
-    service's own events calls `finish_side_effects`.
+    """The stores on one keyspace, The service must run `outbox` as a worker, and a consumer of its own events that
+    calls `finish_side_effects`.
 
     `writes` are those in progress. `close` leaves the connections open: they belong to the process.
     """
@@ -37,7 +37,9 @@ class CassandraTweetStores(TweetStores):
 
 
 async def open_stores(cluster: ClusterBackends, log: EventLog, clock: Callable[[], float]) -> CassandraTweetStores:
-    """Opens the keyspace and applies its migrations. `clock` returns Unix seconds. Raises as `Keyspace.open`."""
+    """Opens the keyspace and applies its migrations. `clock` returns Unix seconds. Raises UNAVAILABLE if Cassandra does
+    not answer, and FAILED_PRECONDITION if a newer release migrated the keyspace or migrations are missing and
+    `migrate_at_start` is off."""
     keyspace = await cluster.keyspace(cql.KEYSPACE, cql.KEYSPACES[cql.KEYSPACE])
     # A tweet and its event are one logged batch.
     outbox = Outbox(keyspace, log, clock, PublishAll())

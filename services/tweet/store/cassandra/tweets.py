@@ -23,8 +23,8 @@ ABSENCE_STEP = 500
 class CassandraTweetStore:
     """Implements TweetStore on Cassandra, for any number of processes at once.
 
-    After a failed write it may be unknown whether it was stored, unlike in the port: then methods raise UNAVAILABLE with
-    reason OUTCOME_UNKNOWN, and a repeat with the same idempotency key returns the result.
+    Unlike the port says, a write that raises UNAVAILABLE with reason OUTCOME_UNKNOWN may be stored. A repeat with the
+    same idempotency key then returns the result.
     """
 
     def __init__(
@@ -85,8 +85,9 @@ class CassandraTweetStore:
         return found
 
     async def finish_side_effects(self, tweet_ids: Sequence[int]) -> None:
-        """Repeats what follows a commit, for tweets that were edited, hidden or restored: publishes their versions and
-        updates the counts of their retweeters. Raises UNAVAILABLE if Redis does not take the versions."""
+        """Repeats the side effects of commits, for tweets that were edited, hidden or restored: publishes their
+        versions and updates the tweet counts of their retweeters. Raises UNAVAILABLE if Redis does not accept the
+        versions."""
         await self._writes.run(self._updater.repeat_side_effects(tweet_ids))
 
     async def _hide(self, work: Coroutine[Any, Any, ChangeResult]) -> bool:

@@ -29,9 +29,9 @@ class VersionedCache(Generic[V]):
         self._flights: SingleFlight[tuple[int, int], V] = SingleFlight()
 
     async def get_many(self, versions: Mapping[int, int | None], load: Load[V]) -> dict[int, V]:
-        """Returns the values of the ids in `versions`, which maps each id to its present version, read just now (None:
-        unknown). Loads what is not cached with `load`, and caches it if its version is known. Concurrent loads of the
-        same id and version are coalesced. Ids that `load` leaves out are left out."""
+        """Returns the values of the ids in `versions`, which maps each id to its current version, read just before
+        (None: unknown). Calls `load` for the values that are not cached, and caches those whose version is known.
+        Concurrent loads of the same id and version are coalesced. Ids that `load` leaves out are left out."""
         known = {item_id: self._get(item_id, version) for item_id, version in versions.items()}
         found = {item_id: value for item_id, value in known.items() if value is not None}
         if len(found) == len(versions):

@@ -1,8 +1,8 @@
 """Creates tweets in the Cassandra adapter, and commits the batches of all its writes.
 
-A write is one logged batch of rows, list entries and event: it is applied completely in the end, and repeating it is
-harmless. Conflicts between writers are decided before the batch by a claim (lightweight transaction). Conditions on
-another tweet are checked again after the batch.
+A write is one idempotent logged batch of rows, list entries and event, so all of it is applied eventually, or none.
+Conflicts between writers are decided before the batch by a claim (lightweight transaction). Conditions on another tweet
+are checked again after the batch.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ from services.tweet.store.cassandra.rows import (
     set_orphaned,
 )
 
-# Month and hour buckets known to be listed: a few per author who posts through this process.
+# Month and hour buckets that this process knows to be stored already: a few per author who posts through this process.
 KNOWN_BUCKETS = 16_384
 # Bits of a random new version: two are never the same.
 FRESH_BITS = 62
 
 
 class BatchWriter:
-    """Commits batches of statements with their events, and publishes the new versions of what they changed."""
+    """Commits batches of statements with their events, and publishes new versions of the tweets, authors and
+    conversations that they changed."""
 
     def __init__(self, keyspace: Keyspace, outbox: Outbox, shared: SharedVersions) -> None:
         self.keyspace = keyspace
@@ -71,21 +72,22 @@ class BatchWriter:
         """Writes the statements and the event, which concern one tweet, as one batch. Then publishes new versions, so
         that no process serves older cached values, and passes the event to the outbox's publisher."""
         await self.keyspace.batch([*steps, *self._outbox.statements((event,))])
-        # Versions before the event, because its consumers read the tweet.
+        # The versions are published before the event, because the event's consumers read the tweet.
         await self.publish_tweet_change(head)
         self._outbox.publish((event,))
 
     async def publish_tweet_change(self, head: tweet_pb2.TweetHead) -> bool:
-        """Publishes new versions of the tweet, of the tweets that it refers to, and of its author's lists. Returns what
-        `publish_versions` returns."""
+        """Publishes new versions of the tweet, of the tweets that it refers to, and of its author's lists. Returns
+        False if Redis did not accept all of them."""
         return await self.publish_versions((head.id, *(tweet_id for tweet_id, _ in links(head))), (head.author_id,))
 
     async def publish_versions(
         self, tweet_ids: Sequence[int], author_ids: Sequence[int] = (), threads: Sequence[int] = ()
     ) -> bool:
         """Publishes a new version of the given tweets (content and counts), authors (lists and counts) and
-        conversations (reply tree), which were changed by a committed write. Returns False if Redis did not take all of
-        them: other processes then notice when their cache entries expire, or through the event's consumer."""
+        conversations (reply tree), which were changed by a committed write. Returns False if Redis did not accept all
+        of them: other processes then see the change when their cache entries expire, or when the event's consumer
+        publishes the versions again."""
         new_version = random.getrandbits(FRESH_BITS) + 1
         published = True
         if tweet_ids:
@@ -124,8 +126,8 @@ class BatchWriter:
         attempt = (head.author_id, *names, claim.body_hash if claim is not None else b"")
         if (first := self._attempts.get(attempt)) is not None:
             tweet_id = await asyncio.shield(first)
-            # The first creation may have checked the retweet before this call began; it may have been undone since, so
-            # check again.
+            # The creation that this call joined may have checked the retweet before this call began. The retweet may
+            # have been undone since, so it is checked again.
             if not head.retweet_of_id or (await self.require_stored(tweet_id)).hidden == cql.LIVE:
                 return tweet_id
             return await self._create_locked(post, claim, names)
@@ -174,13 +176,14 @@ class BatchWriter:
         return await self.finish_claim(held.post) if held is not None and is_claimed(held, claim) else 0
 
     async def finish_claim(self, post: NewTweet) -> int:
-        """Stores the claimed tweet unless that was done. Returns its id."""
+        """Stores the claimed tweet unless it is stored already. Returns its id."""
         if post.id not in await self.read_stored((post.id,)):
             await self._store(post, await self._check_links(post, require_live=False))
         return post.id
 
     async def release_retweet_claim(self, retweet: Stored) -> None:
-        """Releases the claim of a retweet, if it still holds it. Raises UNAVAILABLE as `Claims.release`."""
+        """Releases the claim of a retweet, if it still holds it. Raises UNAVAILABLE if it is unknown whether the claim
+        was released."""
         head = retweet.head
         await self.claims.release(head.author_id, retweet_claim_name(head.retweet_of_id), head.id)
 

@@ -25,15 +25,15 @@ CACHED_AUTHORS = 16_384
 FILL_IDS = 128
 # Retweets cached per user; those of more active users are read from the database.
 CACHED_RETWEETS = 1_000
-# Mostly empty, at most 0.1 MB each.
+# Users whose own retweets are cached. Most have none; an entry takes at most 0.1 MB.
 CACHED_RETWEETERS = 16_384
 
 _FRAME_TAG = b"\x0a"
 
 
 class CachedReads:
-    """Reads tweets and lists through caches. A read caches what it loaded only if `changes` shows no write to it
-    meanwhile; the writer calls the other methods after its commit and before its response."""
+    """Reads tweets and lists through caches. A read caches the rows that it loaded only if `changes` shows that none of
+    them was written meanwhile; the writer calls the other methods after its commit and before its response."""
 
     def __init__(self, db: Database, changes: ChangeTracker) -> None:
         self._db = db

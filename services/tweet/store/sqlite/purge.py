@@ -17,7 +17,8 @@ class SqlitePurgeStore:
     def __init__(self, db: Database, cached: CachedReads) -> None:
         self._db = db
         self._cached = cached
-        # True at the start, because a process that died between a purge and the wipe left the texts in the log.
+        # True at the start, because an earlier process may have died between a purge and the wipe of the write-ahead
+        # log, which then still contains the texts.
         self._log_to_wipe = True
 
     async def purge(self, before_s: int, limit: int) -> int:

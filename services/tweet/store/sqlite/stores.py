@@ -38,7 +38,7 @@ def stores_on(db: Database) -> SqliteTweetStores:
     # Keys are tweet ids and author ids.
     changes = ChangeTracker()
     cached = CachedReads(db, changes)
-    # By conversation id.
+    # Versions of conversations, by conversation id.
     versions = ShardedVersions(CONVERSATION_SHARDS)
     lists = SqliteTweetLists(db, cached, changes)
     return SqliteTweetStores(

@@ -89,7 +89,8 @@ def create(
 def hide(
     connection: sqlite3.Connection, tweet_id: int, into: int, action_id: int, at_s: int, event: Record
 ) -> WriteResult:
-    """Sets the state to `into` (DELETED or REMOVED): see `TweetStore.delete` and `TweetStore.remove`."""
+    """Sets the state of the tweet to `into` (DELETED or REMOVED). Implements `TweetStore.delete` and
+    `TweetStore.remove`."""
     row = _row(connection, tweet_id)
     if row.state == sql.DELETED:
         return WriteResult(tweet_id, row.author_id, False)
@@ -192,7 +193,7 @@ def _own_retweet(connection: sqlite3.Connection, user_id: int, original_id: int)
 
 
 def _count_everywhere(connection: sqlite3.Connection, tweet_id: int, row: _Row, change: int) -> list[int]:
-    """Adds a tweet to all counts when it becomes live (`change` 1), or takes it out when it is hidden (-1). Returns the
+    """Adds a tweet to all counts when it becomes live (`change` 1), or subtracts it when it is hidden (-1). Returns the
     ids of the tweets whose counts changed."""
     if not row.retweet_of_id or _is_live(connection, row.retweet_of_id):
         connection.execute(sql.COUNT_OF_AUTHOR, (row.author_id, change))
@@ -210,7 +211,7 @@ def set_absent(connection: sqlite3.Connection, tweet_ids: Sequence[int], absent:
     for tweet_id in tweet_ids:
         row = connection.execute(sql.ROW, (tweet_id,)).fetchone()
         if row is None or row[1] != sql.LIVE:
-            # Hidden since it was listed: it is not counted anyway.
+            # The tweet was hidden after it was listed, so it is in no count.
             continue
         link = _Link(tweet_id, row[0], *row[3:])
         if link.targets() and connection.execute(sql.UNCOUNT if absent else sql.RECOUNT, (tweet_id,)).rowcount:
@@ -220,8 +221,8 @@ def set_absent(connection: sqlite3.Connection, tweet_ids: Sequence[int], absent:
 
 
 def _count_links(connection: sqlite3.Connection, link: _Link, change: int) -> None:
-    """Adds a tweet to the counts of those it refers to (`change` 1), or takes it out (-1). A tweet whose author is
-    absent is not counted."""
+    """Adds a tweet to the counts of the tweets that it refers to (`change` 1), or subtracts it (-1). A tweet whose
+    author is absent is not counted."""
     if not link.targets():
         return
     if change > 0 and is_absent(connection, link.author_id):

@@ -26,7 +26,7 @@ class SqliteTweetStore:
     """Implements TweetStore on SQLite.
 
     Caches change after the commit and before the writer gets its response, in a task that the caller's cancellation
-    does not reach. A read caches what it loaded only if none of it was written meanwhile.
+    does not reach. A read caches the rows that it loaded only if none of them was written meanwhile.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SqliteTweetStore:
         return await self._db.read(lambda c: transactions.find_claimed(c, user_id, claim))
 
     async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
-        # Stored first: posts from now on check it, and the loop below recounts the earlier ones.
+        # The decision is stored first: later posts check it, and the loop below recounts the earlier tweets.
         if not await self._db.write(lambda c: decide(c, author_id, absent, at_us)):
             return
         before_id = 0

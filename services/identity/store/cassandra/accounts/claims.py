@@ -20,11 +20,11 @@ from services.platform.rpc.reasons import Reason
 # Age at which a claim without an account is abandoned. Far longer than a sign-up may take (MAX_SIGN_UP_S), including writes that are still
 # in transit, so that no sign-up loses its claim while it runs.
 ABANDONED_MS = 10 * 60 * 1000
-# The longest from the first claim to the write of the account.
+# The most seconds from the first claim of a sign-up to the write of its account.
 MAX_SIGN_UP_S = 60.0
 # Attempts to claim one name. Competing sign-ups may cause a few failures; more indicate another fault.
 MAX_ATTEMPTS = 5
-# Concurrent LWTs. A node processes about as many; more would only time out.
+# The most concurrent LWTs of this process. A node processes about as many; more would only time out.
 MAX_CONCURRENT_STATEMENTS = 32
 # Names in one SELECT … IN.
 NAMES_PER_READ = 100
@@ -116,7 +116,7 @@ class Claims:
             if not rows:
                 continue
             holder, claimed_ms = rows[0]
-            # This sign-up's own claim, if the response to an earlier attempt was lost.
+            # The claim is this sign-up's own if the response to an earlier attempt was lost.
             if holder == user_id:
                 return
             if claimed_ms > now_ms - ABANDONED_MS or await self._exists(holder):
@@ -131,6 +131,6 @@ class Claims:
         except errors.RoostError as error:
             if error.reason != Reason.OUTCOME_UNKNOWN:
                 raise
-            # The caller reads the claim to find out.
+            # The outcome is unknown; the caller reads the claim to find out whether it was stored.
             return False
         return applied

@@ -22,7 +22,7 @@ from services.platform.detached import run_to_completion
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Attempts of an import whose names are claimed by a concurrent one, and the seconds between them.
+# Attempts of an import whose names are claimed by a concurrent import, and the seconds between two attempts.
 MAX_IMPORT_ATTEMPTS = 4
 IMPORT_RETRY_S = 0.3
 # Concurrent batches of an import. Each writes a few dozen rows on one coordinator.

@@ -17,7 +17,7 @@ from services.platform.rpc.reasons import Reason
 
 # Bytes of values in one batch. Cassandra's default warns above 5 KiB; the overhead of rows adds less than a third.
 BATCH_BYTES = 3_600
-# Bytes of a value beside its text or blob: numbers, and the length prefix.
+# Estimated bytes of a value in addition to its text or blob: numbers, and the length prefix.
 VALUE_BYTES = 12
 # The row of a session expires (TTL) this long after the session, because clocks of nodes differ.
 SESSION_GRACE_S = 24 * 3600

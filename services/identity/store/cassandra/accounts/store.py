@@ -68,7 +68,8 @@ class CassandraAccountStore:
         events = (EVENT_ID_TTL_S, event_ids(records), user_id)
         values = (*change, *events, user_id, 0, user_id, 0) if end_sessions else (*change, *events)
         statement = schema.REPLACE_AND_END if end_sessions else schema.REPLACE
-        # The reference is written before the events are published, so that consumers of the events read the new one.
+        # The reference is written before the events are published, so that consumers of the events read the new
+        # reference.
         return await self._transactions.execute(
             user_id, records, statement, *values, before_publish=lambda: self._refs.put(account)
         )
@@ -82,7 +83,7 @@ class CassandraAccountStore:
         return found
 
     async def _ids_after(self, after_id: int, limit: int) -> list[int]:
-        # One bucket further, because the clock of another process may be ahead.
+        # The scan reads one bucket beyond the current time, because the clock of another process may be ahead.
         end = schema.bucket_of(first_id_at(int(self._clock() * 1000))) + 2
         for start in range(schema.bucket_of(after_id), end, BUCKETS_PER_READ):
             buckets = range(start, min(start + BUCKETS_PER_READ, end))

@@ -41,7 +41,7 @@ class AccountCache:
     def __init__(self, db: Database, max_cached: int) -> None:
         self._db = db
         self._max_cached = max_cached
-        # Least recently used first.
+        # Cached accounts by user id, the least recently used first.
         self._cache: OrderedDict[int, CachedAccount] = OrderedDict()
         self._changes = ChangeTracker()
 
