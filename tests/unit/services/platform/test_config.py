@@ -131,7 +131,7 @@ def test_settings_missing_or_empty_secret_file_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"cannot be read from .*: No such file"):
         Settings(operator_token_file=tmp_path / "secret")
     (tmp_path / "secret").write_text("\n")
-    with pytest.raises(ValueError, match="which is empty"):
+    with pytest.raises(ValueError, match="the file is empty"):
         Settings(operator_token_file=tmp_path / "secret")
 
 
