@@ -45,7 +45,7 @@ class TweetPages:
 
     async def retweeters(self, request: Any) -> UserPage:
         """Returns the users who retweeted `request.tweet_id`, newest retweet first, and the next cursor. Raises
-        NOT_FOUND as `original`."""
+        NOT_FOUND if it is hidden from the caller."""
         tweet_id = (await self.original(request.tweet_id)).head.id
 
         async def fetch(below: ListEntry | None, limit: int) -> Sequence[ListEntry]:

@@ -52,7 +52,9 @@ class ClusterBackends:
         return cls(settings, cassandra, redis, stack)
 
     async def keyspace(self, service: str, migrations: Sequence[str]) -> Keyspace:
-        """Returns a service's keyspace, migrated; the same object at each call. Raises the errors of `Keyspace.open`."""
+        """Returns a service's keyspace, migrated; the same object at each call. Raises UNAVAILABLE if Cassandra does
+        not answer, and FAILED_PRECONDITION if a newer release migrated it or migrations are missing and
+        `migrate_at_start` is off."""
         async with self._opening:
             if service not in self._keyspaces:
                 keyspace = await Keyspace.open(self.cassandra, service, migrations)
@@ -61,15 +63,16 @@ class ClusterBackends:
             return self._keyspaces[service]
 
     async def job_lease(self, job: str) -> JobLease:
-        """Returns the lease of a periodic job, which one process of the mesh holds at a time. Raises the errors of
-        `keyspace`."""
+        """Returns the lease of a periodic job, which one process of the mesh holds at a time. Raises UNAVAILABLE if
+        Cassandra does not answer, and FAILED_PRECONDITION if a newer release migrated the keyspace of the mesh."""
         return JobLease(await self.keyspace(MESH, MESH_MIGRATIONS), job)
 
 
 async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:
     """Opens the cluster backend: a leased worker id, the event log on Kafka, and one cursor key for the whole mesh.
 
-    Raises the errors of `ClusterBackends.open`, and UNAVAILABLE if no worker id is free.
+    Raises UNAVAILABLE if a server cannot be reached or no worker id is free, and FAILED_PRECONDITION if a server is
+    configured wrongly.
     """
     if settings.backend != "cluster":
         raise errors.failed_precondition(

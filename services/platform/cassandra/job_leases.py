@@ -33,8 +33,8 @@ class JobLease:
         self._held = False
 
     async def hold(self) -> bool:
-        """Acquires or renews the lease. Returns False if another process holds it. Raises the errors of
-        `Keyspace.execute_lwt`."""
+        """Acquires or renews the lease. Returns False if another process holds it. Raises UNAVAILABLE if Cassandra does
+        not answer, and then it is unknown whether the lease was acquired."""
         if self._held:
             self._held, _ = await self._keyspace.execute_lwt(_RENEW, self._ttl_s, self._owner, self._job, self._owner)
         if not self._held:

@@ -117,7 +117,8 @@ class Cassandra:
             )
 
     async def learn_replicas(self, keyspace: str) -> None:
-        """Loads the replication settings of a keyspace, which token-aware routing needs. Raises the errors of a read."""
+        """Loads the replication settings of a keyspace, which token-aware routing needs. Raises UNAVAILABLE if
+        Cassandra does not return them."""
         try:
             # The keyspace exists and is agreed on already, so there is no need to wait for agreement.
             await asyncio.to_thread(self._driver.refresh_keyspace_metadata, keyspace, max_schema_agreement_wait=0)
@@ -152,7 +153,8 @@ class Cassandra:
         result.
 
         `page` is the paging state of the page to read. `timestamp` is the write timestamp in microseconds; 0 generates
-        one for each statement. Raises the errors of `RequestLimiter.run`.
+        one for each statement. Raises DEADLINE_EXCEEDED if no request slot is free by the deadline, RESOURCE_EXHAUSTED
+        if too many requests are queued, and UNAVAILABLE after `close`.
         """
 
         def sender(statement: Any) -> Callable[[], Any]:

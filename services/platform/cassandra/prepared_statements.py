@@ -52,8 +52,8 @@ class PreparedStatementCache:
         return statement.bind(values)
 
     async def get(self, cql: str, deadline: float) -> PreparedStatement:
-        """Returns the prepared statement. Raises RuntimeError for more than MAX_STATEMENTS texts, and otherwise the
-        errors of `bind`."""
+        """Returns the prepared statement. Raises RuntimeError for more than MAX_STATEMENTS texts. If the statement is
+        not prepared by `deadline`, raises DEADLINE_EXCEEDED if the call's own deadline passed, else UNAVAILABLE."""
         task = self._tasks.get(cql)
         if task is None:
             if len(self._tasks) >= MAX_STATEMENTS:

@@ -26,8 +26,8 @@ class PartitionWriteBatcher:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def write(self, partition: Hashable, statement: Statement) -> None:
-        """Returns once the statement is written. Raises the errors of `Keyspace.write`, for all writes of the same
-        batch.
+        """Returns once the statement is written. If the batch fails, all its writes raise the same error: UNAVAILABLE,
+        DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED.
 
         `partition` identifies the table and partition; writes with equal values share a batch. The caller's deadline
         does not bound the write.

@@ -71,7 +71,8 @@ class EmbeddedLog(EventLog):
     async def open(
         cls, path: Path, clock_ms: Callable[[], int] = wall_clock_ms, retry_first_s: float = RETRY_FIRST_S
     ) -> EmbeddedLog:
-        """Opens or creates the log in the file `path`. Raises the errors of Database.open."""
+        """Opens or creates the log in the file `path`. Raises FAILED_PRECONDITION if another process owns the file, if
+        it cannot be used, or if a newer release migrated it."""
         return cls(await Database.open(path, [SCHEMA]), clock_ms, retry_first_s)
 
     async def append(self, records: Sequence[Record]) -> None:

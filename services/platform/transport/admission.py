@@ -95,12 +95,14 @@ class Admission:
 
     @contextmanager
     def served(self, client: Client) -> Iterator[None]:
-        """Counts a unary call whose message has arrived. Raises as `open`; calls of the mesh only get UNAVAILABLE."""
+        """Counts a unary call whose message has arrived. Raises UNAVAILABLE if the limit of the server is reached and,
+        for calls from outside the mesh, RESOURCE_EXHAUSTED if that of the client's address is reached."""
         with self._mesh.hold("") if client.is_mesh else self._calls.hold(client_key(client.address)):
             yield
 
     @contextmanager
     def stream(self, client: Client) -> Iterator[None]:
-        """Counts a stream. Raises as `open`; streams of the mesh only get UNAVAILABLE."""
+        """Counts a stream. Raises UNAVAILABLE if the limit of the server is reached and, for streams from outside the
+        mesh, RESOURCE_EXHAUSTED if that of the client's address is reached."""
         with self._mesh.hold("") if client.is_mesh else self._streams.hold(client_key(client.address)):
             yield
