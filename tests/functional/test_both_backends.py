@@ -197,7 +197,10 @@ class History:
             )
             await self.twins.ask(asked, eventually=True)
         for method, query in PEOPLE_QUERIES:
-            await self.twins.ask(Ask(f"SearchService/{method}", {"query": query}, self.reader()), eventually=True)
+            # `Search` returns its best tweets, which each index ranks in its own way.
+            ranked = "tweets" if method == "Search" else ""
+            asked = Ask(f"SearchService/{method}", {"query": query}, self.reader(), sorted_by=ranked)
+            await self.twins.ask(asked, eventually=True)
         for method in ("ListTrendingTags", "ListTrendingTweets"):
             await self.twins.ask(Ask(f"SearchService/{method}", {}, self.reader(), whole=True), eventually=True)
 
