@@ -60,7 +60,9 @@ def _claim(url: str) -> str:
             except redis.ResponseError:
                 # The server has no database of this number.
                 break
-    raise CommandError("Redis has no empty database for a drill: empty one of the databases 1 to 99 (FLUSHDB)")
+    raise CommandError(
+        "the databases 1 to 99 of Redis all contain data: name another Redis in the setting redis_url for the drill"
+    )
 
 
 async def _delete_namespace(settings: Settings) -> None:
