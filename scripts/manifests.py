@@ -176,12 +176,12 @@ def main() -> int:
         if path in wanted:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(wanted[path])
-            print(f"written: {path}")
+            print(f"written: {path.relative_to(ROOT)}")
         else:
             path.unlink()
             if not any(path.parent.iterdir()):
                 path.parent.rmdir()
-            print(f"removed: {path}")
+            print(f"removed: {path.relative_to(ROOT)}")
     return 0
 
 

@@ -1,5 +1,5 @@
 """Writes a new service from the templates in `scripts/skeleton/`, enters it where services are listed, and generates
-stubs and manifests. `scripts/new-service NAME` calls it.
+stubs and manifests. `scripts/new-service NAME` calls it, first with `--check`, which needs only the standard library.
 
 The templates are a service named `example` with one RPC, which stores and returns a note. It has tests and works on both
 backends, so that everything around it is known to fit before its rules are written.
@@ -15,15 +15,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SKELETON = ROOT / "scripts" / "skeleton"
+SERVICES = ROOT / "services"
+PROTOS = ROOT / "protos" / "roost"
 CATALOG = ROOT / "services" / "catalog.py"
 ROUTES = ROOT / "tests" / "functional" / "test_routes.py"
 
 # Names of packages, processes and callers that are no services.
 TAKEN = {"batch", "catalog", "event", "example", "gateway", "operator", "options", "platform", "service", "shared"}
+# Folders of `services` that are no services.
+NO_SERVICES = {"platform", "shared"}
 # The shortest and the longest name, so that it fits a host name, a folder and a column of `roost` alike.
 LENGTHS = (3, 20)
 
 RECIPE = '    Recipe("/roost.example.v1.ExampleService/SetNote", body={"text": "hello"}, shows="text"),\n'
+USAGE = "usage: scripts/new-service NAME    (lowercase letters, in the singular, such as `poll`)"
 NEXT = """
 It works: SetNote answers at PUT /v1/{name}/note. Next:
   1. Write your RPCs in place of SetNote: protos/roost/{name}/v1/{name}_service.proto, services/{name}/service.py, the
@@ -32,7 +37,10 @@ It works: SetNote answers at PUT /v1/{name}/note. Next:
   3. Give it CPU, memory and replicas in k8s/needs.toml if the defaults do not fit.
   4. Name it in README.md, CHANGELOG.md, docs/architecture.md and docs/requirements.md.
   5. Run `{generate}`, `{manifests}`, scripts/check and scripts/test.
-docs/add-a-service.md says more."""
+docs/add-a-service.md says more.
+
+To undo it, look at `git status` first, because this also discards your own changes of the files that it names:
+  git checkout -- {changed} && rm -r {added}"""
 
 
 class Refused(Exception):
@@ -45,12 +53,26 @@ def refuse_bad_name(name: str) -> None:
     if not re.fullmatch(f"[a-z]{{{shortest},{longest}}}", name):
         raise Refused(
             f"{name!r} cannot be the name of a service: it needs {shortest} to {longest} lowercase letters and nothing "
-            "else, such as `notification`"
+            "else, such as `poll`"
         )
     if keyword.iskeyword(name) or keyword.issoftkeyword(name) or name in TAKEN:
         raise Refused(f"`{name}` has another meaning in Roost or in Python: choose another name")
-    if (ROOT / "services" / name).exists() or (ROOT / "protos" / "roost" / name).exists():
+    if (SERVICES / name).exists() or (PROTOS / name).exists():
         raise Refused(f"there is already a service `{name}`: choose another name")
+    for other in services():
+        if name in plurals(other) or other in plurals(name):
+            raise Refused(f"there is a service `{other}` already; names are singular: choose another name")
+
+
+def services() -> list[str]:
+    """Returns the names of the existing services: the packages below `services`, in alphabetical order."""
+    names = (path.parent.name for path in SERVICES.glob("*/__init__.py"))
+    return sorted(name for name in names if name not in NO_SERVICES)
+
+
+def plurals(word: str) -> set[str]:
+    """Returns the regular plurals of a word that its spelling allows, such as `tweets`, `searches` and `identities`."""
+    return {f"{word}s", f"{word}es", f"{word.removesuffix('y')}ies"}
 
 
 def named_for(text: str, name: str) -> str:
@@ -85,23 +107,46 @@ def _before_end_of(path: Path, begin: str, end: str, line: str) -> str:
     return f"{before}{found}{items}\n{line}{end}{after}"
 
 
+def texts_of(name: str) -> dict[Path, str]:
+    """Returns the text of every new and changed file by path. Raises Refused if the service cannot be written."""
+    refuse_bad_name(name)
+    return skeleton(name) | entries(name)
+
+
 def write(name: str) -> list[Path]:
     """Writes the service and returns the new and changed files. Raises Refused before anything is written."""
-    refuse_bad_name(name)
-    texts = skeleton(name) | entries(name)
+    texts = texts_of(name)
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return list(texts)
 
 
+def undo(name: str) -> dict[str, str]:
+    """Returns the paths that the last hint names, relative to the checkout: `changed` and `added`, space-separated."""
+    changed = [path.relative_to(ROOT).as_posix() for path in (CATALOG, ROUTES)]
+    tops = ("protos/roost", "services", "tests/unit/services", "tests/contract", "k8s/services")
+    return {"changed": " ".join([*changed, "k8s/services"]), "added": " ".join(f"{top}/{name}" for top in tops)}
+
+
 def main(arguments: list[str]) -> int:
-    """Writes the service that the arguments name, and prints what it wrote. Returns the exit code."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: scripts/new-service NAME", file=sys.stderr)
+    """Writes the service that the arguments name, and prints what it wrote. Returns the exit code.
+
+    After `--check` it only checks the arguments: it prints nothing and returns 0 if the service can be written.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    check = arguments[:1] == ["--check"]
+    names = arguments[1:] if check else arguments
+    if len(names) != 1 or names[0].startswith("-"):
+        print(USAGE, file=sys.stderr)
         return 2
-    (name,) = arguments
+    (name,) = names
     try:
+        if check:
+            texts_of(name)
+            return 0
         written = write(name)
     except Refused as refused:
         print(refused, file=sys.stderr)
@@ -114,7 +159,7 @@ def main(arguments: list[str]) -> int:
             print(f"{script} failed: mend what it says above and run it again", file=sys.stderr)
             return 1
     generate, manifests = (f".venv/bin/python {script}" for script in generators)
-    print(NEXT.format(name=name, generate=generate, manifests=manifests))
+    print(NEXT.format(name=name, generate=generate, manifests=manifests, **undo(name)))
     return 0
 
 

@@ -73,7 +73,7 @@ def files(tree: Path) -> dict[str, str]:
     return {
         path.relative_to(tree).as_posix(): path.read_text(errors="replace")
         for path in tree.rglob("*")
-        if path.is_file() and "_pb2" not in path.name and not {"__pycache__", ".mypy_cache"} & set(path.parts)
+        if path.is_file() and "_pb2" not in path.name and not {"__pycache__", ".git", ".mypy_cache"} & set(path.parts)
     }
 
 
@@ -121,6 +121,9 @@ def test_new_service_passes_its_checks_and_answers(tree: Path) -> None:
         ("import", "another meaning"),
         ("gateway", "another meaning"),
         ("platform", "another meaning"),
+        ("tweets", "there is a service `tweet` already; names are singular"),
+        ("searches", "there is a service `search` already; names are singular"),
+        ("identities", "there is a service `identity` already; names are singular"),
     ],
 )
 def test_new_service_bad_name_is_refused(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,5 +135,41 @@ def test_new_service_bad_name_is_refused(name: str, words: str, capsys: pytest.C
 
 def test_new_service_without_name_prints_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert new_service.main([]) == 2
-    assert new_service.main(["--help"]) == 2
     assert "usage: scripts/new-service NAME" in capsys.readouterr().err
+    assert new_service.main(["--help"]) == 0
+    assert "usage: scripts/new-service NAME" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [(["--help"], 0, "usage: "), ([], 2, "usage: "), (["tweets"], 2, "names are singular"), (["No"], 2, "letters")],
+)
+def test_new_service_checks_before_it_installs(tree: Path, arguments: list[str], code: int, words: str) -> None:
+    before = files(tree)
+    done = subprocess.run(
+        [tree / "scripts" / "new-service", *arguments],
+        env=os.environ | {"PYTHON": sys.executable},
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=WITHIN_S,
+    )
+    assert (done.returncode, words in done.stdout) == (code, True), done.stdout
+    assert not (tree / ".venv").exists()
+    assert files(tree) == before
+
+
+def test_new_service_undo_command_restores_tree(tree: Path) -> None:
+    for command in (["init", "-q"], ["add", "--force", "k8s", "services", "tests", "scripts"]):
+        subprocess.run(["git", *command], cwd=tree, check=True)
+    before = files(tree)
+    made = run(tree, "scripts/new_service.py", NAME)
+    assert made.returncode == 0, made.stdout
+    assert str(tree) not in made.stdout
+    assert "written: k8s/services/kustomization.yaml" in made.stdout
+    assert files(tree) != before
+    undo = made.stdout.rstrip().splitlines()[-1].strip()
+    assert undo.startswith("git checkout -- ")
+    subprocess.run(undo, shell=True, cwd=tree, check=True)  # noqa: S602
+    assert files(tree) == before
