@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import functools
 import socket
 from collections.abc import Generator
@@ -14,8 +13,7 @@ import uvicorn
 
 from gateway_http.connections import Connections
 from gateway_http.http_protocol import BoundedProtocol
-from services.platform.rpc import errors
-from services.platform.rpc.reasons import Reason
+from services.platform.listen_errors import cannot_listen
 
 # Idle connections are closed after so many seconds: longer than a user reads a page, shorter than the 60 s of load balancers.
 KEEP_ALIVE_S = 30
@@ -36,16 +34,25 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """Serves an ASGI application on `host`:`port`; port 0 chooses a free one.
 
-    `connections` bounds the open connections; by default by this process's limit on open files.
+    `connections` bounds the open connections; by default by this process's limit on open files. `option` is the
+    command-line option that sets the address; errors name it.
     """
 
     def __init__(
-        self, app: Any, host: str, port: int, *, grace_s: int = GRACE_S, connections: Connections | None = None
+        self,
+        app: Any,
+        host: str,
+        port: int,
+        *,
+        grace_s: int = GRACE_S,
+        connections: Connections | None = None,
+        option: str = "--http",
     ) -> None:
         self._app = app
         self._host = host
         self._wanted_port = port
         self._grace_s = grace_s
+        self._option = option
         self._connections = connections or Connections.within_limits()
         self._server: _Uvicorn | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -105,7 +112,5 @@ class HttpServer:
             listener.setblocking(False)
         except OSError as error:
             listener.close()
-            why = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
-            message = f"cannot serve HTTP on {self._host}:{self._wanted_port}: {why}"
-            raise errors.unavailable(message, reason=Reason.ADDRESS_TAKEN) from error
+            raise cannot_listen("HTTP", f"{self._host}:{self._wanted_port}", self._option, error) from error
         return listener

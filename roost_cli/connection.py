@@ -114,7 +114,9 @@ async def connect(target: MeshTarget, count: int = 1) -> AsyncIterator[Sequence[
 def _parse_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65_536:
-        raise CommandError(f"{address!r} is not an address: write HOST:PORT, such as 127.0.0.1:50051")
+        raise CommandError(
+            f"grpc_address (--grpc, ROOST_GRPC_ADDRESS) must be HOST:PORT, such as 127.0.0.1:50051, not {address!r}"
+        )
     return host.strip("[]").lower(), int(port)
 
 

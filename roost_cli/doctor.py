@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from roost_cli import options, runfile
 from roost_cli.backends import compose, server_specs
 from roost_cli.backends.addresses import missing
-from roost_cli.exit_codes import FAULTS, CommandError
+from roost_cli.exit_codes import FAULTS
 from services.platform.ids.snowflake import EPOCH_MS
 
 GOOD, NOTE, BAD = "ok", "note", "fault"
@@ -53,7 +53,10 @@ class Check:
 
 
 def doctor(
-    data: Annotated[Path | None, typer.Option("--data", help="The data directory [`data` in the checkout].")] = None,
+    # `readable=False`, because click would refuse a folder that is not readable, before any check.
+    data: Annotated[
+        Path | None, typer.Option("--data", readable=False, help="The data directory [`data` in the checkout].")
+    ] = None,
     http: Annotated[
         str | None, typer.Option("--http", metavar="HOST:PORT", help="The HTTP address to check [127.0.0.1:8080].")
     ] = None,
@@ -71,9 +74,7 @@ def doctor(
         stubs(),
         sqlite(sqlite3.sqlite_version_info),
         descriptors(),
-        writable(data_dir),
-        disk(shutil.disk_usage(_existing(data_dir)).free),
-        clock(time.time(), _newest(data_dir)),
+        *data_directory(data_dir, time.time()),
         *asyncio.run(_mesh(grpc, grpc or settings.grpc_address, http or settings.http_address)),
         servers(missing(settings), settings.backend == "cluster"),
         *backends(compose.works(), server_specs.missing_programs(java_home)),
@@ -150,6 +151,20 @@ def descriptors() -> Check:
     return Check("open files", GOOD, f"at most {limit:,}")
 
 
+def data_directory(data_dir: Path, now: float) -> list[Check]:
+    """Checks the data directory, the free space of its disk, and that the clock (`now`, Unix seconds) is not before its
+    last write."""
+    try:
+        return [
+            writable(data_dir),
+            disk(shutil.disk_usage(_existing(data_dir)).free),
+            clock(now, _newest(data_dir)),
+        ]
+    except OSError as error:
+        words = f"{data_dir} cannot be read: {error.strerror}; run roost as the user it belongs to, or choose one with --data"
+        return [Check("data directory", BAD, words), clock(now, 0.0)]
+
+
 def writable(data_dir: Path) -> Check:
     """Checks that the data directory is writable, or can be created."""
     try:
@@ -187,7 +202,7 @@ def port(what: str, address: str) -> Check:
     """Checks that nothing listens on an address."""
     host, _, number = address.rpartition(":")
     if not number.isdigit():
-        raise CommandError(f"{address!r} is not an address: write HOST:PORT")
+        return Check(what, BAD, f"{address!r} is not an address: write HOST:PORT, such as 127.0.0.1:8080")
     backend = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(backend) as probe:
         # The servers set SO_REUSEADDR too, so an address with connections in TIME_WAIT counts as free.
@@ -233,7 +248,11 @@ async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list
     answers = await asyncio.gather(*(health(run.grpc) for run in runs))
     checks: list[Check] = []
     for run, answer in zip(runs, answers, strict=True):
-        checks += answer or [Check("mesh", BAD, f"the process {run.pid} at {run.grpc} does not answer")]
+        words = (
+            f"the process {run.pid} at {run.grpc} does not answer: stop it, or remove {runfile.path_of(run.grpc)} if it is "
+            "no longer a mesh"
+        )
+        checks += answer or [Check("mesh", BAD, words)]
     # A mesh of another user has no run file in this directory but may still answer.
     if all(run.grpc != grpc_address for run in runs):
         others = await health(grpc_address)

@@ -28,10 +28,13 @@ def call_error(error: grpc.aio.AioRpcError, doing: str = "") -> CommandError:
     """Converts the error of a gRPC call into a CommandError with status, reason, message and field violations.
     `doing` names the attempted action."""
     found = errors.from_rpc(error)
-    lines = [f"{doing + ': ' if doing else ''}{found.code.name}: {found.message}"]
+    message = next((f"{v.field}: {v.message}" for v in found.violations if v.message == found.message), found.message)
+    lines = [f"{doing + ': ' if doing else ''}{found.code.name}: {message}"]
     if found.reason and found.reason != found.code.name:
         lines.append(f"  reason: {found.reason}")
-    lines.extend(f"  {violation.field}: {violation.message}" for violation in found.violations)
+    # The message of most errors repeats a violation, which is then not repeated below it.
+    shown = [f"{violation.field}: {violation.message}" for violation in found.violations]
+    lines.extend(f"  {line}" for line in shown if line != message)
     if notes := errors.notes_of(found):
         lines.append(f"  {notes}")
     if found.retry_after_s is not None:

@@ -46,11 +46,15 @@ def settings_with(options: Mapping[str, Any]) -> Settings:
 
 
 def address_of(text: str, option: str) -> tuple[str, int]:
-    """Splits HOST:PORT into host and port; port 0 means any free port. Raises CommandError, naming `option`, if the
-    text is malformed."""
+    """Splits HOST:PORT into host and port; port 0 means any free port. Raises CommandError if the text is malformed.
+
+    The message names the option (`--http`, `--grpc` or `--ops`) and its setting, because the text comes from either.
+    """
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise CommandError(f"{option} must be HOST:PORT, such as 127.0.0.1:8080, not {text!r}", UNUSABLE)
+        setting = f"{option.removeprefix('--')}_address"
+        names = f"{setting} ({option}, {PREFIX}{setting.upper()})"
+        raise CommandError(f"{names} must be HOST:PORT, such as 127.0.0.1:8080, not {text!r}", UNUSABLE)
     return host.strip("[]"), int(port)
 
 

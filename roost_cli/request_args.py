@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from roost_cli.exit_codes import CommandError
 from services.platform.rpc import contract
 
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+# What protobuf says if the value of an integer field is not one; some of it is the text of a Python exception.
+_NOT_WHOLE = ("invalid literal for int()", "Couldn't parse integer", "Couldn't parse non-integer")
 
 
 def parse(arguments: Sequence[str], request: type[Message], me: Callable[[], int] | None = None) -> Message:
@@ -34,8 +37,15 @@ def parse(arguments: Sequence[str], request: type[Message], me: Callable[[], int
     try:
         json_format.ParseDict(tree, message)
     except json_format.ParseError as error:
-        raise CommandError(f"the fields do not fit {request.DESCRIPTOR.name}: {error}") from None
+        raise CommandError(_misfit(str(error), request.DESCRIPTOR.name)) from None
     return message
+
+
+def _misfit(error: str, request: str) -> str:
+    """Returns a sentence for the error that protobuf raises if a value does not fit its field of the request."""
+    if any(words in error for words in _NOT_WHOLE):
+        return f"{'.'.join(re.findall('Failed to parse ([^ ]+) field', error))} must be a whole number"
+    return f"the fields do not fit {request}: {error}"
 
 
 def _set(tree: dict[str, Any], descriptor: Descriptor, path: str, text: str, me: Callable[[], int] | None) -> None:

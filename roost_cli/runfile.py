@@ -13,6 +13,7 @@ import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from roost_cli.process_birth import birth
 from services.platform import config
 from services.platform.config import runtime_dir
 
@@ -38,6 +39,8 @@ class RunFile:
     checkout: str = ""
     # Address of health checks and metrics; empty in files that older versions wrote.
     ops: str = ""
+    # Start time of the process, set by `write`. It shows that the id was reused; empty in files that older versions wrote.
+    birth: str = field(default="", compare=False)
 
 
 def path_of(grpc: str, directory: Path | None = None) -> Path:
@@ -56,7 +59,7 @@ def write(run: RunFile, directory: Path | None = None) -> Path:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
     with os.fdopen(descriptor, "w") as file:
-        json.dump(asdict(run), file)
+        json.dump(asdict(run) | {"birth": birth(run.pid) or ""}, file)
     draft.replace(path)
     return path
 
@@ -76,7 +79,7 @@ def running(directory: Path | None = None) -> list[RunFile]:
         run = _read(path)
         if run is None:
             continue
-        if _alive(run.pid):
+        if _alive(run):
             found.append(run)
         else:
             path.unlink(missing_ok=True)
@@ -94,11 +97,7 @@ def _read(path: Path) -> RunFile | None:
         return None
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _alive(run: RunFile) -> bool:
+    """Returns True if the process that wrote the file still runs. A later process or thread may have its id."""
+    found = birth(run.pid)
+    return found is not None and run.birth in ("", found)

@@ -36,6 +36,10 @@ def serve(
         settings = settings_with({"http_address": http, "grpc_address": grpc, "ops_address": ops, "data_dir": data})
         serve_until_stopped(settings, {}, gateway=True, with_demo=False)
         return
+    if GATEWAY in names:
+        raise CommandError(
+            f"the gateway runs alone: start it in a process of its own with `roost serve {GATEWAY}`", UNUSABLE
+        )
     unknown = [name for name in names if name not in SERVICES]
     if unknown:
         raise CommandError(

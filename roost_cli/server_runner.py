@@ -141,7 +141,7 @@ async def _serve(
 async def _listen(stack: AsyncExitStack, app: Any, address: str, option: str, connections: Connections) -> str:
     """Serves the application over HTTP until the stack closes. Returns the address as HOST:PORT, with the actual
     port if 0 was given."""
-    server = HttpServer(app, *address_of(address, option), connections=connections)
+    server = HttpServer(app, *address_of(address, option), connections=connections, option=option)
     await server.start()
     stack.push_async_callback(server.stop)
     return server.url.removeprefix("http://")

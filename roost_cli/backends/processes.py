@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from roost_cli.process_birth import birth
+
 # The time between SIGTERM and SIGKILL. On SIGTERM Cassandra flushes its memtables and OpenSearch closes its shards,
 # which takes seconds. All servers recover from SIGKILL.
 STOP_WITHIN_S = 30.0
@@ -36,23 +38,6 @@ class Record:
     def alive(self) -> bool:
         """Returns True if this process still runs."""
         return birth(self.pid) == self.birth
-
-
-def birth(pid: int) -> str | None:
-    """Returns the start time of a process as the system reports it; None if it does not exist or is a zombie."""
-    try:
-        # The command name is in parentheses and may contain any character.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        pass
-    else:
-        # After SIGKILL the first thread is a zombie while the others still hold the ports and files.
-        ended = fields[0] in "ZX" and int(fields[17]) <= 1
-        return None if ended else f"{_boot()} {fields[19]}"
-    if Path("/proc/self").exists():
-        return None
-    found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)  # noqa: S603, S607 – systems without /proc.
-    return found.stdout.strip() or None
 
 
 def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | None, record: Path) -> Record:
@@ -130,11 +115,3 @@ def _reap(pid: int) -> None:
     """Reaps a zombie if it is a child of this process."""
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-
-
-def _boot() -> str:
-    """Returns an id of the current boot, because start times count from the boot."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

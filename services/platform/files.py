@@ -31,6 +31,7 @@ ADVICE = {
     errno.EDQUOT: "the disk quota is used up: free some space, or choose other data with --data",
     errno.EROFS: "its file system is mounted read-only: mount it writable, or choose other data with --data",
     errno.EACCES: "this user may not open it: give it to the user that Roost runs as, or choose other data with --data",
+    errno.ENOENT: "it does not exist and cannot be created: choose other data with --data",
     errno.EISDIR: "a folder has its name: move that away, or choose other data with --data",
     errno.ENOTDIR: "a file has the name of its folder: move that away, or choose other data with --data",
 }

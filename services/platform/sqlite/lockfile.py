@@ -24,8 +24,12 @@ class LockFile:
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            pid = _holder(self.fd)
             self.close()
-            message = f"{path.parent} is in use (another owner holds {path.name}): stop that, or choose other data"
+            message = (
+                f"{path.parent} is in use by another roost process{f' (pid {pid})' if pid else ''}: stop it, or choose "
+                "another directory with --data"
+            )
             raise errors.failed_precondition(message, reason=Reason.DATA_IN_USE) from None
 
     def close(self) -> None:
@@ -33,3 +37,18 @@ class LockFile:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _holder(fd: int) -> int:
+    """Returns the id of the process that locks the file; 0 if it is not known, as on systems without /proc/locks or if
+    the process is outside this container."""
+    status = os.fstat(fd)
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return 0
+    # A line is: number, kind of lock, mode, access, process id, file, and range. A waiting process has `->` after the
+    # number, which shifts its fields.
+    held = (fields for line in lines if (fields := line.split())[1:2] == ["FLOCK"])
+    return next((max(0, int(fields[4])) for fields in held if fields[5] == file), 0)

@@ -6,7 +6,6 @@ from outside the mesh also have rate limits, except calls of health and the oper
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from services.platform import open_files
+from services.platform.listen_errors import cannot_listen
 from services.platform.rpc import errors
 from services.platform.rpc.client_address import TrustedProxies
 from services.platform.rpc.context import NEVER
@@ -177,5 +177,4 @@ def _probe(address: str) -> None:
             # With SO_REUSEADDR, two sockets may bind one port until one of them listens.
             probe.listen(1)
     except OSError as error:
-        why = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
-        raise errors.unavailable(f"cannot serve gRPC on {address}: {why}") from error
+        raise cannot_listen("gRPC", address, "--grpc", error) from error

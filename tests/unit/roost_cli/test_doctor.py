@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import grpc
@@ -40,6 +40,34 @@ def test_writable_read_only_data_dir_is_a_fault(tmp_path: Path) -> None:
         pytest.skip("root may write anywhere")
     tmp_path.chmod(0o500)
     assert doctor.writable(tmp_path / "new").state == BAD
+
+
+@pytest.mark.parametrize("inner", ["", "data"])
+def test_doctor_forbidden_data_dir_is_a_fault_beside_other_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], inner: str
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(0o000)
+    data_dir = closed / inner
+    # Without a port to bind or a server to ask.
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    ports = ["--http", f"127.0.0.1:{_free()}", "--grpc", f"127.0.0.1:{_free()}"]
+    # Loaded now, because the plain user may not be able to read the code.
+    assert run(["doctor", "--data", str(tmp_path), *ports]) == 1
+    capsys.readouterr()
+    with plain_user():
+        assert run(["doctor", "--data", str(data_dir), *ports]) == 1
+    said = capsys.readouterr().out.splitlines()
+    (fault,) = [line for line in said if "data directory:" in line]
+    assert fault.startswith(f"fault  data directory: {data_dir} cannot be ")
+    assert fault.endswith("choose one with --data")
+    assert any("clock: " in line for line in said)
+    assert any("mesh: " in line for line in said)
+
+
+def test_port_malformed_address_is_a_fault() -> None:
+    check = doctor.port("HTTP port", "localhost")
+    assert (check.state, check.words) == (BAD, "'localhost' is not an address: write HOST:PORT, such as 127.0.0.1:8080")
 
 
 def test_disk_reports_state_by_free_space() -> None:
@@ -103,7 +131,9 @@ async def test_mesh_running_but_silent_is_a_fault(tmp_path: Path, monkeypatch: p
     address = f"127.0.0.1:{_free()}"
     runfile.write(runfile.RunFile(address, "", os.getpid(), 0.0, "token"))
     found = await doctor._mesh(None, address, f"127.0.0.1:{_free()}")
-    assert any(check.state == BAD and "does not answer" in check.words for check in found)
+    (silent,) = [check for check in found if "does not answer" in check.words]
+    assert silent.state == BAD
+    assert f"stop it, or remove {runfile.path_of(address)}" in silent.words
 
 
 async def test_mesh_two_running_checks_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +175,19 @@ async def healthy() -> AsyncIterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         await server.stop(0)
+
+
+@contextmanager
+def plain_user() -> Iterator[None]:
+    """Runs the block as a user whom file modes bind: root becomes `nobody`, and keeps only the saved id to return."""
+    if os.getuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 def _free() -> int:

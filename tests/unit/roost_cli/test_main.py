@@ -102,6 +102,24 @@ def test_refused_unreachable_mesh_and_refusal_have_different_codes() -> None:
     assert of(grpc.StatusCode.NOT_FOUND) == 1
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        errors.broken_rules([errors.Violation("text", "must not be empty"), errors.Violation("poll", "is too long")]),
+        errors.invalid_argument(
+            "must not be empty",
+            violations=[errors.Violation("text", "must not be empty"), errors.Violation("poll", "is too long")],
+        ),
+    ],
+)
+def test_call_error_prints_each_violation_once(broken: errors.RoostError) -> None:
+    from roost_cli.exit_codes import call_error
+
+    trailing = grpc.aio.Metadata(("grpc-status-details-bin", broken.status().SerializeToString()))
+    error = grpc.aio.AioRpcError(broken.code, grpc.aio.Metadata(), trailing, broken.message)
+    assert call_error(error).message == "INVALID_ARGUMENT: text: must not be empty\n  poll: is too long"
+
+
 def test_run_roost_error_prints_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise errors.unavailable("Redis cannot be reached at 127.0.0.1:1")

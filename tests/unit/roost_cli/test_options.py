@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from roost_cli.exit_codes import CommandError
-from roost_cli.options import settings_with
+from roost_cli.options import address_of, settings_with
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,13 @@ def test_settings_with_several_faults_raises_one_line_each(monkeypatch: pytest.M
 def test_settings_with_option_overrides_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_HTTP_ADDRESS", "127.0.0.1:1")
     assert settings_with({"http_address": "127.0.0.1:2", "grpc_address": None}).http_address == "127.0.0.1:2"
+
+
+@pytest.mark.parametrize("name", ["http", "grpc", "ops"])
+def test_address_of_malformed_text_names_option_and_variable(name: str) -> None:
+    with pytest.raises(CommandError) as told:
+        address_of("localhost", f"--{name}")
+    assert told.value.message == (
+        f"{name}_address (--{name}, ROOST_{name.upper()}_ADDRESS) must be HOST:PORT, such as 127.0.0.1:8080, not "
+        "'localhost'"
+    )

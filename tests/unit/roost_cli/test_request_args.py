@@ -82,3 +82,24 @@ def test_parse_invalid_value_of_other_type_is_named() -> None:
         request_args.parse(["head.deleted=maybe"], TweetCore)
     with pytest.raises(CommandError, match="core contains bytes"):
         request_args.parse(["core=é"], TweetCore)
+
+
+@pytest.mark.parametrize(
+    ("argument", "field"),
+    [
+        ("reply_to_id=abc", "reply_to_id"),
+        ("reply_to_id=", "reply_to_id"),
+        ("reply_to_id=1.5", "reply_to_id"),
+        ("media_ids=[a,b]", "media_ids"),
+    ],
+)
+def test_parse_no_number_says_whole_number(argument: str, field: str) -> None:
+    with pytest.raises(CommandError) as told:
+        request_args.parse([argument], CreateTweetRequest)
+    assert told.value.message == f"{field} must be a whole number"
+
+
+def test_parse_no_number_in_nested_message_says_whole_number() -> None:
+    with pytest.raises(CommandError) as told:
+        request_args.parse(['entries=[{"tweet_id":"x"}]'], AppendHomeEntriesRequest)
+    assert told.value.message == "entries.tweet_id must be a whole number"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,34 @@ def test_running_without_directory_returns_none(tmp_path: Path) -> None:
 
 def test_run_file_repr_hides_token() -> None:
     assert "secret-token" not in repr(run_at("127.0.0.1:50051"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux gives threads ids of processes")
+def test_running_removes_file_whose_id_is_now_a_thread(tmp_path: Path) -> None:
+    path = runfile.write(run_at("127.0.0.1:50051", gone()), tmp_path)
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    try:
+        reused = {**json.loads(path.read_text()), "pid": thread.native_id, "birth": "an earlier birth"}
+        path.write_text(json.dumps(reused))
+        assert runfile.running(tmp_path) == []
+    finally:
+        ended.set()
+        thread.join()
+    assert not path.exists()
+
+
+def test_running_removes_file_whose_id_was_reused(tmp_path: Path) -> None:
+    path = runfile.write(run_at("127.0.0.1:50051"), tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "birth": "an earlier birth"}))
+    assert runfile.running(tmp_path) == []
+    assert not path.exists()
+
+
+def test_running_file_of_older_version_counts_while_its_process_runs(tmp_path: Path) -> None:
+    path = runfile.write(run_at("127.0.0.1:50051"), tmp_path)
+    older = json.loads(path.read_text())
+    del older["birth"]
+    path.write_text(json.dumps(older))
+    assert runfile.running(tmp_path) == [run_at("127.0.0.1:50051")]

@@ -17,6 +17,8 @@ import httpx
 import pytest
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
+from roost_cli.main import run
+
 ANY = "127.0.0.1:0"
 # A test that hangs fails after this many seconds.
 WITHIN_S = 60.0
@@ -100,7 +102,36 @@ def test_up_port_in_use_prints_one_line(tmp_path: Path, option: str) -> None:
         )
     assert ran.returncode == 2
     what = "gRPC" if option == "--grpc" else "HTTP"
-    assert ran.stderr == f"roost: cannot serve {what} on {address}: another program listens there\n"
+    assert (
+        ran.stderr
+        == f"roost: cannot serve {what} on {address}: another program listens there; choose another address with {option} HOST:PORT\n"
+    )
+
+
+@pytest.mark.parametrize("option", ["--grpc", "--http", "--ops"])
+def test_up_address_of_other_machine_says_what_to_do(tmp_path: Path, option: str) -> None:
+    # An address reserved for documentation (RFC 5737): no machine has it.
+    address = "192.0.2.1:50999"
+    ports = {"--http": ANY, "--ops": ANY, "--grpc": ANY, option: address}
+    command = [sys.executable, "-m", "roost_cli", "up", "--no-demo", "--data", str(tmp_path)]
+    ran = subprocess.run(
+        [*command, *(part for pair in ports.items() for part in pair)],
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+        env={**os.environ, "ROOST_LOG_LEVEL": "warning"},
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.endswith(
+        f"on {address}: this machine has no such address; choose another address with {option} HOST:PORT\n"
+    )
+
+
+def test_serve_gateway_beside_service_says_that_it_runs_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "tweet", "gateway"]) == 2
+    assert capsys.readouterr().err == (
+        "roost: the gateway runs alone: start it in a process of its own with `roost serve gateway`\n"
+    )
 
 
 def test_up_cassandra_down_prints_one_line(tmp_path: Path) -> None:

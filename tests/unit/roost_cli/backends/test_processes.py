@@ -12,6 +12,7 @@ import pytest
 
 from roost_cli.backends import processes
 from roost_cli.backends.processes import Record, Stopped
+from roost_cli.process_birth import birth
 from tests.waiting import block_until
 
 SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(300)"]
@@ -67,8 +68,8 @@ def test_stop_reused_process_id_is_left_alone(tmp_path: Path) -> None:
 
 def test_alive_zombie_is_not_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
-    born = processes.birth(child.pid)
-    block_until(lambda: processes.birth(child.pid) is None)
+    born = birth(child.pid)
+    block_until(lambda: birth(child.pid) is None)
     assert not Record(child.pid, born or "", []).alive()
     child.wait()
 

@@ -71,6 +71,16 @@ def test_open_data_dir_at_a_file_raises_with_reason(tmp_path: Path) -> None:
         files.open_data_dir(tmp_path / "data")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can create one")
+def test_private_dir_that_cannot_be_created_says_what_to_do() -> None:
+    path = Path("/proc/roost-data")
+    with pytest.raises(errors.RoostError) as told:
+        files.private_dir(path)
+    assert told.value.message == (
+        f"{path} cannot be used: it does not exist and cannot be created: choose other data with --data"
+    )
+
+
 def test_load_or_create_key_is_created_once_and_private(tmp_path: Path) -> None:
     path = tmp_path / "keys" / "a.key"
     assert files.load_or_create_key(path, lambda: KEY, LOST) == KEY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,8 @@ async def test_file_lease_has_one_owner_and_one_generator(tmp_path: Path) -> Non
     other = await asyncio.create_subprocess_exec(*arguments, stderr=subprocess.PIPE)
     _, complaint = await other.communicate()
     assert other.returncode != 0
-    assert b"is in use" in complaint
+    words = f"{tmp_path} is in use by another roost process (pid {os.getpid()}): stop it, or choose another directory"
+    assert words in complaint.decode()
     lease.close()
     FileLease(tmp_path / "lease").close()
 
