@@ -1,9 +1,9 @@
 """Ranks the best matches of a query by text, recency, followed authors and trends together.
 
 An index sorts matches by text score or by time, but not by a sum of both and further parts. So this module reads the
-first MATCHES_PER_LIST matches of several lists and ranks them. A match that is in none of the lists has at least that
-many better texts and that many newer matches before it, and (up to the same bound) no boost; such matches follow after
-the ranked ones, newest first.
+first MATCHES_PER_LIST matches of several lists and ranks the matches of all lists together. If a match is in none of
+the lists, at least MATCHES_PER_LIST matches have a better text score and at least as many are newer. Such matches
+follow after the ranked ones, newest first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from services.search.store import MAX_FOUND, Collection, Hit, Query, SearchIndex
 # milliseconds. The ids that only the time lists contain (at most three further lists) must fit into one search of
 # MAX_FOUND ids.
 MATCHES_PER_LIST = 300
-# The first followees that graph lists get the boost; tweets of later ones rank without it.
+# Maximum of followed authors whose tweets get the boost of followed authors: as many as one query of the index may name
+# (`MAX_ANY`). If a reader follows more users, those that graph's StreamFollowingIds returns first get the boost, and
+# tweets of the others are ranked without the boost.
 MAX_FOLLOWEES = 2_000
 
 
@@ -38,8 +40,8 @@ class RankedMatches(NamedTuple):
 
 
 class BestMatches:
-    """Ranks matches for one reader. `trending` returns the strength of each trending tweet by id, from 0 to 1. Raises
-    graph's AioRpcError if a call of graph fails.
+    """Ranks the tweets that match a query for one reader. `trending` returns the strength of each trending tweet by id,
+    from 0 to 1. `channel` reaches the graph service.
     """
 
     def __init__(
@@ -53,7 +55,8 @@ class BestMatches:
         """Returns the best matches posted until `as_of_ms` (Unix milliseconds), at most 8 × MATCHES_PER_LIST.
 
         `hashtags` are index terms; a tweet that has one gets a boost. `reader_id` is 0 for an anonymous reader.
-        Raises UNAVAILABLE if the index or graph cannot answer.
+        Raises UNAVAILABLE if the index cannot answer, and grpc.aio.AioRpcError, with the status code of the call, if
+        the call of graph for the reader's followees fails.
         """
         below = first_id_at(as_of_ms + 1)
         trending = self._trending()
@@ -63,7 +66,7 @@ class BestMatches:
             self._followees(reader_id),
         )
         others_below = 0
-        # A list with fewer hits holds all matches, so no further list is needed.
+        # If the list of newest matches is not full, it holds all matches, so no further list is read.
         if len(newest) >= MATCHES_PER_LIST:
             others_below = newest[-1]
             boosted = _boosted_parts(query, followees, hashtags, trending)
@@ -95,7 +98,10 @@ class BestMatches:
         return list(hits.values())
 
     async def _followees(self, reader_id: int) -> frozenset[int]:
-        """Returns the ids of up to MAX_FOLLOWEES users whom the reader follows; none for an anonymous reader."""
+        """Returns the ids of up to MAX_FOLLOWEES users whom the reader follows; none for an anonymous reader.
+
+        Raises grpc.aio.AioRpcError if the call of graph fails.
+        """
         if not reader_id:
             return frozenset()
         found: list[int] = []
@@ -111,8 +117,8 @@ class BestMatches:
 def _boosted_parts(
     query: Query, followees: AbstractCollection[int], hashtags: Sequence[str], trending: AbstractCollection[int]
 ) -> list[Query]:
-    """Returns the query narrowed to followed authors, to the hashtags, and to trending tweets; parts without any are
-    left out.
+    """Returns up to three narrower queries: the matches of `query` by followed authors, those with one of the hashtags,
+    and those that are trending. Leaves out a query if there are no followees, hashtags or trending tweets for it.
     """
     parts = []
     if followees:
@@ -125,10 +131,10 @@ def _boosted_parts(
 
 
 def _without_cutoff_ties(hits: Sequence[Hit]) -> Sequence[Hit]:
-    """Returns the hits of a list; if the list is full, without those of the lowest score.
+    """Returns the hits of a list. If the list is full (MATCHES_PER_LIST hits), drops the hits with the lowest score.
 
-    A full list was cut at its lowest score: other hits with that score are missing, so keeping some of them would be
-    arbitrary.
+    The index cuts a full list somewhere among the matches with its lowest score. Which of these matches are in the list
+    is arbitrary, so none of them is used.
     """
     if len(hits) < MATCHES_PER_LIST:
         return hits

@@ -60,8 +60,7 @@ class Trend(NamedTuple):
 class _KeyCounts:
     """The counts of one key: its users and spellings in the window, and its baseline."""
 
-    # The number of actions in the window by user; and the same for each spelling.
-
+    # By user: the user's number of actions in the window. `spellings` has the same numbers for each spelling.
     actors: Counter[int] = field(default_factory=Counter)
     spellings: dict[str, Counter[int]] = field(default_factory=dict)
     acts: int = 0
@@ -109,9 +108,10 @@ class _Act(Generic[K]):
 
 
 class Trends(Generic[K]):
-    """Counts actions of users under keys. `clock` returns Unix seconds.
+    """Counts, for each key (a tag or a tweet), the users who acted on it. `clock` returns Unix seconds.
 
-    Actions arrive roughly in the order of their time and may arrive repeatedly or late.
+    A key trends if at least `min_actors` different users acted on it in the window. Callers add actions roughly in the
+    order of their time; an action may be added repeatedly or late.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class Trends(Generic[K]):
         self._max_acts = max_acts
         self._max_keys = max_keys
         self._acts: dict[Hashable, _Act[K]] = {}
-        # A heap by time. Removed actions stay in it until they come up or are too many. The number orders actions of
-        # the same time.
+        # A heap of actions, oldest first. A removed action stays in the heap until it is the oldest, or until the heap
+        # holds too many removed actions. `_number` grows with each action and orders actions of the same time.
         self._by_time: list[tuple[float, int, Hashable, _Act[K]]] = []
         self._number = 0
         self._entries: dict[K, _KeyCounts] = {}
@@ -138,8 +138,8 @@ class Trends(Generic[K]):
         Does nothing if the action is known already or older than the window. `keys` maps each key to its spelling; the
         spelling is empty for tweets. Only the first MAX_KEYS_PER_ACT keys count.
         """
-        # Advances to the time of the action, not to the clock, so that a replay of the last hours updates the baselines
-        # in the same steps.
+        # Advances the counts to the time of the action, not to the clock, so that a replay of the last hours updates
+        # the baselines in the same steps as the original actions did.
         self._advance(min(at_s, self._clock()))
         counted = dict(islice(keys.items(), MAX_KEYS_PER_ACT))
         if not counted or act in self._acts or at_s <= self._now_s() - WINDOW_S:
@@ -155,13 +155,13 @@ class Trends(Generic[K]):
             self._evict_weakest()
 
     def remove(self, act: Hashable) -> None:
-        """Removes an action that was undone. Does nothing if it is unknown."""
+        """Subtracts an action that was undone from the counts. Does nothing if the action is not in memory."""
         removed = self._acts.pop(act, None)
         if removed is None:
             return
         for key, spelling in removed.keys.items():
             entry = self._entries.get(key)
-            # The key was evicted.
+            # The key was evicted after the action, and its counts with it.
             if entry is None:
                 continue
             entry.remove(removed.actor, spelling)
@@ -172,7 +172,7 @@ class Trends(Generic[K]):
             heapq.heapify(self._by_time)
 
     def remove_actor(self, actor: int) -> None:
-        """Removes all actions of the user."""
+        """Subtracts all actions of the user from the counts."""
         for act in [name for name, done in self._acts.items() if done.actor == actor]:
             self.remove(act)
 
@@ -193,13 +193,19 @@ class Trends(Generic[K]):
         return self._stepped_s if self._stepped_s is not None else 0.0
 
     def _advance(self, now_s: float) -> None:
-        """Advances the counts to `now_s`, step by step. Never goes back."""
+        """Updates the counts to the time `now_s` (Unix seconds) in steps of STEP_S seconds (five minutes).
+
+        Each step subtracts the actions that are now older than WINDOW_S from the counts of users, and moves the
+        baseline of each key towards its current count. Does nothing if `now_s` is less than one step after the last
+        step, or before it.
+        """
         if self._stepped_s is None:
             self._stepped_s = now_s
         while now_s >= self._stepped_s + STEP_S:
             steps = 1.0
             if not self._acts:
-                # Without actions in between, all steps have the same counts and are computed at once.
+                # If no action is in memory, every key has zero users in each of these steps, so one update computes
+                # all steps.
                 steps = (now_s - self._stepped_s) // STEP_S
             self._stepped_s += steps * STEP_S
             self._expire(self._stepped_s)
@@ -215,8 +221,8 @@ class Trends(Generic[K]):
             self.remove(act)
 
     def _update_baselines(self, steps: float) -> None:
-        """Moves the baselines towards the current counts, as far as in `steps` steps, and drops keys without counts
-        or baseline.
+        """Moves the baseline of each key towards its current number of users, as far as `steps` steps of STEP_S seconds
+        would. Then drops each key that has no users and a baseline below MIN_BASELINE.
         """
         decay = math.exp2(-steps * STEP_S / BASELINE_HALF_LIFE_S)
         for key, entry in list(self._entries.items()):

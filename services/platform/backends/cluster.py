@@ -52,9 +52,12 @@ class ClusterBackends:
         return cls(settings, cassandra, redis, stack)
 
     async def keyspace(self, service: str, migrations: Sequence[str]) -> Keyspace:
-        """Returns a service's keyspace, migrated; the same object at each call. Raises UNAVAILABLE if Cassandra does
-        not answer, and FAILED_PRECONDITION if a newer release migrated it or migrations are missing and
-        `migrate_at_start` is off."""
+        """Returns a service's keyspace; the same object at each call. The first call creates and migrates the keyspace.
+
+        Raises UNAVAILABLE if Cassandra does not answer, or if another process has been migrating the keyspace for
+        minutes. Raises FAILED_PRECONDITION if a newer release migrated the keyspace, if an applied migration differs
+        from the one in `migrations`, or if migrations are missing and the setting `migrate_at_start` is off.
+        """
         async with self._opening:
             if service not in self._keyspaces:
                 keyspace = await Keyspace.open(self.cassandra, service, migrations)
@@ -63,8 +66,12 @@ class ClusterBackends:
             return self._keyspaces[service]
 
     async def job_lease(self, job: str) -> JobLease:
-        """Returns the lease of a periodic job, which one process of the mesh holds at a time. Raises UNAVAILABLE if
-        Cassandra does not answer, and FAILED_PRECONDITION if a newer release migrated the keyspace of the mesh."""
+        """Returns the lease of a periodic job, not yet acquired: the caller acquires and renews it by `hold`, which
+        returns True in at most one process of the mesh at a time.
+
+        Raises the errors of `keyspace` for the keyspace of the mesh: UNAVAILABLE if Cassandra does not answer, and
+        FAILED_PRECONDITION if the keyspace cannot be migrated.
+        """
         return JobLease(await self.keyspace(MESH, MESH_MIGRATIONS), job)
 
 

@@ -10,8 +10,8 @@ from services.platform.cassandra.keyspace import Keyspace
 # Must be one of the migrations of the keyspace passed to `JobLease`. The table is written by conditional writes only.
 JOB_LEASES_MIGRATION = "CREATE TABLE IF NOT EXISTS job_leases (job text PRIMARY KEY, owner text)"
 
-# Longer than one step of a job, because the lease is renewed before each step. Also the longest time that a job does
-# not run after its owner died.
+# The TTL in seconds of a lease. It is longer than one step of a job, because the owner renews the lease before each step.
+# If the owner dies, the job does not run until the TTL has passed.
 TTL_S = 120
 
 _CLAIM = "UPDATE job_leases USING TTL ? SET owner = ? WHERE job = ? IF owner = null"
@@ -19,10 +19,10 @@ _RENEW = "UPDATE job_leases USING TTL ? SET owner = ? WHERE job = ? IF owner = ?
 
 
 class JobLease:
-    """One process's view of the lease of one job.
+    """The lease of one job, as one process acquires and renews it.
 
-    Two processes may run the job at once for a moment, if a step takes longer than `ttl_s` seconds: each step must be
-    idempotent.
+    If a step of the job takes longer than `ttl_s` seconds, the lease expires and a second process may run the job at
+    the same time. So each step must be idempotent.
     """
 
     def __init__(self, keyspace: Keyspace, job: str, ttl_s: int = TTL_S) -> None:
@@ -33,8 +33,13 @@ class JobLease:
         self._held = False
 
     async def hold(self) -> bool:
-        """Acquires or renews the lease. Returns False if another process holds it. Raises UNAVAILABLE if Cassandra does
-        not answer, and then it is unknown whether the lease was acquired."""
+        """Acquires the lease, or renews it if this process holds it, for `ttl_s` seconds. Returns False if another
+        process holds the lease.
+
+        Raises UNAVAILABLE or DEADLINE_EXCEEDED if Cassandra does not answer in time, and RESOURCE_EXHAUSTED if too many
+        requests are queued in this process. After UNAVAILABLE or DEADLINE_EXCEEDED the row may name this process as its
+        owner although `hold` did not return True; further calls may then return False until the row's TTL has passed.
+        """
         if self._held:
             self._held, _ = await self._keyspace.execute_lwt(_RENEW, self._ttl_s, self._owner, self._job, self._owner)
         if not self._held:

@@ -53,7 +53,8 @@ MAX_WRITE_ATTEMPTS = 3
 WRITE_RETRY_DELAY_S = 0.05
 # Time limit for the retries of a write whose caller has no deadline (a consumer).
 WRITE_BUDGET_S = 6.0
-# Cassandra writes a logged batch three times, and one node coordinates it: more rows belong in several batches.
+# Maximum of statements in one batch. Cassandra writes a logged batch three times, and one node coordinates the whole
+# batch, so callers split more statements into several batches.
 MAX_BATCH = 100
 
 _write_retries = Counter(
@@ -92,8 +93,8 @@ class Cassandra:
         await asyncio.to_thread(self._driver.shutdown)
 
     async def prepare(self, cql: str) -> PreparedStatement:
-        """Prepares a statement that names its tables with their keyspace, within STATEMENT_TIMEOUT_S. Raises the errors
-        of a read."""
+        """Prepares a statement that names its tables with their keyspace. Raises UNAVAILABLE if Cassandra does not
+        answer; an invalid statement raises the driver's error unchanged."""
         try:
             return await asyncio.to_thread(self._session.prepare, cql)
         except Exception as error:
@@ -120,7 +121,7 @@ class Cassandra:
         """Loads the replication settings of a keyspace, which token-aware routing needs. Raises UNAVAILABLE if
         Cassandra does not return them."""
         try:
-            # The keyspace exists and is agreed on already, so there is no need to wait for agreement.
+            # All nodes agree on the schema of the keyspace already, so this call need not wait for agreement.
             await asyncio.to_thread(self._driver.refresh_keyspace_metadata, keyspace, max_schema_agreement_wait=0)
         except DriverException as error:
             raise errors.unavailable(
@@ -199,10 +200,10 @@ class Keyspace:
 
     @classmethod
     async def open(cls, cassandra: Cassandra, service: str, migrations: Sequence[str]) -> Self:
-        """Opens a service's keyspace; creates and migrates it if the settings allow that.
+        """Opens a service's keyspace; creates and migrates the keyspace if the setting `migrate_at_start` is on.
 
-        Raises FAILED_PRECONDITION if a newer release migrated it, or if it needs migrations and `migrate_at_start` is
-        off.
+        Raises FAILED_PRECONDITION if a newer release migrated the keyspace, if an applied migration differs from the
+        one in `migrations`, or if migrations are missing and `migrate_at_start` is off.
         """
         keyspace = cls.of(cassandra, service)
         await migrate(keyspace, migrations)
@@ -219,13 +220,14 @@ class Keyspace:
         return await self._read(await self._bind(cql, values), IDEMPOTENT)
 
     async def read_serial(self, cql: str, *values: Any) -> list[Row]:
-        """Reads like `read`, at LOCAL_SERIAL: completes pending conditional writes first. Use it after an `execute_lwt`
-        of unknown outcome."""
+        """Returns all rows, as `read` does, but reads at LOCAL_SERIAL, which first completes pending conditional writes
+        of the partition. Use this method after an `execute_lwt` whose outcome is unknown. Raises RuntimeError for more
+        than MAX_ROWS rows."""
         return await self._read(await self._bind(cql, values), SERIAL)
 
     async def read_each(self, cql: str, keys: Iterable[tuple[Any, ...]]) -> list[list[Row]]:
-        """Returns the rows of each key, in the order of `keys`; runs MAX_CONCURRENT_STATEMENTS reads at a time. One
-        failure fails all."""
+        """Returns one list of rows for each key, in the order of `keys`; runs MAX_CONCURRENT_STATEMENTS reads at a time.
+        Raises the error of the first read that fails, and then returns no rows at all."""
         statement = await self._statements.get(cql, self.cassandra.deadline())
         found = []
         for chunk in _chunks(statement.bind(key) for key in keys):
@@ -243,24 +245,28 @@ class Keyspace:
         await self._write([await self._bind(cql, values)])
 
     async def write_each(self, statements: Iterable[Statement]) -> None:
-        """Executes each statement like `write`, MAX_CONCURRENT_STATEMENTS at a time. After an error any of them may be
-        stored: write all again."""
+        """Executes idempotent upserts and deletions, MAX_CONCURRENT_STATEMENTS at a time, with the retries of `write`.
+
+        Raises UNAVAILABLE or DEADLINE_EXCEEDED if a statement fails. Then some of the statements may be stored: the
+        caller should execute all of them again.
+        """
         for chunk in _chunks([await self._bind(cql, values) for cql, values in statements]):
             await self._write(chunk)
 
     async def batch(self, statements: Iterable[Statement]) -> None:
-        """Executes one logged batch, retried like `write`: eventually all statements are applied, or none.
+        """Executes one logged batch, with the retries of `write`: eventually all statements are applied, or none.
 
-        Readers may see a part of it first, and after OUTCOME_UNKNOWN it may be applied minutes later. Raises ValueError
-        for more than MAX_BATCH statements.
+        Readers may see a part of the batch first. If the outcome is unknown, raises UNAVAILABLE with reason
+        OUTCOME_UNKNOWN; Cassandra may then still apply the batch minutes later. Raises ValueError for more than
+        MAX_BATCH statements.
         """
         await self._batch(statements, BatchType.LOGGED)
 
     async def unlogged_batch(self, statements: Iterable[Statement]) -> None:
-        """Executes the statements in one request, like `write_each`, at a third of the cost of a logged batch.
+        """Executes the statements in one request, with the retries of `write`, at a third of the cost of a logged batch.
 
-        Use it for rows of one partition, which are applied atomically, or if another writer repairs a partly applied
-        batch. Raises ValueError for more than MAX_BATCH statements.
+        Use this method for rows of one partition, which Cassandra applies atomically, or if another writer repairs a
+        partly applied batch. Raises ValueError for more than MAX_BATCH statements.
         """
         await self._batch(statements, BatchType.UNLOGGED)
 
@@ -268,8 +274,8 @@ class Keyspace:
         """Executes a conditional write (… IF …). Returns whether it was applied, and if not, the current values of the
         columns compared.
 
-        Never retries. After UNAVAILABLE with reason OUTCOME_UNKNOWN, or DEADLINE_EXCEEDED, use `read_serial` to see
-        whether it was applied.
+        Never retries. After UNAVAILABLE with reason OUTCOME_UNKNOWN, or DEADLINE_EXCEEDED, read the row by
+        `read_serial` to find out whether the write was applied.
         """
         bound = await self._bind(cql, values)
         (result,) = await self.cassandra.run([bound], NON_IDEMPOTENT, self.cassandra.deadline())

@@ -1,7 +1,8 @@
-"""Creates and migrates a keyspace; the first process to acquire the lease does it, the others wait.
+"""Creates and migrates a keyspace. One process at a time applies migrations: the one that holds the migration lease, a
+row with a TTL in the keyspace's table `schema_migrations`. Other processes wait until all migrations are applied.
 
-Applied migrations are recorded in a table of the keyspace, which is written by conditional writes only. If the lease of
-a slow process expires, two processes may apply the same statements: each statement must be idempotent.
+The same table records the applied migrations. It is written by conditional writes only. If the lease of a slow process
+expires, two processes may apply the same statements: each statement must be idempotent.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from services.platform.rpc import errors
 if TYPE_CHECKING:
     from services.platform.cassandra.keyspace import Cassandra, Keyspace
 
-# The TTL of the lease in seconds: longer than the slowest statement takes. The lease is renewed before each migration.
+# The TTL of the migration lease in seconds: longer than the slowest statement takes. Its holder renews the lease before
+# each migration.
 LEASE_S = 60
 # MAX_POLLS intervals are three minutes, enough for a whole schema on a slow machine. A longer wait means a fault.
 POLL_INTERVAL_S = 0.25
@@ -63,8 +65,8 @@ class MigrationStatus(NamedTuple):
 async def migration_status(keyspace: Keyspace, migrations: Sequence[str]) -> MigrationStatus:
     """Returns the status of a keyspace; changes nothing.
 
-    Raises FAILED_PRECONDITION if a newer release migrated it, or if an applied migration differs from the one in
-    `migrations`.
+    Raises FAILED_PRECONDITION if a newer release migrated the keyspace, or if an applied migration differs from the one
+    in `migrations`.
     """
     # Reads through `system_schema`, because the service's keyspace may not exist yet.
     system = type(keyspace)(keyspace.cassandra, "system_schema")
@@ -74,12 +76,18 @@ async def migration_status(keyspace: Keyspace, migrations: Sequence[str]) -> Mig
 
 
 async def migrate(keyspace: Keyspace, migrations: Sequence[str], at_start: bool = True) -> MigrationStatus:
-    """Creates the keyspace and applies the migrations that are missing; returns its status before that.
+    """Creates the keyspace if it does not exist, and applies the migrations that are missing, in order. Returns the
+    status from before.
 
-    Each migration is a script of statements separated by `;`, which no statement contains, all with IF NOT EXISTS.
-    Append to the list, never change an entry. Raises FAILED_PRECONDITION like `migration_status`, or if `at_start` is
-    true, migrations are missing and `migrate_at_start` is off. Raises UNAVAILABLE if another process holds the lease
-    for minutes, or if a statement fails MAX_ATTEMPTS times in a row because the cluster is unavailable.
+    Each migration is a script of schema statements separated by `;`. A statement must not contain `;` itself and must
+    be idempotent (IF NOT EXISTS). Developers append new migrations to the list and never change an entry. While this
+    process applies migrations, it holds the migration lease of the keyspace, so that no other process applies them.
+
+    Raises FAILED_PRECONDITION in these cases: a newer release migrated the keyspace; an applied migration differs from
+    the one in `migrations`; migrations are missing, `at_start` is true and the setting `migrate_at_start` is off; the
+    setting `cassandra_datacenter` is not a valid name. Raises UNAVAILABLE if another process holds the lease for
+    minutes, if the lease expires while this process applies migrations, or if a statement fails MAX_ATTEMPTS times in a
+    row because the cluster is unavailable.
     """
     before = await _retried(lambda: migration_status(keyspace, migrations))
     if before.applied == len(migrations):
@@ -100,9 +108,8 @@ async def migrate(keyspace: Keyspace, migrations: Sequence[str], at_start: bool 
 
 
 async def _retried(execute: Callable[[], Awaitable[T]]) -> T:
-    """Returns the result of `execute`, which must be idempotent; repeats it if it raises UNAVAILABLE.
-
-    Raises the error of the last of MAX_ATTEMPTS attempts, and any other error at once.
+    """Returns the result of `execute`, which must be idempotent. If `execute` raises UNAVAILABLE, calls it again, up to
+    MAX_ATTEMPTS times in all, and then raises that error. Raises any other error at once.
     """
     for attempt in range(1, MAX_ATTEMPTS):
         try:
@@ -128,12 +135,13 @@ async def _create(cassandra: Cassandra, name: str) -> None:
 
 
 async def _claim(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> bool:
-    """Waits for the lease. Returns False if another process applied all migrations meanwhile."""
+    """Waits until this process has acquired the migration lease and returns True, or returns False if another process
+    has applied all migrations meanwhile. Raises UNAVAILABLE after MAX_POLLS attempts."""
     for _ in range(MAX_POLLS):
         if await _retried(lambda: _applied(keyspace, migrations)) == len(migrations):
             return False
         applied, held_by = await _retried(lambda: keyspace.execute_lwt(_CLAIM, LEASE_S, owner, _SCOPE))
-        # An attempt that seemed to fail may have acquired the lease.
+        # An earlier attempt whose reply was lost may have acquired the lease, so the row may name this owner already.
         if applied or held_by == (owner,):
             return True
         await asyncio.sleep(POLL_INTERVAL_S)

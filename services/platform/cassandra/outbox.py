@@ -1,9 +1,9 @@
 """The outbox on Cassandra. An event's row is in the same logged batch as the rows that it describes; the writer then
 publishes it at once.
 
-A row stays unpublished if the process dies, if the log is unavailable for long, or if the batch is applied after its
-writer gave up. A sweeper finds such rows and publishes their events. The event is appended to the log before its row is
-flagged as published: an event may be published twice, but is never lost.
+A row stays unpublished if the process dies, if the event log is unavailable for long, or if the batch is applied after
+its writer gave up. The sweeper of every process finds such rows and publishes their events. An event is appended to the
+event log before its row is flagged as published: an event may be published twice, but is never lost.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS outbox_cursor (name text PRIMARY KEY, minute int)
 """
 
-# About one second of events at a high rate, queued while the log is unavailable. Events beyond it stay in their rows,
-# for the sweeper.
+# Maximum of queued events: about one second of events at a high rate. The queue grows while the event log is
+# unavailable. If it is full, further events stay in their outbox rows, and the sweeper publishes them.
 MAX_QUEUED = 10_000
 # Events per append to the log.
 PUBLISH_BATCH = 500
-# `published` flags are collected for this long, or up to this number, and written in one batch per partition: written
-# one by one they took a quarter of the cost of a small write. Far below the age at which sweepers read events. The
-# events of a process that dies in between are published twice.
+# The `published` flags of this many seconds, or this many flags, are written together, in one batch per partition. Writing
+# each flag alone took a quarter of the cost of a small write. The delay is far below the age at which sweepers read
+# events. If a process dies before it writes the flags, the events are published twice.
 FLAG_WRITE_DELAY_S = 0.5
 FLAG_WRITE_BATCH = 1_000
 # Timers have millisecond resolution and may fire up to one millisecond early.
@@ -53,7 +53,8 @@ TIMER_TOLERANCE_S = 0.002
 # How long `stop` waits for the log to accept queued events.
 DRAIN_S = 2.0
 
-# The flag's write timestamp is one greater than the row's, so a batch that is written again does not reset the flag.
+# The write timestamp of the flag is one greater than that of the row, so a repeated INSERT of the row does not set the
+# flag back to false.
 _INSERT = """INSERT INTO outbox (shard, minute, event_id, topic, key, payload, traceparent, published)
     VALUES (?, ?, ?, ?, ?, ?, ?, false) USING TIMESTAMP ?"""
 _SET_PUBLISHED = """UPDATE outbox USING TIMESTAMP ? SET published = true
@@ -63,8 +64,8 @@ _SET_PUBLISHED = """UPDATE outbox USING TIMESTAMP ? SET published = true
 # or newer than this (a batch executed again hours later), the row belongs to the current minute, because sweepers no
 # longer read the id's minute.
 MAX_ID_AGE_MS = 5 * 60_000
-# Events whose state (queued or published) this process stores, so that a sweeper that finds their rows does not publish
-# them twice.
+# Maximum of events whose state (queued or published) this process has in memory. The sweeper of this process does not
+# publish these events again if it finds their rows.
 MAX_TRACKED = 3 * MAX_QUEUED
 
 _Key = tuple[int, str]
@@ -76,14 +77,15 @@ log = structlog.get_logger(__name__)
 
 
 class EventValidator(Protocol):
-    """Decides which of the events that a sweeper finds may be published. Their writer may have died at any point: the
-    rows that an event describes may be missing, or never be written."""
+    """Decides which of the events that a sweeper finds may be published. The writer of an event may have died at any
+    point: the rows that the event describes may be missing for now or for ever."""
 
     async def publishable(self, records: Sequence[Record]) -> Sequence[Record]:
         """Returns the events whose described change was committed. Before it returns, readers can see the rows that
         these events describe.
 
-        Events that it does not return stay in the outbox until a later sweep. If it raises, all of them stay.
+        An event that this method does not return stays in the outbox until a later sweep. If the method raises, all
+        events stay.
         """
 
 
@@ -115,7 +117,7 @@ class Outbox:
         self._unflagged: list[tuple[OutboxPartition, Record]] = []
         self._flag_write_due = 0.0
         self._flag_write_timer: asyncio.TimerHandle | None = None
-        # Number of `drained` calls in progress: flags are written at once while there are any.
+        # Number of `drained` calls in progress. While there are any, flags are written at once, not after a delay.
         self._drain_waiters = 0
         self._worker = WorkerLoop(f"outbox-{keyspace.name}", self._publish_step)
         self._sweeper = OutboxSweeper(keyspace, clock, self._publish_swept)
@@ -133,8 +135,9 @@ class Outbox:
         ]
 
     def publish(self, records: Iterable[Record]) -> None:
-        """Queues events, which are appended to the log in order and in the background. Call it as soon as their batch
-        returned."""
+        """Queues events; a background task appends them to the event log in the order of the queue. Call this method as
+        soon as the batch that writes the events' rows has returned. If the queue is full, the sweeper publishes the
+        event instead."""
         for record in records:
             if len(self._queue) >= MAX_QUEUED:
                 # The queue is full: the sweeper publishes the event from its row.
@@ -145,12 +148,14 @@ class Outbox:
         self._worker.wake()
 
     async def start(self) -> None:
-        """Starts publishing, and sweeps within two seconds for events that earlier processes left."""
+        """Starts to publish queued events, and starts the sweeper. Within two seconds the sweeper looks for events that
+        earlier processes left unpublished."""
         self._worker.start()
         await self._sweeper.start()
 
     async def stop(self) -> None:
-        """Publishes queued events for at most DRAIN_S, then stops. A sweeper publishes the rest later."""
+        """Publishes queued events for at most DRAIN_S seconds, then stops. Events that are still queued stay in their
+        outbox rows: the sweeper of another process, or of this one after a restart, publishes these events."""
         await self._sweeper.stop()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.drained(), DRAIN_S)
@@ -159,8 +164,12 @@ class Outbox:
             self._flag_write_timer.cancel()
 
     async def drained(self) -> None:
-        """Waits until every event queued before the call is in the log and flagged; does not return while the log is
-        unavailable."""
+        """Waits until this process has appended every event that was queued before the call to the event log, and has
+        set `published = true` in the events' outbox rows.
+
+        Does not return while the event log is unavailable. An event that the event log rejects for good, and a row
+        whose flag could not be written, are only logged: `drained` does not wait for a later sweep of these rows.
+        """
         self._drain_waiters += 1
         self._worker.wake()
         try:
@@ -182,7 +191,8 @@ class Outbox:
         batch = list(islice(self._queue, PUBLISH_BATCH))
         if batch:
             appended = await self._append([record for _, record in batch], "writer")
-            # Removed only after the append, so that `pending` counts the events that are being appended.
+            # The events leave the queue only after the append, so that `pending` counts them while the append runs. They
+            # are the first events of the queue, because `publish` adds new events at its end.
             for _ in batch:
                 self._queue.popleft()
             self._set_published_later([(partition, record) for partition, record in batch if _key(record) in appended])
@@ -204,8 +214,8 @@ class Outbox:
         return asyncio.get_running_loop().time() >= self._flag_write_due - TIMER_TOLERANCE_S
 
     async def _publish_swept(self, partition: OutboxPartition, records: Sequence[Record]) -> int:
-        """Publishes and flags the events that a sweeper found in a partition, except those that are queued in this
-        process."""
+        """Publishes the events that the sweeper found in a partition, except those that are queued or already published
+        by this process, and flags the published ones. Returns how many events it published."""
         tracked = [(record, self._tracked.get(_key(record))) for record in records]
         unseen = [record for record, published in tracked if published is None]
         valid: Sequence[Record] = ()
@@ -224,8 +234,9 @@ class Outbox:
         return len(appended)
 
     async def _append(self, records: Sequence[Record], by: str) -> set[_Key]:
-        """Appends events to the log and returns the keys of those accepted. Logs an event that the log rejects for good
-        and leaves it unflagged."""
+        """Appends events to the event log and returns the keys of those that the event log accepted. If the event log
+        rejects an event for good, logs the rejection and leaves the event's row unflagged. Raises the event log's error
+        if the error is transient."""
         try:
             await self.log.append(records)
         except Exception as error:
@@ -250,8 +261,9 @@ class Outbox:
             self._tracked.popitem(last=False)
 
     async def _set_published(self, batch: Iterable[tuple[OutboxPartition, Record]]) -> None:
-        """Sets the `published` flag of these events. Logs a failure instead of raising it: a later sweep finds the
-        events, and this process only flags them, but another process publishes them again."""
+        """Sets the `published` flag in the rows of these events. Logs a failure instead of raising it: a later sweep
+        finds the rows. If this process sweeps first, it only sets the flags; another process publishes the events
+        again."""
         try:
             # Writes one batch per partition, because a batch within one partition is a single write.
             for partition, found in groupby(sorted(batch, key=itemgetter(0)), itemgetter(0)):
@@ -277,5 +289,5 @@ def _key(record: Record) -> _Key:
 
 
 def _row_timestamp(record: Record) -> int:
-    """Returns the write timestamp of the event's row in microseconds. The flag's is one greater."""
+    """Returns the write timestamp of the event's row in microseconds. The timestamp of the flag is one greater."""
     return timestamp_ms(record.event_id) * 1000

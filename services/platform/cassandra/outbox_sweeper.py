@@ -22,11 +22,12 @@ from services.platform.log_events import LogEvent
 
 # Partitions per minute, by key, so that no single partition receives all writes.
 SHARDS = 16
-# A writer publishes within milliseconds; younger events are left to it.
+# Minimum age in seconds of an event that a sweeper publishes. The writer of a younger event will publish the event
+# itself, normally within milliseconds.
 GRACE_S = 5.0
 START_DELAY_S = 1.0
-# A sweep of the newest minutes is 32 reads, which usually return nothing. The events of a dead writer are published
-# within this plus GRACE_S.
+# Seconds between two sweeps of the newest minutes. Such a sweep is 32 reads, which usually return nothing. If a writer
+# dies, its events are published within this time plus GRACE_S.
 SWEEP_INTERVAL_S = 5.0
 QUICK_MINUTES = 2
 # Cassandra replays logged batches within minutes.
@@ -57,10 +58,12 @@ class OutboxPartition(NamedTuple):
 
 
 class OutboxSweeper(BackgroundWorker):
-    """Sweeps for unpublished rows and passes those older than GRACE_S to `publish`, one partition at a time.
+    """Reads unpublished rows of the outbox and passes the events older than GRACE_S to `publish`, one partition at a
+    time.
 
-    `publish` publishes and flags them and returns how many it published. `clock` returns unix seconds. Events that were
-    published but not flagged when the sweeper is stopped are published again later.
+    `publish` appends the events to the event log, flags their rows, and returns how many events it appended. `clock`
+    returns unix seconds. If the sweeper is stopped after an append and before the flags are written, a later sweep
+    publishes these events again.
     """
 
     def __init__(
@@ -80,9 +83,10 @@ class OutboxSweeper(BackgroundWorker):
         self._full_sweep_requested = True
 
     async def sweep(self, minutes: int) -> int:
-        """Sweeps the last `minutes` minutes and returns how many events it published.
+        """Publishes the unpublished events of the last `minutes` minutes and returns how many events it published.
 
-        Raises the errors of the store and of `publish`; events published before the error stay published.
+        Raises UNAVAILABLE, DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if Cassandra cannot answer, and any error of
+        `publish`. Events that were published before the error stay published.
         """
         now = self._minute()
         return await self._sweep(range(now - minutes + 1, now + 1))
@@ -103,7 +107,8 @@ class OutboxSweeper(BackgroundWorker):
                 if round_ and round_ % SLOW_EVERY == 0:
                     first, slow_from = slow_from, now - SLOW_MINUTES
                 elif self._full_sweep_requested or round_ % SWEEP_EVERY == 0:
-                    # The sweep starts at the cursor, so that an outage of any length leaves no minute unread.
+                    # The sweep starts before the cursor, so that even after a long outage it reads every minute whose
+                    # events may be unpublished.
                     first = min(cursor, now) - SWEEP_MINUTES
                 else:
                     first = now - QUICK_MINUTES + 1

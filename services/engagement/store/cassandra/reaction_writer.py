@@ -1,8 +1,8 @@
-"""Writes reactions: decides in the user's partition by a lightweight transaction, then writes the copies that lists and
-counts read.
+"""Writes reactions. A lightweight transaction (LWT) in the user's partition stores or deletes the reaction; then this
+module writes the copies by user and by tweet, from which lists and counts are read.
 
-If the process dies in between, the copies are missing until the outbox's sweeper finds its event
-(`CommittedReactions`), or the client repeats the call; both write them.
+If the process dies in between, the copies are missing until the outbox's sweeper finds the reaction's event
+(`CommittedReactions`), or until the client repeats the call. Either one writes the copies.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from services.platform.events.log import EventLog, Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# The TTL of the note of an event, the same as of the outbox's rows: until then the outbox's sweeper may have to find
-# out whether the event was committed.
+# The TTL of the note of an event (the row that proves that the event was committed) in seconds. It equals the TTL of
+# outbox rows, because the sweeper reads the note of each unpublished event that it finds in the outbox.
 NOTE_TTL_S = 3 * 24 * 3600
 # Attempts of one change. An attempt fails if another process changes the same user's partition at the same time.
 MAX_TRIES = 10
@@ -49,8 +49,14 @@ class ReactionWriter:
     async def set(
         self, kind: ReactionKind, tweet_id: int, user_id: int, reaction_id: int, events: Sequence[Record]
     ) -> bool:
-        """Stores the reaction unless it exists, with `events`, at most one. Returns whether it was stored. Raises UNAVAILABLE
-        (CONTENDED) after MAX_TRIES."""
+        """Stores the user's like or bookmark of the tweet, with the id `reaction_id`, unless the user has one. Returns
+        whether this call stored it.
+
+        `events` is empty or holds the one event of the change, which is published if the reaction was stored. Raises
+        UNAVAILABLE with reason CONTENDED if other processes changed the user's reactions during MAX_TRIES attempts, and
+        UNAVAILABLE or DEADLINE_EXCEEDED if Cassandra does not answer. In that case the reaction may be stored; the call
+        can be repeated. Raises RESOURCE_EXHAUSTED if too many changes of this user are queued.
+        """
         key = (user_id, schema.NUMBERS[kind], tweet_id)
         async with self._locks.hold(user_id):
             for _ in range(MAX_TRIES):
@@ -73,8 +79,13 @@ class ReactionWriter:
         raise _contended()
 
     async def unset(self, kind: ReactionKind, tweet_id: int, user_id: int, events: Sequence[Record]) -> bool:
-        """Deletes the reaction if it exists, with `events`, at most one. Returns whether it existed. Raises UNAVAILABLE
-        (CONTENDED) after MAX_TRIES."""
+        """Deletes the user's like or bookmark of the tweet if the user has one. Returns whether this call deleted it.
+
+        `events` is empty or holds the one event of the change, which is published if the reaction was deleted. Raises
+        UNAVAILABLE with reason CONTENDED if other processes changed the user's reactions during MAX_TRIES attempts, and
+        UNAVAILABLE or DEADLINE_EXCEEDED if Cassandra does not answer. In that case the reaction may be deleted; the
+        call can be repeated. Raises RESOURCE_EXHAUSTED if too many changes of this user are queued.
+        """
         key = (user_id, schema.NUMBERS[kind], tweet_id)
         async with self._locks.hold(user_id):
             for _ in range(MAX_TRIES):
@@ -97,8 +108,9 @@ class ReactionWriter:
         raise _contended()
 
     async def _commit(self, reaction: Reaction, events: Sequence[Record], statement: str, *values: int) -> bool:
-        """Writes the events to the outbox, then executes one lightweight transaction, which also notes the events.
-        Returns whether it was applied."""
+        """Writes the events to the outbox, then executes one lightweight transaction, which also stores the note of the
+        event (a row in the user's partition that proves that the event was committed). Returns whether the transaction
+        was applied. Raises UNAVAILABLE or DEADLINE_EXCEEDED if its outcome is unknown."""
         await self._keyspace.write_each(self.outbox.statements(events))
         try:
             applied, _ = await self._keyspace.execute_lwt(statement, *values)
@@ -110,11 +122,14 @@ class ReactionWriter:
         return applied
 
     async def _finish(self, reaction: Reaction, steps: Sequence[Statement], events: Sequence[Record]) -> None:
-        """Writes the copies after the transaction, recounts a sharded bucket, and passes the events to the outbox's
-        publisher."""
+        """Writes or deletes the copies of the reaction after its transaction, then queues the events for publishing.
+
+        If the reaction's copy by tweet is in a sharded bucket and there is no event, also counts the reactions of the
+        bucket again.
+        """
         await self.copies.write(steps, [reaction.tweet_id])
         if reaction.bucket != schema.FIRST_BUCKET and not events:
-            # Reactions with events are recounted by their consumer: see `ReactionCounter.recount_likes`.
+            # If there is an event, its consumer counts the bucket again (`ReactionCounter.recount_likes`).
             await self._counter.recount([(reaction.tweet_id, reaction.kind, reaction.bucket)])
         self.outbox.publish(events)
 

@@ -1,9 +1,9 @@
 """Writes edges: first the row of the two users by compare-and-set, then the rows and events that depend on it.
 
 The writer that wins the compare-and-set has made the change, so concurrent attempts cause one change and one event. The
-follow-up writes (lists by user, dirty counts, outbox) are one unlogged batch. It is idempotent and any process may
-repeat it, so it needs no logged batch: an intent stored before the change names the pair, and the intent is finished
-after the batch. If a process dies in between, the next writer of the pair finishes the change, or the intent sweeper
+follow-up writes (lists by user, dirty counts, outbox) are one unlogged batch. The batch need not be logged, because it
+is idempotent and any process can repeat it: the writer stores an intent, which names the pair, before the change, and
+marks the intent as finished after the batch. If a process dies in between, the next writer of the pair finishes the change, or the intent sweeper
 does.
 """
 
@@ -42,9 +42,9 @@ from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, current_call
 
-# Background tasks per process: recounts that were too expensive to do at once, and relation versions that Redis did not
-# accept. If they are too many, a user is classified at the next follow instead, and a version is published by the
-# intent sweeper.
+# Maximum of background tasks per process. A task counts the followers of a user again, or publishes relation versions
+# that Redis did not accept. If this many tasks run already, the next follow of the user counts the followers instead,
+# and the intent sweeper publishes the versions.
 MAX_DEFERRED = 1_000
 # Seconds between attempts to publish a relation version. Until it is published, readers that reach Redis may get the
 # edges from before the change.
@@ -82,10 +82,11 @@ class EdgeWriter:
         self._intents = IntentLog(keyspace, clock)
         self._mint = mint
         self._clock = clock
-        # Writers of one process queue per pair, because each conflict costs another LWT.
+        # By pair of users: the lock for which this process's writers of that pair queue. Writers of one pair take turns,
+        # because a writer that loses a race repeats its conditional write (LWT).
         self._queues: WeakValueDictionary[tuple[int, int], asyncio.Lock] = WeakValueDictionary()
         self._deferred: dict[Hashable, asyncio.Task[None]] = {}
-        # Users followed since their followers were last counted.
+        # Ids of users whose last count of followers may lack a later follow; a deferred task counts them again.
         self._stale: set[int] = set()
         # By user id: the event loop time until which, and the number of further follows for which, the user's followers
         # are not counted.
@@ -113,8 +114,8 @@ class EdgeWriter:
         raise errors.unavailable("too much contention on this relationship; retry")
 
     async def read_finished(self, low: int, high: int) -> Pair:
-        """Returns the row of two users (`low` < `high`) after finishing the follow-up writes of its last change, if
-        they were pending."""
+        """Returns the row of two users (`low` < `high`). If the follow-up writes of the row's last change are pending,
+        runs these writes first."""
         rows = await self._keyspace.read(schema.PAIR, low, high)
         pair = Pair.of(low, high, rows[0] if rows else None)
         if pair.change is not None and not await self._intents.is_finished(pair):
@@ -122,10 +123,10 @@ class EdgeWriter:
         return pair
 
     async def finish(self, pair: Pair, version: int) -> None:
-        """Runs the follow-up writes of the pair's last change and sets `version` as the relation version of the users
-        it touched.
+        """Runs the follow-up writes of the pair's last change and publishes `version` as the new relation version of
+        the users whose edges the change touched.
 
-        Idempotent: any process may run it any number of times.
+        Idempotent: any process may call this method any number of times.
         """
         edge_change = EdgeChange.of(pair)
         changed_counts = edge_change.changed_counts()
@@ -139,7 +140,8 @@ class EdgeWriter:
         ]
         await self._keyspace.unlogged_batch(statements)
         self._outbox.publish(records)
-        # Versions and counts come after the rows are written: readers that see a new version reload the rows.
+        # Relation versions and counts are written after the rows, because a reader that sees a new relation version
+        # reads the rows again.
         unused_event_ids = iter(edge_change.change.event_ids[len(records) :])
         followees = {user_id: None for user_id, side, _ in changed_counts if side == FOLLOWERS}
         published, *_ = await asyncio.gather(
@@ -152,17 +154,20 @@ class EdgeWriter:
             self._defer((pair.low, pair.high), self._publish_versions(pair, edge_change.readers()))
 
     async def close(self) -> None:
-        """Cancels the deferred tasks; the intent sweeper redoes them."""
+        """Cancels the deferred tasks. The intent sweeper publishes their relation versions later; the next follow of a
+        user counts the user's followers."""
         tasks = tuple(self._deferred.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _apply(self, pair: Pair, edges: Edges, change: WriteStamp) -> Pair | None:
-        """Applies the change to the row and finishes it. Returns the new row, or None if another writer was faster."""
+        """Applies the change to the pair's row, then runs the follow-up writes. Returns the new row, or None if another
+        writer changed the row first. Raises UNAVAILABLE or DEADLINE_EXCEEDED if the outcome is unknown."""
         key = (pair.low, pair.high)
         changed = pair.changed(edges, change, int(self._clock() * 1_000_000))
-        # The intent is durable before the change, so that a sweeper finds a change whose follow-up writes are missing.
+        # The intent is stored before the change, so that the intent sweeper finds a change whose follow-up writes are
+        # missing.
         index_statements = self._user_index.statements(key)
         await asyncio.gather(self._intents.begin(changed), self._keyspace.write_each(index_statements))
         self._user_index.add_written(key)
@@ -175,8 +180,8 @@ class EdgeWriter:
             self._keyspace, schema.SWAP_PAIR, (*changed.values(), *key, pair.change), is_applied
         ):
             return None
-        # The change is made, so it is finished even if the caller's deadline passes. Each statement still has its own
-        # timeout.
+        # The change is made, so the follow-up writes run even if the caller's deadline passes. Each statement still has
+        # its own timeout.
         current_call.set(current_call.get()._replace(deadline=NEVER))
         await self.finish(changed, change.version)
         return changed
@@ -190,7 +195,12 @@ class EdgeWriter:
             await asyncio.sleep(PUBLISH_RETRY_S)
 
     async def _classify(self, user_id: int, change: WriteStamp, event_id: int) -> None:
-        """Counts the user's followers and updates the tier, unless the user is known to be far from a tier change."""
+        """Counts the user's followers and sets the user's tier (celebrity or not) from the count.
+
+        Skips both if the last count was at least FAR_FROM_CHANGE followers away from a tier change and is still recent.
+        If the count is not fresh, defers a second count to a background task. The event of a tier change gets the id
+        `event_id`.
+        """
         until, room = self._far_from_change.get(user_id, (0.0, 0))
         now = asyncio.get_running_loop().time()
         if room > 0 and now < until:
@@ -207,8 +217,13 @@ class EdgeWriter:
                 self._stale.discard(user_id)
 
     async def _classify_after_recount(self, user_id: int) -> None:
-        """Waits until the count may be taken again, then classifies the user, so that the last follow of a burst is
-        counted too."""
+        """Counts the user's followers again after RECOUNT_EVERY_MS and sets the user's tier (celebrity or not) from the
+        new count.
+
+        A count of more than a thousand rows runs at most once in RECOUNT_EVERY_MS; in between `followers` returns the
+        previous number, which lacks the newest follows. So the wait makes sure that the tier reflects the last follow
+        of a burst too. Repeats this while further follows of the user arrive.
+        """
         while user_id in self._stale:
             await asyncio.sleep(RECOUNT_EVERY_MS / 1000)
             # The user is removed before the count, so that a follow that arrives during the count adds the user again.

@@ -17,8 +17,9 @@ from services.platform.cassandra.outbox import Outbox
 from services.platform.events.records import record_of
 from services.platform.rpc import errors
 
-# Partitions of the table. Every process reads all rows at the start and every second, so they are few; they are more
-# than one so that writers do not conflict.
+# Number of partitions of the table; a row's partition is its user id modulo this number. Every process reads all
+# partitions at the start and every second, so the partitions are few. A single partition would make all conditional
+# writes conflict with each other, because Cassandra serializes the conditional writes of one partition.
 SHARDS = 16
 PAGE_ROWS = 1_000
 
@@ -40,8 +41,8 @@ class TierRow(NamedTuple):
 
 
 class TierRows:
-    """Reads and changes tier rows. If a writer died before publishing its event, the next writer of the row publishes
-    it."""
+    """Reads and changes tier rows. If a process died after it changed a row and before it published the row's event, the
+    next writer of the row publishes that event."""
 
     def __init__(self, keyspace: Keyspace, outbox: Outbox, rule: TierRule) -> None:
         self._keyspace = keyspace
@@ -50,7 +51,8 @@ class TierRows:
         self._hooks: list[TierHook] = []
 
     def on_change(self, hook: TierHook) -> None:
-        """Registers `hook`. It is called with each tier that this process changes, before the change returns."""
+        """Registers `hook`, which this object calls with each tier that this process changes, before the method that
+        changes the tier returns."""
         self._hooks.append(hook)
 
     def followers_until_change(self, followers: int) -> int:
@@ -61,11 +63,12 @@ class TierRows:
     async def classify(
         self, user_id: int, followers: int, change: WriteStamp, event_id: int, *, from_count_alone: bool = False
     ) -> bool:
-        """Sets the tier that the rule gives for the count. Returns whether that is a new tier; its event gets
-        `event_id`.
+        """Sets the user's tier to the one that the tier rule assigns to a user with this number of followers. Returns
+        whether the tier changed; the event of a change gets the id `event_id`.
 
-        With `from_count_alone` the current tier is ignored, as after a change of the threshold. Raises UNAVAILABLE if
-        too many concurrent writes conflict on the row.
+        The rule normally depends on the current tier too, because a celebrity stays one down to 0.8 of the threshold.
+        With `from_count_alone`, used after a change of the threshold, it ignores the current tier. Raises UNAVAILABLE
+        if too many concurrent writes conflict on the row.
         """
 
         def due(current: TierRow) -> _Due:
@@ -78,7 +81,9 @@ class TierRows:
     async def override(
         self, user_id: int, choice: pb.TierChoice.ValueType, followers: int, change: WriteStamp, event_id: int
     ) -> tuple[pb.Tier.ValueType, bool]:
-        """Stores the operator's `choice` and applies it. Returns the resulting tier and whether it changed."""
+        """Stores the operator's `choice` for the user and sets the tier that results from the choice and the number of
+        followers. Returns that tier and whether it is a new one. Raises UNAVAILABLE if too many concurrent writes
+        conflict on the row."""
 
         def due(current: TierRow) -> _Due:
             return (
@@ -89,8 +94,9 @@ class TierRows:
         return current.tier, moved
 
     async def misclassified(self, followers: Mapping[int, int]) -> list[int]:
-        """Returns the users whose tier differs from what their count alone, or the operator's choice, gives.
-        `followers` are counts by user id."""
+        """Returns the ids of the users whose tier differs from the one that their number of followers, or the operator's
+        choice, would give them if their current tier were ignored. `followers` maps user ids to numbers of
+        followers."""
         keys = [(user_id % SHARDS, user_id) for user_id in followers]
         rows = await self._keyspace.read_each(schema.TIER_ROW, keys)
         found: list[int] = []
@@ -123,8 +129,8 @@ class TierRows:
     async def _change(
         self, user_id: int, due: Callable[[TierRow], _Due], change: WriteStamp, event_id: int
     ) -> tuple[TierRow, bool]:
-        """Applies `due`, which maps the current row to the tier and choice it should have. Returns the row and whether
-        the tier changed."""
+        """Changes the user's row to the tier and choice that `due` returns for the current row. Returns the row after
+        that and whether the tier changed. Raises UNAVAILABLE if too many concurrent writes conflict on the row."""
         for attempt in range(MAX_ROUNDS):
             current = await self._read_published(user_id)
             tier, choice = due(current)
