@@ -33,8 +33,9 @@ NO_MAVEN = "Maven is missing, which collects the servers' jars (on Debian: apt-g
 def java(java_home: Path | None, least: int, most: int, *, for_others: bool = False) -> Path:
     """Returns the `java` binary of the newest JDK whose version is within `least`..`most`.
 
-    With `for_others`, considers only JDKs that all users can execute. Raises BackendError, which says what to install,
-    if there is none.
+    `java_home` is the directory of a JDK to consider first (the environment's JAVA_HOME), or None. With `for_others`,
+    considers only JDKs that all users can execute. Raises BackendError if there is no such JDK; its message tells the
+    user to install one or to set JAVA_HOME to a JDK.
     """
     fitting = {
         version: home

@@ -1,5 +1,7 @@
-"""Sends SIGKILL to a mesh under load, repeatedly: every acknowledged write must exist exactly once, and the mesh
-must recover by itself."""
+"""The crash drill: sends SIGKILL to a mesh under load, repeatedly, and checks after each restart that every acknowledged
+write exists exactly once and that the mesh recovers by itself. The drill reports each violation as a fault.
+
+Each boolean fact that writes decide, such as "user A follows user B", is called a register (see `history`)."""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ CHANNELS = 4
 # Bounds in seconds of the load before each kill, whose length is chosen at random. The first posts of a round are part
 # of the load.
 SHORTEST_LOAD_S, LONGEST_LOAD_S = 0.3, 1.5
-# Share of restarts that are killed during the start, because a crash during recovery must lose nothing either.
+# Share of restarts during which the mesh is killed a second time, because a crash during recovery must not lose a write
+# either.
 KILLED_RESTARTS = 0.25
 SHORTEST_RESTART_S, LONGEST_RESTART_S = 0.2, 2.0
 # Home timelines checked after each restart; the rest are checked at the end.
@@ -49,7 +52,8 @@ WRITES: dict[Kind, tuple[str, str, str]] = {
     Kind.LIKE: (_ENGAGEMENT + "LikeTweet", _ENGAGEMENT + "UnlikeTweet", "tweet_id"),
     Kind.FOLLOW: (_GRAPH + "Follow", _GRAPH + "Unfollow", "user_id"),
 }
-# Status codes of calls to a server that is being killed: the outcome of the write is unknown.
+# Status codes that a call may get while its server is being killed. After one of them the outcome of the write is
+# unknown.
 _NO_ANSWER = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -101,7 +105,8 @@ class CrashDrill:
         self._posts = 0
 
     async def run(self, rounds: int) -> Result:
-        """Runs `rounds` kills, then checks everything, then stops the mesh cleanly."""
+        """Runs `rounds` rounds of load and kill, checks all data and all home timelines, stops the mesh cleanly, and
+        returns the result. Raises CommandError if a write fails in a way that no kill explains."""
         child = await self._start()
         try:
             with self._shown.phase("rounds", rounds) as phase:
@@ -131,7 +136,7 @@ class CrashDrill:
             await self._nursery.start_and_kill(self._chance.uniform(SHORTEST_RESTART_S, LONGEST_RESTART_S))
 
     async def _round(self, child: ChildMesh) -> None:
-        """Runs load and kills the mesh during it."""
+        """Runs the load of all clients for a random time, then kills the mesh while writes are in progress."""
         async with connection.connect(child.target, CHANNELS) as channels:
             clients = await self._clients(child, channels)
             loads = [asyncio.create_task(client.load()) for client in clients]
@@ -141,13 +146,15 @@ class CrashDrill:
                 for client in clients:
                     client.stop()
                 await child.kill()
-                # Each client ends with its current call, which fails at once when the server dies.
+                # Each client stops after its current call; the call fails at once when the server dies.
                 ended = await asyncio.gather(*loads, return_exceptions=True)
         if found := [error for error in ended if error is not None]:
             raise found[0]
 
     async def _settle(self, child: ChildMesh, *, every_home: bool) -> None:
-        """Compares the data with the history, repeats writes with unknown outcome, and compares again."""
+        """Compares the data of the mesh with the history, sends each write of unknown outcome again, and compares once
+        more. Adds all violations to the result. Checks all home timelines if `every_home` is true, otherwise those of
+        SAMPLED_HOMES users."""
         async with connection.connect(child.target, CHANNELS) as channels:
             clients = await self._clients(child, channels)
             operator = Operator(channels[0], child.target.operator())
@@ -181,12 +188,13 @@ class CrashDrill:
         return f"crash:{self._seed}:{self._posts}"
 
     def draw(self) -> random.Random:
-        """The random generator of the drill."""
+        """Returns the random generator of the drill."""
         return self._chance
 
 
 class Client:
-    """One user with one write in progress at a time, so the history of each register is sequential."""
+    """One user of the load, with at most one write in progress at a time. A register belongs to one user, so the writes of
+    each register are sequential."""
 
     def __init__(
         self, drill: CrashDrill, channel: grpc.aio.Channel, actors: TokenCache, user_id: int, users: Sequence[int]
@@ -200,7 +208,7 @@ class Client:
         self._running = True
 
     def stop(self) -> None:
-        """Lets `load` return after the write in progress."""
+        """Makes `load` return after the write in progress."""
         self._running = False
 
     async def load(self) -> None:
@@ -211,7 +219,12 @@ class Client:
                 return
 
     async def repeat(self, register: Register, value: bool) -> None:
-        """Repeats a write with retries. It must now be acknowledged, or refused because its tweet was deleted."""
+        """Sends a write whose outcome is unknown again, with retries, so that its outcome becomes known: acknowledged, or
+        refused because its tweet was deleted or may not be changed.
+
+        `register` is the fact that the write sets to `value`. Raises CommandError, which ends the drill, if the server
+        does not answer or refuses the write with any other status code than NOT_FOUND or PERMISSION_DENIED.
+        """
         if not await self._write(register, value, with_retries):
             raise CommandError(f"the server did not answer the repeated write to {register}", FAULTS)
 
@@ -234,7 +247,9 @@ class Client:
         value: bool,
         send: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]],
     ) -> bool:
-        """Sends one write and records its outcome. Returns False if the outcome is unknown."""
+        """Sends the write that sets `register` to `value`, by `send`, and records its outcome in the history. Returns
+        False if the outcome is unknown. Raises CommandError if the server refuses the write with any other status code
+        than NOT_FOUND or PERMISSION_DENIED."""
         make, undo, subject = WRITES[register.kind]
         method = contract.methods()[make if value else undo]
         request = method.request(**{subject: register.subject})

@@ -1,8 +1,9 @@
 """The history of a drill's writes and their outcomes, and the check of a mesh's data against it.
 
-Each fact that a write decides (a tweet exists, an edge exists) is a boolean register. A write makes its value possible.
-An acknowledgement makes that value the only possible one, a refusal removes it, and without an answer both values stay
-possible until a repeat is acknowledged.
+A register is a boolean fact that writes set to true or false: a tweet exists, an edge exists. For each register the
+history has the set of values that the mesh's data may show. When a write is sent, its value is added to the set. If the
+write is acknowledged, only its value remains; if the write is refused, the set from before the write is restored. If no
+answer comes, both values stay possible until a repeat of the write is acknowledged or refused.
 """
 
 from __future__ import annotations
@@ -95,13 +96,14 @@ class History:
         self._asked: dict[Register, tuple[bool, frozenset[bool]]] = {}
 
     def invoke(self, register: Register, value: bool) -> None:
-        """Records that a write is about to be sent."""
+        """Records that a write that sets `register` to `value` is about to be sent."""
         self._asked[register] = (value, frozenset(self._possible[register]))
         self._possible[register].add(value)
         self.log.append(Event(register, value, Outcome.INVOKED))
 
     def ok(self, register: Register, tweet_id: int = 0) -> None:
-        """Records that the last write was acknowledged; a post with its tweet's id."""
+        """Records that the last write of the register was acknowledged. `tweet_id` is the id that a post returned; it is
+        0 for other kinds."""
         value, _ = self._asked[register]
         self._possible[register] = {value}
         detail = ""
@@ -117,13 +119,13 @@ class History:
         self.log.append(Event(register, value, Outcome.OK, detail))
 
     def fail(self, register: Register, code: str) -> None:
-        """Records that the last write was refused, so it must have no effect."""
+        """Records that the last write was refused: `check` reports a fault if the write had an effect all the same."""
         value, before = self._asked[register]
         self._possible[register] = set(before)
         self.log.append(Event(register, value, Outcome.FAILED, code))
 
     def unknown(self, register: Register, code: str) -> None:
-        """Records that no answer came, so the write may or may not have taken effect."""
+        """Records that the last write got no answer, so both its value and the values from before it stay possible."""
         self.log.append(Event(register, self._asked[register][0], Outcome.UNKNOWN, code))
 
     def open(self) -> list[tuple[Register, bool]]:
@@ -173,7 +175,7 @@ class History:
         retweets: Counter[tuple[int, int]],
     ) -> int | None:
         """Returns how often the register's fact occurs in the data (0, 1 or more); None if the data does not contain
-        the tweet or user that it is about."""
+        the tweet that the register is about, so that the register cannot be checked."""
         kind, user_id, subject = register
         match kind:
             case Kind.POST:

@@ -1,7 +1,7 @@
 """`roost load --mutate N`: performs random operations as existing users, through RPCs.
 
-All operations are planned first, so the same seed plans the same operations on the same data. They run concurrently, so
-a few refusals may differ between runs.
+The command plans all operations before it performs the first, so the same seed plans the same operations on the same
+data. Operations run concurrently, so a few refusals may differ between runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ CHANNELS = 4
 EXPECTED = frozenset(
     {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION}
 )
-# The code that counts operations on a tweet of this plan that was refused and so does not exist.
+# The word under which operations are counted that could not be sent: the tweet they act on was to be created by an earlier
+# operation of the plan, and the mesh refused that operation.
 NO_TARGET = "without its tweet"
 
 _TWEETS = "/roost.tweet.v1.TweetService/"
@@ -93,8 +94,8 @@ class OutcomeCounts:
 
 
 class Mutator:
-    """Performs operations, at most `concurrency` at a time, started in order. `run` makes the idempotency keys
-    unique to this run."""
+    """Performs operations in the order of the plan, at most `concurrency` at a time. `run` is a random text that is part
+    of each idempotency key, so that the keys of two runs differ."""
 
     def __init__(
         self,
@@ -111,16 +112,18 @@ class Mutator:
         self._run = run
 
     async def perform_all(self, operations: Sequence[Operation]) -> OutcomeCounts:
-        """Performs all operations. Raises CommandError if the mesh stays unavailable longer than the retries last."""
+        """Performs all operations and returns their outcomes. Raises CommandError if the mesh stays unavailable longer
+        than the retries last."""
         tally = OutcomeCounts()
         loop = asyncio.get_running_loop()
-        # Ids of tweets that later operations act on; 0 if the tweet was refused.
+        # By operation number: the id of the tweet that the operation creates, which later operations may act on; 0 if
+        # the mesh refused the operation.
         made: dict[int, asyncio.Future[int]] = {
             operation.number: loop.create_future() for operation in operations if operation.kind in Kind.making()
         }
 
         async def one(operation: Operation) -> None:
-            # An operation waits only for earlier ones, so there is no deadlock.
+            # An operation waits only for the tweet of an earlier operation, so operations cannot wait for each other.
             about = await made[operation.made_by] if operation.made_by is not None else operation.about
             tweet_id = 0
             if operation.made_by is not None and not about:
@@ -135,7 +138,12 @@ class Mutator:
         return tally
 
     async def _perform(self, operation: Operation, about: int, tally: OutcomeCounts) -> int:
-        """Performs one operation. Returns the id of the tweet that it created, or 0."""
+        """Performs one operation by its RPC and counts the outcome in `tally`. Returns the id of the tweet that the
+        operation created; 0 if it created none or was refused.
+
+        `about` is the id of the tweet or user that the operation acts on, such as the tweet to like or the user to
+        follow; a POST ignores it. Raises CommandError if the mesh stays unavailable longer than the retries last.
+        """
         path, named = METHODS[operation.kind]
         method = contract.methods()[path]
         fields: dict[str, Any] = {named: about} if named else {}
@@ -162,7 +170,9 @@ def _call(channel: grpc.aio.Channel, path: str) -> grpc.aio.UnaryUnaryMultiCalla
 
 
 async def mutate(mesh: connection.MeshTarget, count: int, seed: int, concurrency: int) -> bool:
-    """Plans and performs `count` operations and prints the outcome. Returns False if there were faults."""
+    """Plans and performs `count` operations and prints their outcomes. Returns False if the mesh refused an operation
+    with a status code outside EXPECTED. Raises CommandError if the users and tweets of the mesh cannot be read, or if
+    there are fewer than two users."""
     shown = progress.for_stream()
     operator = mesh.operator()
     async with connection.connect(mesh, min(CHANNELS, concurrency)) as channels:
@@ -188,6 +198,6 @@ async def mutate(mesh: connection.MeshTarget, count: int, seed: int, concurrency
 
 
 def plan(truth: ServiceData, count: int, seed: int) -> list[Operation]:
-    """Returns the operations that this seed draws for these users and tweets."""
+    """Returns `count` random operations on these users and tweets; the same seed and data give the same operations."""
     planner = OperationPlanner(truth, seed)
     return [planner.next(number) for number in range(count)]

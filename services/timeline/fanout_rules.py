@@ -14,10 +14,12 @@ from services.timeline.store import HomeList
 
 HYBRID, PUSH, PULL = "hybrid", "push", "pull"
 
-# With more late followees than this a rebuild is cheaper than pulling them at every read.
+# Maximum of late followees of a warm home timeline. If there are more, the home timeline is built again, because one build
+# is cheaper than pulling the tweets of these followees at every read.
 MAX_LATE_FOLLOWEES = 32
-# Graph reports for 31 days that an author stopped being a celebrity. A home timeline older than that could lack the
-# tweets of such an author.
+# Maximum age in milliseconds of a warm home timeline; an older one is dropped and built again. Graph reports for 31 days
+# that an author stopped being a celebrity. A home timeline older than that could lack the tweets of such an author, so
+# the maximum is one day less.
 MAX_AGE_MS = 30 * 24 * 3600 * 1000
 
 Source: TypeAlias = "pb.EntrySource.ValueType"
@@ -41,7 +43,8 @@ class FanoutRules:
         age_ms = now_ms - home.opened_ms
         if home.mode != self.mode or age_ms > MAX_AGE_MS:
             return False
-        # A home timeline younger than the margin is always usable: a new one would have as many late followees.
+        # A home timeline younger than the margin is usable, however many late followees it has: a new one, built now,
+        # would have the same late followees, so building it again would gain nothing.
         return age_ms <= self.margin_ms or len(self.late(home, relations)) <= MAX_LATE_FOLLOWEES
 
     def late(self, home: HomeList, relations: FolloweeSet) -> list[int]:

@@ -1,8 +1,8 @@
 """The ports of identity's stores: accounts, credentials, sessions, and persistent secrets.
 
-Writes take event records, which are committed atomically with the change. Every method may raise UNAVAILABLE if the store cannot serve
-now, and RESOURCE_EXHAUSTED if its queue is full. If a caller is cancelled during a write, the write may or may not be stored; once stored,
-every read that begins later sees it.
+A write takes event records, which the store commits atomically with the change and then publishes. Every method may raise
+UNAVAILABLE if the store cannot answer now, and RESOURCE_EXHAUSTED if the queue of the store is full. If a caller is
+cancelled during a write, the change may be stored or not. Every read that begins after a change was stored sees it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 from services.identity.password import Credential
 from services.platform.events.log import Record
 
-# Sessions of one user. A further log-in ends the least recently used one.
+# Maximum of live sessions of one user. A further log-in ends the least recently used session.
 MAX_SESSIONS = 100
 
 
 class Account(NamedTuple):
-    """The current state of an account. `core` is a serialised User with fields 1 to 9; `version` starts at 1, each change adds 1."""
+    """The current state of an account. `core` is the profile: a serialised User message with its fields 1 to 9 (id to
+    created_at), without counts and viewer state. `version` starts at 1, and each change adds 1."""
 
     user_id: int
     core: bytes
@@ -91,21 +92,25 @@ class AccountStore(Protocol):
     async def create(self, new: NewAccount, session: Session, token_hash: bytes) -> None:
         """Creates an account and its first session, whose first refresh token has the SHA-256 `token_hash`.
 
-        Raises ALREADY_EXISTS (USERNAME_TAKEN or EMAIL_TAKEN), and then stores nothing.
+        Raises ALREADY_EXISTS, and stores nothing, if another account has the username (reason USERNAME_TAKEN) or the
+        e-mail address (EMAIL_TAKEN).
         """
 
     async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
-        """Creates the accounts that do not exist, all or none, and returns all ids in order.
+        """Creates those of the accounts that do not exist, all or none, and returns the ids of all accounts in the order
+        of `new`.
 
-        An existing account of the same username counts as created if it is equal except for id, creation time and state, so an import can
-        be repeated. Raises ALREADY_EXISTS if it differs.
+        If an account with the same username exists and differs only in id, creation time and state, returns the id of
+        the existing account, so an import can be repeated. Raises ALREADY_EXISTS, and creates nothing, if the existing
+        account differs in another field.
         """
 
     async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
-        """Replaces core, state and version of the account if the stored version is `account.version - 1`; e-mail and roles stay.
+        """Stores `core` (the serialised profile), `state` and `version` of the account, if the stored version is
+        `account.version - 1`. Does not change the stored e-mail address and roles. Publishes `records`.
 
-        With `end_sessions` also ends all sessions of the user. Returns false, and stores nothing, if the stored version
-        is a different one.
+        With `end_sessions` also ends all sessions of the user. Returns False, and stores and publishes nothing, if the
+        stored version is a different one.
         """
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
@@ -126,9 +131,11 @@ class CredentialStore(Protocol):
         keep_session_id: int,
         records: Sequence[Record],
     ) -> bool:
-        """Replaces the credential and ends all sessions except `keep_session_id` (0: ends all).
+        """Replaces the user's credential, ends all sessions of the user except `keep_session_id` (0: ends all), and
+        publishes `records`.
 
-        Returns false, and stores nothing, if the stored credential is no longer `checked`, the one that the password was compared with.
+        `checked` is the credential with which the caller compared the password. Returns False, and stores nothing, if
+        the stored credential is a different one by now.
         """
 
 
@@ -138,43 +145,49 @@ class SessionStore(Protocol):
     async def open(self, session: Session, token_hash: bytes, checked: Credential) -> bool:
         """Stores a new session, whose first refresh token has the SHA-256 `token_hash`.
 
-        Returns false, and stores nothing, unless the account is active and its credential is still `checked`, the one that the password was
-        compared with. Ends the least recently used sessions above MAX_SESSIONS, without an event: their access tokens stay valid until they
-        expire.
+        `checked` is the credential with which the caller compared the password. Returns False, and stores nothing, if
+        the account is not active or its credential is a different one by now. If the user has more than MAX_SESSIONS
+        sessions, ends the least recently used ones without publishing an event: access tokens of these sessions stay
+        valid until the tokens expire.
         """
 
     async def rotate(
         self, user_id: int, session_id: int, presented: bytes, successor: bytes, now_ms: int, expires_ms: int
     ) -> Rotation:
-        """Uses the refresh token with the hash `presented`; its successor has the hash `successor`, the same for every use.
+        """Exchanges the refresh token with the SHA-256 `presented` for its successor, whose SHA-256 is `successor`. A
+        token has the same successor at each use.
 
-        Returns DONE for the successor of the last used token, which becomes the last used one; and, without a change,
-        for the last used token, and for the one before it during rotation.REFRESH_GRACE_MS. Returns REUSED for any
-        other token, and ENDED if the session is not live.
+        Returns DONE, and stores `presented` as the last used token, if `presented` is the successor of the last used
+        token. Returns DONE, and changes nothing, if `presented` is the last used token itself, or the token before it
+        within the grace period (rotation.REFRESH_GRACE_MS). Returns REUSED for any other token, and ENDED if the
+        session is not live. `now_ms` and `expires_ms` (the new end of the session) are Unix milliseconds.
         """
 
     async def list_live(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:
         """Returns up to `limit` live sessions of the user with ids below `before_id` (0: any), newest first."""
 
     async def end(self, session_id: int, user_id: int, records: Sequence[Record]) -> bool:
-        """Ends a session of this user. Returns false, and publishes no records, if there is none."""
+        """Ends a session of this user and publishes `records`. Returns False, and publishes nothing, if the user has no
+        live session with this id."""
 
 
 class SecretStore(Protocol):
     """Secrets of this service, created once and stored."""
 
     async def get_or_create(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """Returns the secret of this name, which is stored apart from the accounts. If there is none, stores the result of `make`.
+        """Returns the secret of this name. If none is stored, stores and returns the result of `make`. Secrets are not
+        stored together with the accounts.
 
-        `make` must always return secrets of one size. Raises FAILED_PRECONDITION if the stored secret is damaged.
+        `make` must return secrets of one size at each call. Raises FAILED_PRECONDITION if the stored secret is damaged,
+        that is, has another size.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityStores:
-    """The stores of one backend. Some of their writes share a transaction, so they are opened and closed together.
+    """The stores of one backend. They are opened and closed together, because some of their writes share a transaction.
 
-    `close` finishes running writes; no store may be used afterwards.
+    `close` waits until the writes in progress are done. Callers must not use a store afterwards.
     """
 
     accounts: AccountStore

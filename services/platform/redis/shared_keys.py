@@ -1,9 +1,10 @@
 """Base of the keys that processes share in Redis: every call is bounded in time and reports failures instead of raising
 them.
 
-Keys end in the run id of the server that they were written to. After a restart from an old snapshot, or a fail-over
-that lost writes, the server has another run id, so stale keys are not read. Failed writes are retried until they
-succeed; otherwise readers would keep using stale values.
+A node is one Redis server: the only one, the current master of a Sentinel group, or one master of a cluster. Keys end in
+the run id of the node to which they were written. After a restart of the node from an old snapshot, or a fail-over that
+lost writes, the run id is another one, so stale keys are not read. Failed writes are retried until they succeed;
+otherwise readers would continue to use stale values.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ T = TypeVar("T")
 Publish = Callable[[Sequence[int]], Awaitable[bool]]
 """Publishes a change of these ids; returns whether Redis accepted all of it."""
 
-# A command of 500 keys takes the server about 0.2 ms, during which it serves no other client.
+# Maximum of keys in one command. A command of 500 keys takes a node about 0.2 ms, during which the node serves no other
+# client.
 KEYS_PER_COMMAND = 500
-# Enough characters of a run id to tell servers apart.
+# Length of the part of the run id that is in a key: enough characters to distinguish the nodes.
 RUN_ID_CHARS = 10
 # Ids whose write is retried, per kind of key: some minutes of changes. A failed write beyond this number is not
 # retried: other processes see the change when the old key expires, or when a consumer of the change's event writes the
@@ -88,8 +90,8 @@ class SharedKeyClient:
         return found
 
     async def _values_on(self, connection: RedisConnection, kind: str, ids: Sequence[int]) -> list[Any]:
-        """Returns the values of these ids' keys, which are all on the server of `connection`, in order; None for a
-        missing key."""
+        """Returns the values of these ids' keys in the order of `ids`; None for a missing key. All keys must be on the
+        node of `connection`. Raises UNAVAILABLE if the node does not answer or rejects a command."""
         keys = [key_of(kind, i, connection) for i in ids]
         if self._redis.clustered:
             # Keys of several slots need one command each; they are still one round trip.
@@ -98,8 +100,8 @@ class SharedKeyClient:
         return list(values)
 
     async def _for_each_node(self, ids: Iterable[int], work: Callable[[Node, Sequence[int]], Awaitable[None]]) -> bool:
-        """Runs `work` on the ids of each server, KEYS_PER_COMMAND at a time. Returns False if a call of `work` failed
-        or the time limit passed."""
+        """Calls `work` with each node and the ids whose keys are on this node, at most KEYS_PER_COMMAND ids per call.
+        Returns False, and makes no further call, if a call of `work` failed or the time limit of Redis passed."""
 
         async def run() -> bool:
             by_node: dict[Node, list[int]] = {}
@@ -117,8 +119,8 @@ class SharedKeyClient:
         return await self._within_timeout(run, False)
 
     async def _replies(self, connection: RedisConnection, commands: Sequence[bytes]) -> list[Any]:
-        """Executes commands that have one reply each and returns the replies in order. Raises UNAVAILABLE if Redis
-        rejects one."""
+        """Executes commands that have one reply each and returns the replies in order. Raises UNAVAILABLE if the node
+        does not answer or rejects a command."""
         replies = await connection.execute(b"".join(commands), len(commands))
         for reply in replies:
             if isinstance(reply, ReplyError):
@@ -134,6 +136,6 @@ class SharedKeyClient:
 
 
 def key_of(kind: str, item_id: int, connection: RedisConnection) -> str:
-    """Returns the key of the item `item_id`, such as `<kind>:{42}:<run id of the server of connection>`."""
-    # The id is the hash tag, which decides the node in a cluster; the suffix is that node's run id.
+    """Returns the key of the item `item_id`, such as `<kind>:{42}:<run id of the node of connection>`."""
+    # The id is the hash tag, from which a cluster computes the node of the key. The suffix is the run id of that node.
     return f"{kind}:{{{item_id}}}:{connection.run_id[:RUN_ID_CHARS]}"

@@ -60,7 +60,8 @@ class VisibleUserPages:
         return users, self._cursors.seal(list_name, cursor_owner_id, *below) if below else ""
 
     async def users(self, user_ids: Sequence[int]) -> list[user_pb2.User]:
-        """Returns these users (≤ 100) in their order. Suspended and deactivated users are left out."""
+        """Returns the users with these ids (≤ 100), in the order of `user_ids`. Leaves out unknown, suspended and
+        deactivated users."""
         if not user_ids:
             return []
         answer = await self._identity.BatchGetUsers(user_service_pb2.BatchGetUsersRequest(ids=user_ids))

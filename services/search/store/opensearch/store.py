@@ -1,7 +1,7 @@
 """The search index on OpenSearch, shared by all processes of the service. Changes are durable when `apply` returns.
 
-A change is written to the index in use and to the one that a rebuild fills. `document_writer` decides which of two
-versions of a document wins.
+A change is written to the index in use, and also to the index that a rebuild is filling. If an index holds another
+version of the document already, `document_writer` decides which version stays.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from services.search.store.opensearch.index_aliases import IndexGenerations
 # Seconds that OpenSearch may take to start before an error is logged.
 OPEN_MAX_S = 10.0
 OPEN_RETRY_S = 0.5
-# Attempts of a write during which the index is switched or dropped. If all fail, the cause is a fault, not a switch.
+# Attempts of a write. An attempt fails if the index is switched or dropped meanwhile. If all attempts fail, the cause is a
+# fault and not a switch.
 TRIES = 5
 
 log = structlog.get_logger(__name__)
@@ -155,8 +156,8 @@ class OpenSearchIndex:
 
     async def close(self) -> None:
         number, self._building = self._building, None
-        # The tasks may be cancelled: missing indexes are created by the next call that needs them, and retired indexes
-        # are deleted after the next switch.
+        # The background tasks can be cancelled without harm: the next call that needs a missing index creates it, and the
+        # next switch of the index deletes retired indexes.
         for task in tuple(self._tasks):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -169,7 +170,7 @@ class OpenSearchIndex:
         await self._opensearch.close()
 
     async def _remove_before(self, number: int) -> None:
-        # By then no search can be running in the old index.
+        # After MAX_CALL_S seconds no search can still run in the old index.
         await asyncio.sleep(MAX_CALL_S)
         try:
             await self._generations.remove_retired(number)
@@ -177,7 +178,8 @@ class OpenSearchIndex:
             log.warning(LogEvent.SEARCH_INDEX_REMOVE_RETIRED_FAILED, error=str(error))
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
-        # An empty context, because the task outlives the call that started it.
+        # The task gets an empty context, because it runs longer than the call that started it and must not inherit the
+        # deadline of that call.
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -213,12 +215,13 @@ class OpenSearchIndex:
             state = await self._generations.state()
             in_use = {kind: self._generations.alias(kind) for kind in Collection}
             filling = [self._aliases_of_build(number) for number in state.filling]
-            # The index being built is written first. If it is put in use between the two writes, the second write goes
-            # to it too.
+            # The index being built is written first. If another process puts that index in use between the two writes, the
+            # second write goes to the same index, which does no harm.
             for names in filling:
                 await self._writer.write(changes, names)
             if not await self._writer.write(changes, in_use):
-                # An operator or another process dropped the index.
+                # The index in use does not exist, because an operator or another process dropped it. An empty index is
+                # created, and the changes are written again.
                 await self._generations.ensure()
                 continue
             touched = {change.collection for change in changes}
@@ -243,7 +246,8 @@ class OpenSearchIndex:
         except RequestRejected as error:
             if error.status != NOT_FOUND:
                 raise
-        # The index was dropped: an empty one is created and answers until it is filled.
+        # The index does not exist, because an operator or another process dropped it. This creates an empty index and
+        # sends the request again; searches find nothing until a rebuild fills the index.
         await self._generations.ensure()
         return await self._opensearch.call(method, path, body, parameters=parameters)
 
