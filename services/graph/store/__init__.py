@@ -1,10 +1,10 @@
-"""The storage ports of graph: edges, their lists, visibility, counts and tiers.
+"""The storage ports of graph: edges, lists of edges, visibility, counts and tiers.
 
 Ids are positive 64-bit user ids, times are Unix milliseconds. A write that changes something commits its rows, the
 counts, the resulting tier and its events together. (On Cassandra they become complete eventually, even if the process
-dies in between.) A write that changes nothing stores no row and publishes no event. A write that has returned is
-visible to the next read of any process. Every method raises UNAVAILABLE if the store cannot answer; a write may then
-have happened or not, and may be repeated with the same stamp.
+dies in between.) A write that changes nothing stores no row and publishes no event. Once a write
+has returned, the next read of any process sees its changes. Every method raises UNAVAILABLE if the store cannot answer.
+After that the outcome of a write is unknown, and the caller may repeat the write with the same stamp.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ class EdgeLists(Protocol):
         (0, 0) starts at the first."""
 
     async def suggestions(self, user_id: int, limit: int) -> list[int]:
-        """Returns up to `limit` users followed by the user's followees, those followed by the most of them first, then
-        by id.
+        """Returns the ids of up to `limit` users whom the user's followees follow. The users whom most followees follow
+        come first; users with equally many are sorted by id.
 
-        Reads only a bounded number of the newest followees and of their newest followees. Leaves out the user, and
-        everyone whom the user follows, blocks or mutes or who blocks the user.
+        Reads only a bounded number of the user's newest followees, and a bounded number of the newest followees of
+        each. Leaves out the user, and all whom the user follows, blocks or mutes, or who block the user.
         """
 
     async def popular(self, limit: int) -> list[int]:
@@ -119,8 +119,8 @@ class VisibilityStore(Protocol):
     async def filter(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
         """Returns which of the candidate authors are hidden from the reader, and the reader's relation version.
 
-        The version is never newer than the edges returned with it. Called once per home timeline read; takes tens of
-        microseconds if cached.
+        The returned version is never newer than the edges on which the response is based. Each read of a home timeline
+        calls this method once; a cached response takes tens of microseconds.
         """
 
     async def relation_version(self, user_id: int) -> int:
@@ -137,9 +137,9 @@ class CountStore(Protocol):
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
         """Excludes the user from the follower and followee counts of others (`absent`), or includes the user again.
 
-        `at_us` (Unix microseconds) is when that was decided; an older decision that arrives later changes nothing.
-        Edges, lists and the user's own counts stay. If the call fails, the caller must repeat it with the same
-        arguments.
+        `at_us` is the time of that decision in Unix microseconds. A call with an older decision changes nothing. Edges,
+        lists and the user's own counts stay as they are. If the call fails, the caller must repeat the call with the
+        same arguments.
         """
 
 
@@ -147,34 +147,35 @@ class TierStore(Protocol):
     """The tiers of users, and the threshold by which they were assigned."""
 
     def on_change(self, hook: TierHook) -> None:
-        """Registers `hook`. It is called on the event loop with the tiers that a write of this process changed, before
-        that write returns."""
+        """Registers `hook`. The store calls `hook` on the event loop with the tiers that a write of this process changed,
+        before that write returns."""
 
     async def reclassify(
         self, user_id: int, choice: pb.TierChoice.ValueType, change: WriteStamp
     ) -> tuple[pb.Tier.ValueType, bool]:
-        """Stores the operator's `choice` for the user and applies it. Returns the resulting tier and whether it
-        changed."""
+        """Stores the operator's `choice` for the user and sets the tier that results from it. Returns that tier and
+        whether it differs from the tier before."""
 
     async def list_since(self, since_ms: int) -> list[pb.TierEntry]:
         """Returns the celebrities and the users demoted at `since_ms` or later, in no particular order."""
 
     async def reclassify_batch(self, after_id: int, limit: int, change: WriteStamp) -> ReclassifiedBatch:
-        """Assigns up to `limit` users with ids above `after_id`, ascending, the tier that their count or the operator's
-        choice gives, whatever their tier was."""
+        """Classifies up to `limit` users with ids above `after_id`, in ascending order: sets the tier of each to the one
+        that the number of followers or the operator's choice gives, whatever the tier was before. Called after the
+        threshold was changed."""
 
     async def threshold(self) -> int:
-        """Returns the celebrity threshold that was last applied to all users; 0 if none was."""
+        """Returns the celebrity threshold by which all users were last classified; 0 if that never happened."""
 
     async def set_threshold(self, threshold: int) -> None:
-        """Stores `threshold` as applied to all users."""
+        """Stores `threshold` as the celebrity threshold by which all users have been classified."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphStores:
     """The stores of one backend, which share tables. A write to `edges` changes the results of the other stores.
 
-    `close` finishes queued writes; no store may be used afterwards.
+    `close` waits until queued writes are done. Callers must not use a store afterwards.
     """
 
     edges: EdgeStore

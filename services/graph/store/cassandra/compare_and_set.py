@@ -13,8 +13,8 @@ from services.platform.rpc import errors
 # Attempts of one write. An attempt fails only if another process writes the same row first; the writers of one process
 # queue per row.
 MAX_ROUNDS = 12
-# An LWT takes some milliseconds. After a lost race each writer waits a random time, up to this much, doubled each
-# round.
+# Bounds in seconds of the random time that a writer waits after a lost race: at most BACK_OFF_S after the first, twice as
+# long after each further one, and never more than MAX_BACK_OFF_S. An LWT takes some milliseconds.
 BACK_OFF_S = 0.005
 MAX_BACK_OFF_S = 0.2
 
@@ -24,9 +24,9 @@ async def compare_and_set(
 ) -> bool:
     """Runs the LWT and returns whether it was applied.
 
-    If the reply is lost, calls `is_applied` once, which must read serially whether the row has the new value. Raises
-    the original error (UNAVAILABLE or DEADLINE_EXCEEDED) if it does not: another writer may have overwritten the row,
-    or the LWT never ran.
+    If the reply is lost, calls `is_applied` once, which must read serially and return whether the row has the new
+    value. If the row does not have the new value, raises the original error (UNAVAILABLE or DEADLINE_EXCEEDED), because
+    the outcome is still unknown: the LWT may not have run, or another writer may have overwritten its value.
     """
     try:
         return (await keyspace.execute_lwt(statement, *values))[0]

@@ -15,7 +15,7 @@ ABSENCE_STEP = 500
 
 
 class CassandraCountStore:
-    """Implements CountStore on Cassandra. `lists` are those of the same keyspace."""
+    """Implements CountStore on Cassandra. `lists` reads the lists of the same keyspace."""
 
     def __init__(self, follow_counts: FollowCounts, lists: EdgeLists) -> None:
         self._follow_counts = follow_counts
@@ -30,8 +30,11 @@ class CassandraCountStore:
         }
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        """Implements `CountStore.set_absent`. A follow that is created while its follower becomes inactive may be
-        missed and stay counted."""
+        """Excludes the user from the follower and followee counts of others (`absent`), or includes the user again.
+
+        If a follow is created while this call reads the lists, the call may not see the follow, and the follow stays
+        counted.
+        """
         for listing, side in ((Listing.FOLLOWING, FOLLOWERS), (Listing.FOLLOWERS, FOLLOWING)):
             below: Position | None = None
             while page := await self._lists.page(listing, user_id, below, ABSENCE_STEP):

@@ -1,9 +1,9 @@
 """Computes follower and followee counts by counting rows, so that a duplicate event cannot count twice.
 
-A write marks the counts it changes as dirty. A count becomes clean when its rows are counted at least SETTLED_AFTER_MS
-after the last change. The rows of a dirty count are counted at every read if they are few, and at most once a second if
-they are many. The followers of a user with very many are sharded into buckets, and only dirty buckets are counted
-again.
+A write marks the counts that it changes as dirty. A count becomes clean when its rows are counted at least
+SETTLED_AFTER_MS after the last change. If a dirty count is at most SMALL, its rows are counted at every read; if the
+count is larger, at most once a second. If a user has very many followers, the rows of the followers are sharded into
+buckets, and only dirty buckets are counted again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from services.graph.store.cassandra import schema
 from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING, Statement
 from services.platform.cassandra.keyspace import Keyspace
 
-# Up to this many rows a count costs the server about a millisecond and is exact at every read.
+# A dirty count of at most this many rows is counted at every read, so it is exact. That costs the server about a
+# millisecond.
 SMALL = 1_000
 # Milliseconds between two counts of the rows of a larger dirty count.
 RECOUNT_EVERY_MS = 1_000
@@ -32,7 +33,8 @@ _MIX = 0x9E3779B97F4A7C15
 
 
 class FollowCount(NamedTuple):
-    """A number of edges; `fresh` is true if it was just counted or has not changed since."""
+    """A number of edges. `fresh` is true if the edges were counted just now, or have not changed since they were counted;
+    if it is false, the number may lack the newest changes."""
 
     edges: int
     fresh: bool
@@ -55,8 +57,8 @@ class FollowCounts:
         self._sharded: set[int] = set()
 
     def bucket(self, followee_id: int, follower_id: int) -> int:
-        """Returns the bucket for a new follower's row. The pair stores the bucket and lists read all of them, so any
-        value is correct."""
+        """Returns the bucket in which the row of a new follower is stored. Any bucket would be correct, because the
+        row of the pair stores the bucket and lists read all buckets."""
         if followee_id not in self._sharded:
             return 0
         return 1 + (follower_id * _MIX % (1 << 64) >> 58) % BUCKETS
@@ -77,8 +79,8 @@ class FollowCounts:
     async def of(
         self, user_ids: Sequence[int], sides: Collection[int] = (FOLLOWERS, FOLLOWING)
     ) -> dict[int, tuple[FollowCount, FollowCount]]:
-        """Returns (followers, followees) by user id, without users who never had an edge. Sides not in `sides` may be
-        out of date."""
+        """Returns (follower count, followee count) by user id, without users who never had an edge. The counts of a side
+        that is not in `sides` may be out of date, because they are not counted again."""
         ids = list(dict.fromkeys(user_ids))
         now_ms = self._now_ms()
         rows = await self._keyspace.read_each(schema.COUNTS, [(user_id,) for user_id in ids])
@@ -110,8 +112,9 @@ class FollowCounts:
         return found[user_id][0] if user_id in found else FollowCount(0, True)
 
     async def set_absent(self, user_id: int, side: int, other_ids: Sequence[int], absent: bool, at_us: int) -> None:
-        """Excludes the user from one count of each of `other_ids` (`absent`), or includes the user again. `at_us` is
-        when that was decided, in Unix microseconds: the later decision wins."""
+        """Excludes the user from the count `side` (FOLLOWERS or FOLLOWING) of each of `other_ids` if `absent` is true;
+        otherwise includes the user again. `at_us` is the time of that decision in Unix microseconds; of two calls the
+        one with the later decision wins."""
         if absent:
             statements = [(schema.UNCOUNT, (other_id, side, user_id, at_us)) for other_id in other_ids]
         else:
@@ -127,7 +130,8 @@ class FollowCounts:
         return {(user_id, side): int(rows[0][0]) for (user_id, side), rows in zip(found, counts, strict=True)}
 
     async def _count(self, due: Sequence[tuple[int, _CountRow]], now_ms: int) -> list[int]:
-        """Counts the rows of the counts `due` in parallel. Stores the results that are large or clean."""
+        """Counts the rows of each count in `due` (user id, count row), in parallel, and returns the results in order.
+        Stores a result if it is greater than SMALL, or if the count becomes clean by it."""
         keyspace = self._keyspace
         followers = [(user_id, entry.bucket) for user_id, entry in due if entry.side == FOLLOWERS]
         following = [(user_id,) for user_id, entry in due if entry.side == FOLLOWING]
@@ -142,8 +146,8 @@ class FollowCounts:
                 key = (user_id, entry.side, entry.bucket)
                 statements.append((schema.SET_COUNT, (now_ms * 1000, now_ms, edges, *key)))
             if entry.side == FOLLOWERS and entry.bucket == 0 and edges >= SHARD_FROM and user_id not in self._sharded:
-                # The count row of bucket 1 tells every process that this user is sharded, before any follower is stored
-                # there.
+                # A row of counts for bucket 1 makes every process treat this user as sharded. It is written before any
+                # follower is stored in that bucket.
                 statements += self.dirty_statements([(user_id, FOLLOWERS, 1)])
         if statements:
             await keyspace.write_each(statements)

@@ -1,7 +1,7 @@
 """Intents: one is stored before a pair changes and finished once the follow-up writes of that change are done.
 
-If a writer dies in between, its unfinished intent shows that the change may be incomplete. The intents of one minute
-lie in few partitions, so that concurrent ones are written as one batch.
+If a writer dies in between, its unfinished intent shows that follow-up writes of the change may be missing. The intents
+of one minute are in few partitions, so that the intents of concurrent changes are written as one batch.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from services.platform.cassandra.write_batcher import PartitionWriteBatcher
 
 # Partitions per minute: a few thousand rows each at thousands of follows per second.
 SHARDS = 4
-# Equal to the table's default TTL. A sweeper reads all of it, and no process is down for so long.
+# The TTL of intents in seconds, equal to the table's default TTL. A sweep covers all minutes of this time, and no mesh is
+# expected to be down for longer.
 LIVE_S = 3 * 24 * 3600
-# Clocks of processes differ by less than this, and an intent this close to its TTL may be gone.
+# Seconds before its TTL at which an intent counts as expired, because the clocks of processes differ by less than this.
 NEARLY_S = 600
 # Pairs known to be finished, at about 150 bytes: 15 MB. An evicted pair is looked up again.
 MAX_KNOWN = 100_000
@@ -62,8 +63,8 @@ class IntentLog:
         if self._finished.get((pair.low, pair.high), -1) >= pair.stamp:
             return True
         rows = await self._keyspace.read(schema.INTENT_DONE, *_partition(pair), pair.low, pair.high, pair.stamp)
-        # There is no intent if the change is so old that sweepers finished it days ago and the intent's TTL has
-        # expired.
+        # If there is no intent, the change is finished if it is so old that the TTL of its intent has passed: sweepers
+        # finished the change days ago. Otherwise the intent is not visible yet, and the change is not finished.
         finished = rows[0][0] is True if rows else pair.stamp < (self._clock() - LIVE_S + NEARLY_S) * _US
         if finished:
             self._finished[pair.low, pair.high] = pair.stamp

@@ -1,7 +1,7 @@
 """Finishes changes whose process died before the follow-up writes (lists, events, relation versions).
 
-Every change stores an intent, by the minute, before it is made. When a minute is over, the first process that notices
-it sweeps its intents.
+A writer stores an intent, in a partition of the current minute, before each change. When a minute is over, the first
+process that notices this sweeps the intents of that minute.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ log = structlog.get_logger(__name__)
 
 
 class IntentSweeper(BackgroundWorker):
-    """Worker that sweeps intents, beginning with those of earlier processes. Any number may run at once, because
-    finishing is idempotent. `clock` returns Unix seconds."""
+    """A worker that reads the intents of past minutes and runs the follow-up writes of unfinished changes. It begins with
+    the intents of earlier processes. Several processes may sweep at once, because the follow-up writes are idempotent.
+    `clock` returns Unix seconds."""
 
     def __init__(self, keyspace: Keyspace, edge_writer: EdgeWriter, clock: Callable[[], float]) -> None:
         super().__init__("graph-sweeper")
@@ -47,8 +48,9 @@ class IntentSweeper(BackgroundWorker):
         self._clock = clock
 
     async def sweep(self) -> int:
-        """Sweeps the complete minutes that no process has swept. Returns the number of unfinished intents found
-        there."""
+        """Runs the follow-up writes of all unfinished changes in the past minutes that no process has swept. Returns the
+        number of unfinished intents that it found. Raises UNAVAILABLE, DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if the
+        store cannot answer."""
         last = (int(self._clock()) - SETTLED_AFTER_S) // 60 - 1
         rows = await self._keyspace.read(schema.SETTING, _SWEPT_TO)
         swept_to = rows[0][0] if rows else last - FIRST_LOOK_MINUTES
@@ -67,7 +69,8 @@ class IntentSweeper(BackgroundWorker):
         return unfinished
 
     async def _finish(self, partition: tuple[int, int], page: list[Row]) -> int:
-        """Finishes the pending changes of one partition. Returns how many there were."""
+        """Runs the follow-up writes of the unfinished changes of one partition, whose first page of intents is `page`.
+        Returns the number of these changes."""
         found = 0
         while page:
             pending = [(low, high) for low, high, _, done in page if not done]

@@ -20,7 +20,8 @@ SHARE_FACTOR = 2
 # Users whose edges a scan reads in parallel, and edges per read.
 SCAN_SOURCES = 50
 SCAN_ROWS = 5_000
-# Suggestions read at most 2,500 rows in 51 reads.
+# For suggestions: followees of the user that are read, and followees that are read of each of them. So suggestions read
+# at most 2,500 rows in 51 reads.
 SUGGEST_FROM_FOLLOWEES = 50
 SUGGEST_FROM_EACH = 50
 _SCANNED = {
@@ -31,7 +32,8 @@ _SCANNED = {
 
 
 class CassandraEdgeLists:
-    """Implements EdgeLists on Cassandra, merging the buckets of followers. `edges` and `popular` read the same keyspace."""
+    """Implements EdgeLists on Cassandra; merges the buckets of a user's followers into one list. `edges` and `popular`
+    read the same keyspace."""
 
     def __init__(
         self,
@@ -90,10 +92,11 @@ class CassandraEdgeLists:
         return await self._popular.best(limit)
 
     async def _merge_buckets(self, user_id: int, buckets: range, below: Position, limit: int) -> list[Position]:
-        """Returns one page merged over all buckets.
+        """Returns up to `limit` followers below the position `below`, newest first, merged from all buckets.
 
-        A bucket may hold more entries below the last one read from it. So entries below the highest of these positions
-        (the frontier) are not returned; each round continues reading where the previous one stopped.
+        Each round reads the next entries of every bucket that has more. The frontier is the highest position at which
+        the read of such a bucket stopped: below the frontier an unread entry may exist, so the page must end at or
+        above it. Rounds are repeated until `limit` entries are at or above the frontier, or no bucket has more.
         """
         share = limit if len(buckets) == 1 else min(limit, SHARE_FACTOR * limit // BUCKETS + 1)
         found: list[Position] = []

@@ -1,7 +1,7 @@
-"""All edges between two users as one value, and the rows and events that follow from a change to it.
+"""All edges between two users as one value, and the rows and events that result from a change of these edges.
 
-This module does no I/O. The row keeps the edges from before its last change and that change's stamp, so any process
-that reads the row can compute and finish the follow-up writes.
+This module does no I/O. The row of a pair contains the edges from before its last change and the stamp of that change.
+So any process that reads the row can compute the follow-up writes of the change and execute them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class Pair(NamedTuple):
         )
 
     def after(self, action: EdgeAction, source_id: int, edge: Edge) -> Edges | None:
-        """Returns the edges after `source_id` has performed the action, or None if it changes nothing.
+        """Returns the edges of the pair after `source_id` has performed the action, or None if the action changes no
+        edge. `edge` is the edge to create, if the action creates one.
 
         Raises PERMISSION_DENIED (reason BLOCKED) for a follow across a block in either direction.
         """

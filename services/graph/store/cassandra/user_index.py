@@ -24,7 +24,7 @@ RANGES_A_READ = 16
 
 
 class UserIndex:
-    """The users of one keyspace. Users are never removed."""
+    """The index of all users of one keyspace who ever had an edge. It never removes a user."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
@@ -33,15 +33,15 @@ class UserIndex:
         self._written_ranges: set[int] = set()
 
     def statements(self, user_ids: Iterable[int]) -> list[Statement]:
-        """Returns the statements to run before an edge of these users is written; none for users known to be written.
-        Call `add_written` afterwards."""
+        """Returns the statements that add these users to the index; none for users whom this process has added before.
+        The caller must run the statements before it writes an edge of these users, and then call `add_written`."""
         unknown = [user_id for user_id in user_ids if user_id not in self._written]
         ranges = {user_id >> RANGE_BITS for user_id in unknown} - self._written_ranges
         statements: list[Statement] = [(schema.ADD_RANGE, (one,)) for one in ranges]
         return statements + [(schema.ADD_USER, (user_id >> RANGE_BITS, user_id)) for user_id in unknown]
 
     def add_written(self, user_ids: Iterable[int]) -> None:
-        """Caches that these users are in the index."""
+        """Records in this process's cache that these users are in the index, so that `statements` skips them."""
         for user_id in user_ids:
             self._written[user_id] = None
             self._written_ranges.add(user_id >> RANGE_BITS)

@@ -1,8 +1,8 @@
 """Caches which authors are hidden from a reader, in process memory, under the reader's relation version in Redis.
 
-A reader reads the version before the rows. A writer changes it after the rows and before the write returns. So an entry
-cached under a version is valid until that version changes, in any process. A block changes the versions of both users,
-so this also holds for authors who block the reader.
+This cache reads the version before the rows. A writer changes the version after the rows and before the write returns.
+So an entry that is cached under a version is valid until the version changes, in every process. A block changes the
+versions of both users, so the entry of a reader also becomes invalid if an author blocks the reader.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class CassandraVisibilityCache:
         return await self._mint() if version is None else version
 
     async def filter(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
-        """Builds the response from the cache; reads edges that are not cached from Cassandra. The lists of the response
-        are copies."""
+        """Builds the response from cached edges and reads all other edges from Cassandra. The lists in the response are
+        copies, so the caller may change them."""
         reader = await self._reader(request.user_id)
         authors = await self._authors(request.user_id, reader, request.candidate_ids)
         return pb.GetVisibilityFilterResponse(
