@@ -107,7 +107,8 @@ class Indexer:
         """Returns the offset after the last one that is durable in the index; if the index was never filled, a time
         MARGIN_S ago.
 
-        Needed for an index that keeps its own position: the group's committed offset may be ahead of what is durable.
+        An index that stores its own position needs this, because the committed offset of the consumer group may be
+        ahead of the last change that is durable in the index.
         """
         position = self._index.position
         if position is not None:
@@ -118,8 +119,8 @@ class Indexer:
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
         """Indexes the current state of all tweets and users that the events name.
 
-        Raises AioRpcError if tweet, identity or graph fails, and UNAVAILABLE if the index cannot be written; the log
-        then delivers the batch again.
+        Raises grpc.aio.AioRpcError if a call of tweet, identity or graph fails, and UNAVAILABLE if the index cannot be
+        written. The event log then delivers the batch again.
         """
         tweet_ids: dict[int, None] = {}
         user_ids: dict[int, None] = {}
@@ -139,11 +140,12 @@ class Indexer:
         await self._index.apply((), events[-1].offset)
 
     async def _tweets(self, ids: Sequence[int]) -> list[IndexChange]:
-        """Returns the changes of these tweets, as the tweet service has them now."""
+        """Returns the index changes that put the current state of these tweets, read from the tweet service, into the
+        index."""
         if not ids:
             return []
         cores = (await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=ids))).cores
-        # Purged tweets are missing from the response: they are removed from the index.
+        # A purged tweet is missing from the response, so its change stays None, which removes it from the index.
         changes = {tweet_id: IndexChange(Collection.TWEETS, tweet_id, None) for tweet_id in ids}
         for part in cooperative_batches(cores):
             for core in part:
@@ -152,7 +154,8 @@ class Indexer:
         return list(changes.values())
 
     async def _users(self, ids: Sequence[int]) -> list[IndexChange]:
-        """Returns the changes of these users, as identity and graph have them now."""
+        """Returns the index changes that put the current state of these users, read from identity and graph, into the
+        index."""
         if not ids:
             return []
         refs = (await self._get_refs(identity.BatchGetUserRefsRequest(ids=ids))).refs
@@ -166,7 +169,7 @@ class Indexer:
 
 
 class FollowerCounts:
-    """Reads follower counts from graph. Raises graph's AioRpcError if a call fails."""
+    """Reads follower counts from graph. Methods raise grpc.aio.AioRpcError if the call of graph fails."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._get_counts: Any = GraphServiceStub(channel).BatchGetUserCounts
@@ -197,8 +200,10 @@ class TrendCounter:
         return StartPosition(time_ms=int((self._clock() - TREND_REPLAY_S) * 1000))
 
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
-        """Counts the events. Raises AioRpcError if the tweet service fails; the log then delivers the batch again. An
-        event that is delivered twice counts once.
+        """Adds posts and reactions to the counts of tags and tweets, and subtracts deletions, unlikes and users who are
+        no longer active. An event that is delivered twice counts once.
+
+        Raises grpc.aio.AioRpcError if the call of the tweet service fails. The event log then delivers the batch again.
         """
         bodies = [_body(event) for event in events]
         tags_by_tweet = await self._tags_by_tweet(bodies)

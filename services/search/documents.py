@@ -16,10 +16,11 @@ MAX_PREFIX_CHARS = 15
 
 
 def tweet_document(core: tweet_pb2.TweetCore) -> Document | None:
-    """Returns the search document of a tweet, or None if the tweet must not be found.
+    """Returns the search document of a tweet; None for a deleted tweet and for a retweet (searches find the original
+    instead).
 
-    None is returned for a deleted tweet and for a retweet (the original is found instead). Terms: author, hashtags
-    (with their completion and spelling terms), cashtags and mentions.
+    The exact terms of the document are its author, its hashtags (with their completion and spelling terms), its
+    cashtags and its mentions.
     """
     head = core.head
     if head.deleted or head.retweet_of_id:
@@ -58,8 +59,8 @@ def user_document(
 
 
 def completion_term(tag: str) -> str:
-    """Returns the term by which a hashtag (without `#`) is completed. `tag_of_term` returns the hashtag's key from
-    it.
+    """Returns the exact term by which searches complete the beginning of a hashtag; `tag` is given without `#`.
+    `tag_of_term` returns the hashtag's key from this term.
     """
     return completion_prefix(tag) + " " + tag_key(tag)
 

@@ -145,7 +145,7 @@ def _chunks(query: str) -> list[tuple[bool, str, str]]:
 
 
 def _excludes(minus: str, plain: str) -> bool:
-    # A doubled minus is a dash.
+    # A doubled minus is read as a dash between words, so it excludes nothing.
     return bool(minus) and not plain.startswith("-")
 
 
@@ -181,8 +181,8 @@ def _term(chunk: str) -> str:
 
 
 def _tag_term(tag: str) -> str:
-    """Returns the index term of a hashtag or cashtag, which may begin with `#` or `$`; "" if nothing else is left of
-    it."""
+    """Returns the index term of a hashtag or cashtag, which may begin with `#` or `$`; "" if the tag has no other
+    characters."""
     name = tag.strip().lstrip("#＃")
     if found := _CASHTAG.fullmatch(name):
         return cashtag_term(found.group(1))

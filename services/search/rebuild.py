@@ -39,8 +39,8 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Rebuilder(BackgroundWorker):
-    """Rebuilds the index, one build at a time. As a worker it starts a build by itself if the index was never filled, and checks
-    for that every POLL_EVERY_S seconds."""
+    """Rebuilds the index, one build at a time in this process. As a worker it checks at the start, and then every
+    POLL_EVERY_S seconds, whether the index was ever filled; if not, it starts a build."""
 
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, sleep: Sleep = asyncio.sleep) -> None:
         super().__init__("search-rebuild")
@@ -93,7 +93,8 @@ class Rebuilder(BackgroundWorker):
             log.warning(LogEvent.SEARCH_INDEX_CHECK_FAILED, error=str(error))
 
     async def _build_with_retries(self) -> None:
-        """Builds until it succeeds, with exponential backoff. Returns early if another process is building."""
+        """Builds the index; if a build fails, builds again, with exponential backoff, until one succeeds. Returns without
+        a build if another process is building."""
         failures = 0
         while True:
             try:
@@ -130,10 +131,10 @@ class Rebuilder(BackgroundWorker):
     async def _resuming(
         self, scan: Callable[[int], AsyncIterator[list[IndexChange]]]
     ) -> AsyncIterator[list[IndexChange]]:
-        """Yields the batches of a scan to its end. After a transient failure the scan resumes after the last id
-        received.
+        """Yields the batches of a scan until the scan ends. `scan(after_id)` starts a scan after that id. If a scan fails
+        transiently, starts a new one after the last id received.
 
-        Raises an error of the scan that is not transient unchanged.
+        Raises the AioRpcError of a scan if the error is not transient.
         """
         after_id, failures = 0, 0
         while True:

@@ -51,7 +51,7 @@ class CachedRanking:
         return self._ranked
 
     def strengths(self) -> Mapping[Any, float]:
-        """Returns for each trending key its strength divided by the strongest one's, from 0 to 1."""
+        """Returns, by trending key, the key's strength divided by the strength of the strongest key: from 0 to 1."""
         ranked = self()
         return {trend.key: trend.strength / ranked[0].strength for trend in ranked if ranked[0].strength > 0}
 
@@ -169,7 +169,8 @@ class SearchService(SearchServiceServicer):
         terms = await self._index.terms(completion_prefix(beginning), limit)
         keys = [tag_of_term(term) for term in terms]
         spellings = await self._index.most_used([spelling_prefix(key) for key in keys])
-        # The last tweet with a spelling may be deleted between the two calls; then the key is returned.
+        # If the last tweet with a hashtag is deleted between the two calls, `most_used` returns no spelling; then this
+        # method returns the key of the hashtag.
         return [tag_of_term(term) or key for key, term in zip(keys, spellings, strict=True)]
 
     def _offset(self, cursor: str, list_name: str) -> int:

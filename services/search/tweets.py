@@ -26,8 +26,8 @@ _EMPTY_PAGE: TweetPage = ([], "")
 class TweetSearch:
     """Searches tweets. `clock` returns Unix seconds.
 
-    All methods raise AioRpcError if tweet, identity or graph fails, and UNAVAILABLE if the index cannot answer; no
-    tweet is returned without a visibility check.
+    All methods raise grpc.aio.AioRpcError if a call of tweet, identity or graph fails, and UNAVAILABLE if the index
+    cannot answer. If the visibility of a tweet cannot be checked, they raise one of these errors and do not return it.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class TweetSearch:
             ranked: Sequence[int] = ()
             others_below = last_id
         else:
-            # Deletions shift positions. If the last tweet of the previous page is no longer in the list, the tweets
-            # after it have moved up by one.
+            # If the last tweet of the previous page was deleted, it is no longer in the list, and the tweets after it have
+            # moved up by one. So the page then starts one position earlier than the cursor says.
             ranked = ids[places.get(last_id, start - 2) + 1 if last_id else 0 :]
 
         async def ranked_then_others() -> AsyncGenerator[IdBatch, None]:

@@ -26,8 +26,8 @@ _HANDLE_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
 class UserSearch:
-    """Searches users. Raises AioRpcError if identity or graph fails, and UNAVAILABLE if the index cannot answer; no
-    user is returned without a visibility check.
+    """Searches users. Methods raise grpc.aio.AioRpcError if a call of identity or graph fails, and UNAVAILABLE if the
+    index cannot answer. If the visibility of a user cannot be checked, they raise one of these errors.
     """
 
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, cursors: Cursors) -> None:
@@ -40,10 +40,10 @@ class UserSearch:
     async def page(self, names: NameQuery, cursor: str, size: int, reader_id: int) -> UserPage:
         """Returns a page of matching users, and the cursor of the next page (empty on the last).
 
-        Order: the user with exactly this username, users whose username begins with it, then users whose names have for
-        each of the words a word that begins with it. Within each kind, users are sorted by descending number of
-        followers, and for equal numbers by age of the account, oldest first. The pages reach every match; each page
-        makes at most one index search for each kind of match.
+        There are three kinds of matches, in this order: the user whose username equals the query; users whose username
+        begins with the query; users whose names contain, for each word of the query, a word that begins with that word.
+        Within each kind, users are sorted by descending number of followers, and for equal numbers by age of the
+        account, oldest first. Paging returns every match. Each page makes at most one index search for each kind.
         """
         kinds = _match_kinds(names)
 

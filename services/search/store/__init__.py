@@ -104,24 +104,25 @@ class BuildStatus(NamedTuple):
 class SearchIndex(Protocol):
     """The search index of one process, or one that all processes of the service share.
 
-    All methods raise UNAVAILABLE if the index cannot serve for now.
+    All methods raise UNAVAILABLE if the index cannot answer for now.
     """
 
     @property
     def position(self) -> int | None:
-        """The offset of the event log up to which the index is durable; consuming must resume after it.
+        """The offset of the event log up to which all changes are durable in the index. A consumer must resume after
+        this offset.
 
-        None if the index was never filled. Always None if changes are durable when `apply` returns: then the
-        committed offset of the consumer group is right.
+        None if the index was never filled. Always None if changes are durable when `apply` returns: a consumer then
+        resumes at the committed offset of its consumer group.
         """
 
     async def apply(self, changes: Sequence[IndexChange], position: int = 0) -> None:
         """Applies up to MAX_CHANGES changes; searches that begin after it returns see them.
 
         A document of a lower version than the stored one is ignored; a removal is always applied. Changes become
-        durable within about a second. `position`, if not 0, is the offset up to which the log has been applied; it
-        becomes durable after the changes. Raises UNAVAILABLE, and applies nothing, if too many changes wait to become
-        durable.
+        durable within about a second. `position`, if not 0, is the offset of the event log up to which the caller has
+        applied events; the index makes this offset durable after the changes. Raises UNAVAILABLE, and applies nothing,
+        if too many earlier changes are not durable yet.
         """
 
     async def newest(self, collection: Collection, query: Query, before_id: int, limit: int) -> Sequence[int]:
@@ -142,16 +143,16 @@ class SearchIndex(Protocol):
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str] = ()) -> Sequence[Hit]:
         """Returns up to `limit` (≤ MAX_FOUND) tweets with the best text scores, in any order.
 
-        Only matches below `before_id` (0: no bound) are returned. `preferred` are exact terms; each hit says if it
-        has one of them.
+        Returns only matches with ids below `before_id` (0: no bound). `preferred` are exact terms; the field `preferred`
+        of each hit is True if the tweet has one of these terms.
         """
 
     async def terms(self, prefix: str, limit: int) -> Sequence[str]:
         """Returns up to `limit` (≤ MAX_FOUND) exact terms of tweets that begin with `prefix`, most frequent first."""
 
     async def most_used(self, prefixes: Sequence[str]) -> Sequence[str]:
-        """Returns for each prefix the exact term of tweets with that prefix that most authors use; empty if there is
-        none.
+        """Returns for each prefix one exact term that begins with the prefix: the one that most authors use in tweets.
+        Returns an empty text for a prefix with which no term begins.
 
         If several terms have equally many authors, the first in code-point order is returned. Pass at most
         MAX_COMPLETED prefixes, none of them a prefix of another. The number of authors is exact up to about a hundred,
@@ -168,23 +169,24 @@ class SearchIndex(Protocol):
         """
 
     async def begin(self) -> None:
-        """Starts to build a new index beside the one in use. From now on `apply` changes both.
+        """Starts to build a new index beside the one in use. From now on `apply` changes both indexes.
 
-        An earlier unfinished build is discarded. Raises ALREADY_EXISTS with reason INDEX_BEING_BUILT if another
-        process is building.
+        Discards an earlier unfinished build. Raises ALREADY_EXISTS with reason INDEX_BEING_BUILT if another process is
+        building an index.
         """
 
     async def fill(self, changes: Sequence[IndexChange]) -> None:
         """Adds up to MAX_CHANGES documents from a scan of the owning service to the new index.
 
-        A document that `apply` has written or removed since the call of `begin` is skipped, because that change is newer
-        than the scan. Raises FAILED_PRECONDITION if no build was begun, or another process discarded it.
+        Skips a document that `apply` has written or removed since the call of `begin`, because that change is newer than
+        the scan. Raises FAILED_PRECONDITION if this process has not begun a build, or another process discarded the
+        build.
         """
 
     async def finish(self) -> None:
-        """Makes the new index durable, puts it in use, and drops the old one.
+        """Makes the new index durable, puts it in use in place of the old index, and drops the old index.
 
-        Raises FAILED_PRECONDITION if no build was begun, or another process discarded it.
+        Raises FAILED_PRECONDITION if this process has not begun a build, or another process discarded the build.
         """
 
     async def close(self) -> None:

@@ -46,8 +46,8 @@ class LockDocument(NamedTuple):
 
 
 class BuildLock:
-    """The lock as one process sees it. `clock` returns monotonic seconds. All methods raise UNAVAILABLE if the server
-    does not answer.
+    """The build lock, as one process acquires, renews and releases it. `clock` returns monotonic seconds. All methods
+    raise UNAVAILABLE if the server does not answer.
     """
 
     def __init__(self, opensearch: OpenSearch, namespace: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,9 +64,10 @@ class BuildLock:
         self._seen: tuple[tuple[int, int], float] = ((0, 0), 0.0)
 
     async def acquire(self) -> None:
-        """Acquires the lock, or renews it if it is held. Starts to renew it in the background.
+        """Acquires the lock, or renews it if this process holds it already. From then on a background task renews the
+        lock every RENEW_EVERY_S seconds.
 
-        Raises ALREADY_EXISTS with reason INDEX_BEING_BUILT if another process holds it.
+        Raises ALREADY_EXISTS with reason INDEX_BEING_BUILT if another process holds the lock.
         """
         async with self._writing:
             self._filled = 0
@@ -80,7 +81,8 @@ class BuildLock:
                 await self._write(self._token, _if_unchanged(found.sequence))
             self._held = True
         if self._renewing is None:
-            # An empty context, because the task outlives the call that began the build.
+            # The task gets an empty context, because it runs longer than the call that began the build and must not inherit
+            # the deadline of that call.
             self._renewing = asyncio.get_running_loop().create_task(
                 self._renew_forever(), context=contextvars.Context()
             )
@@ -91,7 +93,8 @@ class BuildLock:
         self._filled += filled
 
     async def renew(self) -> None:
-        """Renews the lock now. Raises FAILED_PRECONDITION if it was lost."""
+        """Renews the lock now. Raises FAILED_PRECONDITION if this process does not hold the lock any more, because another
+        process acquired it after it had expired."""
         async with self._writing:
             # The document is read each time, because this shows whether an earlier write whose response was lost has
             # succeeded.
@@ -129,7 +132,8 @@ class BuildLock:
         return LockDocument(kept["token"], kept["filled"], (found["_seq_no"], found["_primary_term"]))
 
     def _raise_unless_expired(self, sequence: tuple[int, int]) -> None:
-        """Returns if the other holder's lock has expired; otherwise raises ALREADY_EXISTS."""
+        """Raises ALREADY_EXISTS (INDEX_BEING_BUILT) unless the lock of the other process has expired. `sequence` is the
+        sequence number of the lock document as just read."""
         now_s = self._clock()
         if sequence != self._seen[0]:
             self._seen = (sequence, now_s)
@@ -138,7 +142,8 @@ class BuildLock:
         log.warning(LogEvent.BUILD_LOCK_EXPIRED)
 
     async def _create_index(self) -> None:
-        # Another process may have created it meanwhile. On a busy server a new index takes seconds.
+        # The server rejects the request if another process has created the index meanwhile, which does no harm. On a busy
+        # server the creation takes seconds.
         with contextlib.suppress(RequestRejected):
             await self._opensearch.call("PUT", f"/{self._index}", _BODY, timeout_s=BACKGROUND_TIMEOUT_S)
 

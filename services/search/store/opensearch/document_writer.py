@@ -1,9 +1,10 @@
-"""Writes documents to OpenSearch so that the newest version of each wins, whatever the order of the writes.
+"""Writes documents to OpenSearch so that the newest version of each document stays, whatever the order of the writes.
 
 Documents are written with their version as external version, and a removal writes a tombstone with a version above all
-others. So the server's own version check rejects a late write of a scan. The check also rejects a document that is
-restored after a removal. Therefore each rejected change is compared with the stored document, and replaces it
-(conditionally on its sequence number) if it is newer.
+others. So the server's own version check rejects a late write of a scan. But the check also rejects the document of a
+tweet or user that is restored after a removal. Therefore this module compares each rejected change with the stored
+document. If the change is newer, it replaces the stored document, on condition that the sequence number of that
+document has not changed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class DocumentWriter:
         self._opensearch = opensearch
 
     async def add_unknown(self, changes: Sequence[IndexChange], names: Mapping[Collection, str]) -> bool:
-        """Writes each document unless the same or a newer version is stored. Returns False if an index is missing."""
+        """Writes each document unless the index holds the same or a newer version of it. Returns False if an index that
+        `names` names does not exist."""
         # Conflicts are expected: a document that was written meanwhile has the same or a higher version, and a
         # tombstone has the highest.
         operations = [_operation(change, names[change.collection], "external") for change in changes]
@@ -49,8 +51,8 @@ class DocumentWriter:
         return True
 
     async def write(self, changes: Sequence[IndexChange], names: Mapping[Collection, str]) -> bool:
-        """Writes the changes through these aliases. Returns False if an index is missing. Raises UNAVAILABLE after
-        TRIES attempts.
+        """Writes the changes through the aliases `names`. Returns False if one of their indexes does not exist. Raises
+        UNAVAILABLE if concurrent writes of the same documents conflict in TRIES attempts.
         """
         operations = [_operation(change, names[change.collection], "external_gte") for change in changes]
         pending = list(changes)
@@ -76,10 +78,10 @@ class DocumentWriter:
     async def _reconsider(
         self, refused: Sequence[IndexChange], names: Mapping[Collection, str]
     ) -> tuple[list[IndexChange], list[BulkOperation]]:
-        """Returns the rejected changes that are newer than the stored document, and the bulk operations that write
-        them.
+        """Returns those of the rejected changes that are newer than the stored document, and the bulk operations that
+        write these changes.
 
-        Each write succeeds only if the stored document is still the one that was read.
+        Each bulk operation succeeds only if the stored document is still the one that this method read.
         """
         seen = [requests.VERSION, requests.REMOVED]
         wanted = [{"_index": names[c.collection], "_id": str(c.id), "_source": seen} for c in refused]

@@ -119,14 +119,15 @@ class IndexGenerations:
                 log.info(LogEvent.SEARCH_INDEX_CREATED, name=self._bases[kind])
             await asyncio.gather(*(self._create(kind, number, self._bases[kind]) for kind in missing))
             for kind in duplicates:
-                # Two indexes are in use because this one was created while another process switched to its own. The
-                # older one is kept: it is the built one, because its build began earlier.
+                # Two indexes of one collection are in use: while this process created an empty one, another process put a
+                # built one in use. The index with the lower number is the built one, because its build began earlier; it
+                # stays, and the other one is deleted.
                 await self._delete(kind, sorted(state.current[kind])[1:])
         raise unavailable("another process is creating the search index: try again")
 
     async def begin(self) -> int:
-        """Discards the build in progress, creates new indexes, and returns their number. Changes go there from now
-        on.
+        """Discards a build in progress, creates one new index for each collection, and returns the number of their
+        generation. From then on `state` reports this generation as being built, and callers write changes to it too.
         """
         state = await self.ensure()
         await self.remove(state.filling)
@@ -137,10 +138,10 @@ class IndexGenerations:
         return number
 
     async def take_over(self, number: int) -> None:
-        """Puts the generation in use, in place of the generation in use before, atomically.
+        """Puts the generation `number` in use, in place of the generation that was in use before, atomically.
 
-        The earlier generation is not deleted yet, because searches may be running in it. Raises FAILED_PRECONDITION if
-        the generation was discarded.
+        Does not delete the earlier generation, because searches may be running in it. Raises FAILED_PRECONDITION if
+        another process discarded the generation `number`.
         """
         state = await self.state()
         actions: list[dict[str, Any]] = []
@@ -163,7 +164,7 @@ class IndexGenerations:
             raise
 
     async def discard(self, number: int) -> None:
-        """Deletes the generation if it is still being built."""
+        """Deletes the generation `number` if its build is not finished."""
         if number in (await self.state()).filling:
             await self.remove((number,))
 

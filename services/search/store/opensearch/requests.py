@@ -48,8 +48,8 @@ _MAPPINGS: dict[str, Any] = {
 }
 _ANALYSIS = {"analyzer": {_SPACED: {"type": "custom", "tokenizer": "whitespace"}}}
 
-# The body of a removed document. It stays so that a late scan of the owning service cannot restore the document. It
-# has neither id nor terms, so no search matches it.
+# The body that replaces a removed document. It stays in the index, so that a late write of a scan cannot restore the
+# document. It has neither id nor terms, so no search matches it.
 TOMBSTONE = orjson.dumps({REMOVED: True})
 
 
@@ -85,7 +85,8 @@ def document_body(document: Document) -> bytes:
 def page_body(query: Query, before_id: int, limit: int) -> dict[str, Any]:
     """Returns the body of a search request for up to `limit` ids below `before_id` (0: no bound), greatest first.
 
-    It has a timeout but no `terminate_after`: stopping after a number of documents could miss the newest.
+    The request has a timeout but no `terminate_after`: a search that stops after a number of documents could miss the
+    newest matches.
     """
     bool_query = {"filter": [*_clauses(query), *_conditions(query, before_id)], "must_not": _excluded(query)}
     return _bounded({"query": {"bool": bool_query}, "size": limit, "sort": [{ID: "desc"}]})
