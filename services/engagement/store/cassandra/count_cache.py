@@ -1,8 +1,8 @@
 """A count cache in Redis, shared by all processes, so that a page of tweets is not counted anew for each reader.
 
-A count is stored with an expiry and only if no value is present. A writer replaces the value by a "changed" marker,
-which lives for some seconds, after its rows are written and before its response. A count that began before the write
-therefore cannot be stored afterwards. While Redis is unavailable, nothing is cached.
+A count is stored with an expiry, and only if its key has no value. After a writer has written its rows, and before it
+responds, it replaces the value by a "changed" marker, which lives for some seconds. So a count that began before the
+write cannot be stored after the write. While Redis is unavailable, no count is cached.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class CachedCounts(SharedKeyClient):
         self._monotonic = monotonic
 
     def now(self) -> float:
-        """Returns the time to pass to `put` as `began`; call it before counting."""
+        """Returns the current time, which the caller passes to `put` as `began`. Call this method before the count."""
         return self._monotonic()
 
     async def frames(self, ids: Sequence[int]) -> tuple[dict[int, bytes], set[int]]:
-        """Returns the cached frames, and the ids whose counts may be stored with `put`."""
+        """Returns the cached frames by tweet id, and the ids of the tweets whose counts the caller may store by `put`:
+        those whose key has no value."""
         held = await self._read_values(_KIND, ids)
         known = {i: value[1:] for i, value in held.items() if value and value.startswith(_COUNTED)}
         return known, {i for i, value in held.items() if value is None}
@@ -65,8 +66,8 @@ class CachedCounts(SharedKeyClient):
         await self._for_each_node(frames, fill)
 
     async def changed(self, tweet_ids: Iterable[int]) -> None:
-        """Marks the counts of these tweets as changed; call it after the rows are written. Retries in the background
-        until Redis accepts the change."""
+        """Marks the counts of these tweets as changed. Call this method after the rows are written. If Redis does not
+        accept a marker, a background task retries until Redis does."""
         ids = list(dict.fromkeys(tweet_ids))
         if not await self._publish_changed(ids):
             self._queue_retry(self._publish_changed, ids)

@@ -47,8 +47,8 @@ class ReactionCounter:
         self._clock = clock
 
     async def recount_likes(self, changed: Iterable[tuple[int, int]]) -> int:
-        """Counts the sharded buckets of the (tweet id, user id) pairs whose likes changed. Returns how many buckets it
-        counted."""
+        """Counts the likes in each sharded bucket that contains a changed like, and stores the totals. `changed` are the
+        (tweet id, user id) of the likes that were made or undone. Returns how many buckets it counted."""
         pairs = set(changed)
         number = schema.NUMBERS[ReactionKind.LIKE]
         totals = await self._keyspace.read_each(
@@ -60,16 +60,17 @@ class ReactionCounter:
         return len(buckets)
 
     async def recount(self, buckets: Iterable[tuple[int, int, int]]) -> None:
-        """Counts the buckets, given as (tweet id, kind, bucket), and stores the totals. If two counts are concurrent,
-        the total of the one that began later remains."""
+        """Counts the reactions in each bucket, given as (tweet id, kind, bucket), and stores the totals. If two processes
+        count one bucket concurrently, the total of the count that began later remains."""
         for tweet_id, number, bucket in buckets:
             began = int(self._clock() * 1_000_000)
             ((total,),) = await self._keyspace.read(schema.COUNTED, tweet_id, bucket, number)
             await self._keyspace.write(schema.PUT_TOTAL, tweet_id, number, bucket, total, began)
 
     async def count_after_change(self, tweet_id: int, number: int) -> int:
-        """Returns the number of reactions of a kind to the tweet after a change. If it has reached SHARD_FROM, later
-        reactions go to the other buckets."""
+        """Returns the number of reactions of a kind to the tweet; called after a change. If the first bucket has reached
+        SHARD_FROM reactions, marks the tweet as sharded: later reactions of this kind are stored in the other
+        buckets."""
         counts = await self.counts([tweet_id])
         count = counts.get((tweet_id, number), NO_REACTIONS)
         if count.first >= schema.SHARD_FROM and count.others is None:
@@ -81,7 +82,7 @@ class ReactionCounter:
         )
 
     async def counts(self, ids: Sequence[int]) -> dict[tuple[int, int], ReactionCount]:
-        """Returns the counts of these tweets by (tweet id, kind); those without any are left out."""
+        """Returns the counts of these tweets by (tweet id, kind). Leaves out kinds of which a tweet has no reaction."""
         firsts, others = await asyncio.gather(
             self._first_counts(ids),
             self._keyspace.read_each(schema.TOTALS, ((batch,) for batch in batches_of(ids))),
@@ -105,8 +106,8 @@ class ReactionCounter:
 
 
 def serialize_counts(tweet_id: int, counts: Mapping[tuple[int, int], ReactionCount]) -> bytes:
-    """Returns the counts of one tweet as a serialized BatchGetCountsResponse; empty if there are none. Concatenated
-    frames parse as one response."""
+    """Returns the counts of one tweet as a serialized BatchGetCountsResponse (a frame); empty bytes if the tweet has no
+    likes and bookmarks. Concatenated frames parse as one response."""
     likes, bookmarks = (counts.get((tweet_id, schema.NUMBERS[kind]), NO_REACTIONS).sum for kind in ReactionKind)
     likes = max(likes - counts.get((tweet_id, schema.UNCOUNTED), NO_REACTIONS).sum, 0)
     if not (likes or bookmarks):

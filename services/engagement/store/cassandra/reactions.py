@@ -49,15 +49,16 @@ class Reaction(NamedTuple):
 
 
 class ReactionCopies:
-    """Writes copies and marks the cached counts of their tweets as changed."""
+    """Writes the copies of reactions and marks the cached counts of the tweets as changed."""
 
     def __init__(self, keyspace: Keyspace, cached_counts: CachedCounts) -> None:
         self._keyspace = keyspace
         self._cached_counts = cached_counts
 
     async def write(self, steps: Iterable[Statement], tweet_ids: Iterable[int]) -> None:
-        """Executes statements that insert or delete copies of reactions to these tweets. Raises UNAVAILABLE,
-        DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED; then any of them may be stored."""
+        """Executes `steps`, statements that insert or delete copies of reactions to these tweets. Raises UNAVAILABLE,
+        DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if the store cannot answer; then some of the statements may have been
+        applied."""
         await self._keyspace.write_each(steps)
         await self._cached_counts.changed(tweet_ids)
 
@@ -70,8 +71,8 @@ class CommittedReactions:
         self._copies = copies
 
     async def publishable(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Returns the events whose transaction was applied. Before that writes their copies again, because the writer
-        may have died before it wrote them."""
+        """Returns the events whose transaction was applied. Before that, writes the copies of their reactions again,
+        because the writer may have died before it wrote the copies."""
         notes = await self.find_notes(records)
         steps: list[Statement] = []
         for (user_id, _), (reaction_id, gone, bucket, tweet_id) in notes.items():
@@ -84,8 +85,8 @@ class CommittedReactions:
         return [record for record in records if (record.key, record.event_id) in notes]
 
     async def find_notes(self, records: Sequence[Record]) -> Mapping[tuple[int, int], Row]:
-        """Returns the notes of the events that were committed, by (user id, event id). Its serial reads complete
-        transactions that are in progress."""
+        """Returns the notes of the events that were committed, by (user id, event id). Reads the notes serially, which
+        first completes transactions that are in progress."""
         found: dict[tuple[int, int], Row] = {}
         for record in records:
             rows = await self._keyspace.read_serial(schema.NOTED, record.key, schema.NOTE, record.event_id)

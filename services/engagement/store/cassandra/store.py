@@ -34,7 +34,8 @@ _KINDS = {number: kind for kind, number in schema.NUMBERS.items()}
 class CassandraEngagementStore:
     """Implements EngagementStore on one keyspace, for any number of processes at once.
 
-    The service must run `outbox` as a worker: it publishes the events of writes, and finishes writes whose process died.
+    The service must run `outbox` as a worker. The outbox publishes the events of writes, and completes the writes of
+    processes that died.
     """
 
     def __init__(self, keyspace: Keyspace, redis: Redis, log: EventLog, clock: Callable[[], float]) -> None:
@@ -56,18 +57,20 @@ class CassandraEngagementStore:
         )
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """Implements `EngagementStore.like`. The count is exact up to SHARD_FROM likes, and some seconds old above."""
+        """Implements `EngagementStore.like`. The returned number is exact up to SHARD_FROM likes; a greater number is some
+        seconds old."""
 
         async def set_and_count() -> int:
             await self.writer.set(ReactionKind.LIKE, tweet_id, user_id, event.event_id, (event,))
             return await self.counter.count_after_change(tweet_id, schema.NUMBERS[ReactionKind.LIKE])
 
-        # An unlike that begins later must not share the result of an unlike that began before this like.
+        # An unlike that begins after this like must not share the result of an unlike that began before it.
         self._likes.forget((tweet_id, user_id, False))
         return await self._likes.run((tweet_id, user_id, True), set_and_count)
 
     async def unlike(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """Implements `EngagementStore.unlike`. The count is as exact as that of `like`."""
+        """Implements `EngagementStore.unlike`. The returned number is exact up to SHARD_FROM likes; a greater number is
+        some seconds old."""
 
         async def unset_and_count() -> int:
             await self.writer.unset(ReactionKind.LIKE, tweet_id, user_id, (event,))
@@ -134,5 +137,6 @@ class CassandraEngagementStore:
             below = page[-1].reaction_id
 
     async def close(self) -> None:
-        """Stops the retries of failed publications. The connections belong to the process and stay open."""
+        """Stops the background task that marks counts in Redis as changed. The connections belong to the process and stay
+        open."""
         await self._count_cache.close()

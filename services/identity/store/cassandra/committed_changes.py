@@ -10,13 +10,15 @@ from services.platform.events.log import Record
 
 
 class CommittedChanges:
-    """The EventValidator of the identity store: an event is valid if its id is among those in the user's partition."""
+    """The EventValidator of the identity store. An event is valid if the user's partition contains its id, because the
+    LWT that made the change stored the id there."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
 
     async def publishable(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Returns the events whose change was committed. Its serial read completes an LWT that is in progress."""
+        """Returns the events whose change was committed. Reads each user's partition serially, which first completes an
+        LWT that is in progress there."""
         made: dict[int, Set[int]] = {}
         for user_id in {record.key for record in records}:
             rows = await self._keyspace.read_serial(schema.MADE, user_id)

@@ -18,9 +18,10 @@ from services.platform.events.log import Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Attempts at an LWT. An attempt fails only if another process refreshed the same session.
+# Attempts of one LWT. An attempt fails only if another process refreshed the same session at the same time.
 MAX_ATTEMPTS = 10
-# Sessions read to find those above MAX_SESSIONS. Concurrent log-ins may leave a few more; the next log-in ends them.
+# Maximum of sessions that a log-in reads to find those above MAX_SESSIONS. After concurrent log-ins a user may have a few
+# sessions too many; the next log-in ends these sessions.
 MAX_SESSIONS_READ = 2 * MAX_SESSIONS
 _MAX_ID = 2**63 - 1
 

@@ -12,14 +12,16 @@ from services.platform.rpc import errors
 
 
 class SharedUserRefs:
-    """Reads user references through Redis, and writes them after a change of their account."""
+    """Reads user references through Redis, and writes the reference of an account to Redis after the account was
+    changed."""
 
     def __init__(self, reader: AccountReader, shared: SharedVersions) -> None:
         self._reader = reader
         self._shared = shared
 
     async def get_serialized(self, ids: Sequence[int]) -> bytes:
-        """Implements `AccountStore.refs_serialized`."""
+        """Returns the references of these users as a serialised BatchGetUserRefsResponse, in the order of `ids`; omits
+        unknown ids. References that Redis does not have are read from Cassandra and written to Redis."""
         entries = await self._shared.users(ids)
         serialized = [entry.data if entry is not None else None for entry in entries]
         missing = [user_id for user_id, ref in zip(ids, serialized, strict=True) if ref is None]
@@ -34,7 +36,8 @@ class SharedUserRefs:
         return b"".join(filter(None, serialized))
 
     async def put(self, account: Account) -> bool:
-        """Writes the account's reference unless Redis has a newer one. Returns false if Redis is unavailable."""
+        """Writes the reference of the account to Redis, unless Redis has the reference of a newer version. Returns False
+        if Redis is unavailable."""
         return await self._shared.put_user(account.user_id, account.version, serialized_ref(account))
 
     async def write(self, ids: Sequence[int]) -> None:

@@ -1,7 +1,7 @@
 """Executes lightweight transactions (LWTs) on a user's partition, with their events.
 
-The events of an LWT are inserted into the outbox before it, and the LWT stores their ids in the user's partition. So any process can
-decide later, with `CommittedChanges`, which events in the outbox belong to a committed change.
+This module inserts the events of an LWT into the outbox before the LWT, and the LWT stores the ids of the events in the user's
+partition. So any process can decide later, with `CommittedChanges`, which events in the outbox belong to a committed change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from services.platform.detached import run_to_completion
 from services.platform.events.log import EventLog, Record
 from services.platform.rpc import errors
 
-# Seconds for which ids of committed events are stored: as long as outbox rows exist, because these are checked against them.
+# The TTL in seconds of the stored ids of committed events. It equals the TTL of outbox rows, because the sweeper looks up the
+# id of each unpublished event that it finds in the outbox.
 EVENT_ID_TTL_S = 3 * 24 * 3600
 
 
@@ -44,7 +45,9 @@ class UserTransactions:
         """Executes an LWT on the user's partition that also stores `event_ids(records)`; returns whether it was applied.
 
         Before the LWT, inserts the events into the outbox. If the LWT was applied, calls `before_publish` and then
-        publishes the events. Continues if the caller is cancelled.
+        publishes the events. All this continues even if the caller is cancelled. Raises UNAVAILABLE or
+        DEADLINE_EXCEEDED if the outcome of the LWT is unknown, and RESOURCE_EXHAUSTED if too many LWTs of the user are
+        queued.
         """
         return await run_to_completion(self._execute(user_id, records, statement, values, before_publish))
 
@@ -73,5 +76,6 @@ class UserTransactions:
 
 
 def event_ids(records: Sequence[Record]) -> set[int]:
-    """Returns the ids of the events, which an LWT stores in the column `made`."""
+    """Returns the ids of the events, in the form in which an LWT adds them to the column `made` of the user's
+    partition."""
     return {record.event_id for record in records}

@@ -1,6 +1,7 @@
 """Claims of usernames and e-mail addresses, which make them unique across partitions.
 
-A claim is written before its account, and may remain after a failed sign-up; another user can take it over after ABANDONED_MS.
+A sign-up writes its claims before its account. A claim may remain after a failed sign-up; another sign-up can take over such a
+claim after ABANDONED_MS.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ _EMAIL = _ClaimTable(
 
 
 class Claims:
-    """Manages the claims in one keyspace. `clock` returns unix seconds; `exists` returns whether a user id has an account."""
+    """Reads, writes and deletes the claims in one keyspace. `clock` returns unix seconds; `exists` returns whether an account
+    with the given user id exists."""
 
     def __init__(
         self, keyspace: Keyspace, clock: Callable[[], float], exists: Callable[[int], Awaitable[bool]]
@@ -60,12 +62,14 @@ class Claims:
         self._exists = exists
 
     async def username_holder(self, username_key: str) -> int:
-        """Returns the user id that claims the username, perhaps without an account; 0 if there is no claim."""
+        """Returns the user id for which the username is claimed; 0 if there is no claim. An account with this id need not
+        exist."""
         rows = await self._keyspace.read(schema.HANDLE_OF, username_key)
         return int(rows[0][0]) if rows else 0
 
     async def email_holder(self, email_key: str) -> int:
-        """Returns the user id that claims the e-mail address, perhaps without an account; 0 if there is no claim."""
+        """Returns the user id for which the e-mail address is claimed; 0 if there is no claim. An account with this id
+        need not exist."""
         rows = await self._keyspace.read(schema.EMAIL_OF, email_key)
         return int(rows[0][0]) if rows else 0
 
@@ -77,9 +81,11 @@ class Claims:
         return [holders.get(key, 0) for key in username_keys]
 
     async def claim(self, new: Sequence[NewAccount]) -> None:
-        """Claims username and e-mail address of each account. On any error, releases all of these claims and raises the error.
+        """Claims the username and the e-mail address of each account. If one claim fails, releases all claims of this
+        call and raises the error of that claim.
 
-        Raises ALREADY_EXISTS (USERNAME_TAKEN or EMAIL_TAKEN) if another user has a claim.
+        Raises ALREADY_EXISTS if another user has claimed a username (reason USERNAME_TAKEN) or an e-mail address
+        (EMAIL_TAKEN), and UNAVAILABLE, DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if the store cannot answer.
         """
         slots = asyncio.Semaphore(MAX_CONCURRENT_STATEMENTS)
 
@@ -95,7 +101,8 @@ class Claims:
             raise failures[0]
 
     async def release(self, new: Sequence[NewAccount]) -> None:
-        """Deletes the claims of accounts that were certainly not created. Ignores errors: remaining claims expire after ABANDONED_MS."""
+        """Deletes the claims of these accounts. Call it only if the accounts were certainly not created. Ignores errors,
+        because another sign-up can take over a remaining claim after ABANDONED_MS."""
         slots = asyncio.Semaphore(MAX_CONCURRENT_STATEMENTS)
 
         async def free(table: _ClaimTable, key: str, user_id: int) -> None:
@@ -116,7 +123,7 @@ class Claims:
             if not rows:
                 continue
             holder, claimed_ms = rows[0]
-            # The claim is this sign-up's own if the response to an earlier attempt was lost.
+            # If the response to an earlier attempt was lost, the stored claim may be the one of this sign-up.
             if holder == user_id:
                 return
             if claimed_ms > now_ms - ABANDONED_MS or await self._exists(holder):

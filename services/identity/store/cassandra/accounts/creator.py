@@ -22,7 +22,7 @@ from services.platform.detached import run_to_completion
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Attempts of an import whose names are claimed by a concurrent import, and the seconds between two attempts.
+# Attempts of an import if a concurrent import has claimed one of its usernames, and the seconds between two attempts.
 MAX_IMPORT_ATTEMPTS = 4
 IMPORT_RETRY_S = 0.3
 # Concurrent batches of an import. Each writes a few dozen rows on one coordinator.
@@ -41,7 +41,8 @@ class AccountCreator:
         self._claims = claims
 
     async def create(self, new: NewAccount, session: Session, token_hash: bytes) -> None:
-        """Implements `AccountStore.create`."""
+        """Creates the account and its first session. Raises ALREADY_EXISTS (USERNAME_TAKEN or EMAIL_TAKEN), and stores
+        nothing, if another account has the username or e-mail address."""
         statements = [
             *create_statements(new, EVENT_ID_TTL_S),
             (schema.FIRST_SESSION, (schema.FIRST_WRITE_TIMESTAMP, *session_values(session, b"", token_hash))),
@@ -49,10 +50,11 @@ class AccountCreator:
         await run_to_completion(self._create_accounts([new], [statements]))
 
     async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
-        """Implements `AccountStore.import_accounts`, except that accounts that do not fit into one batch may be created only in part.
+        """Implements `AccountStore.import_accounts` with one exception: if the accounts do not fit into one batch, this
+        method may create only a part of them.
 
-        That happens if this process dies, or if Cassandra is unavailable for MAX_SIGN_UP_S. A repeat of the import creates the rest,
-        once the claims have expired.
+        That happens if this process dies, or if Cassandra is unavailable for MAX_SIGN_UP_S. A repeat of the import
+        creates the other accounts, as soon as the claims of the first attempt count as abandoned (ABANDONED_MS).
         """
         plan = ImportPlan(new)
         for tries_left in reversed(range(MAX_IMPORT_ATTEMPTS)):
@@ -64,7 +66,8 @@ class AccountCreator:
                         self._create_accounts(missing, [create_statements(one, EVENT_ID_TTL_S) for one in missing])
                     )
             except errors.RoostError as error:
-                # A concurrent request creates one of the accounts, perhaps the same import: retry, and compare with the stored account.
+                # A concurrent request (perhaps the same import) creates one of the accounts. The next attempt finds that account
+                # in the store and compares it with the import.
                 if error.reason != Reason.USERNAME_TAKEN or not tries_left:
                     raise
                 await asyncio.sleep(IMPORT_RETRY_S)
@@ -92,7 +95,7 @@ class AccountCreator:
         slots = asyncio.Semaphore(MAX_CONCURRENT_BATCHES)
 
         async def store(batch: Sequence[Statement]) -> None:
-            # The first batch is stored, so the import must be completed: retry until `give_up`.
+            # The first batch is stored, so this import must store the other batches too. It retries each until `give_up`.
             while True:
                 async with slots:
                     try:
