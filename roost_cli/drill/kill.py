@@ -1,7 +1,8 @@
 """Kills the processes of a running mesh one after another, under a load of a hundred reads per write.
 
-With two replicas of each service the mesh must keep serving: every request that may be repeated (reads, posts with an
-idempotency key) succeeds, acknowledged writes exist exactly once, and the killed process is restarted.
+The mesh has two replicas of each service. The drill checks that every request that may be repeated (reads, posts with an
+idempotency key) succeeds, that each acknowledged write exists exactly once, and that each killed process is restarted.
+It reports a violation as a fault.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 2.0
 # Seconds within which a killed process must be ready again. It usually takes a few; the limit is far higher, because
 # the drill reports slow restarts and fails only if a process hangs.
 BACK_WITHIN_S = 120.0
-# Larger than the longest deadline of the requests, so the mesh gives up before the client does.
+# Timeout of a request in seconds. It is larger than the longest deadline of the requests, so the mesh responds with an error
+# before the client gives up.
 ANSWER_WITHIN_S = 15.0
 # Repeats of a write with unknown outcome after the last kill, and of a request that the store answered too late, and the
 # pause between them.
@@ -103,7 +105,8 @@ async def kill_process(mesh_processes: MultiProcessMesh, label: str) -> float:
 
 
 async def restart_service(mesh_processes: MultiProcessMesh, label: str) -> float:
-    """Performs a rolling restart of the process's service and returns the seconds that it took."""
+    """Restarts all processes of the service to which the process `label` belongs, one after another. Returns the seconds
+    that this took."""
     return await control.ask_restart(mesh_processes.control, label.rpartition("-")[0])
 
 
@@ -132,8 +135,9 @@ class KillDrill:
         self._alike: Counter[str] = Counter()
 
     async def run(self, services: Sequence[str], rounds: int, disturb: Disturb = kill_process) -> Result:
-        """Calls `disturb`, which kills or restarts a process, for `rounds` processes, each service once before any is
-        repeated. Then checks the data."""
+        """Calls `disturb`, which kills or restarts one process, `rounds` times while the load runs, then checks the data
+        and returns the result. Each of `services` is disturbed once before one is disturbed again. Raises CommandError
+        if a process does not become ready again, or a write fails in a way that no kill explains."""
         async with AsyncExitStack() as stack:
             mesh = self.mesh_processes.target
             channel = (await stack.enter_async_context(connection.connect(mesh)))[0]
@@ -158,8 +162,8 @@ class KillDrill:
         return [Client(self, actors, user, users) for user in users]
 
     def _reset_timings(self) -> None:
-        """Resets the times measured so far, which include cold caches, but keeps the failures: those are faults even
-        before the first kill."""
+        """Resets the longest response time, because the requests so far met cold caches. Does not reset the failures,
+        because a failed request is a fault even before the first kill."""
         self.result.longest_s = 0.0
 
     async def _under_load(
@@ -199,8 +203,8 @@ class KillDrill:
     async def _settle(
         self, clients: Sequence[Client], operator: Operator, actors: TokenCache, mesh: connection.MeshTarget
     ) -> None:
-        """Compares the data with the history, repeats writes with unknown outcome, compares again, and checks every
-        home timeline."""
+        """Compares the data of the mesh with the history, sends each write of unknown outcome again, compares once more,
+        and checks every home timeline. Adds all violations to the result."""
         users = [client.user_id for client in clients]
         by_user = {client.user_id: client for client in clients}
         self.result.add(self.history.check(await observe(operator.channel, operator, actors, users, self.history)))
@@ -225,7 +229,8 @@ class KillDrill:
 
 
 class Client:
-    """One user with one request in progress at a time, so the history of each register is sequential."""
+    """One user of the load, with at most one request in progress at a time. A register (a boolean fact that writes decide,
+    such as "user A follows user B") belongs to one user, so the writes of each register are sequential."""
 
     def __init__(self, drill: KillDrill, actors: TokenCache, user_id: int, users: Sequence[int]) -> None:
         self.user_id = user_id
@@ -238,7 +243,7 @@ class Client:
         self._running = True
 
     def stop(self) -> None:
-        """Lets `load` return after the request in progress."""
+        """Makes `load` return after the request in progress."""
         self._running = False
 
     async def begin(self) -> None:
@@ -248,8 +253,8 @@ class Client:
             await self._write(Register(Kind.POST, self.user_id, self._drill.next_key()), True)
 
     async def wait_until_readable(self) -> None:
-        """Waits until every path that will be read returns 200. Raises CommandError if that does not happen within
-        WHOLE_WITHIN_S."""
+        """Waits until each path that the load reads has returned status 200 once. Raises CommandError if that does not
+        happen within WHOLE_WITHIN_S seconds."""
         (_, bearer), *_ = await self._actors.act_as(self.user_id)
         token = bearer.removeprefix("Bearer ")
         missing = self._readable_paths()
@@ -277,9 +282,10 @@ class Client:
             await asyncio.sleep(PAUSE_S * chance.uniform(0.5, 1.5))
 
     async def repeat(self, register: Register, value: bool) -> None:
-        """Repeats a write whose outcome is unknown until the server accepts or refuses it.
+        """Sends the write that sets `register` to `value`, whose outcome is unknown, again until the server acknowledges
+        or refuses the write.
 
-        Raises CommandError if the server does neither in REPEATS attempts.
+        Raises CommandError, which ends the drill, if the server does neither in REPEATS attempts.
         """
         for _ in range(REPEATS):
             if await self._write(register, value):
@@ -321,7 +327,9 @@ class Client:
         return Register(Kind.POST, self.user_id, self._drill.next_key()), True
 
     async def _write(self, register: Register, value: bool) -> bool:
-        """Sends one write and records its outcome. Returns False if the outcome is unknown."""
+        """Sends the write that sets `register` to `value` and records its outcome in the history. Returns False if the
+        outcome is unknown. Raises CommandError if the server refuses the write with any other status than 403 or
+        404."""
         kind, _, subject = register
         body, key = b"{}", ""
         if kind is Kind.POST:
@@ -349,8 +357,9 @@ class Client:
     async def _ask(self, method: str, path: str, body: bytes = b"", key: str = "") -> HttpResponse | None:
         """Sends a request and returns the response. If none arrives, counts a failure and returns None.
 
-        Repeats a request that the store answered too late, at most REPEATS times, as Retry-After tells clients to. A
-        store is late while killed processes start again on a busy machine; the repeated request must succeed.
+        If the response says that the store answered too late, sends the request again, at most REPEATS times, as the
+        header Retry-After tells clients to. A store can be late while killed processes start again on a busy machine. If
+        the last repeat fails too, the caller counts a failure.
         """
         answer = await self._ask_once(method, path, body, key)
         for _ in range(REPEATS):

@@ -45,7 +45,8 @@ class MultiProcessMesh:
 
     @classmethod
     async def start(cls, folder: Path, settings: Mapping[str, str], replicas: Mapping[str, int]) -> MultiProcessMesh:
-        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of its output, if it fails.
+        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of the mesh's log, if the mesh
+        ends during its start or is not ready within START_WITHIN_S seconds.
 
         `folder` holds data, run files and logs. `settings` are texts by setting name. Rate limits are off.
         """
@@ -127,7 +128,8 @@ class MultiProcessMesh:
             raise CommandError(f"the mesh stopped with status {code}", FAULTS)
 
     async def kill_all(self) -> None:
-        """Sends SIGKILL to the supervisor; its processes then stop by themselves. Does nothing after `stop`."""
+        """Sends SIGKILL to the supervisor. The processes that it supervises then stop by themselves. Does nothing after
+        `stop`."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()

@@ -62,7 +62,8 @@ class MeshLauncher:
         self._runtime.mkdir(mode=0o700, exist_ok=True)
 
     async def start(self) -> ChildMesh:
-        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of its log, if it fails."""
+        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of the mesh's log, if the mesh
+        ends during its start or is not ready within START_WITHIN_S seconds."""
         began = time.monotonic()
         process = await self._spawn()
         try:
@@ -82,7 +83,7 @@ class MeshLauncher:
         return ChildMesh(process, MeshTarget(found.grpc, found.operator_token), started_s)
 
     async def start_and_kill(self, after_s: float) -> None:
-        """Starts a mesh and kills it after `after_s` seconds, ready or not."""
+        """Starts a mesh and kills it after `after_s` seconds, whether it is ready by then or not."""
         process = await self._spawn()
         try:
             with contextlib.suppress(TimeoutError):

@@ -25,7 +25,8 @@ from services.platform.rpc.errors import RoostError
 
 # Range of Redis databases to search for an empty one. A mesh uses 0 by default; tests use 100 and above.
 FIRST_DATABASE, LAST_DATABASE = 1, 99
-# Key that claims a database, and its time to live in seconds, which frees the database of a drill that was killed.
+# The key with which a drill claims a database, and the TTL of the key in seconds. If the drill is killed, the database becomes
+# free when the key expires.
 CLAIM, CLAIM_S = "roost:drill", 6 * 3600
 # Deleting a keyspace or a topic takes seconds on a busy server.
 DELETE_TIMEOUT_S = 60.0
@@ -66,8 +67,8 @@ def _claim(url: str) -> str:
 
 
 async def _delete_namespace(settings: Settings) -> None:
-    """Deletes the namespace from each server independently. A server that does not answer is skipped: namespaces are
-    never reused."""
+    """Deletes the data of the namespace from each server independently. Skips a server that does not answer: its remaining
+    data does no harm, because no later drill uses the same namespace."""
     with contextlib.suppress(RoostError):
         cassandra = await Cassandra.open(settings)
         try:

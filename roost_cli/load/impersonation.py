@@ -10,10 +10,10 @@ from services.platform.rpc.context import Actor, Call, current_call
 
 
 class Actors(Protocol):
-    """Provides the identity of calls."""
+    """Lets a program make each call as one of many users."""
 
     async def admit(self, user_ids: Iterable[int]) -> None:
-        """Prepares calls as these users. Users that are unknown or not active are left out."""
+        """Prepares to make calls as these users. Skips users who are unknown or not active."""
 
     def __contains__(self, user_id: int) -> bool:
         """Returns whether the user was admitted."""

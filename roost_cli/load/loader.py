@@ -28,7 +28,8 @@ from services.platform.rpc import errors
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-# A quarter of the maximum of ImportUsers: a full batch used up its deadline on a machine that also ran Cassandra.
+# Users per ImportUsers call: a quarter of its maximum, because a call with the maximum exceeded its deadline on a machine that
+# also ran Cassandra.
 IMPORT_BATCH = 250
 # Default number of calls in flight, enough to keep one server process busy.
 CONCURRENCY = 64
@@ -100,7 +101,8 @@ class Loader:
         self._concurrency = concurrency
 
     async def import_users(self, people: Sequence[NewUser]) -> dict[str, int]:
-        """Creates the missing accounts and prepares calls as all of them. Returns user ids by username."""
+        """Creates the accounts that do not exist, and prepares to call RPCs as each of the users. Returns user ids by
+        username. Raises CommandError if a call fails, or if one of the users is suspended or deactivated."""
         ids = await self._known(people)
         missing = [person for person in people if person.username not in ids]
         stub = user_service_pb2_grpc.UserServiceStub(self._operator.channel)
@@ -123,8 +125,8 @@ class Loader:
         return ids
 
     async def follow(self, follows: Sequence[tuple[int, int]]) -> int:
-        """Makes each (follower id, followee id) follow. Returns how many the mesh refused because one of the two
-        blocks the other."""
+        """Creates a follow for each pair (follower id, followee id) in `follows`. Returns how many follows the mesh refused
+        because one of the two users blocks the other. Raises CommandError if a call fails for another reason."""
         stubs = [graph_service_pb2_grpc.GraphServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(FOLLOW)
         barred = 0
@@ -153,8 +155,8 @@ class Loader:
         await asyncio.sleep(seconds)
 
     async def warm(self, user_ids: Sequence[int]) -> int:
-        """Reads the first page of each home timeline until it is built, so that it is warm. Returns how many became
-        warm."""
+        """Reads the first page of each user's home timeline, repeatedly until the mesh has built the home timeline, which
+        makes it warm. Returns how many home timelines became warm. Raises CommandError if a call fails."""
         stubs = [timeline_service_pb2_grpc.TimelineServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(LIST_HOME)
         whole = 0
@@ -177,9 +179,10 @@ class Loader:
         return whole
 
     async def post(self, posts: Sequence[Post], began_at: float) -> PostOutcome:
-        """Posts the tweets. Those that are refused as invalid are counted by reason.
+        """Posts the tweets and returns how many were created, existed before, and were refused as invalid, by reason.
 
-        Tweets created before `began_at` (Unix seconds) are counted as existing.
+        A tweet whose creation time is before `began_at` (Unix seconds) counts as existing. Raises CommandError if a
+        call fails for another reason than INVALID_ARGUMENT.
         """
         stubs = [tweet_service_pb2_grpc.TweetServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(CREATE_TWEET)

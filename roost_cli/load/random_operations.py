@@ -68,8 +68,8 @@ _WEIGHTS: Mapping[Kind, int] = {
 
 
 class Operation(NamedTuple):
-    """One operation. It acts on the tweet or user with the id `about`, or on the tweet that the earlier operation
-    number `made_by` creates."""
+    """One operation of the user `actor_id`. It acts on the tweet or user whose id is `about`; or, if `made_by` is not None,
+    on the tweet that the earlier operation with the number `made_by` creates."""
 
     number: int
     kind: Kind
@@ -87,7 +87,8 @@ class _Tweet(NamedTuple):
 
 
 class OperationPlanner:
-    """Draws operations. It does not change the scanned data but tracks the effects of its own plan."""
+    """Draws the operations of one plan. It tracks the effects that the drawn operations will have (new tweets, follows and
+    so on), so that later operations fit; it does not change the scanned data `truth`."""
 
     def __init__(self, truth: ServiceData, seed: int) -> None:
         self._chance = random.Random(seed)  # noqa: S311 (must be reproducible)
@@ -108,7 +109,8 @@ class OperationPlanner:
                     self._retweets.append((head.author_id, original))
 
     def next(self, number: int) -> Operation:
-        """Returns the operation with this number. Call it in ascending order of numbers."""
+        """Draws and returns the operation with this number. Call this method with ascending numbers, because each operation
+        depends on the earlier ones."""
         kind = self._chance.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
         if not self._tweets and kind in _ON_TWEETS:
             kind = Kind.POST
@@ -126,7 +128,7 @@ class OperationPlanner:
         return made
 
     def _actor_and_tweet(self, kind: Kind) -> tuple[int, _Tweet]:
-        """Draws an actor and the tweet that it acts on."""
+        """Draws the user who acts and the tweet on which this user acts."""
         match kind:
             case Kind.EDIT | Kind.DELETE:
                 tweet = self._any()
@@ -146,7 +148,7 @@ class OperationPlanner:
         return actor, tweet
 
     def _actor_and_user(self, kind: Kind) -> tuple[int, int]:
-        """Draws an actor and the user that it acts on."""
+        """Draws the user who acts and the other user on whom this user acts."""
         match kind:
             case Kind.UNBLOCK if self._blocks:
                 return self._pop_random(self._blocks)

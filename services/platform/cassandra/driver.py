@@ -44,9 +44,11 @@ SCHEMA_AGREEMENT_S = 20.0
 NEVER = -1
 # A node that is starting, or whose cores are all busy, completes the handshake slowly.
 CONNECT_TIMEOUT_S = 5.0
-# Bounds how late the end of an outage is noticed. The driver's default back-off grows to ten minutes.
+# Seconds between two attempts to reconnect to a node, so the driver notices the end of an outage within this time. Its
+# default back-off grows to ten minutes.
 RECONNECT_INTERVAL_S = 1.0
-# A node that hangs is marked down after twice this time; until then each statement runs into its own timeout.
+# Seconds between two heartbeats, and timeout of a heartbeat. The driver marks a node that hangs as down after twice this
+# time; until then each statement on this node fails by its own timeout.
 HEARTBEAT_INTERVAL_S = 5.0
 # Rows per page. Parsing 1,000 small rows takes about 1 ms, on a thread that shares the GIL with the event loop.
 FETCH_SIZE = 1_000
@@ -154,7 +156,8 @@ def new_driver(settings: Settings, timestamps: WriteTimestamps) -> Driver:
 
 
 def connect(driver: Driver, settings: Settings) -> Session:
-    """Connects; blocks the calling thread. Shuts the driver down if it fails.
+    """Connects the driver and returns its session; blocks the calling thread. Shuts the driver down if the connection
+    fails.
 
     Raises UNAVAILABLE if no node answers, FAILED_PRECONDITION if the credentials or the datacenter in the settings are
     wrong.

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Hashable
 
 from services.platform.rpc import errors
 
-# Tasks that may wait for one key. A task holds the lock for a few milliseconds: tasks further back in the queue would
-# wait past their deadlines.
+# Maximum of tasks that wait for the lock of one key. A task holds the lock for a few milliseconds, so a task further back in
+# the queue would wait longer than its deadline allows.
 MAX_WAITERS_PER_KEY = 500
 
 
@@ -25,8 +25,8 @@ class KeyedLocks:
 
     @contextlib.asynccontextmanager
     async def hold(self, key: Hashable) -> AsyncIterator[None]:
-        """Holds the lock of `key` for the duration of the context. Raises RESOURCE_EXHAUSTED if MAX_WAITERS_PER_KEY
-        tasks wait for it."""
+        """Waits for the lock of `key` and holds it until the context ends. Raises RESOURCE_EXHAUSTED at once if
+        MAX_WAITERS_PER_KEY tasks wait for this lock already."""
         lock, count = self._locks.get(key) or (asyncio.Lock(), 0)
         if count > MAX_WAITERS_PER_KEY:
             raise errors.resource_exhausted("too many concurrent changes of the same item: retry later")

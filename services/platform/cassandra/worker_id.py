@@ -1,5 +1,5 @@
-"""The worker id of this process: leased from Cassandra or set by `worker_id`, with a stored high-water mark that no id
-has passed.
+"""The worker id of this process: leased from Cassandra, or set by the setting `worker_id`. A row of Cassandra stores its
+high-water mark, the latest time up to which a process may mint ids with this worker id.
 
 The high-water mark keeps ids unique even if clocks are wrong: a process raises it by a conditional write before it
 mints ids beyond it, so two owners of a worker id never mint in the same milliseconds. The lease keeps two processes
@@ -46,10 +46,11 @@ _ADVANCE = "UPDATE worker_leases SET owner = ?, high_water_ms = ? WHERE worker_i
 
 # Attempts to claim a free worker id: if many processes start at once, they may claim the same ones.
 MAX_CLAIMS = 32
-# After a restart the process may run on another machine, whose clock is up to this much slower: then it waits at the
-# start.
+# After a restart the process may run on another machine, whose clock is behind by up to this many seconds. Then the process
+# waits at the start until its clock has passed the high-water mark.
 MAX_CLOCK_SKEW_S = 2.0
-# Bounds how late the end of an outage, or of a wrong clock, is noticed.
+# Seconds between two attempts of a failed renewal. Within this time the process notices that an outage has ended, or that a
+# wrong clock was corrected.
 RETRY_INTERVAL_S = 1.0
 
 log = structlog.get_logger(__name__)
@@ -71,13 +72,15 @@ class LeaseTiming(NamedTuple):
 # A leased worker id. Minting ends 20 s before another process may claim the worker id, in case the clock of a Cassandra
 # node is wrong by that much.
 LEASED = LeaseTiming(60, 20.0, 40.0)
-# After kill -9 the next process with this ordinal waits until its clock has passed the high-water mark, so the mark is
-# only 5 s ahead. The row has no TTL, because no other process uses an ordinal.
+# A worker id that the setting `worker_id` sets (an ordinal). After kill -9 the next process with the same ordinal waits until
+# its clock has passed the high-water mark, so each renewal raises the mark only 5 s ahead. The row has no TTL, because no
+# other process uses the ordinal.
 ORDINAL = LeaseTiming(0, 2.0, 5.0)
 
 
 class CassandraLease:
-    """The worker id of this process, renewed until `close`. A leased id that was lost is replaced by another."""
+    """The lease of this process's worker id, which a background task renews until `close`. If the process loses a leased
+    worker id, it leases another one."""
 
     def __init__(
         self,
@@ -110,8 +113,8 @@ class CassandraLease:
         clock_ms: Callable[[], int] = wall_clock_ms,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> Self:
-        """Claims a free worker id, or uses `settings.worker_id` (≥ 0), which no other process may have; waits until ids
-        may be minted. `monotonic` measures the age of the lease, in seconds.
+        """Leases a free worker id, or uses `settings.worker_id` if it is ≥ 0 (no other process may have the same one);
+        then waits until the process may mint ids. `monotonic` returns seconds and measures the age of the lease.
 
         Raises UNAVAILABLE if all worker ids are leased, if Cassandra does not answer, or if this clock is behind the
         stored high-water mark by more than `mint_s` + MAX_CLOCK_SKEW_S seconds.
@@ -141,8 +144,8 @@ class CassandraLease:
         return self.ids.fault()
 
     async def close(self) -> None:
-        """Stops minting (UNAVAILABLE from now on), stores the last millisecond used and releases the worker id. A
-        second call has no effect."""
+        """Stops minting, stores the time of the last minted id as the high-water mark, and releases the worker id. From
+        then on minting raises UNAVAILABLE. A second call has no effect."""
         renewal, self._renewal = self._renewal, None
         if renewal is None:
             return
@@ -193,8 +196,9 @@ class CassandraLease:
                 self._wake.set()
 
     async def _renew(self) -> None:
-        """Renews the lease and raises the high-water mark. Raises UNAVAILABLE if it cannot; ids reserved before remain
-        valid."""
+        """Renews the lease and raises the stored high-water mark. Raises UNAVAILABLE if Cassandra does not answer or
+        another process has the worker id. Ids may still be minted in the time that an earlier renewal reserved, unless
+        another process has the worker id."""
         began = self._time()
         high_water_ms = max(self._high_water_ms or 0, self._clock_ms() + int(self._timing.mint_s * 1000))
         keyspace, timing, worker = self._keyspace, self._timing, self.worker_id
@@ -213,7 +217,8 @@ class CassandraLease:
         raise errors.unavailable(f"another process has worker id {worker}: retry later", reason=Reason.LEASE)
 
     async def _claim(self) -> None:
-        """Claims a worker id that is free and whose high-water mark is in the past."""
+        """Leases a worker id that no process holds and whose high-water mark is in the past. Raises UNAVAILABLE if there is
+        none."""
         rows = await self._keyspace.read(_ALL)
         now_ms = self._clock_ms()
         taken = {

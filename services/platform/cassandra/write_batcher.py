@@ -1,7 +1,7 @@
 """Combines concurrent writes to one partition into one request.
 
-There is no timer: writes that arrive while a request of their partition is in flight are sent together when it
-completes.
+There is no timer: while a request of a partition is in flight, further writes to the partition are queued, and when that
+request completes, they are sent together as the next request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class PartitionWriteBatcher:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def write(self, partition: Hashable, statement: Statement) -> None:
-        """Returns once the statement is written. If the batch fails, all its writes raise the same error: UNAVAILABLE,
+        """Writes the statement, in a batch with other writes to the same partition, and returns when Cassandra has
+        confirmed the batch. If the batch fails, all callers whose statements are in it get the same error: UNAVAILABLE,
         DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED.
 
         `partition` identifies the table and partition; writes with equal values share a batch. The caller's deadline

@@ -93,7 +93,9 @@ class WriteTransaction:
         return True
 
     def classify(self, user_id: int, followers: int, *, from_count_alone: bool = False) -> None:
-        """Sets the tier that the rule gives for the count, if it differs from the current one."""
+        """Sets the user's tier to the one that the tier rule assigns to a user with this number of followers, if the user
+        has another tier now. With `from_count_alone`, used after a change of the threshold, the rule ignores the current
+        tier."""
         tier, choice, changed_at_ms = self._tier_row(user_id)
         due = (
             self._rule.from_count_alone(followers, choice)
@@ -104,7 +106,8 @@ class WriteTransaction:
             self._set_tier(user_id, due, choice, changed_at_ms)
 
     def override(self, user_id: int, choice: pb.TierChoice.ValueType) -> pb.Tier.ValueType:
-        """Stores the operator's `choice`, applies it and returns the resulting tier."""
+        """Stores the operator's `choice` for the user, sets the tier that results from the choice and the number of
+        followers, and returns that tier."""
         tier, current_choice, changed_at_ms = self._tier_row(user_id)
         if choice == current_choice:
             return tier
@@ -132,8 +135,8 @@ class WriteTransaction:
         self.tiers.append(pb.TierEntry(user_id=user_id, tier=tier, changed_at_ms=at_ms))
 
     def _count_delta(self, user_id: int, side: int, other_id: int) -> int:
-        """Returns what a new edge adds to the user's count: 1, or 0 if the other user is not active. In that case the
-        edge is stored as excluded."""
+        """Returns by how much a new edge changes the user's count: 1, or 0 if the other user is not active. If it is 0,
+        records that the edge is excluded from the count."""
         if not is_absent(self._connection, other_id):
             return 1
         self._execute(sql.UNCOUNT, (user_id, side, other_id))
