@@ -1,5 +1,6 @@
-"""The crash drill: sends SIGKILL to a mesh under load, repeatedly, and checks after each restart that every acknowledged
-write exists exactly once and that the mesh recovers by itself. The drill reports each violation as a fault.
+"""The crash drill: sends SIGKILL to a mesh under load, repeatedly, and checks after each restart that every
+acknowledged write exists exactly once and that the mesh recovers by itself. The drill reports each violation as a
+fault.
 
 Each boolean fact that writes decide, such as "user A follows user B", is called a register (see `history`)."""
 
@@ -193,8 +194,8 @@ class CrashDrill:
 
 
 class Client:
-    """One user of the load, with at most one write in progress at a time. A register belongs to one user, so the writes of
-    each register are sequential."""
+    """One user of the load, with at most one write in progress at a time. A register belongs to one user, so the writes
+    of each register are sequential."""
 
     def __init__(
         self, drill: CrashDrill, channel: grpc.aio.Channel, actors: TokenCache, user_id: int, users: Sequence[int]
@@ -219,8 +220,8 @@ class Client:
                 return
 
     async def repeat(self, register: Register, value: bool) -> None:
-        """Sends a write whose outcome is unknown again, with retries, so that its outcome becomes known: acknowledged, or
-        refused because its tweet was deleted or may not be changed.
+        """Sends a write whose outcome is unknown again, with retries, so that its outcome becomes known: acknowledged,
+        or refused because its tweet was deleted or may not be changed.
 
         `register` is the fact that the write sets to `value`. Raises CommandError, which ends the drill, if the server
         does not answer or refuses the write with any other status code than NOT_FOUND or PERMISSION_DENIED.

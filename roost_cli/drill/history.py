@@ -102,8 +102,8 @@ class History:
         self.log.append(Event(register, value, Outcome.INVOKED))
 
     def ok(self, register: Register, tweet_id: int = 0) -> None:
-        """Records that the last write of the register was acknowledged. `tweet_id` is the id that a post returned; it is
-        0 for other kinds."""
+        """Records that the last write of the register was acknowledged. `tweet_id` is the id that a post returned; it
+        is 0 for other kinds."""
         value, _ = self._asked[register]
         self._possible[register] = {value}
         detail = ""

@@ -1,8 +1,8 @@
 """Kills the processes of a running mesh one after another, under a load of a hundred reads per write.
 
-The mesh has two replicas of each service. The drill checks that every request that may be repeated (reads, posts with an
-idempotency key) succeeds, that each acknowledged write exists exactly once, and that each killed process is restarted.
-It reports a violation as a fault.
+The mesh has two replicas of each service. The drill checks that every request that may be repeated (reads, posts with
+an idempotency key) succeeds, that each acknowledged write exists exactly once, and that each killed process is
+restarted. It reports a violation as a fault.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 2.0
 # Seconds within which a killed process must be ready again. It usually takes a few; the limit is far higher, because
 # the drill reports slow restarts and fails only if a process hangs.
 BACK_WITHIN_S = 120.0
-# Timeout of a request in seconds. It is larger than the longest deadline of the requests, so the mesh responds with an error
-# before the client gives up.
+# Timeout of a request in seconds. It is larger than the longest deadline of the requests, so the mesh responds with an
+# error before the client gives up.
 ANSWER_WITHIN_S = 15.0
 # Repeats of a write with unknown outcome after the last kill, and of a request that the store answered too late, and the
 # pause between them.
@@ -105,8 +105,8 @@ async def kill_process(mesh_processes: MultiProcessMesh, label: str) -> float:
 
 
 async def restart_service(mesh_processes: MultiProcessMesh, label: str) -> float:
-    """Restarts all processes of the service to which the process `label` belongs, one after another. Returns the seconds
-    that this took."""
+    """Restarts all processes of the service to which the process `label` belongs, one after another. Returns the
+    seconds that this took."""
     return await control.ask_restart(mesh_processes.control, label.rpartition("-")[0])
 
 
@@ -135,9 +135,9 @@ class KillDrill:
         self._alike: Counter[str] = Counter()
 
     async def run(self, services: Sequence[str], rounds: int, disturb: Disturb = kill_process) -> Result:
-        """Calls `disturb`, which kills or restarts one process, `rounds` times while the load runs, then checks the data
-        and returns the result. Each of `services` is disturbed once before one is disturbed again. Raises CommandError
-        if a process does not become ready again, or a write fails in a way that no kill explains."""
+        """Calls `disturb`, which kills or restarts one process, `rounds` times while the load runs, then checks the
+        data and returns the result. Each of `services` is disturbed once before one is disturbed again. Raises
+        CommandError if a process does not become ready again, or a write fails in a way that no kill explains."""
         async with AsyncExitStack() as stack:
             mesh = self.mesh_processes.target
             channel = (await stack.enter_async_context(connection.connect(mesh)))[0]
@@ -203,8 +203,8 @@ class KillDrill:
     async def _settle(
         self, clients: Sequence[Client], operator: Operator, actors: TokenCache, mesh: connection.MeshTarget
     ) -> None:
-        """Compares the data of the mesh with the history, sends each write of unknown outcome again, compares once more,
-        and checks every home timeline. Adds all violations to the result."""
+        """Compares the data of the mesh with the history, sends each write of unknown outcome again, compares once
+        more, and checks every home timeline. Adds all violations to the result."""
         users = [client.user_id for client in clients]
         by_user = {client.user_id: client for client in clients}
         self.result.add(self.history.check(await observe(operator.channel, operator, actors, users, self.history)))
@@ -229,8 +229,8 @@ class KillDrill:
 
 
 class Client:
-    """One user of the load, with at most one request in progress at a time. A register (a boolean fact that writes decide,
-    such as "user A follows user B") belongs to one user, so the writes of each register are sequential."""
+    """One user of the load, with at most one request in progress at a time. A register (a boolean fact that writes
+    decide, such as "user A follows user B") belongs to one user, so the writes of each register are sequential."""
 
     def __init__(self, drill: KillDrill, actors: TokenCache, user_id: int, users: Sequence[int]) -> None:
         self.user_id = user_id
@@ -282,8 +282,8 @@ class Client:
             await asyncio.sleep(PAUSE_S * chance.uniform(0.5, 1.5))
 
     async def repeat(self, register: Register, value: bool) -> None:
-        """Sends the write that sets `register` to `value`, whose outcome is unknown, again until the server acknowledges
-        or refuses the write.
+        """Sends the write that sets `register` to `value`, whose outcome is unknown, again until the server
+        acknowledges or refuses the write.
 
         Raises CommandError, which ends the drill, if the server does neither in REPEATS attempts.
         """
@@ -358,8 +358,8 @@ class Client:
         """Sends a request and returns the response. If none arrives, counts a failure and returns None.
 
         If the response says that the store answered too late, sends the request again, at most REPEATS times, as the
-        header Retry-After tells clients to. A store can be late while killed processes start again on a busy machine. If
-        the last repeat fails too, the caller counts a failure.
+        header Retry-After tells clients to. A store can be late while killed processes start again on a busy machine.
+        If the last repeat fails too, the caller counts a failure.
         """
         answer = await self._ask_once(method, path, body, key)
         for _ in range(REPEATS):

@@ -45,8 +45,8 @@ class MultiProcessMesh:
 
     @classmethod
     async def start(cls, folder: Path, settings: Mapping[str, str], replicas: Mapping[str, int]) -> MultiProcessMesh:
-        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of the mesh's log, if the mesh
-        ends during its start or is not ready within START_WITHIN_S seconds.
+        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of the mesh's log, if the
+        mesh ends during its start or is not ready within START_WITHIN_S seconds.
 
         `folder` holds data, run files and logs. `settings` are texts by setting name. Rate limits are off.
         """

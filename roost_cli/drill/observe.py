@@ -30,8 +30,8 @@ LIST_USER = "/roost.tweet.v1.TweetService/ListUserTweets"
 async def observe(
     channel: grpc.aio.Channel, operator: Operator, actors: TokenCache, users: Sequence[int], history: History
 ) -> Observed:
-    """Returns all tweets and follows (scanned from the tweet and graph services), the likes of `users` (each read as the
-    user who liked), and the list of each user's tweets. Raises AioRpcError if a call fails."""
+    """Returns all tweets and follows (scanned from the tweet and graph services), the likes of `users` (each read as
+    the user who liked), and the list of each user's tweets. Raises AioRpcError if a call fails."""
     found = Observed()
     tweets = tweet_service_pb2_grpc.TweetServiceStub(channel)
     scan = tweet_service_pb2.ScanTweetsRequest()
@@ -49,8 +49,9 @@ async def observe(
 
 
 async def without_receipt(channel: grpc.aio.Channel, operator: Operator, tweet_ids: Iterable[int]) -> list[int]:
-    """Returns the ids of those of the newest RECEIPTS tweets for which fan-out has no delivery receipt. After fan-out has
-    read the whole event log again, these are the tweets whose event is missing from the event log."""
+    """Returns those of `tweet_ids` (of the greatest RECEIPTS ids among them) for which fan-out has no delivery receipt.
+    After fan-out has read the whole event log again, these are the tweets whose event is missing from the event log.
+    Raises AioRpcError if a call fails."""
     stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
     missing: list[int] = []
 

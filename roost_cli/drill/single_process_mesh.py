@@ -62,8 +62,8 @@ class MeshLauncher:
         self._runtime.mkdir(mode=0o700, exist_ok=True)
 
     async def start(self) -> ChildMesh:
-        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of the mesh's log, if the mesh
-        ends during its start or is not ready within START_WITHIN_S seconds."""
+        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of the mesh's log, if the
+        mesh ends during its start or is not ready within START_WITHIN_S seconds."""
         began = time.monotonic()
         process = await self._spawn()
         try:

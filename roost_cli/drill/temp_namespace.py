@@ -25,8 +25,8 @@ from services.platform.rpc.errors import RoostError
 
 # Range of Redis databases to search for an empty one. A mesh uses 0 by default; tests use 100 and above.
 FIRST_DATABASE, LAST_DATABASE = 1, 99
-# The key with which a drill claims a database, and the TTL of the key in seconds. If the drill is killed, the database becomes
-# free when the key expires.
+# The key with which a drill claims a database, and the TTL of the key in seconds. If the drill is killed, the database
+# becomes free when the key expires.
 CLAIM, CLAIM_S = "roost:drill", 6 * 3600
 # Deleting a keyspace or a topic takes seconds on a busy server.
 DELETE_TIMEOUT_S = 60.0
@@ -67,8 +67,8 @@ def _claim(url: str) -> str:
 
 
 async def _delete_namespace(settings: Settings) -> None:
-    """Deletes the data of the namespace from each server independently. Skips a server that does not answer: its remaining
-    data does no harm, because no later drill uses the same namespace."""
+    """Deletes the data of the namespace from each server independently. Skips a server that does not answer: its
+    remaining data does no harm, because no later drill uses the same namespace."""
     with contextlib.suppress(RoostError):
         cassandra = await Cassandra.open(settings)
         try:

@@ -28,8 +28,8 @@ from services.platform.rpc import errors
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-# Users per ImportUsers call: a quarter of its maximum, because a call with the maximum exceeded its deadline on a machine that
-# also ran Cassandra.
+# Users per ImportUsers call: a quarter of its maximum, because a call with the maximum exceeded its deadline on a
+# machine that also ran Cassandra.
 IMPORT_BATCH = 250
 # Default number of calls in flight, enough to keep one server process busy.
 CONCURRENCY = 64
@@ -125,8 +125,9 @@ class Loader:
         return ids
 
     async def follow(self, follows: Sequence[tuple[int, int]]) -> int:
-        """Creates a follow for each pair (follower id, followee id) in `follows`. Returns how many follows the mesh refused
-        because one of the two users blocks the other. Raises CommandError if a call fails for another reason."""
+        """Creates a follow for each pair (follower id, followee id) in `follows`. Returns how many follows the mesh
+        refused because one of the two users blocks the other. Raises CommandError if a call fails for another
+        reason."""
         stubs = [graph_service_pb2_grpc.GraphServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(FOLLOW)
         barred = 0
@@ -155,8 +156,8 @@ class Loader:
         await asyncio.sleep(seconds)
 
     async def warm(self, user_ids: Sequence[int]) -> int:
-        """Reads the first page of each user's home timeline, repeatedly until the mesh has built the home timeline, which
-        makes it warm. Returns how many home timelines became warm. Raises CommandError if a call fails."""
+        """Reads the first page of each user's home timeline, repeatedly until the mesh has built the home timeline,
+        which makes it warm. Returns how many home timelines became warm. Raises CommandError if a call fails."""
         stubs = [timeline_service_pb2_grpc.TimelineServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(LIST_HOME)
         whole = 0

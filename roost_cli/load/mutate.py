@@ -32,8 +32,8 @@ CHANNELS = 4
 EXPECTED = frozenset(
     {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION}
 )
-# The word under which operations are counted that could not be sent: the tweet they act on was to be created by an earlier
-# operation of the plan, and the mesh refused that operation.
+# The word under which operations are counted that could not be sent: the tweet they act on was to be created by an
+# earlier operation of the plan, and the mesh refused that operation.
 NO_TARGET = "without its tweet"
 
 _TWEETS = "/roost.tweet.v1.TweetService/"
@@ -94,8 +94,8 @@ class OutcomeCounts:
 
 
 class Mutator:
-    """Performs operations in the order of the plan, at most `concurrency` at a time. `run` is a random text that is part
-    of each idempotency key, so that the keys of two runs differ."""
+    """Performs operations in the order of the plan, at most `concurrency` at a time. `run` is a random text that is
+    part of each idempotency key, so that the keys of two runs differ."""
 
     def __init__(
         self,

@@ -68,8 +68,8 @@ _WEIGHTS: Mapping[Kind, int] = {
 
 
 class Operation(NamedTuple):
-    """One operation of the user `actor_id`. It acts on the tweet or user whose id is `about`; or, if `made_by` is not None,
-    on the tweet that the earlier operation with the number `made_by` creates."""
+    """One operation of the user `actor_id`. It acts on the tweet or user whose id is `about`; or, if `made_by` is not
+    None, on the tweet that the earlier operation with the number `made_by` creates."""
 
     number: int
     kind: Kind
@@ -87,8 +87,8 @@ class _Tweet(NamedTuple):
 
 
 class OperationPlanner:
-    """Draws the operations of one plan. It tracks the effects that the drawn operations will have (new tweets, follows and
-    so on), so that later operations fit; it does not change the scanned data `truth`."""
+    """Draws the operations of one plan. It tracks the effects that the drawn operations will have (new tweets, follows
+    and so on), so that later operations fit; it does not change the scanned data `truth`."""
 
     def __init__(self, truth: ServiceData, seed: int) -> None:
         self._chance = random.Random(seed)  # noqa: S311 (must be reproducible)
@@ -109,8 +109,8 @@ class OperationPlanner:
                     self._retweets.append((head.author_id, original))
 
     def next(self, number: int) -> Operation:
-        """Draws and returns the operation with this number. Call this method with ascending numbers, because each operation
-        depends on the earlier ones."""
+        """Draws and returns the operation with this number. Call this method with ascending numbers, because each
+        operation depends on the earlier ones."""
         kind = self._chance.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
         if not self._tweets and kind in _ON_TWEETS:
             kind = Kind.POST

@@ -93,8 +93,8 @@ class Rebuilder(BackgroundWorker):
             log.warning(LogEvent.SEARCH_INDEX_CHECK_FAILED, error=str(error))
 
     async def _build_with_retries(self) -> None:
-        """Builds the index; if a build fails, builds again, with exponential backoff, until one succeeds. Returns without
-        a build if another process is building."""
+        """Builds the index; if a build fails, builds again, with exponential backoff, until one succeeds. Returns
+        without a build if another process is building."""
         failures = 0
         while True:
             try:
@@ -131,8 +131,8 @@ class Rebuilder(BackgroundWorker):
     async def _resuming(
         self, scan: Callable[[int], AsyncIterator[list[IndexChange]]]
     ) -> AsyncIterator[list[IndexChange]]:
-        """Yields the batches of a scan until the scan ends. `scan(after_id)` starts a scan after that id. If a scan fails
-        transiently, starts a new one after the last id received.
+        """Yields the batches of a scan until the scan ends. `scan(after_id)` starts a scan after that id. If a scan
+        fails transiently, starts a new one after the last id received.
 
         Raises the AioRpcError of a scan if the error is not transient.
         """

@@ -196,8 +196,8 @@ class Trends(Generic[K]):
         """Updates the counts to the time `now_s` (Unix seconds) in steps of STEP_S seconds (five minutes).
 
         Each step subtracts the actions that are now older than WINDOW_S from the counts of users, and moves the
-        baseline of each key towards its current count. Does nothing if `now_s` is less than one step after the last
-        step, or before it.
+        baseline of each key towards its current count. The first call only stores `now_s` as the time of the first
+        step. Later calls do nothing if `now_s` is less than one step after the last step, or before it.
         """
         if self._stepped_s is None:
             self._stepped_s = now_s

@@ -84,8 +84,8 @@ class TweetSearch:
             ranked: Sequence[int] = ()
             others_below = last_id
         else:
-            # If the last tweet of the previous page was deleted, it is no longer in the list, and the tweets after it have
-            # moved up by one. So the page then starts one position earlier than the cursor says.
+            # If the last tweet of the previous page was deleted, it is no longer in the list, and the tweets after it
+            # have moved up by one. So the page then starts one position earlier than the cursor says.
             ranked = ids[places.get(last_id, start - 2) + 1 if last_id else 0 :]
 
         async def ranked_then_others() -> AsyncGenerator[IdBatch, None]:

@@ -14,12 +14,12 @@ from services.timeline.store import HomeList
 
 HYBRID, PUSH, PULL = "hybrid", "push", "pull"
 
-# Maximum of late followees of a warm home timeline. If there are more, the home timeline is built again, because one build
-# is cheaper than pulling the tweets of these followees at every read.
+# Maximum of late followees of a warm home timeline. If there are more, the home timeline is built again, because one
+# build is cheaper than pulling the tweets of these followees at every read.
 MAX_LATE_FOLLOWEES = 32
-# Maximum age in milliseconds of a warm home timeline; an older one is dropped and built again. Graph reports for 31 days
-# that an author stopped being a celebrity. A home timeline older than that could lack the tweets of such an author, so
-# the maximum is one day less.
+# Maximum age in milliseconds of a warm home timeline; an older one is dropped and built again. Graph reports for 31
+# days that an author stopped being a celebrity. A home timeline older than that could lack the tweets of such an
+# author, so the maximum is one day less.
 MAX_AGE_MS = 30 * 24 * 3600 * 1000
 
 Source: TypeAlias = "pb.EntrySource.ValueType"

@@ -1,5 +1,5 @@
-"""The demo's reactions to tweets: likes, retweets, quotes, and replies that authors sometimes answer. (In the services the
-word reaction means a like or a bookmark only.)"""
+"""The demo's reactions to tweets: likes, retweets, quotes, and replies that authors sometimes answer. (In the services
+the word reaction means a like or a bookmark only.)"""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """A reaction of the user `who` (username) to the tweet with this number. `text` is the text of a reply or quote, and
-    `answer` the text with which the tweet's author answers a reply."""
+    """A reaction of the user `who` (username) to the tweet with this number. `text` is the text of a reply or quote,
+    and `answer` the text with which the tweet's author answers a reply."""
 
     who: str
     kind: Kind
@@ -93,8 +93,8 @@ def _made(who: str, kind: Kind, tweet: int, chance: random.Random) -> Reaction:
 
 
 class ReactionSender:
-    """Performs reactions by RPCs. `ids` are user ids by username. `key` is the prefix of the idempotency keys; a second run
-    with the same prefix adds nothing."""
+    """Performs reactions by RPCs. `ids` are user ids by username. `key` is the prefix of the idempotency keys; a second
+    run with the same prefix adds nothing."""
 
     def __init__(self, channel: grpc.aio.Channel, actors: Actors, ids: Mapping[str, int], key: str) -> None:
         self._likes = engagement_service_pb2_grpc.EngagementServiceStub(channel)

@@ -1,8 +1,8 @@
 """The port of the engagement store. A like or bookmark is a row, never only a counter. The rows, counts and event of a
 write are committed together or not at all.
 
-A read sees every write that completed before the read began. Methods raise UNAVAILABLE if the store cannot answer now; a
-write then stored nothing. Tweet ids are those of originals; the caller checks that a tweet exists.
+A read sees every write that completed before the read began. Methods raise UNAVAILABLE if the store cannot answer now;
+a write then stored nothing. Tweet ids are those of originals; the caller checks that a tweet exists.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class EngagementStore(Protocol):
         """
 
     async def unlike(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """Deletes the like if it exists. Publishes `event` only if a like was deleted. Returns the number of likes of the
-        tweet."""
+        """Deletes the like if it exists. Publishes `event` only if a like was deleted. Returns the number of likes of
+        the tweet."""
 
     async def bookmark(self, tweet_id: int, user_id: int, reaction_id: int) -> bool:
         """Stores the bookmark if it does not exist. Returns whether it was stored."""
@@ -66,15 +66,15 @@ class EngagementStore(Protocol):
         """
 
     async def batch_get_viewer_states(self, user_id: int, ids: Sequence[int]) -> pb.BatchGetViewerStatesResponse:
-        """Returns the user's reactions to these tweets, in the order of `ids`. Leaves out tweets to which the user has no
-        reaction. The caller may change the message. Every read of a page calls this method. It takes tens of
+        """Returns the user's reactions to these tweets, in the order of `ids`. Leaves out tweets to which the user has
+        no reaction. The caller may change the message. Every read of a page calls this method. It takes tens of
         microseconds for 100 cached ids."""
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        """Excludes the likes of a suspended or deactivated user from the counts (`absent`), or includes these likes again.
-        `at_us` is the time of that decision in Unix microseconds. A call with an earlier decision than the stored one
-        changes nothing. Rows and lists are unchanged. If the call fails, the caller must repeat the call with the same
-        arguments."""
+        """Excludes the likes of a suspended or deactivated user from the counts (`absent`), or includes these likes
+        again. `at_us` is the time of that decision in Unix microseconds. A call with an earlier decision than the
+        stored one changes nothing. Rows and lists are unchanged. If the call fails, the caller must repeat the call
+        with the same arguments."""
 
     async def close(self) -> None:
         """Finishes the writes in progress and releases the store."""

@@ -147,8 +147,8 @@ class TierStore(Protocol):
     """The tiers of users, and the threshold by which they were assigned."""
 
     def on_change(self, hook: TierHook) -> None:
-        """Registers `hook`. The store calls `hook` on the event loop with the tiers that a write of this process changed,
-        before that write returns."""
+        """Registers `hook`. The store calls `hook` on the event loop with the tiers that a write of this process
+        changed, before that write returns."""
 
     async def reclassify(
         self, user_id: int, choice: pb.TierChoice.ValueType, change: WriteStamp
@@ -160,8 +160,8 @@ class TierStore(Protocol):
         """Returns the celebrities and the users demoted at `since_ms` or later, in no particular order."""
 
     async def reclassify_batch(self, after_id: int, limit: int, change: WriteStamp) -> ReclassifiedBatch:
-        """Classifies up to `limit` users with ids above `after_id`, in ascending order: sets the tier of each to the one
-        that the number of followers or the operator's choice gives, whatever the tier was before. Called after the
+        """Classifies up to `limit` users with ids above `after_id`, in ascending order: sets the tier of each to the
+        one that the number of followers or the operator's choice gives, whatever the tier was before. Called after the
         threshold was changed."""
 
     async def threshold(self) -> int:

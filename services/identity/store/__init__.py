@@ -1,8 +1,8 @@
 """The ports of identity's stores: accounts, credentials, sessions, and persistent secrets.
 
-A write takes event records, which the store commits atomically with the change and then publishes. Every method may raise
-UNAVAILABLE if the store cannot answer now, and RESOURCE_EXHAUSTED if the queue of the store is full. If a caller is
-cancelled during a write, the change may be stored or not. Every read that begins after a change was stored sees it.
+A write takes event records, which the store commits atomically with the change and then publishes. Every method may
+raise UNAVAILABLE if the store cannot answer now, and RESOURCE_EXHAUSTED if the queue of the store is full. If a caller
+is cancelled during a write, the change may be stored or not. Every read that begins after a change was stored sees it.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class AccountStore(Protocol):
         """
 
     async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
-        """Creates those of the accounts that do not exist, all or none, and returns the ids of all accounts in the order
-        of `new`.
+        """Creates those of the accounts that do not exist, all or none, and returns the ids of all accounts in the
+        order of `new`.
 
         If an account with the same username exists and differs only in id, creation time and state, returns the id of
         the existing account, so an import can be repeated. Raises ALREADY_EXISTS, and creates nothing, if the existing

@@ -47,8 +47,8 @@ CONNECT_TIMEOUT_S = 5.0
 # Seconds between two attempts to reconnect to a node, so the driver notices the end of an outage within this time. Its
 # default back-off grows to ten minutes.
 RECONNECT_INTERVAL_S = 1.0
-# Seconds between two heartbeats, and timeout of a heartbeat. The driver marks a node that hangs as down after twice this
-# time; until then each statement on this node fails by its own timeout.
+# Seconds between two heartbeats, and timeout of a heartbeat. The driver marks a node that hangs as down after twice
+# this time; until then each statement on this node fails by its own timeout.
 HEARTBEAT_INTERVAL_S = 5.0
 # Rows per page. Parsing 1,000 small rows takes about 1 ms, on a thread that shares the GIL with the event loop.
 FETCH_SIZE = 1_000

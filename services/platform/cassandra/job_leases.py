@@ -10,8 +10,8 @@ from services.platform.cassandra.keyspace import Keyspace
 # Must be one of the migrations of the keyspace passed to `JobLease`. The table is written by conditional writes only.
 JOB_LEASES_MIGRATION = "CREATE TABLE IF NOT EXISTS job_leases (job text PRIMARY KEY, owner text)"
 
-# The TTL in seconds of a lease. It is longer than one step of a job, because the owner renews the lease before each step.
-# If the owner dies, the job does not run until the TTL has passed.
+# The TTL in seconds of a lease. It is longer than one step of a job, because the owner renews the lease before each
+# step. If the owner dies, the job does not run until the TTL has passed.
 TTL_S = 120
 
 _CLAIM = "UPDATE job_leases USING TTL ? SET owner = ? WHERE job = ? IF owner = null"

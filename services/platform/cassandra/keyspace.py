@@ -226,8 +226,8 @@ class Keyspace:
         return await self._read(await self._bind(cql, values), SERIAL)
 
     async def read_each(self, cql: str, keys: Iterable[tuple[Any, ...]]) -> list[list[Row]]:
-        """Returns one list of rows for each key, in the order of `keys`; runs MAX_CONCURRENT_STATEMENTS reads at a time.
-        Raises the error of the first read that fails, and then returns no rows at all."""
+        """Returns one list of rows for each key, in the order of `keys`; runs MAX_CONCURRENT_STATEMENTS reads at a
+        time. Raises the error of the first read that fails, and then returns no rows at all."""
         statement = await self._statements.get(cql, self.cassandra.deadline())
         found = []
         for chunk in _chunks(statement.bind(key) for key in keys):
@@ -263,7 +263,8 @@ class Keyspace:
         await self._batch(statements, BatchType.LOGGED)
 
     async def unlogged_batch(self, statements: Iterable[Statement]) -> None:
-        """Executes the statements in one request, with the retries of `write`, at a third of the cost of a logged batch.
+        """Executes the statements in one request, with the retries of `write`, at a third of the cost of a logged
+        batch.
 
         Use this method for rows of one partition, which Cassandra applies atomically, or if another writer repairs a
         partly applied batch. Raises ValueError for more than MAX_BATCH statements.

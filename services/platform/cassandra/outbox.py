@@ -43,9 +43,9 @@ CREATE TABLE IF NOT EXISTS outbox_cursor (name text PRIMARY KEY, minute int)
 MAX_QUEUED = 10_000
 # Events per append to the log.
 PUBLISH_BATCH = 500
-# The `published` flags of this many seconds, or this many flags, are written together, in one batch per partition. Writing
-# each flag alone took a quarter of the cost of a small write. The delay is far below the age at which sweepers read
-# events. If a process dies before it writes the flags, the events are published twice.
+# The `published` flags of this many seconds, or this many flags, are written together, in one batch per partition.
+# Writing each flag alone took a quarter of the cost of a small write. The delay is far below the age at which sweepers
+# read events. If a process dies before it writes the flags, the events are published twice.
 FLAG_WRITE_DELAY_S = 0.5
 FLAG_WRITE_BATCH = 1_000
 # Timers have millisecond resolution and may fire up to one millisecond early.
@@ -191,8 +191,8 @@ class Outbox:
         batch = list(islice(self._queue, PUBLISH_BATCH))
         if batch:
             appended = await self._append([record for _, record in batch], "writer")
-            # The events leave the queue only after the append, so that `pending` counts them while the append runs. They
-            # are the first events of the queue, because `publish` adds new events at its end.
+            # The events leave the queue only after the append, so that `pending` counts them while the append runs.
+            # They are the first events of the queue, because `publish` adds new events at its end.
             for _ in batch:
                 self._queue.popleft()
             self._set_published_later([(partition, record) for partition, record in batch if _key(record) in appended])

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Maximum of requests in flight. A node in its default configuration executes 128 writes and 32 reads at once; more requests
-# would only queue on the node, where this process cannot count them. The maximum is far below the 32,768 streams of a
-# connection, so a stream is always free.
+# Maximum of requests in flight. A node in its default configuration executes 128 writes and 32 reads at once; more
+# requests would only queue on the node, where this process cannot count them. The maximum is far below the 32,768
+# streams of a connection, so a stream is always free.
 MAX_IN_FLIGHT = 1_024
-# Maximum of queued callers of `run`: about one second of work. A caller further back in the queue would wait longer than its
-# deadline allows.
+# Maximum of queued callers of `run`: about one second of work. A caller further back in the queue would wait longer
+# than its deadline allows.
 MAX_QUEUED = 4_096
 
 Send = Callable[[], Any]
@@ -168,6 +168,6 @@ class RequestLimiter:
             self._batches.discard(batch)
             if not batch.future.done():
                 batch.future.set_result([result for result in batch.results if result is not None])
-            # A slot is released when the result of its request arrives. If a caller stops waiting earlier (cancelled), its
-            # request is still in flight and occupies the slot.
+            # A slot is released when the result of its request arrives. If a caller stops waiting earlier (cancelled),
+            # its request is still in flight and occupies the slot.
             self._release(len(batch.results))

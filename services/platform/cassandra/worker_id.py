@@ -1,5 +1,5 @@
-"""The worker id of this process: leased from Cassandra, or set by the setting `worker_id`. A row of Cassandra stores its
-high-water mark, the latest time up to which a process may mint ids with this worker id.
+"""The worker id of this process: leased from Cassandra, or set by the setting `worker_id`. A row of Cassandra stores
+its high-water mark, the latest time up to which a process may mint ids with this worker id.
 
 The high-water mark keeps ids unique even if clocks are wrong: a process raises it by a conditional write before it
 mints ids beyond it, so two owners of a worker id never mint in the same milliseconds. The lease keeps two processes
@@ -46,11 +46,11 @@ _ADVANCE = "UPDATE worker_leases SET owner = ?, high_water_ms = ? WHERE worker_i
 
 # Attempts to claim a free worker id: if many processes start at once, they may claim the same ones.
 MAX_CLAIMS = 32
-# After a restart the process may run on another machine, whose clock is behind by up to this many seconds. Then the process
-# waits at the start until its clock has passed the high-water mark.
+# After a restart the process may run on another machine, whose clock is behind by up to this many seconds. Then the
+# process waits at the start until its clock has passed the high-water mark.
 MAX_CLOCK_SKEW_S = 2.0
-# Seconds between two attempts of a failed renewal. Within this time the process notices that an outage has ended, or that a
-# wrong clock was corrected.
+# Seconds between two attempts of a failed renewal. Within this time the process notices that an outage has ended, or
+# that a wrong clock was corrected.
 RETRY_INTERVAL_S = 1.0
 
 log = structlog.get_logger(__name__)
@@ -72,15 +72,15 @@ class LeaseTiming(NamedTuple):
 # A leased worker id. Minting ends 20 s before another process may claim the worker id, in case the clock of a Cassandra
 # node is wrong by that much.
 LEASED = LeaseTiming(60, 20.0, 40.0)
-# A worker id that the setting `worker_id` sets (an ordinal). After kill -9 the next process with the same ordinal waits until
-# its clock has passed the high-water mark, so each renewal raises the mark only 5 s ahead. The row has no TTL, because no
-# other process uses the ordinal.
+# A worker id that the setting `worker_id` sets (an ordinal). After kill -9 the next process with the same ordinal waits
+# until its clock has passed the high-water mark, so each renewal raises the mark only 5 s ahead. The row has no TTL,
+# because no other process uses the ordinal.
 ORDINAL = LeaseTiming(0, 2.0, 5.0)
 
 
 class CassandraLease:
-    """The lease of this process's worker id, which a background task renews until `close`. If the process loses a leased
-    worker id, it leases another one."""
+    """The lease of this process's worker id, which a background task renews until `close`. If the process loses a
+    leased worker id, it leases another one."""
 
     def __init__(
         self,
@@ -217,8 +217,8 @@ class CassandraLease:
         raise errors.unavailable(f"another process has worker id {worker}: retry later", reason=Reason.LEASE)
 
     async def _claim(self) -> None:
-        """Leases a worker id that no process holds and whose high-water mark is in the past. Raises UNAVAILABLE if there is
-        none."""
+        """Leases a worker id that no process holds and whose high-water mark is in the past. Raises UNAVAILABLE if
+        there is none."""
         rows = await self._keyspace.read(_ALL)
         now_ms = self._clock_ms()
         taken = {

@@ -1,7 +1,7 @@
 """Combines concurrent writes to one partition into one request.
 
-There is no timer: while a request of a partition is in flight, further writes to the partition are queued, and when that
-request completes, they are sent together as the next request.
+There is no timer: while a request of a partition is in flight, further writes to the partition are queued, and when
+that request completes, they are sent together as the next request.
 """
 
 from __future__ import annotations

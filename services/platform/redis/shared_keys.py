@@ -1,9 +1,9 @@
 """Base of the keys that processes share in Redis: every call is bounded in time and reports failures instead of raising
 them.
 
-A node is one Redis server: the only one, the current master of a Sentinel group, or one master of a cluster. Keys end in
-the run id of the node to which they were written. After a restart of the node from an old snapshot, or a fail-over that
-lost writes, the run id is another one, so stale keys are not read. Failed writes are retried until they succeed;
+A node is one Redis server: the only one, the current master of a Sentinel group, or one master of a cluster. Keys end
+in the run id of the node to which they were written. After a restart of the node from an old snapshot, or a fail-over
+that lost writes, the run id is another one, so stale keys are not read. Failed writes are retried until they succeed;
 otherwise readers would continue to use stale values.
 """
 

@@ -143,8 +143,8 @@ class SearchIndex(Protocol):
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str] = ()) -> Sequence[Hit]:
         """Returns up to `limit` (≤ MAX_FOUND) tweets with the best text scores, in any order.
 
-        Returns only matches with ids below `before_id` (0: no bound). `preferred` are exact terms; the field `preferred`
-        of each hit is True if the tweet has one of these terms.
+        Returns only matches with ids below `before_id` (0: no bound). `preferred` are exact terms; the field
+        `preferred` of each hit is True if the tweet has one of these terms.
         """
 
     async def terms(self, prefix: str, limit: int) -> Sequence[str]:
@@ -178,9 +178,9 @@ class SearchIndex(Protocol):
     async def fill(self, changes: Sequence[IndexChange]) -> None:
         """Adds up to MAX_CHANGES documents from a scan of the owning service to the new index.
 
-        Skips a document that `apply` has written or removed since the call of `begin`, because that change is newer than
-        the scan. Raises FAILED_PRECONDITION if this process has not begun a build, or another process discarded the
-        build.
+        Skips a document that `apply` has written or removed since the call of `begin`, because that change is newer
+        than the scan. Raises FAILED_PRECONDITION if this process has not begun a build, or another process discarded
+        the build.
         """
 
     async def finish(self) -> None:

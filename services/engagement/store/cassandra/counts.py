@@ -47,8 +47,8 @@ class ReactionCounter:
         self._clock = clock
 
     async def recount_likes(self, changed: Iterable[tuple[int, int]]) -> int:
-        """Counts the likes in each sharded bucket that contains a changed like, and stores the totals. `changed` are the
-        (tweet id, user id) of the likes that were made or undone. Returns how many buckets it counted."""
+        """Counts the likes in each sharded bucket that contains a changed like, and stores the totals. `changed` are
+        the (tweet id, user id) of the likes that were made or undone. Returns how many buckets it counted."""
         pairs = set(changed)
         number = schema.NUMBERS[ReactionKind.LIKE]
         totals = await self._keyspace.read_each(
@@ -60,16 +60,16 @@ class ReactionCounter:
         return len(buckets)
 
     async def recount(self, buckets: Iterable[tuple[int, int, int]]) -> None:
-        """Counts the reactions in each bucket, given as (tweet id, kind, bucket), and stores the totals. If two processes
-        count one bucket concurrently, the total of the count that began later remains."""
+        """Counts the reactions in each bucket, given as (tweet id, kind, bucket), and stores the totals. If two
+        processes count one bucket concurrently, the total of the count that began later remains."""
         for tweet_id, number, bucket in buckets:
             began = int(self._clock() * 1_000_000)
             ((total,),) = await self._keyspace.read(schema.COUNTED, tweet_id, bucket, number)
             await self._keyspace.write(schema.PUT_TOTAL, tweet_id, number, bucket, total, began)
 
     async def count_after_change(self, tweet_id: int, number: int) -> int:
-        """Returns the number of reactions of a kind to the tweet; called after a change. If the first bucket has reached
-        SHARD_FROM reactions, marks the tweet as sharded: later reactions of this kind are stored in the other
+        """Returns the number of reactions of a kind to the tweet; called after a change. If the first bucket has
+        reached SHARD_FROM reactions, marks the tweet as sharded: later reactions of this kind are stored in the other
         buckets."""
         counts = await self.counts([tweet_id])
         count = counts.get((tweet_id, number), NO_REACTIONS)

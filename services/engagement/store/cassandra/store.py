@@ -57,8 +57,8 @@ class CassandraEngagementStore:
         )
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """Implements `EngagementStore.like`. The returned number is exact up to SHARD_FROM likes; a greater number is some
-        seconds old."""
+        """Implements `EngagementStore.like`. The returned number is exact up to SHARD_FROM likes; a greater number is
+        some seconds old."""
 
         async def set_and_count() -> int:
             await self.writer.set(ReactionKind.LIKE, tweet_id, user_id, event.event_id, (event,))
@@ -137,6 +137,6 @@ class CassandraEngagementStore:
             below = page[-1].reaction_id
 
     async def close(self) -> None:
-        """Stops the background task that marks counts in Redis as changed. The connections belong to the process and stay
-        open."""
+        """Stops the background task that marks counts in Redis as changed. The connections belong to the process and
+        stay open."""
         await self._count_cache.close()

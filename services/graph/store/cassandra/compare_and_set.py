@@ -13,8 +13,8 @@ from services.platform.rpc import errors
 # Attempts of one write. An attempt fails only if another process writes the same row first; the writers of one process
 # queue per row.
 MAX_ROUNDS = 12
-# Bounds in seconds of the random time that a writer waits after a lost race: at most BACK_OFF_S after the first, twice as
-# long after each further one, and never more than MAX_BACK_OFF_S. An LWT takes some milliseconds.
+# Bounds in seconds of the random time that a writer waits after a lost race: at most BACK_OFF_S after the first, twice
+# as long after each further one, and never more than MAX_BACK_OFF_S. An LWT takes some milliseconds.
 BACK_OFF_S = 0.005
 MAX_BACK_OFF_S = 0.2
 

@@ -3,8 +3,8 @@
 The writer that wins the compare-and-set has made the change, so concurrent attempts cause one change and one event. The
 follow-up writes (lists by user, dirty counts, outbox) are one unlogged batch. The batch need not be logged, because it
 is idempotent and any process can repeat it: the writer stores an intent, which names the pair, before the change, and
-marks the intent as finished after the batch. If a process dies in between, the next writer of the pair finishes the change, or the intent sweeper
-does.
+marks the intent as finished after the batch. If a process dies in between, the next writer of the pair finishes the
+change, or the intent sweeper does.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class EdgeWriter:
         self._intents = IntentLog(keyspace, clock)
         self._mint = mint
         self._clock = clock
-        # By pair of users: the lock for which this process's writers of that pair queue. Writers of one pair take turns,
-        # because a writer that loses a race repeats its conditional write (LWT).
+        # By pair of users: the lock for which this process's writers of that pair queue. Writers of one pair take
+        # turns, because a writer that loses a race repeats its conditional write (LWT).
         self._queues: WeakValueDictionary[tuple[int, int], asyncio.Lock] = WeakValueDictionary()
         self._deferred: dict[Hashable, asyncio.Task[None]] = {}
         # Ids of users whose last count of followers may lack a later follow; a deferred task counts them again.

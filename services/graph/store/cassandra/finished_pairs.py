@@ -10,8 +10,8 @@ from services.platform.events.log import Record
 
 
 class FinishedPairs:
-    """The EventValidator of the graph store. Every event that a sweeper finds is valid, but the other follow-up writes of
-    its change (such as the lists of the two users) may be missing.
+    """The EventValidator of the graph store. Every event that a sweeper finds is valid, but the other follow-up writes
+    of its change (such as the lists of the two users) may be missing.
 
     `edge_writer` returns the EdgeWriter of the keyspace. This object calls `edge_writer` at the first sweep and not
     earlier, because the EdgeWriter is created after the outbox, and the outbox after this object.

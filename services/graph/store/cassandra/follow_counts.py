@@ -33,8 +33,8 @@ _MIX = 0x9E3779B97F4A7C15
 
 
 class FollowCount(NamedTuple):
-    """A number of edges. `fresh` is true if the edges were counted just now, or have not changed since they were counted;
-    if it is false, the number may lack the newest changes."""
+    """A number of edges. `fresh` is true if the edges were counted just now, or have not changed since they were
+    counted; if it is false, the number may lack the newest changes."""
 
     edges: int
     fresh: bool
@@ -79,8 +79,8 @@ class FollowCounts:
     async def of(
         self, user_ids: Sequence[int], sides: Collection[int] = (FOLLOWERS, FOLLOWING)
     ) -> dict[int, tuple[FollowCount, FollowCount]]:
-        """Returns (follower count, followee count) by user id, without users who never had an edge. The counts of a side
-        that is not in `sides` may be out of date, because they are not counted again."""
+        """Returns (follower count, followee count) by user id, without users who never had an edge. The counts of a
+        side that is not in `sides` may be out of date, because they are not counted again."""
         ids = list(dict.fromkeys(user_ids))
         now_ms = self._now_ms()
         rows = await self._keyspace.read_each(schema.COUNTS, [(user_id,) for user_id in ids])

@@ -18,8 +18,8 @@ from services.platform.cassandra.write_batcher import PartitionWriteBatcher
 
 # Partitions per minute: a few thousand rows each at thousands of follows per second.
 SHARDS = 4
-# The TTL of intents in seconds, equal to the table's default TTL. A sweep covers all minutes of this time, and no mesh is
-# expected to be down for longer.
+# The TTL of intents in seconds, equal to the table's default TTL. A sweep covers all minutes of this time, and no mesh
+# is expected to be down for longer.
 LIVE_S = 3 * 24 * 3600
 # Seconds before its TTL at which an intent counts as expired, because the clocks of processes differ by less than this.
 NEARLY_S = 600

@@ -37,9 +37,9 @@ log = structlog.get_logger(__name__)
 
 
 class IntentSweeper(BackgroundWorker):
-    """A worker that reads the intents of past minutes and runs the follow-up writes of unfinished changes. It begins with
-    the intents of earlier processes. Several processes may sweep at once, because the follow-up writes are idempotent.
-    `clock` returns Unix seconds."""
+    """A worker that reads the intents of past minutes and runs the follow-up writes of unfinished changes. It begins
+    with the intents of earlier processes. Several processes may sweep at once, because the follow-up writes are
+    idempotent. `clock` returns Unix seconds."""
 
     def __init__(self, keyspace: Keyspace, edge_writer: EdgeWriter, clock: Callable[[], float]) -> None:
         super().__init__("graph-sweeper")
@@ -48,9 +48,9 @@ class IntentSweeper(BackgroundWorker):
         self._clock = clock
 
     async def sweep(self) -> int:
-        """Runs the follow-up writes of all unfinished changes in the past minutes that no process has swept. Returns the
-        number of unfinished intents that it found. Raises UNAVAILABLE, DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if the
-        store cannot answer."""
+        """Runs the follow-up writes of all unfinished changes in the past minutes that no process has swept. Returns
+        the number of unfinished intents that it found. Raises UNAVAILABLE, DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if
+        the store cannot answer."""
         last = (int(self._clock()) - SETTLED_AFTER_S) // 60 - 1
         rows = await self._keyspace.read(schema.SETTING, _SWEPT_TO)
         swept_to = rows[0][0] if rows else last - FIRST_LOOK_MINUTES

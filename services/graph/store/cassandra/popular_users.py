@@ -14,14 +14,14 @@ from services.graph.store.cassandra.user_index import MAX_RANGES
 from services.graph.store.cassandra.visibility_cache import TOP
 from services.platform.cassandra.keyspace import Keyspace
 
-# Number of users in a sample, and number of their newest followees that are read. If one user in a hundred follows
-# somebody, one sample in 150 does not contain that user.
+# Number of users in a sample, and number of their newest followees that are read. A user whom one user in a hundred
+# follows is missed by one sample in 150.
 SAMPLE = 500
 FROM_EACH = 50
 # Users whose followers are counted exactly, those found most often in the sample: more than any caller requests.
 MAX_CANDIDATES = 400
-# Seconds for which a result is cached. A sample costs up to a thousand parallel reads, about 100 ms, and the most followed
-# users change more slowly than this.
+# Seconds for which a result is cached. A sample costs up to a thousand parallel reads, about 100 ms, and the most
+# followed users change more slowly than this.
 CACHED_S = 60.0
 # With fewer users than this the result is not cached: a sample then costs little, and in a small mesh the most followed
 # users change quickly.

@@ -41,8 +41,8 @@ class TierRow(NamedTuple):
 
 
 class TierRows:
-    """Reads and changes tier rows. If a process died after it changed a row and before it published the row's event, the
-    next writer of the row publishes that event."""
+    """Reads and changes tier rows. If a process died after it changed a row and before it published the row's event,
+    the next writer of the row publishes that event."""
 
     def __init__(self, keyspace: Keyspace, outbox: Outbox, rule: TierRule) -> None:
         self._keyspace = keyspace
@@ -94,8 +94,8 @@ class TierRows:
         return current.tier, moved
 
     async def misclassified(self, followers: Mapping[int, int]) -> list[int]:
-        """Returns the ids of the users whose tier differs from the one that their number of followers, or the operator's
-        choice, would give them if their current tier were ignored. `followers` maps user ids to numbers of
+        """Returns the ids of the users whose tier differs from the one that their number of followers, or the
+        operator's choice, would give them if their current tier were ignored. `followers` maps user ids to numbers of
         followers."""
         keys = [(user_id % SHARDS, user_id) for user_id in followers]
         rows = await self._keyspace.read_each(schema.TIER_ROW, keys)

@@ -93,9 +93,9 @@ class WriteTransaction:
         return True
 
     def classify(self, user_id: int, followers: int, *, from_count_alone: bool = False) -> None:
-        """Sets the user's tier to the one that the tier rule assigns to a user with this number of followers, if the user
-        has another tier now. With `from_count_alone`, used after a change of the threshold, the rule ignores the current
-        tier."""
+        """Sets the user's tier to the one that the tier rule assigns to a user with this number of followers, if the
+        user has another tier now. With `from_count_alone`, used after a change of the threshold, the rule ignores the
+        current tier."""
         tier, choice, changed_at_ms = self._tier_row(user_id)
         due = (
             self._rule.from_count_alone(followers, choice)

@@ -14,8 +14,8 @@ log = structlog.get_logger(__name__)
 
 
 class CassandraSecretStore:
-    """Implements SecretStore in the keyspace `keys`. `accounts` is the keyspace of the accounts, in which earlier releases
-    stored the secrets."""
+    """Implements SecretStore in the keyspace `keys`. `accounts` is the keyspace of the accounts, in which earlier
+    releases stored the secrets."""
 
     def __init__(self, keys: Keyspace, accounts: Keyspace) -> None:
         self._keys = keys

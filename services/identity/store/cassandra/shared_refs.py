@@ -36,8 +36,8 @@ class SharedUserRefs:
         return b"".join(filter(None, serialized))
 
     async def put(self, account: Account) -> bool:
-        """Writes the reference of the account to Redis, unless Redis has the reference of a newer version. Returns False
-        if Redis is unavailable."""
+        """Writes the reference of the account to Redis, unless Redis has the reference of a newer version. Returns
+        False if Redis is unavailable."""
         return await self._shared.put_user(account.user_id, account.version, serialized_ref(account))
 
     async def write(self, ids: Sequence[int]) -> None:

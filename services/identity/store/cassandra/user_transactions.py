@@ -1,7 +1,8 @@
 """Executes lightweight transactions (LWTs) on a user's partition, with their events.
 
-This module inserts the events of an LWT into the outbox before the LWT, and the LWT stores the ids of the events in the user's
-partition. So any process can decide later, with `CommittedChanges`, which events in the outbox belong to a committed change.
+This module inserts the events of an LWT into the outbox before the LWT, and the LWT stores the ids of the events in the
+user's partition. So any process can decide later, with `CommittedChanges`, which events in the outbox belong to a
+committed change.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from services.platform.detached import run_to_completion
 from services.platform.events.log import EventLog, Record
 from services.platform.rpc import errors
 
-# The TTL in seconds of the stored ids of committed events. It equals the TTL of outbox rows, because the sweeper looks up the
-# id of each unpublished event that it finds in the outbox.
+# The TTL in seconds of the stored ids of committed events. It equals the TTL of outbox rows, because the sweeper looks
+# up the id of each unpublished event that it finds in the outbox.
 EVENT_ID_TTL_S = 3 * 24 * 3600
 
 

@@ -81,8 +81,8 @@ class BuildLock:
                 await self._write(self._token, _if_unchanged(found.sequence))
             self._held = True
         if self._renewing is None:
-            # The task gets an empty context, because it runs longer than the call that began the build and must not inherit
-            # the deadline of that call.
+            # The task gets an empty context, because it runs longer than the call that began the build and must not
+            # inherit the deadline of that call.
             self._renewing = asyncio.get_running_loop().create_task(
                 self._renew_forever(), context=contextvars.Context()
             )
@@ -93,8 +93,8 @@ class BuildLock:
         self._filled += filled
 
     async def renew(self) -> None:
-        """Renews the lock now. Raises FAILED_PRECONDITION if this process does not hold the lock any more, because another
-        process acquired it after it had expired."""
+        """Renews the lock now. Raises FAILED_PRECONDITION if this process does not hold the lock any more, because
+        another process acquired it after it had expired."""
         async with self._writing:
             # The document is read each time, because this shows whether an earlier write whose response was lost has
             # succeeded.
@@ -142,8 +142,8 @@ class BuildLock:
         log.warning(LogEvent.BUILD_LOCK_EXPIRED)
 
     async def _create_index(self) -> None:
-        # The server rejects the request if another process has created the index meanwhile, which does no harm. On a busy
-        # server the creation takes seconds.
+        # The server rejects the request if another process has created the index meanwhile, which does no harm. On a
+        # busy server the creation takes seconds.
         with contextlib.suppress(RequestRejected):
             await self._opensearch.call("PUT", f"/{self._index}", _BODY, timeout_s=BACKGROUND_TIMEOUT_S)
 

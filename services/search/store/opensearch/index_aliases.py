@@ -119,9 +119,9 @@ class IndexGenerations:
                 log.info(LogEvent.SEARCH_INDEX_CREATED, name=self._bases[kind])
             await asyncio.gather(*(self._create(kind, number, self._bases[kind]) for kind in missing))
             for kind in duplicates:
-                # Two indexes of one collection are in use: while this process created an empty one, another process put a
-                # built one in use. The index with the lower number is the built one, because its build began earlier; it
-                # stays, and the other one is deleted.
+                # Two indexes of one collection are in use: while this process created an empty one, another process put
+                # a built one in use. The index with the lower number is the built one, because its build began earlier;
+                # it stays, and the other one is deleted.
                 await self._delete(kind, sorted(state.current[kind])[1:])
         raise unavailable("another process is creating the search index: try again")
 

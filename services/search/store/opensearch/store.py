@@ -42,8 +42,8 @@ from services.search.store.opensearch.index_aliases import IndexGenerations
 # Seconds that OpenSearch may take to start before an error is logged.
 OPEN_MAX_S = 10.0
 OPEN_RETRY_S = 0.5
-# Attempts of a write. An attempt fails if the index is switched or dropped meanwhile. If all attempts fail, the cause is a
-# fault and not a switch.
+# Attempts of a write. An attempt fails if the index is switched or dropped meanwhile. If all attempts fail, the cause
+# is a fault and not a switch.
 TRIES = 5
 
 log = structlog.get_logger(__name__)
@@ -156,8 +156,8 @@ class OpenSearchIndex:
 
     async def close(self) -> None:
         number, self._building = self._building, None
-        # The background tasks can be cancelled without harm: the next call that needs a missing index creates it, and the
-        # next switch of the index deletes retired indexes.
+        # The background tasks can be cancelled without harm: the next call that needs a missing index creates it, and
+        # the next switch of the index deletes retired indexes.
         for task in tuple(self._tasks):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -215,8 +215,8 @@ class OpenSearchIndex:
             state = await self._generations.state()
             in_use = {kind: self._generations.alias(kind) for kind in Collection}
             filling = [self._aliases_of_build(number) for number in state.filling]
-            # The index being built is written first. If another process puts that index in use between the two writes, the
-            # second write goes to the same index, which does no harm.
+            # The index being built is written first. If another process puts that index in use between the two writes,
+            # the second write goes to the same index, which does no harm.
             for names in filling:
                 await self._writer.write(changes, names)
             if not await self._writer.write(changes, in_use):

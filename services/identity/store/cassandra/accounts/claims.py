@@ -1,7 +1,7 @@
 """Claims of usernames and e-mail addresses, which make them unique across partitions.
 
-A sign-up writes its claims before its account. A claim may remain after a failed sign-up; another sign-up can take over such a
-claim after ABANDONED_MS.
+A sign-up writes its claims before its account. A claim may remain after a failed sign-up; another sign-up can take over
+such a claim after ABANDONED_MS.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _EMAIL = _ClaimTable(
 
 
 class Claims:
-    """Reads, writes and deletes the claims in one keyspace. `clock` returns unix seconds; `exists` returns whether an account
-    with the given user id exists."""
+    """Reads, writes and deletes the claims in one keyspace. `clock` returns unix seconds; `exists` returns whether an
+    account with the given user id exists."""
 
     def __init__(
         self, keyspace: Keyspace, clock: Callable[[], float], exists: Callable[[int], Awaitable[bool]]
@@ -62,8 +62,8 @@ class Claims:
         self._exists = exists
 
     async def username_holder(self, username_key: str) -> int:
-        """Returns the user id for which the username is claimed; 0 if there is no claim. An account with this id need not
-        exist."""
+        """Returns the user id for which the username is claimed; 0 if there is no claim. An account with this id need
+        not exist."""
         rows = await self._keyspace.read(schema.HANDLE_OF, username_key)
         return int(rows[0][0]) if rows else 0
 
@@ -101,8 +101,8 @@ class Claims:
             raise failures[0]
 
     async def release(self, new: Sequence[NewAccount]) -> None:
-        """Deletes the claims of these accounts. Call it only if the accounts were certainly not created. Ignores errors,
-        because another sign-up can take over a remaining claim after ABANDONED_MS."""
+        """Deletes the claims of these accounts. Call it only if the accounts were certainly not created. Ignores
+        errors, because another sign-up can take over a remaining claim after ABANDONED_MS."""
         slots = asyncio.Semaphore(MAX_CONCURRENT_STATEMENTS)
 
         async def free(table: _ClaimTable, key: str, user_id: int) -> None:

@@ -66,8 +66,8 @@ class AccountCreator:
                         self._create_accounts(missing, [create_statements(one, EVENT_ID_TTL_S) for one in missing])
                     )
             except errors.RoostError as error:
-                # A concurrent request (perhaps the same import) creates one of the accounts. The next attempt finds that account
-                # in the store and compares it with the import.
+                # A concurrent request (perhaps the same import) creates one of the accounts. The next attempt finds
+                # that account in the store and compares it with the import.
                 if error.reason != Reason.USERNAME_TAKEN or not tries_left:
                     raise
                 await asyncio.sleep(IMPORT_RETRY_S)
@@ -95,7 +95,8 @@ class AccountCreator:
         slots = asyncio.Semaphore(MAX_CONCURRENT_BATCHES)
 
         async def store(batch: Sequence[Statement]) -> None:
-            # The first batch is stored, so this import must store the other batches too. It retries each until `give_up`.
+            # The first batch is stored, so this import must store the other batches too. It retries each until
+            # `give_up`.
             while True:
                 async with slots:
                     try:

@@ -40,8 +40,8 @@ def session_values(session: Session, used: bytes, offered: bytes) -> tuple[Any, 
 
 
 def create_statements(new: NewAccount, ttl_s: int) -> list[Statement]:
-    """Returns the statements that create an account. One of them stores the id of the creation event in the user's partition for
-    `ttl_s` seconds, which proves that the event was committed."""
+    """Returns the statements that create an account. One of them stores the id of the creation event in the user's
+    partition for `ttl_s` seconds, which proves that the event was committed."""
     account, user_id = new.account, new.account.user_id
     written = (account.email, account.core, account.state, account.version, encode_roles(account))
     credential = (int(new.credential.scheme), new.credential.hash)
@@ -53,8 +53,8 @@ def create_statements(new: NewAccount, ttl_s: int) -> list[Statement]:
 
 
 def group_into_batches(groups: Iterable[Sequence[Statement]]) -> Iterator[list[Statement]]:
-    """Yields batches of whole groups. A batch has at most BATCH_BYTES bytes of values and MAX_BATCH statements, unless it consists
-    of a single group that exceeds these bounds."""
+    """Yields batches of whole groups. A batch has at most BATCH_BYTES bytes of values and MAX_BATCH statements, unless
+    it consists of a single group that exceeds these bounds."""
     batch: list[Statement] = []
     weight = 0
     for group in groups:
