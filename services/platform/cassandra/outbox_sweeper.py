@@ -1,4 +1,5 @@
-"""Finds outbox rows that are not flagged as published: their writer died, gave up, or wrote them late.
+"""The sweeper of the outbox: finds rows that are not flagged as published, because their writer died, gave up, or wrote
+the rows late, and publishes their events.
 
 Rows may appear in a minute that was swept already: the replay of logged batches and of hints writes them minutes or
 hours later. So the last minutes are read repeatedly and the last hours occasionally. Cassandra filters the rows, so

@@ -44,7 +44,8 @@ class CountCache:
         self._older: LRUCache[int, bytes] = LRUCache(OLDER_COUNTS)
 
     def frames(self, ids: Sequence[int]) -> list[bytes | None]:
-        """Returns one frame per id, in order; None if the store must be read."""
+        """Returns the cached frame of each id, in order; None for an id whose counts the caller must read from the
+        database."""
         floor, older = self._floor, self._older
         found: list[bytes | None] = list(map(self._newest.get, ids))
         if None in found:
@@ -55,7 +56,7 @@ class CountCache:
         return found
 
     def put(self, tweet_id: int, frame: bytes) -> None:
-        """Stores the frame and replaces an earlier one."""
+        """Stores the frame of the tweet in place of an earlier frame."""
         if tweet_id < self._floor:
             self._older[tweet_id] = frame
             return
@@ -86,17 +87,19 @@ class ReactionCache:
         return user_id in self._users
 
     def get(self, user_id: int) -> ReactedIds | None:
-        """Returns the reactions of a cached user; None if there are too many. The caller must not change them."""
+        """Returns the reactions of a cached user; None if the user has too many to be cached. The caller must not
+        change the sets. Raises KeyError for a user who is not in the cache."""
         return self._users[user_id]
 
     def put(self, user_id: int, reacted: ReactedIds | None) -> None:
-        """Stores all reactions of the user."""
+        """Stores `reacted`, all reactions of the user; stores None if they are more than MAX_CACHED_PER_USER."""
         if reacted is not None and len(reacted.likes) + len(reacted.bookmarks) > MAX_CACHED_PER_USER:
             reacted = None
         self._users[user_id] = reacted
 
     def change(self, user_id: int, kind: ReactionKind, tweet_id: int, present: bool) -> None:
-        """Applies one committed write, if the user is cached."""
+        """Adds the tweet to the cached reactions of the user (`present`) or removes the tweet from them, after that
+        write was committed. Does nothing if the user's reactions are not cached."""
         reacted = self._users.get(user_id)
         if reacted is None:
             return
@@ -105,7 +108,7 @@ class ReactionCache:
             ids.add(tweet_id)
         else:
             ids.discard(tweet_id)
-        # Stored again, so that the cache updates the entry's weight.
+        # The entry is stored again, so that the cache computes its new weight.
         self.put(user_id, reacted)
 
 

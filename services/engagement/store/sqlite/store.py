@@ -124,7 +124,7 @@ class SqliteEngagementStore:
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Opens or creates the file. Raises FAILED_PRECONDITION if another process has it open."""
+        """Opens or creates the database file. Raises FAILED_PRECONDITION if another process has the file open."""
         db = await Database.open(path, MIGRATIONS)
         try:
             rows = await db.read(lambda c: c.execute(_NEWEST_COUNTS, (NEWEST_COUNTS,)).fetchall())
@@ -280,8 +280,8 @@ class SqliteEngagementStore:
 def _uncount(
     connection: sqlite3.Connection, user_id: int, tweet_ids: Sequence[int], absent: bool
 ) -> list[tuple[int, int, int]]:
-    """Excludes the user's likes of these tweets from the counts, or includes them again. Returns (tweet id, likes,
-    bookmarks) of the tweets whose counts changed."""
+    """Excludes the user's likes of these tweets from the counts (`absent`), or includes these likes again. Returns
+    (tweet id, likes, bookmarks) of each tweet whose counts changed."""
     changed = []
     for tweet_id in tweet_ids:
         # The like may have been undone since it was listed.

@@ -17,8 +17,8 @@ T = TypeVar("T")
 
 
 class Committer:
-    """Commits transactions to one database. After each one it drops the changed entries of `visibility_cache`, then
-    calls the tier hooks."""
+    """Commits transactions to one database. After each transaction it drops the entries of `visibility_cache` that the
+    transaction made outdated, then calls the tier hooks with the changed tiers."""
 
     def __init__(self, db: Database, visibility_cache: SqliteVisibilityCache) -> None:
         self._db = db
@@ -26,7 +26,7 @@ class Committer:
         self._hooks: list[TierHook] = []
 
     def on_tier_change(self, hook: TierHook) -> None:
-        """Implements `TierStore.on_change`."""
+        """Registers `hook`, which `commit` calls with the tiers that its transaction changed."""
         self._hooks.append(hook)
 
     async def commit(
@@ -35,9 +35,10 @@ class Committer:
         readers: Sequence[int] = (),
         blockers: Sequence[int] = (),
     ) -> T:
-        """Runs the transaction, then invalidates the cache and calls the tier hooks, even if the caller is cancelled.
+        """Runs the transaction `unit`, then invalidates the cache and calls the tier hooks, even if the caller is
+        cancelled. `unit` returns the result of this method and the changed tiers.
 
-        `readers` are the users whose edges change, `blockers` those whose blocks change.
+        `readers` are the users whose edges the transaction changes, `blockers` the users whose blocks it changes.
         """
 
         async def run() -> T:

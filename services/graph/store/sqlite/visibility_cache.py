@@ -28,7 +28,8 @@ MAX_BLOCKED_IDS = 1_000_000
 _BLOCKS_WEIGHT = 8
 # Cached ids of authors who block nobody, as most users do, about 64 bytes each: 32 MB.
 MAX_NON_BLOCKERS = 500_000
-# A longer list is not cached but queried row by row, so that one user cannot evict thousands of others.
+# Maximum of ids in a cached list. A longer list of followees or blocked users is not cached; each look-up queries its
+# row. A reader with more blocks and mutes than this is not cached at all. So one user cannot evict thousands of others.
 MAX_CACHED_EDGES = 50_000
 _ALL = -1
 
@@ -51,8 +52,8 @@ class _Snapshot(NamedTuple):
 
 
 class _PendingLoad:
-    """A load in progress: the readers and authors whose rows may be cached when it ends. Writes that return meanwhile
-    remove the users that they changed."""
+    """A load in progress: the reader and the authors whose rows may be cached when the load ends. A write that returns
+    meanwhile removes the users whose rows it changed."""
 
     def __init__(self, reader_id: int, authors: Iterable[int]) -> None:
         self.reader_id = reader_id
@@ -60,7 +61,8 @@ class _PendingLoad:
 
 
 class SqliteVisibilityCache:
-    """Implements VisibilityStore, from memory if it can. For use by one event loop."""
+    """Implements VisibilityStore from cached edges, and reads edges that are not cached from SQLite. For use by one
+    event loop."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -68,12 +70,12 @@ class SqliteVisibilityCache:
         self._blocks: LRUCache[int, frozenset[int] | None] = LRUCache(MAX_BLOCKED_IDS, _blocks_weight)
         self._known_non_blockers: set[int] = set()
         self._loads: list[_PendingLoad] = []
-        # Keyed by reader. A block or unblock changes both users.
+        # Tracks changes by reader. A block or unblock is a change of both users.
         self._change_tracker = ChangeTracker()
 
     def invalidate(self, readers: Collection[int], blockers: Collection[int] = ()) -> None:
-        """Drops the cached own edges of `readers` and the cached blocks of `blockers`. Loads in progress do not cache
-        these either."""
+        """Drops the cached edges of each user in `readers` and the cached blocks of each user in `blockers`. Also
+        prevents loads in progress from caching rows of these users."""
         self._change_tracker.changed(readers)
         for user_id in readers:
             self._reader_edges.pop(user_id, None)
@@ -86,8 +88,8 @@ class SqliteVisibilityCache:
             load.authors.difference_update(blockers)
 
     async def filter(self, request: pb.GetVisibilityFilterRequest) -> pb.GetVisibilityFilterResponse:
-        """Builds the response from the cache; reads edges that are not cached from SQLite. The lists of the response
-        are copies."""
+        """Builds the response from cached edges and reads all other edges from SQLite. The lists in the response are
+        copies, so the caller may change them."""
         reader_id, authors = request.user_id, set(request.candidate_ids)
         self._change_tracker.read((reader_id,))
         own = self._reader_edges.get(reader_id)
@@ -128,8 +130,8 @@ class SqliteVisibilityCache:
         return own or _ReaderEdges(0, array("q"), array("q"), array("q")), blocks
 
     async def _read(self, reader_id: int, authors: set[int]) -> _Snapshot:
-        """Reads edges and blocks in one snapshot. Caches those that no write has changed meanwhile. For reader 0 (no
-        token) only blocks are read."""
+        """Reads the reader's edges and the authors' blocks in one snapshot, and caches the rows that no write has
+        changed meanwhile. For reader 0 (not signed in) reads only the blocks."""
         load = _PendingLoad(reader_id, authors)
         self._loads.append(load)
         try:

@@ -1,8 +1,8 @@
 """One Tantivy index in a folder, and in memory the changes that the next commit will write.
 
-A commit costs about 30 ms and an fsync, whatever its size, so changes are collected and committed together; until
-then they are searched in memory. Tantivy works in threads, without the GIL; the uncommitted changes are used on the
-event loop only.
+A commit costs about 30 ms and an fsync, whatever its size. So changes are collected in memory, where searches find
+them, and committed together. Tantivy works in threads, without the GIL; only the event loop uses the uncommitted
+changes.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ class Generation:
 
     @classmethod
     async def open(cls, folder: Path, threads: TantivyThreads) -> Self:
-        """Opens or creates the index in the folder. Raises ValueError if the folder contains no index of this schema."""
+        """Opens the index in the folder, or creates one if there is none. Raises ValueError if the index in the folder
+        cannot be read or has another schema."""
         return cls(await asyncio.to_thread(_open, folder), threads)
 
     @property
@@ -179,14 +180,14 @@ class Generation:
                 self._layers[0].put(change)
 
     async def add(self, changes: Sequence[IndexChange]) -> None:
-        """Adds documents to the index without storing them in memory; searches find them after the next commit. Raises
-        OSError if added documents were lost before.
+        """Adds documents to the index without storing them in memory; searches find these documents after the next
+        commit. Raises OSError if an earlier failed write has lost documents that were added but not committed.
         """
         await self._writer.add(changes)
 
     async def commit(self) -> None:
         """Makes all changes durable that were put or added before the call."""
-        # There is a second layer if its commit failed; it is committed first.
+        # If an earlier commit failed, its changes are still in a second layer. That layer is committed first.
         if len(self._layers) > 1:
             await self._commit_last()
         self._layers.insert(0, UncommittedChanges())
@@ -289,7 +290,7 @@ class Generation:
         return found
 
     async def close(self) -> None:
-        """Releases the folder; uncommitted changes are lost. Searches in progress finish normally."""
+        """Releases the folder and discards uncommitted changes. Searches in progress finish normally."""
         await self._writer.close()
 
     def _version(

@@ -1,9 +1,9 @@
 """The embedded search index: Tantivy in a local folder, committed about once a second, rebuilt beside the index in
 use.
 
-The folder holds one sub-folder for each index, named by its number, and `state.json` with the number of the index in
-use and the log offset up to which it is durable. The state is written after the commit, so after a crash some events
-are applied twice, but none is lost.
+The folder holds one sub-folder for each index, named by its number, and the file `state.json`. This file stores the
+number of the index in use and the offset of the event log up to which the changes in that index are durable. It is
+written after the commit of the index, so after a crash some events are applied twice, but none is lost.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from services.search.store.tantivy.index import Generation, TantivyThreads
 # Interval between commits. Searches see changes before they are committed. After a crash the events of about this many
 # seconds are read from the log again.
 COMMIT_EVERY_S = 1.0
-# Maximum delay between failed commits: the end of a disk outage is noticed within this time.
+# Maximum delay in seconds between two attempts of a failed commit, so the end of a disk outage is noticed within this
+# time.
 RETRY_MAX_S = 10.0
 # With this many uncommitted changes a commit starts before the interval is over.
 COMMIT_AT_CHANGES = 5_000
 # Changes stored before the event loop gets control again: about 3 ms.
 PUTS_PER_TURN = 50
-# Maximum of uncommitted changes in memory, about 5 KB each. It is reached only if the disk fails; then `apply` fails
-# and the events stay in the log.
+# Maximum of uncommitted changes in memory, about 5 KB each. It is reached only if the disk fails. Then `apply` raises
+# UNAVAILABLE, and the event log delivers the events again later.
 MAX_UNCOMMITTED = 20_000
 # The version of the documents' format. Increment it whenever the content of documents changes: an index of another
 # format is rebuilt.
@@ -56,7 +57,8 @@ class EmbeddedSearchIndex:
         self._lock = lock
         self._threads = threads
         self._number = number
-        # Offsets of the event log: up to which the index is durable, and up to which changes were applied.
+        # Two offsets of the event log: up to `_position` the changes are durable in the index (None: never filled); up
+        # to `_applied` they were applied.
         self._position = position
         self._applied = position or 0
         self._current: Generation
@@ -72,9 +74,11 @@ class EmbeddedSearchIndex:
 
     @classmethod
     async def open(cls, folder: Path) -> Self:
-        """Opens or creates the index in the folder. Raises FAILED_PRECONDITION if another process has it open.
+        """Opens or creates the index in the folder. Raises FAILED_PRECONDITION if another process has the index open,
+        or if no index can be created in the folder.
 
-        An index that cannot be read is dropped, because it is derived data; `position` is None then.
+        If the stored index cannot be read, drops it and creates an empty one, because the index is derived data. Then
+        `position` is None, which makes the service rebuild the index.
         """
         with naming(folder):
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
@@ -115,8 +119,8 @@ class EmbeddedSearchIndex:
             self._commit_soon.set()
 
     async def _put(self, changes: Sequence[IndexChange]) -> None:
-        # Read before the first await. An index whose build begins during the await gets these changes from its scan,
-        # which must not skip them.
+        # Both fields are read before the first await. If a build begins during an await, its scan of the owning
+        # services contains these changes, so they must not be recorded as applied to the index being built.
         current, begun = self._current, self._next
         if begun is not None:
             self._applied_during_build.update((change.collection, change.id) for change in changes)

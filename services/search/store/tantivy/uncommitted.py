@@ -31,7 +31,7 @@ class UncommittedChanges:
         ]
 
     def put(self, change: IndexChange) -> None:
-        """Stores a change and replaces an earlier one of the same document."""
+        """Stores a change. It replaces an earlier change of the same document."""
         documents = self._documents[change.collection]
         if (before := documents.get(change.id)) is not None:
             for term in _terms(before):
@@ -64,8 +64,8 @@ class UncommittedChanges:
 
 
 def _matches(document: Document, query: Query) -> bool:
-    """Returns True if the document has all phrases of the query in order, and none of its excluded terms and phrases.
-    The document must have all of its terms and words."""
+    """Returns True if the document has all phrases of the query in order, and none of the query's excluded terms and
+    phrases. The caller must have checked that the document has all exact terms and all words of the query."""
     return (
         all(len(phrase) == 1 or _has_phrase(document.words, phrase) for phrase in query.phrases)
         and not holds_any(document, query.excluded_exact)
