@@ -45,7 +45,7 @@ def java(java_home: Path | None, least: int, most: int, *, for_others: bool = Fa
     if not fitting:
         wanted = f"Java {least}" if least == most else f"Java {least} or newer"
         whence = "on Debian: apt-get install openjdk-17-jre-headless" if least <= 17 else "from adoptium.net, for one"
-        raise BackendError(f"{wanted} is missing; install it ({whence}), or name a JDK by JAVA_HOME")
+        raise BackendError(f"{wanted} is missing; install it ({whence}), or set JAVA_HOME to a JDK")
     return fitting[max(fitting)] / "bin" / "java"
 
 
