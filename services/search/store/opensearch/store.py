@@ -178,8 +178,7 @@ class OpenSearchIndex:
             log.warning(LogEvent.SEARCH_INDEX_REMOVE_RETIRED_FAILED, error=str(error))
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
-        # The task gets an empty context, because it runs longer than the call that started it and must not inherit the
-        # deadline of that call.
+        # An empty context, so that the task does not inherit the deadline of the call that starts it.
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
