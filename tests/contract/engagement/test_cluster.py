@@ -233,7 +233,7 @@ async def test_count_begun_before_change_is_not_cached(another: Open) -> None:
 async def cached(store: Any) -> bool:
     """Counts, and returns whether the count was cached."""
     await counts(store)
-    return bool((await store._shared.frames([TWEET]))[0])
+    return bool((await store._count_cache.frames([TWEET]))[0])
 
 
 async def test_counts_without_redis_are_read_from_cassandra(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ async def test_invalid_statement_raises_driver_error(keyspace: Keyspace, monkeyp
     with pytest.raises(TypeError):
         await keyspace.write(PUT, "one", "a")
     monkeypatch.setattr(prepared_statements, "MAX_STATEMENTS", len(keyspace._statements._tasks))
-    with pytest.raises(RuntimeError, match="values written into"):
+    with pytest.raises(RuntimeError, match="bind values with"):
         await keyspace.read("SELECT name FROM item WHERE id = 17")
 
 
