@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -176,12 +177,12 @@ def main() -> int:
         if path in wanted:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(wanted[path])
-            print(f"written: {path.relative_to(ROOT)}")
+            print(f"written: {os.path.relpath(path, ROOT)}")
         else:
             path.unlink()
             if not any(path.parent.iterdir()):
                 path.parent.rmdir()
-            print(f"removed: {path.relative_to(ROOT)}")
+            print(f"removed: {os.path.relpath(path, ROOT)}")
     return 0
 
 
