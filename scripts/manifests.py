@@ -146,7 +146,7 @@ def _patches(name: str, needs: Mapping[str, Any]) -> str:
                 scaler.append(_replace("/spec/metrics/0/resource/target/averageUtilization", value))
             case _:
                 raise ValueError(
-                    f"k8s/needs.toml: {name}.{key} is no need; there are cpu, memory, replicas, cpu_percent"
+                    f"k8s/needs.toml: {name}.{key} is not known; there are cpu, memory, replicas, cpu_percent"
                 )
     policy = [
         "{op: add, path: /spec/ingress/0/from/-, value: "

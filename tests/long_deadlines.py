@@ -13,8 +13,8 @@ from roost.options.v1 import options_pb2
 from services.platform.rpc.contract import Method, methods
 from services.platform.transport import batching
 
-# Beside two busy loops and seven other test runs on two cores, tests take ten times as long as alone. All deadlines grow by the
-# same factor, and so does LONGEST_METHOD_S: the transport batches the same methods.
+# Tests that share their cores with other work take up to ten times as long as alone. All deadlines grow by the same
+# factor, and so does LONGEST_METHOD_S: the transport batches the same methods.
 DEADLINE_FACTOR = 12
 # Seconds. A Cassandra statement gets 2 s from the product. Tests with a stopped server wait for this timeout.
 CASSANDRA_TIMEOUT_S = 5.0

@@ -65,15 +65,18 @@ def _up(layout: Layout, name: str, wait_s: float) -> Row:
     began = time.monotonic()
     record = processes.recorded(_record(layout, name))
     if record is None or not record.alive():
-        again = SERVERS[name].second_start_after_kill and _was_killed(layout, name)
+        if SERVERS[name].second_start_after_kill and _was_killed(layout, name):
+            # A file, so that the next `up` makes the second start if this one is interrupted before it.
+            _recovering(layout, name).touch()
         record, began = _start(layout, name)
-        if again:
-            _await(layout, name, record, wait_s)
-            layout.say(name, "was killed: starting a second time, to read the data that it recovered")
-            processes.stop(record)
-            record, _ = _start(layout, name)
-    elif answers(layout, name):
+    elif answers(layout, name) and not _recovering(layout, name).exists():
         return _status(layout, name)
+    if _recovering(layout, name).exists():
+        _await(layout, name, record, wait_s)
+        layout.say(name, "was killed: starting a second time, to read the data that it recovered")
+        processes.stop(record)
+        record, _ = _start(layout, name)
+        _recovering(layout, name).unlink()
     _await(layout, name, record, wait_s)
     took = time.monotonic() - began
     layout.say(name, f"answers after {took:.1f} s")
@@ -132,6 +135,7 @@ def _down(layout: Layout, name: str, *, wipe: bool, kill: bool) -> Row:
         _clean_stop(layout, name).touch()
     _record(layout, name).unlink(missing_ok=True)
     if wipe:
+        _recovering(layout, name).unlink(missing_ok=True)
         shutil.rmtree(layout.of(name), ignore_errors=True)
         if name == "opensearch":
             shutil.rmtree(home_of(layout), ignore_errors=True)
@@ -180,3 +184,8 @@ def _record(layout: Layout, name: str) -> Path:
 def _clean_stop(layout: Layout, name: str) -> Path:
     """Returns the file that exists while a server is down after a clean stop."""
     return layout.records / f"{name}.clean"
+
+
+def _recovering(layout: Layout, name: str) -> Path:
+    """Returns the file that exists while a server that was killed still needs its second start."""
+    return layout.records / f"{name}.recovering"

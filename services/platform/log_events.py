@@ -76,6 +76,7 @@ class LogEvent(StrEnum):
     SEARCH_INDEX_SCAN_INTERRUPTED = "search_index.scan_interrupted"
     SHARED_LOAD_FAILED = "shared_load.failed"
     SIGNING_KEYS_FETCH_FAILED = "signing_keys.fetch_failed"
+    STREAM_LOST = "stream.lost"
     TIER_POLL_FAILED = "tier_poll.failed"
     TIER_SUBSCRIPTION_ENDED = "tier_subscription.ended"
     TOKENS_MINTED = "tokens.minted"

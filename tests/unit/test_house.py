@@ -242,15 +242,18 @@ def log_calls(tree: ast.Module) -> list[ast.Call]:
         for target in node.targets
         if isinstance(target, ast.Name)
     }
-    return [
+    levels = [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and isinstance(node.func.value, ast.Name)
-        and node.func.value.id in loggers
-        and node.func.attr in LOG_LEVELS
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in loggers
+        and node.attr in LOG_LEVELS
     ]
+    called = {node.func: node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    # A level that is passed on or assigned, such as `write = log.info if … else log.debug`, would hide the event.
+    assert not [ast.unparse(level) for level in levels if level not in called], "call the logger directly"
+    return [called[level] for level in levels]
 
 
 def test_every_log_call_names_a_declared_event() -> None:

@@ -37,11 +37,17 @@ class JobLease:
         process holds the lease.
 
         Raises UNAVAILABLE or DEADLINE_EXCEEDED if Cassandra does not answer in time, and RESOURCE_EXHAUSTED if too many
-        requests are queued in this process. After UNAVAILABLE or DEADLINE_EXCEEDED the row may name this process as its
-        owner although `hold` did not return True; further calls may then return False until the row's TTL has passed.
+        requests are queued in this process. The lease may be acquired all the same; the next call then returns True.
         """
         if self._held:
-            self._held, _ = await self._keyspace.execute_lwt(_RENEW, self._ttl_s, self._owner, self._job, self._owner)
+            self._held = await self._renew()
         if not self._held:
-            self._held, _ = await self._keyspace.execute_lwt(_CLAIM, self._ttl_s, self._owner, self._job)
+            self._held, held_by = await self._keyspace.execute_lwt(_CLAIM, self._ttl_s, self._owner, self._job)
+            # An earlier call whose reply was lost may have acquired the lease, so the row may name this owner already.
+            if held_by == (self._owner,):
+                self._held = await self._renew()
         return self._held
+
+    async def _renew(self) -> bool:
+        renewed, _ = await self._keyspace.execute_lwt(_RENEW, self._ttl_s, self._owner, self._job, self._owner)
+        return renewed

@@ -11,6 +11,7 @@ import structlog
 from google.protobuf.message import Message
 
 from services.platform.background import BackgroundWorker
+from services.platform.log_events import LogEvent
 
 M = TypeVar("M", bound=Message)
 
@@ -55,8 +56,11 @@ class StreamSubscriber(BackgroundWorker, Generic[M]):
             delay_s = self._retry_first_s if lasted_s > self._silence_s else min(delay_s * 2, self._retry_max_s)
             # During an outage each attempt fails at once. Only the loss of a stream that had delivered messages is
             # logged at level info, all others at debug.
-            log = _log.info if self._working else _log.debug
-            log("stream.lost", stream=self._name, reason=reason, delay_s=delay_s)
+            fields = {"stream": self._name, "reason": reason, "delay_s": delay_s}
+            if self._working:
+                _log.info(LogEvent.STREAM_LOST, **fields)
+            else:
+                _log.debug(LogEvent.STREAM_LOST, **fields)
             await asyncio.sleep(delay_s)
 
     async def _read_until_lost(self) -> str:

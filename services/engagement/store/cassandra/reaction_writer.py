@@ -70,9 +70,9 @@ class ReactionWriter:
                 note = (NOTE_TTL_S, reaction_id, bucket, tweet_id, user_id, schema.NOTE, reaction_id)
                 values = (reaction_id, bucket, *key)
                 if events:
-                    applied = await self._commit(reaction, events, schema.SET, *values, *note)
+                    applied = await self._commit(events, schema.SET, *values, *note)
                 else:
-                    applied = await self._commit(reaction, events, schema.SET_WITHOUT_EVENT, *values)
+                    applied = await self._commit(events, schema.SET_WITHOUT_EVENT, *values)
                 if applied:
                     await self._finish(reaction, reaction.copies(), events)
                     return True
@@ -99,15 +99,15 @@ class ReactionWriter:
                 values = (held, *key, held)
                 if events:
                     note = (NOTE_TTL_S, held, bucket, tweet_id, user_id, schema.NOTE, events[0].event_id)
-                    applied = await self._commit(reaction, events, schema.UNSET, *values, *note)
+                    applied = await self._commit(events, schema.UNSET, *values, *note)
                 else:
-                    applied = await self._commit(reaction, events, schema.UNSET_WITHOUT_EVENT, *values)
+                    applied = await self._commit(events, schema.UNSET_WITHOUT_EVENT, *values)
                 if applied:
                     await self._finish(reaction, reaction.drops(), events)
                     return True
         raise _contended()
 
-    async def _commit(self, reaction: Reaction, events: Sequence[Record], statement: str, *values: int) -> bool:
+    async def _commit(self, events: Sequence[Record], statement: str, *values: int) -> bool:
         """Writes the events to the outbox, then executes one lightweight transaction, which also stores the note of the
         event (a row in the user's partition that proves that the event was committed). Returns whether the transaction
         was applied. Raises UNAVAILABLE or DEADLINE_EXCEEDED if its outcome is unknown."""

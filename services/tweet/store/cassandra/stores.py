@@ -24,7 +24,7 @@ from services.tweet.store.cassandra.writes import BatchWriter
 
 @dataclass(frozen=True, slots=True)
 class CassandraTweetStores(TweetStores):
-    """The stores on one keyspace, The service must run `outbox` as a worker, and a consumer of its own events that
+    """The stores on one keyspace. The service must run `outbox` as a worker, and a consumer of its own events that
     calls `finish_side_effects`.
 
     `writes` are those in progress. `close` leaves the connections open: they belong to the process.

@@ -111,6 +111,27 @@ def test_up_after_kill_starts_twice_if_server_needs_it(
 
 
 @needs_redis
+def test_up_interrupted_before_second_start_makes_it_next_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SERVERS, "redis", replace(SERVERS["redis"], second_start_after_kill=True))  # type: ignore[arg-type]
+    with listening() as port:
+        pass
+    argv = ["redis", "--processes", "--data", str(tmp_path), f"--shift={shift_of('redis', port)}"]
+    assert main(["up", *argv]) == 0
+    assert main(["down", *argv, "--kill"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("roost_cli.backends.local.answers", lambda *_: False)
+        assert main(["up", *argv, "--wait=0.1"]) == 1
+    capsys.readouterr()
+    assert main(["up", *argv]) == 0
+    assert "starting a second time" in capsys.readouterr().err
+    assert main(["up", *argv]) == 0
+    assert "starting" not in capsys.readouterr().err
+    assert main(["down", *argv, "--wipe"]) == 0
+
+
+@needs_redis
 def test_up_server_dying_at_start_shows_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
