@@ -1,6 +1,6 @@
 """The servicer of roost.identity.v1.AuthService: sign-up, log-in, sessions and tokens.
 
-The RPCs of one-time codes and of password resets are UNIMPLEMENTED.
+The RPCs for one-time codes and for password resets return UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Tokens signed before the event loop gets control again, because a signature takes at least 0.1 ms.
+# Maximum number of tokens that MintTokens signs before it yields to the event loop. One signature takes at least 0.1
+# ms, so other calls of the process wait about 2 ms.
 SIGNATURES_PER_YIELD = 20
-# User ids in one audit line: a thousand would take 20 kB. The line also has the number of users.
+# Maximum number of user ids in the log line of one MintTokens call; further ids are left out. A thousand ids would take
+# 20 kB. The line also has the number of users.
 MAX_AUDITED_IDS = 20
 
 log = structlog.get_logger(__name__)
@@ -56,7 +58,7 @@ _Context = Any
 
 
 class AuthService(AuthServiceServicer):
-    """Creates accounts, sessions and tokens. `clock` returns unix seconds."""
+    """Serves sign-up, log-in, sessions and tokens. `clock` returns Unix seconds."""
 
     def __init__(
         self,
@@ -133,7 +135,8 @@ class AuthService(AuthServiceServicer):
                 raise _deactivated()
             account = await self._reactivate(account)
         session, refresh_token, digest = await self._tokens.new_session(account.user_id)
-        # The token is signed before the session is stored: ending all sessions meanwhile also revokes tokens issued before that moment.
+        # The access token is signed before the session is stored. If the account is suspended between the two steps,
+        # the suspension also revokes this token, because it revokes all tokens that were issued before it.
         access_token = self._tokens.access_token(account, session.session_id)
         if not await self._sessions.open(session, digest, login.credential):
             raise _wrong_credentials()
@@ -152,7 +155,8 @@ class AuthService(AuthServiceServicer):
         user_id, session_id = presented.user_id, presented.session_id
         outcome = await self._sessions.rotate(user_id, session_id, presented.hash, digest, now_ms, expires_ms)
         if outcome is Rotation.REUSED:
-            # A reused token means that it was stolen. The thief cannot be distinguished from the user, so the session ends for both.
+            # A reused token means that it was stolen. The thief cannot be distinguished from the user, so the session
+            # ends for both.
             log.warning(LogEvent.REFRESH_TOKEN_REUSED, user_id=user_id, session_id=session_id)
             await run_to_completion(self._end_session(user_id, session_id), keep_context=True)
         if outcome is not Rotation.DONE:
@@ -228,7 +232,8 @@ class AuthService(AuthServiceServicer):
         return pb.MintTokensResponse(tokens=minted)
 
     async def _reactivate(self, account: Account) -> Account:
-        """Reactivates a deactivated account and returns it. Raises UNAVAILABLE (CONTENDED) if it was changed concurrently."""
+        """Reactivates a deactivated account and returns the active account. Raises UNAVAILABLE (CONTENDED) if another
+        request changed the account concurrently."""
         version = account.version + 1
         active = account._replace(state=user_pb2.USER_STATE_ACTIVE, version=version)
         reinstated = await self._events.record(event_pb2.UserReinstated(user_id=account.user_id, version=version))
@@ -246,7 +251,8 @@ class AuthService(AuthServiceServicer):
 
 
 async def _find_login(accounts: AccountStore, username: str, email: str) -> AccountLogin | None:
-    """Returns the account that a log-in names, or None. `username` may hold an e-mail address instead.
+    """Returns the account with this username or e-mail address; None if there is none. `username` may also hold an
+    e-mail address, as users may type it at log-in.
 
     If `username` and `email` are both given, the account must have both.
     """
@@ -278,7 +284,8 @@ def _session_message(session: Session, current_id: int) -> pb.Session:
 
 
 def _owner_names(username: str, email: str) -> tuple[str, ...]:
-    """Returns the names of a password's owner that others may know: username, e-mail address, and its local part."""
+    """Returns the texts that the user's password must not equal, because others may know them: the username, the e-mail
+    address, and the local part of the address."""
     return username, email, email.partition("@")[0]
 
 

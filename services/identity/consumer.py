@@ -15,7 +15,8 @@ TOPICS = ("user.updated", "user.suspended", "user.reinstated", "user.deleted")
 
 
 def publish_refs(write_refs: Callable[[Sequence[int]], Awaitable[None]]) -> Apply:
-    """Returns a consumer that calls `write_refs` with the user ids of each batch. If `write_refs` raises, the log retries the batch."""
+    """Returns a consumer that calls `write_refs` with the user ids of each batch. If `write_refs` raises, the log
+    retries the batch."""
 
     async def apply(events: Sequence[ConsumedEvent]) -> None:
         await write_refs(list(dict.fromkeys(event.key for event in events)))

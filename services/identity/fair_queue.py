@@ -23,8 +23,8 @@ class FairQueue(Generic[T]):
     def push(self, key: str, item: T) -> T | None:
         """Adds the item to its key's line. Returns the item that was evicted, or None.
 
-        A full queue evicts the last item of the longest line, or returns `item` without adding it if its own line would
-        be as long.
+        If the queue is full, evicts the last item of the longest line. If the line of `key` would then be at least as
+        long as the longest line, returns `item` without adding it.
         """
         evicted: T | None = None
         if self._length >= self._max_items:
@@ -38,7 +38,8 @@ class FairQueue(Generic[T]):
         return evicted
 
     def pop(self) -> T:
-        """Removes and returns the first item of the next line in round-robin order. Raises IndexError if the queue is empty."""
+        """Removes and returns the first item of the next line in round-robin order. Raises IndexError if the queue is
+        empty."""
         if not self._lines:
             raise IndexError("the queue is empty")
         key = next(iter(self._lines))

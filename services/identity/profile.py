@@ -12,7 +12,8 @@ from services.platform.rpc import errors
 from services.shared.text.line_breaks import with_line_feeds
 from services.shared.text.visible import is_visible
 
-# Equal to the limits in the proto. Checked again here, because normalisation may lengthen a text.
+# Maximum number of code points of each profile field; a longer text is rejected with INVALID_ARGUMENT. The numbers
+# equal the limits in the proto. They are checked again here, because NFC normalisation may lengthen a text.
 MAX_CODE_POINTS: Mapping[str, int] = {
     "display_name": 50,
     "bio": 160,
@@ -21,7 +22,8 @@ MAX_CODE_POINTS: Mapping[str, int] = {
     "avatar_url": 500,
 }
 
-# Usernames that could impersonate the service, or that collide with URLs of the web client.
+# Usernames that sign-ups may not use, because their users could impersonate the service, or because they collide with
+# URLs of the web client.
 RESERVED_NAMES = frozenset(
     (  # noqa: SIM905 (a list of words, not of quotation marks)
         "about abuse account accounts admin administrator api auth blog bookmarks compose contact everyone explore "
@@ -32,9 +34,9 @@ RESERVED_NAMES = frozenset(
     ).split()
 )
 
-# These characters reverse the direction of all following text, even outside the profile, on the reader's page.
+# Characters that can reverse the direction of all following text on the reader's page, even outside the profile.
 _BIDI_CONTROLS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
-# The fields that are missing here are URLs, which may contain no control characters.
+# The control characters that each text field may contain. The other fields are URLs, which may contain none.
 _CONTROLS_ALLOWED: Mapping[str, str] = {"display_name": "\t", "location": "\t", "bio": "\t\n"}
 _NONCHARACTERS = frozenset("\ufffe\uffff")
 
@@ -47,25 +49,26 @@ def fold_username(username: str) -> str:
 def fold_email(email: str) -> str:
     """Returns the key under which an e-mail address is unique: the address in lower case.
 
-    By the standard, local parts are case-sensitive; no mail provider in use treats them so.
+    RFC 5321 allows case-sensitive local parts, but no mail provider in use distinguishes them by case.
     """
     return email.lower()
 
 
 class UsernamePolicy:
-    """Decides which usernames are reserved and which users are administrators. `admins` are the usernames of the setting `admins`."""
+    """Decides which usernames are reserved and which users are administrators. `admins` are the usernames of the
+    setting `admins`."""
 
     def __init__(self, admins: Iterable[str]) -> None:
         self._admins = frozenset(map(fold_username, admins))
 
     def is_reserved(self, username: str) -> bool:
-        """Returns whether sign-ups may not use this name, in any case. Imports may."""
+        """Returns whether the name is reserved: sign-ups may not use it, in upper or lower case; imports may."""
         key = fold_username(username)
-        # The first user to sign up with an administrator's name would be an administrator.
+        # Names in the setting `admins` are reserved, because a user who signed up with one would be an administrator.
         return key in RESERVED_NAMES or key in self._admins
 
     def is_admin(self, username: str) -> bool:
-        """Returns whether the setting `admins` contains this username, in any case."""
+        """Returns whether the setting `admins` contains this username, in upper or lower case."""
         return fold_username(username) in self._admins
 
 
@@ -77,9 +80,10 @@ def login_username(username: str) -> str:
 def normalize_field(field: str, value: str, path: str = "") -> str:
     """Returns the value of a profile field in NFC, with line breaks as LF.
 
-    Raises INVALID_ARGUMENT on the field `path` (default `field`) for control characters, except tabs in texts and line breaks in `bio`;
-    for bidirectional overrides; for a display name without a visible character; and above MAX_CODE_POINTS after normalisation. It removes
-    no characters.
+    Raises INVALID_ARGUMENT if the value has control characters (allowed are tabs in `display_name`, `location` and
+    `bio`, and line breaks in `bio`) or bidirectional control characters, if a display name has no visible character, or
+    if the normalised value is longer than MAX_CODE_POINTS. The error names the request field `path`, by default
+    `field`. Removes no characters.
     """
     path = path or field
     text = unicodedata.normalize("NFC", with_line_feeds(value))
@@ -101,8 +105,8 @@ def normalize_field(field: str, value: str, path: str = "") -> str:
 
 
 def new_core(user_id: int, username: str, profile: user_pb2.Profile, path: str = "profile") -> bytes:
-    """Returns a new user's core: a serialised User with fields 1 to 9. Raises INVALID_ARGUMENT, on fields below `path`,
-    for texts that `normalize_field` rejects."""
+    """Returns a new user's core: a serialised User with the fields 1 to 9 (id to created_at). Raises INVALID_ARGUMENT
+    if `normalize_field` rejects a text; the error names the field below `path`."""
     user = user_pb2.User(id=user_id, username=username)
     user.created_at.FromMilliseconds(snowflake.timestamp_ms(user_id))
     for name in MAX_CODE_POINTS:
@@ -121,7 +125,8 @@ def changed_core(core: bytes, changes: Mapping[str, str]) -> bytes:
 
 
 def ref_of(core: bytes) -> bytes:
-    """Returns the serialised UserRef of a core: its fields 1 to 5 (id, username, display name, avatar, verified)."""
+    """Returns a serialised UserRef with the fields 1 to 5 of the core (id, username, display name, avatar,
+    verified)."""
     user = user_pb2.User.FromString(core)
     return user_pb2.UserRef(
         id=user.id,

@@ -1,9 +1,9 @@
 """Creates and verifies refresh tokens. The store holds only their SHA-256 hashes.
 
-A session is a chain of refresh tokens, each the successor of the one before. A token contains its user id, its session id and a MAC, so a
-forged token is rejected without reading the store, and a genuine one that is no longer current is recognised as reused without a list
-of old tokens. The successor is derived from the token and the key, so two refreshes with one token return the same successor although
-no token is stored.
+A session is a chain of refresh tokens: each refresh returns the successor of the token that was used. A token contains
+its user id, its session id and a MAC. So a forged token is rejected without reading the store, and a genuine token that
+is no longer valid is recognised as reused without a list of old tokens. The successor is derived from the token and the
+key, so two refreshes with the same token return the same successor although no token is stored.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
 RANDOM_BYTES = 32
-# Bytes of the MAC: 128 bits cannot be guessed.
+# Length of the MAC in bytes: 128 bits cannot be guessed.
 _MAC_BYTES = 16
 _ID_BYTES = 8
-# Domain separation: successors and MACs are derived with the same key.
+# Prefix of the HMAC input for a successor. Successors and MACs are derived with the same key; the prefix makes their
+# inputs differ (domain separation).
 _SUCCESSOR = b"successor"
 _TOKEN_BYTES = 2 * _ID_BYTES + RANDOM_BYTES + _MAC_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedRefreshToken:
-    """A genuine refresh token. `hash` is its SHA-256, which the store holds; `body` is secret."""
+    """A refresh token whose MAC was verified. `hash` is the SHA-256 of the token, which the store holds; `body` is the
+    token without the MAC, and secret."""
 
     user_id: int
     session_id: int
@@ -51,15 +53,17 @@ class RefreshTokens:
         return self._with_mac(ids + self._random_bytes(RANDOM_BYTES))
 
     def successor(self, presented: DecodedRefreshToken) -> tuple[str, bytes]:
-        """Returns the successor of this token, always the same, and its SHA-256.
+        """Returns the successor of the token `presented`, and the SHA-256 of the successor. A token has the same
+        successor at each call.
 
-        Deriving it needs the key and the whole token, so a stolen store does not suffice.
+        Deriving the successor needs the key and the whole token, so a stolen copy of the store is not enough.
         """
         ids = presented.body[: 2 * _ID_BYTES]
         return self._with_mac(ids + hmac.digest(self._key, _SUCCESSOR + presented.body, "sha256"))
 
     def read(self, text: str) -> DecodedRefreshToken:
-        """Verifies and decodes a token. Raises UNAUTHENTICATED if `make` or `successor` did not create it with this key."""
+        """Verifies and decodes a token. Raises UNAUTHENTICATED if `make` or `successor` did not create it with this
+        key."""
         try:
             token = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
         except (UnicodeEncodeError, binascii.Error):
@@ -80,5 +84,6 @@ class RefreshTokens:
 
 
 def invalid_refresh_token() -> errors.RoostError:
-    """Returns the error for every invalid refresh token. It is always the same, so that it does not reveal the reason."""
+    """Returns the error for every invalid refresh token. It is always the same, so that it does not reveal the
+    reason."""
     return errors.unauthenticated("the refresh token is not valid: log in again", reason=Reason.REFRESH_TOKEN_INVALID)

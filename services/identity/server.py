@@ -26,7 +26,8 @@ _new_secret = partial(secrets.token_bytes, SECRET_BYTES)
 
 
 async def build(context: ServiceContext) -> Service:
-    """Builds the service on the stores of the configured backend. Its secret keys are created at the first start and stored."""
+    """Builds the service on the stores of the configured backend. At the first start, creates the secret keys of the
+    service and stores them."""
     opened: OpenedStore[IdentityStores] = await open_store(context)
     stores = opened.store
     try:

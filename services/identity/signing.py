@@ -1,4 +1,5 @@
-"""Signs access tokens (JWT, EdDSA). Only this service has the private key; `services.platform.auth.tokens` verifies the tokens."""
+"""Signs access tokens (JWT, EdDSA). Only this service has the private key; `services.platform.auth.tokens` verifies the
+tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ def new_key() -> bytes:
 
 
 class Signer:
-    """Signs access tokens with one key. `jwk` is a result of `new_key`; `clock` returns unix seconds."""
+    """Signs access tokens with one key. `jwk` is a result of `new_key`; `clock` returns Unix seconds."""
 
     def __init__(self, jwk: bytes, clock: Callable[[], float]) -> None:
         fields = orjson.loads(jwk)
@@ -31,7 +32,8 @@ class Signer:
         )
 
     def sign(self, user_id: int, session_id: int, roles: Iterable[str], ttl_s: int) -> str:
-        """Returns an access token that expires in `ttl_s` seconds; `session_id` is 0 for a token without a session. Takes about 0.1 ms."""
+        """Returns an access token that expires in `ttl_s` seconds; `session_id` is 0 for a token without a session.
+        Takes about 0.1 ms."""
         now = self._clock()
         claims = {
             "iss": tokens.ISSUER,
@@ -39,13 +41,13 @@ class Signer:
             "sub": str(user_id),
             "sid": str(session_id),
             "roles": sorted(roles),
-            # `iat` has milliseconds, so that a token issued right after all sessions were ended is not treated as
-            # issued before.
+            # `iat` has milliseconds, so that a token that is issued right after all tokens of the user were revoked
+            # does not count as issued before.
             "iat": round(now, 3),
             "exp": int(now) + ttl_s,
         }
         return jwt.encode(self._header, claims, self._key, registry=tokens.REGISTRY, default_type=None)
 
     def public_keys(self) -> auth_service_pb2.GetSigningKeysResponse:
-        """Returns the public keys of valid tokens, as a new message."""
+        """Returns the public key that verifies the tokens of this signer, in a new message."""
         return auth_service_pb2.GetSigningKeysResponse(keys=[self._public])

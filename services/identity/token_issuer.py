@@ -1,4 +1,5 @@
-"""Issues the tokens of sessions: access tokens with the roles of their user, and the first refresh token of a session."""
+"""Issues the tokens of sessions: access tokens with the roles of their user, and the first refresh token of a
+session."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ class NewSession(NamedTuple):
 
 
 class TokenIssuer:
-    """Issues tokens with the lifetimes of the settings. `clock` returns unix seconds."""
+    """Issues tokens with the lifetimes of the settings. `clock` returns Unix seconds."""
 
     def __init__(
         self,
@@ -44,11 +45,11 @@ class TokenIssuer:
         self._clock = clock
 
     def public_keys(self) -> auth_service_pb2.GetSigningKeysResponse:
-        """Returns the public keys that verify the access tokens, as a new message."""
+        """Returns the public keys that verify the access tokens, in a new message."""
         return self._signer.public_keys()
 
     async def new_session(self, user_id: int) -> NewSession:
-        """Returns a session of the user that begins now. Raises UNAVAILABLE if no id can be minted."""
+        """Returns a new session of the user, which the caller must store. Raises UNAVAILABLE if no id can be minted."""
         session_id = await self._ids.mint()
         now_ms = int(self._clock() * 1000)
         token, token_hash = self._refresh_tokens.make(user_id, session_id)

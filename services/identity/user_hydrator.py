@@ -1,4 +1,4 @@
-"""Hydrates users for a reader: adds counts of tweet and graph, and the reader's relationships, to accounts."""
+"""Hydrates users for a reader: adds the counts of tweet and graph, and the reader's relationships, to accounts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Seconds to wait for counts. Shorter than the deadline of a read, so that a hanging service costs only the counts.
+# Maximum time in seconds to wait for the counts of graph or tweet; after it, users are returned without metrics. It is
+# shorter than the deadline of a read, so that a service that does not answer cannot make the read fail.
 FRAGMENT_TIMEOUT_S = 0.5
 
 A = TypeVar("A")
@@ -28,17 +29,18 @@ log = structlog.get_logger(__name__)
 
 
 class UserHydrator:
-    """Hydrates users. If graph or tweet fails to return counts, users have no metrics; relationships with the reader are required."""
+    """Hydrates users. If graph or tweet does not return counts, users have no metrics; if graph does not return the
+    relationships with the reader, hydration fails."""
 
     def __init__(self, graph: GraphServiceStub, tweet: TweetServiceStub) -> None:
         self._graph = graph
         self._tweet = tweet
 
     async def users(self, reader_id: int, accounts: Sequence[Account]) -> list[user_pb2.User]:
-        """Returns the active accounts as new messages, in order. `reader_id` is the calling user, or 0.
+        """Returns the active accounts as new messages, in order. `reader_id` is the calling user (0: not signed in).
 
-        A user who blocks the reader has only id, username and `viewer.blocked_by`. Only the reader's own user has the e-mail address.
-        Raises UNAVAILABLE (RELATIONSHIPS_UNKNOWN) if graph does not return who blocks the reader.
+        A user who blocks the reader has only id, username and `viewer.blocked_by`. Only the reader's own user has the
+        e-mail address. Raises UNAVAILABLE (RELATIONSHIPS_UNKNOWN) if graph does not return who blocks the reader.
         """
         active = [account for account in accounts if account.state == user_pb2.USER_STATE_ACTIVE]
         ids = list(dict.fromkeys(account.user_id for account in active))
@@ -51,7 +53,7 @@ class UserHydrator:
         users = []
         for account in active:
             user = user_pb2.User.FromString(account.core)
-            # None if the account is the reader's own, or if there is no reader.
+            # None if the account is the reader's own, or if no reader is signed in.
             relationship = relationships.get(account.user_id)
             if relationship is not None and relationship.blocked_by:
                 viewer = user_pb2.UserViewer(blocked_by=True)

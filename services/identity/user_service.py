@@ -1,4 +1,5 @@
-"""The servicer of roost.identity.v1.UserService: profiles and account states. The export of a user's data is UNIMPLEMENTED."""
+"""The servicer of roost.identity.v1.UserService: profiles and account states. The RPC that exports a user's data
+returns UNIMPLEMENTED."""
 
 from __future__ import annotations
 
@@ -24,14 +25,18 @@ from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Attempts at a conditional write. An attempt fails only if another process changed the account, and each process makes one change
-# of an account at a time, so this many processes may compete.
+# Maximum number of attempts at a conditional write of an account; after that the call fails with UNAVAILABLE
+# (CONTENDED). An attempt fails only if another process changed the account meanwhile. A process makes one change of an
+# account at a time, so 20 processes may change the same account at once.
 MAX_ATTEMPTS = 20
-# Longest random delay before another attempt: the time of a few conditional writes, so that competing processes spread out.
+# Maximum random delay in seconds before the next attempt: the time of a few conditional writes, so that competing
+# processes do not try at the same time again.
 MAX_BACKOFF_S = 0.05
-# Accounts in one message of a scan: the protos allow 1,000; 500 accounts of maximum size stay below 1 MiB.
+# Maximum number of accounts in one message of ScanUsers. The protos allow 1,000; 500 accounts of maximum size stay
+# below 1 MiB.
 ACCOUNTS_PER_SCAN_MESSAGE = 500
-# Imported profiles checked before the event loop gets control again: each takes some 20 µs.
+# Maximum number of imported profiles that ImportUsers checks before it yields to the event loop. One profile takes
+# about 20 µs, so other calls of the process wait about 1 ms.
 IMPORTS_PER_YIELD = 50
 
 # The generated context type differs between methods, and no method here uses the context.
@@ -42,7 +47,8 @@ class KeyedLocks(Protocol):
     """Locks by key: serialises changes of the same account within this process, in FIFO order."""
 
     def hold(self, key: int, /) -> AbstractAsyncContextManager[None]:
-        """Returns a context manager that holds the lock of this user id. Entering raises RESOURCE_EXHAUSTED if too many callers wait."""
+        """Returns a context manager that holds the lock of this user id. Entering it raises RESOURCE_EXHAUSTED if too
+        many callers wait for the lock."""
 
 
 class UserService(UserServiceServicer):
@@ -126,8 +132,8 @@ class UserService(UserServiceServicer):
         return pb.ImportUsersResponse(user_ids=await self._accounts.import_accounts(new))
 
     async def BatchGetUserRefs(self, request: pb.BatchGetUserRefsRequest, context: _Context) -> pb.SerializedUserRefs:
-        # Returns the wire type, in which the references stay serialised, because the hydrator has parsed most of them
-        # before and cached the results.
+        # Returns the wire type, in which the references stay serialised: the hydrator, which calls this method, has
+        # cached the parsed form of most of them.
         return pb.SerializedUserRefs.FromString(await self._accounts.refs_serialized(list(request.ids)))
 
     async def ScanUsers(self, request: pb.ScanUsersRequest, context: _Context) -> AsyncIterator[pb.ScanUsersResponse]:
@@ -160,8 +166,8 @@ class UserService(UserServiceServicer):
     async def _change(self, user_id: int, changed: Callable[[Account], tuple[Account, Message] | None]) -> Account:
         """Applies `changed` to the current account, stores the result with its event, and returns the account.
 
-        If `changed` returns None, the account stays unchanged. Raises NOT_FOUND for an unknown user, UNAVAILABLE (CONTENDED) after
-        MAX_ATTEMPTS attempts.
+        If `changed` returns None, the account stays unchanged. Raises NOT_FOUND if there is no such user, and
+        UNAVAILABLE (CONTENDED) after MAX_ATTEMPTS attempts.
         """
         async with self._locks.hold(user_id):
             for attempt in range(MAX_ATTEMPTS):

@@ -1,8 +1,9 @@
 """The ports of identity's stores: accounts, credentials, sessions, and persistent secrets.
 
-A write takes event records, which the store commits atomically with the change and then publishes. Every method may
-raise UNAVAILABLE if the store cannot answer now, and RESOURCE_EXHAUSTED if the queue of the store is full. If a caller
-is cancelled during a write, the change may be stored or not. Every read that begins after a change was stored sees it.
+A write takes event records, which the store commits atomically with the change and then publishes. Every method raises
+UNAVAILABLE if the store cannot answer now, and RESOURCE_EXHAUSTED if too many calls wait for the store. If a caller is
+cancelled during a write, the change may be stored or not. Every read that begins after a change was stored returns the
+new values.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from roost.identity.v1 import user_pb2, user_service_pb2
 from services.identity.password import Credential
 from services.platform.events.log import Record
 
-# Maximum of live sessions of one user. A further log-in ends the least recently used session.
+# Maximum number of live sessions of one user. A further log-in ends the least recently used session.
 MAX_SESSIONS = 100
 
 
 class Account(NamedTuple):
-    """The current state of an account. `core` is the profile: a serialised User message with its fields 1 to 9 (id to
-    created_at), without counts and viewer state. `version` starts at 1, and each change adds 1."""
+    """The current state of an account. `core` is the profile: a serialised User message with the fields 1 to 9 (id to
+    created_at), without counts and viewer state. `version` starts at 1, and each change of the account adds 1."""
 
     user_id: int
     core: bytes
@@ -51,7 +52,8 @@ class AccountLogin(NamedTuple):
 
 
 class Session(NamedTuple):
-    """A live session. Times are in milliseconds since 1970; the creation time is part of the id."""
+    """A session of a user. `used_ms` is the time of the log-in or of the last refresh, `expires_ms` the expiry, both in
+    Unix milliseconds. The creation time is part of the id."""
 
     session_id: int
     user_id: int
@@ -64,9 +66,11 @@ class Rotation(enum.Enum):
     """The outcome of using a refresh token."""
 
     DONE = enum.auto()
-    """The token is valid, or a repeat within the grace period: its successor is valid."""
+    """The token was exchanged for its successor, or it repeats an exchange within the grace period
+    (rotation.REFRESH_GRACE_MS). The successor is valid."""
     REUSED = enum.auto()
-    """The token is of this session, but its successor was used longer ago than the grace period. Nothing was changed."""
+    """The token belongs to this session but is no longer valid, because its successor was used longer ago than the
+    grace period. Nothing was changed."""
     ENDED = enum.auto()
     """The session has ended or expired."""
 
@@ -75,7 +79,8 @@ class AccountStore(Protocol):
     """Accounts: profile, state, username and e-mail address."""
 
     async def refs(self, ids: Sequence[int]) -> user_service_pb2.BatchGetUserRefsResponse:
-        """Returns user references in the order of `ids`, in a new message; omits unknown ids. Cached references need no database read."""
+        """Returns the user references in the order of `ids`, in a new message; omits unknown ids. References that are
+        not cached are read from the database."""
 
     async def refs_serialized(self, ids: Sequence[int]) -> bytes:
         """Returns the result of `refs` as a serialised BatchGetUserRefsResponse."""
@@ -101,8 +106,8 @@ class AccountStore(Protocol):
         order of `new`.
 
         If an account with the same username exists and differs only in id, creation time and state, returns the id of
-        the existing account, so an import can be repeated. Raises ALREADY_EXISTS, and creates nothing, if the existing
-        account differs in another field.
+        the existing account, so that an import can be repeated. Raises ALREADY_EXISTS, and creates nothing, if an
+        existing account with the same username or e-mail address differs in another field.
         """
 
     async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
@@ -110,7 +115,7 @@ class AccountStore(Protocol):
         `account.version - 1`. Does not change the stored e-mail address and roles. Publishes `records`.
 
         With `end_sessions` also ends all sessions of the user. Returns False, and stores and publishes nothing, if the
-        stored version is a different one.
+        stored version is not `account.version - 1`.
         """
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
@@ -135,7 +140,7 @@ class CredentialStore(Protocol):
         publishes `records`.
 
         `checked` is the credential with which the caller compared the password. Returns False, and stores nothing, if
-        the stored credential is a different one by now.
+        the stored credential is not `checked` any more.
         """
 
 
@@ -146,9 +151,9 @@ class SessionStore(Protocol):
         """Stores a new session, whose first refresh token has the SHA-256 `token_hash`.
 
         `checked` is the credential with which the caller compared the password. Returns False, and stores nothing, if
-        the account is not active or its credential is a different one by now. If the user has more than MAX_SESSIONS
-        sessions, ends the least recently used ones without publishing an event: access tokens of these sessions stay
-        valid until the tokens expire.
+        the account is not active or its stored credential is not `checked` any more. If the user then has more than
+        MAX_SESSIONS live sessions, ends the least recently used ones without publishing an event: access tokens of
+        these sessions stay valid until the tokens expire.
         """
 
     async def rotate(
@@ -160,15 +165,16 @@ class SessionStore(Protocol):
         Returns DONE, and stores `presented` as the last used token, if `presented` is the successor of the last used
         token. Returns DONE, and changes nothing, if `presented` is the last used token itself, or the token before it
         within the grace period (rotation.REFRESH_GRACE_MS). Returns REUSED for any other token, and ENDED if the
-        session is not live. `now_ms` and `expires_ms` (the new end of the session) are Unix milliseconds.
+        session is not live. `now_ms` and `expires_ms` (the new expiry of the session) are Unix milliseconds.
         """
 
     async def list_live(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:
-        """Returns up to `limit` live sessions of the user with ids below `before_id` (0: any), newest first."""
+        """Returns up to `limit` sessions of the user that expire after `now_ms` (Unix milliseconds) and whose ids are
+        below `before_id` (0: no bound), newest first."""
 
     async def end(self, session_id: int, user_id: int, records: Sequence[Record]) -> bool:
-        """Ends a session of this user and publishes `records`. Returns False, and publishes nothing, if the user has no
-        live session with this id."""
+        """Ends a session of this user and publishes `records`. Returns False, and publishes nothing, if no session of
+        this user with this id is stored."""
 
 
 class SecretStore(Protocol):
@@ -178,8 +184,8 @@ class SecretStore(Protocol):
         """Returns the secret of this name. If none is stored, stores and returns the result of `make`. Secrets are not
         stored together with the accounts.
 
-        `make` must return secrets of one size at each call. Raises FAILED_PRECONDITION if the stored secret is damaged,
-        that is, has another size.
+        `make` must return a secret of the same size at each call. Raises FAILED_PRECONDITION if the stored secret has
+        another size, because it is damaged then.
         """
 
 

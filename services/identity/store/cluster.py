@@ -10,7 +10,7 @@ from services.platform.service import ServiceContext
 
 
 async def open_store(context: ServiceContext) -> OpenedStore[IdentityStores]:
-    """Opens the stores, with their outbox and the consumer that publishes references of users to Redis."""
+    """Opens the stores, with their outbox and the consumer that writes user references to Redis."""
     stores = await open_stores(require_cluster(context), context.log, context.clock)
     publishing = context.log.consumer(GROUP, TOPICS, publish_refs(stores.shared_refs.write))
     return OpenedStore(stores, (stores.outbox, publishing))

@@ -1,5 +1,4 @@
-"""Functions that both adapters use: they serialise user references, encode and decode roles, and compare accounts at an
-import."""
+"""Serialises user references, encodes and decodes roles, and compares accounts at an import, for both adapters."""
 
 from __future__ import annotations
 
@@ -10,7 +9,8 @@ from services.identity.store import Account, AccountLogin, NewAccount
 
 
 def serialized_ref(account: Account) -> bytes:
-    """Returns the account's reference as a serialised response of one entry. Concatenating such bytes gives one response of all entries."""
+    """Returns the account's user reference as a serialised BatchGetUserRefsResponse with one entry. The concatenation
+    of several results is one response with all entries."""
     entry = user_service_pb2.UserRefEntry(
         user_id=account.user_id, ref=ref_of(account.core), state=account.state, version=account.version
     )
@@ -23,7 +23,7 @@ def encode_roles(account: Account) -> str:
 
 
 def decode_roles(text: str) -> frozenset[user_pb2.Role.ValueType]:
-    """Returns the roles of a stored text."""
+    """Returns the roles of a text that `encode_roles` returned."""
     return frozenset(user_pb2.Role.ValueType(int(role)) for role in text.split(",") if role)
 
 

@@ -10,8 +10,8 @@ from services.platform.events.log import Record
 
 
 class CommittedChanges:
-    """The EventValidator of the identity store. An event is valid if the user's partition contains its id, because the
-    LWT that made the change stored the id there."""
+    """The EventValidator of the identity store. An event is valid if the user's partition contains the id of the event,
+    because the LWT that made the change stored the id there."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace

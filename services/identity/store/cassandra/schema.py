@@ -1,17 +1,19 @@
 """Identity's tables in Cassandra, and all CQL statements on them.
 
-Each user is one partition: static columns hold the account, and each row a session. So changes that involve both (a suspension ends
-sessions, a log-in needs an active account) are one lightweight transaction (LWT). The first write of an account is a plain write with a
-timestamp older than any LWT; all later writes are LWTs.
+Each user is one partition: static columns hold the account, and each row a session. So changes that involve both (a
+suspension ends sessions, a log-in needs an active account) are one lightweight transaction (LWT). The first write of an
+account is a plain write with a timestamp older than any LWT; all later writes are LWTs.
 """
 
 from __future__ import annotations
 
 from services.platform.cassandra.outbox import OUTBOX_MIGRATION
 
-# LWTs have the current time in microseconds as timestamp. A first write with timestamp 1 loses against them, even if it arrives later.
+# LWTs have the current time in microseconds as timestamp. A first write with timestamp 1 loses against them, even if it
+# arrives later.
 FIRST_WRITE_TIMESTAMP = 1
-# A partition of the index holds the ids of about six days: 6 million small rows at a million sign-ups a day.
+# Number of low bits of a user id that `bucket_of` drops. So one bucket, a partition of `user_ids`, holds the ids of
+# about six days: 6 million small rows at a million sign-ups a day.
 BUCKET_SHIFT = 51
 
 SCHEMA = """
@@ -27,7 +29,7 @@ CREATE TABLE IF NOT EXISTS user_ids (bucket int, user_id bigint, PRIMARY KEY (bu
 CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)
 """
 
-# Claims of usernames (handles) and e-mail addresses: LWTs only.
+# Statements on the claims of usernames (handles) and e-mail addresses. All writes of claims are LWTs.
 HANDLE_OF = "SELECT user_id, claimed_ms FROM handles WHERE name = ?"
 HANDLES_OF = "SELECT name, user_id FROM handles WHERE name IN ?"
 CLAIM_HANDLE = "INSERT INTO handles (name, user_id, claimed_ms) VALUES (?, ?, ?) IF NOT EXISTS"
@@ -38,7 +40,8 @@ CLAIM_EMAIL = "INSERT INTO emails (name, user_id, claimed_ms) VALUES (?, ?, ?) I
 TAKE_EMAIL = "UPDATE emails SET user_id = ?, claimed_ms = ? WHERE name = ? IF user_id = ? AND claimed_ms = ?"
 FREE_EMAIL = "DELETE FROM emails WHERE name = ? IF user_id = ?"
 
-# The first write of an account: in one logged batch with its outbox row.
+# The statements that create an account. They run in one logged batch with the outbox row of the event. The column
+# `made` holds the ids of committed events.
 FIRST_ACCOUNT = """
 UPDATE accounts USING TIMESTAMP ? SET email = ?, core = ?, state = ?, version = ?, roles = ?, scheme = ?, password_hash = ?
 WHERE user_id = ?
@@ -99,7 +102,8 @@ SESSIONS = """
 SELECT session_id, user_id, used_ms, expires_ms, user_agent FROM accounts WHERE user_id = ? AND session_id < ? LIMIT ?
 """
 
-# Keys have a separate keyspace, so that permissions and backups can differ from those of the accounts, whose hashes the keys protect.
+# Keys have a separate keyspace, so that permissions and backups can differ from those of the accounts, whose hashes the
+# keys protect.
 KEYS_SCHEMA = "CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)"
 KEYSPACE, KEYS_KEYSPACE = "identity", "identity_keys"
 # The keyspaces of the service, each with its migrations in order.
@@ -111,5 +115,5 @@ INSERT_SECRET = "INSERT INTO secrets (name, value) VALUES (?, ?) IF NOT EXISTS" 
 
 
 def bucket_of(user_id: int) -> int:
-    """Returns the bucket (partition) of the index that contains this id. Buckets ascend with ids."""
+    """Returns the bucket (partition) of `user_ids` that contains this id. Buckets ascend with ids."""
     return user_id >> BUCKET_SHIFT

@@ -1,4 +1,4 @@
-"""Stores the secrets of the service in a keyspace of their own."""
+"""Stores the secrets of the service in Cassandra, in a separate keyspace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class CassandraSecretStore:
     async def get_or_create(self, name: str, make: Callable[[], bytes]) -> bytes:
         rows = await self._keys.read(schema.SECRET, name)
         if not rows:
-            # The copy of an earlier release is not deleted, because processes of that release may still restart during an upgrade.
+            # The copy of an earlier release is not deleted, because processes of that release may still restart during
+            # an upgrade.
             earlier = await self._accounts.read_serial(schema.SECRET, name)
             if earlier:
                 # The operator must delete the old copy from the accounts' keyspace when no process of the earlier

@@ -18,10 +18,11 @@ from services.platform.events.log import Record
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Attempts of one LWT. An attempt fails only if another process refreshed the same session at the same time.
+# Maximum number of attempts of the LWT of one refresh; after that the call fails with UNAVAILABLE (CONTENDED). An
+# attempt fails only if another process refreshed the same session at the same time.
 MAX_ATTEMPTS = 10
-# Maximum of sessions that a log-in reads to find those above MAX_SESSIONS. After concurrent log-ins a user may have a
-# few sessions too many; the next log-in ends these sessions.
+# Maximum number of sessions that a log-in reads to find those above MAX_SESSIONS. After concurrent log-ins a user may
+# have a few sessions too many; the next log-in ends these sessions.
 MAX_SESSIONS_READ = 2 * MAX_SESSIONS
 _MAX_ID = 2**63 - 1
 

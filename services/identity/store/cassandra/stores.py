@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CassandraIdentityStores(IdentityStores):
-    """The stores on one keyspace. The service must run `outbox` as a worker, and a consumer that writes changed
-    references by `shared_refs`."""
+    """The stores on one keyspace. The service must run `outbox` as a worker, and a consumer that writes changed user
+    references to Redis by `shared_refs`."""
 
     outbox: Outbox
     shared_refs: SharedUserRefs
@@ -34,7 +34,7 @@ class CassandraIdentityStores(IdentityStores):
 async def open_stores(
     cluster: ClusterBackends, event_log: EventLog, clock: Callable[[], float]
 ) -> CassandraIdentityStores:
-    """Opens the keyspaces and applies missing migrations. `clock` returns unix seconds. Raises UNAVAILABLE if Cassandra
+    """Opens the keyspaces and applies missing migrations. `clock` returns Unix seconds. Raises UNAVAILABLE if Cassandra
     does not answer, and FAILED_PRECONDITION if a newer release migrated a keyspace or migrations are missing and
     `migrate_at_start` is off."""
     keyspace = await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE])
@@ -54,4 +54,4 @@ async def open_stores(
 
 
 async def _close() -> None:
-    """Does nothing: the connections belong to the process."""
+    """Does nothing: the connections belong to the process, which closes them when it stops."""

@@ -24,9 +24,9 @@ EVENT_ID_TTL_S = 3 * 24 * 3600
 
 
 class UserTransactions:
-    """LWTs of one keyspace. `outbox` publishes their events, and must run as a worker of the service.
+    """Executes the LWTs of one keyspace. `outbox` publishes their events, and must run as a worker of the service.
 
-    `locks` serialise the LWTs of this process on each user id.
+    `locks` serialise the LWTs of this process by user id. `clock` returns Unix seconds.
     """
 
     def __init__(self, keyspace: Keyspace, event_log: EventLog, clock: Callable[[], float]) -> None:
@@ -43,7 +43,8 @@ class UserTransactions:
         *values: Any,
         before_publish: Callable[[], Awaitable[object]] | None = None,
     ) -> bool:
-        """Executes an LWT on the user's partition that also stores `event_ids(records)`; returns whether it was applied.
+        """Executes an LWT on the user's partition that also stores `event_ids(records)`; returns whether it was
+        applied.
 
         Before the LWT, inserts the events into the outbox. If the LWT was applied, calls `before_publish` and then
         publishes the events. All this continues even if the caller is cancelled. Raises UNAVAILABLE or

@@ -1,6 +1,6 @@
 """Stores the secrets of the service in files beside the database.
 
-They are not in the database, so that a copy of it, such as a backup, does not allow guessing passwords.
+They are not in the database, so that a copy of the database, such as a backup, is not enough to guess passwords.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from services.platform.files import load_or_create_key, naming, private_dir, write_durably
 from services.platform.sqlite.database import Database
 
-# The consequence of replacing each key, for the error message about a damaged key file.
+# What happens if the operator replaces each key: part of the error message about a damaged key file.
 _CONSEQUENCE_OF_LOSS = {
     "password_pepper": "no user can log in with the current password then",
     "refresh_token_key": "all users have to log in again",
@@ -22,7 +22,8 @@ _CONSEQUENCE_OF_LOSS = {
 
 
 class FileSecretStore:
-    """Implements SecretStore: one file for each secret in the folder `directory`. `db` may hold secrets of earlier releases."""
+    """Implements SecretStore: one file for each secret in the folder `directory`. `db` may hold secrets of earlier
+    releases."""
 
     def __init__(self, db: Database, directory: Path) -> None:
         self._db = db
@@ -47,6 +48,7 @@ class FileSecretStore:
 
 
 def _delete_legacy_secret(connection: sqlite3.Connection, name: str) -> None:
-    # Earlier releases stored keys beside the hashes that they protect. secure_delete overwrites the bytes in the file.
+    # Earlier releases stored keys in the database, beside the hashes that they protect. `secure_delete` overwrites the
+    # deleted bytes in the file.
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute("DELETE FROM secret WHERE name = ?", (name,))

@@ -17,14 +17,15 @@ from services.platform.sqlite.database import Database
 
 @dataclass(frozen=True, slots=True)
 class SqliteIdentityStores(IdentityStores):
-    """The stores with their database, for the relay of its outbox."""
+    """The stores, and the database whose outbox the relay reads."""
 
     db: Database
 
 
 async def open_stores(path: Path, max_cached: int = MAX_CACHED) -> SqliteIdentityStores:
-    """Opens or creates the file; secrets are stored in the folder `keys` beside it. Raises FAILED_PRECONDITION if
-    another process owns the file, if it cannot be used, or if a newer release migrated it."""
+    """Opens or creates the database file; the secrets are stored in the folder `keys` beside the file. Raises
+    FAILED_PRECONDITION if another process owns the file, if the file cannot be opened as a database, or if a newer
+    release migrated it. `max_cached` is the maximum number of accounts in the cache."""
     db = await Database.open(path, schema.MIGRATIONS)
     return SqliteIdentityStores(
         accounts=SqliteAccountStore(db, AccountCache(db, max_cached)),

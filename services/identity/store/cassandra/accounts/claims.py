@@ -18,21 +18,26 @@ from services.platform.cassandra.keyspace import Keyspace
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Age at which a claim without an account is abandoned. Far longer than a sign-up may take (MAX_SIGN_UP_S), including writes that are still
-# in transit, so that no sign-up loses its claim while it runs.
+# Age in milliseconds from which a claim without an account counts as abandoned: another sign-up can take it over. It is
+# far longer than a sign-up may take (MAX_SIGN_UP_S), including writes that are still in transit, so that no sign-up
+# loses its claim while it runs.
 ABANDONED_MS = 10 * 60 * 1000
-# The most seconds from the first claim of a sign-up to the write of its account.
+# Maximum time in seconds from the first claim of a sign-up or import to the write of the accounts; after that the call
+# fails with UNAVAILABLE.
 MAX_SIGN_UP_S = 60.0
-# Attempts to claim one name. Competing sign-ups may cause a few failures; more indicate another fault.
+# Maximum number of attempts to claim one name; after that the call fails with ALREADY_EXISTS. An attempt fails only if
+# a competing sign-up claims or releases the name at the same time, or if the outcome of the LWT is unknown.
 MAX_ATTEMPTS = 5
-# The most concurrent LWTs of this process. A node processes about as many; more would only time out.
+# Maximum number of concurrent LWTs of one call of `claim` or `release`; the next LWT waits. A node processes about as
+# many at once; more would only time out.
 MAX_CONCURRENT_STATEMENTS = 32
-# Names in one SELECT … IN.
+# Maximum number of names in one SELECT … IN; more names are read by several statements.
 NAMES_PER_READ = 100
 
 
 class _ClaimTable(NamedTuple):
-    """One table of claims: its statements, and the reason and the word for its ALREADY_EXISTS errors."""
+    """One table of claims: its statements, and the reason and the word that name the kind of name in ALREADY_EXISTS
+    errors."""
 
     holder: str
     claim: str
@@ -51,7 +56,7 @@ _EMAIL = _ClaimTable(
 
 
 class Claims:
-    """Reads, writes and deletes the claims in one keyspace. `clock` returns unix seconds; `exists` returns whether an
+    """Reads, writes and deletes the claims in one keyspace. `clock` returns Unix seconds; `exists` returns whether an
     account with the given user id exists."""
 
     def __init__(

@@ -22,12 +22,14 @@ from services.platform.detached import run_to_completion
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Attempts of an import if a concurrent import has claimed one of its usernames, and the seconds between two attempts.
+# Maximum number of attempts of an import; after that it fails with ALREADY_EXISTS. An attempt fails if a concurrent
+# request has claimed one of the usernames. IMPORT_RETRY_S is the time in seconds between two attempts.
 MAX_IMPORT_ATTEMPTS = 4
 IMPORT_RETRY_S = 0.3
-# Concurrent batches of an import. Each writes a few dozen rows on one coordinator.
+# Maximum number of concurrent batches of one import; the next batch waits. A batch writes a few dozen rows through one
+# coordinator.
 MAX_CONCURRENT_BATCHES = 16
-# Seconds between attempts at a batch of an import.
+# Time in seconds between two attempts to write a batch of an import.
 BATCH_RETRY_S = 1.0
 
 
@@ -76,7 +78,8 @@ class AccountCreator:
         return plan.ids
 
     async def _create_accounts(self, new: Sequence[NewAccount], statements: Sequence[Sequence[Statement]]) -> None:
-        """Claims usernames and e-mail addresses, writes each account by its `statements` with its event, then publishes the events."""
+        """Claims the usernames and e-mail addresses, writes each account (by its item of `statements`, in one batch
+        with its event), then publishes the events."""
         clock = asyncio.get_running_loop().time
         give_up = clock() + MAX_SIGN_UP_S
         await self._claims.claim(new)

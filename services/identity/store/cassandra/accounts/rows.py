@@ -15,11 +15,13 @@ from services.platform.cassandra.keyspace import MAX_BATCH, Row, Statement
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Bytes of values in one batch. Cassandra's default warns above 5 KiB; the overhead of rows adds less than a third.
+# Maximum size of the values in one batch, in bytes. By default Cassandra warns about batches above 5 KiB; the overhead
+# of rows adds less than a third to the values.
 BATCH_BYTES = 3_600
-# Estimated bytes of a value in addition to its text or blob: numbers, and the length prefix.
+# Estimated size of one value in bytes, in addition to the text or blob itself: a number, or the length prefix.
 VALUE_BYTES = 12
-# The row of a session expires (TTL) this long after the session, because clocks of nodes differ.
+# Time in seconds from the expiry of a session to the expiry (TTL) of its row. It is far longer than clocks of nodes
+# differ, so that no row expires before its session.
 SESSION_GRACE_S = 24 * 3600
 # Cassandra's maximum TTL: 20 years.
 MAX_TTL_S = 20 * 365 * 24 * 3600
@@ -33,7 +35,8 @@ def decode_login(row: Row) -> AccountLogin:
 
 
 def session_values(session: Session, used: bytes, offered: bytes) -> tuple[Any, ...]:
-    """Returns the bind values that schema.FIRST_SESSION, OPEN_SESSION and ROTATE have in common, starting with the TTL in seconds."""
+    """Returns the bind values that schema.FIRST_SESSION, OPEN_SESSION and ROTATE have in common, starting with the TTL
+    in seconds."""
     ttl_s = (session.expires_ms - session.used_ms) // 1000 + SESSION_GRACE_S
     written = (session.used_ms, session.expires_ms, session.user_agent, used, offered)
     return min(max(ttl_s, 1), MAX_TTL_S), *written, session.user_id, session.session_id
@@ -73,8 +76,8 @@ def _weight(step: Statement) -> int:
 
 
 class ImportPlan:
-    """Compares an import with the stored accounts. Raises ALREADY_EXISTS if two accounts of the import have one username or e-mail address
-    but differ.
+    """Compares an import with the stored accounts. Raises ALREADY_EXISTS if two accounts of the import have the same
+    username and differ, or have the same e-mail address but different usernames.
     """
 
     def __init__(self, new: Sequence[NewAccount]) -> None:
@@ -92,11 +95,12 @@ class ImportPlan:
 
     @property
     def ids(self) -> list[int]:
-        """Returns the ids of all accounts in the order of the import, existing and new ones. Valid after `missing`."""
+        """Returns the ids of all accounts in the order of the import, existing and new ones. Call `missing` first."""
         return [self._ids[one.username_key] for one in self._new]
 
     def missing(self, found: Mapping[int, AccountLogin], holders: Sequence[int]) -> list[NewAccount]:
-        """Returns the accounts to create. `holders` are the user ids that claim `names`, in order; `found` are the stored accounts by id.
+        """Returns the accounts to create. `holders` are the user ids for which `names` are claimed, in order (0: not
+        claimed); `found` are the stored accounts by user id.
 
         Raises ALREADY_EXISTS if a stored account differs from the import.
         """

@@ -17,12 +17,13 @@ from services.platform.cassandra.keyspace import Keyspace
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import first_id_at
 
-# Partitions of the id index that are read concurrently: half a year without sign-ups takes two rounds.
+# Maximum number of buckets of `user_ids` that are read concurrently. A bucket holds the ids of six days, so a scan
+# skips half a year without sign-ups in two rounds of reads.
 BUCKETS_PER_READ = 16
 
 
 class CassandraAccountStore:
-    """Implements AccountStore on Cassandra and Redis. `clock` returns unix seconds."""
+    """Implements AccountStore on Cassandra and Redis. `clock` returns Unix seconds."""
 
     def __init__(
         self,
@@ -68,8 +69,8 @@ class CassandraAccountStore:
         events = (EVENT_ID_TTL_S, event_ids(records), user_id)
         values = (*change, *events, user_id, 0, user_id, 0) if end_sessions else (*change, *events)
         statement = schema.REPLACE_AND_END if end_sessions else schema.REPLACE
-        # The reference is written before the events are published, so that consumers of the events read the new
-        # reference.
+        # The user reference is written to Redis before the events are published, so that consumers of the events read
+        # the new reference.
         return await self._transactions.execute(
             user_id, records, statement, *values, before_publish=lambda: self._refs.put(account)
         )

@@ -1,4 +1,4 @@
-"""Caches accounts in memory, beside the file.
+"""Caches the accounts of the SQLite file in process memory.
 
 Each write updates the cache before it returns, so the cache is never older than the file.
 """
@@ -17,16 +17,18 @@ from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.detached import run_to_completion
 from services.platform.sqlite.database import Database
 
-# Accounts in the cache, about 1.5 kB each.
+# Maximum number of accounts in the cache; beyond it, the least recently used one is dropped. An account takes about 1.5
+# kB: 150 MB in all.
 MAX_CACHED = 100_000
-# Ids in one query. SQLite allows far more; the bound keeps a read short.
+# Maximum number of ids in one query; more ids are read by several queries. SQLite allows far more; the bound keeps each
+# read short.
 IDS_PER_READ = 500
 
 _IN = " WHERE id IN (SELECT value FROM json_each(?))"
 
 
 class CachedAccount:
-    """An account with its serialised reference."""
+    """An account with its serialised user reference."""
 
     __slots__ = ("account", "ref")
 
@@ -46,7 +48,8 @@ class AccountCache:
         self._changes = ChangeTracker()
 
     async def write_through(self, transaction: Callable[[sqlite3.Connection], list[Account]]) -> list[Account]:
-        """Commits `transaction`, and caches and returns the accounts that it returns, even if the caller is cancelled meanwhile."""
+        """Commits `transaction`, which returns the changed accounts, then caches and returns these accounts. The
+        accounts are cached even if the caller is cancelled meanwhile."""
 
         async def write() -> list[Account]:
             changed = await self._db.write(transaction)
@@ -58,7 +61,8 @@ class AccountCache:
         return await run_to_completion(write())
 
     async def get_many(self, ids: Sequence[int]) -> list[CachedAccount]:
-        """Returns the accounts in the order of `ids`; omits unknown ids."""
+        """Returns the accounts in the order of `ids`; omits unknown ids. Accounts that are not cached are read from the
+        file."""
         self._changes.read(ids)
         cache = self._cache
         try:
