@@ -12,8 +12,8 @@ from services.platform.events.log import Apply, ConsumedEvent
 
 GROUP = "engagement-counts"
 TOPICS = ("tweet.liked", "tweet.unliked")
-# Seconds between two counts of the same bucket of likes, however fast a tweet is liked: one count covers all likes in a
-# batch of events.
+# Minimum time in seconds between two batches of events, so that a bucket of likes is counted at most once a second,
+# however fast a tweet is liked. One count covers all likes in a batch.
 ROUND_S = 1.0
 
 

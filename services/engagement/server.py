@@ -16,7 +16,7 @@ from services.shared.absences import following_absences
 from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import VisibleUserPages
 
-# Consumer group of the absence events.
+# Consumer group of the events about users who become absent or active again.
 ABSENCES = "engagement-absences"
 
 

@@ -97,8 +97,8 @@ class EngagementService(EngagementServiceServicer):
     async def BatchGetCounts(self, request: pb.BatchGetCountsRequest, context: object) -> pb.BatchGetCountsResponse:
         ids = list(request.ids)
         response = await self._store.batch_get_counts(ids)
-        # Every reaction is counted, so the viewer has no reaction to tweets without counts, and their viewer states
-        # need not be read.
+        # Each reaction of an active user is counted. So if no tweet has counts, the viewer has no reaction to these
+        # tweets, and the viewer states need not be read.
         if request.viewer_id and response.counts:
             marked = await self._store.batch_get_viewer_states(request.viewer_id, ids)
             response.states.MergeFrom(marked.states)
@@ -116,7 +116,8 @@ class EngagementService(EngagementServiceServicer):
         user_id: int,
         cursor_owner_id: int,
     ) -> tweet_pb2.SerializedTweetPage:
-        """Returns a page of visible tweets, the newest reaction first. The cursor holds the id of a reaction."""
+        """Returns a page of visible tweets to which the user has a reaction of this kind, the newest reaction first.
+        The cursor holds the reaction id at which the next page begins."""
         list_name, size = f"{kind.value}_of/{user_id}", page_size_of(request)
         below = int(self._cursors.open(request.cursor, list_name, cursor_owner_id)[0]) if request.cursor else 0
 

@@ -14,7 +14,7 @@ from services.shared.tweet_access import TweetAccess
 
 
 def access_over(channel: grpc.aio.Channel, hydrator: Hydrator) -> TweetAccess:
-    """Returns the access rules over the tweets of the tweet service, which `channel` reaches."""
+    """Returns a TweetAccess that reads tweets from the tweet service through `channel`."""
     # Any, because the types of the generated stubs accept only grpc.aio calls, and the in-process channel returns
     # others.
     get_cores: Any = TweetServiceStub(channel).BatchGetTweetCores

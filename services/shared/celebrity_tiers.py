@@ -16,14 +16,15 @@ from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 from services.platform.caching import read_tracking
 from services.platform.rpc.stream_subscriber import StreamSubscriber
 
-# Graph sends a heartbeat every 5 s. After six missed ones the tiers are stale.
+# Maximum time in seconds without a message of the stream; after that the tiers are stale. Graph sends a heartbeat every
+# 5 s, so six in a row are missing then.
 STREAM_TIMEOUT_S = 30.0
 RETRY_FIRST_S = 0.05
-# The longest delay in seconds before the next attempt to subscribe. It is well below any clock margin, within which
-# outdated tiers do no harm.
+# Maximum delay in seconds before the next attempt to subscribe; the first delay is RETRY_FIRST_S. The maximum is well
+# below every margin that operators configure, and tiers that are outdated by less than the margin do no harm.
 RETRY_MAX_S = 2.0
-# In a single process the first snapshot arrives within milliseconds. If graph is unavailable, the service starts
-# without it.
+# Maximum time in seconds that `start` waits for the first snapshot. If graph is unavailable, the service starts without
+# tiers. In a single-process mesh the snapshot arrives within milliseconds.
 START_WAIT_S = 1.0
 
 _TIERS = (0,)
@@ -34,9 +35,9 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
     skips celebrities.
 
     It subscribes to graph's StreamTiers, which sends all celebrities first and then each change, and subscribes again
-    when the stream is lost. Readers and fan-out processes learn of a change at different moments. So for `margin_s`
-    seconds (the clock margin) after a promotion tweets are both pulled and fanned out, and a copy of the tiers that is
-    at most that old loses no tweet.
+    when the stream is lost. Readers and fan-out processes learn of a change at different times. So for `margin_s`
+    seconds (the margin) after a promotion, tweets of the author are both pulled and fanned out, and no tweet is lost if
+    the copy of the tiers is at most `margin_s` seconds old.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
 
     @property
     def celebrities(self) -> Iterable[int]:
-        """The user ids of all celebrities, as a live view; do not hold it across an await."""
+        """The user ids of all celebrities, as a view that changes with the tiers; do not keep it across an await."""
         return self._celebrity_since.keys()
 
     def fresh(self) -> bool:
@@ -70,11 +71,12 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
         return self._monotonic() <= self._fresh_until
 
     def is_celebrity(self, user_id: int) -> bool:
-        """Returns whether readers pull the author's tweets."""
+        """Returns whether the user is a celebrity, whose tweets readers pull."""
         return user_id in self._celebrity_since
 
     def is_excluded_from_fanout(self, user_id: int, now_ms: int) -> bool:
-        """Returns whether fan-out skips the author: a celebrity for longer than the margin."""
+        """Returns whether fan-out skips the author, because the author has been a celebrity for at least the margin.
+        `now_ms` is the current time in Unix milliseconds."""
         since = self._celebrity_since.get(user_id)
         return since is not None and now_ms - since >= self._margin_ms
 
@@ -84,7 +86,8 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
         if self._connected:
             self._change_tracker.read(_TIERS)
         else:
-            # The tiers are still current enough, but without the stream no change would invalidate a cached response.
+            # The tiers may still be current enough, but while the stream is lost, no demotion invalidates a cached
+            # response.
             read_tracking.mark_uncacheable()
         if self._demotions_by_time is None:
             self._demotions_by_time = sorted((changed, user_id) for user_id, changed in self._demoted_at.items())
@@ -122,7 +125,8 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
     def _lost(self) -> None:
         self._connected = False
         self._change_tracker.changed(_TIERS)
-        # Changes are unknown until the next snapshot. Half the margin remains for decisions in progress.
+        # Until the next snapshot, changes of tiers do not arrive. So the tiers become stale after half of the margin;
+        # the other half remains for decisions that were made just before.
         self._fresh_until = min(self._fresh_until, self._monotonic() + self._margin_ms / 2000)
 
     def _apply(self, entries: Iterable[graph.TierEntry]) -> None:

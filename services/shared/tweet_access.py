@@ -20,8 +20,9 @@ def no_such_tweet() -> errors.RoostError:
 
 
 class TweetAccess:
-    """Finds tweets for calls that refer to them. A call that names a retweet refers to its original; both must be live,
-    and the authors of both visible. Methods raise UNAVAILABLE if a service that they call cannot answer."""
+    """Finds tweets for calls that refer to them. A call that names a retweet refers to the original of the retweet;
+    both tweets must be live, and the authors of both visible. Methods raise UNAVAILABLE if a service that they call
+    cannot answer."""
 
     def __init__(self, find: FindTweet, hydrator: Hydrator) -> None:
         self._find = find
@@ -35,30 +36,31 @@ class TweetAccess:
         return core
 
     async def live(self, tweet_id: int) -> tweet_pb2.TweetCore:
-        """Returns the live tweet. Raises NOT_FOUND if there is none."""
+        """Returns the tweet if it is live. Raises NOT_FOUND if the tweet is deleted or purged, or never existed."""
         core = await self.existing(tweet_id)
         if core.head.deleted:
             raise no_such_tweet()
         return core
 
     async def original_id(self, tweet_id: int) -> int:
-        """Returns the id of the original, also if the tweet is deleted or hidden, so that an action can still be
-        undone. Raises NOT_FOUND if the tweet never existed."""
+        """Returns the id of the original if the tweet is a retweet, otherwise `tweet_id`. Returns it also for a deleted
+        or hidden tweet, so that an action can still be undone. Raises NOT_FOUND if the tweet never existed or was
+        purged."""
         head = (await self.existing(tweet_id)).head
         return head.retweet_of_id or head.id
 
     async def visible(self, reader_id: int, tweet_id: int) -> tweet_pb2.TweetCore:
-        """Returns the original. Raises NOT_FOUND if the tweet is missing, deleted or hidden from the reader (0: not
-        signed in)."""
+        """Returns the original if the tweet is a retweet, otherwise the tweet. Raises NOT_FOUND if a tweet is missing,
+        deleted or hidden from the reader (0: not signed in)."""
         core, author_ids = await self._live_original(tweet_id)
         if not await self._may_see(reader_id, author_ids):
             raise no_such_tweet()
         return core
 
     async def actionable(self, user_id: int, tweet_id: int) -> tweet_pb2.TweetCore:
-        """Returns the original that the user may reply to, quote, retweet or like. Raises PERMISSION_DENIED (BLOCKED)
-        if the tweet is hidden only by a block between the user and an author, and NOT_FOUND if it is missing, deleted
-        or hidden for another reason."""
+        """Returns the tweet that the user may reply to, quote, retweet or like: the original if `tweet_id` names a
+        retweet. Raises PERMISSION_DENIED (BLOCKED) if the tweet is hidden only by a block between the user and an
+        author, and NOT_FOUND if the tweet is missing, deleted or hidden for another reason."""
         core, author_ids = await self._live_original(tweet_id)
         if await self._may_see(user_id, author_ids):
             return core
@@ -70,7 +72,8 @@ class TweetAccess:
         return len(await self._hydrator.author_fragments(reader_id, author_ids)) == len(author_ids)
 
     async def _live_original(self, tweet_id: int) -> tuple[tweet_pb2.TweetCore, Collection[int]]:
-        """Returns the original and the authors who must be visible: its own and, for a retweet, the retweeter."""
+        """Returns the original (or the tweet itself, if it is no retweet) and the ids of the authors who must be
+        visible: the author of the returned tweet and, for a retweet, also the user who retweeted."""
         core = await self.live(tweet_id)
         author_ids = {core.head.author_id}
         if core.head.retweet_of_id:

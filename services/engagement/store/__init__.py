@@ -1,8 +1,9 @@
 """The port of the engagement store. A like or bookmark is a row, never only a counter. The rows, counts and event of a
 write are committed together or not at all.
 
-A read sees every write that completed before the read began. Methods raise UNAVAILABLE if the store cannot answer now;
-a write then stored nothing. Tweet ids are those of originals; the caller checks that a tweet exists.
+A read returns every write that completed before the read began. Methods raise UNAVAILABLE if the store cannot answer
+now. After that, a write may be stored on Cassandra, but not on SQLite; the caller can repeat it. Tweet ids are the ids
+of originals; the caller checks that a tweet exists.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class ReactionKind(enum.Enum):
 
 class ReactionEntry(NamedTuple):
     """One entry of a list. `reaction_id` is the Snowflake minted for the like or bookmark, so a later reaction has a
-    greater one; `id` is the id of the listed user or tweet."""
+    greater reaction id; `id` is the id of the listed user or tweet."""
 
     reaction_id: int
     id: int
@@ -52,7 +53,8 @@ class EngagementStore(Protocol):
         """Deletes the bookmark if it exists. Returns whether it existed."""
 
     async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[ReactionEntry]:
-        """Returns up to `limit` users who like the tweet, with reaction ids below `below` (0: no bound), newest first."""
+        """Returns up to `limit` users who like the tweet, with reaction ids below `below` (0: no bound), newest
+        first."""
 
     async def list_tweets(self, kind: ReactionKind, user_id: int, below: int, limit: int) -> list[ReactionEntry]:
         """Returns up to `limit` tweets that the user reacted to, with reaction ids below `below` (0: no bound), newest
@@ -72,9 +74,9 @@ class EngagementStore(Protocol):
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
         """Excludes the likes of a suspended or deactivated user from the counts (`absent`), or includes these likes
-        again. `at_us` is the time of that decision in Unix microseconds. A call with an earlier decision than the
-        stored one changes nothing. Rows and lists are unchanged. If the call fails, the caller must repeat the call
-        with the same arguments."""
+        again. `at_us` is the time of the suspension, deactivation or reinstatement in Unix microseconds. A call changes
+        nothing if a call with a later `at_us` was made before. Rows and lists are unchanged. If the call fails, the
+        caller must repeat the call with the same arguments."""
 
     async def close(self) -> None:
         """Finishes the writes in progress and releases the store."""

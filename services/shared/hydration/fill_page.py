@@ -9,12 +9,12 @@ from typing import NamedTuple, TypeAlias
 
 from services.shared.hydration.hydrator import MAX_ROUND_IDS, HydratedTweet, VisibleTweets
 
-# The most reads of a stored list for one page, about 1,200 ids. After that a shorter page is returned, so that many
-# hidden tweets in a row do not delay a call.
+# Maximum number of reads of a stored list for one page, about 1,200 ids. After them, a short page with a cursor is
+# returned, so that many hidden tweets in a row do not delay a call.
 MAX_READS = 5
-# Ids of the second and each later read. The first reads as many as the page needs.
+# Number of ids of the second and each later read. The first read takes as many ids as the page needs.
 READ_IDS = MAX_ROUND_IDS
-# Ids hydrated per call of the owners; the time is checked between calls.
+# Maximum number of ids hydrated at once; `fill_page` checks its deadline before it hydrates more.
 HYDRATED_IDS = MAX_ROUND_IDS
 
 NO_DEADLINE = float("inf")
@@ -25,7 +25,7 @@ class IdBatch(NamedTuple):
     """The next ids of a list, in its order, and the position after which the list continues (0 if these ids are the
     last).
 
-    `positions` has the position of each id; of a list whose positions are its ids it is empty."""
+    `positions` maps each id to its position; it is empty if the ids themselves are the positions."""
 
     ids: Sequence[int]
     next_position: int
@@ -36,15 +36,17 @@ class IdBatch(NamedTuple):
 # start), in the list's order; if it returns fewer, the list ends. Returns the ids of tweets if their positions are the
 # ids, otherwise a dict of positions by id.
 ReadList: TypeAlias = "Callable[[int, int], Awaitable[Sequence[int] | Mapping[int, int]]]"
-# Hydrates up to `limit` of the ids: `Hydrator.visible` with the reader and the rules of the list.
+# `hydrate(ids, limit)` returns the first `limit` visible tweets of the ids: `Hydrator.visible` with the reader and the
+# rules of the list.
 Hydrate: TypeAlias = Callable[[Sequence[int], int], Awaitable[VisibleTweets]]
 
 
 class FilledPage(NamedTuple):
     """A page of visible tweets. The next page begins after `next_position`; 0 if there is none.
 
-    `is_followed` is true if the page is full and another visible tweet follows: `next_position` is then that of the
-    last tweet. `relation_versions` are the relation versions by which graph filtered the tweets (see VisibleTweets)."""
+    `is_followed` is true if the page is full and another visible tweet follows: `next_position` is then the position of
+    the last tweet of the page. `relation_versions` are the relation versions by which graph filtered the tweets (see
+    VisibleTweets)."""
 
     tweets: Sequence[HydratedTweet]
     next_position: int
@@ -54,7 +56,7 @@ class FilledPage(NamedTuple):
 
 class StoredList:
     """An async iterator over a stored list in batches, from the position `after` (0: from the start), that ends after
-    MAX_READS batches. `first_ids` is the size of the first one."""
+    MAX_READS batches. `first_ids` is the number of ids in the first batch."""
 
     def __init__(self, read: ReadList, after: int, first_ids: int) -> None:
         self._read = read
@@ -82,8 +84,9 @@ class StoredList:
 async def fill_page(
     batches: AsyncIterable[IdBatch], hydrate: Hydrate, size: int, deadline: float = NO_DEADLINE
 ) -> FilledPage:
-    """Returns the first `size` (≥ 1) visible tweets of the batches. It looks for one tweet more, so that the last page has no
-    next position. After `deadline` (monotonic clock) it hydrates no further ids of a batch, and the page is short.
+    """Returns the first `size` (≥ 1) visible tweets of the batches. Looks for one tweet more, so that the last page has
+    no next position. After `deadline` (seconds of `time.monotonic`) hydrates no further ids of a batch, and returns a
+    short page.
 
     Raises the error of a batch that cannot be read, and AioRpcError if hydration fails because tweet, identity or graph
     does not answer.

@@ -1,5 +1,5 @@
-"""Builds the fragments of a hydrated tweet as bytes. In Protobuf's wire format concatenation is merge, so no message is
-built.
+"""Builds the fragments of a hydrated tweet as bytes. In Protobuf's wire format, concatenated messages are the merged
+message, so a tweet is assembled without building a message object.
 
 Each fragment has one owner and its own field numbers: core (tweet), author (identity), nested tweets, metrics and
 viewer (engagement).
@@ -34,8 +34,8 @@ RETWEETED = _tag("retweeted_tweet")
 QUOTED = _tag("quoted_tweet")
 _METRICS = _tag("metrics")
 _VIEWER = _tag("viewer")
-# Prefixes (tag and length) of author fragments by length, for lengths up to that of any UserRef: hydration looks them
-# up instead of encoding them.
+# Prefixes (tag and length) of author fragments by length. Nearly every UserRef is shorter than 1,024 bytes, so
+# hydration looks the prefix up instead of encoding it.
 _AUTHOR_PREFIX = [_AUTHOR + varint(length) for length in range(1_024)]
 
 # A tweet without counts still has a `metrics` field, with zeros.

@@ -1,8 +1,8 @@
 """Hydrates tweets: turns ids and a reader into visible tweets. The only place that applies the rules of deletion,
 blocks, mutes, suspension and parents.
 
-Each read asks the owners of the data, in at most two rounds of calls, so that a delete, block or suspension affects the
-next read. A tweet is the concatenation of serialized fragments; no message is built.
+Each read calls the services that own the data, in at most two rounds of calls per batch of ids, so that a delete, block
+or suspension affects the next read. A tweet is the concatenation of serialized fragments; no message object is built.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from services.shared.hydration.owner_responses import (
 )
 from services.shared.hydration.parsed import ParseCache, TweetRecord, parse_active_user, parse_live_core
 
-# The most ids hydrated at once: each tweet refers to up to two more users and two more tweets, and the services accept
-# 1,000 ids per call.
+# Maximum number of ids hydrated at once; more ids are hydrated in several rounds. A tweet refers to up to two more
+# users and two more tweets, and the services accept 1,000 ids per call.
 MAX_ROUND_IDS = 300
-# Ids hydrated in addition to those that the page needs: usually few are hidden, so that these suffice.
+# Minimum number of ids hydrated in addition to those that the page needs, because usually a few tweets are hidden.
 _SPARE_IDS = 4
 
 
@@ -46,8 +46,8 @@ class HydratedTweet(NamedTuple):
 
 
 class VisibleTweets(NamedTuple):
-    """Visible tweets, and the versions of the reader's relations by which graph decided: empty if graph was not asked,
-    several if they changed during the read."""
+    """Visible tweets, and the relation versions of the reader under which graph decided who is hidden: none if no
+    reader is signed in, several if the relation version changed during the read."""
 
     tweets: list[HydratedTweet]
     relation_versions: set[int]
@@ -66,10 +66,11 @@ class ListRules(Protocol):
 class _PageData(NamedTuple):
     """The responses of the other services for the tweets of one page, from which the fragments are assembled.
 
-    `relation_version` is the reader's (None if not signed in). `fragments` holds the author fragment of each user whom
-    the reader may see, by user id; tweets of other authors are left out. `muted` are the users whom the reader mutes.
-    `nested` holds the retweeted and quoted tweets, and the parents that a list requires, if they are live; `counts` and
-    `states` are by tweet id, a state being an index into VIEWER without retweets.
+    `relation_version` is the reader's relation version (None if no reader is signed in). `fragments` holds the author
+    fragment of each user whom the reader may see, by user id; tweets of other authors are left out. `muted` are the
+    users whom the reader mutes. `nested` holds the retweeted and quoted tweets, and the parents that a list requires,
+    if they are live; `counts` and `states` are by tweet id; a state is the index into VIEWER for the reader's like and
+    bookmark.
     """
 
     relation_version: int | None
@@ -81,16 +82,16 @@ class _PageData(NamedTuple):
 
 
 class Hydrator:
-    """Hydrates tweets for readers. `channel` reaches tweet, identity, graph and engagement; calls carry the current
-    deadline.
+    """Hydrates tweets for readers. `channel` reaches tweet, identity, graph and engagement; calls carry the deadline of
+    the current call.
 
-    `shared_refs` (cluster backend) supplies user refs from Redis; only refs that Redis does not have are read from
-    identity.
+    `shared_refs` (cluster backend) reads user references from Redis; only references that Redis does not have are read
+    from identity.
     """
 
     def __init__(self, channel: grpc.aio.Channel, shared_refs: SharedUserRefs | None = None) -> None:
         # Any, because the types of the generated stubs accept only grpc.aio calls, and the in-process channel returns
-        # others. The wire types leave tweets and refs as bytes, which are the keys of the parse caches.
+        # others. The wire types leave tweets and user references as bytes, which are the keys of the parse caches.
         self._get_cores: Any = channel.unary_unary(
             "/roost.tweet.v1.TweetService/BatchGetTweetCores",
             tweet.BatchGetTweetCoresRequest.SerializeToString,
@@ -121,8 +122,8 @@ class Hydrator:
         Leaves out unknown and deleted tweets, tweets whose author is suspended, deactivated, blocks the reader or is
         blocked by the reader, and retweets whose original is left out. A quoted tweet that is hidden becomes a
         tombstone. With `hide_muted`, also leaves out tweets and retweeted originals of muted users; with `rules`, also
-        tweets that the rules do not admit. Raises AioRpcError if an owner cannot answer, because nothing may be shown
-        unchecked.
+        tweets that the rules do not admit. Raises AioRpcError if tweet, identity or graph cannot answer, because no
+        tweet may be returned unchecked.
         """
         found: list[HydratedTweet] = []
         versions: set[int] = set()
@@ -187,7 +188,8 @@ class Hydrator:
         return [refs, self._get_filter(rules) if reader_id else no_response()]
 
     async def _refs_of(self, user_ids: Sequence[int], shared_refs: SharedUserRefs) -> identity.SerializedUserRefs:
-        # Other processes change these refs, and this process does not record their changes.
+        # Other processes change these references, and this process does not record their changes. So a response that
+        # contains the references must not be cached.
         read_tracking.mark_uncacheable()
         found = dict(zip(user_ids, await shared_refs.users(user_ids), strict=True))
         refs = identity.SerializedUserRefs.FromString(b"".join(one.data for one in found.values() if one is not None))
@@ -229,7 +231,7 @@ def _assemble_page(
 
 
 def _assemble(core: TweetRecord | None, page: _PageData) -> bytes:
-    """Returns the serialized tweet without its nested tweets; empty if it is missing or hidden."""
+    """Returns the serialized tweet without its nested tweets; empty if `core` is None or the author is hidden."""
     if core is None:
         return b""
     author = page.fragments.get(core.author_id)

@@ -21,7 +21,8 @@ async def no_response() -> None:
 
 
 async def counts_or_empty(call: Any) -> tuple[dict[int, engagement.TweetCounts], dict[int, int]]:
-    """Awaits BatchGetCounts. Returns the counts by tweet, and the reader's reactions by tweet as an index into VIEWER.
+    """Awaits the call of BatchGetCounts. Returns the counts by tweet id, and the reader's like and bookmark by tweet
+    id, as an index into VIEWER.
 
     If the call fails, returns two empty dicts and logs the error: counts are derived data and hide no tweet, so the
     page is returned without counts.
@@ -38,7 +39,8 @@ async def counts_or_empty(call: Any) -> tuple[dict[int, engagement.TweetCounts],
 def visible_authors(
     refs: Sequence[ActiveUser], rules: Any, user_ids: set[int]
 ) -> tuple[dict[int, bytes], Container[int]]:
-    """Returns the author fragments of the users whom the reader may see, and those of `user_ids` whom the reader mutes."""
+    """Returns the author fragments of the users whom the reader may see, by user id, and the users in `user_ids` whom
+    the reader mutes. `rules` is graph's GetVisibilityFilterResponse, or None if no reader is signed in."""
     fragments = dict(refs)
     muted: Container[int] = ()
     if rules is not None:
@@ -52,8 +54,8 @@ def visible_authors(
 async def await_all(calls: Sequence[Any]) -> list[Any]:
     """Returns the results of the calls. If one fails, cancels the others and raises its error.
 
-    The calls were started when they were made (see AbstractChannel), so over sockets they run at the same time. In
-    process they run one after the other, each answered from memory: tasks would cost more than they gain.
+    A call over a connection starts when the stub is called, so these calls run concurrently. In-process calls run one
+    after the other: they are answered from memory, and tasks would take more time than they save.
     """
     try:
         return [await call for call in calls]

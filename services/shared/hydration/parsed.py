@@ -1,4 +1,4 @@
-"""Parses tweet cores and user refs, and caches the results: the same cores and refs occur on many pages."""
+"""Parses tweet cores and user references, and caches the results: the same cores and references occur on many pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from services.shared.hydration.fragments import NO_METRICS, author_fragment, met
 
 _ACTIVE = user_pb2.USER_STATE_ACTIVE
 
-# About 1 kB each, key included: at most 30 MB in each of the two generations.
+# Maximum number of messages in each of the two generations of a cache; beyond it, the older generation is dropped. A
+# message takes about 1 kB, key included: at most 60 MB per cache.
 MAX_CACHED = 30_000
 
 
@@ -45,20 +46,22 @@ class ActiveUser(NamedTuple):
 
 
 T = TypeVar("T")
-# The value cached for a message that `parse` leaves out.
+# The value that is cached for a message for which `parse` returned None.
 _OMITTED: Any = object()
 
 
 class ParseCache(Generic[T]):
-    """Parses serialized messages. The cache keys are the bytes, so an entry is never out of date.
+    """Parses serialized messages and caches the results. The cache keys are the serialized bytes, so an entry is never
+    out of date.
 
     Parsing a core takes 3 µs, a cache hit 0.3 µs (measured).
     """
 
     def __init__(self, parse: Callable[[bytes], T | None], max_cached: int = MAX_CACHED) -> None:
-        """`parse` returns None for messages to leave out."""
+        """`parse` returns None for a message that `read` leaves out. `max_cached` is the number of messages in each of
+        the two generations of the cache."""
         self._parse = parse
-        # _OMITTED for messages to leave out, because the cache holds no None.
+        # A message that `read` leaves out has the value _OMITTED, because the cache cannot hold None.
         self._cache: GenerationalCache[bytes, Any] = GenerationalCache(max_cached)
 
     def read(self, serialized: Iterable[bytes]) -> list[T]:

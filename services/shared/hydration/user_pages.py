@@ -10,11 +10,11 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.platform.pagination.cursors import Cursors
 
-# The most reads for one page: if nearly all users of a long list are hidden, a short page with a cursor is better than
-# a slow page.
+# Maximum number of reads for one page. After them, a short page with a cursor is returned: if nearly all users of a
+# long list are hidden, a short page is better than a slow page.
 MAX_ROUNDS = 10
 
-# Sort key of the entry, greatest first, and its user id, which breaks ties.
+# (sort key, user id) of one entry of a list. Lists are in descending order; the user id orders entries with equal keys.
 ListEntry = tuple[int, int]
 # A function `(after, limit)` that returns up to `limit` entries of a list after the entry `after` (None: from the
 # start).
@@ -24,8 +24,8 @@ UserPage = tuple[list[user_pb2.User], str]
 
 
 class VisibleUserPages:
-    """Pages of users for one reader. `get_filter` is graph's GetVisibilityFilter. Methods raise UNAVAILABLE if identity
-    or graph cannot answer."""
+    """Builds pages of users whom a reader may see. `get_filter` is graph's GetVisibilityFilter. Methods raise
+    UNAVAILABLE if identity or graph cannot answer."""
 
     def __init__(self, identity: UserServiceStub, get_filter: GetFilter, cursors: Cursors) -> None:
         self._identity = identity
@@ -35,11 +35,12 @@ class VisibleUserPages:
     async def page(
         self, list_name: str, fetch: FetchEntries, cursor: str, size: int, *, reader_id: int, cursor_owner_id: int = 0
     ) -> UserPage:
-        """Returns up to `size` (≤ 100) users and the next cursor, empty on the last page.
+        """Returns up to `size` (≤ 100) users of the list that `fetch` reads, and the next cursor, empty on the last
+        page.
 
-        Leaves out suspended and deactivated users, and users whom the reader blocks or is blocked by; reader 0 (not
-        signed in) sees all others. The cursor is valid for `list_name` only, and if `cursor_owner_id` is not 0, for
-        that user only.
+        Leaves out suspended and deactivated users, and users whom the reader blocks or who block the reader; for reader
+        0 (not signed in) no blocks apply. The cursor is valid for the list `list_name` only, and if `cursor_owner_id`
+        is not 0, for that user only.
         """
         below: ListEntry | None = None
         if cursor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 
-# Separators, controls, and format characters such as zero-width ones. Private and unassigned characters are visible:
-# clients show a box.
+# Separators, controls, and format characters such as the zero-width space. Private-use and unassigned characters count
+# as visible, because clients show a box for them.
 _INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
-# Unicode's Default_Ignorable_Code_Point outside those categories: the grapheme joiner, fillers of Hangul and Khmer, and
-# variation selectors, which only change the character before them. The module `unicodedata` lacks this property.
+# The characters with Unicode's property Default_Ignorable_Code_Point outside _INVISIBLE_CATEGORIES: the grapheme
+# joiner, fillers of Hangul and Khmer, and variation selectors, which only change the character before them. The module
+# `unicodedata` does not have this property.
 _IGNORABLE = (
     frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u3164\uffa0")
     | frozenset(map(chr, (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xFFF0, 0xFFF9))))

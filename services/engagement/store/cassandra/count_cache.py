@@ -1,8 +1,8 @@
 """A count cache in Redis, shared by all processes, so that a page of tweets is not counted anew for each reader.
 
-A count is stored with an expiry, and only if its key has no value. After a writer has written its rows, and before it
-responds, it replaces the value by a "changed" marker, which lives for some seconds. So a count that began before the
-write cannot be stored after the write. While Redis is unavailable, no count is cached.
+A count is stored with a TTL, and only if its key has no value. After a writer has written its rows, and before it
+responds, it replaces the value by a "changed" marker, which expires after CHANGED_TTL_MS. So a count that began before
+the write cannot be stored after the write. While Redis is unavailable, no count is cached.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from services.platform.redis.connection import command
 from services.platform.redis.node_pool import Node
 from services.platform.redis.shared_keys import SharedKeyClient, key_of
 
-# The TTL of a count. It bounds how long a count stays wrong if a writer died before it could mark the count as changed.
+# TTL of a count in milliseconds. It limits the time for which a cached count is wrong if a writer died before it marked
+# the count as changed.
 COUNT_TTL_MS = 600_000
-# The TTL of the count of a tweet with sharded reactions. Such counts are some seconds old anyway, and no writer marks
-# them as changed.
+# TTL in milliseconds of the count of a tweet with sharded reactions. Its stored totals are some seconds old anyway, and
+# the recount that updates them does not mark the count as changed.
 SHARDED_COUNT_TTL_MS = 1_000
-# The TTL of the "changed" marker: longer than a count takes whose result is still stored, plus the time until Redis
-# stores it.
+# TTL in milliseconds of the "changed" marker. It is longer than MAX_COUNTING_S, plus the time until Redis stores a
+# count: so a count that began before the change still finds the marker, and is not stored.
 CHANGED_TTL_MS = 5_000
+# Maximum time in seconds from the begin of a count until it is sent to Redis; a slower count is not cached.
 MAX_COUNTING_S = 3.0
 _CHANGED = b"-"
 _COUNTED = b"+"
@@ -29,8 +31,8 @@ _KIND = "c"
 
 
 class CachedCounts(SharedKeyClient):
-    """Serialized BatchGetCountsResponse messages of one tweet each, by tweet id; empty if the tweet has no counts.
-    `monotonic` returns seconds."""
+    """Caches frames in Redis by tweet id. A frame is the counts of one tweet as a serialized BatchGetCountsResponse,
+    empty if the tweet has no likes and bookmarks. `monotonic` returns seconds."""
 
     def __init__(self, redis: Redis, monotonic: Callable[[], float]) -> None:
         super().__init__(redis, "shared-counts")
@@ -48,14 +50,14 @@ class CachedCounts(SharedKeyClient):
         return known, {i for i, value in held.items() if value is None}
 
     async def put(self, frames: Mapping[int, bytes], sharded: Iterable[int], began: float) -> None:
-        """Stores counts that were read since `began`, except those that were marked as changed meanwhile. The tweets in
-        `sharded` expire after SHARDED_COUNT_TTL_MS."""
+        """Stores counts that were read since `began`, except counts that were marked as changed meanwhile. The counts
+        of the tweets in `sharded` expire after SHARDED_COUNT_TTL_MS."""
         short_lived = set(sharded)
 
         async def fill(node: Node, some: Sequence[int]) -> None:
             connection = await node.reads()
             ttls_ms = [SHARDED_COUNT_TTL_MS if i in short_lived else COUNT_TTL_MS for i in some]
-            # The marker of a change lives for CHANGED_TTL_MS: a slower count may have missed the change.
+            # After a slower count, the marker of a change may have expired, and the count may lack the change.
             if self._monotonic() < began + MAX_COUNTING_S:
                 sets = [
                     command("SET", key_of(_KIND, i, connection), _COUNTED + frames[i], "NX", "PX", ttl_ms)

@@ -19,8 +19,8 @@ from services.engagement.store import ReactionKind
 from services.engagement.store.cassandra import schema
 from services.platform.cassandra.keyspace import Keyspace, Row
 
-# Ids per statement, whose rows one node collects. Each tweet has at most 2 × 64 rows of totals, so a result has fewer
-# rows than a page of the driver.
+# Maximum number of tweet ids per statement; more ids are read by several statements. Each tweet has at most 2 × 64 rows
+# of totals, so the result of a statement has fewer rows than a page of the driver.
 IDS_PER_READ = 50
 
 

@@ -24,7 +24,8 @@ from services.platform.rpc.reasons import Reason
 # The TTL of the note of an event (the row that proves that the event was committed) in seconds. It equals the TTL of
 # outbox rows, because the sweeper reads the note of each unpublished event that it finds in the outbox.
 NOTE_TTL_S = 3 * 24 * 3600
-# Attempts of one change. An attempt fails if another process changes the same user's partition at the same time.
+# Maximum number of attempts of one change; after that the call fails with UNAVAILABLE (CONTENDED). An attempt fails if
+# another process changes the same user's partition at the same time.
 MAX_TRIES = 10
 
 
@@ -144,5 +145,5 @@ class ReactionWriter:
 
 def _contended() -> errors.RoostError:
     return errors.unavailable(
-        "too many concurrent changes of this like or bookmark: try again", reason=Reason.CONTENDED
+        "too many concurrent changes of this like or bookmark: retry later", reason=Reason.CONTENDED
     )

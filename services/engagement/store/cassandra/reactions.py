@@ -1,4 +1,4 @@
-"""Reactions as rows: the copies of a reaction in the tables that lists and counts read, and which events were committed."""
+"""Writes the copies of reactions, from which lists and counts are read, and finds out which events were committed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ class ReactionCopies:
 
 
 class CommittedReactions:
-    """The EventValidator of the engagement store: an event is valid if the transaction of its like or unlike left a note."""
+    """The EventValidator of the engagement store: an event is valid if the transaction of its like or unlike left a
+    note."""
 
     def __init__(self, keyspace: Keyspace, copies: ReactionCopies) -> None:
         self._keyspace = keyspace

@@ -13,7 +13,8 @@ from services.platform.cassandra.outbox import OUTBOX_MIGRATION
 
 # Write timestamps of a copy: the deletion wins over the insertion, however late that arrives.
 ADDED, REMOVED = 1, 2
-# A write timestamp beyond every clock: after an unlike there is no like left to exclude.
+# Write timestamp with which an unlike deletes the UNCOUNTED row of its like. It is later than every clock, so that a
+# later decision about the user cannot insert the row again.
 FOREVER_US = 1 << 62
 # Stored kinds of rows in `marks`: append, never renumber. The `item` of a note is the id of its event.
 NUMBERS = {ReactionKind.LIKE: 0, ReactionKind.BOOKMARK: 1}
@@ -21,8 +22,8 @@ NOTE = 2
 # Only in `marks_by_tweet`, all in the first bucket: likes that are not counted because their user is suspended or
 # deactivated. The write timestamp is the time of that decision.
 UNCOUNTED = 3
-# The first reactions of a kind to a tweet share one partition. After SHARD_FROM, later ones go to one of BUCKETS more,
-# by user.
+# The first SHARD_FROM reactions of a kind to a tweet are in one bucket (FIRST_BUCKET). Later reactions of the kind are
+# in one of BUCKETS more buckets, chosen by user.
 SHARD_FROM = 1_000
 BUCKETS = 64
 FIRST_BUCKET = 0
@@ -49,7 +50,7 @@ KEYSPACES = {KEYSPACE: (SCHEMA, OUTBOX_MIGRATION)}
 REACTION = "SELECT place, gone, bucket FROM marks WHERE user_id = ? AND kind = ? AND item = ?"
 REACTIONS = "SELECT kind, item, place FROM marks WHERE user_id = ? AND kind IN ? AND item IN ?"
 NOTED = "SELECT place, gone, bucket, tweet_id FROM marks WHERE user_id = ? AND kind = ? AND item = ?"
-# With a note of the event, which expires when the outbox no longer asks for it.
+# SET and UNSET also write the note of the event. The note expires together with the outbox row of the event.
 SET = """
 BEGIN BATCH
 UPDATE marks SET place = ?, bucket = ? WHERE user_id = ? AND kind = ? AND item = ? IF place = null;
@@ -83,8 +84,8 @@ BY_TWEET = """
 SELECT place, user_id FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? AND kind = ? AND place < ? LIMIT ?
 """
 COUNTED = "SELECT COUNT(*) FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? AND kind = ?"
-# Most tweets have no reactions. Only the others are counted, with one statement per partition: Cassandra warns about
-# aggregates over several.
+# Finds the tweets that have reactions, because most tweets have none. Only these tweets are counted, with one statement
+# per partition, because Cassandra warns about aggregates over several partitions.
 ANY_REACTIONS = "SELECT DISTINCT tweet_id, bucket FROM marks_by_tweet WHERE tweet_id IN ? AND bucket = ?"
 FIRST_COUNTED = """
 SELECT tweet_id, kind, COUNT(*) FROM marks_by_tweet WHERE tweet_id = ? AND bucket = ? GROUP BY kind
@@ -96,6 +97,6 @@ PUT_TOTAL = "INSERT INTO totals (tweet_id, kind, bucket, marks) VALUES (?, ?, ?,
 
 
 def bucket_of(user_id: int) -> int:
-    """Returns the bucket (1 to BUCKETS) of a user's reactions to tweets that have many. Hashes the whole id, because
-    the low bits of a Snowflake are a sequence number and mostly 0."""
+    """Returns the bucket (1 to BUCKETS) of a user's reactions to sharded tweets. Hashes the whole id, because the low
+    bits of a Snowflake are a sequence number and mostly 0."""
     return 1 + ((user_id * 0x9E3779B97F4A7C15) >> 40) % BUCKETS

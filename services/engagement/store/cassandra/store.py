@@ -25,7 +25,7 @@ from services.platform.redis.client import Redis
 if TYPE_CHECKING:
     from services.platform.backends.cluster import ClusterBackends
 
-# Likes recounted per step when a user becomes absent or active.
+# Maximum number of likes that are excluded or included at once when a user becomes absent or active again.
 ABSENCE_STEP = 500
 _NO_BOUND = (1 << 63) - 1
 _KINDS = {number: kind for kind, number in schema.NUMBERS.items()}

@@ -1,5 +1,5 @@
-"""In-memory write-through caches of the embedded engagement store. One process owns that store, so no other process
-changes it."""
+"""Write-through caches of the embedded engagement store in process memory. One process owns the store, so no other
+process can make the caches outdated."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ from cachetools import LRUCache
 
 from services.engagement.store import ReactionKind
 
-# The cache keeps the counts of this many of the newest tweets, because most pages show new tweets. An entry takes about
-# 200 bytes: 13 MB in all.
+# Number of newest tweets with counts whose counts are always cached, because most pages show new tweets. An entry takes
+# about 200 bytes: 13 MB in all.
 NEWEST_COUNTS = 65_536
-# Entries evicted at a time: deleting one from the front of the array costs as much as a thousand.
+# Number of entries evicted at once. Deleting one entry from the front of the array takes as long as deleting a
+# thousand.
 _SLACK = 1_024
-# Older tweets whose counts are cached because they were read or written lately, about 300 bytes each: 20 MB.
+# Maximum number of older tweets whose counts are cached; beyond it, the least recently used entry is dropped. An entry
+# takes about 300 bytes: 20 MB in all.
 OLDER_COUNTS = 65_536
-# Tweet ids in all cached users' reactions, at about 72 bytes in a set: 72 MB, or some 5,000 readers with 200 each.
-# Packed arrays would take a ninth of that, and the look-ups of a page thirty times as long.
+# Maximum number of tweet ids in the cached reactions of all users; beyond it, the least recently used user is dropped.
+# An id takes about 72 bytes in a set: 72 MB, or some 5,000 readers with 200 reactions each. Packed arrays would take a
+# ninth of the memory, but the look-ups for a page would take thirty times as long.
 MAX_CACHED_IDS = 1_000_000
 # Overhead of a cached user, counted in ids: two sets, a tuple and the cache entry.
 _ENTRY_WEIGHT = 10
-# The reactions of a user with more than this are not cached but read for each page, so that one user's reactions do not
-# evict those of hundreds of users.
+# Maximum number of reactions of a cached user. The reactions of a user with more are read for each page, so that one
+# user does not evict hundreds of users from the cache.
 MAX_CACHED_PER_USER = 20_000
 
 
 class CountCache:
-    """Serialized counts ("frames", see `_frame` in store.py) by tweet id; an empty frame means that the tweet has none.
+    """Caches frames by tweet id. A frame is the counts of one tweet as a serialized BatchGetCountsResponse, empty if
+    the tweet has no likes and bookmarks.
 
-    From the id `floor` on the cache is complete, so that a tweet without counts needs no read. Below `floor` the cache
-    holds the counts of tweets that were read or written lately.
+    For tweet ids from `floor` on, the cache is complete, so a tweet that is missing there has no counts and needs no
+    read. Below `floor` the cache holds the counts of tweets that were read or written lately.
     """
 
     def __init__(self, newest: Sequence[tuple[int, bytes]], floor: int) -> None:
@@ -78,7 +82,8 @@ class ReactedIds(NamedTuple):
 
 
 class ReactionCache:
-    """An LRU cache of the reactions of users. The value None marks a user who has too many to be cached."""
+    """An LRU cache of the reactions of users. The value None marks a user with more than MAX_CACHED_PER_USER
+    reactions."""
 
     def __init__(self) -> None:
         self._users: LRUCache[int, ReactedIds | None] = LRUCache(MAX_CACHED_IDS, _weight)
@@ -87,8 +92,8 @@ class ReactionCache:
         return user_id in self._users
 
     def get(self, user_id: int) -> ReactedIds | None:
-        """Returns the reactions of a cached user; None if the user has too many to be cached. The caller must not
-        change the sets. Raises KeyError for a user who is not in the cache."""
+        """Returns the reactions of a cached user; None if they are more than MAX_CACHED_PER_USER. The caller must not
+        change the sets. Raises KeyError if the user is not in the cache."""
         return self._users[user_id]
 
     def put(self, user_id: int, reacted: ReactedIds | None) -> None:
@@ -98,8 +103,8 @@ class ReactionCache:
         self._users[user_id] = reacted
 
     def change(self, user_id: int, kind: ReactionKind, tweet_id: int, present: bool) -> None:
-        """Adds the tweet to the cached reactions of the user (`present`) or removes the tweet from them, after that
-        write was committed. Does nothing if the user's reactions are not cached."""
+        """Adds the tweet to the cached reactions of the user (`present`), or removes it from them. Call this method
+        after the write of the reaction was committed. Does nothing if the user's reactions are not cached."""
         reacted = self._users.get(user_id)
         if reacted is None:
             return

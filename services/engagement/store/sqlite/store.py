@@ -51,7 +51,8 @@ CREATE TABLE uncounted_likes (
 ) WITHOUT ROWID;
 """
 MIGRATIONS = (SCHEMA, outbox.OUTBOX_SCHEMA, ABSENCES_SCHEMA, _UNCOUNTED_SCHEMA)
-# Likes recounted per transaction when a user becomes absent or active: other writes wait meanwhile.
+# Maximum number of likes recounted in one transaction when a user becomes absent or active again; other writes wait
+# until the transaction ends.
 ABSENCE_STEP = 500
 _UNCOUNT = "INSERT OR IGNORE INTO uncounted_likes (user_id, tweet_id) VALUES (?, ?)"
 _RECOUNT = "DELETE FROM uncounted_likes WHERE user_id = ? AND tweet_id = ?"
@@ -67,8 +68,8 @@ INSERT INTO counts (tweet_id, likes, bookmarks) VALUES (?, ?, ?)
 ON CONFLICT (tweet_id) DO UPDATE SET likes = likes + excluded.likes, bookmarks = bookmarks + excluded.bookmarks
 RETURNING likes, bookmarks
 """
-# A statement of its own, because the one above fails with negative numbers: SQLite applies a CHECK to the row to insert
-# even if the insert becomes an update.
+# A separate statement, because _COUNT_UP fails with negative numbers: SQLite applies a CHECK to the row to insert even
+# if the insert becomes an update.
 _COUNT_DOWN = """
 UPDATE counts SET likes = likes - ?, bookmarks = bookmarks - ? WHERE tweet_id = ? RETURNING likes, bookmarks
 """
@@ -98,7 +99,7 @@ _NO_BOUND = (1 << 63) - 1
 
 
 class _Outcome(NamedTuple):
-    """Whether a write changed anything, and the tweet's counts after it."""
+    """Whether a write changed anything, and the tweet's counts after the write."""
 
     changed: bool
     likes: int
@@ -108,8 +109,8 @@ class _Outcome(NamedTuple):
 class SqliteEngagementStore:
     """An EngagementStore on one SQLite file that this process owns.
 
-    Caches change after the commit and before the writer gets its response, in a task that the caller's cancellation
-    does not reach. These tasks run in the order of the commits, so the cache ends with the counts of the last one.
+    A write updates the caches after its commit and before it returns, in a task that goes on if the caller is
+    cancelled. The tasks run in the order of the commits, so the caches hold the counts of the last commit.
     """
 
     def __init__(self, db: Database, counts: CountCache) -> None:
@@ -118,8 +119,8 @@ class SqliteEngagementStore:
         self._reactions = ReactionCache()
         # Keyed by tweet id: a reaction changes the tweet's counts and the viewer state of the user.
         self._revisions = ChangeTracker()
-        # A read caches its result only if this number did not change meanwhile; otherwise the result may be older than
-        # a write.
+        # Number of committed writes. A read caches its result only if this number did not change during the read;
+        # otherwise the result may be older than a write.
         self._writes_committed = 0
 
     @classmethod
@@ -298,8 +299,8 @@ def _unchanged(connection: sqlite3.Connection, tweet_id: int) -> _Outcome:
 
 
 def _frame(tweet_id: int, likes: int, bookmarks: int) -> bytes:
-    """Returns the counts of one tweet as a serialized BatchGetCountsResponse; empty if there are none. Concatenated
-    frames parse as one response."""
+    """Returns the counts of one tweet as a serialized BatchGetCountsResponse (a frame); empty if the tweet has no likes
+    and bookmarks. Concatenated frames parse as one response."""
     if not (likes or bookmarks):
         return b""
     counts = pb.TweetCounts(tweet_id=tweet_id, likes=likes, bookmarks=bookmarks)
