@@ -220,6 +220,6 @@ def _caller_other_than(target_id: int) -> int:
     user_id = calls.require_user()
     if user_id == target_id:
         raise errors.invalid_argument(
-            "you cannot follow, block or mute yourself; give the id of another user", field="user_id"
+            "you cannot follow, block or mute yourself: give the id of another user", field="user_id"
         )
     return user_id

@@ -100,7 +100,7 @@ class TierPublisher:
     async def stop(self) -> None:
         """Ends every subscription with UNAVAILABLE, because an endless stream would delay the end of the process."""
         for subscription in tuple(self._subscriptions):
-            subscription.end("the service is stopping; reconnect")
+            subscription.end("the service is stopping: reconnect")
 
     def publish(self, entries: Iterable[pb.TierEntry]) -> None:
         """Stores the entries that are newer than the known ones and queues them for every subscriber before it
@@ -123,7 +123,7 @@ class TierPublisher:
         self._stale = stale
         if stale:
             for subscription in tuple(self._subscriptions):
-                subscription.end("celebrity tiers cannot be read from the store now; retry")
+                subscription.end("celebrity tiers cannot be read from the store now: retry later")
 
     def entries(self) -> list[pb.TierEntry]:
         """Returns all entries in no particular order, without users demoted more than 31 days ago."""
@@ -140,7 +140,7 @@ class TierPublisher:
         Raises UNAVAILABLE while the tiers are stale.
         """
         if self._stale:
-            raise errors.unavailable("celebrity tiers cannot be read from the store now; retry")
+            raise errors.unavailable("celebrity tiers cannot be read from the store now: retry later")
         return Subscription(self.entries(), self._subscriptions)
 
 
@@ -203,7 +203,7 @@ class Subscription:
         """Queues changes for `next`. Ends the subscription if more than MAX_PENDING changes would be queued."""
         if len(self._pending) + len(news) > MAX_PENDING:
             log.warning(LogEvent.TIER_SUBSCRIPTION_ENDED, reason="too_slow", pending=len(self._pending))
-            self.end("the subscriber is too slow; reconnect to get a new snapshot")
+            self.end("the subscriber is too slow: reconnect to get a new snapshot")
         elif news:
             self._pending.extend(news)
             self._wake.set()

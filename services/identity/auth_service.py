@@ -238,7 +238,9 @@ class AuthService(AuthServiceServicer):
         active = account._replace(state=user_pb2.USER_STATE_ACTIVE, version=version)
         reinstated = await self._events.record(event_pb2.UserReinstated(user_id=account.user_id, version=version))
         if not await self._accounts.replace(active, [reinstated]):
-            raise errors.unavailable("the account is being changed by another request: retry", reason=Reason.CONTENDED)
+            raise errors.unavailable(
+                "the account is being changed by another request: retry later", reason=Reason.CONTENDED
+            )
         return active
 
     async def _end_session(self, user_id: int, session_id: int) -> None:

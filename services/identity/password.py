@@ -156,9 +156,7 @@ class Passwords:
     async def close(self) -> None:
         """Fails queued jobs with UNAVAILABLE. Running jobs finish on their own."""
         while self._queue:
-            self._queue.pop().fail(
-                errors.unavailable("the service is stopping: retry the request", reason=Reason.STOPPING)
-            )
+            self._queue.pop().fail(errors.unavailable("the service is stopping: retry later", reason=Reason.STOPPING))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -185,7 +183,7 @@ class Passwords:
     def _end(self, job: _Job, done: asyncio.Future[Any]) -> None:
         self._running -= 1
         if done.cancelled():
-            job.fail(errors.unavailable("the service is stopping: retry the request", reason=Reason.STOPPING))
+            job.fail(errors.unavailable("the service is stopping: retry later", reason=Reason.STOPPING))
             return
         error = done.exception()
         if not job.future.done():

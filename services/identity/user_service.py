@@ -183,7 +183,9 @@ class UserService(UserServiceServicer):
                 ends = account.state != user_pb2.USER_STATE_ACTIVE
                 if await self._accounts.replace(account, [await self._events.record(body)], end_sessions=ends):
                     return account
-        raise errors.unavailable("the account is being changed by another request: retry", reason=Reason.CONTENDED)
+        raise errors.unavailable(
+            "the account is being changed by another request: retry later", reason=Reason.CONTENDED
+        )
 
 
 def _to_state(account: Account, state: user_pb2.UserState.ValueType, body: Message) -> tuple[Account, Message] | None:

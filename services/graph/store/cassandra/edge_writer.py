@@ -111,7 +111,7 @@ class EdgeWriter:
                 if changed:
                     return Outcome(changed.relationship(source_id), True)
                 await back_off(attempt)
-        raise errors.unavailable("too much contention on this relationship; retry")
+        raise errors.unavailable("too many concurrent changes of this relationship: retry later")
 
     async def read_finished(self, low: int, high: int) -> Pair:
         """Returns the row of two users (`low` < `high`). If the follow-up writes of the row's last change are pending,

@@ -147,7 +147,7 @@ class TierRows:
                 await self._publish(user_id, new)
                 return new, tier != current.tier
             await back_off(attempt)
-        raise errors.unavailable("too much contention on this user's tier; retry")
+        raise errors.unavailable("too many concurrent changes of this user's tier: retry later")
 
     async def _is_applied(self, user_id: int, event_id: int) -> bool:
         """Returns whether the row's last change is the one with this event id, by a serial read."""

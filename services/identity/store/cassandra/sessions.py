@@ -72,7 +72,9 @@ class CassandraSessionStore:
                 values = session_values(session, following.used, following.offered)
                 if (await self._keyspace.execute_lwt(schema.ROTATE, *values, found.used, found.offered))[0]:
                     return Rotation.DONE
-        raise errors.unavailable("the session is being refreshed by other requests: retry", reason=Reason.CONTENDED)
+        raise errors.unavailable(
+            "the session is being refreshed by other requests: retry later", reason=Reason.CONTENDED
+        )
 
     async def list_live(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:
         found: list[Session] = []

@@ -88,7 +88,8 @@ class AccountCreator:
         try:
             if clock() > give_up:
                 raise errors.unavailable(
-                    "the sign-up took too long, so the username may be taken: retry", reason=Reason.STORE_UNAVAILABLE
+                    "the sign-up took too long, so the username may be taken: retry later",
+                    reason=Reason.STORE_UNAVAILABLE,
                 )
             await self._keyspace.batch(first)
         except errors.RoostError as error:
