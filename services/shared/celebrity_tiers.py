@@ -21,7 +21,7 @@ from services.platform.rpc.stream_subscriber import StreamSubscriber
 STREAM_TIMEOUT_S = 30.0
 RETRY_FIRST_S = 0.05
 # Maximum delay in seconds before the next attempt to subscribe; the first delay is RETRY_FIRST_S. The maximum is well
-# below every margin that operators configure, and tiers that are outdated by less than the margin do no harm.
+# below the recommended margins (5 s and 60 s), and tiers that are outdated by less than the margin do no harm.
 RETRY_MAX_S = 2.0
 # Maximum time in seconds that `start` waits for the first snapshot. If graph is unavailable, the service starts without
 # tiers. In a single-process mesh the snapshot arrives within milliseconds.
