@@ -1,6 +1,7 @@
-"""Timeline service: stores home timelines, builds them, and pulls the tweets of celebrities when they are read.
+"""Timeline service: builds home timelines, stores them, and serves their pages.
 
-Owns no authoritative data: a home timeline is a cache of tweet ids that may be dropped at any moment and is rebuilt
-from tweet and graph. Calls graph (followees, tiers, visibility), tweet (ids by author) and, through hydration, the
-owner of each tweet fragment. Fan-out adds entries by AppendHomeEntries. Publishes and consumes no events.
+Owns no authoritative data: a home timeline is a list of tweet ids that may be lost at any moment and is then rebuilt
+from the tweet and graph services. At each read it pulls the tweets that are not in the list, such as those of
+celebrities. Calls graph (followees, tiers, visibility), tweet (ids by author) and, to hydrate, the owner of each tweet
+fragment. Fan-out appends ids by AppendHomeEntries. Publishes and consumes no events.
 """

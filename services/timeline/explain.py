@@ -1,8 +1,8 @@
 """Explains why a home timeline shows a tweet, or why it does not.
 
-It reads the home timeline down to the tweet to find whether the tweet is shown. To find the rule that hides a tweet, it
-filters the tweet alone with fewer and fewer rules. It uses the code that filters pages, so an explanation cannot
-contradict the home timeline.
+To find whether the home timeline shows the tweet, it reads all entries from the newest down to the tweet. To find the
+rule that hides the tweet, it filters the tweet alone, first without the rules of the reader, then with more and more of
+them. Both use the filter that pages use, so an explanation cannot contradict the home timeline.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from services.shared.hydration.hydrator import Hydrator
 from services.timeline.fanout_rules import Source
 from services.timeline.home.reader import MAX_ENTRIES, HomeReader, HomeSnapshot
 
-# Ids that each step of the merge reads of each author on the way down to the tweet: 100 entries cost about as many
-# calls as one page.
+# Number of ids per author in the first batch of the merge that reads down to the tweet. With 100, a tweet among the
+# newest 100 entries needs about as many calls as one page.
 DEPTH = 100
 
 Filter: TypeAlias = "pb.EntryFilter.ValueType"
@@ -61,11 +61,11 @@ class Explainer:
         self._tweets = tweet_grpc.TweetServiceStub(channel)
 
     async def explain(self, reader: int, tweet_id: int) -> pb.ExplainTimelineEntryResponse:
-        """Returns whether the reader's home timeline shows the tweet, and why. Raises AioRpcError if a service that
-        owns the tweet or its visibility (tweet, graph, identity) does not answer."""
+        """Returns whether the reader's home timeline shows the tweet, and why. Raises AioRpcError if tweet, graph or
+        identity does not answer."""
         snapshot = await self._home.snapshot(reader)
         answer = pb.ExplainTimelineEntryResponse(tweet_id=tweet_id)
-        # Filters the tweet alone first: if a rule hides it, the home timeline need not be read.
+        # Filters the tweet alone first: if a rule hides the tweet, the home timeline need not be read.
         if not (await self._home.visible(snapshot, (tweet_id,), 1)).tweets:
             answer.filter = await self._hidden_by(snapshot, tweet_id)
             answer.reason = _FILTER_REASONS[answer.filter]
@@ -82,7 +82,8 @@ class Explainer:
         return answer
 
     async def _entries_down_to(self, snapshot: HomeSnapshot, tweet_id: int) -> list[int]:
-        """Returns the ids shown from the newest down to this tweet, MAX_ENTRIES at most."""
+        """Returns the ids that the home timeline shows from the newest down to `tweet_id`, newest first, at most
+        MAX_ENTRIES."""
         shown: list[int] = []
         merge = self._home.merge(snapshot, 0, DEPTH)
         async for batch in merge:
@@ -106,12 +107,14 @@ class Explainer:
         return answer.cores[0].head if answer.cores else None
 
     async def _hidden_by(self, snapshot: HomeSnapshot, tweet_id: int) -> Filter:
-        """Returns the rule that hides the tweet: the first rule without which the tweet is visible."""
+        """Returns the first rule that hides the tweet. The rules are checked one after the other, those that hide the
+        tweet from all readers first."""
         head = await self._tweet_head(tweet_id)
         if head is None:
             return pb.ENTRY_FILTER_NOT_FOUND
         if head.deleted:
             return pb.ENTRY_FILTER_DELETED
+        # Reader 0 is anonymous: no block, mute or follow applies.
         if not await self._is_visible_to(0, (tweet_id,)):
             nobody_sees_original = head.retweet_of_id and not await self._is_visible_to(0, (head.retweet_of_id,))
             return pb.ENTRY_FILTER_ORIGINAL_GONE if nobody_sees_original else pb.ENTRY_FILTER_AUTHOR_HIDDEN
@@ -127,8 +130,8 @@ class Explainer:
         return pb.ENTRY_FILTER_PARENT_GONE if follows_parent else pb.ENTRY_FILTER_REPLY_NOT_FOLLOWED
 
     async def _block_filter(self, reader: int, head: tweet_pb2.TweetHead) -> Filter:
-        """Returns the filter for a block. If the author blocks the reader it is NOT_FOUND, as for a tweet that does not
-        exist, so that the block stays secret."""
+        """Returns the rule for a tweet that only a block hides from the reader. If the author blocks the reader,
+        returns NOT_FOUND, as for a tweet that does not exist, so that the block stays secret."""
         people = [author for author in (head.author_id, head.retweet_of_author_id) if author]
         rules = await self._graph.GetVisibilityFilter(
             graph.GetVisibilityFilterRequest(user_id=reader, candidate_ids=people)

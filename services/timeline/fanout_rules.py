@@ -1,4 +1,5 @@
-"""Decides which authors are pulled when a home timeline is read, and why. Does no I/O."""
+"""Decides which authors' tweets are fanned out on write, and which authors are pulled when a home timeline is read.
+Does no I/O."""
 
 from __future__ import annotations
 
@@ -12,14 +13,15 @@ from services.shared.celebrity_tiers import CelebritySubscriber
 from services.timeline.followees import FolloweeSet
 from services.timeline.store import HomeList
 
+# The timeline modes: fan-out on write for all authors but celebrities, for all authors, for none.
 HYBRID, PUSH, PULL = "hybrid", "push", "pull"
 
-# Maximum of late followees of a warm home timeline. If there are more, the home timeline is built again, because one
-# build is cheaper than pulling the tweets of these followees at every read.
+# Maximum number of late followees of a warm home timeline. With more, it is dropped and built again, because one build
+# is cheaper than pulling the tweets of so many authors at every read.
 MAX_LATE_FOLLOWEES = 32
-# Maximum age in milliseconds of a warm home timeline; an older one is dropped and built again. Graph reports for 31
-# days that an author stopped being a celebrity. A home timeline older than that could lack the tweets of such an
-# author, so the maximum is one day less.
+# Maximum age of a warm home timeline in milliseconds. An older one is dropped and built again, because it could lack
+# tweets of an author who stopped being a celebrity: graph reports these authors for 31 days only. One day is left as a
+# margin.
 MAX_AGE_MS = 30 * 24 * 3600 * 1000
 
 Source: TypeAlias = "pb.EntrySource.ValueType"
@@ -27,34 +29,37 @@ Source: TypeAlias = "pb.EntrySource.ValueType"
 
 @dataclass(frozen=True, slots=True)
 class FanoutRules:
-    """The settings that decide between push and pull: the mode, and the margin for clock skew and for the time from a
-    stamp to its commit."""
+    """Applies the timeline mode `mode` and the margin `margin_ms`, in milliseconds."""
 
     mode: str
     margin_ms: int
 
     def pushes(self, tiers: CelebritySubscriber, author: int) -> bool:
-        """Returns whether fan-out and builds put the author's tweets into home timelines."""
+        """Returns whether home timelines store the tweets of the author. If False, the tweets are pulled at each
+        read."""
         return self.mode == PUSH or not tiers.is_celebrity(author)
 
     def usable(self, home: HomeList, relations: FolloweeSet, now_ms: int) -> bool:
-        """Returns whether a warm home timeline may be read. If it returns False, the caller must drop the home timeline
-        and build it again."""
+        """Returns whether a warm home timeline may be used. If False, the caller must drop it and build it again: it
+        was built in another timeline mode, is older than MAX_AGE_MS, or has more than MAX_LATE_FOLLOWEES late
+        followees."""
         age_ms = now_ms - home.opened_ms
         if home.mode != self.mode or age_ms > MAX_AGE_MS:
             return False
-        # A home timeline younger than the margin is usable, however many late followees it has: a new one, built now,
-        # would have the same late followees, so building it again would gain nothing.
+        # Late followees do not matter while the home timeline is younger than the margin: one that is built now would
+        # have the same late followees.
         return age_ms <= self.margin_ms or len(self.late(home, relations)) <= MAX_LATE_FOLLOWEES
 
     def late(self, home: HomeList, relations: FolloweeSet) -> list[int]:
-        """Returns the followees whose tweets the home timeline may lack because the follow is newer than it."""
+        """Returns the late followees: the home timeline may lack their tweets, because the reader followed them after
+        its build began, minus the margin."""
         return list(relations.followed_after(home.opened_ms - self.margin_ms))
 
     def pulled(
         self, reader: int, relations: FolloweeSet, tiers: CelebritySubscriber, home: HomeList
     ) -> Mapping[int, Source]:
-        """Returns the authors to pull when this home timeline is read, and why. The reader is always one of them."""
+        """Returns the authors to pull when `home` is read, with the reason for each. The reader is always among the
+        authors."""
         found: dict[int, Source] = dict.fromkeys(self.late(home, relations), pb.ENTRY_SOURCE_PULLED_RECENT_FOLLOWEE)
         if self.mode != PUSH:
             followees = relations.followees

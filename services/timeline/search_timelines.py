@@ -1,5 +1,5 @@
-"""Serves two timelines by calls to the search service: tweets that mention a user, and tweets with a hashtag. Search
-decides their pages, order and visibility."""
+"""Reads two timelines from the search service: the tweets that mention a user, and the tweets with a hashtag or
+cashtag. The search service decides order, visibility and cursors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _SEARCH_TWEETS = "/roost.search.v1.SearchService/SearchTweets"
 
 
 class SearchTimelines:
-    """Calls search on behalf of the caller. Raises AioRpcError if search or identity cannot answer."""
+    """Calls the search service on behalf of the call's actor. Methods raise AioRpcError if search or identity does not
+    answer."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._get_refs: Any = UserServiceStub(channel).BatchGetUserRefs
-        # Not the stub, so that hydrated tweets pass through as bytes.
+        # The stub would parse the tweets. The wire type SerializedTweetPage leaves them serialized.
         self._search: Any = channel.unary_unary(
             _SEARCH_TWEETS,
             request_serializer=search.SearchTweetsRequest.SerializeToString,
@@ -29,8 +30,8 @@ class SearchTimelines:
         )
 
     async def mentions(self, user_id: int, cursor: str, page_size: int) -> tweet_pb2.SerializedTweetPage:
-        """Returns tweets that mention the user, newest first. Raises INVALID_ARGUMENT if the cursor is not one of this
-        timeline, NOT_FOUND if the user does not exist.
+        """Returns a page of the tweets that mention the user, newest first. Raises INVALID_ARGUMENT if the cursor
+        belongs to another list, NOT_FOUND if the user does not exist.
 
         Tweets of muted users are included: mutes apply to home timelines and notifications only.
         """
@@ -41,15 +42,16 @@ class SearchTimelines:
         return await self._search_page(_latest(query=f"@{username}", cursor=cursor, page_size=page_size))
 
     async def tagged(self, tag: str, cursor: str, page_size: int) -> tweet_pb2.SerializedTweetPage:
-        """Returns tweets with the hashtag, newest first. Raises INVALID_ARGUMENT if the cursor is not one of this
-        timeline."""
+        """Returns a page of the tweets with the hashtag or cashtag, newest first. Raises INVALID_ARGUMENT if the tag is
+        not valid or the cursor belongs to another list."""
         return await self._search_page(_latest(tags=(tag,), cursor=cursor, page_size=page_size))
 
     async def _search_page(self, request: search.SearchTweetsRequest) -> tweet_pb2.SerializedTweetPage:
         try:
             found: tweet_pb2.SerializedTweetPage = await self._search(request)
         except grpc.aio.AioRpcError as error:
-            # Search validates the cursor and the tag of our caller, so its INVALID_ARGUMENT is meant for the caller.
+            # The cursor and the tag come from our caller and search validates them, so INVALID_ARGUMENT is passed on.
+            # All other errors are failures of the mesh.
             raise errors.from_rpc(error) if error.code() is grpc.StatusCode.INVALID_ARGUMENT else error from None
         return tweet_pb2.SerializedTweetPage(tweets=found.tweets, next_cursor=found.next_cursor)
 

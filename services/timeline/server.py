@@ -20,7 +20,8 @@ from services.timeline.store import HomeTimelineStore
 
 
 async def build(context: ServiceContext) -> Service:
-    """Builds the timeline service on the backend of its process: home timelines in process memory or in Redis."""
+    """Returns the timeline service. It stores home timelines in process memory on the embedded backend, in Redis on the
+    cluster backend."""
     settings = context.settings
     rules = FanoutRules(settings.timeline_mode, int(settings.clock_margin_s * 1000))
     opened: OpenedStore[HomeTimelineStore] = await open_store(context)

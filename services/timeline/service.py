@@ -20,14 +20,17 @@ from services.timeline.home.reader import MAX_ENTRIES, WARM, HomeReader
 from services.timeline.search_timelines import SearchTimelines
 from services.timeline.store import HomeTimelineStore
 
-# The most user ids of one AppendHomeEntries call, summed over its entries, as the proto says. Applying them takes some
-# milliseconds of the event loop.
+# Maximum number of user ids per AppendHomeEntries call, summed over its entries; the proto states it. A call with more
+# is rejected with INVALID_ARGUMENT. Appending to 10,000 home timelines in process memory blocks the event loop for some
+# milliseconds.
 MAX_APPENDS = 10_000
-# A rebuild requested by an operator may use nearly the whole deadline.
+# Maximum seconds that RebuildHomeTimeline waits for its build. The deadline of the call is 10 s; the last second is
+# left for the response.
 REBUILD_WAIT_S = 9.0
+# Key of the trailing metadata that says how the page was read: WARM, BUILT or PULLED.
 TRAILER = "roost-timeline"
 
-# The context type differs between generated methods; only trailing metadata is used.
+# The generated type of the context differs per method. The servicer only calls `set_trailing_metadata`.
 _Context = Any
 
 
@@ -58,12 +61,14 @@ class TimelineService(TimelineServiceServicer):
         user_id = calls.require_user()
         bound, served = self._open_cursor(request.cursor, user_id)
         size = page_size_of(request)
-        # mode=ranked is answered in chronological order: there is no ranking yet.
+        # `mode` is ignored: there is no ranking yet, so TIMELINE_MODE_RANKED is newest first too.
         page = await self._reader.page(user_id, bound, served, size)
         if page.label != WARM or page.partial:
-            # The page is partial: the next read may return more entries although no data has changed.
+            # The gateway must not cache this response: a partial page can become complete, and a cold home timeline
+            # warm, although no key of the read set changes.
             read_tracking.mark_uncacheable()
         if page.partial:
+            # Requests the same page again.
             next_cursor = self._seal_cursor(user_id, bound, served)
         else:
             next_cursor = self._seal_cursor(user_id, page.bound, served + len(page.entries)) if page.bound else ""
@@ -90,7 +95,7 @@ class TimelineService(TimelineServiceServicer):
     ) -> pb.RebuildHomeTimelineResponse:
         await self._store.drop(request.user_id)
         if self._rules.mode == PULL:
-            # This mode stores no home timelines.
+            # In timeline mode `pull` no home timeline is stored, so there is nothing to build.
             return pb.RebuildHomeTimelineResponse()
         build = self._builds.restart(request.user_id)
         if not await build.done(REBUILD_WAIT_S):
@@ -114,7 +119,7 @@ class TimelineService(TimelineServiceServicer):
         if not cursor:
             return 0, 0
         bound, served = self._cursors.open(cursor, "home", user_id)
-        # The cursor is signed, so only another release of this service could have written other values.
+        # The cursor is signed, so other values can only come from another release of this service.
         if not (isinstance(bound, int) and isinstance(served, int) and 0 <= served < MAX_ENTRIES):
             raise errors.invalid_argument(
                 "this cursor is not valid for this list; request the first page without a cursor", field="cursor"
