@@ -1,5 +1,5 @@
-"""Pulls the newest tweet ids of many authors and merges them in batches. Each batch contains all ids above its
-frontier."""
+"""Pulls the newest tweet ids of many authors and merges them in batches, newest first. A batch contains every id of
+these authors from its frontier up to the frontier of the previous batch."""
 
 from __future__ import annotations
 
@@ -22,37 +22,43 @@ from services.platform.shared_state import AuthorVersions
 from services.shared.hydration.fill_page import NO_DEADLINE, IdBatch
 from services.timeline.store import CAPACITY, HomeList
 
-# The proto's limit of authors per call.
+# Number of authors per BatchListAuthorTweetIds call: the maximum that the proto allows.
 AUTHORS_A_CALL = 500
-# Enough to keep the tweet service busy, few enough that one reader with many followees does not fill its queue.
+# Maximum number of concurrent calls of one pull. More would let a reader with many followees delay the calls of other
+# readers in the tweet service.
 CALLS_IN_FLIGHT = 8
-# The proto's limit of ids per author.
+# Maximum number of ids per author and call: as many as a home timeline stores, and as the proto allows.
 MAX_DEPTH = CAPACITY
-# With more authors than this the cost of the calls outweighs a result that may be a second old.
+# A pull of more authors than this reads ids from CachedIds, which may lack tweets of the last second. A pull of fewer
+# authors is cheap enough to ask the tweet service each time.
 CACHE_ABOVE_AUTHORS = 50
+# Seconds after which CachedIds reads the ids of an author again.
 CACHED_IDS_TTL_S = 1.0
+# Maximum number of authors in CachedIds. Beyond it the least recently used are evicted.
 MAX_CACHED_AUTHORS = 100_000
-# Ids cached per author: as many as the largest page shows, and 20 more, because filters remove some.
+# Number of ids cached per author: 100 for the largest page, and 20 because filters remove some. Older ids are read from
+# the tweet service.
 CACHED_DEPTH = 120
-# The reader's own cached ids are used only while their version is current. The TTL covers a process that died before it
-# could publish the version of a new tweet.
+# Seconds after which VersionedOwnIds reads the ids of a reader again even if their version is current. A process can
+# die between the commit of a tweet and the change of the version; then the cached ids lack the tweet.
 OWN_TTL_S = 600.0
+# Maximum number of readers in VersionedOwnIds, about 1 KB each. Beyond it the least recently used are evicted.
 MAX_OWN_CACHED = 16_384
-# A build has many authors and mostly needs few ids of each.
+# Minimum number of ids per author in the first batch of a build. Fewer would save little and need more batches.
 MIN_BUILD_DEPTH = 32
-# Batches of one merge. Each doubles the ids read per author up to MAX_DEPTH, so 256 batches reach 200,000 ids of one
-# author. Older ids are left to the next page.
+# Maximum number of batches per merge. Each batch reads twice as many ids per author as the previous one, up to
+# MAX_DEPTH, so 256 batches read about 200,000 ids of one author. The next page reads the older ids.
 MAX_ROUNDS = 256
 
 
-# The ids of some authors, newest first, by author.
+# Tweet ids by author id, newest first.
 IdsByAuthor: TypeAlias = Mapping[int, Sequence[int]]
 IdBatches: TypeAlias = AsyncIterator[IdsByAuthor]
 T = TypeVar("T")
 
 
 class SingleBatch:
-    """An async iterator that yields the response of one call. An async generator would cost 5 µs more, because the
+    """An async iterator that yields the response of one call. An async generator would take 5 µs longer, because the
     event loop registers each generator."""
 
     __slots__ = ("_call",)
@@ -64,7 +70,7 @@ class SingleBatch:
         return self
 
     async def __anext__(self) -> IdsByAuthor:
-        """Awaits the call and returns its response; ends the iteration at the second call. Raises the AioRpcError of
+        """Makes the call and returns its response the first time, then ends the iteration. Raises the AioRpcError of
         the call."""
         call, self._call = self._call, None
         if call is None:
@@ -77,21 +83,22 @@ class TweetIdSource(Protocol):
 
     def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         """Yields the newest `depth` ids of each author below `before_id` (0: no bound), one batch per response, in
-        order of arrival. No author is in two batches; authors without ids are in none.
+        order of arrival. Raises the AioRpcError of the tweet service.
 
-        A caller whose deadline is near can use the batches received so far. An author with fewer than `depth` ids has
-        no older ones. Raises the AioRpcError of the tweet service.
+        An author is in at most one batch; an author without ids is in none. If an author has fewer than `depth` ids in
+        its batch, the author has no older ids. A caller whose deadline is near can use the batches received so far.
         """
 
 
 class TweetServiceIds:
-    """Reads ids from the tweet service, which owns them, bypassing every cache."""
+    """Reads ids from the tweet service, without a cache."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._tweets = tweet_grpc.TweetServiceStub(channel)
 
     def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
-        """Implements TweetIdSource: 500 authors per call, 8 calls in flight."""
+        """Implements TweetIdSource with AUTHORS_A_CALL authors per call, and at most CALLS_IN_FLIGHT calls at a
+        time."""
         if len(authors) <= AUTHORS_A_CALL:
             return SingleBatch(partial(self._ask, authors, before_id, depth))
         return self._ask_in_chunks(authors, before_id, depth)
@@ -120,8 +127,8 @@ class TweetServiceIds:
 
 
 class CachedIds:
-    """Reads ids from process memory, at most one second old. Reads from `owner` the ids of authors who are not cached,
-    or whose cached ids end above the ids asked for."""
+    """Caches the newest CACHED_DEPTH ids of each author in process memory for CACHED_IDS_TTL_S. Reads older ids, and
+    those of authors who are not cached, from `owner`."""
 
     def __init__(self, owner: TweetIdSource, clock: Callable[[], float]) -> None:
         """`clock` returns seconds since any fixed point."""
@@ -130,7 +137,8 @@ class CachedIds:
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         """Implements TweetIdSource, but ids committed less than CACHED_IDS_TTL_S ago may be missing."""
-        # Cached ids were read in an earlier call, so the response depends on reads that this call did not track.
+        # Cached ids were read during an earlier call, so the keys of that read are missing from the read set of this
+        # call.
         read_tracking.mark_uncacheable()
         known = {author: ids for author in authors if (ids := self._cache.get(author)) is not None}
         if unknown := [author for author in authors if author not in known]:
@@ -145,8 +153,8 @@ class CachedIds:
 
 
 class VersionedOwnIds:
-    """Caches the tweet ids of readers themselves and compares their version at each read: one round trip to Redis
-    instead of an RPC."""
+    """Caches the newest CACHED_DEPTH ids of authors with the author version, and uses them while it is current. The
+    check is a round trip to Redis, which is cheaper than the RPC. Each reader's own ids are read through it."""
 
     def __init__(self, owner: TweetIdSource, versions: AuthorVersions, clock: Callable[[], float]) -> None:
         """`clock` returns seconds since any fixed point."""
@@ -156,10 +164,12 @@ class VersionedOwnIds:
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         """Implements TweetIdSource with one RPC for each author whose ids are not cached; pass few authors."""
-        # Other processes change the versions without notifying this one, so the response must not be cached.
+        # Other processes change the author versions without a notice to this process, so it could not detect that a
+        # cached response is outdated.
         read_tracking.mark_uncacheable()
         known: dict[int, Sequence[int]] = {}
-        # The versions are read before the ids, so the ids include at least all tweets that the version counts.
+        # The versions are read before the ids. In the other order, a tweet committed between the two reads would be
+        # missing from ids that are cached with its version.
         for author, version in zip(authors, await self._versions.author_versions(authors), strict=True):
             cached = self._cache.get(author)
             if version is None or cached is None or cached[0] != version:
@@ -176,9 +186,8 @@ class VersionedOwnIds:
 
 
 def _cut(known: IdsByAuthor, before_id: int, depth: int) -> tuple[IdsByAuthor, list[int]]:
-    """Returns each author's newest `depth` ids below `before_id` (0: no bound), cut from the cached ids `known`, which
-    are at most CACHED_DEPTH per author; and the authors whose cached ids may not contain all of these, who must be read
-    from the tweet service."""
+    """Returns the newest `depth` ids below `before_id` (0: no bound) of each author, from the cached ids `known`. Also
+    returns the authors who may have more such ids than are cached; their ids must be read from the tweet service."""
     found: dict[int, Sequence[int]] = {}
     beyond = []
     for author, newest in known.items():
@@ -191,7 +200,7 @@ def _cut(known: IdsByAuthor, before_id: int, depth: int) -> tuple[IdsByAuthor, l
 
 
 async def all_ids(batches: IdBatches) -> dict[int, Sequence[int]]:
-    """Returns the ids of all batches together."""
+    """Reads all batches and returns their ids by author."""
     found: dict[int, Sequence[int]] = {}
     async for batch in batches:
         found.update(batch)
@@ -199,12 +208,17 @@ async def all_ids(batches: IdBatches) -> dict[int, Sequence[int]]:
 
 
 class Puller:
-    """Chooses where tweet ids are read. The reader's own ids come from the tweet service, or from a cache checked by
-    version. The ids of more than CACHE_ABOVE_AUTHORS other authors come from a cache that may be one second old."""
+    """Chooses the source of tweet ids for each pull.
+
+    The reader's own ids come from VersionedOwnIds, or without `versions` from the tweet service. The ids of other
+    authors come from the tweet service, or if there are more than CACHE_ABOVE_AUTHORS of them, from CachedIds.
+    """
 
     def __init__(
         self, owner: TweetIdSource, clock: Callable[[], float], versions: AuthorVersions | None = None
     ) -> None:
+        """`owner` reads from the tweet service. `clock` returns seconds since any fixed point. `versions` is None on
+        the embedded backend, which has no author versions."""
         self._owner = owner
         self._own = owner if versions is None else VersionedOwnIds(owner, versions, clock)
         self._cached = CachedIds(owner, clock)
@@ -215,7 +229,8 @@ class Puller:
 
 
 class RoutedIds:
-    """Reads the reader's own tweet ids from one source and those of all other authors from another."""
+    """Reads the reader's own tweet ids from `own`, and those of other authors from `cached` if there are more than
+    CACHE_ABOVE_AUTHORS of them, otherwise from `owner`."""
 
     def __init__(self, reader: int, owner: TweetIdSource, own: TweetIdSource, cached: TweetIdSource) -> None:
         self._reader = reader
@@ -237,8 +252,8 @@ class RoutedIds:
 
 
 async def _as_they_arrive(*sources: AsyncIterator[T]) -> AsyncIterator[T]:
-    """Runs the sources concurrently and yields their items in order of arrival. If a source raises, raises its error
-    and cancels the others."""
+    """Reads the sources concurrently and yields their items in order of arrival. If a source raises, cancels the others
+    and raises the error."""
     steps = {asyncio.ensure_future(source.__anext__()): source for source in sources}
     try:
         while steps:

@@ -1,1 +1,1 @@
-"""Builds a reader's home timeline, filters it by the rules of visibility, and reads its pages."""
+"""Builds home timelines, and reads pages of them with the tweets that the reader may see."""

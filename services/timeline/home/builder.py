@@ -1,5 +1,5 @@
-"""Builds cold home timelines: one build per user at a time, bounded in number, independent of the request that started
-it."""
+"""Builds cold home timelines. At most one build per user is in progress in this process. A build continues when the
+call that started it ends."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from services.timeline.followees import FolloweeCache
 from services.timeline.pull import DescendingMerge, TweetIdSource, merge_for_build, newest_of
 from services.timeline.store import CAPACITY, HomeList, HomeTimelineStore
 
-# Builds that run at once; each has up to CALLS_IN_FLIGHT calls at the tweet service.
+# Maximum number of concurrent builds in this process; further builds are queued. Each build has up to CALLS_IN_FLIGHT
+# calls to the tweet service in flight.
 MAX_BUILDS = 64
-# Builds that may queue, as after a cold start of the mesh. Beyond that a read starts no build and pulls its own page.
+# Maximum number of queued builds. Beyond it a read starts no build and pulls its page. All home timelines are cold
+# after a start of the mesh, so many builds are requested at once.
 MAX_QUEUED = 1_000
 
 _built = Counter("roost_timeline_builds", "Builds of home timelines, by how they ended.", ("outcome",))
@@ -27,8 +29,11 @@ log = structlog.get_logger(__name__)
 
 
 class HomeBuild:
-    """A build of one home timeline. `home` is its result, set when the build is done. `installed` is true if `home` was
-    stored as the warm home timeline."""
+    """A build of one home timeline.
+
+    `home` is the result: None while the build runs, and if the store refused to open it. `installed` is true if `home`
+    was stored, so that the home timeline is warm. `opened_ms` is the start of the build in Unix milliseconds.
+    """
 
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
@@ -36,7 +41,7 @@ class HomeBuild:
         self.home: HomeList | None = None
         self.installed = False
         self.task: asyncio.Task[None] | None = None
-        # Set once the authors are known.
+        # The merge that reads the ids; None until the followees are fetched.
         self.merge: DescendingMerge | None = None
 
     async def done(self, within_s: float) -> bool:
@@ -51,14 +56,15 @@ class HomeBuild:
         return True
 
     def so_far(self, mode: str) -> HomeList:
-        """Returns the ids found so far as an incomplete home timeline; use it for a partial page only."""
+        """Returns the ids received so far, at most CAPACITY, as a home timeline that may lack any other ids. Use it for
+        a partial page only. `mode` is the timeline mode."""
         answers = self.merge.first_answers.values() if self.merge is not None else ()
         ids = {tweet_id for found in answers for tweet_id in found}
         return HomeList(sorted(ids)[-CAPACITY:], 0, self.opened_ms, mode)
 
 
 class HomeBuilder:
-    """Runs the builds of this process."""
+    """A worker that runs the builds of this process."""
 
     def __init__(
         self,
@@ -70,8 +76,8 @@ class HomeBuilder:
         clock: Callable[[], float],
         keep: int = CAPACITY,
     ) -> None:
-        """`clock` returns Unix seconds. `keep` is how many ids a build stores; only tests pass another value than
-        CAPACITY."""
+        """`owner` reads ids from the tweet service, not from a cache. `clock` returns Unix seconds. `keep` is the
+        maximum number of ids that a build stores; only tests pass another value than CAPACITY."""
         self._keep = keep
         self._store = store
         self._relations = relations
@@ -84,7 +90,7 @@ class HomeBuilder:
         self._slots = asyncio.Semaphore(MAX_BUILDS)
 
     def get_or_start(self, user_id: int) -> HomeBuild | None:
-        """Returns the build in progress for this user, or starts one. Returns None if too many builds are queued."""
+        """Returns the build in progress for this user, or starts one. Returns None if MAX_QUEUED builds are queued."""
         build = self._in_progress.get(user_id)
         if build is None:
             if len(self._tasks) >= MAX_BUILDS + MAX_QUEUED:
@@ -93,7 +99,8 @@ class HomeBuilder:
         return build
 
     def restart(self, user_id: int) -> HomeBuild:
-        """Starts a new build, even if an earlier one is in progress; the earlier one then does not store its result."""
+        """Starts a new build, even if an earlier build is in progress or MAX_QUEUED builds are queued. The store then
+        rejects the result of the earlier build."""
         return self._start(user_id)
 
     async def start(self) -> None:
@@ -107,7 +114,7 @@ class HomeBuilder:
 
     def _start(self, user_id: int) -> HomeBuild:
         build = HomeBuild(user_id)
-        # An empty context: the build must not inherit the deadline or identity of the first reader.
+        # An empty context, because the build must not have the deadline and the actor of the call that starts it.
         build.task = asyncio.create_task(self._run(build), name=f"build-{user_id}", context=contextvars.Context())
         self._in_progress[user_id] = build
         self._tasks.add(build.task)
@@ -121,7 +128,7 @@ class HomeBuilder:
         if task.cancelled():
             outcome = "cancelled"
         elif (error := task.exception()) is not None:
-            # Logged here, because all callers that awaited the build may have been cancelled.
+            # Logged here, because every call that awaited the build may have ended before.
             log.warning(LogEvent.HOME_BUILD_FAILED, user_id=build.user_id, error=repr(error))
             outcome = "failed"
         else:
@@ -133,10 +140,11 @@ class HomeBuilder:
             await self.pull(build)
 
     async def pull(self, build: HomeBuild) -> None:
-        """Opens the build in the store, pulls the ids and closes it. After any error the home timeline is cold."""
+        """Opens the build in the store, pulls the ids, and closes the build, which makes the home timeline warm. If the
+        store does not open it, returns without a result. After any error the home timeline is cold."""
         user_id, rules = build.user_id, self._rules
-        # Read before the followees are fetched: a user followed after this time may be missing from the build and is
-        # pulled at each read.
+        # The time is taken before the followees are fetched. Tweets of a user who is followed later may be missing, so
+        # this user is pulled at each read.
         build.opened_ms = int(self._clock() * 1000)
         opened = await self._store.open_build(user_id, build.opened_ms, rules.mode)
         if opened is None:

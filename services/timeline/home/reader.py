@@ -1,4 +1,5 @@
-"""Reads a home timeline: merges pushed and pulled ids, filters them for the reader, and cuts pages."""
+"""Reads pages of home timelines: merges stored and pulled ids, newest first, and leaves out tweets that the reader may
+not see."""
 
 from __future__ import annotations
 
@@ -20,52 +21,61 @@ from services.timeline.home.rules import HomeRules
 from services.timeline.pull import DescendingMerge, Puller
 from services.timeline.store import HomeList, HomeTimelineStore
 
-# The newest entries that a reader can see, over all pages.
+# Maximum number of entries of a home timeline, over all its pages. Older tweets are not shown.
 MAX_ENTRIES = 800
-# Seconds that a page waits for a build or a pull. Then it returns the ids read so far.
+# Maximum seconds that a page waits for a build or a pull. Then the page is made from the ids read so far.
 BUILD_WAIT_S = 2.0
-# Seconds of the call's deadline that are reserved to hydrate and send the page.
+# The wait for a build or a pull ends at least this many seconds before the call's deadline: they are left to hydrate
+# and send the page.
 RESPONSE_RESERVE_S = 0.25
-# Ids read in addition to a page's: filters hide some ids, and one more id shows whether there is a next page.
+# Number of ids read in addition to the page size, because filters remove some, and one visible id more shows that a
+# next page exists.
 SPARE = 5
 
+# How a page was read: from a warm home timeline, from one that was built during the call, without a stored one.
 WARM, BUILT, PULLED = "warm", "built", "pull"
 
 
 @dataclass(slots=True)
 class HomeSnapshot:
-    """The home timeline and followees that one read uses. `home` is None if all authors are pulled; `label` is sent as
-    the trailing metadata `roost-timeline`."""
+    """The home timeline and the followees that one read uses.
+
+    `home` is None if all authors are pulled. `pulled` contains the authors that are pulled in addition to `home`, with
+    the reason for each. `label` is WARM, BUILT or PULLED.
+    """
 
     reader: int
     relations: FolloweeSet
     home: HomeList | None
     pulled: Mapping[int, Source]
     label: str
-    # Event loop time after which the read continues with the ids read so far.
+    # The time on the monotonic clock, in seconds, at which the read stops waiting for ids and continues with those it
+    # has.
     until: float
-    # True if the time limit cut the result short.
+    # True if the build did not end in time, so that `home` may lack ids.
     partial: bool = False
 
     def all_authors(self) -> Iterator[int]:
-        """Returns every author whose tweets may appear: the reader and all followees."""
+        """Returns every author whose tweets the home timeline may show: the reader and all followees."""
         return chain((self.reader,), self.relations.followees)
 
 
 class HomePage(NamedTuple):
-    """One page. The next one begins below `bound` (exclusive); 0 and not partial means that there is none."""
+    """One page. The next page begins below the tweet id `bound` (exclusive). If `bound` is 0, this is the last page,
+    unless `partial` is true: then tweets may be missing, and the caller must request the same page again."""
 
     entries: Sequence[HydratedTweet]
     bound: int
     label: str
     partial: bool
-    # The relation versions by which graph filtered the entries; empty if graph was not asked.
+    # The relation versions that graph returned while the entries were filtered; more than one if an edge changed
+    # meanwhile. Empty if graph was not called.
     relation_versions: Collection[int]
 
 
 class HomeReader:
-    """Reads home timelines. Raises AioRpcError if graph, tweet or identity does not answer: no tweet is shown without
-    its visibility check."""
+    """Reads home timelines. Methods raise AioRpcError if graph, tweet or identity does not answer, because no tweet is
+    shown without its visibility check."""
 
     def __init__(
         self,
@@ -78,6 +88,7 @@ class HomeReader:
         rules: FanoutRules,
         clock: Callable[[], float],
     ) -> None:
+        """`clock` returns Unix seconds."""
         self._store = store
         self._builds = builds
         self._relations = relations
@@ -88,16 +99,15 @@ class HomeReader:
         self._clock = clock
 
     async def page(self, reader: int, bound: int, served: int, size: int) -> HomePage:
-        """Returns up to `size` entries below `bound` (0: from the newest), when `served` entries were shown on earlier
-        pages."""
+        """Returns up to `size` entries, newest first, whose tweet ids are below `bound` (0: from the newest). `served`
+        is the number of entries on the earlier pages; after MAX_ENTRIES in all there is no next page."""
         known = self._relations.known(reader)
         if known is not None:
-            # First reads with the followees cached at the last read, which rarely change. Hydration calls graph in any
-            # case and returns the relation version, which shows whether the followees were current without a call of
-            # its own.
+            # First reads with the cached followees, which are usually current. Hydration calls graph anyway and returns
+            # the relation version, so no other call is needed to check them.
             page = await self._page(await self.snapshot(reader, known), bound, served, size)
-            # For an empty page hydration does not call graph. Then no version is returned, and the cached followees are
-            # unverified.
+            # For an empty page hydration does not call graph and returns no version, so the page is read again with the
+            # current followees.
             if page.relation_versions == {known.version}:
                 return page
         return await self._page(await self.snapshot(reader), bound, served, size)
@@ -111,15 +121,17 @@ class HomeReader:
         return HomePage(page.tweets, reached, snapshot.label, is_partial, page.relation_versions)
 
     async def visible(self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int) -> VisibleTweets:
-        """Returns the first `limit` of the ids that the reader may see in the home timeline, hydrated. Pages and
-        explanations use no other filter."""
+        """Hydrates the first `limit` of the ids that the home timeline may show to the reader. Pages and explanations
+        use no other filter."""
         rules = HomeRules(snapshot.reader, snapshot.relations.followees)
         return await self._hydrator.visible(snapshot.reader, ids, limit, hide_muted=True, rules=rules)
 
     async def snapshot(self, reader: int, known: FolloweeSet | None = None) -> HomeSnapshot:
-        """Returns the home timeline's current state: warm, built for this read, or to be pulled.
+        """Returns what a read of the home timeline starts from: the warm home timeline, one that is built now, or none
+        if all authors are to be pulled.
 
-        Without `known` it fetches the current followees; the caller must verify the version of `known`.
+        `known` are the cached followees, whose version the caller must check afterwards; None reads the current
+        followees.
         """
         until = _build_wait_deadline()
         relations = known or await self._relations.current(reader)
@@ -135,7 +147,8 @@ class HomeReader:
         if build is None:
             return everything_pulled
         if not await build.done(until - monotonic()):
-            # The pull gets a new time limit, so that at least the reader's own tweets are read after a slow build.
+            # The build has used up the time limit. The pull gets a new one, so that the page has at least the reader's
+            # own tweets.
             snapshot = self._warm_snapshot(
                 reader, relations, build.so_far(self._rules.mode), PULLED, _build_wait_deadline()
             )
@@ -146,8 +159,9 @@ class HomeReader:
         return self._warm_snapshot(reader, relations, build.home, BUILT if build.installed else PULLED, until)
 
     def merge(self, snapshot: HomeSnapshot, bound: int, depth: int) -> DescendingMerge:
-        """Returns the merge of all sources downwards from `bound`, unfiltered. It ends early, at a frontier above 0, if
-        time runs out."""
+        """Returns the merge of stored and pulled ids below `bound` (0: from the newest), unfiltered. `depth` is the
+        number of ids per author in its first batch. At the time `snapshot.until` the merge ends, even if older ids
+        exist."""
         source = self._puller.reading_for(snapshot.reader)
         return DescendingMerge(
             source, snapshot.home, list(snapshot.pulled), snapshot.all_authors(), bound, depth, snapshot.until
@@ -161,6 +175,8 @@ class HomeReader:
         )
 
     def _decidable(self) -> bool:
+        """Returns whether it is known which authors must be pulled. In timeline mode `hybrid` this needs current
+        tiers."""
         return self._rules.mode != HYBRID or self._tiers.fresh()
 
     def _now_ms(self) -> int:
@@ -168,5 +184,6 @@ class HomeReader:
 
 
 def _build_wait_deadline() -> float:
+    """Returns the time on the monotonic clock, in seconds, until which a page may wait for a build or a pull."""
     now = monotonic()
     return max(min(now + BUILD_WAIT_S, context.current().deadline - RESPONSE_RESERVE_S), now)

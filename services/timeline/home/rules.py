@@ -1,4 +1,4 @@
-"""Decides by a tweet's author, and a reply's parent, whether a home timeline shows the tweet. Does no I/O."""
+"""Decides whether a home timeline shows a tweet, by the tweet's author and, for a reply, by its parent. Does no I/O."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ class HomeRules(ListRules):
         self._followees = followees
 
     def admitted(self, tweets: Sequence[TweetRecord]) -> list[TweetRecord]:
-        # The check is written inline, because a function call for each tweet would take a tenth of the time of
-        # filtering a page.
+        # Written inline: a function call per tweet would take a tenth of the time in which a page is filtered.
         reader_id, followees = self._reader_id, self._followees
         return [
             tweet
